@@ -1,0 +1,333 @@
+"""The configuration: one schema, several carriers, every problem at once.
+
+Carriers, later ones win: a file (YAML or JSON), the environment (`VISIONEDGE_…`), the command line, the
+module twin. Each gives a plain document with the same camelCase keys; `merge` lays one over the other and
+`validate` reads the whole. A document with problems gives no `Config` at all, so it can never replace a
+working one.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+
+from visionedge.errors import ConfigError
+from visionedge.uris import parse_camera_uri, redact
+
+Document = dict[str, Any]
+
+CAMERA_NAME = re.compile(r"[a-z0-9-]{1,64}")
+
+
+def _known_uri(uri: str) -> str:
+    try:
+        parse_camera_uri(uri)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return uri
+
+
+def _camera_name(name: str) -> str:
+    if not CAMERA_NAME.fullmatch(name):
+        raise ValueError("a camera's name is 1 to 64 of a-z, 0-9 and '-'")
+    return name
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        strict=True,
+        hide_input_in_errors=True,
+    )
+
+
+class CameraConfig(_Section):
+    """One camera."""
+
+    uri: Annotated[str, AfterValidator(_known_uri)] = Field(
+        description="rtsp(s)://, http(s)://, a file, a folder of pictures, v4l2:///dev/video0 or demo:"
+    )
+    fps: float | None = Field(
+        default=None, gt=0, le=1000, description="Analysed frames per second; absent = as fast as the camera."
+    )
+    enabled: bool = Field(default=True, description="false closes the camera and keeps its settings.")
+
+
+class ModelConfig(_Section):
+    """Which model; absent = the bundled one."""
+
+    path: str | None = Field(default=None, description="An ONNX file.")
+    url: str | None = Field(default=None, description="An https address of an ONNX file.")
+    sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-fA-F]{64}$", description="Of the file behind `url`."
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "ModelConfig":
+        if self.path is not None and self.url is not None:
+            raise ValueError("give 'path' or 'url', not both")
+        if (self.url is None) != (self.sha256 is None):
+            raise ValueError("'url' and 'sha256' go together")
+        return self
+
+
+class InferenceConfig(_Section):
+    """How frames are computed and what counts as a detection."""
+
+    device: Literal["auto", "cuda", "tensorrt", "cpu"] = Field(
+        default="auto", description="auto = CUDA where it works, else the CPU."
+    )
+    fallback: bool = Field(default=True, description="Go on with the CPU when the device is not usable.")
+    confidence: float = Field(default=0.4, ge=0, le=1, description="The least score that is reported.")
+    iou: float = Field(default=0.5, ge=0, le=1, description="Boxes that overlap more are one.")
+    max_batch: int = Field(default=8, ge=1, le=64, description="The largest batch that may be formed.")
+    max_age_seconds: float = Field(
+        default=2.0, gt=0, le=3600, description="A waiting frame older than this is dropped, counted 'stale'."
+    )
+    classes: tuple[str, ...] | None = Field(
+        default=None, strict=False, description="Only these labels are reported; absent = all."
+    )
+
+
+class TelemetryConfig(_Section):
+    """What goes to IoT Hub, and how often."""
+
+    interval_seconds: float = Field(
+        default=1.0, ge=0.1, le=86400, description="Frames are gathered this long."
+    )
+    mode: Literal["changes", "all", "none"] = Field(
+        default="changes",
+        description="changes = only frames that differ from the last one told.",
+    )
+    max_per_day: int = Field(default=100_000, ge=0, description="Messages a day; events still go.")
+
+
+class HttpConfig(_Section):
+    """Where HTTP is served."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="0.0.0.0 serves other machines too.")
+    port: int = Field(default=8080, ge=0, le=65535, description="0 = any free one.")
+    token: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Asked as 'Authorization: Bearer …' by all but the health checks.",
+    )
+
+
+class Config(_Section):
+    """The whole configuration, checked."""
+
+    cameras: dict[Annotated[str, AfterValidator(_camera_name)], CameraConfig] = Field(
+        default_factory=dict, description="Cameras by name."
+    )
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    inference: InferenceConfig = Field(default_factory=InferenceConfig)
+    telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
+    http: HttpConfig = Field(default_factory=HttpConfig)
+
+
+def validate(document: object) -> Config:
+    """Read a whole document.
+
+    Raises:
+        ConfigError: with every problem, each starting with the path of its key.
+    """
+    if not isinstance(document, dict):
+        raise ConfigError([f"the configuration is {_kind(document)}; it must be a mapping of keys"])
+    try:
+        return Config.model_validate(_without_nulls(document))
+    except ValidationError as error:
+        raise ConfigError([_problem(dict(item)) for item in error.errors(include_url=False)]) from None
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Document:
+    """`over` laid over `base`, mapping by mapping; a null in `over` takes the key away."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(below, Mapping):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def read_file(path: Path) -> Document:
+    """The document in a YAML or JSON file (by its name; `.json` is JSON).
+
+    Raises:
+        ConfigError: it cannot be read or parsed, or is no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
+        raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
+    try:
+        if path.suffix.lower() == ".json":
+            document = json.loads(text)
+        else:
+            document = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - it is a SafeLoader
+    except json.JSONDecodeError as error:
+        raise ConfigError([f"{path}:{error.lineno}: is no JSON: {error.msg}"]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{path}{_yaml_place(error)}: is no YAML: {_yaml_reason(error)}"]) from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError([f"{path}: is {_kind(document)}; it must be a mapping of keys such as 'cameras:'"])
+    return document
+
+
+def from_environment(environ: Mapping[str, str]) -> Document:
+    """The document that the environment carries: the few keys that a container needs.
+
+    VISIONEDGE_MODEL, VISIONEDGE_DEVICE, VISIONEDGE_HTTP (HOST:PORT) and VISIONEDGE_HTTP_TOKEN.
+    """
+    document: Document = {}
+    if model := environ.get("VISIONEDGE_MODEL"):
+        document["model"] = {"path": model}
+    if device := environ.get("VISIONEDGE_DEVICE"):
+        document["inference"] = {"device": device}
+    http: Document = {}
+    if address := environ.get("VISIONEDGE_HTTP"):
+        http |= http_address(address, "VISIONEDGE_HTTP")
+    if token := environ.get("VISIONEDGE_HTTP_TOKEN"):
+        http["token"] = token
+    if http:
+        document["http"] = http
+    return document
+
+
+def http_address(text: str, carrier: str) -> Document:
+    """``HOST:PORT`` (or ``[::1]:PORT``, or ``:PORT``) as the keys of the `http` section."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit():
+        raise ConfigError([f"{carrier}: '{text}' is no HOST:PORT, such as 127.0.0.1:8080"])
+    document: Document = {"port": int(port)}
+    if host:
+        document["host"] = host.strip("[]")
+    return document
+
+
+def redacted(config: Config) -> Document:
+    """The configuration as a document that may be shown: secrets are ``***``."""
+    document = config.model_dump(by_alias=True, mode="json", exclude_none=True)
+    for camera in document["cameras"].values():
+        camera["uri"] = redact(camera["uri"])
+    if "url" in document["model"]:
+        document["model"]["url"] = redact(document["model"]["url"])
+    if "token" in document["http"]:
+        document["http"]["token"] = "***"  # noqa: S105 - the mask, not a password
+    return document
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def _kind(value: object) -> str:
+    names = {
+        dict: "a mapping",
+        list: "a list",
+        str: "a text",
+        bool: "a truth value",
+        int: "a number",
+        float: "a number",
+    }
+    return names.get(type(value), "empty" if value is None else type(value).__name__)
+
+
+def _problem(item: dict[str, Any]) -> str:
+    """One line in our words for one of pydantic's findings; never the value itself, it may hold a secret."""
+    where = tuple(part for part in item["loc"] if part != "[key]")
+    path = ".".join(str(part) for part in where) or "configuration"
+    context = item.get("ctx", {})
+    match item["type"]:
+        case "extra_forbidden":
+            reason = "unknown key" + _suggestion(str(where[-1]), _known_keys(where[:-1]))
+        case "missing":
+            reason = "is missing"
+        case "model_type" | "dict_type" | "model_attributes_type":
+            reason = "must be a mapping of keys"
+        case "literal_error":
+            reason = f"must be {context['expected']}"
+        case "string_pattern_mismatch":
+            reason = "must be 64 hexadecimal digits"
+        case "value_error":
+            reason = redact(str(context["error"]))
+        case _:
+            reason = str(item["msg"]).replace("Input should be", "must be")
+    return f"{path}: {reason}"
+
+
+def _known_keys(where: tuple[Any, ...]) -> list[str]:
+    """The keys that the section at this path knows."""
+    section: Any = Config
+    for part in where:
+        if section is Config and part != "cameras":
+            section = {_alias(n): f for n, f in Config.model_fields.items()}[str(part)].annotation
+        elif section is Config:
+            section = dict
+        else:
+            section = CameraConfig
+    if not (isinstance(section, type) and issubclass(section, BaseModel)):
+        return []
+    return [_alias(name) for name in section.model_fields]
+
+
+def _alias(name: str) -> str:
+    return to_camel(name)
+
+
+def _suggestion(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known here: {', '.join(known)}" if known else ""
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key given twice: the second would silently win."""
+
+
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> Document:
+    loader.flatten_mapping(node)
+    pairs: Iterator[tuple[yaml.Node, yaml.Node]] = iter(node.value)
+    document: Document = {}
+    for key_node, value_node in pairs:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            key = str(key)
+        if key in document:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key '{key}' is given twice", key_node.start_mark
+            )
+        document[key] = loader.construct_object(value_node, deep=True)
+    return document
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def _yaml_place(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f":{mark.line + 1}" if mark is not None else ""
+
+
+def _yaml_reason(error: yaml.YAMLError) -> str:
+    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return redact(str(reason))

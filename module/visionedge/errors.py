@@ -1,0 +1,56 @@
+"""What can go wrong, by who has to mend it; `__main__` turns each kind into its exit code.
+
+    VisionedgeError          1  the work failed
+    ├── SourceError          1  a picture, video or camera cannot be read
+    ├── ConfigError          2  arguments or configuration are wrong (every problem at once)
+    ├── ModelError           2  a model cannot be loaded or understood
+    └── UnavailableError     3  the machine cannot do what was demanded
+        └── DeviceError      3  the demanded device is not usable and fallback is off
+
+The message of each is one line that names the thing and the remedy: it is shown to people as it is.
+"""
+
+from collections.abc import Sequence
+
+
+class VisionedgeError(Exception):
+    """Base of all errors that are meant for people; never carries a secret (see `uris.redact`)."""
+
+    exit_code = 1
+
+
+class SourceError(VisionedgeError):
+    """A picture, video or camera cannot be opened or read."""
+
+
+class ConfigError(VisionedgeError):
+    """The configuration or the arguments are wrong.
+
+    `problems` holds one line each, starting with the path of the key (``cameras.dock.fps: …``).
+    """
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(self.problems))
+
+
+class ModelError(VisionedgeError):
+    """A model cannot be loaded, understood or run."""
+
+    exit_code = 2
+
+
+class UnavailableError(VisionedgeError):
+    """This machine cannot do what was demanded: a port in use, a missing package, no such device."""
+
+    exit_code = 3
+
+
+class DeviceError(UnavailableError):
+    """The demanded device is not usable here; `code` is from the closed list in docs."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code

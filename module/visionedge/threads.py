@@ -1,0 +1,59 @@
+"""The one place where threads are made: named, watched, and counted at the end."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+
+class Crew:
+    """The threads of the module.
+
+    A thread that is `vital` must live until `stopping`: if its target returns or raises before that,
+    `on_death` is called once, from that thread, with its name and the error (None for a plain return).
+    """
+
+    def __init__(self, on_death: Callable[[str, BaseException | None], None]) -> None:
+        self._on_death = on_death
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self.stopping = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"<Crew alive={self.alive()}>"
+
+    def start(self, name: str, target: Callable[[], None], *, vital: bool = False) -> threading.Thread:
+        """Start a daemon thread that runs `target` and never lets an exception escape unseen."""
+        thread = threading.Thread(target=self._run, args=(name, target, vital), name=name, daemon=True)
+        with self._lock:
+            self._threads = [t for t in self._threads if t.is_alive()]
+            self._threads.append(thread)
+            thread.start()
+        return thread
+
+    def _run(self, name: str, target: Callable[[], None], vital: bool) -> None:
+        error: BaseException | None = None
+        try:
+            target()
+        except BaseException as caught:  # the last fence: told, never lost
+            error = caught
+            log.exception("thread %s died", name)
+        if vital and not self.stopping.is_set():
+            self._on_death(name, error)
+
+    def alive(self) -> list[str]:
+        """The names of the threads that still run."""
+        with self._lock:
+            return [t.name for t in self._threads if t.is_alive()]
+
+    def join(self, timeout_s: float) -> list[str]:
+        """Wait for all threads, `timeout_s` in all; the names of those that are still there."""
+        self.stopping.set()
+        deadline = time.monotonic() + timeout_s
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return self.alive()
