@@ -1,0 +1,89 @@
+# Two commands do everything, set-up included: `make run` and `make test`. `make` alone lists them all.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+# Microsoft's telemetry in onnxruntime stays off, and the module keeps its state inside the clone.
+export ORT_DISABLE_TELEMETRY := 1
+VISIONEDGE_DATA ?= .data
+
+# The first Python of 3.11 to 3.14, for which every locked package has a wheel; else any newer one.
+find_python = for p in python3 python3.13 python3.12 python3.14 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && exit; done; \
+	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo python3
+PYTHON ?= $(shell $(find_python))
+
+VARIANT ?= cpu
+BASE_IMAGE ?=
+IMAGE ?= visionedge:$(VARIANT)
+UV = uv==0.13.9
+
+.PHONY: help run test check format bench image lock setup clean
+
+# Brings .venv up to date for `run` or `dev`; the second time it finds nothing to do.
+define prepare
+@python='$(PYTHON)'; "$${python:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "visionedge needs Python 3.11 or newer: install it (Debian: apt-get install python3 python3-venv)" \
+	"or name one: make PYTHON=/path/to/python3.12 $@" >&2; exit 1; }; \
+	"$$python" tools/prepare.py
+endef
+
+help: ## this list
+	@echo "visionedge: object detection on camera frames, as an Azure IoT Edge module"
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 16
+	@echo
+	@echo '  make run ARGS="--camera dock=rtsp://192.0.2.5/stream1"   your own camera instead of the bundled clip'
+	@echo '  make test ARGS="-k batcher -x"                           some of the tests'
+	@echo
+	@echo "The GPU extra is installed where a usable NVIDIA device is present; VISIONEDGE_EXTRA=cpu|gpu decides otherwise."
+
+run: ## the module: the bundled model on the bundled clip, and where to look
+	$(prepare) run
+	@VISIONEDGE_DATA='$(VISIONEDGE_DATA)' exec .venv/bin/visionedge run $(ARGS)
+
+test: ## the whole test suite (what it writes to the temporary folder goes with it)
+	$(prepare) dev
+	@folder=$$(mktemp -d) || exit 1; trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
+	TMPDIR="$$folder" .venv/bin/python -m pytest $(ARGS)
+
+check: ## format, lint and types
+	$(prepare) dev
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/hadolint Dockerfile.cpu Dockerfile.gpu
+
+format: ## rewrite the sources as `make check` wants them
+	$(prepare) dev
+	.venv/bin/ruff check --fix-only .
+	.venv/bin/ruff format .
+
+bench: ## how fast this machine is: the pipeline beside a plain loop, ARGS for more
+	$(prepare) run
+	@VISIONEDGE_DATA='$(VISIONEDGE_DATA)' .venv/bin/visionedge bench $(if $(ARGS),$(ARGS),pipeline --baseline)
+
+image: ## the container image: VARIANT=cpu|gpu, BASE_IMAGE=…, IMAGE=name:tag
+	docker build -f Dockerfile.$(VARIANT) -t $(IMAGE) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
+		--build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" .
+
+lock: ## make requirements/*.txt anew after a change of a pin (UPGRADE=--upgrade for newer trees)
+	@test -x build/uv/bin/uv || { "$(PYTHON)" -m venv build/uv && build/uv/bin/pip install --quiet $(UV); }
+	@set -e; compile() { out=$$1; shift; echo "requirements/$$out"; \
+		build/uv/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
+		--exclude-newer "2 days" --no-emit-index-url --custom-compile-command "make lock" $(UPGRADE) \
+		-o requirements/$$out "$$@"; }; \
+	compile build.txt requirements/build.in; \
+	for extra in cpu gpu; do \
+		compile run-$$extra.txt pyproject.toml --extra $$extra -c requirements/build.txt; \
+		compile dev-$$extra.txt pyproject.toml --extra $$extra --extra dev -c requirements/run-$$extra.txt -c requirements/build.txt; \
+	done
+
+setup: ## only the set-up for `make test`
+	$(prepare) dev
+
+clean: ## remove .venv, the local state in .data, and every cache
+	rm -rf .venv .data build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	find module tests tools models media -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,212 @@
+"""Makes `.venv` hold what `make run` or `make test` needs: `prepare.py run` or `prepare.py dev`.
+
+Everything comes from the locked, hashed files in requirements/, with pip alone. The second time nothing is
+to do, which a small record inside `.venv` tells (`RECORD`), so it takes no time and no network.
+
+onnxruntime (extra `cpu`) and onnxruntime-gpu (extra `gpu`) own the same folder and must never meet, so what
+belongs to the other extra is removed first. The extra is `gpu` where a usable NVIDIA device is present, else
+`cpu`; VISIONEDGE_EXTRA=cpu|gpu decides otherwise.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+
+from gpu_present import usable_device
+
+ROOT = Path(__file__).resolve().parents[1]
+VENV = ROOT / ".venv"
+RECORD = VENV / "visionedge-setup.json"
+LOCKS = ROOT / "requirements"
+EXTRAS = ("cpu", "gpu")
+KINDS = ("run", "dev")  # dev holds all of run
+LARGE_MB = 10.0  # downloads from this size on get a line of their own
+
+
+class SetupError(Exception):
+    """Set-up cannot go on; the text is one line for people and names the remedy."""
+
+
+def prepare(kind: str) -> None:
+    """Bring `.venv` up to date for `kind`; quick when it is already."""
+    extra, reason = chosen_extra()
+    wanted = {one: digest(one, extra) for one in KINDS[: KINDS.index(kind) + 1]}
+    if recorded().get(kind) == wanted[kind] and working():
+        return
+    say(f"setting up .venv for '{kind}' with the extra '{extra}' ({reason})")
+    if not working() or recorded().get("root") != str(ROOT):
+        make_venv()
+    RECORD.write_text(json.dumps({"root": str(ROOT)}))  # what breaks off half-way is no set-up
+    remove_others(extra)
+    install("what building needs", "--requirement", LOCKS / "build.txt")
+    install(f"{kind}-{extra}.txt", "--no-build-isolation", "--requirement", LOCKS / f"{kind}-{extra}.txt")
+    install("visionedge itself", "--no-build-isolation", "--no-deps", "--editable", ROOT)
+    RECORD.write_text(json.dumps({"root": str(ROOT), "extra": extra, **wanted}, indent=1) + "\n")
+    say("set-up done")
+
+
+def chosen_extra() -> tuple[str, str]:
+    """The extra to install and why."""
+    named = os.environ.get("VISIONEDGE_EXTRA", "")
+    if named in EXTRAS:
+        return named, "as VISIONEDGE_EXTRA says"
+    if named:
+        raise SetupError(f"VISIONEDGE_EXTRA is '{named}': make it cpu or gpu, or leave it out")
+    usable, reason = usable_device()
+    return ("gpu" if usable else "cpu"), reason
+
+
+def digest(kind: str, extra: str) -> str:
+    """A name for what an up-to-date `.venv` of this kind holds: it changes when a lock or pyproject.toml does."""
+    text = hashlib.sha256(f"{ROOT} {kind} {extra}".encode())
+    for file in (LOCKS / "build.txt", LOCKS / f"{kind}-{extra}.txt", ROOT / "pyproject.toml"):
+        text.update(file.read_bytes())
+    return text.hexdigest()
+
+
+def recorded() -> dict[str, str]:
+    """What the last finished set-up wrote down; empty when there was none."""
+    try:
+        record: dict[str, str] = json.loads(RECORD.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record
+
+
+def working() -> bool:
+    """Whether `.venv` has an interpreter that is there (a system upgrade can take it away) and new enough."""
+    python = VENV / "bin" / "python"
+    check = "import sys; sys.exit(sys.version_info < (3, 11))"
+    return python.exists() and subprocess.run([python, "-I", "-c", check], check=False).returncode == 0
+
+
+def make_venv() -> None:
+    """A fresh `.venv`; where Debian's python3-venv is missing, the pip that runs this fills it from outside."""
+    if importlib.util.find_spec("venv") is None or not (_has("ensurepip") or _has("pip")):
+        raise SetupError(
+            "this Python can make no virtual environment: install python3-venv (Debian: apt-get install python3-venv)"
+        )
+    shutil.rmtree(VENV, ignore_errors=True)
+    options = [] if _has("ensurepip") else ["--without-pip"]
+    made = subprocess.run(
+        [sys.executable, "-m", "venv", *options, VENV], check=False, capture_output=True, text=True
+    )
+    if made.returncode:
+        shutil.rmtree(VENV, ignore_errors=True)
+        raise SetupError(f"'{sys.executable} -m venv' failed: {(made.stdout + made.stderr).strip()}")
+
+
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def remove_others(extra: str) -> None:
+    """Uninstall what only the other extra brings, and everything named onnxruntime if both are there."""
+    other = EXTRAS[1 - EXTRAS.index(extra)]
+    foreign = locked_names(other) - locked_names(extra)
+    present = installed_names()
+    unwanted = sorted(foreign & present)
+    if unwanted:
+        runtimes = {"onnxruntime", "onnxruntime-gpu"} & present
+        say(f"removing what the extra '{other}' brought: {', '.join(unwanted)}")
+        run_pip(["uninstall", "--yes", *sorted({*unwanted, *runtimes})])
+
+
+def locked_names(extra: str) -> set[str]:
+    """The packages of the run lock of `extra`, in their normal spelling."""
+    lock = (LOCKS / f"run-{extra}.txt").read_text()
+    return {normal(name) for name in re.findall(r"^([A-Za-z0-9._-]+)==", lock, re.MULTILINE)}
+
+
+def installed_names() -> set[str]:
+    """The packages that `.venv` holds, in their normal spelling."""
+    found = VENV.glob("lib/python*/site-packages/*.dist-info")
+    return {normal(folder.name.rsplit("-", 1)[0].removesuffix(".dist")) for folder in found}
+
+
+def normal(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def install(what: str, *arguments: str | Path) -> None:
+    """One `pip install`, with a line of its own and one for every large download."""
+    say(f"installing {what}")
+    hashed = [] if "--editable" in arguments else ["--require-hashes"]
+    # Wheels only, so no compiler is needed; paho-mqtt 1.6.1 was never published as one.
+    wheels = ["--only-binary", ":all:", "--no-binary", "paho-mqtt"]
+    run_pip(["install", *hashed, *wheels, *map(str, arguments)])
+
+
+def run_pip(arguments: list[str]) -> None:
+    """Run pip on `.venv`; raises SetupError after showing pip's last lines."""
+    inside = VENV / "bin" / "python"
+    outside = [sys.executable, "-m", "pip", "--python", str(inside)]
+    pip = outside if not (VENV / "bin" / "pip").exists() else [str(inside), "-m", "pip"]
+    tail: deque[str] = deque(maxlen=15)
+    with subprocess.Popen(
+        [*pip, *arguments, *(["--progress-bar", "off"] if arguments[0] == "install" else [])],
+        cwd=ROOT,
+        env=pip_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            tail.append(line.rstrip())
+            show(line)
+    if process.returncode:
+        print("\n".join(tail), file=sys.stderr)
+        raise SetupError(
+            f"pip {arguments[0]} failed, its own words are above (a first set-up needs the package registry)"
+        )
+
+
+def pip_environment() -> dict[str, str]:
+    """The environment for pip: the user's own settings (mirrors, certificates), less what would mislead it."""
+    misleading = {"PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_REQUIRE_VIRTUALENV"}
+    kept = {name: value for name, value in os.environ.items() if name not in misleading}
+    return {**kept, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def show(line: str) -> None:
+    """Say what a line of pip's output tells, if it tells a person something."""
+    if match := re.match(r"\s+Downloading (\S+?)-\d\S* \(([\d.]+) (MB|GB)\)", line):
+        size_mb = float(match[2]) * (1000 if match[3] == "GB" else 1)
+        if size_mb >= LARGE_MB:
+            say(f"  downloading {Path(match[1]).name.replace('_', '-')}, {size_mb:.0f} MB")
+    elif line.startswith("Installing collected packages:"):
+        say(f"  unpacking {line.count(',') + 1} package(s)")
+
+
+def say(text: str) -> None:
+    """Progress goes to stderr: stdout belongs to the command that follows."""
+    print(f"visionedge: {text}", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """The command; one set-up at a time in a clone."""
+    if len(arguments) != 1 or arguments[0] not in KINDS:
+        say(f"usage: prepare.py {'|'.join(KINDS)}")
+        return 2
+    with (ROOT / "pyproject.toml").open() as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        try:
+            prepare(arguments[0])
+        except SetupError as error:
+            say(f"error: {error}")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
