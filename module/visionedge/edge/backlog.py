@@ -1,0 +1,72 @@
+"""The messages that wait for the hub, in memory: bounded, in order, oldest detections dropped first."""
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from visionedge.edge.messages import EVENTS, Message
+
+
+class Backlog:
+    """A queue of messages bounded by count and bytes. No lock of its own: its owner holds one.
+
+    The first message stays inside until `settle`: it is never lost by being taken out. What is dropped first
+    is the oldest message that is no event; events go only when nothing else is left.
+    """
+
+    def __init__(self, limit: int = 2_000, limit_bytes: int = 32_000_000) -> None:
+        self._limit = limit
+        self._limit_bytes = limit_bytes
+        self._messages: deque[Message] = deque()
+        self._dropped: Counter[str] = Counter()
+        self.bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<Backlog waiting={len(self)} bytes={self.bytes} dropped={dict(self._dropped)}>"
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Messages that were never sent, by reason: `full`, `refused`, `closed`."""
+        return MappingProxyType(dict(self._dropped))
+
+    def put(self, message: Message) -> None:
+        """Append a message; what no longer fits is dropped, counted `full`."""
+        self._messages.append(message)
+        self.bytes += message.size_bytes
+        while len(self._messages) > self._limit or self.bytes > self._limit_bytes:
+            self._remove(self._least())
+            self._dropped["full"] += 1
+
+    def first(self) -> Message | None:
+        """The message to send next; it stays inside."""
+        return self._messages[0] if self._messages else None
+
+    def settle(self, message: Message, *, dropped: str | None = None) -> None:
+        """Take out a message that was acknowledged, or given up for the reason `dropped`.
+
+        It may be gone already: a full backlog drops what is in flight, too.
+        """
+        if self._messages and self._messages[0] is message:
+            self._remove(0)
+            if dropped:
+                self._dropped[dropped] += 1
+
+    def abandon(self) -> int:
+        """Drop all that is left, counted `closed`; how many that were."""
+        left = len(self._messages)
+        self._messages.clear()
+        self.bytes = 0
+        if left:
+            self._dropped["closed"] += left
+        return left
+
+    def _least(self) -> int:
+        """The place of the message to drop first."""
+        return next((i for i, message in enumerate(self._messages) if message.output != EVENTS), 0)
+
+    def _remove(self, place: int) -> None:
+        self.bytes -= self._messages[place].size_bytes
+        del self._messages[place]

@@ -1,0 +1,323 @@
+"""The hub client: takes messages, holds them until the hub has acknowledged them, and survives the SDK.
+
+One thread, `hub:client`, decides; it never calls the SDK itself but has `Losable` do it, each call with its
+own deadline. Whoever sends only appends to the backlog.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from visionedge.edge.backlog import Backlog
+from visionedge.edge.identity import Identity
+from visionedge.edge.losable import Losable, OverdueError, StuckError
+from visionedge.edge.messages import Message
+from visionedge.edge.sdk import Link, LinkError, MessageRefusedError, OpenLink, open_link
+from visionedge.threads import Crew
+from visionedge.uris import redact
+
+log = logging.getLogger(__name__)
+
+State = Literal["starting", "connecting", "connected", "waiting", "stuck", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long the calls into the SDK may take, and what else of the client is a matter of time or count.
+
+    `connect_s` is above the 30 s that the SDK's own TLS handshake may block: its error says more than ours.
+    `renew_s` is well before the end of a token (an hour).
+    """
+
+    build_s: float = 30.0
+    connect_s: float = 40.0
+    send_s: float = 20.0
+    farewell_s: float = 10.0
+    renew_s: float = 2700.0
+    first_wait_s: float = 1.0
+    longest_wait_s: float = 30.0
+    lost_threads: int = 6
+
+
+@dataclass(frozen=True, slots=True)
+class HubStatus:
+    """What the client does; `dropped` by reason, `last_error` without secrets.
+
+    `abandoned` counts the calls that were given up, `out` those threads of them that have not come back.
+    """
+
+    state: State
+    connected: bool
+    sent: int
+    queued: int
+    queued_bytes: int
+    dropped: Mapping[str, int]
+    last_error: str | None
+    rebuilds: int
+    abandoned: int
+    out: int
+
+
+@dataclass(slots=True)
+class _Loss:
+    """Why a link was lost, once it is."""
+
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    link: Link
+    loss: _Loss
+
+
+class HubClient:
+    """Sends messages in order, each until it is acknowledged (so twice at times) or a full backlog drops it.
+
+    `send` and `status` never block and may be called from any thread; `on_change` is called from `hub:*`
+    threads, outside of locks, when `state` changes.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        crew: Crew,
+        *,
+        deadlines: Deadlines | None = None,
+        backlog: Backlog | None = None,
+        connector: OpenLink = open_link,
+        on_change: Callable[[HubStatus], None] = lambda _status: None,
+    ) -> None:
+        self._identity = identity
+        self._crew = crew
+        self._deadlines = deadlines or Deadlines()
+        self._connector = connector
+        self._on_change = on_change
+        self._calls = Losable(crew, "hub:call", limit=self._deadlines.lost_threads)
+        # Guards all below; held for assignments only.
+        self._wake = threading.Condition()
+        self._backlog = Backlog() if backlog is None else backlog
+        self._state: State = "starting"
+        self._sent = 0
+        self._built = 0
+        self._failures = 0
+        self._last_error: str | None = None
+        self._connected_ns: int | None = None
+        self._flush_until_ns: int | None = None
+        self._close_until_ns = 0
+        self._started = False
+        self._finished = threading.Event()
+
+    def __repr__(self) -> str:
+        with self._wake:
+            return f"<HubClient {self._state} sent={self._sent} {self._backlog!r}>"
+
+    def start(self) -> None:
+        """Begin to connect and to send; once."""
+        self._started = True
+        self._crew.start("hub:client", self._run)
+
+    def send(self, message: Message) -> None:
+        """Queue a message; when the backlog is full the oldest detections go first, counted."""
+        with self._wake:
+            self._backlog.put(message)
+            if self._state == "closed":
+                self._backlog.abandon()
+            self._wake.notify_all()
+
+    def status(self) -> HubStatus:
+        """What the client does right now."""
+        abandoned, out = self._calls.abandoned, self._calls.out()
+        with self._wake:
+            return HubStatus(
+                state=self._state,
+                connected=self._state == "connected",
+                sent=self._sent,
+                queued=len(self._backlog),
+                queued_bytes=self._backlog.bytes,
+                dropped=self._backlog.dropped,
+                last_error=self._last_error,
+                rebuilds=max(0, self._built - 1),
+                abandoned=abandoned,
+                out=out,
+            )
+
+    def close(self, deadline_s: float) -> bool:
+        """Send what can be sent, take leave of the hub, and come back within the deadline. Blocks.
+
+        True when no thread was left behind. False: the SDK holds threads that never end, and the interpreter
+        would wait for them at its exit; leave with `os._exit`.
+        """
+        now_ns = time.monotonic_ns()
+        with self._wake:
+            share = 0.7 if len(self._backlog) else 0.0
+            self._flush_until_ns = now_ns + round(deadline_s * share * 1e9)
+            # The last tenth is for this thread and the coordinator to come to their ends.
+            self._close_until_ns = now_ns + round(deadline_s * 0.9 * 1e9)
+            self._calls.cap(self._flush_until_ns)
+            self._wake.notify_all()
+        ended = self._finished.wait(deadline_s) if self._started else True
+        with self._wake:
+            left = self._backlog.abandon()
+        if left:
+            log.warning("closed with %d messages that the hub never took; they are lost", left)
+        self._turn("closed")
+        return ended and self._calls.out() == 0
+
+    # --- on the thread hub:client -------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._over():
+                try:
+                    self._session()
+                except (LinkError, OverdueError, StuckError) as error:
+                    self._failed(error)
+                self._pause()
+        finally:
+            self._calls.close()
+            self._turn("closed")
+            self._finished.set()
+
+    def _over(self) -> bool:
+        with self._wake:
+            if self._flush_until_ns is None:
+                return False
+            return len(self._backlog) == 0 or time.monotonic_ns() >= self._flush_until_ns
+
+    def _session(self) -> None:
+        """Connect and send until the connection is lost, or replaced before its token ends, or we close."""
+        self._turn("connecting")
+        line: _Line | None = self._build()
+        while line is not None:
+            successor: _Line | None = None
+            try:
+                self._calls.call("connect", line.link.connect, self._deadlines.connect_s)
+                self._turn("connected")
+                successor = self._serve(line)
+            finally:
+                self._farewell(line)
+            line = successor
+
+    def _build(self) -> _Line:
+        self._built += 1
+        loss = _Loss()
+
+        def lost(reason: str) -> None:
+            with self._wake:
+                loss.reason = loss.reason or reason
+                self._wake.notify_all()
+
+        link = self._calls.call(
+            "the workload API", lambda: self._connector(self._identity, lost), self._deadlines.build_s
+        )
+        return _Line(link, loss)
+
+    def _serve(self, line: _Line) -> _Line | None:
+        """Send until the end; the successor if it is time to renew, None if we close."""
+        log.info("connected to %s as %s/%s", self._where(), self._identity.device, self._identity.module)
+        self._connected_ns = time.monotonic_ns()
+        renew_ns = self._connected_ns + round(self._deadlines.renew_s * 1e9)
+        while True:
+            step = self._next(line, renew_ns)
+            if isinstance(step, Message):
+                self._send(line.link, step)
+            elif step == "close":
+                return None
+            else:
+                try:
+                    return self._build()
+                except (LinkError, OverdueError, StuckError) as error:
+                    # The old token is still good for a while; the connection is kept, and asked again soon.
+                    self._note(error)
+                    renew_ns = time.monotonic_ns() + round(self._deadlines.longest_wait_s * 1e9)
+
+    def _next(self, line: _Line, renew_ns: int) -> Message | Literal["renew", "close"]:
+        """What to do next; waits until there is something."""
+        with self._wake:
+            while True:
+                now_ns = time.monotonic_ns()
+                message = self._backlog.first()
+                if line.loss.reason is not None:
+                    raise LinkError(line.loss.reason)
+                if self._flush_until_ns is not None and (message is None or now_ns >= self._flush_until_ns):
+                    return "close"
+                if now_ns >= renew_ns:
+                    return "renew"
+                if message is not None:
+                    return message
+                self._wake.wait((renew_ns - now_ns) / 1e9)
+
+    def _send(self, link: Link, message: Message) -> None:
+        try:
+            self._calls.call("send", partial(link.send, message), self._deadlines.send_s)
+        except MessageRefusedError as error:
+            log.warning("message %s is given up: %s", message.message_id, redact(str(error)))
+            self._settle(message, dropped="refused")
+        else:
+            self._settle(message)
+
+    def _settle(self, message: Message, *, dropped: str | None = None) -> None:
+        with self._wake:
+            self._backlog.settle(message, dropped=dropped)
+            self._sent += dropped is None
+            self._failures = 0
+
+    def _farewell(self, line: _Line) -> None:
+        """End a connection for good: one that lingers would fight its successor for the client id."""
+        with self._wake:
+            closing, until_ns = self._flush_until_ns is not None, self._close_until_ns
+        if closing:
+            self._calls.cap(until_ns)
+        try:
+            self._calls.call("disconnect", line.link.close, self._deadlines.farewell_s)
+        except (LinkError, OverdueError, StuckError) as error:
+            log.debug("a connection did not end well: %s", error)
+
+    def _failed(self, error: Exception) -> None:
+        self._note(error)
+        with self._wake:
+            if self._flush_until_ns is not None:
+                # Once closing, one failed attempt is the last.
+                self._flush_until_ns = 0
+        self._turn("stuck" if isinstance(error, StuckError) else "waiting")
+
+    def _note(self, error: Exception) -> None:
+        """Remember and log an error; the same one again and again is logged once."""
+        text = redact(str(error))
+        began_ns, self._connected_ns = self._connected_ns, None
+        with self._wake:
+            if began_ns is not None and time.monotonic_ns() - began_ns > self._deadlines.longest_wait_s * 1e9:
+                self._failures = 0
+            known = self._failures > 0 and text == self._last_error
+            self._failures += 1
+            self._last_error = text
+            queued, closing = len(self._backlog), self._flush_until_ns is not None
+        level = logging.DEBUG if known or closing else logging.WARNING
+        log.log(level, "no connection to %s: %s; %d messages wait", self._where(), text, queued)
+
+    def _pause(self) -> None:
+        """Wait before the next attempt, longer each time, not in step with others; closing ends it."""
+        with self._wake:
+            longest_s = min(
+                self._deadlines.longest_wait_s,
+                self._deadlines.first_wait_s * 2.0 ** min(self._failures - 1, 16),
+            )
+            wait_s = longest_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+            self._wake.wait_for(lambda: self._flush_until_ns is not None, wait_s)
+
+    def _turn(self, state: State) -> None:
+        with self._wake:
+            changed = self._state not in (state, "closed")
+            if changed:
+                self._state = state
+        if changed:
+            self._on_change(self.status())
+
+    def _where(self) -> str:
+        return f"IoT Hub through {self._identity.gateway}"

@@ -1,0 +1,145 @@
+"""What the service talks to: results and events go in, messages come out to the hub and the messages file."""
+
+import logging
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visionedge.config import TelemetryConfig
+from visionedge.edge.client import HubClient, HubStatus
+from visionedge.edge.identity import Identity
+from visionedge.edge.journal import JournalStatus, MessagesFile
+from visionedge.edge.messages import Kind, Message, Sender
+from visionedge.edge.telemetry import Telemetry, TelemetryStatistics
+from visionedge.frames import Result
+from visionedge.threads import Crew
+
+log = logging.getLogger(__name__)
+
+LOCAL_MODULE = "vision"
+"""The module id in messages outside IoT Edge, as in the shipped manifests; the device id is the host name."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryStatus:
+    """What goes out, and whether it arrives; `hub` is None outside IoT Edge, `journal` without a file."""
+
+    inside_edge: bool
+    device: str
+    module: str
+    hub: HubStatus | None
+    telemetry: TelemetryStatistics
+    journal: JournalStatus | None
+
+
+class Delivery:
+    """Telemetry, the hub client and the messages file behind one door.
+
+    `offer`, `event`, `tick` and `flush` belong to the asyncio loop and never block; `close` blocks up to its
+    deadline and belongs on a thread.
+    """
+
+    def __init__(
+        self,
+        policy: TelemetryConfig,
+        identity: Identity | None,
+        *,
+        hub: HubClient | None = None,
+        journal: MessagesFile | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        device, module = (
+            (identity.device, identity.module) if identity else (socket.gethostname(), LOCAL_MODULE)
+        )
+        self._identity = identity
+        self._sender = Sender(device, module, uuid.uuid4().hex[:12])
+        self._clock = clock
+        self._telemetry = Telemetry(policy, self._sender, clock=clock)
+        self._hub = hub
+        self._journal = journal
+
+    @staticmethod
+    def build(
+        policy: TelemetryConfig,
+        identity: Identity | None,
+        messages_file: Path | None,
+        crew: Crew,
+        *,
+        on_change: Callable[[HubStatus], None] = lambda _status: None,
+    ) -> "Delivery":
+        """The delivery of a module: a hub client inside IoT Edge, a messages file where one is asked for.
+
+        Raises:
+            ConfigError: the messages file cannot be opened.
+        """
+        journal = MessagesFile(messages_file, crew) if messages_file else None
+        hub = HubClient(identity, crew, on_change=on_change) if identity else None
+        return Delivery(policy, identity, hub=hub, journal=journal)
+
+    def __repr__(self) -> str:
+        return f"<Delivery {self._sender.device}/{self._sender.module} hub={self._hub!r}>"
+
+    def start(self) -> None:
+        """Begin to connect and to write; outside IoT Edge, say once that messages go nowhere."""
+        if self._journal is not None:
+            self._journal.start()
+        if self._hub is not None:
+            self._hub.start()
+        else:
+            log.info(
+                "not inside IoT Edge: running locally, no message is sent%s",
+                " but written to the messages file" if self._journal else "",
+            )
+
+    def offer(self, result: Result) -> None:
+        """A frame was analysed."""
+        # With nowhere to go, encoding frames would only cost.
+        if self._hub is not None or self._journal is not None:
+            self._telemetry.offer(result)
+
+    def event(self, kind: Kind, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
+        """Tell a change of state, at once."""
+        self._dispatch(self._telemetry.event(kind, code, message, details))
+
+    def tick(self) -> None:
+        """Send what is due; to be called every tenth of a second or so."""
+        for message in self._telemetry.due(self._clock()):
+            self._dispatch(message)
+
+    def status(self) -> DeliveryStatus:
+        """What went out so far, and what waits."""
+        return DeliveryStatus(
+            inside_edge=self._identity is not None,
+            device=self._sender.device,
+            module=self._sender.module,
+            hub=self._hub.status() if self._hub else None,
+            telemetry=self._telemetry.statistics(),
+            journal=self._journal.status() if self._journal else None,
+        )
+
+    def flush(self) -> None:
+        """Hand on the frames that still wait for their interval; on the loop, right before `close`."""
+        for message in self._telemetry.flush():
+            self._dispatch(message)
+
+    def close(self, deadline_s: float) -> bool:
+        """Send and write what waits, within the deadline. Blocks; touches nothing of the loop's.
+
+        False when a thread of the SDK (or the disk) is left hanging: then leave the process with `os._exit`.
+        """
+        until_ns = time.monotonic_ns() + round(deadline_s * 1e9)
+        clean = self._hub.close(deadline_s) if self._hub else True
+        if self._journal:
+            left_s = max(0.1, (until_ns - time.monotonic_ns()) / 1e9)
+            clean = self._journal.close(left_s) and clean
+        return clean
+
+    def _dispatch(self, message: Message) -> None:
+        if self._journal is not None:
+            self._journal.put(message)
+        if self._hub is not None:
+            self._hub.send(message)

@@ -1,0 +1,217 @@
+"""Messages to IoT Hub: what goes into a body and its properties, and how frames are split into messages.
+
+Pure: no clock, no I/O. A message is at most `MAX_BYTES`, properties included; frames are never cut.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+from urllib.parse import quote
+
+from visionedge.frames import utc_text
+
+DETECTIONS = "detections"
+EVENTS = "events"
+CONTENT_TYPE = "application/json"
+CONTENT_ENCODING = "utf-8"
+
+MAX_BYTES = 200_000
+"""The most a message weighs, body and properties together: 200 KB in the strictest reading."""
+
+MAX_CAMERAS_BYTES = 2_048
+MAX_LABELS_BYTES = 1_024
+# What the envelope and the properties may take at most: the two lists above, ids of at most 128 characters
+# (escaped, six bytes each), and the short rest.
+_RESERVED_BYTES = 8_192
+MAX_FRAME_BYTES = MAX_BYTES - _RESERVED_BYTES
+
+Kind = Literal["engine", "camera", "model", "storage", "module"]
+
+# Printable ASCII without the comma (it separates), '%' (it escapes) and '*' (it stands for "and more").
+_PLAIN = " !\"#$&'()+-./:;<=>?@[\\]^_`{|}~"
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who sends: device and module id, and `run`, a short text that no other start of the module shares."""
+
+    device: str
+    module: str
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message, ready to send: `body` is UTF-8 JSON, `frames` how many frame objects it holds."""
+
+    output: str
+    body: bytes
+    message_id: str
+    properties: Mapping[str, str]
+    number: int
+    frames: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """What IoT Hub counts: the body, the values of system properties, names and values of the others."""
+        system = len(CONTENT_TYPE) + len(CONTENT_ENCODING) + len(self.message_id) + len(self.output)
+        own = sum(len(name) + len(value) for name, value in self.properties.items())
+        return len(self.body) + system + own
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A change of state that people or rules in the cloud should hear of."""
+
+    kind: Kind
+    code: str
+    message: str
+    at: datetime
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFrame:
+    """A frame object as JSON, with what the properties of its message need."""
+
+    body: bytes
+    camera: str
+    confidence: float
+    labels: frozenset[str]
+
+
+class FrameTooLargeError(ValueError):
+    """A frame object alone is larger than a message may be."""
+
+
+def encode(document: Any) -> bytes:
+    """Compact UTF-8 JSON.
+
+    Raises:
+        ValueError: it holds a number that JSON has no word for (NaN, infinity).
+    """
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # A file name that is no UTF-8 reaches us as lone surrogates, which no UTF-8 can carry.
+    return text.encode("utf-8", "replace")
+
+
+def encode_frame(document: Mapping[str, Any]) -> EncodedFrame:
+    """Encode a frame object of the contract.
+
+    Raises:
+        FrameTooLargeError: it fits in no message.
+        ValueError: it holds NaN or infinity.
+    """
+    body = encode(document)
+    if len(body) > MAX_FRAME_BYTES:
+        raise FrameTooLargeError(f"a frame object of {len(body)} bytes; {MAX_FRAME_BYTES} fit in a message")
+    detections = document["detections"]
+    return EncodedFrame(
+        body=body,
+        camera=document["camera"],
+        confidence=max((row["confidence"] for row in detections), default=0.0),
+        labels=frozenset(property_text(row["label"]) for row in detections) - {""},
+    )
+
+
+def property_text(text: str) -> str:
+    """A text as it may stand in a property's list: ``,``, ``%``, ``*`` and non-ASCII are percent-encoded."""
+    return quote(text, safe=_PLAIN, errors="replace")
+
+
+def batch_messages(sender: Sender, first_number: int, frames: Sequence[EncodedFrame]) -> list[Message]:
+    """Pack frames, in their order, into as few messages as their limits allow, numbered from `first_number`.
+
+    A message ends where the next frame would make it too large or its lists of cameras or labels too long;
+    only the labels of a single frame are ever cut, and then end with ``*``.
+    """
+    return [_batch_message(sender, first_number + index, pack) for index, pack in enumerate(_packs(frames))]
+
+
+def event_message(sender: Sender, number: int, event: Event) -> Message:
+    """The message that tells an event; details that do not fit are left out and said to be."""
+    document = {
+        "schema": "visionedge/event/1",
+        "device": sender.device,
+        "module": sender.module,
+        "messageSequence": number,
+        "at": utc_text(event.at),
+        "kind": event.kind,
+        "code": event.code,
+        "message": event.message[:4096],
+        "details": dict(event.details),
+    }
+    body = encode(document)
+    if len(body) > MAX_FRAME_BYTES:
+        body = encode(document | {"details": {"omitted": f"{len(body)} bytes are too many"}})
+    properties = {
+        "schema": "visionedge/event/1",
+        "kind": event.kind,
+        "code": property_text(event.code)[:128],
+    }
+    return Message(EVENTS, body, _message_id(sender, EVENTS, number), properties, number)
+
+
+def _packs(frames: Iterable[EncodedFrame]) -> list[list[EncodedFrame]]:
+    packs: list[list[EncodedFrame]] = []
+    size, cameras, labels = 0, frozenset[str](), frozenset[str]()
+    for frame in frames:
+        wider_cameras, wider_labels = cameras | {frame.camera}, labels | frame.labels
+        fits = (
+            size + len(frame.body) + 1 <= MAX_FRAME_BYTES
+            and len(",".join(wider_cameras)) <= MAX_CAMERAS_BYTES
+            and len(",".join(wider_labels)) <= MAX_LABELS_BYTES
+        )
+        if packs and fits:
+            packs[-1].append(frame)
+            size, cameras, labels = size + len(frame.body) + 1, wider_cameras, wider_labels
+        else:
+            packs.append([frame])
+            size, cameras, labels = len(frame.body), frozenset({frame.camera}), frame.labels
+    return packs
+
+
+def _batch_message(sender: Sender, number: int, frames: Sequence[EncodedFrame]) -> Message:
+    head = encode(
+        {
+            "schema": "visionedge/batch/1",
+            "device": sender.device,
+            "module": sender.module,
+            "messageSequence": number,
+        }
+    )
+    body = head[:-1] + b',"frames":[' + b",".join(frame.body for frame in frames) + b"]}"
+    properties = {
+        "schema": "visionedge/batch/1",
+        "cameras": ",".join(sorted({frame.camera for frame in frames})),
+        "maxConfidence": _number_text(max(frame.confidence for frame in frames)),
+        "labels": _label_list(frozenset[str]().union(*(frame.labels for frame in frames))),
+    }
+    message_id = _message_id(sender, DETECTIONS, number)
+    return Message(DETECTIONS, body, message_id, properties, number, frames=len(frames))
+
+
+def _message_id(sender: Sender, output: str, number: int) -> str:
+    """The same each time the message is sent; no other message of this module ever has it."""
+    return f"{sender.run}-{output}-{number}"
+
+
+def _number_text(value: float) -> str:
+    """``0.87``, ``1``, ``0``: as routes can cast it, never with an exponent."""
+    return f"{value:.5f}".rstrip("0").rstrip(".")
+
+
+def _label_list(labels: frozenset[str]) -> str:
+    whole = ",".join(sorted(labels))
+    if len(whole) <= MAX_LABELS_BYTES:
+        return whole
+    kept: list[str] = []
+    left = MAX_LABELS_BYTES - 1
+    for label in sorted(labels):
+        left -= len(label) + 1
+        if left < 0:
+            break
+        kept.append(label)
+    return ",".join([*kept, "*"])

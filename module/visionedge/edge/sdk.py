@@ -1,0 +1,131 @@
+"""The only file that imports azure-iot-device: one connection to edgeHub, behind five plain words.
+
+One link is one connection and is never mended: when it is lost a new one is made. So the SDK's own
+reconnecting, which forgets subscriptions, gives up for good on some errors and fights a successor for the
+client id, is switched off. Its renewal of tokens is never reached: a link is replaced before its token ends.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from visionedge import __version__
+from visionedge.edge.identity import Identity
+from visionedge.edge.messages import CONTENT_ENCODING, CONTENT_TYPE, Message
+from visionedge.uris import redact
+
+log = logging.getLogger(__name__)
+
+TOKEN_S = 3600
+# Seconds; paho also waits this long for a TLS handshake, and finds a dead peer after two of them.
+_KEEP_ALIVE_S = 30
+
+
+class LinkError(Exception):
+    """The link could not be made or was lost; its text is one line without secrets."""
+
+
+class MessageRefusedError(Exception):
+    """This one message can never be sent; the link is well."""
+
+
+class Link(Protocol):
+    """One connection to the hub. Every call may block for ever."""
+
+    def connect(self) -> None:
+        """Open the connection; raises LinkError."""
+
+    def send(self, message: Message) -> None:
+        """Send and wait for the acknowledgement; raises LinkError or MessageRefusedError."""
+
+    def close(self) -> None:
+        """Close the connection and free what belongs to it; raises LinkError."""
+
+
+OnLost = Callable[[str], None]
+OpenLink = Callable[[Identity, OnLost], Link]
+
+
+def open_link(_identity: Identity, on_lost: OnLost) -> Link:
+    """Make a link from the environment of the module: asks the workload API for a token and the trusted CA.
+
+    `on_lost` is called, from a thread of the SDK, with the reason when the connection ends. Blocks.
+
+    Raises:
+        LinkError: the workload API did not answer as it should.
+    """
+    try:
+        from azure.iot.device import IoTHubModuleClient
+
+        _quieten()
+        client = IoTHubModuleClient.create_from_edge_environment(
+            product_info=f"visionedge/{__version__}",
+            auto_connect=False,
+            connection_retry=False,
+            keep_alive=_KEEP_ALIVE_S,
+            sastoken_ttl=TOKEN_S,
+        )
+    except Exception as error:  # the SDK lets through what its layers raise
+        raise LinkError(describe(error)) from error
+    return _AzureLink(client, on_lost)
+
+
+class _AzureLink:
+    def __init__(self, client: Any, on_lost: OnLost) -> None:
+        self._client = client
+        self._on_lost = on_lost
+        client.on_connection_state_change = self._state_changed
+        client.on_background_exception = self._background_error
+
+    def connect(self) -> None:
+        self._sdk(self._client.connect)
+
+    def send(self, message: Message) -> None:
+        from azure.iot.device import Message as AzureMessage
+
+        # A text would be measured before it is encoded and could be twice as large on the wire: give bytes.
+        sdk_message = AzureMessage(  # type: ignore[no-untyped-call]  # the SDK types only half of itself
+            message.body, message.message_id, CONTENT_ENCODING, CONTENT_TYPE, message.output
+        )
+        sdk_message.custom_properties.update(message.properties)
+        try:
+            self._sdk(lambda: self._client.send_message_to_output(sdk_message, message.output))
+        except LinkError as error:
+            if isinstance(error.__cause__, ValueError | TypeError):
+                raise MessageRefusedError(str(error)) from error.__cause__
+            raise
+
+    def close(self) -> None:
+        self._sdk(self._client.shutdown)
+
+    def _sdk(self, function: Callable[[], object]) -> None:
+        try:
+            function()
+        except Exception as error:  # OperationCancelled and others are no ClientError
+            raise LinkError(describe(error)) from error
+
+    def _state_changed(self) -> None:
+        if not self._client.connected:
+            self._on_lost("the connection was closed")
+
+    def _background_error(self, error: Exception) -> None:
+        self._on_lost(describe(error))
+
+
+def describe(error: BaseException) -> str:
+    """The texts of an error and its causes in one line, each once, without secrets."""
+    texts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(texts) < 6:
+        text = " ".join(str(cause).split()) or type(cause).__name__
+        if not any(text in known for known in texts):
+            texts.append(text)
+        cause = cause.__cause__
+    return redact(": ".join(texts))[:500]
+
+
+def _quieten() -> None:
+    """What the SDK logs, tracebacks among it, is told by us in one line; only --log debug shows it all."""
+    if not log.isEnabledFor(logging.DEBUG):
+        for name in ("azure.iot.device", "paho"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,0 +1,254 @@
+"""What goes to the hub and when: frames become batch documents under a policy. For the asyncio loop only."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from types import MappingProxyType
+from typing import Any, Literal
+
+from visionedge.config import TelemetryConfig
+from visionedge.edge.changes import ChangeFilter
+from visionedge.edge.messages import (
+    DETECTIONS,
+    EVENTS,
+    MAX_BYTES,
+    MAX_FRAME_BYTES,
+    EncodedFrame,
+    Event,
+    FrameTooLargeError,
+    Kind,
+    Message,
+    Sender,
+    batch_messages,
+    encode_frame,
+    event_message,
+)
+from visionedge.frames import Result, frame_document, utc_now
+from visionedge.uris import redact
+
+Reason = Literal["budget", "pending", "oversize", "invalid"]
+"""Why a frame that should have been told was not: the day's budget is spent, too many waited, it fits in no
+message, or it holds a number that JSON cannot carry."""
+
+MAX_PENDING_BYTES = 4 * MAX_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryStatistics:
+    """Counts since the start: offered = told + unchanged + muted + waiting + all dropped."""
+
+    offered: int
+    told: int
+    unchanged: int
+    muted: int
+    waiting: int
+    dropped: Mapping[str, int]
+    messages: Mapping[str, int]
+    left_today: int
+
+
+class DailyBudget:
+    """How many messages may still go out on this UTC day.
+
+    Only a later date begins a new day: a wall clock that was set back grants nothing, and one that ran
+    ahead and came back does not lock the budget until the day it had dreamed of.
+    """
+
+    def __init__(self, limit: int, utc: Callable[[], datetime]) -> None:
+        self._limit = limit
+        self._utc = utc
+        self._day: date = utc().date()
+        self._used = 0
+
+    def __repr__(self) -> str:
+        return f"<DailyBudget used={self._used} limit={self._limit} day={self._day}>"
+
+    @property
+    def day(self) -> date:
+        """The UTC day that is being counted."""
+        today = self._utc().date()
+        if today > self._day:
+            self._used = 0
+        self._day = today
+        return today
+
+    def left(self) -> int:
+        """How many more messages may go out today."""
+        _ = self.day
+        return max(0, self._limit - self._used)
+
+    def spend(self, messages: int) -> None:
+        """Count messages that go out now."""
+        self._used += messages
+
+
+class Telemetry:
+    """Gathers frames and makes messages of them.
+
+    `intervalSeconds` after a frame began to wait, all that wait become batch documents; sooner when they fill
+    a message. Events are due at once. `messageSequence` rises by one with each message of an output.
+    """
+
+    def __init__(
+        self,
+        policy: TelemetryConfig,
+        sender: Sender,
+        *,
+        clock: Callable[[], int] = time.monotonic_ns,
+        utc: Callable[[], datetime] = utc_now,
+        changes: ChangeFilter | None = None,
+    ) -> None:
+        self._policy = policy
+        self._sender = sender
+        self._clock = clock
+        self._utc = utc
+        self._changes = changes or ChangeFilter()
+        self._budget = DailyBudget(policy.max_per_day, utc)
+        self._interval_ns = round(policy.interval_seconds * 1e9)
+        self._waiting: deque[EncodedFrame] = deque()
+        self._waiting_bytes = 0
+        self._since_ns = 0
+        self._ready: list[Message] = []
+        self._numbers: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
+        self._announced: set[object] = set()
+
+    def __repr__(self) -> str:
+        return f"<Telemetry mode={self._policy.mode} waiting={len(self._waiting)} {self._budget!r}>"
+
+    def offer(self, result: Result) -> None:
+        """A frame was analysed; whether it is told is decided here."""
+        self._counts["offered"] += 1
+        if self._policy.mode == "none":
+            self._counts["muted"] += 1
+        elif self._policy.mode == "changes" and not self._changes.worth_telling(result):
+            self._counts["unchanged"] += 1
+        elif self._budget.left() == 0:
+            self._drop("budget")
+            self._announce_spent()
+        else:
+            self._gather(result)
+
+    def event(self, kind: Kind, code: str, message: str, details: Mapping[str, Any] | None = None) -> Message:
+        """The message that tells a change of state; secrets in its texts become ``***``."""
+        event = Event(kind, code, redact(message), self._utc(), _redacted(details or {}))
+        return event_message(self._sender, self._number(EVENTS), event)
+
+    def due(self, now_ns: int) -> list[Message]:
+        """The messages that shall go out now, oldest first."""
+        if self._waiting and (
+            now_ns - self._since_ns >= self._interval_ns or self._waiting_bytes >= MAX_FRAME_BYTES
+        ):
+            self._pack()
+        ready, self._ready = self._ready, []
+        return ready
+
+    def flush(self) -> list[Message]:
+        """All that waits, whatever the interval says; for the end."""
+        if self._waiting:
+            self._pack()
+        ready, self._ready = self._ready, []
+        return ready
+
+    @property
+    def next_due_ns(self) -> int | None:
+        """When `due` will have something, by the monotonic clock; None when nothing waits."""
+        if self._ready:
+            return self._clock()
+        return self._since_ns + self._interval_ns if self._waiting else None
+
+    def statistics(self) -> TelemetryStatistics:
+        """The counts so far."""
+        return TelemetryStatistics(
+            offered=self._counts["offered"],
+            told=self._counts["told"],
+            unchanged=self._counts["unchanged"],
+            muted=self._counts["muted"],
+            waiting=len(self._waiting),
+            dropped=MappingProxyType(dict(self._dropped)),
+            messages=MappingProxyType(dict(self._numbers)),
+            left_today=self._budget.left(),
+        )
+
+    def _gather(self, result: Result) -> None:
+        try:
+            frame = encode_frame(frame_document(result))
+        except FrameTooLargeError as error:
+            self._refuse("oversize", result.frame.camera, str(error))
+            return
+        except ValueError as error:
+            self._refuse("invalid", result.frame.camera, f"a frame object is no JSON: {error}")
+            return
+        if self._policy.mode == "changes":
+            self._changes.told(result)
+        if not self._waiting:
+            self._since_ns = self._clock()
+        self._waiting.append(frame)
+        self._waiting_bytes += len(frame.body)
+        while self._waiting_bytes > MAX_PENDING_BYTES:
+            self._waiting_bytes -= len(self._waiting.popleft().body)
+            self._drop("pending")
+
+    def _pack(self) -> None:
+        frames, self._waiting, self._waiting_bytes = list(self._waiting), deque(), 0
+        made = batch_messages(self._sender, self._numbers[DETECTIONS] + 1, frames)
+        affordable = self._budget.left()
+        going, cut = made[:affordable], made[affordable:]
+        self._budget.spend(len(going))
+        self._numbers[DETECTIONS] += len(going)
+        self._counts["told"] += sum(message.frames for message in going)
+        self._ready += going
+        for message in cut:
+            self._drop("budget", message.frames)
+        if cut:
+            self._announce_spent()
+
+    def _announce_spent(self) -> None:
+        limit = self._policy.max_per_day
+        self._announce(
+            ("budget", self._budget.day),
+            "telemetry-budget-spent",
+            f"telemetry.maxPerDay: the {limit} messages of this UTC day are spent; detections go on tomorrow",
+            {"maxPerDay": limit},
+        )
+
+    def _refuse(self, reason: Reason, camera: str, text: str) -> None:
+        self._drop(reason)
+        self._announce(
+            (reason, camera), f"telemetry-frame-{reason}", f"camera {camera}: {text}", {"camera": camera}
+        )
+
+    def _announce(self, once: object, code: str, text: str, details: Mapping[str, Any]) -> None:
+        if once in self._announced:
+            return
+        if len(self._announced) >= 1024:
+            self._announced.clear()
+        self._announced.add(once)
+        self._ready.append(self.event("module", code, text, details))
+
+    def _number(self, output: str) -> int:
+        self._numbers[output] += 1
+        return self._numbers[output]
+
+    def _drop(self, reason: Reason, frames: int = 1) -> None:
+        self._dropped[reason] += frames
+
+
+def _redacted(value: Any) -> Any:
+    """Details as they may leave the machine: JSON values only, their texts without secrets."""
+    match value:
+        case str():
+            return redact(value)
+        case bool() | int() | None:
+            return value
+        case float():
+            return value if value - value == 0 else None
+        case Mapping():
+            return {str(key): _redacted(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_redacted(item) for item in value]
+        case _:
+            return redact(str(value))
