@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.fixtures import drive, edge_runtime
+
+__all__ = ["drive", "edge_runtime"]
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared" / "data"
 

@@ -1,0 +1,133 @@
+"""A module process under remote control: the real delivery with the real SDK, told what to do line by line.
+
+The SDK leaves threads in its process, so tests of it run in this child. Commands are JSON lines on stdin,
+each answered by one on stdout; the log goes to stderr. It ends as a module does: plainly when all threads
+came home, else by `os._exit`.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionedge.config import TelemetryConfig
+from visionedge.edge.client import Deadlines, HubClient
+from visionedge.edge.delivery import Delivery
+from visionedge.edge.identity import Identity
+from visionedge.edge.journal import MessagesFile
+from visionedge.frames import Detections, Frame, InputSpec, Result, Timing, utc_now
+from visionedge.threads import Crew
+
+LABELS = ("person", "car")
+POLICY = TelemetryConfig.model_validate({"mode": "all", "intervalSeconds": 0.1})
+
+log = logging.getLogger(__name__)
+
+
+def result(camera: str, sequence: int, *, score: float = 0.87) -> Result:
+    """A frame with one person on it, somewhere else each time."""
+    left = sequence % 5 / 10
+    frame = Frame(
+        camera=camera,
+        sequence=sequence,
+        epoch=1,
+        captured_ns=time.monotonic_ns(),
+        captured_utc=utc_now(),
+        width_px=64,
+        height_px=48,
+        image=np.zeros((8, 8, 3), np.uint8),
+        placement=InputSpec(8, 8).place(64, 48),
+        full_picture=lambda: np.zeros((48, 64, 3), np.uint8),
+    )
+    found = Detections(
+        np.array([[left, 0.1, left + 0.2, 0.9]], np.float32),
+        np.array([score], np.float32),
+        np.zeros(1, np.int32),
+    )
+    return Result(frame, found, Timing(1_000_000, 8_000_000, 12_000_000, 1), "cpu", "tiny", LABELS)
+
+
+class Driver:
+    """One delivery and the commands to it."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._crew = Crew(lambda name, error: log.error("%s died: %s", name, error))
+        identity = Identity.from_environ(os.environ)
+        deadlines = Deadlines(**options.get("deadlines", {}))
+        hub = HubClient(identity, self._crew, deadlines=deadlines) if identity else None
+        journal = MessagesFile(Path(options["file"]), self._crew) if "file" in options else None
+        self._delivery = Delivery(POLICY, identity, hub=hub, journal=journal)
+        self._delivery.start()
+        self._sequence = 0
+        self.clean = True
+
+    def frames(self, camera: str, count: int) -> dict[str, Any]:
+        """Offer frames and send them without waiting for the interval."""
+        for _ in range(count):
+            self._sequence += 1
+            self._delivery.offer(result(camera, self._sequence))
+        self._delivery.flush()
+        return {}
+
+    def tick(self) -> dict[str, Any]:
+        """Nothing but an answer: the process lives."""
+        self._delivery.tick()
+        return {}
+
+    def event(self, code: str) -> dict[str, Any]:
+        """Send an event."""
+        self._delivery.event("module", code, f"the driver says {code}", {"by": "driver"})
+        return {}
+
+    def status(self) -> dict[str, Any]:
+        """The delivery's status."""
+        return dict(plain(self._delivery.status()))
+
+    def close(self, deadline_s: float) -> dict[str, Any]:
+        """Close; how long it took and which threads are left, by name."""
+        began_s = time.monotonic()
+        self.clean = self._delivery.close(deadline_s)
+        took_s = time.monotonic() - began_s
+        left = self._crew.join(0.5) if self.clean else self._crew.alive()
+        return {
+            "clean": self.clean,
+            "took_s": took_s,
+            "left": left,
+            "threads": [thread.name for thread in threading.enumerate()],
+            **self.status(),
+        }
+
+
+def plain(value: Any) -> Any:
+    """A frozen status as JSON values."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return dict(value) if hasattr(value, "items") else value
+
+
+def main() -> None:
+    """Obey until `close` or the end of stdin."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    driver = Driver(json.loads(sys.argv[1]))
+    for line in sys.stdin:
+        command = json.loads(line)
+        name = command.pop("do")
+        answer = getattr(driver, name)(**command)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+        if name == "close":
+            break
+    if not driver.clean:
+        sys.stderr.flush()
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""The stand-in runtime as a whole, on a thread of its own."""
+
+import asyncio
+import base64
+import errno
+import os
+import secrets
+import shutil
+import ssl
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import trustme
+
+from edge_runtime.broker import PORT, Account, Broker, Faults, Received
+from edge_runtime.workload import Workload
+
+T = TypeVar("T")
+
+API_VERSION = "2022-08-03"
+
+
+class PortTakenError(Exception):
+    """No loopback address has the fixed port free; the message says what to do."""
+
+
+class EdgeRuntime:
+    """A runtime for one module; use it in a ``with``.
+
+    All 127.x.y.z are this machine on Linux, so each runtime has an address of its own and the fixed port 8883
+    never collides. Public methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str = "edge-device-1",
+        module: str = "vision",
+        listening: bool = True,
+        on_message: Callable[[Received], None] | None = None,
+    ) -> None:
+        self.account = Account(
+            hub="stand-in.azure-devices.net",
+            device=device,
+            module=module,
+            generation="638000000000000000",
+            key=secrets.token_bytes(32),
+        )
+        self.address = ""
+        self._listening = listening
+        self._on_message = on_message
+        self._folder = Path(tempfile.mkdtemp(prefix="edge-runtime-"))
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="edge-runtime")
+        self._changed = threading.Condition()
+        self._messages: list[Received] = []
+        self._ca = trustme.CA()
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.broker = Broker(self.account, self._record)
+        self.workload = Workload(self.account, self._ca.cert_pem.bytes().decode())
+
+    def __enter__(self) -> "EdgeRuntime":
+        self.start()
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Serve, from a thread of its own.
+
+        Raises:
+            PortTakenError: the fixed port is free nowhere.
+        """
+        self._thread.start()
+        try:
+            self._call(self._start())
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End everything and leave nothing behind."""
+        self._call(self._stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        shutil.rmtree(self._folder)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What edgeAgent would put into the module's environment."""
+        return {
+            "IOTEDGE_IOTHUBHOSTNAME": self.account.hub,
+            "IOTEDGE_DEVICEID": self.account.device,
+            "IOTEDGE_MODULEID": self.account.module,
+            "IOTEDGE_GATEWAYHOSTNAME": self.address,
+            "IOTEDGE_MODULEGENERATIONID": self.account.generation,
+            "IOTEDGE_WORKLOADURI": f"unix://{self._folder / 'workload.sock'}",
+            "IOTEDGE_APIVERSION": API_VERSION,
+            "IOTEDGE_AUTHSCHEME": "sasToken",
+        }
+
+    @property
+    def simulator_environ(self) -> dict[str, str]:
+        """What the simulator would set instead: no workload API, the key in a connection string."""
+        ca_file = self._folder / "ca.pem"
+        ca_file.write_bytes(self._ca.cert_pem.bytes())
+        return {
+            "EdgeHubConnectionString": (
+                f"HostName={self.account.hub};GatewayHostName={self.address};DeviceId={self.account.device};"
+                f"ModuleId={self.account.module};SharedAccessKey={base64.b64encode(self.account.key).decode()}"
+            ),
+            "EdgeModuleCACertificateFile": str(ca_file),
+        }
+
+    @property
+    def messages(self) -> list[Received]:
+        """All that arrived, in order; a message that was sent twice is there twice."""
+        with self._changed:
+            return list(self._messages)
+
+    @property
+    def faults(self) -> Faults:
+        """What goes wrong; set its fields."""
+        return self.broker.faults
+
+    def wait_for(self, condition: Callable[[list[Received]], bool], timeout_s: float = 20) -> list[Received]:
+        """Wait until the messages fulfil a condition; them.
+
+        Raises:
+            TimeoutError: they did not.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: condition(self._messages), timeout_s):
+                raise TimeoutError(f"{len(self._messages)} messages; refused: {self.broker.refusals}")
+            return list(self._messages)
+
+    def hub_down(self) -> None:
+        """Stop edgeHub: connections break, nobody listens."""
+        self._call(self.broker.stop())
+
+    def hub_up(self) -> None:
+        """Start edgeHub, at the same address, with the sessions that it had."""
+        self._call(self.broker.listen(self.address, self._tls))
+
+    def cut(self) -> None:
+        """Reset all connections; edgeHub goes on listening."""
+        self._loop.call_soon_threadsafe(self.broker.cut)
+
+    # --- on the loop's thread -------------------------------------------------------------------------------
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    async def _start(self) -> None:
+        await self.workload.listen(self._folder / "workload.sock")
+        for _ in range(20):
+            if await self._settle(_loopback_address()):
+                return
+        raise PortTakenError(f"port {PORT} is taken on every loopback address; end who listens there")
+
+    async def _settle(self, address: str) -> bool:
+        """Take an address if the port is free there."""
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._ca.issue_cert(address, "localhost").configure_cert(self._tls)
+        try:
+            await self.broker.listen(address, self._tls)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return False
+        self.address = address
+        if not self._listening:
+            await self.broker.stop()
+        return True
+
+    async def _stop(self) -> None:
+        await self.broker.stop()
+        await self.workload.stop()
+
+    def _record(self, message: Received) -> None:
+        with self._changed:
+            self._messages.append(message)
+            self._changed.notify_all()
+        if self._on_message is not None:
+            self._on_message(message)
+
+
+def _loopback_address() -> str:
+    """An address of this machine that others are unlikely to have picked."""
+    one, two = os.getpid() % 250 + 2, time.monotonic_ns() // 1000 % 250 + 2
+    return f"127.{one}.{two}.{secrets.randbelow(250) + 2}"

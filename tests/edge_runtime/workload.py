@@ -1,0 +1,78 @@
+"""The workload API on a unix socket: signs with the module's key and hands out the trusted CA."""
+
+import base64
+import binascii
+import json
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from edge_runtime.broker import Account
+
+API_VERSIONS = frozenset(
+    {
+        "2018-06-28",
+        "2019-01-30",
+        "2019-10-22",
+        "2019-11-05",
+        "2020-07-07",
+        "2020-10-10",
+        "2021-12-07",
+        "2022-08-03",
+    }
+)
+"""What runtimes have spoken so far; a module sends back what its environment says."""
+
+
+class Workload:
+    """Serves one module."""
+
+    def __init__(self, account: Account, ca_pem: str) -> None:
+        self._account = account
+        self._ca_pem = ca_pem
+        self._runner: web.AppRunner | None = None
+        self.requests: list[str] = []
+        self.fail_signing = False
+
+    async def listen(self, path: Path) -> None:
+        """Answer on a socket at `path`."""
+        app = web.Application(middlewares=[self._checked])
+        app.router.add_post("/modules/{module}/genid/{generation}/sign", self._sign)
+        app.router.add_get("/trust-bundle", self._trust_bundle)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.UnixSite(self._runner, str(path)).start()
+
+    async def stop(self) -> None:
+        """Answer no more."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    @web.middleware
+    async def _checked(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        self.requests.append(f"{request.method} {request.path}")
+        version = request.query.get("api-version")
+        if version not in API_VERSIONS:
+            return _error(400, f"unknown api-version {version}")
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    async def _sign(self, request: web.Request) -> web.Response:
+        if self.fail_signing:
+            return _error(500, "the key store does not answer")
+        wanted = (self._account.module, self._account.generation)
+        if (request.match_info["module"], request.match_info["generation"]) != wanted:
+            return _error(404, "no such module")
+        try:
+            data = base64.b64decode(json.loads(await request.text())["data"], validate=True)
+        except (ValueError, KeyError, TypeError, binascii.Error):
+            return _error(400, "the request holds no data")
+        return web.json_response({"digest": self._account.sign(data)})
+
+    async def _trust_bundle(self, _request: web.Request) -> web.Response:
+        return web.json_response({"certificate": self._ca_pem})
+
+
+def _error(status: int, text: str) -> web.Response:
+    return web.json_response({"message": text}, status=status)
