@@ -1,0 +1,91 @@
+"""Boxes and labels drawn on a picture, for people."""
+
+import colorsys
+import unicodedata
+
+import cv2
+import numpy as np
+
+from visionedge.frames import Picture, Result
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_GOLDEN_ANGLE = 0.381966
+"""Of a full turn: hues of neighbouring classes fall far from each other, however many classes there are."""
+
+Colour = tuple[int, int, int]
+
+
+def annotate(picture: Picture, result: Result) -> Picture:
+    """A copy of the picture with boxes, labels and percents.
+
+    `picture` is uint8 (h, w, 3) BGR; any size of the same scene will do.
+    """
+    canvas = np.ascontiguousarray(picture).copy()
+    found = result.detections
+    # The surest are drawn last, so that they lie on top.
+    for row in range(len(found) - 1, -1, -1):
+        class_id = int(found.class_ids[row])
+        left, top, right, bottom = _corners(found.boxes[row].tolist(), canvas)
+        label = result.labels[class_id] if class_id < len(result.labels) else f"class-{class_id}"
+        caption = f"{plain(label)} {round(100 * float(found.scores[row]))}%"
+        _draw(canvas, (left, top, right, bottom), caption, colour_of(class_id))
+    return canvas
+
+
+def colour_of(class_id: int) -> Colour:
+    """The BGR colour of a class: always the same one, bright, and unlike its neighbours'."""
+    red, green, blue = colorsys.hls_to_rgb((class_id * _GOLDEN_ANGLE) % 1.0, 0.6, 0.85)
+    return round(blue * 255), round(green * 255), round(red * 255)
+
+
+def plain(text: str) -> str:
+    """The text in what OpenCV's fonts can draw: accents fall off, other signs become '?'."""
+    folded = unicodedata.normalize("NFKD", text)
+    kept = (sign for sign in folded if not unicodedata.combining(sign))
+    return "".join(sign if " " <= sign <= "~" else "?" for sign in kept)
+
+
+def _corners(box: list[float], canvas: Picture) -> tuple[int, int, int, int]:
+    """A relative box in whole pixels, kept so far inside that its line is seen at the border."""
+    height, width = canvas.shape[:2]
+    inset = _line_px(canvas) // 2
+    last_x, last_y = max(inset, width - 1 - inset), max(inset, height - 1 - inset)
+    left = min(max(round(box[0] * width), inset), last_x)
+    top = min(max(round(box[1] * height), inset), last_y)
+    right = min(max(round(box[2] * width), left), last_x)
+    bottom = min(max(round(box[3] * height), top), last_y)
+    return left, top, right, bottom
+
+
+def _line_px(canvas: Picture) -> int:
+    return max(1, round(int(min(canvas.shape[:2])) / 240))
+
+
+def _draw(canvas: Picture, corners: tuple[int, int, int, int], caption: str, colour: Colour) -> None:
+    left, top, right, bottom = corners
+    line_px = _line_px(canvas)
+    # A dark rim keeps the box visible on a background of its own colour.
+    cv2.rectangle(canvas, (left, top), (right, bottom), (24, 24, 24), line_px + 2, cv2.LINE_AA)
+    cv2.rectangle(canvas, (left, top), (right, bottom), colour, line_px, cv2.LINE_AA)
+    scale = max(0.35, min(canvas.shape[:2]) / 1000)
+    pen_px = max(1, round(scale * 1.6))
+    (width, height), below = cv2.getTextSize(caption, _FONT, scale, pen_px)
+    pad_px = max(2, height // 3)
+    x, y = _caption_place(canvas, (left, top), (width + 2 * pad_px, height + below + 2 * pad_px))
+    end = (x + width + 2 * pad_px, y + height + below + 2 * pad_px)
+    cv2.rectangle(canvas, (x, y), end, colour, cv2.FILLED)
+    at = (x + pad_px, y + pad_px + height)
+    cv2.putText(canvas, caption, at, _FONT, scale, _ink(colour), pen_px, cv2.LINE_AA)
+
+
+def _caption_place(canvas: Picture, corner: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Above the box where there is room, else inside it; never out of the picture."""
+    left, top = corner
+    y = top - size[1] if top >= size[1] else top
+    return max(0, min(left, canvas.shape[1] - size[0])), max(0, min(y, canvas.shape[0] - size[1]))
+
+
+def _ink(colour: Colour) -> Colour:
+    """Black or white, whichever is read better on this colour."""
+    blue, green, red = colour
+    return (16, 16, 16) if 0.114 * blue + 0.587 * green + 0.299 * red > 120 else (255, 255, 255)

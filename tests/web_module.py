@@ -1,0 +1,219 @@
+"""A module for the HTTP tests: a hand-written `ModuleView` over a real `Board`, told what to answer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from visionedge.config import HttpConfig
+from visionedge.frames import Detections, Frame, InputSpec, Picture, Result, Timing
+from visionedge.web.board import Board
+from visionedge.web.server import Server
+from visionedge.web.view import Busy, Document, ModelFacts, ModuleView
+
+LABELS = ("person", "bicycle", "car")
+SPEC = InputSpec(16, 8)
+
+
+def grey(width_px: int = 64, height_px: int = 48, level: int = 90) -> Picture:
+    """A plain picture."""
+    return np.full((height_px, width_px, 3), level, np.uint8)
+
+
+def jpeg(picture: Picture | None = None, kind: str = ".jpg") -> bytes:
+    """A picture packed."""
+    done, data = cv2.imencode(kind, grey() if picture is None else picture)
+    assert done
+    return data.tobytes()
+
+
+def unpacked(data: bytes) -> Picture:
+    """A packed picture as an array."""
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert picture is not None
+    return np.asarray(picture, np.uint8)
+
+
+def result(
+    camera: str = "dock",
+    sequence: int = 1,
+    *,
+    picture: Picture | None = None,
+    boxes: list[list[float]] | None = None,
+    full_picture: Callable[[], Picture] | None = None,
+) -> Result:
+    """A result with one class of boxes (default one, in the middle), labels as `LABELS`."""
+    picture = grey() if picture is None else picture
+    boxes = [[0.25, 0.25, 0.75, 0.75]] if boxes is None else boxes
+    found = Detections(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.linspace(0.9, 0.5, len(boxes), dtype=np.float32),
+        np.arange(len(boxes), dtype=np.int32),
+    )
+    height_px, width_px = picture.shape[:2]
+    moment = datetime(2026, 11, 22, 10, 0, 0, 123_000, UTC)
+    frame = Frame(
+        camera,
+        sequence,
+        3,
+        sequence * 1_000_000,
+        moment,
+        width_px,
+        height_px,
+        np.zeros((SPEC.height_px, SPEC.width_px, 3), np.uint8),
+        SPEC.place(width_px, height_px),
+        full_picture or (lambda: picture),
+    )
+    return Result(frame, found, Timing(3_100_000, 7_900_000, 12_400_000, 4), "cpu", "nano", LABELS)
+
+
+class FakeModule:
+    """A running module with the cameras it is told of; what it computes can be checked."""
+
+    def __init__(self, *cameras: str, board: Board | None = None) -> None:
+        self.board = board or Board()
+        self.names = list(cameras)
+        self.unhealthy: list[str] = []
+        self.unready: list[str] = []
+        self.busy = False
+        self.error: Exception | None = None
+        self.hold: asyncio.Event | None = None
+        self.engine: Document = {
+            "requested": "auto",
+            "effective": "cpu",
+            "reason": "no NVIDIA device is visible here",
+            "reasonCode": "no_device",
+            "degraded": False,
+            "since": "2026-11-22T10:00:00.000Z",
+        }
+        self.facts: ModelFacts | None = ModelFacts("nano", "ab" * 32, SPEC, 5, 4, LABELS)
+        self.last_error: str | None = None
+        self.seen: list[Picture] = []
+
+    def health(self) -> list[str]:
+        return self.unhealthy
+
+    def readiness(self) -> list[str]:
+        return self.unready
+
+    def status(self) -> Document:
+        if self.error is not None:
+            raise self.error
+        return {
+            "version": "0.1.0",
+            "uptimeSeconds": 12.5,
+            "engine": self.engine,
+            "model": {"name": "nano", "sha256": "ab" * 32},
+            "cameras": self.cameras(),
+            "hub": {"state": "local"},
+        }
+
+    def cameras(self) -> list[Document]:
+        return [self._document(name) for name in self.names]
+
+    def camera(self, name: str) -> Document | None:
+        return self._document(name) if name in self.names else None
+
+    def _document(self, name: str) -> Document:
+        latest = self.board.latest(name)
+        return {
+            "name": name,
+            "state": "live",
+            "epoch": 3,
+            "framesRead": 10,
+            "framesAnalysed": latest.frame.sequence if latest else 0,
+            "dropped": {"replaced": 2},
+            "fps": 4.5,
+            "ageMs": 80.0 if latest else None,
+            "lastError": self.last_error,
+        }
+
+    def latest(self, name: str) -> Result | None:
+        return self.board.latest(name)
+
+    async def newer(self, name: str, after: int | None, timeout_s: float) -> Result | None:
+        return await self.board.newer(name, after, timeout_s)
+
+    def subscribe(self, camera: str | None) -> AbstractAsyncContextManager[AsyncIterator[Result]]:
+        return self.board.subscribe(camera)
+
+    async def detect(self, picture: Picture) -> Result:
+        self.seen.append(picture)
+        await self._work()
+        return result("upload", len(self.seen), picture=picture)
+
+    def metrics(self) -> bytes:
+        return b"visionedge_ready 1.0\n"
+
+    def model(self) -> ModelFacts | None:
+        return self.facts
+
+    async def infer_rows(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Row k of picture i holds its mean, k, and zeros."""
+        await self._work()
+        rows = np.zeros((len(images), 5, 6), np.float32)
+        rows[:, :, 0] = images.reshape(len(images), -1).mean(axis=1)[:, None]
+        rows[:, :, 1] = np.arange(5)
+        return rows
+
+    async def _work(self) -> None:
+        if self.busy:
+            raise Busy("the engine has no room", retry_after_s=7)
+        if self.error is not None:
+            raise self.error
+        if self.hold is not None:
+            await self.hold.wait()
+
+    def remove(self, name: str) -> None:
+        """A camera goes away."""
+        self.names.remove(name)
+        self.board.forget(name)
+
+
+Client = aiohttp.ClientSession
+
+
+@asynccontextmanager
+async def serving(module: ModuleView, token: str | None = None) -> AsyncIterator[Client]:
+    """A real server over the module, and a client whose paths are relative to it."""
+    server = await Server.start(module, HttpConfig(port=0, token=token))
+    try:
+        async with aiohttp.ClientSession(
+            server.url, timeout=aiohttp.ClientTimeout(total=20), trust_env=False
+        ) as client:
+            yield client
+    finally:
+        await server.close()
+
+
+def talk(
+    module: ModuleView, conversation: Callable[[Client], Awaitable[None]], *, token: str | None = None
+) -> None:
+    """Serve the module, hold the conversation, and end everything."""
+
+    async def whole() -> None:
+        async with serving(module, token) as client:
+            await conversation(client)
+
+    asyncio.run(whole())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until the condition holds."""
+    async with asyncio.timeout(5):
+        # It may be anything, of the server or of the board: there is no event for it.
+        while not condition():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0)
+
+
+async def error_of(answer: aiohttp.ClientResponse) -> tuple[int, str, str]:
+    """Status, code and message of an error, which must have the one shape."""
+    document: Any = await answer.json()
+    assert set(document["error"]) == {"code", "message"}
+    return answer.status, document["error"]["code"], document["error"]["message"]
