@@ -1,0 +1,182 @@
+"""Answers and questions: JSON documents, errors in the one shape, and query values that are checked."""
+
+import asyncio
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from visionedge.errors import VisionedgeError
+from visionedge.uris import redact
+from visionedge.web.view import Busy
+
+log = logging.getLogger(__name__)
+
+_CODES = {
+    400: "bad_request",
+    401: "unauthorized",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "timeout",
+    411: "length_required",
+    413: "too_large",
+    415: "unsupported_media",
+    417: "expectation_failed",
+    500: "internal",
+    503: "unavailable",
+}
+
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_TRUTH = {"": True, "1": True, "true": True, "0": False, "false": False}
+
+
+class RequestError(Exception):
+    """A request that gets an error for an answer: status, code for programs, message for people."""
+
+    def __init__(self, status: int, message: str, *, code: str = "", headers: Mapping[str, str] = {}) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code or _CODES.get(status, "error")
+        self.headers = dict(headers)
+
+
+def json_bytes(document: Any) -> bytes:
+    """The document as compact UTF-8 JSON; ValueError where it holds a NaN."""
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def json_answer(
+    document: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """A JSON answer; lines end so that it reads well in a terminal."""
+    body = json_bytes(document) + b"\n"
+    return web.Response(body=body, status=status, headers=headers, content_type="application/json")
+
+
+def masked(value: Any) -> Any:
+    """A JSON value with every text redacted: the last fence before a document leaves the module."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {key: masked(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked(item) for item in value]
+    return value
+
+
+def error_answer(path: str, problem: RequestError) -> web.Response:
+    """The error as JSON: ``{"error": {"code", "message"}}``, and under /v2 as that protocol wants it."""
+    message = redact(str(problem))
+    error = (
+        message if path == "/v2" or path.startswith("/v2/") else {"code": problem.code, "message": message}
+    )
+    return json_answer({"error": error}, status=problem.status, headers=problem.headers)
+
+
+def problem_of(error: Exception, request: web.Request) -> RequestError:
+    """What an exception of a handler means to the client."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, Busy):
+        return RequestError(503, str(error), code="busy", headers={"Retry-After": str(error.retry_after_s)})
+    if isinstance(error, web.HTTPException):
+        return _http_problem(error, request)
+    if isinstance(error, VisionedgeError):
+        return RequestError(500, str(error), code="failed")
+    log.error("%s %s failed", request.method, redact(request.path), exc_info=error)
+    return RequestError(500, "internal error; the module's log has the details")
+
+
+def _http_problem(error: web.HTTPException, request: web.Request) -> RequestError:
+    headers = {}
+    message = error.reason or "error"
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+        message = f"{request.path} does not take {request.method}; it takes {headers['Allow']}"
+    elif isinstance(error, web.HTTPNotFound):
+        message = f"there is nothing at {request.path}; /openapi.json lists what there is"
+    elif isinstance(error, web.HTTPRequestEntityTooLarge):
+        message = "the body is too large"
+    return RequestError(error.status, message, headers=headers)
+
+
+def _value(request: web.Request, name: str) -> str | None:
+    values = request.query.getall(name, [])
+    if len(values) > 1:
+        raise RequestError(400, f"'{name}' is given {len(values)} times")
+    return values[0] if values else None
+
+
+def text_value(request: web.Request, name: str) -> str | None:
+    """A query value as it is; None where it is absent.
+
+    Raises:
+        RequestError: 400, it is given more than once (so in the others here, or it is not of their kind).
+    """
+    return _value(request, name)
+
+
+def integer_value(
+    request: web.Request, name: str, *, least: int | None = None, most: int | None = None
+) -> int | None:
+    """A query value as a whole number within its limits."""
+    text = _value(request, name)
+    if text is None:
+        return None
+    if not _INTEGER.fullmatch(text):
+        raise RequestError(400, f"'{name}' must be a whole number")
+    number = int(text)
+    if (least is not None and number < least) or (most is not None and number > most):
+        raise RequestError(400, f"'{name}' must be from {least} to {most}")
+    return number
+
+
+def seconds_value(request: web.Request, name: str, *, most_s: float) -> float | None:
+    """A query value as seconds, not below 0; above `most_s` it counts as `most_s`."""
+    text = _value(request, name)
+    if text is None:
+        return None
+    if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
+        raise RequestError(400, f"'{name}' must be seconds, such as 10 or 2.5")
+    return min(float(text), most_s)
+
+
+def truth_value(request: web.Request, name: str) -> bool:
+    """A query value as yes or no: 1, true or just the name, and 0, false or absent."""
+    text = _value(request, name)
+    if text is None:
+        return False
+    if text.lower() not in _TRUTH:
+        raise RequestError(400, f"'{name}' must be 1 or 0")
+    return _TRUTH[text.lower()]
+
+
+async def read_body(request: web.Request, limit_bytes: int, timeout_s: float) -> bytes:
+    """The whole body (unpacked, where it came compressed), bounded in size and time.
+
+    Raises:
+        RequestError: 413 above `limit_bytes`, 408 after `timeout_s`, 400 when it is empty.
+    """
+    if (request.content_length or 0) > limit_bytes:
+        raise _too_large(limit_bytes)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > limit_bytes:
+                    raise _too_large(limit_bytes)
+    except TimeoutError:
+        raise RequestError(408, f"the body did not arrive within {timeout_s:g} s") from None
+    if not body:
+        raise RequestError(400, "the body is empty", code="empty_body")
+    return bytes(body)
+
+
+def _too_large(limit_bytes: int) -> RequestError:
+    return RequestError(413, f"the body is larger than {limit_bytes / 2**20:.3g} MiB")

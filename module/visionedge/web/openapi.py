@@ -1,0 +1,179 @@
+"""The OpenAPI description at ``/openapi.json``: every route, every answer, every shape."""
+
+from visionedge import __version__
+from visionedge.web.schemas import SCHEMAS
+from visionedge.web.view import Document
+
+_NUMBER = {"type": "number"}
+_INTEGER = {"type": "integer"}
+_FLAG = {"type": "string", "enum": ["0", "1", "true", "false", ""]}
+
+
+def describe() -> Document:
+    """The whole document, OpenAPI 3.1."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "visionedge",
+            "version": __version__,
+            "summary": "Object detection on camera frames, on this device.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{"token": []}, {}],
+        "paths": _paths(),
+        "components": {
+            "schemas": SCHEMAS,
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "Needed everywhere but at the health checks when `http.token` is set.",
+                }
+            },
+        },
+    }
+
+
+def _paths() -> Document:
+    return {**_module_paths(), **_camera_paths(), **_frame_paths()}
+
+
+def _module_paths() -> Document:
+    page = {"description": "The page.", "content": {"text/html": {"schema": {"type": "string"}}}}
+    text = {"description": "Metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    return {
+        "/": {"get": _get("page", "The page that shows every camera live.", {"200": page})},
+        "/healthz": {
+            "get": _open(
+                "health", "Whether the module works.", _ok("Health"), {"503": _json("Health", "It does not.")}
+            )
+        },
+        "/readyz": {
+            "get": _open(
+                "readiness",
+                "Whether a warmed-up engine answers.",
+                _ok("Readiness"),
+                {"503": _json("Readiness", "It does not yet.")},
+            )
+        },
+        "/metrics": {"get": _get("metrics", "All metrics, Prometheus text 0.0.4.", {"200": text})},
+        "/openapi.json": {
+            "get": _get(
+                "openapi", "This document.", {"200": _content("application/json", {"type": "object"}, "It.")}
+            )
+        },
+        "/api/v1/status": {"get": _get("status", "The module in one document.", _ok("Status"))},
+    }
+
+
+def _camera_paths() -> Document:
+    name = _in("path", "name", {"type": "string", "pattern": "^[a-z0-9-]{1,64}$"}, "The camera's name.")
+    unknown = {"404": _error("No camera has this name.")}
+    frame = _get("frame", "The newest frame object, or a newer one than `after`.", _ok("Frame"), unknown)
+    frame["parameters"] = [
+        _in("query", "after", _INTEGER, "Wait for a frame with a higher sequence than this."),
+        _in("query", "timeout", _NUMBER, "Wait so many seconds at most (10 by default, never above 60)."),
+    ]
+    frame["responses"] |= {"204": {"description": "No newer frame came in time."}, "503": _not_yet()}
+    snapshot = _get("snapshot", "The picture of the newest frame.", {"200": _jpeg()}, unknown)
+    snapshot["parameters"] = [_in("query", "annotate", _FLAG, "1 draws the boxes."), _width()]
+    snapshot["responses"]["503"] = _not_yet()
+    parts = _content("multipart/x-mixed-replace", {"type": "string"}, "JPEG parts without an end.")
+    stream = _get("stream", "Live pictures with boxes, as MJPEG.", {"200": parts}, unknown)
+    stream["parameters"] = [_width()]
+    stream["responses"]["503"] = _error("Too many viewers.")
+    camera = "/api/v1/cameras/{name}"
+    return {
+        "/api/v1/cameras": {"get": _get("cameras", "All cameras.", _ok("Cameras"))},
+        camera: {"parameters": [name], "get": _get("camera", "One camera.", _ok("Camera"), unknown)},
+        f"{camera}/frame": {"parameters": [name], "get": frame},
+        f"{camera}/snapshot.jpg": {"parameters": [name], "get": snapshot},
+        f"{camera}/stream.mjpg": {"parameters": [name], "get": stream},
+    }
+
+
+def _frame_paths() -> Document:
+    events = _content("text/event-stream", {"type": "string"}, "One frame object per `data:` line.")
+    frames = _get("frames", "Every frame object as it comes, as server-sent events.", {"200": events})
+    frames["parameters"] = [_in("query", "camera", {"type": "string"}, "Only this camera's.")]
+    frames["responses"] |= {"404": _error("No camera has this name."), "503": _error("Too many viewers.")}
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    form = {"schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}}
+    kinds = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+    detect = _get("detect", "Analyse one picture.", _ok("Frame"))
+    detect["requestBody"] = {
+        "required": True,
+        "description": "A JPEG, PNG or WebP of at most 20 MiB; in a form, the first file counts.",
+        "content": {**dict.fromkeys(kinds, binary), "multipart/form-data": form},
+    }
+    detect["responses"] |= {
+        "400": _error("The body is empty or its picture is broken."),
+        "408": _error("The body did not arrive in time."),
+        "413": _error("The body is too large."),
+        "415": _error("The body is no JPEG, PNG or WebP."),
+        "503": _error("Too many at once, or the engine is not ready; see Retry-After."),
+    }
+    return {"/api/v1/frames": {"get": frames}, "/api/v1/detect": {"post": detect}}
+
+
+def _get(name: str, summary: str, good: Document, more: Document | None = None) -> Document:
+    responses = {**good, **(more or {}), "401": _error("The token is missing or wrong.")}
+    return {
+        "operationId": name,
+        "summary": summary,
+        "responses": {**responses, "default": _error("An error.")},
+    }
+
+
+def _open(name: str, summary: str, good: Document, more: Document) -> Document:
+    """An operation that never needs the token."""
+    responses = {**good, **more, "default": _error("An error.")}
+    return {"operationId": name, "summary": summary, "security": [], "responses": responses}
+
+
+def _in(place: str, name: str, schema: Document, description: str) -> Document:
+    return {
+        "name": name,
+        "in": place,
+        "required": place == "path",
+        "schema": schema,
+        "description": description,
+    }
+
+
+def _width() -> Document:
+    schema = {"type": "integer", "minimum": 16, "maximum": 8192}
+    return _in("query", "width", schema, "Scale down to this width in pixels.")
+
+
+def _content(kind: str, schema: Document, description: str) -> Document:
+    return {"description": description, "content": {kind: {"schema": schema}}}
+
+
+def _json(schema: str, description: str) -> Document:
+    return _content("application/json", {"$ref": f"#/components/schemas/{schema}"}, description)
+
+
+def _ok(schema: str) -> Document:
+    return {"200": _json(schema, "Fine.")}
+
+
+def _error(description: str) -> Document:
+    return _json("Error", description)
+
+
+def _not_yet() -> Document:
+    return _error("The camera has no analysed frame yet, or too many wait; see Retry-After.")
+
+
+def _jpeg() -> Document:
+    answer = _content("image/jpeg", {"type": "string", "format": "binary"}, "The picture.")
+    facts = {
+        "X-Visionedge-Camera": {"type": "string"},
+        "X-Visionedge-Sequence": _INTEGER,
+        "X-Visionedge-Epoch": _INTEGER,
+        "X-Visionedge-Captured-At": {"type": "string", "format": "date-time"},
+    }
+    answer["headers"] = {name: {"schema": schema} for name, schema in facts.items()}
+    return answer

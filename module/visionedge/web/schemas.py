@@ -1,0 +1,174 @@
+"""The shapes of the JSON documents, as JSON Schema: what `ModuleView` gives and what clients get."""
+
+from visionedge.web.view import Document
+
+
+def _object(required: Document, optional: Document | None = None, *, closed: bool = False) -> Document:
+    shape: Document = {
+        "type": "object",
+        "properties": {**required, **(optional or {})},
+        "required": list(required),
+    }
+    return {**shape, "additionalProperties": False} if closed else shape
+
+
+def _list(items: Document) -> Document:
+    return {"type": "array", "items": items}
+
+
+def _ref(name: str) -> Document:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_TEXT = {"type": "string"}
+_TEXT_OR_NULL = {"type": ["string", "null"]}
+_NUMBER = {"type": "number"}
+_NUMBER_OR_NULL = {"type": ["number", "null"]}
+_COUNT = {"type": "integer", "minimum": 0}
+_SHARE = {"type": "number", "minimum": 0, "maximum": 1}
+_MOMENT = {"type": "string", "format": "date-time"}
+_DEVICE_ASKED = {"type": "string", "enum": ["auto", "cuda", "tensorrt", "cpu"]}
+
+_ERROR = _object({"code": {"type": "string", "pattern": "^[a-z_]+$"}, "message": _TEXT}, closed=True)
+
+_CAMERA = _object(
+    {
+        "name": {"type": "string", "pattern": "^[a-z0-9-]{1,64}$"},
+        "state": {
+            "type": "string",
+            "description": "connecting, live, reconnecting, failed, ended or stopped; more may come.",
+        },
+        "epoch": {**_COUNT, "description": "Grows by one at each reconnect."},
+        "framesRead": {**_COUNT, "description": "Pictures decoded from the source."},
+        "framesAnalysed": _COUNT,
+        "dropped": {
+            "type": "object",
+            "additionalProperties": _COUNT,
+            "description": "Frames let go, by reason.",
+        },
+        "fps": {**_NUMBER, "description": "Analysed frames per second, over the last seconds."},
+        "ageMs": {
+            **_NUMBER_OR_NULL,
+            "description": "Age of the newest picture; null before the first one.",
+        },
+        "lastError": {
+            **_TEXT_OR_NULL,
+            "description": "The newest error, secrets masked; null without one.",
+        },
+    },
+    {
+        "uri": {**_TEXT, "description": "Secrets masked."},
+        "since": {**_MOMENT, "description": "When the state began."},
+        "width": {"type": ["integer", "null"]},
+        "height": {"type": ["integer", "null"]},
+        "decoder": _TEXT_OR_NULL,
+    },
+)
+
+_ENGINE = _object(
+    {
+        "requested": _DEVICE_ASKED,
+        "effective": {
+            **_TEXT_OR_NULL,
+            "description": "Where frames are really computed; null before warm-up.",
+        },
+        "reason": {**_TEXT_OR_NULL, "description": "Why this device, for people."},
+    },
+    {
+        "reasonCode": {**_TEXT_OR_NULL, "description": "Why this device, for programs."},
+        "degraded": {
+            "type": "boolean",
+            "description": "The effective device is less than what was asked for.",
+        },
+        "since": {**_MOMENT, "description": "When the effective device was taken."},
+    },
+)
+
+_STATUS = _object(
+    {
+        "version": _TEXT,
+        "uptimeSeconds": _NUMBER,
+        "engine": _ref("Engine"),
+        "cameras": _list(_ref("Camera")),
+        "hub": _object(
+            {"state": {"type": "string", "description": "local, connecting, connected, disconnected …"}},
+            {"lastError": _TEXT_OR_NULL},
+        ),
+    },
+    {
+        "started": _MOMENT,
+        "model": {
+            **_object({"name": _TEXT, "sha256": _TEXT}),
+            "type": ["object", "null"],
+            "description": "null before the model is loaded.",
+        },
+    },
+)
+
+_BOX = _object({"left": _SHARE, "top": _SHARE, "width": _SHARE, "height": _SHARE}, closed=True)
+
+_DETECTION = _object(
+    {"label": _TEXT, "classId": _COUNT, "confidence": _SHARE, "box": _ref("Box")}, closed=True
+)
+
+_TIMING = _object(
+    {
+        "waitMs": _NUMBER,
+        "inferMs": _NUMBER,
+        "totalMs": _NUMBER,
+        "batchSize": {"type": "integer", "minimum": 1},
+    },
+    closed=True,
+)
+
+_FRAME = {
+    **_object(
+        {
+            "schema": {"const": "visionedge/frame/1"},
+            "sequence": {**_COUNT, "description": "Rises; never repeats for a camera, restarts included."},
+            "epoch": _COUNT,
+            "capturedAt": _MOMENT,
+            "width": _COUNT,
+            "height": _COUNT,
+            "model": _TEXT,
+            "device": {**_TEXT, "description": "Where this frame was really computed."},
+            "timing": _ref("Timing"),
+            "detections": {**_list(_ref("Detection")), "description": "Sorted by falling confidence."},
+        },
+        {
+            "camera": {"type": "string", "description": "Absent for a picture that was uploaded."},
+            "source": {"type": "string", "description": "Instead of `camera`: 'upload'."},
+        },
+        closed=True,
+    ),
+    "oneOf": [{"required": ["camera"]}, {"required": ["source"]}],
+}
+
+
+def _condition(good: str, bad: str, more: Document | None = None) -> Document:
+    told = {"reasons": _list(_TEXT), "error": _ERROR}
+    return _object({"status": {"type": "string", "enum": [good, bad]}}, {**told, **(more or {})})
+
+
+SCHEMAS: Document = {
+    "Error": _object({"error": _ERROR}),
+    "Health": _condition("ok", "unhealthy"),
+    "Readiness": _condition(
+        "ready",
+        "not_ready",
+        {
+            "engine": _object(
+                {}, {"requested": _DEVICE_ASKED, "effective": _TEXT_OR_NULL, "degraded": {"type": "boolean"}}
+            )
+        },
+    ),
+    "Status": _STATUS,
+    "Engine": _ENGINE,
+    "Camera": _CAMERA,
+    "Cameras": _object({"cameras": _list(_ref("Camera"))}),
+    "Frame": _FRAME,
+    "Detection": _DETECTION,
+    "Box": _BOX,
+    "Timing": _TIMING,
+}
+"""Components by name; the shapes of frames are closed, others may gain keys."""

@@ -1,0 +1,67 @@
+"""The listening server: start it, know its address, end it in time."""
+
+import errno
+
+from aiohttp import web
+
+from visionedge.config import HttpConfig
+from visionedge.errors import UnavailableError
+from visionedge.web.app import make_app
+from visionedge.web.view import ModuleView
+
+_SHUTDOWN_S = 2.0
+"""Streams end by themselves at once; a request that still runs after this is cancelled."""
+
+
+class Server:
+    """HTTP for one module: ``server = await Server.start(view, http)`` … ``await server.close()``."""
+
+    def __init__(self, runner: web.AppRunner, host: str) -> None:
+        self._runner = runner
+        self._host = host
+
+    def __repr__(self) -> str:
+        return f"<Server {self.url}>"
+
+    @staticmethod
+    async def start(view: ModuleView, http: HttpConfig) -> "Server":
+        """Listen and serve.
+
+        Raises:
+            UnavailableError: the address cannot be listened on, such as a port in use.
+        """
+        app = make_app(view, http)
+        # With cancellation a viewer that leaves frees its place at once, not at the next write.
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_S)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, http.host, http.port).start()
+        except OSError as error:
+            await runner.cleanup()
+            raise UnavailableError(_cannot_listen(http, error)) from None
+        return Server(runner, http.host)
+
+    @property
+    def port(self) -> int:
+        """The port it really listens on, also when 0 was asked for."""
+        return int(self._runner.addresses[0][1])
+
+    @property
+    def url(self) -> str:
+        """Where a browser on this machine finds the page."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host, self._host)  # noqa: S104 - shown, not bound
+        return f"http://{f'[{host}]' if ':' in host.strip('[]') and host[0] != '[' else host}:{self.port}/"
+
+    async def close(self) -> None:
+        """Stop listening, end the streams, let requests finish for a short time, then cancel them."""
+        await self._runner.cleanup()
+
+
+def _cannot_listen(http: HttpConfig, error: OSError) -> str:
+    where = f"http: cannot listen on {http.host}:{http.port}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{where}: the port is in use; give another with --http HOST:PORT (port 0 takes any free one)"
+    if error.errno == errno.EACCES:
+        return f"{where}: not allowed; ports below 1024 need rights, give a higher one with --http HOST:PORT"
+    reason = error.strerror or str(error)
+    return f"{where}: {reason}; give an address of this machine with --http HOST:PORT"

@@ -1,0 +1,429 @@
+"""The JSON API over a real server: what is answered, and how it says no."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+import pytest
+
+from visionedge.errors import ModelError, SourceError
+from visionedge.frames import Picture, frame_document
+from visionedge.web import api
+from web_module import Client, FakeModule, error_of, grey, jpeg, result, talk, unpacked, until
+
+
+def test_health_and_readiness_answer_200_or_503_with_every_reason() -> None:
+    module = FakeModule()
+
+    async def conversation(client: Client) -> None:
+        for path, good in (("/healthz", "ok"), ("/readyz", "ready")):
+            async with client.get(path) as answer:
+                assert (answer.status, (await answer.json())["status"]) == (200, good)
+        module.unhealthy = ["lane 0 died"]
+        module.unready = ["the engine warms up", "rtsp://me:secret@192.0.2.5/ is away"]
+        for path, reasons in (
+            ("/healthz", ["lane 0 died"]),
+            ("/readyz", ["the engine warms up", "rtsp://***@192.0.2.5/ is away"]),
+        ):
+            async with client.get(path) as answer:
+                assert answer.status == 503
+                document = await answer.json()
+                assert document["reasons"] == reasons
+                assert document["error"]["message"] == "; ".join(reasons)
+
+    talk(module, conversation)
+
+
+def test_readiness_is_not_silent_about_the_device() -> None:
+    module = FakeModule()
+    module.engine |= {"requested": "cuda", "degraded": True}
+
+    async def conversation(client: Client) -> None:
+        async with client.get("/readyz") as answer:
+            engine = (await answer.json())["engine"]
+            assert engine == {"requested": "cuda", "effective": "cpu", "degraded": True}
+
+    talk(module, conversation)
+
+
+def test_metrics_are_prometheus_text() -> None:
+    async def conversation(client: Client) -> None:
+        async with client.get("/metrics") as answer:
+            assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+            assert await answer.read() == b"visionedge_ready 1.0\n"
+
+    talk(FakeModule(), conversation)
+
+
+def test_status_and_cameras_are_given_as_the_module_has_them() -> None:
+    module = FakeModule("dock", "yard")
+
+    async def conversation(client: Client) -> None:
+        async with client.get("/api/v1/status") as answer:
+            assert await answer.json() == module.status()
+            assert answer.headers["Cache-Control"] == "no-store"
+        async with client.get("/api/v1/cameras") as answer:
+            assert await answer.json() == {"cameras": module.cameras()}
+        async with client.get("/api/v1/cameras/yard") as answer:
+            assert await answer.json() == module.camera("yard")
+        async with client.get("/api/v1/cameras/attic") as answer:
+            status, code, message = await error_of(answer)
+            assert (status, code) == (404, "unknown_camera")
+            assert "attic" in message
+
+    talk(module, conversation)
+
+
+def test_no_secret_leaves_in_a_document_even_when_the_module_forgot_to_mask_it() -> None:
+    module = FakeModule("dock")
+    module.last_error = "rtsp://admin:hunter2@192.0.2.5/s?token=abc cannot be opened"
+
+    async def conversation(client: Client) -> None:
+        for path in ("/api/v1/status", "/api/v1/cameras", "/api/v1/cameras/dock"):
+            async with client.get(path) as answer:
+                text = await answer.text()
+                assert "***" in text
+                assert "hunter2" not in text
+                assert "abc" not in text
+
+    talk(module, conversation)
+
+
+def test_the_latest_frame_is_its_frame_object() -> None:
+    module = FakeModule("dock")
+    made = result("dock", 4711)
+    module.board.publish(made)
+
+    async def conversation(client: Client) -> None:
+        async with client.get("/api/v1/cameras/dock/frame") as answer:
+            assert answer.status == 200
+            assert answer.content_type == "application/json"
+            assert await answer.json() == frame_document(made)
+            assert answer.headers["X-Visionedge-Sequence"] == "4711"
+        async with client.get("/api/v1/cameras/attic/frame") as answer:
+            assert (await error_of(answer))[:2] == (404, "unknown_camera")
+
+    talk(module, conversation)
+
+
+def test_before_the_first_frame_the_answer_is_503_and_when_to_come_again() -> None:
+    async def conversation(client: Client) -> None:
+        for leaf in ("frame", "snapshot.jpg", "frame?timeout=0.01"):
+            async with client.get(f"/api/v1/cameras/dock/{leaf}") as answer:
+                assert (await error_of(answer))[:2] == (503, "no_frame_yet")
+                assert answer.headers["Retry-After"] == "1"
+
+    talk(FakeModule("dock"), conversation)
+
+
+def test_a_long_poll_waits_for_the_next_frame() -> None:
+    module = FakeModule("dock")
+    module.board.publish(result("dock", 5))
+
+    async def conversation(client: Client) -> None:
+        async def ask() -> int:
+            async with client.get("/api/v1/cameras/dock/frame?after=5&timeout=15") as answer:
+                return int((await answer.json())["sequence"])
+
+        asked = asyncio.create_task(ask())
+        await until(lambda: module.board.statistics().waiting == 1)
+        module.board.publish(result("dock", 6))
+        assert await asked == 6
+        async with client.get("/api/v1/cameras/dock/frame?after=5") as answer:
+            assert (await answer.json())["sequence"] == 6
+
+    talk(module, conversation)
+
+
+def test_a_long_poll_without_a_newer_frame_ends_empty_with_204() -> None:
+    module = FakeModule("dock")
+    module.board.publish(result("dock", 5))
+
+    async def conversation(client: Client) -> None:
+        async with client.get("/api/v1/cameras/dock/frame?after=5&timeout=0.05") as answer:
+            assert answer.status == 204
+            assert await answer.read() == b""
+
+    talk(module, conversation)
+
+
+def test_a_long_poll_on_a_camera_that_is_removed_meanwhile_ends_with_404() -> None:
+    module = FakeModule("dock")
+
+    async def conversation(client: Client) -> None:
+        async def ask() -> int:
+            async with client.get("/api/v1/cameras/dock/frame?after=0&timeout=15") as answer:
+                return answer.status
+
+        asked = asyncio.create_task(ask())
+        await until(lambda: module.board.statistics().waiting == 1)
+        module.remove("dock")
+        assert await asked == 404
+
+    talk(module, conversation)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "after=x",
+        "after=",
+        "after=1.5",
+        "after=1_0",
+        "after=1&after=2",
+        "timeout=-1",
+        "timeout=nan",
+        "timeout=1e3",
+    ],
+)
+def test_numbers_that_are_none_are_refused(query: str) -> None:
+    module = FakeModule("dock")
+    module.board.publish(result("dock", 5))
+
+    async def conversation(client: Client) -> None:
+        async with client.get(f"/api/v1/cameras/dock/frame?{query}") as answer:
+            status, _, message = await error_of(answer)
+            assert status == 400
+            assert query.split("=", maxsplit=1)[0] in message
+
+    talk(module, conversation)
+
+
+def test_a_snapshot_is_the_very_picture_of_the_latest_frame() -> None:
+    module = FakeModule("dock")
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:, 32:] = (200, 120, 40)
+    made = result("dock", 9, picture=picture)
+    module.board.publish(made)
+
+    async def conversation(client: Client) -> None:
+        async with client.get("/api/v1/cameras/dock/snapshot.jpg") as answer:
+            assert answer.content_type == "image/jpeg"
+            assert answer.headers["Cache-Control"] == "no-store"
+            assert answer.headers["X-Visionedge-Sequence"] == "9"
+            assert answer.headers["X-Visionedge-Captured-At"] == "2026-11-22T10:00:00.123Z"
+            plain = unpacked(await answer.read())
+        assert plain.shape == picture.shape
+        assert abs(plain.astype(int) - picture).mean() < 4
+        async with client.get("/api/v1/cameras/dock/snapshot.jpg?annotate=1") as answer:
+            drawn = unpacked(await answer.read())
+        assert abs(drawn.astype(int) - plain)[12:36, 14:18].max() > 60, "the left line of the box"
+
+    talk(module, conversation)
+
+
+def test_a_snapshot_is_scaled_down_on_demand_and_never_up() -> None:
+    module = FakeModule("dock")
+    module.board.publish(result("dock", 9, picture=grey(640, 480)))
+
+    async def conversation(client: Client) -> None:
+        for width, shape in ((320, (240, 320, 3)), (4000, (480, 640, 3))):
+            async with client.get(f"/api/v1/cameras/dock/snapshot.jpg?annotate=1&width={width}") as answer:
+                assert unpacked(await answer.read()).shape == shape
+
+    talk(module, conversation)
+
+
+@pytest.mark.parametrize("query", ["annotate=maybe", "annotate=2", "width=0", "width=wide", "width=99999"])
+def test_snapshot_options_that_mean_nothing_are_refused(query: str) -> None:
+    module = FakeModule("dock")
+    module.board.publish(result())
+
+    async def conversation(client: Client) -> None:
+        async with client.get(f"/api/v1/cameras/dock/snapshot.jpg?{query}") as answer:
+            assert (await error_of(answer))[0] == 400
+
+    talk(module, conversation)
+
+
+def test_a_picture_that_cannot_be_had_any_more_is_told_and_is_no_crash() -> None:
+    def gone() -> Picture:
+        raise SourceError("the decoded picture of dock was let go")
+
+    module = FakeModule("dock")
+    module.board.publish(result("dock", 1, full_picture=gone))
+
+    async def conversation(client: Client) -> None:
+        async with client.get("/api/v1/cameras/dock/snapshot.jpg") as answer:
+            assert (await error_of(answer))[:2] == (503, "no_picture")
+
+    talk(module, conversation)
+
+
+@pytest.mark.parametrize("kind", [".jpg", ".png", ".webp"])
+def test_an_uploaded_picture_is_analysed_as_it_is(kind: str) -> None:
+    module = FakeModule()
+
+    async def conversation(client: Client) -> None:
+        body = jpeg(grey(40, 30, 200), kind)
+        async with client.post("/api/v1/detect", data=body) as answer:
+            document = await answer.json()
+        assert answer.status == 200, document
+        assert document["source"] == "upload"
+        assert "camera" not in document
+        assert (document["width"], document["height"]) == (40, 30)
+        assert [found["label"] for found in document["detections"]] == ["person"]
+        assert abs(int(module.seen[0].mean()) - 200) < 3
+
+    talk(module, conversation)
+
+
+def test_a_picture_may_come_in_a_form() -> None:
+    async def conversation(client: Client) -> None:
+        form = aiohttp.FormData({"note": "hello"})
+        form.add_field("file", jpeg(grey(40, 30)), filename="a.jpg", content_type="image/jpeg")
+        async with client.post("/api/v1/detect", data=form) as answer:
+            assert (await answer.json())["width"] == 40
+        empty = aiohttp.FormData({"note": "hello"}, default_to_multipart=True)
+        async with client.post("/api/v1/detect", data=empty) as answer:
+            assert (await error_of(answer))[:2] == (400, "empty_body")
+
+    talk(FakeModule(), conversation)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"", 400), (b"hello", 415), (b"GIF89a" + bytes(50), 415), (b"\xff\xd8\xff" + bytes(50), 400)],
+)
+def test_a_body_that_is_no_picture_is_refused(body: bytes, status: int) -> None:
+    module = FakeModule()
+
+    async def conversation(client: Client) -> None:
+        async with client.post("/api/v1/detect", data=body) as answer:
+            assert (await error_of(answer))[0] == status
+        assert module.seen == []
+
+    talk(module, conversation)
+
+
+def test_a_broken_form_is_refused() -> None:
+    async def conversation(client: Client) -> None:
+        for kind in ("multipart/form-data", "multipart/form-data; boundary=x"):
+            async with client.post("/api/v1/detect", data=b"none", headers={"Content-Type": kind}) as answer:
+                assert (await error_of(answer))[0] == 400
+
+    talk(FakeModule(), conversation)
+
+
+def test_a_body_above_the_limit_is_refused_whether_or_not_it_says_its_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(api, "UPLOAD_LIMIT_BYTES", 1000)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(50):
+            yield bytes(100)
+
+    async def conversation(client: Client) -> None:
+        for body in (bytes(1001), pieces()):
+            async with client.post("/api/v1/detect", data=body) as answer:
+                assert (await error_of(answer))[:2] == (413, "too_large")
+        form = aiohttp.FormData()
+        form.add_field("file", bytes(5000), filename="a.jpg")
+        async with client.post("/api/v1/detect", data=form) as answer:
+            assert (await error_of(answer))[:2] == (413, "too_large")
+
+    talk(FakeModule(), conversation)
+
+
+def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "UPLOAD_LIMIT_S", 0.05)
+
+    async def conversation(client: Client) -> None:
+        never = asyncio.Event()
+
+        async def stuck() -> AsyncIterator[bytes]:
+            yield b"\xff\xd8\xff"
+            await never.wait()
+
+        async with client.post("/api/v1/detect", data=stuck()) as answer:
+            assert (await error_of(answer))[:2] == (408, "timeout")
+
+    talk(FakeModule(), conversation)
+
+
+def test_more_uploads_than_there_are_permits_are_told_to_come_again() -> None:
+    module = FakeModule()
+
+    async def conversation(client: Client) -> None:
+        module.hold = asyncio.Event()
+
+        async def upload() -> int:
+            async with client.post("/api/v1/detect", data=jpeg()) as answer:
+                return answer.status
+
+        held = [asyncio.create_task(upload()) for _ in range(api.UPLOADS_AT_ONCE)]
+        await until(lambda: len(module.seen) == api.UPLOADS_AT_ONCE)
+        async with client.post("/api/v1/detect", data=jpeg()) as answer:
+            assert (await error_of(answer))[:2] == (503, "busy")
+            assert answer.headers["Retry-After"] == "1"
+        module.hold.set()
+        assert await asyncio.gather(*held) == [200] * api.UPLOADS_AT_ONCE
+        assert await upload() == 200
+
+    talk(module, conversation)
+
+
+def test_a_busy_engine_says_when_to_come_again() -> None:
+    module = FakeModule()
+    module.busy = True
+
+    async def conversation(client: Client) -> None:
+        async with client.post("/api/v1/detect", data=jpeg()) as answer:
+            assert (await error_of(answer))[:2] == (503, "busy")
+            assert answer.headers["Retry-After"] == "7"
+
+    talk(module, conversation)
+
+
+def test_paths_and_methods_that_do_not_exist_are_errors_in_the_one_shape() -> None:
+    async def conversation(client: Client) -> None:
+        async with client.get("/api/v1/nothing") as answer:
+            assert (await error_of(answer))[:2] == (404, "not_found")
+        async with client.delete("/api/v1/status") as answer:
+            assert (await error_of(answer))[:2] == (405, "method_not_allowed")
+            assert answer.headers["Allow"] == "GET, HEAD"
+        async with client.get("/api/v1/detect") as answer:
+            assert (await error_of(answer))[0] == 405
+
+    talk(FakeModule(), conversation)
+
+
+def test_a_fault_of_ours_is_a_500_that_tells_nothing_of_the_inside(caplog: pytest.LogCaptureFixture) -> None:
+    module = FakeModule()
+    module.error = ZeroDivisionError("token=secret")
+
+    async def conversation(client: Client) -> None:
+        async with client.get("/api/v1/status") as answer:
+            status, code, message = await error_of(answer)
+            assert (status, code) == (500, "internal")
+            assert "secret" not in message
+
+    talk(module, conversation)
+    assert any(record.exc_info for record in caplog.records)
+
+
+def test_an_error_meant_for_people_keeps_its_sentence() -> None:
+    module = FakeModule()
+    module.error = ModelError("the model gave NaN")
+
+    async def conversation(client: Client) -> None:
+        async with client.post("/api/v1/detect", data=jpeg()) as answer:
+            assert await error_of(answer) == (500, "failed", "the model gave NaN")
+
+    talk(module, conversation)
+
+
+def test_a_real_photo_is_taken_up_to_the_detector(shared_data: Path) -> None:
+    module = FakeModule()
+
+    async def conversation(client: Client) -> None:
+        for name, shape in (("photos/darknet_dog.jpg", (576, 768)), ("photos/coffee.png", (400, 600))):
+            async with client.post("/api/v1/detect", data=(shared_data / name).read_bytes()) as answer:
+                document = json.loads(await answer.read())
+            assert (document["height"], document["width"]) == shape
+
+    talk(module, conversation)

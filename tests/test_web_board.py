@@ -1,0 +1,159 @@
+"""The board: newest results, bounded viewers, waits that end."""
+
+import asyncio
+
+import pytest
+
+from visionedge.frames import Result
+from visionedge.web.board import Board
+from visionedge.web.view import Busy
+from web_module import result
+
+
+class Clock:
+    """Nanoseconds that move when told."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+def test_the_newest_result_of_each_camera_is_kept() -> None:
+    async def story() -> None:
+        board = Board()
+        assert board.latest("dock") is None
+        for camera, sequence in (("dock", 1), ("yard", 7), ("dock", 2)):
+            board.publish(result(camera, sequence))
+        dock, yard = board.latest("dock"), board.latest("yard")
+        assert dock is not None
+        assert yard is not None
+        assert (dock.frame.sequence, yard.frame.sequence) == (2, 7)
+
+    asyncio.run(story())
+
+
+def test_a_wait_ends_with_the_first_newer_result_of_its_own_camera() -> None:
+    async def story() -> None:
+        board = Board()
+        board.publish(result("dock", 4))
+        wait = asyncio.create_task(board.newer("dock", 4, 5))
+        await asyncio.sleep(0)
+        board.publish(result("yard", 9))
+        board.publish(result("dock", 5))
+        found = await wait
+        assert found is not None
+        assert found.frame.sequence == 5
+        assert board.statistics().waiting == 0
+
+    asyncio.run(story())
+
+
+def test_a_newer_result_that_is_there_already_is_given_at_once() -> None:
+    async def story() -> None:
+        board = Board()
+        board.publish(result("dock", 4))
+        for after in (3, None):
+            found = await board.newer("dock", after, 0)
+            assert found is not None
+            assert found.frame.sequence == 4
+
+    asyncio.run(story())
+
+
+def test_a_wait_gives_none_when_its_time_is_up_the_camera_goes_or_the_board_closes() -> None:
+    async def story() -> None:
+        board = Board()
+        assert await board.newer("dock", None, 0.01) is None
+        forgotten = asyncio.create_task(board.newer("dock", None, 30))
+        closed = asyncio.create_task(board.newer("yard", None, 30))
+        await asyncio.sleep(0)
+        board.forget("dock")
+        assert await forgotten is None
+        board.close()
+        assert await closed is None
+        assert await board.newer("dock", None, 30) is None
+
+    asyncio.run(story())
+
+
+def test_a_slow_viewer_loses_only_its_own_oldest_results() -> None:
+    async def story() -> None:
+        board = Board(buffer=3)
+        async with board.subscribe(None) as slow, board.subscribe("dock") as quick:
+            seen: list[int] = []
+            for sequence in range(1, 8):
+                board.publish(result("dock", sequence))
+                seen.append((await anext(quick)).frame.sequence)
+            assert seen == [1, 2, 3, 4, 5, 6, 7]
+            assert [(await anext(slow)).frame.sequence for _ in range(3)] == [5, 6, 7]
+            assert (slow.lost, quick.lost, board.statistics().lost) == (4, 0, 4)
+
+    asyncio.run(story())
+
+
+def test_a_subscription_hears_only_its_camera_and_ends_when_that_is_forgotten() -> None:
+    async def story() -> None:
+        board = Board()
+        async with board.subscribe("dock") as dock:
+            board.publish(result("yard", 1))
+            board.publish(result("dock", 2))
+            board.forget("yard")
+            board.forget("dock")
+            heard: list[Result] = [item async for item in dock]
+        assert [item.frame.sequence for item in heard] == [2]
+        assert board.statistics().viewers == 0
+
+    asyncio.run(story())
+
+
+def test_closing_the_board_ends_a_viewer_that_waits() -> None:
+    async def story() -> None:
+        board = Board()
+        async with board.subscribe(None) as viewer:
+            wait = asyncio.create_task(anext(viewer, None))
+            await asyncio.sleep(0)
+            board.close()
+            assert await wait is None
+
+    asyncio.run(story())
+
+
+def test_too_many_viewers_and_waits_are_refused_and_counted() -> None:
+    async def story() -> None:
+        board = Board(max_viewers=1)
+        async with board.subscribe(None):
+            with pytest.raises(Busy, match="viewers"):
+                async with board.subscribe(None):
+                    pass
+        wait = asyncio.create_task(board.newer("dock", None, 30))
+        await asyncio.sleep(0)
+        with pytest.raises(Busy, match="wait"):
+            await board.newer("dock", None, 30)
+        board.close()
+        await wait
+        assert board.statistics().refused == 2
+
+    asyncio.run(story())
+
+
+def test_the_rate_is_that_of_the_last_seconds_and_falls_when_a_camera_is_silent() -> None:
+    clock = Clock()
+    board = Board(clock=clock)
+    for sequence in range(1, 52):
+        clock.now_ns = sequence * 100_000_000
+        board.publish(result("dock", sequence))
+    traffic = board.statistics().cameras["dock"]
+    assert traffic.published == 51
+    assert traffic.fps == pytest.approx(10, rel=0.01)
+    clock.now_ns += 2_000_000_000
+    assert board.statistics().cameras["dock"].fps < 7
+    clock.now_ns += 60_000_000_000
+    assert board.statistics().cameras["dock"].fps == 0
+
+
+def test_its_state_can_be_read_in_one_line() -> None:
+    board = Board()
+    board.publish(result())
+    assert repr(board) == "<Board cameras=1 viewers=0 waiting=0>"

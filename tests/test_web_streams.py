@@ -1,0 +1,235 @@
+"""Live streams: events and pictures that come, viewers that leave, and ends that are clean."""
+
+import asyncio
+import json
+from contextlib import aclosing
+
+import aiohttp
+import pytest
+
+from visionedge.frames import Picture, frame_document
+from visionedge.web import api
+from visionedge.web.board import Board
+from visionedge.web.pictures import Desk, Look, Pictures
+from visionedge.web.streams import Closing, Documents, follow, newest
+from visionedge.web.view import Busy
+from web_module import Client, FakeModule, error_of, grey, result, serving, talk, unpacked, until
+
+
+async def event(answer: aiohttp.ClientResponse) -> str:
+    """The next event of a stream that is no comment."""
+    while True:
+        line = (await answer.content.readline()).decode()
+        assert line, "the stream ended"
+        if line.startswith("data: "):
+            assert await answer.content.readline() == b"\n"
+            return line.removeprefix("data: ")
+
+
+async def part(answer: aiohttp.ClientResponse) -> tuple[int, Picture]:
+    """The next part of an MJPEG stream: its sequence and picture."""
+    headers: dict[str, str] = {}
+    while (line := (await answer.content.readline()).decode().strip()) or not headers:
+        if ":" in line:
+            name, _, value = line.partition(":")
+            headers[name] = value.strip()
+    data = await answer.content.readexactly(int(headers["Content-Length"]))
+    return int(headers["X-Visionedge-Sequence"]), unpacked(data)
+
+
+def test_every_frame_object_comes_as_an_event_of_its_own() -> None:
+    module = FakeModule("dock", "yard")
+
+    async def conversation(client: Client) -> None:
+        async with client.get("/api/v1/frames") as answer:
+            assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+            made = [result("dock", 1), result("yard", 8), result("dock", 2)]
+            for item in made:
+                module.board.publish(item)
+            for item in made:
+                assert json.loads(await event(answer)) == frame_document(item)
+
+    talk(module, conversation)
+
+
+def test_events_can_be_those_of_one_camera() -> None:
+    module = FakeModule("dock", "yard")
+
+    async def conversation(client: Client) -> None:
+        async with client.get("/api/v1/frames?camera=yard") as answer:
+            module.board.publish(result("dock", 1))
+            module.board.publish(result("yard", 8))
+            assert json.loads(await event(answer))["camera"] == "yard"
+            module.remove("yard")
+            assert await answer.content.read() == b"", "the stream ends with its camera"
+        async with client.get("/api/v1/frames?camera=attic") as answer:
+            assert (await error_of(answer))[:2] == (404, "unknown_camera")
+
+    talk(module, conversation)
+
+
+def test_a_viewer_that_leaves_frees_its_place() -> None:
+    module = FakeModule("dock", board=Board(max_viewers=1))
+
+    async def conversation(client: Client) -> None:
+        async with client.get("/api/v1/frames"), client.get("/api/v1/frames") as second:
+            assert (await error_of(second))[:2] == (503, "busy")
+            assert second.headers["Retry-After"] == "5"
+        await until(lambda: module.board.statistics().viewers == 0)
+        async with client.get("/api/v1/frames") as third:
+            assert third.status == 200
+
+    talk(module, conversation)
+
+
+def test_the_picture_stream_shows_annotated_pictures_as_they_come() -> None:
+    module = FakeModule("dock")
+    module.board.publish(result("dock", 1, picture=grey(320, 240)))
+
+    async def conversation(client: Client) -> None:
+        async with client.get("/api/v1/cameras/dock/stream.mjpg") as answer:
+            assert answer.content_type == "multipart/x-mixed-replace"
+            sequence, picture = await part(answer)
+            assert (sequence, picture.shape) == (1, (240, 320, 3))
+            assert int(picture.max()) - int(picture.min()) > 100, "a box is drawn on the plain picture"
+            module.board.publish(result("dock", 2, picture=grey(320, 240)))
+            assert (await part(answer))[0] == 2
+
+    talk(module, conversation)
+
+
+def test_the_picture_stream_ends_when_its_camera_is_removed() -> None:
+    module = FakeModule("dock")
+    module.board.publish(result("dock", 1))
+
+    async def conversation(client: Client) -> None:
+        async with client.get("/api/v1/cameras/dock/stream.mjpg?width=32") as answer:
+            assert (await part(answer))[1].shape == (24, 32, 3)
+            module.remove("dock")
+            assert (await answer.content.read()).strip() == b"--visionedge-picture" or answer.content.at_eof()
+        async with client.get("/api/v1/cameras/dock/stream.mjpg") as answer:
+            assert (await error_of(answer))[0] == 404
+
+    talk(module, conversation)
+
+
+def test_there_are_only_so_many_picture_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "PICTURE_STREAMS_AT_ONCE", 1)
+    module = FakeModule("dock")
+    module.board.publish(result("dock", 1))
+
+    async def conversation(client: Client) -> None:
+        async with client.get("/api/v1/cameras/dock/stream.mjpg") as first:
+            await part(first)
+            async with client.get("/api/v1/cameras/dock/stream.mjpg") as second:
+                assert (await error_of(second))[:2] == (503, "busy")
+
+    talk(module, conversation)
+
+
+def test_all_streams_and_waits_end_when_the_server_closes() -> None:
+    module = FakeModule("dock")
+    module.board.publish(result("dock", 1))
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        async with aiohttp.ClientSession() as outside:
+            async with serving(module) as client:
+                base = str(client._base_url)
+                events = await outside.get(base + "api/v1/frames")
+                pictures = await outside.get(base + "api/v1/cameras/dock/stream.mjpg")
+                poll = asyncio.create_task(outside.get(base + "api/v1/cameras/dock/frame?after=1&timeout=60"))
+                await part(pictures)
+                await until(lambda: module.board.statistics().waiting == 2)
+                began_s = loop.time()
+            assert loop.time() - began_s < 1.5
+            await events.content.read()
+            await pictures.content.read()
+            assert (await error_of(await poll))[:2] == (503, "busy")
+
+    asyncio.run(story())
+
+
+def test_a_picture_is_packed_once_for_all_its_viewers() -> None:
+    calls: list[int] = []
+
+    def counted() -> Picture:
+        calls.append(1)
+        return grey()
+
+    async def story() -> None:
+        desk = Desk()
+        pictures = Pictures(desk)
+        made = result("dock", 1, full_picture=counted)
+        packed = await asyncio.gather(*[pictures.jpeg(made, Look(annotated=True)) for _ in range(5)])
+        assert len(set(packed)) == 1
+        assert len(calls) == 1
+        await pictures.jpeg(made, Look())
+        await pictures.jpeg(result("dock", 2, full_picture=counted), Look(annotated=True))
+        assert len(calls) == 3
+        desk.close()
+
+    asyncio.run(story())
+
+
+def test_kept_pictures_are_bounded() -> None:
+    async def story() -> None:
+        desk = Desk()
+        pictures = Pictures(desk, limit=3)
+        for number in range(9):
+            await pictures.jpeg(result(f"camera-{number}", 1), Look())
+        assert repr(pictures) == "<Pictures kept=3 limit=3>"
+        desk.close()
+
+    asyncio.run(story())
+
+
+def test_a_desk_takes_only_so_many_jobs() -> None:
+    async def story() -> None:
+        desk = Desk(threads=1, limit=0)
+        with pytest.raises(Busy):
+            await desk.run(grey)
+        desk.close()
+
+    asyncio.run(story())
+
+
+def test_a_frame_object_is_written_once_for_all_its_readers() -> None:
+    documents = Documents(limit=2)
+    made = result("dock", 1)
+    assert documents.of(made) is documents.of(made)
+    assert json.loads(documents.of(result("dock", 2)))["sequence"] == 2
+    for number in range(5):
+        documents.of(result(f"camera-{number}", 1))
+    assert len(documents._kept) == 2
+
+
+def test_a_silent_stream_says_that_it_lives() -> None:
+    async def story() -> None:
+        board, closing = Board(), Closing()
+        async with board.subscribe(None) as viewer, aclosing(follow(viewer, closing, 0.01)) as followed:
+            assert await anext(followed) is None
+            board.publish(result("dock", 3))
+            heard = await anext(followed)
+            assert heard is not None
+            assert heard.frame.sequence == 3
+            closing.set()
+            assert await anext(followed, "end") == "end"
+
+    asyncio.run(story())
+
+
+def test_a_slow_viewer_of_pictures_skips_to_the_newest_and_a_still_one_is_shown_again() -> None:
+    async def story() -> None:
+        module = FakeModule("dock")
+        async with aclosing(newest(module, "dock", Closing(), 0.02)) as shown:
+            module.board.publish(result("dock", 1))
+            assert (await anext(shown)).frame.sequence == 1
+            for sequence in (2, 3, 4):
+                module.board.publish(result("dock", sequence))
+            assert (await anext(shown)).frame.sequence == 4
+            assert (await anext(shown)).frame.sequence == 4
+            module.board.close()
+            assert await anext(shown, None) is None
+
+    asyncio.run(story())
