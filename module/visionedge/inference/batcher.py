@@ -1,0 +1,269 @@
+"""Slots and natural batches: the newest frame of every camera waits here until a lane takes it.
+
+Who calls what: camera threads `put` and `wait_taken`; lanes `take` and `done`; the service `open`,
+`close_camera`, `close` and `statistics`. One lock, held for assignments only; `put` never blocks.
+
+The law, at every moment and for every camera:
+
+    offered = analysed + failed + replaced + stale + gated + discarded + waiting + in_flight
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from visionedge.frames import Frame, Picture
+
+
+class Outcome(StrEnum):
+    """How a batch ended."""
+
+    ANALYSED = "analysed"
+    FAILED = "failed"
+
+
+class Drop(StrEnum):
+    """Why a frame was not analysed; this list is closed.
+
+    replaced: a newer one came before it was taken; stale: too old when its turn came; gated: not worth the
+    engine; failed: the engine failed on its batch; discarded: its camera or the module was closed.
+    """
+
+    REPLACED = "replaced"
+    STALE = "stale"
+    GATED = "gated"
+    FAILED = "failed"
+    DISCARDED = "discarded"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Frames of different cameras, taken together; whoever took it owes the batcher a `done`."""
+
+    frames: tuple[Frame, ...]
+    taken_ns: int
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def pictures(self) -> Picture:
+        """All pictures as one uint8 (n, H, W, 3)."""
+        return np.stack([frame.image for frame in self.frames])
+
+
+@dataclass(frozen=True, slots=True)
+class CameraStatistics:
+    """What became of a camera's frames; `waiting` and `in_flight` are 0 or 1."""
+
+    offered: int
+    analysed: int
+    waiting: int
+    in_flight: int
+    dropped: Mapping[Drop, int]
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherStatistics:
+    """A snapshot: what became of the frames of each camera, and how many batches of which size there were."""
+
+    cameras: Mapping[str, CameraStatistics]
+    batch_sizes: Mapping[int, int]
+
+
+@dataclass(slots=True)
+class _Slot:
+    frame: Frame | None = None
+    in_flight: bool = False
+    open: bool = True
+    offered: int = 0
+    analysed: int = 0
+    dropped: Counter[Drop] = field(default_factory=Counter)
+
+
+class Batcher:
+    """One slot per camera, at most one frame of a camera in flight, and whoever was served last goes last.
+
+    `max_batch` bounds a batch. A frame that is older than `max_age_ns` when its turn comes is dropped. With
+    `window_ns` a batch that is not full waits until its oldest frame is that old; by default nothing ever
+    waits for company.
+    """
+
+    def __init__(
+        self,
+        max_batch: int,
+        max_age_ns: int,
+        clock: Callable[[], int] = time.monotonic_ns,
+        window_ns: int = 0,
+    ) -> None:
+        self._max_batch = max_batch
+        self._max_age_ns = max_age_ns
+        self._window_ns = window_ns
+        self._clock = clock
+        self._slots: dict[str, _Slot] = {}  # in the order of turns: a camera that was served moves to the end
+        self._batch_sizes: Counter[int] = Counter()
+        self._closed = False
+        lock = threading.Lock()
+        self._work = threading.Condition(lock)  # a frame may be ready; lanes wait here
+        self._room = threading.Condition(lock)  # a slot turned empty; flat-out cameras wait here
+
+    def __repr__(self) -> str:
+        slots = list(self._slots.values())
+        return (
+            f"<Batcher {'closed' if self._closed else 'open'} cameras={sum(s.open for s in slots)}"
+            f" waiting={sum(s.frame is not None for s in slots)} in_flight={sum(s.in_flight for s in slots)}"
+            f" batches={self._batch_sizes.total()}>"
+        )
+
+    def open(self, camera: str) -> None:
+        """Take frames of a camera from now on; its counters go on where they were."""
+        with self._work:
+            self._slots.setdefault(camera, _Slot()).open = True
+
+    def close_camera(self, camera: str) -> None:
+        """Take no more frames of a camera; one that waits is discarded, one in flight is finished."""
+        with self._work:
+            self._shut(self._slots[camera])
+
+    def put(self, frame: Frame) -> bool:
+        """Hand a frame over; it replaces an older one that still waits. False if it came too late: closed.
+
+        Raises:
+            KeyError: the camera was never opened.
+        """
+        with self._work:
+            slot = self._slots[frame.camera]
+            slot.offered += 1
+            if self._closed or not slot.open:
+                slot.dropped[Drop.DISCARDED] += 1
+                return False
+            if slot.frame is not None:
+                slot.dropped[Drop.REPLACED] += 1
+            slot.frame = frame
+            if not slot.in_flight:
+                self._work.notify()
+        return True
+
+    def gate(self, camera: str) -> None:
+        """Count a frame that was seen and held back before it became one for the engine."""
+        with self._work:
+            slot = self._slots[camera]
+            slot.offered += 1
+            slot.dropped[Drop.GATED] += 1
+
+    def wait_taken(self, camera: str, timeout_s: float) -> bool:
+        """Wait until nothing of the camera waits any more; False if that took longer than `timeout_s`.
+
+        For files that are read as fast as they are analysed. True at once for a closed camera.
+        """
+        with self._room:
+            slot = self._slots[camera]
+            return self._room.wait_for(lambda: slot.frame is None, timeout_s)
+
+    def take(self, timeout_s: float | None = None) -> Batch | None:
+        """Wait for frames and take them; None when the batcher is closed (or `timeout_s` went by)."""
+        deadline_ns = None if timeout_s is None else time.monotonic_ns() + round(timeout_s * 1e9)
+        with self._work:
+            while not self._closed:
+                now_ns = self._clock()
+                if ready := self._ready(now_ns):
+                    wait_ns = self._company_ns(ready, now_ns)
+                    if wait_ns <= 0:
+                        return self._served(ready[: self._max_batch], now_ns)
+                else:
+                    wait_ns = None
+                if not self._pause(wait_ns, deadline_ns):
+                    return None
+        return None
+
+    def done(self, batch: Batch, outcome: Outcome) -> None:
+        """Give a batch back after its results were delivered; its cameras may be served again."""
+        with self._work:
+            for frame in batch.frames:
+                slot = self._slots[frame.camera]
+                slot.in_flight = False
+                if outcome is Outcome.ANALYSED:
+                    slot.analysed += 1
+                else:
+                    slot.dropped[Drop.FAILED] += 1
+                if slot.frame is not None:
+                    self._work.notify()
+
+    def close(self) -> None:
+        """Discard what waits and wake everybody; `take` gives None from now on."""
+        with self._work:
+            self._closed = True
+            for slot in self._slots.values():
+                self._shut(slot)
+            self._work.notify_all()
+
+    def statistics(self) -> BatcherStatistics:
+        """A consistent snapshot."""
+        with self._work:
+            cameras = {
+                camera: CameraStatistics(
+                    offered=slot.offered,
+                    analysed=slot.analysed,
+                    waiting=int(slot.frame is not None),
+                    in_flight=int(slot.in_flight),
+                    dropped={reason: slot.dropped[reason] for reason in Drop},
+                )
+                for camera, slot in self._slots.items()
+            }
+            return BatcherStatistics(dict(sorted(cameras.items())), dict(sorted(self._batch_sizes.items())))
+
+    # All below is called with the lock held and does nothing but assignments.
+
+    def _ready(self, now_ns: int) -> list[Frame]:
+        """The frames that could go now, whose turn it is first; those too old are dropped on the way."""
+        ready = []
+        for slot in self._slots.values():
+            if slot.frame is None or slot.in_flight:
+                continue
+            if now_ns - slot.frame.captured_ns > self._max_age_ns:
+                slot.frame = None
+                slot.dropped[Drop.STALE] += 1
+                self._room.notify_all()
+            else:
+                ready.append(slot.frame)
+        return ready
+
+    def _company_ns(self, ready: list[Frame], now_ns: int) -> int:
+        """How long this batch should still wait for more frames; 0 or less means that it goes now."""
+        could_come = sum(slot.open and not slot.in_flight for slot in self._slots.values())
+        if len(ready) >= min(self._max_batch, could_come):
+            return 0
+        return min(frame.captured_ns for frame in ready) + self._window_ns - now_ns
+
+    def _served(self, frames: list[Frame], now_ns: int) -> Batch:
+        for frame in frames:
+            slot = self._slots.pop(frame.camera)
+            slot.frame, slot.in_flight = None, True
+            self._slots[frame.camera] = slot
+        self._batch_sizes[len(frames)] += 1
+        self._room.notify_all()
+        # One put wakes one lane; what that lane left behind is for the next.
+        if any(slot.frame is not None and not slot.in_flight for slot in self._slots.values()):
+            self._work.notify()
+        return Batch(tuple(frames), now_ns)
+
+    def _pause(self, wait_ns: int | None, deadline_ns: int | None) -> bool:
+        """Wait for a wake-up; False when the deadline has passed."""
+        if deadline_ns is not None:
+            left_ns = deadline_ns - time.monotonic_ns()
+            if left_ns <= 0:
+                return False
+            wait_ns = left_ns if wait_ns is None else min(wait_ns, left_ns)
+        self._work.wait(None if wait_ns is None else wait_ns / 1e9)
+        return True
+
+    def _shut(self, slot: _Slot) -> None:
+        slot.open = False
+        if slot.frame is not None:
+            slot.frame = None
+            slot.dropped[Drop.DISCARDED] += 1
+            self._room.notify_all()

@@ -1,0 +1,242 @@
+"""Devices and the truth about them: what was asked for, what is really used, and why.
+
+What onnxruntime says it has was fixed when it was compiled, and a provider that cannot start is left out of
+a session without an error. So the effective device is read from the session alone, and the reason from a
+probe: a tiny session in a child process (`probe.py`) that may hang or crash, and whose native stderr holds
+the only true words.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+Requested = Literal["auto", "cuda", "tensorrt", "cpu"]
+Effective = Literal["cuda", "tensorrt", "cpu"]
+
+PROVIDERS: Mapping[str, str] = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+
+PROBE_TIMEOUT_S = 60.0
+_KILLED_WITHIN_S = 5.0
+
+# Every option we pass, by provider. A misspelt one raises only where CUDA really loads, so it is checked
+# here.
+KNOWN_OPTIONS: Mapping[str, frozenset[str]] = {
+    "TensorrtExecutionProvider": frozenset(
+        {"device_id", "trt_fp16_enable", "trt_engine_cache_enable", "trt_engine_cache_path"}
+        | {"trt_timing_cache_enable", "trt_timing_cache_path", "trt_builder_optimization_level"}
+    ),
+    "CUDAExecutionProvider": frozenset(
+        {"device_id", "arena_extend_strategy", "cudnn_conv_algo_search", "cudnn_conv_use_max_workspace"}
+        | {"do_copy_in_default_stream", "use_tf32", "gpu_mem_limit", "prefer_nhwc", "enable_cuda_graph"}
+        | {"use_ep_level_unified_stream"}
+    ),
+    "CPUExecutionProvider": frozenset(),
+}
+
+
+class Reason(StrEnum):
+    """Why the effective device is what it is. Closed: documentation, metrics and messages list the same."""
+
+    OK = "ok"
+    ASKED_CPU = "asked-cpu"
+    NO_GPU_BUILD = "no-gpu-build"
+    LIBRARY_MISSING = "library-missing"
+    DRIVER_MISSING = "driver-missing"
+    DRIVER_TOO_OLD = "driver-too-old"
+    DRIVER_MISMATCH = "driver-mismatch"
+    NO_DEVICE = "no-device"
+    DEVICE_UNSUPPORTED = "device-unsupported"
+    OUT_OF_MEMORY = "out-of-memory"
+    CUDA_ERROR = "cuda-error"
+    PROVIDER_REFUSED = "provider-refused"
+    PROBE_TIMEOUT = "probe-timeout"
+    PROBE_CRASHED = "probe-crashed"
+
+
+_GIVE_GPU = "give the container the GPU (DeviceRequests, --gpus all)"
+REMEDIES: Mapping[Reason, str] = {
+    Reason.NO_GPU_BUILD: "install visionedge[gpu] instead of visionedge[cpu], or use the GPU image",
+    Reason.LIBRARY_MISSING: "install visionedge[gpu] with all its libraries, or use the GPU image",
+    Reason.DRIVER_MISSING: f"install the NVIDIA driver, and {_GIVE_GPU}",
+    Reason.DRIVER_TOO_OLD: "install a newer NVIDIA driver: CUDA 12 needs 525.60 or newer",
+    Reason.DRIVER_MISMATCH: "restart the container: its driver must be that of the host",
+    Reason.NO_DEVICE: f"{_GIVE_GPU} and check CUDA_VISIBLE_DEVICES",
+    Reason.DEVICE_UNSUPPORTED: "use a GPU that this onnxruntime was built for, or the CPU",
+    Reason.OUT_OF_MEMORY: "free memory on the GPU, or use the CPU",
+    Reason.CUDA_ERROR: "restart the machine or its driver, and see `visionedge doctor`",
+    Reason.PROVIDER_REFUSED: "see `visionedge doctor`",
+    Reason.PROBE_TIMEOUT: "the driver hangs: restart the machine, and see `visionedge doctor`",
+    Reason.PROBE_CRASHED: "the driver or its libraries crash: reinstall them, and see `visionedge doctor`",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """Requested and effective device, with the reason, as status, logs, twin and messages show them."""
+
+    requested: Requested
+    effective: Effective
+    code: Reason
+    reason: str
+    since_utc: datetime
+
+    @property
+    def degraded(self) -> bool:
+        """Whether this is less than what was asked for; `auto` asks for a GPU if there is one."""
+        fine = {Reason.OK, Reason.ASKED_CPU} | ({Reason.NO_GPU_BUILD} if self.requested == "auto" else set())
+        return self.code not in fine
+
+    def describe(self) -> str:
+        """One line: ``requested auto, effective cpu: libcublasLt.so.12 is missing (library-missing)``."""
+        line = f"requested {self.requested}, effective {self.effective}"
+        return line if self.code is Reason.OK else f"{line}: {self.reason} ({self.code})"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one provider: `code` OK, or why it cannot be used, in one line."""
+
+    code: Reason
+    reason: str
+
+
+USABLE = Verdict(Reason.OK, "usable")
+
+
+def provider_options(provider: str, options: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """A provider as a session takes it.
+
+    Raises:
+        ValueError: an option is not one of ours.
+    """
+    if unknown := sorted(set(options) - KNOWN_OPTIONS[provider]):
+        raise ValueError(f"{provider} has no option {unknown[0]}")
+    return provider, dict(options)
+
+
+def wishes(requested: Requested) -> tuple[Effective, ...]:
+    """The devices to try, best first. TensorRT builds its engines for minutes, so it has to be asked for."""
+    if requested == "tensorrt":
+        return ("tensorrt", "cuda", "cpu")
+    return ("cpu",) if requested == "cpu" else ("cuda", "cpu")
+
+
+def effective_of(providers: list[str]) -> Effective:
+    """The device of a session by its `get_providers()`: the first is the one that computes."""
+    for device in ("tensorrt", "cuda"):
+        if providers and providers[0] == PROVIDERS[device]:
+            return "tensorrt" if device == "tensorrt" else "cuda"
+    return "cpu"
+
+
+_LIBRARY = re.compile(r"(?P<library>lib[\w.+-]+\.so[\w.]*): cannot open shared object file")
+_CUDA = re.compile(r"(?:CUDA|CUDNN|CUBLAS) failure (?P<number>\d+): (?P<text>[^;\n]*)")
+_CODES: Mapping[int, Reason] = {
+    2: Reason.OUT_OF_MEMORY,
+    35: Reason.DRIVER_TOO_OLD,
+    100: Reason.NO_DEVICE,
+    101: Reason.NO_DEVICE,
+    209: Reason.DEVICE_UNSUPPORTED,
+    803: Reason.DRIVER_MISMATCH,
+    804: Reason.DRIVER_MISMATCH,
+}
+
+
+def classify(text: str, *, driver_present: bool) -> Verdict:
+    """The reason in what a failed provider wrote (its exception and its native stderr)."""
+    if found := _CUDA.search(text):
+        number, words = int(found["number"]), found["text"].strip()
+        code = _CODES.get(number, Reason.CUDA_ERROR)
+        # Without any driver CUDA says "insufficient" as well.
+        if code is Reason.DRIVER_TOO_OLD and not driver_present:
+            return Verdict(Reason.DRIVER_MISSING, "libcuda.so.1, the NVIDIA driver, is missing")
+        return Verdict(code, f"CUDA failure {number}: {words}")
+    if found := _LIBRARY.search(text):
+        library = found["library"]
+        if library.startswith("libcuda.so"):
+            return Verdict(Reason.DRIVER_MISSING, f"{library}, the NVIDIA driver, is missing")
+        return Verdict(Reason.LIBRARY_MISSING, f"{library} is missing")
+    if "install TensorRT libraries" in text:
+        return Verdict(Reason.LIBRARY_MISSING, "the libraries of TensorRT are missing")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    words = lines[-1][:200] if lines else "it gave no reason"
+    return Verdict(Reason.PROVIDER_REFUSED, f"the provider refused: {words}")
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOutput:
+    """What a probe left behind; `exit_code` None = it ran out of time."""
+
+    exit_code: int | None
+    stdout: str
+    stderr: str
+
+
+ProbeRun = Callable[[str, float], ProbeOutput]
+"""Runs the probe of a provider within so many seconds."""
+
+
+def run_probe(provider: str, timeout_s: float) -> ProbeOutput:
+    """Run `probe.py` in a child process; it is killed when its time is up."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "visionedge.inference.probe", provider]
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace", env=environ)
+    try:
+        stdout, stderr = child.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        # A child that hangs inside the driver does not even die; then it is left behind, not waited for.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.communicate(timeout=_KILLED_WITHIN_S)
+        return ProbeOutput(None, "", "")
+    return ProbeOutput(child.returncode, stdout, stderr)
+
+
+def probe(
+    device: Effective,
+    run: ProbeRun = run_probe,
+    timeout_s: float = PROBE_TIMEOUT_S,
+    driver_present: Callable[[], bool] | None = None,
+) -> Verdict:
+    """Whether a session on this device really starts and computes, and if not, why. Takes a second or two."""
+    provider = PROVIDERS[device]
+    output = run(provider, timeout_s)
+    if output.exit_code is None:
+        return Verdict(Reason.PROBE_TIMEOUT, f"a first session did not start within {timeout_s:.0f} s")
+    if output.exit_code < 0:
+        return Verdict(Reason.PROBE_CRASHED, f"a first session died of signal {-output.exit_code}")
+    try:
+        document = json.loads(output.stdout.strip().splitlines()[-1])
+        providers, error = list(document["providers"]), str(document["error"])
+    except (ValueError, IndexError, KeyError, TypeError):
+        return classify(output.stderr, driver_present=True)
+    if provider in providers and not error:
+        return USABLE
+    present = (driver_present or has_driver)()
+    return classify(f"{output.stderr}\n{error}", driver_present=present)
+
+
+def has_driver() -> bool:
+    """Whether the NVIDIA driver's library can be loaded; nothing in it is called."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True

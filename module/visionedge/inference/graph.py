@@ -1,0 +1,101 @@
+"""The compiler: one graph from bytes to rows, whatever the model.
+
+    uint8 [N, H, W, 3] BGR  →  float32 [N, K, 6]   left, top, right, bottom (input pixels), score, class
+
+Colour order, normalisation and layout are nodes in front of the network, decoding and the choice of the best
+rows nodes behind it. N is open where the model leaves it open, and as the model has it otherwise.
+"""
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from visionedge.errors import ModelError
+from visionedge.inference.model import Model
+from visionedge.inference.model_file import read_model
+from visionedge.inference.nodes import Nodes
+from visionedge.inference.reading import NetworkInput, Preprocess, Reading
+
+ROWS = 500
+"""The most rows a picture gives. With the bundled model on 128 COCO pictures at a score floor of 0.01, AP
+grows up to 300 rows (0.328 at 100, 0.344 at 300) and not beyond; 500 cost 1 % of its time, 1000 cost 2 %."""
+
+
+def compile_model(model: Model, rows: int = ROWS) -> bytes:
+    """The compiled graph of a model, serialised.
+
+    Raises:
+        ModelError: the file changed since it was loaded, or cannot be compiled.
+    """
+    file = read_model(model.path)
+    if file.sha256 != model.sha256:
+        raise ModelError(f"{model.path}: changed while it was in use; start again")
+    try:
+        compiled = compile_graph(file.proto, model.reading, rows)
+    except ModelError as error:
+        raise ModelError(f"{model.path}: {error}") from None
+    return bytes(compiled.SerializeToString())
+
+
+def compile_graph(network: onnx.ModelProto, reading: Reading, rows: int = ROWS) -> onnx.ModelProto:
+    """`network` with our nodes around it; it is changed in place and returned."""
+    graph = network.graph
+    nodes = Nodes(_opset(network), _names(graph))
+    pictures, result = nodes.name("pictures"), nodes.name("rows")
+    feeds = {
+        reading.input.name: _prepared(nodes, pictures, reading.input, reading.preprocess),
+        **reading.decoder.feeds(nodes, pictures),
+    }
+    for name, tensor in feeds.items():
+        nodes.add("Identity", tensor, output=name)
+    front = len(nodes.nodes)
+    nodes.add("Identity", reading.decoder.rows(nodes, rows), output=result)
+    body = list(graph.node)
+    del graph.node[:], graph.input[:], graph.output[:]
+    graph.node.extend([*nodes.nodes[:front], *body, *nodes.nodes[front:]])
+    graph.initializer.extend(nodes.constants)
+    batch = reading.input.batch or "N"
+    size = [reading.input.height_px, reading.input.width_px, 3]
+    graph.input.append(helper.make_tensor_value_info(pictures, TensorProto.UINT8, [batch, *size]))
+    graph.output.append(helper.make_tensor_value_info(result, TensorProto.FLOAT, [batch, None, 6]))
+    return network
+
+
+def _prepared(nodes: Nodes, pictures: str, target: NetworkInput, way: Preprocess) -> str:
+    """The pictures as the network wants them; they are moved as bytes and made floats after."""
+    tensor = pictures
+    if target.layout == "NCHW":
+        tensor = nodes.add("Transpose", tensor, perm=[0, 3, 1, 2])
+    channels = (1, 3, 1, 1) if target.layout == "NCHW" else (1, 1, 1, 3)
+    if way.color == "rgb":
+        tensor = nodes.add("Gather", tensor, nodes.whole(2, 1, 0), axis=channels.index(3))
+    factor, offset = _affine(way)
+    plain = bool((factor == 1).all() and (offset == 0).all())
+    if target.dtype == "uint8":
+        if not plain:
+            raise ModelError("its input takes bytes, so nothing can be subtracted or scaled in front of it")
+        return tensor
+    tensor = nodes.cast(tensor, "float32")
+    if not plain:
+        tensor = nodes.add("Mul", tensor, nodes.constant(factor.reshape(channels)))
+        tensor = nodes.add("Add", tensor, nodes.constant(offset.reshape(channels)))
+    return tensor if target.dtype == "float32" else nodes.cast(tensor, target.dtype)
+
+
+def _affine(way: Preprocess) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(pixel * scale - mean) / std as pixel * factor + offset."""
+    mean, std = np.array(way.mean), np.array(way.std)
+    return (way.scale / std).astype(np.float32), (-mean / std).astype(np.float32)
+
+
+def _opset(network: onnx.ModelProto) -> int:
+    return max((o.version for o in network.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+def _names(graph: onnx.GraphProto) -> set[str]:
+    """All names of tensors and nodes of the network."""
+    names = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+    for node in graph.node:
+        names |= {node.name, *node.input, *node.output}
+    return names

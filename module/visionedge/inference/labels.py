@@ -1,0 +1,178 @@
+"""The words for a model's classes: from its metadata, a file beside it, or COCO by their number."""
+
+import ast
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from visionedge.errors import ModelError
+
+# fmt: off - eighty lines of one word each would hide the rest
+COCO_80 = (
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "airplane",
+    "bus",
+    "train",
+    "truck",
+    "boat",
+    "traffic light",
+    "fire hydrant",
+    "stop sign",
+    "parking meter",
+    "bench",
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "backpack",
+    "umbrella",
+    "handbag",
+    "tie",
+    "suitcase",
+    "frisbee",
+    "skis",
+    "snowboard",
+    "sports ball",
+    "kite",
+    "baseball bat",
+    "baseball glove",
+    "skateboard",
+    "surfboard",
+    "tennis racket",
+    "bottle",
+    "wine glass",
+    "cup",
+    "fork",
+    "knife",
+    "spoon",
+    "bowl",
+    "banana",
+    "apple",
+    "sandwich",
+    "orange",
+    "broccoli",
+    "carrot",
+    "hot dog",
+    "pizza",
+    "donut",
+    "cake",
+    "chair",
+    "couch",
+    "potted plant",
+    "bed",
+    "dining table",
+    "toilet",
+    "tv",
+    "laptop",
+    "mouse",
+    "remote",
+    "keyboard",
+    "cell phone",
+    "microwave",
+    "oven",
+    "toaster",
+    "sink",
+    "refrigerator",
+    "book",
+    "clock",
+    "vase",
+    "scissors",
+    "teddy bear",
+    "hair drier",
+    "toothbrush",
+)
+# fmt: on
+
+# The category numbers (1 to 90) that COCO's detection task has no pictures of.
+_UNUSED_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+
+_LONGEST_BYTES = 1 << 20
+
+
+def class_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
+    """The labels in the metadata key `names`, by class id; None if it is absent.
+
+    It may be a JSON or Python list, or a mapping from ids to names; it is read as data, never run.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    text = metadata.get("names")
+    if text is None:
+        return None
+    value = _literal(text)
+    if isinstance(value, dict):
+        try:
+            value = {int(key): name for key, name in value.items()}
+        except (TypeError, ValueError):
+            value = None
+        else:
+            value = [value.get(i) for i in range(len(value))]
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(n, str) for n in value):
+        raise ModelError(
+            "its metadata key 'names' is no list of labels and no mapping from 0, 1, 2 … to labels"
+        )
+    return tuple(value)
+
+
+def _literal(text: str) -> object:
+    if len(text) > _LONGEST_BYTES:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass  # written by Python, then
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def labels_for(path: Path, metadata: Mapping[str, str], count: int) -> tuple[tuple[str, ...], str]:
+    """The labels of `count` classes and where they came from.
+
+    Raises:
+        ModelError: labels are given, but not for that number of classes.
+    """
+    names = class_names(metadata)
+    if names is not None:
+        return _checked(names, count, "its metadata"), "its metadata"
+    for beside in (path.with_name(f"{path.stem}.labels.txt"), path.with_name("labels.txt")):
+        if beside.is_file():
+            return _checked(_lines(beside), count, beside.name), beside.name
+    if count == 80:
+        return COCO_80, "COCO by their number"
+    if count in (90, 91):
+        return _tensorflow(count), "TensorFlow's COCO by their number"
+    return tuple(f"class-{i}" for i in range(count)), "nothing"
+
+
+def _checked(names: tuple[str, ...], count: int, origin: str) -> tuple[str, ...]:
+    if len(names) != count:
+        raise ModelError(f"it has {count} classes, but {origin} names {len(names)}")
+    return names
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
+        raise ModelError(f"{path}: cannot be read: {reason}") from None
+    return tuple(line.strip() for line in text.rstrip().splitlines())
+
+
+def _tensorflow(count: int) -> tuple[str, ...]:
+    """COCO's category numbers as ids: from 0 where there are 90, behind a background where there are 91."""
+    names = iter(COCO_80)
+    by_number = [f"class-{n}" if n in _UNUSED_IDS else next(names) for n in range(1, 91)]
+    return tuple(by_number) if count == 90 else ("background", *by_number)

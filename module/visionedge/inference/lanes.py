@@ -1,0 +1,130 @@
+"""Lanes: threads that take a batch, run it, and hand each result on."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from visionedge.frames import Picture, Result, Timing
+from visionedge.inference.batcher import Batch, Batcher, Outcome
+from visionedge.inference.detections import Rows, Selection
+from visionedge.inference.devices import DeviceState
+from visionedge.inference.engine import EngineError
+from visionedge.inference.model import Model
+from visionedge.threads import Crew
+
+log = logging.getLogger(__name__)
+
+_QUIET_NS = 1_000_000_000
+
+
+class Computes(Protocol):
+    """What a lane asks of an engine."""
+
+    model: Model
+    device: DeviceState
+
+    def infer(self, images: Picture) -> Rows:
+        """Pictures uint8 (n, H, W, 3) to rows float32 (n, K, 6)."""
+
+
+class Complaints:
+    """Errors of batches, logged at most once a second with the number of those in between. Thread-safe."""
+
+    def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._told_ns: int | None = None
+        self._unsaid = 0
+
+    def add(self, error: Exception) -> None:
+        """Note an error, and log it unless one was logged within the last second."""
+        with self._lock:
+            now_ns = self._clock()
+            if self._told_ns is not None and now_ns - self._told_ns < _QUIET_NS:
+                self._unsaid += 1
+                return
+            self._told_ns, unsaid, self._unsaid = now_ns, self._unsaid, 0
+        log.error("a batch failed%s: %s", f" (and {unsaid} before it)" if unsaid else "", error)
+
+
+class Lane:
+    """One lane: `run` is a thread's target and ends when the batcher closes.
+
+    `deliver` is called for each result in the order of a camera's frames; it must not block. `selection` is
+    asked once for each batch, so a new one counts from the next batch on.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher,
+        engine: Computes,
+        deliver: Callable[[Result], None],
+        selection: Callable[[], Selection],
+        *,
+        complaints: Complaints | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._batcher = batcher
+        self._engine = engine
+        self._deliver = deliver
+        self._selection = selection
+        self._complaints = complaints or Complaints(clock)
+        self._clock = clock
+
+    def run(self) -> None:
+        """Take, infer, deliver, until the batcher is closed. A failed batch is counted; the lane goes on."""
+        while (batch := self._batcher.take()) is not None:
+            outcome = Outcome.FAILED
+            try:
+                self._hand_on(batch, *self._timed(batch))
+                outcome = Outcome.ANALYSED
+            except EngineError as error:
+                self._complaints.add(error)
+            finally:
+                # Only now may a frame of these cameras be taken again: results stay in order.
+                self._batcher.done(batch, outcome)
+
+    def _timed(self, batch: Batch) -> tuple[Rows, int]:
+        started_ns = self._clock()
+        try:
+            pictures = batch.pictures()
+        except ValueError as error:  # cameras of different models, for a moment
+            raise EngineError(f"the pictures of a batch differ in size: {error}") from error
+        rows = self._engine.infer(pictures)
+        if len(rows) != len(batch):
+            raise EngineError(f"the engine gave {len(rows)} results for {len(batch)} pictures")
+        return rows, self._clock() - started_ns
+
+    def _hand_on(self, batch: Batch, rows: Rows, infer_ns: int) -> None:
+        engine, selection = self._engine, self._selection()
+        for frame, found in zip(batch.frames, rows, strict=True):
+            detections = selection.apply(found, frame.placement)
+            timing = Timing(
+                wait_ns=batch.taken_ns - frame.captured_ns,
+                infer_ns=infer_ns,
+                total_ns=self._clock() - frame.captured_ns,
+                batch_size=len(batch),
+            )
+            self._deliver(
+                Result(
+                    frame, detections, timing, engine.device.effective, engine.model.name, engine.model.labels
+                )
+            )
+
+
+def start_lanes(
+    crew: Crew,
+    *,
+    count: int,
+    batcher: Batcher,
+    engine: Computes,
+    deliver: Callable[[Result], None],
+    selection: Callable[[], Selection],
+) -> None:
+    """Start the lanes of a plan as threads ``lane:0``, ``lane:1`` …; each of them must live."""
+    complaints = Complaints()
+    for number in range(count):
+        lane = Lane(batcher, engine, deliver, selection, complaints=complaints)
+        crew.start(f"lane:{number}", lane.run, vital=True)

@@ -1,0 +1,80 @@
+"""A model understood: its labels, its input, its head, and the evidence for it."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from visionedge.errors import ModelError
+from visionedge.frames import InputSpec
+from visionedge.inference.heads import recognise
+from visionedge.inference.labels import labels_for
+from visionedge.inference.model_file import read_model
+from visionedge.inference.reading import Reading
+from visionedge.inference.signature import read_signature
+
+log = logging.getLogger(__name__)
+
+BUNDLED = "nanodet-coco-416.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A detector that was recognised. Small and picklable: the weights stay in the file.
+
+    `name` is the file's stem, `sha256` is of it and its external data, `labels` has the word of each class.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    labels: tuple[str, ...]
+    reading: Reading
+
+    @property
+    def input(self) -> InputSpec:
+        """The picture it wants."""
+        return self.reading.spec
+
+    @property
+    def head(self) -> str:
+        """The family it was recognised as."""
+        return self.reading.head
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """What decided on the head, one clause each."""
+        return self.reading.evidence
+
+
+def load_model(path: Path) -> Model:
+    """Read a model's file and recognise what it is; nothing of it is run.
+
+    Raises:
+        ModelError: it is missing, damaged, unsafe to follow, or no detector that is known.
+    """
+    file = read_model(path)
+    try:
+        reading = recognise(read_signature(file.proto))
+        labels, origin = labels_for(
+            path, {e.key: e.value for e in file.proto.metadata_props}, reading.class_count
+        )
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    if origin == "nothing":
+        log.warning("%s: no labels; put %s.labels.txt beside it, one a line", path, path.stem)
+    return Model(path.stem, path, file.sha256, labels, reading)
+
+
+def bundled_model_path() -> Path:
+    """The model that comes along: beside `module/` in a checkout, inside the package in an installed wheel.
+
+    Raises:
+        ModelError: it is in neither place.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "_bundled" / "models", package.parents[1] / "models"):
+        if (folder / BUNDLED).is_file():
+            return folder / BUNDLED
+    raise ModelError(
+        f"the bundled model {BUNDLED} is missing from this installation; install visionedge again"
+    )

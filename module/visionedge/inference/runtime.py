@@ -1,0 +1,40 @@
+"""onnxruntime, imported in this one place: quiet, without telemetry, and only when it is needed."""
+
+import contextlib
+import importlib.util
+import io
+import os
+from typing import Any
+
+from visionedge.errors import UnavailableError
+
+# Its errors come back as exceptions; what it also writes to native stderr would only repeat them.
+_FATAL_ONLY = 4
+
+
+def import_onnxruntime(log_severity: int = _FATAL_ONLY) -> Any:
+    """The onnxruntime module, set up for us; cheap after the first call.
+
+    Raises:
+        UnavailableError: it is not installed, or its native part cannot be loaded.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read by the wheel while it is imported
+    try:
+        import onnxruntime
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise UnavailableError(
+            f"onnxruntime cannot be imported ({reason}); install visionedge[cpu] or visionedge[gpu], not both"
+        ) from None
+    onnxruntime.set_default_logger_severity(log_severity)
+    return onnxruntime
+
+
+def load_cuda_libraries(onnxruntime: Any) -> None:
+    """Load CUDA and cuDNN where they came as Python packages; the system's own need no help.
+
+    A library that is missing shows when a session asks for it, so the complaints printed here are dropped.
+    """
+    if importlib.util.find_spec("nvidia") is not None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
