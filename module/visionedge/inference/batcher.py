@@ -129,8 +129,8 @@ class Batcher:
         with self._work:
             self._shut(self._slots[camera])
 
-    def put(self, frame: Frame) -> bool:
-        """Hand a frame over; it replaces an older one that still waits. False if it came too late: closed.
+    def put(self, frame: Frame) -> None:
+        """Hand a frame over; it replaces an older one that waits. Of a closed camera it is discarded.
 
         Raises:
             KeyError: the camera was never opened.
@@ -140,13 +140,12 @@ class Batcher:
             slot.offered += 1
             if self._closed or not slot.open:
                 slot.dropped[Drop.DISCARDED] += 1
-                return False
+                return
             if slot.frame is not None:
                 slot.dropped[Drop.REPLACED] += 1
             slot.frame = frame
             if not slot.in_flight:
                 self._work.notify()
-        return True
 
     def gate(self, camera: str) -> None:
         """Count a frame that was seen and held back before it became one for the engine."""
@@ -164,16 +163,17 @@ class Batcher:
             slot = self._slots[camera]
             return self._room.wait_for(lambda: slot.frame is None, timeout_s)
 
-    def take(self, timeout_s: float | None = None) -> Batch | None:
-        """Wait for frames and take them; None when the batcher is closed (or `timeout_s` went by)."""
+    def take(self, timeout_s: float | None = None, most: int | None = None) -> Batch | None:
+        """Wait for frames and take up to `most` of them; None when all is closed (or `timeout_s` went by)."""
+        most = self._max_batch if most is None else min(most, self._max_batch)
         deadline_ns = None if timeout_s is None else time.monotonic_ns() + round(timeout_s * 1e9)
         with self._work:
             while not self._closed:
                 now_ns = self._clock()
                 if ready := self._ready(now_ns):
-                    wait_ns = self._company_ns(ready, now_ns)
+                    wait_ns = self._company_ns(ready, most, now_ns)
                     if wait_ns <= 0:
-                        return self._served(ready[: self._max_batch], now_ns)
+                        return self._served(ready[:most], now_ns)
                 else:
                     wait_ns = None
                 if not self._pause(wait_ns, deadline_ns):
@@ -232,10 +232,10 @@ class Batcher:
                 ready.append(slot.frame)
         return ready
 
-    def _company_ns(self, ready: list[Frame], now_ns: int) -> int:
+    def _company_ns(self, ready: list[Frame], most: int, now_ns: int) -> int:
         """How long this batch should still wait for more frames; 0 or less means that it goes now."""
         could_come = sum(slot.open and not slot.in_flight for slot in self._slots.values())
-        if len(ready) >= min(self._max_batch, could_come):
+        if len(ready) >= min(most, could_come):
             return 0
         return min(frame.captured_ns for frame in ready) + self._window_ns - now_ns
 

@@ -74,7 +74,7 @@ class Engine:
         return f"<Engine {state} {self.model.name} on {self.device.effective} buckets={self.plan.buckets}>"
 
     @property
-    def rows_per_picture(self) -> int:
+    def rows(self) -> int:
         """K: how many rows `infer` gives for each picture."""
         return self._rows or 0
 
@@ -96,7 +96,7 @@ class Engine:
         most = self.plan.max_batch
         parts = [self._bucket(images[start : start + most]) for start in range(0, len(images), most)]
         if not parts:
-            return np.zeros((0, self.rows_per_picture, 6), np.float32)
+            return np.zeros((0, self.rows, 6), np.float32)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from visionedge.inference.detections import Rows, Selection
 from visionedge.inference.devices import DeviceState
 from visionedge.inference.engine import EngineError
 from visionedge.inference.model import Model
-from visionedge.threads import Crew
+from visionedge.inference.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ class Computes(Protocol):
 
     model: Model
     device: DeviceState
+    plan: Plan
 
     def infer(self, images: Picture) -> Rows:
         """Pictures uint8 (n, H, W, 3) to rows float32 (n, K, 6)."""
@@ -52,30 +53,30 @@ class Complaints:
 class Lane:
     """One lane: `run` is a thread's target and ends when the batcher closes.
 
-    `deliver` is called for each result in the order of a camera's frames; it must not block. `selection` is
-    asked once for each batch, so a new one counts from the next batch on.
+    `deliver` is called for each result, in the order of a camera's frames; it must not block. `selection` may be
+    replaced at any time and counts from the next batch on. Lanes of one engine may share their `complaints`.
     """
 
     def __init__(
         self,
         batcher: Batcher,
         engine: Computes,
+        selection: Selection,
         deliver: Callable[[Result], None],
-        selection: Callable[[], Selection],
         *,
         complaints: Complaints | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        self.selection = selection
         self._batcher = batcher
         self._engine = engine
         self._deliver = deliver
-        self._selection = selection
         self._complaints = complaints or Complaints(clock)
         self._clock = clock
 
     def run(self) -> None:
-        """Take, infer, deliver, until the batcher is closed. A failed batch is counted; the lane goes on."""
-        while (batch := self._batcher.take()) is not None:
+        """Take, infer, deliver, until the batcher is closed. A failed batch is counted, no more."""
+        while (batch := self._batcher.take(most=self._engine.plan.max_batch)) is not None:
             outcome = Outcome.FAILED
             try:
                 self._hand_on(batch, *self._timed(batch))
@@ -98,7 +99,7 @@ class Lane:
         return rows, self._clock() - started_ns
 
     def _hand_on(self, batch: Batch, rows: Rows, infer_ns: int) -> None:
-        engine, selection = self._engine, self._selection()
+        engine, selection = self._engine, self.selection
         for frame, found in zip(batch.frames, rows, strict=True):
             detections = selection.apply(found, frame.placement)
             timing = Timing(
@@ -112,19 +113,3 @@ class Lane:
                     frame, detections, timing, engine.device.effective, engine.model.name, engine.model.labels
                 )
             )
-
-
-def start_lanes(
-    crew: Crew,
-    *,
-    count: int,
-    batcher: Batcher,
-    engine: Computes,
-    deliver: Callable[[Result], None],
-    selection: Callable[[], Selection],
-) -> None:
-    """Start the lanes of a plan as threads ``lane:0``, ``lane:1`` …; each of them must live."""
-    complaints = Complaints()
-    for number in range(count):
-        lane = Lane(batcher, engine, deliver, selection, complaints=complaints)
-        crew.start(f"lane:{number}", lane.run, vital=True)

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from visionedge.bundled import bundled
 from visionedge.errors import ModelError
 from visionedge.frames import InputSpec
 from visionedge.inference.heads import recognise
@@ -66,15 +67,9 @@ def load_model(path: Path) -> Model:
 
 
 def bundled_model_path() -> Path:
-    """The model that comes along: beside `module/` in a checkout, inside the package in an installed wheel.
+    """The model that comes along.
 
     Raises:
-        ModelError: it is in neither place.
+        UnavailableError: it is missing from this installation.
     """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "_bundled" / "models", package.parents[1] / "models"):
-        if (folder / BUNDLED).is_file():
-            return folder / BUNDLED
-    raise ModelError(
-        f"the bundled model {BUNDLED} is missing from this installation; install visionedge again"
-    )
+    return bundled(f"models/{BUNDLED}")
