@@ -9,6 +9,7 @@ import json
 import platform
 import subprocess
 import sys
+from typing import Any
 
 LIBRARIES = ("libcuda.so.1", "/usr/lib/wsl/lib/libcuda.so.1")
 TIME_LIMIT_S = 30.0
@@ -38,8 +39,8 @@ def usable_device(time_limit_s: float = TIME_LIMIT_S) -> tuple[bool, str]:
     return bool(answer["usable"]), str(answer["reason"])
 
 
-def _ask_driver() -> tuple[bool, str]:
-    driver = _load()
+def judge(driver: Any) -> tuple[bool, str]:
+    """What the loaded driver library says of itself and its devices; None stands for no library."""
     if driver is None:
         return False, "no NVIDIA driver here (libcuda.so.1)"
     if code := driver.cuInit(0):
@@ -52,7 +53,8 @@ def _ask_driver() -> tuple[bool, str]:
         return False, f"the NVIDIA driver speaks CUDA {have}, 12.0 is needed: update the driver"
     capabilities = [_capability(driver, index) for index in range(count.value)]
     if not any(capability >= CAPABILITY_NEEDED for capability in capabilities):
-        return False, f"no NVIDIA device of compute capability 6.0 or newer (found: {capabilities or 'none'})"
+        found = ", ".join(f"{major}.{minor}" for major, minor in capabilities) or "none"
+        return False, f"no NVIDIA device of compute capability 6.0 or newer (found: {found})"
     return True, f"{count.value} NVIDIA device(s) found"
 
 
@@ -65,7 +67,7 @@ def _load() -> ctypes.CDLL | None:
     return None
 
 
-def _capability(driver: ctypes.CDLL, index: int) -> tuple[int, int]:
+def _capability(driver: Any, index: int) -> tuple[int, int]:
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     driver.cuDeviceGet(ctypes.byref(device), index)
     driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
@@ -76,7 +78,7 @@ def _capability(driver: ctypes.CDLL, index: int) -> tuple[int, int]:
 def main(arguments: list[str]) -> int:
     """The command: with ``--ask-driver`` the child, else the whole question."""
     if arguments == ["--ask-driver"]:
-        usable, reason = _ask_driver()
+        usable, reason = judge(_load())
         print(json.dumps({"usable": usable, "reason": reason}))
         return 0
     usable, reason = usable_device()

@@ -65,7 +65,7 @@ def chosen_extra() -> tuple[str, str]:
 
 
 def digest(kind: str, extra: str) -> str:
-    """A name for what an up-to-date `.venv` of this kind holds: it changes when a lock or pyproject.toml does."""
+    """A name for what an up-to-date `.venv` holds: it changes when a lock or pyproject.toml does."""
     text = hashlib.sha256(f"{ROOT} {kind} {extra}".encode())
     for file in (LOCKS / "build.txt", LOCKS / f"{kind}-{extra}.txt", ROOT / "pyproject.toml"):
         text.update(file.read_bytes())
@@ -89,10 +89,10 @@ def working() -> bool:
 
 
 def make_venv() -> None:
-    """A fresh `.venv`; where Debian's python3-venv is missing, the pip that runs this fills it from outside."""
+    """A fresh `.venv`; where Debian's python3-venv is missing, the outer pip will fill it."""
     if importlib.util.find_spec("venv") is None or not (_has("ensurepip") or _has("pip")):
         raise SetupError(
-            "this Python can make no virtual environment: install python3-venv (Debian: apt-get install python3-venv)"
+            "this Python can make no virtual environment; on Debian: apt-get install python3-venv"
         )
     shutil.rmtree(VENV, ignore_errors=True)
     options = [] if _has("ensurepip") else ["--without-pip"]
@@ -129,7 +129,7 @@ def locked_names(extra: str) -> set[str]:
 def installed_names() -> set[str]:
     """The packages that `.venv` holds, in their normal spelling."""
     found = VENV.glob("lib/python*/site-packages/*.dist-info")
-    return {normal(folder.name.rsplit("-", 1)[0].removesuffix(".dist")) for folder in found}
+    return {normal(folder.name.removesuffix(".dist-info").rsplit("-", 1)[0]) for folder in found}
 
 
 def normal(name: str) -> str:
@@ -160,8 +160,7 @@ def run_pip(arguments: list[str]) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
+        for line in process.stdout or ():
             tail.append(line.rstrip())
             show(line)
     if process.returncode:
@@ -172,8 +171,15 @@ def run_pip(arguments: list[str]) -> None:
 
 
 def pip_environment() -> dict[str, str]:
-    """The environment for pip: the user's own settings (mirrors, certificates), less what would mislead it."""
-    misleading = {"PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_REQUIRE_VIRTUALENV"}
+    """The environment for pip: the user's settings (mirrors, certificates), less what would mislead it."""
+    misleading = {
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "PIP_USER",
+        "PIP_TARGET",
+        "PIP_PREFIX",
+        "PIP_REQUIRE_VIRTUALENV",
+    }
     kept = {name: value for name, value in os.environ.items() if name not in misleading}
     return {**kept, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
 

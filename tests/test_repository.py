@@ -1,0 +1,198 @@
+"""The repository as a whole: pins and locks, what a wheel carries, and what no file may name."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import REPOSITORY
+from visionedge import __version__
+
+LOCKS = {file.stem: file.read_text() for file in sorted((REPOSITORY / "requirements").glob("*.txt"))}
+
+# Put together here, so that this file passes its own test.
+REGISTRIES = ["py" + "pi.org", "python" + "hosted.org", "registry." + "npmjs"]
+MACHINE_PATHS = [
+    "/wo" + "rk/",
+    "/ro" + "ot/",
+    "/home" + "/",
+    "/opt/py" + "pi",
+    "/opt/wh" + "eels",
+    "bash" + "_jobs",
+]
+TOP_LEVEL = [
+    ".ci/run",
+    "CHANGELOG.md",
+    "Dockerfile.cpu",
+    "Dockerfile.gpu",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "THIRD-PARTY.md",
+    "deployment.template.json",
+    "models",
+    "module/visionedge",
+    "tests",
+]
+
+
+def project() -> dict[str, Any]:
+    """pyproject.toml as a document."""
+    return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+
+
+def tracked() -> list[Path]:
+    """The files that git knows, and those it would add; the whole test is skipped outside a clone."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("no git clone here, so nothing tells which files belong to the repository")
+    return [REPOSITORY / name.decode() for name in listed.stdout.split(b"\0") if name]
+
+
+def pins(lock: str) -> dict[str, str]:
+    """The packages of a lock and their versions."""
+    return dict(re.findall(r"^([a-z0-9.-]+)(?:\[[a-z,]+\])?==([^\s;\\]+)", LOCKS[lock], re.MULTILINE))
+
+
+def requirement(text: str) -> tuple[str, str]:
+    """The name and the exact version of a requirement, as a lock spells them."""
+    match = re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==([A-Za-z0-9.]+)", text)
+    assert match, f"'{text}' is not pinned to one version"
+    return match[1].lower(), match[2]
+
+
+@pytest.mark.parametrize("forbidden", [*REGISTRIES, *MACHINE_PATHS])
+def test_no_file_names_a_package_registry_or_a_path_of_somebodys_machine(forbidden: str) -> None:
+    named = [file for file in tracked() if file.is_file() and forbidden.encode() in file.read_bytes()]
+    assert [str(file.relative_to(REPOSITORY)) for file in named] == []
+
+
+@pytest.mark.parametrize("name", TOP_LEVEL)
+def test_the_top_level_is_the_agreed_one(name: str) -> None:
+    assert (REPOSITORY / name).exists()
+
+
+def test_every_dependency_is_pinned_and_says_its_licence_and_why() -> None:
+    document = project()["project"]
+    lines = (REPOSITORY / "pyproject.toml").read_text().splitlines()
+    for text in chain(document["dependencies"], *document["optional-dependencies"].values()):
+        requirement(text)
+        stated = [line for line in lines if line.strip().startswith(f'"{text}"')]
+        assert stated
+        assert all(len(line.partition("#")[2]) > 5 for line in stated), (
+            f"'{text}' comes without a word about it"
+        )
+
+
+@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+@pytest.mark.parametrize("kind", ["run", "dev"])
+def test_a_lock_holds_exactly_the_pins_of_pyproject(kind: str, extra: str) -> None:
+    document = project()["project"]
+    optional = document["optional-dependencies"]
+    wanted = [*document["dependencies"], *optional[extra], *(optional["dev"] if kind == "dev" else [])]
+    locked = pins(f"{kind}-{extra}")
+    for text in wanted:
+        name, version = requirement(text)
+        assert locked.get(name) == version, (
+            f"{kind}-{extra}.txt is older than pyproject.toml: run `make lock`"
+        )
+
+
+@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+def test_the_development_lock_holds_the_whole_run_lock(extra: str) -> None:
+    assert pins(f"run-{extra}").items() <= pins(f"dev-{extra}").items()
+
+
+def test_the_build_lock_holds_what_pyproject_builds_with() -> None:
+    for text in project()["build-system"]["requires"]:
+        name, version = requirement(text)
+        assert pins("build")[name] == version
+
+
+@pytest.mark.parametrize("lock", list(LOCKS))
+def test_a_lock_is_hashed_and_names_no_address(lock: str) -> None:
+    assert "://" not in LOCKS[lock]
+    entries = re.split(r"^(?=[a-z0-9])", LOCKS[lock], flags=re.MULTILINE)[1:]
+    assert entries
+    assert all("--hash=sha256:" in entry for entry in entries)
+
+
+@pytest.mark.parametrize("lock", list(LOCKS))
+def test_the_two_onnxruntimes_never_meet_in_a_lock(lock: str) -> None:
+    assert not {"onnxruntime", "onnxruntime-gpu"} <= pins(lock).keys()
+
+
+def test_the_changelog_begins_with_the_unreleased_or_with_this_version() -> None:
+    newest = re.search(r"^## \[?([^]\s]+)", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest
+    assert newest[1] in {"Unreleased", __version__}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
+    """A wheel of this checkout."""
+    if importlib.util.find_spec("hatchling") is None:
+        pytest.skip("hatchling is not installed here; `make test` installs it")
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    built = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    (file,) = folder.glob("*.whl")
+    return zipfile.Path(file)
+
+
+def test_the_wheel_carries_the_model_the_clip_the_page_and_the_types(wheel: zipfile.Path) -> None:
+    names = set(wheel.root.namelist())
+    wanted = {
+        "visionedge/py.typed",
+        "visionedge/_bundled/models/nanodet-coco-416.onnx",
+        "visionedge/_bundled/models/nanodet-coco-416.labels.txt",
+        "visionedge/_bundled/media/demo.mp4",
+        f"visionedge-{__version__}.dist-info/licenses/LICENSE",
+        f"visionedge-{__version__}.dist-info/licenses/THIRD-PARTY.md",
+    }
+    sources = {
+        "visionedge/" + file.relative_to(REPOSITORY / "module/visionedge").as_posix()
+        for file in (REPOSITORY / "module/visionedge").rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
+    }
+    assert (wanted | sources) - names == set()
+
+
+def test_the_wheel_carries_nothing_else(wheel: zipfile.Path) -> None:
+    tops = {name.split("/")[0] for name in wheel.root.namelist()}
+    assert tops == {"visionedge", f"visionedge-{__version__}.dist-info"}
+    assert not [name for name in wheel.root.namelist() if "_bundled" in name and name.endswith(".py")]
+
+
+def test_an_installed_wheel_finds_its_model_and_clip_by_itself(wheel: zipfile.Path, tmp_path: Path) -> None:
+    wheel.root.extractall(tmp_path)
+    asking = (
+        "from visionedge.bundled import bundled as b; print(b('media/demo.mp4')); print(b('models/%s.onnx'))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", asking % "nanodet-coco-416"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    carried = tmp_path / "visionedge" / "_bundled"
+    assert [Path(line) for line in answer.stdout.splitlines()] == [
+        carried / "media" / "demo.mp4",
+        carried / "models" / "nanodet-coco-416.onnx",
+    ]

@@ -1,0 +1,139 @@
+"""The set-up behind `make run` and `make test`: which extra is chosen, and when there is something to do."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gpu_present
+import prepare
+from conftest import REPOSITORY
+
+
+@dataclass
+class Driver:
+    """A stand-in for libcuda: what it answers is given."""
+
+    initialised: int = 0
+    version: int = 12080
+    capabilities: tuple[tuple[int, int], ...] = ((7, 5),)
+
+    def cuInit(self, _flags: int) -> int:
+        return self.initialised
+
+    def cuDriverGetVersion(self, version: Any) -> None:
+        version._obj.value = self.version
+
+    def cuDeviceGetCount(self, count: Any) -> None:
+        count._obj.value = len(self.capabilities)
+
+    def cuDeviceGet(self, device: Any, index: int) -> None:
+        device._obj.value = index
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> None:
+        value._obj.value = self.capabilities[device.value][attribute - 75]
+
+
+@pytest.mark.parametrize(
+    ("driver", "usable", "reason"),
+    [
+        (Driver(), True, "1 NVIDIA device(s) found"),
+        (Driver(capabilities=((5, 2), (8, 6))), True, "2 NVIDIA device(s) found"),
+        (None, False, "no NVIDIA driver here"),
+        (Driver(initialised=100), False, "cuInit answered 100"),
+        (Driver(version=11040), False, "speaks CUDA 11.4"),
+        (Driver(capabilities=()), False, "found: none"),
+        (Driver(capabilities=((5, 2),)), False, "found: 5.2"),
+    ],
+)
+def test_a_device_is_usable_when_driver_and_device_are_new_enough(
+    driver: Driver | None, usable: bool, reason: str
+) -> None:
+    answer, said = gpu_present.judge(driver)
+    assert answer is usable
+    assert reason in said
+
+
+def test_a_driver_that_does_not_answer_counts_as_none() -> None:
+    assert gpu_present.usable_device(time_limit_s=0.0)[0] is False
+
+
+def test_the_named_extra_wins_and_a_wrong_name_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISIONEDGE_EXTRA", "gpu")
+    assert prepare.chosen_extra()[0] == "gpu"
+    monkeypatch.setenv("VISIONEDGE_EXTRA", "both")
+    with pytest.raises(prepare.SetupError, match="make it cpu or gpu"):
+        prepare.chosen_extra()
+
+
+def test_what_only_the_other_extra_brings_is_its_onnxruntime_and_its_libraries() -> None:
+    cpu, gpu = prepare.locked_names("cpu"), prepare.locked_names("gpu")
+    assert cpu - gpu == {"onnxruntime"}
+    assert all(name == "onnxruntime-gpu" or name.startswith("nvidia-") for name in gpu - cpu)
+
+
+def test_a_changed_lock_or_extra_or_kind_is_another_set_up() -> None:
+    digests = {prepare.digest(kind, extra) for kind in prepare.KINDS for extra in prepare.EXTRAS}
+    assert len(digests) == 4
+
+
+def test_installed_packages_are_read_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("onnxruntime_gpu-1.26.0.dist-info", "PySocks-1.7.1.dist-info", "nvidia"):
+        (tmp_path / "lib" / "python3.11" / "site-packages" / folder).mkdir(parents=True)
+    monkeypatch.setattr(prepare, "VENV", tmp_path)
+    assert prepare.installed_names() == {"onnxruntime-gpu", "pysocks"}
+
+
+def test_an_environment_without_its_interpreter_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "VENV", tmp_path)
+    assert not prepare.working()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(tmp_path / "gone")
+    assert not prepare.working()
+    (tmp_path / "bin" / "python").unlink()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    assert prepare.working()
+
+
+def test_pip_sees_the_users_mirror_but_not_what_would_mislead_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_CERT", "/etc/ssl/own.pem")
+    monkeypatch.setenv("PIP_TARGET", "/elsewhere")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    environment = prepare.pip_environment()
+    assert environment["PIP_CERT"] == "/etc/ssl/own.pem"
+    assert not {"PIP_TARGET", "PYTHONPATH"} & environment.keys()
+
+
+def test_only_large_downloads_get_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    prepare.show("  Downloading onnxruntime_gpu-1.26.0-cp311-cp311-manylinux_2_28_x86_64.whl (290.1 MB)\n")
+    prepare.show("  Downloading yarl-1.25.1-cp311-cp311-manylinux_2_28_x86_64.whl (0.1 MB)\n")
+    prepare.show("Collecting yarl==1.25.1\n")
+    assert capsys.readouterr().err == "visionedge:   downloading onnxruntime-gpu, 290 MB\n"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("verb", ["run", "test"])
+def test_a_python_too_old_is_one_line_with_the_remedy(verb: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    ended = subprocess.run(
+        ["make", verb, "PYTHON=false"],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    ours, *makes = ended.stderr.splitlines()
+    assert ended.returncode == 2
+    assert ours.startswith("visionedge needs Python 3.11 or newer")
+    assert all(line.startswith("make") for line in makes)
