@@ -62,7 +62,7 @@ class EdgeRuntime:
         self._ca = trustme.CA()
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.broker = Broker(self.account, self._record)
-        self.workload = Workload(self.account, self._ca.cert_pem.bytes().decode())
+        self.workload = Workload(self.account, self.ca_pem)
 
     def __enter__(self) -> "EdgeRuntime":
         self.start()
@@ -107,6 +107,11 @@ class EdgeRuntime:
             "IOTEDGE_APIVERSION": API_VERSION,
             "IOTEDGE_AUTHSCHEME": "sasToken",
         }
+
+    @property
+    def ca_pem(self) -> str:
+        """The certificate that the trust bundle holds."""
+        return self._ca.cert_pem.bytes().decode()
 
     @property
     def simulator_environ(self) -> dict[str, str]:

@@ -1,0 +1,404 @@
+"""The hub client with a scripted link: bounds, order, errors, and calls that never return."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from visionedge.config import TelemetryConfig
+from visionedge.edge.backlog import Backlog
+from visionedge.edge.client import Deadlines, HubClient, HubStatus
+from visionedge.edge.delivery import Delivery
+from visionedge.edge.identity import Identity
+from visionedge.edge.losable import Losable, OverdueError, StuckError
+from visionedge.edge.messages import Message
+from visionedge.edge.sdk import LinkError, MessageRefusedError, OnLost, describe
+from visionedge.threads import Crew
+
+IDENTITY = Identity(hub="hub", device="press-7", module="vision", gateway="gateway")
+QUICK = Deadlines(
+    build_s=5, connect_s=5, send_s=5, farewell_s=1, first_wait_s=0.01, longest_wait_s=0.02, lost_threads=2
+)
+
+
+def message(number: int, output: str = "detections", size: int = 10) -> Message:
+    """A message with a body of so many bytes."""
+    return Message(output, b"x" * size, f"{output}-{number}", {}, number)
+
+
+class Hub:
+    """What links are scripted with and what they did. `hold` makes a call hang until it is set."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.arrived: list[str] = []
+        self.opened = 0
+        self.closed = 0
+        self.errors: list[Exception] = []
+        self.hold: dict[str, threading.Event] = {}
+        self.on_lost: OnLost = lambda _reason: None
+
+    def open(self, _identity: Identity, on_lost: OnLost) -> "ScriptedLink":
+        """The connector to give to a client."""
+        self.on_lost = on_lost
+        self.note(lambda: setattr(self, "opened", self.opened + 1))
+        self.step("build")
+        return ScriptedLink(self)
+
+    def step(self, name: str) -> None:
+        """Hang or raise, if the script says so."""
+        if name in self.hold:
+            self.hold[name].wait()
+        if name in ("build", "connect", "send") and self.errors:
+            raise self.errors.pop(0)
+
+    def note(self, change: Callable[[], object]) -> None:
+        """Change something that tests wait for."""
+        with self.changed:
+            change()
+            self.changed.notify_all()
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is so."""
+        with self.changed:
+            assert self.changed.wait_for(condition, 10), f"arrived: {self.arrived}, opened: {self.opened}"
+
+    def release(self) -> None:
+        """Let every hanging call return."""
+        for event in self.hold.values():
+            event.set()
+
+
+class ScriptedLink:
+    """A link that does as its hub says."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def connect(self) -> None:
+        self._hub.step("connect")
+
+    def send(self, message: Message) -> None:
+        self._hub.step("send")
+        self._hub.note(lambda: self._hub.arrived.append(message.message_id))
+
+    def close(self) -> None:
+        self._hub.step("close")
+        self._hub.note(lambda: setattr(self._hub, "closed", self._hub.closed + 1))
+
+
+class Bench:
+    """A client, its hub and its crew."""
+
+    def __init__(self) -> None:
+        self.hub = Hub()
+        self.crew = Crew(lambda name, error: pytest.fail(f"{name}: {error}"))
+        self.states: list[str] = []
+        self.clients: list[HubClient] = []
+
+    def client(self, deadlines: Deadlines = QUICK, backlog: Backlog | None = None) -> HubClient:
+        """A client that is not started yet."""
+        client = HubClient(
+            IDENTITY,
+            self.crew,
+            deadlines=deadlines,
+            backlog=backlog,
+            connector=self.hub.open,
+            on_change=lambda status: self.hub.note(lambda: self.states.append(status.state)),
+        )
+        self.clients.append(client)
+        return client
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """Ends its clients and sets free what hangs."""
+    bench = Bench()
+    yield bench
+    bench.hub.release()
+    for client in bench.clients:
+        client.close(5)
+    assert bench.crew.join(5) == []
+
+
+def quick(**changes: float) -> Deadlines:
+    """The quick deadlines with some changed."""
+    values = {name: getattr(QUICK, name) for name in Deadlines.__dataclass_fields__}
+    return Deadlines(**{**values, **changes})
+
+
+# --- the client -------------------------------------------------------------------------------------------
+
+
+def test_messages_go_in_order_and_states_are_told(bench: Bench) -> None:
+    """Sent before and after the start, all arrive in order; connecting, connected and closed are told."""
+    client = bench.client()
+    client.send(message(1))
+    client.start()
+    client.send(message(2, "events"))
+    client.send(message(3))
+    bench.hub.wait(lambda: len(bench.hub.arrived) == 3)
+
+    assert client.close(5)
+
+    assert bench.hub.arrived == ["detections-1", "events-2", "detections-3"]
+    assert bench.states == ["connecting", "connected", "closed"]
+    assert client.status() == HubStatus("closed", False, 3, 0, 0, {}, None, 0, 0, 0)
+
+
+def test_closing_sends_what_still_waits(bench: Bench) -> None:
+    """A client that has hardly begun flushes before it ends."""
+    client = bench.client()
+    client.start()
+    for number in range(50):
+        client.send(message(number))
+
+    assert client.close(5)
+
+    assert len(bench.hub.arrived) == 50
+    assert bench.hub.closed == bench.hub.opened == 1
+
+
+def test_a_full_backlog_drops_the_oldest_detections_and_keeps_events(bench: Bench) -> None:
+    """Offline, what waits is bounded; drops are counted by reason."""
+    client = bench.client(backlog=Backlog(limit=3))
+    for number in range(4):
+        client.send(message(number))
+    client.send(message(4, "events"))
+    assert client.status().dropped == {"full": 2}
+
+    client.start()
+    bench.hub.wait(lambda: len(bench.hub.arrived) == 3)
+
+    assert bench.hub.arrived == ["detections-2", "detections-3", "events-4"]
+
+
+def test_a_message_is_sent_again_until_it_is_acknowledged(bench: Bench) -> None:
+    """A failed send costs the link, not the message; order stays."""
+    bench.hub.errors = [LinkError("build"), LinkError("connect"), LinkError("send")]
+    client = bench.client()
+    client.send(message(1))
+    client.send(message(2))
+    client.start()
+    bench.hub.wait(lambda: len(bench.hub.arrived) == 2)
+
+    assert bench.hub.arrived == ["detections-1", "detections-2"]
+    assert client.status().rebuilds >= 2
+
+
+def test_a_message_that_can_never_be_sent_is_given_up(bench: Bench) -> None:
+    """One poisoned message must not stop all others; it is counted, the link stays."""
+    client = bench.client()
+    client.start()
+    bench.hub.wait(lambda: "connected" in bench.states)
+
+    bench.hub.errors = [MessageRefusedError("256 KB")]
+    client.send(message(1))
+    client.send(message(2))
+    bench.hub.wait(lambda: bench.hub.arrived == ["detections-2"])
+
+    assert client.status().dropped == {"refused": 1}
+    assert client.status().rebuilds == 0
+
+
+def test_a_lost_link_is_replaced_without_anything_to_send(bench: Bench) -> None:
+    """The link says that it is lost; the next one is made and the old one closed."""
+    client = bench.client()
+    client.start()
+    bench.hub.wait(lambda: bench.states == ["connecting", "connected"])
+
+    bench.hub.on_lost("the connection was closed")
+
+    bench.hub.wait(lambda: bench.states[2:] == ["waiting", "connecting", "connected"])
+    assert bench.hub.closed == 1
+    assert client.status().last_error == "the connection was closed"
+
+
+def test_a_call_that_never_returns_costs_a_thread_and_no_message(bench: Bench) -> None:
+    """After the deadline another thread goes on, with another link; the message is sent by that."""
+    held = bench.hub.hold["send"] = threading.Event()
+    client = bench.client(quick(send_s=0.05))
+    client.send(message(1))
+    client.start()
+    bench.hub.wait(lambda: bench.hub.closed == 1)
+    del bench.hub.hold["send"]
+    bench.hub.wait(lambda: bench.hub.arrived == ["detections-1"])
+
+    status = client.status()
+    assert status.abandoned >= 1
+    assert status.out >= 1
+    held.set()
+
+
+def test_too_many_lost_threads_are_reported_as_stuck_and_end_with_them(bench: Bench) -> None:
+    """The client makes no more threads than its limit, says so, and recovers when they come back."""
+    bench.hub.hold["build"] = threading.Event()
+    client = bench.client(quick(build_s=0.02))
+    client.send(message(1))
+    client.start()
+    bench.hub.wait(lambda: "stuck" in bench.states)
+    assert client.status().out == QUICK.lost_threads
+
+    bench.hub.hold["build"].set()
+    bench.hub.wait(lambda: bench.hub.arrived == ["detections-1"])
+
+    assert client.status().out == 0
+
+
+@pytest.mark.parametrize("where", ["build", "connect", "send", "close"])
+def test_close_keeps_its_deadline_wherever_the_sdk_hangs(bench: Bench, where: str) -> None:
+    """Whatever hangs, `close` comes back and says that the process should not wait for threads."""
+    bench.hub.hold[where] = threading.Event()
+    client = bench.client(quick(farewell_s=5))
+    client.start()
+    bench.hub.wait(lambda: bench.hub.opened == 1)
+    client.send(message(1))
+
+    done: list[bool] = []
+    closer = threading.Thread(target=lambda: done.append(client.close(0.4)))
+    closer.start()
+    closer.join(2)
+
+    assert done == [False]
+    assert client.status().state == "closed"
+
+
+def test_a_client_that_never_started_closes_at_once(bench: Bench) -> None:
+    """And what it held is counted as lost."""
+    client = bench.client()
+    client.send(message(1))
+    assert client.close(5)
+    assert client.status().dropped == {"closed": 1}
+
+
+def test_closing_tries_a_dead_hub_once_and_no_more(bench: Bench) -> None:
+    """Messages that no hub takes are counted, and the end does not wait for the whole deadline."""
+    bench.hub.errors = [LinkError("refused")] * 100_000
+    client = bench.client()
+    client.send(message(1))
+    client.start()
+    bench.hub.wait(lambda: "waiting" in bench.states)
+    opened = bench.hub.opened
+
+    assert client.close(30)
+
+    assert bench.hub.opened <= opened + 2
+    assert client.status().dropped == {"closed": 1}
+
+
+def test_the_same_failure_is_logged_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """An hour without a hub is one line, not thousands; another reason is another line."""
+    caplog.set_level(logging.INFO, logger="visionedge.edge")
+    refused, unknown = LinkError("connection refused"), LinkError("no such host")
+    bench.hub.errors = [*[refused] * 20, *[unknown] * 5]
+    client = bench.client()
+    client.start()
+    bench.hub.wait(lambda: "connected" in bench.states)
+
+    lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert [line.split(": ")[1].split(";")[0] for line in lines] == ["connection refused", "no such host"]
+
+
+def test_secrets_never_reach_the_status(bench: Bench) -> None:
+    """What the SDK says is masked like everything else."""
+    bench.hub.errors = [LinkError("bad SharedAccessSignature sr=x&sig=abcdef&se=1 for key=hunter2")]
+    client = bench.client()
+    client.start()
+    bench.hub.wait(lambda: "connected" in bench.states)
+
+    assert "abcdef" not in str(client.status())
+    assert "hunter2" not in str(client.status())
+
+
+def test_an_error_is_described_with_its_causes_in_one_line() -> None:
+    """`Could not connect: refused` says more than either; repeated texts once."""
+    error = RuntimeError("Could not connect\nto IoTHub")
+    error.__cause__ = OSError(111, "Connection refused")
+    error.__cause__.__cause__ = ValueError("Connection refused")
+    assert describe(error) == "Could not connect to IoTHub: [Errno 111] Connection refused"
+    assert describe(RuntimeError()) == "RuntimeError"
+
+
+# --- its parts --------------------------------------------------------------------------------------------
+
+
+def test_the_backlog_is_bounded_by_bytes() -> None:
+    """Large messages push out more than one."""
+    backlog = Backlog(limit_bytes=1000)
+    for number in range(5):
+        backlog.put(message(number, size=200))
+    backlog.put(message(9, size=500))
+    assert backlog.bytes <= 1000
+    assert len(backlog) < 5
+
+
+def test_settling_a_message_that_was_dropped_meanwhile_takes_nothing_else() -> None:
+    """The first may be dropped while it is in flight; its acknowledgement must not remove its follower."""
+    backlog = Backlog(limit=1)
+    first, second = message(1), message(2)
+    backlog.put(first)
+    backlog.put(second)
+    backlog.settle(first)
+    assert backlog.first() is second
+
+
+def test_a_losable_call_gives_results_and_errors() -> None:
+    """As if it had been called directly, on one thread for all of them."""
+    crew = Crew(lambda _name, _error: None)
+    calls = Losable(crew, "calls")
+    names = {calls.call("name", lambda: threading.current_thread().name, 5) for _ in range(3)}
+    with pytest.raises(ZeroDivisionError):
+        calls.call("divide", lambda: 1 // 0, 5)
+    calls.close()
+    assert names == {"calls-1"}
+    assert crew.join(5) == []
+
+
+def test_a_lost_thread_that_comes_back_ends_and_counts_no_more() -> None:
+    """`Stuck` is not for ever."""
+    crew = Crew(lambda _name, _error: None)
+    calls = Losable(crew, "calls", limit=1)
+    held = threading.Event()
+    with pytest.raises(OverdueError, match="hold did not return"):
+        calls.call("hold", held.wait, 0.01)
+    with pytest.raises(StuckError):
+        calls.call("more", lambda: None, 5)
+    held.set()
+    assert crew.join(5) == []
+    assert calls.call("more", lambda: 42, 5) == 42
+    assert (calls.abandoned, calls.out()) == (1, 0)
+    calls.close()
+    assert crew.join(5) == []
+
+
+# --- the facade -------------------------------------------------------------------------------------------
+
+
+def test_outside_without_a_file_nothing_is_gathered(caplog: pytest.LogCaptureFixture) -> None:
+    """Locally, frames cost nothing and the log says once why nothing is sent."""
+    caplog.set_level(logging.INFO, logger="visionedge.edge")
+    crew = Crew(lambda _name, _error: None)
+    delivery = Delivery.build(TelemetryConfig(), None, None, crew)
+    delivery.start()
+    delivery.event("module", "started", "started")
+    delivery.tick()
+    delivery.flush()
+    assert delivery.close(1)
+    assert delivery.status().hub is None
+    assert not delivery.status().inside_edge
+    assert [r.getMessage() for r in caplog.records] == [
+        "not inside IoT Edge: running locally, no message is sent"
+    ]
+
+
+def test_inside_a_file_and_a_hub_are_made(tmp_path: Path) -> None:
+    """The identity names the sender."""
+    crew = Crew(lambda _name, _error: None)
+    delivery = Delivery.build(TelemetryConfig(), IDENTITY, tmp_path / "messages.jsonl", crew)
+    status = delivery.status()
+    assert delivery.close(1)
+    assert (status.device, status.module, status.inside_edge) == ("press-7", "vision", True)
+    assert status.hub is not None
+    assert status.journal is not None

@@ -1,0 +1,82 @@
+"""Identity: read from what edgeAgent sets, whole or not at all."""
+
+import pytest
+
+from visionedge.edge.identity import VARIABLES, Identity
+from visionedge.errors import ConfigError
+
+EDGE = {
+    "IOTEDGE_IOTHUBHOSTNAME": "hub.azure-devices.net",
+    "IOTEDGE_DEVICEID": "press-7",
+    "IOTEDGE_MODULEID": "vision",
+    "IOTEDGE_GATEWAYHOSTNAME": "eflow-vm",
+    "IOTEDGE_MODULEGENERATIONID": "638",
+    "IOTEDGE_WORKLOADURI": "unix:///var/run/iotedge/workload.sock",
+    "IOTEDGE_APIVERSION": "2022-08-03",
+}
+SIMULATOR = {
+    "EdgeHubConnectionString": (
+        "HostName=hub.azure-devices.net;GatewayHostName=localhost;DeviceId=dev;ModuleId=vision;"
+        "SharedAccessKey=c2VjcmV0PT0="
+    ),
+    "EdgeModuleCACertificateFile": "/ca.pem",
+}
+
+
+def test_all_seven_variables_make_an_identity() -> None:
+    """Other variables of the agent do not matter."""
+    identity = Identity.from_environ({**EDGE, "IOTEDGE_AUTHSCHEME": "sasToken", "HOME": "/"})
+
+    assert identity == Identity(
+        hub="hub.azure-devices.net",
+        device="press-7",
+        module="vision",
+        gateway="eflow-vm",
+        generation="638",
+        workload_uri="unix:///var/run/iotedge/workload.sock",
+        api_version="2022-08-03",
+    )
+
+
+def test_outside_there_is_none() -> None:
+    """An environment without any of them is no error."""
+    assert Identity.from_environ({"HOME": "/", "IOTEDGE_AUTHSCHEME": "sasToken"}) is None
+
+
+@pytest.mark.parametrize("missing", VARIABLES)
+def test_a_missing_variable_is_named(missing: str) -> None:
+    """Half an environment is a mistake, not a reason to run locally."""
+    environ = {name: value for name, value in EDGE.items() if name != missing}
+
+    with pytest.raises(ConfigError, match=missing) as caught:
+        Identity.from_environ(environ)
+
+    assert not any(name in str(caught.value) for name in VARIABLES if name != missing)
+
+
+def test_an_empty_variable_is_missing() -> None:
+    """An empty value is what a forgotten placeholder leaves."""
+    with pytest.raises(ConfigError, match="IOTEDGE_DEVICEID"):
+        Identity.from_environ({**EDGE, "IOTEDGE_DEVICEID": ""})
+
+
+def test_the_simulator_is_inside_and_its_key_stays_outside() -> None:
+    """The connection string gives the names; the key is nowhere in the identity."""
+    identity = Identity.from_environ(SIMULATOR)
+
+    assert identity is not None
+    assert (identity.hub, identity.device, identity.module) == ("hub.azure-devices.net", "dev", "vision")
+    assert (identity.gateway, identity.carrier) == ("localhost", "simulator")
+    assert "c2Vj" not in repr(identity)
+
+
+def test_half_a_simulator_is_named_without_its_key() -> None:
+    """A connection string without the CA file, or with parts missing, says which."""
+    string = SIMULATOR["EdgeHubConnectionString"]
+    with pytest.raises(ConfigError, match="EdgeModuleCACertificateFile"):
+        Identity.from_environ({"EdgeHubConnectionString": string})
+
+    short = {**SIMULATOR, "EdgeHubConnectionString": string.replace("ModuleId", "Module")}
+    with pytest.raises(ConfigError, match="has no ModuleId") as caught:
+        Identity.from_environ(short)
+    assert "c2Vj" not in str(caught.value)

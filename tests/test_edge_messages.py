@@ -1,0 +1,203 @@
+"""Messages: the contract's documents, their properties, and how frames are split."""
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from visionedge.edge.messages import (
+    MAX_BYTES,
+    MAX_CAMERAS_BYTES,
+    MAX_FRAME_BYTES,
+    MAX_LABELS_BYTES,
+    EncodedFrame,
+    Event,
+    FrameTooLargeError,
+    Message,
+    Sender,
+    batch_messages,
+    encode,
+    encode_frame,
+    event_message,
+    property_text,
+)
+
+SENDER = Sender("press-7", "vision", "a1b2c3")
+NOON = datetime(2026, 11, 22, 12, 0, 0, 123_456, tzinfo=UTC)
+
+
+def frame(camera: str = "dock", *, labels: tuple[str, ...] = (), confidence: float = 0.87) -> dict[str, Any]:
+    """A frame object with one detection per label, as far as messages look into it."""
+    rows = [{"label": label, "confidence": confidence} for label in labels]
+    return {"camera": camera, "detections": rows}
+
+
+def encoded(size: int, camera: str = "dock", labels: frozenset[str] = frozenset()) -> EncodedFrame:
+    """A frame of so many bytes."""
+    return EncodedFrame(b'"' + b"x" * (size - 2) + b'"', camera, 0.5, labels)
+
+
+def test_a_batch_has_the_documents_keys_and_the_properties_to_filter_by() -> None:
+    """The body is the contract's document; the properties name cameras, labels and the best score."""
+    frames = [
+        encode_frame(frame("gate", labels=("person", "car"), confidence=0.5)),
+        encode_frame(frame("dock", labels=("person",), confidence=0.87)),
+    ]
+
+    [message] = batch_messages(SENDER, 41, frames)
+
+    assert json.loads(message.body) == {
+        "schema": "visionedge/batch/1",
+        "device": "press-7",
+        "module": "vision",
+        "messageSequence": 41,
+        "frames": [json.loads(f.body) for f in frames],
+    }
+    assert message.output == "detections"
+    assert message.frames == 2
+    assert message.properties == {
+        "schema": "visionedge/batch/1",
+        "cameras": "dock,gate",
+        "maxConfidence": "0.87",
+        "labels": "car,person",
+    }
+
+
+@pytest.mark.parametrize(("score", "text"), [(0.0, "0"), (1.0, "1"), (0.5, "0.5"), (0.00001, "0.00001")])
+def test_the_best_score_is_a_plain_number(score: float, text: str) -> None:
+    """Routes cast it to a number: never an exponent."""
+    [message] = batch_messages(SENDER, 1, [encode_frame(frame(labels=("person",), confidence=score))])
+    assert message.properties["maxConfidence"] == text
+
+
+def test_a_batch_without_detections_says_zero() -> None:
+    """No detection: best score 0, no labels."""
+    [message] = batch_messages(SENDER, 1, [encode_frame(frame())])
+    assert message.properties["maxConfidence"] == "0"
+    assert message.properties["labels"] == ""
+
+
+def test_message_ids_are_stable_unique_and_plain() -> None:
+    """Made again, a message has its id again; another number gives another one."""
+    frames = [encoded(150_000), encoded(150_000)]
+    first, second = batch_messages(SENDER, 7, frames)
+    again, _ = batch_messages(SENDER, 7, frames)
+
+    assert first.message_id == again.message_id == "a1b2c3-detections-7"
+    assert second.message_id == "a1b2c3-detections-8"
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [
+        ("traffic light", "traffic light"),
+        ("Türe", "T%C3%BCre"),
+        ("a,b", "a%2Cb"),
+        ("50%", "50%25"),
+        ("*", "%2A"),
+        ("tab\t", "tab%09"),
+    ],
+)
+def test_labels_in_properties_are_plain_ascii(label: str, text: str) -> None:
+    """Property values are ASCII only, and a comma inside a label must not look like two labels."""
+    assert property_text(label) == text
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(2, MAX_FRAME_BYTES), st.text("abc", min_size=1, max_size=64), st.integers(0, 60)
+        ),
+        max_size=40,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_no_message_is_too_large_and_no_frame_is_lost(parts: list[tuple[int, str, int]]) -> None:
+    """Whatever the sizes, cameras and labels: within limits, frames whole and in order, numbers rising."""
+    frames = [
+        encoded(size, camera, frozenset(f"{camera[:40]}-{i}" for i in range(labels)))
+        for size, camera, labels in parts
+    ]
+
+    messages = batch_messages(SENDER, 5, frames)
+
+    assert [m.number for m in messages] == list(range(5, 5 + len(messages)))
+    assert all(m.size_bytes <= MAX_BYTES for m in messages)
+    assert all(len(m.properties["cameras"]) <= MAX_CAMERAS_BYTES for m in messages)
+    assert all(len(m.properties["labels"]) <= MAX_LABELS_BYTES for m in messages)
+    bodies = [encode(f) for m in messages for f in json.loads(m.body)["frames"]]
+    assert bodies == [f.body for f in frames]
+
+
+def test_frames_share_a_message_as_long_as_they_fit() -> None:
+    """Splitting is not wasteful: two neighbours never fit into one message together."""
+    messages = batch_messages(SENDER, 1, [encoded(30_000) for _ in range(20)])
+    assert [m.frames for m in messages] == [6, 6, 6, 2]
+
+
+def test_labels_are_cut_only_within_a_single_frame_and_visibly() -> None:
+    """A frame with more labels than a property may hold ends its list with a star."""
+    labels = tuple(f"label-number-{i:04}" for i in range(200))
+
+    [message] = batch_messages(SENDER, 1, [encode_frame(frame(labels=labels))])
+
+    text = message.properties["labels"]
+    assert len(text) <= MAX_LABELS_BYTES
+    assert text.endswith(",*")
+    assert set(text.split(",")[:-1]) < set(labels)
+
+
+def test_a_frame_that_fits_in_no_message_is_refused() -> None:
+    """The error names the size; nothing is cut silently."""
+    with pytest.raises(FrameTooLargeError, match=str(MAX_FRAME_BYTES)):
+        encode_frame(frame(labels=("x" * MAX_FRAME_BYTES,)))
+
+
+def test_what_json_cannot_carry_is_refused() -> None:
+    """NaN is no JSON, whatever Python thinks."""
+    with pytest.raises(ValueError, match="JSON"):
+        encode_frame(frame(labels=("person",), confidence=math.nan))
+
+
+def test_a_text_that_is_no_utf8_does_not_break_a_message() -> None:
+    """A file name with a stray byte reaches us as a lone surrogate."""
+    assert encode({"model": "caf\udce9", "label": "Türe"}) == '{"model":"caf?","label":"Türe"}'.encode()
+
+
+def test_an_event_is_the_contracts_document() -> None:
+    """Exactly these keys, time in UTC with milliseconds, and kind and code as properties."""
+    event = Event("camera", "camera-lost", "camera dock: no picture", NOON, {"camera": "dock"})
+
+    message = event_message(SENDER, 3, event)
+
+    assert json.loads(message.body) == {
+        "schema": "visionedge/event/1",
+        "device": "press-7",
+        "module": "vision",
+        "messageSequence": 3,
+        "at": "2026-11-22T12:00:00.123Z",
+        "kind": "camera",
+        "code": "camera-lost",
+        "message": "camera dock: no picture",
+        "details": {"camera": "dock"},
+    }
+    assert (message.output, message.message_id) == ("events", "a1b2c3-events-3")
+    assert message.properties == {"schema": "visionedge/event/1", "kind": "camera", "code": "camera-lost"}
+
+
+def test_details_that_do_not_fit_are_left_out_and_said_to_be() -> None:
+    """An event always goes out."""
+    message = event_message(SENDER, 1, Event("module", "big", "text", NOON, {"x": "y" * MAX_BYTES}))
+
+    assert message.size_bytes <= MAX_BYTES
+    assert list(json.loads(message.body)["details"]) == ["omitted"]
+
+
+def test_the_size_counts_body_and_properties() -> None:
+    """As IoT Hub counts: system property values, and names and values of the others."""
+    message = Message("o", b"12345", "id", {"name": "value"}, 1)
+    assert message.size_bytes == 5 + len("application/json") + len("utf-8") + 1 + 2 + 4 + 5

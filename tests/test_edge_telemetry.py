@@ -1,0 +1,362 @@
+"""Telemetry: what is told, when, and what is counted instead."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from visionedge.config import TelemetryConfig
+from visionedge.edge.changes import ChangeFilter
+from visionedge.edge.messages import Message, Sender
+from visionedge.edge.telemetry import DailyBudget, Telemetry
+from visionedge.frames import Detections, Frame, InputSpec, Result, Timing
+
+LABELS = ("person", "car", "person")
+SECOND_NS = 1_000_000_000
+Box = tuple[float, float, float, float]
+MAN: Box = (0.1, 0.1, 0.3, 0.9)
+
+
+class World:
+    """Both clocks, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+        self.utc = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+    def pass_s(self, seconds: float) -> int:
+        """Let time go by; the monotonic moment after it."""
+        self.now_ns += round(seconds * SECOND_NS)
+        self.utc += timedelta(seconds=seconds)
+        return self.now_ns
+
+    def result(
+        self,
+        boxes: Sequence[Box] = (),
+        *,
+        camera: str = "dock",
+        ids: Sequence[int] | None = None,
+        labels: tuple[str, ...] = LABELS,
+        score: float = 0.87,
+    ) -> Result:
+        """A frame captured now, with these boxes (of persons, unless `ids` says otherwise)."""
+        frame = Frame(
+            camera=camera,
+            sequence=self.now_ns,
+            epoch=1,
+            captured_ns=self.now_ns,
+            captured_utc=self.utc,
+            width_px=64,
+            height_px=48,
+            image=np.zeros((8, 8, 3), np.uint8),
+            placement=InputSpec(8, 8).place(64, 48),
+            full_picture=lambda: np.zeros((48, 64, 3), np.uint8),
+        )
+        found = Detections(
+            np.array(boxes, np.float32).reshape(-1, 4),
+            np.full(len(boxes), score, np.float32),
+            np.array(ids if ids is not None else [0] * len(boxes), np.int32),
+        )
+        return Result(frame, found, Timing(1, 2, 3, 1), "cpu", "tiny", labels)
+
+    def telemetry(self, **policy: Any) -> Telemetry:
+        """Telemetry in this world, with the contract's keys as policy."""
+        return Telemetry(
+            TelemetryConfig.model_validate(policy),
+            Sender("press-7", "vision", "run"),
+            clock=lambda: self.now_ns,
+            utc=lambda: self.utc,
+        )
+
+
+def documents(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Their bodies."""
+    return [json.loads(message.body) for message in messages]
+
+
+# --- when -------------------------------------------------------------------------------------------------
+
+
+def test_frames_wait_for_the_interval_and_go_together() -> None:
+    """Nothing before the interval is over; then one document with all frames in order; then nothing."""
+    world = World()
+    telemetry = world.telemetry(mode="all", intervalSeconds=1)
+    telemetry.offer(world.result([MAN]))
+    assert telemetry.next_due_ns == SECOND_NS
+    telemetry.offer(world.result(camera="gate"))
+
+    assert telemetry.due(world.pass_s(0.99)) == []
+    [document] = documents(telemetry.due(world.pass_s(0.01)))
+
+    assert [frame["camera"] for frame in document["frames"]] == ["dock", "gate"]
+    assert telemetry.due(world.pass_s(10)) == []
+    assert telemetry.next_due_ns is None
+
+
+def test_frames_that_fill_a_message_do_not_wait() -> None:
+    """A long interval must not make a mountain."""
+    world = World()
+    telemetry = world.telemetry(mode="all", intervalSeconds=86400)
+    while not (messages := telemetry.due(world.now_ns)):
+        telemetry.offer(world.result([MAN] * 50))
+
+    assert all(150_000 < message.size_bytes <= 200_000 for message in messages[:1])
+
+
+def test_an_event_is_made_at_once_and_numbered_on_its_own() -> None:
+    """Events do not wait for an interval; each output counts from 1."""
+    world = World()
+    telemetry = world.telemetry(mode="all", intervalSeconds=1)
+    first = telemetry.event("camera", "camera-lost", "camera dock: gone", {"camera": "dock"})
+    telemetry.offer(world.result())
+    second = telemetry.event("camera", "camera-back", "camera dock: back")
+    [batch] = telemetry.due(world.pass_s(1))
+
+    assert [m.number for m in (first, second, batch)] == [1, 2, 1]
+    assert telemetry.due(world.now_ns) == []
+
+
+def test_secrets_in_events_are_masked() -> None:
+    """Also deep inside the details."""
+    secret = "rtsp://user:hunter2@192.0.2.5/s"
+    message = World().telemetry().event("camera", "x", f"lost {secret}", {"a": [{"uri": secret}]})
+    assert b"hunter2" not in message.body
+    assert b"192.0.2.5" in message.body
+
+
+def test_flush_does_not_wait() -> None:
+    """At the end everything goes."""
+    world = World()
+    telemetry = world.telemetry(mode="all", intervalSeconds=3600)
+    telemetry.offer(world.result())
+    assert len(telemetry.flush()) == 1
+    assert telemetry.flush() == []
+
+
+# --- what -------------------------------------------------------------------------------------------------
+
+
+def test_mode_none_tells_events_only() -> None:
+    """Frames are counted as muted."""
+    world = World()
+    telemetry = world.telemetry(mode="none")
+    telemetry.offer(world.result([MAN]))
+    assert telemetry.flush() == []
+    assert telemetry.statistics().muted == 1
+
+
+def changed(before: Result, after: Result) -> bool:
+    """Whether a frame is worth telling after another was told."""
+    changes = ChangeFilter(move_threshold=0.05, heartbeat_s=60)
+    assert changes.worth_telling(before)
+    changes.told(before)
+    return changes.worth_telling(after)
+
+
+def test_the_same_scene_is_told_once() -> None:
+    """Scores and small movements are no news."""
+    world = World()
+    assert not changed(world.result([MAN]), world.result([(0.14, 0.1, 0.34, 0.9)], score=0.5))
+    assert not changed(world.result(), world.result())
+
+
+@pytest.mark.parametrize(
+    ("boxes", "ids"),
+    [
+        ([], []),
+        ([MAN, MAN], [0, 0]),
+        ([MAN], [1]),
+        ([(0.16, 0.1, 0.36, 0.9)], [0]),
+        ([(0.1, 0.1, 0.3, 0.84)], [0]),
+    ],
+    ids=["left", "another", "other label", "moved", "shrunk"],
+)
+def test_a_changed_scene_is_told(boxes: list[Box], ids: list[int]) -> None:
+    """Another set of labels, another count, or a box whose edge moved by more than the threshold."""
+    world = World()
+    assert changed(world.result([MAN]), world.result(boxes, ids=ids))
+
+
+def test_boxes_are_compared_whatever_their_order() -> None:
+    """Sorting by score shuffles the boxes of a scene; that is no movement."""
+    world = World()
+    other: Box = (0.6, 0.1, 0.8, 0.9)
+    assert not changed(world.result([MAN, other]), world.result([other, MAN]))
+
+
+def test_two_boxes_that_become_one_place_have_moved() -> None:
+    """Each box needs a near one on the other side: one that everybody is near to is not enough."""
+    world = World()
+    other: Box = (0.6, 0.1, 0.8, 0.9)
+    assert changed(world.result([MAN, other]), world.result([MAN, MAN]))
+
+
+def test_labels_count_not_class_ids() -> None:
+    """Two classes of one name are one label, and another model may number them otherwise."""
+    world = World()
+    assert not changed(world.result([MAN], ids=[0]), world.result([MAN], ids=[2]))
+    assert not changed(world.result([MAN], ids=[0]), world.result([MAN], ids=[1], labels=("x", "person")))
+
+
+def test_cameras_are_compared_with_themselves() -> None:
+    """A scene of one camera is news on another."""
+    world = World()
+    assert changed(world.result([MAN], camera="dock"), world.result([MAN], camera="gate"))
+
+
+def test_a_heartbeat_is_told_each_minute() -> None:
+    """A quiet camera is told every 60 s, so that silence means something."""
+    world = World()
+    telemetry = world.telemetry(mode="changes", intervalSeconds=0.1)
+    told = 0
+    for _ in range(125):
+        telemetry.offer(world.result([MAN]))
+        told += sum(m.frames for m in telemetry.due(world.pass_s(1)))
+    assert told == 3
+    assert telemetry.statistics().unchanged == 122
+
+
+def test_the_comparison_is_with_the_last_frame_told() -> None:
+    """A slow drift is told in the end: small steps add up."""
+    world = World()
+    telemetry = world.telemetry(mode="changes")
+    for step in range(10):
+        telemetry.offer(world.result([(0.1 + step * 0.02, 0.1, 0.3 + step * 0.02, 0.9)]))
+    assert sum(m.frames for m in telemetry.flush()) == 4
+
+
+# --- how many ---------------------------------------------------------------------------------------------
+
+
+def test_a_spent_budget_stops_detections_and_one_event_says_so() -> None:
+    """The next UTC day goes on; events always go."""
+    world = World()
+    telemetry = world.telemetry(mode="all", intervalSeconds=1, maxPerDay=2)
+    outputs = []
+    for _ in range(5):
+        telemetry.offer(world.result([MAN]))
+        outputs += [m.output for m in telemetry.due(world.pass_s(1))]
+    assert outputs == ["detections", "detections", "events"]
+    assert telemetry.event("module", "x", "y").output == "events"
+    assert telemetry.statistics().dropped == {"budget": 3}
+    assert telemetry.statistics().left_today == 0
+
+    world.pass_s(12 * 3600)
+    telemetry.offer(world.result([MAN]))
+    [message] = telemetry.due(world.pass_s(1))
+    assert (message.output, message.number) == ("detections", 3)
+
+
+def test_the_event_names_the_setting_and_comes_once_a_day() -> None:
+    """People learn which key to change."""
+    world = World()
+    telemetry = world.telemetry(mode="all", maxPerDay=0)
+    telemetry.offer(world.result())
+    telemetry.offer(world.result())
+    [event] = documents(telemetry.flush())
+    assert (event["kind"], event["code"]) == ("module", "telemetry-budget-spent")
+    assert "telemetry.maxPerDay" in event["message"]
+
+    world.pass_s(86400)
+    telemetry.offer(world.result())
+    assert len(telemetry.flush()) == 1
+
+
+def test_a_change_that_the_budget_swallowed_is_told_the_next_day() -> None:
+    """A frame that was not told is not what the next one is compared with."""
+    world = World()
+    telemetry = world.telemetry(mode="changes", maxPerDay=1)
+    telemetry.offer(world.result())
+    telemetry.flush()
+    telemetry.offer(world.result([MAN]))
+    world.utc += timedelta(days=1)
+    telemetry.offer(world.result([MAN]))
+    assert [m.output for m in telemetry.flush()] == ["events", "detections"]
+
+
+def test_a_wall_clock_set_back_grants_no_second_budget() -> None:
+    """And a clock that ran ahead and came back does not lock the budget until that far day."""
+    world = World()
+    budget = DailyBudget(10, lambda: world.utc)
+    budget.spend(10)
+    world.utc -= timedelta(days=1)
+    assert budget.left() == 0
+    world.utc += timedelta(days=1)
+    assert budget.left() == 10
+
+    world.utc += timedelta(days=3650)
+    budget.spend(10)
+    world.utc -= timedelta(days=3650)
+    budget.spend(10)
+    world.utc += timedelta(days=1)
+    assert budget.left() == 10
+
+
+def test_a_frame_that_no_message_can_carry_is_counted_and_told_once() -> None:
+    """Per camera one event, however many such frames come."""
+    world = World()
+    telemetry = world.telemetry(mode="all")
+    for _ in range(3):
+        telemetry.offer(world.result([MAN], labels=("x" * 200_000,)))
+    [event] = documents(telemetry.flush())
+    assert event["code"] == "telemetry-frame-oversize"
+    assert event["details"] == {"camera": "dock"}
+    assert telemetry.statistics().dropped == {"oversize": 3}
+
+
+def test_a_frame_with_nan_is_counted_and_told() -> None:
+    """It must not stop the loop, and must not be sent."""
+    world = World()
+    telemetry = world.telemetry(mode="all")
+    telemetry.offer(world.result([MAN], score=float("nan")))
+    assert [m.output for m in telemetry.flush()] == ["events"]
+    assert telemetry.statistics().dropped == {"invalid": 1}
+
+
+def test_when_nobody_asks_the_oldest_frames_go() -> None:
+    """What waits is bounded by bytes."""
+    world = World()
+    telemetry = world.telemetry(mode="all", intervalSeconds=86400)
+    for _ in range(200):
+        telemetry.offer(world.result([MAN] * 50))
+    statistics = telemetry.statistics()
+    assert statistics.dropped["pending"] > 0
+    assert statistics.waiting + statistics.dropped["pending"] == 200
+    assert sum(len(m.body) for m in telemetry.flush()) < 900_000
+
+
+@given(
+    st.sampled_from(["all", "changes", "none"]),
+    st.integers(0, 4),
+    st.lists(st.tuples(st.sampled_from(["offer", "due", "flush"]), st.integers(0, 3)), max_size=60),
+)
+@settings(max_examples=80, deadline=None)
+def test_every_offered_frame_is_accounted_for(
+    mode: str, max_per_day: int, steps: list[tuple[str, int]]
+) -> None:
+    """offered = told + unchanged + muted + waiting + dropped, numbers without gaps, whatever happens."""
+    world = World()
+    telemetry = world.telemetry(mode=mode, maxPerDay=max_per_day, intervalSeconds=1)
+    messages: list[Message] = []
+    for action, number in steps:
+        world.pass_s(number * 3600)
+        if action == "offer":
+            telemetry.offer(world.result([MAN] * number))
+        elif action == "due":
+            messages += telemetry.due(world.now_ns)
+        else:
+            messages += telemetry.flush()
+    counts = telemetry.statistics()
+    assert counts.offered == sum(action == "offer" for action, _ in steps)
+    assert counts.offered == (
+        counts.told + counts.unchanged + counts.muted + counts.waiting + sum(counts.dropped.values())
+    )
+    assert counts.told == sum(m.frames for m in messages)
+    for output in ("detections", "events"):
+        numbers = [m.number for m in messages if m.output == output]
+        assert numbers == list(range(1, len(numbers) + 1))
