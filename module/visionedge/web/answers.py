@@ -46,8 +46,10 @@ class RequestError(Exception):
 
 
 def json_bytes(document: Any) -> bytes:
-    """The document as compact UTF-8 JSON; ValueError where it holds a NaN."""
-    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    """The document as compact UTF-8 JSON; half a surrogate becomes '?'. ValueError where it holds a NaN."""
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
+        errors="replace"
+    )
 
 
 def json_answer(

@@ -1,8 +1,6 @@
 """The handlers of the JSON API: each reads its question, asks the view, and answers."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 from aiohttp import BodyPartReader, MultipartReader, web
@@ -22,7 +20,7 @@ from visionedge.web.answers import (
 )
 from visionedge.web.dashboard import Page
 from visionedge.web.openapi import describe
-from visionedge.web.pictures import Desk, Look, Pictures
+from visionedge.web.pictures import Desk, Look, Permits, Pictures
 from visionedge.web.streams import Closing, Documents, send_events, send_pictures
 from visionedge.web.view import Busy, Document, ModuleView
 
@@ -36,33 +34,6 @@ PICTURE_STREAMS_AT_ONCE = 32
 SNAPSHOT_LEAST_PX, SNAPSHOT_MOST_PX = 16, 8192
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-
-class Permits:
-    """So many at once; one more is told to come again."""
-
-    def __init__(self, limit: int, message: str) -> None:
-        self._limit = limit
-        self._message = message
-        self.taken = 0
-
-    def __repr__(self) -> str:
-        return f"<Permits taken={self.taken} limit={self._limit}>"
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Hold a permit.
-
-        Raises:
-            Busy: none is left.
-        """
-        if self.taken >= self._limit:
-            raise Busy(self._message)
-        self.taken += 1
-        try:
-            yield
-        finally:
-            self.taken -= 1
 
 
 class Api:

@@ -9,6 +9,8 @@ from aiohttp.typedefs import Handler, Middleware
 from visionedge.config import HttpConfig
 from visionedge.web.answers import RequestError, error_answer, problem_of
 from visionedge.web.api import Api
+from visionedge.web.inference_protocol import InferenceProtocol
+from visionedge.web.inference_protocol import routes as inference_routes
 from visionedge.web.view import ModuleView
 
 _OPEN_PATHS = frozenset({"/healthz", "/readyz"})
@@ -46,6 +48,7 @@ def routes(api: Api) -> list[web.RouteDef]:
         web.get(f"{camera}/stream.mjpg", api.stream, allow_head=False),
         web.get("/api/v1/frames", api.frames, allow_head=False),
         web.post("/api/v1/detect", api.detect),
+        *inference_routes(InferenceProtocol(api.view, api.desk, api.uploads)),
     ]
 
 

@@ -36,7 +36,7 @@ def describe() -> Document:
 
 
 def _paths() -> Document:
-    return {**_module_paths(), **_camera_paths(), **_frame_paths()}
+    return {**_module_paths(), **_camera_paths(), **_frame_paths(), **_protocol_paths()}
 
 
 def _module_paths() -> Document:
@@ -115,6 +115,40 @@ def _frame_paths() -> Document:
         "503": _error("Too many at once, or the engine is not ready; see Retry-After."),
     }
     return {"/api/v1/frames": {"get": frames}, "/api/v1/detect": {"post": detect}}
+
+
+def _protocol_paths() -> Document:
+    model = _in("path", "model", {"type": "string"}, "The loaded model's name.")
+    version = _in("path", "version", {"const": "1"}, "Always 1.")
+    return {
+        "/v2": {"get": _protocol("v2Server", "The server, in the Open Inference Protocol.")},
+        "/v2/health/live": {"get": _protocol("v2Live", "200 when the module works, else 400.")},
+        "/v2/health/ready": {"get": _protocol("v2Ready", "200 when it is ready, else 400.")},
+        **_protocol_model("/v2/models/{model}", "v2Model", [model]),
+        **_protocol_model("/v2/models/{model}/versions/{version}", "v2Version", [model, version]),
+    }
+
+
+def _protocol_model(path: str, name: str, parameters: list[Document]) -> Document:
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    tensors = {"application/json": {"schema": {"type": "object"}}, "application/octet-stream": binary}
+    infer = _protocol(f"{name}Infer", "Run the compiled model: `images` in, `detections` out.")
+    length = _in("header", "Inference-Header-Content-Length", _INTEGER, "Bytes of JSON before the tensors.")
+    infer["parameters"] = [length]
+    infer["requestBody"] = {"required": True, "content": tensors}
+    infer["responses"]["200"]["content"] = tensors
+    return {
+        path: {"parameters": parameters, "get": _protocol(name, "The model's inputs and outputs.")},
+        f"{path}/ready": {"parameters": parameters, "get": _protocol(f"{name}Ready", "200 when ready.")},
+        f"{path}/infer": {"parameters": parameters, "post": infer},
+    }
+
+
+def _protocol(name: str, summary: str) -> Document:
+    """An operation of the Open Inference Protocol, whose errors are ``{"error": "text"}``."""
+    good = _content("application/json", {"type": "object"}, "As the protocol has it.")
+    bad = _json("ProtocolError", "An error.")
+    return {"operationId": name, "summary": summary, "responses": {"200": good, "default": bad}}
 
 
 def _get(name: str, summary: str, good: Document, more: Document | None = None) -> Document:

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +19,33 @@ T = TypeVar("T")
 
 _QUALITY = 82
 _JPEG_MOST_PX = 65_500
+
+
+class Permits:
+    """So many at once; one more is told to come again."""
+
+    def __init__(self, limit: int, message: str) -> None:
+        self._limit = limit
+        self._message = message
+        self.taken = 0
+
+    def __repr__(self) -> str:
+        return f"<Permits taken={self.taken} limit={self._limit}>"
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold a permit.
+
+        Raises:
+            Busy: none is left.
+        """
+        if self.taken >= self._limit:
+            raise Busy(self._message)
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
 
 
 class Desk:

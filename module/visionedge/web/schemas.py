@@ -152,6 +152,7 @@ def _condition(good: str, bad: str, more: Document | None = None) -> Document:
 
 SCHEMAS: Document = {
     "Error": _object({"error": _ERROR}),
+    "ProtocolError": _object({"error": _TEXT}),
     "Health": _condition("ok", "unhealthy"),
     "Readiness": _condition(
         "ready",

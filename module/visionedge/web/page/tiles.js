@@ -142,8 +142,6 @@ class Tile {
 
   draw(picture, frame) {
     const { canvas } = this;
-    const ratio = picture.width / picture.height;
-    this.view.style.aspectRatio = ratio < 1.2 ? "4 / 3" : "16 / 9";
     const scale = Math.min(devicePixelRatio, 2);
     const width = Math.round(this.view.clientWidth * scale);
     const height = Math.round(this.view.clientHeight * scale);

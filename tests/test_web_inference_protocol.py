@@ -1,0 +1,245 @@
+"""The Open Inference Protocol: JSON and binary tensors, and a no for everything else."""
+
+import gzip
+import io
+import json
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+
+from web_module import SPEC, Client, FakeModule, talk
+
+IMAGES = np.arange(2 * SPEC.height_px * SPEC.width_px * 3, dtype=np.uint8).reshape(
+    2, SPEC.height_px, SPEC.width_px, 3
+)
+INFER = "/v2/models/nano/infer"
+
+
+def request_of(**changes: Any) -> dict[str, Any]:
+    """A right request in JSON, with the changes to its input."""
+    tensor = {"name": "images", "datatype": "UINT8", "shape": list(IMAGES.shape), "data": IMAGES.tolist()}
+    return {
+        "id": "42",
+        "inputs": [{key: item for key, item in {**tensor, **changes}.items() if item is not None}],
+    }
+
+
+def binary(document: dict[str, Any], tail: bytes) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a request with a binary tensor."""
+    head = json.dumps(document).encode()
+    return head + tail, {"Inference-Header-Content-Length": str(len(head))}
+
+
+async def refused(answer: aiohttp.ClientResponse) -> tuple[int, str]:
+    """Status and text of an error, in the shape of the protocol."""
+    document = await answer.json()
+    assert list(document) == ["error"]
+    assert isinstance(document["error"], str)
+    return answer.status, document["error"]
+
+
+def check(rows: np.ndarray[Any, Any]) -> None:
+    """These are the rows that the fake computes for `IMAGES`."""
+    assert rows.shape == (2, 5, 6)
+    assert rows[:, 0, 0] == pytest.approx(IMAGES.reshape(2, -1).mean(axis=1), rel=1e-6)
+    assert rows[0, :, 1].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_server_and_its_model_describe_themselves() -> None:
+    async def conversation(client: Client) -> None:
+        async with client.get("/v2") as answer:
+            document = await answer.json()
+            assert document["name"] == "visionedge"
+            assert "binary_tensor_data" in document["extensions"]
+        for path in ("/v2/models/nano", "/v2/models/nano/versions/1"):
+            async with client.get(path) as answer:
+                document = await answer.json()
+            assert document["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 8, 16, 3]}]
+            assert document["outputs"] == [{"name": "detections", "datatype": "FP32", "shape": [-1, 5, 6]}]
+
+    talk(FakeModule(), conversation)
+
+
+def test_health_is_told_by_the_status_alone() -> None:
+    module = FakeModule()
+    paths = ("/v2/health/live", "/v2/health/ready", "/v2/models/nano/ready")
+
+    async def conversation(client: Client) -> None:
+        for path in paths:
+            async with client.get(path) as answer:
+                assert answer.status == 200
+        module.unhealthy, module.unready = ["dead"], ["cold"]
+        for path in paths:
+            async with client.get(path) as answer:
+                assert answer.status == 400
+
+    talk(module, conversation)
+
+
+def test_a_tensor_in_json_is_answered_in_json() -> None:
+    async def conversation(client: Client) -> None:
+        flat = request_of(data=IMAGES.ravel().tolist())
+        for document in (request_of(), flat):
+            async with client.post(INFER, json=document) as answer:
+                found = await answer.json()
+            assert answer.status == 200, found
+            assert (found["id"], found["model_name"], found["model_version"]) == ("42", "nano", "1")
+            output = found["outputs"][0]
+            assert (output["name"], output["datatype"]) == ("detections", "FP32")
+            check(np.array(output["data"], np.float32).reshape(output["shape"]))
+
+    talk(FakeModule(), conversation)
+
+
+@pytest.mark.parametrize("by_output", [True, False])
+def test_a_binary_tensor_is_answered_in_binary_when_that_is_asked(by_output: bool) -> None:
+    document = request_of(data=None, parameters={"binary_data_size": IMAGES.size})
+    if by_output:
+        document["outputs"] = [{"name": "detections", "parameters": {"binary_data": True}}]
+    else:
+        document["parameters"] = {"binary_data_output": True}
+    body, headers = binary(document, IMAGES.tobytes())
+
+    async def conversation(client: Client) -> None:
+        async with client.post("/v2/models/nano/versions/1/infer", data=body, headers=headers) as answer:
+            data = await answer.read()
+        assert answer.status == 200, data
+        assert answer.content_type == "application/octet-stream"
+        length = int(answer.headers["Inference-Header-Content-Length"])
+        output = json.loads(data[:length])["outputs"][0]
+        assert output["parameters"]["binary_data_size"] == len(data) - length
+        check(np.frombuffer(data[length:], "<f4").reshape(output["shape"]))
+
+    talk(FakeModule(), conversation)
+
+
+def test_a_compressed_request_is_understood() -> None:
+    document = request_of(data=None, parameters={"binary_data_size": IMAGES.size})
+    body, headers = binary(document, IMAGES.tobytes())
+
+    async def conversation(client: Client) -> None:
+        packed = {**headers, "Content-Encoding": "gzip"}
+        async with client.post(INFER, data=gzip.compress(body), headers=packed) as answer:
+            found = await answer.json()
+        check(np.array(found["outputs"][0]["data"], np.float32).reshape(2, 5, 6))
+
+    talk(FakeModule(), conversation)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"name": "image"}, "images"),
+        ({"datatype": "FP32"}, "UINT8"),
+        ({"shape": [2, 8, 16]}, "shape"),
+        ({"shape": [5, 8, 16, 3]}, "1 to 4"),
+        ({"shape": [0, 8, 16, 3]}, "1 to 4"),
+        ({"shape": [True, 8, 16, 3]}, "1 to 4"),
+        ({"shape": [2.0, 8, 16, 3]}, "1 to 4"),
+        ({"shape": "2,8,16,3"}, "shape"),
+        ({"data": [1, 2, 3]}, "768"),
+        ({"data": None}, "768"),
+        ({"data": [[1], [2, 3]]}, "768"),
+        ({"data": [0.5] * 768}, "whole"),
+        ({"data": [256] * 768}, "255"),
+        ({"data": [-1] * 768}, "255"),
+        ({"parameters": {"binary_data_size": 768}}, "not both"),
+        ({"data": None, "parameters": {"binary_data_size": 768}}, "follow"),
+        ({"data": None, "parameters": {"shared_memory_region": "x"}}, "shared memory"),
+        ({"parameters": []}, "parameters"),
+    ],
+)
+def test_an_input_that_does_not_fit_the_model_is_refused(changes: dict[str, Any], word: str) -> None:
+    module = FakeModule()
+
+    async def conversation(client: Client) -> None:
+        async with client.post(INFER, json=request_of(**changes)) as answer:
+            status, text = await refused(answer)
+            assert status == 400
+            assert word in text
+
+    talk(module, conversation)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [],
+        {},
+        {"inputs": []},
+        {"inputs": [1]},
+        {**request_of(), "id": 7},
+        {**request_of(), "outputs": [{"name": "boxes"}]},
+        {**request_of(), "outputs": {}} | {"outputs": 3},
+        {**request_of(), "outputs": [{"name": "detections", "parameters": {"classification": 3}}]},
+        {**request_of(), "outputs": [{"name": "detections", "parameters": {"binary_data": "yes"}}]},
+    ],
+)
+def test_a_request_of_another_shape_is_refused(document: object) -> None:
+    async def conversation(client: Client) -> None:
+        async with client.post(INFER, json=document) as answer:
+            assert (await refused(answer))[0] == 400
+
+    talk(FakeModule(), conversation)
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "99999999", "", "9" * 5000, "0" * 5000])
+def test_a_header_length_that_cannot_be_is_refused(length: str) -> None:
+    async def conversation(client: Client) -> None:
+        headers = {"Inference-Header-Content-Length": length}
+        async with client.post(INFER, data=b"{}", headers=headers) as answer:
+            assert (await refused(answer))[0] == 400
+
+    talk(FakeModule(), conversation)
+
+
+@pytest.mark.parametrize("body", [b"", b"no json", b"[" * 100_000, b"\xff\xfe"])
+def test_a_body_that_is_no_json_is_refused(body: bytes) -> None:
+    async def conversation(client: Client) -> None:
+        async with client.post(INFER, data=body) as answer:
+            assert (await refused(answer))[0] == 400
+
+    talk(FakeModule(), conversation)
+
+
+def test_bytes_that_nobody_announced_are_refused() -> None:
+    body, headers = binary(request_of(), b"more")
+
+    async def conversation(client: Client) -> None:
+        async with client.post(INFER, data=body, headers=headers) as answer:
+            assert (await refused(answer))[0] == 400
+
+    talk(FakeModule(), conversation)
+
+
+def test_a_body_larger_than_any_batch_is_refused_even_when_it_comes_compressed() -> None:
+    async def conversation(client: Client) -> None:
+        async with client.post(INFER, data=io.BytesIO(bytes(4 * 2**20))) as answer:
+            assert (await refused(answer))[0] == 413
+        bomb = gzip.compress(bytes(64 * 2**20))
+        async with client.post(INFER, data=bomb, headers={"Content-Encoding": "gzip"}) as answer:
+            assert (await refused(answer))[0] == 413
+
+    talk(FakeModule(), conversation)
+
+
+def test_unknown_models_paths_methods_and_a_busy_engine_speak_the_protocol_too() -> None:
+    module = FakeModule()
+
+    async def conversation(client: Client) -> None:
+        for path in ("/v2/models/other", "/v2/models/nano/versions/2", "/v2/nothing"):
+            async with client.get(path) as answer:
+                assert (await refused(answer))[0] == 404
+        async with client.get(INFER) as answer:
+            assert (await refused(answer))[0] == 405
+        module.busy = True
+        async with client.post(INFER, json=request_of()) as answer:
+            assert (await refused(answer))[0] == 503
+            assert answer.headers["Retry-After"] == "7"
+        module.facts = None
+        async with client.get("/v2/models/nano") as answer:
+            assert (await refused(answer))[0] == 503
+
+    talk(module, conversation)
