@@ -1,0 +1,327 @@
+"""A camera: opens its source, reads it, stamps what comes, and tries again when it is lost."""
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Literal, Protocol
+
+from visionedge.capture.attempt import Attempt
+from visionedge.capture.decoded import Decoded, Limits, Source
+from visionedge.capture.fitting import fit
+from visionedge.capture.pacing import Backoff, Due, Pace, Rate
+from visionedge.capture.source import open_source
+from visionedge.errors import SourceError, VisionedgeError
+from visionedge.frames import Frame, InputSpec, utc_now
+from visionedge.uris import CameraUri, parse_camera_uri, redact
+
+log = logging.getLogger(__name__)
+
+State = Literal["connecting", "live", "reconnecting", "failed", "ended", "stopped"]
+
+HEALTHY_NS = 60_000_000_000
+"""After so long a time without a loss, waits begin short again."""
+
+_ERROR_CHARACTERS = 400
+
+
+class FrameSink(Protocol):
+    """Where frames go."""
+
+    def put(self, frame: Frame) -> None:
+        """Take a frame; never blocks."""
+
+    def wait_taken(self, camera: str, timeout_s: float) -> bool:
+        """Whether the last frame of the camera has been taken, waiting up to `timeout_s` for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CameraStatus:
+    """What a camera is doing, safe to show: `uri` and `last_error` are redacted.
+
+    `state`: `connecting` (first try), `live`, `reconnecting` (was live, is lost), `failed` (never was live
+    yet, is tried again), `ended` (a file or folder has been played), `stopped`. `since_ns` is monotonic.
+    `epoch` is 0 before the first picture. `frames_read` counts decoded pictures, handed on or not; `fps` is
+    their rate over the last 5 s; `age_ms` is how long ago the newest came. `width` and `height` are in px, 0
+    before the first picture.
+    """
+
+    name: str
+    uri: str
+    state: State
+    since_ns: int
+    epoch: int
+    frames_read: int
+    fps: float
+    age_ms: float | None
+    last_error: str | None
+    width: int
+    height: int
+    decoder: str | None
+
+
+def _ignore(_status: CameraStatus) -> None:
+    """Nobody wants to hear of changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a camera needs of the world beside its clock; a test brings its own.
+
+    `opener` opens the source, `wait` waits for an event up to so many seconds, `chance` is in 0-1.
+    """
+
+    opener: Callable[[CameraUri, Limits], Source] = open_source
+    wait: Callable[[threading.Event, float], bool] = threading.Event.wait
+    chance: Callable[[], float] = random.random
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far a camera has come; written by its own thread alone."""
+
+    since_ns: int
+    epoch: int
+    next_sequence: int
+    state: State = "connecting"
+    frames_read: int = 0
+    newest_ns: int | None = None
+    lost_ns: int | None = None
+    last_error: str | None = None
+    size_px: tuple[int, int] = (0, 0)
+    decoder: str | None = None
+    rate: Rate = field(default_factory=Rate)
+
+
+class Camera:
+    """One camera, run by one thread (`run`); `stop` and `status` may be called by any.
+
+    Args:
+        name: as in the configuration.
+        uri: any camera URI of the contract; understood when it is opened, so a folder may be mounted later.
+        spec: the model's input.
+        sink: takes the frames.
+        fps: hand on so many pictures per second at most; None: all. For pictures of a folder, their rate.
+        first_sequence: the number of the first frame; they rise by one, over reconnects too.
+        last_epoch: the epoch before the first connection.
+        paced: play files at their own rate. Without it a frame of a file waits until the sink has taken the
+            one before, so that none is replaced.
+        clock: monotonic ns.
+        limits: time and size limits.
+        on_change: told of each change of state, once, from the camera's thread.
+        means: how to open, wait and throw dice.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        uri: str,
+        spec: InputSpec,
+        sink: FrameSink,
+        *,
+        fps: float | None = None,
+        first_sequence: int = 1,
+        last_epoch: int = 0,
+        paced: bool = True,
+        clock: Callable[[], int] = time.monotonic_ns,
+        limits: Limits | None = None,
+        on_change: Callable[[CameraStatus], None] = _ignore,
+        means: Means | None = None,
+    ) -> None:
+        self.name = name
+        self._uri = uri
+        self._spec = spec
+        self._sink = sink
+        self._fps = fps
+        self._paced = paced
+        self._clock = clock
+        self._limits = limits or Limits()
+        if fps is not None:
+            self._limits = replace(self._limits, pictures_per_s=fps)
+        self._on_change = on_change
+        self._means = means or Means()
+        self._backoff = Backoff(chance=self._means.chance)
+        self._attempt: Attempt | None = None
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._now = _Progress(clock(), last_epoch, first_sequence)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Camera {self.name} {self._now.state} epoch={self._now.epoch} read={self._now.frames_read} "
+            f"next={self._now.next_sequence} error={self._now.last_error!r}>"
+        )
+
+    @property
+    def next_sequence(self) -> int:
+        """The number that the next frame gets: where a camera that takes over goes on."""
+        return self._now.next_sequence
+
+    def run(self) -> None:
+        """Play the source, again after each loss, until `stop` or the end of a file; a thread's target."""
+        while not self._stop.is_set():
+            if self._play():
+                break
+            self._means.wait(self._stop, self._backoff.next_s())
+        if self._stop.is_set():
+            self._enter("stopped")
+
+    def stop(self) -> None:
+        """End `run`: at once where it waits or opens, within the read limit where it reads."""
+        self._stop.set()
+        if self._attempt is not None:
+            self._attempt.give_up()
+
+    def status(self) -> CameraStatus:
+        """What it is doing now."""
+        with self._lock:
+            now_ns = self._clock()
+            return CameraStatus(
+                name=self.name,
+                uri=redact(self._uri),
+                state=self._now.state,
+                since_ns=self._now.since_ns,
+                epoch=self._now.epoch,
+                frames_read=self._now.frames_read,
+                fps=round(self._now.rate.per_s(now_ns), 2),
+                age_ms=None if self._now.newest_ns is None else (now_ns - self._now.newest_ns) / 1e6,
+                last_error=self._now.last_error,
+                width=self._now.size_px[0],
+                height=self._now.size_px[1],
+                decoder=self._now.decoder,
+            )
+
+    def _play(self) -> bool:
+        """Open and read until the end (True) or a loss (False)."""
+        try:
+            source = self._open()
+            if source is not None:
+                with contextlib.closing(source):
+                    self._read(source)
+        except Exception as error:  # noqa: BLE001 - whatever a decoder raises is a lost source, never a dead thread
+            self._lose(error)
+            return False
+        if not self._stop.is_set():
+            self._enter("ended")
+        return True
+
+    def _open(self) -> Source | None:
+        began_ns = self._clock()
+        limits = self._limits
+        self._attempt = Attempt(
+            f"open:{self.name}", lambda: self._means.opener(parse_camera_uri(self._uri), limits)
+        )
+        # Looked at after the attempt can be seen: `stop` sets its event first and then gives up the attempt.
+        if self._stop.is_set():
+            return None
+        try:
+            return self._attempt.take()
+        except SourceError:
+            if (self._clock() - began_ns) / 1e9 >= limits.open_timeout_s:
+                longer_s = min(limits.open_timeout_most_s, 2 * limits.open_timeout_s)
+                self._limits = replace(limits, open_timeout_s=longer_s)
+            raise
+
+    def _read(self, source: Source) -> None:
+        due = Due(self._fps)
+        pace: Pace | None = None
+        connected = False
+        while not self._stop.is_set():
+            decoded = source.read()
+            if decoded is None:
+                return
+            at_s = decoded.position_s
+            if at_s is not None and self._paced:
+                pace = pace or Pace(at_s, self._clock())
+                self._means.wait(self._stop, pace.delay_s(at_s, self._clock()))
+            if self._stop.is_set():
+                return
+            captured_ns, captured_utc = self._clock(), utc_now()
+            self._note(decoded, captured_ns)
+            if not connected:
+                self._connect(source)
+                connected = True
+            if due.take(captured_ns / 1e9 if at_s is None else at_s):
+                self._hand_on(decoded, captured_ns, captured_utc, wait=not (self._paced or source.live))
+
+    def _note(self, decoded: Decoded, captured_ns: int) -> None:
+        with self._lock:
+            self._now.frames_read += 1
+            self._now.newest_ns = captured_ns
+            self._now.size_px = (decoded.width_px, decoded.height_px)
+            self._now.rate.add(captured_ns)
+
+    def _hand_on(self, decoded: Decoded, captured_ns: int, captured_utc: datetime, *, wait: bool) -> None:
+        picture = decoded.picture()
+        image, placement = fit(picture, self._spec)
+        frame = Frame(
+            camera=self.name,
+            sequence=self._now.next_sequence,
+            epoch=self._now.epoch,
+            captured_ns=captured_ns,
+            captured_utc=captured_utc,
+            width_px=picture.shape[1],
+            height_px=picture.shape[0],
+            image=image,
+            placement=placement,
+            full_picture=lambda: picture,
+        )
+        self._now.next_sequence += 1
+        self._sink.put(frame)
+        while wait and not self._stop.is_set() and not self._sink.wait_taken(self.name, 0.2):
+            pass
+
+    def _connect(self, source: Source) -> None:
+        """The first picture of a connection is there: only now it counts as one."""
+        with self._lock:
+            self._now.epoch += 1
+            self._now.last_error = None
+            self._now.decoder = source.decoder
+            width, height = self._now.size_px
+        again = ""
+        if self._now.lost_ns is not None:
+            again = " again" if self._now.state == "reconnecting" else ""
+            again += f" after {(self._clock() - self._now.lost_ns) / 1e9:.1f} s"
+            self._now.lost_ns = None
+        log.info("camera %s is live%s: %d x %d px, %s", self.name, again, width, height, redact(self._uri))
+        self._enter("live")
+
+    def _lose(self, error: Exception) -> None:
+        if self._stop.is_set():
+            return
+        text = _one_line(error)
+        now_ns = self._clock()
+        was_live = self._now.state == "live"
+        if was_live and now_ns - self._now.since_ns >= HEALTHY_NS:
+            self._backoff.reset()
+        if self._now.lost_ns is None:
+            self._now.lost_ns = now_ns
+        with self._lock:
+            self._now.last_error = text
+        state: State = "reconnecting" if was_live or self._now.state == "reconnecting" else "failed"
+        if state != self._now.state:
+            log.warning("camera %s is %s: %s; it is tried again and again", self.name, state, text)
+        self._enter(state)
+
+    def _enter(self, state: State) -> None:
+        with self._lock:
+            if state == self._now.state:
+                return
+            self._now.state = state
+            self._now.since_ns = self._clock()
+        if state in ("ended", "stopped"):
+            log.info("camera %s has %s", self.name, state)
+        try:
+            self._on_change(self.status())
+        except Exception:
+            log.exception("telling of a change of camera %s failed", self.name)
+
+
+def _one_line(error: Exception) -> str:
+    """What to show of an error: ours as they are, others with their kind; one line, no secret."""
+    text = str(error) if isinstance(error, VisionedgeError) else f"{type(error).__name__}: {error}"
+    return redact(" ".join(text.split()))[:_ERROR_CHARACTERS]

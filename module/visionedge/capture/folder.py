@@ -1,0 +1,82 @@
+"""A folder of pictures as a source: each once, in natural order, at a steady rate."""
+
+import logging
+from pathlib import Path
+
+from visionedge.capture.decoded import Decoded, Limits
+from visionedge.capture.pictures import SUFFIXES, picture_files, read_picture
+from visionedge.errors import SourceError
+from visionedge.frames import Picture
+
+log = logging.getLogger(__name__)
+
+
+class PicturesSource:
+    """Pictures from files; unreadable ones are left out and counted in `skipped`. See `Source`."""
+
+    live = False
+    decoder = "opencv"
+
+    def __init__(self, name: str, paths: list[Path], limits: Limits) -> None:
+        self.skipped = 0
+        self._name = name
+        self._limits = limits
+        self._left = paths[::-1]
+        self._given = 0
+
+    def __repr__(self) -> str:
+        return f"<PicturesSource {self._name} left={len(self._left)} skipped={self.skipped}>"
+
+    def read(self) -> Decoded | None:
+        """See `Source.read`."""
+        while self._left:
+            try:
+                picture = read_picture(self._left.pop(), max_pixels=self._limits.max_pixels)
+            except SourceError as error:
+                self._skip(error)
+                continue
+            return self._decoded(picture)
+        self._judge_end()
+        return None
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._left.clear()
+
+    def _decoded(self, picture: Picture) -> Decoded:
+        position_s = self._given / self._limits.pictures_per_s
+        self._given += 1
+        return Decoded(lambda: picture, picture.shape[1], picture.shape[0], position_s)
+
+    def _skip(self, error: SourceError) -> None:
+        self.skipped += 1
+        if self.skipped == 1:
+            log.warning("%s; it is left out, and so are others like it", error)
+
+    def _judge_end(self) -> None:
+        if self._given == 0:
+            raise SourceError(f"none of the {self.skipped} pictures in {self._name} can be read")
+        if self.skipped > 1:
+            log.warning("%d pictures of %s could not be read", self.skipped, self._name)
+
+
+def open_folder(folder: Path, limits: Limits) -> PicturesSource:
+    """Open a folder of pictures.
+
+    Raises:
+        SourceError: it cannot be listed or holds no picture.
+    """
+    paths = picture_files(folder)
+    if not paths:
+        raise SourceError(f"{folder} holds no pictures ({', '.join(sorted(s[1:] for s in SUFFIXES))})")
+    return PicturesSource(str(folder), paths, limits)
+
+
+def open_picture(path: Path, limits: Limits) -> PicturesSource:
+    """Open one picture: a folder of one.
+
+    Raises:
+        SourceError: it is no picture; read at once, so that the reason names it.
+    """
+    read_picture(path, max_pixels=limits.max_pixels)
+    return PicturesSource(str(path), [path], limits)

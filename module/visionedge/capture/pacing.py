@@ -1,0 +1,116 @@
+"""Time, decided purely: when a picture is due, when it is shown, how long to wait before the next try."""
+
+import math
+import random
+from collections import deque
+from collections.abc import Callable
+from itertools import pairwise
+
+_FALLBACK_FPS = 25.0
+_MAX_FPS = 1000.0
+_MIN_GAP_S = 1e-6
+_MAX_GAP_S = 10.0
+_RATE_WINDOW_NS = 5_000_000_000
+
+
+def sane_fps(fps: float) -> float:
+    """The rate that a file claims, or 25 where that cannot be."""
+    return fps if math.isfinite(fps) and 0 < fps <= _MAX_FPS else _FALLBACK_FPS
+
+
+class Timeline:
+    """Media times that always rise, whatever a file's own say (missing, falling, leaping)."""
+
+    def __init__(self, fps: float) -> None:
+        self._step_s = 1.0 / sane_fps(fps)
+        self._raw_s: float | None = None
+        self._position_s = 0.0
+
+    def advance(self, raw_s: float) -> float:
+        """The position of the next picture, in s, from what its own time stamp says."""
+        if not math.isfinite(raw_s):
+            raw_s = -1.0
+        if self._raw_s is not None:
+            gap_s = raw_s - self._raw_s
+            self._position_s += gap_s if _MIN_GAP_S <= gap_s <= _MAX_GAP_S else self._step_s
+        self._raw_s = raw_s
+        return self._position_s
+
+
+class Due:
+    """Which pictures to hand on for `fps` per second (None: all): without drift, at even distances."""
+
+    def __init__(self, fps: float | None) -> None:
+        self._interval_s = None if fps is None else 1.0 / fps
+        self._next_s: float | None = None
+
+    def take(self, at_s: float) -> bool:
+        """Whether the picture of this moment is due; the moments rise."""
+        if self._interval_s is None:
+            return True
+        if self._next_s is None:
+            self._next_s = at_s
+        # A quarter of the interval is allowed for: a camera that is asked for its own rate jitters around it.
+        if at_s < self._next_s - self._interval_s / 4:
+            return False
+        self._next_s += self._interval_s
+        if self._next_s <= at_s:  # after a gap, what was missed is not made up for
+            self._next_s = at_s + self._interval_s
+        return True
+
+
+class Pace:
+    """Plays media times on the monotonic clock. A late picture is due at once; lateness never adds up."""
+
+    def __init__(self, position_s: float, now_ns: int) -> None:
+        self._offset_ns = now_ns - round(position_s * 1e9)
+
+    def delay_s(self, position_s: float, now_ns: int) -> float:
+        """How long until the picture is due, in s; 0 where it is late."""
+        return max(0, round(position_s * 1e9) + self._offset_ns - now_ns) / 1e9
+
+
+class Backoff:
+    """Waits between tries: doubled from 1 s to 30 s, each shortened by up to a quarter at random.
+
+    The jitter keeps many cameras behind one switch from coming back in the same moment.
+    """
+
+    def __init__(
+        self, *, first_s: float = 1.0, limit_s: float = 30.0, chance: Callable[[], float] = random.random
+    ) -> None:
+        self._first_s = first_s
+        self._limit_s = limit_s
+        self._chance = chance
+        self._base_s = first_s
+
+    def next_s(self) -> float:
+        """How long to wait now, in s."""
+        base_s, self._base_s = self._base_s, min(self._limit_s, self._base_s * 2)
+        return base_s * (1 - 0.25 * self._chance())
+
+    def reset(self) -> None:
+        """Begin with short waits again."""
+        self._base_s = self._first_s
+
+
+class Rate:
+    """Pictures per second over the last 5 s."""
+
+    def __init__(self) -> None:
+        # 200 per second and more are averaged over fewer seconds.
+        self._times_ns: deque[int] = deque(maxlen=1000)
+
+    def add(self, now_ns: int) -> None:
+        """A picture came."""
+        self._times_ns.append(now_ns)
+
+    def per_s(self, now_ns: int) -> float:
+        """The rate now: falls as soon as a picture is overdue."""
+        # A copy first: the camera's thread may add while another one asks.
+        recent = [t for t in tuple(self._times_ns) if now_ns - t <= _RATE_WINDOW_NS]
+        if len(recent) < 2:
+            return 0.0
+        longest_ns = max(later - earlier for earlier, later in pairwise(recent))
+        span_ns = max(recent[-1] - recent[0], now_ns - recent[0] - longest_ns)
+        return (len(recent) - 1) / (span_ns / 1e9) if span_ns > 0 else 0.0

@@ -1,0 +1,154 @@
+"""Still pictures: from bytes or a file to BGR, with the size looked at before anything is decoded."""
+
+import re
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from visionedge.capture.decoded import Limits
+from visionedge.capture.settling import settle_libraries
+from visionedge.errors import SourceError
+from visionedge.frames import Picture
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
+
+MAX_FILE_BYTES = 512 * 1024 * 1024
+"""A picture at the pixel limit, uncompressed, still fits."""
+
+# Markers of JPEG without a length, and those that carry the size (all frame headers but DHT, JPG and DAC).
+_BARE = frozenset({0x01, *range(0xD0, 0xD8)})
+_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def decode_picture(
+    data: bytes, *, name: str = "the picture", max_pixels: int = Limits().max_pixels
+) -> Picture:
+    """Decode JPEG, PNG, WebP, BMP or TIFF, turned upright where its EXIF data says so.
+
+    Returns:
+        BGR, uint8 (height, width, 3); transparency is left out, 16 bits become 8.
+
+    Raises:
+        SourceError: it is none of these, is cut off, or is larger than `max_pixels`.
+    """
+    size = picture_size(data)
+    if size is None:
+        raise SourceError(f"{name} is no picture that can be read; give {FORMATS}")
+    width, height = size
+    if width * height > max_pixels:
+        raise SourceError(
+            f"{name} is {width} x {height} pixels, more than {max_pixels / 1e6:g} megapixels; make it smaller"
+        )
+    settle_libraries()
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except (cv2.error, MemoryError):
+        picture = None
+    if picture is None or picture.size == 0:
+        raise SourceError(f"{name} is a damaged picture; save it again")
+    return np.asarray(picture, np.uint8)
+
+
+def read_picture(path: Path, *, max_pixels: int = Limits().max_pixels) -> Picture:
+    """Read and decode a picture file; see `decode_picture`.
+
+    Raises:
+        SourceError: the file is missing, cannot be opened, or is no such picture.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise SourceError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; make it smaller")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise SourceError(f"{path} does not exist; check the path") from None
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from None
+    return decode_picture(data, name=str(path), max_pixels=max_pixels)
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """The picture files in a folder (not below it, none that is hidden), in natural order: 2 before 10.
+
+    Raises:
+        SourceError: the folder cannot be listed.
+    """
+    try:
+        found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    except FileNotFoundError:
+        raise SourceError(f"{folder} does not exist; check the path") from None
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be listed: {error.strerror}") from None
+    return sorted(found, key=lambda p: natural_key(p.name))
+
+
+def natural_key(name: str) -> tuple[tuple[int, str], ...]:
+    """A sort key that takes runs of digits as numbers."""
+    parts = re.findall(r"([0-9]+)|([^0-9]+)", name.casefold())
+    # Equal but for case or leading zeros: the name itself decides, so that the order is always the same.
+    return (*((int(digits or -1), text) for digits, text in parts), (-1, name))
+
+
+def picture_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height in px as the header says; None for anything that is no header of our formats."""
+    try:
+        if data[:3] == b"\xff\xd8\xff":
+            return _jpeg_size(data)
+        if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
+            # A PNG without its end is cut off; the library would say so on stderr.
+            return struct.unpack_from(">II", data, 16) if b"IEND" in data[-64:] else None
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return _webp_size(data)
+        if data[:2] == b"BM":
+            width, height = struct.unpack_from("<ii", data, 18)
+            return abs(width), abs(height)
+        if data[:4] in (b"II*\0", b"MM\0*"):
+            return _tiff_size(data)
+    except (struct.error, IndexError):
+        pass  # the header is cut off: no picture
+    return None
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    at = 2
+    while True:
+        if data[at] != 0xFF:
+            return None
+        marker = data[at + 1]
+        if marker == 0xFF:  # padding
+            at += 1
+        elif marker in _BARE:
+            at += 2
+        elif marker in _FRAME_HEADERS:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return width, height
+        else:
+            at += 2 + struct.unpack_from(">H", data, at + 2)[0]
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width = int.from_bytes(data[24:27], "little") + 1
+        return width, int.from_bytes(data[27:30], "little") + 1
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    return None
+
+
+def _tiff_size(data: bytes) -> tuple[int, int] | None:
+    order = "<" if data[:2] == b"II" else ">"
+    (at,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, at)
+    sides: dict[int, int] = {}
+    for entry in range(at + 2, at + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(order + "HH", data, entry)
+        if tag in (256, 257):  # ImageWidth, ImageLength; SHORT or LONG
+            sides[tag] = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, entry + 8)[0]
+    return (sides[256], sides[257]) if len(sides) == 2 else None

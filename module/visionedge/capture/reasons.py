@@ -1,0 +1,115 @@
+"""Why a network source did not open: the decoder does not say, so the server is asked once more."""
+
+import base64
+import socket
+import ssl
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from visionedge.uris import redact
+
+_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
+
+_ASK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    challenge: str
+
+
+def why_not_open(target: str, waited_s: float, limit_s: float) -> str:
+    """One line for people, without secrets, about an RTSP or HTTP address that a decoder could not open.
+
+    Args:
+        target: the URI with its secrets.
+        waited_s: how long opening took.
+        limit_s: the open limit; where it was reached, nothing is asked.
+    """
+    name = redact(target)
+    parts = urlsplit(target)
+    if waited_s >= limit_s * 0.95:
+        return f"{name} gave no picture within {limit_s:g} s; check address and network"
+    where = f"{parts.hostname}:{parts.port or _PORTS[parts.scheme.lower()]}"
+    try:
+        answer = _ask(parts, _ASK_S)
+    except ConnectionRefusedError:
+        return f"{name}: {where} refuses connections; is the camera on, and is this its port?"
+    except socket.gaierror:
+        return f"{name}: the host name {parts.hostname} is not known; check it, or use the address"
+    except TimeoutError:
+        return f"{name}: {where} does not answer; check address and network"
+    except (OSError, ValueError) as error:
+        return f"{name} cannot be opened: {redact(str(error))}"
+    return _in_words(name, parts, answer)
+
+
+def _in_words(name: str, parts: SplitResult, answer: _Answer | None) -> str:
+    if answer is None or answer.status < 400:
+        return f"{name} answers, but with nothing that can be decoded as video; check the path"
+    if answer.status == HTTPStatus.UNAUTHORIZED:
+        if parts.username is None:
+            return f"{name} asks for a login (401); write {parts.scheme}://USER:PASSWORD@{parts.hostname}/…"
+        if answer.challenge == "basic":
+            return f"{name} does not accept the user name or password (401)"
+        # Without computing the digest nobody can tell a wrong password from a wrong path.
+        return f"{name} did not open with the login given (401); check user name, password and path"
+    if answer.status == HTTPStatus.NOT_FOUND:
+        return f"{name} is not found on the server (404); check the path"
+    return f"{name} is refused by the server ({_status_words(answer.status)})"
+
+
+def _status_words(status: int) -> str:
+    # Our own words for the number: the server's could be anything.
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def _ask(parts: SplitResult, timeout_s: float) -> _Answer | None:
+    """The status the server gives for this address; None where it speaks another protocol."""
+    scheme = parts.scheme.lower()
+    with socket.create_connection((parts.hostname, parts.port or _PORTS[scheme]), timeout_s) as plain:
+        if scheme in ("rtsp", "http"):
+            return _exchange(plain, parts)
+        # The decoder does not check certificates either, and this is only to learn a status.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        with context.wrap_socket(plain, server_hostname=parts.hostname) as secure:
+            return _exchange(secure, parts)
+
+
+def _exchange(connection: socket.socket, parts: SplitResult) -> _Answer | None:
+    connection.sendall(_request(parts))
+    with connection.makefile("rb") as reply:
+        first = reply.readline(1024).split()
+        if len(first) < 2 or not first[1].isdigit():
+            return None
+        challenge = ""
+        for _ in range(64):
+            line = reply.readline(4096).decode("latin-1").strip()
+            if not line:
+                break
+            field, _, value = line.partition(":")
+            if field.strip().lower() == "www-authenticate":
+                challenge = value.split()[0].lower() if value.split() else ""
+        return _Answer(int(first[1]), challenge)
+
+
+def _request(parts: SplitResult) -> bytes:
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    host = parts.netloc.rpartition("@")[2]
+    if parts.scheme.lower().startswith("rtsp"):
+        lines = [f"DESCRIBE {parts.scheme}://{host}{path} RTSP/1.0", "CSeq: 1", "Accept: application/sdp"]
+    else:
+        lines = [f"GET {path} HTTP/1.1", f"Host: {host}", "Connection: close"]
+    if parts.username is not None:
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        lines.append(f"Authorization: Basic {base64.b64encode(login.encode()).decode()}")
+    if any("\r" in line or "\n" in line for line in lines):
+        raise ValueError("a line break in the URI")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")

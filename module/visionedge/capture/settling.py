@@ -1,0 +1,35 @@
+"""OpenCV and its FFmpeg, brought to behave: options that only the environment can give, and silence."""
+
+import os
+import threading
+
+import cv2
+
+from visionedge.capture.decoded import Limits
+
+# Read by OpenCV's FFmpeg each time a stream is opened, for the whole process: so one set for all kinds.
+# TCP: UDP loses packets and stops at firewalls. fpsprobesize 0: a rate is not needed, and counting pictures
+# for it takes 3 s at 10 fps. analyzeduration: still time for a late key picture, within the open limit.
+_CAPTURE_OPTIONS = "rtsp_transport;tcp|fpsprobesize;0|analyzeduration;2000000"
+
+_lock = threading.Lock()
+_done = False
+
+
+def settle_libraries() -> None:
+    """Once, before OpenCV first opens or decodes: our FFmpeg options, and silence.
+
+    Silence, because both libraries print URIs with the passwords in them. What the user has set in the
+    environment stays.
+    """
+    global _done  # noqa: PLW0603 - the environment is process-wide, and so is this flag
+    with _lock:
+        if _done:
+            return
+        os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", _CAPTURE_OPTIONS)
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
+        os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", f"{Limits().read_timeout_s:.0f}")
+        if "OPENCV_LOG_LEVEL" not in os.environ:
+            # Typed as if levels were an enumeration; they are plain numbers.
+            cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        _done = True

@@ -1,0 +1,150 @@
+"""Stand-ins around the camera: a sink that remembers, a scripted source, a clock that jumps."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from clips import numbered_picture
+from visionedge.capture.camera import Camera, CameraStatus
+from visionedge.capture.decoded import Decoded, Limits
+from visionedge.frames import Frame, InputSpec, Picture
+from visionedge.uris import CameraUri
+
+SPEC = InputSpec(64, 64)
+
+
+class Basket:
+    """A sink that keeps every frame; `taken` answers `wait_taken`."""
+
+    def __init__(self, taken: Callable[[str], bool] = lambda _camera: True) -> None:
+        self.frames: list[Frame] = []
+        self.asked = 0
+        self._taken = taken
+        self._changed = threading.Condition()
+
+    def put(self, frame: Frame) -> None:
+        with self._changed:
+            self.frames.append(frame)
+            self._changed.notify_all()
+
+    def wait_taken(self, camera: str, timeout_s: float) -> bool:  # noqa: ARG002 - the protocol's
+        self.asked += 1
+        return self._taken(camera)
+
+    def wait_for(self, wanted: Callable[[list[Frame]], bool], timeout_s: float = 15.0) -> list[Frame]:
+        """The frames, as soon as they are as wanted."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: wanted(self.frames), timeout_s), (
+                f"not so within {timeout_s} s: {len(self.frames)} frames"
+            )
+            return list(self.frames)
+
+
+class Changes:
+    """An `on_change` that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[CameraStatus] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, status: CameraStatus) -> None:
+        with self._changed:
+            self.heard.append(status)
+            self._changed.notify_all()
+
+    @property
+    def states(self) -> list[str]:
+        return [status.state for status in self.heard]
+
+    def wait_for(self, state: str, timeout_s: float = 15.0) -> CameraStatus:
+        """The first status of this state, as soon as it is heard."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: state in self.states, timeout_s), self.states
+            return next(status for status in self.heard if status.state == state)
+
+
+class JumpClock:
+    """Monotonic ns that pass only when somebody waits; every wait is kept in `waits_s`."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_000_000_000
+        self.waits_s: list[float] = []
+        self.stop_after_waits: int | None = None
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def wait(self, event: threading.Event, timeout_s: float) -> bool:
+        """Let the time pass at once; after so many waits the event is set, to end what runs."""
+        self.waits_s.append(timeout_s)
+        self.now_ns += round(timeout_s * 1e9)
+        if self.stop_after_waits is not None and len(self.waits_s) >= self.stop_after_waits:
+            event.set()
+        return event.is_set()
+
+
+Step = float | None | Exception
+"""What a scripted source does: a picture of this media time (live: after so many s), its end, or a loss."""
+
+
+class ScriptedSource:
+    """Plays steps; after the last it ends cleanly."""
+
+    decoder = "scripted"
+
+    def __init__(self, steps: Sequence[Step], *, live: bool = False, clock: JumpClock | None = None) -> None:
+        self.live = live
+        self.closed = False
+        self.converted = 0
+        self._steps = list(steps)
+        self._clock = clock
+        self._number = 0
+
+    def read(self) -> Decoded | None:
+        step = self._steps.pop(0) if self._steps else None
+        if step is None:
+            return None
+        if isinstance(step, Exception):
+            raise step
+        if self.live and self._clock is not None:
+            self._clock.now_ns += round(step * 1e9)
+        number, self._number = self._number, self._number + 1
+
+        def picture() -> Picture:
+            self.converted += 1
+            return numbered_picture(number)
+
+        return Decoded(picture, 160, 120, None if self.live else step)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Opener:
+    """Opens prepared sources in turn; an exception in their place is raised."""
+
+    def __init__(self, *sources: ScriptedSource | Exception) -> None:
+        self.opened = 0
+        self._sources = list(sources)
+
+    def __call__(self, uri: CameraUri, limits: Limits) -> ScriptedSource:  # noqa: ARG002 - the opener's form
+        self.opened += 1
+        source = self._sources.pop(0)
+        if isinstance(source, Exception):
+            raise source
+        return source
+
+
+@contextmanager
+def running(camera: Camera, end_limit_s: float = 5.0) -> Iterator[Camera]:
+    """The camera in a thread of its own; it must end within the limit after `stop`."""
+    thread = threading.Thread(target=camera.run, name=f"camera:{camera.name}", daemon=True)
+    thread.start()
+    try:
+        yield camera
+    finally:
+        camera.stop()
+        began_s = time.monotonic()
+        thread.join(end_limit_s)
+        assert not thread.is_alive(), f"{camera!r} runs on {time.monotonic() - began_s:.1f} s after stop"

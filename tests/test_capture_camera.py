@@ -1,0 +1,364 @@
+"""The camera's life: connect, live, lost, back again, end, stop; on scripted sources and a jumping clock."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from camera_doubles import (
+    SPEC,
+    Basket,
+    Changes,
+    JumpClock,
+    Opener,
+    ScriptedSource,
+    running,
+)
+from clips import make_clip, make_picture, number_of, numbered_picture
+from visionedge.capture.camera import Camera, Means
+from visionedge.capture.decoded import Limits
+from visionedge.capture.fitting import fit
+from visionedge.errors import SourceError
+from visionedge.frames import Frame
+
+URI = "rtsp://user:geheim@192.0.2.1/x?token=geheim"
+LOST = SourceError("the other end hung up")
+
+
+class Stage:
+    """A camera on scripted sources, run in this thread until its end or so many waits."""
+
+    def __init__(self, *sources: ScriptedSource | Exception, uri: str = URI) -> None:
+        self.clock = JumpClock()
+        self.basket = Basket()
+        self.changes = Changes()
+        self.opener = Opener(*sources)
+        self.uri = uri
+
+    def camera(self, **options: float | bool | None) -> Camera:
+        fps = options.get("fps")
+        first = options.get("first_sequence", 1)
+        assert first is not None
+        return Camera(
+            "dock",
+            self.uri,
+            SPEC,
+            self.basket,
+            fps=None if fps is None else float(fps),
+            first_sequence=int(first),
+            paced=bool(options.get("paced", True)),
+            clock=self.clock,
+            on_change=self.changes,
+            means=Means(opener=self.opener, wait=self.clock.wait, chance=lambda: 0.0),
+        )
+
+    def play(self, **options: float | bool | None) -> Camera:
+        camera = self.camera(**options)
+        camera.run()
+        return camera
+
+
+def live(*steps: float | Exception, clock: JumpClock | None = None) -> ScriptedSource:
+    return ScriptedSource(steps, live=True, clock=clock)
+
+
+def sequences(frames: list[Frame]) -> list[tuple[int, int]]:
+    return [(f.epoch, f.sequence) for f in frames]
+
+
+def test_frames_carry_sequence_epoch_time_and_both_pictures() -> None:
+    stage = Stage(ScriptedSource([0.0, 0.5]))
+    camera = stage.play()
+    frame = stage.basket.frames[1]
+    assert (frame.camera, frame.sequence, frame.epoch) == ("dock", 2, 1)
+    assert frame.captured_ns == 1_500_000_000
+    assert (frame.width_px, frame.height_px) == (160, 120)
+    np.testing.assert_array_equal(frame.full_picture(), numbered_picture(1))
+    np.testing.assert_array_equal(frame.image, fit(numbered_picture(1), SPEC)[0])
+    assert frame.placement == SPEC.place(160, 120)
+    assert camera.status().state == "ended"
+
+
+def test_a_lost_source_comes_back_with_the_next_epoch_and_the_sequence_goes_on() -> None:
+    stage = Stage(live(0.1, 0.1, LOST), LOST, live(0.1))
+    camera = stage.play(first_sequence=41)
+    assert sequences(stage.basket.frames) == [(1, 41), (1, 42), (2, 43)]
+    assert stage.changes.states == ["live", "reconnecting", "live", "ended"]
+    assert camera.next_sequence == 44
+
+
+def test_waits_grow_and_begin_short_again_after_a_minute_of_health() -> None:
+    stage = Stage()
+    short = [live(0.1, LOST, clock=stage.clock) for _ in range(3)]
+    long = live(0.1, 61.0, LOST, clock=stage.clock)
+    stage.opener = Opener(*short, long, LOST, live())
+    stage.play()
+    assert stage.clock.waits_s == [1, 2, 4, 1, 2]
+
+
+def test_a_camera_never_reached_is_failed_and_tried_for_ever() -> None:
+    stage = Stage(*[LOST] * 50)
+    stage.clock.stop_after_waits = 50
+    stage.play()
+    assert stage.opener.opened == 50
+    assert stage.clock.waits_s[:6] == [1, 2, 4, 8, 16, 30]
+    assert stage.changes.states == ["failed", "stopped"]
+    assert stage.changes.heard[0].last_error == "the other end hung up"
+    assert stage.changes.heard[0].epoch == 0
+
+
+def test_an_opened_source_without_a_picture_is_no_epoch() -> None:
+    stage = Stage(live(LOST), live(LOST), live(0.1))
+    stage.play()
+    assert sequences(stage.basket.frames) == [(1, 1)]
+    assert stage.changes.states == ["failed", "live", "ended"]
+
+
+def test_success_clears_the_last_error() -> None:
+    stage = Stage(LOST, live(0.1))
+    assert stage.play().status().last_error is None
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("bug"), np.exceptions.AxisError("x"), OSError(5, "io")]
+)
+def test_any_error_is_a_lost_source_and_never_a_dead_thread(error: Exception) -> None:
+    stage = Stage(live(0.1, error), live(0.1))
+    stage.play()
+    assert sequences(stage.basket.frames) == [(1, 1), (2, 2)]
+    assert (stage.changes.heard[1].last_error or "").startswith(type(error).__name__)
+
+
+def test_sources_are_always_closed() -> None:
+    sources = [live(0.1, LOST), live(LOST), live(0.1)]
+    stage = Stage(*sources)
+    stage.play()
+    assert [s.closed for s in sources] == [True] * 3
+
+
+def test_errors_status_and_log_never_show_a_secret(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    stage = Stage(RuntimeError(f"line one of {URI}\nline two"), live(0.1))
+    camera = stage.play()
+    heard = repr(stage.changes.heard)
+    assert "geheim" not in heard + repr(camera) + caplog.text
+    assert "user" not in heard
+    assert "\n" not in (stage.changes.heard[0].last_error or "")
+    assert camera.status().uri == "rtsp://***@192.0.2.1/x?token=***"
+
+
+def test_a_change_is_logged_once_and_tries_are_not(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    stage = Stage(live(0.1, LOST), *[LOST] * 9, live(0.1))
+    stage.play()
+    lines = [r.message for r in caplog.records]
+    assert len(lines) == 4
+    assert "reconnecting: the other end hung up" in lines[1]
+    # 1 + 2 + 4 + 8 + 16 and five times 30 s.
+    assert "live again after 181.0 s: 160 x 120 px" in lines[2]
+
+
+def test_a_uri_that_cannot_be_understood_fails_with_the_reason() -> None:
+    stage = Stage(uri="gopher://192.0.2.1")
+    stage.clock.stop_after_waits = 2
+    camera = stage.play()
+    assert "unknown scheme 'gopher:'" in (camera.status().last_error or "")
+    assert stage.changes.states == ["failed", "stopped"]
+
+
+def test_a_listener_that_raises_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def listener(_status: object) -> None:
+        raise ValueError("not my day")
+
+    stage = Stage(live(0.1))
+    means = Means(opener=stage.opener, wait=stage.clock.wait)
+    Camera("dock", URI, SPEC, stage.basket, clock=stage.clock, on_change=listener, means=means).run()
+    assert len(stage.basket.frames) == 1
+    assert "telling of a change of camera dock failed" in caplog.text
+
+
+def test_files_play_at_their_own_rate_and_lateness_does_not_add_up() -> None:
+    stage = Stage(ScriptedSource([n * 0.1 for n in range(50)]))
+    stage.play()
+    times_ns = [f.captured_ns for f in stage.basket.frames]
+    assert times_ns == [1_000_000_000 + n * 100_000_000 for n in range(50)]
+
+
+def test_with_a_lower_rate_only_pictures_that_are_due_are_converted() -> None:
+    source = ScriptedSource([n * 0.1 for n in range(20)])
+    stage = Stage(source)
+    camera = stage.play(fps=5)
+    assert [number_of(f.full_picture()) for f in stage.basket.frames] == list(range(0, 20, 2))
+    assert [f.sequence for f in stage.basket.frames] == list(range(1, 11))
+    assert source.converted == 10
+    assert camera.status().frames_read == 20
+
+
+def test_a_live_camera_is_thinned_by_the_clock() -> None:
+    stage = Stage()
+    stage.opener = Opener(live(*[0.1] * 20, clock=stage.clock))
+    stage.play(fps=5)
+    assert [number_of(f.full_picture()) for f in stage.basket.frames] == list(range(0, 20, 2))
+
+
+def test_flat_out_a_file_waits_for_the_sink_and_not_for_the_clock() -> None:
+    stage = Stage(ScriptedSource([n * 0.1 for n in range(5)]))
+    answers = iter([False, False, True, True, True, True, True])
+    stage.basket = Basket(lambda _camera: next(answers))
+    stage.play(paced=False)
+    assert stage.basket.asked == 7
+    assert stage.clock.waits_s == []
+    assert len(stage.basket.frames) == 5
+
+
+def test_flat_out_a_live_camera_is_not_held_up() -> None:
+    stage = Stage(live(0.1, 0.1))
+    stage.play(paced=False)
+    assert stage.basket.asked == 0
+
+
+def test_status_tells_rate_age_size_and_decoder() -> None:
+    stage = Stage(ScriptedSource([n * 0.1 for n in range(30)]))
+    camera = stage.camera()
+    before = camera.status()
+    assert (before.state, before.fps, before.age_ms, before.epoch) == ("connecting", 0.0, None, 0)
+    camera.run()
+    stage.clock.now_ns += 50_000_000
+    status = camera.status()
+    assert status.fps == pytest.approx(10)
+    assert status.age_ms == pytest.approx(50)
+    assert (status.width, status.height, status.decoder) == (160, 120, "scripted")
+    assert (status.frames_read, status.epoch, status.state) == (30, 1, "ended")
+    assert status.since_ns == 1_000_000_000 + 2_900_000_000
+
+
+def test_repr_is_one_line_of_state() -> None:
+    camera = Stage(live(0.1)).play()
+    assert repr(camera) == "<Camera dock ended epoch=1 read=1 next=2 error=None>"
+
+
+def test_a_camera_that_takes_over_goes_on_counting() -> None:
+    stage = Stage(live(0.1))
+    means = Means(opener=stage.opener)
+    Camera("dock", URI, SPEC, stage.basket, first_sequence=7, last_epoch=3, means=means).run()
+    assert sequences(stage.basket.frames) == [(4, 7)]
+
+
+def test_stop_ends_a_long_wait_at_once() -> None:
+    changes = Changes()
+    opener = Opener(*[LOST] * 9)
+    camera = Camera(
+        "dock", URI, SPEC, Basket(), on_change=changes, means=Means(opener=opener, chance=lambda: 0.0)
+    )
+    with running(camera):
+        changes.wait_for("failed")
+        began_s = time.monotonic()
+    assert time.monotonic() - began_s < 0.5
+    assert camera.status().state == "stopped"
+
+
+def test_stop_ends_a_file_between_two_pictures_at_once(tmp_path: Path) -> None:
+    for number in range(3):
+        make_picture(tmp_path / f"{number}.png", number)
+    basket = Basket()
+    camera = Camera("dock", str(tmp_path), SPEC, basket, fps=0.01)
+    with running(camera):
+        basket.wait_for(lambda frames: len(frames) == 1)
+        began_s = time.monotonic()
+    assert time.monotonic() - began_s < 0.5
+    assert len(basket.frames) == 1
+
+
+def test_stop_ends_flat_out_playing_while_the_sink_takes_nothing(tmp_path: Path) -> None:
+    basket = Basket(lambda _camera: threading.Event().wait(0.01))
+    camera = Camera("dock", str(make_clip(tmp_path / "c.mp4")), SPEC, basket, paced=False)
+    with running(camera, end_limit_s=1.0):
+        basket.wait_for(lambda frames: len(frames) == 1)
+    assert camera.status().state == "stopped"
+
+
+def test_stop_does_not_wait_for_an_opening_that_hangs() -> None:
+    """What opens after all is closed again, and nothing of it is handed on."""
+    hanging, opening = threading.Event(), threading.Event()
+    source = live(0.1)
+
+    def opener(_uri: object, _limits: object) -> ScriptedSource:
+        opening.set()
+        assert hanging.wait(10)
+        return source
+
+    basket, closed = Basket(), threading.Event()
+    source.close = closed.set  # type: ignore[method-assign]  # to hear of it
+    camera = Camera("dock", URI, SPEC, basket, means=Means(opener=opener))
+    with running(camera, end_limit_s=0.5):
+        assert opening.wait(5)
+    assert camera.status().state == "stopped"
+    hanging.set()
+    assert closed.wait(5)
+    assert basket.frames == []
+
+
+def test_a_camera_that_is_slow_to_open_gets_more_time_each_try() -> None:
+    stage = Stage()
+    given_s: list[float] = []
+
+    def opener(_uri: object, limits: Limits) -> ScriptedSource:
+        given_s.append(limits.open_timeout_s)
+        stage.clock.now_ns += round(limits.open_timeout_s * 1e9)
+        raise LOST
+
+    stage.clock.stop_after_waits = 5
+    means = Means(opener=opener, wait=stage.clock.wait)
+    Camera("dock", URI, SPEC, stage.basket, clock=stage.clock, means=means).run()
+    assert given_s == [4, 8, 16, 16, 16]
+
+
+def test_stop_before_run_opens_nothing() -> None:
+    stage = Stage(live(0.1))
+    camera = stage.camera()
+    camera.stop()
+    camera.run()
+    assert stage.opener.opened == 0
+    assert stage.changes.states == ["stopped"]
+
+
+def test_a_real_file_plays_to_its_end_at_its_own_rate(tmp_path: Path) -> None:
+    changes = Changes()
+    basket = Basket()
+    clip = make_clip(tmp_path / "c.mp4", pictures=12, fps=20)
+    with running(Camera("dock", str(clip), SPEC, basket, on_change=changes)) as camera:
+        changes.wait_for("ended")
+    assert [number_of(f.full_picture()) for f in basket.frames] == list(range(12))
+    played_s = (basket.frames[-1].captured_ns - basket.frames[0].captured_ns) / 1e9
+    # Never faster than it should; how much slower depends on the machine.
+    assert 0.545 <= played_s < 5
+    assert camera.status().last_error is None
+
+
+def test_a_file_that_appears_later_is_played(tmp_path: Path) -> None:
+    changes = Changes()
+    clip = tmp_path / "late.mp4"
+    tries = threading.Semaphore(0)
+
+    def wait(event: threading.Event, timeout_s: float) -> bool:
+        tries.release()
+        return event.wait(min(timeout_s, 0.05))
+
+    camera = Camera("dock", str(clip), SPEC, Basket(), on_change=changes, means=Means(wait=wait))
+    with running(camera):
+        assert "does not exist" in (changes.wait_for("failed").last_error or "")
+        assert tries.acquire(timeout=5)
+        make_clip(tmp_path / "made.mp4", pictures=3).rename(clip)
+        changes.wait_for("ended")
+
+
+def test_the_demo_clip_goes_on_over_its_end_in_the_same_epoch() -> None:
+    """Played without waiting, so that the end of the clip comes within the test."""
+    basket = Basket()
+    with running(Camera("demo", "demo:", SPEC, basket, paced=False)) as camera:
+        frames = basket.wait_for(lambda frames: len(frames) > 420)
+        assert camera.status().state == "live"
+    assert {f.epoch for f in frames} == {1}
