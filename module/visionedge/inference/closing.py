@@ -1,0 +1,119 @@
+"""What a network does last, behind the last weights: the operators that tell decoded outputs from raw ones.
+
+Two families can share every shape and differ in what their last nodes have done to the values already.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+WEIGHTED = frozenset(
+    {"Conv", "ConvInteger", "ConvTranspose", "FusedConv", "Gemm", "MatMul", "MatMulInteger", "QLinearConv"}
+)
+# They move values: what made them lies behind their first input.
+_MOVERS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+# Of these only the first input carries values; the others are shapes, places and numbers.
+_FIRST_ONLY = _MOVERS | {
+    "Clip",
+    "DequantizeLinear",
+    "Expand",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Pad",
+    "QuantizeLinear",
+    "ReduceMax",
+    "ReduceSum",
+    "Resize",
+    "Slice",
+    "Split",
+    "Tile",
+    "TopK",
+}
+_CONSTANT = "constant"
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """`operators` lie between an output and the weights behind it, those with the weights left out.
+
+    `parts` are the operators that made what the output is concatenated from, in order and without repetition
+    side by side ("constant" for what is none of the network's work); weights and their bias count as "Conv".
+    """
+
+    operators: frozenset[str] = frozenset()
+    parts: tuple[str, ...] = ()
+
+    @property
+    def computes(self) -> bool:
+        """Whether numbers are added or multiplied: boxes are decoded at least in part."""
+        return bool(self.operators & {"Add", "Div", "Exp", "Mul", "Pow", "Sub"})
+
+    @property
+    def has_constant(self) -> bool:
+        """Whether a constant is among the parts: a column that says nothing."""
+        return bool({_CONSTANT, "ConstantOfShape", "Constant", "Expand"} & set(self.parts))
+
+
+def read_closings(graph: onnx.GraphProto) -> Mapping[str, Closing]:
+    """The closing of each output, by its name."""
+    makers = {name: node for node in graph.node for name in node.output if name}
+    constants = {tensor.name for tensor in graph.initializer}
+    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    return {
+        output.name: Closing(
+            _operators(output.name, makers, constants), _parts(output.name, makers, constants)
+        )
+        for output in graph.output
+    }
+
+
+Makers = Mapping[str, onnx.NodeProto]
+
+
+def _operators(output: str, makers: Makers, constants: set[str]) -> frozenset[str]:
+    seen: set[str] = set()
+    found: set[str] = set()
+    waiting = [output]
+    while waiting:
+        name = waiting.pop()
+        node = makers.get(name)
+        if node is None or name in seen or name in constants:
+            continue
+        seen.add(name)
+        if _has_weights(node, makers, constants):
+            continue
+        found.add(node.op_type)
+        waiting.extend(node.input[:1] if node.op_type in _FIRST_ONLY else node.input)
+    return frozenset(found)
+
+
+def _has_weights(node: onnx.NodeProto, makers: Makers, constants: set[str]) -> bool:
+    """Whether it multiplies by weights, or adds the bias to what such a node made."""
+    if node.op_type in WEIGHTED:
+        return True
+    if node.op_type != "Add" or not any(name in constants for name in node.input):
+        return False
+    behind = [makers[name] for name in node.input if name in makers and name not in constants]
+    return bool(behind) and all(n.op_type in WEIGHTED for n in behind)
+
+
+def _parts(output: str, makers: Makers, constants: set[str]) -> tuple[str, ...]:
+    parts: list[str] = []
+    waiting = [output]
+    while waiting:
+        name = waiting.pop()
+        node = makers.get(name)
+        while node is not None and node.op_type in _MOVERS and name not in constants:
+            name = node.input[0]
+            node = makers.get(name)
+        if node is not None and node.op_type == "Concat" and len(parts) < 1000:
+            waiting.extend(reversed(node.input))
+            continue
+        word = _CONSTANT
+        if node is not None and name not in constants:
+            word = "Conv" if _has_weights(node, makers, constants) else node.op_type
+        if parts[-1:] != [word]:
+            parts.append(word)
+    return tuple(parts)
