@@ -87,7 +87,7 @@ class InferenceConfig(_Section):
         default="auto", description="auto = CUDA where it works, else the CPU."
     )
     fallback: bool = Field(default=True, description="Go on with the CPU when the device is not usable.")
-    confidence: float = Field(default=0.4, ge=0, le=1, description="The least score that is reported.")
+    confidence: float = Field(default=0.3, ge=0, le=1, description="The least score that is reported.")
     iou: float = Field(default=0.5, ge=0, le=1, description="Boxes that overlap more are one.")
     max_batch: int = Field(default=8, ge=1, le=64, description="The largest batch that may be formed.")
     max_age_seconds: float = Field(
@@ -175,10 +175,9 @@ def read_file(path: Path) -> Document:
         reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
         raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
     try:
-        if path.suffix.lower() == ".json":
-            document = json.loads(text)
-        else:
-            document = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - it is a SafeLoader
+        # JSON is read as YAML too, but json tells its own errors better.
+        json_file = path.suffix.lower() == ".json"
+        document = json.loads(text) if json_file else yaml.load(text, _UniqueKeys)  # noqa: S506 - a SafeLoader
     except json.JSONDecodeError as error:
         raise ConfigError([f"{path}:{error.lineno}: is no JSON: {error.msg}"]) from None
     except yaml.YAMLError as error:

@@ -87,10 +87,11 @@ def _device_path(uri: str, prefix: str) -> str:
 # A user part may hold anything but blanks and quotes up to the last '@' of the token: passwords with '/', '#'
 # or '@' in them are common and seldom escaped. Rather a host too many masked than a password shown.
 _USER = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^\s\"'<>/?#]*(?::[^\s\"'<>]*)?@)")
-_SECRET_WORD = (
-    r"(?:token|key|password|passwd|pass|pwd|secret|sig|signature|auth|credentials?|user|username|login|usr)"
+_MASKED = (
+    *("token", "key", "password", "passwd", "pass", "pwd", "secret", "sig", "signature"),
+    *("auth", "credential", "credentials", "user", "username", "login", "usr"),
 )
-_QUERY = re.compile(rf"(?i)(?P<name>\b[\w.-]*{_SECRET_WORD})=(?P<value>[^&\s\"'<>;,]+)")
+_QUERY = re.compile(rf"(?i)(?P<name>\b[\w.-]*(?:{'|'.join(_MASKED)}))=(?P<value>[^&\s\"'<>;,]+)")
 _HEADER = re.compile(r"(?i)\b(?P<kind>Bearer|Basic|Digest|SharedAccessSignature)\s+(?P<value>[^\s\"'<>]+)")
 
 

@@ -1,0 +1,187 @@
+"""`visionedge detect`: pictures, folders and videos through the engine, in order, as fast as it goes."""
+
+import json
+import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from visionedge.album import Album
+from visionedge.capture.pictures import SUFFIXES, natural_key, read_picture
+from visionedge.capture.source import open_source
+from visionedge.config import InferenceConfig
+from visionedge.errors import SourceError
+from visionedge.frames import Picture, Result, frame_document
+from visionedge.inference.detections import Selection
+from visionedge.inference.engine import Engine, open_engine
+from visionedge.inference.model import bundled_model_path, load_model
+from visionedge.single import analyse, frame_of
+from visionedge.uris import CameraUri, redact
+
+_VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mpg", ".mpeg", ".mjpg"}
+)
+"""Looked for in folders; a video that is named outright may be called anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What `visionedge detect` was asked for. `model` None is the bundled one."""
+
+    paths: tuple[Path, ...]
+    model: Path | None
+    inference: InferenceConfig
+    as_json: bool = False
+    annotate: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A picture on its way through: where it came from, and whether it is one of a video."""
+
+    source: Path
+    number: int
+    picture: Picture
+    position_s: float | None = None
+    """Time in its video; None for a still picture."""
+
+
+def detect(request: Request, out: TextIO | None = None) -> int:
+    """Write one frame object (or one line of words) per picture to `out`; 1 if any could not be read.
+
+    Raises:
+        ModelError, DeviceError: nothing can be computed at all.
+        SourceError: the folder for annotated pictures cannot be written.
+    """
+    model = load_model(request.model or bundled_model_path())
+    wanted = request.inference
+    selection = Selection.of(model, wanted.confidence, wanted.iou, wanted.classes)
+    reader = _Reader(request.paths)
+    with ExitStack() as stack:
+        album = stack.enter_context(Album(request.annotate)) if request.annotate else None
+        engine = stack.enter_context(closing(open_engine(model, request.inference)))
+        for item, result in _results(reader, engine, selection):
+            _write(item, result, request.as_json, out or sys.stdout)
+            if album is not None:
+                album.add(item.source, item.position_s, result)
+    return 1 if reader.failed else 0
+
+
+def _results(reader: "_Reader", engine: Engine, selection: Selection) -> Iterator[tuple[_Item, Result]]:
+    """Results in the order of the pictures, while later ones are decoded and computed."""
+    lanes, batch = engine.plan.lanes, engine.plan.buckets[-1]
+    waiting: deque[tuple[list[_Item], Future[list[Result]]]] = deque()
+
+    def work(items: list[_Item]) -> list[Result]:
+        frames = [frame_of(item.picture, engine, item.number) for item in items]
+        return analyse(frames, engine, selection)
+
+    with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool:
+        for items in _groups(reader, batch):
+            waiting.append((items, pool.submit(work, items)))
+            # One group more than there are lanes keeps them busy; more would only hold memory.
+            if len(waiting) > lanes:
+                yield from _finished(*waiting.popleft())
+        while waiting:
+            yield from _finished(*waiting.popleft())
+
+
+def _finished(items: list[_Item], results: Future[list[Result]]) -> Iterator[tuple[_Item, Result]]:
+    return zip(items, results.result(), strict=True)
+
+
+def _groups(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
+    group: list[_Item] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+class _Reader:
+    """The pictures of all paths, in order; what cannot be read is told on stderr and counted in `failed`."""
+
+    def __init__(self, paths: tuple[Path, ...]) -> None:
+        self._items = self._read(paths)
+        self.failed = 0
+
+    def __iter__(self) -> Iterator[_Item]:
+        return self
+
+    def __next__(self) -> _Item:
+        return next(self._items)
+
+    def _read(self, paths: tuple[Path, ...]) -> Iterator[_Item]:
+        for path in paths:
+            try:
+                members = _members(path)
+            except SourceError as error:
+                self._tell(error)
+                continue
+            for member in members:
+                yield from self._one(member)
+
+    def _one(self, path: Path) -> Iterator[_Item]:
+        try:
+            if path.suffix.lower() in SUFFIXES:
+                yield _Item(path, 1, read_picture(path))
+            else:
+                yield from _video(path)
+        except SourceError as error:
+            self._tell(error)
+
+    def _tell(self, error: SourceError) -> None:
+        self.failed += 1
+        sys.stderr.write(f"visionedge: {redact(str(error))}\n")
+
+
+def _members(path: Path) -> list[Path]:
+    """A folder's pictures and videos in natural order, without hidden ones; else the path itself.
+
+    Raises:
+        SourceError: the folder cannot be listed or holds neither.
+    """
+    if not path.is_dir():
+        return [path]
+    try:
+        entries = [entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith(".")]
+    except OSError as error:
+        raise SourceError(f"{path} cannot be listed: {error.strerror}") from None
+    members = [entry for entry in entries if entry.suffix.lower() in SUFFIXES | _VIDEO_SUFFIXES]
+    if not members:
+        raise SourceError(f"{path} holds no picture and no video")
+    return sorted(members, key=lambda entry: natural_key(entry.name))
+
+
+def _video(path: Path) -> Iterator[_Item]:
+    source = open_source(CameraUri("file", str(path)))
+    number = 0
+    try:
+        while (decoded := source.read()) is not None:
+            number += 1
+            yield _Item(path, number, decoded.picture(), decoded.position_s)
+    finally:
+        source.close()
+
+
+def _write(item: _Item, result: Result, as_json: bool, out: TextIO) -> None:
+    document = frame_document(result, source=str(item.source))
+    if as_json:
+        out.write(json.dumps(document, ensure_ascii=False) + "\n")
+        return
+    where = f"{item.source}#{item.number}" if item.position_s is not None else str(item.source)
+    took = f"{document['timing']['inferMs']:.1f} ms on {result.device}"
+    out.write(f"{where}: {result.frame.width_px}x{result.frame.height_px}, {took}\n")
+    for row in document["detections"]:
+        box = row["box"]
+        place = " ".join(f"{box[key]:.3f}" for key in ("left", "top", "width", "height"))
+        out.write(f"  {row['label']:<16} {row['confidence']:.2f}  at {place}\n")
+    if not document["detections"]:
+        out.write("  nothing\n")

@@ -1,0 +1,116 @@
+"""Every metric, declared once: name, unit, labels; rendered as Prometheus text 0.0.4.
+
+Counters and gauges are not kept here: the rooms count for themselves, and `Metrics` asks for a snapshot when
+somebody scrapes. Only durations are observed as they happen, because a histogram cannot be asked for later.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from visionedge.frames import Result
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+Labels = tuple[str, ...]
+Sample = tuple[Labels, float]
+
+
+class Declared(NamedTuple):
+    """A metric: its kind, its labels, and what it tells."""
+
+    kind: str
+    labels: Labels
+    help: str
+
+
+DECLARED: Mapping[str, Declared] = {
+    "info": Declared("gauge", ("version", "model"), "Always 1; what runs."),
+    "uptime_seconds": Declared("gauge", (), "Since the module started."),
+    "ready": Declared("gauge", (), "1 when a warmed-up engine answers."),
+    "engine_device": Declared(
+        "gauge", ("requested", "effective", "code"), "Always 1; where frames are computed."
+    ),
+    "engine_degraded": Declared("gauge", (), "1 when the effective device is not what was asked for."),
+    "unplanned_shape_total": Declared("counter", (), "Batches of a size that was not warmed; must stay 0."),
+    "frames_offered_total": Declared("counter", ("camera",), "Frames that reached the camera's slot."),
+    "frames_analysed_total": Declared("counter", ("camera",), "Frames that were computed."),
+    "frames_dropped_total": Declared("counter", ("camera", "reason"), "Frames let go, by reason."),
+    "frames_waiting": Declared("gauge", ("camera",), "Frames in the slot or in flight."),
+    "camera_state": Declared("gauge", ("camera", "state"), "Always 1; the camera's state."),
+    "camera_epoch": Declared("gauge", ("camera",), "Grows by one at each reconnect."),
+    "camera_frames_read_total": Declared("counter", ("camera",), "Pictures decoded from the source."),
+    "camera_frame_age_seconds": Declared("gauge", ("camera",), "Age of the newest picture."),
+    "hub_connected": Declared("gauge", (), "1 when connected to edgeHub."),
+    "messages_total": Declared("counter", ("output",), "Messages made, by output."),
+    "telemetry_frames_dropped_total": Declared("counter", ("reason",), "Frames not told, by reason."),
+    "hub_messages_sent_total": Declared("counter", (), "Messages acknowledged by edgeHub."),
+    "hub_messages_waiting": Declared("gauge", (), "Messages that wait for their acknowledgement."),
+    "hub_messages_dropped_total": Declared("counter", ("reason",), "Messages let go, by reason."),
+    "outbox_dropped_total": Declared(
+        "counter", (), "Results lost between the lanes and the loop; must stay 0."
+    ),
+}
+"""Scraped metrics, without the prefix ``visionedge_``."""
+
+HISTOGRAMS: Mapping[str, Declared] = {
+    "frame_wait_seconds": Declared("histogram", ("camera",), "From capture to being taken into a batch."),
+    "frame_infer_seconds": Declared("histogram", ("device",), "In the engine, by batch."),
+    "frame_total_seconds": Declared("histogram", ("camera",), "From capture to result."),
+}
+"""Observed metrics, without the prefix."""
+
+_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+Snapshot = Callable[[], Iterable[tuple[str, Labels, float]]]
+"""Gives (name, label values, value) for the scraped metrics, as they are now."""
+
+
+class _Scraped(Collector):
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        families = {name: _family(name) for name in DECLARED}
+        for name, labels, value in self._snapshot():
+            families[name].add_metric(list(labels), value)
+        return [family for family in families.values() if family.samples]
+
+
+def _family(name: str) -> CounterMetricFamily | GaugeMetricFamily:
+    declared = DECLARED[name]
+    kind = CounterMetricFamily if declared.kind == "counter" else GaugeMetricFamily
+    return kind(f"visionedge_{name}", declared.help, labels=declared.labels)
+
+
+class Metrics:
+    """The module's metrics. `observe` and `render` are called on the loop."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Scraped(snapshot))
+        ProcessCollector(namespace="visionedge", registry=self._registry)
+        self._histograms = {
+            name: Histogram(
+                f"visionedge_{name}", d.help, d.labels, registry=self._registry, buckets=_BUCKETS_S
+            )
+            for name, d in HISTOGRAMS.items()
+        }
+
+    def observe(self, result: Result) -> None:
+        """Take note of how long a frame took."""
+        camera, timing = result.frame.camera, result.timing
+        self._histograms["frame_wait_seconds"].labels(camera).observe(timing.wait_ns / 1e9)
+        self._histograms["frame_infer_seconds"].labels(result.device).observe(timing.infer_ns / 1e9)
+        self._histograms["frame_total_seconds"].labels(camera).observe(timing.total_ns / 1e9)
+
+    def render(self) -> bytes:
+        """Prometheus text, classic format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,1 @@
+"""Tools that look at the module from outside: the load script."""

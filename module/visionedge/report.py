@@ -1,0 +1,211 @@
+"""What the module says of itself: the documents of status and cameras, and the samples of the metrics.
+
+Pure readings of the rooms' own statistics; nothing is counted here.
+"""
+
+import time
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from visionedge import __version__
+from visionedge.capture.camera import CameraStatus
+from visionedge.edge.delivery import Delivery
+from visionedge.frames import utc_now, utc_text
+from visionedge.inference.engine import Engine
+from visionedge.uris import redact
+from visionedge.web.view import ModelFacts
+
+if TYPE_CHECKING:
+    from visionedge.service import Service
+
+Document = dict[str, Any]
+
+
+def status(service: "Service") -> Document:
+    """The `Status` object of HTTP."""
+    reasons = service.readiness()
+    loaded = service.loaded
+    return {
+        "version": __version__,
+        "uptimeSeconds": round(_uptime_s(service), 3),
+        "ready": not reasons,
+        "reasons": reasons,
+        "engine": engine(service.engine) if service.engine else _no_engine(service),
+        "model": None
+        if loaded is None
+        else {
+            "name": loaded.name,
+            "sha256": loaded.sha256,
+            "head": loaded.head,
+            "classes": len(loaded.labels),
+            "inputWidth": loaded.input.width_px,
+            "inputHeight": loaded.input.height_px,
+        },
+        "cameras": cameras(service),
+        "hub": hub(service.delivery),
+    }
+
+
+def engine(running: Engine) -> Document:
+    """Where frames are computed, where they were asked to be, and why."""
+    device, plan = running.device, running.plan
+    return {
+        "requested": device.requested,
+        "effective": device.effective,
+        "degraded": device.degraded,
+        "reasonCode": device.code,
+        "reason": device.reason,
+        "since": utc_text(device.since_utc),
+        "plan": {"lanes": plan.lanes, "buckets": list(plan.buckets), "reason": plan.reason},
+        "unplannedShapes": running.unplanned_shapes,
+    }
+
+
+def _no_engine(service: "Service") -> Document:
+    return {
+        "requested": service.config.inference.device,
+        "effective": None,
+        "code": "warming-up",
+        "reason": "",
+    }
+
+
+def cameras(service: "Service") -> list[Document]:
+    """One `Camera` object per configured camera."""
+    return [_camera(service, name) for name in service.config.cameras]
+
+
+def _camera(service: "Service", name: str) -> Document:
+    configured = service.config.cameras[name]
+    worker = service.cameras_by_name.get(name)
+    slot = service.batcher.statistics().cameras.get(name)
+    traffic = service.board.statistics().cameras.get(name)
+    document: Document = {
+        "name": name,
+        "uri": redact(configured.uri),
+        "enabled": configured.enabled,
+        "state": "disabled",
+        "epoch": 0,
+        "framesRead": 0,
+        "framesAnalysed": slot.analysed if slot else 0,
+        "dropped": dict(slot.dropped) if slot else {},
+        "fps": round(traffic.fps, 2) if traffic else 0.0,
+        "ageMs": round(traffic.age_ns / 1e6, 1) if traffic else None,
+        "lastError": None,
+    }
+    if worker is not None:
+        seen = worker.status()
+        document |= {
+            "state": seen.state,
+            "since": utc_text(
+                utc_now() - timedelta(microseconds=(time.monotonic_ns() - seen.since_ns) / 1e3)
+            ),
+            "epoch": seen.epoch,
+            "framesRead": seen.frames_read,
+            "sourceFps": round(seen.fps, 2),
+            "lastError": seen.last_error,
+            "width": seen.width or None,
+            "height": seen.height or None,
+            "decoder": seen.decoder,
+        }
+    latest = service.board.latest(name)
+    document["sequence"] = latest.frame.sequence if latest else None
+    return document
+
+
+def hub(delivery: Delivery | None) -> Document:
+    """What goes to IoT Hub, and whether it arrives."""
+    if delivery is None:
+        return {"state": "starting"}
+    seen = delivery.status()
+    told, client, journal = seen.telemetry, seen.hub, seen.journal
+    document: Document = {"state": "local", "device": seen.device, "module": seen.module}
+    if client is not None:
+        document |= {
+            "state": client.state,
+            "connected": client.connected,
+            "sent": client.sent,
+            "waiting": client.queued,
+            "dropped": dict(client.dropped),
+            "lastError": client.last_error,
+            "rebuilds": client.rebuilds,
+            "abandonedCalls": client.abandoned,
+        }
+    document["telemetry"] = {
+        "framesOffered": told.offered,
+        "framesTold": told.told,
+        "framesUnchanged": told.unchanged,
+        "framesDropped": dict(told.dropped),
+        "messages": dict(told.messages),
+        "leftToday": told.left_today,
+    }
+    if journal is not None:
+        document["messagesFile"] = {"written": journal.written, "lastError": journal.last_error}
+    return document
+
+
+def camera_sentence(seen: CameraStatus) -> str:
+    """One line about a camera's new state, for people who read events."""
+    because = f": {seen.last_error}" if seen.last_error and seen.state != "live" else ""
+    return f"camera {seen.name} is {seen.state}{because}"
+
+
+def model_facts(running: Engine) -> ModelFacts:
+    """What a client of the Open Inference Protocol must know."""
+    model = running.model
+    return ModelFacts(
+        model.name, model.sha256, model.input, running.rows, running.plan.buckets[-1], model.labels
+    )
+
+
+def samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...], float]]:
+    """The scraped metrics (`metrics.DECLARED`), read off the rooms."""
+    model = service.loaded.name if service.loaded else ""
+    yield "info", (__version__, model), 1
+    yield "uptime_seconds", (), _uptime_s(service)
+    yield "ready", (), float(not service.readiness())
+    yield "outbox_dropped_total", (), service.outbox.dropped
+    if service.engine is not None:
+        device = service.engine.device
+        yield "engine_device", (device.requested, device.effective, device.code), 1
+        yield "engine_degraded", (), float(device.degraded)
+        yield "unplanned_shape_total", (), service.engine.unplanned_shapes
+    for name, slot in service.batcher.statistics().cameras.items():
+        yield "frames_offered_total", (name,), slot.offered
+        yield "frames_analysed_total", (name,), slot.analysed
+        yield "frames_waiting", (name,), slot.waiting + slot.in_flight
+        for reason, count in slot.dropped.items():
+            yield "frames_dropped_total", (name, reason), count
+    yield from _camera_samples(service)
+    yield from _hub_samples(service)
+
+
+def _camera_samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...], float]]:
+    for name, worker in service.cameras_by_name.items():
+        seen = worker.status()
+        yield "camera_state", (name, seen.state), 1
+        yield "camera_epoch", (name,), seen.epoch
+        yield "camera_frames_read_total", (name,), seen.frames_read
+        if seen.age_ms is not None:
+            yield "camera_frame_age_seconds", (name,), seen.age_ms / 1000
+
+
+def _hub_samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...], float]]:
+    if service.delivery is None:
+        return
+    seen = service.delivery.status()
+    for output, count in seen.telemetry.messages.items():
+        yield "messages_total", (output,), count
+    for reason, count in seen.telemetry.dropped.items():
+        yield "telemetry_frames_dropped_total", (reason,), count
+    if seen.hub is not None:
+        yield "hub_connected", (), float(seen.hub.connected)
+        yield "hub_messages_sent_total", (), seen.hub.sent
+        yield "hub_messages_waiting", (), seen.hub.queued
+        for reason, count in seen.hub.dropped.items():
+            yield "hub_messages_dropped_total", (reason,), count
+
+
+def _uptime_s(service: "Service") -> float:
+    return (time.monotonic_ns() - service.started_ns) / 1e9

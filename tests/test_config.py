@@ -1,0 +1,142 @@
+"""The configuration: one schema, every problem at once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from visionedge.config import from_environment, merge, read_file, redacted, validate
+from visionedge.errors import ConfigError
+
+
+def problems(document: object) -> list[str]:
+    """The problems of a wrong document."""
+    with pytest.raises(ConfigError) as caught:
+        validate(document)
+    return list(caught.value.problems)
+
+
+def test_an_empty_document_is_all_defaults() -> None:
+    """Nothing needs to be said to have a working configuration."""
+    config = validate({})
+    assert config.inference.device == "auto"
+    assert config.http.host == "127.0.0.1"
+    assert config.telemetry.interval_seconds == 1
+
+
+def test_every_problem_is_reported_at_once_with_its_path() -> None:
+    """A document with many faults names each of them."""
+    found = problems(
+        {
+            "cameras": {"Dock!": {"uri": "demo:"}, "yard": {"uri": "gopher://x", "fps": 0}, "gate": {}},
+            "inference": {"device": "npu", "confidence": 1.5, "maxBatch": "8", "classes": "person"},
+            "telemtry": {},
+            "http": {"port": 70000},
+            "model": {"path": "a.onnx", "url": "https://h/a.onnx"},
+        }
+    )
+    starts = {line.split(":")[0] for line in found}
+    assert starts == {
+        "cameras.Dock!",
+        "cameras.yard.uri",
+        "cameras.yard.fps",
+        "cameras.gate.uri",
+        "inference.device",
+        "inference.confidence",
+        "inference.maxBatch",
+        "inference.classes",
+        "telemtry",
+        "http.port",
+        "model",
+    }
+
+
+def test_an_unknown_key_names_the_likely_one() -> None:
+    """A slip of the pen is answered with the key that was meant."""
+    assert problems({"inference": {"confidance": 0.3}}) == [
+        "inference.confidance: unknown key; did you mean 'confidence'?"
+    ]
+
+
+def test_values_that_may_be_secrets_are_never_in_a_problem() -> None:
+    """The text of a problem holds no password."""
+    found = problems({"cameras": {"dock": {"uri": "gopher://me:hunter2@h/x"}}, "http": {"token": 5}})
+    assert not any("hunter2" in line for line in found)
+
+
+@pytest.mark.parametrize("document", [None, [], "text", 5])
+def test_a_document_that_is_no_mapping_is_refused(document: object) -> None:
+    """The outermost level must be keys."""
+    assert "must be a mapping" in problems(document)[0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "0.5"])
+def test_a_number_must_be_a_number(value: object) -> None:
+    """Neither texts nor truth values nor NaN pass for a number."""
+    assert problems({"inference": {"confidence": value}})
+
+
+def test_merge_lays_one_over_the_other_and_null_takes_away() -> None:
+    """Later carriers win key by key; null means the default again."""
+    base = {"http": {"port": 1, "host": "a"}, "cameras": {"x": {"uri": "demo:"}}}
+    assert merge(base, {"http": {"port": 2}, "cameras": {"x": None}}) == {
+        "http": {"port": 2, "host": "a"},
+        "cameras": {},
+    }
+    assert base["http"] == {"port": 1, "host": "a"}
+
+
+def test_the_environment_carries_the_few_keys_a_container_needs() -> None:
+    """Model, device, address and token come from VISIONEDGE_…"""
+    document = from_environment(
+        {
+            "VISIONEDGE_MODEL": "m.onnx",
+            "VISIONEDGE_DEVICE": "cpu",
+            "VISIONEDGE_HTTP": "0.0.0.0:80",
+            "OTHER": "1",
+        }
+    )
+    config = validate(document)
+    assert (config.model.path, config.inference.device) == ("m.onnx", "cpu")
+    assert (config.http.host, config.http.port) == ("0.0.0.0", 80)
+
+
+def test_yaml_and_json_files_read_alike(tmp_path: Path) -> None:
+    """Both carriers give the same document."""
+    (tmp_path / "a.yaml").write_text("cameras:\n  dock: {uri: 'demo:', fps: 5}\n")
+    (tmp_path / "a.json").write_text('{"cameras": {"dock": {"uri": "demo:", "fps": 5}}}')
+    assert read_file(tmp_path / "a.yaml") == read_file(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.yaml", "a: [1", "is no YAML"),
+        ("a.yaml", "a: 1\na: 2\n", "given twice"),
+        ("a.yaml", "- 1\n", "must be a mapping"),
+        ("a.json", "{", "is no JSON"),
+        ("a.json", None, "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line(
+    tmp_path: Path, name: str, text: str | None, says: str
+) -> None:
+    """The line names the file and what is wrong with it."""
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_file(tmp_path / name)
+    (line,) = caught.value.problems
+    assert says in line
+    assert name in line
+    assert "\n" not in line
+
+
+def test_the_shown_configuration_holds_no_secret() -> None:
+    """URIs and tokens are masked before anyone sees them."""
+    document: dict[str, Any] = {
+        "cameras": {"dock": {"uri": "rtsp://me:hunter2@h/s"}},
+        "http": {"token": "hunter2"},
+        "model": {"url": "https://h/m.onnx?sig=hunter2", "sha256": "0" * 64},
+    }
+    assert "hunter2" not in str(redacted(validate(document)))

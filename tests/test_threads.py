@@ -1,0 +1,51 @@
+"""Threads and the door between them and the loop."""
+
+import threading
+
+import pytest
+
+from visionedge.outbox import Outbox
+from visionedge.threads import Crew
+
+
+def test_a_vital_thread_that_dies_is_told_with_its_error(caplog: pytest.LogCaptureFixture) -> None:
+    """The crew hears of it once, with the name and the reason."""
+    deaths: list[tuple[str, BaseException | None]] = []
+    crew = Crew(lambda name, error: deaths.append((name, error)))
+
+    def die() -> None:
+        raise RuntimeError("boom")
+
+    crew.start("lane:0", die, vital=True).join()
+    crew.start("lane:1", lambda: None, vital=True).join()
+    assert [name for name, _ in deaths] == ["lane:0", "lane:1"]
+    assert isinstance(deaths[0][1], RuntimeError)
+    assert "lane:0 died" in caplog.text
+
+
+def test_threads_may_end_while_the_module_stops() -> None:
+    """An ending that was asked for is no death."""
+    deaths: list[str] = []
+    crew = Crew(lambda name, _: deaths.append(name))
+    release = threading.Event()
+
+    def work() -> None:
+        release.wait(5)
+
+    crew.start("lane:0", work, vital=True)
+    assert crew.alive() == ["lane:0"]
+    crew.stopping.set()
+    release.set()
+    assert crew.join(5) == []
+    assert deaths == []
+
+
+def test_the_outbox_wakes_its_reader_once_and_drops_the_oldest() -> None:
+    """One wake for many items; a full box loses its oldest and counts it."""
+    wakes: list[int] = []
+    box: Outbox[int] = Outbox(lambda: wakes.append(1), limit=3)
+    for item in range(5):
+        box.put(item)
+    assert (box.drain(), box.dropped, len(wakes)) == ([2, 3, 4], 2, 1)
+    box.put(9)
+    assert (box.drain(), len(wakes)) == ([9], 2)
