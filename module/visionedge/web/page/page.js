@@ -5,6 +5,8 @@ const $ = (id) => document.getElementById(id);
 const tiles = new Map();
 let following = null;
 let signedOut = false;
+let polling = false;
+let heard = 0; // when the stream of frames last said anything
 
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) entry.target.tile.visible = entry.isIntersecting;
@@ -77,11 +79,12 @@ function head(status, cameras) {
 }
 
 async function poll() {
-  if (document.hidden || signedOut) return;
+  if (polling || document.hidden || signedOut) return;
+  polling = true;
   try {
     const status = await wire.json("/api/v1/status");
     const { cameras } = await wire.json("/api/v1/cameras");
-    const readiness = await (await wire.get("/readyz")).json();
+    const readiness = await wire.json("/readyz", [200, 503]);
     head(status, cameras);
     banners(status, readiness);
     arrange(cameras);
@@ -92,6 +95,8 @@ async function poll() {
     put($("link"), "No answer from the module; trying again");
     $("banners").dataset.key = "";
     $("banners").replaceChildren(banner("bad", "No connection", "The module does not answer; what you see may be old."));
+  } finally {
+    polling = false;
   }
 }
 
@@ -106,8 +111,10 @@ function signOut(problem) {
 async function follow() {
   if (following || document.hidden || signedOut) return;
   following = new AbortController();
+  heard = performance.now();
+  const onHeard = () => (heard = performance.now());
   try {
-    await followFrames(following.signal, (frame) => {
+    await followFrames(following.signal, onHeard, (frame) => {
       const tile = tiles.get(frame.camera);
       if (tile) tile.remember(frame);
       turn();
@@ -162,6 +169,8 @@ document.addEventListener("visibilitychange", () => {
 });
 
 async function tick() {
+  // The module says something every 15 s; a connection that is silent for longer is dead.
+  if (following && performance.now() - heard > 40000) following.abort();
   await poll();
   follow();
 }

@@ -23,15 +23,15 @@ const wire = {
     return answer;
   },
 
-  async json(path) {
+  async json(path, fine = [200]) {
     const answer = await this.get(path, { signal: AbortSignal.timeout(8000) });
-    if (!answer.ok) throw new Error(path + " answered " + answer.status);
+    if (!fine.includes(answer.status)) throw new Error(path + " answered " + answer.status);
     return answer.json();
   },
 };
 
 /* Server-sent events through fetch, since EventSource cannot send the token. Calls back with each frame object. */
-async function followFrames(signal, onFrame) {
+async function followFrames(signal, onHeard, onFrame) {
   const answer = await wire.get("/api/v1/frames", { signal });
   if (!answer.ok) throw new Error("the stream of frames answered " + answer.status);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -39,6 +39,7 @@ async function followFrames(signal, onFrame) {
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
+    onHeard();
     const events = (rest + value).split("\n\n");
     rest = events.pop();
     for (const event of events) {
