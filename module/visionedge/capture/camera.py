@@ -133,15 +133,12 @@ class Camera:
         means: Means | None = None,
     ) -> None:
         self.name = name
-        self._uri = uri
-        self._spec = spec
-        self._sink = sink
+        self._uri, self._spec, self._sink = uri, spec, sink
         self._fps = fps
         self._paced = paced
         self._clock = clock
-        self._limits = limits or Limits()
-        if fps is not None:
-            self._limits = replace(self._limits, pictures_per_s=fps)
+        limits = limits or Limits()
+        self._limits = limits if fps is None else replace(limits, pictures_per_s=fps)
         self._on_change = on_change
         self._means = means or Means()
         self._backoff = Backoff(chance=self._means.chance)
@@ -202,7 +199,7 @@ class Camera:
             if source is not None:
                 with contextlib.closing(source):
                     self._read(source)
-        except Exception as error:  # noqa: BLE001 - whatever a decoder raises is a lost source, never a dead thread
+        except Exception as error:  # noqa: BLE001 - whatever a decoder raises is a lost source, no dead thread
             self._lose(error)
             return False
         if not self._stop.is_set():

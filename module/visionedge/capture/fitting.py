@@ -15,7 +15,7 @@ def fit(picture: Picture, spec: InputSpec, out: Picture | None = None) -> tuple[
         out: uint8 (spec.height_px, spec.width_px, 3) to be overwritten; a new array when absent.
 
     Returns:
-        uint8 (spec.height_px, spec.width_px, 3), BGR (`out` itself where it was given), and the placement.
+        BGR of that shape (`out` itself where it was given), and the placement.
 
     Raises:
         ValueError: the picture or `out` has another shape or type.
@@ -23,9 +23,8 @@ def fit(picture: Picture, spec: InputSpec, out: Picture | None = None) -> tuple[
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or picture.size == 0:
         raise ValueError(f"a picture is uint8 (height, width, 3), not {picture.dtype} {picture.shape}")
     shape = (spec.height_px, spec.width_px, 3)
-    if out is None:
-        out = np.empty(shape, np.uint8)
-    elif out.shape != shape or out.dtype != np.uint8:
+    out = np.empty(shape, np.uint8) if out is None else out
+    if out.shape != shape or out.dtype != np.uint8:
         raise ValueError(f"out must be uint8 {shape}, not {out.dtype} {out.shape}")
     placement = spec.place(picture.shape[1], picture.shape[0])
     left, top = int(placement.left_px), int(placement.top_px)
