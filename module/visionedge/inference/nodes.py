@@ -29,6 +29,7 @@ CUDA_OPERATORS = frozenset(
         "Min",
         "Mod",
         "Mul",
+        "Pad",
         "ReduceMax",
         "Reshape",
         "Sigmoid",
@@ -93,6 +94,10 @@ class Nodes:
     def whole(self, *values: int) -> str:
         """Append a constant int64 vector: a shape, axes or indices."""
         return self.constant(np.array(values, np.int64))
+
+    def floats(self, *values: float) -> str:
+        """Append a constant float32 vector."""
+        return self.constant(np.array(values, np.float32))
 
     def cast(self, tensor: str, dtype: str) -> str:
         """The tensor as numpy's `dtype` ("float32")."""

@@ -7,6 +7,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from visionedge.inference.closing import Closing, read_closings
+from visionedge.inference.opening import Opening, read_opening
+from visionedge.inference.origins import Origin, operators, read_origins, suppressed_classes
+from visionedge.inference.sizes import sized
+
 Shape = tuple[int | None, ...]
 """Dimensions; None where the model leaves one open."""
 
@@ -29,13 +34,24 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Inputs, outputs and metadata of a model; `made_by`: the operator that made each output's values."""
+    """Inputs, outputs and metadata of a model; `made_by`: the operator that made each output's values.
+
+    `origins` and `closings` tell more of each output, `opening` what is done to the picture first and
+    `operators` which occur at all. `suppressed` is the number of classes that a suppression in the graph works on, where
+    that is known; `size` the evidence for the size of a picture that the model leaves open.
+    """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
     producer: str = ""
     made_by: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    opening: Opening = field(default_factory=Opening)
+    operators: frozenset[str] = frozenset()
+    closings: Mapping[str, Closing] = field(default_factory=dict)
+    suppressed: int | None = None
+    size: str = ""
 
     def __str__(self) -> str:
         inputs = ", ".join(str(t) for t in self.inputs) or "none"
@@ -43,20 +59,45 @@ class Signature:
         return f"inputs {inputs}; outputs {outputs}"
 
 
-def read_signature(model: onnx.ModelProto) -> Signature:
-    """The signature of a parsed model; shapes that it leaves out are inferred where that is possible."""
+def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = None) -> Signature:
+    """The signature of a parsed model; shapes that it leaves out are inferred where that is possible.
+
+    `stated` is laid over its metadata: what its owner says of it.
+
+    Raises:
+        ModelError: a size is stated that it cannot have.
+    """
     graph = model.graph
+    metadata = {entry.key: entry.value for entry in model.metadata_props} | dict(stated or {})
     weights = {tensor.name for tensor in graph.initializer}
-    outputs = _tensors(graph.output)
-    if any(t.shape is None or None in t.shape[1:] for t in outputs):
-        outputs = _inferred(model, outputs)
+    with sized(model, metadata) as size:
+        inputs = _tensors(value for value in graph.input if value.name not in weights)
+        outputs = _tensors(graph.output)
+        if any(t.shape is None or None in t.shape[1:] for t in outputs):
+            outputs = _inferred(model, outputs)
+        suppressed = suppressed_classes(model)
     return Signature(
-        inputs=_tensors(value for value in graph.input if value.name not in weights),
+        inputs=inputs,
         outputs=outputs,
-        metadata={entry.key: entry.value for entry in model.metadata_props},
+        metadata=metadata,
         producer=model.producer_name,
         made_by=_makers(graph),
+        closings=read_closings(graph),
+        origins=read_origins(graph),
+        opening=_opening(graph, inputs),
+        operators=operators(graph),
+        suppressed=suppressed,
+        size=size,
     )
+
+
+def _opening(graph: onnx.GraphProto, inputs: tuple[Tensor, ...]) -> Opening:
+    """What is done first to the one input that may be a picture."""
+    pictures = [t for t in inputs if t.shape is not None and len(t.shape) == 4]
+    if len(pictures) != 1:
+        return Opening()
+    shape = pictures[0].shape or ()
+    return read_opening(graph, pictures[0].name, 3 if shape[3] == 3 and shape[1] != 3 else 1)
 
 
 def _tensors(values: Iterable[onnx.ValueInfoProto]) -> tuple[Tensor, ...]:

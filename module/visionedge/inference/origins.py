@@ -1,0 +1,169 @@
+"""Where the values of a model's outputs come from. Names may lie, nodes do not."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+# Operators whose first input is what comes out, at other places or padded.
+_CARRIERS = frozenset(
+    {
+        "Cast",
+        "Concat",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Identity",
+        "Pad",
+        "Reshape",
+        "Slice",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+_WHOLE_MAKERS = frozenset({"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Shape"})
+_WHOLE_TYPES = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.INT8})
+_SAME_TYPE = frozenset({"Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", *_CARRIERS}) - {"Cast"}
+_DEEPEST = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """`whole`: its values were whole numbers; `plus`: the constant that was added to them on the way.
+
+    `maker` is the operator behind all that only moves values; for a Concat, `parts` are those of its inputs.
+    `count` is how many a TopK behind it chose; `modulus` what its values are the remainder of (as classes are
+    of positions in a list of pairs).
+    """
+
+    maker: str = ""
+    whole: bool = False
+    plus: float = 0.0
+    parts: tuple[str, ...] = ()
+    count: int | None = None
+    modulus: int | None = None
+
+
+class _Tracer:
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.makers = {name: node for node in graph.node for name in node.output if name}
+        self.types = {t.name: t.data_type for t in graph.initializer}
+        self.types |= {value.name: value.type.tensor_type.elem_type for value in graph.input}
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+                self.constants[node.output[0]] = node.attribute[0].t
+                self.types[node.output[0]] = node.attribute[0].t.data_type
+
+    def origin(self, name: str) -> Origin:
+        """Walk back from a tensor for as long as it only carries, or has a constant added."""
+        whole, plus, node = self.is_whole(name), 0.0, self.makers.get(name)
+        for _ in range(_DEEPEST):
+            step = None if node is None else self._back(node)
+            if step is None:
+                break
+            name, added = step
+            plus, whole, node = plus + added, whole or self.is_whole(name), self.makers.get(name)
+        if node is None:
+            return Origin("", whole, plus)
+        parts = tuple(self.behind(key) for key in node.input) if node.op_type == "Concat" else ()
+        return Origin(node.op_type, whole, plus, parts, self._count(node), self._modulus(node))
+
+    def _count(self, node: onnx.NodeProto) -> int | None:
+        return self._number(node.input[1]) if node.op_type == "TopK" and len(node.input) > 1 else None
+
+    def _modulus(self, node: onnx.NodeProto) -> int | None:
+        """The C of x mod C, or of x - x / C * C."""
+        if node.op_type == "Mod":
+            return self._number(node.input[1])
+        product = self.makers.get(node.input[1]) if node.op_type == "Sub" else None
+        if product is None or product.op_type != "Mul":
+            return None
+        return self._number(product.input[1]) or self._number(product.input[0])
+
+    def _number(self, name: str) -> int | None:
+        tensor = self.constants.get(name)
+        return (
+            int(numpy_helper.to_array(tensor).reshape(())) if tensor and np.prod(tensor.dims) == 1 else None
+        )
+
+    def behind(self, name: str) -> str:
+        """The operator that made a tensor's values; "" for an input or a constant."""
+        for _ in range(_DEEPEST):
+            node = self.makers.get(name)
+            if node is None or node.op_type not in _CARRIERS - {"Concat", "Gather", "Slice"}:
+                return "" if node is None else node.op_type
+            name = node.input[0]
+        return ""
+
+    def is_whole(self, name: str, depth: int = 0) -> bool:
+        """Whether a tensor is of a whole type, as far as the nodes behind it tell."""
+        if name in self.types:
+            return self.types[name] in _WHOLE_TYPES
+        node = self.makers.get(name)
+        if node is None or depth > _DEEPEST:
+            return False
+        if node.op_type == "Cast":
+            return any(a.name == "to" and a.i in _WHOLE_TYPES for a in node.attribute)
+        if node.op_type == "TopK" and len(node.output) > 1 and name == node.output[1]:
+            return True
+        if node.op_type in _WHOLE_MAKERS:
+            return True
+        return node.op_type in _SAME_TYPE and self.is_whole(node.input[0], depth + 1)
+
+    def _back(self, node: onnx.NodeProto) -> tuple[str, float] | None:
+        """The tensor whose values a node carries on, and what it adds; None where it makes new ones."""
+        if node.op_type == "Concat":
+            computed = [key for key in node.input if key in self.makers and key not in self.constants]
+            return (computed[0], 0.0) if len(computed) == 1 else None  # the others only fill it up
+        if node.op_type in _CARRIERS:
+            return node.input[0], 0.0
+        if node.op_type not in ("Add", "Sub"):
+            return None
+        sign = 1 if node.op_type == "Add" else -1
+        sides = [(0, 1), (1, 0)] if sign > 0 else [(0, 1)]
+        for kept, added in sides:
+            value = self._number(node.input[added])
+            if value is not None:
+                return node.input[kept], float(sign * value)
+        return None
+
+
+def read_origins(graph: onnx.GraphProto) -> Mapping[str, Origin]:
+    """The origin of each output."""
+    tracer = _Tracer(graph)
+    return {value.name: tracer.origin(value.name) for value in graph.output}
+
+
+def operators(graph: onnx.GraphProto) -> frozenset[str]:
+    """All operators of a graph, those of loops and branches included."""
+    return frozenset(node.op_type for node in _nodes(graph))
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _nodes(inner)
+
+
+def suppressed_classes(model: onnx.ModelProto) -> int | None:
+    """The classes that a suppression in the graph works on; None without one, or one of a single class."""
+    nodes = [node for node in model.graph.node if node.op_type == "NonMaxSuppression"]
+    if not nodes:
+        return None
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        return None
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in inferred.value_info}
+    counts = {shapes[n.input[1]][1].dim_value for n in nodes if len(shapes.get(n.input[1], ())) == 3}
+    found = counts.pop() if len(counts) == 1 else 0
+    return found if found > 1 else None
