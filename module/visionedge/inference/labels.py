@@ -138,7 +138,7 @@ def _literal(text: str) -> object:
 
 
 def labels_for(path: Path, metadata: Mapping[str, str], count: int) -> tuple[tuple[str, ...], str]:
-    """The labels of `count` classes and where they came from.
+    """The labels of `count` classes and where they came from; count 0 where nothing tells how many there are.
 
     Raises:
         ModelError: labels are given, but not for that number of classes.
@@ -149,6 +149,8 @@ def labels_for(path: Path, metadata: Mapping[str, str], count: int) -> tuple[tup
     for beside in (path.with_name(f"{path.stem}.labels.txt"), path.with_name("labels.txt")):
         if beside.is_file():
             return _checked(_lines(beside), count, beside.name), beside.name
+    if not count:
+        return (), "nothing"
     if count == 80:
         return COCO_80, "COCO by their number"
     if count in (90, 91):
@@ -157,7 +159,7 @@ def labels_for(path: Path, metadata: Mapping[str, str], count: int) -> tuple[tup
 
 
 def _checked(names: tuple[str, ...], count: int, origin: str) -> tuple[str, ...]:
-    if len(names) != count:
+    if len(names) != count and count:
         raise ModelError(f"it has {count} classes, but {origin} names {len(names)}")
     return names
 

@@ -1,7 +1,7 @@
 """A model understood: its labels, its input, its head, and the evidence for it."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from visionedge.bundled import bundled
@@ -11,6 +11,7 @@ from visionedge.inference.heads import recognise
 from visionedge.inference.labels import labels_for
 from visionedge.inference.model_file import read_model
 from visionedge.inference.reading import Reading
+from visionedge.inference.sidecar import read_sidecar
 from visionedge.inference.signature import read_signature
 
 log = logging.getLogger(__name__)
@@ -48,21 +49,23 @@ class Model:
 
 
 def load_model(path: Path) -> Model:
-    """Read a model's file and recognise what it is; nothing of it is run.
+    """Read a model's file and recognise what it is, with `MODEL.yaml` beside it; nothing of it is run.
 
     Raises:
-        ModelError: it is missing, damaged, unsafe to follow, or no detector that is known.
+        ModelError: it is missing, damaged, unsafe to follow, or no detector that is known; or what is stated
+            beside it is wrong.
     """
     file = read_model(path)
+    sidecar = read_sidecar(path)
     try:
-        reading = recognise(read_signature(file.proto))
-        labels, origin = labels_for(
-            path, {e.key: e.value for e in file.proto.metadata_props}, reading.class_count
-        )
+        signature = read_signature(file.proto, sidecar.metadata)
+        reading = recognise(signature)
+        labels, origin = labels_for(path, signature.metadata, reading.class_count)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     if origin == "nothing":
         log.warning("%s: no labels; put %s.labels.txt beside it, one a line", path, path.stem)
+    reading = replace(reading, evidence=sidecar.evidence + reading.evidence)
     return Model(path.stem, path, file.sha256, labels, reading)
 
 

@@ -61,7 +61,10 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One way to understand a model. `suppress` says whether its boxes still need non-maximum suppression."""
+    """One way to understand a model. `suppress` says whether its boxes still need non-maximum suppression.
+
+    `class_count` is 0 where nothing in the model tells it.
+    """
 
     head: str
     input: NetworkInput
@@ -120,7 +123,7 @@ def stated_preprocess(signature: Signature, default: Preprocess) -> Preprocess:
     if text is None:
         return default
     document = stated_object(signature, "visionedge.input")
-    known = {*Preprocess.__slots__, "resample"}
+    known = {*Preprocess.__slots__, "resample", "width", "height"}
     if unknown := sorted(set(document) - known):
         raise ModelError(
             f"metadata visionedge.input: unknown key '{unknown[0]}'; known: {', '.join(sorted(known))}"

@@ -37,8 +37,8 @@ class Signature:
     """Inputs, outputs and metadata of a model; `made_by`: the operator that made each output's values.
 
     `origins` and `closings` tell more of each output, `opening` what is done to the picture first and
-    `operators` which occur at all. `suppressed` is the number of classes that a suppression in the graph works on, where
-    that is known; `size` the evidence for the size of a picture that the model leaves open.
+    `operators` which occur at all. `suppressed` is the number of classes that a suppression in the graph
+    works on, where that is known; `size` the evidence for the size of a picture that the model leaves open.
     """
 
     inputs: tuple[Tensor, ...]
