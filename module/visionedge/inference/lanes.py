@@ -53,8 +53,8 @@ class Complaints:
 class Lane:
     """One lane: `run` is a thread's target and ends when the batcher closes.
 
-    `deliver` is called for each result, in the order of a camera's frames; it must not block. `selection` may be
-    replaced at any time and counts from the next batch on. Lanes of one engine may share their `complaints`.
+    `deliver` is called for each result, in the order of a camera's frames; it must not block. `selection` may
+    be replaced at any time and counts from the next batch on. Lanes of one engine may share `complaints`.
     """
 
     def __init__(
