@@ -3,16 +3,12 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from visionedge.config import TelemetryConfig
 from visionedge.edge.backlog import Backlog
 from visionedge.edge.client import Deadlines, HubClient, HubStatus
-from visionedge.edge.delivery import Delivery
 from visionedge.edge.identity import Identity
-from visionedge.edge.losable import Losable, OverdueError, StuckError
 from visionedge.edge.messages import Message
 from visionedge.edge.sdk import LinkError, MessageRefusedError, OnLost, describe
 from visionedge.threads import Crew
@@ -216,6 +212,23 @@ def test_a_lost_link_is_replaced_without_anything_to_send(bench: Bench) -> None:
     assert client.status().last_error == "the connection was closed"
 
 
+def test_a_token_that_cannot_be_renewed_keeps_its_connection(bench: Bench) -> None:
+    """The old token is good for a while: messages go on over the old link until the new one can be made."""
+    client = bench.client(quick(renew_s=0.05))
+    client.start()
+    bench.hub.wait(lambda: "connected" in bench.states)
+    bench.hub.errors = [LinkError("the key store does not answer")]
+    bench.hub.wait(lambda: bench.hub.opened == 2)
+    client.send(message(1))
+    bench.hub.wait(lambda: bench.hub.arrived == ["detections-1"])
+
+    bench.hub.wait(lambda: bench.hub.opened >= 3)
+    bench.hub.wait(lambda: bench.hub.closed >= 1)
+
+    assert "waiting" not in bench.states
+    assert client.status().last_error is None
+
+
 def test_a_call_that_never_returns_costs_a_thread_and_no_message(bench: Bench) -> None:
     """After the deadline another thread goes on, with another link; the message is sent by that."""
     held = bench.hub.hold["send"] = threading.Event()
@@ -319,86 +332,3 @@ def test_an_error_is_described_with_its_causes_in_one_line() -> None:
     error.__cause__.__cause__ = ValueError("Connection refused")
     assert describe(error) == "Could not connect to IoTHub: [Errno 111] Connection refused"
     assert describe(RuntimeError()) == "RuntimeError"
-
-
-# --- its parts --------------------------------------------------------------------------------------------
-
-
-def test_the_backlog_is_bounded_by_bytes() -> None:
-    """Large messages push out more than one."""
-    backlog = Backlog(limit_bytes=1000)
-    for number in range(5):
-        backlog.put(message(number, size=200))
-    backlog.put(message(9, size=500))
-    assert backlog.bytes <= 1000
-    assert len(backlog) < 5
-
-
-def test_settling_a_message_that_was_dropped_meanwhile_takes_nothing_else() -> None:
-    """The first may be dropped while it is in flight; its acknowledgement must not remove its follower."""
-    backlog = Backlog(limit=1)
-    first, second = message(1), message(2)
-    backlog.put(first)
-    backlog.put(second)
-    backlog.settle(first)
-    assert backlog.first() is second
-
-
-def test_a_losable_call_gives_results_and_errors() -> None:
-    """As if it had been called directly, on one thread for all of them."""
-    crew = Crew(lambda _name, _error: None)
-    calls = Losable(crew, "calls")
-    names = {calls.call("name", lambda: threading.current_thread().name, 5) for _ in range(3)}
-    with pytest.raises(ZeroDivisionError):
-        calls.call("divide", lambda: 1 // 0, 5)
-    calls.close()
-    assert names == {"calls-1"}
-    assert crew.join(5) == []
-
-
-def test_a_lost_thread_that_comes_back_ends_and_counts_no_more() -> None:
-    """`Stuck` is not for ever."""
-    crew = Crew(lambda _name, _error: None)
-    calls = Losable(crew, "calls", limit=1)
-    held = threading.Event()
-    with pytest.raises(OverdueError, match="hold did not return"):
-        calls.call("hold", held.wait, 0.01)
-    with pytest.raises(StuckError):
-        calls.call("more", lambda: None, 5)
-    held.set()
-    assert crew.join(5) == []
-    assert calls.call("more", lambda: 42, 5) == 42
-    assert (calls.abandoned, calls.out()) == (1, 0)
-    calls.close()
-    assert crew.join(5) == []
-
-
-# --- the facade -------------------------------------------------------------------------------------------
-
-
-def test_outside_without_a_file_nothing_is_gathered(caplog: pytest.LogCaptureFixture) -> None:
-    """Locally, frames cost nothing and the log says once why nothing is sent."""
-    caplog.set_level(logging.INFO, logger="visionedge.edge")
-    crew = Crew(lambda _name, _error: None)
-    delivery = Delivery.build(TelemetryConfig(), None, None, crew)
-    delivery.start()
-    delivery.event("module", "started", "started")
-    delivery.tick()
-    delivery.flush()
-    assert delivery.close(1)
-    assert delivery.status().hub is None
-    assert not delivery.status().inside_edge
-    assert [r.getMessage() for r in caplog.records] == [
-        "not inside IoT Edge: running locally, no message is sent"
-    ]
-
-
-def test_inside_a_file_and_a_hub_are_made(tmp_path: Path) -> None:
-    """The identity names the sender."""
-    crew = Crew(lambda _name, _error: None)
-    delivery = Delivery.build(TelemetryConfig(), IDENTITY, tmp_path / "messages.jsonl", crew)
-    status = delivery.status()
-    assert delivery.close(1)
-    assert (status.device, status.module, status.inside_edge) == ("press-7", "vision", True)
-    assert status.hub is not None
-    assert status.journal is not None

@@ -11,6 +11,9 @@ from edge_runtime.fixtures import Drive
 from edge_runtime.packets import NOT_AUTHORIZED
 from edge_runtime.runtime import EdgeRuntime
 
+SOON_S = 2.5
+"""What a deadline of one second may take on a busy machine; without it the SDK takes a minute or for ever."""
+
 
 def at_least(count: int, output: str = "detections") -> "Wanted":
     """A condition for `wait_for`: so many different messages of an output."""
@@ -142,7 +145,7 @@ def test_closing_does_not_wait_for_a_hub_that_hangs(edge_runtime: EdgeRuntime, d
 
     closed = module.close(deadline_s=1.0)
 
-    assert closed["took_s"] < 1.2
+    assert closed["took_s"] < SOON_S
     assert closed["hub"]["dropped"] == {"closed": 1}
     assert any("1 messages that the hub never took" in line for line in module.log)
 
@@ -152,10 +155,11 @@ def test_closing_does_not_wait_for_a_hub_that_never_greets(edge_runtime: EdgeRun
     edge_runtime.faults.swallow_connacks = True
     module = drive(edge_runtime.environ)
     module.do("frames", camera="dock", count=1)
+    edge_runtime.wait_for_attempts(1)
 
     closed = module.close(deadline_s=1.0)
 
-    assert closed["took_s"] < 1.2
+    assert closed["took_s"] < SOON_S
     assert not closed["clean"]
 
 
@@ -169,7 +173,7 @@ def test_closing_does_not_wait_for_a_dead_tls_handshake(edge_runtime: EdgeRuntim
         with connection:
             closed = module.close(deadline_s=1.0)
 
-    assert closed["took_s"] < 1.2
+    assert closed["took_s"] < SOON_S
     assert not closed["clean"]
 
 

@@ -131,17 +131,22 @@ def _merged(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
 class Broker:
     """Listens on one loopback address; everything runs on one asyncio loop.
 
-    `on_message` is called with each telemetry message, before it is acknowledged.
+    `on_message` is called with each telemetry message, before it is acknowledged; `on_change` when a client
+    asks to connect.
     """
 
-    def __init__(self, account: Account, on_message: Callable[[Received], None]) -> None:
+    def __init__(
+        self, account: Account, on_message: Callable[[Received], None], on_change: Callable[[], None]
+    ) -> None:
         self.account = account
         self.faults = Faults()
         self.twin = Twin()
         self.sessions: dict[str, Session] = {}
         self.refusals: list[str] = []
+        self.attempts = 0
         self.connects = 0
         self._on_message = on_message
+        self._on_change = on_change
         self._server: asyncio.Server | None = None
         self._connections: set[Connection] = set()
 
@@ -186,6 +191,8 @@ class Broker:
 
     def admit(self, connect: Connect) -> int:
         """The CONNACK code for a CONNECT."""
+        self.attempts += 1
+        self._on_change()
         if self.faults.refuse_code is not None:
             return self.faults.refuse_code
         if connect.client_id != self.account.client_id:

@@ -79,9 +79,9 @@ class Driven:
                 raise TimeoutError(f"'{text}' was not logged {times} times:\n" + "\n".join(self._log))
 
     def close(self, deadline_s: float = 3.0) -> dict[str, Any]:
-        """Close it; its last answer. It must be gone 2 s later, with exit code 0."""
+        """Close it; its last answer. It must be gone soon after, with exit code 0."""
         answer = self.do("close", deadline_s=deadline_s)
-        assert self._process.wait(2) == 0
+        assert self._process.wait(5) == 0
         return answer
 
     def end(self) -> None:

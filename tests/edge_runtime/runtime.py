@@ -61,7 +61,7 @@ class EdgeRuntime:
         self._messages: list[Received] = []
         self._ca = trustme.CA()
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.broker = Broker(self.account, self._record)
+        self.broker = Broker(self.account, self._record, self._tell)
         self.workload = Workload(self.account, self.ca_pem)
 
     def __enter__(self) -> "EdgeRuntime":
@@ -148,6 +148,16 @@ class EdgeRuntime:
                 raise TimeoutError(f"{len(self._messages)} messages; refused: {self.broker.refusals}")
             return list(self._messages)
 
+    def wait_for_attempts(self, count: int, timeout_s: float = 20) -> None:
+        """Wait until clients have asked to connect so many times, admitted or not.
+
+        Raises:
+            TimeoutError: they did not.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.broker.attempts >= count, timeout_s):
+                raise TimeoutError(f"{self.broker.attempts} attempts to connect")
+
     def hub_down(self) -> None:
         """Stop edgeHub: connections break, nobody listens."""
         self._call(self.broker.stop())
@@ -191,6 +201,10 @@ class EdgeRuntime:
     async def _stop(self) -> None:
         await self.broker.stop()
         await self.workload.stop()
+
+    def _tell(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _record(self, message: Received) -> None:
         with self._changed:

@@ -10,8 +10,9 @@ from visionedge.edge.messages import EVENTS, Message
 class Backlog:
     """A queue of messages bounded by count and bytes. No lock of its own: its owner holds one.
 
-    The first message stays inside until `settle`: it is never lost by being taken out. What is dropped first
-    is the oldest message that is no event; events go only when nothing else is left.
+    The first message stays inside until `settle`: it is never lost by being taken out, and once it was handed
+    out it is not dropped for others. What is dropped first is the oldest message that is no event; events go
+    only when nothing else is left.
     """
 
     def __init__(self, limit: int = 2_000, limit_bytes: int = 32_000_000) -> None:
@@ -19,6 +20,7 @@ class Backlog:
         self._limit_bytes = limit_bytes
         self._messages: deque[Message] = deque()
         self._dropped: Counter[str] = Counter()
+        self._handed_out: Message | None = None
         self.bytes = 0
 
     def __repr__(self) -> str:
@@ -37,17 +39,21 @@ class Backlog:
         self._messages.append(message)
         self.bytes += message.size_bytes
         while len(self._messages) > self._limit or self.bytes > self._limit_bytes:
-            self._remove(self._least())
+            least = self._least()
+            if least is None:
+                break
+            self._remove(least)
             self._dropped["full"] += 1
 
     def first(self) -> Message | None:
         """The message to send next; it stays inside."""
-        return self._messages[0] if self._messages else None
+        self._handed_out = self._messages[0] if self._messages else None
+        return self._handed_out
 
     def settle(self, message: Message, *, dropped: str | None = None) -> None:
-        """Take out a message that was acknowledged, or given up for the reason `dropped`.
+        """Take out the first message: it was acknowledged, or given up for the reason `dropped`.
 
-        It may be gone already: a full backlog drops what is in flight, too.
+        It may be gone already, after `abandon`.
         """
         if self._messages and self._messages[0] is message:
             self._remove(0)
@@ -63,9 +69,10 @@ class Backlog:
             self._dropped["closed"] += left
         return left
 
-    def _least(self) -> int:
-        """The place of the message to drop first."""
-        return next((i for i, message in enumerate(self._messages) if message.output != EVENTS), 0)
+    def _least(self) -> int | None:
+        """The place of the message to drop first; None when only the one in flight is left."""
+        free = [i for i, message in enumerate(self._messages) if message is not self._handed_out]
+        return next((i for i in free if self._messages[i].output != EVENTS), free[0] if free else None)
 
     def _remove(self, place: int) -> None:
         self.bytes -= self._messages[place].size_bytes

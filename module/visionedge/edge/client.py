@@ -233,8 +233,8 @@ class HubClient:
                 try:
                     return self._build()
                 except (LinkError, OverdueError, StuckError) as error:
-                    # The old token is still good for a while; the connection is kept, and asked again soon.
-                    self._note(error)
+                    # The old token is still good for a while: the connection is kept, and we ask again soon.
+                    log.warning("the token for %s could not be renewed yet: %s", self._where(), error)
                     renew_ns = time.monotonic_ns() + round(self._deadlines.longest_wait_s * 1e9)
 
     def _next(self, line: _Line, renew_ns: int) -> Message | Literal["renew", "close"]:

@@ -1,0 +1,119 @@
+"""The parts around the hub client: the backlog, calls that can be lost, and the facade of it all."""
+
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+
+from visionedge.config import TelemetryConfig
+from visionedge.edge.backlog import Backlog
+from visionedge.edge.delivery import Delivery
+from visionedge.edge.identity import Identity
+from visionedge.edge.losable import Losable, OverdueError, StuckError
+from visionedge.edge.messages import Message
+from visionedge.threads import Crew
+
+IDENTITY = Identity(hub="hub", device="press-7", module="vision", gateway="gateway")
+
+
+def message(number: int, output: str = "detections", size: int = 10) -> Message:
+    """A message with a body of so many bytes."""
+    return Message(output, b"x" * size, f"{output}-{number}", {}, number)
+
+
+def test_the_backlog_is_bounded_by_bytes() -> None:
+    """Large messages push out more than one."""
+    backlog = Backlog(limit_bytes=1000)
+    for number in range(5):
+        backlog.put(message(number, size=200))
+    backlog.put(message(9, size=500))
+    assert backlog.bytes <= 1000
+    assert len(backlog) < 5
+
+
+def test_the_message_in_flight_is_never_dropped_for_others() -> None:
+    """It may arrive any moment: others go, and its acknowledgement takes out just itself."""
+    backlog = Backlog(limit=2)
+    for number in (1, 2, 3):
+        backlog.put(message(number))
+    first = backlog.first()
+    assert first is not None
+    assert first.number == 2
+    backlog.put(message(4, "events"))
+    assert backlog.first() is first
+
+    backlog.settle(first)
+
+    left = backlog.first()
+    assert left is not None
+    assert left.number == 4
+    assert backlog.dropped == {"full": 2}
+
+
+def test_a_message_in_flight_larger_than_the_backlog_keeps_it_empty() -> None:
+    """Nothing is dropped twice, nothing spins."""
+    backlog = Backlog(limit_bytes=100)
+    backlog.put(message(1, size=50))
+    assert backlog.first() is not None
+    backlog.put(message(2, size=500))
+    assert len(backlog) == 1
+    assert backlog.abandon() == 1
+    assert backlog.bytes == 0
+
+
+def test_a_losable_call_gives_results_and_errors() -> None:
+    """As if it had been called directly, on one thread for all of them."""
+    crew = Crew(lambda _name, _error: None)
+    calls = Losable(crew, "calls")
+    names = {calls.call("name", lambda: threading.current_thread().name, 5) for _ in range(3)}
+    with pytest.raises(ZeroDivisionError):
+        calls.call("divide", lambda: 1 // 0, 5)
+    calls.close()
+    assert names == {"calls-1"}
+    assert crew.join(5) == []
+
+
+def test_a_lost_thread_that_comes_back_ends_and_counts_no_more() -> None:
+    """`Stuck` is not for ever."""
+    crew = Crew(lambda _name, _error: None)
+    calls = Losable(crew, "calls", limit=1)
+    held = threading.Event()
+    with pytest.raises(OverdueError, match="hold did not return"):
+        calls.call("hold", held.wait, 0.01)
+    with pytest.raises(StuckError):
+        calls.call("more", lambda: None, 5)
+    held.set()
+    assert crew.join(5) == []
+    assert calls.call("more", lambda: 42, 5) == 42
+    assert (calls.abandoned, calls.out()) == (1, 0)
+    calls.close()
+    assert crew.join(5) == []
+
+
+def test_outside_without_a_file_nothing_is_gathered(caplog: pytest.LogCaptureFixture) -> None:
+    """Locally, frames cost nothing and the log says once why nothing is sent."""
+    caplog.set_level(logging.INFO, logger="visionedge.edge")
+    crew = Crew(lambda _name, _error: None)
+    delivery = Delivery.build(TelemetryConfig(), None, None, crew)
+    delivery.start()
+    delivery.event("module", "started", "started")
+    delivery.tick()
+    delivery.flush()
+    assert delivery.close(1)
+    assert delivery.status().hub is None
+    assert not delivery.status().inside_edge
+    assert [r.getMessage() for r in caplog.records] == [
+        "not inside IoT Edge: running locally, no message is sent"
+    ]
+
+
+def test_inside_a_file_and_a_hub_are_made(tmp_path: Path) -> None:
+    """The identity names the sender."""
+    crew = Crew(lambda _name, _error: None)
+    delivery = Delivery.build(TelemetryConfig(), IDENTITY, tmp_path / "messages.jsonl", crew)
+    status = delivery.status()
+    assert delivery.close(1)
+    assert (status.device, status.module, status.inside_edge) == ("press-7", "vision", True)
+    assert status.hub is not None
+    assert status.journal is not None
