@@ -79,3 +79,8 @@ def test_no_password_survives_whatever_its_characters(password: str) -> None:
 def test_harmless_text_is_left_alone(text: str) -> None:
     """Hosts, paths and plain words stay readable."""
     assert redact(text) == text
+
+
+def test_a_name_that_no_disk_could_hold_is_still_a_file() -> None:
+    """Impossible names are told when they are opened, not with a traceback."""
+    assert parse_camera_uri("x" * 5000).kind == "file"

@@ -69,7 +69,13 @@ def run(options: Options) -> int:
     Raises:
         ConfigError, ModelError, DeviceError, UnavailableError: it could not be started.
     """
-    return asyncio.run(Service(options).main())
+    service = Service(options)
+    code = asyncio.run(service.main())
+    if service.left:
+        # A thread that hangs in a driver or in the SDK would hold the process for ever.
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 class Service:
@@ -88,6 +94,8 @@ class Service:
         self.batcher = Batcher(inference.max_batch, int(inference.max_age_seconds * 1e9))
         self.outbox: Outbox[Result | CameraStatus] = Outbox(self._wake)
         self._crew = Crew(self._thread_died)
+        self._hub_crew = Crew(self._thread_died)  # must outlive the others: the last messages go through it
+        self.left: list[str] = []
         self._metrics = Metrics(lambda: report.samples(self))
         self._sequences = Sequences(options.data / "sequences.json")
         self._permits = _DETECT_PERMITS
@@ -131,7 +139,7 @@ class Service:
 
     def _open_delivery(self) -> Delivery:
         identity = Identity.from_environ(self.options.environ)
-        return Delivery.build(self.config.telemetry, identity, self.options.messages, self._crew)
+        return Delivery.build(self.config.telemetry, identity, self.options.messages, self._hub_crew)
 
     def _open_camera(self, name: str, camera: CameraConfig, model: Model) -> None:
         if not camera.enabled:
@@ -184,20 +192,21 @@ class Service:
     async def _shut_down(self) -> None:
         """Cameras, lanes, results on their way, messages: in the order of the river."""
         self.board.close()
+        self._crew.stopping.set()  # from here on a lane that ends is no accident
         for camera in self.cameras_by_name.values():
             camera.stop()
         self.batcher.close()
-        left = await asyncio.to_thread(self._crew.join, _JOIN_S)
+        self.left = await asyncio.to_thread(self._crew.join, _JOIN_S)
         self._pump()
         if self.delivery is not None:
             self.delivery.flush()
             if not await asyncio.to_thread(self.delivery.close, _FLUSH_S):
-                left.append("hub")
+                self.left += self._hub_crew.alive() or ["hub"]
         await self._remember()
         if self.engine is not None:
             self.engine.close()
-        if left:
-            log.warning("left behind at the end: %s", ", ".join(left))
+        if self.left:
+            log.warning("left behind at the end: %s", ", ".join(self.left))
         log.info("stopped")
 
     async def _remember(self) -> None:

@@ -1,8 +1,8 @@
 """URIs of cameras: what they may look like, and how a text is made safe to show (`redact`)."""
 
+import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -50,20 +50,24 @@ def parse_camera_uri(uri: str) -> CameraUri:
     found = _SCHEME.match(uri)
     # One letter before a colon is a drive of Windows, not a scheme.
     if found is None or len(found[1]) == 1:
-        return CameraUri("folder" if Path(uri).is_dir() else "file", uri)
+        return _local(uri)
     kind = _KINDS.get(found[1].lower())
     if kind is None:
-        if Path(uri).exists():
-            return CameraUri("folder" if Path(uri).is_dir() else "file", uri)
+        if os.path.exists(uri):  # noqa: PTH110 - unlike Path's, it answers False to impossible names
+            return _local(uri)
         raise ConfigError([f"unknown scheme '{found[1]}:' in camera URI {redact(uri)}; give {FORMS}"])
     if kind in ("rtsp", "http"):
         return CameraUri(kind, _with_host(uri))
     if kind == "v4l2":
         return CameraUri(kind, _device_path(uri, found[0]))
     if kind == "file":
-        path = uri[len(found[0]) :]
-        return CameraUri("folder" if Path(path).is_dir() else "file", path)
+        return _local(uri[len(found[0]) :])
     return CameraUri(kind, uri)
+
+
+def _local(path: str) -> CameraUri:
+    # A name that is too long or lies behind a closed folder is told when it is opened.
+    return CameraUri("folder" if os.path.isdir(path) else "file", path)  # noqa: PTH112 - as above, False and no error
 
 
 def _with_host(uri: str) -> str:

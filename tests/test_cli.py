@@ -1,0 +1,277 @@
+"""The command line: exit codes, one-line errors, and what lands on stdout."""
+
+import json
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from clips import make_clip, make_picture
+from tiny_models import classifier
+from visionedge.__main__ import main
+
+
+@pytest.fixture(autouse=True)
+def _own_log_and_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The command line sets up the root logger and keeps state; both are put back."""
+    monkeypatch.setenv("VISIONEDGE_DATA", str(tmp_path / "data"))
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+class Outcome:
+    """What a call of the command line left behind."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def complaints(self) -> list[str]:
+        """The lines on stderr that are not log lines."""
+        return [line for line in self.err.splitlines() if line.startswith("visionedge")]
+
+
+@pytest.fixture
+def visionedge(capsys: pytest.CaptureFixture[str]) -> "Call":
+    """Calls the command line in this process."""
+    return Call(capsys)
+
+
+class Call:
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str | Path) -> Outcome:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = self._capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Outcome(code, captured.out, captured.err)
+
+
+@pytest.mark.parametrize("arguments", [(), ("run",), ("detect",), ("bench",), ("bench", "pipeline")])
+def test_help_teaches(visionedge: Call, arguments: tuple[str, ...]) -> None:
+    """Every verb explains itself and ends with 0."""
+    outcome = visionedge(*arguments, "--help")
+    assert outcome.code == 0
+    assert "exit codes" in outcome.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("fly",),
+        ("run", "--camera", "dock"),
+        ("run", "--camera", "Dock=demo:"),
+        ("run", "--camera", "dock=demo:", "--camera", "dock=demo:"),
+        ("run", "--camera", "dock=gopher://me:hunter2@host/x"),
+        ("run", "--device", "npu"),
+        ("run", "--http", "nowhere"),
+        ("run", "--duration", "-1"),
+        ("run", "--config", "no-such-file.yaml"),
+        ("run", "--model", "no-such-model.onnx"),
+        ("detect",),
+        ("detect", "x.jpg", "--confidence", "2"),
+        ("bench", "pipeline", "--cameras", "0"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_exit_2(visionedge: Call, arguments: tuple[str, ...]) -> None:
+    """The line names what is wrong and never holds a secret."""
+    outcome = visionedge(*arguments)
+    assert outcome.code == 2
+    assert len(outcome.complaints) == 1
+    assert "hunter2" not in outcome.err
+    assert outcome.out == ""
+
+
+def test_every_problem_of_a_configuration_is_told(visionedge: Call, tmp_path: Path) -> None:
+    """One line each, with the path of the key; exit 2."""
+    path = tmp_path / "vision.yaml"
+    path.write_text("camras: {}\ninference: {device: npu}\nhttp: {port: 99999}\n")
+    outcome = visionedge("run", "--config", path)
+    assert outcome.code == 2
+    paths = {line.split(": ")[1] for line in outcome.complaints}
+    assert paths == {"camras", "inference.device", "http.port"}
+
+
+def test_unknown_classes_are_told(visionedge: Call, tmp_path: Path) -> None:
+    """A label that the model does not know is a wrong configuration."""
+    path = tmp_path / "vision.yaml"
+    path.write_text("inference: {classes: [person, persn]}\n")
+    outcome = visionedge("run", "--config", path)
+    assert outcome.code == 2
+    assert "persn" in outcome.complaints[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"no model at all", bytes(range(256)) * 40])
+def test_a_model_that_is_no_model_exits_2(visionedge: Call, tmp_path: Path, content: bytes) -> None:
+    """One line that names the file."""
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    outcome = visionedge("detect", make_picture(tmp_path / "a.png"), "--model", path)
+    assert outcome.code == 2
+    (line,) = outcome.complaints
+    assert "bad.onnx" in line
+
+
+def test_a_classifier_is_refused(visionedge: Call, tmp_path: Path) -> None:
+    """A model that is no detector is never guessed at."""
+    outcome = visionedge(
+        "detect", make_picture(tmp_path / "a.png"), "--model", classifier(tmp_path / "c.onnx")
+    )
+    assert outcome.code == 2
+    assert len(outcome.complaints) == 1
+
+
+def test_a_demanded_device_that_is_not_there_exits_3(visionedge: Call, tmp_path: Path) -> None:
+    """With fallback off the reason is told, and the remedy."""
+    path = tmp_path / "vision.yaml"
+    path.write_text("inference: {device: cuda, fallback: false}\nhttp: {port: 0}\n")
+    outcome = visionedge("run", "--config", path, "--duration", "1")
+    if outcome.code == 0:
+        pytest.skip("this machine has a usable GPU")
+    assert outcome.code == 3
+    assert "cuda" in outcome.complaints[0]
+    assert "fallback" in outcome.complaints[0]
+
+
+def test_a_port_in_use_exits_3(visionedge: Call) -> None:
+    """The line names the address and how to choose another."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        outcome = visionedge("run", "--http", f"127.0.0.1:{port}")
+    assert outcome.code == 3
+    (line,) = outcome.complaints
+    assert str(port) in line
+    assert "--http" in line
+
+
+def test_detect_gives_one_frame_object_a_picture(visionedge: Call, tmp_path: Path) -> None:
+    """JSON Lines on stdout, in the order given, each naming its source as it was given."""
+    first, second = make_picture(tmp_path / "a.png"), make_picture(tmp_path / "b.jpg", 3)
+    outcome = visionedge("detect", second, first, "--json")
+    assert outcome.code == 0
+    frames = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [frame["source"] for frame in frames] == [str(second), str(first)]
+    assert set(frames[0]) == {
+        *("schema", "source", "sequence", "epoch", "capturedAt", "width", "height"),
+        *("model", "device", "timing", "detections"),
+    }
+    assert (frames[0]["width"], frames[0]["height"]) == (160, 120)
+
+
+def test_detect_goes_on_after_a_picture_that_is_none(visionedge: Call, tmp_path: Path) -> None:
+    """What cannot be read is one line each on stderr, the others are done, and the code is 1."""
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no picture")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    outcome = visionedge(
+        "detect", tmp_path / "missing.png", bad, empty, make_picture(tmp_path / "a.png"), "--json"
+    )
+    assert outcome.code == 1
+    assert len(outcome.out.splitlines()) == 1
+    assert [name for name in ("missing.png", "bad.jpg", "empty") if name in outcome.err] == [
+        "missing.png",
+        "bad.jpg",
+        "empty",
+    ]
+    assert len(outcome.complaints) == 3
+
+
+def test_detect_reads_folders_in_natural_order_and_videos_frame_by_frame(
+    visionedge: Call, tmp_path: Path
+) -> None:
+    """2 comes before 10; a video gives every frame with rising numbers."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    make_picture(folder / "p10.png")
+    make_picture(folder / "p2.png")
+    make_clip(folder / "q.mp4", pictures=5)
+    (folder / "notes.txt").write_text("not for us")
+    outcome = visionedge("detect", folder, "--json")
+    frames = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [Path(frame["source"]).name for frame in frames] == ["p2.png", "p10.png", *["q.mp4"] * 5]
+    assert [frame["sequence"] for frame in frames[2:]] == [1, 2, 3, 4, 5]
+
+
+def test_annotated_pictures_keep_their_names_and_none_is_lost(visionedge: Call, tmp_path: Path) -> None:
+    """Two pictures of one name do not overwrite each other; a video becomes a video of as many frames."""
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        make_picture(tmp_path / name / "same.png")
+    clip = make_clip(tmp_path / "clip.mp4", pictures=6)
+    out = tmp_path / "out"
+    outcome = visionedge("detect", tmp_path / "x", tmp_path / "y", clip, "--annotate", out)
+    assert outcome.code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["clip.mp4", "same-2.png", "same.png"]
+    written = cv2.VideoCapture(str(out / "clip.mp4"))
+    assert int(written.get(cv2.CAP_PROP_FRAME_COUNT)) == 6
+    assert round(written.get(cv2.CAP_PROP_FPS)) == 10
+    written.release()
+
+
+@pytest.mark.shared
+def test_detect_finds_what_is_on_the_photographs(visionedge: Call, shared_data: Path) -> None:
+    """Person, cup, cat, and dog + bicycle + car at their places, with the default settings."""
+    outcome = visionedge("detect", shared_data / "photos", "--json")
+    seen = {Path(f["source"]).name: f["detections"] for f in map(json.loads, outcome.out.splitlines())}
+    expected = {
+        "astronaut.png": {"person": (0.03, 0.03, 0.68, 0.97)},
+        "coffee.png": {"cup": (0.29, 0.06, 0.40, 0.61)},
+        "chelsea.png": {"cat": (0.0, 0.0, 0.98, 1.0)},
+        "darknet_dog.jpg": {
+            "dog": (0.17, 0.36, 0.25, 0.58),
+            "bicycle": (0.14, 0.21, 0.60, 0.59),
+            "car": (0.61, 0.15, 0.29, 0.15),
+        },
+    }
+    for picture, things in expected.items():
+        for label, box in things.items():
+            found = [d["box"] for d in seen[picture] if d["label"] == label]
+            assert any(_overlap(b, box) > 0.8 for b in found), f"{label} on {picture}"
+
+
+def _overlap(box: dict[str, float], other: tuple[float, float, float, float]) -> float:
+    a = np.array([box["left"], box["top"], box["left"] + box["width"], box["top"] + box["height"]])
+    b = np.array([other[0], other[1], other[0] + other[2], other[1] + other[3]])
+    sides = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
+    shared = float(sides.prod())
+    return shared / (float((a[2:] - a[:2]).prod()) + float((b[2:] - b[:2]).prod()) - shared)
+
+
+def test_the_pipeline_bench_reports_both_sides(visionedge: Call, tmp_path: Path) -> None:
+    """Figures of the pipeline, of the plain loop, and their ratio, in words and as a document."""
+    clip = make_clip(tmp_path / "clip.mp4", pictures=20)
+    report = tmp_path / "report.json"
+    outcome = visionedge(
+        *("bench", "pipeline", "--cameras", "2", "--source", clip, "--seconds", "1", "--rounds", "1"),
+        *("--baseline", "--json", report),
+    )
+    assert outcome.code == 0
+    assert "ratio" in outcome.out
+    document = json.loads(report.read_text())
+    for side in ("pipeline", "baseline"):
+        assert document[side]["framesPerSecond"] > 0
+        assert document[side]["cpuMsPerFrame"] > 0
+        assert set(document[side]["latencyMs"]) == {"p50", "p95", "p99"}
+    assert document["pipeline"]["dropped"].get("replaced", 0) == 0
+
+
+def test_a_bench_without_a_source_is_one_line(visionedge: Call) -> None:
+    """A source that is not there is told before anything is measured."""
+    outcome = visionedge("bench", "pipeline", "--source", "no-such.mp4")
+    assert outcome.code == 1
+    assert "no-such.mp4" in outcome.complaints[0]

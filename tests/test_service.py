@@ -1,0 +1,143 @@
+"""The whole module, as a process: cameras in, HTTP and messages out, and a clean end."""
+
+import json
+import signal
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from clips import make_clip, make_picture
+from edge_runtime.contract import FRAME_KEYS, check_messages
+from edge_runtime.runtime import EdgeRuntime
+from module_process import ModuleProcess
+from rtsp_server import RtspServer
+from visionedge.sequences import Sequences
+
+
+def test_three_kinds_of_cameras_are_analysed_and_one_that_fails_disturbs_none(tmp_path: Path) -> None:
+    """A clip, a folder and the demo advance while a camera that cannot be opened says why."""
+    clip = make_clip(tmp_path / "yard.mp4", pictures=200)
+    (tmp_path / "shots").mkdir()
+    for number in range(40):
+        make_picture(tmp_path / "shots" / f"{number}.png", number)
+    arguments = [
+        "--camera",
+        f"yard={clip}",
+        "--camera",
+        f"shots={tmp_path / 'shots'}",
+        "--camera",
+        "demo=demo:",
+    ]
+    with ModuleProcess(
+        tmp_path / "data", *arguments, "--camera", "gone=rtsp://me:hunter2@127.0.0.1:9/x"
+    ) as module:
+        module.until(lambda c: all(c[name]["framesAnalysed"] >= 2 for name in ("yard", "shots", "demo")))
+        module.until(lambda c: c["gone"]["lastError"] is not None)
+        cameras = module.cameras()
+        assert cameras["gone"]["state"] == "failed"
+        assert cameras["yard"]["epoch"] == 1
+        assert cameras["yard"]["dropped"].keys() == {"replaced", "stale", "gated", "failed", "discarded"}
+        status = module.get("/api/v1/status")
+        assert status["engine"]["requested"] == "auto"
+        assert status["engine"]["unplannedShapes"] == 0
+        assert status["hub"]["state"] == "local"
+        assert "hunter2" not in json.dumps(status)
+        assert module.stop() == 0
+    assert "hunter2" not in module.log
+    assert module.log.count("running locally") == 1
+    assert "left behind" not in module.log
+
+
+def test_a_snapshot_is_the_very_picture_of_its_frame(tmp_path: Path) -> None:
+    """Snapshot and frame tell the same sequence; the picture has the source's size."""
+    with ModuleProcess(tmp_path / "data") as module:
+        module.until(lambda c: c["demo"]["framesAnalysed"] >= 1)
+        frame = module.get("/api/v1/cameras/demo/frame")
+        assert set(frame) == FRAME_KEYS
+        picture = cv2.imdecode(np.frombuffer(module.raw("/api/v1/cameras/demo/snapshot.jpg"), np.uint8), 1)
+        assert picture is not None
+        assert picture.shape == (frame["height"], frame["width"], 3)
+        assert module.stop(number=signal.SIGINT) == 0
+
+
+def test_the_messages_file_holds_what_the_hub_would_get_and_numbers_never_repeat(tmp_path: Path) -> None:
+    """Two runs, one file: sequences rise over the restart; the run ends by itself after its duration."""
+    out = tmp_path / "out.jsonl"
+    config = tmp_path / "vision.yaml"
+    config.write_text("telemetry: {mode: all, intervalSeconds: 0.2}\ncameras: {dock: {uri: 'demo:'}}\n")
+    for _ in range(2):
+        arguments = ("--config", str(config), "--messages", str(out), "--duration", "1.5")
+        with ModuleProcess(tmp_path / "data", *arguments) as module:
+            assert module.wait(60) == 0
+    documents = [json.loads(line) for line in out.read_text().splitlines()]
+    batches = [d for d in documents if d["schema"] == "visionedge/batch/1"]
+    events = [d for d in documents if d["schema"] == "visionedge/event/1"]
+    sequences = [frame["sequence"] for batch in batches for frame in batch["frames"]]
+    assert len(sequences) > 4
+    assert all(a < b for a, b in pairwise(sequences))
+    assert {"engine", "camera"} <= {event["kind"] for event in events}
+    assert all(frame["camera"] == "dock" for batch in batches for frame in batch["frames"])
+
+
+def test_a_lost_rtsp_camera_comes_back_while_the_others_never_pause(tmp_path: Path) -> None:
+    """Killed and started again, the server's camera lives in the next epoch; the others kept their pace."""
+    (tmp_path / "a").mkdir()
+    make_clip(tmp_path / "a" / "cam.mp4", pictures=60)
+    (tmp_path / "b").mkdir()
+    make_clip(tmp_path / "b" / "cam.mp4", pictures=60)
+    with RtspServer(tmp_path / "a") as first, RtspServer(tmp_path / "b") as second:
+        arguments = [f"gate={first.uri('cam.mp4')}", f"yard={second.uri('cam.mp4')}", "demo=demo:"]
+        cameras = [word for camera in arguments for word in ("--camera", camera)]
+        with ModuleProcess(tmp_path / "data", *cameras) as module:
+            module.until(lambda c: all(camera["framesAnalysed"] >= 3 for camera in c.values()))
+            first.kill()
+            module.until(lambda c: c["gate"]["state"] == "reconnecting")
+            before = module.cameras()
+            first.start()
+            module.until(lambda c: c["gate"]["state"] == "live" and c["gate"]["epoch"] == 2)
+            module.until(lambda c: c["gate"]["framesAnalysed"] > before["gate"]["framesAnalysed"])
+            after = module.cameras()
+            for other in ("yard", "demo"):
+                assert after[other]["epoch"] == 1
+                assert after[other]["framesAnalysed"] > before[other]["framesAnalysed"]
+            assert module.stop() == 0
+
+
+def test_inside_iot_edge_the_messages_keep_the_contract(tmp_path: Path, edge_runtime: EdgeRuntime) -> None:
+    """Detections and events arrive at the hub; sequences rise per camera; SIGTERM ends it within 5 s."""
+    config = tmp_path / "vision.yaml"
+    config.write_text(
+        "telemetry: {mode: all, intervalSeconds: 0.3}\n"
+        "cameras: {dock: {uri: 'demo:'}, gate: {uri: 'demo:', fps: 2}}\n"
+    )
+    with ModuleProcess(tmp_path / "data", "--config", str(config), environ=edge_runtime.environ) as module:
+        edge_runtime.wait_for(lambda got: sum(m.output == "detections" for m in got) >= 4, 60)
+        hub = module.get("/api/v1/status")["hub"]
+        assert hub["connected"] is True
+        assert module.stop() == 0
+    messages = edge_runtime.messages
+    check_messages(messages)
+    assert {m.output for m in messages} == {"detections", "events"}
+    assert "left behind" not in module.log
+
+
+def test_numbers_start_above_the_last_ones_even_when_the_clock_went_back(tmp_path: Path) -> None:
+    """Neither a lost file nor a clock that was set back makes a number appear twice."""
+    path = tmp_path / "state" / "sequences.json"
+    assert Sequences(path, lambda: 1000.0).first("dock") == 1_000_000
+    Sequences(path, lambda: 1000.0).remember({"dock": 1_000_400})
+    assert Sequences(path, lambda: 1.0).first("dock") > 1_000_400
+    assert Sequences(path, lambda: 5000.0).first("dock") == 5_000_000
+    path.write_text("{broken")
+    assert Sequences(path, lambda: 6000.0).first("dock") == 6_000_000
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"dock": "x"}', ""])
+def test_a_damaged_file_of_numbers_is_no_obstacle(tmp_path: Path, content: str) -> None:
+    """The clock alone protects the numbers then."""
+    path = tmp_path / "sequences.json"
+    path.write_text(content)
+    assert Sequences(path, lambda: 2.0).first("dock") == 2000
