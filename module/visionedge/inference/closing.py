@@ -12,17 +12,27 @@ WEIGHTED = frozenset(
     {"Conv", "ConvInteger", "ConvTranspose", "FusedConv", "Gemm", "MatMul", "MatMulInteger", "QLinearConv"}
 )
 # They move values: what made them lies behind their first input.
-_MOVERS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_MOVERS = frozenset(
+    {
+        "Cast",
+        "DequantizeLinear",
+        "Flatten",
+        "Identity",
+        "QuantizeLinear",
+        "Reshape",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
 # Of these only the first input carries values; the others are shapes, places and numbers.
 _FIRST_ONLY = _MOVERS | {
     "Clip",
-    "DequantizeLinear",
     "Expand",
     "Gather",
     "GatherElements",
     "GatherND",
     "Pad",
-    "QuantizeLinear",
     "ReduceMax",
     "ReduceSum",
     "Resize",

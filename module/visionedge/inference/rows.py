@@ -19,25 +19,35 @@ def best_rows(
     classes: int,
     limit: int,
     activate: Callable[[Nodes, str], str] | None = None,
+    objectness: str | None = None,
+    one_class: bool = False,
 ) -> str:
     """The best (anchor, class) pairs: float32 [N, K, 6] with K = min(limit, anchors * classes).
 
     `scores` is float32 [N, anchors, classes]; `activate` (rising: a sigmoid) is applied to the chosen few.
+    `objectness`: float32 [N, anchors, 1], a factor to them; `one_class`: an anchor counts once, as the best.
     Two steps, and still exact: the K best pairs lie in the K anchors with the best maxima. So a list of
     thousands of anchors is sorted once, and boxes are decoded for K of them, not for all.
     """
     best = min(limit, anchors)
-    count = min(limit, best * classes)
     maxima = nodes.reduce_max(scores, 2) if classes > 1 else nodes.reshape(scores, 0, anchors)
+    if objectness is not None:
+        maxima = nodes.add("Mul", maxima, nodes.reshape(objectness, 0, anchors))
     values, chosen = nodes.top(maxima, best)
     boxes = boxes_of(chosen, best)
-    if classes > 1:
-        pairs = nodes.reshape(nodes.pick(scores, chosen, best, classes), 0, best * classes)
-        values, place = nodes.top(pairs, count)
+    count = best if one_class or classes == 1 else min(limit, best * classes)
+    if classes == 1:
+        ids = nodes.add("Mul", values, nodes.constant(np.zeros(1, np.float32)))
+    elif one_class:
+        _, place = nodes.top(nodes.pick(scores, chosen, best, classes), 1)
+        ids = nodes.cast(place, "float32")
+    else:
+        pairs = nodes.pick(scores, chosen, best, classes)
+        if objectness is not None:
+            pairs = nodes.add("Mul", pairs, nodes.pick(objectness, chosen, best, 1))
+        values, place = nodes.top(nodes.reshape(pairs, 0, best * classes), count)
         boxes = nodes.pick(boxes, nodes.add("Div", place, nodes.whole(classes)), count, 4)
         ids = nodes.cast(nodes.add("Mod", place, nodes.whole(classes)), "float32")
-    else:
-        ids = nodes.add("Mul", values, nodes.constant(np.zeros(1, np.float32)))
     if activate is not None:
         values = activate(nodes, values)
     columns = [nodes.reshape(column, 0, count, 1) for column in (values, ids)]
