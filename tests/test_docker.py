@@ -145,10 +145,9 @@ def test_the_health_check_follows_healthz(
 
 
 def docker(*arguments: str) -> str:
-    """Run the engine's client; its output."""
-    return subprocess.run(
-        ["docker", *arguments], capture_output=True, text=True, check=True, timeout=60
-    ).stdout.strip()
+    """Run the engine's client; its output, with what a container wrote to stderr."""
+    ended = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True, timeout=60)
+    return (ended.stdout + ended.stderr).strip()
 
 
 def answered(address: str) -> int:
@@ -191,4 +190,4 @@ def test_a_container_without_rights_gets_ready_and_ends_in_order(container: tupl
     assert answered(f"http://127.0.0.1:{port}/healthz") == 200
     assert docker("exec", identifier, "id", "-u") == "10001"
     docker("stop", "--time", "10", identifier)
-    assert docker("inspect", "--format", "{{.State.ExitCode}}", identifier) == "0"
+    assert docker("inspect", "--format", "{{.State.ExitCode}}", identifier) == "0", docker("logs", identifier)
