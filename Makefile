@@ -62,7 +62,7 @@ format: ## rewrite the sources as `make check` wants them
 	.venv/bin/ruff format .
 
 bench: ## how fast this machine is: the pipeline beside a plain loop, ARGS for more
-	$(prepare) run
+	$(prepare) dev
 	@VISIONEDGE_DATA='$(VISIONEDGE_DATA)' .venv/bin/visionedge bench $(if $(ARGS),$(ARGS),pipeline --baseline)
 
 image: ## the container image: VARIANT=cpu|gpu, BASE_IMAGE=…, IMAGE=name:tag
@@ -78,7 +78,7 @@ lock: ## make requirements/*.txt anew after a change of a pin (UPGRADE=--upgrade
 	compile build.txt requirements/build.in; \
 	for extra in cpu gpu; do \
 		compile run-$$extra.txt pyproject.toml --extra $$extra -c requirements/build.txt; \
-		compile dev-$$extra.txt pyproject.toml --extra $$extra --extra dev -c requirements/run-$$extra.txt -c requirements/build.txt; \
+		compile dev-$$extra.txt pyproject.toml --extra $$extra --extra eval --extra report --extra dev -c requirements/run-$$extra.txt -c requirements/build.txt; \
 	done
 
 setup: ## only the set-up for `make test`

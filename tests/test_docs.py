@@ -1,0 +1,75 @@
+"""Docs are a tested contract: settings, metrics, drop reasons, reason codes and exit codes stand in them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from visionedge.__main__ import EXIT_CODES
+from visionedge.config import CameraConfig, Config
+from visionedge.inference.batcher import Drop
+from visionedge.inference.devices import Reason
+from visionedge.metrics import DECLARED, HISTOGRAMS
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+
+
+def settings() -> Iterator[str]:
+    """The paths of all settings, as docs write them."""
+    for field in CameraConfig.model_fields.values():
+        yield f"cameras.NAME.{field.alias}"
+    for field in Config.model_fields.values():
+        section: Any = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            yield from (f"{field.alias}.{inner.alias}" for inner in section.model_fields.values())
+
+
+@pytest.mark.parametrize("setting", list(settings()))
+def test_every_setting_is_documented(setting: str) -> None:
+    """docs/configuration.md has a row for it."""
+    assert f"`{setting}`" in (DOCS / "configuration.md").read_text()
+
+
+@pytest.mark.parametrize("name", [*DECLARED, *HISTOGRAMS])
+def test_every_metric_is_documented_with_its_labels(name: str) -> None:
+    """docs/metrics.md has its row, kind and labels."""
+    declared = {**DECLARED, **HISTOGRAMS}[name]
+    rows = [
+        r for r in (DOCS / "metrics.md").read_text().splitlines() if r.startswith(f"| `visionedge_{name}` |")
+    ]
+    (row,) = rows
+    assert declared.kind in row
+    assert all(f"`{label}`" in row for label in declared.labels)
+
+
+@pytest.mark.parametrize("reason", list(Drop))
+def test_every_drop_reason_is_documented(reason: Drop) -> None:
+    """docs/configuration.md says what becomes of frames."""
+    assert f"| `{reason}` |" in (DOCS / "configuration.md").read_text()
+
+
+@pytest.mark.parametrize("code", list(Reason))
+def test_every_reason_code_is_documented(code: Reason) -> None:
+    """docs/gpu.md says what it means and what to do."""
+    assert f"| `{code}` |" in (DOCS / "gpu.md").read_text()
+
+
+def test_the_exit_codes_are_those_of_the_readme() -> None:
+    """All four, with the same words."""
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert all(f"{code} " in EXIT_CODES for code in range(4))
+    assert "0 fine, 1 the work failed, 2 bad arguments or configuration, 3 this machine" in readme
+
+
+def test_only_one_room_knows_onnxruntime_and_one_azure() -> None:
+    """`inference/` imports onnxruntime and `edge/` imports azure; nobody else does."""
+    for library, room in (("onnxruntime", "inference"), ("azure", "edge")):
+        for path in (ROOT / "module" / "visionedge").rglob("*.py"):
+            words = [line.split() for line in path.read_text().splitlines()]
+            imports = any(
+                w[:1] in (["import"], ["from"]) and w[1].split(".")[0] == library for w in words if w[1:]
+            )
+            assert not imports or room in path.parts, path
