@@ -62,7 +62,7 @@ class TinyDetector:
         for stride, columns, rows in self.grids():
             for kind, width in (("scores", self.classes), ("boxes", 4 * (self.reg_max + 1))):
                 name = f"{kind}.{stride}"
-                kernel = random.normal(0, 3 / stride, (width, 3, stride, stride)).astype(np.float32)
+                kernel = random.normal(0, 0.6 / stride, (width, 3, stride, stride)).astype(np.float32)
                 if self.dtype == "uint8":
                     kernel /= 100
                 weights.append(numpy_helper.from_array(kernel, f"{name}.kernel"))

@@ -1,6 +1,7 @@
 """A model's file: read, checked for what must never be followed, and parsed. Nothing in it is run."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from visionedge.errors import ModelError
 
 # Protocol buffers end at 2 GB, and the compiled graph is one.
 _LARGEST_BYTES = (1 << 31) - (1 << 20)
+
+# Types of less than a byte lie packed in the file: two bits a piece at least.
+_PACKED = ("INT2", "INT4", "FLOAT4E2M1", "FLOAT6E2M3", "FLOAT6E3M2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ def read_model(path: Path) -> ModelFile:
         raise ModelError(f"{path}: is no ONNX file, or a damaged one; copy it again") from None
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path}: is no ONNX file, or a damaged one: it has no graph")
+    _check_weights(model, path)
     digest = hashlib.sha256(content)
     for data in _external_files(model, path):
         with data.open("rb") as file:
@@ -81,6 +86,29 @@ def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
             yield attribute.t
         for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
             yield from _graph_tensors(graph)
+
+
+def _check_weights(model: onnx.ModelProto, path: Path) -> None:
+    """Every weight in the file has all the bytes that its shape promises."""
+    for tensor in tensors(model):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL and not _is_whole(tensor):
+            shape = " x ".join(str(size) for size in tensor.dims)
+            raise ModelError(f"{path}: is damaged: its weight '{tensor.name}' ({shape}) is not all there")
+
+
+def _is_whole(tensor: onnx.TensorProto) -> bool:
+    count = math.prod(tensor.dims)
+    if any(size < 0 for size in tensor.dims):
+        return False
+    lists = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
+    if not tensor.HasField("raw_data"):
+        return count == 0 or any(lists) or bool(tensor.string_data)
+    try:
+        bits = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
+    except (KeyError, TypeError, ValueError):
+        return True  # a type that onnxruntime may know and this onnx does not
+    packed = onnx.TensorProto.DataType.Name(tensor.data_type).endswith(_PACKED)
+    return bool(len(tensor.raw_data) * 8 >= count * (2 if packed else bits))
 
 
 def _external_files(model: onnx.ModelProto, path: Path) -> list[Path]:

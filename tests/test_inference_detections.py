@@ -1,0 +1,109 @@
+"""Rows become detections: sure ones, once, in the picture's proportions, clipped, sorted, bounded."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tiny_models import TinyDetector
+from visionedge.errors import ConfigError
+from visionedge.frames import Detections, InputSpec, Placement
+from visionedge.inference.detections import MOST_DETECTIONS, Selection, to_detections
+from visionedge.inference.model import load_model
+
+WHOLE = Placement(0, 0, 100, 100)
+
+
+def rows(*found: tuple[float, ...]) -> NDArray[np.float32]:
+    return np.array(found, np.float32).reshape(-1, 6)
+
+
+def detect(found: NDArray[np.float32], placement: Placement = WHOLE, iou: float | None = 0.5) -> Detections:
+    return to_detections(found, placement, 0.4, iou, None)
+
+
+def test_boxes_are_relative_to_where_the_picture_lay() -> None:
+    """A 200 x 100 picture in a 100 x 100 letterbox lies 25 px down, half as large."""
+    found = detect(rows((10, 35, 60, 65, 0.9, 1)), Placement(0, 25, 100, 50))
+    np.testing.assert_allclose(found.boxes, [[0.1, 0.2, 0.6, 0.8]], atol=1e-6)
+    assert found.class_ids.tolist() == [1]
+
+
+def test_boxes_are_clipped_and_what_lies_outside_is_dropped() -> None:
+    found = detect(rows((-20, -20, 50, 50, 0.9, 0), (10, 2, 60, 20, 0.8, 1)), Placement(0, 25, 100, 50))
+    np.testing.assert_allclose(found.boxes, [[0, 0, 0.5, 0.5]])
+
+
+@pytest.mark.parametrize("box", [(50, 10, 50, 20), (60, 10, 50, 20), (10, 30, 20, 20)])
+def test_boxes_without_area_are_dropped(box: tuple[float, float, float, float]) -> None:
+    assert len(detect(rows((*box, 0.9, 0)))) == 0
+
+
+@pytest.mark.parametrize("column", range(6))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_no_numbers_are_dropped(column: int, value: float) -> None:
+    found = rows((10, 10, 20, 20, 0.9, 0), (30, 30, 40, 40, 0.8, 1))
+    found[0, column] = value
+    assert detect(found).class_ids.tolist() == [1]
+
+
+def test_only_sure_rows_of_wanted_classes_count() -> None:
+    found = rows((10, 10, 20, 20, 0.39, 0), (30, 30, 40, 40, 0.4, 1), (50, 50, 60, 60, 0.9, 2))
+    assert detect(found).class_ids.tolist() == [2, 1]
+    assert to_detections(found, WHOLE, 0.4, 0.5, frozenset({1})).class_ids.tolist() == [1]
+    assert len(to_detections(found, WHOLE, 0.4, 0.5, frozenset())) == 0
+
+
+def test_without_suppression_boxes_that_overlap_all_stay() -> None:
+    twice = rows((10, 10, 20, 20, 0.5, 0), (10, 10, 20, 20, 0.9, 0))
+    assert len(detect(twice)) == 1
+    np.testing.assert_allclose(detect(twice, iou=None).scores, [0.9, 0.5])
+
+
+def test_no_more_than_the_most_are_reported_and_they_are_the_best() -> None:
+    many = rows(*((i, i, i + 0.5, i + 0.5, 0.4 + i / 1000, 0) for i in range(90)))
+    many = np.concatenate([many, many + np.array([5, 0, 5, 0, 0.1, 0], np.float32)])
+    found = detect(many)
+    assert len(found) == MOST_DETECTIONS
+    assert found.scores.min() >= np.sort(many[:, 4])[-MOST_DETECTIONS]
+
+
+def test_no_row_gives_no_detection() -> None:
+    assert len(detect(rows())) == 0
+
+
+@given(
+    size=st.tuples(st.integers(2, 3000), st.integers(2, 3000)),
+    corners=st.lists(st.floats(0, 1), min_size=4, max_size=4),
+    fit=st.sampled_from(["letterbox", "stretch"]),
+    anchor=st.sampled_from(["center", "top-left"]),
+)
+def test_a_box_comes_back_to_where_it_was_in_the_picture(
+    size: tuple[int, int], corners: list[float], fit: str, anchor: str
+) -> None:
+    """Put a relative box where the model sees it, and read it back: the round trip of every letterbox."""
+    left, right = sorted(corners[:2])
+    top, bottom = sorted(corners[2:])
+    placement = InputSpec(416, 320, fit, anchor).place(*size)  # type: ignore[arg-type]  # of the sampled words
+    placed = np.array([left, top, right, bottom]) * ([placement.width_px, placement.height_px] * 2)
+    placed += [placement.left_px, placement.top_px] * 2
+    found = detect(rows((*placed.tolist(), 0.9, 0)), placement)
+    assert ((found.boxes >= 0) & (found.boxes <= 1)).all()
+    for box in found.boxes:
+        np.testing.assert_allclose(box, [left, top, right, bottom], atol=2e-4)
+    if right - left > 1e-3 and bottom - top > 1e-3:
+        assert len(found) == 1
+
+
+def test_a_selection_takes_classes_by_their_labels(tmp_path: Path) -> None:
+    metadata = TinyDetector().metadata | {"names": "['cat', 'dog', 'cow', 'cat', 'hen']"}
+    model = load_model(TinyDetector(metadata=metadata).save(tmp_path / "m.onnx"))
+    assert Selection.of(model, 0.4, 0.5, ("cat", "hen")).class_ids == frozenset({0, 3, 4})
+    assert Selection.of(model, 0.4, 0.5).class_ids is None
+    with pytest.raises(ConfigError) as caught:
+        Selection.of(model, 0.4, 0.5, ("cat", "unicorn", "yeti"))
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["inference.classes"] * 2
+    assert "unicorn" in caught.value.problems[0]

@@ -1,0 +1,173 @@
+"""Devices: what a failed provider said becomes one reason, and what is shown is what is so."""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from visionedge.inference.devices import (
+    KNOWN_OPTIONS,
+    PROVIDERS,
+    REMEDIES,
+    DeviceState,
+    ProbeOutput,
+    Reason,
+    classify,
+    effective_of,
+    probe,
+    provider_options,
+    run_probe,
+    wishes,
+)
+from visionedge.inference.engine import OPTIONS
+
+# What onnxruntime-gpu 1.26.0 really wrote, on machines without a GPU and with a scripted driver.
+NO_CUBLAS = (
+    "\x1b[1;31m2026-11-22 13:35:22.49 [E:onnxruntime:Default, provider_bridge_ort.cc:2369 "
+    "TryGetProviderInfo_CUDA] [ONNXRuntimeError] : 1 : FAIL : Failed to load library "
+    "/x/onnxruntime/capi/libonnxruntime_providers_cuda.so with error: libcublasLt.so.12: cannot open shared "
+    "object file: No such file or directory\n\x1b[m\n"
+    "[W:onnxruntime:Default] Failed to create CUDAExecutionProvider. Require cuDNN 9.* and CUDA 12.*."
+)
+NO_LIBCUDA = (
+    "Failed to load library /x/libonnxruntime_providers_cuda.so with error: libcuda.so.1: cannot open shared "
+    "object file: No such file or directory"
+)
+
+
+def cuda_failure(number: int, text: str) -> str:
+    return (
+        "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:114 std::conditional_t<THRW, void, "
+        f"onnxruntime::common::Status> onnxruntime::CudaCall(ERRTYPE, int) CUDA failure {number}: {text} ; "
+        "GPU=-1 ; hostname=vm ; file=/onnxruntime_src/cuda_execution_provider.cc ; line=280 ; "
+        "expr=cudaSetDevice(device_id_);"
+    )
+
+
+COMPLAINTS = [
+    (NO_CUBLAS, Reason.LIBRARY_MISSING, "libcublasLt.so.12 is missing"),
+    (NO_LIBCUDA, Reason.DRIVER_MISSING, "libcuda.so.1, the NVIDIA driver, is missing"),
+    (
+        "Please install TensorRT libraries as …",
+        Reason.LIBRARY_MISSING,
+        "the libraries of TensorRT are missing",
+    ),
+    ("first\nsomething quite new\n", Reason.PROVIDER_REFUSED, "the provider refused: something quite new"),
+    ("", Reason.PROVIDER_REFUSED, "the provider refused: it gave no reason"),
+]
+CUDA_FAILURES = [
+    (100, "no CUDA-capable device is detected", Reason.NO_DEVICE),
+    (35, "CUDA driver version is insufficient for CUDA runtime version", Reason.DRIVER_TOO_OLD),
+    (803, "system has unsupported display driver / cuda driver combination", Reason.DRIVER_MISMATCH),
+    (209, "no kernel image is available for execution on the device", Reason.DEVICE_UNSUPPORTED),
+    (2, "out of memory", Reason.OUT_OF_MEMORY),
+    (999, "unknown error", Reason.CUDA_ERROR),
+]
+
+
+@pytest.mark.parametrize(("text", "code", "words"), COMPLAINTS)
+def test_a_real_complaint_becomes_its_reason(text: str, code: Reason, words: str) -> None:
+    verdict = classify(text, driver_present=True)
+    assert (verdict.code, verdict.reason) == (code, words)
+
+
+@pytest.mark.parametrize(("number", "text", "code"), CUDA_FAILURES)
+def test_a_failure_of_cuda_becomes_its_reason(number: int, text: str, code: Reason) -> None:
+    """In its own words, without paths of a build machine or names of hosts."""
+    verdict = classify(cuda_failure(number, text), driver_present=True)
+    assert (verdict.code, verdict.reason) == (code, f"CUDA failure {number}: {text}")
+
+
+def test_insufficient_without_any_driver_means_that_it_is_missing() -> None:
+    """CUDA says the same of an old driver and of none."""
+    text = cuda_failure(35, "CUDA driver version is insufficient for CUDA runtime version")
+    assert classify(text, driver_present=False).code is Reason.DRIVER_MISSING
+
+
+CUDA = PROVIDERS["cuda"]
+
+
+def scripted(exit_code: int | None, stderr: str = "", **document: object) -> ProbeOutput:
+    return ProbeOutput(exit_code, json.dumps(document) if document else "", stderr)
+
+
+@pytest.mark.parametrize(
+    ("output", "code"),
+    [
+        (scripted(0, providers=[CUDA, "CPUExecutionProvider"], error=""), Reason.OK),
+        (scripted(0, NO_CUBLAS, providers=["CPUExecutionProvider"], error=""), Reason.LIBRARY_MISSING),
+        (scripted(0, providers=[], error=cuda_failure(100, "no device")), Reason.NO_DEVICE),
+        (scripted(0, providers=[CUDA], error=cuda_failure(209, "no kernel")), Reason.DEVICE_UNSUPPORTED),
+        (scripted(None), Reason.PROBE_TIMEOUT),
+        (scripted(-11), Reason.PROBE_CRASHED),
+        (scripted(1, "ImportError: libfoo.so.1: cannot open shared object file"), Reason.LIBRARY_MISSING),
+        (ProbeOutput(0, "no JSON", ""), Reason.PROVIDER_REFUSED),
+    ],
+)
+def test_what_a_probe_left_behind_is_read(output: ProbeOutput, code: Reason) -> None:
+    """Also a session that comes up and then cannot compute, a child that hangs, and one that dies."""
+    verdict = probe("cuda", run=lambda _provider, _timeout: output, driver_present=lambda: True)
+    assert verdict.code is code
+
+
+def test_a_real_probe_of_the_cpu_comes_up() -> None:
+    output = run_probe(PROVIDERS["cpu"], 60)
+    assert output.exit_code == 0
+    assert json.loads(output.stdout) == {"providers": ["CPUExecutionProvider"], "error": ""}
+
+
+def test_a_probe_that_takes_too_long_is_killed() -> None:
+    assert run_probe(PROVIDERS["cpu"], 0.001).exit_code is None
+
+
+def state(requested: str, effective: str, code: Reason, reason: str = "why") -> DeviceState:
+    utc = datetime(2026, 11, 22, tzinfo=UTC)
+    return DeviceState(requested, effective, code, reason, utc)  # type: ignore[arg-type]  # words of the closed lists
+
+
+def test_one_line_says_requested_effective_and_why() -> None:
+    missing = state("auto", "cpu", Reason.LIBRARY_MISSING, "libcublasLt.so.12 is missing")
+    assert missing.describe() == (
+        "requested auto, effective cpu: libcublasLt.so.12 is missing (library-missing)"
+    )
+    assert state("auto", "cuda", Reason.OK).describe() == "requested auto, effective cuda"
+
+
+@pytest.mark.parametrize(
+    ("requested", "code", "degraded"),
+    [
+        ("auto", Reason.OK, False),
+        ("cpu", Reason.ASKED_CPU, False),
+        ("auto", Reason.NO_GPU_BUILD, False),  # a CPU image on a CPU: nobody is missing anything
+        ("cuda", Reason.NO_GPU_BUILD, True),
+        ("auto", Reason.DRIVER_MISSING, True),
+        ("cuda", Reason.NO_DEVICE, True),
+    ],
+)
+def test_less_than_was_asked_for_is_degraded(requested: str, code: Reason, degraded: bool) -> None:
+    assert state(requested, "cpu", code).degraded is degraded
+
+
+def test_the_effective_device_is_the_first_provider_of_a_session() -> None:
+    tensorrt, cuda, cpu = PROVIDERS["tensorrt"], PROVIDERS["cuda"], PROVIDERS["cpu"]
+    assert effective_of([cuda, cpu]) == "cuda"
+    assert effective_of([tensorrt, cuda, cpu]) == "tensorrt"
+    assert effective_of([cpu]) == "cpu"
+
+
+def test_tensorrt_is_tried_only_when_it_is_asked_for() -> None:
+    assert [wishes(r) for r in ("auto", "cuda", "cpu")] == [("cuda", "cpu"), ("cuda", "cpu"), ("cpu",)]
+    assert wishes("tensorrt") == ("tensorrt", "cuda", "cpu")
+
+
+def test_every_option_we_pass_is_known_and_a_text() -> None:
+    """A misspelt option raises only where CUDA really loads, so it is caught here."""
+    for device, options in OPTIONS.items():
+        assert set(options) <= KNOWN_OPTIONS[PROVIDERS[device]]
+        assert all(isinstance(value, str) for value in options.values())
+    with pytest.raises(ValueError, match="arena_extend_stratgy"):
+        provider_options(PROVIDERS["cuda"], {"arena_extend_stratgy": "kSameAsRequested"})
+
+
+def test_every_reason_that_can_stop_a_demanded_device_has_a_remedy() -> None:
+    assert set(REMEDIES) >= set(Reason) - {Reason.OK, Reason.ASKED_CPU}

@@ -1,0 +1,329 @@
+"""The engine: what comes out, what is refused, and which device it says it runs on. CPU only, tiny models."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from tiny_models import TinyDetector, pictures
+from visionedge.config import InferenceConfig
+from visionedge.errors import DeviceError, ModelError
+from visionedge.inference.devices import Effective, Reason, Verdict
+from visionedge.inference.engine import Engine, EngineError, open_engine
+from visionedge.inference.model import Model, load_model
+from visionedge.inference.plan import Plan
+
+CPU = InferenceConfig(device="cpu")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    return load_model(TinyDetector().save(tmp_path / "tiny.onnx"))
+
+
+def opened(model: Model, config: InferenceConfig = CPU, **options: int) -> Engine:
+    return open_engine(model, config, **options)  # type: ignore[arg-type]  # cores only
+
+
+class Prober:
+    """Answers with one verdict and remembers who was asked for."""
+
+    def __init__(self, code: Reason) -> None:
+        self.code = code
+        self.asked: list[Effective] = []
+
+    def __call__(self, device: Effective) -> Verdict:
+        self.asked.append(device)
+        return Verdict(self.code, "because")
+
+
+class FakeSession:
+    """A session that does as it is told; its input is called as ours."""
+
+    def __init__(self, answer: Callable[[int], np.ndarray]) -> None:
+        self.answer = answer
+        self.sizes: list[int] = []
+
+    def get_inputs(self) -> list["FakeSession"]:
+        return [self]
+
+    name = "pictures"
+
+    def run(self, _outputs: None, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        size = len(feeds[self.name])
+        self.sizes.append(size)
+        return [self.answer(size)]
+
+
+def faked(model: Model, session: FakeSession, *buckets: int) -> Engine:
+    state = opened(model).device
+    return Engine(model, session, state, Plan(1, buckets, "test"))
+
+
+def rows(size: int) -> np.ndarray:
+    return np.zeros((size, 9, 6), np.float32)
+
+
+def test_any_number_of_pictures_gives_as_many_lists_of_rows(model: Model) -> None:
+    engine = opened(model)
+    for count in (0, 1, 2, 5):
+        assert engine.infer(pictures(count)).shape == (count, engine.rows, 6)
+    assert engine.unplanned_shapes == 0
+
+
+def test_pictures_do_not_change_each_other(model: Model) -> None:
+    engine, images = opened(model), pictures(3)
+    together = engine.infer(images)
+    for index in range(3):
+        np.testing.assert_array_equal(engine.infer(images[index : index + 1])[0], together[index])
+
+
+def test_lanes_may_call_it_at_the_same_time(model: Model) -> None:
+    engine, images = opened(model), pictures(8)
+    expected = engine.infer(images)
+    wrong: list[int] = []
+
+    def lane(index: int) -> None:
+        found = [engine.infer(images[index : index + 1])[0] for _ in range(20)]
+        wrong.extend(index for rows in found if not np.array_equal(rows, expected[index]))
+
+    threads = [threading.Thread(target=lane, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "images", [pictures(1, 64, 64), pictures(1)[..., :2], pictures(1)[0], pictures(1).astype(np.float32)]
+)
+def test_pictures_of_another_shape_are_an_error_that_says_what_is_wanted(
+    model: Model,
+    images: np.ndarray,
+) -> None:
+    with pytest.raises(EngineError, match="takes uint8 pictures of 64 x 48"):
+        opened(model).infer(images)
+
+
+def test_a_view_that_is_not_contiguous_gives_the_same_rows(model: Model) -> None:
+    engine, images = opened(model), pictures(2)
+    flipped = images[:, :, ::-1]
+    np.testing.assert_array_equal(engine.infer(flipped), engine.infer(np.ascontiguousarray(flipped)))
+
+
+def test_a_model_that_fixes_its_batch_is_fed_with_full_batches(tmp_path: Path) -> None:
+    """Five pictures through a model of two: three runs, the last one padded, the same rows as one by one."""
+    pair = opened(load_model(TinyDetector(batch=2).save(tmp_path / "pair.onnx")))
+    single = opened(load_model(TinyDetector().save(tmp_path / "single.onnx")))
+    images = pictures(5)
+    assert pair.plan.buckets == (2,)
+    np.testing.assert_allclose(pair.infer(images), single.infer(images), atol=1e-5)
+
+
+def test_short_batches_are_padded_to_their_bucket_and_long_ones_cut(model: Model) -> None:
+    session = FakeSession(rows)
+    engine = faked(model, session, 1, 2, 4)
+    assert session.sizes == [1, 2, 4], "every bucket is warmed up"
+    assert engine.infer(pictures(7)).shape == (7, 9, 6)
+    assert session.sizes[3:] == [4, 4]
+    assert engine.unplanned_shapes == 0
+
+
+def test_a_bucket_that_the_model_refuses_is_left_out_with_the_larger_ones(
+    model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(size: int) -> np.ndarray:
+        if size > 2:
+            raise RuntimeError("Reshape node refuses")
+        return rows(size)
+
+    engine = faked(model, FakeSession(answer), 1, 2, 4, 8)
+    assert engine.plan.buckets == (1, 2)
+    assert "batches of 4 and more failed" in engine.plan.reason
+    assert "Reshape node refuses" in caplog.text
+    assert engine.infer(pictures(5)).shape == (5, 9, 6)
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 5), (2, 9, 6), (9, 6)])
+def test_an_output_of_another_shape_is_an_error(model: Model, shape: tuple[int, ...]) -> None:
+    with pytest.raises(EngineError, match="for a batch of 1"):
+        faked(model, FakeSession(lambda _: np.zeros(shape, np.float32)), 1)
+
+
+def test_a_run_that_fails_is_an_engine_error_and_the_next_may_work(model: Model) -> None:
+    failing = [False]
+
+    def answer(size: int) -> np.ndarray:
+        if failing[0]:
+            raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : CUDA failure 700\n: illegal address")
+        return rows(size)
+
+    engine = faked(model, FakeSession(answer), 1)
+    failing[0] = True
+    with pytest.raises(
+        EngineError, match="tiny failed on cpu: 1 : FAIL : CUDA failure 700 : illegal address"
+    ):
+        engine.infer(pictures(1))
+    failing[0] = False
+    assert len(engine.infer(pictures(1))) == 1
+
+
+def test_a_closed_engine_says_so(model: Model) -> None:
+    engine = opened(model)
+    assert "open tiny on cpu" in repr(engine)
+    engine.close()
+    assert "closed" in repr(engine)
+    with pytest.raises(EngineError, match="closed"):
+        engine.infer(pictures(1))
+
+
+def test_a_model_that_gives_no_numbers_is_refused_at_warm_up(tmp_path: Path) -> None:
+    path = TinyDetector(poison=float("nan")).save(tmp_path / "nan.onnx")
+    with pytest.raises(ModelError, match=f"{path}: gives no numbers"):
+        opened(load_model(path))
+
+
+def broken(path: Path, change: Callable[[onnx.ModelProto], None]) -> Model:
+    proto = TinyDetector().proto()
+    change(proto)
+    onnx.save(proto, path)
+    return load_model(path)
+
+
+def unknown_operator(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].op_type = "Frobnicate"
+
+
+def custom_domain(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].domain = "com.example.custom"
+    proto.opset_import.append(helper.make_opsetid("com.example.custom", 1))
+
+
+def future_opset(proto: onnx.ModelProto) -> None:
+    proto.opset_import[0].version = 99
+
+
+def wrong_weights(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(np.zeros((2, 2), np.float32), proto.graph.initializer[0].name)
+    )
+
+
+def promised_weights(proto: onnx.ModelProto) -> None:
+    """Two gigabytes by the dimensions, and no byte of them."""
+    weight = proto.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_type = TensorProto.FLOAT
+    weight.dims[0] = 1 << 21
+
+
+@pytest.mark.parametrize(
+    "change", [unknown_operator, custom_domain, future_opset, wrong_weights, promised_weights]
+)
+def test_a_model_that_cannot_run_is_one_line_with_its_path(
+    tmp_path: Path, change: Callable[[onnx.ModelProto], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing of it reaches stdout or stderr by itself."""
+    path = tmp_path / "broken.onnx"
+    with pytest.raises(ModelError) as caught:
+        opened(broken(path, change))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+# --- devices ------------------------------------------------------------------------------------------------
+
+
+def test_on_the_cpu_nobody_is_probed(model: Model) -> None:
+    prober = Prober(Reason.OK)
+    engine = open_engine(model, CPU, prober=prober)
+    assert (engine.device.effective, engine.device.code, prober.asked) == ("cpu", Reason.ASKED_CPU, [])
+
+
+@pytest.fixture
+def gpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An onnxruntime that claims to have every provider, as the GPU wheel does on any machine."""
+    import onnxruntime
+
+    claimed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: claimed)
+
+
+@pytest.mark.usefixtures("gpu_build")
+@pytest.mark.parametrize("requested", ["auto", "cuda"])
+def test_a_gpu_that_cannot_be_used_is_told_and_the_cpu_goes_on(
+    model: Model, requested: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One loud line; requested, effective and reason in it."""
+    config = InferenceConfig(device=requested)  # type: ignore[arg-type]  # of the two words
+    engine = open_engine(model, config, prober=Prober(Reason.DRIVER_MISSING))
+    assert engine.device.describe() == f"requested {requested}, effective cpu: because (driver-missing)"
+    warnings = [r for r in caplog.records if r.levelname == "WARNING" and "driver-missing" in r.getMessage()]
+    assert len(warnings) == 1
+    assert len(engine.infer(pictures(1))) == 1
+
+
+@pytest.mark.usefixtures("gpu_build")
+@pytest.mark.parametrize("requested", ["cuda", "tensorrt"])
+def test_a_demanded_device_without_fallback_is_an_error_with_reason_and_remedy(
+    model: Model, requested: str
+) -> None:
+    config = InferenceConfig(device=requested, fallback=False)  # type: ignore[arg-type]  # of the two words
+    with pytest.raises(DeviceError) as caught:
+        open_engine(model, config, prober=Prober(Reason.LIBRARY_MISSING))
+    assert (caught.value.exit_code, caught.value.code) == (3, "library-missing")
+    message = str(caught.value)
+    assert message.startswith(f"device {requested} was demanded")
+    assert "because (library-missing); install visionedge[gpu]" in message
+
+
+@pytest.mark.usefixtures("gpu_build")
+def test_auto_without_fallback_still_means_the_cpu_where_there_is_no_gpu(model: Model) -> None:
+    config = InferenceConfig(device="auto", fallback=False)
+    assert open_engine(model, config, prober=Prober(Reason.NO_DEVICE)).device.effective == "cpu"
+
+
+@pytest.mark.usefixtures("gpu_build")
+def test_tensorrt_falls_to_cuda_before_the_cpu(model: Model) -> None:
+    prober = Prober(Reason.LIBRARY_MISSING)
+    open_engine(model, InferenceConfig(device="tensorrt"), prober=prober)
+    assert prober.asked == ["tensorrt", "cuda"]
+
+
+@pytest.mark.usefixtures("gpu_build")
+@pytest.mark.filterwarnings(
+    "ignore:Specified provider:UserWarning"
+)  # the CPU wheel's own, on being asked for CUDA
+def test_a_session_that_comes_up_on_the_cpu_is_not_called_a_gpu(model: Model) -> None:
+    """The probe was fine and the session is not: what counts is the session."""
+    engine = open_engine(model, InferenceConfig(device="cuda"), prober=Prober(Reason.OK))
+    assert (engine.device.effective, engine.device.code) == ("cpu", Reason.PROVIDER_REFUSED)
+
+
+def test_a_build_without_cuda_says_so_without_a_probe(model: Model) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this is the GPU wheel")
+    prober = Prober(Reason.OK)
+    engine = open_engine(model, InferenceConfig(), prober=prober)
+    assert (engine.device.code, prober.asked) == (Reason.NO_GPU_BUILD, [])
+    assert not engine.device.degraded
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_what_the_cpu_gives(model: Model) -> None:
+    try:
+        engine = open_engine(model, InferenceConfig(device="cuda", fallback=False))
+    except DeviceError as error:
+        pytest.skip(str(error))
+    images = pictures(5)
+    on_gpu, on_cpu = engine.infer(images), opened(model).infer(images)
+    assert engine.device.effective == "cuda"
+    np.testing.assert_allclose(on_gpu[:, :50, 4], on_cpu[:, :50, 4], atol=5e-3)
+    assert engine.unplanned_shapes == 0

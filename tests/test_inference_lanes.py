@@ -1,0 +1,193 @@
+"""Lanes: every frame taken is delivered or counted, in order, with its times, whatever the engine does."""
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tiny_models import TinyDetector
+from visionedge.frames import Frame, Picture, Placement, Result
+from visionedge.inference.batcher import Batcher, Drop
+from visionedge.inference.detections import Rows, Selection
+from visionedge.inference.devices import DeviceState, Reason
+from visionedge.inference.engine import EngineError
+from visionedge.inference.lanes import Complaints, Lane
+from visionedge.inference.model import Model, load_model
+from visionedge.inference.plan import Plan
+
+SURE = Selection(0.4, None)
+ONE_BOX: Rows = np.array([[0, 0, 32, 24, 0.9, 2], [0, 0, 1, 1, 0.1, 0]], np.float32)
+
+
+class Clock:
+    """Each look is a step later."""
+
+    def __init__(self, step_ns: int = 10) -> None:
+        self.now_ns = 0
+        self._step_ns = step_ns
+
+    def __call__(self) -> int:
+        self.now_ns += self._step_ns
+        return self.now_ns
+
+
+class Engine:
+    """Finds the same box on every picture, unless told otherwise."""
+
+    def __init__(self, model: Model, max_batch: int = 8) -> None:
+        self.model = model
+        self.device = DeviceState("cpu", "cpu", Reason.ASKED_CPU, "", datetime(2026, 11, 22, tzinfo=UTC))
+        self.plan = Plan(1, (max_batch,), "test")
+        self.sizes: list[int] = []
+        self.act: Callable[[int], Rows] = lambda count: np.stack([ONE_BOX] * count)
+
+    def infer(self, images: Picture) -> Rows:
+        self.sizes.append(len(images))
+        return self.act(len(images))
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return Engine(load_model(TinyDetector().save(tmp_path / "tiny.onnx")))
+
+
+def frame(camera: str, sequence: int = 1, width_px: int = 64) -> Frame:
+    picture = np.zeros((48, width_px, 3), np.uint8)
+    utc = datetime(2026, 11, 22, tzinfo=UTC)
+    whole = Placement(0, 0, 64, 48)
+    return Frame(camera, sequence, 1, 0, utc, 640, 480, picture, whole, lambda: picture)
+
+
+class River:
+    """A batcher whose frames are all put before the lane starts; the lane ends with the last of them."""
+
+    def __init__(self, engine: Engine, *frames: Frame, clock: Callable[[], int] | None = None) -> None:
+        self.batcher = Batcher(8, 10**9, clock or Clock(0))
+        self.delivered: list[Result] = []
+        self.lane = Lane(self.batcher, engine, SURE, self.deliver, clock=clock or Clock())
+        self.left = len(frames)
+        for one in frames:
+            self.batcher.open(one.camera)
+            self.batcher.put(one)
+
+    def deliver(self, result: Result) -> None:
+        self.delivered.append(result)
+
+    def run(self) -> None:
+        """Run the lane on this thread until nothing waits."""
+
+        def watch() -> None:
+            for camera in self.batcher.statistics().cameras:
+                self.batcher.wait_taken(camera, 5)
+            self.batcher.close()
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        self.lane.run()
+        watcher.join()
+
+
+def test_a_frame_becomes_a_result_with_its_detections_and_names(engine: Engine) -> None:
+    river = River(engine, frame("dock", 7))
+    river.run()
+    (result,) = river.delivered
+    assert (result.frame.sequence, result.model, result.device) == (7, "tiny", "cpu")
+    np.testing.assert_allclose(result.detections.boxes, [[0, 0, 0.5, 0.5]])
+    assert result.labels[result.detections.class_ids[0]] == "class-2"
+    assert river.batcher.statistics().cameras["dock"].analysed == 1
+
+
+def test_times_are_the_wait_the_engine_and_the_whole(engine: Engine) -> None:
+    """Captured at 0; the clock steps by 10: taken at 10, the engine from 20 to 30, handed on at 40 and 50."""
+    river = River(engine, frame("dock"), frame("gate"), clock=Clock())
+    river.run()
+    times = [(r.timing.wait_ns, r.timing.infer_ns, r.timing.total_ns) for r in river.delivered]
+    assert times == [(10, 10, 40), (10, 10, 50)]
+    assert {r.timing.batch_size for r in river.delivered} == {2}
+
+
+def test_a_lane_takes_what_the_plan_allows(engine: Engine) -> None:
+    engine.plan = Plan(1, (1,), "one picture")
+    river = River(engine, frame("dock"), frame("gate"), frame("hall"))
+    river.run()
+    assert engine.sizes == [1, 1, 1]
+
+
+def fail(_count: int) -> Rows:
+    raise EngineError("the device is gone")
+
+
+def test_a_batch_that_fails_is_counted_and_the_lane_goes_on(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.plan = Plan(1, (1,), "one picture")
+    failing = iter([True, False])
+    works = engine.act
+    engine.act = lambda count: fail(count) if next(failing) else works(count)
+    river = River(engine, frame("dock"), frame("gate"))
+    river.run()
+    cameras = river.batcher.statistics().cameras
+    assert (cameras["dock"].dropped[Drop.FAILED], cameras["gate"].analysed) == (1, 1)
+    assert [r.frame.camera for r in river.delivered] == ["gate"]
+    assert "a batch failed: the device is gone" in caplog.text
+
+
+def test_pictures_of_different_sizes_fail_their_batch_and_not_the_lane(engine: Engine) -> None:
+    """As for a moment when a model was exchanged."""
+    river = River(engine, frame("dock"), frame("gate", width_px=32))
+    river.run()
+    failed = [one.dropped[Drop.FAILED] for one in river.batcher.statistics().cameras.values()]
+    assert failed == [1, 1]
+
+
+def test_an_engine_that_gives_too_few_results_fails_the_batch(engine: Engine) -> None:
+    engine.act = lambda count: (
+        np.stack([ONE_BOX] * (count - 1)) if count > 1 else np.zeros((0, 2, 6), np.float32)
+    )
+    river = River(engine, frame("dock"), frame("gate"))
+    river.run()
+    assert river.delivered == []
+    assert [one.dropped[Drop.FAILED] for one in river.batcher.statistics().cameras.values()] == [1, 1]
+
+
+def test_a_new_selection_counts_from_the_next_batch_on(engine: Engine) -> None:
+    engine.plan = Plan(1, (1,), "one picture")
+    river = River(engine, frame("dock"), frame("gate"))
+    works = engine.act
+
+    def act(count: int) -> Rows:
+        river.lane.selection = Selection(0.05, None) if len(engine.sizes) == 2 else SURE
+        return works(count)
+
+    engine.act = act
+    river.run()
+    assert [len(r.detections) for r in river.delivered] == [1, 2]
+
+
+def test_an_error_that_nobody_expected_ends_the_lane_and_gives_the_batch_back(engine: Engine) -> None:
+    """Its thread is vital: the module stops, rather than going on without a lane."""
+    river = River(engine, frame("dock"))
+
+    def deliver(_result: Result) -> None:
+        raise LookupError("a bug")
+
+    lane = Lane(river.batcher, engine, SURE, deliver)
+    with pytest.raises(LookupError):
+        lane.run()
+    dock = river.batcher.statistics().cameras["dock"]
+    assert (dock.in_flight, dock.dropped[Drop.FAILED]) == (0, 1)
+
+
+def test_complaints_are_told_once_a_second_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock(250_000_000)
+    complaints = Complaints(clock)
+    for number in range(9):
+        complaints.add(EngineError(f"failure {number}"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "a batch failed: failure 0",
+        "a batch failed (and 3 before it): failure 4",
+        "a batch failed (and 3 before it): failure 8",
+    ]

@@ -1,0 +1,288 @@
+"""Reading models: what is understood and on what evidence, what is refused and with which words."""
+
+import json
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from tiny_models import TinyDetector, classifier
+from visionedge.errors import ModelError
+from visionedge.inference.labels import COCO_80, class_names, labels_for
+from visionedge.inference.model import load_model
+
+DETECTOR = TinyDetector()
+
+
+def refusal(path: Path) -> str:
+    """The message of a model that is refused; always one line that starts with the path."""
+    with pytest.raises(ModelError) as caught:
+        load_model(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+    return message.removeprefix(f"{path}: ")
+
+
+def saved(path: Path, metadata: dict[str, str], **changes: Any) -> Path:
+    return TinyDetector(metadata=metadata, **changes).save(path)
+
+
+# --- what is understood -------------------------------------------------------------------------------------
+
+
+def test_a_detector_says_what_it_is_and_what_decided(tmp_path: Path) -> None:
+    model = load_model(DETECTOR.save(tmp_path / "tiny.onnx"))
+    assert (model.name, model.head, len(model.sha256)) == ("tiny", "nanodet", 64)
+    assert (model.input.width_px, model.input.height_px, model.input.fit) == (64, 48, "letterbox")
+    assert any("strides 8, 16, 32" in clause for clause in model.evidence)
+
+
+def test_a_model_travels_to_another_process(tmp_path: Path) -> None:
+    model = load_model(DETECTOR.save(tmp_path / "tiny.onnx"))
+    assert pickle.loads(pickle.dumps(model)) == model  # noqa: S301 - our own bytes
+
+
+def test_stated_input_is_used_and_the_rest_is_as_the_family_has_it(tmp_path: Path) -> None:
+    stated = {"fit": "stretch", "pad": 0}
+    path = saved(tmp_path / "m.onnx", {"visionedge.head": "nanodet", "visionedge.input": json.dumps(stated)})
+    way = load_model(path).reading.preprocess
+    assert (way.fit, way.pad, way.color, way.std[0]) == ("stretch", 0, "bgr", 57.375)
+
+
+def test_picodet_is_known_by_its_maker(tmp_path: Path) -> None:
+    path = saved(tmp_path / "pico.onnx", {}, strides=(8, 16, 32, 64), classes=80, producer="PaddlePaddle")
+    model = load_model(path)
+    assert (model.head, model.input.fit, model.reading.preprocess.color) == ("picodet", "stretch", "rgb")
+
+
+def test_maps_are_paired_by_shape_whatever_their_names_say(tmp_path: Path) -> None:
+    """The outputs' names are exchanged; a sigmoid still tells which are the scores."""
+    proto = DETECTOR.proto()
+    for name in ("8", "16", "32"):
+        _rename(proto, f"scores.{name}", "aside")
+        _rename(proto, f"boxes.{name}", f"scores.{name}")
+        _rename(proto, "aside", f"boxes.{name}")
+    onnx.save(proto, tmp_path / "liar.onnx")
+    reading = load_model(tmp_path / "liar.onnx").reading
+    assert [scale.scores for scale in reading.decoder.scales] == ["boxes.8", "boxes.16", "boxes.32"]  # type: ignore[attr-defined]  # the DFL decoder's own
+
+
+def _rename(proto: onnx.ModelProto, old: str, new: str) -> None:
+    for node in proto.graph.node:
+        for index, name in enumerate(node.output):
+            if name == old:
+                node.output[index] = new
+    for value in proto.graph.output:
+        value.name = new if value.name == old else value.name
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "no.onnx") == "there is no such model file"
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    assert "cannot be read" in refusal(tmp_path)
+
+
+def test_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "empty.onnx"
+    path.touch()
+    assert "is empty" in refusal(path)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_bytes(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "noise.onnx"
+    path.write_bytes(random.Random(seed).randbytes(300))  # noqa: S311 - noise, not a secret
+    assert "is no ONNX file" in refusal(path)
+
+
+@pytest.mark.parametrize("content", [b"just text\n", b"PK\x03\x04 a zip", b"\x00" * 64, b"{}"])
+def test_other_files(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other.onnx"
+    path.write_bytes(content)
+    assert "is no ONNX file" in refusal(path)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file(tmp_path: Path, part: float) -> None:
+    content = DETECTOR.proto().SerializeToString()
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(content[: int(len(content) * part)])
+    assert "damaged" in refusal(path)
+
+
+def test_a_classifier_is_told_what_was_seen(tmp_path: Path) -> None:
+    message = refusal(classifier(tmp_path / "class.onnx"))
+    assert "no detector" in message
+    assert "image float32[1,3,8,8]" in message
+    assert "flat float32[1,3]" in message
+
+
+def test_a_model_that_could_be_two_families_is_not_guessed_at(tmp_path: Path) -> None:
+    """Four scales without a maker: NanoDet-Plus and PicoDet look alike and want different pictures."""
+    message = refusal(saved(tmp_path / "m.onnx", {}, strides=(8, 16, 32, 64), classes=80))
+    assert "Seen: " in message
+
+
+def test_an_unknown_head_in_the_metadata(tmp_path: Path) -> None:
+    message = refusal(saved(tmp_path / "m.onnx", {"visionedge.head": "yolo99"}))
+    assert "'yolo99'" in message
+    assert "known heads: " in message
+
+
+def test_a_stated_head_that_the_shapes_contradict(tmp_path: Path) -> None:
+    proto = onnx.load(classifier(tmp_path / "c.onnx"))
+    helper.set_model_props(proto, {"visionedge.head": "nanodet"})
+    onnx.save(proto, tmp_path / "c.onnx")
+    message = refusal(tmp_path / "c.onnx")
+    assert "'nanodet'" in message
+    assert "flat float32[1,3]" in message
+
+
+@pytest.mark.parametrize(
+    ("stated", "complaint"),
+    [
+        ("[1]", "no JSON object"),
+        ("{", "no JSON object"),
+        ('{"colour": "rgb"}', "unknown key 'colour'"),
+        ('{"color": "grey"}', "color must be bgr or rgb"),
+        ('{"std": [1, 0, 1]}', "std must be"),
+        ('{"mean": [1, 2]}', "mean must be"),
+        ('{"scale": "big"}', "scale must be"),
+        ('{"pad": 300}', "pad must be"),
+        ('{"resample": "area"}', "resample must be bilinear"),
+    ],
+)
+def test_wrong_statements_about_the_input(tmp_path: Path, stated: str, complaint: str) -> None:
+    metadata = {"visionedge.head": "nanodet", "visionedge.input": stated}
+    assert complaint in refusal(saved(tmp_path / "m.onnx", metadata))
+
+
+def test_stated_bins_that_the_outputs_contradict(tmp_path: Path) -> None:
+    metadata = {"visionedge.head": "nanodet", "visionedge.decode": '{"reg_max": 99}'}
+    assert "reg_max is 99, but its outputs say 7" in refusal(saved(tmp_path / "m.onnx", metadata))
+
+
+# --- external data ------------------------------------------------------------------------------------------
+
+
+def external(path: Path, **place: str) -> Path:
+    """A model whose first weight lies at `place`."""
+    proto = DETECTOR.proto()
+    weight = proto.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in place.items():
+        weight.external_data.add(key=key, value=value)
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def test_external_data_in_the_models_folder_is_read_and_counts_in_its_sha256(tmp_path: Path) -> None:
+    whole = load_model(DETECTOR.save(tmp_path / "whole.onnx"))
+    path = tmp_path / "split.onnx"
+    onnx.save(DETECTOR.proto(), path, save_as_external_data=True, location="split.bin", size_threshold=0)
+    first = load_model(path)
+    content = bytearray((tmp_path / "split.bin").read_bytes())
+    content[0] ^= 1
+    (tmp_path / "split.bin").write_bytes(content)
+    assert first.reading == whole.reading
+    assert load_model(path).sha256 != first.sha256
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "", "sub/../../secret.bin"])
+def test_external_data_outside_the_folder_is_never_opened(tmp_path: Path, location: str) -> None:
+    (tmp_path / "secret.bin").write_bytes(b"x" * 10_000)
+    (tmp_path / "models").mkdir()
+    path = external(tmp_path / "models" / "m.onnx", location=location)
+    assert "outside the model's own folder" in refusal(path)
+
+
+def test_external_data_behind_a_link_out_of_the_folder_is_never_opened(tmp_path: Path) -> None:
+    (tmp_path / "secret.bin").write_bytes(b"x" * 10_000)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "link.bin").symlink_to(tmp_path / "secret.bin")
+    path = external(tmp_path / "models" / "m.onnx", location="link.bin")
+    assert "outside the model's own folder" in refusal(path)
+
+
+def test_external_data_that_is_missing_or_too_short(tmp_path: Path) -> None:
+    path = external(tmp_path / "m.onnx", location="w.bin", offset="0", length=str(1 << 31))
+    assert "w.bin is missing" in refusal(path)
+    (tmp_path / "w.bin").write_bytes(b"short")
+    assert "ends at 5 bytes, but 2147483648 are needed" in refusal(path)
+
+
+@pytest.mark.parametrize(("key", "value"), [("offset", "-4"), ("length", "many")])
+def test_external_data_at_no_place(tmp_path: Path, key: str, value: str) -> None:
+    (tmp_path / "w.bin").write_bytes(b"x" * 100)
+    place = {"location": "w.bin", "offset": "0", "length": "4", key: value}
+    assert "the place of its external data" in refusal(external(tmp_path / "m.onnx", **place))
+
+
+# --- labels -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{0: 'cat', 1: 'dog'}",
+        '{"0": "cat", "1": "dog"}',
+        '["cat", "dog"]',
+        "('cat', 'dog')",
+        '{"1":"dog","0":"cat"}',
+    ],
+)
+def test_names_are_read_as_python_or_json(text: str) -> None:
+    assert class_names({"names": text}) == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["__import__('os').system('true')", "{0: 'cat', 2: 'dog'}", "[1, 2]", "[]", "cat, dog", "[" * 9999],
+)
+def test_names_that_are_something_else_are_refused_and_never_run(text: str) -> None:
+    with pytest.raises(ModelError, match="'names' is no list"):
+        class_names({"names": text})
+
+
+def test_labels_come_from_the_metadata_then_from_files_then_from_their_number(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    assert labels_for(path, {}, 3) == (("class-0", "class-1", "class-2"), "nothing")
+    (tmp_path / "labels.txt").write_text("a\nb\nc\n\n")
+    assert labels_for(path, {}, 3)[0] == ("a", "b", "c")
+    (tmp_path / "m.labels.txt").write_text("\ufeffx\r\ny\r\nz\r\n")
+    assert labels_for(path, {}, 3)[0] == ("x", "y", "z")
+    assert labels_for(path, {"names": "['p', 'q', 'r']"}, 3)[0] == ("p", "q", "r")
+
+
+def test_labels_of_coco_by_their_number(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    assert labels_for(path, {}, 80)[0] == COCO_80
+    ninety, ninety_one = (labels_for(path, {}, count)[0] for count in (90, 91))
+    assert (len(set(COCO_80)), len(ninety), len(ninety_one)) == (80, 90, 91)
+    assert (ninety[0], ninety[17], ninety[89]) == ("person", "dog", "toothbrush")  # COCO's 1, 18 and 90
+    assert (ninety_one[1], ninety_one[18], ninety_one[90]) == ("person", "dog", "toothbrush")
+
+
+def test_labels_for_another_number_of_classes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    with pytest.raises(ModelError, match=r"it has 3 classes, but labels\.txt names 2"):
+        labels_for(tmp_path / "m.onnx", {}, 3)
+
+
+def test_a_model_without_labels_is_used_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert load_model(DETECTOR.save(tmp_path / "m.onnx")).labels[4] == "class-4"
+    assert "put m.labels.txt beside it" in caplog.text

@@ -1,0 +1,56 @@
+"""The plan: lanes and buckets by device, and how many cores there really are."""
+
+from pathlib import Path
+
+import pytest
+
+from visionedge.inference.plan import make_plan, usable_cores
+
+
+def test_a_cpu_gets_a_lane_for_each_core_and_one_picture_at_a_time() -> None:
+    plan = make_plan("cpu", 8, None, 4)
+    assert (plan.lanes, plan.buckets, plan.max_batch) == (4, (1,), 1)
+    assert "4 usable cores" in plan.reason
+
+
+@pytest.mark.parametrize(
+    ("most", "buckets"),
+    [(1, (1,)), (2, (1, 2)), (8, (1, 2, 4, 8)), (12, (1, 2, 4, 8, 12)), (64, (1, 2, 4, 8, 16, 32, 64))],
+)
+def test_a_gpu_gets_two_lanes_and_buckets_up_to_the_largest_batch(
+    most: int, buckets: tuple[int, ...]
+) -> None:
+    plan = make_plan("cuda", most, None, 4)
+    assert (plan.lanes, plan.buckets) == (2, buckets)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_model_that_fixes_its_batch_has_that_one_bucket(device: str) -> None:
+    assert make_plan(device, 8, 3, 2).buckets == (3,)
+
+
+def test_a_batch_goes_into_the_smallest_bucket_that_holds_it() -> None:
+    plan = make_plan("cuda", 8, None, 1)
+    assert [plan.bucket(count) for count in (1, 2, 3, 5, 8, 9)] == [1, 2, 4, 8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1), ("?", 8)],
+)
+def test_a_containers_quota_counts(tmp_path: Path, quota: str, cores: int) -> None:
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert usable_cores(lambda: 8, tmp_path) == cores
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("-1", 8), ("300000", 3)])
+def test_so_does_the_quota_of_the_older_control_groups(tmp_path: Path, quota: str, cores: int) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota)
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    assert usable_cores(lambda: 8, tmp_path) == cores
+
+
+def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
+    assert usable_cores(lambda: 3, tmp_path / "none") == 3
+    assert usable_cores() >= 1
