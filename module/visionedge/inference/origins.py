@@ -27,10 +27,12 @@ _CARRIERS = frozenset(
         "Unsqueeze",
     }
 )
+_CUTTERS = frozenset({"Clip", "Max", "Min"})
 _WHOLE_MAKERS = frozenset({"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Shape"})
 _WHOLE_TYPES = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.INT8})
 _SAME_TYPE = frozenset({"Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", *_CARRIERS}) - {"Cast"}
 _DEEPEST = 64
+_LEAST_ANCHORS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ class Origin:
 
     `maker` is the operator behind all that only moves values; for a Concat, `parts` are those of its inputs.
     `count` is how many a TopK behind it chose; `modulus` what its values are the remainder of (as classes are
-    of positions in a list of pairs).
+    of positions in a list of pairs); `ceiling` the constant that its values are cut off at, as boxes are at
+    the picture's border.
     """
 
     maker: str = ""
@@ -48,6 +51,7 @@ class Origin:
     parts: tuple[str, ...] = ()
     count: int | None = None
     modulus: int | None = None
+    ceiling: float | None = None
 
 
 class _Tracer:
@@ -70,10 +74,35 @@ class _Tracer:
                 break
             name, added = step
             plus, whole, node = plus + added, whole or self.is_whole(name), self.makers.get(name)
-        if node is None:
-            return Origin("", whole, plus)
+        if node is None or node.op_type == "Constant":
+            return Origin(whole=whole or self._counts(name), plus=plus)
         parts = tuple(self.behind(key) for key in node.input) if node.op_type == "Concat" else ()
-        return Origin(node.op_type, whole, plus, parts, self._count(node), self._modulus(node))
+        return Origin(
+            node.op_type, whole, plus, parts, self._count(node), self._modulus(node), self._ceiling(name)
+        )
+
+    def _ceiling(self, name: str) -> float | None:
+        """The largest constant of the nearest Clip or Min."""
+        for _ in range(_DEEPEST):
+            node = self.makers.get(name)
+            if node is None or node.op_type not in _CUTTERS | _CARRIERS | {"Mul"}:
+                return None
+            if node.op_type in ("Clip", "Min"):
+                found = [self._largest(key) for key in node.input[1:] if key in self.constants]
+                if found:
+                    return max(found)
+            name = next((key for key in node.input if key in self.makers and key not in self.constants), "")
+        return None
+
+    def _counts(self, name: str) -> bool:
+        """Whether a constant holds whole numbers, and more than a yes or no."""
+        if name not in self.constants:
+            return False
+        values = numpy_helper.to_array(self.constants[name])
+        return bool(values.size and (values == np.round(values)).all() and values.max() > 1)
+
+    def _largest(self, name: str) -> float:
+        return float(numpy_helper.to_array(self.constants[name]).max())
 
     def _count(self, node: onnx.NodeProto) -> int | None:
         return self._number(node.input[1]) if node.op_type == "TopK" and len(node.input) > 1 else None
@@ -154,16 +183,34 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _nodes(inner)
 
 
-def suppressed_classes(model: onnx.ModelProto) -> int | None:
-    """The classes that a suppression in the graph works on; None without one, or one of a single class."""
-    nodes = [node for node in model.graph.node if node.op_type == "NonMaxSuppression"]
-    if not nodes:
-        return None
+@dataclass(frozen=True, slots=True)
+class ClassCounts:
+    """How many classes a graph that suppresses seems to know; None where nothing tells.
+
+    `suppressed`: those that its suppression works on; `scored`: those, perhaps with a background, that a
+    sigmoid or a softmax gives each anchor a score for.
+    """
+
+    suppressed: int | None = None
+    scored: int | None = None
+
+
+def count_classes(model: onnx.ModelProto) -> ClassCounts:
+    """The counts of a graph with a suppression in it; it takes a shape inference to find them."""
+    if "NonMaxSuppression" not in operators(model.graph):
+        return ClassCounts()
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
-        return None
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in inferred.value_info}
-    counts = {shapes[n.input[1]][1].dim_value for n in nodes if len(shapes.get(n.input[1], ())) == 3}
-    found = counts.pop() if len(counts) == 1 else 0
-    return found if found > 1 else None
+        return ClassCounts()
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred.value_info}
+    suppressed, scored = set(), set()
+    for node in model.graph.node:
+        shape = shapes.get(node.input[1] if node.op_type == "NonMaxSuppression" else node.output[0], [])
+        if len(shape) == 3 and node.op_type == "NonMaxSuppression" and shape[1] > 1:
+            suppressed.add(shape[1])
+        elif len(shape) == 3 and node.op_type in ("Sigmoid", "Softmax") and shape[1] >= _LEAST_ANCHORS:
+            scored.add(shape[2])
+    return ClassCounts(
+        suppressed.pop() if len(suppressed) == 1 else None, scored.pop() if len(scored) == 1 else None
+    )

@@ -9,7 +9,7 @@ from onnx import helper
 
 from visionedge.inference.closing import Closing, read_closings
 from visionedge.inference.opening import Opening, read_opening
-from visionedge.inference.origins import Origin, operators, read_origins, suppressed_classes
+from visionedge.inference.origins import ClassCounts, Origin, count_classes, operators, read_origins
 from visionedge.inference.sizes import sized
 
 Shape = tuple[int | None, ...]
@@ -37,8 +37,8 @@ class Signature:
     """Inputs, outputs and metadata of a model; `made_by`: the operator that made each output's values.
 
     `origins` and `closings` tell more of each output, `opening` what is done to the picture first and
-    `operators` which occur at all. `suppressed` is the number of classes that a suppression in the graph
-    works on, where that is known; `size` the evidence for the size of a picture that the model leaves open.
+    `operators` which occur at all. `classes` is what a suppression in the graph tells of their number,
+    `size` the evidence for the size of a picture that the model leaves open.
     """
 
     inputs: tuple[Tensor, ...]
@@ -50,7 +50,7 @@ class Signature:
     opening: Opening = field(default_factory=Opening)
     operators: frozenset[str] = frozenset()
     closings: Mapping[str, Closing] = field(default_factory=dict)
-    suppressed: int | None = None
+    classes: ClassCounts = field(default_factory=ClassCounts)
     size: str = ""
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = No
         outputs = _tensors(graph.output)
         if any(t.shape is None or None in t.shape[1:] for t in outputs):
             outputs = _inferred(model, outputs)
-        suppressed = suppressed_classes(model)
+        classes = count_classes(model)
     return Signature(
         inputs=inputs,
         outputs=outputs,
@@ -86,7 +86,7 @@ def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = No
         origins=read_origins(graph),
         opening=_opening(graph, inputs),
         operators=operators(graph),
-        suppressed=suppressed,
+        classes=classes,
         size=size,
     )
 

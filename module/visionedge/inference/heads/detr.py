@@ -1,0 +1,292 @@
+"""Detectors that answer a fixed set of queries (RT-DETR, D-FINE, DEIM, RF-DETR): no anchors, no suppression.
+
+They come in three forms: a finished list (labels, boxes, scores) with the size of the picture as a second
+input; logits and boxes for each query; both side by side in one output, as Ultralytics writes them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from visionedge.errors import ModelError
+from visionedge.inference.grids import part, pyramid, to_corners
+from visionedge.inference.lists import listed_rows
+from visionedge.inference.nodes import Nodes
+from visionedge.inference.preparation import prepared
+from visionedge.inference.reading import NetworkInput, Preprocess, Reading, picture_input
+from visionedge.inference.rows import best_rows
+from visionedge.inference.signature import Signature, Tensor
+from visionedge.inference.ultralytics import detects
+
+PLAIN_INPUT = Preprocess("rgb", 1 / 255, fit="stretch")
+IMAGENET_INPUT = Preprocess("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "stretch")
+
+MOST_QUERIES = 2000
+_ATTENTION = ({"Softmax", "MatMul"}, {"Attention"}, {"MultiHeadAttention"}, {"Softmax", "Gemm"})
+_SOFTMAX_QUERIES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class DetrList:
+    """Decodes a finished list; `sizes` is the input that takes (width, height), float or whole."""
+
+    labels: str
+    boxes: str
+    scores: str
+    sizes: str
+    sizes_dtype: str
+    count: int | None
+    width_px: int
+    height_px: int
+
+    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:
+        """A size of 1 x 1, so that boxes come relative: so it does not matter if it is (w, h) or (h, w)."""
+        corner = part(nodes, part(nodes, part(nodes, pictures, 0, 1, 1), 0, 1, 2), 0, 1, 3)
+        nothing = nodes.add("Mul", nodes.cast(nodes.reshape(corner, -1, 1), "float32"), nodes.floats(0.0))
+        ones = nodes.add("Add", nothing, nodes.floats(1.0, 1.0))
+        return {self.sizes: nodes.cast(ones, self.sizes_dtype)}
+
+    def rows(self, nodes: Nodes, limit: int) -> str:
+        """The list, by falling score."""
+        scale = nodes.floats(*[self.width_px, self.height_px] * 2)
+        return listed_rows(
+            nodes,
+            nodes.add("Mul", nodes.cast(self.boxes, "float32"), scale),
+            nodes.cast(self.scores, "float32"),
+            nodes.cast(self.labels, "float32"),
+            count=self.count,
+            limit=limit,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class QueryDecoder:
+    """Decodes scores [N, Q, C] and boxes [N, Q, 4] (centre and size, 0-1), or both in one [N, Q, 4 + C]."""
+
+    boxes: str
+    scores: str
+    queries: int
+    classes: int
+    width_px: int
+    height_px: int
+    sigmoid: bool
+
+    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
+        """Nothing: the picture is the only input."""
+        return {}
+
+    def rows(self, nodes: Nodes, limit: int) -> str:
+        """The best pairs of query and class."""
+        boxes = nodes.cast(self.boxes, "float32")
+        scores = boxes if self.boxes == self.scores else nodes.cast(self.scores, "float32")
+        if self.boxes == self.scores:
+            boxes, scores = part(nodes, boxes, 0, 4, 2), part(nodes, boxes, 4, 4 + self.classes, 2)
+        return best_rows(
+            nodes,
+            scores,
+            lambda chosen, count: self._corners(nodes, boxes, chosen, count),
+            anchors=self.queries,
+            classes=self.classes,
+            limit=limit,
+            activate=(lambda n, values: n.add("Sigmoid", values)) if self.sigmoid else None,
+        )
+
+    def _corners(self, nodes: Nodes, boxes: str, chosen: str, count: int) -> str:
+        scale = nodes.floats(*[self.width_px, self.height_px] * 2)
+        picked = nodes.add("Mul", nodes.pick(boxes, chosen, count, 4), scale)
+        return to_corners(nodes, part(nodes, picked, 0, 2, 2), part(nodes, picked, 2, 4, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Detr:
+    """Labels, boxes and scores, and a second input for the size: exports of RT-DETR, D-FINE and DEIM."""
+
+    name: str = "detr"
+
+    def read(self, signature: Signature) -> Reading | None:
+        """A reading where two inputs and three outputs fit, told apart by shapes and types."""
+        picture = picture_input(signature)
+        sizes = _sizes(signature)
+        found = _list(signature)
+        if picture is None or sizes is None or found is None:
+            return None
+        labels, boxes, scores = found
+        origin = signature.origins.get(scores.name)
+        count = _known(boxes, 1) or _known(scores, 1) or (origin.count if origin is not None else None)
+        remainder = signature.origins.get(labels.name)
+        classes = (remainder.modulus if remainder is not None else None) or 0
+        decoder = DetrList(
+            labels.name,
+            boxes.name,
+            scores.name,
+            sizes.name,
+            sizes.dtype,
+            count,
+            picture.width_px,
+            picture.height_px,
+        )
+        clauses = [
+            f"a list of {count or 'any number of'} boxes with whole labels; {sizes.name} takes the size"
+        ]
+        if classes:
+            clauses.append(f"labels are the remainder of {classes}")
+        return _reading(self.name, signature, picture, decoder, classes=classes, clauses=clauses)
+
+
+@dataclass(frozen=True, slots=True)
+class DetrRaw:
+    """Logits and boxes for each query: exports of RF-DETR, and of the others from Hugging Face."""
+
+    name: str = "detr-raw"
+
+    def read(self, signature: Signature) -> Reading | None:
+        """A reading where scores and boxes answer the same queries of a transformer.
+
+        Raises:
+            ModelError: it is one of the first DETRs, whose scores may be a softmax's.
+        """
+        picture = picture_input(signature)
+        pair = _pair(signature)
+        if picture is None or pair is None or len(signature.inputs) != 1:
+            return None
+        scores, boxes = pair
+        if not _answers(signature, signature.made_by.get(boxes.name, "")):
+            return None
+        queries, classes = _known(scores, 1) or 0, _known(scores, 2) or 0
+        made = signature.made_by.get(scores.name)
+        if not _may_be_queries(queries, picture) or made == "Softmax":
+            return None
+        if queries == _SOFTMAX_QUERIES and signature.metadata.get("visionedge.head") != self.name:
+            raise ModelError(
+                "answers 100 queries, as the first DETRs do, whose scores are a softmax's: not known here; "
+                f"if they are a sigmoid's, state head: {self.name} in MODEL.yaml beside it"
+            )
+        decoder = QueryDecoder(
+            boxes.name, scores.name, queries, classes, picture.width_px, picture.height_px, made != "Sigmoid"
+        )
+        clauses = [f"scores of {classes} classes and boxes for {queries} queries"]
+        return _reading(self.name, signature, picture, decoder, classes=classes, clauses=clauses)
+
+
+@dataclass(frozen=True, slots=True)
+class DetrJoined:
+    """RT-DETR as Ultralytics exports it: boxes and scores of each query side by side."""
+
+    name: str = "rtdetr-ultralytics"
+
+    def read(self, signature: Signature) -> Reading | None:
+        """A reading where the one output joins boxes and a sigmoid's scores, for queries, not for cells."""
+        picture = picture_input(signature)
+        if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 1:
+            return None
+        output = signature.outputs[0]
+        origin = signature.origins.get(output.name)
+        parts = origin.parts if origin is not None else ()
+        queries, width = _known(output, 1) or 0, _known(output, 2) or 0
+        if _rank(output) != 3 or width < 5 or len(parts) != 2 or parts[1] != "Sigmoid":
+            return None
+        if not _may_be_queries(queries, picture) or not _may_be_queries(width, picture):
+            return None
+        if not _answers(signature, parts[0]) or not detects(signature, width - 4):
+            return None
+        decoder = QueryDecoder(
+            output.name, output.name, queries, width - 4, picture.width_px, picture.height_px, sigmoid=False
+        )
+        clauses = [
+            f"one output joins the boxes and a sigmoid's scores of {queries} queries, which are no cells"
+        ]
+        return _reading(self.name, signature, picture, decoder, classes=width - 4, clauses=clauses)
+
+
+HEADS = (Detr(), DetrRaw(), DetrJoined())
+
+
+def _reading(
+    name: str,
+    signature: Signature,
+    picture: NetworkInput,
+    decoder: DetrList | QueryDecoder,
+    *,
+    classes: int,
+    clauses: list[str],
+) -> Reading:
+    family, reason = _family(signature)
+    way, evidence = prepared(signature, picture, family)
+    if signature.metadata.get("visionedge.head") == name:
+        clauses = ["the head is stated", *clauses]
+    return Reading(
+        head=name,
+        input=picture,
+        preprocess=way,
+        decoder=decoder,
+        class_count=classes,
+        suppress=False,
+        evidence=(*clauses, reason, *evidence),
+    )
+
+
+def _family(signature: Signature) -> tuple[Preprocess, str]:
+    """How such backbones were trained: DINO's and the first ResNets with ImageNet's mean, others without."""
+    kernels = signature.opening.kernels
+    if any(side == stride and side >= 8 for side, stride in kernels):
+        return (
+            IMAGENET_INPUT,
+            "it starts with patches, as DINO's transformers do: ImageNet's mean and deviation",
+        )
+    if any(side == 7 for side, _ in kernels):
+        return IMAGENET_INPUT, "it starts with 7 x 7, as the first ResNets do: ImageNet's mean and deviation"
+    return PLAIN_INPUT, "it starts with small convolutions: pixels of 0-1 and no mean"
+
+
+def _list(signature: Signature) -> tuple[Tensor, Tensor, Tensor] | None:
+    """(labels, boxes, scores): whole [N, n], float [N, n, 4], float [N, n]."""
+    if len(signature.outputs) != 3:
+        return None
+    labels = [t for t in signature.outputs if _rank(t) == 2 and t.dtype in ("int64", "int32")]
+    boxes = [t for t in signature.outputs if _rank(t) == 3 and _known(t, 2) == 4 and _is_float(t)]
+    scores = [t for t in signature.outputs if _rank(t) == 2 and _is_float(t)]
+    if not len(labels) == len(boxes) == len(scores) == 1:
+        return None
+    found = labels[0], boxes[0], scores[0]
+    return found if len({_known(t, 1) for t in found} - {None}) <= 1 else None
+
+
+def _sizes(signature: Signature) -> Tensor | None:
+    """The second of two inputs, if it is whole [N, 2]."""
+    others = [t for t in signature.inputs if _rank(t) == 2 and _known(t, 1) in (2, None)]
+    if len(signature.inputs) != 2 or len(others) != 1 or others[0].dtype not in ("int64", "int32"):
+        return None
+    return others[0]
+
+
+def _pair(signature: Signature) -> tuple[Tensor, Tensor] | None:
+    """(scores, boxes) of the same queries; where both are four wide, a sigmoid makes the boxes."""
+    outputs = signature.outputs
+    if len(outputs) != 2 or not all(_rank(t) == 3 and _is_float(t) and _known(t, 2) for t in outputs):
+        return None
+    ways = [(a, b) for a, b in (outputs, outputs[::-1]) if _known(b, 2) == 4 and _known(a, 1) == _known(b, 1)]
+    if len(ways) > 1:
+        ways = [way for way in ways if signature.made_by.get(way[1].name) == "Sigmoid"]
+    return ways[0] if len(ways) == 1 else None
+
+
+def _answers(signature: Signature, boxes_by: str) -> bool:
+    """Whether it attends, or a sigmoid makes its boxes as no anchor's are made; and suppresses nothing."""
+    attends = any(operators <= signature.operators for operators in _ATTENTION)
+    return (attends or boxes_by == "Sigmoid") and "NonMaxSuppression" not in signature.operators
+
+
+def _may_be_queries(count: int, picture: NetworkInput) -> bool:
+    cells = (pyramid(count, picture.width_px, picture.height_px, each) for each in (1, 3))
+    return 0 < count <= MOST_QUERIES and not any(cells)
+
+
+def _rank(tensor: Tensor) -> int:
+    return -1 if tensor.shape is None else len(tensor.shape)
+
+
+def _known(tensor: Tensor, axis: int) -> int | None:
+    return tensor.shape[axis] if tensor.shape is not None and len(tensor.shape) > axis else None
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.dtype in ("float32", "float16")
