@@ -186,6 +186,7 @@ def open_engine(
             if isinstance(opened, Engine):
                 return _announced(opened)
             verdict = opened
+            opening.on_cpu(verdict).close()  # a model that the CPU cannot run either is to blame itself
         if not inference.fallback and inference.device != "auto":
             raise DeviceError(
                 f"device {device} was demanded with fallback off and is not usable: {verdict.reason}"
