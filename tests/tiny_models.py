@@ -48,9 +48,7 @@ class TinyDetector:
 
     def proto(self) -> onnx.ModelProto:
         """The model."""
-        random = np.random.default_rng(self.seed)
         nodes: list[onnx.NodeProto] = []
-        weights: list[onnx.TensorProto] = []
         source = "image"
         if self.layout == "NHWC":
             nodes.append(helper.make_node("Transpose", [source], ["moved"], perm=[0, 3, 1, 2]))
@@ -58,31 +56,36 @@ class TinyDetector:
         if self.dtype != "float32":
             nodes.append(helper.make_node("Cast", [source], ["floats"], to=TensorProto.FLOAT))
             source = "floats"
+        weights: list[onnx.TensorProto] = []
         outputs = []
-        for stride, columns, rows in self.grids():
+        random = np.random.default_rng(self.seed)
+        for grid in self.grids():
             for kind, width in (("scores", self.classes), ("boxes", 4 * (self.reg_max + 1))):
-                name = f"{kind}.{stride}"
-                kernel = random.normal(0, 0.6 / stride, (width, 3, stride, stride)).astype(np.float32)
-                if self.dtype == "uint8":
-                    kernel /= 100
-                weights.append(numpy_helper.from_array(kernel, f"{name}.kernel"))
-                pads = [0, 0, rows * stride - self.height_px, columns * stride - self.width_px]
-                nodes.append(
-                    helper.make_node(
-                        "Conv",
-                        [source, f"{name}.kernel"],
-                        [f"{name}.map"],
-                        strides=[stride, stride],
-                        pads=pads,
-                    )
-                )
-                nodes += self._as_list(name, kind, width, columns * rows, weights)
-                outputs.append(
-                    helper.make_tensor_value_info(
-                        name, TensorProto.FLOAT, [self.batch or "N", columns * rows, width]
-                    )
-                )
+                name = f"{kind}.{grid[0]}"
+                nodes.append(self._convolution(name, source, width, grid, random, weights))
+                cells = grid[1] * grid[2]
+                nodes += self._as_list(name, kind, width, cells, weights)
+                shape = [self.batch or "N", cells, width]
+                outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         return self._model(nodes, weights, outputs)
+
+    def _convolution(
+        self,
+        name: str,
+        source: str,
+        width: int,
+        grid: tuple[int, int, int],
+        random: np.random.Generator,
+        weights: list[onnx.TensorProto],
+    ) -> onnx.NodeProto:
+        stride, columns, rows = grid
+        kernel = random.normal(0, 0.6 / stride, (width, 3, stride, stride)).astype(np.float32)
+        if self.dtype == "uint8":
+            kernel /= 100
+        weights.append(numpy_helper.from_array(kernel, f"{name}.kernel"))
+        pads = [0, 0, rows * stride - self.height_px, columns * stride - self.width_px]
+        inputs, outputs = [source, f"{name}.kernel"], [f"{name}.map"]
+        return helper.make_node("Conv", inputs, outputs, strides=[stride, stride], pads=pads)
 
     def _as_list(
         self, name: str, kind: str, width: int, cells: int, weights: list[onnx.TensorProto]

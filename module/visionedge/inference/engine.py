@@ -188,13 +188,17 @@ def open_engine(
             verdict = opened
             opening.on_cpu(verdict).close()  # a model that the CPU cannot run either is to blame itself
         if not inference.fallback and inference.device != "auto":
-            raise DeviceError(
-                f"device {device} was demanded with fallback off and is not usable: {verdict.reason}"
-                f" ({verdict.code}); {REMEDIES[verdict.code]}",
-                verdict.code,
-            )
+            raise _unusable(device, verdict)
         first = first or verdict
     return _announced(opening.on_cpu(first or Verdict(Reason.ASKED_CPU, "the CPU was asked for")))
+
+
+def _unusable(device: Effective, verdict: Verdict) -> DeviceError:
+    return DeviceError(
+        f"device {device} was demanded with fallback off and is not usable: {verdict.reason}"
+        f" ({verdict.code}); {REMEDIES[verdict.code]}",
+        verdict.code,
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
