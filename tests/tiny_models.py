@@ -62,7 +62,9 @@ class TinyDetector:
         for grid in self.grids():
             for kind, width in (("scores", self.classes), ("boxes", 4 * (self.reg_max + 1))):
                 name = f"{kind}.{grid[0]}"
-                nodes.append(self._convolution(name, source, width, grid, random, weights))
+                nodes.append(
+                    self._convolution(name, source, width=width, grid=grid, random=random, weights=weights)
+                )
                 cells = grid[1] * grid[2]
                 nodes += self._as_list(name, kind, width, cells, weights)
                 shape = [self.batch or "N", cells, width]
@@ -73,6 +75,7 @@ class TinyDetector:
         self,
         name: str,
         source: str,
+        *,
         width: int,
         grid: tuple[int, int, int],
         random: np.random.Generator,
