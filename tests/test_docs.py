@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from visionedge.__main__ import EXIT_CODES
+from visionedge.cli.arguments import EXIT_CODES
 from visionedge.config import CameraConfig, Config
 from visionedge.inference.batcher import Drop
 from visionedge.inference.devices import Reason

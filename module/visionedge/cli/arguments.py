@@ -1,0 +1,91 @@
+"""What the verbs share: the parser with one-line errors, exit codes, and the kinds of arguments."""
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from visionedge.uris import redact
+
+EXIT_CODES = (
+    "exit codes: 0 fine, 1 the work failed, 2 bad arguments, 3 this machine cannot do what was demanded"
+)
+
+DEVICES = ("auto", "cuda", "tensorrt", "cpu")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {redact(message)}; see {self.prog} --help\n")
+
+
+Verbs = Any
+"""argparse's subparsers action; its class has no public name."""
+
+
+def verb(
+    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int], help_line: str, examples: str
+) -> argparse.ArgumentParser:
+    """A verb, or a word below one, with its examples and what all of them take."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=help_line,
+        description=help_line,
+        epilog=f"examples:\n{examples}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default=os.environ.get("VISIONEDGE_LOG_LEVEL", "info"),
+        help="how much is told on stderr (default: %(default)s, or VISIONEDGE_LOG_LEVEL)",
+    )
+    return parser
+
+
+def add_model_and_device(parser: argparse.ArgumentParser) -> None:
+    """What every verb that computes takes."""
+    parser.add_argument(
+        "--model", metavar="PATH", help="an ONNX file (default: the bundled NanoDet, COCO-80)"
+    )
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        help="auto = CUDA where it works, else the CPU (default: auto)",
+    )
+
+
+def data_folder(environ: Mapping[str, str]) -> Path:
+    """Where state lives: VISIONEDGE_DATA, else the user's data folder."""
+    if folder := environ.get("VISIONEDGE_DATA"):
+        return Path(folder)
+    base = environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "visionedge"
+
+
+def seconds(text: str) -> float:
+    """An argument above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is no time above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """An argument from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not from 0 to 1")
+    return value
+
+
+def count(text: str) -> int:
+    """An argument of 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not 1 or more")
+    return value

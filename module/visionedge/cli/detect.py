@@ -1,0 +1,50 @@
+"""`visionedge detect`: objects in pictures, folders and videos."""
+
+import argparse
+import os
+from pathlib import Path
+
+from visionedge import config
+from visionedge.cli.arguments import Verbs, add_model_and_device, share, verb
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add the verb `detect`."""
+    parser = verb(
+        verbs,
+        "detect",
+        _detect,
+        "find objects in pictures, folders of pictures, and videos",
+        "  visionedge detect photo.jpg\n"
+        "  visionedge detect photos/ clip.mp4 --annotate out/     look at the boxes\n"
+        "  visionedge detect photos/ --json --confidence 0.25 | jq '.detections[].label'",
+    )
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="a picture, a folder of pictures, or a video"
+    )
+    parser.add_argument("--json", action="store_true", help="one frame object a line instead of words")
+    parser.add_argument("--annotate", metavar="DIR", help="write the pictures with their boxes there")
+    add_model_and_device(parser)
+    parser.add_argument("--confidence", type=share, metavar="X", help="the least score told (default: 0.3)")
+
+
+def _detect(arguments: argparse.Namespace) -> int:
+    from visionedge.detect import Request, detect
+
+    inference: config.Document = {}
+    if arguments.device:
+        inference["device"] = arguments.device
+    if arguments.confidence is not None:
+        inference["confidence"] = arguments.confidence
+    document = config.merge(config.from_environment(os.environ), {"inference": inference})
+    checked = config.validate(document)
+    model = arguments.model or checked.model.path
+    return detect(
+        Request(
+            paths=tuple(Path(path) for path in arguments.paths),
+            model=Path(model) if model else None,
+            inference=checked.inference,
+            as_json=arguments.json,
+            annotate=Path(arguments.annotate) if arguments.annotate else None,
+        )
+    )

@@ -1,0 +1,97 @@
+"""`visionedge run`: the module."""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from visionedge import config
+from visionedge.cli.arguments import Verbs, add_model_and_device, data_folder, seconds, verb
+from visionedge.errors import ConfigError
+from visionedge.uris import FORMS, redact
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add the verb `run`."""
+    parser = verb(
+        verbs,
+        "run",
+        _run,
+        "the module: analyse cameras, answer over HTTP, send what was seen to IoT Hub",
+        "  visionedge run                                        the bundled clip, on http://127.0.0.1:8080/\n"
+        "  visionedge run --camera dock=rtsp://192.0.2.5/stream1 --camera yard=yard.mp4\n"
+        "  visionedge run --config vision.yaml --http 0.0.0.0:8080\n"
+        "  visionedge run --messages out.jsonl --duration 60     see what IoT Hub would get",
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON; also VISIONEDGE_CONFIG")
+    parser.add_argument(
+        "--camera",
+        action="append",
+        default=[],
+        metavar="NAME=URI",
+        help=f"repeatable; {FORMS.replace('%', '%%')}",
+    )
+    add_model_and_device(parser)
+    parser.add_argument("--http", metavar="HOST:PORT", help="where to listen (default: 127.0.0.1:8080)")
+    parser.add_argument(
+        "--messages", metavar="FILE", help="also append every outgoing message to this JSON Lines file"
+    )
+    parser.add_argument("--duration", type=seconds, metavar="SECONDS", help="stop by itself after this long")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from visionedge.edge.identity import Identity
+    from visionedge.service import Options, run
+
+    inside = Identity.from_environ(os.environ) is not None
+    document = run_document(arguments, os.environ, inside_iot_edge=inside)
+    return run(
+        Options(
+            config=config.validate(document),
+            data=data_folder(os.environ),
+            messages=Path(arguments.messages) if arguments.messages else None,
+            duration_s=arguments.duration,
+        )
+    )
+
+
+def run_document(
+    arguments: argparse.Namespace, environ: Mapping[str, str], *, inside_iot_edge: bool
+) -> config.Document:
+    """The configuration document of `run`: the file, the environment over it, the arguments over both."""
+    path = arguments.config or environ.get("VISIONEDGE_CONFIG")
+    document = config.read_file(Path(path)) if path else {}
+    document = config.merge(document, config.from_environment(environ))
+    document = config.merge(document, _overrides(arguments))
+    if not document.get("cameras") and not path and not inside_iot_edge:
+        # Somebody who just wants to see it run gets something to look at.
+        document["cameras"] = {"demo": {"uri": "demo:"}}
+    return document
+
+
+def _overrides(arguments: argparse.Namespace) -> config.Document:
+    over: config.Document = {}
+    if arguments.camera:
+        over["cameras"] = _cameras(arguments.camera)
+    if arguments.model:
+        over["model"] = {"path": arguments.model, "url": None, "sha256": None}
+    if arguments.device:
+        over["inference"] = {"device": arguments.device}
+    if arguments.http:
+        over["http"] = config.http_address(arguments.http, "--http")
+    return over
+
+
+def _cameras(pairs: Sequence[str]) -> config.Document:
+    cameras: config.Document = {}
+    problems = []
+    for pair in pairs:
+        name, equals, uri = pair.partition("=")
+        if not equals or not config.CAMERA_NAME.fullmatch(name):
+            problems.append(f"--camera {redact(pair)}: write NAME=URI, with a NAME of a-z, 0-9 and '-'")
+        elif name in cameras:
+            problems.append(f"--camera {name}: the name is given twice")
+        cameras[name] = {"uri": uri}
+    if problems:
+        raise ConfigError(problems)
+    return cameras
