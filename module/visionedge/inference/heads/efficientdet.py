@@ -120,6 +120,6 @@ def _check_range(signature: Signature, picture: NetworkInput) -> None:
     if picture.dtype == "uint8" or signature.opening.scales or {"scale", "mean", "std"} & set(stated):
         return
     raise ModelError(
-        "is an EfficientDet that takes floats and normalises nothing itself: whether with ImageNet's mean or its "
-        "own is not known; state input.scale, input.mean and input.std in MODEL.yaml beside it"
+        "is an EfficientDet that takes floats and normalises nothing itself: whether with ImageNet's mean or "
+        "its own is not known; state input.scale, input.mean and input.std in MODEL.yaml beside it"
     )
