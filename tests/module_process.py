@@ -83,7 +83,8 @@ class ModuleProcess:
         """The JSON document at a path, whatever its status."""
         try:
             with urllib.request.urlopen(self.ready().rstrip("/") + path, timeout=15) as answer:  # noqa: S310 - http, by ready()
-                return json.loads(answer.read())
+                body = answer.read()
+                return json.loads(body) if body else None  # 204: nothing newer
         except urllib.error.HTTPError as error:
             with error:
                 return json.loads(error.read())
