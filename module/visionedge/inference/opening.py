@@ -190,8 +190,8 @@ def read_level(
 ) -> tuple[float, float] | None:
     """The mean of the pixels that a convolution with a batch normalisation was trained on, and a correlation.
 
-    Normalisation takes off what the mean pixel gives each channel, the mean times the sum of its weights: folded
-    into the bias it shows as the slope of the biases over those sums. It is blurred by what else is learned.
+    Normalisation takes off what the mean pixel gives each channel, the mean times the sum of its weights:
+    folded into the bias it shows as the slope of biases over those sums, blurred by what else is learned.
     """
     parts = [weights(key) for key in node.input[1:3]]
     kernel = parts[0] if parts else None

@@ -1,4 +1,4 @@
-"""PaddleDetection's exports with the suppression in the graph: [n, 6] as class, score and box, and their number.
+"""PaddleDetection's exports with the suppression in the graph: [n, 6] as class, score, box, and a count.
 
 Beside the picture they take what it was scaled by, `scale_factor` (height, width), and some its size,
 `im_shape` (height, width): both are told that it was not scaled, so boxes come in input pixels.
@@ -157,9 +157,9 @@ def _family(signature: Signature) -> tuple[Preprocess, str]:
     if -0.3 <= mean <= 0.15 and correlation <= 0.25:
         return (
             IMAGENET_INPUT,
-            f"its first convolution is used to a mean of {mean:.2f}: ImageNet's mean taken off",
+            f"its first convolution is used to a mean of {mean:.2f}: ImageNet's taken off",
         )
     raise ModelError(
-        "is a Paddle model, but nothing in it tells whether ImageNet's mean is taken off its pixels (as PP-YOLOE "
-        "and PicoDet have it) or not (PP-YOLOE+); state input.scale, input.mean and input.std in MODEL.yaml"
+        "is a Paddle model, but nothing in it tells whether ImageNet's mean is taken off its pixels (as for "
+        "PP-YOLOE and PicoDet) or not (PP-YOLOE+); state input.scale, input.mean and input.std in MODEL.yaml"
     )

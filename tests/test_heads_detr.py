@@ -1,0 +1,323 @@
+"""Detectors that answer queries: RT-DETR, D-FINE, DEIM, RF-DETR in the forms they are exported in."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tiny_graphs import Graph, by_score, compiled_rows, network, noise_pictures, state
+from visionedge.errors import ModelError
+from visionedge.inference.model import load_model
+
+WIDTH_PX, HEIGHT_PX = 96, 64
+QUERIES, CLASSES = 25, 7
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def _plain(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """RGB of 0-1, as the original training code makes it."""
+    rgb = pictures[..., ::-1].astype(np.float64) / 255
+    return np.ascontiguousarray(rgb.transpose(0, 3, 1, 2).astype(np.float32))
+
+
+def _imagenet(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    rgb = (pictures[..., ::-1].astype(np.float64) / 255 - MEAN) / STD
+    return np.ascontiguousarray(rgb.transpose(0, 3, 1, 2).astype(np.float32))
+
+
+def _queries(graph: Graph, picture: str, *, side: int = 3, stride: int = 2) -> tuple[str, str]:
+    """Logits [N, Q, C] and relative boxes [N, Q, 4]."""
+    logits = graph.attend(
+        graph.features(picture, QUERIES * CLASSES, side=side, stride=stride), QUERIES, CLASSES
+    )
+    places = graph.add(
+        "Add", graph.features(picture, QUERIES * 4, side=side, stride=stride), graph.noise(QUERIES * 4)
+    )
+    boxes = graph.add("Sigmoid", graph.add("Reshape", places, graph.whole(-1, QUERIES, 4)))
+    return logits, boxes
+
+
+def _corners(graph: Graph, boxes: str) -> str:
+    def column(index: int) -> str:
+        return graph.add("Slice", boxes, graph.whole(index), graph.whole(index + 1), graph.whole(2))
+
+    x, y, w, h = (column(i) for i in range(4))
+    half = graph.constant(0.5)
+    half_w, half_h = graph.add("Mul", w, half), graph.add("Mul", h, half)
+    sides = [("Sub", x, half_w), ("Sub", y, half_h), ("Add", x, half_w), ("Add", y, half_h)]
+    return graph.add("Concat", *(graph.add(*side) for side in sides), axis=2)
+
+
+def _finished(
+    path: Path, *, batch: int | str = "N", chosen: int = 20, dtype: str = "float32", opset: int = 17
+) -> Path:
+    """RT-DETR's own export: a list chosen in the graph, boxes in the pixels of orig_target_sizes."""
+    graph = Graph(opset)
+    picture = graph.input("images", dtype, batch, 3, HEIGHT_PX, WIDTH_PX)
+    floats = picture if dtype == "float32" else graph.add("Cast", picture, to=1)
+    sizes = graph.input("orig_target_sizes", "int64", batch, 2)
+    logits, boxes = _queries(graph, floats)
+    wide = graph.add("Tile", sizes, graph.whole(1, 2))
+    scale = graph.add("Cast", graph.add("Unsqueeze", wide, graph.whole(1)), to=1)
+    corners = graph.add("Mul", _corners(graph, boxes), scale)
+    flat = graph.add("Flatten", graph.add("Sigmoid", logits), axis=1)
+    best = graph.add("TopK", flat, graph.whole(chosen), outputs=2)
+    classes = graph.constant(CLASSES, "int64")
+    query = graph.add("Div", f"{best}.1", classes)
+    labels = graph.add("Sub", f"{best}.1", graph.add("Mul", query, classes))
+    places = graph.add("Tile", graph.add("Unsqueeze", query, graph.whole(2)), graph.whole(1, 1, 4))
+    picked = graph.add("GatherElements", corners, places, axis=1)
+    # The names lie: what counts is the shapes.
+    graph.output(labels, "scores", "int64", batch, chosen)
+    graph.output(picked, "labels", "float32", batch, chosen, 4)
+    graph.output(best, "boxes", "float32", batch, chosen)
+    return graph.save(path)
+
+
+def _raw(
+    path: Path,
+    *,
+    side: int = 3,
+    stride: int = 2,
+    activation: str | None = None,
+    opening: str | None = None,
+) -> Path:
+    """The export of logits and boxes, as Hugging Face and RF-DETR have it."""
+    graph = Graph()
+    picture = graph.input("pixel_values", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
+    if opening == "imagenet":
+        less = graph.add("Sub", picture, graph.constant(MEAN.reshape(1, 3, 1, 1)))
+        picture = graph.add("Div", less, graph.constant(STD.reshape(1, 3, 1, 1)))
+    elif opening == "bytes":
+        picture = graph.add("Div", picture, graph.constant(255.0))
+    logits, boxes = _queries(graph, picture, side=side, stride=stride)
+    if activation is not None:
+        logits = graph.add(activation, logits)
+    graph.output(boxes, "dets", "float32", "N", QUERIES, 4)
+    graph.output(logits, "labels", "float32", "N", QUERIES, CLASSES)
+    return graph.save(path)
+
+
+def _joined(path: Path, **metadata: str) -> Path:
+    """RT-DETR as Ultralytics exports it."""
+    graph = Graph()
+    picture = graph.input("images", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
+    logits, boxes = _queries(graph, picture)
+    joined = graph.add("Concat", boxes, graph.add("Sigmoid", logits), axis=2)
+    graph.output(joined, "output0", "float32", "N", QUERIES, 4 + CLASSES)
+    return graph.save(path, metadata)
+
+
+def _slow_rows(scores: NDArray[Any], boxes: NDArray[Any], limit: int) -> NDArray[np.float64]:
+    """Each pair of query and class, one by one; boxes from centre and size to corners in pixels."""
+    rows = []
+    for (x, y, w, h), line in zip(boxes.tolist(), scores.tolist(), strict=True):
+        for class_id, score in enumerate(line):
+            corners = (
+                (x - w / 2) * WIDTH_PX,
+                (y - h / 2) * HEIGHT_PX,
+                (x + w / 2) * WIDTH_PX,
+                (y + h / 2) * HEIGHT_PX,
+            )
+            rows.append((*corners, score, class_id))
+    return by_score(rows)[:limit]
+
+
+def _sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
+    values = [1 / (1 + math.exp(-value)) for value in logits.ravel().tolist()]
+    return np.array(values).reshape(logits.shape)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_finished_list_comes_back_in_input_pixels_whatever_its_outputs_are_called(
+    tmp_path: Path, count: int
+) -> None:
+    path = _finished(tmp_path / "rtdetr.onnx")
+    model = load_model(path)
+    pictures = noise_pictures(count, WIDTH_PX, HEIGHT_PX)
+    rows = compiled_rows(model, pictures)
+    assert model.head == "detr"
+    assert model.reading.class_count == CLASSES
+    assert not model.reading.suppress
+    assert rows.shape == (count, 20, 6)
+    sizes = np.array([[WIDTH_PX, HEIGHT_PX]] * count, np.int64)
+    bare = network(path, {"images": _plain(pictures), "orig_target_sizes": sizes})
+    for i in range(count):
+        np.testing.assert_allclose(rows[i, :, :4], bare["labels"][i], atol=1e-3)
+        np.testing.assert_allclose(rows[i, :, 4], bare["boxes"][i], atol=1e-5)
+        np.testing.assert_array_equal(rows[i, :, 5], bare["scores"][i])
+
+
+@pytest.mark.parametrize(("dtype", "opset"), [("float16", 13), ("float32", 11 + 2), ("float32", 20)])
+def test_a_finished_list_works_in_half_floats_and_other_opsets(
+    tmp_path: Path, dtype: str, opset: int
+) -> None:
+    path = _finished(tmp_path / "rtdetr.onnx", batch=1, dtype=dtype, opset=opset)
+    pictures = noise_pictures(2, WIDTH_PX, HEIGHT_PX)
+    rows = compiled_rows(load_model(path), pictures, limit=5)
+    sizes = np.array([[WIDTH_PX, HEIGHT_PX]], np.int64)
+    for i in range(2):
+        tensor = _plain(pictures[i : i + 1]).astype(dtype)
+        bare = network(path, {"images": tensor, "orig_target_sizes": sizes})
+        np.testing.assert_allclose(rows[i, :, :4], bare["labels"][0, :5], atol=0.1)
+        np.testing.assert_allclose(rows[i, :, 4], bare["boxes"][0, :5], atol=2e-3)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_logits_and_boxes_become_the_best_pairs_of_query_and_class(tmp_path: Path, count: int) -> None:
+    path = _raw(tmp_path / "dfine.onnx")
+    model = load_model(path)
+    pictures = noise_pictures(count, WIDTH_PX, HEIGHT_PX)
+    rows = compiled_rows(model, pictures, limit=50)
+    assert (model.head, model.reading.class_count, model.input.fit) == ("detr-raw", CLASSES, "stretch")
+    bare = network(path, {"pixel_values": _plain(pictures)})
+    for i in range(count):
+        expected = _slow_rows(_sigmoid(bare["labels"][i]), bare["dets"][i], 50)
+        np.testing.assert_allclose(rows[i, :, :4], expected[:, :4], atol=1e-3)
+        np.testing.assert_allclose(rows[i, :, 4], expected[:, 4], atol=1e-5)
+        np.testing.assert_array_equal(rows[i, :, 5], expected[:, 5])
+
+
+def test_a_sigmoid_in_the_graph_is_not_put_on_twice(tmp_path: Path) -> None:
+    path = _raw(tmp_path / "m.onnx", activation="Sigmoid")
+    pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
+    rows = compiled_rows(load_model(path), pictures, limit=10)
+    bare = network(path, {"pixel_values": _plain(pictures)})
+    np.testing.assert_allclose(rows[0, :, 4], np.sort(bare["labels"][0].ravel())[::-1][:10], atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "stride"), [(16, 16), (7, 2)])
+def test_a_backbone_of_patches_or_a_first_resnet_gets_imagenets_mean(
+    tmp_path: Path, side: int, stride: int
+) -> None:
+    """RF-DETR stands on DINOv2, which never saw a picture without it."""
+    path = _raw(tmp_path / "rfdetr.onnx", side=side, stride=stride)
+    model = load_model(path)
+    pictures = noise_pictures(2, WIDTH_PX, HEIGHT_PX)
+    rows = compiled_rows(model, pictures, limit=20)
+    bare = network(path, {"pixel_values": _imagenet(pictures)})
+    assert any("ImageNet" in clause for clause in model.evidence)
+    for i in range(2):
+        expected = _slow_rows(_sigmoid(bare["labels"][i]), bare["dets"][i], 20)
+        np.testing.assert_allclose(rows[i, :, :5], expected[:, :5], atol=1e-3)
+
+
+@pytest.mark.parametrize(("opening", "scale"), [("imagenet", 1 / 255), ("bytes", 1.0)])
+def test_a_model_that_normalises_by_itself_is_not_normalised_again(
+    tmp_path: Path, opening: str, scale: float
+) -> None:
+    model = load_model(_raw(tmp_path / "m.onnx", opening=opening))
+    way = model.reading.preprocess
+    assert way.scale == pytest.approx(scale)
+    assert (way.mean, way.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert any("normalises by itself" in clause for clause in model.evidence)
+
+
+def test_scaling_without_the_mean_that_the_family_needs_is_refused_unless_it_is_stated(
+    tmp_path: Path,
+) -> None:
+    path = _raw(tmp_path / "m.onnx", side=16, stride=16, opening="bytes")
+    with pytest.raises(ModelError, match="subtract no mean"):
+        load_model(path)
+    state(path, input={"scale": 1, "mean": [0, 0, 0], "std": [1, 1, 1]})
+    assert load_model(path).reading.preprocess.scale == 1
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_boxes_and_scores_side_by_side_are_told_from_yolov8(tmp_path: Path, count: int) -> None:
+    path = _joined(tmp_path / "rtdetr-l.onnx", task="detect")
+    model = load_model(path)
+    pictures = noise_pictures(count, WIDTH_PX, HEIGHT_PX)
+    rows = compiled_rows(model, pictures, limit=40)
+    bare = network(path, {"images": _plain(pictures)})["output0"]
+    assert model.head == "rtdetr-ultralytics"
+    for i in range(count):
+        expected = _slow_rows(bare[i, :, 4:], bare[i, :, :4], 40)
+        np.testing.assert_allclose(rows[i], expected, atol=1e-3)
+
+
+def test_another_task_than_detection_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no detector"):
+        load_model(_joined(tmp_path / "m.onnx", task="segment"))
+
+
+def test_scores_of_a_softmax_are_refused(tmp_path: Path) -> None:
+    """They have a class for 'no object', which would be reported as an object."""
+    with pytest.raises(ModelError, match="no detector"):
+        load_model(_raw(tmp_path / "detr.onnx", activation="Softmax"))
+
+
+def test_a_hundred_queries_are_refused_unless_the_head_is_stated(tmp_path: Path) -> None:
+    graph = Graph()
+    picture = graph.input("pixel_values", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
+    logits = graph.attend(graph.features(picture, 100 * 6), 100, 6)
+    boxes = graph.add("Sigmoid", graph.attend(graph.features(picture, 400), 100, 4))
+    graph.output(logits, "logits", "float32", "N", 100, 6)
+    graph.output(boxes, "pred_boxes", "float32", "N", 100, 4)
+    path = graph.save(tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="head: detr-raw"):
+        load_model(path)
+    state(path, head="detr-raw")
+    assert load_model(path).head == "detr-raw"
+
+
+def test_scores_and_boxes_for_cells_are_no_queries(tmp_path: Path) -> None:
+    """126 rows at 96 x 64 are the cells at strides 8, 16 and 32: a YOLO, whose boxes may be anything."""
+    graph = Graph()
+    picture = graph.input("images", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
+    graph.output(graph.attend(graph.features(picture, 126 * 5), 126, 5), "scores", "float32", "N", 126, 5)
+    boxes = graph.add("Sigmoid", graph.attend(graph.features(picture, 126 * 4), 126, 4))
+    graph.output(boxes, "boxes", "float32", "N", 126, 4)
+    with pytest.raises(ModelError):
+        load_model(graph.save(tmp_path / "m.onnx"))
+
+
+def test_boxes_of_anchors_are_no_queries(tmp_path: Path) -> None:
+    """A raw SSD has such outputs too, but neither attention nor boxes made by a sigmoid."""
+    graph = Graph()
+    picture = graph.input("images", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
+    for name, width in (("boxes", 4), ("scores", 21)):
+        made = graph.add("Reshape", graph.features(picture, 50 * width), graph.whole(-1, 50, width))
+        graph.output(made, name, "float32", "N", 50, width)
+    with pytest.raises(ModelError, match="no detector"):
+        load_model(graph.save(tmp_path / "m.onnx"))
+
+
+def test_an_open_size_is_taken_as_stated_or_as_usual_and_told(tmp_path: Path) -> None:
+    graph = Graph()
+    picture = graph.input("pixel_values", "float32", "batch", "channels", "height", "width")
+    logits, boxes = _queries(graph, picture)
+    graph.output(logits, "logits", "float32", "batch", QUERIES, CLASSES)
+    graph.output(boxes, "pred_boxes", "float32", "batch", QUERIES, 4)
+    path = graph.save(tmp_path / "m.onnx")
+    model = load_model(path)
+    assert (model.input.width_px, model.input.height_px) == (640, 640)
+    assert any("size is open: 640 x 640 as is usual" in clause for clause in model.evidence)
+    state(path, input={"width": WIDTH_PX, "height": HEIGHT_PX})
+    model = load_model(path)
+    assert (model.input.width_px, model.input.height_px) == (WIDTH_PX, HEIGHT_PX)
+    pictures = noise_pictures(2, WIDTH_PX, HEIGHT_PX)
+    bare = network(path, {"pixel_values": _plain(pictures)})
+    expected = _slow_rows(_sigmoid(bare["logits"][1]), bare["pred_boxes"][1], 30)
+    np.testing.assert_allclose(compiled_rows(model, pictures, limit=30)[1], expected, atol=1e-3)
+
+
+@pytest.mark.shared
+def test_deimv2_gives_what_its_own_recipe_gives(shared_data: Path) -> None:
+    """The real model, fed as its authors feed it: the same boxes, and a dog on the picture of a dog."""
+    path = shared_data / "models" / "deimv2_hgnetv2_femto_416_coco80.onnx"
+    model = load_model(path)
+    picture = cv2.imread(str(shared_data / "photos" / "darknet_dog.jpg"))
+    assert picture is not None
+    small = cv2.resize(picture, (416, 416), interpolation=cv2.INTER_LINEAR).astype(np.uint8)[None]
+    rows = compiled_rows(model, small)
+    assert (model.head, model.labels[0], rows.shape) == ("detr", "person", (1, 300, 6))
+    bare = network(path, {"images": _plain(small), "orig_target_sizes": np.array([[416, 416]], np.int64)})
+    np.testing.assert_allclose(rows[0, :50, :4], bare["boxes"][0, :50], atol=0.02)
+    np.testing.assert_allclose(rows[0, :50, 4], bare["scores"][0, :50], atol=1e-4)
+    np.testing.assert_array_equal(rows[0, :20, 5], bare["labels"][0, :20])
+    assert "dog" in {model.labels[int(row[5])] for row in rows[0] if row[4] > 0.5}
