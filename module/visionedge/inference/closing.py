@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
+from onnx import TensorProto, numpy_helper
 
 WEIGHTED = frozenset(
     {"Conv", "ConvInteger", "ConvTranspose", "FusedConv", "Gemm", "MatMul", "MatMulInteger", "QLinearConv"}
@@ -42,6 +43,7 @@ _FIRST_ONLY = _MOVERS | {
     "TopK",
 }
 _CONSTANT = "constant"
+_WHOLE = frozenset({TensorProto.INT32, TensorProto.INT64})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,14 @@ class Closing:
 
     `parts` are the operators that made what the output is concatenated from, in order and without repetition
     side by side ("constant" for what is none of the network's work); weights and their bias count as "Conv".
+    `weighted`: there are weights behind at all, so that the rest says something. `modulus` is the number of
+    classes where places in a list of (anchor, class) pairs are made into classes by it; 0 where they are not.
     """
 
     operators: frozenset[str] = frozenset()
     parts: tuple[str, ...] = ()
+    weighted: bool = False
+    modulus: int = 0
 
     @property
     def computes(self) -> bool:
@@ -69,21 +75,21 @@ class Closing:
 def read_closings(graph: onnx.GraphProto) -> Mapping[str, Closing]:
     """The closing of each output, by its name."""
     makers = {name: node for node in graph.node for name in node.output if name}
-    constants = {tensor.name for tensor in graph.initializer}
-    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
-    return {
-        output.name: Closing(
-            _operators(output.name, makers, constants), _parts(output.name, makers, constants)
-        )
-        for output in graph.output
-    }
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = node.attribute[0].t if node.attribute else onnx.TensorProto()
+    return {output.name: _closing(output.name, makers, constants) for output in graph.output}
 
 
 Makers = Mapping[str, onnx.NodeProto]
+Constants = Mapping[str, onnx.TensorProto]
 
 
-def _operators(output: str, makers: Makers, constants: set[str]) -> frozenset[str]:
+def _closing(output: str, makers: Makers, constants: Constants) -> Closing:
     seen: set[str] = set()
+    weighted = False
+    moduli: set[int] = set()
     found: set[str] = set()
     waiting = [output]
     while waiting:
@@ -93,23 +99,36 @@ def _operators(output: str, makers: Makers, constants: set[str]) -> frozenset[st
             continue
         seen.add(name)
         if _has_weights(node, makers, constants):
+            weighted = True
             continue
         found.add(node.op_type)
+        moduli |= _moduli(node, constants)
         waiting.extend(node.input[:1] if node.op_type in _FIRST_ONLY else node.input)
-    return frozenset(found)
+    return Closing(
+        frozenset(found), _parts(output, makers, constants), weighted, max(moduli) if len(moduli) == 1 else 0
+    )
 
 
-def _has_weights(node: onnx.NodeProto, makers: Makers, constants: set[str]) -> bool:
-    """Whether it multiplies by weights, or adds the bias to what such a node made."""
+def _moduli(node: onnx.NodeProto, constants: Constants) -> set[int]:
+    """The whole number that a node divides by."""
+    divisor = constants.get(node.input[1]) if node.op_type in ("Div", "Mod") else None
+    if divisor is None or divisor.data_type not in _WHOLE:
+        return set()
+    values = numpy_helper.to_array(divisor)
+    return {int(values.reshape(()))} if values.size == 1 else set()
+
+
+def _has_weights(node: onnx.NodeProto, makers: Makers, constants: Constants) -> bool:
+    """Whether it multiplies by weights, or adds a bias or normalises what such a node made."""
     if node.op_type in WEIGHTED:
         return True
-    if node.op_type != "Add" or not any(name in constants for name in node.input):
+    if node.op_type not in ("Add", "BatchNormalization") or not any(name in constants for name in node.input):
         return False
     behind = [makers[name] for name in node.input if name in makers and name not in constants]
     return bool(behind) and all(n.op_type in WEIGHTED for n in behind)
 
 
-def _parts(output: str, makers: Makers, constants: set[str]) -> tuple[str, ...]:
+def _parts(output: str, makers: Makers, constants: Constants) -> tuple[str, ...]:
     parts: list[str] = []
     waiting = [output]
     while waiting:

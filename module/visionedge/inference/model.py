@@ -7,6 +7,7 @@ from pathlib import Path
 from visionedge.bundled import bundled
 from visionedge.errors import ModelError
 from visionedge.frames import InputSpec
+from visionedge.inference.export import read_export
 from visionedge.inference.heads import recognise
 from visionedge.inference.labels import labels_for
 from visionedge.inference.model_file import read_model
@@ -58,7 +59,7 @@ def load_model(path: Path) -> Model:
     file = read_model(path)
     sidecar = read_sidecar(path)
     try:
-        signature = read_signature(file.proto, sidecar.metadata)
+        signature = read_signature(file.proto, {**read_export(path), **sidecar.metadata})
         reading = recognise(signature)
         labels, origin = labels_for(path, signature.metadata, reading.class_count)
     except ModelError as error:

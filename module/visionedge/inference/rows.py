@@ -32,6 +32,8 @@ def best_rows(
     best = min(limit, anchors)
     maxima = nodes.reduce_max(scores, 2) if classes > 1 else nodes.reshape(scores, 0, anchors)
     if objectness is not None:
+        # A factor comes to scores, not to what becomes scores.
+        maxima = activate(nodes, maxima) if activate is not None else maxima
         maxima = nodes.add("Mul", maxima, nodes.reshape(objectness, 0, anchors))
     values, chosen = nodes.top(maxima, best)
     boxes = boxes_of(chosen, best)
@@ -44,11 +46,12 @@ def best_rows(
     else:
         pairs = nodes.pick(scores, chosen, best, classes)
         if objectness is not None:
+            pairs = activate(nodes, pairs) if activate is not None else pairs
             pairs = nodes.add("Mul", pairs, nodes.pick(objectness, chosen, best, 1))
         values, place = nodes.top(nodes.reshape(pairs, 0, best * classes), count)
         boxes = nodes.pick(boxes, nodes.add("Div", place, nodes.whole(classes)), count, 4)
         ids = nodes.cast(nodes.add("Mod", place, nodes.whole(classes)), "float32")
-    if activate is not None:
+    if activate is not None and objectness is None:
         values = activate(nodes, values)
     columns = [nodes.reshape(column, 0, count, 1) for column in (values, ids)]
     return nodes.add("Concat", boxes, *columns, axis=2)

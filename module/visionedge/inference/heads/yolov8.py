@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from visionedge.inference.closing import Closing
 from visionedge.inference.dense import DenseDecoder, dense_reading, table_of
 from visionedge.inference.grids import pyramid
+from visionedge.inference.labels import class_names
 from visionedge.inference.reading import Reading
 from visionedge.inference.signature import Signature
 from visionedge.inference.ultralytics import YOLO_INPUT, detects, origin
@@ -23,15 +25,15 @@ class YoloV8:
         table = table_of(signature)
         if table is None:
             return None
-        closing = table.closing
-        decoded = closing.parts[-1:] == ("Sigmoid",) and closing.computes and not closing.has_constant
-        if not decoded or closing.parts.count("Sigmoid") > 1 or closing.operators & _FOREIGN:
+        if table.closing.operators & _FOREIGN or not _decoded(table.closing):
             return None
         size = (table.picture.width_px, table.picture.height_px)
         ways = [
             (columns, cells, width - 4, strides)
             for columns, cells, width in ((True, table.width, table.rows), (False, table.rows, table.width))
-            if (strides := pyramid(cells, *size)) is not None and detects(signature, width - 4)
+            if (strides := pyramid(cells, *size)) is not None
+            and detects(signature, width - 4)
+            and (columns or _rows_for_sure(signature, table.closing, width - 4))
         ]
         if len(ways) != 1:
             return None
@@ -45,10 +47,23 @@ class YoloV8:
             evidence=(
                 f"{cells} {'columns' if columns else 'rows'} are the cells at strides "
                 f"{', '.join(map(str, strides))}",
-                "its last nodes decode the boxes and end the scores in a sigmoid",
+                "its last nodes are those of a decoded table without an objectness",
                 *origin(signature),
             ),
         )
 
 
 HEADS = (YoloV8(),)
+
+
+def _rows_for_sure(signature: Signature, closing: Closing, classes: int) -> bool:
+    """Whether a row for each cell cannot have an objectness: its nodes or the number of its classes tell."""
+    return "Sigmoid" in closing.operators or classes == 80 or class_names(signature.metadata) is not None
+
+
+def _decoded(closing: Closing) -> bool:
+    """Whether boxes are decoded and only scores follow them: no angle, no masks, no key points."""
+    if "Sigmoid" not in closing.operators:
+        return True  # nothing to see; what is no score shows when it runs
+    scores = closing.parts.count("Sigmoid") == 1 and closing.parts[-1] == "Sigmoid"
+    return scores and closing.computes and not closing.has_constant

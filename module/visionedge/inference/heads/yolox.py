@@ -32,8 +32,8 @@ class YoloX:
         if found is None:
             return None
         table, cells = found
-        raw = not table.closing.computes
-        if table.closing.has_constant or not (raw or "Exp" in table.closing.operators):
+        raw = not (table.closing.computes and table.closing.weighted)
+        if not raw and (table.closing.has_constant or "Exp" not in table.closing.operators):
             return None
         if any(signature.opening.offset) and "visionedge.input" not in signature.metadata:
             raise ModelError(
@@ -66,7 +66,8 @@ class YoloV6:
             return None
         table, cells = found
         closing = table.closing
-        if not closing.has_constant or "Exp" in closing.operators or not closing.computes:
+        decoded = closing.weighted and closing.computes and "Exp" not in closing.operators
+        if not decoded or not closing.has_constant:
             return None
         return dense_reading(
             self.name,
@@ -91,7 +92,8 @@ def _cells(signature: Signature) -> tuple[Table, Cells] | None:
         return None
     size = (table.picture.width_px, table.picture.height_px)
     strides = pyramid(table.rows, *size)
-    if strides is None or table.width < 6 or "Sigmoid" not in table.closing.operators:
+    scored = "Sigmoid" in table.closing.operators or not table.closing.weighted
+    if strides is None or table.width < 6 or not scored:
         return None
     return (table, Cells(*size, strides)) if detects(signature, table.width - 5) else None
 

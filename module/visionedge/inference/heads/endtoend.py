@@ -1,0 +1,167 @@
+"""Detectors that end in a list of their own: box, score and class in each row, nothing left to suppress.
+
+YOLOv10 and YOLO26, and what Ultralytics exports with `nms=True`, give [N, n, 6]; YOLOv6 and v7 with their
+suppression in the graph [n, 7], led by the picture's place in the batch; CenterNet [N, n, 6] again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from visionedge.errors import ModelError
+from visionedge.inference.grids import part
+from visionedge.inference.labels import class_names
+from visionedge.inference.lists import listed_rows
+from visionedge.inference.nodes import Nodes
+from visionedge.inference.preparation import prepared
+from visionedge.inference.reading import NetworkInput, Preprocess, Reading, picture_input
+from visionedge.inference.signature import Signature, Tensor
+from visionedge.inference.ultralytics import YOLO_INPUT, detects, origin
+
+CENTERNET_INPUT = Preprocess("bgr", 1 / 255, (0.408, 0.447, 0.470), (0.289, 0.274, 0.278), pad=0)
+
+_MOST_ROWS = 2000
+# What finds or computes boxes; a list whose first part is something else has other columns in front.
+_BOX_MAKERS = frozenset(
+    {"Add", "Clip", "Div", "Gather", "GatherElements", "GatherND", "Mul", "Pad", "Slice", "Split", "Sub"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ListDecoder:
+    """Decodes [N, n, 6]: box, score, class; or [n, 7] of one picture: its place, box, class, score."""
+
+    output: str
+    count: int | None
+    width: int
+
+    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
+        """Nothing: the picture is the only input."""
+        return {}
+
+    def rows(self, nodes: Nodes, limit: int) -> str:
+        """The list, by falling score."""
+        table = nodes.cast(self.output, "float32")
+        first, score, label = 0, 4, 5
+        if self.width == 7:
+            table = nodes.reshape(table, 1, -1, 7)
+            first, score, label = 1, 6, 5
+        scores, labels = (
+            nodes.reshape(part(nodes, table, column, column + 1, axis=2), 0, -1) for column in (score, label)
+        )
+        boxes = part(nodes, table, first, first + 4, axis=2)
+        return listed_rows(nodes, boxes, scores, labels, count=self.count, limit=limit)
+
+
+@dataclass(frozen=True, slots=True)
+class EndToEnd:
+    """YOLOs that give [N, n, 6]: corners in input pixels, score, class."""
+
+    name: str = "yolov10"
+
+    def read(self, signature: Signature) -> Reading | None:
+        """A reading where nodes choose the rows, or its metadata says that it is one of Ultralytics."""
+        found = _list_of(signature, 6)
+        if found is None:
+            return None
+        picture, output = found
+        closing = signature.closings[output.name]
+        stated = signature.metadata.get("visionedge.head") == self.name
+        chosen = bool({"TopK", "NonMaxSuppression"} & (closing.operators | signature.operators))
+        if not (stated or origin(signature) or chosen or not closing.weighted):
+            return None
+        if "MaxPool" in closing.operators or (len(closing.parts) > 1 and closing.parts[0] not in _BOX_MAKERS):
+            return None
+        return _reading(self.name, signature, picture, output, YOLO_INPUT)
+
+
+@dataclass(frozen=True, slots=True)
+class CenterNet:
+    """CenterNet: peaks of a heat map, found by a pooling; corners in input pixels, score, class."""
+
+    name: str = "centernet"
+
+    def read(self, signature: Signature) -> Reading | None:
+        """A reading where a pooling finds the rows.
+
+        Raises:
+            ModelError: nothing states how its pictures are prepared, which differs from export to export.
+        """
+        found = _list_of(signature, 6)
+        if found is None:
+            return None
+        picture, output = found
+        stated = signature.metadata.get("visionedge.head") == self.name
+        if not stated and "MaxPool" not in signature.closings[output.name].operators:
+            return None
+        if "visionedge.input" not in signature.metadata:
+            raise ModelError(
+                "is a CenterNet, whose exports are prepared in different ways; state input (color, scale, "
+                f"mean, std, fit) in MODEL.yaml beside it. Seen: {signature}"
+            )
+        return _reading(self.name, signature, picture, output, CENTERNET_INPUT)
+
+
+@dataclass(frozen=True, slots=True)
+class YoloWithSuppression:
+    """YOLOv6 and v7 exported with onnxruntime's suppression: [n, 7], one picture at a time."""
+
+    name: str = "yolov7-nms"
+
+    def read(self, signature: Signature) -> Reading | None:
+        """A reading where the graph suppresses boxes and rows have seven numbers."""
+        found = _list_of(signature, 7)
+        if found is None or "NonMaxSuppression" not in signature.operators:
+            return None
+        picture, output = found
+        if picture.batch not in (None, 1):
+            return None
+        return _reading(self.name, signature, replace(picture, batch=1), output, YOLO_INPUT)
+
+
+HEADS = (EndToEnd(), CenterNet(), YoloWithSuppression())
+
+
+def _list_of(signature: Signature, width: int) -> tuple[NetworkInput, Tensor] | None:
+    """The picture and the one output with rows of this width: [N, n, 6], or [n, 7]."""
+    picture = picture_input(signature)
+    if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 1:
+        return None
+    (output,) = signature.outputs
+    shape = output.shape
+    if shape is None or output.name not in signature.closings or not output.dtype.startswith("float"):
+        return None
+    if len(shape) != (3 if width == 6 else 2) or shape[-1] != width:
+        return None
+    if width == 6 and (shape[1] or 0) > _MOST_ROWS:
+        return None
+    return (picture, output) if detects(signature) else None
+
+
+def _reading(
+    name: str, signature: Signature, picture: NetworkInput, output: Tensor, family: Preprocess
+) -> Reading | None:
+    shape = output.shape or ()
+    count = shape[1] if len(shape) == 3 else None
+    names = class_names(signature.metadata)
+    told = signature.closings[output.name].modulus or signature.classes.suppressed or 0
+    if names is not None and told and len(names) != told:
+        return None
+    classes = told or (len(names) if names is not None else 0)
+    way, ways = prepared(signature, picture, family)
+    stated = ("its metadata states the head",) if signature.metadata.get("visionedge.head") == name else ()
+    evidence = (
+        *stated,
+        f"its output is a list of {count if count is not None else 'open length'}, {shape[-1]} numbers a row",
+        f"{classes} classes are seen in it" if classes else "nothing in it tells the number of classes",
+        *origin(signature),
+        *ways,
+    )
+    return Reading(
+        head=name,
+        input=picture,
+        preprocess=way,
+        decoder=ListDecoder(output.name, count, shape[-1] or 0),
+        class_count=classes,
+        suppress=False,
+        evidence=evidence,
+    )
