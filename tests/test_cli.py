@@ -172,6 +172,18 @@ def test_detect_gives_one_frame_object_a_picture(visionedge: Call, tmp_path: Pat
     assert (frames[0]["width"], frames[0]["height"]) == (160, 120)
 
 
+def test_sources_are_named_as_they_were_given(
+    visionedge: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leading './' stays, also in front of the members of a folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    make_picture(tmp_path / "in" / "a.png")
+    outcome = visionedge("detect", "./in/a.png", "./in/", "--json")
+    frames = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [frame["source"] for frame in frames] == ["./in/a.png", "./in/a.png"]
+
+
 def test_detect_goes_on_after_a_picture_that_is_none(visionedge: Call, tmp_path: Path) -> None:
     """What cannot be read is one line each on stderr, the others are done, and the code is 1."""
     bad = tmp_path / "bad.jpg"

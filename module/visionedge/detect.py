@@ -32,7 +32,7 @@ _VIDEO_SUFFIXES = frozenset(
 class Request:
     """What `visionedge detect` was asked for. `model` None is the bundled one."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[str, ...]
     model: Path | None
     inference: InferenceConfig
     as_json: bool = False
@@ -41,9 +41,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A picture on its way through: where it came from, and whether it is one of a video."""
+    """A picture on its way through: where it came from, as it was given, and its number there."""
 
-    source: Path
+    source: str
     number: int
     picture: Picture
     position_s: float | None = None
@@ -67,7 +67,7 @@ def detect(request: Request, out: TextIO | None = None) -> int:
         for item, result in _results(reader, engine, selection):
             _write(item, result, request.as_json, out or sys.stdout)
             if album is not None:
-                album.add(item.source, item.position_s, result)
+                album.add(Path(item.source), item.position_s, result)
     return 1 if reader.failed else 0
 
 
@@ -108,7 +108,7 @@ def _groups(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
 class _Reader:
     """The pictures of all paths, in order; what cannot be read is told on stderr and counted in `failed`."""
 
-    def __init__(self, paths: tuple[Path, ...]) -> None:
+    def __init__(self, paths: tuple[str, ...]) -> None:
         self._items = self._read(paths)
         self.failed = 0
 
@@ -118,7 +118,7 @@ class _Reader:
     def __next__(self) -> _Item:
         return next(self._items)
 
-    def _read(self, paths: tuple[Path, ...]) -> Iterator[_Item]:
+    def _read(self, paths: tuple[str, ...]) -> Iterator[_Item]:
         for path in paths:
             try:
                 members = _members(path)
@@ -128,12 +128,12 @@ class _Reader:
             for member in members:
                 yield from self._one(member)
 
-    def _one(self, path: Path) -> Iterator[_Item]:
+    def _one(self, source: str) -> Iterator[_Item]:
         try:
-            if path.suffix.lower() in SUFFIXES:
-                yield _Item(path, 1, read_picture(path))
+            if Path(source).suffix.lower() in SUFFIXES:
+                yield _Item(source, 1, read_picture(Path(source)))
             else:
-                yield from _video(path)
+                yield from _video(source)
         except SourceError as error:
             self._tell(error)
 
@@ -142,26 +142,32 @@ class _Reader:
         sys.stderr.write(f"visionedge: {redact(str(error))}\n")
 
 
-def _members(path: Path) -> list[Path]:
+def _members(source: str) -> list[str]:
     """A folder's pictures and videos in natural order, without hidden ones; else the path itself.
 
     Raises:
-        SourceError: the folder cannot be listed or holds neither.
+        SourceError: the folder cannot be listed or holds neither, or it is an address.
     """
-    if not path.is_dir():
-        return [path]
+    if "://" in source:
+        raise SourceError(
+            f"{source} is an address, and detect reads files; run --camera NAME=URI reads cameras"
+        )
+    folder = Path(source)
+    if not folder.is_dir():
+        return [source]
     try:
-        entries = [entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith(".")]
+        entries = [entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(".")]
     except OSError as error:
-        raise SourceError(f"{path} cannot be listed: {error.strerror}") from None
-    members = [entry for entry in entries if entry.suffix.lower() in SUFFIXES | _VIDEO_SUFFIXES]
-    if not members:
-        raise SourceError(f"{path} holds no picture and no video")
-    return sorted(members, key=lambda entry: natural_key(entry.name))
+        raise SourceError(f"{source} cannot be listed: {error.strerror}") from None
+    names = [entry.name for entry in entries if entry.suffix.lower() in SUFFIXES | _VIDEO_SUFFIXES]
+    if not names:
+        raise SourceError(f"{source} holds no picture and no video")
+    # Joined as text: a Path would drop the './' that the path was given with.
+    return [f"{source.rstrip('/')}/{name}" for name in sorted(names, key=natural_key)]
 
 
-def _video(path: Path) -> Iterator[_Item]:
-    source = open_source(CameraUri("file", str(path)))
+def _video(path: str) -> Iterator[_Item]:
+    source = open_source(CameraUri("file", path))
     number = 0
     try:
         while (decoded := source.read()) is not None:
@@ -172,11 +178,11 @@ def _video(path: Path) -> Iterator[_Item]:
 
 
 def _write(item: _Item, result: Result, as_json: bool, out: TextIO) -> None:
-    document = frame_document(result, source=str(item.source))
+    document = frame_document(result, source=item.source)
     if as_json:
         out.write(json.dumps(document, ensure_ascii=False) + "\n")
         return
-    where = f"{item.source}#{item.number}" if item.position_s is not None else str(item.source)
+    where = f"{item.source}#{item.number}" if item.position_s is not None else item.source
     took = f"{document['timing']['inferMs']:.1f} ms on {result.device}"
     out.write(f"{where}: {result.frame.width_px}x{result.frame.height_px}, {took}\n")
     for row in document["detections"]:

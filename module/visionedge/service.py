@@ -98,6 +98,7 @@ class Service:
         self.left: list[str] = []
         self._metrics = Metrics(lambda: report.samples(self))
         self._sequences = Sequences(options.data / "sequences.json")
+        self._remembers = True
         self._permits = _DETECT_PERMITS
         self._exit_code = 0
 
@@ -214,7 +215,10 @@ class Service:
         try:
             await asyncio.to_thread(self._sequences.remember, last)
         except OSError as error:
-            log.debug("sequence numbers were not kept: %s", error)
+            # Told once: the clock alone protects the numbers then, which is enough but for a clock set back.
+            if self._remembers:
+                log.warning("%s cannot be written (%s): no state is kept", self.options.data, error.strerror)
+            self._remembers = False
 
     def _signalled(self, number: int) -> None:
         if self._stopped.is_set():

@@ -41,7 +41,7 @@ def _detect(arguments: argparse.Namespace) -> int:
     model = arguments.model or checked.model.path
     return detect(
         Request(
-            paths=tuple(Path(path) for path in arguments.paths),
+            paths=tuple(arguments.paths),
             model=Path(model) if model else None,
             inference=checked.inference,
             as_json=arguments.json,
