@@ -1,0 +1,179 @@
+"""Compiled graphs on disk: found again, made again when anything differs, never half written."""
+
+import logging
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tiny_models import TinyDetector
+from visionedge.errors import ModelError
+from visionedge.inference import cache
+from visionedge.inference.cache import FOLDER, compiled
+from visionedge.inference.graph import compile_model
+from visionedge.inference.model import Model, load_model
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    return load_model(TinyDetector().save(tmp_path / "tiny.onnx"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data folder that is not there yet."""
+    return tmp_path / "data" / "here"
+
+
+def entries(data: Path) -> list[Path]:
+    """All files in the cache, those that should not be there included."""
+    return sorted((data / FOLDER).iterdir())
+
+
+def only(data: Path) -> Path:
+    (entry,) = entries(data)
+    return entry
+
+
+def test_a_model_is_compiled_once(model: Model, data: Path) -> None:
+    """The second time the file of the model is not even opened."""
+    first = compiled(model, data)
+    assert first == compile_model(model)
+    model.path.unlink()
+    assert compiled(model, data) == first
+    assert only(data).suffix == ".graph"
+
+
+def test_without_a_folder_nothing_is_kept(model: Model, tmp_path: Path) -> None:
+    assert compiled(model, None) == compile_model(model)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
+
+
+def test_other_weights_another_understanding_and_another_limit_are_other_entries(
+    model: Model, data: Path, tmp_path: Path
+) -> None:
+    """Each of them alone makes another graph, or may."""
+    stretched = replace(model.reading, preprocess=replace(model.reading.preprocess, fit="stretch"))
+    others = [
+        load_model(TinyDetector(seed=1).save(tmp_path / "other.onnx")),
+        replace(model, reading=stretched),
+        replace(model, labels=tuple("vwxyz")),
+    ]
+    graphs = [compiled(each, data) for each in (model, *others)] + [compiled(model, data, rows=7)]
+    assert len(entries(data)) == 5
+    assert graphs[4] == compile_model(model, 7) != graphs[0]
+
+
+@pytest.mark.parametrize("version", ["__version__", "onnx", "_compiler"])
+def test_another_version_makes_it_again(
+    model: Model, data: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """Of visionedge, of onnx, and of the compiler's own source."""
+    compiled(model, data)
+    before = cache.key_of(model, 500)
+    if version == "onnx":
+        monkeypatch.setattr("onnx.__version__", "0.0.1")
+    else:
+        monkeypatch.setattr(cache, version, "0.0.1" if version == "__version__" else lambda: "another")
+    assert cache.key_of(model, 500) != before
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed", "text"])
+def test_a_damaged_entry_is_told_and_made_again(
+    model: Model, data: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    """And what is given is right at once."""
+    good = compiled(model, data)
+    content = only(data).read_bytes()
+    changed = bytearray(content)
+    changed[len(changed) // 2] ^= 1
+    only(data).write_bytes(
+        {"empty": b"", "cut": content[:-9], "changed": bytes(changed), "text": b"hello"}[damage]
+    )
+    assert compiled(model, data) == good
+    assert "made again" in caplog.text
+    assert only(data).read_bytes() == content
+
+
+def test_an_entry_under_another_name_is_not_believed(model: Model, data: Path, tmp_path: Path) -> None:
+    """The graph of one model must never run as another's."""
+    other = load_model(TinyDetector(seed=1).save(tmp_path / "other.onnx"))
+    compiled(model, data)
+    entry = only(data)
+    compiled(other, data)
+    (stranger,) = set(entries(data)) - {entry}
+    stranger.replace(entry)
+    assert compiled(model, data) == compile_model(model)
+
+
+def test_a_model_that_cannot_be_compiled_leaves_nothing(data: Path, tmp_path: Path) -> None:
+    model = load_model(TinyDetector(dtype="uint8").save(tmp_path / "bytes.onnx"))
+    with pytest.raises(ModelError, match="takes bytes"):
+        compiled(model, data)
+    assert not data.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_a_warning_and_no_more(
+    model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A read-only data folder must not stop the module."""
+    (tmp_path / "file").touch()
+    assert compiled(model, tmp_path / "file") == compile_model(model)
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "cannot be kept" in warning.getMessage()
+
+
+def test_a_disk_that_is_full_leaves_no_half_entry(
+    model: Model, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    assert compiled(model, data) == compile_model(model)
+    assert entries(data) == []
+
+
+def test_what_was_used_longest_ago_goes_first(
+    model: Model, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Being read counts as used; what a dead process left half written goes too."""
+    monkeypatch.setattr(cache, "MOST_ENTRIES", 3)
+    for age_s, rows in enumerate((3, 2, 1)):
+        compiled(model, data, rows=rows)
+        (newest,) = [path for path in entries(data) if cache.key_of(model, rows) in path.name]
+        os.utime(newest, (1000 - age_s, 1000 - age_s))
+    (data / FOLDER / "left.part").write_bytes(b"half")
+    os.utime(data / FOLDER / "left.part", (1, 1))
+    compiled(model, data, rows=1)
+    compiled(model, data, rows=4)
+    kept = {path.name for path in entries(data)}
+    assert kept == {f"{cache.key_of(model, rows)}.graph" for rows in (1, 3, 4)}
+
+
+def test_the_folder_keeps_to_its_bytes(model: Model, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest stays even when it alone is larger."""
+    monkeypatch.setattr(cache, "MOST_BYTES", 10)
+    compiled(model, data, rows=1)
+    compiled(model, data, rows=2)
+    assert only(data).stem == cache.key_of(model, 2)
+
+
+def test_several_at_once_all_get_the_same_whole_graph(model: Model, data: Path) -> None:
+    """Two modules may share a data folder and start together."""
+    graphs: list[bytes] = []
+    ready = threading.Barrier(4)
+
+    def compile_together() -> None:
+        ready.wait()
+        graphs.append(compiled(model, data))
+
+    threads = [threading.Thread(target=compile_together) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert graphs == [compile_model(model)] * 4
+    assert only(data).suffix == ".graph"
