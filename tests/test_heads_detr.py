@@ -306,6 +306,28 @@ def test_an_open_size_is_taken_as_stated_or_as_usual_and_told(tmp_path: Path) ->
     np.testing.assert_allclose(compiled_rows(model, pictures, limit=30)[1], expected, atol=1e-3)
 
 
+def test_an_open_number_of_queries_is_filled_up(tmp_path: Path) -> None:
+    """Exports of an open size often do not say how many queries there are."""
+    graph = Graph()
+    picture = graph.input("pixel_values", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
+    logits, boxes = _queries(graph, picture)
+    first = graph.add("Slice", graph.add("Shape", picture), graph.whole(0), graph.whole(1))
+    most = graph.add("Add", graph.add("Mul", first, graph.whole(0)), graph.whole(15))
+    best = graph.add("TopK", graph.add("ReduceMax", logits, axes=[2], keepdims=0), most, outputs=2)
+    rows = graph.add("Unsqueeze", f"{best}.1", graph.whole(2))
+    for name, tensor, width in (("logits", logits, CLASSES), ("pred_boxes", boxes, 4)):
+        wide = graph.add("Tile", rows, graph.whole(1, 1, width))
+        graph.output(graph.add("GatherElements", tensor, wide, axis=1), name, "float32", "N", "Q", width)
+    path = graph.save(tmp_path / "m.onnx")
+    pictures = noise_pictures(2, WIDTH_PX, HEIGHT_PX)
+    found = compiled_rows(load_model(path), pictures, limit=40)
+    bare = network(path, {"pixel_values": _plain(pictures)})
+    assert found.shape == (2, 40, 6)
+    for i in range(2):
+        expected = _slow_rows(_sigmoid(bare["logits"][i]), bare["pred_boxes"][i], 40)
+        np.testing.assert_allclose(found[i], expected, atol=1e-3)
+
+
 @pytest.mark.shared
 def test_deimv2_gives_what_its_own_recipe_gives(shared_data: Path) -> None:
     """The real model, fed as its authors feed it: the same boxes, and a dog on the picture of a dog."""

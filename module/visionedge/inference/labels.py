@@ -137,15 +137,19 @@ def _literal(text: str) -> object:
         return None
 
 
-def labels_for(path: Path, metadata: Mapping[str, str], count: int) -> tuple[tuple[str, ...], str]:
+def labels_for(
+    path: Path, metadata: Mapping[str, str], count: int, carrier: str = "its metadata"
+) -> tuple[tuple[str, ...], str]:
     """The labels of `count` classes and where they came from; count 0 where nothing tells how many there are.
+
+    `carrier` is what the metadata was read from, for people.
 
     Raises:
         ModelError: labels are given, but not for that number of classes.
     """
     names = class_names(metadata)
     if names is not None:
-        return _checked(names, count, "its metadata"), "its metadata"
+        return _checked(names, count, carrier), carrier
     for beside in (path.with_name(f"{path.stem}.labels.txt"), path.with_name("labels.txt")):
         if beside.is_file():
             return _checked(_lines(beside), count, beside.name), beside.name

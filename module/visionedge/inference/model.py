@@ -61,7 +61,8 @@ def load_model(path: Path) -> Model:
     try:
         signature = read_signature(file.proto, {**read_export(path), **sidecar.metadata})
         reading = recognise(signature)
-        labels, origin = labels_for(path, signature.metadata, reading.class_count)
+        carrier = sidecar.name if "names" in sidecar.metadata else "its metadata"
+        labels, origin = labels_for(path, signature.metadata, reading.class_count, carrier)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     if origin == "nothing":

@@ -21,6 +21,7 @@ PLAIN_INPUT = Preprocess("rgb", 1 / 255, fit="stretch")
 IMAGENET_INPUT = Preprocess("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "stretch")
 
 MOST_QUERIES = 2000
+_NEVER = -1e4  # as a logit
 _ATTENTION = ({"Softmax", "MatMul"}, {"Attention"}, {"MultiHeadAttention"}, {"Softmax", "Gemm"})
 _SOFTMAX_QUERIES = 100
 
@@ -60,11 +61,14 @@ class DetrList:
 
 @dataclass(frozen=True, slots=True)
 class QueryDecoder:
-    """Decodes scores [N, Q, C] and boxes [N, Q, 4] (centre and size, 0-1), or both in one [N, Q, 4 + C]."""
+    """Decodes scores [N, Q, C] and boxes [N, Q, 4] (centre and size, 0-1), or both in one [N, Q, 4 + C].
+
+    `queries` is Q where it is known.
+    """
 
     boxes: str
     scores: str
-    queries: int
+    queries: int | None
     classes: int
     width_px: int
     height_px: int
@@ -80,11 +84,15 @@ class QueryDecoder:
         scores = boxes if self.boxes == self.scores else nodes.cast(self.scores, "float32")
         if self.boxes == self.scores:
             boxes, scores = part(nodes, boxes, 0, 4, 2), part(nodes, boxes, 4, 4 + self.classes, 2)
+        if self.queries is None:
+            more = nodes.whole(0, 0, 0, 0, limit, 0)
+            boxes = nodes.add("Pad", boxes, more)
+            scores = nodes.add("Pad", scores, more, nodes.floats(_NEVER if self.sigmoid else 0.0))
         return best_rows(
             nodes,
             scores,
             lambda chosen, count: self._corners(nodes, boxes, chosen, count),
-            anchors=self.queries,
+            anchors=limit if self.queries is None else self.queries,
             classes=self.classes,
             limit=limit,
             activate=(lambda n, values: n.add("Sigmoid", values)) if self.sigmoid else None,
@@ -151,9 +159,11 @@ class DetrRaw:
         scores, boxes = pair
         if not _answers(signature, signature.made_by.get(boxes.name, "")):
             return None
-        queries, classes = _known(scores, 1) or 0, _known(scores, 2) or 0
+        queries, classes = _known(scores, 1), _known(scores, 2) or 0
         made = signature.made_by.get(scores.name)
-        if not _may_be_queries(queries, picture) or made == "Softmax":
+        if made == "Softmax" or not _may_be_queries(queries, picture, signature):
+            return None
+        if queries is None and classes < 2:
             return None
         if queries == _SOFTMAX_QUERIES and signature.metadata.get("visionedge.head") != self.name:
             raise ModelError(
@@ -163,7 +173,7 @@ class DetrRaw:
         decoder = QueryDecoder(
             boxes.name, scores.name, queries, classes, picture.width_px, picture.height_px, made != "Sigmoid"
         )
-        clauses = [f"scores of {classes} classes and boxes for {queries} queries"]
+        clauses = [f"scores of {classes} classes and boxes for {queries or 'some'} queries"]
         return _reading(self.name, signature, picture, decoder, classes=classes, clauses=clauses)
 
 
@@ -181,10 +191,10 @@ class DetrJoined:
         output = signature.outputs[0]
         origin = signature.origins.get(output.name)
         parts = origin.parts if origin is not None else ()
-        queries, width = _known(output, 1) or 0, _known(output, 2) or 0
+        queries, width = _known(output, 1), _known(output, 2) or 0
         if _rank(output) != 3 or width < 5 or len(parts) != 2 or parts[1] != "Sigmoid":
             return None
-        if not _may_be_queries(queries, picture) or not _may_be_queries(width, picture):
+        if queries is None or not all(_may_be_queries(n, picture, signature) for n in (queries, width)):
             return None
         if not _answers(signature, parts[0]) or not detects(signature, width - 4):
             return None
@@ -275,7 +285,10 @@ def _answers(signature: Signature, boxes_by: str) -> bool:
     return (attends or boxes_by == "Sigmoid") and "NonMaxSuppression" not in signature.operators
 
 
-def _may_be_queries(count: int, picture: NetworkInput) -> bool:
+def _may_be_queries(count: int | None, picture: NetworkInput, signature: Signature) -> bool:
+    """Whether so many are queries and not cells; an open number of them is chosen or sampled for."""
+    if count is None:
+        return bool({"GridSample", "TopK"} & signature.operators)
     cells = (pyramid(count, picture.width_px, picture.height_px, each) for each in (1, 3))
     return 0 < count <= MOST_QUERIES and not any(cells)
 
