@@ -245,13 +245,6 @@ def test_a_frame_for_a_closed_camera_is_discarded_and_one_for_an_unknown_camera_
         made.put(frame("nobody"))
 
 
-def test_a_batch_gives_its_pictures_as_one_array() -> None:
-    made = batcher("dock", "gate")
-    made.put(frame("dock"))
-    made.put(frame("gate"))
-    assert taken(made).pictures().shape == (2, 2, 2, 3)
-
-
 # --- real threads -------------------------------------------------------------------------------------------
 
 

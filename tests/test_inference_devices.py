@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 import pytest
 
 from visionedge.inference.devices import (
-    KNOWN_OPTIONS,
     PROVIDERS,
     REMEDIES,
     DeviceState,
@@ -15,11 +14,10 @@ from visionedge.inference.devices import (
     classify,
     effective_of,
     probe,
-    provider_options,
     run_probe,
     wishes,
 )
-from visionedge.inference.engine import OPTIONS
+from visionedge.inference.providers import KNOWN_OPTIONS, choices, provider_options
 
 # What onnxruntime-gpu 1.26.0 really wrote, on machines without a GPU and with a scripted driver.
 NO_CUBLAS = (
@@ -162,9 +160,13 @@ def test_tensorrt_is_tried_only_when_it_is_asked_for() -> None:
 
 def test_every_option_we_pass_is_known_and_a_text() -> None:
     """A misspelt option raises only where CUDA really loads, so it is caught here."""
-    for device, options in OPTIONS.items():
-        assert set(options) <= KNOWN_OPTIONS[PROVIDERS[device]]
-        assert all(isinstance(value, str) for value in options.values())
+    for choice in (
+        *choices("cuda", b"", max_batch=8, data=None),
+        *choices("cpu", b"", max_batch=8, data=None),
+    ):
+        for device, options in choice.options.items():
+            assert set(options) <= KNOWN_OPTIONS[PROVIDERS[device]]
+            assert all(isinstance(value, str) for value in options.values())
     with pytest.raises(ValueError, match="arena_extend_stratgy"):
         provider_options(PROVIDERS["cuda"], {"arena_extend_stratgy": "kSameAsRequested"})
 

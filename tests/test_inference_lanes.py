@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from tiny_models import TinyDetector
-from visionedge.frames import Frame, Picture, Placement, Result
+from visionedge.frames import Frame, Placement, Result
 from visionedge.inference.batcher import Batcher, Drop
 from visionedge.inference.detections import Rows, Selection
 from visionedge.inference.devices import DeviceState, Reason
-from visionedge.inference.engine import EngineError
 from visionedge.inference.lanes import Complaints, Lane
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.plan import Plan
+from visionedge.inference.session import EngineError, Pictures
 
 SURE = Selection(0.4, None)
 ONE_BOX: Rows = np.array([[0, 0, 32, 24, 0.9, 2], [0, 0, 1, 1, 0.1, 0]], np.float32)
@@ -42,11 +42,15 @@ class Engine:
         self.device = DeviceState("cpu", "cpu", Reason.ASKED_CPU, "", datetime(2026, 11, 22, tzinfo=UTC))
         self.plan = Plan(1, (max_batch,), "test")
         self.sizes: list[int] = []
+        self.least_scores: list[float | None] = []
         self.act: Callable[[int], Rows] = lambda count: np.stack([ONE_BOX] * count)
 
-    def infer(self, images: Picture) -> Rows:
-        self.sizes.append(len(images))
-        return self.act(len(images))
+    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
+        if len({picture.shape for picture in pictures}) > 1:
+            raise EngineError("takes pictures of one size")
+        self.sizes.append(len(pictures))
+        self.least_scores.append(least_score)
+        return self.act(len(pictures))
 
 
 @pytest.fixture
@@ -159,12 +163,13 @@ def test_a_new_selection_counts_from_the_next_batch_on(engine: Engine) -> None:
     works = engine.act
 
     def act(count: int) -> Rows:
-        river.lane.selection = Selection(0.05, None) if len(engine.sizes) == 2 else SURE
+        river.lane.selection = Selection(0.05, None)  # while the first is computed
         return works(count)
 
     engine.act = act
     river.run()
     assert [len(r.detections) for r in river.delivered] == [1, 2]
+    assert engine.least_scores == [0.4, 0.05]
 
 
 def test_an_error_that_nobody_expected_ends_the_lane_and_gives_the_batch_back(engine: Engine) -> None:

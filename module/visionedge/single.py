@@ -2,15 +2,13 @@
 
 import time
 
-import numpy as np
-
 from visionedge.capture.fitting import fit
 from visionedge.frames import Frame, Picture, Result, Timing, utc_now
 from visionedge.inference.detections import Selection
-from visionedge.inference.engine import Engine
+from visionedge.inference.engine import AnyEngine
 
 
-def frame_of(picture: Picture, engine: Engine, sequence: int = 1, epoch: int = 1) -> Frame:
+def frame_of(picture: Picture, engine: AnyEngine, sequence: int = 1, epoch: int = 1) -> Frame:
     """The picture as a frame of no camera, at the size the engine's model wants."""
     captured_ns, captured_utc = time.monotonic_ns(), utc_now()
     image, placement = fit(picture, engine.model.input)
@@ -20,14 +18,14 @@ def frame_of(picture: Picture, engine: Engine, sequence: int = 1, epoch: int = 1
     )  # fmt: skip
 
 
-def analyse(frames: list[Frame], engine: Engine, selection: Selection) -> list[Result]:
+def analyse(frames: list[Frame], engine: AnyEngine, selection: Selection) -> list[Result]:
     """Compute frames as one batch, on the calling thread.
 
     Raises:
         EngineError: the engine failed on them.
     """
     taken_ns = time.monotonic_ns()
-    rows = engine.infer(np.stack([frame.image for frame in frames]))
+    rows = engine.infer([frame.image for frame in frames], selection.confidence)
     done_ns = time.monotonic_ns()
     return [
         Result(

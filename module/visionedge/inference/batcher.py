@@ -15,9 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-import numpy as np
-
-from visionedge.frames import Frame, Picture
+from visionedge.frames import Frame
 
 
 class Outcome(StrEnum):
@@ -50,10 +48,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.frames)
-
-    def pictures(self) -> Picture:
-        """All pictures as one uint8 (n, H, W, 3)."""
-        return np.stack([frame.image for frame in self.frames])
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,21 +32,6 @@ PROVIDERS: Mapping[str, str] = {
 PROBE_TIMEOUT_S = 60.0
 _KILLED_WITHIN_S = 5.0
 
-# Every option we pass, by provider. A misspelt one raises only where CUDA really loads, so it is checked
-# here.
-KNOWN_OPTIONS: Mapping[str, frozenset[str]] = {
-    "TensorrtExecutionProvider": frozenset(
-        {"device_id", "trt_fp16_enable", "trt_engine_cache_enable", "trt_engine_cache_path"}
-        | {"trt_timing_cache_enable", "trt_timing_cache_path", "trt_builder_optimization_level"}
-    ),
-    "CUDAExecutionProvider": frozenset(
-        {"device_id", "arena_extend_strategy", "cudnn_conv_algo_search", "cudnn_conv_use_max_workspace"}
-        | {"do_copy_in_default_stream", "use_tf32", "gpu_mem_limit", "prefer_nhwc", "enable_cuda_graph"}
-        | {"use_ep_level_unified_stream"}
-    ),
-    "CPUExecutionProvider": frozenset(),
-}
-
 
 class Reason(StrEnum):
     """Why the effective device is what it is. Closed: documentation, metrics and messages list the same."""
@@ -115,17 +100,6 @@ class Verdict:
 
 
 USABLE = Verdict(Reason.OK, "usable")
-
-
-def provider_options(provider: str, options: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """A provider as a session takes it.
-
-    Raises:
-        ValueError: an option is not one of ours.
-    """
-    if unknown := sorted(set(options) - KNOWN_OPTIONS[provider]):
-        raise ValueError(f"{provider} has no option {unknown[0]}")
-    return provider, dict(options)
 
 
 def wishes(requested: Requested) -> tuple[Effective, ...]:

@@ -3,15 +3,16 @@
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from visionedge.config import InferenceConfig
-from visionedge.errors import DeviceError, ModelError, VisionedgeError
-from visionedge.frames import Picture, utc_now
+from visionedge.errors import DeviceError, ModelError
+from visionedge.frames import InputSpec, utc_now
+from visionedge.inference.cache import compiled
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import (
     PROVIDERS,
@@ -21,35 +22,63 @@ from visionedge.inference.devices import (
     Reason,
     Verdict,
     classify,
-    effective_of,
     has_driver,
     probe,
-    provider_options,
     wishes,
 )
-from visionedge.inference.graph import compile_model
 from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan, make_plan, usable_cores
-from visionedge.inference.runtime import import_onnxruntime, load_cuda_libraries
+from visionedge.inference.runtime import import_onnxruntime
+from visionedge.inference.session import EngineError, NodePlaces, Pictures, open_session, words_of
 
 log = logging.getLogger(__name__)
 
-# An arena that grows by what is asked, not by doubling: other processes share the GPU. Shapes are fixed, so
-# the exhaustive search for convolution algorithms runs once for each bucket, at warm-up.
-_CUDA_OPTIONS = {
-    "device_id": "0",
-    "arena_extend_strategy": "kSameAsRequested",
-    "cudnn_conv_algo_search": "EXHAUSTIVE",
-}
-OPTIONS: Mapping[Effective, Mapping[str, str]] = {
-    "tensorrt": {"device_id": "0"},
-    "cuda": _CUDA_OPTIONS,
-    "cpu": {},
-}
+
+class AnyEngine(Protocol):
+    """An engine wherever it runs: in this process (`Engine`) or in its own (`process.EngineProcess`)."""
+
+    @property
+    def model(self) -> Model:
+        """What it computes."""
+
+    @property
+    def device(self) -> DeviceState:
+        """Where it computes, and why there."""
+
+    @property
+    def plan(self) -> Plan:
+        """The lanes and batch sizes it was warmed up for."""
+
+    @property
+    def places(self) -> NodePlaces:
+        """Where the nodes of its graph lie."""
+
+    @property
+    def rows(self) -> int:
+        """K: the most rows `infer` gives for a picture."""
+
+    @property
+    def unplanned_shapes(self) -> int:
+        """Runs with a batch size that was not warmed up; must stay 0."""
+
+    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
+        """Compute pictures; see `Engine.infer`."""
+
+    def close(self) -> None:
+        """Let go of everything."""
 
 
-class EngineError(VisionedgeError):
-    """A batch could not be computed; the next one may."""
+class Runs(Protocol):
+    """What the engine asks of a session (`session.Session`)."""
+
+    rows: int
+    places: NodePlaces
+
+    def run(self, pictures: Pictures, size: int) -> Rows:
+        """Compute pictures as one batch, padded to `size`."""
+
+    def close(self) -> None:
+        """Let go of it."""
 
 
 class Engine:
@@ -58,14 +87,14 @@ class Engine:
     `unplanned_shapes` counts runs with a batch size that was not warmed up; it must stay 0.
     """
 
-    def __init__(self, model: Model, session: Any, device: DeviceState, plan: Plan) -> None:
+    def __init__(self, model: Model, session: Runs, device: DeviceState, plan: Plan) -> None:
         self.model = model
         self.device = device
         self.unplanned_shapes = 0
-        self._session = session
-        self._input = session.get_inputs()[0].name
+        self._session: Runs | None = session
+        self.places = session.places
+        self.rows = session.rows
         self._warm: set[int] = set()
-        self._rows: int | None = None
         self._lock = threading.Lock()
         self.plan = self._warmed_up(plan)
 
@@ -73,67 +102,50 @@ class Engine:
         state = "closed" if self._session is None else "open"
         return f"<Engine {state} {self.model.name} on {self.device.effective} buckets={self.plan.buckets}>"
 
-    @property
-    def rows(self) -> int:
-        """K: how many rows `infer` gives for each picture."""
-        return self._rows or 0
-
-    def infer(self, images: Picture) -> NDArray[np.float32]:
-        """Compute pictures at the model's input size: uint8 (n, H, W, 3) BGR to rows float32 (n, K, 6).
+    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
+        """Compute pictures at the model's input size, uint8 (H, W, 3) BGR each: rows float32 (n, k, 6).
 
         A row is left, top, right, bottom (input pixels), score, class; by falling score. Any n will do: it
-        is cut and padded to the sizes of the plan.
+        is cut and padded to the sizes of the plan. With `least_score` only as many rows are given as some
+        picture has at that score or above; without it k is K.
 
         Raises:
             EngineError: the pictures are of another shape, the engine is closed, or the device failed.
         """
-        spec = self.model.input
-        if images.shape[1:] != (spec.height_px, spec.width_px, 3) or images.dtype != np.uint8:
-            raise EngineError(
-                f"{self.model.name} takes uint8 pictures of {spec.width_px} x {spec.height_px},"
-                f" not {images.dtype} {images.shape[1:]}"
-            )
+        check_pictures(pictures, self.model.input, self.model.name)
         most = self.plan.max_batch
-        parts = [self._bucket(images[start : start + most]) for start in range(0, len(images), most)]
+        parts = [self._bucket(pictures[start : start + most]) for start in range(0, len(pictures), most)]
         if not parts:
             return np.zeros((0, self.rows, 6), np.float32)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return rows if least_score is None else above(rows, least_score)
 
     def close(self) -> None:
         """Let go of the session; batches that run are finished."""
-        self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
 
-    def _bucket(self, images: Picture) -> Rows:
-        size = self.plan.bucket(len(images))
+    def _bucket(self, pictures: Pictures) -> Rows:
+        size = self.plan.bucket(len(pictures))
         if size not in self._warm:
             with self._lock:
                 self.unplanned_shapes += 1
-        return self._run(images, size)
+        return self._run(pictures, size)
 
-    def _run(self, images: Picture, size: int) -> Rows:
-        """Run pictures padded to `size`; the rows of the real ones, their shape checked."""
+    def _run(self, pictures: Pictures, size: int) -> Rows:
+        """Run pictures padded to `size`; the rows of the real ones."""
         session = self._session
         if session is None:
             raise EngineError("the engine is closed")
-        batch = images
-        if len(images) < size:
-            batch = np.zeros((size, *images.shape[1:]), np.uint8)
-            batch[: len(images)] = images
         try:
-            (rows,) = session.run(None, {self._input: np.ascontiguousarray(batch)})
+            return session.run(pictures, size)
+        except EngineError:
+            raise
         except Exception as error:
             raise EngineError(
                 f"{self.model.name} failed on {self.device.effective}: {words_of(error)}"
             ) from error
-        if (
-            rows.ndim != 3
-            or len(rows) != size
-            or rows.shape[2] != 6
-            or self._rows not in (None, rows.shape[1])
-        ):
-            raise EngineError(f"{self.model.name} gave {rows.shape} for a batch of {size}")
-        given: Rows = rows[: len(images)]
-        return given
 
     def _warmed_up(self, plan: Plan) -> Plan:
         """Run every bucket of a plan; what is left of it when the model refuses the larger ones.
@@ -142,12 +154,10 @@ class Engine:
             EngineError: not even the smallest runs.
             ModelError: it gives no numbers.
         """
-        spec = self.model.input
-        size = (plan.max_batch, spec.height_px, spec.width_px, 3)
-        noise = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+        pictures = noise(self.model.input, plan.max_batch)
         for bucket in plan.buckets:
             try:
-                rows = self._run(noise[:bucket], bucket)
+                rows = self._run(pictures[:bucket], bucket)
             except EngineError as error:
                 if not self._warm:
                     raise
@@ -156,26 +166,56 @@ class Engine:
                 return dataclasses.replace(plan, buckets=tuple(sorted(self._warm)), reason=reason)
             if not np.isfinite(rows).all():
                 raise ModelError(f"{self.model.path}: gives no numbers (NaN or infinity) for a plain picture")
-            self._rows = rows.shape[1]
             self._warm.add(bucket)
         return plan
+
+
+def noise(spec: InputSpec, count: int) -> Pictures:
+    """Pictures that mean nothing, the same each time; for warming up and measuring."""
+    size = (count, spec.height_px, spec.width_px, 3)
+    return np.random.default_rng(0).integers(0, 256, size, np.uint8)
+
+
+def check_pictures(pictures: Pictures, spec: InputSpec, name: str) -> None:
+    """Refuse pictures that are not as the model wants them.
+
+    Raises:
+        EngineError: what is wanted, and what was given.
+    """
+    shape = (spec.height_px, spec.width_px, 3)
+    for picture in pictures:
+        if picture.shape != shape or picture.dtype != np.uint8:
+            raise EngineError(
+                f"{name} takes uint8 pictures of {spec.width_px} x {spec.height_px},"
+                f" not {picture.dtype} {picture.shape}"
+            )
+
+
+def above(rows: Rows, least_score: float) -> Rows:
+    """As many rows (n, k, 6) of each picture as some picture has at this score or above."""
+    counted = np.flatnonzero((rows[..., 4] >= least_score).any(axis=0))
+    return rows[:, : int(counted[-1]) + 1 if len(counted) else 0]
 
 
 def open_engine(
     model: Model,
     inference: InferenceConfig,
     *,
+    data: Path | None = None,
     prober: Callable[[Effective], Verdict] = probe,
     cores: int | None = None,
 ) -> Engine:
     """Compile a model and open it on the best device that works, warmed up. Takes seconds.
+
+    `data` is the folder where compiled graphs and the like are kept; None keeps nothing.
 
     Raises:
         DeviceError: `cuda` or `tensorrt` was demanded with fallback off, and is not usable.
         ModelError: the model cannot be compiled or run.
         UnavailableError: onnxruntime itself is not there.
     """
-    opening = _Opening(model, inference, compile_model(model), usable_cores() if cores is None else cores)
+    cores = usable_cores() if cores is None else cores
+    opening = _Opening(model, inference, compiled(model, data), cores, data)
     first: Verdict | None = None
     for device in wishes(inference.device):
         if device == "cpu":
@@ -209,6 +249,7 @@ class _Opening:
     inference: InferenceConfig
     graph: bytes
     cores: int
+    data: Path | None
 
     def verdict_on(self, device: Effective, prober: Callable[[Effective], Verdict]) -> Verdict:
         """Whether a device other than the CPU is worth a session."""
@@ -220,10 +261,10 @@ class _Opening:
     def attempt(self, device: Effective, verdict: Verdict) -> Engine | Verdict:
         """The engine on this device, or why it is not there."""
         try:
-            session = self._session(device)
-            effective = effective_of(session.get_providers())
-            if effective != device:
-                return Verdict(Reason.PROVIDER_REFUSED, f"its session came up on {effective} only")
+            session = open_session(self.graph, device, max_batch=self.inference.max_batch, data=self.data)
+            if session.device != device:
+                session.close()
+                return Verdict(Reason.PROVIDER_REFUSED, f"its session came up on {session.device} only")
             return self._engine(session, device, verdict)
         except ModelError:
             raise
@@ -233,39 +274,23 @@ class _Opening:
     def on_cpu(self, verdict: Verdict) -> Engine:
         """The engine on the CPU, which always works or it is the model's fault."""
         try:
-            return self._engine(self._session("cpu"), "cpu", verdict)
+            session = open_session(self.graph, "cpu", max_batch=self.inference.max_batch)
+            return self._engine(session, "cpu", verdict)
         except ModelError:
             raise
         except Exception as error:
             raise ModelError(f"{self.model.path}: cannot be run: {words_of(error)}") from error
 
-    def _engine(self, session: Any, device: Effective, verdict: Verdict) -> Engine:
+    def _engine(self, session: Runs, device: Effective, verdict: Verdict) -> Engine:
         state = DeviceState(self.inference.device, device, verdict.code, verdict.reason, utc_now())
         plan = make_plan(device, self.inference.max_batch, self.model.reading.input.batch, self.cores)
         return Engine(self.model, session, state, plan)
-
-    def _session(self, device: Effective) -> Any:
-        onnxruntime = import_onnxruntime()
-        if device != "cpu":
-            load_cuda_libraries(onnxruntime)
-        options = onnxruntime.SessionOptions()
-        # One thread each: lanes bring the parallelism, and a GPU needs none.
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        below = wishes("cpu" if device == "cpu" else device)
-        providers = [provider_options(PROVIDERS[name], OPTIONS[name]) for name in below]
-        session = onnxruntime.InferenceSession(self.graph, options, providers=providers, enable_fallback=0)
-        session.disable_fallback()
-        return session
-
-
-def words_of(error: BaseException, limit: int = 300) -> str:
-    """What onnxruntime says, in one line, without its codes."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.rsplit("[ONNXRuntimeError] : ", 1)[-1][:limit]
 
 
 def _announced(engine: Engine) -> Engine:
     level = logging.WARNING if engine.device.degraded else logging.INFO
     log.log(level, "engine: %s; %s; %s", engine.model.name, engine.device.describe(), engine.plan.reason)
+    if fallen := engine.places.on_cpu:
+        some = ", ".join(fallen[:8]) + (" …" if len(fallen) > 8 else "")
+        log.warning("%d nodes of %s are computed on the CPU: %s", len(fallen), engine.model.name, some)
     return engine

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from visionedge.frames import Picture, Result, Timing
+from visionedge.frames import Result, Timing
 from visionedge.inference.batcher import Batch, Batcher, Outcome
 from visionedge.inference.detections import Rows, Selection
 from visionedge.inference.devices import DeviceState
-from visionedge.inference.engine import EngineError
 from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
+from visionedge.inference.session import EngineError, Pictures
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +22,20 @@ _QUIET_NS = 1_000_000_000
 class Computes(Protocol):
     """What a lane asks of an engine."""
 
-    model: Model
-    device: DeviceState
-    plan: Plan
+    @property
+    def model(self) -> Model:
+        """What it computes."""
 
-    def infer(self, images: Picture) -> Rows:
-        """Pictures uint8 (n, H, W, 3) to rows float32 (n, K, 6)."""
+    @property
+    def device(self) -> DeviceState:
+        """Where it computes."""
+
+    @property
+    def plan(self) -> Plan:
+        """The batches it likes."""
+
+    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
+        """Pictures uint8 (H, W, 3) to rows float32 (n, k, 6), those below the least score may be left out."""
 
 
 class Complaints:
@@ -53,8 +61,9 @@ class Complaints:
 class Lane:
     """One lane: `run` is a thread's target and ends when the batcher closes.
 
-    `deliver` is called for each result, in the order of a camera's frames; it must not block. `selection` may
-    be replaced at any time and counts from the next batch on. Lanes of one engine may share `complaints`.
+    `deliver` is called for each result, in the order of a camera's frames; it must not block. `selection` and
+    `engine` may be replaced at any time and count from the next batch on. Lanes of one engine may share
+    `complaints`.
     """
 
     def __init__(
@@ -69,17 +78,17 @@ class Lane:
     ) -> None:
         self.selection = selection
         self._batcher = batcher
-        self._engine = engine
+        self.engine = engine
         self._deliver = deliver
         self._complaints = complaints or Complaints(clock)
         self._clock = clock
 
     def run(self) -> None:
         """Take, infer, deliver, until the batcher is closed. A failed batch is counted, no more."""
-        while (batch := self._batcher.take(most=self._engine.plan.max_batch)) is not None:
+        while (batch := self._batcher.take(most=self.engine.plan.max_batch)) is not None:
             outcome = Outcome.FAILED
             try:
-                self._hand_on(batch, *self._timed(batch))
+                self._compute(batch, self.engine, self.selection)
                 outcome = Outcome.ANALYSED
             except EngineError as error:
                 self._complaints.add(error)
@@ -87,19 +96,13 @@ class Lane:
                 # Only now may a frame of these cameras be taken again: results stay in order.
                 self._batcher.done(batch, outcome)
 
-    def _timed(self, batch: Batch) -> tuple[Rows, int]:
+    def _compute(self, batch: Batch, engine: Computes, selection: Selection) -> None:
+        """Infer and deliver; `engine` and `selection` are taken once, so that a batch never sees two."""
         started_ns = self._clock()
-        try:
-            pictures = batch.pictures()
-        except ValueError as error:  # cameras of different models, for a moment
-            raise EngineError(f"the pictures of a batch differ in size: {error}") from error
-        rows = self._engine.infer(pictures)
+        rows = engine.infer([frame.image for frame in batch.frames], selection.confidence)
         if len(rows) != len(batch):
             raise EngineError(f"the engine gave {len(rows)} results for {len(batch)} pictures")
-        return rows, self._clock() - started_ns
-
-    def _hand_on(self, batch: Batch, rows: Rows, infer_ns: int) -> None:
-        engine, selection = self._engine, self.selection
+        infer_ns = self._clock() - started_ns
         for frame, found in zip(batch.frames, rows, strict=True):
             detections = selection.apply(found, frame.placement)
             timing = Timing(
