@@ -10,7 +10,11 @@
 The message of each is one line that names the thing and the remedy: it is shown to people as it is.
 """
 
+import re
 from collections.abc import Sequence
+
+# Longer than any path that is of use, and what would hide the rest of a line.
+_LONG_WORD = re.compile(r"\S{401,}")
 
 
 class VisionedgeError(Exception):
@@ -37,9 +41,16 @@ class ConfigError(VisionedgeError):
 
 
 class ModelError(VisionedgeError):
-    """A model cannot be loaded, understood or run."""
+    """A model cannot be loaded, understood or run.
+
+    Names out of a model are others' words: what would break the line or the terminal is left out of it.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        line = "".join(c if c.isprintable() else " " for c in message)
+        super().__init__(_LONG_WORD.sub(lambda word: f"{word[0][:40]}…{word[0][-40:]}", line))
 
 
 class UnavailableError(VisionedgeError):

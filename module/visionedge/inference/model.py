@@ -65,6 +65,11 @@ def load_model(path: Path) -> Model:
         labels, origin = labels_for(path, signature.metadata, reading.class_count, carrier)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
+    except Exception as error:  # a node without its inputs, a weight of another size: whatever damage does
+        log.debug("%s", path, exc_info=True)
+        raise ModelError(
+            f"{path}: is damaged, or no valid ONNX model: {str(error) or type(error).__name__}"
+        ) from None
     if origin == "nothing":
         log.warning("%s: no labels; put %s.labels.txt beside it, one a line", path, path.stem)
     reading = replace(reading, evidence=sidecar.evidence + reading.evidence)

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import external_data_helper
 
 from visionedge.errors import ModelError
+from visionedge.inference.sound import check_sound
 
 # Protocol buffers end at 2 GB, and the compiled graph is one.
 _LARGEST_BYTES = (1 << 31) - (1 << 20)
@@ -42,6 +43,10 @@ def read_model(path: Path) -> ModelFile:
         raise ModelError(f"{path}: is no ONNX file, or a damaged one; copy it again") from None
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path}: is no ONNX file, or a damaged one: it has no graph")
+    try:
+        check_sound(model)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
     _check_weights(model, path)
     digest = hashlib.sha256(content)
     for data in _external_files(model, path):

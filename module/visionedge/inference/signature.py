@@ -19,6 +19,9 @@ Shape = tuple[int | None, ...]
 _MOVERS = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast"})
 
 
+_MOST_TOLD = 12
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """An input or output: `dtype` as numpy names it, `shape` None where not even the rank is said."""
@@ -54,9 +57,12 @@ class Signature:
     size: str = ""
 
     def __str__(self) -> str:
-        inputs = ", ".join(str(t) for t in self.inputs) or "none"
-        outputs = ", ".join(str(t) for t in self.outputs) or "none"
-        return f"inputs {inputs}; outputs {outputs}"
+        return f"inputs {_listed(self.inputs)}; outputs {_listed(self.outputs)}"
+
+
+def _listed(tensors: tuple[Tensor, ...]) -> str:
+    words = ", ".join(str(tensor) for tensor in tensors[:_MOST_TOLD]) or "none"
+    return words if len(tensors) <= _MOST_TOLD else f"{words} and {len(tensors) - _MOST_TOLD} more"
 
 
 def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = None) -> Signature:
