@@ -26,7 +26,6 @@ class PaddleDecoder:
 
     table: str
     number: str | None
-    number_dtype: str
     scale: str
     shape: str | None
     count: int | None
@@ -70,40 +69,44 @@ class Paddle:
         found = _outputs(signature)
         if picture is None or sizes is None or found is None:
             return None
-        scale, shape = sizes
-        table, number = found
         family, reason = _family(signature)
         way, ways = prepared(signature, picture, family)
         names = class_names(signature.metadata)
-        clauses = [
-            "outputs are a list of class, score and box" + (" and its length" if number is not None else ""),
-            f"{scale.name} takes what the picture was scaled by" + (", im_shape its size" if shape else ""),
-            reason,
-            *ways,
-        ]
-        if signature.metadata.get("visionedge.head") == self.name:
-            clauses.insert(0, "the head is stated")
+        stated = signature.metadata.get("visionedge.head") == self.name
         return Reading(
             head=self.name,
             input=replace(picture, batch=1),
             preprocess=way,
-            decoder=PaddleDecoder(
-                table.name,
-                number.name if number is not None else None,
-                number.dtype if number is not None else "",
-                scale.name,
-                shape.name if shape is not None else None,
-                (table.shape or (None,))[0],
-                picture.width_px,
-                picture.height_px,
-            ),
+            decoder=_decoder(found, sizes, picture.width_px, picture.height_px),
             class_count=signature.classes.suppressed or (len(names) if names is not None else 0),
             suppress=False,
-            evidence=tuple(clauses),
+            evidence=(
+                *(("the head is stated",) if stated else ()),
+                f"outputs are a list of class, score and box{' and its length' if found[1] else ''}",
+                f"{sizes[0].name} takes what the picture was scaled by",
+                reason,
+                *ways,
+            ),
         )
 
 
 HEADS = (Paddle(),)
+
+
+def _decoder(
+    outputs: tuple[Tensor, Tensor | None], sizes: tuple[Tensor, Tensor | None], width_px: int, height_px: int
+) -> PaddleDecoder:
+    table, number = outputs
+    scale, shape = sizes
+    return PaddleDecoder(
+        table=table.name,
+        number=number.name if number is not None else None,
+        scale=scale.name,
+        shape=shape.name if shape is not None else None,
+        count=(table.shape or (None,))[0],
+        width_px=width_px,
+        height_px=height_px,
+    )
 
 
 def _outputs(signature: Signature) -> tuple[Tensor, Tensor | None] | None:

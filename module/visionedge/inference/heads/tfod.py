@@ -107,31 +107,23 @@ def reading_of_four(
     """
     way, ways = prepared(signature, picture, family)
     classes = _class_count(signature, four, background)
-    clauses = [
-        f"four outputs: boxes {'0-1' if relative else 'in pixels'}, classes, scores and their number",
-        four.told,
-        f"{classes} classes are seen in it" if classes else "nothing in it tells the number of classes",
-        *ways,
-    ]
-    if signature.metadata.get("visionedge.head") == name:
-        clauses.insert(0, "the head is stated")
+    boxes, ids, scores = four.boxes.name, four.classes.name, four.scores.name
+    size = picture.width_px, picture.height_px
+    stated = signature.metadata.get("visionedge.head") == name
     return Reading(
         head=name,
         input=replace(picture, batch=1) if "NonMaxSuppression" in signature.operators else picture,
         preprocess=way,
-        decoder=ListedBoxes(
-            four.boxes.name,
-            four.classes.name,
-            four.scores.name,
-            four.count,
-            four.first,
-            picture.width_px,
-            picture.height_px,
-            relative,
-        ),
+        decoder=ListedBoxes(boxes, ids, scores, four.count, four.first, *size, relative),
         class_count=classes,
         suppress=False,
-        evidence=tuple(clauses),
+        evidence=(
+            *(("the head is stated",) if stated else ()),
+            f"four outputs: boxes {'0-1' if relative else 'in pixels'}, classes, scores and their number",
+            four.told,
+            f"{classes} classes are seen in it" if classes else "nothing in it tells the number of classes",
+            *ways,
+        ),
     )
 
 
