@@ -22,10 +22,12 @@ _KEPT = 32
 
 @dataclass(frozen=True, slots=True)
 class PlanKey:
-    """All that a plan depends on; `versions` are those of what computes, `hardware` is the processor."""
+    """All that a plan depends on: the compiled graph (no two models or precisions share it), the machine.
 
-    model_sha256: str
-    precision: str
+    `versions` are those of what computes, `hardware` is the processor's name.
+    """
+
+    graph_sha256: str
     device: str
     hardware: str
     versions: tuple[str, ...]
@@ -35,23 +37,21 @@ class PlanKey:
 
     @staticmethod
     def of(
-        model_sha256: str,
+        graph: bytes,
         *,
         device: str,
         cores: int,
         max_batch: int,
         latency_budget_ms: float | None,
-        precision: str = "fp32",
         hardware: str | None = None,
     ) -> "PlanKey":
-        """The key on this machine, with the versions that are installed."""
+        """The key of a compiled graph on this machine, with the versions that are installed."""
         found = []
         for package in ("onnxruntime", "onnxruntime-gpu"):
             with contextlib.suppress(metadata.PackageNotFoundError):
                 found.append(f"{package} {metadata.version(package)}")
         return PlanKey(
-            model_sha256,
-            precision,
+            hashlib.sha256(graph).hexdigest(),
             device,
             processor() if hardware is None else hardware,
             (f"visionedge {__version__}", *found),

@@ -17,7 +17,7 @@ from visionedge.inference.trial import MOST_BATCHES, Sample, run_trial
 
 __all__ = ["PlanCache", "PlanKey", "choose", "fit", "measure", "search"]
 
-SPEND_S = 4.0
+SPEND_S = 3.0
 _ROUNDS = 9
 _TRIAL_S = 0.08
 """Rather many short trials than few long ones: a neighbour's burst then spoils a round and not the median."""
@@ -143,9 +143,12 @@ def choose(
     finals, pace = _finals(samples)
     within = _within(finals, latency_budget_ms)
     if not within:
-        nearest = min(finals, key=lambda pair: (finals[pair].batch_ms, pair))
-        figures = _figures(nearest, finals[nearest])
-        return nearest, f"no batch is done within {latency_budget_ms:g} ms; {figures} is nearest"
+        nearest = _within(finals, _OVER_BUDGET * min(sample.batch_ms for sample in finals.values()))
+        best = max(nearest, key=lambda pair: pace[pair])
+        return (
+            best,
+            f"no batch is done within {latency_budget_ms:g} ms; nearest, {_figures(best, finals[best])}",
+        )
     rivals = [p for p in within if usual not in within or _clearly_better(samples[p], samples[usual])]
     top = max((pace[pair] for pair in rivals), default=0.0)
     equals = [pair for pair in rivals if pace[pair] >= _AS_GOOD * top]
@@ -200,6 +203,8 @@ class _Book:
     notes: dict[Pair, str] = field(default_factory=dict)
     failed: int | None = None
     """The smallest batch that one lane could not compute."""
+    hurried: bool = False
+    """Something was left out only for want of time."""
 
     def run(self, trial: Trial, pair: Pair, limit_s: float) -> None:
         """Run a pair once more; one that fails is out, with its reason."""
@@ -225,13 +230,15 @@ class _Book:
             return None
         expected_ms, sure = self._expected_ms(pair)
         budget_ms = self.wanted.latency_budget_ms
-        if budget_ms is not None and expected_ms > _OVER_BUDGET * budget_ms:
+        least_ms = min(_middle(given).batch_ms for given in self.samples.values())
+        if budget_ms is not None and expected_ms > _OVER_BUDGET * max(budget_ms, least_ms):
             return f"about {expected_ms:.0f} ms by the fit, over the budget"
         speed = pair.lanes * pair.batch * 1000 / expected_ms
         best = max(_middle(given).frames_per_s for given in self.samples.values())
         if sure and speed < _BY_THE_FIT * best:
             return f"at most about {speed:.1f} frames/s by the fit"
         if self.cost_s(pair, _TRIAL_S) > left_s:
+            self.hurried = True
             return f"at least about {expected_ms:.0f} ms a batch: no time to try it"
         return None
 
@@ -268,8 +275,8 @@ class _Book:
             least = share * max(pace[pair] for pair in within)
             running = sorted((p for p in within if pace[p] >= least), key=lambda pair: -pace[pair])
         else:
-            most_ms = min(sample.batch_ms for sample in finals.values()) / share
-            running = [pair for pair in finals if finals[pair].batch_ms <= most_ms]
+            most_ms = _OVER_BUDGET * min(sample.batch_ms for sample in finals.values())
+            running = sorted(_within(finals, most_ms), key=lambda pair: -pace[pair])
         usual = self.wanted.by_rule()
         if usual in running or (usual in within and len(self.samples[usual]) < _SURE_ROUNDS):
             # What is usual is given up only for good reasons, and those take a few rounds.
@@ -277,7 +284,7 @@ class _Book:
         return sorted(self._affordable(running, left_s))
 
     def _affordable(self, running: list[Pair], left_s: float) -> list[Pair]:
-        """As many of the first pairs as can still be run often enough to be sure; two, if that is too many."""
+        """As many of the first pairs as can be run until one is sure; else two of them, or none."""
         done = max(len(given) for given in self.samples.values())
         costs_s = [self.cost_s(pair, _TRIAL_S) for pair in running]
         for count in range(len(running), 1, -1):
@@ -294,7 +301,7 @@ class _Book:
         share = self._processor_share(pair)
         if share < _QUIET:
             why = f"{why}; the lanes got only {share:.0%} of the processor"
-        if len(self.samples) == 1 and usual.batch == pair.batch and usual != pair and self.failed is None:
+        if self.hurried and len(self.samples) == 1 and usual.batch == pair.batch and usual != pair:
             pair, why = usual, f"{why}; too slow to try more, so the rule for its kind says {usual}"
         return Measured(
             table=tuple(self._line(Pair(n, size)) for n in wanted.lanes() for size in wanted.batches()),

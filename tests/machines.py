@@ -1,0 +1,80 @@
+"""Machines that exist on paper: how long a batch takes on so many lanes, with a clock and noise."""
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from visionedge.inference.plan import Pair
+from visionedge.inference.planner import Wanted
+from visionedge.inference.trial import MOST_BATCHES, Sample
+
+BatchMs = Callable[[int, int], float]
+"""(lanes, batch) → ms that one batch takes while all lanes work."""
+
+
+@dataclass
+class Machine:
+    """Runs trials in no time and tells how long they took. `noise` is the spread of a whole trial."""
+
+    batch_ms: BatchMs
+    noise: float = 0.0
+    seed: int = 0
+    slower: Callable[[float], float] = lambda _now_s: 1.0
+    broken: Callable[[Pair], bool] = lambda _pair: False
+    now_s: float = 0.0
+    tried: list[Pair] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)  # noqa: S311 - no secret
+
+    def clock(self) -> int:
+        """Now, in ns."""
+        return int(self.now_s * 1e9)
+
+    def trial(self, pair: Pair, limit_s: float) -> Sample:
+        """As `trial.run_trial`: one batch to settle, then as many as fill the time."""
+        self.tried.append(pair)
+        if self.broken(pair):
+            raise MemoryError(f"no room for\n{pair.batch} pictures")
+        real_ms = self.batch_ms(pair.lanes, pair.batch)
+        took_ms = real_ms * math.exp(self._random.gauss(0, self.noise)) * self.slower(self.now_s)
+        batches = (
+            1 if took_ms >= limit_s * 1000 else 1 + min(MOST_BATCHES, math.ceil(limit_s * 1000 / took_ms))
+        )
+        self.now_s += batches * took_ms / 1000
+        return Sample(pair.lanes * pair.batch * 1000 / took_ms, took_ms, real_ms / pair.batch)
+
+    def frames_per_s(self, pair: Pair) -> float:
+        """The truth about a pair."""
+        return pair.lanes * pair.batch * 1000 / self.batch_ms(pair.lanes, pair.batch)
+
+    def share_of_best(self, pair: Pair, wanted: Wanted) -> float:
+        """The truth about a choice: its speed beside that of the best pair an exhaustive sweep finds."""
+        every = [Pair(lanes, batch) for lanes in wanted.lanes() for batch in wanted.batches()]
+        return self.frames_per_s(pair) / max(self.frames_per_s(each) for each in every)
+
+
+def processor(cores: int, picture_ms: float = 12.0) -> BatchMs:
+    """A CPU whose caches like small batches; lanes above its cores share them."""
+
+    def batch_ms(lanes: int, batch: int) -> float:
+        crowd = 1 + 0.15 * (min(lanes, cores) - 1) / max(1, cores - 1)
+        return (picture_ms * batch * (1 + 0.05 * math.log2(batch)) + 0.5) * crowd * max(1.0, lanes / cores)
+
+    return batch_ms
+
+
+def crowded_memory(lanes: int, batch: int) -> float:
+    """A CPU whose cores wait for memory: what helps is to read the weights once for many pictures."""
+    return lanes * (9.0 * batch + 3.0)
+
+
+def accelerator(lanes: int, batch: int) -> float:
+    """A GPU: a batch of eight hardly takes longer than one picture, and two lanes hide the host's part."""
+    return max(0.3 * batch + 2.0, lanes * (0.3 * batch + 1.4))
+
+
+def single_accelerator(lanes: int, batch: int) -> float:
+    """A GPU that gains nothing from a second lane."""
+    return lanes * (0.3 * batch + 2.0)

@@ -1,0 +1,140 @@
+"""Plans on disk: used again for exactly the same, ignored when anything differs or the file is damaged."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from machines import Machine, accelerator
+from visionedge.inference.plan import Measured
+from visionedge.inference.plan_cache import PlanCache, PlanKey
+from visionedge.inference.planner import Wanted, search
+
+KEY = PlanKey.of(
+    b"a graph", device="cuda", cores=8, max_batch=8, latency_budget_ms=None, hardware="a machine"
+)
+
+
+@pytest.fixture
+def measured() -> Measured:
+    machine = Machine(accelerator)
+    return search(machine.trial, Wanted("cuda", 8, None, 8), clock=machine.clock)
+
+
+def stored(folder: Path, measured: Measured) -> Path:
+    PlanCache(folder).store(KEY, measured)
+    (file,) = folder.iterdir()
+    return file
+
+
+def test_a_plan_that_was_kept_is_found_again_and_says_so(tmp_path: Path, measured: Measured) -> None:
+    stored(tmp_path / "plans", measured)
+    found = PlanCache(tmp_path / "plans").load(KEY)
+    assert found is not None
+    assert found.reason.startswith("from the cache, of 2")
+    assert found.reason.endswith(measured.reason)
+    assert found.document() | {"reason": ""} == measured.document() | {"reason": ""}
+
+
+def test_without_a_plan_there_is_none(tmp_path: Path) -> None:
+    assert PlanCache(tmp_path / "nowhere").load(KEY) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"graph_sha256": "cd" * 32},
+        {"device": "cpu"},
+        {"hardware": "another machine"},
+        {"versions": ("visionedge 99", "onnxruntime 99")},
+        {"cores": 4},
+        {"max_batch": 4},
+        {"latency_budget_ms": 20.0},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_plan_for_anything_else_is_not_used(
+    tmp_path: Path, measured: Measured, change: dict[str, Any]
+) -> None:
+    stored(tmp_path, measured)
+    assert PlanCache(tmp_path).load(dataclasses.replace(KEY, **change)) is None
+
+
+def spoilt(document: dict[str, Any], *path: str, value: object) -> str:
+    """The document with one value changed, as text."""
+    inner: Any = document
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("schema",), "visionedge/plan/99"),
+        (("key", "cores"), 4),
+        (("measuredAt",), "yesterday"),
+        (("measured",), None),
+        (("measured", "choice", "lanes"), 0),
+        (("measured", "choice", "lanes"), "2"),
+        (("measured", "choice"), {}),
+        (("measured", "buckets"), []),
+        (("measured", "buckets"), [8, 1]),
+        (("measured", "buckets"), [1, 2]),
+        (("measured", "table"), [{}]),
+        (("measured", "fits"), 7),
+    ],
+    ids=str,
+)
+def test_a_plan_that_was_tampered_with_is_measured_anew(
+    tmp_path: Path, measured: Measured, path: tuple[str, ...], value: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = stored(tmp_path, measured)
+    file.write_text(spoilt(json.loads(file.read_text()), *path, value=value))
+    assert PlanCache(tmp_path).load(KEY) is None
+    assert "measuring anew" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"null", b"[1]", b"\xff\xfe", b"7" * 99])
+def test_a_damaged_file_is_measured_anew(tmp_path: Path, measured: Measured, damage: bytes) -> None:
+    stored(tmp_path, measured).write_bytes(damage)
+    assert PlanCache(tmp_path).load(KEY) is None
+
+
+def test_a_plan_that_is_not_settled_is_not_kept(tmp_path: Path, measured: Measured) -> None:
+    PlanCache(tmp_path).store(KEY, dataclasses.replace(measured, settled=False))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_no_more(
+    tmp_path: Path, measured: Measured, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "plans").write_text("a file where a folder should be")
+    PlanCache(tmp_path / "plans").store(KEY, measured)
+    assert "cannot be kept" in caplog.text
+    assert PlanCache(tmp_path / "plans").load(KEY) is None
+
+
+def test_the_oldest_plans_go(tmp_path: Path, measured: Measured) -> None:
+    cache = PlanCache(tmp_path)
+    keys = [dataclasses.replace(KEY, cores=cores) for cores in range(1, 41)]
+    for age, key in enumerate(keys):
+        cache.store(key, measured)
+        os.utime(tmp_path / f"{key.name()}.json", ns=(age * 10**9, age * 10**9))
+    assert len(list(tmp_path.iterdir())) == 32
+    assert cache.load(keys[0]) is None
+    assert cache.load(keys[-1]) is not None
+
+
+def test_the_key_of_this_machine_names_its_versions_and_processor() -> None:
+    key = PlanKey.of(b"a graph", device="cpu", cores=2, max_batch=8, latency_budget_ms=None)
+    assert any(version.startswith("onnxruntime") for version in key.versions)
+    assert key.hardware
+    assert (
+        key.name()
+        == PlanKey.of(b"a graph", device="cpu", cores=2, max_batch=8, latency_budget_ms=None).name()
+    )

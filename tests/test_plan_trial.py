@@ -1,0 +1,79 @@
+"""One trial of the plan, with real threads and a clock that only the batches move."""
+
+import threading
+
+import pytest
+
+from visionedge.inference.plan import Pair
+from visionedge.inference.planner import measure
+from visionedge.inference.trial import MOST_BATCHES, run_trial
+
+
+class Work:
+    """Batches that take time on a clock of each thread's own, as those on cores of their own would."""
+
+    def __init__(self, picture_ms: float) -> None:
+        self.picture_ms = picture_ms
+        self.batches: list[int] = []
+        self.threads: set[int] = set()
+        self._own = threading.local()
+
+    def run(self, batch: int) -> None:
+        self.batches.append(batch)
+        self.threads.add(threading.get_ident())
+        self._own.now_ns = self.clock() + int(self.picture_ms * batch * 1e6)
+
+    def clock(self) -> int:
+        now_ns: int = getattr(self._own, "now_ns", 0)
+        return now_ns
+
+
+def test_a_trial_runs_for_its_time_and_tells_the_speed() -> None:
+    work = Work(picture_ms=10)
+    sample = run_trial(work.run, Pair(1, 2), 0.1, clock=work.clock, cpu_clock=work.clock)
+    assert (sample.frames_per_s, sample.batch_ms, sample.cpu_ms) == pytest.approx((100, 20, 10))
+    assert work.batches == [2] * 6, "one to settle, five to fill the time"
+
+
+def test_lanes_add_up() -> None:
+    work = Work(picture_ms=10)
+    sample = run_trial(work.run, Pair(3, 1), 0.1, clock=work.clock, cpu_clock=work.clock)
+    assert (sample.frames_per_s, sample.batch_ms, sample.cpu_ms) == pytest.approx((300, 10, 10))
+    assert len(work.threads) == 3
+
+
+def test_a_batch_that_fills_the_time_by_itself_is_run_once() -> None:
+    work = Work(picture_ms=300)
+    sample = run_trial(work.run, Pair(1, 1), 0.1, clock=work.clock)
+    assert work.batches == [1]
+    assert sample.batch_ms == pytest.approx(300)
+
+
+def test_a_tiny_network_is_run_no_more_often_than_is_of_use() -> None:
+    work = Work(picture_ms=0.001)
+    run_trial(work.run, Pair(1, 1), 0.1, clock=work.clock)
+    assert len(work.batches) == 1 + MOST_BATCHES
+
+
+def test_what_a_batch_raises_is_raised() -> None:
+    def run(_: int) -> None:
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        run_trial(run, Pair(2, 1), 0.1)
+
+
+def test_the_lanes_work_at_the_same_time() -> None:
+    """Each batch waits until the other lane is in one as well; one after the other would never end."""
+    both = threading.Barrier(2)
+    run_trial(lambda _: both.wait(10), Pair(2, 1), 0.001, most=3, clock=Work(1).clock)
+
+
+def test_measuring_runs_what_it_is_given_on_real_threads() -> None:
+    """Two threads that share nothing are twice as fast as one, whatever the batch: one picture each."""
+    work = Work(picture_ms=20)
+    measured = measure(
+        work.run, device="cpu", max_batch=4, fixed_batch=None, cores=2, clock=work.clock, spend_s=60
+    )
+    assert (measured.choice, measured.buckets) == (Pair(2, 1), (1,))
+    assert set(work.batches) == {1, 2, 4}
