@@ -1,7 +1,7 @@
 """The engine: what comes out, what is refused, and which device it says it runs on. CPU only, tiny models."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,9 @@ class FakeSession:
     def run(self, pictures: Pictures, size: int) -> np.ndarray:
         self.sizes.append(size)
         return self.answer(size)[: len(pictures)]
+
+    def keep(self, sizes: Collection[int]) -> None:
+        self.kept = set(sizes)
 
     def close(self) -> None:
         self.closed = True

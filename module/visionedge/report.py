@@ -57,7 +57,12 @@ def engine(running: Engine) -> Document:
         "reasonCode": device.code,
         "reason": device.reason,
         "since": utc_text(device.since_utc),
-        "plan": {"lanes": plan.lanes, "buckets": list(plan.buckets), "reason": plan.reason},
+        "plan": {
+            "lanes": plan.lanes,
+            "buckets": list(plan.buckets),
+            "reason": plan.reason,
+            "measured": plan.measured.document() if plan.measured else None,
+        },
         "unplannedShapes": running.unplanned_shapes,
     }
 

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -27,11 +27,21 @@ from visionedge.inference.devices import (
     wishes,
 )
 from visionedge.inference.model import Model
-from visionedge.inference.plan import Plan, make_plan, usable_cores
+from visionedge.inference.plan import Plan, batch_sizes, make_plan, usable_cores
+from visionedge.inference.planner import PlanCache, PlanKey, measure
 from visionedge.inference.runtime import import_onnxruntime
 from visionedge.inference.session import EngineError, NodePlaces, Pictures, open_session, words_of
 
 log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """The process of an engine: `pid` None while there is none, `down` why it computes nothing just now."""
+
+    pid: int | None
+    restarts: int
+    down: str | None
 
 
 class AnyEngine(Protocol):
@@ -61,6 +71,10 @@ class AnyEngine(Protocol):
     def unplanned_shapes(self) -> int:
         """Runs with a batch size that was not warmed up; must stay 0."""
 
+    @property
+    def process(self) -> ProcessStatus | None:
+        """Its own process; None where it runs in this one."""
+
     def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
         """Compute pictures; see `Engine.infer`."""
 
@@ -77,6 +91,9 @@ class Runs(Protocol):
     def run(self, pictures: Pictures, size: int) -> Rows:
         """Compute pictures as one batch, padded to `size`."""
 
+    def keep(self, sizes: Collection[int]) -> None:
+        """Let go of the memory of other batch sizes."""
+
     def close(self) -> None:
         """Let go of it."""
 
@@ -91,6 +108,7 @@ class Engine:
         self.model = model
         self.device = device
         self.unplanned_shapes = 0
+        self.process: ProcessStatus | None = None
         self._session: Runs | None = session
         self.places = session.places
         self.rows = session.rows
@@ -125,6 +143,13 @@ class Engine:
         session, self._session = self._session, None
         if session is not None:
             session.close()
+
+    def replan(self, plan: Plan) -> None:
+        """Go on with another plan, all of whose sizes were warmed up; no batch may be running."""
+        self.plan = plan
+        self._warm &= set(plan.buckets)
+        if self._session is not None:
+            self._session.keep(plan.buckets)
 
     def _bucket(self, pictures: Pictures) -> Rows:
         size = self.plan.bucket(len(pictures))
@@ -202,12 +227,14 @@ def open_engine(
     inference: InferenceConfig,
     *,
     data: Path | None = None,
+    plan: Plan | None = None,
     prober: Callable[[Effective], Verdict] = probe,
     cores: int | None = None,
 ) -> Engine:
     """Compile a model and open it on the best device that works, warmed up. Takes seconds.
 
-    `data` is the folder where compiled graphs and the like are kept; None keeps nothing.
+    `data` is the folder where compiled graphs and measured plans are kept; None keeps nothing, and then the
+    plan is that of a rule and not measured. `plan` is one to use as it is.
 
     Raises:
         DeviceError: `cuda` or `tensorrt` was demanded with fallback off, and is not usable.
@@ -215,7 +242,7 @@ def open_engine(
         UnavailableError: onnxruntime itself is not there.
     """
     cores = usable_cores() if cores is None else cores
-    opening = _Opening(model, inference, compiled(model, data), cores, data)
+    opening = _Opening(model, inference, compiled(model, data), cores, data, plan)
     first: Verdict | None = None
     for device in wishes(inference.device):
         if device == "cpu":
@@ -250,6 +277,7 @@ class _Opening:
     graph: bytes
     cores: int
     data: Path | None
+    plan: Plan | None
 
     def verdict_on(self, device: Effective, prober: Callable[[Effective], Verdict]) -> Verdict:
         """Whether a device other than the CPU is worth a session."""
@@ -283,8 +311,37 @@ class _Opening:
 
     def _engine(self, session: Runs, device: Effective, verdict: Verdict) -> Engine:
         state = DeviceState(self.inference.device, device, verdict.code, verdict.reason, utc_now())
-        plan = make_plan(device, self.inference.max_batch, self.model.reading.input.batch, self.cores)
-        return Engine(self.model, session, state, plan)
+        if self.plan is not None:
+            return Engine(self.model, session, state, self.plan)
+        rule = make_plan(device, self.inference.max_batch, self.model.reading.input.batch, self.cores)
+        if self.data is None:
+            return Engine(self.model, session, state, rule)
+        return self._measured(session, state, rule, PlanCache(self.data / "plans"))
+
+    def _measured(self, session: Runs, state: DeviceState, rule: Plan, plans: PlanCache) -> Engine:
+        """The engine with the plan that was measured here, now or earlier."""
+        budget_ms, fixed = self.inference.latency_budget_ms, self.model.reading.input.batch
+        most = self.inference.max_batch
+        key = PlanKey.of(
+            self.graph, device=state.effective, cores=self.cores, max_batch=most, latency_budget_ms=budget_ms
+        )
+        if (kept := plans.load(key)) is not None:
+            return Engine(self.model, session, state, Plan.of(kept))
+        sizes = batch_sizes(most) if fixed is None else rule.buckets
+        engine = Engine(self.model, session, state, dataclasses.replace(rule, buckets=sizes, reason=""))
+        pictures = noise(self.model.input, engine.plan.max_batch)
+        measured = measure(
+            lambda batch: engine.infer(pictures[:batch]),
+            device=state.effective,
+            max_batch=engine.plan.max_batch,
+            fixed_batch=fixed,
+            cores=self.cores,
+            latency_budget_ms=budget_ms,
+        )
+        measured = dataclasses.replace(measured, reason=measured.reason + engine.plan.reason)
+        plans.store(key, measured)
+        engine.replan(Plan.of(measured))
+        return engine
 
 
 def _announced(engine: Engine) -> Engine:

@@ -7,7 +7,7 @@ memory, and each batch size may be replayed as a CUDA graph.
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +91,17 @@ class Session:
         # Only now: a desk whose run failed is not used again.
         self._idle.setdefault(size, []).append(desk)
         return rows[: len(pictures)]
+
+    def keep(self, sizes: Collection[int]) -> None:
+        """Let go of the memory that other batch sizes took; no run may be in progress."""
+        for size in set(self._idle) - set(sizes):
+            del self._idle[size]
+        if self.device != "cpu" or self._raw is None:
+            return  # captured graphs count on their addresses
+        options = import_onnxruntime().RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        smallest = (min(sizes), self._source.height_px, self._source.width_px, 3)
+        self._raw.run(None, {self._source.name: np.zeros(smallest, np.uint8)}, options)
 
     def close(self) -> None:
         """Let go of it; runs in progress are finished."""

@@ -81,6 +81,10 @@ _ENGINE = _object(
             "description": "The effective device is less than what was asked for.",
         },
         "since": {**_MOMENT, "description": "When the effective device was taken."},
+        "plan": {
+            "type": "object",
+            "description": "Lanes, batch sizes, why in one line, and the table that was measured.",
+        },
     },
 )
 

@@ -1,0 +1,99 @@
+"""The plan in the engine: measured at the first start, from the cache at the next, shown as it is."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tiny_models import TinyDetector, pictures
+from visionedge.config import InferenceConfig
+from visionedge.inference.engine import Engine, open_engine
+from visionedge.inference.model import Model, load_model
+from visionedge.inference.plan import Plan
+from visionedge.inference.session import NodePlaces, Pictures
+
+CPU = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 4})
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    return load_model(TinyDetector().save(tmp_path / "tiny.onnx"))
+
+
+def test_the_first_start_measures_and_the_next_one_does_not(model: Model, tmp_path: Path) -> None:
+    first = open_engine(model, CPU, data=tmp_path / "data", cores=2)
+    second = open_engine(model, CPU, data=tmp_path / "data", cores=2)
+    assert first.plan.measured is not None
+    assert first.plan.reason.startswith("measured in ")
+    assert (second.plan.lanes, second.plan.buckets) == (first.plan.lanes, first.plan.buckets)
+    # An unusual choice on a busy machine is not kept, and measuring may well say the same again.
+    if first.plan.measured.settled:
+        assert second.plan.reason.startswith("from the cache, of ")
+
+
+def test_another_budget_is_another_plan(model: Model, tmp_path: Path) -> None:
+    open_engine(model, CPU, data=tmp_path / "data", cores=1)
+    tight = CPU.model_copy(update={"latency_budget_ms": 0.001})
+    engine = open_engine(model, tight, data=tmp_path / "data", cores=1)
+    assert engine.plan.reason.startswith("measured in ")
+    assert "no batch is done within 0.001 ms" in engine.plan.reason
+
+
+def test_without_a_folder_the_rule_decides(model: Model) -> None:
+    engine = open_engine(model, CPU, cores=2)
+    assert engine.plan.measured is None
+    assert "2 usable cores: a lane each" in engine.plan.reason
+
+
+def test_a_plan_that_is_given_is_used_as_it_is(model: Model, tmp_path: Path) -> None:
+    plan = Plan(3, (1, 2), "as asked")
+    assert open_engine(model, CPU, data=tmp_path / "data", plan=plan).plan is plan
+
+
+def test_a_measured_engine_meets_no_size_that_was_not_warmed(model: Model, tmp_path: Path) -> None:
+    engine = open_engine(model, CPU, data=tmp_path / "data", cores=2)
+    for count in (1, 2, 3, 4, 9):
+        assert engine.infer(pictures(count)).shape == (count, engine.rows, 6)
+    assert engine.unplanned_shapes == 0
+
+
+def test_a_model_that_fixes_its_batch_is_measured_with_that_one(tmp_path: Path) -> None:
+    pair = load_model(TinyDetector(batch=2).save(tmp_path / "pair.onnx"))
+    engine = open_engine(pair, CPU, data=tmp_path / "data", cores=2)
+    measured = engine.plan.measured
+    assert measured is not None
+    assert {line.pair.batch for line in measured.table} == {2}
+    assert engine.plan.buckets == (2,)
+
+
+class Session:
+    """A session that cannot compute four at once, and remembers what it was told to keep."""
+
+    rows = 9
+    places = NodePlaces(1)
+
+    def __init__(self) -> None:
+        self.kept: set[int] | None = None
+
+    def run(self, given: Pictures, size: int) -> np.ndarray:
+        if size > 2:
+            raise MemoryError("no room")
+        return np.zeros((len(given), 9, 6), np.float32)
+
+    def keep(self, sizes: Collection[int]) -> None:
+        self.kept = set(sizes)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def test_the_memory_of_other_sizes_is_let_go(model: Model) -> None:
+    state = open_engine(model, CPU).device
+    session = Session()
+    engine = Engine(model, session, state, Plan(1, (1, 2, 4), ""))
+    assert engine.plan.buckets == (1, 2)
+    engine.replan(Plan(2, (1,), "measured"))
+    assert session.kept == {1}
+    assert len(engine.infer(pictures(3))) == 3
+    assert engine.unplanned_shapes == 0
