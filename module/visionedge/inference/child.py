@@ -1,0 +1,96 @@
+"""The engine's own process: ``python -m visionedge.inference.child CONTROL_FD PICTURES_FD PARENT_PID``.
+
+It opens what it is ordered to, tells what came of that, and computes what comes over its lines, a thread for
+each. It lives as long as the module that started it and not a moment longer; `process` starts it again.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from visionedge.inference import wire
+from visionedge.inference.engine import Engine, open_engine
+from visionedge.inference.session import EngineError
+from visionedge.inference.shared import Window
+
+log = logging.getLogger(__name__)
+
+LOG_FORMAT = "%(levelname)s %(message)s"
+"""What the module takes apart again."""
+
+_PR_SET_PDEATHSIG = 1
+_FIRST_TO_GO = "500"
+_MOST_LINES = 250
+
+
+def main(control_fd: int, pictures_fd: int, parent: int) -> None:
+    """Serve until the module is gone; never returns."""
+    _depend_on(parent)
+    control = socket.socket(fileno=control_fd)
+    order: wire.Order = pickle.loads(wire.receive(control))  # noqa: S301 - from the module, whose child this is
+    logging.basicConfig(format=LOG_FORMAT, level=order.log_level, stream=sys.stderr)
+    try:
+        engine = open_engine(order.model, order.inference, data=order.data)
+    except Exception as error:  # noqa: BLE001 - told to the module, which raises it again
+        wire.send(control, wire.refusal_message(error))
+        return
+    window = Window(pictures_fd, order.model.input)
+    wire.send(control, wire.facts_message(wire.Facts(engine.device, engine.plan, engine.places, engine.rows)))
+    _, lines, _, _ = socket.recv_fds(control, 1, _MOST_LINES)
+    for number, line in enumerate(lines):
+        target = _Line(socket.socket(fileno=line), engine, window)
+        threading.Thread(target=target.serve, name=f"line:{number}", daemon=True).start()
+    control.recv(1)  # nothing more is ever said: this waits for the module's end
+
+
+def _depend_on(parent: int) -> None:
+    """End with the module, end before it when memory is short, and leave Ctrl-C to it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)  # it was gone before that could be said
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO, encoding="ascii")
+
+
+class _Line:
+    """One of the sockets over which requests come; `serve` is a thread's target."""
+
+    def __init__(self, sock: socket.socket, engine: Engine, window: Window) -> None:
+        self._sock = sock
+        self._engine = engine
+        self._window = window
+        spec = engine.model.input
+        self._shape = (spec.height_px, spec.width_px, 3)
+
+    def serve(self) -> None:
+        """Compute until the module hangs up."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self._answer(wire.next_request(self._sock))
+
+    def _answer(self, request: wire.Request) -> None:
+        pictures = [
+            self._window.picture(block) if block >= 0 else wire.receive_picture(self._sock, self._shape)
+            for block in request.blocks
+        ]
+        try:
+            rows = self._engine.infer(pictures, request.least_score)
+        except EngineError as error:
+            wire.reply_failure(self._sock, str(error), self._engine.unplanned_shapes)
+            return
+        wire.reply_rows(self._sock, rows, self._engine.unplanned_shapes)
+
+
+if __name__ == "__main__":
+    main(*(int(word) for word in sys.argv[1:4]))
+    logging.shutdown()
+    os._exit(0)  # without waiting for a driver that hangs

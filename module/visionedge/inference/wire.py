@@ -1,0 +1,231 @@
+"""What the module and the engine's child say to each other, over sockets that only the two have.
+
+The control socket carries the order (once, to the child), the answer to it (once, back), and then the lines:
+a socket for each batch that may be computed at the same time. On a line requests and replies take turns.
+
+    request   count, least score (NaN: all rows), `count` block numbers, the pixels of those in no block (-1)
+    reply     0, pictures, rows of each, unplanned shapes, then float32 (pictures, rows, 6)
+              1, 0, bytes of text, unplanned shapes, then why it failed
+"""
+
+import json
+import math
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionedge.config import InferenceConfig
+from visionedge.errors import DeviceError, ModelError, UnavailableError, VisionedgeError
+from visionedge.frames import Picture
+from visionedge.inference.detections import Rows
+from visionedge.inference.devices import DeviceState, Reason
+from visionedge.inference.model import Model
+from visionedge.inference.plan import Measured, Plan
+from visionedge.inference.session import EngineError, NodePlaces
+
+_LENGTH = struct.Struct("<I")
+_REQUEST = struct.Struct("<Id")
+_REPLY = struct.Struct("<IIII")
+_ROWS, _FAILED = 0, 1
+_MOST_BYTES = 64 << 20
+"""Of one message; more can only be a mistake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a child is asked to open. Pickled: it goes to our own child, nothing comes back this way."""
+
+    model: Model
+    inference: InferenceConfig
+    data: Path | None
+    log_level: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the child opened: the facts of `engine.AnyEngine`."""
+
+    device: DeviceState
+    plan: Plan
+    places: NodePlaces
+    rows: int
+
+
+def send(sock: socket.socket, payload: bytes) -> None:
+    """Send one message."""
+    sock.sendall(_LENGTH.pack(len(payload)) + payload)
+
+
+def receive(sock: socket.socket) -> bytes:
+    """Receive one message.
+
+    Raises:
+        EOFError: the other side is gone.
+        OSError: as sockets raise; TimeoutError when nothing came in time.
+    """
+    (length,) = _LENGTH.unpack(_exactly(sock, _LENGTH.size))
+    if length > _MOST_BYTES:
+        raise EOFError(f"a message of {length} bytes")
+    return bytes(_exactly(sock, length))
+
+
+def _exactly(sock: socket.socket, count: int) -> bytearray:
+    data = bytearray(count)
+    _fill(sock, memoryview(data))
+    return data
+
+
+def _fill(sock: socket.socket, view: memoryview) -> None:
+    got = 0
+    while got < len(view):
+        read = sock.recv_into(view[got:])
+        if read == 0:
+            raise EOFError("the other side is gone")
+        got += read
+
+
+# --- the answer to the order --------------------------------------------------------------------------------
+
+
+def facts_message(facts: Facts) -> bytes:
+    """An engine that is open, told."""
+    device, plan = facts.device, facts.plan
+    document = {
+        "device": {
+            "requested": device.requested,
+            "effective": device.effective,
+            "code": device.code,
+            "reason": device.reason,
+            "since": device.since_utc.isoformat(),
+        },
+        "plan": {
+            "lanes": plan.lanes,
+            "buckets": plan.buckets,
+            "reason": plan.reason,
+            "measured": plan.measured.document() if plan.measured else None,
+        },
+        "places": {"onDevice": facts.places.on_device, "onCpu": facts.places.on_cpu},
+        "rows": facts.rows,
+    }
+    return json.dumps(document).encode()
+
+
+def refusal_message(error: BaseException) -> bytes:
+    """An engine that could not be opened, told: the kind of the error, its words, its code."""
+    words = str(error)
+    if not isinstance(error, VisionedgeError):
+        words = f"the engine could not be opened: {type(error).__name__}: {words}"
+    code = error.code if isinstance(error, DeviceError) else ""
+    return json.dumps({"error": type(error).__name__, "message": words, "code": code}).encode()
+
+
+_KINDS: Mapping[str, type[VisionedgeError]] = {
+    "ModelError": ModelError,
+    "UnavailableError": UnavailableError,
+    "EngineError": EngineError,
+}
+
+
+def read_answer(payload: bytes) -> Facts:
+    """The facts in the answer to an order.
+
+    Raises:
+        VisionedgeError: of the kind that it was in the child.
+    """
+    document = json.loads(payload)
+    if "error" in document:
+        kind, words = document["error"], document["message"]
+        if kind == "DeviceError":
+            raise DeviceError(words, document["code"])
+        raise _KINDS.get(kind, VisionedgeError)(words)
+    device, plan, places = document["device"], document["plan"], document["places"]
+    return Facts(
+        DeviceState(
+            device["requested"],
+            device["effective"],
+            Reason(device["code"]),
+            device["reason"],
+            datetime.fromisoformat(device["since"]),
+        ),
+        _plan(plan),
+        NodePlaces(places["onDevice"], tuple(places["onCpu"])),
+        document["rows"],
+    )
+
+
+def _plan(document: Mapping[str, Any]) -> Plan:
+    measured = document["measured"]
+    return Plan(
+        document["lanes"],
+        tuple(document["buckets"]),
+        document["reason"],
+        Measured.of_document(measured) if measured else None,
+    )
+
+
+# --- requests and replies -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Pictures to compute, by the block that they lie in; those in none (-1) follow, in order."""
+
+    blocks: tuple[int, ...]
+    least_score: float | None
+
+
+def ask(sock: socket.socket, request: Request, loose: Sequence[Picture], most_rows: int) -> tuple[Rows, int]:
+    """Send a request with its loose pictures and wait: the rows, and the child's count of unplanned shapes.
+
+    Raises:
+        EngineError: the child could not compute them.
+        EOFError, OSError: the child is gone, or out of its mind.
+    """
+    count = len(request.blocks)
+    least = math.nan if request.least_score is None else request.least_score
+    sock.sendall(_REQUEST.pack(count, least) + struct.pack(f"<{count}i", *request.blocks))
+    for picture in loose:
+        sock.sendall(np.ascontiguousarray(picture).reshape(-1).data)
+    kind, pictures, size, unplanned = _REPLY.unpack(_exactly(sock, _REPLY.size))
+    if kind == _FAILED:
+        raise EngineError(bytes(_exactly(sock, min(size, _MOST_BYTES))).decode(errors="replace"))
+    if kind != _ROWS or pictures != count or size > most_rows:
+        raise EOFError(f"a reply of {pictures} x {size} rows for {count} pictures")
+    rows: Rows = np.empty((pictures, size, 6), np.float32)
+    if rows.size:
+        _fill(sock, rows.data.cast("B"))
+    return rows, unplanned
+
+
+def next_request(sock: socket.socket) -> Request:
+    """Wait for a request; its loose pictures come next (`receive_picture`).
+
+    Raises:
+        EOFError, OSError: the module is gone.
+    """
+    count, least = _REQUEST.unpack(_exactly(sock, _REQUEST.size))
+    blocks = struct.unpack(f"<{count}i", _exactly(sock, 4 * count))
+    return Request(blocks, None if math.isnan(least) else least)
+
+
+def receive_picture(sock: socket.socket, shape: tuple[int, int, int]) -> Picture:
+    """The next loose picture of a request."""
+    return np.frombuffer(_exactly(sock, math.prod(shape)), np.uint8).reshape(shape)
+
+
+def reply_rows(sock: socket.socket, rows: Rows, unplanned: int) -> None:
+    """Answer a request with rows (n, k, 6)."""
+    head = _REPLY.pack(_ROWS, len(rows), rows.shape[1], unplanned)
+    sock.sendall(head + np.ascontiguousarray(rows, "<f4").tobytes())
+
+
+def reply_failure(sock: socket.socket, words: str, unplanned: int) -> None:
+    """Answer a request with the reason why it failed."""
+    text = words.encode()
+    sock.sendall(_REPLY.pack(_FAILED, 0, len(text), unplanned) + text)

@@ -1,0 +1,250 @@
+"""One child of the engine, from start to end: spawned, listened to, asked, and ended."""
+
+import contextlib
+import logging
+import os
+import pickle
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from visionedge.errors import ModelError, VisionedgeError
+from visionedge.inference import wire
+from visionedge.inference.detections import Rows
+from visionedge.inference.session import EngineError, Pictures
+from visionedge.inference.shared import Arena
+from visionedge.threads import Crew
+from visionedge.uris import redact
+
+log = logging.getLogger(__name__)
+
+# Variables that the child needs, by how they begin: where programs, libraries and caches lie, what the GPU's
+# libraries read, and Python's own. Secrets of the module are not among them.
+_PASSED_ON = (
+    *("PATH", "HOME", "USER", "LANG", "LC_", "TZ", "TMPDIR", "XDG_", "LD_", "PYTHON", "VIRTUAL_ENV"),
+    *("CUDA", "CUDNN", "CUBLAS", "NVIDIA", "TENSORRT", "ORT_", "OMP_", "MALLOC_", "STUB_"),
+)
+_SPARE_LINES = 2
+"""For pictures that come over HTTP, beside those of the lanes."""
+
+_LINE_CHARACTERS = 1000
+_LINES_PER_S = 50
+_POLITE_S = 0.5
+_GONE_WITHIN_S = 5.0
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long to wait: for a batch, for a child to open (TensorRT builds for minutes), for one to come."""
+
+    run_s: float = 30.0
+    open_s: float = 1800.0
+    absent_s: float = 1.0
+
+
+class Worker:
+    """A child process. Make it on a thread that lives on: the child is killed when that thread ends.
+
+    `opened` and `wait` belong to that thread; any may call `compute` and `end`. What the child logs goes to
+    our log, on a thread of the crew.
+    """
+
+    def __init__(self, order: wire.Order, arena: Arena, limits: Limits, crew: Crew) -> None:
+        self.unplanned_shapes = 0
+        self._model = order.model
+        self._arena = arena
+        self._limits = limits
+        self._rows = 0
+        self._verdict: str | None = None
+        self._lines: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = _spawned(theirs, arena)
+        crew.start(f"engine-log:{self.pid}", self._forward_log)
+        with contextlib.suppress(OSError):  # that it is gone already shows when it is waited for
+            wire.send(self._control, pickle.dumps(order))
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.pid} {'ready' if self._rows else 'opening'}>"
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
+    def opened(self) -> wire.Facts:
+        """Wait until the child has opened its engine, and connect the lines.
+
+        Raises:
+            VisionedgeError: it could not, as it was raised there; or it died over it.
+        """
+        self._control.settimeout(self._limits.open_s)
+        try:
+            facts = wire.read_answer(wire.receive(self._control))
+            self._connect(facts.plan.lanes + _SPARE_LINES)
+        except TimeoutError:
+            self.end(f"did not open its engine within {self._limits.open_s:g} s")
+            raise self._stillborn() from None
+        except (EOFError, OSError):
+            raise self._stillborn() from None
+        self._control.settimeout(None)
+        self._rows = facts.rows
+        return facts
+
+    def _connect(self, count: int) -> None:
+        pairs = [socket.socketpair() for _ in range(count)]
+        try:
+            socket.send_fds(self._control, [b"L"], [theirs.fileno() for _, theirs in pairs])
+        finally:
+            for ours, theirs in pairs:
+                theirs.close()
+                ours.settimeout(self._limits.run_s)
+                self._lines.put(ours)
+
+    def compute(self, pictures: Pictures, least_score: float | None) -> Rows:
+        """Let the child compute pictures: rows float32 (n, k, 6).
+
+        Raises:
+            EngineError: it could not, or it is gone.
+        """
+        blocks = [self._arena.block_of(picture) for picture in pictures]
+        loose = [picture for picture, block in zip(pictures, blocks, strict=True) if block is None]
+        request = wire.Request(tuple(-1 if block is None else block for block in blocks), least_score)
+        line = self._free_line()
+        try:
+            rows, unplanned = wire.ask(line, request, loose, self._rows)
+        except EngineError:
+            self._lines.put(line)
+            raise
+        except (EOFError, OSError) as error:
+            line.close()
+            late = isinstance(error, TimeoutError)
+            self.end(f"gave no answer within {self._limits.run_s:g} s" if late else "stopped to answer")
+            raise EngineError(f"the engine's process {self.pid} was lost over this batch") from None
+        self._lines.put(line)
+        self.unplanned_shapes = max(self.unplanned_shapes, unplanned)
+        return rows
+
+    def _free_line(self) -> socket.socket:
+        try:
+            line = self._lines.get(timeout=self._limits.run_s)
+        except queue.Empty:
+            raise EngineError("the engine is too busy") from None
+        if line is None:
+            self._lines.put(None)  # for the next who waits
+            raise EngineError(f"the engine's process {self.pid} is gone")
+        return line
+
+    def wait(self) -> str:
+        """Wait until the child is gone; why, in a few words."""
+        with contextlib.suppress(OSError):
+            self._control.recv(1)  # it never says anything: this waits for its end
+        return self._buried()
+
+    def end(self, verdict: str) -> None:
+        """Kill it, because of `verdict`; `wait` tells it."""
+        self._verdict = self._verdict or verdict
+        self._process.kill()
+
+    def leave(self) -> None:
+        """Hang up, so that it ends by itself; soon after it is killed."""
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_POLITE_S)
+            return
+        self.end("was asked to end and did not")
+
+    def _buried(self) -> str:
+        """Everything of it closed; why it went."""
+        try:
+            # It hung up; should it live on nevertheless, it is of no use any more.
+            code: int | None = self._process.wait(_POLITE_S)
+        except subprocess.TimeoutExpired:
+            self.end("hung up and did not end")
+            code = self._killed()
+        self._control.close()
+        with contextlib.suppress(queue.Empty):
+            while (line := self._lines.get_nowait()) is not None:
+                line.close()
+        self._lines.put(None)
+        return _words(code, self._verdict)
+
+    def _killed(self) -> int | None:
+        try:
+            return self._process.wait(_GONE_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            return None  # it hangs inside a driver; it is left behind
+
+    def _stillborn(self) -> VisionedgeError:
+        why = self._buried()
+        words = f"{self._model.path}: the engine's process {why} while it opened this model"
+        crashed = self._process.returncode is not None and -self._process.returncode in _CRASHES
+        return ModelError(words) if crashed else EngineError(words)
+
+    def _forward_log(self) -> None:
+        """Hand on what the child writes, line by line; a flood is cut, and said to be."""
+        source = self._process.stdout
+        assert source is not None  # noqa: S101 - it was started with a pipe
+        second, lines = 0, 0
+        with source:
+            for line in iter(lambda: source.readline(_LINE_CHARACTERS), ""):
+                now = int(time.monotonic())
+                if now != second:
+                    if lines > _LINES_PER_S:
+                        log.warning("%d lines of the engine's log were left out", lines - _LINES_PER_S)
+                    second, lines = now, 0
+                lines += 1
+                if lines <= _LINES_PER_S:
+                    _log_line(line.rstrip())
+
+
+def _spawned(control: socket.socket, arena: Arena) -> subprocess.Popen[str]:
+    words = [str(number) for number in (control.fileno(), arena.fd, os.getpid())]
+    return subprocess.Popen(
+        # Without -P the working folder would come first where modules are looked for.
+        [sys.executable, "-P", "-m", "visionedge.inference.child", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=(control.fileno(), arena.fd),
+        env=child_environ(os.environ),
+        text=True,
+        errors="replace",
+    )
+
+
+def child_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a child: what it needs of ours, and no more."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [environ.get("PYTHONPATH")])]
+    passed_on = {name: value for name, value in environ.items() if name.startswith(_PASSED_ON)}
+    return {**passed_on, "PYTHONPATH": os.pathsep.join(paths), "ORT_DISABLE_TELEMETRY": "1"}
+
+
+def _log_line(line: str) -> None:
+    """A line of our own format keeps its level; what native code writes is a warning."""
+    word, _, rest = line.partition(" ")
+    level = logging.getLevelNamesMapping().get(word)
+    if level is None:
+        level, rest = logging.WARNING, line
+    if rest:
+        log.log(level, "%s", redact(rest))
+
+
+def _words(code: int | None, verdict: str | None) -> str:
+    """Why a child ended; our verdict counts where we killed it."""
+    if code is None:
+        return f"{verdict or 'hangs'}, and does not even die"
+    if code == -signal.SIGKILL and verdict is not None:
+        return verdict
+    if code < 0:
+        return f"died of signal {-code} ({signal.Signals(-code).name})"
+    return f"ended with code {code}"
