@@ -44,15 +44,6 @@ class ProcessStatus:
     down: str | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ProcessStatus:
-    """The process of an engine: `pid` None while there is none, `down` why it computes nothing just now."""
-
-    pid: int | None
-    restarts: int
-    down: str | None
-
-
 class AnyEngine(Protocol):
     """An engine wherever it runs: in this process (`Engine`) or in its own (`process.EngineProcess`)."""
 
@@ -79,10 +70,6 @@ class AnyEngine(Protocol):
     @property
     def unplanned_shapes(self) -> int:
         """Runs with a batch size that was not warmed up; must stay 0."""
-
-    @property
-    def process(self) -> ProcessStatus | None:
-        """Its own process; None where it runs in this one."""
 
     @property
     def process(self) -> ProcessStatus | None:
@@ -121,7 +108,6 @@ class Engine:
         self.model = model
         self.device = device
         self.unplanned_shapes = 0
-        self.process: ProcessStatus | None = None
         self.process: ProcessStatus | None = None
         self._session: Runs | None = session
         self.places = session.places
