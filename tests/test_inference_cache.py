@@ -16,6 +16,12 @@ from visionedge.inference.graph import compile_model
 from visionedge.inference.model import Model, load_model
 
 
+@pytest.fixture(autouse=True)
+def _no_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is built is another matter (see test_inference_building): here the quick half of it will do."""
+    monkeypatch.setattr(cache, "build", compile_model)
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Model:
     return load_model(TinyDetector().save(tmp_path / "tiny.onnx"))

@@ -4,16 +4,20 @@ An entry is a file ``KEY.graph``: 32 bytes of check, then the graph. A damaged e
 elsewhere, is made again. The folder keeps to a size; what was used longest ago goes first.
 """
 
+import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import logging
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
 from visionedge import __version__
+from visionedge.inference.building import build
 from visionedge.inference.graph import ROWS, compile_model
 from visionedge.inference.model import Model
 
@@ -28,29 +32,50 @@ _CHECK_BYTES = 32
 
 
 def compiled(model: Model, folder: Path | None, *, rows: int = ROWS) -> bytes:
-    """The compiled graph of a model: from the data folder `folder` if it is there, else made and kept.
+    """The compiled graph of a model: from the data folder `folder` if it is there, else built and kept.
 
-    None keeps nothing. A folder that cannot be written costs a warning and the time to compile again.
+    A folder that cannot be written costs a warning and the time to build it again. None keeps nothing and
+    tries nothing: the model is compiled as it is, as suits tests and models that are known.
 
     Raises:
-        ModelError: the model cannot be compiled.
+        ModelError: the model cannot be compiled, or its first run does not end well.
+        UnavailableError: onnxruntime cannot be used.
     """
     if folder is None:
         return compile_model(model, rows)
     entry = folder / FOLDER / f"{key_of(model, rows)}{SUFFIX}"
     graph = _read(entry)
     if graph is None:
-        graph = compile_model(model, rows)
+        graph = build(model, rows)
         if _write(entry, graph):
             _tidy(entry)
     return graph
 
 
+def ready(model: Model, folder: Path | None, *, rows: int = ROWS) -> tuple[Model, bytes]:
+    """The model with the batch that its compiled graph has, and that graph (see `compiled`)."""
+    graph = compiled(model, folder, rows=rows)
+    if folder is None:
+        return model, graph
+    dims = onnx.load_model_from_string(graph).graph.input[0].type.tensor_type.shape.dim
+    picture = replace(model.reading.input, batch=dims[0].dim_value or None)
+    return replace(model, reading=replace(model.reading, input=picture)), graph
+
+
 def key_of(model: Model, rows: int) -> str:
     """What tells one entry from another: the model and how it is understood, and all that compiles it."""
     reading = (model.sha256, model.name, model.labels, model.reading, rows)
-    parts = (*(repr(part) for part in reading), __version__, onnx.__version__, _compiler())
+    versions = (__version__, onnx.__version__, _runtime(), _compiler())
+    parts = (*(repr(part) for part in reading), *versions)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
+
+
+def _runtime() -> str:
+    """The version of onnxruntime, which a first run was made with; it is not imported for that."""
+    for name in ("onnxruntime-gpu", "onnxruntime"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{name} {importlib.metadata.version(name)}"
+    return ""
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import numpy as np
 from visionedge.config import InferenceConfig
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames import InputSpec, utc_now
-from visionedge.inference.cache import compiled
+from visionedge.inference.cache import ready
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import (
     PROVIDERS,
@@ -242,7 +242,8 @@ def open_engine(
         UnavailableError: onnxruntime itself is not there.
     """
     cores = usable_cores() if cores is None else cores
-    opening = _Opening(model, inference, compiled(model, data), cores, data, plan)
+    model, graph = ready(model, data)
+    opening = _Opening(model, inference, graph, cores, data, plan)
     first: Verdict | None = None
     for device in wishes(inference.device):
         if device == "cpu":

@@ -23,19 +23,29 @@ grows up to 300 rows (0.328 at 100, 0.344 at 300) and not beyond; 500 cost 1 % o
 
 
 def compile_model(model: Model, rows: int = ROWS) -> bytes:
-    """The compiled graph of a model, serialised.
+    """The compiled graph of a model, serialised; nothing of it was run yet (see `building.build`).
 
     Raises:
         ModelError: the file changed since it was loaded, or cannot be compiled.
     """
-    file = read_model(model.path)
-    if file.sha256 != model.sha256:
-        raise ModelError(f"{model.path}: changed while it was in use; start again")
+    network = checked_network(model)
     try:
-        compiled = compile_graph(file.proto, model.reading, rows)
+        compiled = compile_graph(network, model.reading, rows)
     except ModelError as error:
         raise ModelError(f"{model.path}: {error}") from None
     return bytes(compiled.SerializeToString())
+
+
+def checked_network(model: Model) -> onnx.ModelProto:
+    """The network in a model's file, which must be the very bytes that were recognised.
+
+    Raises:
+        ModelError: they are not, or cannot be read any more.
+    """
+    file = read_model(model.path)
+    if file.sha256 != model.sha256:
+        raise ModelError(f"{model.path}: changed while it was in use; start again")
+    return file.proto
 
 
 def compile_graph(network: onnx.ModelProto, reading: Reading, rows: int = ROWS) -> onnx.ModelProto:
