@@ -50,6 +50,7 @@ def add_parser(verbs: Verbs) -> None:
 def _bench_pipeline(arguments: argparse.Namespace) -> int:
     from visionedge.inference.model import bundled_model_path
     from visionedge.ops import bench_pipeline as bench
+    from visionedge.ops.bench_report import write_json
 
     inference = {"device": arguments.device} if arguments.device else {}
     report = bench.bench_pipeline(
@@ -68,5 +69,5 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
     if arguments.json != "-":
         sys.stdout.write(bench.words(report))
     if arguments.json:
-        bench.write_json(report, Path(arguments.json))
+        write_json(report, Path(arguments.json))
     return 0

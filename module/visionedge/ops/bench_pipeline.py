@@ -3,25 +3,20 @@
 Machines are noisy, so what is compared is interleaved in rounds of one run and told as medians and ratios.
 """
 
-import json
 import os
-import platform
 import resource
 import statistics
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from visionedge import __version__
 from visionedge.capture.camera import Camera, Means
 from visionedge.capture.decoded import Limits, Source
 from visionedge.capture.source import open_source
@@ -34,6 +29,7 @@ from visionedge.inference.detections import Selection
 from visionedge.inference.engine import Engine, open_engine
 from visionedge.inference.lanes import Lane
 from visionedge.inference.model import Model, load_model
+from visionedge.ops.bench_report import machine
 from visionedge.ops.plain_loop import PlainLoop
 from visionedge.threads import Crew
 from visionedge.uris import CameraUri, parse_camera_uri
@@ -244,7 +240,7 @@ def _report(
 ) -> dict[str, Any]:
     report: dict[str, Any] = {
         "schema": "visionedge/bench-pipeline/1",
-        "machine": machine(engine),
+        "machine": machine(engine.device),
         "load": {
             "source": load.source,
             "cameras": load.cameras,
@@ -286,48 +282,6 @@ def _middle(figures: list[Mapping[str, float]]) -> dict[str, float]:
 
 def _median(runs: list[Run], name: str) -> float:
     return float(statistics.median(getattr(run, name) for run in runs))
-
-
-def machine(engine: Engine) -> dict[str, Any]:
-    """What was measured on: figures of unlike machines must not be compared."""
-    packages = ("onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "numpy")
-    return {
-        "visionedge": __version__,
-        "python": platform.python_version(),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "usableCores": len(os.sched_getaffinity(0)),
-        "effectiveDevice": engine.device.effective,
-        "packages": {name: version for name in packages if (version := _version(name))},
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def write_json(report: dict[str, Any], path: Path) -> None:
-    """The report as a file, or on stdout for ``-``."""
-    text = json.dumps(report, indent=2) + "\n"
-    if str(path) == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise SourceError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def words(report: dict[str, Any]) -> str:

@@ -1,0 +1,62 @@
+"""What the reports of all loads share: the machine they were made on, and the file they go to."""
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from visionedge import __version__
+from visionedge.errors import SourceError
+from visionedge.inference.devices import DeviceState
+from visionedge.inference.plan import usable_cores
+from visionedge.inference.plan_cache import processor
+
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "numpy")
+
+
+def machine(device: DeviceState) -> dict[str, Any]:
+    """What was measured on: figures of unlike machines must not be compared."""
+    return {
+        "visionedge": __version__,
+        "python": platform.python_version(),
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "usableCores": usable_cores(),
+        "loadBefore": round(os.getloadavg()[0], 2),
+        "effectiveDevice": device.effective,
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def write_json(report: dict[str, Any], path: Path) -> None:
+    """The report as a file, or on stdout for ``-``.
+
+    Raises:
+        SourceError: it cannot be written.
+    """
+    write_text(json.dumps(report, indent=2) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """A report as a file, or on stdout for ``-``.
+
+    Raises:
+        SourceError: it cannot be written.
+    """
+    if str(path) == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SourceError(f"{path} cannot be written: {error.strerror}") from None
