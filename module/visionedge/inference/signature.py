@@ -1,7 +1,7 @@
 """What an ONNX model says of itself: the facts that a head is recognised by."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -10,6 +10,7 @@ from onnx import helper
 from visionedge.inference.closing import Closing, read_closings
 from visionedge.inference.opening import Opening, read_opening
 from visionedge.inference.origins import ClassCounts, Origin, count_classes, operators, read_origins
+from visionedge.inference.shapes import output_shapes
 from visionedge.inference.sizes import sized
 
 Shape = tuple[int | None, ...]
@@ -132,8 +133,22 @@ def _inferred(model: onnx.ModelProto, declared: tuple[Tensor, ...]) -> tuple[Ten
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
-        return declared
-    return _tensors(inferred.graph.output)
+        outputs = declared
+    else:
+        outputs = _tensors(inferred.graph.output)
+    if not any(tensor.shape is None or None in tensor.shape[1:] for tensor in outputs):
+        return outputs
+    found = output_shapes(model)
+    return tuple(_closed(tensor, found.get(tensor.name)) for tensor in outputs)
+
+
+def _closed(tensor: Tensor, found: Shape | None) -> Tensor:
+    """A tensor with the sides that were found for those it leaves open; the first is the batch."""
+    if found is None or (tensor.shape is not None and len(tensor.shape) != len(found)):
+        return tensor
+    seen = tensor.shape if tensor.shape is not None else (None,) * len(found)
+    sides = (side if side is not None else other for side, other in zip(seen[1:], found[1:], strict=True))
+    return replace(tensor, shape=(*seen[:1], *sides))
 
 
 def _makers(graph: onnx.GraphProto) -> dict[str, str]:

@@ -1,14 +1,15 @@
 """Detectors that end in a list of their own: box, score and class in each row, nothing left to suppress.
 
 YOLOv10 and YOLO26, and what Ultralytics exports with `nms=True`, give [N, n, 6]; YOLOv6 and v7 with their
-suppression in the graph [n, 7], led by the picture's place in the batch; CenterNet [N, n, 6] again.
+suppression in the graph [n, 7], led by the picture's place in the batch; CenterNet [N, n, 6] again. So does
+Ultralytics' RT-DETR, but with centres and sizes as parts of the picture.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
-from visionedge.inference.grids import part
+from visionedge.inference.grids import part, to_corners
 from visionedge.inference.labels import class_names
 from visionedge.inference.lists import listed_rows
 from visionedge.inference.nodes import Nodes
@@ -28,11 +29,15 @@ _BOX_MAKERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ListDecoder:
-    """Decodes [N, n, 6]: box, score, class; or [n, 7] of one picture: its place, box, class, score."""
+    """Decodes [N, n, 6]: box, score, class; or [n, 7] of one picture: its place, box, class, score.
+
+    Boxes are corners in input pixels, or with `relative_to` (width, height) centres and sizes as parts of it.
+    """
 
     output: str
     count: int | None
     width: int
+    relative_to: tuple[int, int] | None = None
 
     def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
         """Nothing: the picture is the only input."""
@@ -49,6 +54,9 @@ class ListDecoder:
             nodes.reshape(part(nodes, table, column, column + 1, axis=2), 0, -1) for column in (score, label)
         )
         boxes = part(nodes, table, first, first + 4, axis=2)
+        if self.relative_to is not None:
+            boxes = nodes.add("Mul", boxes, nodes.floats(*self.relative_to * 2))
+            boxes = to_corners(nodes, part(nodes, boxes, 0, 2, axis=2), part(nodes, boxes, 2, 4, axis=2))
         return listed_rows(nodes, boxes, scores, labels, count=self.count, limit=limit)
 
 
@@ -69,9 +77,26 @@ class EndToEnd:
         chosen = bool({"TopK", "NonMaxSuppression"} & (closing.operators | signature.operators))
         if not (stated or origin(signature) or chosen or not closing.weighted):
             return None
+        if _samples(signature, output) and not stated:
+            return None
         if "MaxPool" in closing.operators or (len(closing.parts) > 1 and closing.parts[0] not in _BOX_MAKERS):
             return None
         return _reading(self.name, signature, picture, output, YOLO_INPUT)
+
+
+@dataclass(frozen=True, slots=True)
+class RtDetrList:
+    """RT-DETR as newer versions of Ultralytics export it: stretched, centres and sizes of 0-1."""
+
+    name: str = "rtdetr-list"
+
+    def read(self, signature: Signature) -> Reading | None:
+        """A reading where queries sample the picture and its metadata says that it is one of Ultralytics."""
+        found = _list_of(signature, 6)
+        stated = signature.metadata.get("visionedge.head") == self.name
+        if found is None or not (stated or (_samples(signature, found[1]) and origin(signature))):
+            return None
+        return _reading(self.name, signature, *found, replace(YOLO_INPUT, fit="stretch"), relative=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +143,7 @@ class YoloWithSuppression:
         return _reading(self.name, signature, replace(picture, batch=1), output, YOLO_INPUT)
 
 
-HEADS = (EndToEnd(), CenterNet(), YoloWithSuppression())
+HEADS = (EndToEnd(), RtDetrList(), CenterNet(), YoloWithSuppression())
 
 
 def _list_of(signature: Signature, width: int) -> tuple[NetworkInput, Tensor] | None:
@@ -137,8 +162,20 @@ def _list_of(signature: Signature, width: int) -> tuple[NetworkInput, Tensor] | 
     return (picture, output) if detects(signature) else None
 
 
+def _samples(signature: Signature, output: Tensor) -> bool:
+    """Whether queries sample the picture at places that they refine: a DETR, whose boxes are parts of it."""
+    refines = "Log" in signature.closings[output.name].operators
+    return refines or "GridSample" in signature.operators
+
+
 def _reading(
-    name: str, signature: Signature, picture: NetworkInput, output: Tensor, family: Preprocess
+    name: str,
+    signature: Signature,
+    picture: NetworkInput,
+    output: Tensor,
+    family: Preprocess,
+    *,
+    relative: bool = False,
 ) -> Reading | None:
     shape = output.shape or ()
     count = shape[1] if len(shape) == 3 else None
@@ -160,7 +197,12 @@ def _reading(
         head=name,
         input=picture,
         preprocess=way,
-        decoder=ListDecoder(output.name, count, shape[-1] or 0),
+        decoder=ListDecoder(
+            output.name,
+            count,
+            shape[-1] or 0,
+            (picture.width_px, picture.height_px) if relative else None,
+        ),
         class_count=classes,
         suppress=False,
         evidence=evidence,
