@@ -15,10 +15,16 @@ from tiny_models import classifier
 from visionedge.__main__ import main
 
 
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all of them, so that a model is compiled once."""
+    return tmp_path_factory.mktemp("state")
+
+
 @pytest.fixture(autouse=True)
-def _own_log_and_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_log_and_state(state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The command line sets up the root logger and keeps state; both are put back."""
-    monkeypatch.setenv("VISIONEDGE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("VISIONEDGE_DATA", str(state))
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield

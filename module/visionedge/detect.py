@@ -37,6 +37,8 @@ class Request:
     inference: InferenceConfig
     as_json: bool = False
     annotate: Path | None = None
+    data: Path | None = None
+    """Where compiled models are kept; None keeps nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,9 @@ def detect(request: Request, out: TextIO | None = None) -> int:
     reader = _Reader(request.paths)
     with ExitStack() as stack:
         album = stack.enter_context(Album(request.annotate)) if request.annotate else None
-        engine = stack.enter_context(closing(open_engine(model, request.inference)))
+        # One picture is done before the best plan for many would be found.
+        opened = open_engine(model, request.inference, data=request.data, measuring=False)
+        engine = stack.enter_context(closing(opened))
         for item, result in _results(reader, engine, selection):
             _write(item, result, request.as_json, out or sys.stdout)
             if album is not None:

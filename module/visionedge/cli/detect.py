@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from visionedge import config
-from visionedge.cli.arguments import Verbs, add_model_and_device, share, verb
+from visionedge.cli.arguments import Verbs, add_model_and_device, data_folder, share, verb
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -46,5 +46,6 @@ def _detect(arguments: argparse.Namespace) -> int:
             inference=checked.inference,
             as_json=arguments.json,
             annotate=Path(arguments.annotate) if arguments.annotate else None,
+            data=data_folder(os.environ),
         )
     )

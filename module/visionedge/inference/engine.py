@@ -228,13 +228,15 @@ def open_engine(
     *,
     data: Path | None = None,
     plan: Plan | None = None,
+    measuring: bool = True,
     prober: Callable[[Effective], Verdict] = probe,
     cores: int | None = None,
 ) -> Engine:
     """Compile a model and open it on the best device that works, warmed up. Takes seconds.
 
     `data` is the folder where compiled graphs and measured plans are kept; None keeps nothing, and then the
-    plan is that of a rule and not measured. `plan` is one to use as it is.
+    plan is that of a rule and not measured. `plan` is one to use as it is. Without `measuring`, which takes
+    seconds, a plan that was measured before is used, or the rule.
 
     Raises:
         DeviceError: `cuda` or `tensorrt` was demanded with fallback off, and is not usable.
@@ -243,7 +245,7 @@ def open_engine(
     """
     cores = usable_cores() if cores is None else cores
     model, graph = ready(model, data)
-    opening = _Opening(model, inference, graph, cores, data, plan)
+    opening = _Opening(model, inference, graph, cores, data, plan, measuring)
     first: Verdict | None = None
     for device in wishes(inference.device):
         if device == "cpu":
@@ -279,6 +281,7 @@ class _Opening:
     cores: int
     data: Path | None
     plan: Plan | None
+    measuring: bool
 
     def verdict_on(self, device: Effective, prober: Callable[[Effective], Verdict]) -> Verdict:
         """Whether a device other than the CPU is worth a session."""
@@ -328,6 +331,8 @@ class _Opening:
         )
         if (kept := plans.load(key)) is not None:
             return Engine(self.model, session, state, Plan.of(kept))
+        if not self.measuring:
+            return Engine(self.model, session, state, rule)
         sizes = batch_sizes(most) if fixed is None else rule.buckets
         engine = Engine(self.model, session, state, dataclasses.replace(rule, buckets=sizes, reason=""))
         pictures = noise(self.model.input, engine.plan.max_batch)
