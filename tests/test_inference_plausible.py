@@ -1,0 +1,70 @@
+"""Rows that cannot be detections are seen for what they are."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from visionedge.inference.plausible import doubt
+
+WIDTH_PX, HEIGHT_PX = 320, 240
+
+
+def _rows(count: int = 200) -> NDArray[np.float32]:
+    """Detections all over a picture."""
+    random = np.random.default_rng(1)
+    first = random.uniform(0, 200, (count, 2))
+    boxes = np.concatenate([first, first + random.uniform(5, 40, (count, 2))], axis=1)
+    scores = np.sort(random.uniform(0, 1, (count, 1)), axis=0)[::-1]
+    classes = random.integers(0, 80, (count, 1))
+    return np.concatenate([boxes, scores, classes], axis=1).astype(np.float32)
+
+
+def test_detections_all_over_the_picture_raise_no_doubt() -> None:
+    assert doubt(_rows(), WIDTH_PX, HEIGHT_PX) == ""
+
+
+@pytest.mark.parametrize("count", [0, 1, 10])
+def test_few_rows_say_nothing_of_where_boxes_lie(count: int) -> None:
+    rows = _rows(count)
+    rows[:, :4] /= 1000
+    assert doubt(rows, WIDTH_PX, HEIGHT_PX) == ""
+
+
+def test_fillings_of_score_0_do_not_count() -> None:
+    rows = _rows()
+    rows[10:, :5] = 0
+    rows[:10, :4] /= 10
+    assert doubt(rows, WIDTH_PX, HEIGHT_PX) == ""
+
+
+@pytest.mark.parametrize(("factor", "away"), [(7.0, 0.0), (1.0, -0.5)])
+def test_numbers_beyond_0_and_1_are_no_scores(factor: float, away: float) -> None:
+    """They are logits, or coordinates of a landmark."""
+    rows = _rows()
+    rows[:, 4] = rows[:, 4] * factor + away
+    assert "scores" in doubt(rows, WIDTH_PX, HEIGHT_PX)
+
+
+def test_proportions_are_no_pixels() -> None:
+    rows = _rows()
+    rows[:, :4] /= WIDTH_PX
+    assert "unit" in doubt(rows, WIDTH_PX, HEIGHT_PX)
+
+
+def test_cells_of_a_map_are_no_pixels() -> None:
+    rows = _rows()
+    rows[:, :4] /= 4
+    assert "unit" in doubt(rows, WIDTH_PX, HEIGHT_PX)
+
+
+def test_centres_and_sizes_are_no_corners() -> None:
+    rows = _rows()
+    rows[:, 2:4] -= rows[:, :2]
+    assert "end before they begin" in doubt(rows, WIDTH_PX, HEIGHT_PX)
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0])
+def test_other_columns_are_no_classes(value: float) -> None:
+    rows = _rows()
+    rows[3, 5] = value
+    assert "classes" in doubt(rows, WIDTH_PX, HEIGHT_PX)
