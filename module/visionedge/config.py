@@ -93,6 +93,9 @@ class InferenceConfig(_Section):
     latency_budget_ms: float | None = Field(
         default=None, gt=0, description="The longest that computing a batch should take; absent = no limit."
     )
+    process: bool = Field(
+        default=True, description="Compute in a process of its own, which the module survives."
+    )
     max_age_seconds: float = Field(
         default=2.0, gt=0, le=3600, description="A waiting frame older than this is dropped, counted 'stale'."
     )

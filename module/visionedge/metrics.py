@@ -36,6 +36,11 @@ DECLARED: Mapping[str, Declared] = {
         "gauge", ("requested", "effective", "code"), "Always 1; where frames are computed."
     ),
     "engine_degraded": Declared("gauge", (), "1 when the effective device is not what was asked for."),
+    "engine_restarts_total": Declared("counter", (), "How often the engine's process was started again."),
+    "nodes_on_cpu": Declared("gauge", (), "Nodes that fell to the CPU while the rest is on a GPU."),
+    "pictures_copied_total": Declared(
+        "counter", (), "Frames that found no room in shared memory and are copied to the engine."
+    ),
     "unplanned_shape_total": Declared("counter", (), "Batches of a size that was not warmed; must stay 0."),
     "frames_offered_total": Declared("counter", ("camera",), "Frames that reached the camera's slot."),
     "frames_analysed_total": Declared("counter", ("camera",), "Frames that were computed."),

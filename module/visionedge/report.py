@@ -5,6 +5,7 @@ Pure readings of the rooms' own statistics; nothing is counted here.
 
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from visionedge import __version__
 from visionedge.capture.camera import CameraStatus
 from visionedge.edge.delivery import Delivery
 from visionedge.frames import utc_now, utc_text
-from visionedge.inference.engine import Engine
+from visionedge.inference.engine import AnyEngine
 from visionedge.uris import redact
 from visionedge.web.view import ModelFacts
 
@@ -47,7 +48,7 @@ def status(service: "Service") -> Document:
     }
 
 
-def engine(running: Engine) -> Document:
+def engine(running: AnyEngine) -> Document:
     """Where frames are computed, where they were asked to be, and why."""
     device, plan = running.device, running.plan
     return {
@@ -63,7 +64,9 @@ def engine(running: Engine) -> Document:
             "reason": plan.reason,
             "measured": plan.measured.document() if plan.measured else None,
         },
+        "nodesOnCpu": list(running.places.on_cpu),
         "unplannedShapes": running.unplanned_shapes,
+        "process": asdict(running.process) if running.process else None,
     }
 
 
@@ -156,7 +159,7 @@ def camera_sentence(seen: CameraStatus) -> str:
     return f"camera {seen.name} is {seen.state}{because}"
 
 
-def model_facts(running: Engine) -> ModelFacts:
+def model_facts(running: AnyEngine) -> ModelFacts:
     """What a client of the Open Inference Protocol must know."""
     model = running.model
     return ModelFacts(
@@ -176,6 +179,11 @@ def samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...], float]]:
         yield "engine_device", (device.requested, device.effective, device.code), 1
         yield "engine_degraded", (), float(device.degraded)
         yield "unplanned_shape_total", (), service.engine.unplanned_shapes
+        yield "nodes_on_cpu", (), len(service.engine.places.on_cpu)
+        if service.engine.process is not None:
+            yield "engine_restarts_total", (), service.engine.process.restarts
+    if service.arena is not None:
+        yield "pictures_copied_total", (), service.arena.dry
     for name, slot in service.batcher.statistics().cameras.items():
         yield "frames_offered_total", (name,), slot.offered
         yield "frames_analysed_total", (name,), slot.analysed

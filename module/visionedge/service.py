@@ -23,13 +23,16 @@ from visionedge.capture.camera import Camera, CameraStatus
 from visionedge.config import CameraConfig, Config
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.identity import Identity
+from visionedge.edge.ladder import EXIT_STUCK
 from visionedge.errors import ConfigError
 from visionedge.frames import Picture, Result
 from visionedge.inference.batcher import Batcher
 from visionedge.inference.detections import Selection
-from visionedge.inference.engine import Engine, open_engine
+from visionedge.inference.engine import AnyEngine, open_engine
 from visionedge.inference.lanes import Lane
 from visionedge.inference.model import Model, bundled_model_path, load_model
+from visionedge.inference.process import EngineNews, EngineProcess
+from visionedge.inference.shared import Arena, blocks_for
 from visionedge.metrics import Metrics
 from visionedge.outbox import Outbox
 from visionedge.sequences import Sequences
@@ -46,6 +49,7 @@ T = TypeVar("T")
 _TICK_S = 0.2
 _REMEMBER_EVERY_TICKS = 50
 _JOIN_S = 2.0
+_JOIN_AGAIN_S = 1.0
 _FLUSH_S = 1.5
 _DETECT_PERMITS = 4
 
@@ -86,14 +90,17 @@ class Service:
         self.config = options.config
         self.started_ns = time.monotonic_ns()
         self.cameras_by_name: dict[str, Camera] = {}
-        self.engine: Engine | None = None
+        self.engine: AnyEngine | None = None
+        self.arena: Arena | None = None
         self.loaded: Model | None = None
         self.delivery: Delivery | None = None
         self.board = Board()
         inference = options.config.inference
         self.batcher = Batcher(inference.max_batch, int(inference.max_age_seconds * 1e9))
-        self.outbox: Outbox[Result | CameraStatus] = Outbox(self._wake)
+        self.outbox: Outbox[Result | CameraStatus | EngineNews] = Outbox(self._wake)
         self._crew = Crew(self._thread_died)
+        self._child: EngineProcess | None = None
+        self._engine_crew = Crew(self._thread_died)
         self._hub_crew = Crew(self._thread_died)  # must outlive the others: the last messages go through it
         self.left: list[str] = []
         self._metrics = Metrics(lambda: report.samples(self))
@@ -113,7 +120,10 @@ class Service:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._shut_down)
             self.loaded = self._load()
-            self.delivery = self._open_delivery()
+            if self.config.inference.process:
+                self.arena = Arena(self.loaded.input, blocks_for(len(self.config.cameras)))
+            # The spool is opened here, and a disk may be slow.
+            self.delivery = await self._on_thread("delivery", self._open_delivery)
             self._server = await Server.start(self, self.config.http)
             stack.push_async_callback(self._server.close)
             self.delivery.start()
@@ -140,7 +150,14 @@ class Service:
 
     def _open_delivery(self) -> Delivery:
         identity = Identity.from_environ(self.options.environ)
-        return Delivery.build(self.config.telemetry, identity, self.options.messages, self._hub_crew)
+        return Delivery.build(
+            self.config.telemetry,
+            identity,
+            self.options.messages,
+            self._hub_crew,
+            data=self.options.data,
+            on_stuck=self._hub_stuck,
+        )
 
     def _open_camera(self, name: str, camera: CameraConfig, model: Model) -> None:
         if not camera.enabled:
@@ -152,17 +169,16 @@ class Service:
             self.batcher,
             fps=camera.fps,
             first_sequence=self._sequences.first(name),
+            allocate=self.arena.allocate if self.arena else None,
             on_change=self.outbox.put,
         )
         self.batcher.open(name)
         self.cameras_by_name[name] = worker
         self._crew.start(f"camera:{name}", worker.run, vital=False)
 
-    async def _open_engine(self, model: Model) -> Engine | None:
+    async def _open_engine(self, model: Model) -> AnyEngine | None:
         """Build and warm the engine off the loop, start its lanes; None if stopped meanwhile."""
-        opening = asyncio.ensure_future(
-            self._on_thread("engine", lambda: open_engine(model, self.config.inference))
-        )
+        opening = asyncio.ensure_future(self._on_thread("opening", self._opener(model)))
         stopped = asyncio.ensure_future(self._stopped.wait())
         await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -175,7 +191,23 @@ class Service:
             self._crew.start(f"lane:{number}", lane.run, vital=True)
         return engine
 
-    async def _run(self, engine: Engine, delivery: Delivery) -> None:
+    def _opener(self, model: Model) -> Callable[[], AnyEngine]:
+        """What opens the engine, in a process of its own or in this one; slow."""
+        inference, data = self.config.inference, self.options.data
+        if self.arena is None:
+            return lambda: open_engine(model, inference, data=data)
+        # Kept from now on: a child is ended also while it opens.
+        child = self._child = EngineProcess(
+            model, inference, self.arena, data=data, crew=self._engine_crew, on_change=self.outbox.put
+        )
+
+        def opened() -> AnyEngine:
+            child.open()
+            return child
+
+        return opened
+
+    async def _run(self, engine: AnyEngine, delivery: Delivery) -> None:
         device = engine.device
         delivery.event("engine", device.code, device.describe(), report.engine(engine))
         log.info("ready: open %s to look", self._server.url)
@@ -197,18 +229,26 @@ class Service:
         for camera in self.cameras_by_name.values():
             camera.stop()
         self.batcher.close()
-        self.left = await asyncio.to_thread(self._crew.join, _JOIN_S)
+        self.left = await asyncio.to_thread(self._end_threads)
         self._pump()
         if self.delivery is not None:
             self.delivery.flush()
             if not await asyncio.to_thread(self.delivery.close, _FLUSH_S):
                 self.left += self._hub_crew.alive() or ["hub"]
         await self._remember()
-        if self.engine is not None:
-            self.engine.close()
         if self.left:
             log.warning("left behind at the end: %s", ", ".join(self.left))
         log.info("stopped")
+
+    def _end_threads(self) -> list[str]:
+        """Lanes first, then the engine, unless it is still opening or holds a lane; who is left. Blocks."""
+        left = self._crew.join(_JOIN_S) if self.engine is not None else []
+        engine = self._child or self.engine
+        if engine is not None:
+            engine.close()
+        if left or self.engine is None:
+            left = self._crew.join(_JOIN_AGAIN_S)
+        return left + self._engine_crew.alive()
 
     async def _remember(self) -> None:
         last = {name: camera.next_sequence for name, camera in self.cameras_by_name.items()}
@@ -233,6 +273,13 @@ class Service:
         log.error("the thread %s ended (%s): stopping, to be started again", name, error or "no error")
         self._call_soon(self._stopped.set)
 
+    def _hub_stuck(self) -> None:
+        """Called from the thread `hub:client`: only another process can talk to the hub again."""
+        if self._exit_code == 0:
+            self._exit_code = EXIT_STUCK
+            log.error("the IoT Hub SDK hangs for good: ending with %d, to be started again", EXIT_STUCK)
+            self._call_soon(self._stopped.set)
+
     # --- from the threads to the loop -----------------------------------------------------------------------
 
     def _wake(self) -> None:
@@ -248,6 +295,10 @@ class Service:
         if self.delivery is None:  # nothing flows before it is there
             return
         for item in self.outbox.drain():
+            if isinstance(item, EngineNews):
+                details = report.engine(self.engine) if self.engine else {}
+                self.delivery.event("engine", item.code, item.message, details)
+                continue
             if isinstance(item, CameraStatus):
                 self.delivery.event("camera", item.state, report.camera_sentence(item), {"camera": item.name})
                 continue
@@ -289,7 +340,10 @@ class Service:
         """Why it cannot answer yet."""
         if self._stopped.is_set():
             return ["stopping"]
-        return [] if self.engine is not None else ["the engine is warming up"]
+        if self.engine is None:
+            return ["the engine is warming up"]
+        process = self.engine.process
+        return [process.down] if process is not None and process.down else []
 
     def status(self) -> Document:
         """Version, uptime, engine, model, cameras, hub."""
@@ -335,9 +389,12 @@ class Service:
         engine = self._admit()
         return await self._with_permit(lambda: engine.infer(images))
 
-    def _admit(self) -> Engine:
+    def _admit(self) -> AnyEngine:
         if self.engine is None:
             raise Busy("the engine is warming up")
+        process = self.engine.process
+        if process is not None and process.down:
+            raise Busy(process.down)
         if self._permits == 0:
             raise Busy("too many pictures at once")
         return self.engine

@@ -16,7 +16,7 @@ from visionedge.capture.fitting import fit
 from visionedge.capture.pacing import Backoff, Due, Pace, Rate
 from visionedge.capture.source import open_source
 from visionedge.errors import SourceError, VisionedgeError
-from visionedge.frames import Frame, InputSpec, utc_now
+from visionedge.frames import Frame, InputSpec, Picture, utc_now
 from visionedge.uris import CameraUri, parse_camera_uri, redact
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,14 @@ def _ignore(_status: CameraStatus) -> None:
     """Nobody wants to hear of changes."""
 
 
+Allocate = Callable[[], Picture | None]
+"""Gives an array of the model's input size to write the next picture into; None where there is none."""
+
+
+def _no_place() -> None:
+    """Every picture gets an array of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Means:
     """What a camera needs of the world beside its clock; a test brings its own.
@@ -112,6 +120,7 @@ class Camera:
             one before, so that none is replaced.
         clock: monotonic ns.
         limits: time and size limits.
+        allocate: where the pictures at the model's size are to be written.
         on_change: told of each change of state, once, from the camera's thread.
         means: how to open, wait and throw dice.
     """
@@ -129,6 +138,7 @@ class Camera:
         paced: bool = True,
         clock: Callable[[], int] = time.monotonic_ns,
         limits: Limits | None = None,
+        allocate: Allocate | None = None,
         on_change: Callable[[CameraStatus], None] = _ignore,
         means: Means | None = None,
     ) -> None:
@@ -139,6 +149,7 @@ class Camera:
         self._clock = clock
         limits = limits or Limits()
         self._limits = limits if fps is None else replace(limits, pictures_per_s=fps)
+        self._allocate = allocate or _no_place
         self._on_change = on_change
         self._means = means or Means()
         self._backoff = Backoff(chance=self._means.chance)
@@ -254,7 +265,7 @@ class Camera:
 
     def _hand_on(self, decoded: Decoded, captured_ns: int, captured_utc: datetime, *, wait: bool) -> None:
         picture = decoded.picture()
-        image, placement = fit(picture, self._spec)
+        image, placement = fit(picture, self._spec, self._allocate())
         frame = Frame(
             camera=self.name,
             sequence=self._now.next_sequence,

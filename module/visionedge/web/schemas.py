@@ -85,6 +85,11 @@ _ENGINE = _object(
             "type": "object",
             "description": "Lanes, batch sizes, why in one line, and the table that was measured.",
         },
+        "nodesOnCpu": {**_list(_TEXT), "description": "Nodes that fell to the CPU beside a GPU."},
+        "process": {
+            "type": ["object", "null"],
+            "description": "The engine's own process: pid, restarts, and why it is down, null if it is not.",
+        },
     },
 )
 
