@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from visionedge import config
 from visionedge.cli.arguments import Parser, Verbs, add_model_and_device, count, seconds, verb
@@ -15,10 +17,42 @@ def add_parser(verbs: Verbs) -> None:
         "bench",
         lambda _: 2,
         "the load script: how fast, at what cost, and against what",
+        "  visionedge bench engine\n"
         "  visionedge bench pipeline --cameras 4 --source yard.mp4 --baseline\n"
         "  visionedge bench pipeline --fps 5 --cameras 16 --json report.json",
     )
     loads = parser.add_subparsers(title="loads", metavar="LOAD", required=True, parser_class=Parser)
+    _add_engine(loads)
+    _add_pipeline(loads)
+
+
+def _add_engine(loads: Verbs) -> None:
+    engine = verb(
+        loads,
+        "engine",
+        _bench_engine,
+        "the engine by itself: lanes x batch, beside bare session.run and the network it was compiled from",
+        "  visionedge bench engine --html report.html\n"
+        "  visionedge bench engine --model yolox.onnx --lanes 1,2,4 --batch 1,8 --json -",
+    )
+    engine.add_argument(
+        "--lanes", type=_counts, metavar="N,N…", help="numbers of lanes (default: those a plan considers)"
+    )
+    engine.add_argument(
+        "--batch", type=_counts, metavar="N,N…", help="batch sizes (default: 1, 2, 4 … inference.maxBatch)"
+    )
+    engine.add_argument(
+        "--budget", type=seconds, metavar="MS", help="inference.latencyBudgetMs for the plan (default: none)"
+    )
+    engine.add_argument(
+        "--seconds", type=seconds, default=0.4, metavar="S", help="of each trial (default: %(default)s)"
+    )
+    engine.add_argument("--rounds", type=count, default=5, metavar="R", help="(default: %(default)s)")
+    _add_reports(engine)
+    add_model_and_device(engine)
+
+
+def _add_pipeline(loads: Verbs) -> None:
     pipeline = verb(
         loads,
         "pipeline",
@@ -43,31 +77,93 @@ def add_parser(verbs: Verbs) -> None:
     pipeline.add_argument(
         "--baseline", action="store_true", help="also the plain OpenCV + onnxruntime loop, in the same run"
     )
-    pipeline.add_argument("--json", metavar="FILE", help="write the report there; - is stdout")
+    _add_reports(pipeline)
     add_model_and_device(pipeline)
 
 
-def _bench_pipeline(arguments: argparse.Namespace) -> int:
-    from visionedge.inference.model import bundled_model_path
-    from visionedge.ops import bench_pipeline as bench
-    from visionedge.ops.bench_report import write_json
+def _add_reports(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", metavar="FILE", help="write the report there; - is stdout")
+    parser.add_argument("--html", metavar="FILE", help="write the report there as a page with plots")
 
-    inference = {"device": arguments.device} if arguments.device else {}
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(sorted({count(word) for word in text.split(",")}))
+
+
+def _bench_engine(arguments: argparse.Namespace) -> int:
+    from visionedge.ops import bench_engine as bench
+    from visionedge.ops.engine_page import engine_page
+
+    page = _page(arguments, engine_page)
+    inference = {"latencyBudgetMs": arguments.budget, "device": arguments.device}
+    report = bench.bench_engine(
+        bench.EngineLoad(
+            model=_model(arguments),
+            lanes=arguments.lanes,
+            batches=arguments.batch,
+            seconds=arguments.seconds,
+            rounds=arguments.rounds,
+            inference=config.validate({"inference": inference}).inference,
+        ),
+        _tell,
+    )
+    return _told(arguments, report, bench.words(report), page)
+
+
+def _bench_pipeline(arguments: argparse.Namespace) -> int:
+    from visionedge.ops import bench_pipeline as bench
+    from visionedge.ops.pipeline_page import pipeline_page
+
+    page = _page(arguments, pipeline_page)
     report = bench.bench_pipeline(
         bench.Load(
-            model=Path(arguments.model) if arguments.model else bundled_model_path(),
+            model=_model(arguments),
             source=arguments.source,
             cameras=arguments.cameras,
             fps=arguments.fps,
             seconds=arguments.seconds,
             rounds=arguments.rounds,
             baseline=arguments.baseline,
-            inference=config.validate({"inference": inference}).inference,
+            inference=config.validate({"inference": {"device": arguments.device}}).inference,
         ),
-        lambda line: print(line, file=sys.stderr),
+        _tell,
     )
-    if arguments.json != "-":
-        sys.stdout.write(bench.words(report))
+    return _told(arguments, report, bench.words(report), page)
+
+
+Report = dict[str, Any]
+
+
+def _page(arguments: argparse.Namespace, page: Callable[[Report], str]) -> Callable[[Report], str] | None:
+    """What makes the page, if one is wanted; that it can be made is checked before anything is measured."""
+    if arguments.html is None:
+        return None
+    from visionedge.ops.plots import import_matplotlib
+
+    import_matplotlib()
+    return page
+
+
+def _told(
+    arguments: argparse.Namespace, report: Report, text: str, page: Callable[[Report], str] | None
+) -> int:
+    """The report where it is wanted: in words on stdout, as JSON, as a page."""
+    from visionedge.ops.bench_report import write_json, write_text
+
+    if "-" not in (arguments.json, arguments.html):
+        sys.stdout.write(text)
     if arguments.json:
         write_json(report, Path(arguments.json))
+    if arguments.html and page is not None:
+        write_text(page(report), Path(arguments.html))
     return 0
+
+
+def _model(arguments: argparse.Namespace) -> Path:
+    from visionedge.inference.model import bundled_model_path
+
+    return Path(arguments.model) if arguments.model else bundled_model_path()
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import Any
 
 from visionedge import __version__
 from visionedge.errors import SourceError
+from visionedge.frames import utc_now, utc_text
 from visionedge.inference.devices import DeviceState
 from visionedge.inference.plan import usable_cores
 from visionedge.inference.plan_cache import processor
@@ -20,12 +21,13 @@ _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "numpy"
 def machine(device: DeviceState) -> dict[str, Any]:
     """What was measured on: figures of unlike machines must not be compared."""
     return {
+        "measuredAt": utc_text(utc_now()),
         "visionedge": __version__,
         "python": platform.python_version(),
         "cpu": processor(),
         "cores": os.cpu_count(),
         "usableCores": usable_cores(),
-        "loadBefore": round(os.getloadavg()[0], 2),
+        "loadAverage": round(os.getloadavg()[0], 2),
         "effectiveDevice": device.effective,
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
     }
