@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.errors import ModelError, UnavailableError
+from visionedge.inference.plausible import doubt
 from visionedge.inference.runtime import import_onnxruntime
 
-FIRST_PICTURE_S = 60
+FIRST_PICTURE_S = 40
 COMPARISON_S = 120
 _SPARE_S = 30
 
@@ -106,6 +107,11 @@ def _judged(findings: list[dict[str, Any]], code: int) -> FirstRun:
         raise ModelError(f"cannot be run: {first['error']}")
     if not first["finite"]:
         raise ModelError("gives no numbers (NaN or infinity) for a plain picture")
+    if first.get("doubt"):
+        raise ModelError(
+            f"was read as its shapes and nodes tell, but {first['doubt']}; if it is another kind of model, "
+            "state its head in MODEL.yaml beside it"
+        )
     if len(findings) > 1:
         return FirstRun(bool(findings[1]["stacks"]), str(findings[1]["words"]))
     return FirstRun(False, f"comparing several pictures with one by one: {_death(code)}")
@@ -148,7 +154,10 @@ def _find(task: Task, single: bytes, opened: bytes) -> None:
     except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common base but this
         _tell({"error": _words(error), "finite": False})
         return
-    _tell({"error": "", "finite": bool(np.isfinite(first[0]).all())})
+    finite = bool(np.isfinite(first[0]).all())
+    height_px, width_px = images.shape[1:3]
+    noise = first[0][0]  # the first picture is that, and a detector is sure of nothing in it
+    _tell({"error": "", "finite": finite, "doubt": doubt(noise, width_px, height_px) if finite else ""})
     if not opened:
         return
     signal.alarm(task.comparison_s)

@@ -4,12 +4,13 @@ Exports with open dimensions ask for shapes, cut and join them, and reshape by t
 fixed all of that is constant: the graph is gone through once, and the few numbers are computed on the way.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TypeProto, defs, helper, numpy_helper, shape_inference
+from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 Values = NDArray[np.generic]
@@ -29,18 +30,24 @@ _CANNOT = (
 )
 
 
+def tensor_types(model: onnx.ModelProto) -> Mapping[str, TypeProto]:
+    """The types of all tensors of a graph whose shape or element type follows from its inputs."""
+    walk = _Walk(model)
+    for node in model.graph.node:
+        walk.step(node)
+    return walk.types
+
+
 def output_shapes(model: onnx.ModelProto) -> Mapping[str, tuple[int | None, ...]]:
     """The shapes of a graph's outputs by name, as far as they follow from its inputs; open sides are None.
 
     An open first side of an input counts as 1, and so does what follows from it.
     """
-    walk = _Walk(model)
-    for node in model.graph.node:
-        walk.step(node)
+    types = tensor_types(model)
     return {
         output.name: shape
         for output in model.graph.output
-        if (shape := _shape(walk.types.get(output.name))) is not None
+        if (shape := _shape(types.get(output.name))) is not None
     }
 
 
@@ -57,7 +64,7 @@ class _Walk:
             self.types[value.name] = _closed(value.type)
         for tensor in graph.initializer:
             self.types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
-            if int(np.prod(tensor.dims, dtype=np.int64)) <= _MOST_NUMBERS:
+            if math.prod(tensor.dims) <= _MOST_NUMBERS and tensor.data_type != TensorProto.STRING:
                 self.values[tensor.name] = numpy_helper.to_array(tensor)
 
     def step(self, node: onnx.NodeProto) -> None:
@@ -83,7 +90,7 @@ class _Walk:
         if node.op_type == "Shape":
             self._take_shape(node)
             return
-        if any(name and name not in self.values for name in node.input):
+        if any(name and name not in self.values for name in node.input) or not _is_arithmetic(node):
             return
         shapes = [_shape(self.types.get(name)) for name in node.output]
         if any(shape is None or None in shape or _size(shape) > _MOST_NUMBERS for shape in shapes):
@@ -122,4 +129,9 @@ def _shape(kind: TypeProto | None) -> tuple[int | None, ...] | None:
 
 
 def _size(shape: tuple[int | None, ...]) -> int:
-    return int(np.prod([side or 0 for side in shape], dtype=np.int64))
+    return math.prod(side or 0 for side in shape)
+
+
+def _is_arithmetic(node: onnx.NodeProto) -> bool:
+    """Whether a node is done when it is done: loops may never be, and nothing else needs a graph or text."""
+    return not any(a.HasField("g") or a.graphs or a.HasField("s") or a.strings for a in node.attribute)
