@@ -1,9 +1,15 @@
 """Rows that cannot be detections are seen for what they are."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tiny_yolos import yolov8
+from visionedge.errors import ModelError
+from visionedge.inference.building import build
+from visionedge.inference.model import load_model
 from visionedge.inference.plausible import doubt
 
 WIDTH_PX, HEIGHT_PX = 320, 240
@@ -68,3 +74,14 @@ def test_other_columns_are_no_classes(value: float) -> None:
     rows = _rows()
     rows[3, 5] = value
     assert "classes" in doubt(rows, WIDTH_PX, HEIGHT_PX)
+
+
+def test_a_model_whose_boxes_are_in_another_unit_is_refused_at_its_first_run(tmp_path: Path) -> None:
+    """Shapes and nodes are those of YOLOv8; only its numbers tell."""
+    model = load_model(yolov8(tmp_path / "m.onnx", relative=True))
+    with pytest.raises(ModelError, match=r"all its boxes lie within.*state its head in MODEL\.yaml"):
+        build(model)
+
+
+def test_a_model_whose_boxes_are_pixels_passes_its_first_run(tmp_path: Path) -> None:
+    assert build(load_model(yolov8(tmp_path / "m.onnx")))
