@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import onnx
 
-from visionedge.errors import ModelError
 from visionedge.inference.batch import opened
 from visionedge.inference.first_run import FirstRun, first_run
 from visionedge.inference.graph import ROWS, checked_network, compile_graph
 from visionedge.inference.imprint import stamp
 from visionedge.inference.model import Model
+from visionedge.inference.model_file import blamed_on
 
 
 def build(model: Model, rows: int = ROWS) -> bytes:
@@ -23,10 +23,8 @@ def build(model: Model, rows: int = ROWS) -> bytes:
         UnavailableError: onnxruntime cannot be used.
     """
     network = checked_network(model)
-    try:
+    with blamed_on(model.path):
         return _built(model, network, rows)
-    except ModelError as error:
-        raise ModelError(f"{model.path}: {error}") from None
 
 
 def _built(model: Model, network: onnx.ModelProto, rows: int) -> bytes:

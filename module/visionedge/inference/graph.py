@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from visionedge.errors import ModelError
 from visionedge.inference.model import Model
-from visionedge.inference.model_file import read_model
+from visionedge.inference.model_file import blamed_on, read_model
 from visionedge.inference.nodes import Nodes
 from visionedge.inference.reading import NetworkInput, Preprocess, Reading
 
@@ -29,11 +29,8 @@ def compile_model(model: Model, rows: int = ROWS) -> bytes:
         ModelError: the file changed since it was loaded, or cannot be compiled.
     """
     network = checked_network(model)
-    try:
-        compiled = compile_graph(network, model.reading, rows)
-    except ModelError as error:
-        raise ModelError(f"{model.path}: {error}") from None
-    return bytes(compiled.SerializeToString())
+    with blamed_on(model.path):
+        return bytes(compile_graph(network, model.reading, rows).SerializeToString())
 
 
 def checked_network(model: Model) -> onnx.ModelProto:

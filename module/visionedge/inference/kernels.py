@@ -27,7 +27,7 @@ _RANGE = re.compile(r"(\d+)\+|\[(\d+), (\d+)\]|(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """`versions` are ranges of the operator's version; `types` those of each type constraint ("" = of all)."""
+    """`versions` are ranges of the operator's version, `types` are by type constraint (see `_typed` for "")."""
 
     versions: tuple[tuple[int, int], ...]
     types: Mapping[str, frozenset[str]]
@@ -73,7 +73,7 @@ def missing_kernel(node: onnx.NodeProto, opsets: Mapping[str, int], types: Mappi
     schema = _schema(node, opsets)
     if kernel is None:
         # onnxruntime writes such an operator out in others where it has no kernel for it.
-        return None if schema is not None and schema.has_function else "there is no CUDA kernel for it"
+        return None if _is_written_out(schema) else "there is no CUDA kernel for it"
     if schema is None:
         return None
     version = schema.since_version
@@ -85,6 +85,11 @@ def missing_kernel(node: onnx.NodeProto, opsets: Mapping[str, int], types: Mappi
         if allowed and name not in (allowed if version >= since else fewer):
             return f"its CUDA kernel does not take {name}"
     return None
+
+
+def _is_written_out(schema: defs.OpSchema | None) -> bool:
+    flags = ("has_function", "has_context_dependent_function")
+    return any(getattr(schema, flag, False) for flag in flags)
 
 
 def _schema(node: onnx.NodeProto, opsets: Mapping[str, int]) -> defs.OpSchema | None:

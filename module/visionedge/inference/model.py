@@ -10,7 +10,7 @@ from visionedge.frames import InputSpec
 from visionedge.inference.export import read_export
 from visionedge.inference.heads import recognise
 from visionedge.inference.labels import labels_for
-from visionedge.inference.model_file import read_model
+from visionedge.inference.model_file import blamed_on, read_model
 from visionedge.inference.reading import Reading
 from visionedge.inference.sidecar import read_sidecar
 from visionedge.inference.signature import read_signature
@@ -58,18 +58,11 @@ def load_model(path: Path) -> Model:
     """
     file = read_model(path)
     sidecar = read_sidecar(path)
-    try:
+    with blamed_on(path):
         signature = read_signature(file.proto, {**read_export(path), **sidecar.metadata})
         reading = recognise(signature)
         carrier = sidecar.name if "names" in sidecar.metadata else "its metadata"
         labels, origin = labels_for(path, signature.metadata, reading.class_count, carrier)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
-    except Exception as error:  # a node without its inputs, a weight of another size: whatever damage does
-        log.debug("%s", path, exc_info=True)
-        raise ModelError(
-            f"{path}: is damaged, or no valid ONNX model: {str(error) or type(error).__name__}"
-        ) from None
     if origin == "nothing":
         log.warning("%s: no labels; put %s.labels.txt beside it, one a line", path, path.stem)
     reading = replace(reading, evidence=sidecar.evidence + reading.evidence)

@@ -1,8 +1,10 @@
 """A model's file: read, checked for what must never be followed, and parsed. Nothing in it is run."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +12,36 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf publishes no types
 from onnx import external_data_helper
 
-from visionedge.errors import ModelError
+from visionedge.errors import ModelError, VisionedgeError
 from visionedge.inference.sound import check_sound
+
+log = logging.getLogger(__name__)
 
 # Protocol buffers end at 2 GB, and the compiled graph is one.
 _LARGEST_BYTES = (1 << 31) - (1 << 20)
 
 # Types of less than a byte lie packed in the file: two bits a piece at least.
 _PACKED = ("INT2", "INT4", "FLOAT4E2M1", "FLOAT6E2M3", "FLOAT6E3M2")
+
+
+@contextmanager
+def blamed_on(path: Path) -> Iterator[None]:
+    """What goes wrong in here is the model's fault: a node without its inputs, a weight of another size.
+
+    Raises:
+        ModelError: naming the file, in place of any error but that the machine is not up to it.
+    """
+    try:
+        yield
+    except ModelError as error:
+        words = str(error)
+        raise ModelError(words if words.startswith(f"{path}: ") else f"{path}: {words}") from None
+    except VisionedgeError:
+        raise
+    except Exception as error:
+        log.debug("%s", path, exc_info=True)
+        words = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelError(f"{path}: is damaged, or no valid ONNX model: {words}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +67,15 @@ def read_model(path: Path) -> ModelFile:
         raise ModelError(f"{path}: is no ONNX file, or a damaged one; copy it again") from None
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path}: is no ONNX file, or a damaged one: it has no graph")
-    try:
+    with blamed_on(path):
         check_sound(model)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
-    _check_weights(model, path)
-    digest = hashlib.sha256(content)
-    for data in _external_files(model, path):
-        with data.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    _load_external(model, path)
+        _check_weights(model, path)
+        digest = hashlib.sha256(content)
+        for data in _external_files(model, path):
+            with data.open("rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+        _load_external(model, path)
     return ModelFile(model, digest.hexdigest())
 
 
