@@ -235,6 +235,43 @@ def test_a_yolox_that_subtracts_a_mean_has_to_say_the_order_of_its_colours(tmp_p
     assert load_model(path).reading.preprocess.color == "rgb"
 
 
+def _boxes_and_scores(path: Path, *, four: bool = True, each: int = 3) -> Path:
+    """YOLOv4 as its port to PyTorch exports it; without the fourth dimension it is like YOLO-NAS."""
+    graph = Graph(11)
+    picture = graph.input("input", "float32", 1, 3, HEIGHT_PX, WIDTH_PX)
+    count = each * len(cells())
+    maps = [flat(graph, scores_map(graph, picture, each * 4, s), each * 4) for s, *_ in grids()]
+    corner = graph.add("Sigmoid", graph.add("Concat", *maps, axis=2))
+    shape = (1, count, 1, 4) if four else (1, count, 4)
+    graph.output(graph.add("Reshape", corner, graph.whole(*shape)), "boxes", "float32", *shape)
+    maps = [flat(graph, scores_map(graph, picture, each * CLASSES, s), each * CLASSES) for s, *_ in grids()]
+    scores = graph.add("Sigmoid", graph.add("Concat", *maps, axis=2))
+    graph.output(
+        graph.add("Reshape", scores, graph.whole(1, count, CLASSES)), "c", "float32", 1, count, CLASSES
+    )
+    return graph.save(path)
+
+
+def test_yolov4_gives_boxes_in_proportion_and_scores(tmp_path: Path) -> None:
+    path = _boxes_and_scores(tmp_path / "m.onnx")
+    model = load_model(path)
+    assert (model.head, model.input.fit, model.reading.class_count) == ("yolov4-boxes", "stretch", CLASSES)
+    pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
+    made = network(path, {"input": _rgb(pictures)})
+    size = np.array([WIDTH_PX, HEIGHT_PX] * 2)
+    boxes = [tuple(box * size) for box in made["boxes"][0, :, 0].astype(np.float64)]
+    expected = best_of(iter(zip(boxes, made["c"][0].tolist(), strict=True)))
+    rows = compiled_rows(model, pictures)[0]
+    np.testing.assert_allclose(rows, expected[: len(rows)], atol=1e-3)
+
+
+@pytest.mark.parametrize(("four", "each"), [(False, 1), (True, 1)])
+def test_boxes_and_scores_of_other_detectors_are_refused(tmp_path: Path, four: bool, each: int) -> None:
+    """YOLO-NAS and others give such pairs; nothing tells how their pictures are prepared."""
+    with pytest.raises(ModelError, match="no detector"):
+        load_model(_boxes_and_scores(tmp_path / "m.onnx", four=four, each=each))
+
+
 @pytest.mark.shared
 def test_a_real_yolox_finds_on_photos_what_its_definition_gives(shared_data: Path) -> None:
     """Each sure detection of YOLOX-nano has its like in a slow decoding of the bare network."""
