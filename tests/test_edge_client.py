@@ -2,13 +2,15 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pytest
 
 from visionedge.edge.backlog import Backlog
-from visionedge.edge.client import Deadlines, HubClient, HubStatus
+from visionedge.edge.client import HubClient
 from visionedge.edge.identity import Identity
+from visionedge.edge.ladder import Deadlines, HubStatus
 from visionedge.edge.messages import Message
 from visionedge.edge.sdk import LinkError, MessageRefusedError, OnLost, describe
 from visionedge.threads import Crew
@@ -32,6 +34,7 @@ class Hub:
         self.arrived: list[str] = []
         self.opened = 0
         self.closed = 0
+        self.asked = 0
         self.errors: list[Exception] = []
         self.hold: dict[str, threading.Event] = {}
         self.on_lost: OnLost = lambda _reason: None
@@ -79,6 +82,11 @@ class ScriptedLink:
     def send(self, message: Message) -> None:
         self._hub.step("send")
         self._hub.note(lambda: self._hub.arrived.append(message.message_id))
+
+    def twin(self) -> Mapping[str, Any] | None:
+        self._hub.step("twin")
+        self._hub.note(lambda: setattr(self._hub, "asked", self._hub.asked + 1))
+        return {"desired": {}, "reported": {}}
 
     def close(self) -> None:
         self._hub.step("close")
@@ -141,7 +149,7 @@ def test_messages_go_in_order_and_states_are_told(bench: Bench) -> None:
 
     assert bench.hub.arrived == ["detections-1", "events-2", "detections-3"]
     assert bench.states == ["connecting", "connected", "closed"]
-    assert client.status() == HubStatus("closed", False, 3, 0, 0, {}, None, 0, 0, 0)
+    assert client.status() == HubStatus("closed", False, 3, 0, 0, {}, None, 0, 0, 0, {})
 
 
 def test_closing_sends_what_still_waits(bench: Bench) -> None:

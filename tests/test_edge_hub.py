@@ -179,12 +179,12 @@ def test_closing_does_not_wait_for_a_dead_tls_handshake(edge_runtime: EdgeRuntim
 
 def test_a_key_store_that_recovers_is_asked_again(edge_runtime: EdgeRuntime, drive: Drive) -> None:
     """When signing fails at the start the module tries again, instead of giving up."""
-    edge_runtime.workload.fail_signing = True
+    edge_runtime.faults.fail_signing = True
     module = drive(edge_runtime.environ)
     module.do("frames", camera="dock", count=1)
     module.wait_for_log("Unable to sign")
 
-    edge_runtime.workload.fail_signing = False
+    edge_runtime.faults.fail_signing = False
 
     check_messages(edge_runtime.wait_for(at_least(1)))
     assert module.close()["clean"]

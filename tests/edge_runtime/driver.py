@@ -18,10 +18,13 @@ from typing import Any
 import numpy as np
 
 from visionedge.config import TelemetryConfig
-from visionedge.edge.client import Deadlines, HubClient
+from visionedge.edge.client import HubClient
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.identity import Identity
 from visionedge.edge.journal import MessagesFile
+from visionedge.edge.ladder import EXIT_STUCK, Deadlines
+from visionedge.edge.spool import FILE_NAME, Spool, Tempo
+from visionedge.edge.store import Bounds
 from visionedge.frames import Detections, Frame, InputSpec, Result, Timing, utc_now
 from visionedge.threads import Crew
 
@@ -61,12 +64,28 @@ class Driver:
         self._crew = Crew(lambda name, error: log.error("%s died: %s", name, error))
         identity = Identity.from_environ(os.environ)
         deadlines = Deadlines(**options.get("deadlines", {}))
-        hub = HubClient(identity, self._crew, deadlines=deadlines) if identity else None
+        spool = self._open_spool(identity, options)
+        hub = None
+        if identity:
+            hub = HubClient(
+                identity,
+                self._crew,
+                deadlines=deadlines,
+                backlog=spool,
+                on_stuck=lambda: os._exit(EXIT_STUCK),
+            )
         journal = MessagesFile(Path(options["file"]), self._crew) if "file" in options else None
-        self._delivery = Delivery(POLICY, identity, hub=hub, journal=journal)
+        self._delivery = Delivery(POLICY, identity, hub=hub, journal=journal, spool=spool)
         self._delivery.start()
-        self._sequence = 0
+        self._sequence = time.time_ns() // 1_000_000
         self.clean = True
+
+    def _open_spool(self, identity: Identity | None, options: dict[str, Any]) -> Spool | None:
+        if identity is None or "data" not in options:
+            return None
+        bounds = Bounds(**options.get("bounds", {}))
+        path = Path(options["data"]) / FILE_NAME
+        return Spool(path, identity.owner, self._crew, bounds=bounds, tempo=Tempo(retry_s=0.2))
 
     def frames(self, camera: str, count: int) -> dict[str, Any]:
         """Offer frames and send them without waiting for the interval."""

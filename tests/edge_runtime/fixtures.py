@@ -78,6 +78,15 @@ class Driven:
             if not self._logged.wait_for(lambda: sum(text in line for line in self._log) >= times, timeout_s):
                 raise TimeoutError(f"'{text}' was not logged {times} times:\n" + "\n".join(self._log))
 
+    def kill(self) -> None:
+        """End it as `kill -9` does."""
+        self._process.kill()
+        self._process.wait()
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait for it to end by itself; its exit code."""
+        return self._process.wait(timeout_s)
+
     def close(self, deadline_s: float = 3.0) -> dict[str, Any]:
         """Close it; its last answer. It must be gone soon after, with exit code 0."""
         answer = self.do("close", deadline_s=deadline_s)
@@ -106,7 +115,7 @@ Drive = Callable[..., Driven]
 
 @pytest.fixture
 def drive() -> Iterator[Drive]:
-    """Start driven modules: ``drive(environ, deadlines={…}, file=…)``."""
+    """Start driven modules: ``drive(environ, deadlines={…}, file=…, data=…, bounds={…})``."""
     started: list[Driven] = []
 
     def start(environ: dict[str, str], *, deadlines: dict[str, Any] | None = None, **options: Any) -> Driven:

@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 CONNECT, CONNACK, PUBLISH, PUBACK = 1, 2, 3, 4
@@ -47,8 +48,10 @@ class Publish:
     packet_id: int
 
 
-async def read_packet(reader: asyncio.StreamReader) -> Packet:
-    """The next packet.
+async def read_packet(
+    reader: asyncio.StreamReader, torn: Callable[[int], bool] = lambda _kind: False
+) -> Packet:
+    """The next packet; `torn` is asked in its middle, with its type, whether the connection breaks now.
 
     Raises:
         asyncio.IncompleteReadError: the peer has gone.
@@ -60,7 +63,10 @@ async def read_packet(reader: asyncio.StreamReader) -> Packet:
         byte = (await reader.readexactly(1))[0]
         length |= (byte & 0x7F) << (7 * place)
         if not byte & 0x80:
-            return Packet(first >> 4, first & 0x0F, await reader.readexactly(length))
+            head = await reader.readexactly(length // 2)
+            if torn(first >> 4):
+                raise asyncio.IncompleteReadError(head, length)
+            return Packet(first >> 4, first & 0x0F, head + await reader.readexactly(length - length // 2))
     raise ProtocolError("a length of more than four bytes")
 
 
@@ -80,10 +86,11 @@ def text(value: str) -> bytes:
     return struct.pack(">H", len(data)) + data
 
 
-def publish(topic: str, payload: bytes, packet_id: int) -> bytes:
+def publish(topic: str, payload: bytes, packet_id: int, *, dup: bool = False) -> bytes:
     """A PUBLISH from the hub, QoS 1 (or 0 when `packet_id` is 0)."""
     number = struct.pack(">H", packet_id) if packet_id else b""
-    return packet(PUBLISH, text(topic) + number + payload, flags=0b0010 if packet_id else 0)
+    flags = (0b0010 if packet_id else 0) | (0b1000 if dup else 0)
+    return packet(PUBLISH, text(topic) + number + payload, flags=flags)
 
 
 class _Fields:
@@ -146,6 +153,11 @@ def parse_publish(received: Packet) -> Publish:
     return Publish(
         topic, fields.rest(), qos, bool(received.flags & 0b1000), bool(received.flags & 1), packet_id
     )
+
+
+def parse_packet_id(body: bytes) -> int:
+    """The number that a PUBACK answers."""
+    return _Fields(body).number()
 
 
 def parse_filters(body: bytes, *, with_qos: bool) -> tuple[int, list[str]]:

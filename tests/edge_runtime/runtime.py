@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 import trustme
 
-from edge_runtime.broker import PORT, Account, Broker, Faults, Received
+from edge_runtime.account import Account, Faults, Received
+from edge_runtime.broker import PORT, Broker, MethodAnswer
 from edge_runtime.workload import Workload
 
 T = TypeVar("T")
@@ -61,8 +62,9 @@ class EdgeRuntime:
         self._messages: list[Received] = []
         self._ca = trustme.CA()
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.broker = Broker(self.account, self._record, self._tell)
-        self.workload = Workload(self.account, self.ca_pem)
+        self.faults = Faults()
+        self.broker = Broker(self.account, self.faults, self._record, self._tell)
+        self.workload = Workload(self.account, self.faults, self.ca_pem)
 
     def __enter__(self) -> "EdgeRuntime":
         self.start()
@@ -132,11 +134,6 @@ class EdgeRuntime:
         with self._changed:
             return list(self._messages)
 
-    @property
-    def faults(self) -> Faults:
-        """What goes wrong; set its fields."""
-        return self.broker.faults
-
     def wait_for(self, condition: Callable[[list[Received]], bool], timeout_s: float = 20) -> list[Received]:
         """Wait until the messages fulfil a condition; them.
 
@@ -157,6 +154,41 @@ class EdgeRuntime:
         with self._changed:
             if not self._changed.wait_for(lambda: self.broker.attempts >= count, timeout_s):
                 raise TimeoutError(f"{self.broker.attempts} attempts to connect")
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 20) -> None:
+        """Wait until something of the runtime is so: looked at whenever anything happens.
+
+        Raises:
+            TimeoutError: it never was.
+        """
+        with self._changed:
+            if not self._changed.wait_for(condition, timeout_s):
+                raise TimeoutError(f"never; refused: {self.broker.refusals}")
+
+    def desire(self, patch: dict[str, Any]) -> int:
+        """Change the module's desired properties, as the cloud would; the new version."""
+        return self._call(self.broker.desire(patch))
+
+    def invoke(self, name: str, payload: Any = None, timeout_s: float = 10) -> MethodAnswer:
+        """Call a direct method of the module."""
+        return self._call(self.broker.invoke(name, payload, timeout_s))
+
+    def input(self, name: str, body: bytes, properties: dict[str, str] | None = None) -> None:
+        """Send a message to an input of the module."""
+        self._call(self.broker.input(name, body, properties or {}))
+
+    def lose_sessions(self) -> None:
+        """Have the hub forget all subscriptions, without a word to who is connected."""
+        self._loop.call_soon_threadsafe(self.broker.lose_sessions)
+
+    def hang(self) -> None:
+        """Let edgeHub hang: connections stay, nothing is answered, until `resume`."""
+        self._loop.call_soon_threadsafe(self.broker.flowing.clear)
+
+    def resume(self) -> None:
+        """End `hang`, and the requests to the workload API that hang."""
+        self._loop.call_soon_threadsafe(self.broker.flowing.set)
+        self._loop.call_soon_threadsafe(self.workload.release)
 
     def hub_down(self) -> None:
         """Stop edgeHub: connections break, nobody listens."""
@@ -199,6 +231,7 @@ class EdgeRuntime:
         return True
 
     async def _stop(self) -> None:
+        self.broker.flowing.set()
         await self.broker.stop()
         await self.workload.stop()
 

@@ -1,5 +1,6 @@
 """The workload API on a unix socket: signs with the module's key and hands out the trusted CA."""
 
+import asyncio
 import base64
 import binascii
 import json
@@ -8,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from edge_runtime.broker import Account
+from edge_runtime.account import Account, Faults
 
 API_VERSIONS = frozenset(
     {
@@ -28,12 +29,13 @@ API_VERSIONS = frozenset(
 class Workload:
     """Serves one module."""
 
-    def __init__(self, account: Account, ca_pem: str) -> None:
+    def __init__(self, account: Account, faults: Faults, ca_pem: str) -> None:
         self._account = account
+        self._faults = faults
         self._ca_pem = ca_pem
         self._runner: web.AppRunner | None = None
         self.requests: list[str] = []
-        self.fail_signing = False
+        self._released = asyncio.Event()
 
     async def listen(self, path: Path) -> None:
         """Answer on a socket at `path`."""
@@ -46,8 +48,14 @@ class Workload:
 
     async def stop(self) -> None:
         """Answer no more."""
+        self.release()
         if self._runner is not None:
             await self._runner.cleanup()
+
+    def release(self) -> None:
+        """Let the requests go on that hang."""
+        self._released.set()
+        self._released = asyncio.Event()
 
     @web.middleware
     async def _checked(self, request: web.Request, handler: Any) -> web.StreamResponse:
@@ -59,18 +67,28 @@ class Workload:
         return response
 
     async def _sign(self, request: web.Request) -> web.Response:
-        if self.fail_signing:
+        faults = self._faults
+        if faults.hang_signing:
+            await self._released.wait()
+        if faults.drop_signing:
+            # More than ten requests at once: the socket is closed without a word.
+            assert request.transport is not None
+            request.transport.close()
+        if faults.fail_signing:
             return _error(500, "the key store does not answer")
         wanted = (self._account.module, self._account.generation)
         if (request.match_info["module"], request.match_info["generation"]) != wanted:
             return _error(404, "no such module")
         try:
+            # Of the three only `data` is looked at, as edgelet does.
             data = base64.b64decode(json.loads(await request.text())["data"], validate=True)
         except (ValueError, KeyError, TypeError, binascii.Error):
             return _error(400, "the request holds no data")
-        return web.json_response({"digest": self._account.sign(data)})
+        return web.json_response({"digest": self._account.sign(data + b"?" * faults.wrong_signing)})
 
     async def _trust_bundle(self, _request: web.Request) -> web.Response:
+        if self._faults.fail_trust_bundle:
+            return _error(500, "the trust bundle cannot be read")
         return web.json_response({"certificate": self._ca_pem})
 
 

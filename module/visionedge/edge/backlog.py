@@ -1,18 +1,51 @@
 """The messages that wait for the hub, in memory: bounded, in order, oldest detections dropped first."""
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Protocol
 
 from visionedge.edge.messages import EVENTS, Message
+
+
+class Waiting(Protocol):
+    """Where messages wait for their acknowledgement: a `Backlog` in memory, or a `Spool` on disk.
+
+    The first message stays inside until `settle`: it is never lost by being taken out. The hub client holds
+    its own lock around every call.
+    """
+
+    def attach(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called, outside of locks, whenever `first` may have something new by itself."""
+
+    def put(self, message: Message) -> None:
+        """Append a message."""
+
+    def first(self) -> Message | None:
+        """The message to send next; it stays inside."""
+
+    def settle(self, message: Message, *, dropped: str | None = None) -> None:
+        """Take out the first message: it was acknowledged, or given up for the reason `dropped`."""
+
+    def abandon(self) -> int:
+        """The client ends: drop what cannot be kept for the next start; how many messages that were."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all that waits."""
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Messages that were never sent, by reason."""
 
 
 class Backlog:
     """A queue of messages bounded by count and bytes. No lock of its own: its owner holds one.
 
-    The first message stays inside until `settle`: it is never lost by being taken out, and once it was handed
-    out it is not dropped for others. What is dropped first is the oldest message that is no event; events go
-    only when nothing else is left.
+    What is dropped first is the oldest message that is no event; events go only when nothing else is left,
+    and the message that was handed out is not dropped for others.
     """
 
     def __init__(self, limit: int = 2_000, limit_bytes: int = 32_000_000) -> None:
@@ -21,24 +54,32 @@ class Backlog:
         self._messages: deque[Message] = deque()
         self._dropped: Counter[str] = Counter()
         self._handed_out: Message | None = None
-        self.bytes = 0
+        self._bytes = 0
 
     def __repr__(self) -> str:
-        return f"<Backlog waiting={len(self)} bytes={self.bytes} dropped={dict(self._dropped)}>"
+        return f"<Backlog waiting={len(self)} bytes={self._bytes} dropped={dict(self._dropped)}>"
 
     def __len__(self) -> int:
         return len(self._messages)
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all that waits."""
+        return self._bytes
 
     @property
     def dropped(self) -> Mapping[str, int]:
         """Messages that were never sent, by reason: `full`, `refused`, `closed`."""
         return MappingProxyType(dict(self._dropped))
 
+    def attach(self, wake: Callable[[], None]) -> None:
+        """Nothing comes by itself here: only `put` brings something new."""
+
     def put(self, message: Message) -> None:
         """Append a message; what no longer fits is dropped, counted `full`."""
         self._messages.append(message)
-        self.bytes += message.size_bytes
-        while len(self._messages) > self._limit or self.bytes > self._limit_bytes:
+        self._bytes += message.size_bytes
+        while len(self._messages) > self._limit or self._bytes > self._limit_bytes:
             least = self._least()
             if least is None:
                 break
@@ -64,7 +105,7 @@ class Backlog:
         """Drop all that is left, counted `closed`; how many that were."""
         left = len(self._messages)
         self._messages.clear()
-        self.bytes = 0
+        self._bytes = 0
         if left:
             self._dropped["closed"] += left
         return left
@@ -75,5 +116,5 @@ class Backlog:
         return next((i for i in free if self._messages[i].output != EVENTS), free[0] if free else None)
 
     def _remove(self, place: int) -> None:
-        self.bytes -= self._messages[place].size_bytes
+        self._bytes -= self._messages[place].size_bytes
         del self._messages[place]

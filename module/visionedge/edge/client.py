@@ -1,7 +1,7 @@
 """The hub client: takes messages, holds them until the hub has acknowledged them, and survives the SDK.
 
 One thread, `hub:client`, decides; it never calls the SDK itself but has `Losable` do it, each call with its
-own deadline. Whoever sends only appends to the backlog.
+own deadline. Whoever sends only appends to the backlog. What is done about failures is told in `ladder`.
 """
 
 import logging
@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
-from visionedge.edge.backlog import Backlog
+from visionedge.edge.backlog import Backlog, Waiting
 from visionedge.edge.identity import Identity
+from visionedge.edge.ladder import Deadlines, HubStatus, Ladder, Rung, State
 from visionedge.edge.losable import Losable, OverdueError, StuckError
 from visionedge.edge.messages import Message
 from visionedge.edge.sdk import Link, LinkError, MessageRefusedError, OpenLink, open_link
@@ -22,45 +23,6 @@ from visionedge.threads import Crew
 from visionedge.uris import redact
 
 log = logging.getLogger(__name__)
-
-State = Literal["starting", "connecting", "connected", "waiting", "stuck", "closed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Deadlines:
-    """How long the calls into the SDK may take, and what else of the client is a matter of time or count.
-
-    `connect_s` is above the 30 s that the SDK's own TLS handshake may block: its error says more than ours.
-    `renew_s` is well before the end of a token (an hour).
-    """
-
-    build_s: float = 30.0
-    connect_s: float = 40.0
-    send_s: float = 20.0
-    farewell_s: float = 10.0
-    renew_s: float = 2700.0
-    first_wait_s: float = 1.0
-    longest_wait_s: float = 30.0
-    lost_threads: int = 6
-
-
-@dataclass(frozen=True, slots=True)
-class HubStatus:
-    """What the client does; `dropped` by reason, `last_error` without secrets.
-
-    `abandoned` counts the calls that were given up, `out` those threads of them that have not come back.
-    """
-
-    state: State
-    connected: bool
-    sent: int
-    queued: int
-    queued_bytes: int
-    dropped: Mapping[str, int]
-    last_error: str | None
-    rebuilds: int
-    abandoned: int
-    out: int
 
 
 @dataclass(slots=True)
@@ -70,17 +32,25 @@ class _Loss:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Line:
+    """A connection; `renew_ns` and `probe_ns` say when its token and its liveness are due."""
+
     link: Link
     loss: _Loss
+    renew_ns: int = 0
+    probe_ns: int = 0
+
+
+Step = Message | Literal["renew", "probe", "close"]
 
 
 class HubClient:
     """Sends messages in order, each until it is acknowledged (so twice at times) or a full backlog drops it.
 
-    `send` and `status` never block and may be called from any thread; `on_change` is called from `hub:*`
-    threads, outside of locks, when `state` changes.
+    `send` and `status` never block and may be called from any thread. Called from the thread `hub:client`,
+    outside of locks: `on_change` when `state` changes, `on_twin` with each twin that was read, and `on_stuck`
+    when nothing helps but another process.
     """
 
     def __init__(
@@ -89,19 +59,29 @@ class HubClient:
         crew: Crew,
         *,
         deadlines: Deadlines | None = None,
-        backlog: Backlog | None = None,
+        backlog: Waiting | None = None,
         connector: OpenLink = open_link,
         on_change: Callable[[HubStatus], None] = lambda _status: None,
+        on_twin: Callable[[Mapping[str, Any]], None] = lambda _twin: None,
+        on_stuck: Callable[[], None] = lambda: None,
     ) -> None:
         self._identity = identity
         self._crew = crew
         self._deadlines = deadlines or Deadlines()
         self._connector = connector
         self._on_change = on_change
+        self._on_twin = on_twin
+        self._on_stuck = on_stuck
+        # These four belong to the thread `hub:client`.
+        self._ladder = Ladder()
+        self._stuck_ns: int | None = None
+        self._probe_s = self._deadlines.probe_s
+        self._suspect: tuple[str, int] = ("", 0)
         self._calls = Losable(crew, "hub:call", limit=self._deadlines.lost_threads)
         # Guards all below; held for assignments only.
         self._wake = threading.Condition()
-        self._backlog = Backlog() if backlog is None else backlog
+        self._backlog: Waiting = Backlog() if backlog is None else backlog
+        self._backlog.attach(self._poke)
         self._state: State = "starting"
         self._sent = 0
         self._built = 0
@@ -130,6 +110,12 @@ class HubClient:
                 self._backlog.abandon()
             self._wake.notify_all()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the hub takes messages right now."""
+        with self._wake:
+            return self._state == "connected"
+
     def status(self) -> HubStatus:
         """What the client does right now."""
         abandoned, out = self._calls.abandoned, self._calls.out()
@@ -145,6 +131,7 @@ class HubClient:
                 rebuilds=max(0, self._built - 1),
                 abandoned=abandoned,
                 out=out,
+                rungs=self._ladder.counts,
             )
 
     def close(self, deadline_s: float) -> bool:
@@ -159,7 +146,8 @@ class HubClient:
             self._flush_until_ns = now_ns + round(deadline_s * share * 1e9)
             # The last tenth is for this thread and the coordinator to come to their ends.
             self._close_until_ns = now_ns + round(deadline_s * 0.9 * 1e9)
-            self._calls.cap(self._flush_until_ns)
+            # With nothing to send, a call that is under way (the twin, say) may still come home.
+            self._calls.cap(now_ns + round(deadline_s * max(share, 0.3) * 1e9))
             self._wake.notify_all()
         ended = self._finished.wait(deadline_s) if self._started else True
         with self._wake:
@@ -186,9 +174,11 @@ class HubClient:
 
     def _over(self) -> bool:
         with self._wake:
-            if self._flush_until_ns is None:
-                return False
-            return len(self._backlog) == 0 or time.monotonic_ns() >= self._flush_until_ns
+            return self._flushed(time.monotonic_ns())
+
+    def _poke(self) -> None:
+        with self._wake:
+            self._wake.notify_all()
 
     def _session(self) -> None:
         """Connect and send until the connection is lost, or replaced before its token ends, or we close."""
@@ -222,22 +212,28 @@ class HubClient:
         """Send until the end; the successor if it is time to renew, None if we close."""
         log.info("connected to %s as %s/%s", self._where(), self._identity.device, self._identity.module)
         self._connected_ns = time.monotonic_ns()
-        renew_ns = self._connected_ns + round(self._deadlines.renew_s * 1e9)
-        while True:
-            step = self._next(line, renew_ns)
+        self._stuck_ns = None
+        line.renew_ns = self._connected_ns + _ns(self._deadlines.renew_s)
+        line.probe_ns = self._connected_ns
+        while (step := self._next(line)) != "close":
             if isinstance(step, Message):
-                self._send(line.link, step)
-            elif step == "close":
-                return None
-            else:
-                try:
-                    return self._build()
-                except (LinkError, OverdueError, StuckError) as error:
-                    # The old token is still good for a while: the connection is kept, and we ask again soon.
-                    log.warning("the token for %s could not be renewed yet: %s", self._where(), error)
-                    renew_ns = time.monotonic_ns() + round(self._deadlines.longest_wait_s * 1e9)
+                self._send(line, step)
+            elif step == "probe":
+                self._probe(line)
+            elif (successor := self._renewed(line)) is not None:
+                return successor
+        return None
 
-    def _next(self, line: _Line, renew_ns: int) -> Message | Literal["renew", "close"]:
+    def _renewed(self, line: _Line) -> _Line | None:
+        try:
+            return self._build()
+        except (LinkError, OverdueError, StuckError) as error:
+            # The old token is still good for a while: the connection is kept, and we ask again soon.
+            log.warning("the token for %s could not be renewed yet: %s", self._where(), redact(str(error)))
+            line.renew_ns = time.monotonic_ns() + _ns(self._deadlines.longest_wait_s)
+            return None
+
+    def _next(self, line: _Line) -> Step:
         """What to do next; waits until there is something."""
         with self._wake:
             while True:
@@ -245,22 +241,65 @@ class HubClient:
                 message = self._backlog.first()
                 if line.loss.reason is not None:
                     raise LinkError(line.loss.reason)
-                if self._flush_until_ns is not None and (message is None or now_ns >= self._flush_until_ns):
+                if self._flushed(now_ns):
                     return "close"
-                if now_ns >= renew_ns:
+                if now_ns >= line.renew_ns:
                     return "renew"
+                # Closing leaves no time for questions.
+                if now_ns >= line.probe_ns and self._flush_until_ns is None:
+                    return "probe"
                 if message is not None:
                     return message
-                self._wake.wait((renew_ns - now_ns) / 1e9)
+                until_ns = min(line.renew_ns, self._flush_until_ns or line.probe_ns)
+                self._wake.wait((until_ns - now_ns) / 1e9)
 
-    def _send(self, link: Link, message: Message) -> None:
+    def _flushed(self, now_ns: int) -> bool:
+        """Whether we close and all is sent, or its time is over."""
+        if self._flush_until_ns is None:
+            return False
+        return len(self._backlog) == 0 or now_ns >= self._flush_until_ns
+
+    def _probe(self, line: _Line) -> None:
+        """Ask for the twin: an answer proves connection, session and subscriptions, which no PUBACK does."""
         try:
-            self._calls.call("send", partial(link.send, message), self._deadlines.send_s)
+            twin = self._calls.call("the twin", line.link.twin, self._deadlines.answer_s)
+        except OverdueError:
+            if self._closing():
+                return  # it was us who had no time
+            # Should it be the hub that knows no twin, the messages must not suffer from us asking.
+            self._probe_s = min(self._probe_s * 2, 16 * self._deadlines.probe_s)
+            self._ladder.climb("silent")
+            raise
+        line.probe_ns = time.monotonic_ns() + _ns(self._probe_s)
+        if twin is not None:
+            self._probe_s = self._deadlines.probe_s
+            self._on_twin(twin)
+
+    def _send(self, line: _Line, message: Message) -> None:
+        try:
+            self._calls.call("send", partial(line.link.send, message), self._deadlines.send_s)
         except MessageRefusedError as error:
-            log.warning("message %s is given up: %s", message.message_id, redact(str(error)))
-            self._settle(message, dropped="refused")
+            self._give_up(message, redact(str(error)))
+        except LinkError as error:
+            tries = self._suspect[1] + 1 if self._suspect[0] == message.message_id else 1
+            self._suspect = (message.message_id, tries)
+            if tries < self._deadlines.poison_tries:
+                raise
+            self._ladder.climb("poison")
+            self._give_up(message, f"it cost {tries} connections: {redact(str(error))}")
+            raise
         else:
+            self._suspect = ("", 0)
             self._settle(message)
+
+    def _closing(self) -> bool:
+        with self._wake:
+            return self._flush_until_ns is not None
+
+    def _give_up(self, message: Message, why: str) -> None:
+        log.warning("message %s is given up: %s", message.message_id, why)
+        self._suspect = ("", 0)
+        self._settle(message, dropped="refused")
 
     def _settle(self, message: Message, *, dropped: str | None = None) -> None:
         with self._wake:
@@ -285,7 +324,22 @@ class HubClient:
             if self._flush_until_ns is not None:
                 # Once closing, one failed attempt is the last.
                 self._flush_until_ns = 0
+        self._climb(error)
         self._turn("stuck" if isinstance(error, StuckError) else "waiting")
+
+    def _climb(self, error: Exception) -> None:
+        """The rung that an error means."""
+        rung: Rung = "rebuild"
+        if isinstance(error, StuckError):
+            rung = "stuck"
+        elif isinstance(error, OverdueError):
+            rung = "overdue"
+        self._ladder.climb(rung)
+        now_ns = time.monotonic_ns()
+        if rung == "stuck":
+            self._stuck_ns = self._stuck_ns or now_ns
+            if now_ns - self._stuck_ns >= _ns(self._deadlines.stuck_s):
+                self._on_stuck()
 
     def _note(self, error: Exception) -> None:
         """Remember and log an error; the same one again and again is logged once."""
@@ -321,3 +375,7 @@ class HubClient:
 
     def _where(self) -> str:
         return f"IoT Hub through {self._identity.gateway}"
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)

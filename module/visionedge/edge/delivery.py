@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from visionedge.config import TelemetryConfig
-from visionedge.edge.client import HubClient, HubStatus
+from visionedge.edge.client import HubClient
 from visionedge.edge.identity import Identity
 from visionedge.edge.journal import JournalStatus, MessagesFile
+from visionedge.edge.ladder import HubStatus
 from visionedge.edge.messages import Kind, Message, Sender
-from visionedge.edge.telemetry import Telemetry, TelemetryStatistics
+from visionedge.edge.spool import FILE_NAME, Spool, SpoolStatus
+from visionedge.edge.store import Bounds, Loss
+from visionedge.edge.telemetry import Continued, Telemetry, TelemetryStatistics
 from visionedge.frames import Result
 from visionedge.threads import Crew
 
@@ -23,10 +26,16 @@ log = logging.getLogger(__name__)
 LOCAL_MODULE = "vision"
 """The module id in messages outside IoT Edge, as in the shipped manifests; the device id is the host name."""
 
+_LOSSES_EVERY_NS = 10_000_000_000
+_MAX_RANGES = 200
+
 
 @dataclass(frozen=True, slots=True)
 class DeliveryStatus:
-    """What goes out, and whether it arrives; `hub` is None outside IoT Edge, `journal` without a file."""
+    """What goes out, and whether it arrives; `hub` is None outside IoT Edge, `journal` without a file.
+
+    `spool` is None where no message has to outlive the process.
+    """
 
     inside_edge: bool
     device: str
@@ -34,6 +43,7 @@ class DeliveryStatus:
     hub: HubStatus | None
     telemetry: TelemetryStatistics
     journal: JournalStatus | None
+    spool: SpoolStatus | None
 
 
 class Delivery:
@@ -50,6 +60,7 @@ class Delivery:
         *,
         hub: HubClient | None = None,
         journal: MessagesFile | None = None,
+        spool: Spool | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         device, module = (
@@ -58,9 +69,12 @@ class Delivery:
         self._identity = identity
         self._sender = Sender(device, module, uuid.uuid4().hex[:12])
         self._clock = clock
-        self._telemetry = Telemetry(policy, self._sender, clock=clock)
+        continued = Continued(spool.numbers, spool.spent) if spool else None
+        self._telemetry = Telemetry(policy, self._sender, clock=clock, continued=continued)
         self._hub = hub
         self._journal = journal
+        self._spool = spool
+        self._losses_ns = clock()
 
     @staticmethod
     def build(
@@ -69,16 +83,27 @@ class Delivery:
         messages_file: Path | None,
         crew: Crew,
         *,
+        data: Path | None = None,
         on_change: Callable[[HubStatus], None] = lambda _status: None,
+        on_stuck: Callable[[], None] = lambda: None,
     ) -> "Delivery":
         """The delivery of a module: a hub client inside IoT Edge, a messages file where one is asked for.
+
+        Messages for the hub wait in a spool in the folder `data`, whose opening may block for some seconds;
+        without a folder in memory. `on_change` and `on_stuck` are called from a thread of the hub client.
 
         Raises:
             ConfigError: the messages file cannot be opened.
         """
         journal = MessagesFile(messages_file, crew) if messages_file else None
-        hub = HubClient(identity, crew, on_change=on_change) if identity else None
-        return Delivery(policy, identity, hub=hub, journal=journal)
+        if identity is None:
+            return Delivery(policy, None, journal=journal)
+        spool = None
+        if data is not None:
+            bounds = Bounds(policy.spool_megabytes * 1_000_000, policy.spool_hours * 3600.0)
+            spool = Spool(data / FILE_NAME, identity.owner, crew, bounds=bounds)
+        hub = HubClient(identity, crew, backlog=spool, on_change=on_change, on_stuck=on_stuck)
+        return Delivery(policy, identity, hub=hub, journal=journal, spool=spool)
 
     def __repr__(self) -> str:
         return f"<Delivery {self._sender.device}/{self._sender.module} hub={self._hub!r}>"
@@ -87,6 +112,8 @@ class Delivery:
         """Begin to connect and to write; outside IoT Edge, say once that messages go nowhere."""
         if self._journal is not None:
             self._journal.start()
+        if self._spool is not None:
+            self._spool.start()
         if self._hub is not None:
             self._hub.start()
         else:
@@ -107,8 +134,13 @@ class Delivery:
 
     def tick(self) -> None:
         """Send what is due; to be called every tenth of a second or so."""
-        for message in self._telemetry.due(self._clock()):
+        now_ns = self._clock()
+        for message in self._telemetry.due(now_ns):
             self._dispatch(message)
+        if self._spool is not None:
+            for news in self._spool.take_news():
+                self.event("storage", news.code, news.text)
+            self._tell_losses(self._spool, now_ns)
 
     def status(self) -> DeliveryStatus:
         """What went out so far, and what waits."""
@@ -119,6 +151,7 @@ class Delivery:
             hub=self._hub.status() if self._hub else None,
             telemetry=self._telemetry.statistics(),
             journal=self._journal.status() if self._journal else None,
+            spool=self._spool.status() if self._spool else None,
         )
 
     def flush(self) -> None:
@@ -133,13 +166,43 @@ class Delivery:
         """
         until_ns = time.monotonic_ns() + round(deadline_s * 1e9)
         clean = self._hub.close(deadline_s) if self._hub else True
-        if self._journal:
-            left_s = max(0.1, (until_ns - time.monotonic_ns()) / 1e9)
-            clean = self._journal.close(left_s) and clean
+        for last in (self._spool, self._journal):
+            if last is not None:
+                left_s = max(0.1, (until_ns - time.monotonic_ns()) / 1e9)
+                clean = last.close(left_s) and clean
         return clean
+
+    def _tell_losses(self, spool: Spool, now_ns: int) -> None:
+        """Tell the cloud which numbers it will never get, while it listens; not at every tick."""
+        if self._hub is None or not self._hub.connected or now_ns < self._losses_ns:
+            return
+        losses = spool.take_losses()
+        if not losses:
+            return
+        self._losses_ns = now_ns + _LOSSES_EVERY_NS
+        for first in range(0, len(losses), _MAX_RANGES):
+            told = tuple(losses[first : first + _MAX_RANGES])
+            text, details = _loss_text(told)
+            event = self._telemetry.event("storage", "spool-dropped", text, details)
+            if self._journal is not None:
+                self._journal.put(event)
+            spool.put(event, told)
 
     def _dispatch(self, message: Message) -> None:
         if self._journal is not None:
             self._journal.put(message)
         if self._hub is not None:
             self._hub.send(message)
+
+
+def _loss_text(losses: tuple[Loss, ...]) -> tuple[str, dict[str, Any]]:
+    """The words and the details of the event that tells of messages that were dropped."""
+    ranges = [
+        {"output": loss.output, "from": loss.first, "to": loss.last, "reason": loss.reason} for loss in losses
+    ]
+    count = sum(loss.last - loss.first + 1 for loss in losses)
+    reasons = ", ".join(sorted({loss.reason for loss in losses}))
+    return f"{count} messages were dropped before the hub had them ({reasons})", {
+        "messages": count,
+        "ranges": ranges,
+    }

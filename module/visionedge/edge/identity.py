@@ -37,6 +37,11 @@ class Identity:
     api_version: str = ""
     carrier: Literal["edge", "simulator"] = "edge"
 
+    @property
+    def owner(self) -> str:
+        """The module among all modules of all hubs: whose messages these are."""
+        return f"{self.hub}/{self.device}/{self.module}"
+
     @staticmethod
     def from_environ(environ: Mapping[str, str]) -> "Identity | None":
         """The identity in the environment; None outside IoT Edge.

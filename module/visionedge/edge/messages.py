@@ -130,6 +130,12 @@ def batch_messages(sender: Sender, first_number: int, frames: Sequence[EncodedFr
     return [_batch_message(sender, first_number + index, pack) for index, pack in enumerate(_packs(frames))]
 
 
+def envelope_bytes(sender: Sender, number: int) -> int:
+    """What a batch message weighs without its frames and without its lists of cameras and labels."""
+    nothing = EncodedFrame(b"", "", 0.99999, frozenset())
+    return _batch_message(sender, number, [nothing]).size_bytes
+
+
 def event_message(sender: Sender, number: int, event: Event) -> Message:
     """The message that tells an event; details that do not fit are left out and said to be."""
     document = {

@@ -1,4 +1,4 @@
-"""The only file that imports azure-iot-device: one connection to edgeHub, behind five plain words.
+"""The only file that imports azure-iot-device: one connection to edgeHub, behind six plain words.
 
 One link is one connection and is never mended: when it is lost a new one is made. So the SDK's own
 reconnecting, which forgets subscriptions, gives up for good on some errors and fights a successor for the
@@ -6,8 +6,8 @@ client id, is switched off. Its renewal of tokens is never reached: a link is re
 """
 
 import logging
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 from visionedge import __version__
 from visionedge.edge.identity import Identity
@@ -15,6 +15,8 @@ from visionedge.edge.messages import CONTENT_ENCODING, CONTENT_TYPE, Message
 from visionedge.uris import redact
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TOKEN_S = 3600
 # Seconds; paho also waits this long for a TLS handshake, and finds a dead peer after two of them.
@@ -37,6 +39,12 @@ class Link(Protocol):
 
     def send(self, message: Message) -> None:
         """Send and wait for the acknowledgement; raises LinkError or MessageRefusedError."""
+
+    def twin(self) -> Mapping[str, Any] | None:
+        """Both halves of the twin, with their versions; None if the hub answered with an error.
+
+        Raises LinkError.
+        """
 
     def close(self) -> None:
         """Close the connection and free what belongs to it; raises LinkError."""
@@ -95,12 +103,23 @@ class _AzureLink:
                 raise MessageRefusedError(str(error)) from error.__cause__
             raise
 
+    def twin(self) -> Mapping[str, Any] | None:
+        from azure.iot.device.exceptions import ServiceError
+
+        try:
+            twin: Mapping[str, Any] = self._sdk(self._client.get_twin)
+        except LinkError as error:
+            if isinstance(error.__cause__, ServiceError):
+                return None  # an answer all the same
+            raise
+        return twin
+
     def close(self) -> None:
         self._sdk(self._client.shutdown)
 
-    def _sdk(self, function: Callable[[], object]) -> None:
+    def _sdk(self, function: Callable[[], T]) -> T:
         try:
-            function()
+            return function()
         except Exception as error:  # OperationCancelled and others are no ClientError
             raise LinkError(describe(error)) from error
 

@@ -3,12 +3,13 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
 from visionedge.config import TelemetryConfig
+from visionedge.edge.billing import Bill, Meter
 from visionedge.edge.changes import ChangeFilter
 from visionedge.edge.messages import (
     DETECTIONS,
@@ -23,8 +24,10 @@ from visionedge.edge.messages import (
     Sender,
     batch_messages,
     encode_frame,
+    envelope_bytes,
     event_message,
 )
+from visionedge.edge.packing import well_filled
 from visionedge.frames import Result, frame_document, utc_now
 from visionedge.uris import redact
 
@@ -47,6 +50,21 @@ class TelemetryStatistics:
     dropped: Mapping[str, int]
     messages: Mapping[str, int]
     left_today: int
+    bill: Bill
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """Where an earlier run stopped: the last number of each output, and the messages of each UTC day."""
+
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    spent: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    frame: EncodedFrame
+    since_ns: int
 
 
 class DailyBudget:
@@ -56,11 +74,13 @@ class DailyBudget:
     ahead and came back does not lock the budget until the day it had dreamed of.
     """
 
-    def __init__(self, limit: int, utc: Callable[[], datetime]) -> None:
+    def __init__(
+        self, limit: int, utc: Callable[[], datetime], spent: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         self._limit = limit
         self._utc = utc
         self._day: date = utc().date()
-        self._used = 0
+        self._used = spent.get(self._day.isoformat(), 0)
 
     def __repr__(self) -> str:
         return f"<DailyBudget used={self._used} limit={self._limit} day={self._day}>"
@@ -87,8 +107,9 @@ class DailyBudget:
 class Telemetry:
     """Gathers frames and makes messages of them.
 
-    `intervalSeconds` after a frame began to wait, all that wait become batch documents; sooner when they fill
-    a message. Events are due at once. `messageSequence` rises by one with each message of an output.
+    `intervalSeconds` after a frame began to wait, as many as fill the blocks that IoT Hub meters become batch
+    documents; `fillSeconds` later at the latest all do, and at once when they fill a message. Events are due
+    at once. `messageSequence` rises by one with each message of an output, restarts included.
     """
 
     def __init__(
@@ -98,20 +119,24 @@ class Telemetry:
         *,
         clock: Callable[[], int] = time.monotonic_ns,
         utc: Callable[[], datetime] = utc_now,
-        changes: ChangeFilter | None = None,
+        continued: Continued | None = None,
     ) -> None:
+        continued = continued or Continued()
         self._policy = policy
         self._sender = sender
         self._clock = clock
         self._utc = utc
-        self._changes = changes or ChangeFilter()
-        self._budget = DailyBudget(policy.max_per_day, utc)
+        self._changes = ChangeFilter(
+            move_threshold=policy.move_threshold, heartbeat_s=policy.heartbeat_seconds
+        )
+        self._budget = DailyBudget(policy.max_per_day, utc, continued.spent)
         self._interval_ns = round(policy.interval_seconds * 1e9)
-        self._waiting: deque[EncodedFrame] = deque()
+        self._longest_ns = self._interval_ns + round(policy.fill_seconds * 1e9)
+        self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
-        self._since_ns = 0
         self._ready: list[Message] = []
-        self._numbers: Counter[str] = Counter()
+        self._numbers: Counter[str] = Counter(continued.numbers)
+        self._meter = Meter(clock)
         self._counts: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
         self._announced: set[object] = set()
@@ -135,33 +160,39 @@ class Telemetry:
     def event(self, kind: Kind, code: str, message: str, details: Mapping[str, Any] | None = None) -> Message:
         """The message that tells a change of state; secrets in its texts become ``***``."""
         event = Event(kind, code, redact(message), self._utc(), _redacted(details or {}))
-        return event_message(self._sender, self._number(EVENTS), event)
+        made = event_message(self._sender, self._number(EVENTS), event)
+        self._meter.count(EVENTS, made.size_bytes)
+        return made
 
     def due(self, now_ns: int) -> list[Message]:
         """The messages that shall go out now, oldest first."""
-        if self._waiting and (
-            now_ns - self._since_ns >= self._interval_ns or self._waiting_bytes >= MAX_FRAME_BYTES
-        ):
-            self._pack()
+        while (count := self._how_many(now_ns)) > 0:
+            self._pack(count)
         ready, self._ready = self._ready, []
         return ready
 
     def flush(self) -> list[Message]:
         """All that waits, whatever the interval says; for the end."""
         if self._waiting:
-            self._pack()
+            self._pack(len(self._waiting))
         ready, self._ready = self._ready, []
         return ready
 
-    @property
-    def next_due_ns(self) -> int | None:
-        """When `due` will have something, by the monotonic clock; None when nothing waits."""
-        if self._ready:
-            return self._clock()
-        return self._since_ns + self._interval_ns if self._waiting else None
+    def _how_many(self, now_ns: int) -> int:
+        """How many of the waiting frames shall go now."""
+        if not self._waiting:
+            return 0
+        waited_ns = now_ns - self._waiting[0].since_ns
+        if waited_ns >= self._longest_ns:
+            return len(self._waiting)
+        if waited_ns < self._interval_ns and self._waiting_bytes < MAX_FRAME_BYTES:
+            return 0
+        frames = [waiting.frame for waiting in self._waiting]
+        return well_filled(frames, envelope_bytes(self._sender, self._numbers[DETECTIONS] + 1))
 
     def statistics(self) -> TelemetryStatistics:
         """The counts so far."""
+        bill = self._meter.bill()
         return TelemetryStatistics(
             offered=self._counts["offered"],
             told=self._counts["told"],
@@ -169,8 +200,9 @@ class Telemetry:
             muted=self._counts["muted"],
             waiting=len(self._waiting),
             dropped=MappingProxyType(dict(self._dropped)),
-            messages=MappingProxyType(dict(self._numbers)),
+            messages=bill.messages,
             left_today=self._budget.left(),
+            bill=bill,
         )
 
     def _gather(self, result: Result) -> None:
@@ -184,22 +216,23 @@ class Telemetry:
             return
         if self._policy.mode == "changes":
             self._changes.told(result)
-        if not self._waiting:
-            self._since_ns = self._clock()
-        self._waiting.append(frame)
+        self._waiting.append(_Waiting(frame, self._clock()))
         self._waiting_bytes += len(frame.body)
         while self._waiting_bytes > MAX_PENDING_BYTES:
-            self._waiting_bytes -= len(self._waiting.popleft().body)
+            self._waiting_bytes -= len(self._waiting.popleft().frame.body)
             self._drop("pending")
 
-    def _pack(self) -> None:
-        frames, self._waiting, self._waiting_bytes = list(self._waiting), deque(), 0
+    def _pack(self, count: int) -> None:
+        frames = [self._waiting.popleft().frame for _ in range(count)]
+        self._waiting_bytes -= sum(len(frame.body) for frame in frames)
         made = batch_messages(self._sender, self._numbers[DETECTIONS] + 1, frames)
         affordable = self._budget.left()
         going, cut = made[:affordable], made[affordable:]
         self._budget.spend(len(going))
         self._numbers[DETECTIONS] += len(going)
         self._counts["told"] += sum(message.frames for message in going)
+        for message in going:
+            self._meter.count(DETECTIONS, message.size_bytes)
         self._ready += going
         for message in cut:
             self._drop("budget", message.frames)

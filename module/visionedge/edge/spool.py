@@ -1,0 +1,403 @@
+"""The spool: every message on disk until its PUBACK, over outages, kills and restarts.
+
+`put`, `first` and `settle` only change the shelves, under one lock; a thread of its own, `spool`, does what
+touches the disk, many messages in one transaction. When the disk does not take them it goes on in memory,
+says so, and tries the disk again.
+"""
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, cast
+
+from visionedge.edge.messages import Message
+from visionedge.edge.shelves import Shelves
+from visionedge.edge.store import Bounds, Connect, ForeignFileError, Loss, Reason, Store, broken
+from visionedge.frames import utc_now
+from visionedge.threads import Crew
+from visionedge.uris import redact
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "spool.db"
+
+_NS = 1_000_000_000
+_TRACES_NS = 200_000_000
+_REPEAT_NS = 300 * _NS
+_AGES_NS = 60 * _NS
+
+
+@dataclass(frozen=True, slots=True)
+class Tempo:
+    """How much may wait in memory, and how often a disk that failed is tried again."""
+
+    memory_bytes: int = 32_000_000
+    retry_s: float = 10.0
+
+
+Code = Literal["spool-memory", "spool-disk", "spool-lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Something that the cloud should hear of: the code of an event, and its text."""
+
+    code: Code
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolStatus:
+    """Where messages wait: `mode` is `disk`, or `memory` for the `reason`; counts are of messages."""
+
+    mode: Literal["disk", "memory"]
+    reason: str | None
+    waiting: int
+    waiting_bytes: int
+    dropped: Mapping[str, int]
+
+
+class Spool:
+    """A durable `backlog.Waiting`. All methods but `start` and `close` return at once, from any thread.
+
+    The constructor opens the file and may block for some seconds; it raises nothing: without a usable file
+    the spool begins in memory. For who counts on: `numbers` are the last of each output, `spent` the messages
+    of telemetry by UTC day.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        owner: str,
+        crew: Crew,
+        *,
+        bounds: Bounds | None = None,
+        tempo: Tempo | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+        utc: Callable[[], datetime] = utc_now,
+        connect: Connect | None = None,
+    ) -> None:
+        self._path = path
+        self._owner = owner
+        self._crew = crew
+        self._bounds = bounds or Bounds()
+        self._tempo = tempo or Tempo()
+        self._clock = clock
+        self._utc = utc
+        self._connect = connect
+        self._wake_client: Callable[[], None] = lambda: None
+        self._store: Store | None = None
+        self._lived_before_s = 0.0
+        self._opened_ns = clock()
+        self._finished = threading.Event()
+        self._started = False
+        # Guards all below; held for assignments only.
+        self._changed = threading.Condition()
+        self._shelves = Shelves(self._tempo.memory_bytes)
+        self._reason: str | None = None
+        self._retry_ns = 0
+        self._traces_ns = 0
+        self._ages_ns = clock() + _AGES_NS
+        self._closing = False
+        self._rows = (0, 0)
+        self._losses: list[Loss] = []
+        self._telling: set[int] = set()
+        self._news: list[News] = []
+        self._news_ns: dict[str, int] = {}
+        self.numbers: Mapping[str, int] = {}
+        self.spent: Mapping[str, int] = {}
+        self._open()
+
+    def __repr__(self) -> str:
+        with self._changed:
+            return f"<Spool {'memory' if self._reason else 'disk'} rows={self._rows} {self._shelves!r}>"
+
+    def start(self) -> None:
+        """Begin to write; once."""
+        self._started = True
+        self._crew.start("spool", self._run)
+
+    # --- for the hub client (`backlog.Waiting`) -------------------------------------------------------------
+
+    def attach(self, wake: Callable[[], None]) -> None:
+        """`wake` is called from the thread `spool` when there may be something for the hub."""
+        self._wake_client = wake
+
+    def put(self, message: Message, tells: tuple[Loss, ...] = ()) -> None:
+        """Take a message; the losses that it tells are forgotten once it is on disk."""
+        with self._changed:
+            self._shelves.put(message, tells)
+            self._changed.notify_all()
+
+    def first(self) -> Message | None:
+        """The oldest message that is on disk (or, without a disk, in memory)."""
+        with self._changed:
+            message = self._shelves.first()
+            if self._shelves.wants_more:
+                self._changed.notify_all()
+            return message
+
+    def settle(self, message: Message, *, dropped: str | None = None) -> None:
+        """The hub has acknowledged it, or it can never be sent."""
+        with self._changed:
+            self._shelves.settle(message, cast("Reason | None", dropped))
+            self._changed.notify_all()
+
+    def abandon(self) -> int:
+        """Nothing is lost yet: what waits is on disk, or will be written by `close`."""
+        return 0
+
+    def __len__(self) -> int:
+        with self._changed:
+            return self._waiting()
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all that waits."""
+        with self._changed:
+            return self._waiting_bytes()
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Messages that the hub will never get, by reason."""
+        with self._changed:
+            return MappingProxyType(dict(self._shelves.dropped))
+
+    # --- for the delivery -----------------------------------------------------------------------------------
+
+    def status(self) -> SpoolStatus:
+        """Where messages wait right now."""
+        with self._changed:
+            return SpoolStatus(
+                mode="memory" if self._reason else "disk",
+                reason=self._reason,
+                waiting=self._waiting(),
+                waiting_bytes=self._waiting_bytes(),
+                dropped=MappingProxyType(dict(self._shelves.dropped)),
+            )
+
+    def take_news(self) -> list[News]:
+        """What happened to the disk since the last call."""
+        with self._changed:
+            news, self._news = self._news, []
+            return news
+
+    def take_losses(self) -> list[Loss]:
+        """The ranges that nobody was told of yet; to be handed back with the message that tells them."""
+        with self._changed:
+            if self._reason is not None:
+                return self._shelves.take_losses()
+            fresh = [loss for loss in self._losses if loss.key not in self._telling]
+            self._telling |= {loss.key for loss in fresh}
+            return fresh
+
+    def close(self, deadline_s: float) -> bool:
+        """Write what waits and close the file; False when the disk did not take it in time. Blocks."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if not self._started:
+            self._shut()
+            return True
+        return self._finished.wait(deadline_s)
+
+    # --- on the thread `spool` ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._await_work():
+                self._round()
+                self._wake_client()
+            while self._round():
+                pass
+        finally:
+            self._shut()
+            self._finished.set()
+
+    def _await_work(self) -> bool:
+        """Wait until there is something to do; False when closing."""
+        with self._changed:
+            while not self._closing:
+                now_ns = self._clock()
+                due_ns = self._due_ns(now_ns)
+                if due_ns <= now_ns:
+                    return True
+                self._changed.wait((due_ns - now_ns) / _NS)
+            return False
+
+    def _due_ns(self, now_ns: int) -> int:
+        """When the next round is due, if nothing else happens until then."""
+        if self._shelves.wants_more:
+            return now_ns
+        if self._reason is not None:
+            return now_ns if self._shelves.has_fresh and not self._shelves.behind else self._retry_ns
+        if self._shelves.has_fresh:
+            return now_ns
+        if not self._shelves.has_traces:
+            return self._ages_ns
+        # What was settled gathers for a moment: the less is written, the longer a flash disk lives.
+        self._traces_ns = self._traces_ns or now_ns + _TRACES_NS
+        return self._traces_ns
+
+    def _round(self) -> bool:
+        """To the disk what is to go there, from it what the hub needs next; whether to go on at once."""
+        self._traces_ns = 0
+        self._ages_ns = self._clock() + _AGES_NS
+        if self._reason is None or self._closing or self._clock() >= self._retry_ns:
+            self._write()
+        with self._changed:
+            if self._reason is not None:
+                self._shelves.spill()
+        self._refill()
+        return self._reason is None and self._shelves.has_fresh
+
+    def _write(self) -> None:
+        if self._store is None:
+            self._open()
+        store = self._store
+        if store is None:
+            return
+        with self._changed:
+            if self._reason is not None:
+                self._shelves.reclaim()
+            work = self._shelves.take_work(self._lived_s(), self._utc().date().isoformat())
+        try:
+            going = store.excess(work.growth_bytes, work.lived_s)
+            with self._changed:
+                going = self._shelves.withdraw(going)
+            keys = store.write(replace(work, evicted=going))
+        except sqlite3.Error as error:
+            with self._changed:
+                self._shelves.failed()
+            self._failed(error)
+            return
+        with self._changed:
+            self._shelves.written(keys, going)
+            self._rows = (store.count, store.bytes)
+            self._losses = store.losses
+            self._telling &= {loss.key for loss in store.losses}
+        self._turn(None)
+
+    def _refill(self) -> None:
+        with self._changed:
+            if not self._shelves.wants_more or self._store is None:
+                return
+            after, room = self._shelves.loaded_to, self._shelves.room
+        try:
+            rows = self._store.load(after, *room)
+        except sqlite3.Error as error:
+            # A file that cannot even be read is worth nothing.
+            self._replace(f"it cannot be read: {error}")
+            return
+        with self._changed:
+            self._shelves.loaded(rows)
+
+    def _failed(self, error: sqlite3.Error) -> None:
+        if broken(error):
+            self._replace(str(error))
+        else:
+            self._turn(str(error))
+
+    def _open(self) -> None:
+        """Open the file, a new one if the old one is of no use; without any, go on in memory."""
+        for _ in range(2):
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                store = Store(self._path, self._owner, self._bounds, self._connect, self._shelves.committed)
+            except ForeignFileError as error:
+                self._set_aside(str(error))
+            except sqlite3.Error as error:
+                if not broken(error):
+                    self._turn(str(error))
+                    return
+                self._set_aside(str(error))
+            except OSError as error:
+                self._turn(error.strerror or str(error))
+                return
+            else:
+                self._use(store)
+                return
+        self._turn("the old one cannot be set aside")
+
+    def _use(self, store: Store) -> None:
+        self._store, self._lived_before_s, self._opened_ns = store, store.lived_s, self._clock()
+        self.numbers, self.spent = MappingProxyType(store.numbers), MappingProxyType(store.spent)
+        with self._changed:
+            self._shelves.opened(store.numbers, store.first_numbers)
+            self._rows, self._losses = (store.count, store.bytes), store.losses
+            self._shelves.reclaim()
+
+    def _replace(self, why: str) -> None:
+        """Put a file that turned out to be of no use aside and begin a new one."""
+        self._set_aside(why)
+        with self._changed:
+            self._shelves.forget()
+            self._rows = (0, 0)
+        self._open()
+
+    def _set_aside(self, why: str) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+        aside = self._path.with_name(self._path.name + ".aside")
+        try:
+            for end in ("-wal", "-shm", ""):
+                old = self._path.with_name(self._path.name + end)
+                if old.exists():
+                    old.replace(aside.with_name(aside.name + end))
+        except OSError as error:
+            log.warning("%s cannot be moved: %s", self._path.name, error.strerror)
+        text = f"{self._path.name} is of no use ({why}): it was set aside, what waited in it is not sent"
+        self._tell("spool-lost", text)
+
+    def _turn(self, reason: str | None) -> None:
+        """Go on in memory for a reason, or on disk."""
+        with self._changed:
+            before, self._reason = self._reason, reason
+            self._retry_ns = self._clock() + round(self._tempo.retry_s * _NS)
+        if before is None and reason is not None:
+            self._tell(
+                "spool-memory",
+                f"{self._path} cannot be written ({reason}): messages wait in memory and are lost at a"
+                " restart; see that VISIONEDGE_DATA is writable and has room",
+            )
+        elif before is not None and reason is None:
+            self._tell("spool-disk", "messages wait on disk again")
+
+    def _tell(self, code: Code, text: str) -> None:
+        log.log(logging.INFO if code == "spool-disk" else logging.WARNING, "%s", redact(text))
+        with self._changed:
+            now_ns = self._clock()
+            # A disk that is full now and then must not become a stream of events.
+            if now_ns - self._news_ns.get(code, now_ns - _REPEAT_NS) >= _REPEAT_NS:
+                self._news_ns[code] = now_ns
+                self._news.append(News(code, redact(text)))
+
+    def _shut(self) -> None:
+        if self._store is not None:
+            try:
+                self._store.close()
+            except sqlite3.Error as error:
+                log.debug("the spool did not close well: %s", error)
+        with self._changed:
+            if lost := self._shelves.unwritten:
+                self._shelves.dropped["closed"] += lost
+                log.warning("closed with %d messages that are not on disk; they are lost", lost)
+
+    # --- under the lock -------------------------------------------------------------------------------------
+
+    def _lived_s(self) -> float:
+        """How long the module has run with this file, all its starts together."""
+        return self._lived_before_s + (self._clock() - self._opened_ns) / _NS
+
+    def _waiting(self) -> int:
+        return self._rows[0] - self._shelves.pending_rows + self._shelves.unwritten
+
+    def _waiting_bytes(self) -> int:
+        return self._rows[1] - self._shelves.pending_bytes + self._shelves.unwritten_bytes
