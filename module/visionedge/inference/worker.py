@@ -63,6 +63,7 @@ class Worker:
         self._limits = limits
         self._rows = 0
         self._verdict: str | None = None
+        self._gone = False
         self._lines: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
         self._control, theirs = socket.socketpair()
         with theirs:
@@ -92,6 +93,9 @@ class Worker:
         except TimeoutError:
             self.end(f"did not open its engine within {self._limits.open_s:g} s")
             raise self._stillborn() from None
+        except VisionedgeError:
+            self._buried()
+            raise
         except (EOFError, OSError):
             raise self._stillborn() from None
         self._control.settimeout(None)
@@ -121,14 +125,14 @@ class Worker:
         try:
             rows, unplanned = wire.ask(line, request, loose, self._rows)
         except EngineError:
-            self._lines.put(line)
+            self._give(line)
             raise
         except (EOFError, OSError) as error:
             line.close()
             late = isinstance(error, TimeoutError)
             self.end(f"gave no answer within {self._limits.run_s:g} s" if late else "stopped to answer")
             raise EngineError(f"the engine's process {self.pid} was lost over this batch") from None
-        self._lines.put(line)
+        self._give(line)
         self.unplanned_shapes = max(self.unplanned_shapes, unplanned)
         return rows
 
@@ -141,6 +145,21 @@ class Worker:
             self._lines.put(None)  # for the next who waits
             raise EngineError(f"the engine's process {self.pid} is gone")
         return line
+
+    def _give(self, line: socket.socket) -> None:
+        self._lines.put(line)
+        if self._gone:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Close the lines that nobody uses, and let nobody wait for one."""
+        self._gone = True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                line = self._lines.get_nowait()
+                if line is not None:
+                    line.close()
+        self._lines.put(None)
 
     def wait(self) -> str:
         """Wait until the child is gone; why, in a few words."""
@@ -171,10 +190,7 @@ class Worker:
             self.end("hung up and did not end")
             code = self._killed()
         self._control.close()
-        with contextlib.suppress(queue.Empty):
-            while (line := self._lines.get_nowait()) is not None:
-                line.close()
-        self._lines.put(None)
+        self._hang_up()
         return _words(code, self._verdict)
 
     def _killed(self) -> int | None:
