@@ -1,13 +1,14 @@
 """`visionedge bench`: the load script."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from visionedge import config
-from visionedge.cli.arguments import Parser, Verbs, add_model_and_device, count, seconds, verb
+from visionedge.cli.arguments import Parser, Verbs, add_model_and_device, count, data_folder, seconds, verb
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -104,6 +105,7 @@ def _bench_engine(arguments: argparse.Namespace) -> int:
             seconds=arguments.seconds,
             rounds=arguments.rounds,
             inference=config.validate({"inference": inference}).inference,
+            data=data_folder(os.environ),
         ),
         _tell,
     )
@@ -125,6 +127,7 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
             rounds=arguments.rounds,
             baseline=arguments.baseline,
             inference=config.validate({"inference": {"device": arguments.device}}).inference,
+            data=data_folder(os.environ),
         ),
         _tell,
     )

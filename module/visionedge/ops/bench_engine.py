@@ -36,7 +36,10 @@ _QUIET = 0.85
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What to run, `seconds` each time. `lanes` and `batches` None are those that the plan considers."""
+    """What to run, `seconds` each time. `lanes` and `batches` None are those that the plan considers.
+
+    `data` is the folder of compiled graphs; the plan is measured anew in any case.
+    """
 
     model: Path
     lanes: tuple[int, ...] | None = None
@@ -44,6 +47,7 @@ class EngineLoad:
     seconds: float = 0.4
     rounds: int = 5
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    data: Path | None = None
 
 
 def bench_engine(load: EngineLoad, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -52,11 +56,12 @@ def bench_engine(load: EngineLoad, tell: Callable[[str], None]) -> dict[str, Any
     Raises:
         ModelError, DeviceError: the engine cannot be had.
     """
-    model, graph = ready(load_model(load.model), None)
+    model, graph = ready(load_model(load.model), load.data)
     fixed = model.reading.input.batch
     most = max(load.batches or (load.inference.max_batch,))
     sizes = (fixed,) if fixed else tuple(sorted({*batch_sizes(most), *(load.batches or ())}))
-    with closing(open_engine(model, load.inference, plan=Plan(1, sizes, "every size"))) as engine:
+    plan = Plan(1, sizes, "every batch size, to be measured")
+    with closing(open_engine(model, load.inference, data=load.data, plan=plan)) as engine:
         tell(f"{model.name}: {engine.device.describe()}")
         pictures = np.asarray(noise(model.input, engine.plan.max_batch), np.uint8)
         wanted = Wanted(engine.device.effective, engine.plan.max_batch, fixed, usable_cores())

@@ -40,7 +40,10 @@ _STOP_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What to run: `fps` None is flat out, each camera as fast as its frames are taken."""
+    """What to run: `fps` None is flat out, each camera as fast as its frames are taken.
+
+    `data` is the folder of compiled graphs and measured plans; without it the plan is that of a rule.
+    """
 
     model: Path
     source: str
@@ -50,6 +53,7 @@ class Load:
     rounds: int = 3
     baseline: bool = False
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    data: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ def bench_pipeline(load: Load, tell: Callable[[str], None]) -> dict[str, Any]:
     selection = Selection.of(model, load.inference.confidence, load.inference.iou)
     with closing(open_source(parse_camera_uri(load.source))):
         pass  # a wrong source is told before the engine warms up
-    with closing(open_engine(model, load.inference)) as engine:
+    with closing(open_engine(model, load.inference, data=load.data)) as engine:
         tell(f"{engine.device.describe()}; {engine.plan.reason}")
         plain = _best_plain(load, engine, selection, tell) if load.baseline else None
         ours: list[Run] = []

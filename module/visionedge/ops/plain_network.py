@@ -3,7 +3,7 @@
 It is a yardstick, so it is written well, only plainly: whole arrays, nothing done that does nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from visionedge.frames import Picture
 from visionedge.inference.dense import DenseDecoder
+from visionedge.inference.heads.dfl import DflDecoder, Scale
 from visionedge.inference.model import Model
 from visionedge.inference.runtime import import_onnxruntime
 
@@ -19,20 +20,17 @@ Floats = NDArray[np.float32]
 Candidates = tuple[Floats, Floats, NDArray[np.intp]]
 """boxes (n, 4) in input pixels (corners), scores (n,), classes (n,)."""
 
-Decode = Callable[[Mapping[str, Floats], Model], tuple[Floats, Floats]]
-"""Outputs by name → boxes (n, 4) in input pixels (corners), and the scores of all classes (n, C)."""
+Outputs = Mapping[str, Floats]
 
 
 class PlainNetwork:
     """The original network of a model. `threads` is onnxruntime's intra-op setting; 0 leaves it as it comes.
 
-    Raises:
-        KeyError: there is no plain decoder for its head (see `can_decode`).
+    Only for models that `can_decode` says yes to.
     """
 
     def __init__(self, model: Model, *, threads: int, device: str) -> None:
         self._model = model
-        self._decode = _DECODERS[model.head]
         self._session = plain_session(str(model.path), threads, device)
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -58,7 +56,13 @@ class PlainNetwork:
 
     def candidates(self, outputs: Mapping[str, Floats], confidence: float) -> Candidates:
         """The outputs decoded: what is sure enough, before overlapping boxes are joined."""
-        boxes, every = self._decode(outputs, self._model)
+        decoder = self._model.reading.decoder
+        if isinstance(decoder, DflDecoder):
+            boxes, every = _dfl(outputs, decoder)
+        elif isinstance(decoder, DenseDecoder):
+            boxes, every = _table(outputs, decoder)
+        else:
+            raise TypeError(f"there is no plain decoder for {self._model.head}")
         ids, scores = every.argmax(1), every.max(1)
         keep = scores >= confidence
         return boxes[keep], scores[keep], ids[keep]
@@ -68,7 +72,7 @@ def can_decode(model: Model) -> bool:
     """Whether a model can be run by hand here."""
     target = model.reading.input
     plain = target.dtype == "float32" and target.layout == "NCHW" and target.batch in (None, 1)
-    return plain and model.head in _DECODERS
+    return plain and isinstance(model.reading.decoder, DflDecoder | DenseDecoder)
 
 
 def plain_session(graph: str | bytes, threads: int, device: str) -> Any:
@@ -82,42 +86,38 @@ def plain_session(graph: str | bytes, threads: int, device: str) -> Any:
     return onnxruntime.InferenceSession(graph, options, providers=providers)
 
 
-def _nanodet(outputs: Mapping[str, Floats], _: Model) -> tuple[Floats, Floats]:
-    """Score maps [1, n, C] beside box maps [1, n, 4 * bins]: distances from the cell's centre, by scale."""
-    arrays = sorted((a[0] for a in outputs.values()), key=lambda a: (-a.shape[0], -a.shape[1]))
-    boxes, scores = [], []
-    side_px = 8 * round(float(np.sqrt(arrays[0].shape[0])))
-    for scored, boxed in zip(arrays[::2], arrays[1::2], strict=True):
-        cells = round(float(np.sqrt(scored.shape[0])))
-        stride = side_px / cells
-        weights = boxed.reshape(len(boxed), 4, -1)
-        weights = np.exp(weights - weights.max(2, keepdims=True))
-        weights /= weights.sum(2, keepdims=True)
-        distance = weights @ np.arange(weights.shape[2], dtype=np.float32) * stride
-        rows, columns = np.divmod(np.arange(len(boxed)), cells)
-        x, y = (columns + 0.5) * stride, (rows + 0.5) * stride
-        near, far = distance[:, :2], distance[:, 2:]
-        boxes.append(np.stack([x - near[:, 0], y - near[:, 1], x + far[:, 0], y + far[:, 1]], axis=1))
-        scores.append(scored)
-    return np.concatenate(boxes).astype(np.float32), np.concatenate(scores)
+def _dfl(outputs: Outputs, decoder: DflDecoder) -> tuple[Floats, Floats]:
+    """Boxes (n, 4) and the scores of all classes (n, C): pairs of maps [1, n, C] and [1, n, 4 * bins]."""
+    scores = np.concatenate([outputs[scale.scores][0] for scale in decoder.scales])
+    boxes = np.concatenate([_distances(outputs[s.boxes][0], s, decoder.cell_offset) for s in decoder.scales])
+    return boxes.astype(np.float32), 1 / (1 + np.exp(-scores)) if decoder.sigmoid else scores
 
 
-def _yolox(outputs: Mapping[str, Floats], model: Model) -> tuple[Floats, Floats]:
-    """One table [1, n, 5 + C]: centre, size, objectness, classes; raw ones in strides from their cell."""
-    (table,) = (output[0] for output in outputs.values())
+def _distances(bins: Floats, scale: Scale, cell_offset: float) -> Floats:
+    """Boxes of one scale: to each side of the cell's centre the mean bin of a softmax, in strides."""
+    weights = bins.reshape(len(bins), 4, -1)
+    weights = np.exp(weights - weights.max(2, keepdims=True))
+    weights /= weights.sum(2, keepdims=True)
+    distance = weights @ np.arange(weights.shape[2], dtype=np.float32) * scale.stride_px
+    row, column = np.divmod(np.arange(len(bins)), scale.columns)
+    centre = (np.stack([column, row], axis=1) + cell_offset) * scale.stride_px
+    return np.concatenate([centre - distance[:, :2], centre + distance[:, 2:]], axis=1)
+
+
+def _table(outputs: Outputs, decoder: DenseDecoder) -> tuple[Floats, Floats]:
+    """Boxes (n, 4) and the scores of all classes (n, C): centre, size, perhaps objectness, classes."""
+    table = outputs[decoder.output][0]
+    if decoder.columns:
+        table = table.T
     centre, size = table[:, :2], table[:, 2:4]
-    decoder = model.reading.decoder
-    if isinstance(decoder, DenseDecoder) and decoder.cells is not None:
+    if (cells := decoder.cells) is not None:
         grids, strides = [], []
-        for stride in decoder.cells.strides_px:
-            columns, rows = model.input.width_px // stride, model.input.height_px // stride
+        for stride_px in cells.strides_px:
+            columns, rows = -(-cells.width_px // stride_px), -(-cells.height_px // stride_px)
             y, x = np.divmod(np.arange(rows * columns), columns)
             grids.append(np.stack([x, y], axis=1))
-            strides.append(np.full((rows * columns, 1), stride))
-        grid, stride_px = np.concatenate(grids), np.concatenate(strides)
-        centre, size = (centre + grid) * stride_px, np.exp(size) * stride_px
-    boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
-    return boxes.astype(np.float32), table[:, 5:] * table[:, 4:5]
-
-
-_DECODERS: Mapping[str, Decode] = {"nanodet": _nanodet, "yolox": _yolox}
+            strides.append(np.full((rows * columns, 1), stride_px))
+        spans_px = np.concatenate(strides)
+        centre, size = (centre + np.concatenate(grids)) * spans_px, np.exp(size) * spans_px
+    boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1).astype(np.float32)
+    return boxes, table[:, 5:] * table[:, 4:5] if decoder.objectness else table[:, 4:]

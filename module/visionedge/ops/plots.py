@@ -83,7 +83,8 @@ def lines(
         axes.set_xticks(list(place.values()), [f"{tick:g}" for tick in ticks])
         margin = 0.4 if even else 0.05 * (ticks[-1] - ticks[0]) or 0.4
         axes.set_xlim(min(place.values()) - margin, max(place.values()) + margin)
-        axes.set_ylim(bottom=0)
+        tops = [y for line in series for _, y in line.points] + [limit.y for limit in limits]
+        axes.set_ylim(0, 1.08 * max(tops))
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         axes.grid(axis="y")
