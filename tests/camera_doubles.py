@@ -20,6 +20,7 @@ class Basket:
     def __init__(self, taken: Callable[[str], bool] = lambda _camera: True) -> None:
         self.frames: list[Frame] = []
         self.asked = 0
+        self.gated = 0
         self._taken = taken
         self._changed = threading.Condition()
 
@@ -27,6 +28,9 @@ class Basket:
         with self._changed:
             self.frames.append(frame)
             self._changed.notify_all()
+
+    def gate(self, camera: str) -> None:  # noqa: ARG002 - the protocol's
+        self.gated += 1
 
     def wait_taken(self, camera: str, timeout_s: float) -> bool:  # noqa: ARG002 - the protocol's
         self.asked += 1
@@ -116,6 +120,9 @@ class ScriptedSource:
             return numbered_picture(number)
 
         return Decoded(picture, 160, 120, None if self.live else step)
+
+    def interrupt(self) -> None:
+        self._steps.clear()
 
     def close(self) -> None:
         self.closed = True

@@ -198,6 +198,9 @@ class _Empty:
     def read(self) -> None:
         return None
 
+    def interrupt(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

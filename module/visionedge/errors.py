@@ -2,6 +2,7 @@
 
     VisionedgeError          1  the work failed
     ├── SourceError          1  a picture, video or camera cannot be read
+    │   └── DamagedError     1  one picture of a source cannot be decoded; the next one may be
     ├── ConfigError          2  arguments or configuration are wrong (every problem at once)
     ├── ModelError           2  a model cannot be loaded or understood
     └── UnavailableError     3  the machine cannot do what was demanded
@@ -25,6 +26,10 @@ class VisionedgeError(Exception):
 
 class SourceError(VisionedgeError):
     """A picture, video or camera cannot be opened or read."""
+
+
+class DamagedError(SourceError):
+    """One picture of a source cannot be decoded; the next one may be."""
 
 
 class ConfigError(VisionedgeError):

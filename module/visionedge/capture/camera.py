@@ -6,22 +6,24 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Protocol
 
 from visionedge.capture.attempt import Attempt
+from visionedge.capture.content import ContentWatch
 from visionedge.capture.decoded import Decoded, Limits, Source
-from visionedge.capture.fitting import fit
-from visionedge.capture.pacing import Backoff, Due, Pace, Rate
+from visionedge.capture.gate import GateSettings, MotionGate
+from visionedge.capture.pacing import Backoff, Due, Pace
 from visionedge.capture.source import open_source
-from visionedge.errors import SourceError, VisionedgeError
-from visionedge.frames import Frame, InputSpec, Picture, utc_now
+from visionedge.capture.status import CONNECTED, CameraStatus, Progress, State
+from visionedge.errors import DamagedError, SourceError, VisionedgeError
+from visionedge.frames import Frame, InputSpec, Picture, Placement, utc_now
 from visionedge.uris import CameraUri, parse_camera_uri, redact
 
-log = logging.getLogger(__name__)
+__all__ = ["Allocate", "Camera", "CameraStatus", "FrameSink", "Means", "State"]
 
-State = Literal["connecting", "live", "reconnecting", "failed", "ended", "stopped"]
+log = logging.getLogger(__name__)
 
 HEALTHY_NS = 60_000_000_000
 """After so long a time without a loss, waits begin short again."""
@@ -35,33 +37,11 @@ class FrameSink(Protocol):
     def put(self, frame: Frame) -> None:
         """Take a frame; never blocks."""
 
+    def gate(self, camera: str) -> None:
+        """Count a picture on which nothing moved, and which is therefore no frame; never blocks."""
+
     def wait_taken(self, camera: str, timeout_s: float) -> bool:
         """Whether the last frame of the camera has been taken, waiting up to `timeout_s` for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class CameraStatus:
-    """What a camera is doing, safe to show: `uri` and `last_error` are redacted.
-
-    `state`: `connecting` (first try), `live`, `reconnecting` (was live, is lost), `failed` (never was live
-    yet, is tried again), `ended` (a file or folder has been played), `stopped`. `since_ns` is monotonic.
-    `epoch` is 0 before the first picture. `frames_read` counts decoded pictures, handed on or not; `fps` is
-    their rate over the last 5 s; `age_ms` is how long ago the newest came. `width` and `height` are in px, 0
-    before the first picture.
-    """
-
-    name: str
-    uri: str
-    state: State
-    since_ns: int
-    epoch: int
-    frames_read: int
-    fps: float
-    age_ms: float | None
-    last_error: str | None
-    width: int
-    height: int
-    decoder: str | None
 
 
 def _ignore(_status: CameraStatus) -> None:
@@ -88,25 +68,23 @@ class Means:
     chance: Callable[[], float] = random.random
 
 
-@dataclass(slots=True)
-class _Progress:
-    """How far a camera has come; written by its own thread alone."""
+class _Showing:
+    """What is remembered from picture to picture of one connection."""
 
-    since_ns: int
-    epoch: int
-    next_sequence: int
-    state: State = "connecting"
-    frames_read: int = 0
-    newest_ns: int | None = None
-    lost_ns: int | None = None
-    last_error: str | None = None
-    size_px: tuple[int, int] = (0, 0)
-    decoder: str | None = None
-    rate: Rate = field(default_factory=Rate)
+    def __init__(self, gate: GateSettings | None) -> None:
+        self.content = ContentWatch()
+        self.gate = None if gate is None else MotionGate(gate)
+        self.damaged_since_ns: int | None = None
+
+    def damaged_for_ns(self, now_ns: int) -> int:
+        """A picture is damaged: for how long no other has come."""
+        if self.damaged_since_ns is None:
+            self.damaged_since_ns = now_ns
+        return now_ns - self.damaged_since_ns
 
 
 class Camera:
-    """One camera, run by one thread (`run`); `stop` and `status` may be called by any.
+    """One camera, run by one thread (`run`); `stop`, `watch` and `status` may be called by any.
 
     Args:
         name: as in the configuration.
@@ -119,9 +97,10 @@ class Camera:
         paced: play files at their own rate. Without it a frame of a file waits until the sink has taken the
             one before, so that none is replaced.
         clock: monotonic ns.
-        limits: time and size limits.
+        limits: time and size limits, and how to open.
+        gate: hand on only pictures on which something moves; None: all.
         allocate: where the pictures at the model's size are to be written.
-        on_change: told of each change of state, once, from the camera's thread.
+        on_change: told of each change of state, once, from the camera's thread or that of `watch`.
         means: how to open, wait and throw dice.
     """
 
@@ -138,6 +117,7 @@ class Camera:
         paced: bool = True,
         clock: Callable[[], int] = time.monotonic_ns,
         limits: Limits | None = None,
+        gate: GateSettings | None = None,
         allocate: Allocate | None = None,
         on_change: Callable[[CameraStatus], None] = _ignore,
         means: Means | None = None,
@@ -149,14 +129,17 @@ class Camera:
         self._clock = clock
         limits = limits or Limits()
         self._limits = limits if fps is None else replace(limits, pictures_per_s=fps)
+        self._gate = gate
         self._allocate = allocate or _no_place
         self._on_change = on_change
         self._means = means or Means()
         self._backoff = Backoff(chance=self._means.chance)
         self._attempt: Attempt | None = None
+        self._source: Source | None = None
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._now = _Progress(clock(), last_epoch, first_sequence)
+        self._handing = threading.Lock()
+        self._now = Progress(clock(), last_epoch, first_sequence)
 
     def __repr__(self) -> str:
         return (
@@ -169,6 +152,11 @@ class Camera:
         """The number that the next frame gets: where a camera that takes over goes on."""
         return self._now.next_sequence
 
+    @property
+    def epoch(self) -> int:
+        """The epoch now: where a camera that takes over goes on."""
+        return self._now.epoch
+
     def run(self) -> None:
         """Play the source, again after each loss, until `stop` or the end of a file; a thread's target."""
         while not self._stop.is_set():
@@ -179,29 +167,26 @@ class Camera:
             self._enter("stopped")
 
     def stop(self) -> None:
-        """End `run`: at once where it waits or opens, within the read limit where it reads."""
-        self._stop.set()
+        """End `run`: at once where it waits or opens, within the read limit where a source is silent.
+
+        When this returns, no frame is handed on any more, and `next_sequence` and `epoch` are final.
+        """
+        with self._handing:
+            self._stop.set()
         if self._attempt is not None:
             self._attempt.give_up()
+        if self._source is not None:
+            self._source.interrupt()
+
+    def watch(self) -> None:
+        """Notice that nothing comes, which the camera's own thread cannot as it waits; to be called often."""
+        if self._now.stale(self._clock()):
+            self._enter("stale")
 
     def status(self) -> CameraStatus:
         """What it is doing now."""
         with self._lock:
-            now_ns = self._clock()
-            return CameraStatus(
-                name=self.name,
-                uri=redact(self._uri),
-                state=self._now.state,
-                since_ns=self._now.since_ns,
-                epoch=self._now.epoch,
-                frames_read=self._now.frames_read,
-                fps=round(self._now.rate.per_s(now_ns), 2),
-                age_ms=None if self._now.newest_ns is None else (now_ns - self._now.newest_ns) / 1e6,
-                last_error=self._now.last_error,
-                width=self._now.size_px[0],
-                height=self._now.size_px[1],
-                decoder=self._now.decoder,
-            )
+            return self._now.shown(self.name, redact(self._uri), self._clock())
 
     def _play(self) -> bool:
         """Open and read until the end (True) or a loss (False)."""
@@ -209,6 +194,7 @@ class Camera:
             source = self._open()
             if source is not None:
                 with contextlib.closing(source):
+                    self._source = source
                     self._read(source)
         except Exception as error:  # noqa: BLE001 - whatever a decoder raises is a lost source, no dead thread
             self._lose(error)
@@ -236,6 +222,7 @@ class Camera:
 
     def _read(self, source: Source) -> None:
         due = Due(self._fps)
+        showing = _Showing(self._gate)
         pace: Pace | None = None
         connected = False
         while not self._stop.is_set():
@@ -249,38 +236,54 @@ class Camera:
             if self._stop.is_set():
                 return
             captured_ns, captured_utc = self._clock(), utc_now()
-            self._note(decoded, captured_ns)
+            with self._lock:
+                self._now.note(decoded, captured_ns)
             if not connected:
                 self._connect(source)
                 connected = True
             if due.take(captured_ns / 1e9 if at_s is None else at_s):
-                self._hand_on(decoded, captured_ns, captured_utc, wait=not (self._paced or source.live))
+                handed = self._hand_on(decoded, showing, captured_ns, captured_utc)
+                if handed and not (self._paced or source.live):
+                    self._wait_taken()
+            elif self._now.state == "stale":
+                self._enter("live")
 
-    def _note(self, decoded: Decoded, captured_ns: int) -> None:
-        with self._lock:
-            self._now.frames_read += 1
-            self._now.newest_ns = captured_ns
-            self._now.size_px = (decoded.width_px, decoded.height_px)
-            self._now.rate.add(captured_ns)
+    def _hand_on(self, decoded: Decoded, showing: _Showing, captured_ns: int, captured_utc: datetime) -> bool:
+        """Make a frame of what was decoded and give it to the sink; False where there is no frame."""
+        try:
+            image, placement = decoded.fill(self._spec, self._allocate())
+        except DamagedError:
+            # One damaged picture is no loss; nothing else for long is.
+            if showing.damaged_for_ns(captured_ns) > self._limits.picture_timeout_s * 1e9:
+                raise
+            return False
+        showing.damaged_since_ns = None
+        shown = _window(image, placement)
+        self._enter(showing.content.look(shown, captured_ns))
+        if showing.gate is not None and not showing.gate.opens(shown, captured_ns):
+            self._sink.gate(self.name)
+            return False
+        with self._handing:
+            if self._stop.is_set():
+                return False
+            frame = Frame(
+                camera=self.name,
+                sequence=self._now.next_sequence,
+                epoch=self._now.epoch,
+                captured_ns=captured_ns,
+                captured_utc=captured_utc,
+                width_px=decoded.width_px,
+                height_px=decoded.height_px,
+                image=image,
+                placement=placement,
+                full_picture=decoded.picture,
+            )
+            self._now.next_sequence += 1
+            self._sink.put(frame)
+        return True
 
-    def _hand_on(self, decoded: Decoded, captured_ns: int, captured_utc: datetime, *, wait: bool) -> None:
-        picture = decoded.picture()
-        image, placement = fit(picture, self._spec, self._allocate())
-        frame = Frame(
-            camera=self.name,
-            sequence=self._now.next_sequence,
-            epoch=self._now.epoch,
-            captured_ns=captured_ns,
-            captured_utc=captured_utc,
-            width_px=picture.shape[1],
-            height_px=picture.shape[0],
-            image=image,
-            placement=placement,
-            full_picture=lambda: picture,
-        )
-        self._now.next_sequence += 1
-        self._sink.put(frame)
-        while wait and not self._stop.is_set() and not self._sink.wait_taken(self.name, 0.2):
+    def _wait_taken(self) -> None:
+        while not self._stop.is_set() and not self._sink.wait_taken(self.name, 0.2):
             pass
 
     def _connect(self, source: Source) -> None:
@@ -289,6 +292,8 @@ class Camera:
             self._now.epoch += 1
             self._now.last_error = None
             self._now.decoder = source.decoder
+            self._now.live = source.live
+            self._now.connected_ns = self._clock()
             width, height = self._now.size_px
         again = ""
         if self._now.lost_ns is not None:
@@ -303,8 +308,8 @@ class Camera:
             return
         text = _one_line(error)
         now_ns = self._clock()
-        was_live = self._now.state == "live"
-        if was_live and now_ns - self._now.since_ns >= HEALTHY_NS:
+        was_live = self._now.state in CONNECTED
+        if was_live and now_ns - self._now.connected_ns >= HEALTHY_NS:
             self._backoff.reset()
         if self._now.lost_ns is None:
             self._now.lost_ns = now_ns
@@ -327,6 +332,12 @@ class Camera:
             self._on_change(self.status())
         except Exception:
             log.exception("telling of a change of camera %s failed", self.name)
+
+
+def _window(image: Picture, placement: Placement) -> Picture:
+    """The part of the model's input that shows the source."""
+    left, top = int(placement.left_px), int(placement.top_px)
+    return image[top : top + int(placement.height_px), left : left + int(placement.width_px)]
 
 
 def _one_line(error: Exception) -> str:

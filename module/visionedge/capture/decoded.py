@@ -1,48 +1,100 @@
 """What every decoder gives and keeps to: the seam between the camera and whoever decodes for it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
-from visionedge.frames import Picture
+from visionedge.capture.budget import ThreadBudget
+from visionedge.capture.fitting import fit
+from visionedge.frames import InputSpec, Picture, Placement
+
+Library = Literal["auto", "pyav", "opencv"]
+"""Who decodes videos and streams; `auto` is PyAV where it is installed."""
+
+Transport = Literal["tcp", "udp", "auto"]
+"""What RTSP brings its pictures over; `auto` is TCP, and UDP where the server refuses that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds of a source.
+    """The bounds of a source, and how it is to be opened within them.
 
     Reading stays below the 5 s that the module has to end: a decoder that hangs in it cannot be interrupted.
     Opening can be walked away from, so where the first limit was too short the next try gets twice as much,
     up to `open_timeout_most_s`: at one picture per second FFmpeg needs 8 s to know an RTSP stream.
+
+    `read_timeout_s` bounds the silence of a source, `picture_timeout_s` how long it may send what cannot be
+    decoded. `pictures_per_s` is how many pictures will be looked at, so that the others need not be decoded;
+    None: all (of a folder, which has no rate of its own, one per second). `late_s` is how far a live source
+    may fall behind before pictures are let go. A source that one thread cannot decode takes further ones
+    from `spare_threads`, which all sources share. `hardware` allows a GPU's video decoder.
     """
 
     open_timeout_s: float = 4.0
     open_timeout_most_s: float = 16.0
     read_timeout_s: float = 4.0
+    picture_timeout_s: float = 15.0
+    late_s: float = 1.0
     max_pixels: int = 100_000_000
-    decoder_threads: int = 1
-    pictures_per_s: float = 1.0
-    """The rate of a folder of pictures, which has none of its own."""
+    pictures_per_s: float | None = None
+    library: Library = "auto"
+    transport: Transport = "tcp"
+    hardware: bool = False
+    spare_threads: ThreadBudget = field(default_factory=lambda: ThreadBudget(0), compare=False)
 
 
-@dataclass(frozen=True, slots=True)
 class Decoded:
-    """One decoded picture.
+    """One decoded picture, or one that is decoded when it is looked at.
 
-    `picture()` converts it to BGR, uint8 (height, width, 3), in an array of its own; call it before the next
-    `read`. Leaving it out saves the conversion. `width_px` and `height_px` are what the stream says; where it
-    changes its size, the picture itself is right. `position_s` is the media time, always rising; None where
-    the source is live.
+    Call `fill` or `picture` before the next `read`, or never: leaving it out saves the conversion, and with
+    some sources the decoding. Once one of them was called, `picture` may be called at any time, by any
+    thread.
+
+    `width_px` and `height_px` are those of the upright picture, certain after `fill` or `picture`.
+    `position_s` is the media time, always rising; None where the source is live. `covers` counts the pictures
+    of the source that this one stands for: itself, and those before it that were not decoded.
+
+    This is the slow way, for a source that can give nothing but whole pictures; `take` is called once.
     """
 
-    picture: Callable[[], Picture]
-    width_px: int
-    height_px: int
-    position_s: float | None
+    def __init__(
+        self,
+        take: Callable[[], Picture],
+        width_px: int,
+        height_px: int,
+        position_s: float | None,
+        covers: int = 1,
+    ) -> None:
+        self.width_px = width_px
+        self.height_px = height_px
+        self.position_s = position_s
+        self.covers = covers
+        self._take = take
+        self._picture: Picture | None = None
+
+    def picture(self) -> Picture:
+        """The whole picture: BGR, uint8 (height, width, 3).
+
+        Raises:
+            DamagedError: it cannot be decoded.
+        """
+        if self._picture is None:
+            self._picture = self._take()
+            self.height_px, self.width_px = self._picture.shape[:2]
+        return self._picture
+
+    def fill(self, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:
+        """The picture at the model's size, as `fitting.fit` gives it; in `out` where that is given.
+
+        Raises:
+            DamagedError: it cannot be decoded.
+            ValueError: `out` has another shape or type.
+        """
+        return fit(self.picture(), spec, out)
 
 
 class Source(Protocol):
-    """Pictures in a row. Used by one thread."""
+    """Pictures in a row. Used by one thread, but for `interrupt`."""
 
     @property
     def live(self) -> bool:
@@ -53,11 +105,16 @@ class Source(Protocol):
         """Who decodes, for people."""
 
     def read(self) -> Decoded | None:
-        """The next picture, None at a clean end; blocks no longer than the read limit.
+        """The next picture; None at a clean end, or when interrupted.
+
+        A silent source blocks no longer than the read limit.
 
         Raises:
             SourceError: the source is lost or never was one.
         """
+
+    def interrupt(self) -> None:
+        """Let `read` end as soon as it can; called by any thread."""
 
     def close(self) -> None:
         """Give everything back; safe to call twice."""

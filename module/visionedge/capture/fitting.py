@@ -1,5 +1,7 @@
 """From a decoded picture to the model's input size, in one resize."""
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 
@@ -22,14 +24,32 @@ def fit(picture: Picture, spec: InputSpec, out: Picture | None = None) -> tuple[
     """
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or picture.size == 0:
         raise ValueError(f"a picture is uint8 (height, width, 3), not {picture.dtype} {picture.shape}")
+    size_px = (picture.shape[1], picture.shape[0])
+    return fit_drawn(size_px, spec, out, lambda window: _resize_into(picture, window))
+
+
+def fit_drawn(
+    size_px: tuple[int, int], spec: InputSpec, out: Picture | None, draw: Callable[[Picture], None]
+) -> tuple[Picture, Placement]:
+    """As `fit`, for whoever draws the picture at its new size himself.
+
+    Args:
+        size_px: width and height of the source picture.
+        spec: the size and the way of fitting.
+        out: as for `fit`.
+        draw: fills the array it is given, uint8 (height, width, 3), with the whole picture.
+
+    Raises:
+        ValueError: `out` has another shape or type.
+    """
     shape = (spec.height_px, spec.width_px, 3)
     out = np.empty(shape, np.uint8) if out is None else out
     if out.shape != shape or out.dtype != np.uint8:
         raise ValueError(f"out must be uint8 {shape}, not {out.dtype} {out.shape}")
-    placement = spec.place(picture.shape[1], picture.shape[0])
+    placement = spec.place(*size_px)
     left, top = int(placement.left_px), int(placement.top_px)
     right, bottom = left + int(placement.width_px), top + int(placement.height_px)
-    _resize_into(picture, out[top:bottom, left:right])
+    draw(out[top:bottom, left:right])
     # Only the border is filled: for a wide picture that is a third of the bytes of filling all.
     out[:top] = spec.pad
     out[bottom:] = spec.pad

@@ -11,6 +11,10 @@ from visionedge.frames import Picture
 log = logging.getLogger(__name__)
 
 
+_PICTURES_PER_S = 1.0
+"""A folder has no rate of its own."""
+
+
 class PicturesSource:
     """Pictures from files; unreadable ones are left out and counted in `skipped`. See `Source`."""
 
@@ -39,12 +43,15 @@ class PicturesSource:
         self._judge_end()
         return None
 
+    def interrupt(self) -> None:
+        """See `Source.interrupt`: reading a picture is quick."""
+
     def close(self) -> None:
         """See `Source.close`."""
         self._left.clear()
 
     def _decoded(self, picture: Picture) -> Decoded:
-        position_s = self._given / self._limits.pictures_per_s
+        position_s = self._given / (self._limits.pictures_per_s or _PICTURES_PER_S)
         self._given += 1
         return Decoded(lambda: picture, picture.shape[1], picture.shape[0], position_s)
 

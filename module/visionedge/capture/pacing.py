@@ -11,6 +11,7 @@ _MAX_FPS = 1000.0
 _MIN_GAP_S = 1e-6
 _MAX_GAP_S = 10.0
 _RATE_WINDOW_NS = 5_000_000_000
+_LATE_NS = 2_000_000_000
 
 
 def sane_fps(fps: float) -> float:
@@ -60,14 +61,21 @@ class Due:
 
 
 class Pace:
-    """Plays media times on the monotonic clock. A late picture is due at once; lateness never adds up."""
+    """Plays media times on the monotonic clock. A late picture is due at once; lateness never adds up.
+
+    What is late by more than two seconds is not caught up with: after a halted machine goes on, or where
+    decoding takes longer than playing, the pictures go on at their own rate from there.
+    """
 
     def __init__(self, position_s: float, now_ns: int) -> None:
         self._offset_ns = now_ns - round(position_s * 1e9)
 
     def delay_s(self, position_s: float, now_ns: int) -> float:
         """How long until the picture is due, in s; 0 where it is late."""
-        return max(0, round(position_s * 1e9) + self._offset_ns - now_ns) / 1e9
+        early_ns = round(position_s * 1e9) + self._offset_ns - now_ns
+        if early_ns < -_LATE_NS:
+            self._offset_ns -= early_ns
+        return max(0, early_ns) / 1e9
 
 
 class Backoff:
@@ -99,18 +107,19 @@ class Rate:
 
     def __init__(self) -> None:
         # 200 per second and more are averaged over fewer seconds.
-        self._times_ns: deque[int] = deque(maxlen=1000)
+        self._came: deque[tuple[int, int]] = deque(maxlen=1000)
 
-    def add(self, now_ns: int) -> None:
-        """A picture came."""
-        self._times_ns.append(now_ns)
+    def add(self, now_ns: int, count: int = 1) -> None:
+        """So many pictures came since the last time."""
+        self._came.append((now_ns, count))
 
     def per_s(self, now_ns: int) -> float:
         """The rate now: falls as soon as a picture is overdue."""
         # A copy first: the camera's thread may add while another one asks.
-        recent = [t for t in tuple(self._times_ns) if now_ns - t <= _RATE_WINDOW_NS]
+        recent = [came for came in tuple(self._came) if now_ns - came[0] <= _RATE_WINDOW_NS]
         if len(recent) < 2:
             return 0.0
-        longest_ns = max(later - earlier for earlier, later in pairwise(recent))
-        span_ns = max(recent[-1] - recent[0], now_ns - recent[0] - longest_ns)
-        return (len(recent) - 1) / (span_ns / 1e9) if span_ns > 0 else 0.0
+        times_ns = [time_ns for time_ns, _ in recent]
+        longest_ns = max(later - earlier for earlier, later in pairwise(times_ns))
+        span_ns = max(times_ns[-1] - times_ns[0], now_ns - times_ns[0] - longest_ns)
+        return sum(count for _, count in recent[1:]) / (span_ns / 1e9) if span_ns > 0 else 0.0

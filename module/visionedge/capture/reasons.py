@@ -1,4 +1,6 @@
-"""Why a network source did not open: the decoder does not say, so the server is asked once more."""
+"""Why a source did not open, or was lost: one line each, the same whoever decodes.
+
+Why a network source did not open the decoder does not say, so the server is asked once more."""
 
 import base64
 import socket
@@ -113,3 +115,45 @@ def _request(parts: SplitResult) -> bytes:
     if any("\r" in line or "\n" in line for line in lines):
         raise ValueError("a line break in the URI")
     return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
+
+
+# All below: `name` is the source as it may be shown, without secrets.
+
+
+def no_video(name: str) -> str:
+    """It opens, or not even that, and there is nothing to see."""
+    return f"{name} is no video or picture that can be read; check that it plays elsewhere"
+
+
+def too_large(name: str, width: int, height: int, max_pixels: int) -> str:
+    """Its pictures would take too much memory."""
+    limit = f"more than {max_pixels / 1e6:g} megapixels"
+    return f"{name} is {width} x {height} pixels, {limit}; use a smaller stream"
+
+
+def silent(name: str, limit_s: float) -> str:
+    """Nothing came any more."""
+    return f"{name} gave no picture for {limit_s:g} s"
+
+
+def closed(name: str) -> str:
+    """The other end hung up."""
+    return f"{name} closed the connection"
+
+
+def broke_off(name: str, count: int) -> str:
+    """A file behind a network that ended before its end."""
+    return f"{name} broke off after {count} pictures"
+
+
+def only_rubbish(name: str, limit_s: float) -> str:
+    """Packets come, but nothing can be made of them."""
+    return f"{name} sends, but nothing that gives a picture for {limit_s:g} s; restart the camera"
+
+
+def too_slow(name: str, late_s: float) -> str:
+    """This machine decodes more slowly than the camera sends."""
+    return (
+        f"{name} is {late_s:.0f} s behind: decoding it takes longer than it plays; "
+        f"use a smaller stream, or install the extra 'av', which can leave pictures out"
+    )

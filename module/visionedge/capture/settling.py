@@ -17,7 +17,7 @@ _done = False
 
 
 def settle_libraries() -> None:
-    """Once, before OpenCV first opens or decodes: our FFmpeg options, and silence.
+    """Once, before OpenCV first opens or decodes: our FFmpeg options, one thread, and silence.
 
     Silence, because both libraries print URIs with the passwords in them. What the user has set in the
     environment stays.
@@ -26,6 +26,8 @@ def settle_libraries() -> None:
     with _lock:
         if _done:
             return
+        # Cameras are many, each with a thread: more of them for a small resize cost more than they bring.
+        cv2.setNumThreads(1)
         os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", _CAPTURE_OPTIONS)
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
         os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", f"{Limits().read_timeout_s:.0f}")

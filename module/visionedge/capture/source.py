@@ -6,8 +6,9 @@ from pathlib import Path
 from visionedge.bundled import bundled
 from visionedge.capture.decoded import Decoded, Limits, Source
 from visionedge.capture.folder import open_folder, open_picture
+from visionedge.capture.opencv import open_device
 from visionedge.capture.pictures import SUFFIXES, decode_picture, read_picture
-from visionedge.capture.video import LoopedSource, open_device, open_stream, open_video
+from visionedge.capture.video import LoopedSource, open_stream, open_video
 from visionedge.errors import SourceError
 from visionedge.uris import CameraUri
 

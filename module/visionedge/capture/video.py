@@ -1,156 +1,56 @@
-"""Videos, streams and V4L2 devices through OpenCV's VideoCapture."""
+"""Videos and streams, by whichever decoder is here, and the loop over a source."""
 
-import os
-import time
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
-import numpy as np
-
-from visionedge.capture.decoded import Decoded, Limits, Source
-from visionedge.capture.pacing import Timeline, sane_fps
-from visionedge.capture.reasons import why_not_open
-from visionedge.capture.settling import settle_libraries
+from visionedge.capture import opencv
+from visionedge.capture.decoded import Decoded, Library, Limits, Source
+from visionedge.capture.pacing import sane_fps
 from visionedge.errors import SourceError
-from visionedge.frames import Picture
-from visionedge.uris import CameraUri, redact
+from visionedge.uris import CameraUri
+
+_NO_PYAV = "decoder 'pyav' is not installed; install visionedge with the extra 'av', or use 'opencv'"
 
 
-def open_video(path: Path, limits: Limits) -> "VideoSource":
+def library(wanted: Library) -> Library:
+    """Who is going to decode: PyAV unless OpenCV is wanted, or PyAV is not installed.
+
+    Raises:
+        SourceError: PyAV is wanted and not installed.
+    """
+    installed = importlib.util.find_spec("av") is not None
+    if wanted == "pyav" and not installed:
+        raise SourceError(_NO_PYAV)
+    return "pyav" if installed and wanted != "opencv" else "opencv"
+
+
+def open_video(path: Path, limits: Limits) -> Source:
     """Open a video file; `path` exists and is a regular file.
 
     Raises:
         SourceError: it is no video, or one of an impossible size.
     """
-    # An absolute path: FFmpeg takes what stands before a colon for a protocol.
-    capture = _capture(str(path.absolute()), cv2.CAP_FFMPEG, limits)
-    if not capture.isOpened():
-        capture.release()
-        raise SourceError(_no_video(str(path)))
-    return VideoSource(capture, str(path), live=False, limits=limits)
+    if library(limits.library) == "opencv":
+        return opencv.open_video(path, limits)
+    from visionedge.capture import pyav
+
+    return pyav.open_video(path, limits)
 
 
-def open_stream(uri: CameraUri, limits: Limits) -> "VideoSource":
+def open_stream(uri: CameraUri, limits: Limits) -> Source:
     """Open an RTSP or HTTP address.
 
     Raises:
         SourceError: with the reason, as far as one more question to the server tells it.
     """
-    began_s = time.monotonic()
-    capture = _capture(uri.target, cv2.CAP_FFMPEG, limits)
-    waited_s = time.monotonic() - began_s
-    # One that was interrupted by the limit may call itself open, and never gives a picture.
-    if not capture.isOpened() or waited_s >= limits.open_timeout_s:
-        capture.release()
-        raise SourceError(why_not_open(uri.target, waited_s, limits.open_timeout_s))
-    # What has a number of pictures is a file behind HTTP; a stream gives nonsense below zero.
-    live = uri.kind == "rtsp" or capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
-    return VideoSource(capture, redact(uri.target), live=live, limits=limits, remote=True)
+    if library(limits.library) == "opencv":
+        if limits.transport != "tcp" and uri.kind == "rtsp":
+            raise SourceError(f"{uri}: only PyAV brings RTSP over UDP; install the extra 'av', or use 'tcp'")
+        return opencv.open_stream(uri, limits)
+    from visionedge.capture import pyav
 
-
-def open_device(path: Path, limits: Limits) -> "VideoSource":
-    """Open a V4L2 device.
-
-    Raises:
-        SourceError: there is none, it may not be used, or it gives no video.
-    """
-    if not path.exists():
-        raise SourceError(
-            f"{path} does not exist; plug the camera in, or give it to the container (--device {path})"
-        )
-    if not path.is_char_device():
-        raise SourceError(f"{path} is no video device; write v4l2:///dev/video0")
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise SourceError(f"{path} may not be used by this user; add the user to the group 'video'")
-    settle_libraries()
-    capture = cv2.VideoCapture(str(path), cv2.CAP_V4L2)
-    if not capture.isOpened():
-        capture.release()
-        raise SourceError(f"{path} gives no video; another program may be using it")
-    return VideoSource(capture, str(path), live=True, limits=limits)
-
-
-def _capture(target: str, backend: int, limits: Limits) -> cv2.VideoCapture:
-    settle_libraries()
-    return cv2.VideoCapture(
-        target,
-        backend,
-        [
-            cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
-            round(limits.open_timeout_s * 1000),
-            cv2.CAP_PROP_READ_TIMEOUT_MSEC,
-            round(limits.read_timeout_s * 1000),
-            cv2.CAP_PROP_N_THREADS,
-            limits.decoder_threads,
-        ],
-    )
-
-
-def _no_video(name: str) -> str:
-    return f"{name} is no video or picture that can be read; check that it plays elsewhere"
-
-
-class VideoSource:
-    """One opened VideoCapture; see `Source`."""
-
-    decoder = "opencv"
-
-    def __init__(
-        self, capture: cv2.VideoCapture, name: str, *, live: bool, limits: Limits, remote: bool = False
-    ) -> None:
-        self.live = live
-        self._capture = capture
-        self._name = name
-        self._limits = limits
-        self._remote = remote
-        self._timeline = Timeline(capture.get(cv2.CAP_PROP_FPS))
-        self._read_count = 0
-
-    def __repr__(self) -> str:
-        return f"<VideoSource {self._name} live={self.live} read={self._read_count}>"
-
-    def read(self) -> Decoded | None:
-        """See `Source.read`."""
-        began_s = time.monotonic()
-        if not self._capture.grab():
-            self._judge_end(time.monotonic() - began_s)
-            return None
-        self._read_count += 1
-        width = int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH))
-        height = int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
-        if width * height > self._limits.max_pixels:
-            raise SourceError(
-                f"{self._name} is {width} x {height} pixels, more than "
-                f"{self._limits.max_pixels / 1e6:g} megapixels; use a smaller stream"
-            )
-        position_s = (
-            None if self.live else self._timeline.advance(self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
-        )
-        return Decoded(self._picture, width, height, position_s)
-
-    def close(self) -> None:
-        """See `Source.close`."""
-        self._capture.release()
-
-    def _picture(self) -> Picture:
-        # `retrieve` makes a new array each time (seen in a test), so a kept picture stays as it is.
-        ok, picture = self._capture.retrieve()
-        if not ok:
-            raise SourceError(f"a picture of {self._name} cannot be decoded")
-        return np.asarray(picture, np.uint8)
-
-    def _judge_end(self, waited_s: float) -> None:
-        """Tell an end from a loss: OpenCV says False to both."""
-        if self.live:
-            if waited_s >= self._limits.read_timeout_s * 0.9:
-                raise SourceError(f"{self._name} gave no picture for {self._limits.read_timeout_s:g} s")
-            raise SourceError(f"{self._name} closed the connection")
-        if self._read_count == 0:
-            raise SourceError(_no_video(self._name))
-        # The number is an estimate in some containers, hence the tenth.
-        if self._remote and self._read_count < 0.9 * self._capture.get(cv2.CAP_PROP_FRAME_COUNT):
-            raise SourceError(f"{self._name} broke off after {self._read_count} pictures")
+    return pyav.open_stream(uri, limits)
 
 
 class LoopedSource:
@@ -165,6 +65,7 @@ class LoopedSource:
         self._begin_s = 0.0
         self._last_s = 0.0
         self._step_s = 1.0 / sane_fps(0.0)
+        self._interrupted = False
 
     def __repr__(self) -> str:
         return f"<LoopedSource {self._source!r}>"
@@ -173,6 +74,8 @@ class LoopedSource:
         """See `Source.read`; None only where the source holds no picture at all."""
         decoded = self._source.read()
         if decoded is None:
+            if self._interrupted:
+                return None
             self._source.close()
             self._source = self._opener()
             # The last picture of a round stays as long as the one before it did.
@@ -184,7 +87,13 @@ class LoopedSource:
         if position_s > self._last_s:
             self._step_s = position_s - self._last_s
         self._last_s = position_s
-        return Decoded(decoded.picture, decoded.width_px, decoded.height_px, position_s)
+        decoded.position_s = position_s
+        return decoded
+
+    def interrupt(self) -> None:
+        """See `Source.interrupt`."""
+        self._interrupted = True
+        self._source.interrupt()
 
     def close(self) -> None:
         """See `Source.close`."""

@@ -1,0 +1,165 @@
+"""Videos, streams and V4L2 devices through OpenCV's VideoCapture."""
+
+import os
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from visionedge.capture.backlog import Backlog
+from visionedge.capture.decoded import Decoded, Limits
+from visionedge.capture.pacing import Timeline
+from visionedge.capture.reasons import broke_off, closed, no_video, silent, too_large, too_slow, why_not_open
+from visionedge.capture.settling import settle_libraries
+from visionedge.errors import DamagedError, SourceError
+from visionedge.frames import Picture
+from visionedge.uris import CameraUri, redact
+
+_LATE_LIMITS = 5
+"""A connection costs more than pictures left out, so it has to be this much worse."""
+
+
+def open_video(path: Path, limits: Limits) -> "VideoSource":
+    """Open a video file; `path` exists and is a regular file.
+
+    Raises:
+        SourceError: it is no video, or one of an impossible size.
+    """
+    # An absolute path: FFmpeg takes what stands before a colon for a protocol.
+    capture = _capture(str(path.absolute()), cv2.CAP_FFMPEG, limits)
+    if not capture.isOpened():
+        capture.release()
+        raise SourceError(no_video(str(path)))
+    return VideoSource(capture, str(path), live=False, limits=limits)
+
+
+def open_stream(uri: CameraUri, limits: Limits) -> "VideoSource":
+    """Open an RTSP or HTTP address.
+
+    Raises:
+        SourceError: with the reason, as far as one more question to the server tells it.
+    """
+    began_s = time.monotonic()
+    capture = _capture(uri.target, cv2.CAP_FFMPEG, limits)
+    waited_s = time.monotonic() - began_s
+    # One that was interrupted by the limit may call itself open, and never gives a picture.
+    if not capture.isOpened() or waited_s >= limits.open_timeout_s:
+        capture.release()
+        raise SourceError(why_not_open(uri.target, waited_s, limits.open_timeout_s))
+    # What has a number of pictures is a file behind HTTP; a stream gives nonsense below zero.
+    live = uri.kind == "rtsp" or capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
+    return VideoSource(capture, redact(uri.target), live=live, limits=limits, remote=True)
+
+
+def open_device(path: Path, limits: Limits) -> "VideoSource":
+    """Open a V4L2 device.
+
+    Raises:
+        SourceError: there is none, it may not be used, or it gives no video.
+    """
+    if not path.exists():
+        raise SourceError(
+            f"{path} does not exist; plug the camera in, or give it to the container (--device {path})"
+        )
+    if not path.is_char_device():
+        raise SourceError(f"{path} is no video device; write v4l2:///dev/video0")
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise SourceError(f"{path} may not be used by this user; add the user to the group 'video'")
+    settle_libraries()
+    capture = cv2.VideoCapture(str(path), cv2.CAP_V4L2)
+    if not capture.isOpened():
+        capture.release()
+        raise SourceError(f"{path} gives no video; another program may be using it")
+    return VideoSource(capture, str(path), live=True, limits=limits)
+
+
+def _capture(target: str, backend: int, limits: Limits) -> cv2.VideoCapture:
+    settle_libraries()
+    return cv2.VideoCapture(
+        target,
+        backend,
+        [
+            cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
+            round(limits.open_timeout_s * 1000),
+            cv2.CAP_PROP_READ_TIMEOUT_MSEC,
+            round(limits.read_timeout_s * 1000),
+            cv2.CAP_PROP_N_THREADS,
+            1,  # the camera's own
+        ],
+    )
+
+
+class VideoSource:
+    """One opened VideoCapture; see `Source`."""
+
+    decoder = "opencv"
+
+    def __init__(
+        self, capture: cv2.VideoCapture, name: str, *, live: bool, limits: Limits, remote: bool = False
+    ) -> None:
+        self.live = live
+        self._capture = capture
+        self._name = name
+        self._limits = limits
+        self._remote = remote
+        self._timeline = Timeline(capture.get(cv2.CAP_PROP_FPS))
+        self._backlog = Backlog()
+        self._read_count = 0
+        self._interrupted = False
+
+    def __repr__(self) -> str:
+        return f"<VideoSource {self._name} live={self.live} read={self._read_count}>"
+
+    def read(self) -> Decoded | None:
+        """See `Source.read`."""
+        if self._interrupted:
+            return None
+        began_s, began_cpu_s = time.monotonic(), time.thread_time()
+        if not self._capture.grab():
+            self._judge_end(time.monotonic() - began_s)
+            return None
+        raw_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        if self.live:
+            # Who did not compute has waited: decoding happens within `grab`, in this thread.
+            waited_s = time.monotonic() - began_s - (time.thread_time() - began_cpu_s)
+            self._refuse_late(self._backlog.late_s(raw_s, time.monotonic(), waited_s))
+        self._read_count += 1
+        width = int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+        height = int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > self._limits.max_pixels:
+            raise SourceError(too_large(self._name, width, height, self._limits.max_pixels))
+        position_s = None if self.live else self._timeline.advance(raw_s)
+        return Decoded(self._picture, width, height, position_s)
+
+    def interrupt(self) -> None:
+        """See `Source.interrupt`."""
+        self._interrupted = True
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._capture.release()
+
+    def _picture(self) -> Picture:
+        # `retrieve` makes a new array each time (seen in a test), so a kept picture stays as it is.
+        ok, picture = self._capture.retrieve()
+        if not ok:
+            raise DamagedError(f"a picture of {self._name} cannot be decoded")
+        return np.asarray(picture, np.uint8)
+
+    def _refuse_late(self, late_s: float) -> None:
+        """OpenCV decodes whatever lies in front of it; only a new connection begins with what is new."""
+        if late_s > _LATE_LIMITS * self._limits.late_s:
+            raise SourceError(too_slow(self._name, late_s))
+
+    def _judge_end(self, waited_s: float) -> None:
+        """Tell an end from a loss: OpenCV says False to both."""
+        if self.live:
+            if waited_s >= self._limits.read_timeout_s * 0.9:
+                raise SourceError(silent(self._name, self._limits.read_timeout_s))
+            raise SourceError(closed(self._name))
+        if self._read_count == 0:
+            raise SourceError(no_video(self._name))
+        # The number is an estimate in some containers, hence the tenth.
+        if self._remote and self._read_count < 0.9 * self._capture.get(cv2.CAP_PROP_FRAME_COUNT):
+            raise SourceError(broke_off(self._name, self._read_count))

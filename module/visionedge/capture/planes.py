@@ -1,0 +1,139 @@
+"""From the planes of a decoded picture to BGR at any size: resized small first, coloured small after.
+
+That order is what makes it cheap: a picture of two megapixels is read once, and everything else happens at
+the size of the model's input. It knows nothing of decoders.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from visionedge.frames import Picture
+
+Plane = NDArray[np.uint8] | NDArray[np.uint16]
+
+Matrix = Literal["bt601", "bt709", "smpte240m", "fcc", "bt2020"]
+
+# How much red and blue make luma; the rest is green. From the standards of these names.
+_LUMA: dict[Matrix, tuple[float, float]] = {
+    "bt601": (0.299, 0.114),
+    "bt709": (0.2126, 0.0722),
+    "smpte240m": (0.212, 0.087),
+    "fcc": (0.30, 0.11),
+    "bt2020": (0.2627, 0.0593),
+}
+
+_TURNS = {1: cv2.ROTATE_90_CLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_COUNTERCLOCKWISE}
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """A picture as a video decoder leaves it.
+
+    `luma` is (height, width). `chroma` is two planes, or one of two channels, or none for a grey picture; of
+    any size, each covering the whole picture. Samples are uint8, or uint16 of which `white` is the largest
+    value. `full_range` says whether black and white are 0 and `white`, or lie within as broadcasting has it.
+    `quarter_turns` clockwise make it upright.
+    """
+
+    luma: Plane
+    chroma: tuple[Plane, ...]
+    white: int = 255
+    full_range: bool = False
+    matrix: Matrix = "bt601"
+    quarter_turns: int = 0
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Width and height when upright."""
+        height, width = self.luma.shape[:2]
+        return (height, width) if self.quarter_turns % 2 else (width, height)
+
+
+class Painter:
+    """Paints planes at a size. Keeps its working memory from picture to picture, so it is for one thread."""
+
+    def __init__(self) -> None:
+        self._small: dict[tuple[int, tuple[int, ...]], Picture] = {}
+
+    def paint(self, planes: Planes, window: Picture) -> None:
+        """Fill `window`, uint8 (height, width, 3), with the whole upright picture in BGR."""
+        height, width = window.shape[:2]
+        turns = planes.quarter_turns % 4
+        if turns % 2:
+            width, height = height, width
+        parts = [
+            self._resized(n, p, planes, (width, height)) for n, p in enumerate((planes.luma, *planes.chroma))
+        ]
+        if turns:
+            lying = self._memory(8, (height, width, 3))
+            _colour(parts, planes, self._memory(9, (height, width, 3)), lying)
+            _into(window, cv2.rotate(lying, _TURNS[turns], dst=window))
+        else:
+            _colour(parts, planes, self._memory(9, (height, width, 3)), window)
+
+    def _resized(self, number: int, plane: Plane, planes: Planes, size_px: tuple[int, int]) -> Picture:
+        width, height = size_px
+        if plane.shape[:2] != (height, width):
+            if plane.dtype == np.uint8:
+                memory = self._memory(number, (height, width, *plane.shape[2:]))
+                return np.asarray(cv2.resize(plane, size_px, dst=memory, interpolation=cv2.INTER_LINEAR))
+            plane = np.asarray(cv2.resize(plane, size_px, interpolation=cv2.INTER_LINEAR), np.uint16)
+        if plane.dtype == np.uint8:
+            return np.asarray(plane, np.uint8)
+        # Powers of two on both sides, so that black, grey and white of 8 bits are met exactly.
+        return np.asarray(cv2.convertScaleAbs(plane, alpha=256 / (planes.white + 1)), np.uint8)
+
+    def _memory(self, number: int, shape: tuple[int, ...]) -> Picture:
+        memory = self._small.get((number, shape))
+        if memory is None:
+            # Another size than before: the old ones are not needed any more.
+            self._small = {k: m for k, m in self._small.items() if k[0] != number}
+            memory = self._small[number, shape] = np.empty(shape, np.uint8)
+        return memory
+
+
+def whole_picture(planes: Planes) -> Picture:
+    """The picture at its own size, BGR uint8 (height, width, 3)."""
+    width, height = planes.size_px
+    picture: Picture = np.empty((height, width, 3), np.uint8)
+    Painter().paint(planes, picture)
+    return picture
+
+
+def _colour(parts: list[Picture], planes: Planes, merged: Picture, out: Picture) -> None:
+    matrix = _to_bgr(planes.matrix, planes.full_range, grey=len(parts) == 1)
+    # `merge` takes planes of one and of two channels alike.
+    joined = parts[0][:, :, None] if len(parts) == 1 else cv2.merge(parts, dst=merged)
+    _into(out, cv2.transform(joined, matrix, dst=out))
+
+
+def _into(out: Picture, given: object) -> None:
+    # OpenCV writes through a view of rows; should it ever answer with an array of its own, that one counts.
+    answer = np.asarray(given, np.uint8)
+    if answer is not out and not np.shares_memory(answer, out):
+        out[:] = answer
+
+
+@lru_cache(maxsize=32)
+def _to_bgr(name: Matrix, full_range: bool, *, grey: bool) -> NDArray[np.float32]:
+    """What turns (Y, U, V, 1), or (Y, 1), of 8 bits into B, G, R."""
+    red, blue = _LUMA[name]
+    green = 1 - red - blue
+    luma, chroma, black = (1.0, 1.0, 0.0) if full_range else (255 / 219, 255 / 224, 16.0)
+    to_blue, to_red = 2 * (1 - blue) * chroma, 2 * (1 - red) * chroma
+    rows = np.array(
+        [
+            [luma, to_blue, 0.0],
+            [luma, -to_blue * blue / green, -to_red * red / green],
+            [luma, 0.0, to_red],
+        ]
+    )
+    offset = -rows @ np.array([black, 128.0, 128.0])
+    if grey:
+        rows, offset = rows[:, :1], np.full(3, -luma * black)
+    return np.ascontiguousarray(np.column_stack([rows, offset]), np.float32)

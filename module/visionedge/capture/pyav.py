@@ -1,0 +1,308 @@
+"""Videos and streams through PyAV: straight to the model's size, and decoding no more than is wanted.
+
+Imported only where PyAV is installed.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from visionedge.capture.backlog import Backlog
+from visionedge.capture.decoded import Decoded, Limits
+from visionedge.capture.nvdec import hardware
+from visionedge.capture.pacing import Timeline
+from visionedge.capture.planes import Painter
+from visionedge.capture.pyav_decoder import PyavDecoder, PyavPicture, VideoPacket
+from visionedge.capture.reasons import (
+    broke_off,
+    closed,
+    no_video,
+    only_rubbish,
+    silent,
+    too_large,
+    why_not_open,
+)
+from visionedge.capture.thinning import Level, Thinning
+from visionedge.errors import DamagedError, SourceError
+from visionedge.uris import CameraUri, redact
+
+# fpsprobesize 0: a rate is not needed, and counting pictures for it takes 3 s at 10 fps. analyzeduration:
+# still time for a late key picture, within the open limit.
+_PROBING = {"fpsprobesize": "0", "analyzeduration": "2000000"}
+
+_TRANSPORTS = {
+    "tcp": {"rtsp_transport": "tcp"},
+    "udp": {"rtsp_transport": "udp"},
+    "auto": {"rtsp_transport": "udp+tcp", "rtsp_flags": "prefer_tcp"},
+}
+
+# One thread decodes so many pixels per second with ease; above that a source asks for further ones.
+_PIXELS_PER_S_OF_A_THREAD = 3840 * 2160 * 40
+_THREADS_MOST = 4
+
+_CATCH_UP_S = 5.0
+
+
+def open_video(path: Path, limits: Limits) -> "PyavSource":
+    """Open a video file; `path` exists and is a regular file.
+
+    Raises:
+        SourceError: it is no video, or one of an impossible size.
+    """
+    try:
+        # An absolute path: FFmpeg takes what stands before a colon for a protocol.
+        container = _open(str(path.absolute()), {}, limits)
+    except FFmpegError:
+        raise SourceError(no_video(str(path))) from None
+    return _source(container, str(path), live=False, limits=limits)
+
+
+def open_stream(uri: CameraUri, limits: Limits) -> "PyavSource":
+    """Open an RTSP or HTTP address.
+
+    Raises:
+        SourceError: with the reason, as far as one more question to the server tells it.
+    """
+    options = dict(_PROBING)
+    if uri.kind == "rtsp":
+        options |= {**_TRANSPORTS[limits.transport], "allowed_media_types": "video"}
+    began_s = time.monotonic()
+    try:
+        container = _open(uri.target, options, limits)
+    except FFmpegError:  # its text holds the address with its secrets
+        waited_s = time.monotonic() - began_s
+        raise SourceError(why_not_open(uri.target, waited_s, limits.open_timeout_s)) from None
+    live = uri.kind == "rtsp" or container.duration is None
+    return _source(container, redact(uri.target), live=live, limits=limits, remote=True)
+
+
+def _open(target: str, options: dict[str, str], limits: Limits) -> InputContainer:
+    return av.open(
+        target,
+        "r",
+        options=options,
+        timeout=(limits.open_timeout_s, limits.read_timeout_s),
+        hwaccel=hardware() if limits.hardware else None,
+    )
+
+
+def _source(
+    container: InputContainer, name: str, *, live: bool, limits: Limits, remote: bool = False
+) -> "PyavSource":
+    stream = next(iter(container.streams.video), None)
+    if stream is None or stream.codec_context is None:
+        container.close()
+        raise SourceError(no_video(name))
+    return PyavSource(container, stream, name, live=live, limits=limits, remote=remote)
+
+
+class PyavSource:
+    """One opened container; see `Source`.
+
+    A stream of which every picture is a key picture, and one of which only key pictures are wanted, is
+    decoded when somebody looks at a picture; everything else is decoded as it comes.
+    """
+
+    def __init__(
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        name: str,
+        *,
+        live: bool,
+        limits: Limits,
+        remote: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.live = live
+        self._container, self._stream, self._name = container, stream, name
+        self._limits, self._remote, self._clock = limits, remote, clock
+        self._spare = _spare_threads(stream, limits)
+        self._decoder = PyavDecoder(stream.codec_context, 1 + self._spare)
+        self._packets = container.demux(stream)
+        self._painter = Painter()
+        self._timeline = Timeline(float(stream.average_rate or 0))
+        self._thinning = Thinning(limits.pictures_per_s)
+        self._backlog = Backlog()
+        self._ready: deque[VideoFrame] = deque()
+        self._interrupted = self._ended = self._closed = False
+        self._needs_key = False
+        self._behind_since_s: float | None = None
+        self._picture_s = clock()
+        self._packet_count = self._given_count = self._covered = 0
+
+    def __repr__(self) -> str:
+        return f"<PyavSource {self._name} live={self.live} packets={self._packet_count} {self._thinning!r}>"
+
+    @property
+    def decoder(self) -> str:
+        """See `Source.decoder`."""
+        return self._decoder.name
+
+    def read(self) -> Decoded | None:
+        """See `Source.read`."""
+        while not self._interrupted:
+            if self._ready:
+                return self._decoded(self._ready.popleft())
+            if self._ended:
+                self._judge_end()
+                return None
+            packet, waited_s = self._next_packet()
+            if packet is None:
+                self._ended = True
+                self._ready.extend(self._decoder.drain())
+            elif (late := self._use(packet, waited_s)) is not None:
+                return late
+        return None
+
+    def interrupt(self) -> None:
+        """See `Source.interrupt`."""
+        self._interrupted = True
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        if not self._closed:
+            self._closed = True
+            self._container.close()
+            self._limits.spare_threads.give_back(self._spare)
+
+    # --- packets --------------------------------------------------------------------------------------------
+
+    def _next_packet(self) -> tuple[VideoPacket | None, float]:
+        began_s = self._clock()
+        try:
+            packet = next(self._packets, None)
+        except FFmpegError:
+            self._judge_loss(self._clock() - began_s)
+            packet = None
+        # The last packet is an empty one.
+        return (packet if packet is not None and packet.size else None), self._clock() - began_s
+
+    def _use(self, packet: VideoPacket, waited_s: float) -> Decoded | None:
+        """Decode a packet into `_ready`, or give a picture that is decoded later, or let it go."""
+        self._packet_count += 1
+        self._refuse_large(self._stream.codec_context.width, self._stream.codec_context.height)
+        if self.live:
+            self._watch()
+            if self._lets_go(packet, waited_s):
+                self._thinning.pause()
+                return None
+        if not self._decoder.intra_only:
+            wanted = self._thinning.packet(self._time_of(packet), key=packet.is_keyframe)
+            self._decoder.thin(self._thinning.level)
+            if not wanted:
+                return None
+            if self._thinning.level is not Level.KEYS:
+                self._ready.extend(self._decoder.pictures(packet))
+                return None
+        return self._undecoded(packet)
+
+    def _undecoded(self, packet: VideoPacket) -> Decoded | None:
+        first: VideoFrame | None = None
+        if self._given_count == 0:  # only a picture that was seen proves that there are any
+            first = self._decoder.alone(packet)
+            if first is None:
+                return None
+        context = self._stream.codec_context
+        raw_s = self._time_of(packet)
+
+        def look() -> VideoFrame:
+            frame = first or self._decoder.alone(packet)
+            if frame is None:
+                raise DamagedError(f"a picture of {self._name} cannot be decoded")
+            return frame
+
+        return self._given(look, (context.width, context.height), raw_s)
+
+    def _lets_go(self, packet: VideoPacket, waited_s: float) -> bool:
+        """Whether the packet is let go, so as not to fall behind; afterwards a key picture comes first."""
+        now_s = self._clock()
+        late_s = self._backlog.late_s(self._time_of(packet), now_s, waited_s)
+        if self._behind_since_s is None:
+            if late_s <= self._limits.late_s:
+                return self._awaits_key(packet)
+            self._behind_since_s = now_s
+            return True
+        if now_s - self._behind_since_s > _CATCH_UP_S:
+            self._backlog.forget()  # even leaving pictures out does not help: better late ones than none
+        elif late_s > self._limits.late_s / 4:
+            return True
+        self._behind_since_s, self._needs_key = None, True
+        return self._awaits_key(packet)
+
+    def _awaits_key(self, packet: VideoPacket) -> bool:
+        if self._needs_key and packet.is_keyframe:
+            self._needs_key = False
+            self._decoder.flush()
+        return self._needs_key
+
+    def _time_of(self, packet: VideoPacket) -> float:
+        at = packet.dts if packet.dts is not None else packet.pts
+        return self._clock() if at is None else float(at * packet.time_base)
+
+    # --- pictures -------------------------------------------------------------------------------------------
+
+    def _decoded(self, frame: VideoFrame) -> Decoded:
+        self._refuse_large(frame.width, frame.height)
+        raw_s = math.nan if frame.pts is None else float(frame.time)
+        if not math.isnan(raw_s):
+            self._thinning.picture(raw_s)
+        return self._given(lambda: frame, (frame.width, frame.height), raw_s)
+
+    def _given(self, look: Callable[[], VideoFrame], size_px: tuple[int, int], raw_s: float) -> Decoded:
+        self._given_count += 1
+        if not self._decoder.damaged:
+            self._picture_s = self._clock()
+        covers, self._covered = self._packet_count - self._covered, self._packet_count
+        position_s = None if self.live else self._timeline.advance(raw_s)
+        return PyavPicture(look, self._painter, size_px, position_s, covers)
+
+    def _refuse_large(self, width: int, height: int) -> None:
+        if width * height > self._limits.max_pixels:
+            raise SourceError(too_large(self._name, width, height, self._limits.max_pixels))
+
+    # --- ends and losses ------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        if self._clock() - self._picture_s > self._limits.picture_timeout_s:
+            raise SourceError(only_rubbish(self._name, self._limits.picture_timeout_s))
+
+    def _judge_loss(self, waited_s: float) -> None:
+        """A file that cannot be read further has ended; anything else is lost."""
+        if not self.live and not self._remote:
+            return
+        if waited_s >= self._limits.read_timeout_s * 0.9:
+            raise SourceError(silent(self._name, self._limits.read_timeout_s)) from None
+        raise SourceError(closed(self._name)) from None
+
+    def _judge_end(self) -> None:
+        """PyAV ends cleanly where a server was killed, too."""
+        if self.live:
+            raise SourceError(closed(self._name))
+        if self._given_count == 0:
+            raise SourceError(no_video(self._name))
+        # The number is an estimate in some containers, hence the tenth.
+        if self._remote and self._packet_count < 0.9 * _expected_pictures(self._container, self._stream):
+            raise SourceError(broke_off(self._name, self._packet_count))
+
+
+def _spare_threads(stream: VideoStream, limits: Limits) -> int:
+    context = stream.codec_context
+    load = context.width * context.height * float(stream.average_rate or 30)
+    return limits.spare_threads.take(min(_THREADS_MOST, math.ceil(load / _PIXELS_PER_S_OF_A_THREAD)) - 1)
+
+
+def _expected_pictures(container: InputContainer, stream: VideoStream) -> float:
+    if stream.frames:
+        return stream.frames
+    if container.duration is None or stream.average_rate is None:
+        return 0.0
+    return container.duration / av.time_base * float(stream.average_rate)

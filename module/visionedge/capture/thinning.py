@@ -1,0 +1,99 @@
+"""Which pictures need no decoding when only some are wanted: decided from what the stream turns out to be.
+
+Two steps save work and can never spoil a picture that is decoded: leaving out pictures that no other one
+refers to, and leaving out all but the key pictures. Which of them still gives enough is seen while it plays.
+"""
+
+from collections import deque
+from enum import IntEnum
+
+_TOLERANCE = 1.01
+_KEYS_SEEN = 3
+_KEY_GAP_MOST_S = 8.0
+_LEAP_S = 20.0
+_BAN_S = 60.0
+_BAN_MOST_S = 3600.0
+
+
+class Level(IntEnum):
+    """What is decoded: all pictures, those that others refer to, or key pictures alone."""
+
+    ALL = 0
+    REFERENCES = 1
+    KEYS = 2
+
+
+class Thinning:
+    """Chooses the level. Times are the stream's own, in s; a level that gave too little is left for a while.
+
+    Args:
+        wanted_per_s: how many pictures per second are looked at; None: all of them.
+    """
+
+    def __init__(self, wanted_per_s: float | None) -> None:
+        self.level = Level.ALL if wanted_per_s is None else Level.REFERENCES
+        self._most_s = 0.0 if wanted_per_s is None else _TOLERANCE / wanted_per_s
+        self._thins = wanted_per_s is not None
+        self._last_key_s: float | None = None
+        self._key_gaps_s: deque[float] = deque(maxlen=8)
+        self._last_picture_s: float | None = None
+        self._banned_until_s = {Level.REFERENCES: -1e18, Level.KEYS: -1e18}
+        self._ban_s = {Level.REFERENCES: _BAN_S, Level.KEYS: _BAN_S}
+
+    def __repr__(self) -> str:
+        return f"<Thinning {self.level.name} keys={[round(gap_s, 2) for gap_s in self._key_gaps_s]}>"
+
+    def packet(self, at_s: float, *, key: bool) -> bool:
+        """Note a packet; whether it is to be decoded. The level may have changed."""
+        if not self._thins:
+            return True
+        if key:
+            self._note_key(at_s)
+            self.level = self._level_from(at_s)
+        elif self.level is Level.KEYS:
+            if self._last_key_s is not None and at_s - self._last_key_s > 1.5 * self._most_s:
+                self._ban(Level.KEYS, at_s)  # from the next key picture on
+            return False
+        elif self.level is Level.ALL and at_s >= self._banned_until_s[Level.REFERENCES]:
+            self.level = Level.REFERENCES
+            self._last_picture_s = None
+        return True
+
+    def picture(self, at_s: float) -> None:
+        """Note a picture that was decoded: too long after the one before is too little."""
+        last_s, self._last_picture_s = self._last_picture_s, at_s
+        if self.level is not Level.REFERENCES or last_s is None:
+            return
+        if self._most_s < at_s - last_s < _LEAP_S:
+            self._ban(Level.REFERENCES, at_s)
+            self.level = Level.ALL
+
+    def pause(self) -> None:
+        """Pictures are let go for another reason: what is missing now says nothing about the level."""
+        self._last_picture_s = None
+
+    def _note_key(self, at_s: float) -> None:
+        if self._last_key_s is not None:
+            gap_s = at_s - self._last_key_s
+            if 0 < gap_s < _LEAP_S:
+                self._key_gaps_s.append(gap_s)
+            else:  # the clock of the stream has jumped
+                self._key_gaps_s.clear()
+                self._banned_until_s = dict.fromkeys(self._banned_until_s, at_s)
+        self._last_key_s = at_s
+
+    def _level_from(self, at_s: float) -> Level:
+        gaps_s = self._key_gaps_s
+        enough = len(gaps_s) >= _KEYS_SEEN and max(gaps_s) <= min(self._most_s, _KEY_GAP_MOST_S)
+        if enough and at_s >= self._banned_until_s[Level.KEYS]:
+            return Level.KEYS
+        if self.level is Level.KEYS:
+            self._last_picture_s = None
+            return Level.REFERENCES if at_s >= self._banned_until_s[Level.REFERENCES] else Level.ALL
+        return self.level
+
+    def _ban(self, level: Level, at_s: float) -> None:
+        if at_s < self._banned_until_s[level]:
+            return
+        self._banned_until_s[level] = at_s + self._ban_s[level]
+        self._ban_s[level] = min(_BAN_MOST_S, 2 * self._ban_s[level])
