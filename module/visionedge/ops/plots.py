@@ -102,8 +102,9 @@ def _draw_line(axes: "Axes", line: Line, place: Mapping[float, float]) -> None:
     axes.plot(xs, ys, color=color, linewidth=2, marker="o", markersize=5, label=line.label)
     if line.ring is not None:
         x, y = line.ring
-        ring = {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": _INK, "markeredgewidth": 1.4}
-        axes.plot([place[x]], [y], marker="o", **ring)  # type: ignore[arg-type]  # of several kinds
+        axes.plot(
+            [place[x]], [y], "o", color=_INK, markersize=13, markerfacecolor="none", markeredgewidth=1.4
+        )
 
 
 def bars(caption: str, x_label: str, values: Mapping[str, tuple[float, int | None]]) -> str:
@@ -167,7 +168,7 @@ def _figure(caption: str, draw: Callable[["Axes"], None], *, height_in: float) -
     for name, color in _STAND_INS.items():
         svg = svg.replace(color, f"var(--{name})")
     # The page's own letters, whatever matplotlib reckoned with.
-    svg = re.sub(r"font: ([0-9.]+px)[^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     # Ids are the page's, and every drawing numbers its own from one.
     prefix = hashlib.sha256(caption.encode()).hexdigest()[:8]
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>p{prefix}-", svg)

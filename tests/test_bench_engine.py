@@ -1,0 +1,175 @@
+"""`bench engine`: what is measured beside what, and what the report says of it. Tiny models, short trials."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiny_graphs import Graph
+from tiny_models import TinyDetector
+from visionedge.__main__ import main
+from visionedge.config import InferenceConfig
+from visionedge.ops.bench_engine import EngineLoad, bench_engine, caution, words
+
+CPU = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 4})
+
+
+def measured(path: Path, **load: Any) -> tuple[dict[str, Any], list[str]]:
+    told: list[str] = []
+    short = {"seconds": 0.005, "rounds": 3, "inference": CPU, **load}
+    return bench_engine(EngineLoad(path, **short), told.append), told
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = TinyDetector().save(tmp_path_factory.mktemp("bench") / "tiny.onnx")
+    found, _ = measured(path, lanes=(1, 2), batches=(1, 4))
+    return found
+
+
+def pairs(rows: list[dict[str, Any]]) -> set[tuple[int, int]]:
+    return {(row["lanes"], row["batch"]) for row in rows}
+
+
+def test_every_pair_that_was_asked_for_is_in_the_table(report: dict[str, Any]) -> None:
+    choice = (report["choice"]["lanes"], report["choice"]["batch"])
+    assert pairs(report["table"]) == {(1, 1), (1, 4), (2, 1), (2, 4), choice}
+    for row in report["table"]:
+        assert row["framesPerSecond"] > 0
+        assert row["batchMs"] > 0
+        assert row["cpuMs"] > 0
+        assert len(row["framesPerSecondAll"]) == 3
+
+
+def test_bare_session_run_is_measured_from_as_many_threads_in_the_same_batches(
+    report: dict[str, Any],
+) -> None:
+    batch = report["choice"]["batch"]
+    assert pairs(report["bare"]) == {pair for pair in pairs(report["table"]) if pair[1] == batch}
+    assert all(0.1 < row["engineToBare"] < 10 for row in report["bare"])
+    assert all(0.1 < row["engineToBareByCpu"] < 10 for row in report["bare"])
+
+
+def test_the_plans_choice_is_held_against_the_best_of_the_sweep(report: dict[str, Any]) -> None:
+    best = (report["best"]["lanes"], report["best"]["batch"])
+    choice = (report["choice"]["lanes"], report["choice"]["batch"])
+    assert {best, choice} <= pairs(report["table"])
+    assert report["choice"]["shareOfBest"] == 1 if choice == best else report["choice"]["shareOfBest"] > 0
+    assert report["plan"]["reason"].startswith("measured in ")
+
+
+def test_the_compiled_graph_is_held_against_the_network_and_against_numpy_around_it(
+    report: dict[str, Any],
+) -> None:
+    one = report["onePicture"]
+    assert {"originalMs", "compiledMs", "plainMs"} <= one.keys()
+    assert one["compiledToPlain"] > 0
+    assert one["compiledToOriginalByCpu"] > 0
+
+
+def test_no_size_is_met_that_was_not_warmed_up(report: dict[str, Any]) -> None:
+    assert report["unplannedShapes"] == 0
+
+
+def test_the_report_is_a_document_and_a_text(report: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(report)) == report
+    text = words(report)
+    lines = text.splitlines()
+    (chosen,) = [line for line in lines if line.startswith(">")]
+    assert chosen.endswith("the plan")
+    for word in ("frames/s", "bare session.run", "plan/best: ", "compiled/original: ", "compiled/plain: "):
+        assert word in text
+
+
+def test_a_model_that_fixes_its_batch_is_run_with_that_one(tmp_path: Path) -> None:
+    found, _ = measured(TinyDetector(batch=2).save(tmp_path / "pair.onnx"), lanes=(1,), batches=(1, 2, 4))
+    choice = (found["choice"]["lanes"], 2)
+    assert pairs(found["table"]) == {(1, 2), choice}
+    assert found["onePicture"] == {}
+    assert "no plain decoder" in words(found)
+
+
+def test_progress_is_told_by_the_round(tmp_path: Path) -> None:
+    _, told = measured(TinyDetector().save(tmp_path / "tiny.onnx"), lanes=(1,), batches=(1,), rounds=2)
+    assert [line.split(":")[0] for line in told if line.startswith("round")] == ["round 1/2", "round 2/2"]
+
+
+def test_figures_of_a_busy_machine_come_with_a_warning(report: dict[str, Any]) -> None:
+    busy = {**report, "processorShare": 0.31}
+    assert "got 31% of the processor" in caution(busy)
+    assert caution(busy) in words(busy)
+    assert caution({**report, "processorShare": 0.97}) == ""
+    assert caution({**report, "processorShare": None}) == "", "a GPU has no such figure"
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _own_log_and_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("VISIONEDGE_DATA", str(tmp_path / "state"))
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+SHORT = ("--device", "cpu", "--seconds", "0.005", "--rounds", "1", "--lanes", "1", "--batch", "1,2")
+
+
+def test_the_command_writes_a_table_a_document_and_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(TinyDetector().save(tmp_path / "tiny.onnx"))
+    document, page = tmp_path / "report.json", tmp_path / "report.html"
+    code = main(["bench", "engine", "--model", model, *SHORT, "--json", str(document), "--html", str(page)])
+    out, err = capsys.readouterr()
+    assert code == 0
+    assert "frames/s" in out
+    assert "round 1/1" in err
+    assert json.loads(document.read_text())["schema"] == "visionedge/bench-engine/1"
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_json_on_stdout_is_all_there_is_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(TinyDetector().save(tmp_path / "tiny.onnx"))
+    assert main(["bench", "engine", "--model", model, *SHORT, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["name"] == "tiny"
+
+
+def test_without_matplotlib_a_page_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    model = str(TinyDetector().save(tmp_path / "tiny.onnx"))
+    code = main(["bench", "engine", "--model", model, *SHORT, "--html", str(tmp_path / "report.html")])
+    out, err = capsys.readouterr()
+    assert code == 3
+    assert out == ""
+    assert [line for line in err.splitlines() if "matplotlib" in line] == [
+        "visionedge: a page with plots needs matplotlib: install visionedge[report], or leave --html out"
+    ]
+    assert "round" not in err
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--batch", "0"), ("--batch", "1,x"), ("--lanes", ""), ("--rounds", "0"), ("--budget", "-1")]
+)
+def test_wrong_arguments_exit_2(wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "engine", *wrong])
+    assert ended.value.code == 2
+    assert wrong[0] in capsys.readouterr().err
+
+
+def test_a_model_that_is_none_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = Graph()
+    graph.output(graph.add("Relu", graph.input("x", "float32", 1, 4)), "y", "float32", 1, 4)
+    path = graph.save(tmp_path / "relu.onnx")
+    assert main(["bench", "engine", "--model", str(path), *SHORT]) == 2
+    assert str(path) in capsys.readouterr().err

@@ -1,0 +1,227 @@
+"""Reports as pages: self-contained, well-formed, in light and dark, and saying what the document says."""
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from visionedge.ops.engine_page import engine_page
+from visionedge.ops.pipeline_page import pipeline_page
+from visionedge.ops.report_page import Page, Section, Tile, render, table
+
+MACHINE = {
+    "measuredAt": "2026-11-22T10:00:00.000Z",
+    "visionedge": "0.1.0",
+    "python": "3.11.7",
+    "cpu": "A <fast> processor & more",
+    "cores": 4,
+    "usableCores": 2,
+    "loadAverage": 0.25,
+    "effectiveDevice": "cpu",
+    "packages": {"onnxruntime": "1.31.1"},
+}
+
+
+def line(lanes: int, batch: int, speed: float) -> dict[str, Any]:
+    return {
+        "lanes": lanes,
+        "batch": batch,
+        "framesPerSecond": speed,
+        "framesPerSecondAll": [speed * 0.9, speed, speed * 1.1],
+        "batchMs": lanes * batch * 1000 / speed,
+        "cpuMs": 11.5,
+    }
+
+
+def engine_report() -> dict[str, Any]:
+    rows = [line(1, 1, 85), line(1, 8, 88), line(2, 1, 163), line(2, 8, 158)]
+    tried = {"framesPerSecond": 160.0, "batchMs": 12.0, "cpuMs": 11.0, "rounds": 5, "note": ""}
+    left_out = {"framesPerSecond": None, "batchMs": None, "cpuMs": None, "rounds": 0, "note": "at most 90"}
+    return {
+        "machine": MACHINE,
+        "load": {"seconds": 0.4, "rounds": 3},
+        "model": {"name": "nano", "head": "nanodet", "width": 416, "height": 320, "fixedBatch": None},
+        "device": "requested auto, effective cpu",
+        "plan": {
+            "choice": {"lanes": 2, "batch": 1},
+            "buckets": [1],
+            "reason": "measured in 2.9 s: 2 lanes x batch 1 gave 160.0 frames/s",
+            "table": [{"lanes": 2, "batch": 1, **tried}, {"lanes": 1, "batch": 8, **left_out}],
+            "fits": [],
+        },
+        "table": rows,
+        "fits": [{"lanes": 2, "msPerPicture": 12.1, "msFixed": 0.2}],
+        "choice": {"lanes": 2, "batch": 1, "shareOfBest": 1.0},
+        "processorShare": 0.97,
+        "best": {"lanes": 2, "batch": 1},
+        "bare": [{**line(2, 1, 166), "engineToBare": 0.982, "engineToBareByCpu": 0.99}],
+        "onePicture": {
+            "originalMs": 11.2,
+            "compiledMs": 11.7,
+            "plainMs": 15.1,
+            "compiledToOriginal": 1.044,
+            "compiledToOriginalByCpu": 1.04,
+            "compiledToPlain": 0.775,
+            "compiledToPlainByCpu": 0.77,
+        },
+        "unplannedShapes": 0,
+    }
+
+
+def side(speed: float) -> dict[str, Any]:
+    return {
+        "framesPerSecond": speed,
+        "framesPerSecondAll": [speed, speed + 1, speed - 1],
+        "cpuMsPerFrame": 21.5,
+        "latencyMs": {"p50": 31.0, "p95": 44.0, "p99": 61.0},
+        "stagesMs": {"wait": 5.0, "infer": 12.0},
+        "dropped": {"stale": 3},
+        "detectionsPerFrame": 4.25,
+    }
+
+
+def pipeline_report(*, baseline: bool) -> dict[str, Any]:
+    both = {
+        "baseline": {"threads": 2, "decode": "numpy", **side(80)},
+        "ratio": {"framesPerSecond": 1.5, "cpuMsPerFrame": 0.8},
+    }
+    return {
+        "machine": MACHINE,
+        "load": {"source": "demo:", "cameras": 4, "fps": None, "seconds": 8.0, "rounds": 3},
+        "model": "nano",
+        "device": "requested auto, effective cpu",
+        "plan": {"lanes": 2, "buckets": [1]},
+        "pipeline": side(120),
+        **(both if baseline else {}),
+    }
+
+
+PAGES = [
+    pytest.param(engine_page(engine_report()), id="engine"),
+    pytest.param(pipeline_page(pipeline_report(baseline=True)), id="pipeline with baseline"),
+    pytest.param(pipeline_page(pipeline_report(baseline=False)), id="pipeline"),
+]
+
+
+class Reader(HTMLParser):
+    """Follows the tags of a page, and gathers its text and its addresses."""
+
+    VOID = frozenset({"meta", "link", "br"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.ids.extend(value for name, value in attrs if name == "id" and value)
+        self.addresses.extend(value or "" for name, value in values.items() if name in ("src", "href"))
+        self.addresses.extend(value or "" for name, value in values.items() if name == "xlink:href")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_well_formed_and_its_ids_are_its_own(page: str) -> None:
+    reader = Reader(page)
+    assert (reader.open, reader.wrong) == ([], [])
+    assert len(reader.ids) == len(set(reader.ids))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_fetches_nothing_and_runs_nothing(page: str) -> None:
+    reader = Reader(page)
+    assert all(address.startswith("#") and address[1:] in reader.ids for address in reader.addresses)
+    assert set(re.findall(r"url\(([^)]*)\)", page)) <= {f"#{name}" for name in reader.ids}
+    assert not re.search(r"<script|<link|<img|@import|javascript:", page)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_colour_of_a_plot_is_one_of_the_page_so_that_it_suits_the_dark_too(page: str) -> None:
+    plots = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert plots
+    for plot in plots:
+        assert set(re.findall(r"#[0-9a-f]{6}\b", plot)) <= {"#000000"}, "a colour that is no variable"
+        assert "var(--series-0)" in plot
+        assert "DejaVu" not in plot
+    used = set(re.findall(r"var\((--[a-z0-9-]+)\)", page))
+    light, dark = (set(re.findall(r"(--[a-z0-9-]+):", part)) for part in _schemes(page))
+    assert used <= light
+    assert light == dark
+
+
+def _schemes(page: str) -> tuple[str, str]:
+    light, _, rest = page.partition("@media (prefers-color-scheme: dark)")
+    return light, rest.partition("* {")[0]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_says_where_and_when_it_was_measured(page: str) -> None:
+    text = "".join(Reader(page).words)
+    assert "A <fast> processor & more, 2 of 4 cores usable, load average 0.25" in text
+    assert "2026-11-22 10:00:00 UTC" in text
+    assert "onnxruntime 1.31.1" in text
+
+
+def test_the_page_of_the_engine_has_its_figures() -> None:
+    text = " ".join(Reader(engine_page(engine_report())).words)
+    for words in ("nano on A <fast>", "2 lanes x batch 1", "163.0", "0.982", "1.044", "1.29 times as long"):
+        assert words in text
+    assert "left out because" in text
+    assert "at most 90" in text
+    assert "machine was busy" not in text
+
+
+def test_the_page_of_a_busy_machine_warns() -> None:
+    busy = engine_report() | {"processorShare": 0.4}
+    assert "The machine was busy" in " ".join(Reader(engine_page(busy)).words)
+
+
+def test_the_page_of_an_engine_without_a_plain_decoder_leaves_that_out() -> None:
+    text = " ".join(Reader(engine_page(engine_report() | {"onePicture": {}, "bare": [], "fits": []})).words)
+    assert "What compiling costs" not in text
+    assert "The limit" not in text
+
+
+def test_the_page_of_the_pipeline_has_both_sides() -> None:
+    both = " ".join(Reader(pipeline_page(pipeline_report(baseline=True))).words)
+    alone = " ".join(Reader(pipeline_page(pipeline_report(baseline=False))).words)
+    for words in ("120.0", "1.50 times", "plain loop", "3 stale", "95 % within 44 ms"):
+        assert words in both
+    assert "plain loop" not in alone.replace("That of the plain loop", "")
+
+
+def test_words_from_outside_are_text_and_never_markup() -> None:
+    bad = "<script>alert(1)</script>"
+    page = Page(
+        kind="engine",
+        title=bad,
+        lead=bad,
+        tiles=(Tile(bad, bad, bad),),
+        sections=(Section(bad, bad, (table([bad], [[bad]], marked=[0], words={0}),)),),
+        machine=MACHINE | {"cpu": bad},
+        load=bad,
+        caution=bad,
+    )
+    html = render(page)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") == 13
