@@ -115,6 +115,21 @@ class TelemetryConfig(_Section):
         description="changes = only frames that differ from the last one told.",
     )
     max_per_day: int = Field(default=100_000, ge=0, description="Messages a day; events still go.")
+    move_threshold: float = Field(
+        default=0.05, ge=0, le=1, description="changes: a box has moved when an edge is further away."
+    )
+    heartbeat_seconds: float = Field(
+        default=60.0, ge=1, le=86400, description="changes: a camera is told this often in any case."
+    )
+    fill_seconds: float = Field(
+        default=4.0, ge=0, le=86400, description="How much longer frames may wait for their block to fill."
+    )
+    spool_megabytes: int = Field(
+        default=256, ge=1, le=1_000_000, description="What waits for the hub on disk, at most."
+    )
+    spool_hours: float = Field(
+        default=168.0, gt=0, le=87600, description="How long a message waits, in hours that the module ran."
+    )
 
 
 class HttpConfig(_Section):

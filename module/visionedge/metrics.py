@@ -56,6 +56,15 @@ DECLARED: Mapping[str, Declared] = {
     "hub_messages_sent_total": Declared("counter", (), "Messages acknowledged by edgeHub."),
     "hub_messages_waiting": Declared("gauge", (), "Messages that wait for their acknowledgement."),
     "hub_messages_dropped_total": Declared("counter", ("reason",), "Messages let go, by reason."),
+    "hub_rungs_total": Declared("counter", ("rung",), "What was done about a hub or an SDK that failed."),
+    "message_blocks_total": Declared(
+        "counter", ("output",), "Blocks of 4 KB that IoT Hub meters for the messages."
+    ),
+    "hub_unit_share": Declared(
+        "gauge", ("tier",), "Part of one unit's daily quota that the last hour would come to."
+    ),
+    "spool_bytes": Declared("gauge", (), "Bytes of messages that wait for the hub."),
+    "spool_on_disk": Declared("gauge", (), "1 when messages wait on disk, 0 when only in memory."),
     "outbox_dropped_total": Declared(
         "counter", (), "Results lost between the lanes and the loop; must stay 0."
     ),

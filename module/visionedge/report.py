@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from visionedge import __version__
 from visionedge.capture.camera import CameraStatus
+from visionedge.edge.billing import Bill
 from visionedge.edge.delivery import Delivery
 from visionedge.frames import utc_now, utc_text
 from visionedge.inference.engine import AnyEngine
@@ -139,6 +140,15 @@ def hub(delivery: Delivery | None) -> Document:
             "lastError": client.last_error,
             "rebuilds": client.rebuilds,
             "abandonedCalls": client.abandoned,
+            "rungs": dict(client.rungs),
+        }
+    if seen.spool is not None:
+        document["spool"] = {
+            "mode": seen.spool.mode,
+            "reason": seen.spool.reason,
+            "waiting": seen.spool.waiting,
+            "waitingBytes": seen.spool.waiting_bytes,
+            "dropped": dict(seen.spool.dropped),
         }
     document["telemetry"] = {
         "framesOffered": told.offered,
@@ -148,9 +158,21 @@ def hub(delivery: Delivery | None) -> Document:
         "messages": dict(told.messages),
         "leftToday": told.left_today,
     }
+    document["bill"] = bill(told.bill)
     if journal is not None:
         document["messagesFile"] = {"written": journal.written, "lastError": journal.last_error}
     return document
+
+
+def bill(counted: Bill) -> Document:
+    """Messages as IoT Hub meters them, and which part of a unit's day the last hour would come to."""
+    return {
+        "messages": dict(counted.messages),
+        "blocks": dict(counted.blocks),
+        "blockFill": round(counted.fill, 3),
+        "blocksPerDay": round(counted.blocks_per_day),
+        "unitShare": {tier: round(share, 5) for tier, share in counted.shares.items()},
+    }
 
 
 def camera_sentence(seen: CameraStatus) -> str:
@@ -210,6 +232,10 @@ def _hub_samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...], flo
     seen = service.delivery.status()
     for output, count in seen.telemetry.messages.items():
         yield "messages_total", (output,), count
+    for output, count in seen.telemetry.bill.blocks.items():
+        yield "message_blocks_total", (output,), count
+    for tier, share in seen.telemetry.bill.shares.items():
+        yield "hub_unit_share", (tier,), share
     for reason, count in seen.telemetry.dropped.items():
         yield "telemetry_frames_dropped_total", (reason,), count
     if seen.hub is not None:
@@ -218,6 +244,11 @@ def _hub_samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...], flo
         yield "hub_messages_waiting", (), seen.hub.queued
         for reason, count in seen.hub.dropped.items():
             yield "hub_messages_dropped_total", (reason,), count
+        for rung, count in seen.hub.rungs.items():
+            yield "hub_rungs_total", (rung,), count
+    if seen.spool is not None:
+        yield "spool_bytes", (), seen.spool.waiting_bytes
+        yield "spool_on_disk", (), float(seen.spool.mode == "disk")
 
 
 def _uptime_s(service: "Service") -> float:

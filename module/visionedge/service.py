@@ -23,6 +23,7 @@ from visionedge.capture.camera import Camera, CameraStatus
 from visionedge.config import CameraConfig, Config
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.identity import Identity
+from visionedge.edge.ladder import EXIT_STUCK
 from visionedge.errors import ConfigError
 from visionedge.frames import Picture, Result
 from visionedge.inference.batcher import Batcher
@@ -121,7 +122,8 @@ class Service:
             self.loaded = self._load()
             if self.config.inference.process:
                 self.arena = Arena(self.loaded.input, blocks_for(len(self.config.cameras)))
-            self.delivery = self._open_delivery()
+            # The spool is opened here, and a disk may be slow.
+            self.delivery = await self._on_thread("delivery", self._open_delivery)
             self._server = await Server.start(self, self.config.http)
             stack.push_async_callback(self._server.close)
             self.delivery.start()
@@ -148,7 +150,14 @@ class Service:
 
     def _open_delivery(self) -> Delivery:
         identity = Identity.from_environ(self.options.environ)
-        return Delivery.build(self.config.telemetry, identity, self.options.messages, self._hub_crew)
+        return Delivery.build(
+            self.config.telemetry,
+            identity,
+            self.options.messages,
+            self._hub_crew,
+            data=self.options.data,
+            on_stuck=self._hub_stuck,
+        )
 
     def _open_camera(self, name: str, camera: CameraConfig, model: Model) -> None:
         if not camera.enabled:
@@ -263,6 +272,13 @@ class Service:
         self._exit_code = 1
         log.error("the thread %s ended (%s): stopping, to be started again", name, error or "no error")
         self._call_soon(self._stopped.set)
+
+    def _hub_stuck(self) -> None:
+        """Called from the thread `hub:client`: only another process can talk to the hub again."""
+        if self._exit_code == 0:
+            self._exit_code = EXIT_STUCK
+            log.error("the IoT Hub SDK hangs for good: ending with %d, to be started again", EXIT_STUCK)
+            self._call_soon(self._stopped.set)
 
     # --- from the threads to the loop -----------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ class Delivery:
         self._identity = identity
         self._sender = Sender(device, module, uuid.uuid4().hex[:12])
         self._clock = clock
-        continued = Continued(spool.numbers, spool.spent) if spool else None
+        continued = Continued(spool.numbers, spool.spent) if spool is not None else None
         self._telemetry = Telemetry(policy, self._sender, clock=clock, continued=continued)
         self._hub = hub
         self._journal = journal
@@ -151,7 +151,7 @@ class Delivery:
             hub=self._hub.status() if self._hub else None,
             telemetry=self._telemetry.statistics(),
             journal=self._journal.status() if self._journal else None,
-            spool=self._spool.status() if self._spool else None,
+            spool=self._spool.status() if self._spool is not None else None,
         )
 
     def flush(self) -> None:
