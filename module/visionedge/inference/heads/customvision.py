@@ -78,21 +78,17 @@ class Compact:
             ModelError: its metadata contradicts itself, or leaves open how pixels are scaled.
         """
         picture = _picture_of(signature, self.name)
-        if picture is None or len(signature.outputs) != 1:
+        found = _map_of(signature, picture) if picture is not None else None
+        if picture is None or found is None:
             return None
-        (output,) = signature.outputs
-        closing = signature.closings.get(output.name)
-        rows, columns = picture.height_px // _STRIDE_PX, picture.width_px // _STRIDE_PX
-        if output.shape is None or len(output.shape) != 4 or output.shape[2:] != (rows, columns):
-            return None
-        if closing is None or (closing.weighted and (closing.parts != ("Conv",) or closing.computes)):
-            return None
+        output, width = found
         anchors, origin = _anchors(signature)
-        classes = (output.shape[1] or 0) // len(anchors) - 5
-        if classes < 1 or (output.shape[1] or 0) % len(anchors):
+        classes = width // len(anchors) - 5
+        if classes < 1 or width % len(anchors):
             return None
+        rows, columns = picture.height_px // _STRIDE_PX, picture.width_px // _STRIDE_PX
         sizes = tuple((width * _STRIDE_PX, height * _STRIDE_PX) for width, height in anchors)
-        raw = RawMap(output.name, columns, rows, _STRIDE_PX, _STRIDE_PX, sizes)
+        raw = RawMap(output, columns, rows, _STRIDE_PX, _STRIDE_PX, sizes)
         decoder = MapsDecoder((raw,), classes, "channels-first", centre=_centre(signature), scores="softmax")
         return _reading(
             self.name,
@@ -147,6 +143,20 @@ def _picture_of(signature: Signature, name: str) -> NetworkInput | None:
     # Windows ML's TinyYOLOv2 has that key as well, but it scales its pixels itself, as no export does.
     told = told or ("Image.BitmapPixelFormat" in signature.metadata and not signature.opening.scales)
     return picture_input(signature) if told and len(signature.inputs) == 1 else None
+
+
+def _map_of(signature: Signature, picture: NetworkInput) -> tuple[str, int] | None:
+    """The one raw map at stride 32 and its number of channels."""
+    if len(signature.outputs) != 1:
+        return None
+    (output,) = signature.outputs
+    shape, closing = output.shape, signature.closings.get(output.name)
+    sides = (picture.height_px // _STRIDE_PX, picture.width_px // _STRIDE_PX)
+    if shape is None or len(shape) != 4 or shape[2:] != sides or not shape[1]:
+        return None
+    if closing is None or (closing.weighted and (closing.parts != ("Conv",) or closing.computes)):
+        return None
+    return output.name, shape[1]
 
 
 def _anchors(signature: Signature) -> tuple[tuple[tuple[float, float], ...], str]:

@@ -168,6 +168,15 @@ def _samples(signature: Signature, output: Tensor) -> bool:
     return refines or "GridSample" in signature.operators
 
 
+def _class_count(signature: Signature, output: Tensor) -> int | None:
+    """How many classes its nodes or its names tell, 0 if none do; None where they contradict each other."""
+    names = class_names(signature.metadata)
+    told = signature.closings[output.name].modulus or signature.classes.suppressed or 0
+    if names is not None and told and len(names) != told:
+        return None
+    return told or (len(names) if names is not None else 0)
+
+
 def _reading(
     name: str,
     signature: Signature,
@@ -177,17 +186,14 @@ def _reading(
     *,
     relative: bool = False,
 ) -> Reading | None:
-    shape = output.shape or ()
+    shape, size = output.shape or (), (picture.width_px, picture.height_px)
     count = shape[1] if len(shape) == 3 else None
-    names = class_names(signature.metadata)
-    told = signature.closings[output.name].modulus or signature.classes.suppressed or 0
-    if names is not None and told and len(names) != told:
+    classes = _class_count(signature, output)
+    if classes is None:
         return None
-    classes = told or (len(names) if names is not None else 0)
     way, ways = prepared(signature, picture, family)
-    stated = ("its metadata states the head",) if signature.metadata.get("visionedge.head") == name else ()
     evidence = (
-        *stated,
+        *(("its metadata states the head",) if signature.metadata.get("visionedge.head") == name else ()),
         f"its output is a list of {count if count is not None else 'open length'}, {shape[-1]} numbers a row",
         f"{classes} classes are seen in it" if classes else "nothing in it tells the number of classes",
         *origin(signature),
@@ -197,12 +203,7 @@ def _reading(
         head=name,
         input=picture,
         preprocess=way,
-        decoder=ListDecoder(
-            output.name,
-            count,
-            shape[-1] or 0,
-            (picture.width_px, picture.height_px) if relative else None,
-        ),
+        decoder=ListDecoder(output.name, count, shape[-1] or 0, size if relative else None),
         class_count=classes,
         suppress=False,
         evidence=evidence,

@@ -13,9 +13,9 @@ from visionedge.inference.grids import columns_rows_strides, grid, part, to_corn
 from visionedge.inference.labels import class_names
 from visionedge.inference.nodes import Nodes
 from visionedge.inference.preparation import prepared
-from visionedge.inference.reading import Preprocess, Reading, picture_input
+from visionedge.inference.reading import NetworkInput, Preprocess, Reading, picture_input
 from visionedge.inference.rows import best_rows
-from visionedge.inference.signature import Signature
+from visionedge.inference.signature import Signature, Tensor
 
 FASTESTDET_INPUT = Preprocess("bgr", 1 / 255, fit="stretch")
 
@@ -75,23 +75,11 @@ class FastestDet:
 
     def read(self, signature: Signature) -> Reading | None:
         """A reading where the one map joins a sigmoid, a box and a softmax."""
-        picture = picture_input(signature)
-        if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 1:
+        found = _map(signature)
+        if found is None:
             return None
-        (output,) = signature.outputs
-        shape, closing = output.shape, signature.closings.get(output.name)
-        if shape is None or len(shape) != 4 or closing is None or not output.dtype.startswith("float"):
-            return None
-        columns, rows = grid(picture.width_px, picture.height_px, STRIDE_PX)
-        if shape[2:] != (rows, columns) or not shape[1] or shape[1] < 6:
-            return None
-        classes = shape[1] - 5
-        names = class_names(signature.metadata)
-        known = len(names) == classes if names is not None else classes == 80
-        if (names is not None and not known) or not (
-            closing.parts == _PARTS or (not closing.weighted and known)
-        ):
-            return None
+        picture, output, classes = found
+        weighted = signature.closings[output.name].weighted
         way, ways = prepared(signature, picture, FASTESTDET_INPUT)
         return Reading(
             head=self.name,
@@ -102,12 +90,30 @@ class FastestDet:
             suppress=True,
             evidence=(
                 f"one map at stride {STRIDE_PX}, a box and {classes} classes for each cell",
-                "it joins a sigmoid, a box and a softmax"
-                if closing.weighted
-                else "as many classes as are named",
+                "it joins a sigmoid, a box and a softmax" if weighted else "as many classes as are named",
                 *ways,
             ),
         )
 
 
 HEADS = (FastestDet(),)
+
+
+def _map(signature: Signature) -> tuple[NetworkInput, Tensor, int] | None:
+    """The picture, the map and its number of classes."""
+    picture = picture_input(signature)
+    if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 1:
+        return None
+    (output,) = signature.outputs
+    shape, closing = output.shape, signature.closings.get(output.name)
+    if shape is None or len(shape) != 4 or closing is None or not output.dtype.startswith("float"):
+        return None
+    columns, rows = grid(picture.width_px, picture.height_px, STRIDE_PX)
+    if shape[2:] != (rows, columns) or not shape[1] or shape[1] < 6:
+        return None
+    classes = shape[1] - 5
+    names = class_names(signature.metadata)
+    known = len(names) == classes if names is not None else classes == 80
+    if (names is not None and not known) or not (closing.parts == _PARTS or (not closing.weighted and known)):
+        return None
+    return picture, output, classes

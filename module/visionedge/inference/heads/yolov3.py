@@ -60,17 +60,6 @@ class RawYolo:
         classes = found.width // (1 if found.each else len(anchors[0])) - 5
         if classes < 1 or not detects(signature, classes):
             return None
-        maps = tuple(
-            RawMap(
-                name,
-                *grid(found.picture.width_px, found.picture.height_px, stride),
-                stride,
-                stride,
-                pairs,
-                self.reach.get(stride, max(self.reach.values())),
-            )
-            for name, stride, pairs in zip(found.names, found.strides_px, anchors, strict=True)
-        )
         way, ways = prepared(signature, found.picture, self.family)
         strides = ", ".join(map(str, found.strides_px))
         evidence = (
@@ -82,10 +71,24 @@ class RawYolo:
             head=self.name,
             input=found.picture,
             preprocess=way,
-            decoder=MapsDecoder(maps, classes, found.order, size=self.size),
+            decoder=MapsDecoder(self._maps(found, anchors), classes, found.order, size=self.size),
             class_count=classes,
             suppress=True,
             evidence=evidence + ways,
+        )
+
+    def _maps(self, found: Found, anchors: tuple[Pairs, ...]) -> tuple[RawMap, ...]:
+        picture, farthest = found.picture, max(self.reach.values())
+        return tuple(
+            RawMap(
+                name,
+                *grid(picture.width_px, picture.height_px, stride),
+                stride,
+                stride,
+                pairs,
+                self.reach.get(stride, farthest),
+            )
+            for name, stride, pairs in zip(found.names, found.strides_px, anchors, strict=True)
         )
 
 
@@ -171,11 +174,7 @@ def _anchors(signature: Signature, found: Found) -> tuple[Pairs, ...]:
             "gives raw maps as YOLOv3, v4 and v5 do, but nothing states their anchors; put "
             f"'anchors: [[width, height], …]' in input pixels into MODEL.yaml beside it. Seen: {signature}"
         )
-    try:
-        document = json.loads(text)
-        flat = tuple(float(number) for number in _flat(document))
-    except (ValueError, TypeError):
-        raise ModelError("its metadata 'anchors' is no list of widths and heights") from None
+    document, flat = _numbers(text)
     pairs = tuple(zip(flat[::2], flat[1::2], strict=False))
     scales = len(found.strides_px)
     each = len(pairs) // scales
@@ -190,6 +189,15 @@ def _anchors(signature: Signature, found: Found) -> tuple[Pairs, ...]:
         )
     groups = [pairs[start : start + each] for start in range(0, len(pairs), each)]
     return tuple(sorted(groups, key=lambda group: sum(width * height for width, height in group)))
+
+
+def _numbers(text: str) -> tuple[Sequence[Any], tuple[float, ...]]:
+    """A list of numbers as it is nested, and flat."""
+    try:
+        document = json.loads(text)
+        return document, tuple(float(number) for number in _flat(document))
+    except (ValueError, TypeError):
+        raise ModelError("its metadata 'anchors' is no list of widths and heights") from None
 
 
 def _by_map(document: Sequence[Any], scales: int) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from visionedge.inference.closing import Closing
-from visionedge.inference.dense import DenseDecoder, dense_reading, table_of
+from visionedge.inference.dense import DenseDecoder, Table, dense_reading, table_of
 from visionedge.inference.grids import pyramid
 from visionedge.inference.labels import class_names
 from visionedge.inference.reading import Reading
@@ -27,14 +27,7 @@ class YoloV8:
             return None
         if table.closing.operators & _FOREIGN or not _decoded(table.closing):
             return None
-        size = (table.picture.width_px, table.picture.height_px)
-        ways = [
-            (columns, cells, width - 4, strides)
-            for columns, cells, width in ((True, table.width, table.rows), (False, table.rows, table.width))
-            if (strides := pyramid(cells, *size)) is not None
-            and detects(signature, width - 4)
-            and (columns or _rows_for_sure(signature, table.closing, width - 4))
-        ]
+        ways = _ways(signature, table)
         if len(ways) != 1:
             return None
         columns, cells, classes, strides = ways[0]
@@ -54,6 +47,18 @@ class YoloV8:
 
 
 HEADS = (YoloV8(),)
+
+
+def _ways(signature: Signature, table: Table) -> list[tuple[bool, int, int, tuple[int, ...]]]:
+    """(whether columns are cells, how many, classes, strides) for each side of the table that fits."""
+    size = (table.picture.width_px, table.picture.height_px)
+    return [
+        (columns, cells, width - 4, strides)
+        for columns, cells, width in ((True, table.width, table.rows), (False, table.rows, table.width))
+        if (strides := pyramid(cells, *size)) is not None
+        and detects(signature, width - 4)
+        and (columns or _rows_for_sure(signature, table.closing, width - 4))
+    ]
 
 
 def _rows_for_sure(signature: Signature, closing: Closing, classes: int) -> bool:
