@@ -42,11 +42,11 @@ class PlainNetwork:
             image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
         tensor = image.astype(np.float32)
         if way.scale != 1:
-            tensor *= np.float32(way.scale)
+            tensor = np.multiply(tensor, np.float32(way.scale))
         if any(way.mean):
-            tensor -= np.array(way.mean, np.float32)
+            tensor = np.subtract(tensor, np.array(way.mean, np.float32))
         if way.std != (1.0, 1.0, 1.0):
-            tensor /= np.array(way.std, np.float32)
+            tensor = np.divide(tensor, np.array(way.std, np.float32))
         return np.ascontiguousarray(tensor.transpose(2, 0, 1)[None])
 
     def run(self, tensor: Floats) -> dict[str, Floats]:
