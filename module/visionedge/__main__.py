@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from visionedge import __version__, logs
-from visionedge.cli import bench, detect, run
+from visionedge.cli import bench, detect, model, run
 from visionedge.cli.arguments import EXIT_CODES, Parser
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.uris import redact
@@ -50,6 +50,7 @@ def _parser() -> Parser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
     run.add_parser(verbs)
     detect.add_parser(verbs)
+    model.add_parser(verbs)
     bench.add_parser(verbs)
     return parser
 

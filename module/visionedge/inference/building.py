@@ -6,7 +6,7 @@ from dataclasses import replace
 import onnx
 
 from visionedge.inference.batch import opened
-from visionedge.inference.first_run import FirstRun, first_run
+from visionedge.inference.first_run import first_run
 from visionedge.inference.graph import ROWS, checked_network, compile_graph
 from visionedge.inference.imprint import stamp
 from visionedge.inference.model import Model
@@ -40,11 +40,11 @@ def _built(model: Model, network: onnx.ModelProto, rows: int) -> bytes:
         declared=batch is None,
     )
     if isinstance(wide, str):
-        found = FirstRun(False, wide)
+        found = replace(found, stacks=False, words=wide)
     chosen = many if many is not None and found.stacks else single
     after = "open" if found.stacks else "one by one" if batch in (None, 1) else "left as it is"
     words = f"{_as_it_was(model, network)}; {after}: {found.words}"
-    stamp(chosen, model, None if found.stacks else batch or 1, words)
+    stamp(chosen, model, rows=found.rows, batch=None if found.stacks else batch or 1, batch_words=words)
     return bytes(chosen.SerializeToString())
 
 

@@ -58,8 +58,12 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class FirstRun:
-    """What was found. `stacks`: several pictures at once are as good as one by one; `words` say why (not)."""
+    """What was found. `stacks`: several pictures at once are as good as one by one; `words` say why (not).
 
+    `rows` is K, the most rows a picture gives.
+    """
+
+    rows: int
     stacks: bool
     words: str
 
@@ -113,8 +117,8 @@ def _judged(findings: list[dict[str, Any]], code: int) -> FirstRun:
             "state its head in MODEL.yaml beside it"
         )
     if len(findings) > 1:
-        return FirstRun(bool(findings[1]["stacks"]), str(findings[1]["words"]))
-    return FirstRun(False, f"comparing several pictures with one by one: {_death(code)}")
+        return FirstRun(first["rows"], bool(findings[1]["stacks"]), str(findings[1]["words"]))
+    return FirstRun(first["rows"], False, f"comparing several pictures with one by one: {_death(code)}")
 
 
 def _death(code: int) -> str:
@@ -157,7 +161,8 @@ def _find(task: Task, single: bytes, opened: bytes) -> None:
     finite = bool(np.isfinite(first[0]).all())
     height_px, width_px = images.shape[1:3]
     noise = first[0][0]  # the first picture is that, and a detector is sure of nothing in it
-    _tell({"error": "", "finite": finite, "doubt": doubt(noise, width_px, height_px) if finite else ""})
+    doubts = doubt(noise, width_px, height_px) if finite else ""
+    _tell({"error": "", "finite": finite, "doubt": doubts, "rows": len(noise)})
     if not opened:
         return
     signal.alarm(task.comparison_s)

@@ -32,7 +32,10 @@ SIGNATURE = "uint8 [N,H,W,3] BGR -> float32 [N,K,6] (left, top, right, bottom in
 
 @dataclass(frozen=True, slots=True)
 class Imprint:
-    """`batch` is None where it is open, `batch_words` why it is or is not. `sha256` is the network's."""
+    """`batch` is None where it is open, `batch_words` why it is or is not. `sha256` is the network's.
+
+    `rows` is K, the most rows a picture gives.
+    """
 
     version: str
     name: str
@@ -40,17 +43,18 @@ class Imprint:
     head: str
     classes: int
     evidence: tuple[str, ...]
+    rows: int
     batch: int | None
     batch_words: str
     signature: str = SIGNATURE
 
 
-def stamp(graph: onnx.ModelProto, model: Model, batch: int | None, batch_words: str) -> None:
+def stamp(graph: onnx.ModelProto, model: Model, *, rows: int, batch: int | None, batch_words: str) -> None:
     """Write into a compiled graph what it is, over what the network said of itself."""
     reading, way = model.reading, model.reading.preprocess
     imprint = Imprint(
         *(__version__, model.name, model.sha256, model.head, reading.class_count, model.evidence),
-        *(batch, batch_words),
+        *(rows, batch, batch_words),
     )
     metadata = {entry.key: entry.value for entry in graph.metadata_props if entry.key not in _OUTDATED}
     metadata |= {
@@ -84,4 +88,16 @@ def read_imprint(metadata: Mapping[str, str]) -> Imprint | None:
         sane = False
     if not sane:
         raise ModelError(f"its metadata {KEY} is not as this version writes it; compile the model again")
+    return imprint
+
+
+def imprint_of(graph: onnx.ModelProto) -> Imprint:
+    """What a graph says of itself that was built here.
+
+    Raises:
+        ModelError: it was not.
+    """
+    imprint = read_imprint({entry.key: entry.value for entry in graph.metadata_props})
+    if imprint is None:
+        raise ModelError("was not compiled here")
     return imprint

@@ -27,7 +27,7 @@ _RANGE = re.compile(r"(\d+)\+|\[(\d+), (\d+)\]|(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """`versions` are ranges of the operator's version, `types` are by type constraint (see `_typed` for "")."""
+    """`versions` are ranges of the operator's version, `types` those of each constraint (see `_typed`)."""
 
     versions: tuple[tuple[int, int], ...]
     types: Mapping[str, frozenset[str]]

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from visionedge.bundled import bundled
-from visionedge.errors import ModelError
 from visionedge.frames import InputSpec
 from visionedge.inference.export import read_export
 from visionedge.inference.heads import recognise

@@ -1,0 +1,130 @@
+"""`visionedge model`: look into a model, compile it, measure how well it sees."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from visionedge import config
+from visionedge.cli.arguments import DEVICES, Parser, Verbs, count, data_folder, verb
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add the verb `model`."""
+    parser = verb(
+        verbs,
+        "model",
+        lambda _: 2,
+        "look into a model, compile it, measure how well it sees",
+        "  visionedge model inspect yolov8n.onnx                 what it is, and what will become of it\n"
+        "  visionedge model compile yolov8n.onnx -o fast.onnx    one graph from bytes to boxes\n"
+        "  visionedge model eval yolov8n.onnx --coco instances.json --images photos/",
+    )
+    deeds = parser.add_subparsers(title="deeds", metavar="DEED", required=True, parser_class=Parser)
+    _add_inspect(deeds)
+    _add_compile(deeds)
+    _add_eval(deeds)
+
+
+# --- inspect ------------------------------------------------------------------------------------------------
+
+
+def _add_inspect(deeds: Verbs) -> None:
+    parser = verb(
+        deeds,
+        "inspect",
+        _inspect,
+        "what a model is, on what evidence, what compiling it will do, and what would run where",
+        "  visionedge model inspect yolov8n.onnx\n"
+        "  visionedge model inspect yolov8n.onnx --json | jq .cuda.withoutKernel\n\n"
+        "A model that is refused is told all the same, as far as it was seen, and ends with 2.",
+    )
+    parser.add_argument("path", metavar="PATH", help="an ONNX file")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of words")
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from visionedge.ops.inspect import inspect, words
+
+    inspection = inspect(Path(arguments.path), data_folder(os.environ))
+    if arguments.json:
+        print(json.dumps(inspection.document, ensure_ascii=False))
+    else:
+        sys.stdout.write(words(inspection))
+    if inspection.refused is None:
+        return 0
+    print(f"visionedge: {inspection.refused}", file=sys.stderr)
+    return 2
+
+
+# --- compile ------------------------------------------------------------------------------------------------
+
+
+def _add_compile(deeds: Verbs) -> None:
+    parser = verb(
+        deeds,
+        "compile",
+        _compile,
+        "one graph from bytes to boxes, as ONNX that any onnxruntime runs",
+        "  visionedge model compile yolov8n.onnx -o fast.onnx\n"
+        "  visionedge detect photo.jpg --model fast.onnx         it is a model as any other\n\n"
+        "what it takes: one input, uint8 [N, H, W, 3], BGR, resized as its metadata visionedge.input says\n"
+        "what it gives: one output, float32 [N, K, 6]: left, top, right, bottom in pixels of the input,\n"
+        "               score 0-1, class; by falling score; boxes overlap where visionedge.nms is true\n"
+        "what it says:  metadata names (the labels, a JSON list) and visionedge.compiled (all the rest)",
+    )
+    parser.add_argument("path", metavar="PATH", help="an ONNX file")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the file to write")
+    parser.add_argument(
+        "--rows", type=count, default=None, metavar="K", help="the most rows for a picture (default: 500)"
+    )
+
+
+def _compile(arguments: argparse.Namespace) -> int:
+    from visionedge.ops.compile import compile_to
+
+    path, output = Path(arguments.path), Path(arguments.output)
+    print(compile_to(path, output, data_folder(os.environ), arguments.rows), file=sys.stderr)
+    return 0
+
+
+# --- eval ---------------------------------------------------------------------------------------------------
+
+
+def _add_eval(deeds: Verbs) -> None:
+    parser = verb(
+        deeds,
+        "eval",
+        _eval,
+        "average precision on pictures with boxes that people drew, as COCO computes it",
+        "  visionedge model eval yolov8n.onnx --coco instances_val2017.json --images val2017/\n"
+        "  visionedge model eval yolov8n.onnx --coco mine.json --images mine/ --json | jq .ap\n\n"
+        "It takes every detection of 0.01 and more, 100 a picture at most, through the same pipeline as\n"
+        "detect. Classes meet categories by name. It needs pycocotools: pip install 'visionedge[eval]'.",
+    )
+    parser.add_argument("path", metavar="PATH", help="an ONNX file")
+    parser.add_argument("--coco", required=True, metavar="FILE", help="the annotations, as COCO writes them")
+    parser.add_argument("--images", required=True, metavar="DIR", help="the folder with their pictures")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of words")
+    parser.add_argument("--limit", type=count, metavar="N", help="only the first N pictures")
+    parser.add_argument("--device", choices=DEVICES, help="auto = CUDA where it works, else the CPU")
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from visionedge.ops.evaluate import Request, evaluate, words
+
+    inference = {"device": arguments.device} if arguments.device else {}
+    document = config.merge(config.from_environment(os.environ), {"inference": inference})
+    report = evaluate(
+        Request(
+            model=Path(arguments.path),
+            coco=Path(arguments.coco),
+            images=Path(arguments.images),
+            inference=config.validate(document).inference,
+            data=data_folder(os.environ),
+            limit=arguments.limit,
+        )
+    )
+    sys.stdout.write(json.dumps(report) + "\n" if arguments.json else words(report))
+    return 1 if report["missing"] else 0
