@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from visionedge import __version__, logs
-from visionedge.cli import bench, detect, model, run
+from visionedge.cli import bench, detect, doctor, model, run
 from visionedge.cli.arguments import EXIT_CODES, Parser
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.uris import redact
@@ -52,6 +52,7 @@ def _parser() -> Parser:
     detect.add_parser(verbs)
     model.add_parser(verbs)
     bench.add_parser(verbs)
+    doctor.add_parser(verbs)
     return parser
 
 

@@ -1,0 +1,89 @@
+"""`visionedge doctor`: what this machine offers, what is used, the first broken link and its remedy."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from visionedge import config
+from visionedge.cli.arguments import Verbs, add_model_and_device, data_folder, verb
+from visionedge.config import Document
+from visionedge.errors import UnavailableError
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add the verb `doctor`."""
+    parser = verb(
+        verbs,
+        "doctor",
+        _doctor,
+        "what this machine offers, what is used, the first broken link to the GPU and its remedy",
+        "  visionedge doctor                                     is there a GPU, and if it is not used, why\n"
+        "  visionedge doctor --device cuda || echo 'no GPU'      exit code 3 where the GPU cannot be used\n"
+        "  visionedge doctor --config vision.yaml --json         cameras and all, for programs\n"
+        "  visionedge doctor --bundle doctor.zip                 what a colleague needs, without secrets\n"
+        '  visionedge doctor --plan --windows-build 19044.1620 --edition pro --gpu "NVIDIA A2"',
+    )
+    add_model_and_device(parser)
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON; also VISIONEDGE_CONFIG")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of words")
+    parser.add_argument(
+        "--bundle",
+        metavar="FILE",
+        help="also write a zip: this, the configuration, the running module's state",
+    )
+    parser.add_argument("--http", metavar="HOST:PORT", help="where the running module answers, for --bundle")
+    plan = parser.add_argument_group("a plan for EFLOW, made anywhere")
+    plan.add_argument("--plan", action="store_true", help="which passthrough a Windows machine supports")
+    plan.add_argument("--windows-build", metavar="N", help="as winver shows it: 19045 or 19044.1620")
+    plan.add_argument("--edition", metavar="NAME", help="pro, enterprise, iot-enterprise, server or home")
+    plan.add_argument("--gpu", metavar="NAME", help='as Windows names it, such as "NVIDIA A2"')
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    if arguments.plan:
+        return _plan(arguments)
+    from visionedge.ops.doctor.bundle import write_bundle
+    from visionedge.ops.doctor.gather import Request
+    from visionedge.ops.doctor.host import this_host
+    from visionedge.ops.doctor.report import examine
+
+    document = _document(arguments)
+    checked = config.validate(document)
+    host = this_host(os.environ)
+    report = examine(Request(checked.inference.device, checked, data_folder(os.environ)), host)
+    if arguments.json:
+        sys.stdout.write(json.dumps(report.document(), indent=1, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write(report.words())
+    if arguments.bundle:
+        written = write_bundle(Path(arguments.bundle), report, checked, host)
+        print(written, file=sys.stderr)
+    return 0 if report.fulfilled else UnavailableError.exit_code
+
+
+def _document(arguments: argparse.Namespace) -> Document:
+    """The configuration as `run` would have it: the file, the environment, the arguments."""
+    path = arguments.config or os.environ.get("VISIONEDGE_CONFIG")
+    document = config.read_file(Path(path)) if path else {}
+    document = config.merge(document, config.from_environment(os.environ))
+    over: Document = {}
+    if arguments.model:
+        over["model"] = {"path": arguments.model, "url": None, "sha256": None}
+    if arguments.device:
+        over["inference"] = {"device": arguments.device}
+    if arguments.http:
+        over["http"] = config.http_address(arguments.http, "--http")
+    return config.merge(document, over)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from visionedge.ops.doctor.plan import make_plan
+
+    plan = make_plan(arguments.windows_build, arguments.edition, arguments.gpu)
+    if arguments.json:
+        sys.stdout.write(json.dumps(plan.document(), indent=1, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write(plan.words())
+    return 0 if plan.supported else UnavailableError.exit_code

@@ -1,0 +1,241 @@
+"""The child that asks what may hang or crash: the driver, the CUDA libraries, the network, the clock.
+
+``python -I ask.py QUESTION ARGUMENTS`` prints a JSON line for each step as soon as it is known, so that what
+was learnt before a crash is not lost. Only the standard library is used.
+"""
+
+import ctypes
+import errno
+import http.client
+import json
+import os
+import socket
+import ssl
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_…
+_NAME_BYTES = 100
+_printing = threading.Lock()
+
+
+def tell(step: str, **facts: Any) -> None:
+    """One line for the parent."""
+    line = json.dumps({"step": step, **facts})
+    with _printing:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+def ask_driver(arguments: dict[str, Any]) -> None:
+    """Open the device nodes, load libcuda, start it, count devices, ask for their memory."""
+    tell("open", errors={node: _open_error(node) for node in arguments["nodes"]})
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        tell("library", error=str(error))
+        return
+    tell("library", path=_loaded("libcuda.so"))
+    version = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    tell("version", cuda=version.value)
+    _ask_management()
+    tell("starting")
+    code = driver.cuInit(0)
+    tell("init", code=code, name=_error_name(driver, code))
+    if code == 0:
+        count = ctypes.c_int()
+        driver.cuDeviceGetCount(ctypes.byref(count))
+        tell("devices", devices=[_device(driver, index) for index in range(count.value)])
+        if count.value:
+            tell("memory", **_memory(driver))
+
+
+def _open_error(node: str) -> str | None:
+    try:
+        os.close(os.open(node, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, str(error))
+    return None
+
+
+def _loaded(name: str) -> str:
+    """The file that a library was loaded from."""
+    with suppress(OSError):
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            path = line.split(maxsplit=5)[-1]
+            if name in path:
+                return os.path.realpath(path)
+    return ""
+
+
+def _error_name(driver: Any, code: int) -> str:
+    text = ctypes.c_char_p()
+    driver.cuGetErrorName(code, ctypes.byref(text))
+    return (text.value or b"").decode(errors="replace")
+
+
+def _device(driver: Any, index: int) -> dict[str, Any]:
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    total, name = ctypes.c_size_t(), ctypes.create_string_buffer(_NAME_BYTES)
+    driver.cuDeviceGet(ctypes.byref(device), index)
+    driver.cuDeviceGetName(name, _NAME_BYTES, device)
+    driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
+    driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
+    driver.cuDeviceTotalMem_v2(ctypes.byref(total), device)
+    return {
+        "name": name.value.decode(errors="replace"),
+        "capability": major.value * 10 + minor.value,
+        "totalBytes": total.value,
+    }
+
+
+def _memory(driver: Any) -> dict[str, int]:
+    """Free memory of the first device, which takes a context on it."""
+    context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+    code = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+    if code:
+        return {"code": code}
+    driver.cuCtxSetCurrent(context)
+    code = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    driver.cuDevicePrimaryCtxRelease_v2(0)
+    return {"code": code, "freeBytes": free.value, "totalBytes": total.value}
+
+
+def _ask_management() -> None:
+    """The driver's own version, by NVML; under WSL it may refuse any question."""
+    with suppress(OSError, AttributeError):
+        management = ctypes.CDLL("libnvidia-ml.so.1")
+        text = ctypes.create_string_buffer(_NAME_BYTES)
+        if management.nvmlInit_v2() == 0:
+            if management.nvmlSystemGetDriverVersion(text, _NAME_BYTES) == 0:
+                tell("management", driver=text.value.decode(errors="replace"))
+            management.nvmlShutdown()
+
+
+def ask_libraries(arguments: dict[str, Any]) -> None:
+    """Load libraries in turn, from a folder of packages where they lie there, and ask for their versions.
+
+    That is how onnxruntime finds them: what came as packages first, then whatever the loader knows.
+    """
+    folders = [Path(folder) for folder in arguments["folders"]]
+    for name in arguments["names"]:
+        found = next((folder / name for folder in folders if (folder / name).exists()), None)
+        tell(name, loading=True)
+        try:
+            library = ctypes.CDLL(str(found or name), mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            tell(name, error=str(error))
+            continue
+        tell(name, path=str(found or _loaded(name)), version=_version(name, library))
+
+
+def _version(name: str, library: Any) -> int:
+    """As the library numbers itself; 0 where it does not tell."""
+    value = ctypes.c_int()
+    with suppress(AttributeError):
+        match name.split(".so", maxsplit=1)[0]:
+            case "libcudart":
+                library.cudaRuntimeGetVersion(ctypes.byref(value))
+            case "libcufft":
+                library.cufftGetVersion(ctypes.byref(value))
+            case "libcurand":
+                library.curandGetVersion(ctypes.byref(value))
+            case "libcublas":
+                return _property(library, 0) * 10000 + _property(library, 1) * 100 + _property(library, 2)
+            case "libcublasLt":
+                library.cublasLtGetVersion.restype = ctypes.c_size_t
+                return int(library.cublasLtGetVersion())
+            case "libcudnn":
+                library.cudnnGetVersion.restype = ctypes.c_size_t
+                return int(library.cudnnGetVersion())
+    return value.value
+
+
+def _property(library: Any, which: int) -> int:
+    """Major, minor or patch level of cuBLAS."""
+    value = ctypes.c_int()
+    library.cublasGetProperty(which, ctypes.byref(value))
+    return value.value
+
+
+def ask_network(arguments: dict[str, Any]) -> None:
+    """Look names up, knock at ports and read a server's clock, all at once; the parent sets the limit."""
+    work = [
+        *(threading.Thread(target=_resolve, args=(name,), daemon=True) for name in arguments["resolve"]),
+        *(
+            threading.Thread(target=_knock, args=(key, *address), daemon=True)
+            for key, address in arguments["reach"].items()
+        ),
+        *(threading.Thread(target=_date, args=(name,), daemon=True) for name in arguments["date"]),
+    ]
+    for thread in work:
+        thread.start()
+    for thread in work:
+        thread.join()
+
+
+def _resolve(name: str) -> None:
+    try:
+        found = socket.getaddrinfo(name, None, proto=socket.IPPROTO_TCP)
+    except OSError as error:
+        tell(f"resolve:{name}", error=error.strerror or str(error))
+    else:
+        tell(f"resolve:{name}", addresses=sorted({str(item[4][0]) for item in found}))
+
+
+def _knock(key: str, host: str, port: int) -> None:
+    try:
+        socket.create_connection((host, port), timeout=10).close()
+    except OSError as error:
+        tell(f"reach:{key}", error=error.strerror or str(error))
+    else:
+        tell(f"reach:{key}", reached=True)
+
+
+def _date(name: str) -> None:
+    """The clock of a server. Unverified on purpose: with a wrong clock no certificate is valid."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        connection = http.client.HTTPSConnection(name, timeout=10, context=context)
+        connection.request("HEAD", "/")
+        date = connection.getresponse().getheader("Date")
+        connection.close()
+    except (OSError, http.client.HTTPException) as error:
+        tell("date", error=str(error))
+    else:
+        tell("date", date=date)
+
+
+class _Timex(ctypes.Structure):
+    """The head of the kernel's `struct timex`, and room for its rest."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("frequency", ctypes.c_long),
+        ("most_error_us", ctypes.c_long),
+        ("error_us", ctypes.c_long),
+        ("status", ctypes.c_int),
+        ("rest", ctypes.c_char * 256),
+    )
+
+
+def ask_clock(_arguments: dict[str, Any]) -> None:
+    """Whether the kernel believes that its clock is kept by somebody."""
+    state = _Timex()
+    unsynchronised = 0x40
+    if ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(state)) >= 0:
+        kept = not state.status & unsynchronised
+        tell("kernel", synchronised=kept, errorMs=state.most_error_us / 1000)
+
+
+QUESTIONS = {"driver": ask_driver, "libraries": ask_libraries, "network": ask_network, "clock": ask_clock}
+
+if __name__ == "__main__":
+    QUESTIONS[sys.argv[1]](json.loads(sys.argv[2]))

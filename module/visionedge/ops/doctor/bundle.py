@@ -1,0 +1,158 @@
+"""The support bundle: a zip with everything a colleague needs, and no secret.
+
+What goes in is named one by one. Every text is masked as everywhere, and on top of that whatever the
+configuration or the environment hold as a secret is searched for and taken out by its value.
+"""
+
+import json
+import re
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+from visionedge import __version__
+from visionedge.config import Config, redacted
+from visionedge.errors import VisionedgeError
+from visionedge.ops.doctor.host import Host
+from visionedge.ops.doctor.report import Report
+from visionedge.uris import redact
+
+_TIMEOUT_S = 3.0
+_MOST_BYTES = 8 * 2**20
+_PAGES = {
+    "module/status.json": "/api/v1/status",
+    "module/cameras.json": "/api/v1/cameras",
+    "module/ready.json": "/readyz",
+    "module/metrics.txt": "/metrics",
+    "module/log.txt": "/api/v1/log",
+}
+# What tells how a container was started; none of these may hold a secret.
+_SHOWN_VARIABLES = re.compile(
+    r"VISIONEDGE_(DATA|DEVICE|HTTP|LOG_LEVEL|MODEL|CONFIG)|IOTEDGE_(APIVERSION|DEVICEID|MODULEID|GATEWAYHOSTNAME|"
+    r"IOTHUBHOSTNAME|AUTHSCHEME|WORKLOADURI)|NVIDIA_\w+|CUDA_VISIBLE_DEVICES|LD_LIBRARY_PATH|ORT_\w+|"
+    r"RuntimeLogLevel|UpstreamProtocol|TZ|LANG"
+)
+_SECRET_VARIABLE = re.compile(
+    r"(?i)token|password|passwd|secret|key|credential|connectionstring|sas|signature"
+)
+_LEAST_SECRET_CHARS, _LEAST_VARIABLE_CHARS = 4, 6
+
+
+def write_bundle(path: Path, report: Report, config: Config, host: Host) -> str:
+    """Write the zip; a line that says what is in it.
+
+    Raises:
+        VisionedgeError: it cannot be written.
+    """
+    scrub = Scrub.of(config, host.environ)
+    texts = {
+        "doctor.txt": report.words(),
+        "doctor.json": _pretty(report.document()),
+        "config.json": _pretty(redacted(config)),
+        "versions.json": _pretty(
+            {"visionedge": __version__, "system": host.system, "packages": dict(host.packages)}
+        ),
+        "environment.json": _pretty(_environment(host.environ)),
+        **_module(config),
+    }
+    try:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, text in texts.items():
+                archive.writestr(name, scrub(text))
+    except OSError as error:
+        raise VisionedgeError(f"{path}: cannot be written: {error.strerror}") from None
+    return f"{path} holds {', '.join(texts)}; look through it before you send it"
+
+
+class Scrub:
+    """Takes known secrets out of texts, by their value and in every spelling that a URI gives them."""
+
+    def __init__(self, secrets: Iterator[str]) -> None:
+        spellings = {
+            spelling
+            for secret in secrets
+            for spelling in (secret, quote(secret), quote(secret, safe=""), unquote(secret))
+            if len(spelling) >= _LEAST_SECRET_CHARS
+        }
+        escaped = {json.dumps(s)[1:-1] for s in spellings} | {
+            json.dumps(s, ensure_ascii=False)[1:-1] for s in spellings
+        }
+        self._spellings = sorted(spellings | escaped, key=len, reverse=True)
+
+    @staticmethod
+    def of(config: Config, environ: Mapping[str, str]) -> "Scrub":
+        """For the secrets of a configuration and an environment."""
+        return Scrub(_secrets(config, environ))
+
+    def __call__(self, text: str) -> str:
+        text = redact(text)
+        for spelling in self._spellings:
+            text = text.replace(spelling, "***")
+        return text
+
+
+def _secrets(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
+    if config.http.token:
+        yield config.http.token
+    for uri in [*(camera.uri for camera in config.cameras.values()), config.model.url or ""]:
+        yield from _uri_secrets(uri)
+    for name, value in environ.items():
+        if not _SECRET_VARIABLE.search(name):
+            continue
+        if len(value) >= _LEAST_VARIABLE_CHARS:  # "true" or a number is none
+            yield value
+        # A connection string is a row of pairs, of which some are secret.
+        for pair in value.split(";"):
+            key, _, part = pair.partition("=")
+            if _SECRET_VARIABLE.search(key):
+                yield part
+
+
+def _uri_secrets(uri: str) -> Iterator[str]:
+    parts = urlsplit(uri)
+    user, at, _ = parts.netloc.rpartition("@")
+    if at:
+        name, _, password = user.partition(":")
+        yield from (user, name, password)
+    for key, value in parse_qsl(parts.query):
+        if redact(f"{key}={value}") != f"{key}={value}":
+            yield value
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in sorted(environ.items()) if _SHOWN_VARIABLES.fullmatch(name)}
+
+
+def _module(config: Config) -> dict[str, str]:
+    """What the running module tells of itself, if one runs at the configured address."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.http.host, config.http.host)  # noqa: S104 - read, not bound
+    base = f"http://{f'[{host}]' if ':' in host else host}:{config.http.port}"
+    headers = {"Authorization": f"Bearer {config.http.token}"} if config.http.token else {}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    texts: dict[str, str] = {}
+    for name, page in _PAGES.items():
+        request = urllib.request.Request(base + page, headers=headers)  # noqa: S310 - always http
+        try:
+            texts[name] = _body(opener, request)
+        except OSError as error:
+            reason = getattr(error, "reason", None) or error
+            return {**texts, "module/missing.txt": f"{base}{page}: {reason}\n"}
+    return texts
+
+
+def _body(opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> str:
+    try:
+        with opener.open(request, timeout=_TIMEOUT_S) as answer:
+            data = answer.read(_MOST_BYTES)
+    except urllib.error.HTTPError as error:
+        if error.code != 503:  # /readyz has its reasons in there
+            raise
+        data = error.read(_MOST_BYTES)
+    return str(data.decode(errors="replace"))
+
+
+def _pretty(document: object) -> str:
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,161 @@
+"""The whole examination: look, judge, and tell it as JSON or in words."""
+
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from visionedge import __version__
+from visionedge.frames import utc_text
+from visionedge.inference.devices import Effective, Reason, Requested
+from visionedge.ops.doctor.finding import Document, Finding, State
+from visionedge.ops.doctor.gather import Request, gather
+from visionedge.ops.doctor.host import Host
+from visionedge.ops.doctor.links import walk
+from visionedge.ops.doctor.place import Place
+from visionedge.ops.doctor.surroundings import look
+from visionedge.uris import redact
+
+SCHEMA = "visionedge/doctor/1"
+
+_WIDTH = 104
+_MARKS = {State.OK: "✓", State.INFO: "·", State.WARNING: "!", State.BROKEN: "✗", State.SKIPPED: "-"}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found. `chain` leads to the GPU, `surroundings` is everything else."""
+
+    at: str
+    system: str
+    place: Place
+    requested: Requested
+    effective: Effective
+    code: Reason
+    reason: str
+    chain: tuple[Finding, ...]
+    surroundings: tuple[Finding, ...]
+
+    @property
+    def first_broken(self) -> Finding | None:
+        """The first broken link of the chain."""
+        return next((finding for finding in self.chain if finding.state is State.BROKEN), None)
+
+    @property
+    def fulfilled(self) -> bool:
+        """Whether this machine does what is asked of it; the CPU is fine unless a GPU is demanded."""
+        return self.requested in ("auto", self.effective)
+
+    def document(self) -> Document:
+        """As JSON, secrets masked."""
+        first = self.first_broken
+        document = {
+            "schema": SCHEMA,
+            "version": __version__,
+            "at": self.at,
+            "system": self.system,
+            "fulfilled": self.fulfilled,
+            "device": {
+                "requested": self.requested,
+                "effective": self.effective,
+                "reasonCode": str(self.code),
+                "reason": self.reason,
+            },
+            "environment": {
+                "container": self.place.container,
+                "iotEdge": self.place.edge,
+                "kernel": self.place.kernel,
+                "release": self.place.release,
+                "passthrough": self.place.passthrough,
+            },
+            "firstBroken": first.name if first else None,
+            "chain": [finding.document() for finding in self.chain],
+            "surroundings": [finding.document() for finding in self.surroundings],
+        }
+        masked: Document = _masked(document)
+        return masked
+
+    def words(self) -> str:
+        """For people, secrets masked."""
+        device = f"requested {self.requested}, effective {self.effective}"
+        if self.code is not Reason.OK:
+            device += f": {self.reason} ({self.code})"
+        first = self.first_broken
+        if first is None:
+            summary = ["the chain to the GPU is whole" if self.effective != "cpu" else "no link is broken"]
+        else:
+            fine = "" if self.requested in ("cuda", "tensorrt") else "; the CPU computes instead"
+            summary = [
+                *_wrapped("", f"first broken link: {first.title}: {first.found}{fine}"),
+                *_remedies(first),
+            ]
+            later = [f for f in self.chain if f.state is State.BROKEN and f is not first]
+            if later:
+                summary += _wrapped("", f"and then: {'; '.join(f'{f.title}: {f.found}' for f in later)}")
+        lines = [
+            f"visionedge {__version__}, {self.system}",
+            f"device: {device}",
+            "",
+            "The chain to the GPU",
+            *_table(self.chain, but=first),
+            "",
+            "Beside it",
+            *_table(self.surroundings),
+            "",
+            *summary,
+        ]
+        return redact("\n".join(lines)) + "\n"
+
+
+def examine(request: Request, host: Host) -> Report:
+    """Look at a machine and judge it. Takes a second or two, at most what its children are given."""
+    facts = gather(request, host)
+    return Report(
+        at=utc_text(host.utc_now()),
+        system=host.system,
+        place=facts.place,
+        requested=request.device,
+        effective=facts.told.effective,
+        code=facts.told.verdict.code,
+        reason=facts.told.verdict.reason,
+        chain=walk(facts),
+        surroundings=look(facts),
+    )
+
+
+def _table(findings: tuple[Finding, ...], but: Finding | None = None) -> list[str]:
+    """One line a finding, and what to do below it; of `but` that is told elsewhere."""
+    width = max(len(finding.title) for finding in findings)
+    lines = []
+    for finding in findings:
+        head = f"  {_MARKS[finding.state]} {finding.title:<{width}}  "
+        lines += _wrapped(head, finding.found)
+        if finding is not but:
+            lines += [f"      {line}" for line in _remedies(finding)]
+    return lines
+
+
+def _remedies(finding: Finding) -> list[str]:
+    lines: list[str] = []
+    for remedy in finding.remedies:
+        lines += _wrapped("  → ", remedy.say)
+        lines += [f"        {line}" for line in remedy.lines]  # to be copied, so never broken
+    return lines
+
+
+def _wrapped(head: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        head + text,
+        _WIDTH,
+        subsequent_indent=" " * len(head),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _masked(value: Any) -> Any:
+    """A JSON value with every text redacted."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: _masked(item) for key, item in value.items()}
+    return [_masked(item) for item in value] if isinstance(value, list) else value

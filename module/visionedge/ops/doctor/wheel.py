@@ -1,0 +1,121 @@
+"""What is installed of onnxruntime: its CUDA, what it was compiled for, and the libraries it wants."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from visionedge.ops.doctor.elf import needed_by
+from visionedge.ops.doctor.host import Host
+
+_FOLDER = "onnxruntime/capi"
+_PROVIDER = "libonnxruntime_providers_cuda.so"
+_STATED = re.compile(r"^(\w+) = '([^']*)'", re.MULTILINE)
+_OURS = re.compile(r"onnxruntime(-gpu|-openvino|-rocm|-training|-directml|-qnn)?")
+_NVIDIAS = re.compile(r"lib(cublas|cudart|cufft|curand|cudnn|cuda|nv|cusparse)")
+_TENSORRT = ("libnvinfer.so.10", "libnvonnxparser.so.10")
+
+# What the providers of CUDA 12 and 13 load, in the order in which the loader asks.
+_LIBRARIES = {
+    12: ("libcublasLt.so.12", "libcublas.so.12", "libcurand.so.10", "libcufft.so.11", "libcudart.so.12"),
+    13: ("libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcufft.so.12", "libcudart.so.13"),
+}
+_CUDNN = "libcudnn.so.9"
+# Of the wheels on the registry: machine code for these compute capabilities, and PTX that newer ones compile.
+_FIRST_CUDA_13 = (1, 27)
+_SASS = {12: (60, 70, 75, 80, 86, 90), 13: (75, 80, 86, 89, 90, 120)}
+_PTX: dict[int, tuple[int, ...]] = {12: (90,), 13: ()}
+
+LEAST_DRIVER = {12: "525.60.13", 13: "580"}
+"""On Linux, by CUDA."""
+LEAST_WINDOWS_DRIVER = {12: "527.41", 13: "580"}
+"""On Windows, whose driver serves GPU-PV."""
+
+CUDNN_ALL = (50, 60, 61, 70, 75, 80, 86, 89, 90)
+CUDNN_FROM_TURING = (75, 80, 86, 90, 100, 120)
+_CUDNN_CHANGED = 91100
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """The installed onnxruntime; `cuda` is 0 where it was built without.
+
+    `others` own the same folder. `has_provider` tells whether the provider's file lies in it. `folders` hold
+    libraries that came as packages; they go before the system's own.
+    """
+
+    package: str
+    version: str
+    others: tuple[str, ...]
+    cuda: int
+    has_provider: bool = False
+    sass: tuple[int, ...] = ()
+    ptx: tuple[int, ...] = ()
+    needed: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As people write it: ``onnxruntime-gpu 1.26.0``."""
+        return f"{self.package} {self.version}" if self.package else "no onnxruntime"
+
+    def carries(self, capability: int) -> bool:
+        """Whether its kernels run on a device of this compute capability (75 for 7.5)."""
+        return carried(capability, self.sass) or any(capability >= least for least in self.ptx)
+
+
+def carried(capability: int, sass: tuple[int, ...]) -> bool:
+    """Machine code runs on its own major generation, from its own minor on."""
+    return any(code // 10 == capability // 10 and code <= capability for code in sass)
+
+
+def cudnn_sass(version: int) -> tuple[int, ...]:
+    """What a cuDNN 9 has kernels for, by `cudnnGetVersion`."""
+    return CUDNN_FROM_TURING if version >= _CUDNN_CHANGED else CUDNN_ALL
+
+
+def dotted(capability: int) -> str:
+    """A compute capability as NVIDIA writes it: 7.5."""
+    return f"{capability // 10}.{capability % 10}"
+
+
+def look_at_wheel(host: Host, *, tensorrt: bool = False) -> Wheel:
+    """Which onnxruntime is there; with `tensorrt` its libraries are wanted, too."""
+    installed = sorted(name for name in host.packages if _OURS.fullmatch(name))
+    # The folder itself says whose it is: with two packages in it the last one installed won.
+    stated = dict(_STATED.findall(host.text(host.site / _FOLDER / "build_and_package_info.py")))
+    package = stated.get("package_name") or (installed[-1] if installed else "")
+    if not package:
+        return Wheel("", "", (), 0)
+    version = stated.get("__version__") or host.packages[package]
+    others = tuple(name for name in installed if name != package)
+    provider = host.site / _FOLDER / _PROVIDER
+    is_there = host.exists(provider)
+    if package == "onnxruntime" or not (is_there or package == "onnxruntime-gpu"):
+        return Wheel(package, version, others, 0)
+    asked = tuple(n for n in needed_by(host.at(provider)) if _NVIDIAS.match(n))
+    cuda = _cuda(stated.get("cuda_version", ""), version, asked)
+    needed = dict.fromkeys([*asked, *_LIBRARIES[cuda], _CUDNN, *(_TENSORRT if tensorrt else ())])
+    folders = [host.site / "nvidia" / name / "lib" for name in host.names(host.site / "nvidia")]
+    return Wheel(
+        package=package,
+        version=version,
+        others=others,
+        cuda=cuda,
+        has_provider=is_there,
+        sass=_SASS[cuda],
+        ptx=_PTX[cuda],
+        needed=tuple(name for name in needed if not name.startswith("libcuda.")),
+        folders=tuple(folder for folder in folders if host.exists(folder)),
+    )
+
+
+def _cuda(stated: str, version: str, asked: tuple[str, ...]) -> int:
+    """The CUDA of the provider: as it says, else by what it asks for, else by the number of the wheel."""
+    if (major := stated.split(".", maxsplit=1)[0]) in ("12", "13"):
+        return int(major)
+    for name in asked:
+        if found := re.fullmatch(r"libcu(?:blasLt|blas|dart)\.so\.(12|13)", name):
+            return int(found[1])
+    number = re.match(r"(\d+)\.(\d+)", version)
+    newer = number is not None and (int(number[1]), int(number[2])) >= _FIRST_CUDA_13
+    return 13 if newer else 12
