@@ -44,6 +44,31 @@ def test_readiness_is_not_silent_about_the_device() -> None:
     talk(module, conversation)
 
 
+def test_the_examination_of_the_way_to_the_gpu_is_given_with_secrets_masked() -> None:
+    module = FakeModule()
+    remedy = {"say": "ask rtsp://me:secret@192.0.2.5/", "lines": []}
+    link = {"name": "passthrough", "title": "GPU", "state": "broken", "found": "none", "remedies": [remedy]}
+    module.examination["chain"] = [link]
+
+    async def conversation(client: Client) -> None:
+        async with client.get("/api/v1/doctor") as answer:
+            document = await answer.json()
+            assert answer.status == 200
+            assert document["firstBroken"] == "passthrough"
+            assert document["chain"][0]["remedies"][0]["say"] == "ask rtsp://***@192.0.2.5/"
+
+    talk(module, conversation)
+
+
+def test_the_newest_lines_of_the_log_are_text_with_secrets_masked() -> None:
+    async def conversation(client: Client) -> None:
+        async with client.get("/api/v1/log") as answer:
+            assert answer.content_type == "text/plain"
+            assert await answer.text() == "camera dock is live at rtsp://***@192.0.2.5/\n"
+
+    talk(FakeModule(), conversation)
+
+
 def test_metrics_are_prometheus_text() -> None:
     async def conversation(client: Client) -> None:
         async with client.get("/metrics") as answer:

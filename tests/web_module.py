@@ -92,6 +92,29 @@ class FakeModule:
             "degraded": False,
             "since": "2026-11-22T10:00:00.000Z",
         }
+        self.examination: Document = {
+            "schema": "visionedge/doctor/1",
+            "version": "0.1.0",
+            "at": "2026-11-22T10:00:00.000Z",
+            "system": "Linux",
+            "fulfilled": True,
+            "device": {
+                "requested": "auto",
+                "effective": "cpu",
+                "reasonCode": "library-missing",
+                "reason": "libcublasLt.so.12 is missing",
+            },
+            "environment": {
+                "container": True,
+                "iotEdge": "edge",
+                "kernel": "eflow",
+                "release": "6.6",
+                "passthrough": "none",
+            },
+            "firstBroken": "passthrough",
+            "chain": [],
+            "surroundings": [],
+        }
         self.facts: ModelFacts | None = ModelFacts("nano", "ab" * 32, SPEC, 5, 4, LABELS)
         self.last_error: str | None = None
         self.seen: list[Picture] = []
@@ -147,6 +170,13 @@ class FakeModule:
         self.seen.append(picture)
         await self._work()
         return result("upload", len(self.seen), picture=picture)
+
+    async def doctor(self) -> Document:
+        await self._work()
+        return self.examination
+
+    def log(self) -> str:
+        return "camera dock is live at rtsp://me:secret@192.0.2.5/\n"
 
     def metrics(self) -> bytes:
         return b"visionedge_ready 1.0\n"

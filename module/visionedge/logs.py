@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections import deque
 
 from visionedge.uris import redact
 
@@ -19,12 +20,34 @@ class RedactingFormatter(logging.Formatter):
         return redact(super().format(record))
 
 
+class Recent(logging.Handler):
+    """Keeps the newest lines of the log, for a colleague who looks at a module from outside."""
+
+    def __init__(self, most_lines: int = 500, most_chars: int = 2000) -> None:
+        super().__init__()
+        self._most_chars = most_chars
+        self._lines: deque[str] = deque(maxlen=most_lines)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record's text."""
+        self._lines.append(self.format(record)[: self._most_chars])
+
+    def text(self) -> str:
+        """The lines, oldest first."""
+        return "".join(f"{line}\n" for line in list(self._lines))
+
+
+def recent() -> str:
+    """The newest lines of the log, secrets masked; empty before `set_up`."""
+    return "".join(h.text() for h in logging.getLogger().handlers if isinstance(h, Recent))
+
+
 def set_up(level: str = "INFO") -> None:
-    """Send the log to stderr. Called once, by the command line."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(threadName)s: %(message)s"))
+    """Send the log to stderr, and keep its newest lines. Called once, by the command line."""
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [logging.StreamHandler(sys.stderr), Recent()]
+    for handler in root.handlers:
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(threadName)s: %(message)s"))
     root.setLevel(level.upper())
     # These tell of their own insides at INFO; their errors reach us as exceptions.
     for chatty in ("azure", "paho", "aiohttp.access", "urllib3"):

@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge import report
+from visionedge import logs, report
 from visionedge.capture.camera import Camera, CameraStatus
 from visionedge.config import CameraConfig, Config
 from visionedge.edge.delivery import Delivery
@@ -34,6 +34,10 @@ from visionedge.inference.model import Model, bundled_model_path, load_model
 from visionedge.inference.process import EngineNews, EngineProcess
 from visionedge.inference.shared import Arena, blocks_for
 from visionedge.metrics import Metrics
+from visionedge.ops.doctor.gather import Request, Running
+from visionedge.ops.doctor.host import this_host
+from visionedge.ops.doctor.report import examine
+from visionedge.ops.doctor.visit import Visits
 from visionedge.outbox import Outbox
 from visionedge.sequences import Sequences
 from visionedge.single import analyse, frame_of
@@ -107,6 +111,7 @@ class Service:
         self._sequences = Sequences(options.data / "sequences.json")
         self._remembers = True
         self._permits = _DETECT_PERMITS
+        self._visits = Visits(self._examine)
         self._exit_code = 0
 
     # --- the life of the module -----------------------------------------------------------------------------
@@ -372,6 +377,20 @@ class Service:
     def metrics(self) -> bytes:
         """Prometheus text."""
         return self._metrics.render()
+
+    async def doctor(self) -> Document:
+        """The way to the GPU, examined at most once a minute."""
+        return await self._visits.report()
+
+    async def _examine(self) -> Document:
+        running = Running(self.engine.device, self.engine.places) if self.engine else None
+        request = Request(self.config.inference.device, self.config, self.options.data, running)
+        environ = self.options.environ
+        return await self._on_thread("doctor", lambda: examine(request, this_host(environ)).document())
+
+    def log(self) -> str:
+        """The newest lines of the log."""
+        return logs.recent()
 
     def model(self) -> ModelFacts | None:
         """The loaded model, for the Open Inference Protocol."""

@@ -8,6 +8,7 @@ from aiohttp import BodyPartReader, MultipartReader, web
 from visionedge.capture.pictures import decode_picture
 from visionedge.errors import SourceError
 from visionedge.frames import Result, frame_document, utc_text
+from visionedge.uris import redact
 from visionedge.web.answers import (
     RequestError,
     integer_value,
@@ -78,6 +79,17 @@ class Api:
     async def status(self, _request: web.Request) -> web.Response:
         """``/api/v1/status``."""
         return json_answer(masked(self.view.status()))
+
+    async def doctor(self, _request: web.Request) -> web.Response:
+        """``/api/v1/doctor``."""
+        report = await self.closing.race(self.view.doctor())
+        if report is None:
+            raise Busy("the module is stopping")
+        return json_answer(masked(report))
+
+    async def log(self, _request: web.Request) -> web.Response:
+        """``/api/v1/log``."""
+        return web.Response(text=redact(self.view.log()), content_type="text/plain", charset="utf-8")
 
     async def cameras(self, _request: web.Request) -> web.Response:
         """``/api/v1/cameras``."""

@@ -42,6 +42,7 @@ def _paths() -> Document:
 def _module_paths() -> Document:
     page = {"description": "The page.", "content": {"text/html": {"schema": {"type": "string"}}}}
     text = {"description": "Metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    lines = {**text, "description": "Lines, oldest first."}
     return {
         "/": {"get": _get("page", "The page that shows every camera live.", {"200": page})},
         "/healthz": {
@@ -64,6 +65,10 @@ def _module_paths() -> Document:
             )
         },
         "/api/v1/status": {"get": _get("status", "The module in one document.", _ok("Status"))},
+        "/api/v1/doctor": {
+            "get": _get("doctor", "The way to the GPU, link by link, and the remedy.", _ok("Doctor"))
+        },
+        "/api/v1/log": {"get": _get("log", "The newest lines of the log, secrets masked.", {"200": lines})},
     }
 
 

@@ -159,6 +159,46 @@ def _condition(good: str, bad: str, more: Document | None = None) -> Document:
     return _object({"status": {"type": "string", "enum": [good, bad]}}, {**told, **(more or {})})
 
 
+_FINDING = _object(
+    {
+        "name": {"type": "string", "pattern": "^[a-z-]+$"},
+        "title": _TEXT,
+        "state": {"type": "string", "enum": ["ok", "info", "warning", "broken", "skipped"]},
+        "found": _TEXT,
+        "remedies": _list(_object({"say": _TEXT, "lines": _list(_TEXT)})),
+    }
+)
+
+_DOCTOR = _object(
+    {
+        "schema": {"const": "visionedge/doctor/1"},
+        "version": _TEXT,
+        "at": _MOMENT,
+        "system": _TEXT,
+        "fulfilled": {"type": "boolean", "description": "The machine does what is asked of it."},
+        "device": _object(
+            {
+                "requested": _DEVICE_ASKED,
+                "effective": {"type": "string", "enum": ["cuda", "tensorrt", "cpu"]},
+                "reasonCode": _TEXT,
+                "reason": _TEXT,
+            }
+        ),
+        "environment": _object(
+            {
+                "container": {"type": "boolean"},
+                "iotEdge": {"type": "string", "enum": ["no", "edge", "simulator", "half"]},
+                "kernel": {"type": "string", "enum": ["eflow", "wsl", "hyper-v", "linux"]},
+                "release": _TEXT,
+                "passthrough": {"type": "string", "enum": ["dda", "gpu-pv", "native", "intel", "none"]},
+            }
+        ),
+        "firstBroken": {**_TEXT_OR_NULL, "description": "The name of the first broken link of the chain."},
+        "chain": {**_list(_ref("Finding")), "description": "The way to the GPU, link by link."},
+        "surroundings": _list(_ref("Finding")),
+    }
+)
+
 SCHEMAS: Document = {
     "Error": _object({"error": _ERROR}),
     "ProtocolError": _object({"error": _TEXT}),
@@ -176,6 +216,8 @@ SCHEMAS: Document = {
     "Engine": _ENGINE,
     "Camera": _CAMERA,
     "Cameras": _object({"cameras": _list(_ref("Camera"))}),
+    "Doctor": _DOCTOR,
+    "Finding": _FINDING,
     "Frame": _FRAME,
     "Detection": _DETECTION,
     "Box": _BOX,

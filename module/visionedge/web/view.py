@@ -96,6 +96,14 @@ class ModuleView(Protocol):
         """
         ...
 
+    async def doctor(self) -> Document:
+        """The `Doctor` object: the way to the GPU examined, at most once a minute."""
+        ...
+
+    def log(self) -> str:
+        """The newest lines of the log, oldest first."""
+        ...
+
     def metrics(self) -> bytes:
         """All metrics in the Prometheus text format 0.0.4."""
         ...
