@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from visionedge.errors import ModelError
+from visionedge.inference.focus import fold_focus
 from visionedge.inference.model import Model
 from visionedge.inference.model_file import blamed_on, read_model
 from visionedge.inference.nodes import Nodes
@@ -66,6 +67,7 @@ def compile_graph(network: onnx.ModelProto, reading: Reading, rows: int = ROWS) 
     size = [reading.input.height_px, reading.input.width_px, 3]
     graph.input.append(helper.make_tensor_value_info(pictures, TensorProto.UINT8, [batch, *size]))
     graph.output.append(helper.make_tensor_value_info(result, TensorProto.FLOAT, [batch, None, 6]))
+    fold_focus(graph)
     return network
 
 
