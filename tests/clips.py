@@ -30,6 +30,7 @@ def make_clip(
     width_px: int = 160,
     height_px: int = 120,
     codec: str = "libx264",
+    options: dict[str, str] | None = None,
 ) -> Path:
     """Write a clip of numbered pictures (H.264 with a key picture every 10, or MJPEG); returns `path`."""
     av: Any = pytest.importorskip("av")
@@ -38,7 +39,7 @@ def make_clip(
         stream.width, stream.height = width_px, height_px
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         if codec == "libx264":
-            stream.options = {"profile": "baseline", "tune": "zerolatency", "g": "10"}
+            stream.options = options or {"profile": "baseline", "tune": "zerolatency", "g": "10"}
         for number in range(pictures):
             picture = numbered_picture(number, width_px, height_px)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))

@@ -212,7 +212,7 @@ class PyavSource:
             if first is None:
                 return None
         context = self._stream.codec_context
-        raw_s = self._time_of(packet)
+        raw_s = self._seconds(packet.pts)
 
         def look() -> VideoFrame:
             frame = first or self._decoder.alone(packet)
@@ -245,14 +245,22 @@ class PyavSource:
         return self._needs_key
 
     def _time_of(self, packet: VideoPacket) -> float:
-        at = packet.dts if packet.dts is not None else packet.pts
-        return self._clock() if at is None else float(at * packet.time_base)
+        at_s = self._seconds(packet.dts if packet.dts is not None else packet.pts)
+        return self._clock() if math.isnan(at_s) else at_s
+
+    def _seconds(self, ticks: int | None) -> float:
+        # Of the stream, not of the frame: what comes out at the end has lost its unit.
+        return (
+            math.nan
+            if ticks is None or self._stream.time_base is None
+            else float(ticks * self._stream.time_base)
+        )
 
     # --- pictures -------------------------------------------------------------------------------------------
 
     def _decoded(self, frame: VideoFrame) -> Decoded:
         self._refuse_large(frame.width, frame.height)
-        raw_s = math.nan if frame.pts is None else float(frame.time)
+        raw_s = self._seconds(frame.pts)
         if not math.isnan(raw_s):
             self._thinning.picture(raw_s)
         return self._given(lambda: frame, (frame.width, frame.height), raw_s)

@@ -1,0 +1,154 @@
+"""Whatever a camera sends, the model sees the colours that were there: measured against a slow reference."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from colour_clips import MATRICES, RANGES, frame_of, scene, turn, write_clip
+from test_fitting import slow_fit
+from visionedge.capture.decoded import Decoded, Library, Limits, Source
+from visionedge.capture.source import open_source
+from visionedge.frames import InputSpec, Picture
+from visionedge.uris import parse_camera_uri
+
+SPEC = InputSpec(96, 96)
+SLOT = np.full((96, 96, 3), 7, np.uint8)
+
+FORMATS = [
+    *("yuv420p", "yuv422p", "yuv444p", "yuv440p", "yuv411p"),
+    *("yuv420p10le", "yuv422p10le", "yuv444p12le", "yuv420p16le"),
+]
+CASES = [
+    *((pix_fmt, matrix) for pix_fmt in FORMATS for matrix in MATRICES),
+    *(("gray", "bt601"), ("gray10le", "bt601")),  # grey has no matrix; this one makes the reference
+]
+
+
+def _open(path: Path, library: Library = "pyav") -> Source:
+    return open_source(parse_camera_uri(str(path)), Limits(library=library))
+
+
+def _first(path: Path, library: Library = "pyav") -> Decoded:
+    source = _open(path, library)
+    decoded = source.read()
+    assert decoded is not None
+    decoded.fill(SPEC)
+    source.close()
+    return decoded
+
+
+def _error(picture: Picture, expected: Picture) -> float:
+    return float(np.abs(picture.astype(int) - expected.astype(int)).mean())
+
+
+def _grey(picture: Picture) -> Picture:
+    luma = np.rint(picture @ np.array([0.114, 0.587, 0.299])).astype(np.uint8)
+    return np.stack([luma] * 3, axis=2)
+
+
+@pytest.mark.parametrize("span", list(RANGES))
+@pytest.mark.parametrize(("pix_fmt", "matrix"), CASES)
+def test_every_kind_of_planes_gives_the_colours_that_were_there(
+    tmp_path: Path, pix_fmt: str, matrix: str, span: str
+) -> None:
+    """Straight to the model's size, and as a whole; the reference knows nothing of planes."""
+    picture = scene(160, 90)
+    clip = write_clip(tmp_path / "c.mkv", [frame_of(picture, pix_fmt, matrix, span)])
+    if pix_fmt.startswith("gray"):
+        picture = _grey(picture)
+    decoded = _first(clip)
+    image, placement = decoded.fill(SPEC, SLOT)
+    assert image is SLOT
+    assert placement == SPEC.place(160, 90)
+    assert _error(image, slow_fit(picture, SPEC)) < 1
+    assert _error(decoded.picture(), picture) < 1
+
+
+@pytest.mark.parametrize("pix_fmt", ["nv12", "p010le"])
+def test_planes_of_two_channels_as_a_gpu_gives_them_are_right(pix_fmt: str) -> None:
+    from visionedge.capture.planes import whole_picture
+    from visionedge.capture.pyav_decoder import planes_of
+
+    picture = scene(160, 90)
+    planes = planes_of(frame_of(picture, pix_fmt, "bt709", "limited"))
+    assert planes is not None
+    assert _error(whole_picture(planes), picture) < 1
+
+
+@pytest.mark.parametrize("pix_fmt", ["bgr0", "rgb48le", "gbrp10le"])
+def test_what_is_no_brightness_and_colour_goes_the_way_over_ffmpeg(tmp_path: Path, pix_fmt: str) -> None:
+    av: Any = pytest.importorskip("av")
+    picture = scene(160, 90)
+    frame = av.VideoFrame.from_ndarray(picture, format="bgr24").reformat(format=pix_fmt)
+    decoded = _first(write_clip(tmp_path / "c.mkv", [frame]))
+    assert _error(decoded.fill(SPEC)[0], slow_fit(picture, SPEC)) < 1
+    assert _error(decoded.picture(), picture) < 1
+
+
+@pytest.mark.parametrize("size_px", [(161, 91), (91, 161), (97, 75)])
+def test_odd_sizes_are_right(tmp_path: Path, size_px: tuple[int, int]) -> None:
+    picture = scene(*size_px)
+    clip = write_clip(tmp_path / "c.mkv", [frame_of(picture, "yuv420p", "bt601", "limited")])
+    decoded = _first(clip)
+    assert (decoded.width_px, decoded.height_px) == size_px
+    # Chroma reaches up to a pixel over an odd edge.
+    assert _error(decoded.fill(SPEC)[0], slow_fit(picture, SPEC)) < 2
+    assert _error(decoded.picture(), picture) < 2
+
+
+def test_what_says_nothing_of_its_colours_is_bt601_with_both_decoders(tmp_path: Path) -> None:
+    """As FFmpeg, OpenCV and all that is built on them have it, high definition included."""
+    frame = frame_of(scene(1280, 720), "yuv420p", "bt601", "limited")
+    frame.colorspace, frame.color_range = 2, 0
+    clip = write_clip(tmp_path / "c.mp4", [frame], "libx264", {"crf": "1"})
+    assert _error(_first(clip, "pyav").picture(), scene(1280, 720)) < 2
+    assert _error(_first(clip, "opencv").picture(), scene(1280, 720)) < 2
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize("library", ["pyav", "opencv"])
+def test_a_turned_picture_is_turned_back(tmp_path: Path, library: Library, degrees: int) -> None:
+    picture = scene(160, 90)
+    frame = frame_of(picture, "yuv420p", "bt601", "limited")
+    clip = turn(write_clip(tmp_path / "c.mp4", [frame], "libx264", {"crf": "1"}), degrees)
+    upright = np.ascontiguousarray(np.rot90(picture, -degrees // 90))
+    decoded = _first(clip, library)
+    assert _error(decoded.picture(), upright) < 2
+    assert _error(decoded.fill(SPEC)[0], slow_fit(upright, SPEC)) < 2
+    assert (decoded.width_px, decoded.height_px) == (upright.shape[1], upright.shape[0])
+
+
+def test_a_change_of_size_in_mid_stream_is_followed(tmp_path: Path) -> None:
+    """By PyAV; OpenCV stretches what comes to the size that it saw first."""
+    sizes_px = [(160, 90)] * 3 + [(96, 128)] * 3
+    whole = b""
+    for number, size_px in enumerate((sizes_px[0], sizes_px[-1])):
+        frames = [frame_of(scene(*size_px), "yuv420p", "bt601", "limited") for _ in range(3)]
+        part = write_clip(tmp_path / f"{number}.h264", frames, "libx264", {"bf": "0", "crf": "1"})
+        whole += part.read_bytes()
+    (tmp_path / "c.h264").write_bytes(whole)
+    source = _open(tmp_path / "c.h264")
+    for size_px in sizes_px:
+        decoded = source.read()
+        assert decoded is not None
+        image, placement = decoded.fill(SPEC)
+        assert placement == SPEC.place(*size_px)
+        assert (decoded.width_px, decoded.height_px) == size_px
+        assert _error(image, slow_fit(scene(*size_px), SPEC)) < 2
+    assert source.read() is None
+    source.close()
+
+
+def test_a_kept_picture_can_be_had_long_after_its_frame(tmp_path: Path) -> None:
+    """The full picture is made of the kept planes when it is asked for, and then it is still the same."""
+    levels = [30, 90, 150, 210]
+    frames = [frame_of(np.full((90, 160, 3), n, np.uint8), "yuv420p", "bt601", "full") for n in levels]
+    source = _open(write_clip(tmp_path / "c.mp4", frames, "libx264", {"crf": "1", "bf": "0"}))
+    kept = []
+    while (decoded := source.read()) is not None:
+        decoded.fill(SPEC)
+        kept.append(decoded)
+    source.close()
+    assert [round(float(decoded.picture().mean()), -1) for decoded in kept] == levels

@@ -1,0 +1,139 @@
+"""Less is decoded where less is wanted, and never too little: the decision, and what real streams give."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from clips import make_clip, number_of
+from visionedge.capture.decoded import Limits, Source
+from visionedge.capture.source import open_source
+from visionedge.capture.thinning import Level, Thinning
+from visionedge.frames import InputSpec
+from visionedge.uris import parse_camera_uri
+
+SPEC = InputSpec(32, 32)
+
+
+class Stream:
+    """Plays a stream of so many pictures per second to a `Thinning`, as a decoder would."""
+
+    def __init__(
+        self, wanted_per_s: float | None, *, fps: int = 30, key_every: int = 60, pattern: str = "Pbbb"
+    ):
+        self.thinning = Thinning(wanted_per_s)
+        self.decoded: list[float] = []
+        self._fps, self._key_every, self._pattern = fps, key_every, pattern
+        self._number = 0
+
+    def play(self, seconds: float, *, key_every: int | None = None) -> Counter[Level]:
+        """How many packets were played at which level."""
+        self._key_every = key_every or self._key_every
+        levels: Counter[Level] = Counter()
+        for _ in range(round(seconds * self._fps)):
+            at_s, key = self._number / self._fps, self._number % self._key_every == 0
+            referred = key or self._pattern[self._number % len(self._pattern)] != "b"
+            wanted = self.thinning.packet(at_s, key=key)
+            level = self.thinning.level
+            if wanted and (referred or level is Level.ALL):
+                self.decoded.append(at_s)
+                self.thinning.picture(at_s)
+            levels[level] += 1
+            self._number += 1
+        return levels
+
+
+def test_all_pictures_wanted_are_all_decoded() -> None:
+    stream = Stream(None)
+    assert stream.play(10) == {Level.ALL: 300}
+
+
+def test_pictures_that_no_other_refers_to_are_left_out_where_the_rest_is_enough() -> None:
+    stream = Stream(5)  # one in four is referred to: 7.5 per second
+    assert stream.play(20) == {Level.REFERENCES: 600}
+    assert len(stream.decoded) == 150
+
+
+def test_everything_is_decoded_where_the_rest_is_too_little() -> None:
+    stream = Stream(10)
+    levels = stream.play(20)
+    assert levels[Level.REFERENCES] < 15  # it took two pictures to see
+    assert levels[Level.ALL] > 585
+
+
+def test_a_level_that_was_too_little_is_tried_again_now_and_then_and_ever_more_seldom() -> None:
+    stream = Stream(10)
+    stream.play(30)
+    tried = [stream.play(60)[Level.REFERENCES] > 0 for _ in range(8)]
+    assert 1 <= sum(tried) <= 3
+
+
+def test_key_pictures_alone_are_decoded_where_they_come_often_enough() -> None:
+    stream = Stream(0.5)
+    stream.play(10)
+    assert stream.play(20) == {Level.KEYS: 600}
+    assert len(stream.decoded) < 100
+
+
+def test_a_stream_of_key_pictures_further_apart_goes_back_to_more() -> None:
+    """Cameras stretch the distance when nothing moves; a hole of one distance cannot be helped."""
+    stream = Stream(0.5)
+    stream.play(20)
+    assert stream.thinning.level is Level.KEYS
+    stream.play(12, key_every=180)
+    assert stream.play(60)[Level.KEYS] == 0
+
+
+def test_a_clock_of_the_stream_that_jumps_harms_nothing() -> None:
+    thinning = Thinning(0.5)
+    for at_s in (0, 2, 4, 6, 8, 9000, 9002, 9004, 9006, 9008, 100, 102, 104, 106, 108):
+        thinning.packet(at_s, key=True)
+        thinning.picture(at_s)
+    assert thinning.level is Level.KEYS
+
+
+def _open(path: Path, wanted_per_s: float | None) -> Source:
+    return open_source(parse_camera_uri(str(path)), Limits(library="pyav", pictures_per_s=wanted_per_s))
+
+
+def _numbers(source: Source) -> list[tuple[int, float, int]]:
+    found = []
+    while (decoded := source.read()) is not None:
+        assert decoded.position_s is not None
+        image, _ = decoded.fill(SPEC)
+        found.append((number_of(image[4:-4]), round(decoded.position_s, 3), decoded.covers))
+    source.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def with_b_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 pictures, 10 per second, as x264 codes by itself: three B-pictures between two others."""
+    options = {"bf": "3", "b-adapt": "0", "g": "12", "sc_threshold": "0", "crf": "10"}
+    folder = tmp_path_factory.mktemp("clips")
+    return make_clip(folder / "b.mp4", pictures=48, options=options)
+
+
+def test_a_real_stream_is_thinned_and_what_is_left_is_right(with_b_pictures: Path) -> None:
+    """Each picture at its own time and undamaged, and together they cover the stream."""
+    everything = {position_s: number for number, position_s, _ in _numbers(_open(with_b_pictures, None))}
+    assert len(everything) == 48
+    thinned = _numbers(_open(with_b_pictures, 2.0))
+    assert 10 < len(thinned) < 40
+    assert all(everything[position_s] == number for number, position_s, _ in thinned)
+    assert sum(covers for _, _, covers in thinned) == 48
+
+
+def test_a_real_stream_of_which_key_pictures_are_enough_gives_only_those(with_b_pictures: Path) -> None:
+    """Twelve pictures at ten per second are 1.2 s; four of them tell that."""
+    numbers = [number for number, _, _ in _numbers(_open(with_b_pictures, 0.5))]
+    assert numbers[-1] == 12
+    assert len(numbers) < 25
+
+
+def test_pictures_of_an_mjpeg_stream_are_decoded_when_somebody_looks(tmp_path: Path) -> None:
+    source = _open(make_clip(tmp_path / "c.avi", codec="mjpeg"), None)
+    seen = [source.read() for _ in range(6)]
+    assert seen[5] is not None
+    assert number_of(seen[5].fill(SPEC)[0][4:-4]) == 5
+    source.close()
