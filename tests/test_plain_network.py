@@ -41,8 +41,10 @@ def agree(model: Model) -> int:
     picture = noise(model.input, 1)[0]
     network = PlainNetwork(model, threads=1, device="cpu")
     rows = open_engine(model, CPU).infer([picture])[0]
+    outputs = network.run(network.tensor(picture))
+    np.testing.assert_allclose(network.rows(outputs, len(rows))[:, 4], rows[:, 4], atol=1e-4)
     least = float(np.sort(rows[:, 4])[-20])
-    boxes, scores, ids = network.candidates(network.run(network.tensor(picture)), least)
+    boxes, scores, ids = network.candidates(outputs, least)
     assert len(scores) > 5
     for box, score, class_id in zip(boxes, scores, ids, strict=True):
         same = rows[(rows[:, 5] == class_id) & (np.abs(rows[:, 4] - score) < 1e-4)]

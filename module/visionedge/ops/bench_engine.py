@@ -17,14 +17,13 @@ from visionedge.config import InferenceConfig
 from visionedge.frames import Picture
 from visionedge.inference.cache import ready
 from visionedge.inference.engine import Engine, noise, open_engine
+from visionedge.inference.graph import ROWS
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.plan import Fit, Measured, Pair, Plan, batch_sizes, usable_cores
 from visionedge.inference.planner import Wanted, fit, measure
 from visionedge.inference.trial import Sample, run_trial
 from visionedge.ops.bench_report import machine
 from visionedge.ops.plain_network import PlainNetwork, can_decode, plain_session
-
-_CONFIDENCE = 0.3
 
 Key = tuple[str, Pair]
 """What ran (``engine``, ``bare``, ``compiled``, ``original``, ``plain``), and lanes and batch."""
@@ -56,12 +55,13 @@ def bench_engine(load: EngineLoad, tell: Callable[[str], None]) -> dict[str, Any
     Raises:
         ModelError, DeviceError: the engine cannot be had.
     """
-    model, graph = ready(load_model(load.model), load.data)
+    loaded = load_model(load.model)
+    model, graph = ready(loaded, load.data)
     fixed = model.reading.input.batch
     most = max(load.batches or (load.inference.max_batch,))
     sizes = (fixed,) if fixed else tuple(sorted({*batch_sizes(most), *(load.batches or ())}))
     plan = Plan(1, sizes, "every batch size, to be measured")
-    with closing(open_engine(model, load.inference, data=load.data, plan=plan)) as engine:
+    with closing(open_engine(loaded, load.inference, data=load.data, plan=plan)) as engine:
         tell(f"{model.name}: {engine.device.describe()}")
         pictures = np.asarray(noise(model.input, engine.plan.max_batch), np.uint8)
         wanted = Wanted(engine.device.effective, engine.plan.max_batch, fixed, usable_cores())
@@ -119,7 +119,7 @@ def _plain_works(model: Model, picture: Picture, device: str) -> dict[Key, Calla
     tensor = network.tensor(picture)
 
     def plain(_: int) -> object:
-        return network.candidates(network.run(network.tensor(picture)), _CONFIDENCE)
+        return network.rows(network.run(network.tensor(picture)), ROWS)
 
     return {("original", _ONE): lambda _: network.run(tensor), ("plain", _ONE): plain}
 
@@ -318,7 +318,7 @@ def _both(figures: Mapping[str, Any], name: str) -> str:
 _WAYS = {
     "original": "in the original network",
     "compiled": "in the compiled graph",
-    "plain": "in the original network with numpy before it and decoding behind it",
+    "plain": "in the original network with numpy before it and behind it, to the same rows",
 }
 
 

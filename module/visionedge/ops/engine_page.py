@@ -168,7 +168,7 @@ def _one_picture(report: Report) -> list[Section]:
             "What compiling costs and saves",
             "One picture, one thread. The network alone takes floats and gives raw maps; the compiled graph"
             f" takes bytes and gives finished rows, in {one['compiledToOriginal']:.3f} of its time."
-            f" Doing the same in numpy takes {1 / one['compiledToPlain']:.2f} times as long.",
+            f" Getting the same rows with numpy takes {1 / one['compiledToPlain']:.2f} times as long.",
             (bars("Milliseconds for one picture", "ms", values),),
         )
     ]

@@ -54,18 +54,34 @@ class PlainNetwork:
         outputs = self._session.run(None, {self._input: tensor})
         return dict(zip(self._outputs, outputs, strict=True))
 
-    def candidates(self, outputs: Mapping[str, Floats], confidence: float) -> Candidates:
+    def candidates(self, outputs: Outputs, confidence: float) -> Candidates:
         """The outputs decoded: what is sure enough, before overlapping boxes are joined."""
-        decoder = self._model.reading.decoder
-        if isinstance(decoder, DflDecoder):
-            boxes, every = _dfl(outputs, decoder)
-        elif isinstance(decoder, DenseDecoder):
-            boxes, every = _table(outputs, decoder)
-        else:
-            raise TypeError(f"there is no plain decoder for {self._model.head}")
+        boxes, every, _ = self._decoded(outputs)
         ids, scores = every.argmax(1), every.max(1)
         keep = scores >= confidence
         return boxes[keep], scores[keep], ids[keep]
+
+    def rows(self, outputs: Outputs, limit: int) -> Floats:
+        """The outputs decoded to what the compiled graph gives: the best rows (K, 6) by falling score."""
+        boxes, every, one_class = self._decoded(outputs)
+        if one_class:
+            ids, scores = every.argmax(1), every.max(1)
+            anchors = np.argsort(-scores)[:limit]
+            return np.column_stack([boxes[anchors], scores[anchors], ids[anchors]]).astype(np.float32)
+        flat = every.ravel()
+        best = np.argpartition(flat, -limit)[-limit:] if len(flat) > limit else np.arange(len(flat))
+        best = best[np.argsort(-flat[best])]
+        anchors, ids = np.divmod(best, every.shape[1])
+        return np.column_stack([boxes[anchors], flat[best], ids]).astype(np.float32)
+
+    def _decoded(self, outputs: Outputs) -> tuple[Floats, Floats, bool]:
+        """Boxes (n, 4), the scores of all classes (n, C), and whether an anchor counts once."""
+        decoder = self._model.reading.decoder
+        if isinstance(decoder, DflDecoder):
+            return *_dfl(outputs, decoder), False
+        if isinstance(decoder, DenseDecoder):
+            return *_table(outputs, decoder), True
+        raise TypeError(f"there is no plain decoder for {self._model.head}")
 
 
 def can_decode(model: Model) -> bool:
