@@ -55,6 +55,13 @@ def test_a_paced_picture_waits_for_its_time_and_a_late_one_does_not() -> None:
     assert pace.delay_s(3.5, 11_000_000_000) == pytest.approx(0.5)
 
 
+def test_what_is_late_by_more_than_two_seconds_is_not_caught_up_with() -> None:
+    """After a halted machine goes on, the pictures go on at their own rate, and not all at once."""
+    pace = Pace(0.0, 0)
+    assert pace.delay_s(1.0, 3_600_000_000_000) == 0
+    assert pace.delay_s(1.5, 3_600_000_000_000) == pytest.approx(0.5)
+
+
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=50))
 def test_media_times_always_rise_whatever_the_file_says(raw_s: list[float]) -> None:
     timeline = Timeline(25)
@@ -102,3 +109,10 @@ def test_the_measured_rate_follows_and_falls_when_pictures_stop() -> None:
     assert rate.per_s(last_ns + 50_000_000) == pytest.approx(10)
     assert rate.per_s(last_ns + 2_000_000_000) < 8
     assert rate.per_s(last_ns + 6_000_000_000) == 0
+
+
+def test_pictures_that_were_left_out_count_in_the_rate_of_the_source() -> None:
+    rate = Rate()
+    for number in range(11):
+        rate.add(number * 200_000_000, 6)
+    assert rate.per_s(2_000_000_000) == pytest.approx(30)
