@@ -4,6 +4,7 @@ Exporters write the one into shapes all over a graph. Here it is taken out again
 batch; that this is right is never assumed: `first_run` computes several pictures at once and one by one.
 """
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -103,7 +104,8 @@ _CHANGES = {"Reshape": _reshape, "Resize": _resize}
 
 def _constant(graph: onnx.GraphProto, values: NDArray[np.generic]) -> str:
     """A new constant: the old one may serve other nodes too."""
-    name = f"visionedge.batch.{len(graph.initializer)}"
+    taken = {tensor.name for tensor in graph.initializer} | {name for n in graph.node for name in n.output}
+    name = next(name for i in itertools.count() if (name := f"open.batch.{i}") not in taken)
     graph.initializer.append(numpy_helper.from_array(values, name))
     return name
 

@@ -44,7 +44,7 @@ class Task:
     """Bytes of the graph that is run, its pictures at a time, and of one with an open batch (0: none).
 
     `outputs` are further tensors to compare, beside the rows. `declared`: the model itself says that its
-    batch is open, so it is enough that the rows are the same.
+    batch is open, so it is enough that the rows are the same. `first_s` and `comparison_s` limit the time.
     """
 
     single: int
@@ -52,8 +52,8 @@ class Task:
     opened: int
     outputs: tuple[str, ...]
     declared: bool
-    first_s: int = FIRST_PICTURE_S
-    comparison_s: int = COMPARISON_S
+    first_s: int
+    comparison_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ def first_run(
         ModelError: it crashes, does not end, gives no numbers or cannot be run.
         UnavailableError: onnxruntime cannot be used at all.
     """
-    task = Task(len(single), batch, len(opened or b""), tuple(outputs), declared)
+    limits_s = (FIRST_PICTURE_S, COMPARISON_S)
+    task = Task(len(single), batch, len(opened or b""), tuple(outputs), declared, *limits_s)
     sent = b"".join((json.dumps(asdict(task)).encode(), b"\n", single, opened or b""))
     command = [sys.executable, "-m", "visionedge.inference.first_run"]
     try:

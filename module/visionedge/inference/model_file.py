@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import math
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,7 +82,10 @@ def read_model(path: Path) -> ModelFile:
 
 def _content(path: Path) -> bytes:
     try:
-        if path.is_file() and path.stat().st_size > _LARGEST_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"{path}: cannot be read: it is no file")  # a pipe would never end, nor a device
+        if status.st_size > _LARGEST_BYTES:
             raise ModelError(f"{path}: is larger than 2 GB, which no ONNX file can be")
         return path.read_bytes()
     except FileNotFoundError:

@@ -1,0 +1,39 @@
+"""The command line called in this process: its exit code, and what it left on stdout and stderr."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from visionedge.__main__ import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def complaints(self) -> list[str]:
+        """The lines on stderr that are ours and no log lines."""
+        return [line for line in self.err.splitlines() if line.startswith("visionedge")]
+
+
+class CommandLine:
+    """Calls `visionedge` with arguments; never a traceback."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str | Path) -> Outcome:
+        """Run one verb to its end."""
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = self._capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Outcome(code, captured.out, captured.err)

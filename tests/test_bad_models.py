@@ -1,0 +1,413 @@
+"""Models from outside that are broken or hostile: one line, exit code 2, and nothing worse."""
+
+import logging
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from clips import make_picture
+from command_line import CommandLine
+from tiny_models import TinyDetector, classifier
+from visionedge.inference import first_run
+
+DETECTOR = TinyDetector()
+
+
+@pytest.fixture(autouse=True)
+def _own_log_and_state(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    monkeypatch.setenv("VISIONEDGE_DATA", str(tmp_path_factory.getbasetemp() / "state"))
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def visionedge(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(capsys)
+
+
+# --- makers: each writes a bad model to a path --------------------------------------------------------------
+
+Maker = Callable[[Path], None]
+
+
+def content(data: bytes) -> Maker:
+    return lambda path: (path.write_bytes(data), None)[1]
+
+
+def changed(change: Callable[[onnx.ModelProto], None], **kind: object) -> Maker:
+    """The tiny detector with something changed in it."""
+
+    def make(path: Path) -> None:
+        proto = TinyDetector(**kind).proto()  # type: ignore[arg-type]  # the fields of a tiny detector
+        change(proto)
+        path.write_bytes(proto.SerializeToString())
+
+    return make
+
+
+def first_node(operator: str, domain: str = "", **attributes: Any) -> Maker:
+    """One more node in front of the tiny detector, whose output nobody needs."""
+
+    def change(proto: onnx.ModelProto) -> None:
+        node = helper.make_node(operator, ["image"], ["aside"], domain=domain, **attributes)
+        proto.graph.node.insert(0, node)
+        if domain:
+            proto.opset_import.add(domain=domain, version=1)
+
+    return changed(change)
+
+
+def external(location: str) -> Maker:
+    def change(proto: onnx.ModelProto) -> None:
+        weight = proto.graph.initializer[0]
+        weight.ClearField("raw_data")
+        weight.data_location = TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value=location)
+
+    return changed(change)
+
+
+def link_out(path: Path) -> None:
+    """External data that is a link to a file elsewhere."""
+    (path.parent / "w.bin").symlink_to("/etc/passwd")
+    external("w.bin")(path)
+
+
+def promise(proto: onnx.ModelProto) -> None:
+    """Two gigabytes of weights, of which not one byte is there."""
+    weight = proto.graph.initializer[0]
+    weight.ClearField("raw_data")
+    del weight.dims[:]
+    weight.dims.extend([1 << 15, 1 << 14])
+
+
+def external_promise(path: Path) -> None:
+    """The same, in a file beside it that is short."""
+
+    def change(proto: onnx.ModelProto) -> None:
+        weight = proto.graph.initializer[0]
+        weight.ClearField("raw_data")
+        weight.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "w.bin"), ("offset", "0"), ("length", str(1 << 31))):
+            weight.external_data.add(key=key, value=value)
+
+    (path.parent / "w.bin").write_bytes(b"short")
+    changed(change)(path)
+
+
+def opset(version: int) -> Callable[[onnx.ModelProto], None]:
+    def change(proto: onnx.ModelProto) -> None:
+        proto.opset_import[0].version = version
+
+    return change
+
+
+def future_form(proto: onnx.ModelProto) -> None:
+    proto.ir_version = 99
+
+
+def shaped(*dims: int) -> Callable[[onnx.ModelProto], None]:
+    """The picture's input with other dimensions."""
+
+    def change(proto: onnx.ModelProto) -> None:
+        shape = proto.graph.input[0].type.tensor_type.shape
+        del shape.dim[:]
+        for size in dims:
+            shape.dim.add(dim_value=size)
+
+    return change
+
+
+def second_picture(proto: onnx.ModelProto) -> None:
+    proto.graph.input.append(helper.make_tensor_value_info("second", TensorProto.FLOAT, ["N", 3, 48, 64]))
+
+
+def no_outputs(proto: onnx.ModelProto) -> None:
+    del proto.graph.output[:]
+
+
+def no_inputs(proto: onnx.ModelProto) -> None:
+    del proto.graph.input[:]
+
+
+def text_input(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
+
+
+def sequence_output(proto: onnx.ModelProto) -> None:
+    kind = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    proto.graph.output[0].type.CopyFrom(helper.make_sequence_type_proto(kind))
+
+
+def optional_output(proto: onnx.ModelProto) -> None:
+    kind = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    proto.graph.output[0].type.CopyFrom(helper.make_optional_type_proto(kind))
+
+
+def circle(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].input[0] = proto.graph.node[0].output[0]
+
+
+def made_twice(proto: onnx.ModelProto) -> None:
+    proto.graph.node.append(proto.graph.node[0])
+
+
+def no_arguments(proto: onnx.ModelProto) -> None:
+    del proto.graph.node[0].input[:]
+
+
+def wrong_size(proto: onnx.ModelProto) -> None:
+    weight = proto.graph.initializer[0]
+    weight.dims[0] -= 1
+
+
+def long_names(proto: onnx.ModelProto) -> None:
+    """Names of ten thousand letters, on a model that is no detector."""
+    no_detector(proto, "x" * 10_000)
+
+
+def screen_names(proto: onnx.ModelProto) -> None:
+    """Names that would break the line and paint the terminal."""
+    no_detector(proto, "a\nvisionedge: all is well\r\x1b[2J\x07")
+
+
+def no_detector(proto: onnx.ModelProto, name: str) -> None:
+    del proto.graph.output[1:]
+    kept = proto.graph.output[0]
+    proto.graph.node.append(helper.make_node("ReduceMean", [kept.name], [name], keepdims=1))
+    kept.name = name
+    del kept.type.tensor_type.shape.dim[:]
+
+
+def nested(depth: int) -> Maker:
+    """Branches in branches."""
+
+    def change(proto: onnx.ModelProto) -> None:
+        flat = helper.make_tensor_value_info("flat", TensorProto.FLOAT, None)
+        ends = helper.make_graph([helper.make_node("Identity", ["image"], ["flat"])], "ends", [], [flat])
+        inner = helper.make_node("Identity", ["image"], ["deep.0"])
+        for level in range(1, depth + 1):
+            out = helper.make_tensor_value_info(f"deep.{level - 1}", TensorProto.FLOAT, None)
+            branch = helper.make_graph([inner], f"b{level}", [], [out])
+            inner = helper.make_node("If", ["yes"], [f"deep.{level}"], then_branch=branch, else_branch=ends)
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+        proto.graph.node.insert(0, inner)
+
+    return changed(change)
+
+
+def message_bomb(levels: int) -> bytes:
+    """A model whose graph holds a node that holds a graph, and so on, as bytes: nothing else is in it."""
+    data = b""
+    for _ in range(levels):
+        attribute = b"\x32" + varint(len(data)) + data  # AttributeProto.g
+        node = b"\x2a" + varint(len(attribute)) + attribute  # NodeProto.attribute
+        data = b"\x0a" + varint(len(node)) + node  # GraphProto.node
+    return b"\x08\x08\x3a" + varint(len(data)) + data + b"\x42\x04\x0a\x00\x10\x11"
+
+
+def varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def memory_bomb(proto: onnx.ModelProto) -> None:
+    """A few bytes that become terabytes, added to the picture as a mean of one."""
+    graph = proto.graph
+    graph.initializer.append(numpy_helper.from_array(np.array([1 << 20, 1 << 20], np.int64), "huge"))
+    graph.node.insert(0, helper.make_node("ConstantOfShape", ["huge"], ["terabytes"]))
+    graph.node.insert(1, helper.make_node("ReduceMean", ["terabytes"], ["mean"], keepdims=0))
+    graph.node.insert(2, helper.make_node("Add", ["image", "mean"], ["with mean"]))
+    for node in list(graph.node)[3:]:
+        for index, name in enumerate(node.input):
+            if name == "image":
+                node.input[index] = "with mean"
+
+
+def endless(proto: onnx.ModelProto) -> None:
+    """A loop that would end in some hundred thousand years."""
+    graph = proto.graph
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Neg", ["value"], ["next"])],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("value", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, None),
+        ],
+    )
+    graph.initializer.append(numpy_helper.from_array(np.array((1 << 62) + 1, np.int64), "turns"))
+    graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    graph.node.insert(0, helper.make_node("Loop", ["turns", "yes", "image"], ["turned"], body=body))
+    for node in list(graph.node)[1:]:
+        for index, name in enumerate(node.input):
+            if name == "image":
+                node.input[index] = "turned"
+
+
+def nothing(_: onnx.ModelProto) -> None:
+    """As it is."""
+
+
+NOISE = random.Random(0).randbytes(5000)  # noqa: S311 - noise, not a secret
+WHOLE = DETECTOR.proto().SerializeToString()
+
+BAD: dict[str, tuple[Maker, str]] = {
+    "empty": (content(b""), "is empty"),
+    "random bytes": (content(NOISE), "no ONNX file"),
+    "zeros": (content(bytes(1000)), "no ONNX file"),
+    "text": (content(b"<html>404 Not Found</html>\n"), "no ONNX file"),
+    "truncated": (content(WHOLE[: len(WHOLE) // 2]), "damaged"),
+    "truncated in the last byte": (content(WHOLE[:-1]), "damaged"),
+    "a classifier": (lambda path: (classifier(path), None)[1], "no detector"),
+    "a folder": (lambda path: path.mkdir(), "no file"),
+    "a pipe": (os.mkfifo, "no file"),
+    "external data that is missing": (external("w.bin"), "w.bin is missing"),
+    "external data above": (external("../w.bin"), "outside"),
+    "external data anywhere": (external("/etc/passwd"), "outside"),
+    "external data behind a link": (link_out, "outside"),
+    "2 GB promised in it": (changed(promise), "not all there"),
+    "2 GB promised beside it": (external_promise, "ends at 5 bytes"),
+    "an opset from the future": (changed(opset(99)), "opset 99"),
+    "an opset of long ago": (changed(opset(7)), "opset"),
+    "a form from the future": (changed(future_form), "IR version 99"),
+    "outputs that are no numbers": (changed(nothing, poison=float("nan")), "gives no numbers"),
+    "an input of three dimensions": (changed(shaped(3, 48, 64)), "Seen: "),
+    "an input of five dimensions": (changed(shaped(1, 1, 3, 48, 64)), "Seen: "),
+    "an input of no dimension": (changed(shaped()), "Seen: "),
+    "an input of no size": (changed(shaped(1, 3, 0, 0)), ""),
+    "two pictures": (changed(second_picture), "Seen: "),
+    "no output": (changed(no_outputs), ""),
+    "no input": (changed(no_inputs), "before anything gives it"),
+    "text as input": (changed(text_input), ""),
+    "a sequence as output": (changed(sequence_output), ""),
+    "an optional output": (changed(optional_output), ""),
+    "an operator of somebody else": (first_node("Exec", "evil.domain"), "'Exec' of 'evil.domain'"),
+    "an operator of an extension": (first_node("Inverse2", "ai.onnx.contrib"), "ai.onnx.contrib"),
+    "an engine for one device": (
+        first_node("EPContext", "com.microsoft", ep_cache_context="/tmp/x", embed_mode=0),  # noqa: S108 - bait
+        "'EPContext'",
+    ),
+    "an operator that there is not": (first_node("FlyToTheMoon"), "FlyToTheMoon"),
+    "a node that uses itself": (changed(circle), "before anything gives it"),
+    "a tensor made twice": (changed(made_twice), "made twice"),
+    "a node without arguments": (changed(no_arguments), ""),
+    "a weight of another size": (changed(wrong_size), ""),
+    "names of 10 000 letters": (changed(long_names), "Seen: "),
+    "names that paint the screen": (changed(screen_names), "Seen: "),
+    "branches 20 deep": (nested(20), "deeper than"),
+    "messages 200 deep": (content(message_bomb(200)), "no ONNX file"),
+    "messages 10 000 deep": (content(message_bomb(10_000)), "no ONNX file"),
+    "terabytes": (changed(memory_bomb), "cannot be run"),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_model_is_one_line_and_exit_2(visionedge: CommandLine, tmp_path: Path, name: str) -> None:
+    """Named by its path, without a traceback, a hang or the end of the process."""
+    make, expected = BAD[name]
+    path = tmp_path / "bad.onnx"
+    make(path)
+    outcome = visionedge("detect", make_picture(tmp_path / "a.png"), "--model", path)
+    assert outcome.code == 2, outcome.err
+    (line,) = outcome.complaints
+    assert str(path) in line
+    assert expected in line
+    assert len(line) < 2000
+    assert line.isprintable()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "name", ["a classifier", "outputs that are no numbers", "names that paint the screen"]
+)
+@pytest.mark.parametrize("deed", ["inspect", "compile"])
+def test_the_other_verbs_refuse_it_as_well(
+    visionedge: CommandLine, tmp_path: Path, name: str, deed: str
+) -> None:
+    """inspect teaches on stdout, but ends with the same line and code; compile writes nothing."""
+    path = tmp_path / "bad.onnx"
+    BAD[name][0](path)
+    output = ("-o", tmp_path / "out.onnx") if deed == "compile" else ()
+    outcome = visionedge("model", deed, path, *output)
+    assert outcome.code == 2
+    (line,) = outcome.complaints
+    assert BAD[name][1] in line
+    assert not (tmp_path / "out.onnx").exists()
+    assert "\x1b" not in outcome.out
+
+
+@pytest.mark.timeout(60)
+def test_a_model_that_never_ends_is_told_in_time(
+    visionedge: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first run is in a process of its own, which is ended."""
+    monkeypatch.setattr(first_run, "FIRST_PICTURE_S", 2)
+    path = tmp_path / "endless.onnx"
+    changed(endless)(path)
+    outcome = visionedge("detect", make_picture(tmp_path / "a.png"), "--model", path)
+    assert outcome.code == 2
+    (line,) = outcome.complaints
+    assert "does not finish a picture within 2 s" in line
+
+
+def test_a_file_of_more_than_2_gb_is_not_even_read(visionedge: CommandLine, tmp_path: Path) -> None:
+    path = tmp_path / "sparse.onnx"
+    with path.open("wb") as file:
+        file.truncate(3 << 30)
+    outcome = visionedge("model", "inspect", path)
+    assert outcome.code == 2
+    assert "larger than 2 GB" in outcome.complaints[0]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read(visionedge: CommandLine, tmp_path: Path) -> None:
+    path = DETECTOR.save(tmp_path / "secret.onnx")
+    path.chmod(0)
+    outcome = visionedge("model", "inspect", path)
+    assert outcome.code == 2
+    assert "cannot be read: Permission denied" in outcome.complaints[0]
+
+
+def test_a_file_below_a_file(visionedge: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    outcome = visionedge("model", "inspect", tmp_path / "file" / "m.onnx")
+    assert outcome.code == 2
+    assert "cannot be read" in outcome.complaints[0]
+
+
+@pytest.mark.timeout(110)
+def test_threescore_damaged_models_are_each_refused_or_run(visionedge: CommandLine, tmp_path: Path) -> None:
+    """Single bytes changed anywhere: whatever becomes of it, it is 0, 1 or 2, and one line if it is not 0."""
+    dice = random.Random(7)  # noqa: S311 - damage, not a secret
+    path = tmp_path / "damaged.onnx"
+    for _ in range(60):
+        damaged = bytearray(WHOLE)
+        # What is not weights: there a changed byte is only another number.
+        for _ in range(dice.randint(1, 3)):
+            damaged[dice.choice([dice.randrange(700), -dice.randrange(1, 1500)])] = dice.randrange(256)
+        path.write_bytes(damaged)
+        outcome = visionedge("model", "inspect", path)
+        assert outcome.code in (0, 2), damaged
+        assert len(outcome.complaints) == (outcome.code != 0)
