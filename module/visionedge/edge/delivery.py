@@ -139,7 +139,7 @@ class Delivery:
             self._dispatch(message)
         if self._spool is not None:
             for news in self._spool.take_news():
-                self.event("storage", news.code, news.text)
+                self.event("storage", news.code, news.text, news.details)
             self._tell_losses(self._spool, now_ns)
 
     def status(self) -> DeliveryStatus:

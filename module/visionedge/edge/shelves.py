@@ -21,11 +21,10 @@ _WORK_BYTES = 4_000_000
 
 @dataclass(slots=True)
 class Entry:
-    """A message; `key` is its row in the file, None while it has none; `tells` the losses it tells of."""
+    """A message; `key` is its row in the file, None while it has none."""
 
     message: Message
     key: int | None = None
-    tells: tuple[Loss, ...] = ()
     settled: bool = False
 
 
@@ -46,6 +45,9 @@ class Shelves:
         self._settled: list[tuple[int, int]] = []
         self._losses: list[Loss] = []
         self._told: list[Loss] = []
+        self._telling: dict[tuple[str, int], tuple[Loss, ...]] = {}
+        self._withdrawn: list[Entry] = []
+        self._spilled: dict[str, int] = {}
         self.dropped: Counter[str] = Counter()
         # Rows of the file above `loaded_to` are not in the window; `behind` = there may be such.
         self.loaded_to = 0
@@ -63,7 +65,9 @@ class Shelves:
 
     def put(self, message: Message, tells: tuple[Loss, ...] = ()) -> None:
         """Take a message; what does not fit into memory is dropped, the oldest telemetry first."""
-        self._fresh.append(Entry(message, tells=tells))
+        self._fresh.append(Entry(message))
+        if tells:
+            self._telling[message.output, message.number] = tells
         self._unwritten += message.size_bytes
         while self._unwritten > self._memory_bytes and self._drop_least():
             pass
@@ -87,6 +91,8 @@ class Shelves:
             self._settled.append((entry.key, message.size_bytes))
         if dropped is not None:
             self._lose(message.output, message.number, dropped)
+        else:
+            self._told += self._telling.pop((message.output, message.number), ())
 
     # --- the disk's side ------------------------------------------------------------------------------------
 
@@ -119,7 +125,7 @@ class Shelves:
     @property
     def has_traces(self) -> bool:
         """Whether something less urgent waits to be written: what was settled, lost or told."""
-        return bool(self._settled or self._losses or self._told)
+        return bool(self._settled or self._losses or self._told or self._spilled)
 
     @property
     def wants_more(self) -> bool:
@@ -140,16 +146,16 @@ class Shelves:
             if not entry.settled:
                 left_bytes -= entry.message.size_bytes
                 self._writing.append(entry)
-        told = [*self._told, *(loss for entry in self._writing for loss in entry.tells)]
         self._work = Work(
             append=[entry.message for entry in self._writing],
             settled=self._settled,
             losses=self._losses,
-            told=told,
+            told=self._told,
+            numbers=self._spilled,
             lived_s=lived_s,
             day=day,
         )
-        self._settled, self._losses, self._told = [], [], []
+        self._settled, self._losses, self._told, self._spilled = [], [], [], {}
         return self._work
 
     def withdraw(self, going: Iterable[tuple[Row, Reason]]) -> list[tuple[Row, Reason]]:
@@ -157,14 +163,16 @@ class Shelves:
         keep = self._handed.key if self._handed else None
         leaving = [(row, reason) for row, reason in going if row.key != keep]
         keys = {row.key for row, _ in leaving}
-        self._window = deque(entry for entry in self._window if entry.key is None or entry.key not in keys)
+        self._withdrawn = [entry for entry in self._window if entry.key in keys]
+        self._window = deque(entry for entry in self._window if entry.key not in keys)
         self._window_used = sum(entry.message.size_bytes for entry in self._window)
         return leaving
 
     def written(self, keys: Sequence[int], evicted: Iterable[tuple[Row, Reason]]) -> None:
         """The work is in the file."""
-        for _, reason in evicted:
+        for row, reason in evicted:
             self.dropped[reason] += 1
+            self._untell(row.output, row.number)
         for entry, key in zip(self._writing, keys, strict=True):
             entry.key = key
             self.committed[entry.message.output] = entry.message.number
@@ -174,16 +182,20 @@ class Shelves:
             self._unwritten -= entry.message.size_bytes
             if not self._sending(entry):
                 self._shelve(entry, key)
-        self._writing, self._work = [], Work()
+        self._writing, self._work, self._withdrawn = [], Work(), []
 
     def failed(self) -> None:
         """The work is not in the file: all of it waits again, in its order."""
         self._fresh.extendleft(reversed(self._writing))
         self._settled[:0] = self._work.settled
         self._losses[:0] = self._work.losses
-        entries = {id(loss) for entry in self._writing for loss in entry.tells}
-        self._told[:0] = [loss for loss in self._work.told if id(loss) not in entries]
-        self._writing, self._work = [], Work()
+        self._told[:0] = self._work.told
+        self._spilled = {**self._work.numbers, **self._spilled}
+        # The hub has gone on meanwhile: what had to leave the window for want of room stays out of it.
+        for entry in self._withdrawn:
+            self._settled.append((entry.key or 0, entry.message.size_bytes))
+            self._lose(entry.message.output, entry.message.number, "full")
+        self._writing, self._work, self._withdrawn = [], Work(), []
 
     def loaded(self, rows: Sequence[tuple[int, Message]]) -> None:
         """What the file had next."""
@@ -199,9 +211,9 @@ class Shelves:
         if self.behind:
             return
         for entry in self._fresh:
-            self._told += entry.tells
             if not entry.settled and not self._sending(entry):
                 self._append(entry)
+                self._spilled[entry.message.output] = entry.message.number
         self._fresh.clear()
 
     def reclaim(self) -> None:
@@ -232,6 +244,12 @@ class Shelves:
         self.loaded_to, self.behind = 0, False
         self._settled.clear()
         self._told.clear()
+        self._telling.clear()
+
+    @property
+    def telling(self) -> set[int]:
+        """The keys of the losses that messages tell of which the hub does not have yet."""
+        return {loss.key for losses in self._telling.values() for loss in losses}
 
     def take_losses(self) -> list[Loss]:
         """The losses that no file knows of, to be told by a message."""
@@ -275,8 +293,14 @@ class Shelves:
             self._window_used -= message.size_bytes
         self._lose(message.output, message.number, "full")
 
+    def _untell(self, output: str, number: int) -> None:
+        """A message is dropped: what it would have told is to be told by another."""
+        losses = self._telling.pop((output, number), ())
+        self._losses += [loss for loss in losses if not loss.key]
+
     def _lose(self, output: str, number: int, reason: Reason) -> None:
         self.dropped[reason] += 1
+        self._untell(output, number)
         last = self._losses[-1] if self._losses else None
         if last and (last.output, last.last, last.reason) == (output, number - 1, reason):
             self._losses[-1] = Loss(output, last.first, number, reason)

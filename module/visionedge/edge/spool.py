@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from visionedge.edge.messages import Message
 from visionedge.edge.shelves import Shelves
-from visionedge.edge.store import Bounds, Connect, ForeignFileError, Loss, Reason, Store, broken
+from visionedge.edge.spool_file import Place, open_store, put_aside
+from visionedge.edge.store import Bounds, Connect, Loss, Reason, Store, broken
 from visionedge.frames import utc_now
 from visionedge.threads import Crew
 from visionedge.uris import redact
@@ -46,10 +47,14 @@ Code = Literal["spool-memory", "spool-disk", "spool-lost"]
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Something that the cloud should hear of: the code of an event, and its text."""
+    """Something that the cloud should hear of: the code of an event, its text and details.
+
+    With `spool-lost`, `upTo` has the last numbers that the lost file knew.
+    """
 
     code: Code
     text: str
+    details: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +88,11 @@ class Spool:
         utc: Callable[[], datetime] = utc_now,
         connect: Connect | None = None,
     ) -> None:
-        self._path = path
-        self._owner = owner
+        self._place = Place(path, owner, bounds or Bounds(), connect)
         self._crew = crew
-        self._bounds = bounds or Bounds()
         self._tempo = tempo or Tempo()
         self._clock = clock
         self._utc = utc
-        self._connect = connect
         self._wake_client: Callable[[], None] = lambda: None
         self._store: Store | None = None
         self._lived_before_s = 0.0
@@ -107,7 +109,6 @@ class Spool:
         self._closing = False
         self._rows = (0, 0)
         self._losses: list[Loss] = []
-        self._telling: set[int] = set()
         self._news: list[News] = []
         self._news_ns: dict[str, int] = {}
         self.numbers: Mapping[str, int] = {}
@@ -130,7 +131,7 @@ class Spool:
         self._wake_client = wake
 
     def put(self, message: Message, tells: tuple[Loss, ...] = ()) -> None:
-        """Take a message; the losses that it tells are forgotten once it is on disk."""
+        """Take a message; the losses that it tells are forgotten once the hub has it."""
         with self._changed:
             self._shelves.put(message, tells)
             self._changed.notify_all()
@@ -189,13 +190,12 @@ class Spool:
             return news
 
     def take_losses(self) -> list[Loss]:
-        """The ranges that nobody was told of yet; to be handed back with the message that tells them."""
+        """The ranges that no message tells of yet; to be handed back with the one that does."""
         with self._changed:
             if self._reason is not None:
                 return self._shelves.take_losses()
-            fresh = [loss for loss in self._losses if loss.key not in self._telling]
-            self._telling |= {loss.key for loss in fresh}
-            return fresh
+            telling = self._shelves.telling
+            return [loss for loss in self._losses if loss.key not in telling]
 
     def close(self, deadline_s: float) -> bool:
         """Write what waits and close the file; False when the disk did not take it in time. Blocks."""
@@ -251,10 +251,10 @@ class Spool:
         self._ages_ns = self._clock() + _AGES_NS
         if self._reason is None or self._closing or self._clock() >= self._retry_ns:
             self._write()
+        self._refill()
         with self._changed:
             if self._reason is not None:
                 self._shelves.spill()
-        self._refill()
         return self._reason is None and self._shelves.has_fresh
 
     def _write(self) -> None:
@@ -275,13 +275,15 @@ class Spool:
         except sqlite3.Error as error:
             with self._changed:
                 self._shelves.failed()
-            self._failed(error)
+            if broken(error):
+                self._replace(store, str(error))
+            else:
+                self._turn(str(error))
             return
         with self._changed:
             self._shelves.written(keys, going)
             self._rows = (store.count, store.bytes)
             self._losses = store.losses
-            self._telling &= {loss.key for loss in store.losses}
         self._turn(None)
 
     def _refill(self) -> None:
@@ -289,72 +291,51 @@ class Spool:
             if not self._shelves.wants_more or self._store is None:
                 return
             after, room = self._shelves.loaded_to, self._shelves.room
+            store = self._store
         try:
-            rows = self._store.load(after, *room)
+            rows = store.load(after, *room)
         except sqlite3.Error as error:
             # A file that cannot even be read is worth nothing.
-            self._replace(f"it cannot be read: {error}")
+            self._replace(store, f"it cannot be read: {error}")
             return
         with self._changed:
             self._shelves.loaded(rows)
 
-    def _failed(self, error: sqlite3.Error) -> None:
-        if broken(error):
-            self._replace(str(error))
-        else:
-            self._turn(str(error))
-
     def _open(self) -> None:
         """Open the file, a new one if the old one is of no use; without any, go on in memory."""
-        for _ in range(2):
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                store = Store(self._path, self._owner, self._bounds, self._connect, self._shelves.committed)
-            except ForeignFileError as error:
-                self._set_aside(str(error))
-            except sqlite3.Error as error:
-                if not broken(error):
-                    self._turn(str(error))
-                    return
-                self._set_aside(str(error))
-            except OSError as error:
-                self._turn(error.strerror or str(error))
-                return
-            else:
-                self._use(store)
-                return
-        self._turn("the old one cannot be set aside")
-
-    def _use(self, store: Store) -> None:
-        self._store, self._lived_before_s, self._opened_ns = store, store.lived_s, self._clock()
+        opened = open_store(self._place, self._shelves.committed)
+        if opened.aside is not None:
+            self._tell_lost(opened.aside, opened.upto or {})
+        store = self._store = opened.store
+        if store is None:
+            self._turn(opened.reason)
+            return
+        self._lived_before_s, self._opened_ns = store.lived_s, self._clock()
         self.numbers, self.spent = MappingProxyType(store.numbers), MappingProxyType(store.spent)
         with self._changed:
             self._shelves.opened(store.numbers, store.first_numbers)
             self._rows, self._losses = (store.count, store.bytes), store.losses
             self._shelves.reclaim()
 
-    def _replace(self, why: str) -> None:
+    def _replace(self, store: Store, why: str) -> None:
         """Put a file that turned out to be of no use aside and begin a new one."""
-        self._set_aside(why)
+        store.close()
+        self._store = None
         with self._changed:
             self._shelves.forget()
             self._rows = (0, 0)
+        try:
+            put_aside(self._place.path)
+        except OSError as error:
+            self._turn(f"{why}; it cannot be moved: {error.strerror or error}")
+            return
+        self._tell_lost(why, self._shelves.committed)
         self._open()
 
-    def _set_aside(self, why: str) -> None:
-        if self._store is not None:
-            self._store.close()
-            self._store = None
-        aside = self._path.with_name(self._path.name + ".aside")
-        try:
-            for end in ("-wal", "-shm", ""):
-                old = self._path.with_name(self._path.name + end)
-                if old.exists():
-                    old.replace(aside.with_name(aside.name + end))
-        except OSError as error:
-            log.warning("%s cannot be moved: %s", self._path.name, error.strerror)
-        text = f"{self._path.name} is of no use ({why}): it was set aside, what waited in it is not sent"
-        self._tell("spool-lost", text)
+    def _tell_lost(self, why: str, upto: Mapping[str, int]) -> None:
+        name = self._place.path.name
+        text = f"{name} is of no use ({why}): it was set aside, what waited in it is not sent"
+        self._tell("spool-lost", text, {"upTo": dict(upto)} if upto else {})
 
     def _turn(self, reason: str | None) -> None:
         """Go on in memory for a reason, or on disk."""
@@ -364,20 +345,20 @@ class Spool:
         if before is None and reason is not None:
             self._tell(
                 "spool-memory",
-                f"{self._path} cannot be written ({reason}): messages wait in memory and are lost at a"
+                f"{self._place.path} cannot be written ({reason}): messages wait in memory and are lost at a"
                 " restart; see that VISIONEDGE_DATA is writable and has room",
             )
         elif before is not None and reason is None:
             self._tell("spool-disk", "messages wait on disk again")
 
-    def _tell(self, code: Code, text: str) -> None:
+    def _tell(self, code: Code, text: str, details: Mapping[str, Any] = MappingProxyType({})) -> None:
         log.log(logging.INFO if code == "spool-disk" else logging.WARNING, "%s", redact(text))
         with self._changed:
             now_ns = self._clock()
             # A disk that is full now and then must not become a stream of events.
             if now_ns - self._news_ns.get(code, now_ns - _REPEAT_NS) >= _REPEAT_NS:
                 self._news_ns[code] = now_ns
-                self._news.append(News(code, redact(text)))
+                self._news.append(News(code, redact(text), details))
 
     def _shut(self) -> None:
         if self._store is not None:
@@ -386,9 +367,12 @@ class Spool:
             except sqlite3.Error as error:
                 log.debug("the spool did not close well: %s", error)
         with self._changed:
-            if lost := self._shelves.unwritten:
-                self._shelves.dropped["closed"] += lost
-                log.warning("closed with %d messages that are not on disk; they are lost", lost)
+            waiting, lost = self._waiting(), self._shelves.unwritten
+        if lost:
+            self._shelves.dropped["closed"] += lost
+            log.warning("closed with %d messages that are not on disk; they are lost", lost)
+        if waiting > lost:
+            log.info("%d messages wait on disk for the next start", waiting - lost)
 
     # --- under the lock -------------------------------------------------------------------------------------
 

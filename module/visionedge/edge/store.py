@@ -7,8 +7,8 @@ power cut. Keys rise in the order of writing; numbers rise by one within an outp
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -80,13 +80,18 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one transaction shall do; `settled` has keys with their bytes, `day` is the UTC date."""
+    """What one transaction shall do.
+
+    `settled` has keys with their bytes, `numbers` the last that were sent while there was no disk, `day` is
+    the UTC date.
+    """
 
     append: Sequence[Message] = ()
     settled: Sequence[tuple[int, int]] = ()
     evicted: Sequence[tuple[Row, Reason]] = ()
     losses: Sequence[Loss] = ()
     told: Sequence[Loss] = ()
+    numbers: Mapping[str, int] = field(default_factory=dict)
     lived_s: float = 0.0
     day: str = ""
 
@@ -149,7 +154,7 @@ class Store:
     def write(self, work: Work) -> list[int]:
         """Do it all or nothing; the keys of the appended messages."""
         with self._transaction():
-            keys = self._append(work.append, work.lived_s)
+            keys = self._append(work)
             self._spend(work)
             count, size = self._without([*work.settled, *((row.key, row.bytes) for row, _ in work.evicted)])
             self._change_losses([*work.losses, *_ranges(work.evicted)], work.told)
@@ -211,9 +216,9 @@ class Store:
                 self._db.execute("ROLLBACK")
             raise
 
-    def _append(self, messages: Sequence[Message], lived_s: float) -> list[int]:
+    def _append(self, work: Work) -> list[int]:
         keys = []
-        for message in messages:
+        for message in work.append:
             cursor = self._db.execute(
                 "INSERT INTO message(output, number, bytes, born_s, frames, id, properties, body)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -221,7 +226,7 @@ class Store:
                     message.output,
                     message.number,
                     message.size_bytes,
-                    int(lived_s),
+                    int(work.lived_s),
                     message.frames,
                     message.message_id,
                     json.dumps(dict(message.properties)),
@@ -229,7 +234,7 @@ class Store:
                 ),
             )
             keys.append(int(cursor.lastrowid or 0))
-        last = {message.output: message.number for message in messages}
+        last = {**work.numbers, **{message.output: message.number for message in work.append}}
         self._db.executemany(
             "INSERT INTO number VALUES (?, ?)"
             " ON CONFLICT(output) DO UPDATE SET last = max(last, excluded.last)",
@@ -310,6 +315,16 @@ def open_database(path: Path) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def salvage_numbers(path: Path, connect: Connect | None = None) -> dict[str, int]:
+    """The last numbers in a damaged file, as far as they can still be read."""
+    try:
+        with closing((connect or open_database)(path)) as database:
+            rows = database.execute("SELECT output, last FROM number").fetchall()
+    except sqlite3.Error:
+        return {}
+    return {output: last for output, last in rows if isinstance(output, str) and isinstance(last, int)}
 
 
 def broken(error: sqlite3.Error) -> bool:

@@ -1,0 +1,162 @@
+"""The spool as a property: whatever happens in whatever order, every number arrives or is told as lost."""
+
+import sqlite3
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from visionedge.edge.messages import Message
+from visionedge.edge.spool import Spool, Tempo
+from visionedge.edge.store import Bounds, Loss, open_database
+from visionedge.threads import Crew
+
+OUTPUTS = st.sampled_from(["detections", "detections", "detections", "events"])
+SIZE = 100
+
+
+class SpoolMachine(RuleBasedStateMachine):
+    """Messages are put, sent, refused, killed; the disk fails and recovers; the rest is bookkeeping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.now_ns = 0
+        self.broken = False
+        self.run = 0
+        self.arrived: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+        self.lost: Counter[tuple[str, int]] = Counter()
+        self.refused: set[str] = set()
+        self.untold: dict[str, tuple[Loss, ...]] = {}
+        self.start()
+
+    def connect(self, path: Path) -> sqlite3.Connection:
+        self.database = open_database(path)
+        self.database.execute("PRAGMA synchronous=OFF")
+        return self.database
+
+    def start(self) -> None:
+        """A start of the module: numbers go on where the disk says."""
+        self.run += 1
+        self.spool = Spool(
+            Path(self.folder.name) / "spool.db",
+            "me",
+            Crew(lambda _name, _error: None),
+            bounds=Bounds(limit_bytes=12 * SIZE * 2),
+            tempo=Tempo(memory_bytes=20 * SIZE * 2, retry_s=10),
+            clock=lambda: self.now_ns,
+            connect=self.connect,
+        )
+        self.numbers = Counter(self.spool.numbers)
+
+    def put_one(self, output: str, tells: tuple[Loss, ...] = ()) -> None:
+        self.numbers[output] += 1
+        number = self.numbers[output]
+        identity = f"{self.run}-{output}-{number}"
+        if tells:
+            self.untold[identity] = tells
+        self.spool.put(Message(output, b"x" * SIZE, identity, {}, number), tells)
+
+    @rule(output=OUTPUTS, count=st.integers(1, 8))
+    def put(self, output: str, count: int) -> None:
+        for _ in range(count):
+            self.put_one(output)
+
+    @rule()
+    def turn(self) -> None:
+        self.spool._round()
+
+    @rule(count=st.integers(1, 6), acknowledged=st.booleans())
+    def send(self, count: int, acknowledged: bool) -> None:
+        """The hub gets messages; an acknowledgement may be lost, then the message comes again."""
+        for _ in range(count):
+            message = self.spool.first()
+            if message is None:
+                return
+            self.receive(message)
+            if acknowledged:
+                self.spool.settle(message)
+
+    def receive(self, message: Message) -> None:
+        known = (message.number, message.message_id) in self.arrived[message.output]
+        if not known and message.message_id not in self.refused:
+            self.arrived[message.output].append((message.number, message.message_id))
+        for loss in self.untold.pop(message.message_id, ()):
+            for number in range(loss.first, loss.last + 1):
+                self.lost[(loss.output, number)] += 1
+
+    @rule()
+    def refuse(self) -> None:
+        """The SDK can never send the next message."""
+        if (message := self.spool.first()) is not None and message.output == "detections":
+            self.spool.settle(message, dropped="refused")
+            # A kill may bring it again, and late; the SDK refuses it then as well.
+            self.refused.add(message.message_id)
+
+    @rule()
+    def tell(self) -> None:
+        """Losses become an event, as the delivery does it."""
+        if losses := tuple(self.spool.take_losses()):
+            self.put_one("events", losses)
+
+    @rule()
+    def fail_disk(self) -> None:
+        self.broken = True
+        self.database.execute("PRAGMA query_only=ON")
+
+    @rule()
+    def mend_disk(self) -> None:
+        self.broken = False
+        self.database.execute("PRAGMA query_only=OFF")
+        self.now_ns += 11_000_000_000
+
+    @precondition(lambda self: not self.broken and self.spool.status().mode == "disk")
+    @rule()
+    def kill(self) -> None:
+        """Without a disk a kill loses what is in memory: that is documented, and no law."""
+        self.database.close()
+        self.start()
+
+    @invariant()
+    def each_number_is_one_message(self) -> None:
+        for output, seen in self.arrived.items():
+            numbers = [number for number, _ in seen]
+            assert len(set(numbers)) == len(numbers), f"{output}: a number was given twice: {seen}"
+
+    @invariant()
+    def each_output_keeps_its_order(self) -> None:
+        for output, seen in self.arrived.items():
+            assert all(a[0] < b[0] for a, b in pairwise(seen)), f"{output}: {seen}"
+
+    def teardown(self) -> None:
+        """In the end everything arrives, or its loss does."""
+        try:
+            self.mend_disk()
+            self.until(lambda: self.spool.first() is None and not len(self.spool))
+        finally:
+            self.database.close()
+            self.folder.cleanup()
+        for output, last in self.numbers.items():
+            there = {number for number, _ in self.arrived[output]}
+            there |= {int(name.split("-")[2]) for name in self.refused if output in name}
+            gone = {number for name, number in self.lost if name == output}
+            assert there | gone >= set(range(1, last + 1)), f"{output}: {sorted(there)}, lost {sorted(gone)}"
+
+    def until(self, done: Callable[[], bool]) -> None:
+        for _ in range(300):
+            self.turn()
+            self.send(50, acknowledged=True)
+            self.tell()
+            self.now_ns += 11_000_000_000
+            if done() and not self.spool._losses and not self.spool._shelves.has_traces:
+                return
+        raise AssertionError(f"never done: {self.spool!r}")
+
+
+SpoolMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+TestSpool = SpoolMachine.TestCase
