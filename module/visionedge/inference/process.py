@@ -180,6 +180,8 @@ class EngineProcess:
                 pause_s = 0.0
             self._closing.wait(pause_s)
             pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s or 1.0)
+        if not self._first.done():  # closed before it began
+            self._first.set_exception(EngineError(self._down))
 
     def _one_life(self) -> float:
         """Start a child, and wait for its end; for how long it was ready, in s."""

@@ -68,7 +68,11 @@ class Session:
         # A captured graph belongs to the thread that captured it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="graphs") if graphs else None
         self.rows = 0
-        self._check()
+        try:
+            self._check()
+        except BaseException:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         state = "closed" if self._raw is None else "open"

@@ -1,0 +1,399 @@
+"""The engine in a process of its own: the same rows; and what happens when it dies, hangs or refuses."""
+
+import logging
+import os
+import queue
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tiny_models import TinyDetector, pictures
+from visionedge.config import InferenceConfig
+from visionedge.errors import DeviceError, ModelError
+from visionedge.frames import Picture
+from visionedge.inference.engine import open_engine
+from visionedge.inference.model import Model, load_model
+from visionedge.inference.process import EngineNews, EngineProcess
+from visionedge.inference.session import EngineError
+from visionedge.inference.shared import Arena
+from visionedge.inference.worker import Limits, child_environ
+from visionedge.threads import Crew
+
+CPU = InferenceConfig(device="cpu")
+SHM = Path("/dev/shm")  # noqa: S108 - looked at only
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    return load_model(TinyDetector().save(tmp_path / "tiny.onnx"))
+
+
+@pytest.fixture
+def arena(model: Model) -> Iterator[Arena]:
+    made = Arena(model.input, 16)
+    yield made
+    made.close()
+
+
+class Opened:
+    """An engine process and what it tells; closed when a test leaves it."""
+
+    def __init__(self, model: Model, arena: Arena, inference: InferenceConfig = CPU, **limits: float) -> None:
+        self.news: queue.SimpleQueue[EngineNews] = queue.SimpleQueue()
+        self.engine = EngineProcess(model, inference, arena, limits=Limits(**limits), on_change=self.news.put)
+
+    def __enter__(self) -> "Opened":
+        self.engine.open()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.engine.close()
+
+    @property
+    def pid(self) -> int:
+        pid = self.engine.process.pid
+        assert pid is not None
+        return pid
+
+    def told(self) -> EngineNews:
+        """The next piece of news, waited for."""
+        return self.news.get(timeout=30)
+
+
+@pytest.fixture
+def opened(model: Model, arena: Arena) -> Iterator[Opened]:
+    with Opened(model, arena) as made:
+        yield made
+
+
+def placed(arena: Arena, images: np.ndarray) -> list[Picture]:
+    """Pictures written into shared memory, as a camera does."""
+    found = []
+    for image in images:
+        picture = arena.allocate()
+        assert picture is not None
+        picture[:] = image
+        found.append(picture)
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+# --- the same engine ----------------------------------------------------------------------------------------
+
+
+def test_rows_are_those_of_this_process_bit_for_bit(opened: Opened, model: Model, arena: Arena) -> None:
+    """From shared memory, from anywhere else, mixed, one array, none; and with a least score."""
+    here, images = open_engine(model, CPU), pictures(5)
+    expected = here.infer(images)
+    shared = placed(arena, images)
+    ways = (shared, list(images), [shared[0], images[1], shared[2], images[3], shared[4]], images)
+    for way in ways:
+        np.testing.assert_array_equal(opened.engine.infer(way), expected)
+    assert opened.engine.infer([]).shape == (0, here.rows, 6)
+    score = float(expected[2, 3, 4])
+    few = opened.engine.infer(shared, score)
+    np.testing.assert_array_equal(few, here.infer(images, score))
+    assert 0 < few.shape[1] < here.rows
+    assert opened.engine.infer(shared, 2.0).shape == (5, 0, 6)
+
+
+def test_no_row_at_the_least_score_is_left_out(opened: Opened, arena: Arena) -> None:
+    shared = placed(arena, pictures(4))
+    whole = opened.engine.infer(shared)
+    for score in (0.0, 0.2, 0.5, 0.9):
+        few = opened.engine.infer(shared, score)
+        np.testing.assert_array_equal(few[few[..., 4] >= score], whole[whole[..., 4] >= score])
+
+
+def test_it_tells_what_an_engine_tells(opened: Opened, model: Model) -> None:
+    here, engine = open_engine(model, CPU), opened.engine
+    assert (engine.rows, engine.plan, engine.places) == (here.rows, here.plan, here.places)
+    assert engine.device.describe() == here.device.describe()
+    assert engine.unplanned_shapes == 0
+    assert (engine.process.restarts, engine.process.down) == (0, None)
+    assert here.process is None
+    assert "tiny ready" in repr(engine)
+
+
+def test_many_lanes_at_once_get_each_their_own(opened: Opened, model: Model, arena: Arena) -> None:
+    """More threads than there are lines."""
+    images = pictures(8)
+    expected, shared = open_engine(model, CPU).infer(images), placed(arena, images)
+    wrong: list[int] = []
+
+    def lane(index: int) -> None:
+        found = [opened.engine.infer([shared[index]])[0] for _ in range(30)]
+        wrong.extend(index for rows in found if not np.array_equal(rows, expected[index]))
+
+    threads = [threading.Thread(target=lane, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_pictures_of_another_shape_never_reach_the_child(opened: Opened) -> None:
+    with pytest.raises(EngineError, match="takes uint8 pictures of 64 x 48"):
+        opened.engine.infer(pictures(1, 32, 32))
+    assert opened.engine.infer(pictures(1)).shape[0] == 1
+
+
+def test_its_log_comes_out_of_ours(model: Model, arena: Arena, caplog: pytest.LogCaptureFixture) -> None:
+    """With its level, and once."""
+    caplog.set_level(logging.INFO)
+    with Opened(model, arena):
+        pass
+    lines = [r for r in caplog.records if r.getMessage().startswith("engine: tiny; requested cpu")]
+    assert [record.levelno for record in lines] == [logging.INFO]
+
+
+def test_it_gets_what_it_needs_of_the_environment_and_no_secret() -> None:
+    ours = {
+        "PATH": "/bin",
+        "LD_LIBRARY_PATH": "/lib",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "PYTHONPATH": "/more",
+        "VISIONEDGE_HTTP_TOKEN": "hunter2",
+        "IOTEDGE_WORKLOADURI": "unix:///x",
+        "EdgeHubConnectionString": "SharedAccessKey=hunter2",
+    }
+    theirs = child_environ(ours)
+    assert "hunter2" not in "".join(theirs.values())
+    assert {"PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "ORT_DISABLE_TELEMETRY"} == set(
+        theirs
+    )
+    assert theirs["PYTHONPATH"].endswith(":/more")
+
+
+def test_it_has_no_socket_of_ours_but_its_own(opened: Opened) -> None:
+    """A listening socket in a child would hold the port when the module is gone."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        os.kill(opened.pid, signal.SIGKILL)  # the next child is started while it listens
+        assert [opened.told().code, opened.told().code] == ["engine-lost", "engine-back"]
+        ours = Path(f"/proc/self/fd/{listening.fileno()}").readlink()
+        theirs = [entry.readlink() for entry in Path(f"/proc/{opened.pid}/fd").iterdir()]
+    assert any(str(link).startswith("socket:") for link in theirs)
+    assert ours not in theirs
+
+
+# --- how it can go wrong ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_child_that_dies_is_replaced_at_once(
+    opened: Opened, arena: Arena, number: signal.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Said once, with the reason; the next one gives the same rows from the same memory."""
+    shared = placed(arena, pictures(2))
+    before, first = opened.engine.infer(shared), opened.pid
+    os.kill(first, number)
+    lost, back = opened.told(), opened.told()
+    assert (lost.code, back.code) == ("engine-lost", "engine-back")
+    assert f"process {first} died of signal {int(number)} ({number.name})" in lost.message
+    assert opened.pid != first
+    assert not alive(first)
+    assert opened.engine.process.restarts == 1
+    np.testing.assert_array_equal(opened.engine.infer(shared), before)
+    errors = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert [f"process {first} died" in r.getMessage() for r in errors] == [True]
+
+
+def test_batches_in_progress_fail_and_those_after_wait_for_the_next_child(model: Model, arena: Arena) -> None:
+    shared = placed(arena, pictures(1))
+    with Opened(model, arena, absent_s=30.0) as opened:
+        failed, stop = [0], threading.Event()
+
+        def lane() -> None:
+            while not stop.is_set():
+                try:
+                    opened.engine.infer(shared)
+                except EngineError:
+                    failed[0] += 1
+
+        lanes = [threading.Thread(target=lane) for _ in range(3)]
+        for thread in lanes:
+            thread.start()
+        os.kill(opened.pid, signal.SIGKILL)
+        assert opened.told().code == "engine-lost"
+        assert opened.told().code == "engine-back"
+        stop.set()
+        for thread in lanes:
+            thread.join()
+        assert 1 <= failed[0] <= 50, "nobody spins while there is no engine"
+        assert opened.engine.infer(shared).shape[0] == 1
+
+
+def test_a_child_that_hangs_is_killed_and_replaced(model: Model, arena: Arena) -> None:
+    """Stopped in the middle, it answers no more: that is found out by the time a batch takes."""
+    with Opened(model, arena, run_s=0.5) as opened:
+        first = opened.pid
+        os.kill(first, signal.SIGSTOP)
+        with pytest.raises(EngineError, match=f"process {first} was lost"):
+            opened.engine.infer(pictures(1))
+        assert "gave no answer within 0.5 s" in opened.told().message
+        assert opened.told().code == "engine-back"
+        assert not alive(first)
+        assert opened.engine.infer(pictures(1)).shape[0] == 1
+
+
+def test_without_a_child_a_batch_fails_after_a_moment_and_says_why(
+    model: Model, arena: Arena, tmp_path: Path
+) -> None:
+    """The model's file is gone, so no child can open it again; when it is back, so is the engine."""
+    path = tmp_path / "tiny.onnx"
+    with Opened(model, arena, absent_s=0.1) as opened:
+        content = path.read_bytes()
+        path.unlink()
+        os.kill(opened.pid, signal.SIGKILL)
+        assert opened.told().code == "engine-lost"
+        with pytest.raises(EngineError, match=r"restarting: its process died of signal 9"):
+            opened.engine.infer(pictures(1))
+        down = opened.engine.process.down
+        assert down is not None
+        assert "restarting" in down
+        path.write_bytes(content)
+        assert opened.told().code == "engine-back"
+        assert opened.engine.process.down is None
+
+
+def test_close_ends_child_threads_and_what_waits(model: Model, arena: Arena) -> None:
+    """A closed engine says so."""
+    with Opened(model, arena) as opened:
+        pid = opened.pid
+    assert not alive(pid)
+    with pytest.raises(EngineError, match="closed"):
+        opened.engine.infer(pictures(1))
+    assert opened.news.empty(), "an end that was asked for is no news"
+
+
+class Interrupting(Crew):
+    """Does something to the child as soon as it is there."""
+
+    def __init__(self, act: Callable[[int], None]) -> None:
+        super().__init__(lambda _name, _error: None)
+        self._act = act
+
+    def start(self, name: str, target: Callable[[], None], *, vital: bool = False) -> threading.Thread:
+        if name.startswith("engine-log:"):
+            self._act(int(name.partition(":")[2]))
+        return super().start(name, target, vital=vital)
+
+
+def test_close_while_it_opens_ends_at_once(model: Model, arena: Arena) -> None:
+    """As when somebody presses Ctrl-C during a long warm-up."""
+    seen: list[int] = []
+
+    def stop(pid: int) -> None:
+        seen.append(pid)
+        os.kill(pid, signal.SIGSTOP)  # it will not be ready by chance
+        closing.start()
+
+    engine = EngineProcess(model, CPU, arena, crew=Interrupting(stop))
+    closing = threading.Thread(target=engine.close)
+    with pytest.raises(EngineError):
+        engine.open()
+    closing.join()
+    assert not alive(seen[0])
+
+
+def test_close_before_it_opens_leaves_nothing_to_open(model: Model, arena: Arena) -> None:
+    engine = EngineProcess(model, CPU, arena)
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.open()
+
+
+# --- what it refuses to open --------------------------------------------------------------------------------
+
+
+def test_a_model_that_cannot_be_opened_is_the_same_error_as_here(tmp_path: Path) -> None:
+    model = load_model(TinyDetector(poison=float("nan")).save(tmp_path / "nan.onnx"))
+    arena = Arena(model.input, 1)
+    with pytest.raises(ModelError, match=r"nan\.onnx: .*no numbers") as caught:
+        EngineProcess(model, CPU, arena).open()
+    assert caught.value.exit_code == 2
+    arena.close()
+
+
+def test_a_device_that_was_demanded_is_the_same_error_as_here(model: Model, arena: Arena) -> None:
+    """Exit 3, with its reason code."""
+    config = InferenceConfig(device="cuda", fallback=False)
+    with pytest.raises(DeviceError) as caught:
+        EngineProcess(model, config, arena).open()
+    assert caught.value.exit_code == 3
+    assert caught.value.code in str(caught.value)
+
+
+def test_a_child_that_dies_over_a_model_blames_the_model(model: Model, arena: Arena) -> None:
+    """When nothing was ever opened, there is nothing to try again."""
+    crew = Interrupting(lambda pid: os.kill(pid, signal.SIGSEGV))
+    with pytest.raises(ModelError, match=r"tiny\.onnx: the engine's process died of signal 11 \(SIGSEGV\)"):
+        EngineProcess(model, CPU, arena, crew=crew).open()
+
+
+# --- nothing stays behind -----------------------------------------------------------------------------------
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from visionedge.config import InferenceConfig
+from visionedge.inference.model import load_model
+from visionedge.inference.process import EngineProcess
+from visionedge.inference.shared import Arena
+model = load_model(Path(sys.argv[1]))
+engine = EngineProcess(model, InferenceConfig(device="cpu"), Arena(model.input, 4))
+engine.open()
+print(engine.process.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_when_the_module_is_killed_its_child_is_gone_too(model: Model, stopped: bool) -> None:
+    """Even a child that hangs."""
+    environ = child_environ(os.environ)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(model.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environ,
+        text=True,
+    )
+    with parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        handle = os.pidfd_open(child)
+        if stopped:
+            os.kill(child, signal.SIGSTOP)
+        parent.kill()
+        parent.wait()
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    assert poll.poll(5000), "a pidfd is readable once its process has ended"
+    os.close(handle)
+
+
+def test_shared_memory_has_no_name_that_could_stay(opened: Opened, arena: Arena) -> None:
+    before = set(SHM.iterdir())
+    placed(arena, pictures(3))
+    assert set(SHM.iterdir()) == before
+    maps = Path(f"/proc/{opened.pid}/maps").read_text()
+    assert re.search(r"r--s .*/memfd:visionedge-pictures", maps), "mapped by the child, read only"

@@ -1,0 +1,244 @@
+"""A session: bound buffers on every device, and what is done when a device takes less than we would like."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from tiny_models import TinyDetector, pictures
+from visionedge.inference import providers
+from visionedge.inference.devices import PROVIDERS
+from visionedge.inference.graph import compile_model
+from visionedge.inference.model import load_model
+from visionedge.inference.providers import CUDA, CUDA_GRAPHS, KNOWN_OPTIONS, choices, tensorrt
+from visionedge.inference.session import EngineError, NodePlaces, Session, open_session
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> bytes:
+    return compile_model(load_model(TinyDetector().save(tmp_path / "tiny.onnx")))
+
+
+def raw_session(graph: bytes) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+
+
+def test_bound_runs_give_what_a_plain_run_gives_bit_for_bit(graph: bytes) -> None:
+    session, images = open_session(graph, "cpu", max_batch=4), pictures(4)
+    (plain,) = raw_session(graph).run(None, {"visionedge.pictures": images})
+    for size in (4, 1, 2, 4):
+        np.testing.assert_array_equal(session.run(images[:size], size), plain[:size])
+
+
+def test_rows_are_not_overwritten_by_the_next_run(graph: bytes) -> None:
+    """On the CPU a bound output is the caller's own memory, unless it is copied."""
+    session, images = open_session(graph, "cpu", max_batch=1), pictures(2)
+    first = session.run(images[:1], 1)
+    kept = first.copy()
+    second = session.run(images[1:], 1)
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_padding_changes_nothing(graph: bytes) -> None:
+    """Whatever an earlier batch left in the buffer."""
+    session, images = open_session(graph, "cpu", max_batch=4), pictures(4)
+    alone = session.run(images[:1], 1)
+    session.run(images, 4)
+    np.testing.assert_array_equal(session.run(images[:1], 4), alone)
+
+
+def test_threads_have_buffers_of_their_own(graph: bytes) -> None:
+    session, images = open_session(graph, "cpu", max_batch=1), pictures(6)
+    expected = [session.run(images[i : i + 1], 1) for i in range(6)]
+    wrong: list[int] = []
+
+    def lane(index: int) -> None:
+        found = [session.run(images[index : index + 1], 1) for _ in range(30)]
+        wrong.extend(index for rows in found if not np.array_equal(rows, expected[index]))
+
+    threads = [threading.Thread(target=lane, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_pictures_that_are_views_are_taken_as_they_look(graph: bytes) -> None:
+    session, images = open_session(graph, "cpu", max_batch=2), pictures(2)
+    flipped = [picture[::-1, ::-1] for picture in images]
+    assert not flipped[0].flags.c_contiguous
+    expected = session.run(np.ascontiguousarray(images[:, ::-1, ::-1]), 2)
+    np.testing.assert_array_equal(session.run(flipped, 2), expected)
+
+
+def test_a_closed_session_says_so(graph: bytes) -> None:
+    session = open_session(graph, "cpu", max_batch=1)
+    session.close()
+    assert "closed" in repr(session)
+    with pytest.raises(EngineError, match="closed"):
+        session.run(pictures(1), 1)
+
+
+@pytest.mark.parametrize("shape", [("N", 9, 5), ("N", 9), (2, 9, 6)])
+def test_an_output_of_another_shape_is_refused_at_once(shape: tuple[Any, ...]) -> None:
+    """Before any picture of a camera comes near it."""
+    with pytest.raises(EngineError, match="for a batch of 1"):
+        open_session(answering(shape), "cpu", max_batch=1)
+
+
+def answering(shape: tuple[Any, ...]) -> bytes:
+    """A graph that takes pictures and gives zeros of a shape."""
+    sizes = [1 if size == "N" else size for size in shape]
+    nodes = [
+        helper.make_node("ConstantOfShape", ["sizes"], ["rows"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "answering",
+        [helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["N", 48, 64, 3])],
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, sizes)],
+        [helper.make_tensor("sizes", TensorProto.INT64, [len(sizes)], sizes)],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(made.SerializeToString())
+
+
+# --- where nodes lie ----------------------------------------------------------------------------------------
+
+
+class Dealt:
+    """A session as onnxruntime describes one: its nodes, dealt out to providers."""
+
+    def __init__(self, raw: Any, **parts: list[tuple[str, str]]) -> None:
+        self._raw = raw
+        self._parts = [Part(PROVIDERS[device], nodes) for device, nodes in parts.items()]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def get_provider_graph_assignment_info(self) -> list["Part"]:
+        return self._parts
+
+
+class Part:
+    def __init__(self, provider: str, nodes: list[tuple[str, str]]) -> None:
+        self.ep_name = provider
+        self._nodes = [Node(*node) for node in nodes]
+
+    def get_nodes(self) -> list["Node"]:
+        return self._nodes
+
+
+class Node:
+    def __init__(self, op_type: str, name: str) -> None:
+        self.op_type, self.name = op_type, name
+
+
+def test_on_the_cpu_every_node_is_in_its_place(graph: bytes) -> None:
+    places = open_session(graph, "cpu", max_batch=1).places
+    assert places.on_cpu == ()
+    assert places.on_device > 10, "onnxruntime recorded them"
+
+
+def test_nodes_that_fell_to_the_cpu_are_counted_and_named(graph: bytes) -> None:
+    from visionedge.inference.session import _places
+
+    dealt = Dealt(
+        raw_session(graph),
+        cuda=[("Conv", "backbone/0"), ("TopK", "visionedge.TopK.30")],
+        cpu=[("NonMaxSuppression", "nms"), ("Shape", "")],
+    )
+    assert _places(dealt, "cuda") == NodePlaces(2, ("NonMaxSuppression nms", "Shape"))
+    assert _places(dealt, "cpu").on_cpu == ()
+
+
+# --- options ------------------------------------------------------------------------------------------------
+
+
+def test_a_choice_that_a_session_refuses_is_dropped_with_its_words(
+    graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CUDA graphs are for a model with nodes on the CPU: the next choice is taken, and the reason kept."""
+    refused = providers.Choice("odd options", {"cpu": {"no_such_option": "1"}})
+    plain = providers.Choice("CPU")
+    monkeypatch.setattr("visionedge.inference.session.choices", lambda *_a, **_k: (refused, plain))
+    session = open_session(graph, "cpu", max_batch=1)
+    assert session.notes == ("odd options refused: CPUExecutionProvider has no option no_such_option",)
+    assert session.run(pictures(1), 1).shape[0] == 1
+
+
+def test_when_the_last_choice_is_refused_too_that_is_the_error(
+    graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = providers.Choice("odd options", {"cpu": {"no_such_option": "1"}})
+    monkeypatch.setattr("visionedge.inference.session.choices", lambda *_a, **_k: (refused,))
+    with pytest.raises(ValueError, match="no_such_option"):
+        open_session(graph, "cpu", max_batch=1)
+
+
+def test_captured_runs_all_happen_on_one_thread(graph: bytes) -> None:
+    """A CUDA graph belongs to the thread that captured it; lanes come and go."""
+    seen: set[str] = set()
+
+    class Watched(Dealt):
+        def run_with_iobinding(self, binding: Any, options: Any) -> None:
+            seen.add(threading.current_thread().name)
+            self._raw.run_with_iobinding(binding, options)
+
+    session = Session(Watched(raw_session(graph)), "cpu", graphs=True)
+    images = pictures(3)
+    lanes = [threading.Thread(target=session.run, args=(images[i : i + 1], 1)) for i in range(3)]
+    for lane in lanes:
+        lane.start()
+    for lane in lanes:
+        lane.join()
+    session.close()
+    assert len(seen) == 1
+    assert threading.current_thread().name not in seen
+
+
+def test_a_replay_that_gives_other_rows_is_refused(graph: bytes) -> None:
+    """Then the session is opened again without it."""
+
+    class Wrong(Dealt):
+        def run_with_iobinding(self, binding: Any, options: Any) -> None:
+            """Leaves the output as it was."""
+
+    with pytest.raises(EngineError, match="other rows"):
+        Session(Wrong(raw_session(graph)), "cpu")
+
+
+def test_cuda_is_tried_with_graphs_first_and_plain_last() -> None:
+    tried = choices("cuda", b"", max_batch=8, data=None)
+    assert [(choice.graphs, choice.options["cuda"]) for choice in tried] == [
+        (True, CUDA_GRAPHS),
+        (False, CUDA),
+    ]
+    assert CUDA["arena_extend_strategy"] == "kSameAsRequested"
+    assert "enable_cuda_graph" not in CUDA
+
+
+def test_tensorrt_gets_one_profile_for_all_batches_and_keeps_what_it_built(
+    graph: bytes, tmp_path: Path
+) -> None:
+    options = tensorrt(graph, 8, tmp_path / "data")
+    assert options["trt_profile_min_shapes"] == "visionedge.pictures:1x48x64x3"
+    assert options["trt_profile_max_shapes"] == "visionedge.pictures:8x48x64x3"
+    assert Path(options["trt_engine_cache_path"]).is_dir()
+    assert options["trt_timing_cache_enable"] == "1"
+    assert set(options) <= KNOWN_OPTIONS[PROVIDERS["tensorrt"]]
+    assert all(isinstance(value, str) for value in options.values())
+
+
+def test_tensorrt_needs_no_profile_where_the_batch_is_fixed(tmp_path: Path) -> None:
+    fixed = compile_model(load_model(TinyDetector(batch=2).save(tmp_path / "pair.onnx")))
+    assert onnx.ModelProto.FromString(fixed).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+    assert tensorrt(fixed, 8, None) == {"device_id": "0"}
