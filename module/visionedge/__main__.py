@@ -6,18 +6,20 @@ Results go to stdout, everything else to stderr. Errors for people are one line 
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from visionedge import __version__, logs
 from visionedge.cli import bench, detect, doctor, model, run
 from visionedge.cli.arguments import EXIT_CODES, Parser
 from visionedge.errors import ConfigError, VisionedgeError
-from visionedge.uris import redact
+from visionedge.uris import keep_secret, redact, secrets_in
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; the exit code."""
-    parsed = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    keep_secret([*secrets_in(list(given)), *secrets_in(_carriers(os.environ))])
+    parsed = _parser().parse_args(given)
     logs.set_up(parsed.log_level)
     try:
         code: int = parsed.run(parsed)
@@ -32,6 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code
+
+
+def _carriers(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that may hold secrets of ours."""
+    ours = ("VISIONEDGE_", "IOTEDGE_", "EdgeHub")
+    return {name: value for name, value in environ.items() if name.startswith(ours)}
 
 
 def _fail(code: int, lines: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.alias_generators import to_camel
 
 from visionedge.errors import ConfigError
-from visionedge.uris import parse_camera_uri, redact
+from visionedge.uris import keep_secret, parse_camera_uri, redact, secrets_in
 
 Document = dict[str, Any]
 
@@ -50,6 +50,18 @@ class _Section(BaseModel):
     )
 
 
+class GateConfig(_Section):
+    """The motion gate of a camera: what does not move is not analysed."""
+
+    enabled: bool = Field(default=True, description="false keeps the settings and lets everything pass.")
+    every_seconds: float = Field(
+        default=10.0, ge=0.1, le=86400, description="A picture is analysed at least so often."
+    )
+    sensitivity: float = Field(
+        default=0.5, ge=0, le=1, description="More sees smaller and fainter things, and more that is none."
+    )
+
+
 class CameraConfig(_Section):
     """One camera."""
 
@@ -60,6 +72,13 @@ class CameraConfig(_Section):
         default=None, gt=0, le=1000, description="Analysed frames per second; absent = as fast as the camera."
     )
     enabled: bool = Field(default=True, description="false closes the camera and keeps its settings.")
+    gate: GateConfig | None = Field(default=None, description="Analyse only what moves; absent = everything.")
+    transport: Literal["tcp", "udp", "auto"] = Field(
+        default="tcp", description="RTSP: auto = TCP, and UDP where the camera refuses that."
+    )
+    decoder: Literal["auto", "pyav", "opencv"] = Field(
+        default="auto", description="auto = PyAV where it is installed, else OpenCV."
+    )
 
 
 class ModelConfig(_Section):
@@ -162,6 +181,8 @@ def validate(document: object) -> Config:
     Raises:
         ConfigError: with every problem, each starting with the path of its key.
     """
+    # From here on they are masked wherever they turn up, also if the document is refused.
+    keep_secret(secrets_in(document))
     if not isinstance(document, dict):
         raise ConfigError([f"the configuration is {_kind(document)}; it must be a mapping of keys"])
     try:
@@ -303,7 +324,7 @@ def _known_keys(where: tuple[Any, ...]) -> list[str]:
         elif section is Config:
             section = dict
         else:
-            section = CameraConfig
+            section = GateConfig if section is CameraConfig and part == "gate" else CameraConfig
     if not (isinstance(section, type) and issubclass(section, BaseModel)):
         return []
     return [_alias(name) for name in section.model_fields]
@@ -350,4 +371,6 @@ def _yaml_place(error: yaml.YAMLError) -> str:
 
 def _yaml_reason(error: yaml.YAMLError) -> str:
     reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return redact(str(reason))
+    # An unquoted value that begins with '*', '&' or '!' is quoted back as the name of an alias or a tag.
+    hidden = re.sub(r"(alias|anchor|tag) '[^']*'", r"\1 '***'", str(reason))
+    return redact(hidden)
