@@ -220,7 +220,7 @@ def pictures(height_px: int, width_px: int) -> NDArray[np.uint8]:
     scene[: height_px // 2] = np.linspace(120, 255, width_px, dtype=np.uint8)[:, None]
     for _ in range(12):
         top, left = random.integers(0, height_px), random.integers(0, width_px)
-        bottom, right = top + random.integers(4, height_px), left + random.integers(4, width_px // 2 + 5)
+        bottom, right = top + random.integers(4, height_px + 5), left + random.integers(4, width_px // 2 + 5)
         scene[top:bottom, left:right] = random.integers(0, 256, 3, np.uint8)
     return np.stack([noise, soft, scene])
 
