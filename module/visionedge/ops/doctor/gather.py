@@ -93,6 +93,11 @@ class Facts:
         """Whether a session on a GPU computed, which no other sign can contradict."""
         return self.told.effective != "cpu"
 
+    @property
+    def fulfilled(self) -> bool:
+        """Whether it is the GPU, and the way of using it, that was asked for."""
+        return self.works and self.request.device in ("auto", self.told.effective)
+
 
 def gather(request: Request, host: Host) -> Facts:
     """Look at everything; children run side by side, each with its limit."""

@@ -69,10 +69,11 @@ def give_gpu(facts: Facts) -> Remedies:
     return (*requests, *one("or, without the NVIDIA runtime, hand GPU-PV over by hand", _by_hand(facts)))
 
 
-def _ask_for_gpu(facts: Facts) -> Remedies:
+def _ask_for_gpu(facts: Facts, then: str = "") -> Remedies:
     if facts.place.module:
-        return one("put this into the module's createOptions, beside what is there", compact(GPU_OPTIONS))
-    return one("start the container with the GPU", _DOCKER)
+        say = f"{then}put this into the module's createOptions, beside what is there"
+        return one(say, compact(GPU_OPTIONS))
+    return one(f"{then}start the container with the GPU", _DOCKER)
 
 
 def _by_hand(facts: Facts) -> str:
@@ -92,13 +93,15 @@ def no_gpu(facts: Facts) -> Remedies:
             first = one(
                 "assign the GPU to this VM on the Hyper-V host (DDA), then install NVIDIA's driver here"
             )
-        case _ if place.container:
+        case _ if place.container and not place.bus:
             first = one("if the host has an NVIDIA GPU (nvidia-smi tells it there), it has to be handed on")
         case _:
             least = dotted(min(facts.wheel.sass, default=60))
             say = "nothing is wrong if this machine has no NVIDIA GPU: the CPU computes"
+            if place.bus:
+                say = "no NVIDIA GPU is on the PCI bus of this machine: nothing is wrong, the CPU computes"
             return one(f"{say}. A GPU has to be of compute capability {least} or newer")
-    return (*first, *(_ask_for_gpu(facts) if place.container else ()))
+    return (*first, *(_ask_for_gpu(facts, "then ") if place.container else ()))
 
 
 def assign(facts: Facts) -> Remedies:

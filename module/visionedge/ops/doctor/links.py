@@ -50,7 +50,7 @@ def walk(facts: Facts) -> tuple[Finding, ...]:
             findings.append(Finding(link.name, link.title, State.SKIPPED, "not looked at"))
             continue
         judged = link.check(facts)
-        if judged.state is State.BROKEN and facts.works:
+        if judged.state is State.BROKEN and facts.fulfilled:
             judged = warning(f"{judged.found}; yet a session works")
         if judged.state is State.BROKEN and is_broken:
             judged = replace(judged, remedies=())  # one thing at a time
@@ -170,9 +170,8 @@ def _libcuda(facts: Facts) -> Judged:
     if driver := told.step("management").get("driver"):
         text += f", driver {driver}"
     if facts.place.passthrough == "gpu-pv" and path.startswith("/") and "/wsl/" not in path:
-        return warning(
-            f"{text}; under GPU-PV it should be the one of /usr/lib/wsl", *remedies.FOREIGN_LIBCUDA
-        )
+        judge = broken if told.step("init").get("code") else warning
+        return judge(f"{text}; under GPU-PV it has to be that of /usr/lib/wsl", *remedies.FOREIGN_LIBCUDA)
     return ok(text)
 
 
@@ -240,7 +239,7 @@ def _cudnn(facts: Facts) -> Judged:
     number = facts.told.libraries.step("libcudnn.so.9").get("version", 0)
     if not number:
         return info("its version is not known")
-    sass = cudnn_sass(number)
+    sass = cudnn_sass(number, facts.wheel.cuda)
     text = f"{_version('libcudnn.so.9', number)} carries {', '.join(dotted(code) for code in sass)}"
     for device in facts.told.driver.step("devices").get("devices", [])[:1]:
         if not carried(device["capability"], sass):
@@ -312,7 +311,7 @@ def _session(facts: Facts) -> Judged:
             text = (
                 f"{which} computes on {facts.told.effective}, not on {facts.request.device}: {verdict.reason}"
             )
-            return warning(text)
+            return broken(text, *remedies.session(facts, verdict.code))
         return ok(f"{which} computes on {facts.told.effective}")
     if facts.request.device == "cpu":
         return info("not tried: the CPU was asked for")

@@ -33,6 +33,7 @@ class Place:
     `passthrough`: DDA (the VM owns the whole GPU), GPU-PV (it is shared with Windows), native (no VM of
     Hyper-V), an Intel GPU (which is no CUDA device), or none. `offered` is what the machine has that this
     process does not see: an NVIDIA driver, a GPU-PV device, an NVIDIA card without a driver.
+    `bus` tells whether the PCI bus could be looked at.
     """
 
     container: bool
@@ -41,6 +42,7 @@ class Place:
     release: str
     passthrough: Passthrough
     offered: Offer
+    bus: bool
     nodes: tuple[str, ...]
     kernel_driver: str
     wsl_libraries: tuple[str, ...]
@@ -78,6 +80,7 @@ def look_around(host: Host) -> Place:
         release=host.text("/proc/sys/kernel/osrelease").strip(),
         passthrough=passthrough,
         offered=offered,
+        bus=bool(host.names("/sys/bus/pci/devices")),
         nodes=nodes,
         kernel_driver=_kernel_driver(host),
         wsl_libraries=libraries,

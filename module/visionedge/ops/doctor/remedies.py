@@ -37,7 +37,7 @@ def driver(facts: Facts) -> Remedies:
 def newer_driver(facts: Facts) -> Remedies:
     """A driver that is older than the CUDA of the wheel."""
     cuda = facts.wheel.cuda
-    pin = one("or stay with CUDA 12", CUDA_12) if cuda > 12 else ()
+    pin = _cuda_12(facts, "or stay with CUDA 12") if cuda > 12 else ()
     if facts.place.passthrough == "gpu-pv":
         least = LEAST_WINDOWS_DRIVER[cuda]
         say = f"update NVIDIA's driver on Windows to {least} or newer; nothing is installed in Linux"
@@ -46,6 +46,13 @@ def newer_driver(facts: Facts) -> Remedies:
         return (*one("the driver comes with EFLOW's image, and not alone: update EFLOW"), *pin)
     where = "on the host" if facts.place.container else "here"
     return (*one(f"update NVIDIA's driver {where} to {LEAST_DRIVER[cuda]} or newer"), *pin)
+
+
+def _cuda_12(facts: Facts, say: str) -> Remedies:
+    """onnxruntime 1.26, the last for CUDA 12, as this place gets it."""
+    if facts.place.container:
+        return one(f"{say}, which the GPU image has", _IMAGE)
+    return one(say, CUDA_12)
 
 
 def libcuda(facts: Facts) -> Remedies:
@@ -113,7 +120,7 @@ def capability(facts: Facts, device: int) -> Remedies:
     if device < 60:
         return one("this GPU is too old for onnxruntime's packages: the CPU computes")
     if device < min(facts.wheel.sass):
-        return one("the last onnxruntime with kernels for it is 1.26", CUDA_12)
+        return _cuda_12(facts, "the last onnxruntime with kernels for it is 1.26")
     say = "it is newer than this onnxruntime: try a newer one, whose CUDA 13 needs driver 580 or newer"
     return one(say, "pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]'")
 

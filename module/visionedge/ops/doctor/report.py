@@ -83,14 +83,15 @@ class Report:
         if first is None:
             summary = ["the chain to the GPU is whole" if self.effective != "cpu" else "no link is broken"]
         else:
-            fine = "" if self.requested in ("cuda", "tensorrt") else "; the CPU computes instead"
+            instead = {"cpu": "the CPU", "cuda": "CUDA"}.get(self.effective, self.effective)
+            fine = f"; {instead} computes instead" if self.fulfilled else ""
             summary = [
                 *_wrapped("", f"first broken link: {first.title}: {first.found}{fine}"),
                 *_remedies(first),
             ]
             later = [f for f in self.chain if f.state is State.BROKEN and f is not first]
             if later:
-                summary += _wrapped("", f"and then: {'; '.join(f'{f.title}: {f.found}' for f in later)}")
+                summary += _wrapped("", f"also broken: {'; '.join(f'{f.title}: {f.found}' for f in later)}")
         lines = [
             f"visionedge {__version__}, {self.system}",
             f"device: {device}",

@@ -12,7 +12,9 @@ from visionedge.uris import redact
 _MIB, _GIB = 2**20, 2**30
 
 # One module with a few cameras takes 200 to 400 MiB on the CPU; CUDA and cuDNN map and keep GiBs more.
+# Where IoT Edge runs as well, its agent and hub want theirs; 1024, what EFLOW gives by itself, is too little.
 _WANTED_MIB = {False: 768, True: 4096}
+_EDGE_MIB = 768
 _LITTLE_MIB = 256
 # The spool may take 256 MB; compiled models, plans and TensorRT's engines come on top.
 _LOW_DISK_MIB, _NO_DISK_MIB = 1024, 128
@@ -58,6 +60,8 @@ def _memory(facts: Facts) -> Judged:
     limit = " (the limit of this container)" if facts.memory.limited else ""
     text = f"{total} MiB{limit}, {available} available"
     wanted = _WANTED_MIB[facts.wheel.cuda > 0]
+    if facts.place.edge != "no" and not facts.memory.limited:
+        wanted += _EDGE_MIB
     if total < wanted * 0.9:  # a VM of 4096 MiB shows less than that
         return warning(f"{text}: {wanted} MiB are wanted", *_more_memory(facts))
     if available < _LITTLE_MIB:

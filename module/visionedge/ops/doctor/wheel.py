@@ -30,9 +30,9 @@ LEAST_DRIVER = {12: "525.60.13", 13: "580"}
 LEAST_WINDOWS_DRIVER = {12: "527.41", 13: "580"}
 """On Windows, whose driver serves GPU-PV."""
 
-CUDNN_ALL = (50, 60, 61, 70, 75, 80, 86, 89, 90)
-CUDNN_FROM_TURING = (75, 80, 86, 90, 100, 120)
-_CUDNN_CHANGED = 91100
+# Read from the machine code in 9.10.2 and in 9.28.0, both for CUDA 12.
+_CUDNN_SASS = (50, 60, 61, 70, 75, 80, 86, 90, 100, 120)
+_CUDNN_LEFT_VOLTA = 91100
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,10 @@ def carried(capability: int, sass: tuple[int, ...]) -> bool:
     return any(code // 10 == capability // 10 and code <= capability for code in sass)
 
 
-def cudnn_sass(version: int) -> tuple[int, ...]:
-    """What a cuDNN 9 has kernels for, by `cudnnGetVersion`."""
-    return CUDNN_FROM_TURING if version >= _CUDNN_CHANGED else CUDNN_ALL
+def cudnn_sass(version: int, cuda: int) -> tuple[int, ...]:
+    """What a cuDNN 9 has kernels for, by `cudnnGetVersion`; for CUDA 13 all of them begin with Turing."""
+    from_turing = cuda > 12 or version >= _CUDNN_LEFT_VOLTA
+    return tuple(code for code in _CUDNN_SASS if code >= 75 or not from_turing)
 
 
 def dotted(capability: int) -> str:

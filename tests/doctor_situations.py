@@ -1,0 +1,220 @@
+"""What doctor meets: a machine in each of these situations, and what it must say first."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from doctor_machines import Machine, cuda_failure, linux, missing
+from visionedge.ops.doctor.host import Space
+
+_GIB = 2**30
+WSL_CUDA = "/usr/lib/wsl/drivers/nv_dispi.inf_amd64_1/libcuda.so.1.1"
+NO_CUBLAS = "libcublasLt.so.12"
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """A machine, the first broken link, the reason code, and what is asked (`config` as a document)."""
+
+    name: str
+    build: Callable[[Machine], object]
+    broken: str | None
+    code: str
+    device: str = "auto"
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def machine(self, root: Path) -> Machine:
+        """It, built."""
+        made = linux(root)
+        self.build(made)
+        return made
+
+
+def dda(m: Machine) -> Machine:
+    """A module in EFLOW that has a T4 by DDA, the GPU image, and a driver that works."""
+    return m.eflow().module().nvidia_nodes().kernel_driver().driver().gpu_wheel().memory(15900, 12000)
+
+
+def pv(m: Machine) -> Machine:
+    """A module in EFLOW that has an RTX by GPU-PV, the GPU image, and a driver on Windows that works."""
+    return (
+        m.eflow().module().dxg().driver("NVIDIA RTX A2000", 86, path=WSL_CUDA, version="573.42").gpu_wheel()
+    )
+
+
+def native(m: Machine) -> Machine:
+    """A Linux machine with an RTX 3060 of its own, and the GPU extra."""
+    return m.nvidia_nodes().kernel_driver().on_pci().driver("NVIDIA GeForce RTX 3060", 86).gpu_wheel()
+
+
+def _trouble(m: Machine) -> None:
+    m.eflow().module().cpu_wheel().memory(980, 120)
+    m.network = {
+        "resolve:gateway": {"error": "Name or service not known"},
+        "date": {"date": "Sun, 22 Nov 2026 07:00:00 GMT"},
+        "reach:dock": {"error": "Connection refused"},
+        "reach:yard": {"reached": True},
+    }
+    m.denied = {"/data", "/var/run/iotedge/workload.sock"}
+    m.synchronised = False
+    m.free = Space(9 * _GIB, 2**26)
+
+
+NO_GPU = [
+    Situation("cpu-laptop", lambda m: m.cpu_wheel(), "passthrough", "no-gpu-build"),
+    Situation("cpu-asked", lambda m: m.cpu_wheel(), "passthrough", "asked-cpu", device="cpu"),
+    Situation(
+        "cuda-demanded-nothing-there", lambda m: m.cpu_wheel(), "passthrough", "no-gpu-build", device="cuda"
+    ),
+    Situation(
+        "gpu-extra-no-libraries",
+        lambda m: m.gpu_wheel().lacks(NO_CUBLAS, "libcudnn.so.9"),
+        "passthrough",
+        "library-missing",
+    ),
+    Situation(
+        "gpu-extra-no-driver",
+        lambda m: m.gpu_wheel().session_says(cuda_failure(35, "insufficient")),
+        "passthrough",
+        "driver-missing",
+    ),
+    Situation(
+        "card-without-driver",
+        lambda m: m.on_pci().gpu_wheel().session_says(cuda_failure(35, "insufficient")),
+        "passthrough",
+        "driver-missing",
+    ),
+    Situation("intel-laptop", lambda m: m.on_pci("0x8086").cpu_wheel(), "passthrough", "no-gpu-build"),
+    Situation(
+        "eflow-without-gpu",
+        lambda m: m.eflow().module().gpu_wheel().session_says(cuda_failure(35, "insufficient")),
+        "passthrough",
+        "driver-missing",
+    ),
+    Situation("eflow-vm-itself-without-gpu", lambda m: m.eflow().cpu_wheel(), "passthrough", "no-gpu-build"),
+    Situation(
+        "hyper-v-without-gpu",
+        lambda m: m.eflow().kernel("6.8.0-51-generic").cpu_wheel(),
+        "passthrough",
+        "no-gpu-build",
+    ),
+    Situation("wsl-without-gpu", lambda m: m.wsl().cpu_wheel(), "passthrough", "no-gpu-build"),
+    Situation(
+        "container-on-a-host-without",
+        lambda m: m.container().on_pci("0x1a03").cpu_wheel(),
+        "passthrough",
+        "no-gpu-build",
+    ),
+    Situation(
+        "container-on-unknown-host", lambda m: m.container().cpu_wheel(), "passthrough", "no-gpu-build"
+    ),
+]
+NOT_GIVEN = [
+    Situation(
+        "docker-not-given",
+        lambda m: (
+            m.container().kernel_driver().on_pci().gpu_wheel().session_says(cuda_failure(35, "insufficient"))
+        ),
+        "passthrough",
+        "driver-missing",
+    ),
+    Situation(
+        "module-not-given-dda",
+        lambda m: (
+            m.eflow()
+            .module()
+            .kernel_driver()
+            .on_pci()
+            .gpu_wheel()
+            .session_says(cuda_failure(35, "insufficient"))
+        ),
+        "passthrough",
+        "driver-missing",
+    ),
+    Situation(
+        "module-not-given-gpu-pv",
+        lambda m: (
+            m.eflow()
+            .module()
+            .file("/proc/misc", "126 dxg\n")
+            .gpu_wheel()
+            .session_says(cuda_failure(35, "insufficient"))
+        ),
+        "passthrough",
+        "driver-missing",
+    ),
+    Situation(
+        "docker-in-wsl-not-given",
+        lambda m: (
+            m.wsl()
+            .container()
+            .file("/proc/misc", "126 dxg\n")
+            .gpu_wheel()
+            .session_says(cuda_failure(35, "insufficient"))
+        ),
+        "passthrough",
+        "driver-missing",
+    ),
+]
+
+
+def _no_uvm_and_yet(m: Machine) -> None:
+    native(m).session_works()
+    (m.root / "dev/nvidia-uvm").unlink()
+
+
+GOOD = [
+    Situation("native-good", lambda m: native(m).session_works(), None, "ok"),
+    Situation("dda-good", lambda m: dda(m).session_works(), None, "ok", device="cuda"),
+    Situation("gpu-pv-good", lambda m: pv(m).session_works(), None, "ok"),
+    Situation(
+        "wsl-good",
+        lambda m: (
+            m.wsl().dxg().driver("NVIDIA GeForce RTX 3070", 86, path=WSL_CUDA).gpu_wheel().session_works()
+        ),
+        None,
+        "ok",
+    ),
+    Situation(
+        "nodes-on-the-cpu", lambda m: dda(m).session_works("NonMaxSuppression nms", "Loop post"), None, "ok"
+    ),
+    Situation(
+        "newer-by-ptx",
+        lambda m: native(m).driver("NVIDIA GeForce RTX 5090", 120).session_works(),
+        None,
+        "ok",
+    ),
+    Situation("a-session-outweighs-signs", _no_uvm_and_yet, None, "ok"),
+    Situation(
+        "tensorrt-falls-to-cuda",
+        lambda m: native(m).session_works().lacking.update({"libnvinfer.so.10": missing("libnvinfer.so.10")}),
+        "libraries",
+        "library-missing",
+        device="tensorrt",
+    ),
+]
+BESIDE = [
+    Situation(
+        "half-an-identity",
+        lambda m: m.container().cpu_wheel().environ.update({"IOTEDGE_MODULEID": "vision"}),
+        "passthrough",
+        "no-gpu-build",
+    ),
+    Situation(
+        "everything-beside-in-trouble",
+        _trouble,
+        "passthrough",
+        "no-gpu-build",
+        config={
+            "cameras": {
+                "dock": {"uri": "rtsp://admin:hunter2@192.0.2.5/stream1"},
+                "yard": {"uri": "http://192.0.2.6:8081/video"},
+                "gate": {"uri": "rtsp://192.0.2.7/live"},
+                "desk": {"uri": "v4l2:///dev/video0"},
+                "old": {"uri": "rtsp://192.0.2.8/", "enabled": False},
+                "clip": {"uri": "demo:"},
+            }
+        },
+    ),
+]

@@ -1,0 +1,113 @@
+"""doctor in every situation it may meet: the first broken link, and every word that is said.
+
+The words lie in tests/golden/doctor. After a change that is meant, `VISIONEDGE_GOLDEN=write make test` with
+`ARGS="-k doctor"` writes them anew, to be read before they are kept.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from doctor_breakages import BROKEN, PARAVIRTUAL
+from doctor_machines import DATA
+from doctor_situations import BESIDE, GOOD, NO_GPU, NOT_GIVEN, Situation
+from visionedge import __version__
+from visionedge.config import validate
+from visionedge.inference.devices import REMEDIES, Reason
+from visionedge.ops.doctor.finding import State
+from visionedge.ops.doctor.gather import Request
+from visionedge.ops.doctor.links import CHAIN
+from visionedge.ops.doctor.report import Report, examine
+
+SITUATIONS = [*NO_GPU, *NOT_GIVEN, *BROKEN, *PARAVIRTUAL, *GOOD, *BESIDE]
+GOLDEN = Path(__file__).parent / "golden" / "doctor"
+
+
+def examined(situation: Situation, root: Path) -> Report:
+    """The report on a machine in this situation."""
+    config = validate(situation.config | {"inference": {"device": situation.device}})
+    machine = situation.machine(root)
+    return examine(Request(config.inference.device, config, DATA), machine.host())
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.name)
+def test_the_first_broken_link_and_the_reason_are_the_right_ones(
+    situation: Situation, tmp_path: Path
+) -> None:
+    report = examined(situation, tmp_path / "root")
+    first = report.first_broken
+    assert (first.name if first else None, str(report.code)) == (situation.broken, situation.code)
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.name)
+def test_every_word_is_the_golden_one(situation: Situation, tmp_path: Path) -> None:
+    words = examined(situation, tmp_path / "root").words().replace(__version__, "VERSION")
+    golden = GOLDEN / f"{situation.name}.txt"
+    if os.environ.get("VISIONEDGE_GOLDEN") == "write":
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(words)
+    assert words == golden.read_text()
+
+
+def test_no_golden_file_is_left_over_and_there_are_enough() -> None:
+    kept = {path.stem for path in GOLDEN.glob("*.txt")}
+    assert kept == {situation.name for situation in SITUATIONS}
+    assert len(kept) >= 25
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.name)
+def test_a_broken_link_comes_with_a_remedy_and_nothing_behind_it_is_judged_by_it(
+    situation: Situation, tmp_path: Path
+) -> None:
+    report = examined(situation, tmp_path / "root")
+    assert [finding.name for finding in report.chain] == [link.name for link in CHAIN]
+    alone = {link.name for link in CHAIN if link.alone}
+    first = report.first_broken
+    if first is None:
+        assert not [f for f in report.chain if f.state is State.SKIPPED]
+        return
+    assert first.remedies
+    behind = report.chain[report.chain.index(first) + 1 :]
+    assert all(f.name in alone or f.state is State.SKIPPED for f in behind)
+    assert not [f for f in behind if f.state is State.BROKEN and f.remedies]
+
+
+def test_every_link_breaks_in_some_situation() -> None:
+    """But for those that only tell, and the last, which cannot break where the one before it holds."""
+    telling = {"container", "iot-edge", "kernel", "placement"}
+    assert {s.broken for s in SITUATIONS} - {None} == {link.name for link in CHAIN} - telling
+
+
+def test_every_passthrough_is_met_broken_and_whole(tmp_path: Path) -> None:
+    met: dict[str, set[bool]] = {}
+    for number, situation in enumerate(SITUATIONS):
+        report = examined(situation, tmp_path / str(number))
+        met.setdefault(report.place.passthrough, set()).add(report.first_broken is None)
+    assert met == {"dda": {True, False}, "gpu-pv": {True, False}, "native": {True, False}} | {
+        "intel": {False},
+        "none": {False},
+    }
+
+
+def test_a_line_for_windows_is_always_whole() -> None:
+    """Set-EflowVM sets back whatever is left out of it."""
+    lines = [line for path in GOLDEN.glob("*.txt") for line in path.read_text().splitlines()]
+    setting = [line.strip() for line in lines if "Set-EflowVM" in line]
+    assert setting
+    for line in setting:
+        assert re.fullmatch(
+            r"Set-EflowVM -cpuCount \d+ -memoryInMB \d*[02468]"
+            r'( -gpuName ".+")? -gpuPassthroughType \w+( -gpuCount 1)?',
+            line,
+        )
+        assert ("-gpuCount" in line) == ("DirectDeviceAssignment" in line)
+
+
+def test_every_reason_that_stops_a_device_has_a_word_in_the_engine_too() -> None:
+    assert set(REMEDIES) >= {Reason(s.code) for s in SITUATIONS} - {Reason.OK, Reason.ASKED_CPU}
+
+
+def test_no_secret_of_a_camera_is_in_any_word() -> None:
+    assert "hunter2" not in "".join(path.read_text() for path in GOLDEN.glob("*.txt"))
