@@ -31,8 +31,12 @@ def make_clip(
     height_px: int = 120,
     codec: str = "libx264",
     options: dict[str, str] | None = None,
+    still: bool = False,
 ) -> Path:
-    """Write a clip of numbered pictures (H.264 with a key picture every 10, or MJPEG); returns `path`."""
+    """Write a clip of numbered pictures (H.264 with a key picture every 10, or MJPEG); returns `path`.
+
+    `still`: all pictures have the number 0.
+    """
     av: Any = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps)
@@ -41,7 +45,7 @@ def make_clip(
         if codec == "libx264":
             stream.options = options or {"profile": "baseline", "tune": "zerolatency", "g": "10"}
         for number in range(pictures):
-            picture = numbered_picture(number, width_px, height_px)
+            picture = numbered_picture(0 if still else number, width_px, height_px)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
         container.mux(stream.encode())
     return path

@@ -312,7 +312,7 @@ def _problem(item: dict[str, Any]) -> str:
             reason = redact(str(context["error"]))
         case _:
             reason = str(item["msg"]).replace("Input should be", "must be")
-    return f"{path}: {reason}"
+    return redact(f"{path}: {reason}")
 
 
 def _known_keys(where: tuple[Any, ...]) -> list[str]:

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from visionedge import logs, report
 from visionedge.capture.camera import Camera, CameraStatus
-from visionedge.config import CameraConfig, Config
+from visionedge.config import Config
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.identity import Identity
 from visionedge.edge.ladder import EXIT_STUCK
 from visionedge.errors import ConfigError
+from visionedge.fleet import Fleet
 from visionedge.frames import Picture, Result
 from visionedge.inference.batcher import Batcher
 from visionedge.inference.detections import Selection
@@ -93,7 +94,7 @@ class Service:
         self.options = options
         self.config = options.config
         self.started_ns = time.monotonic_ns()
-        self.cameras_by_name: dict[str, Camera] = {}
+        self.fleet: Fleet | None = None
         self.engine: AnyEngine | None = None
         self.arena: Arena | None = None
         self.loaded: Model | None = None
@@ -132,8 +133,8 @@ class Service:
             self._server = await Server.start(self, self.config.http)
             stack.push_async_callback(self._server.close)
             self.delivery.start()
-            for name, camera in self.config.cameras.items():
-                self._open_camera(name, camera, self.loaded)
+            self.fleet = self._fleet(self.loaded)
+            self.fleet.apply(self.config.cameras)
             engine = await self._open_engine(self.loaded)
             if engine is not None:
                 await self._run(engine, self.delivery)
@@ -164,22 +165,27 @@ class Service:
             on_stuck=self._hub_stuck,
         )
 
-    def _open_camera(self, name: str, camera: CameraConfig, model: Model) -> None:
-        if not camera.enabled:
-            return
-        worker = Camera(
-            name,
-            camera.uri,
+    def _fleet(self, model: Model) -> Fleet:
+        return Fleet(
             model.input,
             self.batcher,
-            fps=camera.fps,
-            first_sequence=self._sequences.first(name),
-            allocate=self.arena.allocate if self.arena else None,
+            self._crew,
+            first_sequence=self._sequences.first,
             on_change=self.outbox.put,
+            allocate=self.arena.allocate if self.arena else None,
+            hardware=self.config.inference.device != "cpu",
         )
-        self.batcher.open(name)
-        self.cameras_by_name[name] = worker
-        self._crew.start(f"camera:{name}", worker.run, vital=False)
+
+    @property
+    def cameras_by_name(self) -> Mapping[str, Camera]:
+        """The cameras that run."""
+        return {} if self.fleet is None else self.fleet.by_name
+
+    def apply_cameras(self, config: Config) -> None:
+        """Make the cameras those of another configuration; nothing else of it is looked at."""
+        if self.fleet is not None:
+            self.config = self.config.model_copy(update={"cameras": config.cameras})
+            self.fleet.apply(config.cameras)
 
     async def _open_engine(self, model: Model) -> AnyEngine | None:
         """Build and warm the engine off the loop, start its lanes; None if stopped meanwhile."""
@@ -223,6 +229,8 @@ class Service:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), _TICK_S)
             delivery.tick()
+            if self.fleet is not None:
+                self.fleet.watch()
             ticks += 1
             if ticks % _REMEMBER_EVERY_TICKS == 0:
                 await self._remember()
@@ -231,8 +239,8 @@ class Service:
         """Cameras, lanes, results on their way, messages: in the order of the river."""
         self.board.close()
         self._crew.stopping.set()  # from here on a lane that ends is no accident
-        for camera in self.cameras_by_name.values():
-            camera.stop()
+        if self.fleet is not None:
+            self.fleet.stop()
         self.batcher.close()
         self.left = await asyncio.to_thread(self._end_threads)
         self._pump()
@@ -256,7 +264,7 @@ class Service:
         return left + self._engine_crew.alive()
 
     async def _remember(self) -> None:
-        last = {name: camera.next_sequence for name, camera in self.cameras_by_name.items()}
+        last = {} if self.fleet is None else self.fleet.next_sequences()
         try:
             await asyncio.to_thread(self._sequences.remember, last)
         except OSError as error:

@@ -25,6 +25,6 @@ def hardware() -> HWAccel | None:
     try:
         wanted.create(av.Codec("h264", "r"))
     except (FFmpegError, RuntimeError, NotImplementedError) as error:
-        log.info("videos are decoded on the CPU: the GPU's decoder is not usable (%s)", error)
+        log.debug("videos are decoded on the CPU: the GPU's decoder is not usable (%s)", error)
         return None
     return wanted

@@ -36,7 +36,7 @@ _CAMERA = _object(
         "name": {"type": "string", "pattern": "^[a-z0-9-]{1,64}$"},
         "state": {
             "type": "string",
-            "description": "connecting, live, reconnecting, failed, ended or stopped; more may come.",
+            "description": "connecting, live, stale, frozen, black, reconnecting, failed, ended or stopped.",
         },
         "epoch": {**_COUNT, "description": "Grows by one at each reconnect."},
         "framesRead": {**_COUNT, "description": "Pictures decoded from the source."},

@@ -1,0 +1,132 @@
+"""The cameras that run: opened, changed, disabled and removed as the configuration says, each by itself."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from visionedge.capture.budget import ThreadBudget
+from visionedge.capture.camera import Allocate, Camera, CameraStatus, FrameSink
+from visionedge.capture.decoded import Limits
+from visionedge.capture.gate import GateSettings
+from visionedge.config import CameraConfig, GateConfig
+from visionedge.frames import InputSpec
+from visionedge.threads import Crew
+
+log = logging.getLogger(__name__)
+
+
+class Slots(FrameSink, Protocol):
+    """Where frames go, camera by camera."""
+
+    def open(self, camera: str) -> None:
+        """Take frames of a camera from now on."""
+
+    def close_camera(self, camera: str) -> None:
+        """Take no more frames of a camera."""
+
+
+class Fleet:
+    """The cameras, by name. `apply` and `stop` belong to one thread, `watch` may be called by another.
+
+    Args:
+        spec: the model's input.
+        slots: take the frames.
+        crew: runs a thread for each camera.
+        first_sequence: the number of a camera's first frame in this run.
+        on_change: told of each change of a camera's state, from any thread.
+        allocate: where pictures at the model's size are written.
+        hardware: videos may be decoded on a GPU.
+    """
+
+    def __init__(
+        self,
+        spec: InputSpec,
+        slots: Slots,
+        crew: Crew,
+        *,
+        first_sequence: Callable[[str], int],
+        on_change: Callable[[CameraStatus], None],
+        allocate: Allocate | None = None,
+        hardware: bool = False,
+    ) -> None:
+        self.by_name: dict[str, Camera] = {}
+        self._spec, self._slots, self._crew = spec, slots, crew
+        self._first_sequence = first_sequence
+        self._on_change = on_change
+        self._allocate = allocate
+        self._hardware = hardware
+        # One more thread for each core, whatever the cameras: theirs are waiting most of the time.
+        self._spare_threads = ThreadBudget(len(os.sched_getaffinity(0)))
+        self._settings: dict[str, CameraConfig] = {}
+        self._last: dict[str, tuple[int, int]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Fleet {' '.join(f'{n}={c.status().state}' for n, c in self.by_name.items())}>"
+
+    def apply(self, wanted: Mapping[str, CameraConfig]) -> None:
+        """Run these cameras and no others; one whose settings stay as they are is not touched."""
+        enabled = {name: settings for name, settings in wanted.items() if settings.enabled}
+        for name in [name for name, settings in self._settings.items() if enabled.get(name) != settings]:
+            self._close(name)
+        for name, settings in enabled.items():
+            if name not in self.by_name:
+                self._open(name, settings)
+
+    def watch(self) -> None:
+        """Let each camera notice what its own thread cannot; to be called a few times a second."""
+        for camera in tuple(self.by_name.values()):
+            camera.watch()
+
+    def stop(self) -> None:
+        """Let all cameras end; their threads are the crew's."""
+        for camera in self.by_name.values():
+            camera.stop()
+
+    def next_sequences(self) -> dict[str, int]:
+        """By name, the number that the next frame gets, or would get if the camera still ran."""
+        closed = {name: sequence for name, (sequence, _) in self._last.items()}
+        return closed | {name: camera.next_sequence for name, camera in self.by_name.items()}
+
+    def _open(self, name: str, settings: CameraConfig) -> None:
+        next_sequence, epoch = self._last.get(name, (0, 0))
+        camera = Camera(
+            name,
+            settings.uri,
+            self._spec,
+            self._slots,
+            fps=settings.fps,
+            first_sequence=next_sequence or self._first_sequence(name),
+            last_epoch=epoch,
+            limits=Limits(
+                library=settings.decoder,
+                transport=settings.transport,
+                hardware=self._hardware,
+                spare_threads=self._spare_threads,
+            ),
+            gate=_gate(settings.gate),
+            allocate=self._allocate,
+            on_change=lambda status: self._changed(camera, status),
+        )
+        self._slots.open(name)
+        self.by_name[name], self._settings[name] = camera, settings
+        self._crew.start(f"camera:{name}", camera.run, vital=False)
+
+    def _close(self, name: str) -> None:
+        camera = self.by_name.pop(name)
+        del self._settings[name]
+        camera.stop()
+        self._slots.close_camera(name)
+        self._last[name] = (camera.next_sequence, camera.epoch)
+        log.info("camera %s is closed: its settings were changed or taken away", name)
+
+    def _changed(self, camera: Camera, status: CameraStatus) -> None:
+        # The end of one that has a successor would be read as the end of that.
+        if self.by_name.get(camera.name, camera) is camera:
+            self._on_change(status)
+
+
+def _gate(settings: GateConfig | None) -> GateSettings | None:
+    if settings is None or not settings.enabled:
+        return None
+    return GateSettings(every_s=settings.every_seconds, sensitivity=settings.sensitivity)

@@ -1,0 +1,114 @@
+"""Cameras come, change and go while the module runs, and those that stay notice nothing."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from camera_doubles import SPEC, Basket, Changes
+from clips import make_clip
+from visionedge.capture.camera import CameraStatus
+from visionedge.config import Config, validate
+from visionedge.fleet import Fleet
+from visionedge.frames import Frame
+from visionedge.threads import Crew
+
+
+class Slots(Basket):
+    """A basket that knows which cameras are open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: list[str] = []
+
+    def open(self, camera: str) -> None:
+        self.opened.append(camera)
+
+    def close_camera(self, camera: str) -> None:
+        self.opened.remove(camera)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half a minute, so that none ends within a test."""
+    return make_clip(tmp_path_factory.mktemp("clips") / "long.mp4", pictures=1200, fps=40)
+
+
+@contextmanager
+def running(slots: Slots, on_change: Callable[[CameraStatus], None]) -> Iterator[Fleet]:
+    crew = Crew(lambda name, error: pytest.fail(f"{name} died: {error}"))
+    fleet = Fleet(SPEC, slots, crew, first_sequence=lambda _name: 100, on_change=on_change)
+    try:
+        yield fleet
+    finally:
+        fleet.stop()
+        assert crew.join(5) == []
+
+
+def _config(cameras: dict[str, object]) -> Config:
+    return validate({"cameras": cameras})
+
+
+def _of(frames: list[Frame], camera: str) -> list[Frame]:
+    return [f for f in frames if f.camera == camera]
+
+
+def test_cameras_are_added_changed_disabled_and_removed_without_touching_the_others(clip: Path) -> None:
+    slots, changes = Slots(), Changes()
+    dock = {"uri": str(clip)}
+    with running(slots, changes) as fleet:
+        fleet.apply(_config({"dock": dock, "yard": dock}).cameras)
+        slots.wait_for(lambda f: len(_of(f, "dock")) > 3 and len(_of(f, "yard")) > 3)
+        untouched = fleet.by_name["dock"]
+
+        fleet.apply(_config({"dock": dock, "yard": dock | {"fps": 20}, "gate": dock}).cameras)
+        slots.wait_for(lambda f: any(x.epoch == 2 for x in _of(f, "yard")) and bool(_of(f, "gate")))
+
+        fleet.apply(_config({"dock": dock, "yard": dock | {"enabled": False}}).cameras)
+        assert slots.opened == ["dock"]
+        assert list(fleet.by_name) == ["dock"]
+        gone = len(slots.frames)
+        frames = slots.wait_for(lambda f: len(_of(f[gone:], "dock")) > 10)
+        assert {x.camera for x in frames[gone:]} == {"dock"}
+
+        assert fleet.by_name["dock"] is untouched
+        assert {x.epoch for x in _of(frames, "dock")} == {1}
+
+
+def test_numbers_and_epochs_go_on_over_changes_and_absence(clip: Path) -> None:
+    slots = Slots()
+    with running(slots, Changes()) as fleet:
+        for fps in (10, 20, 30):
+            fleet.apply(_config({"dock": {"uri": str(clip), "fps": fps}}).cameras)
+            epoch = {10: 1, 20: 2, 30: 3}[fps]
+            slots.wait_for(lambda f, epoch=epoch: any(x.epoch == epoch for x in f))  # type: ignore[misc]  # a default
+            if fps == 20:
+                fleet.apply({})
+                assert fleet.next_sequences()["dock"] > 100
+    numbers = [frame.sequence for frame in slots.frames]
+    assert numbers == list(range(100, 100 + len(numbers)))
+    assert [frame.epoch for frame in slots.frames] == sorted(frame.epoch for frame in slots.frames)
+
+
+def test_the_end_of_a_camera_that_has_a_successor_is_not_told(clip: Path) -> None:
+    """Removing one is: nobody else would say it."""
+    slots, changes = Slots(), Changes()
+    with running(slots, changes) as fleet:
+        fleet.apply(_config({"dock": {"uri": str(clip)}}).cameras)
+        changes.wait_for("live")
+        fleet.apply(_config({"dock": {"uri": str(clip), "fps": 5}}).cameras)
+        slots.wait_for(lambda f: any(x.epoch == 2 for x in f))
+        assert changes.states == ["live", "live"]
+        fleet.apply({})
+        changes.wait_for("stopped")
+
+
+def test_a_gate_of_the_configuration_holds_still_pictures_back(tmp_path: Path) -> None:
+    still = make_clip(tmp_path / "still.mp4", pictures=80, fps=20, still=True)
+    slots, changes = Slots(), Changes()
+    with running(slots, changes) as fleet:
+        fleet.apply(_config({"dock": {"uri": str(still), "gate": {"everySeconds": 1}}}).cameras)
+        changes.wait_for("ended")
+    assert slots.gated > 20
+    assert len(slots.frames) + slots.gated == 80
