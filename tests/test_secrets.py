@@ -1,0 +1,244 @@
+"""Secrets: fed in through every carrier, hunted in everything that comes out."""
+
+import base64
+import json
+import logging
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from edge_runtime.runtime import EdgeRuntime
+from module_process import ModuleProcess
+from visionedge.config import read_file, validate
+from visionedge.errors import ConfigError
+from visionedge.logs import RedactingFormatter
+from visionedge.uris import KnownSecrets, keep_secret, redact, secrets_in
+
+PASSWORDS = [
+    "correct-horse",
+    "p@ss/w#rd?1",
+    "Größe&Maß=7",
+    "a b+c%20d:e",
+    "quote'\"back\\slash",
+    "<script>&amp;",
+    "12345678",
+    "***still-one",
+]
+
+
+def spellings(secret: str) -> set[str]:
+    """How a secret could be spelt in some output."""
+    return {
+        secret,
+        quote(secret),
+        quote(secret, safe=""),
+        json.dumps(secret)[1:-1],
+        repr(secret)[1:-1],
+        base64.b64encode(secret.encode()).decode().rstrip("="),
+    }
+
+
+# --- the whole module -------------------------------------------------------------------------------------
+
+RTSP, QUERY, HTTP, TOKEN, LATE = (
+    "rtsp-Pa55/w@rd",
+    "query-s3cret",
+    "http-p%41ss",
+    "bearer-70ken",
+    "f1le-secret",
+)
+
+
+def configuration(folder: Path) -> Path:
+    """Secrets wherever a configuration takes them."""
+    document = {
+        "cameras": {
+            "dock": {"uri": "demo:", "fps": 5},
+            "gate": {"uri": f"rtsp://viewer-user:{quote(RTSP, safe='')}@127.0.0.1:9/live?token={QUERY}"},
+            "yard": {"uri": f"http://viewer-user:{HTTP}@127.0.0.1:9/x.mjpg?pwd={QUERY}"},
+            "lost": {"uri": f"{folder}/no-such-file?password={LATE}"},
+        },
+        "telemetry": {"mode": "all", "intervalSeconds": 0.2, "fillSeconds": 0},
+        "http": {"token": TOKEN},
+    }
+    path = folder / "vision.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def ask(url: str, token: str | None, method: str = "GET", body: bytes | None = None) -> bytes:
+    """What a path answers, headers and errors included."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310 - http, by ready()
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310 - as above
+            return str(answer.headers).encode() + bytes(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return str(error.headers).encode() + error.read()
+
+
+def answers(url: str) -> Iterator[tuple[str, bytes]]:
+    """Every document that HTTP gives, with the right token, a wrong one and none."""
+    paths = [
+        *("", "healthz", "readyz", "metrics", "openapi.json", "api/v1/status", "api/v1/cameras"),
+        *(f"api/v1/cameras/{name}" for name in ("dock", "gate", "yard", "lost", "none")),
+        *("api/v1/cameras/gate/frame", "api/v1/cameras/dock/frame", "api/v1/doctor", "api/v1/log", "v2"),
+        f"api/v1/none?token={TOKEN}",
+        f"api/v1/cameras/{quote(RTSP, safe='')}",
+    ]
+    for path in paths:
+        yield path, ask(f"{url}{path}", TOKEN)
+    for token in ("wrong", None):
+        yield f"asked with {token}", ask(f"{url}api/v1/status", token)
+    yield "detect", ask(f"{url}api/v1/detect", TOKEN, "POST", b"rtsp://u:none@h")
+
+
+def test_no_secret_comes_out_anywhere(tmp_path: Path, edge_runtime: EdgeRuntime) -> None:
+    """Log (at its most talkative), HTTP, messages, twin, metrics, spool and every file of the state."""
+    key = base64.b64encode(edge_runtime.account.key).decode()
+    out = tmp_path / "messages.jsonl"
+    arguments = ("--config", str(configuration(tmp_path)), "--messages", str(out), "--log-level", "debug")
+    environ = {**edge_runtime.simulator_environ, "VISIONEDGE_HTTP_TOKEN": TOKEN}
+    with ModuleProcess(tmp_path / "data", *arguments, environ=environ) as module:
+        edge_runtime.wait_for(lambda got: sum(m.output == "detections" for m in got) >= 2, 60)
+        edge_runtime.wait_for(lambda got: sum(b'"lost"' in m.body for m in got) >= 1, 60)
+        seen = dict(answers(module.ready()))
+        # The hub goes and comes with a wrong signature: the SDK has things to say about tokens.
+        edge_runtime.faults.refuse_code = 5
+        edge_runtime.cut()
+        edge_runtime.wait_for_attempts(3)
+        edge_runtime.faults.end()
+        module.stop(10)
+        seen["log"] = module.log.encode()
+    seen["messages file"] = out.read_bytes()
+    for file in (tmp_path / "data").rglob("*"):
+        if file.is_file():
+            seen[file.name] = file.read_bytes()
+    for number, message in enumerate(edge_runtime.messages):
+        seen[f"message {number}"] = message.topic.encode() + message.body
+    seen["twin"] = edge_runtime.broker.twin.document()
+
+    assert b"gate" in seen["log"]
+    for secret in (RTSP, QUERY, HTTP, TOKEN, LATE, key, "viewer-user"):
+        for spelling in spellings(secret):
+            # A path that holds a secret echoes nothing either.
+            leaks = [where for where, what in seen.items() if spelling.encode() in what]
+            assert leaks == [], f"{spelling} in {leaks}"
+
+
+def test_the_command_line_and_its_errors_hold_none(tmp_path: Path) -> None:
+    """Arguments that are wrong are quoted back without their secrets."""
+    for arguments in (
+        ("--camera", f"dock=foo://me:{LATE}@h/x"),
+        ("--camera", f"Dock=rtsp://me:{LATE}@h/x"),
+        ("--http", f"rtsp://me:{LATE}@h"),
+        ("--model", f"https://me:{LATE}@h/model.onnx"),
+        ("--no-such-option", f"rtsp://me:{LATE}@h/x"),
+    ):
+        with ModuleProcess(tmp_path / "data", *arguments) as module:
+            assert module.wait(60) in (1, 2, 3)
+        assert LATE not in module.log
+        assert module.log
+
+
+# --- errors and logs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_no_exception_holds_a_password(password: str) -> None:
+    """Wherever it was written in a configuration, and however wrong that was."""
+    escaped = quote(password, safe="")
+    for document in (
+        {"cameras": {"dock": {"uri": f"foo://me:{escaped}@host/x"}}},
+        {"cameras": {"dock": {"uri": f"rtsp://me:{escaped}@host:port/x"}}},
+        {"cameras": {"dock": {"uri": f"rtsp://me:{escaped}@/x"}}},
+        {"cameras": {"dock": {"uri": "demo:", f"rtsp://me:{escaped}@host/x": 1}}},
+        {"cameras": {f"rtsp://me:{escaped}@host/x": {"uri": "demo:"}}},
+        {"http": {"token": {"password": password}}},
+        {"http": {"port": f"http://me:{escaped}@h"}},
+        {"http": {"token": password, "host": 1, "unknown": password}},
+        {"model": {"url": f"https://h/m.onnx?sig={escaped}", "path": "x"}},
+        [f"rtsp://me:{escaped}@host/x"],
+    ):
+        with pytest.raises(ConfigError) as caught:
+            validate(document)
+        shown = f"{caught.value} {caught.value!r}"
+        assert not any(spelling in shown for spelling in spellings(password)), shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http: {token: *secret-one}",
+        "http: {token: !secret-one}",
+        "cameras: {dock: {uri: 'rtsp://me:secret-one@h', uri: 'x'}}",
+        "cameras:\n\tdock: 'rtsp://me:secret-one@h'",
+        "rtsp://me:secret-one@h: 1\nrtsp://me:secret-one@h: 2",
+        "http: {token: @secret-one}",
+    ],
+)
+def test_a_file_that_is_no_yaml_does_not_quote_its_secrets(tmp_path: Path, text: str) -> None:
+    """What YAML calls an alias or a tag may be a token that somebody forgot to quote."""
+    path = tmp_path / "vision.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        validate(read_file(path))
+    assert "secret-one" not in str(caught.value)
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_a_log_line_masks_what_some_library_says(password: str) -> None:
+    """Far from any URI, in any spelling, in a traceback as well."""
+    keep_secret(secrets_in({"cameras": {"dock": {"uri": f"rtsp://me:{quote(password, safe='')}@h/x"}}}))
+    formatter = RedactingFormatter("%(message)s")
+    for spelling in (password, quote(password, safe=""), json.dumps(password), repr(password)):
+        info = (RuntimeError, RuntimeError(f"login with {spelling} failed"), None)
+        record = logging.LogRecord("x", logging.ERROR, "x", 1, f"saw {spelling} here", None, info)
+        shown = formatter.format(record)
+        assert not any(each in shown for each in spellings(password)), shown
+        assert "failed" in shown
+
+
+# --- which, and how ---------------------------------------------------------------------------------------
+
+
+def test_secrets_are_found_by_their_places() -> None:
+    """URIs, secret queries and secret keys anywhere; names of cameras and settings are none."""
+    found = secrets_in(
+        {
+            "cameras": {
+                "dock": {"uri": "rtsp://admin:hunter2@h/s?user=bob-user&channel=1"},
+                "gate": {"uri": "rtsp://dock:gate@h/s"},
+            },
+            "http": {"token": 4711, "port": 8080, "host": "localhost"},
+            "list": ["https://h/x?sig=abc%2Fdef"],
+        }
+    )
+    assert found == {"admin", "hunter2", "bob-user", "4711", "abc%2Fdef"}
+
+
+def test_short_secrets_are_masked_as_words_only() -> None:
+    """A password of three letters must not make logs unreadable, and one letter hides nothing."""
+    known = KnownSecrets()
+    known.keep(["cat", "x", "", "catalogue"])
+    assert known.mask("cat: concatenated a cat, (cat) x catalogue") == "***: concatenated a ***, (***) x ***"
+
+
+def test_the_number_of_known_secrets_is_bounded() -> None:
+    """A twin that changes its passwords for ever is no leak; the newest count."""
+    known = KnownSecrets(limit=10)
+    for number in range(100):
+        known.keep([f"secret-{number:03}"])
+    assert known.mask("secret-000 secret-099") == "secret-000 ***"
+    assert len(known._kept) == 10
+
+
+def test_ordinary_text_stays_as_it_is() -> None:
+    """Without known secrets and patterns nothing changes."""
+    text = "camera dock is live: 25 frames/s from rtsp://192.0.2.5/stream1"
+    assert redact(text) == text
