@@ -15,7 +15,7 @@ from visionedge.inference.plan import Fit, Measured, Pair, Timed, batch_sizes, m
 from visionedge.inference.plan_cache import PlanCache, PlanKey
 from visionedge.inference.trial import MOST_BATCHES, Sample, run_trial
 
-__all__ = ["PlanCache", "PlanKey", "choose", "fit", "measure", "search"]
+__all__ = ["PlanCache", "PlanKey", "choose", "fit", "measure", "paces", "search"]
 
 SPEND_S = 3.0
 _ROUNDS = 9
@@ -170,13 +170,20 @@ def _finals(samples: Mapping[Pair, Sequence[Sample]]) -> tuple[dict[Pair, Sample
     """The pairs that were in every round: their medians, and how fast they were beside the others."""
     most = max(len(given) for given in samples.values())
     finals = {pair: given for pair, given in samples.items() if len(given) == most}
-    # By the round: what slows the machine for a while slows all pairs of that round, and cancels out.
-    usual = [median(given[number].frames_per_s for given in finals.values()) for number in range(most)]
-    pace = {
+    return {pair: _middle(given) for pair, given in finals.items()}, paces(finals)
+
+
+def paces(samples: Mapping[Pair, Sequence[Sample]]) -> dict[Pair, float]:
+    """How fast pairs were, all of them run once a round: the median of their speeds beside the round's own.
+
+    What slows the machine for a while slows all pairs of that round, and cancels out.
+    """
+    rounds = zip(*samples.values(), strict=True)
+    usual = [median(sample.frames_per_s for sample in each) for each in rounds]
+    return {
         pair: median(sample.frames_per_s / speed for sample, speed in zip(given, usual, strict=True))
-        for pair, given in finals.items()
+        for pair, given in samples.items()
     }
-    return {pair: _middle(given) for pair, given in finals.items()}, pace
 
 
 def _within(finals: Mapping[Pair, Sample], budget_ms: float | None) -> dict[Pair, Sample]:

@@ -20,7 +20,7 @@ from visionedge.inference.engine import Engine, noise, open_engine
 from visionedge.inference.graph import ROWS
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.plan import Fit, Measured, Pair, Plan, batch_sizes, usable_cores
-from visionedge.inference.planner import Wanted, fit, measure
+from visionedge.inference.planner import Wanted, fit, measure, paces
 from visionedge.inference.trial import Sample, run_trial
 from visionedge.ops.bench_report import machine
 from visionedge.ops.plain_network import PlainNetwork, can_decode, plain_session
@@ -146,8 +146,8 @@ def _sweep(
 
 def _report(load: EngineLoad, engine: Engine, measured: Measured, samples: Samples) -> dict[str, Any]:
     model, choice = engine.model, measured.choice
-    pairs = [pair for kind, pair in samples if kind == "engine"]
-    best = max(pairs, key=lambda pair: _speed(samples["engine", pair]))
+    speeds = paces({pair: given for (kind, pair), given in samples.items() if kind == "engine"})
+    pairs, best = list(speeds), max(speeds, key=lambda pair: speeds[pair])
     return {
         "schema": "visionedge/bench-engine/1",
         "machine": machine(engine.device),
@@ -166,7 +166,7 @@ def _report(load: EngineLoad, engine: Engine, measured: Measured, samples: Sampl
         "choice": {
             "lanes": choice.lanes,
             "batch": choice.batch,
-            "shareOfBest": _ratio(samples["engine", choice], samples["engine", best], _by_speed),
+            "shareOfBest": round(speeds[choice] / speeds[best], 3),
         },
         "processorShare": _processor_share(engine, choice, samples),
         "best": {"lanes": best.lanes, "batch": best.batch},
