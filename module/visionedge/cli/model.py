@@ -42,12 +42,15 @@ def _add_inspect(deeds: Verbs) -> None:
     )
     parser.add_argument("path", metavar="PATH", help="an ONNX file")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of words")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), help="also open it there, and tell where its nodes really lie"
+    )
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from visionedge.ops.inspect import inspect, words
 
-    inspection = inspect(Path(arguments.path), data_folder(os.environ))
+    inspection = inspect(Path(arguments.path), data_folder(os.environ), arguments.device)
     if arguments.json:
         print(json.dumps(inspection.document, ensure_ascii=False))
     else:

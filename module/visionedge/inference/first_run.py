@@ -88,7 +88,7 @@ def first_run(
             input=sent,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=_environ(),
+            env=child_environ(),
             timeout=FIRST_PICTURE_S + COMPARISON_S + _SPARE_S,
             check=False,
         )
@@ -97,8 +97,8 @@ def first_run(
     return _judged([json.loads(line) for line in done.stdout.splitlines()], done.returncode)
 
 
-def _environ() -> dict[str, str]:
-    """The child imports what this process imported, and nothing from the folder it happens to stand in."""
+def child_environ() -> dict[str, str]:
+    """For a child that imports what this process did, and nothing from the folder it happens to stand in."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
 
 

@@ -1,5 +1,8 @@
 """`visionedge model inspect`: what a model is, why it is taken for that, and what will become of it where."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +14,7 @@ from visionedge.errors import ModelError
 from visionedge.inference.cache import ready
 from visionedge.inference.counting import amount, operators_of
 from visionedge.inference.export import read_export
+from visionedge.inference.first_run import child_environ
 from visionedge.inference.heads import known_heads
 from visionedge.inference.imprint import imprint_of
 from visionedge.inference.kernels import missing_kernel, opsets_of
@@ -24,6 +28,8 @@ from visionedge.inference.signature import Tensor, read_signature
 
 Document = dict[str, Any]
 
+_PLACED_WITHIN_S = 120
+
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
@@ -33,8 +39,10 @@ class Inspection:
     refused: str | None
 
 
-def inspect(path: Path, data: Path | None) -> Inspection:
+def inspect(path: Path, data: Path, device: str | None = None) -> Inspection:
     """Look into a model, compile it and run it once; `data` is the folder where compiled models are kept.
+
+    `device` ("cuda", "cpu"): also open it there, and tell where its nodes really lie.
 
     Raises:
         ModelError: the file cannot even be read.
@@ -45,9 +53,11 @@ def inspect(path: Path, data: Path | None) -> Inspection:
     try:
         document |= _file_facts(file, path)
         model = load_model(path)
-        document |= _understood(model)
+        document |= _understood(model, file)
         model, graph = ready(model, data)
         document |= _compiled_facts(model, onnx.load_model_from_string(graph))
+        if device is not None:
+            document["placed"] = {"asked": device} | _placed(path, device)
     except ModelError as error:
         return Inspection(document | {"refused": str(error), "heads": _heads()}, str(error))
     return Inspection(document | {"refused": None}, None)
@@ -92,13 +102,12 @@ def _shapes(types: Mapping[str, onnx.TypeProto]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(dims) for name, dims in sides.items() if all(side > 0 for side in dims)}
 
 
-def _understood(model: Model) -> Document:
+def _understood(model: Model, file: ModelFile) -> Document:
     """What recognition made of it."""
-    way, spec = model.reading.preprocess, model.input
-    metadata = read_sidecar(model.path).metadata
-    proto = read_model(model.path).proto
-    metadata = {entry.key: entry.value for entry in proto.metadata_props} | dict(metadata)
-    _, origin = labels_for(model.path, metadata, model.reading.class_count)
+    way, spec, sidecar = model.reading.preprocess, model.input, read_sidecar(model.path)
+    metadata = {entry.key: entry.value for entry in file.proto.metadata_props} | dict(sidecar.metadata)
+    carrier = sidecar.name if "names" in sidecar.metadata else "its metadata"
+    _, origin = labels_for(model.path, metadata, model.reading.class_count, carrier)
     return {
         "head": model.head,
         "evidence": list(model.evidence),
@@ -159,6 +168,28 @@ def _without_kernel(graph: onnx.ModelProto, types: Mapping[str, onnx.TypeProto])
         if why is not None:
             found.setdefault((node.op_type, why), []).append(node.name or node.output[0])
     return [{"operator": operator, "why": why, "nodes": names} for (operator, why), names in found.items()]
+
+
+def _placed(path: Path, device: str) -> Document:
+    """What a session on the device says of itself; it is opened in another process, which may be lost."""
+    asked = json.dumps({"device": device, "model": str(path.resolve())})
+    command = [sys.executable, "-m", "visionedge.inference.placement", "placement", asked]
+    try:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=child_environ(),
+            timeout=_PLACED_WITHIN_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"its session did not start within {_PLACED_WITHIN_S} s"}
+    try:
+        told = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        return {"error": f"its session ended with code {done.returncode} and no answer"}
+    return {key: told[key] for key in ("device", "onDevice", "onCpu", "error") if key in told}
 
 
 # --- words --------------------------------------------------------------------------------------------------
@@ -256,6 +287,7 @@ def _about_the_graph(facts: Document) -> list[str]:
         f"  added    {sum(compiled['added'].values())} nodes: {added}",
         f"  batch    {facts['batch']['why']}",
     ]
+    lines += [_words_of_placement(facts["placed"])] if "placed" in facts else []
     if not cuda["withoutKernel"]:
         return [*lines, f"  on CUDA  each of its {cuda['nodes']} nodes has a kernel"]
     fallen = sum(len(entry["nodes"]) for entry in cuda["withoutKernel"])
@@ -265,6 +297,16 @@ def _about_the_graph(facts: Document) -> list[str]:
         more = " …" if len(entry["nodes"]) > 3 else ""
         lines.append(f"    {len(entry['nodes'])} {entry['operator']}: {entry['why']} ({names}{more})")
     return lines
+
+
+def _words_of_placement(placed: Document) -> str:
+    if "error" in placed:
+        return f"  placed   not on {placed['asked']}: {placed['error']}"
+    words = (
+        f"  placed   asked for {placed['asked']}, came up on {placed['device']}: {placed['onDevice']} nodes"
+    )
+    names = ", ".join(placed["onCpu"][:6]) + (" …" if len(placed["onCpu"]) > 6 else "")
+    return f"{words}, {len(placed['onCpu'])} more on the CPU: {names}" if names else words
 
 
 def _about_the_refusal(facts: Document) -> list[str]:
