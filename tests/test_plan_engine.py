@@ -48,7 +48,7 @@ def test_without_a_folder_the_rule_decides(model: Model) -> None:
 
 def test_a_plan_that_is_given_is_used_as_it_is(model: Model, tmp_path: Path) -> None:
     plan = Plan(3, (1, 2), "as asked")
-    assert open_engine(model, CPU, data=tmp_path / "data", plan=plan).plan is plan
+    assert open_engine(model, CPU, data=tmp_path / "data", plans={"cpu": plan}).plan is plan
 
 
 def test_a_measured_engine_meets_no_size_that_was_not_warmed(model: Model, tmp_path: Path) -> None:

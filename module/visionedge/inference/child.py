@@ -37,7 +37,7 @@ def main(control_fd: int, pictures_fd: int, parent: int) -> None:
     order: wire.Order = pickle.loads(wire.receive(control))  # noqa: S301 - from the module, whose child this is
     logging.basicConfig(format=LOG_FORMAT, level=order.log_level, stream=sys.stderr)
     try:
-        engine = open_engine(order.model, order.inference, data=order.data)
+        engine = open_engine(order.model, order.inference, data=order.data, plans=order.plans)
     except Exception as error:  # noqa: BLE001 - told to the module, which raises it again
         wire.send(control, wire.refusal_message(error))
         return

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -227,7 +227,7 @@ def open_engine(
     inference: InferenceConfig,
     *,
     data: Path | None = None,
-    plan: Plan | None = None,
+    plans: Mapping[str, Plan] | None = None,
     measuring: bool = True,
     prober: Callable[[Effective], Verdict] = probe,
     cores: int | None = None,
@@ -235,8 +235,8 @@ def open_engine(
     """Compile a model and open it on the best device that works, warmed up. Takes seconds.
 
     `data` is the folder where compiled graphs and measured plans are kept; None keeps nothing, and then the
-    plan is that of a rule and not measured. `plan` is one to use as it is. Without `measuring`, which takes
-    seconds, a plan that was measured before is used, or the rule.
+    plan is that of a rule and not measured. `plans` are those to use as they are, by device. Without
+    `measuring`, which takes seconds, a plan that was measured before is used, or the rule.
 
     Raises:
         DeviceError: `cuda` or `tensorrt` was demanded with fallback off, and is not usable.
@@ -245,7 +245,7 @@ def open_engine(
     """
     cores = usable_cores() if cores is None else cores
     model, graph = ready(model, data)
-    opening = _Opening(model, inference, graph, cores, data, plan, measuring)
+    opening = _Opening(model, inference, graph, cores, data, plans or {}, measuring)
     first: Verdict | None = None
     for device in wishes(inference.device):
         if device == "cpu":
@@ -280,7 +280,7 @@ class _Opening:
     graph: bytes
     cores: int
     data: Path | None
-    plan: Plan | None
+    plans: Mapping[str, Plan]
     measuring: bool
 
     def verdict_on(self, device: Effective, prober: Callable[[Effective], Verdict]) -> Verdict:
@@ -315,8 +315,8 @@ class _Opening:
 
     def _engine(self, session: Runs, device: Effective, verdict: Verdict) -> Engine:
         state = DeviceState(self.inference.device, device, verdict.code, verdict.reason, utc_now())
-        if self.plan is not None:
-            return Engine(self.model, session, state, self.plan)
+        if (given := self.plans.get(device)) is not None:
+            return Engine(self.model, session, state, given)
         rule = make_plan(device, self.inference.max_batch, self.model.reading.input.batch, self.cores)
         if self.data is None:
             return Engine(self.model, session, state, rule)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -213,6 +213,9 @@ class EngineProcess:
     def _adopt(self, worker: Worker, facts: wire.Facts, took_s: float) -> None:
         with self._changed:
             self._worker, self._facts = worker, facts
+            self._order = replace(
+                self._order, plans={**self._order.plans, facts.device.effective: facts.plan}
+            )
             self._starts += 1
             again = self._starts > 1
             self._changed.notify_all()

@@ -13,7 +13,7 @@ import math
 import socket
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,16 @@ _MOST_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a child is asked to open. Pickled: it goes to our own child, nothing comes back this way."""
+    """What a child is asked to open. Pickled: it goes to our own child, nothing comes back this way.
+
+    `plans` are used without measuring, by device: a child that takes over goes on as the last one did.
+    """
 
     model: Model
     inference: InferenceConfig
     data: Path | None
     log_level: int
+    plans: Mapping[str, Plan] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,8 +129,10 @@ class Worker:
             raise
         except (EOFError, OSError) as error:
             line.close()
-            late = isinstance(error, TimeoutError)
-            self.end(f"gave no answer within {self._limits.run_s:g} s" if late else "stopped to answer")
+            if isinstance(error, TimeoutError):
+                self.end(f"gave no answer within {self._limits.run_s:g} s")
+            else:
+                self._part()  # it is dead or dying, and its own exit code says of what
             raise EngineError(f"the engine's process {self.pid} was lost over this batch") from None
         self._give(line)
         self.unplanned_shapes = max(self.unplanned_shapes, unplanned)
@@ -174,12 +176,16 @@ class Worker:
 
     def leave(self) -> None:
         """Hang up, so that it ends by itself; soon after it is killed."""
-        with contextlib.suppress(OSError):
-            self._control.shutdown(socket.SHUT_RDWR)
+        self._part()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_POLITE_S)
             return
         self.end("was asked to end and did not")
+
+    def _part(self) -> None:
+        """Nothing is said any more: the child ends by itself, and `wait` comes to its end."""
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
 
     def _buried(self) -> str:
         """Everything of it closed; why it went."""

@@ -16,6 +16,7 @@ import numpy as np
 from visionedge.config import InferenceConfig
 from visionedge.frames import Picture
 from visionedge.inference.cache import ready
+from visionedge.inference.devices import PROVIDERS
 from visionedge.inference.engine import Engine, noise, open_engine
 from visionedge.inference.graph import ROWS
 from visionedge.inference.model import Model, load_model
@@ -61,7 +62,9 @@ def bench_engine(load: EngineLoad, tell: Callable[[str], None]) -> dict[str, Any
     most = max(load.batches or (load.inference.max_batch,))
     sizes = (fixed,) if fixed else tuple(sorted({*batch_sizes(most), *(load.batches or ())}))
     plan = Plan(1, sizes, "every batch size, to be measured")
-    with closing(open_engine(loaded, load.inference, data=load.data, plan=plan)) as engine:
+    with closing(
+        open_engine(loaded, load.inference, data=load.data, plans=dict.fromkeys(PROVIDERS, plan))
+    ) as engine:
         tell(f"{model.name}: {engine.device.describe()}")
         pictures = np.asarray(noise(model.input, engine.plan.max_batch), np.uint8)
         wanted = Wanted(engine.device.effective, engine.plan.max_batch, fixed, usable_cores())
