@@ -22,14 +22,25 @@ def model(tmp_path: Path) -> Model:
 
 
 def test_the_first_start_measures_and_the_next_one_does_not(model: Model, tmp_path: Path) -> None:
-    first = open_engine(model, CPU, data=tmp_path / "data", cores=2)
-    second = open_engine(model, CPU, data=tmp_path / "data", cores=2)
+    """With one core and one picture there is one pair to choose from, so that any machine keeps it."""
+    single = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 1})
+    first = open_engine(model, single, data=tmp_path / "data", cores=1)
+    second = open_engine(model, single, data=tmp_path / "data", cores=1)
     assert first.plan.measured is not None
     assert first.plan.reason.startswith("measured in ")
-    assert (second.plan.lanes, second.plan.buckets) == (first.plan.lanes, first.plan.buckets)
-    # An unusual choice on a busy machine is not kept, and measuring may well say the same again.
-    if first.plan.measured.settled:
-        assert second.plan.reason.startswith("from the cache, of ")
+    assert second.plan.reason == f"{second.plan.reason.partition(': ')[0]}: {first.plan.reason}"
+    assert second.plan.reason.startswith("from the cache, of ")
+    assert (second.plan.lanes, second.plan.buckets) == (first.plan.lanes, first.plan.buckets) == (1, (1,))
+
+
+def test_what_was_chosen_among_many_is_one_of_the_table(model: Model, tmp_path: Path) -> None:
+    engine = open_engine(model, CPU, data=tmp_path / "data", cores=2)
+    measured = engine.plan.measured
+    assert measured is not None
+    (line,) = [line for line in measured.table if line.pair == measured.choice]
+    assert line.frames_per_s is not None
+    assert (engine.plan.lanes, engine.plan.max_batch) == (measured.choice.lanes, measured.choice.batch)
+    assert len(measured.table) == 6
 
 
 def test_another_budget_is_another_plan(model: Model, tmp_path: Path) -> None:
