@@ -20,9 +20,9 @@ def compile_to(path: Path, output: Path, data: Path, rows: int | None = None) ->
         ModelError, UnavailableError: see `building.build`.
         VisionedgeError: `output` cannot be written.
     """
+    model = load_model(path)
     if output.exists() and output.samefile(path):
         raise ConfigError([f"-o {output}: is the model itself; name another file"])
-    model = load_model(path)
     graph = compiled(model, data, rows=rows or ROWS)
     _write(output, graph)
     imprint, spec = imprint_of(onnx.load_model_from_string(graph)), model.input
