@@ -2,10 +2,11 @@
 
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 _NEEDED, _STRINGS, _END = 1, 5, 0
 _DYNAMIC, _LOAD = 2, 1
-_MOST_ENTRIES = 4096
+_MOST_ENTRIES, _MOST_SEGMENTS, _SEGMENT_BYTES = 4096, 128, 56
 _MOST_NAME_BYTES = 256
 
 
@@ -16,27 +17,32 @@ def needed_by(path: Path) -> tuple[str, ...]:
     """
     try:
         with path.open("rb") as file:
-            header = file.read(64)
-            if header[:6] != b"\x7fELF\x02\x01":
-                return ()
-            (start,) = struct.unpack_from("<Q", header, 32)
-            size, count = struct.unpack_from("<HH", header, 54)
-            file.seek(start)
-            segments = [_segment(file.read(size)) for _ in range(count)]
-            dynamic = next((s for s in segments if s[0] == _DYNAMIC), None)
-            if dynamic is None:
-                return ()
-            file.seek(dynamic[1])
-            entries = _entries(file.read(min(dynamic[3], 16 * _MOST_ENTRIES)))
-            strings = _file_offset(segments, next(value for tag, value in entries if tag == _STRINGS))
-            names = []
-            for tag, value in entries:
-                if tag == _NEEDED:
-                    file.seek(strings + value)
-                    names.append(file.read(_MOST_NAME_BYTES).split(b"\0")[0].decode(errors="replace"))
-            return tuple(names)
-    except (OSError, struct.error, StopIteration, OverflowError):
+            return _read(file)
+    # What a damaged file may point to: outside of itself, at nothing, or beyond any file.
+    except (OSError, struct.error, StopIteration, ValueError, OverflowError):
         return ()
+
+
+def _read(file: BinaryIO) -> tuple[str, ...]:
+    header = file.read(64)
+    if header[:6] != b"\x7fELF\x02\x01":
+        return ()
+    (start,) = struct.unpack_from("<Q", header, 32)
+    size, count = struct.unpack_from("<HH", header, 54)
+    if size != _SEGMENT_BYTES or count > _MOST_SEGMENTS:
+        return ()
+    file.seek(start)
+    segments = [_segment(file.read(size)) for _ in range(count)]
+    dynamic = next(segment for segment in segments if segment[0] == _DYNAMIC)
+    file.seek(dynamic[1])
+    entries = _entries(file.read(min(dynamic[3], 16 * _MOST_ENTRIES)))
+    strings = _file_offset(segments, next(value for tag, value in entries if tag == _STRINGS))
+    return tuple(_name(file, strings + value) for tag, value in entries if tag == _NEEDED)
+
+
+def _name(file: BinaryIO, offset: int) -> str:
+    file.seek(offset)
+    return file.read(_MOST_NAME_BYTES).split(b"\0")[0].decode(errors="replace")
 
 
 def _segment(data: bytes) -> tuple[int, int, int, int]:

@@ -1,0 +1,157 @@
+"""doctor --bundle: everything a colleague needs, and nothing that anybody must not see."""
+
+import json
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from doctor_machines import DATA, Machine, linux
+from visionedge.config import Config, validate
+from visionedge.errors import VisionedgeError
+from visionedge.ops.doctor.bundle import Scrub, write_bundle
+from visionedge.ops.doctor.gather import Request
+from visionedge.ops.doctor.report import examine
+
+PASSWORD, USER, TOKEN, QUERY, SIGNATURE, KEY = (
+    'p@ss/w"rd#Ü',
+    "bait-operator",
+    "bait-http-token",
+    "bait-query",
+    "bait-signature%3D",
+    "YmFpdC1zaGFyZWQta2V5LWJhaXQ=",
+)
+SECRETS = (PASSWORD, USER, TOKEN, QUERY, SIGNATURE, KEY)
+
+
+def spellings(secret: str) -> set[str]:
+    """The ways in which a secret might still be read."""
+    escaped = {json.dumps(secret, ensure_ascii=only)[1:-1] for only in (True, False)}
+    return {secret, quote(secret), quote(secret, safe="")} | escaped
+
+
+class Careless(BaseHTTPRequestHandler):
+    """A module that masks nothing."""
+
+    def do_GET(self) -> None:
+        authorised = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        self.send_response((503 if self.path == "/readyz" else 200) if authorised else 401)
+        self.end_headers()
+        leaks = " ".join([*SECRETS, f"rtsp://{USER}:{quote(PASSWORD, safe='')}@192.0.2.5/", f"?key={QUERY}"])
+        document = {"path": self.path, "leak": leaks, "sas": f"SharedAccessSignature sr=x&sig={SIGNATURE}"}
+        self.wfile.write(json.dumps(document).encode() if authorised else b"")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class has it
+        """Say nothing."""
+
+
+@contextmanager
+def careless_module() -> Iterator[int]:
+    """It, running; its port."""
+    server = HTTPServer(("127.0.0.1", 0), Careless)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def secretive(root: Path) -> Machine:
+    """A machine whose environment is full of secrets."""
+    machine = linux(root).container().cpu_wheel()
+    machine.environ |= {
+        "EdgeHubConnectionString": f"HostName=h;DeviceId=d;ModuleId=m;SharedAccessKey={KEY}",
+        "VISIONEDGE_HTTP_TOKEN": TOKEN,
+        "MY_PASSWORD": PASSWORD,
+        "NVIDIA_VISIBLE_DEVICES": "all",
+        "HARMLESS": "not asked for",
+    }
+    return machine
+
+
+def configuration(port: int) -> Config:
+    """One with a secret wherever one can be."""
+    uri = f"rtsp://{USER}:{quote(PASSWORD, safe='')}@192.0.2.5/stream1?token={QUERY}"
+    return validate(
+        {
+            "cameras": {"dock": {"uri": uri}},
+            "model": {"url": f"https://blobs.example.net/m.onnx?sig={SIGNATURE}", "sha256": "ab" * 32},
+            "http": {"port": port, "token": TOKEN},
+        }
+    )
+
+
+def bundled(tmp_path: Path, config: Config) -> dict[str, str]:
+    """The texts of the bundle on a secretive machine."""
+    host = secretive(tmp_path / "root").host()
+    path = tmp_path / "doctor.zip"
+    write_bundle(path, examine(Request("auto", config, DATA), host), config, host)
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name).decode() for name in archive.namelist()}
+
+
+def test_no_secret_is_anywhere_in_it_in_any_spelling(tmp_path: Path) -> None:
+    """Even where the module that runs would tell every one of them."""
+    with careless_module() as port:
+        texts = bundled(tmp_path, configuration(port))
+    assert {
+        "doctor.txt",
+        "doctor.json",
+        "config.json",
+        "module/status.json",
+        "module/log.txt",
+    } <= texts.keys()
+    for name, text in texts.items():
+        for secret in SECRETS:
+            found = [spelling for spelling in spellings(secret) if spelling in text]
+            assert not found, (name, found)
+
+
+def test_it_holds_report_configuration_versions_and_the_state_of_the_module(tmp_path: Path) -> None:
+    with careless_module() as port:
+        texts = bundled(tmp_path, configuration(port))
+    assert texts["doctor.txt"].startswith("visionedge ")
+    assert json.loads(texts["doctor.json"])["schema"] == "visionedge/doctor/1"
+    assert json.loads(texts["config.json"])["cameras"]["dock"]["uri"].startswith("rtsp://***@192.0.2.5/")
+    assert json.loads(texts["versions.json"])["packages"]["onnxruntime"] == "1.31.1"
+    assert json.loads(texts["environment.json"]) == {"NVIDIA_VISIBLE_DEVICES": "all"}
+    told = {
+        json.loads(texts[f"module/{name}"])["path"] for name in ("status.json", "ready.json", "metrics.txt")
+    }
+    assert told == {"/api/v1/status", "/readyz", "/metrics"}
+
+
+def test_without_a_running_module_it_says_so(tmp_path: Path) -> None:
+    texts = bundled(tmp_path, configuration(1))
+    assert "http://127.0.0.1:1/api/v1/status" in texts["module/missing.txt"]
+    assert "doctor.txt" in texts
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    host = secretive(tmp_path / "root").host()
+    config = configuration(1)
+    report = examine(Request("auto", config, DATA), host)
+    with pytest.raises(VisionedgeError, match=r"no-such/doctor\.zip: cannot be written: No such file"):
+        write_bundle(tmp_path / "no-such" / "doctor.zip", report, config, host)
+
+
+TEXTS = st.text(st.characters(exclude_characters="*", exclude_categories=["Cs"]), max_size=24)
+
+
+@given(secret=TEXTS.filter(lambda text: len(text) >= 4), before=TEXTS, after=TEXTS)
+def test_a_known_secret_is_found_in_every_spelling_wherever_it_stands(
+    secret: str, before: str, after: str
+) -> None:
+    scrub = Scrub(iter([secret]))
+    for spelling in spellings(secret):
+        assert spelling not in scrub(f"{before}{spelling}{after}")

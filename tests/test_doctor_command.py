@@ -1,0 +1,188 @@
+"""`visionedge doctor` on the machine that runs the tests, and inside a running module."""
+
+import json
+import logging
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from doctor_machines import DATA, Machine, linux
+from module_process import ModuleProcess
+from visionedge import logs
+from visionedge.__main__ import main
+from visionedge.config import validate
+from visionedge.frames import utc_now
+from visionedge.inference.devices import DeviceState, Reason
+from visionedge.inference.session import NodePlaces
+from visionedge.ops.doctor.gather import Request, Running
+from visionedge.ops.doctor.host import this_host
+from visionedge.ops.doctor.place import look_around
+from visionedge.ops.doctor.report import examine
+
+NO_GPU_HERE = look_around(this_host(os.environ)).passthrough in ("none", "intel")
+without_gpu = pytest.mark.skipif(not NO_GPU_HERE, reason="this machine has a GPU")
+
+
+@pytest.fixture(autouse=True)
+def _own_log_and_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The command line sets up the root logger; it is put back, and no setting of this machine counts."""
+    monkeypatch.setenv("VISIONEDGE_DATA", str(tmp_path / "data"))
+    for name in ("VISIONEDGE_DEVICE", "VISIONEDGE_CONFIG", "VISIONEDGE_HTTP", "VISIONEDGE_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@without_gpu
+def test_without_a_gpu_it_ends_soon_with_cpu_the_first_missing_link_and_0(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    begun_s = time.monotonic()
+    assert main(["doctor", "--json"]) == 0
+    assert time.monotonic() - begun_s < 5
+    report = json.loads(capsys.readouterr().out)
+    assert report["device"]["effective"] == "cpu"
+    assert report["firstBroken"] == "passthrough"
+    broken = next(link for link in report["chain"] if link["name"] == "passthrough")
+    assert broken["remedies"]
+    assert report["fulfilled"]
+
+
+@without_gpu
+def test_a_demanded_gpu_that_is_not_there_is_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--device", "cuda"]) == 3
+    out = capsys.readouterr().out
+    assert "requested cuda, effective cpu" in out
+    assert "first broken link: GPU" in out
+
+
+def test_an_asked_cpu_is_what_every_machine_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--device", "cpu"]) == 0
+    assert "(asked-cpu)" in capsys.readouterr().out
+
+
+def test_cameras_of_a_configuration_are_looked_at_and_their_secrets_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "vision.yaml"
+    path.write_text("cameras: {dock: {uri: 'rtsp://me:hunter2@127.0.0.1:1/x'}, clip: {uri: 'demo:'}}\n")
+    bundle = tmp_path / "doctor.zip"
+    more = ("--config", str(path), "--http", "127.0.0.1:1", "--bundle", str(bundle))
+    assert main(["doctor", "--json", *more]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)["surroundings"]
+    cameras = {f["title"]: f["state"] for f in found if f["name"] == "camera"}
+    assert cameras == {"camera dock": "broken", "camera clip": "ok"}
+    assert "look through it before you send it" in captured.err
+    with zipfile.ZipFile(bundle) as archive:
+        everything = "".join(archive.read(name).decode() for name in archive.namelist())
+    assert "hunter2" not in captured.out + captured.err + everything
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--plan",),
+        ("--plan", "--windows-build", "x", "--edition", "pro", "--gpu", "NVIDIA A2"),
+        ("--config", "no-such.yaml"),
+        ("--http", "nowhere"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_2(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_a_plan_is_words_or_json_and_no_is_3(capsys: pytest.CaptureFixture[str]) -> None:
+    question = ["doctor", "--plan", "--windows-build", "19044.1620", "--edition", "pro", "--gpu"]
+    assert main([*question, "NVIDIA A2"]) == 0
+    assert "-gpuPassthroughType DirectDeviceAssignment" in capsys.readouterr().out
+    assert main([*question, "AMD Radeon", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["supported"] is False
+
+
+def whole(root: Path) -> Machine:
+    """A machine whose chain is whole."""
+    machine = linux(root).nvidia_nodes().kernel_driver().on_pci()
+    return machine.driver("NVIDIA GeForce RTX 3060", 86).gpu_wheel().session_works()
+
+
+def state(effective: str) -> DeviceState:
+    code = Reason.OK if effective == "cuda" else Reason.CUDA_ERROR
+    return DeviceState("auto", effective, code, "as it is", utc_now())  # type: ignore[arg-type]  # of the closed list
+
+
+def test_an_engine_that_computes_on_the_gpu_is_believed_and_not_disturbed(tmp_path: Path) -> None:
+    """No second session is opened beside it, which could take memory that it needs."""
+    machine = whole(tmp_path / "root")
+    running = Running(state("cuda"), NodePlaces(99, ("Loop post",)))
+    report = examine(Request("auto", validate({}), DATA, running), machine.host())
+    assert report.effective == "cuda"
+    assert not [question for question in machine.asked if question.startswith(("session", "placement"))]
+    assert report.chain[-1].found == "99 nodes on cuda, 1 on the CPU: Loop post"
+
+
+def test_an_engine_that_fell_to_the_cpu_is_examined_anew(tmp_path: Path) -> None:
+    """The GPU may be well again, and then doctor says so."""
+    machine = whole(tmp_path / "root")
+    running = Running(state("cpu"), NodePlaces(99))
+    report = examine(Request("auto", validate({}), DATA, running), machine.host())
+    assert report.effective == "cuda"
+    assert "session CUDAExecutionProvider" in machine.asked
+
+
+def test_nothing_is_started_that_no_question_needs(tmp_path: Path) -> None:
+    """Without CUDA in the package no session, without cameras and IoT Edge no network."""
+    machine = linux(tmp_path / "root").cpu_wheel()
+    examine(Request("auto", validate({}), DATA), machine.host())
+    assert sorted(machine.asked) == ["clock", "driver", "libraries"]
+
+
+def test_a_clock_before_the_files_of_the_installation_is_wrong(tmp_path: Path) -> None:
+    machine = linux(tmp_path / "root").cpu_wheel()
+    past = utc_now().replace(year=2019)
+    report = examine(Request("auto", validate({}), DATA), replace(machine.host(), utc_now=lambda: past))
+    clock = next(finding for finding in report.surroundings if finding.name == "clock")
+    assert "days behind the files of this installation" in clock.found
+
+
+def test_the_newest_lines_of_the_log_are_kept_bounded_and_masked() -> None:
+    logs.set_up("info")
+    for number in range(600):
+        logging.getLogger("visionedge.test").info("line %d rtsp://me:hunter2@192.0.2.5/", number)
+    logging.getLogger("visionedge.test").info("x" * 10_000)
+    lines = logs.recent().splitlines()
+    assert len(lines) == 500
+    assert "line 599 rtsp://***@192.0.2.5/" in lines[-2]
+    assert len(lines[-1]) == 2000
+
+
+def test_a_running_module_is_examined_over_http_and_bundled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ModuleProcess(tmp_path / "data", "--camera", "dock=demo:") as module:
+        report = module.get("/api/v1/doctor")
+        assert report["schema"] == "visionedge/doctor/1"
+        assert report["device"]["requested"] == "auto"
+        assert [f["title"] for f in report["surroundings"] if f["name"] == "camera"] == ["camera dock"]
+        bundle = tmp_path / "doctor.zip"
+        address = module.ready().removeprefix("http://").rstrip("/")
+        assert main(["doctor", "--http", address, "--bundle", str(bundle)]) == 0
+        capsys.readouterr()
+    with zipfile.ZipFile(bundle) as archive:
+        status = json.loads(archive.read("module/status.json"))
+        log = archive.read("module/log.txt").decode()
+    assert status["cameras"][0]["name"] == "dock"
+    assert "ready: open" in log

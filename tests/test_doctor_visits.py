@@ -1,0 +1,85 @@
+"""Doctor in a module that runs: one examination at a time, and none oftener than once a minute."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from visionedge.ops.doctor.visit import FRESH_NS, Visits
+
+
+class Examiner:
+    """Counts its examinations; each takes until `go` is set, and fails where `fails`."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.go = asyncio.Event()
+        self.fails = False
+        self.now_ns = 0
+
+    async def __call__(self) -> dict[str, int]:
+        self.begun += 1
+        number = self.begun
+        await self.go.wait()
+        if self.fails:
+            raise OSError("no child could be started")
+        return {"number": number}
+
+
+def visiting(story: Callable[[Examiner, Visits], Awaitable[None]]) -> None:
+    """Tell a story with an examiner and the visits to it."""
+
+    async def whole() -> None:
+        examiner = Examiner()
+        await story(examiner, Visits(examiner, lambda: examiner.now_ns))
+
+    asyncio.run(whole())
+
+
+def test_those_who_ask_at_once_share_one_examination() -> None:
+    async def story(examiner: Examiner, visits: Visits) -> None:
+        asked = [asyncio.create_task(visits.report()) for _ in range(5)]
+        await asyncio.sleep(0)
+        examiner.go.set()
+        assert [await report for report in asked] == [{"number": 1}] * 5
+        assert examiner.begun == 1
+
+    visiting(story)
+
+
+def test_a_report_is_fresh_for_a_minute() -> None:
+    async def story(examiner: Examiner, visits: Visits) -> None:
+        examiner.go.set()
+        numbers = []
+        for now_ns in (0, FRESH_NS - 1, FRESH_NS, FRESH_NS + 1):
+            examiner.now_ns = now_ns
+            numbers.append((await visits.report())["number"])
+        assert numbers == [1, 1, 2, 2]
+
+    visiting(story)
+
+
+def test_one_who_leaves_takes_nothing_from_the_others() -> None:
+    async def story(examiner: Examiner, visits: Visits) -> None:
+        leaving, staying = (asyncio.create_task(visits.report()) for _ in range(2))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.sleep(0)
+        examiner.go.set()
+        assert await staying == {"number": 1}
+        assert leaving.cancelled()
+        assert examiner.begun == 1
+
+    visiting(story)
+
+
+def test_an_examination_that_failed_is_not_kept() -> None:
+    async def story(examiner: Examiner, visits: Visits) -> None:
+        examiner.go.set()
+        examiner.fails = True
+        with pytest.raises(OSError, match="no child"):
+            await visits.report()
+        examiner.fails = False
+        assert await visits.report() == {"number": 2}
+
+    visiting(story)
