@@ -20,7 +20,7 @@ BASE_IMAGE ?=
 IMAGE ?= visionedge:$(VARIANT)
 UV = uv==0.13.9
 
-.PHONY: help run test check format bench image lock setup clean
+.PHONY: help run test test-gpu-libs check format bench image lock setup clean
 
 # Brings .venv up to date for `run` or `dev`; the second time it finds nothing to do.
 define prepare
@@ -33,7 +33,7 @@ endef
 help: ## this list
 	@echo "visionedge: object detection on camera frames, as an Azure IoT Edge module"
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\): *## \(.*\)/  make \1	\2/p' Makefile | expand -t 22
 	@echo
 	@echo '  make run ARGS="--camera dock=rtsp://192.0.2.5/stream1"   your own camera instead of the bundled clip'
 	@echo '  make test ARGS="-k batcher -x"                           some of the tests'
@@ -48,6 +48,13 @@ test: ## the whole test suite (what it writes to the temporary folder goes with 
 	$(prepare) dev
 	@folder=$$(mktemp -d) || exit 1; trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
 	TMPDIR="$$folder" .venv/bin/python -m pytest $(ARGS)
+
+test-gpu-libs: export VISIONEDGE_VENV := build/gpu-libs
+test-gpu-libs: export VISIONEDGE_EXTRA := gpu
+test-gpu-libs: ## the real CUDA libraries (2.7 GB) against a scripted driver; needs a C compiler, no GPU
+	$(prepare) dev
+	@folder=$$(mktemp -d) || exit 1; trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
+	TMPDIR="$$folder" build/gpu-libs/bin/python -m pytest -m cuda-libs $(ARGS)
 
 check: ## format, lint and types
 	$(prepare) dev

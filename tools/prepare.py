@@ -23,7 +23,7 @@ from pathlib import Path
 from gpu_present import usable_device
 
 ROOT = Path(__file__).resolve().parents[1]
-VENV = ROOT / ".venv"
+VENV = ROOT / os.environ.get("VISIONEDGE_VENV", ".venv")
 RECORD = VENV / "visionedge-setup.json"
 LOCKS = ROOT / "requirements"
 EXTRAS = ("cpu", "gpu")
