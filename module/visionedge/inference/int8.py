@@ -1,0 +1,274 @@
+"""A network in integers of 8 bits: values as uint8, weights as int8 with a scale for each output channel.
+
+It stays an ONNX graph of the same inputs and outputs: every value that is to be an integer passes a pair of
+QuantizeLinear and DequantizeLinear, and onnxruntime puts integer kernels where such pairs surround a node.
+Which nodes are worth it differs from network to network, so that is a recipe, and recipes are tried.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from visionedge.inference.calibration import Range, float_tensors
+
+_CONVOLUTIONS = frozenset({"Conv", "Relu", "Clip"})
+_EVERYTHING = _CONVOLUTIONS | {
+    "Add",
+    "Concat",
+    "LeakyRelu",
+    "MaxPool",
+    "Mul",
+    "Resize",
+    "Sigmoid",
+    "Slice",
+    "Split",
+}
+# They only move values, so their outputs are the same integers as their input.
+_MOVERS = frozenset({"MaxPool", "Resize", "Slice", "Split"})
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_SMALLEST_SCALE = 1e-9
+_LARGEST_BIAS = 2.0**30  # in steps; an int32 holds twice that
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Which nodes become integers. `front` convolutions from the picture on stay as they are.
+
+    The last convolutions, which give scores and boxes, always stay, and so does all behind them.
+    """
+
+    everything: bool = True
+    depthwise: bool = True
+    front: int = 0
+
+    def __str__(self) -> str:
+        words = "everything" if self.everything else "convolutions"
+        if not self.depthwise:
+            words += " but depthwise"
+        return f"{words}, behind the first {self.front}" if self.front else words
+
+
+def recipes(network: onnx.ModelProto) -> Iterator[Recipe]:
+    """The recipes worth trying for a network; none does the same as another."""
+    weights = {tensor.name for tensor in network.graph.initializer}
+    convolutions = sum(node.op_type == "Conv" for node in network.graph.node)
+    fronts = sorted({0, 1, convolutions // 12, convolutions // 6, convolutions // 3})
+    seen = []
+    for everything in (True, False):
+        for depthwise in (True, False):
+            for front in fronts:
+                recipe = Recipe(everything, depthwise, front)
+                chosen = _chosen(network.graph, recipe, weights)
+                if chosen and chosen not in seen:
+                    seen.append(chosen)
+                    yield recipe
+
+
+def quantised(network: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe) -> onnx.ModelProto:
+    """A copy of a folded network in integers by a recipe; `ranges` are those of its float tensors."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(network)
+    _Weaver(copy.graph, ranges, recipe).weave()
+    del copy.graph.value_info[:]  # some of it is about tensors that are no more
+    return copy
+
+
+def _chosen(graph: onnx.GraphProto, recipe: Recipe, weights: set[str]) -> frozenset[str]:
+    """The names of the nodes that become integers."""
+    operators = _EVERYTHING if recipe.everything else _CONVOLUTIONS
+    inner = _before_the_last(graph)
+    chosen = set()
+    passed = 0
+    for node in graph.node:
+        passed += node.op_type == "Conv"
+        if passed <= recipe.front or node.op_type not in operators or node.name not in inner:
+            continue
+        if node.op_type == "Conv":
+            wanted = node.input[1] in weights and (recipe.depthwise or _groups(node) == 1)
+        else:
+            wanted = True
+        if wanted:
+            chosen.add(node.name)
+    return frozenset(chosen)
+
+
+def _before_the_last(graph: onnx.GraphProto) -> set[str]:
+    """The nodes with another weighted node behind them: all but the ends of the network."""
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    inner: set[str] = set()
+    for node in reversed(graph.node):
+        behind = [user for name in node.output for user in users.get(name, [])]
+        if any(user.op_type in _WEIGHTED or user.name in inner for user in behind):
+            inner.add(node.name)
+    return inner
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == "group"), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """value = (integer - zero) * scale, integers from 0 to 255."""
+
+    scale: np.float32
+    zero: np.uint8
+
+    @staticmethod
+    def of(values: Range) -> "_Step":
+        low, high = min(values[0], 0.0), max(values[1], 0.0)
+        scale = np.float32(max((high - low) / 255, _SMALLEST_SCALE))
+        return _Step(scale, np.uint8(np.clip(round(-low / float(scale)), 0, 255)))
+
+    def integers(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        steps = np.round(values / self.scale) + float(self.zero)
+        result: NDArray[np.uint8] = np.clip(steps, 0, 255).astype(np.uint8)
+        return result
+
+
+def _named(tensor: str, part: str) -> str:
+    """The name of a part of a tensor's pair; no exporter writes such names."""
+    return f"int8:{tensor}:{part}"
+
+
+@dataclass(slots=True)
+class _Weaver:
+    """Puts the pairs into a graph, node by node."""
+
+    graph: onnx.GraphProto
+    ranges: Mapping[str, Range]
+    recipe: Recipe
+    weights: dict[str, onnx.TensorProto] = field(init=False)
+    chosen: frozenset[str] = field(init=False)
+    steps: dict[str, _Step] = field(init=False)
+    body: list[onnx.NodeProto] = field(init=False, default_factory=list)
+    constants: dict[str, onnx.TensorProto] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.weights = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.chosen = _chosen(self.graph, self.recipe, set(self.weights))
+        self.steps = self._steps()
+
+    def weave(self) -> None:
+        for value in self.graph.input:
+            self._pair(value.name)
+        for node in self.graph.node:
+            if node.name in self.chosen:
+                self._weights_of(node)
+            for place, name in enumerate(node.input):
+                if name in self.steps:
+                    node.input[place] = _named(name, "floats")
+            self.body.append(node)
+            for name in node.output:
+                self._pair(name)
+        used = {name for node in self.body for name in node.input}
+        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
+        del self.graph.node[:], self.graph.initializer[:]
+        self.graph.node.extend(self.body)
+        self.graph.initializer.extend([*kept, *self.constants.values()])
+
+    def _steps(self) -> dict[str, _Step]:
+        """The step of each tensor that becomes an integer: all that go into or come out of chosen nodes."""
+        floats = float_tensors(self.graph)
+        nodes = [node for node in self.graph.node if node.name in self.chosen]
+        wanted = {name for node in nodes for name in (*node.input, *node.output) if name in floats}
+        wanted -= self._swallowed(nodes)
+        same = {out: node.input[0] for node in nodes if node.op_type in _MOVERS for out in node.output}
+        steps = {}
+        for name in wanted:
+            origin = name
+            while origin in same:
+                origin = same[origin]
+            steps[name] = _Step.of(self.ranges[origin])
+        return steps
+
+    def _swallowed(self, nodes: list[onnx.NodeProto]) -> set[str]:
+        """What lies between a convolution and its Relu or Clip: the integers' own range cuts it as well."""
+        users = [name for node in self.graph.node for name in node.input]
+        convolutions = {node.output[0] for node in nodes if node.op_type == "Conv"}
+        return {
+            node.input[0]
+            for node in nodes
+            if node.op_type in ("Relu", "Clip")
+            and node.input[0] in convolutions
+            and users.count(node.input[0]) == 1
+        }
+
+    def _pair(self, name: str) -> None:
+        if (step := self.steps.get(name)) is None:
+            return
+        scale = self._constant(_named(name, "scale"), np.array(step.scale))
+        zero = self._constant(_named(name, "zero"), np.array(step.zero))
+        self._add("QuantizeLinear", [name, scale, zero], _named(name, "integers"))
+        self._add("DequantizeLinear", [_named(name, "integers"), scale, zero], _named(name, "floats"))
+
+    def _weights_of(self, node: onnx.NodeProto) -> None:
+        """The weights of a chosen node as integers; the small numbers of Clip, Resize and so on stay."""
+        if node.op_type == "Conv":
+            self._convolution(node)
+        elif node.op_type in ("Add", "Mul", "Concat"):
+            for place, name in enumerate(node.input):
+                if name in self.weights:
+                    node.input[place] = self._plain(name)
+
+    def _plain(self, name: str) -> str:
+        values = numpy_helper.to_array(self.weights[name])
+        step = _Step.of((float(values.min()), float(values.max())))
+        return self._dequantised(name, step.integers(values), np.array(step.scale), np.array(step.zero))
+
+    def _convolution(self, node: onnx.NodeProto) -> None:
+        kernel = numpy_helper.to_array(self.weights[node.input[1]]).astype(np.float32)
+        has_bias = len(node.input) > 2 and node.input[2] in self.weights
+        source = self.steps[node.input[0]].scale
+        scales = np.abs(kernel).reshape(len(kernel), -1).max(axis=1) / 127
+        bias = np.zeros(len(kernel))
+        if has_bias:
+            bias = numpy_helper.to_array(self.weights[node.input[2]]).astype(np.float64)
+        # A channel of tiny weights and a large bias would not fit; coarser weights cost it nothing.
+        least = np.maximum(np.abs(bias) / (float(source) * _LARGEST_BIAS), _SMALLEST_SCALE)
+        scales = np.maximum(scales, least).astype(np.float32)
+        wide = scales.reshape(-1, *([1] * (kernel.ndim - 1)))
+        integers = np.clip(np.round(kernel / wide), -127, 127).astype(np.int8)
+        zeros = np.zeros(len(kernel), np.int8)
+        node.input[1] = self._dequantised(f"{node.name}.kernel", integers, scales, zeros, axis=0)
+        if has_bias:
+            both = (source * scales).astype(np.float32)
+            whole = np.round(bias / both).astype(np.int32)
+            zeros = np.zeros(len(kernel), np.int32)
+            node.input[2] = self._dequantised(f"{node.name}.bias", whole, both, zeros, axis=0)
+
+    def _dequantised(
+        self,
+        name: str,
+        integers: NDArray[Any],
+        scale: NDArray[Any],
+        zero: NDArray[Any],
+        **attributes: int,
+    ) -> str:
+        """Integers as a constant and what makes them floats; the name of the floats."""
+        made = _named(name, "floats")
+        if _named(name, "integers") not in self.constants:
+            parts = [
+                self._constant(_named(name, word), values)
+                for word, values in (("integers", integers), ("scale", scale), ("zero", zero))
+            ]
+            self._add("DequantizeLinear", parts, made, **attributes)
+        return made
+
+    def _constant(self, name: str, values: NDArray[Any]) -> str:
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(values, name)
+        return name
+
+    def _add(self, operator: str, inputs: list[str], output: str, **attributes: int) -> None:
+        node = helper.make_node(operator, inputs, [output], name=f"{output}.{operator}")
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+        self.body.append(node)

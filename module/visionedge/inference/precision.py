@@ -1,0 +1,258 @@
+"""A network in another precision: recipes are tried, timed beside fp32, and judged by what they see."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from visionedge.errors import ModelError, VisionedgeError
+from visionedge.frames import Detections, Picture, Placement
+from visionedge.inference.calibration import METHODS, Method, Observed, folded, observe
+from visionedge.inference.contest import Pace, paces
+from visionedge.inference.detections import Selection
+from visionedge.inference.graph import checked_network, compile_graph
+from visionedge.inference.half import halved, rounded
+from visionedge.inference.int8 import Recipe, quantised, recipes
+from visionedge.inference.model import Model
+from visionedge.inference.parity import Parity, Precisions, Tolerance, compare
+from visionedge.inference.runtime import import_onnxruntime
+
+Precision = Literal["fp16", "int8"]
+
+_IOU = 0.5
+_FLOOR = 0.01
+_SPEED_S = 0.8  # for each pair of fp32 and a recipe
+_QUICK_LOOK = 12  # pictures on which the ways to set ranges are compared
+_INTEGERS = frozenset(
+    {"QuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A picture at the model's input size, and where its source lies in it."""
+
+    image: Picture
+    placement: Placement
+
+
+MeasureAp = Callable[[Sequence[Detections]], tuple[float, float]]
+"""AP and AP50 of detections on the judged samples, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Pictures to set ranges by, others to judge by, and how AP is measured on those (None: no labels).
+
+    `labelled` is how many of the judged have labels.
+    """
+
+    calibration: tuple[Sample, ...]
+    judged: tuple[Sample, ...]
+    measure_ap: MeasureAp | None = None
+    labelled: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One way that was tried. `parity` is None where it was not judged: a faster one was good enough."""
+
+    words: str
+    pace: Pace
+    parity: Parity | None = None
+    refusal: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What came of it. `chosen` is among `tried`; where even that was refused, `refusal` says why."""
+
+    network: onnx.ModelProto
+    tried: tuple[Tried, ...]
+    chosen: Tried
+    fp32_ms: float
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the variant must not be used; None where it may."""
+        return self.chosen.refusal
+
+
+def make(
+    model: Model,
+    precision: Precision,
+    material: Material,
+    tolerance: Tolerance,
+    tell: Callable[[str], None],
+) -> Made:
+    """The network of a model in another precision. Takes a minute or several; `tell` hears of progress.
+
+    Raises:
+        VisionedgeError: the pictures show too little of what the model knows.
+        ModelError: it cannot be rewritten, or computes in integers already.
+        UnavailableError: onnxruntime cannot be used.
+    """
+    network = checked_network(model)
+    if _INTEGERS & {node.op_type for node in network.graph.node}:
+        raise ModelError(f"{model.path}: computes in integers already; start from the model in floats")
+    try:
+        workshop = _Workshop(model, network, folded(network), material, tolerance, tell)
+        return workshop.half() if precision == "fp16" else workshop.int8()
+    except ModelError as error:
+        raise ModelError(f"{model.path}: {error}") from None
+
+
+class _Runner:
+    """A network compiled and opened on the CPU."""
+
+    def __init__(self, model: Model, network: onnx.ModelProto, threads: int) -> None:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(network)
+        onnxruntime = import_onnxruntime()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4
+        graph = compile_graph(copy, model.reading).SerializeToString()
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                graph, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            words = " ".join(str(error).split())[:200]
+            raise ModelError(f"cannot be run in another precision: {words}") from error
+        self._source = self._session.get_inputs()[0].name
+        self._batch = model.reading.input.batch or 1
+        self._selection = Selection.of(model, _FLOOR, _IOU)
+
+    def sees(self, sample: Sample) -> Detections:
+        """What is detected on a picture."""
+        return self._selection.apply(self._rows(sample.image), sample.placement)
+
+    def paced(self, image: Picture) -> Callable[[], object]:
+        """A run to time."""
+        return lambda: self._rows(image)
+
+    def _rows(self, image: Picture) -> Any:
+        images = np.repeat(image[None], self._batch, axis=0)
+        return self._session.run(None, {self._source: images})[0][0]
+
+
+@dataclass(slots=True)
+class _Workshop:
+    """One model being made into something else. `simple` is its network, folded."""
+
+    model: Model
+    network: onnx.ModelProto
+    simple: onnx.ModelProto
+    material: Material
+    tolerance: Tolerance
+    tell: Callable[[str], None]
+
+    def half(self) -> Made:
+        """In float16."""
+        network = halved(self.simple)
+        reference = self._reference()
+        pace, fp32 = self._pace(network)
+        way = Tried("float16 where CUDA has it, float32 at the ends", pace)
+        tried = self._judged(way, rounded(self.simple), reference)
+        return Made(network, (tried,), tried, fp32.ms)
+
+    def int8(self) -> Made:
+        """In integers: all recipes are timed, and judged from the fastest on until one is good enough."""
+        reference = self._reference()
+        pictures = [sample.image for sample in self.material.calibration]
+        self.tell(f"looking at the values that {len(pictures)} pictures cause")
+        observed = observe(self.simple, self.model.reading, pictures)
+        ways, fp32_ms = self._timed(observed)
+        few = self._few()
+        before = self._look(self.network, few)
+        tried: list[Tried] = []
+        networks: list[onnx.ModelProto] = []
+        for recipe, pace in ways:
+            method = self._best_method(observed, recipe, few, before)
+            network = quantised(self.simple, observed.ranges(method), recipe)
+            tried.append(self._judged(Tried(f"{recipe}; ranges {method}", pace), network, reference))
+            networks.append(network)
+            if tried[-1].refusal is None:
+                break
+        if not tried:
+            raise ModelError("has no convolutions that integers could compute")
+        tried += [Tried(str(recipe), pace) for recipe, pace in ways[len(tried) :]]
+        best = max(range(len(networks)), key=lambda i: (tried[i].refusal is None, _likeness(tried[i])))
+        return Made(networks[best], tuple(tried), tried[best], fp32_ms)
+
+    def _reference(self) -> list[Detections]:
+        """What fp32 sees.
+
+        Raises:
+            VisionedgeError: too little to judge anything by.
+        """
+        self.tell(f"fp32 looks at {len(self.material.judged)} pictures")
+        seen = self._look(self.network, self.material.judged)
+        words = compare(seen, seen).refusal(Tolerance())
+        if words is not None:
+            raise VisionedgeError(f"{self.model.path}: {words}; give pictures that show what the model knows")
+        return seen
+
+    def _look(self, network: onnx.ModelProto, samples: Sequence[Sample]) -> list[Detections]:
+        runner = _Runner(self.model, network, threads=0)
+        return [runner.sees(sample) for sample in samples]
+
+    def _pace(self, network: onnx.ModelProto) -> tuple[Pace, Pace]:
+        """The pace of a network, and that of fp32 in the same rounds; one thread each, as lanes have."""
+        image = self.material.judged[0].image
+        runs = {
+            "fp32": _Runner(self.model, self.network, threads=1).paced(image),
+            "other": _Runner(self.model, network, threads=1).paced(image),
+        }
+        measured = paces(runs, budget_s=_SPEED_S, clock=time.monotonic_ns)
+        return measured["other"], measured["fp32"]
+
+    def _timed(self, observed: Observed) -> tuple[list[tuple[Recipe, Pace]], float]:
+        """The recipes with their pace, fastest first, and the milliseconds of fp32."""
+        ranges = observed.ranges(METHODS[0])
+        ways, fp32_ms = [], []
+        for recipe in recipes(self.simple):
+            pace, fp32 = self._pace(quantised(self.simple, ranges, recipe))
+            self.tell(f"{recipe}: {pace.ms:.1f} ms, {pace.times_as_fast:.2f} times as fast as fp32")
+            ways.append((recipe, pace))
+            fp32_ms.append(fp32.ms)
+        ways.sort(key=lambda way: -way[1].times_as_fast)
+        return ways, float(np.median(fp32_ms)) if fp32_ms else 0.0
+
+    def _few(self) -> Sequence[Sample]:
+        """Some of the pictures that ranges are set by, to compare the ways to do that."""
+        samples = self.material.calibration
+        return samples[:: max(1, len(samples) // _QUICK_LOOK)]
+
+    def _best_method(
+        self, observed: Observed, recipe: Recipe, few: Sequence[Sample], before: Sequence[Detections]
+    ) -> Method:
+        """The way to set ranges after which most boxes are where they were."""
+
+        def likeness(method: Method) -> float:
+            parity = compare(before, self._look(quantised(self.simple, observed.ranges(method), recipe), few))
+            return parity.matched - parity.shift
+
+        return max(METHODS, key=likeness)
+
+    def _judged(self, way: Tried, network: onnx.ModelProto, reference: Sequence[Detections]) -> Tried:
+        seen = self._look(network, self.material.judged)
+        parity = compare(reference, seen, self._ap(reference, seen))
+        refusal = parity.refusal(self.tolerance)
+        verdict = "good enough" if refusal is None else refusal
+        self.tell(f"{way.words}: {parity.matched:.1%} of {parity.boxes} boxes agree; {verdict}")
+        return Tried(way.words, way.pace, parity, refusal)
+
+    def _ap(self, reference: Sequence[Detections], seen: Sequence[Detections]) -> Precisions | None:
+        if self.material.measure_ap is None:
+            return None
+        before, after = self.material.measure_ap(reference), self.material.measure_ap(seen)
+        return Precisions(self.material.labelled, before[0], after[0], before[1], after[1])
+
+
+def _likeness(tried: Tried) -> float:
+    return 0.0 if tried.parity is None else tried.parity.matched - tried.parity.shift
