@@ -35,6 +35,7 @@ class Hub:
         self.opened = 0
         self.closed = 0
         self.asked = 0
+        self.poison = ""
         self.errors: list[Exception] = []
         self.hold: dict[str, threading.Event] = {}
         self.on_lost: OnLost = lambda _reason: None
@@ -81,6 +82,8 @@ class ScriptedLink:
 
     def send(self, message: Message) -> None:
         self._hub.step("send")
+        if message.message_id == self._hub.poison:
+            raise LinkError("the connection was reset")
         self._hub.note(lambda: self._hub.arrived.append(message.message_id))
 
     def twin(self) -> Mapping[str, Any] | None:
@@ -100,6 +103,7 @@ class Bench:
         self.hub = Hub()
         self.crew = Crew(lambda name, error: pytest.fail(f"{name}: {error}"))
         self.states: list[str] = []
+        self.twins: list[Mapping[str, Any]] = []
         self.clients: list[HubClient] = []
 
     def client(self, deadlines: Deadlines = QUICK, backlog: Backlog | None = None) -> HubClient:
@@ -111,6 +115,8 @@ class Bench:
             backlog=backlog,
             connector=self.hub.open,
             on_change=lambda status: self.hub.note(lambda: self.states.append(status.state)),
+            on_twin=lambda twin: self.hub.note(lambda: self.twins.append(twin)),
+            on_stuck=lambda: self.hub.note(lambda: self.states.append("on_stuck")),
         )
         self.clients.append(client)
         return client
@@ -331,6 +337,95 @@ def test_secrets_never_reach_the_status(bench: Bench) -> None:
 
     assert "abcdef" not in str(client.status())
     assert "hunter2" not in str(client.status())
+
+
+# --- the ladder -------------------------------------------------------------------------------------------
+
+
+def test_the_twin_is_asked_for_at_once_and_then_regularly(bench: Bench) -> None:
+    """Its answer proves that the hub lives, and is handed on."""
+    client = bench.client(quick(probe_s=0.05))
+    client.start()
+    bench.hub.wait(lambda: bench.hub.asked >= 3)
+    assert bench.twins[0] == {"desired": {}, "reported": {}}
+    assert client.status().rungs == {}
+
+
+def test_a_silent_twin_costs_the_connection_although_messages_are_taken(bench: Bench) -> None:
+    """A session that the hub has lost looks well to whoever only sends."""
+    bench.hub.hold["twin"] = threading.Event()
+    client = bench.client(quick(answer_s=0.05))
+    client.start()
+    bench.hub.wait(lambda: bench.hub.closed >= 1)
+    bench.hub.hold.pop("twin").set()
+    bench.hub.wait(lambda: bench.hub.asked >= 1)
+    client.send(message(1))
+    bench.hub.wait(lambda: bench.hub.arrived == ["detections-1"])
+
+    rungs = client.status().rungs
+    assert rungs["silent"] >= 1
+    assert rungs["overdue"] >= 1
+    assert "the twin did not return" in str(client.status().last_error)
+
+
+def test_a_hub_that_never_answers_the_twin_still_gets_its_messages(bench: Bench) -> None:
+    """It is asked ever more rarely, so that asking does not cost the messages their connection."""
+    bench.hub.hold["twin"] = threading.Event()
+    client = bench.client(quick(answer_s=0.01, probe_s=0.02, lost_threads=1000))
+    client.start()
+    for number in range(5):
+        client.send(message(number))
+    bench.hub.wait(lambda: len(bench.hub.arrived) == 5)
+    assert client.status().rungs["silent"] >= 1
+
+
+def test_a_message_that_costs_every_connection_is_given_up(bench: Bench) -> None:
+    """A poison message must not hold up all others for ever; others that fail now and then are not lost."""
+    bench.hub.errors = [LinkError("send")]
+    client = bench.client(quick(poison_tries=3))
+    client.send(message(1))
+    client.start()
+    bench.hub.wait(lambda: bench.hub.arrived == ["detections-1"])
+
+    bench.hub.poison = "detections-2"
+    client.send(message(2))
+    client.send(message(3))
+    bench.hub.wait(lambda: bench.hub.arrived == ["detections-1", "detections-3"])
+
+    assert client.status().dropped == {"refused": 1}
+    assert client.status().rungs["poison"] == 1
+
+
+def test_a_hub_that_is_away_poisons_nothing(bench: Bench) -> None:
+    """Only connections that were lost while this message was sent count."""
+    bench.hub.errors = [LinkError("refused")] * 30
+    client = bench.client(quick(poison_tries=2))
+    client.send(message(1))
+    client.start()
+    bench.hub.wait(lambda: bench.hub.arrived == ["detections-1"])
+    assert client.status().dropped == {}
+
+
+def test_the_last_rung_is_another_process(bench: Bench) -> None:
+    """When no thread comes back for a while, the module is told to end; threads that return prevent it."""
+    bench.hub.hold["build"] = threading.Event()
+    client = bench.client(quick(build_s=0.01, stuck_s=0.05))
+    client.start()
+    bench.hub.wait(lambda: "on_stuck" in bench.states)
+    assert client.status().state == "stuck"
+    assert client.status().rungs["stuck"] >= 1
+
+
+def test_a_short_jam_does_not_end_the_module(bench: Bench) -> None:
+    """`stuck` alone is no reason."""
+    held = bench.hub.hold["build"] = threading.Event()
+    client = bench.client(quick(build_s=0.01, stuck_s=60))
+    client.send(message(1))
+    client.start()
+    bench.hub.wait(lambda: "stuck" in bench.states)
+    held.set()
+    bench.hub.wait(lambda: bench.hub.arrived == ["detections-1"])
+    assert "on_stuck" not in bench.states
 
 
 def test_an_error_is_described_with_its_causes_in_one_line() -> None:

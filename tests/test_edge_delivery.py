@@ -1,17 +1,23 @@
 """The parts around the hub client: the backlog, calls that can be lost, and the facade of it all."""
 
+import json
 import logging
 import threading
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from edge_runtime.driver import result
 from visionedge.config import TelemetryConfig
 from visionedge.edge.backlog import Backlog
+from visionedge.edge.client import HubClient
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.identity import Identity
 from visionedge.edge.losable import Losable, OverdueError, StuckError
 from visionedge.edge.messages import Message
+from visionedge.edge.spool import Spool
+from visionedge.edge.store import Bounds
 from visionedge.threads import Crew
 
 IDENTITY = Identity(hub="hub", device="press-7", module="vision", gateway="gateway")
@@ -106,6 +112,98 @@ def test_outside_without_a_file_nothing_is_gathered(caplog: pytest.LogCaptureFix
     assert [r.getMessage() for r in caplog.records] == [
         "not inside IoT Edge: running locally, no message is sent"
     ]
+
+
+def test_a_spool_is_made_where_there_is_a_folder_and_numbers_and_budget_go_on(tmp_path: Path) -> None:
+    """A restart begins where the last one stopped, also with nothing left in the spool."""
+    crew = Crew(lambda _name, _error: None)
+    policy = TelemetryConfig.model_validate({"mode": "all", "maxPerDay": 5})
+    for start in range(2):
+        delivery = Delivery.build(policy, IDENTITY, None, crew, data=tmp_path)
+        delivery._spool.start()  # type: ignore[union-attr]  # without the hub client
+        for _ in range(3):
+            delivery.event("module", "x", "x")
+        delivery.offer(result("dock", start))
+        delivery.flush()
+        assert delivery.close(5)
+        assert (tmp_path / "spool.db").exists()
+        assert delivery.status().spool is not None
+        assert delivery.status().telemetry.left_today == 4 - start
+    spool = Spool(tmp_path / "spool.db", IDENTITY.owner, crew)
+    assert dict(spool.numbers) == {"events": 6, "detections": 2}
+    assert len(spool) == 8
+    assert spool.close(5)
+    assert crew.join(5) == []
+
+
+class TakingHub:
+    """A hub client that is connected and lets the test take messages."""
+
+    connected = True
+
+
+def test_dropped_messages_become_one_event_with_their_ranges(tmp_path: Path) -> None:
+    """The cloud learns which numbers it will never get; at most every ten seconds."""
+    crew = Crew(lambda _name, _error: None)
+    spool = Spool(tmp_path / "spool.db", "me", crew, bounds=Bounds(limit_bytes=3_000))
+    now = [0]
+    delivery = Delivery(
+        TelemetryConfig.model_validate({"mode": "all"}),
+        IDENTITY,
+        hub=cast("HubClient", TakingHub()),
+        spool=spool,
+        clock=lambda: now[0],
+    )
+    for number in range(1, 41):
+        spool.put(message(number, size=200))
+        spool._round()
+    now[0] += 1
+    delivery.tick()
+    spool._round()
+    told = [m for m in taken(spool) if m.output == "events"]
+    [event] = [json.loads(m.body) for m in told]
+    assert (event["kind"], event["code"]) == ("storage", "spool-dropped")
+    [lost] = event["details"]["ranges"]
+    assert lost["output"] == "detections"
+    assert lost["from"] == 1
+    assert event["details"]["messages"] == lost["to"]
+    assert lost["reason"] == "full"
+    spool.settle(spool.first() or message(0), dropped="refused")
+    delivery.tick()
+    assert [m for m in taken(spool) if m.output == "events"] == [], "not yet again"
+    assert spool.close(5)
+
+
+def taken(spool: Spool) -> list[Message]:
+    """All that a hub would get now."""
+    got = []
+    while (following := spool.first()) is not None:
+        got.append(following)
+        spool.settle(following)
+        spool._round()
+    return got
+
+
+def test_news_of_the_disk_become_events(tmp_path: Path) -> None:
+    """A damaged file is told to the cloud, with the kind `storage`."""
+    (tmp_path / "spool.db").write_bytes(b"no database at all" * 100)
+    crew = Crew(lambda _name, _error: None)
+    spool = Spool(tmp_path / "spool.db", "me", crew)
+    delivery = Delivery(TelemetryConfig(), IDENTITY, spool=spool, hub=cast("HubClient", SendingHub(spool)))
+    delivery.tick()
+    spool._round()
+    [event] = [json.loads(m.body) for m in taken(spool)]
+    assert (event["kind"], event["code"]) == ("storage", "spool-lost")
+    assert spool.close(5)
+
+
+class SendingHub:
+    """A hub client that hands messages to a spool."""
+
+    connected = False
+
+    def __init__(self, spool: Spool) -> None:
+        self.send = spool.put
 
 
 def test_inside_a_file_and_a_hub_are_made(tmp_path: Path) -> None:

@@ -72,10 +72,11 @@ class HubClient:
         self._on_change = on_change
         self._on_twin = on_twin
         self._on_stuck = on_stuck
-        # These four belong to the thread `hub:client`.
+        # These belong to the thread `hub:client`.
         self._ladder = Ladder()
         self._stuck_ns: int | None = None
         self._probe_s = self._deadlines.probe_s
+        self._silent = False
         self._suspect: tuple[str, int] = ("", 0)
         self._calls = Losable(crew, "hub:call", limit=self._deadlines.lost_threads)
         # Guards all below; held for assignments only.
@@ -214,7 +215,8 @@ class HubClient:
         self._connected_ns = time.monotonic_ns()
         self._stuck_ns = None
         line.renew_ns = self._connected_ns + _ns(self._deadlines.renew_s)
-        line.probe_ns = self._connected_ns
+        # A twin that was silent before is asked later: messages come first.
+        line.probe_ns = self._connected_ns + _ns(self._probe_s if self._silent else 0)
         while (step := self._next(line)) != "close":
             if isinstance(step, Message):
                 self._send(line, step)
@@ -268,11 +270,12 @@ class HubClient:
                 return  # it was us who had no time
             # Should it be the hub that knows no twin, the messages must not suffer from us asking.
             self._probe_s = min(self._probe_s * 2, 16 * self._deadlines.probe_s)
+            self._silent = True
             self._ladder.climb("silent")
             raise
+        self._silent, self._probe_s = False, self._deadlines.probe_s
         line.probe_ns = time.monotonic_ns() + _ns(self._probe_s)
         if twin is not None:
-            self._probe_s = self._deadlines.probe_s
             self._on_twin(twin)
 
     def _send(self, line: _Line, message: Message) -> None:
