@@ -1,0 +1,137 @@
+"""Which precision of a model runs: the one that was asked for, or the faster by measuring here.
+
+A choice that was measured is kept beside the plans, for exactly these graphs on this machine.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from visionedge.errors import ModelError
+from visionedge.inference.cache import ready
+from visionedge.inference.contest import Choice, choose
+from visionedge.inference.model import Model
+from visionedge.inference.plan_cache import PlanKey
+from visionedge.inference.variants import usable, variants
+
+log = logging.getLogger(__name__)
+
+FOLDER = "precision"
+_SCHEMA = "visionedge/precision/1"
+
+# Where a precision can be faster at all; asked for outright it runs anywhere.
+_DEVICES: Mapping[str, tuple[str, ...]] = {"int8": ("cpu",), "fp16": ("cuda", "tensorrt")}
+
+
+class Closable(Protocol):
+    """A session."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+SessionT = TypeVar("SessionT", bound=Closable)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate(Generic[SessionT]):
+    """A model in a precision, compiled and open."""
+
+    model: Model
+    graph: bytes
+    session: SessionT
+
+
+def plain(reason: str) -> Choice:
+    """fp32, without any contest."""
+    return Choice("fp32", reason, {})
+
+
+def pick(
+    fp32: Candidate[SessionT],
+    original: Model,
+    *,
+    device: str,
+    data: Path | None,
+    open_session: Callable[[bytes], SessionT],
+    run_of: Callable[[Candidate[SessionT]], Callable[[], object]],
+) -> tuple[Candidate[SessionT], Choice]:
+    """The fastest precision of a model on a device; sessions that are not used are closed.
+
+    `original` is the model as it was loaded. `run_of` gives a run that computes one batch with a candidate.
+    What cannot be opened or run, and what its report refuses, does not take part.
+    """
+    names = [
+        v for v in variants(original, data) if device in _DEVICES[v.precision] and usable(v) and not v.refusal
+    ]
+    candidates: dict[str, Candidate[SessionT]] = {"fp32": fp32}
+    for variant in names:
+        try:
+            model, graph = ready(variant.of(original), data)
+            candidates[variant.precision] = Candidate(model, graph, open_session(graph))
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other base
+            log.warning("%s: does not run here and is left out: %s", variant.path, error)
+    if len(candidates) == 1:
+        return fp32, plain(f"no other precision of it fits {device}")
+    choice = _chosen(candidates, device, data, run_of)
+    for name, candidate in candidates.items():
+        if name != choice.precision:
+            candidate.session.close()
+    return candidates[choice.precision], choice
+
+
+def _chosen(
+    candidates: Mapping[str, Candidate[SessionT]],
+    device: str,
+    data: Path | None,
+    run_of: Callable[[Candidate[SessionT]], Callable[[], object]],
+) -> Choice:
+    entry = None if data is None else data / FOLDER / f"{_key(candidates, device)}.json"
+    if entry is not None and (kept := _load(entry, candidates)) is not None:
+        return kept
+    try:
+        choice = choose({name: run_of(candidate) for name, candidate in candidates.items()})
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - as above
+        log.warning("precisions could not be compared, so fp32 it is: %s", error)
+        return plain("another precision failed while it was measured")
+    if entry is not None:
+        _keep(entry, choice)
+    return choice
+
+
+def _key(candidates: Mapping[str, Candidate[SessionT]], device: str) -> str:
+    """Differs where a graph, the device, the processor or a version does."""
+    digest = hashlib.sha256()
+    for name, candidate in candidates.items():
+        key = PlanKey.of(candidate.graph, device=device, cores=1, max_batch=1, latency_budget_ms=None)
+        digest.update(f"{name} {key.name()}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _load(entry: Path, candidates: Mapping[str, object]) -> Choice | None:
+    try:
+        document = json.loads(entry.read_bytes())
+        choice = Choice.of_document(document["choice"])
+        fits = document["schema"] == _SCHEMA and choice.precision in candidates
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s: is of no use (%s): measuring anew", entry, error)
+        return None
+    return choice if fits else None
+
+
+def _keep(entry: Path, choice: Choice) -> None:
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        part = entry.with_suffix(".part")
+        part.write_text(json.dumps({"schema": _SCHEMA, "choice": choice.document()}), encoding="utf-8")
+        part.replace(entry)
+    except OSError as error:
+        log.warning("%s: the choice cannot be kept: %s", entry, error.strerror)
