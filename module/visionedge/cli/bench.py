@@ -78,6 +78,12 @@ def _add_pipeline(loads: Verbs) -> None:
     pipeline.add_argument(
         "--baseline", action="store_true", help="also the plain OpenCV + onnxruntime loop, in the same run"
     )
+    pipeline.add_argument(
+        "--in-process", action="store_true", help="the engine in this process instead of one of its own"
+    )
+    pipeline.add_argument(
+        "--compare-process", action="store_true", help="both ways, in turns, and what the other process costs"
+    )
     _add_reports(pipeline)
     add_model_and_device(pipeline)
 
@@ -115,10 +121,11 @@ def _bench_engine(arguments: argparse.Namespace) -> int:
 def _bench_pipeline(arguments: argparse.Namespace) -> int:
     from visionedge.ops import bench_pipeline as bench
     from visionedge.ops.pipeline_page import pipeline_page
+    from visionedge.ops.pipeline_run import Load
 
     page = _page(arguments, pipeline_page)
     report = bench.bench_pipeline(
-        bench.Load(
+        Load(
             model=_model(arguments),
             source=arguments.source,
             cameras=arguments.cameras,
@@ -126,6 +133,8 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
             seconds=arguments.seconds,
             rounds=arguments.rounds,
             baseline=arguments.baseline,
+            in_process=arguments.in_process,
+            compare_process=arguments.compare_process,
             inference=config.validate({"inference": {"device": arguments.device}}).inference,
             data=data_folder(os.environ),
         ),
