@@ -79,6 +79,19 @@ def external(location: str) -> Maker:
     return changed(change)
 
 
+def external_sparse(proto: onnx.ModelProto) -> None:
+    """External data in a place where few look: the values of a sparse constant, in a file that is there."""
+    node = helper.make_node("Constant", [], ["aside"])
+    sparse = onnx.SparseTensorProto(dims=[4])
+    sparse.values.CopyFrom(helper.make_tensor("v", TensorProto.FLOAT, [1], [1.0]))
+    sparse.indices.CopyFrom(helper.make_tensor("i", TensorProto.INT64, [1], [2]))
+    sparse.values.ClearField("float_data")
+    sparse.values.data_location = TensorProto.EXTERNAL
+    sparse.values.external_data.add(key="location", value="a.png")
+    node.attribute.append(helper.make_attribute("sparse_value", sparse))
+    proto.graph.node.insert(0, node)
+
+
 def link_out(path: Path) -> None:
     """External data that is a link to a file elsewhere."""
     (path.parent / "w.bin").symlink_to("/etc/passwd")
@@ -286,6 +299,8 @@ BAD: dict[str, tuple[Maker, str]] = {
     "external data above": (external("../w.bin"), "outside"),
     "external data anywhere": (external("/etc/passwd"), "outside"),
     "external data behind a link": (link_out, "outside"),
+    "external data in memory": (external("*/_ORT_MEM_ADDR_/*"), "is missing"),
+    "external data of a sparse tensor": (changed(external_sparse), "external data"),
     "2 GB promised in it": (changed(promise), "not all there"),
     "2 GB promised beside it": (external_promise, "ends at 5 bytes"),
     "an opset from the future": (changed(opset(99)), "opset 99"),

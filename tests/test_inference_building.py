@@ -18,6 +18,7 @@ from tiny_models import TinyDetector, pictures
 from visionedge.errors import ModelError, UnavailableError
 from visionedge.inference import batch, first_run
 from visionedge.inference.building import build
+from visionedge.inference.cache import ready
 from visionedge.inference.first_run import compared, same_rows
 from visionedge.inference.imprint import Imprint, imprint_of
 from visionedge.inference.model import load_model
@@ -68,6 +69,16 @@ def test_a_batch_that_was_fixed_at_one_is_opened(tmp_path: Path) -> None:
     rows, expected = run(session, images)[:, :40], np.array(FIXED.rows(images, 40))
     np.testing.assert_array_equal(rows[..., 5], expected[..., 5])
     np.testing.assert_allclose(rows[..., :5], expected[..., :5], atol=1e-2)
+
+
+def test_an_engine_knows_that_a_batch_was_opened(tmp_path: Path) -> None:
+    """So it forms batches; without a data folder nothing is tried, and it runs as the file has it."""
+    model = load_model(FIXED.save(tmp_path / "fixed.onnx"))
+    opened, _ = ready(model, tmp_path / "data")
+    assert opened.reading.input.batch is None
+    again, _ = ready(opened, tmp_path / "data")
+    assert again.reading.input.batch is None  # an engine may be opened again for the model of another
+    assert ready(model, None)[0].reading.input.batch == 1
 
 
 def test_an_open_batch_stays_open(tmp_path: Path) -> None:

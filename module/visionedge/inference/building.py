@@ -24,7 +24,15 @@ def build(model: Model, rows: int = ROWS) -> bytes:
     """
     network = checked_network(model)
     with blamed_on(model.path):
+        if model.reading.input.batch is None and _declared(model, network) == 1:
+            model = with_batch(model, 1)  # opened before, but the file is as it was
         return _built(model, network, rows)
+
+
+def with_batch(model: Model, batch: int | None) -> Model:
+    """The model for so many pictures at a time; None: any number."""
+    picture = replace(model.reading.input, batch=batch)
+    return replace(model, reading=replace(model.reading, input=picture))
 
 
 def _built(model: Model, network: onnx.ModelProto, rows: int) -> bytes:
@@ -74,8 +82,7 @@ def _as_it_was(model: Model, network: onnx.ModelProto) -> str:
 def _compiled(network: onnx.ModelProto, model: Model, batch: int | None, rows: int) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
-    reading = replace(model.reading, input=replace(model.reading.input, batch=batch))
-    return compile_graph(copy, reading, rows)
+    return compile_graph(copy, with_batch(model, batch).reading, rows)
 
 
 def _with_outputs(graph: onnx.ModelProto, outputs: Iterable[onnx.ValueInfoProto]) -> bytes:

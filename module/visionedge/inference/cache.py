@@ -11,13 +11,12 @@ import importlib.metadata
 import logging
 import os
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
 from visionedge import __version__
-from visionedge.inference.building import build
+from visionedge.inference.building import build, with_batch
 from visionedge.inference.graph import ROWS, compile_model
 from visionedge.inference.model import Model
 
@@ -58,8 +57,7 @@ def ready(model: Model, folder: Path | None, *, rows: int = ROWS) -> tuple[Model
     if folder is None:
         return model, graph
     dims = onnx.load_model_from_string(graph).graph.input[0].type.tensor_type.shape.dim
-    picture = replace(model.reading.input, batch=dims[0].dim_value or None)
-    return replace(model, reading=replace(model.reading, input=picture)), graph
+    return with_batch(model, dims[0].dim_value or None), graph
 
 
 def key_of(model: Model, rows: int) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +104,7 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
+    yield from _sparse_tensors(graph.sparse_initializer)
     for node in graph.node:
         yield from _node_tensors(node)
 
@@ -115,8 +114,16 @@ def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
         yield from attribute.tensors
         if attribute.HasField("t"):
             yield attribute.t
+        yield from _sparse_tensors(attribute.sparse_tensors)
+        if attribute.HasField("sparse_tensor"):
+            yield from _sparse_tensors([attribute.sparse_tensor])
         for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
             yield from _graph_tensors(graph)
+
+
+def _sparse_tensors(sparse: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.TensorProto]:
+    for each in sparse:
+        yield from (each.values, each.indices)
 
 
 def _check_weights(model: onnx.ModelProto, path: Path) -> None:
@@ -186,3 +193,6 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{path}: its external data cannot be read: {reason}") from None
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors(model)):
+        # Left as it is, onnxruntime would look for it in the folder that this process happens to stand in.
+        raise ModelError(f"{path}: has external data where none is read: in a sparse tensor or a function")
