@@ -20,18 +20,8 @@ def stub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no C compiler here to build the scripted driver with")
     folder = tmp_path_factory.mktemp("driver")
     source = Path(__file__).with_name("stub_libcuda.c")
-    command = [
-        compiler,
-        "-shared",
-        "-fPIC",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-o",
-        folder / "libcuda.so.1",
-        source,
-    ]
-    subprocess.run(command, check=True)
+    options = ["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([compiler, *options, "-o", str(folder / "libcuda.so.1"), str(source)], check=True)
     return folder
 
 

@@ -49,15 +49,23 @@ function banner(tone, title, text) {
   return node;
 }
 
+function withDoctor(node) {
+  const button = make("button", "ask-doctor", "Why?");
+  button.type = "button";
+  node.append(button);
+  return node;
+}
+
 function banners(status, readiness) {
   const nodes = [];
   const engine = status.engine || {};
   const degraded = engine.degraded ?? !["auto", engine.effective].includes(engine.requested);
   const reason = engine.reason || "";
   if (engine.effective && degraded) {
-    nodes.push(banner("warn", `Degraded: ${word(engine.requested)} was asked for, the ${word(engine.effective)} is used`, reason));
+    const title = `Degraded: ${word(engine.requested)} was asked for, the ${word(engine.effective)} is used`;
+    nodes.push(withDoctor(banner("warn", title, reason)));
   } else if (engine.requested === "auto" && engine.effective === "cpu" && reason) {
-    nodes.push(banner("note", "Computing on the CPU", reason));
+    nodes.push(withDoctor(banner("note", "Computing on the CPU", reason)));
   }
   if (readiness.reasons) nodes.push(banner("bad", "Not ready", readiness.reasons.join("; ")));
   const key = JSON.stringify(nodes.map((node) => node.textContent));
