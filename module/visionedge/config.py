@@ -109,6 +109,9 @@ class InferenceConfig(_Section):
     confidence: float = Field(default=0.3, ge=0, le=1, description="The least score that is reported.")
     iou: float = Field(default=0.5, ge=0, le=1, description="Boxes that overlap more are one.")
     max_batch: int = Field(default=8, ge=1, le=64, description="The largest batch that may be formed.")
+    precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
+        default="auto", description="auto = the fastest here, of those that stay within their tolerance."
+    )
     latency_budget_ms: float | None = Field(
         default=None, gt=0, description="The longest that computing a batch should take; absent = no limit."
     )

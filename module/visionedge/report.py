@@ -14,7 +14,7 @@ from visionedge.capture.camera import CameraStatus
 from visionedge.edge.billing import Bill
 from visionedge.edge.delivery import Delivery
 from visionedge.frames import utc_now, utc_text
-from visionedge.inference.engine import AnyEngine
+from visionedge.inference.any_engine import AnyEngine
 from visionedge.uris import redact
 from visionedge.web.view import ModelFacts
 
@@ -65,6 +65,7 @@ def engine(running: AnyEngine) -> Document:
             "reason": plan.reason,
             "measured": plan.measured.document() if plan.measured else None,
         },
+        "precision": running.precision.document(),
         "nodesOnCpu": list(running.places.on_cpu),
         "unplannedShapes": running.unplanned_shapes,
         "process": asdict(running.process) if running.process else None,

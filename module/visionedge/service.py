@@ -27,9 +27,10 @@ from visionedge.edge.ladder import EXIT_STUCK
 from visionedge.errors import ConfigError
 from visionedge.fleet import Fleet
 from visionedge.frames import Picture, Result
+from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.batcher import Batcher
 from visionedge.inference.detections import Selection
-from visionedge.inference.engine import AnyEngine, open_engine
+from visionedge.inference.engine import open_engine
 from visionedge.inference.lanes import Lane
 from visionedge.inference.model import Model, bundled_model_path, load_model
 from visionedge.inference.process import EngineNews, EngineProcess

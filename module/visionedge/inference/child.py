@@ -42,7 +42,12 @@ def main(control_fd: int, pictures_fd: int, parent: int) -> None:
         wire.send(control, wire.refusal_message(error))
         return
     window = Window(pictures_fd, order.model.input)
-    wire.send(control, wire.facts_message(wire.Facts(engine.device, engine.plan, engine.places, engine.rows)))
+    wire.send(
+        control,
+        wire.facts_message(
+            wire.Facts(engine.device, engine.plan, engine.precision, engine.places, engine.rows)
+        ),
+    )
     _, lines, _, _ = socket.recv_fds(control, 1, _MOST_LINES)
     for number, line in enumerate(lines):
         target = _Line(socket.socket(fileno=line), engine, window)

@@ -12,7 +12,9 @@ import numpy as np
 from visionedge.config import InferenceConfig
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames import InputSpec, utc_now
+from visionedge.inference.any_engine import ProcessStatus
 from visionedge.inference.cache import ready
+from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import (
     PROVIDERS,
@@ -27,59 +29,21 @@ from visionedge.inference.devices import (
     wishes,
 )
 from visionedge.inference.model import Model
+from visionedge.inference.picking import Candidate, pick, plain
 from visionedge.inference.plan import Plan, batch_sizes, make_plan, usable_cores
 from visionedge.inference.planner import PlanCache, PlanKey, measure
 from visionedge.inference.runtime import import_onnxruntime
-from visionedge.inference.session import EngineError, NodePlaces, Pictures, open_session, words_of
+from visionedge.inference.session import (
+    EngineError,
+    NodePlaces,
+    Pictures,
+    Session,
+    open_session,
+    words_of,
+)
+from visionedge.inference.variants import demanded
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ProcessStatus:
-    """The process of an engine: `pid` None while there is none, `down` why it computes nothing just now."""
-
-    pid: int | None
-    restarts: int
-    down: str | None
-
-
-class AnyEngine(Protocol):
-    """An engine wherever it runs: in this process (`Engine`) or in its own (`process.EngineProcess`)."""
-
-    @property
-    def model(self) -> Model:
-        """What it computes."""
-
-    @property
-    def device(self) -> DeviceState:
-        """Where it computes, and why there."""
-
-    @property
-    def plan(self) -> Plan:
-        """The lanes and batch sizes it was warmed up for."""
-
-    @property
-    def places(self) -> NodePlaces:
-        """Where the nodes of its graph lie."""
-
-    @property
-    def rows(self) -> int:
-        """K: the most rows `infer` gives for a picture."""
-
-    @property
-    def unplanned_shapes(self) -> int:
-        """Runs with a batch size that was not warmed up; must stay 0."""
-
-    @property
-    def process(self) -> ProcessStatus | None:
-        """Its own process; None where it runs in this one."""
-
-    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
-        """Compute pictures; see `Engine.infer`."""
-
-    def close(self) -> None:
-        """Let go of everything."""
 
 
 class Runs(Protocol):
@@ -104,9 +68,12 @@ class Engine:
     `unplanned_shapes` counts runs with a batch size that was not warmed up; it must stay 0.
     """
 
-    def __init__(self, model: Model, session: Runs, device: DeviceState, plan: Plan) -> None:
+    def __init__(
+        self, model: Model, session: Runs, device: DeviceState, plan: Plan, precision: Choice | None = None
+    ) -> None:
         self.model = model
         self.device = device
+        self.precision = precision or plain("as the model is")
         self.unplanned_shapes = 0
         self.process: ProcessStatus | None = None
         self._session: Runs | None = session
@@ -244,8 +211,7 @@ def open_engine(
         UnavailableError: onnxruntime itself is not there.
     """
     cores = usable_cores() if cores is None else cores
-    model, graph = ready(model, data)
-    opening = _Opening(model, inference, graph, cores, data, plans or {}, measuring)
+    opening = _Opening(model, *ready(model, data), inference, cores, data, plans or {}, measuring)
     first: Verdict | None = None
     for device in wishes(inference.device):
         if device == "cpu":
@@ -273,11 +239,12 @@ def _unusable(device: Effective, verdict: Verdict) -> DeviceError:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Opening:
-    """What is needed to open one graph on one device after the other."""
+    """What is needed to open one graph on one device after the other; `original` is the model as given."""
 
+    original: Model
     model: Model
-    inference: InferenceConfig
     graph: bytes
+    inference: InferenceConfig
     cores: int
     data: Path | None
     plans: Mapping[str, Plan]
@@ -293,7 +260,7 @@ class _Opening:
     def attempt(self, device: Effective, verdict: Verdict) -> Engine | Verdict:
         """The engine on this device, or why it is not there."""
         try:
-            session = open_session(self.graph, device, max_batch=self.inference.max_batch, data=self.data)
+            session = self._open(self.graph, device)
             if session.device != device:
                 session.close()
                 return Verdict(Reason.PROVIDER_REFUSED, f"its session came up on {session.device} only")
@@ -306,39 +273,73 @@ class _Opening:
     def on_cpu(self, verdict: Verdict) -> Engine:
         """The engine on the CPU, which always works or it is the model's fault."""
         try:
-            session = open_session(self.graph, "cpu", max_batch=self.inference.max_batch)
-            return self._engine(session, "cpu", verdict)
+            return self._engine(self._open(self.graph, "cpu"), "cpu", verdict)
         except ModelError:
             raise
         except Exception as error:
             raise ModelError(f"{self.model.path}: cannot be run: {words_of(error)}") from error
 
-    def _engine(self, session: Runs, device: Effective, verdict: Verdict) -> Engine:
-        state = DeviceState(self.inference.device, device, verdict.code, verdict.reason, utc_now())
-        if (given := self.plans.get(device)) is not None:
-            return Engine(self.model, session, state, given)
-        rule = make_plan(device, self.inference.max_batch, self.model.reading.input.batch, self.cores)
-        if self.data is None:
-            return Engine(self.model, session, state, rule)
-        return self._measured(session, state, rule, PlanCache(self.data / "plans"))
+    def _open(self, graph: bytes, device: Effective) -> Session:
+        return open_session(graph, device, max_batch=self.inference.max_batch, data=self.data)
 
-    def _measured(self, session: Runs, state: DeviceState, rule: Plan, plans: PlanCache) -> Engine:
+    def _engine(self, session: Session, device: Effective, verdict: Verdict) -> Engine:
+        state = DeviceState(self.inference.device, device, verdict.code, verdict.reason, utc_now())
+        chosen, why = self._picked(session, device)
+
+        def engine(plan: Plan) -> Engine:
+            return Engine(self.model, chosen.session, state, plan, why)
+
+        if (given := self.plans.get(device)) is not None:
+            return engine(given)
+        fixed = chosen.model.reading.input.batch
+        rule = make_plan(device, self.inference.max_batch, fixed, self.cores)
+        return engine(rule) if self.data is None else self._measured(engine, chosen, rule, self.data)
+
+    def _picked(self, session: Session, device: Effective) -> tuple[Candidate[Session], Choice]:
+        """The network in the precision that was asked for, or the fastest one here, and why that."""
+        fp32, wanted = Candidate(self.model, self.graph, session), self.inference.precision
+        if wanted == "fp32":
+            return fp32, plain("fp32 was asked for")
+        if wanted != "auto":
+            variant = demanded(self.original, wanted, self.data)
+            session.close()
+            model, graph = ready(variant.of(self.original), self.data)
+            return Candidate(model, graph, self._open(graph, device)), Choice(wanted, "it was asked for", {})
+        if self.data is None or not self.measuring:
+            return fp32, plain("nothing was measured")
+        return pick(
+            fp32,
+            self.original,
+            device=device,
+            data=self.data,
+            open_session=lambda graph: self._open(graph, device),
+            run_of=self._run_of,
+        )
+
+    def _run_of(self, candidate: Candidate[Session]) -> Callable[[], object]:
+        size = candidate.model.reading.input.batch or 1
+        pictures = noise(self.model.input, size)
+        return lambda: candidate.session.run(pictures, size)
+
+    def _measured(
+        self, open_with: Callable[[Plan], Engine], chosen: Candidate[Session], rule: Plan, data: Path
+    ) -> Engine:
         """The engine with the plan that was measured here, now or earlier."""
-        budget_ms, fixed = self.inference.latency_budget_ms, self.model.reading.input.batch
-        most = self.inference.max_batch
+        budget_ms, fixed = self.inference.latency_budget_ms, chosen.model.reading.input.batch
+        device, most, plans = chosen.session.device, self.inference.max_batch, PlanCache(data / "plans")
         key = PlanKey.of(
-            self.graph, device=state.effective, cores=self.cores, max_batch=most, latency_budget_ms=budget_ms
+            chosen.graph, device=device, cores=self.cores, max_batch=most, latency_budget_ms=budget_ms
         )
         if (kept := plans.load(key)) is not None:
-            return Engine(self.model, session, state, Plan.of(kept))
+            return open_with(Plan.of(kept))
         if not self.measuring:
-            return Engine(self.model, session, state, rule)
+            return open_with(rule)
         sizes = batch_sizes(most) if fixed is None else rule.buckets
-        engine = Engine(self.model, session, state, dataclasses.replace(rule, buckets=sizes, reason=""))
+        engine = open_with(dataclasses.replace(rule, buckets=sizes, reason=""))
         pictures = noise(self.model.input, engine.plan.max_batch)
         measured = measure(
             lambda batch: engine.infer(pictures[:batch]),
-            device=state.effective,
+            device=device,
             max_batch=engine.plan.max_batch,
             fixed_batch=fixed,
             cores=self.cores,
@@ -352,7 +353,9 @@ class _Opening:
 
 def _announced(engine: Engine) -> Engine:
     level = logging.WARNING if engine.device.degraded else logging.INFO
-    log.log(level, "engine: %s; %s; %s", engine.model.name, engine.device.describe(), engine.plan.reason)
+    precision = f"{engine.precision.precision}: {engine.precision.reason}"
+    words = (engine.model.name, engine.device.describe(), precision, engine.plan.reason)
+    log.log(level, "engine: %s; %s; %s; %s", *words)
     if fallen := engine.places.on_cpu:
         some = ", ".join(fallen[:8]) + (" …" if len(fallen) > 8 else "")
         log.warning("%d nodes of %s are computed on the CPU: %s", len(fallen), engine.model.name, some)

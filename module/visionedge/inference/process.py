@@ -18,9 +18,11 @@ from typing import Literal
 
 from visionedge.config import InferenceConfig
 from visionedge.inference import wire
+from visionedge.inference.any_engine import ProcessStatus
+from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import DeviceState
-from visionedge.inference.engine import ProcessStatus, check_pictures
+from visionedge.inference.engine import check_pictures
 from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
 from visionedge.inference.session import EngineError, NodePlaces, Pictures
@@ -48,7 +50,7 @@ def _ignore(_news: EngineNews) -> None:
 
 
 class EngineProcess:
-    """An engine (`engine.AnyEngine`) in a child; pictures that lie in `arena` are not copied on their way.
+    """An engine (`any_engine.AnyEngine`) in a child; pictures that lie in `arena` are not copied to it.
 
     `open` and `close` once, on any thread; any number of threads may call `infer`. `on_change` is called from
     the thread that watches over the child, which is vital to `crew`; the crew is for this engine alone.
@@ -137,6 +139,11 @@ class EngineProcess:
     def plan(self) -> Plan:
         """Its lanes and batch sizes."""
         return self._known.plan
+
+    @property
+    def precision(self) -> Choice:
+        """The precision it computes in."""
+        return self._known.precision
 
     @property
     def places(self) -> NodePlaces:

@@ -23,6 +23,7 @@ import numpy as np
 from visionedge.config import InferenceConfig
 from visionedge.errors import DeviceError, ModelError, UnavailableError, VisionedgeError
 from visionedge.frames import Picture
+from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import DeviceState, Reason
 from visionedge.inference.model import Model
@@ -53,10 +54,11 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the child opened: the facts of `engine.AnyEngine`."""
+    """What the child opened: the facts of `any_engine.AnyEngine`."""
 
     device: DeviceState
     plan: Plan
+    precision: Choice
     places: NodePlaces
     rows: int
 
@@ -114,6 +116,7 @@ def facts_message(facts: Facts) -> bytes:
             "reason": plan.reason,
             "measured": plan.measured.document() if plan.measured else None,
         },
+        "precision": facts.precision.document(),
         "places": {"onDevice": facts.places.on_device, "onCpu": facts.places.on_cpu},
         "rows": facts.rows,
     }
@@ -158,6 +161,7 @@ def read_answer(payload: bytes) -> Facts:
             datetime.fromisoformat(device["since"]),
         ),
         _plan(plan),
+        Choice.of_document(document["precision"]),
         NodePlaces(places["onDevice"], tuple(places["onCpu"])),
         document["rows"],
     )

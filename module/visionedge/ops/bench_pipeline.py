@@ -12,8 +12,8 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 from visionedge.capture.source import open_source
+from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.detections import Selection
-from visionedge.inference.engine import AnyEngine
 from visionedge.inference.model import load_model
 from visionedge.ops.bench_report import machine
 from visionedge.ops.pipeline_run import Load, Run, cpu_s, pipeline_run, rig_of, run_of
@@ -125,6 +125,7 @@ def _report(
         "model": engine.model.name,
         "device": engine.device.describe(),
         "plan": {"lanes": engine.plan.lanes, "buckets": list(engine.plan.buckets)},
+        "precision": engine.precision.precision,
         "engineProcess": engine.process is not None,
         **{name: _medians(given) for name, given in runs.items()},
     }
@@ -151,11 +152,20 @@ def _medians(runs: list[Run]) -> dict[str, Any]:
     return {
         "framesPerSecond": round(_median(runs, "frames_per_s"), 3),
         "framesPerSecondAll": [round(run.frames_per_s, 2) for run in runs],
+        "rounds": [_round(run) for run in runs],
         "cpuMsPerFrame": round(_median(runs, "cpu_ms_per_frame"), 3),
         "latencyMs": _middle([run.latency_ms for run in runs]),
         "stagesMs": _middle([run.stages_ms for run in runs]),
         "dropped": dict(sum((Counter(run.dropped) for run in runs), Counter())),
         "detectionsPerFrame": round(_median(runs, "detections_per_frame"), 3),
+    }
+
+
+def _round(run: Run) -> dict[str, Any]:
+    return {
+        "framesPerSecond": round(run.frames_per_s, 3),
+        "cpuMsPerFrame": round(run.cpu_ms_per_frame, 3),
+        "latencyMs": {key: round(value, 3) for key, value in run.latency_ms.items()},
     }
 
 

@@ -19,9 +19,10 @@ from visionedge.capture.video import LoopedSource
 from visionedge.config import InferenceConfig
 from visionedge.errors import SourceError, VisionedgeError
 from visionedge.frames import Result
+from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.batcher import Batcher
 from visionedge.inference.detections import Selection
-from visionedge.inference.engine import AnyEngine, open_engine
+from visionedge.inference.engine import open_engine
 from visionedge.inference.lanes import Lane
 from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
