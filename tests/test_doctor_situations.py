@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import REPOSITORY
 from doctor_breakages import BROKEN, PARAVIRTUAL
 from doctor_machines import DATA
 from doctor_situations import BESIDE, GOOD, NO_GPU, NOT_GIVEN, Situation
@@ -20,6 +21,7 @@ from visionedge.ops.doctor.finding import State
 from visionedge.ops.doctor.gather import Request
 from visionedge.ops.doctor.links import CHAIN
 from visionedge.ops.doctor.report import Report, examine
+from visionedge.ops.doctor.surroundings import THINGS
 
 SITUATIONS = [*NO_GPU, *NOT_GIVEN, *BROKEN, *PARAVIRTUAL, *GOOD, *BESIDE]
 GOLDEN = Path(__file__).parent / "golden" / "doctor"
@@ -107,6 +109,12 @@ def test_a_line_for_windows_is_always_whole() -> None:
 
 def test_every_reason_that_stops_a_device_has_a_word_in_the_engine_too() -> None:
     assert set(REMEDIES) >= {Reason(s.code) for s in SITUATIONS} - {Reason.OK, Reason.ASKED_CPU}
+
+
+def test_every_link_and_everything_beside_the_chain_is_documented() -> None:
+    text = (REPOSITORY / "docs" / "gpu.md").read_text()
+    assert not [link.name for link in CHAIN if f"| `{link.name}` |" not in text]
+    assert not [name for name in ("camera", *(thing.name for thing in THINGS)) if f"`{name}`" not in text]
 
 
 def test_no_secret_of_a_camera_is_in_any_word() -> None:

@@ -79,32 +79,30 @@ class Report:
         device = f"requested {self.requested}, effective {self.effective}"
         if self.code is not Reason.OK:
             device += f": {self.reason} ({self.code})"
-        first = self.first_broken
-        if first is None:
-            summary = ["the chain to the GPU is whole" if self.effective != "cpu" else "no link is broken"]
-        else:
-            instead = {"cpu": "the CPU", "cuda": "CUDA"}.get(self.effective, self.effective)
-            fine = f"; {instead} computes instead" if self.fulfilled else ""
-            summary = [
-                *_wrapped("", f"first broken link: {first.title}: {first.found}{fine}"),
-                *_remedies(first),
-            ]
-            later = [f for f in self.chain if f.state is State.BROKEN and f is not first]
-            if later:
-                summary += _wrapped("", f"also broken: {'; '.join(f'{f.title}: {f.found}' for f in later)}")
         lines = [
             f"visionedge {__version__}, {self.system}",
             f"device: {device}",
             "",
             "The chain to the GPU",
-            *_table(self.chain, but=first),
+            *_table(self.chain, but=self.first_broken),
             "",
             "Beside it",
             *_table(self.surroundings),
             "",
-            *summary,
+            *self._summary(),
         ]
         return redact("\n".join(lines)) + "\n"
+
+    def _summary(self) -> list[str]:
+        first = self.first_broken
+        if first is None:
+            return ["the chain to the GPU is whole" if self.effective != "cpu" else "no link is broken"]
+        instead = {"cpu": "the CPU", "cuda": "CUDA"}.get(self.effective, self.effective)
+        fine = f"; {instead} computes instead" if self.fulfilled else ""
+        lines = _wrapped("", f"first broken link: {first.title}: {first.found}{fine}")
+        lines += _remedies(first)
+        later = [f"{f.title}: {f.found}" for f in self.chain if f.state is State.BROKEN and f is not first]
+        return lines + (_wrapped("", f"also broken: {'; '.join(later)}") if later else [])
 
 
 def examine(request: Request, host: Host) -> Report:
