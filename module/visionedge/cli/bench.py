@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from visionedge import config
-from visionedge.cli.arguments import Parser, Verbs, add_model_and_device, count, data_folder, seconds, verb
+from visionedge.cli.arguments import (
+    Parser,
+    Verbs,
+    add_model_and_device,
+    count,
+    data_folder,
+    seconds,
+    share,
+    verb,
+)
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -25,6 +34,8 @@ def add_parser(verbs: Verbs) -> None:
     loads = parser.add_subparsers(title="loads", metavar="LOAD", required=True, parser_class=Parser)
     _add_engine(loads)
     _add_pipeline(loads)
+    _add_decode(loads)
+    _add_compare(loads)
 
 
 def _add_engine(loads: Verbs) -> None:
@@ -88,6 +99,56 @@ def _add_pipeline(loads: Verbs) -> None:
     add_model_and_device(pipeline)
 
 
+def _add_decode(loads: Verbs) -> None:
+    decode = verb(
+        loads,
+        "decode",
+        _bench_decode,
+        "from a camera's packets to the model's input, beside OpenCV's read and a letterbox",
+        "  visionedge bench decode\n  visionedge bench decode --source yard.mp4 --size 416 --fps 5 --json -",
+    )
+    decode.add_argument("--source", metavar="FILE", help="a video (default: 1080p, made for this)")
+    decode.add_argument(
+        "--size", type=count, default=640, metavar="N", help="the model's input, N x N (default: %(default)s)"
+    )
+    decode.add_argument(
+        "--fps", type=seconds, default=5.0, metavar="F", help="a lower rate to ask for (default: %(default)s)"
+    )
+    decode.add_argument(
+        "--key-fps",
+        type=seconds,
+        default=0.5,
+        metavar="F",
+        help="one for which key pictures are enough (default: %(default)s)",
+    )
+    decode.add_argument("--rounds", type=count, default=5, metavar="R", help="(default: %(default)s)")
+    decode.add_argument("--json", metavar="FILE", help="write the report there; - is stdout")
+    decode.set_defaults(html=None)
+
+
+def _add_compare(loads: Verbs) -> None:
+    compare = verb(
+        loads,
+        "compare",
+        _bench_compare,
+        "is the second report worse than the first, or is it noise? exit code 1: worse",
+        "  visionedge bench compare before.json after.json\n"
+        "  visionedge bench compare before.json after.json --tolerance 0.05 --json -",
+    )
+    compare.add_argument("before", metavar="A.json", help="a report of bench, written with --json")
+    compare.add_argument("after", metavar="B.json", help="a later one of the same load")
+    compare.add_argument(
+        "--tolerance",
+        type=share,
+        default=0.03,
+        metavar="X",
+        help="changes that are none (default: %(default)s)",
+    )
+    compare.add_argument("--unlike", action="store_true", help="also across unlike machines or loads")
+    compare.add_argument("--json", metavar="FILE", help="write the verdict there; - is stdout")
+    compare.set_defaults(html=None)
+
+
 def _add_reports(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the report there; - is stdout")
     parser.add_argument("--html", metavar="FILE", help="write the report there as a page with plots")
@@ -141,6 +202,31 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
         _tell,
     )
     return _told(arguments, report, bench.words(report), page)
+
+
+def _bench_decode(arguments: argparse.Namespace) -> int:
+    from visionedge.frames import InputSpec
+    from visionedge.ops import bench_decode as bench
+
+    load = bench.DecodeLoad(
+        source=Path(arguments.source) if arguments.source else None,
+        spec=InputSpec(arguments.size, arguments.size),
+        fps=arguments.fps,
+        key_fps=arguments.key_fps,
+        rounds=arguments.rounds,
+    )
+    report = bench.bench_decode(load, _tell)
+    return _told(arguments, report, bench.words(report), None)
+
+
+def _bench_compare(arguments: argparse.Namespace) -> int:
+    from visionedge.ops.bench_report import read_report
+    from visionedge.ops.compare import compare, words
+
+    before, after = (read_report(Path(path)) for path in (arguments.before, arguments.after))
+    verdict = compare(before, after, tolerance=arguments.tolerance, unlike=arguments.unlike)
+    _told(arguments, verdict, words(verdict), None)
+    return 1 if verdict["verdict"] == "worse" else 0
 
 
 Report = dict[str, Any]

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from visionedge import __version__
-from visionedge.errors import SourceError
+from visionedge.errors import ConfigError, SourceError
 from visionedge.frames import utc_now, utc_text
 from visionedge.inference.devices import DeviceState
 from visionedge.inference.plan import usable_cores
 from visionedge.inference.plan_cache import processor
+from visionedge.ops.fingerprint import fingerprint
 
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "numpy")
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "av", "numpy")
 
 
-def machine(device: DeviceState) -> dict[str, Any]:
-    """What was measured on: figures of unlike machines must not be compared."""
+def machine(device: DeviceState | None = None) -> dict[str, Any]:
+    """What was measured on: figures of unlike machines must not be compared. `device` where one was used."""
     return {
         "measuredAt": utc_text(utc_now()),
         "visionedge": __version__,
@@ -27,8 +28,9 @@ def machine(device: DeviceState) -> dict[str, Any]:
         "cpu": processor(),
         "cores": os.cpu_count(),
         "usableCores": usable_cores(),
+        **fingerprint(),
         "loadAverage": round(os.getloadavg()[0], 2),
-        "effectiveDevice": device.effective,
+        **({} if device is None else {"effectiveDevice": device.effective}),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
     }
 
@@ -38,6 +40,23 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A report that was written by `write_json`.
+
+    Raises:
+        ConfigError: it cannot be read, or is no report.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{path} cannot be read: {error.strerror}"]) from None
+    except ValueError:
+        document = None
+    if not isinstance(document, dict) or not str(document.get("schema", "")).startswith("visionedge/bench-"):
+        raise ConfigError([f"{path} is no report of visionedge bench; make one with --json"])
+    return document
 
 
 def write_json(report: dict[str, Any], path: Path) -> None:

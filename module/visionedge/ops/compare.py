@@ -1,0 +1,252 @@
+"""`visionedge bench compare`: is one report worse than another, or is it only noise?
+
+A report holds one figure for each round. Each round of one is set against each of the other, and the interval
+of the ratio is the one that belongs to the Mann-Whitney test: it asks for no shape of the noise, and with few
+rounds it is honestly wide. Nothing is measured here.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from statistics import median
+from typing import Any, Literal
+
+from visionedge.errors import ConfigError
+
+Report = Mapping[str, Any]
+Word = Literal["worse", "better", "same", "undecided"]
+
+SCHEMA = "visionedge/bench-compare/1"
+LEAST_ROUNDS = 3
+_CONFIDENCE = 0.95
+_HARDWARE = (
+    *("cpu", "cpuFlags", "cores", "usableCores", "memoryMiB"),
+    *("gpu", "gpuDriver", "passthrough", "effectiveDevice"),
+)
+_SOFTWARE = ("visionedge", "python", "kernel", "packages")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The ratio of two figures, its bounds, and how sure these are (0-1)."""
+
+    ratio: float
+    low: float
+    high: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One figure of both reports. `before` and `after` are medians; `interval` is after to before."""
+
+    figure: str
+    higher_is_better: bool
+    before: float
+    after: float
+    interval: Interval
+    verdict: Word
+
+
+def compare(
+    before: Report, after: Report, *, tolerance: float = 0.03, unlike: bool = False
+) -> dict[str, Any]:
+    """The verdict as a document; changes up to `tolerance` (0-1) are none.
+
+    Raises:
+        ConfigError: they are no reports of one kind, have too few rounds, or are of unlike machines or loads
+            and `unlike` does not allow that.
+    """
+    _must_be_of_one_kind(before, after)
+    differences = _differences(before, after)
+    if differences and not unlike:
+        raise ConfigError(
+            [f"the reports cannot be compared: {'; '.join(differences)}; --unlike compares them nevertheless"]
+        )
+    theirs, ours = figures(before), figures(after)
+    findings = [
+        judged(name, theirs[name][1], ours[name][1], higher_is_better=theirs[name][0], tolerance=tolerance)
+        for name in theirs
+        if name in ours
+    ]
+    if not findings:
+        raise ConfigError([f"the reports have no figure with {LEAST_ROUNDS} rounds in common; give --rounds"])
+    return {
+        "schema": SCHEMA,
+        "verdict": overall(finding.verdict for finding in findings),
+        "tolerance": tolerance,
+        "unlike": differences,
+        "software": _changed(before["machine"], after["machine"], _SOFTWARE),
+        "figures": [_finding(finding) for finding in findings],
+    }
+
+
+def overall(words: Iterable[Word]) -> Word:
+    """One word for all: what is worse counts most, and what is not known counts more than what is better."""
+    found = set(words)
+    order: tuple[Word, ...] = ("worse", "undecided", "better", "same")
+    return next((word for word in order if word in found), "undecided")
+
+
+def judged(
+    figure: str, before: Sequence[float], after: Sequence[float], *, higher_is_better: bool, tolerance: float
+) -> Finding:
+    """The verdict on one figure of so many rounds each.
+
+    Worse or better is only what lies beyond the tolerance and, with its whole interval, on one side of no
+    change; the same is what lies within the tolerance with its whole interval.
+    """
+    interval = ratio_interval(before, after)
+    good = interval if higher_is_better else _inverse(interval)
+    verdict: Word = "undecided"
+    if good.ratio < 1 - tolerance and good.high < 1:
+        verdict = "worse"
+    elif good.ratio > 1 + tolerance and good.low > 1:
+        verdict = "better"
+    elif good.low >= 1 - tolerance and good.high <= 1 / (1 - tolerance):
+        verdict = "same"
+    return Finding(figure, higher_is_better, median(before), median(after), interval, verdict)
+
+
+def _inverse(interval: Interval) -> Interval:
+    return Interval(1 / interval.ratio, 1 / interval.high, 1 / interval.low, interval.confidence)
+
+
+def ratio_interval(before: Sequence[float], after: Sequence[float]) -> Interval:
+    """The ratio of `after` to `before` (all above 0): the middle of all pairs, and its interval by ranks."""
+    logs = sorted(math.log(b) - math.log(a) for a in before for b in after)
+    cut, confidence = _cut(len(before), len(after))
+    return Interval(
+        math.exp(median(logs)), math.exp(logs[cut]), math.exp(logs[len(logs) - 1 - cut]), round(confidence, 4)
+    )
+
+
+def _cut(first: int, second: int) -> tuple[int, float]:
+    """How many pairs to leave out at each end, and the confidence of what remains."""
+    ways = math.comb(first + second, first)
+    tail, cut = 0, 0
+    for wins in range(first * second // 2):
+        tail += _orders(first, second, wins)
+        if 2 * tail / ways > 1 - _CONFIDENCE:
+            tail -= _orders(first, second, wins)
+            break
+        cut = wins
+    return cut, 1 - 2 * max(tail, 1) / ways
+
+
+@cache
+def _orders(first: int, second: int, wins: int) -> int:
+    """In how many orders of both samples the first wins exactly so many of the pairs."""
+    if wins < 0:
+        return 0
+    if first == 0 or second == 0:
+        return int(wins == 0)
+    return _orders(first - 1, second, wins - second) + _orders(first, second - 1, wins)
+
+
+# --- what the reports hold ----------------------------------------------------------------------------------
+
+
+def figures(report: Report) -> dict[str, tuple[bool, list[float]]]:
+    """By name, whether more is better and the figure of each round; only those with enough rounds."""
+    found: dict[str, tuple[bool, list[float]]] = {}
+    if "pipeline" in report:
+        found |= _pipeline_figures(report)
+    for row in report.get("table", ()):
+        # Only the plan's pair: of many pairs one would always look worse by chance.
+        if all(row[name] == report["choice"][name] for name in ("lanes", "batch")):
+            found["frames/s of the plan"] = (True, row["framesPerSecondAll"])
+    return {
+        name: (more, values)
+        for name, (more, values) in found.items()
+        if len(values) >= LEAST_ROUNDS and min(values) > 0
+    }
+
+
+def _pipeline_figures(report: Report) -> dict[str, tuple[bool, list[float]]]:
+    ours = report["pipeline"]
+    found = {"frames/s": (True, list(ours["framesPerSecondAll"]))}
+    rounds = ours.get("rounds", [])
+    if rounds:
+        found["CPU ms a frame"] = (False, [each["cpuMsPerFrame"] for each in rounds])
+        found["latency p95 ms"] = (False, [each["latencyMs"]["p95"] for each in rounds])
+    if theirs := report.get("baseline"):
+        # What the plain loop did beside it, round by round: a slower hour of the machine is one for both.
+        pairs = zip(ours["framesPerSecondAll"], theirs["framesPerSecondAll"], strict=True)
+        found["frames/s to the plain loop"] = (True, [a / b for a, b in pairs])
+    return found
+
+
+def _must_be_of_one_kind(before: Report, after: Report) -> None:
+    schemas = [str(report.get("schema")) for report in (before, after)]
+    if schemas[0] != schemas[1] or not schemas[0].startswith("visionedge/bench-") or schemas[0] == SCHEMA:
+        raise ConfigError([f"two reports of one kind are wanted, these are {schemas[0]} and {schemas[1]}"])
+    if not all(isinstance(report.get("machine"), Mapping) for report in (before, after)):
+        raise ConfigError(["a report without the machine it was made on cannot be compared"])
+
+
+def _differences(before: Report, after: Report) -> list[str]:
+    """What must be alike and is not."""
+    found = _changed(before["machine"], after["machine"], _HARDWARE)
+    loads = [{**report.get("load", {}), "model": _model(report)} for report in (before, after)]
+    # More rounds or longer ones are the same load, only better known.
+    names = sorted({*loads[0], *loads[1]} - {"rounds", "seconds"})
+    return found + _changed(loads[0], loads[1], names)
+
+
+def _model(report: Report) -> object:
+    model = report.get("model")
+    return model.get("name") if isinstance(model, Mapping) else model
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    return [
+        f"{name}: {_shown(before.get(name))} became {_shown(after.get(name))}"
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not told"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {version}" for name, version in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    interval = {name: round(value, 4) for name, value in asdict(finding.interval).items()}
+    return {
+        "figure": finding.figure,
+        "higherIsBetter": finding.higher_is_better,
+        "before": round(finding.before, 3),
+        "after": round(finding.after, 3),
+        **interval,
+        "verdict": finding.verdict,
+    }
+
+
+# --- words --------------------------------------------------------------------------------------------------
+
+_SENTENCES: Mapping[str, str] = {
+    "worse": "worse, and more than noise explains",
+    "better": "better, and more than noise explains",
+    "same": "the same within {tolerance:.0%}",
+    "undecided": "undecided: the noise is larger than the difference; give more --rounds",
+}
+
+
+def words(document: Mapping[str, Any]) -> str:
+    """The verdict for people."""
+    lines = [f"{'':<28} {'before':>10} {'after':>10}   ratio  (interval)"]
+    lines += [
+        f"{each['figure']:<28} {each['before']:10.2f} {each['after']:10.2f}  {each['ratio']:6.3f}"
+        f"  ({each['low']:.3f} to {each['high']:.3f}, {each['confidence']:.0%} sure)  {each['verdict']}"
+        for each in document["figures"]
+    ]
+    lines += [f"unlike: {line}" for line in document["unlike"]]
+    lines += [f"changed: {line}" for line in document["software"]]
+    lines.append(_SENTENCES[document["verdict"]].format(tolerance=document["tolerance"]))
+    return "\n".join(lines) + "\n"
