@@ -76,6 +76,12 @@ def test_windows_10_needs_wsl_for_gpu_pv_and_windows_11_does_not() -> None:
     assert "wsl --install" not in make_plan("19045", "pro", "NVIDIA A2").words()
 
 
+def test_a_build_without_its_revision_is_to_be_looked_up_where_it_matters() -> None:
+    assert "winver" in make_plan("19044", "pro", "NVIDIA A2").words()
+    for build, edition in (("19044.1620", "pro"), ("19045", "pro"), ("17763", "server")):
+        assert "winver" not in make_plan(build, edition, "NVIDIA A2").words()
+
+
 def test_a_plan_goes_from_windows_to_a_look_at_the_chain() -> None:
     words = make_plan("19044.1620", "pro", "NVIDIA A2").words()
     assert (

@@ -80,6 +80,9 @@ def make_plan(build: str | None, edition: str | None, gpu: str | None) -> Plan:
         return Plan(windows, gpu, False, False, "none", fault, one(*_without(gpu)))
     why = _why(family, way)
     steps = _steps(family, way, gpu, is_windows_10=number < 20000)
+    if number == _LEAST_WINDOWS_10[0] and revision is None:
+        least = ".".join(map(str, _LEAST_WINDOWS_10))
+        steps = (*one(f"see in winver that the build is {least} or newer, else update Windows"), *steps)
     return Plan(windows, gpu, True, family != "intel", way, why, steps)
 
 
