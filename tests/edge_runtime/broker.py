@@ -38,7 +38,7 @@ class Broker:
     """Listens on one loopback address; everything runs on one asyncio loop.
 
     `on_message` is called with each telemetry message, before it is acknowledged; `on_change` when a client
-    asks to connect, and when the twin changes.
+    asks to connect or to subscribe, and when the twin changes.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Broker:
         self.flowing = asyncio.Event()
         self.flowing.set()
         self._on_message = on_message
-        self._on_change = on_change
+        self.changed = on_change
         self._server: asyncio.Server | None = None
         self._connections: set[Connection] = set()
         self._methods: dict[str, asyncio.Future[MethodAnswer]] = {}
@@ -112,7 +112,7 @@ class Broker:
     def admit(self, connect: Connect) -> int:
         """The CONNACK code for a CONNECT."""
         self.attempts += 1
-        self._on_change()
+        self.changed()
         if self.faults.refuse_code is not None:
             return self.faults.refuse_code
         if connect.client_id != self.account.client_id:
@@ -175,7 +175,7 @@ class Broker:
         except RefusedError as error:
             self.refusals.append(f"reported properties: {error}")
             return f"{_TWIN_ANSWERS}400/?$rid={request}", b""
-        self._on_change()
+        self.changed()
         return f"{_TWIN_ANSWERS}204/?$rid={request}&$version={version}", b""
 
     def method_answered(self, message: Publish) -> None:

@@ -179,5 +179,6 @@ class Connection:
         if self._broker.faults.swallow_subacks:
             return
         self._session.subscriptions |= set(filters)
+        self._broker.changed()
         await self.send(packets.packet(packets.SUBACK, number + b"\x01" * len(filters)))
         await self.deliver(again=False)

@@ -64,7 +64,8 @@ class Driver:
         self._crew = Crew(lambda name, error: log.error("%s died: %s", name, error))
         identity = Identity.from_environ(os.environ)
         deadlines = Deadlines(**options.get("deadlines", {}))
-        spool = self._open_spool(identity, options)
+        self._written = threading.Event()
+        spool = self._spool = self._open_spool(identity, options)
         hub = None
         if identity:
             hub = HubClient(
@@ -99,6 +100,14 @@ class Driver:
         """Nothing but an answer: the process lives."""
         self._delivery.tick()
         return {}
+
+    def settle(self) -> dict[str, Any]:
+        """Wait until everything that was sent so far is on disk; the status."""
+        spool = self._spool
+        while spool is not None and spool.unwritten:
+            self._written.wait(0.05)
+            self._written.clear()
+        return self.status()
 
     def event(self, code: str) -> dict[str, Any]:
         """Send an event."""

@@ -273,6 +273,9 @@ class HubClient:
             self._silent = True
             self._ladder.climb("silent")
             raise
+        except LinkError:
+            self._silent = True
+            raise
         self._silent, self._probe_s = False, self._deadlines.probe_s
         line.probe_ns = time.monotonic_ns() + _ns(self._probe_s)
         if twin is not None:

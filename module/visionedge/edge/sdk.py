@@ -109,9 +109,12 @@ class _AzureLink:
         try:
             twin: Mapping[str, Any] = self._sdk(self._client.get_twin)
         except LinkError as error:
-            if isinstance(error.__cause__, ServiceError):
-                return None  # an answer all the same
-            raise
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, ServiceError):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            return None  # an answer all the same
         return twin
 
     def close(self) -> None:

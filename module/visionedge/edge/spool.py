@@ -170,6 +170,12 @@ class Spool:
         with self._changed:
             return MappingProxyType(dict(self._shelves.dropped))
 
+    @property
+    def unwritten(self) -> int:
+        """How many messages are not on disk yet, or cannot be."""
+        with self._changed:
+            return self._shelves.unwritten
+
     # --- for the delivery -----------------------------------------------------------------------------------
 
     def status(self) -> SpoolStatus:
@@ -251,6 +257,8 @@ class Spool:
         self._ages_ns = self._clock() + _AGES_NS
         if self._reason is None or self._closing or self._clock() >= self._retry_ns:
             self._write()
+            if self._store is not None and self._store.over:
+                self._write()  # what was just written may be what has to go
         self._refill()
         with self._changed:
             if self._reason is not None:

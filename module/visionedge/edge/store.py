@@ -151,6 +151,11 @@ class Store:
         )
         self.losses = self._read_losses()
 
+    @property
+    def over(self) -> bool:
+        """Whether it holds more than it may."""
+        return self.bytes > self._bounds.limit_bytes
+
     def write(self, work: Work) -> list[int]:
         """Do it all or nothing; the keys of the appended messages."""
         with self._transaction():
