@@ -49,6 +49,7 @@ class FakeSession:
         self.answer = answer
         self.rows = 9
         self.places = NodePlaces(1)
+        self.notes: tuple[str, ...] = ()
         self.sizes: list[int] = []
         self.closed = False
 
@@ -233,6 +234,22 @@ def test_a_model_that_cannot_run_is_one_line_with_its_path(
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+# --- precision ----------------------------------------------------------------------------------------------
+
+
+def test_a_precision_that_nobody_made_is_refused_with_the_way_to_make_it(model: Model) -> None:
+    config = InferenceConfig(device="cpu", precision="int8")
+    with pytest.raises(ModelError, match=r"no int8 variant; make one: .*model compile .*--precision int8"):
+        open_engine(model, config)
+
+
+def test_without_variants_it_is_as_the_model_is_and_says_why(model: Model, tmp_path: Path) -> None:
+    auto = open_engine(model, CPU, data=tmp_path / "data", cores=1).precision
+    assert (auto.precision, auto.reason) == ("fp32", "no other precision of it fits cpu")
+    asked = open_engine(model, InferenceConfig(device="cpu", precision="fp32")).precision
+    assert (asked.precision, asked.reason) == ("fp32", "fp32 was asked for")
 
 
 # --- devices ------------------------------------------------------------------------------------------------

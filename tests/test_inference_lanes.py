@@ -16,7 +16,7 @@ from visionedge.inference.devices import DeviceState, Reason
 from visionedge.inference.lanes import Complaints, Lane
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.plan import Plan
-from visionedge.inference.session import EngineError, Pictures
+from visionedge.inference.session import EngineAwayError, EngineError, Pictures
 
 SURE = Selection(0.4, None)
 ONE_BOX: Rows = np.array([[0, 0, 32, 24, 0.9, 2], [0, 0, 1, 1, 0.1, 0]], np.float32)
@@ -137,6 +137,21 @@ def test_a_batch_that_fails_is_counted_and_the_lane_goes_on(
     assert (cameras["dock"].dropped[Drop.FAILED], cameras["gate"].analysed) == (1, 1)
     assert [r.frame.camera for r in river.delivered] == ["gate"]
     assert "a batch failed: the device is gone" in caplog.text
+
+
+def away(_count: int) -> Rows:
+    raise EngineAwayError("its process died")
+
+
+def test_a_batch_without_an_engine_is_counted_and_not_told_again(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever watches over the engine has told it; every lane would only repeat that."""
+    engine.act = away
+    river = River(engine, frame("dock"))
+    river.run()
+    assert river.batcher.statistics().cameras["dock"].dropped[Drop.FAILED] == 1
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_pictures_of_different_sizes_fail_their_batch_and_not_the_lane(engine: Engine) -> None:

@@ -83,6 +83,7 @@ class Session:
 
     rows = 9
     places = NodePlaces(1)
+    notes: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.kept: set[int] | None = None

@@ -67,6 +67,7 @@ def engine(running: AnyEngine) -> Document:
         },
         "precision": running.precision.document(),
         "nodesOnCpu": list(running.places.on_cpu),
+        "notes": list(running.notes),
         "unplannedShapes": running.unplanned_shapes,
         "process": asdict(running.process) if running.process else None,
     }

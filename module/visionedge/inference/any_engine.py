@@ -44,6 +44,10 @@ class AnyEngine(Protocol):
         """Where the nodes of its graph lie."""
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Options that its device or this graph refused, each with the reason."""
+
+    @property
     def rows(self) -> int:
         """K: the most rows `infer` gives for a picture."""
 

@@ -42,17 +42,16 @@ def main(control_fd: int, pictures_fd: int, parent: int) -> None:
         wire.send(control, wire.refusal_message(error))
         return
     window = Window(pictures_fd, order.model.input)
-    wire.send(
-        control,
-        wire.facts_message(
-            wire.Facts(engine.device, engine.plan, engine.precision, engine.places, engine.rows)
-        ),
-    )
+    wire.send(control, wire.facts_message(_facts(engine)))
     _, lines, _, _ = socket.recv_fds(control, 1, _MOST_LINES)
     for number, line in enumerate(lines):
         target = _Line(socket.socket(fileno=line), engine, window)
         threading.Thread(target=target.serve, name=f"line:{number}", daemon=True).start()
     control.recv(1)  # nothing more is ever said: this waits for the module's end
+
+
+def _facts(engine: Engine) -> wire.Facts:
+    return wire.Facts(engine.device, engine.plan, engine.precision, engine.places, engine.notes, engine.rows)
 
 
 def _depend_on(parent: int) -> None:

@@ -51,6 +51,7 @@ class Runs(Protocol):
 
     rows: int
     places: NodePlaces
+    notes: tuple[str, ...]
 
     def run(self, pictures: Pictures, size: int) -> Rows:
         """Compute pictures as one batch, padded to `size`."""
@@ -78,6 +79,7 @@ class Engine:
         self.process: ProcessStatus | None = None
         self._session: Runs | None = session
         self.places = session.places
+        self.notes = session.notes
         self.rows = session.rows
         self._warm: set[int] = set()
         self._lock = threading.Lock()

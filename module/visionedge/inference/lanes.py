@@ -12,7 +12,7 @@ from visionedge.inference.detections import Rows, Selection
 from visionedge.inference.devices import DeviceState
 from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
-from visionedge.inference.session import EngineError, Pictures
+from visionedge.inference.session import EngineAwayError, EngineError, Pictures
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,8 @@ class Lane:
             try:
                 self._compute(batch, self.engine, self.selection)
                 outcome = Outcome.ANALYSED
+            except EngineAwayError:
+                pass  # nothing that has not been told
             except EngineError as error:
                 self._complaints.add(error)
             finally:

@@ -25,7 +25,7 @@ from visionedge.inference.devices import DeviceState
 from visionedge.inference.engine import check_pictures
 from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
-from visionedge.inference.session import EngineError, NodePlaces, Pictures
+from visionedge.inference.session import EngineAwayError, EngineError, NodePlaces, Pictures
 from visionedge.inference.shared import Arena
 from visionedge.inference.worker import Limits, Worker
 from visionedge.threads import Crew
@@ -116,7 +116,7 @@ class EngineProcess:
             )
             worker, down = self._worker, self._down
         if worker is None:
-            raise EngineError(down)
+            raise EngineAwayError(down)
         return worker.compute(pictures, least_score)
 
     def close(self) -> None:
@@ -149,6 +149,11 @@ class EngineProcess:
     def places(self) -> NodePlaces:
         """Where the nodes of its graph lie."""
         return self._known.places
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Options that were refused."""
+        return self._known.notes
 
     @property
     def rows(self) -> int:

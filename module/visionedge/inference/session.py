@@ -36,6 +36,10 @@ class EngineError(VisionedgeError):
     """A batch could not be computed; the next one may."""
 
 
+class EngineAwayError(EngineError):
+    """There is no engine just now, which whoever watches over it has told already."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodePlaces:
     """Where the nodes of a session lie: how many on its device, and which of them on the CPU instead.

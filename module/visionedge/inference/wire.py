@@ -60,6 +60,7 @@ class Facts:
     plan: Plan
     precision: Choice
     places: NodePlaces
+    notes: tuple[str, ...]
     rows: int
 
 
@@ -118,6 +119,7 @@ def facts_message(facts: Facts) -> bytes:
         },
         "precision": facts.precision.document(),
         "places": {"onDevice": facts.places.on_device, "onCpu": facts.places.on_cpu},
+        "notes": facts.notes,
         "rows": facts.rows,
     }
     return json.dumps(document).encode()
@@ -163,6 +165,7 @@ def read_answer(payload: bytes) -> Facts:
         _plan(plan),
         Choice.of_document(document["precision"]),
         NodePlaces(places["onDevice"], tuple(places["onCpu"])),
+        tuple(document["notes"]),
         document["rows"],
     )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from visionedge.errors import ModelError, VisionedgeError
 from visionedge.inference import wire
 from visionedge.inference.detections import Rows
-from visionedge.inference.session import EngineError, Pictures
+from visionedge.inference.session import EngineAwayError, EngineError, Pictures
 from visionedge.inference.shared import Arena
 from visionedge.threads import Crew
 from visionedge.uris import redact
@@ -133,7 +133,7 @@ class Worker:
                 self.end(f"gave no answer within {self._limits.run_s:g} s")
             else:
                 self._part()  # it is dead or dying, and its own exit code says of what
-            raise EngineError(f"the engine's process {self.pid} was lost over this batch") from None
+            raise EngineAwayError(f"the engine's process {self.pid} was lost over this batch") from None
         self._give(line)
         self.unplanned_shapes = max(self.unplanned_shapes, unplanned)
         return rows
@@ -145,7 +145,7 @@ class Worker:
             raise EngineError("the engine is too busy") from None
         if line is None:
             self._lines.put(None)  # for the next who waits
-            raise EngineError(f"the engine's process {self.pid} is gone")
+            raise EngineAwayError(f"the engine's process {self.pid} is gone")
         return line
 
     def _give(self, line: socket.socket) -> None:

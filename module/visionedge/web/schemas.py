@@ -85,6 +85,8 @@ _ENGINE = _object(
             "type": "object",
             "description": "Lanes, batch sizes, why in one line, and the table that was measured.",
         },
+        "precision": {"type": "object", "description": "What it computes in, why, and what was measured."},
+        "notes": {**_list(_TEXT), "description": "Options that the device or the model refused, and why."},
         "nodesOnCpu": {**_list(_TEXT), "description": "Nodes that fell to the CPU beside a GPU."},
         "process": {
             "type": ["object", "null"],
