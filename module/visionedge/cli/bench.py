@@ -18,6 +18,7 @@ from visionedge.cli.arguments import (
     share,
     verb,
 )
+from visionedge.errors import ConfigError
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -70,14 +71,15 @@ def _add_pipeline(loads: Verbs) -> None:
         "pipeline",
         _bench_pipeline,
         "cameras from a file through the whole pipeline: frames/s, latency, CPU per frame, drops",
-        "  visionedge bench pipeline --cameras 4 --source yard.mp4 --baseline --json report.json",
+        "  visionedge bench pipeline --cameras 4 --source yard.mp4 --baseline --json report.json\n"
+        "  visionedge bench pipeline --fps 5 --saturate --slo-ms 500 --source synthetic:1280x720@30",
     )
     pipeline.add_argument("--cameras", type=count, default=4, metavar="N", help="(default: %(default)s)")
     pipeline.add_argument(
         "--source",
         default="demo:",
         metavar="URI",
-        help="what each camera plays, again and again (default: the clip)",
+        help="what each camera plays, again and again, or synthetic:WIDTHxHEIGHT@FPS (default: the clip)",
     )
     pipeline.add_argument(
         "--fps", type=seconds, metavar="F", help="frames per second of each camera (default: flat out)"
@@ -86,6 +88,7 @@ def _add_pipeline(loads: Verbs) -> None:
         "--seconds", type=seconds, default=8.0, metavar="S", help="of each round (default: %(default)s)"
     )
     pipeline.add_argument("--rounds", type=count, default=3, metavar="R", help="(default: %(default)s)")
+    _add_arrivals(pipeline)
     pipeline.add_argument(
         "--baseline", action="store_true", help="also the plain OpenCV + onnxruntime loop, in the same run"
     )
@@ -97,6 +100,27 @@ def _add_pipeline(loads: Verbs) -> None:
     )
     _add_reports(pipeline)
     add_model_and_device(pipeline)
+
+
+def _add_arrivals(pipeline: argparse.ArgumentParser) -> None:
+    """How frames come, and how many cameras are too many."""
+    pipeline.add_argument(
+        "--jitter", type=seconds, metavar="MS", help="with --fps: pictures come so much early or late"
+    )
+    pipeline.add_argument(
+        "--dropouts", type=seconds, metavar="S", help="with --fps: a drop-out every S seconds, then a burst"
+    )
+    pipeline.add_argument(
+        "--slo-ms", type=seconds, default=500.0, metavar="MS", help="what is in time (default: %(default)s)"
+    )
+    pipeline.add_argument(
+        "--saturate",
+        action="store_true",
+        help="look for the most cameras whose age p99 stays within --slo-ms",
+    )
+    pipeline.add_argument(
+        "--most", type=count, default=64, metavar="N", help="with --saturate: no more (default: %(default)s)"
+    )
 
 
 def _add_decode(loads: Verbs) -> None:
@@ -184,6 +208,8 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
     from visionedge.ops.pipeline_page import pipeline_page
     from visionedge.ops.pipeline_run import Load
 
+    if arguments.fps is None and (arguments.jitter or arguments.dropouts or arguments.saturate):
+        raise ConfigError(["--jitter, --dropouts and --saturate need --fps: flat out has no schedule"])
     page = _page(arguments, pipeline_page)
     report = bench.bench_pipeline(
         Load(
@@ -191,6 +217,11 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
             source=arguments.source,
             cameras=arguments.cameras,
             fps=arguments.fps,
+            jitter_ms=arguments.jitter or 0.0,
+            dropouts_s=arguments.dropouts,
+            slo_ms=arguments.slo_ms,
+            saturate=arguments.saturate,
+            most=arguments.most,
             seconds=arguments.seconds,
             rounds=arguments.rounds,
             baseline=arguments.baseline,

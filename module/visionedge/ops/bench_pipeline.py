@@ -6,18 +6,22 @@ Machines are noisy, so what is compared is interleaved in rounds of one run and 
 import os
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any
 
 from visionedge.capture.source import open_source
+from visionedge.errors import ConfigError
 from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.detections import Selection
 from visionedge.inference.model import load_model
 from visionedge.ops.bench_report import machine
-from visionedge.ops.pipeline_run import Load, Run, cpu_s, pipeline_run, rig_of, run_of
+from visionedge.ops.pipeline_run import Load, cpu_s, pipeline_run, rig_of, rss_mib
 from visionedge.ops.plain_loop import PlainLoop
+from visionedge.ops.saturation import most_that_hold
+from visionedge.ops.tally import Cost, Row, Run, run_of, summed
+from visionedge.ops.virtual import Synthetic
 from visionedge.uris import parse_camera_uri
 
 _TITLES = {
@@ -39,23 +43,54 @@ def bench_pipeline(load: Load, tell: Callable[[str], None]) -> dict[str, Any]:
     """
     model = load_model(load.model)
     selection = Selection.of(model, load.inference.confidence, load.inference.iou)
-    with closing(open_source(parse_camera_uri(load.source))):
-        pass  # a wrong source is told before the engine warms up
+    _check(load)
     with ExitStack() as stack:
-        rig = stack.enter_context(closing(rig_of(load, model, own_process=not load.in_process)))
+        room = replace(load, cameras=load.most if load.saturate else load.cameras)
+        rig = stack.enter_context(closing(rig_of(room, model, own_process=not load.in_process)))
         engine = rig.engine
         tell(f"{engine.device.describe()}; {engine.plan.reason}")
+        found = (
+            saturation(load, lambda less: pipeline_run(less, rig, selection), tell) if load.saturate else {}
+        )
+        load = replace(load, cameras=max(1, found.get("cameras", load.cameras)))
         plain = _best_plain(load, engine, selection, tell) if load.baseline else None
-        sides: dict[str, Callable[[], Run]] = {"pipeline": lambda: pipeline_run(load, rig, selection)}
+        sides: dict[str, Callable[[], Run]] = {"pipeline": lambda: pipeline_run(load, rig, selection, tell)}
         if load.compare_process:
             other = stack.enter_context(
                 closing(rig_of(load, model, own_process=load.in_process, like=engine))
             )
-            sides[_OTHER[load.in_process]] = lambda: pipeline_run(load, other, selection)
+            sides[_OTHER[load.in_process]] = lambda: pipeline_run(load, other, selection, tell)
         if plain is not None:
-            sides["baseline"] = lambda: _plain_run(plain, load.seconds)
+            sides["baseline"] = lambda: _plain_run(plain, load.seconds, load.slo_ms)
         runs = _in_turns(sides, load.rounds, tell)
-        return _report(load, engine, runs, plain)
+        report = _report(load, engine, runs, plain)
+        return report | {"saturation": found} if found else report
+
+
+def _check(load: Load) -> None:
+    """Tell what is wrong with a load before the engine warms up."""
+    if Synthetic.parse(load.source) is None:
+        with closing(open_source(parse_camera_uri(load.source))):
+            return
+    if load.baseline:
+        raise ConfigError([f"--source {load.source}: the plain loop of --baseline needs a video file"])
+
+
+def saturation(load: Load, run: Callable[[Load], Run], tell: Callable[[str], None]) -> dict[str, Any]:
+    """How many cameras at the load's rate until the age of what is known passes its objective."""
+    trials: list[dict[str, Any]] = []
+
+    def holds(cameras: int) -> bool:
+        measured = run(replace(load, cameras=cameras))
+        age_ms = measured.age_ms["p99"]
+        trials.append(
+            {"cameras": cameras, "ageMs": round(age_ms, 1), "framesPerSecond": measured.frames_per_s}
+        )
+        tell(f"{cameras} cameras: {measured.frames_per_s:.1f} frames/s, age p99 {age_ms:.0f} ms")
+        return age_ms <= load.slo_ms
+
+    cameras = most_that_hold(holds, load.most)
+    return {"cameras": cameras, "most": load.most, "sloMs": load.slo_ms, "fps": load.fps, "trials": trials}
 
 
 def _in_turns(
@@ -88,7 +123,7 @@ def _best_plain(
             threads=threads,
             device=engine.device.effective,
         )
-        speed = _plain_run(loop, max(1.0, load.seconds / 4)).frames_per_s
+        speed = _plain_run(loop, max(1.0, load.seconds / 4), load.slo_ms).frames_per_s
         tell(f"plain loop, {threads or 'default'} threads: {speed:.1f} frames/s")
         trials.append((speed, loop))
     best = max(trials, key=lambda trial: trial[0])[1]
@@ -98,15 +133,15 @@ def _best_plain(
     return best
 
 
-def _plain_run(loop: PlainLoop, seconds: float) -> Run:
+def _plain_run(loop: PlainLoop, seconds: float, slo_ms: float) -> Run:
     loop.step()  # the first frame warms up
-    rows: list[tuple[int, int, int, int]] = []
+    rows: list[Row] = []
     used_s, began_s = cpu_s(), time.monotonic()
     while time.monotonic() - began_s < seconds:
         began_ns = time.monotonic_ns()
         infer_ns, found = loop.step()
-        rows.append((0, infer_ns, time.monotonic_ns() - began_ns, found))
-    return run_of(rows, time.monotonic() - began_s, cpu_s() - used_s, Counter())
+        rows.append(Row("plain", began_ns, time.monotonic_ns(), infer_ns, found))
+    return run_of(rows, Cost(time.monotonic() - began_s, cpu_s() - used_s, {}, rss_mib()), slo_ms)
 
 
 def _report(
@@ -119,6 +154,9 @@ def _report(
             "source": load.source,
             "cameras": load.cameras,
             "fps": load.fps,
+            "jitterMs": load.jitter_ms,
+            "dropoutsSeconds": load.dropouts_s,
+            "sloMs": load.slo_ms,
             "seconds": load.seconds,
             "rounds": load.rounds,
         },
@@ -155,8 +193,11 @@ def _medians(runs: list[Run]) -> dict[str, Any]:
         "rounds": [_round(run) for run in runs],
         "cpuMsPerFrame": round(_median(runs, "cpu_ms_per_frame"), 3),
         "latencyMs": _middle([run.latency_ms for run in runs]),
+        "ageMs": _middle([run.age_ms for run in runs]),
+        "goodputPerSecond": round(_median(runs, "goodput_per_s"), 3),
         "stagesMs": _middle([run.stages_ms for run in runs]),
-        "dropped": dict(sum((Counter(run.dropped) for run in runs), Counter())),
+        "dropped": summed(runs),
+        "rssMiB": round(max(run.rss_mib for run in runs), 1),
         "detectionsPerFrame": round(_median(runs, "detections_per_frame"), 3),
     }
 
@@ -166,6 +207,7 @@ def _round(run: Run) -> dict[str, Any]:
         "framesPerSecond": round(run.frames_per_s, 3),
         "cpuMsPerFrame": round(run.cpu_ms_per_frame, 3),
         "latencyMs": {key: round(value, 3) for key, value in run.latency_ms.items()},
+        "ageMs": {key: round(value, 3) for key, value in run.age_ms.items()},
     }
 
 
@@ -188,6 +230,12 @@ def words(report: dict[str, Any]) -> str:
         if ratio := report.get(key):
             speed, cost = ratio["framesPerSecond"], ratio["cpuMsPerFrame"]
             lines.append(f"  {title:<24} {speed:8.2f} x frames/s  {cost:6.2f} x CPU per frame")
+    if found := report.get("saturation"):
+        more = " (no more were tried)" if found["cameras"] == found["most"] else ""
+        rate = "flat out" if found["fps"] is None else f"at {found['fps']:g} frames/s"
+        lines.append(
+            f"  {found['cameras']} cameras {rate} keep an age p99 within {found['sloMs']:g} ms{more}"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -195,5 +243,7 @@ def _figures(figures: Mapping[str, Any]) -> str:
     latency = "  ".join(f"{key} {value:.1f}" for key, value in figures["latencyMs"].items())
     return (
         f"{figures['framesPerSecond']:8.1f} frames/s  {figures['cpuMsPerFrame']:6.2f} CPU ms/frame  "
-        f"latency ms {latency}  dropped {figures['dropped'] or 'none'}"
+        f"latency ms {latency}  age p99 {figures['ageMs']['p99']:.0f}  "
+        f"goodput {figures['goodputPerSecond']:.1f}/s  {figures['rssMiB']:.0f} MiB  "
+        f"dropped {figures['dropped'] or 'none'}"
     )

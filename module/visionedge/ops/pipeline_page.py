@@ -115,7 +115,13 @@ def _cost(report: Report) -> Section:
 def _stages(report: Report) -> Section:
     plan = report["plan"]
     stages = report["pipeline"]["stagesMs"]
-    words = {"wait": "waiting for its turn", "infer": "in the engine"}
+    words = {
+        "late": "behind schedule",
+        "decode": "decoding, to the model's size",
+        "wait": "waiting for its turn",
+        "infer": "in the engine",
+        "deliver": "suppressing, handing on",
+    }
     values = {words.get(name, name): (value, 0) for name, value in stages.items()}
     sizes = ", ".join(map(str, plan["buckets"]))
     return Section(

@@ -5,20 +5,17 @@ import resource
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from visionedge.capture.camera import Camera, Means
 from visionedge.capture.decoded import Limits, Source
 from visionedge.capture.source import open_source
 from visionedge.capture.video import LoopedSource
 from visionedge.config import InferenceConfig
-from visionedge.errors import SourceError, VisionedgeError
-from visionedge.frames import Result
+from visionedge.errors import VisionedgeError
 from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.batcher import Batcher
 from visionedge.inference.detections import Selection
@@ -28,16 +25,24 @@ from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
 from visionedge.inference.process import EngineProcess
 from visionedge.inference.shared import Arena, blocks_for
+from visionedge.ops.tally import Cost, Run, Tally, run_of
+from visionedge.ops.virtual import Arrivals, Synthetic, SyntheticSource, VirtualCamera, ring
 from visionedge.threads import Crew
 from visionedge.uris import CameraUri
 
 _WARM_UP_S = 1.0
 _STOP_S = 5.0
+_TELL_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
     """What to run: `fps` None is flat out, each camera as fast as its frames are taken.
+
+    With `fps` the pictures of files and synthetic cameras come at their own rate, `jitter_ms` early or late,
+    with a drop-out every `dropouts_s` on average, and each camera hands on `fps` a second of them. Frames
+    whose results come within `slo_ms` are goodput. With `saturate` the number of cameras is looked for, up to
+    `most`.
 
     The engine runs in a process of its own unless `in_process`; with `compare_process` it is measured in both
     ways. `data` is the folder of compiled graphs and measured plans; without it the plan is that of a rule.
@@ -47,6 +52,11 @@ class Load:
     source: str
     cameras: int = 4
     fps: float | None = None
+    jitter_ms: float = 0.0
+    dropouts_s: float | None = None
+    slo_ms: float = 500.0
+    saturate: bool = False
+    most: int = 64
     seconds: float = 8.0
     rounds: int = 3
     baseline: bool = False
@@ -54,18 +64,6 @@ class Load:
     compare_process: bool = False
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     data: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One measured stretch. Latencies are from capture to result, in ms."""
-
-    frames_per_s: float
-    cpu_ms_per_frame: float
-    latency_ms: Mapping[str, float]
-    stages_ms: Mapping[str, float]
-    dropped: Mapping[str, int]
-    detections_per_frame: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,52 +99,44 @@ def rig_of(load: Load, model: Model, *, own_process: bool, like: AnyEngine | Non
     return Rig(engine, arena)
 
 
-class _Tally:
-    """Collects results; lanes deliver, the measurer resets and reads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._results: list[tuple[int, int, int, int]] = []
-
-    def deliver(self, result: Result) -> None:
-        timing = result.timing
-        row = (timing.wait_ns, timing.infer_ns, timing.total_ns, len(result.detections))
-        with self._lock:
-            self._results.append(row)
-
-    def take(self) -> list[tuple[int, int, int, int]]:
-        with self._lock:
-            results, self._results = self._results, []
-        return results
-
-
-def pipeline_run(load: Load, rig: Rig, selection: Selection) -> Run:
-    """Let the load run for its seconds.
+def pipeline_run(
+    load: Load, rig: Rig, selection: Selection, tell: Callable[[str], None] | None = None
+) -> Run:
+    """Let the load run for its seconds; `tell` hears how it goes every other second.
 
     Raises:
         SourceError: no frame came through.
         VisionedgeError: a thread died, or did not end.
     """
-    tally = _Tally()
+    tally = Tally()
     with _running(load, rig, selection, tally) as (batcher, broken):
         broken.wait(_WARM_UP_S)
         tally.take()
         before, cpu, began_s = _dropped(batcher), cpu_s(rig.engine), time.monotonic()
-        broken.wait(load.seconds)
+        while not broken.is_set() and (left_s := began_s + load.seconds - time.monotonic()) > 0:
+            broken.wait(min(left_s, _TELL_EVERY_S))
+            if tell is not None and left_s > _TELL_EVERY_S:
+                tell(tally.progress(time.monotonic() - began_s, load.seconds))
         rows, took_s, cpu = tally.take(), time.monotonic() - began_s, cpu_s(rig.engine) - cpu
-        dropped = _dropped(batcher) - before
-    return run_of(rows, took_s, cpu, dropped)
+        dropped, rss = _dropped(batcher) - before, rss_mib(rig.engine)
+    return run_of(rows, Cost(took_s, cpu, dropped, rss), load.slo_ms)
 
 
 @contextmanager
 def _running(
-    load: Load, rig: Rig, selection: Selection, tally: _Tally
+    load: Load, rig: Rig, selection: Selection, tally: Tally
 ) -> Iterator[tuple[Batcher, threading.Event]]:
     """Cameras, batcher and lanes at work, and an event that tells of a death; all are gone afterwards."""
     broken, engine = threading.Event(), rig.engine
     crew = Crew(lambda _name, _error: broken.set())
     batcher = Batcher(engine.plan.max_batch, int(load.inference.max_age_seconds * 1e9))
-    cameras = [_camera(load, f"bench-{number}", rig, batcher) for number in range(load.cameras)]
+    made_up = Synthetic.parse(load.source)
+    pictures = ring(made_up) if made_up else None
+
+    def opener(uri: CameraUri, limits: Limits) -> Source:
+        return SyntheticSource(made_up, pictures) if made_up else _looped(uri, limits)
+
+    cameras = [_camera(load, number, rig, batcher, opener) for number in range(load.cameras)]
     for number in range(engine.plan.lanes):
         crew.start(f"lane:{number}", Lane(batcher, engine, selection, tally.deliver).run, vital=True)
     for camera in cameras:
@@ -163,16 +153,22 @@ def _running(
         raise VisionedgeError(f"the bench broke; see the log ({', '.join(left) or 'a thread died'})")
 
 
-def _camera(load: Load, name: str, rig: Rig, batcher: Batcher) -> Camera:
+Opener = Callable[[CameraUri, Limits], Source]
+
+
+def _camera(load: Load, number: int, rig: Rig, batcher: Batcher, opener: Opener) -> Camera:
+    """One camera of the load; every one of them has its own jitter and drop-outs, the same in each run."""
+    arrivals = Arrivals(number, jitter_s=load.jitter_ms / 1000, dropouts_s=load.dropouts_s)
+    virtual = VirtualCamera(batcher, None if load.fps is None else arrivals)
     return Camera(
-        name,
-        load.source,
+        f"bench-{number}",
+        load.source if Synthetic.parse(load.source) is None else "demo:",
         rig.engine.model.input,
-        batcher,
+        virtual,
         fps=load.fps,
         paced=load.fps is not None,
         allocate=rig.arena.allocate if rig.arena else None,
-        means=Means(opener=_looped),
+        means=Means(opener=lambda uri, limits: virtual.play(opener(uri, limits))),
     )
 
 
@@ -191,26 +187,6 @@ def _dropped(batcher: Batcher) -> Counter[str]:
     return total
 
 
-def run_of(rows: list[tuple[int, int, int, int]], took_s: float, used_s: float, dropped: Counter[str]) -> Run:
-    """The figures of a stretch: a row is wait, infer and total in ns, and detections.
-
-    Raises:
-        SourceError: there is none.
-    """
-    if not rows:
-        raise SourceError("no frame came through in the time given; give --seconds more, or another --source")
-    table = np.array(rows, np.float64)
-    wait, infer, total = table[:, 0] / 1e6, table[:, 1] / 1e6, table[:, 2] / 1e6
-    return Run(
-        frames_per_s=len(rows) / took_s,
-        cpu_ms_per_frame=used_s * 1000 / len(rows),
-        latency_ms={f"p{q}": float(np.percentile(total, q)) for q in (50, 95, 99)},
-        stages_ms={"wait": float(np.median(wait)), "infer": float(np.median(infer))},
-        dropped={reason: count for reason, count in sorted(dropped.items()) if count},
-        detections_per_frame=float(table[:, 3].mean()),
-    )
-
-
 def cpu_s(engine: AnyEngine | None = None) -> float:
     """The processor time of this process so far, with that of an engine's own."""
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -222,3 +198,11 @@ def _child_s(pid: int) -> float:
     """User and system time of a process, as the kernel tells it."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_mib(engine: AnyEngine | None = None) -> float:
+    """The memory of this process that is resident now, with that of an engine's own."""
+    child = engine.process if engine else None
+    pids = [os.getpid(), *([child.pid] if child and child.pid else [])]
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) for pid in pids)
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

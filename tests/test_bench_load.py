@@ -1,0 +1,228 @@
+"""The load script: when pictures come, what a result cost, and how many cameras are too many."""
+
+import json
+import threading
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clips import make_clip
+from visionedge.__main__ import main
+from visionedge.errors import ConfigError
+from visionedge.frames import Detections, Frame, InputSpec, Placement, Result, Timing
+from visionedge.ops.saturation import most_that_hold
+from visionedge.ops.tally import Cost, Row, ages_ns, row_of, run_of
+from visionedge.ops.virtual import Arrivals, StampedFrame, Synthetic, SyntheticSource, VirtualCamera
+
+MS = 1_000_000
+IMAGE = np.zeros((2, 2, 3), np.uint8)
+
+
+def schedule(arrivals: Arrivals, seconds: int = 120, fps: int = 10) -> list[float]:
+    return [arrivals.at_s(number / fps) for number in range(seconds * fps)]
+
+
+# --- arrivals -----------------------------------------------------------------------------------------------
+
+
+def test_without_jitter_and_drop_outs_pictures_come_at_their_media_time() -> None:
+    assert schedule(Arrivals(1), 2) == [number / 10 for number in range(20)]
+
+
+def test_jitter_moves_a_picture_within_its_bound_and_never_before_the_last_one() -> None:
+    times_s = schedule(Arrivals(1, jitter_s=0.08))
+    assert all(abs(at_s - number / 10) <= 0.17 for number, at_s in enumerate(times_s))
+    assert len({round(at_s - number / 10, 6) for number, at_s in enumerate(times_s)}) > 100
+    assert times_s == sorted(times_s)
+
+
+def test_a_drop_out_is_followed_by_all_that_it_held_back() -> None:
+    times_s = schedule(Arrivals(3, dropouts_s=20))
+    gaps_s = [after - before for before, after in pairwise(times_s)]
+    silences = [gap for gap in gaps_s if gap > 0.9]
+    assert 2 <= len(silences) <= 20
+    assert max(silences) <= 3.2
+    assert sum(gap == 0 for gap in gaps_s) >= 10 * len(silences) - 5
+    assert times_s[-1] == pytest.approx(119.9, abs=3.1)
+
+
+def test_the_same_camera_has_the_same_arrivals_in_each_run_and_another_one_others() -> None:
+    first, again, other = (schedule(Arrivals(seed, jitter_s=0.01)) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+# --- a virtual camera ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Stage:
+    """A clock that only waiting and decoding move, and what reached the batcher."""
+
+    decode_ms: int = 0
+    now_ns: int = 0
+    put_frames: list[Frame] = field(default_factory=list)
+
+    def wait(self, _event: threading.Event, seconds: float) -> bool:
+        self.now_ns += round(seconds * 1e9)
+        return False
+
+    def put(self, frame: Frame) -> None:
+        self.put_frames.append(frame)
+
+    def gate(self, camera: str) -> None:
+        raise AssertionError(camera)
+
+    def wait_taken(self, camera: str, timeout_s: float) -> bool:
+        raise AssertionError(camera, timeout_s)
+
+    def play(self, pictures: int, fps: float) -> list[StampedFrame]:
+        virtual = VirtualCamera(self, Arrivals(1), clock=lambda: self.now_ns, wait=self.wait)
+        source = virtual.play(SyntheticSource(Synthetic(8, 8, fps)))
+        assert source.live
+        for number in range(pictures):
+            decoded = source.read()
+            assert decoded is not None
+            decoded.fill(InputSpec(8, 8))
+            self.now_ns += self.decode_ms * MS
+            virtual.put(frame(self.now_ns, number))
+        return [each for each in self.put_frames if isinstance(each, StampedFrame)]
+
+
+def frame(captured_ns: int, sequence: int = 1) -> Frame:
+    return Frame(
+        camera="a",
+        sequence=sequence,
+        epoch=1,
+        captured_ns=captured_ns,
+        captured_utc=datetime(2026, 1, 1, tzinfo=UTC),
+        width_px=2,
+        height_px=2,
+        image=IMAGE,
+        placement=Placement(0.0, 0.0, 2.0, 2.0),
+        full_picture=lambda: IMAGE,
+    )
+
+
+def test_frames_are_stamped_with_when_they_were_due() -> None:
+    frames = Stage(decode_ms=10).play(5, fps=20)
+    assert [each.captured_ns // MS for each in frames] == [0, 50, 100, 150, 200]
+    assert {each.decode_ns // MS for each in frames} == {10}
+    assert {(each.put_ns - each.captured_ns) // MS for each in frames} == {10}
+
+
+def test_a_camera_that_cannot_keep_up_is_charged_for_it() -> None:
+    """No coordinated omission: pictures are due at their rate, however late they are decoded."""
+    frames = Stage(decode_ms=80).play(5, fps=20)
+    assert [each.captured_ns // MS for each in frames] == [0, 50, 100, 150, 200]
+    assert [(each.put_ns - each.captured_ns) // MS for each in frames] == [80, 110, 140, 170, 200]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["synthetic:", "synthetic:640x480", "synthetic:640x480@0", "synthetic:9x9@x"]
+)
+def test_a_synthetic_camera_that_is_none_is_told(wrong: str) -> None:
+    with pytest.raises(ConfigError, match="synthetic:WIDTHxHEIGHT@FPS"):
+        Synthetic.parse(wrong)
+
+
+def test_a_synthetic_camera_moves_and_has_its_size() -> None:
+    source = SyntheticSource(Synthetic(64, 48, 30))
+    first, second = source.read(), source.read()
+    assert first is not None
+    assert second is not None
+    assert first.picture().shape == (48, 64, 3)
+    assert (first.picture() != second.picture()).any()
+    assert second.position_s == pytest.approx(1 / 30)
+    source.interrupt()
+    assert source.read() is None
+
+
+# --- figures ------------------------------------------------------------------------------------------------
+
+
+def test_the_stages_of_a_result_add_up_to_its_latency() -> None:
+    stamped = StampedFrame(
+        **{name: getattr(frame(100 * MS), name) for name in Frame.__dataclass_fields__},
+        decode_ns=10 * MS,
+        put_ns=130 * MS,
+    )
+    timing = Timing(wait_ns=50 * MS, infer_ns=20 * MS, total_ns=75 * MS, batch_size=1)
+    row = row_of(Result(stamped, Detections.none(), timing, "cpu", "tiny", ()), 180 * MS)
+    stages = (row.late_ns, row.decode_ns, row.wait_ns, row.infer_ns, row.deliver_ns)
+    assert [stage // MS for stage in stages] == [20, 10, 20, 20, 10]
+    assert sum(stages) == row.total_ns == 80 * MS
+
+
+def result(at_ms: int, camera: str = "a", latency_ms: int = 20) -> Row:
+    return Row(camera, (at_ms - latency_ms) * MS, at_ms * MS, 5 * MS, 1)
+
+
+def test_the_age_grows_with_every_frame_that_was_let_go() -> None:
+    steady = [result(100), result(300), result(500), result(310, "b")]
+    assert [age // MS for age in ages_ns(steady)] == [220, 220]
+    assert max(ages_ns([result(100), result(500)])) == 420 * MS
+
+
+def test_goodput_counts_only_what_came_in_time() -> None:
+    rows = [result(100), result(200), result(300, latency_ms=90), result(400)]
+    run = run_of(rows, Cost(2.0, 0.04, {"replaced": 3, "stale": 0}, 10.0), slo_ms=50)
+    assert (run.frames_per_s, run.goodput_per_s) == (2.0, 1.5)
+    assert run.cpu_ms_per_frame == pytest.approx(10)
+    assert run.dropped == {"replaced": 3}
+
+
+@pytest.mark.parametrize("edge", range(70))
+def test_the_search_finds_the_edge_in_few_trials(edge: int) -> None:
+    asked: list[int] = []
+
+    def holds(number: int) -> bool:
+        asked.append(number)
+        return number <= edge
+
+    assert most_that_hold(holds, 64) == min(edge, 64)
+    assert len(asked) <= 13
+    assert len(set(asked)) == len(asked)
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+def test_a_load_at_a_rate_tells_ages_goodput_stages_and_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.json"
+    arguments = ["--cameras", "2", "--source", "synthetic:320x240@20", "--fps", "5", "--jitter", "10"]
+    short = ["--seconds", "1", "--rounds", "1", "--device", "cpu", "--in-process", "--json", str(report)]
+    assert main(["bench", "pipeline", *arguments, *short]) == 0
+    assert "goodput" in capsys.readouterr().out
+    ours = json.loads(report.read_text())["pipeline"]
+    assert 0 < ours["goodputPerSecond"] <= ours["framesPerSecond"] <= 13
+    assert ours["ageMs"]["p50"] > ours["latencyMs"]["p50"]
+    assert set(ours["stagesMs"]) == {"late", "decode", "wait", "infer", "deliver"}
+    assert ours["rssMiB"] > 10
+
+
+def test_the_search_for_the_most_cameras_is_in_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip, report = make_clip(tmp_path / "clip.mp4", pictures=20), tmp_path / "report.json"
+    arguments = ["--source", str(clip), "--fps", "5", "--saturate", "--most", "2", "--slo-ms", "60000"]
+    short = ["--seconds", "1", "--rounds", "1", "--device", "cpu", "--in-process", "--json", str(report)]
+    assert main(["bench", "pipeline", *arguments, *short]) == 0
+    found = json.loads(report.read_text())["saturation"]
+    assert (found["cameras"], [trial["cameras"] for trial in found["trials"]]) == (2, [1, 2])
+    assert (
+        "2 cameras at 5 frames/s keep an age p99 within 60000 ms (no more were tried)"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--saturate"], ["--jitter", "5"], ["--source", "synthetic:9x", "--fps", "5"]]
+)
+def test_a_load_that_makes_no_sense_is_told_before_anything_is_measured(wrong: list[str]) -> None:
+    assert main(["bench", "pipeline", *wrong]) == 2
