@@ -14,7 +14,7 @@ from visionedge.inference import providers
 from visionedge.inference.devices import PROVIDERS
 from visionedge.inference.graph import compile_model
 from visionedge.inference.model import load_model
-from visionedge.inference.providers import CUDA, CUDA_GRAPHS, KNOWN_OPTIONS, choices, tensorrt
+from visionedge.inference.providers import CUDA, CUDA_GRAPHS, CUDA_LEAST, KNOWN_OPTIONS, choices, tensorrt
 from visionedge.inference.session import EngineError, NodePlaces, Session, open_session
 
 
@@ -218,10 +218,8 @@ def test_a_replay_that_gives_other_rows_is_refused(graph: bytes) -> None:
 
 def test_cuda_is_tried_with_graphs_first_and_plain_last() -> None:
     tried = choices("cuda", b"", max_batch=8, data=None)
-    assert [(choice.graphs, choice.options["cuda"]) for choice in tried] == [
-        (True, CUDA_GRAPHS),
-        (False, CUDA),
-    ]
+    wanted = [(True, CUDA_GRAPHS), (False, CUDA), (False, CUDA_LEAST)]
+    assert [(choice.graphs, choice.options["cuda"]) for choice in tried] == wanted
     assert CUDA["arena_extend_strategy"] == "kSameAsRequested"
     assert "enable_cuda_graph" not in CUDA
 

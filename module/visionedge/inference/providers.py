@@ -41,6 +41,10 @@ CUDA: Mapping[str, str] = {
     "use_ep_level_unified_stream": "1",
 }
 CUDA_GRAPHS: Mapping[str, str] = {**CUDA, "enable_cuda_graph": "1"}
+CUDA_LEAST: Mapping[str, str] = {
+    name: CUDA[name] for name in ("device_id", "arena_extend_strategy", "cudnn_conv_algo_search")
+}
+"""For a provider that is older or newer than the ones we know; better than no GPU at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,8 @@ def choices(device: Effective, graph: bytes, *, max_batch: int, data: Path | Non
     if device == "cuda":
         return (
             Choice("CUDA graphs", {"cuda": CUDA_GRAPHS}, graphs=True),
-            Choice("CUDA", {"cuda": CUDA}),
+            Choice("CUDA with all our options", {"cuda": CUDA}),
+            Choice("CUDA", {"cuda": CUDA_LEAST}),
         )
     if device == "tensorrt":
         return (Choice("TensorRT", {"tensorrt": tensorrt(graph, max_batch, data), "cuda": CUDA}),)
