@@ -20,7 +20,7 @@ BASE_IMAGE ?=
 IMAGE ?= visionedge:$(VARIANT)
 UV = uv==0.13.9
 
-.PHONY: help run test test-gpu-libs check format bench image lock setup clean
+.PHONY: help run demo-edge chaos test test-gpu-libs check format bench image lock setup clean
 
 # Brings .venv up to date for `run` or `dev`; the second time it finds nothing to do.
 define prepare
@@ -44,6 +44,10 @@ run: ## the module: the bundled model on the bundled clip, and where to look
 	$(prepare) run
 	@VISIONEDGE_DATA='$(VISIONEDGE_DATA)' exec .venv/bin/visionedge run $(ARGS)
 
+demo-edge: ## the module inside a stand-in for IoT Edge, its messages printed; no hub needed (dev set-up)
+	$(prepare) dev
+	@PYTHONPATH=tests VISIONEDGE_DATA='$(VISIONEDGE_DATA)' exec .venv/bin/python -m edge_runtime run $(if $(ARGS),$(ARGS),--camera demo=demo:)
+
 test: ## the whole test suite (what it writes to the temporary folder goes with it)
 	$(prepare) dev
 	@folder=$$(mktemp -d) || exit 1; trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
@@ -55,6 +59,10 @@ test-gpu-libs: ## the real CUDA libraries (2.7 GB) against a scripted driver; ne
 	$(prepare) dev
 	@folder=$$(mktemp -d) || exit 1; trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
 	TMPDIR="$$folder" build/gpu-libs/bin/python -m pytest -m cuda-libs $(ARGS)
+
+chaos: ## stops, hangs, resets and kill -9 against the stand-in: SECONDS=600 SEED=1
+	$(prepare) dev
+	@PYTHONPATH=module:tests .venv/bin/python tests/chaos.py --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1)
 
 check: ## format, lint and types
 	$(prepare) dev

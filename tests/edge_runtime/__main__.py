@@ -1,38 +1,92 @@
-"""By hand: ``PYTHONPATH=tests python -m edge_runtime`` prints a module's environment and messages."""
+"""By hand: a runtime in the terminal that prints what a module sends.
+
+PYTHONPATH=tests python -m edge_runtime                     prints the environment for any module
+PYTHONPATH=tests python -m edge_runtime run --duration 30   starts `visionedge run --duration 30` inside it
+"""
 
 import argparse
+import json
+import os
 import shlex
 import signal
+import subprocess
 import sys
 import threading
+from typing import Any
 
-from edge_runtime.broker import Received
+from edge_runtime.account import Received
 from edge_runtime.runtime import EdgeRuntime, PortTakenError
 
 
 def main() -> int:
-    """Run until interrupted."""
-    parser = argparse.ArgumentParser(prog="edge_runtime", description=__doc__)
+    """Run until interrupted, or until the module ends."""
+    parser = argparse.ArgumentParser(
+        prog="edge_runtime", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="edge-device-1")
     parser.add_argument("--module", default="vision")
+    parser.add_argument("--bodies", action="store_true", help="print whole bodies, not only what they hold")
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, help="run and its arguments: start the module, too"
+    )
     arguments = parser.parse_args()
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
+    show = show_body if arguments.bodies else show_line
     try:
-        with EdgeRuntime(device=arguments.device, module=arguments.module, on_message=_show) as runtime:
-            say("# in the shell that runs the module:")
-            for name, value in runtime.environ.items():
-                say(f"export {name}={shlex.quote(value)}")
-            ended.wait()
+        with EdgeRuntime(device=arguments.device, module=arguments.module, on_message=show) as runtime:
+            if arguments.command:
+                return run_module(runtime, arguments.command)
+            return wait(runtime)
     except PortTakenError as error:
         sys.stderr.write(f"{error}\n")
         return 3
+
+
+def wait(runtime: EdgeRuntime) -> int:
+    """Tell how a module finds the runtime, and serve until interrupted."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    say("# in the shell that runs the module:")
+    for name, value in runtime.environ.items():
+        say(f"export {name}={shlex.quote(value)}")
+    ended.wait()
     return 0
 
 
-def _show(message: Received) -> None:
-    say(f"{message.output} {message.message_id} {message.properties}\n    {message.body.decode()}")
+def run_module(runtime: EdgeRuntime, command: list[str]) -> int:
+    """Start the module inside the runtime; its exit code."""
+    module = subprocess.Popen(
+        [sys.executable, "-m", "visionedge", *command], env={**os.environ, **runtime.environ}
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda got, _: module.send_signal(got))
+    say(f"# edgeHub stands in at {runtime.address}; messages of {runtime.account.client_id} follow")
+    return module.wait()
+
+
+def show_line(message: Received) -> None:
+    """What a message holds, in a line."""
+    document = message.json()
+    what = summary(document) if "frames" in document else f"{document['code']}: {document['message']}"
+    say(f"{message.output} {document['messageSequence']} ({len(message.body)} bytes): {what}")
+
+
+def summary(document: dict[str, Any]) -> str:
+    """The frames of a batch: by camera, how many, and what the last one shows."""
+    last = {frame["camera"]: frame for frame in document["frames"]}
+    parts = []
+    for camera, frame in last.items():
+        count = sum(each["camera"] == camera for each in document["frames"])
+        labels = [row["label"] for row in frame["detections"]]
+        seen = ", ".join(f"{labels.count(label)} {label}" for label in sorted(set(labels))) or "nothing"
+        parts.append(f"{camera} {count} frames, last: {seen}")
+    return "; ".join(parts)
+
+
+def show_body(message: Received) -> None:
+    """A message with everything."""
+    body = json.dumps(message.json(), indent=2, ensure_ascii=False)
+    say(f"{message.output} {message.message_id} {message.properties}\n{body}")
 
 
 def say(line: str) -> None:

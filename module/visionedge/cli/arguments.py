@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 from visionedge.uris import redact
 
 EXIT_CODES = (
-    "exit codes: 0 fine, 1 the work failed, 2 bad arguments, 3 this machine cannot do what was demanded"
+    "exit codes: 0 fine, 1 the work failed, 2 bad arguments, 3 this machine cannot do what was demanded,\n"
+    "75 (run only) the IoT Hub SDK hangs for good in this process: start it again"
 )
 
 DEVICES = ("auto", "cuda", "tensorrt", "cpu")

@@ -25,16 +25,16 @@ State = Literal["starting", "connecting", "connected", "waiting", "stuck", "clos
 class Deadlines:
     """How long the calls into the SDK may take, and what else of the client is a matter of time or count.
 
-    `connect_s` is above the 30 s that the SDK's own TLS handshake may block: its error says more than ours.
-    `renew_s` is well before the end of a token (an hour). `probe_s` lies between two round trips of the twin.
+    One hang costs at most the longest of them and the farewell; the SDK's own limits, where it has any, are 30
+    and 60 s. `renew_s` is well before the end of a token (an hour). `probe_s` lies between two round trips of the twin.
     """
 
-    build_s: float = 30.0
-    connect_s: float = 40.0
+    build_s: float = 20.0
+    connect_s: float = 20.0
     send_s: float = 20.0
     probe_s: float = 60.0
     answer_s: float = 20.0
-    farewell_s: float = 10.0
+    farewell_s: float = 5.0
     renew_s: float = 2700.0
     first_wait_s: float = 1.0
     longest_wait_s: float = 15.0

@@ -154,7 +154,7 @@ class Store:
     @property
     def over(self) -> bool:
         """Whether it holds more than it may."""
-        return self.bytes > self._bounds.limit_bytes
+        return bool(self.bytes > self._bounds.limit_bytes)
 
     def write(self, work: Work) -> list[int]:
         """Do it all or nothing; the keys of the appended messages."""
