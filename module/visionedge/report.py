@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from visionedge import __version__
+from visionedge import __version__, capacity
 from visionedge.capture.camera import CameraStatus
 from visionedge.edge.billing import Bill
 from visionedge.edge.delivery import Delivery
@@ -45,6 +45,7 @@ def status(service: "Service") -> Document:
             "inputHeight": loaded.input.height_px,
         },
         "cameras": cameras(service),
+        "capacity": capacity.document(service.meter.reading) if service.meter.reading else None,
         "hub": hub(service.delivery),
     }
 
@@ -215,6 +216,7 @@ def samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...], float]]:
         for reason, count in slot.dropped.items():
             yield "frames_dropped_total", (name, reason), count
     yield from _camera_samples(service)
+    yield from _capacity_samples(service)
     yield from _hub_samples(service)
 
 
@@ -226,6 +228,18 @@ def _camera_samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...], 
         yield "camera_frames_read_total", (name,), seen.frames_read
         if seen.age_ms is not None:
             yield "camera_frame_age_seconds", (name,), seen.age_ms / 1000
+
+
+def _capacity_samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...], float]]:
+    seen = service.meter.reading
+    if seen is None:
+        return
+    for name, camera in seen.cameras.items():
+        yield "demanded_frames_per_second", (name,), camera.demanded
+        yield "delivered_frames_per_second", (name,), camera.delivered
+    for purpose, cores in capacity.used(seen).items():
+        yield "cores_used", (purpose,), cores
+    yield "bottleneck", (capacity.judge(seen).bottleneck,), 1
 
 
 def _hub_samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...], float]]:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge import logs, report
+from visionedge.capacity import Meter
 from visionedge.capture.camera import Camera, CameraStatus
 from visionedge.config import Config
 from visionedge.edge.delivery import Delivery
@@ -54,6 +55,7 @@ T = TypeVar("T")
 
 _TICK_S = 0.2
 _REMEMBER_EVERY_TICKS = 50
+_MEASURE_EVERY_TICKS = 25
 _JOIN_S = 2.0
 _JOIN_AGAIN_S = 1.0
 _FLUSH_S = 1.5
@@ -109,6 +111,7 @@ class Service:
         self._engine_crew = Crew(self._thread_died)
         self._hub_crew = Crew(self._thread_died)  # must outlive the others: the last messages go through it
         self.left: list[str] = []
+        self.meter = Meter()
         self._metrics = Metrics(lambda: report.samples(self))
         self._sequences = Sequences(options.data / "sequences.json")
         self._remembers = True
@@ -233,8 +236,15 @@ class Service:
             if self.fleet is not None:
                 self.fleet.watch()
             ticks += 1
+            if ticks % _MEASURE_EVERY_TICKS == 1:
+                await asyncio.to_thread(self._measure, engine)
             if ticks % _REMEMBER_EVERY_TICKS == 0:
                 await self._remember()
+
+    def _measure(self, engine: AnyEngine) -> None:
+        """Note what the threads use, and what the cameras demand and get."""
+        child = engine.process.pid if engine.process else None
+        self.meter.note(self.batcher.statistics(), child=child, gpu=engine.device.effective != "cpu")
 
     async def _shut_down(self) -> None:
         """Cameras, lanes, results on their way, messages: in the order of the river."""

@@ -1,0 +1,258 @@
+"""Demanded and delivered frames, and in one sentence what holds the module back and which knob to turn.
+
+`judge` decides purely; `Meter` reads the processor times of threads and processes, as Linux tells them.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from visionedge.inference.batcher import BatcherStatistics, Drop
+from visionedge.inference.plan import usable_cores
+
+Bottleneck = Literal["none", "decode", "engine", "others", "idle"]
+
+BOTTLENECKS: tuple[Bottleneck, ...] = ("none", "decode", "engine", "others", "idle")
+
+_ENOUGH = 0.95
+_SLACK_PER_S = 0.5
+_FULL = 0.85
+_OTHERS = 0.25
+_DECODER_THREADS = "av:"
+"""What FFmpeg calls the threads that decode beside the cameras' own."""
+
+
+@dataclass(frozen=True, slots=True)
+class CameraLoad:
+    """Frames per second that a camera demands and gets, and the cores that its thread uses."""
+
+    demanded: float
+    delivered: float
+    decode_cores: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A stretch of time: loads by camera, and cores in use on average.
+
+    `cores` is what this process may use, `other_cores` what it uses for neither decoding nor inference,
+    `foreign_cores` those of them that other programs of the machine leave no time on. `gpu`: whether the engine computes on one.
+    """
+
+    seconds: float
+    cameras: Mapping[str, CameraLoad]
+    cores: int
+    decode_cores: float
+    infer_cores: float
+    other_cores: float
+    foreign_cores: float
+    gpu: bool
+
+    @property
+    def demanded(self) -> float:
+        """Frames per second that the cameras hand on."""
+        return sum(camera.demanded for camera in self.cameras.values())
+
+    @property
+    def delivered(self) -> float:
+        """Frames per second that are analysed."""
+        return sum(camera.delivered for camera in self.cameras.values())
+
+    @property
+    def used_cores(self) -> float:
+        """All cores that the module uses."""
+        return self.decode_cores + self.infer_cores + self.other_cores
+
+    def share(self, cores: float) -> str:
+        """So many cores in words."""
+        return f"{cores / self.cores:.0%} of {self.cores} core{'s' if self.cores > 1 else ''}".replace(
+            "%", " %"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is the limit, and a sentence that names it and the knob."""
+
+    bottleneck: Bottleneck
+    sentence: str
+
+
+def judge(seen: Reading) -> Verdict:
+    """What holds the module back."""
+    if not seen.demanded:
+        return Verdict("idle", "no camera hands on frames")
+    rates = f"{seen.delivered:.1f} of {seen.demanded:.1f} frames/s"
+    if seen.delivered >= min(_ENOUGH * seen.demanded, seen.demanded - _SLACK_PER_S):
+        return Verdict("none", f"keeps up: {rates} with {seen.share(seen.used_cores)}")
+    hungry = _most(seen, lambda camera: camera.demanded)
+    full = seen.used_cores + seen.foreign_cores >= _FULL * seen.cores
+    if full and seen.foreign_cores >= _OTHERS * seen.cores and seen.foreign_cores > seen.decode_cores:
+        return Verdict(
+            "others",
+            f"{rates}: other programs take {seen.foreign_cores:.1f} cores and leave {seen.used_cores:.1f} to"
+            f" the module: move them, or lower fps of {hungry}",
+        )
+    if full and seen.decode_cores > seen.infer_cores:
+        costly = _most(seen, lambda camera: camera.decode_cores)
+        return Verdict(
+            "decode",
+            f"{rates}: decode takes {seen.share(seen.decode_cores)}: lower fps of {costly}, or give it a"
+            " substream of lower resolution",
+        )
+    if seen.gpu:
+        return Verdict(
+            "engine",
+            f"{rates}: the GPU is the limit, the module uses only {seen.share(seen.used_cores)}: lower fps of"
+            f" {hungry}, or take a smaller model",
+        )
+    return Verdict(
+        "engine",
+        f"{rates}: the model takes {seen.share(seen.infer_cores)}: lower fps of {hungry}, take a smaller"
+        " model or its int8 variant, or use a GPU",
+    )
+
+
+def _most(seen: Reading, figure: Callable[[CameraLoad], float]) -> str:
+    """The camera that has most of it."""
+    return max(sorted(seen.cameras), key=lambda name: figure(seen.cameras[name]))
+
+
+def document(seen: Reading) -> dict[str, Any]:
+    """The object `capacity` of status."""
+    verdict = judge(seen)
+    return {
+        "windowSeconds": round(seen.seconds, 1),
+        "demandedPerSecond": round(seen.demanded, 2),
+        "deliveredPerSecond": round(seen.delivered, 2),
+        "cores": seen.cores,
+        "coresUsed": {name: round(cores, 3) for name, cores in used(seen).items()},
+        "bottleneck": verdict.bottleneck,
+        "sentence": verdict.sentence,
+        "cameras": {
+            name: {
+                "demandedPerSecond": round(camera.demanded, 2),
+                "deliveredPerSecond": round(camera.delivered, 2),
+                "decodeCores": round(camera.decode_cores, 3),
+            }
+            for name, camera in seen.cameras.items()
+        },
+    }
+
+
+def used(seen: Reading) -> dict[str, float]:
+    """The cores in use, by what for."""
+    return {"decode": seen.decode_cores, "infer": seen.infer_cores, "other": seen.other_cores}
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Counters at one moment: seconds of processor time, and frames (demanded, delivered) by camera."""
+
+    at_ns: int
+    threads: Mapping[int, tuple[str, float]]
+    process_s: float
+    child_s: float
+    machine_s: float
+    frames: Mapping[str, tuple[int, int]]
+
+
+def between(before: Sample, after: Sample, *, cores: int, machine_cores: int, gpu: bool) -> Reading:
+    """What happened from one moment to a later one; the machine may have more cores than we may use."""
+    seconds = max(1e-9, (after.at_ns - before.at_ns) / 1e9)
+    cores_by_name: dict[str, float] = {}
+    for number, (name, cpu_s) in after.threads.items():
+        was_s = before.threads.get(number, (name, 0.0))[1]
+        cores_by_name[name] = cores_by_name.get(name, 0.0) + max(0.0, cpu_s - was_s) / seconds
+    cameras = {
+        name: CameraLoad(
+            demanded=(counts[0] - before.frames.get(name, (0, 0))[0]) / seconds,
+            delivered=(counts[1] - before.frames.get(name, (0, 0))[1]) / seconds,
+            decode_cores=cores_by_name.get(f"camera:{name}", 0.0),
+        )
+        for name, counts in after.frames.items()
+    }
+    child = max(0.0, after.child_s - before.child_s) / seconds
+    own = max(0.0, after.process_s - before.process_s) / seconds
+    decode = _sum(cores_by_name, ("camera:", _DECODER_THREADS))
+    lanes = _sum(cores_by_name, ("lane:",))
+    idle = machine_cores - (after.machine_s - before.machine_s) / seconds
+    return Reading(
+        seconds=seconds,
+        cameras=cameras,
+        cores=cores,
+        decode_cores=decode,
+        infer_cores=lanes + child,
+        other_cores=max(0.0, own - decode - lanes),
+        foreign_cores=max(0.0, cores - own - child - max(0.0, idle)),
+        gpu=gpu,
+    )
+
+
+def _sum(cores: Mapping[str, float], prefixes: tuple[str, ...]) -> float:
+    return sum(share for name, share in cores.items() if name.startswith(prefixes))
+
+
+class Meter:
+    """Takes a sample now and then; `reading` is what happened between the last two. `proc` is Linux's."""
+
+    def __init__(self, proc: Path = Path("/proc"), clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self.reading: Reading | None = None
+        self._proc = proc
+        self._clock = clock
+        self._last: Sample | None = None
+        self._tick_s = 1 / os.sysconf("SC_CLK_TCK")
+
+    def note(self, frames: BatcherStatistics, *, child: int | None, gpu: bool) -> None:
+        """Take a sample, with the process id of the engine where it has one. Reads files; quick."""
+        sample = Sample(
+            at_ns=self._clock(),
+            threads=self._threads(),
+            process_s=self._cpu_s(self._proc / "self" / "stat"),
+            child_s=self._cpu_s(self._proc / str(child) / "stat") if child else 0.0,
+            machine_s=self._machine_s(),
+            frames={
+                name: (camera.offered - camera.dropped[Drop.GATED], camera.analysed)
+                for name, camera in frames.cameras.items()
+            },
+        )
+        if self._last is not None:
+            machine_cores = os.cpu_count() or 1
+            self.reading = between(
+                self._last, sample, cores=usable_cores(), machine_cores=machine_cores, gpu=gpu
+            )
+        self._last = sample
+
+    def _threads(self) -> dict[int, tuple[str, float]]:
+        names = {thread.native_id: thread.name for thread in threading.enumerate()}
+        found = {}
+        for task in (self._proc / "self" / "task").glob("*"):
+            number = int(task.name)
+            name = names.get(number) or _text(task / "comm").strip()
+            found[number] = (name, self._cpu_s(task / "stat"))
+        return found
+
+    def _cpu_s(self, path: Path) -> float:
+        """User and system time; 0 of what is gone."""
+        fields = _text(path).rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) * self._tick_s if len(fields) > 12 else 0.0
+
+    def _machine_s(self) -> float:
+        """The time in which the machine's cores were not idle."""
+        fields = _text(self._proc / "stat").partition("\n")[0].split()[1:9]
+        # user nice system idle iowait irq softirq steal
+        return sum(int(field) for place, field in enumerate(fields) if place not in (3, 4)) * self._tick_s
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

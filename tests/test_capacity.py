@@ -1,0 +1,158 @@
+"""What holds the module back, and which knob it says to turn; decided on made-up figures."""
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from visionedge.capacity import CameraLoad, Meter, Reading, Sample, between, document, judge
+from visionedge.inference.batcher import BatcherStatistics, CameraStatistics, Drop
+
+SLOW = Reading(
+    seconds=5.0,
+    cameras={"door": CameraLoad(10.0, 5.0, 0.2), "yard": CameraLoad(25.0, 5.0, 1.02)},
+    cores=2,
+    decode_cores=1.22,
+    infer_cores=0.6,
+    other_cores=0.1,
+    foreign_cores=0.0,
+    gpu=False,
+)
+
+
+def test_who_gets_all_that_it_demands_keeps_up() -> None:
+    fine = replace(SLOW, cameras={"yard": CameraLoad(5.0, 4.9, 0.2)}, decode_cores=0.2, infer_cores=0.4)
+    verdict = judge(fine)
+    assert (verdict.bottleneck, verdict.sentence) == (
+        "none",
+        "keeps up: 4.9 of 5.0 frames/s with 35 % of 2 cores",
+    )
+
+
+def test_decoding_is_named_with_the_camera_that_costs_most() -> None:
+    verdict = judge(SLOW)
+    assert verdict.bottleneck == "decode"
+    assert "10.0 of 35.0 frames/s: decode takes 61 % of 2 cores: lower fps of yard" in verdict.sentence
+
+
+def test_a_model_that_takes_the_cores_is_named_with_its_remedies() -> None:
+    verdict = judge(replace(SLOW, decode_cores=0.3, infer_cores=1.6))
+    assert verdict.bottleneck == "engine"
+    assert "the model takes 80 % of 2 cores" in verdict.sentence
+    assert "int8" in verdict.sentence
+
+
+def test_a_gpu_is_the_limit_where_the_processor_is_not() -> None:
+    verdict = judge(replace(SLOW, decode_cores=0.5, infer_cores=0.2, gpu=True))
+    assert verdict.bottleneck == "engine"
+    assert "the GPU is the limit, the module uses only 40 % of 2 cores" in verdict.sentence
+
+
+def test_even_with_a_gpu_decoding_can_be_the_limit() -> None:
+    assert judge(replace(SLOW, decode_cores=1.8, infer_cores=0.1, gpu=True)).bottleneck == "decode"
+
+
+def test_other_programs_that_take_the_cores_are_blamed() -> None:
+    verdict = judge(replace(SLOW, decode_cores=0.3, infer_cores=0.4, other_cores=0.0, foreign_cores=1.2))
+    assert verdict.bottleneck == "others"
+    assert "other programs take 1.2 cores and leave 0.7 to the module" in verdict.sentence
+
+
+def test_without_frames_nothing_is_the_limit() -> None:
+    assert judge(replace(SLOW, cameras={})).bottleneck == "idle"
+    still = {"yard": CameraLoad(0.0, 0.0, 0.1)}
+    assert judge(replace(SLOW, cameras=still)).sentence == "no camera hands on frames"
+
+
+def test_the_document_holds_totals_and_each_camera() -> None:
+    told = document(SLOW)
+    assert (told["demandedPerSecond"], told["deliveredPerSecond"]) == (35.0, 10.0)
+    assert told["cameras"]["door"] == {
+        "demandedPerSecond": 10.0,
+        "deliveredPerSecond": 5.0,
+        "decodeCores": 0.2,
+    }
+    assert told["coresUsed"] == {"decode": 1.22, "infer": 0.6, "other": 0.1}
+
+
+def sample(
+    at_s: float,
+    threads: Mapping[int, tuple[str, float]],
+    frames: Mapping[str, tuple[int, int]],
+    **cpu_s: float,
+) -> Sample:
+    times = {"process_s": 0.0, "child_s": 0.0, "machine_s": 0.0} | cpu_s
+    return Sample(round(at_s * 1e9), threads, frames=frames, **times)
+
+
+def test_threads_are_told_apart_by_their_names() -> None:
+    before = sample(0, {1: ("MainThread", 1.0), 2: ("camera:a", 1.0), 4: ("lane:0", 0.0)}, {"a": (100, 50)})
+    threads = {1: ("MainThread", 1.4), 2: ("camera:a", 3.0), 3: ("av:h264:df0", 1.0), 4: ("lane:0", 0.4)}
+    after = sample(4, threads, {"a": (140, 70)}, process_s=4.0, child_s=2.0, machine_s=7.2)
+    seen = between(before, after, cores=2, machine_cores=2, gpu=False)
+    assert seen.cameras == {"a": CameraLoad(10.0, 5.0, 0.5)}
+    figures = (seen.decode_cores, seen.infer_cores, seen.other_cores, seen.foreign_cores)
+    assert figures == pytest.approx((0.75, 0.6, 0.15, 0.3))
+
+
+def test_an_engine_that_was_started_again_gives_no_negative_time() -> None:
+    before = sample(0, {}, {}, child_s=9.0)
+    after = sample(5, {}, {}, child_s=1.0)
+    assert between(before, after, cores=2, machine_cores=2, gpu=False).infer_cores == 0.0
+
+
+@pytest.mark.parametrize(("machine_busy_s", "foreign"), [(60.0, 0.0), (128.0, 1.0)])
+def test_busy_cores_that_are_not_ours_take_nothing_from_us_until_all_are_busy(
+    machine_busy_s: float, foreign: float
+) -> None:
+    before, after = sample(0, {}, {}), sample(2, {}, {}, process_s=2.0, machine_s=machine_busy_s)
+    assert between(before, after, cores=2, machine_cores=64, gpu=False).foreign_cores == foreign
+
+
+def counted(offered: int, analysed: int, gated: int) -> BatcherStatistics:
+    dropped = dict.fromkeys(Drop, 0) | {Drop.GATED: gated}
+    return BatcherStatistics({"a": CameraStatistics(offered, analysed, 0, 0, dropped)}, {})
+
+
+def test_what_the_gate_held_back_is_not_demanded() -> None:
+    times_ns = iter((0, 2_000_000_000))
+    meter = Meter(clock=lambda: next(times_ns))
+    meter.note(counted(10, 0, 10), child=None, gpu=False)
+    assert meter.reading is None
+    meter.note(counted(30, 5, 20), child=os.getpid(), gpu=False)
+    assert meter.reading is not None
+    assert (meter.reading.demanded, meter.reading.delivered) == (5.0, 2.5)
+
+
+def test_a_busy_camera_thread_is_seen_by_the_real_clock_of_its_thread() -> None:
+    stop, busy = threading.Event(), threading.Event()
+
+    def burn() -> None:
+        while not stop.is_set():
+            busy.set()
+
+    meter = Meter()
+    thread = threading.Thread(target=burn, name="camera:a")
+    thread.start()
+    try:
+        assert busy.wait(5)
+        meter.note(counted(0, 0, 0), child=None, gpu=False)
+        stop.wait(0.3)
+        meter.note(counted(10, 10, 0), child=None, gpu=False)
+    finally:
+        stop.set()
+        thread.join()
+    assert meter.reading is not None
+    assert meter.reading.cameras["a"].decode_cores > 0.02
+    assert meter.reading.decode_cores >= meter.reading.cameras["a"].decode_cores
+
+
+def test_processes_that_are_gone_count_nothing(tmp_path: Path) -> None:
+    meter = Meter(proc=tmp_path)
+    for _ in range(2):
+        meter.note(counted(0, 0, 0), child=1, gpu=False)
+    assert meter.reading is not None
+    assert meter.reading.used_cores == 0.0
