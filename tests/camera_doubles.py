@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from clips import numbered_picture
 from visionedge.capture.camera import Camera, CameraStatus
-from visionedge.capture.decoded import Decoded, Limits
+from visionedge.capture.decoded import Decoded, Limits, WholePicture
 from visionedge.frames import Frame, InputSpec, Picture
 from visionedge.uris import CameraUri
 
@@ -119,7 +119,7 @@ class ScriptedSource:
             self.converted += 1
             return numbered_picture(number)
 
-        return Decoded(picture, 160, 120, None if self.live else step)
+        return WholePicture(picture, 160, 120, None if self.live else step)
 
     def interrupt(self) -> None:
         self._steps.clear()

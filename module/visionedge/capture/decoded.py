@@ -43,7 +43,7 @@ class Limits:
     spare_threads: ThreadBudget = field(default_factory=lambda: ThreadBudget(0), compare=False)
 
 
-class Decoded:
+class Decoded(Protocol):
     """One decoded picture, or one that is decoded when it is looked at.
 
     Call `fill` or `picture` before the next `read`, or never: leaving it out saves the conversion, and with
@@ -53,24 +53,12 @@ class Decoded:
     `width_px` and `height_px` are those of the upright picture, certain after `fill` or `picture`.
     `position_s` is the media time, always rising; None where the source is live. `covers` counts the pictures
     of the source that this one stands for: itself, and those before it that were not decoded.
-
-    This is the slow way, for a source that can give nothing but whole pictures; `take` is called once.
     """
 
-    def __init__(
-        self,
-        take: Callable[[], Picture],
-        width_px: int,
-        height_px: int,
-        position_s: float | None,
-        covers: int = 1,
-    ) -> None:
-        self.width_px = width_px
-        self.height_px = height_px
-        self.position_s = position_s
-        self.covers = covers
-        self._take = take
-        self._picture: Picture | None = None
+    width_px: int
+    height_px: int
+    position_s: float | None
+    covers: int
 
     def picture(self) -> Picture:
         """The whole picture: BGR, uint8 (height, width, 3).
@@ -78,10 +66,6 @@ class Decoded:
         Raises:
             DamagedError: it cannot be decoded.
         """
-        if self._picture is None:
-            self._picture = self._take()
-            self.height_px, self.width_px = self._picture.shape[:2]
-        return self._picture
 
     def fill(self, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:
         """The picture at the model's size, as `fitting.fit` gives it; in `out` where that is given.
@@ -90,6 +74,33 @@ class Decoded:
             DamagedError: it cannot be decoded.
             ValueError: `out` has another shape or type.
         """
+
+
+class WholePicture:
+    """The slow way, for a source that can give nothing but whole pictures; see `Decoded`.
+
+    `take` gives the picture and is called once.
+    """
+
+    def __init__(
+        self, take: Callable[[], Picture], width_px: int, height_px: int, position_s: float | None
+    ) -> None:
+        self.width_px = width_px
+        self.height_px = height_px
+        self.position_s = position_s
+        self.covers = 1
+        self._take = take
+        self._picture: Picture | None = None
+
+    def picture(self) -> Picture:
+        """See `Decoded.picture`."""
+        if self._picture is None:
+            self._picture = self._take()
+            self.height_px, self.width_px = self._picture.shape[:2]
+        return self._picture
+
+    def fill(self, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:
+        """See `Decoded.fill`."""
         return fit(self.picture(), spec, out)
 
 

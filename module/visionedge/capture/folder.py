@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from visionedge.capture.decoded import Decoded, Limits
+from visionedge.capture.decoded import Decoded, Limits, WholePicture
 from visionedge.capture.pictures import SUFFIXES, picture_files, read_picture
 from visionedge.errors import SourceError
 from visionedge.frames import Picture
@@ -53,7 +53,7 @@ class PicturesSource:
     def _decoded(self, picture: Picture) -> Decoded:
         position_s = self._given / (self._limits.pictures_per_s or _PICTURES_PER_S)
         self._given += 1
-        return Decoded(lambda: picture, picture.shape[1], picture.shape[0], position_s)
+        return WholePicture(lambda: picture, picture.shape[1], picture.shape[0], position_s)
 
     def _skip(self, error: SourceError) -> None:
         self.skipped += 1

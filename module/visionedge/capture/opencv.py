@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from visionedge.capture.backlog import Backlog
-from visionedge.capture.decoded import Decoded, Limits
+from visionedge.capture.decoded import Decoded, Limits, WholePicture
 from visionedge.capture.pacing import Timeline
 from visionedge.capture.reasons import broke_off, closed, no_video, silent, too_large, too_slow, why_not_open
 from visionedge.capture.settling import settle_libraries
@@ -130,7 +130,7 @@ class VideoSource:
         if width * height > self._limits.max_pixels:
             raise SourceError(too_large(self._name, width, height, self._limits.max_pixels))
         position_s = None if self.live else self._timeline.advance(raw_s)
-        return Decoded(self._picture, width, height, position_s)
+        return WholePicture(self._picture, width, height, position_s)
 
     def interrupt(self) -> None:
         """See `Source.interrupt`."""

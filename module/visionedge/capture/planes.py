@@ -79,10 +79,11 @@ class Painter:
     def _resized(self, number: int, plane: Plane, planes: Planes, size_px: tuple[int, int]) -> Picture:
         width, height = size_px
         if plane.shape[:2] != (height, width):
+            how = _interpolation(plane.shape, (height, width), colour=number > 0)
             if plane.dtype == np.uint8:
                 memory = self._memory(number, (height, width, *plane.shape[2:]))
-                return np.asarray(cv2.resize(plane, size_px, dst=memory, interpolation=cv2.INTER_LINEAR))
-            plane = np.asarray(cv2.resize(plane, size_px, interpolation=cv2.INTER_LINEAR), np.uint16)
+                return np.asarray(cv2.resize(plane, size_px, dst=memory, interpolation=how))
+            plane = np.asarray(cv2.resize(plane, size_px, interpolation=how), np.uint16)
         if plane.dtype == np.uint8:
             return np.asarray(plane, np.uint8)
         # Powers of two on both sides, so that black, grey and white of 8 bits are met exactly.
@@ -103,6 +104,18 @@ def whole_picture(planes: Planes) -> Picture:
     picture: Picture = np.empty((height, width, 3), np.uint8)
     Painter().paint(planes, picture)
     return picture
+
+
+def _interpolation(old: tuple[int, ...], new: tuple[int, int], *, colour: bool) -> int:
+    """Bilinear, but for what is cheaper and no worse.
+
+    Where that falls on the middle of a pixel each time, as with a third, taking the pixel is the same. And
+    colour that gets smaller was coarse before: on real 1080p pictures the mean error stays what it was.
+    """
+    sides = list(zip(old, new, strict=False))  # a third length is that of two channels
+    middle = all(before % after == 0 and before // after % 2 for before, after in sides)
+    coarse = colour and all(before >= after for before, after in sides)
+    return cv2.INTER_NEAREST_EXACT if middle or coarse else cv2.INTER_LINEAR
 
 
 def _colour(parts: list[Picture], planes: Planes, merged: Picture, out: Picture) -> None:

@@ -128,6 +128,8 @@ class PyavSource:
         self._spare = _spare_threads(stream, limits)
         self._decoder = PyavDecoder(stream.codec_context, 1 + self._spare)
         self._packets = container.demux(stream)
+        # Of the stream, not of each picture: what comes out at the end has lost its unit.
+        self._tick_s = float(stream.time_base or 0)
         self._painter = Painter()
         self._timeline = Timeline(float(stream.average_rate or 0))
         self._thinning = Thinning(limits.pictures_per_s)
@@ -249,12 +251,7 @@ class PyavSource:
         return self._clock() if math.isnan(at_s) else at_s
 
     def _seconds(self, ticks: int | None) -> float:
-        # Of the stream, not of the frame: what comes out at the end has lost its unit.
-        return (
-            math.nan
-            if ticks is None or self._stream.time_base is None
-            else float(ticks * self._stream.time_base)
-        )
+        return math.nan if ticks is None else ticks * self._tick_s
 
     # --- pictures -------------------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
 from av.video.stream import VideoStream
 
-from visionedge.capture.decoded import Decoded
 from visionedge.capture.fitting import fit, fit_drawn
 from visionedge.capture.planes import Matrix, Painter, Plane, Planes, whole_picture
 from visionedge.capture.thinning import Level
@@ -103,8 +102,11 @@ class PyavDecoder:
         self._level = level
 
 
-class PyavPicture(Decoded):
-    """See `Decoded`. Keeps the frame as it was decoded: BGR is made of it when somebody asks."""
+class PyavPicture:
+    """See `Decoded`. Keeps the frame as it was decoded: BGR is made of it when somebody asks.
+
+    Nothing in it may refer back to it: frames are large, and must not wait for the garbage collector.
+    """
 
     def __init__(
         self,
@@ -114,7 +116,9 @@ class PyavPicture(Decoded):
         position_s: float | None,
         covers: int,
     ) -> None:
-        super().__init__(self._whole, size_px[0], size_px[1], position_s, covers)
+        self.width_px, self.height_px = size_px
+        self.position_s = position_s
+        self.covers = covers
         self._look = look
         self._painter: Painter | None = painter
         self._seen = False
@@ -129,9 +133,6 @@ class PyavPicture(Decoded):
 
     def picture(self) -> Picture:
         """See `Decoded.picture`; made anew each time, as the frame is half its size."""
-        return self._whole()
-
-    def _whole(self) -> Picture:
         frame = self._shown()
         planes = planes_of(frame)
         return _as_ffmpeg_has_it(frame) if planes is None else whole_picture(planes)
