@@ -38,7 +38,7 @@ class Broker:
     """Listens on one loopback address; everything runs on one asyncio loop.
 
     `on_message` is called with each telemetry message, before it is acknowledged; `on_change` when a client
-    asks to connect or to subscribe, and when the twin changes.
+    asks to connect or to subscribe or leaves, and when the twin changes.
     """
 
     def __init__(

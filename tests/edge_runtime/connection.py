@@ -53,6 +53,7 @@ class Connection:
         finally:
             if self._session is not None and self._session.connection is self:
                 self._session.connection = None
+                self._broker.changed()
             self._writer.close()
             with contextlib.suppress(OSError, ssl.SSLError):
                 await self._writer.wait_closed()
