@@ -40,7 +40,8 @@ class Reading:
     """A stretch of time: loads by camera, and cores in use on average.
 
     `cores` is what this process may use, `other_cores` what it uses for neither decoding nor inference,
-    `foreign_cores` those of them that other programs of the machine leave no time on. `gpu`: whether the engine computes on one.
+    `foreign_cores` those of `cores` that other programs of the machine leave no time on. `gpu` tells whether
+    the engine computes on one.
     """
 
     seconds: float

@@ -36,6 +36,7 @@ def add_parser(verbs: Verbs) -> None:
     _add_engine(loads)
     _add_pipeline(loads)
     _add_decode(loads)
+    _add_http(loads)
     _add_compare(loads)
 
 
@@ -150,6 +151,32 @@ def _add_decode(loads: Verbs) -> None:
     decode.set_defaults(html=None)
 
 
+def _add_http(loads: Verbs) -> None:
+    http = verb(
+        loads,
+        "http",
+        _bench_http,
+        "clients on the result endpoints: rate, percentiles, and what they cost the pipeline",
+        "  visionedge bench http --clients 16 --rate 200\n"
+        "  visionedge bench http --url http://127.0.0.1:8080 --json report.json",
+    )
+    http.add_argument("--url", metavar="URL", help="a module that runs (default: one is started for this)")
+    http.add_argument("--token", metavar="T", help="its http.token (default: VISIONEDGE_HTTP_TOKEN)")
+    http.add_argument("--clients", type=count, default=16, metavar="N", help="(default: %(default)s)")
+    http.add_argument(
+        "--rate", type=seconds, default=200.0, metavar="R", help="requests per second (default: %(default)s)"
+    )
+    http.add_argument(
+        "--cameras", type=count, default=16, metavar="N", help="of the own module (default: %(default)s)"
+    )
+    http.add_argument(
+        "--seconds", type=seconds, default=5.0, metavar="S", help="of each stretch (default: %(default)s)"
+    )
+    http.add_argument("--rounds", type=count, default=3, metavar="R", help="(default: %(default)s)")
+    _add_reports(http)
+    add_model_and_device(http)
+
+
 def _add_compare(loads: Verbs) -> None:
     compare = verb(
         loads,
@@ -248,6 +275,26 @@ def _bench_decode(arguments: argparse.Namespace) -> int:
     )
     report = bench.bench_decode(load, _tell)
     return _told(arguments, report, bench.words(report), None)
+
+
+def _bench_http(arguments: argparse.Namespace) -> int:
+    from visionedge.ops import bench_http as bench
+    from visionedge.ops.http_page import http_page
+
+    page = _page(arguments, http_page)
+    given = {"--model": arguments.model, "--device": arguments.device}
+    load = bench.HttpLoad(
+        url=arguments.url,
+        token=arguments.token or os.environ.get("VISIONEDGE_HTTP_TOKEN"),
+        clients=arguments.clients,
+        rate=arguments.rate,
+        seconds=arguments.seconds,
+        rounds=arguments.rounds,
+        cameras=arguments.cameras,
+        arguments=tuple(word for name, value in given.items() if value for word in (name, value)),
+    )
+    report = bench.bench_http(load, _tell)
+    return _told(arguments, report, bench.words(report), page)
 
 
 def _bench_compare(arguments: argparse.Namespace) -> int:

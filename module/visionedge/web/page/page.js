@@ -81,7 +81,11 @@ function head(status, cameras) {
   to.setAttribute("aria-label", "in effect");
   $("device").replaceChildren(word(engine.requested), to, word(engine.effective));
   put($("model"), (status.model && status.model.name) || "–");
-  put($("rate"), cameras.reduce((sum, camera) => sum + (camera.fps || 0), 0).toFixed(1) + " fps");
+  const capacity = status.capacity || {};
+  const limited = ["decode", "engine", "others"].includes(capacity.bottleneck);
+  const demanded = limited ? ` of ${capacity.demandedPerSecond.toFixed(1)}` : "";
+  put($("rate"), `${cameras.reduce((sum, camera) => sum + (camera.fps || 0), 0).toFixed(1)}${demanded} fps`);
+  $("rate").title = capacity.sentence || "";
   put($("hub"), (status.hub && status.hub.state) || "–");
   put($("uptime"), duration((status.uptimeSeconds || 0) * 1000));
 }
