@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from visionedge import __version__, capacity
 from visionedge.capture.camera import CameraStatus
@@ -15,25 +15,23 @@ from visionedge.edge.billing import Bill
 from visionedge.edge.delivery import Delivery
 from visionedge.frames import utc_now, utc_text
 from visionedge.inference.any_engine import AnyEngine
+from visionedge.rooms import Rooms
 from visionedge.uris import redact
 from visionedge.web.view import ModelFacts
-
-if TYPE_CHECKING:
-    from visionedge.service import Service
 
 Document = dict[str, Any]
 
 
-def status(service: "Service") -> Document:
+def status(rooms: Rooms) -> Document:
     """The `Status` object of HTTP."""
-    reasons = service.readiness()
-    loaded = service.loaded
+    reasons = rooms.readiness()
+    loaded = rooms.loaded
     return {
         "version": __version__,
-        "uptimeSeconds": round(_uptime_s(service), 3),
+        "uptimeSeconds": round(_uptime_s(rooms), 3),
         "ready": not reasons,
         "reasons": reasons,
-        "engine": engine(service.engine) if service.engine else _no_engine(service),
+        "engine": engine(rooms.engine) if rooms.engine else _no_engine(rooms),
         "model": None
         if loaded is None
         else {
@@ -44,9 +42,9 @@ def status(service: "Service") -> Document:
             "inputWidth": loaded.input.width_px,
             "inputHeight": loaded.input.height_px,
         },
-        "cameras": cameras(service),
-        "capacity": capacity.document(service.meter.reading) if service.meter.reading else None,
-        "hub": hub(service.delivery),
+        "cameras": cameras(rooms),
+        "capacity": capacity.document(rooms.meter.reading) if rooms.meter.reading else None,
+        "hub": hub(rooms.delivery),
     }
 
 
@@ -74,25 +72,25 @@ def engine(running: AnyEngine) -> Document:
     }
 
 
-def _no_engine(service: "Service") -> Document:
+def _no_engine(rooms: Rooms) -> Document:
     return {
-        "requested": service.config.inference.device,
+        "requested": rooms.config.inference.device,
         "effective": None,
         "code": "warming-up",
         "reason": "",
     }
 
 
-def cameras(service: "Service") -> list[Document]:
+def cameras(rooms: Rooms) -> list[Document]:
     """One `Camera` object per configured camera."""
-    return [_camera(service, name) for name in service.config.cameras]
+    return [_camera(rooms, name) for name in rooms.config.cameras]
 
 
-def _camera(service: "Service", name: str) -> Document:
-    configured = service.config.cameras[name]
-    worker = service.cameras_by_name.get(name)
-    slot = service.batcher.statistics().cameras.get(name)
-    traffic = service.board.statistics().cameras.get(name)
+def _camera(rooms: Rooms, name: str) -> Document:
+    configured = rooms.config.cameras[name]
+    worker = rooms.cameras_by_name.get(name)
+    slot = rooms.batcher.statistics().cameras.get(name)
+    traffic = rooms.board.statistics().cameras.get(name)
     document: Document = {
         "name": name,
         "uri": redact(configured.uri),
@@ -121,7 +119,7 @@ def _camera(service: "Service", name: str) -> Document:
             "height": seen.height or None,
             "decoder": seen.decoder,
         }
-    latest = service.board.latest(name)
+    latest = rooms.board.latest(name)
     document["sequence"] = latest.frame.sequence if latest else None
     return document
 
@@ -192,36 +190,36 @@ def model_facts(running: AnyEngine) -> ModelFacts:
     )
 
 
-def samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...], float]]:
+def samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
     """The scraped metrics (`metrics.DECLARED`), read off the rooms."""
-    model = service.loaded.name if service.loaded else ""
+    model = rooms.loaded.name if rooms.loaded else ""
     yield "info", (__version__, model), 1
-    yield "uptime_seconds", (), _uptime_s(service)
-    yield "ready", (), float(not service.readiness())
-    yield "outbox_dropped_total", (), service.outbox.dropped
-    if service.engine is not None:
-        device = service.engine.device
+    yield "uptime_seconds", (), _uptime_s(rooms)
+    yield "ready", (), float(not rooms.readiness())
+    yield "outbox_dropped_total", (), rooms.outbox.dropped
+    if rooms.engine is not None:
+        device = rooms.engine.device
         yield "engine_device", (device.requested, device.effective, device.code), 1
         yield "engine_degraded", (), float(device.degraded)
-        yield "unplanned_shape_total", (), service.engine.unplanned_shapes
-        yield "nodes_on_cpu", (), len(service.engine.places.on_cpu)
-        if service.engine.process is not None:
-            yield "engine_restarts_total", (), service.engine.process.restarts
-    if service.arena is not None:
-        yield "pictures_copied_total", (), service.arena.dry
-    for name, slot in service.batcher.statistics().cameras.items():
+        yield "unplanned_shape_total", (), rooms.engine.unplanned_shapes
+        yield "nodes_on_cpu", (), len(rooms.engine.places.on_cpu)
+        if rooms.engine.process is not None:
+            yield "engine_restarts_total", (), rooms.engine.process.restarts
+    if rooms.arena is not None:
+        yield "pictures_copied_total", (), rooms.arena.dry
+    for name, slot in rooms.batcher.statistics().cameras.items():
         yield "frames_offered_total", (name,), slot.offered
         yield "frames_analysed_total", (name,), slot.analysed
         yield "frames_waiting", (name,), slot.waiting + slot.in_flight
         for reason, count in slot.dropped.items():
             yield "frames_dropped_total", (name, reason), count
-    yield from _camera_samples(service)
-    yield from _capacity_samples(service)
-    yield from _hub_samples(service)
+    yield from _camera_samples(rooms)
+    yield from _capacity_samples(rooms)
+    yield from _hub_samples(rooms)
 
 
-def _camera_samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...], float]]:
-    for name, worker in service.cameras_by_name.items():
+def _camera_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
+    for name, worker in rooms.cameras_by_name.items():
         seen = worker.status()
         yield "camera_state", (name, seen.state), 1
         yield "camera_epoch", (name,), seen.epoch
@@ -230,8 +228,8 @@ def _camera_samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...], 
             yield "camera_frame_age_seconds", (name,), seen.age_ms / 1000
 
 
-def _capacity_samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...], float]]:
-    seen = service.meter.reading
+def _capacity_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
+    seen = rooms.meter.reading
     if seen is None:
         return
     for name, camera in seen.cameras.items():
@@ -242,10 +240,10 @@ def _capacity_samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...]
     yield "bottleneck", (capacity.judge(seen).bottleneck,), 1
 
 
-def _hub_samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...], float]]:
-    if service.delivery is None:
+def _hub_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
+    if rooms.delivery is None:
         return
-    seen = service.delivery.status()
+    seen = rooms.delivery.status()
     for output, count in seen.telemetry.messages.items():
         yield "messages_total", (output,), count
     for output, count in seen.telemetry.bill.blocks.items():
@@ -267,5 +265,5 @@ def _hub_samples(service: "Service") -> Iterable[tuple[str, tuple[str, ...], flo
         yield "spool_on_disk", (), float(seen.spool.mode == "disk")
 
 
-def _uptime_s(service: "Service") -> float:
-    return (time.monotonic_ns() - service.started_ns) / 1e9
+def _uptime_s(rooms: Rooms) -> float:
+    return (time.monotonic_ns() - rooms.started_ns) / 1e9

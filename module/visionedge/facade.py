@@ -1,0 +1,117 @@
+"""What HTTP sees of the running module: `web.view.ModuleView` over its rooms."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visionedge import logs, report
+from visionedge.frames import Picture, Result
+from visionedge.inference.any_engine import AnyEngine
+from visionedge.inference.detections import Selection
+from visionedge.metrics import Metrics
+from visionedge.ops.doctor.gather import Request, Running
+from visionedge.ops.doctor.host import this_host
+from visionedge.ops.doctor.report import examine
+from visionedge.ops.doctor.visit import Visits
+from visionedge.rooms import Rooms
+from visionedge.single import analyse, frame_of
+from visionedge.web.board import Subscription
+from visionedge.web.view import Busy, Document, ModelFacts
+
+T = TypeVar("T")
+
+_DETECT_PERMITS = 4
+
+
+class Facade:
+    """Answers for HTTP; every method is called on the loop and returns at once or is awaited."""
+
+    def __init__(self, rooms: Rooms, metrics: Metrics) -> None:
+        self._rooms = rooms
+        self._metrics = metrics
+        self._permits = _DETECT_PERMITS
+        self._visits = Visits(self._examine)
+
+    def health(self) -> list[str]:
+        """Why the module is not healthy."""
+        return ["a thread that must live has died"] if self._rooms.failed else []
+
+    def readiness(self) -> list[str]:
+        """Why it cannot answer yet."""
+        return self._rooms.readiness()
+
+    def status(self) -> Document:
+        """Version, uptime, engine, model, cameras, hub."""
+        return report.status(self._rooms)
+
+    def cameras(self) -> list[Document]:
+        """One object per configured camera."""
+        return report.cameras(self._rooms)
+
+    def camera(self, name: str) -> Document | None:
+        """One camera's object."""
+        return next((document for document in report.cameras(self._rooms) if document["name"] == name), None)
+
+    def latest(self, name: str) -> Result | None:
+        """The newest result of a camera."""
+        return self._rooms.board.latest(name)
+
+    async def newer(self, name: str, after: int | None, timeout_s: float) -> Result | None:
+        """The newest result above `after`, waited for."""
+        return await self._rooms.board.newer(name, after, timeout_s)
+
+    def subscribe(self, camera: str | None) -> Subscription:
+        """Every result from now on."""
+        return self._rooms.board.subscribe(camera)
+
+    def metrics(self) -> bytes:
+        """Prometheus text."""
+        return self._metrics.render()
+
+    async def doctor(self) -> Document:
+        """The way to the GPU, examined at most once a minute."""
+        return await self._visits.report()
+
+    async def _examine(self) -> Document:
+        rooms = self._rooms
+        running = Running(rooms.engine.device, rooms.engine.places) if rooms.engine else None
+        request = Request(rooms.config.inference.device, rooms.config, rooms.data, running)
+        return await asyncio.to_thread(lambda: examine(request, this_host(rooms.environ)).document())
+
+    def log(self) -> str:
+        """The newest lines of the log."""
+        return logs.recent()
+
+    def model(self) -> ModelFacts | None:
+        """The loaded model, for the Open Inference Protocol."""
+        engine = self._rooms.engine
+        return None if engine is None else report.model_facts(engine)
+
+    async def detect(self, picture: Picture) -> Result:
+        """Analyse one picture of a request."""
+        engine, selection = self._admit()
+        return await self._with_permit(lambda: analyse([frame_of(picture, engine)], engine, selection)[0])
+
+    async def infer_rows(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Run the compiled model on pictures at its own size."""
+        engine, _ = self._admit()
+        return await self._with_permit(lambda: engine.infer(images))
+
+    def _admit(self) -> tuple[AnyEngine, Selection]:
+        rooms = self._rooms
+        if rooms.engine is None or rooms.selection is None or rooms.readiness():
+            raise Busy("; ".join(rooms.readiness()))
+        if self._permits == 0:
+            raise Busy("too many pictures at once")
+        return rooms.engine, rooms.selection
+
+    async def _with_permit(self, work: Callable[[], T]) -> T:
+        """Run work of a request off the loop, at most `_DETECT_PERMITS` at once."""
+        self._permits -= 1
+        try:
+            return await asyncio.to_thread(work)
+        finally:
+            self._permits += 1

@@ -1,0 +1,64 @@
+"""The rooms of a running module side by side, as far as they are built: what reports and HTTP look at."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from visionedge.capacity import Meter
+from visionedge.capture.camera import Camera, CameraStatus
+from visionedge.config import Config
+from visionedge.edge.delivery import Delivery
+from visionedge.fleet import Fleet
+from visionedge.frames import Result
+from visionedge.inference.any_engine import AnyEngine
+from visionedge.inference.batcher import Batcher
+from visionedge.inference.detections import Selection
+from visionedge.inference.model import Model
+from visionedge.inference.process import EngineNews
+from visionedge.inference.shared import Arena
+from visionedge.outbox import Outbox
+from visionedge.web.board import Board
+
+
+@dataclass(slots=True)
+class Rooms:
+    """What the service has built. Loop only; None where a room is not there yet."""
+
+    config: Config
+    data: Path
+    environ: Mapping[str, str]
+    batcher: Batcher
+    outbox: Outbox[Result | CameraStatus | EngineNews]
+    started_ns: int = field(default_factory=time.monotonic_ns)
+    board: Board = field(default_factory=Board)
+    meter: Meter = field(default_factory=Meter)
+    loaded: Model | None = None
+    selection: Selection | None = None
+    arena: Arena | None = None
+    fleet: Fleet | None = None
+    engine: AnyEngine | None = None
+    delivery: Delivery | None = None
+    stopping: bool = False
+    failed: bool = False
+
+    @staticmethod
+    def of(config: Config, data: Path, environ: Mapping[str, str], wake: Callable[[], None]) -> "Rooms":
+        """The rooms that are there from the beginning; `wake` is the outbox's."""
+        inference = config.inference
+        batcher = Batcher(inference.max_batch, int(inference.max_age_seconds * 1e9))
+        return Rooms(config, data, environ, batcher, Outbox(wake))
+
+    @property
+    def cameras_by_name(self) -> Mapping[str, Camera]:
+        """The cameras that run."""
+        return {} if self.fleet is None else self.fleet.by_name
+
+    def readiness(self) -> list[str]:
+        """Why no frame can be computed now; empty when one can."""
+        if self.stopping:
+            return ["stopping"]
+        if self.engine is None:
+            return ["the engine is warming up"]
+        process = self.engine.process
+        return [process.down] if process is not None and process.down else []
