@@ -20,7 +20,7 @@ BASE_IMAGE ?=
 IMAGE ?= visionedge:$(VARIANT)
 UV = uv==0.13.9
 
-.PHONY: help run demo-edge chaos test test-gpu-libs check format bench image lock setup clean
+.PHONY: help run demo-edge chaos soak test test-gpu-libs check format bench image lock setup clean
 
 # Brings .venv up to date for `run` or `dev`; the second time it finds nothing to do.
 define prepare
@@ -63,6 +63,10 @@ test-gpu-libs: ## the real CUDA libraries (2.7 GB) against a scripted driver; ne
 chaos: ## stops, hangs, resets and kill -9 against the stand-in: SECONDS=600 SEED=1
 	$(prepare) dev
 	@PYTHONPATH=module:tests .venv/bin/python tests/chaos.py --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1)
+
+soak: ## RTSP servers that die, freeze and change, memory and threads watched: SECONDS=3600
+	$(prepare) dev
+	@PYTHONPATH=module:tests .venv/bin/python tests/soak.py --seconds $(or $(SECONDS),3600)
 
 check: ## format, lint and types
 	$(prepare) dev
