@@ -36,6 +36,7 @@ class Hub:
         self.closed = 0
         self.asked = 0
         self.poison = ""
+        self.flapping = 0
         self.errors: list[Exception] = []
         self.hold: dict[str, threading.Event] = {}
         self.on_lost: OnLost = lambda _reason: None
@@ -81,6 +82,8 @@ class ScriptedLink:
         self._hub.step("connect")
 
     def send(self, message: Message) -> None:
+        if self._hub.flapping:
+            raise LinkError("the connection was reset")
         self._hub.step("send")
         if message.message_id == self._hub.poison:
             raise LinkError("the connection was reset")
@@ -88,6 +91,9 @@ class ScriptedLink:
 
     def twin(self) -> Mapping[str, Any] | None:
         self._hub.step("twin")
+        if self._hub.flapping:
+            self._hub.note(lambda: setattr(self._hub, "flapping", self._hub.flapping - 1))
+            self._hub.on_lost("the connection was reset")
         self._hub.note(lambda: setattr(self._hub, "asked", self._hub.asked + 1))
         return {"desired": {}, "reported": {}}
 
@@ -382,7 +388,7 @@ def test_a_hub_that_never_answers_the_twin_still_gets_its_messages(bench: Bench)
 def test_a_message_that_costs_every_connection_is_given_up(bench: Bench) -> None:
     """A poison message must not hold up all others for ever; others that fail now and then are not lost."""
     bench.hub.errors = [LinkError("send")]
-    client = bench.client(quick(poison_tries=3))
+    client = bench.client(quick(poison_tries=3, poison_pause_s=0.05))
     client.send(message(1))
     client.start()
     bench.hub.wait(lambda: bench.hub.arrived == ["detections-1"])
@@ -394,6 +400,18 @@ def test_a_message_that_costs_every_connection_is_given_up(bench: Bench) -> None
 
     assert client.status().dropped == {"refused": 1}
     assert client.status().rungs["poison"] == 1
+
+
+def test_a_hub_that_drops_connections_by_itself_poisons_nothing(bench: Bench) -> None:
+    """A connection that does not last without the message is no proof against it."""
+    bench.hub.errors = [LinkError("reset")] * 4
+    bench.hub.flapping = 6
+    client = bench.client(quick(poison_tries=2, poison_pause_s=30))
+    client.send(message(1))
+    client.start()
+    bench.hub.wait(lambda: bench.hub.flapping == 0)
+    bench.hub.wait(lambda: bench.hub.arrived == ["detections-1"])
+    assert client.status().dropped == {}
 
 
 def test_a_hub_that_is_away_poisons_nothing(bench: Bench) -> None:

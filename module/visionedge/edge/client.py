@@ -34,12 +34,16 @@ class _Loss:
 
 @dataclass(slots=True)
 class _Line:
-    """A connection; `renew_ns` and `probe_ns` say when its token and its liveness are due."""
+    """A connection; `renew_ns` and `probe_ns` say when its token and its liveness are due.
+
+    Until `patient_ns` it has to show that it lasts without the message that is suspected.
+    """
 
     link: Link
     loss: _Loss
     renew_ns: int = 0
     probe_ns: int = 0
+    patient_ns: int | None = None
 
 
 Step = Message | Literal["renew", "probe", "close"]
@@ -215,6 +219,8 @@ class HubClient:
         self._connected_ns = time.monotonic_ns()
         self._stuck_ns = None
         line.renew_ns = self._connected_ns + _ns(self._deadlines.renew_s)
+        if self._suspect[1] >= self._deadlines.poison_tries:
+            line.patient_ns = self._connected_ns + _ns(self._deadlines.poison_pause_s)
         # A twin that was silent before is asked later: messages come first.
         line.probe_ns = self._connected_ns + _ns(self._probe_s if self._silent else 0)
         while (step := self._next(line)) != "close":
@@ -242,7 +248,7 @@ class HubClient:
                 now_ns = time.monotonic_ns()
                 message = self._backlog.first()
                 if line.loss.reason is not None:
-                    raise LinkError(line.loss.reason)
+                    raise self._lost(line, now_ns)
                 if self._flushed(now_ns):
                     return "close"
                 if now_ns >= line.renew_ns:
@@ -250,10 +256,17 @@ class HubClient:
                 # Closing leaves no time for questions.
                 if now_ns >= line.probe_ns and self._flush_until_ns is None:
                     return "probe"
-                if message is not None:
+                patient_ns = line.patient_ns or 0
+                if message is not None and now_ns >= patient_ns:
                     return message
-                until_ns = min(line.renew_ns, self._flush_until_ns or line.probe_ns)
-                self._wake.wait((until_ns - now_ns) / 1e9)
+                moments_ns = (line.renew_ns, self._flush_until_ns or line.probe_ns, patient_ns)
+                self._wake.wait((min(at for at in moments_ns if at > now_ns) - now_ns) / 1e9)
+
+    def _lost(self, line: _Line, now_ns: int) -> LinkError:
+        """The error of a connection that ended by itself; one that could not last clears the suspect."""
+        if line.patient_ns is not None and now_ns < line.patient_ns:
+            self._suspect = ("", 0)
+        return LinkError(str(line.loss.reason))
 
     def _flushed(self, now_ns: int) -> bool:
         """Whether we close and all is sent, or its time is over."""
@@ -289,7 +302,7 @@ class HubClient:
         except LinkError as error:
             tries = self._suspect[1] + 1 if self._suspect[0] == message.message_id else 1
             self._suspect = (message.message_id, tries)
-            if tries < self._deadlines.poison_tries:
+            if line.patient_ns is None:
                 raise
             self._ladder.climb("poison")
             self._give_up(message, f"it cost {tries} connections: {redact(str(error))}")

@@ -25,8 +25,9 @@ State = Literal["starting", "connecting", "connected", "waiting", "stuck", "clos
 class Deadlines:
     """How long the calls into the SDK may take, and what else of the client is a matter of time or count.
 
-    One hang costs at most the longest of them and the farewell; the SDK's own limits, where it has any, are 30
-    and 60 s. `renew_s` is well before the end of a token (an hour). `probe_s` lies between two round trips of the twin.
+    One hang costs at most the longest of them and the farewell; the SDK's own limits, where it has any, are
+    30 and 60 s. `renew_s` is well before the end of a token (an hour), `probe_s` lies between two round trips
+    of the twin.
     """
 
     build_s: float = 20.0
@@ -41,6 +42,7 @@ class Deadlines:
     stuck_s: float = 60.0
     lost_threads: int = 6
     poison_tries: int = 10
+    poison_pause_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)

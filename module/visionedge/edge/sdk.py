@@ -118,7 +118,11 @@ class _AzureLink:
         return twin
 
     def close(self) -> None:
-        self._sdk(self._client.shutdown)
+        try:
+            self._sdk(self._client.shutdown)
+        except LinkError:
+            # A connection that breaks meanwhile stops it half-way, with threads left; now nothing can break.
+            self._sdk(self._client.shutdown)
 
     def _sdk(self, function: Callable[[], T]) -> T:
         try:
