@@ -14,8 +14,10 @@ from clips import make_clip
 from visionedge.__main__ import main
 from visionedge.errors import ConfigError
 from visionedge.frames import Detections, Frame, InputSpec, Placement, Result, Timing
+from visionedge.ops.bench_pipeline import saturation
+from visionedge.ops.pipeline_run import Load
 from visionedge.ops.saturation import most_that_hold
-from visionedge.ops.tally import Cost, Row, ages_ns, row_of, run_of
+from visionedge.ops.tally import Cost, Row, Run, ages_ns, row_of, run_of
 from visionedge.ops.virtual import Arrivals, StampedFrame, Synthetic, SyntheticSource, VirtualCamera
 
 MS = 1_000_000
@@ -188,6 +190,20 @@ def test_the_search_finds_the_edge_in_few_trials(edge: int) -> None:
     assert len(set(asked)) == len(asked)
 
 
+def test_a_trial_that_fails_once_is_tried_again_and_one_that_fails_twice_is_too_much() -> None:
+    hiccup = iter((600.0,))
+
+    def run(load: Load) -> Run:
+        age_ms = next(hiccup, 300.0) if load.cameras < 5 else 900.0
+        rows = [result(1000), result(1000 + int(age_ms) - 20)]
+        return run_of(rows, Cost(1.0, 0.1, {}, 10.0), load.slo_ms)
+
+    load = Load(Path("tiny.onnx"), "demo:", fps=5.0, slo_ms=500.0, most=16)
+    found = saturation(load, run, lambda _line: None)
+    assert found["cameras"] == 4
+    assert [trial["cameras"] for trial in found["trials"]] == [1, 1, 2, 4, 8, 8, 6, 6, 5, 5]
+
+
 # --- the command --------------------------------------------------------------------------------------------
 
 
@@ -222,7 +238,13 @@ def test_the_search_for_the_most_cameras_is_in_the_report(
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--saturate"], ["--jitter", "5"], ["--source", "synthetic:9x", "--fps", "5"]]
+    "wrong",
+    [
+        ["--saturate"],
+        ["--jitter", "5"],
+        ["--source", "synthetic:9x", "--fps", "5"],
+        ["--fps", "5", "--saturate", "--dropouts", "9"],
+    ],
 )
 def test_a_load_that_makes_no_sense_is_told_before_anything_is_measured(wrong: list[str]) -> None:
     assert main(["bench", "pipeline", *wrong]) == 2

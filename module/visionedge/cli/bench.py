@@ -237,6 +237,8 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
 
     if arguments.fps is None and (arguments.jitter or arguments.dropouts or arguments.saturate):
         raise ConfigError(["--jitter, --dropouts and --saturate need --fps: flat out has no schedule"])
+    if arguments.saturate and arguments.dropouts:
+        raise ConfigError(["--saturate goes without --dropouts: silence ages a camera on any machine"])
     page = _page(arguments, pipeline_page)
     report = bench.bench_pipeline(
         Load(
