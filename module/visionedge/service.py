@@ -30,6 +30,7 @@ from visionedge.inference.lanes import Lane
 from visionedge.inference.model import Model, bundled_model_path, load_model
 from visionedge.inference.process import EngineNews, EngineProcess
 from visionedge.inference.shared import Arena, blocks_for
+from visionedge.memory import settle_allocator
 from visionedge.metrics import Metrics
 from visionedge.rooms import Rooms
 from visionedge.sequences import Sequences
@@ -67,6 +68,7 @@ def run(options: Options) -> int:
     Raises:
         ConfigError, ModelError, DeviceError, UnavailableError: it could not be started.
     """
+    settle_allocator()
     service = Service(options)
     code = asyncio.run(service.main())
     if service.left:
