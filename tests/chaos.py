@@ -39,7 +39,7 @@ _FLAT = 1.25
 CONFIG = {
     "cameras": {name: {"uri": "demo:", "fps": 4} for name in ("dock", "gate")},
     "telemetry": {"mode": "all", "intervalSeconds": 0.2, "fillSeconds": 0.2, "maxPerDay": 10_000_000},
-    "inference": {"device": "cpu", "process": False},
+    "inference": {"device": "cpu"},
 }
 
 # Faults that are switched on for some seconds, and those that happen in a moment.
