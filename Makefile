@@ -84,8 +84,9 @@ bench: ## how fast this machine is: the pipeline beside a plain loop, ARGS for m
 	$(prepare) dev
 	@VISIONEDGE_DATA='$(VISIONEDGE_DATA)' .venv/bin/visionedge bench $(if $(ARGS),$(ARGS),pipeline --baseline)
 
-image: ## the container image: VARIANT=cpu|gpu, BASE_IMAGE=…, IMAGE=name:tag
+image: ## the container image: VARIANT=cpu|gpu, BASE_IMAGE=…, IMAGE=name:tag, WITH_PYAV=0 for one without GPL
 	docker build -f Dockerfile.$(VARIANT) -t $(IMAGE) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
+		$(if $(WITH_PYAV),--build-arg WITH_PYAV=$(WITH_PYAV)) \
 		--build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" .
 
 lock: ## make requirements/*.txt anew after a change of a pin (UPGRADE=--upgrade for newer trees)
@@ -95,6 +96,7 @@ lock: ## make requirements/*.txt anew after a change of a pin (UPGRADE=--upgrade
 		--exclude-newer "2 days" --no-emit-index-url --custom-compile-command "make lock" $(UPGRADE) \
 		-o requirements/$$out "$$@"; }; \
 	compile build.txt requirements/build.in; \
+	sed -n 's/^ *"\(av==[^"]*\)".*/\1/p' pyproject.toml | sort -u | compile run-av.txt -; \
 	for extra in cpu gpu; do \
 		compile run-$$extra.txt pyproject.toml --extra $$extra -c requirements/build.txt; \
 		compile dev-$$extra.txt pyproject.toml --extra $$extra --extra eval --extra report --extra dev -c requirements/run-$$extra.txt -c requirements/build.txt; \

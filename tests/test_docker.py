@@ -68,10 +68,19 @@ def test_the_module_runs_as_a_user_without_rights(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_image_installs_its_own_lock_with_hashes_and_copies_only_the_result(variant: str) -> None:
     text = " ".join(arguments for name, arguments in instructions(variant) if name == "RUN")
-    assert re.findall(r"run-\w+\.txt", text) == [f"run-{variant}.txt"]
-    assert text.count("--require-hashes") == 2
+    assert re.findall(r"run-\w+\.txt", text) == [f"run-{variant}.txt", "run-av.txt"]
+    assert text.count("--require-hashes") == 3
     copied = [arguments for name, arguments in final_stage(variant) if name == "COPY"]
     assert copied == ["--from=builder /opt/visionedge /opt/visionedge"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pyav_and_its_gpl_libraries_are_in_an_image_unless_it_is_built_without(variant: str) -> None:
+    assert ("ARG", "WITH_PYAV=1") in instructions(variant)
+    text = " ".join(arguments for name, arguments in instructions(variant) if name == "RUN")
+    condition, _, rest = text.partition('if [ "${WITH_PYAV}" = 1 ]; then')[2].partition("fi")
+    assert "run-av.txt" in condition
+    assert "run-av.txt" not in rest
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -84,7 +93,7 @@ def test_telemetry_is_off_and_state_and_address_are_set(variant: str) -> None:
 
 
 def test_only_the_gpu_image_asks_for_the_driver_and_neither_demands_a_cuda_version() -> None:
-    assert environment("gpu")["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+    assert environment("gpu")["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility,video"
     assert not [name for name in environment("cpu") if name.startswith("NVIDIA")]
     assert "NVIDIA_REQUIRE_CUDA" not in environment("gpu")
 

@@ -110,6 +110,11 @@ def test_a_lock_holds_exactly_the_pins_of_pyproject(kind: str, extra: str) -> No
         )
 
 
+def test_the_lock_of_pyav_holds_its_pin_and_nothing_else() -> None:
+    (wanted,) = project()["project"]["optional-dependencies"]["av"]
+    assert pins("run-av") == dict([requirement(wanted)])
+
+
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])
 def test_the_development_lock_holds_the_whole_run_lock(extra: str) -> None:
     assert pins(f"run-{extra}").items() <= pins(f"dev-{extra}").items()
