@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from visionedge import config
-from visionedge.cli.arguments import DEVICES, Parser, Verbs, count, data_folder, verb
+from visionedge.cli.arguments import DEVICES, Parser, Verbs, count, data_folder, share, verb
+from visionedge.errors import ConfigError
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -69,27 +70,87 @@ def _add_compile(deeds: Verbs) -> None:
         deeds,
         "compile",
         _compile,
-        "one graph from bytes to boxes, as ONNX that any onnxruntime runs",
+        "one graph from bytes to boxes, as ONNX that any onnxruntime runs; and other precisions of a model",
         "  visionedge model compile yolov8n.onnx -o fast.onnx\n"
-        "  visionedge detect photo.jpg --model fast.onnx         it is a model as any other\n\n"
+        "  visionedge detect photo.jpg --model fast.onnx         it is a model as any other\n"
+        "  visionedge model compile yolov8n.onnx --precision int8 --calibrate photos/\n\n"
         "what it takes: one input, uint8 [N, H, W, 3], BGR, resized as its metadata visionedge.input says\n"
         "what it gives: one output, float32 [N, K, 6]: left, top, right, bottom in pixels of the input,\n"
         "               score 0-1, class; by falling score; boxes overlap where visionedge.nms is true\n"
-        "what it says:  metadata names (the labels, a JSON list) and visionedge.compiled (all the rest)",
+        "what it says:  metadata names (the labels, a JSON list) and visionedge.compiled (all the rest)\n\n"
+        "With --precision a variant of the model is made, judged beside fp32, and kept beside the model as\n"
+        "MODEL.int8.onnx and MODEL.int8.json (the report), where the engine finds it. One that differs too\n"
+        "much is refused, with 1. See docs/precision.md.",
     )
     parser.add_argument("path", metavar="PATH", help="an ONNX file")
-    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the file to write")
+    parser.add_argument("-o", "--output", metavar="OUT", help="the file to write the compiled graph to")
     parser.add_argument(
         "--rows", type=count, default=None, metavar="K", help="the most rows for a picture (default: 500)"
+    )
+    _add_precision(parser)
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="fp16 for GPUs; int8 for CPUs with VNNI (default: %(default)s, the model as it is)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="DIR",
+        help="pictures (or a video) such as the cameras will see: half sets the ranges, half judges",
+    )
+    parser.add_argument("--labels", metavar="FILE", help="COCO annotations of those pictures: AP is told too")
+    parser.add_argument(
+        "--tolerance",
+        type=share,
+        metavar="X",
+        help="the share of boxes that may differ (default: 0.1); with --labels AP may fall by 0.010",
+    )
+    parser.add_argument(
+        "--into",
+        metavar="DIR",
+        help="where the variant goes (default: beside the model, else the data folder)",
     )
 
 
 def _compile(arguments: argparse.Namespace) -> int:
     from visionedge.ops.compile import compile_to
 
+    if arguments.precision != "fp32":
+        return _compile_variant(arguments)
+    extra = [f"--{name}" for name in ("calibrate", "labels", "tolerance", "into") if getattr(arguments, name)]
+    if extra or not arguments.output:
+        raise ConfigError(
+            [f"{extra[0]}: goes with --precision int8 or fp16" if extra else "-o OUT: say where to write"]
+        )
     path, output = Path(arguments.path), Path(arguments.output)
     print(compile_to(path, output, data_folder(os.environ), arguments.rows), file=sys.stderr)
     return 0
+
+
+def _compile_variant(arguments: argparse.Namespace) -> int:
+    from visionedge.ops.precision import Request, compile_variant
+
+    def path_of(name: str) -> Path | None:
+        value = getattr(arguments, name)
+        return Path(value) if value else None
+
+    return compile_variant(
+        Request(
+            model=Path(arguments.path),
+            precision=arguments.precision,
+            data=data_folder(os.environ),
+            calibrate=path_of("calibrate"),
+            labels=path_of("labels"),
+            unmatched=arguments.tolerance,
+            into=path_of("into"),
+            output=path_of("output"),
+            rows=arguments.rows,
+        )
+    )
 
 
 # --- eval ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """What values flow through a network when it sees pictures: the ranges that integers have to cover."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper
 
 from visionedge.errors import ModelError
 from visionedge.frames import Picture
+from visionedge.inference.focus import fold_focus
 from visionedge.inference.graph import compile_graph
 from visionedge.inference.reading import Reading
 from visionedge.inference.runtime import import_onnxruntime
@@ -45,6 +47,7 @@ def folded(network: onnx.ModelProto) -> onnx.ModelProto:
         if max(o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")) < 13:
             copy = onnx.version_converter.convert_version(copy, OPSET)
         simple = _simplified(copy)
+        fold_focus(simple.graph)  # as the compiler does, so that nothing is looked at that will not be there
         simple = onnx.shape_inference.infer_shapes(simple)
     except Exception as error:
         words = " ".join(str(error).split())[:200]
@@ -91,26 +94,41 @@ def float_tensors(graph: onnx.GraphProto) -> set[str]:
     return {name for name in names if kinds.get(name) == TensorProto.FLOAT}
 
 
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What is known of tensors: the range of each, and for [N, C, H, W] the mean of each channel."""
+
+    ranges: Mapping[str, Range]
+    means: Mapping[str, NDArray[np.float64]]
+
+
 class Observed:
-    """The values of tensors over some pictures, summed up as extremes for each picture and a histogram."""
+    """The values of tensors over some pictures, summed up: extremes of each picture, means, a histogram."""
 
     def __init__(self) -> None:
         self.lows: dict[str, list[float]] = {}
         self.highs: dict[str, list[float]] = {}
+        self._sums: dict[str, NDArray[np.float64]] = {}
         self._counts: dict[str, NDArray[np.int64]] = {}
 
     def __repr__(self) -> str:
         pictures = len(next(iter(self.lows.values()), []))
         return f"<Observed tensors={len(self.lows)} pictures={pictures}>"
 
-    def ranges(self, method: Method) -> Mapping[str, Range]:
+    def values(self, method: Method) -> "Values":
         """The range of each tensor; 0 is always in it, as padding needs it."""
-        return {name: self._range(name, method) for name in self.lows}
+        return Values({name: self._range(name, method) for name in self.lows}, self._means())
 
     def add_extremes(self, name: str, values: NDArray[np.float32]) -> None:
-        """One picture's lowest and highest value."""
+        """One picture's lowest and highest value, and the means of its channels (axis 1)."""
         self.lows.setdefault(name, []).append(float(values.min(initial=0.0)))
         self.highs.setdefault(name, []).append(float(values.max(initial=0.0)))
+        if values.ndim == 4:
+            means = values.mean(axis=(0, 2, 3), dtype=np.float64)
+            self._sums[name] = self._sums.get(name, 0) + means
+
+    def _means(self) -> Mapping[str, NDArray[np.float64]]:
+        return {name: sums / len(self.lows[name]) for name, sums in self._sums.items()}
 
     def add_counts(self, name: str, values: NDArray[np.float32]) -> None:
         """One picture's histogram; the extremes of all pictures must be known."""
@@ -141,8 +159,8 @@ def observe(network: onnx.ModelProto, reading: Reading, pictures: Sequence[Pictu
         ModelError: it gives no numbers, or cannot be run.
     """
     observed = Observed()
-    names = sorted(float_tensors(network.graph))
-    watched = _Watched(network, reading, names)
+    watched = _Watched(network, reading)
+    names = watched.names
     groups = [names[start : start + _TOGETHER] for start in range(0, len(names), _TOGETHER)]
     for group in groups:
         for name, values in watched.values(group, pictures):
@@ -157,11 +175,13 @@ def observe(network: onnx.ModelProto, reading: Reading, pictures: Sequence[Pictu
 class _Watched:
     """The compiled graph with inner tensors as outputs: what goes into the network is what it gets in use."""
 
-    def __init__(self, network: onnx.ModelProto, reading: Reading, names: Iterable[str]) -> None:
+    def __init__(self, network: onnx.ModelProto, reading: Reading) -> None:
         copy = onnx.ModelProto()
         copy.CopyFrom(network)
         graph = compile_graph(copy, reading)
-        for name in names:
+        made = {name for node in graph.graph.node for name in node.output}
+        self.names = sorted(float_tensors(network.graph) & made)
+        for name in self.names:
             graph.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()

@@ -5,7 +5,7 @@ QuantizeLinear and DequantizeLinear, and onnxruntime puts integer kernels where 
 Which nodes are worth it differs from network to network, so that is a recipe, and recipes are tried.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from visionedge.inference.calibration import Range, float_tensors
+from visionedge.inference.calibration import Range, Values, float_tensors
 
 _CONVOLUTIONS = frozenset({"Conv", "Relu", "Clip"})
 _EVERYTHING = _CONVOLUTIONS | {
@@ -53,7 +53,7 @@ class Recipe:
         return f"{words}, behind the first {self.front}" if self.front else words
 
 
-def recipes(network: onnx.ModelProto) -> Iterator[Recipe]:
+def recipes(network: onnx.ModelProto, values: Values) -> Iterator[Recipe]:
     """The recipes worth trying for a network; none does the same as another."""
     weights = {tensor.name for tensor in network.graph.initializer}
     convolutions = sum(node.op_type == "Conv" for node in network.graph.node)
@@ -63,23 +63,24 @@ def recipes(network: onnx.ModelProto) -> Iterator[Recipe]:
         for depthwise in (True, False):
             for front in fronts:
                 recipe = Recipe(everything, depthwise, front)
-                chosen = _chosen(network.graph, recipe, weights)
+                chosen = _chosen(network.graph, recipe, weights, values)
                 if chosen and chosen not in seen:
                     seen.append(chosen)
                     yield recipe
 
 
-def quantised(network: onnx.ModelProto, ranges: Mapping[str, Range], recipe: Recipe) -> onnx.ModelProto:
-    """A copy of a folded network in integers by a recipe; `ranges` are those of its float tensors."""
+def quantised(network: onnx.ModelProto, values: Values, recipe: Recipe) -> onnx.ModelProto:
+    """A copy of a folded network in integers by a recipe; `values` are those of its float tensors."""
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
-    _Weaver(copy.graph, ranges, recipe).weave()
+    _Weaver(copy.graph, values, recipe).weave()
     del copy.graph.value_info[:]  # some of it is about tensors that are no more
     return copy
 
 
-def _chosen(graph: onnx.GraphProto, recipe: Recipe, weights: set[str]) -> frozenset[str]:
-    """The names of the nodes that become integers."""
+def _chosen(graph: onnx.GraphProto, recipe: Recipe, weights: set[str], values: Values) -> frozenset[str]:
+    """The names of the nodes that become integers: those whose values are all known."""
+    unknown = float_tensors(graph) - set(values.ranges)
     operators = _EVERYTHING if recipe.everything else _CONVOLUTIONS
     inner = _before_the_last(graph)
     chosen = set()
@@ -88,13 +89,17 @@ def _chosen(graph: onnx.GraphProto, recipe: Recipe, weights: set[str]) -> frozen
         passed += node.op_type == "Conv"
         if passed <= recipe.front or node.op_type not in operators or node.name not in inner:
             continue
-        if node.op_type == "Conv":
-            wanted = node.input[1] in weights and (recipe.depthwise or _groups(node) == 1)
-        else:
-            wanted = True
-        if wanted:
+        if not unknown.isdisjoint((*node.input, *node.output)):
+            continue
+        if node.op_type != "Conv" or _is_wanted(node, recipe, weights):
             chosen.add(node.name)
     return frozenset(chosen)
+
+
+def _is_wanted(convolution: onnx.NodeProto, recipe: Recipe, weights: set[str]) -> bool:
+    """Whether a recipe has this convolution; its weights and bias must be constants."""
+    constant = all(name in weights for name in convolution.input[1:] if name)
+    return constant and (recipe.depthwise or _groups(convolution) == 1)
 
 
 def _before_the_last(graph: onnx.GraphProto) -> set[str]:
@@ -134,6 +139,16 @@ class _Step:
         return result
 
 
+def _drift(away: NDArray[np.float64], means: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
+    """By how much the mean of each output moves when weights are `away` [out, in / groups, h, w] from right.
+
+    The rounding of a kernel's weights does not cancel out where its inputs have a mean.
+    """
+    sums = away.sum(axis=(2, 3)).reshape(groups, -1, away.shape[1])
+    moved: NDArray[np.float64] = (sums @ means.reshape(groups, -1, 1)).reshape(-1)
+    return moved
+
+
 def _named(tensor: str, part: str) -> str:
     """The name of a part of a tensor's pair; no exporter writes such names."""
     return f"int8:{tensor}:{part}"
@@ -144,7 +159,7 @@ class _Weaver:
     """Puts the pairs into a graph, node by node."""
 
     graph: onnx.GraphProto
-    ranges: Mapping[str, Range]
+    values: Values
     recipe: Recipe
     weights: dict[str, onnx.TensorProto] = field(init=False)
     chosen: frozenset[str] = field(init=False)
@@ -154,7 +169,7 @@ class _Weaver:
 
     def __post_init__(self) -> None:
         self.weights = {tensor.name: tensor for tensor in self.graph.initializer}
-        self.chosen = _chosen(self.graph, self.recipe, set(self.weights))
+        self.chosen = _chosen(self.graph, self.recipe, set(self.weights), self.values)
         self.steps = self._steps()
 
     def weave(self) -> None:
@@ -187,7 +202,7 @@ class _Weaver:
             origin = name
             while origin in same:
                 origin = same[origin]
-            steps[name] = _Step.of(self.ranges[origin])
+            steps[name] = _Step.of(self.values.ranges[origin])
         return steps
 
     def _swallowed(self, nodes: list[onnx.NodeProto]) -> set[str]:
@@ -225,25 +240,34 @@ class _Weaver:
         return self._dequantised(name, step.integers(values), np.array(step.scale), np.array(step.zero))
 
     def _convolution(self, node: onnx.NodeProto) -> None:
-        kernel = numpy_helper.to_array(self.weights[node.input[1]]).astype(np.float32)
-        has_bias = len(node.input) > 2 and node.input[2] in self.weights
-        source = self.steps[node.input[0]].scale
-        scales = np.abs(kernel).reshape(len(kernel), -1).max(axis=1) / 127
+        kernel = numpy_helper.to_array(self.weights[node.input[1]]).astype(np.float64)
         bias = np.zeros(len(kernel))
-        if has_bias:
+        if len(node.input) > 2 and node.input[2]:
             bias = numpy_helper.to_array(self.weights[node.input[2]]).astype(np.float64)
+        source = float(self.steps[node.input[0]].scale)
+        scales = np.abs(kernel).reshape(len(kernel), -1).max(axis=1) / 127
         # A channel of tiny weights and a large bias would not fit; coarser weights cost it nothing.
-        least = np.maximum(np.abs(bias) / (float(source) * _LARGEST_BIAS), _SMALLEST_SCALE)
+        least = np.maximum(np.abs(bias) / (source * _LARGEST_BIAS), _SMALLEST_SCALE)
         scales = np.maximum(scales, least).astype(np.float32)
         wide = scales.reshape(-1, *([1] * (kernel.ndim - 1)))
         integers = np.clip(np.round(kernel / wide), -127, 127).astype(np.int8)
+        means = self.values.means.get(node.input[0])
+        if means is not None and kernel.ndim == 4:
+            bias = bias - _drift(integers * wide.astype(np.float64) - kernel, means, _groups(node))
+        both = (np.float32(source) * scales).astype(np.float32)
         zeros = np.zeros(len(kernel), np.int8)
-        node.input[1] = self._dequantised(f"{node.name}.kernel", integers, scales, zeros, axis=0)
-        if has_bias:
-            both = (source * scales).astype(np.float32)
-            whole = np.round(bias / both).astype(np.int32)
-            zeros = np.zeros(len(kernel), np.int32)
-            node.input[2] = self._dequantised(f"{node.name}.bias", whole, both, zeros, axis=0)
+        made = [
+            self._dequantised(f"{node.name}.kernel", integers, scales, zeros, axis=0),
+            self._dequantised(
+                f"{node.name}.bias",
+                np.round(bias / both).astype(np.int32),
+                both,
+                zeros.astype(np.int32),
+                axis=0,
+            ),
+        ]
+        del node.input[1:]
+        node.input.extend(made)
 
     def _dequantised(
         self,

@@ -42,24 +42,26 @@ class Variant:
     parity: Parity
     tolerance: Tolerance
     refusal: str | None
+    made_at: str = ""
 
     def of(self, model: Model) -> Model:
         """The model with this network: read in the very same way."""
         return replace(model, path=self.path, sha256=self.sha256)
 
 
-def variants(model: Model, data: Path | None = None) -> tuple[Variant, ...]:
-    """The variants of a model, one for a precision at most: those in the data folder go first.
+def variants(model: Model, data: Path | None = None, into: Path | None = None) -> tuple[Variant, ...]:
+    """The variants of a model, for each precision the one that was made last.
+
+    They are looked for beside the model (or in the folder `into` instead) and in the data folder.
 
     Files that are damaged or belong elsewhere are told in the log and left out.
     """
-    found: dict[Precision, Variant] = {}
+    newest: dict[Precision, Variant] = {}
     for precision in PRECISIONS:
-        for report in _reports(model, precision, data):
-            variant = _read(model, precision, report)
-            if variant is not None:
-                found.setdefault(precision, variant)
-    return tuple(found.values())
+        found = [_read(model, precision, report) for report in _reports(model, precision, data, into)]
+        if there := [variant for variant in found if variant is not None]:
+            newest[precision] = max(there, key=lambda variant: variant.made_at)
+    return tuple(newest.values())
 
 
 def usable(variant: Variant, tolerance: Tolerance | None = None) -> bool:
@@ -116,9 +118,9 @@ def _write(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def _reports(model: Model, precision: Precision, data: Path | None) -> Iterator[Path]:
+def _reports(model: Model, precision: Precision, data: Path | None, into: Path | None) -> Iterator[Path]:
     places = [place_of(model, precision, data=data)] if data is not None else []
-    for place in (*places, place_of(model, precision)):
+    for place in (*places, place_of(model, precision, into)):
         report = place.with_suffix(".json")
         if report.is_file() and place != model.path:
             yield report
@@ -132,12 +134,17 @@ def _read(model: Model, precision: Precision, report: Path) -> Variant | None:
             log.warning("%s: %s; not used", path, words)
             return None
         sha256 = _sum_of(path, document["variant"]["sha256"])
-        parity, tolerance = Parity.of_document(document["parity"]), _tolerance(document["tolerance"])
+        return _variant(document, precision, path, sha256)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, VisionedgeError) as error:
         log.warning("%s: is of no use (%s); make the variant again", report, error)
         return None
+
+
+def _variant(document: Mapping[str, Any], precision: Precision, path: Path, sha256: str) -> Variant:
+    parity, tolerance = Parity.of_document(document["parity"]), _tolerance(document["tolerance"])
     refusal = document.get("refused") or parity.refusal(tolerance)
-    return Variant(precision, path, sha256, str(document.get("recipe", "")), parity, tolerance, refusal)
+    made_at = str(document["made"]["at"])
+    return Variant(precision, path, sha256, str(document["recipe"]), parity, tolerance, refusal, made_at)
 
 
 def _document(report: Path) -> Mapping[str, Any]:
@@ -173,15 +180,15 @@ def _tolerance(document: Mapping[str, Any]) -> Tolerance:
     return Tolerance(float(document["unmatched"]), float(document["scoreShift"]), float(document["apLoss"]))
 
 
-def demanded(model: Model, precision: Precision, data: Path | None) -> Variant:
-    """The variant that somebody asked for outright.
+def demanded(model: Model, precision: Precision, data: Path | None, into: Path | None = None) -> Variant:
+    """The variant that somebody asked for outright (see `variants`).
 
     Raises:
         ModelError: there is none, or its report refuses it; and how to make one.
     """
     remedy = f"visionedge model compile {model.path} --precision {precision}"
     remedy += " --calibrate DIR" if precision == "int8" else ""
-    variant = next((v for v in variants(model, data) if v.precision == precision), None)
+    variant = next((v for v in variants(model, data, into) if v.precision == precision), None)
     if variant is None:
         raise ModelError(f"{model.path}: has no {precision} variant; make one: {remedy}")
     if variant.refusal is not None:

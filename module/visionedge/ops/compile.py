@@ -9,7 +9,7 @@ from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.inference.cache import compiled
 from visionedge.inference.graph import ROWS
 from visionedge.inference.imprint import imprint_of
-from visionedge.inference.model import load_model
+from visionedge.inference.model import Model, load_model
 
 
 def compile_to(path: Path, output: Path, data: Path, rows: int | None = None) -> str:
@@ -23,6 +23,11 @@ def compile_to(path: Path, output: Path, data: Path, rows: int | None = None) ->
     model = load_model(path)
     if output.exists() and output.samefile(path):
         raise ConfigError([f"-o {output}: is the model itself; name another file"])
+    return write_compiled(model, output, data, rows)
+
+
+def write_compiled(model: Model, output: Path, data: Path, rows: int | None = None) -> str:
+    """As `compile_to`, for a model that is loaded."""
     graph = compiled(model, data, rows=rows or ROWS)
     _write(output, graph)
     imprint, spec = imprint_of(onnx.load_model_from_string(graph)), model.input

@@ -1,0 +1,107 @@
+"""Ranges chosen tensor by tensor: for each the one that keeps the network's own outputs closest to fp32.
+
+One way to set ranges for all tensors is never the best for each. So one tensor after the other, from the
+picture on, is given each of the ranges, with all others as they are by then, and keeps the best.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from visionedge.frames import Picture
+from visionedge.inference.calibration import METHODS, Method, Observed, Range, Values
+from visionedge.inference.graph import compile_graph
+from visionedge.inference.int8 import Recipe, quantised
+from visionedge.inference.reading import Reading
+from visionedge.inference.runtime import import_onnxruntime
+
+MOST_TRIES = 240
+"""Each opens the network anew; the tensors next to the picture, which matter most, come first."""
+
+Outputs = list[NDArray[np.float64]]
+
+
+def refined(
+    simple: onnx.ModelProto,
+    reading: Reading,
+    recipe: Recipe,
+    observed: Observed,
+    start: Method,
+    pictures: Sequence[Picture],
+) -> Values:
+    """The values of a folded network with the ranges that suit it best, beginning with those of `start`."""
+    ways = {method: observed.values(method) for method in METHODS}
+    ranges: dict[str, Range] = dict(ways[start].ranges)
+    means = ways[start].means
+    distance = _distance_to(_outputs(simple, reading, pictures))
+
+    def away() -> float:
+        network = quantised(simple, Values(ranges, means), recipe)
+        return distance(_outputs(network, reading, pictures))
+
+    least, tries = away(), 0
+    for name in _tensors(quantised(simple, ways[start], recipe), ranges):
+        for candidate in _others({method: way.ranges[name] for method, way in ways.items()}, ranges[name]):
+            if tries == MOST_TRIES:
+                return Values(ranges, means)
+            tries += 1
+            before, ranges[name] = ranges[name], candidate
+            now = away()
+            if now < least:
+                least = now
+            else:
+                ranges[name] = before
+    return Values(ranges, means)
+
+
+def _tensors(network: onnx.ModelProto, ranges: Mapping[str, Range]) -> list[str]:
+    """The tensors that become integers, in the order of the graph."""
+    names = [node.input[0] for node in network.graph.node if node.op_type == "QuantizeLinear"]
+    return [name for name in names if name in ranges]
+
+
+def _others(candidates: Mapping[Method, Range], present: Range) -> list[Range]:
+    return [values for values in dict.fromkeys(candidates.values()) if values != present]
+
+
+def _outputs(network: onnx.ModelProto, reading: Reading, pictures: Sequence[Picture]) -> list[Outputs]:
+    """The network's own outputs for each picture, behind the preparation that the compiler gives it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(network)
+    own = [
+        value for value in network.graph.output if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    ]
+    graph = compile_graph(copy, reading)
+    graph.graph.output.extend(own)
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session: Any = onnxruntime.InferenceSession(
+        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    source, names = session.get_inputs()[0].name, [value.name for value in own]
+    batch = reading.input.batch or 1
+    return [
+        [values.astype(np.float64) for values in session.run(names, {source: np.repeat(p[None], batch, 0)})]
+        for p in pictures
+    ]
+
+
+def _distance_to(expected: list[Outputs]) -> Callable[[list[Outputs]], float]:
+    """Root of the mean square by which outputs differ, each in parts of how much it varies by itself."""
+    spreads = [
+        max(float(np.mean([values.var() for values in each])), 1e-12) for each in zip(*expected, strict=True)
+    ]
+
+    def distance(outputs: list[Outputs]) -> float:
+        errors = [
+            float(np.mean((values - wanted) ** 2)) / spread
+            for some, others in zip(outputs, expected, strict=True)
+            for values, wanted, spread in zip(some, others, spreads, strict=True)
+        ]
+        return float(np.sqrt(np.mean(errors)))
+
+    return distance
