@@ -437,7 +437,7 @@ def test_the_last_rung_is_another_process(bench: Bench) -> None:
 def test_a_short_jam_does_not_end_the_module(bench: Bench) -> None:
     """`stuck` alone is no reason."""
     held = bench.hub.hold["build"] = threading.Event()
-    client = bench.client(quick(build_s=0.01, stuck_s=60))
+    client = bench.client(quick(build_s=0.1, stuck_s=60))
     client.send(message(1))
     client.start()
     bench.hub.wait(lambda: "stuck" in bench.states)

@@ -97,6 +97,24 @@ def test_a_lost_thread_that_comes_back_ends_and_counts_no_more() -> None:
     assert crew.join(5) == []
 
 
+def test_a_result_that_comes_too_late_is_taken_care_of() -> None:
+    """A client that was made after its deadline must be closed, or its threads stay for ever."""
+    crew = Crew(lambda _name, _error: None)
+    calls = Losable(crew, "calls")
+    held = threading.Event()
+    late: list[str] = []
+
+    def slow() -> str:
+        held.wait()
+        return "a client"
+
+    with pytest.raises(OverdueError):
+        calls.call("build", slow, 0.01, late=late.append)
+    held.set()
+    assert crew.join(5) == []
+    assert late == ["a client"]
+
+
 def test_outside_without_a_file_nothing_is_gathered(caplog: pytest.LogCaptureFixture) -> None:
     """Locally, frames cost nothing and the log says once why nothing is sent."""
     caplog.set_level(logging.INFO, logger="visionedge.edge")

@@ -67,7 +67,7 @@ class Workload:
         return response
 
     async def _sign(self, request: web.Request) -> web.Response:
-        faults = self._faults
+        faults, text = self._faults, await request.text()
         if faults.hang_signing:
             await self._released.wait()
         if faults.drop_signing:
@@ -81,7 +81,7 @@ class Workload:
             return _error(404, "no such module")
         try:
             # Of the three only `data` is looked at, as edgelet does.
-            data = base64.b64decode(json.loads(await request.text())["data"], validate=True)
+            data = base64.b64decode(json.loads(text)["data"], validate=True)
         except (ValueError, KeyError, TypeError, binascii.Error):
             return _error(400, "the request holds no data")
         return web.json_response({"digest": self._account.sign(data + b"?" * faults.wrong_signing)})

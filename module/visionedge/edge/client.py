@@ -166,7 +166,7 @@ class HubClient:
 
     def _run(self) -> None:
         try:
-            while not self._over():
+            while not self._flushed(time.monotonic_ns()):
                 try:
                     self._session()
                 except (LinkError, OverdueError, StuckError) as error:
@@ -176,10 +176,6 @@ class HubClient:
             self._calls.close()
             self._turn("closed")
             self._finished.set()
-
-    def _over(self) -> bool:
-        with self._wake:
-            return self._flushed(time.monotonic_ns())
 
     def _poke(self) -> None:
         with self._wake:
@@ -209,7 +205,10 @@ class HubClient:
                 self._wake.notify_all()
 
         link = self._calls.call(
-            "the workload API", lambda: self._connector(self._identity, lost), self._deadlines.build_s
+            "the workload API",
+            lambda: self._connector(self._identity, lost),
+            self._deadlines.build_s,
+            late=lambda unwanted: unwanted.close(),
         )
         return _Line(link, loss)
 
@@ -270,9 +269,10 @@ class HubClient:
 
     def _flushed(self, now_ns: int) -> bool:
         """Whether we close and all is sent, or its time is over."""
-        if self._flush_until_ns is None:
-            return False
-        return len(self._backlog) == 0 or now_ns >= self._flush_until_ns
+        with self._wake:
+            if self._flush_until_ns is None:
+                return False
+            return len(self._backlog) == 0 or now_ns >= self._flush_until_ns
 
     def _probe(self, line: _Line) -> None:
         """Ask for the twin: an answer proves connection, session and subscriptions, which no PUBACK does."""

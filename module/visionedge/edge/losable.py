@@ -5,6 +5,7 @@ belongs to nobody; the caller waits for it with a deadline of its own, and when 
 thread behind and uses another.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
 from visionedge.threads import Crew
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -25,9 +28,11 @@ class StuckError(Exception):
 
 
 class _Job(Generic[T]):
-    def __init__(self, function: Callable[[], T]) -> None:
+    def __init__(self, function: Callable[[], T], late: Callable[[T], object]) -> None:
         self.function = function
+        self.late = late
         self.done = False
+        self.given_up = False
         self.value: T | None = None
         self.error: Exception | None = None
 
@@ -72,14 +77,22 @@ class Losable:
             self._cap_ns = until_ns
             self._changed.notify_all()
 
-    def call(self, what: str, function: Callable[[], T], timeout_s: float) -> T:
+    def call(
+        self,
+        what: str,
+        function: Callable[[], T],
+        timeout_s: float,
+        late: Callable[[T], object] = lambda _value: None,
+    ) -> T:
         """Run `function` and give its result or raise its error.
+
+        A result that comes after all, when nobody waits for it any more, is given to `late` on that thread.
 
         Raises:
             OverdueError: it did not come back within `timeout_s` (or the cap).
             StuckError: too many threads are out already.
         """
-        job = _Job(function)
+        job = _Job(function, late)
         worker = self._ready_worker()
         worker.inbox.put(cast("_Job[object]", job))
         deadline_ns = time.monotonic_ns() + round(timeout_s * 1e9)
@@ -88,6 +101,7 @@ class Losable:
                 end_ns = deadline_ns if self._cap_ns is None else min(deadline_ns, self._cap_ns)
                 left_s = (end_ns - time.monotonic_ns()) / 1e9
                 if left_s <= 0:
+                    job.given_up = True
                     self._leave_behind(worker)
                     raise OverdueError(f"{what} did not return within its time ({timeout_s:g} s at most)")
                 self._changed.wait(left_s)
@@ -126,13 +140,22 @@ class Losable:
 
     def _work(self, worker: _Worker) -> None:
         while (job := worker.inbox.get()) is not None:
-            try:
-                job.value = job.function()
-            except Exception as error:  # noqa: BLE001 - it belongs to the caller, who gets it below
-                job.error = error
-            with self._changed:
-                job.done = True
-                self._changed.notify_all()
+            self._do(job)
         with self._changed:
             worker.alive = False
             self._changed.notify_all()
+
+    def _do(self, job: _Job[object]) -> None:
+        try:
+            job.value = job.function()
+        except Exception as error:  # noqa: BLE001 - it belongs to the caller, who gets it below
+            job.error = error
+        with self._changed:
+            job.done = True
+            late = job.given_up and job.error is None
+            self._changed.notify_all()
+        if late:
+            try:
+                job.late(job.value)
+            except Exception as error:  # noqa: BLE001 - nobody waits for it
+                log.debug("what came too late from %s did not end well: %s", self._name, error)
