@@ -1,0 +1,64 @@
+"""What docs/iot-edge.md and docs/messages.md promise of delivery, checked against the code."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from edge_runtime.driver import POLICY
+from visionedge.config import validate
+from visionedge.edge.billing import UNITS
+from visionedge.edge.ladder import EXIT_STUCK, Deadlines, Rung
+from visionedge.edge.messages import MAX_BYTES
+from visionedge.edge.spool import Code, Tempo
+from visionedge.edge.store import Bounds, Reason
+from visionedge.ops.estimate import Assumed, estimate
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+IOT_EDGE = (DOCS / "iot-edge.md").read_text()
+
+
+@pytest.mark.parametrize("rung", get_args(Rung))
+def test_every_rung_is_documented(rung: str) -> None:
+    """In the table of what is done."""
+    assert f"`{rung}`" in IOT_EDGE
+
+
+@pytest.mark.parametrize("code", [*get_args(Code), "spool-dropped"])
+def test_every_event_of_the_spool_is_documented(code: str) -> None:
+    """Where the events are listed, and where they are explained."""
+    assert f"`{code}`" in (DOCS / "messages.md").read_text()
+    assert f"`{code}`" in IOT_EDGE
+
+
+@pytest.mark.parametrize("reason", get_args(Reason))
+def test_every_reason_for_a_dropped_message_is_documented(reason: str) -> None:
+    """With what it means."""
+    assert f"`{reason}`" in IOT_EDGE
+
+
+def test_the_numbers_are_those_of_the_code() -> None:
+    """Bounds, deadlines, quotas and the exit code."""
+    deadlines, policy = Deadlines(), validate({}).telemetry
+    assert POLICY.mode == "all"
+    assert f"exit code **{EXIT_STUCK}**" in IOT_EDGE
+    assert f"{MAX_BYTES:,} bytes" in IOT_EDGE
+    assert f"({policy.spool_megabytes})" in IOT_EDGE
+    assert f"({policy.spool_hours:g})" in IOT_EDGE
+    assert Bounds() == Bounds(policy.spool_megabytes * 1_000_000, policy.spool_hours * 3600)
+    assert f"{Tempo().memory_bytes // 1_000_000} MB" in IOT_EDGE
+    assert f"tried again every {Tempo().retry_s:g} s" in IOT_EDGE
+    assert deadlines.connect_s == deadlines.build_s == deadlines.send_s == 20
+    assert deadlines.longest_wait_s == 15
+    assert all(f"{quota:,}" in IOT_EDGE for quota in UNITS.values())
+
+
+@pytest.mark.parametrize("telemetry", [{"mode": "all"}, {"mode": "changes"}])
+def test_the_worked_example_is_what_the_estimate_says(telemetry: dict[str, str]) -> None:
+    """4 cameras at 5 frames a second; within a few percent, for the scene is made up."""
+    cameras = {name: {"uri": f"rtsp://192.0.2.5/{name}", "fps": 5} for name in "abcd"}
+    made = estimate(validate({"cameras": cameras, "telemetry": telemetry}), Assumed())
+    (row,) = [line for line in IOT_EDGE.splitlines() if line.startswith(f"| `mode: {telemetry['mode']}` |")]
+    messages, blocks = (float(cell.replace(",", "")) for cell in row.split("|")[2:4])
+    assert made.messages_per_day == pytest.approx(messages, rel=0.05)
+    assert made.blocks_per_day == pytest.approx(blocks, rel=0.05)
