@@ -30,6 +30,7 @@ _EVERYTHING = _CONVOLUTIONS | {
 }
 # They only move values, so their outputs are the same integers as their input.
 _MOVERS = frozenset({"MaxPool", "Resize", "Slice", "Split"})
+_VALUE_BY_VALUE = frozenset({"Add", "Clip", "LeakyRelu", "Mul", "Relu", "Sigmoid"})
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _SMALLEST_SCALE = 1e-9
 _LARGEST_BIAS = 2.0**30  # in steps; an int32 holds twice that
@@ -54,18 +55,17 @@ class Recipe:
 
 
 def recipes(network: onnx.ModelProto, values: Values) -> Iterator[Recipe]:
-    """The recipes worth trying for a network; none does the same as another."""
-    weights = {tensor.name for tensor in network.graph.initializer}
+    """The recipes worth trying for a network; no two of them make the same."""
     convolutions = sum(node.op_type == "Conv" for node in network.graph.node)
     fronts = sorted({0, 1, convolutions // 12, convolutions // 6, convolutions // 3})
-    seen = []
+    seen = {network.SerializeToString()}
     for everything in (True, False):
         for depthwise in (True, False):
             for front in fronts:
                 recipe = Recipe(everything, depthwise, front)
-                chosen = _chosen(network.graph, recipe, weights, values)
-                if chosen and chosen not in seen:
-                    seen.append(chosen)
+                made = quantised(network, values, recipe).SerializeToString()
+                if made not in seen and b"QuantizeLinear" in made:
+                    seen.add(made)
                     yield recipe
 
 
@@ -83,16 +83,22 @@ def _chosen(graph: onnx.GraphProto, recipe: Recipe, weights: set[str], values: V
     unknown = float_tensors(graph) - set(values.ranges)
     operators = _EVERYTHING if recipe.everything else _CONVOLUTIONS
     inner = _before_the_last(graph)
-    chosen = set()
+    chosen: set[str] = set()
+    loose: set[str] = set()  # made by a convolution in floats; what is done to each value follows it
     passed = 0
     for node in graph.node:
         passed += node.op_type == "Conv"
-        if passed <= recipe.front or node.op_type not in operators or node.name not in inner:
+        known = unknown.isdisjoint((*node.input, *node.output))
+        if passed <= recipe.front or node.op_type not in operators or node.name not in inner or not known:
             continue
-        if not unknown.isdisjoint((*node.input, *node.output)):
-            continue
-        if node.op_type != "Conv" or _is_wanted(node, recipe, weights):
+        if node.op_type == "Conv":
+            follows = _is_wanted(node, recipe, weights)
+        else:
+            follows = node.op_type not in _VALUE_BY_VALUE or loose.isdisjoint(node.input)
+        if follows:
             chosen.add(node.name)
+        else:
+            loose.update(node.output)
     return frozenset(chosen)
 
 
@@ -164,6 +170,7 @@ class _Weaver:
     weights: dict[str, onnx.TensorProto] = field(init=False)
     chosen: frozenset[str] = field(init=False)
     steps: dict[str, _Step] = field(init=False)
+    left: set[str] = field(init=False)
     body: list[onnx.NodeProto] = field(init=False, default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(init=False, default_factory=dict)
 
@@ -171,6 +178,7 @@ class _Weaver:
         self.weights = {tensor.name: tensor for tensor in self.graph.initializer}
         self.chosen = _chosen(self.graph, self.recipe, set(self.weights), self.values)
         self.steps = self._steps()
+        self.left = self._left_in_floats()
 
     def weave(self) -> None:
         for value in self.graph.input:
@@ -222,8 +230,33 @@ class _Weaver:
             return
         scale = self._constant(_named(name, "scale"), np.array(step.scale))
         zero = self._constant(_named(name, "zero"), np.array(step.zero))
-        self._add("QuantizeLinear", [name, scale, zero], _named(name, "integers"))
+        source = self._guarded(name, step) if name in self.left else name
+        self._add("QuantizeLinear", [source, scale, zero], _named(name, "integers"))
         self._add("DequantizeLinear", [_named(name, "integers"), scale, zero], _named(name, "floats"))
+
+    def _guarded(self, name: str, step: _Step) -> str:
+        """Cut to the range by a Clip, which costs nothing, as it goes into the convolution in front of it.
+
+        Without it onnxruntime takes a convolution in floats between two pairs for one to be made integers,
+        and makes it so by itself, with one scale for all its weights.
+        """
+        low = np.float32(-float(step.zero) * float(step.scale))
+        high = np.float32((254.75 - float(step.zero)) * float(step.scale))
+        bounds = [
+            self._constant(_named(name, word), np.array(value))
+            for word, value in (("low", low), ("high", high))
+        ]
+        self._add("Clip", [name, *bounds], _named(name, "cut"))
+        return _named(name, "cut")
+
+    def _left_in_floats(self) -> set[str]:
+        """What convolutions that stay in floats make, also through a Relu or Clip behind them."""
+        left: set[str] = set()
+        for node in self.graph.node:
+            behind = node.op_type in ("Relu", "Clip") and node.input[0] in left
+            if node.name not in self.chosen and (node.op_type in _WEIGHTED or behind):
+                left.update(node.output)
+        return left
 
     def _weights_of(self, node: onnx.NodeProto) -> None:
         """The weights of a chosen node as integers; the small numbers of Clip, Resize and so on stay."""

@@ -10,7 +10,7 @@ import onnx
 
 from visionedge.errors import ModelError, VisionedgeError
 from visionedge.frames import Detections, Picture, Placement
-from visionedge.inference.calibration import METHODS, Method, Observed, folded, observe
+from visionedge.inference.calibration import METHODS, Observed, folded, observe
 from visionedge.inference.contest import Pace, paces
 from visionedge.inference.detections import Selection
 from visionedge.inference.graph import checked_network, compile_graph
@@ -18,7 +18,7 @@ from visionedge.inference.half import halved, rounded
 from visionedge.inference.int8 import Recipe, quantised, recipes
 from visionedge.inference.model import Model
 from visionedge.inference.parity import Parity, Precisions, Tolerance, compare
-from visionedge.inference.refining import refined
+from visionedge.inference.refining import Tuner
 from visionedge.inference.runtime import import_onnxruntime
 
 Precision = Literal["fp16", "int8"]
@@ -26,9 +26,8 @@ Precision = Literal["fp16", "int8"]
 _IOU = 0.5
 _FLOOR = 0.01
 _SPEED_S = 0.8  # for each pair of fp32 and a recipe
-_QUICK_LOOK = 12  # pictures on which the ways to set ranges are compared
 _WITHIN_REACH = 0.15  # so much of the boxes can be won back by finer ranges
-_REFINED_BY = 8  # pictures
+_TUNED_BY = 10  # pictures
 _INTEGERS = frozenset(
     {"QuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"}
 )
@@ -170,12 +169,10 @@ class _Workshop:
         self.tell(f"looking at the values that {len(pictures)} pictures cause")
         observed = observe(self.simple, self.model.reading, pictures)
         ways, fp32_ms = self._timed(observed)
-        few = self._few()
-        before = self._look(self.network, few)
+        tuner = Tuner(self.simple, self.model.reading, observed, _spread(pictures, _TUNED_BY))
         attempts: list[tuple[Tried, onnx.ModelProto]] = []
         for recipe, pace in ways:
-            method = self._best_method(observed, recipe, few, before)
-            attempts.append(self._attempt(recipe, pace, observed, method, reference))
+            attempts.append(self._attempt(recipe, pace, tuner, reference))
             if attempts[-1][0].refusal is None:
                 break
         if not attempts:
@@ -186,23 +183,16 @@ class _Workshop:
         return Made(network, tuple(tried), chosen, fp32_ms)
 
     def _attempt(
-        self,
-        recipe: Recipe,
-        pace: Pace,
-        observed: Observed,
-        method: Method,
-        reference: Sequence[Detections],
+        self, recipe: Recipe, pace: Pace, tuner: Tuner, reference: Sequence[Detections]
     ) -> tuple[Tried, onnx.ModelProto]:
         """A recipe with one way to set ranges for all; where that is near enough, tensor by tensor too."""
-        network = quantised(self.simple, observed.values(method), recipe)
+        method, values = tuner.one_for_all(recipe)
+        network = quantised(self.simple, values, recipe)
         way = self._judged(Tried(f"{recipe}; ranges {method}", pace), network, reference)
         if way.parity is None or way.parity.matched < 1 - self.tolerance.unmatched - _WITHIN_REACH:
             return way, network
         self.tell("setting the ranges tensor by tensor")
-        samples = self.material.calibration
-        pictures = [sample.image for sample in samples[:: max(1, len(samples) // _REFINED_BY)]][:_REFINED_BY]
-        values = refined(self.simple, self.model.reading, recipe, observed, method, pictures)
-        finer = quantised(self.simple, values, recipe)
+        finer = quantised(self.simple, tuner.each(recipe, values), recipe)
         better = self._judged(Tried(f"{recipe}; ranges tensor by tensor", pace), finer, reference)
         return max((way, network), (better, finer), key=lambda attempt: _likeness(attempt[0]))
 
@@ -245,22 +235,6 @@ class _Workshop:
         ways.sort(key=lambda way: -way[1].times_as_fast)
         return ways, float(np.median(fp32_ms)) if fp32_ms else 0.0
 
-    def _few(self) -> Sequence[Sample]:
-        """Some of the pictures that ranges are set by, to compare the ways to do that."""
-        samples = self.material.calibration
-        return samples[:: max(1, len(samples) // _QUICK_LOOK)]
-
-    def _best_method(
-        self, observed: Observed, recipe: Recipe, few: Sequence[Sample], before: Sequence[Detections]
-    ) -> Method:
-        """The way to set ranges after which most boxes are where they were."""
-
-        def likeness(method: Method) -> float:
-            parity = compare(before, self._look(quantised(self.simple, observed.values(method), recipe), few))
-            return parity.matched - parity.shift
-
-        return max(METHODS, key=likeness)
-
     def _judged(self, way: Tried, network: onnx.ModelProto, reference: Sequence[Detections]) -> Tried:
         seen = self._look(network, self.material.judged)
         parity = compare(reference, seen, self._ap(reference, seen))
@@ -274,6 +248,13 @@ class _Workshop:
             return None
         before, after = self.material.measure_ap(reference), self.material.measure_ap(seen)
         return Precisions(self.material.labelled, before[0], after[0], before[1], after[1])
+
+
+def _spread(pictures: Sequence[Picture], most: int) -> list[Picture]:
+    """At most so many, from all over the list."""
+    if len(pictures) <= most:
+        return list(pictures)
+    return [pictures[index * len(pictures) // most] for index in range(most)]
 
 
 def _likeness(tried: Tried) -> tuple[bool, float]:

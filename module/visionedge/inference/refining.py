@@ -24,47 +24,51 @@ MOST_TRIES = 240
 Outputs = list[NDArray[np.float64]]
 
 
-def refined(
-    simple: onnx.ModelProto,
-    reading: Reading,
-    recipe: Recipe,
-    observed: Observed,
-    start: Method,
-    pictures: Sequence[Picture],
-) -> Values:
-    """The values of a folded network with the ranges that suit it best, beginning with those of `start`."""
-    ways = {method: observed.values(method) for method in METHODS}
-    ranges: dict[str, Range] = dict(ways[start].ranges)
-    means = ways[start].means
-    distance = _distance_to(_outputs(simple, reading, pictures))
+class Tuner:
+    """Sets the ranges of a network's values so that its outputs on some pictures stay near those of fp32."""
 
-    def away() -> float:
-        network = quantised(simple, Values(ranges, means), recipe)
-        return distance(_outputs(network, reading, pictures))
+    def __init__(
+        self, simple: onnx.ModelProto, reading: Reading, observed: Observed, pictures: Sequence[Picture]
+    ) -> None:
+        self._simple = simple
+        self._reading = reading
+        self._ways = {method: observed.values(method) for method in METHODS}
+        self._pictures = pictures
+        self._distance = _distance_to(_outputs(simple, reading, pictures))
 
-    least, tries = away(), 0
-    for name in _tensors(quantised(simple, ways[start], recipe), ranges):
-        for candidate in _others({method: way.ranges[name] for method, way in ways.items()}, ranges[name]):
-            if tries == MOST_TRIES:
-                return Values(ranges, means)
-            tries += 1
-            before, ranges[name] = ranges[name], candidate
-            now = away()
-            if now < least:
-                least = now
-            else:
-                ranges[name] = before
-    return Values(ranges, means)
+    def one_for_all(self, recipe: Recipe) -> tuple[Method, Values]:
+        """The way to set all ranges after which the outputs are nearest."""
+        method = min(METHODS, key=lambda way: self._away(recipe, self._ways[way]))
+        return method, self._ways[method]
+
+    def each(self, recipe: Recipe, start: Values) -> Values:
+        """The range that suits each tensor best, beginning with those of `start`; takes a minute or so."""
+        ranges: dict[str, Range] = dict(start.ranges)
+        least, tries = self._away(recipe, start), 0
+        for name in _tensors(quantised(self._simple, start, recipe), ranges):
+            ways = dict.fromkeys(way.ranges[name] for way in self._ways.values())
+            for candidate in [way for way in ways if way != ranges[name]]:
+                if tries == MOST_TRIES:
+                    return Values(ranges, start.means)
+                tries += 1
+                before, ranges[name] = ranges[name], candidate
+                now = self._away(recipe, Values(ranges, start.means))
+                if now < least:
+                    least = now
+                else:
+                    ranges[name] = before
+        return Values(ranges, start.means)
+
+    def _away(self, recipe: Recipe, values: Values) -> float:
+        return self._distance(
+            _outputs(quantised(self._simple, values, recipe), self._reading, self._pictures)
+        )
 
 
 def _tensors(network: onnx.ModelProto, ranges: Mapping[str, Range]) -> list[str]:
     """The tensors that become integers, in the order of the graph."""
     names = [node.input[0] for node in network.graph.node if node.op_type == "QuantizeLinear"]
     return [name for name in names if name in ranges]
-
-
-def _others(candidates: Mapping[Method, Range], present: Range) -> list[Range]:
-    return [values for values in dict.fromkeys(candidates.values()) if values != present]
 
 
 def _outputs(network: onnx.ModelProto, reading: Reading, pictures: Sequence[Picture]) -> list[Outputs]:
