@@ -1,5 +1,6 @@
 """What all tests share: where the data lies, and that nobody leaves a thread behind."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -34,3 +35,13 @@ def _no_thread_left() -> Iterator[None]:
         left[0].join(0.1)
         left = [t for t in left if t.is_alive()]
     assert not left, f"threads left behind: {[t.name for t in left]}"
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was() -> Iterator[None]:
+    """The command line sets up the root logger; what it leaves would write to a stream that is gone."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
