@@ -8,7 +8,7 @@ import pytest
 
 from camera_doubles import SPEC, Basket, Changes
 from clips import make_clip
-from visionedge.capture.camera import CameraStatus
+from visionedge.capture.camera import CameraStatus, Fitting
 from visionedge.config import Config, validate
 from visionedge.fleet import Fleet
 from visionedge.frames import Frame
@@ -38,7 +38,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def running(slots: Slots, on_change: Callable[[CameraStatus], None]) -> Iterator[Fleet]:
     crew = Crew(lambda name, error: pytest.fail(f"{name} died: {error}"))
-    fleet = Fleet(SPEC, slots, crew, first_sequence=lambda _name: 100, on_change=on_change)
+    fleet = Fleet(Fitting(SPEC), slots, crew, first_sequence=lambda _name: 100, on_change=on_change)
     try:
         yield fleet
     finally:

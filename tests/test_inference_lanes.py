@@ -1,7 +1,8 @@
 """Lanes: every frame taken is delivered or counted, in order, with its times, whatever the engine does."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 
 from tiny_models import TinyDetector
-from visionedge.frames import Frame, Placement, Result
+from visionedge.frames import Frame, InputSpec, Placement, Result
 from visionedge.inference.batcher import Batcher, Drop
 from visionedge.inference.detections import Rows, Selection
 from visionedge.inference.devices import DeviceState, Reason
-from visionedge.inference.lanes import Complaints, Lane
+from visionedge.inference.lanes import Complaints, Lane, Running
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.plan import Plan
 from visionedge.inference.session import EngineAwayError, EngineError, Pictures
@@ -65,13 +66,32 @@ def frame(camera: str, sequence: int = 1, width_px: int = 64) -> Frame:
     return Frame(camera, sequence, 1, 0, utc, 640, 480, picture, whole, lambda: picture)
 
 
+class InUse:
+    """One engine from beginning to end."""
+
+    def __init__(self, engine: Engine, selection: Selection = SURE) -> None:
+        self.engine, self.selection = engine, selection
+
+    def wanted(self, _lane: int) -> bool:
+        return True
+
+    @property
+    def max_batch(self) -> int:
+        return self.engine.plan.max_batch
+
+    @contextmanager
+    def using(self, _spec: InputSpec | None) -> Iterator[Running]:
+        yield Running(self.engine, self.selection)
+
+
 class River:
     """A batcher whose frames are all put before the lane starts; the lane ends with the last of them."""
 
     def __init__(self, engine: Engine, *frames: Frame, clock: Callable[[], int] | None = None) -> None:
         self.batcher = Batcher(8, 10**9, clock or Clock(0))
         self.delivered: list[Result] = []
-        self.lane = Lane(self.batcher, engine, SURE, self.deliver, clock=clock or Clock())
+        self.in_use = InUse(engine)
+        self.lane = Lane(self.batcher, self.in_use, self.deliver, clock=clock or Clock())
         self.left = len(frames)
         for one in frames:
             self.batcher.open(one.camera)
@@ -178,7 +198,7 @@ def test_a_new_selection_counts_from_the_next_batch_on(engine: Engine) -> None:
     works = engine.act
 
     def act(count: int) -> Rows:
-        river.lane.selection = Selection(0.05, None)  # while the first is computed
+        river.in_use.selection = Selection(0.05, None)  # while the first is computed
         return works(count)
 
     engine.act = act
@@ -194,7 +214,7 @@ def test_an_error_that_nobody_expected_ends_the_lane_and_gives_the_batch_back(en
     def deliver(_result: Result) -> None:
         raise LookupError("a bug")
 
-    lane = Lane(river.batcher, engine, SURE, deliver)
+    lane = Lane(river.batcher, InUse(engine), deliver)
     with pytest.raises(LookupError):
         lane.run()
     dock = river.batcher.statistics().cameras["dock"]

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from visionedge import logs, report
 from visionedge.frames import Picture, Result
-from visionedge.inference.any_engine import AnyEngine
-from visionedge.inference.detections import Selection
+from visionedge.inference.lineup import Lineup
 from visionedge.metrics import Metrics
 from visionedge.ops.doctor.gather import Request, Running
 from visionedge.ops.doctor.host import this_host
@@ -29,8 +28,9 @@ _DETECT_PERMITS = 4
 class Facade:
     """Answers for HTTP; every method is called on the loop and returns at once or is awaited."""
 
-    def __init__(self, rooms: Rooms, metrics: Metrics) -> None:
+    def __init__(self, rooms: Rooms, lineup: Lineup, metrics: Metrics) -> None:
         self._rooms = rooms
+        self._lineup = lineup
         self._metrics = metrics
         self._permits = _DETECT_PERMITS
         self._visits = Visits(self._examine)
@@ -92,21 +92,30 @@ class Facade:
 
     async def detect(self, picture: Picture) -> Result:
         """Analyse one picture of a request."""
-        engine, selection = self._admit()
-        return await self._with_permit(lambda: analyse([frame_of(picture, engine)], engine, selection)[0])
+        self._admit()
+
+        def analysed() -> Result:
+            with self._lineup.using() as running:
+                frame = frame_of(picture, running.engine)
+                return analyse([frame], running.engine, running.selection)[0]
+
+        return await self._with_permit(analysed)
 
     async def infer_rows(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run the compiled model on pictures at its own size."""
-        engine, _ = self._admit()
-        return await self._with_permit(lambda: engine.infer(images))
+        self._admit()
 
-    def _admit(self) -> tuple[AnyEngine, Selection]:
-        rooms = self._rooms
-        if rooms.engine is None or rooms.selection is None or rooms.readiness():
-            raise Busy("; ".join(rooms.readiness()))
+        def inferred() -> NDArray[np.float32]:
+            with self._lineup.using() as running:
+                return running.engine.infer(images)
+
+        return await self._with_permit(inferred)
+
+    def _admit(self) -> None:
+        if reasons := self._rooms.readiness():
+            raise Busy("; ".join(reasons))
         if self._permits == 0:
             raise Busy("too many pictures at once")
-        return rooms.engine, rooms.selection
 
     async def _with_permit(self, work: Callable[[], T]) -> T:
         """Run work of a request off the loop, at most `_DETECT_PERMITS` at once."""

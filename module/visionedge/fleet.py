@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from visionedge.capture.budget import ThreadBudget
-from visionedge.capture.camera import Allocate, Camera, CameraStatus, FrameSink
+from visionedge.capture.camera import Camera, CameraStatus, Fitting, FrameSink
 from visionedge.capture.decoded import Limits
 from visionedge.capture.gate import GateSettings
 from visionedge.config import CameraConfig, GateConfig
-from visionedge.frames import InputSpec
 from visionedge.threads import Crew
 
 log = logging.getLogger(__name__)
@@ -30,31 +29,28 @@ class Fleet:
     """The cameras, by name. `apply` and `stop` belong to one thread, `watch` may be called by another.
 
     Args:
-        spec: the model's input.
+        fitting: the model's input, and where pictures of its size are written.
         slots: take the frames.
         crew: runs a thread for each camera.
         first_sequence: the number of a camera's first frame in this run.
         on_change: told of each change of a camera's state, from any thread.
-        allocate: where pictures at the model's size are written.
         hardware: videos may be decoded on a GPU.
     """
 
     def __init__(
         self,
-        spec: InputSpec,
+        fitting: Fitting,
         slots: Slots,
         crew: Crew,
         *,
         first_sequence: Callable[[str], int],
         on_change: Callable[[CameraStatus], None],
-        allocate: Allocate | None = None,
         hardware: bool = False,
     ) -> None:
         self.by_name: dict[str, Camera] = {}
-        self._spec, self._slots, self._crew = spec, slots, crew
+        self._fitting, self._slots, self._crew = fitting, slots, crew
         self._first_sequence = first_sequence
         self._on_change = on_change
-        self._allocate = allocate
         self._hardware = hardware
         # One more thread for each core, whatever the cameras: theirs are waiting most of the time.
         self._spare_threads = ThreadBudget(len(os.sched_getaffinity(0)))
@@ -72,6 +68,12 @@ class Fleet:
         for name, settings in enabled.items():
             if name not in self.by_name:
                 self._open(name, settings)
+
+    def refit(self, fitting: Fitting) -> None:
+        """Bring the pictures of all cameras to the input of another model, from the next one on."""
+        self._fitting = fitting
+        for camera in self.by_name.values():
+            camera.refit(fitting)
 
     def watch(self) -> None:
         """Let each camera notice what its own thread cannot; to be called a few times a second."""
@@ -93,7 +95,7 @@ class Fleet:
         camera = Camera(
             name,
             settings.uri,
-            self._spec,
+            self._fitting.spec,
             self._slots,
             fps=settings.fps,
             first_sequence=next_sequence or self._first_sequence(name),
@@ -105,7 +107,7 @@ class Fleet:
                 spare_threads=self._spare_threads,
             ),
             gate=_gate(settings.gate),
-            allocate=self._allocate,
+            allocate=self._fitting.allocate,
             on_change=lambda status: self._changed(camera, status),
         )
         self._slots.open(name)

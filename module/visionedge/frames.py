@@ -62,8 +62,9 @@ class Frame:
 
     `sequence` never repeats for a camera, restarts included; `epoch` grows by one at each reconnect.
     `captured_ns` is monotonic and taken right after decode: ages come from it alone.
-    `image` is the picture at the model's input size; `full_picture()` gives it at the source's size
-    (converted only when somebody asks).
+    `image` is the picture at the model's input size, brought to it as `spec` says; `full_picture()` gives it
+    at the source's size (converted only when somebody asks). `spec` tells models apart while one takes over
+    from another; None fits whichever there is.
     """
 
     camera: str
@@ -76,6 +77,7 @@ class Frame:
     image: Picture
     placement: Placement
     full_picture: Callable[[], Picture]
+    spec: InputSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)

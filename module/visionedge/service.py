@@ -12,34 +12,26 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from visionedge import report
-from visionedge.capture.camera import CameraStatus
+from visionedge.capture.camera import CameraStatus, Fitting
 from visionedge.config import Config
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.identity import Identity
 from visionedge.edge.ladder import EXIT_STUCK
-from visionedge.errors import ConfigError
+from visionedge.engine_room import EngineRoom
 from visionedge.facade import Facade
 from visionedge.fleet import Fleet
 from visionedge.inference.any_engine import AnyEngine
-from visionedge.inference.detections import Selection
-from visionedge.inference.engine import open_engine
-from visionedge.inference.lanes import Lane
-from visionedge.inference.model import Model, bundled_model_path, load_model
-from visionedge.inference.process import EngineNews, EngineProcess
-from visionedge.inference.shared import Arena, blocks_for
+from visionedge.inference.process import EngineNews
 from visionedge.memory import settle_allocator
 from visionedge.metrics import Metrics
 from visionedge.rooms import Rooms
 from visionedge.sequences import Sequences
-from visionedge.threads import Crew
+from visionedge.threads import Crew, on_thread
 from visionedge.web.server import Server
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _TICK_S = 0.2
 _REMEMBER_EVERY_TICKS = 50
@@ -86,8 +78,7 @@ class Service:
         self.rooms = Rooms.of(options.config, options.data, options.environ, self._wake)
         self.left: list[str] = []
         self._crew = Crew(self._thread_died)
-        self._child: EngineProcess | None = None
-        self._engine_crew = Crew(self._thread_died)
+        self._engines = EngineRoom(self.rooms, options.data, self._crew, self._thread_died)
         self._hub_crew = Crew(self._thread_died)  # must outlive the others: the last messages go through it
         self._metrics = Metrics(lambda: report.samples(self.rooms))
         self._sequences = Sequences(options.data / "sequences.json")
@@ -105,33 +96,20 @@ class Service:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._shut_down)
             rooms = self.rooms
-            model, selection = rooms.loaded, rooms.selection = self._load()
-            if rooms.config.inference.process:
-                rooms.arena = Arena(model.input, blocks_for(len(rooms.config.cameras)))
+            fitting = self._engines.load()
             # The spool is opened here, and a disk may be slow.
-            rooms.delivery = await self._on_thread("delivery", self._open_delivery)
-            self._server = await Server.start(Facade(rooms, self._metrics), rooms.config.http)
+            rooms.delivery = await on_thread(self._crew, "delivery", self._open_delivery)
+            self._server = await Server.start(
+                Facade(rooms, self._engines.lineup, self._metrics), rooms.config.http
+            )
             stack.push_async_callback(self._server.close)
             rooms.delivery.start()
-            rooms.fleet = self._fleet(model)
+            rooms.fleet = self._fleet(fitting)
             rooms.fleet.apply(rooms.config.cameras)
-            engine = await self._open_engine(model, selection)
+            engine = await self._open_engine()
             if engine is not None:
                 await self._run(engine, rooms.delivery)
         return self._exit_code
-
-    def _load(self) -> tuple[Model, Selection]:
-        model = load_model(self._model_path())
-        inference = self.rooms.config.inference
-        return model, Selection.of(model, inference.confidence, inference.iou, inference.classes)
-
-    def _model_path(self) -> Path:
-        model = self.rooms.config.model
-        if model.url is not None:
-            raise ConfigError(
-                ["model.url: models are not fetched yet; put the file there and give model.path"]
-            )
-        return Path(model.path) if model.path is not None else bundled_model_path()
 
     def _open_delivery(self) -> Delivery:
         identity = Identity.from_environ(self.options.environ)
@@ -144,58 +122,42 @@ class Service:
             on_stuck=self._hub_stuck,
         )
 
-    def _fleet(self, model: Model) -> Fleet:
+    def _fleet(self, fitting: Fitting) -> Fleet:
         return Fleet(
-            model.input,
+            fitting,
             self.rooms.batcher,
             self._crew,
             first_sequence=self._sequences.first,
             on_change=self.rooms.outbox.put,
-            allocate=self.rooms.arena.allocate if self.rooms.arena else None,
             hardware=self.rooms.config.inference.device != "cpu",
         )
 
-    def apply_cameras(self, config: Config) -> None:
-        """Make the cameras those of another configuration; nothing else of it is looked at."""
+    async def reconfigure(self, config: Config) -> dict[str, str]:
+        """Make the running module that of another configuration, without disturbing what stays as it is.
+
+        Gives the sections that could not be applied, each with the reason; those stay as they were.
+        """
+        self._apply_cameras(config)
+        refused = dict(await self._engines.change(config))
+        if config.http != self.rooms.config.http:
+            refused["http"] = "takes effect at the next start"
+        return refused
+
+    def _apply_cameras(self, config: Config) -> None:
         if self.rooms.fleet is not None:
             self.rooms.config = self.rooms.config.model_copy(update={"cameras": config.cameras})
             self.rooms.fleet.apply(config.cameras)
 
-    async def _open_engine(self, model: Model, selection: Selection) -> AnyEngine | None:
+    async def _open_engine(self) -> AnyEngine | None:
         """Build and warm the engine off the loop, start its lanes; None if stopped meanwhile."""
-        opening = asyncio.ensure_future(self._on_thread("opening", self._opener(model)))
+        opening = asyncio.ensure_future(self._engines.open())
         stopped = asyncio.ensure_future(self._stopped.wait())
         await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if not opening.done():
             opening.cancel()
             return None
-        engine = self.rooms.engine = opening.result()
-        for number in range(engine.plan.lanes):
-            lane = Lane(self.rooms.batcher, engine, selection, self.rooms.outbox.put)
-            self._crew.start(f"lane:{number}", lane.run, vital=True)
-        return engine
-
-    def _opener(self, model: Model) -> Callable[[], AnyEngine]:
-        """What opens the engine, in a process of its own or in this one; slow."""
-        inference, data = self.rooms.config.inference, self.options.data
-        if self.rooms.arena is None:
-            return lambda: open_engine(model, inference, data=data)
-        # Kept from now on: a child is ended also while it opens.
-        child = self._child = EngineProcess(
-            model,
-            inference,
-            self.rooms.arena,
-            data=data,
-            crew=self._engine_crew,
-            on_change=self.rooms.outbox.put,
-        )
-
-        def opened() -> AnyEngine:
-            child.open()
-            return child
-
-        return opened
+        return opening.result()
 
     async def _run(self, engine: AnyEngine, delivery: Delivery) -> None:
         device = engine.device
@@ -212,7 +174,7 @@ class Service:
                 self.rooms.fleet.watch()
             ticks += 1
             if ticks % _MEASURE_EVERY_TICKS == 1:
-                await asyncio.to_thread(self._measure, engine)
+                await asyncio.to_thread(self._measure, self.rooms.engine or engine)
             if ticks % _REMEMBER_EVERY_TICKS == 0:
                 await self._remember()
 
@@ -230,6 +192,7 @@ class Service:
         if self.rooms.fleet is not None:
             self.rooms.fleet.stop()
         self.rooms.batcher.close()
+        self._engines.lineup.close()
         self.left = await asyncio.to_thread(self._end_threads)
         self._pump()
         if self.rooms.delivery is not None:
@@ -244,12 +207,10 @@ class Service:
     def _end_threads(self) -> list[str]:
         """Lanes first, then the engine, unless it is still opening or holds a lane; who is left. Blocks."""
         left = self._crew.join(_JOIN_S) if self.rooms.engine is not None else []
-        engine = self._child or self.rooms.engine
-        if engine is not None:
-            engine.close()
+        self._engines.close()
         if left or self.rooms.engine is None:
             left = self._crew.join(_JOIN_AGAIN_S)
-        return left + self._engine_crew.alive()
+        return left + self._engines.left()
 
     async def _remember(self) -> None:
         last = {} if self.rooms.fleet is None else self.rooms.fleet.next_sequences()
@@ -302,6 +263,7 @@ class Service:
             return
         for item in self.rooms.outbox.drain():
             if isinstance(item, EngineNews):
+                self._engines.lineup.follow()
                 details = report.engine(self.rooms.engine) if self.rooms.engine else {}
                 self.rooms.delivery.event("engine", item.code, item.message, details)
                 continue
@@ -313,27 +275,3 @@ class Service:
             self.rooms.board.publish(item)
             self.rooms.delivery.offer(item)
             self._metrics.observe(item)
-
-    async def _on_thread(self, name: str, work: Callable[[], T]) -> T:
-        """Run blocking work on a thread of its own, which the module can end without."""
-        done: asyncio.Future[T] = self._loop.create_future()
-
-        def settle(result: T | None, error: BaseException | None) -> None:
-            if done.cancelled():
-                return
-            if error is not None:
-                done.set_exception(error)
-            else:
-                done.set_result(result)  # type: ignore[arg-type]  # work gave it
-
-        def target() -> None:
-            try:
-                result = work()
-            except BaseException as error:  # noqa: BLE001 - raised where it is awaited
-                caught = error
-                self._call_soon(lambda: settle(None, caught))
-            else:
-                self._call_soon(lambda: settle(result, None))
-
-        self._crew.start(name, target)
-        return await done

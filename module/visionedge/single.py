@@ -4,11 +4,11 @@ import time
 
 from visionedge.capture.fitting import fit
 from visionedge.frames import Frame, Picture, Result, Timing, utc_now
-from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.detections import Selection
+from visionedge.inference.lanes import Computes
 
 
-def frame_of(picture: Picture, engine: AnyEngine, sequence: int = 1, epoch: int = 1) -> Frame:
+def frame_of(picture: Picture, engine: Computes, sequence: int = 1, epoch: int = 1) -> Frame:
     """The picture as a frame of no camera, at the size the engine's model wants."""
     captured_ns, captured_utc = time.monotonic_ns(), utc_now()
     image, placement = fit(picture, engine.model.input)
@@ -18,7 +18,7 @@ def frame_of(picture: Picture, engine: AnyEngine, sequence: int = 1, epoch: int 
     )  # fmt: skip
 
 
-def analyse(frames: list[Frame], engine: AnyEngine, selection: Selection) -> list[Result]:
+def analyse(frames: list[Frame], engine: Computes, selection: Selection) -> list[Result]:
     """Compute frames as one batch, on the calling thread.
 
     Raises:

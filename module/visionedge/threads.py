@@ -1,11 +1,19 @@
 """The one place where threads are made: named, watched, and counted at the end."""
 
+import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+OnDeath = Callable[[str, BaseException | None], None]
+"""Told, from the dying thread, the name of a thread that had to live, and of what it died."""
 
 
 class Crew:
@@ -15,7 +23,7 @@ class Crew:
     `on_death` is called once, from that thread, with its name and the error (None for a plain return).
     """
 
-    def __init__(self, on_death: Callable[[str, BaseException | None], None]) -> None:
+    def __init__(self, on_death: OnDeath) -> None:
         self._on_death = on_death
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
@@ -57,3 +65,36 @@ class Crew:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return self.alive()
+
+
+async def on_thread(crew: Crew, name: str, work: Callable[[], T]) -> T:
+    """Run blocking work on a thread of its own, which the module can end without.
+
+    Raises whatever the work raises.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]  # work gave it
+
+    def tell(result: T | None, error: BaseException | None) -> None:
+        # A thread that was left behind may still speak when the loop is closed; nobody listens then.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, result, error)
+
+    def target() -> None:
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+            tell(None, error)
+        else:
+            tell(result, None)
+
+    crew.start(name, target)
+    return await done

@@ -21,7 +21,7 @@ from visionedge.errors import DamagedError, SourceError, VisionedgeError
 from visionedge.frames import Frame, InputSpec, Picture, Placement, utc_now
 from visionedge.uris import CameraUri, parse_camera_uri, redact
 
-__all__ = ["Allocate", "Camera", "CameraStatus", "FrameSink", "Means", "State"]
+__all__ = ["Allocate", "Camera", "CameraStatus", "Fitting", "FrameSink", "Means", "State"]
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,22 @@ Allocate = Callable[[], Picture | None]
 
 def _no_place() -> None:
     """Every picture gets an array of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """The input that pictures are brought to, and where they are written then."""
+
+    spec: InputSpec
+    allocate: Allocate = _no_place
+
+    def fill(self, decoded: Decoded) -> tuple[Picture, Placement]:
+        """The decoded picture at the model's size, and where it lies in there.
+
+        Raises:
+            DamagedError: it cannot be converted.
+        """
+        return decoded.fill(self.spec, self.allocate())
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +139,14 @@ class Camera:
         means: Means | None = None,
     ) -> None:
         self.name = name
-        self._uri, self._spec, self._sink = uri, spec, sink
+        self._uri, self._sink = uri, sink
         self._fps = fps
         self._paced = paced
         self._clock = clock
         limits = limits or Limits()
         self._limits = limits if fps is None else replace(limits, pictures_per_s=fps)
         self._gate = gate
-        self._allocate = allocate or _no_place
+        self._fitting = Fitting(spec, allocate or _no_place)
         self._on_change = on_change
         self._means = means or Means()
         self._backoff = Backoff(chance=self._means.chance)
@@ -177,6 +193,11 @@ class Camera:
             self._attempt.give_up()
         if self._source is not None:
             self._source.interrupt()
+
+    def refit(self, fitting: Fitting) -> None:
+        """Bring pictures to another model's input; once this returns, no frame comes for the one before."""
+        with self._handing:
+            self._fitting = fitting
 
     def watch(self) -> None:
         """Notice that nothing comes, which the camera's own thread cannot as it waits; to be called often."""
@@ -250,8 +271,9 @@ class Camera:
 
     def _hand_on(self, decoded: Decoded, showing: _Showing, captured_ns: int, captured_utc: datetime) -> bool:
         """Make a frame of what was decoded and give it to the sink; False where there is no frame."""
+        fitting = self._fitting
         try:
-            image, placement = decoded.fill(self._spec, self._allocate())
+            image, placement = fitting.fill(decoded)
         except DamagedError:
             # One damaged picture is no loss; nothing else for long is.
             if showing.damaged_for_ns(captured_ns) > self._limits.picture_timeout_s * 1e9:
@@ -266,6 +288,9 @@ class Camera:
         with self._handing:
             if self._stop.is_set():
                 return False
+            if fitting is not self._fitting:  # another model has come since: its pictures are others
+                fitting = self._fitting
+                image, placement = fitting.fill(decoded)
             frame = Frame(
                 camera=self.name,
                 sequence=self._now.next_sequence,
@@ -277,6 +302,7 @@ class Camera:
                 image=image,
                 placement=placement,
                 full_picture=decoded.picture,
+                spec=fitting.spec,
             )
             self._now.next_sequence += 1
             self._sink.put(frame)

@@ -134,7 +134,7 @@ def _add_decode(loads: Verbs) -> None:
     )
     decode.add_argument("--source", metavar="FILE", help="a video (default: 1080p, made for this)")
     decode.add_argument(
-        "--size", type=count, default=640, metavar="N", help="the model's input, N x N (default: %(default)s)"
+        "--size", type=count, default=416, metavar="N", help="the model's input, N x N (default: %(default)s)"
     )
     decode.add_argument(
         "--fps", type=seconds, default=5.0, metavar="F", help="a lower rate to ask for (default: %(default)s)"

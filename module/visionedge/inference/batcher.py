@@ -1,7 +1,7 @@
 """Slots and natural batches: the newest frame of every camera waits here until a lane takes it.
 
-Who calls what: camera threads `put` and `wait_taken`; lanes `take` and `done`; the service `open`,
-`close_camera`, `close` and `statistics`. One lock, held for assignments only; `put` never blocks.
+Who calls what: camera threads `put` and `wait_taken`; lanes `take` and `done`; the service all the rest. One
+lock, held for assignments only; `put` never blocks.
 
 The law, at every moment and for every camera:
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from visionedge.frames import Frame
+from visionedge.frames import Frame, InputSpec
 
 
 class Outcome(StrEnum):
@@ -49,6 +49,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def parts(self) -> tuple["Batch", ...]:
+        """The batch by the inputs that its frames were prepared for: one part, but while models change."""
+        by_spec: dict[InputSpec | None, list[Frame]] = {}
+        for frame in self.frames:
+            by_spec.setdefault(frame.spec, []).append(frame)
+        if len(by_spec) == 1:
+            return (self,)
+        return tuple(Batch(tuple(frames), self.taken_ns) for frames in by_spec.values())
+
 
 @dataclass(frozen=True, slots=True)
 class CameraStatistics:
@@ -72,7 +81,7 @@ class BatcherStatistics:
 @dataclass(slots=True)
 class _Slot:
     frame: Frame | None = None
-    in_flight: bool = False
+    flying: Frame | None = None
     open: bool = True
     offered: int = 0
     analysed: int = 0
@@ -109,7 +118,8 @@ class Batcher:
         slots = list(self._slots.values())
         return (
             f"<Batcher {'closed' if self._closed else 'open'} cameras={sum(s.open for s in slots)}"
-            f" waiting={sum(s.frame is not None for s in slots)} in_flight={sum(s.in_flight for s in slots)}"
+            f" waiting={sum(s.frame is not None for s in slots)}"
+            f" in_flight={sum(s.flying is not None for s in slots)}"
             f" batches={self._batch_sizes.total()}>"
         )
 
@@ -138,7 +148,7 @@ class Batcher:
             if slot.frame is not None:
                 slot.dropped[Drop.REPLACED] += 1
             slot.frame = frame
-            if not slot.in_flight:
+            if slot.flying is None:
                 self._work.notify()
 
     def gate(self, camera: str) -> None:
@@ -179,13 +189,27 @@ class Batcher:
         with self._work:
             for frame in batch.frames:
                 slot = self._slots[frame.camera]
-                slot.in_flight = False
+                slot.flying = None
                 if outcome is Outcome.ANALYSED:
                     slot.analysed += 1
                 else:
                     slot.dropped[Drop.FAILED] += 1
                 if slot.frame is not None:
                     self._work.notify()
+
+    def limit(self, max_batch: int, max_age_ns: int) -> None:
+        """Bound batches and ages otherwise from now on."""
+        with self._work:
+            self._max_batch, self._max_age_ns = max_batch, max_age_ns
+
+    def holds(self, spec: InputSpec) -> bool:
+        """Whether a frame that was prepared for this input waits or is in flight."""
+        with self._work:
+            return any(
+                frame is not None and frame.spec == spec
+                for slot in self._slots.values()
+                for frame in (slot.frame, slot.flying)
+            )
 
     def close(self) -> None:
         """Discard what waits and wake everybody; `take` gives None from now on."""
@@ -203,7 +227,7 @@ class Batcher:
                     offered=slot.offered,
                     analysed=slot.analysed,
                     waiting=int(slot.frame is not None),
-                    in_flight=int(slot.in_flight),
+                    in_flight=int(slot.flying is not None),
                     dropped={reason: slot.dropped[reason] for reason in Drop},
                 )
                 for camera, slot in self._slots.items()
@@ -216,7 +240,7 @@ class Batcher:
         """The frames that could go now, whose turn it is first; those too old are dropped on the way."""
         ready = []
         for slot in self._slots.values():
-            if slot.frame is None or slot.in_flight:
+            if slot.frame is None or slot.flying is not None:
                 continue
             if now_ns - slot.frame.captured_ns > self._max_age_ns:
                 slot.frame = None
@@ -228,7 +252,7 @@ class Batcher:
 
     def _company_ns(self, ready: list[Frame], most: int, now_ns: int) -> int:
         """How long this batch should still wait for more frames; 0 or less means that it goes now."""
-        could_come = sum(slot.open and not slot.in_flight for slot in self._slots.values())
+        could_come = sum(slot.open and slot.flying is None for slot in self._slots.values())
         if len(ready) >= min(most, could_come):
             return 0
         return min(frame.captured_ns for frame in ready) + self._window_ns - now_ns
@@ -236,12 +260,12 @@ class Batcher:
     def _served(self, frames: list[Frame], now_ns: int) -> Batch:
         for frame in frames:
             slot = self._slots.pop(frame.camera)
-            slot.frame, slot.in_flight = None, True
+            slot.frame, slot.flying = None, frame
             self._slots[frame.camera] = slot
         self._batch_sizes[len(frames)] += 1
         self._room.notify_all()
         # One put wakes one lane; what that lane left behind is for the next.
-        if any(slot.frame is not None and not slot.in_flight for slot in self._slots.values()):
+        if any(slot.frame is not None and slot.flying is None for slot in self._slots.values()):
             self._work.notify()
         return Batch(tuple(frames), now_ns)
 

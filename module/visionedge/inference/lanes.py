@@ -4,9 +4,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
-from visionedge.frames import Result, Timing
+from visionedge.frames import InputSpec, Result, Timing
 from visionedge.inference.batcher import Batch, Batcher, Outcome
 from visionedge.inference.detections import Rows, Selection
 from visionedge.inference.devices import DeviceState
@@ -58,48 +60,81 @@ class Complaints:
         log.error("a batch failed%s: %s", f" (and {unsaid} before it)" if unsaid else "", error)
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """An engine, and which of its rows count. A batch is computed with one pair, never with parts of two."""
+
+    engine: Computes
+    selection: Selection
+
+
+class EngineInUse(Protocol):
+    """What a lane asks of whoever knows the engine in use (`lineup.Lineup`)."""
+
+    def wanted(self, lane: int) -> bool:
+        """Wait until there is work for this lane; False when there will be none any more."""
+
+    @property
+    def max_batch(self) -> int:
+        """The largest batch worth taking."""
+
+    def using(self, spec: InputSpec | None) -> AbstractContextManager[Running]:
+        """The engine for frames that were prepared for `spec`; it stays open meanwhile.
+
+        Raises:
+            EngineError: there is none.
+        """
+
+
 class Lane:
     """One lane: `run` is a thread's target and ends when the batcher closes.
 
-    `deliver` is called for each result, in the order of a camera's frames; it must not block. `selection` and
-    `engine` may be replaced at any time and count from the next batch on. Lanes of one engine may share
-    `complaints`.
+    `deliver` is called for each result, in the order of a camera's frames; it must not block. Lanes of one
+    engine may share `complaints`.
     """
 
     def __init__(
         self,
         batcher: Batcher,
-        engine: Computes,
-        selection: Selection,
+        in_use: EngineInUse,
         deliver: Callable[[Result], None],
         *,
+        number: int = 0,
         complaints: Complaints | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self.selection = selection
         self._batcher = batcher
-        self.engine = engine
+        self._in_use = in_use
+        self._number = number
         self._deliver = deliver
         self._complaints = complaints or Complaints(clock)
         self._clock = clock
 
     def run(self) -> None:
         """Take, infer, deliver, until the batcher is closed. A failed batch is counted, no more."""
-        while (batch := self._batcher.take(most=self.engine.plan.max_batch)) is not None:
-            outcome = Outcome.FAILED
-            try:
-                self._compute(batch, self.engine, self.selection)
-                outcome = Outcome.ANALYSED
-            except EngineAwayError:
-                pass  # nothing that has not been told
-            except EngineError as error:
-                self._complaints.add(error)
-            finally:
-                # Only now may a frame of these cameras be taken again: results stay in order.
-                self._batcher.done(batch, outcome)
+        while self._in_use.wanted(self._number):
+            batch = self._batcher.take(most=self._in_use.max_batch)
+            if batch is None:
+                return
+            for part in batch.parts():
+                self._serve(part)
+
+    def _serve(self, batch: Batch) -> None:
+        outcome = Outcome.FAILED
+        try:
+            with self._in_use.using(batch.frames[0].spec) as running:
+                self._compute(batch, running.engine, running.selection)
+            outcome = Outcome.ANALYSED
+        except EngineAwayError:
+            pass  # nothing that has not been told
+        except EngineError as error:
+            self._complaints.add(error)
+        finally:
+            # Only now may a frame of these cameras be taken again: results stay in order.
+            self._batcher.done(batch, outcome)
 
     def _compute(self, batch: Batch, engine: Computes, selection: Selection) -> None:
-        """Infer and deliver; `engine` and `selection` are taken once, so that a batch never sees two."""
+        """Infer and deliver."""
         started_ns = self._clock()
         rows = engine.infer([frame.image for frame in batch.frames], selection.confidence)
         if len(rows) != len(batch):

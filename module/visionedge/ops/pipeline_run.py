@@ -20,7 +20,7 @@ from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.batcher import Batcher
 from visionedge.inference.detections import Selection
 from visionedge.inference.engine import open_engine
-from visionedge.inference.lanes import Lane
+from visionedge.inference.lineup import Lineup
 from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
 from visionedge.inference.process import EngineProcess
@@ -137,16 +137,18 @@ def _running(
         return SyntheticSource(made_up, pictures) if made_up else _looped(uri, limits)
 
     cameras = [_camera(load, number, rig, batcher, opener) for number in range(load.cameras)]
-    for number in range(engine.plan.lanes):
-        crew.start(f"lane:{number}", Lane(batcher, engine, selection, tally.deliver).run, vital=True)
+    lineup = Lineup(batcher, crew, tally.deliver)
+    lineup.adopt(engine, selection)
     for camera in cameras:
         batcher.open(camera.name)
         crew.start(f"camera:{camera.name}", camera.run)
     try:
         yield batcher, broken
     finally:
+        crew.stopping.set()  # from here on a lane that ends is no accident
         for camera in cameras:
             camera.stop()
+        lineup.close()
         batcher.close()
         left = crew.join(_STOP_S)
     if broken.is_set() or left:

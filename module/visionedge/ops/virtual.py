@@ -24,7 +24,7 @@ _DROPOUT_S = (1.0, 3.0)
 _MOST_PIXELS = 100_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StampedFrame(Frame):
     """A frame of which is known how long its decoding took, and when it reached the batcher."""
 

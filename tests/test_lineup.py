@@ -1,0 +1,213 @@
+"""The lineup: one engine takes over from another; every frame is computed once, by the engine it fits."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tiny_models import TinyDetector
+from visionedge.frames import Frame, InputSpec, Placement, Result
+from visionedge.inference.batcher import Batcher, Drop
+from visionedge.inference.detections import Rows, Selection
+from visionedge.inference.devices import DeviceState, Reason
+from visionedge.inference.lineup import Lineup
+from visionedge.inference.model import Model, load_model
+from visionedge.inference.plan import Plan
+from visionedge.inference.session import EngineError, Pictures
+from visionedge.threads import Crew
+
+SURE = Selection(0.4, None)
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+ROWS: Rows = np.array([[0, 0, 32, 24, 0.9, 2]], np.float32)
+
+
+class Engine:
+    """Notes what it computes; `hold` keeps its first batch until it is let go."""
+
+    def __init__(self, model: Model, lanes: int = 1) -> None:
+        self.model = model
+        self.device = DeviceState("cpu", "cpu", Reason.ASKED_CPU, "", NOW)
+        self.plan = Plan(lanes, (4,), "test")
+        self.computed = 0
+        self.began = threading.Event()
+        self.hold: threading.Event | None = None
+
+    def infer(self, pictures: Pictures, _least_score: float | None = None) -> Rows:
+        self.began.set()
+        if self.hold is not None:
+            assert self.hold.wait(20)
+        if any(picture.shape[1] != self.model.input.width_px for picture in pictures):
+            raise EngineError("pictures of another size")
+        self.computed += len(pictures)
+        return np.stack([ROWS] * len(pictures))
+
+
+class Delivered:
+    """The results, and a way to wait for so many."""
+
+    def __init__(self) -> None:
+        self.results: list[Result] = []
+        self._more = threading.Condition()
+
+    def __call__(self, result: Result) -> None:
+        with self._more:
+            self.results.append(result)
+            self._more.notify_all()
+
+    def wait_for(self, count: int) -> None:
+        with self._more:
+            assert self._more.wait_for(lambda: len(self.results) >= count, 20)
+
+    @property
+    def seen(self) -> list[tuple[str, int, str]]:
+        return [(each.frame.camera, each.frame.sequence, each.model) for each in self.results]
+
+
+class Stage:
+    """A lineup on real threads."""
+
+    def __init__(self) -> None:
+        self.deaths: list[str] = []
+        self.crew = Crew(lambda name, _error: self.deaths.append(name))
+        self.batcher = Batcher(8, 10**11, clock=lambda: 0)
+        self.delivered = Delivered()
+        self.lineup = Lineup(self.batcher, self.crew, self.delivered)
+
+    def put(self, camera: str, sequence: int, spec: InputSpec) -> None:
+        self.batcher.open(camera)
+        image = np.zeros((spec.height_px, spec.width_px, 3), np.uint8)
+        whole = Placement(0, 0, spec.width_px, spec.height_px)
+        self.batcher.put(Frame(camera, sequence, 1, 0, NOW, 640, 480, image, whole, lambda: image, spec))
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    made = Stage()
+    yield made
+    made.lineup.close()
+    made.batcher.close()
+    assert made.crew.join(10) == []
+    assert made.deaths == []
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Model:
+    return load_model(TinyDetector().save(tmp_path / "small.onnx"))
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Model:
+    return load_model(TinyDetector(width_px=96, height_px=64).save(tmp_path / "large.onnx"))
+
+
+@contextmanager
+def elsewhere(work: Callable[[], None]) -> Iterator[threading.Thread]:
+    """Work on another thread, which has ended afterwards."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_frames_prepared_for_the_model_before_are_computed_by_it(
+    stage: Stage, small: Model, large: Model
+) -> None:
+    """Also when frames of both wait side by side, and would be one batch."""
+    old, new = Engine(small), Engine(large)
+    old.hold = threading.Event()
+    stage.lineup.adopt(old, SURE)
+    stage.put("dock", 1, small.input)
+    assert old.began.wait(20)  # the only lane is busy, so what comes now waits
+    stage.put("gate", 1, small.input)
+    stage.put("yard", 1, large.input)
+    stage.lineup.adopt(new, SURE)
+    old.hold.set()
+    stage.delivered.wait_for(3)
+    assert sorted(stage.delivered.seen) == [("dock", 1, "small"), ("gate", 1, "small"), ("yard", 1, "large")]
+    assert all(not any(c.dropped.values()) for c in stage.batcher.statistics().cameras.values())
+
+
+def test_the_engine_before_is_let_go_only_when_no_frame_needs_it(
+    stage: Stage, small: Model, large: Model
+) -> None:
+    old = Engine(small)
+    old.hold = threading.Event()
+    stage.lineup.adopt(old, SURE)
+    stage.put("dock", 1, small.input)
+    assert old.began.wait(20)
+    stage.lineup.adopt(Engine(large), SURE)
+    with elsewhere(lambda: stage.lineup.settle(20)) as settling:
+        settling.join(0.2)
+        assert settling.is_alive()
+        old.hold.set()
+    assert stage.delivered.seen == [("dock", 1, "small")]
+    assert "before=None" in repr(stage.lineup)
+
+
+def test_what_still_comes_for_a_model_that_is_gone_fails_and_is_counted(
+    stage: Stage, small: Model, large: Model
+) -> None:
+    stage.lineup.adopt(Engine(small), SURE)
+    stage.lineup.adopt(Engine(large), SURE)
+    stage.lineup.settle(20)
+    stage.put("dock", 1, small.input)
+    stage.put("gate", 1, large.input)
+    stage.delivered.wait_for(1)
+    assert stage.delivered.seen == [("gate", 1, "large")]
+    stage.put("dock", 2, large.input)
+    stage.delivered.wait_for(2)
+    assert stage.batcher.statistics().cameras["dock"].dropped[Drop.FAILED] == 1
+
+
+def test_somebody_who_computes_beside_the_lanes_keeps_the_engine_open(stage: Stage, small: Model) -> None:
+    stage.lineup.adopt(Engine(small), SURE)
+    with stage.lineup.using() as running:
+        stage.lineup.adopt(Engine(small), SURE)
+        stage.lineup.settle(0.1)
+        with elsewhere(lambda: stage.lineup.settle(0.1)):
+            pass
+        assert running.engine.model is small
+
+
+def test_lanes_come_with_a_plan_that_wants_more_and_rest_with_one_that_wants_fewer(
+    stage: Stage, small: Model
+) -> None:
+    stage.lineup.adopt(Engine(small, lanes=3), SURE)
+    assert sorted(stage.crew.alive()) == ["lane:0", "lane:1", "lane:2"]
+    slow = Engine(small, lanes=1)
+    slow.hold = threading.Event()
+    stage.lineup.adopt(slow, SURE)
+    for number in range(6):  # those that waited for a frame take one more, and rest then
+        stage.put(f"camera-{number}", 1, small.input)
+    slow.hold.set()
+    stage.delivered.wait_for(6)
+    slow.hold = threading.Event()
+    stage.put("dock", 1, small.input)
+    stage.delivered.wait_for(6)
+    slow.plan = Plan(2, (4,), "more")
+    stage.lineup.follow()
+    slow.hold.set()
+    stage.delivered.wait_for(7)
+    assert sorted(stage.crew.alive()) == ["lane:0", "lane:1", "lane:2"]
+
+
+def test_another_selection_counts_from_the_next_batch_on(stage: Stage, small: Model) -> None:
+    stage.lineup.adopt(Engine(small), SURE)
+    stage.put("dock", 1, small.input)
+    stage.delivered.wait_for(1)
+    stage.lineup.select(Selection(0.95, None))
+    stage.put("dock", 2, small.input)
+    stage.delivered.wait_for(2)
+    assert [len(each.detections) for each in stage.delivered.results] == [1, 0]
+
+
+def test_without_an_engine_nobody_computes(stage: Stage) -> None:
+    with pytest.raises(EngineError, match="warming up"), stage.lineup.using():
+        pass
