@@ -45,8 +45,8 @@ _ROUNDS_OF_THE_DEMO = 3
 class DecodeLoad:
     """`source` None is a clip made for it: 1080p, B-pictures, 30 per second, a key picture every 2 s.
 
-    `spec` is the model's input, by default that of the bundled one. `fps` and `key_fps` are rates to ask of the
-    clip: one for which pictures that others refer to should be enough, one for which key pictures should.
+    `spec` is the model's input, by default that of the bundled one. `fps` and `key_fps` are rates to ask of
+    the clip: one for which pictures that others refer to should do, one for which key pictures should.
     """
 
     source: Path | None = None
