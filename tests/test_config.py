@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from visionedge.config import from_environment, merge, read_file, redacted, validate
+from visionedge.config import from_environment, merge, redacted, validate
+from visionedge.documents import read_file
 from visionedge.errors import ConfigError
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
-from visionedge.config import read_file, validate
+from visionedge.config import validate
+from visionedge.documents import read_file
 from visionedge.errors import ConfigError
 from visionedge.logs import RedactingFormatter
 from visionedge.uris import KnownSecrets, keep_secret, redact, secrets_in

@@ -7,20 +7,26 @@ working one.
 """
 
 import difflib
-import json
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
+from visionedge.documents import Document, kind_of
 from visionedge.errors import ConfigError
+from visionedge.fetching.address import check_address
 from visionedge.uris import keep_secret, parse_camera_uri, redact, secrets_in
-
-Document = dict[str, Any]
 
 CAMERA_NAME = re.compile(r"[a-z0-9-]{1,64}")
 
@@ -85,10 +91,23 @@ class ModelConfig(_Section):
     """Which model; absent = the bundled one."""
 
     path: str | None = Field(default=None, description="An ONNX file.")
+    allow_insecure: bool = Field(
+        default=False, description="Let 'url' be http: or file:, too; only the local file may say so."
+    )
+    max_megabytes: int = Field(
+        default=1000, ge=1, le=2000, description="A file behind 'url' that is larger is refused."
+    )
     url: str | None = Field(default=None, description="An https address of an ONNX file.")
     sha256: str | None = Field(
         default=None, pattern=r"^[0-9a-fA-F]{64}$", description="Of the file behind `url`."
     )
+
+    @field_validator("url", mode="after")
+    @classmethod
+    def _known_address(cls, url: str | None, before: ValidationInfo) -> str | None:
+        if url is not None:
+            check_address(url, insecure=bool(before.data.get("allow_insecure")))
+        return url
 
     @model_validator(mode="after")
     def _one_place(self) -> "ModelConfig":
@@ -187,7 +206,7 @@ def validate(document: object) -> Config:
     # From here on they are masked wherever they turn up, also if the document is refused.
     keep_secret(secrets_in(document))
     if not isinstance(document, dict):
-        raise ConfigError([f"the configuration is {_kind(document)}; it must be a mapping of keys"])
+        raise ConfigError([f"the configuration is {kind_of(document)}; it must be a mapping of keys"])
     try:
         return Config.model_validate(_without_nulls(document))
     except ValidationError as error:
@@ -208,30 +227,12 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Document:
     return merged
 
 
-def read_file(path: Path) -> Document:
-    """The document in a YAML or JSON file (by its name; `.json` is JSON).
-
-    Raises:
-        ConfigError: it cannot be read or parsed, or is no mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
-        raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
-    try:
-        # JSON is read as YAML too, but json tells its own errors better.
-        json_file = path.suffix.lower() == ".json"
-        document = json.loads(text) if json_file else yaml.load(text, _UniqueKeys)  # noqa: S506 - a SafeLoader
-    except json.JSONDecodeError as error:
-        raise ConfigError([f"{path}:{error.lineno}: is no JSON: {error.msg}"]) from None
-    except yaml.YAMLError as error:
-        raise ConfigError([f"{path}{_yaml_place(error)}: is no YAML: {_yaml_reason(error)}"]) from None
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise ConfigError([f"{path}: is {_kind(document)}; it must be a mapping of keys such as 'cameras:'"])
-    return document
+def local_only(document: object) -> list[str]:
+    """The problems of a document from outside this machine: what only the local file may say."""
+    model = document.get("model") if isinstance(document, Mapping) else None
+    if isinstance(model, Mapping) and model.get("allowInsecure") is not None:
+        return ["model.allowInsecure: can only be set in the local configuration file"]
+    return []
 
 
 def from_environment(environ: Mapping[str, str]) -> Document:
@@ -283,18 +284,6 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _kind(value: object) -> str:
-    names = {
-        dict: "a mapping",
-        list: "a list",
-        str: "a text",
-        bool: "a truth value",
-        int: "a number",
-        float: "a number",
-    }
-    return names.get(type(value), "empty" if value is None else type(value).__name__)
-
-
 def _problem(item: dict[str, Any]) -> str:
     """One line in our words for one of pydantic's findings; never the value itself, it may hold a secret."""
     where = tuple(part for part in item["loc"] if part != "[key]")
@@ -342,38 +331,3 @@ def _suggestion(key: str, known: list[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; known here: {', '.join(known)}" if known else ""
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses a key given twice: the second would silently win."""
-
-
-def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> Document:
-    loader.flatten_mapping(node)
-    pairs: Iterator[tuple[yaml.Node, yaml.Node]] = iter(node.value)
-    document: Document = {}
-    for key_node, value_node in pairs:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            key = str(key)
-        if key in document:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key '{key}' is given twice", key_node.start_mark
-            )
-        document[key] = loader.construct_object(value_node, deep=True)
-    return document
-
-
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def _yaml_place(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f":{mark.line + 1}" if mark is not None else ""
-
-
-def _yaml_reason(error: yaml.YAMLError) -> str:
-    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-    # An unquoted value that begins with '*', '&' or '!' is quoted back as the name of an alias or a tag.
-    hidden = re.sub(r"(alias|anchor|tag) '[^']*'", r"\1 '***'", str(reason))
-    return redact(hidden)

@@ -3,6 +3,7 @@
     VisionedgeError          1  the work failed
     ├── SourceError          1  a picture, video or camera cannot be read
     │   └── DamagedError     1  one picture of a source cannot be decoded; the next one may be
+    ├── FetchError           1  a model cannot be fetched from its address
     ├── ConfigError          2  arguments or configuration are wrong (every problem at once)
     ├── ModelError           2  a model cannot be loaded or understood
     └── UnavailableError     3  the machine cannot do what was demanded
@@ -30,6 +31,14 @@ class SourceError(VisionedgeError):
 
 class DamagedError(SourceError):
     """One picture of a source cannot be decoded; the next one may be."""
+
+
+class FetchError(VisionedgeError):
+    """A model cannot be fetched; `lasting` where another try would hardly end otherwise."""
+
+    def __init__(self, message: str, *, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 class ConfigError(VisionedgeError):

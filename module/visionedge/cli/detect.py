@@ -6,6 +6,7 @@ from pathlib import Path
 
 from visionedge import config
 from visionedge.cli.arguments import Verbs, add_model_and_device, data_folder, share, verb
+from visionedge.documents import Document
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -31,7 +32,7 @@ def add_parser(verbs: Verbs) -> None:
 def _detect(arguments: argparse.Namespace) -> int:
     from visionedge.detect import Request, detect
 
-    inference: config.Document = {}
+    inference: Document = {}
     if arguments.device:
         inference["device"] = arguments.device
     if arguments.confidence is not None:

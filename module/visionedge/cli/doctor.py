@@ -8,7 +8,7 @@ from pathlib import Path
 
 from visionedge import config
 from visionedge.cli.arguments import Verbs, add_model_and_device, data_folder, verb
-from visionedge.config import Document
+from visionedge.documents import Document, read_file
 from visionedge.errors import UnavailableError
 
 
@@ -66,7 +66,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _document(arguments: argparse.Namespace) -> Document:
     """The configuration as `run` would have it: the file, the environment, the arguments."""
     path = arguments.config or os.environ.get("VISIONEDGE_CONFIG")
-    document = config.read_file(Path(path)) if path else {}
+    document = read_file(Path(path)) if path else {}
     document = config.merge(document, config.from_environment(os.environ))
     over: Document = {}
     if arguments.model:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from visionedge import config
 from visionedge.cli.arguments import Parser, Verbs, verb
+from visionedge.documents import read_file
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -57,7 +58,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
     from visionedge.ops.estimate import Assumed, estimate, words
 
     path = arguments.config or os.environ.get("VISIONEDGE_CONFIG")
-    document = config.read_file(Path(path)) if path else {}
+    document = read_file(Path(path)) if path else {}
     assumed = Assumed(arguments.fps, arguments.detections, arguments.changes)
     made = estimate(config.validate(document), assumed)
     if arguments.json:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from visionedge import config
 from visionedge.cli.arguments import Verbs, add_model_and_device, data_folder, seconds, verb
+from visionedge.documents import Document, read_file
 from visionedge.errors import ConfigError
 from visionedge.uris import FORMS, redact
 
@@ -57,10 +58,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def run_document(
     arguments: argparse.Namespace, environ: Mapping[str, str], *, inside_iot_edge: bool
-) -> config.Document:
+) -> Document:
     """The configuration document of `run`: the file, the environment over it, the arguments over both."""
     path = arguments.config or environ.get("VISIONEDGE_CONFIG")
-    document = config.read_file(Path(path)) if path else {}
+    document = read_file(Path(path)) if path else {}
     document = config.merge(document, config.from_environment(environ))
     document = config.merge(document, _overrides(arguments))
     if not document.get("cameras") and not path and not inside_iot_edge:
@@ -69,8 +70,8 @@ def run_document(
     return document
 
 
-def _overrides(arguments: argparse.Namespace) -> config.Document:
-    over: config.Document = {}
+def _overrides(arguments: argparse.Namespace) -> Document:
+    over: Document = {}
     if arguments.camera:
         over["cameras"] = _cameras(arguments.camera)
     if arguments.model:
@@ -82,8 +83,8 @@ def _overrides(arguments: argparse.Namespace) -> config.Document:
     return over
 
 
-def _cameras(pairs: Sequence[str]) -> config.Document:
-    cameras: config.Document = {}
+def _cameras(pairs: Sequence[str]) -> Document:
+    cameras: Document = {}
     problems = []
     for pair in pairs:
         name, equals, uri = pair.partition("=")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from visionedge.config import read_file
+from visionedge.documents import read_file
 from visionedge.errors import ConfigError, ModelError
 from visionedge.frames import Anchor, Fit
 from visionedge.inference.reading import Color

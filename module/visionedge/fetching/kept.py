@@ -1,0 +1,197 @@
+"""The models that were fetched, on disk: each under its sha256, whole or not at all.
+
+models/SHA256.onnx      checked, ready to be used
+models/SHA256.part      what has arrived so far; a later try goes on from there
+"""
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from visionedge.errors import FetchError
+
+log = logging.getLogger(__name__)
+
+FOLDER = "models"
+
+MOST_MODELS = 4
+MOST_BYTES = 4 << 30
+_SPARE_BYTES = 64 << 20
+_BLOCK_BYTES = 1 << 20
+_NAME = re.compile(r"[0-9a-f]{64}\.(onnx|part)")
+
+
+class Part:
+    """A model that arrives: what is there is on disk, and hashed. Used by one thread, in a ``with``.
+
+    Raises:
+        FetchError: from any method, when the disk does not take it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+        with _blamed_on_disk(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self._file = os.fdopen(handle, "r+b", buffering=0)  # so that a full disk is told at once
+            while block := self._file.read(_BLOCK_BYTES):
+                self._count(block)
+
+    def __enter__(self) -> "Part":
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        # What cannot be written any more is fetched again.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def __repr__(self) -> str:
+        return f"<Part {self.path.name} {self._bytes}>"
+
+    @property
+    def size_bytes(self) -> int:
+        """What has arrived."""
+        return self._bytes
+
+    @property
+    def sha256(self) -> str:
+        """Of what has arrived."""
+        return self._hash.hexdigest()
+
+    def write(self, block: bytes) -> None:
+        """Take what comes next. When the disk is full, all of it is given back: others need it more."""
+        left = memoryview(block)
+        try:
+            with _blamed_on_disk(self.path.parent):
+                while left:
+                    left = left[self._file.write(left) :]
+        except FetchError:
+            with contextlib.suppress(FetchError):
+                self.begin_anew()
+            raise
+        self._count(block)
+
+    def begin_anew(self) -> None:
+        """Forget what has arrived, and give its room back."""
+        with _blamed_on_disk(self.path.parent):
+            self._file.seek(0)
+            self._file.truncate()
+        self._hash, self._bytes = hashlib.sha256(), 0
+
+    def make_room(self, more_bytes: int) -> None:
+        """See that so much more fits beside what else needs the disk, before the first byte of it comes."""
+        with _blamed_on_disk(self.path.parent):
+            free = shutil.disk_usage(self.path.parent).free
+        if free < more_bytes + _SPARE_BYTES:
+            raise FetchError(
+                f"{self.path.parent}: has no room for it: {_megabytes(more_bytes)} MB are needed, "
+                f"and 64 MB to spare, but {_megabytes(free)} MB are free",
+                lasting=True,
+            )
+
+    def finish(self, path: Path) -> None:
+        """All is there: have it safe on disk under its own name."""
+        with _blamed_on_disk(path.parent):
+            os.fsync(self._file.fileno())
+            self.path.replace(path)
+
+    def _count(self, block: bytes) -> None:
+        self._hash.update(block)
+        self._bytes += len(block)
+
+
+class Kept:
+    """The folder of fetched models. Its methods block on the disk: not for the loop."""
+
+    def __init__(self, data: Path, *, most_models: int = MOST_MODELS, most_bytes: int = MOST_BYTES) -> None:
+        self._folder = data / FOLDER
+        self._most_models = most_models
+        self._most_bytes = most_bytes
+
+    def __repr__(self) -> str:
+        return f"<Kept {self._folder}>"
+
+    def find(self, sha256: str) -> Path | None:
+        """The model with this sum, its bytes checked, or None; a damaged one is thrown away."""
+        path = self._path(sha256)
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found == sha256.lower():
+                os.utime(path)  # used just now: it goes last
+                return path
+            log.warning("%s: is damaged and fetched again", path)
+            path.unlink()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("%s: cannot be used: %s", path, error.strerror)
+        return None
+
+    def begin(self, sha256: str) -> Part:
+        """The part of a model that has arrived so far.
+
+        Raises:
+            FetchError: the disk does not take it.
+        """
+        return Part(self._path(sha256).with_suffix(".part"))
+
+    def keep(self, part: Part, sha256: str) -> Path:
+        """A part that is whole becomes a model.
+
+        Raises:
+            FetchError: the disk does not take it.
+        """
+        path = self._path(sha256)
+        part.finish(path)
+        return path
+
+    def tidy(self, in_use: Collection[str]) -> None:
+        """Let go of the longest unused, until the rest is within the bounds; never of those `in_use`.
+
+        Parts count as well, for their models may never come.
+        """
+        count = total = 0
+        wanted = {sha256.lower() for sha256 in in_use}
+        with contextlib.suppress(OSError):
+            files = sorted(self._files(), key=lambda file: (file[0].stem in wanted, file[1]), reverse=True)
+            for path, _, size_bytes in files:
+                count, total = count + 1, total + size_bytes
+                if path.stem not in wanted and (count > self._most_models or total > self._most_bytes):
+                    path.unlink(missing_ok=True)
+                    log.info("%s: let go, newer ones take its place", path)
+
+    def _path(self, sha256: str) -> Path:
+        return self._folder / f"{sha256.lower()}.onnx"
+
+    def _files(self) -> Iterator[tuple[Path, float, int]]:
+        """(path, last used, bytes) of what is ours in the folder."""
+        for path in self._folder.iterdir():
+            if _NAME.fullmatch(path.name):
+                status = path.lstat()
+                yield path, status.st_mtime, status.st_size
+
+
+@contextlib.contextmanager
+def _blamed_on_disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        words = "is full" if full else f"cannot be written: {error.strerror or error}"
+        raise FetchError(f"{folder}: {words}", lasting=True) from None
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.0f}"

@@ -1,0 +1,210 @@
+"""Fetched models on disk, and addresses: bounds, disks that fail, names, what may be asked for."""
+
+import errno
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from visionedge.config import local_only, validate
+from visionedge.errors import ConfigError, FetchError
+from visionedge.fetching.address import model_name, shown
+from visionedge.fetching.kept import FOLDER, Kept
+
+
+def put(kept: Kept, data: bytes, age_s: int) -> str:
+    """Keep a model that was last used so long ago; its sum."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    with kept.begin(sha256) as part:
+        part.write(data)
+        path = kept.keep(part, sha256)
+    os.utime(path, (1e9 - age_s, 1e9 - age_s))
+    return sha256
+
+
+def test_the_longest_unused_go_first_and_one_in_use_never(tmp_path: Path) -> None:
+    """Not even when it is the oldest; files of others are not touched."""
+    kept = Kept(tmp_path, most_models=2)
+    running, old, newer, newest = (put(kept, bytes([n]), age_s=100 - n) for n in range(4))
+    (tmp_path / FOLDER / "mine.onnx").write_bytes(b"mine")
+    kept.tidy([running.upper()])
+    assert kept.find(running) is not None
+    assert kept.find(newest) is not None
+    assert kept.find(old) is None
+    assert kept.find(newer) is None
+    assert (tmp_path / FOLDER / "mine.onnx").exists()
+
+
+def test_bytes_are_bounded_too(tmp_path: Path) -> None:
+    """A few large ones count as much as many."""
+    kept = Kept(tmp_path, most_bytes=25)
+    old, newer, newest = (put(kept, bytes([n]) * 10, age_s=100 - n) for n in range(3))
+    kept.tidy([])
+    assert [kept.find(each) is not None for each in (old, newer, newest)] == [False, True, True]
+
+
+def test_a_part_that_never_became_whole_goes_in_its_turn(tmp_path: Path) -> None:
+    """What was interrupted and is not wanted any more does not stay for ever."""
+    kept = Kept(tmp_path, most_models=1)
+    with kept.begin("a" * 64) as part:
+        part.write(b"half")
+    os.utime(part.path, (1, 1))
+    model = put(kept, b"model", age_s=0)
+    kept.tidy([])
+    assert not part.path.exists()
+    assert kept.find(model) is not None
+
+
+def test_no_folder_is_nothing_to_tidy(tmp_path: Path) -> None:
+    """Before the first model."""
+    Kept(tmp_path).tidy([])
+    assert Kept(tmp_path).find("a" * 64) is None
+
+
+class FullDisk:
+    """A file on a disk that takes ten bytes more; `truncated` when they were given back."""
+
+    def __init__(self) -> None:
+        self.room_bytes = 10
+        self.truncated = False
+
+    def write(self, block: bytes) -> int:
+        if self.room_bytes == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = min(self.room_bytes, len(block))
+        self.room_bytes -= taken
+        return taken
+
+    def seek(self, _offset: int) -> None:
+        """Nothing."""
+
+    def truncate(self) -> None:
+        self.truncated = True
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def test_a_disk_that_gets_full_is_told_and_given_back(tmp_path: Path) -> None:
+    """What waits for the hub needs the room more than half a model."""
+    with Kept(tmp_path).begin("a" * 64) as part:
+        part._file.close()
+        disk = FullDisk()
+        part._file = disk  # type: ignore[assignment]  # as much of a file as is used
+        with pytest.raises(FetchError, match="is full") as caught:
+            part.write(b"x" * 11)
+    assert caught.value.lasting
+    assert disk.truncated
+    assert part.size_bytes == 0
+
+
+class Usage(NamedTuple):
+    """What `shutil.disk_usage` gives."""
+
+    total: int
+    used: int
+    free: int
+
+
+def test_room_is_seen_to_before_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With some to spare for others."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(200_000_000, 100_000_000, 100_000_000))
+    with Kept(tmp_path).begin("a" * 64) as part:
+        part.make_room(30_000_000)
+        with pytest.raises(FetchError, match=r"no room for it: 40 MB are needed.* 100 MB are free"):
+            part.make_room(40_000_000)
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """With the system's word for it."""
+    (tmp_path / FOLDER).write_text("a file where the folder should be")
+    with pytest.raises(FetchError, match=r"models: cannot be written: "):
+        Kept(tmp_path).begin("a" * 64)
+    assert Kept(tmp_path).find("a" * 64) is None
+
+
+def test_no_link_is_followed_when_a_part_is_written(tmp_path: Path) -> None:
+    """Whoever can write to the folder cannot have another file overwritten."""
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / FOLDER / f"{'a' * 64}.part").symlink_to(tmp_path / "precious")
+    with pytest.raises(FetchError):
+        Kept(tmp_path).begin("a" * 64)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+# --- addresses --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://h/models/forklift-v3.onnx?sig=x", "forklift-v3"),
+        ("https://h/my%20model%2Fx.onnx", "x"),
+        ("https://h/yolo v8;rm.onnx", "yolo-v8-rm"),
+        ("https://h/", "model"),
+        ("https://h/...onnx", "model"),
+        ("https://h/a/b/", "b"),
+        ("https://h/" + "n" * 200 + ".onnx", "n" * 64),
+        ("file:///models/Größe.onnx", "Größe"),
+    ],
+)
+def test_a_model_is_called_as_its_file(url: str, name: str) -> None:
+    """Frames and status show a word, not a sum."""
+    assert model_name(url) == name
+
+
+def test_an_address_is_shown_without_its_secrets_and_not_without_end() -> None:
+    """For logs, events and the page."""
+    assert shown("https://me:pw@h/m.onnx?sv=1&sig=abc%2F") == "https://***@h/m.onnx?sv=1&sig=***"
+    assert len(shown("https://h/" + "x" * 5000)) == 200
+
+
+SUM = "ab" * 32
+WRONG = {
+    "http://h/m.onnx": "http: is not safe",
+    "file:///m.onnx": "file: is not safe",
+    "ftp://h/m.onnx": "must be an https:// address",
+    "/models/m.onnx": "must be an https:// address",
+    "https:///m.onnx": "names no host",
+    "https://h:port/m.onnx": "cannot be read as an address",
+    "https://[::1/m.onnx": "cannot be read as an address",
+    "https://h/my model.onnx": "has blanks in it",
+    "https://h/m\n.onnx": "has blanks in it",
+}
+
+
+@pytest.mark.parametrize(("url", "words"), WRONG.items())
+def test_an_address_that_cannot_be_right_is_a_wrong_configuration(url: str, words: str) -> None:
+    """Told with its key before anything is opened."""
+    with pytest.raises(ConfigError) as caught:
+        validate({"model": {"url": url, "sha256": SUM}})
+    (problem,) = caught.value.problems
+    assert problem.startswith("model.url: ")
+    assert words in problem
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h/m.onnx", "file:///m.onnx", "file://localhost/m.onnx", "https://h/m"]
+)
+def test_the_local_file_may_allow_more(url: str) -> None:
+    """http: and file: for those who know what they do."""
+    assert validate({"model": {"url": url, "sha256": SUM, "allowInsecure": True}}).model.url == url
+
+
+@pytest.mark.parametrize("url", ["file://elsewhere/m.onnx", "file:m.onnx", "http:///m.onnx", "rtsp://h/m"])
+def test_nor_then_everything(url: str) -> None:
+    """Files of other machines, and other schemes."""
+    with pytest.raises(ConfigError):
+        validate({"model": {"url": url, "sha256": SUM, "allowInsecure": True}})
+
+
+def test_what_comes_from_outside_cannot_allow_it() -> None:
+    """The key is refused with its path, whatever it says."""
+    document = {"model": {"url": "http://h/m.onnx", "sha256": SUM, "allowInsecure": True}}
+    assert local_only(document) == ["model.allowInsecure: can only be set in the local configuration file"]
+    assert local_only({"model": {"url": "https://h/m.onnx", "sha256": SUM, "allowInsecure": None}}) == []
+    assert local_only({"model": "x"}) == local_only([]) == []
