@@ -20,6 +20,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
+from visionedge.inference.faults import Fault, failure_in, lacks_memory
+
 Requested = Literal["auto", "cuda", "tensorrt", "cpu"]
 Effective = Literal["cuda", "tensorrt", "cpu"]
 
@@ -50,6 +52,11 @@ class Reason(StrEnum):
     PROVIDER_REFUSED = "provider-refused"
     PROBE_TIMEOUT = "probe-timeout"
     PROBE_CRASHED = "probe-crashed"
+    DEVICE_FAILED = "device-failed"
+    RUN_TIMEOUT = "run-timeout"
+    ENGINE_DIED = "engine-died"
+    WRONG_ROWS = "wrong-rows"
+    PARITY_REFUSED = "parity-refused"
 
 
 _GIVE_GPU = "give the container the GPU (DeviceRequests, --gpus all)"
@@ -66,6 +73,11 @@ REMEDIES: Mapping[Reason, str] = {
     Reason.PROVIDER_REFUSED: "see `visionedge doctor`",
     Reason.PROBE_TIMEOUT: "the driver hangs: restart the machine, and see `visionedge doctor`",
     Reason.PROBE_CRASHED: "the driver or its libraries crash: reinstall them, and see `visionedge doctor`",
+    Reason.DEVICE_FAILED: "it is tried again by itself; see `visionedge doctor` if it does not come back",
+    Reason.RUN_TIMEOUT: "it is tried again by itself; restart the machine if it hangs again",
+    Reason.ENGINE_DIED: "it is tried again by itself; see `visionedge doctor` if it dies again",
+    Reason.WRONG_ROWS: "it is tried again by itself; have the GPU examined if it happens again",
+    Reason.PARITY_REFUSED: "have the GPU examined: it computes wrongly",
 }
 
 
@@ -118,9 +130,7 @@ def effective_of(providers: list[str]) -> Effective:
 
 
 _LIBRARY = re.compile(r"(?P<library>lib[\w.+-]+\.so[\w.]*): cannot open shared object file")
-_CUDA = re.compile(r"(?:CUDA|CUDNN|CUBLAS) failure (?P<number>\d+): (?P<text>[^;\n]*)")
 _CODES: Mapping[int, Reason] = {
-    2: Reason.OUT_OF_MEMORY,
     35: Reason.DRIVER_TOO_OLD,
     100: Reason.NO_DEVICE,
     101: Reason.NO_DEVICE,
@@ -132,13 +142,14 @@ _CODES: Mapping[int, Reason] = {
 
 def classify(text: str, *, driver_present: bool) -> Verdict:
     """The reason in what a failed provider wrote (its exception and its native stderr)."""
-    if found := _CUDA.search(text):
-        number, words = int(found["number"]), found["text"].strip()
-        code = _CODES.get(number, Reason.CUDA_ERROR)
+    if failure := failure_in(text):
+        code = _CODES.get(failure.number, Reason.CUDA_ERROR)
+        if failure.library != "CUDA":
+            code = Reason.CUDA_ERROR  # its numbers are its own
         # Without any driver CUDA says "insufficient" as well.
         if code is Reason.DRIVER_TOO_OLD and not driver_present:
             return Verdict(Reason.DRIVER_MISSING, "libcuda.so.1, the NVIDIA driver, is missing")
-        return Verdict(code, f"CUDA failure {number}: {words}")
+        return Verdict(Reason.OUT_OF_MEMORY if lacks_memory(text) else code, str(failure))
     if found := _LIBRARY.search(text):
         library = found["library"]
         if library.startswith("libcuda.so"):
@@ -149,6 +160,22 @@ def classify(text: str, *, driver_present: bool) -> Verdict:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     words = lines[-1][:200] if lines else "it gave no reason"
     return Verdict(Reason.PROVIDER_REFUSED, f"the provider refused: {words}")
+
+
+_LOST: Mapping[Fault, Reason] = {
+    Fault.OUT_OF_MEMORY: Reason.OUT_OF_MEMORY,
+    Fault.HANG: Reason.RUN_TIMEOUT,
+    Fault.DIED: Reason.ENGINE_DIED,
+    Fault.GARBAGE: Reason.WRONG_ROWS,
+}
+
+
+def lost(fault: Fault, words: str) -> Verdict:
+    """The reason why a device that computed until now does not any more, from the fault and its words."""
+    if fault in _LOST:
+        return Verdict(_LOST[fault], words)
+    seen = classify(words, driver_present=True)
+    return Verdict(Reason.DEVICE_FAILED, words) if seen.code is Reason.PROVIDER_REFUSED else seen
 
 
 @dataclass(frozen=True, slots=True)

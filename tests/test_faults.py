@@ -1,0 +1,125 @@
+"""What onnxruntime raises for a batch becomes one kind of fault, by what has to be done about it."""
+
+import pytest
+
+from visionedge.inference.devices import Reason, lost
+from visionedge.inference.faults import FATAL, MEANINGS, Fault, failure_in, fault_of, words_in
+
+PLACE = (
+    "; GPU=0 ; hostname=secret-host ; file=/onnxruntime_src/core/providers/cuda/gpu_data_transfer.cc"
+    " ; line=63 ; expr=cudaMemcpyAsync(dst_data, src_data, bytes, cudaMemcpyHostToDevice, stream); "
+)
+
+
+def raised(library: str, number: int, words: str) -> str:
+    """As a run raises it: the node's name first, then the failure with its place."""
+    return (
+        "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node. Name:'Conv_0'"
+        f" Status Message: {library} failure {number}: {words} {PLACE}"
+    )
+
+
+FAILURES = [
+    ("CUDA", 2, "out of memory", Fault.OUT_OF_MEMORY),
+    ("CUDA", 35, "CUDA driver version is insufficient for CUDA runtime version", Fault.GONE),
+    ("CUDA", 46, "all CUDA-capable devices are busy or unavailable", Fault.GONE),
+    ("CUDA", 100, "no CUDA-capable device is detected", Fault.GONE),
+    ("CUDA", 700, "an illegal memory access was encountered", Fault.STICKY),
+    ("CUDA", 702, "the launch timed out and was terminated", Fault.STICKY),
+    ("CUDA", 716, "misaligned address", Fault.STICKY),
+    ("CUDA", 719, "unspecified launch failure", Fault.STICKY),
+    ("CUDA", 999, "unknown error", Fault.STICKY),
+    ("CUDA", 214, "uncorrectable ECC error encountered", Fault.STICKY),
+    ("CUDA", 1, "invalid argument", Fault.REFUSED),
+    ("CUDA", 209, "no kernel image is available for execution on the device", Fault.REFUSED),
+    ("CUDNN", 5000, "CUDNN_STATUS_EXECUTION_FAILED", Fault.STICKY),
+    ("CUDNN", 8, "CUDNN_STATUS_EXECUTION_FAILED", Fault.STICKY),
+    ("CUDNN", 4, "CUDNN_STATUS_INTERNAL_ERROR", Fault.STICKY),
+    ("CUDNN", 2, "CUDNN_STATUS_ALLOC_FAILED", Fault.OUT_OF_MEMORY),
+    ("CUDNN", 4002, "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", Fault.OUT_OF_MEMORY),
+    ("CUDNN", 2000, "CUDNN_STATUS_BAD_PARAM", Fault.REFUSED),
+    ("CUDNN", 3000, "CUDNN_STATUS_NOT_SUPPORTED", Fault.REFUSED),
+    ("CUDNN_FE", 11, "CUDNN_BACKEND_API_FAILED", Fault.STICKY),
+    ("CUBLAS", 3, "CUBLAS_STATUS_ALLOC_FAILED", Fault.OUT_OF_MEMORY),
+    ("CUBLAS", 13, "CUBLAS_STATUS_EXECUTION_FAILED", Fault.STICKY),
+    ("CUBLAS", 7, "CUBLAS_STATUS_INVALID_VALUE", Fault.REFUSED),
+    ("CUFFT", 5, "CUFFT_INTERNAL_ERROR", Fault.STICKY),
+]
+OTHERS = [
+    ("[ONNXRuntimeError] : 1 : FAIL : TensorRT EP execution context enqueue failed.", Fault.STICKY),
+    (
+        "[ONNXRuntimeError] : 11 : EP_FAIL : Non-zero status code returned while running TRTKernel",
+        Fault.STICKY,
+    ),
+    ("IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (an illegal memory access)", Fault.STICKY),
+    ("CUDA error executing cudaMemcpy(dst_data, src_data, bytes, cudaMemcpyHostToDevice)", Fault.STICKY),
+    ("CUDNN error executing cudnnConvolutionForward(s_.handle, &alpha)", Fault.STICKY),
+    (
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : bfc_arena.cc:376 AllocateRawInternal"
+        " Failed to allocate memory for requested buffer of size 4294967296",
+        Fault.OUT_OF_MEMORY,
+    ),
+    ("BFCArena: Available memory of 128 is smaller than requested bytes of 4096", Fault.OUT_OF_MEMORY),
+    ("TensorRT: Requested amount of GPU memory (1073741824 bytes): out of memory", Fault.OUT_OF_MEMORY),
+    ("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input", Fault.REFUSED),
+    (
+        "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Reshape node",
+        Fault.REFUSED,
+    ),
+    ("", Fault.REFUSED),
+]
+
+
+@pytest.mark.parametrize(("library", "number", "words", "fault"), FAILURES)
+def test_a_failure_of_nvidias_libraries_becomes_its_kind(
+    library: str, number: int, words: str, fault: Fault
+) -> None:
+    """And is told in one line, without the names of hosts and files."""
+    text = raised(library, number, words)
+    assert fault_of(text, on_gpu=True) is fault
+    assert words_in(text) == str(failure_in(text)) == f"{library} failure {number}: {words}"
+
+
+@pytest.mark.parametrize(("text", "fault"), OTHERS)
+def test_other_words_become_their_kind(text: str, fault: Fault) -> None:
+    assert fault_of(text, on_gpu=True) is fault
+    assert "ONNXRuntimeError" not in words_in(text)
+
+
+def test_on_the_cpu_no_device_is_to_blame() -> None:
+    """Whatever the words are, the next batch may be computed; only memory is short there as well."""
+    kinds = {fault_of(raised(library, number, words), on_gpu=False) for library, number, words, _ in FAILURES}
+    kinds |= {fault_of(text, on_gpu=False) for text, _ in OTHERS}
+    assert kinds == {Fault.REFUSED, Fault.OUT_OF_MEMORY}
+    assert fault_of("std::bad_alloc", on_gpu=False) is Fault.OUT_OF_MEMORY
+
+
+def test_a_failure_of_cuda_counts_by_its_number_whatever_its_place_quotes() -> None:
+    text = raised("CUDA", 700, "an illegal memory access was encountered") + "msg=out of memory"
+    assert fault_of(text, on_gpu=True) is Fault.STICKY
+
+
+def test_every_kind_has_its_meaning_and_those_that_spoil_a_process_are_known() -> None:
+    assert set(MEANINGS) == set(Fault)
+    assert set(Fault) - {Fault.REFUSED, Fault.OUT_OF_MEMORY} == FATAL
+
+
+@pytest.mark.parametrize(
+    ("fault", "words", "code"),
+    [
+        (Fault.STICKY, "CUDA failure 700: an illegal memory access was encountered", Reason.CUDA_ERROR),
+        (Fault.GONE, "CUDA failure 100: no CUDA-capable device is detected", Reason.NO_DEVICE),
+        (Fault.GONE, "CUDA failure 35: CUDA driver version is insufficient", Reason.DRIVER_TOO_OLD),
+        (Fault.STICKY, "CUDNN failure 2000: CUDNN_STATUS_EXECUTION_FAILED", Reason.CUDA_ERROR),
+        (Fault.STICKY, "1 : FAIL : TensorRT EP execution context enqueue failed.", Reason.DEVICE_FAILED),
+        (Fault.REFUSED, "9 : NOT_IMPLEMENTED : no kernel", Reason.DEVICE_FAILED),
+        (Fault.OUT_OF_MEMORY, "CUDA failure 2: out of memory", Reason.OUT_OF_MEMORY),
+        (Fault.HANG, "gave no answer within 30 s", Reason.RUN_TIMEOUT),
+        (Fault.DIED, "died of signal 11 (SIGSEGV)", Reason.ENGINE_DIED),
+        (Fault.GARBAGE, "3 of 300 rows are no numbers", Reason.WRONG_ROWS),
+    ],
+)
+def test_a_device_that_was_lost_gets_a_reason_code(fault: Fault, words: str, code: Reason) -> None:
+    """From the same list as a device that never started."""
+    verdict = lost(fault, words)
+    assert (verdict.code, verdict.reason) == (code, words)
