@@ -20,11 +20,11 @@ from tiny_models import TinyDetector, pictures
 from visionedge.config import InferenceConfig
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames import Picture
-from visionedge.inference.engine import open_engine
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.process import EngineNews, EngineProcess
 from visionedge.inference.session import EngineError
 from visionedge.inference.shared import Arena
+from visionedge.inference.startup import open_engine
 from visionedge.inference.worker import Limits, child_environ
 from visionedge.threads import Crew
 

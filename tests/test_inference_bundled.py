@@ -13,8 +13,9 @@ from tiny_models import MEAN, STD, nanodet_box
 from visionedge.config import InferenceConfig
 from visionedge.frames import Picture
 from visionedge.inference.detections import Selection
-from visionedge.inference.engine import Engine, open_engine
+from visionedge.inference.engine import Engine
 from visionedge.inference.model import bundled_model_path, load_model
+from visionedge.inference.startup import open_engine
 
 SIDE_PX = 416
 FLOOR = 0.15

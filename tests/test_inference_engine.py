@@ -13,10 +13,11 @@ from tiny_models import TinyDetector, pictures
 from visionedge.config import InferenceConfig
 from visionedge.errors import DeviceError, ModelError
 from visionedge.inference.devices import Effective, Reason, Verdict
-from visionedge.inference.engine import Engine, open_engine
+from visionedge.inference.engine import Engine
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.plan import Plan
 from visionedge.inference.session import EngineError, NodePlaces, Pictures
+from visionedge.inference.startup import open_engine
 
 CPU = InferenceConfig(device="cpu")
 

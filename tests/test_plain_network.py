@@ -9,8 +9,9 @@ import pytest
 import tiny_yolos
 from tiny_models import TinyDetector
 from visionedge.config import InferenceConfig
-from visionedge.inference.engine import noise, open_engine
+from visionedge.inference.engine import noise
 from visionedge.inference.model import Model, bundled_model_path, load_model
+from visionedge.inference.startup import open_engine
 from visionedge.ops.plain_network import PlainNetwork, can_decode
 
 CPU = InferenceConfig(device="cpu")

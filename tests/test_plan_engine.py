@@ -8,10 +8,11 @@ import pytest
 
 from tiny_models import TinyDetector, pictures
 from visionedge.config import InferenceConfig
-from visionedge.inference.engine import Engine, open_engine
+from visionedge.inference.engine import Engine
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.plan import Plan
 from visionedge.inference.session import NodePlaces, Pictures
+from visionedge.inference.startup import open_engine
 
 CPU = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 4})
 

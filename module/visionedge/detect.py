@@ -17,8 +17,9 @@ from visionedge.config import InferenceConfig
 from visionedge.errors import SourceError
 from visionedge.frames import Picture, Result, frame_document
 from visionedge.inference.detections import Selection
-from visionedge.inference.engine import Engine, open_engine
+from visionedge.inference.engine import Engine
 from visionedge.inference.model import bundled_model_path, load_model
+from visionedge.inference.startup import open_engine
 from visionedge.single import analyse, frame_of
 from visionedge.uris import CameraUri, redact
 

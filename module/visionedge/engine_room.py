@@ -16,11 +16,11 @@ from visionedge.config import Config, InferenceConfig, ModelConfig
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.detections import Selection
-from visionedge.inference.engine import open_engine
 from visionedge.inference.lineup import Lineup
 from visionedge.inference.model import Model, bundled_model_path, load_model
 from visionedge.inference.process import EngineProcess
 from visionedge.inference.shared import Arena, blocks_for
+from visionedge.inference.startup import open_engine
 from visionedge.rooms import Rooms
 from visionedge.threads import Crew, OnDeath, on_thread
 
@@ -92,7 +92,7 @@ class EngineRoom:
         """Open and warm the engine of the model that was loaded, and start its lanes.
 
         Raises:
-            VisionedgeError: as `engine.open_engine`, or it was closed meanwhile.
+            VisionedgeError: as `startup.open_engine`, or it was closed meanwhile.
         """
         assert self._opening is not None  # noqa: S101 - `load` comes first
         machinery = self._opening

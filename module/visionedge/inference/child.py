@@ -16,9 +16,10 @@ import threading
 from pathlib import Path
 
 from visionedge.inference import wire
-from visionedge.inference.engine import Engine, open_engine
+from visionedge.inference.engine import Engine
 from visionedge.inference.session import EngineError
 from visionedge.inference.shared import Window
+from visionedge.inference.startup import open_engine
 
 log = logging.getLogger(__name__)
 

@@ -93,7 +93,7 @@ class EngineProcess:
         """Start the child and wait until its engine is warmed up; takes seconds, or minutes for TensorRT.
 
         Raises:
-            DeviceError, ModelError, UnavailableError: as `engine.open_engine`.
+            DeviceError, ModelError, UnavailableError: as `startup.open_engine`.
             EngineError: the child died over it, or `close` was called meanwhile.
         """
         self._crew.start("engine", self._watch, vital=True)

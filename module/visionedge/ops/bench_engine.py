@@ -17,11 +17,12 @@ from visionedge.config import InferenceConfig
 from visionedge.frames import Picture
 from visionedge.inference.cache import ready
 from visionedge.inference.devices import PROVIDERS
-from visionedge.inference.engine import Engine, noise, open_engine
+from visionedge.inference.engine import Engine, noise
 from visionedge.inference.graph import ROWS
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.plan import Fit, Measured, Pair, Plan, batch_sizes, usable_cores
 from visionedge.inference.planner import Wanted, fit, measure, paces
+from visionedge.inference.startup import open_engine
 from visionedge.inference.trial import Sample, run_trial
 from visionedge.ops.bench_report import machine
 from visionedge.ops.plain_network import PlainNetwork, can_decode, plain_session

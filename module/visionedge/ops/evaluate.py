@@ -15,8 +15,9 @@ from visionedge.config import InferenceConfig
 from visionedge.errors import SourceError
 from visionedge.frames import Result
 from visionedge.inference.detections import Selection
-from visionedge.inference.engine import Engine, open_engine
+from visionedge.inference.engine import Engine
 from visionedge.inference.model import load_model
+from visionedge.inference.startup import open_engine
 from visionedge.ops.coco import (
     Annotations,
     Found,
