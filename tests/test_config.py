@@ -141,3 +141,9 @@ def test_the_shown_configuration_holds_no_secret() -> None:
         "model": {"url": "https://h/m.onnx?sig=hunter2", "sha256": "0" * 64},
     }
     assert "hunter2" not in str(redacted(validate(document)))
+
+
+def test_what_is_wrong_with_a_section_as_a_whole_is_told_beside_what_is_wrong_with_its_keys() -> None:
+    """A slip of the pen hides neither two places for one model nor a sum that is missing."""
+    found = problems({"model": {"path": "a.onnx", "url": "https://h/a.onnx", "maxMegabytes": 0, "pfad": "x"}})
+    assert [line.split(":")[0] for line in found] == ["model.maxMegabytes", "model.pfad", "model", "model"]

@@ -12,7 +12,15 @@ from visionedge.edge.client import HubClient
 from visionedge.edge.identity import Identity
 from visionedge.edge.ladder import Deadlines, HubStatus
 from visionedge.edge.messages import Message
-from visionedge.edge.sdk import LinkError, MessageRefusedError, OnLost, describe
+from visionedge.edge.sdk import (
+    Ears,
+    InputMessage,
+    LinkError,
+    MessageRefusedError,
+    MethodCall,
+    OnLost,
+    describe,
+)
 from visionedge.threads import Crew
 
 IDENTITY = Identity(hub="hub", device="press-7", module="vision", gateway="gateway")
@@ -39,6 +47,11 @@ class Hub:
         self.flapping = 0
         self.errors: list[Exception] = []
         self.hold: dict[str, threading.Event] = {}
+        self.ears: list[Ears] = []
+        self.reported: list[Mapping[str, Any]] = []
+        self.answers: list[tuple[str, int, Any]] = []
+        self.picky = False
+        self.entered: list[str] = []
         self.on_lost: OnLost = lambda _reason: None
 
     def open(self, _identity: Identity, on_lost: OnLost) -> "ScriptedLink":
@@ -50,6 +63,7 @@ class Hub:
 
     def step(self, name: str) -> None:
         """Hang or raise, if the script says so."""
+        self.note(lambda: self.entered.append(name))
         if name in self.hold:
             self.hold[name].wait()
         if name in ("build", "connect", "send") and self.errors:
@@ -97,6 +111,19 @@ class ScriptedLink:
         self._hub.note(lambda: setattr(self._hub, "asked", self._hub.asked + 1))
         return {"desired": {}, "reported": {}}
 
+    def listen(self, ears: Ears) -> None:
+        self._hub.step("listen")
+        self._hub.note(lambda: self._hub.ears.append(ears))
+
+    def report(self, patch: Mapping[str, Any]) -> bool:
+        self._hub.step("report")
+        self._hub.note(lambda: self._hub.reported.append(patch))
+        return not self._hub.picky
+
+    def answer(self, request_id: str, status: int, document: Any) -> None:
+        self._hub.step("answer")
+        self._hub.note(lambda: self._hub.answers.append((request_id, status, document)))
+
     def close(self) -> None:
         self._hub.step("close")
         self._hub.note(lambda: setattr(self._hub, "closed", self._hub.closed + 1))
@@ -109,8 +136,22 @@ class Bench:
         self.hub = Hub()
         self.crew = Crew(lambda name, error: pytest.fail(f"{name}: {error}"))
         self.states: list[str] = []
-        self.twins: list[Mapping[str, Any]] = []
+        self.twins: list[tuple[Mapping[str, Any] | None, int]] = []
+        self.calls: list[MethodCall] = []
+        self.inputs: list[InputMessage] = []
         self.clients: list[HubClient] = []
+
+    def twin(self, twin: Mapping[str, Any] | None, line: int) -> None:
+        """See `Listener`."""
+        self.hub.note(lambda: self.twins.append((twin, line)))
+
+    def called(self, call: MethodCall) -> None:
+        """See `Listener`."""
+        self.hub.note(lambda: self.calls.append(call))
+
+    def received(self, message: InputMessage) -> None:
+        """See `Listener`."""
+        self.hub.note(lambda: self.inputs.append(message))
 
     def client(self, deadlines: Deadlines = QUICK, backlog: Backlog | None = None) -> HubClient:
         """A client that is not started yet."""
@@ -121,7 +162,7 @@ class Bench:
             backlog=backlog,
             connector=self.hub.open,
             on_change=lambda status: self.hub.note(lambda: self.states.append(status.state)),
-            on_twin=lambda twin: self.hub.note(lambda: self.twins.append(twin)),
+            listener=self,
             on_stuck=lambda: self.hub.note(lambda: self.states.append("on_stuck")),
         )
         self.clients.append(client)
@@ -353,7 +394,7 @@ def test_the_twin_is_asked_for_at_once_and_then_regularly(bench: Bench) -> None:
     client = bench.client(quick(probe_s=0.05))
     client.start()
     bench.hub.wait(lambda: bench.hub.asked >= 3)
-    assert bench.twins[0] == {"desired": {}, "reported": {}}
+    assert bench.twins[0] == ({"desired": {}, "reported": {}}, 1)
     assert client.status().rungs == {}
 
 

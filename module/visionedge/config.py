@@ -19,7 +19,6 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic.alias_generators import to_camel
 
@@ -108,14 +107,6 @@ class ModelConfig(_Section):
         if url is not None:
             check_address(url, insecure=bool(before.data.get("allow_insecure")))
         return url
-
-    @model_validator(mode="after")
-    def _one_place(self) -> "ModelConfig":
-        if self.path is not None and self.url is not None:
-            raise ValueError("give 'path' or 'url', not both")
-        if (self.url is None) != (self.sha256 is None):
-            raise ValueError("'url' and 'sha256' go together")
-        return self
 
 
 class InferenceConfig(_Section):
@@ -207,10 +198,29 @@ def validate(document: object) -> Config:
     keep_secret(secrets_in(document))
     if not isinstance(document, dict):
         raise ConfigError([f"the configuration is {kind_of(document)}; it must be a mapping of keys"])
+    given = _without_nulls(document)
+    # Looked at here: pydantic would look at a section as a whole only when each of its keys is right.
+    whole = _model_problems(given.get("model"))
     try:
-        return Config.model_validate(_without_nulls(document))
+        config = Config.model_validate(given)
     except ValidationError as error:
-        raise ConfigError([_problem(dict(item)) for item in error.errors(include_url=False)]) from None
+        single = [_problem(dict(item)) for item in error.errors(include_url=False)]
+        raise ConfigError([*single, *whole]) from None
+    if whole:
+        raise ConfigError(whole)
+    return config
+
+
+def _model_problems(model: object) -> list[str]:
+    """What is wrong with the keys of `model` together."""
+    if not isinstance(model, Mapping):
+        return []
+    problems = []
+    if "path" in model and "url" in model:
+        problems.append("model: give 'path' or 'url', not both")
+    if ("url" in model) != ("sha256" in model):
+        problems.append("model: 'url' and 'sha256' go together")
+    return problems
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Document:

@@ -1,4 +1,4 @@
-"""`visionedge manifest`: what belongs to a deployment; here, what it will cost."""
+"""`visionedge manifest`: what belongs to a deployment: its costs, the schema of its configuration."""
 
 import argparse
 import json
@@ -18,10 +18,18 @@ def add_parser(verbs: Verbs) -> None:
         "manifest",
         lambda _: 2,
         "what belongs to a deployment",
-        "  visionedge manifest estimate --config vision.yaml   messages, 4 KB blocks and IoT Hub units a day",
+        "  visionedge manifest estimate --config vision.yaml  messages, 4 KB blocks, IoT Hub units a day\n"
+        "  visionedge manifest schema > vision.schema.json    the JSON Schema of a configuration",
     )
     deeds = parser.add_subparsers(title="deeds", metavar="DEED", required=True, parser_class=Parser)
     _add_estimate(deeds)
+    verb(
+        deeds,
+        "schema",
+        _schema,
+        "the JSON Schema of a configuration, the same for files and for desired properties",
+        "  visionedge manifest schema > vision.schema.json",
+    )
 
 
 def _add_estimate(deeds: Verbs) -> None:
@@ -65,6 +73,13 @@ def _estimate(arguments: argparse.Namespace) -> int:
         print(json.dumps(made.document()))
     else:
         sys.stdout.write(words(made))
+    return 0
+
+
+def _schema(_arguments: argparse.Namespace) -> int:
+    from visionedge.schema import json_schema
+
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
     return 0
 
 

@@ -27,12 +27,16 @@ class ChangeFilter:
     """
 
     def __init__(self, *, move_threshold: float = 0.05, heartbeat_s: float = 60.0) -> None:
-        self._threshold = move_threshold
-        self._heartbeat_ns = round(heartbeat_s * 1e9)
         self._last: dict[str, _Sight] = {}
+        self.apply(move_threshold=move_threshold, heartbeat_s=heartbeat_s)
 
     def __repr__(self) -> str:
         return f"<ChangeFilter cameras={sorted(self._last)}>"
+
+    def apply(self, *, move_threshold: float, heartbeat_s: float) -> None:
+        """Compare otherwise from now on, with the same frames that were told."""
+        self._threshold = move_threshold
+        self._heartbeat_ns = round(heartbeat_s * 1e9)
 
     def worth_telling(self, result: Result) -> bool:
         """Whether this frame differs from the last one told; changes nothing."""

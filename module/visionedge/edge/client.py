@@ -1,60 +1,40 @@
 """The hub client: takes messages, holds them until the hub has acknowledged them, and survives the SDK.
 
 One thread, `hub:client`, decides; it never calls the SDK itself but has `Losable` do it, each call with its
-own deadline. Whoever sends only appends to the backlog. What is done about failures is told in `ladder`.
+own deadline. Whoever sends only appends to the backlog, or to the errands of the line that is there. What is
+done about failures is told in `ladder`.
 """
 
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from visionedge.edge.backlog import Backlog, Waiting
 from visionedge.edge.identity import Identity
 from visionedge.edge.ladder import Deadlines, HubStatus, Ladder, Rung, State
+from visionedge.edge.line import Errand, Line, Lines, Listener
 from visionedge.edge.losable import Losable, OverdueError, StuckError
 from visionedge.edge.messages import Message
-from visionedge.edge.sdk import Link, LinkError, MessageRefusedError, OpenLink, open_link
+from visionedge.edge.sdk import LinkError, MessageRefusedError, OpenLink, open_link
 from visionedge.threads import Crew
 from visionedge.uris import redact
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Loss:
-    """Why a link was lost, once it is."""
-
-    reason: str | None = None
-
-
-@dataclass(slots=True)
-class _Line:
-    """A connection; `renew_ns` and `probe_ns` say when its token and its liveness are due.
-
-    Until `patient_ns` it has to show that it lasts without the message that is suspected.
-    """
-
-    link: Link
-    loss: _Loss
-    renew_ns: int = 0
-    probe_ns: int = 0
-    patient_ns: int | None = None
-
-
-Step = Message | Literal["renew", "probe", "close"]
+Step = Message | Errand | Literal["renew", "probe", "close"]
 
 
 class HubClient:
     """Sends messages in order, each until it is acknowledged (so twice at times) or a full backlog drops it.
 
-    `send` and `status` never block and may be called from any thread. Called from the thread `hub:client`,
-    outside of locks: `on_change` when `state` changes, `on_twin` with each twin that was read, and `on_stuck`
-    when nothing helps but another process.
+    `send`, `errand` and `status` never block and may be called from any thread. Called from the thread
+    `hub:client`, outside of locks: `on_change` when `state` changes, and `on_stuck` when nothing helps but
+    another process. Without a `listener` nothing is subscribed to, and the twin only proves the connection.
     """
 
     def __init__(
@@ -65,16 +45,15 @@ class HubClient:
         deadlines: Deadlines | None = None,
         backlog: Waiting | None = None,
         connector: OpenLink = open_link,
+        listener: Listener | None = None,
         on_change: Callable[[HubStatus], None] = lambda _status: None,
-        on_twin: Callable[[Mapping[str, Any]], None] = lambda _twin: None,
         on_stuck: Callable[[], None] = lambda: None,
     ) -> None:
         self._identity = identity
         self._crew = crew
         self._deadlines = deadlines or Deadlines()
-        self._connector = connector
+        self._listener = listener
         self._on_change = on_change
-        self._on_twin = on_twin
         self._on_stuck = on_stuck
         # These belong to the thread `hub:client`.
         self._ladder = Ladder()
@@ -83,13 +62,14 @@ class HubClient:
         self._silent = False
         self._suspect: tuple[str, int] = ("", 0)
         self._calls = Losable(crew, "hub:call", limit=self._deadlines.lost_threads)
+        self._lines = Lines(identity, connector, self._calls, self._deadlines, self._poke)
         # Guards all below; held for assignments only.
         self._wake = threading.Condition()
         self._backlog: Waiting = Backlog() if backlog is None else backlog
         self._backlog.attach(self._poke)
+        self._line: Line | None = None
         self._state: State = "starting"
         self._sent = 0
-        self._built = 0
         self._failures = 0
         self._last_error: str | None = None
         self._connected_ns: int | None = None
@@ -115,6 +95,15 @@ class HubClient:
                 self._backlog.abandon()
             self._wake.notify_all()
 
+    def errand(self, errand: Errand) -> None:
+        """Have something done over the line that it names, before the messages; lost without that line."""
+        with self._wake:
+            closing = self._flush_until_ns is not None
+            taken = self._line is not None and not closing and self._line.take(errand)
+            self._wake.notify_all()
+        if not taken:
+            errand.done("lost")
+
     @property
     def connected(self) -> bool:
         """Whether the hub takes messages right now."""
@@ -133,7 +122,7 @@ class HubClient:
                 queued_bytes=self._backlog.bytes,
                 dropped=self._backlog.dropped,
                 last_error=self._last_error,
-                rebuilds=max(0, self._built - 1),
+                rebuilds=max(0, self._lines.built - 1),
                 abandoned=abandoned,
                 out=out,
                 rungs=self._ladder.counts,
@@ -184,35 +173,27 @@ class HubClient:
     def _session(self) -> None:
         """Connect and send until the connection is lost, or replaced before its token ends, or we close."""
         self._turn("connecting")
-        line: _Line | None = self._build()
+        line: Line | None = self._lines.build()
         while line is not None:
-            successor: _Line | None = None
+            successor: Line | None = None
             try:
-                self._calls.call("connect", line.link.connect, self._deadlines.connect_s)
+                self._lines.open(line)
+                self._use(line)
                 self._turn("connected")
                 successor = self._serve(line)
             finally:
-                self._farewell(line)
+                self._use(None)
+                self._lines.end(line, self._cap_ns())
             line = successor
 
-    def _build(self) -> _Line:
-        self._built += 1
-        loss = _Loss()
+    def _use(self, line: Line | None) -> None:
+        """Take errands for a line from now on, or for none; those that the one before still had are lost."""
+        with self._wake:
+            before, self._line = self._line, line
+        for errand in before.errands if before is not None else ():
+            errand.done("lost")
 
-        def lost(reason: str) -> None:
-            with self._wake:
-                loss.reason = loss.reason or reason
-                self._wake.notify_all()
-
-        link = self._calls.call(
-            "the workload API",
-            lambda: self._connector(self._identity, lost),
-            self._deadlines.build_s,
-            late=lambda unwanted: unwanted.close(),
-        )
-        return _Line(link, loss)
-
-    def _serve(self, line: _Line) -> _Line | None:
+    def _serve(self, line: Line) -> Line | None:
         """Send until the end; the successor if it is time to renew, None if we close."""
         log.info("connected to %s as %s/%s", self._where(), self._identity.device, self._identity.module)
         self._connected_ns = time.monotonic_ns()
@@ -225,47 +206,52 @@ class HubClient:
         while (step := self._next(line)) != "close":
             if isinstance(step, Message):
                 self._send(line, step)
+            elif isinstance(step, Errand):
+                self._lines.do(line, step)
             elif step == "probe":
                 self._probe(line)
             elif (successor := self._renewed(line)) is not None:
                 return successor
         return None
 
-    def _renewed(self, line: _Line) -> _Line | None:
+    def _renewed(self, line: Line) -> Line | None:
         try:
-            return self._build()
+            return self._lines.build()
         except (LinkError, OverdueError, StuckError) as error:
             # The old token is still good for a while: the connection is kept, and we ask again soon.
             log.warning("the token for %s could not be renewed yet: %s", self._where(), redact(str(error)))
             line.renew_ns = time.monotonic_ns() + _ns(self._deadlines.longest_wait_s)
             return None
 
-    def _next(self, line: _Line) -> Step:
+    def _next(self, line: Line) -> Step:
         """What to do next; waits until there is something."""
         with self._wake:
             while True:
                 now_ns = time.monotonic_ns()
                 message = self._backlog.first()
-                if line.loss.reason is not None:
+                if line.lost is not None:
                     raise self._lost(line, now_ns)
                 if self._flushed(now_ns):
                     return "close"
                 if now_ns >= line.renew_ns:
                     return "renew"
-                # Closing leaves no time for questions.
-                if now_ns >= line.probe_ns and self._flush_until_ns is None:
-                    return "probe"
+                # Closing leaves no time for questions and errands.
+                if self._flush_until_ns is None:
+                    if now_ns >= line.probe_ns or line.stale:
+                        return "probe"
+                    if line.errands:
+                        return line.errands.popleft()
                 patient_ns = line.patient_ns or 0
                 if message is not None and now_ns >= patient_ns:
                     return message
                 moments_ns = (line.renew_ns, self._flush_until_ns or line.probe_ns, patient_ns)
                 self._wake.wait((min(at for at in moments_ns if at > now_ns) - now_ns) / 1e9)
 
-    def _lost(self, line: _Line, now_ns: int) -> LinkError:
+    def _lost(self, line: Line, now_ns: int) -> LinkError:
         """The error of a connection that ended by itself; one that could not last clears the suspect."""
         if line.patient_ns is not None and now_ns < line.patient_ns:
             self._suspect = ("", 0)
-        return LinkError(str(line.loss.reason))
+        return LinkError(str(line.lost))
 
     def _flushed(self, now_ns: int) -> bool:
         """Whether we close and all is sent, or its time is over."""
@@ -274,10 +260,10 @@ class HubClient:
                 return False
             return len(self._backlog) == 0 or now_ns >= self._flush_until_ns
 
-    def _probe(self, line: _Line) -> None:
+    def _probe(self, line: Line) -> None:
         """Ask for the twin: an answer proves connection, session and subscriptions, which no PUBACK does."""
         try:
-            twin = self._calls.call("the twin", line.link.twin, self._deadlines.answer_s)
+            twin = self._lines.ask(line, self._listener)
         except OverdueError:
             if self._closing():
                 return  # it was us who had no time
@@ -290,11 +276,13 @@ class HubClient:
             self._silent = True
             raise
         self._silent, self._probe_s = False, self._deadlines.probe_s
-        line.probe_ns = time.monotonic_ns() + _ns(self._probe_s)
-        if twin is not None:
-            self._on_twin(twin)
+        # One that was refused is soon asked for again: it may be what a patch told of.
+        wait_s = self._probe_s if twin is not None else min(self._probe_s, self._deadlines.longest_wait_s)
+        line.probe_ns = time.monotonic_ns() + _ns(wait_s)
+        if self._listener is not None:
+            self._listener.twin(twin, line.number)
 
-    def _send(self, line: _Line, message: Message) -> None:
+    def _send(self, line: Line, message: Message) -> None:
         try:
             self._calls.call("send", partial(line.link.send, message), self._deadlines.send_s)
         except MessageRefusedError as error:
@@ -326,16 +314,10 @@ class HubClient:
             self._sent += dropped is None
             self._failures = 0
 
-    def _farewell(self, line: _Line) -> None:
-        """End a connection for good: one that lingers would fight its successor for the client id."""
+    def _cap_ns(self) -> int | None:
+        """Until when taking leave may last, once we close."""
         with self._wake:
-            closing, until_ns = self._flush_until_ns is not None, self._close_until_ns
-        if closing:
-            self._calls.cap(until_ns)
-        try:
-            self._calls.call("disconnect", line.link.close, self._deadlines.farewell_s)
-        except (LinkError, OverdueError, StuckError) as error:
-            log.debug("a connection did not end well: %s", error)
+            return self._close_until_ns if self._flush_until_ns is not None else None
 
     def _failed(self, error: Exception) -> None:
         self._note(error)

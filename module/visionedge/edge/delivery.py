@@ -14,6 +14,7 @@ from visionedge.edge.client import HubClient
 from visionedge.edge.identity import Identity
 from visionedge.edge.journal import JournalStatus, MessagesFile
 from visionedge.edge.ladder import HubStatus
+from visionedge.edge.line import Errand, Listener
 from visionedge.edge.messages import Kind, Message, Sender
 from visionedge.edge.spool import FILE_NAME, Spool, SpoolStatus
 from visionedge.edge.store import Bounds, Loss
@@ -49,8 +50,8 @@ class DeliveryStatus:
 class Delivery:
     """Telemetry, the hub client and the messages file behind one door.
 
-    `offer`, `event`, `tick` and `flush` belong to the asyncio loop and never block; `close` blocks up to its
-    deadline and belongs on a thread.
+    `close` blocks up to its deadline and belongs on a thread; all else belongs to the asyncio loop and never
+    blocks.
     """
 
     def __init__(
@@ -86,11 +87,13 @@ class Delivery:
         data: Path | None = None,
         on_change: Callable[[HubStatus], None] = lambda _status: None,
         on_stuck: Callable[[], None] = lambda: None,
+        listener: Listener | None = None,
     ) -> "Delivery":
         """The delivery of a module: a hub client inside IoT Edge, a messages file where one is asked for.
 
         Messages for the hub wait in a spool in the folder `data`, whose opening may block for some seconds;
-        without a folder in memory. `on_change` and `on_stuck` are called from a thread of the hub client.
+        without a folder in memory. The callbacks and the `listener` are called from threads of
+        the hub client.
 
         Raises:
             ConfigError: the messages file cannot be opened.
@@ -100,9 +103,10 @@ class Delivery:
             return Delivery(policy, None, journal=journal)
         spool = None
         if data is not None:
-            bounds = Bounds(policy.spool_megabytes * 1_000_000, policy.spool_hours * 3600.0)
-            spool = Spool(data / FILE_NAME, identity.owner, crew, bounds=bounds)
-        hub = HubClient(identity, crew, backlog=spool, on_change=on_change, on_stuck=on_stuck)
+            spool = Spool(data / FILE_NAME, identity.owner, crew, bounds=_bounds(policy))
+        hub = HubClient(
+            identity, crew, backlog=spool, listener=listener, on_change=on_change, on_stuck=on_stuck
+        )
         return Delivery(policy, identity, hub=hub, journal=journal, spool=spool)
 
     def __repr__(self) -> str:
@@ -131,6 +135,26 @@ class Delivery:
     def event(self, kind: Kind, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
         """Tell a change of state, at once."""
         self._dispatch(self._telemetry.event(kind, code, message, details))
+
+    def answer(self, result: Result, correlation_id: str) -> bool:
+        """Answer a picture that another module has sent; False when that is not told."""
+        message = self._telemetry.answer(result, correlation_id)
+        if message is not None:
+            self._dispatch(message)
+        return message is not None
+
+    def apply(self, policy: TelemetryConfig) -> None:
+        """Go on under another policy; nothing that waits is touched, but what exceeds smaller bounds."""
+        self._telemetry.apply(policy)
+        if self._spool is not None:
+            self._spool.bound(_bounds(policy))
+
+    def errand(self, errand: Errand) -> None:
+        """Have something done over the link that the errand names (`HubClient.errand`)."""
+        if self._hub is not None:
+            self._hub.errand(errand)
+        else:
+            errand.done("lost")
 
     def tick(self) -> None:
         """Send what is due; to be called every tenth of a second or so."""
@@ -193,6 +217,10 @@ class Delivery:
             self._journal.put(message)
         if self._hub is not None:
             self._hub.send(message)
+
+
+def _bounds(policy: TelemetryConfig) -> Bounds:
+    return Bounds(policy.spool_megabytes * 1_000_000, policy.spool_hours * 3600.0)
 
 
 def _loss_text(losses: tuple[Loss, ...]) -> tuple[str, dict[str, Any]]:

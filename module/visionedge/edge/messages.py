@@ -16,6 +16,8 @@ DETECTIONS = "detections"
 EVENTS = "events"
 CONTENT_TYPE = "application/json"
 CONTENT_ENCODING = "utf-8"
+CORRELATION_ID = "$.cid"
+"""Among the properties of a message this one is IoT Hub's own: the id of the message that it answers."""
 
 MAX_BYTES = 200_000
 """The most a message weighs, body and properties together: 200 KB in the strictest reading."""

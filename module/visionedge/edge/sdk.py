@@ -1,4 +1,4 @@
-"""The only file that imports azure-iot-device: one connection to edgeHub, behind six plain words.
+"""The only file that imports azure-iot-device: one connection to edgeHub, behind a few plain words.
 
 One link is one connection and is never mended: when it is lost a new one is made. So the SDK's own
 reconnecting, which forgets subscriptions, gives up for good on some errors and fights a successor for the
@@ -7,11 +7,13 @@ client id, is switched off. Its renewal of tokens is never reached: a link is re
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from visionedge import __version__
 from visionedge.edge.identity import Identity
-from visionedge.edge.messages import CONTENT_ENCODING, CONTENT_TYPE, Message
+from visionedge.edge.messages import CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, Message
 from visionedge.uris import redact
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,40 @@ class MessageRefusedError(Exception):
     """This one message can never be sent; the link is well."""
 
 
+@dataclass(frozen=True, slots=True)
+class MethodCall:
+    """A direct method that somebody calls over one link, and waits for; `payload` is any JSON value."""
+
+    name: str
+    payload: Any
+    request_id: str
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InputMessage:
+    """A message of another module to one of our inputs; the ids are those that the sender gave it."""
+
+    input: str
+    body: bytes
+    properties: Mapping[str, str]
+    message_id: str = ""
+    correlation_id: str = ""
+
+
+class Ears(Protocol):
+    """Who hears what comes over a link, from threads of the SDK: must return at once and raise nothing."""
+
+    def patched(self) -> None:
+        """The desired properties have changed; what is new in them, only the whole twin tells reliably."""
+
+    def called(self, call: MethodCall) -> None:
+        """A direct method is called."""
+
+    def received(self, message: InputMessage) -> None:
+        """A message has come to an input."""
+
+
 class Link(Protocol):
     """One connection to the hub. Every call may block for ever."""
 
@@ -45,6 +81,18 @@ class Link(Protocol):
 
         Raises LinkError.
         """
+
+    def listen(self, ears: Ears) -> None:
+        """Subscribe to desired properties, direct methods and inputs; once, after `connect`.
+
+        Raises LinkError.
+        """
+
+    def report(self, patch: Mapping[str, Any]) -> bool:
+        """Lay a patch over the reported properties; False if the hub refused it. Raises LinkError."""
+
+    def answer(self, request_id: str, status: int, document: Any) -> None:
+        """Answer a direct method that was called over this link; raises LinkError."""
 
     def close(self) -> None:
         """Close the connection and free what belongs to it; raises LinkError."""
@@ -95,7 +143,9 @@ class _AzureLink:
         sdk_message = AzureMessage(  # type: ignore[no-untyped-call]  # the SDK types only half of itself
             message.body, message.message_id, CONTENT_ENCODING, CONTENT_TYPE, message.output
         )
-        sdk_message.custom_properties.update(message.properties)
+        own = dict(message.properties)
+        sdk_message.correlation_id = own.pop(CORRELATION_ID, None)
+        sdk_message.custom_properties.update(own)
         try:
             self._sdk(lambda: self._client.send_message_to_output(sdk_message, message.output))
         except LinkError as error:
@@ -104,18 +154,46 @@ class _AzureLink:
             raise
 
     def twin(self) -> Mapping[str, Any] | None:
-        from azure.iot.device.exceptions import ServiceError
-
         try:
             twin: Mapping[str, Any] = self._sdk(self._client.get_twin)
         except LinkError as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, ServiceError):
-                cause = cause.__cause__
-            if cause is None:
+            if not _answered(error):
                 raise
-            return None  # an answer all the same
+            return None
         return twin
+
+    def listen(self, ears: Ears) -> None:
+        def called(request: Any) -> None:
+            ears.called(MethodCall(request.name, request.payload, request.request_id))
+
+        def received(message: Any) -> None:
+            ears.received(_input_message(message))
+
+        # Each of these subscribes, and waits for that. The SDK runs a handler on threads that its shutdown
+        # waits for, so a handler must do nothing but hand on.
+        handlers = {
+            "on_twin_desired_properties_patch_received": lambda _patch: ears.patched(),
+            "on_method_request_received": called,
+            "on_message_received": received,
+        }
+        for name, handler in handlers.items():
+            self._sdk(partial(setattr, self._client, name, handler))
+
+    def report(self, patch: Mapping[str, Any]) -> bool:
+        try:
+            self._sdk(lambda: self._client.patch_twin_reported_properties(dict(patch)))
+        except LinkError as error:
+            if not _answered(error):
+                raise
+            log.warning("edgeHub refused reported properties: %s", error)
+            return False
+        return True
+
+    def answer(self, request_id: str, status: int, document: Any) -> None:
+        from azure.iot.device import MethodResponse
+
+        response = MethodResponse(request_id, status, document)
+        self._sdk(lambda: self._client.send_method_response(response))
 
     def close(self) -> None:
         try:
@@ -136,6 +214,24 @@ class _AzureLink:
 
     def _background_error(self, error: Exception) -> None:
         self._on_lost(describe(error))
+
+
+def _answered(error: LinkError) -> bool:
+    """Whether the hub answered, if only with an error: then the link is well."""
+    from azure.iot.device.exceptions import ServiceError
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ServiceError):
+        cause = cause.__cause__
+    return cause is not None
+
+
+def _input_message(message: Any) -> InputMessage:
+    body = message.data if isinstance(message.data, bytes) else str(message.data).encode()
+    properties = {str(name): str(value) for name, value in message.custom_properties.items()}
+    return InputMessage(
+        str(message.input_name), body, properties, message.message_id or "", message.correlation_id or ""
+    )
 
 
 def describe(error: BaseException) -> str:

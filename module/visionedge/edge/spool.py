@@ -98,7 +98,6 @@ class Spool:
         self._lived_before_s = 0.0
         self._opened_ns = clock()
         self._finished = threading.Event()
-        self._started = False
         # Guards all below; held for assignments only.
         self._changed = threading.Condition()
         self._shelves = Shelves(self._tempo.memory_bytes)
@@ -106,7 +105,7 @@ class Spool:
         self._retry_ns = 0
         self._traces_ns = 0
         self._ages_ns = clock() + _AGES_NS
-        self._closing = False
+        self._started = self._closing = False
         self._rows = (0, 0)
         self._losses: list[Loss] = []
         self._news: list[News] = []
@@ -177,6 +176,12 @@ class Spool:
             return self._shelves.unwritten
 
     # --- for the delivery -----------------------------------------------------------------------------------
+
+    def bound(self, bounds: Bounds) -> None:
+        """Hold so much from now on; what is too much goes in the next round."""
+        with self._changed:
+            self._place, self._ages_ns = replace(self._place, bounds=bounds), self._clock()
+            self._changed.notify_all()
 
     def status(self) -> SpoolStatus:
         """Where messages wait right now."""
@@ -275,6 +280,7 @@ class Spool:
             if self._reason is not None:
                 self._shelves.reclaim()
             work = self._shelves.take_work(self._lived_s(), self._utc().date().isoformat())
+        store.bounds = self._place.bounds
         try:
             going = store.excess(work.growth_bytes, work.lived_s)
             with self._changed:
@@ -341,8 +347,9 @@ class Spool:
         self._open()
 
     def _tell_lost(self, why: str, upto: Mapping[str, int]) -> None:
-        name = self._place.path.name
-        text = f"{name} is of no use ({why}): it was set aside, what waited in it is not sent"
+        text = (
+            f"{self._place.path.name} is of no use ({why}): it was set aside, what waited in it is not sent"
+        )
         self._tell("spool-lost", text, {"upTo": dict(upto)} if upto else {})
 
     def _turn(self, reason: str | None) -> None:

@@ -117,7 +117,7 @@ class Store:
         connect: Connect | None = None,
         numbers: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        self._bounds = bounds
+        self.bounds = bounds
         self._db = (connect or open_database)(path)
         try:
             self._prepare(owner, numbers)
@@ -154,7 +154,7 @@ class Store:
     @property
     def over(self) -> bool:
         """Whether it holds more than it may."""
-        return bool(self.bytes > self._bounds.limit_bytes)
+        return bool(self.bytes > self.bounds.limit_bytes)
 
     def write(self, work: Work) -> list[int]:
         """Do it all or nothing; the keys of the appended messages."""
@@ -172,9 +172,9 @@ class Store:
 
     def excess(self, growth_bytes: int, lived_s: float) -> list[tuple[Row, Reason]]:
         """What must go: the too old, then the oldest telemetry, then the oldest events, until all fits."""
-        oldest_s = lived_s - self._bounds.max_age_s
+        oldest_s = lived_s - self.bounds.max_age_s
         going: dict[int, tuple[Row, Reason]] = {row.key: (row, "old") for row in self._born_before(oldest_s)}
-        excess = self.bytes + growth_bytes - self._bounds.limit_bytes
+        excess = self.bytes + growth_bytes - self.bounds.limit_bytes
         excess -= sum(row.bytes for row, _ in going.values())
         for telemetry in (True, False):
             if excess <= 0:

@@ -3,7 +3,7 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from types import MappingProxyType
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from visionedge.config import TelemetryConfig
 from visionedge.edge.billing import Bill, Meter
 from visionedge.edge.changes import ChangeFilter
 from visionedge.edge.messages import (
+    CORRELATION_ID,
     DETECTIONS,
     EVENTS,
     MAX_BYTES,
@@ -77,13 +78,13 @@ class DailyBudget:
     def __init__(
         self, limit: int, utc: Callable[[], datetime], spent: Mapping[str, int] = MappingProxyType({})
     ) -> None:
-        self._limit = limit
+        self.limit = limit
         self._utc = utc
         self._day: date = utc().date()
         self._used = spent.get(self._day.isoformat(), 0)
 
     def __repr__(self) -> str:
-        return f"<DailyBudget used={self._used} limit={self._limit} day={self._day}>"
+        return f"<DailyBudget used={self._used} limit={self.limit} day={self._day}>"
 
     @property
     def day(self) -> date:
@@ -97,7 +98,7 @@ class DailyBudget:
     def left(self) -> int:
         """How many more messages may go out today."""
         _ = self.day
-        return max(0, self._limit - self._used)
+        return max(0, self.limit - self._used)
 
     def spend(self, messages: int) -> None:
         """Count messages that go out now."""
@@ -122,7 +123,6 @@ class Telemetry:
         continued: Continued | None = None,
     ) -> None:
         continued = continued or Continued()
-        self._policy = policy
         self._sender = sender
         self._clock = clock
         self._utc = utc
@@ -130,8 +130,6 @@ class Telemetry:
             move_threshold=policy.move_threshold, heartbeat_s=policy.heartbeat_seconds
         )
         self._budget = DailyBudget(policy.max_per_day, utc, continued.spent)
-        self._interval_ns = round(policy.interval_seconds * 1e9)
-        self._longest_ns = self._interval_ns + round(policy.fill_seconds * 1e9)
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
         self._ready: list[Message] = []
@@ -140,9 +138,20 @@ class Telemetry:
         self._counts: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
         self._announced: set[object] = set()
+        self.apply(policy)
 
     def __repr__(self) -> str:
         return f"<Telemetry mode={self._policy.mode} waiting={len(self._waiting)} {self._budget!r}>"
+
+    def apply(self, policy: TelemetryConfig) -> None:
+        """Go on under another policy; what waits, what was told and what was spent today stays."""
+        self._policy = policy
+        self._interval_ns = round(policy.interval_seconds * 1e9)
+        self._longest_ns = self._interval_ns + round(policy.fill_seconds * 1e9)
+        self._changes.apply(move_threshold=policy.move_threshold, heartbeat_s=policy.heartbeat_seconds)
+        if self._budget.limit != policy.max_per_day:
+            self._budget.limit = policy.max_per_day
+            self._announced.discard(("budget", self._budget.day))
 
     def offer(self, result: Result) -> None:
         """A frame was analysed; whether it is told is decided here."""
@@ -162,6 +171,28 @@ class Telemetry:
         event = Event(kind, code, redact(message), self._utc(), _redacted(details or {}))
         made = event_message(self._sender, self._number(EVENTS), event)
         self._meter.count(EVENTS, made.size_bytes)
+        return made
+
+    def answer(self, result: Result, correlation_id: str) -> Message | None:
+        """The message that answers another module's picture, whatever the mode; None when it cannot be told.
+
+        It counts for the day's budget.
+        """
+        self._counts["offered"] += 1
+        if self._budget.left() == 0:
+            self._drop("budget")
+            self._announce_spent()
+            return None
+        frame = self._encoded(result)
+        if frame is None:
+            return None
+        (made,) = batch_messages(self._sender, self._numbers[DETECTIONS] + 1, [frame])
+        if correlation_id:
+            made = replace(made, properties={**made.properties, CORRELATION_ID: correlation_id})
+        self._numbers[DETECTIONS] += 1
+        self._budget.spend(1)
+        self._meter.count(DETECTIONS, made.size_bytes)
+        self._counts["told"] += 1
         return made
 
     def due(self, now_ns: int) -> list[Message]:
@@ -206,13 +237,8 @@ class Telemetry:
         )
 
     def _gather(self, result: Result) -> None:
-        try:
-            frame = encode_frame(frame_document(result))
-        except FrameTooLargeError as error:
-            self._refuse("oversize", result.frame.camera, str(error))
-            return
-        except ValueError as error:
-            self._refuse("invalid", result.frame.camera, f"a frame object is no JSON: {error}")
+        frame = self._encoded(result)
+        if frame is None:
             return
         if self._policy.mode == "changes":
             self._changes.told(result)
@@ -221,6 +247,16 @@ class Telemetry:
         while self._waiting_bytes > MAX_PENDING_BYTES:
             self._waiting_bytes -= len(self._waiting.popleft().frame.body)
             self._drop("pending")
+
+    def _encoded(self, result: Result) -> EncodedFrame | None:
+        """The frame object as JSON; None, and told, where there can be none."""
+        try:
+            return encode_frame(frame_document(result))
+        except FrameTooLargeError as error:
+            self._refuse("oversize", result.frame.camera, str(error))
+        except ValueError as error:
+            self._refuse("invalid", result.frame.camera, f"a frame object is no JSON: {error}")
+        return None
 
     def _pack(self, count: int) -> None:
         frames = [self._waiting.popleft().frame for _ in range(count)]

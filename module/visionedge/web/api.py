@@ -8,6 +8,7 @@ from aiohttp import BodyPartReader, MultipartReader, web
 from visionedge.capture.pictures import decode_picture
 from visionedge.errors import SourceError
 from visionedge.frames import Result, frame_document, utc_text
+from visionedge.schema import json_schema
 from visionedge.uris import redact
 from visionedge.web.answers import (
     RequestError,
@@ -86,6 +87,10 @@ class Api:
         if report is None:
             raise Busy("the module is stopping")
         return json_answer(masked(report))
+
+    async def schema(self, _request: web.Request) -> web.Response:
+        """``/api/v1/config/schema``."""
+        return json_answer(json_schema())
 
     async def log(self, _request: web.Request) -> web.Response:
         """``/api/v1/log``."""

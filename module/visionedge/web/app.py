@@ -42,6 +42,7 @@ def routes(api: Api) -> list[web.RouteDef]:
         web.get("/api/v1/status", api.status),
         web.get("/api/v1/doctor", api.doctor),
         web.get("/api/v1/log", api.log),
+        web.get("/api/v1/config/schema", api.schema),
         web.get("/api/v1/cameras", api.cameras),
         web.get(camera, api.camera),
         web.get(f"{camera}/frame", api.frame),

@@ -68,6 +68,13 @@ def _module_paths() -> Document:
         "/api/v1/doctor": {
             "get": _get("doctor", "The way to the GPU, link by link, and the remedy.", _ok("Doctor"))
         },
+        "/api/v1/config/schema": {
+            "get": _get(
+                "configSchema",
+                "The JSON Schema of the configuration, of files and desired properties alike.",
+                {"200": _content("application/json", {"type": "object"}, "It.")},
+            )
+        },
         "/api/v1/log": {"get": _get("log", "The newest lines of the log, secrets masked.", {"200": lines})},
     }
 

@@ -1,0 +1,131 @@
+"""Pictures that other modules send to the input `frames`: bounded, numbered, answered on `detections`."""
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from visionedge.config import CAMERA_NAME
+from visionedge.edge.sdk import InputMessage
+from visionedge.frames import Result
+
+log = logging.getLogger(__name__)
+
+INPUT = "frames"
+NUMBERS = "<frames>"
+"""Under this name, which no camera can have, the last number is kept."""
+
+Drop = Literal["full", "busy", "bad-picture", "failed", "input", "untold"]
+"""Why a picture got no answer: too many waited, the engine had no room for it or was not ready, it is no
+picture, it could not be computed, it came to an input that there is not, or the answer could not be sent
+(`maxPerDay`, or its size)."""
+
+_MOST_WAITING = 8
+_AT_ONCE = 2
+_TELL_AGAIN_NS = 60_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What answering needs of the module.
+
+    `analyse` computes a picture's result, or says why there is none; `answer` sends it with the id of the
+    question, or says that it cannot; `cameras` are the names that are taken; `refused` tells of a picture
+    without an answer, with the reason and the camera's name.
+    """
+
+    analyse: Callable[[bytes], Awaitable[Result | Drop]]
+    answer: Callable[[Result, str], bool]
+    cameras: Callable[[], Collection[str]]
+    refused: Callable[[Drop, str], None]
+    clock: Callable[[], int] = time.monotonic_ns
+    wall_clock_s: Callable[[], float] = time.time
+
+
+class Questions:
+    """Takes pictures and answers them, the oldest first; `run` is the task that does. Loop only.
+
+    Numbers of these frames rise over all names together and are never below the time in milliseconds, so
+    that none repeats for a camera, whichever name a picture is given (`sequences`).
+    """
+
+    def __init__(self, means: Means, first_sequence: int) -> None:
+        self._means = means
+        self._next = first_sequence
+        self._waiting: deque[InputMessage] = deque()
+        self._news = asyncio.Event()
+        self._told_ns: dict[Drop, int] = {}
+        self.answered = 0
+        self.dropped: Counter[Drop] = Counter()
+
+    def __repr__(self) -> str:
+        return f"<Questions waiting={len(self._waiting)} answered={self.answered} {dict(self.dropped)}>"
+
+    @property
+    def next_sequence(self) -> int:
+        """The least that the next number can be."""
+        return self._next
+
+    def put(self, message: InputMessage) -> None:
+        """A message has come; when too many wait, the oldest goes unanswered."""
+        if message.input != INPUT:
+            self._drop("input", message)
+            return
+        self._waiting.append(message)
+        if len(self._waiting) > _MOST_WAITING:
+            self._drop("full", self._waiting.popleft())
+        self._news.set()
+
+    async def run(self) -> None:
+        """Answer until cancelled, a few at once."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_AT_ONCE):
+                group.create_task(self._work())
+
+    async def _work(self) -> None:
+        while True:
+            await self._news.wait()
+            if self._waiting:
+                await self._take(self._waiting.popleft())
+            else:
+                self._news.clear()
+
+    async def _take(self, message: InputMessage) -> None:
+        try:
+            result = await self._means.analyse(message.body)
+        except Exception:
+            log.exception("a picture of another module could not be computed")
+            result = "failed"
+        if not isinstance(result, Result):
+            self._drop(result, message)
+        elif self._means.answer(self._named(result, message), message.correlation_id or message.message_id):
+            self.answered += 1
+        else:
+            self._drop("untold", message)
+
+    def _named(self, result: Result, message: InputMessage) -> Result:
+        sequence = max(self._next, round(self._means.wall_clock_s() * 1000))
+        self._next = sequence + 1
+        frame = replace(result.frame, camera=self._name(message), sequence=sequence)
+        return replace(result, frame=frame)
+
+    def _name(self, message: InputMessage) -> str:
+        """The camera that the message names, unless that is a real one, which numbers its own frames."""
+        taken = self._means.cameras()
+        name = message.properties.get("camera", "")
+        if not CAMERA_NAME.fullmatch(name) or name in taken:
+            name = INPUT
+        while name in taken:
+            name += "-in"
+        return name
+
+    def _drop(self, reason: Drop, message: InputMessage) -> None:
+        self.dropped[reason] += 1
+        now_ns = self._means.clock()
+        # A module that sends nonsense all the time is told of now and then.
+        if now_ns - self._told_ns.get(reason, now_ns - _TELL_AGAIN_NS) >= _TELL_AGAIN_NS:
+            self._told_ns[reason] = now_ns
+            self._means.refused(reason, self._name(message))

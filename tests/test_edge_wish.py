@@ -1,0 +1,177 @@
+"""Desired properties, purely: laid over the local document, judged whole, acknowledged section by section."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_runtime.twin import check_reported
+from visionedge.config import validate
+from visionedge.edge.last_good import LastGood
+from visionedge.edge.wish import (
+    MAX_ACKNOWLEDGEMENT_BYTES,
+    Wish,
+    acknowledgement,
+    in_force,
+    overlaid,
+    refusals,
+    wish_of,
+)
+from visionedge.errors import ConfigError
+
+
+def rejected(document: dict[str, Any], before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The acknowledgement of a document that is wrong as a whole."""
+    wish = Wish(7, document)
+    with pytest.raises(ConfigError) as caught:
+        validate(document)
+    told = acknowledgement(wish, refusals(wish, caught.value.problems), before or {})
+    check_reported({"config": told})
+    return told
+
+
+# --- what is wished ---------------------------------------------------------------------------------------
+
+
+def test_what_the_hub_adds_is_no_wish() -> None:
+    """`$version` and `$metadata` are the hub's; the version is kept for the answer."""
+    twin = {"desired": {"http": {"port": 1}, "$version": 4, "$metadata": {"x": 1}}, "reported": {}}
+    assert wish_of(twin) == Wish(4, {"http": {"port": 1}})
+    assert wish_of({"desired": {}}) == Wish(0, {})
+    assert wish_of({"reported": {}}) is None
+
+
+def test_a_key_that_is_taken_away_means_what_the_local_document_says_or_the_default() -> None:
+    """Nothing of an earlier wish stays."""
+    local = {"http": {"port": 1}, "cameras": {"dock": {"uri": "demo:", "fps": 5}}}
+    over = overlaid(local, {"cameras": {"dock": {"fps": 2}, "yard": {"uri": "demo:"}}})
+    assert over["cameras"] == {"dock": {"uri": "demo:", "fps": 2}, "yard": {"uri": "demo:"}}
+    assert overlaid(local, {}) == local
+
+
+@pytest.mark.parametrize(
+    ("local", "desired", "model"),
+    [
+        ({"path": "a"}, {"url": "https://h/b", "sha256": "0"}, {"url": "https://h/b", "sha256": "0"}),
+        ({"url": "https://h/b", "sha256": "0"}, {"path": "a"}, {"path": "a"}),
+        ({"url": "https://h/b", "sha256": "0"}, {"maxMegabytes": 5}, None),
+        ({"path": "a"}, {"path": "b", "url": "c"}, {"path": "b", "url": "c"}),
+    ],
+)
+def test_a_model_is_one_place_or_the_other(
+    local: dict[str, Any], desired: dict[str, Any], model: dict[str, Any] | None
+) -> None:
+    """An address in the twin replaces a path in the file, and vice versa; both at once stay wrong."""
+    expected = {**local, **desired} if model is None else model
+    assert overlaid({"model": local}, {"model": desired})["model"] == expected
+
+
+# --- the acknowledgement ----------------------------------------------------------------------------------
+
+
+def test_every_section_is_acknowledged_with_the_version() -> None:
+    """Applied is applied, without a word more."""
+    wish = Wish(3, {"telemetry": {"mode": "all"}, "http": {"port": 0}})
+    assert acknowledgement(wish, {}, wish.document) == {
+        "http": {"status": "applied", "version": 3},
+        "telemetry": {"status": "applied", "version": 3},
+    }
+
+
+def test_a_wrong_document_is_rejected_whole_and_each_section_says_why() -> None:
+    """Sections that are right were not taken either, unless they are in force since an earlier version."""
+    told = rejected(
+        {"cameras": {"dock": {"uri": 5}}, "telemetry": {"mode": "all"}, "http": {"port": 1}},
+        before={"http": {"port": 1}},
+    )
+    assert told["cameras"]["status"] == "rejected"
+    assert told["cameras"]["reasons"] == ["cameras.dock.uri: must be a valid string"]
+    assert told["telemetry"]["reasons"] == ["not applied, because of what is wrong in cameras"]
+    assert told["http"] == {"status": "applied", "version": 7}
+
+
+def test_forty_wrong_things_are_all_reported() -> None:
+    """Each by the path of its key, in the section that it is in."""
+    document = {
+        "cameras": {
+            f"c{n}": {"uri": "gopher://h", "fps": 0, "transport": "smoke", "colour": 1} for n in range(8)
+        },
+        "inference": {"device": "npu", "iou": 2, "maxBatch": 0, "classes": "person"},
+        "telemetry": {"mode": "some", "maxPerDay": -1},
+        "telemtry": {},
+        "model": {"path": "a", "url": "https://h/m.onnx", "size": 1},
+    }
+    wish = Wish(1, document)
+    with pytest.raises(ConfigError) as caught:
+        validate(document)
+    assert len(caught.value.problems) >= 40
+    told = rejected(document)
+    reasons = [reason for entry in told.values() for reason in entry["reasons"]]
+    assert sorted(reasons) == sorted(caught.value.problems)
+    assert told.keys() == document.keys()
+    assert refusals(wish, caught.value.problems).keys() == document.keys()
+    assert len(json.dumps(told)) < MAX_ACKNOWLEDGEMENT_BYTES
+
+
+def test_what_does_not_fit_is_counted_and_no_section_hides_another() -> None:
+    """Cut to what a twin may hold: 200 wrong cameras leave room for one wrong port."""
+    cameras = {"c" * 60 + f"{n:03}": {"uri": "gopher://h/" + "x" * 3000, "fps": -1} for n in range(200)}
+    told = rejected({"cameras": cameras, "http": {"port": -1}})
+    assert len(json.dumps({"config": told})) < MAX_ACKNOWLEDGEMENT_BYTES + 100
+    assert "more; the event config-rejected has them" in told["cameras"]["reasons"][-1]
+    assert told["http"]["reasons"] == ["http.port: must be greater than or equal to 0"]
+
+
+def test_keys_that_edgehub_does_not_take_are_told_in_another_spelling() -> None:
+    """Neither dots nor control signs, none too long, not too many, and no secret that is a key."""
+    wrong: dict[str, Any] = {"a.b c": 1, "x\x01": 1, "k" * 2000: 1, "rtsp://me:hunter2@h/x": 1}
+    told = rejected({**wrong, **{f"key{n}": 1 for n in range(100)}})
+    assert "a_b_c" in told
+    assert "hunter2" not in json.dumps(told)
+    assert told["_more"]["status"] == "rejected"
+    assert len(told) == 25
+
+
+def test_a_section_that_could_not_be_applied_leaves_the_others_in_force() -> None:
+    """And what was in force of it before stays so, also when it was taken away."""
+    wish = Wish(2, {"model": {"path": "new"}, "telemetry": {"mode": "all"}})
+    refused = {"model": ["model: new does not exist"], "http": ["http: the port is in use"]}
+    force = in_force(wish, {"model": {"path": "old"}, "http": {"port": 1}}, refused)
+    assert force == {"model": {"path": "old"}, "http": {"port": 1}, "telemetry": {"mode": "all"}}
+    told = acknowledgement(wish, refused, force)
+    assert {key: entry["status"] for key, entry in told.items()} == {
+        "model": "rejected",
+        "telemetry": "applied",
+        "http": "rejected",
+    }
+
+
+# --- the last good one ------------------------------------------------------------------------------------
+
+
+def test_the_last_good_one_is_kept_for_its_owner_alone(tmp_path: Path) -> None:
+    """Written at once or not at all, readable for nobody else, and of no use to another module."""
+    path = tmp_path / "state" / "desired.json"
+    kept = LastGood(path, "hub/press-7/vision")
+    assert kept.read() is None
+    kept.keep(Wish(3, {"http": {"token": "s3cret"}}))
+    kept.keep(Wish(4, {"http": {"token": "other"}}))
+    assert kept.read() == Wish(4, {"http": {"token": "other"}})
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in path.parent.iterdir()] == ["desired.json"]
+    assert LastGood(path, "hub/press-8/vision").read() is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "{}", '{"schema": "visionedge/desired/1", "owner": "o"}', "\xff"]
+)
+def test_a_damaged_file_is_not_used_and_not_quoted(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its text may be a password."""
+    path = tmp_path / "desired.json"
+    path.write_text(text + "hunter2", encoding="latin-1")
+    assert LastGood(path, "o").read() is None
+    assert "is damaged" in caplog.text
+    assert "hunter2" not in caplog.text
