@@ -157,6 +157,9 @@ class FakeModule:
             "lastError": self.last_error,
         }
 
+    def knows(self, name: str) -> bool:
+        return name in self.names
+
     def latest(self, name: str) -> Result | None:
         return self.board.latest(name)
 

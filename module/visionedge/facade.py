@@ -53,7 +53,11 @@ class Facade:
 
     def camera(self, name: str) -> Document | None:
         """One camera's object."""
-        return next((document for document in report.cameras(self._rooms) if document["name"] == name), None)
+        return report.camera(self._rooms, name)
+
+    def knows(self, name: str) -> bool:
+        """Whether a camera is configured under this name."""
+        return name in self._rooms.config.cameras
 
     def latest(self, name: str) -> Result | None:
         """The newest result of a camera."""

@@ -4,10 +4,10 @@ Pure readings of the rooms' own statistics; nothing is counted here.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from visionedge import __version__, capacity
 from visionedge.capture.camera import CameraStatus
@@ -15,8 +15,10 @@ from visionedge.edge.billing import Bill
 from visionedge.edge.delivery import Delivery
 from visionedge.frames import utc_now, utc_text
 from visionedge.inference.any_engine import AnyEngine
+from visionedge.inference.batcher import CameraStatistics
 from visionedge.rooms import Rooms
 from visionedge.uris import redact
+from visionedge.web.board import CameraTraffic
 from visionedge.web.view import ModelFacts
 
 Document = dict[str, Any]
@@ -83,14 +85,30 @@ def _no_engine(rooms: Rooms) -> Document:
 
 def cameras(rooms: Rooms) -> list[Document]:
     """One `Camera` object per configured camera."""
-    return [_camera(rooms, name) for name in rooms.config.cameras]
+    counted = _Counted(rooms.batcher.statistics().cameras, rooms.board.statistics().cameras)
+    return [_camera(rooms, name, counted) for name in rooms.config.cameras]
 
 
-def _camera(rooms: Rooms, name: str) -> Document:
+def camera(rooms: Rooms, name: str) -> Document | None:
+    """One of them; None where no camera is configured under this name."""
+    if name not in rooms.config.cameras:
+        return None
+    return _camera(
+        rooms, name, _Counted(rooms.batcher.statistics().cameras, rooms.board.statistics().cameras)
+    )
+
+
+class _Counted(NamedTuple):
+    """What was counted of all cameras: a snapshot is taken once for as many as are told of."""
+
+    slots: Mapping[str, CameraStatistics]
+    traffic: Mapping[str, CameraTraffic]
+
+
+def _camera(rooms: Rooms, name: str, counted: _Counted) -> Document:
     configured = rooms.config.cameras[name]
     worker = rooms.cameras_by_name.get(name)
-    slot = rooms.batcher.statistics().cameras.get(name)
-    traffic = rooms.board.statistics().cameras.get(name)
+    slot, traffic = counted.slots.get(name), counted.traffic.get(name)
     document: Document = {
         "name": name,
         "uri": redact(configured.uri),

@@ -102,18 +102,19 @@ class Api:
 
     async def camera(self, request: web.Request) -> web.Response:
         """``/api/v1/cameras/{name}``."""
-        return json_answer(masked(self._known_camera(request.match_info["name"])))
-
-    def _known_camera(self, name: str) -> Document:
-        camera = self.view.camera(name)
+        camera = self.view.camera(request.match_info["name"])
         if camera is None:
-            raise RequestError(404, f"there is no camera '{name}'", code="unknown_camera")
-        return camera
+            raise _unknown(request.match_info["name"])
+        return json_answer(masked(camera))
+
+    def _must_know(self, name: str) -> None:
+        if not self.view.knows(name):
+            raise _unknown(name)
 
     async def frame(self, request: web.Request) -> web.Response:
         """``/api/v1/cameras/{name}/frame``; with `after` or `timeout` it waits."""
         name = request.match_info["name"]
-        self._known_camera(name)
+        self._must_know(name)
         after = integer_value(request, "after")
         timeout_s = seconds_value(request, "timeout", most_s=WAIT_LIMIT_S)
         if after is None and timeout_s is None:
@@ -127,7 +128,7 @@ class Api:
             return web.Response(body=data, content_type="application/json", headers=headers)
         if self.closing.is_set():
             raise Busy("the module is stopping")
-        self._known_camera(name)
+        self._must_know(name)
         if after is None:
             raise _no_frame_yet(name)
         return web.Response(status=204)
@@ -135,7 +136,7 @@ class Api:
     async def snapshot(self, request: web.Request) -> web.Response:
         """``/api/v1/cameras/{name}/snapshot.jpg``."""
         name = request.match_info["name"]
-        self._known_camera(name)
+        self._must_know(name)
         look = Look(truth_value(request, "annotate"), _width_px(request))
         result = self.view.latest(name)
         if result is None:
@@ -149,7 +150,7 @@ class Api:
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """``/api/v1/cameras/{name}/stream.mjpg``."""
         name = request.match_info["name"]
-        self._known_camera(name)
+        self._must_know(name)
         look = Look(annotated=True, width_px=_width_px(request))
         with self._streams.one():
             return await send_pictures(
@@ -160,7 +161,7 @@ class Api:
         """``/api/v1/frames``: server-sent events."""
         camera = text_value(request, "camera")
         if camera is not None:
-            self._known_camera(camera)
+            self._must_know(camera)
         async with self.view.subscribe(camera) as results:
             return await send_events(request, results, self._documents, self.closing)
 
@@ -186,6 +187,10 @@ def _condition(good: str, code: str, reasons: list[str], more: Document | None =
     error = {"code": code, "message": "; ".join(reasons)}
     document = {"status": code, "reasons": reasons, **(more or {}), "error": error}
     return json_answer(document, status=503, headers={"Retry-After": "2"})
+
+
+def _unknown(name: str) -> RequestError:
+    return RequestError(404, f"there is no camera '{name}'", code="unknown_camera")
 
 
 def _no_frame_yet(name: str) -> RequestError:

@@ -146,7 +146,7 @@ async def newest(
     """
     loop = asyncio.get_running_loop()
     shown: Result | None = None
-    while not closing.is_set() and view.camera(camera) is not None:
+    while not closing.is_set() and view.knows(camera):
         asked_s = loop.time()
         result = await closing.race(_newer(view, camera, shown, heartbeat_s))
         if result is None and loop.time() - asked_s < heartbeat_s / 2:

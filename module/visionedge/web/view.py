@@ -65,6 +65,10 @@ class ModuleView(Protocol):
         """One `Camera` object; None where no camera has this name."""
         ...
 
+    def knows(self, name: str) -> bool:
+        """Whether a camera has this name; costs nothing, unlike its object."""
+        ...
+
     def latest(self, name: str) -> Result | None:
         """The newest result of a camera; None before its first one."""
         ...
