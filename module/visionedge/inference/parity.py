@@ -1,6 +1,6 @@
 """How alike two precisions of a model are: boxes that both see, how far scores moved, AP where known."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ LEAST_BOXES = 10
 
 _SAME_IOU = 0.9
 # A box just above the line in one precision may be just below it in the other.
-_PARTNER_CONFIDENCE = CONFIDENCE / 2
+PARTNER_CONFIDENCE = CONFIDENCE / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,8 @@ class Parity:
     """A variant beside fp32. `boxes` are those that either sees at `CONFIDENCE`.
 
     `matched` is the share of them that the other sees too: same class, IoU of 0.9 or more, at half that
-    score or above. `shift` and `largest_shift` are how far the scores of matched boxes lie apart.
+    score or above, and each is seen once. `shift` and `largest_shift` are how far the scores of matched boxes
+    lie apart.
     """
 
     pictures: int
@@ -130,11 +131,8 @@ def compare(
     reference: Sequence[Detections], variant: Sequence[Detections], ap: Precisions | None = None
 ) -> Parity:
     """Compare what two precisions see on the same pictures; detections from half of `CONFIDENCE` on."""
-    partners: list[NDArray[np.float64]] = []
-    for some, others in zip(reference, variant, strict=True):
-        same = _same(some, others)
-        partners += [_shifts(some, others, same), _shifts(others, some, same.T)]
-    shifts = np.concatenate(partners) if partners else np.zeros(0)
+    pairs = zip(reference, variant, strict=True)
+    shifts = np.concatenate([np.zeros(0), *(_shifts(some, others) for some, others in pairs)])
     found = shifts[np.isfinite(shifts)]
     return Parity(
         pictures=len(reference),
@@ -146,24 +144,54 @@ def compare(
     )
 
 
+def _shifts(some: Detections, others: Detections) -> NDArray[np.float64]:
+    """How far the score of each counting box of either side lies from its partner's; NaN without one."""
+    sides = [np.full(len(some), np.nan), np.full(len(others), np.nan)]
+    for one, other in _partners(some, others):
+        away = abs(float(some.scores[one]) - float(others.scores[other]))
+        sides[0][one] = sides[1][other] = away
+    counting = [side[seen.scores >= CONFIDENCE] for side, seen in zip(sides, (some, others), strict=True)]
+    return np.concatenate(counting)
+
+
+def _partners(some: Detections, others: Detections) -> Iterator[tuple[int, int]]:
+    """Pairs of boxes that are the same thing, each box in one pair at most.
+
+    The best overlap pairs first, of equal ones the nearest scores: models that suppress nothing may give one
+    box twice. What is left to decide then is decided by the values alone, so that neither side goes first.
+    """
+    same = _same(some, others)
+    ways = sorted(
+        (_rank(float(same[one, other]), _values(some, one), _values(others, other)), one, other)
+        for one, other in np.argwhere(same >= _SAME_IOU).tolist()
+    )
+    taken: tuple[set[int], set[int]] = (set(), set())
+    for _, one, other in ways:
+        if one not in taken[0] and other not in taken[1]:
+            taken[0].add(one)
+            taken[1].add(other)
+            yield one, other
+
+
+def _values(seen: Detections, index: int) -> list[float]:
+    return [float(seen.scores[index]), *seen.boxes[index].tolist()]
+
+
+def _rank(iou: float, one: list[float], other: list[float]) -> tuple[float, float, list[list[float]]]:
+    """For sorting: the pair to make first is the least; the same from either side."""
+    return -iou, abs(one[0] - other[0]), sorted([one, other], reverse=True)
+
+
 def _same(some: Detections, others: Detections) -> NDArray[np.float64]:
-    """IoU of each with each where the class is the same, else 0: (n, m)."""
+    """IoU of each with each, (n, m), 0 where they cannot be partners: other classes, or neither side is sure.
+
+    One of the two has to count, and the other to be half as sure at least.
+    """
     boxes = np.concatenate([some.boxes, others.boxes]).astype(np.float64)
     n = len(some)
-    result: NDArray[np.float64] = overlaps(boxes)[:n, n:] * (
-        some.class_ids[:, None] == others.class_ids[None, :]
-    )
+    lower = np.minimum(some.scores[:, None], others.scores[None, :])
+    upper = np.maximum(some.scores[:, None], others.scores[None, :])
+    alike = some.class_ids[:, None] == others.class_ids[None, :]
+    fit = alike & (upper >= CONFIDENCE) & (lower >= PARTNER_CONFIDENCE)
+    result: NDArray[np.float64] = overlaps(boxes)[:n, n:] * fit
     return result
-
-
-def _shifts(some: Detections, others: Detections, same: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far the score of each counting box lies from its partner's; NaN where it has none."""
-    counting = some.scores >= CONFIDENCE
-    if not len(others):
-        return np.full(int(counting.sum()), np.nan)
-    candidates = np.where(others.scores >= _PARTNER_CONFIDENCE, same, 0.0)[counting]
-    best = candidates.argmax(axis=1)
-    matched = candidates.max(axis=1) >= _SAME_IOU
-    away = np.abs(some.scores[counting].astype(np.float64) - others.scores[best])
-    shifts: NDArray[np.float64] = np.where(matched, away, np.nan)
-    return shifts
