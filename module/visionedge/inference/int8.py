@@ -41,17 +41,23 @@ class Recipe:
     """Which nodes become integers. `front` convolutions from the picture on stay as they are.
 
     The last convolutions, which give scores and boxes, always stay, and so does all behind them.
+
+    With `narrow` weights no two products of a convolution can add up beyond 16 bits, which is where x86
+    without VNNI adds them and cuts off what is more. It costs up to one bit of the eight, and the network
+    then computes the same on every processor.
     """
 
     everything: bool = True
     depthwise: bool = True
     front: int = 0
+    narrow: bool = True
 
     def __str__(self) -> str:
         words = "everything" if self.everything else "convolutions"
         if not self.depthwise:
             words += " but depthwise"
-        return f"{words}, behind the first {self.front}" if self.front else words
+        words = f"{words}, behind the first {self.front}" if self.front else words
+        return f"{words}; {'narrow' if self.narrow else 'wide'} weights"
 
 
 def recipes(network: onnx.ModelProto, values: Values) -> Iterator[Recipe]:
@@ -143,6 +149,21 @@ class _Step:
         steps = np.round(values / self.scale) + float(self.zero)
         result: NDArray[np.uint8] = np.clip(steps, 0, 255).astype(np.uint8)
         return result
+
+
+def _largest(kernels: NDArray[np.float64], *, narrow: bool) -> NDArray[np.float64]:
+    """What 127 steps have to reach in each kernel [out, n]: its largest weight, or two of them together.
+
+    255 * (a + b) stays within 16 bits for a + b of 128 at most, and rounding adds 1 to the 127 aimed at.
+    Only weights of the same sign add up, and which two meet differs from processor to processor.
+    """
+    if not narrow or kernels.shape[1] == 1:
+        plain: NDArray[np.float64] = np.abs(kernels).max(axis=1)
+        return plain
+    lowest_first = np.sort(kernels, axis=1)
+    above, below = np.maximum(lowest_first, 0.0), np.maximum(-lowest_first, 0.0)
+    pairs: NDArray[np.float64] = np.stack([above[:, -2:].sum(axis=1), below[:, :2].sum(axis=1)]).max(axis=0)
+    return pairs
 
 
 def _drift(away: NDArray[np.float64], means: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
@@ -278,7 +299,9 @@ class _Weaver:
         if len(node.input) > 2 and node.input[2]:
             bias = numpy_helper.to_array(self.weights[node.input[2]]).astype(np.float64)
         source = float(self.steps[node.input[0]].scale)
-        scales = np.abs(kernel).reshape(len(kernel), -1).max(axis=1) / 127
+        # What sees one channel at a time is added up in 32 bits everywhere.
+        narrow = self.recipe.narrow and kernel.shape[1] > 1
+        scales = _largest(kernel.reshape(len(kernel), -1), narrow=narrow) / 127
         # A channel of tiny weights and a large bias would not fit; coarser weights cost it nothing.
         least = np.maximum(np.abs(bias) / (source * _LARGEST_BIAS), _SMALLEST_SCALE)
         scales = np.maximum(scales, least).astype(np.float32)

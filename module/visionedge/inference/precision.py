@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +10,7 @@ import onnx
 
 from visionedge.errors import ModelError, VisionedgeError
 from visionedge.frames import Detections, Picture, Placement
+from visionedge.inference.arithmetic import open_on_cpu
 from visionedge.inference.calibration import METHODS, Observed, folded, observe
 from visionedge.inference.contest import Pace, paces
 from visionedge.inference.detections import Selection
@@ -19,7 +20,6 @@ from visionedge.inference.int8 import Recipe, quantised, recipes
 from visionedge.inference.model import Model
 from visionedge.inference.parity import Parity, Precisions, Tolerance, compare
 from visionedge.inference.refining import Tuner
-from visionedge.inference.runtime import import_onnxruntime
 
 Precision = Literal["fp16", "int8"]
 
@@ -60,12 +60,17 @@ class Material:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One way that was tried. `parity` is None where it was not judged: a faster one was good enough."""
+    """One way that was tried. `parity` is None where it was not judged: a faster one was good enough.
+
+    `parity` is of the network computed as it is written, `here` of the same with the integer kernels of this
+    processor; None where it has no integers, or was refused before.
+    """
 
     words: str
     pace: Pace
     parity: Parity | None = None
     refusal: str | None = None
+    here: Parity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ def make(
         UnavailableError: onnxruntime cannot be used.
     """
     network = checked_network(model)
-    if _INTEGERS & {node.op_type for node in network.graph.node}:
+    if in_integers(network):
         raise ModelError(f"{model.path}: computes in integers already; start from the model in floats")
     try:
         workshop = _Workshop(model, network, folded(network), material, tolerance, tell)
@@ -107,21 +112,29 @@ def make(
         raise ModelError(f"{model.path}: {error}") from None
 
 
+def in_integers(network: onnx.ModelProto) -> bool:
+    """Whether any of it computes in integers of 8 bits."""
+    return bool(_INTEGERS & {node.op_type for node in network.graph.node})
+
+
+def _both_widths(ways: Sequence[tuple[Recipe, Pace]]) -> list[tuple[Recipe, Pace]]:
+    """Each recipe in narrow weights and then in wide ones, which take the same time."""
+    return [(replace(recipe, narrow=narrow), pace) for recipe, pace in ways for narrow in (True, False)]
+
+
 class _Runner:
     """A network compiled and opened on the CPU."""
 
-    def __init__(self, model: Model, network: onnx.ModelProto, threads: int) -> None:
+    def __init__(
+        self, model: Model, network: onnx.ModelProto, *, threads: int = 0, exact: bool = False
+    ) -> None:
         copy = onnx.ModelProto()
         copy.CopyFrom(network)
-        onnxruntime = import_onnxruntime()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 4
         graph = compile_graph(copy, model.reading).SerializeToString()
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                graph, options, providers=["CPUExecutionProvider"]
-            )
+            self._session = open_on_cpu(graph, exact=exact, threads=threads)
+        except VisionedgeError:
+            raise
         except Exception as error:
             words = " ".join(str(error).split())[:200]
             raise ModelError(f"cannot be run in another precision: {words}") from error
@@ -171,7 +184,7 @@ class _Workshop:
         ways, fp32_ms = self._timed(observed)
         tuner = Tuner(self.simple, self.model.reading, observed, _spread(pictures, _TUNED_BY))
         attempts: list[tuple[Tried, onnx.ModelProto]] = []
-        for recipe, pace in ways:
+        for recipe, pace in _both_widths(ways):
             attempts.append(self._attempt(recipe, pace, tuner, reference))
             if attempts[-1][0].refusal is None:
                 break
@@ -179,7 +192,7 @@ class _Workshop:
             raise ModelError("has no convolutions that integers could compute")
         chosen, network = max(attempts, key=lambda attempt: _likeness(attempt[0]))
         tried = [attempt[0] for attempt in attempts]
-        tried += [Tried(str(recipe), pace) for recipe, pace in ways[len(tried) :]]
+        tried += [Tried(str(recipe), pace) for recipe, pace in _both_widths(ways)[len(tried) :]]
         return Made(network, tuple(tried), chosen, fp32_ms)
 
     def _attempt(
@@ -203,15 +216,15 @@ class _Workshop:
             VisionedgeError: too little to judge anything by.
         """
         self.tell(f"fp32 looks at {len(self.material.judged)} pictures")
-        seen = self._look(self.network, self.material.judged)
+        seen = self._look(self.network)
         words = compare(seen, seen).refusal(Tolerance())
         if words is not None:
             raise VisionedgeError(f"{self.model.path}: {words}; give pictures that show what the model knows")
         return seen
 
-    def _look(self, network: onnx.ModelProto, samples: Sequence[Sample]) -> list[Detections]:
-        runner = _Runner(self.model, network, threads=0)
-        return [runner.sees(sample) for sample in samples]
+    def _look(self, network: onnx.ModelProto, *, exact: bool = False) -> list[Detections]:
+        runner = _Runner(self.model, network, exact=exact)
+        return [runner.sees(sample) for sample in self.material.judged]
 
     def _pace(self, network: onnx.ModelProto) -> tuple[Pace, Pace]:
         """The pace of a network, and that of fp32 in the same rounds; one thread each, as lanes have."""
@@ -236,12 +249,19 @@ class _Workshop:
         return ways, float(np.median(fp32_ms)) if fp32_ms else 0.0
 
     def _judged(self, way: Tried, network: onnx.ModelProto, reference: Sequence[Detections]) -> Tried:
-        seen = self._look(network, self.material.judged)
-        parity = compare(reference, seen, self._ap(reference, seen))
-        refusal = parity.refusal(self.tolerance)
+        """What it sees as it is written; in integers also what this processor makes of it."""
+        parity = self._beside(reference, self._look(network, exact=True))
+        refusal, here = parity.refusal(self.tolerance), None
+        if refusal is None and in_integers(network):
+            here = self._beside(reference, self._look(network))
+            words = here.refusal(self.tolerance)
+            refusal = words and f"with the integer kernels of this processor {words}"
         verdict = "good enough" if refusal is None else refusal
         self.tell(f"{way.words}: {parity.matched:.1%} of {parity.boxes} boxes agree; {verdict}")
-        return Tried(way.words, way.pace, parity, refusal)
+        return Tried(way.words, way.pace, parity, refusal, here)
+
+    def _beside(self, reference: Sequence[Detections], seen: Sequence[Detections]) -> Parity:
+        return compare(reference, seen, self._ap(reference, seen))
 
     def _ap(self, reference: Sequence[Detections], seen: Sequence[Detections]) -> Precisions | None:
         if self.material.measure_ap is None:

@@ -5,18 +5,17 @@ picture on, is given each of the ranges, with all others as they are by then, an
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from visionedge.frames import Picture
+from visionedge.inference.arithmetic import open_on_cpu
 from visionedge.inference.calibration import METHODS, Method, Observed, Range, Values
 from visionedge.inference.graph import compile_graph
 from visionedge.inference.int8 import Recipe, quantised
 from visionedge.inference.reading import Reading
-from visionedge.inference.runtime import import_onnxruntime
 
 MOST_TRIES = 240
 """Each opens the network anew; the tensors next to the picture, which matter most, come first."""
@@ -34,7 +33,7 @@ class Tuner:
         self._reading = reading
         self._ways = {method: observed.values(method) for method in METHODS}
         self._pictures = pictures
-        self._distance = _distance_to(_outputs(simple, reading, pictures))
+        self._distance = distance_to(outputs_of(simple, reading, pictures))
 
     def one_for_all(self, recipe: Recipe) -> tuple[Method, Values]:
         """The way to set all ranges after which the outputs are nearest."""
@@ -60,9 +59,9 @@ class Tuner:
         return Values(ranges, start.means)
 
     def _away(self, recipe: Recipe, values: Values) -> float:
-        return self._distance(
-            _outputs(quantised(self._simple, values, recipe), self._reading, self._pictures)
-        )
+        # Narrow weights give the same with integer kernels, and sooner.
+        network, exact = quantised(self._simple, values, recipe), not recipe.narrow
+        return self._distance(outputs_of(network, self._reading, self._pictures, exact=exact))
 
 
 def _tensors(network: onnx.ModelProto, ranges: Mapping[str, Range]) -> list[str]:
@@ -71,7 +70,9 @@ def _tensors(network: onnx.ModelProto, ranges: Mapping[str, Range]) -> list[str]
     return [name for name in names if name in ranges]
 
 
-def _outputs(network: onnx.ModelProto, reading: Reading, pictures: Sequence[Picture]) -> list[Outputs]:
+def outputs_of(
+    network: onnx.ModelProto, reading: Reading, pictures: Sequence[Picture], *, exact: bool = False
+) -> list[Outputs]:
     """The network's own outputs for each picture, behind the preparation that the compiler gives it."""
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
@@ -80,12 +81,7 @@ def _outputs(network: onnx.ModelProto, reading: Reading, pictures: Sequence[Pict
     ]
     graph = compile_graph(copy, reading)
     graph.graph.output.extend(own)
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session: Any = onnxruntime.InferenceSession(
-        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_on_cpu(graph.SerializeToString(), exact=exact)
     source, names = session.get_inputs()[0].name, [value.name for value in own]
     batch = reading.input.batch or 1
     return [
@@ -94,7 +90,7 @@ def _outputs(network: onnx.ModelProto, reading: Reading, pictures: Sequence[Pict
     ]
 
 
-def _distance_to(expected: list[Outputs]) -> Callable[[list[Outputs]], float]:
+def distance_to(expected: list[Outputs]) -> Callable[[list[Outputs]], float]:
     """Root of the mean square by which outputs differ, each in parts of how much it varies by itself."""
     spreads = [
         max(float(np.mean([values.var() for values in each])), 1e-12) for each in zip(*expected, strict=True)

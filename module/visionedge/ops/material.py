@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from visionedge.bundled import bundled
+from visionedge.capture.excerpt import excerpt
 from visionedge.capture.fitting import fit
 from visionedge.capture.pictures import SUFFIXES, natural_key, read_picture
-from visionedge.capture.source import open_source
 from visionedge.errors import ConfigError, SourceError
 from visionedge.frames import Detections, Picture
 from visionedge.inference.model import Model, bundled_model_path
@@ -21,7 +21,6 @@ from visionedge.ops.coco import (
     read_annotations,
     require_pycocotools,
 )
-from visionedge.uris import CameraUri
 
 LEAST_PICTURES = 8
 MOST_CALIBRATION = 64
@@ -29,7 +28,7 @@ MOST_JUDGED = 64
 """Without labels; with them all labelled pictures that no ranges are set by are judged."""
 
 _MOST_FILES = 1024  # of a folder without labels
-_FRAMES = 96  # of a video
+_FRAMES = 192  # of a video
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,19 +149,7 @@ def _of_video(path: Path) -> Iterable[Picture]:
     """
     if not path.exists():
         raise SourceError(f"{path}: there is no such folder or video")
-    source, every, count = open_source(CameraUri("file", str(path))), 1, 0
-    kept: list[Picture] = []
-    try:
-        while (decoded := source.read()) is not None:
-            if count % every == 0:
-                kept.append(decoded.picture())
-            count += 1
-            if len(kept) > 2 * _FRAMES:
-                # It is longer than was thought: of those that are kept, every second one goes.
-                kept, every = kept[::2], every * 2
-    finally:
-        source.close()
-    return kept
+    return excerpt(path, _FRAMES)
 
 
 # --- average precision --------------------------------------------------------------------------------------

@@ -109,11 +109,12 @@ def _keep(request: Request, model: Model, made: Made, report: dict[str, Any]) ->
 
 
 def _report(made: Made, material: Material, tolerance: Tolerance, seconds: float) -> dict[str, Any]:
-    parity = made.chosen.parity
+    parity, here = made.chosen.parity, made.chosen.here
     return {
         "recipe": made.chosen.words,
         "refused": made.refusal,
         "parity": None if parity is None else parity.document(),
+        "parityHere": None if here is None else here.document(),
         "tolerance": tolerance_document(tolerance),
         "speed": {
             "fp32Ms": round(made.fp32_ms, 2),
@@ -140,6 +141,7 @@ def _line(tried: Tried) -> dict[str, Any]:
         "timesAsFast": round(tried.pace.times_as_fast, 3),
         "matched": None if tried.parity is None else round(tried.parity.matched, 4),
         "scoreShift": None if tried.parity is None else round(tried.parity.shift, 4),
+        "matchedHere": None if tried.here is None else round(tried.here.matched, 4),
         "refused": tried.refusal,
     }
 
@@ -154,25 +156,30 @@ def _runtime() -> str:
 
 
 def table(made: Made) -> str:
-    """What was tried, for people; the chosen one is marked."""
-    rows = [("fp32", f"{made.fp32_ms:.1f}", "1.00", "", "", "", "")]
+    """What was tried, for people, the chosen one marked; `here` is with the kernels of this machine."""
+    rows = [("fp32", f"{made.fp32_ms:.1f}", "1.00", "", "", "", "", "")]
     for tried in made.tried:
         mark = "" if tried is not made.chosen else ("<- chosen" if tried.refusal is None else "<- refused")
         rows.append(
             (tried.words, f"{tried.pace.ms:.1f}", f"{tried.pace.times_as_fast:.2f}", *_seen(tried), mark)
         )
-    head = ("tried", "ms", "x fp32", "agree", "shift", "AP loss", "")
+    head = ("tried", "ms", "x fp32", "agree", "shift", "AP loss", "here", "")
     wide = max(len(row[0]) for row in rows)
     lines = [
-        f"{row[0]:<{wide}}" + "".join(f"  {cell:>7}" for cell in row[1:6]) + f"  {row[6]}"
+        f"{row[0]:<{wide}}" + "".join(f"  {cell:>7}" for cell in row[1:7]) + f"  {row[7]}"
         for row in (head, *rows)
     ]
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
-def _seen(tried: Tried) -> tuple[str, str, str]:
-    parity = tried.parity
+def _seen(tried: Tried) -> tuple[str, str, str, str]:
+    parity, here = tried.parity, tried.here
     if parity is None:
-        return ("-", "-", "")
+        return ("-", "-", "", "")
     loss = "" if parity.ap is None else f"{parity.ap.ap_fp32 - parity.ap.ap:+.4f}"
-    return (f"{parity.matched:.1%}", f"{parity.shift:.3f}", loss)
+    return (
+        f"{parity.matched:.1%}",
+        f"{parity.shift:.3f}",
+        loss,
+        "" if here is None else f"{here.matched:.1%}",
+    )

@@ -1,0 +1,266 @@
+"""Networks in integers: as float has them, with integer kernels where they are wanted and nowhere else."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from tiny_deep import deep_detector, save_deep
+from tiny_models import TinyDetector, pictures
+from visionedge.errors import ModelError
+from visionedge.inference.arithmetic import open_on_cpu
+from visionedge.inference.calibration import Values, folded, observe
+from visionedge.inference.int8 import Recipe, quantised, recipes
+from visionedge.inference.model import Model, load_model
+from visionedge.inference.refining import Tuner
+
+EVERYTHING = Recipe()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_model(save_deep(tmp_path_factory.mktemp("deep") / "deep.onnx"))
+
+
+@pytest.fixture(scope="module")
+def simple() -> onnx.ModelProto:
+    return folded(deep_detector())
+
+
+@pytest.fixture(scope="module")
+def values(model: Model, simple: onnx.ModelProto) -> Values:
+    return observe(simple, model.reading, list(pictures(8))).values("all")
+
+
+def run(network: onnx.ModelProto, seed: int = 3) -> dict[str, NDArray[Any]]:
+    session = onnxruntime.InferenceSession(network.SerializeToString(), providers=["CPUExecutionProvider"])
+    source = session.get_inputs()[0]
+    height_px, width_px = source.shape[2:]
+    tensor = TinyDetector().tensor(pictures(1, width_px, height_px, seed=seed))
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {source.name: tensor}), strict=True))
+
+
+def computed(network: onnx.ModelProto, folder: Path) -> list[str]:
+    """The operators that onnxruntime really runs."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    onnxruntime.InferenceSession(network.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node]
+
+
+def away(some: dict[str, NDArray[Any]], others: dict[str, NDArray[Any]]) -> float:
+    return max(float(np.abs(some[name] - others[name]).max()) for name in some)
+
+
+def test_every_recipe_gives_nearly_what_float_gives(simple: onnx.ModelProto, values: Values) -> None:
+    """Within a few steps of 8 bits, for pictures that no range was set by."""
+    tried = list(recipes(simple, values))
+    assert len(tried) >= 4
+    expected = run(simple)
+    spread = max(float(array.std()) for array in expected.values())
+    for recipe in tried:
+        assert away(expected, run(quantised(simple, values, recipe))) < 0.35 * spread, str(recipe)
+
+
+def test_recipes_differ_and_say_what_they_are(simple: onnx.ModelProto, values: Values) -> None:
+    """No two of them make the same graph or have the same words."""
+    tried = list(recipes(simple, values))
+    graphs = {quantised(simple, values, recipe).SerializeToString() for recipe in tried}
+    assert len(graphs) == len(tried) == len({str(recipe) for recipe in tried})
+
+
+def test_integer_kernels_compute_what_is_inside(
+    simple: onnx.ModelProto, values: Values, tmp_path: Path
+) -> None:
+    """All but the last convolutions, the sum and the activation; the last ones stay in floats."""
+    operators = computed(quantised(simple, values, EVERYTHING), tmp_path)
+    assert operators.count("QLinearConv") == 3
+    assert {"QLinearLeakyRelu", "QLinearAdd"} <= set(operators)
+    assert sum(operator in ("Conv", "FusedConv") for operator in operators) == 6
+    assert not {"Add", "Relu", "LeakyRelu"} & set(operators)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "integers"),
+    [(Recipe(front=1), 2), (Recipe(depthwise=False), 2), (Recipe(front=2, depthwise=False), 1)],
+)
+def test_a_recipe_leaves_out_what_it_says(
+    simple: onnx.ModelProto, values: Values, tmp_path: Path, recipe: Recipe, integers: int
+) -> None:
+    """Those in front, and those of one channel each, stay in floats."""
+    assert computed(quantised(simple, values, recipe), tmp_path).count("QLinearConv") == integers
+
+
+def test_inputs_outputs_and_metadata_stay(simple: onnx.ModelProto, values: Values) -> None:
+    """It can stand wherever the model stood, and is a sound graph."""
+    made = quantised(simple, values, EVERYTHING)
+    onnx.checker.check_model(made)
+    original = deep_detector()
+    assert [str(v) for v in made.graph.input] == [str(v) for v in original.graph.input]
+    assert [v.name for v in made.graph.output] == [v.name for v in original.graph.output]
+    assert list(made.metadata_props) == list(original.metadata_props)
+
+
+def test_wrong_ranges_show(simple: onnx.ModelProto, values: Values) -> None:
+    """Ranges of a tenth cut everything off: the outputs are far away."""
+    narrow = Values({name: (low / 10, high / 10) for name, (low, high) in values.ranges.items()}, {})
+    expected = run(simple)
+    near = away(expected, run(quantised(simple, values, EVERYTHING)))
+    assert away(expected, run(quantised(simple, narrow, EVERYTHING))) > 3 * near
+
+
+def test_values_that_nobody_looked_at_stay_in_floats(
+    simple: onnx.ModelProto, values: Values, tmp_path: Path
+) -> None:
+    """A tensor without a range takes its nodes out, and no more."""
+    known = Values({name: each for name, each in values.ranges.items() if name != "both"}, {})
+    made = quantised(simple, known, EVERYTHING)
+    assert "QLinearAdd" not in computed(made, tmp_path)
+    assert away(run(simple), run(made)) < 1
+
+
+def two_convolutions(kernel: NDArray[np.float32], bias: NDArray[np.float32]) -> onnx.ModelProto:
+    """x → conv → conv, point by point, where the second only hands on."""
+    weights = {"kernel": kernel, "bias": bias, "last": np.eye(len(kernel), dtype=np.float32)[..., None, None]}
+    nodes = [
+        helper.make_node("Conv", ["x", "kernel", "bias"], ["middle"], name="first"),
+        helper.make_node("Conv", ["middle", "last"], ["y"], name="second"),
+    ]
+    x, y = (
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, 8, 8]) for n, c in (("x", 3), ("y", 2))
+    )
+    constants = [numpy_helper.from_array(values, name) for name, values in weights.items()]
+    graph = helper.make_graph(nodes, "two", [x], [y], constants)
+    return folded(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+def run_two(network: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    session = onnxruntime.InferenceSession(network.SerializeToString(), providers=["CPUExecutionProvider"])
+    result: NDArray[np.float32] = session.run(None, {"x": x})[0]
+    return result
+
+
+def test_a_channel_of_tiny_weights_and_a_large_bias_is_right() -> None:
+    """Its bias would not fit into an integer in steps as small as its weights want."""
+    kernel = np.full((2, 3, 1, 1), 0.5, np.float32)
+    kernel[1] = 1e-12
+    network = two_convolutions(kernel, np.array([0, 7], np.float32))
+    x = np.random.default_rng(0).random((1, 3, 8, 8), np.float32)
+    made = quantised(network, Values({"x": (0, 1), "middle": (0, 7)}, {}), EVERYTHING)
+    np.testing.assert_allclose(run_two(made, x)[0, 1], 7, atol=0.05)
+
+
+def test_rounded_weights_do_not_move_the_mean() -> None:
+    """Where every weight of a kernel is rounded the same way, the bias takes it back."""
+    kernel = np.full((2, 3, 1, 1), 0.4 / 127, np.float32)
+    kernel[:, 0] = 1.0
+    network = two_convolutions(kernel, np.zeros(2, np.float32))
+    x = np.full((1, 3, 8, 8), 200, np.float32)
+    ranges = {"x": (0.0, 255.0), "middle": (0.0, 255.0)}
+    expected = run_two(network, x)
+    wide = Recipe(narrow=False)
+    plain = run_two(quantised(network, Values(ranges, {}), wide), x)
+    corrected = run_two(quantised(network, Values(ranges, {"x": np.full(3, 200.0)}), wide), x)
+    assert np.abs(plain - expected).max() > 1
+    assert np.abs(corrected - expected).max() <= 0.51
+
+
+def weights_of(network: onnx.ModelProto) -> NDArray[np.int64]:
+    """The integers of the first convolution, (out, n)."""
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in network.graph.initializer}
+    kernel = tensors["int8:first.kernel:integers"]
+    return kernel.reshape(len(kernel), -1).astype(np.int64)
+
+
+@given(hnp.arrays(np.float32, (2, 3, 1, 1), elements=st.floats(-4, 4, width=32)))
+def test_no_two_narrow_weights_of_a_sign_pass_128_and_none_is_far_from_what_it_was(
+    kernel: NDArray[np.float32],
+) -> None:
+    """255 * 128 is the most that fits into 16 bits with a sign; seven of eight bits are left at least."""
+    network = two_convolutions(kernel, np.zeros(2, np.float32))
+    made = quantised(network, Values({"x": (0, 1), "middle": (-9, 9)}, {}), EVERYTHING)
+    integers = weights_of(made)
+    pairs = [a + b for row in integers.tolist() for a, b in itertools.combinations(row, 2) if a * b > 0]
+    assert max(map(abs, pairs), default=0) <= 128
+    assert np.abs(integers).max() <= 127
+    flat = kernel.reshape(2, -1)
+    step = np.maximum(np.abs(flat).max(axis=1, keepdims=True) / 63.5, 1e-6)
+    scale = np.array(_scales(made)).reshape(2, 1)
+    assert (np.abs(integers * scale - flat) <= 0.51 * step).all()
+
+
+def _scales(network: onnx.ModelProto) -> list[float]:
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in network.graph.initializer}
+    scales: list[float] = tensors["int8:first.kernel:scale"].tolist()
+    return scales
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_narrow_weights_are_right_where_kernels_add_up_in_16_bits(sign: int) -> None:
+    """The largest values meet the largest weights, which this processor may or may not cut off at."""
+    kernel = np.full((2, 3, 1, 1), sign, np.float32)
+    network = two_convolutions(kernel, np.zeros(2, np.float32))
+    ranges = Values({"x": (0.0, 255.0), "middle": (-765.0, 765.0)}, {})
+    made = quantised(network, ranges, EVERYTHING).SerializeToString()
+    x = np.full((1, 3, 8, 8), 255, np.float32)
+    exact, own = (open_on_cpu(made, exact=exact).run(None, {"x": x})[0] for exact in (True, False))
+    np.testing.assert_allclose(own, exact, atol=0.01)
+    np.testing.assert_allclose(exact, sign * 765.0, atol=6)
+
+
+def test_integer_kernels_give_what_is_written(simple: onnx.ModelProto, values: Values) -> None:
+    """The same as without them, but for a step here and there."""
+    made = quantised(simple, values, EVERYTHING).SerializeToString()
+    tensor = TinyDetector().tensor(pictures(1, seed=3))
+    exact, own = (open_on_cpu(made, exact=exact) for exact in (True, False))
+    outputs = [session.run(None, {"image": tensor}) for session in (exact, own)]
+    for one, other in zip(*outputs, strict=True):
+        assert np.abs(one - other).max() < 0.1 * one.std()
+
+
+def test_ranges_tensor_by_tensor_are_never_worse(model: Model, simple: onnx.ModelProto) -> None:
+    """They bring the outputs nearer to those of fp32 than the best one way for all does."""
+    images = list(pictures(4))
+    tuner = Tuner(simple, model.reading, observe(simple, model.reading, images), images[:2])
+    _, uniform = tuner.one_for_all(EVERYTHING)
+    finer = tuner.each(EVERYTHING, uniform)
+
+    def distance(some: Values) -> float:
+        network = quantised(simple, some, EVERYTHING)
+        expected, outputs = run(simple, seed=1), run(network, seed=1)
+        return float(np.mean([np.mean((outputs[name] - expected[name]) ** 2) for name in expected]))
+
+    assert finer.ranges != uniform.ranges
+    assert distance(finer) <= distance(uniform) * 1.05
+
+
+def test_a_network_that_gives_no_numbers_is_refused(model: Model) -> None:
+    """Ranges cannot be set by what is not a number."""
+    network = deep_detector()
+    for tensor in network.graph.initializer:
+        if tensor.name == "first.bias":
+            tensor.CopyFrom(numpy_helper.from_array(np.full(8, np.nan, np.float32), tensor.name))
+    with pytest.raises(ModelError, match="no numbers"):
+        observe(folded(network), model.reading, list(pictures(1)))
+
+
+def test_old_opsets_and_fixed_batches_are_taken(tmp_path: Path) -> None:
+    """Opset 11 has no scale for each channel: it is brought to one that has."""
+    detector = TinyDetector(opset=11, batch=2)
+    model = load_model(save_deep(tmp_path / "old.onnx", detector))
+    simple = folded(onnx.load(model.path))
+    assert simple.opset_import[0].version >= 13
+    made = quantised(simple, observe(simple, model.reading, list(pictures(3))).values("all"), EVERYTHING)
+    onnx.checker.check_model(made)
+    assert "QuantizeLinear" in {node.op_type for node in made.graph.node}
