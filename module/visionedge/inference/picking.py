@@ -1,27 +1,30 @@
 """Which precision of a model runs: the one that was asked for, or the faster by measuring here.
 
-A choice that was measured is kept beside the plans, for exactly these graphs on this machine.
+What is faster must also see here what fp32 sees (see `agreement`): its report may be of another machine. A
+choice that was measured is kept beside the plans, for exactly these graphs on this machine.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from visionedge.errors import ModelError
+from visionedge.inference.agreement import Agreement
 from visionedge.inference.cache import ready
 from visionedge.inference.contest import Choice, choose
 from visionedge.inference.model import Model
-from visionedge.inference.plan_cache import PlanKey
+from visionedge.inference.parity import Tolerance
+from visionedge.inference.plan_cache import PlanKey, integer_instructions
 from visionedge.inference.variants import usable, variants
 
 log = logging.getLogger(__name__)
 
 FOLDER = "precision"
-_SCHEMA = "visionedge/precision/1"
+_SCHEMA = "visionedge/precision/2"
 
 # Where a precision can be faster at all; asked for outright it runs anywhere.
 _DEVICES: Mapping[str, tuple[str, ...]] = {"int8": ("cpu",), "fp16": ("cuda", "tensorrt")}
@@ -51,33 +54,45 @@ def plain(reason: str) -> Choice:
     return Choice("fp32", reason, {})
 
 
+@dataclass(frozen=True, slots=True)
+class Trials(Generic[SessionT]):
+    """What is done with candidates: `open_session` of a graph, `run_of` one batch to be timed, and `judge`.
+
+    `judge` holds what a variant sees here against what fp32 sees (fp32, variant, the variant's tolerance).
+    """
+
+    open_session: Callable[[bytes], SessionT]
+    run_of: Callable[[Candidate[SessionT]], Callable[[], object]]
+    judge: Callable[[Candidate[SessionT], Candidate[SessionT], Tolerance], Agreement]
+
+
 def pick(
     fp32: Candidate[SessionT],
     original: Model,
     *,
     device: str,
     data: Path | None,
-    open_session: Callable[[bytes], SessionT],
-    run_of: Callable[[Candidate[SessionT]], Callable[[], object]],
+    trials: Trials[SessionT],
 ) -> tuple[Candidate[SessionT], Choice]:
     """The fastest precision of a model on a device; sessions that are not used are closed.
 
-    `original` is the model as it was loaded. `run_of` gives a run that computes one batch with a candidate.
-    What cannot be opened or run, and what its report refuses, does not take part.
+    `original` is the model as it was loaded. What cannot be opened or run, what its report refuses, and what
+    sees something else here than fp32 is not used.
     """
-    names = [
+    found = [
         v for v in variants(original, data) if device in _DEVICES[v.precision] and usable(v) and not v.refusal
     ]
     candidates: dict[str, Candidate[SessionT]] = {"fp32": fp32}
-    for variant in names:
+    for variant in found:
         try:
             model, graph = ready(variant.of(original), data)
-            candidates[variant.precision] = Candidate(model, graph, open_session(graph))
+            candidates[variant.precision] = Candidate(model, graph, trials.open_session(graph))
         except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other base
             log.warning("%s: does not run here and is left out: %s", variant.path, error)
     if len(candidates) == 1:
         return fp32, plain(f"no other precision of it fits {device}")
-    choice = _chosen(candidates, device, data, run_of)
+    tolerances: dict[str, Tolerance] = {variant.precision: variant.tolerance for variant in found}
+    choice = _chosen(candidates, tolerances, device, data, trials)
     for name, candidate in candidates.items():
         if name != choice.precision:
             candidate.session.close()
@@ -86,15 +101,19 @@ def pick(
 
 def _chosen(
     candidates: Mapping[str, Candidate[SessionT]],
+    tolerances: Mapping[str, Tolerance],
     device: str,
     data: Path | None,
-    run_of: Callable[[Candidate[SessionT]], Callable[[], object]],
+    trials: Trials[SessionT],
 ) -> Choice:
     entry = None if data is None else data / FOLDER / f"{_key(candidates, device)}.json"
     if entry is not None and (kept := _load(entry, candidates)) is not None:
         return kept
     try:
-        choice = choose({name: run_of(candidate) for name, candidate in candidates.items()})
+        choice = choose({name: trials.run_of(candidate) for name, candidate in candidates.items()})
+        if choice.precision in tolerances:
+            fp32, fastest = candidates["fp32"], candidates[choice.precision]
+            choice = judged(choice, trials.judge(fp32, fastest, tolerances[choice.precision]))
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001 - as above
@@ -105,9 +124,17 @@ def _chosen(
     return choice
 
 
+def judged(choice: Choice, agreement: Agreement) -> Choice:
+    """The choice that was the fastest, if it sees what fp32 sees; else fp32, and why."""
+    if agreement.refusal is None:
+        return replace(choice, reason=f"{choice.reason}; {agreement.words}")
+    reason = f"{choice.precision} is not used: {agreement.refusal} (it was {choice.reason})"
+    return Choice("fp32", reason, choice.ms)
+
+
 def _key(candidates: Mapping[str, Candidate[SessionT]], device: str) -> str:
     """Differs where a graph, the device, the processor or a version does."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(" ".join(integer_instructions()).encode())
     for name, candidate in candidates.items():
         key = PlanKey.of(candidate.graph, device=device, cores=1, max_batch=1, latency_budget_ms=None)
         digest.update(f"{name} {key.name()}\n".encode())

@@ -19,6 +19,9 @@ _SCHEMA = "visionedge/plan/1"
 _KEPT = 32
 """Plans; the oldest go."""
 
+_FLAGS = ("flags", "Features")  # as x86 and Arm call them
+_INTEGER_KERNELS = ("avx2", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+
 
 @dataclass(frozen=True, slots=True)
 class PlanKey:
@@ -126,3 +129,16 @@ def processor() -> str:
         return platform.processor()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
+
+
+def integer_instructions() -> tuple[str, ...]:
+    """What the processor has of that which onnxruntime's integer kernels differ by; names hide it.
+
+    Virtual machines give all processors of a maker one name.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ()
+    words = next((line.partition(":")[2].split() for line in lines if line.startswith(_FLAGS)), [])
+    return tuple(name for name in _INTEGER_KERNELS if name in words)

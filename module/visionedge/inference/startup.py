@@ -7,9 +7,11 @@ from pathlib import Path
 
 from visionedge.config import InferenceConfig
 from visionedge.errors import DeviceError, ModelError
-from visionedge.frames import utc_now
+from visionedge.frames import Detections, utc_now
+from visionedge.inference.agreement import Agreement, agreement, apart_here
 from visionedge.inference.cache import ready
 from visionedge.inference.contest import Choice
+from visionedge.inference.detections import Selection
 from visionedge.inference.devices import (
     PROVIDERS,
     REMEDIES,
@@ -24,9 +26,11 @@ from visionedge.inference.devices import (
 )
 from visionedge.inference.engine import Engine, noise
 from visionedge.inference.model import Model
-from visionedge.inference.picking import Candidate, pick, plain
+from visionedge.inference.parity import PARTNER_CONFIDENCE, Tolerance
+from visionedge.inference.picking import Candidate, Trials, pick, plain
 from visionedge.inference.plan import Plan, batch_sizes, make_plan, usable_cores
 from visionedge.inference.planner import PlanCache, PlanKey, measure
+from visionedge.inference.precision import Sample
 from visionedge.inference.runtime import import_onnxruntime
 from visionedge.inference.session import Session, open_session, words_of
 from visionedge.inference.variants import demanded
@@ -152,19 +156,30 @@ class _Opening:
             return Candidate(model, graph, self._open(graph, device)), Choice(wanted, "it was asked for", {})
         if self.data is None or not self.measuring:
             return fp32, plain("nothing was measured")
-        return pick(
-            fp32,
-            self.original,
-            device=device,
-            data=self.data,
-            open_session=lambda graph: self._open(graph, device),
-            run_of=self._run_of,
-        )
+        trials = Trials(lambda graph: self._open(graph, device), self._run_of, self._judge)
+        return pick(fp32, self.original, device=device, data=self.data, trials=trials)
 
     def _run_of(self, candidate: Candidate[Session]) -> Callable[[], object]:
         size = candidate.model.reading.input.batch or 1
         pictures = noise(self.model.input, size)
         return lambda: candidate.session.run(pictures, size)
+
+    def _judge(
+        self, fp32: Candidate[Session], variant: Candidate[Session], tolerance: Tolerance
+    ) -> Agreement:
+        """Whether a variant sees what fp32 sees, on this device."""
+        from visionedge.inference.check_pictures import samples_for  # it brings OpenCV along
+
+        samples = samples_for(self.model.input)
+        before = [self._seen(fp32, sample) for sample in samples]
+        after = [self._seen(variant, sample) for sample in samples]
+        return agreement(before, after, tolerance, lambda: apart_here(variant.model, samples))
+
+    def _seen(self, candidate: Candidate[Session], sample: Sample) -> Detections:
+        size = candidate.model.reading.input.batch or 1
+        rows = candidate.session.run(sample.image[None], size)[0]
+        selection = Selection.of(candidate.model, PARTNER_CONFIDENCE, self.inference.iou)
+        return selection.apply(rows, sample.placement)
 
     def _measured(
         self, open_with: Callable[[Plan], Engine], chosen: Candidate[Session], rule: Plan, data: Path

@@ -1,0 +1,35 @@
+"""Pictures that a variant of a model is tried on where it is to be used: the same ones everywhere."""
+
+import logging
+
+import numpy as np
+
+from visionedge.bundled import bundled
+from visionedge.capture.excerpt import excerpt
+from visionedge.capture.fitting import fit
+from visionedge.errors import SourceError, UnavailableError
+from visionedge.frames import InputSpec, Picture, Placement
+from visionedge.inference.first_run import pictures
+from visionedge.inference.precision import Sample
+
+log = logging.getLogger(__name__)
+
+_CLIP = "media/demo.mp4"
+_OF_THE_CLIP = 9
+
+
+def samples_for(spec: InputSpec) -> list[Sample]:
+    """A few pictures of the bundled clip at a model's input size, and some that were made up."""
+    whole = Placement(0.0, 0.0, float(spec.width_px), float(spec.height_px))
+    made_up = [Sample(image, whole) for image in pictures(spec.height_px, spec.width_px)]
+    return [*(Sample(*fit(picture, spec)) for picture in _of_the_clip()), *made_up]
+
+
+def _of_the_clip() -> list[Picture]:
+    try:
+        found = excerpt(bundled(_CLIP), 4 * _OF_THE_CLIP)
+    except (SourceError, UnavailableError) as error:
+        log.info("precisions are compared without the bundled clip: %s", error)
+        return []
+    places = np.linspace(0, len(found) - 1, min(_OF_THE_CLIP, len(found))).astype(int)
+    return [found[place] for place in places]

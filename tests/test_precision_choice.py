@@ -1,0 +1,365 @@
+"""Which precision is used: the one that is faster here and sees here what fp32 sees, and why, in one line."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tiny_models import TinyDetector
+from visionedge.frames import Detections
+from visionedge.inference.agreement import MOST_APART, Agreement, agreement
+from visionedge.inference.cache import FOLDER as COMPILED
+from visionedge.inference.cache import ready
+from visionedge.inference.contest import Choice, choose
+from visionedge.inference.model import Model, load_model
+from visionedge.inference.parity import Parity, Tolerance
+from visionedge.inference.picking import FOLDER, Candidate, Trials, judged, pick
+from visionedge.inference.variants import place_of, store, tolerance_document, variants
+
+GOOD = Parity(pictures=8, boxes=100, matched=0.97, shift=0.01, largest_shift=0.1)
+FASTER = Choice("int8", "measured 2.00 times as fast as fp32 here (fp32 20.0 ms, int8 10.0 ms)", {})
+
+
+class Clock:
+    """Time that only runs when somebody works."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def takes(self, ms: Iterator[float]) -> Callable[[], None]:
+        """A run that takes so long each time."""
+
+        def run() -> None:
+            self.now_ns += int(next(ms) * 1e6)
+
+        return run
+
+
+def always(ms: float) -> Iterator[float]:
+    while True:
+        yield ms
+
+
+# --- the contest --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("int8_ms", "precision", "words"),
+    [
+        (10.0, "int8", "measured 2.00 times as fast as fp32"),
+        (19.0, "fp32", "no gain"),
+        (40.0, "fp32", "0.50"),
+    ],
+)
+def test_what_is_clearly_faster_wins(int8_ms: float, precision: str, words: str) -> None:
+    """By a tenth at least; else fp32 stays, and the reason has the figures."""
+    clock = Clock()
+    runs = {"fp32": clock.takes(always(20.0)), "int8": clock.takes(always(int8_ms))}
+    choice = choose(runs, clock=clock)
+    assert choice.precision == precision
+    assert words in choice.reason
+    assert choice.ms == {"fp32": 20.0, "int8": int8_ms}
+
+
+def test_a_machine_that_is_slow_for_a_while_deceives_nobody() -> None:
+    """Both are slow in the same rounds: they are held against each other round by round."""
+
+    def moods(ms: float) -> Iterator[float]:
+        while True:
+            yield from [ms, ms * 9, ms, ms * 4, ms * 9]
+
+    clock = Clock()
+    choice = choose(
+        {"fp32": clock.takes(moods(20.0)), "int8": clock.takes(moods(10.0))}, clock=clock, budget_s=9
+    )
+    assert choice.precision == "int8"
+    assert "2.00 times" in choice.reason
+
+
+def test_a_choice_reads_back_as_it_was_written() -> None:
+    choice = Choice("int8", "because", {"fp32": 2.5, "int8": 1.25})
+    assert Choice.of_document(json.loads(json.dumps(choice.document()))) == choice
+
+
+# --- whether it sees the same here --------------------------------------------------------------------------
+
+
+def seen(count: int, score: float = 0.8, first: int = 0) -> list[Detections]:
+    """So many boxes side by side on one picture."""
+    left = np.arange(first, first + count)[:, None] * 0.01
+    boxes = np.concatenate([left, left * 0, left + 0.009, left * 0 + 0.5], axis=1).astype(np.float32)
+    return [Detections(boxes, np.full(count, score, np.float32), np.zeros(count, np.int32))]
+
+
+def unasked() -> float:
+    raise AssertionError("there were boxes enough")
+
+
+def test_boxes_that_agree_let_it_in_and_are_told() -> None:
+    found = agreement(seen(20), seen(20, 0.79), Tolerance(), unasked)
+    assert found == Agreement("100% of 40 boxes agree here")
+
+
+def test_boxes_that_do_not_agree_keep_it_out_with_the_figure() -> None:
+    """Ten of each side have no partner."""
+    found = agreement(seen(20), seen(20, first=10), Tolerance(), unasked)
+    assert found.refusal == "only 50.0% of the boxes agree, 90.0% are wanted"
+
+
+def test_its_own_tolerance_counts() -> None:
+    """As it was asked for when it was made."""
+    assert agreement(seen(20), seen(20, first=4), Tolerance(), unasked).refusal is not None
+    assert agreement(seen(20), seen(20, first=4), Tolerance(unmatched=0.3), unasked).refusal is None
+
+
+@pytest.mark.parametrize(
+    ("apart", "refusal"),
+    [
+        (0.02, None),
+        (MOST_APART * 3, "the integer kernels here are 0.30 off, 0.1 are allowed"),
+        (float("nan"), "the integer kernels here are nan off, 0.1 are allowed"),
+        (None, None),
+    ],
+)
+def test_where_too_little_is_seen_the_kernels_themselves_are_judged(
+    apart: float | None, refusal: str | None
+) -> None:
+    """A model for other things than the clip shows; without integers its report has to do."""
+    found = agreement(seen(2), seen(2), Tolerance(), lambda: apart)
+    assert found.refusal == refusal
+    assert bool(found.words) == (refusal is None)
+
+
+def test_the_reason_of_a_choice_has_both_findings() -> None:
+    kept = judged(FASTER, Agreement("98% of 50 boxes agree here"))
+    assert (kept.precision, kept.reason) == ("int8", f"{FASTER.reason}; 98% of 50 boxes agree here")
+    refused = judged(FASTER, Agreement("", "only 50.0% of the boxes agree, 90.0% are wanted"))
+    assert refused.precision == "fp32"
+    assert refused.reason.startswith("int8 is not used: only 50.0% of the boxes agree")
+    assert "2.00 times as fast" in refused.reason
+
+
+# --- the pick -----------------------------------------------------------------------------------------------
+
+
+class FakeSession:
+    """Knows its graph, and whether it was closed."""
+
+    def __init__(self, graph: bytes) -> None:
+        self.graph = graph
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Scene:
+    """A model with an int8 variant beside it; how it is timed and judged is said here."""
+
+    def __init__(
+        self, folder: Path, agreed: Agreement, *, compiled: Path | None = None, unusable: bool = False
+    ) -> None:
+        self.data = folder / "data"
+        self.data.mkdir()
+        if compiled is not None:
+            (self.data / COMPILED).symlink_to(compiled)
+        self.model = load_model(TinyDetector().save(folder / "tiny.onnx"))
+        self.agreed = agreed
+        self.unusable = unusable
+        self.opened: list[FakeSession] = []
+        self.judged = 0
+        self.timed: list[str] = []
+
+    def keep_variant(self, parity: Parity = GOOD, seed: int = 1) -> None:
+        report = {
+            "recipe": "a test's",
+            "parity": parity.document(),
+            "tolerance": tolerance_document(Tolerance()),
+            "made": {"at": "2026-01-01T00:00:00Z"},
+        }
+        other = TinyDetector(seed=seed).proto()
+        store(place_of(self.model, "int8"), other, self.model, "int8", report)
+
+    def open(self, graph: bytes) -> FakeSession:
+        if self.unusable:
+            raise RuntimeError("no kernel for it")
+        self.opened.append(FakeSession(graph))
+        return self.opened[-1]
+
+    def run_of(self, candidate: Candidate[FakeSession]) -> Callable[[], object]:
+        """fp32 takes much longer: it counts first."""
+        name = candidate.model.path.name
+        work = 30_000 if name == "tiny.onnx" else 10
+
+        def run() -> int:
+            self.timed.append(name)
+            return sum(range(work))
+
+        return run
+
+    def judge(
+        self, fp32: Candidate[FakeSession], variant: Candidate[FakeSession], tolerance: Tolerance
+    ) -> Agreement:
+        assert (fp32.model.path.name, variant.model.path.name) == ("tiny.onnx", "tiny.int8.onnx")
+        assert tolerance == Tolerance()
+        self.judged += 1
+        return self.agreed
+
+    def picked(self, device: str = "cpu") -> tuple[Candidate[FakeSession], Choice]:
+        model, graph = ready(self.model, self.data)
+        fp32 = Candidate(model, graph, FakeSession(graph))
+        trials = Trials(self.open, self.run_of, self.judge)
+        chosen, choice = pick(fp32, self.model, device=device, data=self.data, trials=trials)
+        assert chosen.session.closed is False
+        assert fp32.session.closed is (chosen is not fp32)
+        return chosen, choice
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where compiled graphs are kept: the same few in every test."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+AGREES, DIFFERS = Agreement("all agree"), Agreement("", "only 10.0% of the boxes agree")
+
+
+def test_a_variant_that_is_faster_and_agrees_is_used(tmp_path: Path, compiled: Path) -> None:
+    scene = Scene(tmp_path, AGREES, compiled=compiled)
+    scene.keep_variant()
+    chosen, choice = scene.picked()
+    assert choice.precision == "int8"
+    assert choice.reason.endswith("; all agree")
+    assert chosen.model.path.name == "tiny.int8.onnx"
+
+
+def test_a_variant_that_sees_something_else_here_is_not_used_however_fast(
+    tmp_path: Path, compiled: Path
+) -> None:
+    """Its report says that it is good, and may be right on the machine that it was written on."""
+    scene = Scene(tmp_path, DIFFERS, compiled=compiled)
+    scene.keep_variant()
+    _, choice = scene.picked()
+    assert choice.precision == "fp32"
+    assert choice.reason.startswith("int8 is not used: only 10.0% of the boxes agree (it was measured")
+    assert all(session.closed for session in scene.opened)
+
+
+@pytest.mark.parametrize("agreed", [AGREES, DIFFERS])
+def test_what_was_found_is_kept_and_not_measured_again(
+    tmp_path: Path, compiled: Path, agreed: Agreement
+) -> None:
+    scene = Scene(tmp_path, agreed, compiled=compiled)
+    scene.keep_variant()
+    first = scene.picked()[1]
+    timed = len(scene.timed)
+    again = scene.picked()[1]
+    assert (again.precision, again.reason) == (first.precision, first.reason)
+    assert (len(scene.timed), scene.judged) == (timed, 1)
+
+
+def test_another_variant_is_judged_anew(tmp_path: Path, compiled: Path) -> None:
+    """The choice belongs to exactly these graphs."""
+    scene = Scene(tmp_path, AGREES, compiled=compiled)
+    scene.keep_variant(seed=1)
+    scene.picked()
+    scene.keep_variant(seed=2)
+    scene.picked()
+    assert scene.judged == 2
+
+
+def test_a_choice_of_before_anything_was_judged_is_not_believed(tmp_path: Path, compiled: Path) -> None:
+    scene = Scene(tmp_path, DIFFERS, compiled=compiled)
+    scene.keep_variant()
+    scene.picked()
+    (entry,) = (scene.data / FOLDER).iterdir()
+    old = {"schema": "visionedge/precision/1", "choice": FASTER.document()}
+    entry.write_text(json.dumps(old))
+    assert scene.picked()[1].precision == "fp32"
+    entry.write_text("{")
+    assert scene.picked()[1].precision == "fp32"
+    assert scene.judged == 3
+
+
+def test_a_variant_whose_report_refuses_it_takes_no_part(tmp_path: Path, compiled: Path) -> None:
+    scene = Scene(tmp_path, AGREES, compiled=compiled)
+    scene.keep_variant(Parity(pictures=8, boxes=100, matched=0.5, shift=0.01, largest_shift=0.1))
+    _, choice = scene.picked()
+    assert (choice.precision, scene.opened, scene.judged) == ("fp32", [], 0)
+
+
+def test_integers_are_for_cpus(tmp_path: Path, compiled: Path) -> None:
+    """On a GPU they are not even opened."""
+    scene = Scene(tmp_path, AGREES, compiled=compiled)
+    scene.keep_variant()
+    _, choice = scene.picked("cuda")
+    assert choice.reason == "no other precision of it fits cuda"
+    assert scene.opened == []
+
+
+def test_a_variant_that_cannot_be_opened_is_left_out(tmp_path: Path, compiled: Path) -> None:
+    scene = Scene(tmp_path, AGREES, compiled=compiled, unusable=True)
+    scene.keep_variant()
+    assert scene.picked()[1].precision == "fp32"
+
+
+# --- the variants that are there ----------------------------------------------------------------------------
+
+
+def kept(folder: Path) -> tuple[Model, Path]:
+    scene = Scene(folder, AGREES)
+    scene.keep_variant()
+    return scene.model, place_of(scene.model, "int8")
+
+
+def test_a_variant_is_found_beside_its_model(tmp_path: Path) -> None:
+    model, path = kept(tmp_path)
+    (found,) = variants(model)
+    assert (found.precision, found.path, found.parity, found.refusal) == ("int8", path, GOOD, None)
+    assert found.of(model).reading == model.reading
+
+
+@pytest.mark.parametrize("harm", ["network", "report", "gone", "schema", "other model"])
+def test_a_variant_that_is_damaged_or_belongs_elsewhere_is_left_out(tmp_path: Path, harm: str) -> None:
+    """With a word in the log, and without an error: fp32 is always there."""
+    model, path = kept(tmp_path)
+    report = path.with_suffix(".json")
+    document = json.loads(report.read_bytes())
+    if harm == "network":
+        TinyDetector(seed=9).save(path)
+    elif harm == "report":
+        report.write_text("{")
+    elif harm == "gone":
+        path.unlink()
+    elif harm == "schema":
+        report.write_text(json.dumps(document | {"schema": "visionedge/parity/0"}))
+    else:
+        model = load_model(TinyDetector(seed=5).save(model.path))
+    assert variants(model) == ()
+
+
+def test_a_variant_for_another_preparation_is_left_out(tmp_path: Path) -> None:
+    """Its ranges were set by pictures that were prepared as they then were."""
+    model, _ = kept(tmp_path)
+    model.path.with_suffix(".yaml").write_text(json.dumps({"input": {"color": "rgb"}}))
+    assert variants(load_model(model.path)) == ()
+
+
+def test_of_two_the_newer_one_counts(tmp_path: Path) -> None:
+    """One beside the model, one in the data folder."""
+    model, _ = kept(tmp_path)
+    report = {
+        "recipe": "the newer one",
+        "parity": GOOD.document(),
+        "tolerance": tolerance_document(Tolerance()),
+        "made": {"at": "2026-02-01T00:00:00Z"},
+    }
+    data = tmp_path / "data"
+    store(place_of(model, "int8", data=data), TinyDetector(seed=3).proto(), model, "int8", report)
+    assert [variant.recipe for variant in variants(model, data)] == ["the newer one"]
+    assert [variant.recipe for variant in variants(model)] == ["a test's"]
