@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from aiohttp import web
 from visionedge.__main__ import main
 from visionedge.errors import VisionedgeError
 from visionedge.ops.bench_http import HttpLoad, caution, measure, words
+from visionedge.ops.http_clients import answer_of
 
 LOAD = HttpLoad(clients=4, rate=100.0, seconds=0.3, rounds=2)
 
@@ -19,7 +21,8 @@ LOAD = HttpLoad(clients=4, rate=100.0, seconds=0.3, rounds=2)
 class FakeModule:
     """A module of two cameras that analyses 100 frames a second of each."""
 
-    def __init__(self, *, answer_s: float = 0.0, replaced: int = 1, status: int = 200) -> None:
+    def __init__(self, *, answer_s: float = 0.0, replaced: int = 1, status: int = 200, cuts: int = 0) -> None:
+        self.cuts = cuts
         self.answer_s = answer_s
         self.replaced = replaced
         self.status = status
@@ -36,6 +39,10 @@ class FakeModule:
     async def frame(self, request: web.Request) -> web.Response:
         self.asked.append(request.match_info["name"])
         await asyncio.sleep(self.answer_s)
+        if self.cuts and len(self.asked) % self.cuts == 0:
+            assert request.transport is not None
+            request.transport.write(b"HTTP/1.1 200 OK\r\nContent")
+            request.transport.close()
         return web.json_response({})
 
 
@@ -49,7 +56,8 @@ def measured(module: FakeModule, load: HttpLoad = LOAD) -> dict[str, Any]:
         try:
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
-            return await measure(load, f"http://127.0.0.1:{runner.addresses[0][1]}", lambda _line: None)
+            url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            return await asyncio.to_thread(measure, load, url, lambda _line: None, os.getpid())
         finally:
             await runner.cleanup()
 
@@ -78,6 +86,40 @@ def test_the_pipelines_share_is_that_of_stretches_side_by_side() -> None:
     assert len(report["pipeline"]["withClients"]) == len(report["pipeline"]["withoutClients"]) == 2
     assert caution(report) == ""
     assert json.loads(json.dumps(report)) == report
+
+
+def test_what_the_clients_cost_is_told_apart_from_what_the_module_does() -> None:
+    report = measured(FakeModule())
+    assert report["http"]["clientCpuMsPerAnswer"] > 0
+    assert 0 < report["pipeline"]["clientShare"] < 1
+    assert report["http"]["serverCpuMsPerAnswer"] > 0
+    assert "ms an answer" in words(report)
+
+
+def test_a_connection_that_breaks_is_counted_and_opened_again() -> None:
+    """Each third answer ends with the connection cut, in the midst of the head."""
+    module = FakeModule(cuts=3)
+    statuses = measured(module, HttpLoad(clients=1, rate=50.0, seconds=0.3, rounds=1))["http"]["statuses"]
+    assert statuses == {"200": 10, "closed": 5}
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", ("200", 41)),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nServer: x\r\n\r\nabcHTTP/1.1", ("200", 52)),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab", None),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", None),
+        (b"HTTP/1.1 204 No Content\r\nServer: x\r\n\r\n", ("204", 38)),
+    ],
+)
+def test_an_answer_is_read_by_its_status_and_length(data: bytes, found: tuple[str, int] | None) -> None:
+    assert answer_of(data) == found
+
+
+def test_an_answer_of_no_known_length_is_an_error() -> None:
+    with pytest.raises(ValueError, match="without a length"):
+        answer_of(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
 
 
 def test_a_pipeline_with_time_to_spare_is_told_to_prove_nothing() -> None:

@@ -1,10 +1,11 @@
 """`visionedge bench http`: clients on the result endpoints of a module, and what they cost its pipeline.
 
 Requests leave on schedule whether the earlier ones were answered or not, and their latency counts from when
-they were due. Stretches with and without clients take turns in one run.
+they were due. Stretches with and without clients take turns in one run. The clients are a process of their
+own (`http_clients`), whose processor time is told apart from that of the module's loop.
 """
 
-import asyncio
+import json
 import os
 import re
 import subprocess
@@ -14,15 +15,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import quote, urlsplit
 
-import aiohttp
 import numpy as np
 
 from visionedge.errors import VisionedgeError
+from visionedge.inference.plan import usable_cores
 from visionedge.ops.bench_report import machine
+from visionedge.ops.http_clients import Order
 from visionedge.uris import redact
 
 _READY = re.compile(r"ready: open (http://\S+)/")
@@ -50,13 +55,18 @@ class HttpLoad:
 
 @dataclass(slots=True)
 class Stretch:
-    """One stretch: the latencies of its answers in ms, their statuses, and the frames analysed meanwhile."""
+    """One stretch: the latencies of its answers in ms, their statuses, and the frames analysed meanwhile.
+
+    `loop_s` is the processor time of the module's main thread; None where that cannot be seen.
+    """
 
     latencies_ms: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
     took_s: float = 0.0
     frames: int = 0
     replaced: int = 0
+    clients_s: float = 0.0
+    loop_s: float | None = None
 
     @property
     def frames_per_s(self) -> float:
@@ -71,22 +81,22 @@ def bench_http(load: HttpLoad, tell: Callable[[str], None]) -> dict[str, Any]:
         VisionedgeError: the module cannot be started or reached, or answers nothing.
     """
     if load.url is not None:
-        return asyncio.run(measure(load, load.url.rstrip("/"), tell))
+        return measure(load, load.url.rstrip("/"), tell)
     tell(f"starting a module with {load.cameras} cameras")
-    with own_module(load) as url:
-        return asyncio.run(measure(load, url, tell))
+    with own_module(load) as (url, pid):
+        return measure(load, url, tell, pid)
 
 
 @contextmanager
-def own_module(load: HttpLoad) -> Iterator[str]:
-    """A module in a process of its own, and its address; stopped afterwards."""
+def own_module(load: HttpLoad) -> Iterator[tuple[str, int]]:
+    """A module in a process of its own, its address and the number of the process; stopped afterwards."""
     cameras = [word for n in range(load.cameras) for word in ("--camera", f"bench-{n}=demo:")]
     command = [sys.executable, "-m", "visionedge", "run", "--http", "127.0.0.1:0", *cameras, *load.arguments]
     # A file, not a pipe: nobody reads it while the bench runs, and it must never fill up.
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         module = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            yield _address(module, log.fileno())
+            yield _address(module, log.fileno()), module.pid
         finally:
             module.terminate()
             try:
@@ -111,84 +121,143 @@ def _address(module: "subprocess.Popen[bytes]", log: int) -> str:
         raise VisionedgeError(f"the module ended with {code}: {redact(last)}")
 
 
-async def measure(load: HttpLoad, url: str, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Measure a module that runs at this address; see `bench_http`."""
-    headers = {"Authorization": f"Bearer {load.token}"} if load.token else {}
-    timeout = aiohttp.ClientTimeout(total=_LIMIT_S)
-    connector = aiohttp.TCPConnector(limit=load.clients)
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as session:
-        status = await _status(session, url)
-        paths = [f"{url}/api/v1/cameras/{camera['name']}/frame" for camera in status["cameras"]]
-        if not paths:
-            raise VisionedgeError(f"{redact(url)} has no camera to ask for")
-        asked: list[Stretch] = []
-        left_alone: list[Stretch] = []
-        for number in range(load.rounds):
-            # With clients first every other time: none always comes after the same.
-            for busy in (False, True) if number % 2 == 0 else (True, False):
-                (asked if busy else left_alone).append(
-                    await _stretch(session, url, load, paths if busy else [])
-                )
-                await asyncio.sleep(_SETTLE_S)
-            tell(_progress(number + 1, load, asked[-1], left_alone[-1]))
+def measure(load: HttpLoad, url: str, tell: Callable[[str], None], pid: int | None = None) -> dict[str, Any]:
+    """Measure a module that runs at this address, as process `pid` of this machine; see `bench_http`."""
+    module = _Module(url, load.token, pid)
+    status = module.status()
+    names = [camera["name"] for camera in status["cameras"]]
+    if not names:
+        raise VisionedgeError(f"{redact(url)} has no camera to ask for")
+    order = module.order(load, [f"/api/v1/cameras/{quote(name)}/frame" for name in names])
+    asked: list[Stretch] = []
+    left_alone: list[Stretch] = []
+    for number in range(load.rounds):
+        # With clients first every other time: none always comes after the same.
+        for busy in (False, True) if number % 2 == 0 else (True, False):
+            with _clients(order) if busy else nobody() as ask:
+                (asked if busy else left_alone).append(_stretch(module, load.seconds, ask))
+            time.sleep(_SETTLE_S)
+        tell(_progress(number + 1, load, asked[-1], left_alone[-1]))
     return _report(load, status, asked, left_alone)
 
 
-async def _stretch(session: aiohttp.ClientSession, url: str, load: HttpLoad, paths: list[str]) -> Stretch:
+Ask = Callable[[], Mapping[str, Any]]
+"""Lets the clients ask, waits until they are done, and gives what they told."""
+
+
+@contextmanager
+def _clients(order: Order) -> Iterator[Ask]:
+    """Clients that have connected; they are gone afterwards.
+
+    Raises:
+        VisionedgeError: they could not.
+    """
+    command = [sys.executable, "-P", "-m", "visionedge.ops.http_clients"]
+    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
+    ) as process:
+        assert process.stdin is not None  # noqa: S101 - both were asked for
+        assert process.stdout is not None  # noqa: S101
+        # Over stdin: the token is none of those who list processes.
+        process.stdin.write(json.dumps(asdict(order)) + "\n")
+        process.stdin.flush()
+        if process.stdout.readline() != "ready\n":
+            raise VisionedgeError("the clients could not connect")
+
+        def ask() -> Mapping[str, Any]:
+            told, _ = process.communicate("go\n")
+            found: Mapping[str, Any] = json.loads(told)
+            return found
+
+        try:
+            yield ask
+        finally:
+            process.kill()
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """No clients."""
+    yield None
+
+
+def _stretch(module: "_Module", seconds: float, ask: Ask | None) -> Stretch:
     stretch = Stretch()
-    before, began_s = await _counted(session, url), time.monotonic()
-    if paths:
-        await asyncio.gather(
-            *(_client(session, load, number, paths, stretch) for number in range(load.clients))
-        )
-    left_s = began_s + load.seconds - time.monotonic()
-    await asyncio.sleep(max(0.0, left_s))
-    after = await _counted(session, url)
+    before, loop_s, began_s = module.counted(), module.loop_s(), time.monotonic()
+    if ask is not None:
+        told = ask()
+        stretch.latencies_ms, stretch.clients_s = told["latencies_ms"], told["cpu_s"]
+        stretch.statuses = Counter(told["statuses"])
+    time.sleep(max(0.0, began_s + seconds - time.monotonic()))
+    loop_end_s, after = module.loop_s(), module.counted()
     stretch.frames, stretch.replaced = after[0] - before[0], after[1] - before[1]
     stretch.took_s = time.monotonic() - began_s
+    if loop_s is not None and loop_end_s is not None:
+        stretch.loop_s = loop_end_s - loop_s
     return stretch
 
 
-async def _client(
-    session: aiohttp.ClientSession, load: HttpLoad, number: int, paths: list[str], stretch: Stretch
-) -> None:
-    """One of the clients: each of its requests has its own moment, which lateness does not move."""
-    began_s = time.monotonic()
-    for request in range(number, round(load.rate * load.seconds), load.clients):
-        due_s = began_s + request / load.rate
-        await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+class _Module:
+    """The module that is measured, asked now and then how it does."""
+
+    def __init__(self, url: str, token: str | None, pid: int | None) -> None:
+        self._shown = redact(url)
+        self._parts = urlsplit(url)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._pid = pid
+
+    def order(self, load: HttpLoad, paths: list[str]) -> Order:
+        """What the clients are to do."""
+        host, tls = self._parts.hostname or "", self._parts.scheme == "https"
+        port = self._parts.port or (443 if tls else 80)
+        lines = [f"Host: {self._parts.netloc.rpartition('@')[2]}"]
+        lines += [f"{name}: {value}" for name, value in self._headers.items()]
+        heads = [f"GET {self._parts.path}{path} HTTP/1.1" for path in paths]
+        requests = tuple("\r\n".join([head, *lines, "", ""]) for head in heads)
+        return Order(host, port, tls, load.clients, load.rate, load.seconds, requests, _LIMIT_S)
+
+    def status(self) -> dict[str, Any]:
+        """The module's status.
+
+        Raises:
+            VisionedgeError: it does not give one.
+        """
+        kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
         try:
-            async with session.get(paths[request % len(paths)]) as answer:
-                await answer.read()
-                stretch.statuses[str(answer.status)] += 1
-        except (aiohttp.ClientError, TimeoutError) as error:
-            stretch.statuses[type(error).__name__] += 1
-        stretch.latencies_ms.append((time.monotonic() - due_s) * 1000)
+            connection = kind(self._parts.hostname or "", self._parts.port, timeout=_LIMIT_S)
+            try:
+                connection.request("GET", f"{self._parts.path}/api/v1/status", headers=self._headers)
+                answer = connection.getresponse()
+                if answer.status != 200:
+                    raise VisionedgeError(
+                        f"{self._shown} answers {answer.status}; give --token where it wants one"
+                    )
+                found: dict[str, Any] = json.loads(answer.read())
+            finally:
+                connection.close()
+        except (OSError, HTTPException, ValueError) as error:
+            raise VisionedgeError(
+                f"{self._shown} cannot be asked: {redact(str(error)) or 'no answer'}"
+            ) from None
+        return found
 
+    def counted(self) -> tuple[int, int]:
+        """Frames so far: analysed, and replaced by newer ones."""
+        cameras = self.status()["cameras"]
+        analysed = sum(int(camera["framesAnalysed"]) for camera in cameras)
+        return analysed, sum(int(camera["dropped"].get("replaced", 0)) for camera in cameras)
 
-async def _status(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
-    """The module's status.
-
-    Raises:
-        VisionedgeError: it does not give one.
-    """
-    try:
-        async with session.get(f"{url}/api/v1/status") as answer:
-            if answer.status != 200:
-                raise VisionedgeError(
-                    f"{redact(url)} answers {answer.status}; give --token where it wants one"
-                )
-            found: dict[str, Any] = await answer.json()
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        raise VisionedgeError(f"{redact(url)} cannot be asked: {redact(str(error)) or 'no answer'}") from None
-    return found
-
-
-async def _counted(session: aiohttp.ClientSession, url: str) -> tuple[int, int]:
-    """Frames so far: analysed, and replaced by newer ones."""
-    cameras = (await _status(session, url))["cameras"]
-    analysed = sum(int(camera["framesAnalysed"]) for camera in cameras)
-    return analysed, sum(int(camera["dropped"].get("replaced", 0)) for camera in cameras)
+    def loop_s(self) -> float | None:
+        """The processor time of its main thread, on which the loop runs; None where it cannot be seen."""
+        if self._pid is None:
+            return None
+        try:
+            ran_ns = Path(f"/proc/{self._pid}/task/{self._pid}/schedstat").read_text("ascii").split()[0]
+        except (OSError, IndexError):
+            return None
+        return int(ran_ns) / 1e9
 
 
 # --- figures ------------------------------------------------------------------------------------------------
@@ -219,6 +288,8 @@ def _report(
                 for q in (50, 95, 99)
             },
             "statuses": dict(sorted(statuses.items())),
+            "serverCpuMsPerAnswer": _server_ms(pairs),
+            "clientCpuMsPerAnswer": round(median(_each_ms(s.clients_s, s) for s in asked), 4),
             "rounds": [
                 {f"p{q}": round(float(np.percentile(s.latencies_ms, q)), 3) for q in (50, 95, 99)}
                 for s in asked
@@ -228,9 +299,39 @@ def _report(
             "withClients": [round(s.frames_per_s, 3) for s in asked],
             "withoutClients": [round(s.frames_per_s, 3) for s in left_alone],
             "kept": round(median(kept), 4) if kept else None,
+            "serverShare": _server_share(pairs),
+            "clientShare": round(median(s.clients_s / s.took_s for s in asked) / usable_cores(), 4),
             "replacedWithoutClients": sum(stretch.replaced for stretch in left_alone),
         },
     }
+
+
+def _each_ms(used_s: float, stretch: Stretch) -> float:
+    return used_s * 1000 / max(1, len(stretch.latencies_ms))
+
+
+def _server_ms(pairs: list[tuple[Stretch, Stretch]]) -> float | None:
+    """What an answer costs the module's loop in ms of processor time, beyond what it does without clients."""
+    costs = [
+        _each_ms(used_s, asked)
+        for asked, alone in pairs
+        if (used_s := _loop_more_s(asked, alone)) is not None
+    ]
+    return round(median(costs), 4) if costs else None
+
+
+def _server_share(pairs: list[tuple[Stretch, Stretch]]) -> float | None:
+    """The same as a share of all cores."""
+    shares = [
+        used_s / asked.took_s for asked, alone in pairs if (used_s := _loop_more_s(asked, alone)) is not None
+    ]
+    return round(median(shares) / usable_cores(), 4) if shares else None
+
+
+def _loop_more_s(asked: Stretch, alone: Stretch) -> float | None:
+    if asked.loop_s is None or alone.loop_s is None:
+        return None
+    return asked.loop_s - alone.loop_s * asked.took_s / alone.took_s
 
 
 def _progress(number: int, load: HttpLoad, asked: Stretch, left_alone: Stretch) -> str:
@@ -259,10 +360,18 @@ def words(report: Mapping[str, Any]) -> str:
     return (
         f"{load['clients']} clients, {load['rate']:g} requests/s on the newest frames of {load['cameras']}"
         f" cameras\n  {http['answersPerSecond']:.1f} answers/s  latency ms {latency}  {http['statuses']}\n"
+        f"  processor: {_cost(http['serverCpuMsPerAnswer'], pipeline['serverShare'])} in the module,"
+        f" {_cost(http['clientCpuMsPerAnswer'], pipeline['clientShare'])} in the clients\n"
         f"  pipeline: {kept} ({_range(pipeline['withClients'])} with clients,"
         f" {_range(pipeline['withoutClients'])} without)\n"
         f"{caution(report)}"
     ).rstrip() + "\n"
+
+
+def _cost(each_ms: float | None, share: float | None) -> str:
+    if each_ms is None or share is None:
+        return "unknown"
+    return f"{each_ms:.2f} ms an answer ({share:.1%} of the cores)"
 
 
 def _range(values: list[float]) -> str:
