@@ -22,7 +22,9 @@ class Request(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer as it was told for this path."""
         self.close_connection = True
-        self.server.seen.append((self.path, dict(self.headers)))
+        with self.server.changed:
+            self.server.seen.append((self.path, dict(self.headers)))
+            self.server.changed.notify_all()
         self.server.answers[self.path.partition("?")[0]](self)
 
     def head(self, status: int, headers: Mapping[str, object]) -> None:
@@ -53,6 +55,7 @@ class _Threads(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Request)
         self.answers: dict[str, Answer] = {}
         self.seen: list[tuple[str, dict[str, str]]] = []
+        self.changed = threading.Condition()
         self.ending = threading.Event()
         if context is not None:
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
@@ -93,6 +96,11 @@ class ModelServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+    def wait_for_requests(self, count: int) -> None:
+        """Wait until so many have come."""
+        with self._server.changed:
+            assert self._server.changed.wait_for(lambda: len(self.seen) >= count, 20)
 
     @property
     def port(self) -> int:

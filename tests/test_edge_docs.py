@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 
 from edge_runtime.driver import POLICY
+from visionedge import engine_room
 from visionedge.config import validate
 from visionedge.edge.billing import UNITS
 from visionedge.edge.ladder import EXIT_STUCK, Deadlines, Rung
@@ -29,6 +30,13 @@ def test_every_event_of_the_spool_is_documented(code: str) -> None:
     """Where the events are listed, and where they are explained."""
     assert f"`{code}`" in (DOCS / "messages.md").read_text()
     assert f"`{code}`" in IOT_EDGE
+
+
+@pytest.mark.parametrize("code", get_args(engine_room.Code))
+def test_every_event_of_the_model_is_documented(code: str) -> None:
+    """Where the events are listed, and where models are explained."""
+    assert f"`{code}`" in (DOCS / "messages.md").read_text()
+    assert f"`{code}`" in (DOCS / "models.md").read_text()
 
 
 @pytest.mark.parametrize("reason", get_args(Reason))

@@ -1,82 +1,14 @@
 """The engine room: model and inference change while cameras run; what cannot be had changes nothing."""
 
-import asyncio
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from clips import make_clip
+from engine_rooms import Module, document, of, play
 from tiny_models import TinyDetector
-from visionedge.capture.camera import CameraStatus
-from visionedge.config import validate
-from visionedge.engine_room import EngineRoom
-from visionedge.fleet import Fleet
-from visionedge.frames import Result
 from visionedge.inference.batcher import Drop
-from visionedge.rooms import Rooms
-from visionedge.threads import Crew
-
-
-class Module:
-    """Cameras, batcher and engine room, without all that is behind them."""
-
-    def __init__(self, document: dict[str, Any], data: Path) -> None:
-        self.document = document
-        self.results: list[Result] = []
-        self._more = threading.Condition()
-        self.crew = Crew(lambda name, error: pytest.fail(f"{name} died: {error}"))
-        self.rooms = Rooms.of(validate(document), data, {}, self._collect)
-        self.room = EngineRoom(
-            self.rooms, data, self.crew, lambda name, error: pytest.fail(f"{name}: {error}")
-        )
-
-    def _collect(self) -> None:
-        with self._more:
-            self.results += [item for item in self.rooms.outbox.drain() if isinstance(item, Result)]
-            self._more.notify_all()
-
-    def _until(self, condition: Callable[[list[Result]], bool]) -> None:
-        with self._more:
-            assert self._more.wait_for(lambda: condition(self.results), 30)
-
-    async def until(self, condition: Callable[[list[Result]], bool]) -> None:
-        """Wait until the results are such."""
-        await asyncio.to_thread(self._until, condition)
-
-    async def change(self, over: dict[str, Any]) -> dict[Any, str]:
-        """Change to the document with these sections."""
-        return await self.room.change(validate({**self.document, **over}))
-
-
-@asynccontextmanager
-async def running(document: dict[str, Any], data: Path) -> AsyncIterator[Module]:
-    module = Module(document, data)
-    rooms = module.rooms
-
-    def ignore(_status: CameraStatus) -> None:
-        """Nobody asks."""
-
-    fitting = module.room.load()
-    rooms.fleet = Fleet(
-        fitting, rooms.batcher, module.crew, first_sequence=lambda _name: 1, on_change=ignore
-    )  # fmt: skip
-    rooms.fleet.apply(rooms.config.cameras)
-    try:
-        await module.room.open()
-        yield module
-    finally:
-        module.crew.stopping.set()
-        rooms.fleet.stop()
-        rooms.batcher.close()
-        module.room.lineup.close()
-        left = await asyncio.to_thread(module.crew.join, 10)
-        await asyncio.to_thread(module.room.close)
-        assert left + module.room.left() == []
 
 
 @pytest.fixture(scope="module")
@@ -92,27 +24,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     TinyDetector(poison=float("nan")).save(folder / "poisoned.onnx")
     (folder / "empty.onnx").write_bytes(b"")
     return folder
-
-
-def document(clip: Path, models: Path, *, process: bool) -> dict[str, Any]:
-    return {
-        "cameras": {name: {"uri": str(clip)} for name in ("dock", "gate", "yard")},
-        "model": {"path": str(models / "small.onnx")},
-        "inference": {"device": "cpu", "process": process, "confidence": 0.1},
-    }
-
-
-def of(results: list[Result], camera: str) -> list[Result]:
-    return [each for each in results if each.frame.camera == camera]
-
-
-def play(story: Callable[[Module], Awaitable[None]], start: dict[str, Any], data: Path) -> Module:
-    async def told() -> Module:
-        async with running(start, data) as module:
-            await story(module)
-        return module
-
-    return asyncio.run(told())
 
 
 @pytest.mark.parametrize("process", [False, True], ids=["in-process", "own-process"])

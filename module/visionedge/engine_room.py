@@ -5,19 +5,23 @@ fails, the old one has never stopped.
 """
 
 import asyncio
+import contextlib
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from visionedge.capture.camera import Fitting
-from visionedge.config import Config, InferenceConfig, ModelConfig
-from visionedge.errors import ConfigError, VisionedgeError
+from visionedge.config import Config, InferenceConfig
+from visionedge.errors import ConfigError, ModelError, VisionedgeError
+from visionedge.fetching.fetch import Tempo
+from visionedge.fetching.supply import LIVE_TRIES, Source, Supply
 from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.detections import Selection
 from visionedge.inference.lineup import Lineup
-from visionedge.inference.model import Model, bundled_model_path, load_model
+from visionedge.inference.model import Model
 from visionedge.inference.process import EngineProcess
 from visionedge.inference.shared import Arena, blocks_for
 from visionedge.inference.startup import open_engine
@@ -27,8 +31,10 @@ from visionedge.threads import Crew, OnDeath, on_thread
 log = logging.getLogger(__name__)
 
 Section = Literal["model", "inference"]
+Code = Literal["model-changed", "model-refused", "model-waiting"]
 
 _SETTLE_S = 10.0
+_FIRST_S = 60.0
 
 # What an engine cannot take over while it runs: a change of these needs another one.
 _OPENED_WITH = ("device", "fallback", "max_batch", "precision", "latency_budget_ms", "process")
@@ -38,6 +44,7 @@ _OPENED_WITH = ("device", "fallback", "max_batch", "precision", "latency_budget_
 class Machinery:
     """A model, its engine once that is open, and what was made for the two. `crew` is the engine's alone."""
 
+    source: Source
     model: Model
     selection: Selection
     inference: InferenceConfig
@@ -64,10 +71,13 @@ class Machinery:
 class EngineRoom:
     """Loads models and opens engines off the loop; everything else belongs to the loop.
 
-    `crew` runs the lanes and what is opened; `on_death` is told of a thread of an engine that ended.
+    `crew` runs the lanes and what is opened; `on_death` is told of a thread of an engine that ended. `tempo`
+    is for models that are fetched.
     """
 
-    def __init__(self, rooms: Rooms, data: Path, crew: Crew, on_death: OnDeath) -> None:
+    def __init__(
+        self, rooms: Rooms, data: Path, crew: Crew, on_death: OnDeath, *, tempo: Tempo | None = None
+    ) -> None:
         self._rooms = rooms
         self._data = data
         self._crew = crew
@@ -76,17 +86,37 @@ class EngineRoom:
         self._machinery: Machinery | None = None
         self._opening: Machinery | None = None
         self._crews: list[Crew] = []
+        self._first = asyncio.Event()
         self.lineup = Lineup(rooms.batcher, crew, rooms.outbox.put)
+        self._supply = rooms.supply = Supply(data, crew, tempo=tempo, on_trouble=self._waits)
 
-    def load(self) -> Fitting:
+    def load(self) -> Fitting | None:
         """Load the model of the configuration; how cameras prepare pictures for it. Blocks.
+
+        None if it has to be fetched first.
 
         Raises:
             ConfigError, ModelError, UnavailableError: it cannot be had.
         """
-        self._opening = self._prepared(self._rooms.config)
-        self._show(self._opening)
-        return self._opening.fitting
+        source = self._supply.at_hand(self._rooms.config.model)
+        return None if source is None else self._loaded(self._prepared(source, self._rooms.config))
+
+    async def fetch(self) -> Fitting:
+        """Fetch the model of the configuration, however long that takes, and load it.
+
+        Raises:
+            ConfigError, ModelError, UnavailableError: as `load`.
+        """
+        while True:
+            config = self._rooms.config
+            source = await self._supply.fetched(config.model)
+            if source is None:
+                continue  # stopped: another configuration came
+            prepared = functools.partial(self._prepared, source, config)
+            machinery = await on_thread(self._crew, "loading", prepared)
+            if (config.model, config.inference) == (self._rooms.config.model, self._rooms.config.inference):
+                return self._loaded(machinery)
+            await asyncio.to_thread(machinery.close)
 
     async def open(self) -> AnyEngine:
         """Open and warm the engine of the model that was loaded, and start its lanes.
@@ -98,6 +128,7 @@ class EngineRoom:
         machinery = self._opening
         engine = await self._opened(machinery)
         self._take_over(machinery, engine)
+        await on_thread(self._crew, "tidying", lambda: self._supply.tidy([machinery.model.sha256]))
         return engine
 
     async def change(self, wanted: Config) -> dict[str, str]:
@@ -105,16 +136,16 @@ class EngineRoom:
 
         A section that is refused stays as it was.
         """
+        if wanted.model != self._rooms.config.model:
+            self._supply.stop()  # what is being fetched for an earlier change is not wanted any more
+        if self._opening is not None and self._machinery is None and (late := await self._first_is_there()):
+            return late
         async with self._changing:
             try:
                 await self._change(wanted)
             except VisionedgeError as error:
-                section: Section = "inference"
-                if wanted.model != self._rooms.config.model and not isinstance(error, ConfigError):
-                    section = "model"
-                log.warning("%s stays as it was: %s", section, error)
-                return {section: str(error)}
-        return {}
+                return self._refused(wanted, error)
+        return await self._first_is_there()
 
     def close(self) -> None:
         """End the engines, also one that still opens. Blocks."""
@@ -127,13 +158,61 @@ class EngineRoom:
         """The threads of engines that still run."""
         return [name for crew in self._crews for name in crew.alive()]
 
+    async def _first_is_there(self) -> dict[str, str]:
+        """Nothing when an engine computes; before the first one does, wait for it a while."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._first.wait(), _FIRST_S)
+        if self._first.is_set():
+            return {}
+        return {"model": f"not in use yet: {self._rooms.fetching or 'the engine is warming up'}"}
+
+    # --- what is told ---------------------------------------------------------------------------------------
+
+    def _refused(self, wanted: Config, error: VisionedgeError) -> dict[str, str]:
+        """The section that stays as it was, and why."""
+        changes = wanted.model != self._rooms.config.model
+        section: Section = "model" if changes and not isinstance(error, ConfigError) else "inference"
+        log.warning("%s stays as it was: %s", section, error)
+        if section == "model":
+            running = self._rooms.loaded
+            details = {"name": running.name, "sha256": running.sha256} if running else {}
+            self._event("model-refused", f"the model stays as it was: {error}", {"running": details})
+        return {section: str(error)}
+
+    def _tell_changed(self, former: Model, now: Model) -> None:
+        if former.sha256 != now.sha256:
+            log.info("the model is changed: %s computes instead of %s", now.name, former.name)
+            self._event(
+                "model-changed",
+                f"{now.name} computes instead of {former.name}",
+                {
+                    "running": {"name": now.name, "sha256": now.sha256},
+                    "before": {"name": former.name, "sha256": former.sha256},
+                },
+            )
+
+    def _waits(self, words: str) -> None:
+        """At the start nothing computes before the model is there: somebody should hear why it is not."""
+        if self._machinery is None:
+            self._event("model-waiting", f"the model cannot be fetched, and is tried again: {words}", {})
+
+    def _event(self, code: Code, message: str, details: Mapping[str, object]) -> None:
+        if self._rooms.delivery is not None:
+            self._rooms.delivery.event("model", code, message, details)
+
     # --- steps ----------------------------------------------------------------------------------------------
 
     async def _change(self, wanted: Config) -> None:
         rooms, machinery = self._rooms, self._machinery
+        inference = wanted.inference
+        if machinery is None and self._opening is None:
+            # The first model is still being fetched; from now on it may be another one.
+            if wanted.model != rooms.config.model:
+                self._supply.stop()
+            rooms.config = rooms.config.model_copy(update={"model": wanted.model, "inference": inference})
+            return
         if machinery is None:
             raise VisionedgeError("the first engine is still warming up")
-        inference = wanted.inference
         if wanted.model != rooms.config.model or _needs_another(machinery.inference, inference):
             await self._exchange(wanted)
         else:
@@ -145,7 +224,11 @@ class EngineRoom:
     async def _exchange(self, wanted: Config) -> None:
         """Open another engine beside the one in use, change over to it, and close the old one."""
         former = self._machinery
-        machinery = self._opening = await on_thread(self._crew, "loading", lambda: self._prepared(wanted))
+        source = await self._supply.fetched(wanted.model, tries=LIVE_TRIES)
+        if source is None:
+            raise VisionedgeError("another change of the model came before it was fetched")
+        prepared = functools.partial(self._prepared, source, wanted)
+        machinery = self._opening = await on_thread(self._crew, "loading", prepared)
         try:
             engine = await self._opened(machinery)
         except BaseException:
@@ -154,22 +237,27 @@ class EngineRoom:
             raise
         self._take_over(machinery, engine)
         if former is not None:
-            await asyncio.to_thread(self._leave, former)
+            await asyncio.to_thread(self._leave, former, machinery)
+            self._tell_changed(former.model, machinery.model)
 
-    def _leave(self, former: Machinery) -> None:
+    def _leave(self, former: Machinery, now: Machinery) -> None:
         self.lineup.settle(_SETTLE_S)
         former.close()
+        self._supply.tidy([now.model.sha256])
 
-    def _prepared(self, config: Config) -> Machinery:
-        model = load_model(model_path(config.model))
+    def _prepared(self, source: Source, config: Config) -> Machinery:
+        model = source.load()
         selection = _selection(model, config.inference)
         arena = Arena(model.input, blocks_for(len(config.cameras))) if config.inference.process else None
         crew = Crew(self._on_death)
         self._crews = [old for old in self._crews if old.alive()] + [crew]
-        return Machinery(model, selection, config.inference, arena, crew)
+        return Machinery(source, model, selection, config.inference, arena, crew)
 
     async def _opened(self, machinery: Machinery) -> AnyEngine:
-        return await on_thread(self._crew, "opening", self._opener(machinery))
+        try:
+            return await on_thread(self._crew, "opening", self._opener(machinery))
+        except ModelError as error:
+            raise ModelError(machinery.source.words(error)) from None
 
     def _opener(self, machinery: Machinery) -> Callable[[], AnyEngine]:
         """What opens the engine, in a process of its own or in this one; slow."""
@@ -194,27 +282,23 @@ class EngineRoom:
     def _take_over(self, machinery: Machinery, engine: AnyEngine) -> None:
         machinery.engine = engine
         self._opening, self._machinery = None, machinery
+        self._first.set()
         self.lineup.adopt(engine, machinery.selection)
         # From here on: pictures that were prepared for the old one are still computed there.
         if self._rooms.fleet is not None:
             self._rooms.fleet.refit(machinery.fitting)
         self._show(machinery)
 
+    def _loaded(self, machinery: Machinery) -> Fitting:
+        """A first model: what is to be opened next."""
+        self._opening = machinery
+        self._show(machinery)
+        return machinery.fitting
+
     def _show(self, machinery: Machinery) -> None:
         rooms = self._rooms
         rooms.loaded, rooms.selection, rooms.arena = machinery.model, machinery.selection, machinery.arena
         rooms.engine = machinery.engine
-
-
-def model_path(model: ModelConfig) -> Path:
-    """Where the model of a configuration lies.
-
-    Raises:
-        ConfigError: it is none that can be had.
-    """
-    if model.url is not None:
-        raise ConfigError(["model.url: models are not fetched yet; put the file there and give model.path"])
-    return Path(model.path) if model.path is not None else bundled_model_path()
 
 
 def _selection(model: Model, inference: InferenceConfig) -> Selection:

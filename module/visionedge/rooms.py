@@ -9,6 +9,7 @@ from visionedge.capacity import Meter
 from visionedge.capture.camera import Camera, CameraStatus
 from visionedge.config import Config
 from visionedge.edge.delivery import Delivery
+from visionedge.fetching.supply import Supply
 from visionedge.fleet import Fleet
 from visionedge.frames import Result
 from visionedge.inference.any_engine import AnyEngine
@@ -39,6 +40,7 @@ class Rooms:
     fleet: Fleet | None = None
     engine: AnyEngine | None = None
     delivery: Delivery | None = None
+    supply: Supply | None = None
     stopping: bool = False
     failed: bool = False
 
@@ -54,11 +56,16 @@ class Rooms:
         """The cameras that run."""
         return {} if self.fleet is None else self.fleet.by_name
 
+    @property
+    def fetching(self) -> str | None:
+        """How far the model is that is being fetched; None where none is."""
+        return None if self.supply is None else self.supply.words
+
     def readiness(self) -> list[str]:
         """Why no frame can be computed now; empty when one can."""
         if self.stopping:
             return ["stopping"]
         if self.engine is None:
-            return ["the engine is warming up"]
+            return [self.fetching or "the engine is warming up"]
         process = self.engine.process
         return [process.down] if process is not None and process.down else []

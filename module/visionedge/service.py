@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from visionedge import report
 from visionedge.capture.camera import CameraStatus, Fitting
@@ -83,6 +84,7 @@ class Service:
         self._metrics = Metrics(lambda: report.samples(self.rooms))
         self._sequences = Sequences(options.data / "sequences.json")
         self._remembers = True
+        self._ticks = 0
         self._exit_code = 0
 
     # --- the life of the module -----------------------------------------------------------------------------
@@ -104,12 +106,23 @@ class Service:
             )
             stack.push_async_callback(self._server.close)
             rooms.delivery.start()
-            rooms.fleet = self._fleet(fitting)
-            rooms.fleet.apply(rooms.config.cameras)
-            engine = await self._open_engine()
-            if engine is not None:
-                await self._run(engine, rooms.delivery)
+            await self._run(rooms.delivery, asyncio.ensure_future(self._begin(rooms.delivery, fitting)))
         return self._exit_code
+
+    async def _begin(self, delivery: Delivery, fitting: Fitting | None) -> None:
+        """Cameras and engine, as soon as the model is there; everything else runs meanwhile."""
+        rooms = self.rooms
+        if fitting is None:
+            log.info("the model has to be fetched first: %sreadyz tells how far it is", self._server.url)
+            fitting = await self._engines.fetch()
+        rooms.fleet = self._fleet(fitting)
+        rooms.fleet.apply(rooms.config.cameras)
+        engine = await self._engines.open()
+        delivery.event("engine", engine.device.code, engine.device.describe(), report.engine(engine))
+        log.info("ready: open %s to look", self._server.url)
+        self._ticks = 0
+        if self.options.duration_s is not None:
+            self._loop.call_later(self.options.duration_s, self._stop)
 
     def _open_delivery(self) -> Delivery:
         identity = Identity.from_environ(self.options.environ)
@@ -144,39 +157,32 @@ class Service:
         return refused
 
     def _apply_cameras(self, config: Config) -> None:
+        self.rooms.config = self.rooms.config.model_copy(update={"cameras": config.cameras})
         if self.rooms.fleet is not None:
-            self.rooms.config = self.rooms.config.model_copy(update={"cameras": config.cameras})
             self.rooms.fleet.apply(config.cameras)
 
-    async def _open_engine(self) -> AnyEngine | None:
-        """Build and warm the engine off the loop, start its lanes; None if stopped meanwhile."""
-        opening = asyncio.ensure_future(self._engines.open())
+    async def _run(self, delivery: Delivery, beginning: asyncio.Future[None]) -> None:
+        """Until it is stopped, or could not begin."""
+        # What kept it from beginning may come when it is stopped anyway, and nobody asks for it.
+        beginning.add_done_callback(lambda done: done.cancelled() or done.exception())
         stopped = asyncio.ensure_future(self._stopped.wait())
-        await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if not opening.done():
-            opening.cancel()
-            return None
-        return opening.result()
-
-    async def _run(self, engine: AnyEngine, delivery: Delivery) -> None:
-        device = engine.device
-        delivery.event("engine", device.code, device.describe(), report.engine(engine))
-        log.info("ready: open %s to look", self._server.url)
-        if self.options.duration_s is not None:
-            self._loop.call_later(self.options.duration_s, self._stop)
-        ticks = 0
         while not self._stopped.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), _TICK_S)
-            delivery.tick()
-            if self.rooms.fleet is not None:
-                self.rooms.fleet.watch()
-            ticks += 1
-            if ticks % _MEASURE_EVERY_TICKS == 1:
-                await asyncio.to_thread(self._measure, self.rooms.engine or engine)
-            if ticks % _REMEMBER_EVERY_TICKS == 0:
-                await self._remember()
+            waiting: set[asyncio.Future[Any]] = {stopped} if beginning.done() else {stopped, beginning}
+            await asyncio.wait(waiting, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
+            if beginning.done():
+                beginning.result()  # raises what kept it from beginning
+            await self._tick(delivery)
+        beginning.cancel()
+
+    async def _tick(self, delivery: Delivery) -> None:
+        delivery.tick()
+        if self.rooms.fleet is not None:
+            self.rooms.fleet.watch()
+        self._ticks += 1
+        if self.rooms.engine is not None and self._ticks % _MEASURE_EVERY_TICKS == 1:
+            await asyncio.to_thread(self._measure, self.rooms.engine)
+        if self._ticks % _REMEMBER_EVERY_TICKS == 0:
+            await self._remember()
 
     def _measure(self, engine: AnyEngine) -> None:
         """Note what the threads use, and what the cameras demand and get."""

@@ -49,6 +49,7 @@ def model_name(url: str) -> str:
 
 
 def shown(url: str) -> str:
-    """The address for people: secrets masked, and not without end."""
-    text = redact(url)
+    """The address for people: not what is secret in it, neither the query, and not without end."""
+    plain, query, _ = url.partition("?")
+    text = redact(plain) + ("?…" if query else "")
     return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 1]}…"

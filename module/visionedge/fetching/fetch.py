@@ -43,6 +43,7 @@ def pause_s(tempo: Tempo, failures: int, *, lasting: bool) -> float:
 class Fetch:
     """One model's way to the disk. `run` belongs to one thread, all else to any.
 
+    `on_trouble` is told, on that thread, why it is tried again, once as long as the reason stays the same.
     With `tries` it gives up after so many, and at once when another would not help; without, it goes on for
     ever: links come back, and files are put where they were missing.
     """
@@ -55,12 +56,14 @@ class Fetch:
         tries: int | None = None,
         tempo: Tempo | None = None,
         jitter: Callable[[], float] = random.random,
+        on_trouble: Callable[[str], None] = lambda _words: None,
     ) -> None:
         self.order = order
         self._kept = kept
         self._tries = tries
         self._tempo = tempo or Tempo()
         self._jitter = jitter
+        self._on_trouble = on_trouble
         self._lock = threading.Lock()
         self._progress = Progress()
         self._error: str | None = None
@@ -133,6 +136,7 @@ class Fetch:
                 self._error, self._failed_at_bytes = words, self._progress.done_bytes
                 if news:
                     log.warning("the model cannot be fetched, and is tried again: %s", words)
+                    self._on_trouble(words)
                 pause = pause_s(self._tempo, failures, lasting=error.lasting)
             await asyncio.sleep(pause * (0.5 + 0.5 * self._jitter()))
 

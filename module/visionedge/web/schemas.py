@@ -36,7 +36,8 @@ _CAMERA = _object(
         "name": {"type": "string", "pattern": "^[a-z0-9-]{1,64}$"},
         "state": {
             "type": "string",
-            "description": "connecting, live, stale, frozen, black, reconnecting, failed, ended or stopped.",
+            "description": "disabled, waiting, connecting, live, stale, frozen, black, reconnecting, failed, "
+            "ended or stopped.",
         },
         "epoch": {**_COUNT, "description": "Grows by one at each reconnect."},
         "framesRead": {**_COUNT, "description": "Pictures decoded from the source."},
@@ -112,6 +113,10 @@ _STATUS = _object(
             **_object({"name": _TEXT, "sha256": _TEXT}),
             "type": ["object", "null"],
             "description": "null before the model is loaded.",
+        },
+        "fetching": {
+            **_TEXT_OR_NULL,
+            "description": "How far the model is that is being fetched, or why not.",
         },
     },
 )

@@ -1,0 +1,190 @@
+"""Models by address while cameras run: what can be had takes over, what cannot changes nothing."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto
+
+from clips import make_clip
+from engine_rooms import Module, document, of, play
+from model_server import Answer, ModelServer, content, cut, endless, hanging, redirect, status
+from tiny_models import TinyDetector, classifier
+from visionedge.config import validate
+from visionedge.edge.delivery import Delivery
+from visionedge.fetching.faults import Patience
+from visionedge.fetching.fetch import Tempo
+from visionedge.fetching.kept import FOLDER
+from visionedge.inference.batcher import Drop
+from visionedge.threads import Crew
+
+IMPATIENT = Tempo(Patience(connect_s=10, silence_s=0.3, all_s=20), 0.0, 0.0, 0.0, 0.0)
+CAMERAS = ("dock", "gate", "yard")
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
+    """An https server that this process trusts."""
+    with ModelServer(tmp_path) as running:
+        monkeypatch.setenv("SSL_CERT_FILE", str(running.authority))
+        yield running
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_clip(tmp_path_factory.mktemp("clips") / "long.mp4", pictures=1200, fps=20)
+
+
+class Told:
+    """A delivery that keeps the events; `first` is set with the first."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str, str]] = []
+        self.first = asyncio.Event()
+
+    def event(self, kind: str, code: str, message: str, _details: Mapping[str, Any]) -> None:
+        """Take an event."""
+        self.events.append((kind, code, message))
+        self.first.set()
+
+
+def of_file(make: Any, folder: Path) -> bytes:
+    """The bytes that something saves as a model."""
+    path = folder / "made.onnx"
+    make(path)
+    return path.read_bytes()
+
+
+def with_weights_elsewhere(path: Path) -> None:
+    """A detector that wants another file beside it."""
+    proto = TinyDetector().proto()
+    weight = proto.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="weights.bin")
+    onnx.save(proto, path)
+
+
+def wanted(server: ModelServer, path: str, data: bytes) -> dict[str, Any]:
+    """The section `model` for what is behind a path."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    return {"model": {"url": server.url(path) + "?sig=s3cret-s3cret", "sha256": sha256, "maxMegabytes": 1}}
+
+
+def bad(folder: Path) -> dict[str, tuple[Answer, bytes, str]]:
+    """What may be wrong, each with what was promised and with what is said."""
+    right = of_file(TinyDetector(seed=1).save, folder)
+    nonsense = b"no model at all" * 100
+    poisoned = of_file(TinyDetector(poison=float("nan")).save, folder)
+    elsewhere = of_file(with_weights_elsewhere, folder)
+    other = of_file(classifier, folder)
+    return {
+        "/hash": (content(right + b"x"), right, f"not {hashlib.sha256(right).hexdigest()[:12]}…"),
+        "/cut": (cut(right, 1000), right, "the connection broke before all had arrived"),
+        "/endless": (endless, right, "has more, but model.maxMegabytes is 1"),
+        "/hang": (hanging, right, "nothing came for 0.3 s"),
+        "/http": (redirect("http://127.0.0.1/m.onnx"), right, "only https: is followed"),
+        "/circle": (redirect("/circle"), right, "is redirected more than 5 times"),
+        "/gone": (status(404), right, "the server answers 404 Not Found"),
+        "/nonsense": (content(nonsense), nonsense, "is no ONNX file"),
+        "/classifier": (content(other), other, "/classifier"),
+        "/poisoned": (content(poisoned), poisoned, "no numbers"),
+        "/elsewhere": (content(elsewhere), elsewhere, "a fetched model must be one file"),
+    }
+
+
+def test_a_model_that_cannot_be_had_changes_nothing_and_the_right_one_takes_over(
+    tmp_path: Path, clip: Path, server: ModelServer
+) -> None:
+    """Ten ways to fail, each told with its reason, while frames go on; then one that goes well."""
+    TinyDetector().save(tmp_path / "small.onnx")
+    right = of_file(TinyDetector(width_px=96, height_px=64, seed=1).save, tmp_path)
+    events = tmp_path / "events.jsonl"
+    cases = bad(tmp_path)
+
+    async def story(module: Module) -> None:
+        delivery = Delivery.build(validate({}).telemetry, None, events, Crew(lambda *_: None))
+        delivery.start()
+        module.rooms.delivery = delivery
+        for path, (answer, promised, words) in cases.items():
+            server.answers[path] = answer
+            before = len(module.results)
+            refused = await module.change(wanted(server, path, promised))
+            assert set(refused) == {"model"}, path
+            assert words in refused["model"]
+            assert server.url(path) in refused["model"]
+            await module.until(lambda r, before=before: len(r) > before)  # type: ignore[misc]
+        server.answers["/forklift-v3.onnx"] = content(right)
+        assert await module.change(wanted(server, "/forklift-v3.onnx", right)) == {}
+        await module.until(lambda r: all(of(r, n)[-1].model == "forklift-v3" for n in CAMERAS))
+        assert module.rooms.config.model.sha256 == hashlib.sha256(right).hexdigest()
+        assert await asyncio.to_thread(delivery.close, 5)
+
+    data = tmp_path / "data"
+    module = play(story, document(clip, tmp_path, process=False), data, tempo=IMPATIENT)
+    for camera, seen in module.rooms.batcher.statistics().cameras.items():
+        assert seen.dropped[Drop.FAILED] == 0
+        assert seen.offered == seen.analysed + sum(seen.dropped.values())
+        numbers = [each.frame.sequence for each in of(module.results, camera)]
+        assert all(before < after for before, after in pairwise(numbers))
+        names = [each.model for each in of(module.results, camera)]
+        assert names == sorted(names, reverse=True)  # small, and from some frame on forklift-v3
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    assert [each["code"] for each in told] == ["model-refused"] * len(cases) + ["model-changed"]
+    assert told[-1]["details"]["running"]["name"] == "forklift-v3"
+    assert told[-1]["details"]["before"]["name"] == told[0]["details"]["running"]["name"] == "small"
+    assert "s3cret" not in events.read_text()
+    kept = {path.name for path in (data / FOLDER).iterdir() if path.stat().st_size}
+    assert f"{hashlib.sha256(right).hexdigest()}.onnx" in kept
+    assert len(kept) <= 4
+
+
+def test_a_newer_change_does_not_wait_for_an_older_one(
+    tmp_path: Path, clip: Path, server: ModelServer
+) -> None:
+    """What was being fetched for it is let go."""
+    TinyDetector().save(tmp_path / "small.onnx")
+    right = of_file(TinyDetector(seed=1).save, tmp_path)
+    server.answers |= {"/slow": hanging, "/b.onnx": content(right)}
+
+    async def story(module: Module) -> None:
+        older = asyncio.ensure_future(module.change(wanted(server, "/slow", b"x")))
+        await asyncio.to_thread(server.wait_for_requests, 1)
+        assert module.rooms.fetching == "the model is being fetched: 0.0 MB"
+        assert await module.change(wanted(server, "/b.onnx", right)) == {}
+        assert "another change" in (await older)["model"]
+        assert module.rooms.loaded is not None
+        assert module.rooms.loaded.name == "b"
+        assert module.rooms.fetching is None
+
+    play(story, document(clip, tmp_path, process=False), tmp_path / "data")
+
+
+def test_a_first_model_that_never_comes_may_be_replaced(
+    tmp_path: Path, clip: Path, server: ModelServer
+) -> None:
+    """A wrong address in the local file is mended from outside while the module waits for it."""
+    right = of_file(TinyDetector().save, tmp_path)
+    server.answers |= {"/wrong": status(404), "/a.onnx": content(right)}
+    start = document(clip, tmp_path, process=False) | wanted(server, "/wrong", right)
+
+    async def story(module: Module) -> None:
+        told = module.rooms.delivery = Told()  # type: ignore[assignment]  # as much of it as is used
+        await asyncio.wait_for(told.first.wait(), 20)
+        assert told.events[0][:2] == ("model", "model-waiting")
+        assert "the server answers 404 Not Found" in told.events[0][2]
+        (reason,) = module.rooms.readiness()
+        assert reason.startswith("the model cannot be fetched, and is tried again: ")
+        assert module.rooms.cameras_by_name == {}
+        assert await module.change(wanted(server, "/a.onnx", right)) == {}
+        await module.until(lambda r: all(of(r, name) for name in CAMERAS))
+        assert module.rooms.readiness() == []
+
+    module = play(story, start, tmp_path / "data", begun=False)
+    assert {each.model for each in module.results} == {"a"}
