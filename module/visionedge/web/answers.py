@@ -1,11 +1,12 @@
 """Answers and questions: JSON documents, errors in the one shape, and query values that are checked."""
 
 import asyncio
+import hmac
 import json
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from aiohttp import web
@@ -69,6 +70,21 @@ def masked(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [masked(item) for item in value]
     return value
+
+
+def set_common_headers(headers: MutableMapping[str, str]) -> None:
+    """What every answer says: it is not to be kept, its type not to be guessed."""
+    headers.setdefault("Cache-Control", "no-store")
+    headers.setdefault("X-Content-Type-Options", "nosniff")
+    headers["Server"] = "visionedge"
+
+
+def bears(authorization: str, token: bytes) -> bool:
+    """Whether an Authorization header shows this token."""
+    kind, _, given = authorization.partition(" ")
+    # surrogateescape: the header may hold any bytes, and a wrong token is no reason for an error.
+    right = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), token)
+    return right and kind.lower() == "bearer"
 
 
 def error_answer(path: str, problem: RequestError) -> web.Response:

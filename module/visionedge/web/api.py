@@ -118,14 +118,11 @@ class Api:
         after = integer_value(request, "after")
         timeout_s = seconds_value(request, "timeout", most_s=WAIT_LIMIT_S)
         if after is None and timeout_s is None:
-            result = self.view.latest(name)
-        else:
-            waited_s = WAIT_DEFAULT_S if timeout_s is None else timeout_s
-            result = await self.closing.race(self.view.newer(name, after, waited_s))
+            return self.framed(self.newest(name))
+        waited_s = WAIT_DEFAULT_S if timeout_s is None else timeout_s
+        result = await self.closing.race(self.view.newer(name, after, waited_s))
         if result is not None:
-            headers = _frame_headers(result)
-            data = self._documents.of(result) + b"\n"
-            return web.Response(body=data, content_type="application/json", headers=headers)
+            return self.framed(result)
         if self.closing.is_set():
             raise Busy("the module is stopping")
         self._must_know(name)
@@ -133,14 +130,29 @@ class Api:
             raise _no_frame_yet(name)
         return web.Response(status=204)
 
+    def newest(self, name: str) -> Result:
+        """The newest result of a camera, as it is now.
+
+        Raises:
+            RequestError: there is no such camera, or no frame of it yet.
+        """
+        self._must_know(name)
+        result = self.view.latest(name)
+        if result is None:
+            raise _no_frame_yet(name)
+        return result
+
+    def framed(self, result: Result) -> web.Response:
+        """A result as the answer of ``/api/v1/cameras/{name}/frame``."""
+        data = self._documents.of(result) + b"\n"
+        return web.Response(body=data, content_type="application/json", headers=_frame_headers(result))
+
     async def snapshot(self, request: web.Request) -> web.Response:
         """``/api/v1/cameras/{name}/snapshot.jpg``."""
         name = request.match_info["name"]
         self._must_know(name)
         look = Look(truth_value(request, "annotate"), _width_px(request))
-        result = self.view.latest(name)
-        if result is None:
-            raise _no_frame_yet(name)
+        result = self.newest(name)
         try:
             jpeg = await self._pictures.jpeg(result, look)
         except SourceError as error:

@@ -1,13 +1,12 @@
 """The application: routes, who may use them, and what every answer has in common."""
 
-import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from visionedge.config import HttpConfig
-from visionedge.web.answers import RequestError, error_answer, problem_of
+from visionedge.web.answers import RequestError, bears, error_answer, problem_of, set_common_headers
 from visionedge.web.api import Api
 from visionedge.web.inference_protocol import InferenceProtocol
 from visionedge.web.inference_protocol import routes as inference_routes
@@ -16,6 +15,9 @@ from visionedge.web.view import ModuleView
 _OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """What needs no token: orchestrators ask here and have none."""
 
+API = web.AppKey("api", Api)
+"""The handlers of an application, for the door in front of it."""
+
 _BEGUN = web.RequestKey("begun", bool)
 
 
@@ -23,6 +25,7 @@ def make_app(view: ModuleView, http: HttpConfig) -> web.Application:
     """The whole HTTP side of a module over its view. It owns two threads from start-up to clean-up."""
     api = Api(view)
     app = web.Application(middlewares=[_errors, _guard(http.token, api)])
+    app[API] = api
     app.add_routes(routes(api))
     app.on_response_prepare.append(_common_headers)
     app.on_shutdown.append(_closing(api))
@@ -71,7 +74,9 @@ def _guard(token: str | None, api: Api) -> Middleware:
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if expected is None or request.path in _OPEN_PATHS or _shown(request, expected):
+        if expected is None or request.path in _OPEN_PATHS:
+            return await handler(request)
+        if bears(request.headers.get("Authorization", ""), expected):
             return await handler(request)
         if (
             request.path == "/"
@@ -85,18 +90,9 @@ def _guard(token: str | None, api: Api) -> Middleware:
     return guard
 
 
-def _shown(request: web.Request, expected: bytes) -> bool:
-    kind, _, given = request.headers.get("Authorization", "").partition(" ")
-    # surrogateescape: the header may hold any bytes, and a wrong token is no reason for an error.
-    right = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), expected)
-    return right and kind.lower() == "bearer"
-
-
 async def _common_headers(request: web.Request, response: web.StreamResponse) -> None:
     request[_BEGUN] = True
-    response.headers.setdefault("Cache-Control", "no-store")
-    response.headers.setdefault("X-Content-Type-Options", "nosniff")
-    response.headers["Server"] = "visionedge"
+    set_common_headers(response.headers)
 
 
 def _closing(api: Api) -> Callable[[web.Application], Awaitable[None]]:

@@ -1,12 +1,14 @@
 """The listening server: start it, know its address, end it in time."""
 
+import asyncio
 import errno
 
 from aiohttp import web
 
 from visionedge.config import HttpConfig
 from visionedge.errors import UnavailableError
-from visionedge.web.app import make_app
+from visionedge.web.app import API, make_app
+from visionedge.web.door import Door
 from visionedge.web.view import ModuleView
 
 _SHUTDOWN_S = 2.0
@@ -16,12 +18,14 @@ _SHUTDOWN_S = 2.0
 class Server:
     """HTTP for one module: ``server = await Server.start(view, http)`` … ``await server.close()``."""
 
-    def __init__(self, runner: web.AppRunner, host: str) -> None:
+    def __init__(self, runner: web.AppRunner, door: Door, listener: asyncio.Server, host: str) -> None:
         self._runner = runner
+        self._door = door
+        self._listener = listener
         self._host = host
 
     def __repr__(self) -> str:
-        return f"<Server {self.url}>"
+        return f"<Server {self.url} visitors={len(self._door.visitors)}>"
 
     @staticmethod
     async def start(view: ModuleView, http: HttpConfig) -> "Server":
@@ -34,17 +38,19 @@ class Server:
         # With cancellation a viewer that leaves frees its place at once, not at the next write.
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_S)
         await runner.setup()
+        assert runner.server is not None  # noqa: S101 - it was set up
+        door = Door(app[API], http.token, runner.server)
         try:
-            await web.TCPSite(runner, http.host, http.port).start()
+            listener = await asyncio.get_running_loop().create_server(door, http.host, http.port)
         except OSError as error:
             await runner.cleanup()
             raise UnavailableError(_cannot_listen(http, error)) from None
-        return Server(runner, http.host)
+        return Server(runner, door, listener, http.host)
 
     @property
     def port(self) -> int:
         """The port it really listens on, also when 0 was asked for."""
-        return int(self._runner.addresses[0][1])
+        return int(self._listener.sockets[0].getsockname()[1])
 
     @property
     def url(self) -> str:
@@ -54,6 +60,8 @@ class Server:
 
     async def close(self) -> None:
         """Stop listening, end the streams, let requests finish for a short time, then cancel them."""
+        self._listener.close()
+        self._door.close()
         await self._runner.cleanup()
 
 

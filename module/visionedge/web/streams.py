@@ -65,17 +65,18 @@ class Documents:
 
     def __init__(self, limit: int = 256) -> None:
         self._limit = limit
-        self._kept: dict[str, tuple[Result, bytes]] = {}
+        # With the number of the frame: the result itself would hold its picture in memory.
+        self._kept: dict[str, tuple[int, bytes]] = {}
 
     def of(self, result: Result) -> bytes:
         """The frame object of this result."""
-        camera = result.frame.camera
+        camera, sequence = result.frame.camera, result.frame.sequence
         kept = self._kept.get(camera)
-        if kept is not None and kept[0] is result:
+        if kept is not None and kept[0] == sequence:
             return kept[1]
         data = json_bytes(frame_document(result))
         self._kept.pop(camera, None)
-        self._kept[camera] = (result, data)
+        self._kept[camera] = (sequence, data)
         if len(self._kept) > self._limit:
             self._kept.pop(next(iter(self._kept)))
         return data
