@@ -1,7 +1,7 @@
 """A network in another precision: recipes are tried, timed beside fp32, and judged by what they see."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -117,11 +117,6 @@ def in_integers(network: onnx.ModelProto) -> bool:
     return bool(_INTEGERS & {node.op_type for node in network.graph.node})
 
 
-def _both_widths(ways: Sequence[tuple[Recipe, Pace]]) -> list[tuple[Recipe, Pace]]:
-    """Each recipe in narrow weights and then in wide ones, which take the same time."""
-    return [(replace(recipe, narrow=narrow), pace) for recipe, pace in ways for narrow in (True, False)]
-
-
 class _Runner:
     """A network compiled and opened on the CPU."""
 
@@ -184,16 +179,28 @@ class _Workshop:
         ways, fp32_ms = self._timed(observed)
         tuner = Tuner(self.simple, self.model.reading, observed, _spread(pictures, _TUNED_BY))
         attempts: list[tuple[Tried, onnx.ModelProto]] = []
-        for recipe, pace in _both_widths(ways):
-            attempts.append(self._attempt(recipe, pace, tuner, reference))
-            if attempts[-1][0].refusal is None:
-                break
+        while ways and not (attempts and attempts[-1][0].refusal is None):
+            attempts += self._both_widths(*ways.pop(0), tuner, reference)
         if not attempts:
             raise ModelError("has no convolutions that integers could compute")
         chosen, network = max(attempts, key=lambda attempt: _likeness(attempt[0]))
         tried = [attempt[0] for attempt in attempts]
-        tried += [Tried(str(recipe), pace) for recipe, pace in _both_widths(ways)[len(tried) :]]
+        tried += [Tried(str(recipe), pace) for recipe, pace in ways]
         return Made(network, tuple(tried), chosen, fp32_ms)
+
+    def _both_widths(
+        self, recipe: Recipe, pace: Pace, tuner: Tuner, reference: Sequence[Detections]
+    ) -> Iterator[tuple[Tried, onnx.ModelProto]]:
+        """A recipe in narrow weights; where that is nearly good enough, in wide ones, of the same pace."""
+        narrow = self._attempt(recipe, pace, tuner, reference)
+        yield narrow
+        if narrow[0].refusal is not None and self._within_reach(narrow[0]):
+            yield self._attempt(replace(recipe, narrow=False), pace, tuner, reference)
+
+    def _within_reach(self, way: Tried) -> bool:
+        """Whether finer ranges or weights may win back what is missing."""
+        least = 1 - self.tolerance.unmatched - _WITHIN_REACH
+        return way.parity is not None and way.parity.matched >= least
 
     def _attempt(
         self, recipe: Recipe, pace: Pace, tuner: Tuner, reference: Sequence[Detections]
@@ -202,7 +209,7 @@ class _Workshop:
         method, values = tuner.one_for_all(recipe)
         network = quantised(self.simple, values, recipe)
         way = self._judged(Tried(f"{recipe}; ranges {method}", pace), network, reference)
-        if way.parity is None or way.parity.matched < 1 - self.tolerance.unmatched - _WITHIN_REACH:
+        if not self._within_reach(way):
             return way, network
         self.tell("setting the ranges tensor by tensor")
         finer = quantised(self.simple, tuner.each(recipe, values), recipe)

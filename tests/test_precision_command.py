@@ -1,0 +1,240 @@
+"""`model compile --precision`: a variant is made, judged and kept with its report, or refused."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from command_line import CommandLine
+from tiny_deep import deep_detector, save_deep
+from tiny_models import MEAN, TinyDetector
+from visionedge.config import InferenceConfig
+from visionedge.frames import Picture
+from visionedge.inference.calibration import Values, float_tensors, folded
+from visionedge.inference.int8 import Recipe, quantised
+from visionedge.inference.model import load_model
+from visionedge.inference.startup import open_engine
+from visionedge.inference.variants import variants
+
+WIDTH_PX, HEIGHT_PX = 64, 48
+LABELS = ["ant", "bee", "cat", "dog", "emu"]
+SMALL = TinyDetector(strides=(16, 32))
+
+
+def scene(number: int) -> Picture:
+    """Flat patches of colour, others for each number."""
+    random = np.random.default_rng(number)
+    picture = np.full((HEIGHT_PX, WIDTH_PX, 3), random.integers(0, 256, 3), np.uint8)
+    for _ in range(6):
+        top, left = random.integers(0, HEIGHT_PX - 8), random.integers(0, WIDTH_PX - 8)
+        bottom, right = top + random.integers(4, 24), left + random.integers(4, 32)
+        picture[top:bottom, left:right] = random.integers(0, 256, 3)
+    return picture
+
+
+def grey(number: int) -> Picture:
+    """A camera behind its cover: the mean that is taken off, and another picture for each number."""
+    picture = np.full((HEIGHT_PX, WIDTH_PX, 3), np.round(MEAN), np.uint8)
+    picture[0, number] += 1
+    return picture
+
+
+def folder_of(path: Path, pictures: list[Picture]) -> Path:
+    path.mkdir()
+    for number, picture in enumerate(pictures):
+        assert cv2.imwrite(str(path / f"p{number:02}.png"), picture)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_of(tmp_path_factory.mktemp("in") / "photos", [scene(number) for number in range(16)])
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_deep(tmp_path / "deep.onnx", SMALL)
+
+
+@pytest.fixture
+def visionedge(
+    capsys: pytest.CaptureFixture[str], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> CommandLine:
+    monkeypatch.setenv("VISIONEDGE_DATA", str(data))
+    return CommandLine(capsys)
+
+
+@pytest.fixture(autouse=True)
+def _timed_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visionedge.inference.precision._SPEED_S", 0.01)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def rows_of(model: Path, data: Path, precision: str) -> NDArray[np.float32]:
+    config = InferenceConfig.model_validate({"device": "cpu", "precision": precision})
+    engine = open_engine(load_model(model), config, data=data, measuring=False)
+    try:
+        assert engine.precision.precision == precision
+        return engine.infer(np.stack([scene(number) for number in range(50, 54)]))
+    finally:
+        engine.close()
+
+
+def test_an_int8_variant_is_kept_with_its_report_and_used_where_it_is_asked_for(
+    visionedge: CommandLine, model: Path, photos: Path, data: Path
+) -> None:
+    """Beside the model; the table of what was tried is the result, the rest goes to stderr."""
+    outcome = visionedge("model", "compile", model, "--precision", "int8", "--calibrate", photos)
+    assert outcome.code == 0
+    assert outcome.out.count("<- chosen") == 1
+    assert "kept as" in outcome.err
+    report: dict[str, Any] = json.loads(model.with_name("deep.int8.json").read_bytes())
+    assert report["parity"]["matched"] >= 0.9 <= report["parityHere"]["matched"]
+    assert report["parity"]["pictures"] == report["made"]["calibrationPictures"] == 8
+    assert report["refused"] is None
+    (variant,) = variants(load_model(model))
+    assert (variant.precision, variant.recipe, variant.refusal) == ("int8", report["recipe"], None)
+    assert TensorProto.INT8 in {tensor.data_type for tensor in onnx.load(variant.path).graph.initializer}
+    fp32, int8 = (rows_of(model, data, precision) for precision in ("fp32", "int8"))
+    assert 0 < np.abs(fp32[:, :20, 4] - int8[:, :20, 4]).max() < 0.1
+
+
+def test_an_fp16_variant_needs_no_pictures_to_set_ranges_but_some_to_judge_by(
+    visionedge: CommandLine, model: Path, photos: Path
+) -> None:
+    outcome = visionedge("model", "compile", model, "--precision", "fp16", "--calibrate", photos)
+    assert outcome.code == 0
+    report = json.loads(model.with_name("deep.fp16.json").read_bytes())
+    assert (report["parity"]["pictures"], report["parityHere"]) == (16, None)
+    assert report["parity"]["matched"] > 0.98
+    kinds = {tensor.data_type for tensor in onnx.load(model.with_name("deep.fp16.onnx")).graph.initializer}
+    assert TensorProto.FLOAT16 in kinds
+
+
+def test_ranges_set_by_grey_pictures_are_refused_and_nothing_is_kept(
+    visionedge: CommandLine, model: Path, tmp_path: Path
+) -> None:
+    """Every second picture sets ranges, the others judge; the values of real ones are cut off.
+
+    All recipes are tried, and the one that is most alike says why it is not enough.
+    """
+    pictures = [grey(i) if i % 2 == 0 else scene(i) for i in range(24)]
+    bad = folder_of(tmp_path / "bad", pictures)
+    before = sorted(tmp_path.iterdir())
+    outcome = visionedge("model", "compile", model, "--precision", "int8", "--calibrate", bad)
+    assert outcome.code == 1
+    (line,) = outcome.complaints
+    assert "int8 is refused: only " in line
+    assert "of the boxes agree, 90.0% are wanted; nothing was kept" in line
+    assert outcome.out.count("<- refused") == 1
+    agreed = [float(share) for share in re.findall(r"(\d+\.\d)%", outcome.out)]
+    assert len(agreed) == len(outcome.out.splitlines()) - 2 >= 4  # but for the head and fp32
+    assert max(agreed) < 90
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (["--precision", "int8"], 2, "--calibrate DIR: int8 needs pictures"),
+        (["--precision", "int8", "--calibrate", "nowhere"], 1, "nowhere"),
+        (["--precision", "int8", "--calibrate", "one"], 1, "holds 1 different pictures; 8 are the least"),
+        (["--calibrate", "one", "-o", "x.onnx"], 2, "--calibrate: goes with --precision int8 or fp16"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    visionedge: CommandLine,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    case: tuple[list[str], int, str],
+) -> None:
+    """One picture, twenty times, is one."""
+    folder_of(tmp_path / "one", [grey(0)] * 20)
+    monkeypatch.chdir(tmp_path)
+    arguments, code, words = case
+    outcome = visionedge("model", "compile", model, *arguments)
+    assert outcome.code == code
+    (line,) = outcome.complaints
+    assert words in line
+
+
+def test_pictures_that_show_nothing_judge_nothing(
+    visionedge: CommandLine, tmp_path: Path, photos: Path
+) -> None:
+    """fp32 itself sees too little on them, so that no variant could be refused."""
+    blind = deep_detector(SMALL)
+    for node in blind.graph.node:
+        if node.op_type == "Conv" and node.output[0].startswith("scores."):
+            node.input.append("unsure")
+    blind.graph.initializer.append(numpy_helper.from_array(np.full(5, -9, np.float32), "unsure"))
+    model = tmp_path / "blind.onnx"
+    onnx.save(blind, model)
+    outcome = visionedge("model", "compile", model, "--precision", "int8", "--calibrate", photos)
+    assert outcome.code == 1
+    (line,) = outcome.complaints
+    assert "too few to judge by" in line
+    assert "give pictures that show what the model knows" in line
+
+
+def test_a_model_in_integers_is_not_made_into_another(
+    visionedge: CommandLine, tmp_path: Path, photos: Path
+) -> None:
+    simple = folded(deep_detector(SMALL))
+    ranges = dict.fromkeys(float_tensors(simple.graph), (-9.0, 9.0))
+    model = tmp_path / "integers.onnx"
+    onnx.save(quantised(simple, Values(ranges, {}), Recipe()), model)
+    outcome = visionedge("model", "compile", model, "--precision", "int8", "--calibrate", photos)
+    assert outcome.code == 2
+    assert "computes in integers already" in outcome.complaints[0]
+
+
+def test_with_labels_the_report_has_the_average_precision_of_both(
+    visionedge: CommandLine, tmp_path: Path, photos: Path
+) -> None:
+    """Of the judged pictures, which set no ranges."""
+    pytest.importorskip("pycocotools")
+    metadata = SMALL.metadata | {"names": json.dumps(LABELS)}
+    model = save_deep(tmp_path / "deep.onnx", TinyDetector(strides=SMALL.strides, metadata=metadata))
+    names = [f"p{number:02}.png" for number in range(16)]
+    document = {
+        "images": [
+            {"id": i, "file_name": name, "width": WIDTH_PX, "height": HEIGHT_PX}
+            for i, name in enumerate(names, 1)
+        ],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(LABELS, 1)],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "bbox": [8, 8, 30, 30], "iscrowd": 0, "area": 900}
+            for i in range(1, 17)
+        ],
+    }
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps(document))
+    outcome = visionedge(
+        "model", "compile", model, "--precision", "fp16", "--calibrate", photos, "--labels", labels
+    )
+    assert outcome.code == 0
+    ap = json.loads(model.with_name("deep.fp16.json").read_bytes())["parity"]["ap"]
+    assert ap["pictures"] == 16
+    assert ap["variant"] == pytest.approx(ap["fp32"], abs=0.01)
+
+
+def test_the_compiled_graph_of_a_variant_can_be_written_too(
+    visionedge: CommandLine, model: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "fast.onnx"
+    outcome = visionedge("model", "compile", model, "--precision", "fp16", "--calibrate", photos, "-o", out)
+    assert outcome.code == 0
+    assert f"{out}: uint8 [N,48,64,3] BGR -> float32" in outcome.err
+    assert onnx.load(out).graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
