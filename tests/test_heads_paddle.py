@@ -1,5 +1,6 @@
-"""PaddleDetection's exports with the suppression in the graph, in either of their two preparations."""
+"""PaddleDetection's exports with the suppression in the graph, prepared as their exporter tells."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tiny_graphs import Graph, by_score, compiled_rows, network, noise_pictures, state
+from tiny_models import TinyDetector
 from visionedge.errors import ModelError
 from visionedge.inference.model import load_model
 
@@ -16,21 +18,30 @@ CELLS, CLASSES = 60, 5
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
-def _first(graph: Graph, picture: str, used_to: float | None) -> str:
-    """The first convolution; its biases take off what pixels of a mean of `used_to` give (None: anything)."""
-    kernel = graph.random.normal(0.1, 0.4, (32, 3, 3, 3)).astype(np.float32)
-    learned = graph.random.normal(0, 0.25, 32)
-    sums = kernel.sum(axis=(1, 2, 3))
-    bias = learned - sums * used_to if used_to is not None else learned + 4 * sums
-    conv = graph.add("Conv", picture, graph.constant(kernel), graph.constant(bias), strides=[2, 2])
+def _first(graph: Graph, picture: str) -> str:
+    """The first convolution and what is made of it."""
+    kernel, bias = graph.noise(32, 3, 3, 3, scale=0.4), graph.noise(32, scale=0.25)
+    conv = graph.add("Conv", picture, kernel, bias, strides=[2, 2])
     pooled = graph.add("Flatten", graph.add("GlobalAveragePool", graph.add("Relu", conv)))
     return graph.add("MatMul", pooled, graph.noise(32, CELLS * (4 + CLASSES), scale=0.2))
+
+
+RESIZE = {"type": "Resize", "interp": 2, "keep_ratio": False, "target_size": [HEIGHT_PX, WIDTH_PX]}
+PLAIN = {"type": "NormalizeImage", "is_scale": True, "norm_type": "none", "mean": [0, 0, 0], "std": [1, 1, 1]}
+IMAGENET = {"type": "NormalizeImage", "is_scale": True, "mean": MEAN.tolist(), "std": STD.tolist()}
+PERMUTE = {"type": "Permute"}
+
+
+def _told(path: Path, *steps: dict[str, Any]) -> Path:
+    """The exporter's `infer_cfg.yml` beside a model (JSON is YAML); the model's path."""
+    document = {"mode": "paddle", "arch": "YOLO", "Preprocess": list(steps), "label_list": ["a"] * CLASSES}
+    path.with_name("infer_cfg.yml").write_text(json.dumps(document))
+    return path
 
 
 def _paddle(
     path: Path,
     *,
-    used_to: float | None = 0.45,
     im_shape: bool = False,
     padded: int | None = None,
     batch: int | str = "N",
@@ -41,7 +52,7 @@ def _paddle(
     picture = graph.input("image", "float32", batch, 3, HEIGHT_PX, WIDTH_PX)
     size = graph.input("im_shape", "float32", batch, 2) if im_shape else ""
     scale = graph.input("scale_factor", "float32", batch, 2)
-    table = graph.add("Reshape", _first(graph, picture, used_to), graph.whole(1, CELLS, 4 + CLASSES))
+    table = graph.add("Reshape", _first(graph, picture), graph.whole(1, CELLS, 4 + CLASSES))
     table = graph.add("Sigmoid", graph.add("Add", table, graph.noise(CELLS, 4 + CLASSES)))
 
     def cut(tensor: str, start: int, end: int, axis: int) -> str:
@@ -103,7 +114,7 @@ def test_a_list_of_any_length_becomes_rows_of_a_fixed_number(
     tmp_path: Path, im_shape: bool, number: str | None
 ) -> None:
     """Three pictures, one by one: such a graph knows no batch, however open its first dimension is."""
-    path = _paddle(tmp_path / "ppyoloe.onnx", im_shape=im_shape, number=number)
+    path = _told(_paddle(tmp_path / "ppyoloe.onnx", im_shape=im_shape, number=number), RESIZE, PLAIN)
     model = load_model(path)
     pictures = noise_pictures(3, WIDTH_PX, HEIGHT_PX)
     rows = compiled_rows(model, pictures, limit=30)
@@ -119,7 +130,7 @@ def test_a_list_of_any_length_becomes_rows_of_a_fixed_number(
 
 def test_rows_behind_the_number_do_not_count(tmp_path: Path) -> None:
     """An export of a fixed length fills up with anything; only the number says what is real."""
-    path = _paddle(tmp_path / "m.onnx", padded=50, batch=1)
+    path = _told(_paddle(tmp_path / "m.onnx", padded=50, batch=1), RESIZE, PLAIN)
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     rows = compiled_rows(load_model(path), pictures)
     expected = _expected(path, _tensor(pictures[0], imagenet=False), im_shape=False)
@@ -132,35 +143,55 @@ def test_no_detection_at_all_is_no_row_above_0(tmp_path: Path) -> None:
     graph = Graph()
     picture = graph.input("image", "float32", 1, 3, HEIGHT_PX, WIDTH_PX)
     graph.input("scale_factor", "float32", 1, 2)
-    _first(graph, picture, 0.45)
+    _first(graph, picture)
     none = graph.add("Slice", graph.noise(1, 6), graph.whole(0), graph.whole(0), graph.whole(0))
     graph.output(none, "rows", "float32", "n", 6)
     graph.output(graph.constant([0], "int32"), "number", "int32", 1)
     rows = compiled_rows(
-        load_model(graph.save(tmp_path / "m.onnx")), noise_pictures(1, WIDTH_PX, HEIGHT_PX), 9
+        load_model(_told(graph.save(tmp_path / "m.onnx"), RESIZE, PLAIN)),
+        noise_pictures(1, WIDTH_PX, HEIGHT_PX),
+        9,
     )
     assert rows.shape == (1, 9, 6)
     assert not rows[..., 4].any()
 
 
-@pytest.mark.parametrize(("used_to", "imagenet"), [(0.45, False), (0.0, True)])
-def test_the_first_convolution_tells_whether_a_mean_is_taken_off(
-    tmp_path: Path, used_to: float, imagenet: bool
+@pytest.mark.parametrize(("step", "imagenet"), [(PLAIN, False), (IMAGENET, True)])
+def test_the_exporters_file_tells_whether_a_mean_is_taken_off(
+    tmp_path: Path, step: dict[str, Any], imagenet: bool
 ) -> None:
-    """PP-YOLOE and PP-YOLOE+ share every shape and differ in that; the biases remember the training."""
-    path = _paddle(tmp_path / "m.onnx", used_to=used_to)
+    """PP-YOLOE and PP-YOLOE+ share every shape and differ in that."""
+    path = _told(_paddle(tmp_path / "m.onnx"), RESIZE, step, PERMUTE)
     model = load_model(path)
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     expected = _expected(path, _tensor(pictures[0], imagenet), im_shape=False)
     np.testing.assert_allclose(compiled_rows(model, pictures)[0, : len(expected)], expected, atol=1e-3)
-    assert any("first convolution" in clause for clause in model.evidence)
+    assert "infer_cfg.yml beside it says how pictures are prepared" in model.evidence
 
 
-def test_a_first_convolution_that_tells_nothing_is_refused_unless_it_is_stated(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("step", "way"),
+    [
+        ({"is_scale": False, "mean": [127.5] * 3, "std": [127.502231] * 3}, (1.0, 127.5, 127.502231)),
+        ({"is_scale": False, "mean": [0, 0, 0], "std": [1, 1, 1]}, (1.0, 0.0, 1.0)),
+        ({"mean": [0.5] * 3, "std": [0.25] * 3}, (1 / 255, 0.5, 0.25)),
+    ],
+)
+def test_paddles_other_scalings_are_taken_as_they_are_told(
+    tmp_path: Path, step: dict[str, Any], way: tuple[float, float, float]
 ) -> None:
-    path = _paddle(tmp_path / "m.onnx", used_to=None)
-    with pytest.raises(ModelError, match=r"MODEL\.yaml"):
+    """Its SSD has a mean of its own, its YOLOX takes pixels of 0-255."""
+    path = _told(_paddle(tmp_path / "m.onnx"), RESIZE, {"type": "NormalizeImage"} | step, PERMUTE)
+    found = load_model(path).reading.preprocess
+    assert (found.scale, found.mean[0], found.std[0], found.color) == (*way, "rgb")
+
+
+def test_without_that_file_it_is_refused_unless_it_is_stated(tmp_path: Path) -> None:
+    """The weights do not remember it: a guess would be right often, and wrong without a word."""
+    path = _paddle(tmp_path / "m.onnx")
+    with pytest.raises(
+        ModelError, match=r"put the infer_cfg\.yml of its export beside it, or state.*MODEL\.yaml"
+    ):
         load_model(path)
     state(path, input={"mean": MEAN.tolist(), "std": STD.tolist()})
     way = load_model(path).reading.preprocess
@@ -168,13 +199,58 @@ def test_a_first_convolution_that_tells_nothing_is_refused_unless_it_is_stated(
     assert way.scale == pytest.approx(1 / 255)
 
 
-def test_a_transformer_without_suppression_takes_pixels_of_0_to_1(tmp_path: Path) -> None:
-    """PaddleDetection's RT-DETR: always 300 rows, boxes scaled by im_shape / scale_factor."""
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([RESIZE | {"target_size": [640, 640]}, PLAIN], r"for pictures of \[640, 640\], but the model takes"),
+        ([RESIZE | {"keep_ratio": True}, PLAIN], "wants Resize with keep_ratio"),
+        ([RESIZE, {"type": "PadStride", "stride": 32}, PLAIN], "wants the step PadStride"),
+        ([{"type": "LetterBoxResize"}, PLAIN], "wants the step LetterBoxResize"),
+        ([RESIZE], "wants Preprocess without Resize and NormalizeImage"),
+        ([RESIZE, PLAIN | {"norm_type": "min_max"}], "wants norm_type min_max"),
+        ([RESIZE, IMAGENET | {"std": [1, 0, 1]}], "wants a std of 0"),
+        ([RESIZE, IMAGENET | {"mean": ["a", 0, 0]}], "wants mean:"),
+        ([RESIZE, IMAGENET | {"mean": [0.5]}], "wants mean:"),
+        ([{"no": "type"}], "it has no list of Preprocess"),
+    ],
+)
+def test_what_it_tells_and_is_not_done_here_is_refused(
+    tmp_path: Path, steps: list[dict[str, Any]], words: str
+) -> None:
+    """Among them the file of another export that lies in the same folder."""
+    with pytest.raises(ModelError, match=words):
+        load_model(_told(_paddle(tmp_path / "m.onnx"), *steps))
+
+
+@pytest.mark.parametrize("text", ["a: [", "Preprocess: 3", "- x", ""])
+def test_a_damaged_file_is_named_by_those_that_need_it_only(tmp_path: Path, text: str) -> None:
+    """A model of another family in the same folder is not concerned."""
+    (tmp_path / "infer_cfg.yml").write_text(text)
+    with pytest.raises(ModelError, match=r"infer_cfg\.yml"):
+        load_model(_paddle(tmp_path / "m.onnx"))
+    load_model(TinyDetector().save(tmp_path / "other.onnx"))
+
+
+def test_a_mean_that_is_taken_off_in_the_graph_needs_no_file(tmp_path: Path) -> None:
+    graph = Graph()
+    picture = graph.input("image", "float32", 1, 3, HEIGHT_PX, WIDTH_PX)
+    graph.input("scale_factor", "float32", 1, 2)
+    scaled = graph.add("Mul", picture, graph.constant(np.reshape(1 / (255 * STD), (1, 3, 1, 1))))
+    normal = graph.add("Sub", scaled, graph.constant(np.reshape(MEAN / STD, (1, 3, 1, 1))))
+    rows = graph.add("Reshape", _first(graph, normal), graph.whole(-1))
+    rows = graph.add("Slice", rows, graph.whole(0), graph.whole(60), graph.whole(0))
+    graph.output(graph.add("Reshape", rows, graph.whole(10, 6)), "rows", "float32", 10, 6)
+    way = load_model(graph.save(tmp_path / "m.onnx")).reading.preprocess
+    assert (way.scale, way.mean, way.std) == (1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def _transformer(path: Path, side: int = 3) -> Path:
+    """PaddleDetection's RT-DETR: always so many rows, boxes scaled by im_shape / scale_factor."""
     graph = Graph()
     picture = graph.input("image", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
     size = graph.input("im_shape", "float32", "N", 2)
     scale = graph.input("scale_factor", "float32", "N", 2)
-    attended = graph.attend(graph.features(picture, 20 * 6), 20, 6)
+    attended = graph.attend(graph.features(picture, 20 * 6, side=side), 20, 6)
     span = graph.add("Gather", graph.add("Div", size, scale), graph.whole(1, 0, 1, 0), axis=1)
     table = graph.add("Reshape", graph.add("Sigmoid", attended), graph.whole(-1, 6))
 
@@ -187,7 +263,17 @@ def test_a_transformer_without_suppression_takes_pixels_of_0_to_1(tmp_path: Path
     )
     graph.output(graph.add("Concat", classes, cut(1, 2), boxes, axis=1), "rows", "float32", 20, 6)
     graph.output(graph.constant([20], "int32"), "number", "int32", "N")
-    path = graph.save(tmp_path / "rtdetr.onnx")
+    return graph.save(path)
+
+
+def test_a_first_resnet_in_front_of_a_transformer_is_no_rt_detr(tmp_path: Path) -> None:
+    """DETR and DINO give the very same outputs, and take ImageNet's mean off."""
+    with pytest.raises(ModelError, match=r"infer_cfg\.yml"):
+        load_model(_transformer(tmp_path / "dino.onnx", side=7))
+
+
+def test_a_transformer_without_suppression_takes_pixels_of_0_to_1(tmp_path: Path) -> None:
+    path = _transformer(tmp_path / "rtdetr.onnx")
     model = load_model(path)
     pictures = noise_pictures(2, WIDTH_PX, HEIGHT_PX)
     rows = compiled_rows(model, pictures)
@@ -209,7 +295,7 @@ def test_the_size_of_the_original_is_no_scale_factor(tmp_path: Path) -> None:
     graph = Graph()
     picture = graph.input("image", "float32", 1, 3, HEIGHT_PX, WIDTH_PX)
     sizes = graph.input("orig_target_sizes", "int64", 1, 2)
-    flat = graph.add("Reshape", _first(graph, picture, 0.45), graph.whole(-1))
+    flat = graph.add("Reshape", _first(graph, picture), graph.whole(-1))
     six = graph.add("Slice", flat, graph.whole(0), graph.whole(60), graph.whole(0))
     moved = graph.add("Add", six, graph.add("ReduceMax", graph.add("Cast", sizes, to=1)))
     graph.output(graph.add("Reshape", moved, graph.whole(10, 6)), "rows", "float32", 10, 6)

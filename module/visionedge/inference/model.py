@@ -10,6 +10,7 @@ from visionedge.inference.export import read_export
 from visionedge.inference.heads import recognise
 from visionedge.inference.labels import labels_for
 from visionedge.inference.model_file import blamed_on, read_model
+from visionedge.inference.paddle_export import read_config
 from visionedge.inference.reading import Reading
 from visionedge.inference.sidecar import read_sidecar
 from visionedge.inference.signature import read_signature
@@ -58,7 +59,7 @@ def load_model(path: Path) -> Model:
     file = read_model(path)
     sidecar = read_sidecar(path)
     with blamed_on(path):
-        signature = read_signature(file.proto, {**read_export(path), **sidecar.metadata})
+        signature = read_signature(file.proto, {**read_export(path), **read_config(path), **sidecar.metadata})
         reading = recognise(signature)
         carrier = sidecar.name if "names" in sidecar.metadata else "its metadata"
         labels, origin = labels_for(path, signature.metadata, reading.class_count, carrier)

@@ -5,7 +5,7 @@ from the input for as long as they only move values or change them by constants,
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -18,7 +18,6 @@ Weights = Callable[[str], NDArray[np.generic] | None]
 _MOVERS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 _LOOKERS = frozenset({"Shape", "Size"})  # ask for the shape only
 _SWAP = (2, 1, 0)
-_LEAST_CHANNELS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +25,12 @@ class Opening:
     """Value * factor + offset for each channel in the input's order; `swaps` = red and blue trade places.
 
     `kernels` are (side, stride) of the convolutions that come next: large patches are a transformer's.
-    `level` is (mean, correlation): the mean value of the pixels that the first convolution was trained on, as
-    its biases tell it, and how clearly they do.
     """
 
     factor: tuple[float, float, float] = (1.0, 1.0, 1.0)
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
     swaps: bool = False
     kernels: frozenset[tuple[int, int]] = frozenset()
-    level: tuple[float, float] | None = None
 
     @property
     def scales(self) -> bool:
@@ -73,9 +69,7 @@ def read_opening(graph: onnx.GraphProto, name: str, channel: int) -> Opening:
         if len(following) != 1 or not _step(path, following[0], weights):
             break
     following = [n for n in users.get(path.tensor, []) if n.op_type not in _LOOKERS]
-    behind = users.get(following[0].output[0], []) if len(following) == 1 else []
-    level = read_level(following[0], behind, weights) if len(following) == 1 else None
-    return replace(_summary(path, following, weights), level=level)
+    return _summary(path, following, weights)
 
 
 def _summary(path: _Path, following: list[onnx.NodeProto], weights: Weights) -> Opening:
@@ -183,33 +177,6 @@ _STEPS: Mapping[str, Callable[[str, onnx.NodeProto, Weights], Change]] = {
     "DequantizeLinear": _quantize,
     "BatchNormalization": _normalize,
 }
-
-
-def read_level(
-    node: onnx.NodeProto, following: list[onnx.NodeProto], weights: Weights
-) -> tuple[float, float] | None:
-    """The mean of the pixels that a convolution with a batch normalisation was trained on, and a correlation.
-
-    Normalisation takes off what the mean pixel gives each channel, the mean times the sum of its weights:
-    folded into the bias it shows as the slope of biases over those sums, blurred by what else is learned.
-    """
-    parts = [weights(key) for key in node.input[1:3]]
-    kernel = parts[0] if parts else None
-    if node.op_type != "Conv" or kernel is None or kernel.ndim != 4 or kernel.shape[1] != 3:
-        return None
-    sums = kernel.astype(np.float64).sum(axis=(1, 2, 3))
-    if len(parts) == 2 and parts[1] is not None:
-        taken = -parts[1].astype(np.float64)
-    elif len(parts) == 1 and len(following) == 1 and following[0].op_type == "BatchNormalization":
-        mean = weights(following[0].input[3])
-        if mean is None:
-            return None
-        taken = mean.astype(np.float64)
-    else:
-        return None
-    if len(sums) < _LEAST_CHANNELS or not sums.std() or not taken.std():
-        return None
-    return float(sums @ taken / (sums @ sums)), float(np.corrcoef(sums, taken)[0, 1])
 
 
 def _kernel(node: onnx.NodeProto, weights: Weights) -> tuple[int, int]:

@@ -12,12 +12,16 @@ from visionedge.inference.grids import part
 from visionedge.inference.labels import class_names
 from visionedge.inference.lists import listed_rows
 from visionedge.inference.nodes import Nodes
+from visionedge.inference.paddle_export import KEY, told_preparation
 from visionedge.inference.preparation import prepared
-from visionedge.inference.reading import Preprocess, Reading, picture_input, stated_object
+from visionedge.inference.reading import NetworkInput, Preprocess, Reading, picture_input, stated_object
 from visionedge.inference.signature import Signature, Tensor
 
 PLAIN_INPUT = Preprocess("rgb", 1 / 255, fit="stretch")
 IMAGENET_INPUT = Preprocess("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "stretch")
+
+_ATTENTION = frozenset({"Softmax", "MatMul"})
+_SMALL = frozenset({(3, 2)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +66,14 @@ class Paddle:
         """A reading where inputs and outputs are those.
 
         Raises:
-            ModelError: nothing tells whether ImageNet's mean is taken off its pixels.
+            ModelError: nothing tells how its pixels are scaled, or it is said to be as is not done here.
         """
         picture = picture_input(signature)
         sizes = _sizes(signature)
         found = _outputs(signature)
         if picture is None or sizes is None or found is None:
             return None
-        family, reason = _family(signature)
+        family, reason = _family(signature, picture)
         way, ways = prepared(signature, picture, family)
         names = class_names(signature.metadata)
         stated = signature.metadata.get("visionedge.head") == self.name
@@ -136,33 +140,28 @@ def _sizes(signature: Signature) -> tuple[Tensor, Tensor | None] | None:
     return scales[0], shapes[0] if shapes else None
 
 
-def _family(signature: Signature) -> tuple[Preprocess, str]:
-    """Which of PaddleDetection's two ways it was trained with.
+def _family(signature: Signature, picture: NetworkInput) -> tuple[Preprocess, str]:
+    """How its pictures were prepared in training, which its shapes do not tell.
 
-    RT-DETR and PP-YOLOE+ take pixels of 0-1 as they are, all others with ImageNet's mean taken off. A
-    transformer tells itself; for the rest the first convolution has kept the mean that it was trained on.
+    ImageNet's mean is taken off for PP-YOLOE and PicoDet, not for PP-YOLOE+ and RT-DETR; SSD has a mean of
+    its own, YOLOX takes 0-255. So the file that the exporter wrote has to say it, or the owner. Of those that
+    attend and suppress nothing RT-DETR alone begins with small convolutions; DETR and DINO take the mean off.
     """
-    stated = stated_object(signature, "visionedge.input")
-    if {"scale", "mean", "std"} & set(stated):
+    if {"scale", "mean", "std"} & set(stated_object(signature, "visionedge.input")):
         return PLAIN_INPUT, "its scaling is stated"
     if "RoiAlign" in signature.operators:
         raise ModelError(
             "is a Paddle model of two stages, which wants pictures of changing sizes: not known here"
         )
-    if "NonMaxSuppression" not in signature.operators and {"Softmax", "MatMul"} <= signature.operators:
+    if (told := told_preparation(signature, picture)) is not None:
+        return told, f"{KEY} beside it says how pictures are prepared"
+    if any(signature.opening.offset):
+        return IMAGENET_INPUT, "its first nodes take a mean off"
+    attends = "NonMaxSuppression" not in signature.operators and signature.operators >= _ATTENTION
+    if attends and signature.opening.kernels == _SMALL:
         return PLAIN_INPUT, "it attends and suppresses nothing, as RT-DETR: pixels of 0-1 and no mean"
-    mean, correlation = signature.opening.level or (float("nan"), 0.0)
-    if 0.25 <= mean <= 0.7 and correlation >= 0.45:
-        return (
-            PLAIN_INPUT,
-            f"its first convolution is used to a mean of {mean:.2f}: pixels of 0-1 and no mean",
-        )
-    if -0.3 <= mean <= 0.15 and correlation <= 0.25:
-        return (
-            IMAGENET_INPUT,
-            f"its first convolution is used to a mean of {mean:.2f}: ImageNet's taken off",
-        )
     raise ModelError(
-        "is a Paddle model, but nothing in it tells whether ImageNet's mean is taken off its pixels (as for "
-        "PP-YOLOE and PicoDet) or not (PP-YOLOE+); state input.scale, input.mean and input.std in MODEL.yaml"
+        "is a Paddle model, but nothing in it tells whether ImageNet's mean is taken off its pixels (as for"
+        f" PP-YOLOE and PicoDet) or not (PP-YOLOE+); put the {KEY} of its export beside it, or state"
+        " input.scale, input.mean and input.std in MODEL.yaml"
     )
