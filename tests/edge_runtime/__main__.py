@@ -56,7 +56,9 @@ def wait(runtime: EdgeRuntime) -> int:
 def run_module(runtime: EdgeRuntime, command: list[str]) -> int:
     """Start the module inside the runtime; its exit code."""
     module = subprocess.Popen(
-        [sys.executable, "-m", "visionedge", *command], env={**os.environ, **runtime.environ}
+        [sys.executable, "-m", "visionedge", *command],
+        env={**os.environ, **runtime.environ},
+        process_group=0,  # Ctrl-C reaches it once, through us: the second one would end it at once
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, _: module.send_signal(got))
