@@ -20,8 +20,9 @@ from tiny_models import TinyDetector, pictures
 from visionedge.config import InferenceConfig
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames import Picture
+from visionedge.inference.any_engine import EngineNews
 from visionedge.inference.model import Model, load_model
-from visionedge.inference.process import EngineNews, EngineProcess
+from visionedge.inference.process import EngineProcess
 from visionedge.inference.session import EngineError
 from visionedge.inference.shared import Arena
 from visionedge.inference.startup import open_engine
@@ -334,7 +335,7 @@ def test_a_model_that_cannot_be_opened_is_the_same_error_as_here(tmp_path: Path)
 
 def test_a_device_that_was_demanded_is_the_same_error_as_here(model: Model, arena: Arena) -> None:
     """Exit 3, with its reason code."""
-    config = InferenceConfig(device="cuda", fallback=False)
+    config = InferenceConfig(device="cuda", fallback="exit")
     with pytest.raises(DeviceError) as caught:
         EngineProcess(model, config, arena).open()
     assert caught.value.exit_code == 3

@@ -290,7 +290,7 @@ def test_a_gpu_that_cannot_be_used_is_told_and_the_cpu_goes_on(
 def test_a_demanded_device_without_fallback_is_an_error_with_reason_and_remedy(
     model: Model, requested: str
 ) -> None:
-    config = InferenceConfig(device=requested, fallback=False)  # type: ignore[arg-type]  # of the two words
+    config = InferenceConfig(device=requested, fallback="exit")  # type: ignore[arg-type]  # of the two words
     with pytest.raises(DeviceError) as caught:
         open_engine(model, config, prober=Prober(Reason.LIBRARY_MISSING))
     assert (caught.value.exit_code, caught.value.code) == (3, "library-missing")
@@ -301,7 +301,7 @@ def test_a_demanded_device_without_fallback_is_an_error_with_reason_and_remedy(
 
 @pytest.mark.usefixtures("gpu_build")
 def test_auto_without_fallback_still_means_the_cpu_where_there_is_no_gpu(model: Model) -> None:
-    config = InferenceConfig(device="auto", fallback=False)
+    config = InferenceConfig(device="auto", fallback="exit")
     assert open_engine(model, config, prober=Prober(Reason.NO_DEVICE)).device.effective == "cpu"
 
 
@@ -331,7 +331,7 @@ def test_a_broken_model_on_a_good_device_is_the_models_fault(tmp_path: Path) -> 
     """Also with fallback off: exit 2 for the model, not 3 for the device."""
     model = broken(tmp_path / "broken.onnx", unknown_operator)
     with pytest.raises(ModelError, match="cannot be run"):
-        open_engine(model, InferenceConfig(device="cuda", fallback=False), prober=Prober(Reason.OK))
+        open_engine(model, InferenceConfig(device="cuda", fallback="exit"), prober=Prober(Reason.OK))
 
 
 def test_a_build_without_cuda_says_so_without_a_probe(model: Model) -> None:
@@ -347,7 +347,7 @@ def test_a_build_without_cuda_says_so_without_a_probe(model: Model) -> None:
 @pytest.mark.gpu
 def test_a_gpu_gives_what_the_cpu_gives(model: Model) -> None:
     try:
-        engine = open_engine(model, InferenceConfig(device="cuda", fallback=False))
+        engine = open_engine(model, InferenceConfig(device="cuda", fallback="exit"))
     except DeviceError as error:
         pytest.skip(str(error))
     images = pictures(5)

@@ -174,12 +174,13 @@ def test_on_the_cpu_a_process_that_died_is_started_again_at_once_and_then_ever_l
     ladder.begin()
     ladder.opened("cpu", reason, 0)
     assert ladder.fault(Fault.REFUSED, WORDS, 1) == [], "it is the model's fault"
-    assert ladder.ended(Fault.DIED, "died", 2) == [Tell("engine-lost", "died"), Serve("cpu", reason)]
+    lost = Tell("engine-lost", "died; another one is started")
+    assert ladder.ended(Fault.DIED, "died", 2) == [lost, Serve("cpu", reason)]
     assert ladder.refused("no memory", 3, died=True) == []
     assert ladder.tick(3.9) == []
     assert ladder.tick(4) == [Serve("cpu", reason)]
     assert ladder.opened("cpu", reason, 5) == [Tell("engine-back", "")]
-    assert ladder.ended(Fault.DIED, "died", 6) == [Tell("engine-lost", "died")]
+    assert ladder.ended(Fault.DIED, "died", 6) == [lost]
     assert ladder.due_s() == 8
     ladder.tick(8)
     ladder.opened("cpu", reason, 9)

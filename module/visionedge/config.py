@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -36,6 +37,11 @@ def _known_uri(uri: str) -> str:
     except ConfigError as error:
         raise ValueError(str(error)) from None
     return uri
+
+
+def _fallback(value: object) -> object:
+    """It was a truth value once."""
+    return {True: "degrade", False: "exit"}[value] if isinstance(value, bool) else value
 
 
 def _camera_name(name: str) -> str:
@@ -115,7 +121,16 @@ class InferenceConfig(_Section):
     device: Literal["auto", "cuda", "tensorrt", "cpu"] = Field(
         default="auto", description="auto = CUDA where it works, else the CPU."
     )
-    fallback: bool = Field(default=True, description="Go on with the CPU when the device is not usable.")
+    fallback: Annotated[
+        Literal["degrade", "hold", "exit"],
+        BeforeValidator(_fallback, json_schema_input_type=Literal["degrade", "hold", "exit"] | bool),
+    ] = Field(
+        default="degrade",
+        description="Without the device: degrade = the CPU computes, hold = wait for it, exit = end with 3.",
+    )
+    parity: Literal["refuse", "warn", "off"] = Field(
+        default="refuse", description="What becomes of a device that computes otherwise than the CPU."
+    )
     confidence: float = Field(default=0.3, ge=0, le=1, description="The least score that is reported.")
     iou: float = Field(default=0.5, ge=0, le=1, description="Boxes that overlap more are one.")
     max_batch: int = Field(default=8, ge=1, le=64, description="The largest batch that may be formed.")

@@ -37,7 +37,7 @@ _SETTLE_S = 10.0
 _FIRST_S = 60.0
 
 # What an engine cannot take over while it runs: a change of these needs another one.
-_OPENED_WITH = ("device", "fallback", "max_batch", "precision", "latency_budget_ms", "process")
+_OPENED_WITH = ("device", "fallback", "parity", "max_batch", "precision", "latency_budget_ms", "process")
 
 
 @dataclass(slots=True)
@@ -72,22 +72,29 @@ class EngineRoom:
     """Loads models and opens engines off the loop; everything else belongs to the loop.
 
     `crew` runs the lanes and what is opened; `on_death` is told of a thread of an engine that ended. `tempo`
-    is for models that are fetched.
+    is for models that are fetched, `inject` a script of faults, for tests.
     """
 
     def __init__(
-        self, rooms: Rooms, data: Path, crew: Crew, on_death: OnDeath, *, tempo: Tempo | None = None
+        self,
+        rooms: Rooms,
+        data: Path,
+        crew: Crew,
+        on_death: OnDeath,
+        *,
+        tempo: Tempo | None = None,
+        inject: Path | None = None,
     ) -> None:
         self._rooms = rooms
         self._data = data
         self._crew = crew
         self._on_death = on_death
+        self._inject = inject
         self._changing = asyncio.Lock()
         self._machinery: Machinery | None = None
         self._opening: Machinery | None = None
         self._crews: list[Crew] = []
         self._first = asyncio.Event()
-        self._refusal: tuple[str, str] | None = None
         self.lineup = Lineup(rooms.batcher, crew, rooms.outbox.put)
         self._supply = rooms.supply = Supply(data, crew, tempo=tempo, on_trouble=self._waits)
 
@@ -146,7 +153,6 @@ class EngineRoom:
                 await self._change(wanted)
             except VisionedgeError as error:
                 return self._refused(wanted, error)
-            self._refusal = None
         return await self._first_is_there()
 
     def close(self) -> None:
@@ -174,11 +180,8 @@ class EngineRoom:
         """The section that stays as it was, and why."""
         changes = wanted.model != self._rooms.config.model
         section: Section = "model" if changes and not isinstance(error, ConfigError) else "inference"
-        # Whoever tries it again need not hear it again.
-        news, self._refusal = (section, str(error)) != self._refusal, (section, str(error))
-        if news:
-            log.warning("%s stays as it was: %s", section, error)
-        if news and section == "model":
+        log.warning("%s stays as it was: %s", section, error)
+        if section == "model":
             running = self._rooms.loaded
             details = {"name": running.name, "sha256": running.sha256} if running else {}
             self._event("model-refused", f"the model stays as it was: {error}", {"running": details})
@@ -276,6 +279,9 @@ class EngineRoom:
             data=self._data,
             crew=machinery.crew,
             on_change=self._rooms.outbox.put,
+            # One in use goes on meanwhile, and whoever wants another shall hear that it cannot be had.
+            waits=self._machinery is None,
+            inject=self._inject,
         )
 
         def opened() -> AnyEngine:

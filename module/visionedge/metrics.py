@@ -37,6 +37,10 @@ DECLARED: Mapping[str, Declared] = {
     ),
     "engine_degraded": Declared("gauge", (), "1 when the effective device is not what was asked for."),
     "engine_restarts_total": Declared("counter", (), "How often the engine's process was started again."),
+    "engine_faults_total": Declared("counter", ("fault",), "Batches and processes that failed, by fault."),
+    "engine_recovering": Declared("gauge", (), "1 while a device that was lost or absent is looked for."),
+    "engine_probes_total": Declared("counter", ("code",), "How often a device was looked for, by answer."),
+    "engine_change_overs_total": Declared("counter", (), "How often a device was put back to use."),
     "nodes_on_cpu": Declared("gauge", (), "Nodes that fell to the CPU while the rest is on a GPU."),
     "pictures_copied_total": Declared(
         "counter", (), "Frames that found no room in shared memory and are copied to the engine."

@@ -14,7 +14,7 @@ from visionedge.capture.camera import CameraStatus
 from visionedge.edge.billing import Bill
 from visionedge.edge.delivery import Delivery
 from visionedge.frames import utc_now, utc_text
-from visionedge.inference.any_engine import AnyEngine
+from visionedge.inference.any_engine import AnyEngine, Recovery
 from visionedge.inference.batcher import CameraStatistics
 from visionedge.rooms import Rooms
 from visionedge.uris import redact
@@ -72,6 +72,24 @@ def engine(running: AnyEngine) -> Document:
         "notes": list(running.notes),
         "unplannedShapes": running.unplanned_shapes,
         "process": asdict(running.process) if running.process else None,
+        "parity": [likeness.document() for likeness in running.proof.likenesses],
+        "pace": running.proof.pace.document(device.effective) if running.proof.pace else None,
+        "recovery": _recovery(running.recovery) if running.recovery else None,
+    }
+
+
+def _recovery(seen: Recovery) -> Document:
+    """Where the way back of a device stands, and what happened so far."""
+    outlook = seen.outlook
+    return {
+        "stage": outlook.stage,
+        "vainTries": outlook.vain,
+        "reasonCode": outlook.reason.code if outlook.reason else None,
+        "reason": outlook.reason.reason if outlook.reason else None,
+        "nextTrySeconds": None if outlook.next_in_s is None else round(outlook.next_in_s, 1),
+        "changeOvers": seen.change_overs,
+        "faults": dict(seen.faults),
+        "probes": dict(seen.probes),
     }
 
 
@@ -224,6 +242,8 @@ def samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
         yield "nodes_on_cpu", (), len(rooms.engine.places.on_cpu)
         if rooms.engine.process is not None:
             yield "engine_restarts_total", (), rooms.engine.process.restarts
+        if rooms.engine.recovery is not None:
+            yield from _recovery_samples(rooms.engine.recovery)
     if rooms.arena is not None:
         yield "pictures_copied_total", (), rooms.arena.dry
     for name, slot in rooms.batcher.statistics().cameras.items():
@@ -235,6 +255,15 @@ def samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
     yield from _camera_samples(rooms)
     yield from _capacity_samples(rooms)
     yield from _hub_samples(rooms)
+
+
+def _recovery_samples(seen: Recovery) -> Iterable[tuple[str, tuple[str, ...], float]]:
+    yield "engine_recovering", (), float(seen.outlook.stage != "settled")
+    yield "engine_change_overs_total", (), seen.change_overs
+    for fault, count in seen.faults.items():
+        yield "engine_faults_total", (fault,), count
+    for code, count in seen.probes.items():
+        yield "engine_probes_total", (code,), count
 
 
 def _camera_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:

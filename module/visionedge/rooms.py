@@ -12,11 +12,10 @@ from visionedge.edge.delivery import Delivery
 from visionedge.fetching.supply import Supply
 from visionedge.fleet import Fleet
 from visionedge.frames import Result
-from visionedge.inference.any_engine import AnyEngine
+from visionedge.inference.any_engine import AnyEngine, EngineNews
 from visionedge.inference.batcher import Batcher
 from visionedge.inference.detections import Selection
 from visionedge.inference.model import Model
-from visionedge.inference.process import EngineNews
 from visionedge.inference.shared import Arena
 from visionedge.outbox import Outbox
 from visionedge.web.board import Board
@@ -40,6 +39,7 @@ class Rooms:
     fleet: Fleet | None = None
     engine: AnyEngine | None = None
     delivery: Delivery | None = None
+    held: str | None = None
     supply: Supply | None = None
     stopping: bool = False
     failed: bool = False
@@ -66,6 +66,6 @@ class Rooms:
         if self.stopping:
             return ["stopping"]
         if self.engine is None:
-            return [self.fetching or "the engine is warming up"]
+            return [self.fetching or self.held or "the engine is warming up"]
         process = self.engine.process
         return [process.down] if process is not None and process.down else []

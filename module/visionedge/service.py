@@ -23,8 +23,7 @@ from visionedge.edge.ladder import EXIT_STUCK
 from visionedge.engine_room import EngineRoom
 from visionedge.facade import Facade
 from visionedge.fleet import Fleet
-from visionedge.inference.any_engine import AnyEngine
-from visionedge.inference.process import EngineNews
+from visionedge.inference.any_engine import AnyEngine, EngineNews
 from visionedge.memory import settle_allocator
 from visionedge.metrics import Metrics
 from visionedge.rooms import Rooms
@@ -51,6 +50,7 @@ class Options:
     messages: Path | None = None
     duration_s: float | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    inject: Path | None = None
 
 
 def run(options: Options) -> int:
@@ -79,7 +79,9 @@ class Service:
         self.rooms = Rooms.of(options.config, options.data, options.environ, self._wake)
         self.left: list[str] = []
         self._crew = Crew(self._thread_died)
-        self._engines = EngineRoom(self.rooms, options.data, self._crew, self._thread_died)
+        self._engines = EngineRoom(
+            self.rooms, options.data, self._crew, self._thread_died, inject=options.inject
+        )
         self._hub_crew = Crew(self._thread_died)  # must outlive the others: the last messages go through it
         self._metrics = Metrics(lambda: report.samples(self.rooms))
         self._sequences = Sequences(options.data / "sequences.json")
@@ -264,14 +266,22 @@ class Service:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call)
 
+    def _engine_changed(self, news: EngineNews, delivery: Delivery) -> None:
+        self._engines.lineup.follow()
+        details = report.engine(self.rooms.engine) if self.rooms.engine else {}
+        delivery.event("engine", news.code, news.message, details)
+        if self.rooms.engine is None:
+            self.rooms.held = news.message  # why there is none yet
+        if news.exit_code is not None:
+            self._exit_code = news.exit_code
+            self._stop()
+
     def _pump(self) -> None:
         if self.rooms.delivery is None:  # nothing flows before it is there
             return
         for item in self.rooms.outbox.drain():
             if isinstance(item, EngineNews):
-                self._engines.lineup.follow()
-                details = report.engine(self.rooms.engine) if self.rooms.engine else {}
-                self.rooms.delivery.event("engine", item.code, item.message, details)
+                self._engine_changed(item, self.rooms.delivery)
                 continue
             if isinstance(item, CameraStatus):
                 self.rooms.delivery.event(

@@ -1,6 +1,7 @@
 """`visionedge run`: the module."""
 
 import argparse
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,11 @@ from visionedge.cli.arguments import Verbs, add_model_and_device, data_folder, s
 from visionedge.documents import Document, read_file
 from visionedge.errors import ConfigError
 from visionedge.uris import FORMS, redact
+
+INJECT = "VISIONEDGE_INJECT_FAULTS"
+"""The variable that lets `--inject` exist."""
+
+_INJECTING = "visionedge.inference.inject"
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -38,6 +44,13 @@ def add_parser(verbs: Verbs) -> None:
         "--messages", metavar="FILE", help="also append every outgoing message to this JSON Lines file"
     )
     parser.add_argument("--duration", type=seconds, metavar="SECONDS", help="stop by itself after this long")
+    if _injects(os.environ):
+        parser.add_argument("--inject", metavar="FILE", help="a script of faults for the engine, for tests")
+
+
+def _injects(environ: Mapping[str, str]) -> bool:
+    """Whether faults may be injected: only if asked for, and never where the package leaves that part out."""
+    return environ.get(INJECT) == "1" and importlib.util.find_spec(_INJECTING) is not None
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -52,6 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
             data=data_folder(os.environ),
             messages=Path(arguments.messages) if arguments.messages else None,
             duration_s=arguments.duration,
+            inject=Path(arguments.inject) if getattr(arguments, "inject", None) else None,
         )
     )
 

@@ -1,13 +1,16 @@
 """What an engine is, wherever it runs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import DeviceState
+from visionedge.inference.likeness import Proof
 from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
+from visionedge.inference.recovery import NewsCode, Outlook
 from visionedge.inference.session import NodePlaces, Pictures
 
 
@@ -18,6 +21,28 @@ class ProcessStatus:
     pid: int | None
     restarts: int
     down: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineNews:
+    """Something about the engine changed: for events. `exit_code`: the module is to end with it."""
+
+    code: NewsCode
+    message: str
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What went wrong so far, by kind of fault; probes, by what they came to; how often a device came back.
+
+    `outlook` is where the way back of a device stands.
+    """
+
+    outlook: Outlook
+    faults: Mapping[str, int]
+    probes: Mapping[str, int]
+    change_overs: int
 
 
 class AnyEngine(Protocol):
@@ -48,6 +73,10 @@ class AnyEngine(Protocol):
         """Options that its device or this graph refused, each with the reason."""
 
     @property
+    def proof(self) -> Proof:
+        """How its device was held against the CPU."""
+
+    @property
     def rows(self) -> int:
         """K: the most rows `infer` gives for a picture."""
 
@@ -58,6 +87,10 @@ class AnyEngine(Protocol):
     @property
     def process(self) -> ProcessStatus | None:
         """Its own process; None where it runs in this one."""
+
+    @property
+    def recovery(self) -> Recovery | None:
+        """How it deals with a device that fails; None where it runs in this process."""
 
     def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
         """Compute pictures; see `Engine.infer`."""

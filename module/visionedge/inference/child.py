@@ -17,6 +17,7 @@ from pathlib import Path
 
 from visionedge.inference import wire
 from visionedge.inference.engine import Engine
+from visionedge.inference.seam import REAL, Seam
 from visionedge.inference.session import EngineError
 from visionedge.inference.shared import Window
 from visionedge.inference.startup import open_engine
@@ -38,12 +39,13 @@ def main(control_fd: int, pictures_fd: int, parent: int) -> None:
     order: wire.Order = pickle.loads(wire.receive(control))  # noqa: S301 - from the module, whose child this is
     logging.basicConfig(format=LOG_FORMAT, level=order.log_level, stream=sys.stderr)
     try:
-        engine = open_engine(order.model, order.inference, data=order.data, plans=order.plans)
+        engine = _opened(order)
     except Exception as error:  # noqa: BLE001 - told to the module, which raises it again
         wire.send(control, wire.refusal_message(error))
         return
     window = Window(pictures_fd, order.model.input)
     wire.send(control, wire.facts_message(_facts(engine)))
+    engine.on_plan = lambda plan: wire.send(control, wire.plan_message(plan))
     _, lines, _, _ = socket.recv_fds(control, 1, _MOST_LINES)
     for number, line in enumerate(lines):
         target = _Line(socket.socket(fileno=line), engine, window)
@@ -51,8 +53,36 @@ def main(control_fd: int, pictures_fd: int, parent: int) -> None:
     control.recv(1)  # nothing more is ever said: this waits for the module's end
 
 
+def _opened(order: wire.Order) -> Engine:
+    return open_engine(
+        order.model,
+        order.inference,
+        data=order.data,
+        plans=order.plans,
+        measuring=order.measuring,
+        only=order.only,
+        seam=_seam(order.inject),
+    )
+
+
+def _seam(script: Path | None) -> Seam:
+    if script is None:
+        return REAL
+    from visionedge.inference import inject  # not in the images
+
+    return inject.seam_of(inject.read_script(script))
+
+
 def _facts(engine: Engine) -> wire.Facts:
-    return wire.Facts(engine.device, engine.plan, engine.precision, engine.places, engine.notes, engine.rows)
+    return wire.Facts(
+        engine.device,
+        engine.plan,
+        engine.precision,
+        engine.places,
+        engine.notes,
+        engine.rows,
+        engine.proof,
+    )
 
 
 def _depend_on(parent: int) -> None:
@@ -90,7 +120,7 @@ class _Line:
         try:
             rows = self._engine.infer(pictures, request.least_score)
         except EngineError as error:
-            wire.reply_failure(self._sock, str(error), self._engine.unplanned_shapes)
+            wire.reply_failure(self._sock, error, self._engine.unplanned_shapes)
             return
         wire.reply_rows(self._sock, rows, self._engine.unplanned_shapes)
 

@@ -77,7 +77,7 @@ REMEDIES: Mapping[Reason, str] = {
     Reason.RUN_TIMEOUT: "it is tried again by itself; restart the machine if it hangs again",
     Reason.ENGINE_DIED: "it is tried again by itself; see `visionedge doctor` if it dies again",
     Reason.WRONG_ROWS: "it is tried again by itself; have the GPU examined if it happens again",
-    Reason.PARITY_REFUSED: "have the GPU examined: it computes wrongly",
+    Reason.PARITY_REFUSED: "have the GPU examined; or take it as it is: inference.parity: warn",
 }
 
 
@@ -112,6 +112,14 @@ class Verdict:
 
 
 USABLE = Verdict(Reason.OK, "usable")
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A device to open and no other, without asking whether it is usable; and why just this one."""
+
+    device: Effective
+    because: Verdict
 
 
 def wishes(requested: Requested) -> tuple[Effective, ...]:
@@ -191,14 +199,19 @@ ProbeRun = Callable[[str, float], ProbeOutput]
 """Runs the probe of a provider within so many seconds."""
 
 
-def run_probe(provider: str, timeout_s: float) -> ProbeOutput:
-    """Run `probe.py` in a child process; it is killed when its time is up."""
+def run_probe(
+    provider: str,
+    timeout_s: float,
+    started: Callable[[subprocess.Popen[str]], None] = lambda _process: None,
+) -> ProbeOutput:
+    """Run `probe.py` in a child process; it is killed when its time is up. `started` may end it before."""
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "visionedge.inference.probe", provider]
     pipe = subprocess.PIPE
     child = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace", env=environ)
+    started(child)
     try:
         stdout, stderr = child.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:

@@ -3,53 +3,33 @@
 import dataclasses
 import logging
 import threading
-from collections.abc import Collection
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 
 from visionedge.errors import ModelError
 from visionedge.frames import InputSpec
-from visionedge.inference.any_engine import ProcessStatus
+from visionedge.inference.any_engine import ProcessStatus, Recovery
 from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows
-from visionedge.inference.devices import (
-    DeviceState,
-)
+from visionedge.inference.devices import DeviceState
+from visionedge.inference.faults import FATAL, Fault, fault_of, words_in
+from visionedge.inference.likeness import Proof
 from visionedge.inference.model import Model
 from visionedge.inference.picking import plain
 from visionedge.inference.plan import Plan
-from visionedge.inference.session import (
-    EngineError,
-    NodePlaces,
-    Pictures,
-    words_of,
-)
+from visionedge.inference.seam import Runs
+from visionedge.inference.session import EngineError, Pictures
 
 log = logging.getLogger(__name__)
-
-
-class Runs(Protocol):
-    """What the engine asks of a session (`session.Session`)."""
-
-    rows: int
-    places: NodePlaces
-    notes: tuple[str, ...]
-
-    def run(self, pictures: Pictures, size: int) -> Rows:
-        """Compute pictures as one batch, padded to `size`."""
-
-    def keep(self, sizes: Collection[int]) -> None:
-        """Let go of the memory of other batch sizes."""
-
-    def close(self) -> None:
-        """Let go of it."""
 
 
 class Engine:
     """A compiled model on a device, warmed up. Any number of lanes may call `infer` at the same time.
 
-    `unplanned_shapes` counts runs with a batch size that was not warmed up; it must stay 0.
+    `unplanned_shapes` counts runs with a batch size that was not warmed up; it must stay 0. When memory does
+    not suffice for a batch, its size and all above are left out of the plan, `on_plan` is told, and the
+    pictures are computed in smaller ones.
     """
 
     def __init__(
@@ -60,6 +40,9 @@ class Engine:
         self.precision = precision or plain("as the model is")
         self.unplanned_shapes = 0
         self.process: ProcessStatus | None = None
+        self.recovery: Recovery | None = None
+        self.proof = Proof()
+        self.on_plan: Callable[[Plan], None] = lambda _plan: None
         self._session: Runs | None = session
         self.places = session.places
         self.notes = session.notes
@@ -83,8 +66,19 @@ class Engine:
             EngineError: the pictures are of another shape, the engine is closed, or the device failed.
         """
         check_pictures(pictures, self.model.input, self.model.name)
-        most = self.plan.max_batch
-        parts = [self._bucket(pictures[start : start + most]) for start in range(0, len(pictures), most)]
+        parts: list[Rows] = []
+        start = 0
+        while start < len(pictures):
+            plan = self.plan
+            part = pictures[start : start + plan.max_batch]
+            size = plan.bucket(len(part))
+            try:
+                parts.append(self._sized(part, size))
+            except EngineError as error:
+                if error.fault is not Fault.OUT_OF_MEMORY or not self._narrow(size, error):
+                    raise
+            else:
+                start += len(part)
         if not parts:
             return np.zeros((0, self.rows, 6), np.float32)
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -103,8 +97,7 @@ class Engine:
         if self._session is not None:
             self._session.keep(plan.buckets)
 
-    def _bucket(self, pictures: Pictures) -> Rows:
-        size = self.plan.bucket(len(pictures))
+    def _sized(self, pictures: Pictures, size: int) -> Rows:
         if size not in self._warm:
             with self._lock:
                 self.unplanned_shapes += 1
@@ -112,17 +105,37 @@ class Engine:
 
     def _run(self, pictures: Pictures, size: int) -> Rows:
         """Run pictures padded to `size`; the rows of the real ones."""
-        session = self._session
+        session, device = self._session, self.device.effective
         if session is None:
             raise EngineError("the engine is closed")
         try:
-            return session.run(pictures, size)
+            rows = session.run(pictures, size)
         except EngineError:
             raise
         except Exception as error:
-            raise EngineError(
-                f"{self.model.name} failed on {self.device.effective}: {words_of(error)}"
-            ) from error
+            fault = fault_of(f"{type(error).__name__}: {error}", on_gpu=device != "cpu")
+            words = words_in(str(error)) or type(error).__name__
+            raise EngineError(f"{self.model.name} failed on {device}: {words}", fault) from error
+        if device != "cpu" and not np.isfinite(rows).all():
+            raise EngineError(f"{self.model.name} gave rows that are no numbers on {device}", Fault.GARBAGE)
+        return rows
+
+    def _narrow(self, size: int, error: EngineError) -> bool:
+        """Leave batches of `size` and more out of the plan; False where there is no smaller one."""
+        with self._lock:
+            plan = self.plan
+            if plan.max_batch < size:
+                return True  # another lane did it
+            smaller = tuple(bucket for bucket in plan.buckets if bucket < size)
+            if not smaller or self._session is None:
+                return False
+            reason = f"{plan.reason}; batches of {size} and more did not fit into memory"
+            self.plan = dataclasses.replace(plan, buckets=smaller, reason=reason)
+            if self.device.effective != "cpu":  # elsewhere runs would have to be stopped for that
+                self._session.keep(smaller)
+        log.warning("batches of %d pictures and more are left out: %s", size, error)
+        self.on_plan(self.plan)
+        return True
 
     def _warmed_up(self, plan: Plan) -> Plan:
         """Run every bucket of a plan; what is left of it when the model refuses the larger ones.
@@ -136,7 +149,7 @@ class Engine:
             try:
                 rows = self._run(pictures[:bucket], bucket)
             except EngineError as error:
-                if not self._warm:
+                if not self._warm or error.fault in FATAL:
                     raise
                 log.warning("%s: batches of %d and more are left out: %s", self.model.name, bucket, error)
                 reason = f"{plan.reason}; batches of {bucket} and more failed"

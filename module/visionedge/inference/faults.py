@@ -55,7 +55,7 @@ _FAILURE = re.compile(
 # The arena's words, those of CUDA, cuBLAS, cuDNN and TensorRT, and C++'s own.
 _NO_MEMORY = re.compile(
     r"out of memory|Failed to allocate memory|smaller than requested bytes|_ALLOC(?:ATION)?_FAILED"
-    r"|bad_?alloc",
+    r"|bad_?alloc|MemoryError|Unable to allocate",
     re.IGNORECASE,
 )
 # A device's words without a number: older wrappers of CUDA, TensorRT's, the provider's own kind of error.

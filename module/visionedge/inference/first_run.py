@@ -255,14 +255,19 @@ def _away(values: NDArray[Any], expected: NDArray[Any]) -> tuple[float, float]:
     return away, _HALF_TOLERANCE if expected.dtype == np.float16 else _TOLERANCE
 
 
-def same_rows(rows: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+def same_rows(
+    rows: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    tolerance: NDArray[np.float64] = _ROW_TOLERANCE,
+) -> float:
     """The share of rows (n, K, 6) that have their like, in the picture that has the fewest.
 
-    They need not stand at the same place: scores that are almost equal may change it.
+    They need not stand at the same place: scores that are almost equal may change it. `tolerance` is how far
+    the six values may lie apart.
     """
     shares = []
     for some, others in zip(rows[:, :_MOST_ROWS], expected[:, :_MOST_ROWS], strict=True):
-        away = np.abs(some[:, None] - others[None]) / _ROW_TOLERANCE
+        away = np.abs(some[:, None] - others[None]) / tolerance
         shares.append(float((away.max(axis=2) <= 1).any(axis=1).mean()) if len(some) else 1.0)
     return min(shares)
 

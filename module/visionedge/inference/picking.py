@@ -73,11 +73,12 @@ def pick(
     device: str,
     data: Path | None,
     trials: Trials[SessionT],
+    measuring: bool = True,
 ) -> tuple[Candidate[SessionT], Choice]:
     """The fastest precision of a model on a device; sessions that are not used are closed.
 
     `original` is the model as it was loaded. What cannot be opened or run, what its report refuses, and what
-    sees something else here than fp32 is not used.
+    sees something else here than fp32 is not used. Without `measuring` a kept choice counts, or fp32.
     """
     found = [
         v for v in variants(original, data) if device in _DEVICES[v.precision] and usable(v) and not v.refusal
@@ -92,7 +93,7 @@ def pick(
     if len(candidates) == 1:
         return fp32, plain(f"no other precision of it fits {device}")
     tolerances: dict[str, Tolerance] = {variant.precision: variant.tolerance for variant in found}
-    choice = _chosen(candidates, tolerances, device, data, trials)
+    choice = _chosen(candidates, tolerances, device, data, trials if measuring else None)
     for name, candidate in candidates.items():
         if name != choice.precision:
             candidate.session.close()
@@ -104,11 +105,13 @@ def _chosen(
     tolerances: Mapping[str, Tolerance],
     device: str,
     data: Path | None,
-    trials: Trials[SessionT],
+    trials: Trials[SessionT] | None,
 ) -> Choice:
     entry = None if data is None else data / FOLDER / f"{_key(candidates, device)}.json"
     if entry is not None and (kept := _load(entry, candidates)) is not None:
         return kept
+    if trials is None:
+        return plain("nothing was measured")
     try:
         choice = choose({name: trials.run_of(candidate) for name, candidate in candidates.items()})
         if choice.precision in tolerances:

@@ -102,10 +102,11 @@ class Dismiss:
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Something changed, and is told once."""
+    """Something changed, and is told once; `ends`: the module ends because of it."""
 
     code: NewsCode
     words: str
+    ends: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,7 @@ class Ladder:
     """Decides, by what it is told. Each method is told at `now_s` and gives the steps to do; one thread.
 
     `serving` is the device that computes now, None while none does. `chance` gives numbers from 0 to 1.
+    Without `waits` a first engine that `hold` would wait for is given up.
     """
 
     def __init__(
@@ -144,12 +146,15 @@ class Ladder:
         policy: Policy = "degrade",
         patience: Patience | None = None,
         chance: Callable[[], float] = random.random,
+        *,
+        waits: bool = True,
     ) -> None:
         self.serving: Effective | None = None
         self._requested = requested
         self._policy = policy
         self._patience = patience or Patience()
         self._chance = chance
+        self._waits = waits
         self._over = False
         # The engine that serves: what is being opened, what would be opened again, and when.
         self._opening: Serve | None = None
@@ -228,7 +233,7 @@ class Ladder:
         verdict = Verdict(code or Reason.ENGINE_DIED, words)
         # `auto` asks for a device where there is one, so at the start there is none to wait for.
         policy = "degrade" if self._requested == "auto" else self._policy
-        if policy == "hold":
+        if policy == "hold" and self._waits:
             self._opened_once = True
             self._seek(verdict, now_s)
             return [Tell("device-held", f"{words}; waiting for it (inference.fallback: hold)")]
@@ -250,7 +255,7 @@ class Ladder:
         if now_s - self._opened_s >= self._patience.settled_s:
             self._pause_s = 0.0
         self._again_s = now_s + self._next_pause_s()
-        return [Tell("engine-lost", words), *self.tick(now_s)]
+        return [Tell("engine-lost", f"{words}; another one is started"), *self.tick(now_s)]
 
     def _serve(self, step: Serve) -> Steps:
         self._opening = self._last = step
@@ -267,10 +272,10 @@ class Ladder:
         verdict = lost(fault, words)
         soon = self._returned_s is not None and now_s - self._returned_s < self._patience.healthy_s
         self._first_s = min(self._patience.most_s, 2 * self._first_s) if soon else self._patience.first_s
-        what = f"{device} is lost: {words}"
+        what = f"{device} is lost: {verdict.reason}"
         if self._policy == "exit":
-            ending = Tell("device-lost", f"{what}; ending with exit code 3 (inference.fallback: exit)")
-            return [ending, *self._give_up(verdict)]
+            words = f"{what}; ending with exit code 3 (inference.fallback: exit)"
+            return [Tell("device-lost", words, ends=True), *self._give_up(verdict)]
         self._seek(verdict, now_s)
         if self._policy == "hold":
             return [Tell("device-lost", f"{what}; waiting for it (inference.fallback: hold)")]
@@ -305,7 +310,8 @@ class Ladder:
         """The candidate could not be opened, or its process is gone."""
         if self._over or self._stage not in ("opening", "comparing"):
             return []
-        return self._wait_longer(verdict, now_s)
+        steps = self._wait_longer(verdict, now_s)
+        return steps + (self._refusal(verdict) if verdict.code is Reason.PARITY_REFUSED else [])
 
     def compared(self, refusal: str | None, words: str, now_s: float) -> Steps:
         """The candidate was held against the CPU: why it must not serve, or None; and what was seen."""
@@ -313,17 +319,19 @@ class Ladder:
             return []
         if refusal is not None:
             verdict = Verdict(Reason.PARITY_REFUSED, refusal)
-            steps = [Dismiss(), *self._wait_longer(verdict, now_s)]
-            if not self._refusal_told:
-                self._refusal_told = True
-                what = f"{self._candidate} answers, but not as the CPU does: {refusal}; it stays out of use"
-                steps.append(Tell("parity-refused", what))
-            return steps
+            return [Dismiss(), *self._wait_longer(verdict, now_s), *self._refusal(verdict)]
         self.serving, self._returned_s, self._stage = self._candidate, now_s, "settled"
         self._opening = self._again_s = None
         self._opened_once = True
         self._vain, self._reason, self._pause_s = 0, None, 0.0
         return [ChangeOver(), Tell("device-back", f"{self._candidate} is back: {words}")]
+
+    def _refusal(self, verdict: Verdict) -> Steps:
+        """Told once until the device is back."""
+        if self._refusal_told:
+            return []
+        self._refusal_told = True
+        return [Tell("parity-refused", f"{self._candidate} stays out of use: {verdict.reason}")]
 
     def _seek(self, verdict: Verdict, now_s: float) -> None:
         """Begin to look for the device."""

@@ -5,6 +5,8 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from visionedge.config import InferenceConfig
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames import Detections, utc_now
@@ -15,24 +17,28 @@ from visionedge.inference.detections import Selection
 from visionedge.inference.devices import (
     PROVIDERS,
     REMEDIES,
+    USABLE,
+    Assignment,
     DeviceState,
     Effective,
     Reason,
     Verdict,
     classify,
     has_driver,
-    probe,
+    lost,
     wishes,
 )
 from visionedge.inference.engine import Engine, noise
+from visionedge.inference.faults import Fault
+from visionedge.inference.likeness import against_cpu
 from visionedge.inference.model import Model
 from visionedge.inference.parity import PARTNER_CONFIDENCE, Tolerance
 from visionedge.inference.picking import Candidate, Trials, pick, plain
 from visionedge.inference.plan import Plan, batch_sizes, make_plan, usable_cores
 from visionedge.inference.planner import PlanCache, PlanKey, measure
 from visionedge.inference.precision import Sample
-from visionedge.inference.runtime import import_onnxruntime
-from visionedge.inference.session import Session, open_session, words_of
+from visionedge.inference.seam import REAL, OnDevice, Seam
+from visionedge.inference.session import EngineError, words_of
 from visionedge.inference.variants import demanded
 
 log = logging.getLogger(__name__)
@@ -45,42 +51,34 @@ def open_engine(
     data: Path | None = None,
     plans: Mapping[str, Plan] | None = None,
     measuring: bool = True,
-    prober: Callable[[Effective], Verdict] = probe,
+    prober: Callable[[Effective], Verdict] | None = None,
     cores: int | None = None,
+    only: Assignment | None = None,
+    seam: Seam = REAL,
 ) -> Engine:
     """Compile a model and open it on the best device that works, warmed up. Takes seconds.
 
     `data` is the folder where compiled graphs and measured plans are kept; None keeps nothing, and then the
     plan is that of a rule and not measured. `plans` are those to use as they are, by device. Without
-    `measuring`, which takes seconds, a plan that was measured before is used, or the rule.
+    `measuring`, which takes seconds, a plan that was measured before is used, or the rule. `only` names the
+    one device to open, whatever the configuration says.
 
     Raises:
-        DeviceError: `cuda` or `tensorrt` was demanded with fallback off, and is not usable.
+        DeviceError: `cuda` or `tensorrt` was demanded without the CPU as a way out, and is not usable; or
+            `only` is not.
         ModelError: the model cannot be compiled or run.
         UnavailableError: onnxruntime itself is not there.
     """
+    if prober is not None:
+        seam = dataclasses.replace(seam, probe=prober)
     cores = usable_cores() if cores is None else cores
-    opening = _Opening(model, *ready(model, data), inference, cores, data, plans or {}, measuring)
-    first: Verdict | None = None
-    for device in wishes(inference.device):
-        if device == "cpu":
-            break
-        verdict = opening.verdict_on(device, prober)
-        if verdict.code is Reason.OK:
-            opened = opening.attempt(device, first or Verdict(Reason.OK, "usable"))
-            if isinstance(opened, Engine):
-                return _announced(opened)
-            verdict = opened
-            opening.on_cpu(verdict).close()  # a model that the CPU cannot run either is to blame itself
-        if not inference.fallback and inference.device != "auto":
-            raise _unusable(device, verdict)
-        first = first or verdict
-    return _announced(opening.on_cpu(first or Verdict(Reason.ASKED_CPU, "the CPU was asked for")))
+    opening = _Opening(model, *ready(model, data), inference, cores, data, plans or {}, measuring, seam)
+    return _announced(opening.best() if only is None else opening.only(only))
 
 
 def _unusable(device: Effective, verdict: Verdict) -> DeviceError:
     return DeviceError(
-        f"device {device} was demanded with fallback off and is not usable: {verdict.reason}"
+        f"device {device} was demanded with fallback to the CPU off and is not usable: {verdict.reason}"
         f" ({verdict.code}); {REMEDIES[verdict.code]}",
         verdict.code,
     )
@@ -99,12 +97,46 @@ class _Opening:
     plans: Mapping[str, Plan]
     measuring: bool
 
-    def verdict_on(self, device: Effective, prober: Callable[[Effective], Verdict]) -> Verdict:
+    seam: Seam
+
+    def best(self) -> Engine:
+        """The engine on the best device that works.
+
+        Raises:
+            DeviceError: a device was demanded, and the CPU may not stand in for it.
+        """
+        first: Verdict | None = None
+        for device in wishes(self.inference.device)[:-1]:
+            verdict = self.verdict_on(device)
+            if verdict.code is Reason.OK:
+                opened = self.attempt(device, first or USABLE)
+                if isinstance(opened, Engine):
+                    return opened
+                verdict = opened
+                self.on_cpu(verdict).close()  # a model that the CPU cannot run either is to blame itself
+            if self.inference.fallback != "degrade" and self.inference.device != "auto":
+                raise _unusable(device, verdict)
+            first = first or verdict
+        return self.on_cpu(first or Verdict(Reason.ASKED_CPU, "the CPU was asked for"))
+
+    def only(self, assigned: Assignment) -> Engine:
+        """The engine on this device.
+
+        Raises:
+            DeviceError: it does not work there.
+        """
+        if assigned.device == "cpu":
+            return self.on_cpu(assigned.because)
+        opened = self.attempt(assigned.device, assigned.because)
+        if isinstance(opened, Verdict):
+            raise DeviceError(f"{assigned.device}: {opened.reason}", opened.code)
+        return opened
+
+    def verdict_on(self, device: Effective) -> Verdict:
         """Whether a device other than the CPU is worth a session."""
-        # The list says what was compiled in: absence is the truth, presence is not, so that is probed.
-        if PROVIDERS[device] not in import_onnxruntime().get_available_providers():
+        if not self.seam.built_in(device):
             return Verdict(Reason.NO_GPU_BUILD, f"this onnxruntime was built without {PROVIDERS[device]}")
-        return prober(device)
+        return self.seam.probe(device)
 
     def attempt(self, device: Effective, verdict: Verdict) -> Engine | Verdict:
         """The engine on this device, or why it is not there."""
@@ -113,11 +145,36 @@ class _Opening:
             if session.device != device:
                 session.close()
                 return Verdict(Reason.PROVIDER_REFUSED, f"its session came up on {session.device} only")
-            return self._engine(session, device, verdict)
+            return self._proven(self._engine(session, device, verdict))
         except ModelError:
             raise
+        except EngineError as error:
+            if error.fault in (Fault.GARBAGE, Fault.OUT_OF_MEMORY):
+                return lost(error.fault, str(error))
+            return classify(str(error), driver_present=has_driver())
         except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common base but this
             return classify(words_of(error, limit=4000), driver_present=has_driver())
+
+    def _proven(self, engine: Engine) -> Engine | Verdict:
+        """The engine, if it computes what the CPU does, or that does not matter; else why it is refused."""
+        from visionedge.inference.check_pictures import samples_for  # it brings OpenCV along
+
+        policy, device = self.inference.parity, engine.device.effective
+        if policy == "off":
+            return engine
+        cpu = self._open(self.graph, "cpu")
+        try:
+            samples = samples_for(self.model.input)[::2]
+            engine.proof = against_cpu(engine, cpu, np.stack([sample.image for sample in samples]))
+        finally:
+            cpu.close()
+        (seen,), pace = engine.proof.likenesses, engine.proof.pace
+        doubts = [seen.refusal, None if pace is None else pace.doubt(device)]
+        engine.notes += tuple(doubt for doubt in doubts if doubt is not None)
+        if seen.refusal is not None and policy == "refuse":
+            engine.close()
+            return Verdict(Reason.PARITY_REFUSED, f"it computes, but not what the CPU does: {seen.refusal}")
+        return engine
 
     def on_cpu(self, verdict: Verdict) -> Engine:
         """The engine on the CPU, which always works or it is the model's fault."""
@@ -128,10 +185,10 @@ class _Opening:
         except Exception as error:
             raise ModelError(f"{self.model.path}: cannot be run: {words_of(error)}") from error
 
-    def _open(self, graph: bytes, device: Effective) -> Session:
-        return open_session(graph, device, max_batch=self.inference.max_batch, data=self.data)
+    def _open(self, graph: bytes, device: Effective) -> OnDevice:
+        return self.seam.open(graph, device, max_batch=self.inference.max_batch, data=self.data)
 
-    def _engine(self, session: Session, device: Effective, verdict: Verdict) -> Engine:
+    def _engine(self, session: OnDevice, device: Effective, verdict: Verdict) -> Engine:
         state = DeviceState(self.inference.device, device, verdict.code, verdict.reason, utc_now())
         chosen, why = self._picked(session, device)
 
@@ -144,7 +201,7 @@ class _Opening:
         rule = make_plan(device, self.inference.max_batch, fixed, self.cores)
         return engine(rule) if self.data is None else self._measured(engine, chosen, rule, self.data)
 
-    def _picked(self, session: Session, device: Effective) -> tuple[Candidate[Session], Choice]:
+    def _picked(self, session: OnDevice, device: Effective) -> tuple[Candidate[OnDevice], Choice]:
         """The network in the precision that was asked for, or the fastest one here, and why that."""
         fp32, wanted = Candidate(self.model, self.graph, session), self.inference.precision
         if wanted == "fp32":
@@ -154,18 +211,20 @@ class _Opening:
             session.close()
             model, graph = ready(variant.of(self.original), self.data)
             return Candidate(model, graph, self._open(graph, device)), Choice(wanted, "it was asked for", {})
-        if self.data is None or not self.measuring:
+        if self.data is None:
             return fp32, plain("nothing was measured")
         trials = Trials(lambda graph: self._open(graph, device), self._run_of, self._judge)
-        return pick(fp32, self.original, device=device, data=self.data, trials=trials)
+        return pick(
+            fp32, self.original, device=device, data=self.data, trials=trials, measuring=self.measuring
+        )
 
-    def _run_of(self, candidate: Candidate[Session]) -> Callable[[], object]:
+    def _run_of(self, candidate: Candidate[OnDevice]) -> Callable[[], object]:
         size = candidate.model.reading.input.batch or 1
         pictures = noise(self.model.input, size)
         return lambda: candidate.session.run(pictures, size)
 
     def _judge(
-        self, fp32: Candidate[Session], variant: Candidate[Session], tolerance: Tolerance
+        self, fp32: Candidate[OnDevice], variant: Candidate[OnDevice], tolerance: Tolerance
     ) -> Agreement:
         """Whether a variant sees what fp32 sees, on this device."""
         from visionedge.inference.check_pictures import samples_for  # it brings OpenCV along
@@ -175,14 +234,14 @@ class _Opening:
         after = [self._seen(variant, sample) for sample in samples]
         return agreement(before, after, tolerance, lambda: apart_here(variant.model, samples))
 
-    def _seen(self, candidate: Candidate[Session], sample: Sample) -> Detections:
+    def _seen(self, candidate: Candidate[OnDevice], sample: Sample) -> Detections:
         size = candidate.model.reading.input.batch or 1
         rows = candidate.session.run(sample.image[None], size)[0]
         selection = Selection.of(candidate.model, PARTNER_CONFIDENCE, self.inference.iou)
         return selection.apply(rows, sample.placement)
 
     def _measured(
-        self, open_with: Callable[[Plan], Engine], chosen: Candidate[Session], rule: Plan, data: Path
+        self, open_with: Callable[[Plan], Engine], chosen: Candidate[OnDevice], rule: Plan, data: Path
     ) -> Engine:
         """The engine with the plan that was measured here, now or earlier."""
         budget_ms, fixed = self.inference.latency_budget_ms, chosen.model.reading.input.batch
@@ -216,6 +275,12 @@ def _announced(engine: Engine) -> Engine:
     precision = f"{engine.precision.precision}: {engine.precision.reason}"
     words = (engine.model.name, engine.device.describe(), precision, engine.plan.reason)
     log.log(level, "engine: %s; %s; %s; %s", *words)
+    for likeness in engine.proof.likenesses:
+        log.info("parity of %s with the CPU: %s", engine.device.effective, likeness.words)
+        if likeness.refusal is not None:
+            log.warning("%s computes otherwise than the CPU: %s", engine.device.effective, likeness.refusal)
+    if (pace := engine.proof.pace) and (doubt := pace.doubt(engine.device.effective)):
+        log.warning("%s", doubt)
     if fallen := engine.places.on_cpu:
         some = ", ".join(fallen[:8]) + (" …" if len(fallen) > 8 else "")
         log.warning("%d nodes of %s are computed on the CPU: %s", len(fallen), engine.model.name, some)

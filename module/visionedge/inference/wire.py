@@ -1,11 +1,12 @@
 """What the module and the engine's child say to each other, over sockets that only the two have.
 
-The control socket carries the order (once, to the child), the answer to it (once, back), and then the lines:
-a socket for each batch that may be computed at the same time. On a line requests and replies take turns.
+The control socket carries the order (once, to the child), the answer to it (once, back), the lines: a socket
+for each batch that may be computed at the same time; and then, seldom, another plan (back). On a line
+requests and replies take turns.
 
     request   count, least score (NaN: all rows), `count` block numbers, the pixels of those in no block (-1)
     reply     0, pictures, rows of each, unplanned shapes, then float32 (pictures, rows, 6)
-              1, 0, bytes of text, unplanned shapes, then why it failed
+              1, 0, bytes of text, unplanned shapes, then the kind of fault, a line break, and why it failed
 """
 
 import json
@@ -13,7 +14,7 @@ import math
 import socket
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from visionedge.errors import DeviceError, ModelError, UnavailableError, Visione
 from visionedge.frames import Picture
 from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows
-from visionedge.inference.devices import DeviceState, Reason
+from visionedge.inference.devices import Assignment, DeviceState, Reason
+from visionedge.inference.faults import Fault
+from visionedge.inference.likeness import Likeness, Pace, Proof
 from visionedge.inference.model import Model
 from visionedge.inference.plan import Measured, Plan
 from visionedge.inference.session import EngineError, NodePlaces
@@ -42,7 +45,8 @@ _MOST_BYTES = 64 << 20
 class Order:
     """What a child is asked to open. Pickled: it goes to our own child, nothing comes back this way.
 
-    `plans` are used without measuring, by device: a child that takes over goes on as the last one did.
+    `plans` are used without measuring, by device: a child that takes over goes on as the last one did. `only`
+    names the one device to open. `inject` is a script of faults, for tests.
     """
 
     model: Model
@@ -50,6 +54,9 @@ class Order:
     data: Path | None
     log_level: int
     plans: Mapping[str, Plan] = field(default_factory=dict)
+    only: Assignment | None = None
+    measuring: bool = True
+    inject: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,7 @@ class Facts:
     places: NodePlaces
     notes: tuple[str, ...]
     rows: int
+    proof: Proof
 
 
 def send(sock: socket.socket, payload: bytes) -> None:
@@ -111,18 +119,34 @@ def facts_message(facts: Facts) -> bytes:
             "reason": device.reason,
             "since": device.since_utc.isoformat(),
         },
-        "plan": {
-            "lanes": plan.lanes,
-            "buckets": plan.buckets,
-            "reason": plan.reason,
-            "measured": plan.measured.document() if plan.measured else None,
-        },
+        "plan": _plan_document(plan),
         "precision": facts.precision.document(),
         "places": {"onDevice": facts.places.on_device, "onCpu": facts.places.on_cpu},
         "notes": facts.notes,
         "rows": facts.rows,
+        "parity": [likeness.document() for likeness in facts.proof.likenesses],
+        "pace": None if facts.proof.pace is None else asdict(facts.proof.pace),
     }
     return json.dumps(document).encode()
+
+
+def _plan_document(plan: Plan) -> dict[str, Any]:
+    return {
+        "lanes": plan.lanes,
+        "buckets": plan.buckets,
+        "reason": plan.reason,
+        "measured": plan.measured.document() if plan.measured else None,
+    }
+
+
+def plan_message(plan: Plan) -> bytes:
+    """Another plan, told while the engine runs: larger batches did not fit into memory."""
+    return json.dumps(_plan_document(plan)).encode()
+
+
+def read_plan(payload: bytes) -> Plan:
+    """The plan in such a message."""
+    return _plan(json.loads(payload))
 
 
 def refusal_message(error: BaseException) -> bytes:
@@ -167,6 +191,10 @@ def read_answer(payload: bytes) -> Facts:
         NodePlaces(places["onDevice"], tuple(places["onCpu"])),
         tuple(document["notes"]),
         document["rows"],
+        Proof(
+            tuple(Likeness.of_document(likeness) for likeness in document["parity"]),
+            None if document["pace"] is None else Pace(**document["pace"]),
+        ),
     )
 
 
@@ -205,7 +233,10 @@ def ask(sock: socket.socket, request: Request, loose: Sequence[Picture], most_ro
         sock.sendall(np.ascontiguousarray(picture).reshape(-1).data)
     kind, pictures, size, unplanned = _REPLY.unpack(_exactly(sock, _REPLY.size))
     if kind == _FAILED:
-        raise EngineError(bytes(_exactly(sock, min(size, _MOST_BYTES))).decode(errors="replace"))
+        fault, _, words = (
+            bytes(_exactly(sock, min(size, _MOST_BYTES))).decode(errors="replace").partition("\n")
+        )
+        raise EngineError(words, Fault(fault) if fault in set(Fault) else None)
     if kind != _ROWS or pictures != count or size > most_rows:
         raise EOFError(f"a reply of {pictures} x {size} rows for {count} pictures")
     rows: Rows = np.empty((pictures, size, 6), np.float32)
@@ -236,7 +267,7 @@ def reply_rows(sock: socket.socket, rows: Rows, unplanned: int) -> None:
     sock.sendall(head + np.ascontiguousarray(rows, "<f4").tobytes())
 
 
-def reply_failure(sock: socket.socket, words: str, unplanned: int) -> None:
+def reply_failure(sock: socket.socket, error: EngineError, unplanned: int) -> None:
     """Answer a request with the reason why it failed."""
-    text = words.encode()
+    text = f"{error.fault or ''}\n{error}".encode()
     sock.sendall(_REPLY.pack(_FAILED, 0, len(text), unplanned) + text)

@@ -10,13 +10,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from visionedge.errors import ModelError, VisionedgeError
+from visionedge.errors import VisionedgeError
 from visionedge.inference import wire
 from visionedge.inference.detections import Rows
+from visionedge.inference.devices import Effective, Verdict
+from visionedge.inference.faults import Fault
+from visionedge.inference.plan import Plan
+from visionedge.inference.recovery import Patience
 from visionedge.inference.session import EngineAwayError, EngineError, Pictures
 from visionedge.inference.shared import Arena
 from visionedge.threads import Crew
@@ -49,21 +53,46 @@ class Limits:
     absent_s: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How long to wait for what, and how a device is probed where that is not the usual way."""
+
+    limits: Limits
+    patience: Patience | None = None
+    prober: Callable[[Effective], Verdict] | None = None
+
+
+class StillbornError(EngineError):
+    """A child ended, or hung, before it had opened its engine: `why` in a few words; `crashed` by itself."""
+
+    def __init__(self, why: str, *, crashed: bool) -> None:
+        super().__init__(f"the engine's process {why} while it opened the model")
+        self.why = why
+        self.crashed = crashed
+
+
+class RetiredError(EngineError):
+    """Another child serves now; nothing of the batch was computed here."""
+
+
 class Worker:
     """A child process. Make it on a thread that lives on: the child is killed when that thread ends.
 
-    `opened` and `wait` belong to that thread; any may call `compute` and `end`. What the child logs goes to
-    our log, on a thread of the crew.
+    `opened` and `wait` belong to one thread, in this order; any may call the others. What the child logs goes
+    to our log, on a thread of the crew. `fault` is why it was lost, once it is.
     """
 
     def __init__(self, order: wire.Order, arena: Arena, limits: Limits, crew: Crew) -> None:
         self.unplanned_shapes = 0
-        self._model = order.model
+        self.fault = Fault.DIED
+        self.began_s = time.monotonic()
         self._arena = arena
         self._limits = limits
         self._rows = 0
+        self._count = 0
         self._verdict: str | None = None
         self._gone = False
+        self._retired = False
         self._lines: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
         self._control, theirs = socket.socketpair()
         with theirs:
@@ -84,14 +113,15 @@ class Worker:
         """Wait until the child has opened its engine, and connect the lines.
 
         Raises:
-            VisionedgeError: it could not, as it was raised there; or it died over it.
+            StillbornError: it died over it, or did not end in time.
+            VisionedgeError: it could not, as it was raised there.
         """
         self._control.settimeout(self._limits.open_s)
         try:
             facts = wire.read_answer(wire.receive(self._control))
             self._connect(facts.plan.lanes + _SPARE_LINES)
         except TimeoutError:
-            self.end(f"did not open its engine within {self._limits.open_s:g} s")
+            self.end(f"did not open its engine within {self._limits.open_s:g} s", Fault.HANG)
             raise self._stillborn() from None
         except VisionedgeError:
             self._buried()
@@ -103,6 +133,7 @@ class Worker:
         return facts
 
     def _connect(self, count: int) -> None:
+        self._count = count
         pairs = [socket.socketpair() for _ in range(count)]
         try:
             socket.send_fds(self._control, [b"L"], [theirs.fileno() for _, theirs in pairs])
@@ -116,7 +147,9 @@ class Worker:
         """Let the child compute pictures: rows float32 (n, k, 6).
 
         Raises:
-            EngineError: it could not, or it is gone.
+            RetiredError: another one serves.
+            EngineAwayError: it is gone, or was lost over this batch.
+            EngineError: it could not.
         """
         blocks = [self._arena.block_of(picture) for picture in pictures]
         loose = [picture for picture, block in zip(pictures, blocks, strict=True) if block is None]
@@ -130,7 +163,7 @@ class Worker:
         except (EOFError, OSError) as error:
             line.close()
             if isinstance(error, TimeoutError):
-                self.end(f"gave no answer within {self._limits.run_s:g} s")
+                self.end(f"gave no answer within {self._limits.run_s:g} s", Fault.HANG)
             else:
                 self._part()  # it is dead or dying, and its own exit code says of what
             raise EngineAwayError(f"the engine's process {self.pid} was lost over this batch") from None
@@ -143,8 +176,10 @@ class Worker:
             line = self._lines.get(timeout=self._limits.run_s)
         except queue.Empty:
             raise EngineError("the engine is too busy") from None
-        if line is None:
-            self._lines.put(None)  # for the next who waits
+        if line is None or self._retired:
+            self._lines.put(line)  # for the next who waits
+            if self._retired:
+                raise RetiredError(f"the engine's process {self.pid} computes nothing more")
             raise EngineAwayError(f"the engine's process {self.pid} is gone")
         return line
 
@@ -163,15 +198,29 @@ class Worker:
                     line.close()
         self._lines.put(None)
 
-    def wait(self) -> str:
-        """Wait until the child is gone; why, in a few words."""
-        with contextlib.suppress(OSError):
-            self._control.recv(1)  # it never says anything: this waits for its end
+    def wait(self, on_plan: Callable[[Plan], None]) -> str:
+        """Wait until the child is gone, and hand on what it says of its plan meanwhile; why it went."""
+        with contextlib.suppress(EOFError, OSError, ValueError, KeyError):
+            while True:
+                on_plan(wire.read_plan(wire.receive(self._control)))
         return self._buried()
 
-    def end(self, verdict: str) -> None:
+    def retire(self) -> None:
+        """Take no more batches, finish those that are computed, and end. Blocks as long as one may take."""
+        self._retired = True
+        with contextlib.suppress(queue.Empty):
+            for _ in range(self._count):
+                line = self._lines.get(timeout=self._limits.run_s)
+                if line is None:
+                    break  # it is gone
+                line.close()
+        self._lines.put(None)
+        self.leave()
+
+    def end(self, verdict: str, fault: Fault = Fault.DIED) -> None:
         """Kill it, because of `verdict`; `wait` tells it."""
-        self._verdict = self._verdict or verdict
+        if self._verdict is None:
+            self._verdict, self.fault = verdict, fault
         self._process.kill()
 
     def leave(self) -> None:
@@ -205,11 +254,10 @@ class Worker:
         except subprocess.TimeoutExpired:
             return None  # it hangs inside a driver; it is left behind
 
-    def _stillborn(self) -> VisionedgeError:
+    def _stillborn(self) -> StillbornError:
         why = self._buried()
-        words = f"{self._model.path}: the engine's process {why} while it opened this model"
-        crashed = self._process.returncode is not None and -self._process.returncode in _CRASHES
-        return ModelError(words) if crashed else EngineError(words)
+        code = self._process.returncode
+        return StillbornError(why, crashed=code is not None and -code in _CRASHES)
 
     def _forward_log(self) -> None:
         """Hand on what the child writes, line by line; a flood is cut, and said to be."""

@@ -93,6 +93,18 @@ _ENGINE = _object(
             "type": ["object", "null"],
             "description": "The engine's own process: pid, restarts, and why it is down, null if it is not.",
         },
+        "parity": {
+            **_list({"type": "object"}),
+            "description": "How the device was held against the CPU: on bundled pictures, on frames.",
+        },
+        "pace": {
+            "type": ["object", "null"],
+            "description": "Milliseconds for a picture on the device and on one core of the CPU; doubt.",
+        },
+        "recovery": {
+            "type": ["object", "null"],
+            "description": "Faults and probes so far, and where the way back to a lost device stands.",
+        },
     },
 )
 

@@ -1,0 +1,81 @@
+"""The last test of a candidate: the newest pictures, computed by it and by the engine that serves."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visionedge.inference.devices import Verdict, lost
+from visionedge.inference.faults import Fault
+from visionedge.inference.likeness import Likeness, likeness
+from visionedge.inference.model import Model
+from visionedge.inference.session import EngineError, Pictures
+from visionedge.inference.worker import Worker
+
+FRAMES = 4
+"""How many pictures are compared."""
+
+GATHER_S = 2.0
+"""How long they are waited for; where cameras give none, what the candidate showed at its opening counts."""
+
+
+class Recent:
+    """The newest pictures that were computed, kept while somebody wants them. Thread-safe."""
+
+    def __init__(self, most: int = FRAMES) -> None:
+        self._most = most
+        self._changed = threading.Condition()
+        self._kept: list[NDArray[np.uint8]] | None = None
+
+    def offer(self, pictures: Pictures) -> None:
+        """Pictures were computed; they are copied if they are wanted."""
+        if self._kept is None:
+            return
+        with self._changed:
+            if self._kept is not None:
+                room = self._most - len(self._kept)
+                self._kept += [np.array(picture) for picture in pictures[:room]]
+                self._changed.notify_all()
+
+    def gather(self, timeout_s: float) -> list[NDArray[np.uint8]]:
+        """The next ones, as many as come in time."""
+        with self._changed:
+            self._kept = []
+            self._changed.wait_for(lambda: self._kept is None or len(self._kept) >= self._most, timeout_s)
+            kept, self._kept = self._kept, None
+            return kept or []
+
+    def close(self) -> None:
+        """Let nobody wait."""
+        with self._changed:
+            self._kept = None
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What came of it: a likeness, or why there is none; `lost`: the candidate failed over it."""
+
+    likeness: Likeness | None
+    words: str
+    lost: Verdict | None = None
+
+
+def compare_candidate(
+    model: Model, serving: Worker | None, candidate: Worker, pictures: Sequence[NDArray[np.uint8]]
+) -> Comparison:
+    """Compute pictures on both. Blocks for two batches."""
+    if serving is None or not pictures:
+        return Comparison(None, "there was no frame to compare")
+    try:
+        expected = serving.compute(pictures, None)
+    except EngineError as error:
+        return Comparison(None, f"the CPU could not be asked: {error}")
+    try:
+        rows = candidate.compute(pictures, None)
+    except EngineError as error:
+        return Comparison(None, str(error), lost(error.fault or Fault.DIED, str(error)))
+    seen = likeness(model, expected, rows, "frames")
+    return Comparison(seen, seen.words)

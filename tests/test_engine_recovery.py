@@ -1,0 +1,293 @@
+"""The engine's process meets every fault a device can have, by script: what is told, and the way back.
+
+The device is pretended: a session on the CPU that says it is CUDA and fails as it is told to.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripted_faults import Faults
+from tiny_models import TinyDetector, pictures
+from visionedge.config import InferenceConfig
+from visionedge.errors import DeviceError
+from visionedge.inference.any_engine import EngineNews
+from visionedge.inference.model import Model, load_model
+from visionedge.inference.process import EngineProcess
+from visionedge.inference.session import EngineAwayError, EngineError
+from visionedge.inference.shared import Arena
+from visionedge.inference.startup import open_engine
+
+IMAGES = pictures(4)
+_PACE_S = 0.02  # so that lanes leave some of the machine to children that open
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_model(TinyDetector().save(tmp_path_factory.mktemp("model") / "tiny.onnx"))
+
+
+@pytest.fixture(scope="module")
+def arena(model: Model) -> Iterator[Arena]:
+    made = Arena(model.input, 16)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def expected(model: Model) -> np.ndarray:
+    """The rows of `IMAGES`."""
+    engine = open_engine(model, InferenceConfig(device="cpu"))
+    rows = engine.infer(IMAGES)
+    engine.close()
+    return rows
+
+
+class Opened:
+    """An engine with a pretended device, and what it tells; closed when a test leaves it."""
+
+    def __init__(self, model: Model, arena: Arena, faults: Faults, **inference: object) -> None:
+        config = InferenceConfig.model_validate({"device": "auto", **inference})
+        self.news: queue.SimpleQueue[EngineNews] = queue.SimpleQueue()
+        self.engine = EngineProcess(model, config, arena, on_change=self.news.put, inject=faults.path)
+
+    def __enter__(self) -> "Opened":
+        self.engine.open()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.engine.close()
+
+    def told(self, code: str) -> EngineNews:
+        """The next piece of news, waited for, which must be this."""
+        news = self.news.get(timeout=60)
+        assert news.code == code, news
+        return news
+
+    @property
+    def state(self) -> tuple[str, str]:
+        """The device that computes and the reason code."""
+        return self.engine.device.effective, self.engine.device.code
+
+
+class Lanes:
+    """Two threads that compute without end; `failed` counts the batches that did not come to anything."""
+
+    def __init__(self, engine: EngineProcess, expected: np.ndarray) -> None:
+        self._engine = engine
+        self._expected = expected
+        self._stop = threading.Event()
+        self.failed = 0
+        self.wrong = 0
+        self.done = 0
+        self._changed = threading.Condition()
+        self._threads = [threading.Thread(target=self._run, args=(count,)) for count in (1, 3)]
+
+    def __enter__(self) -> "Lanes":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def more(self, count: int = 10) -> None:
+        """Wait until so many more batches are computed."""
+        with self._changed:
+            until = self.done + count
+            assert self._changed.wait_for(lambda: self.done >= until, 60)
+
+    def _run(self, count: int) -> None:
+        while not self._stop.is_set():
+            try:
+                self._stop.wait(_PACE_S)
+                rows = self._engine.infer(IMAGES[:count])
+            except EngineError:
+                self.failed += 1
+                continue
+            with self._changed:
+                self.done += 1
+                self.wrong += not np.array_equal(rows, self._expected[:count])
+                self._changed.notify_all()
+
+
+LOSSES = {
+    "sticky": ("cuda-error", "sticky", "CUDA failure 700: an illegal memory access was encountered"),
+    "refused": ("device-failed", "refused", "NOT_IMPLEMENTED"),
+    "nan": ("wrong-rows", "garbage", "rows that are no numbers"),
+}
+
+
+def test_a_fault_loses_the_device_the_cpu_takes_over_and_the_device_comes_back(
+    model: Model,
+    arena: Arena,
+    expected: np.ndarray,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One engine, fault after fault, two lanes all the while: no row is wrong, none lost on the way back."""
+    caplog.set_level(logging.INFO)
+    faults = Faults(tmp_path, run_s=1.0)
+    with Opened(model, arena, faults) as opened, Lanes(opened.engine, expected) as lanes:
+        lanes.more()
+        assert opened.state == ("cuda", "ok")
+        for number, (name, (code, fault, words)) in enumerate(LOSSES.items(), 1):
+            faults.begin(name, "absent")
+            lost = opened.told("device-lost")
+            assert words in lost.message
+            assert lost.message.endswith("; the CPU takes over")
+            back = opened.told("engine-back")
+            assert f"effective cpu: {opened.engine.device.reason} ({code})" in back.message
+            assert opened.state == ("cpu", code)
+            lanes.more()
+            failed = lanes.failed
+            faults.end(name, "absent")
+            opened.told("device-back")
+            lanes.more()
+            assert opened.state == ("cuda", "ok")
+            assert lanes.failed == failed, "no batch is lost on the way back"
+            recovery = opened.engine.recovery
+            assert recovery.faults[fault] >= 1
+            assert recovery.change_overs == number
+            frames = opened.engine.proof.likenesses[-1]
+            assert (frames.on, frames.pictures, frames.rows) == ("frames", 4, 1.0)
+        assert opened.engine.unplanned_shapes == 0
+    assert lanes.wrong == 0
+    assert opened.news.empty()
+    logged = [r.getMessage() for r in caplog.records if "is lost:" in r.getMessage()]
+    assert len(logged) == len(LOSSES)
+    assert "hostname" not in caplog.text
+
+
+def test_a_batch_for_which_memory_does_not_suffice_is_computed_in_smaller_ones(
+    model: Model, arena: Arena, expected: np.ndarray, tmp_path: Path
+) -> None:
+    """The process lives on, the plan says so, nothing fails; when not even one fits, the device is lost."""
+    faults = Faults(tmp_path)
+    with Opened(model, arena, faults) as opened:
+        pid = opened.engine.process.pid
+        faults.begin("memory")
+        np.testing.assert_array_equal(opened.engine.infer(IMAGES), expected)
+        assert "2 at once is the most" in opened.told("plan-narrowed").message
+        assert opened.engine.plan.buckets == (1, 2)
+        assert "did not fit into memory" in opened.engine.plan.reason
+        np.testing.assert_array_equal(opened.engine.infer(IMAGES), expected)
+        assert (opened.engine.process.pid, opened.engine.process.restarts) == (pid, 0)
+        assert opened.news.empty()
+        faults.begin("no-memory", "absent")
+        with pytest.raises(EngineError):
+            opened.engine.infer(IMAGES[:1])
+        assert "out of memory" in opened.told("device-lost").message
+        opened.told("engine-back")
+        assert opened.state == ("cpu", "out-of-memory")
+        assert opened.engine.unplanned_shapes == 0
+
+
+def test_a_candidate_that_computes_otherwise_than_the_cpu_stays_out_until_it_does_not(
+    model: Model, arena: Arena, expected: np.ndarray, tmp_path: Path
+) -> None:
+    """Told once, however often it is tried. That a candidate cannot be opened is no news."""
+    faults = Faults(tmp_path)
+    faults.begin("absent")
+    with Opened(model, arena, faults) as opened, Lanes(opened.engine, expected) as lanes:
+        assert opened.state == ("cpu", "no-device")
+        faults.begin("absent-session")
+        faults.end("absent")
+        _until(lambda: opened.engine.recovery.probes.get("ok", 0) >= 2)
+        assert opened.news.empty()
+        faults.begin("wrong")
+        faults.end("absent-session")
+        assert "of its strongest rows are the CPU's" in opened.told("parity-refused").message
+        tries = opened.engine.recovery.outlook.vain
+        _until(lambda: opened.engine.recovery.outlook.vain > tries)
+        faults.end("wrong")
+        opened.told("device-back")
+        lanes.more()
+        assert opened.state == ("cuda", "ok")
+        assert lanes.failed == 0
+    assert lanes.wrong == 0
+
+
+@pytest.mark.parametrize(
+    ("parity", "state"),
+    [("refuse", ("cpu", "parity-refused")), ("warn", ("cuda", "ok")), ("off", ("cuda", "ok"))],
+)
+def test_at_the_start_a_device_is_held_against_the_cpu(
+    model: Model, arena: Arena, tmp_path: Path, parity: str, state: tuple[str, str]
+) -> None:
+    """`inference.parity` says what becomes of one that computes something else."""
+    faults = Faults(tmp_path, first_s=60.0)
+    faults.begin("wrong")
+    with Opened(model, arena, faults, parity=parity) as opened:
+        assert opened.state == state
+        seen, notes = opened.engine.proof.likenesses, " ".join(opened.engine.notes)
+        assert [likeness.refusal is None for likeness in seen] == ([False] if parity == "warn" else [])
+        assert ("of its strongest rows are the CPU's" in notes) is (parity == "warn")
+
+
+def test_hold_computes_nothing_until_the_device_is_there(
+    model: Model, arena: Arena, expected: np.ndarray, tmp_path: Path
+) -> None:
+    """At the start and after a loss; why nothing is computed is said."""
+    faults = Faults(tmp_path)
+    faults.begin("absent")
+    opened = Opened(model, arena, faults, device="cuda", fallback="hold")
+    opening = threading.Thread(target=opened.engine.open)
+    opening.start()
+    assert "waiting for it (inference.fallback: hold)" in opened.told("device-held").message
+    assert "no CUDA-capable device is detected" in (opened.engine.process.down or "")
+    faults.end("absent")
+    opened.told("device-back")
+    opening.join()
+    np.testing.assert_array_equal(opened.engine.infer(IMAGES), expected)
+    faults.begin("sticky", "absent")
+    with pytest.raises(EngineError):
+        opened.engine.infer(IMAGES)
+    assert "waiting for it" in opened.told("device-lost").message
+    with pytest.raises(EngineAwayError, match="cuda is lost: CUDA failure 700"):
+        opened.engine.infer(IMAGES)
+    assert opened.engine.process.pid is None
+    opened.engine.close()
+
+
+def test_exit_ends_with_3_when_the_device_is_lost(model: Model, arena: Arena, tmp_path: Path) -> None:
+    faults = Faults(tmp_path)
+    with Opened(model, arena, faults, fallback="exit") as opened:
+        faults.begin("crashed")
+        with pytest.raises(EngineAwayError):
+            opened.engine.infer(IMAGES)
+        lost = opened.told("device-lost")
+        assert lost.exit_code == 3
+        assert "died of signal 11 (SIGSEGV)" in lost.message
+
+
+def test_a_device_that_crashes_its_process_at_the_start_leaves_the_cpu(
+    model: Model, arena: Arena, expected: np.ndarray, tmp_path: Path
+) -> None:
+    """The module starts all the same, degraded, and goes on looking for the device."""
+    faults = Faults(tmp_path, first_s=60.0)
+    faults.begin("crashes-opening")
+    with Opened(model, arena, faults) as opened:
+        assert opened.state == ("cpu", "engine-died")
+        assert opened.engine.recovery.outlook.stage == "waiting"
+        np.testing.assert_array_equal(opened.engine.infer(IMAGES), expected)
+    with pytest.raises(DeviceError) as caught:
+        Opened(model, arena, faults, fallback="exit", device="cuda").engine.open()
+    assert (caught.value.exit_code, caught.value.code) == (3, "engine-died")
+
+
+def _until(condition: Callable[[], bool], tries: int = 600) -> None:
+    """Look again and again, for what nobody tells."""
+    pause = threading.Event()
+    for _ in range(tries):
+        if condition():
+            return
+        pause.wait(0.1)
+    raise AssertionError("never")
