@@ -1,19 +1,26 @@
 """What docs/iot-edge.md and docs/messages.md promise of delivery, checked against the code."""
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from edge_runtime.driver import POLICY
 from visionedge import engine_room
+from visionedge.calls import Calls
 from visionedge.config import validate
 from visionedge.edge.billing import UNITS
+from visionedge.edge.desired import Code as ConfigCode
 from visionedge.edge.ladder import EXIT_STUCK, Deadlines, Rung
 from visionedge.edge.messages import MAX_BYTES
+from visionedge.edge.methods import MAX_ANSWER_BYTES, Method
+from visionedge.edge.questions import Drop
+from visionedge.edge.reported import EVERY_NS, MAX_PATCH_BYTES
 from visionedge.edge.spool import Code, Tempo
 from visionedge.edge.store import Bounds, Reason
+from visionedge.edge.wish import MAX_ACKNOWLEDGEMENT_BYTES
 from visionedge.ops.estimate import Assumed, estimate
+from visionedge.properties import MAX_CAMERAS_BYTES
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 IOT_EDGE = (DOCS / "iot-edge.md").read_text()
@@ -43,6 +50,48 @@ def test_every_event_of_the_model_is_documented(code: str) -> None:
 def test_every_reason_for_a_dropped_message_is_documented(reason: str) -> None:
     """With what it means."""
     assert f"`{reason}`" in IOT_EDGE
+
+
+@pytest.mark.parametrize("method", ["ping", "status", "snapshot", "validateConfig", "restartCamera"])
+def test_every_method_is_documented_with_its_deadline(method: str, methods: dict[str, Method]) -> None:
+    """A row of the table, and the keys of its payload in it."""
+    (row,) = [line for line in IOT_EDGE.splitlines() if line.startswith(f"| `{method}` |")]
+    assert row.endswith(f"| {methods[method].deadline_s:g} s |")
+    assert all(f"`{key}`" in row for key in methods[method].keys or ())
+
+
+def test_no_method_is_left_out(methods: dict[str, Method]) -> None:
+    """The contract's five."""
+    assert methods.keys() == {"ping", "status", "snapshot", "validateConfig", "restartCamera"}
+
+
+@pytest.fixture
+def methods() -> dict[str, Method]:
+    """The methods, over no module."""
+    nothing: Any = None
+    return Calls(nothing, nothing, nothing, nothing).methods()
+
+
+@pytest.mark.parametrize("reason", get_args(Drop))
+def test_every_reason_for_a_picture_without_an_answer_is_documented(reason: str) -> None:
+    """With what it means."""
+    assert f"| `{reason}` |" in IOT_EDGE
+
+
+@pytest.mark.parametrize("code", [*get_args(ConfigCode), "input-picture-refused"])
+def test_every_event_of_the_twin_and_the_input_is_documented(code: str) -> None:
+    """Where the events are listed, and where they are explained."""
+    assert f"`{code}`" in (DOCS / "messages.md").read_text()
+    assert f"`{code}`" in IOT_EDGE or code == "config-applied"
+
+
+def test_the_bounds_of_the_twin_are_those_of_the_code() -> None:
+    """Reported properties and answers."""
+    assert f"({MAX_ACKNOWLEDGEMENT_BYTES // 1000} KB)" in IOT_EDGE
+    assert f"At most one patch goes in {EVERY_NS // 10**9} s" in IOT_EDGE
+    assert f"{MAX_PATCH_BYTES // 1000} KB" in IOT_EDGE
+    assert MAX_ACKNOWLEDGEMENT_BYTES + MAX_CAMERAS_BYTES < MAX_PATCH_BYTES
+    assert f"below {MAX_ANSWER_BYTES:,} bytes" in IOT_EDGE
 
 
 def test_the_numbers_are_those_of_the_code() -> None:

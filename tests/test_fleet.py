@@ -112,3 +112,20 @@ def test_a_gate_of_the_configuration_holds_still_pictures_back(tmp_path: Path) -
         changes.wait_for("ended")
     assert slots.gated > 20
     assert len(slots.frames) + slots.gated == 80
+
+
+def test_a_camera_that_is_restarted_begins_another_epoch_and_its_numbers_go_on(clip: Path) -> None:
+    slots = Slots()
+    with running(slots, Changes()) as fleet:
+        fleet.apply(_config({"dock": {"uri": str(clip)}, "yard": {"uri": str(clip)}}).cameras)
+        slots.wait_for(lambda f: len(_of(f, "dock")) > 3)
+        untouched = fleet.by_name["yard"]
+
+        fleet.restart("dock")
+
+        frames = _of(slots.wait_for(lambda f: any(x.epoch == 2 for x in _of(f, "dock"))), "dock")
+        numbers = [frame.sequence for frame in frames]
+        assert numbers == list(range(100, 100 + len(numbers)))
+        assert fleet.by_name["yard"] is untouched
+        with pytest.raises(KeyError):
+            fleet.restart("attic")

@@ -15,6 +15,7 @@ from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
 from visionedge.config import validate
 from visionedge.documents import read_file
+from visionedge.edge.last_good import FILE_NAME as LAST_GOOD
 from visionedge.errors import ConfigError
 from visionedge.logs import RedactingFormatter
 from visionedge.uris import KnownSecrets, keep_secret, redact, secrets_in
@@ -45,12 +46,15 @@ def spellings(secret: str) -> set[str]:
 
 # --- the whole module -------------------------------------------------------------------------------------
 
-RTSP, QUERY, HTTP, TOKEN, LATE = (
+RTSP, QUERY, HTTP, TOKEN, LATE, TWIN, WRONG, ASKED = (
     "rtsp-Pa55/w@rd",
     "query-s3cret",
     "http-p%41ss",
     "bearer-70ken",
     "f1le-secret",
+    "tw1n/p@ss",
+    "wr0ng-p@ss",
+    "a5ked-p@ss",
 )
 
 
@@ -99,6 +103,39 @@ def answers(url: str) -> Iterator[tuple[str, bytes]]:
     yield "detect", ask(f"{url}api/v1/detect", TOKEN, "POST", b"rtsp://u:none@h")
 
 
+def cloud(runtime: EdgeRuntime) -> Iterator[tuple[str, bytes]]:
+    """Secrets in right and wrong desired properties, in calls and in questions; what is answered to them."""
+    right = {"cameras": {"twin": {"uri": f"rtsp://viewer-user:{quote(TWIN, safe='')}@127.0.0.1:9/t"}}}
+    bad = f"foo://viewer-user:{quote(WRONG, safe='')}@h/?token={WRONG}"
+    wrong = {"cameras": {"lost": {"uri": bad}}, "http": {"token": {"password": WRONG}, "port": bad}}
+    for patch in (right, wrong):
+        version = runtime.desire(patch)
+        runtime.wait_until(lambda wanted=version: _acknowledged(runtime, wanted), 60)  # type: ignore[misc]
+    asked = f"rtsp://viewer-user:{quote(ASKED, safe='')}@h/x"
+    calls: tuple[tuple[str, object], ...] = (
+        ("status", None),
+        ("snapshot", {"camera": "dock"}),
+        ("snapshot", {"camera": asked}),
+        ("restartCamera", {"camera": "twin"}),
+        ("restartCamera", {asked: asked}),
+        (
+            "validateConfig",
+            {"cameras": {"x": {"uri": asked.replace("rtsp", "foo")}}, "http": {"token": ASKED}},
+        ),
+        ("validateConfig", {asked: ASKED}),
+        (f"key={ASKED}", None),
+    )
+    for number, (name, payload) in enumerate(calls):
+        answer = runtime.invoke(quote(name, safe=""), payload)
+        yield f"call {number}: {answer.status}", json.dumps(answer.payload).encode()
+    runtime.input("frames", b"no picture", {"camera": asked, "token": ASKED, "$.mid": "question"})
+
+
+def _acknowledged(runtime: EdgeRuntime, version: int) -> bool:
+    told = runtime.broker.twin.reported.get("config", {})
+    return bool(told) and all(entry["version"] == version for entry in told.values())
+
+
 def test_no_secret_comes_out_anywhere(tmp_path: Path, edge_runtime: EdgeRuntime) -> None:
     """Log (at its most talkative), HTTP, messages, twin, metrics, spool and every file of the state."""
     key = base64.b64encode(edge_runtime.account.key).decode()
@@ -108,7 +145,10 @@ def test_no_secret_comes_out_anywhere(tmp_path: Path, edge_runtime: EdgeRuntime)
     with ModuleProcess(tmp_path / "data", *arguments, environ=environ) as module:
         edge_runtime.wait_for(lambda got: sum(m.output == "detections" for m in got) >= 2, 60)
         edge_runtime.wait_for(lambda got: sum(b'"lost"' in m.body for m in got) >= 1, 60)
-        seen = dict(answers(module.ready()))
+        module.ready()
+        seen = dict(cloud(edge_runtime))
+        edge_runtime.wait_for(lambda got: sum(b"input-picture-refused" in m.body for m in got) >= 1, 60)
+        seen |= dict(answers(module.ready()))
         # The hub goes and comes with a wrong signature: the SDK has things to say about tokens.
         edge_runtime.faults.refuse_code = 5
         edge_runtime.cut()
@@ -118,14 +158,20 @@ def test_no_secret_comes_out_anywhere(tmp_path: Path, edge_runtime: EdgeRuntime)
         seen["log"] = module.log.encode()
     seen["messages file"] = out.read_bytes()
     for file in (tmp_path / "data").rglob("*"):
-        if file.is_file():
+        if file.is_file() and file.name != LAST_GOOD:
             seen[file.name] = file.read_bytes()
     for number, message in enumerate(edge_runtime.messages):
         seen[f"message {number}"] = message.topic.encode() + message.body
-    seen["twin"] = edge_runtime.broker.twin.document()
+    seen["twin"] = json.dumps(edge_runtime.broker.twin.patches).encode()
 
+    # The one place where they may lie, as it has to open cameras without a hub; and only those in force.
+    kept = tmp_path / "data" / LAST_GOOD
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert quote(TWIN, safe="") in kept.read_text()
+    assert WRONG not in kept.read_text()
+    assert quote(WRONG, safe="") not in kept.read_text()
     assert b"gate" in seen["log"]
-    for secret in (RTSP, QUERY, HTTP, TOKEN, LATE, key, "viewer-user"):
+    for secret in (RTSP, QUERY, HTTP, TOKEN, LATE, TWIN, WRONG, ASKED, key, "viewer-user"):
         for spelling in spellings(secret):
             # A path that holds a secret echoes nothing either.
             leaks = [where for where, what in seen.items() if spelling.encode() in what]

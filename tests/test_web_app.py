@@ -3,14 +3,17 @@
 import asyncio
 import re
 import socket
+from collections.abc import AsyncIterable, AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from visionedge.config import HttpConfig
 from visionedge.errors import UnavailableError
 from visionedge.frames import frame_document
+from visionedge.web.answers import Lock
 from visionedge.web.app import make_app
 from visionedge.web.openapi import describe
 from visionedge.web.server import Server
@@ -22,7 +25,7 @@ TOKEN = "bait-token-Ünïcode"
 
 def route_set() -> set[tuple[str, str]]:
     """Method and path of every route of the application."""
-    app = make_app(FakeModule(), HttpConfig())
+    app = make_app(FakeModule(), Lock(None))
     found = set()
     for route in app.router.routes():
         assert route.resource is not None
@@ -223,6 +226,94 @@ def test_the_address_shown_is_one_that_can_be_opened() -> None:
             shown = "127.0.0.1" if host == "0.0.0.0" else host
             assert server.url == f"http://{shown}:{server.port}/"
             await server.close()
+
+    asyncio.run(story())
+
+
+async def _until_data(lines: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """The lines of an event stream up to its first frame."""
+    async for line in lines:
+        yield line
+        if line.startswith(b"data:"):
+            return
+
+
+async def answered(url: str, token: str | None = None) -> int:
+    """The status that a new connection gets; 0 where nobody listens."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        async with (
+            aiohttp.ClientSession(trust_env=False) as client,
+            client.get(url, headers=headers) as answer,
+        ):
+            return answer.status
+    except aiohttp.ClientConnectionError:
+        return 0
+
+
+def test_another_address_is_listened_on_while_viewers_stay_connected() -> None:
+    """The old one answers no more, but a stream that was opened there goes on."""
+
+    async def story() -> None:
+        module = FakeModule()
+        server = await Server.start(module, HttpConfig(port=0))
+        before = server.url
+        async with (
+            aiohttp.ClientSession(before, trust_env=False) as client,
+            client.get("/api/v1/frames") as stream,
+        ):
+            await server.apply(HttpConfig(host="127.0.0.2", port=0))
+            assert server.url != before
+            assert await answered(f"{server.url}healthz") == 200
+            assert await answered(f"{before}healthz") == 0
+            module.board.publish(result())
+            lines = [line async for line in _until_data(stream.content)]
+            assert lines[-1].startswith(b"data:")
+        await server.close()
+
+    asyncio.run(story())
+
+
+def test_the_same_port_at_all_addresses_takes_over_from_one() -> None:
+    """The two overlap, so one must go before the other can come; and back again."""
+
+    async def story() -> None:
+        server = await Server.start(FakeModule(), HttpConfig(port=0))
+        port = server.port
+        for host in ("0.0.0.0", "127.0.0.1"):
+            await server.apply(HttpConfig(host=host, port=port))
+            assert await answered(f"http://127.0.0.1:{port}/healthz") == 200
+        await server.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("other_port", [True, False])
+def test_an_address_that_cannot_be_listened_on_leaves_everything_as_it_was(other_port: bool) -> None:
+    """The token included."""
+
+    async def story() -> None:
+        server = await Server.start(FakeModule(), HttpConfig(port=0, token=TOKEN))
+        wanted = HttpConfig(host="192.0.2.1", port=0 if other_port else server.port, token="another")
+        with pytest.raises(UnavailableError, match=r"192\.0\.2\.1"):
+            await server.apply(wanted)
+        assert await answered(f"{server.url}api/v1/status", TOKEN) == 200
+        await server.close()
+
+    asyncio.run(story())
+
+
+def test_another_token_is_asked_for_at_once() -> None:
+    """And none, if none is configured any more."""
+
+    async def story() -> None:
+        server = await Server.start(FakeModule(), HttpConfig(port=0, token=TOKEN))
+        url = f"{server.url}api/v1/status"
+        await server.apply(HttpConfig(port=0, token="another-token"))
+        assert [await answered(url, token) for token in (TOKEN, "another-token", None)] == [401, 200, 401]
+        await server.apply(HttpConfig(port=0))
+        assert await answered(url) == 200
+        await server.close()
 
     asyncio.run(story())
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from visionedge.config import HttpConfig
+from visionedge.web.answers import Lock
 from visionedge.web.api import Api
 from visionedge.web.door import Door, question
 from visionedge.web.server import Server
@@ -194,7 +195,7 @@ class FullTransport(asyncio.Transport):
 def test_who_takes_no_answers_is_heard_no_more_until_he_does() -> None:
     with socket.socket() as sock:
         transport = FullTransport(sock)
-        visitor = Door(Api(FakeModule("dock")), None, asyncio.Protocol)()
+        visitor = Door(Api(FakeModule("dock")), Lock(None), asyncio.Protocol)()
         visitor.connection_made(transport)
         visitor.pause_writing()
         assert not transport.reading

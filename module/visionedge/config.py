@@ -267,7 +267,7 @@ def from_environment(environ: Mapping[str, str]) -> Document:
     """
     document: Document = {}
     if model := environ.get("VISIONEDGE_MODEL"):
-        document["model"] = {"path": model}
+        document["model"] = {"path": model, "url": None, "sha256": None}
     if device := environ.get("VISIONEDGE_DEVICE"):
         document["inference"] = {"device": device}
     http: Document = {}

@@ -155,6 +155,10 @@ class EngineRoom:
                 return self._refused(wanted, error)
         return await self._first_is_there()
 
+    def give_way(self) -> None:
+        """Let a model be that is still being fetched for a change: another change is to come."""
+        self._supply.stop()
+
     def close(self) -> None:
         """End the engines, also one that still opens. Blocks."""
         self.lineup.close()

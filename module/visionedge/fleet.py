@@ -69,6 +69,16 @@ class Fleet:
             if name not in self.by_name:
                 self._open(name, settings)
 
+    def restart(self, name: str) -> None:
+        """Close a camera that runs and open it anew, as if it had been lost; its numbers go on.
+
+        Raises:
+            KeyError: no such camera runs.
+        """
+        settings = self._settings[name]
+        self._close(name)
+        self._open(name, settings)
+
     def refit(self, fitting: Fitting) -> None:
         """Bring the pictures of all cameras to the input of another model, from the next one on."""
         self._fitting = fitting
@@ -120,7 +130,7 @@ class Fleet:
         camera.stop()
         self._slots.close_camera(name)
         self._last[name] = (camera.next_sequence, camera.epoch)
-        log.info("camera %s is closed: its settings were changed or taken away", name)
+        log.info("camera %s is closed: it was changed, taken away or is to be opened anew", name)
 
     def _changed(self, camera: Camera, status: CameraStatus) -> None:
         # The end of one that has a successor would be read as the end of that.

@@ -75,6 +75,15 @@ DECLARED: Mapping[str, Declared] = {
     ),
     "spool_bytes": Declared("gauge", (), "Bytes of messages that wait for the hub."),
     "spool_on_disk": Declared("gauge", (), "1 when messages wait on disk, 0 when only in memory."),
+    "twin_configurations_total": Declared(
+        "counter", ("outcome",), "Desired properties that were applied or rejected."
+    ),
+    "twin_patches_total": Declared("counter", (), "Patches of reported properties."),
+    "method_calls_total": Declared("counter", ("method", "status"), "Direct methods that were called."),
+    "input_pictures_answered_total": Declared("counter", (), "Pictures of other modules that got an answer."),
+    "input_pictures_dropped_total": Declared(
+        "counter", ("reason",), "Pictures of other modules that got none, by reason."
+    ),
     "outbox_dropped_total": Declared(
         "counter", (), "Results lost between the lanes and the loop; must stay 0."
     ),

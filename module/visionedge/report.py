@@ -47,7 +47,7 @@ def status(rooms: Rooms) -> Document:
         "fetching": rooms.fetching,
         "cameras": cameras(rooms),
         "capacity": capacity.document(rooms.meter.reading) if rooms.meter.reading else None,
-        "hub": hub(rooms.delivery),
+        "hub": hub(rooms.delivery) | _asked(rooms),
     }
 
 
@@ -202,6 +202,20 @@ def hub(delivery: Delivery | None) -> Document:
     return document
 
 
+def _asked(rooms: Rooms) -> Document:
+    """What the cloud and other modules have asked for; nothing outside IoT Edge, where nobody can."""
+    if rooms.asked is None or rooms.delivery is None or not rooms.delivery.inside_edge:
+        return {}
+    seen = rooms.asked()
+    return {
+        "config": dict(seen.config),
+        "configurations": dict(seen.wishes),
+        "reportedPatches": seen.patches,
+        "methodCalls": sum(seen.methods.values()),
+        "inputPictures": {"answered": seen.pictures_answered, "dropped": dict(seen.pictures_dropped)},
+    }
+
+
 def bill(counted: Bill) -> Document:
     """Messages as IoT Hub meters them, and which part of a unit's day the last hour would come to."""
     return {
@@ -255,6 +269,7 @@ def samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
     yield from _camera_samples(rooms)
     yield from _capacity_samples(rooms)
     yield from _hub_samples(rooms)
+    yield from _asked_samples(rooms)
 
 
 def _recovery_samples(seen: Recovery) -> Iterable[tuple[str, tuple[str, ...], float]]:
@@ -311,6 +326,20 @@ def _hub_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
     if seen.spool is not None:
         yield "spool_bytes", (), seen.spool.waiting_bytes
         yield "spool_on_disk", (), float(seen.spool.mode == "disk")
+
+
+def _asked_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
+    if rooms.asked is None:
+        return
+    seen = rooms.asked()
+    for outcome, count in seen.wishes.items():
+        yield "twin_configurations_total", (outcome,), count
+    yield "twin_patches_total", (), seen.patches
+    for (method, status_code), count in seen.methods.items():
+        yield "method_calls_total", (method, str(status_code)), count
+    yield "input_pictures_answered_total", (), seen.pictures_answered
+    for reason, count in seen.pictures_dropped.items():
+        yield "input_pictures_dropped_total", (reason,), count
 
 
 def _uptime_s(rooms: Rooms) -> float:

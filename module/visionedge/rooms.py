@@ -9,6 +9,7 @@ from visionedge.capacity import Meter
 from visionedge.capture.camera import Camera, CameraStatus
 from visionedge.config import Config
 from visionedge.edge.delivery import Delivery
+from visionedge.edge.statistics import Asked
 from visionedge.fetching.supply import Supply
 from visionedge.fleet import Fleet
 from visionedge.frames import Result
@@ -40,6 +41,7 @@ class Rooms:
     engine: AnyEngine | None = None
     delivery: Delivery | None = None
     held: str | None = None
+    asked: Callable[[], Asked] | None = None
     supply: Supply | None = None
     stopping: bool = False
     failed: bool = False

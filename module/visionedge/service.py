@@ -18,17 +18,22 @@ from visionedge import report
 from visionedge.capture.camera import CameraStatus, Fitting
 from visionedge.config import Config
 from visionedge.edge.delivery import Delivery
+from visionedge.edge.desired import Carriers
 from visionedge.edge.identity import Identity
 from visionedge.edge.ladder import EXIT_STUCK
+from visionedge.edge.questions import NUMBERS
 from visionedge.engine_room import EngineRoom
+from visionedge.errors import UnavailableError, VisionedgeError
 from visionedge.facade import Facade
 from visionedge.fleet import Fleet
 from visionedge.inference.any_engine import AnyEngine, EngineNews
 from visionedge.memory import settle_allocator
 from visionedge.metrics import Metrics
+from visionedge.remote import Remote
 from visionedge.rooms import Rooms
 from visionedge.sequences import Sequences
 from visionedge.threads import Crew, on_thread
+from visionedge.uris import redact
 from visionedge.web.server import Server
 
 log = logging.getLogger(__name__)
@@ -45,7 +50,7 @@ _FLUSH_S = 1.5
 class Options:
     """What `visionedge run` was asked for."""
 
-    config: Config
+    carriers: Carriers
     data: Path
     messages: Path | None = None
     duration_s: float | None = None
@@ -76,7 +81,7 @@ class Service:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.rooms = Rooms.of(options.config, options.data, options.environ, self._wake)
+        self.rooms = Rooms.of(options.carriers.start.config, options.data, options.environ, self._wake)
         self.left: list[str] = []
         self._crew = Crew(self._thread_died)
         self._engines = EngineRoom(
@@ -85,6 +90,7 @@ class Service:
         self._hub_crew = Crew(self._thread_died)  # must outlive the others: the last messages go through it
         self._metrics = Metrics(lambda: report.samples(self.rooms))
         self._sequences = Sequences(options.data / "sequences.json")
+        self._remote: Remote | None = None
         self._remembers = True
         self._ticks = 0
         self._exit_code = 0
@@ -100,16 +106,49 @@ class Service:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._shut_down)
             rooms = self.rooms
-            fitting = self._engines.load()
+            carriers, fitting = self._load()
+            view = Facade(rooms, self._engines.lineup, self._metrics)
+            remote = self._remote = self._open_remote(carriers, view)
             # The spool is opened here, and a disk may be slow.
-            rooms.delivery = await on_thread(self._crew, "delivery", self._open_delivery)
-            self._server = await Server.start(
-                Facade(rooms, self._engines.lineup, self._metrics), rooms.config.http
-            )
+            rooms.delivery = await on_thread(self._crew, "delivery", lambda: self._open_delivery(remote))
+            self._server = await Server.start(view, rooms.config.http)
             stack.push_async_callback(self._server.close)
             rooms.delivery.start()
-            await self._run(rooms.delivery, asyncio.ensure_future(self._begin(rooms.delivery, fitting)))
+            remote.start()
+            try:
+                await self._run(rooms.delivery, asyncio.ensure_future(self._begin(rooms.delivery, fitting)))
+            except VisionedgeError:
+                await remote.keep_wish()
+                raise
         return self._exit_code
+
+    def _load(self) -> tuple[Carriers, Fitting | None]:
+        """Load the model. What was kept of the twin must not keep the twin from mending it."""
+        carriers, rooms = self.options.carriers, self.rooms
+        try:
+            return carriers, self._engines.load()
+        except VisionedgeError as error:
+            if carriers.start.wish is None:
+                raise
+            log.warning("starting without the last good desired properties: %s", redact(str(error)))
+        carriers = carriers.without_wish()
+        inference = carriers.start.config.inference
+        rooms.config = carriers.start.config
+        rooms.batcher.limit(inference.max_batch, int(inference.max_age_seconds * 1e9))
+        return carriers, self._engines.load()
+
+    def _open_remote(self, carriers: Carriers, view: Facade) -> Remote:
+        remote = Remote(
+            self.rooms,
+            view,
+            self._call_soon,
+            carriers,
+            apply=self.reconfigure,
+            give_way=self._engines.give_way,
+            first_sequence=self._sequences.first(NUMBERS),
+        )
+        self.rooms.asked = remote.statistics
+        return remote
 
     async def _begin(self, delivery: Delivery, fitting: Fitting | None) -> None:
         """Cameras and engine, as soon as the model is there; everything else runs meanwhile."""
@@ -126,7 +165,7 @@ class Service:
         if self.options.duration_s is not None:
             self._loop.call_later(self.options.duration_s, self._stop)
 
-    def _open_delivery(self) -> Delivery:
+    def _open_delivery(self, listener: Remote) -> Delivery:
         identity = Identity.from_environ(self.options.environ)
         return Delivery.build(
             self.rooms.config.telemetry,
@@ -135,6 +174,7 @@ class Service:
             self._hub_crew,
             data=self.options.data,
             on_stuck=self._hub_stuck,
+            listener=listener,
         )
 
     def _fleet(self, fitting: Fitting) -> Fleet:
@@ -153,15 +193,32 @@ class Service:
         Gives the sections that could not be applied, each with the reason; those stay as they were.
         """
         self._apply_cameras(config)
-        refused = dict(await self._engines.change(config))
-        if config.http != self.rooms.config.http:
-            refused["http"] = "takes effect at the next start"
-        return refused
+        self._apply_telemetry(config)
+        refused = await self._apply_http(config)
+        return refused | await self._engines.change(config)
 
     def _apply_cameras(self, config: Config) -> None:
         self.rooms.config = self.rooms.config.model_copy(update={"cameras": config.cameras})
         if self.rooms.fleet is not None:
             self.rooms.fleet.apply(config.cameras)
+            for name in self.rooms.board.statistics().cameras.keys() - config.cameras.keys():
+                self.rooms.board.forget(name)
+
+    async def _apply_http(self, config: Config) -> dict[str, str]:
+        before = self._server.url
+        try:
+            await self._server.apply(config.http)
+        except UnavailableError as error:
+            return {"http": str(error)}
+        self.rooms.config = self.rooms.config.model_copy(update={"http": config.http})
+        if self._server.url != before:
+            log.info("open %s to look", self._server.url)
+        return {}
+
+    def _apply_telemetry(self, config: Config) -> None:
+        if self.rooms.delivery is not None:
+            self.rooms.config = self.rooms.config.model_copy(update={"telemetry": config.telemetry})
+            self.rooms.delivery.apply(config.telemetry)
 
     async def _run(self, delivery: Delivery, beginning: asyncio.Future[None]) -> None:
         """Until it is stopped, or could not begin."""
@@ -196,6 +253,8 @@ class Service:
     async def _shut_down(self) -> None:
         """Cameras, lanes, results on their way, messages: in the order of the river."""
         self.rooms.board.close()
+        if self._remote is not None:
+            await self._remote.close()
         self._crew.stopping.set()  # from here on a lane that ends is no accident
         if self.rooms.fleet is not None:
             self.rooms.fleet.stop()
@@ -222,6 +281,7 @@ class Service:
 
     async def _remember(self) -> None:
         last = {} if self.rooms.fleet is None else self.rooms.fleet.next_sequences()
+        last |= {} if self._remote is None else self._remote.next_sequences()
         try:
             await asyncio.to_thread(self._sequences.remember, last)
         except OSError as error:

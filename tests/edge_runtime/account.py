@@ -66,6 +66,7 @@ class Received:
     message_id: str
     content_type: str
     content_encoding: str
+    correlation_id: str
     properties: dict[str, str]
     topic: str
     qos: int

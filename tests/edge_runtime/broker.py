@@ -146,6 +146,7 @@ class Broker:
                 message_id=properties.pop("$.mid", ""),
                 content_type=properties.pop("$.ct", ""),
                 content_encoding=properties.pop("$.ce", ""),
+                correlation_id=properties.pop("$.cid", ""),
                 properties=properties,
                 topic=message.topic,
                 qos=message.qos,

@@ -54,15 +54,18 @@ def _injects(environ: Mapping[str, str]) -> bool:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from visionedge.edge.desired import Carriers
     from visionedge.edge.identity import Identity
+    from visionedge.edge.last_good import FILE_NAME, LastGood
     from visionedge.service import Options, run
 
-    inside = Identity.from_environ(os.environ) is not None
-    document = run_document(arguments, os.environ, inside_iot_edge=inside)
+    identity, data = Identity.from_environ(os.environ), data_folder(os.environ)
+    document = run_document(arguments, os.environ, inside_iot_edge=identity is not None)
+    last_good = LastGood(data / FILE_NAME, identity.owner) if identity else None
     return run(
         Options(
-            config=config.validate(document),
-            data=data_folder(os.environ),
+            carriers=Carriers.read(document, last_good),
+            data=data,
             messages=Path(arguments.messages) if arguments.messages else None,
             duration_s=arguments.duration,
             inject=Path(arguments.inject) if getattr(arguments, "inject", None) else None,

@@ -126,6 +126,11 @@ class Delivery:
                 " but written to the messages file" if self._journal else "",
             )
 
+    @property
+    def inside_edge(self) -> bool:
+        """Whether there is a hub that messages go to."""
+        return self._identity is not None
+
     def offer(self, result: Result) -> None:
         """A frame was analysed."""
         # With nowhere to go, encoding frames would only cost.

@@ -7,7 +7,7 @@ twin ─▶ Wish ─▶ laid over the local document ─▶ validated ─▶ app
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from visionedge.config import Config, local_only, validate
@@ -18,6 +18,8 @@ from visionedge.errors import ConfigError
 from visionedge.uris import redact
 
 log = logging.getLogger(__name__)
+
+_LONGEST_RETRY_S = 3600.0
 
 Apply = Callable[[Config], Awaitable[Mapping[str, str]]]
 """Makes the running module that of a configuration; gives the sections that stay as they were, and why."""
@@ -35,45 +37,72 @@ class Start:
     wish: Wish | None = None
 
 
-def start_with(local: Document, last_good: LastGood | None) -> Start:
-    """The configuration of a start: the local document, and over it what was kept of the twin. Blocks.
+@dataclass(frozen=True, slots=True)
+class Carriers:
+    """Where the configuration comes from: the local document, what the module starts with, and the keeper.
 
-    Raises:
-        ConfigError: the local document is wrong.
+    `last_good` None: nothing is kept, as outside IoT Edge.
     """
-    config = validate(local)
-    wish = None if last_good is None else last_good.read()
-    if wish is None:
-        return Start(config)
-    try:
-        return Start(validate(overlaid(local, wish.document)), wish)
-    except ConfigError as error:
-        # The local document or the module's version may have changed since; the hub will be asked soon.
-        log.warning("the last good desired properties fit no more and are not used: %s", redact(str(error)))
-        return Start(config)
+
+    local: Document
+    start: Start
+    last_good: LastGood | None = None
+
+    @staticmethod
+    def read(local: Document, last_good: LastGood | None = None) -> "Carriers":
+        """The local document, and over it what was kept of the twin, if that fits still. Blocks.
+
+        Raises:
+            ConfigError: the local document is wrong.
+        """
+        start = Start(validate(local))
+        wish = None if last_good is None else last_good.read()
+        if wish is not None:
+            try:
+                start = Start(validate(overlaid(local, wish.document)), wish)
+            except ConfigError as error:
+                # The local document or the module's version may have changed since; the hub is asked soon.
+                log.warning("the last good desired properties fit no more: %s", redact(str(error)))
+        return Carriers(local, start, last_good)
+
+    def without_wish(self) -> "Carriers":
+        """The same, starting with the local document alone."""
+        return replace(self, start=Start(validate(self.local)))
 
 
 class Desired:
     """Takes one wish after the other, the newest first. For the asyncio loop; `run` is its only task.
 
     Args:
-        local: the document of the other carriers; desired properties are laid over it.
-        start: what runs now.
-        apply: makes another configuration run.
-        last_good: where what is in force is kept; None: nowhere.
+        carriers: what runs now, the document that desired properties are laid over, and who keeps them.
+        apply: makes another configuration run; what it refused is tried again, ever more rarely.
         tell: sends an event.
+        give_way: called when another model is wished while `apply` may still be fetching one.
+        retry_s: how long after a refusal it is tried again, at first.
     """
 
     def __init__(
-        self, local: Document, start: Start, apply: Apply, last_good: LastGood | None, tell: Tell
+        self,
+        carriers: Carriers,
+        apply: Apply,
+        tell: Tell,
+        *,
+        give_way: Callable[[], None] = lambda: None,
+        retry_s: float = 30.0,
     ) -> None:
-        self._local = local
-        self._running = start.config
+        start = carriers.start
+        self._local = carriers.local
+        # None where a change failed half-way and nobody knows.
+        self._running: Config | None = start.config
         self._force: Document = {} if start.wish is None else start.wish.document
         self._kept = start.wish
         self._apply = apply
-        self._last_good = last_good
+        self._last_good = carriers.last_good
         self._tell = tell
+        self._give_way = give_way
+        self._first_retry_s = self._retry_s = retry_s
+        self._refused: Refusals = {}
+        self._applying = False
         self._judged: Wish | None = None
         self._waiting: Wish | None = None
         self._news = asyncio.Event()
@@ -92,6 +121,9 @@ class Desired:
         if wish is not None and wish not in (self._judged, self._waiting):
             self._waiting = wish
             self._news.set()
+            judged = {} if self._judged is None else self._judged.document
+            if self._applying and judged.get("model") != wish.document.get("model"):
+                self._give_way()
 
     def judge(self, document: Mapping[str, Any]) -> Config:
         """What a desired document would make of the configuration. Blocks a little.
@@ -111,16 +143,37 @@ class Desired:
     async def run(self) -> None:
         """Take wishes until cancelled."""
         while True:
-            await self._news.wait()
-            self._news.clear()
-            wish, self._waiting = self._waiting, None
-            if wish is None:
-                continue
-            self._judged = wish
+            wish = await self._next()
             try:
                 await self._take(wish)
             except Exception:  # what comes next must be heard
                 log.exception("taking desired properties failed")
+
+    async def keep_waiting(self) -> None:
+        """Keep a wish that waits and would be taken, without applying it: for the next start."""
+        wish = self._waiting or self._judged
+        if wish is None:
+            return
+        try:
+            await asyncio.to_thread(self.judge, wish.document)
+        except ConfigError:
+            return
+        await self._keep(wish)
+
+    async def _next(self) -> Wish:
+        """The newest wish; or the last one again, of which something could not be had, after a while."""
+        while True:
+            try:
+                await asyncio.wait_for(self._news.wait(), self._retry_s if self._refused else None)
+            except TimeoutError:
+                self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+            else:
+                self._retry_s, self._refused = self._first_retry_s, {}
+            self._news.clear()
+            wish, self._waiting = self._waiting or self._judged, None
+            if wish is not None:
+                self._judged = wish
+                return wish
 
     async def _take(self, wish: Wish) -> None:
         try:
@@ -128,31 +181,36 @@ class Desired:
         except ConfigError as error:
             self._reject(wish, refusals(wish, error.problems))
             return
-        refused = await self._applied(config)
+        told, self._refused = self._refused, await self._applied(config)
+        refused = self._refused
         if "" in refused:
-            self._reject(wish, refused)
+            self._running = None
+            self._reject(wish, refused, again=refused == told)
             return
         before, self._force = self._force, in_force(wish, self._force, refused)
-        kept = {key: getattr(self._running, key) for key in refused if key in Config.model_fields}
-        self._running = config.model_copy(update=kept)
+        self._running = _with_sections(config, self._running, refused)
         changed = sorted(key for key in {*before, *self._force} if before.get(key) != self._force.get(key))
+        # Kept first: what was acknowledged outlives a kill.
+        await self._keep(Wish(wish.version, self._force))
         if refused:
-            self._reject(wish, refused)
+            self._reject(wish, refused, again=refused == told)
         else:
             self.acknowledgement = acknowledgement(wish, {}, self._force)
         if changed:
             self._accept(wish, changed)
-        await self._keep(Wish(wish.version, self._force))
 
     async def _applied(self, config: Config) -> Refusals:
         """Apply a configuration; the sections that were refused."""
         if config == self._running:
             return {}
+        self._applying = True
         try:
             refused = await self._apply(config)
         except Exception as error:
             log.exception("applying desired properties failed")
             return {"": [f"applying it failed: {redact(str(error))}"]}
+        finally:
+            self._applying = False
         return {section: [_with_path(section, reason)] for section, reason in refused.items()}
 
     def _accept(self, wish: Wish, changed: list[str]) -> None:
@@ -162,9 +220,12 @@ class Desired:
         log.info("%s", redact(text))
         self._tell("config-applied", text, {"version": wish.version, "sections": changed})
 
-    def _reject(self, wish: Wish, refused: Refusals) -> None:
-        self.counts["rejected"] += 1
+    def _reject(self, wish: Wish, refused: Refusals, *, again: bool = False) -> None:
+        """Acknowledge and tell a refusal, the same one of the same wish once."""
         self.acknowledgement = acknowledgement(wish, refused, self._force)
+        if again:
+            return
+        self.counts["rejected"] += 1
         problems = [problem for reasons in refused.values() for problem in reasons]
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         text = f"desired properties, version {wish.version}, are not applied: {count}"
@@ -184,6 +245,14 @@ class Desired:
             log.warning("the desired properties cannot be kept (%s)", error.strerror)
         else:
             self._kept = wish
+
+
+def _with_sections(config: Config, before: Config | None, refused: Refusals) -> Config | None:
+    """The configuration of which some sections stayed as they were before."""
+    if before is None or not refused:
+        return None if refused else config
+    kept = {key: getattr(before, key) for key in refused if key in Config.model_fields}
+    return config.model_copy(update=kept)
 
 
 def _with_path(section: str, reason: str) -> str:

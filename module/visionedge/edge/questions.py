@@ -59,7 +59,7 @@ class Questions:
         self._news = asyncio.Event()
         self._told_ns: dict[Drop, int] = {}
         self.answered = 0
-        self.dropped: Counter[Drop] = Counter()
+        self.dropped: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"<Questions waiting={len(self._waiting)} answered={self.answered} {dict(self.dropped)}>"

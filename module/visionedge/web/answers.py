@@ -79,6 +79,24 @@ def set_common_headers(headers: MutableMapping[str, str]) -> None:
     headers["Server"] = "visionedge"
 
 
+class Lock:
+    """The token that requests have to show, which may change while the module runs; None: none is needed."""
+
+    def __init__(self, token: str | None) -> None:
+        self.change(token)
+
+    def __repr__(self) -> str:
+        return f"<Lock {'open' if self.token is None else 'closed'}>"
+
+    def change(self, token: str | None) -> None:
+        """Ask for another one from now on; answers that are under way go on."""
+        self.token = None if token is None else token.encode()
+
+    def opens(self, authorization: str) -> bool:
+        """Whether an Authorization header shows it."""
+        return self.token is None or bears(authorization, self.token)
+
+
 def bears(authorization: str, token: bytes) -> bool:
     """Whether an Authorization header shows this token."""
     kind, _, given = authorization.partition(" ")

@@ -22,7 +22,7 @@ from visionedge.web.answers import (
 )
 from visionedge.web.dashboard import Page
 from visionedge.web.openapi import describe
-from visionedge.web.pictures import Desk, Look, Permits, Pictures
+from visionedge.web.pictures import Desk, Look, Permits, Pictures, is_picture
 from visionedge.web.streams import Closing, Documents, send_events, send_pictures
 from visionedge.web.view import Busy, Document, ModuleView
 
@@ -225,9 +225,8 @@ def _width_px(request: web.Request) -> int | None:
 
 
 def _look_like_picture(data: bytes) -> None:
-    """The first bytes tell what it is, whatever the client calls it; only three formats reach a decoder."""
-    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    if not (is_webp or data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))):
+    """The first bytes tell what it is, whatever the client calls it."""
+    if not is_picture(data):
         raise RequestError(415, "the body is no picture; send a JPEG, PNG or WebP")
 
 

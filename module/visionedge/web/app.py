@@ -5,8 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from visionedge.config import HttpConfig
-from visionedge.web.answers import RequestError, bears, error_answer, problem_of, set_common_headers
+from visionedge.web.answers import Lock, RequestError, error_answer, problem_of, set_common_headers
 from visionedge.web.api import Api
 from visionedge.web.inference_protocol import InferenceProtocol
 from visionedge.web.inference_protocol import routes as inference_routes
@@ -21,10 +20,10 @@ API = web.AppKey("api", Api)
 _BEGUN = web.RequestKey("begun", bool)
 
 
-def make_app(view: ModuleView, http: HttpConfig) -> web.Application:
+def make_app(view: ModuleView, lock: Lock) -> web.Application:
     """The whole HTTP side of a module over its view. It owns two threads from start-up to clean-up."""
     api = Api(view)
-    app = web.Application(middlewares=[_errors, _guard(http.token, api)])
+    app = web.Application(middlewares=[_errors, _guard(lock, api)])
     app[API] = api
     app.add_routes(routes(api))
     app.on_response_prepare.append(_common_headers)
@@ -69,14 +68,10 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return error_answer(request.path, problem_of(error, request))
 
 
-def _guard(token: str | None, api: Api) -> Middleware:
-    expected = None if token is None else token.encode()
-
+def _guard(lock: Lock, api: Api) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if expected is None or request.path in _OPEN_PATHS:
-            return await handler(request)
-        if bears(request.headers.get("Authorization", ""), expected):
+        if request.path in _OPEN_PATHS or lock.opens(request.headers.get("Authorization", "")):
             return await handler(request)
         if (
             request.path == "/"

@@ -15,7 +15,7 @@ from email.utils import formatdate
 
 from aiohttp import web
 
-from visionedge.web.answers import RequestError, bears, error_answer, set_common_headers
+from visionedge.web.answers import Lock, RequestError, bears, error_answer, set_common_headers
 from visionedge.web.api import Api
 
 _QUESTION = re.compile(rb"GET (/api/v1/cameras/([a-z0-9-]{1,64})/frame) HTTP/1\.1\r\n((?:[^\r\n]+\r\n)*)\r\n")
@@ -52,12 +52,13 @@ def question(head: bytes, token: bytes | None) -> str | None:
 class Door:
     """Makes the protocol of each connection; `application` makes that of those that want more. Loop only."""
 
-    def __init__(self, api: Api, token: str | None, application: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(self, api: Api, lock: Lock, application: Callable[[], asyncio.Protocol]) -> None:
         self.application = application
         self.visitors: set[Visitor] = set()
         self._api = api
-        self._token = None if token is None else token.encode()
-        # Heads that were understood, each taken apart once; where a token is wanted they have shown it.
+        self._lock = lock
+        # Heads that were understood, each taken apart once; where this token is wanted they have shown it.
+        self._token = lock.token
         self._known: dict[bytes, str] = {}
         # By camera, with the number of its frame: the result itself would hold its picture in memory.
         self._kept: dict[str, tuple[int, _Parts]] = {}
@@ -71,6 +72,9 @@ class Door:
 
     def answer(self, head: bytes) -> bytes | None:
         """The answer to these bytes; None where the application has to give it."""
+        if self._token != self._lock.token:
+            self._token = self._lock.token
+            self._known.clear()
         camera = self._known.get(head)
         if camera is None:
             camera = question(head, self._token)

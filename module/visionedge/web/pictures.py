@@ -19,6 +19,9 @@ T = TypeVar("T")
 
 _QUALITY = 82
 _JPEG_MOST_PX = 65_500
+_LARGE_PX = 4_096
+_LESS_QUALITY = 60
+_THUMBNAIL_PX = 64
 
 
 class Permits:
@@ -51,8 +54,8 @@ class Permits:
 class Desk:
     """A few threads for what must not run on the loop, and no more waiting for them than `limit` jobs."""
 
-    def __init__(self, threads: int = 2, limit: int = 32) -> None:
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="http")
+    def __init__(self, threads: int = 2, limit: int = 32, name: str = "http") -> None:
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._limit = limit
         self._jobs = 0
 
@@ -85,10 +88,11 @@ class Desk:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a picture is wanted: with boxes or without, and not wider than `width_px` (None: as it is)."""
+    """How a picture is wanted: with boxes, not wider than `width_px` (None: as it is), and how well."""
 
     annotated: bool = False
     width_px: int | None = None
+    quality: int = _QUALITY
 
 
 class Pictures:
@@ -150,10 +154,37 @@ def pack(result: Result, look: Look) -> bytes:
         picture = annotate(picture, result)
     if max(picture.shape[:2]) > _JPEG_MOST_PX:
         raise SourceError(f"a picture of {width_px}x{height_px} is too large for a JPEG; ask with ?width=")
-    done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, look.quality])
     if not done:
         raise SourceError(f"the picture of {result.frame.camera} cannot be packed as JPEG")
     return data.tobytes()
+
+
+def pack_within(result: Result, most_bytes: int, *, annotated: bool) -> bytes:
+    """The result's picture as a JPEG of so many bytes at most: first less well, then ever smaller. Slow.
+
+    Raises:
+        SourceError: as `pack`, or even a thumbnail is larger.
+    """
+    frame = result.frame
+    width_px = round(frame.width_px * min(1.0, _LARGE_PX / max(frame.width_px, frame.height_px)))
+    look = Look(annotated, max(1, width_px))
+    while len(jpeg := pack(result, look)) > most_bytes:
+        if width_px < _THUMBNAIL_PX:
+            raise SourceError(f"the picture of {frame.camera} does not fit into {most_bytes} bytes")
+        if look.quality > _LESS_QUALITY:
+            look = Look(annotated, width_px, _LESS_QUALITY)
+        else:
+            # A JPEG has about as many bytes as the square of its sides.
+            width_px = max(1, round(width_px * min(0.9, max(0.25, 0.95 * (most_bytes / len(jpeg)) ** 0.5))))
+            look = Look(annotated, width_px, _LESS_QUALITY)
+    return jpeg
+
+
+def is_picture(data: bytes) -> bool:
+    """Whether it begins as a JPEG, PNG or WebP: only these three formats of strangers reach a decoder."""
+    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    return is_webp or data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
 
 
 def _bytes_picture(picture: object) -> Picture:

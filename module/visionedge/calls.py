@@ -1,0 +1,156 @@
+"""The direct methods of the contract, over the rooms of the running module."""
+
+import base64
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+from visionedge import __version__
+from visionedge.capture.pictures import picture_size
+from visionedge.config import Config
+from visionedge.documents import Document
+from visionedge.edge.methods import MAX_ANSWER_BYTES, Method, MethodError, answer_bytes
+from visionedge.errors import ConfigError, SourceError
+from visionedge.facade import Facade
+from visionedge.frames import Result, utc_now, utc_text
+from visionedge.rooms import Rooms
+from visionedge.uris import redact
+from visionedge.web.answers import masked
+from visionedge.web.pictures import Desk, pack_within
+from visionedge.web.view import Busy
+
+T = TypeVar("T")
+
+MAX_JPEG_BYTES = 88_000
+"""As base64 in an answer below 120,000 bytes."""
+
+_MOST_PROBLEM_CHARACTERS = 500
+_CAMERA: Mapping[str, type] = {"camera": str}
+
+
+class Calls:
+    """What each method does. On the loop; what takes long is done at the desk.
+
+    `judge` reads a desired document as the module would, and raises ConfigError with every problem.
+    """
+
+    def __init__(
+        self, rooms: Rooms, view: Facade, desk: Desk, judge: Callable[[Mapping[str, Any]], Config]
+    ) -> None:
+        self._rooms = rooms
+        self._view = view
+        self._desk = desk
+        self._judge = judge
+
+    def methods(self) -> dict[str, Method]:
+        """The methods by name, with deadlines below the least time that IoT Hub lets callers wait (5 s)."""
+        return {
+            "ping": Method(self.ping, 1.0, None),
+            "status": Method(self.status, 4.0),
+            "snapshot": Method(self.snapshot, 4.5, {**_CAMERA, "annotate": bool}),
+            "validateConfig": Method(self.validate_config, 4.0, None),
+            "restartCamera": Method(self.restart_camera, 4.0, _CAMERA),
+        }
+
+    async def ping(self, _given: Mapping[str, Any]) -> Document:
+        """The module lives: its version, and the time as it knows it."""
+        uptime_s = (time.monotonic_ns() - self._rooms.started_ns) / 1e9
+        return {"version": __version__, "at": utc_text(utc_now()), "uptimeSeconds": round(uptime_s, 3)}
+
+    async def status(self, _given: Mapping[str, Any]) -> Document:
+        """The status object of HTTP, cut where there are very many cameras."""
+        return await self._at_desk(partial(fitted_status, self._view.status()))
+
+    async def snapshot(self, given: Mapping[str, Any]) -> Document:
+        """The picture of the newest frame of a camera; without a name, of the only one."""
+        name = self._camera(given)
+        result = self._view.latest(name)
+        if result is None:
+            raise MethodError(503, "no_frame_yet", f"camera '{name}' has no analysed frame yet")
+        annotated = bool(given.get("annotate", False))
+        try:
+            return await self._at_desk(partial(_snapshot, result, annotated))
+        except SourceError as error:
+            raise MethodError(503, "no_picture", str(error)) from None
+
+    async def validate_config(self, given: Mapping[str, Any]) -> Document:
+        """What would become of a desired document; nothing is changed."""
+        try:
+            await self._at_desk(partial(self._judge, given))
+        except ConfigError as error:
+            return fitted_problems([redact(problem) for problem in error.problems])
+        return fitted_problems([])
+
+    async def restart_camera(self, given: Mapping[str, Any]) -> Document:
+        """Close a camera and open it anew."""
+        name = self._camera(given)
+        fleet = self._rooms.fleet
+        if fleet is None or name not in fleet.by_name:
+            raise MethodError(409, "not_running", f"camera '{name}' does not run; it is disabled")
+        fleet.restart(name)
+        return {"camera": name, "state": fleet.by_name[name].status().state}
+
+    def _camera(self, given: Mapping[str, Any]) -> str:
+        """The camera that is meant."""
+        known = self._rooms.config.cameras
+        name = given.get("camera")
+        if name is None and len(known) == 1:
+            (name,) = known
+        if name is None:
+            raise MethodError(400, "bad_payload", "give the name of a camera, such as {'camera': 'dock'}")
+        if name not in known:
+            raise MethodError(404, "unknown_camera", f"there is no camera '{name[:64]}'")
+        return str(name)
+
+    async def _at_desk(self, work: Callable[[], T]) -> T:
+        try:
+            return await self._desk.run(work)
+        except Busy as error:
+            raise MethodError(503, "busy", str(error)) from None
+
+
+def fitted_status(status: Document) -> Document:
+    """The status without secrets, in the size of an answer: less of each camera, then fewer cameras."""
+    document: Document = masked(status)
+    if answer_bytes(document) <= MAX_ANSWER_BYTES:
+        return document
+    cameras = [{"name": camera["name"], "state": camera["state"]} for camera in document["cameras"]]
+    # Beside the cameras only the loads by camera can be long.
+    document |= {"cameras": [], "camerasOmitted": len(cameras), "capacity": None}
+    left_bytes = MAX_ANSWER_BYTES - answer_bytes(document)
+    for camera in cameras:
+        left_bytes -= answer_bytes(camera) + 2
+        if left_bytes < 0:
+            break
+        document["cameras"].append(camera)
+        document["camerasOmitted"] -= 1
+    return document
+
+
+def fitted_problems(problems: list[str]) -> Document:
+    """The answer of `validateConfig`; of very many problems the first ones, and how many there are."""
+    told: list[str] = []
+    left_bytes = MAX_ANSWER_BYTES - 200
+    for problem in problems:
+        text = problem[:_MOST_PROBLEM_CHARACTERS]
+        left_bytes -= answer_bytes(text) + 2
+        if left_bytes < 0:
+            break
+        told.append(text)
+    return {"valid": not problems, "count": len(problems), "problems": told}
+
+
+def _snapshot(result: Result, annotated: bool) -> Document:
+    jpeg = pack_within(result, MAX_JPEG_BYTES, annotated=annotated)
+    width_px, height_px = picture_size(jpeg) or (0, 0)
+    return {
+        "camera": result.frame.camera,
+        "sequence": result.frame.sequence,
+        "epoch": result.frame.epoch,
+        "capturedAt": utc_text(result.frame.captured_utc),
+        "width": width_px,
+        "height": height_px,
+        "contentType": "image/jpeg",
+        "jpeg": base64.b64encode(jpeg).decode(),
+    }

@@ -1,0 +1,228 @@
+"""What IoT Hub and other modules see of the running module, and what they may ask of it.
+
+twin ──▶ Desired ──▶ another configuration        status, snapshot, … ◀──▶ Methods
+     ◀── Reported ◀── properties of the rooms     input `frames` ──▶ Questions ──▶ output `detections`
+
+What comes from the threads of the hub client goes through two bounded boxes to the loop, and everything here
+happens there; pictures and documents are worked on by a few threads of its own.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
+from typing import Any
+
+from visionedge.calls import Calls
+from visionedge.capture.pictures import decode_picture
+from visionedge.config import Config
+from visionedge.edge.desired import Carriers, Desired
+from visionedge.edge.line import Errand, Outcome
+from visionedge.edge.methods import Methods
+from visionedge.edge.questions import INPUT, NUMBERS, Drop, Means, Questions
+from visionedge.edge.reported import Reported
+from visionedge.edge.sdk import InputMessage, Link, MethodCall
+from visionedge.edge.statistics import Asked
+from visionedge.errors import SourceError, VisionedgeError
+from visionedge.facade import Facade
+from visionedge.frames import Result, utc_now
+from visionedge.outbox import Outbox
+from visionedge.properties import properties
+from visionedge.rooms import Rooms
+from visionedge.uris import redact
+from visionedge.web.pictures import Desk, is_picture
+from visionedge.web.view import Busy
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 1.0
+_END_S = 1.0
+_CALLS = 32
+_MESSAGES = 8
+
+
+class Remote:
+    """A `Listener` for the hub client; everything that it does not inherit from there belongs to the loop.
+
+    Args:
+        rooms: what is reported, and whom answers go through.
+        view: what methods and pictures ask.
+        call_soon: runs something on the loop, from any thread.
+        carriers: where the configuration comes from.
+        apply: makes the module that of another configuration.
+        give_way: lets a model be that is still being fetched for an earlier configuration.
+        first_sequence: the number of the first picture of another module.
+    """
+
+    def __init__(
+        self,
+        rooms: Rooms,
+        view: Facade,
+        call_soon: Callable[[Callable[[], None]], None],
+        carriers: Carriers,
+        *,
+        apply: Callable[[Config], Awaitable[Mapping[str, str]]],
+        give_way: Callable[[], None],
+        first_sequence: int,
+    ) -> None:
+        self._rooms = rooms
+        self._view = view
+        self._call_soon = call_soon
+        self._desk = Desk(threads=2, limit=16, name="remote")
+        self._calls: Outbox[MethodCall] = Outbox(lambda: call_soon(self._take_calls), _CALLS)
+        self._messages: Outbox[InputMessage] = Outbox(lambda: call_soon(self._take_messages), _MESSAGES)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started_utc = utc_now()
+        self._line = 0
+        self._reported = Reported()
+        self._desired = Desired(carriers, apply, self._event, give_way=give_way)
+        self._methods = Methods(Calls(rooms, view, self._desk, self._desired.judge).methods())
+        means = Means(self._analyse, self._send_result, lambda: rooms.config.cameras, self._refused)
+        self._questions = Questions(means, first_sequence)
+
+    def __repr__(self) -> str:
+        return f"<Remote {self._desired!r} {self._reported!r} {self._methods!r} {self._questions!r}>"
+
+    # --- from the threads of the hub client and the SDK (`line.Listener`) -----------------------------------
+
+    def twin(self, twin: Mapping[str, Any] | None, line: int) -> None:
+        """The twin was read."""
+        self._call_soon(lambda: self._seen(twin, line))
+
+    def called(self, call: MethodCall) -> None:
+        """A direct method is called."""
+        self._calls.put(call)
+
+    def received(self, message: InputMessage) -> None:
+        """A message has come to an input."""
+        self._messages.put(message)
+
+    # --- the life -------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Report, answer and take wishes from now on; the delivery is there."""
+        self._begin(self._report())
+        self._begin(self._desired.run())
+        self._begin(self._questions.run())
+
+    async def close(self) -> None:
+        """End what is under way; whoever called a method hears nothing more."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_END_S)
+        await asyncio.to_thread(self._desk.close)
+
+    def next_sequences(self) -> dict[str, int]:
+        """What has to be remembered, so that the numbers of pictures never repeat (`sequences`)."""
+        return {NUMBERS: self._questions.next_sequence}
+
+    async def keep_wish(self) -> None:
+        """The module could not be started as it was wished before: keep what is wished now for next time."""
+        await self._desired.keep_waiting()
+
+    def statistics(self) -> Asked:
+        """The counts so far."""
+        return Asked(
+            wishes=dict(self._desired.counts),
+            patches=self._reported.patches,
+            methods=dict(self._methods.counts),
+            pictures_answered=self._questions.answered,
+            pictures_dropped=dict(self._questions.dropped) | {"full": self._full()},
+            config=self._desired.acknowledgement,
+        )
+
+    def _full(self) -> int:
+        return self._questions.dropped["full"] + self._messages.dropped
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the hub's ended", exc_info=task.exception())
+
+    # --- the twin -------------------------------------------------------------------------------------------
+
+    def _seen(self, twin: Mapping[str, Any] | None, line: int) -> None:
+        if line != self._line:
+            self._line = line
+            known = None if twin is None else twin.get("reported")
+            self._reported.linked(known if isinstance(known, Mapping) else {})
+        if twin is not None:
+            self._desired.seen(twin)
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            if not self._reported.due():
+                continue
+            wanted = properties(self._rooms, self._desired.acknowledgement, self._started_utc)
+            patch = self._reported.next_patch(wanted)
+            if patch is not None:
+                send = partial(_send_patch, patch)
+                self._errand(Errand("reporting", self._line, send, self._settled))
+
+    def _settled(self, outcome: Outcome) -> None:
+        self._call_soon(lambda: self._reported.settle(outcome))
+
+    def _event(self, code: str, text: str, details: Mapping[str, Any]) -> None:
+        if self._rooms.delivery is not None:
+            self._rooms.delivery.event("module", code, text, details)
+
+    # --- direct methods -------------------------------------------------------------------------------------
+
+    def _take_calls(self) -> None:
+        for call in self._calls.drain():
+            self._begin(self._answer_call(call))
+
+    async def _answer_call(self, call: MethodCall) -> None:
+        answer = await self._methods.answer(call.name, call.payload)
+
+        def send(link: Link) -> bool:
+            link.answer(call.request_id, answer.status, answer.document)
+            return True
+
+        self._errand(Errand("answering a direct method", call.line, send))
+
+    def _errand(self, errand: Errand) -> None:
+        if self._rooms.delivery is not None:
+            self._rooms.delivery.errand(errand)
+        else:
+            errand.done("lost")
+
+    # --- pictures of other modules --------------------------------------------------------------------------
+
+    def _take_messages(self) -> None:
+        for message in self._messages.drain():
+            self._questions.put(message)
+
+    async def _analyse(self, body: bytes) -> Result | Drop:
+        if not is_picture(body):
+            return "bad-picture"
+        try:
+            picture = await self._desk.run(partial(decode_picture, body))
+            return await self._view.detect(picture)
+        except SourceError:
+            return "bad-picture"
+        except Busy:
+            return "busy"
+        except VisionedgeError as error:
+            log.warning("a picture of another module: %s", redact(str(error)))
+            return "failed"
+
+    def _send_result(self, result: Result, correlation_id: str) -> bool:
+        delivery = self._rooms.delivery
+        return delivery is not None and delivery.answer(result, correlation_id)
+
+    def _refused(self, reason: Drop, camera: str) -> None:
+        text = f"a picture on input {INPUT} for {camera} got no answer: {reason}"
+        log.warning("%s", text)
+        self._event("input-picture-refused", text, {"camera": camera, "reason": reason})
+
+
+def _send_patch(patch: Mapping[str, Any], link: Link) -> bool:
+    return link.report(patch)

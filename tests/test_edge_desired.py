@@ -1,0 +1,319 @@
+"""Desired properties as a carrier: one wish after the other, applied, acknowledged, told, and kept."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from visionedge.config import Config
+from visionedge.edge.desired import Carriers, Desired
+from visionedge.edge.last_good import LastGood
+from visionedge.edge.wish import Wish
+
+LOCAL: dict[str, Any] = {"telemetry": {"intervalSeconds": 5}, "model": {"path": "local.onnx"}}
+
+
+class Module:
+    """Takes configurations as the service does, refuses sections on demand, and hears the events."""
+
+    def __init__(self, folder: Path, local: dict[str, Any] | None = None) -> None:
+        self.path = folder / "desired.json"
+        self.local = LOCAL if local is None else local
+        self.applied: list[Config] = []
+        self.refuse: dict[str, str] = {}
+        self.error: Exception | None = None
+        self.events: list[tuple[str, str, Mapping[str, Any]]] = []
+        self.hold: asyncio.Event | None = None
+        self.given_way = asyncio.Event()
+        self.retry_s = 3600.0
+
+    def carriers(self) -> Carriers:
+        """What a start of the module finds."""
+        return Carriers.read(self.local, LastGood(self.path, "me"))
+
+    async def apply(self, config: Config) -> Mapping[str, str]:
+        """Make this the running configuration."""
+        self.applied.append(config)
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.error is not None:
+            raise self.error
+        return self.refuse
+
+    def talk(self, story: Callable[[Desired], Awaitable[None]]) -> None:
+        """Run a story with the task of a desired that belongs to a start of the module."""
+
+        async def whole() -> None:
+            desired = Desired(
+                self.carriers(),
+                self.apply,
+                lambda *event: self.events.append(event),
+                give_way=self.given_way.set,
+                retry_s=self.retry_s,
+            )
+            task = asyncio.create_task(desired.run())
+            try:
+                await story(desired)
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+        asyncio.run(whole())
+
+    @property
+    def kept(self) -> Wish | None:
+        """What lies on the disk."""
+        return LastGood(self.path, "me").read()
+
+
+def twin(version: int, **desired: Any) -> dict[str, Any]:
+    """A twin as the hub gives it."""
+    return {"desired": {**desired, "$version": version, "$metadata": {}}, "reported": {"$version": 1}}
+
+
+def told(desired: Desired, version: int) -> bool:
+    """Whether the acknowledgement answers this version."""
+    entries = desired.acknowledgement.values()
+    return bool(entries) and all(entry["version"] == version for entry in entries)
+
+
+async def acknowledged(desired: Desired, version: int) -> dict[str, Any]:
+    """Wait for the acknowledgement of a version."""
+    async with asyncio.timeout(10):
+        # It changes on the loop; there is no event for it, as nobody but the next look needs one.
+        while not told(desired, version):  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.001)
+    return desired.acknowledgement
+
+
+def test_a_right_document_is_applied_acknowledged_told_and_kept(tmp_path: Path) -> None:
+    """Laid over the local document; a key that goes means the local value, or the default, again."""
+    module = Module(tmp_path)
+
+    async def story(desired: Desired) -> None:
+        desired.seen(twin(2, telemetry={"intervalSeconds": 1, "mode": "all"}, http={"port": 0}))
+        told = await acknowledged(desired, 2)
+        assert {key: entry["status"] for key, entry in told.items()} == {
+            "http": "applied",
+            "telemetry": "applied",
+        }
+        desired.seen(twin(3, telemetry={"mode": "none"}))
+        assert (await acknowledged(desired, 3)).keys() == {"telemetry"}
+
+    module.talk(story)
+    first, second = module.applied
+    assert (first.telemetry.interval_seconds, first.telemetry.mode, first.http.port) == (1, "all", 0)
+    assert (second.telemetry.interval_seconds, second.telemetry.mode, second.http.port) == (5, "none", 8080)
+    assert [(code, details["sections"]) for code, _, details in module.events] == [
+        ("config-applied", ["http", "telemetry"]),
+        ("config-applied", ["http", "telemetry"]),
+    ]
+    assert module.kept == Wish(3, {"telemetry": {"mode": "none"}})
+
+
+def test_a_wrong_document_changes_nothing_and_the_event_has_every_problem(tmp_path: Path) -> None:
+    """Neither what runs nor what is kept; and the next right one is taken."""
+    module = Module(tmp_path)
+
+    async def story(desired: Desired) -> None:
+        desired.seen(twin(2, telemetry={"mode": "all"}))
+        await acknowledged(desired, 2)
+        desired.seen(twin(3, telemetry={"mode": "some", "x": 1}, http={"port": -1}))
+        told = await acknowledged(desired, 3)
+        assert {entry["status"] for entry in told.values()} == {"rejected"}
+        desired.seen(twin(4, telemetry={"mode": "all"}))
+        await acknowledged(desired, 4)
+
+    module.talk(story)
+    assert len(module.applied) == 1
+    (rejected,) = [details for code, _, details in module.events if code == "config-rejected"]
+    assert rejected["version"] == 3
+    assert len(rejected["problems"]) == 3
+    assert module.kept == Wish(4, {"telemetry": {"mode": "all"}})
+
+
+def test_the_same_twin_read_again_is_no_news(tmp_path: Path) -> None:
+    """It is read once a minute, right or wrong."""
+    module = Module(tmp_path)
+
+    async def story(desired: Desired) -> None:
+        for _ in range(3):
+            desired.seen(twin(2, telemetry={"mode": "all"}))
+            await acknowledged(desired, 2)
+        for _ in range(3):
+            desired.seen(twin(3, telemetry={"mode": "some"}))
+            await acknowledged(desired, 3)
+
+    module.talk(story)
+    assert [code for code, _, _ in module.events] == ["config-applied", "config-rejected"]
+
+
+def test_a_section_that_cannot_be_applied_is_rejected_alone(tmp_path: Path) -> None:
+    """The others are in force; on the disk lies what is, so that a restart finds the same."""
+    module = Module(tmp_path)
+    module.refuse = {"model": "new.onnx does not exist"}
+
+    async def story(desired: Desired) -> None:
+        desired.seen(twin(2, model={"path": "new.onnx"}, telemetry={"mode": "all"}))
+        told = await acknowledged(desired, 2)
+        assert told["model"]["reasons"] == ["model: new.onnx does not exist"]
+        assert told["telemetry"]["status"] == "applied"
+        module.refuse = {}
+        desired.seen(twin(3, model={"path": "newer.onnx"}, telemetry={"mode": "all"}))
+        await acknowledged(desired, 3)
+
+    module.talk(story)
+    assert [config.model.path for config in module.applied] == ["new.onnx", "newer.onnx"]
+    assert [code for code, _, _ in module.events] == ["config-rejected", "config-applied", "config-applied"]
+    assert module.kept == Wish(3, {"model": {"path": "newer.onnx"}, "telemetry": {"mode": "all"}})
+
+
+def test_a_change_that_fails_altogether_is_rejected_and_the_next_one_heard(tmp_path: Path) -> None:
+    """Whatever it runs into, secrets in its words masked."""
+    module = Module(tmp_path)
+    module.error = RuntimeError("rtsp://me:hunter2@h broke")
+
+    async def story(desired: Desired) -> None:
+        desired.seen(twin(2, telemetry={"mode": "all"}))
+        told = await acknowledged(desired, 2)
+        assert told["telemetry"]["reasons"] == ["applying it failed: rtsp://***@h broke"]
+        module.error = None
+        desired.seen(twin(3))
+        desired.seen(twin(4, telemetry={}))
+        assert (await acknowledged(desired, 4))["telemetry"]["status"] == "applied"
+
+    module.talk(story)
+    # Also what ran before is applied again: nobody knows how far the change had come.
+    assert [config.telemetry.mode for config in module.applied][:2] == ["all", "changes"]
+    assert module.kept == Wish(4, {"telemetry": {}})
+
+
+def test_of_many_wishes_while_one_is_applied_the_newest_is_next(tmp_path: Path) -> None:
+    """Those between would be undone at once."""
+    module = Module(tmp_path)
+
+    async def story(desired: Desired) -> None:
+        module.hold = asyncio.Event()
+        desired.seen(twin(2, telemetry={"intervalSeconds": 2}))
+        async with asyncio.timeout(10):
+            while not module.applied:  # noqa: ASYNC110 - the double has no event for it
+                await asyncio.sleep(0.001)
+        for version in (3, 4, 5):
+            desired.seen(twin(version, telemetry={"intervalSeconds": version}))
+        module.hold.set()
+        await acknowledged(desired, 5)
+
+    module.talk(story)
+    assert [config.telemetry.interval_seconds for config in module.applied] == [2, 5]
+
+
+def test_a_start_without_a_hub_uses_what_was_in_force(tmp_path: Path) -> None:
+    """And acknowledges it; when the hub says the same, nothing is applied a second time."""
+    Module(tmp_path).talk(lambda desired: _wish(desired, 7, telemetry={"mode": "all"}))
+    module = Module(tmp_path)
+    assert module.carriers().start.config.telemetry.mode == "all"
+
+    async def story(desired: Desired) -> None:
+        assert desired.acknowledgement == {"telemetry": {"status": "applied", "version": 7}}
+        desired.seen(twin(7, telemetry={"mode": "all"}))
+        await asyncio.sleep(0)
+        await acknowledged(desired, 7)
+
+    module.talk(story)
+    assert module.applied == []
+    assert module.events == []
+
+
+async def _wish(desired: Desired, version: int, **document: Any) -> None:
+    desired.seen(twin(version, **document))
+    await acknowledged(desired, version)
+
+
+def test_what_was_in_force_and_fits_no_more_is_left_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The module starts with its local document, says so, and waits for the hub."""
+    LastGood(tmp_path / "desired.json", "me").keep(Wish(3, {"telemetry": {"gone": 1}}))
+    start = Module(tmp_path).carriers().start
+    assert start.wish is None
+    assert start.config.telemetry.interval_seconds == 5
+    assert "fit no more" in caplog.text
+
+
+def test_only_the_local_file_may_allow_what_is_insecure(tmp_path: Path) -> None:
+    """The twin is told so by the path of the key, beside all other problems."""
+    module = Module(tmp_path, {})
+    model = {"url": "http://h/m.onnx", "sha256": "0" * 64, "allowInsecure": True}
+
+    async def story(desired: Desired) -> None:
+        desired.seen(twin(2, model=model, http={"port": -1}))
+        told = await acknowledged(desired, 2)
+        assert any(reason.startswith("model.allowInsecure:") for reason in told["model"]["reasons"])
+        assert told["http"]["status"] == "rejected"
+
+    module.talk(story)
+    assert module.applied == []
+
+
+def test_a_wish_that_came_too_late_for_this_start_is_kept_for_the_next(tmp_path: Path) -> None:
+    """Where the engine cannot be opened as it was wished before, the twin must be able to mend it."""
+    module = Module(tmp_path)
+
+    async def story() -> None:
+        desired = Desired(module.carriers(), module.apply, lambda *event: module.events.append(event))
+        await desired.keep_waiting()
+        assert module.kept is None
+        desired.seen(twin(8, inference={"device": "npu"}))
+        await desired.keep_waiting()
+        assert module.kept is None
+        desired.seen(twin(9, inference={"device": "cpu"}))
+        await desired.keep_waiting()
+
+    asyncio.run(story())
+    assert module.kept == Wish(9, {"inference": {"device": "cpu"}})
+    assert module.applied == []
+
+
+def test_what_could_not_be_had_is_tried_again_and_told_once(tmp_path: Path) -> None:
+    """A model server that comes back is found without another word from the cloud."""
+    module = Module(tmp_path)
+    module.refuse = {"model": "the server does not answer"}
+    module.retry_s = 0.001
+
+    async def story(desired: Desired) -> None:
+        desired.seen(twin(2, model={"path": "new.onnx"}, telemetry={"mode": "all"}))
+        async with asyncio.timeout(10):
+            while len(module.applied) < 4:  # noqa: ASYNC110 - the double has no event for it
+                await asyncio.sleep(0.001)
+        assert desired.acknowledgement["model"]["status"] == "rejected"
+        module.refuse = {}
+        async with asyncio.timeout(10):
+            while desired.acknowledgement["model"]["status"] != "applied":  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.001)
+
+    module.talk(story)
+    assert [code for code, _, _ in module.events] == ["config-rejected", "config-applied", "config-applied"]
+    assert module.kept == Wish(2, {"model": {"path": "new.onnx"}, "telemetry": {"mode": "all"}})
+
+
+def test_a_model_that_is_still_fetched_gives_way_to_another(tmp_path: Path) -> None:
+    """And to nothing else: other sections wait their turn."""
+    module = Module(tmp_path)
+
+    async def story(desired: Desired) -> None:
+        module.hold = asyncio.Event()
+        desired.seen(twin(2, model={"path": "slow.onnx"}))
+        async with asyncio.timeout(10):
+            while not module.applied:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.001)
+        desired.seen(twin(3, model={"path": "slow.onnx"}, telemetry={"mode": "all"}))
+        assert not module.given_way.is_set()
+        desired.seen(twin(4, model={"path": "other.onnx"}))
+        assert module.given_way.is_set()
+        module.hold.set()
+        await acknowledged(desired, 4)
+
+    module.talk(story)
+    assert [config.model.path for config in module.applied] == ["slow.onnx", "other.onnx"]

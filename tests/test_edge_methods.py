@@ -1,0 +1,162 @@
+"""Direct methods: payloads, deadlines, errors and sizes, whatever a handler does."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from visionedge.calls import fitted_problems, fitted_status
+from visionedge.edge.methods import MAX_ANSWER_BYTES, Answer, Method, MethodError, Methods, answer_bytes
+from visionedge.errors import SourceError
+
+
+async def echo(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given."""
+    return dict(given)
+
+
+async def fail(given: Mapping[str, Any]) -> dict[str, Any]:
+    """As the payload wants it."""
+    match given.get("camera"):
+        case "method":
+            raise MethodError(409, "not_running", "rtsp://me:hunter2@h does not run")
+        case "ours":
+            raise SourceError("rtsp://me:hunter2@h is lost")
+        case "huge":
+            return {"x": "y" * MAX_ANSWER_BYTES}
+        case "nan":
+            return {"x": float("nan")}
+    raise ValueError("hunter2")
+
+
+async def hang(_given: Mapping[str, Any]) -> dict[str, Any]:
+    """For ever."""
+    await asyncio.Event().wait()
+    return {}
+
+
+METHODS = {
+    "echo": Method(echo, 5, {"camera": str, "annotate": bool}),
+    "any": Method(echo, 5, None),
+    "fail": Method(fail, 5, {"camera": str}),
+    "hang": Method(hang, 0.01),
+}
+
+
+def call(name: str, payload: Any = None) -> Answer:
+    """The answer of a method."""
+    return asyncio.run(Methods(METHODS).answer(name, payload))
+
+
+def code(answer: Answer) -> tuple[int, str]:
+    """Status and code of an error, which has the one shape."""
+    assert answer.document.keys() == {"error"}
+    assert answer.document["error"].keys() == {"code", "message"}
+    return answer.status, answer.document["error"]["code"]
+
+
+@pytest.mark.parametrize("payload", [None, {}, ""])
+def test_no_payload_is_an_empty_one(payload: Any) -> None:
+    """IoT Hub sends null where none was given."""
+    assert call("echo", payload) == Answer(200, {})
+
+
+def test_a_right_payload_reaches_the_method() -> None:
+    """As it was given."""
+    given = {"camera": "dock", "annotate": True}
+    assert call("echo", given) == Answer(200, given)
+    assert call("any", {"whatever": [1]}) == Answer(200, {"whatever": [1]})
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [[], "text", 5, True, {"camera": 5}, {"annotate": "yes"}, {"camera": None}, {"colour": 1}, {"": 1}],
+)
+def test_a_wrong_payload_is_answered_with_400(payload: Any) -> None:
+    """The message names the key."""
+    assert code(call("echo", payload)) == (400, "bad_payload")
+
+
+@pytest.mark.parametrize("name", ["nonsense", "", "Echo", "x" * 5000])
+def test_an_unknown_method_is_answered_with_404(name: str) -> None:
+    """And told which there are."""
+    answer = call(name)
+    assert code(answer) == (404, "unknown_method")
+    assert "there are any, echo, fail, hang" in answer.document["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("method", (409, "not_running")),
+        ("ours", (500, "failed")),
+        ("huge", (500, "too_large")),
+        ("nan", (500, "internal")),
+        ("else", (500, "internal")),
+    ],
+)
+def test_whatever_a_method_does_is_an_answer_without_secrets(how: str, expected: tuple[int, str]) -> None:
+    """Nothing is raised, and nothing of what was raised is shown that is not meant for people."""
+    answer = call("fail", {"camera": how})
+    assert code(answer) == expected
+    assert "hunter2" not in str(answer.document)
+
+
+def test_a_method_that_hangs_ends_at_its_deadline() -> None:
+    """504, and its place is free again."""
+    assert code(call("hang")) == (504, "timeout")
+
+
+def test_only_so_many_run_at_once() -> None:
+    """The ninth is told to call again; calls are counted by name and status, unknown names together."""
+
+    async def story() -> None:
+        methods = Methods({"hang": Method(hang, 5)})
+        waiting = [asyncio.create_task(methods.answer("hang", None)) for _ in range(8)]
+        await asyncio.sleep(0)
+        assert code(await methods.answer("hang", None)) == (503, "busy")
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for name in ("a", "b"):
+            await methods.answer(name, None)
+        assert methods.counts == {("hang", 503): 1, ("unknown", 404): 2}
+
+    asyncio.run(story())
+
+
+def camera(number: int) -> dict[str, Any]:
+    """A camera object with everything as long as it gets."""
+    return {
+        "name": f"{number:03}" + "c" * 61,
+        "uri": "rtsp://***@h/" + "u" * 300,
+        "state": "reconnecting",
+        "lastError": "é" * 400,
+        "dropped": dict.fromkeys(("replaced", "stale", "gated", "failed", "discarded"), 10**9),
+    }
+
+
+def test_the_status_of_very_many_cameras_is_cut_to_the_size_of_an_answer() -> None:
+    """First to what matters of each, then to as many as fit; how many are left out is said."""
+    few = {"version": "1", "cameras": [camera(1)], "capacity": {}}
+    assert fitted_status(few) == few
+    for count, omitted in ((200, False), (5000, True)):
+        status = {
+            "version": "1",
+            "cameras": [camera(n) for n in range(count)],
+            "capacity": {"x": "y" * 10**6},
+        }
+        cut = fitted_status(status)
+        assert answer_bytes(cut) <= MAX_ANSWER_BYTES
+        assert cut["camerasOmitted"] + len(cut["cameras"]) == count
+        assert (cut["camerasOmitted"] > 0) is omitted
+        assert cut["cameras"][0] == {"name": camera(0)["name"], "state": "reconnecting"}
+
+
+def test_very_many_problems_are_cut_and_counted() -> None:
+    """A document of 128 KB can be wrong in many ways."""
+    cut = fitted_problems([f"{n}: " + "ü" * 400 for n in range(5000)])
+    assert answer_bytes(cut) <= MAX_ANSWER_BYTES
+    assert (cut["valid"], cut["count"]) == (False, 5000)
+    assert fitted_problems([]) == {"valid": True, "count": 0, "problems": []}

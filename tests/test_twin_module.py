@@ -1,0 +1,360 @@
+"""The whole module under the cloud's control: twin, direct methods and pictures of other modules.
+
+The real SDK against the stand-in edge runtime; one module serves most tests, each with versions of its own.
+"""
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from clips import make_picture
+from edge_runtime.broker import Received
+from edge_runtime.contract import check_message
+from edge_runtime.runtime import EdgeRuntime, PortTakenError
+from edge_runtime.twin import check_reported
+from module_process import ModuleProcess
+from tiny_models import TinyDetector
+from visionedge.capture.pictures import picture_size
+
+LOCAL = """
+model: {{path: {folder}/tiny.onnx}}
+inference: {{process: false, device: cpu, confidence: 0.01}}
+telemetry: {{mode: all, intervalSeconds: 0.2, fillSeconds: 0}}
+cameras: {{dock: {{uri: 'demo:', fps: 5}}}}
+"""
+
+
+def write_configuration(folder: Path) -> Path:
+    """A local document with a tiny model and one camera."""
+    TinyDetector().save(folder / "tiny.onnx")
+    path = folder / "vision.yaml"
+    path.write_text(LOCAL.format(folder=folder))
+    return path
+
+
+@dataclass
+class Deployed:
+    """A module inside the stand-in runtime."""
+
+    runtime: EdgeRuntime
+    module: ModuleProcess
+
+    @property
+    def reported(self) -> dict[str, Any]:
+        """What it has reported so far."""
+        return self.runtime.broker.twin.reported
+
+    def desire(self, patch: dict[str, Any]) -> dict[str, Any]:
+        """Change the desired properties; the acknowledgement of that version."""
+        version = self.runtime.desire(patch)
+        self.runtime.wait_until(lambda: version in self._answered(), 60)
+        check_reported(self.reported)
+        told: dict[str, Any] = self.reported["config"]
+        return told
+
+    def _answered(self) -> set[int]:
+        return {entry["version"] for entry in self.reported.get("config", {}).values()}
+
+    def events(self, code: str) -> list[dict[str, Any]]:
+        """The events of a code that have arrived."""
+        documents = [m.json() for m in self.runtime.messages if m.output == "events"]
+        return [document for document in documents if document["code"] == code]
+
+    def frames(self, camera: str) -> list[dict[str, Any]]:
+        """The frame objects of a camera that have arrived, duplicates dropped."""
+        once = {m.message_id: m for m in self.runtime.messages if m.output == "detections"}
+        return [f for m in once.values() for f in m.json()["frames"] if f["camera"] == camera]
+
+    def wait_for_frame(self, camera: str, after: int = 0) -> None:
+        """Wait until a newer frame of a camera has arrived."""
+        self.runtime.wait_for(lambda _: any(f["sequence"] > after for f in self.frames(camera)), timeout_s=60)
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    """One module for the tests of this file that do not restart it."""
+    folder = tmp_path_factory.mktemp("deployed")
+    runtime = EdgeRuntime()
+    try:
+        runtime.start()
+    except PortTakenError as error:
+        pytest.skip(str(error))
+    arguments = ("--config", str(write_configuration(folder)))
+    try:
+        with ModuleProcess(folder / "data", *arguments, environ=runtime.environ) as module:
+            deployed = Deployed(runtime, module)
+            module.ready()
+            deployed.wait_for_frame("dock")
+            yield deployed
+            assert module.stop(10) == 0
+        assert runtime.broker.refusals == []
+        assert "Traceback" not in module.log
+    finally:
+        runtime.stop()
+
+
+# --- desired and reported properties ----------------------------------------------------------------------
+
+
+def test_the_module_reports_itself(deployed: Deployed) -> None:
+    """Engine, cameras, model and module, as the contract names them."""
+    deployed.runtime.wait_until(lambda: deployed.reported.get("cameras") == {"dock": "live"}, 30)
+    deployed.runtime.wait_until(lambda: "effective" in deployed.reported["engine"], 30)
+    reported = deployed.reported
+    check_reported(reported)
+    assert reported["engine"].keys() == {"requested", "effective", "reasonCode", "since"}
+    assert (reported["engine"]["requested"], reported["engine"]["effective"]) == ("cpu", "cpu")
+    assert reported["model"]["name"] == "tiny"
+    assert len(reported["model"]["sha256"]) == 64
+    assert reported["module"].keys() == {"version", "started"}
+
+
+def test_forty_wrong_things_are_all_told_and_the_old_configuration_runs_on(deployed: Deployed) -> None:
+    """In the twin, in an event and in status; no camera is opened anew and no frame is missed."""
+    wrong: dict[str, Any] = {
+        "cameras": {f"c{n}": {"uri": "gopher://h", "fps": 0, "decoder": "x", "colour": 1} for n in range(8)},
+        "inference": {"device": "npu", "iou": 2, "maxBatch": 0, "confidance": 1},
+        "telemetry": {"mode": "some", "maxPerDay": -1},
+        "http": {"port": 70000, "host": ""},
+    }
+    before = deployed.frames("dock")[-1]["sequence"]
+    told = deployed.desire(wrong)
+    assert told.keys() == wrong.keys()
+    reasons = [reason for entry in told.values() for reason in entry["reasons"]]
+    assert len(reasons) == 40
+    assert {entry["status"] for entry in told.values()} == {"rejected"}
+    (event,) = deployed.events("config-rejected")
+    assert sorted(event["details"]["problems"]) == sorted(reasons)
+    status = deployed.module.get("/api/v1/status")
+    assert status["hub"]["config"] == told
+    (dock,) = status["cameras"]
+    assert (dock["name"], dock["epoch"]) == ("dock", 1)
+    dropped = dock["dropped"]
+    assert dropped["discarded"] == dropped["failed"] == 0
+    deployed.wait_for_frame("dock", before + 10)
+    sequences = [frame["sequence"] for frame in deployed.frames("dock")][: dock["framesAnalysed"]]
+    assert all(one < other for one, other in pairwise(sequences))
+    # Every number that is not told is one that was let go and counted: on a busy machine there may be some.
+    assert sequences[-1] - sequences[0] + 1 - len(sequences) <= dropped["replaced"] + dropped["stale"]
+    deployed.desire({**dict.fromkeys(wrong), "telemetry": {"mode": "all", "maxPerDay": None}})
+
+
+def test_a_right_patch_takes_effect_and_a_key_that_goes_means_the_local_value(deployed: Deployed) -> None:
+    """One camera more and another rule for telemetry, while the first camera runs on."""
+    version = deployed.runtime.broker.twin.desired_version + 1
+    told = deployed.desire({"cameras": {"yard": {"uri": "demo:", "fps": 2}}, "telemetry": {"mode": "none"}})
+    assert told == {
+        "cameras": {"status": "applied", "version": version},
+        "telemetry": {"status": "applied", "version": version},
+    }
+    deployed.module.until(lambda c: c["yard"]["framesAnalysed"] >= 2)
+    deployed.runtime.wait_until(lambda: deployed.reported["cameras"].get("yard") == "live", 30)
+    assert deployed.frames("yard") == []
+    assert deployed.module.cameras()["dock"]["epoch"] == 1
+
+    deployed.desire({"telemetry": {"mode": None, "maxPerDay": 50000}})
+    deployed.wait_for_frame("yard")
+    deployed.desire({"cameras": None})
+    assert list(deployed.module.cameras()) == ["dock"]
+    deployed.runtime.wait_until(lambda: deployed.reported["cameras"].keys() == {"dock"}, 30)
+    assert len(deployed.events("config-applied")) >= 3
+
+
+def test_http_moves_where_the_twin_says_and_stays_where_that_cannot_be(deployed: Deployed) -> None:
+    """A port that cannot be had rejects that section alone."""
+    told = deployed.desire({"http": {"host": "192.0.2.1"}, "telemetry": {"maxPerDay": 40000}})
+    assert told["http"]["status"] == "rejected"
+    assert "cannot listen on 192.0.2.1" in told["http"]["reasons"][0]
+    assert told["telemetry"]["status"] == "applied"
+    assert deployed.module.cameras()
+    told = deployed.desire({"http": {"host": "127.0.0.1"}})
+    assert told["http"]["status"] == "applied"
+    deployed.desire({"http": None})
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_after_a_lost_connection_everything_is_heard_again(deployed: Deployed, forget: bool) -> None:
+    """With a session that the hub has lost, too; and what is reported is told again."""
+    runtime = deployed.runtime
+    patches, connects = len(runtime.broker.twin.patches), runtime.broker.connects
+    runtime.faults.forget_sessions = forget
+    runtime.lose_sessions()
+    runtime.cut()
+    runtime.wait_until(lambda: runtime.broker.connects > connects, 30)
+    runtime.wait_until(lambda: len(runtime.broker.twin.patches) > patches, 30)
+    again = runtime.broker.twin.patches[-1]
+    assert again.keys() >= {"engine", "cameras", "model", "module"}
+    runtime.faults.end()
+    assert runtime.invoke("ping").status == 200
+    told = deployed.desire({"telemetry": {"maxPerDay": 30000 + connects}})
+    assert told["telemetry"]["status"] == "applied"
+
+
+# --- direct methods ---------------------------------------------------------------------------------------
+
+
+def test_ping_and_status_answer(deployed: Deployed) -> None:
+    """With what HTTP says."""
+    ping = deployed.runtime.invoke("ping", {"any": "thing"})
+    assert ping.status == 200
+    assert ping.payload.keys() == {"version", "at", "uptimeSeconds"}
+    status = deployed.runtime.invoke("status")
+    assert status.status == 200
+    assert status.payload["engine"] == deployed.module.get("/api/v1/status")["engine"]
+    assert status.payload["hub"]["connected"] is True
+
+
+@pytest.mark.parametrize("payload", [None, {"camera": "dock"}, {"camera": "dock", "annotate": True}])
+def test_a_snapshot_is_a_jpeg_that_fits(deployed: Deployed, payload: dict[str, Any] | None) -> None:
+    """As base64, with the frame that it belongs to; the only camera need not be named."""
+    answer = deployed.runtime.invoke("snapshot", payload)
+    assert answer.status == 200
+    assert len(json.dumps(answer.payload)) <= 128 * 1024
+    jpeg = base64.b64decode(answer.payload["jpeg"], validate=True)
+    assert picture_size(jpeg) == (answer.payload["width"], answer.payload["height"])
+    assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), 1) is not None
+    assert answer.payload["contentType"] == "image/jpeg"
+    assert answer.payload["camera"] == "dock"
+    assert answer.payload["sequence"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "status", "code"),
+    [
+        ("snapshot", {"camera": "attic"}, 404, "unknown_camera"),
+        ("snapshot", {"camera": 5}, 400, "bad_payload"),
+        ("snapshot", ["dock"], 400, "bad_payload"),
+        ("restartCamera", {"camera": "attic"}, 404, "unknown_camera"),
+        ("restartCamera", {"name": "dock"}, 400, "bad_payload"),
+        ("validateConfig", "text", 400, "bad_payload"),
+        ("status", {"verbose": True}, 400, "bad_payload"),
+        ("reboot", None, 404, "unknown_method"),
+    ],
+)
+def test_what_cannot_be_answered_is_an_error_in_one_shape(
+    deployed: Deployed, name: str, payload: Any, status: int, code: str
+) -> None:
+    """As over HTTP."""
+    answer = deployed.runtime.invoke(name, payload)
+    assert (answer.status, answer.payload["error"]["code"]) == (status, code)
+    assert answer.payload["error"]["message"]
+
+
+def test_a_configuration_is_validated_and_nothing_is_changed(deployed: Deployed) -> None:
+    """As if it were desired: with the local document below it."""
+    before = deployed.module.cameras().keys()
+    right = deployed.runtime.invoke(
+        "validateConfig", {"cameras": {"dock": {"fps": 1}, "x": {"uri": "demo:"}}}
+    )
+    assert right.payload == {"valid": True, "count": 0, "problems": []}
+    wrong = deployed.runtime.invoke("validateConfig", {"telemtry": {}, "http": {"port": "x"}})
+    assert wrong.status == 200
+    assert (wrong.payload["valid"], wrong.payload["count"]) == (False, 2)
+    assert "telemtry: unknown key; did you mean 'telemetry'?" in wrong.payload["problems"]
+    assert deployed.module.cameras().keys() == before
+
+
+def test_a_camera_is_restarted(deployed: Deployed) -> None:
+    """Its epoch grows, its numbers go on."""
+    before = deployed.module.cameras()["dock"]["epoch"]
+    assert deployed.runtime.invoke("restartCamera", {"camera": "dock"}).status == 200
+    deployed.module.until(lambda c: c["dock"]["epoch"] == before + 1 and c["dock"]["state"] == "live")
+    deployed.wait_for_frame("dock", deployed.frames("dock")[-1]["sequence"])
+    frames = deployed.frames("dock")
+    assert all(one["sequence"] < other["sequence"] for one, other in pairwise(frames))
+
+
+# --- pictures of other modules ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_a_picture_is_answered_on_detections(deployed: Deployed, tmp_path: Path, suffix: str) -> None:
+    """One frame in a document of the contract, and the id of the question as its correlation id."""
+    path = make_picture(tmp_path / f"shot{suffix}", 7)
+    question = f"question-{suffix[1:]}"
+    deployed.runtime.input("frames", path.read_bytes(), {"$.mid": question, "camera": "press-7"})
+    answer = _answer(deployed.runtime, question)
+    document = check_message(answer)
+    (frame,) = document["frames"]
+    assert frame["camera"] == answer.properties["cameras"] == "press-7"
+    assert (frame["width"], frame["height"]) == picture_size(path.read_bytes())
+
+
+def test_what_is_no_picture_is_counted_and_told(deployed: Deployed, tmp_path: Path) -> None:
+    """Neither it nor many at once keep the next one from its answer."""
+    deployed.runtime.input("frames", b"\xff\xd8\xff but no JPEG", {"$.mid": "junk"})
+    deployed.runtime.input("frames", b"", {"$.mid": "nothing"})
+    deployed.runtime.input("others", b"x", {"$.mid": "elsewhere"})
+    right = make_picture(tmp_path / "shot.png", 3).read_bytes()
+    deployed.runtime.input("frames", right, {"$.mid": "right"})
+    assert _answer(deployed.runtime, "right").json()["frames"][0]["camera"] == "frames"
+    pictures = deployed.module.get("/api/v1/status")["hub"]["inputPictures"]
+    assert (pictures["dropped"]["bad-picture"], pictures["dropped"]["input"]) == (2, 1)
+    deployed.runtime.wait_for(lambda _: len(deployed.events("input-picture-refused")) >= 2, 30)
+    reasons = {event["details"]["reason"] for event in deployed.events("input-picture-refused")}
+    assert reasons == {"bad-picture", "input"}
+    metrics = deployed.module.raw("/metrics").decode()
+    assert 'visionedge_input_pictures_dropped_total{reason="bad-picture"} 2.0' in metrics
+
+
+def _answer(runtime: EdgeRuntime, question: str) -> Received:
+    """The message that answers a question."""
+    got = runtime.wait_for(lambda ms: any(m.correlation_id == question for m in ms), timeout_s=30)
+    return next(m for m in got if m.correlation_id == question)
+
+
+# --- restarts ---------------------------------------------------------------------------------------------
+
+
+def test_a_start_without_a_hub_uses_the_last_good_configuration(
+    edge_runtime: EdgeRuntime, tmp_path: Path
+) -> None:
+    """Not the wrong one that came after it; when the hub is back, all is reported and acknowledged."""
+    arguments = ("--config", str(write_configuration(tmp_path)))
+    with ModuleProcess(tmp_path / "data", *arguments, environ=edge_runtime.environ) as module:
+        deployed = Deployed(edge_runtime, module)
+        deployed.desire({"cameras": {"yard": {"uri": "demo:", "fps": 2}}})
+        wrong = deployed.desire({"telemetry": {"mode": "some"}})
+        assert wrong["cameras"]["status"] == "applied"
+        assert module.stop(10) == 0
+
+    edge_runtime.hub_down()
+    with ModuleProcess(tmp_path / "data", *arguments, environ=edge_runtime.environ) as module:
+        deployed = Deployed(edge_runtime, module)
+        module.until(lambda c: c.get("yard", {}).get("framesAnalysed", 0) >= 1)
+        edge_runtime.broker.twin.reported = {}
+        edge_runtime.hub_up()
+        edge_runtime.wait_until(lambda: "telemetry" in deployed.reported.get("config", {}), 60)
+        assert deployed.reported["config"]["telemetry"]["status"] == "rejected"
+        assert deployed.reported["config"]["cameras"]["status"] == "applied"
+        assert module.stop(10) == 0
+
+
+def test_a_model_that_is_gone_at_a_start_does_not_keep_the_twin_from_mending_it(
+    edge_runtime: EdgeRuntime, tmp_path: Path
+) -> None:
+    """The module starts with its local document, hears the twin, and says what it could not do."""
+    arguments = ("--config", str(write_configuration(tmp_path)))
+    other = TinyDetector(seed=1).save(tmp_path / "other.onnx")
+    with ModuleProcess(tmp_path / "data", *arguments, environ=edge_runtime.environ) as module:
+        deployed = Deployed(edge_runtime, module)
+        assert deployed.desire({"model": {"path": str(other)}})["model"]["status"] == "applied"
+        assert module.get("/api/v1/status")["model"]["name"] == "other"
+        assert module.stop(10) == 0
+    other.unlink()
+    with ModuleProcess(tmp_path / "data", *arguments, environ=edge_runtime.environ) as module:
+        deployed = Deployed(edge_runtime, module)
+        module.ready()
+        assert "starting without the last good desired properties" in module.log
+        edge_runtime.wait_until(lambda: deployed.reported["config"]["model"]["status"] == "rejected", 60)
+        told = deployed.desire({"model": None, "telemetry": {"maxPerDay": 5}})
+        assert told == {"telemetry": {"status": "applied", "version": told["telemetry"]["version"]}}
+        assert module.stop(10) == 0
