@@ -44,9 +44,9 @@ run: ## the module: the bundled model on the bundled clip, and where to look
 	$(prepare) run
 	@VISIONEDGE_DATA='$(VISIONEDGE_DATA)' exec .venv/bin/visionedge run $(ARGS)
 
-demo-edge: ## the module inside a stand-in for IoT Edge, its messages printed; no hub needed (dev set-up)
+demo-edge: ## the module inside a stand-in for IoT Edge, its messages printed, whole with BODIES=1; no hub needed
 	$(prepare) dev
-	@PYTHONPATH=tests VISIONEDGE_DATA='$(VISIONEDGE_DATA)' exec .venv/bin/python -m edge_runtime run $(if $(ARGS),$(ARGS),--camera demo=demo:)
+	@PYTHONPATH=tests VISIONEDGE_DATA='$(VISIONEDGE_DATA)' exec .venv/bin/python -m edge_runtime $(if $(BODIES),--bodies) run $(if $(ARGS),$(ARGS),--camera demo=demo:)
 
 test: ## the whole test suite (what it writes to the temporary folder goes with it)
 	$(prepare) dev

@@ -16,6 +16,7 @@ from module_process import ModuleProcess
 from visionedge import logs
 from visionedge.__main__ import main
 from visionedge.config import validate
+from visionedge.fetching.kept import Kept
 from visionedge.frames import utc_now
 from visionedge.inference.devices import DeviceState, Reason
 from visionedge.inference.session import NodePlaces
@@ -141,6 +142,18 @@ def test_an_engine_that_fell_to_the_cpu_is_examined_anew(tmp_path: Path) -> None
     report = examine(Request("auto", validate({}), DATA, running), machine.host())
     assert report.effective == "cuda"
     assert "session CUDAExecutionProvider" in machine.asked
+
+
+def test_a_model_by_address_is_placed_once_it_was_fetched(tmp_path: Path) -> None:
+    """Before that nothing is said of it, rather than something of another one."""
+    machine = whole(tmp_path / "root")
+    config = validate({"model": {"url": "https://192.0.2.5/m.onnx", "sha256": "ab" * 32}})
+    report = examine(Request("auto", config, tmp_path), machine.host())
+    assert report.chain[-1].found == "not known: the model was not fetched yet"
+    with Kept(tmp_path).begin("ab" * 32) as part:
+        Kept(tmp_path).keep(part, "ab" * 32)
+    report = examine(Request("auto", config, tmp_path), machine.host())
+    assert report.chain[-1].found == "all 212 nodes of the model on cuda"
 
 
 def test_nothing_is_started_that_no_question_needs(tmp_path: Path) -> None:

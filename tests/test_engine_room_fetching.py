@@ -119,6 +119,8 @@ def test_a_model_that_cannot_be_had_changes_nothing_and_the_right_one_takes_over
             assert set(refused) == {"model"}, path
             assert words in refused["model"]
             assert server.url(path) in refused["model"]
+            if path == "/gone":  # tried again, it is refused again, and told once
+                assert await module.change(wanted(server, path, promised)) == refused
             await module.until(lambda r, before=before: len(r) > before)  # type: ignore[misc]
         server.answers["/forklift-v3.onnx"] = content(right)
         assert await module.change(wanted(server, "/forklift-v3.onnx", right)) == {}

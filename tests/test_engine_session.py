@@ -79,6 +79,19 @@ def test_pictures_that_are_views_are_taken_as_they_look(graph: bytes) -> None:
     np.testing.assert_array_equal(session.run(flipped, 2), expected)
 
 
+def test_pictures_are_only_read_wherever_they_lie(graph: bytes) -> None:
+    """In one piece, one by one, and with room behind them; those of the engine's child cannot be written."""
+    session, images = open_session(graph, "cpu", max_batch=2), pictures(2)
+    expected = session.run(images, 2)
+    images.flags.writeable = False
+    before = images.copy()
+    np.testing.assert_array_equal(session.run(images, 2), expected)
+    np.testing.assert_array_equal(session.run([images[0]], 1), expected[:1])
+    np.testing.assert_array_equal(session.run([images[1]], 1), expected[1:])
+    np.testing.assert_array_equal(session.run([images[1]], 2), expected[1:])
+    np.testing.assert_array_equal(images, before)
+
+
 def test_a_closed_session_says_so(graph: bytes) -> None:
     session = open_session(graph, "cpu", max_batch=1)
     session.close()

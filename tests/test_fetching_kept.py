@@ -9,10 +9,14 @@ from typing import NamedTuple
 
 import pytest
 
+from conftest import REPOSITORY
 from visionedge.config import local_only, validate
 from visionedge.errors import ConfigError, FetchError
 from visionedge.fetching.address import model_name, shown
-from visionedge.fetching.kept import FOLDER, Kept
+from visionedge.fetching.faults import Patience
+from visionedge.fetching.fetch import Tempo
+from visionedge.fetching.kept import FOLDER, MOST_BYTES, MOST_MODELS, Kept
+from visionedge.fetching.supply import LIVE_TRIES
 
 
 def put(kept: Kept, data: bytes, age_s: int) -> str:
@@ -134,6 +138,21 @@ def test_no_link_is_followed_when_a_part_is_written(tmp_path: Path) -> None:
     with pytest.raises(FetchError):
         Kept(tmp_path).begin("a" * 64)
     assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_the_bounds_in_the_docs_are_those_of_the_code() -> None:
+    """docs/models.md, where people read what may take how long."""
+    docs = " ".join((REPOSITORY / "docs" / "models.md").read_text().split())
+    tempo, patience = Tempo(), Patience()
+    assert (MOST_MODELS, MOST_BYTES, LIVE_TRIES) == (4, 4 << 30, 5)
+    assert "four models and 4 GB" in docs
+    assert "after five tries" in docs
+    assert f"{patience.connect_s:g} s for a connection, {patience.silence_s:g} s without a byte" in docs
+    assert (patience.all_s, "half an hour for a try" in docs) == (1800, True)
+    assert (tempo.first_pause_s, tempo.longest_pause_s) == (1, 60)
+    assert (tempo.first_lasting_pause_s, tempo.longest_lasting_pause_s) == (60, 3600)
+    assert "after 1 s up to a minute" in docs
+    assert "after a minute up to an hour" in docs
 
 
 # --- addresses --------------------------------------------------------------------------------------------

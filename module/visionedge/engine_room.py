@@ -95,6 +95,7 @@ class EngineRoom:
         self._opening: Machinery | None = None
         self._crews: list[Crew] = []
         self._first = asyncio.Event()
+        self._refusal: tuple[str, str] | None = None
         self.lineup = Lineup(rooms.batcher, crew, rooms.outbox.put)
         self._supply = rooms.supply = Supply(data, crew, tempo=tempo, on_trouble=self._waits)
 
@@ -153,6 +154,7 @@ class EngineRoom:
                 await self._change(wanted)
             except VisionedgeError as error:
                 return self._refused(wanted, error)
+            self._refusal = None
         return await self._first_is_there()
 
     def give_way(self) -> None:
@@ -184,8 +186,11 @@ class EngineRoom:
         """The section that stays as it was, and why."""
         changes = wanted.model != self._rooms.config.model
         section: Section = "model" if changes and not isinstance(error, ConfigError) else "inference"
-        log.warning("%s stays as it was: %s", section, error)
-        if section == "model":
+        # Whoever tries it again need not hear it again.
+        news, self._refusal = (section, str(error)) != self._refusal, (section, str(error))
+        if news:
+            log.warning("%s stays as it was: %s", section, error)
+        if news and section == "model":
             running = self._rooms.loaded
             details = {"name": running.name, "sha256": running.sha256} if running else {}
             self._event("model-refused", f"the model stays as it was: {error}", {"running": details})

@@ -2,6 +2,8 @@
 
 PYTHONPATH=tests python -m edge_runtime                     prints the environment for any module
 PYTHONPATH=tests python -m edge_runtime run --duration 30   starts `visionedge run --duration 30` inside it
+
+Beside a module that it started, it takes the part of the cloud: type `help`.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import threading
 from typing import Any
 
 from edge_runtime.account import Received
+from edge_runtime.console import obey
 from edge_runtime.runtime import EdgeRuntime, PortTakenError
 
 
@@ -56,12 +59,22 @@ def wait(runtime: EdgeRuntime) -> int:
 def run_module(runtime: EdgeRuntime, command: list[str]) -> int:
     """Start the module inside the runtime; its exit code."""
     module = subprocess.Popen(
-        [sys.executable, "-m", "visionedge", *command], env={**os.environ, **runtime.environ}
+        [sys.executable, "-m", "visionedge", *command],
+        env={**os.environ, **runtime.environ},
+        process_group=0,  # Ctrl-C reaches it once, through us: the second one would end it at once
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, _: module.send_signal(got))
     say(f"# edgeHub stands in at {runtime.address}; messages of {runtime.account.client_id} follow")
+    say("# you are the cloud: type desired, twin, call or send; help says more")
+    threading.Thread(target=listen, args=(runtime,), name="console", daemon=True).start()
     return module.wait()
+
+
+def listen(runtime: EdgeRuntime) -> None:
+    """Obey what is typed, until there is no more."""
+    for line in sys.stdin:
+        say(obey(runtime, line))
 
 
 def show_line(message: Received) -> None:

@@ -28,6 +28,11 @@ _BLOCK_BYTES = 1 << 20
 _NAME = re.compile(r"[0-9a-f]{64}\.(onnx|part)")
 
 
+def kept_path(data: Path, sha256: str) -> Path:
+    """Where a model lies in the data folder, if it was fetched."""
+    return data / FOLDER / f"{sha256.lower()}.onnx"
+
+
 class Part:
     """A model that arrives: what is there is on disk, and hashed. Used by one thread, in a ``with``.
 
@@ -115,6 +120,7 @@ class Kept:
     """The folder of fetched models. Its methods block on the disk: not for the loop."""
 
     def __init__(self, data: Path, *, most_models: int = MOST_MODELS, most_bytes: int = MOST_BYTES) -> None:
+        self._data = data
         self._folder = data / FOLDER
         self._most_models = most_models
         self._most_bytes = most_bytes
@@ -173,7 +179,7 @@ class Kept:
                     log.info("%s: let go, newer ones take its place", path)
 
     def _path(self, sha256: str) -> Path:
-        return self._folder / f"{sha256.lower()}.onnx"
+        return kept_path(self._data, sha256)
 
     def _files(self) -> Iterator[tuple[Path, float, int]]:
         """(path, last used, bytes) of what is ours in the folder."""

@@ -1,8 +1,8 @@
 """One compiled graph on one device: its options, its buffers, and where its nodes really lie.
 
-The same code serves every device: pictures are gathered in a host buffer and moved into a tensor that is
-bound once, and the rows are copied out of a tensor that is bound once. On a GPU these tensors lie in its
-memory, and each batch size may be replayed as a CUDA graph.
+The same code serves every device: pictures are bound as the input, and the rows are copied out of a tensor
+that is bound once. The CPU takes pictures from where they lie; for a GPU they are gathered in a host buffer
+and moved into a tensor in its memory, bound once, and each batch size may be replayed as a CUDA graph.
 """
 
 import itertools
@@ -99,8 +99,10 @@ class Session:
         if raw is None:
             raise EngineError("the engine is closed")
         desk = self._desk(raw, size)
-        desk.fill(pictures)
-        rows = desk.compute() if self._thread is None else self._thread.submit(desk.compute).result()
+        if self._thread is None:
+            rows = desk.compute(pictures)
+        else:
+            rows = self._thread.submit(desk.compute, pictures).result()
         # Only now: a desk whose run failed is not used again.
         self._idle.setdefault(size, []).append(desk)
         return rows[: len(pictures)]
@@ -156,9 +158,10 @@ class Session:
 
 
 class _Desk:
-    """What one caller needs for batches of one size: two tensors on the device, bound once.
+    """What one caller needs for batches of one size: two tensors, bound.
 
-    `names` and shapes are those of the input and the output.
+    `names` and shapes are those of the input and the output. The CPU reads pictures where they lie, if they
+    lie in one piece; otherwise they are gathered, and for a GPU moved into a tensor that stays where it is.
     """
 
     def __init__(
@@ -173,27 +176,40 @@ class _Desk:
     ) -> None:
         onnxruntime = import_onnxruntime()
         tensor: Callable[..., Any] = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+        self._over: Callable[..., Any] = onnxruntime.OrtValue.ortvalue_from_numpy
         self._raw = raw
+        self._input = names[0]
         self._host = np.zeros(pictures, np.uint8)
-        self._pictures = tensor(list(pictures), np.uint8, memory, 0)
+        self._pictures = tensor(list(pictures), np.uint8, memory, 0) if memory != "cpu" else None
         self._rows = tensor(list(rows), np.float32, memory, 0)
         self._binding = raw.io_binding()
-        self._binding.bind_ortvalue_input(names[0], self._pictures)
+        if self._pictures is not None:
+            self._binding.bind_ortvalue_input(self._input, self._pictures)
         self._binding.bind_ortvalue_output(names[1], self._rows)
         self._options = onnxruntime.RunOptions()
         if graph is not None:
             self._options.add_run_config_entry("gpu_graph_id", str(graph))
 
-    def fill(self, pictures: Pictures) -> None:
-        """Gather the pictures; what lies behind them is left over from before, and nobody's business."""
-        for place, picture in zip(self._host, pictures, strict=False):
-            place[:] = picture
-
-    def compute(self) -> Rows:
-        self._pictures.update_inplace(self._host)
+    def compute(self, pictures: Pictures) -> Rows:
+        """The rows of the pictures, and of what pads them."""
+        whole = self._whole(pictures)
+        if self._pictures is None:
+            self._binding.bind_ortvalue_input(self._input, self._over(whole))
+        else:
+            self._pictures.update_inplace(whole)
         self._raw.run_with_iobinding(self._binding, self._options)
         rows: Rows = self._rows.numpy().copy()  # on the CPU the tensor itself, which the next run overwrites
         return rows
+
+    def _whole(self, pictures: Pictures) -> NDArray[np.uint8]:
+        """The batch in one piece: as it lies there, or gathered."""
+        if len(pictures) == len(self._host):
+            whole = pictures if isinstance(pictures, np.ndarray) else pictures[0][None]
+            if len(whole) == len(self._host) and whole.flags.c_contiguous:
+                return whole
+        for place, picture in zip(self._host, pictures, strict=False):
+            place[:] = picture
+        return self._host  # what lies behind them is left over from before, and nobody's business
 
 
 def open_session(graph: bytes, device: Effective, *, max_batch: int, data: Path | None = None) -> Session:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from visionedge.config import Config
+from visionedge.config import Config, ModelConfig
 from visionedge.edge.identity import Identity
 from visionedge.errors import ConfigError
+from visionedge.fetching.kept import kept_path
 from visionedge.inference.devices import DeviceState, Effective, Reason, Requested, Verdict, probe, wishes
 from visionedge.inference.session import NodePlaces
 from visionedge.ops.doctor.host import Answer, Host, Space
@@ -172,8 +173,14 @@ def _placement(request: Request, host: Host, effective: Effective) -> Answer:
         places = request.running.places
         told = {"device": effective, "onDevice": places.on_device, "onCpu": list(places.on_cpu)}
         return Answer({"placement": told})
-    model = request.config.model.path if request.config else None
-    return host.ask("placement", {"device": effective, "model": model}, _PLACEMENT_LIMIT_S)
+    model = request.config.model if request.config else ModelConfig()
+    path = model.path
+    if model.sha256 is not None:
+        kept = kept_path(request.data, model.sha256)
+        if not kept.is_file():
+            return Answer({}, words="the model was not fetched yet")
+        path = str(kept)
+    return host.ask("placement", {"device": effective, "model": path}, _PLACEMENT_LIMIT_S)
 
 
 def _cameras(config: Config | None, host: Host) -> tuple[dict[str, str], dict[str, tuple[str, int]]]:
