@@ -173,6 +173,10 @@ def circle(proto: onnx.ModelProto) -> None:
     proto.graph.node[0].input[0] = proto.graph.node[0].output[0]
 
 
+def long_circle(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].input[0] = proto.graph.node[-1].output[0]
+
+
 def made_twice(proto: onnx.ModelProto) -> None:
     proto.graph.node.append(proto.graph.node[0])
 
@@ -325,6 +329,7 @@ BAD: dict[str, tuple[Maker, str]] = {
     ),
     "an operator that there is not": (first_node("FlyToTheMoon"), "FlyToTheMoon"),
     "a node that uses itself": (changed(circle), "before anything gives it"),
+    "nodes that use each other": (changed(long_circle), "before anything gives it"),
     "a tensor made twice": (changed(made_twice), "made twice"),
     "a node without arguments": (changed(no_arguments), ""),
     "a weight of another size": (changed(wrong_size), ""),

@@ -122,6 +122,34 @@ def test_yolov8_has_a_column_or_a_row_for_each_cell(tmp_path: Path, columns: boo
     _agree(path, _rgb(pictures), lambda t: _without_objectness(t.T if columns else t), pictures)
 
 
+@pytest.mark.parametrize("columns", [True, False])
+def test_a_yolov9_that_gives_corners_is_not_decoded_from_centres(tmp_path: Path, columns: bool) -> None:
+    """Its shape is the same; the nodes that make boxes from distances differ."""
+    path = yolov8(tmp_path / "m.onnx", columns=columns, corners=True)
+    pictures = noise_pictures(2, WIDTH_PX, HEIGHT_PX)
+    model = load_model(path)
+    assert any("of corners" in clause for clause in model.evidence)
+
+    def reference(table: NDArray[np.floating]) -> NDArray[np.float64]:
+        rows = (table.T if columns else table).tolist()
+        return best_of(((x, y, right, bottom), scores) for x, y, right, bottom, *scores in rows)
+
+    _agree(path, _rgb(pictures), reference, pictures)
+
+
+@pytest.mark.parametrize(("word", "anchor"), [("topleft", "top-left"), ("center", "center")])
+def test_metadata_may_say_where_a_letterboxed_picture_lies(tmp_path: Path, word: str, anchor: str) -> None:
+    model = load_model(yolov8(tmp_path / "m.onnx", metadata={"letterbox_pad": word}))
+    assert model.input.anchor == anchor
+    state(model.path, input={"anchor": "center"})
+    assert load_model(model.path).input.anchor == "center"
+
+
+def test_a_letterbox_that_lies_nowhere_known_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="letterbox_pad"):
+        load_model(yolov8(tmp_path / "m.onnx", metadata={"letterbox_pad": "bottom"}))
+
+
 def test_half_floats_are_widened_before_they_are_decoded(tmp_path: Path) -> None:
     path = yolov8(tmp_path / "m.onnx", dtype="float16")
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)

@@ -57,6 +57,21 @@ def test_proportions_are_no_pixels() -> None:
     assert "unit" in doubt(rows, WIDTH_PX, HEIGHT_PX)
 
 
+def test_corners_are_no_centres_and_sizes() -> None:
+    """A corner is always farther out than the other, a size hardly ever larger than its centre is far out."""
+    rows = _rows()
+    corner, other = rows[:, :2].copy(), rows[:, 2:4].copy()
+    rows[:, :2], rows[:, 2:4] = corner - other / 2, corner + other / 2
+    assert "corners" in doubt(rows, WIDTH_PX, HEIGHT_PX)
+
+
+def test_boxes_as_large_as_the_picture_raise_no_doubt() -> None:
+    """A network that answers queries may give them everywhere for noise."""
+    rows = _rows()
+    rows[:, :4] = np.array([2, 2, WIDTH_PX, HEIGHT_PX]) + rows[:, :4] / 100
+    assert doubt(rows, WIDTH_PX, HEIGHT_PX) == ""
+
+
 def test_cells_of_a_map_are_no_pixels() -> None:
     rows = _rows()
     rows[:, :4] /= 4

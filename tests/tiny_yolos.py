@@ -148,12 +148,14 @@ def yolov8(
     size: tuple[int | str, int | str] = (HEIGHT_PX, WIDTH_PX),
     scaled: bool = False,
     relative: bool = False,
+    corners: bool = False,
     **model: Any,
 ) -> Path:
     """YOLOv8 as its exporter writes it; `more` numbers behind the scores as a model for poses has them.
 
     `angle` adds one and turns the boxes by it; `scaled`: the network divides its pixels by 255 itself;
-    `relative`: it gives boxes as parts of the picture, as no exporter of ONNX does.
+    `relative`: it gives boxes as parts of the picture, as no exporter of ONNX does; `corners`: as two
+    corners, as some ports of YOLOv9 do.
     """
     graph = Graph(17)
     picture = graph.input("images", dtype, batch, 3, *size)
@@ -173,7 +175,8 @@ def yolov8(
     middle = graph.add("Add", cell, graph.constant(0.5))
     first, second = graph.add("Sub", middle, before), graph.add("Add", middle, after)
     centre = graph.add("Div", graph.add("Add", first, second), graph.constant(2.0))
-    box = graph.add("Mul", graph.add("Concat", centre, graph.add("Sub", second, first), axis=1), stride)
+    halves = [first, second] if corners else [centre, graph.add("Sub", second, first)]
+    box = graph.add("Mul", graph.add("Concat", *halves, axis=1), stride)
     if relative:
         box = graph.add("Div", box, graph.constant(float(WIDTH_PX)))
     parts = [box, graph.add("Sigmoid", graph.add("Concat", *classes, axis=2))]

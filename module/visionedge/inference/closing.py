@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from visionedge.inference.box_form import Form, read_form
+
 WEIGHTED = frozenset(
     {"Conv", "ConvInteger", "ConvTranspose", "FusedConv", "Gemm", "MatMul", "MatMulInteger", "QLinearConv"}
 )
@@ -54,12 +56,14 @@ class Closing:
     side by side ("constant" for what is none of the network's work); weights and their bias count as "Conv".
     `weighted`: there are weights behind at all, so that the rest says something. `modulus` is the number of
     classes where places in a list of (anchor, class) pairs are made into classes by it; 0 where they are not.
+    `form` is how the boxes are written that it begins with, where nodes tell.
     """
 
     operators: frozenset[str] = frozenset()
     parts: tuple[str, ...] = ()
     weighted: bool = False
     modulus: int = 0
+    form: Form = ""
 
     @property
     def computes(self) -> bool:
@@ -105,8 +109,19 @@ def _closing(output: str, makers: Makers, constants: Constants) -> Closing:
         moduli |= _moduli(node, constants)
         waiting.extend(node.input[:1] if node.op_type in _FIRST_ONLY else node.input)
     return Closing(
-        frozenset(found), _parts(output, makers, constants), weighted, max(moduli) if len(moduli) == 1 else 0
+        frozenset(found),
+        _parts(output, makers, constants),
+        weighted,
+        max(moduli) if len(moduli) == 1 else 0,
+        _form(output, makers, constants),
     )
+
+
+def _form(output: str, makers: Makers, constants: Constants) -> Form:
+    def ends(name: str) -> bool:
+        return name in makers and name not in constants and _has_weights(makers[name], makers, constants)
+
+    return read_form(output, makers, _MOVERS, ends)
 
 
 def _moduli(node: onnx.NodeProto, constants: Constants) -> set[int]:

@@ -25,8 +25,9 @@ class Cells:
 class DenseDecoder:
     """Decodes [N, anchors, 4 (+ 1) + classes], or [N, 4 (+ 1) + classes, anchors] if `columns`.
 
-    A box is a centre and a size in input pixels, or relative to `cells`. `objectness`: the fifth number is a
-    factor to the classes' scores. All scores went through a sigmoid already.
+    A box is a centre and a size in input pixels, or relative to `cells`; with `corners` it is two corners.
+    `objectness`: the fifth number is a factor to the classes' scores. All scores went through a sigmoid
+    already.
     """
 
     output: str
@@ -35,6 +36,7 @@ class DenseDecoder:
     objectness: bool
     columns: bool = False
     cells: Cells | None = None
+    corners: bool = False
 
     def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
         """Nothing: the picture is the only input."""
@@ -60,6 +62,8 @@ class DenseDecoder:
 
     def _boxes(self, nodes: Nodes, table: str, chosen: str, count: int) -> str:
         boxes = nodes.pick(table, chosen, count, 4)
+        if self.corners:
+            return boxes
         centres, sizes = part(nodes, boxes, 0, 2, axis=2), part(nodes, boxes, 2, 4, axis=2)
         if self.cells is not None:
             grid = columns_rows_strides(self.cells.width_px, self.cells.height_px, self.cells.strides_px)

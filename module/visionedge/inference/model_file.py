@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import external_data_helper
 
 from visionedge.errors import ModelError, VisionedgeError
+from visionedge.inference.order import put_in_order
 from visionedge.inference.sound import check_sound
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def read_model(path: Path) -> ModelFile:
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path}: is no ONNX file, or a damaged one: it has no graph")
     with blamed_on(path):
+        put_in_order(model.graph)
         check_sound(model)
         _check_weights(model, path)
         digest = hashlib.sha256(content)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from visionedge.errors import ModelError
+from visionedge.frames import Anchor
 from visionedge.inference.opening import Opening
 from visionedge.inference.reading import NetworkInput, Preprocess, stated_object, stated_preprocess
 from visionedge.inference.signature import Signature
@@ -30,10 +31,25 @@ def prepared(
     if signature.opening.swaps and "color" not in stated:
         way = replace(way, color="bgr" if way.color == "rgb" else "rgb")
         evidence.append("it swaps red and blue by itself")
+    if (
+        way.fit == "letterbox"
+        and "anchor" not in stated
+        and (said := signature.metadata.get("letterbox_pad"))
+    ):
+        way = replace(way, anchor=_anchor(said))
+        evidence.append(f"its metadata 'letterbox_pad' says {said}")
     if stated:
         evidence.append(f"stated outright: {', '.join(sorted(stated))}")
     evidence.append(f"takes {way.color.upper()}, {way.fit}")
     return stated_preprocess(signature, way), tuple(evidence)
+
+
+def _anchor(said: str) -> Anchor:
+    """Where a picture lies by the key that exporters of LibreYOLO write."""
+    anchors: dict[str, Anchor] = {"topleft": "top-left", "center": "center"}
+    if said not in anchors:
+        raise ModelError(f"its metadata 'letterbox_pad' says {said[:40]!r}, which is no place known; {_HINT}")
+    return anchors[said]
 
 
 def _adapted(opening: Opening, picture: NetworkInput, family: Preprocess) -> tuple[Preprocess, list[str]]:

@@ -31,16 +31,20 @@ class YoloV8:
         if len(ways) != 1:
             return None
         columns, cells, classes, strides = ways[0]
+        corners = table.closing.form == "corners"
         return dense_reading(
             self.name,
             signature,
             table,
-            DenseDecoder(table.output.name, cells, classes, objectness=False, columns=columns),
+            DenseDecoder(
+                table.output.name, cells, classes, objectness=False, columns=columns, corners=corners
+            ),
             family=YOLO_INPUT,
             evidence=(
                 f"{cells} {'columns' if columns else 'rows'} are the cells at strides "
                 f"{', '.join(map(str, strides))}",
-                "its last nodes are those of a decoded table without an objectness",
+                "its last nodes are those of a decoded table without an objectness"
+                f"{', of corners' if corners else ''}",
                 *origin(signature),
             ),
         )
