@@ -1,12 +1,13 @@
 """One trial of the plan, with real threads and a clock that only the batches move."""
 
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from visionedge.inference.plan import Pair
 from visionedge.inference.planner import measure
-from visionedge.inference.trial import MOST_BATCHES, run_trial
+from visionedge.inference.trial import MOST_BATCHES, run_in_turns, run_trial
 
 
 class Work:
@@ -40,6 +41,26 @@ def test_lanes_add_up() -> None:
     sample = run_trial(work.run, Pair(3, 1), 0.1, clock=work.clock, cpu_clock=work.clock)
     assert (sample.frames_per_s, sample.batch_ms, sample.cpu_ms) == pytest.approx((300, 10, 10))
     assert len(work.threads) == 3
+
+
+def test_works_that_are_compared_take_turns_batch_by_batch() -> None:
+    """Each has its time, and none always comes after the same."""
+    order: list[str] = []
+    now = [0]
+
+    def run(name: str, picture_ms: int) -> Callable[[int], None]:
+        def batch(size: int) -> None:
+            order.append(name)
+            now[0] += picture_ms * size * 1_000_000
+
+        return batch
+
+    runs = {"fast": run("fast", 10), "slow": run("slow", 20)}
+    found = run_in_turns(runs, Pair(1, 1), 0.09, clock=lambda: now[0], cpu_clock=lambda: now[0])
+    assert (found["fast"].batch_ms, found["slow"].batch_ms) == pytest.approx((10, 20))
+    assert (found["fast"].frames_per_s, found["slow"].frames_per_s) == pytest.approx((100, 50))
+    assert order[2:8] == ["fast", "slow", "slow", "fast", "fast", "slow"]
+    assert len(order) == 2 + 2 * 6
 
 
 def test_a_batch_that_fills_the_time_by_itself_is_run_once() -> None:

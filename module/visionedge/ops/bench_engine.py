@@ -1,7 +1,8 @@
 """`visionedge bench engine`: every pair of lanes and batch, beside bare `session.run` and the plain network.
 
 All that is compared is run in turns, round by round, in one process, and told as medians of each round's
-ratios: machines are noisy, and what disturbs one trial disturbs its neighbour.
+ratios: machines are noisy, and what disturbs one trial disturbs its neighbour. What should be equal but for
+a few percent, the engine and bare `session.run`, takes turns batch by batch.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,12 +24,14 @@ from visionedge.inference.model import Model, load_model
 from visionedge.inference.plan import Fit, Measured, Pair, Plan, batch_sizes, usable_cores
 from visionedge.inference.planner import Wanted, fit, measure, paces
 from visionedge.inference.startup import open_engine
-from visionedge.inference.trial import Sample, run_trial
+from visionedge.inference.trial import Run, Sample, run_in_turns
+from visionedge.inference.variants import PRECISIONS, demanded
 from visionedge.ops.bench_report import machine
 from visionedge.ops.plain_network import PlainNetwork, can_decode, plain_session
 
 Key = tuple[str, Pair]
-"""What ran (``engine``, ``bare``, ``compiled``, ``original``, ``plain``), and lanes and batch."""
+"""What ran, and lanes and batch: ``engine`` by itself, ``beside`` (the engine) in turns with ``bare``, and in
+turns ``compiled``, ``original`` and ``plain``."""
 
 _ONE = Pair(1, 1)
 _NO_LIMIT = 1_000_000
@@ -72,9 +75,18 @@ def bench_engine(load: EngineLoad, tell: Callable[[str], None]) -> dict[str, Any
         measured = _measured(engine, pictures, wanted, load.inference.latency_budget_ms)
         tell(f"plan: {measured.reason}")
         pairs = _pairs(load, engine.plan.buckets, wanted, measured.choice)
-        works = _works(engine, graph, pictures, pairs, measured.choice)
+        works = _works(engine, _own_graph(engine, loaded, load.data), pictures, pairs, measured.choice)
+        works += _one_picture_works(model, graph, pictures[:1], engine.device.effective)
         samples = _sweep(works, load, tell)
         return _report(load, engine, measured, samples)
+
+
+def _own_graph(engine: Engine, loaded: Model, data: Path | None) -> bytes:
+    """The compiled graph that the engine computes: of the network in the precision that it has chosen."""
+    precision = engine.precision.precision
+    if precision in PRECISIONS:
+        loaded = demanded(loaded, precision, data).of(loaded)
+    return ready(loaded, data)[1]
 
 
 def _measured(engine: Engine, pictures: Picture, wanted: Wanted, budget_ms: float | None) -> Measured:
@@ -98,49 +110,64 @@ def _pairs(load: EngineLoad, buckets: Sequence[int], wanted: Wanted, choice: Pai
 # --- what runs ----------------------------------------------------------------------------------------------
 
 
+Works = Mapping[Key, Run]
+"""What computes a batch, by its key; those of one mapping have lanes and batch in common and take turns."""
+
+
 def _works(
     engine: Engine, graph: bytes, pictures: Picture, pairs: Iterable[Pair], choice: Pair
-) -> dict[Key, Callable[[int], object]]:
-    """What computes one batch, by its key; in this order, so that what is compared runs side by side."""
-    device, model = engine.device.effective, engine.model
-    bare = plain_session(graph, 1, device)
-    name = bare.get_inputs()[0].name
-    works: dict[Key, Callable[[int], object]] = {}
+) -> list[Works]:
+    """All that is to run, what is compared side by side."""
+    bare = _bare(graph, pictures, engine.device.effective)
+
+    def whole(batch: int) -> object:
+        return engine.infer(pictures[:batch])
+
+    works: list[Works] = []
     for pair in pairs:
-        works["engine", pair] = lambda batch: engine.infer(pictures[:batch])
+        works.append({("engine", pair): whole})
         if pair.batch == choice.batch:
-            works["bare", pair] = lambda batch: bare.run(None, {name: pictures[:batch]})
-    if model.reading.input.batch in (None, 1):
-        works["compiled", _ONE] = lambda _: bare.run(None, {name: pictures[:1]})
-    if can_decode(model):
-        works |= _plain_works(model, pictures[0], device)
+            works.append({("beside", pair): whole, ("bare", pair): bare})
     return works
 
 
-def _plain_works(model: Model, picture: Picture, device: str) -> dict[Key, Callable[[int], object]]:
-    """The original network on one picture: by itself, and with numpy around it."""
+def _bare(graph: bytes, pictures: Picture, device: str) -> Run:
+    session = plain_session(graph, 1, device)
+    name = session.get_inputs()[0].name
+    return lambda batch: session.run(None, {name: pictures[:batch]})
+
+
+def _one_picture_works(model: Model, graph: bytes, pictures: Picture, device: str) -> list[Works]:
+    """The compiled graph on one picture, the original network, and that with numpy around it."""
+    if not can_decode(model):
+        return []
     network = PlainNetwork(model, threads=1, device=device)
-    tensor = network.tensor(picture)
+    tensor = network.tensor(pictures[0])
 
     def plain(_: int) -> object:
-        return network.rows(network.run(network.tensor(picture)), ROWS)
+        return network.rows(network.run(network.tensor(pictures[0])), ROWS)
 
-    return {("original", _ONE): lambda _: network.run(tensor), ("plain", _ONE): plain}
+    one: dict[Key, Run] = {
+        ("compiled", _ONE): _bare(graph, pictures, device),
+        ("original", _ONE): lambda _: network.run(tensor),
+        ("plain", _ONE): plain,
+    }
+    return [one]
 
 
 Samples = Mapping[Key, Sequence[Sample]]
 
 
-def _sweep(
-    works: Mapping[Key, Callable[[int], object]], load: EngineLoad, tell: Callable[[str], None]
-) -> Samples:
+def _sweep(works: Sequence[Works], load: EngineLoad, tell: Callable[[str], None]) -> Samples:
     """Every work once a round."""
-    samples: dict[Key, list[Sample]] = {key: [] for key in works}
+    samples: dict[Key, list[Sample]] = {key: [] for each in works for key in each}
     for number in range(load.rounds):
         # Backwards every other time: nobody always runs after the same neighbour.
-        for key in list(works)[:: 1 if number % 2 else -1]:
-            samples[key].append(run_trial(works[key], key[1], load.seconds, most=_NO_LIMIT))
-        best = max((samples[key][-1].frames_per_s, key[1]) for key in works if key[0] == "engine")
+        for each in works[:: 1 if number % 2 else -1]:
+            pair = next(iter(each))[1]
+            for key, sample in run_in_turns(each, pair, load.seconds, most=_NO_LIMIT).items():
+                samples[key].append(sample)
+        best = max((samples[key][-1].frames_per_s, key[1]) for key in samples if key[0] == "engine")
         tell(f"round {number + 1}/{load.rounds}: best {best[1]}, {best[0]:.1f} frames/s")
     return samples
 
@@ -177,8 +204,8 @@ def _report(load: EngineLoad, engine: Engine, measured: Measured, samples: Sampl
         "bare": [
             {
                 **_line(pair, given),
-                "engineToBare": _ratio(samples["engine", pair], given, _by_speed),
-                "engineToBareByCpu": _ratio(given, samples["engine", pair], _by_cpu),
+                "engineToBare": _ratio(samples["beside", pair], given, _by_speed),
+                "engineToBareByCpu": _ratio(given, samples["beside", pair], _by_cpu),
             }
             for (kind, pair), given in samples.items()
             if kind == "bare"
