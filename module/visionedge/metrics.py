@@ -80,6 +80,7 @@ DECLARED: Mapping[str, Declared] = {
     ),
     "twin_patches_total": Declared("counter", (), "Patches of reported properties."),
     "method_calls_total": Declared("counter", ("method", "status"), "Direct methods that were called."),
+    "method_calls_dropped_total": Declared("counter", (), "Direct methods that came too many at once."),
     "input_pictures_answered_total": Declared("counter", (), "Pictures of other modules that got an answer."),
     "input_pictures_dropped_total": Declared(
         "counter", ("reason",), "Pictures of other modules that got none, by reason."

@@ -39,6 +39,8 @@ _LOOK_S = 1.0
 _END_S = 1.0
 _CALLS = 32
 _MESSAGES = 8
+_MOST_PIXELS = 40_000_000
+"""Of a picture in a message of 256 KB."""
 
 
 class Remote:
@@ -127,6 +129,7 @@ class Remote:
             wishes=dict(self._desired.counts),
             patches=self._reported.patches,
             methods=dict(self._methods.counts),
+            calls_dropped=self._calls.dropped,
             pictures_answered=self._questions.answered,
             pictures_dropped=dict(self._questions.dropped) | {"full": self._full()},
             config=self._desired.acknowledgement,
@@ -158,13 +161,14 @@ class Remote:
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_S)
-            if not self._reported.due():
-                continue
-            wanted = properties(self._rooms, self._desired.acknowledgement, self._started_utc)
-            patch = self._reported.next_patch(wanted)
-            if patch is not None:
-                send = partial(_send_patch, patch)
-                self._errand(Errand("reporting", self._line, send, self._settled))
+            if self._reported.due():
+                self._report_now()
+
+    def _report_now(self) -> None:
+        wanted = properties(self._rooms, self._desired.acknowledgement, self._started_utc)
+        patch = self._reported.next_patch(wanted)
+        if patch is not None:
+            self._errand(Errand("reporting", self._line, partial(_send_patch, patch), self._settled))
 
     def _settled(self, outcome: Outcome) -> None:
         self._call_soon(lambda: self._reported.settle(outcome))
@@ -204,7 +208,7 @@ class Remote:
         if not is_picture(body):
             return "bad-picture"
         try:
-            picture = await self._desk.run(partial(decode_picture, body))
+            picture = await self._desk.run(partial(decode_picture, body, max_pixels=_MOST_PIXELS))
             return await self._view.detect(picture)
         except SourceError:
             return "bad-picture"

@@ -337,6 +337,7 @@ def _asked_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]
     yield "twin_patches_total", (), seen.patches
     for (method, status_code), count in seen.methods.items():
         yield "method_calls_total", (method, str(status_code)), count
+    yield "method_calls_dropped_total", (), seen.calls_dropped
     yield "input_pictures_answered_total", (), seen.pictures_answered
     for reason, count in seen.pictures_dropped.items():
         yield "input_pictures_dropped_total", (reason,), count

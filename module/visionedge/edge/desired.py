@@ -15,11 +15,14 @@ from visionedge.documents import Document
 from visionedge.edge.last_good import LastGood
 from visionedge.edge.wish import Refusals, Wish, acknowledgement, in_force, overlaid, refusals, wish_of
 from visionedge.errors import ConfigError
-from visionedge.uris import redact
+from visionedge.uris import keep_secret, redact, secrets_in
 
 log = logging.getLogger(__name__)
 
 _LONGEST_RETRY_S = 3600.0
+_MOST_LINES = 50
+_MOST_TOLD = 500
+"""Problems in the log and in an event: a twin of 32 KB can be wrong in thousands of ways."""
 
 Apply = Callable[[Config], Awaitable[Mapping[str, str]]]
 """Makes the running module that of a configuration; gives the sections that stay as they were, and why."""
@@ -136,6 +139,9 @@ class Desired:
             config = validate(overlaid(self._local, document))
         except ConfigError as error:
             raise ConfigError([*error.problems, *ours]) from None
+        finally:
+            # So many documents may be judged that their secrets would push out those that are in use.
+            keep_secret(secrets_in(self._local) | secrets_in(self._force))
         if ours:
             raise ConfigError(ours)
         return config
@@ -229,12 +235,11 @@ class Desired:
         problems = [problem for reasons in refused.values() for problem in reasons]
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         text = f"desired properties, version {wish.version}, are not applied: {count}"
-        for problem in problems:
+        for problem in problems[:_MOST_LINES]:
             log.warning("desired properties: %s", redact(problem))
         log.warning("%s", text)
-        self._tell(
-            "config-rejected", f"{text}; {problems[0]}", {"version": wish.version, "problems": problems}
-        )
+        details = {"version": wish.version, "count": len(problems), "problems": problems[:_MOST_TOLD]}
+        self._tell("config-rejected", f"{text}; {problems[0]}", details)
 
     async def _keep(self, wish: Wish) -> None:
         if self._last_good is None or wish == self._kept:

@@ -88,20 +88,21 @@ class Questions:
     async def _work(self) -> None:
         while True:
             await self._news.wait()
-            if self._waiting:
-                await self._take(self._waiting.popleft())
-            else:
+            if not self._waiting:
                 self._news.clear()
+                continue
+            message = self._waiting.popleft()
+            try:
+                await self._take(message)
+            except Exception:  # the next one must be answered
+                log.exception("a picture of another module could not be answered")
+                self._drop("failed", message)
 
     async def _take(self, message: InputMessage) -> None:
-        try:
-            result = await self._means.analyse(message.body)
-        except Exception:
-            log.exception("a picture of another module could not be computed")
-            result = "failed"
+        result = await self._means.analyse(message.body)
         if not isinstance(result, Result):
             self._drop(result, message)
-        elif self._means.answer(self._named(result, message), message.correlation_id or message.message_id):
+        elif self._means.answer(self._named(result, message), _question_id(message)):
             self.answered += 1
         else:
             self._drop("untold", message)
@@ -129,3 +130,8 @@ class Questions:
         if now_ns - self._told_ns.get(reason, now_ns - _TELL_AGAIN_NS) >= _TELL_AGAIN_NS:
             self._told_ns[reason] = now_ns
             self._means.refused(reason, self._name(message))
+
+
+def _question_id(message: InputMessage) -> str:
+    """What the answer is told by; IoT Hub's ids have 128 characters at most."""
+    return (message.correlation_id or message.message_id)[:128]

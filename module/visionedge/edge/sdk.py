@@ -228,7 +228,7 @@ def _answered(error: LinkError) -> bool:
 
 def _input_message(message: Any) -> InputMessage:
     body = message.data if isinstance(message.data, bytes) else str(message.data).encode()
-    properties = {str(name): str(value) for name, value in message.custom_properties.items()}
+    properties = {str(name): value or "" for name, value in message.custom_properties.items()}
     return InputMessage(
         str(message.input_name), body, properties, message.message_id or "", message.correlation_id or ""
     )
