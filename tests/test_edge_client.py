@@ -92,8 +92,9 @@ class ScriptedLink:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
 
-    def connect(self) -> None:
+    def connect(self, ears: Ears | None) -> None:
         self._hub.step("connect")
+        self._ears = ears
 
     def send(self, message: Message) -> None:
         if self._hub.flapping:
@@ -111,8 +112,10 @@ class ScriptedLink:
         self._hub.note(lambda: setattr(self._hub, "asked", self._hub.asked + 1))
         return {"desired": {}, "reported": {}}
 
-    def listen(self, ears: Ears) -> None:
+    def listen(self) -> None:
         self._hub.step("listen")
+        assert self._ears is not None
+        ears = self._ears
         self._hub.note(lambda: self._hub.ears.append(ears))
 
     def report(self, patch: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from visionedge.edge.delivery import Delivery
 from visionedge.edge.identity import Identity
 from visionedge.edge.journal import MessagesFile
 from visionedge.edge.ladder import EXIT_STUCK, Deadlines
+from visionedge.edge.line import Errand
+from visionedge.edge.sdk import InputMessage, Link, MethodCall
 from visionedge.edge.spool import FILE_NAME, Spool, Tempo
 from visionedge.edge.store import Bounds
 from visionedge.frames import Detections, Frame, InputSpec, Result, Timing, utc_now
@@ -57,6 +60,60 @@ def result(camera: str, sequence: int, *, score: float = 0.87) -> Result:
     return Result(frame, found, Timing(1_000_000, 8_000_000, 12_000_000, 1), "cpu", "tiny", LABELS)
 
 
+class Echo:
+    """A listener that answers every direct method with its payload, and counts what it hears."""
+
+    def __init__(self) -> None:
+        self.delivery: Delivery | None = None
+        self.twins: list[int] = []
+        self.desired: dict[str, Any] = {}
+        self.inputs: list[str] = []
+        self.outcomes: list[str] = []
+        self.line = 0
+        self.news = 0
+        self.changed = threading.Condition()
+        self._settled = threading.Event()
+
+    def twin(self, twin: Mapping[str, Any] | None, line: int) -> None:
+        """Remember what is desired."""
+        self.line = line
+        self.twins.append(line)
+        self.desired = dict((twin or {}).get("desired", {}))
+        self._tell()
+
+    def called(self, call: MethodCall) -> None:
+        """Answer at once."""
+
+        def send(link: Link) -> bool:
+            link.answer(call.request_id, 200, {"name": call.name, "payload": call.payload})
+            return True
+
+        assert self.delivery is not None
+        self.delivery.errand(Errand("an answer", call.line, send))
+
+    def received(self, message: InputMessage) -> None:
+        """Remember it."""
+        self.inputs.append(f"{message.input} {message.message_id} {message.body.decode()}")
+        self._tell()
+
+    def report(self, patch: dict[str, Any]) -> str:
+        """Report properties over the newest line; what became of it."""
+        assert self.delivery is not None
+        self._settled.clear()
+        self.delivery.errand(Errand("a report", self.line, lambda link: link.report(patch), self._settle))
+        self._settled.wait()
+        return self.outcomes[-1]
+
+    def _tell(self) -> None:
+        with self.changed:
+            self.news += 1
+            self.changed.notify_all()
+
+    def _settle(self, outcome: str) -> None:
+        self.outcomes.append(outcome)
+        self._settled.set()
+
+
 class Driver:
     """One delivery and the commands to it."""
 
@@ -65,6 +122,7 @@ class Driver:
         identity = Identity.from_environ(os.environ)
         deadlines = Deadlines(**options.get("deadlines", {}))
         self._written = threading.Event()
+        self._echo = Echo()
         spool = self._spool = self._open_spool(identity, options)
         hub = None
         if identity:
@@ -73,10 +131,12 @@ class Driver:
                 self._crew,
                 deadlines=deadlines,
                 backlog=spool,
+                listener=self._echo if options.get("listen") else None,
                 on_stuck=lambda: os._exit(EXIT_STUCK),
             )
         journal = MessagesFile(Path(options["file"]), self._crew) if "file" in options else None
         self._delivery = Delivery(POLICY, identity, hub=hub, journal=journal, spool=spool)
+        self._echo.delivery = self._delivery
         self._delivery.start()
         self._sequence = time.time_ns() // 1_000_000
         self.clean = True
@@ -113,6 +173,20 @@ class Driver:
         """Send an event."""
         self._delivery.event("module", code, f"the driver says {code}", {"by": "driver"})
         return {}
+
+    def heard(self, after: int = 0) -> dict[str, Any]:
+        """What the listener has heard: over which lines the twin was read, what is desired, the inputs.
+
+        Waits up to a second for more than `after` news.
+        """
+        echo = self._echo
+        with echo.changed:
+            echo.changed.wait_for(lambda: echo.news > after, 1.0)
+        return {"news": echo.news, "twins": echo.twins, "desired": echo.desired, "inputs": echo.inputs}
+
+    def report(self, patch: dict[str, Any]) -> dict[str, Any]:
+        """Report properties; what became of it."""
+        return {"outcome": self._echo.report(patch)}
 
     def status(self) -> dict[str, Any]:
         """The delivery's status."""

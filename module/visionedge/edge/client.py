@@ -62,7 +62,9 @@ class HubClient:
         self._silent = False
         self._suspect: tuple[str, int] = ("", 0)
         self._calls = Losable(crew, "hub:call", limit=self._deadlines.lost_threads)
-        self._lines = Lines(identity, connector, self._calls, self._deadlines, self._poke)
+        self._lines = Lines(
+            identity, connector, self._calls, self._deadlines, wake=self._poke, listener=listener
+        )
         # Guards all below; held for assignments only.
         self._wake = threading.Condition()
         self._backlog: Waiting = Backlog() if backlog is None else backlog
@@ -177,8 +179,8 @@ class HubClient:
         while line is not None:
             successor: Line | None = None
             try:
-                self._lines.open(line)
                 self._use(line)
+                self._lines.open(line)
                 self._turn("connected")
                 successor = self._serve(line)
             finally:
@@ -263,7 +265,7 @@ class HubClient:
     def _probe(self, line: Line) -> None:
         """Ask for the twin: an answer proves connection, session and subscriptions, which no PUBACK does."""
         try:
-            twin = self._lines.ask(line, self._listener)
+            twin = self._lines.ask(line)
         except OverdueError:
             if self._closing():
                 return  # it was us who had no time

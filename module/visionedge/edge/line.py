@@ -112,13 +112,16 @@ class Lines:
         connector: OpenLink,
         calls: Losable,
         deadlines: Deadlines,
+        *,
         wake: Callable[[], None],
+        listener: Listener | None,
     ) -> None:
         self._identity = identity
         self._connector = connector
         self._calls = calls
         self._deadlines = deadlines
         self._wake = wake
+        self._listener = listener
         self.built = 0
 
     def build(self) -> Line:
@@ -146,14 +149,14 @@ class Lines:
         return line
 
     def open(self, line: Line) -> None:
-        """Connect."""
-        self._calls.call("connect", line.link.connect, self._deadlines.connect_s)
+        """Connect; what comes is heard from then on."""
+        ears = None if self._listener is None else LineEars(line, self._listener)
+        self._calls.call("connect", lambda: line.link.connect(ears), self._deadlines.connect_s)
 
-    def ask(self, line: Line, listener: Listener | None) -> Mapping[str, Any] | None:
+    def ask(self, line: Line) -> Mapping[str, Any] | None:
         """The twin; before the first time, subscribe to what the listener wants to hear."""
-        if listener is not None and not line.listening:
-            ears = LineEars(line, listener)
-            self._calls.call("subscribing", lambda: line.link.listen(ears), self._deadlines.answer_s)
+        if self._listener is not None and not line.listening:
+            self._calls.call("subscribing", line.link.listen, self._deadlines.answer_s)
             line.listening = True
         line.stale = False
         return self._calls.call("the twin", line.link.twin, self._deadlines.answer_s)

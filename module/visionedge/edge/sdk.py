@@ -5,6 +5,7 @@ reconnecting, which forgets subscriptions, gives up for good on some errors and 
 client id, is switched off. Its renewal of tokens is never reached: a link is replaced before its token ends.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,8 +71,8 @@ class Ears(Protocol):
 class Link(Protocol):
     """One connection to the hub. Every call may block for ever."""
 
-    def connect(self) -> None:
-        """Open the connection; raises LinkError."""
+    def connect(self, ears: Ears | None) -> None:
+        """Open the connection; `ears` hear what comes from the first moment on. Raises LinkError."""
 
     def send(self, message: Message) -> None:
         """Send and wait for the acknowledgement; raises LinkError or MessageRefusedError."""
@@ -82,11 +83,8 @@ class Link(Protocol):
         Raises LinkError.
         """
 
-    def listen(self, ears: Ears) -> None:
-        """Subscribe to desired properties, direct methods and inputs; once, after `connect`.
-
-        Raises LinkError.
-        """
+    def listen(self) -> None:
+        """Subscribe to what the ears can hear; once, after `connect`. Raises LinkError."""
 
     def report(self, patch: Mapping[str, Any]) -> bool:
         """Lay a patch over the reported properties; False if the hub refused it. Raises LinkError."""
@@ -130,10 +128,18 @@ class _AzureLink:
     def __init__(self, client: Any, on_lost: OnLost) -> None:
         self._client = client
         self._on_lost = on_lost
+        self._handlers: dict[str, Callable[[Any], None]] = {}
         client.on_connection_state_change = self._state_changed
         client.on_background_exception = self._background_error
 
-    def connect(self) -> None:
+    def connect(self, ears: Ears | None) -> None:
+        if ears is not None:
+            self._handlers = _handlers(ears)
+        for name, handler in self._handlers.items():
+            # Subscribing fails, as it must without a connection. But the handler is there when edgeHub
+            # delivers what has waited: at once, where it knows our subscriptions from before.
+            with contextlib.suppress(Exception):
+                setattr(self._client, name, handler)
         self._sdk(self._client.connect)
 
     def send(self, message: Message) -> None:
@@ -162,21 +168,8 @@ class _AzureLink:
             return None
         return twin
 
-    def listen(self, ears: Ears) -> None:
-        def called(request: Any) -> None:
-            ears.called(MethodCall(request.name, request.payload, request.request_id))
-
-        def received(message: Any) -> None:
-            ears.received(_input_message(message))
-
-        # Each of these subscribes, and waits for that. The SDK runs a handler on threads that its shutdown
-        # waits for, so a handler must do nothing but hand on.
-        handlers = {
-            "on_twin_desired_properties_patch_received": lambda _patch: ears.patched(),
-            "on_method_request_received": called,
-            "on_message_received": received,
-        }
-        for name, handler in handlers.items():
+    def listen(self) -> None:
+        for name, handler in self._handlers.items():
             self._sdk(partial(setattr, self._client, name, handler))
 
     def report(self, patch: Mapping[str, Any]) -> bool:
@@ -214,6 +207,20 @@ class _AzureLink:
 
     def _background_error(self, error: Exception) -> None:
         self._on_lost(describe(error))
+
+
+def _handlers(ears: Ears) -> dict[str, Callable[[Any], None]]:
+    """What the SDK calls, by the property that takes it; setting that also subscribes.
+
+    It runs handlers on threads that its shutdown waits for, so they must do nothing but hand on.
+    """
+    return {
+        "on_twin_desired_properties_patch_received": lambda _patch: ears.patched(),
+        "on_method_request_received": lambda request: ears.called(
+            MethodCall(request.name, request.payload, request.request_id)
+        ),
+        "on_message_received": lambda message: ears.received(_input_message(message)),
+    }
 
 
 def _answered(error: LinkError) -> bool:
