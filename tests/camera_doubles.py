@@ -30,7 +30,9 @@ class Basket:
             self._changed.notify_all()
 
     def gate(self, camera: str) -> None:  # noqa: ARG002 - the protocol's
-        self.gated += 1
+        with self._changed:
+            self.gated += 1
+            self._changed.notify_all()
 
     def wait_taken(self, camera: str, timeout_s: float) -> bool:  # noqa: ARG002 - the protocol's
         self.asked += 1
@@ -101,6 +103,7 @@ class ScriptedSource:
         self.live = live
         self.closed = False
         self.converted = 0
+        self.wanted: list[float | None] = []
         self._steps = list(steps)
         self._clock = clock
         self._number = 0
@@ -120,6 +123,9 @@ class ScriptedSource:
             return numbered_picture(number)
 
         return WholePicture(picture, 160, 120, None if self.live else step)
+
+    def want(self, pictures_per_s: float | None) -> None:
+        self.wanted.append(pictures_per_s)
 
     def interrupt(self) -> None:
         self._steps.clear()

@@ -198,6 +198,9 @@ class _Empty:
     def read(self) -> None:
         return None
 
+    def want(self, pictures_per_s: float | None) -> None:
+        pass
+
     def interrupt(self) -> None:
         pass
 

@@ -137,3 +137,23 @@ def test_pictures_of_an_mjpeg_stream_are_decoded_when_somebody_looks(tmp_path: P
     assert seen[5] is not None
     assert number_of(seen[5].fill(SPEC)[0][4:-4]) == 5
     source.close()
+
+
+@pytest.mark.parametrize("pattern", ["P", "Pbbb"])
+def test_other_wishes_are_followed_while_a_stream_plays(pattern: str) -> None:
+    """Behind key pictures alone everything waits for the next one; else nothing could be decoded."""
+    stream = Stream(None, pattern=pattern)
+    stream.play(10.5)
+    stream.thinning.want(0.5)
+    stream.play(10)
+    assert stream.play(20) == {Level.KEYS: 600}
+
+    stream.thinning.want(None)
+    before = len(stream.decoded)
+    stream.play(5.5)
+    assert stream.decoded[before] % 2 == 0  # of key pictures there is one every two seconds
+    assert stream.thinning.level is Level.ALL
+    assert len(stream.decoded) - before == round(5.5 * 30) - 45
+
+    stream.thinning.want(25.0)
+    assert stream.play(20)[Level.KEYS] == 0

@@ -13,8 +13,9 @@ from typing import Protocol
 from visionedge.capture.attempt import Attempt
 from visionedge.capture.content import ContentWatch
 from visionedge.capture.decoded import Decoded, Limits, Source
-from visionedge.capture.gate import GateSettings, MotionGate
-from visionedge.capture.pacing import Backoff, Due, Pace
+from visionedge.capture.gate import GateSettings
+from visionedge.capture.pacing import Backoff, Pace
+from visionedge.capture.ration import UNTHROTTLED, Counts, Ration, Throttle
 from visionedge.capture.source import open_source
 from visionedge.capture.status import CONNECTED, CameraStatus, Progress, State
 from visionedge.errors import DamagedError, SourceError, VisionedgeError
@@ -87,9 +88,9 @@ class Means:
 class _Showing:
     """What is remembered from picture to picture of one connection."""
 
-    def __init__(self, gate: GateSettings | None) -> None:
+    def __init__(self, ration: Ration) -> None:
+        self.ration = ration
         self.content = ContentWatch()
-        self.gate = None if gate is None else MotionGate(gate)
         self.damaged_since_ns: int | None = None
 
     def damaged_for_ns(self, now_ns: int) -> int:
@@ -116,6 +117,7 @@ class Camera:
         limits: time and size limits, and how to open.
         gate: hand on only pictures on which something moves; None: all.
         allocate: where the pictures at the model's size are to be written.
+        throttle: hand on less than that, for a while; see `ease`.
         on_change: told of each change of state, once, from the camera's thread or that of `watch`.
         means: how to open, wait and throw dice.
     """
@@ -135,6 +137,7 @@ class Camera:
         limits: Limits | None = None,
         gate: GateSettings | None = None,
         allocate: Allocate | None = None,
+        throttle: Throttle = UNTHROTTLED,
         on_change: Callable[[CameraStatus], None] = _ignore,
         means: Means | None = None,
     ) -> None:
@@ -146,6 +149,7 @@ class Camera:
         limits = limits or Limits()
         self._limits = limits if fps is None else replace(limits, pictures_per_s=fps)
         self._gate = gate
+        self._throttle = throttle
         self._fitting = Fitting(spec, allocate or _no_place)
         self._on_change = on_change
         self._means = means or Means()
@@ -156,6 +160,7 @@ class Camera:
         self._lock = threading.Lock()
         self._handing = threading.Lock()
         self._now = Progress(clock(), last_epoch, first_sequence)
+        self.counts = Counts()
 
     def __repr__(self) -> str:
         return (
@@ -198,6 +203,10 @@ class Camera:
         """Bring pictures to another model's input; once this returns, no frame comes for the one before."""
         with self._handing:
             self._fitting = fitting
+
+    def ease(self, throttle: Throttle) -> None:
+        """Hand on no more than this lets in, from one of the next pictures on; the source stays open."""
+        self._throttle = throttle
 
     def watch(self) -> None:
         """Notice that nothing comes, which the camera's own thread cannot as it waits; to be called often."""
@@ -242,11 +251,13 @@ class Camera:
             raise
 
     def _read(self, source: Source) -> None:
-        due = Due(self._fps)
-        showing = _Showing(self._gate)
+        ration = Ration(self._fps, self._gate, self.counts)
+        showing = _Showing(ration)
         pace: Pace | None = None
         connected = False
         while not self._stop.is_set():
+            if ration.follow(self._throttle):
+                source.want(ration.fps)
             decoded = source.read()
             if decoded is None:
                 return
@@ -262,7 +273,7 @@ class Camera:
             if not connected:
                 self._connect(source)
                 connected = True
-            if due.take(captured_ns / 1e9 if at_s is None else at_s):
+            if ration.take(captured_ns / 1e9 if at_s is None else at_s, decoded.covers):
                 handed = self._hand_on(decoded, showing, captured_ns, captured_utc)
                 if handed and not (self._paced or source.live):
                     self._wait_taken()
@@ -282,7 +293,7 @@ class Camera:
         showing.damaged_since_ns = None
         shown = _window(image, placement)
         self._enter(showing.content.look(shown, captured_ns))
-        if showing.gate is not None and not showing.gate.opens(shown, captured_ns):
+        if not showing.ration.opens(shown, captured_ns):
             self._sink.gate(self.name)
             return False
         with self._handing:

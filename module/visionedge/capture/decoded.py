@@ -124,6 +124,9 @@ class Source(Protocol):
             SourceError: the source is lost or never was one.
         """
 
+    def want(self, pictures_per_s: float | None) -> None:
+        """So many pictures are looked at from now on (None: all), so that the others need not be decoded."""
+
     def interrupt(self) -> None:
         """Let `read` end as soon as it can; called by any thread."""
 

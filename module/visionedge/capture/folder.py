@@ -43,6 +43,9 @@ class PicturesSource:
         self._judge_end()
         return None
 
+    def want(self, pictures_per_s: float | None) -> None:
+        """See `Source.want`: they are played at the rate they began with."""
+
     def interrupt(self) -> None:
         """See `Source.interrupt`: reading a picture is quick."""
 

@@ -132,6 +132,9 @@ class VideoSource:
         position_s = None if self.live else self._timeline.advance(raw_s)
         return WholePicture(self._picture, width, height, position_s)
 
+    def want(self, pictures_per_s: float | None) -> None:
+        """See `Source.want`: OpenCV decodes whatever it grabs."""
+
     def interrupt(self) -> None:
         """See `Source.interrupt`."""
         self._interrupted = True

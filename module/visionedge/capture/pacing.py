@@ -43,21 +43,39 @@ class Due:
 
     def __init__(self, fps: float | None) -> None:
         self._interval_s = None if fps is None else 1.0 / fps
+        self._taken_s: float | None = None
         self._next_s: float | None = None
+        self._last_s: float | None = None
+
+    def change(self, fps: float | None) -> None:
+        """Go on at another rate, at its distance from the last picture that was due."""
+        self._interval_s = None if fps is None else 1.0 / fps
+        if self._interval_s is not None and self._taken_s is not None:
+            self._next_s = self._taken_s + self._interval_s
 
     def take(self, at_s: float) -> bool:
         """Whether the picture of this moment is due; the moments rise."""
         if self._interval_s is None:
+            self._taken_s = at_s
             return True
         if self._next_s is None:
             self._next_s = at_s
         # A quarter of the interval is allowed for: a camera that is asked for its own rate jitters around it.
         if at_s < self._next_s - self._interval_s / 4:
             return False
+        self._taken_s = at_s
         self._next_s += self._interval_s
         if self._next_s <= at_s:  # after a gap, what was missed is not made up for
             self._next_s = at_s + self._interval_s
         return True
+
+    def count(self, at_s: float, pictures: int) -> int:
+        """How many pictures were due, of so many that came at even distances since the last one counted."""
+        last_s, self._last_s = self._last_s, at_s
+        if pictures == 1 or last_s is None:
+            return int(self.take(at_s))
+        step_s = (at_s - last_s) / pictures
+        return sum(self.take(last_s + step_s * (number + 1)) for number in range(pictures))
 
 
 class Pace:

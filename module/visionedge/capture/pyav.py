@@ -165,6 +165,10 @@ class PyavSource:
                 return late
         return None
 
+    def want(self, pictures_per_s: float | None) -> None:
+        """See `Source.want`."""
+        self._thinning.want(pictures_per_s)
+
     def interrupt(self) -> None:
         """See `Source.interrupt`."""
         self._interrupted = True

@@ -31,22 +31,29 @@ class Thinning:
     """
 
     def __init__(self, wanted_per_s: float | None) -> None:
-        self.level = Level.ALL if wanted_per_s is None else Level.REFERENCES
-        self._most_s = 0.0 if wanted_per_s is None else _TOLERANCE / wanted_per_s
-        self._thins = wanted_per_s is not None
+        self.level = Level.ALL
         self._last_key_s: float | None = None
         self._key_gaps_s: deque[float] = deque(maxlen=8)
-        self._last_picture_s: float | None = None
-        self._banned_until_s = {Level.REFERENCES: -1e18, Level.KEYS: -1e18}
-        self._ban_s = {Level.REFERENCES: _BAN_S, Level.KEYS: _BAN_S}
+        self.want(wanted_per_s)
 
     def __repr__(self) -> str:
         return f"<Thinning {self.level.name} keys={[round(gap_s, 2) for gap_s in self._key_gaps_s]}>"
 
+    def want(self, wanted_per_s: float | None) -> None:
+        """So many pictures are looked at from now on; the level follows at a key picture, or sooner."""
+        self._most_s = 0.0 if wanted_per_s is None else _TOLERANCE / wanted_per_s
+        self._thins = wanted_per_s is not None
+        self._last_picture_s: float | None = None
+        self._banned_until_s = {Level.REFERENCES: -1e18, Level.KEYS: -1e18}
+        self._ban_s = {Level.REFERENCES: _BAN_S, Level.KEYS: _BAN_S}
+        if self.level is not Level.KEYS:  # what comes behind a key picture alone could not be decoded
+            self.level = Level.REFERENCES if self._thins else Level.ALL
+
     def packet(self, at_s: float, *, key: bool) -> bool:
         """Note a packet; whether it is to be decoded. The level may have changed."""
         if not self._thins:
-            return True
+            self.level = Level.ALL if key else self.level
+            return self.level is not Level.KEYS
         if key:
             self._note_key(at_s)
             self.level = self._level_from(at_s)

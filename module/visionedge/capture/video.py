@@ -65,6 +65,7 @@ class LoopedSource:
         self._begin_s = 0.0
         self._last_s = 0.0
         self._step_s = 1.0 / sane_fps(0.0)
+        self._wanted: tuple[float | None] | None = None
         self._interrupted = False
 
     def __repr__(self) -> str:
@@ -78,6 +79,8 @@ class LoopedSource:
                 return None
             self._source.close()
             self._source = self._opener()
+            if self._wanted is not None:
+                self._source.want(*self._wanted)
             # The last picture of a round stays as long as the one before it did.
             self._begin_s = self._last_s + self._step_s
             decoded = self._source.read()
@@ -89,6 +92,11 @@ class LoopedSource:
         self._last_s = position_s
         decoded.position_s = position_s
         return decoded
+
+    def want(self, pictures_per_s: float | None) -> None:
+        """See `Source.want`; in all rounds to come."""
+        self._wanted = (pictures_per_s,)
+        self._source.want(pictures_per_s)
 
     def interrupt(self) -> None:
         """See `Source.interrupt`."""

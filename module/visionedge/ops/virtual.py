@@ -151,6 +151,10 @@ class _Arriving:
         """See `Source.read`."""
         return self._camera.arrived(self._source.read, self._stop)
 
+    def want(self, pictures_per_s: float | None) -> None:
+        """See `Source.want`."""
+        self._source.want(pictures_per_s)
+
     def interrupt(self) -> None:
         """See `Source.interrupt`."""
         self._stop.set()
@@ -204,6 +208,9 @@ class SyntheticSource:
         position_s = self._count / self._of.fps
         self._count += 1
         return WholePicture(lambda: picture, self._of.width_px, self._of.height_px, position_s)
+
+    def want(self, pictures_per_s: float | None) -> None:
+        """See `Source.want`: nothing is decoded anyway."""
 
     def interrupt(self) -> None:
         """See `Source.interrupt`."""
