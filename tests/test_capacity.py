@@ -8,12 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from visionedge.capacity import CameraLoad, Meter, Reading, Sample, between, document, judge
+from visionedge.capacity import CameraLoad, Counted, Meter, Reading, Sample, between, document, judge
+from visionedge.capture.ration import Counts
 from visionedge.inference.batcher import BatcherStatistics, CameraStatistics, Drop
+
+
+def load(demanded: float, delivered: float, decode_cores: float) -> CameraLoad:
+    """A camera that hands on all it is asked for, of which the engine leaves the rest."""
+    return CameraLoad(demanded, demanded, demanded, delivered, demanded - delivered, decode_cores)
+
 
 SLOW = Reading(
     seconds=5.0,
-    cameras={"door": CameraLoad(10.0, 5.0, 0.2), "yard": CameraLoad(25.0, 5.0, 1.02)},
+    cameras={"door": load(10.0, 5.0, 0.2), "yard": load(25.0, 5.0, 1.02)},
     cores=2,
     decode_cores=1.22,
     infer_cores=0.6,
@@ -24,7 +31,7 @@ SLOW = Reading(
 
 
 def test_who_gets_all_that_it_demands_keeps_up() -> None:
-    fine = replace(SLOW, cameras={"yard": CameraLoad(5.0, 4.9, 0.2)}, decode_cores=0.2, infer_cores=0.4)
+    fine = replace(SLOW, cameras={"yard": load(5.0, 4.9, 0.2)}, decode_cores=0.2, infer_cores=0.4)
     verdict = judge(fine)
     assert (verdict.bottleneck, verdict.sentence) == (
         "none",
@@ -55,6 +62,13 @@ def test_even_with_a_gpu_decoding_can_be_the_limit() -> None:
     assert judge(replace(SLOW, decode_cores=1.8, infer_cores=0.1, gpu=True)).bottleneck == "decode"
 
 
+def test_a_camera_that_its_own_thread_cannot_decode_is_named_while_the_rest_of_the_machine_idles() -> None:
+    lame = CameraLoad(30.0, 30.0, 12.0, 12.0, 0.0, 1.0)
+    verdict = judge(replace(SLOW, cores=8, cameras={"yard": lame}, decode_cores=1.0, infer_cores=0.5))
+    assert verdict.bottleneck == "decode"
+    assert "12.0 of 30.0 frames/s: yard is decoded at 12.0 of 30.0 frames/s" in verdict.sentence
+
+
 def test_other_programs_that_take_the_cores_are_blamed() -> None:
     verdict = judge(replace(SLOW, decode_cores=0.3, infer_cores=0.4, other_cores=0.0, foreign_cores=1.2))
     assert verdict.bottleneck == "others"
@@ -63,7 +77,7 @@ def test_other_programs_that_take_the_cores_are_blamed() -> None:
 
 def test_without_frames_nothing_is_the_limit() -> None:
     assert judge(replace(SLOW, cameras={})).bottleneck == "idle"
-    still = {"yard": CameraLoad(0.0, 0.0, 0.1)}
+    still = {"yard": load(0.0, 0.0, 0.1)}
     assert judge(replace(SLOW, cameras=still)).sentence == "no camera hands on frames"
 
 
@@ -72,16 +86,21 @@ def test_the_document_holds_totals_and_each_camera() -> None:
     assert (told["demandedPerSecond"], told["deliveredPerSecond"]) == (35.0, 10.0)
     assert told["cameras"]["door"] == {
         "demandedPerSecond": 10.0,
+        "letInPerSecond": 10.0,
         "deliveredPerSecond": 5.0,
         "decodeCores": 0.2,
     }
     assert told["coresUsed"] == {"decode": 1.22, "infer": 0.6, "other": 0.1}
 
 
+def counted(demanded: int, delivered: int) -> Counted:
+    return Counted(demanded, demanded, demanded, delivered, 0)
+
+
 def sample(
     at_s: float,
     threads: Mapping[int, tuple[str, float]],
-    frames: Mapping[str, tuple[int, int]],
+    frames: Mapping[str, Counted],
     **cpu_s: float,
 ) -> Sample:
     times = {"process_s": 0.0, "child_s": 0.0, "machine_s": 0.0} | cpu_s
@@ -89,11 +108,13 @@ def sample(
 
 
 def test_threads_are_told_apart_by_their_names() -> None:
-    before = sample(0, {1: ("MainThread", 1.0), 2: ("camera:a", 1.0), 4: ("lane:0", 0.0)}, {"a": (100, 50)})
+    before = sample(
+        0, {1: ("MainThread", 1.0), 2: ("camera:a", 1.0), 4: ("lane:0", 0.0)}, {"a": counted(100, 50)}
+    )
     threads = {1: ("MainThread", 1.4), 2: ("camera:a", 3.0), 3: ("av:h264:df0", 1.0), 4: ("lane:0", 0.4)}
-    after = sample(4, threads, {"a": (140, 70)}, process_s=4.0, child_s=2.0, machine_s=7.2)
+    after = sample(4, threads, {"a": counted(140, 70)}, process_s=4.0, child_s=2.0, machine_s=7.2)
     seen = between(before, after, cores=2, machine_cores=2, gpu=False)
-    assert seen.cameras == {"a": CameraLoad(10.0, 5.0, 0.5)}
+    assert seen.cameras == {"a": CameraLoad(10.0, 10.0, 10.0, 5.0, 0.0, 0.5)}
     figures = (seen.decode_cores, seen.infer_cores, seen.other_cores, seen.foreign_cores)
     assert figures == pytest.approx((0.75, 0.6, 0.15, 0.3))
 
@@ -112,19 +133,44 @@ def test_busy_cores_that_are_not_ours_take_nothing_from_us_until_all_are_busy(
     assert between(before, after, cores=2, machine_cores=64, gpu=False).foreign_cores == foreign
 
 
-def counted(offered: int, analysed: int, gated: int) -> BatcherStatistics:
-    dropped = dict.fromkeys(Drop, 0) | {Drop.GATED: gated}
-    return BatcherStatistics({"a": CameraStatistics(offered, analysed, 0, 0, dropped)}, {})
+def taken(offered: int, analysed: int, **dropped: int) -> BatcherStatistics:
+    counts = dict.fromkeys(Drop, 0) | {Drop(reason): count for reason, count in dropped.items()}
+    return BatcherStatistics({"a": CameraStatistics(offered, analysed, 0, 0, counts)}, {})
 
 
-def test_what_the_gate_held_back_is_not_demanded() -> None:
-    times_ns = iter((0, 2_000_000_000))
+def read(*moments: tuple[BatcherStatistics, dict[str, Counts]]) -> Reading:
+    """What is read at the last of moments that lie two seconds apart."""
+    times_ns = iter(range(0, 1_000_000_000_000, 2_000_000_000))
     meter = Meter(clock=lambda: next(times_ns))
-    meter.note(counted(10, 0, 10), child=None, gpu=False)
-    assert meter.reading is None
-    meter.note(counted(30, 5, 20), child=os.getpid(), gpu=False)
+    for frames, asked in moments:
+        meter.note(frames, asked, child=os.getpid(), gpu=False)
     assert meter.reading is not None
-    assert (meter.reading.demanded, meter.reading.delivered) == (5.0, 2.5)
+    return meter.reading
+
+
+def test_what_is_asked_let_in_handed_on_analysed_and_lost_are_told_apart() -> None:
+    seen = read(
+        (taken(10, 0, gated=10), {"a": Counts(50, 20)}),
+        (taken(30, 4, gated=20, replaced=3, stale=1, failed=1), {"a": Counts(150, 40)}),
+    )
+    assert seen.cameras["a"] == replace(seen.cameras["a"], demanded=50, let_in=10, offered=5)
+    assert (seen.delivered, seen.lost) == (2, 2)
+
+
+def test_a_camera_that_was_opened_again_counts_from_there() -> None:
+    seen = read((taken(100, 90), {"a": Counts(500, 500)}), (taken(110, 100), {"a": Counts(10, 10)}))
+    assert (seen.demanded, seen.offered, seen.delivered) == (5, 5, 5)
+
+
+def test_of_a_camera_that_has_just_come_nothing_is_concluded() -> None:
+    """What was counted under its name in an earlier life did not come within these seconds."""
+    assert read((taken(100, 90), {}), (taken(110, 100), {"a": Counts(10, 10)})).cameras == {}
+    seen = read(
+        (taken(100, 90), {}),
+        (taken(110, 100), {"a": Counts(10, 10)}),
+        (taken(120, 110), {"a": Counts(20, 20)}),
+    )
+    assert seen.delivered == 5
 
 
 def test_a_busy_camera_thread_is_seen_by_the_real_clock_of_its_thread() -> None:
@@ -139,9 +185,9 @@ def test_a_busy_camera_thread_is_seen_by_the_real_clock_of_its_thread() -> None:
     thread.start()
     try:
         assert busy.wait(5)
-        meter.note(counted(0, 0, 0), child=None, gpu=False)
+        meter.note(taken(0, 0), {"a": Counts()}, child=None, gpu=False)
         stop.wait(0.3)
-        meter.note(counted(10, 10, 0), child=None, gpu=False)
+        meter.note(taken(10, 10), {"a": Counts(10, 10)}, child=None, gpu=False)
     finally:
         stop.set()
         thread.join()
@@ -153,6 +199,6 @@ def test_a_busy_camera_thread_is_seen_by_the_real_clock_of_its_thread() -> None:
 def test_processes_that_are_gone_count_nothing(tmp_path: Path) -> None:
     meter = Meter(proc=tmp_path)
     for _ in range(2):
-        meter.note(counted(0, 0, 0), child=1, gpu=False)
+        meter.note(taken(0, 0), {}, child=1, gpu=False)
     assert meter.reading is not None
     assert meter.reading.used_cores == 0.0

@@ -9,6 +9,7 @@ import pytest
 from camera_doubles import SPEC, Basket, Changes
 from clips import make_clip
 from visionedge.capture.camera import CameraStatus, Fitting
+from visionedge.capture.ration import Throttle
 from visionedge.config import Config, validate
 from visionedge.fleet import Fleet
 from visionedge.frames import Frame
@@ -129,3 +130,39 @@ def test_a_camera_that_is_restarted_begins_another_epoch_and_its_numbers_go_on(c
         assert fleet.by_name["yard"] is untouched
         with pytest.raises(KeyError):
             fleet.restart("attic")
+
+
+def test_a_throttle_holds_over_the_same_settings_and_over_a_camera_that_is_opened_again(clip: Path) -> None:
+    slots = Slots()
+    cameras: dict[str, object] = {"dock": {"uri": str(clip)}, "yard": {"uri": str(clip)}}
+    with running(slots, Changes()) as fleet:
+        fleet.apply(_config(cameras).cameras)
+        fleet.ease({"dock": Throttle(fps=2)})
+        slots.wait_for(lambda f: len(_of(f, "yard")) > 10)
+        fleet.apply(_config(cameras).cameras)
+        slots.wait_for(lambda f: len(_of(f, "yard")) > 50)
+        assert {x.epoch for x in slots.frames} == {1}
+        assert len(_of(slots.frames, "dock")) <= 8
+
+        fleet.apply(_config({**cameras, "dock": {"uri": str(clip), "fps": 30}}).cameras)
+        slots.wait_for(lambda f: any(x.epoch == 2 for x in _of(f, "dock")))
+        first = len(_of(slots.frames, "yard"))
+        slots.wait_for(lambda f: len(_of(f, "yard")) > first + 40)
+        assert len([x for x in _of(slots.frames, "dock") if x.epoch == 2]) <= 6
+        counts = fleet.counts()["dock"]
+        assert counts.asked > 3 * counts.let_in > 0
+
+        fleet.ease({})
+        slots.wait_for(lambda f: len([x for x in _of(f, "dock") if x.epoch == 2]) > 20)
+
+
+def test_another_priority_opens_no_camera_again(clip: Path) -> None:
+    slots = Slots()
+    with running(slots, Changes()) as fleet:
+        fleet.apply(_config({"dock": {"uri": str(clip)}}).cameras)
+        slots.wait_for(lambda f: len(f) > 3)
+        camera = fleet.by_name["dock"]
+        fleet.apply(_config({"dock": {"uri": str(clip), "priority": 7}}).cameras)
+        assert fleet.by_name["dock"] is camera
+        fleet.apply(_config({"dock": {"uri": str(clip), "priority": 7, "fps": 20}}).cameras)
+        assert fleet.by_name["dock"] is not camera

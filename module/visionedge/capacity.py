@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from visionedge.inference.batcher import BatcherStatistics, Drop
+from visionedge.capture.ration import Counts
+from visionedge.inference.batcher import BatcherStatistics, CameraStatistics, Drop
 from visionedge.inference.plan import usable_cores
 
 Bottleneck = Literal["none", "decode", "engine", "others", "idle"]
@@ -28,10 +29,17 @@ _DECODER_THREADS = "av:"
 
 @dataclass(frozen=True, slots=True)
 class CameraLoad:
-    """Frames per second that a camera demands and gets, and the cores that its thread uses."""
+    """A camera's frames per second, and the cores that its thread uses.
+
+    `demanded` is what the configuration asks for, `let_in` what the overload ladder leaves of it, `offered`
+    what the camera hands on, `delivered` what is analysed, `lost` what another frame or its age pushed out.
+    """
 
     demanded: float
+    let_in: float
+    offered: float
     delivered: float
+    lost: float
     decode_cores: float
 
 
@@ -55,8 +63,23 @@ class Reading:
 
     @property
     def demanded(self) -> float:
-        """Frames per second that the cameras hand on."""
+        """Frames per second that the cameras are asked for."""
         return sum(camera.demanded for camera in self.cameras.values())
+
+    @property
+    def let_in(self) -> float:
+        """Frames per second that the overload ladder leaves of them."""
+        return sum(camera.let_in for camera in self.cameras.values())
+
+    @property
+    def offered(self) -> float:
+        """Frames per second that the cameras hand on."""
+        return sum(camera.offered for camera in self.cameras.values())
+
+    @property
+    def lost(self) -> float:
+        """Frames per second that were handed on in vain."""
+        return sum(camera.lost for camera in self.cameras.values())
 
     @property
     def delivered(self) -> float:
@@ -67,6 +90,11 @@ class Reading:
     def used_cores(self) -> float:
         """All cores that the module uses."""
         return self.decode_cores + self.infer_cores + self.other_cores
+
+    @property
+    def full(self) -> bool:
+        """Whether the cores are as good as all in use."""
+        return self.used_cores + self.foreign_cores >= _FULL * self.cores
 
     def share(self, cores: float) -> str:
         """So many cores in words."""
@@ -88,23 +116,39 @@ def judge(seen: Reading) -> Verdict:
     if not seen.demanded:
         return Verdict("idle", "no camera hands on frames")
     rates = f"{seen.delivered:.1f} of {seen.demanded:.1f} frames/s"
-    if seen.delivered >= min(_ENOUGH * seen.demanded, seen.demanded - _SLACK_PER_S):
+    if nearly(seen.delivered, seen.demanded):
         return Verdict("none", f"keeps up: {rates} with {seen.share(seen.used_cores)}")
     hungry = _most(seen, lambda camera: camera.demanded)
-    full = seen.used_cores + seen.foreign_cores >= _FULL * seen.cores
-    if full and seen.foreign_cores >= _OTHERS * seen.cores and seen.foreign_cores > seen.decode_cores:
+    if seen.full and seen.foreign_cores >= _OTHERS * seen.cores and seen.foreign_cores > seen.decode_cores:
         return Verdict(
             "others",
             f"{rates}: other programs take {seen.foreign_cores:.1f} cores and leave {seen.used_cores:.1f} to"
             f" the module: move them, or lower fps of {hungry}",
         )
-    if full and seen.decode_cores > seen.infer_cores:
+    return _decode(seen, rates) or _engine(seen, rates, hungry)
+
+
+def _decode(seen: Reading, rates: str) -> Verdict | None:
+    """The verdict where decoding is the limit: of all cores, or of the one that a camera's thread has."""
+    if seen.full and seen.decode_cores > seen.infer_cores:
         costly = _most(seen, lambda camera: camera.decode_cores)
         return Verdict(
             "decode",
             f"{rates}: decode takes {seen.share(seen.decode_cores)}: lower fps of {costly}, or give it a"
             " substream of lower resolution",
         )
+    if seen.full or seen.lost >= seen.let_in - seen.offered:
+        return None
+    name = _most(seen, lambda camera: camera.let_in - camera.offered)
+    slow = seen.cameras[name]
+    return Verdict(
+        "decode",
+        f"{rates}: {name} is decoded at {slow.offered:.1f} of {slow.let_in:.1f} frames/s, all that its"
+        " thread can: give it a substream of lower resolution",
+    )
+
+
+def _engine(seen: Reading, rates: str, hungry: str) -> Verdict:
     if seen.gpu:
         return Verdict(
             "engine",
@@ -118,6 +162,11 @@ def judge(seen: Reading) -> Verdict:
     )
 
 
+def nearly(delivered: float, wanted: float) -> bool:
+    """Whether a rate is as good as the one that was wanted."""
+    return delivered >= min(_ENOUGH * wanted, wanted - _SLACK_PER_S)
+
+
 def _most(seen: Reading, figure: Callable[[CameraLoad], float]) -> str:
     """The camera that has most of it."""
     return max(sorted(seen.cameras), key=lambda name: figure(seen.cameras[name]))
@@ -129,6 +178,7 @@ def document(seen: Reading) -> dict[str, Any]:
     return {
         "windowSeconds": round(seen.seconds, 1),
         "demandedPerSecond": round(seen.demanded, 2),
+        "letInPerSecond": round(seen.let_in, 2),
         "deliveredPerSecond": round(seen.delivered, 2),
         "cores": seen.cores,
         "coresUsed": {name: round(cores, 3) for name, cores in used(seen).items()},
@@ -137,6 +187,7 @@ def document(seen: Reading) -> dict[str, Any]:
         "cameras": {
             name: {
                 "demandedPerSecond": round(camera.demanded, 2),
+                "letInPerSecond": round(camera.let_in, 2),
                 "deliveredPerSecond": round(camera.delivered, 2),
                 "decodeCores": round(camera.decode_cores, 3),
             }
@@ -154,15 +205,26 @@ def used(seen: Reading) -> dict[str, float]:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """A camera's frames until one moment; see `CameraLoad`."""
+
+    demanded: int
+    let_in: int
+    offered: int
+    delivered: int
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """Counters at one moment: seconds of processor time, and frames (demanded, delivered) by camera."""
+    """Counters at one moment: seconds of processor time, and frames by camera."""
 
     at_ns: int
     threads: Mapping[int, tuple[str, float]]
     process_s: float
     child_s: float
     machine_s: float
-    frames: Mapping[str, tuple[int, int]]
+    frames: Mapping[str, Counted]
 
 
 def between(before: Sample, after: Sample, *, cores: int, machine_cores: int, gpu: bool) -> Reading:
@@ -173,12 +235,10 @@ def between(before: Sample, after: Sample, *, cores: int, machine_cores: int, gp
         was_s = before.threads.get(number, (name, 0.0))[1]
         cores_by_name[name] = cores_by_name.get(name, 0.0) + max(0.0, cpu_s - was_s) / seconds
     cameras = {
-        name: CameraLoad(
-            demanded=(counts[0] - before.frames.get(name, (0, 0))[0]) / seconds,
-            delivered=(counts[1] - before.frames.get(name, (0, 0))[1]) / seconds,
-            decode_cores=cores_by_name.get(f"camera:{name}", 0.0),
-        )
-        for name, counts in after.frames.items()
+        # Of one that was not there before it is not known what came within this time.
+        name: _load(before.frames[name], counted, seconds, cores_by_name.get(f"camera:{name}", 0.0))
+        for name, counted in after.frames.items()
+        if name in before.frames
     }
     child = max(0.0, after.child_s - before.child_s) / seconds
     own = max(0.0, after.process_s - before.process_s) / seconds
@@ -197,6 +257,30 @@ def between(before: Sample, after: Sample, *, cores: int, machine_cores: int, gp
     )
 
 
+def _load(before: Counted, after: Counted, seconds: float, decode_cores: float) -> CameraLoad:
+    def per_s(was: int, now: int) -> float:
+        return (now - was if now >= was else now) / seconds  # a camera that was opened again counts anew
+
+    return CameraLoad(
+        demanded=per_s(before.demanded, after.demanded),
+        let_in=per_s(before.let_in, after.let_in),
+        offered=per_s(before.offered, after.offered),
+        delivered=per_s(before.delivered, after.delivered),
+        lost=per_s(before.lost, after.lost),
+        decode_cores=decode_cores,
+    )
+
+
+def _counted(asked: Counts, seen: CameraStatistics) -> Counted:
+    return Counted(
+        demanded=asked.asked,
+        let_in=asked.let_in,
+        offered=seen.offered - seen.dropped[Drop.GATED],
+        delivered=seen.analysed,
+        lost=seen.dropped[Drop.REPLACED] + seen.dropped[Drop.STALE],
+    )
+
+
 def _sum(cores: Mapping[str, float], prefixes: tuple[str, ...]) -> float:
     return sum(share for name, share in cores.items() if name.startswith(prefixes))
 
@@ -211,8 +295,13 @@ class Meter:
         self._last: Sample | None = None
         self._tick_s = 1 / os.sysconf("SC_CLK_TCK")
 
-    def note(self, frames: BatcherStatistics, *, child: int | None, gpu: bool) -> None:
-        """Take a sample, with the process id of the engine where it has one. Reads files; quick."""
+    def note(
+        self, frames: BatcherStatistics, asked: Mapping[str, Counts], *, child: int | None, gpu: bool
+    ) -> None:
+        """Take a sample of the cameras that are `asked`, by name. Reads files; quick.
+
+        `child` is the process id of the engine where it has one.
+        """
         sample = Sample(
             at_ns=self._clock(),
             threads=self._threads(),
@@ -220,8 +309,9 @@ class Meter:
             child_s=self._cpu_s(self._proc / str(child) / "stat") if child else 0.0,
             machine_s=self._machine_s(),
             frames={
-                name: (camera.offered - camera.dropped[Drop.GATED], camera.analysed)
+                name: _counted(asked[name], camera)
                 for name, camera in frames.cameras.items()
+                if name in asked
             },
         )
         if self._last is not None:

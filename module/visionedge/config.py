@@ -84,6 +84,9 @@ class CameraConfig(_Section):
     )
     enabled: bool = Field(default=True, description="false closes the camera and keeps its settings.")
     gate: GateConfig | None = Field(default=None, description="Analyse only what moves; absent = everything.")
+    priority: int = Field(
+        default=0, ge=-1000, le=1000, description="In an overload, cameras of a lower one are slowed first."
+    )
     transport: Literal["tcp", "udp", "auto"] = Field(
         default="tcp", description="RTSP: auto = TCP, and UDP where the camera refuses that."
     )
@@ -151,6 +154,34 @@ class InferenceConfig(_Section):
     )
 
 
+def _each_once(rungs: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(rungs)) < len(rungs):
+        raise ValueError("each rung can be taken once")
+    return rungs
+
+
+class OverloadConfig(_Section):
+    """What is given up while the device cannot carry what the cameras are asked for."""
+
+    when: Literal["degraded", "always"] = Field(
+        default="degraded",
+        description="degraded = only while the device is less than what was asked for.",
+    )
+    ladder: Annotated[
+        tuple[Literal["variant", "gate", "fps"], ...], Field(strict=False), AfterValidator(_each_once)
+    ] = Field(
+        default=("variant", "gate", "fps"),
+        description="In this order, and back in reverse; empty = nothing is ever given up.",
+    )
+    min_fps: float = Field(default=0.5, ge=0.01, le=1000, description="fps: no camera is slowed below this.")
+    after_seconds: float = Field(
+        default=15.0, ge=1, le=3600, description="Overloaded for so long, before a rung is taken."
+    )
+    back_after_seconds: float = Field(
+        default=60.0, ge=1, le=86400, description="Fine for so long, before a rung is given back."
+    )
+
+
 class TelemetryConfig(_Section):
     """What goes to IoT Hub, and how often."""
 
@@ -199,6 +230,7 @@ class Config(_Section):
     )
     model: ModelConfig = Field(default_factory=ModelConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
+    overload: OverloadConfig = Field(default_factory=OverloadConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     http: HttpConfig = Field(default_factory=HttpConfig)
 

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -22,9 +21,12 @@ from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.detections import Selection
 from visionedge.inference.lineup import Lineup
 from visionedge.inference.model import Model
+from visionedge.inference.picking import contenders
 from visionedge.inference.process import EngineProcess
 from visionedge.inference.shared import Arena, blocks_for
+from visionedge.inference.stand_in import StandIn
 from visionedge.inference.startup import open_engine
+from visionedge.machinery import Machinery
 from visionedge.rooms import Rooms
 from visionedge.threads import Crew, OnDeath, on_thread
 
@@ -38,34 +40,6 @@ _FIRST_S = 60.0
 
 # What an engine cannot take over while it runs: a change of these needs another one.
 _OPENED_WITH = ("device", "fallback", "parity", "max_batch", "precision", "latency_budget_ms", "process")
-
-
-@dataclass(slots=True)
-class Machinery:
-    """A model, its engine once that is open, and what was made for the two. `crew` is the engine's alone."""
-
-    source: Source
-    model: Model
-    selection: Selection
-    inference: InferenceConfig
-    arena: Arena | None
-    crew: Crew
-    engine: AnyEngine | None = None
-    child: EngineProcess | None = None
-
-    @property
-    def fitting(self) -> Fitting:
-        """How cameras prepare pictures for it."""
-        spec = self.model.input
-        return Fitting(spec) if self.arena is None else Fitting(spec, self.arena.allocate)
-
-    def close(self) -> None:
-        """End the engine, also one that still opens, and give its memory back. Blocks."""
-        closing = self.child or self.engine
-        if closing is not None:
-            closing.close()
-        if self.arena is not None:
-            self.arena.close()
 
 
 class EngineRoom:
@@ -93,6 +67,7 @@ class EngineRoom:
         self._changing = asyncio.Lock()
         self._machinery: Machinery | None = None
         self._opening: Machinery | None = None
+        self._standing: Machinery | None = None
         self._crews: list[Crew] = []
         self._first = asyncio.Event()
         self._refusal: tuple[str, str] | None = None
@@ -135,8 +110,8 @@ class EngineRoom:
         """
         assert self._opening is not None  # noqa: S101 - `load` comes first
         machinery = self._opening
-        engine = await self._opened(machinery)
-        self._take_over(machinery, engine)
+        engine = machinery.engine = await self._opened(machinery)
+        self._take_over(machinery)
         await on_thread(self._crew, "tidying", lambda: self._supply.tidy([machinery.model.sha256]))
         return engine
 
@@ -164,13 +139,75 @@ class EngineRoom:
     def close(self) -> None:
         """End the engines, also one that still opens. Blocks."""
         self.lineup.close()
-        for machinery in (self._opening, self._machinery):
+        for machinery in (self._opening, self._standing, self._machinery):
             if machinery is not None:
                 machinery.close()
 
     def left(self) -> list[str]:
         """The threads of engines that still run."""
         return [name for crew in self._crews for name in crew.alive()]
+
+    # --- a faster engine for a while (`overload.keeper.Engines`) --------------------------------------------
+
+    @property
+    def stand_in(self) -> str | None:
+        """The precision that computes in place of the one of the configuration; None: that one does."""
+        standing = self._standing
+        return None if standing is None or standing.engine is None else standing.engine.precision.precision
+
+    async def could_be_faster(self) -> bool:
+        """Whether another precision might compute more than the engine in use.
+
+        Only on the CPU, only where any precision will do, and only where none was tried here yet.
+        """
+        machinery = self._machinery
+        if machinery is None or machinery.engine is None or self._standing is not None:
+            return False
+        precision = machinery.engine.precision
+        if precision.precision != "fp32" or precision.ms or machinery.engine.device.effective != "cpu":
+            return False
+        if machinery.inference.precision != "auto":
+            return False
+        if machinery.has_contenders is None:
+            look = functools.partial(contenders, machinery.model, device="cpu", data=self._data)
+            machinery.has_contenders = bool(await asyncio.to_thread(look))
+        return machinery.has_contenders
+
+    async def call_stand_in(self) -> str | None:
+        """Open the fastest precision on the CPU and let it compute; None where that is no other one.
+
+        The engine in use stays open, and goes on looking for a device that was lost.
+
+        Raises:
+            VisionedgeError: it cannot be opened.
+        """
+        async with self._changing:
+            former = self._machinery
+            if former is None or former.engine is None or self._standing is not None:
+                return self.stand_in
+            former.has_contenders = False  # one try for each engine
+            inference = self._rooms.config.inference.model_copy(update={"device": "cpu"})
+            config = self._rooms.config.model_copy(update={"inference": inference})
+            machinery = await self._opened_beside(former.source, config)
+            engine = machinery.engine
+            if engine is None or engine.precision.precision == former.engine.precision.precision:
+                await asyncio.to_thread(machinery.close)
+                return None
+            former.has_contenders = True
+            self._standing = machinery
+            self._use(machinery, StandIn(engine, former.engine))
+            await asyncio.to_thread(self.lineup.settle, _SETTLE_S)
+            return self.stand_in
+
+    async def dismiss_stand_in(self) -> None:
+        """Let the engine of the configuration compute again, and close the one that stood in."""
+        async with self._changing:
+            standing, former = self._standing, self._machinery
+            if standing is None or former is None or former.engine is None:
+                return
+            self._standing = None
+            self._use(former, former.engine)
+            await asyncio.to_thread(self._leave, standing)
 
     async def _first_is_there(self) -> dict[str, str]:
         """Nothing when an engine computes; before the first one does, wait for it a while."""
@@ -235,6 +272,8 @@ class EngineRoom:
         else:
             rooms.selection = machinery.selection = _selection(machinery.model, inference)
             self.lineup.select(machinery.selection)
+            if self._standing is not None:
+                self._standing.selection = machinery.selection
         rooms.batcher.limit(inference.max_batch, int(inference.max_age_seconds * 1e9))
         rooms.config = rooms.config.model_copy(update={"model": wanted.model, "inference": inference})
 
@@ -244,23 +283,31 @@ class EngineRoom:
         source = await self._supply.fetched(wanted.model, tries=LIVE_TRIES)
         if source is None:
             raise VisionedgeError("another change of the model came before it was fetched")
-        prepared = functools.partial(self._prepared, source, wanted)
+        machinery = await self._opened_beside(source, wanted)
+        leaving = [each for each in (former, self._standing) if each is not None]
+        self._take_over(machinery)
+        await asyncio.to_thread(self._leave, *leaving)
+        await asyncio.to_thread(self._supply.tidy, [machinery.model.sha256])
+        if former is not None:
+            self._tell_changed(former.model, machinery.model)
+
+    async def _opened_beside(self, source: Source, config: Config) -> Machinery:
+        """Another machinery, its engine open, beside the one in use."""
+        prepared = functools.partial(self._prepared, source, config)
         machinery = self._opening = await on_thread(self._crew, "loading", prepared)
         try:
-            engine = await self._opened(machinery)
+            machinery.engine = await self._opened(machinery)
         except BaseException:
             self._opening = None
             await asyncio.to_thread(machinery.close)
             raise
-        self._take_over(machinery, engine)
-        if former is not None:
-            await asyncio.to_thread(self._leave, former, machinery)
-            self._tell_changed(former.model, machinery.model)
+        self._opening = None
+        return machinery
 
-    def _leave(self, former: Machinery, now: Machinery) -> None:
+    def _leave(self, *former: Machinery) -> None:
         self.lineup.settle(_SETTLE_S)
-        former.close()
-        self._supply.tidy([now.model.sha256])
+        for machinery in former:
+            machinery.close()
 
     def _prepared(self, source: Source, config: Config) -> Machinery:
         model = source.load()
@@ -299,26 +346,30 @@ class EngineRoom:
 
         return opened
 
-    def _take_over(self, machinery: Machinery, engine: AnyEngine) -> None:
-        machinery.engine = engine
-        self._opening, self._machinery = None, machinery
+    def _take_over(self, machinery: Machinery) -> None:
+        assert machinery.engine is not None  # noqa: S101 - it was opened
+        self._opening, self._machinery, self._standing = None, machinery, None
         self._first.set()
+        self._use(machinery, machinery.engine)
+
+    def _use(self, machinery: Machinery, engine: AnyEngine) -> None:
+        """Compute with this engine, which is that of the machinery or stands in with it, from now on."""
         self.lineup.adopt(engine, machinery.selection)
         # From here on: pictures that were prepared for the old one are still computed there.
         if self._rooms.fleet is not None:
             self._rooms.fleet.refit(machinery.fitting)
-        self._show(machinery)
+        self._show(machinery, engine)
 
     def _loaded(self, machinery: Machinery) -> Fitting:
         """A first model: what is to be opened next."""
         self._opening = machinery
-        self._show(machinery)
+        self._show(machinery, None)
         return machinery.fitting
 
-    def _show(self, machinery: Machinery) -> None:
+    def _show(self, machinery: Machinery, engine: AnyEngine | None) -> None:
         rooms = self._rooms
         rooms.loaded, rooms.selection, rooms.arena = machinery.model, machinery.selection, machinery.arena
-        rooms.engine = machinery.engine
+        rooms.engine = engine
 
 
 def _selection(model: Model, inference: InferenceConfig) -> Selection:

@@ -9,6 +9,7 @@ from visionedge.capture.budget import ThreadBudget
 from visionedge.capture.camera import Camera, CameraStatus, Fitting, FrameSink
 from visionedge.capture.decoded import Limits
 from visionedge.capture.gate import GateSettings
+from visionedge.capture.ration import UNTHROTTLED, Counts, Throttle
 from visionedge.config import CameraConfig, GateConfig
 from visionedge.threads import Crew
 
@@ -26,7 +27,7 @@ class Slots(FrameSink, Protocol):
 
 
 class Fleet:
-    """The cameras, by name. `apply` and `stop` belong to one thread, `watch` may be called by another.
+    """The cameras, by name. `watch` and `counts` may be called by any thread, all else belongs to one.
 
     Args:
         fitting: the model's input, and where pictures of its size are written.
@@ -55,6 +56,7 @@ class Fleet:
         # One more thread for each core, whatever the cameras: theirs are waiting most of the time.
         self._spare_threads = ThreadBudget(len(os.sched_getaffinity(0)))
         self._settings: dict[str, CameraConfig] = {}
+        self._throttles: Mapping[str, Throttle] = {}
         self._last: dict[str, tuple[int, int]] = {}
 
     def __repr__(self) -> str:
@@ -63,7 +65,7 @@ class Fleet:
     def apply(self, wanted: Mapping[str, CameraConfig]) -> None:
         """Run these cameras and no others; one whose settings stay as they are is not touched."""
         enabled = {name: settings for name, settings in wanted.items() if settings.enabled}
-        for name in [name for name, settings in self._settings.items() if enabled.get(name) != settings]:
+        for name in [n for n, settings in self._settings.items() if not _same(enabled.get(n), settings)]:
             self._close(name)
         for name, settings in enabled.items():
             if name not in self.by_name:
@@ -84,6 +86,16 @@ class Fleet:
         self._fitting = fitting
         for camera in self.by_name.values():
             camera.refit(fitting)
+
+    def ease(self, throttles: Mapping[str, Throttle]) -> None:
+        """Throttle these cameras and no others, also when they are opened again; none is opened for that."""
+        self._throttles = dict(throttles)
+        for name, camera in self.by_name.items():
+            camera.ease(self._throttles.get(name, UNTHROTTLED))
+
+    def counts(self) -> dict[str, Counts]:
+        """By name, how many pictures a camera that runs was asked for since it was opened."""
+        return {name: camera.counts for name, camera in tuple(self.by_name.items())}
 
     def watch(self) -> None:
         """Let each camera notice what its own thread cannot; to be called a few times a second."""
@@ -118,6 +130,7 @@ class Fleet:
             ),
             gate=_gate(settings.gate),
             allocate=self._fitting.allocate,
+            throttle=self._throttles.get(name, UNTHROTTLED),
             on_change=lambda status: self._changed(camera, status),
         )
         self._slots.open(name)
@@ -136,6 +149,11 @@ class Fleet:
         # The end of one that has a successor would be read as the end of that.
         if self.by_name.get(camera.name, camera) is camera:
             self._on_change(status)
+
+
+def _same(wanted: CameraConfig | None, settings: CameraConfig) -> bool:
+    """Whether a camera can stay open; its priority is nothing that it knows of."""
+    return wanted is not None and wanted.model_copy(update={"priority": settings.priority}) == settings
 
 
 def _gate(settings: GateConfig | None) -> GateSettings | None:

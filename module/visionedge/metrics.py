@@ -54,12 +54,21 @@ DECLARED: Mapping[str, Declared] = {
     "camera_epoch": Declared("gauge", ("camera",), "Grows by one at each reconnect."),
     "camera_frames_read_total": Declared("counter", ("camera",), "Pictures decoded from the source."),
     "camera_frame_age_seconds": Declared("gauge", ("camera",), "Age of the newest picture."),
-    "demanded_frames_per_second": Declared("gauge", ("camera",), "Frames that the camera hands on."),
+    "demanded_frames_per_second": Declared("gauge", ("camera",), "Frames that the camera is asked for."),
+    "let_in_frames_per_second": Declared("gauge", ("camera",), "Frames of these that overload leaves."),
     "delivered_frames_per_second": Declared("gauge", ("camera",), "Frames of the camera that are analysed."),
     "cores_used": Declared("gauge", ("purpose",), "Cores in use for decode, infer and other work."),
     "bottleneck": Declared(
         "gauge", ("bottleneck",), "Always 1; what limits: none, decode, engine, others or idle."
     ),
+    "overload_rung": Declared("gauge", ("rung",), "1 while it is given up: variant, gate or fps."),
+    "overload_steps_total": Declared(
+        "counter", ("rung", "direction"), "Steps of the overload ladder: taken or returned."
+    ),
+    "overload_exhausted": Declared(
+        "gauge", (), "1 when it is too much still, and nothing is left to give up."
+    ),
+    "camera_fps_limit": Declared("gauge", ("camera",), "Frames per second that overload slows it to."),
     "hub_connected": Declared("gauge", (), "1 when connected to edgeHub."),
     "messages_total": Declared("counter", ("output",), "Messages made, by output."),
     "telemetry_frames_dropped_total": Declared("counter", ("reason",), "Frames not told, by reason."),

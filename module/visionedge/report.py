@@ -16,6 +16,9 @@ from visionedge.edge.delivery import Delivery
 from visionedge.frames import utc_now, utc_text
 from visionedge.inference.any_engine import AnyEngine, Recovery
 from visionedge.inference.batcher import CameraStatistics
+from visionedge.overload.ladder import RUNGS
+from visionedge.overload.promise import sentence
+from visionedge.overload.sight import device_in_words
 from visionedge.rooms import Rooms
 from visionedge.uris import redact
 from visionedge.web.board import CameraTraffic
@@ -46,9 +49,21 @@ def status(rooms: Rooms) -> Document:
         },
         "fetching": rooms.fetching,
         "cameras": cameras(rooms),
-        "capacity": capacity.document(rooms.meter.reading) if rooms.meter.reading else None,
+        "capacity": load(rooms),
         "hub": hub(rooms.delivery) | _asked(rooms),
     }
+
+
+def load(rooms: Rooms) -> Document | None:
+    """What is delivered of what is asked, what limits that, and what is given up for it."""
+    seen, promise = rooms.meter.reading, rooms.promise
+    if seen is None:
+        return None
+    document = capacity.document(seen)
+    if promise.given_up or promise.at_the_end:
+        device = device_in_words(rooms.engine.device.effective) if rooms.engine else "the engine"
+        document["sentence"] = sentence(seen, promise, device)
+    return {**document, "overload": promise.document()}
 
 
 def engine(running: AnyEngine) -> Document:
@@ -156,6 +171,10 @@ def _camera(rooms: Rooms, name: str, counted: _Counted) -> Document:
             "height": seen.height or None,
             "decoder": seen.decoder,
         }
+    throttle = rooms.promise.throttles.get(name)
+    document["throttle"] = None if throttle is None else {
+        "fps": throttle.fps, "gate": throttle.gate is not None
+    }  # fmt: skip
     latest = rooms.board.latest(name)
     document["sequence"] = latest.frame.sequence if latest else None
     return document
@@ -268,6 +287,7 @@ def samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
             yield "frames_dropped_total", (name, reason), count
     yield from _camera_samples(rooms)
     yield from _capacity_samples(rooms)
+    yield from _overload_samples(rooms)
     yield from _hub_samples(rooms)
     yield from _asked_samples(rooms)
 
@@ -297,10 +317,24 @@ def _capacity_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], floa
         return
     for name, camera in seen.cameras.items():
         yield "demanded_frames_per_second", (name,), camera.demanded
+        yield "let_in_frames_per_second", (name,), camera.let_in
         yield "delivered_frames_per_second", (name,), camera.delivered
     for purpose, cores in capacity.used(seen).items():
         yield "cores_used", (purpose,), cores
     yield "bottleneck", (capacity.judge(seen).bottleneck,), 1
+
+
+def _overload_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
+    promise = rooms.promise
+    given_up = {each.rung for each in promise.given_up}
+    yield "overload_exhausted", (), float(promise.at_the_end)
+    for (rung, direction), count in promise.steps.items():
+        yield "overload_steps_total", (rung, direction), count
+    for rung in RUNGS:
+        yield "overload_rung", (rung,), float(rung in given_up)
+    for name, throttle in promise.throttles.items():
+        if throttle.fps is not None:
+            yield "camera_fps_limit", (name,), throttle.fps
 
 
 def _hub_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:

@@ -19,6 +19,7 @@ from visionedge.inference.detections import Selection
 from visionedge.inference.model import Model
 from visionedge.inference.shared import Arena
 from visionedge.outbox import Outbox
+from visionedge.overload.promise import Promise
 from visionedge.web.board import Board
 
 
@@ -34,6 +35,7 @@ class Rooms:
     started_ns: int = field(default_factory=time.monotonic_ns)
     board: Board = field(default_factory=Board)
     meter: Meter = field(default_factory=Meter)
+    promise: Promise = field(default_factory=Promise)
     loaded: Model | None = None
     selection: Selection | None = None
     arena: Arena | None = None

@@ -29,6 +29,7 @@ from visionedge.fleet import Fleet
 from visionedge.inference.any_engine import AnyEngine, EngineNews
 from visionedge.memory import settle_allocator
 from visionedge.metrics import Metrics
+from visionedge.overload.keeper import Code, Keeper
 from visionedge.remote import Remote
 from visionedge.rooms import Rooms
 from visionedge.sequences import Sequences
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 0.2
 _REMEMBER_EVERY_TICKS = 50
-_MEASURE_EVERY_TICKS = 25
+_MEASURE_EVERY_S = (1.0, 5.0)
 _JOIN_S = 2.0
 _JOIN_AGAIN_S = 1.0
 _FLUSH_S = 1.5
@@ -87,12 +88,14 @@ class Service:
         self._engines = EngineRoom(
             self.rooms, options.data, self._crew, self._thread_died, inject=options.inject
         )
+        self._keeper = Keeper(self.rooms, self._engines, self._tell_overload)
         self._hub_crew = Crew(self._thread_died)  # must outlive the others: the last messages go through it
         self._metrics = Metrics(lambda: report.samples(self.rooms))
         self._sequences = Sequences(options.data / "sequences.json")
         self._remote: Remote | None = None
         self._remembers = True
         self._ticks = 0
+        self._measure_tick = 0
         self._exit_code = 0
 
     # --- the life of the module -----------------------------------------------------------------------------
@@ -193,6 +196,7 @@ class Service:
         Gives the sections that could not be applied, each with the reason; those stay as they were.
         """
         self._apply_cameras(config)
+        self.rooms.config = self.rooms.config.model_copy(update={"overload": config.overload})
         self._apply_telemetry(config)
         refused = await self._apply_http(config)
         return refused | await self._engines.change(config)
@@ -238,17 +242,29 @@ class Service:
         if self.rooms.fleet is not None:
             self.rooms.fleet.watch()
         self._ticks += 1
-        if self.rooms.engine is not None and self._ticks % _MEASURE_EVERY_TICKS == 1:
+        if self.rooms.engine is not None and self._ticks >= self._measure_tick:
+            self._measure_tick = self._ticks + round(self._measure_every_s / _TICK_S)
             await asyncio.to_thread(self._measure, self.rooms.engine)
+            await self._keeper.step()
         if self._ticks % _REMEMBER_EVERY_TICKS == 0:
             await self._remember()
+
+    @property
+    def _measure_every_s(self) -> float:
+        """Three times in what counts as an overload, if that is not too often."""
+        shortest_s, longest_s = _MEASURE_EVERY_S
+        return min(longest_s, max(shortest_s, self.rooms.config.overload.after_seconds / 3))
 
     def _measure(self, engine: AnyEngine) -> None:
         """Note what the threads use, and what the cameras demand and get."""
         child = engine.process.pid if engine.process else None
-        self.rooms.meter.note(
-            self.rooms.batcher.statistics(), child=child, gpu=engine.device.effective != "cpu"
-        )
+        asked = {} if self.rooms.fleet is None else self.rooms.fleet.counts()
+        frames, gpu = self.rooms.batcher.statistics(), engine.device.effective != "cpu"
+        self.rooms.meter.note(frames, asked, child=child, gpu=gpu)
+
+    def _tell_overload(self, code: Code, words: str, details: Mapping[str, Any]) -> None:
+        if self.rooms.delivery is not None:
+            self.rooms.delivery.event("module", code, words, details)
 
     async def _shut_down(self) -> None:
         """Cameras, lanes, results on their way, messages: in the order of the river."""
@@ -260,6 +276,7 @@ class Service:
             self.rooms.fleet.stop()
         self.rooms.batcher.close()
         self._engines.lineup.close()
+        await self._keeper.close()
         self.left = await asyncio.to_thread(self._end_threads)
         self._pump()
         if self.rooms.delivery is not None:

@@ -19,7 +19,7 @@ from visionedge.inference.contest import Choice, choose
 from visionedge.inference.model import Model
 from visionedge.inference.parity import Tolerance
 from visionedge.inference.plan_cache import PlanKey, integer_instructions
-from visionedge.inference.variants import usable, variants
+from visionedge.inference.variants import Variant, usable, variants
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,13 @@ class Trials(Generic[SessionT]):
     judge: Callable[[Candidate[SessionT], Candidate[SessionT], Tolerance], Agreement]
 
 
+def contenders(original: Model, *, device: str, data: Path | None) -> list[Variant]:
+    """The variants of a model that may be faster on a device, and that their reports do not refuse."""
+    return [
+        v for v in variants(original, data) if device in _DEVICES[v.precision] and usable(v) and not v.refusal
+    ]
+
+
 def pick(
     fp32: Candidate[SessionT],
     original: Model,
@@ -80,9 +87,7 @@ def pick(
     `original` is the model as it was loaded. What cannot be opened or run, what its report refuses, and what
     sees something else here than fp32 is not used. Without `measuring` a kept choice counts, or fp32.
     """
-    found = [
-        v for v in variants(original, data) if device in _DEVICES[v.precision] and usable(v) and not v.refusal
-    ]
+    found = contenders(original, device=device, data=data)
     candidates: dict[str, Candidate[SessionT]] = {"fp32": fp32}
     for variant in found:
         try:

@@ -63,6 +63,11 @@ _CAMERA = _object(
         "width": {"type": ["integer", "null"]},
         "height": {"type": ["integer", "null"]},
         "decoder": _TEXT_OR_NULL,
+        "throttle": {
+            **_object({"fps": _NUMBER_OR_NULL, "gate": {"type": "boolean"}}),
+            "type": ["object", "null"],
+            "description": "What overload holds it to: frames per second, a motion gate; null: nothing.",
+        },
     },
 )
 
@@ -108,6 +113,38 @@ _ENGINE = _object(
     },
 )
 
+_RUNG = _object(
+    {
+        "rung": {"type": "string", "enum": ["variant", "gate", "fps"]},
+        "since": _MOMENT,
+        "what": {**_TEXT, "description": "What that means just now."},
+    }
+)
+
+_CAPACITY = _object(
+    {
+        "windowSeconds": {**_NUMBER, "description": "All rates are over so long."},
+        "demandedPerSecond": {**_NUMBER, "description": "Frames that the configuration asks for."},
+        "letInPerSecond": {**_NUMBER, "description": "Frames of these that the overload ladder leaves."},
+        "deliveredPerSecond": {**_NUMBER, "description": "Frames that are analysed."},
+        "bottleneck": {"type": "string", "enum": ["none", "decode", "engine", "others", "idle"]},
+        "sentence": {**_TEXT, "description": "All of it for people, with the knob to turn."},
+        "overload": _object(
+            {
+                "active": {"type": "boolean", "description": "Something may be given up (`overload.when`)."},
+                "exhausted": {"type": "boolean", "description": "Too much still, and nothing is left."},
+                "since": {"type": ["string", "null"], "description": "Since when something is given up."},
+                "rungs": {**_list(_RUNG), "description": "What is given up, in its order."},
+            }
+        ),
+    },
+    {
+        "cores": _COUNT,
+        "coresUsed": {"type": "object", "additionalProperties": _NUMBER},
+        "cameras": {"type": "object", "description": "Demanded, let in and delivered by camera."},
+    },
+)
+
 _STATUS = _object(
     {
         "version": _TEXT,
@@ -121,6 +158,11 @@ _STATUS = _object(
     },
     {
         "started": _MOMENT,
+        "capacity": {
+            **_CAPACITY,
+            "type": ["object", "null"],
+            "description": "What is delivered of what is asked; null in the first seconds.",
+        },
         "model": {
             **_object({"name": _TEXT, "sha256": _TEXT}),
             "type": ["object", "null"],

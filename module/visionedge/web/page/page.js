@@ -67,6 +67,11 @@ function banners(status, readiness) {
   } else if (engine.requested === "auto" && engine.effective === "cpu" && reason) {
     nodes.push(withDoctor(banner("note", "Computing on the CPU", reason)));
   }
+  const overload = (status.capacity || {}).overload || { rungs: [] };
+  if (overload.rungs.length || overload.exhausted) {
+    const title = overload.exhausted ? "Too much, and nothing is left to give up" : "Given up, to keep up";
+    nodes.push(banner("warn", title, overload.rungs.map((rung) => rung.what).join("; ")));
+  }
   if (readiness.reasons) nodes.push(banner("bad", "Not ready", readiness.reasons.join("; ")));
   const key = JSON.stringify(nodes.map((node) => node.textContent));
   if ($("banners").dataset.key === key) return;

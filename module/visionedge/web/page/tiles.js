@@ -81,7 +81,8 @@ class Tile {
     put(this.dim, "This is the last picture");
     if (this.shown < 0) put(this.hint, WAITING[word] || "Waiting for the first frame");
     if (this.newest < 0 && typeof camera.ageMs === "number") this.catchUp();
-    put(this.fps, (camera.fps || 0).toFixed(1) + " fps");
+    const most = (camera.throttle || {}).fps;
+    put(this.fps, (camera.fps || 0).toFixed(1) + (most ? ` of at most ${most} fps` : " fps"));
     put(this.age, camera.ageMs === null || camera.ageMs === undefined ? "" : " · " + duration(camera.ageMs) + " old");
     const error = gone || camera.state === "ended" ? camera.lastError || "" : "";
     this.error.hidden = !error;

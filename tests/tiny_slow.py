@@ -1,0 +1,62 @@
+"""A tiny detector that takes long, and a variant of it that does not."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from tiny_models import TinyDetector
+from visionedge.inference.model import Model
+from visionedge.inference.parity import Parity, Tolerance
+from visionedge.inference.variants import place_of, store, tolerance_document
+
+
+def slow_detector(detector: TinyDetector, rounds: int) -> onnx.ModelProto:
+    """The network of a detector, that first goes over its picture so many times for nothing."""
+    model = detector.proto()
+    kernel = np.random.default_rng(7).normal(0, 0.03, (32, 32, 3, 3)).astype(np.float32)
+    first = np.random.default_rng(8).normal(0, 0.1, (32, 3, 3, 3)).astype(np.float32)
+    weights = {"slow.kernel": kernel, "slow.first": first, "slow.nothing": np.float32(1e-9)}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()
+    )
+    nodes = [helper.make_node("Conv", ["image", "slow.first"], ["slow.0"], pads=[1] * 4)]
+    for number in range(rounds):
+        made, source = f"slow.{number}.made", f"slow.{number}"
+        nodes.append(helper.make_node("Conv", [source, "slow.kernel"], [made], pads=[1] * 4))
+        nodes.append(helper.make_node("Tanh", [made], [f"slow.{number + 1}"]))
+    nodes += [
+        helper.make_node("ReduceMean", [f"slow.{rounds}"], ["slow.mean"], axes=[1, 2, 3], keepdims=1),
+        helper.make_node("Mul", ["slow.mean", "slow.nothing"], ["slow.small"]),
+        helper.make_node("Add", ["image", "slow.small"], ["slow.image"]),
+    ]
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name == "image":
+                node.input[place] = "slow.image"
+    body = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *body])
+    onnx.checker.check_model(model)
+    return model
+
+
+def save_slow(path: Path, rounds: int, detector: TinyDetector | None = None) -> Path:
+    """Write it to a file; the path."""
+    onnx.save(slow_detector(detector or TinyDetector(), rounds), path)
+    return path
+
+
+def store_quick_variant(model: Model, data: Path, rounds: int = 0) -> None:
+    """Put a variant of a slow `TinyDetector` into the data folder; it says int8, and sees the same."""
+    tolerance = Tolerance()
+    report = {
+        "recipe": "does less",
+        "parity": Parity(pictures=8, boxes=100, matched=1.0, shift=0.0, largest_shift=0.0).document(),
+        "tolerance": tolerance_document(tolerance),
+        "refused": None,
+        "made": {"at": "2026-01-01T00:00:00Z"},
+    }
+    network = slow_detector(TinyDetector(), rounds) if rounds else TinyDetector().proto()
+    store(place_of(model, "int8", data=data), network, model, "int8", report)
