@@ -17,7 +17,7 @@ from visionedge.frames import Detections, Frame, InputSpec, Placement, Result, T
 from visionedge.ops.bench_pipeline import saturation
 from visionedge.ops.pipeline_run import Load
 from visionedge.ops.saturation import most_that_hold
-from visionedge.ops.tally import Cost, Row, Run, ages_ns, row_of, run_of
+from visionedge.ops.tally import Cost, Row, Run, ages_ns, fairness, row_of, run_of
 from visionedge.ops.virtual import Arrivals, StampedFrame, Synthetic, SyntheticSource, VirtualCamera
 
 MS = 1_000_000
@@ -177,6 +177,15 @@ def test_goodput_counts_only_what_came_in_time() -> None:
     assert run.dropped == {"replaced": 3}
 
 
+@pytest.mark.parametrize(
+    ("shares", "among", "index"), [([5, 5, 5], 3, 1.0), ([7], 4, 0.25), ([1, 3], 2, 0.8), ([6, 6], 4, 0.5)]
+)
+def test_fairness_is_jains_index_and_knows_who_got_nothing(
+    shares: list[int], among: int, index: float
+) -> None:
+    assert fairness(shares, among) == pytest.approx(index)
+
+
 @pytest.mark.parametrize("edge", range(70))
 def test_the_search_finds_the_edge_in_few_trials(edge: int) -> None:
     asked: list[int] = []
@@ -212,12 +221,16 @@ def test_a_load_at_a_rate_tells_ages_goodput_stages_and_memory(
 ) -> None:
     report = tmp_path / "report.json"
     arguments = ["--cameras", "2", "--source", "synthetic:320x240@20", "--fps", "5", "--jitter", "10"]
+    arguments += ["--slo-ms", "60000"]
     short = ["--seconds", "1", "--rounds", "1", "--device", "cpu", "--in-process", "--json", str(report)]
     assert main(["bench", "pipeline", *arguments, *short]) == 0
-    assert "goodput" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "goodput" in told
+    assert "two batches and a frame's interval are" in told
     ours = json.loads(report.read_text())["pipeline"]
     assert 0 < ours["goodputPerSecond"] <= ours["framesPerSecond"] <= 13
     assert ours["ageMs"]["p50"] > ours["latencyMs"]["p50"]
+    assert 0.5 <= ours["fairness"] <= 1
     assert set(ours["stagesMs"]) == {"late", "decode", "wait", "infer", "deliver"}
     assert ours["rssMiB"] > 10
 

@@ -286,6 +286,13 @@ def test_the_pipeline_bench_reports_both_sides(visionedge: Call, tmp_path: Path)
         assert document[side]["cpuMsPerFrame"] > 0
         assert set(document[side]["latencyMs"]) == {"p50", "p95", "p99"}
     assert document["pipeline"]["dropped"].get("replaced", 0) == 0
+    for side in ("alone", "atOnce"):
+        assert document["ceiling"][side]["decodeCpuMs"] > 0
+        assert document["ceiling"][side]["runCpuMs"] > document["ceiling"][side]["decodeCpuMs"]
+        assert document["ceiling"][side]["cpuToBare"] > 0
+    assert document["ceiling"]["atOnce"]["threads"] == document["plan"]["lanes"]
+    assert outcome.out.count("ceiling, ") == 2
+    assert document["sameness"]["pictures"] == 2
 
 
 def test_a_bench_without_a_source_is_one_line(visionedge: Call) -> None:

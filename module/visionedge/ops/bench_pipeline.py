@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from visionedge.capture.source import open_source
@@ -17,8 +17,10 @@ from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.detections import Selection
 from visionedge.inference.model import load_model
 from visionedge.ops.bench_report import machine
+from visionedge.ops.ceiling import Bare, Ceiling, ceiling_document
 from visionedge.ops.pipeline_run import Load, cpu_s, pipeline_run, rig_of, rss_mib
 from visionedge.ops.plain_loop import PlainLoop
+from visionedge.ops.sameness import sameness
 from visionedge.ops.saturation import most_that_hold
 from visionedge.ops.tally import Cost, Row, Run, run_of, summed
 from visionedge.ops.virtual import Synthetic
@@ -53,17 +55,22 @@ def bench_pipeline(load: Load, tell: Callable[[str], None]) -> dict[str, Any]:
             saturation(load, lambda less: pipeline_run(less, rig, selection), tell) if load.saturate else {}
         )
         load = replace(load, cameras=max(1, found.get("cameras", load.cameras)))
-        plain = _best_plain(load, engine, selection, tell) if load.baseline else None
+        beside = _beside(load, engine, selection, tell) if load.baseline else None
         sides: dict[str, Callable[[], Run]] = {"pipeline": lambda: pipeline_run(load, rig, selection, tell)}
         if load.compare_process:
             other = stack.enter_context(
                 closing(rig_of(load, model, own_process=load.in_process, like=engine))
             )
             sides[_OTHER[load.in_process]] = lambda: pipeline_run(load, other, selection, tell)
-        if plain is not None:
+        if beside is not None:
+            plain = stack.enter_context(closing(beside.plain))
             sides["baseline"] = lambda: _plain_run(plain, load.seconds, load.slo_ms)
-        runs = _in_turns(sides, load.rounds, tell)
-        report = _report(load, engine, runs, plain)
+        runs = _in_turns(sides, load.rounds, tell, beside.measure if beside else _nothing)
+        report = _report(load, engine, runs)
+        if beside is not None:
+            report |= _compared(report, runs, beside) | {
+                "sameness": sameness(load.source, engine, selection, beside.plain)
+            }
         return report | {"saturation": found} if found else report
 
 
@@ -94,19 +101,50 @@ def saturation(load: Load, run: Callable[[Load], Run], tell: Callable[[str], Non
     return {"cameras": cameras, "most": load.most, "sloMs": load.slo_ms, "fps": load.fps, "trials": trials}
 
 
+def _nothing() -> None:
+    """Nothing else is measured in a round."""
+
+
 def _in_turns(
-    sides: Mapping[str, Callable[[], Run]], rounds: int, tell: Callable[[str], None]
+    sides: Mapping[str, Callable[[], Run]],
+    rounds: int,
+    tell: Callable[[str], None],
+    also: Callable[[], None] = _nothing,
 ) -> dict[str, list[Run]]:
-    """Every side once a round; none is always the first."""
+    """Every side once a round, none is always the first; `also` is called in between."""
     runs: dict[str, list[Run]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
             runs[name].append(sides[name]())
             tell(f"round {number + 1}/{rounds}: {_TITLES[name]} {runs[name][-1].frames_per_s:.1f} frames/s")
+        also()
     return runs
 
 
-# --- the plain loop -----------------------------------------------------------------------------------------
+# --- the plain loop, and the ceiling ------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Beside:
+    """What the pipeline is held against: the plain loop, and on a CPU the ceiling."""
+
+    plain: PlainLoop
+    ceiling: Ceiling | None
+    seconds: float
+    lanes: int
+    bare: list[tuple[Bare, Bare]] = field(default_factory=list)
+
+    def measure(self) -> None:
+        """The ceiling of this round: on one thread, and on as many at once as there are lanes."""
+        if self.ceiling is not None:
+            alone, at_once = (self.ceiling.measure(self.seconds, threads) for threads in (1, self.lanes))
+            self.bare.append((alone, at_once))
+
+
+def _beside(load: Load, engine: AnyEngine, selection: Selection, tell: Callable[[str], None]) -> _Beside:
+    ceiling = Ceiling(engine.model, load.source) if engine.device.effective == "cpu" else None
+    plain = _best_plain(load, engine, selection, tell)
+    return _Beside(plain, ceiling, max(0.5, load.seconds / 4), engine.plan.lanes)
 
 
 def _best_plain(
@@ -145,9 +183,7 @@ def _plain_run(loop: PlainLoop, seconds: float, slo_ms: float) -> Run:
     return run_of(rows, Cost(time.monotonic() - began_s, cpu_s() - used_s, {}, rss_mib()), slo_ms)
 
 
-def _report(
-    load: Load, engine: AnyEngine, runs: Mapping[str, list[Run]], plain: PlainLoop | None
-) -> dict[str, Any]:
+def _report(load: Load, engine: AnyEngine, runs: Mapping[str, list[Run]]) -> dict[str, Any]:
     report: dict[str, Any] = {
         "schema": "visionedge/bench-pipeline/1",
         "machine": machine(engine.device),
@@ -168,13 +204,22 @@ def _report(
         "engineProcess": engine.process is not None,
         **{name: _medians(given) for name, given in runs.items()},
     }
-    if plain is not None:
-        report["baseline"] |= {"threads": plain.threads, "decode": plain.decode}
-        report["ratio"] = _ratio(runs["pipeline"], runs["baseline"])
     if load.compare_process:
         ours, theirs = runs["pipeline"], runs[_OTHER[load.in_process]]
         report["processRatio"] = _ratio(theirs, ours) if load.in_process else _ratio(ours, theirs)
     return report
+
+
+def _compared(report: Mapping[str, Any], runs: Mapping[str, list[Run]], beside: _Beside) -> dict[str, Any]:
+    """What the pipeline is to the plain loop and to the ceiling."""
+    plain = {"threads": beside.plain.threads, "decode": beside.plain.decode}
+    found = {
+        "baseline": report["baseline"] | plain,
+        "ratio": _ratio(runs["pipeline"], runs["baseline"]),
+    }
+    if beside.bare:
+        found["ceiling"] = ceiling_document(beside.bare, runs["pipeline"])
+    return found
 
 
 def _ratio(ours: list[Run], theirs: list[Run]) -> dict[str, float]:
@@ -200,6 +245,7 @@ def _medians(runs: list[Run]) -> dict[str, Any]:
         "dropped": summed(runs),
         "rssMiB": round(max(run.rss_mib for run in runs), 1),
         "detectionsPerFrame": round(_median(runs, "detections_per_frame"), 3),
+        "fairness": round(_median(runs, "fairness"), 4),
     }
 
 
@@ -227,10 +273,19 @@ def words(report: dict[str, Any]) -> str:
     lines.extend(
         f"  {title:<24} {_figures(report[name])}" for name, title in _TITLES.items() if name in report
     )
+    if load["fps"] is not None:
+        lines.append(_bound_words(report["pipeline"], load["fps"]))
     for key, title in (("ratio", "ratio to the plain loop"), ("processRatio", "ratio, own process/none")):
         if ratio := report.get(key):
             speed, cost = ratio["framesPerSecond"], ratio["cpuMsPerFrame"]
             lines.append(f"  {title:<24} {speed:8.2f} x frames/s  {cost:6.2f} x CPU per frame")
+    if ceiling := report.get("ceiling"):
+        lines.extend(_ceiling_words(ceiling))
+    if same := report.get("sameness"):
+        lines.append(
+            f"  {same['matched']:.1%} of {same['boxes']} boxes on {same['pictures']} pictures are the plain"
+            f" loop's too; their scores lie {same['scoreShift']:.3f} apart"
+        )
     if found := report.get("saturation"):
         more = " (no more were tried)" if found["cameras"] == found["most"] else ""
         rate = "flat out" if found["fps"] is None else f"at {found['fps']:g} frames/s"
@@ -240,11 +295,36 @@ def words(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _bound_words(ours: Mapping[str, Any], fps: float) -> str:
+    """Latency beside what is unavoidable under overload: a batch under way, one's own, and a turn's frame."""
+    batch_ms = ours["stagesMs"]["infer"]
+    return (
+        f"  latency p99 {ours['latencyMs']['p99']:.0f} ms; two batches and a frame's interval are"
+        f" {2 * batch_ms + 1000 / fps:.0f} ms"
+    )
+
+
+def _ceiling_words(ceiling: Mapping[str, Any]) -> list[str]:
+    """The ceiling, and how near it the pipeline is, by one thread alone and by as many at once as lanes."""
+    at_once = ceiling["atOnce"]
+    more = (
+        f"; they gave {at_once['measuredPerSecond']:.1f} frames/s, the pipeline {at_once['toMeasured']:.2f} x"
+    )
+    sides = {"one thread": (ceiling["alone"], ""), f"{at_once['threads']} at once": (at_once, more)}
+    return [
+        f"  {f'ceiling, {title}':<24} {side['framesPerSecond']:8.1f} frames/s  "
+        f"{side['decodeCpuMs'] + side['runCpuMs']:6.2f} CPU ms/frame  (decoding {side['decodeCpuMs']:.2f},"
+        f" session.run {side['runCpuMs']:.2f}); the pipeline has {side['speedToCeiling']:.2f} x the frames/s"
+        f" at {side['cpuToBare']:.2f} x the CPU{rest}"
+        for title, (side, rest) in sides.items()
+    ]
+
+
 def _figures(figures: Mapping[str, Any]) -> str:
     latency = "  ".join(f"{key} {value:.1f}" for key, value in figures["latencyMs"].items())
     return (
         f"{figures['framesPerSecond']:8.1f} frames/s  {figures['cpuMsPerFrame']:6.2f} CPU ms/frame  "
-        f"latency ms {latency}  age p99 {figures['ageMs']['p99']:.0f}  "
+        f"latency ms {latency}  age p99 {figures['ageMs']['p99']:.0f}  fairness {figures['fairness']:.3f}  "
         f"goodput {figures['goodputPerSecond']:.1f}/s  {figures['rssMiB']:.0f} MiB  "
         f"dropped {figures['dropped'] or 'none'}"
     )

@@ -55,6 +55,10 @@ def _tiles(report: Report) -> list[Tile]:
     ]
     if ratio := report.get("ratio"):
         tiles.append(Tile("to the plain loop", f"{ratio['framesPerSecond']:.2f} x", "frames/s, same run"))
+    if ceiling := report.get("ceiling"):
+        alone = ceiling["alone"]
+        words = f"{alone['framesPerSecond']:.0f}: bare decoding and bare session.run"
+        tiles.append(Tile("of the ceiling", f"{alone['speedToCeiling']:.2f}", words))
     return tiles
 
 

@@ -119,7 +119,7 @@ def pipeline_run(
                 tell(tally.progress(time.monotonic() - began_s, load.seconds))
         rows, took_s, cpu = tally.take(), time.monotonic() - began_s, cpu_s(rig.engine) - cpu
         dropped, rss = _dropped(batcher) - before, rss_mib(rig.engine)
-    return run_of(rows, Cost(took_s, cpu, dropped, rss), load.slo_ms)
+    return run_of(rows, Cost(took_s, cpu, dropped, rss), load.slo_ms, load.cameras)
 
 
 @contextmanager

@@ -5,7 +5,8 @@ network, every camera in turn. Heads it cannot decode go through the compiled gr
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -16,7 +17,7 @@ from visionedge.bundled import bundled
 from visionedge.capture.fitting import fit
 from visionedge.capture.source import DEMO_CLIP
 from visionedge.errors import SourceError
-from visionedge.frames import Picture
+from visionedge.frames import Detections, Picture
 from visionedge.inference.detections import Selection
 from visionedge.inference.graph import compile_model
 from visionedge.inference.model import Model
@@ -33,17 +34,11 @@ class PlainLoop:
         self.threads = threads
         self._model = model
         self._selection = selection
-        uri = parse_camera_uri(source)
-        self._source = str(bundled(DEMO_CLIP)) if uri.kind == "demo" else uri.target
+        self._source = clip_of(source)
         self._captures = [_open(self._source) for _ in range(cameras)]
         self._turn = 0
-        self._network: PlainNetwork | _CompiledNetwork
-        if can_decode(model):
-            self.decode = "numpy"
-            self._network = PlainNetwork(model, threads=threads, device=device)
-        else:
-            self.decode = "compiled graph"
-            self._network = _CompiledNetwork(plain_session(compile_model(model), threads, device))
+        self._network = network_of(model, threads=threads, device=device)
+        self.decode = "numpy" if isinstance(self._network, PlainNetwork) else "compiled graph"
 
     def step(self) -> tuple[int, int]:
         """One frame of the camera whose turn it is: the ns in `session.run`, and how many were found."""
@@ -53,7 +48,24 @@ class PlainLoop:
         began_ns = time.monotonic_ns()
         outputs = self._network.run(tensor)
         infer_ns = time.monotonic_ns() - began_ns
-        return infer_ns, len(self._suppressed(*self._network.candidates(outputs, self._selection.confidence)))
+        found = self._network.candidates(outputs, self._selection.confidence)
+        return infer_ns, len(_suppressed(*found, self._selection))
+
+    def see(self, picture: Picture, selection: Selection) -> Detections:
+        """What it finds on one picture, relative to it."""
+        image, placement = fit(picture, self._model.input)
+        outputs = self._network.run(self._network.tensor(image))
+        boxes, scores, ids = self._network.candidates(outputs, selection.confidence)
+        kept = _suppressed(boxes, scores, ids, selection)
+        rows = np.column_stack([boxes, scores, ids])[kept].astype(np.float32)
+        return replace(selection, iou=None).apply(rows, placement)
+
+    def pictures(self) -> Iterator[Picture]:
+        """Its clip, once."""
+        capture = _open(self._source)
+        while (read := capture.read())[0]:
+            yield np.asarray(read[1], np.uint8)
+        capture.release()
 
     def close(self) -> None:
         """Give the files back."""
@@ -71,17 +83,28 @@ class PlainLoop:
                 raise SourceError(f"{redact(self._source)} gives no picture")
         return np.asarray(picture, np.uint8)
 
-    def _suppressed(self, boxes: Floats, scores: Floats, ids: NDArray[np.intp]) -> list[int]:
-        wanted = self._selection
-        corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-        iou = 1.0 if wanted.iou is None else wanted.iou
-        kept = cv2.dnn.NMSBoxesBatched(
-            corners.tolist(), scores.tolist(), ids.tolist(), wanted.confidence, iou
-        )
-        return [int(index) for index in np.asarray(kept).ravel()]
+
+def clip_of(source: str) -> str:
+    """The video file that a source plays."""
+    uri = parse_camera_uri(source)
+    return str(bundled(DEMO_CLIP)) if uri.kind == "demo" else uri.target
 
 
-class _CompiledNetwork:
+def _suppressed(boxes: Floats, scores: Floats, ids: NDArray[np.intp], wanted: Selection) -> list[int]:
+    corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    iou = 1.0 if wanted.iou is None else wanted.iou
+    kept = cv2.dnn.NMSBoxesBatched(corners.tolist(), scores.tolist(), ids.tolist(), wanted.confidence, iou)
+    return [int(index) for index in np.asarray(kept).ravel()]
+
+
+def network_of(model: Model, *, threads: int, device: str) -> "PlainNetwork | CompiledNetwork":
+    """The network of a model as it was given; its compiled graph where there is no plain decoder for it."""
+    if can_decode(model):
+        return PlainNetwork(model, threads=threads, device=device)
+    return CompiledNetwork(plain_session(compile_model(model), threads, device))
+
+
+class CompiledNetwork:
     """The compiled graph in the place of a `PlainNetwork`."""
 
     def __init__(self, session: Any) -> None:

@@ -52,7 +52,8 @@ class Run:
 
     Latency is from capture to result, in ms. Age is how old the newest result of a camera has become when the
     next one takes its place: it grows with latency and with every frame that was let go. Goodput are the
-    frames per second whose latency met the objective.
+    frames per second whose latency met the objective. Fairness is Jain's index of what the cameras got: 1
+    when all got the same, 1/n when one got everything.
     """
 
     frames_per_s: float
@@ -64,6 +65,7 @@ class Run:
     dropped: Mapping[str, int]
     detections_per_frame: float
     rss_mib: float
+    fairness: float
 
 
 class Tally:
@@ -116,8 +118,8 @@ def row_of(result: Result, now_ns: int) -> Row:
     )
 
 
-def run_of(rows: Sequence[Row], cost: Cost, slo_ms: float) -> Run:
-    """The figures of a stretch.
+def run_of(rows: Sequence[Row], cost: Cost, slo_ms: float, cameras: int = 1) -> Run:
+    """The figures of a stretch with so many cameras.
 
     Raises:
         SourceError: there is no result.
@@ -136,7 +138,13 @@ def run_of(rows: Sequence[Row], cost: Cost, slo_ms: float) -> Run:
         dropped={reason: count for reason, count in sorted(cost.dropped.items()) if count},
         detections_per_frame=float(np.mean([row.found for row in rows])),
         rss_mib=cost.rss_mib,
+        fairness=fairness(list(Counter(row.camera for row in rows).values()), cameras),
     )
+
+
+def fairness(shares: Sequence[int], among: int) -> float:
+    """Jain's index of these shares; who is not among them got nothing."""
+    return sum(shares) ** 2 / (max(among, len(shares)) * sum(share**2 for share in shares))
 
 
 STAGES = ("late", "decode", "wait", "infer", "deliver")

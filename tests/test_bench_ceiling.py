@@ -1,0 +1,63 @@
+"""What the pipeline is held against: the ceiling, and what the plain loop sees."""
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clips import make_clip
+from tiny_models import TinyDetector
+from visionedge.config import InferenceConfig
+from visionedge.frames import Detections, Picture
+from visionedge.inference.detections import Selection
+from visionedge.inference.model import bundled_model_path, load_model
+from visionedge.inference.plan import usable_cores
+from visionedge.inference.startup import open_engine
+from visionedge.ops.ceiling import Bare, Ceiling, ceiling_document
+from visionedge.ops.plain_loop import PlainLoop
+from visionedge.ops.sameness import sameness
+from visionedge.ops.tally import Cost, Row, run_of
+
+MS = 1_000_000
+
+
+def test_the_ceiling_is_what_all_cores_could_do_at_the_price_of_the_bare_parts() -> None:
+    alone, at_once = Bare(1, 2, 8, 99), Bare(2, 3, 9, 160)
+    assert alone.ceiling_per_s == pytest.approx(usable_cores() * 100)
+    rows = [Row("a", at_ms * MS, at_ms * MS + MS, MS, 1) for at_ms in range(0, 1000, 10)]
+    found = ceiling_document([(alone, at_once)] * 3, [run_of(rows, Cost(1.0, 1.15, {}, 10.0), 50)] * 3)
+    assert found["alone"]["speedToCeiling"] == pytest.approx(1 / usable_cores())
+    assert found["alone"]["cpuToBare"] == pytest.approx(1.15)
+    assert found["atOnce"]["cpuToBare"] == pytest.approx(11.5 / 12, abs=0.001)
+    assert found["atOnce"]["toMeasured"] == pytest.approx(100 / 160)
+
+
+def test_the_ceiling_is_measured_on_as_many_threads_as_wanted(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", pictures=5)  # fewer than are decoded: it is played again
+    ceiling = Ceiling(load_model(TinyDetector().save(tmp_path / "tiny.onnx")), str(clip))
+    found = ceiling.measure(0.05, 2)
+    assert found.threads == 2
+    assert min(found.decode_ms, found.run_ms, found.frames_per_s) > 0
+
+
+class Askew(PlainLoop):
+    """A plain loop that sees everything a little too far to the right."""
+
+    def see(self, picture: Picture, selection: Selection) -> Detections:
+        found = super().see(picture, selection)
+        return replace(found, boxes=found.boxes + np.array([0.2, 0, 0.2, 0], np.float32))
+
+
+@pytest.mark.parametrize(("kind", "least", "most"), [(PlainLoop, 0.85, 1.0), (Askew, 0.0, 0.2)])
+def test_what_both_see_is_counted(kind: type[PlainLoop], least: float, most: float) -> None:
+    """The ways to the model's size differ a little; what the bundled model sees hardly does."""
+    model = load_model(bundled_model_path())
+    selection = Selection.of(model, 0.4, 0.6)
+    plain = kind(model, selection, source="demo:", cameras=1, threads=1, device="cpu")
+    with closing(plain), closing(open_engine(model, InferenceConfig(device="cpu"))) as engine:
+        found = sameness("demo:", engine, selection, plain, pictures=3)
+    assert found["pictures"] == 3
+    assert found["boxes"] > 10
+    assert least <= found["matched"] <= most
