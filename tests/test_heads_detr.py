@@ -190,7 +190,7 @@ def test_a_sigmoid_in_the_graph_is_not_put_on_twice(tmp_path: Path) -> None:
     np.testing.assert_allclose(rows[0, :, 4], np.sort(bare["labels"][0].ravel())[::-1][:10], atol=1e-5)
 
 
-@pytest.mark.parametrize(("side", "stride"), [(16, 16), (7, 2)])
+@pytest.mark.parametrize(("side", "stride"), [(16, 16), (4, 4), (7, 2)])
 def test_a_backbone_of_patches_or_a_first_resnet_gets_imagenets_mean(
     tmp_path: Path, side: int, stride: int
 ) -> None:
@@ -204,6 +204,26 @@ def test_a_backbone_of_patches_or_a_first_resnet_gets_imagenets_mean(
     for i in range(2):
         expected = _slow_rows(_sigmoid(bare["labels"][i]), bare["dets"][i], 20)
         np.testing.assert_allclose(rows[i, :, :5], expected[:, :5], atol=1e-3)
+
+
+@pytest.mark.parametrize(("blocks", "mean"), [(1, (0.0, 0.0, 0.0)), (9, tuple(MEAN))])
+def test_queries_that_are_chosen_behind_a_transformer_get_imagenets_mean(
+    tmp_path: Path, blocks: int, mean: tuple[float, ...]
+) -> None:
+    """Some transformers start with small convolutions; RT-DETR's encoder attends but once."""
+    graph = Graph()
+    picture = graph.input("pixel_values", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
+    logits, boxes = _queries(graph, picture)
+    for _ in range(blocks):
+        logits = graph.add("Softmax", graph.add("MatMul", logits, graph.noise(CLASSES, CLASSES)), axis=-1)
+    best = graph.add("TopK", graph.add("ReduceMax", logits, axes=[2], keepdims=0), graph.whole(9), outputs=2)
+    places = graph.add("Unsqueeze", f"{best}.1", graph.whole(2))
+    for tensor, width, name in ((boxes, 4, "dets"), (logits, CLASSES, "labels")):
+        wide = graph.add("Tile", places, graph.whole(1, 1, width))
+        chosen = graph.add("GatherElements", tensor, wide, axis=1)
+        answer = chosen if name == "dets" else graph.add("MatMul", chosen, graph.noise(CLASSES, CLASSES))
+        graph.output(answer, name, "float32", "N", 9, width)
+    assert load_model(graph.save(tmp_path / "m.onnx")).reading.preprocess.mean == mean
 
 
 @pytest.mark.parametrize(("opening", "scale"), [("imagenet", 1 / 255), ("bytes", 1.0)])

@@ -33,13 +33,15 @@ _WHOLE_TYPES = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.UINT
 _SAME_TYPE = frozenset({"Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", *_CARRIERS}) - {"Cast"}
 _DEEPEST = 64
 _LEAST_ANCHORS = 100
+_MOST_COLUMNS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
     """`whole`: its values were whole numbers; `plus`: the constant that was added to them on the way.
 
-    `maker` is the operator behind all that only moves values; for a Concat, `parts` are those of its inputs.
+    `maker` is the operator behind all that only moves values; for a Concat, `parts` are those of its inputs,
+    and `wholes` and `added` what `whole` and `plus` would be of each.
     `count` is how many a TopK behind it chose; `modulus` what its values are the remainder of (as classes are
     of positions in a list of pairs); `ceiling` the constant that its values are cut off at, as boxes are at
     the picture's border.
@@ -52,6 +54,8 @@ class Origin:
     count: int | None = None
     modulus: int | None = None
     ceiling: float | None = None
+    wholes: tuple[bool, ...] = ()
+    added: tuple[float, ...] = ()
 
 
 class _Tracer:
@@ -67,19 +71,35 @@ class _Tracer:
 
     def origin(self, name: str) -> Origin:
         """Walk back from a tensor for as long as it only carries, or has a constant added."""
-        whole, plus, node = self.is_whole(name), 0.0, self.makers.get(name)
+        name, whole, plus = self._walked(name)
+        node = self.makers.get(name)
+        if node is None or node.op_type == "Constant":
+            return Origin(whole=whole or self._counts(name), plus=plus)
+        columns = list(node.input) if node.op_type == "Concat" else []
+        walked = [self._walked(key) for key in columns[:_MOST_COLUMNS]]
+        return Origin(
+            node.op_type,
+            whole,
+            plus,
+            tuple(self.behind(key) for key in columns),
+            self._count(node),
+            self._modulus(node),
+            self._ceiling(name),
+            tuple(whole for _, whole, _ in walked),
+            tuple(plus for *_, plus in walked),
+        )
+
+    def _walked(self, name: str) -> tuple[str, bool, float]:
+        """(the tensor behind all that carries or adds a constant, whether it was whole, what was added)."""
+        whole, plus = self.is_whole(name), 0.0
         for _ in range(_DEEPEST):
+            node = self.makers.get(name)
             step = None if node is None else self._back(node)
             if step is None:
                 break
             name, added = step
-            plus, whole, node = plus + added, whole or self.is_whole(name), self.makers.get(name)
-        if node is None or node.op_type == "Constant":
-            return Origin(whole=whole or self._counts(name), plus=plus)
-        parts = tuple(self.behind(key) for key in node.input) if node.op_type == "Concat" else ()
-        return Origin(
-            node.op_type, whole, plus, parts, self._count(node), self._modulus(node), self._ceiling(name)
-        )
+            plus, whole = plus + added, whole or self.is_whole(name)
+        return name, whole, plus
 
     def _ceiling(self, name: str) -> float | None:
         """The largest constant of the nearest Clip or Min."""

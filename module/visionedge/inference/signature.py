@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from visionedge.inference.attention import transformer_parts
 from visionedge.inference.closing import Closing, read_closings
 from visionedge.inference.opening import Opening, read_opening
 from visionedge.inference.origins import ClassCounts, Origin, count_classes, operators, read_origins
@@ -42,7 +43,8 @@ class Signature:
 
     `origins` and `closings` tell more of each output, `opening` what is done to the picture first and
     `operators` which occur at all. `classes` is what a suppression in the graph tells of their number,
-    `size` the evidence for the size of a picture that the model leaves open.
+    `size` the evidence for the size of a picture that the model leaves open. `transformer_parts`: how many
+    attentions and the like its queries are chosen behind.
     """
 
     inputs: tuple[Tensor, ...]
@@ -56,6 +58,7 @@ class Signature:
     closings: Mapping[str, Closing] = field(default_factory=dict)
     classes: ClassCounts = field(default_factory=ClassCounts)
     size: str = ""
+    transformer_parts: int = 0
 
     def __str__(self) -> str:
         return f"inputs {_listed(self.inputs)}; outputs {_listed(self.outputs)}"
@@ -95,6 +98,7 @@ def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = No
         operators=operators(graph),
         classes=classes,
         size=size,
+        transformer_parts=transformer_parts(graph),
     )
 
 

@@ -24,6 +24,8 @@ MOST_QUERIES = 2000
 _NEVER = -1e4  # as a logit
 _ATTENTION = ({"Softmax", "MatMul"}, {"Attention"}, {"MultiHeadAttention"}, {"Softmax", "Gemm"})
 _SOFTMAX_QUERIES = 100
+_LEAST_PATCH = 4
+_MOST_ENCODER_PARTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,15 +237,17 @@ def _reading(
 
 
 def _family(signature: Signature) -> tuple[Preprocess, str]:
-    """How such backbones were trained: DINO's and the first ResNets with ImageNet's mean, others without."""
+    """How backbones were trained: transformers and the first ResNets with ImageNet's mean, others without."""
     kernels = signature.opening.kernels
-    if any(side == stride and side >= 8 for side, stride in kernels):
+    if any(side == stride and side >= _LEAST_PATCH for side, stride in kernels):
         return (
             IMAGENET_INPUT,
-            "it starts with patches, as DINO's transformers do: ImageNet's mean and deviation",
+            "it starts with patches, as transformers do: ImageNet's mean and deviation",
         )
     if any(side == 7 for side, _ in kernels):
         return IMAGENET_INPUT, "it starts with 7 x 7, as the first ResNets do: ImageNet's mean and deviation"
+    if signature.transformer_parts > _MOST_ENCODER_PARTS:
+        return IMAGENET_INPUT, "its queries are chosen behind a transformer: ImageNet's mean and deviation"
     return PLAIN_INPUT, "it starts with small convolutions: pixels of 0-1 and no mean"
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from visionedge.errors import ModelError
+from visionedge.inference.grids import part
 from visionedge.inference.labels import class_names
 from visionedge.inference.nodes import Nodes
 from visionedge.inference.reading import (
@@ -43,13 +44,17 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class DflDecoder:
-    """Decodes pairs of maps. `cell_offset` is where in its cell a centre lies, in strides."""
+    """Decodes pairs of maps. `cell_offset` is where in its cell a centre lies, in strides.
+
+    `joined` is the output that has both side by side for all scales, scores first; "" where each has its own.
+    """
 
     scales: tuple[Scale, ...]
     classes: int
     bins: int
     sigmoid: bool
     cell_offset: float = 0.5
+    joined: str = ""
 
     def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - has no more inputs
         """Nothing: the picture is the only input."""
@@ -57,8 +62,13 @@ class DflDecoder:
 
     def rows(self, nodes: Nodes, limit: int) -> str:
         """The best rows; boxes are decoded only for the cells that are among them."""
-        scores = self._joined(nodes, [scale.scores for scale in self.scales])
-        distances = self._joined(nodes, [scale.boxes for scale in self.scales])
+        if self.joined:
+            table = nodes.cast(self.joined, "float32")
+            scores = part(nodes, table, 0, self.classes, axis=2)
+            distances = part(nodes, table, self.classes, self.classes + 4 * self.bins, axis=2)
+        else:
+            scores = self._joined(nodes, [scale.scores for scale in self.scales])
+            distances = self._joined(nodes, [scale.boxes for scale in self.scales])
         return best_rows(
             nodes,
             scores,

@@ -79,6 +79,8 @@ class EndToEnd:
             return None
         if _samples(signature, output) and not stated:
             return None
+        if _columns(signature, output) not in ("score, class", None):
+            return None
         if "MaxPool" in closing.operators or (len(closing.parts) > 1 and closing.parts[0] not in _BOX_MAKERS):
             return None
         return _reading(self.name, signature, picture, output, YOLO_INPUT)
@@ -133,12 +135,12 @@ class YoloWithSuppression:
     name: str = "yolov7-nms"
 
     def read(self, signature: Signature) -> Reading | None:
-        """A reading where the graph suppresses boxes and rows have seven numbers."""
+        """A reading where the graph suppresses and rows have seven numbers, the score behind the class."""
         found = _list_of(signature, 7)
         if found is None or "NonMaxSuppression" not in signature.operators:
             return None
         picture, output = found
-        if picture.batch not in (None, 1):
+        if picture.batch not in (None, 1) or _columns(signature, output) != "class, score":
             return None
         return _reading(self.name, signature, replace(picture, batch=1), output, YOLO_INPUT)
 
@@ -160,6 +162,20 @@ def _list_of(signature: Signature, width: int) -> tuple[NetworkInput, Tensor] | 
     if width == 6 and (shape[1] or 0) > _MOST_ROWS:
         return None
     return (picture, output) if detects(signature) else None
+
+
+def _columns(signature: Signature, output: Tensor) -> str | None:
+    """What the last two columns are, by where they come from; None where nodes do not show columns.
+
+    Classes come from whole numbers. From 1 they are counted by other families, whose pictures are prepared
+    otherwise as well.
+    """
+    origin = signature.origins.get(output.name)
+    if origin is None or len(origin.wholes) < 3:
+        return None
+    if origin.wholes[-2:] == (False, True):
+        return "score, class" if origin.added[-1] == 0 else "score, class from another number"
+    return "class, score" if origin.wholes[-2:] == (True, False) else "something else"
 
 
 def _samples(signature: Signature, output: Tensor) -> bool:

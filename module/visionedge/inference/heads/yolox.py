@@ -33,6 +33,8 @@ class YoloX:
             return None
         table, cells = found
         raw = not (table.closing.computes and table.closing.weighted)
+        if raw and table.closing.weighted and table.closing.parts[:1] != ("Conv",):
+            return None  # scores come first: another family
         if not raw and (table.closing.has_constant or "Exp" not in table.closing.operators):
             return None
         if any(signature.opening.offset) and "visionedge.input" not in signature.metadata:
