@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.twin import Twin
 from visionedge.edge.reported import EVERY_NS, MAX_PATCH_BYTES, Reported, bounded, difference
+from visionedge.edge.wish import Wish, acknowledgement
 from visionedge.properties import MAX_CAMERAS_BYTES, camera_states
 
 VALUES = st.recursive(
@@ -119,6 +120,18 @@ def test_a_difference_makes_one_document_into_the_other(
     twin.report(json.dumps(difference(before, after)).encode())
     assert twin.reported == after
     assert bounded(difference(before, after)) == difference(before, after)
+
+
+def test_all_together_stays_below_what_a_twin_holds() -> None:
+    """As many cameras as fit with the longest names, and a configuration that is as wrong as can be."""
+    states = {f"{n:03}" + "c" * 61: "reconnecting" for n in range(300)}
+    wish = Wish(2**31, {f"section-{n}": {} for n in range(100)})
+    problems = {key: [f"{key}.{n}: " + "ü" * 200 for n in range(50)] for key in wish.document}
+    wanted = {"config": acknowledgement(wish, problems, {}), "cameras": camera_states(states)}
+    hub = Hub()
+    hub.step(wanted)
+    assert hub.twin.reported == wanted
+    assert len(json.dumps(wanted)) < MAX_PATCH_BYTES - 500
 
 
 def test_the_states_of_two_hundred_cameras_with_the_longest_names_fit() -> None:
