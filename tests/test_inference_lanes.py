@@ -11,6 +11,7 @@ import pytest
 
 from tiny_models import TinyDetector
 from visionedge.frames import Frame, InputSpec, Placement, Result
+from visionedge.inference.any_engine import Computed
 from visionedge.inference.batcher import Batcher, Drop
 from visionedge.inference.detections import Rows, Selection
 from visionedge.inference.devices import DeviceState, Reason
@@ -45,6 +46,9 @@ class Engine:
         self.sizes: list[int] = []
         self.least_scores: list[float | None] = []
         self.act: Callable[[int], Rows] = lambda count: np.stack([ONE_BOX] * count)
+
+    def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
+        return Computed(self.infer(pictures, least_score), self.device.effective)
 
     def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
         if len({picture.shape for picture in pictures}) > 1:

@@ -11,6 +11,7 @@ import pytest
 
 from tiny_models import TinyDetector
 from visionedge.frames import Frame, InputSpec, Placement, Result
+from visionedge.inference.any_engine import Computed
 from visionedge.inference.batcher import Batcher, Drop
 from visionedge.inference.detections import Rows, Selection
 from visionedge.inference.devices import DeviceState, Reason
@@ -35,6 +36,9 @@ class Engine:
         self.computed = 0
         self.began = threading.Event()
         self.hold: threading.Event | None = None
+
+    def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
+        return Computed(self.infer(pictures, least_score), self.device.effective)
 
     def infer(self, pictures: Pictures, _least_score: float | None = None) -> Rows:
         self.began.set()

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from visionedge import logs, report
 from visionedge.frames import Picture, Result
+from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.lineup import Lineup
 from visionedge.metrics import Metrics
 from visionedge.ops.doctor.gather import Request, Running
@@ -81,7 +82,7 @@ class Facade:
 
     async def _examine(self) -> Document:
         rooms = self._rooms
-        running = Running(rooms.engine.device, rooms.engine.places) if rooms.engine else None
+        running = _running(rooms.engine) if rooms.engine else None
         request = Request(rooms.config.inference.device, rooms.config, rooms.data, running)
         return await asyncio.to_thread(lambda: examine(request, this_host(rooms.environ)).document())
 
@@ -128,3 +129,9 @@ class Facade:
             return await asyncio.to_thread(work)
         finally:
             self._permits += 1
+
+
+def _running(engine: AnyEngine) -> Running:
+    """The engine, as the doctor looks at it."""
+    device, pace = engine.device, engine.proof.pace
+    return Running(device, engine.places, pace.doubt(device.effective) if pace else None)

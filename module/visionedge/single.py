@@ -25,7 +25,7 @@ def analyse(frames: list[Frame], engine: Computes, selection: Selection) -> list
         EngineError: the engine failed on them.
     """
     taken_ns = time.monotonic_ns()
-    rows = engine.infer([frame.image for frame in frames], selection.confidence)
+    rows, device = engine.compute([frame.image for frame in frames], selection.confidence)
     done_ns = time.monotonic_ns()
     return [
         Result(
@@ -37,7 +37,7 @@ def analyse(frames: list[Frame], engine: Computes, selection: Selection) -> list
                 time.monotonic_ns() - frame.captured_ns,
                 len(frames),
             ),
-            engine.device.effective,
+            device,
             engine.model.name,
             engine.model.labels,
         )

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows
-from visionedge.inference.devices import DeviceState
+from visionedge.inference.devices import DeviceState, Effective
 from visionedge.inference.likeness import Proof
 from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
@@ -43,6 +43,13 @@ class Recovery:
     faults: Mapping[str, int]
     probes: Mapping[str, int]
     change_overs: int
+
+
+class Computed(NamedTuple):
+    """The rows float32 (n, k, 6) of n pictures, and the device that really computed them."""
+
+    rows: Rows
+    device: Effective
 
 
 class AnyEngine(Protocol):
@@ -94,6 +101,9 @@ class AnyEngine(Protocol):
 
     def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
         """Compute pictures; see `Engine.infer`."""
+
+    def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
+        """The same, and where: the device may change between two batches."""
 
     def close(self) -> None:
         """Let go of everything."""

@@ -45,6 +45,7 @@ def main(control_fd: int, pictures_fd: int, parent: int) -> None:
         return
     window = Window(pictures_fd, order.model.input)
     wire.send(control, wire.facts_message(_facts(engine)))
+    engine.checks_numbers &= order.checks_numbers
     engine.on_plan = lambda plan: wire.send(control, wire.plan_message(plan))
     _, lines, _, _ = socket.recv_fds(control, 1, _MOST_LINES)
     for number, line in enumerate(lines):

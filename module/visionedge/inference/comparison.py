@@ -3,16 +3,17 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from visionedge.inference.detections import Rows
 from visionedge.inference.devices import Verdict, lost
 from visionedge.inference.faults import Fault
 from visionedge.inference.likeness import Likeness, likeness
 from visionedge.inference.model import Model
 from visionedge.inference.session import EngineError, Pictures
-from visionedge.inference.worker import Worker
 
 FRAMES = 4
 """How many pictures are compared."""
@@ -21,13 +22,28 @@ GATHER_S = 2.0
 """How long they are waited for; where cameras give none, what the candidate showed at its opening counts."""
 
 
+class Asked(Protocol):
+    """A child, as far as it is asked here (`worker.Worker`)."""
+
+    def compute(self, pictures: Pictures, least_score: float | None) -> Rows:
+        """Pictures to rows float32 (n, k, 6)."""
+
+
 class Recent:
-    """The newest pictures that were computed, kept while somebody wants them. Thread-safe."""
+    """The newest pictures that were computed, kept while somebody wants them. Thread-safe.
+
+    `suspects` are those of the last batch that came to no numbers: the device may be to blame, or the model.
+    """
 
     def __init__(self, most: int = FRAMES) -> None:
         self._most = most
         self._changed = threading.Condition()
         self._kept: list[NDArray[np.uint8]] | None = None
+        self.suspects: list[NDArray[np.uint8]] = []
+
+    def suspect(self, pictures: Pictures) -> None:
+        """For these a device gave rows that are no numbers."""
+        self.suspects = [np.array(picture) for picture in pictures[: self._most]]
 
     def offer(self, pictures: Pictures) -> None:
         """Pictures were computed; they are copied if they are wanted."""
@@ -63,8 +79,18 @@ class Comparison:
     lost: Verdict | None = None
 
 
+def is_the_model(serving: Asked | None, suspects: Sequence[NDArray[np.uint8]]) -> bool:
+    """Whether the CPU gives no numbers for these pictures either."""
+    if serving is None or not suspects:
+        return False
+    try:
+        return not np.isfinite(serving.compute(suspects, None)).all()
+    except EngineError:
+        return False  # it says nothing now
+
+
 def compare_candidate(
-    model: Model, serving: Worker | None, candidate: Worker, pictures: Sequence[NDArray[np.uint8]]
+    model: Model, serving: Asked | None, candidate: Asked, pictures: Sequence[NDArray[np.uint8]]
 ) -> Comparison:
     """Compute pictures on both. Blocks for two batches."""
     if serving is None or not pictures:

@@ -17,7 +17,7 @@ from functools import partial
 from visionedge.errors import DeviceError, ModelError, UnavailableError
 from visionedge.inference import wire
 from visionedge.inference.any_engine import EngineNews, Recovery
-from visionedge.inference.comparison import GATHER_S, Comparison, Recent, compare_candidate
+from visionedge.inference.comparison import GATHER_S, Comparison, Recent, compare_candidate, is_the_model
 from visionedge.inference.devices import USABLE, Assignment, Effective, Reason, Verdict, lost
 from visionedge.inference.faults import Fault
 from visionedge.inference.plan import Plan
@@ -233,6 +233,9 @@ class Conductor:
 
     def _held_against(self, main: Worker | None, candidate: Worker) -> None:
         """On a thread of its own: compute the newest pictures on both."""
+        if is_the_model(main, self.recent.suspects):
+            self._mail.put(partial(self._excused, candidate))
+            return
         wanted = main is not None and self._order.inference.parity != "off"
         pictures = self.recent.gather(GATHER_S) if wanted else []
         seen = compare_candidate(self._order.model, main, candidate, pictures)
@@ -350,11 +353,20 @@ class Conductor:
         return self._ladder.fault(fault, words, time.monotonic())
 
     def _probed(self, device: Effective, verdict: Verdict) -> Steps:
-        self._unusable.pop(device, None)
+        before = self._unusable.pop(device, None)
         if verdict.code is not Reason.OK:
             self._unusable[device] = verdict
-            log.info("%s is not usable yet: %s (%s)", device, verdict.reason, verdict.code)
+            if verdict != before:  # told again when it is another reason
+                log.info("%s is not usable yet: %s (%s)", device, verdict.reason, verdict.code)
         return self._ladder.probed(device, verdict, time.monotonic())
+
+    def _excused(self, worker: Worker) -> Steps:
+        """The device is not to blame for rows that are no numbers: the next candidate is not held to them."""
+        self.recent.suspects = []
+        self._order = replace(self._order, checks_numbers=False)
+        words = "the model itself gives no numbers (NaN or infinity) for some pictures, on the CPU as well"
+        log.warning("%s", words)
+        return self._compared(worker, Comparison(None, words, Verdict(Reason.WRONG_ROWS, words)))
 
     def _compared(self, worker: Worker, seen: Comparison) -> Steps:
         if worker is not self._candidate or self._prepared is None:

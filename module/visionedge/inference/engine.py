@@ -9,7 +9,7 @@ import numpy as np
 
 from visionedge.errors import ModelError
 from visionedge.frames import InputSpec
-from visionedge.inference.any_engine import ProcessStatus, Recovery
+from visionedge.inference.any_engine import Computed, ProcessStatus, Recovery
 from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import DeviceState
@@ -29,7 +29,8 @@ class Engine:
 
     `unplanned_shapes` counts runs with a batch size that was not warmed up; it must stay 0. When memory does
     not suffice for a batch, its size and all above are left out of the plan, `on_plan` is told, and the
-    pictures are computed in smaller ones.
+    pictures are computed in smaller ones. `checks_numbers`: rows that are none (NaN or infinity) are a fault
+    of the device.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Engine:
         self.process: ProcessStatus | None = None
         self.recovery: Recovery | None = None
         self.proof = Proof()
+        self.checks_numbers = device.effective != "cpu"
         self.on_plan: Callable[[Plan], None] = lambda _plan: None
         self._session: Runs | None = session
         self.places = session.places
@@ -84,6 +86,10 @@ class Engine:
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return rows if least_score is None else above(rows, least_score)
 
+    def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
+        """The same, and the device."""
+        return Computed(self.infer(pictures, least_score), self.device.effective)
+
     def close(self) -> None:
         """Let go of the session; batches that run are finished."""
         session, self._session = self._session, None
@@ -116,7 +122,7 @@ class Engine:
             fault = fault_of(f"{type(error).__name__}: {error}", on_gpu=device != "cpu")
             words = words_in(str(error)) or type(error).__name__
             raise EngineError(f"{self.model.name} failed on {device}: {words}", fault) from error
-        if device != "cpu" and not np.isfinite(rows).all():
+        if self.checks_numbers and not np.isfinite(rows).all():
             raise EngineError(f"{self.model.name} gave rows that are no numbers on {device}", Fault.GARBAGE)
         return rows
 

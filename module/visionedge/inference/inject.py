@@ -37,7 +37,9 @@ from visionedge.inference.worker import Limits, Tuning
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel, extra="forbid", frozen=True, strict=True, validate_by_name=True
+    )
 
 
 class When(_Part):

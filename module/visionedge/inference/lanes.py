@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from visionedge.frames import InputSpec, Result, Timing
+from visionedge.inference.any_engine import Computed
 from visionedge.inference.batcher import Batch, Batcher, Outcome
 from visionedge.inference.detections import Rows, Selection
 from visionedge.inference.devices import DeviceState
@@ -38,6 +39,9 @@ class Computes(Protocol):
 
     def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
         """Pictures uint8 (H, W, 3) to rows float32 (n, k, 6), those below the least score may be left out."""
+
+    def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
+        """The same, and the device that computed them."""
 
 
 class Complaints:
@@ -136,7 +140,8 @@ class Lane:
     def _compute(self, batch: Batch, engine: Computes, selection: Selection) -> None:
         """Infer and deliver."""
         started_ns = self._clock()
-        rows = engine.infer([frame.image for frame in batch.frames], selection.confidence)
+        images = [frame.image for frame in batch.frames]
+        rows, device = engine.compute(images, selection.confidence)
         if len(rows) != len(batch):
             raise EngineError(f"the engine gave {len(rows)} results for {len(batch)} pictures")
         infer_ns = self._clock() - started_ns
@@ -148,8 +153,4 @@ class Lane:
                 total_ns=self._clock() - frame.captured_ns,
                 batch_size=len(batch),
             )
-            self._deliver(
-                Result(
-                    frame, detections, timing, engine.device.effective, engine.model.name, engine.model.labels
-                )
-            )
+            self._deliver(Result(frame, detections, timing, device, engine.model.name, engine.model.labels))

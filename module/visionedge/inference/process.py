@@ -13,13 +13,13 @@ from pathlib import Path
 
 from visionedge.config import InferenceConfig
 from visionedge.inference import wire
-from visionedge.inference.any_engine import EngineNews, ProcessStatus, Recovery
+from visionedge.inference.any_engine import Computed, EngineNews, ProcessStatus, Recovery
 from visionedge.inference.conductor import Conductor
 from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import DeviceState
 from visionedge.inference.engine import check_pictures
-from visionedge.inference.faults import FATAL
+from visionedge.inference.faults import FATAL, Fault
 from visionedge.inference.likeness import Proof
 from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
@@ -27,7 +27,7 @@ from visionedge.inference.recovery import Ladder
 from visionedge.inference.session import EngineAwayError, EngineError, NodePlaces, Pictures
 from visionedge.inference.shared import Arena
 from visionedge.inference.stage import Stage
-from visionedge.inference.worker import Limits, RetiredError, Tuning
+from visionedge.inference.worker import Limits, RetiredError, Tuning, Worker
 from visionedge.threads import Crew
 
 _END_S = 2.0
@@ -107,24 +107,40 @@ class EngineProcess:
         Raises:
             EngineError: as in this process; or the child was lost, and no other is ready yet.
         """
+        return self.compute(pictures, least_score).rows
+
+    def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
+        """The same, and the device of the child that computed them."""
         check_pictures(pictures, self.model.input, self.model.name)
         while True:
-            worker = self._stage.serving(self._limits.absent_s).worker
+            serving = self._stage.serving(self._limits.absent_s)
             try:
-                rows = worker.compute(pictures, least_score)
+                rows = serving.worker.compute(pictures, least_score)
             except RetiredError:
                 continue  # another one serves already
             except EngineAwayError:
-                self._stage.lose(worker)
+                self._stage.lose(serving.worker)
                 raise
             except EngineError as error:
-                if error.fault in FATAL:
-                    self._stage.lose(worker)
-                self._conductor.report(worker, error)
+                if error.fault is Fault.GARBAGE:
+                    self._conductor.recent.suspect(pictures)
+                self._failed(serving.worker, error)
                 raise
             self._conductor.well()
             self._conductor.recent.offer(pictures)
-            return rows
+            return Computed(rows, serving.facts.device.effective)
+
+    def _failed(self, worker: Worker, error: EngineError) -> None:
+        """A batch failed on a child.
+
+        Raises:
+            EngineAwayError: the child is of no use any more, which is told once by whoever conducts it.
+        """
+        if error.fault in FATAL:
+            self._stage.lose(worker)
+        self._conductor.report(worker, error)
+        if error.fault in FATAL:
+            raise EngineAwayError(str(error), error.fault) from None
 
     def close(self) -> None:
         """End the children and their threads; batches in progress fail."""

@@ -46,7 +46,8 @@ class Order:
     """What a child is asked to open. Pickled: it goes to our own child, nothing comes back this way.
 
     `plans` are used without measuring, by device: a child that takes over goes on as the last one did. `only`
-    names the one device to open. `inject` is a script of faults, for tests.
+    names the one device to open. Without `checks_numbers` the model itself gives rows that are none. `inject`
+    is a script of faults, for tests.
     """
 
     model: Model
@@ -56,6 +57,7 @@ class Order:
     plans: Mapping[str, Plan] = field(default_factory=dict)
     only: Assignment | None = None
     measuring: bool = True
+    checks_numbers: bool = True
     inject: Path | None = None
 
 

@@ -32,10 +32,11 @@ _KIB = 1024
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The engine of a module that runs in this very process."""
+    """The engine of a module that runs in this very process; `doubt`: its pace is none of a GPU."""
 
     device: DeviceState
     places: NodePlaces
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,8 @@ def _placement(request: Request, host: Host, effective: Effective) -> Answer:
         return Answer({})
     if request.running is not None and request.running.device.effective == effective:
         places = request.running.places
-        told = {"device": effective, "onDevice": places.on_device, "onCpu": list(places.on_cpu)}
+        told: dict[str, Any] = {"device": effective, "doubt": request.running.doubt}
+        told |= {"onDevice": places.on_device, "onCpu": list(places.on_cpu)}
         return Answer({"placement": told})
     model = request.config.model if request.config else ModelConfig()
     path = model.path

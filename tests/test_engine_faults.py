@@ -1,0 +1,191 @@
+"""What an engine makes of what its session raises: smaller batches, a kind of fault, or nothing at all."""
+
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripted_faults import GONE, NO_MEMORY, REFUSED, STICKY
+from tiny_models import TinyDetector, pictures
+from visionedge.errors import ConfigError, ModelError
+from visionedge.inference.devices import DeviceState, Effective, Reason
+from visionedge.inference.engine import Engine
+from visionedge.inference.faults import Fault
+from visionedge.inference.inject import When, read_script, seam_of, tuning_of
+from visionedge.inference.model import Model, load_model
+from visionedge.inference.plan import Plan
+from visionedge.inference.session import EngineError, NodePlaces, Pictures
+
+Act = Callable[[int], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_model(TinyDetector().save(tmp_path_factory.mktemp("model") / "tiny.onnx"))
+
+
+class Session:
+    """A session that does as it is told, from `act` on; before that it is well."""
+
+    rows = 9
+    places = NodePlaces(1)
+    notes: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.act: Act = well
+        self.kept: list[set[int]] = []
+        self.sizes: list[int] = []
+
+    def run(self, pictures: Pictures, size: int) -> np.ndarray:
+        self.sizes.append(size)
+        return self.act(size)[: len(pictures)]
+
+    def keep(self, sizes: Collection[int]) -> None:
+        self.kept.append(set(sizes))
+
+    def close(self) -> None:
+        pass
+
+
+def well(size: int) -> np.ndarray:
+    return np.ones((size, 9, 6), np.float32)
+
+
+def raising(text: str, *, from_size: int = 1) -> Act:
+    def act(size: int) -> np.ndarray:
+        if size >= from_size:
+            raise RuntimeError(text)
+        return well(size)
+
+    return act
+
+
+def no_numbers(size: int) -> np.ndarray:
+    rows = well(size)
+    rows[-1, -1, 2] = np.inf
+    return rows
+
+
+def engine_on(model: Model, session: Session, device: Effective = "cuda") -> Engine:
+    state = DeviceState("auto", device, Reason.OK, "usable", datetime(2026, 11, 27, tzinfo=UTC))
+    return Engine(model, session, state, Plan(2, (1, 2, 4, 8), "test"))
+
+
+def test_too_little_memory_makes_batches_smaller_for_good_and_loses_no_picture(model: Model) -> None:
+    session = Session()
+    engine, plans = engine_on(model, session), list[Plan]()
+    engine.on_plan = plans.append
+    session.act = raising(NO_MEMORY, from_size=4)
+    assert engine.infer(pictures(8)).shape == (8, 9, 6)
+    assert engine.plan.buckets == (1, 2)
+    assert [plan.buckets for plan in plans] == [(1, 2, 4), (1, 2)]
+    assert session.kept[-1] == {1, 2}, "the memory of larger ones is given back"
+    session.sizes.clear()
+    assert engine.infer(pictures(5)).shape == (5, 9, 6)
+    assert session.sizes == [2, 2, 1]
+    assert engine.unplanned_shapes == 0
+
+
+def test_when_not_one_picture_fits_the_batch_fails_for_that_reason(model: Model) -> None:
+    session = Session()
+    engine = engine_on(model, session)
+    session.act = raising(NO_MEMORY)
+    with pytest.raises(EngineError, match="CUDA failure 2: out of memory") as caught:
+        engine.infer(pictures(3))
+    assert caught.value.fault is Fault.OUT_OF_MEMORY
+    assert engine.plan.buckets == (1,)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault", "words"),
+    [
+        (STICKY, Fault.STICKY, "CUDA failure 700: an illegal memory access was encountered"),
+        (GONE, Fault.GONE, "CUDA failure 100: no CUDA-capable device is detected"),
+        (REFUSED, Fault.REFUSED, "9 : NOT_IMPLEMENTED : no kernel for this node"),
+    ],
+)
+def test_what_a_session_raises_has_its_kind_and_only_its_telling_words(
+    model: Model, text: str, fault: Fault, words: str
+) -> None:
+    session = Session()
+    engine = engine_on(model, session)
+    session.act = raising(text)
+    with pytest.raises(EngineError) as caught:
+        engine.infer(pictures(2))
+    assert (caught.value.fault, str(caught.value)) == (fault, f"tiny failed on cuda: {words}")
+
+
+def test_rows_that_are_no_numbers_are_the_devices_fault_but_never_the_cpus(model: Model) -> None:
+    """On the CPU they are the model's, and left out where detections are made of rows."""
+    session = Session()
+    engine = engine_on(model, session)
+    session.act = no_numbers
+    with pytest.raises(EngineError) as caught:
+        engine.infer(pictures(1))
+    assert caught.value.fault is Fault.GARBAGE
+    engine.checks_numbers = False
+    assert engine.infer(pictures(1)).shape == (1, 9, 6)
+    session = Session()
+    engine = engine_on(model, session, "cpu")
+    session.act = no_numbers
+    assert engine.infer(pictures(1)).shape == (1, 9, 6)
+
+
+def test_a_device_that_fails_while_it_warms_up_is_not_taken_for_one_with_smaller_batches(
+    model: Model,
+) -> None:
+    """Its process is spoiled; a size that is refused, or does not fit into memory, is only left out."""
+    for text in (NO_MEMORY, REFUSED):
+        session = Session()
+        session.act = raising(text, from_size=4)
+        assert engine_on(model, session).plan.buckets == (1, 2)
+    session = Session()
+    session.act = raising(STICKY, from_size=4)
+    with pytest.raises(EngineError) as caught:
+        engine_on(model, session)
+    assert caught.value.fault is Fault.STICKY
+    session.act = no_numbers
+    with pytest.raises(ModelError, match="no numbers"):
+        engine_on(model, session, "cpu")
+
+
+# --- scripts of faults --------------------------------------------------------------------------------------
+
+
+def test_a_fault_happens_when_all_that_is_said_holds(tmp_path: Path) -> None:
+    here = tmp_path / "now"
+    cases = [
+        (When(), (1, 0.0, 1), True),
+        (When(batch=3), (2, 0.0, 1), False),
+        (When(batch=3), (3, 0.0, 1), True),
+        (When(every=4), (8, 0.0, 1), True),
+        (When(every=4), (9, 0.0, 1), False),
+        (When(after=1, until=2), (1, 1.5, 1), True),
+        (When(after=1, until=2), (1, 2.0, 1), False),
+        (When(least_batch=4), (1, 0.0, 2), False),
+        (When(least_batch=4, batch=1), (1, 0.0, 4), True),
+        (When(file=str(here)), (1, 0.0, 1), False),
+    ]
+    assert [when.holds(*moment) for when, moment, _ in cases] == [expected for *_, expected in cases]
+    here.touch()
+    assert cases[-1][0].holds(1, 0.0, 1)
+
+
+def test_a_script_is_read_and_what_makes_no_sense_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "faults.yaml"
+    path.write_text(
+        f"device: tensorrt\npatience: {{firstSeconds: 0.5}}\nfaults: [{{at: probe, raise: '{GONE}'}}]\n"
+    )
+    script = read_script(path)
+    tuning, seam = tuning_of(script), seam_of(script)
+    assert tuning.patience is not None
+    assert tuning.patience.first_s == 0.5
+    assert (seam.built_in("tensorrt"), seam.built_in("cuda")) == (True, False)
+    assert [seam.probe(device).code for device in ("tensorrt", "cuda")] == [Reason.NO_DEVICE] * 2
+    path.write_text("faults: [{at: lunch}, {when: {batch: soon}}]\nwhat: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        read_script(path)
+    places = [problem.split(": ")[1] for problem in caught.value.problems]
+    assert places == ["faults.0.at", "faults.1.when.batch", "what"]
