@@ -102,7 +102,7 @@ def until_back(module: ModuleProcess, count: int) -> dict[str, Any]:
     raise AssertionError(module.log)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)  # a dozen processes start, one after the other
 @pytest.mark.parametrize("names", [("sticky", "gone", "nan", "crashed"), ("hang", "no-memory", "refused")])
 def test_a_device_is_lost_in_every_way_and_comes_back_while_the_module_runs(
     tmp_path: Path, names: tuple[str, ...]

@@ -84,6 +84,7 @@ class Conductor:
         self._main: Worker | None = None
         self._candidate: Worker | None = None
         self._prepared: wire.Facts | None = None
+        self._old: Worker | None = None
         self._error: Exception | None = None
         self._refused_in_a_row = 0
         self._unusable: dict[Effective, Verdict] = {}
@@ -117,7 +118,9 @@ class Conductor:
         self._stage.close()
         self._probing.close()
         self.recent.close()
-        main, candidate = self._main, self._candidate
+        main, candidate, old = self._main, self._candidate, self._old
+        if old is not None:
+            old.end(_UNWANTED)
         if candidate is not None:
             candidate.end(_UNWANTED)
         if main is not None:
@@ -254,6 +257,7 @@ class Conductor:
         self._change_overs += 1
         self._take(candidate, self._prepared)
         if old is not None:
+            self._old = old
             self._crew.start("engine-retiring", old.retire)
 
     def _take(self, worker: Worker, facts: wire.Facts) -> None:

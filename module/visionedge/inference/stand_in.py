@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from visionedge.inference.any_engine import AnyEngine, ProcessStatus, Recovery
+from visionedge.inference.any_engine import AnyEngine, Computed, ProcessStatus, Recovery
 from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import DeviceState
@@ -86,6 +86,10 @@ class StandIn:
     def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
         """Compute pictures; see `Engine.infer`."""
         return self._engine.infer(pictures, least_score)
+
+    def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
+        """The same, and the device that computed them."""
+        return self._engine.compute(pictures, least_score)
 
     def close(self) -> None:
         """Let go of the engine that computes."""

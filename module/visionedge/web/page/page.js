@@ -56,6 +56,26 @@ function withDoctor(node) {
   return node;
 }
 
+const LOOKING = "It is looked for, and put back when it is well.";
+const STAGES = {
+  waiting: LOOKING,
+  probing: LOOKING,
+  opening: "It answers again: an engine warms up on it.",
+  comparing: "It answers again, and is held against the CPU.",
+};
+
+/* What becomes of a device that was lost; without seconds, as every change is read out. */
+function outlook(recovery) {
+  if (!recovery || !STAGES[recovery.stage]) return "";
+  const refused = recovery.reasonCode === "parity-refused" ? ` The last try: ${recovery.reason}.` : "";
+  return ` ${STAGES[recovery.stage]}${refused}`;
+}
+
+function doubts(engine) {
+  const refusals = (engine.parity || []).map((likeness) => likeness.refusal);
+  return [engine.pace && engine.pace.doubt, ...refusals].filter(Boolean);
+}
+
 function banners(status, readiness) {
   const nodes = [];
   const engine = status.engine || {};
@@ -63,7 +83,7 @@ function banners(status, readiness) {
   const reason = engine.reason || "";
   if (engine.effective && degraded) {
     const title = `Degraded: ${word(engine.requested)} was asked for, the ${word(engine.effective)} is used`;
-    nodes.push(withDoctor(banner("warn", title, reason)));
+    nodes.push(withDoctor(banner("warn", title, `${reason}.${outlook(engine.recovery)}`)));
   } else if (engine.requested === "auto" && engine.effective === "cpu" && reason) {
     nodes.push(withDoctor(banner("note", "Computing on the CPU", reason)));
   }
@@ -71,6 +91,9 @@ function banners(status, readiness) {
   if (overload.rungs.length || overload.exhausted) {
     const title = overload.exhausted ? "Too much, and nothing is left to give up" : "Given up, to keep up";
     nodes.push(banner("warn", title, overload.rungs.map((rung) => rung.what).join("; ")));
+  }
+  if (engine.effective !== "cpu" && doubts(engine).length) {
+    nodes.push(withDoctor(banner("warn", `${word(engine.effective)} is in doubt`, doubts(engine).join("; "))));
   }
   if (readiness.reasons) nodes.push(banner("bad", "Not ready", readiness.reasons.join("; ")));
   const key = JSON.stringify(nodes.map((node) => node.textContent));
