@@ -17,10 +17,19 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
+from visionedge.inference.arithmetic import open_on_cpu
+from visionedge.inference.check_pictures import samples_for
+from visionedge.inference.detections import Selection
+from visionedge.inference.graph import compile_model
+from visionedge.inference.model import load_model
+from visionedge.inference.parity import compare
+from visionedge.inference.variants import variants
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODELS = REPOSITORY / "models"
 MEDIA = REPOSITORY / "media"
 MODEL = MODELS / "nanodet-coco-416.onnx"
+INT8 = MODELS / "nanodet-coco-416.int8.onnx"
 PHOTOS = REPOSITORY.parent / "shared" / "data" / "photos"
 
 FILE_ROW = re.compile(r"\| `(\S+)` \| (\d+) \| `([0-9a-f]{64})` \|")
@@ -62,15 +71,17 @@ def listed_files() -> Iterator[tuple[Path, int, str]]:
 def test_the_documents_list_the_files_as_they_are() -> None:
     """Size and sha256 in the model card and in the clip's notice are those of the files."""
     listed = list(listed_files())
-    assert {path.name for path, _, _ in listed} == {MODEL.name, "nanodet-coco-416.labels.txt", "demo.mp4"}
+    names = {"nanodet-coco-416.int8.onnx", "nanodet-coco-416.int8.json", "nanodet-coco-416.labels.txt"}
+    assert {path.name for path, _, _ in listed} == {MODEL.name, *names, "demo.mp4"}
     for path, size_bytes, sha256 in listed:
         content = path.read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (size_bytes, sha256), path.name
 
 
 def test_the_files_are_small_enough_for_a_repository() -> None:
-    """The model stays within 8 MB and the clip within 1.5 MB."""
+    """The model stays within 8 MB, its int8 variant within 4.5 MB and the clip within 1.5 MB."""
     assert MODEL.stat().st_size <= 8_000_000
+    assert INT8.stat().st_size <= 4_500_000
     assert (MEDIA / "demo.mp4").stat().st_size <= 1_500_000
 
 
@@ -136,6 +147,58 @@ def test_a_picture_gives_the_same_alone_and_in_a_batch(session: ort.InferenceSes
     alone = session.run(None, {"input": batch[1:2]})
     for whole, single in zip(together, alone, strict=True):
         np.testing.assert_allclose(whole[1:2], single, rtol=1e-4, atol=1e-4)
+
+
+# The int8 variant
+
+
+def test_the_int8_variant_is_found_beside_the_model_with_a_report_that_lets_it_be_used() -> None:
+    """As any user's would be: it belongs to this model and to how pictures are prepared for it."""
+    (variant,) = variants(load_model(MODEL))
+    assert (variant.precision, variant.path, variant.refusal) == ("int8", INT8, None)
+    report = json.loads(INT8.with_suffix(".json").read_bytes())
+    for parity in (report["parity"], report["parityHere"]):
+        assert parity["matched"] >= 0.9
+        assert parity["ap"]["fp32"] - parity["ap"]["variant"] <= 0.010
+
+
+def test_no_two_of_its_weights_can_overflow_16_bits() -> None:
+    """Of a sign no two of a kernel pass 128 in sum: it is right on x86 without VNNI too."""
+    graph = onnx.load(str(INT8)).graph
+    kernels = [
+        onnx.numpy_helper.to_array(t)
+        for t in graph.initializer
+        if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4
+    ]
+    assert len(kernels) == 30
+    for kernel in kernels:
+        lowest_first = np.sort(kernel.reshape(len(kernel), -1).astype(np.int64), axis=1)
+        assert np.maximum(lowest_first, 0)[:, -2:].sum(axis=1).max() <= 128
+        assert np.maximum(-lowest_first, 0)[:, :2].sum(axis=1).max() <= 128
+
+
+def test_the_card_says_how_to_make_it_again() -> None:
+    """With the very recipe that its report names."""
+    recipe = json.loads(INT8.with_suffix(".json").read_bytes())["recipe"]
+    card = (MODELS / "nanodet-coco-416.md").read_text(encoding="utf-8")
+    assert f'--recipe "{recipe.split(";")[0]}"' in card
+
+
+def test_it_sees_on_this_machine_what_the_model_sees() -> None:
+    """On the pictures that `auto` looks at, with this processor's own integer kernels."""
+    model = load_model(MODEL)
+    samples = samples_for(model.input)[::3]
+    (variant,) = variants(model)
+    seen = []
+    for each in (model, variant.of(model)):
+        runner = open_on_cpu(compile_model(each), exact=False)
+        source, selection = runner.get_inputs()[0].name, Selection.of(each, 0.15, 0.5)
+        rows = [runner.run(None, {source: sample.image[None]})[0][0] for sample in samples]
+        seen.append([selection.apply(r, s.placement) for r, s in zip(rows, samples, strict=True)])
+    parity = compare(*seen)
+    assert parity.boxes > 60
+    assert parity.matched > 0.85
+    assert parity.shift < 0.05
 
 
 # What it sees: a decoder of its own, one cell at a time, slow and easy to follow

@@ -9,7 +9,7 @@ import pytest
 
 from tiny_models import TinyDetector
 from visionedge.frames import Detections
-from visionedge.inference.agreement import MOST_APART, Agreement, agreement
+from visionedge.inference.agreement import Agreement, Apart, agreement
 from visionedge.inference.cache import FOLDER as COMPILED
 from visionedge.inference.cache import ready
 from visionedge.inference.contest import Choice, choose
@@ -96,7 +96,7 @@ def seen(count: int, score: float = 0.8, first: int = 0) -> list[Detections]:
     return [Detections(boxes, np.full(count, score, np.float32), np.zeros(count, np.int32))]
 
 
-def unasked() -> float:
+def unasked() -> Apart:
     raise AssertionError("there were boxes enough")
 
 
@@ -120,14 +120,17 @@ def test_its_own_tolerance_counts() -> None:
 @pytest.mark.parametrize(
     ("apart", "refusal"),
     [
-        (0.02, None),
-        (MOST_APART * 3, "the integer kernels here are 0.30 off, 0.1 are allowed"),
-        (float("nan"), "the integer kernels here are nan off, 0.1 are allowed"),
+        (Apart(written=0.15, kernels=0.05), None),
+        (
+            Apart(written=0.15, kernels=0.4),
+            "the integer kernels here add 0.40 to the 0.15 that integers cost",
+        ),
+        (Apart(0.1, float("nan")), "the integer kernels here add nan to the 0.10 that integers cost"),
         (None, None),
     ],
 )
 def test_where_too_little_is_seen_the_kernels_themselves_are_judged(
-    apart: float | None, refusal: str | None
+    apart: Apart | None, refusal: str | None
 ) -> None:
     """A model for other things than the clip shows; without integers its report has to do."""
     found = agreement(seen(2), seen(2), Tolerance(), lambda: apart)

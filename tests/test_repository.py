@@ -168,6 +168,8 @@ def test_the_wheel_carries_the_model_the_clip_the_page_and_the_types(wheel: Path
     wanted = {
         "visionedge/py.typed",
         "visionedge/_bundled/models/nanodet-coco-416.onnx",
+        "visionedge/_bundled/models/nanodet-coco-416.int8.onnx",
+        "visionedge/_bundled/models/nanodet-coco-416.int8.json",
         "visionedge/_bundled/models/nanodet-coco-416.labels.txt",
         "visionedge/_bundled/media/demo.mp4",
         f"visionedge-{__version__}.dist-info/licenses/LICENSE",

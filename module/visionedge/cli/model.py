@@ -110,6 +110,12 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
         help="the share of boxes that may differ (default: 0.1); with --labels AP may fall by 0.010",
     )
     parser.add_argument(
+        "--recipe",
+        metavar="WORDS",
+        help="try only this way to int8, as reports name it ('everything, behind the first 1'), and not what"
+        " is fastest here: for a variant that other machines will use",
+    )
+    parser.add_argument(
         "--into",
         metavar="DIR",
         help="where the variant goes (default: beside the model, else the data folder)",
@@ -121,7 +127,8 @@ def _compile(arguments: argparse.Namespace) -> int:
 
     if arguments.precision != "fp32":
         return _compile_variant(arguments)
-    extra = [f"--{name}" for name in ("calibrate", "labels", "tolerance", "into") if getattr(arguments, name)]
+    others = ("calibrate", "labels", "tolerance", "recipe", "into")
+    extra = [f"--{name}" for name in others if getattr(arguments, name)]
     if extra or not arguments.output:
         raise ConfigError(
             [f"{extra[0]}: goes with --precision int8 or fp16" if extra else "-o OUT: say where to write"]
@@ -133,6 +140,9 @@ def _compile(arguments: argparse.Namespace) -> int:
 
 def _compile_variant(arguments: argparse.Namespace) -> int:
     from visionedge.ops.precision import Request, compile_variant
+
+    if arguments.recipe and arguments.precision != "int8":
+        raise ConfigError(["--recipe: goes with --precision int8"])
 
     def path_of(name: str) -> Path | None:
         value = getattr(arguments, name)
@@ -149,6 +159,7 @@ def _compile_variant(arguments: argparse.Namespace) -> int:
             into=path_of("into"),
             output=path_of("output"),
             rows=arguments.rows,
+            recipe=arguments.recipe,
         )
     )
 

@@ -16,8 +16,17 @@ from visionedge.inference.parity import LEAST_BOXES, Tolerance, compare
 from visionedge.inference.precision import Sample, in_integers
 from visionedge.inference.refining import distance_to, outputs_of
 
-MOST_APART = 0.1
-"""Of how much the values vary: kernels that keep all bits stay far below, those that cut off above."""
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """How far a network's own outputs lie apart, in parts of how much they vary.
+
+    `written`: a network in integers, computed as it is written, from the one in floats, which is what its
+    report was judged by. `kernels`: what this processor's integer kernels make of it, from that.
+    """
+
+    written: float
+    kernels: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +41,7 @@ def agreement(
     fp32: Sequence[Detections],
     variant: Sequence[Detections],
     tolerance: Tolerance,
-    apart: Callable[[], float | None],
+    apart: Callable[[], Apart | None],
 ) -> Agreement:
     """Judge what both saw on the same pictures; where that is too little, `apart` is asked (`apart_here`)."""
     parity = compare(fp32, variant)
@@ -42,18 +51,24 @@ def agreement(
     away = apart()
     if away is None:
         return Agreement("floats round alike everywhere, so its report counts")
-    if away <= MOST_APART:
-        return Agreement(f"its integer kernels are within {away:.3f} of exact here")
-    return Agreement("", f"the integer kernels here are {away:.2f} off, {MOST_APART} are allowed")
+    if away.kernels <= away.written:
+        return Agreement(
+            f"the kernels here add {away.kernels:.3f} to the {away.written:.3f} that integers cost"
+        )
+    return Agreement(
+        "", f"the integer kernels here add {away.kernels:.2f} to the {away.written:.2f} that integers cost"
+    )
 
 
-def apart_here(model: Model, samples: Sequence[Sample]) -> float | None:
-    """How far this CPU's integer kernels take a network's own outputs from what is written in it.
+def apart_here(fp32: Model, variant: Model, samples: Sequence[Sample]) -> Apart | None:
+    """How far the integers of a variant, and this CPU's kernels for them, take it away; None without any.
 
-    In parts of how much they vary; None for a network without integers. Raises what onnxruntime raises.
+    Raises what onnxruntime raises.
     """
-    network, images = checked_network(model), [sample.image for sample in samples]
+    network, images = checked_network(variant), [sample.image for sample in samples]
     if not in_integers(network):
         return None
-    exact = outputs_of(network, model.reading, images, exact=True)
-    return distance_to(exact)(outputs_of(network, model.reading, images))
+    exact = outputs_of(network, variant.reading, images, exact=True)
+    floats = outputs_of(checked_network(fp32), fp32.reading, images)
+    own = outputs_of(network, variant.reading, images)
+    return Apart(distance_to(floats)(exact), distance_to(exact)(own))

@@ -53,11 +53,15 @@ class Recipe:
     narrow: bool = True
 
     def __str__(self) -> str:
+        return f"{self.nodes}; {'narrow' if self.narrow else 'wide'} weights"
+
+    @property
+    def nodes(self) -> str:
+        """Which nodes become integers, in words."""
         words = "everything" if self.everything else "convolutions"
         if not self.depthwise:
             words += " but depthwise"
-        words = f"{words}, behind the first {self.front}" if self.front else words
-        return f"{words}; {'narrow' if self.narrow else 'wide'} weights"
+        return f"{words}, behind the first {self.front}" if self.front else words
 
 
 def recipes(network: onnx.ModelProto, values: Values) -> Iterator[Recipe]:

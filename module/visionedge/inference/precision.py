@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
-from visionedge.errors import ModelError, VisionedgeError
+from visionedge.errors import ConfigError, ModelError, VisionedgeError
 from visionedge.frames import Detections, Picture, Placement
 from visionedge.inference.arithmetic import open_on_cpu
 from visionedge.inference.calibration import METHODS, Observed, folded, observe
@@ -93,11 +93,16 @@ def make(
     precision: Precision,
     material: Material,
     tolerance: Tolerance,
+    *,
     tell: Callable[[str], None],
+    only: str | None = None,
 ) -> Made:
     """The network of a model in another precision. Takes a minute or several; `tell` hears of progress.
 
+    `only` names the one recipe for integers that is tried, whatever its pace here.
+
     Raises:
+        ConfigError: there is no such recipe for this model; and which there are.
         VisionedgeError: the pictures show too little of what the model knows.
         ModelError: it cannot be rewritten, or computes in integers already.
         UnavailableError: onnxruntime cannot be used.
@@ -107,7 +112,7 @@ def make(
         raise ModelError(f"{model.path}: computes in integers already; start from the model in floats")
     try:
         workshop = _Workshop(model, network, folded(network), material, tolerance, tell)
-        return workshop.half() if precision == "fp16" else workshop.int8()
+        return workshop.half() if precision == "fp16" else workshop.int8(only)
     except ModelError as error:
         raise ModelError(f"{model.path}: {error}") from None
 
@@ -170,13 +175,13 @@ class _Workshop:
         tried = self._judged(way, rounded(self.simple), reference)
         return Made(network, (tried,), tried, fp32.ms)
 
-    def int8(self) -> Made:
+    def int8(self, only: str | None) -> Made:
         """In integers: all recipes are timed, and judged from the fastest on until one is good enough."""
         reference = self._reference()
         pictures = [sample.image for sample in self.material.calibration]
         self.tell(f"looking at the values that {len(pictures)} pictures cause")
         observed = observe(self.simple, self.model.reading, pictures)
-        ways, fp32_ms = self._timed(observed)
+        ways, fp32_ms = self._timed(observed, only)
         tuner = Tuner(self.simple, self.model.reading, observed, _spread(pictures, _TUNED_BY))
         attempts: list[tuple[Tried, onnx.ModelProto]] = []
         while ways and not (attempts and attempts[-1][0].refusal is None):
@@ -205,11 +210,11 @@ class _Workshop:
     def _attempt(
         self, recipe: Recipe, pace: Pace, tuner: Tuner, reference: Sequence[Detections]
     ) -> tuple[Tried, onnx.ModelProto]:
-        """A recipe with one way to set ranges for all; where that is near enough, tensor by tensor too."""
+        """A recipe with one way to set ranges for all; where that is not quite enough, tensor by tensor."""
         method, values = tuner.one_for_all(recipe)
         network = quantised(self.simple, values, recipe)
         way = self._judged(Tried(f"{recipe}; ranges {method}", pace), network, reference)
-        if not self._within_reach(way):
+        if way.refusal is None or not self._within_reach(way):
             return way, network
         self.tell("setting the ranges tensor by tensor")
         finer = quantised(self.simple, tuner.each(recipe, values), recipe)
@@ -243,11 +248,11 @@ class _Workshop:
         measured = paces(runs, budget_s=_SPEED_S, clock=time.monotonic_ns)
         return measured["other"], measured["fp32"]
 
-    def _timed(self, observed: Observed) -> tuple[list[tuple[Recipe, Pace]], float]:
+    def _timed(self, observed: Observed, only: str | None) -> tuple[list[tuple[Recipe, Pace]], float]:
         """The recipes with their pace, fastest first, and the milliseconds of fp32."""
         values = observed.values(METHODS[0])
         ways, fp32_ms = [], []
-        for recipe in recipes(self.simple, values):
+        for recipe in _named(only, list(recipes(self.simple, values))):
             pace, fp32 = self._pace(quantised(self.simple, values, recipe))
             self.tell(f"{recipe}: {pace.ms:.1f} ms, {pace.times_as_fast:.2f} times as fast as fp32")
             ways.append((recipe, pace))
@@ -275,6 +280,17 @@ class _Workshop:
             return None
         before, after = self.material.measure_ap(reference), self.material.measure_ap(seen)
         return Precisions(self.material.labelled, before[0], after[0], before[1], after[1])
+
+
+def _named(only: str | None, found: list[Recipe]) -> list[Recipe]:
+    """The recipe of that name, as `nodes` gives it; all of them where none is named."""
+    names = [recipe.nodes for recipe in found]
+    if only is None:
+        return found
+    if only not in names:
+        known = "; ".join(names) or "none"
+        raise ConfigError([f"--recipe: this model has no '{only}'; it has: {known}"])
+    return [found[names.index(only)]]
 
 
 def _spread(pictures: Sequence[Picture], most: int) -> list[Picture]:

@@ -232,7 +232,7 @@ class _Opening:
         samples = samples_for(self.model.input)
         before = [self._seen(fp32, sample) for sample in samples]
         after = [self._seen(variant, sample) for sample in samples]
-        return agreement(before, after, tolerance, lambda: apart_here(variant.model, samples))
+        return agreement(before, after, tolerance, lambda: apart_here(fp32.model, variant.model, samples))
 
     def _seen(self, candidate: Candidate[OnDevice], sample: Sample) -> Detections:
         size = candidate.model.reading.input.batch or 1

@@ -40,7 +40,7 @@ _QUIET = 0.85
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What to run, `seconds` each time. `lanes` and `batches` None are those that the plan considers.
+    """What to run in fp32, `seconds` each time. `lanes` and `batches` None are those that the plan considers.
 
     `data` is the folder of compiled graphs; the plan is measured anew in any case.
     """
@@ -62,12 +62,14 @@ def bench_engine(load: EngineLoad, tell: Callable[[str], None]) -> dict[str, Any
     """
     loaded = load_model(load.model)
     model, graph = ready(loaded, load.data)
+    # The engine and the bare session run the same graph; what `auto` would take is another question.
+    inference = load.inference.model_copy(update={"precision": "fp32"})
     fixed = model.reading.input.batch
     most = max(load.batches or (load.inference.max_batch,))
     sizes = (fixed,) if fixed else tuple(sorted({*batch_sizes(most), *(load.batches or ())}))
     plan = Plan(1, sizes, "every batch size, to be measured")
     with closing(
-        open_engine(loaded, load.inference, data=load.data, plans=dict.fromkeys(PROVIDERS, plan))
+        open_engine(loaded, inference, data=load.data, plans=dict.fromkeys(PROVIDERS, plan))
     ) as engine:
         tell(f"{model.name}: {engine.device.describe()}")
         pictures = np.asarray(noise(model.input, engine.plan.max_batch), np.uint8)

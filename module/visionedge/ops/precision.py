@@ -24,7 +24,10 @@ from visionedge.uris import redact
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for. `unmatched` None is the usual tolerance, `output` None writes no compiled graph."""
+    """What was asked for. `unmatched` None is the usual tolerance, `output` None writes no compiled graph.
+
+    `recipe` names the only one to try for integers.
+    """
 
     model: Path
     precision: Precision
@@ -35,13 +38,14 @@ class Request:
     into: Path | None = None
     output: Path | None = None
     rows: int | None = None
+    recipe: str | None = None
 
 
 def compile_variant(request: Request, out: TextIO | None = None, tell: TextIO | None = None) -> int:
     """Make, judge and keep a variant; the table goes to `out` (stdout), progress to `tell` (stderr).
 
     Raises:
-        ConfigError: pictures are missing, or `output` is where the variant goes.
+        ConfigError: pictures are missing, `output` is where the variant goes, or there is no such recipe.
         SourceError, ModelError, UnavailableError: it cannot be made.
         VisionedgeError: it is refused, or cannot be written; nothing was kept then.
     """
@@ -58,7 +62,7 @@ def compile_variant(request: Request, out: TextIO | None = None, tell: TextIO | 
     material = gather(model, request.precision, request.calibrate, request.labels, progress)
     usual = Tolerance()
     tolerance = Tolerance(usual.unmatched if request.unmatched is None else request.unmatched)
-    made = make(model, request.precision, material, tolerance, progress)
+    made = make(model, request.precision, material, tolerance, tell=progress, only=request.recipe)
     out.write(table(made))
     if made.refusal is not None:
         raise VisionedgeError(
