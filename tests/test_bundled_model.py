@@ -17,11 +17,12 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
+from visionedge.frames import Detections
 from visionedge.inference.arithmetic import open_on_cpu
 from visionedge.inference.check_pictures import samples_for
 from visionedge.inference.detections import Selection
 from visionedge.inference.graph import compile_model
-from visionedge.inference.model import load_model
+from visionedge.inference.model import Model, load_model
 from visionedge.inference.parity import compare
 from visionedge.inference.variants import variants
 
@@ -189,13 +190,14 @@ def test_it_sees_on_this_machine_what_the_model_sees() -> None:
     model = load_model(MODEL)
     samples = samples_for(model.input)[::3]
     (variant,) = variants(model)
-    seen = []
-    for each in (model, variant.of(model)):
+
+    def seen(each: Model) -> list[Detections]:
         runner = open_on_cpu(compile_model(each), exact=False)
         source, selection = runner.get_inputs()[0].name, Selection.of(each, 0.15, 0.5)
         rows = [runner.run(None, {source: sample.image[None]})[0][0] for sample in samples]
-        seen.append([selection.apply(r, s.placement) for r, s in zip(rows, samples, strict=True)])
-    parity = compare(*seen)
+        return [selection.apply(r, s.placement) for r, s in zip(rows, samples, strict=True)]
+
+    parity = compare(seen(model), seen(variant.of(model)))
     assert parity.boxes > 60
     assert parity.matched > 0.85
     assert parity.shift < 0.05

@@ -1,21 +1,22 @@
 """Pictures that a variant of a model is tried on where it is to be used: the same ones everywhere."""
 
 import logging
-
-import numpy as np
+from contextlib import closing
 
 from visionedge.bundled import bundled
-from visionedge.capture.excerpt import excerpt
 from visionedge.capture.fitting import fit
+from visionedge.capture.source import open_source
 from visionedge.errors import SourceError, UnavailableError
 from visionedge.frames import InputSpec, Picture, Placement
 from visionedge.inference.first_run import pictures
 from visionedge.inference.precision import Sample
+from visionedge.uris import CameraUri
 
 log = logging.getLogger(__name__)
 
 _CLIP = "media/demo.mp4"
 _OF_THE_CLIP = 9
+_EVERY = 10
 
 
 def samples_for(spec: InputSpec) -> list[Sample]:
@@ -26,10 +27,16 @@ def samples_for(spec: InputSpec) -> list[Sample]:
 
 
 def _of_the_clip() -> list[Picture]:
+    """Pictures a second apart, from its beginning; none where it cannot be read."""
+    found: list[Picture] = []
     try:
-        found = excerpt(bundled(_CLIP), 4 * _OF_THE_CLIP)
+        with closing(open_source(CameraUri("file", str(bundled(_CLIP))))) as source:
+            for count in range(_OF_THE_CLIP * _EVERY):
+                decoded = source.read()
+                if decoded is None:
+                    break
+                if count % _EVERY == 0:
+                    found.append(decoded.picture())
     except (SourceError, UnavailableError) as error:
         log.info("precisions are compared without the bundled clip: %s", error)
-        return []
-    places = np.linspace(0, len(found) - 1, min(_OF_THE_CLIP, len(found))).astype(int)
-    return [found[place] for place in places]
+    return found
