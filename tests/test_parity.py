@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visionedge.frames import Detections
@@ -60,6 +60,7 @@ boxes = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(boxes, max_size=5), st.lists(boxes, max_size=5))
 def test_each_box_is_the_partner_of_one_at_most(some: list[Box], others: list[Box]) -> None:
     """No more boxes are matched than pairs can be made, and at least half as many."""
@@ -71,6 +72,7 @@ def test_each_box_is_the_partner_of_one_at_most(some: list[Box], others: list[Bo
     assert most / 2 <= matched <= 2 * most
 
 
+@settings(deadline=None)
 @given(st.lists(boxes, max_size=6), st.lists(boxes, max_size=6))
 def test_it_does_not_matter_which_of_two_is_the_reference(some: list[Box], others: list[Box]) -> None:
     """Losses and inventions count the same, and so do shifts."""
@@ -79,6 +81,7 @@ def test_it_does_not_matter_which_of_two_is_the_reference(some: list[Box], other
     assert forth.shift == pytest.approx(back.shift)
 
 
+@settings(deadline=None)
 @given(st.lists(boxes, min_size=1, max_size=6), st.randoms(use_true_random=False))
 def test_the_order_in_which_boxes_are_listed_does_not_matter(some: list[Box], order: random.Random) -> None:
     """Boxes of one score may stand anyhow."""
@@ -86,6 +89,7 @@ def test_the_order_in_which_boxes_are_listed_does_not_matter(some: list[Box], or
     assert compare([detections(*some)], [detections(*shuffled)]).matched in (0.0, 1.0)
 
 
+@settings(deadline=None)
 @given(st.lists(boxes, min_size=1, max_size=6))
 def test_the_same_detections_agree_wholly(some: list[Box]) -> None:
     """Nothing is unmatched and no score moves."""

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -183,6 +183,7 @@ def weights_of(network: onnx.ModelProto) -> NDArray[np.int64]:
     return kernel.reshape(len(kernel), -1).astype(np.int64)
 
 
+@settings(deadline=None, max_examples=50)
 @given(hnp.arrays(np.float32, (2, 3, 1, 1), elements=st.floats(-4, 4, width=32)))
 def test_no_two_narrow_weights_of_a_sign_pass_128_and_none_is_far_from_what_it_was(
     kernel: NDArray[np.float32],
