@@ -15,6 +15,7 @@ from visionedge.engine_room import EngineRoom
 from visionedge.fetching.fetch import Tempo
 from visionedge.fleet import Fleet
 from visionedge.frames import Result
+from visionedge.inference.any_engine import EngineNews
 from visionedge.rooms import Rooms
 from visionedge.threads import Crew
 
@@ -22,28 +23,50 @@ from visionedge.threads import Crew
 class Module:
     """Cameras, batcher and engine room, without all that is behind them."""
 
-    def __init__(self, document: dict[str, Any], data: Path, tempo: Tempo | None = None) -> None:
+    def __init__(
+        self,
+        document: dict[str, Any],
+        data: Path,
+        tempo: Tempo | None = None,
+        inject: Path | None = None,
+    ) -> None:
         self.document = document
         self.results: list[Result] = []
+        self.news: list[EngineNews] = []
         self._more = threading.Condition()
         self.crew = Crew(lambda name, error: pytest.fail(f"{name} died: {error}"))
         self.rooms = Rooms.of(validate(document), data, {}, self._collect)
         self.room = EngineRoom(
-            self.rooms, data, self.crew, lambda name, error: pytest.fail(f"{name}: {error}"), tempo=tempo
+            self.rooms,
+            data,
+            self.crew,
+            lambda name, error: pytest.fail(f"{name}: {error}"),
+            tempo=tempo,
+            inject=inject,
         )
 
     def _collect(self) -> None:
         with self._more:
-            self.results += [item for item in self.rooms.outbox.drain() if isinstance(item, Result)]
+            items = self.rooms.outbox.drain()
+            self.results += [item for item in items if isinstance(item, Result)]
+            self.news += [item for item in items if isinstance(item, EngineNews)]
             self._more.notify_all()
 
     def _until(self, condition: Callable[[list[Result]], bool]) -> None:
         with self._more:
-            assert self._more.wait_for(lambda: condition(self.results), 30)
+            assert self._more.wait_for(lambda: condition(self.results), 120), self.news
 
     async def until(self, condition: Callable[[list[Result]], bool]) -> None:
         """Wait until the results are such."""
         await asyncio.to_thread(self._until, condition)
+
+    async def until_told(self, code: str) -> None:
+        """Wait until the engine has told this."""
+
+        def told(_results: list[Result]) -> bool:
+            return any(news.code == code for news in self.news)
+
+        await self.until(told)
 
     async def change(self, over: dict[str, Any]) -> dict[Any, str]:
         """Change to the document with these sections."""
@@ -66,10 +89,15 @@ class Module:
 
 @asynccontextmanager
 async def running(
-    document: dict[str, Any], data: Path, *, tempo: Tempo | None = None, begun: bool = True
+    document: dict[str, Any],
+    data: Path,
+    *,
+    tempo: Tempo | None = None,
+    begun: bool = True,
+    inject: Path | None = None,
 ) -> AsyncIterator[Module]:
-    """A module; not `begun` it waits for its model when the story begins."""
-    module = Module(document, data, tempo)
+    """A module; not `begun` it waits for its model when the story begins. `inject` is a script of faults."""
+    module = Module(document, data, tempo, inject)
     rooms = module.rooms
     beginning = asyncio.ensure_future(module.begin())
     try:
@@ -109,11 +137,12 @@ def play(
     *,
     tempo: Tempo | None = None,
     begun: bool = True,
+    inject: Path | None = None,
 ) -> Module:
     """Run a module through a story; the module as it was at the end."""
 
     async def told() -> Module:
-        async with running(start, data, tempo=tempo, begun=begun) as module:
+        async with running(start, data, tempo=tempo, begun=begun, inject=inject) as module:
             await story(module)
         return module
 

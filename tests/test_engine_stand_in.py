@@ -2,20 +2,30 @@
 
 import shutil
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
 
 from clips import make_clip
 from engine_rooms import Module, document, of, play
+from scripted_faults import Faults
 from tiny_models import TinyDetector
 from tiny_slow import save_slow, store_quick_variant
 from visionedge.inference.batcher import Drop
+from visionedge.inference.picking import FOLDER as CHOICES
 from visionedge.inference.stand_in import StandIn
 from visionedge.inference.variants import FOLDER
 
 ROUNDS = 2
+
+
+def prove_that_frames_add_up(module: Module) -> None:
+    """Every frame is accounted for, and none came twice or out of its turn."""
+    for camera, seen in module.rooms.batcher.statistics().cameras.items():
+        assert seen.offered == seen.analysed + sum(seen.dropped.values())
+        numbers = [each.frame.sequence for each in of(module.results, camera)]
+        assert all(before < after for before, after in pairwise(numbers))
 
 
 @pytest.fixture(scope="module")
@@ -55,42 +65,6 @@ async def some_more(module: Module) -> None:
     await module.until(lambda r: all(len(of(r, name)) >= count + 3 for name, count in counts.items()))
 
 
-def test_the_faster_precision_computes_and_the_engine_before_it_comes_back(
-    data: Path, clip: Path, models: Path
-) -> None:
-    async def story(module: Module) -> None:
-        room, rooms = module.room, module.rooms
-        await some_more(module)
-        engine = rooms.engine
-        assert engine is not None
-        store(module, data)
-        assert await room.could_be_faster()
-
-        assert await room.call_stand_in() == "int8"
-        assert isinstance(rooms.engine, StandIn)
-        assert rooms.engine.precision.precision == room.stand_in == "int8"
-        assert (rooms.engine.device.requested, rooms.engine.device.code) == ("auto", engine.device.code)
-        assert rooms.engine.device.effective == "cpu"
-        assert not await room.could_be_faster()
-        await some_more(module)
-
-        await room.dismiss_stand_in()
-        assert rooms.engine is engine
-        assert room.stand_in is None
-        await some_more(module)
-        assert await room.could_be_faster()  # and may be called again
-
-    start = document(clip, models, process=True)
-    start["inference"]["device"] = "auto"
-    module = play(story, start, data)
-    for camera, seen in module.rooms.batcher.statistics().cameras.items():
-        assert seen.dropped[Drop.FAILED] == 0
-        assert seen.offered == seen.analysed + sum(seen.dropped.values())
-        numbers = [each.frame.sequence for each in of(module.results, camera)]
-        assert all(before < after for before, after in pairwise(numbers))
-    assert {each.model for each in module.results} == {"small"}
-
-
 def test_without_a_variant_there_is_nobody_to_call(data: Path, clip: Path, models: Path) -> None:
     async def story(module: Module) -> None:
         await some_more(module)
@@ -114,26 +88,80 @@ def test_a_precision_that_was_asked_for_outright_is_kept(data: Path, clip: Path,
     play(story, start, data)
 
 
-def test_a_change_of_the_model_dismisses_it_and_one_of_the_classes_does_not(
+def test_it_computes_until_it_is_dismissed_and_a_change_of_the_model_does_that_too(
     data: Path, clip: Path, models: Path
 ) -> None:
+    """What counts as a detection may change meanwhile. No frame is lost over any of it."""
+
     async def story(module: Module) -> None:
+        room, rooms = module.room, module.rooms
         await some_more(module)
+        engine = rooms.engine
         store(module, data)
-        assert await module.room.call_stand_in() == "int8"
+        assert await room.could_be_faster()
+        assert await room.call_stand_in() == "int8"
+        assert isinstance(rooms.engine, StandIn)
+        assert rooms.engine.precision.precision == room.stand_in == "int8"
+        assert not await room.could_be_faster()
         start["inference"]["confidence"] = 0.99
         assert await module.change({"inference": start["inference"]}) == {}
-        assert module.room.stand_in == "int8"
+        assert room.stand_in == "int8"
         await some_more(module)
-        await module.room.dismiss_stand_in()
-        await some_more(module)
-        assert module.rooms.selection is not None
-        assert module.rooms.selection.confidence == 0.99
 
-        assert await module.room.call_stand_in() == "int8"
+        await room.dismiss_stand_in()
+        assert rooms.engine is engine
+        assert room.stand_in is None
+        assert rooms.selection is not None
+        assert rooms.selection.confidence == 0.99
+        await some_more(module)
+
+        assert await room.could_be_faster()
+        assert await room.call_stand_in() == "int8"
         assert await module.change({"model": {"path": str(models / "other.onnx")}}) == {}
-        assert module.room.stand_in is None
+        assert room.stand_in is None
         await module.until(lambda r: r[-1].model == "other")
 
     start = document(clip, models, process=False)
-    play(story, start, data)
+    module = play(story, start, data)
+    prove_that_frames_add_up(module)
+    assert all(c.dropped[Drop.FAILED] == 0 for c in module.rooms.batcher.statistics().cameras.values())
+
+
+def test_a_lost_device_comes_back_behind_the_stand_in(
+    data: Path, tmp_path: Path, clip: Path, models: Path
+) -> None:
+    """The engine that is stood in for goes on looking for its device, and the stand-in knows how that is."""
+    faults = Faults(tmp_path)
+    shutil.rmtree(data / CHOICES, ignore_errors=True)  # a choice that is kept would be taken at once
+
+    async def story(module: Module) -> None:
+        room, rooms = module.room, module.rooms
+        await some_more(module)
+        store(module, data)
+        assert not await room.could_be_faster()  # on a GPU, integers are not
+        faults.begin("sticky", "absent")
+        await module.until(lambda r: r[-1].device == "cpu")
+
+        assert await room.could_be_faster()
+        assert await room.call_stand_in() == "int8"
+        await some_more(module)
+        assert rooms.engine is not None
+        device = rooms.engine.device
+        assert (device.requested, device.effective, device.degraded) == ("auto", "cpu", True)
+        assert rooms.engine.recovery is not None
+        assert rooms.engine.recovery.outlook.stage != "settled"
+
+        faults.end("sticky", "absent")
+        await module.until_told("device-back")
+        assert not rooms.engine.device.degraded
+        assert rooms.engine.device.effective == "cpu"  # where frames are still computed
+        await room.dismiss_stand_in()
+        await module.until(lambda r: r[-1].device == "cuda")
+
+    start = document(clip, models, process=True)
+    start["inference"]["device"] = "auto"
+    module = play(story, start, data, inject=faults.path)
+    prove_that_frames_add_up(module)
+    assert [news.code for news in module.news] == ["device-lost", "engine-back", "device-back"]
+    devices = [each.device for each in of(module.results, "dock")]
+    assert [device for device, _ in groupby(devices)] == ["cuda", "cpu", "cuda"]
