@@ -1,5 +1,6 @@
 """Whether a device computes what the CPU does: told from rows, with what floats may differ by."""
 
+import queue
 import threading
 from collections.abc import Callable
 from itertools import count
@@ -11,13 +12,15 @@ from tiny_models import TinyDetector, pictures
 from visionedge.config import InferenceConfig
 from visionedge.inference.comparison import Recent, compare_candidate, is_the_model
 from visionedge.inference.detections import Rows
-from visionedge.inference.devices import Reason
+from visionedge.inference.devices import Effective, Reason, Verdict
 from visionedge.inference.engine import Engine
 from visionedge.inference.faults import Fault
 from visionedge.inference.likeness import Likeness, Pace, against_cpu, likeness
 from visionedge.inference.model import load_model
+from visionedge.inference.probing import Probing
 from visionedge.inference.session import EngineAwayError, EngineError, Pictures
 from visionedge.inference.startup import open_engine
+from visionedge.threads import Crew
 
 IMAGES = pictures(3)
 
@@ -141,12 +144,24 @@ class Child:
         return self._answer
 
 
+class Frames(Recent):
+    """Some pictures are there at once."""
+
+    def __init__(self, *images: np.ndarray) -> None:
+        super().__init__()
+        self._images = list(images)
+
+    def gather(self, timeout_s: float) -> list[np.ndarray]:
+        assert timeout_s > 0
+        return self._images
+
+
 def test_a_candidate_and_the_cpu_compute_the_same_pictures(engine: Engine, expected: Rows) -> None:
     same, other = Child(expected), Child(np.zeros_like(expected))
-    seen = compare_candidate(engine.model, same, same, list(IMAGES))
+    seen = compare_candidate(engine.model, same, same, Frames(*IMAGES))
     assert seen.likeness is not None
     assert seen.likeness.refusal is None
-    seen = compare_candidate(engine.model, same, other, list(IMAGES))
+    seen = compare_candidate(engine.model, same, other, Frames(*IMAGES))
     assert seen.likeness is not None
     assert seen.likeness.refusal is not None
 
@@ -154,7 +169,7 @@ def test_a_candidate_and_the_cpu_compute_the_same_pictures(engine: Engine, expec
 def test_without_frames_or_a_cpu_that_answers_its_opening_counts(engine: Engine, expected: Rows) -> None:
     """So it is never waited for in vain."""
     same, gone = Child(expected), Child(EngineAwayError("the engine is restarting"))
-    for serving, images in ((None, list(IMAGES)), (same, []), (gone, list(IMAGES))):
+    for serving, images in ((None, Frames(*IMAGES)), (same, Frames()), (gone, Frames(*IMAGES))):
         seen = compare_candidate(engine.model, serving, same, images)
         assert (seen.likeness, seen.lost) == (None, None)
         assert seen.words
@@ -162,9 +177,35 @@ def test_without_frames_or_a_cpu_that_answers_its_opening_counts(engine: Engine,
 
 def test_a_candidate_that_fails_over_them_is_lost(engine: Engine, expected: Rows) -> None:
     failing = Child(EngineError("CUDA failure 700: an illegal memory access was encountered", Fault.STICKY))
-    seen = compare_candidate(engine.model, Child(expected), failing, list(IMAGES))
+    seen = compare_candidate(engine.model, Child(expected), failing, Frames(*IMAGES))
     assert seen.lost is not None
     assert seen.lost.code is Reason.CUDA_ERROR
+
+
+def test_whatever_happens_there_is_an_answer(
+    engine: Engine, expected: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows of another shape, say: that is told, and the candidate is not used."""
+    seen = compare_candidate(engine.model, Child(expected), Child(expected[:1]), Frames(*IMAGES))
+    assert seen.lost is not None
+    assert seen.lost.code is Reason.DEVICE_FAILED
+    assert "could not be compared" in caplog.text
+
+
+def test_a_device_that_cannot_even_be_asked_is_not_usable(caplog: pytest.LogCaptureFixture) -> None:
+    def failing(_device: Effective) -> Verdict:
+        raise OSError("no more processes")
+
+    answers: queue.SimpleQueue[Verdict] = queue.SimpleQueue()
+    probing = Probing(Crew(lambda _name, _error: None), failing)
+    probing.ask("cuda", lambda _device, verdict: answers.put(verdict))
+    verdict = answers.get(timeout=20)
+    assert (verdict.code, verdict.reason) == (
+        Reason.PROBE_CRASHED,
+        "it could not be asked: no more processes",
+    )
+    assert probing.counts == {"probe-crashed": 1}
+    assert "no more processes" in caplog.text
 
 
 def test_rows_that_are_no_numbers_on_the_cpu_either_are_the_models_doing(expected: Rows) -> None:

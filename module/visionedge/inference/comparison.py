@@ -1,5 +1,6 @@
 """The last test of a candidate: the newest pictures, computed by it and by the engine that serves."""
 
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.inference.detections import Rows
-from visionedge.inference.devices import Verdict, lost
+from visionedge.inference.devices import Reason, Verdict, lost
 from visionedge.inference.faults import Fault
 from visionedge.inference.likeness import Likeness, likeness
 from visionedge.inference.model import Model
 from visionedge.inference.session import EngineError, Pictures
+
+log = logging.getLogger(__name__)
 
 FRAMES = 4
 """How many pictures are compared."""
@@ -90,11 +93,24 @@ def is_the_model(serving: Asked | None, suspects: Sequence[NDArray[np.uint8]]) -
 
 
 def compare_candidate(
-    model: Model, serving: Asked | None, candidate: Asked, pictures: Sequence[NDArray[np.uint8]]
+    model: Model, serving: Asked | None, candidate: Asked, recent: Recent, timeout_s: float = GATHER_S
 ) -> Comparison:
-    """Compute pictures on both. Blocks for two batches."""
+    """Wait for pictures and compute them on both. Never raises: an answer is waited for."""
+    pictures = [] if serving is None else recent.gather(timeout_s)
     if serving is None or not pictures:
         return Comparison(None, "there was no frame to compare")
+    try:
+        return _compared(model, serving, candidate, pictures)
+    except Exception as error:
+        log.exception("the candidate could not be compared")
+        return Comparison(
+            None, str(error), Verdict(Reason.DEVICE_FAILED, f"it could not be compared: {error}")
+        )
+
+
+def _compared(
+    model: Model, serving: Asked, candidate: Asked, pictures: Sequence[NDArray[np.uint8]]
+) -> Comparison:
     try:
         expected = serving.compute(pictures, None)
     except EngineError as error:

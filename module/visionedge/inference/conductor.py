@@ -17,7 +17,7 @@ from functools import partial
 from visionedge.errors import DeviceError, ModelError, UnavailableError
 from visionedge.inference import wire
 from visionedge.inference.any_engine import EngineNews, Recovery
-from visionedge.inference.comparison import GATHER_S, Comparison, Recent, compare_candidate, is_the_model
+from visionedge.inference.comparison import Comparison, Recent, compare_candidate, is_the_model
 from visionedge.inference.devices import USABLE, Assignment, Effective, Reason, Verdict, lost
 from visionedge.inference.faults import Fault
 from visionedge.inference.plan import Plan
@@ -85,6 +85,7 @@ class Conductor:
         self._candidate: Worker | None = None
         self._prepared: wire.Facts | None = None
         self._old: Worker | None = None
+        self._first_device: Effective | None = None
         self._error: Exception | None = None
         self._refused_in_a_row = 0
         self._unusable: dict[Effective, Verdict] = {}
@@ -178,9 +179,9 @@ class Conductor:
     def _serve(self, device: Effective | None, because: Verdict | None) -> None:
         order = self._order
         if device is not None:
-            # Nothing is measured now, as frames wait; a child that follows another goes on as that did.
-            known = device in order.plans
-            order = replace(order, only=Assignment(device, because or USABLE), measuring=known)
+            # Nothing is measured now, as frames wait; one that follows the first there goes on as that did.
+            measuring = device == self._first_device
+            order = replace(order, only=Assignment(device, because or USABLE), measuring=measuring)
         try:
             self._main = self._started(order)
         except OSError as error:
@@ -239,9 +240,8 @@ class Conductor:
         if is_the_model(main, self.recent.suspects):
             self._mail.put(partial(self._excused, candidate))
             return
-        wanted = main is not None and self._order.inference.parity != "off"
-        pictures = self.recent.gather(GATHER_S) if wanted else []
-        seen = compare_candidate(self._order.model, main, candidate, pictures)
+        looks = self._order.inference.parity != "off"
+        seen = compare_candidate(self._order.model, main if looks else None, candidate, self.recent)
         self._mail.put(partial(self._compared, candidate, seen))
 
     def _dismiss(self) -> None:
@@ -266,6 +266,7 @@ class Conductor:
         self._order = replace(self._order, plans={**self._order.plans, facts.device.effective: facts.plan})
         self._stage.serve(worker, facts)
         if not self.first.done():
+            self._first_device = facts.device.effective
             self.first.set_result(None)
 
     def _tell(self, news: EngineNews) -> None:
@@ -273,7 +274,7 @@ class Conductor:
             took_s = time.monotonic() - self._main.began_s
             words = f"the engine is back after {took_s:.1f} s, process {self._main.pid}"
             news = replace(news, message=f"{words}; {self._stage.facts.device.describe()}")
-        if news.code.startswith("device-"):
+        if news.code in ("device-lost", "device-held"):
             self._stage.explain(news.message)
         log.log(logging.ERROR if news.code in _LOUD else logging.INFO, "%s", news.message)
         self._on_change(news)

@@ -1,5 +1,6 @@
 """Asking a device whether it is usable, in a process of its own, while frames are computed elsewhere."""
 
+import logging
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
@@ -7,6 +8,8 @@ from functools import partial
 
 from visionedge.inference.devices import Effective, ProbeOutput, Reason, Verdict, probe, run_probe
 from visionedge.threads import Crew
+
+log = logging.getLogger(__name__)
 
 
 class Probing:
@@ -23,7 +26,11 @@ class Probing:
         """Ask; `then` is called from the thread that asked."""
 
         def asked() -> None:
-            verdict = self._prober(device)
+            try:
+                verdict = self._prober(device)
+            except Exception as error:
+                log.exception("%s could not be asked", device)
+                verdict = Verdict(Reason.PROBE_CRASHED, f"it could not be asked: {error}")
             self._counts[verdict.code] += 1
             then(device, verdict)
 
