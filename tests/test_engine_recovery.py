@@ -134,7 +134,7 @@ def test_a_fault_loses_the_device_the_cpu_takes_over_and_the_device_comes_back(
 ) -> None:
     """One engine, fault after fault, two lanes all the while: no row is wrong, none lost on the way back."""
     caplog.set_level(logging.INFO)
-    faults = Faults(tmp_path, run_s=1.0)
+    faults = Faults(tmp_path)
     with Opened(model, arena, faults) as opened, Lanes(opened.engine, expected) as lanes:
         lanes.more()
         assert opened.state == ("cuda", "ok")

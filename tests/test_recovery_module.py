@@ -108,7 +108,7 @@ def test_a_device_is_lost_in_every_way_and_comes_back_while_the_module_runs(
     tmp_path: Path, names: tuple[str, ...]
 ) -> None:
     """Each loss is told once in log, events and metrics; no camera reconnects, HTTP answers, all adds up."""
-    faults = Faults(tmp_path, run_s=2.0)
+    faults = Faults(tmp_path, run_s=5.0)
     (tmp_path / "vision.yaml").write_text(CONFIG)
     model = TinyDetector().save(tmp_path / "tiny.onnx")
     arguments = ["--config", tmp_path / "vision.yaml", "--model", model, "--messages", tmp_path / "out.jsonl"]
