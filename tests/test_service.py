@@ -135,6 +135,14 @@ def test_numbers_start_above_the_last_ones_even_when_the_clock_went_back(tmp_pat
     assert Sequences(path, lambda: 6000.0).first("dock") == 6_000_000
 
 
+def test_runs_that_are_killed_before_they_can_keep_a_number_repeat_none(tmp_path: Path) -> None:
+    """One after the other, each some seconds after the last, none of them with the numbers of another."""
+    path = tmp_path / "sequences.json"
+    Sequences(path, lambda: 1000.0).remember({"dock": 1_000_400})
+    firsts = [Sequences(path, lambda now_s=now_s: now_s).first("dock") for now_s in (1010.0, 1020.0, 1090.0)]  # type: ignore[misc]
+    assert firsts == [1_010_000, 1_020_000, 1_090_000]
+
+
 @pytest.mark.parametrize("content", ["[1]", '{"dock": "x"}', ""])
 def test_a_damaged_file_of_numbers_is_no_obstacle(tmp_path: Path, content: str) -> None:
     """The clock alone protects the numbers then."""

@@ -17,7 +17,8 @@ class Sequences:
 
     The first number of a run is the time in milliseconds since 1970, so that it rises above all earlier runs
     even where nothing could be kept (no camera gives 1,000 frames a second for ever). The clock of a virtual
-    machine can go back, so the last numbers are kept in `path` as well, and the larger of both wins.
+    machine can go back, so the last numbers are kept in `path` as well: where the clock is behind them, a run
+    starts well above them.
     """
 
     def __init__(self, path: Path, wall_clock_s: Callable[[], float] = time.time) -> None:
@@ -41,7 +42,9 @@ class Sequences:
         """The number of the camera's first frame in this run."""
         kept = self._kept.get(camera)
         now = int(self._wall_clock_s() * 1000)
-        return now if kept is None else max(now, kept + _AHEAD)
+        # Not the larger of the two: a run that is killed before it could keep anything would be given the
+        # same number above the kept one as the next run.
+        return now if kept is None or now > kept else kept + _AHEAD
 
     def remember(self, last: Mapping[str, int]) -> None:
         """Keep the last numbers on disk (atomically); called off the loop, every few seconds and at the end.

@@ -161,6 +161,7 @@ class Service:
             fitting = await self._engines.fetch()
         rooms.fleet = self._fleet(fitting)
         rooms.fleet.apply(rooms.config.cameras)
+        await self._remember()  # where the clock is no help, a kill soon after must not bring these again
         engine = await self._engines.open()
         delivery.event("engine", engine.device.code, engine.device.describe(), report.engine(engine))
         log.info("ready: open %s to look", self._server.url)
