@@ -72,6 +72,14 @@ def test_boxes_as_large_as_the_picture_raise_no_doubt() -> None:
     assert doubt(rows, WIDTH_PX, HEIGHT_PX) == ""
 
 
+def test_boxes_larger_than_the_picture_raise_no_doubt_either() -> None:
+    """A network of small pictures may give them for noise, wherever their centres are."""
+    rows = _rows()
+    centres, sizes = rows[:, :2].copy(), rows[:, 2:4] - rows[:, :2] + 2 * WIDTH_PX
+    rows[:, :2], rows[:, 2:4] = centres - sizes / 2, centres + sizes / 2
+    assert doubt(rows, WIDTH_PX, HEIGHT_PX) == ""
+
+
 def test_cells_of_a_map_are_no_pixels() -> None:
     rows = _rows()
     rows[:, :4] /= 4

@@ -12,6 +12,7 @@ _CORNER = 1 / 3
 _MOST_SHARE = 0.5
 _BEYOND = 1.2
 _ALL = 0.98
+_TOGETHER = 0.5
 
 
 def doubt(rows: NDArray[np.float32], width_px: int, height_px: int) -> str:
@@ -47,7 +48,18 @@ def _doubt_of_boxes(real: NDArray[np.float32], width_px: int, height_px: int) ->
 
 
 def _were_corners(rows: NDArray[np.float32], width_px: int, height_px: int) -> bool:
-    """Whether boxes look like a corner (x, y) with as size the other corner, which is always farther out."""
-    left, top, right, bottom = rows[:, :4].T
+    """Whether boxes look like a corner (x, y) with as size the other corner, which is always farther out.
+
+    The two go together, wherever a box lies; a size does not care where its centre is.
+    """
+    left, top, right, bottom = rows[:, :4].astype(np.float64).T
     farther = ((right >= 3 * left) & (bottom >= 3 * top)).mean()
-    return bool(farther >= _ALL and (right.max() > _BEYOND * width_px or bottom.max() > _BEYOND * height_px))
+    beyond = right.max() > _BEYOND * width_px or bottom.max() > _BEYOND * height_px
+    together = _together(left + right, right - left) and _together(top + bottom, bottom - top)
+    return bool(farther >= _ALL and beyond and together)
+
+
+def _together(centres: NDArray[np.float64], sizes: NDArray[np.float64]) -> bool:
+    if not centres.std() or not sizes.std():
+        return False
+    return bool(np.corrcoef(centres, sizes)[0, 1] >= _TOGETHER)
