@@ -29,9 +29,9 @@ def fold_focus(graph: onnx.GraphProto) -> int:
     """Fold every Focus of a graph [N, C, H, W] into its convolution, in place; how many there were."""
     folded = 0
     for concat in [node for node in graph.node if node.op_type == "Concat" and len(node.input) == 4]:
-        net = _Net.of(graph)
+        net = Net.of(graph)
         quarters = [net.quarter(name) for name in concat.input]
-        convolution = net.only_user(concat.output[0])
+        convolution = net.only_convolution(concat.output[0])
         if convolution is None or not _is_focus(concat, quarters):
             continue
         weight = net.constants.get(convolution.input[1])
@@ -47,7 +47,7 @@ def fold_focus(graph: onnx.GraphProto) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Net:
+class Net:
     """Who makes and who uses the tensors of a graph."""
 
     makers: Mapping[str, onnx.NodeProto]
@@ -56,7 +56,7 @@ class _Net:
     outputs: frozenset[str]
 
     @staticmethod
-    def of(graph: onnx.GraphProto) -> "_Net":
+    def of(graph: onnx.GraphProto) -> "Net":
         constants = {tensor.name: tensor for tensor in graph.initializer}
         users: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
@@ -65,13 +65,17 @@ class _Net:
             for name in dict.fromkeys(node.input):
                 users.setdefault(name, []).append(node)
         makers = {name: node for node in graph.node for name in node.output}
-        return _Net(makers, users, constants, frozenset(output.name for output in graph.output))
+        return Net(makers, users, constants, frozenset(output.name for output in graph.output))
 
     def only_user(self, name: str) -> onnx.NodeProto | None:
-        """The convolution that alone uses a tensor."""
+        """The node that alone uses a tensor."""
         users = self.users.get(name, [])
-        alone = len(users) == 1 and name not in self.outputs and users[0].op_type == "Conv"
-        return users[0] if alone and users[0].input[0] == name else None
+        return users[0] if len(users) == 1 and name not in self.outputs else None
+
+    def only_convolution(self, name: str) -> onnx.NodeProto | None:
+        """The convolution that alone uses a tensor, as what it goes over."""
+        user = self.only_user(name)
+        return user if user is not None and user.op_type == "Conv" and user.input[0] == name else None
 
     def quarter(self, name: str) -> _Slice | None:
         """What a tensor is of the picture, if Slices made it that take every second row and column."""

@@ -17,6 +17,7 @@ from visionedge.inference.model import Model
 from visionedge.inference.model_file import blamed_on, read_model
 from visionedge.inference.nodes import Nodes
 from visionedge.inference.reading import NetworkInput, Preprocess, Reading
+from visionedge.inference.scaling import fold_scale
 
 ROWS = 500
 """The most rows a picture gives. With the bundled model on 128 COCO pictures at a score floor of 0.01, AP
@@ -58,6 +59,7 @@ def compile_graph(network: onnx.ModelProto, reading: Reading, rows: int = ROWS) 
     for name, tensor in feeds.items():
         nodes.add("Identity", tensor, output=name)
     front = len(nodes.nodes)
+    ours = {node.name for node in nodes.nodes}
     nodes.add("Identity", reading.decoder.rows(nodes, rows), output=result)
     body = list(graph.node)
     del graph.node[:], graph.input[:], graph.output[:]
@@ -68,6 +70,8 @@ def compile_graph(network: onnx.ModelProto, reading: Reading, rows: int = ROWS) 
     graph.input.append(helper.make_tensor_value_info(pictures, TensorProto.UINT8, [batch, *size]))
     graph.output.append(helper.make_tensor_value_info(result, TensorProto.FLOAT, [batch, None, 6]))
     fold_focus(graph)
+    for cast in [node for node in graph.node if node.op_type == "Cast" and node.name in ours]:
+        fold_scale(graph, cast.output[0])
     return network
 
 
