@@ -20,6 +20,7 @@ from visionedge.edge.spool import Code, Tempo
 from visionedge.edge.store import Bounds, Reason
 from visionedge.edge.wish import MAX_ACKNOWLEDGEMENT_BYTES
 from visionedge.ops.estimate import Assumed, estimate
+from visionedge.overload.keeper import Code as OverloadCode
 from visionedge.properties import MAX_CAMERAS_BYTES
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -44,6 +45,12 @@ def test_every_event_of_the_model_is_documented(code: str) -> None:
     """Where the events are listed, and where models are explained."""
     assert f"`{code}`" in (DOCS / "messages.md").read_text()
     assert f"`{code}`" in (DOCS / "models.md").read_text()
+
+
+@pytest.mark.parametrize("code", get_args(OverloadCode))
+def test_every_event_of_an_overload_is_documented(code: str) -> None:
+    """Where the events are listed."""
+    assert f"`{code}`" in (DOCS / "messages.md").read_text()
 
 
 @pytest.mark.parametrize("reason", get_args(Reason))

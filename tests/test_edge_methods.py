@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from visionedge.calls import fitted_problems, fitted_status
+from visionedge.calls import Calls, fitted_problems, fitted_status
 from visionedge.edge.methods import MAX_ANSWER_BYTES, Answer, Method, MethodError, Methods, answer_bytes
 from visionedge.errors import SourceError
+from visionedge.facade import Facade
+from visionedge.web.pictures import Desk
 
 
 async def echo(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,3 +162,36 @@ def test_very_many_problems_are_cut_and_counted() -> None:
     assert answer_bytes(cut) <= MAX_ANSWER_BYTES
     assert (cut["valid"], cut["count"]) == (False, 5000)
     assert fitted_problems([]) == {"valid": True, "count": 0, "problems": []}
+
+
+class View:
+    """What `status` asks of HTTP's view of the module."""
+
+    def __init__(self) -> None:
+        self.examined = 0
+
+    def status(self) -> dict[str, Any]:
+        return {"ready": True, "cameras": []}
+
+    async def doctor(self) -> dict[str, Any]:
+        self.examined += 1
+        return {"firstBroken": "passthrough", "chain": [{"found": "rtsp://me:hunter2@h"}]}
+
+
+def test_the_status_has_the_doctors_report_if_that_is_asked_for() -> None:
+    """Without secrets, and examined for nobody else."""
+
+    async def story() -> tuple[Answer, Answer]:
+        nothing: Any = None
+        desk = Desk()
+        methods = Methods(Calls(nothing, cast("Facade", view), desk, nothing).methods())
+        plain, asked = await methods.answer("status", {}), await methods.answer("status", {"doctor": True})
+        desk.close()
+        return plain, asked
+
+    view = View()
+    plain, asked = asyncio.run(story())
+    assert plain.document == view.status()
+    assert asked.document["doctor"]["firstBroken"] == "passthrough"
+    assert "hunter2" not in str(asked.document)
+    assert view.examined == 1
