@@ -87,6 +87,20 @@ NO_GPU = [
     ),
     Situation("intel-laptop", lambda m: m.on_pci("0x8086").cpu_wheel(), "passthrough", "no-gpu-build"),
     Situation(
+        "cuda-demanded-no-card",
+        lambda m: m.on_pci("0x8086").cpu_wheel(),
+        "passthrough",
+        "no-gpu-build",
+        device="cuda",
+    ),
+    Situation(
+        "cuda-demanded-of-intel",
+        lambda m: m.eflow().module().dxg("libdxcore.so", store="iigd_dch.inf_amd64_1").cpu_wheel(),
+        "passthrough",
+        "no-gpu-build",
+        device="cuda",
+    ),
+    Situation(
         "eflow-without-gpu",
         lambda m: m.eflow().module().gpu_wheel().session_says(cuda_failure(35, "insufficient")),
         "passthrough",

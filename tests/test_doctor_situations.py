@@ -59,6 +59,13 @@ def test_no_golden_file_is_left_over_and_there_are_enough() -> None:
     assert len(kept) >= 25
 
 
+def test_the_docs_show_a_green_doctor_in_its_own_words() -> None:
+    """docs/gpu.md quotes a whole report."""
+    words = (GOLDEN / "dda-good.txt").read_text()
+    quoted = "".join(f"    {line}" if line.strip() else line for line in words.splitlines(keepends=True))
+    assert quoted in (GOLDEN.parents[2] / "docs" / "gpu.md").read_text()
+
+
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.name)
 def test_a_broken_link_comes_with_a_remedy_and_nothing_behind_it_is_judged_by_it(
     situation: Situation, tmp_path: Path

@@ -96,6 +96,11 @@ class Facts:
         return self.told.effective != "cpu"
 
     @property
+    def demanded(self) -> bool:
+        """Whether nothing but a GPU will do."""
+        return self.request.device in ("cuda", "tensorrt")
+
+    @property
     def fulfilled(self) -> bool:
         """Whether it is the GPU, and the way of using it, that was asked for."""
         return self.works and self.request.device in ("auto", self.told.effective)

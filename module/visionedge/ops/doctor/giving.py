@@ -96,12 +96,21 @@ def no_gpu(facts: Facts) -> Remedies:
         case _ if place.container and not place.bus:
             first = one("if the host has an NVIDIA GPU (nvidia-smi tells it there), it has to be handed on")
         case _:
-            least = dotted(min(facts.wheel.sass, default=60))
-            say = "nothing is wrong if this machine has no NVIDIA GPU: the CPU computes"
-            if place.bus:
-                say = "no NVIDIA GPU is on the PCI bus of this machine: nothing is wrong, the CPU computes"
-            return one(f"{say}. A GPU has to be of compute capability {least} or newer")
+            return _none_at_all(facts)
     return (*first, *(_ask_for_gpu(facts, "then ") if place.container else ()))
+
+
+def _none_at_all(facts: Facts) -> Remedies:
+    """Where there is no GPU nothing is wrong, unless one was demanded."""
+    least = dotted(min(facts.wheel.sass, default=60))
+    where = "on the PCI bus of this machine" if facts.place.bus else "in this machine"
+    if facts.demanded:
+        say = f"{facts.request.device} was demanded: if there is no NVIDIA GPU {where}, ask for auto or cpu"
+    elif facts.place.bus:
+        say = f"no NVIDIA GPU is {where}: nothing is wrong, the CPU computes"
+    else:
+        say = "nothing is wrong if this machine has no NVIDIA GPU: the CPU computes"
+    return one(f"{say}. A GPU has to be of compute capability {least} or newer")
 
 
 def assign(facts: Facts) -> Remedies:
@@ -121,7 +130,8 @@ def assign(facts: Facts) -> Remedies:
 
 def intel(facts: Facts) -> Remedies:
     """An Intel GPU: nothing here can use it."""
-    first = one("CUDA needs an NVIDIA GPU: without one the CPU computes, and nothing is wrong")
+    without = "ask for auto or cpu" if facts.demanded else "the CPU computes, and nothing is wrong"
+    first = one(f"CUDA needs an NVIDIA GPU: without one {without}")
     if facts.place.kernel != "eflow":
         return first
     return (*first, *one("is there one on this Windows machine as well?", GPU_NAME), *assign(facts)[1:])
