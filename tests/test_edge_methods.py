@@ -2,15 +2,19 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
-from visionedge.calls import Calls, fitted_problems, fitted_status
+from test_edge_telemetry import MAN, World
+from visionedge.calls import MAX_JPEG_BYTES, Calls, fitted_problems, fitted_status
+from visionedge.capture.pictures import picture_size
 from visionedge.edge.methods import MAX_ANSWER_BYTES, Answer, Method, MethodError, Methods, answer_bytes
 from visionedge.errors import SourceError
 from visionedge.facade import Facade
-from visionedge.web.pictures import Desk
+from visionedge.web.pictures import Desk, pack_within
 
 
 async def echo(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,3 +199,21 @@ def test_the_status_has_the_doctors_report_if_that_is_asked_for() -> None:
     assert asked.document["doctor"]["firstBroken"] == "passthrough"
     assert "hunter2" not in str(asked.document)
     assert view.examined == 1
+
+
+@pytest.mark.parametrize(("width_px", "height_px"), [(2400, 1800), (90, 6000), (64, 48)])
+def test_a_picture_is_made_smaller_until_it_fits(width_px: int, height_px: int) -> None:
+    """Noise, which no JPEG packs well; its shape stays, and what fits at once is not touched."""
+    noise = np.random.default_rng(1).integers(0, 256, (height_px, width_px, 3), np.uint8)
+    frame = replace(
+        World().result([MAN]).frame, width_px=width_px, height_px=height_px, full_picture=lambda: noise
+    )
+    result = replace(World().result([MAN]), frame=frame)
+    jpeg = pack_within(result, MAX_JPEG_BYTES, annotated=True)
+    assert len(jpeg) <= MAX_JPEG_BYTES
+    size = picture_size(jpeg)
+    assert size is not None
+    assert size[0] / size[1] == pytest.approx(width_px / height_px, rel=0.05)
+    assert (size == (width_px, height_px)) is (width_px == 64)
+    with pytest.raises(SourceError, match="does not fit"):
+        pack_within(result, 100, annotated=False)

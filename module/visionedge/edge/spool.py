@@ -273,8 +273,7 @@ class Spool:
     def _write(self) -> None:
         if self._store is None:
             self._open()
-        store = self._store
-        if store is None:
+        if (store := self._store) is None:
             return
         with self._changed:
             if self._reason is not None:
@@ -304,8 +303,7 @@ class Spool:
         with self._changed:
             if not self._shelves.wants_more or self._store is None:
                 return
-            after, room = self._shelves.loaded_to, self._shelves.room
-            store = self._store
+            after, room, store = self._shelves.loaded_to, self._shelves.room, self._store
         try:
             rows = store.load(after, *room)
         except sqlite3.Error as error:

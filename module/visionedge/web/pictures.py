@@ -12,7 +12,7 @@ import cv2
 
 from visionedge.annotate import annotate
 from visionedge.errors import SourceError
-from visionedge.frames import Picture, Result
+from visionedge.frames import Frame, Picture, Result
 from visionedge.web.view import Busy
 
 T = TypeVar("T")
@@ -167,18 +167,21 @@ def pack_within(result: Result, most_bytes: int, *, annotated: bool) -> bytes:
         SourceError: as `pack`, or even a thumbnail is larger.
     """
     frame = result.frame
-    width_px = round(frame.width_px * min(1.0, _LARGE_PX / max(frame.width_px, frame.height_px)))
-    look = Look(annotated, max(1, width_px))
-    while len(jpeg := pack(result, look)) > most_bytes:
-        if width_px < _THUMBNAIL_PX:
+    longest_px = max(frame.width_px, frame.height_px)
+    scale, quality = min(1.0, _LARGE_PX / longest_px), _QUALITY
+    while len(jpeg := pack(result, _scaled(frame, scale, quality, annotated))) > most_bytes:
+        if longest_px * scale < _THUMBNAIL_PX:
             raise SourceError(f"the picture of {frame.camera} does not fit into {most_bytes} bytes")
-        if look.quality > _LESS_QUALITY:
-            look = Look(annotated, width_px, _LESS_QUALITY)
+        if quality > _LESS_QUALITY:
+            quality = _LESS_QUALITY
         else:
             # A JPEG has about as many bytes as the square of its sides.
-            width_px = max(1, round(width_px * min(0.9, max(0.25, 0.95 * (most_bytes / len(jpeg)) ** 0.5))))
-            look = Look(annotated, width_px, _LESS_QUALITY)
+            scale *= min(0.9, max(0.25, 0.95 * (most_bytes / len(jpeg)) ** 0.5))
     return jpeg
+
+
+def _scaled(frame: Frame, scale: float, quality: int, annotated: bool) -> Look:
+    return Look(annotated, max(1, round(frame.width_px * scale)), quality)
 
 
 def is_picture(data: bytes) -> bool:
