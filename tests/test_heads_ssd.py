@@ -67,6 +67,7 @@ def _tfod(
     number: str = "float32",
     clip: float | None = None,
     size: tuple[int | str, int | str] = (HEIGHT_PX, WIDTH_PX),
+    producer: str = "tf2onnx",
 ) -> Path:
     graph = Graph()
     picture = graph.input("image", dtype, 1, *size, 3)
@@ -86,7 +87,7 @@ def _tfod(
     graph.output(_filled(graph, scores, count, 1), names[2], "float32", 1, KEPT)
     code = 1 if number == "float32" else 6
     graph.output(graph.add("Cast", count, to=code), names[3], number, 1)
-    return graph.save(path)
+    return graph.save(path, producer=producer)
 
 
 def _expected(
@@ -185,6 +186,15 @@ def test_classes_that_no_node_tells_from_scores_are_refused(tmp_path: Path) -> N
     state(path, head="tfod", labels=["a", "b"])
     assert load_model(path).reading.decoder.rows is not None
     assert load_model(path).labels == ("a", "b")
+
+
+def test_four_outputs_from_pytorch_are_refused_unless_their_head_is_stated(tmp_path: Path) -> None:
+    """There a box begins with its left side; the shapes are the same."""
+    path = _tfod(tmp_path / "m.onnx", producer="pytorch")
+    with pytest.raises(ModelError, match="no detector"):
+        load_model(path)
+    state(path, head="tfod")
+    assert load_model(path).head == "tfod"
 
 
 def test_a_whole_number_of_uncut_boxes_is_refused(tmp_path: Path) -> None:

@@ -145,6 +145,14 @@ def test_metadata_may_say_where_a_letterboxed_picture_lies(tmp_path: Path, word:
     assert load_model(model.path).input.anchor == "center"
 
 
+@pytest.mark.parametrize(("family", "suppress"), [("yolo9", True), ("yolo9_e2e", False)])
+def test_a_yolov9_that_finds_each_thing_once_is_not_suppressed(
+    tmp_path: Path, family: str, suppress: bool
+) -> None:
+    model = load_model(yolov8(tmp_path / "m.onnx", corners=True, metadata={"model_family": family}))
+    assert model.reading.suppress is suppress
+
+
 def test_a_letterbox_that_lies_nowhere_known_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="letterbox_pad"):
         load_model(yolov8(tmp_path / "m.onnx", metadata={"letterbox_pad": "bottom"}))

@@ -145,8 +145,11 @@ def four_outputs(signature: Signature) -> Four | None:
     """Boxes, classes, scores and number, each told by shape and origin; names only where nodes say nothing.
 
     A saved model has more outputs (raw boxes, anchors, scores of all classes): those without a part in this
-    are let be, as long as no two could take the same part.
+    are let be, as long as no two could take the same part. What PyTorch exports with such outputs has left
+    in front of top, and is none of this unless its head is stated.
     """
+    if signature.producer == "pytorch" and "visionedge.head" not in signature.metadata:
+        return None
     boxes = [t for t in signature.outputs if _fits(t, 3) and (t.shape or ())[2] == 4 and not _hints(t, "raw")]
     columns = [t for t in signature.outputs if _fits(t, 2)]
     columns = [t for t in columns if not _hints(t, "anchor")]

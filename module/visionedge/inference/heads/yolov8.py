@@ -1,6 +1,6 @@
 """YOLOv8, v9, v11, v12 and their kin: [N, 4 + classes, cells], decoded to input pixels, no objectness."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from visionedge.inference.closing import Closing
 from visionedge.inference.dense import DenseDecoder, Table, dense_reading, table_of
@@ -32,7 +32,7 @@ class YoloV8:
             return None
         columns, cells, classes, strides = ways[0]
         corners = table.closing.form == "corners"
-        return dense_reading(
+        reading = dense_reading(
             self.name,
             signature,
             table,
@@ -48,6 +48,10 @@ class YoloV8:
                 *origin(signature),
             ),
         )
+        if not signature.metadata.get("model_family", "").endswith("_e2e"):
+            return reading
+        clause = "its metadata says that each thing is found by one cell: boxes are not suppressed"
+        return replace(reading, suppress=False, evidence=(*reading.evidence, clause))
 
 
 HEADS = (YoloV8(),)
