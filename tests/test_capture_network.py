@@ -15,6 +15,7 @@ from aiohttp import web
 from camera_doubles import SPEC, Basket, Changes, running
 from clips import make_clip, number_of, numbered_picture
 from rtsp_server import RtspServer, free_port
+from rtsp_stand_in import DIGEST_ASKED, digest_shown
 from visionedge.capture.camera import Camera, Means
 from visionedge.capture.source import Limits, open_source
 from visionedge.errors import SourceError
@@ -37,7 +38,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class MjpegServer:
-    """An HTTP camera in a thread: `/stream` (MJPEG), `/locked` (the same behind a login), `/files/…`."""
+    """An HTTP camera in a thread: MJPEG at `/stream`, `/locked` and `/digest` (a login), and `/files/…`."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.port = port
@@ -65,6 +66,7 @@ class MjpegServer:
         app = web.Application()
         app.router.add_get("/stream", self._stream)
         app.router.add_get("/locked", self._locked)
+        app.router.add_get("/digest", self._digest)
         app.router.add_static("/files", self._folder)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
@@ -76,6 +78,13 @@ class MjpegServer:
     async def _locked(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("Authorization") != AUTHORIZATION:
             return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="cam"'})
+        return await self._stream(request)
+
+    async def _digest(self, request: web.Request) -> web.StreamResponse:
+        """Only those who answer the question of the server as RFC 2617 says get in."""
+        shown = request.headers.get("Authorization", "")
+        if not digest_shown("GET", shown, "user", "ge@heim"):
+            return web.Response(status=401, headers={"WWW-Authenticate": DIGEST_ASKED})
         return await self._stream(request)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
@@ -169,10 +178,11 @@ def test_an_rtsp_path_that_is_not_there_is_named(clips: Path) -> None:
         open_source(parse_camera_uri(server.uri("none.mp4")))
 
 
-def test_an_mjpeg_camera_with_a_login_is_live(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["locked", "digest"])
+def test_an_mjpeg_camera_with_a_login_is_live(tmp_path: Path, path: str) -> None:
     basket = Basket()
     with serving(tmp_path) as server:
-        camera = Camera("dock", f"http://{LOGIN}127.0.0.1:{server.port}/locked", SPEC, basket)
+        camera = Camera("dock", f"http://{LOGIN}127.0.0.1:{server.port}/{path}", SPEC, basket)
         with running(camera):
             frames = basket.wait_for(lambda f: len(f) > 10)
             assert camera.status().state == "live"

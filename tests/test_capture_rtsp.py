@@ -1,0 +1,87 @@
+"""RTSP as cameras speak it: codecs, transports, digest logins, and packets with nothing in them."""
+
+import pytest
+
+from camera_doubles import SPEC, Basket, Changes, running
+from clips import number_of
+from rtsp_stand_in import RtspStandIn
+from visionedge.capture.camera import Camera, Means
+from visionedge.capture.decoded import Library, Transport
+from visionedge.capture.source import Limits, open_source
+from visionedge.errors import SourceError
+from visionedge.uris import parse_camera_uri
+
+LOGIN = ("user", "ge@heim")
+SHOWN = "user:ge%40heim@"
+
+SOON = Means(wait=lambda event, timeout_s: event.wait(min(timeout_s, 0.2)))
+"""Tries again soon, so that a test need not wait for the back-off (its own tests do)."""
+
+
+@pytest.mark.parametrize(
+    ("codec", "transport", "name"),
+    [
+        ("libx264", "tcp", "h264"),
+        ("libx264", "udp", "h264"),
+        ("libx265", "tcp", "hevc"),
+        ("libx265", "udp", "hevc"),
+        ("mjpeg", "tcp", "mjpeg"),
+        ("mjpeg", "udp", "mjpeg"),
+    ],
+)
+def test_every_codec_comes_over_either_transport(codec: str, transport: Transport, name: str) -> None:
+    basket = Basket()
+    with RtspStandIn(codec) as server:
+        camera = Camera("dock", server.uri(), SPEC, basket, limits=Limits(transport=transport))
+        with running(camera):
+            frames = basket.wait_for(lambda f: len(f) > 10)
+            assert camera.status().decoder == f"pyav {name}"
+        assert server.transports == [transport]
+    shown = [number_of(f.full_picture()) for f in frames[:10]]
+    assert shown == [(shown[0] + n) % 24 for n in range(10)]
+
+
+def test_auto_goes_over_udp_where_the_server_refuses_tcp() -> None:
+    with RtspStandIn(udp_only=True) as server:
+        source = open_source(parse_camera_uri(server.uri()), Limits(transport="auto"))
+        assert source.read() is not None
+        source.close()
+        assert server.transports == ["udp"]
+
+
+@pytest.mark.parametrize("library", ["pyav", "opencv"])
+def test_a_digest_login_is_shown_when_it_is_asked_for(library: Library) -> None:
+    with RtspStandIn(login=LOGIN) as server:
+        source = open_source(parse_camera_uri(server.uri(SHOWN)), Limits(library=library))
+        decoded = source.read()
+        assert decoded is not None
+        assert (decoded.width_px, decoded.height_px) == (160, 120)
+        source.close()
+
+
+@pytest.mark.parametrize(
+    ("login", "reason"),
+    [("", r"asks for a login \(401\)"), ("user:wrong@", r"did not open with the login given \(401\)")],
+)
+def test_without_the_right_login_the_reason_is_told_and_nothing_secret(login: str, reason: str) -> None:
+    with RtspStandIn(login=LOGIN) as server, pytest.raises(SourceError, match=reason) as caught:
+        open_source(parse_camera_uri(server.uri(login)))
+    assert "wrong" not in str(caught.value)
+
+
+def test_a_camera_that_sends_but_shows_nothing_is_lost_and_comes_back() -> None:
+    """Its packets come as ever, so no limit of silence would notice."""
+    basket, changes = Basket(), Changes()
+    limits = Limits(picture_timeout_s=0.5)
+    with RtspStandIn() as server:
+        camera = Camera("dock", server.uri(), SPEC, basket, on_change=changes, limits=limits, means=SOON)
+        with running(camera):
+            basket.wait_for(lambda f: len(f) > 5)
+            server.rubbish.set()
+            lost = changes.wait_for("reconnecting")
+            assert lost.last_error is not None
+            assert "sends, but nothing that gives a picture for 0.5 s" in lost.last_error
+            server.rubbish.clear()
+            frames = basket.wait_for(lambda f: f[-1].epoch == 2)
+    numbers = [frame.sequence for frame in frames]
+    assert numbers == list(range(1, len(numbers) + 1))
