@@ -20,12 +20,14 @@ from visionedge.frames import Picture
 from visionedge.inference.calibration import Values, float_tensors, folded
 from visionedge.inference.int8 import Recipe, quantised
 from visionedge.inference.model import load_model
+from visionedge.inference.parity import Tolerance
+from visionedge.inference.precision import Material, Sample, make
 from visionedge.inference.startup import open_engine
 from visionedge.inference.variants import variants
 
 WIDTH_PX, HEIGHT_PX = 64, 48
 LABELS = ["ant", "bee", "cat", "dog", "emu"]
-SMALL = TinyDetector(strides=(16, 32))
+SMALL = TinyDetector(strides=(8, 16), reg_max=3)
 
 
 def scene(number: int) -> Picture:
@@ -144,6 +146,27 @@ def test_ranges_set_by_grey_pictures_are_refused_and_nothing_is_kept(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def faint(number: int) -> Picture:
+    """A scene that hardly stands out from the mean."""
+    return np.asarray(np.round(np.array(MEAN) + 0.1 * (scene(number) - np.array(MEAN))), np.uint8)
+
+
+def test_ranges_that_suit_only_the_pictures_they_were_set_by_are_refused(model: Path) -> None:
+    """What was set by faint pictures is good enough for faint pictures, and for nothing else."""
+    loaded = load_model(model)
+    whole = loaded.input.place(WIDTH_PX, HEIGHT_PX)
+    faint_ones = [Sample(faint(number), whole) for number in range(16)]
+    common = [Sample(scene(number), whole) for number in range(8)]
+    material = Material(tuple(faint_ones[::2]), tuple(faint_ones[1::2]), common=tuple(common))
+    made = make(loaded, "int8", material, Tolerance(), tell=lambda _: None, only="everything")
+    (way,) = made.tried
+    assert way.parity is not None
+    assert way.parity.refusal(Tolerance()) is None
+    assert made.refusal is not None
+    assert made.refusal.startswith("on the bundled clip only ")
+    assert "its ranges were set by pictures unlike it" in made.refusal
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -206,7 +229,9 @@ def test_with_labels_the_report_has_the_average_precision_of_both(
     """Of the judged pictures, which set no ranges."""
     pytest.importorskip("pycocotools")
     metadata = SMALL.metadata | {"names": json.dumps(LABELS)}
-    model = save_deep(tmp_path / "deep.onnx", TinyDetector(strides=SMALL.strides, metadata=metadata))
+    model = save_deep(
+        tmp_path / "deep.onnx", TinyDetector(strides=SMALL.strides, reg_max=SMALL.reg_max, metadata=metadata)
+    )
     names = [f"p{number:02}.png" for number in range(16)]
     document = {
         "images": [

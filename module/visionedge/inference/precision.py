@@ -18,7 +18,7 @@ from visionedge.inference.graph import checked_network, compile_graph
 from visionedge.inference.half import halved, rounded
 from visionedge.inference.int8 import Recipe, quantised, recipes
 from visionedge.inference.model import Model
-from visionedge.inference.parity import Parity, Precisions, Tolerance, compare
+from visionedge.inference.parity import LEAST_BOXES, Parity, Precisions, Tolerance, compare
 from visionedge.inference.refining import Tuner
 
 Precision = Literal["fp16", "int8"]
@@ -49,13 +49,15 @@ MeasureAp = Callable[[Sequence[Detections]], tuple[float, float]]
 class Material:
     """Pictures to set ranges by, others to judge by, and how AP is measured on those (None: no labels).
 
-    `labelled` is how many of the judged have labels.
+    `labelled` is how many of the judged have labels. `common` are pictures that everybody has: what is
+    judged only by pictures such as its ranges were set by is at its best with noise that was set by noise.
     """
 
     calibration: tuple[Sample, ...]
     judged: tuple[Sample, ...]
     measure_ap: MeasureAp | None = None
     labelled: int = 0
+    common: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ class Tried:
     """One way that was tried. `parity` is None where it was not judged: a faster one was good enough.
 
     `parity` is of the network computed as it is written, `here` of the same with the integer kernels of this
-    processor; None where it has no integers, or was refused before.
+    processor; None where it has no integers, or was refused before. `common` is as written on the pictures
+    that everybody has; None where fp32 sees too little on them, or it was refused before.
     """
 
     words: str
@@ -71,6 +74,7 @@ class Tried:
     parity: Parity | None = None
     refusal: str | None = None
     here: Parity | None = None
+    common: Parity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +208,9 @@ class _Workshop:
 
     def _within_reach(self, way: Tried) -> bool:
         """Whether finer ranges or weights may win back what is missing."""
+        parities = [parity for parity in (way.parity, way.here, way.common) if parity is not None]
         least = 1 - self.tolerance.unmatched - _WITHIN_REACH
-        return way.parity is not None and way.parity.matched >= least
+        return bool(parities) and min(parity.matched for parity in parities) >= least
 
     def _attempt(
         self, recipe: Recipe, pace: Pace, tuner: Tuner, reference: Sequence[Detections]
@@ -234,9 +239,12 @@ class _Workshop:
             raise VisionedgeError(f"{self.model.path}: {words}; give pictures that show what the model knows")
         return seen
 
-    def _look(self, network: onnx.ModelProto, *, exact: bool = False) -> list[Detections]:
+    def _look(
+        self, network: onnx.ModelProto, *, exact: bool = False, samples: Sequence[Sample] | None = None
+    ) -> list[Detections]:
+        """What a network sees: on the judged pictures unless others are given."""
         runner = _Runner(self.model, network, exact=exact)
-        return [runner.sees(sample) for sample in self.material.judged]
+        return [runner.sees(sample) for sample in (self.material.judged if samples is None else samples)]
 
     def _pace(self, network: onnx.ModelProto) -> tuple[Pace, Pace]:
         """The pace of a network, and that of fp32 in the same rounds; one thread each, as lanes have."""
@@ -263,14 +271,24 @@ class _Workshop:
     def _judged(self, way: Tried, network: onnx.ModelProto, reference: Sequence[Detections]) -> Tried:
         """What it sees as it is written; in integers also what this processor makes of it."""
         parity = self._beside(reference, self._look(network, exact=True))
-        refusal, here = parity.refusal(self.tolerance), None
+        refusal, here, common = parity.refusal(self.tolerance), None, None
         if refusal is None and in_integers(network):
             here = self._beside(reference, self._look(network))
             words = here.refusal(self.tolerance)
             refusal = words and f"with the integer kernels of this processor {words}"
+        if refusal is None and (common := self._in_common(network)) is not None:
+            words = common.refusal(self.tolerance)
+            refusal = words and f"on the bundled clip {words}: its ranges were set by pictures unlike it"
         verdict = "good enough" if refusal is None else refusal
         self.tell(f"{way.words}: {parity.matched:.1%} of {parity.boxes} boxes agree; {verdict}")
-        return Tried(way.words, way.pace, parity, refusal, here)
+        return Tried(way.words, way.pace, parity, refusal, here, common)
+
+    def _in_common(self, network: onnx.ModelProto) -> Parity | None:
+        """On the pictures that everybody has; None where fp32 sees too little on them to judge by."""
+        seen = self._look(self.network, samples=self.material.common)
+        if compare(seen, seen).boxes < LEAST_BOXES:
+            return None
+        return compare(seen, self._look(network, exact=True, samples=self.material.common))
 
     def _beside(self, reference: Sequence[Detections], seen: Sequence[Detections]) -> Parity:
         return compare(reference, seen, self._ap(reference, seen))

@@ -11,6 +11,7 @@ from visionedge.capture.fitting import fit
 from visionedge.capture.pictures import SUFFIXES, natural_key, read_picture
 from visionedge.errors import ConfigError, SourceError
 from visionedge.frames import Detections, Picture
+from visionedge.inference.check_pictures import samples_for
 from visionedge.inference.model import Model, bundled_model_path
 from visionedge.inference.precision import Material, MeasureAp, Precision, Sample
 from visionedge.ops.coco import (
@@ -79,6 +80,7 @@ def gather(
         tuple(photo.sample for photo in (*told, *_spread(others, MOST_JUDGED))),
         None if annotations is None else _ap(annotations, told, model),
         len(told),
+        tuple(samples_for(model.input)),
     )
 
 

@@ -113,12 +113,13 @@ def _keep(request: Request, model: Model, made: Made, report: dict[str, Any]) ->
 
 
 def _report(made: Made, material: Material, tolerance: Tolerance, seconds: float) -> dict[str, Any]:
-    parity, here = made.chosen.parity, made.chosen.here
+    parity, here, common = made.chosen.parity, made.chosen.here, made.chosen.common
     return {
         "recipe": made.chosen.words,
         "refused": made.refusal,
         "parity": None if parity is None else parity.document(),
         "parityHere": None if here is None else here.document(),
+        "parityClip": None if common is None else common.document(),
         "tolerance": tolerance_document(tolerance),
         "speed": {
             "fp32Ms": round(made.fp32_ms, 2),
@@ -146,6 +147,7 @@ def _line(tried: Tried) -> dict[str, Any]:
         "matched": None if tried.parity is None else round(tried.parity.matched, 4),
         "scoreShift": None if tried.parity is None else round(tried.parity.shift, 4),
         "matchedHere": None if tried.here is None else round(tried.here.matched, 4),
+        "matchedClip": None if tried.common is None else round(tried.common.matched, 4),
         "refused": tried.refusal,
     }
 
