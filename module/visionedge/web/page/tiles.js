@@ -82,7 +82,7 @@ class Tile {
     if (this.shown < 0) put(this.hint, WAITING[word] || "Waiting for the first frame");
     if (this.newest < 0 && typeof camera.ageMs === "number") this.catchUp();
     const most = (camera.throttle || {}).fps;
-    put(this.fps, (camera.fps || 0).toFixed(1) + (most ? ` of at most ${most} fps` : " fps"));
+    put(this.fps, (camera.fps || 0).toFixed(1) + " fps" + (most ? `, limit ${most}` : ""));
     put(this.age, camera.ageMs === null || camera.ageMs === undefined ? "" : " · " + duration(camera.ageMs) + " old");
     const error = gone || camera.state === "ended" ? camera.lastError || "" : "";
     this.error.hidden = !error;
