@@ -206,6 +206,19 @@ def test_a_backbone_of_patches_or_a_first_resnet_gets_imagenets_mean(
         np.testing.assert_allclose(rows[i, :, :5], expected[:, :5], atol=1e-3)
 
 
+def test_boxes_of_a_sigmoid_that_answer_nothing_are_no_detr(tmp_path: Path) -> None:
+    """Every DETR attends; other detectors give such pairs of anchors, prepared in other ways."""
+    graph = Graph()
+    picture = graph.input("images", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
+    for width, name in ((4, "boxes"), (CLASSES, "scores")):
+        table = graph.add(
+            "Reshape", graph.features(picture, QUERIES * width), graph.whole(-1, QUERIES, width)
+        )
+        graph.output(graph.add("Sigmoid", table), name, "float32", "N", QUERIES, width)
+    with pytest.raises(ModelError, match="no detector"):
+        load_model(graph.save(tmp_path / "m.onnx"))
+
+
 @pytest.mark.parametrize(("blocks", "mean"), [(1, (0.0, 0.0, 0.0)), (9, tuple(MEAN))])
 def test_queries_that_are_chosen_behind_a_transformer_get_imagenets_mean(
     tmp_path: Path, blocks: int, mean: tuple[float, ...]

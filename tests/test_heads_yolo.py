@@ -94,6 +94,21 @@ def test_a_yolox_that_decodes_by_itself_is_not_decoded_again(tmp_path: Path) -> 
     _agree(path, _bgr(pictures), _with_objectness, pictures)
 
 
+def test_undecoded_boxes_and_scores_without_an_objectness_are_no_yolox(tmp_path: Path) -> None:
+    """Its first class would be taken for the objectness, its distances for a centre and a size."""
+    graph = Graph()
+    picture = graph.input("images", "float32", 1, 3, HEIGHT_PX, WIDTH_PX)
+    width, tables = 4 + CLASSES, []
+    for stride, *_ in grids():
+        scores = graph.add("Sigmoid", scores_map(graph, picture, CLASSES, stride))
+        box = scores_map(graph, picture, 4, stride)
+        tables.append(flat(graph, graph.add("Concat", box, scores, axis=1), width))
+    table = graph.add("Transpose", graph.add("Concat", *tables, axis=2), perm=[0, 2, 1])
+    graph.output(table, "output", "float32", 1, len(cells()), width)
+    with pytest.raises(ModelError, match="no detector"):
+        load_model(graph.save(tmp_path / "m.onnx"))
+
+
 def test_yolov6_shares_the_shape_of_yolox_and_is_told_by_its_column_of_ones(tmp_path: Path) -> None:
     path = yolov6(tmp_path / "m.onnx")
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
@@ -260,8 +275,9 @@ def test_a_yolox_that_subtracts_a_mean_has_to_say_the_order_of_its_colours(tmp_p
     small = graph.add("Sub", graph.add("Div", picture, graph.constant(255.0)), graph.constant(mean))
     tables = []
     for stride, *_ in grids():
-        box, score = (scores_map(graph, small, n, stride) for n in (4, 1 + CLASSES))
-        tables.append(flat(graph, graph.add("Concat", box, graph.add("Sigmoid", score), axis=1), 5 + CLASSES))
+        box, *scores = (scores_map(graph, small, n, stride) for n in (4, 1, CLASSES))
+        made = [box, *(graph.add("Sigmoid", score) for score in scores)]
+        tables.append(flat(graph, graph.add("Concat", *made, axis=1), 5 + CLASSES))
     table = graph.add("Transpose", graph.add("Concat", *tables, axis=2), perm=[0, 2, 1])
     graph.output(table, "output", "float32", 1, len(cells()), 5 + CLASSES)
     path = graph.save(tmp_path / "m.onnx")

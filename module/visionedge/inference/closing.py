@@ -56,7 +56,8 @@ class Closing:
     side by side ("constant" for what is none of the network's work); weights and their bias count as "Conv".
     `weighted`: there are weights behind at all, so that the rest says something. `modulus` is the number of
     classes where places in a list of (anchor, class) pairs are made into classes by it; 0 where they are not.
-    `form` is how the boxes are written that it begins with, where nodes tell.
+    `form` is how the boxes are written that it begins with, where nodes tell; `sigmoids` how many parts one
+    made, side by side or not.
     """
 
     operators: frozenset[str] = frozenset()
@@ -64,6 +65,7 @@ class Closing:
     weighted: bool = False
     modulus: int = 0
     form: Form = ""
+    sigmoids: int = 0
 
     @property
     def computes(self) -> bool:
@@ -108,12 +110,14 @@ def _closing(output: str, makers: Makers, constants: Constants) -> Closing:
         found.add(node.op_type)
         moduli |= _moduli(node, constants)
         waiting.extend(node.input[:1] if node.op_type in _FIRST_ONLY else node.input)
+    leaves = _leaves(output, makers, constants)
     return Closing(
         frozenset(found),
-        _parts(output, makers, constants),
+        tuple(word for place, word in enumerate(leaves) if leaves[place - 1 : place] != [word]),
         weighted,
         max(moduli) if len(moduli) == 1 else 0,
         _form(output, makers, constants),
+        leaves.count("Sigmoid"),
     )
 
 
@@ -143,7 +147,8 @@ def _has_weights(node: onnx.NodeProto, makers: Makers, constants: Constants) -> 
     return bool(behind) and all(n.op_type in WEIGHTED for n in behind)
 
 
-def _parts(output: str, makers: Makers, constants: Constants) -> tuple[str, ...]:
+def _leaves(output: str, makers: Makers, constants: Constants) -> list[str]:
+    """The operators that made what an output is concatenated from, in order."""
     parts: list[str] = []
     waiting = [output]
     while waiting:
@@ -158,6 +163,5 @@ def _parts(output: str, makers: Makers, constants: Constants) -> tuple[str, ...]
         word = _CONSTANT
         if node is not None and name not in constants:
             word = "Conv" if _has_weights(node, makers, constants) else node.op_type
-        if parts[-1:] != [word]:
-            parts.append(word)
-    return tuple(parts)
+        parts.append(word)
+    return parts

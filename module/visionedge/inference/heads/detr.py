@@ -22,7 +22,8 @@ IMAGENET_INPUT = Preprocess("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224
 
 MOST_QUERIES = 2000
 _NEVER = -1e4  # as a logit
-_ATTENTION = ({"Softmax", "MatMul"}, {"Attention"}, {"MultiHeadAttention"}, {"Softmax", "Gemm"})
+_ATTENTIONS = frozenset({"Attention", "MultiHeadAttention"})
+_PRODUCTS = frozenset({"Einsum", "FusedMatMul", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"})
 _SOFTMAX_QUERIES = 100
 _LEAST_PATCH = 4
 _MOST_ENCODER_PARTS = 8
@@ -159,7 +160,7 @@ class DetrRaw:
         if picture is None or pair is None or len(signature.inputs) != 1:
             return None
         scores, boxes = pair
-        if not _answers(signature, signature.made_by.get(boxes.name, "")):
+        if not _answers(signature):
             return None
         queries, classes = _known(scores, 1), _known(scores, 2) or 0
         made = signature.made_by.get(scores.name)
@@ -198,7 +199,7 @@ class DetrJoined:
             return None
         if queries is None or not all(_may_be_queries(n, picture, signature) for n in (queries, width)):
             return None
-        if not _answers(signature, parts[0]) or not detects(signature, width - 4):
+        if not _answers(signature) or not detects(signature, width - 4):
             return None
         decoder = QueryDecoder(
             output.name, output.name, queries, width - 4, picture.width_px, picture.height_px, sigmoid=False
@@ -283,10 +284,11 @@ def _pair(signature: Signature) -> tuple[Tensor, Tensor] | None:
     return ways[0] if len(ways) == 1 else None
 
 
-def _answers(signature: Signature, boxes_by: str) -> bool:
-    """Whether it attends, or a sigmoid makes its boxes as no anchor's are made; and suppresses nothing."""
-    attends = any(operators <= signature.operators for operators in _ATTENTION)
-    return (attends or boxes_by == "Sigmoid") and "NonMaxSuppression" not in signature.operators
+def _answers(signature: Signature) -> bool:
+    """Whether it attends, and suppresses nothing."""
+    used = signature.operators
+    attends = used & _ATTENTIONS or ("Softmax" in used and used & _PRODUCTS)
+    return bool(attends) and "NonMaxSuppression" not in used
 
 
 def _may_be_queries(count: int | None, picture: NetworkInput, signature: Signature) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from visionedge.errors import ModelError
 from visionedge.inference.dense import Cells, DenseDecoder, Table, dense_reading, table_of
 from visionedge.inference.grids import pyramid
+from visionedge.inference.labels import class_names
 from visionedge.inference.reading import Preprocess, Reading
 from visionedge.inference.signature import Signature
 from visionedge.inference.ultralytics import YOLO_INPUT, detects
@@ -33,8 +34,8 @@ class YoloX:
             return None
         table, cells = found
         raw = not (table.closing.computes and table.closing.weighted)
-        if raw and table.closing.weighted and table.closing.parts[:1] != ("Conv",):
-            return None  # scores come first: another family
+        if raw and table.closing.weighted and not _is_raw(signature, table, cells):
+            return None
         if not raw and (table.closing.has_constant or "Exp" not in table.closing.operators):
             return None
         if any(signature.opening.offset) and "visionedge.input" not in signature.metadata:
@@ -98,6 +99,17 @@ def _cells(signature: Signature) -> tuple[Table, Cells] | None:
     if strides is None or table.width < 6 or not scored:
         return None
     return (table, Cells(*size, strides)) if detects(signature, table.width - 5) else None
+
+
+def _is_raw(signature: Signature, table: Table, cells: Cells) -> bool:
+    """Whether boxes come first, and the objectness by itself or the number of classes is known.
+
+    Else the column behind the box may be the first class of a family without an objectness.
+    """
+    classes = table.width - 5
+    known = classes == 80 or class_names(signature.metadata) is not None
+    apart = table.closing.sigmoids == 2 * len(cells.strides_px)
+    return table.closing.parts[:1] == ("Conv",) and (known or apart)
 
 
 def _words(cells: Cells) -> str:
