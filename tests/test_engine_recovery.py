@@ -4,7 +4,9 @@ The device is pretended: a session on the CPU that says it is CUDA and fails as 
 """
 
 import logging
+import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,6 +70,12 @@ class Opened:
         news = self.news.get(timeout=60)
         assert news.code == code, news
         return news
+
+    @property
+    def spare(self) -> int | None:
+        """The process that only waits for an order."""
+        spare = self.engine._conductor._children._spare
+        return None if spare is None else spare.pid
 
     @property
     def state(self) -> tuple[str, str]:
@@ -139,6 +147,9 @@ def test_a_fault_loses_the_device_the_cpu_takes_over_and_the_device_comes_back(
         lanes.more()
         assert opened.state == ("cuda", "ok")
         for number, (name, (code, fault, words)) in enumerate(LOSSES.items(), 1):
+            if number == 2:
+                assert opened.spare is not None
+                os.kill(opened.spare, signal.SIGKILL)  # which costs time, no more
             faults.begin(name, "absent")
             lost = opened.told("device-lost")
             assert words in lost.message
@@ -181,11 +192,14 @@ def test_a_batch_for_which_memory_does_not_suffice_is_computed_in_smaller_ones(
         np.testing.assert_array_equal(opened.engine.infer(IMAGES), expected)
         assert (opened.engine.process.pid, opened.engine.process.restarts) == (pid, 0)
         assert opened.news.empty()
+        spare = opened.spare
+        assert spare is not None
         faults.begin("no-memory", "absent")
         with pytest.raises(EngineError):
             opened.engine.infer(IMAGES[:1])
         assert "out of memory" in opened.told("device-lost").message
         opened.told("engine-back")
+        assert (opened.engine.process.pid, opened.spare) == (spare, None), "it was started before"
         assert opened.state == ("cpu", "out-of-memory")
         assert opened.engine.unplanned_shapes == 0
 
@@ -260,6 +274,7 @@ def test_hold_computes_nothing_until_the_device_is_there(
 def test_exit_ends_with_3_when_the_device_is_lost(model: Model, arena: Arena, tmp_path: Path) -> None:
     faults = Faults(tmp_path)
     with Opened(model, arena, faults, fallback="exit") as opened:
+        assert opened.spare is None, "there is nothing to take over with"
         faults.begin("crashed")
         with pytest.raises(EngineAwayError):
             opened.engine.infer(IMAGES)

@@ -187,6 +187,17 @@ def test_on_the_cpu_a_process_that_died_is_started_again_at_once_and_then_ever_l
     assert len(ladder.ended(Fault.DIED, "died", 100)) == 2, "it lived long: at once again"
 
 
+def test_a_cpu_that_was_to_be_started_again_is_not_when_the_device_is_back_first() -> None:
+    ladder = on_the_gpu()
+    ladder.fault(Fault.STICKY, WORDS, 0)
+    assert ladder.refused("no memory", 1, died=True) == []
+    assert ladder.tick(1) == [Serve("cpu", LOST)]
+    assert ladder.refused("no memory", 4.5, died=True) == [], "it is tried again at 5.5"
+    back(ladder, 5)
+    assert ladder.due_s() is None
+    assert ladder.tick(100) == []
+
+
 def test_hold_computes_nothing_on_the_cpu() -> None:
     ladder = on_the_gpu("hold")
     stop, tell = ladder.fault(Fault.STICKY, WORDS, 10)

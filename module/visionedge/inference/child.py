@@ -15,8 +15,10 @@ import sys
 import threading
 from pathlib import Path
 
+from visionedge.errors import UnavailableError
 from visionedge.inference import wire
 from visionedge.inference.engine import Engine
+from visionedge.inference.runtime import import_onnxruntime
 from visionedge.inference.seam import REAL, Seam
 from visionedge.inference.session import EngineError
 from visionedge.inference.shared import Window
@@ -36,6 +38,9 @@ def main(control_fd: int, pictures_fd: int, parent: int) -> None:
     """Serve until the module is gone; never returns."""
     _depend_on(parent)
     control = socket.socket(fileno=control_fd)
+    # A spare child waits here until it is needed, with all that is slow to load; what is wrong shows later.
+    with contextlib.suppress(UnavailableError):
+        import_onnxruntime()
     order: wire.Order = pickle.loads(wire.receive(control))  # noqa: S301 - from the module, whose child this is
     logging.basicConfig(format=LOG_FORMAT, level=order.log_level, stream=sys.stderr)
     try:

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from visionedge.errors import DeviceError, ModelError, UnavailableError
 from visionedge.inference import wire
 from visionedge.inference.any_engine import EngineNews, Recovery
+from visionedge.inference.children import UNWANTED, Children, Told
 from visionedge.inference.comparison import Comparison, Recent, compare_candidate, is_the_model
 from visionedge.inference.devices import USABLE, Assignment, Effective, Reason, Verdict, lost
 from visionedge.inference.faults import Fault
@@ -44,10 +46,11 @@ from visionedge.threads import Crew
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 MOST_REFUSED = 8
 """When so many batches in a row are refused, and none between them is computed, the device is to blame."""
 
-_UNWANTED = "is not needed any more"
 _LOUD = frozenset({"engine-lost", "device-lost", "device-held", "parity-refused"})
 
 
@@ -72,9 +75,8 @@ class Conductor:
         self.first: Future[None] = Future()
         self.recent = Recent()
         self._order = order
-        self._arena = arena
         self._crew = crew
-        self._limits = limits
+        self._children = Children(arena, limits, crew, self._told())
         self._ladder = ladder
         self._stage = stage
         self._on_change = on_change
@@ -84,7 +86,6 @@ class Conductor:
         self._main: Worker | None = None
         self._candidate: Worker | None = None
         self._prepared: wire.Facts | None = None
-        self._old: Worker | None = None
         self._first_device: Effective | None = None
         self._error: Exception | None = None
         self._refused_in_a_row = 0
@@ -92,6 +93,16 @@ class Conductor:
         self._faults = dict.fromkeys(Fault, 0)
         self._change_overs = 0
         self._outlook = (ladder.outlook(0.0), 0.0)
+
+    def _told(self) -> Told:
+        """What becomes of children comes by mail."""
+
+        def by_mail(letter: Callable[[Worker, T], Steps]) -> Callable[[Worker, T], None]:
+            return lambda worker, what: self._mail.put(partial(letter, worker, what))
+
+        return Told(
+            by_mail(self._ready), by_mail(self._not_opened), by_mail(self._narrowed), by_mail(self._gone)
+        )
 
     # --- for any thread -------------------------------------------------------------------------------------
 
@@ -119,13 +130,10 @@ class Conductor:
         self._stage.close()
         self._probing.close()
         self.recent.close()
-        main, candidate, old = self._main, self._candidate, self._old
-        if old is not None:
-            old.end(_UNWANTED)
-        if candidate is not None:
-            candidate.end(_UNWANTED)
+        main = self._main
         if main is not None:
             main.leave()
+        self._children.close()
         self._mail.put(list)  # wakes the thread: no steps
 
     # --- the thread that decides ----------------------------------------------------------------------------
@@ -183,7 +191,7 @@ class Conductor:
             measuring = device == self._first_device
             order = replace(order, only=Assignment(device, because or USABLE), measuring=measuring)
         try:
-            self._main = self._started(order)
+            self._main = self._children.start(order)
         except OSError as error:
             self._mail.put(partial(self._main_failed, StillbornError(_no_process(error), crashed=False)))
         else:
@@ -193,32 +201,9 @@ class Conductor:
         because = next((v for other, v in self._unusable.items() if other != device), USABLE)
         order = replace(self._order, only=Assignment(device, because))
         try:
-            self._candidate, self._prepared = self._started(order), None
+            self._candidate, self._prepared = self._children.start(order), None
         except OSError as error:
             self._mail.put(partial(self._candidate_failed, StillbornError(_no_process(error), crashed=False)))
-
-    def _started(self, order: wire.Order) -> Worker:
-        """A child, and a thread that follows it to its end.
-
-        Raises:
-            OSError: there is no room for another process.
-        """
-        worker = Worker(order, self._arena, self._limits, self._crew)
-        if self._closing.is_set():
-            worker.end(_UNWANTED)
-        self._crew.start(f"engine-child:{worker.pid}", partial(self._follow, worker))
-        return worker
-
-    def _follow(self, worker: Worker) -> None:
-        """On a thread of its own: a child from its opening to its end."""
-        try:
-            facts = worker.opened()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is told to who decides
-            self._mail.put(partial(self._not_opened, worker, error))
-            return
-        self._mail.put(partial(self._ready, worker, facts))
-        why = worker.wait(lambda plan: self._mail.put(partial(self._narrowed, worker, plan)))
-        self._mail.put(partial(self._gone, worker, why))
 
     def _stop(self, words: str) -> None:
         worker, self._main = self._main, None
@@ -247,7 +232,7 @@ class Conductor:
     def _dismiss(self) -> None:
         candidate, self._candidate = self._candidate, None
         if candidate is not None:
-            candidate.end(_UNWANTED)
+            candidate.end(UNWANTED)
 
     def _change_over(self) -> None:
         candidate, self._candidate, old = self._candidate, None, self._main
@@ -257,7 +242,6 @@ class Conductor:
         self._change_overs += 1
         self._take(candidate, self._prepared)
         if old is not None:
-            self._old = old
             self._crew.start("engine-retiring", old.retire)
 
     def _take(self, worker: Worker, facts: wire.Facts) -> None:
@@ -265,6 +249,8 @@ class Conductor:
         self._refused_in_a_row = 0
         self._order = replace(self._order, plans={**self._order.plans, facts.device.effective: facts.plan})
         self._stage.serve(worker, facts)
+        if facts.device.effective != "cpu" and self._order.inference.fallback == "degrade":
+            self._children.keep_spare()  # for the CPU, should the device be lost
         if not self.first.done():
             self._first_device = facts.device.effective
             self.first.set_result(None)
@@ -300,7 +286,7 @@ class Conductor:
             self._prepared = facts
             return self._ladder.prepared(time.monotonic())
         if worker is not self._main:
-            worker.end(_UNWANTED)
+            worker.end(UNWANTED)
             return []
         self._take(worker, facts)
         device = facts.device

@@ -78,11 +78,12 @@ class RetiredError(EngineError):
 class Worker:
     """A child process. Make it on a thread that lives on: the child is killed when that thread ends.
 
-    `opened` and `wait` belong to one thread, in this order; any may call the others. What the child logs goes
-    to our log, on a thread of the crew. `fault` is why it was lost, once it is.
+    `begin` comes first. `opened` and `wait` belong to one thread, in this order; any may call the others. One
+    never begun is to be buried. What the child logs goes to our log, on a thread of the crew. `fault` is why
+    it was lost, once it is.
     """
 
-    def __init__(self, order: wire.Order, arena: Arena, limits: Limits, crew: Crew) -> None:
+    def __init__(self, arena: Arena, limits: Limits, crew: Crew) -> None:
         self.unplanned_shapes = 0
         self.fault = Fault.DIED
         self.began_s = time.monotonic()
@@ -98,6 +99,10 @@ class Worker:
         with theirs:
             self._process = _spawned(theirs, arena)
         crew.start(f"engine-log:{self.pid}", self._forward_log)
+
+    def begin(self, order: wire.Order) -> None:
+        """Order the child to open an engine; it may have been started long before."""
+        self.began_s = time.monotonic()
         with contextlib.suppress(OSError):  # that it is gone already shows when it is waited for
             wire.send(self._control, pickle.dumps(order))
 
@@ -108,6 +113,11 @@ class Worker:
     def pid(self) -> int:
         """The number of the process."""
         return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there."""
+        return self._process.poll() is None
 
     def opened(self) -> wire.Facts:
         """Wait until the child has opened its engine, and connect the lines.
@@ -230,6 +240,11 @@ class Worker:
             self._process.wait(_POLITE_S)
             return
         self.end("was asked to end and did not")
+
+    def bury(self) -> None:
+        """Kill it and forget it, before it was ever begun."""
+        self.end("was never needed")
+        self._buried()
 
     def _part(self) -> None:
         """Nothing is said any more: the child ends by itself, and `wait` comes to its end."""
