@@ -27,7 +27,11 @@ class ModuleProcess:
     def __init__(self, data: Path, *arguments: str, environ: dict[str, str] | None = None) -> None:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("IOTEDGE_", "VISIONEDGE_"))}
         plain = data.with_suffix(".fp32.json")
-        plain.write_text(json.dumps({"inference": {"precision": "fp32"}}), encoding="utf-8")
+        document: dict[str, Any] = {"inference": {"precision": "fp32"}}
+        inside = any(name.startswith("IOTEDGE_") for name in environ or {})
+        if not inside and not {"--camera", "--config"} & set(arguments):
+            document["cameras"] = {"demo": {"uri": "demo:"}}  # as `run` does by itself without a file
+        plain.write_text(json.dumps(document), encoding="utf-8")
         folders = {"PYTHONPATH": str(_ROOT / "module"), "VISIONEDGE_DATA": str(data)}
         extra = {**folders, "VISIONEDGE_CONFIG": str(plain), **(environ or {})}
         self._process = subprocess.Popen(
