@@ -158,13 +158,15 @@ def test_ranges_that_suit_only_the_pictures_they_were_set_by_are_refused(model: 
     faint_ones = [Sample(faint(number), whole) for number in range(16)]
     common = [Sample(scene(number), whole) for number in range(8)]
     material = Material(tuple(faint_ones[::2]), tuple(faint_ones[1::2]), common=tuple(common))
-    made = make(loaded, "int8", material, Tolerance(), tell=lambda _: None, only="everything")
-    (way,) = made.tried
+    wide = Tolerance(unmatched=0.2)
+    made = make(loaded, "int8", material, wide, tell=lambda _: None, only="everything")
+    way = made.tried[0]
     assert way.parity is not None
-    assert way.parity.refusal(Tolerance()) is None
+    assert way.parity.refusal(wide) is None
+    assert way.refusal is not None
+    assert way.refusal.startswith("on the bundled clip only ")
+    assert "its ranges were set by pictures unlike it" in way.refusal
     assert made.refusal is not None
-    assert made.refusal.startswith("on the bundled clip only ")
-    assert "its ranges were set by pictures unlike it" in made.refusal
 
 
 @pytest.mark.parametrize(
@@ -174,6 +176,7 @@ def test_ranges_that_suit_only_the_pictures_they_were_set_by_are_refused(model: 
         (["--precision", "int8", "--calibrate", "nowhere"], 1, "nowhere"),
         (["--precision", "int8", "--calibrate", "one"], 1, "holds 1 different pictures; 8 are the least"),
         (["--calibrate", "one", "-o", "x.onnx"], 2, "--calibrate: goes with --precision int8 or fp16"),
+        (["--precision", "fp16", "--recipe", "everything"], 2, "--recipe: goes with --precision int8"),
     ],
 )
 def test_what_cannot_be_is_one_line(
@@ -191,6 +194,24 @@ def test_what_cannot_be_is_one_line(
     assert outcome.code == code
     (line,) = outcome.complaints
     assert words in line
+
+
+def test_a_recipe_that_is_named_is_taken_whatever_its_pace(
+    visionedge: CommandLine, model: Path, photos: Path
+) -> None:
+    """The others are timed and told all the same; a name that no recipe has is told with those there are."""
+    arguments = ("model", "compile", model, "--precision", "int8", "--calibrate", photos, "--recipe")
+    assert visionedge(*arguments, "everything, behind the first 2").code == 0
+    report = json.loads(model.with_name("deep.int8.json").read_bytes())
+    assert report["recipe"].startswith("everything, behind the first 2; narrow weights; ranges ")
+    assert len(report["tried"]) >= 4
+    assert [tried["matched"] is None for tried in report["tried"]] == [False] + [True] * (
+        len(report["tried"]) - 1
+    )
+    outcome = visionedge(*arguments, "magic")
+    assert outcome.code == 2
+    assert "this model has no 'magic'; it has: " in outcome.complaints[0]
+    assert "everything but depthwise" in outcome.complaints[0]
 
 
 def test_pictures_that_show_nothing_judge_nothing(

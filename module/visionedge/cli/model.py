@@ -112,8 +112,8 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         metavar="WORDS",
-        help="try only this way to int8, as reports name it ('everything, behind the first 1'), and not what"
-        " is fastest here: for a variant that other machines will use",
+        help="take this way to int8, as reports name it ('everything, behind the first 1'), and not what is"
+        " fastest here: for a variant that other machines will use",
     )
     parser.add_argument(
         "--into",

@@ -28,6 +28,7 @@ _FLOOR = 0.01
 _SPEED_S = 0.8  # for each pair of fp32 and a recipe
 _WITHIN_REACH = 0.15  # so much of the boxes can be won back by finer ranges
 _TUNED_BY = 10  # pictures
+_MOST_TUNED = 2  # recipes: it takes minutes, and what fails twice fails for another reason
 _INTEGERS = frozenset(
     {"QuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"}
 )
@@ -103,7 +104,7 @@ def make(
 ) -> Made:
     """The network of a model in another precision. Takes a minute or several; `tell` hears of progress.
 
-    `only` names the one recipe for integers that is tried, whatever its pace here.
+    `only` names the one recipe for integers that is judged, whatever its pace here.
 
     Raises:
         ConfigError: there is no such recipe for this model; and which there are.
@@ -169,6 +170,7 @@ class _Workshop:
     material: Material
     tolerance: Tolerance
     tell: Callable[[str], None]
+    tuned: int = 0
 
     def half(self) -> Made:
         """In float16."""
@@ -185,11 +187,13 @@ class _Workshop:
         pictures = [sample.image for sample in self.material.calibration]
         self.tell(f"looking at the values that {len(pictures)} pictures cause")
         observed = observe(self.simple, self.model.reading, pictures)
-        ways, fp32_ms = self._timed(observed, only)
+        ways, fp32_ms = self._timed(observed)
+        wanted = _named(only, ways)
         tuner = Tuner(self.simple, self.model.reading, observed, _spread(pictures, _TUNED_BY))
         attempts: list[tuple[Tried, onnx.ModelProto]] = []
-        while ways and not (attempts and attempts[-1][0].refusal is None):
-            attempts += self._both_widths(*ways.pop(0), tuner, reference)
+        while wanted and not (attempts and attempts[-1][0].refusal is None):
+            ways.remove(wanted[0])
+            attempts += self._both_widths(*wanted.pop(0), tuner, reference)
         if not attempts:
             raise ModelError("has no convolutions that integers could compute")
         chosen, network = max(attempts, key=lambda attempt: _likeness(attempt[0]))
@@ -219,8 +223,9 @@ class _Workshop:
         method, values = tuner.one_for_all(recipe)
         network = quantised(self.simple, values, recipe)
         way = self._judged(Tried(f"{recipe}; ranges {method}", pace), network, reference)
-        if way.refusal is None or not self._within_reach(way):
+        if way.refusal is None or not self._within_reach(way) or self.tuned == _MOST_TUNED:
             return way, network
+        self.tuned += 1
         self.tell("setting the ranges tensor by tensor")
         finer = quantised(self.simple, tuner.each(recipe, values), recipe)
         better = self._judged(Tried(f"{recipe}; ranges tensor by tensor", pace), finer, reference)
@@ -256,11 +261,11 @@ class _Workshop:
         measured = paces(runs, budget_s=_SPEED_S, clock=time.monotonic_ns)
         return measured["other"], measured["fp32"]
 
-    def _timed(self, observed: Observed, only: str | None) -> tuple[list[tuple[Recipe, Pace]], float]:
+    def _timed(self, observed: Observed) -> tuple[list[tuple[Recipe, Pace]], float]:
         """The recipes with their pace, fastest first, and the milliseconds of fp32."""
         values = observed.values(METHODS[0])
         ways, fp32_ms = [], []
-        for recipe in _named(only, list(recipes(self.simple, values))):
+        for recipe in recipes(self.simple, values):
             pace, fp32 = self._pace(quantised(self.simple, values, recipe))
             self.tell(f"{recipe}: {pace.ms:.1f} ms, {pace.times_as_fast:.2f} times as fast as fp32")
             ways.append((recipe, pace))
@@ -300,15 +305,19 @@ class _Workshop:
         return Precisions(self.material.labelled, before[0], after[0], before[1], after[1])
 
 
-def _named(only: str | None, found: list[Recipe]) -> list[Recipe]:
-    """The recipe of that name, as `nodes` gives it; all of them where none is named."""
-    names = [recipe.nodes for recipe in found]
+def _named(only: str | None, ways: list[tuple[Recipe, Pace]]) -> list[tuple[Recipe, Pace]]:
+    """The recipe of that name, as `nodes` gives it; all of them where none is named.
+
+    Raises:
+        ConfigError: there is none such; and which there are.
+    """
+    names = [recipe.nodes for recipe, _ in ways]
     if only is None:
-        return found
+        return list(ways)
     if only not in names:
         known = "; ".join(names) or "none"
         raise ConfigError([f"--recipe: this model has no '{only}'; it has: {known}"])
-    return [found[names.index(only)]]
+    return [ways[names.index(only)]]
 
 
 def _spread(pictures: Sequence[Picture], most: int) -> list[Picture]:
