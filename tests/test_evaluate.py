@@ -8,7 +8,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -207,8 +207,9 @@ def test_on_a_terminal_progress_is_a_bar(tmp_path: Path, model: Path, data: Path
 
 
 @pytest.mark.shared
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_bundled_model_sees_as_well_as_was_measured(
-    tmp_path: Path, shared_data: Path, data: Path
+    tmp_path: Path, shared_data: Path, data: Path, precision: Literal["fp32", "int8"]
 ) -> None:
     """0.337 on 128 pictures of COCO, measured by a pipeline that shares no code; int8 costs at most 0.01."""
     with tarfile.open(shared_data / "labelled" / "coco128.tar.gz") as archive:
@@ -217,11 +218,12 @@ def test_the_bundled_model_sees_as_well_as_was_measured(
         bundled_model_path(),
         tmp_path / "annotations" / "instances_val2017.json",
         tmp_path / "val2017",
-        InferenceConfig(device="cpu"),
+        InferenceConfig(device="cpu", precision=precision),
         data,
     )
     report = evaluate(request, io.StringIO())
-    assert report["ap"] == pytest.approx(0.337, abs=0.011)
+    assert report["precision"] == precision
+    assert report["ap"] == pytest.approx(0.3366, abs=0.010)
     assert (report["pictures"], report["classesWithCategory"]) == (128, 80)
     shutil.rmtree(tmp_path / "val2017")
 

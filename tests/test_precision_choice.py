@@ -213,11 +213,13 @@ class Scene:
         self.judged += 1
         return self.agreed
 
-    def picked(self, device: str = "cpu") -> tuple[Candidate[FakeSession], Choice]:
+    def picked(self, device: str = "cpu", *, measuring: bool = True) -> tuple[Candidate[FakeSession], Choice]:
         model, graph = ready(self.model, self.data)
         fp32 = Candidate(model, graph, FakeSession(graph))
         trials = Trials(self.open, self.run_of, self.judge)
-        chosen, choice = pick(fp32, self.model, device=device, data=self.data, trials=trials)
+        chosen, choice = pick(
+            fp32, self.model, device=device, data=self.data, trials=trials, measuring=measuring
+        )
         assert chosen.session.closed is False
         assert fp32.session.closed is (chosen is not fp32)
         return chosen, choice
@@ -263,6 +265,18 @@ def test_what_was_found_is_kept_and_not_measured_again(
     timed = len(scene.timed)
     again = scene.picked()[1]
     assert (again.precision, again.reason) == (first.precision, first.reason)
+    assert (len(scene.timed), scene.judged) == (timed, 1)
+
+
+def test_who_measures_nothing_takes_what_was_kept(tmp_path: Path, compiled: Path) -> None:
+    """And fp32 where nothing was, without as much as opening a variant."""
+    scene = Scene(tmp_path, AGREES, compiled=compiled)
+    scene.keep_variant()
+    assert scene.picked(measuring=False)[1] == Choice("fp32", "nothing was measured", {})
+    assert scene.opened == []
+    scene.picked()
+    timed = len(scene.timed)
+    assert scene.picked(measuring=False)[1].precision == "int8"
     assert (len(scene.timed), scene.judged) == (timed, 1)
 
 

@@ -184,12 +184,20 @@ def _add_eval(deeds: Verbs) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document instead of words")
     parser.add_argument("--limit", type=count, metavar="N", help="only the first N pictures")
     parser.add_argument("--device", choices=DEVICES, help="auto = CUDA where it works, else the CPU")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="a variant of the model instead (default: %(default)s)",
+    )
 
 
 def _eval(arguments: argparse.Namespace) -> int:
     from visionedge.ops.evaluate import Request, evaluate, words
 
-    inference = {"device": arguments.device} if arguments.device else {}
+    inference = {"precision": arguments.precision}
+    if arguments.device:
+        inference["device"] = arguments.device
     document = config.merge(config.from_environment(os.environ), {"inference": inference})
     report = evaluate(
         Request(

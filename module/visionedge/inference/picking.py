@@ -87,6 +87,8 @@ def pick(
     `original` is the model as it was loaded. What cannot be opened or run, what its report refuses, and what
     sees something else here than fp32 is not used. Without `measuring` a kept choice counts, or fp32.
     """
+    if not measuring and not _any_kept(data):
+        return fp32, plain("nothing was measured")
     found = contenders(original, device=device, data=data)
     candidates: dict[str, Candidate[SessionT]] = {"fp32": fp32}
     for variant in found:
@@ -103,6 +105,11 @@ def pick(
         if name != choice.precision:
             candidate.session.close()
     return candidates[choice.precision], choice
+
+
+def _any_kept(data: Path | None) -> bool:
+    """Whether a choice was kept at all; what it is of is known only when the variants are compiled."""
+    return data is not None and any((data / FOLDER).glob("*.json"))
 
 
 def _chosen(

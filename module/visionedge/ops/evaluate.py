@@ -39,7 +39,7 @@ _Outcome = Result | SourceError
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What `visionedge model eval` was asked for. `limit` takes only the first pictures."""
+    """What `visionedge model eval` was asked for. `limit` takes only the first pictures; `auto` is fp32."""
 
     model: Path
     coco: Path
@@ -73,18 +73,22 @@ def evaluate(request: Request, tell: TextIO | None = None) -> dict[str, Any]:
     categories = categories_of(model.labels, annotations)
     photos = _present(annotations, request, tell)
     selection = Selection.of(model, SCORE_FLOOR, request.inference.iou)
-    with closing(open_engine(model, request.inference, data=request.data, measuring=False)) as engine:
+    # What is measured must not depend on what this machine happened to choose before.
+    plain = {"precision": "fp32"} if request.inference.precision == "auto" else {}
+    inference = request.inference.model_copy(update=plain)
+    with closing(open_engine(model, inference, data=request.data, measuring=False)) as engine:
         began_ns = time.monotonic_ns()
         look = _looking(request.images, engine, selection)
         tally = _all(photos, look, engine.plan.lanes, categories, _Bar(len(photos), tell))
         took_s = (time.monotonic_ns() - began_ns) / 1e9
-        device = engine.device.effective
+        device, precision = engine.device.effective, engine.precision.precision
     for words in tally.failed:
         tell.write(f"visionedge: {redact(words)}\n")
     return {
         "model": model.name,
         "sha256": model.sha256,
         "device": device,
+        "precision": precision,
         "pictures": len(tally.done),
         "missing": _asked(annotations, request) - len(tally.done),
         "classes": len(model.labels),
@@ -231,7 +235,7 @@ def words(report: dict[str, Any]) -> str:
         ("AR 100", "ar100", "recall with 100 boxes a picture"),
     ]
     head = (
-        f"{report['model']} on {report['device']}: {report['pictures']} pictures,"
+        f"{report['model']} in {report['precision']} on {report['device']}: {report['pictures']} pictures,"
         f" {report['detections']} detections of {report['scoreFloor']} and more,"
         f" {report['classesWithCategory']} of {report['classes']} classes among the categories\n"
     )
