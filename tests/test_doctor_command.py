@@ -135,6 +135,20 @@ def test_an_engine_that_computes_on_the_gpu_is_believed_and_not_disturbed(tmp_pa
     assert report.chain[-1].found == "99 nodes on cuda, 1 on the CPU: Loop post"
 
 
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_gpu_that_is_no_faster_than_a_core_of_the_cpu_is_doubted(tmp_path: Path, runs: bool) -> None:
+    """By the engine that runs here, or by a session beside one on the CPU; a doubt breaks nothing."""
+    doubt = "cuda takes 24.0 ms for a picture, one core of the CPU 24.6 ms: is it really a GPU that computes?"
+    machine = whole(tmp_path / "root")
+    assert machine.placement is not None
+    machine.placement["doubt"] = doubt
+    running = Running(state("cuda"), NodePlaces(99), doubt) if runs else None
+    report = examine(Request("auto", validate({}), DATA, running), machine.host())
+    last = report.chain[-1]
+    assert (last.name, last.state, last.found) == ("placement", "warning", doubt)
+    assert report.effective == "cuda"
+
+
 def test_an_engine_that_fell_to_the_cpu_is_examined_anew(tmp_path: Path) -> None:
     """The GPU may be well again, and then doctor says so."""
     machine = whole(tmp_path / "root")

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from visionedge.inference.model import bundled_model_path
+from tiny_models import TinyDetector
+from visionedge.inference.cache import compiled
+from visionedge.inference.likeness import Pace
+from visionedge.inference.model import bundled_model_path, load_model
+from visionedge.inference.placement import pace_beside_cpu
+from visionedge.inference.session import open_session
 from visionedge.ops.doctor import ask
 from visionedge.ops.doctor.elf import needed_by
 from visionedge.ops.doctor.host import Answer, ask_child, this_host
@@ -80,6 +85,17 @@ def test_the_nodes_of_a_model_are_placed_in_a_child() -> None:
     assert (placed["device"], placed["onCpu"]) == ("cpu", [])
     assert placed["model"] == bundled_model_path().stem
     assert placed["onDevice"] > 50
+
+
+def test_a_session_is_timed_beside_one_on_the_cpu(tmp_path: Path) -> None:
+    """Two on the CPU take about the same, which is no pace for a GPU."""
+    model = load_model(TinyDetector().save(tmp_path / "tiny.onnx"))
+    graph = compiled(model, None)
+    session = open_session(graph, "cpu", max_batch=1)
+    pace = pace_beside_cpu(session, graph, model)
+    session.close()
+    assert min(pace.device_ms, pace.cpu_ms) > 0
+    assert Pace(pace.cpu_ms, pace.cpu_ms).doubt("cuda") is not None
 
 
 def test_a_model_that_cannot_be_placed_is_told(tmp_path: Path) -> None:

@@ -332,7 +332,8 @@ def _placement(facts: Facts) -> Judged:
     nodes, on_cpu = told["onDevice"], told["onCpu"]
     if on_cpu:
         some = ", ".join(on_cpu[:5]) + (" …" if len(on_cpu) > 5 else "")
-        return warning(f"{nodes} nodes on {told['device']}, {len(on_cpu)} on the CPU: {some}")
+        doubt = f"; {told['doubt']}" if told.get("doubt") else ""
+        return warning(f"{nodes} nodes on {told['device']}, {len(on_cpu)} on the CPU: {some}{doubt}")
     if told.get("doubt"):
         return warning(told["doubt"])
     return ok(f"all {nodes} nodes of the model on {told['device']}" if nodes else f"on {told['device']}")
