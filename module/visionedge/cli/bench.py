@@ -19,6 +19,7 @@ from visionedge.cli.arguments import (
     verb,
 )
 from visionedge.errors import ConfigError
+from visionedge.memory import settle_allocator
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -235,6 +236,7 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
     from visionedge.ops.pipeline_page import pipeline_page
     from visionedge.ops.pipeline_run import Load
 
+    settle_allocator()  # as the module does, or its memory would be another
     if arguments.fps is None and (arguments.jitter or arguments.dropouts or arguments.saturate):
         raise ConfigError(["--jitter, --dropouts and --saturate need --fps: flat out has no schedule"])
     if arguments.saturate and arguments.dropouts:

@@ -23,6 +23,7 @@ from visionedge.inference.seam import REAL, Seam
 from visionedge.inference.session import EngineError
 from visionedge.inference.shared import Window
 from visionedge.inference.startup import open_engine
+from visionedge.memory import settle_allocator
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ _MOST_LINES = 250
 
 def main(control_fd: int, pictures_fd: int, parent: int) -> None:
     """Serve until the module is gone; never returns."""
+    settle_allocator()
     _depend_on(parent)
     control = socket.socket(fileno=control_fd)
     # A spare child waits here until it is needed, with all that is slow to load; what is wrong shows later.

@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
-from onnx.reference import ReferenceEvaluator
 
 Values = NDArray[np.generic]
 
@@ -101,6 +100,9 @@ class _Walk:
         graph = helper.make_graph([node], "one", inputs, outputs)
         # As a model of its own, since an evaluator of a bare node takes the newest form of its operator.
         alone = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.version)])
+        # Few networks need it, and it takes 12 MB of every process that imports it.
+        from onnx.reference import ReferenceEvaluator
+
         results = ReferenceEvaluator(alone).run(None, feeds)
         self.values.update(zip(node.output, map(np.asarray, results), strict=False))
 
