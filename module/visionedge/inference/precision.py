@@ -11,7 +11,7 @@ import onnx
 from visionedge.errors import ConfigError, ModelError, VisionedgeError
 from visionedge.frames import Detections, Picture, Placement
 from visionedge.inference.arithmetic import open_on_cpu
-from visionedge.inference.calibration import METHODS, Observed, folded, observe
+from visionedge.inference.calibration import METHODS, Observed, Values, folded, observe
 from visionedge.inference.contest import Pace, paces
 from visionedge.inference.detections import Selection
 from visionedge.inference.graph import checked_network, compile_graph
@@ -28,7 +28,6 @@ _FLOOR = 0.01
 _SPEED_S = 0.8  # for each pair of fp32 and a recipe
 _WITHIN_REACH = 0.15  # so much of the boxes can be won back by finer ranges
 _TUNED_BY = 10  # pictures
-_MOST_TUNED = 2  # recipes: it takes minutes, and what fails twice fails for another reason
 _INTEGERS = frozenset(
     {"QuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"}
 )
@@ -170,7 +169,6 @@ class _Workshop:
     material: Material
     tolerance: Tolerance
     tell: Callable[[str], None]
-    tuned: int = 0
 
     def half(self) -> Made:
         """In float16."""
@@ -190,24 +188,27 @@ class _Workshop:
         ways, fp32_ms = self._timed(observed)
         wanted = _named(only, ways)
         tuner = Tuner(self.simple, self.model.reading, observed, _spread(pictures, _TUNED_BY))
-        attempts: list[tuple[Tried, onnx.ModelProto]] = []
-        while wanted and not (attempts and attempts[-1][0].refusal is None):
+        attempts: list[_Attempt] = []
+        while wanted and not (attempts and attempts[-1].tried.refusal is None):
             ways.remove(wanted[0])
             attempts += self._both_widths(*wanted.pop(0), tuner, reference)
         if not attempts:
             raise ModelError("has no convolutions that integers could compute")
-        chosen, network = max(attempts, key=lambda attempt: _likeness(attempt[0]))
-        tried = [attempt[0] for attempt in attempts]
+        best = max(attempts, key=_likeness)
+        if best.tried.refusal is not None and self._within_reach(best.tried):
+            attempts.append(self._tuned(best, tuner, reference))
+        best = max(attempts, key=_likeness)
+        tried = [attempt.tried for attempt in attempts]
         tried += [Tried(str(recipe), pace) for recipe, pace in ways]
-        return Made(network, tuple(tried), chosen, fp32_ms)
+        return Made(best.network, tuple(tried), best.tried, fp32_ms)
 
     def _both_widths(
         self, recipe: Recipe, pace: Pace, tuner: Tuner, reference: Sequence[Detections]
-    ) -> Iterator[tuple[Tried, onnx.ModelProto]]:
+    ) -> Iterator["_Attempt"]:
         """A recipe in narrow weights; where that is nearly good enough, in wide ones, of the same pace."""
         narrow = self._attempt(recipe, pace, tuner, reference)
         yield narrow
-        if narrow[0].refusal is not None and self._within_reach(narrow[0]):
+        if narrow.tried.refusal is not None and self._within_reach(narrow.tried):
             yield self._attempt(replace(recipe, narrow=False), pace, tuner, reference)
 
     def _within_reach(self, way: Tried) -> bool:
@@ -218,18 +219,20 @@ class _Workshop:
 
     def _attempt(
         self, recipe: Recipe, pace: Pace, tuner: Tuner, reference: Sequence[Detections]
-    ) -> tuple[Tried, onnx.ModelProto]:
-        """A recipe with one way to set ranges for all; where that is not quite enough, tensor by tensor."""
+    ) -> "_Attempt":
+        """A recipe with the one way to set all ranges that suits it best."""
         method, values = tuner.one_for_all(recipe)
         network = quantised(self.simple, values, recipe)
         way = self._judged(Tried(f"{recipe}; ranges {method}", pace), network, reference)
-        if way.refusal is None or not self._within_reach(way) or self.tuned == _MOST_TUNED:
-            return way, network
-        self.tuned += 1
-        self.tell("setting the ranges tensor by tensor")
-        finer = quantised(self.simple, tuner.each(recipe, values), recipe)
-        better = self._judged(Tried(f"{recipe}; ranges tensor by tensor", pace), finer, reference)
-        return max((way, network), (better, finer), key=lambda attempt: _likeness(attempt[0]))
+        return _Attempt(way, network, recipe, values)
+
+    def _tuned(self, attempt: "_Attempt", tuner: Tuner, reference: Sequence[Detections]) -> "_Attempt":
+        """With ranges set tensor by tensor, which takes minutes."""
+        self.tell(f"setting the ranges of '{attempt.recipe}' tensor by tensor")
+        values = tuner.each(attempt.recipe, attempt.values)
+        network = quantised(self.simple, values, attempt.recipe)
+        way = Tried(f"{attempt.recipe}; ranges tensor by tensor", attempt.tried.pace)
+        return replace(attempt, tried=self._judged(way, network, reference), network=network, values=values)
 
     def _reference(self) -> list[Detections]:
         """What fp32 sees.
@@ -327,9 +330,20 @@ def _spread(pictures: Sequence[Picture], most: int) -> list[Picture]:
     return [pictures[index * len(pictures) // most] for index in range(most)]
 
 
-def _likeness(tried: Tried) -> tuple[bool, float]:
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A recipe carried out with ranges, and what came of it."""
+
+    tried: Tried
+    network: onnx.ModelProto
+    recipe: Recipe
+    values: Values
+
+
+def _likeness(attempt: _Attempt) -> tuple[bool, float]:
     """For comparing: what is not refused goes first, then what is more alike."""
-    if tried.parity is None:
+    parity = attempt.tried.parity
+    if parity is None:
         return False, 0.0
-    lost = 0.0 if tried.parity.ap is None else tried.parity.ap.ap_fp32 - tried.parity.ap.ap
-    return tried.refusal is None, tried.parity.matched - tried.parity.shift - lost
+    lost = 0.0 if parity.ap is None else parity.ap.ap_fp32 - parity.ap.ap
+    return attempt.tried.refusal is None, parity.matched - parity.shift - lost
