@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from visionedge.frames import Detections
 from visionedge.inference.graph import checked_network
 from visionedge.inference.model import Model
-from visionedge.inference.parity import LEAST_BOXES, Tolerance, compare
+from visionedge.inference.parity import LEAST_BOXES, SMALL_IOU, Tolerance, compare
 from visionedge.inference.precision import Sample, in_integers
 from visionedge.inference.refining import distance_to, outputs_of
 
@@ -44,10 +44,10 @@ def agreement(
     apart: Callable[[], Apart | None],
 ) -> Agreement:
     """Judge what both saw on the same pictures; where that is too little, `apart` is asked (`apart_here`)."""
-    parity = compare(fp32, variant)
+    parity = compare(fp32, variant, iou=SMALL_IOU)
     if parity.boxes >= LEAST_BOXES:
         words = f"{parity.matched:.0%} of {parity.boxes} boxes agree here"
-        return Agreement(words, parity.refusal(tolerance))
+        return Agreement(words, parity.refusal(tolerance.on_other_pictures()))
     away = apart()
     if away is None:
         return Agreement("floats round alike everywhere, so its report counts")

@@ -1,7 +1,7 @@
 """How alike two precisions of a model are: boxes that both see, how far scores moved, AP where known."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,12 @@ CONFIDENCE = 0.3
 LEAST_BOXES = 10
 """With fewer, pictures say nothing of a variant."""
 
-_SAME_IOU = 0.9
+SAME_IOU = 0.9
+"""From this overlap on two boxes are the same thing."""
+
+SMALL_IOU = 0.75
+"""As much for people far away, as on the bundled clip: a pixel is a tenth of such a box."""
+
 # A box just above the line in one precision may be just below it in the other.
 PARTNER_CONFIDENCE = CONFIDENCE / 2
 
@@ -28,6 +33,10 @@ class Tolerance:
     unmatched: float = 0.10
     shift: float = 0.05
     ap_loss: float = 0.010
+
+    def on_other_pictures(self) -> "Tolerance":
+        """For pictures that a variant was not made for: twice the shift. A bad one moves by more still."""
+        return replace(self, shift=2 * self.shift)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +54,7 @@ class Precisions:
 class Parity:
     """A variant beside fp32. `boxes` are those that either sees at `CONFIDENCE`.
 
-    `matched` is the share of them that the other sees too: same class, IoU of 0.9 or more, at half that
+    `matched` is the share of them that the other sees too: same class, an IoU of `iou` or more, at half that
     score or above, and each is seen once. `shift` and `largest_shift` are how far the scores of matched boxes
     lie apart.
     """
@@ -56,6 +65,7 @@ class Parity:
     shift: float
     largest_shift: float
     ap: Precisions | None = None
+    iou: float = SAME_IOU
 
     def refusal(self, tolerance: Tolerance) -> str | None:
         """Why this is not good enough, in one clause; None where it is."""
@@ -80,7 +90,7 @@ class Parity:
             "pictures": self.pictures,
             "boxes": self.boxes,
             "confidence": CONFIDENCE,
-            "iou": _SAME_IOU,
+            "iou": self.iou,
             "matched": round(self.matched, 4),
             "scoreShift": round(self.shift, 4),
             "largestScoreShift": round(self.largest_shift, 4),
@@ -118,6 +128,7 @@ class Parity:
                 _share(ap["fp32Ap50"]),
                 _share(ap["variantAp50"]),
             ),
+            _share(document["iou"]),
         )
 
 
@@ -128,11 +139,15 @@ def _share(value: object) -> float:
 
 
 def compare(
-    reference: Sequence[Detections], variant: Sequence[Detections], ap: Precisions | None = None
+    reference: Sequence[Detections],
+    variant: Sequence[Detections],
+    ap: Precisions | None = None,
+    *,
+    iou: float = SAME_IOU,
 ) -> Parity:
     """Compare what two precisions see on the same pictures; detections from half of `CONFIDENCE` on."""
     pairs = zip(reference, variant, strict=True)
-    shifts = np.concatenate([np.zeros(0), *(_shifts(some, others) for some, others in pairs)])
+    shifts = np.concatenate([np.zeros(0), *(_shifts(some, others, iou) for some, others in pairs)])
     found = shifts[np.isfinite(shifts)]
     return Parity(
         pictures=len(reference),
@@ -141,20 +156,21 @@ def compare(
         shift=float(found.mean()) if len(found) else 0.0,
         largest_shift=float(found.max(initial=0.0)),
         ap=ap,
+        iou=iou,
     )
 
 
-def _shifts(some: Detections, others: Detections) -> NDArray[np.float64]:
+def _shifts(some: Detections, others: Detections, iou: float) -> NDArray[np.float64]:
     """How far the score of each counting box of either side lies from its partner's; NaN without one."""
     sides = [np.full(len(some), np.nan), np.full(len(others), np.nan)]
-    for one, other in _partners(some, others):
+    for one, other in _partners(some, others, iou):
         away = abs(float(some.scores[one]) - float(others.scores[other]))
         sides[0][one] = sides[1][other] = away
     counting = [side[seen.scores >= CONFIDENCE] for side, seen in zip(sides, (some, others), strict=True)]
     return np.concatenate(counting)
 
 
-def _partners(some: Detections, others: Detections) -> Iterator[tuple[int, int]]:
+def _partners(some: Detections, others: Detections, iou: float) -> Iterator[tuple[int, int]]:
     """Pairs of boxes that are the same thing, each box in one pair at most.
 
     The best overlap pairs first, of equal ones the nearest scores: models that suppress nothing may give one
@@ -163,7 +179,7 @@ def _partners(some: Detections, others: Detections) -> Iterator[tuple[int, int]]
     same = _same(some, others)
     ways = sorted(
         (_rank(float(same[one, other]), _values(some, one), _values(others, other)), one, other)
-        for one, other in np.argwhere(same >= _SAME_IOU).tolist()
+        for one, other in np.argwhere(same >= iou).tolist()
     )
     taken: tuple[set[int], set[int]] = (set(), set())
     for _, one, other in ways:

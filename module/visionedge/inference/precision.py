@@ -18,7 +18,7 @@ from visionedge.inference.graph import checked_network, compile_graph
 from visionedge.inference.half import halved, rounded
 from visionedge.inference.int8 import Recipe, quantised, recipes
 from visionedge.inference.model import Model
-from visionedge.inference.parity import LEAST_BOXES, Parity, Precisions, Tolerance, compare
+from visionedge.inference.parity import LEAST_BOXES, SMALL_IOU, Parity, Precisions, Tolerance, compare
 from visionedge.inference.refining import Tuner
 
 Precision = Literal["fp16", "int8"]
@@ -285,7 +285,7 @@ class _Workshop:
             words = here.refusal(self.tolerance)
             refusal = words and f"with the integer kernels of this processor {words}"
         if refusal is None and (common := self._in_common(network)) is not None:
-            words = common.refusal(self.tolerance)
+            words = common.refusal(self.tolerance.on_other_pictures())
             refusal = words and f"on the bundled clip {words}: its ranges were set by pictures unlike it"
         verdict = "good enough" if refusal is None else refusal
         self.tell(f"{way.words}: {parity.matched:.1%} of {parity.boxes} boxes agree; {verdict}")
@@ -296,7 +296,8 @@ class _Workshop:
         seen = self._look(self.network, samples=self.material.common)
         if compare(seen, seen).boxes < LEAST_BOXES:
             return None
-        return compare(seen, self._look(network, exact=True, samples=self.material.common))
+        others = self._look(network, exact=True, samples=self.material.common)
+        return compare(seen, others, iou=SMALL_IOU)
 
     def _beside(self, reference: Sequence[Detections], seen: Sequence[Detections]) -> Parity:
         return compare(reference, seen, self._ap(reference, seen))
