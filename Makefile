@@ -20,7 +20,7 @@ BASE_IMAGE ?=
 IMAGE ?= visionedge:$(VARIANT)
 UV = uv==0.13.9
 
-.PHONY: help run demo-edge chaos soak test test-gpu-libs check format bench image lock setup clean
+.PHONY: help run demo-edge chaos soak test test-gpu-libs check format bench figures image lock setup clean
 
 # Brings .venv up to date for `run` or `dev`; the second time it finds nothing to do.
 define prepare
@@ -83,6 +83,10 @@ format: ## rewrite the sources as `make check` wants them
 bench: ## how fast this machine is: the pipeline beside a plain loop, ARGS for more
 	$(prepare) dev
 	@VISIONEDGE_DATA='$(VISIONEDGE_DATA)' .venv/bin/visionedge bench $(if $(ARGS),$(ARGS),pipeline --baseline)
+
+figures: ## all figures of docs/performance.md, on a quiet machine: ARGS="--model yolox.onnx --video vtest.avi"
+	$(prepare) dev
+	@VISIONEDGE_DATA='$(VISIONEDGE_DATA)' .venv/bin/python tools/figures.py $(ARGS)
 
 image: ## the container image: VARIANT=cpu|gpu, BASE_IMAGE=…, IMAGE=name:tag, WITH_PYAV=0 for one without GPL
 	docker build -f Dockerfile.$(VARIANT) -t $(IMAGE) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \

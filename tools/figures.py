@@ -1,0 +1,231 @@
+"""Every figure that docs/performance.md speaks of, measured one bench after the other on a quiet machine.
+
+    make figures ARGS="--model yolox_nano.onnx --video vtest.avi --large yard-1080p.mp4"
+
+One JSON document with all reports, and a table of what was wanted and what was seen. It takes about ten
+minutes. Without --model and --video those of the package are measured alone; without --large no memory is.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Report = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Load:
+    """A bench to run, by its name in the document."""
+
+    name: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What is wanted of a report: at least or at most so much. `read` gives None where it tells nothing."""
+
+    what: str
+    load: str
+    read: Callable[[Report], float | None]
+    least: float | None = None
+    most: float | None = None
+
+    def line(self, report: Report) -> dict[str, Any] | None:
+        """The figure as it was seen."""
+        seen = self.read(report)
+        if seen is None:
+            return None
+        met = (self.least is None or seen >= self.least) and (self.most is None or seen <= self.most)
+        wanted = f">= {self.least:g}" if self.least is not None else f"<= {self.most:g}"
+        return {"load": self.load, "what": self.what, "wanted": wanted, "seen": seen, "met": met}
+
+
+def loads(model: str | None, video: str | None, large: str | None) -> list[Load]:
+    """What is run, in this order."""
+    source = ("--source", video) if video else ()
+    found = []
+    for name, given in (("bundled", None), ("model", model)):
+        if name == "bundled" or given:
+            which = ("--model", given) if given else ()
+            found.append(Load(f"engine, {name}", ("engine", "--rounds", "9", *which)))
+            baseline = ("pipeline", "--cameras", "4", "--baseline", "--rounds", "5", *source, *which)
+            found.append(Load(f"pipeline, {name}", baseline))
+    found.append(Load("process", ("pipeline", "--cameras", "4", "--compare-process", "--rounds", "5")))
+    overload = ("--cameras", "64", "--fps", "5", "--source", "synthetic:640x360@5", "--seconds", "60")
+    found.append(Load("overload", ("pipeline", *overload, "--rounds", "1")))
+    search = ("--fps", "5", "--saturate", "--source", "synthetic:1280x720@30", "--rounds", "1")
+    found.append(Load("saturation", ("pipeline", *search)))
+    found.append(Load("decode", ("decode",)))
+    if large:
+        memory = ("--cameras", "16", "--fps", "30", "--rounds", "1", "--seconds", "20", "--source", large)
+        found.append(Load("memory", ("pipeline", *memory)))
+    found.append(
+        Load("http", ("http", "--clients", "16", "--rate", "200", "--rounds", "5", "--seconds", "8"))
+    )
+    return found
+
+
+def figures(load: str) -> list[Figure]:
+    """What is wanted of a load."""
+    kind = load.partition(",")[0]
+    return [Figure(what, load, read, **limit) for what, read, limit in _WANTED.get(kind, [])]
+
+
+def _at(*keys: str) -> Callable[[Report], float | None]:
+    """Reads a number down in a report."""
+
+    def read(report: Report) -> float | None:
+        value: Any = report
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return None if value is None else float(value)
+
+    return read
+
+
+def _least_bare(report: Report) -> float | None:
+    return min((float(row["engineToBare"]) for row in report["bare"]), default=None)
+
+
+def _least_bare_by_cpu(report: Report) -> float | None:
+    return min((float(row["engineToBareByCpu"]) for row in report["bare"]), default=None)
+
+
+def _in_integers(report: Report) -> float | None:
+    """The speed to the plain loop's, where the plan took the int8 variant: the loop computes fp32."""
+    return float(report["ratio"]["framesPerSecond"]) if report["precision"] == "int8" else None
+
+
+def _to_the_bound(report: Report) -> float | None:
+    """The latency's 99th percentile in parts of two batches and a frame's interval."""
+    ours = report["pipeline"]
+    bound_ms = 2 * ours["stagesMs"]["infer"] + 1000 / report["load"]["fps"]
+    return round(float(ours["latencyMs"]["p99"]) / float(bound_ms), 3)
+
+
+def _cost(key: str) -> Callable[[Report], float | None]:
+    """What the pipeline lost to the clients, or a share of the cores, in percent."""
+
+    def read(report: Report) -> float | None:
+        value = report["pipeline"][key]
+        if value is None:
+            return None
+        share = float(value)
+        return round(100 * (1 - share if key == "kept" else share), 2)
+
+    return read
+
+
+Wanted = tuple[str, Callable[[Report], float | None], dict[str, float]]
+
+_WANTED: Mapping[str, Sequence[Wanted]] = {
+    "engine": [
+        ("plan/best", _at("choice", "shareOfBest"), {"least": 0.95}),
+        ("engine/bare session.run, the least", _least_bare, {"least": 0.97}),
+        ("the same by processor time", _least_bare_by_cpu, {"least": 0.97}),
+        ("compiled/original, time", _at("onePicture", "compiledToOriginal"), {"most": 1.08}),
+        ("compiled/(numpy + original + numpy)", _at("onePicture", "compiledToPlain"), {"most": 0.9}),
+    ],
+    "pipeline": [
+        ("frames/s to the plain loop", _at("ratio", "framesPerSecond"), {"least": 1.35}),
+        ("the same with int8 chosen", _in_integers, {"least": 2.3}),
+        ("frames/s to the ceiling", _at("ceiling", "alone", "speedToCeiling"), {"least": 0.85}),
+        ("frames/s to bare threads at once", _at("ceiling", "atOnce", "toMeasured"), {"least": 0.85}),
+        ("CPU of a frame to the bare parts", _at("ceiling", "alone", "cpuToBare"), {"most": 1.15}),
+        ("the same, bare parts at once", _at("ceiling", "atOnce", "cpuToBare"), {"most": 1.15}),
+        ("boxes that the plain loop sees too", _at("sameness", "matched"), {"least": 0.9}),
+    ],
+    "process": [("own process/none", _at("processRatio", "framesPerSecond"), {"least": 0.97})],
+    "overload": [
+        ("fairness (Jain)", _at("pipeline", "fairness"), {"least": 0.99}),
+        ("latency p99 to two batches and an interval", _to_the_bound, {"most": 1.0}),
+    ],
+    "decode": [
+        ("above decoding, to OpenCV's", _at("ratio", "aboveDecoding"), {"most": 0.45}),
+        ("5 of 30 pictures/s, to decoding all", _at("ratio", "fps"), {"most": 0.65}),
+        ("0.5 of 30 pictures/s", _at("ratio", "keyFps"), {"most": 0.15}),
+        ("mean error, grey levels", _at("meanErrorGreyLevels", "most"), {"most": 2.0}),
+    ],
+    "memory": [("resident, MiB", _at("pipeline", "rssMiB"), {"most": 700.0})],
+    "http": [
+        ("lost to the clients, %", _cost("kept"), {"most": 3.0}),
+        ("the module's part of the cores, %", _cost("serverShare"), {"most": 3.0}),
+        ("latency p99, ms", _at("http", "latencyMs", "p99"), {"most": 20.0}),
+    ],
+}
+
+
+def run(load: Load, folder: Path) -> Report:
+    """Run a bench; its report, or ``{"error": why}``."""
+    path = folder / "report.json"
+    path.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "visionedge", "bench", *load.words, "--json", str(path)]
+    print(f"--- {load.name}: visionedge bench {' '.join(load.words)}", file=sys.stderr)
+    code = subprocess.run(command, check=False, stdout=sys.stderr).returncode
+    if code != 0 or not path.exists():
+        return {"error": f"visionedge bench {' '.join(load.words)} ended with {code}"}
+    report: Report = json.loads(path.read_text(encoding="utf-8"))
+    return report
+
+
+def lines_of(reports: Mapping[str, Report]) -> list[dict[str, Any]]:
+    """All figures of these reports, by the loads' names."""
+    return [
+        line
+        for name, report in reports.items()
+        if "error" not in report
+        for figure in figures(name)
+        if (line := figure.line(report)) is not None
+    ]
+
+
+def table(lines: Sequence[Mapping[str, Any]], reports: Mapping[str, Report]) -> str:
+    """The figures as a table in Markdown, with what could not be run below it."""
+    rows = [
+        f"| {each['load']} | {each['what']} | {each['wanted']} | {each['seen']:g} |"
+        f" {'yes' if each['met'] else 'no'} |"
+        for each in lines
+    ]
+    failed = [f"\n{name}: {report['error']}" for name, report in reports.items() if "error" in report]
+    return (
+        "\n".join(["| load | figure | wanted | seen | met |", "|---|---|---|---|---|", *rows, *failed]) + "\n"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; exit code 1 when a bench could not be run."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", metavar="FILE", help="another model beside the bundled one")
+    parser.add_argument("--video", metavar="FILE", help="what the cameras play (default: the bundled clip)")
+    parser.add_argument(
+        "--large", metavar="FILE", help="a 1080p video of 25 s or more, for the memory of 16 cameras"
+    )
+    parser.add_argument("--only", metavar="WORD", default="", help="only loads with this in their names")
+    parser.add_argument("--list", action="store_true", help="tell the commands and run nothing")
+    parser.add_argument("--out", metavar="FILE", default="figures.json", help="(default: %(default)s)")
+    given = parser.parse_args(arguments)
+    wanted = [each for each in loads(given.model, given.video, given.large) if given.only in each.name]
+    if given.list:
+        print("\n".join(f"visionedge bench {' '.join(load.words)}" for load in wanted))
+        return 0
+    if os.getloadavg()[0] > 0.5:
+        print(f"load average {os.getloadavg()[0]:.1f}: this machine is not quiet", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        reports = {load.name: run(load, Path(folder)) for load in wanted}
+    lines = lines_of(reports)
+    document = {"schema": "visionedge/figures/1", "figures": lines, "reports": reports}
+    Path(given.out).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(table(lines, reports), end="")
+    return 1 if any("error" in report for report in reports.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
