@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tiny_deep import deep_detector, save_deep
-from tiny_models import TinyDetector, pictures
+from tiny_models import MEAN, STD, TinyDetector, pictures
 from visionedge.errors import ModelError
 from visionedge.inference.arithmetic import open_on_cpu
 from visionedge.inference.calibration import Values, folded, observe
@@ -61,6 +61,14 @@ def computed(network: onnx.ModelProto, folder: Path) -> list[str]:
 
 def away(some: dict[str, NDArray[Any]], others: dict[str, NDArray[Any]]) -> float:
     return max(float(np.abs(some[name] - others[name]).max()) for name in some)
+
+
+def test_values_are_looked_at_in_the_units_of_the_network_itself(values: Values) -> None:
+    """The compiler may put the normalisation's factor into the first convolution; ranges are set without."""
+    low, high = values.ranges["image"]
+    mean, std = np.array(MEAN), np.array(STD)
+    assert low == pytest.approx((-mean / std).min(), abs=0.05)
+    assert high == pytest.approx(((255 - mean) / std).max(), abs=0.05)
 
 
 def test_every_recipe_gives_nearly_what_float_gives(simple: onnx.ModelProto, values: Values) -> None:

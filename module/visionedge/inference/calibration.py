@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from visionedge.errors import ModelError
 from visionedge.frames import Picture
@@ -178,11 +178,8 @@ class _Watched:
     def __init__(self, network: onnx.ModelProto, reading: Reading) -> None:
         copy = onnx.ModelProto()
         copy.CopyFrom(network)
-        graph = compile_graph(copy, reading)
-        made = {name for node in graph.graph.node for name in node.output}
-        self.names = sorted(float_tensors(network.graph) & made)
-        for name in self.names:
-            graph.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+        self.names = sorted(float_tensors(network.graph))
+        graph = compile_graph(copy, reading, watched=self.names)
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         # An optimised graph no longer has the tensors that are asked for as they were.

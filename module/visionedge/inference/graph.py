@@ -6,6 +6,8 @@ Colour order, normalisation and layout are nodes in front of the network, decodi
 rows nodes behind it. N is open where the model leaves it open, and as the model has it otherwise.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -47,8 +49,13 @@ def checked_network(model: Model) -> onnx.ModelProto:
     return file.proto
 
 
-def compile_graph(network: onnx.ModelProto, reading: Reading, rows: int = ROWS) -> onnx.ModelProto:
-    """`network` with our nodes around it; it is changed in place and returned."""
+def compile_graph(
+    network: onnx.ModelProto, reading: Reading, rows: int = ROWS, *, watched: Sequence[str] = ()
+) -> onnx.ModelProto:
+    """`network` with our nodes around it; it is changed in place and returned.
+
+    The float tensors `watched` become outputs too, with the values that they have in the network itself.
+    """
     graph = network.graph
     nodes = Nodes(_opset(network), _names(graph))
     pictures, result = nodes.name("pictures"), nodes.name("rows")
@@ -65,14 +72,18 @@ def compile_graph(network: onnx.ModelProto, reading: Reading, rows: int = ROWS) 
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend([*nodes.nodes[:front], *body, *nodes.nodes[front:]])
     graph.initializer.extend(nodes.constants)
-    batch = reading.input.batch or "N"
-    size = [reading.input.height_px, reading.input.width_px, 3]
-    graph.input.append(helper.make_tensor_value_info(pictures, TensorProto.UINT8, [batch, *size]))
-    graph.output.append(helper.make_tensor_value_info(result, TensorProto.FLOAT, [batch, None, 6]))
+    _declare(graph, pictures, result, reading.input)
+    graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in watched)
     fold_focus(graph)
     for cast in [node for node in graph.node if node.op_type == "Cast" and node.name in ours]:
         fold_scale(graph, cast.output[0])
     return network
+
+
+def _declare(graph: onnx.GraphProto, pictures: str, result: str, picture: NetworkInput) -> None:
+    batch, size = picture.batch or "N", [picture.height_px, picture.width_px, 3]
+    graph.input.append(helper.make_tensor_value_info(pictures, TensorProto.UINT8, [batch, *size]))
+    graph.output.append(helper.make_tensor_value_info(result, TensorProto.FLOAT, [batch, None, 6]))
 
 
 def _prepared(nodes: Nodes, pictures: str, target: NetworkInput, way: Preprocess) -> str:
