@@ -34,7 +34,6 @@ _AS_GOOD = 0.98
 """Pairs this near to the best are its equals, and the one that answers soonest is taken."""
 
 _FINAL_ROUNDS = 12
-_MATCH_ROUNDS = 5
 
 
 _SURE_ROUNDS = 3
@@ -136,9 +135,14 @@ def _final(book: "_Book", trial: Trial, left_s: Callable[[], float]) -> None:
             break
         for pair in finalists if number % 2 else reversed(finalists):
             book.run(trial, pair, _TRIAL_S)
-    match = {pair: book.samples[pair][count:] for pair, count in before.items() if pair in book.samples}
-    if len(match) > 1 and all(len(given) >= _MATCH_ROUNDS for given in match.values()):
-        book.match = match
+    given = {pair: book.samples[pair] for pair in finalists if pair in book.samples}
+    if len(given) < 2:
+        return
+    match = {pair: samples[before[pair] :] for pair, samples in given.items()}
+    rounds = min(map(len, match.values()))
+    if rounds == 0:  # there was no time for any: what both have done has to do
+        match, rounds = given, min(map(len, given.values()))
+    book.match = {pair: samples[:rounds] for pair, samples in match.items()}
 
 
 def fit(lanes: int, points: Mapping[int, float]) -> Fit:
@@ -188,7 +192,7 @@ def _clearly_better(given: Sequence[Sample], than: Sequence[Sample]) -> bool:
     """Whether one pair beat another by more than the machine's moods."""
     ratios = sorted(ours.frames_per_s / theirs.frames_per_s for ours, theirs in zip(given, than, strict=True))
     if len(ratios) < _SURE_ROUNDS:
-        return ratios[0] > (1.1 if len(ratios) == 1 else 1.05)
+        return ratios[0] > (1.25 if len(ratios) == 1 else 1.1)
     return median(ratios) > 1.02 and ratios[len(ratios) // 4] > 1
 
 
