@@ -80,6 +80,9 @@ class BatcherStatistics:
 
 @dataclass(slots=True)
 class _Slot:
+    room: threading.Condition
+    """The slot turned empty: a camera that is flat out waits here, and is not woken for the others."""
+
     frame: Frame | None = None
     flying: Frame | None = None
     open: bool = True
@@ -110,9 +113,8 @@ class Batcher:
         self._slots: dict[str, _Slot] = {}  # in the order of turns: a camera that was served moves to the end
         self._batch_sizes: Counter[int] = Counter()
         self._closed = False
-        lock = threading.Lock()
-        self._work = threading.Condition(lock)  # a frame may be ready; lanes wait here
-        self._room = threading.Condition(lock)  # a slot turned empty; flat-out cameras wait here
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)  # a frame may be ready; lanes wait here
 
     def __repr__(self) -> str:
         slots = list(self._slots.values())
@@ -126,7 +128,9 @@ class Batcher:
     def open(self, camera: str) -> None:
         """Take frames of a camera from now on; its counters go on where they were."""
         with self._work:
-            self._slots.setdefault(camera, _Slot()).open = True
+            if camera not in self._slots:
+                self._slots[camera] = _Slot(threading.Condition(self._lock))
+            self._slots[camera].open = True
 
     def close_camera(self, camera: str) -> None:
         """Take no more frames of a camera; one that waits is discarded, one in flight is finished."""
@@ -163,9 +167,9 @@ class Batcher:
 
         For files that are read as fast as they are analysed. True at once for a closed camera.
         """
-        with self._room:
+        with self._work:
             slot = self._slots[camera]
-            return self._room.wait_for(lambda: slot.frame is None, timeout_s)
+            return slot.room.wait_for(lambda: slot.frame is None, timeout_s)
 
     def take(self, timeout_s: float | None = None, most: int | None = None) -> Batch | None:
         """Wait for frames and take up to `most` of them; None when all is closed (or `timeout_s` went by)."""
@@ -245,7 +249,7 @@ class Batcher:
             if now_ns - slot.frame.captured_ns > self._max_age_ns:
                 slot.frame = None
                 slot.dropped[Drop.STALE] += 1
-                self._room.notify_all()
+                slot.room.notify_all()
             else:
                 ready.append(slot.frame)
         return ready
@@ -261,9 +265,9 @@ class Batcher:
         for frame in frames:
             slot = self._slots.pop(frame.camera)
             slot.frame, slot.flying = None, frame
+            slot.room.notify_all()
             self._slots[frame.camera] = slot
         self._batch_sizes[len(frames)] += 1
-        self._room.notify_all()
         # One put wakes one lane; what that lane left behind is for the next.
         if any(slot.frame is not None and slot.flying is None for slot in self._slots.values()):
             self._work.notify()
@@ -284,4 +288,4 @@ class Batcher:
         if slot.frame is not None:
             slot.frame = None
             slot.dropped[Drop.DISCARDED] += 1
-            self._room.notify_all()
+            slot.room.notify_all()
