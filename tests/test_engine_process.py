@@ -132,6 +132,13 @@ def test_it_tells_what_an_engine_tells(opened: Opened, model: Model) -> None:
     assert "tiny ready" in repr(engine)
 
 
+def test_one_more_lane_than_compute_hides_the_way_to_the_child(opened: Opened, model: Model) -> None:
+    """And the child has a line for it, beside those for pictures that come over HTTP."""
+    here = open_engine(model, CPU)
+    assert here.callers == here.plan.lanes
+    assert opened.engine.callers == opened.engine.plan.lanes + 1
+
+
 def test_many_lanes_at_once_get_each_their_own(opened: Opened, model: Model, arena: Arena) -> None:
     """More threads than there are lines."""
     images = pictures(8)

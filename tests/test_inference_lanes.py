@@ -47,6 +47,10 @@ class Engine:
         self.least_scores: list[float | None] = []
         self.act: Callable[[int], Rows] = lambda count: np.stack([ONE_BOX] * count)
 
+    @property
+    def callers(self) -> int:
+        return self.plan.lanes
+
     def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
         return Computed(self.infer(pictures, least_score), self.device.effective)
 

@@ -29,13 +29,18 @@ ROWS: Rows = np.array([[0, 0, 32, 24, 0.9, 2]], np.float32)
 class Engine:
     """Notes what it computes; `hold` keeps its first batch until it is let go."""
 
-    def __init__(self, model: Model, lanes: int = 1) -> None:
+    def __init__(self, model: Model, lanes: int = 1, more: int = 0) -> None:
+        self.more = more
         self.model = model
         self.device = DeviceState("cpu", "cpu", Reason.ASKED_CPU, "", NOW)
         self.plan = Plan(lanes, (4,), "test")
         self.computed = 0
         self.began = threading.Event()
         self.hold: threading.Event | None = None
+
+    @property
+    def callers(self) -> int:
+        return self.plan.lanes + self.more
 
     def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
         return Computed(self.infer(pictures, least_score), self.device.effective)
@@ -183,7 +188,7 @@ def test_somebody_who_computes_beside_the_lanes_keeps_the_engine_open(stage: Sta
 def test_lanes_come_with_a_plan_that_wants_more_and_rest_with_one_that_wants_fewer(
     stage: Stage, small: Model
 ) -> None:
-    stage.lineup.adopt(Engine(small, lanes=3), SURE)
+    stage.lineup.adopt(Engine(small, lanes=2, more=1), SURE)
     assert sorted(stage.crew.alive()) == ["lane:0", "lane:1", "lane:2"]
     slow = Engine(small, lanes=1)
     slow.hold = threading.Event()

@@ -68,6 +68,10 @@ class AnyEngine(Protocol):
         """The lanes and batch sizes it was warmed up for."""
 
     @property
+    def callers(self) -> int:
+        """How many threads keep it busy: its plan's lanes, and one more where a batch has a way to go."""
+
+    @property
     def precision(self) -> Choice:
         """The precision it computes in, and why in that."""
 

@@ -57,6 +57,11 @@ class Engine:
         state = "closed" if self._session is None else "open"
         return f"<Engine {state} {self.model.name} on {self.device.effective} buckets={self.plan.buckets}>"
 
+    @property
+    def callers(self) -> int:
+        """How many threads keep it busy: the lanes of its plan."""
+        return self.plan.lanes
+
     def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
         """Compute pictures at the model's input size, uint8 (H, W, 3) BGR each: rows float32 (n, k, 6).
 

@@ -37,6 +37,10 @@ class Computes(Protocol):
     def plan(self) -> Plan:
         """The batches it likes."""
 
+    @property
+    def callers(self) -> int:
+        """How many lanes keep it busy."""
+
     def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
         """Pictures uint8 (H, W, 3) to rows float32 (n, k, 6), those below the least score may be left out."""
 

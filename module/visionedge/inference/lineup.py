@@ -21,7 +21,7 @@ _LOOK_AGAIN_S = 0.05
 
 
 class Lineup:
-    """Runs as many lanes as the plan of the engine in use has, on threads of `crew`; these are vital.
+    """Runs as many lanes as keep the engine in use busy, on threads of `crew`; these are vital.
 
     `adopt`, `select` and `follow` belong to one thread. `using` may be called by any, `settle` blocks.
     """
@@ -63,9 +63,9 @@ class Lineup:
                 self._now = Running(self._now.engine, selection)
 
     def follow(self) -> None:
-        """Have the lanes that the plan of the engine wants; to be called when that has changed."""
+        """Have the lanes that the engine wants; to be called when that has changed."""
         with self._changed:
-            wanted = 0 if self._now is None or self._closed else self._now.engine.plan.lanes
+            wanted = 0 if self._now is None or self._closed else self._now.engine.callers
             self._changed.notify_all()
         for number in range(self._lanes, wanted):
             lane = Lane(self._batcher, self, self._deliver, number=number, complaints=self._complaints)
@@ -89,10 +89,10 @@ class Lineup:
     # --- for the lanes, and for whoever computes beside them ------------------------------------------------
 
     def wanted(self, lane: int) -> bool:
-        """Wait until the plan has so many lanes; False once closed."""
+        """Wait until the engine wants so many lanes; False once closed."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._closed or (self._now is not None and lane < self._now.engine.plan.lanes)
+                lambda: self._closed or (self._now is not None and lane < self._now.engine.callers)
             )
             return not self._closed
 

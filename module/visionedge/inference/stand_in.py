@@ -41,6 +41,11 @@ class StandIn:
         return self._engine.plan
 
     @property
+    def callers(self) -> int:
+        """How many threads keep it busy."""
+        return self._engine.callers
+
+    @property
     def precision(self) -> Choice:
         """The precision it computes in."""
         return self._engine.precision

@@ -34,8 +34,8 @@ _PASSED_ON = (
     *("PATH", "HOME", "USER", "LANG", "LC_", "TZ", "TMPDIR", "XDG_", "LD_", "PYTHON", "VIRTUAL_ENV"),
     *("CUDA", "CUDNN", "CUBLAS", "NVIDIA", "TENSORRT", "ORT_", "OMP_", "MALLOC_", "STUB_"),
 )
-_SPARE_LINES = 2
-"""For pictures that come over HTTP, beside those of the lanes."""
+_SPARE_LINES = 3
+"""Beside those of the plan's lanes: for one lane more, and for pictures that come over HTTP."""
 
 _LINE_CHARACTERS = 1000
 _LINES_PER_S = 50
