@@ -13,7 +13,6 @@ left out of the wheel, and so of the images.
 """
 
 import itertools
-import os
 import signal
 import threading
 import time
@@ -164,7 +163,8 @@ def _strike(fault: Failing) -> None:
     """
     time.sleep(fault.slow_seconds)
     if fault.signal is not None:
-        os.kill(os.getpid(), signal.Signals[fault.signal])
+        # To this very thread: sent to the process, it could come after the batch is computed.
+        signal.raise_signal(signal.Signals[fault.signal])
     if fault.hang:
         threading.Event().wait()
     if fault.raises is not None:
