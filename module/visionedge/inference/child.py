@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from visionedge.errors import UnavailableError
@@ -54,10 +55,11 @@ def main(control_fd: int, pictures_fd: int, parent: int) -> None:
     wire.send(control, wire.facts_message(_facts(engine)))
     engine.checks_numbers &= order.checks_numbers
     engine.on_plan = lambda plan: wire.send(control, wire.plan_message(plan))
-    _, lines, _, _ = socket.recv_fds(control, 1, _MOST_LINES)
-    for number, line in enumerate(lines):
-        target = _Line(socket.socket(fileno=line), engine, window)
-        threading.Thread(target=target.serve, name=f"line:{number}", daemon=True).start()
+    _, fds, _, _ = socket.recv_fds(control, 1, _MOST_LINES)
+    requests, *lines = [socket.socket(fileno=fd) for fd in fds]
+    desk = _Desk(requests, lines, engine, window)
+    for number in range(engine.plan.lanes):
+        threading.Thread(target=desk.serve, name=f"lane:{number}", daemon=True).start()
     control.recv(1)  # nothing more is ever said: this waits for the module's end
 
 
@@ -104,11 +106,17 @@ def _depend_on(parent: int) -> None:
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO, encoding="ascii")
 
 
-class _Line:
-    """One of the sockets over which requests come; `serve` is a thread's target."""
+class _Desk:
+    """Where requests come and are answered; `serve` is the target of as many threads as the plan has lanes.
 
-    def __init__(self, sock: socket.socket, engine: Engine, window: Window) -> None:
-        self._sock = sock
+    No more than these compute at a time: they would only take each other's caches away.
+    """
+
+    def __init__(
+        self, requests: socket.socket, lines: Sequence[socket.socket], engine: Engine, window: Window
+    ) -> None:
+        self._requests = requests
+        self._lines = lines
         self._engine = engine
         self._window = window
         spec = engine.model.input
@@ -118,19 +126,20 @@ class _Line:
         """Compute until the module hangs up."""
         with contextlib.suppress(EOFError, OSError):
             while True:
-                self._answer(wire.next_request(self._sock))
+                self._answer(wire.next_request(self._requests))
 
     def _answer(self, request: wire.Request) -> None:
+        line = self._lines[request.line]
         pictures = [
-            self._window.picture(block) if block >= 0 else wire.receive_picture(self._sock, self._shape)
+            self._window.picture(block) if block >= 0 else wire.receive_picture(line, self._shape)
             for block in request.blocks
         ]
         try:
             rows = self._engine.infer(pictures, request.least_score)
         except EngineError as error:
-            wire.reply_failure(self._sock, error, self._engine.unplanned_shapes)
+            wire.reply_failure(line, error, self._engine.unplanned_shapes)
             return
-        wire.reply_rows(self._sock, rows, self._engine.unplanned_shapes)
+        wire.reply_rows(line, rows, self._engine.unplanned_shapes)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """What the module and the engine's child say to each other, over sockets that only the two have.
 
-The control socket carries the order (once, to the child), the answer to it (once, back), the lines: a socket
-for each batch that may be computed at the same time; and then, seldom, another plan (back). On a line
-requests and replies take turns.
+The control socket carries the order (once, to the child), the answer to it (once, back), the queue and the
+lines; and then, seldom, another plan (back). The queue takes whole requests from any thread and gives each to
+the first thread of the child that is free: the next one lies there when a batch is done, and no core waits
+for it to come. A line is a socket for each batch that may be asked for at a time; its reply comes there.
 
-    request   count, least score (NaN: all rows), `count` block numbers, the pixels of those in no block (-1)
-    reply     0, pictures, rows of each, unplanned shapes, then float32 (pictures, rows, 6)
-              1, 0, bytes of text, unplanned shapes, then the kind of fault, a line break, and why it failed
+    queue     line, count, least score (NaN: all rows), `count` block numbers
+    line      to the child: the pixels of pictures in no block (-1)
+              back: 0, pictures, rows of each, unplanned shapes, then float32 (pictures, rows, 6)
+              or 1, 0, bytes of text, unplanned shapes, then the kind of fault, a line break, the reason
 """
 
 import json
@@ -34,11 +36,14 @@ from visionedge.inference.plan import Measured, Plan
 from visionedge.inference.session import EngineError, NodePlaces
 
 _LENGTH = struct.Struct("<I")
-_REQUEST = struct.Struct("<Id")
+_REQUEST = struct.Struct("<IId")
 _REPLY = struct.Struct("<IIII")
 _ROWS, _FAILED = 0, 1
 _MOST_BYTES = 64 << 20
 """Of one message; more can only be a mistake."""
+
+_MOST_REQUEST_BYTES = 64 << 10
+"""Ten thousand pictures and more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,47 +220,59 @@ def _plan(document: Mapping[str, Any]) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Pictures to compute, by the block that they lie in; those in none (-1) follow, in order."""
+    """Pictures to compute, by the block that they lie in; those in none (-1) follow on the line, in order."""
 
+    line: int
     blocks: tuple[int, ...]
     least_score: float | None
 
 
-def ask(sock: socket.socket, request: Request, loose: Sequence[Picture], most_rows: int) -> tuple[Rows, int]:
-    """Send a request with its loose pictures and wait: the rows, and the child's count of unplanned shapes.
+def request_message(request: Request) -> bytes:
+    """What goes into the queue, in one piece."""
+    count = len(request.blocks)
+    least = math.nan if request.least_score is None else request.least_score
+    return _REQUEST.pack(request.line, count, least) + struct.pack(f"<{count}i", *request.blocks)
+
+
+def next_request(queue: socket.socket) -> Request:
+    """Wait for a request; any number of threads may.
+
+    Raises:
+        EOFError, OSError: the module is gone.
+    """
+    message = queue.recv(_MOST_REQUEST_BYTES)
+    if not message:
+        raise EOFError("the module is gone")
+    line, count, least = _REQUEST.unpack_from(message)
+    blocks = struct.unpack_from(f"<{count}i", message, _REQUEST.size)
+    return Request(line, blocks, None if math.isnan(least) else least)
+
+
+def send_pictures(line: socket.socket, loose: Sequence[Picture]) -> None:
+    """Send the pictures of a request that lie in no block."""
+    for picture in loose:
+        line.sendall(np.ascontiguousarray(picture).reshape(-1).data)
+
+
+def receive_rows(line: socket.socket, count: int, most_rows: int) -> tuple[Rows, int]:
+    """Wait for the answer to a request of `count` pictures: the rows, and the child's unplanned shapes.
 
     Raises:
         EngineError: the child could not compute them.
         EOFError, OSError: the child is gone, or out of its mind.
     """
-    count = len(request.blocks)
-    least = math.nan if request.least_score is None else request.least_score
-    sock.sendall(_REQUEST.pack(count, least) + struct.pack(f"<{count}i", *request.blocks))
-    for picture in loose:
-        sock.sendall(np.ascontiguousarray(picture).reshape(-1).data)
-    kind, pictures, size, unplanned = _REPLY.unpack(_exactly(sock, _REPLY.size))
+    kind, pictures, size, unplanned = _REPLY.unpack(_exactly(line, _REPLY.size))
     if kind == _FAILED:
         fault, _, words = (
-            bytes(_exactly(sock, min(size, _MOST_BYTES))).decode(errors="replace").partition("\n")
+            bytes(_exactly(line, min(size, _MOST_BYTES))).decode(errors="replace").partition("\n")
         )
         raise EngineError(words, Fault(fault) if fault in set(Fault) else None)
     if kind != _ROWS or pictures != count or size > most_rows:
         raise EOFError(f"a reply of {pictures} x {size} rows for {count} pictures")
     rows: Rows = np.empty((pictures, size, 6), np.float32)
     if rows.size:
-        _fill(sock, rows.data.cast("B"))
+        _fill(line, rows.data.cast("B"))
     return rows, unplanned
-
-
-def next_request(sock: socket.socket) -> Request:
-    """Wait for a request; its loose pictures come next (`receive_picture`).
-
-    Raises:
-        EOFError, OSError: the module is gone.
-    """
-    count, least = _REQUEST.unpack(_exactly(sock, _REQUEST.size))
-    blocks = struct.unpack(f"<{count}i", _exactly(sock, 4 * count))
-    return Request(blocks, None if math.isnan(least) else least)
 
 
 def receive_picture(sock: socket.socket, shape: tuple[int, int, int]) -> Picture:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -75,6 +76,14 @@ class RetiredError(EngineError):
     """Another child serves now; nothing of the batch was computed here."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Where the reply to a request comes, and its number in the child."""
+
+    number: int
+    socket: socket.socket
+
+
 class Worker:
     """A child process. Make it on a thread that lives on: the child is killed when that thread ends.
 
@@ -94,7 +103,9 @@ class Worker:
         self._verdict: str | None = None
         self._gone = False
         self._retired = False
-        self._lines: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[_Line | None] = queue.SimpleQueue()
+        self._queue: socket.socket | None = None
+        self._asking = threading.Lock()
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = _spawned(theirs, arena)
@@ -144,14 +155,18 @@ class Worker:
 
     def _connect(self, count: int) -> None:
         self._count = count
+        requests, their_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pairs = [socket.socketpair() for _ in range(count)]
+        self._queue = requests
         try:
-            socket.send_fds(self._control, [b"L"], [theirs.fileno() for _, theirs in pairs])
+            theirs = [their_requests.fileno(), *(end.fileno() for _, end in pairs)]
+            socket.send_fds(self._control, [b"L"], theirs)
         finally:
-            for ours, theirs in pairs:
-                theirs.close()
+            their_requests.close()
+            for number, (ours, end) in enumerate(pairs):
+                end.close()
                 ours.settimeout(self._limits.run_s)
-                self._lines.put(ours)
+                self._lines.put(_Line(number, ours))
 
     def compute(self, pictures: Pictures, least_score: float | None) -> Rows:
         """Let the child compute pictures: rows float32 (n, k, 6).
@@ -163,15 +178,17 @@ class Worker:
         """
         blocks = [self._arena.block_of(picture) for picture in pictures]
         loose = [picture for picture, block in zip(pictures, blocks, strict=True) if block is None]
-        request = wire.Request(tuple(-1 if block is None else block for block in blocks), least_score)
         line = self._free_line()
+        numbers = tuple(-1 if block is None else block for block in blocks)
         try:
-            rows, unplanned = wire.ask(line, request, loose, self._rows)
+            self._ask(wire.Request(line.number, numbers, least_score))
+            wire.send_pictures(line.socket, loose)
+            rows, unplanned = wire.receive_rows(line.socket, len(blocks), self._rows)
         except EngineError:
             self._give(line)
             raise
         except (EOFError, OSError) as error:
-            line.close()
+            line.socket.close()
             if isinstance(error, TimeoutError):
                 self.end(f"gave no answer within {self._limits.run_s:g} s", Fault.HANG)
             else:
@@ -181,7 +198,13 @@ class Worker:
         self.unplanned_shapes = max(self.unplanned_shapes, unplanned)
         return rows
 
-    def _free_line(self) -> socket.socket:
+    def _ask(self, request: wire.Request) -> None:
+        with self._asking:
+            if self._queue is None:
+                raise EOFError("it is gone")
+            self._queue.send(wire.request_message(request))
+
+    def _free_line(self) -> _Line:
         try:
             line = self._lines.get(timeout=self._limits.run_s)
         except queue.Empty:
@@ -193,7 +216,7 @@ class Worker:
             raise EngineAwayError(f"the engine's process {self.pid} is gone")
         return line
 
-    def _give(self, line: socket.socket) -> None:
+    def _give(self, line: _Line) -> None:
         self._lines.put(line)
         if self._gone:
             self._hang_up()
@@ -205,7 +228,7 @@ class Worker:
             while True:
                 line = self._lines.get_nowait()
                 if line is not None:
-                    line.close()
+                    line.socket.close()
         self._lines.put(None)
 
     def wait(self, on_plan: Callable[[Plan], None]) -> str:
@@ -223,7 +246,7 @@ class Worker:
                 line = self._lines.get(timeout=self._limits.run_s)
                 if line is None:
                     break  # it is gone
-                line.close()
+                line.socket.close()
         self._lines.put(None)
         self.leave()
 
@@ -260,6 +283,10 @@ class Worker:
             self.end("hung up and did not end")
             code = self._killed()
         self._control.close()
+        with self._asking:
+            if self._queue is not None:
+                self._queue.close()
+                self._queue = None
         self._hang_up()
         return _words(code, self._verdict)
 
