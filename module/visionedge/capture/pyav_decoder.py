@@ -1,8 +1,10 @@
 """PyAV's decoder of one stream, and what its pictures become."""
 
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -27,6 +29,8 @@ _SKIPPED = {Level.ALL: "DEFAULT", Level.REFERENCES: "NONREF", Level.KEYS: "DEFAU
 
 # Names of pixel formats whose planes are taken as they are; all others go the way over FFmpeg's own BGR.
 _PLANAR = re.compile(r"(?:yuvj?4\d\dp|gray)(?:(9|10|12|14|16)le)?")
+_FULL_BY_NAME: Mapping[str, bool | None] = {"yuvj": True, "gray": None}
+_SAMPLES = np.dtype(np.uint8), np.dtype("<u2")
 _TWO_PLANES = {"nv12": 255, "nv16": 255, "nv24": 255, "p010le": 65535, "p210le": 65535, "p410le": 65535}
 
 # FFmpeg's numbers. What a stream does not say (2) is BT.601, as FFmpeg and OpenCV have it.
@@ -150,25 +154,52 @@ class PyavPicture:
 
 def planes_of(frame: VideoFrame) -> Planes | None:
     """The planes of a frame, not copied; None for a pixel format that is none of brightness and colour."""
-    name = frame.format.name
-    planar = _PLANAR.fullmatch(name)
+    layout = _layout(frame.format.name)
     matrix = _MATRICES.get(frame.colorspace)
-    if (planar is None and name not in _TWO_PLANES) or matrix is None:
+    if layout is None or matrix is None:
         return None
-    white = (1 << int(planar[1] or 8)) - 1 if planar is not None else _TWO_PLANES[name]
-    luma, *chroma = (_array(p, 1 if planar or n == 0 else 2, white) for n, p in enumerate(frame.planes))
+    luma, *chroma = frame.planes
     # Grey has no colour to be squeezed for broadcasting, so it is full unless it says otherwise.
-    full = name.startswith("yuvj") or frame.color_range == _FULL_RANGE
-    full = full or (name.startswith("gray") and frame.color_range != _LIMITED_RANGE)
-    return Planes(luma, tuple(chroma), white, full, matrix, _quarter_turns(frame))
+    kept = layout.full if layout.full is not None else frame.color_range != _LIMITED_RANGE
+    return Planes(
+        _array(luma, layout.dtype),
+        tuple(_array(plane, layout.dtype, layout.together) for plane in chroma),
+        layout.white,
+        kept or frame.color_range == _FULL_RANGE,
+        matrix,
+        _quarter_turns(frame),
+    )
 
 
-def _array(plane: VideoPlane, channels: int, white: int) -> Plane:
-    dtype = np.dtype(np.uint8 if white == 255 else "<u2")
-    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-    row_bytes = plane.width * channels * dtype.itemsize
-    samples: Plane = rows[: plane.height, :row_bytes].view(dtype)
-    return samples if channels == 1 else samples.reshape(plane.height, plane.width, channels)
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How the planes of a pixel format lie: samples, white, colours together in one plane.
+
+    `full` None: full range unless the frame says otherwise.
+    """
+
+    dtype: np.dtype[Any]
+    white: int
+    together: int = 1
+    full: bool | None = False
+
+
+@lru_cache(maxsize=64)
+def _layout(name: str) -> _Layout | None:
+    if (white := _TWO_PLANES.get(name)) is not None:
+        return _Layout(_SAMPLES[white > 255], white, together=2)
+    planar = _PLANAR.fullmatch(name)
+    if planar is None:
+        return None
+    white = (1 << int(planar[1] or 8)) - 1
+    return _Layout(_SAMPLES[white > 255], white, full=_FULL_BY_NAME.get(name[:4], False))
+
+
+def _array(plane: VideoPlane, dtype: np.dtype[Any], together: int = 1) -> Plane:
+    shape = (plane.height, plane.width) if together == 1 else (plane.height, plane.width, together)
+    pixel_bytes = together * dtype.itemsize
+    strides = (plane.line_size, pixel_bytes, dtype.itemsize)[: len(shape)]
+    return np.ndarray(shape, dtype, memoryview(plane), strides=strides)
 
 
 def _quarter_turns(frame: VideoFrame) -> int:

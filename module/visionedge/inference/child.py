@@ -35,10 +35,15 @@ _PR_SET_PDEATHSIG = 1
 _FIRST_TO_GO = "500"
 _MOST_LINES = 250
 
+_YIELDS = 2
+"""By how much it is nicer than the module, whose cameras, lanes and answers over HTTP need a moment each; the
+kernel would let a batch that computes all the time go on for milliseconds before it is their turn."""
+
 
 def main(control_fd: int, pictures_fd: int, parent: int) -> None:
     """Serve until the module is gone; never returns."""
     settle_allocator()
+    os.nice(_YIELDS)
     _depend_on(parent)
     control = socket.socket(fileno=control_fd)
     # A spare child waits here until it is needed, with all that is slow to load; what is wrong shows later.
