@@ -1,9 +1,7 @@
 """`bench engine`: what is measured beside what, and what the report says of it. Tiny models, short trials."""
 
 import json
-import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +108,8 @@ def test_figures_of_a_busy_machine_come_with_a_warning(report: dict[str, Any]) -
 
 
 @pytest.fixture(autouse=True)
-def _own_log_and_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISIONEDGE_DATA", str(tmp_path / "state"))
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 SHORT = ("--device", "cpu", "--seconds", "0.005", "--rounds", "1", "--lanes", "1", "--batch", "1,2")

@@ -2,11 +2,9 @@
 
 import io
 import json
-import logging
 import shutil
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,13 +29,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_log_and_state(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_state(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISIONEDGE_DATA", str(data))
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """`model inspect`: what it teaches of a model, of its nodes and weights, and of one that is refused."""
 
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +27,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_log_and_state(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_state(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISIONEDGE_DATA", str(data))
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """`visionedge model`: its help, and `compile`, whose file is a model as any other."""
 
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +22,8 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_log_and_state(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_state(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISIONEDGE_DATA", str(data))
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @pytest.fixture

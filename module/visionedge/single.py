@@ -4,8 +4,8 @@ import time
 
 from visionedge.capture.fitting import fit
 from visionedge.frames import Frame, Picture, Result, Timing, utc_now
+from visionedge.inference.any_engine import Computes
 from visionedge.inference.detections import Selection
-from visionedge.inference.lanes import Computes
 
 
 def frame_of(picture: Picture, engine: Computes, sequence: int = 1, epoch: int = 1) -> Frame:

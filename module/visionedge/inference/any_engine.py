@@ -52,8 +52,8 @@ class Computed(NamedTuple):
     device: Effective
 
 
-class AnyEngine(Protocol):
-    """An engine wherever it runs: in this process (`Engine`) or in its own (`process.EngineProcess`)."""
+class Computes(Protocol):
+    """What whoever has pictures asks of an engine."""
 
     @property
     def model(self) -> Model:
@@ -70,6 +70,16 @@ class AnyEngine(Protocol):
     @property
     def callers(self) -> int:
         """How many threads keep it busy: its plan's lanes, and one more where a batch has a way to go."""
+
+    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
+        """Pictures uint8 (H, W, 3) to rows float32 (n, k, 6), those below the least score may be left out."""
+
+    def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
+        """The same, and where: the device may change between two batches."""
+
+
+class AnyEngine(Computes, Protocol):
+    """An engine wherever it runs: in this process (`Engine`) or in its own (`process.EngineProcess`)."""
 
     @property
     def precision(self) -> Choice:
@@ -102,12 +112,6 @@ class AnyEngine(Protocol):
     @property
     def recovery(self) -> Recovery | None:
         """How it deals with a device that fails; None where it runs in this process."""
-
-    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
-        """Compute pictures; see `Engine.infer`."""
-
-    def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
-        """The same, and where: the device may change between two batches."""
 
     def close(self) -> None:
         """Let go of everything."""

@@ -9,43 +9,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from visionedge.frames import InputSpec, Result, Timing
-from visionedge.inference.any_engine import Computed
+from visionedge.inference.any_engine import Computes
 from visionedge.inference.batcher import Batch, Batcher, Outcome
-from visionedge.inference.detections import Rows, Selection
-from visionedge.inference.devices import DeviceState
-from visionedge.inference.model import Model
-from visionedge.inference.plan import Plan
-from visionedge.inference.session import EngineAwayError, EngineError, Pictures
+from visionedge.inference.detections import Selection
+from visionedge.inference.session import EngineAwayError, EngineError
 
 log = logging.getLogger(__name__)
 
 _QUIET_NS = 1_000_000_000
-
-
-class Computes(Protocol):
-    """What a lane asks of an engine."""
-
-    @property
-    def model(self) -> Model:
-        """What it computes."""
-
-    @property
-    def device(self) -> DeviceState:
-        """Where it computes."""
-
-    @property
-    def plan(self) -> Plan:
-        """The batches it likes."""
-
-    @property
-    def callers(self) -> int:
-        """How many lanes keep it busy."""
-
-    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
-        """Pictures uint8 (H, W, 3) to rows float32 (n, k, 6), those below the least score may be left out."""
-
-    def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
-        """The same, and the device that computed them."""
 
 
 class Complaints:

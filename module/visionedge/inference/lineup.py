@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from visionedge.frames import InputSpec, Result
+from visionedge.inference.any_engine import Computes
 from visionedge.inference.batcher import Batcher
 from visionedge.inference.detections import Selection
-from visionedge.inference.lanes import Complaints, Computes, Lane, Running
+from visionedge.inference.lanes import Complaints, Lane, Running
 from visionedge.inference.session import EngineAwayError, EngineError
 from visionedge.threads import Crew
 
