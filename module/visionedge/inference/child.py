@@ -15,13 +15,16 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from visionedge.errors import UnavailableError
+from visionedge.frames import InputSpec
 from visionedge.inference import wire
+from visionedge.inference.detections import Rows
 from visionedge.inference.engine import Engine
 from visionedge.inference.runtime import import_onnxruntime
 from visionedge.inference.seam import REAL, Seam
-from visionedge.inference.session import EngineError
+from visionedge.inference.session import EngineError, Pictures
 from visionedge.inference.shared import Window
 from visionedge.inference.startup import open_engine
 from visionedge.memory import settle_allocator
@@ -62,7 +65,7 @@ def main(control_fd: int, pictures_fd: int, parent: int) -> None:
     engine.on_plan = lambda plan: wire.send(control, wire.plan_message(plan))
     _, fds, _, _ = socket.recv_fds(control, 1, _MOST_LINES)
     requests, *lines = [socket.socket(fileno=fd) for fd in fds]
-    desk = _Desk(requests, lines, engine, window)
+    desk = Desk(requests, lines, engine, window, order.model.input)
     for number in range(engine.plan.lanes):
         threading.Thread(target=desk.serve, name=f"lane:{number}", daemon=True).start()
     control.recv(1)  # nothing more is ever said: this waits for the module's end
@@ -111,20 +114,35 @@ def _depend_on(parent: int) -> None:
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO, encoding="ascii")
 
 
-class _Desk:
+class _Computes(Protocol):
+    """What the desk asks of an engine."""
+
+    @property
+    def unplanned_shapes(self) -> int:
+        """Runs with a batch size that was not warmed up."""
+
+    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
+        """See `engine.Engine.infer`."""
+
+
+class Desk:
     """Where requests come and are answered; `serve` is the target of as many threads as the plan has lanes.
 
     No more than these compute at a time: they would only take each other's caches away.
     """
 
     def __init__(
-        self, requests: socket.socket, lines: Sequence[socket.socket], engine: Engine, window: Window
+        self,
+        requests: socket.socket,
+        lines: Sequence[socket.socket],
+        engine: _Computes,
+        window: Window,
+        spec: InputSpec,
     ) -> None:
         self._requests = requests
         self._lines = lines
         self._engine = engine
         self._window = window
-        spec = engine.model.input
         self._shape = (spec.height_px, spec.width_px, 3)
 
     def serve(self) -> None:

@@ -1,0 +1,128 @@
+"""Requests to the engine's child: one queue for all, a reply on the line that asked, one thread a lane."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+
+from tiny_models import pictures
+from visionedge.frames import InputSpec
+from visionedge.inference import wire
+from visionedge.inference.child import Desk
+from visionedge.inference.detections import Rows
+from visionedge.inference.session import EngineError, Pictures
+from visionedge.inference.shared import Arena, Window
+
+SPEC = InputSpec(64, 48)
+LANES, LINES = 2, 6
+
+
+class Counted:
+    """Gives one row that holds the picture's first value; knows how many compute at a time."""
+
+    unplanned_shapes = 0
+
+    def __init__(self) -> None:
+        self.most = self.busy = 0
+        self.go_on = threading.Event()
+        self._lock = threading.Lock()
+
+    def infer(self, images: Pictures, least_score: float | None = None) -> Rows:
+        """See `Engine.infer`."""
+        with self._lock:
+            self.busy += 1
+            self.most = max(self.most, self.busy)
+        assert self.go_on.wait(10)
+        with self._lock:
+            self.busy -= 1
+        if images[0].min() == 255:
+            raise EngineError("it is too bright")
+        return np.array([[[*image[0, 0], 0, 0, least_score]] for image in images], np.float32)
+
+
+class Child:
+    """A desk with its lanes on threads of this process, and the module's ends of queue and lines."""
+
+    def __init__(self, arena: Arena, stack: ExitStack) -> None:
+        self.engine = Counted()
+        self.queue, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pairs = [socket.socketpair() for _ in range(LINES)]
+        self.lines = [ours for ours, _ in pairs]
+        for each in (self.queue, theirs, *self.lines, *(end for _, end in pairs)):
+            stack.callback(each.close)
+        desk = Desk(theirs, [end for _, end in pairs], self.engine, Window(arena.fd, SPEC), SPEC)
+        threads = [threading.Thread(target=desk.serve) for _ in range(LANES)]
+        for thread in threads:
+            thread.start()
+            stack.callback(thread.join)
+        stack.callback(self.queue.shutdown, socket.SHUT_RDWR)
+
+    def ask(self, line: int, blocks: tuple[int, ...]) -> None:
+        """Put a request into the queue."""
+        self.queue.send(wire.request_message(wire.Request(line, blocks, 0.5)))
+
+    def answer(self, line: int, count: int = 1) -> Rows:
+        """What comes on a line."""
+        self.lines[line].settimeout(10)
+        rows, _ = wire.receive_rows(self.lines[line], count, 1)
+        return rows
+
+
+@pytest.fixture
+def arena() -> Iterator[Arena]:
+    made = Arena(SPEC, LINES)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def child(arena: Arena) -> Iterator[Child]:
+    with ExitStack() as stack:
+        yield Child(arena, stack)
+
+
+def test_each_line_gets_its_own_answer_and_no_more_are_computed_at_a_time_than_lanes(
+    arena: Arena, child: Child
+) -> None:
+    """Six ask at once; two compute."""
+    held = []
+    for line in range(LINES):
+        picture = arena.allocate()
+        assert picture is not None
+        picture[:] = line
+        held.append(picture)
+        block = arena.block_of(picture)
+        assert block is not None
+        child.ask(line, (block,))
+    child.engine.go_on.set()
+    answers = [child.answer(line)[0, 0].tolist() for line in range(LINES)]
+    assert answers == [[line, line, line, 0, 0, 0.5] for line in range(LINES)]
+    assert child.engine.most <= LANES
+
+
+def test_pictures_that_lie_in_no_block_follow_on_the_line(child: Child) -> None:
+    """As those that come over HTTP do."""
+    child.engine.go_on.set()
+    loose = pictures(2)
+    child.ask(3, (-1, -1))
+    wire.send_pictures(child.lines[3], list(loose))
+    assert child.answer(3, 2)[:, 0, :3].tolist() == [image[0, 0].tolist() for image in loose]
+
+
+def test_a_failure_is_told_on_its_line_and_the_lane_goes_on(child: Child) -> None:
+    """With the words of the engine."""
+    child.engine.go_on.set()
+    bright = np.full((SPEC.height_px, SPEC.width_px, 3), 255, np.uint8)
+    for _ in range(2 * LANES):
+        child.ask(0, (-1,))
+        wire.send_pictures(child.lines[0], [bright])
+        with pytest.raises(EngineError, match="too bright"):
+            child.answer(0)
+
+
+def test_lanes_end_when_the_module_hangs_up(child: Child) -> None:
+    """`serve` returns: the fixture joins its threads."""
+    child.queue.shutdown(socket.SHUT_RDWR)
