@@ -1,9 +1,7 @@
 """The command line: exit codes, one-line errors, and what lands on stdout."""
 
 import json
-import logging
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -11,8 +9,8 @@ import numpy as np
 import pytest
 
 from clips import make_clip, make_picture
+from command_line import CommandLine
 from tiny_models import classifier
-from visionedge.__main__ import main
 
 
 @pytest.fixture(scope="module")
@@ -22,50 +20,18 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_log_and_state(state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The command line sets up the root logger and keeps state; both are put back."""
+def _own_state(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISIONEDGE_DATA", str(state))
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
-class Outcome:
-    """What a call of the command line left behind."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def complaints(self) -> list[str]:
-        """The lines on stderr that are not log lines."""
-        return [line for line in self.err.splitlines() if line.startswith("visionedge")]
 
 
 @pytest.fixture
-def visionedge(capsys: pytest.CaptureFixture[str]) -> "Call":
+def visionedge(capsys: pytest.CaptureFixture[str]) -> CommandLine:
     """Calls the command line in this process."""
-    return Call(capsys)
-
-
-class Call:
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *arguments: str | Path) -> Outcome:
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        captured = self._capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Outcome(code, captured.out, captured.err)
+    return CommandLine(capsys)
 
 
 @pytest.mark.parametrize("arguments", [(), ("run",), ("detect",), ("bench",), ("bench", "pipeline")])
-def test_help_teaches(visionedge: Call, arguments: tuple[str, ...]) -> None:
+def test_help_teaches(visionedge: CommandLine, arguments: tuple[str, ...]) -> None:
     """Every verb explains itself and ends with 0."""
     outcome = visionedge(*arguments, "--help")
     assert outcome.code == 0
@@ -91,7 +57,7 @@ def test_help_teaches(visionedge: Call, arguments: tuple[str, ...]) -> None:
         ("bench", "pipeline", "--cameras", "0"),
     ],
 )
-def test_wrong_arguments_are_one_line_and_exit_2(visionedge: Call, arguments: tuple[str, ...]) -> None:
+def test_wrong_arguments_are_one_line_and_exit_2(visionedge: CommandLine, arguments: tuple[str, ...]) -> None:
     """The line names what is wrong and never holds a secret."""
     outcome = visionedge(*arguments)
     assert outcome.code == 2
@@ -100,7 +66,7 @@ def test_wrong_arguments_are_one_line_and_exit_2(visionedge: Call, arguments: tu
     assert outcome.out == ""
 
 
-def test_every_problem_of_a_configuration_is_told(visionedge: Call, tmp_path: Path) -> None:
+def test_every_problem_of_a_configuration_is_told(visionedge: CommandLine, tmp_path: Path) -> None:
     """One line each, with the path of the key; exit 2."""
     path = tmp_path / "vision.yaml"
     path.write_text("camras: {}\ninference: {device: npu}\nhttp: {port: 99999}\n")
@@ -110,7 +76,7 @@ def test_every_problem_of_a_configuration_is_told(visionedge: Call, tmp_path: Pa
     assert paths == {"camras", "inference.device", "http.port"}
 
 
-def test_unknown_classes_are_told(visionedge: Call, tmp_path: Path) -> None:
+def test_unknown_classes_are_told(visionedge: CommandLine, tmp_path: Path) -> None:
     """A label that the model does not know is a wrong configuration."""
     path = tmp_path / "vision.yaml"
     path.write_text("inference: {classes: [person, persn]}\n")
@@ -120,7 +86,7 @@ def test_unknown_classes_are_told(visionedge: Call, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no model at all", bytes(range(256)) * 40])
-def test_a_model_that_is_no_model_exits_2(visionedge: Call, tmp_path: Path, content: bytes) -> None:
+def test_a_model_that_is_no_model_exits_2(visionedge: CommandLine, tmp_path: Path, content: bytes) -> None:
     """One line that names the file."""
     path = tmp_path / "bad.onnx"
     path.write_bytes(content)
@@ -130,7 +96,7 @@ def test_a_model_that_is_no_model_exits_2(visionedge: Call, tmp_path: Path, cont
     assert "bad.onnx" in line
 
 
-def test_a_classifier_is_refused(visionedge: Call, tmp_path: Path) -> None:
+def test_a_classifier_is_refused(visionedge: CommandLine, tmp_path: Path) -> None:
     """A model that is no detector is never guessed at."""
     outcome = visionedge(
         "detect", make_picture(tmp_path / "a.png"), "--model", classifier(tmp_path / "c.onnx")
@@ -139,7 +105,7 @@ def test_a_classifier_is_refused(visionedge: Call, tmp_path: Path) -> None:
     assert len(outcome.complaints) == 1
 
 
-def test_a_demanded_device_that_is_not_there_exits_3(visionedge: Call, tmp_path: Path) -> None:
+def test_a_demanded_device_that_is_not_there_exits_3(visionedge: CommandLine, tmp_path: Path) -> None:
     """With fallback off the reason is told, and the remedy."""
     path = tmp_path / "vision.yaml"
     path.write_text("inference: {device: cuda, fallback: false}\nhttp: {port: 0}\n")
@@ -151,7 +117,7 @@ def test_a_demanded_device_that_is_not_there_exits_3(visionedge: Call, tmp_path:
     assert "fallback" in outcome.complaints[0]
 
 
-def test_a_port_in_use_exits_3(visionedge: Call) -> None:
+def test_a_port_in_use_exits_3(visionedge: CommandLine) -> None:
     """The line names the address and how to choose another."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -164,7 +130,7 @@ def test_a_port_in_use_exits_3(visionedge: Call) -> None:
     assert "--http" in line
 
 
-def test_detect_gives_one_frame_object_a_picture(visionedge: Call, tmp_path: Path) -> None:
+def test_detect_gives_one_frame_object_a_picture(visionedge: CommandLine, tmp_path: Path) -> None:
     """JSON Lines on stdout, in the order given, each naming its source as it was given."""
     first, second = make_picture(tmp_path / "a.png"), make_picture(tmp_path / "b.jpg", 3)
     outcome = visionedge("detect", second, first, "--json")
@@ -179,7 +145,7 @@ def test_detect_gives_one_frame_object_a_picture(visionedge: Call, tmp_path: Pat
 
 
 def test_sources_are_named_as_they_were_given(
-    visionedge: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    visionedge: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A leading './' stays, also in front of the members of a folder."""
     monkeypatch.chdir(tmp_path)
@@ -190,7 +156,7 @@ def test_sources_are_named_as_they_were_given(
     assert [frame["source"] for frame in frames] == ["./in/a.png", "./in/a.png"]
 
 
-def test_detect_goes_on_after_a_picture_that_is_none(visionedge: Call, tmp_path: Path) -> None:
+def test_detect_goes_on_after_a_picture_that_is_none(visionedge: CommandLine, tmp_path: Path) -> None:
     """What cannot be read is one line each on stderr, the others are done, and the code is 1."""
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"no picture")
@@ -210,7 +176,7 @@ def test_detect_goes_on_after_a_picture_that_is_none(visionedge: Call, tmp_path:
 
 
 def test_detect_reads_folders_in_natural_order_and_videos_frame_by_frame(
-    visionedge: Call, tmp_path: Path
+    visionedge: CommandLine, tmp_path: Path
 ) -> None:
     """2 comes before 10; a video gives every frame with rising numbers."""
     folder = tmp_path / "in"
@@ -225,7 +191,9 @@ def test_detect_reads_folders_in_natural_order_and_videos_frame_by_frame(
     assert [frame["sequence"] for frame in frames[2:]] == [1, 2, 3, 4, 5]
 
 
-def test_annotated_pictures_keep_their_names_and_none_is_lost(visionedge: Call, tmp_path: Path) -> None:
+def test_annotated_pictures_keep_their_names_and_none_is_lost(
+    visionedge: CommandLine, tmp_path: Path
+) -> None:
     """Two pictures of one name do not overwrite each other; a video becomes a video of as many frames."""
     for name in ("x", "y"):
         (tmp_path / name).mkdir()
@@ -242,7 +210,7 @@ def test_annotated_pictures_keep_their_names_and_none_is_lost(visionedge: Call, 
 
 
 @pytest.mark.shared
-def test_detect_finds_what_is_on_the_photographs(visionedge: Call, shared_data: Path) -> None:
+def test_detect_finds_what_is_on_the_photographs(visionedge: CommandLine, shared_data: Path) -> None:
     """Person, cup, cat, and dog + bicycle + car at their places, with the default settings."""
     outcome = visionedge("detect", shared_data / "photos", "--json")
     seen = {Path(f["source"]).name: f["detections"] for f in map(json.loads, outcome.out.splitlines())}
@@ -270,7 +238,7 @@ def _overlap(box: dict[str, float], other: tuple[float, float, float, float]) ->
     return shared / (float((a[2:] - a[:2]).prod()) + float((b[2:] - b[:2]).prod()) - shared)
 
 
-def test_the_pipeline_bench_reports_both_sides(visionedge: Call, tmp_path: Path) -> None:
+def test_the_pipeline_bench_reports_both_sides(visionedge: CommandLine, tmp_path: Path) -> None:
     """Figures of the pipeline, of the plain loop, and their ratio, in words and as a document."""
     clip = make_clip(tmp_path / "clip.mp4", pictures=20)
     report = tmp_path / "report.json"
@@ -295,7 +263,7 @@ def test_the_pipeline_bench_reports_both_sides(visionedge: Call, tmp_path: Path)
     assert document["sameness"]["pictures"] == 2
 
 
-def test_a_bench_without_a_source_is_one_line(visionedge: Call) -> None:
+def test_a_bench_without_a_source_is_one_line(visionedge: CommandLine) -> None:
     """A source that is not there is told before anything is measured."""
     outcome = visionedge("bench", "pipeline", "--source", "no-such.mp4")
     assert outcome.code == 1
