@@ -1,9 +1,8 @@
 """Models from outside that are broken or hostile: one line, exit code 2, and nothing worse."""
 
-import logging
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,8 @@ DETECTOR = TinyDetector()
 
 
 @pytest.fixture(autouse=True)
-def _own_log_and_state(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISIONEDGE_DATA", str(tmp_path_factory.getbasetemp() / "state"))
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import logging
 import os
 import time
 import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,16 +29,11 @@ without_gpu = pytest.mark.skipif(not NO_GPU_HERE, reason="this machine has a GPU
 
 
 @pytest.fixture(autouse=True)
-def _own_log_and_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The command line sets up the root logger; it is put back, and no setting of this machine counts."""
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of this machine counts."""
     monkeypatch.setenv("VISIONEDGE_DATA", str(tmp_path / "data"))
     for name in ("VISIONEDGE_DEVICE", "VISIONEDGE_CONFIG", "VISIONEDGE_HTTP", "VISIONEDGE_MODEL"):
         monkeypatch.delenv(name, raising=False)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @without_gpu
