@@ -61,6 +61,14 @@ def test_picodet_is_known_by_its_maker(tmp_path: Path) -> None:
     assert (model.head, model.input.fit, model.reading.preprocess.color) == ("picodet", "stretch", "rgb")
 
 
+def test_picodet_is_known_by_paddles_operators_where_its_maker_is_not_named(tmp_path: Path) -> None:
+    """As tools leave it that write a model anew."""
+    proto = TinyDetector(metadata={}, strides=(8, 16, 32, 64), classes=10, producer="").proto()
+    proto.opset_import.add(domain="Paddle", version=1)
+    onnx.save(proto, tmp_path / "pico.onnx")
+    assert load_model(tmp_path / "pico.onnx").head == "picodet"
+
+
 def test_maps_are_paired_by_shape_whatever_their_names_say(tmp_path: Path) -> None:
     """The outputs' names are exchanged; a sigmoid still tells which are the scores."""
     proto = DETECTOR.proto()

@@ -90,7 +90,7 @@ def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = No
         inputs=inputs,
         outputs=outputs,
         metadata=metadata,
-        producer=model.producer_name,
+        producer=_producer(model),
         made_by=_makers(graph),
         closings=read_closings(graph),
         origins=read_origins(graph),
@@ -100,6 +100,11 @@ def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = No
         size=size,
         transformer_parts=transformer_parts(graph),
     )
+
+
+def _producer(model: onnx.ModelProto) -> str:
+    """Who made it: Paddle's domain of operators tells, even where the last tool named itself, or nobody."""
+    return next((i.domain for i in model.opset_import if i.domain == "Paddle"), model.producer_name)
 
 
 def _opening(graph: onnx.GraphProto, inputs: tuple[Tensor, ...]) -> Opening:
