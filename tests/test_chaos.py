@@ -9,4 +9,4 @@ def test_some_seconds_of_chaos_lose_nothing_and_keep_the_order() -> None:
 
     assert figures["broken"] == []
     assert figures["kills"] >= 2
-    assert figures["messages"]["detections"] > 10
+    assert figures["messages"]["detections"] >= 5

@@ -19,7 +19,7 @@ CPU = InferenceConfig(device="cpu")
 def load(tmp_path: Path) -> Load:
     model = TinyDetector().save(tmp_path / "tiny.onnx")
     clip = make_clip(tmp_path / "yard.mp4", pictures=20)
-    return Load(model, str(clip), cameras=2, seconds=0.3, rounds=2, inference=CPU, compare_process=True)
+    return Load(model, str(clip), cameras=2, seconds=1.0, rounds=2, inference=CPU, compare_process=True)
 
 
 @pytest.mark.parametrize(("in_process", "other"), [(False, "inProcess"), (True, "ownProcess")])
