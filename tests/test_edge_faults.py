@@ -129,7 +129,7 @@ def test_a_bounded_spool_tells_what_it_dropped(
     # The event itself takes room, too: what that cost is told by the next one.
     assert lost == missing[: len(lost)]
     assert lost[0] == 1
-    assert len(missing) - len(lost) < 30  # on their way when the numbers were read; more on a busy machine
+    assert len(missing) - len(lost) < 6
     assert module.close()["spool"]["dropped"] == {"full": len(missing)}
 
 
