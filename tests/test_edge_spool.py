@@ -31,6 +31,7 @@ class World:
         self.now_ns = 0
         self.crew = Crew(lambda name, error: pytest.fail(f"{name}: {error}"))
         self.databases: list[sqlite3.Connection] = []
+        self._happenings: list[tuple[str, Callable[[], None]]] = []
 
     def connect(self, path: Path) -> sqlite3.Connection:
         """The real database, kept so that a test can make it fail."""
@@ -55,6 +56,15 @@ class World:
     def crash(self) -> None:
         """What `kill -9` leaves: what was not committed is gone."""
         self.databases[-1].close()
+
+    def meanwhile(self, statement: str, happens: Callable[[], None]) -> None:
+        """Have something happen once the disk is busy with such a statement; in the order of the calls."""
+        self._happenings.append((statement, happens))
+        self.databases[-1].set_trace_callback(self._trace)
+
+    def _trace(self, statement: str) -> None:
+        if self._happenings and statement.startswith(self._happenings[0][0]):
+            self._happenings.pop(0)[1]()
 
     def read_only(self, *, on: bool) -> None:
         """The disk takes nothing more, or does again."""
@@ -88,6 +98,14 @@ def drain(spool: Spool) -> list[Message]:
             spool.settle(following)
             following = spool.first()
     raise AssertionError(f"never empty: {spool!r}")
+
+
+def acknowledge(spool: Spool, count: int) -> None:
+    """The hub gets the next messages and says so."""
+    for _ in range(count):
+        following = spool.first()
+        assert following is not None
+        spool.settle(following)
 
 
 def ids(messages: list[Message]) -> list[str]:
@@ -242,6 +260,43 @@ def test_the_message_that_the_hub_has_in_hand_is_not_dropped(world: World) -> No
     spool.settle(first)
     turn(spool)
     assert [(loss.first, loss.last) for loss in spool.take_losses()] == [(2, 2)]
+
+
+def test_what_the_hub_has_is_never_told_as_lost(world: World) -> None:
+    """Acknowledged before the writing or during it: its row is still there when others have to go."""
+    spool = world.spool(limit_bytes=4 * message(1).size_bytes)
+    for number in range(1, 5):
+        spool.put(message(number))
+    turn(spool)
+    acknowledge(spool, 1)
+    for number in range(5, 9):
+        spool.put(message(number))
+    world.meanwhile("SELECT", lambda: acknowledge(spool, 1))
+    turn(spool)
+    assert [(loss.first, loss.last) for loss in spool.take_losses()] == [(3, 4)]
+    assert spool.dropped == {"full": 2}
+    assert [m.number for m in drain(spool)] == [5, 6, 7, 8]
+
+
+def test_the_bound_holds_after_each_round_whatever_came_while_it_was_written(world: World) -> None:
+    """A burst faster than the disk: what is over goes at once, not when the next message comes."""
+    size = message(40).size_bytes
+    spool = world.spool(limit_bytes=4 * size)
+    numbers = iter(range(1, 100))
+
+    def burst() -> None:
+        for _ in range(10):
+            spool.put(message(next(numbers)))
+
+    burst()
+    for _ in range(3):
+        world.meanwhile("COMMIT", burst)
+    turn(spool)
+    turn(spool)
+    assert spool.status().waiting_bytes <= 4 * size
+    [loss] = spool.take_losses()
+    assert (loss.first, loss.last) == (1, 36)
+    assert [m.number for m in drain(spool)] == [37, 38, 39, 40]
 
 
 def test_what_is_too_old_goes_whatever_room_there_is(world: World) -> None:

@@ -32,6 +32,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.arrived: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
         self.lost: Counter[tuple[str, int]] = Counter()
         self.refused: set[str] = set()
+        self.acknowledged: set[tuple[str, int]] = set()
         self.untold: dict[str, tuple[Loss, ...]] = {}
         self.start()
 
@@ -81,6 +82,7 @@ class SpoolMachine(RuleBasedStateMachine):
             self.receive(message)
             if acknowledged:
                 self.spool.settle(message)
+                self.acknowledged.add((message.output, message.number))
 
     def receive(self, message: Message) -> None:
         known = (message.number, message.message_id) in self.arrived[message.output]
@@ -121,12 +123,19 @@ class SpoolMachine(RuleBasedStateMachine):
         """Without a disk a kill loses what is in memory: that is documented, and no law."""
         self.database.close()
         self.start()
+        # What the disk had not heard of waits again, and may go with the rest.
+        self.acknowledged.clear()
 
     @invariant()
     def each_number_is_one_message(self) -> None:
         for output, seen in self.arrived.items():
             numbers = [number for number, _ in seen]
             assert len(set(numbers)) == len(numbers), f"{output}: a number was given twice: {seen}"
+
+    @invariant()
+    def what_the_hub_has_is_not_told_as_lost(self) -> None:
+        told = {(s.output, n) for s in self.spool._losses for n in range(s.first, s.last + 1)}
+        assert not told & self.acknowledged
 
     @invariant()
     def each_output_keeps_its_order(self) -> None:

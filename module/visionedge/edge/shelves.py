@@ -159,9 +159,11 @@ class Shelves:
         return self._work
 
     def withdraw(self, going: Iterable[tuple[Row, Reason]]) -> list[tuple[Row, Reason]]:
-        """Take rows that shall be dropped out of the window; without the one that the hub has in hand."""
-        keep = self._handed.key if self._handed else None
-        leaving = [(row, reason) for row, reason in going if row.key != keep]
+        """Take rows that shall be dropped out of the window; without what the hub has, or has in hand."""
+        keep = {key for key, _ in self._settled}
+        if self._handed and self._handed.key is not None:
+            keep.add(self._handed.key)
+        leaving = [(row, reason) for row, reason in going if row.key not in keep]
         keys = {row.key for row, _ in leaving}
         self._withdrawn = [entry for entry in self._window if entry.key in keys]
         self._window = deque(entry for entry in self._window if entry.key not in keys)

@@ -262,26 +262,28 @@ class Spool:
         self._ages_ns = self._clock() + _AGES_NS
         if self._reason is None or self._closing or self._clock() >= self._retry_ns:
             self._write()
-            if self._store is not None and self._store.over:
-                self._write()  # what was just written may be what has to go
+            # What was just written may be what has to go, and more may have come meanwhile.
+            while self._store is not None and self._store.over and self._write():
+                pass
         self._refill()
         with self._changed:
             if self._reason is not None:
                 self._shelves.spill()
         return self._reason is None and self._shelves.has_fresh
 
-    def _write(self) -> None:
+    def _write(self) -> bool:
+        """One transaction; whether something was dropped by it for want of room or for its age."""
         if self._store is None:
             self._open()
         if (store := self._store) is None:
-            return
+            return False
         with self._changed:
             if self._reason is not None:
                 self._shelves.reclaim()
             work = self._shelves.take_work(self._lived_s(), self._utc().date().isoformat())
         store.bounds = self._place.bounds
         try:
-            going = store.excess(work.growth_bytes, work.lived_s)
+            going = store.excess(work)
             with self._changed:
                 going = self._shelves.withdraw(going)
             keys = store.write(replace(work, evicted=going))
@@ -292,12 +294,13 @@ class Spool:
                 self._replace(store, str(error))
             else:
                 self._turn(str(error))
-            return
+            return False
         with self._changed:
             self._shelves.written(keys, going)
             self._rows = (store.count, store.bytes)
             self._losses = store.losses
         self._turn(None)
+        return bool(going)
 
     def _refill(self) -> None:
         with self._changed:

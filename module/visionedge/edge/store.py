@@ -170,11 +170,16 @@ class Store:
         self.losses = losses
         return keys
 
-    def excess(self, growth_bytes: int, lived_s: float) -> list[tuple[Row, Reason]]:
-        """What must go: the too old, then the oldest telemetry, then the oldest events, until all fits."""
-        oldest_s = lived_s - self.bounds.max_age_s
-        going: dict[int, tuple[Row, Reason]] = {row.key: (row, "old") for row in self._born_before(oldest_s)}
-        excess = self.bytes + growth_bytes - self.bounds.limit_bytes
+    def excess(self, work: Work) -> list[tuple[Row, Reason]]:
+        """What must go: the too old, then the oldest telemetry, then the oldest events, until all fits.
+
+        What the work settles goes by itself, and is no loss.
+        """
+        sent = {key for key, _ in work.settled}
+        oldest_s = work.lived_s - self.bounds.max_age_s
+        old = (row for row in self._born_before(oldest_s) if row.key not in sent)
+        going: dict[int, tuple[Row, Reason]] = {row.key: (row, "old") for row in old}
+        excess = self.bytes + work.growth_bytes - self.bounds.limit_bytes
         excess -= sum(row.bytes for row, _ in going.values())
         for telemetry in (True, False):
             if excess <= 0:
@@ -182,7 +187,7 @@ class Store:
             for row in self._rows(telemetry):
                 if excess <= 0:
                     break
-                if row.key not in going:
+                if row.key not in going and row.key not in sent:
                     going[row.key] = (row, "full")
                     excess -= row.bytes
         return list(going.values())
