@@ -4,10 +4,8 @@ An entry is a file ``KEY.graph``: 32 bytes of check, then the graph. A damaged e
 elsewhere, is made again. The folder keeps to a size; what was used longest ago goes first.
 """
 
-import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import logging
 import os
 import tempfile
@@ -19,6 +17,7 @@ from visionedge import __version__
 from visionedge.inference.building import build, with_batch
 from visionedge.inference.graph import ROWS, compile_model
 from visionedge.inference.model import Model
+from visionedge.inference.runtime import wheel
 
 log = logging.getLogger(__name__)
 
@@ -63,17 +62,9 @@ def ready(model: Model, folder: Path | None, *, rows: int = ROWS) -> tuple[Model
 def key_of(model: Model, rows: int) -> str:
     """What tells one entry from another: the model and how it is understood, and all that compiles it."""
     reading = (model.sha256, model.name, model.labels, model.reading, rows)
-    versions = (__version__, onnx.__version__, _runtime(), _compiler())
+    versions = (__version__, onnx.__version__, wheel(), _compiler())
     parts = (*(repr(part) for part in reading), *versions)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
-
-
-def _runtime() -> str:
-    """The version of onnxruntime, which a first run was made with; it is not imported for that."""
-    for name in ("onnxruntime-gpu", "onnxruntime"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return f"{name} {importlib.metadata.version(name)}"
-    return ""
 
 
 @functools.cache

@@ -4,13 +4,15 @@ A convolution with a kernel twice as large that goes two pixels at a time comput
 slices, which are slow: on a CPU they cost YOLOX-nano 6 % of its time.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from visionedge.inference.net import Net
 
 _TO_THE_END = 1 << 30
 _ROWS, _COLUMNS = (2, -2), (3, -1)
@@ -30,7 +32,7 @@ def fold_focus(graph: onnx.GraphProto) -> int:
     folded = 0
     for concat in [node for node in graph.node if node.op_type == "Concat" and len(node.input) == 4]:
         net = Net.of(graph)
-        quarters = [net.quarter(name) for name in concat.input]
+        quarters = [_quarter(net, name) for name in concat.input]
         convolution = net.only_convolution(concat.output[0])
         if convolution is None or not _is_focus(concat, quarters):
             continue
@@ -46,60 +48,30 @@ def fold_focus(graph: onnx.GraphProto) -> int:
     return folded
 
 
-@dataclass(frozen=True, slots=True)
-class Net:
-    """Who makes and who uses the tensors of a graph."""
+def _quarter(net: Net, name: str) -> _Slice | None:
+    """What a tensor is of the picture, if Slices made it that take every second row and column."""
+    row = column = None
+    while (node := net.makers.get(name)) is not None and node.op_type == "Slice":
+        for axis, start in _steps(net, node):
+            if axis in _ROWS and row is None:
+                row = start
+            elif axis in _COLUMNS and column is None:
+                column = start
+            else:
+                return None
+        name = node.input[0]
+    return None if row is None or column is None else _Slice(name, row, column)
 
-    makers: Mapping[str, onnx.NodeProto]
-    users: Mapping[str, list[onnx.NodeProto]]
-    constants: Mapping[str, onnx.TensorProto]
-    outputs: frozenset[str]
 
-    @staticmethod
-    def of(graph: onnx.GraphProto) -> "Net":
-        constants = {tensor.name: tensor for tensor in graph.initializer}
-        users: dict[str, list[onnx.NodeProto]] = {}
-        for node in graph.node:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-                constants[node.output[0]] = node.attribute[0].t
-            for name in dict.fromkeys(node.input):
-                users.setdefault(name, []).append(node)
-        makers = {name: node for node in graph.node for name in node.output}
-        return Net(makers, users, constants, frozenset(output.name for output in graph.output))
-
-    def only_user(self, name: str) -> onnx.NodeProto | None:
-        """The node that alone uses a tensor."""
-        users = self.users.get(name, [])
-        return users[0] if len(users) == 1 and name not in self.outputs else None
-
-    def only_convolution(self, name: str) -> onnx.NodeProto | None:
-        """The convolution that alone uses a tensor, as what it goes over."""
-        user = self.only_user(name)
-        return user if user is not None and user.op_type == "Conv" and user.input[0] == name else None
-
-    def quarter(self, name: str) -> _Slice | None:
-        """What a tensor is of the picture, if Slices made it that take every second row and column."""
-        row = column = None
-        while (node := self.makers.get(name)) is not None and node.op_type == "Slice":
-            for axis, start in self._steps(node):
-                if axis in _ROWS and row is None:
-                    row = start
-                elif axis in _COLUMNS and column is None:
-                    column = start
-                else:
-                    return None
-            name = node.input[0]
-        return None if row is None or column is None else _Slice(name, row, column)
-
-    def _steps(self, node: onnx.NodeProto) -> Iterator[tuple[int, int]]:
-        """(axis, start) of a Slice that takes every second to the end; (0, 0) for any other."""
-        values = [self.constants.get(name) for name in node.input[1:]]
-        known = [numpy_helper.to_array(value).ravel().tolist() for value in values if value is not None]
-        if len(known) != 4 or len(values) != 4:
-            yield 0, 0
-            return
-        for start, end, axis, step in zip(*known, strict=True):
-            yield (axis, start) if step == 2 and start in (0, 1) and end >= _TO_THE_END else (0, 0)
+def _steps(net: Net, node: onnx.NodeProto) -> Iterator[tuple[int, int]]:
+    """(axis, start) of a Slice that takes every second to the end; (0, 0) for any other."""
+    values = [net.constants.get(name) for name in node.input[1:]]
+    known = [numpy_helper.to_array(value).ravel().tolist() for value in values if value is not None]
+    if len(known) != 4 or len(values) != 4:
+        yield 0, 0
+        return
+    for start, end, axis, step in zip(*known, strict=True):
+        yield (axis, start) if step == 2 and start in (0, 1) and end >= _TO_THE_END else (0, 0)
 
 
 def _is_focus(concat: onnx.NodeProto, quarters: list[_Slice | None]) -> bool:

@@ -15,10 +15,12 @@ from onnx import TensorProto, helper
 
 from visionedge.errors import ModelError
 from visionedge.inference.focus import fold_focus
+from visionedge.inference.interleaving import fold_layout
 from visionedge.inference.model import Model
 from visionedge.inference.model_file import blamed_on, read_model
 from visionedge.inference.nodes import Nodes
 from visionedge.inference.reading import NetworkInput, Preprocess, Reading
+from visionedge.inference.runtime import made_for_gpu
 from visionedge.inference.scaling import fold_scale
 
 ROWS = 500
@@ -77,6 +79,8 @@ def compile_graph(
     fold_focus(graph)
     for cast in [node for node in graph.node if node.op_type == "Cast" and node.name in ours]:
         fold_scale(graph, cast.output[0])
+    if not made_for_gpu():
+        fold_layout(graph, pictures)
     return network
 
 

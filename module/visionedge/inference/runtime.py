@@ -1,6 +1,7 @@
 """onnxruntime, imported in this one place: quiet, without telemetry, and only when it is needed."""
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import io
 import os
@@ -10,6 +11,8 @@ from visionedge.errors import UnavailableError
 
 # Its errors come back as exceptions; what it also writes to native stderr would only repeat them.
 _FATAL_ONLY = 4
+
+_GPU_WHEEL = "onnxruntime-gpu"
 
 
 def import_onnxruntime(log_severity: int = _FATAL_ONLY) -> Any:
@@ -38,3 +41,16 @@ def load_cuda_libraries(onnxruntime: Any) -> None:
     if importlib.util.find_spec("nvidia") is not None:
         with contextlib.redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()
+
+
+def wheel() -> str:
+    """Name and version of onnxruntime's package, which is not imported for that; "" where there is none."""
+    for name in (_GPU_WHEEL, "onnxruntime"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{name} {importlib.metadata.version(name)}"
+    return ""
+
+
+def made_for_gpu() -> bool:
+    """Whether that package can compute on a GPU, if there should be one."""
+    return wheel().startswith(_GPU_WHEEL)

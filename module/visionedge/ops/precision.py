@@ -1,6 +1,5 @@
 """`visionedge model compile --precision`: a variant of a model, judged on pictures, kept with its report."""
 
-import importlib.metadata
 import sys
 import time
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from visionedge.inference.model import Model, bundled_model_path, load_model
 from visionedge.inference.parity import Tolerance
 from visionedge.inference.plan_cache import processor
 from visionedge.inference.precision import Made, Material, Precision, Tried, make
+from visionedge.inference.runtime import wheel
 from visionedge.inference.variants import demanded, place_of, store, tolerance_document
 from visionedge.ops.compile import write_compiled
 from visionedge.ops.material import gather
@@ -132,7 +132,7 @@ def _report(made: Made, material: Material, tolerance: Tolerance, seconds: float
             "seconds": round(seconds, 1),
             "visionedge": __version__,
             "onnx": onnx.__version__,
-            "onnxruntime": _runtime(),
+            "onnxruntime": wheel() or "unknown",
             "processor": processor(),
             "calibrationPictures": len(material.calibration),
         },
@@ -150,15 +150,6 @@ def _line(tried: Tried) -> dict[str, Any]:
         "matchedClip": None if tried.common is None else round(tried.common.matched, 4),
         "refused": tried.refusal,
     }
-
-
-def _runtime() -> str:
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            return f"{name} {importlib.metadata.version(name)}"
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "unknown"
 
 
 def table(made: Made) -> str:

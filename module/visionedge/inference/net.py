@@ -1,0 +1,109 @@
+"""A network's graph, to be changed with care: who makes and who uses each tensor, and what is constant."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Net:
+    """Who makes and who uses the tensors of a graph."""
+
+    makers: Mapping[str, onnx.NodeProto]
+    users: Mapping[str, list[onnx.NodeProto]]
+    constants: Mapping[str, onnx.TensorProto]
+    outputs: frozenset[str]
+
+    @staticmethod
+    def of(graph: onnx.GraphProto) -> "Net":
+        """As the graph is now."""
+        constants = {tensor.name: tensor for tensor in graph.initializer}
+        users: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+                constants[node.output[0]] = node.attribute[0].t
+            for name in dict.fromkeys(needs(node)):
+                users.setdefault(name, []).append(node)
+        makers = {name: node for node in graph.node for name in node.output}
+        return Net(makers, users, constants, frozenset(output.name for output in graph.output))
+
+    def only_user(self, name: str) -> onnx.NodeProto | None:
+        """The node that alone uses a tensor."""
+        users = self.users.get(name, [])
+        return users[0] if len(users) == 1 and name not in self.outputs else None
+
+    def only_convolution(self, name: str) -> onnx.NodeProto | None:
+        """The convolution that alone uses a tensor, as what it goes over."""
+        user = self.only_user(name)
+        return user if user is not None and user.op_type == "Conv" and user.input[0] == name else None
+
+
+def needs(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors that a node needs; of a loop or a branch also what is needed inside it."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            for each in inner.node:
+                yield from needs(each)
+            yield from (output.name for output in inner.output)
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """What is said of a node: attributes by name."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def constant_weight(net: Net, name: str) -> Floats | None:
+    """A constant float32 tensor, perhaps kept as float16 and made float32 by a Cast."""
+    maker = net.makers.get(name)
+    kept = net.constants.get(maker.input[0] if maker is not None and maker.op_type == "Cast" else name)
+    if kept is None:
+        return None
+    values = numpy_helper.to_array(kept)
+    if maker is not None and maker.op_type == "Cast":
+        to = next(attribute.i for attribute in maker.attribute if attribute.name == "to")
+        return values.astype(np.float32) if to == onnx.TensorProto.FLOAT else None
+    return values.astype(np.float32) if values.dtype == np.float32 else None
+
+
+def by_channel(net: Net, node: onnx.NodeProto | None, operator: str) -> Floats | None:
+    """The constant (1, C, 1, 1) that a node of this kind has; None for any other node."""
+    if node is None or node.op_type != operator or (place := constant_of(net, node)) < 0:
+        return None
+    values = numpy_helper.to_array(net.constants[node.input[place]])
+    shape = values.shape
+    by_channel = len(shape) == 4 and (shape[0], *shape[2:]) == (1, 1, 1) and values.dtype == np.float32
+    return values.astype(np.float32) if by_channel else None
+
+
+def constant_of(net: Net, node: onnx.NodeProto) -> int:
+    """Which of two inputs is the constant; -1 where none is."""
+    return next((index for index, name in enumerate(node.input) if name in net.constants), -1)
+
+
+def set_constant(graph: onnx.GraphProto, node: onnx.NodeProto, index: int, values: NDArray[Any]) -> None:
+    """Give a node another constant; the old one may serve others. `index` may be one behind its inputs."""
+    name, taken = f"{node.output[0]}.constant", {tensor.name for tensor in graph.initializer}
+    while name in taken:
+        name += "."
+    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+    if index == len(node.input):
+        node.input.append(name)
+    node.input[index] = name
+
+
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Take away a Cast of a weight that nobody wants any more, and constants that nothing needs."""
+    used = {name for node in graph.node for name in needs(node)} | {output.name for output in graph.output}
+    for cast in [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in used]:
+        graph.node.remove(cast)
+    used = {name for node in graph.node for name in needs(node)}
+    for constant in [each for each in graph.initializer if each.name not in used]:
+        graph.initializer.remove(constant)
