@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visionedge.errors import ConfigError
-from visionedge.uris import parse_camera_uri, redact
+from visionedge.uris import keep_secret, parse_camera_uri, redact
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,16 @@ def test_harmless_text_is_left_alone(text: str) -> None:
 def test_a_name_that_no_disk_could_hold_is_still_a_file() -> None:
     """Impossible names are told when they are opened, not with a traceback."""
     assert parse_camera_uri("x" * 5000).kind == "file"
+
+
+@pytest.mark.parametrize("filler", ["a.", "a-", "token", "key."])
+def test_a_long_text_is_masked_without_ado(filler: str) -> None:
+    """Each name is looked at once, not once from each of its parts."""
+    text = filler * 5_000
+    assert redact(f"{text} {text}token=hunter2&x") == f"{text} {text}token=***&x"
+
+
+def test_half_a_character_in_a_secret_is_no_error() -> None:
+    """JSON may hold it, so a twin may."""
+    keep_secret(["\ud800hunter2"])
+    assert redact("with \ud800hunter2 in it") == "with *** in it"

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
@@ -98,7 +99,8 @@ _MASKED = (
     *("auth", "credential", "credentials", "user", "username", "login", "usr"),
 )
 _SECRET_KEY = re.compile(rf"(?i)[\w.-]*(?:{'|'.join(_MASKED)})")
-_QUERY = re.compile(rf"(?i)(?P<name>\b[\w.-]*(?:{'|'.join(_MASKED)}))=(?P<value>[^&\s\"'<>;,]+)")
+# A name is looked at from its beginning only: from each of its parts it would take minutes in a long text.
+_QUERY = re.compile(rf"(?i)(?P<name>(?<![\w.-])[\w.-]*(?:{'|'.join(_MASKED)}))=(?P<value>[^&\s\"'<>;,]+)")
 _HEADER = re.compile(r"(?i)\b(?P<kind>Bearer|Basic|Digest|SharedAccessSignature)\s+(?P<value>[^\s\"'<>]+)")
 
 
@@ -197,7 +199,9 @@ def _secrets_of_text(text: str) -> set[str]:
 def _forms(secret: str) -> set[str]:
     """How a secret may be spelt: as it is, percent-decoded and -encoded, and inside JSON or Python texts."""
     plain = unquote(secret)
-    forms = {secret, plain, quote(plain), quote(plain, safe=""), quote_plus(plain)}
+    # JSON can hold half a character, which no text on the wire can.
+    percent = partial(quote, plain, errors="surrogatepass")
+    forms = {secret, plain, percent(), percent(safe=""), quote_plus(plain, errors="surrogatepass")}
     forms |= {json.dumps(form)[1:-1] for form in (secret, plain)} | {repr(plain)[1:-1]}
     return {form for form in forms if len(form) >= 3}
 
