@@ -2,10 +2,13 @@
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from visionedge.config import CAMERA_NAME
+from visionedge.documents import Document
+from visionedge.errors import ConfigError
 from visionedge.uris import redact
 
 EXIT_CODES = (
@@ -90,3 +93,19 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not 1 or more")
     return value
+
+
+def cameras(pairs: Sequence[str]) -> Document:
+    """`--camera NAME=URI`, given any number of times, as the cameras of a configuration."""
+    found: Document = {}
+    problems = []
+    for pair in pairs:
+        name, equals, uri = pair.partition("=")
+        if not equals or not CAMERA_NAME.fullmatch(name):
+            problems.append(f"--camera {redact(pair)}: write NAME=URI, with a NAME of a-z, 0-9 and '-'")
+        elif name in found:
+            problems.append(f"--camera {name}: the name is given twice")
+        found[name] = {"uri": uri}
+    if problems:
+        raise ConfigError(problems)
+    return found

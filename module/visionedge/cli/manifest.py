@@ -1,14 +1,22 @@
-"""`visionedge manifest`: what belongs to a deployment: its costs, the schema of its configuration."""
+"""`visionedge manifest`: deployment manifests, what they cost, the schema of their configuration."""
 
 import argparse
 import json
 import os
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from visionedge import config
-from visionedge.cli.arguments import Parser, Verbs, verb
+from visionedge.cli.arguments import Parser, Verbs, cameras, verb
 from visionedge.documents import read_file
+from visionedge.errors import ConfigError
+from visionedge.uris import redact
+
+if TYPE_CHECKING:
+    from visionedge.manifest.generate import Request
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -17,11 +25,15 @@ def add_parser(verbs: Verbs) -> None:
         verbs,
         "manifest",
         lambda _: 2,
-        "what belongs to a deployment",
+        "deployment manifests of IoT Edge, what they cost, and the schema of their configuration",
+        "  visionedge manifest generate --image registry.example.com/visionedge:1.0-gpu --gpu dda\n"
+        "  visionedge manifest lint deployment.json           every problem, with its place and its remedy\n"
         "  visionedge manifest estimate --config vision.yaml  messages, 4 KB blocks, IoT Hub units a day\n"
         "  visionedge manifest schema > vision.schema.json    the JSON Schema of a configuration",
     )
     deeds = parser.add_subparsers(title="deeds", metavar="DEED", required=True, parser_class=Parser)
+    _add_generate(deeds)
+    _add_lint(deeds)
     _add_estimate(deeds)
     verb(
         deeds,
@@ -30,6 +42,184 @@ def add_parser(verbs: Verbs) -> None:
         "the JSON Schema of a configuration, the same for files and for desired properties",
         "  visionedge manifest schema > vision.schema.json",
     )
+
+
+def _add_generate(deeds: Verbs) -> None:
+    parser = verb(
+        deeds,
+        "generate",
+        _generate,
+        "a deployment manifest; placeholders (${NAME}, $LIKE_THIS) are filled from the environment",
+        "  visionedge manifest generate --image registry.example.com/visionedge:1.0-gpu --gpu dda \\\n"
+        "      --camera dock=rtsp://192.0.2.5/stream1 -o deployment.json\n"
+        "  visionedge manifest generate --image registry.example.com/visionedge:1.0-cpu \\\n"
+        "      --config vision.yaml --camera 'yard=rtsp://${YARD_USER}:${YARD_PASSWORD}@192.0.2.6/' \\\n"
+        "      --registry mine=registry.example.com\n"
+        "  visionedge manifest generate --layered --image registry.example.com/visionedge:1.0-cpu\n"
+        "  visionedge manifest generate --template --gpu gpu-pv \\\n"
+        "      --registry 'visionedge=$CONTAINER_REGISTRY_ADDRESS'   as deployment.template.json is",
+    )
+    _add_running(parser)
+    _add_told(parser)
+    forms = parser.add_argument_group("what comes out")
+    either = forms.add_mutually_exclusive_group()
+    either.add_argument(
+        "--template", action="store_true", help="for the tools of IoT Edge, placeholders left as they are"
+    )
+    either.add_argument("--layered", action="store_true", help="this module alone, over a deployment below")
+    forms.add_argument(
+        "-o", "--output", metavar="FILE", help="instead of stdout; written whole or not at all"
+    )
+    forms.add_argument("--force", action="store_true", help="replace a file that is there")
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what runs")
+    group.add_argument("--image", metavar="NAME", default="", help="of the module; needed but for --template")
+    group.add_argument(
+        "--gpu",
+        choices=("none", "dda", "gpu-pv", "gpu-pv-by-hand"),
+        default="none",
+        help="how the host hands a GPU over: dda, gpu-pv: by its NVIDIA runtime (what gpu-pv gives does for "
+        "dda, too); gpu-pv-by-hand: /dev/dxg and /usr/lib/wsl, without one (default: %(default)s)",
+    )
+    group.add_argument(
+        "--registry",
+        action="append",
+        default=[],
+        metavar="NAME=ADDRESS",
+        help="repeatable; user and password are $CONTAINER_REGISTRY_USERNAME and _PASSWORD, with _NAME "
+        "behind both if there are several",
+    )
+    group.add_argument("--module-id", default="vision", metavar="ID", help="(default: %(default)s)")
+    group.add_argument(
+        "--runtime", default="1.5", metavar="TAG", help="of edgeAgent and edgeHub (default: %(default)s)"
+    )
+
+
+def _add_told(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what it is told")
+    group.add_argument(
+        "--config", metavar="FILE", help="YAML or JSON, the desired properties (default: the bundled clip)"
+    )
+    group.add_argument(
+        "--camera", action="append", default=[], metavar="NAME=URI", help="repeatable; beside --config's"
+    )
+    group.add_argument(
+        "--http",
+        default="127.0.0.1:8080",
+        metavar="HOST:PORT",
+        help="where the device publishes HTTP (default: %(default)s); for other machines it takes a token: "
+        "http.token of the configuration, else ${VISIONEDGE_HTTP_TOKEN}",
+    )
+    group.add_argument("--no-http", action="store_true", help="publish nothing")
+
+
+def _add_lint(deeds: Verbs) -> None:
+    parser = verb(
+        deeds,
+        "lint",
+        _lint,
+        "every problem of a deployment manifest, with its place and its remedy; 2 if one is an error",
+        "  visionedge manifest lint deployment.template.json\n"
+        "  visionedge manifest lint deployment.json --module dock-camera --json\n"
+        "  visionedge manifest generate --image … | visionedge manifest lint -",
+    )
+    parser.add_argument(
+        "file", metavar="FILE", help="a manifest, a layered one, or a template (.template.json); - for stdin"
+    )
+    parser.add_argument(
+        "--module",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="repeatable: which modules are visionedge (default: 'vision', and images called visionedge)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of words")
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from visionedge.manifest.generate import generate
+    from visionedge.manifest.writing import write_new
+
+    made = generate(_request(arguments), os.environ)
+    for note in made.notes:
+        print(f"visionedge: {redact(note)}", file=sys.stderr)
+    if arguments.output:
+        write_new(Path(arguments.output), made.text, replace=arguments.force, secret=made.secret)
+    else:
+        sys.stdout.write(made.text)
+    return 0
+
+
+def _request(arguments: argparse.Namespace) -> "Request":
+    """The arguments as what a manifest is wanted for.
+
+    Raises:
+        ConfigError: some of them are wrong, or do not go together.
+    """
+    from visionedge.manifest.generate import Request
+
+    problems = []
+    if not arguments.image and not arguments.template:
+        problems.append("--image: name the module's image, such as registry.example.com/visionedge:1.0-gpu")
+    if arguments.registry and arguments.layered:
+        problems.append(
+            "--registry: the credentials are those of the deployment that lies below a layered one"
+        )
+    if problems:
+        raise ConfigError(problems)
+    address = None if arguments.no_http else config.http_address(arguments.http, "--http")
+    return Request(
+        image=arguments.image,
+        gpu=arguments.gpu,
+        document=read_file(Path(arguments.config)) if arguments.config else None,
+        cameras=cameras(arguments.camera),
+        registries=_registries(arguments.registry),
+        module=arguments.module_id,
+        published=(address.get("host") or "127.0.0.1", address["port"]) if address else None,
+        runtime=arguments.runtime,
+        form="template" if arguments.template else "layered" if arguments.layered else "deployment",
+    )
+
+
+def _registries(pairs: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, _, address = pair.partition("=")
+        if not re.fullmatch(r"\w+", name, re.ASCII) or not address:
+            say = "write NAME=ADDRESS, with a NAME of letters, digits and '_'"
+            raise ConfigError([f"--registry {redact(pair)}: {say}"])
+        if name in found:
+            raise ConfigError([f"--registry {name}: the name is given twice"])
+        found[name] = address
+    return found
+
+
+def _lint(arguments: argparse.Namespace) -> int:
+    from visionedge.manifest.lint import lint
+
+    name = "stdin" if arguments.file == "-" else arguments.file
+    report = lint(_bytes(arguments.file), name, arguments.module)
+    if arguments.json:
+        sys.stdout.write(json.dumps(report.document(), indent=1, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write(report.words())
+    return ConfigError.exit_code if report.errors else 0
+
+
+def _bytes(file: str) -> bytes:
+    """The content of a file, or a little more than a manifest can be."""
+    from visionedge.manifest.lint import MAX_BYTES
+
+    try:
+        if file == "-":
+            return sys.stdin.buffer.read(MAX_BYTES + 1)
+        with Path(file).open("rb") as opened:
+            return opened.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "that is no name of a file"
+        raise ConfigError([f"{file}: cannot be read: {reason}"]) from None
 
 
 def _add_estimate(deeds: Verbs) -> None:

@@ -3,14 +3,13 @@
 import argparse
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from visionedge import config
-from visionedge.cli.arguments import Verbs, add_model_and_device, data_folder, seconds, verb
+from visionedge.cli.arguments import Verbs, add_model_and_device, cameras, data_folder, seconds, verb
 from visionedge.documents import Document, read_file
-from visionedge.errors import ConfigError
-from visionedge.uris import FORMS, redact
+from visionedge.uris import FORMS
 
 INJECT = "VISIONEDGE_INJECT_FAULTS"
 """The variable that lets `--inject` exist."""
@@ -90,7 +89,7 @@ def run_document(
 def _overrides(arguments: argparse.Namespace) -> Document:
     over: Document = {}
     if arguments.camera:
-        over["cameras"] = _cameras(arguments.camera)
+        over["cameras"] = cameras(arguments.camera)
     if arguments.model:
         over["model"] = {"path": arguments.model, "url": None, "sha256": None}
     if arguments.device:
@@ -98,18 +97,3 @@ def _overrides(arguments: argparse.Namespace) -> Document:
     if arguments.http:
         over["http"] = config.http_address(arguments.http, "--http")
     return over
-
-
-def _cameras(pairs: Sequence[str]) -> Document:
-    cameras: Document = {}
-    problems = []
-    for pair in pairs:
-        name, equals, uri = pair.partition("=")
-        if not equals or not config.CAMERA_NAME.fullmatch(name):
-            problems.append(f"--camera {redact(pair)}: write NAME=URI, with a NAME of a-z, 0-9 and '-'")
-        elif name in cameras:
-            problems.append(f"--camera {name}: the name is given twice")
-        cameras[name] = {"uri": uri}
-    if problems:
-        raise ConfigError(problems)
-    return cameras

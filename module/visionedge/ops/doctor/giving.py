@@ -1,19 +1,10 @@
 """How a GPU gets to this process: what to set on Windows, on the host, and in the deployment."""
 
-import json
-
+from visionedge.manifest.handing import BY_HAND_OPTIONS, GPU_OPTIONS, compact
 from visionedge.ops.doctor.finding import Remedies, Remedy, one
 from visionedge.ops.doctor.gather import Facts
 from visionedge.ops.doctor.wheel import dotted
 
-GPU_OPTIONS = {"HostConfig": {"DeviceRequests": [{"Count": -1, "Capabilities": [["gpu"]]}]}}
-BY_HAND_OPTIONS = {
-    "Env": ["LD_LIBRARY_PATH=/usr/lib/wsl/lib"],
-    "HostConfig": {
-        "Devices": [{"PathOnHost": "/dev/dxg", "PathInContainer": "/dev/dxg", "CgroupPermissions": "rwm"}],
-        "Binds": ["/usr/lib/wsl:/usr/lib/wsl:ro"],
-    },
-}
 NO_REQUIRE = '"env": {"NVIDIA_DISABLE_REQUIRE": {"value": "1"}}'
 WANTED_MEMORY_MIB = 8192
 WANTED_CORES = 4
@@ -26,11 +17,6 @@ _DOCKER_BY_HAND = (
     "docker run --device /dev/dxg -v /usr/lib/wsl:/usr/lib/wsl:ro -e LD_LIBRARY_PATH=/usr/lib/wsl/lib …"
 )
 _MIB = 2**20
-
-
-def compact(document: object) -> str:
-    """JSON in one line, as createOptions want it."""
-    return json.dumps(document, separators=(",", ":"))
 
 
 def in_vm(command: str) -> str:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from visionedge.errors import ConfigError
+from visionedge.manifest.handing import GPU_OPTIONS, compact
 from visionedge.ops.doctor.finding import Remedy, one
-from visionedge.ops.doctor.giving import GPU_OPTIONS, NO_REQUIRE, WANTED_CORES, WANTED_MEMORY_MIB, compact
+from visionedge.ops.doctor.giving import NO_REQUIRE, WANTED_CORES, WANTED_MEMORY_MIB
 from visionedge.ops.doctor.wheel import LEAST_WINDOWS_DRIVER
 
 Document = dict[str, Any]

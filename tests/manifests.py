@@ -1,0 +1,384 @@
+"""Manifests for tests: a sound one, how to change it, and faults with the places where they are told."""
+
+import json
+from typing import Any
+
+import pytest
+
+from visionedge.manifest.generate import Request, generate
+from visionedge.manifest.lint import Report, lint
+from visionedge.uris import KnownSecrets
+
+Manifest = dict[str, Any]
+AGENT = ("modulesContent", "$edgeAgent", "properties.desired")
+HUB = ("modulesContent", "$edgeHub", "properties.desired")
+VISION = ("modulesContent", "vision", "properties.desired")
+MODULE = (*AGENT, "modules", "vision")
+HOST = (*MODULE, "settings", "createOptions", "HostConfig")
+IN_AGENT = '$.modulesContent["$edgeAgent"]["properties.desired"]'
+IN_HUB = '$.modulesContent["$edgeHub"]["properties.desired"]'
+IN_VISION = '$.modulesContent.vision["properties.desired"]'
+IN_MODULE = f"{IN_AGENT}.modules.vision"
+IN_OPTIONS = f"{IN_MODULE}.settings.createOptions"
+NOTHING = object()
+"""In place of a value: the key is taken away."""
+
+
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who imports this: the made-up secrets of a test, plain words many of them, are masked in it alone."""
+    monkeypatch.setattr("visionedge.uris._known", KnownSecrets())
+
+
+def sound(gpu: str = "none", **changes: Any) -> Manifest:
+    """A manifest in which nothing is wrong, its createOptions opened so that they can be changed."""
+    kind = "cpu" if gpu == "none" else "gpu"
+    request = Request(image=f"registry.example.com/visionedge:1.0-{kind}", gpu=gpu, **changes)  # type: ignore[arg-type]  # tests give names of Gpu
+    manifest: Manifest = json.loads(generate(request, {}).text)
+    agent = at(manifest, AGENT)
+    for module in (*agent["systemModules"].values(), *agent["modules"].values()):
+        module["settings"]["createOptions"] = json.loads(module["settings"]["createOptions"])
+    return manifest
+
+
+def at(document: Any, path: tuple[Any, ...]) -> Any:
+    """What stands at a path."""
+    for key in path:
+        document = document[key]
+    return document
+
+
+def change(manifest: Manifest, path: tuple[Any, ...], value: Any) -> Manifest:
+    """The manifest with another value at a path."""
+    holder = at(manifest, path[:-1])
+    if value is NOTHING:
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = value
+    return manifest
+
+
+def judge(manifest: Any, name: str = "deployment.json", modules: tuple[str, ...] = ()) -> Report:
+    """Lint a manifest, its createOptions closed again."""
+
+    def closed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [closed(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        shut = isinstance(value.get("createOptions"), dict) and not name.endswith(".template.json")
+        options = {"createOptions": json.dumps(value["createOptions"])} if shut else {}
+        return {**{key: closed(item) for key, item in value.items()}, **options}
+
+    return lint(json.dumps(closed(manifest)).encode(), name, modules)
+
+
+def told(report: Report) -> set[tuple[str, str]]:
+    """The severity and place of each finding."""
+    return {(finding.severity, finding.path) for finding in report.findings}
+
+
+FAULTS: list[tuple[str, tuple[Any, ...], Any, str, str, str]] = [
+    # what is changed, where, to what, then severity, place and a word of the finding
+    (
+        "no agent",
+        ("modulesContent", "$edgeAgent"),
+        NOTHING,
+        "error",
+        '$.modulesContent["$edgeAgent"]',
+        "missing",
+    ),
+    ("no hub", ("modulesContent", "$edgeHub"), NOTHING, "error", '$.modulesContent["$edgeHub"]', "missing"),
+    ("agent's schema", (*AGENT, "schemaVersion"), "1.2", "error", f"{IN_AGENT}.schemaVersion", "1.0 or 1.1"),
+    ("a number", (*AGENT, "schemaVersion"), 1.1, "error", f"{IN_AGENT}.schemaVersion", "a number"),
+    ("hub's schema", (*HUB, "schemaVersion"), "2.0", "error", f"{IN_HUB}.schemaVersion", "1.0 or 1.1"),
+    ("no runtime", (*AGENT, "runtime"), NOTHING, "error", f"{IN_AGENT}.runtime", "missing"),
+    (
+        "no version of Docker",
+        (*AGENT, "runtime", "settings"),
+        {},
+        "error",
+        f"{IN_AGENT}.runtime.settings.minDockerVersion",
+        "missing",
+    ),
+    (
+        "half a registry",
+        (*AGENT, "runtime", "settings", "registryCredentials"),
+        {"mine": {"address": "https://registry.example.com", "username": "me"}},
+        "error",
+        f"{IN_AGENT}.runtime.settings.registryCredentials.mine.password",
+        "missing",
+    ),
+    (
+        "no hub to run",
+        (*AGENT, "systemModules", "edgeHub"),
+        NOTHING,
+        "error",
+        f"{IN_AGENT}.systemModules.edgeHub",
+        "",
+    ),
+    (
+        "a hub that loses connections",
+        (*AGENT, "systemModules", "edgeHub", "settings", "image"),
+        "mcr.microsoft.com/azureiotedge-hub:1.6.1",
+        "error",
+        f"{IN_AGENT}.systemModules.edgeHub.settings.image",
+        "MQTT",
+    ),
+    (
+        "a swapped image",
+        (*AGENT, "systemModules", "edgeAgent", "settings", "image"),
+        "mcr.microsoft.com/azureiotedge-hub:1.5",
+        "error",
+        f"{IN_AGENT}.systemModules.edgeAgent.settings.image",
+        "azureiotedge-agent:1.5",
+    ),
+    (
+        "an old agent",
+        (*AGENT, "systemModules", "edgeAgent", "settings", "image"),
+        "mcr.microsoft.com/azureiotedge-agent:1.4.27",
+        "warning",
+        f"{IN_AGENT}.systemModules.edgeAgent.settings.image",
+        "support",
+    ),
+    (
+        "a hub without a store",
+        (*AGENT, "systemModules", "edgeHub", "env"),
+        NOTHING,
+        "warning",
+        f"{IN_AGENT}.systemModules.edgeHub",
+        "StorageFolder",
+    ),
+    (
+        "a store that is not bound",
+        (*AGENT, "systemModules", "edgeHub", "settings", "createOptions"),
+        {},
+        "warning",
+        f"{IN_AGENT}.systemModules.edgeHub.settings.createOptions",
+        "Binds",
+    ),
+    (
+        "a hub without MQTT",
+        (*AGENT, "systemModules", "edgeHub", "env", "mqttSettings__enabled"),
+        {"value": False},
+        "error",
+        f"{IN_AGENT}.systemModules.edgeHub.env.mqttSettings__enabled.value",
+        "MQTT",
+    ),
+    (
+        "a truth value that is none",
+        (*AGENT, "systemModules", "edgeHub", "env", "OptimizeForPerformance"),
+        {"value": "no"},
+        "warning",
+        f"{IN_AGENT}.systemModules.edgeHub.env.OptimizeForPerformance.value",
+        '"true" or "false"',
+    ),
+    ("no type", (*MODULE, "type"), NOTHING, "error", f"{IN_MODULE}.type", "docker"),
+    ("another type", (*MODULE, "type"), "podman", "error", f"{IN_MODULE}.type", "docker"),
+    ("a status", (*MODULE, "status"), "started", "error", f"{IN_MODULE}.status", "running or stopped"),
+    ("a policy", (*MODULE, "restartPolicy"), "yes", "error", f"{IN_MODULE}.restartPolicy", "always"),
+    (
+        "a policy without effect",
+        (*MODULE, "restartPolicy"),
+        "on-unhealthy",
+        "warning",
+        f"{IN_MODULE}.restartPolicy",
+        "no effect",
+    ),
+    ("never again", (*MODULE, "restartPolicy"), "never", "warning", f"{IN_MODULE}.restartPolicy", "75"),
+    ("an order", (*MODULE, "startupOrder"), -1, "error", f"{IN_MODULE}.startupOrder", "out of range"),
+    ("a truth for a number", (*MODULE, "startupOrder"), True, "error", f"{IN_MODULE}.startupOrder", "whole"),
+    (
+        "a typing error",
+        (*MODULE, "restartpolicy"),
+        "always",
+        "warning",
+        f"{IN_MODULE}.restartpolicy",
+        "restartPolicy",
+    ),
+    ("no image", (*MODULE, "settings", "image"), NOTHING, "error", f"{IN_MODULE}.settings.image", "missing"),
+    (
+        "blanks",
+        (*MODULE, "settings", "image"),
+        "vision edge:1",
+        "error",
+        f"{IN_MODULE}.settings.image",
+        "REGISTRY",
+    ),
+    ("a variable", (*MODULE, "env"), {"A B": {"value": "1"}}, "error", f'{IN_MODULE}.env["A B"]', "variable"),
+    ("no value", (*MODULE, "env"), {"A": "1"}, "error", f"{IN_MODULE}.env.A", "an object"),
+    (
+        "a misspelt variable",
+        (*MODULE, "env"),
+        {"VISIONEDGE_TOKEN": {"value": "1"}},
+        "warning",
+        f"{IN_MODULE}.env.VISIONEDGE_TOKEN.value",
+        "VISIONEDGE_HTTP_TOKEN",
+    ),
+    (
+        "a device that there is not",
+        (*MODULE, "env"),
+        {"VISIONEDGE_DEVICE": {"value": "npu"}},
+        "error",
+        f"{IN_MODULE}.env.VISIONEDGE_DEVICE.value",
+        "inference.device",
+    ),
+    ("an unfilled placeholder", (*MODULE, "version"), "${TAG}", "error", f"{IN_MODULE}.version", "${TAG}"),
+    (
+        "options that are no JSON",
+        (*MODULE, "settings", "createOptions"),
+        "{'a'",
+        "error",
+        IN_OPTIONS,
+        "no JSON",
+    ),
+    (
+        "options that are a list",
+        (*MODULE, "settings", "createOptions"),
+        "[]",
+        "error",
+        IN_OPTIONS,
+        "an object",
+    ),
+    ("no volume", (*HOST, "Binds"), [], "warning", IN_OPTIONS, "visionedge-data:/data"),
+    (
+        "a volume to read",
+        (*HOST, "Binds"),
+        ["d:/data:ro"],
+        "error",
+        f"{IN_OPTIONS}.HostConfig.Binds[0]",
+        "read-only",
+    ),
+    (
+        "all privileges",
+        (*HOST, "Privileged"),
+        True,
+        "warning",
+        f"{IN_OPTIONS}.HostConfig.Privileged",
+        "CapDrop",
+    ),
+    (
+        "the world reaches HTTP",
+        (*HOST, "PortBindings"),
+        {"8080/tcp": [{"HostPort": "8080"}]},
+        "warning",
+        f'{IN_OPTIONS}.HostConfig.PortBindings["8080/tcp"]',
+        "token",
+    ),
+    (
+        "a port of nobody",
+        (*HOST, "PortBindings"),
+        {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "80"}]},
+        "warning",
+        f'{IN_OPTIONS}.HostConfig.PortBindings["80/tcp"]',
+        "8080/tcp",
+    ),
+    (
+        "a network of its own",
+        (*MODULE, "settings", "createOptions", "NetworkingConfig"),
+        {"EndpointsConfig": {"mine": {}}},
+        "warning",
+        f"{IN_OPTIONS}.NetworkingConfig",
+        "network",
+    ),
+    (
+        "the host's network",
+        (*HOST, "NetworkMode"),
+        "host",
+        "warning",
+        f"{IN_OPTIONS}.HostConfig.NetworkMode",
+        "token",
+    ),
+    (
+        "a camera's rate",
+        (*VISION, "cameras", "demo", "fps"),
+        "5",
+        "error",
+        f"{IN_VISION}.cameras.demo.fps",
+        "number",
+    ),
+    (
+        "a camera's name",
+        (*VISION, "cameras", "Dock"),
+        {"uri": "demo:"},
+        "error",
+        f"{IN_VISION}.cameras.Dock",
+        "a-z",
+    ),
+    ("a camera's URI", (*VISION, "cameras", "demo"), {}, "error", f"{IN_VISION}.cameras.demo.uri", "missing"),
+    ("an unknown key", (*VISION, "inferense"), {}, "error", f"{IN_VISION}.inferense", "inference"),
+    (
+        "what only a file may say",
+        (*VISION, "model"),
+        {"allowInsecure": True},
+        "error",
+        f"{IN_VISION}.model.allowInsecure",
+        "local",
+    ),
+    ("no cameras", (*VISION, "cameras"), {}, "warning", f"{IN_VISION}.cameras", "no camera"),
+    (
+        "a camera at the device",
+        (*VISION, "cameras", "usb"),
+        {"uri": "v4l2:///dev/video0"},
+        "warning",
+        f"{IN_VISION}.cameras.usb.uri",
+        '"Devices":[{"PathOnHost":"/dev/video0"',
+    ),
+    (
+        "a file of the host",
+        (*VISION, "cameras", "yard"),
+        {"uri": "/srv/yard.mp4"},
+        "warning",
+        f"{IN_VISION}.cameras.yard.uri",
+        "/srv/yard.mp4",
+    ),
+    (
+        "a demanded GPU",
+        (*VISION, "inference", "device"),
+        "cuda",
+        "warning",
+        f"{IN_MODULE}.settings.image",
+        "GPU image",
+    ),
+    (
+        "HTTP of its own loopback",
+        (*VISION, "http"),
+        {"host": "127.0.0.1"},
+        "warning",
+        f'{IN_OPTIONS}.HostConfig.PortBindings["8080/tcp"]',
+        "http.host",
+    ),
+    (
+        "no store",
+        (*HUB, "storeAndForwardConfiguration"),
+        {},
+        "error",
+        f"{IN_HUB}.storeAndForwardConfiguration.timeToLiveSecs",
+        "7200",
+    ),
+    (
+        "nothing kept",
+        (*HUB, "storeAndForwardConfiguration", "timeToLiveSecs"),
+        0,
+        "warning",
+        f"{IN_HUB}.storeAndForwardConfiguration.timeToLiveSecs",
+        "7200",
+    ),
+    ("no routes", (*HUB, "routes"), {}, "warning", f"{IN_HUB}.routes", "outputs/detections"),
+    (
+        "a twin of nobody",
+        ("modulesContent", "other"),
+        {"properties.desired": {}},
+        "warning",
+        '$.modulesContent.other["properties.desired"]',
+        "does not run",
+    ),
+    (
+        "no desired properties",
+        ("modulesContent", "vision"),
+        {},
+        "error",
+        "$.modulesContent.vision",
+        "properties.desired",
+    ),
+]

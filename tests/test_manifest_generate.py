@@ -1,0 +1,280 @@
+"""`visionedge manifest generate`: deployments, templates and layers that lint has nothing to say about."""
+
+import itertools
+import json
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import CommandLine
+from conftest import REPOSITORY
+from manifests import forgetful
+from visionedge.config import validate
+from visionedge.manifest.lint import lint
+
+__all__ = ["forgetful"]
+
+IMAGE = "registry.example.com/visionedge:1.0"
+SECRETS = {
+    "CONTAINER_REGISTRY_USERNAME": "puller",
+    "CONTAINER_REGISTRY_PASSWORD": "hunter2222",
+    "CONTAINER_REGISTRY_USERNAME_a": "puller-a",
+    "CONTAINER_REGISTRY_PASSWORD_a": "hunter3333",
+    "CONTAINER_REGISTRY_USERNAME_b": "puller-b",
+    "CONTAINER_REGISTRY_PASSWORD_b": "hunter4444",
+    "VISIONEDGE_HTTP_TOKEN": "hunter5555",
+    "DOCK_PASSWORD": "hunter6666",
+}
+DOCUMENTED = {
+    "deployment.template.json": ("--gpu", "gpu-pv"),
+    "deployment.cpu.template.json": (),
+}
+REGISTRY = ("--registry", "visionedge=$CONTAINER_REGISTRY_ADDRESS")
+
+
+@pytest.fixture
+def visionedge(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """Calls the command line in this process."""
+    return CommandLine(capsys)
+
+
+@pytest.fixture
+def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment in which all placeholders have a value."""
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def configuration(tmp_path: Path) -> Path:
+    """A configuration file with a bit of everything."""
+    path = tmp_path / "vision.yaml"
+    path.write_text(
+        "cameras:\n"
+        "  usb: {uri: 'v4l2:///dev/video0', priority: 2}\n"
+        "  yard: {uri: 'https://192.0.2.6/yard.mjpg', fps: 2.5, gate: {}}\n"
+        "inference: {classes: [person]}\n"
+        "http: {host: 127.0.0.1, port: 9000}\n"
+    )
+    return path
+
+
+def vision(text: str, module: str = "vision") -> dict[str, Any]:
+    """The desired properties of the module."""
+    document = json.loads(text)
+    content = document.get("content", document)["modulesContent"]
+    desired: dict[str, Any] = content[module]["properties.desired"]
+    return desired
+
+
+def options(text: str) -> dict[str, Any]:
+    """The createOptions of the module `vision`."""
+    agent = json.loads(text)["modulesContent"]["$edgeAgent"]["properties.desired"]
+    found: dict[str, Any] = json.loads(agent["modules"]["vision"]["settings"]["createOptions"])
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(DOCUMENTED))
+def test_the_shipped_templates_are_what_generate_makes(visionedge: CommandLine, name: str) -> None:
+    """Byte for byte, with the arguments that docs/iot-edge.md gives."""
+    outcome = visionedge("manifest", "generate", "--template", *DOCUMENTED[name], *REGISTRY)
+    assert outcome.out == (REPOSITORY / name).read_text()
+    assert outcome.err == ""
+    words = " ".join(("visionedge manifest generate --template", *DOCUMENTED[name]))
+    assert words in (REPOSITORY / "docs" / "iot-edge.md").read_text()
+
+
+FORMS = [(), ("--template",), ("--layered",)]
+GPUS = ["none", "dda", "gpu-pv", "gpu-pv-by-hand"]
+ONE = ("--registry", "a=a.example.com")
+REGISTRIES = [(), ONE, (*ONE, "--registry", "b=b.example.com")]
+PUBLISHED = [(), ("--http", "0.0.0.0:80"), ("--no-http",)]
+
+
+@pytest.mark.usefixtures("secrets")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("gpu", GPUS)
+def test_lint_has_nothing_to_say_about_what_is_generated(
+    visionedge: CommandLine, configuration: Path, form: tuple[str, ...], gpu: str
+) -> None:
+    """Neither an error nor a warning, whatever is combined."""
+    image = () if form == ("--template",) else ("--image", f"{IMAGE}-{'cpu' if gpu == 'none' else 'gpu'}")
+    camera = ("--camera", "dock=rtsp://me:${DOCK_PASSWORD}@192.0.2.5/stream1")
+    if form == ("--template",):
+        camera = ("--camera", "dock=rtsp://${DOCK_USER}:${DOCK_PASSWORD}@192.0.2.5/stream1")
+    told = [(), camera, ("--config", str(configuration)), ("--config", str(configuration), *camera)]
+    registries = REGISTRIES[:1] if form == ("--layered",) else REGISTRIES
+    ids = itertools.cycle([(), ("--module-id", "dock-camera_2")])
+    for rest in itertools.product(told, registries, PUBLISHED):
+        arguments = (*form, *image, "--gpu", gpu, *itertools.chain(*rest), *next(ids))
+        outcome = visionedge("manifest", "generate", *arguments)
+        assert outcome.code == 0, outcome.err
+        report = lint(outcome.out.encode(), "deployment.json")
+        assert report.findings == (), arguments
+        assert len(report.modules) == 1
+
+
+def test_cameras_become_desired_properties(visionedge: CommandLine) -> None:
+    """In place of the bundled clip; the rest is as in the shipped templates."""
+    outcome = visionedge("manifest", "generate", "--image", IMAGE, "--camera", "dock=rtsp://192.0.2.5/a")
+    desired = vision(outcome.out)
+    assert desired["cameras"] == {"dock": {"uri": "rtsp://192.0.2.5/a"}}
+    assert validate(desired).telemetry.mode == "changes"
+    assert outcome.err == ""
+
+
+def test_a_configuration_becomes_desired_properties(visionedge: CommandLine, configuration: Path) -> None:
+    """With the cameras of the command line beside its own; a loopback address would lock everybody out."""
+    outcome = visionedge(
+        *("manifest", "generate", "--image", IMAGE, "--config", configuration, "--camera", "dock=demo:")
+    )
+    desired = vision(outcome.out)
+    assert set(desired["cameras"]) == {"usb", "yard", "dock"}
+    assert desired["http"] == {"port": 9000}
+    assert "http.host" in outcome.complaints[0]
+    host = options(outcome.out)["HostConfig"]
+    assert host["PortBindings"] == {"9000/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8080"}]}
+    assert host["Devices"][0]["PathOnHost"] == "/dev/video0"
+    assert host["GroupAdd"] == ["video"]
+
+
+@pytest.mark.usefixtures("secrets")
+def test_placeholders_are_filled_from_the_environment(visionedge: CommandLine) -> None:
+    """Passwords come neither from the command line nor from a file; one note says where they end up."""
+    outcome = visionedge(
+        *("manifest", "generate", "--image", IMAGE, "--registry", "mine=r.example.com"),
+        *("--camera", "dock=rtsp://me:${DOCK_PASSWORD}@192.0.2.5/"),
+    )
+    assert "hunter2222" in outcome.out
+    assert "rtsp://me:hunter6666@192.0.2.5/" in outcome.out
+    assert "hunter" not in outcome.err
+    assert "VISIONEDGE_CONFIG" in outcome.complaints[0]
+
+
+@pytest.mark.usefixtures("secrets")
+def test_who_publishes_http_to_others_asks_for_a_token(visionedge: CommandLine, tmp_path: Path) -> None:
+    """That of the configuration, else that of the environment."""
+    outcome = visionedge("manifest", "generate", "--image", IMAGE, "--http", "0.0.0.0:80")
+    assert vision(outcome.out)["http"] == {"token": "hunter5555"}
+    path = tmp_path / "vision.json"
+    path.write_text('{"cameras": {"a": {"uri": "demo:"}}, "http": {"token": "own-token"}}')
+    outcome = visionedge("manifest", "generate", "--image", IMAGE, "--http", "0.0.0.0:80", "--config", path)
+    assert vision(outcome.out)["http"] == {"token": "own-token"}
+
+
+def test_a_variable_that_is_not_there_is_told(
+    visionedge: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them at once; nothing is written."""
+    for name in SECRETS:
+        monkeypatch.delenv(name, raising=False)
+    outcome = visionedge("manifest", "generate", "--image", IMAGE, "--registry", "mine=r.example.com")
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert [line.split()[5].strip(";") for line in outcome.complaints] == [
+        "CONTAINER_REGISTRY_PASSWORD",
+        "CONTAINER_REGISTRY_USERNAME",
+    ]
+
+
+BAD: list[tuple[tuple[str, ...], str]] = [
+    ((), "--image"),
+    (("--image", IMAGE, "--gpu", "tpu"), "--gpu"),
+    (("--image", IMAGE, "--camera", "Dock=demo:"), "--camera"),
+    (("--image", IMAGE, "--camera", "dock=gopher://me:hunter7777@h/"), "cameras.dock.uri"),
+    (("--image", IMAGE, "--registry", "r.example.com"), "--registry"),
+    (("--image", IMAGE, "--registry", "a=x", "--registry", "a=y"), "--registry a"),
+    (("--image", IMAGE, "--layered", "--registry", "a=x"), "--registry"),
+    (("--image", IMAGE, "--layered", "--template"), "not allowed"),
+    (("--image", IMAGE, "--http", "8080"), "--http"),
+    (("--image", IMAGE, "--http", "127.0.0.1:70000"), "no port"),
+    (("--image", IMAGE, "--http", "localhost:8080"), "no address"),
+    (("--image", IMAGE, "--module-id", "a.b"), "no name that a module can have"),
+    (("--image", IMAGE, "--runtime", "1.6.1"), "MQTT"),
+    (("--image", "vision edge"), "no name of an image"),
+    (("--image", IMAGE, "--config", "no-such.yaml"), "no-such.yaml"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "word"), BAD)
+def test_wrong_arguments_are_one_line(visionedge: CommandLine, arguments: tuple[str, ...], word: str) -> None:
+    """And exit 2, without a manifest and without a secret."""
+    outcome = visionedge("manifest", "generate", *arguments)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert word in outcome.complaints[0]
+    assert "hunter7777" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("cameras: [a]\nhttp: 5\n", "cameras"),
+        ("http: {port: 0}\n", "http.port"),
+        ("model: {allowInsecure: true}\n", "model.allowInsecure"),
+        ("telemetry: {mode: some}\n", "telemetry.mode"),
+        ("inference: {classes: [" + ", ".join(f"label-{i:05d}" for i in range(4000)) + "]}\n", "32768"),
+    ],
+)
+def test_a_configuration_that_no_twin_can_hold_is_refused(
+    visionedge: CommandLine, tmp_path: Path, text: str, word: str
+) -> None:
+    """With its problems, and exit 2."""
+    path = tmp_path / "vision.yaml"
+    path.write_text(text)
+    outcome = visionedge("manifest", "generate", "--image", IMAGE, "--config", path)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert any(word in line for line in outcome.complaints)
+
+
+@pytest.mark.usefixtures("secrets")
+def test_a_file_is_written_whole_and_never_over_another(visionedge: CommandLine, tmp_path: Path) -> None:
+    """Without --force; with passwords in it, it is its owner's only."""
+    path = tmp_path / "deployment.json"
+    command = ("manifest", "generate", "--image", IMAGE, "-o", str(path))
+    outcome = visionedge(*command)
+    assert (outcome.code, outcome.out) == (0, "")
+    first = path.read_text()
+    outcome = visionedge(*command, "--camera", "dock=demo:")
+    assert outcome.code == 2
+    assert "--force" in outcome.complaints[0]
+    assert path.read_text() == first
+    assert visionedge(*command, "--camera", "dock=demo:", "--force").code == 0
+    assert path.read_text() != first
+    assert visionedge(*command, "--registry", "a=r.example.com", "--force").code == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["deployment.json"]
+
+
+@pytest.mark.parametrize("target", ["absent/deployment.json", "folder", "a\0b", "x" * 300, "folder/.."])
+def test_a_file_that_cannot_be_written_is_one_line(
+    visionedge: CommandLine, tmp_path: Path, target: str
+) -> None:
+    """Exit 1, and nothing is left behind."""
+    (tmp_path / "folder").mkdir()
+    outcome = visionedge("manifest", "generate", "--image", IMAGE, "-o", tmp_path / target, "--force")
+    assert outcome.code == 1
+    assert "cannot be written" in outcome.complaints[0]
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("arguments", [("manifest",), ("manifest", "generate"), ("manifest", "lint")])
+def test_help_teaches(visionedge: CommandLine, arguments: tuple[str, ...]) -> None:
+    """With examples and exit codes."""
+    outcome = visionedge(*arguments, "--help")
+    assert outcome.code == 0
+    assert "examples:" in outcome.out
+    assert "exit codes" in outcome.out
+
+
+def test_every_option_is_documented(visionedge: CommandLine) -> None:
+    """docs/iot-edge.md names those of generate and of lint."""
+    text = (REPOSITORY / "docs" / "iot-edge.md").read_text()
+    told = "".join(visionedge("manifest", deed, "--help").out for deed in ("generate", "lint"))
+    options = set(re.findall(r"^  (?:-\w \w+, )?(--[a-z-]+)", told, re.MULTILINE)) - {"--log-level"}
+    assert {"--image", "--gpu", "--module", "--json"} <= options
+    assert [option for option in sorted(options) if option not in text] == ["--output"]

@@ -1,0 +1,116 @@
+"""`visionedge manifest lint` and the GPU: whether image, passthrough and configuration belong together."""
+
+from typing import Any
+
+import pytest
+
+from manifests import HOST, IN_MODULE, IN_OPTIONS, MODULE, VISION, at, change, forgetful, judge, sound, told
+from visionedge.manifest.handing import image_kind
+
+__all__ = ["forgetful"]
+
+
+@pytest.mark.parametrize("gpu", ["dda", "gpu-pv", "gpu-pv-by-hand"])
+def test_a_gpu_that_is_handed_in_fits_its_image(gpu: str) -> None:
+    """It is told what it fits; beside a CPU image it is a warning, and so is none beside a GPU image."""
+    manifest = sound(gpu)
+    report = judge(manifest)
+    assert report.findings == ()
+    assert ("by hand" in report.modules["vision"]) == (gpu == "gpu-pv-by-hand")
+    at(manifest, MODULE)["settings"]["image"] = "registry.example.com/visionedge:1.0-cpu"
+    (finding,) = judge(manifest).findings
+    assert "cannot use" in finding.problem
+    bare = change(sound("none"), (*MODULE, "settings", "image"), "registry.example.com/visionedge:1.0-gpu")
+    at(bare, VISION)["inference"]["device"] = "auto"
+    (finding,) = judge(bare).findings
+    assert '{"HostConfig":{"DeviceRequests":[{"Count":-1,"Capabilities":[["gpu"]]}]}}' in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("gpu", "path", "value", "place", "word"),
+    [
+        (
+            "dda",
+            "DeviceRequests",
+            [{"Count": -1, "Capabilities": ["gpu"]}],
+            "DeviceRequests[0].Capabilities",
+            "double",
+        ),
+        (
+            "dda",
+            "DeviceRequests",
+            [{"Count": 1, "DeviceIDs": ["0"], "Capabilities": [["gpu"]]}],
+            "DeviceRequests[0]",
+            "both",
+        ),
+        ("dda", "DeviceRequests", [{"Capabilities": [["gpu"]]}], "DeviceRequests[0]", '"Count": -1'),
+        ("dda", "Devices", [{"PathOnHost": "/dev/dxg"}], "Devices[0]", "beside a request"),
+        ("none", "Devices", [{"PathOnHost": "/dev/nvidia0"}], "Devices[0]", "bare device nodes"),
+        ("gpu-pv-by-hand", "Devices", [], "Binds[0]", "without /dev/dxg"),
+        ("gpu-pv-by-hand", "Binds", ["d:/data"], "Devices[0]", "without its libraries"),
+        (
+            "gpu-pv-by-hand",
+            "Binds",
+            ["d:/data", "/usr/lib/wsl/lib:/usr/lib/wsl/lib:ro"],
+            "Binds[1]",
+            "lib loads",
+        ),
+    ],
+)
+def test_a_gpu_that_is_handed_in_by_halves_is_told(
+    gpu: str, path: str, value: Any, place: str, word: str
+) -> None:
+    """Every one of these starts, or not, in its own puzzling way."""
+    report = judge(change(sound(gpu), (*HOST, path), value))
+    found = [f for f in report.findings if f.path == f"{IN_OPTIONS}.HostConfig.{place}"]
+    assert any(word in finding.line() for finding in found), [f.line() for f in report.findings]
+
+
+def test_a_loader_that_does_not_look_for_gpu_pv_is_told() -> None:
+    """LD_LIBRARY_PATH of the deployment wins over that of the image."""
+    manifest = sound("gpu-pv-by-hand")
+    at(manifest, MODULE)["env"] = {"LD_LIBRARY_PATH": {"value": "/usr/local/lib"}}
+    assert told(judge(manifest)) == {("warning", f"{IN_MODULE}.env.LD_LIBRARY_PATH.value")}
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [
+        ("registry.example.com/visionedge:1.0-gpu", "gpu"),
+        ("registry.example.com/visionedge-cpu:1.0", "cpu"),
+        ("gpu.example.com/visionedge:1.0", ""),
+        ("visionedge:cuda12", "gpu"),
+        ("${MODULES.vision.amd64.cpu}", "cpu"),
+        ("visionedge:cpu-and-gpu", ""),
+        ("visionedge:gpus", ""),
+        ("", ""),
+    ],
+)
+def test_an_image_says_by_its_name_what_it_is_for(image: str, kind: str) -> None:
+    """In its own name, tag or platform; not in that of the registry."""
+    assert image_kind(image) == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NVIDIA_VISIBLE_DEVICES", "none"),
+        ("NVIDIA_VISIBLE_DEVICES", ""),
+        ("NVIDIA_DRIVER_CAPABILITIES", "utility"),
+    ],
+)
+def test_a_gpu_that_the_variables_take_away_again_is_told(name: str, value: str) -> None:
+    """Wherever they are set, and whatever the image says."""
+    manifest = change(sound("dda"), (*MODULE, "env"), {name: {"value": value}})
+    assert told(judge(manifest)) == {("warning", f"{IN_MODULE}.env.{name}.value")}
+    manifest = change(sound("dda"), (*MODULE, "settings", "createOptions", "Env"), [f"{name}={value}"])
+    assert told(judge(manifest)) == {("warning", f"{IN_OPTIONS}.Env[0]")}
+
+
+@pytest.mark.parametrize("key", ["DeviceRequests", "Devices", "Mounts", "Binds"])
+@pytest.mark.parametrize("value", ["gpu", {"Count": -1}, [5], 1])
+def test_lists_for_docker_are_lists(key: str, value: Any) -> None:
+    """Docker refuses anything else, when the module is created."""
+    report = judge(change(sound("dda"), (*HOST, key), value))
+    place = f"{IN_OPTIONS}.HostConfig.{key}" + ("[0]" if isinstance(value, list) else "")
+    assert ("error", place) in told(report)

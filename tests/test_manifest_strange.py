@@ -1,0 +1,168 @@
+"""`visionedge manifest lint` and what is hardly a manifest: one line, exit 2, never a traceback."""
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from command_line import CommandLine
+from conftest import REPOSITORY
+from manifests import change, forgetful, judge, sound
+from visionedge.manifest.lint import lint
+
+__all__ = ["forgetful"]
+
+
+@pytest.fixture
+def visionedge(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """Calls the command line in this process."""
+    return CommandLine(capsys)
+
+
+HOSTILE: list[tuple[bytes, str]] = [
+    (b"", "1:1: is no JSON"),
+    (b'{"a": 1,\n\n "b" 2}', "3:6: is no JSON"),
+    (b"\xff\xfe{\x00}\x00", "UTF-16"),
+    (b"\x80", "no UTF-8"),
+    (b'{"a": NaN}', "NaN"),
+    (b'{"a": ' + b"9" * 5000 + b"}", "digits"),
+    (b"[" * 100_000, "deep"),
+    (b'{"a":' * 200 + b"1" + b"}" * 200, "deep"),
+    (b" " * 8_000_001, "larger"),
+]
+
+
+@pytest.mark.parametrize(("data", "word"), HOSTILE, ids=[word for _, word in HOSTILE])
+def test_what_is_no_json_is_one_line(visionedge: CommandLine, tmp_path: Path, data: bytes, word: str) -> None:
+    """With the line and the column where there is one; exit 2."""
+    path = tmp_path / "deployment.json"
+    path.write_bytes(data)
+    outcome = visionedge("manifest", "lint", path)
+    assert outcome.code == 2
+    (line,) = outcome.complaints
+    assert word in line
+    assert outcome.out == ""
+
+
+@pytest.mark.parametrize("name", ["absent.json", "folder", "x" * 300, "a\0b"])
+def test_a_file_that_cannot_be_read_is_one_line(visionedge: CommandLine, tmp_path: Path, name: str) -> None:
+    """Exit 2."""
+    (tmp_path / "folder").mkdir()
+    outcome = visionedge("manifest", "lint", f"{tmp_path}/{name}")
+    assert outcome.code == 2
+    assert "cannot be read" in outcome.complaints[0]
+
+
+def test_lint_reads_stdin(visionedge: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the name '-'; a byte-order mark, as PowerShell writes it, does no harm."""
+    data = b"\xef\xbb\xbf" + (REPOSITORY / "deployment.template.json").read_bytes()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    outcome = visionedge("manifest", "lint", "-")
+    assert outcome.code == 0
+    assert outcome.out.endswith("stdin: nothing is wrong\n")
+
+
+KEYS = st.sampled_from(
+    [
+        *("modulesContent", "content", "$edgeAgent", "$edgeHub", "vision", "properties.desired", "modules"),
+        *(
+            "properties.desired.modules.vision",
+            "properties.desired.routes.r",
+            "properties.desired.",
+            "settings",
+        ),
+        *(
+            "systemModules",
+            "edgeHub",
+            "createOptions",
+            "createOptions01",
+            "HostConfig",
+            "DeviceRequests",
+            "env",
+        ),
+        *("Binds", "Devices", "Mounts", "PortBindings", "routes", "route", "cameras", "uri", "http", "token"),
+        *("storeAndForwardConfiguration", "image", "Env", "value", "Capabilities", "Volumes", "startupOrder"),
+    ]
+)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+    | st.sampled_from(
+        [
+            "FROM /* INTO $upstream",
+            "${A}",
+            "/dev/dxg",
+            "demo:",
+            "\ud800visionedge",
+            '{"HostConfig": []}',
+            "rtsp://a:b@c",
+        ]
+    )
+)
+DOCUMENTS = st.recursive(
+    SCALARS,
+    lambda below: (
+        st.lists(below, max_size=3) | st.dictionaries(KEYS | st.text(max_size=4), below, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(DOCUMENTS, st.sampled_from(["a.json", "a.template.json"]))
+def test_no_document_is_too_strange(document: Any, name: str) -> None:
+    """Whatever JSON holds, lint tells what it thinks of it, in lines that can be printed."""
+    report = lint(json.dumps(document).encode(), name)
+    assert all(line.isprintable() for line in report.words().splitlines())
+    assert json.dumps(report.document(), ensure_ascii=False).encode()
+
+
+def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of all values of a document."""
+    below = (
+        document.items()
+        if isinstance(document, dict)
+        else enumerate(document)
+        if isinstance(document, list)
+        else ()
+    )
+    return [
+        *([path] if path else []),
+        *(found for key, item in below for found in places(item, (*path, key))),
+    ]
+
+
+GPU_PV = json.dumps(
+    sound(
+        "gpu-pv-by-hand",
+        published=("0.0.0.0", 80),
+        document={"http": {"token": "t"}, "cameras": {"usb": {"uri": "v4l2:///dev/video0"}}},
+    )
+)
+PLACES = places(json.loads(GPU_PV))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_sound_manifest_with_anything_anywhere_is_judged(data: st.DataObject) -> None:
+    """A value of any type in any place is told or taken, never a traceback."""
+    manifest = json.loads(GPU_PV)
+    change(manifest, data.draw(st.sampled_from(PLACES)), data.draw(DOCUMENTS))
+    for name in ("a.json", "a.template.json"):
+        assert judge(manifest, name).words()
+
+
+def test_lint_leaves_no_file_behind(visionedge: CommandLine, tmp_path: Path) -> None:
+    """It only reads."""
+    path = tmp_path / "deployment.json"
+    path.write_text("{}")
+    visionedge("manifest", "lint", path)
+    assert os.listdir(tmp_path) == ["deployment.json"]  # noqa: PTH208 - the names alone
