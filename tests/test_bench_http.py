@@ -13,7 +13,7 @@ from aiohttp import web
 from visionedge.__main__ import main
 from visionedge.errors import VisionedgeError
 from visionedge.ops.bench_http import HttpLoad, caution, measure, words
-from visionedge.ops.http_clients import answer_of
+from visionedge.ops.http_clients import Clients, Order, answer_of
 
 LOAD = HttpLoad(clients=4, rate=100.0, seconds=0.3, rounds=2)
 
@@ -83,7 +83,9 @@ def test_a_slow_answer_makes_the_ones_after_it_late_and_they_are_charged_for_it(
 def test_the_pipelines_share_is_that_of_stretches_side_by_side() -> None:
     report = measured(FakeModule())
     assert report["pipeline"]["kept"] == pytest.approx(1.0, abs=0.3)
-    assert len(report["pipeline"]["withClients"]) == len(report["pipeline"]["withoutClients"]) == 2
+    assert report["pipeline"]["keptInAll"] == pytest.approx(1.0, abs=0.3)
+    kinds = ("withClients", "besideClients", "withoutClients")
+    assert [len(report["pipeline"][kind]) for kind in kinds] == [2, 2, 2]
     assert caution(report) == ""
     assert json.loads(json.dumps(report)) == report
 
@@ -94,6 +96,19 @@ def test_what_the_clients_cost_is_told_apart_from_what_the_module_does() -> None
     assert 0 < report["pipeline"]["clientShare"] < 1
     assert report["http"]["serverCpuMsPerAnswer"] > 0
     assert "ms an answer" in words(report)
+
+
+def test_clients_that_ask_nobody_do_the_same_work() -> None:
+    """They keep the same schedule and read answers as long, without a server: nothing listens there."""
+    order = Order(
+        "127.0.0.1", 9, tls=False, clients=3, rate=200.0, seconds=0.2, requests=("GET",), nobody=True
+    )
+    clients = Clients(order)
+    told = clients.run()
+    clients.close()
+    assert told.statuses == {"200": 40}
+    assert len(told.latencies_ms) == 40
+    assert told.cpu_s > 0
 
 
 def test_a_connection_that_breaks_is_counted_and_opened_again() -> None:

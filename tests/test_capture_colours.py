@@ -66,6 +66,17 @@ def test_every_kind_of_planes_gives_the_colours_that_were_there(
     assert _error(decoded.picture(), picture) < 1
 
 
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le"])
+@pytest.mark.parametrize("size_px", [(640, 360), (638, 478), (1282, 722)])
+def test_pictures_that_shrink_to_a_part_keep_their_colours(
+    tmp_path: Path, pix_fmt: str, size_px: tuple[int, int]
+) -> None:
+    """Colour may be half as fine as brightness then, as it is in most video."""
+    picture = scene(*size_px)
+    clip = write_clip(tmp_path / "c.mkv", [frame_of(picture, pix_fmt, "bt709", "limited")])
+    assert _error(_first(clip).fill(SPEC)[0], slow_fit(picture, SPEC)) < 2
+
+
 @pytest.mark.parametrize("pix_fmt", ["nv12", "p010le"])
 def test_planes_of_two_channels_as_a_gpu_gives_them_are_right(pix_fmt: str) -> None:
     from visionedge.capture.planes import whole_picture

@@ -156,7 +156,7 @@ _WANTED: Mapping[str, Sequence[Wanted]] = {
     ],
     "memory": [("resident, MiB", _at("pipeline", "rssMiB"), {"most": 700.0})],
     "http": [
-        ("lost to the clients, %", _cost("kept"), {"most": 3.0}),
+        ("lost to HTTP, against clients that ask nobody, %", _cost("kept"), {"most": 3.0}),
         ("the module's part of the cores, %", _cost("serverShare"), {"most": 3.0}),
         ("latency p99, ms", _at("http", "latencyMs", "p99"), {"most": 20.0}),
     ],

@@ -81,6 +81,9 @@ class Painter:
         if plane.shape[:2] != (height, width):
             how = _interpolation(plane.shape, (height, width), colour=number > 0)
             if plane.dtype == np.uint8:
+                if number > 0 and _is_large(plane.shape, (height, width)):
+                    plane = self._coarse(number, plane, (height, width))
+                    how = cv2.INTER_NEAREST_EXACT
                 memory = self._memory(number, (height, width, *plane.shape[2:]))
                 return np.asarray(cv2.resize(plane, size_px, dst=memory, interpolation=how))
             plane = np.asarray(cv2.resize(plane, size_px, interpolation=how), np.uint16)
@@ -88,6 +91,14 @@ class Painter:
             return np.asarray(plane, np.uint8)
         # Powers of two on both sides, so that black, grey and white of 8 bits are met exactly.
         return np.asarray(cv2.convertScaleAbs(plane, alpha=256 / (planes.white + 1)), np.uint8)
+
+    def _coarse(self, number: int, plane: Plane, size: tuple[int, int]) -> Plane:
+        """A plane of colour at half the height and width that are wanted, each rounded up."""
+        height, width = (-(-side // 2) for side in size)
+        memory = self._memory(10 + number, (height, width, *plane.shape[2:]))
+        return np.asarray(
+            cv2.resize(plane, (width, height), dst=memory, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
+        )
 
     def _memory(self, number: int, shape: tuple[int, ...]) -> Picture:
         memory = self._small.get((number, shape))
@@ -116,6 +127,15 @@ def _interpolation(old: tuple[int, ...], new: tuple[int, int], *, colour: bool) 
     middle = all(before % after == 0 and before // after % 2 for before, after in sides)
     coarse = colour and all(before >= after for before, after in sides)
     return cv2.INTER_NEAREST_EXACT if middle or coarse else cv2.INTER_LINEAR
+
+
+def _is_large(old: tuple[int, ...], new: tuple[int, int]) -> bool:
+    """Whether a plane of colour is at least twice as high and wide as it is wanted.
+
+    Then every second line and column of it will do: colour as coarse as in nearly all video and JPEG. Half as
+    much memory is read, which is most of the cost: a tenth of all that is above decoding a 1080p picture.
+    """
+    return all(before >= 2 * after for before, after in zip(old, new, strict=False))
 
 
 def _colour(parts: list[Picture], planes: Planes, merged: Picture, out: Picture) -> None:

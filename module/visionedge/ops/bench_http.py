@@ -1,21 +1,21 @@
 """`visionedge bench http`: clients on the result endpoints of a module, and what they cost its pipeline.
 
 Requests leave on schedule whether the earlier ones were answered or not, and their latency counts from when
-they were due. Stretches with and without clients take turns in one run. The clients are a process of their
-own (`http_clients`), whose processor time is told apart from that of the module's loop.
+they were due. The clients are a process of their own (`http_clients`) on the same machine, so three kinds of
+stretches take turns in one run: clients that ask the module, clients that do as much and ask nobody, and no
+clients. The first against the second is what HTTP costs, against the third what clients and HTTP cost.
 """
 
 import json
 import os
-import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from statistics import median
@@ -28,12 +28,11 @@ from visionedge.errors import VisionedgeError
 from visionedge.inference.plan import usable_cores
 from visionedge.ops.bench_report import machine
 from visionedge.ops.http_clients import Order
+from visionedge.ops.own_module import own_module
 from visionedge.uris import redact
 
-_READY = re.compile(r"ready: open (http://\S+)/")
 _SETTLE_S = 0.5
 _LIMIT_S = 10.0
-_STOP_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +73,19 @@ class Stretch:
         return self.frames / self.took_s
 
 
+Ask = Callable[[], Mapping[str, Any]]
+"""Lets the clients ask, waits until they are done, and gives what they told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The stretches: with clients that ask, beside clients that ask nobody, without any. As many of each."""
+
+    asked: list[Stretch] = field(default_factory=list)
+    beside: list[Stretch] = field(default_factory=list)
+    left_alone: list[Stretch] = field(default_factory=list)
+
+
 def bench_http(load: HttpLoad, tell: Callable[[str], None]) -> dict[str, Any]:
     """Measure, and give the report as a document. `tell` hears of the progress.
 
@@ -83,42 +95,8 @@ def bench_http(load: HttpLoad, tell: Callable[[str], None]) -> dict[str, Any]:
     if load.url is not None:
         return measure(load, load.url.rstrip("/"), tell)
     tell(f"starting a module with {load.cameras} cameras")
-    with own_module(load) as (url, pid):
+    with own_module(load.cameras, load.arguments) as (url, pid):
         return measure(load, url, tell, pid)
-
-
-@contextmanager
-def own_module(load: HttpLoad) -> Iterator[tuple[str, int]]:
-    """A module in a process of its own, its address and the number of the process; stopped afterwards."""
-    cameras = [word for n in range(load.cameras) for word in ("--camera", f"bench-{n}=demo:")]
-    command = [sys.executable, "-m", "visionedge", "run", "--http", "127.0.0.1:0", *cameras, *load.arguments]
-    # A file, not a pipe: nobody reads it while the bench runs, and it must never fill up.
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
-        module = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        try:
-            yield _address(module, log.fileno()), module.pid
-        finally:
-            module.terminate()
-            try:
-                module.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                module.kill()
-                module.wait()
-
-
-def _address(module: "subprocess.Popen[bytes]", log: int) -> str:
-    """Where the module listens, as soon as it is ready."""
-
-    while True:
-        text = os.pread(log, 1 << 20, 0).decode(errors="replace")
-        if found := _READY.search(text):
-            return found[1]
-        try:
-            code = module.wait(0.1)
-        except subprocess.TimeoutExpired:
-            continue
-        last = (text.strip().splitlines() or ["it said nothing"])[-1]
-        raise VisionedgeError(f"the module ended with {code}: {redact(last)}")
 
 
 def measure(load: HttpLoad, url: str, tell: Callable[[str], None], pid: int | None = None) -> dict[str, Any]:
@@ -129,20 +107,20 @@ def measure(load: HttpLoad, url: str, tell: Callable[[str], None], pid: int | No
     if not names:
         raise VisionedgeError(f"{redact(url)} has no camera to ask for")
     order = module.order(load, [f"/api/v1/cameras/{quote(name)}/frame" for name in names])
-    asked: list[Stretch] = []
-    left_alone: list[Stretch] = []
+    seen = Seen()
+    kinds: list[tuple[list[Stretch], Callable[[], AbstractContextManager[Ask | None]]]] = [
+        (seen.left_alone, no_clients),
+        (seen.beside, partial(_clients, replace(order, nobody=True))),
+        (seen.asked, partial(_clients, order)),
+    ]
     for number in range(load.rounds):
-        # With clients first every other time: none always comes after the same.
-        for busy in (False, True) if number % 2 == 0 else (True, False):
-            with _clients(order) if busy else nobody() as ask:
-                (asked if busy else left_alone).append(_stretch(module, load.seconds, ask))
+        # Forwards and backwards: none always comes after the same.
+        for stretches, with_clients in kinds if number % 2 == 0 else reversed(kinds):
+            with with_clients() as ask:
+                stretches.append(_stretch(module, load.seconds, ask))
             time.sleep(_SETTLE_S)
-        tell(_progress(number + 1, load, asked[-1], left_alone[-1]))
-    return _report(load, status, asked, left_alone)
-
-
-Ask = Callable[[], Mapping[str, Any]]
-"""Lets the clients ask, waits until they are done, and gives what they told."""
+        tell(_progress(number + 1, load, seen))
+    return _report(load, status, seen)
 
 
 @contextmanager
@@ -178,8 +156,8 @@ def _clients(order: Order) -> Iterator[Ask]:
 
 
 @contextmanager
-def nobody() -> Iterator[None]:
-    """No clients."""
+def no_clients() -> Iterator[None]:
+    """Nobody there."""
     yield None
 
 
@@ -263,14 +241,12 @@ class _Module:
 # --- figures ------------------------------------------------------------------------------------------------
 
 
-def _report(
-    load: HttpLoad, status: dict[str, Any], asked: list[Stretch], left_alone: list[Stretch]
-) -> dict[str, Any]:
+def _report(load: HttpLoad, status: dict[str, Any], seen: Seen) -> dict[str, Any]:
+    asked = seen.asked
     statuses = sum((stretch.statuses for stretch in asked), Counter[str]())
-    pairs = list(zip(asked, left_alone, strict=True))
-    kept = [a.frames_per_s / b.frames_per_s for a, b in pairs if b.frames]
+    pairs = list(zip(asked, seen.left_alone, strict=True))
     return {
-        "schema": "visionedge/bench-http/1",
+        "schema": "visionedge/bench-http/2",
         "machine": machine() | {"effectiveDevice": status["engine"].get("effective")},
         "load": {
             "clients": load.clients,
@@ -296,14 +272,26 @@ def _report(
             ],
         },
         "pipeline": {
-            "withClients": [round(s.frames_per_s, 3) for s in asked],
-            "withoutClients": [round(s.frames_per_s, 3) for s in left_alone],
-            "kept": round(median(kept), 4) if kept else None,
+            "withClients": _speeds(asked),
+            "besideClients": _speeds(seen.beside),
+            "withoutClients": _speeds(seen.left_alone),
+            "kept": _kept(asked, seen.beside),
+            "keptInAll": _kept(asked, seen.left_alone),
             "serverShare": _server_share(pairs),
             "clientShare": round(median(s.clients_s / s.took_s for s in asked) / usable_cores(), 4),
-            "replacedWithoutClients": sum(stretch.replaced for stretch in left_alone),
+            "replacedWithoutClients": sum(stretch.replaced for stretch in seen.left_alone),
         },
     }
+
+
+def _speeds(stretches: list[Stretch]) -> list[float]:
+    return [round(stretch.frames_per_s, 3) for stretch in stretches]
+
+
+def _kept(asked: list[Stretch], other: list[Stretch]) -> float | None:
+    """The median over the rounds of frames/s to those of the same round's other stretch."""
+    ratios = [a.frames_per_s / b.frames_per_s for a, b in zip(asked, other, strict=True) if b.frames]
+    return round(median(ratios), 4) if ratios else None
 
 
 def _each_ms(used_s: float, stretch: Stretch) -> float:
@@ -334,11 +322,13 @@ def _loop_more_s(asked: Stretch, alone: Stretch) -> float | None:
     return asked.loop_s - alone.loop_s * asked.took_s / alone.took_s
 
 
-def _progress(number: int, load: HttpLoad, asked: Stretch, left_alone: Stretch) -> str:
+def _progress(number: int, load: HttpLoad, seen: Seen) -> str:
+    asked = seen.asked[-1]
     p99_ms = float(np.percentile(asked.latencies_ms, 99))
     return (
         f"round {number}/{load.rounds}: p99 {p99_ms:.1f} ms; pipeline {asked.frames_per_s:.1f} frames/s with"
-        f" clients, {left_alone.frames_per_s:.1f} without"
+        f" clients, {seen.beside[-1].frames_per_s:.1f} beside clients that ask nobody,"
+        f" {seen.left_alone[-1].frames_per_s:.1f} without"
     )
 
 
@@ -356,14 +346,19 @@ def words(report: Mapping[str, Any]) -> str:
     """The report for people."""
     load, http, pipeline = report["load"], report["http"], report["pipeline"]
     latency = "  ".join(f"{key} {value:.1f}" for key, value in http["latencyMs"].items())
-    kept = "no frames came" if pipeline["kept"] is None else f"{pipeline['kept']:.1%} of its frames/s kept"
+    kept = "no frames came"
+    if None not in (pipeline["kept"], pipeline["keptInAll"]):
+        kept = (
+            f"{pipeline['kept']:.1%} of its frames/s kept, {pipeline['keptInAll']:.1%} with the clients' part"
+        )
     return (
         f"{load['clients']} clients, {load['rate']:g} requests/s on the newest frames of {load['cameras']}"
         f" cameras\n  {http['answersPerSecond']:.1f} answers/s  latency ms {latency}  {http['statuses']}\n"
         f"  processor: {_cost(http['serverCpuMsPerAnswer'], pipeline['serverShare'])} in the module,"
         f" {_cost(http['clientCpuMsPerAnswer'], pipeline['clientShare'])} in the clients\n"
-        f"  pipeline: {kept} ({_range(pipeline['withClients'])} with clients,"
-        f" {_range(pipeline['withoutClients'])} without)\n"
+        f"  pipeline: {kept}\n  {_range(pipeline['withClients'])} frames/s with clients,"
+        f" {_range(pipeline['besideClients'])} beside clients that ask nobody,"
+        f" {_range(pipeline['withoutClients'])} without\n"
         f"{caution(report)}"
     ).rstrip() + "\n"
 

@@ -21,6 +21,7 @@ _CONNECT_S = 5.0
 _CHUNK_BYTES = 1 << 16
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = b"\r\ncontent-length:"
+_NO_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000  # as long as many a frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Order:
     """Whom to ask, and how often: `rate` requests per second in all, taken in turn from `requests`.
 
     `requests` are the whole heads, as they go out. What is not answered `limit_s` after the end is given up.
+    With `nobody` the clients do all the same work, but ask themselves.
     """
 
     host: str
@@ -38,6 +40,7 @@ class Order:
     seconds: float
     requests: tuple[str, ...]
     limit_s: float = 10.0
+    nobody: bool = False
 
 
 @dataclass(slots=True)
@@ -151,6 +154,18 @@ class Client:
             self._send(told)
 
 
+class Nobody:
+    """The other end of a connection of clients that ask themselves: answers whatever comes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def hear(self, _told: Told) -> None:
+        """Answer at once."""
+        if self._socket.recv(_CHUNK_BYTES):
+            self._socket.send(_NO_ANSWER)
+
+
 class Clients:
     """All of them, connected."""
 
@@ -158,7 +173,9 @@ class Clients:
         self._order = order
         self._requests = [request.encode() for request in order.requests]
         self._selector = selectors.DefaultSelector()
-        self._clients = [Client(lambda: _connected(order), self._selector) for _ in range(order.clients)]
+        self._others: list[socket.socket] = []
+        connect = self._to_nobody if order.nobody else lambda: _connected(order)
+        self._clients = [Client(connect, self._selector) for _ in range(order.clients)]
         for client in self._clients:
             client.open()
 
@@ -187,7 +204,17 @@ class Clients:
         """Hang up."""
         for client in self._clients:
             client.close()
+        for other in self._others:
+            other.close()
         self._selector.close()
+
+    def _to_nobody(self) -> socket.socket:
+        ours, other = socket.socketpair()
+        for end in (ours, other):
+            end.setblocking(False)
+        self._others.append(other)
+        self._selector.register(other, selectors.EVENT_READ, Nobody(other))
+        return ours
 
     def _open(self) -> int:
         return sum(len(client.waiting) for client in self._clients)
