@@ -47,10 +47,7 @@ Code = Literal["spool-memory", "spool-disk", "spool-lost"]
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Something that the cloud should hear of: the code of an event, its text and details.
-
-    With `spool-lost`, `upTo` has the last numbers that the lost file knew.
-    """
+    """For the cloud: an event's code, text and details; `upTo` has the last numbers that a lost file knew."""
 
     code: Code
     text: str
@@ -261,9 +258,7 @@ class Spool:
         self._traces_ns = 0
         self._ages_ns = self._clock() + _AGES_NS
         if self._reason is None or self._closing or self._clock() >= self._retry_ns:
-            self._write()
-            # What was just written may be what has to go, and more may have come meanwhile.
-            while self._store is not None and self._store.over and self._write():
+            while self._write():
                 pass
         self._refill()
         with self._changed:
@@ -272,7 +267,7 @@ class Spool:
         return self._reason is None and self._shelves.has_fresh
 
     def _write(self) -> bool:
-        """One transaction; whether something was dropped by it for want of room or for its age."""
+        """One transaction; whether another is due, as what was written is too much and may have to go."""
         if self._store is None:
             self._open()
         if (store := self._store) is None:
@@ -300,7 +295,7 @@ class Spool:
             self._rows = (store.count, store.bytes)
             self._losses = store.losses
         self._turn(None)
-        return bool(going)
+        return store.over and bool(going or keys)
 
     def _refill(self) -> None:
         with self._changed:
