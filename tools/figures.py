@@ -112,7 +112,7 @@ def _to_the_bound(report: Report) -> float | None:
 
 
 def _cost(key: str) -> Callable[[Report], float | None]:
-    """What the pipeline lost to the clients, or a share of the cores, in percent."""
+    """What the pipeline lost to HTTP, or a share of the cores, in percent."""
 
     def read(report: Report) -> float | None:
         value = report["pipeline"][key]
