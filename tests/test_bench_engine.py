@@ -11,6 +11,7 @@ from tiny_graphs import Graph
 from tiny_models import TinyDetector
 from visionedge.__main__ import main
 from visionedge.config import InferenceConfig
+from visionedge.inference.model import bundled_model_path
 from visionedge.ops.bench_engine import EngineLoad, bench_engine, caution, words
 
 CPU = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 4})
@@ -89,6 +90,20 @@ def test_a_model_that_fixes_its_batch_is_run_with_that_one(tmp_path: Path) -> No
     assert pairs(found["table"]) == {(1, 2), choice}
     assert found["onePicture"] == {}
     assert "no plain decoder" in words(found)
+
+
+def test_a_variant_that_may_be_used_is_timed_in_turns_with_fp32(tmp_path: Path) -> None:
+    """The bundled model brings one; a model without any tells none."""
+    found, _ = measured(bundled_model_path(), lanes=(1,), batches=(1,), rounds=1, data=tmp_path)
+    (int8,) = found["precisions"]
+    assert (int8["precision"], int8["batch"]) == ("int8", 1)
+    assert int8["fp32Ms"] / int8["ms"] == pytest.approx(int8["timesAsFast"], rel=0.01)
+    assert "times as fast as fp32" in words(found)
+
+
+def test_a_model_without_variants_tells_none(report: dict[str, Any]) -> None:
+    assert report["precisions"] == []
+    assert "as fp32" not in words(report)
 
 
 def test_progress_is_told_by_the_round(tmp_path: Path) -> None:

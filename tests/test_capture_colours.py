@@ -67,13 +67,14 @@ def test_every_kind_of_planes_gives_the_colours_that_were_there(
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le"])
-@pytest.mark.parametrize("size_px", [(640, 360), (638, 478), (1282, 722)])
+@pytest.mark.parametrize("size_px", [(640, 360), (638, 478), (1282, 722), (1000, 574)])
+@pytest.mark.parametrize(("matrix", "span"), [("bt601", "limited"), ("bt601", "full"), ("bt709", "limited")])
 def test_pictures_that_shrink_to_a_part_keep_their_colours(
-    tmp_path: Path, pix_fmt: str, size_px: tuple[int, int]
+    tmp_path: Path, pix_fmt: str, size_px: tuple[int, int], matrix: str, span: str
 ) -> None:
-    """Colour may be half as fine as brightness then, as it is in most video."""
+    """Colour may be half as fine as brightness then, as it is in most video; to odd sizes, too."""
     picture = scene(*size_px)
-    clip = write_clip(tmp_path / "c.mkv", [frame_of(picture, pix_fmt, "bt709", "limited")])
+    clip = write_clip(tmp_path / "c.mkv", [frame_of(picture, pix_fmt, matrix, span)])
     assert _error(_first(clip).fill(SPEC)[0], slow_fit(picture, SPEC)) < 2
 
 
@@ -120,8 +121,11 @@ def test_what_says_nothing_of_its_colours_is_bt601_with_both_decoders(tmp_path: 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 @pytest.mark.parametrize("library", ["pyav", "opencv"])
-def test_a_turned_picture_is_turned_back(tmp_path: Path, library: Library, degrees: int) -> None:
-    picture = scene(160, 90)
+@pytest.mark.parametrize("size_px", [(160, 90), (640, 360)])
+def test_a_turned_picture_is_turned_back(
+    tmp_path: Path, library: Library, degrees: int, size_px: tuple[int, int]
+) -> None:
+    picture = scene(*size_px)
     frame = frame_of(picture, "yuv420p", "bt601", "limited")
     clip = turn(write_clip(tmp_path / "c.mp4", [frame], "libx264", {"crf": "1"}), degrees)
     upright = np.ascontiguousarray(np.rot90(picture, -degrees // 90))

@@ -261,6 +261,26 @@ def test_the_pipeline_bench_reports_both_sides(visionedge: CommandLine, tmp_path
     assert document["ceiling"]["atOnce"]["threads"] == document["plan"]["lanes"]
     assert outcome.out.count("ceiling, ") == 2
     assert document["sameness"]["pictures"] == 2
+    assert (document["precision"], document["load"]["precision"]) == ("fp32", "fp32")
+
+
+def test_the_pipeline_in_integers_is_held_against_the_plain_loop_in_floats(
+    visionedge: CommandLine, tmp_path: Path
+) -> None:
+    """Of the bundled model with its int8 variant; the ceiling is one of fp32, so there is none."""
+    clip = make_clip(tmp_path / "clip.mp4", pictures=20)
+    report = tmp_path / "report.json"
+    outcome = visionedge(
+        *("bench", "pipeline", "--cameras", "1", "--source", clip, "--seconds", "0.5", "--rounds", "1"),
+        *("--baseline", "--precision", "int8", "--in-process", "--json", report),
+    )
+    assert outcome.code == 0
+    document = json.loads(report.read_text())
+    assert (document["precision"], document["load"]["precision"]) == ("int8", "int8")
+    assert document["ratio"]["framesPerSecond"] > 0
+    assert "ceiling" not in document
+    assert " in int8, " in outcome.out
+    assert "; the plain loop in fp32" in outcome.out
 
 
 def test_a_bench_without_a_source_is_one_line(visionedge: CommandLine) -> None:

@@ -112,6 +112,21 @@ def test_an_int8_variant_is_kept_with_its_report_and_used_where_it_is_asked_for(
     assert 0 < np.abs(fp32[:, :20, 4] - int8[:, :20, 4]).max() < 0.1
 
 
+def test_thorough_sets_ranges_tensor_by_tensor_and_keeps_what_is_more_alike(
+    visionedge: CommandLine, model: Path, photos: Path
+) -> None:
+    """Even where one way for all tensors was good enough; how far it got is told meanwhile."""
+    arguments = ("model", "compile", model, "--precision", "int8", "--calibrate", photos)
+    outcome = visionedge(*arguments, "--recipe", "everything", "--thorough")
+    assert outcome.code == 0
+    report = json.loads(model.with_name("deep.int8.json").read_bytes())
+    judged = {way["recipe"]: way for way in report["tried"] if way["matched"] is not None}
+    assert sorted(words.endswith("; ranges tensor by tensor") for words in judged) == [False, True]
+    assert "setting the ranges of 'everything; narrow weights' tensor by tensor" in outcome.err
+    chosen, other = judged[report["recipe"]], judged[({*judged} - {report["recipe"]}).pop()]
+    assert chosen["matched"] - chosen["scoreShift"] >= other["matched"] - other["scoreShift"] - 1e-3
+
+
 def test_an_fp16_variant_needs_no_pictures_to_set_ranges_but_some_to_judge_by(
     visionedge: CommandLine, model: Path, photos: Path
 ) -> None:
@@ -177,6 +192,7 @@ def test_ranges_that_suit_only_the_pictures_they_were_set_by_are_refused(model: 
         (["--precision", "int8", "--calibrate", "one"], 1, "holds 1 different pictures; 8 are the least"),
         (["--calibrate", "one", "-o", "x.onnx"], 2, "--calibrate: goes with --precision int8 or fp16"),
         (["--precision", "fp16", "--recipe", "everything"], 2, "--recipe: goes with --precision int8"),
+        (["--precision", "fp16", "--thorough"], 2, "--thorough: goes with --precision int8"),
     ],
 )
 def test_what_cannot_be_is_one_line(

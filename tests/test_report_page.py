@@ -65,6 +65,16 @@ def engine_report() -> dict[str, Any]:
             "compiledToPlain": 0.775,
             "compiledToPlainByCpu": 0.77,
         },
+        "precisions": [
+            {
+                "precision": "int8",
+                "batch": 1,
+                "ms": 7.31,
+                "fp32Ms": 11.72,
+                "timesAsFast": 1.604,
+                "timesAsFastByCpu": 1.61,
+            }
+        ],
         "unplannedShapes": 0,
     }
 
@@ -198,9 +208,17 @@ def test_the_page_of_a_busy_machine_warns() -> None:
 
 
 def test_the_page_of_an_engine_without_a_plain_decoder_leaves_that_out() -> None:
-    text = " ".join(Reader(engine_page(engine_report() | {"onePicture": {}, "bare": [], "fits": []})).words)
+    less = {"onePicture": {}, "precisions": [], "bare": [], "fits": []}
+    text = " ".join(Reader(engine_page(engine_report() | less)).words)
     assert "What compiling costs" not in text
+    assert "Other precisions" not in text
     assert "The limit" not in text
+
+
+def test_the_page_of_an_engine_tells_the_other_precisions() -> None:
+    text = " ".join(Reader(engine_page(engine_report())).words)
+    assert "Other precisions" in text
+    assert "int8 7.31 11.72 1.60 1.61" in text
 
 
 def test_the_page_of_the_pipeline_has_both_sides() -> None:

@@ -95,6 +95,11 @@ def _add_pipeline(loads: Verbs) -> None:
         "--baseline", action="store_true", help="also the plain OpenCV + onnxruntime loop, in the same run"
     )
     pipeline.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "fp16", "int8"),
+        help="inference.precision (default: auto; with --baseline fp32, which the plain loop always has)",
+    )
+    pipeline.add_argument(
         "--in-process", action="store_true", help="the engine in this process instead of one of its own"
     )
     pipeline.add_argument(
@@ -241,6 +246,9 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
         raise ConfigError(["--jitter, --dropouts and --saturate need --fps: flat out has no schedule"])
     if arguments.saturate and arguments.dropouts:
         raise ConfigError(["--saturate goes without --dropouts: silence ages a camera on any machine"])
+    # Beside the plain loop only the same precision is a comparison of how it is done.
+    precision = arguments.precision or ("fp32" if arguments.baseline else "auto")
+    inference = {"device": arguments.device, "precision": precision}
     page = _page(arguments, pipeline_page)
     report = bench.bench_pipeline(
         Load(
@@ -258,7 +266,7 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
             baseline=arguments.baseline,
             in_process=arguments.in_process,
             compare_process=arguments.compare_process,
-            inference=config.validate({"inference": {"device": arguments.device}}).inference,
+            inference=config.validate({"inference": inference}).inference,
             data=data_folder(os.environ),
         ),
         _tell,

@@ -116,6 +116,11 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
         " fastest here: for a variant that other machines will use",
     )
     parser.add_argument(
+        "--thorough",
+        action="store_true",
+        help="set the ranges of int8 tensor by tensor (minutes more), and not only where they must be",
+    )
+    parser.add_argument(
         "--into",
         metavar="DIR",
         help="where the variant goes (default: beside the model, else the data folder)",
@@ -127,7 +132,7 @@ def _compile(arguments: argparse.Namespace) -> int:
 
     if arguments.precision != "fp32":
         return _compile_variant(arguments)
-    others = ("calibrate", "labels", "tolerance", "recipe", "into")
+    others = ("calibrate", "labels", "tolerance", "recipe", "thorough", "into")
     extra = [f"--{name}" for name in others if getattr(arguments, name)]
     if extra or not arguments.output:
         raise ConfigError(
@@ -141,8 +146,10 @@ def _compile(arguments: argparse.Namespace) -> int:
 def _compile_variant(arguments: argparse.Namespace) -> int:
     from visionedge.ops.precision import Request, compile_variant
 
-    if arguments.recipe and arguments.precision != "int8":
-        raise ConfigError(["--recipe: goes with --precision int8"])
+    if arguments.precision != "int8":
+        for name in ("recipe", "thorough"):
+            if getattr(arguments, name):
+                raise ConfigError([f"--{name}: goes with --precision int8"])
 
     def path_of(name: str) -> Path | None:
         value = getattr(arguments, name)
@@ -160,6 +167,7 @@ def _compile_variant(arguments: argparse.Namespace) -> int:
             output=path_of("output"),
             rows=arguments.rows,
             recipe=arguments.recipe,
+            thorough=arguments.thorough,
         )
     )
 

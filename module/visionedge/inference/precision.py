@@ -100,10 +100,12 @@ def make(
     *,
     tell: Callable[[str], None],
     only: str | None = None,
+    thorough: bool = False,
 ) -> Made:
     """The network of a model in another precision. Takes a minute or several; `tell` hears of progress.
 
-    `only` names the one recipe for integers that is judged, whatever its pace here.
+    `only` names the one recipe for integers that is judged, whatever its pace here. With `thorough` the ranges
+    of the best one are set tensor by tensor in any case, and kept if it is more alike then.
 
     Raises:
         ConfigError: there is no such recipe for this model; and which there are.
@@ -116,7 +118,7 @@ def make(
         raise ModelError(f"{model.path}: computes in integers already; start from the model in floats")
     try:
         workshop = _Workshop(model, network, folded(network), material, tolerance, tell)
-        return workshop.half() if precision == "fp16" else workshop.int8(only)
+        return workshop.half() if precision == "fp16" else workshop.int8(only, thorough=thorough)
     except ModelError as error:
         raise ModelError(f"{model.path}: {error}") from None
 
@@ -179,7 +181,7 @@ class _Workshop:
         tried = self._judged(way, rounded(self.simple), reference)
         return Made(network, (tried,), tried, fp32.ms)
 
-    def int8(self, only: str | None) -> Made:
+    def int8(self, only: str | None, *, thorough: bool = False) -> Made:
         """In integers: all recipes are timed, and judged from the fastest on until one is good enough."""
         reference = self._reference()
         pictures = [sample.image for sample in self.material.calibration]
@@ -195,7 +197,7 @@ class _Workshop:
         if not attempts:
             raise ModelError("has no convolutions that integers could compute")
         best = max(attempts, key=_likeness)
-        if best.tried.refusal is not None and self._within_reach(best.tried):
+        if (thorough or best.tried.refusal is not None) and self._within_reach(best.tried):
             attempts.append(self._tuned(best, tuner, reference))
         best = max(attempts, key=_likeness)
         tried = [attempt.tried for attempt in attempts]
@@ -229,7 +231,7 @@ class _Workshop:
     def _tuned(self, attempt: "_Attempt", tuner: Tuner, reference: Sequence[Detections]) -> "_Attempt":
         """With ranges set tensor by tensor, which takes minutes."""
         self.tell(f"setting the ranges of '{attempt.recipe}' tensor by tensor")
-        values = tuner.each(attempt.recipe, attempt.values)
+        values = tuner.each(attempt.recipe, attempt.values, self.tell)
         network = quantised(self.simple, values, attempt.recipe)
         way = Tried(f"{attempt.recipe}; ranges tensor by tensor", attempt.tried.pace)
         return replace(attempt, tried=self._judged(way, network, reference), network=network, values=values)

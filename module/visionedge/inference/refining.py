@@ -20,6 +20,8 @@ from visionedge.inference.reading import Reading
 MOST_TRIES = 240
 """Each opens the network anew; the tensors next to the picture, which matter most, come first."""
 
+_TOLD_EVERY = 10  # tensors
+
 Outputs = list[NDArray[np.float64]]
 
 
@@ -40,11 +42,19 @@ class Tuner:
         method = min(METHODS, key=lambda way: self._away(recipe, self._ways[way]))
         return method, self._ways[method]
 
-    def each(self, recipe: Recipe, start: Values) -> Values:
-        """The range that suits each tensor best, beginning with those of `start`; takes a minute or so."""
+    def each(
+        self, recipe: Recipe, start: Values, tell: Callable[[str], None] = lambda line: None
+    ) -> Values:
+        """The range that suits each tensor best, beginning with those of `start`; takes minutes.
+
+        `tell` hears of the progress.
+        """
         ranges: dict[str, Range] = dict(start.ranges)
         least, tries = self._away(recipe, start), 0
-        for name in _tensors(quantised(self._simple, start, recipe), ranges):
+        names = _tensors(quantised(self._simple, start, recipe), ranges)
+        for number, name in enumerate(names):
+            if number % _TOLD_EVERY == 0 < number:
+                tell(f"{number} of {len(names)} tensors; {least:.4f} away from fp32")
             ways = dict.fromkeys(way.ranges[name] for way in self._ways.values())
             for candidate in [way for way in ways if way != ranges[name]]:
                 if tries == MOST_TRIES:

@@ -21,17 +21,18 @@ from visionedge.inference.devices import PROVIDERS
 from visionedge.inference.engine import Engine, noise
 from visionedge.inference.graph import ROWS
 from visionedge.inference.model import Model, load_model
+from visionedge.inference.picking import contenders
 from visionedge.inference.plan import Fit, Measured, Pair, Plan, batch_sizes, usable_cores
 from visionedge.inference.planner import Wanted, fit, measure, paces
 from visionedge.inference.startup import open_engine
 from visionedge.inference.trial import Run, Sample, run_in_turns
-from visionedge.inference.variants import PRECISIONS, demanded
+from visionedge.inference.variants import PRECISIONS, Variant, demanded
 from visionedge.ops.bench_report import machine
 from visionedge.ops.plain_network import PlainNetwork, can_decode, plain_session
 
 Key = tuple[str, Pair]
 """What ran, and lanes and batch: ``engine`` by itself, ``beside`` (the engine) in turns with ``bare``, and in
-turns ``compiled``, ``original`` and ``plain``."""
+turns ``compiled``, ``original`` and ``plain``, and ``fp32`` with the precisions that a model comes in."""
 
 _ONE = Pair(1, 1)
 _NO_LIMIT = 1_000_000
@@ -79,6 +80,8 @@ def bench_engine(load: EngineLoad, tell: Callable[[str], None]) -> dict[str, Any
         pairs = _pairs(load, engine.plan.buckets, wanted, measured.choice)
         works = _works(engine, _own_graph(engine, loaded, load.data), pictures, pairs, measured.choice)
         works += _one_picture_works(model, graph, pictures[:1], engine.device.effective)
+        others = contenders(loaded, device=engine.device.effective, data=load.data)
+        works += _precision_works(loaded, graph, others, pictures, engine.device.effective, load.data)
         samples = _sweep(works, load, tell)
         return _report(load, engine, measured, samples)
 
@@ -157,6 +160,17 @@ def _one_picture_works(model: Model, graph: bytes, pictures: Picture, device: st
     return [one]
 
 
+def _precision_works(
+    loaded: Model, graph: bytes, others: Sequence[Variant], pictures: Picture, device: str, data: Path | None
+) -> list[Works]:
+    """The compiled graph in fp32 and in each precision that may be used on the device, on one thread."""
+    if not others:
+        return []
+    pair = Pair(1, loaded.reading.input.batch or 1)
+    graphs = {"fp32": graph, **{each.precision: ready(each.of(loaded), data)[1] for each in others}}
+    return [{(name, pair): _bare(given, pictures, device) for name, given in graphs.items()}]
+
+
 Samples = Mapping[Key, Sequence[Sample]]
 
 
@@ -213,6 +227,7 @@ def _report(load: EngineLoad, engine: Engine, measured: Measured, samples: Sampl
             if kind == "bare"
         ],
         "onePicture": _one_picture(samples),
+        "precisions": _precisions(samples),
         "unplannedShapes": engine.unplanned_shapes,
     }
 
@@ -265,6 +280,23 @@ def _one_picture(samples: Samples) -> dict[str, Any]:
             found[name] = _ratio(given["compiled"], each, _by_duration)
             found[f"{name}ByCpu"] = _ratio(given["compiled"], each, _by_cpu)
     return found
+
+
+def _precisions(samples: Samples) -> list[dict[str, Any]]:
+    """The precisions that the model comes in beside fp32: a batch on one thread, and how many times as fast."""
+    fp32 = next((given for (kind, _), given in samples.items() if kind == "fp32"), ())
+    return [
+        {
+            "precision": kind,
+            "batch": pair.batch,
+            "ms": round(_batch_ms(given), 3),
+            "fp32Ms": round(_batch_ms(fp32), 3),
+            "timesAsFast": _ratio(fp32, given, _by_duration),
+            "timesAsFastByCpu": _ratio(fp32, given, _by_cpu),
+        }
+        for (kind, pair), given in samples.items()
+        if kind in PRECISIONS
+    ]
 
 
 def _speed(given: Iterable[Sample]) -> float:
@@ -332,6 +364,7 @@ def words(report: Mapping[str, Any]) -> str:
         f"plan: {report['plan']['reason']}",
         f"plan/best: {report['choice']['shareOfBest']:.3f} of {Pair(best['lanes'], best['batch'])}",
         *_one_picture_words(report["onePicture"]),
+        *map(_precision_words, report["precisions"]),
         *filter(None, [caution(report)]),
     ]
     return "\n".join(lines) + "\n"
@@ -346,6 +379,13 @@ def _row(row: Mapping[str, Any]) -> str:
 
 def _both(figures: Mapping[str, Any], name: str) -> str:
     return f"{figures[name]:.3f} (by processor time {figures[f'{name}ByCpu']:.3f})"
+
+
+def _precision_words(found: Mapping[str, Any]) -> str:
+    return (
+        f"{found['precision']}: {found['ms']:.2f} ms on one thread, {_both(found, 'timesAsFast')} times as fast"
+        f" as fp32 with {found['fp32Ms']:.2f} ms"
+    )
 
 
 _WAYS = {

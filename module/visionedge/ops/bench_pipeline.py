@@ -15,7 +15,7 @@ from visionedge.capture.source import open_source
 from visionedge.errors import ConfigError
 from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.detections import Selection
-from visionedge.inference.model import load_model
+from visionedge.inference.model import Model, load_model
 from visionedge.ops.bench_report import machine
 from visionedge.ops.ceiling import Bare, Ceiling, ceiling_document
 from visionedge.ops.pipeline_run import Load, cpu_s, pipeline_run, rig_of, rss_mib
@@ -55,7 +55,7 @@ def bench_pipeline(load: Load, tell: Callable[[str], None]) -> dict[str, Any]:
             saturation(load, lambda less: pipeline_run(less, rig, selection), tell) if load.saturate else {}
         )
         load = replace(load, cameras=max(1, found.get("cameras", load.cameras)))
-        beside = _beside(load, engine, selection, tell) if load.baseline else None
+        beside = _beside(load, model, engine, selection, tell) if load.baseline else None
         sides: dict[str, Callable[[], Run]] = {"pipeline": lambda: pipeline_run(load, rig, selection, tell)}
         if load.compare_process:
             other = stack.enter_context(
@@ -126,7 +126,7 @@ def _in_turns(
 
 @dataclass(slots=True)
 class _Beside:
-    """What the pipeline is held against: the plain loop, and on a CPU the ceiling."""
+    """What the pipeline is held against: the plain loop in fp32, and if it does the same on a CPU the ceiling."""
 
     plain: PlainLoop
     ceiling: Ceiling | None
@@ -141,26 +141,30 @@ class _Beside:
             self.bare.append((alone, at_once))
 
 
-def _beside(load: Load, engine: AnyEngine, selection: Selection, tell: Callable[[str], None]) -> _Beside:
-    ceiling = Ceiling(engine.model, load.source) if engine.device.effective == "cpu" else None
-    plain = _best_plain(load, engine, selection, tell)
+def _beside(
+    load: Load, model: Model, engine: AnyEngine, selection: Selection, tell: Callable[[str], None]
+) -> _Beside:
+    # The ceiling is that of the network as it was given.
+    comparable = engine.device.effective == "cpu" and engine.precision.precision == "fp32"
+    ceiling = Ceiling(model, load.source) if comparable else None
+    plain = _best_plain(load, model, engine.device.effective, selection, tell)
     return _Beside(plain, ceiling, max(0.5, load.seconds / 4), engine.plan.lanes)
 
 
 def _best_plain(
-    load: Load, engine: AnyEngine, selection: Selection, tell: Callable[[str], None]
+    load: Load, model: Model, device: str, selection: Selection, tell: Callable[[str], None]
 ) -> PlainLoop:
     """The plain loop at its best thread setting: whoever compares with a bad setting fools himself."""
     cores = os.cpu_count() or 1
     trials: list[tuple[float, PlainLoop]] = []
     for threads in sorted({1, cores, 0}):
         loop = PlainLoop(
-            engine.model,
+            model,
             selection,
             source=load.source,
             cameras=load.cameras,
             threads=threads,
-            device=engine.device.effective,
+            device=device,
         )
         speed = _plain_run(loop, max(1.0, load.seconds / 4), load.slo_ms).frames_per_s
         tell(f"plain loop, {threads or 'default'} threads: {speed:.1f} frames/s")
@@ -196,6 +200,7 @@ def _report(load: Load, engine: AnyEngine, runs: Mapping[str, list[Run]]) -> dic
             "sloMs": load.slo_ms,
             "seconds": load.seconds,
             "rounds": load.rounds,
+            "precision": load.inference.precision,
         },
         "model": engine.model.name,
         "device": engine.device.describe(),
@@ -269,7 +274,11 @@ def _median(runs: list[Run], name: str) -> float:
 def words(report: dict[str, Any]) -> str:
     """The report for people."""
     load = report["load"]
-    lines = [f"{report['model']}, {load['cameras']} cameras of {load['source']}, {report['device']}"]
+    beside = "; the plain loop in fp32" if "baseline" in report and report["precision"] != "fp32" else ""
+    lines = [
+        f"{report['model']} in {report['precision']}, {load['cameras']} cameras of {load['source']},"
+        f" {report['device']}{beside}"
+    ]
     lines.extend(
         f"  {title:<24} {_figures(report[name])}" for name, title in _TITLES.items() if name in report
     )

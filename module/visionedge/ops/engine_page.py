@@ -26,6 +26,7 @@ def engine_page(report: Report) -> str:
                 _durations(report),
                 *_limit(report),
                 *_one_picture(report),
+                *_precisions(report),
                 _plan(report),
             ),
             machine=report["machine"],
@@ -176,6 +177,29 @@ def _one_picture_table(one: Mapping[str, Any]) -> str:
         for kind, words in (("Original", "to the network alone"), ("Plain", "to the network + numpy"))
     ]
     return table(("compiled graph, ratio of times", "as it was", "by processor time"), cells, words={0})
+
+
+def _precisions(report: Report) -> list[Section]:
+    rows = report["precisions"]
+    if not rows:
+        return []
+    cells = [
+        (
+            row["precision"],
+            f"{row['ms']:.2f}",
+            f"{row['fp32Ms']:.2f}",
+            f"{row['timesAsFast']:.2f}",
+            f"{row['timesAsFastByCpu']:.2f}",
+        )
+        for row in rows
+    ]
+    heads = ("", "ms a batch", "ms in fp32", "times as fast", "by processor time")
+    text = (
+        "Variants of the model whose reports let them be used here, on one thread, in turns with fp32. The"
+        " module takes one by itself (inference.precision: auto) where it is 1.1 times as fast or more and sees"
+        " the same."
+    )
+    return [Section("Other precisions", text, (table(heads, cells, words={0}),))]
 
 
 def _plan(report: Report) -> Section:

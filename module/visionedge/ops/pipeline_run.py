@@ -87,12 +87,10 @@ def rig_of(load: Load, model: Model, *, own_process: bool, like: AnyEngine | Non
         ModelError, DeviceError: it cannot be had.
     """
     plans: dict[str, Plan] = {like.device.effective: like.plan} if like else {}
-    # The plain loop computes in fp32: beside it nothing else would be a comparison.
-    inference = load.inference.model_copy(update={"precision": "fp32"} if load.baseline else {})
     if not own_process:
-        return Rig(open_engine(model, inference, data=load.data, plans=plans))
+        return Rig(open_engine(model, load.inference, data=load.data, plans=plans))
     arena = Arena(model.input, blocks_for(load.cameras))
-    engine = EngineProcess(model, inference, arena, data=load.data)
+    engine = EngineProcess(model, load.inference, arena, data=load.data)
     try:
         engine.open()
     except BaseException:

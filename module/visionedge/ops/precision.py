@@ -26,7 +26,7 @@ from visionedge.uris import redact
 class Request:
     """What was asked for. `unmatched` None is the usual tolerance, `output` None writes no compiled graph.
 
-    `recipe` names the only one to try for integers.
+    `recipe` names the only one to try for integers, `thorough` sets their ranges tensor by tensor.
     """
 
     model: Path
@@ -39,6 +39,7 @@ class Request:
     output: Path | None = None
     rows: int | None = None
     recipe: str | None = None
+    thorough: bool = False
 
 
 def compile_variant(request: Request, out: TextIO | None = None, tell: TextIO | None = None) -> int:
@@ -62,7 +63,15 @@ def compile_variant(request: Request, out: TextIO | None = None, tell: TextIO | 
     material = gather(model, request.precision, request.calibrate, request.labels, progress)
     usual = Tolerance()
     tolerance = Tolerance(usual.unmatched if request.unmatched is None else request.unmatched)
-    made = make(model, request.precision, material, tolerance, tell=progress, only=request.recipe)
+    made = make(
+        model,
+        request.precision,
+        material,
+        tolerance,
+        tell=progress,
+        only=request.recipe,
+        thorough=request.thorough,
+    )
     out.write(table(made))
     if made.refusal is not None:
         raise VisionedgeError(
