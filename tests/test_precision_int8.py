@@ -114,7 +114,7 @@ def test_a_recipe_leaves_out_what_it_says(
 def test_the_largest_of_floats_is_taken_before_they_are_rounded(recipe: Recipe, tmp_path: Path) -> None:
     """A MaxPool behind a convolution in floats: onnxruntime's own way, integers first, is slow."""
     network = pooled()
-    ranges = Values({name: (-4.0, 4.0) for name in ("image", "first", "leaky", "pooled", "second")}, {})
+    ranges = Values(dict.fromkeys(("image", "first", "leaky", "pooled", "second"), (-4.0, 4.0)), {})
     made = quantised(network, ranges, recipe)
     computed(made, tmp_path)
     nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
@@ -147,6 +147,35 @@ def pooled() -> onnx.ModelProto:
     constants = [numpy_helper.from_array(values, name) for name, values in weights.items()]
     graph = helper.make_graph(nodes, "pooled", [x], [y], constants)
     return folded(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+@pytest.mark.parametrize(("reach", "joined"), [(3.0, True), (0.5, False)])
+def test_what_is_put_beside_others_is_rounded_as_they_are_unless_that_is_much_coarser(
+    reach: float, joined: bool
+) -> None:
+    """Then the integers are copied: one rounding less, which is nearer to floats, and less work."""
+    random = np.random.default_rng(4)
+    weights = {
+        "wide": random.normal(0, 0.3, (4, 8, 1, 1)).astype(np.float32),
+        "slim": random.normal(0, 0.3, (4, 8, 1, 1)).astype(np.float32),
+        "last": np.eye(8, dtype=np.float32)[..., None, None],
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "wide"], ["one"], name="one"),
+        helper.make_node("Conv", ["image", "slim"], ["two"], name="two"),
+        helper.make_node("Concat", ["one", "two"], ["both"], name="both", axis=1),
+        helper.make_node("Conv", ["both", "last"], ["y"], name="end"),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 16, 16]) for name in ("image", "y"))
+    constants = [numpy_helper.from_array(values, name) for name, values in weights.items()]
+    graph = helper.make_graph(nodes, "beside", [x], [y], constants)
+    network = folded(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    ranges = {"image": (-1.0, 1.0), "one": (-4.0, 4.0), "two": (-reach, reach), "both": (-4.0, 4.0)}
+    made = quantised(network, Values(ranges, {}), EVERYTHING)
+    scales = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    one, two, both = (float(scales[f"int8:{name}:scale"]) for name in ("one", "two", "both"))
+    assert one == both
+    assert (two == both) is joined
 
 
 def run_image(network: onnx.ModelProto) -> dict[str, NDArray[Any]]:

@@ -208,7 +208,7 @@ def test_the_page_of_a_busy_machine_warns() -> None:
 
 
 def test_the_page_of_an_engine_without_a_plain_decoder_leaves_that_out() -> None:
-    less = {"onePicture": {}, "precisions": [], "bare": [], "fits": []}
+    less: dict[str, Any] = {"onePicture": {}, "precisions": [], "bare": [], "fits": []}
     text = " ".join(Reader(engine_page(engine_report() | less)).words)
     assert "What compiling costs" not in text
     assert "Other precisions" not in text

@@ -75,7 +75,7 @@ class Painter:
             _into(window, cv2.rotate(out, _TURNS[turns], dst=window))
 
     def _paint_plain(self, planes: Planes, out: Picture) -> None:
-        """The commonest planes by far, resized into one picture of OpenCV's I420, which it knows how to paint."""
+        """The commonest planes by far, made small in one sheet of I420, which OpenCV paints itself."""
         height, width = out.shape[:2]
         sheet = self._memory(7, (height + height // 2, width))
         luma, colours = sheet[:height], sheet[height:].reshape(2, height // 2, width // 2)

@@ -31,11 +31,14 @@ _EVERYTHING = _CONVOLUTIONS | {
 # They only move values, so their outputs are the same integers as their input.
 _MOVERS = frozenset({"MaxPool", "Resize", "Slice", "Split"})
 _VALUE_BY_VALUE = frozenset({"Add", "Clip", "LeakyRelu", "Mul", "Relu", "Sigmoid"})
-# What stays in floats behind a convolution in floats. The largest of rounded values is the rounded largest, and
-# behind a MaxPool fewer are left to round.
+# What stays in floats behind a convolution in floats. The largest of rounded values is the rounded largest,
+# and behind a MaxPool fewer are left to round.
 _FOLLOWERS = _VALUE_BY_VALUE | {"MaxPool"}
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _SMALLEST_SCALE = 1e-9
+# What is put beside others of a range up to twice as wide is rounded as they are: once instead of twice, and
+# then it is only copied.
+_SPAN_TO_JOIN = 0.5
 _LARGEST_BIAS = 2.0**30  # in steps; an int32 holds twice that
 
 
@@ -233,6 +236,11 @@ class _Weaver:
         wanted = {name for node in nodes for name in (*node.input, *node.output) if name in floats}
         wanted -= self._swallowed(nodes)
         same = {out: node.input[0] for node in nodes if node.op_type in _MOVERS for out in node.output}
+        for node in nodes:
+            if node.op_type == "Concat":
+                for name in wanted.intersection(node.input) - same.keys():
+                    if self._span(name) >= _SPAN_TO_JOIN * self._span(node.output[0]):
+                        same[name] = node.output[0]
         steps = {}
         for name in wanted:
             origin = name
@@ -240,6 +248,10 @@ class _Weaver:
                 origin = same[origin]
             steps[name] = _Step.of(self.values.ranges[origin])
         return steps
+
+    def _span(self, name: str) -> float:
+        low, high = self.values.ranges[name]
+        return high - low
 
     def _swallowed(self, nodes: list[onnx.NodeProto]) -> set[str]:
         """What lies between a convolution and its Relu or Clip: the integers' own range cuts it as well."""
@@ -263,7 +275,7 @@ class _Weaver:
         self._add("DequantizeLinear", [_named(name, "integers"), scale, zero], _named(name, "floats"))
 
     def _guarded(self, name: str, step: _Step) -> str:
-        """Cut to the range by a Clip, which costs nothing in a convolution in front of it, and little elsewhere.
+        """Cut to the range by a Clip, which costs little, and nothing where it goes into a convolution.
 
         Without it onnxruntime takes a convolution in floats between two pairs for one to be made integers,
         and makes it so by itself, with one scale for all its weights. And it rounds in front of a MaxPool
@@ -280,7 +292,7 @@ class _Weaver:
         return _named(name, "cut")
 
     def _left_in_floats(self) -> set[str]:
-        """What convolutions that stay in floats make, also through a Relu or Clip behind them, and MaxPools."""
+        """What MaxPools and convolutions make that stay in floats, the latter also through a Relu or Clip."""
         left: set[str] = set()
         for node in self.graph.node:
             behind = node.op_type in ("Relu", "Clip") and node.input[0] in left

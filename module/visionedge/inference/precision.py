@@ -104,8 +104,8 @@ def make(
 ) -> Made:
     """The network of a model in another precision. Takes a minute or several; `tell` hears of progress.
 
-    `only` names the one recipe for integers that is judged, whatever its pace here. With `thorough` the ranges
-    of the best one are set tensor by tensor in any case, and kept if it is more alike then.
+    `only` names the one recipe for integers that is judged, whatever its pace here. With `thorough` the
+    ranges of the best one are set tensor by tensor in any case, and kept if it is more alike then.
 
     Raises:
         ConfigError: there is no such recipe for this model; and which there are.

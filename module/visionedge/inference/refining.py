@@ -25,6 +25,10 @@ _TOLD_EVERY = 10  # tensors
 Outputs = list[NDArray[np.float64]]
 
 
+def _nobody(_: str) -> None:
+    """Hears nothing."""
+
+
 class Tuner:
     """Sets the ranges of a network's values so that its outputs on some pictures stay near those of fp32."""
 
@@ -42,9 +46,7 @@ class Tuner:
         method = min(METHODS, key=lambda way: self._away(recipe, self._ways[way]))
         return method, self._ways[method]
 
-    def each(
-        self, recipe: Recipe, start: Values, tell: Callable[[str], None] = lambda line: None
-    ) -> Values:
+    def each(self, recipe: Recipe, start: Values, tell: Callable[[str], None] = _nobody) -> Values:
         """The range that suits each tensor best, beginning with those of `start`; takes minutes.
 
         `tell` hears of the progress.

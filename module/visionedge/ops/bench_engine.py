@@ -26,7 +26,7 @@ from visionedge.inference.plan import Fit, Measured, Pair, Plan, batch_sizes, us
 from visionedge.inference.planner import Wanted, fit, measure, paces
 from visionedge.inference.startup import open_engine
 from visionedge.inference.trial import Run, Sample, run_in_turns
-from visionedge.inference.variants import PRECISIONS, Variant, demanded
+from visionedge.inference.variants import PRECISIONS, demanded
 from visionedge.ops.bench_report import machine
 from visionedge.ops.plain_network import PlainNetwork, can_decode, plain_session
 
@@ -80,8 +80,8 @@ def bench_engine(load: EngineLoad, tell: Callable[[str], None]) -> dict[str, Any
         pairs = _pairs(load, engine.plan.buckets, wanted, measured.choice)
         works = _works(engine, _own_graph(engine, loaded, load.data), pictures, pairs, measured.choice)
         works += _one_picture_works(model, graph, pictures[:1], engine.device.effective)
-        others = contenders(loaded, device=engine.device.effective, data=load.data)
-        works += _precision_works(loaded, graph, others, pictures, engine.device.effective, load.data)
+        graphs = {"fp32": graph, **_other_graphs(loaded, engine.device.effective, load.data)}
+        works += _precision_works(graphs, pictures, Pair(1, fixed or 1), engine.device.effective)
         samples = _sweep(works, load, tell)
         return _report(load, engine, measured, samples)
 
@@ -160,15 +160,17 @@ def _one_picture_works(model: Model, graph: bytes, pictures: Picture, device: st
     return [one]
 
 
-def _precision_works(
-    loaded: Model, graph: bytes, others: Sequence[Variant], pictures: Picture, device: str, data: Path | None
-) -> list[Works]:
-    """The compiled graph in fp32 and in each precision that may be used on the device, on one thread."""
-    if not others:
+def _other_graphs(loaded: Model, device: str, data: Path | None) -> dict[str, bytes]:
+    """The compiled graphs of the variants that may be used on a device, by their precision."""
+    found = contenders(loaded, device=device, data=data)
+    return {variant.precision: ready(variant.of(loaded), data)[1] for variant in found}
+
+
+def _precision_works(graphs: Mapping[str, bytes], pictures: Picture, pair: Pair, device: str) -> list[Works]:
+    """The compiled graph in fp32 and in other precisions, if there are any."""
+    if len(graphs) == 1:
         return []
-    pair = Pair(1, loaded.reading.input.batch or 1)
-    graphs = {"fp32": graph, **{each.precision: ready(each.of(loaded), data)[1] for each in others}}
-    return [{(name, pair): _bare(given, pictures, device) for name, given in graphs.items()}]
+    return [{(name, pair): _bare(graph, pictures, device) for name, graph in graphs.items()}]
 
 
 Samples = Mapping[Key, Sequence[Sample]]
@@ -283,7 +285,7 @@ def _one_picture(samples: Samples) -> dict[str, Any]:
 
 
 def _precisions(samples: Samples) -> list[dict[str, Any]]:
-    """The precisions that the model comes in beside fp32: a batch on one thread, and how many times as fast."""
+    """The precisions of the model beside fp32: a batch on one thread, and how many times as fast."""
     fp32 = next((given for (kind, _), given in samples.items() if kind == "fp32"), ())
     return [
         {
@@ -383,8 +385,8 @@ def _both(figures: Mapping[str, Any], name: str) -> str:
 
 def _precision_words(found: Mapping[str, Any]) -> str:
     return (
-        f"{found['precision']}: {found['ms']:.2f} ms on one thread, {_both(found, 'timesAsFast')} times as fast"
-        f" as fp32 with {found['fp32Ms']:.2f} ms"
+        f"{found['precision']}: {found['ms']:.2f} ms on one thread, {_both(found, 'timesAsFast')} times as"
+        f" fast as fp32 with {found['fp32Ms']:.2f} ms"
     )
 
 

@@ -126,7 +126,7 @@ def _in_turns(
 
 @dataclass(slots=True)
 class _Beside:
-    """What the pipeline is held against: the plain loop in fp32, and if it does the same on a CPU the ceiling."""
+    """What the pipeline is held against: the plain loop in fp32, and in fp32 on a CPU the ceiling."""
 
     plain: PlainLoop
     ceiling: Ceiling | None

@@ -196,8 +196,8 @@ def _precisions(report: Report) -> list[Section]:
     heads = ("", "ms a batch", "ms in fp32", "times as fast", "by processor time")
     text = (
         "Variants of the model whose reports let them be used here, on one thread, in turns with fp32. The"
-        " module takes one by itself (inference.precision: auto) where it is 1.1 times as fast or more and sees"
-        " the same."
+        " module takes one by itself (inference.precision: auto) where it is 1.1 times as fast or more and"
+        " sees the same."
     )
     return [Section("Other precisions", text, (table(heads, cells, words={0}),))]
 
