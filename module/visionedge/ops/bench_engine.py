@@ -26,7 +26,7 @@ from visionedge.inference.plan import Fit, Measured, Pair, Plan, batch_sizes, us
 from visionedge.inference.planner import Wanted, fit, measure, paces
 from visionedge.inference.startup import open_engine
 from visionedge.inference.trial import Run, Sample, run_in_turns
-from visionedge.inference.variants import PRECISIONS, demanded
+from visionedge.inference.variants import PRECISIONS
 from visionedge.ops.bench_report import machine
 from visionedge.ops.plain_network import PlainNetwork, can_decode, plain_session
 
@@ -78,20 +78,12 @@ def bench_engine(load: EngineLoad, tell: Callable[[str], None]) -> dict[str, Any
         measured = _measured(engine, pictures, wanted, load.inference.latency_budget_ms)
         tell(f"plan: {measured.reason}")
         pairs = _pairs(load, engine.plan.buckets, wanted, measured.choice)
-        works = _works(engine, _own_graph(engine, loaded, load.data), pictures, pairs, measured.choice)
+        works = _works(engine, graph, pictures, pairs, measured.choice)
         works += _one_picture_works(model, graph, pictures[:1], engine.device.effective)
         graphs = {"fp32": graph, **_other_graphs(loaded, engine.device.effective, load.data)}
         works += _precision_works(graphs, pictures, Pair(1, fixed or 1), engine.device.effective)
         samples = _sweep(works, load, tell)
         return _report(load, engine, measured, samples)
-
-
-def _own_graph(engine: Engine, loaded: Model, data: Path | None) -> bytes:
-    """The compiled graph that the engine computes: of the network in the precision that it has chosen."""
-    precision = engine.precision.precision
-    if precision in PRECISIONS:
-        loaded = demanded(loaded, precision, data).of(loaded)
-    return ready(loaded, data)[1]
 
 
 def _measured(engine: Engine, pictures: Picture, wanted: Wanted, budget_ms: float | None) -> Measured:
