@@ -135,6 +135,28 @@ def test_a_turned_picture_is_turned_back(
     assert (decoded.width_px, decoded.height_px) == (upright.shape[1], upright.shape[0])
 
 
+def test_pictures_that_no_other_refers_to_are_nearly_as_a_plain_decoder_gives_them(tmp_path: Path) -> None:
+    """The edges of their blocks are not smoothed, which spreads nowhere; all others are the very same."""
+    av: Any = pytest.importorskip("av")
+    from visionedge.capture.pyav_decoder import PyavDecoder
+
+    pictures = [np.roll(scene(320, 180), 3 * shift, axis=1) for shift in range(24)]
+    frames = [frame_of(picture, "yuv420p", "bt601", "limited") for picture in pictures]
+    clip = write_clip(tmp_path / "c.mp4", frames, "libx264", {"bf": "2", "crf": "30", "b-pyramid": "none"})
+    with av.open(str(clip)) as plain, av.open(str(clip)) as ours:
+        decoder = PyavDecoder(ours.streams.video[0].codec_context, 1)
+        given = [frame for packet in ours.demux(video=0) for frame in decoder.pictures(packet)]
+        wanted = list(plain.decode(video=0))
+    assert len(given) == len(wanted) == 24
+    differences: dict[bool, list[float]] = {True: [], False: []}
+    for one, other in zip(given, wanted, strict=True):
+        between = av.video.frame.PictureType(other.pict_type) is av.video.frame.PictureType.B
+        bytes_of = (np.asarray(frame.to_ndarray(), np.uint8) for frame in (one, other))
+        differences[between].append(_error(*bytes_of))
+    assert max(differences[False]) == 0
+    assert 0 < max(differences[True]) < 2
+
+
 def test_a_change_of_size_in_mid_stream_is_followed(tmp_path: Path) -> None:
     """By PyAV; OpenCV stretches what comes to the size that it saw first."""
     sizes_px = [(160, 90)] * 3 + [(96, 128)] * 3
