@@ -140,13 +140,7 @@ def pooled() -> onnx.ModelProto:
         helper.make_node("Conv", ["pooled", "inner"], ["second"], name="second"),
         helper.make_node("Conv", ["second", "last"], ["y"], name="third"),
     ]
-    x, y = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, side, side])
-        for name, side in (("image", 16), ("y", 8))
-    )
-    constants = [numpy_helper.from_array(values, name) for name, values in weights.items()]
-    graph = helper.make_graph(nodes, "pooled", [x], [y], constants)
-    return folded(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    return network_of(nodes, weights, {"image": (1, 8, 16, 16)}, {"y": (1, 8, 8, 8)})
 
 
 @pytest.mark.parametrize(("reach", "joined"), [(3.0, True), (0.5, False)])
@@ -166,10 +160,7 @@ def test_what_is_put_beside_others_is_rounded_as_they_are_unless_that_is_much_co
         helper.make_node("Concat", ["one", "two"], ["both"], name="both", axis=1),
         helper.make_node("Conv", ["both", "last"], ["y"], name="end"),
     ]
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 16, 16]) for name in ("image", "y"))
-    constants = [numpy_helper.from_array(values, name) for name, values in weights.items()]
-    graph = helper.make_graph(nodes, "beside", [x], [y], constants)
-    network = folded(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    network = network_of(nodes, weights, {"image": (1, 8, 16, 16)}, {"y": (1, 8, 16, 16)})
     ranges = {"image": (-1.0, 1.0), "one": (-4.0, 4.0), "two": (-reach, reach), "both": (-4.0, 4.0)}
     made = quantised(network, Values(ranges, {}), EVERYTHING)
     scales = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
@@ -212,6 +203,22 @@ def test_values_that_nobody_looked_at_stay_in_floats(
     assert away(run(simple), run(made)) < 1
 
 
+Shapes = dict[str, tuple[int, ...]]
+
+
+def network_of(
+    nodes: list[onnx.NodeProto], weights: dict[str, NDArray[np.float32]], inputs: Shapes, outputs: Shapes
+) -> onnx.ModelProto:
+    """A network of floats, folded."""
+    ends = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+        for shapes in (inputs, outputs)
+    ]
+    constants = [numpy_helper.from_array(values, name) for name, values in weights.items()]
+    graph = helper.make_graph(nodes, "network", *ends, constants)
+    return folded(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
 def two_convolutions(kernel: NDArray[np.float32], bias: NDArray[np.float32]) -> onnx.ModelProto:
     """x → conv → conv, point by point, where the second only hands on."""
     weights = {"kernel": kernel, "bias": bias, "last": np.eye(len(kernel), dtype=np.float32)[..., None, None]}
@@ -219,12 +226,7 @@ def two_convolutions(kernel: NDArray[np.float32], bias: NDArray[np.float32]) -> 
         helper.make_node("Conv", ["x", "kernel", "bias"], ["middle"], name="first"),
         helper.make_node("Conv", ["middle", "last"], ["y"], name="second"),
     ]
-    x, y = (
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, 8, 8]) for n, c in (("x", 3), ("y", 2))
-    )
-    constants = [numpy_helper.from_array(values, name) for name, values in weights.items()]
-    graph = helper.make_graph(nodes, "two", [x], [y], constants)
-    return folded(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    return network_of(nodes, weights, {"x": (1, 3, 8, 8)}, {"y": (1, 2, 8, 8)})
 
 
 def run_two(network: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float32]:
