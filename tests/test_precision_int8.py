@@ -210,12 +210,12 @@ def network_of(
     nodes: list[onnx.NodeProto], weights: dict[str, NDArray[np.float32]], inputs: Shapes, outputs: Shapes
 ) -> onnx.ModelProto:
     """A network of floats, folded."""
-    ends = [
+    x, y = (
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
         for shapes in (inputs, outputs)
-    ]
+    )
     constants = [numpy_helper.from_array(values, name) for name, values in weights.items()]
-    graph = helper.make_graph(nodes, "network", *ends, constants)
+    graph = helper.make_graph(nodes, "network", x, y, constants)
     return folded(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
