@@ -67,13 +67,13 @@ def test_wrong_arguments_are_one_line_and_exit_2(visionedge: CommandLine, argume
 
 
 def test_every_problem_of_a_configuration_is_told(visionedge: CommandLine, tmp_path: Path) -> None:
-    """One line each, with the path of the key; exit 2."""
+    """One line each, with the file, the line and the path of the key; exit 2."""
     path = tmp_path / "vision.yaml"
     path.write_text("camras: {}\ninference: {device: npu}\nhttp: {port: 99999}\n")
     outcome = visionedge("run", "--config", path)
     assert outcome.code == 2
-    paths = {line.split(": ")[1] for line in outcome.complaints}
-    assert paths == {"camras", "inference.device", "http.port"}
+    places = {": ".join(line.split(": ")[1:3]) for line in outcome.complaints}
+    assert places == {f"{path}:1: camras", f"{path}:2: inference.device", f"{path}:3: http.port"}
 
 
 def test_unknown_classes_are_told(visionedge: CommandLine, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_module_is_always_running_after_the_hub(agent: dict[str, Any], kind:
     module = agent["modules"]["vision"]
     assert (module["type"], module["status"], module["restartPolicy"]) == ("docker", "running", "always")
     assert module["startupOrder"] > agent["systemModules"]["edgeHub"]["startupOrder"]
-    assert module["settings"]["image"] == f"${{MODULES.vision.amd64.{kind}}}"
+    assert module["settings"]["image"] == f"${{MODULEDIR<./module>.amd64.{kind}}}"
 
 
 def test_only_the_gpu_manifest_asks_for_a_gpu(agent: dict[str, Any], kind: str) -> None:
@@ -120,6 +120,7 @@ def test_the_module_runs_with_as_little_as_it_needs(agent: dict[str, Any]) -> No
     options = agent["modules"]["vision"]["settings"]["createOptions"]
     host = options["HostConfig"]
     assert host["ReadonlyRootfs"] is True
+    assert host["Init"] is True  # else what `docker exec` leaves behind stays a zombie
     assert host["CapDrop"] == ["ALL"]
     assert host["SecurityOpt"] == ["no-new-privileges"]
     assert "/tmp" in host["Tmpfs"]  # noqa: S108 - a path inside the container

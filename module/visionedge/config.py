@@ -28,6 +28,9 @@ from visionedge.errors import ConfigError
 from visionedge.fetching.address import check_address
 from visionedge.uris import keep_secret, parse_camera_uri, redact, secrets_in
 
+MAX_PROBLEMS = 20
+"""So many are told at once; of more, only their number."""
+
 CAMERA_NAME = re.compile(r"[a-z0-9-]{1,64}")
 
 
@@ -42,6 +45,20 @@ def _known_uri(uri: str) -> str:
 def _fallback(value: object) -> object:
     """It was a truth value once."""
     return {True: "degrade", False: "exit"}[value] if isinstance(value, bool) else value
+
+
+def _whole(value: object) -> object:
+    """A whole number, also where a tool wrote it as 8.0: JSON and twins know one kind of number only."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _off(value: object) -> object:
+    """The word off, which YAML reads as a truth value where it is not quoted."""
+    return "off" if value is False else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""A whole number, such as 8 or 8.0."""
 
 
 def _camera_name(name: str) -> str:
@@ -84,7 +101,7 @@ class CameraConfig(_Section):
     )
     enabled: bool = Field(default=True, description="false closes the camera and keeps its settings.")
     gate: GateConfig | None = Field(default=None, description="Analyse only what moves; absent = everything.")
-    priority: int = Field(
+    priority: Whole = Field(
         default=0, ge=-1000, le=1000, description="In an overload, cameras of a lower one are slowed first."
     )
     transport: Literal["tcp", "udp", "auto"] = Field(
@@ -102,7 +119,7 @@ class ModelConfig(_Section):
     allow_insecure: bool = Field(
         default=False, description="Let 'url' be http: or file:, too; only the local file may say so."
     )
-    max_megabytes: int = Field(
+    max_megabytes: Whole = Field(
         default=1000, ge=1, le=2000, description="A file behind 'url' that is larger is refused."
     )
     url: str | None = Field(default=None, description="An https address of an ONNX file.")
@@ -131,12 +148,12 @@ class InferenceConfig(_Section):
         default="degrade",
         description="Without the device: degrade = the CPU computes, hold = wait for it, exit = end with 3.",
     )
-    parity: Literal["refuse", "warn", "off"] = Field(
+    parity: Annotated[Literal["refuse", "warn", "off"], BeforeValidator(_off)] = Field(
         default="refuse", description="What becomes of a device that computes otherwise than the CPU."
     )
     confidence: float = Field(default=0.3, ge=0, le=1, description="The least score that is reported.")
     iou: float = Field(default=0.5, ge=0, le=1, description="Boxes that overlap more are one.")
-    max_batch: int = Field(default=8, ge=1, le=64, description="The largest batch that may be formed.")
+    max_batch: Whole = Field(default=8, ge=1, le=64, description="The largest batch that may be formed.")
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
         default="auto", description="auto = the fastest here, of those that stay within their tolerance."
     )
@@ -192,7 +209,7 @@ class TelemetryConfig(_Section):
         default="changes",
         description="changes = only frames that differ from the last one told.",
     )
-    max_per_day: int = Field(default=100_000, ge=0, description="Messages a day; events still go.")
+    max_per_day: Whole = Field(default=100_000, ge=0, description="Messages a day; events still go.")
     move_threshold: float = Field(
         default=0.05, ge=0, le=1, description="changes: a box has moved when an edge is further away."
     )
@@ -202,7 +219,7 @@ class TelemetryConfig(_Section):
     fill_seconds: float = Field(
         default=4.0, ge=0, le=86400, description="How much longer frames may wait for their block to fill."
     )
-    spool_megabytes: int = Field(
+    spool_megabytes: Whole = Field(
         default=256, ge=1, le=1_000_000, description="What waits for the hub on disk, at most."
     )
     spool_hours: float = Field(
@@ -214,7 +231,7 @@ class HttpConfig(_Section):
     """Where HTTP is served."""
 
     host: str = Field(default="127.0.0.1", min_length=1, description="0.0.0.0 serves other machines too.")
-    port: int = Field(default=8080, ge=0, le=65535, description="0 = any free one.")
+    port: Whole = Field(default=8080, ge=0, le=65535, description="0 = any free one.")
     token: str | None = Field(
         default=None,
         min_length=1,
@@ -251,8 +268,11 @@ def validate(document: object) -> Config:
     try:
         config = Config.model_validate(given)
     except ValidationError as error:
-        single = [_problem(dict(item)) for item in error.errors(include_url=False)]
-        raise ConfigError([*single, *whole]) from None
+        found = error.errors(include_url=False)
+        single = [_problem(dict(item)) for item in found[:MAX_PROBLEMS]]
+        more = len(found) - len(single)
+        rest = [f"configuration: and {more} more problems like these"] if more else []
+        raise ConfigError([*single, *whole, *rest]) from None
     if whole:
         raise ConfigError(whole)
     return config
@@ -344,7 +364,7 @@ def _without_nulls(value: Any) -> Any:
 def _problem(item: dict[str, Any]) -> str:
     """One line in our words for one of pydantic's findings; never the value itself, it may hold a secret."""
     where = tuple(part for part in item["loc"] if part != "[key]")
-    path = ".".join(str(part) for part in where) or "configuration"
+    path = ".".join(str(part)[:_LONGEST_SHOWN] for part in where) or "configuration"
     context = item.get("ctx", {})
     match item["type"]:
         case "extra_forbidden":
@@ -359,9 +379,24 @@ def _problem(item: dict[str, Any]) -> str:
             reason = "must be 64 hexadecimal digits"
         case "value_error":
             reason = redact(str(context["error"]))
+        case "tuple_type":
+            reason = "must be a list" + _as_list(where, item["input"])
+        case "string_type" | "bool_type" if isinstance(item["input"], bool | str):
+            reason = f"must be {_WANTED[item['type']]}"
         case _:
             reason = str(item["msg"]).replace("Input should be", "must be")
     return redact(f"{path}: {reason}")
+
+
+_WANTED = {
+    "string_type": "a text; quote it (YAML reads on, off, yes and no as truth values)",
+    "bool_type": "true or false, without quotes",
+}
+
+
+def _as_list(where: tuple[Any, ...], value: object) -> str:
+    """How a single value is written as a list; no other value than a label is shown, it may be a secret."""
+    return f": [{value}]" if where[-1] == "classes" and isinstance(value, str) and len(value) < 100 else ""
 
 
 def _known_keys(where: tuple[Any, ...]) -> list[str]:
@@ -379,12 +414,21 @@ def _known_keys(where: tuple[Any, ...]) -> list[str]:
     return [_alias(name) for name in section.model_fields]
 
 
+_LONGEST_SHOWN = 100
+
+_LONGEST_KEY = 40
+"""Above that a key is no slip of the pen."""
+
+
 def _alias(name: str) -> str:
     return to_camel(name)
 
 
 def _suggestion(key: str, known: list[str]) -> str:
+    if len(key) > _LONGEST_KEY:
+        return ""
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    close = close or [name for name in known if name.lower().startswith(key.lower())]
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; known here: {', '.join(known)}" if known else ""

@@ -1,38 +1,39 @@
-"""Documents in YAML or JSON files, as plain values; what is wrong with a file is one line."""
+"""Documents in YAML or JSON files, as plain values; what is wrong with a file is one line.
+
+A file may be wrong in any way, or be made to do harm: it is bounded in bytes, depth and in what its aliases
+come to, so that reading it takes a second at most and little memory.
+"""
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from visionedge.errors import ConfigError
+from visionedge.files import read_regular
 from visionedge.uris import redact
 
 Document = dict[str, Any]
+
+MAX_BYTES = 2**20
+MAX_DEPTH = 50
+MAX_VALUES = 100_000
+"""Values in a document, each alias counted as all that it stands for."""
+
+_VARIABLE = re.compile(r"\$\{([^{}$]*)\}")
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def read_file(path: Path) -> Document:
     """The document in a YAML or JSON file (by its name; `.json` is JSON).
 
     Raises:
-        ConfigError: it cannot be read or parsed, or is no mapping.
+        ConfigError: it cannot be read or parsed, is too large or too deep, or is no mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
-        raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
-    try:
-        # JSON is read as YAML too, but json tells its own errors better.
-        json_file = path.suffix.lower() == ".json"
-        document = json.loads(text) if json_file else yaml.load(text, _UniqueKeys)  # noqa: S506 - a SafeLoader
-    except json.JSONDecodeError as error:
-        raise ConfigError([f"{path}:{error.lineno}: is no JSON: {error.msg}"]) from None
-    except yaml.YAMLError as error:
-        raise ConfigError([f"{path}{_yaml_place(error)}: is no YAML: {_yaml_reason(error)}"]) from None
+    document = _parsed(_text(path), path)
     if document is None:
         return {}
     if not isinstance(document, dict):
@@ -40,6 +41,88 @@ def read_file(path: Path) -> Document:
             [f"{path}: is {kind_of(document)}; it must be a mapping of keys such as 'cameras:'"]
         )
     return document
+
+
+def read_configuration(path: Path, environ: Mapping[str, str]) -> Document:
+    """The configuration document in a file, its ``${NAME}`` filled from the environment.
+
+    Raises:
+        ConfigError: as `read_file`, or a variable is missing; each line names the file and the line.
+    """
+    document = read_file(path)
+    try:
+        return fill_variables(document, environ)
+    except ConfigError as error:
+        raise ConfigError(located(error.problems, path)) from None
+
+
+def fill_variables(document: Document, environ: Mapping[str, str]) -> Document:
+    """The document with each ``${NAME}`` in its texts replaced by the variable of the environment.
+
+    Raises:
+        ConfigError: the environment lacks some of them; one line for each place, with the path of its key.
+    """
+    problems: list[str] = []
+    filled: Document = _filled(document, "", environ, problems)
+    if problems:
+        raise ConfigError(problems)
+    return filled
+
+
+def _filled(value: Any, path: str, environ: Mapping[str, str], problems: list[str]) -> Any:
+    def variable(match: re.Match[str]) -> str:
+        name = match[1]
+        if not _VARIABLE_NAME.fullmatch(name):
+            problems.append(f"{path}: '${{…}}' must hold the name of an environment variable")
+        elif name not in environ:
+            problems.append(
+                f"{path}: the environment has no variable {name}; set it, or write the value here"
+            )
+        return environ.get(name, "")
+
+    if isinstance(value, str):
+        return _VARIABLE.sub(variable, value)
+    if isinstance(value, dict):
+        return {k: _filled(v, f"{path}.{k}" if path else k, environ, problems) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, f"{path}.{n}", environ, problems) for n, item in enumerate(value)]
+    return value
+
+
+def located(problems: Sequence[str], path: Path) -> list[str]:
+    """Problems of a document (``cameras.dock.fps: …``) with the file and the line that they are about.
+
+    A problem of what does not stand in the file, such as a value from the environment, stays as it is.
+    """
+    try:
+        root = yaml.compose(_text(path).replace("\t", " "), _Bounded)
+    except (ConfigError, _RefusedError, yaml.YAMLError, ValueError):
+        return list(problems)
+    return [f"{path}:{line}: {each}" if (line := _line_of(each, root)) else each for each in problems]
+
+
+def _line_of(problem: str, root: yaml.Node | None) -> int | None:
+    """The line of the deepest key in the file that the path of a problem leads to."""
+    rest = problem.partition(": ")[0]
+    line, node = None, root
+    while node is not None and rest:
+        found = next((each for each in _entries(node) if f"{rest}.".startswith(f"{each[2]}.")), None)
+        if found is None:
+            break
+        key, node, name = found
+        line, rest = key.start_mark.line + 1, rest[len(name) + 1 :]
+    return line
+
+
+def _entries(node: yaml.Node) -> Iterator[tuple[yaml.Node, yaml.Node, str]]:
+    """What stands below a node: where its key is written, its value, and its name in a path."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                yield key, value, str(key.value)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield item, item, str(number)
 
 
 def kind_of(value: object) -> str:
@@ -55,27 +138,125 @@ def kind_of(value: object) -> str:
     return names.get(type(value), "empty" if value is None else type(value).__name__)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses a key given twice: the second would silently win."""
+def _text(path: Path) -> str:
+    try:
+        return read_regular(path, most_bytes=MAX_BYTES).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
+        raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
 
 
-def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> Document:
+def _parsed(text: str, path: Path) -> object:
+    try:
+        # JSON is read as YAML too, but json tells its own errors better.
+        if path.suffix.lower() == ".json":
+            return _bounded_json(json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number))
+        return yaml.load(text, _Bounded)  # noqa: S506 - a SafeLoader
+    except json.JSONDecodeError as error:
+        raise ConfigError([f"{path}:{error.lineno}: is no JSON: {error.msg}"]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{path}{_yaml_place(error)}: is no YAML: {_yaml_reason(error)}"]) from None
+    except RecursionError:
+        raise ConfigError([f"{path}: {_TOO_DEEP}"]) from None
+    except _RefusedError as error:
+        raise ConfigError([f"{path}{error.place}: {error}"]) from None
+    except (ValueError, OverflowError):  # a number of thousands of digits, a date such as 2026-02-31
+        say = "holds a number or a date that cannot be read; quote it if it is a text"
+        raise ConfigError([f"{path}: {say}"]) from None
+
+
+class _RefusedError(Exception):
+    """The file could be parsed, and is refused all the same.
+
+    `mark` is PyYAML's, of the place in the file; `place` is its line, as `:12`.
+    """
+
+    def __init__(self, reason: str, mark: Any = None) -> None:
+        super().__init__(reason)
+        self.place = "" if mark is None else f":{mark.line + 1}"
+
+
+_TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
+_TOO_MANY = f"holds more than {MAX_VALUES} values (an alias counts as all that it stands for)"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Document:
+    """A JSON object, as long as no key of it is given twice: the second would silently win."""
+    document: Document = {}
+    for key, value in pairs:
+        if key in document:
+            raise _RefusedError(f"key '{redact(key[:100])}' is given twice")
+        document[key] = value
+    return document
+
+
+def _no_number(constant: str) -> float:
+    raise _RefusedError(f"{constant} is no number that JSON knows")
+
+
+def _bounded_json(value: object) -> object:
+    """The value, as long as it is no deeper than YAML may be; its size is bounded by that of the file."""
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        if not level:
+            return value
+        level = [inner for outer in level for inner in _inside(outer)]
+    raise _RefusedError(_TOO_DEEP)
+
+
+def _inside(value: object) -> Iterator[object]:
+    return iter(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+
+
+class _Bounded(yaml.SafeLoader):
+    """YAML that is bounded, whose keys are texts, and that refuses a key given twice.
+
+    A key is the text that stands there: ``off:`` is the name off, and not a truth value.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """See `yaml.composer.Composer`, which does this by recursion."""
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]  # of PyYAML
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _RefusedError(_TOO_DEEP, event.start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(event, yaml.AliasEvent) and id(node) not in self._sizes:
+            raise _RefusedError("a value contains itself", event.start_mark)
+        if node is not None and self._size(node) > MAX_VALUES:
+            raise _RefusedError(_TOO_MANY, event.start_mark)
+        return node
+
+    def _size(self, node: yaml.Node) -> int:
+        """How many values a node comes to; the nodes below it were composed, and so measured, before."""
+        if id(node) not in self._sizes:
+            below = node.value if isinstance(node, yaml.CollectionNode) else ()
+            inner = (each for item in below for each in (item if isinstance(item, tuple) else (item,)))
+            self._sizes[id(node)] = 1 + sum(self._sizes[id(each)] for each in inner)
+        return self._sizes[id(node)]
+
+
+def _mapping(loader: _Bounded, node: yaml.MappingNode) -> Document:
     loader.flatten_mapping(node)
     pairs: Iterator[tuple[yaml.Node, yaml.Node]] = iter(node.value)
     document: Document = {}
     for key_node, value_node in pairs:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            key = str(key)
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise _RefusedError("a key is no text", key_node.start_mark)
+        key = str(key_node.value)
         if key in document:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key '{key}' is given twice", key_node.start_mark
-            )
+            raise _RefusedError(f"key '{redact(key[:100])}' is given twice", key_node.start_mark)
         document[key] = loader.construct_object(value_node, deep=True)
     return document
 
 
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Bounded.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def _yaml_place(error: yaml.YAMLError) -> str:

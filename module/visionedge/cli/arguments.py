@@ -1,13 +1,14 @@
 """What the verbs share: the parser with one-line errors, exit codes, and the kinds of arguments."""
 
 import argparse
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from visionedge.config import CAMERA_NAME
-from visionedge.documents import Document
+from visionedge.config import CAMERA_NAME, validate
+from visionedge.documents import Document, located, read_configuration
 from visionedge.errors import ConfigError
 from visionedge.uris import redact
 
@@ -69,6 +70,37 @@ def data_folder(environ: Mapping[str, str]) -> Path:
         return Path(folder)
     base = environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return Path(base) / "visionedge"
+
+
+def configuration_file(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Path | None:
+    """The file that ``--config`` or VISIONEDGE_CONFIG names; None without one."""
+    path = arguments.config or environ.get("VISIONEDGE_CONFIG")
+    return Path(path) if path else None
+
+
+@contextlib.contextmanager
+def naming_lines(path: Path | None, environ: Mapping[str, str]) -> Iterator[None]:
+    """Problems of the configuration that is read within, those of the file with its name and their line.
+
+    The document may also come from the environment and from arguments; what the file alone is wrong in
+    is a problem of the file.
+
+    Raises:
+        ConfigError: the one that was raised within, its problems told so.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if path is None:
+            raise
+        try:
+            validate(read_configuration(path, environ))
+            of_file: set[str] = set()
+        except ConfigError as alone:
+            of_file = set(alone.problems)
+        ours = [problem for problem in error.problems if problem in of_file]
+        named = dict(zip(ours, located(ours, path), strict=True))
+        raise ConfigError([named.get(problem, problem) for problem in error.problems]) from None
 
 
 def seconds(text: str) -> float:

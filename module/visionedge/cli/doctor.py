@@ -7,8 +7,15 @@ import sys
 from pathlib import Path
 
 from visionedge import config
-from visionedge.cli.arguments import Verbs, add_model_and_device, data_folder, verb
-from visionedge.documents import Document, read_file
+from visionedge.cli.arguments import (
+    Verbs,
+    add_model_and_device,
+    configuration_file,
+    data_folder,
+    naming_lines,
+    verb,
+)
+from visionedge.documents import Document, read_configuration
 from visionedge.errors import UnavailableError
 
 
@@ -50,7 +57,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from visionedge.ops.doctor.report import examine
 
     document = _document(arguments)
-    checked = config.validate(document)
+    with naming_lines(configuration_file(arguments, os.environ), os.environ):
+        checked = config.validate(document)
     host = this_host(os.environ)
     report = examine(Request(checked.inference.device, checked, data_folder(os.environ)), host)
     if arguments.json:
@@ -65,8 +73,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _document(arguments: argparse.Namespace) -> Document:
     """The configuration as `run` would have it: the file, the environment, the arguments."""
-    path = arguments.config or os.environ.get("VISIONEDGE_CONFIG")
-    document = read_file(Path(path)) if path else {}
+    path = configuration_file(arguments, os.environ)
+    document = read_configuration(path, os.environ) if path else {}
     document = config.merge(document, config.from_environment(os.environ))
     over: Document = {}
     if arguments.model:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visionedge import config
-from visionedge.cli.arguments import Parser, Verbs, cameras, verb
+from visionedge.cli.arguments import Parser, Verbs, cameras, naming_lines, verb
 from visionedge.documents import read_file
 from visionedge.errors import ConfigError
+from visionedge.files import read_regular
 from visionedge.uris import redact
 
 if TYPE_CHECKING:
@@ -142,7 +143,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     from visionedge.manifest.generate import generate
     from visionedge.manifest.writing import write_new
 
-    made = generate(_request(arguments), os.environ)
+    with naming_lines(Path(arguments.config) if arguments.config else None, os.environ):
+        made = generate(_request(arguments), os.environ)
     for note in made.notes:
         print(f"visionedge: {redact(note)}", file=sys.stderr)
     if arguments.output:
@@ -200,7 +202,8 @@ def _lint(arguments: argparse.Namespace) -> int:
     from visionedge.manifest.lint import lint
 
     name = "stdin" if arguments.file == "-" else arguments.file
-    report = lint(_bytes(arguments.file), name, arguments.module)
+    folder = None if arguments.file == "-" else Path(arguments.file).parent
+    report = lint(_bytes(arguments.file), name, arguments.module, folder=folder)
     if arguments.json:
         sys.stdout.write(json.dumps(report.document(), indent=1, ensure_ascii=False) + "\n")
     else:
@@ -215,11 +218,9 @@ def _bytes(file: str) -> bytes:
     try:
         if file == "-":
             return sys.stdin.buffer.read(MAX_BYTES + 1)
-        with Path(file).open("rb") as opened:
-            return opened.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "that is no name of a file"
-        raise ConfigError([f"{file}: cannot be read: {reason}"]) from None
+        return read_regular(Path(file), most_bytes=MAX_BYTES)
+    except OSError as error:
+        raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from None
 
 
 def _add_estimate(deeds: Verbs) -> None:

@@ -7,8 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from visionedge import config
-from visionedge.cli.arguments import Verbs, add_model_and_device, cameras, data_folder, seconds, verb
-from visionedge.documents import Document, read_file
+from visionedge.cli.arguments import (
+    Verbs,
+    add_model_and_device,
+    cameras,
+    configuration_file,
+    data_folder,
+    naming_lines,
+    seconds,
+    verb,
+)
+from visionedge.documents import Document, read_configuration
 from visionedge.uris import FORMS
 
 INJECT = "VISIONEDGE_INJECT_FAULTS"
@@ -61,9 +70,11 @@ def _run(arguments: argparse.Namespace) -> int:
     identity, data = Identity.from_environ(os.environ), data_folder(os.environ)
     document = run_document(arguments, os.environ, inside_iot_edge=identity is not None)
     last_good = LastGood(data / FILE_NAME, identity.owner) if identity else None
+    with naming_lines(configuration_file(arguments, os.environ), os.environ):
+        carriers = Carriers.read(document, last_good)
     return run(
         Options(
-            carriers=Carriers.read(document, last_good),
+            carriers=carriers,
             data=data,
             messages=Path(arguments.messages) if arguments.messages else None,
             duration_s=arguments.duration,
@@ -76,8 +87,8 @@ def run_document(
     arguments: argparse.Namespace, environ: Mapping[str, str], *, inside_iot_edge: bool
 ) -> Document:
     """The configuration document of `run`: the file, the environment over it, the arguments over both."""
-    path = arguments.config or environ.get("VISIONEDGE_CONFIG")
-    document = read_file(Path(path)) if path else {}
+    path = configuration_file(arguments, environ)
+    document = read_configuration(path, environ) if path else {}
     document = config.merge(document, config.from_environment(environ))
     document = config.merge(document, _overrides(arguments))
     if not document.get("cameras") and not path and not inside_iot_edge:

@@ -1,5 +1,6 @@
 """From the engine's rows to detections: what is sure enough, once, in the picture's own proportions."""
 
+import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ MOST_DETECTIONS = 100
 
 Rows = NDArray[np.float32]
 """What the engine gives for a picture, (K, 6): left, top, right, bottom (input pixels), score, class."""
+
+_SHOWN = 8
+"""So many classes of a model stand in an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +48,23 @@ class Selection:
 def _ids(model: Model, classes: Sequence[str]) -> list[int]:
     unknown = [label for label in classes if label not in model.labels]
     if unknown:
-        some = ", ".join(model.labels[:8])
         raise ConfigError(
-            [f"inference.classes: {model.name} knows no '{label}'; it knows {some} …" for label in unknown]
+            [
+                f"inference.classes: {model.name} has no class '{label}'; {_near(label, model)}"
+                for label in unknown
+            ]
         )
     return [index for index, label in enumerate(model.labels) if label in classes]
+
+
+def _near(label: str, model: Model) -> str:
+    """The class that was probably meant, else some of those that there are."""
+    by_case = {name.lower(): name for name in reversed(model.labels)}
+    close = difflib.get_close_matches(label[:100].lower(), by_case, n=1)
+    if close:
+        return f"did you mean '{by_case[close[0]]}'?"
+    more = len(model.labels) - _SHOWN
+    return f"it has {', '.join(model.labels[:_SHOWN])}{f' and {more} more' if more > 0 else ''}"
 
 
 def to_detections(

@@ -272,6 +272,7 @@ def _options(request: Request, wishes: Document) -> Document:
         "Tmpfs": {"/tmp": "rw,nosuid,nodev,size=64m"},  # noqa: S108 - a path inside the container
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges"],
+        "Init": True,  # somebody has to reap what `docker exec` leaves behind
         **_LOGS,
     }
     return {**({"Env": handed["Env"]} if "Env" in handed else {}), **ports, "HostConfig": host}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from visionedge.errors import ConfigError
@@ -11,6 +12,7 @@ from visionedge.manifest.content import Manifest, read_content
 from visionedge.manifest.findings import Finding, Findings, one_line
 from visionedge.manifest.handing import passthrough
 from visionedge.manifest.hub import check_hub
+from visionedge.manifest.module_files import check_module_files
 from visionedge.manifest.place import Place, parse
 from visionedge.manifest.placeholders import has_placeholder
 from visionedge.manifest.routes import check_routes
@@ -65,13 +67,15 @@ def _count(number: int, what: str) -> str:
     return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
 
 
-def lint(data: bytes, name: str, modules: Sequence[str] = ()) -> Report:
+def lint(data: bytes, name: str, modules: Sequence[str] = (), *, folder: Path | None = None) -> Report:
     """Judge the manifest in the bytes of a file.
 
     Args:
         data: the content of the file.
         name: that of the file; one in `.template.json` is a template.
         modules: which modules are visionedge; without any, those of that image or of the id `vision`.
+        folder: where a template lies, to find the module.json that its placeholders stand for; None: they are
+            not looked up.
 
     Raises:
         ConfigError: it is no JSON, or has none of the modules that were named; a line of its own.
@@ -86,6 +90,8 @@ def lint(data: bytes, name: str, modules: Sequence[str] = ()) -> Report:
             [f"{name}: there is no module {missing[0]}; there are {', '.join(sorted(known)) or 'none'}"]
         )
     ours = _judge(manifest, found, modules, findings)
+    if manifest.template and folder is not None:
+        check_module_files(found, folder, findings)
     handed = {module: passthrough(found[module]) for module in ours}
     return Report(name, manifest.kind, handed, findings.all())
 

@@ -18,8 +18,10 @@ DATA = "/data"
 MODULE = "vision"
 """The module id in the shipped manifests."""
 
-BUILT = "${MODULES.vision"
-"""So begins the image of this project in a template, whatever the module is called there."""
+BUILT = "${MODULEDIR<./module>"
+"""So begins the image of this project in a template: the folder of its module.json, seen from there."""
+
+_BUILT = (f"{BUILT}.", f"{BUILT}}}", "${MODULES.vision.", "${MODULES.vision}")
 
 _PRODUCT = "visionedge"
 _LOOPBACK = ("127.", "localhost", "::1", "[::1]")
@@ -45,7 +47,7 @@ def which(modules: Mapping[str, Module], named: Sequence[str]) -> list[str]:
 def _is_ours(image: str) -> bool:
     first, _, rest = image.lower().partition("/")
     is_host = bool(rest) and any(c in first for c in ".:$")
-    return _PRODUCT in (rest if is_host else image.lower()) or image.startswith(f"{BUILT}.")
+    return _PRODUCT in (rest if is_host else image.lower()) or image.startswith(_BUILT)
 
 
 def check_vision(module: Module, manifest: Manifest, findings: Findings) -> None:
@@ -205,19 +207,25 @@ def _files(module: Module, twin: Place, findings: Findings) -> None:
     nodes = [device.target for device in devices(module)]
     targets = [mount.target for mount in mounts(module) if mount.target] + [DATA]
     cameras = twin.at("cameras")
-    places = [camera.at("uri") for camera in (cameras.entries.values() if cameras else ())]
-    for place in (*places, twin.at("model", "path")):
-        if place is None or not place.text or has_placeholder(place.text):
+    uris = [camera.at("uri") for camera in (cameras.entries.values() if cameras else ())]
+    model = twin.at("model", "path")
+    paths = [(uri, _path(uri.text)) for uri in uris if uri is not None]
+    paths += [(model, model.text)] if model is not None else []
+    for place, path in paths:
+        if not path or has_placeholder(place.text):
             continue
-        path = _path(place.text)
         if path.startswith("/dev/"):
             if path not in nodes and "/dev" not in targets:
                 findings.warning(place, f"{path} is not handed to the module", _device(path))
-        elif path.startswith("/") and not any(f"{path}/".startswith(f"{t}/") for t in targets):
+        elif not path.startswith("/"):
+            what = f"{path} is relative: in the container it is looked for in {DATA}"
+            findings.warning(place, what, f"write its path in the container; {_BIND}")
+        elif not any(f"{path}/".startswith(f"{target}/") for target in targets):
             what = f"{path} is in no folder that is bound into the module"
-            findings.warning(
-                place, what, 'bind it, unless the image has it: {"HostConfig":{"Binds":["FOLDER:FOLDER:ro"]}}'
-            )
+            findings.warning(place, what, _BIND)
+
+
+_BIND = 'bind its folder, unless the image has it: {"HostConfig":{"Binds":["FOLDER:FOLDER:ro"]}}'
 
 
 def _device(path: str) -> str:
@@ -226,7 +234,7 @@ def _device(path: str) -> str:
 
 
 def _path(uri: str) -> str:
-    """The path that a camera or a model is opened at; empty for what is no file."""
+    """The path that a camera is opened at; empty for what is no file."""
     try:
         camera = parse_camera_uri(uri)
     except ConfigError:

@@ -1,0 +1,76 @@
+"""`visionedge config`: is a configuration file right, and what may it hold?"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from visionedge import config
+from visionedge.cli.arguments import Parser, Verbs, naming_lines, verb
+from visionedge.documents import read_configuration
+from visionedge.errors import ConfigError
+from visionedge.uris import redact
+
+SCHEMA = "visionedge/config-check/1"
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add the verb `config`."""
+    parser = verb(
+        verbs,
+        "config",
+        lambda _: 2,
+        "check a configuration file before a module gets it; the schema of configurations",
+        "  visionedge config check vision.yaml          every problem, with its line\n"
+        "  visionedge config schema > vision.schema.json    for editors and pipelines",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    check = verb(
+        commands,
+        "check",
+        _check,
+        "read a file as `run` would, and report every problem with its line; 2 if there is one",
+        "  visionedge config check vision.yaml\n"
+        "  DOCK_PASSWORD=test visionedge config check vision.yaml --json     ${DOCK_PASSWORD} is filled in",
+    )
+    check.add_argument("file", metavar="FILE", help="YAML or JSON")
+    check.add_argument("--json", action="store_true", help="one JSON document instead of words")
+    verb(
+        commands,
+        "schema",
+        _schema,
+        "the JSON Schema of a configuration, the same for files and for desired properties",
+        "  visionedge config schema > vision.schema.json",
+    )
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    path = Path(arguments.file)
+    try:
+        with naming_lines(path, os.environ):
+            checked = config.validate(read_configuration(path, os.environ))
+    except ConfigError as error:
+        if not arguments.json:
+            raise
+        _print(path, error.problems)
+        return ConfigError.exit_code
+    if arguments.json:
+        _print(path, ())
+    else:
+        cameras = ", ".join(checked.cameras) or "none"
+        sys.stdout.write(f"{path}: no problems found; cameras: {cameras}\n")
+    return 0
+
+
+def _print(path: Path, problems: Sequence[str]) -> None:
+    shown = {"schema": SCHEMA, "file": str(path), "problems": [redact(each) for each in problems]}
+    sys.stdout.write(json.dumps(shown, indent=1, ensure_ascii=False) + "\n")
+
+
+def _schema(_arguments: argparse.Namespace) -> int:
+    from visionedge.schema import json_schema
+
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+    return 0

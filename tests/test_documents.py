@@ -1,0 +1,211 @@
+"""Configuration files of any content: right, or refused in one line within a second and little memory."""
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from command_line import CommandLine
+from visionedge import documents
+from visionedge.config import validate
+from visionedge.documents import fill_variables, located, read_configuration, read_file
+from visionedge.errors import ConfigError
+from visionedge.files import read_regular
+
+
+@pytest.fixture
+def visionedge(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """The command line, in this process."""
+    return CommandLine(capsys)
+
+
+def refusal(path: Path) -> str:
+    """The one line that a file is refused with."""
+    with pytest.raises(ConfigError) as caught:
+        read_file(path)
+    (line,) = caught.value.problems
+    assert "\n" not in line
+    assert len(line) < len(str(path)) + 300
+    return line
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    """A file with this content."""
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def bomb(item: str) -> str:
+    """YAML of a few hundred bytes whose aliases come to 9^9 values."""
+    names = "abcdefghij"
+    lines = [f"{names[0]}: &{names[0]} {item}"]
+    for below, name in pairwise(names):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{below}'] * 9)}]")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("aliases.yaml", bomb("[x, x, x]"), "more than 100000 values"),
+        ("mappings.yaml", bomb("{x: 1}"), "more than 100000 values"),
+        ("merged.yaml", bomb("{x: 1}").replace("[", "{<<: [").replace("]", "]}"), "more than 100000 values"),
+        ("list-in-itself.yaml", "a: &a [*a]", ":1: a value contains itself"),
+        ("mapping-in-itself.yaml", "b: 1\na: &a {b: *a}", ":2: a value contains itself"),
+        ("deep.yaml", f"a: {'[' * 20_000}{']' * 20_000}", "nested deeper than 50 levels"),
+        ("deep-keys.yaml", "\n".join(f"{' ' * n}k:" for n in range(900)), "nested deeper than 50 levels"),
+        ("deep.json", f'{{"a": {"[" * 100_000}{"]" * 100_000}}}', "nested deeper than 50 levels"),
+        ("a-little-deep.json", f'{{"a": {"[" * 51}{"]" * 51}}}', "nested deeper than 50 levels"),
+        ("twice.json", '{"http": {"port": 1, "host": "a", "port": 2}}', "key 'port' is given twice"),
+        ("twice.yaml", "http: {port: 1, host: a, port: 2}", "key 'port' is given twice"),
+        ("nan.json", '{"a": NaN}', "NaN is no number that JSON knows"),
+        ("digits.json", f'{{"a": {"1" * 5_000}}}', "a number or a date that cannot be read"),
+        ("digits.yaml", f"a: {'1' * 5_000}", "a number or a date that cannot be read"),
+        ("date.yaml", "a: 2026-02-31", "a number or a date that cannot be read"),
+        ("key.yaml", "? [a, b]\n: 1", "a key is no text"),
+        ("large.yaml", "a: 1\n" + "#" * 2**20, "is larger than 1 MiB"),
+        ("bytes.yaml", "a: \0", "is no YAML"),
+    ],
+)
+def test_a_file_that_is_made_to_do_harm_is_refused_in_one_line(
+    tmp_path: Path, name: str, text: str, says: str
+) -> None:
+    """However it is nested, repeated or written, and before its content is built up in memory."""
+    assert says in refusal(written(tmp_path, name, text))
+
+
+def test_the_work_on_a_file_grows_with_its_size_and_not_with_what_its_aliases_stand_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value that is given once and used a hundred times is read once."""
+    built = 0
+    construct = documents._Bounded.construct_object
+
+    def counted(self: documents._Bounded, node: object, deep: bool = False) -> object:
+        nonlocal built
+        built += 1
+        result: object = construct(self, node, deep=deep)
+        return result
+
+    monkeypatch.setattr(documents._Bounded, "construct_object", counted)
+    document = read_file(written(tmp_path, "a.yaml", f"a: &a [{'x, ' * 90}x]\nb: [{'*a, ' * 99}*a]"))
+    assert [len(each) for each in document["b"]] == [91] * 100
+    assert built < 1_000
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    """A FIFO would wait for ever, /dev/zero fills the memory, a name of 300 letters is no name."""
+    os.mkfifo(tmp_path / "fifo.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    (tmp_path / "folder.yaml").mkdir()
+    assert "is no regular file" in refusal(tmp_path / "fifo.yaml")
+    assert "is no regular file" in refusal(tmp_path / "zero.yaml")
+    assert "Is a directory" in refusal(tmp_path / "folder.yaml")
+    assert "cannot be read: File name too long" in str(refusal(tmp_path / f"{'n' * 300}.yaml")[-60:])
+    assert "no file can have this name" in refusal(Path("a\0.yaml"))
+
+
+def test_a_file_is_read_up_to_its_limit_and_no_further(tmp_path: Path) -> None:
+    """Exactly the limit is read; one byte more is refused, and so is a file that is none when it is read."""
+    path = written(tmp_path, "a", "x" * 100)
+    assert read_regular(path, most_bytes=100) == b"x" * 100
+    with pytest.raises(OSError, match="larger than") as caught:
+        read_regular(path, most_bytes=99)
+    assert caught.value.strerror is not None
+
+
+def test_a_key_is_the_text_that_stands_there(tmp_path: Path) -> None:
+    """YAML takes off for a truth value and 18:00 for 1080; a camera may have such a name all the same."""
+    text = "cameras: {off: {uri: 'demo:'}, 1: {uri: 'demo:'}, on: {uri: 'demo:'}}\ninference: {parity: off}\n"
+    checked = validate(read_file(written(tmp_path, "a.yaml", text)))
+    assert list(checked.cameras) == ["off", "1", "on"]
+    assert checked.inference.parity == "off"
+
+
+def test_of_very_many_problems_the_first_twenty_and_their_number_are_told() -> None:
+    """Nobody reads ten thousand lines, and making them takes long."""
+    with pytest.raises(ConfigError) as caught:
+        validate({f"key{n}": 1 for n in range(10_000)})
+    assert len(caught.value.problems) == 21
+    assert caught.value.problems[-1] == "configuration: and 9980 more problems like these"
+
+
+def test_a_problem_names_its_file_and_its_line(tmp_path: Path) -> None:
+    """The line of the key, or of the section that lacks one; problems of other carriers name none."""
+    path = written(
+        tmp_path,
+        "vision.yaml",
+        "# two cameras\ncameras:\n  dock:\n    uri: gopher://x\n    fps: 0\n  yard:\n    fps: 5\nhttps: {}\n",
+    )
+    problems = ["cameras.dock.fps: a", "cameras.yard.uri: is missing", "https: b", "model.url: c", "d"]
+    assert located(problems, path) == [
+        f"{path}:5: cameras.dock.fps: a",
+        f"{path}:6: cameras.yard.uri: is missing",
+        f"{path}:8: https: b",
+        "model.url: c",
+        "d",
+    ]
+    tabbed = written(tmp_path, "a.json", '{\n\t"inference": {\n\t\t"classes": [\n\t\t\t"a",\n\t\t\t1]}}')
+    assert located(["inference.classes.1: no text"], tabbed) == [f"{tabbed}:5: inference.classes.1: no text"]
+
+
+def test_variables_in_a_file_are_filled_from_the_environment(tmp_path: Path) -> None:
+    """In any text, also several in one; a dollar sign alone means nothing."""
+    path = written(
+        tmp_path,
+        "a.yaml",
+        "cameras: {dock: {uri: 'rtsp://${DOCK_USER}:${DOCK_PASSWORD}@192.0.2.5/s', fps: 5}}\n"
+        "inference: {classes: ['$person', '${CLASS}']}\n",
+    )
+    environ = {"DOCK_USER": "me", "DOCK_PASSWORD": "hunter2", "CLASS": "car"}
+    document = read_configuration(path, environ)
+    assert document == {
+        "cameras": {"dock": {"uri": "rtsp://me:hunter2@192.0.2.5/s", "fps": 5}},
+        "inference": {"classes": ["$person", "car"]},
+    }
+
+
+def test_a_variable_that_is_not_there_is_a_problem_with_its_line(tmp_path: Path) -> None:
+    """Else a camera would be opened with the placeholder for its password."""
+    path = written(tmp_path, "a.yaml", "http:\n  token: ${NO_SUCH_TOKEN}\n  host: ${not a name}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_configuration(path, {})
+    first, second = caught.value.problems
+    assert first.startswith(f"{path}:2: http.token: the environment has no variable NO_SUCH_TOKEN")
+    assert second == f"{path}:3: http.host: '${{…}}' must hold the name of an environment variable"
+    assert fill_variables({"a": [{"b": "${X}"}]}, {"X": "1"}) == {"a": [{"b": "1"}]}
+
+
+def test_config_check_reports_every_problem_with_its_line(visionedge: CommandLine, tmp_path: Path) -> None:
+    """Exit code 2 and a line each; `--json` gives the same as a document."""
+    path = written(tmp_path, "a.yaml", "inference:\n  conf: 0.4\n  classes: person\nhttp:\n  port: 8080.0\n")
+    done = visionedge("config", "check", str(path))
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines() == [
+        f"visionedge: {path}:3: inference.classes: must be a list: [person]",
+        f"visionedge: {path}:2: inference.conf: unknown key; did you mean 'confidence'?",
+    ]
+    shown = json.loads(visionedge("config", "check", str(path), "--json").out)
+    assert [problem.partition(": ")[0] for problem in shown["problems"]] == [f"{path}:3", f"{path}:2"]
+
+
+def test_config_check_names_the_cameras_of_a_right_file(visionedge: CommandLine, tmp_path: Path) -> None:
+    """So that one sees that the file which was meant was read."""
+    path = written(tmp_path, "a.yaml", "cameras: {dock: {uri: 'demo:'}, yard: {uri: 'demo:'}}")
+    done = visionedge("config", "check", str(path))
+    assert (done.code, done.out) == (0, f"{path}: no problems found; cameras: dock, yard\n")
+    shown = json.loads(visionedge("config", "check", str(path), "--json").out)
+    assert shown == {"schema": "visionedge/config-check/1", "file": str(path), "problems": []}
+
+
+def test_problems_of_arguments_name_no_line_of_the_file(visionedge: CommandLine, tmp_path: Path) -> None:
+    """`doctor` and `run` lay arguments over the file; each problem names the place where it can be mended."""
+    path = written(tmp_path, "a.yaml", "inference:\n  iou: 2\n")
+    done = visionedge("doctor", "--config", str(path), "--http", "x:70000")
+    assert done.code == 2
+    of_file, of_argument = sorted(done.err.splitlines())
+    assert of_file.startswith(f"visionedge: {path}:2: inference.iou: ")
+    assert of_argument.startswith("visionedge: http.port: ")
