@@ -13,6 +13,8 @@ Picture = NDArray[np.uint8]
 
 Fit = Literal["letterbox", "stretch"]
 Anchor = Literal["center", "top-left"]
+Resample = Literal["bilinear", "antialias"]
+Rounding = Literal["nearest", "down"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,8 @@ class InputSpec:
     """The picture a model wants: its size and how a source of another shape is brought to it.
 
     `letterbox` keeps the aspect ratio and fills the rest with `pad` (a grey level 0-255); `stretch` does not.
-    `anchor` says where the scaled picture lies in the letterbox.
+    `anchor` says where the scaled picture lies in the letterbox, `rounding` what becomes of a side of 233.6
+    pixels there. `resample`: how pixels are combined where the picture gets smaller.
     """
 
     width_px: int
@@ -38,14 +41,17 @@ class InputSpec:
     fit: Fit = "letterbox"
     anchor: Anchor = "center"
     pad: int = 114
+    resample: Resample = "bilinear"
+    rounding: Rounding = "nearest"
 
     def place(self, width_px: int, height_px: int) -> Placement:
         """Where a source of this size lies in the input. Whole pixels, as resizing can only make those."""
         if self.fit == "stretch":
             return Placement(0.0, 0.0, float(self.width_px), float(self.height_px))
         scale = min(self.width_px / width_px, self.height_px / height_px)
-        width = min(self.width_px, max(1, round(width_px * scale)))
-        height = min(self.height_px, max(1, round(height_px * scale)))
+        whole = round if self.rounding == "nearest" else int
+        width = min(self.width_px, max(1, whole(width_px * scale)))
+        height = min(self.height_px, max(1, whole(height_px * scale)))
         if self.anchor == "top-left":
             return Placement(0.0, 0.0, float(width), float(height))
         return Placement(

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from visionedge.frames import InputSpec, Picture, Placement
+from visionedge.capture.antialias import resize_antialiased
+from visionedge.frames import InputSpec, Picture, Placement, Resample
 
 
 def fit(picture: Picture, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:
@@ -25,7 +26,7 @@ def fit(picture: Picture, spec: InputSpec, out: Picture | None = None) -> tuple[
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or picture.size == 0:
         raise ValueError(f"a picture is uint8 (height, width, 3), not {picture.dtype} {picture.shape}")
     size_px = (picture.shape[1], picture.shape[0])
-    return fit_drawn(size_px, spec, out, lambda window: _resize_into(picture, window))
+    return fit_drawn(size_px, spec, out, lambda window: _resize_into(picture, window, spec.resample))
 
 
 def fit_drawn(
@@ -58,10 +59,13 @@ def fit_drawn(
     return out, placement
 
 
-def _resize_into(picture: Picture, window: Picture) -> None:
+def _resize_into(picture: Picture, window: Picture, resample: Resample) -> None:
     height, width = window.shape[:2]
     if picture.shape == window.shape:
         window[:] = picture
+        return
+    if resample == "antialias":
+        window[:] = resize_antialiased(picture, width, height)
         return
     resized = cv2.resize(picture, (width, height), dst=window, interpolation=cv2.INTER_LINEAR)
     # OpenCV writes through a view of rows; should it ever answer with an array of its own, that one counts.

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.frames import Picture
+from visionedge.capture.antialias import resize_antialiased
+from visionedge.frames import Picture, Resample
 
 Plane = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -60,14 +61,16 @@ class Painter:
     def __init__(self) -> None:
         self._small: dict[tuple[int, tuple[int, ...]], Picture] = {}
 
-    def paint(self, planes: Planes, window: Picture) -> None:
+    def paint(self, planes: Planes, window: Picture, resample: Resample = "bilinear") -> None:
         """Fill `window`, uint8 (height, width, 3), with the whole upright picture in BGR."""
         height, width = window.shape[:2]
         turns = planes.quarter_turns % 4
         if turns % 2:
             width, height = height, width
         out = self._memory(8, (height, width, 3)) if turns else window
-        if _is_plain(planes, (height, width)):
+        if resample == "antialias":
+            self._paint_antialiased(planes, out)
+        elif _is_plain(planes, (height, width)):
             self._paint_plain(planes, out)
         else:
             self._paint_any(planes, out)
@@ -83,6 +86,13 @@ class Painter:
         for plane, colour in zip(planes.chroma, colours, strict=True):
             _resize_into(plane, colour, cv2.INTER_NEAREST_EXACT)
         _into(out, cv2.cvtColor(sheet, cv2.COLOR_YUV2BGR_I420, dst=out))
+
+    def _paint_antialiased(self, planes: Planes, out: Picture) -> None:
+        """Each plane by itself, as both the mean over pixels and the change of colours are linear."""
+        height, width = out.shape[:2]
+        whole = (_eight_bits(plane, planes.white) for plane in (planes.luma, *planes.chroma))
+        parts = [_antialiased(plane, width, height) for plane in whole]
+        _colour(parts, planes, self._memory(9, (height, width, 3)), out)
 
     def _paint_any(self, planes: Planes, out: Picture) -> None:
         height, width = out.shape[:2]
@@ -102,10 +112,7 @@ class Painter:
                 memory = self._memory(number, (height, width, *plane.shape[2:]))
                 return np.asarray(cv2.resize(plane, size_px, dst=memory, interpolation=how))
             plane = np.asarray(cv2.resize(plane, size_px, interpolation=how), np.uint16)
-        if plane.dtype == np.uint8:
-            return np.asarray(plane, np.uint8)
-        # Powers of two on both sides, so that black, grey and white of 8 bits are met exactly.
-        return np.asarray(cv2.convertScaleAbs(plane, alpha=256 / (planes.white + 1)), np.uint8)
+        return _eight_bits(plane, planes.white)
 
     def _coarse(self, number: int, plane: Plane, size: tuple[int, int]) -> Plane:
         """A plane of colour at half the height and width that are wanted, each rounded up."""
@@ -142,6 +149,19 @@ def _interpolation(old: tuple[int, ...], new: tuple[int, int], *, colour: bool) 
     middle = all(before % after == 0 and before // after % 2 for before, after in sides)
     coarse = colour and all(before >= after for before, after in sides)
     return cv2.INTER_NEAREST_EXACT if middle or coarse else cv2.INTER_LINEAR
+
+
+def _eight_bits(plane: Plane, white: int) -> Picture:
+    if plane.dtype == np.uint8:
+        return np.asarray(plane, np.uint8)
+    # Powers of two on both sides, so that black, grey and white of 8 bits are met exactly.
+    return np.asarray(cv2.convertScaleAbs(plane, alpha=256 / (white + 1)), np.uint8)
+
+
+def _antialiased(plane: Picture, width_px: int, height_px: int) -> Picture:
+    if plane.ndim == 2:
+        return resize_antialiased(plane, width_px, height_px)
+    return np.dstack([resize_antialiased(channel, width_px, height_px) for channel in cv2.split(plane)])
 
 
 def _is_large(old: tuple[int, ...], new: tuple[int, int]) -> bool:

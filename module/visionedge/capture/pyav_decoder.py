@@ -136,7 +136,9 @@ class PyavPicture:
         painter, self._painter = self._painter or Painter(), None
         if planes is None:
             return fit(self.picture(), spec, out)
-        return fit_drawn(planes.size_px, spec, out, lambda window: painter.paint(planes, window))
+        return fit_drawn(
+            planes.size_px, spec, out, lambda window: painter.paint(planes, window, spec.resample)
+        )
 
     def picture(self) -> Picture:
         """See `Decoded.picture`; made anew each time, as the frame is half its size."""

@@ -28,12 +28,18 @@ def read_form(output: str, makers: Makers, movers: frozenset[str], ends: Callabl
     table = walk.back(output)
     if table is None or table.op_type != "Concat":
         return ""
-    boxes = walk.back(table.input[0])
+    # Boxes with something behind them, or boxes alone.
+    return _form(walk, walk.back(table.input[0])) or _form(walk, table)
+
+
+def _form(walk: "_Walk", boxes: onnx.NodeProto | None) -> Form:
     if boxes is None or boxes.op_type != "Concat" or len(boxes.input) not in (2, 4):
         return ""
     half = len(boxes.input) // 2
     first, second = (_one(walk.sums(names)) for names in (boxes.input[:half], boxes.input[half:]))
     if (first, second) == (("Sub", 1), ("Add", 1)):
+        return "corners"
+    if (first, second) == (("Add", 1), ("Add", 1)) and all(map(walk.subtracts, boxes.input[:half])):
         return "corners"
     return "centres" if (first, second) == (("Add", 2), ("Sub", 2)) else ""
 
@@ -67,6 +73,15 @@ class _Walk:
             (node.op_type, sum(map(self.depends, node.input))) if node is not None else ("", 0)
             for node in nodes
         }
+
+    def subtracts(self, name: str) -> bool:
+        """Whether a sum adds the negative of the network's own work: a cell less a distance."""
+        node = self.back(name)
+        worked = [] if node is None else [key for key in node.input if self.depends(key)]
+        sign = self.makers.get(worked[0]) if len(worked) == 1 else None
+        while sign is not None and sign.op_type in self.movers:
+            sign = self.makers.get(sign.input[0])
+        return sign is not None and sign.op_type == "Neg"
 
     def depends(self, name: str) -> bool:
         """Whether a tensor's values come from the network's weights; its shape alone does not count."""

@@ -30,6 +30,10 @@ _OUTDATED = frozenset(
 SIGNATURE = "uint8 [N,H,W,3] BGR -> float32 [N,K,6] (left, top, right, bottom in input pixels, score, class)"
 
 
+_RESIZING = ("fit", "anchor", "pad", "resample", "rounding")
+"""What a compiled graph cannot do by itself to its picture."""
+
+
 @dataclass(frozen=True, slots=True)
 class Imprint:
     """`batch` is None where it is open, `batch_words` why it is or is not. `sha256` is the network's.
@@ -60,7 +64,7 @@ def stamp(graph: onnx.ModelProto, model: Model, *, rows: int, batch: int | None,
     metadata |= {
         KEY: json.dumps(asdict(imprint)),
         "visionedge.head": HEAD,
-        "visionedge.input": json.dumps({"fit": way.fit, "anchor": way.anchor, "pad": way.pad}),
+        "visionedge.input": json.dumps({key: getattr(way, key) for key in _RESIZING}),
         "visionedge.nms": json.dumps(reading.suppress),
     }
     if model.labels:

@@ -14,6 +14,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import external_data_helper
 
 from visionedge.errors import ModelError, VisionedgeError
+from visionedge.inference.nms_plugins import without_plugin
+from visionedge.inference.opset import with_new_opset
 from visionedge.inference.order import put_in_order
 from visionedge.inference.sound import check_sound
 
@@ -70,6 +72,7 @@ def read_model(path: Path) -> ModelFile:
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path}: is no ONNX file, or a damaged one: it has no graph")
     with blamed_on(path):
+        model = without_plugin(model)
         put_in_order(model.graph)
         check_sound(model)
         _check_weights(model, path)
@@ -79,6 +82,7 @@ def read_model(path: Path) -> ModelFile:
                 while piece := file.read(1 << 20):
                     digest.update(piece)
         _load_external(model, path)
+        model = with_new_opset(model)
     return ModelFile(model, digest.hexdigest())
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 from visionedge.errors import ModelError
-from visionedge.frames import Anchor, Fit, InputSpec
+from visionedge.frames import Anchor, Fit, InputSpec, Resample, Rounding
 from visionedge.inference.nodes import Nodes
 from visionedge.inference.signature import Signature, Tensor
 
@@ -34,7 +34,7 @@ class NetworkInput:
 class Preprocess:
     """How a picture becomes the network's input: (pixel * scale - mean) / std, in the order of `color`.
 
-    `fit`, `anchor` and `pad` say how it was resized before (see `frames.InputSpec`).
+    `fit`, `anchor`, `pad`, `resample` and `rounding` say how it was resized before (see `frames.InputSpec`).
     """
 
     color: Color = "bgr"
@@ -44,6 +44,8 @@ class Preprocess:
     fit: Fit = "letterbox"
     anchor: Anchor = "center"
     pad: int = 114
+    resample: Resample = "bilinear"
+    rounding: Rounding = "nearest"
 
 
 class Decoder(Protocol):
@@ -78,7 +80,8 @@ class Reading:
     def spec(self) -> InputSpec:
         """What capture has to make of a picture."""
         way = self.preprocess
-        return InputSpec(self.input.width_px, self.input.height_px, way.fit, way.anchor, way.pad)
+        size = self.input.width_px, self.input.height_px
+        return InputSpec(*size, way.fit, way.anchor, way.pad, way.resample, way.rounding)
 
 
 class Head(Protocol):
@@ -123,13 +126,11 @@ def stated_preprocess(signature: Signature, default: Preprocess) -> Preprocess:
     if text is None:
         return default
     document = stated_object(signature, "visionedge.input")
-    known = {*Preprocess.__slots__, "resample", "width", "height"}
+    known = {*Preprocess.__slots__, "width", "height"}
     if unknown := sorted(set(document) - known):
         raise ModelError(
             f"metadata visionedge.input: unknown key '{unknown[0]}'; known: {', '.join(sorted(known))}"
         )
-    # Pictures are always resized that way; a model that wants another must not be fed quietly.
-    _choice(document, "resample", ("bilinear",), "bilinear")
     return Preprocess(
         color=_choice(document, "color", get_args(Color), default.color),
         scale=_numbers(document, "scale", 1, (default.scale,))[0],
@@ -138,6 +139,8 @@ def stated_preprocess(signature: Signature, default: Preprocess) -> Preprocess:
         fit=_choice(document, "fit", get_args(Fit), default.fit),
         anchor=_choice(document, "anchor", get_args(Anchor), default.anchor),
         pad=_level(document, default.pad),
+        resample=_choice(document, "resample", get_args(Resample), default.resample),
+        rounding=_choice(document, "rounding", get_args(Rounding), default.rounding),
     )
 
 

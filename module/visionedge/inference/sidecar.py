@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 from visionedge.documents import read_file
 from visionedge.errors import ConfigError, ModelError
-from visionedge.frames import Anchor, Fit
+from visionedge.frames import Anchor, Fit, Resample, Rounding
 from visionedge.inference.reading import Color
 
 Check = Callable[[Any], str | None]
@@ -72,6 +72,8 @@ def _metadata(document: Mapping[str, Any]) -> dict[str, str]:
     for key in ("input", "nms"):
         if key in document:
             stated[f"visionedge.{key}"] = json.dumps(document[key])
+    if "boxes" in document:
+        stated["visionedge.form"] = document["boxes"]
     if "anchors" in document:
         stated["anchors"] = json.dumps(document["anchors"])
     if "labels" in document:
@@ -159,6 +161,7 @@ _KEYS: Mapping[str, Check] = {
     "labels": _some_labels,
     "nms": _a_truth,
     "anchors": _some_anchors,
+    "boxes": _one_of("corners", "centers"),
 }
 _INPUT: Mapping[str, Check] = {
     "color": _one_of(*get_args(Color)),
@@ -168,6 +171,8 @@ _INPUT: Mapping[str, Check] = {
     "fit": _one_of(*get_args(Fit)),
     "anchor": _one_of(*get_args(Anchor)),
     "pad": _a_level,
+    "resample": _one_of(*get_args(Resample)),
+    "rounding": _one_of(*get_args(Rounding)),
     "width": _a_side,
     "height": _a_side,
 }

@@ -121,6 +121,8 @@ def _understood(model: Model, file: ModelFile) -> Document:
             "fit": spec.fit,
             "anchor": spec.anchor,
             "pad": spec.pad,
+            "resample": spec.resample,
+            "rounding": spec.rounding,
             "color": way.color,
             "scale": way.scale,
             "mean": list(way.mean),
@@ -267,6 +269,7 @@ def _words_of_picture(picture: Document) -> str:
     else:
         where = "in the middle" if picture["anchor"] == "center" else "at the top left"
         how = f"letterboxed to {size}, {where}, the rest grey {picture['pad']}"
+    how += ", with antialiasing" if picture["resample"] == "antialias" else ""
     way = Preprocess(scale=picture["scale"], mean=tuple(picture["mean"]), std=tuple(picture["std"]))
     steps = "pixels of 0-255" if way.scale == 1 else f"pixels x {way.scale:.6g}"
     steps += f", less {_three(way.mean)}" if any(way.mean) else ""

@@ -5,7 +5,7 @@ input; logits and boxes for each query; both side by side in one output, as Ultr
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
 from visionedge.inference.grids import part, pyramid, to_corners
@@ -17,8 +17,8 @@ from visionedge.inference.rows import best_rows
 from visionedge.inference.signature import Signature, Tensor
 from visionedge.inference.ultralytics import detects
 
-PLAIN_INPUT = Preprocess("rgb", 1 / 255, fit="stretch")
-IMAGENET_INPUT = Preprocess("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "stretch")
+PLAIN_INPUT = Preprocess("rgb", 1 / 255, fit="stretch", resample="antialias")
+IMAGENET_INPUT = replace(PLAIN_INPUT, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 MOST_QUERIES = 2000
 _NEVER = -1e4  # as a logit

@@ -14,7 +14,7 @@ from visionedge.inference.reading import Preprocess, Reading
 from visionedge.inference.signature import Signature
 from visionedge.inference.ultralytics import YOLO_INPUT, detects
 
-YOLOX_INPUT = Preprocess("bgr", 1.0, fit="letterbox", anchor="top-left", pad=114)
+YOLOX_INPUT = Preprocess("bgr", 1.0, fit="letterbox", anchor="top-left", pad=114, rounding="down")
 
 
 @dataclass(frozen=True, slots=True)
