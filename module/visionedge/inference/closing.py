@@ -3,13 +3,16 @@
 Two families can share every shape and differ in what their last nodes have done to the values already.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
 from visionedge.inference.box_form import Form, read_form
+from visionedge.inference.float_view import Graph
 
 WEIGHTED = frozenset(
     {"Conv", "ConvInteger", "ConvTranspose", "FusedConv", "Gemm", "MatMul", "MatMulInteger", "QLinearConv"}
@@ -45,6 +48,7 @@ _FIRST_ONLY = _MOVERS | {
     "TopK",
 }
 _CONSTANT = "constant"
+_A_BOX = 8
 _WHOLE = frozenset({TensorProto.INT32, TensorProto.INT64})
 
 
@@ -57,7 +61,7 @@ class Closing:
     `weighted`: there are weights behind at all, so that the rest says something. `modulus` is the number of
     classes where places in a list of (anchor, class) pairs are made into classes by it; 0 where they are not.
     `form` is how the boxes are written that it begins with, where nodes tell; `sigmoids` how many parts one
-    made, side by side or not.
+    made, side by side or not. `factors` are the constants that are multiplied or divided by.
     """
 
     operators: frozenset[str] = frozenset()
@@ -66,6 +70,7 @@ class Closing:
     modulus: int = 0
     form: Form = ""
     sigmoids: int = 0
+    factors: frozenset[float] = frozenset()
 
     @property
     def computes(self) -> bool:
@@ -78,7 +83,7 @@ class Closing:
         return bool({_CONSTANT, "ConstantOfShape", "Constant", "Expand"} & set(self.parts))
 
 
-def read_closings(graph: onnx.GraphProto) -> Mapping[str, Closing]:
+def read_closings(graph: Graph) -> Mapping[str, Closing]:
     """The closing of each output, by its name."""
     makers = {name: node for node in graph.node for name in node.output if name}
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -96,6 +101,7 @@ def _closing(output: str, makers: Makers, constants: Constants) -> Closing:
     seen: set[str] = set()
     weighted = False
     moduli: set[int] = set()
+    factors: set[float] = set()
     found: set[str] = set()
     waiting = [output]
     while waiting:
@@ -109,6 +115,7 @@ def _closing(output: str, makers: Makers, constants: Constants) -> Closing:
             continue
         found.add(node.op_type)
         moduli |= _moduli(node, constants)
+        factors |= _factors(node, constants)
         waiting.extend(node.input[:1] if node.op_type in _FIRST_ONLY else node.input)
     leaves = _leaves(output, makers, constants)
     return Closing(
@@ -118,6 +125,7 @@ def _closing(output: str, makers: Makers, constants: Constants) -> Closing:
         max(moduli) if len(moduli) == 1 else 0,
         _form(output, makers, constants),
         leaves.count("Sigmoid"),
+        frozenset(factors),
     )
 
 
@@ -135,6 +143,14 @@ def _moduli(node: onnx.NodeProto, constants: Constants) -> set[int]:
         return set()
     values = numpy_helper.to_array(divisor)
     return {int(values.reshape(()))} if values.size == 1 else set()
+
+
+def _factors(node: onnx.NodeProto, constants: Constants) -> set[float]:
+    """The few constants that a node multiplies or divides by: those of a box, and no table's."""
+    known = [constants[name] for name in node.input if name in constants]
+    if node.op_type not in ("Div", "Mul") or len(known) != 1 or math.prod(known[0].dims) > _A_BOX:
+        return set()
+    return {float(value) for value in np.ravel(numpy_helper.to_array(known[0]))}
 
 
 def _has_weights(node: onnx.NodeProto, makers: Makers, constants: Constants) -> bool:

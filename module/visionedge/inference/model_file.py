@@ -37,7 +37,8 @@ def blamed_on(path: Path) -> Iterator[None]:
         yield
     except ModelError as error:
         words = str(error)
-        raise ModelError(words if words.startswith(f"{path}: ") else f"{path}: {words}") from None
+        words = words if words.startswith(f"{path}: ") else f"{path}: {words}"
+        raise ModelError(words, state=error.state) from None
     except VisionedgeError:
         raise
     except Exception as error:

@@ -12,7 +12,13 @@ from visionedge.inference.grids import part, pyramid, to_corners
 from visionedge.inference.lists import listed_rows
 from visionedge.inference.nodes import Nodes
 from visionedge.inference.preparation import prepared
-from visionedge.inference.reading import NetworkInput, Preprocess, Reading, picture_input
+from visionedge.inference.reading import (
+    NetworkInput,
+    Preprocess,
+    Reading,
+    picture_input,
+    stated_object,
+)
 from visionedge.inference.rows import best_rows
 from visionedge.inference.signature import Signature, Tensor
 from visionedge.inference.ultralytics import detects
@@ -240,6 +246,12 @@ def _reading(
 def _family(signature: Signature) -> tuple[Preprocess, str]:
     """How backbones were trained: transformers and the first ResNets with ImageNet's mean, others without."""
     kernels = signature.opening.kernels
+    if not kernels and not {"mean", "std"} <= set(stated_object(signature, "visionedge.input")):
+        raise ModelError(
+            "is a DETR whose first layers are no convolutions that can be seen, and these tell whether"
+            " ImageNet's mean is taken off its pixels; state input.scale, input.mean and input.std in"
+            " MODEL.yaml beside it"
+        )
     if any(side == stride and side >= _LEAST_PATCH for side, stride in kernels):
         return (
             IMAGENET_INPUT,

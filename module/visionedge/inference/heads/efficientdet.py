@@ -80,7 +80,7 @@ HEADS = (EfficientDet(),)
 
 
 def _reading(name: str, signature: Signature, picture: NetworkInput, output: Tensor, sizes: bool) -> Reading:
-    way, ways = prepared(signature, picture, BYTES_INPUT)
+    way, ways = prepared(signature, picture, BYTES_INPUT, by_itself=True)
     names = class_names(signature.metadata)
     seen = signature.classes.suppressed or signature.classes.scored
     box = "left, top, width, height" if sizes else "top, left, bottom, right"
