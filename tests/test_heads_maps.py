@@ -257,7 +257,7 @@ def test_fastestdet_is_decoded_cell_by_cell(tmp_path: Path, count: int) -> None:
         _agree(rows, best_of(iter(found)))
 
 
-@pytest.mark.parametrize("keys", [{"softmax": False}, {"stride": 8}, {"metadata": {"names": "['a']"}}])
+@pytest.mark.parametrize("keys", [{"softmax": False}, {"stride": 8}])
 def test_a_map_that_is_not_made_as_fastestdets_is_refused(tmp_path: Path, keys: dict[str, Any]) -> None:
     """A segmentation has such a shape, too."""
     with pytest.raises(ModelError, match="no detector"):

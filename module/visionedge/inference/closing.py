@@ -157,8 +157,11 @@ def _has_weights(node: onnx.NodeProto, makers: Makers, constants: Constants) -> 
     """Whether it multiplies by weights, or adds a bias or normalises what such a node made."""
     if node.op_type in WEIGHTED:
         return True
-    if node.op_type not in ("Add", "BatchNormalization") or not any(name in constants for name in node.input):
+    known = [constants[name] for name in node.input if name in constants]
+    if node.op_type not in ("Add", "BatchNormalization") or not known:
         return False
+    if node.op_type == "Add" and sum(side > 1 for side in known[0].dims) > 1:
+        return False  # a table, such as reference points, and no bias
     behind = [makers[name] for name in node.input if name in makers and name not in constants]
     return bool(behind) and all(n.op_type in WEIGHTED for n in behind)
 
