@@ -32,7 +32,7 @@ def _imagenet(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _queries(
     graph: Graph, picture: str, *, side: int = 3, stride: int = 2, refined: bool = True
 ) -> tuple[str, str]:
-    """Logits [N, Q, C] and relative boxes [N, Q, 4], refined from reference points or straight from a layer."""
+    """Logits [N, Q, C] and relative boxes [N, Q, 4], refined from points or straight from a layer."""
     logits = graph.attend(
         graph.features(picture, QUERIES * CLASSES, side=side, stride=stride), QUERIES, CLASSES
     )

@@ -5,13 +5,13 @@ Two families can share every shape and differ in what their last nodes have done
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from visionedge.inference.box_form import Form, read_form
+from visionedge.inference.box_form import Form, Forms
 from visionedge.inference.float_view import Graph
 
 WEIGHTED = frozenset(
@@ -49,6 +49,7 @@ _FIRST_ONLY = _MOVERS | {
 }
 _CONSTANT = "constant"
 _A_BOX = 8
+_MOST_PARTS = 1000
 _WHOLE = frozenset({TensorProto.INT32, TensorProto.INT64})
 
 
@@ -90,14 +91,43 @@ def read_closings(graph: Graph) -> Mapping[str, Closing]:
     for node in graph.node:
         if node.op_type == "Constant":
             constants[node.output[0]] = node.attribute[0].t if node.attribute else onnx.TensorProto()
-    return {output.name: _closing(output.name, makers, constants) for output in graph.output}
+
+    def ends(name: str) -> bool:
+        return name in makers and name not in constants and _has_weights(makers[name], makers, constants)
+
+    walk = _Walk(makers, constants, Forms(makers, _MOVERS, ends))
+    return {output.name: _closing(output.name, walk) for output in graph.output}
 
 
 Makers = Mapping[str, onnx.NodeProto]
 Constants = Mapping[str, onnx.TensorProto]
 
 
-def _closing(output: str, makers: Makers, constants: Constants) -> Closing:
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """What all outputs of a graph have in common. `moved` keeps what lies behind movers."""
+
+    makers: Makers
+    constants: Constants
+    forms: Forms
+    moved: dict[str, str] = field(default_factory=dict)
+
+    def behind(self, name: str) -> str:
+        """The tensor behind all that only moves values; each is looked for once."""
+        passed = []
+        while name not in self.moved:
+            node = self.makers.get(name)
+            if node is None or node.op_type not in _MOVERS or name in self.constants or not node.input:
+                break
+            passed.append(name)
+            name = node.input[0]
+        name = self.moved.get(name, name)
+        self.moved.update(dict.fromkeys(passed, name))
+        return name
+
+
+def _closing(output: str, walk: _Walk) -> Closing:
+    makers, constants = walk.makers, walk.constants
     seen: set[str] = set()
     weighted = False
     moduli: set[int] = set()
@@ -117,23 +147,16 @@ def _closing(output: str, makers: Makers, constants: Constants) -> Closing:
         moduli |= _moduli(node, constants)
         factors |= _factors(node, constants)
         waiting.extend(node.input[:1] if node.op_type in _FIRST_ONLY else node.input)
-    leaves = _leaves(output, makers, constants)
+    leaves = _leaves(output, walk)
     return Closing(
         frozenset(found),
         tuple(word for place, word in enumerate(leaves) if leaves[place - 1 : place] != [word]),
         weighted,
         max(moduli) if len(moduli) == 1 else 0,
-        _form(output, makers, constants),
+        walk.forms.form(output),
         leaves.count("Sigmoid"),
         frozenset(factors),
     )
-
-
-def _form(output: str, makers: Makers, constants: Constants) -> Form:
-    def ends(name: str) -> bool:
-        return name in makers and name not in constants and _has_weights(makers[name], makers, constants)
-
-    return read_form(output, makers, _MOVERS, ends)
 
 
 def _moduli(node: onnx.NodeProto, constants: Constants) -> set[int]:
@@ -166,21 +189,18 @@ def _has_weights(node: onnx.NodeProto, makers: Makers, constants: Constants) -> 
     return bool(behind) and all(n.op_type in WEIGHTED for n in behind)
 
 
-def _leaves(output: str, makers: Makers, constants: Constants) -> list[str]:
+def _leaves(output: str, walk: _Walk) -> list[str]:
     """The operators that made what an output is concatenated from, in order."""
     parts: list[str] = []
     waiting = [output]
-    while waiting:
-        name = waiting.pop()
-        node = makers.get(name)
-        while node is not None and node.op_type in _MOVERS and name not in constants:
-            name = node.input[0]
-            node = makers.get(name)
-        if node is not None and node.op_type == "Concat" and len(parts) < 1000:
+    while waiting and len(parts) < _MOST_PARTS:
+        name = walk.behind(waiting.pop())
+        node = walk.makers.get(name)
+        if node is not None and node.op_type == "Concat":
             waiting.extend(reversed(node.input))
             continue
         word = _CONSTANT
-        if node is not None and name not in constants:
-            word = "Conv" if _has_weights(node, makers, constants) else node.op_type
+        if node is not None and name not in walk.constants:
+            word = "Conv" if _has_weights(node, walk.makers, walk.constants) else node.op_type
         parts.append(word)
     return parts

@@ -74,7 +74,8 @@ class _View:
         self.alias: dict[str, str] = {}
         self.quantised: set[str] = set()
         self.integer: set[str] = set()  # what a ConvInteger gave, until it is scaled
-        self.scales: set[str] = set()
+        self.scales: dict[str, str] = {}  # of what came in, with the name of the weights' own scale
+        self.products: dict[str, tuple[onnx.NodeProto, onnx.NodeProto]] = {}  # (as it is here, as it was)
         self.outputs = {value.name for value in graph.output}
 
     def made(self) -> FloatView:
@@ -128,13 +129,14 @@ class _View:
         self.quantised.add(node.output[0])
         for name, kind in zip(node.output[1:], (np.float32, np.uint8), strict=False):
             self._constant(name, numpy_helper.from_array(np.ones((), kind)))
-            self.scales.add(name)
+            self.scales[name] = ""
         return True
 
     def by_integers(self, node: onnx.NodeProto) -> bool:
         """ConvInteger, MatMulInteger."""
         self._replace(node, _INTEGER[node.op_type], node.input[:2])
         self.integer.update(node.output)
+        self.products[node.output[0]] = (self.nodes[-1], node)
         return True
 
     def cast(self, node: onnx.NodeProto) -> bool:
@@ -151,12 +153,40 @@ class _View:
             if not any(name in self.scales for name in node.input):
                 return False
             self._constant(node.output[0], numpy_helper.from_array(np.ones((), np.float32)))
-            self.scales.update(node.output)
+            own = [name for name in node.input if name not in self.scales]
+            self.scales[node.output[0]] = own[0] if own else ""
             return True
         values = [name for name in node.input if name in self.integer]
-        if len(values) != 1 or not any(name in self.scales for name in node.input):
+        scales = [name for name in node.input if name in self.scales]
+        if len(values) != 1 or len(scales) != 1:
             return False
+        self._weigh(self.alias.get(values[0], values[0]), self.scales[scales[0]])
         self._leads_to(node.output[0], values[0])
+        return True
+
+    def _weigh(self, product: str, scale: str) -> None:
+        """Give a small layer its weights as floats: it may be no layer, but a part of the preparation."""
+        node, integer = self.products.get(product, (None, None))
+        if node is None or integer is None:
+            return
+        zero = list(integer.input[3:4])
+        parts = helper.make_node("DequantizeLinear", [integer.input[1], scale, *zero], ["weights"])
+        weights = self._dequantised(parts)
+        if weights is not None:
+            node.input[1] = f"{product}/weights"
+            self._constant(node.input[1], weights)
+
+    def reshape(self, node: onnx.NodeProto) -> bool:
+        """A constant that is reshaped, as biases are, is another constant."""
+        parts = [self.constants.get(name) for name in node.input]
+        if len(parts) != 2 or any(part is None for part in parts):
+            return False
+        values, shape = [numpy_helper.to_array(part) for part in parts if part is not None]
+        if 0 in shape:
+            return False
+        made = numpy_helper.from_array(np.reshape(values, [int(side) for side in np.ravel(shape)]))
+        self._constant(node.output[0], made)
+        self.constants[node.output[0]] = made
         return True
 
     def quantize(self, node: onnx.NodeProto) -> bool:
@@ -226,8 +256,9 @@ _CHANGES: Mapping[str, Callable[[_View, onnx.NodeProto], bool]] = {
     "QuantizeLinear": _View.quantize,
     "DequantizeLinear": _View.dequantize,
     "QLinearConcat": _View.joined,
+    "Reshape": _View.reshape,
     **dict.fromkeys(_INTEGER, _View.by_integers),
     **dict.fromkeys(_QLINEAR, _View.linear),
     **dict.fromkeys(_FUSED, _View.fused),
 }
-_ALL = frozenset(_CHANGES) - {"Cast", "Mul"}
+_ALL = frozenset(_CHANGES) - {"Cast", "Mul", "Reshape"}

@@ -5,6 +5,7 @@ the input on, through all that moves values or changes them by constants, until 
 was seen is evidence only where every way ends at a layer; else `Opening.unknown` names what is in between.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -208,9 +209,7 @@ class _Walk:
         return (side or (int(weight.dims[-1]) if weight is not None and weight.dims else 0), stride)
 
 
-Way = tuple[
-    tuple[float, float, float], tuple[float, float, float], bool, tuple[int | None, int | None]
-]
+Way = tuple[tuple[float, float, float], tuple[float, float, float], bool, tuple[int | None, int | None]]
 
 
 def _summary(pixels: _Pixels) -> Way | None:
@@ -347,8 +346,7 @@ def _split(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
         return None
     edges = np.cumsum([0, *sizes]).tolist()
     return [
-        replace(pixels, channels=pixels.channels[first:last])
-        for first, last in zip(edges, edges[1:], strict=False)
+        replace(pixels, channels=pixels.channels[first:last]) for first, last in itertools.pairwise(edges)
     ]
 
 
@@ -489,6 +487,8 @@ def _pointwise(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
     if weight is None or list(weight.dims) not in ([3, 3, 1, 1], [3, 1, 1, 1]) or pixels.axis != 1:
         return None
     if walk.kernel(node)[1] != 1 or len(pixels.channels) != 3:
+        return None
+    if weight.data_type not in _FLOATS:
         return None
     values = numpy_helper.to_array(weight).astype(np.float64).reshape(3, -1)
     matrix = np.diag(values[:, 0]) if values.shape[1] == 1 else values

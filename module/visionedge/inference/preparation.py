@@ -44,8 +44,8 @@ def prepared(
         evidence.append("it swaps red and blue by itself")
     if "color" not in stated and (order := _order_of_mean(opening)) not in (None, way.color):
         raise ModelError(
-            f"its first nodes subtract ImageNet's mean in the order of {str(order).upper()}, but as its family"
-            f" has it, it would take {way.color.upper()}; state input.color in MODEL.yaml beside it",
+            f"its first nodes subtract ImageNet's mean in the order of {str(order).upper()}, but as its"
+            f" family has it, it would take {way.color.upper()}; state input.color in MODEL.yaml beside it",
             state=(f"input: {{color: {order}}}   # or {way.color}",),
         )
     if (

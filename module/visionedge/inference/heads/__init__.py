@@ -49,7 +49,9 @@ def recognise(
     _check_labels(signature, heads, carrier)
     _check_channels(signature)
     if stated is not None:
-        raise ModelError(f"the head stated for it, '{stated}', is not what its shapes are. Seen: {signature}")
+        raise ModelError(
+            f"the head stated for it, '{stated}', is not what its shapes are. Seen: {signature}", state=()
+        )
     raise ModelError(f"is no detector that is known here. Seen: {signature}; {_known()}")
 
 

@@ -18,6 +18,7 @@ from visionedge.inference.lists import listed_rows
 from visionedge.inference.nodes import Nodes
 from visionedge.inference.preparation import prepared
 from visionedge.inference.reading import (
+    STATE_MEAN,
     NetworkInput,
     Preprocess,
     Reading,
@@ -254,7 +255,7 @@ HEADS = (Detr(), DetrRaw(), DetrSoftmax(), DetrJoined())
 
 @dataclass(frozen=True, slots=True)
 class _Queries:
-    """Scores [N, count, width] and boxes [N, count, 4] for the queries of a picture; `made` by an operator."""
+    """Scores [N, count, width], which an operator `made`, and boxes [N, count, 4] for the queries."""
 
     picture: NetworkInput
     scores: Tensor
@@ -335,11 +336,16 @@ def _reading(
 def _family(signature: Signature) -> tuple[Preprocess, str]:
     """How backbones were trained: transformers and the first ResNets with ImageNet's mean, others without."""
     kernels = signature.opening.kernels
-    if not kernels and not {"mean", "std"} <= set(stated_object(signature, "visionedge.input")):
+    if (
+        not kernels
+        and not signature.opening.unknown
+        and not {"mean", "std"} <= set(stated_object(signature, "visionedge.input"))
+    ):
         raise ModelError(
             "is a DETR whose first layers are no convolutions that can be seen, and these tell whether"
             " ImageNet's mean is taken off its pixels; state input.scale, input.mean and input.std in"
-            " MODEL.yaml beside it"
+            " MODEL.yaml beside it",
+            state=STATE_MEAN,
         )
     if any(side == stride and side >= _LEAST_PATCH for side, stride in kernels):
         return (
