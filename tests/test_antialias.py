@@ -28,7 +28,9 @@ def test_antialiased_pictures_are_pixel_for_pixel_those_of_pillow(size: tuple[in
     picture = noise(*size)
     spec = InputSpec(320, 192, "letterbox", resample="antialias")
     fitted, placement = fit(picture, spec)
-    left, top, width, height = (int(v) for v in (placement.left_px, placement.top_px, placement.width_px, placement.height_px))
+    left, top, width, height = (
+        int(v) for v in (placement.left_px, placement.top_px, placement.width_px, placement.height_px)
+    )
     wanted = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
     assert (fitted[top : top + height, left : left + width] == wanted).all()
 

@@ -29,16 +29,20 @@ def _imagenet(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(rgb.transpose(0, 3, 1, 2).astype(np.float32))
 
 
-def _queries(graph: Graph, picture: str, *, side: int = 3, stride: int = 2) -> tuple[str, str]:
-    """Logits [N, Q, C] and relative boxes [N, Q, 4]."""
+def _queries(
+    graph: Graph, picture: str, *, side: int = 3, stride: int = 2, refined: bool = True
+) -> tuple[str, str]:
+    """Logits [N, Q, C] and relative boxes [N, Q, 4], refined from points or straight from a layer."""
     logits = graph.attend(
         graph.features(picture, QUERIES * CLASSES, side=side, stride=stride), QUERIES, CLASSES
     )
     places = graph.add(
         "Add", graph.features(picture, QUERIES * 4, side=side, stride=stride), graph.noise(QUERIES * 4)
     )
-    boxes = graph.add("Sigmoid", graph.add("Reshape", places, graph.whole(-1, QUERIES, 4)))
-    return logits, boxes
+    places = graph.add("Reshape", places, graph.whole(-1, QUERIES, 4))
+    if refined:
+        places = graph.add("Add", places, graph.noise(1, QUERIES, 4, scale=0.1))
+    return logits, graph.add("Sigmoid", places)
 
 
 def _corners(graph: Graph, boxes: str) -> str:
@@ -85,6 +89,8 @@ def _raw(
     stride: int = 2,
     activation: str | None = None,
     opening: str | None = None,
+    refined: bool = True,
+    cut: bool = False,
 ) -> Path:
     """The export of logits and boxes, as Hugging Face and RF-DETR have it."""
     graph = Graph()
@@ -94,11 +100,13 @@ def _raw(
         picture = graph.add("Div", less, graph.constant(STD.reshape(1, 3, 1, 1)))
     elif opening == "bytes":
         picture = graph.add("Div", picture, graph.constant(255.0))
-    logits, boxes = _queries(graph, picture, side=side, stride=stride)
+    logits, boxes = _queries(graph, picture, side=side, stride=stride, refined=refined)
     if activation is not None:
-        logits = graph.add(activation, logits)
+        logits = graph.add(activation, logits, **({"axis": -1} if activation == "Softmax" else {}))
+    if cut:
+        logits = graph.add("Slice", logits, graph.whole(0), graph.whole(-1), graph.whole(2))
     graph.output(boxes, "dets", "float32", "N", QUERIES, 4)
-    graph.output(logits, "labels", "float32", "N", QUERIES, CLASSES)
+    graph.output(logits, "labels", "float32", "N", QUERIES, CLASSES - cut)
     return graph.save(path)
 
 
@@ -278,24 +286,49 @@ def test_another_task_than_detection_is_refused(tmp_path: Path) -> None:
         load_model(_joined(tmp_path / "m.onnx", task="segment"))
 
 
-def test_scores_of_a_softmax_are_refused(tmp_path: Path) -> None:
-    """They have a class for 'no object', which would be reported as an object."""
+def test_scores_of_a_softmax_whose_boxes_are_refined_are_refused(tmp_path: Path) -> None:
+    """No family is known to have both."""
     with pytest.raises(ModelError, match="no detector"):
-        load_model(_raw(tmp_path / "detr.onnx", activation="Softmax"))
+        load_model(_raw(tmp_path / "m.onnx", activation="Softmax"))
 
 
-def test_a_hundred_queries_are_refused_unless_the_head_is_stated(tmp_path: Path) -> None:
-    graph = Graph()
-    picture = graph.input("pixel_values", "float32", "N", 3, HEIGHT_PX, WIDTH_PX)
-    logits = graph.attend(graph.features(picture, 100 * 6), 100, 6)
-    boxes = graph.add("Sigmoid", graph.attend(graph.features(picture, 400), 100, 4))
-    graph.output(logits, "logits", "float32", "N", 100, 6)
-    graph.output(boxes, "pred_boxes", "float32", "N", 100, 4)
-    path = graph.save(tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match="head: detr-raw"):
-        load_model(path)
+@pytest.mark.parametrize("activation", [None, "Softmax"])
+def test_the_first_detrs_are_told_by_their_boxes_and_no_object_is_no_class(
+    tmp_path: Path, activation: str | None
+) -> None:
+    """A softmax over all classes and "no object", one class for a query, for any number of queries."""
+    path = _raw(tmp_path / "m.onnx", side=7, activation=activation, refined=False)
+    model = load_model(path)
+    assert (model.head, model.reading.class_count) == ("detr-softmax", CLASSES - 1)
+    pictures = noise_pictures(2, WIDTH_PX, HEIGHT_PX)
+    mean, std = (each.astype(np.float32).reshape(1, 3, 1, 1) for each in (MEAN, STD))
+    bare = network(path, {"pixel_values": (_plain(pictures) - mean) / std})
+    for rows, logits, boxes in zip(compiled_rows(model, pictures), bare["labels"], bare["dets"], strict=True):
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True)) if activation is None else logits
+        likely = powers / powers.sum(axis=1, keepdims=True)
+        best = likely[:, :-1].argmax(axis=1)
+        sizes = np.array([WIDTH_PX, HEIGHT_PX] * 2)
+        corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
+        expected = np.column_stack([corners * sizes, likely[np.arange(len(best)), best], best])
+        np.testing.assert_allclose(rows, by_score([tuple(row) for row in expected.tolist()]), atol=2e-3)
+
+
+def test_owners_may_say_that_the_scores_of_such_a_graph_are_sigmoids(tmp_path: Path) -> None:
+    path = _raw(tmp_path / "m.onnx", refined=False)
+    assert load_model(path).head == "detr-softmax"
     state(path, head="detr-raw")
-    assert load_model(path).head == "detr-raw"
+    model = load_model(path)
+    assert (model.head, model.reading.class_count) == ("detr-raw", CLASSES)
+
+
+def test_a_part_of_a_softmax_is_refused_and_a_part_of_sigmoids_is_done(tmp_path: Path) -> None:
+    """What was cut off is not known; and what went through a sigmoid does not go through another."""
+    with pytest.raises(ModelError, match="part of what a softmax gave"):
+        load_model(_raw(tmp_path / "m.onnx", activation="Softmax", refined=False, cut=True))
+    path = _raw(tmp_path / "n.onnx", activation="Sigmoid", cut=True)
+    pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
+    scores = network(path, {"pixel_values": _plain(pictures)})["labels"]
+    assert compiled_rows(load_model(path), pictures)[0, 0, 4] == pytest.approx(scores.max(), abs=1e-5)
 
 
 def test_scores_and_boxes_for_cells_are_no_queries(tmp_path: Path) -> None:

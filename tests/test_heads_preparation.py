@@ -69,7 +69,7 @@ def test_a_batch_normalisation_of_the_input_is_its_normalisation(tmp_path: Path)
 
 def test_a_mean_taken_off_bytes_means_bytes(tmp_path: Path) -> None:
     graph, picture = _begun()
-    less = graph.add("Sub", picture, graph.constant(np.reshape([104.0, 117.0, 123.0], (1, 3, 1, 1))))
+    less = graph.add("Sub", picture, graph.constant(np.reshape([123.0, 117.0, 104.0], (1, 3, 1, 1))))
     assert _way(_ended(graph, less, tmp_path / "m.onnx")).scale == 1.0
 
 

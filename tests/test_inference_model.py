@@ -98,7 +98,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    assert "cannot be read" in refusal(tmp_path)
+    assert "is no file but a folder" in refusal(tmp_path)
 
 
 def test_an_empty_file(tmp_path: Path) -> None:
@@ -257,7 +257,15 @@ def test_names_are_read_as_python_or_json(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["__import__('os').system('true')", "{0: 'cat', 2: 'dog'}", "[1, 2]", "[]", "cat, dog", "[" * 9999],
+    [
+        "__import__('os').system('true')",
+        "{0: 'cat', 2: 'dog'}",
+        "[1.5, 2]",
+        "[True]",
+        "[]",
+        "cat, dog",
+        "[" * 9999,
+    ],
 )
 def test_names_that_are_something_else_are_refused_and_never_run(text: str) -> None:
     with pytest.raises(ModelError, match="'names' is no list"):

@@ -91,7 +91,10 @@ def test_a_stated_head_must_fit_the_shapes_all_the_same(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="'nanodet', is not what its shapes are"):
         load_model(path)
     state(path, head="nanodett")
-    with pytest.raises(ModelError, match=r"'nanodett', is unknown; known heads: .*nanodet"):
+    with pytest.raises(
+        ModelError,
+        match=r"head: must be the name of a known head; did you mean 'nanodet'\?; known: .*nanodet",
+    ):
         load_model(path)
     none = classifier(tmp_path / "c.onnx")
     state(none, head="detr-raw")
@@ -151,7 +154,7 @@ def test_every_problem_is_told_at_once_with_its_path(tmp_path: Path) -> None:
         ("- head", "must be a mapping"),
         ("head: a\nhead: b", "given twice"),
         ("head: [", "is no YAML"),
-        ("head: 3", "head: must be the name of a head"),
+        ("head: 3", "head: must be the name of a known head"),
         ("made_up: 1", "made_up: unknown key; known here: head, input, labels, nms, anchors"),
         ("input: {mean: [.nan, 0, 0]}", "input.mean: must be three numbers"),
     ],

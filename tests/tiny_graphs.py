@@ -66,6 +66,11 @@ class Graph:
         kernel = self.noise(channels, 3, side, side, scale=1 / side)
         return self.add("Conv", tensor, kernel, self.noise(channels, scale=0.1), strides=[stride, stride])
 
+    def stem(self, picture: str) -> str:
+        """A first layer that hardly changes a picture [N, 3, H, W]: what follows is no preparation of it."""
+        mixed = np.eye(3) * 0.9 + 0.1 / 3
+        return self.add("Conv", picture, self.constant(mixed[:, :, None, None]))
+
     def features(self, tensor: str, width: int, *, side: int = 3, stride: int = 2) -> str:
         """A picture [N, 3, H, W] as a vector [N, width]: another one for another picture."""
         pooled = self.add(

@@ -58,11 +58,13 @@ class ModelError(VisionedgeError):
     """A model cannot be loaded, understood or run.
 
     Names out of a model are others' words: what would break the line or the terminal is left out of it.
+    `state` are the lines for `MODEL.yaml` that would help: none where nothing would, None where that is open.
     """
 
     exit_code = 2
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, state: Sequence[str] | None = None) -> None:
+        self.state = None if state is None else tuple(state)
         line = "".join(c if c.isprintable() else " " for c in message)
         super().__init__(_LONG_WORD.sub(lambda word: f"{word[0][:40]}…{word[0][-40:]}", line))
 

@@ -1,11 +1,11 @@
 """Whether the features that queries are chosen from come from a transformer: such are trained otherwise."""
 
-import onnx
+from visionedge.inference.float_view import Graph
 
 _PARTS = frozenset({"Attention", "LayerNormalization", "MultiHeadAttention", "Softmax"})
 
 
-def transformer_parts(graph: onnx.GraphProto) -> int:
+def transformer_parts(graph: Graph) -> int:
     """How many attentions and normalisations of layers lie behind the first choice of queries.
 
     A network of convolutions with an encoder on its coarsest map has four or so, a transformer dozens; 0

@@ -117,7 +117,9 @@ def class_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
             value = None
         else:
             value = [value.get(i) for i in range(len(value))]
-    if not isinstance(value, list | tuple) or not value or not all(isinstance(n, str) for n in value):
+    if isinstance(value, list | tuple):  # digits are named by themselves
+        value = [str(n) if isinstance(n, int) and not isinstance(n, bool) else n for n in value]
+    if not isinstance(value, list) or not value or not all(isinstance(n, str) for n in value):
         raise ModelError(
             "its metadata key 'names' is no list of labels and no mapping from 0, 1, 2 … to labels"
         )

@@ -60,8 +60,8 @@ def load_model(path: Path) -> Model:
     sidecar = read_sidecar(path)
     with blamed_on(path):
         signature = read_signature(file.proto, {**read_export(path), **read_config(path), **sidecar.metadata})
-        reading = recognise(signature)
         carrier = sidecar.name if "names" in sidecar.metadata else "its metadata"
+        reading = recognise(signature, carrier=carrier)
         labels, origin = labels_for(path, signature.metadata, reading.class_count, carrier)
     if origin == "nothing":
         log.warning("%s: no labels; put %s.labels.txt beside it, one a line", path, path.stem)

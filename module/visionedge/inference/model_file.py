@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import external_data_helper
 
 from visionedge.errors import ModelError, VisionedgeError
+from visionedge.inference.foreign import HEAD_BYTES, foreign_kind
 from visionedge.inference.nms_plugins import without_plugin
 from visionedge.inference.opset import with_new_opset
 from visionedge.inference.order import put_in_order
@@ -39,7 +40,8 @@ def blamed_on(path: Path) -> Iterator[None]:
         yield
     except ModelError as error:
         words = str(error)
-        raise ModelError(words if words.startswith(f"{path}: ") else f"{path}: {words}") from None
+        words = words if words.startswith(f"{path}: ") else f"{path}: {words}"
+        raise ModelError(words, state=error.state) from None
     except VisionedgeError:
         raise
     except Exception as error:
@@ -68,9 +70,9 @@ def read_model(path: Path) -> ModelFile:
     try:
         model = onnx.load_model_from_string(content)
     except (DecodeError, ValueError, RuntimeError, TypeError):
-        raise ModelError(f"{path}: is no ONNX file, or a damaged one; copy it again") from None
+        raise _no_onnx(path, content, "copy it again") from None
     if not model.graph.node or not model.opset_import:
-        raise ModelError(f"{path}: is no ONNX file, or a damaged one: it has no graph")
+        raise _no_onnx(path, content, "it has no graph")
     with blamed_on(path):
         model = without_plugin(model)
         put_in_order(model.graph)
@@ -86,9 +88,18 @@ def read_model(path: Path) -> ModelFile:
     return ModelFile(model, digest.hexdigest())
 
 
+def _no_onnx(path: Path, content: bytes, otherwise: str) -> ModelError:
+    words = foreign_kind(path, content[:HEAD_BYTES])
+    return ModelError(f"{path}: {words or f'is no ONNX file, or a damaged one; {otherwise}'}", state=())
+
+
 def _content(path: Path) -> bytes:
     try:
         status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ModelError(
+                f"{path}: is no file but a folder; give the ONNX file itself, such as {path}/model.onnx"
+            )
         if not stat.S_ISREG(status.st_mode):
             raise ModelError(f"{path}: cannot be read: it is no file")  # a pipe would never end, nor a device
         if status.st_size > _LARGEST_BYTES:

@@ -82,7 +82,9 @@ def _told(node: onnx.NodeProto) -> BoxesAndScores:
             background=int(values.get("background_class", -1)),
         )
     if values.get("shareLocation", 1) != 1:
-        raise ModelError(f"uses {node.op_type} with boxes of their own for each class: not known here; {_HINT}")
+        raise ModelError(
+            f"uses {node.op_type} with boxes of their own for each class: not known here; {_HINT}"
+        )
     return BoxesAndScores(
         node.op_type,
         relative=values.get("isNormalized", 1) == 1,

@@ -7,6 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from visionedge.inference.float_view import Graph
+
 # Operators whose first input is what comes out, at other places or padded.
 _CARRIERS = frozenset(
     {
@@ -59,7 +61,7 @@ class Origin:
 
 
 class _Tracer:
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: Graph) -> None:
         self.makers = {name: node for node in graph.node for name in node.output if name}
         self.types = {t.name: t.data_type for t in graph.initializer}
         self.types |= {value.name: value.type.tensor_type.elem_type for value in graph.input}
@@ -184,18 +186,18 @@ class _Tracer:
         return None
 
 
-def read_origins(graph: onnx.GraphProto) -> Mapping[str, Origin]:
+def read_origins(graph: Graph) -> Mapping[str, Origin]:
     """The origin of each output."""
     tracer = _Tracer(graph)
     return {value.name: tracer.origin(value.name) for value in graph.output}
 
 
-def operators(graph: onnx.GraphProto) -> frozenset[str]:
+def operators(graph: Graph) -> frozenset[str]:
     """All operators of a graph, those of loops and branches included."""
     return frozenset(node.op_type for node in _nodes(graph))
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def _nodes(graph: Graph) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
         yield node
         for attribute in node.attribute:

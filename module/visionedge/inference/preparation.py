@@ -6,31 +6,48 @@ import numpy as np
 
 from visionedge.errors import ModelError
 from visionedge.frames import Anchor
-from visionedge.inference.opening import Opening
-from visionedge.inference.reading import NetworkInput, Preprocess, stated_object, stated_preprocess
+from visionedge.inference.opening import Bound, Opening
+from visionedge.inference.reading import Color, NetworkInput, Preprocess, stated_object, stated_preprocess
 from visionedge.inference.signature import Signature
 
 _HINT = "state input in MODEL.yaml beside it"
+_STATE = "input: {color: rgb, scale: 0.00392156863, mean: [0, 0, 0], std: [1, 1, 1]}   # your model's own"
+_LEAST_LEVELS = 100
+_FARTHEST = 10
+_IMAGENET_MEAN = np.array([123.675, 116.28, 103.53])
+_SAME_MEAN = 1.5
 
 
 def prepared(
-    signature: Signature, picture: NetworkInput, family: Preprocess
+    signature: Signature, picture: NetworkInput, family: Preprocess, *, by_itself: bool = False
 ) -> tuple[Preprocess, tuple[str, ...]]:
     """The preparation of a model of a family, and the evidence for it.
 
     What is stated (``visionedge.input``, `MODEL.yaml`) wins; then what the first nodes of the network do;
-    then the family's own way.
+    then the family's own way. `by_itself`: it is of a family that prepares bytes itself, however it does.
 
     Raises:
         ModelError: the first nodes contradict the family and nothing is stated.
     """
     stated = stated_object(signature, "visionedge.input")
+    scaled = bool({"scale", "mean", "std"} & set(stated))
+    opening = signature.opening
+    by_itself = by_itself and picture.dtype == "uint8"
+    if opening.unknown and not by_itself and not (scaled and "color" in stated):
+        raise ModelError(_words_of_unknown(opening), state=(_STATE,))
     way, evidence = family, list[str]()
-    if not {"scale", "mean", "std"} & set(stated):
-        way, evidence = _adapted(signature.opening, picture, family)
-    if signature.opening.swaps and "color" not in stated:
+    if not scaled:
+        way, evidence = _adapted(opening, picture, family)
+        _check_bounds(opening, way)
+    if opening.swaps and "color" not in stated:
         way = replace(way, color="bgr" if way.color == "rgb" else "rgb")
         evidence.append("it swaps red and blue by itself")
+    if "color" not in stated and (order := _order_of_mean(opening)) not in (None, way.color):
+        raise ModelError(
+            f"its first nodes subtract ImageNet's mean in the order of {str(order).upper()}, but as its"
+            f" family has it, it would take {way.color.upper()}; state input.color in MODEL.yaml beside it",
+            state=(f"input: {{color: {order}}}   # or {way.color}",),
+        )
     if (
         way.fit == "letterbox"
         and "anchor" not in stated
@@ -40,8 +57,63 @@ def prepared(
         evidence.append(f"its metadata 'letterbox_pad' says {said}")
     if stated:
         evidence.append(f"stated outright: {', '.join(sorted(stated))}")
+    way = stated_preprocess(signature, way)
     evidence.append(f"takes {way.color.upper()}, {way.fit}")
-    return stated_preprocess(signature, way), tuple(evidence)
+    return way, tuple(evidence)
+
+
+def _words_of_unknown(opening: Opening) -> str:
+    behind = f" behind {', '.join(opening.seen)}" if opening.seen else ""
+    return (
+        f"its first nodes ({opening.unknown}{behind}) change the picture in a way that is not known here, so"
+        " how to prepare it is not known; state input.color and input.scale (and input.mean, input.std) in"
+        " MODEL.yaml beside it, or export the model without these nodes"
+    )
+
+
+def _check_bounds(opening: Opening, way: Preprocess) -> None:
+    """Nothing may be cut off by a Clip, or lost by a Cast to whole numbers, of a picture prepared that way.
+
+    Raises:
+        ModelError: it would be, so the way is not the right one.
+    """
+    ends = [(pixel * way.scale - m) / s for m, s in zip(way.mean, way.std, strict=True) for pixel in (0, 255)]
+    low, high = min(ends), max(ends)
+    for bound in opening.bounds:
+        if not _fits(bound, low, high):
+            what = (
+                "makes its picture whole numbers"
+                if bound.whole
+                else f"cuts its picture off at {bound.low:.4g} and {bound.high:.4g}"
+            )
+            raise ModelError(
+                f"{what}, which does not fit pixels of {low:.4g} to {high:.4g} as its family has them;"
+                " state input.scale (and input.mean, input.std) in MODEL.yaml beside it",
+                state=(_STATE,),
+            )
+
+
+def _fits(bound: Bound, low: float, high: float) -> bool:
+    span = high - low
+    if bound.whole:
+        return bound.whole * span >= _LEAST_LEVELS
+    # A border far beyond all values was made for others: 255 for pixels of 0-1.
+    far = np.isfinite(bound.high) and bound.high - low > _FARTHEST * span
+    return bool(bound.low <= low + 0.01 * span and bound.high >= high - 0.01 * span and not far)
+
+
+def _order_of_mean(opening: Opening) -> Color | None:
+    """The order of the input's channels, where ImageNet's mean is taken off them; None where it is not."""
+    factor, offset = np.array(opening.factor), np.array(opening.offset)
+    if not opening.offset[0] or not factor.all():
+        return None
+    for unit in (1.0, 255.0):
+        mean = -offset / factor * unit
+        if (np.abs(mean - _IMAGENET_MEAN) < _SAME_MEAN).all():
+            return "rgb"
+        if (np.abs(mean[::-1] - _IMAGENET_MEAN) < _SAME_MEAN).all():
+            return "bgr"
+    return None
 
 
 def _anchor(said: str) -> Anchor:
@@ -61,13 +133,14 @@ def _adapted(opening: Opening, picture: NetworkInput, family: Preprocess) -> tup
     if top is None or (top == 1 and picture.dtype == "uint8"):
         raise ModelError(
             f"its first nodes scale the picture by {_short(opening.factor)} and add {_short(opening.offset)},"
-            f" which fits neither pixels of 0-255 nor of 0-1; {_HINT}"
+            f" which fits neither pixels of 0-255 nor of 0-1; {_HINT}",
+            state=(_STATE,),
         )
-    wanted = any(family.mean) and family.scale < 1
-    if wanted and not any(opening.offset):
+    if any(family.mean) and not any(opening.offset):
         raise ModelError(
             f"its first nodes scale the picture by {_short(opening.factor)} but subtract no mean, as its"
-            f" family needs; {_HINT}"
+            f" family needs; {_HINT}",
+            state=(_STATE,),
         )
     return _plain(family, top), [f"normalises by itself: takes pixels of 0-{top}"]
 

@@ -15,6 +15,10 @@ from visionedge.inference.nodes import Nodes
 from visionedge.inference.signature import Signature, Tensor
 
 Color = Literal["bgr", "rgb"]
+STATE_MEAN = (
+    "input: {scale: 0.00392156863, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}   # your model's",
+)
+"""For `MODEL.yaml`, where only the range of pixels is not known."""
 Layout = Literal["NCHW", "NHWC"]
 
 

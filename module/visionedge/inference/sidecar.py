@@ -1,7 +1,7 @@
 """`MODEL.yaml` beside `MODEL.onnx`: what its owner states outright where recognition cannot see it.
 
     head: yolox                    # one of the known heads
-    input: {color: rgb, scale: 0.00392, mean: [0, 0, 0], std: [1, 1, 1],
+    input: {color: rgb, scale: 0.00392156863, mean: [0, 0, 0], std: [1, 1, 1],
             fit: stretch, anchor: center, pad: 114, width: 640, height: 640}
     labels: [person, forklift]
     nms: true                      # whether overlapping boxes still have to be suppressed
@@ -22,6 +22,7 @@ from typing import Any, get_args
 from visionedge.documents import read_file
 from visionedge.errors import ConfigError, ModelError
 from visionedge.frames import Anchor, Fit, Resample, Rounding
+from visionedge.inference.heads import known_heads
 from visionedge.inference.reading import Color
 
 Check = Callable[[Any], str | None]
@@ -105,7 +106,12 @@ def _one_of(*choices: str) -> Check:
 
 
 def _a_head(value: Any) -> str | None:
-    return None if isinstance(value, str) and value else "must be the name of a head, such as yolox"
+    names = [head.name for head in known_heads() if head.name != "compiled"]
+    if value in names:
+        return None
+    close = difflib.get_close_matches(str(value)[:80], names, n=1, cutoff=0.6)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return f"must be the name of a known head{hint}; known: {', '.join(names)}"
 
 
 def _a_mapping(value: Any) -> str | None:
@@ -117,7 +123,7 @@ def _a_truth(value: Any) -> str | None:
 
 
 def _a_scale(value: Any) -> str | None:
-    return None if _number(value) and value > 0 else "must be a number above 0, such as 0.00392157"
+    return None if _number(value) and value > 0 else "must be a number above 0, such as 0.00392156863"
 
 
 def _a_level(value: Any) -> str | None:

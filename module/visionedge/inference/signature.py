@@ -9,6 +9,7 @@ from onnx import helper
 
 from visionedge.inference.attention import transformer_parts
 from visionedge.inference.closing import Closing, read_closings
+from visionedge.inference.float_view import Graph, float_view
 from visionedge.inference.opening import Opening, read_opening
 from visionedge.inference.origins import ClassCounts, Origin, count_classes, operators, read_origins
 from visionedge.inference.shapes import output_shapes
@@ -86,19 +87,20 @@ def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = No
         if any(t.shape is None or None in t.shape[1:] for t in outputs):
             outputs = _inferred(model, outputs)
         classes = count_classes(model)
+    floats = float_view(graph)
     return Signature(
         inputs=inputs,
         outputs=outputs,
         metadata=metadata,
         producer=_producer(model),
-        made_by=_makers(graph),
-        closings=read_closings(graph),
-        origins=read_origins(graph),
-        opening=_opening(graph, inputs),
-        operators=operators(graph),
+        made_by=_makers(floats),
+        closings=read_closings(floats),
+        origins=read_origins(floats),
+        opening=_opening(floats, inputs),
+        operators=operators(floats),
         classes=classes,
         size=size,
-        transformer_parts=transformer_parts(graph),
+        transformer_parts=transformer_parts(floats),
     )
 
 
@@ -107,13 +109,15 @@ def _producer(model: onnx.ModelProto) -> str:
     return next((i.domain for i in model.opset_import if i.domain == "Paddle"), model.producer_name)
 
 
-def _opening(graph: onnx.GraphProto, inputs: tuple[Tensor, ...]) -> Opening:
+def _opening(graph: Graph, inputs: tuple[Tensor, ...]) -> Opening:
     """What is done first to the one input that may be a picture."""
     pictures = [t for t in inputs if t.shape is not None and len(t.shape) == 4]
     if len(pictures) != 1:
         return Opening()
     shape = pictures[0].shape or ()
-    return read_opening(graph, pictures[0].name, 3 if shape[3] == 3 and shape[1] != 3 else 1)
+    last = shape[3] == 3 and shape[1] != 3
+    size_px = (shape[2], shape[1]) if last else (shape[3], shape[2])
+    return read_opening(graph, pictures[0].name, 3 if last else 1, size_px)
 
 
 def _tensors(values: Iterable[onnx.ValueInfoProto]) -> tuple[Tensor, ...]:
@@ -160,7 +164,7 @@ def _closed(tensor: Tensor, found: Shape | None) -> Tensor:
     return replace(tensor, shape=(*seen[:1], *sides))
 
 
-def _makers(graph: onnx.GraphProto) -> dict[str, str]:
+def _makers(graph: Graph) -> dict[str, str]:
     maker = {name: node for node in graph.node for name in node.output}
     made_by = {}
     for value in graph.output:

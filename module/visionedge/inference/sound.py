@@ -41,6 +41,12 @@ def _check_operators(nodes: Iterable[onnx.NodeProto], own: set[tuple[str, str]],
     if depth > DEEPEST:
         raise ModelError(f"nests loops and branches deeper than {DEEPEST} levels; no detector does")
     for node in nodes:
+        if node.domain == "com.microsoft.nchwc":
+            raise ModelError(
+                f"holds '{node.op_type}' of '{node.domain}': it was written by onnxruntime's own optimiser"
+                " for one kind of processor; give the file that was optimised, or optimise it with"
+                " ORT_ENABLE_EXTENDED at most"
+            )
         known = node.domain in _KNOWN_DOMAINS or (node.domain, node.op_type) in own
         if not known or node.op_type in _CLOSED_OPERATORS:
             raise ModelError(

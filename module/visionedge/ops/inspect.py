@@ -25,6 +25,7 @@ from visionedge.inference.reading import Preprocess
 from visionedge.inference.shapes import tensor_types
 from visionedge.inference.sidecar import read_sidecar
 from visionedge.inference.signature import Tensor, read_signature
+from visionedge.inference.sizes import sized
 
 Document = dict[str, Any]
 
@@ -33,10 +34,14 @@ _PLACED_WITHIN_S = 120
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """All that was found, as a document, and the words of the refusal if it was refused."""
+    """All that was found, as a document, and the words of the refusal if it was refused.
+
+    `state` are the lines of `MODEL.yaml` that would help then; None where that is open.
+    """
 
     document: Document
     refused: str | None
+    state: tuple[str, ...] | None = None
 
 
 def inspect(path: Path, data: Path, device: str | None = None) -> Inspection:
@@ -59,7 +64,7 @@ def inspect(path: Path, data: Path, device: str | None = None) -> Inspection:
         if device is not None:
             document["placed"] = {"asked": device} | _placed(path, device)
     except ModelError as error:
-        return Inspection(document | {"refused": str(error), "heads": _heads()}, str(error))
+        return Inspection(document | {"refused": str(error), "heads": _heads()}, str(error), error.state)
     return Inspection(document | {"refused": None}, None)
 
 
@@ -72,7 +77,8 @@ def _file_facts(file: ModelFile, path: Path) -> Document:
     model = file.proto
     with blamed_on(path):
         signature = read_signature(model, {**read_export(path), **read_sidecar(path).metadata})
-        types = tensor_types(model)
+        with sized(model, signature.metadata):
+            types = tensor_types(model)
         count = amount(model, _shapes(types))
     return {
         "name": path.stem,
@@ -208,7 +214,7 @@ def words(inspection: Inspection) -> str:
     if "compiled" in facts:
         lines += ["", *_about_the_graph(facts)]
     if inspection.refused is not None:
-        lines += ["", *_about_the_refusal(facts)]
+        lines += ["", *_about_the_refusal(facts, inspection.state)]
     return "\n".join(_plain(line) for line in lines) + "\n"
 
 
@@ -312,13 +318,20 @@ def _words_of_placement(placed: Document) -> str:
     return f"{words}, {len(placed['onCpu'])} more on the CPU: {names}" if names else words
 
 
-def _about_the_refusal(facts: Document) -> list[str]:
+def _about_the_refusal(facts: Document, state: tuple[str, ...] | None) -> list[str]:
     name = Path(facts["path"]).stem
+    if state == ():
+        return ["It is refused: a model is never guessed at."]
+    if state is not None:
+        return [
+            f"It is refused: a model is never guessed at. State what is missing in {name}.yaml beside it:",
+            *(f"  {line}" for line in state),
+        ]
     return [
         "It is refused: a model is never guessed at. If you know what it is, say so in a file"
         f" {name}.yaml beside it; leave out what it says itself:",
-        "  head: yolov8              # the family",
-        "  input: {color: rgb, scale: 0.00392157, fit: letterbox, anchor: center, pad: 114}",
+        "  head: FAMILY              # one of those below, if it is one",
+        "  input: {color: rgb, scale: 0.00392156863, fit: letterbox, anchor: center, pad: 114}",
         "  labels: [person, car]     # by class number",
         "  nms: true                 # whether overlapping boxes are still to be suppressed",
         f"Families: {', '.join(facts['heads'])}",

@@ -5,7 +5,9 @@ import pkgutil
 from dataclasses import replace
 
 from visionedge.errors import ModelError
+from visionedge.inference.labels import class_names
 from visionedge.inference.reading import Head, Reading
+from visionedge.inference.resized import as_resized, resized_back
 from visionedge.inference.signature import Signature
 
 
@@ -16,11 +18,14 @@ def known_heads() -> tuple[Head, ...]:
     return tuple(head for module in modules for head in module.HEADS)
 
 
-def recognise(signature: Signature, heads: tuple[Head, ...] | None = None) -> Reading:
+def recognise(
+    signature: Signature, heads: tuple[Head, ...] | None = None, carrier: str = "its metadata"
+) -> Reading:
     """The one reading that fits; a model is never guessed at.
 
     ``visionedge.head`` in its metadata (or `head` in `MODEL.yaml`) states it outright; the shapes must agree
-    all the same. ``visionedge.nms`` says whether boxes still need suppression.
+    all the same. ``visionedge.nms`` says whether boxes still need suppression. `carrier` is where its labels
+    come from, for people.
 
     Raises:
         ModelError: none fits, or several do; the message says what was seen.
@@ -31,17 +36,69 @@ def recognise(signature: Signature, heads: tuple[Head, ...] | None = None) -> Re
         heads = tuple(head for head in heads if head.name == stated)
         if not heads:
             raise ModelError(f"the head stated for it, '{stated}', is unknown; {_known()}")
-    readings = [reading for head in heads if (reading := head.read(signature)) is not None]
+    _check_task(signature)
+    readings = _readings(signature, heads)
     if len(readings) == 1:
-        return _with_stated(readings[0], signature)
+        return _with_stated(resized_back(signature, readings[0]), signature)
     if readings:
         names = " and ".join(reading.head for reading in readings)
         raise ModelError(
-            f"several heads fit ({names}); state one as head in MODEL.yaml beside it. Seen: {signature}"
+            f"several heads fit ({names}); state one as head in MODEL.yaml beside it. Seen: {signature}",
+            state=(f"head: {readings[0].head}   # or {', '.join(r.head for r in readings[1:])}",),
         )
+    _check_labels(signature, heads, carrier)
+    _check_channels(signature)
     if stated is not None:
-        raise ModelError(f"the head stated for it, '{stated}', is not what its shapes are. Seen: {signature}")
+        raise ModelError(
+            f"the head stated for it, '{stated}', is not what its shapes are. Seen: {signature}", state=()
+        )
     raise ModelError(f"is no detector that is known here. Seen: {signature}; {_known()}")
+
+
+def _readings(signature: Signature, heads: tuple[Head, ...]) -> list[Reading]:
+    readings = (head.read(as_resized(signature, head.name)) for head in heads)
+    return [reading for reading in readings if reading is not None]
+
+
+def _check_task(signature: Signature) -> None:
+    """Exporters say in the metadata what a model is for."""
+    task = signature.metadata.get("task", "detect")
+    if task != "detect":
+        raise ModelError(
+            f"is a model for '{task[:40]}', as its metadata says, and no detector of boxes: export a"
+            " detection model, such as with yolo export model=yolo11n.pt format=onnx",
+            state=(),
+        )
+
+
+def _check_labels(signature: Signature, heads: tuple[Head, ...], carrier: str) -> None:
+    """Whether it would be understood, were it not for the number of its labels."""
+    names = class_names(signature.metadata)
+    if names is None:
+        return
+    unnamed = {key: value for key, value in signature.metadata.items() if key != "names"}
+    try:
+        readings = _readings(replace(signature, metadata=unnamed), heads)
+    except ModelError:
+        return
+    counts = sorted({reading.class_count for reading in readings} - {0, len(names)})
+    if counts:
+        raise ModelError(
+            f"it has {' or '.join(map(str, counts))} classes, but {carrier} names {len(names)}", state=()
+        )
+
+
+def _check_channels(signature: Signature) -> None:
+    """Models that were trained with grey pictures."""
+    shapes = [t.shape for t in signature.inputs if t.shape is not None and len(t.shape) == 4]
+    if any(3 in (shape[1], shape[3]) for shape in shapes):
+        return
+    if any(1 in (shape[1], shape[3]) for shape in shapes):
+        raise ModelError(
+            "takes pictures of one channel (grey), and only those of three (colour) are given here: train and"
+            f" export it with three channels. Seen: {signature}",
+            state=(),
+        )
 
 
 def _with_stated(reading: Reading, signature: Signature) -> Reading:

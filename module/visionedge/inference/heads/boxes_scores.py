@@ -22,7 +22,7 @@ from visionedge.inference.ultralytics import YOLO_INPUT, detects, origin
 FORMS = ("corners", "centers")
 _FOREIGN = frozenset({"NonMaxSuppression", "TopK", "Cos", "Sin"})
 _HINT = (
-    'state input (color, scale, mean, std, fit) in MODEL.yaml beside it; YOLO-NAS: {color: rgb, scale: 0.00392156863, '
+    "state input (color, scale, mean, std, fit) in MODEL.yaml beside it; YOLO-NAS: {color: rgb, scale: 0.00392156863, "
     "fit: letterbox}"
 )
 

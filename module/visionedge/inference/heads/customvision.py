@@ -210,13 +210,15 @@ def _family(signature: Signature) -> tuple[Preprocess, tuple[str, ...]]:
     if (len(orders) > 1 or "" in orders) and "color" not in stated:
         raise ModelError(
             f"its order of colours is {said} in its metadata and {written} in cvexport.manifest; state "
-            "input.color in MODEL.yaml beside it"
+            "input.color in MODEL.yaml beside it",
+            state=("input: {color: rgb}   # or bgr",),
         )
     spread = signature.metadata.get("Image.NominalPixelRange")
     if spread not in _RANGES and not {"scale", "mean", "std"} & set(stated) and not signature.opening.scales:
         raise ModelError(
             f"its metadata says {spread or 'nothing'} of the range of its pixels (Image.NominalPixelRange); "
-            "state input.scale in MODEL.yaml beside it"
+            "state input.scale in MODEL.yaml beside it",
+            state=("input: {scale: 1}   # pixels of 0-255; 0.00392156863: of 0-1",),
         )
     scale, mean, std = _RANGES.get(spread or "", (1.0, 0.0, 1.0))
     color: Color = "bgr" if orders == {"bgr"} else "rgb"

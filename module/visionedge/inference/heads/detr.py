@@ -2,17 +2,29 @@
 
 They come in three forms: a finished list (labels, boxes, scores) with the size of the picture as a second
 input; logits and boxes for each query; both side by side in one output, as Ultralytics writes them.
+
+The first DETRs (DETR, YOLOS, Table Transformer) have the second form too, but their logits are those of a
+softmax whose last class is "no object". Their graphs tell: they give boxes straight from a layer, while all
+later ones refine boxes from reference points that they sample at, choose or learn.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from visionedge.errors import ModelError
 from visionedge.inference.grids import part, pyramid, to_corners
 from visionedge.inference.lists import listed_rows
 from visionedge.inference.nodes import Nodes
 from visionedge.inference.preparation import prepared
-from visionedge.inference.reading import NetworkInput, Preprocess, Reading, picture_input
+from visionedge.inference.reading import (
+    STATE_MEAN,
+    NetworkInput,
+    Preprocess,
+    Reading,
+    picture_input,
+    stated_object,
+)
 from visionedge.inference.rows import best_rows
 from visionedge.inference.signature import Signature, Tensor
 from visionedge.inference.ultralytics import detects
@@ -20,11 +32,14 @@ from visionedge.inference.ultralytics import detects
 PLAIN_INPUT = Preprocess("rgb", 1 / 255, fit="stretch", resample="antialias")
 IMAGENET_INPUT = replace(PLAIN_INPUT, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
+Form = Literal["logits", "done"]
+
 MOST_QUERIES = 2000
 _NEVER = -1e4  # as a logit
 _ATTENTIONS = frozenset({"Attention", "MultiHeadAttention"})
 _PRODUCTS = frozenset({"Einsum", "FusedMatMul", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"})
-_SOFTMAX_QUERIES = 100
+# What later DETRs have and the first ones have not: queries that are chosen, sample, and refine their boxes.
+_REFINERS = frozenset({"GridSample", "Log", "TopK"})
 _LEAST_PATCH = 4
 _MOST_ENCODER_PARTS = 8
 
@@ -66,7 +81,8 @@ class DetrList:
 class QueryDecoder:
     """Decodes scores [N, Q, C] and boxes [N, Q, 4] (centre and size, 0-1), or both in one [N, Q, 4 + C].
 
-    `queries` is Q where it is known.
+    `queries` is Q where it is known. `form` is what scores are: logits of a sigmoid or of a softmax, or done;
+    of a softmax the last class, "no object", is left out, and `classes` does not count it.
     """
 
     boxes: str
@@ -75,7 +91,8 @@ class QueryDecoder:
     classes: int
     width_px: int
     height_px: int
-    sigmoid: bool
+    form: Form
+    softmax: bool = False
 
     def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
         """Nothing: the picture is the only input."""
@@ -85,12 +102,16 @@ class QueryDecoder:
         """The best pairs of query and class."""
         boxes = nodes.cast(self.boxes, "float32")
         scores = boxes if self.boxes == self.scores else nodes.cast(self.scores, "float32")
+        if self.softmax:
+            scores = nodes.add("Softmax", scores, axis=2) if self.form == "logits" else scores
+            scores = part(nodes, scores, 0, self.classes, 2)
+        sigmoid = self.form == "logits" and not self.softmax
         if self.boxes == self.scores:
             boxes, scores = part(nodes, boxes, 0, 4, 2), part(nodes, boxes, 4, 4 + self.classes, 2)
         if self.queries is None:
             more = nodes.whole(0, 0, 0, 0, limit, 0)
             boxes = nodes.add("Pad", boxes, more)
-            scores = nodes.add("Pad", scores, more, nodes.floats(_NEVER if self.sigmoid else 0.0))
+            scores = nodes.add("Pad", scores, more, nodes.floats(_NEVER if sigmoid else 0.0))
         return best_rows(
             nodes,
             scores,
@@ -98,7 +119,8 @@ class QueryDecoder:
             anchors=limit if self.queries is None else self.queries,
             classes=self.classes,
             limit=limit,
-            activate=(lambda n, values: n.add("Sigmoid", values)) if self.sigmoid else None,
+            activate=(lambda n, values: n.add("Sigmoid", values)) if sigmoid else None,
+            one_class=self.softmax,
         )
 
     def _corners(self, nodes: Nodes, boxes: str, chosen: str, count: int) -> str:
@@ -153,31 +175,49 @@ class DetrRaw:
         """A reading where scores and boxes answer the same queries of a transformer.
 
         Raises:
-            ModelError: it is one of the first DETRs, whose scores may be a softmax's.
+            ModelError: its scores are a part of what a softmax gave.
         """
-        picture = picture_input(signature)
-        pair = _pair(signature)
-        if picture is None or pair is None or len(signature.inputs) != 1:
+        found = _queries(signature)
+        stated = signature.metadata.get("visionedge.head") == self.name
+        if found is None or (not stated and _first_kind(signature, found)):
             return None
-        scores, boxes = pair
-        if not _answers(signature):
+        form = _form(signature, found)
+        if form is None or found.made == "Softmax":
             return None
-        queries, classes = _known(scores, 1), _known(scores, 2) or 0
-        made = signature.made_by.get(scores.name)
-        if made == "Softmax" or not _may_be_queries(queries, picture, signature):
-            return None
-        if queries is None and classes < 2:
-            return None
-        if queries == _SOFTMAX_QUERIES and signature.metadata.get("visionedge.head") != self.name:
-            raise ModelError(
-                "answers 100 queries, as the first DETRs do, whose scores are a softmax's: not known here; "
-                f"if they are a sigmoid's, state head: {self.name} in MODEL.yaml beside it"
-            )
-        decoder = QueryDecoder(
-            boxes.name, scores.name, queries, classes, picture.width_px, picture.height_px, made != "Sigmoid"
+        clauses = [f"scores of {found.width} classes and boxes for {found.count or 'some'} queries"]
+        decoder = found.decoder(form)
+        return _reading(
+            self.name, signature, found.picture, decoder, classes=decoder.classes, clauses=clauses
         )
-        clauses = [f"scores of {classes} classes and boxes for {queries or 'some'} queries"]
-        return _reading(self.name, signature, picture, decoder, classes=classes, clauses=clauses)
+
+
+@dataclass(frozen=True, slots=True)
+class DetrSoftmax:
+    """The first DETRs: logits of C classes and of no object, and boxes straight from a layer."""
+
+    name: str = "detr-softmax"
+
+    def read(self, signature: Signature) -> Reading | None:
+        """A reading where nothing chooses queries, samples for them, or refines their boxes.
+
+        Raises:
+            ModelError: its scores are a part of what a softmax gave.
+        """
+        found = _queries(signature)
+        stated = signature.metadata.get("visionedge.head") == self.name
+        if found is None or found.width < 2 or not (stated or _first_kind(signature, found)):
+            return None
+        form = _form(signature, found)
+        if form is None or found.made == "Sigmoid":
+            return None
+        decoder = found.decoder(form, softmax=True)
+        clauses = [
+            f"scores of {decoder.classes} classes and of no object, and boxes, for {found.count} queries",
+            "boxes come straight from a layer, as those of the first DETRs: scores are a softmax's",
+        ]
+        return _reading(
+            self.name, signature, found.picture, decoder, classes=decoder.classes, clauses=clauses
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +242,7 @@ class DetrJoined:
         if not _answers(signature) or not detects(signature, width - 4):
             return None
         decoder = QueryDecoder(
-            output.name, output.name, queries, width - 4, picture.width_px, picture.height_px, sigmoid=False
+            output.name, output.name, queries, width - 4, picture.width_px, picture.height_px, form="done"
         )
         clauses = [
             f"one output joins the boxes and a sigmoid's scores of {queries} queries, which are no cells"
@@ -210,7 +250,63 @@ class DetrJoined:
         return _reading(self.name, signature, picture, decoder, classes=width - 4, clauses=clauses)
 
 
-HEADS = (Detr(), DetrRaw(), DetrJoined())
+HEADS = (Detr(), DetrRaw(), DetrSoftmax(), DetrJoined())
+
+
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    """Scores [N, count, width], which an operator `made`, and boxes [N, count, 4] for the queries."""
+
+    picture: NetworkInput
+    scores: Tensor
+    boxes: Tensor
+    count: int | None
+    width: int
+    made: str
+
+    def decoder(self, form: Form, *, softmax: bool = False) -> QueryDecoder:
+        """Of scores of that form."""
+        names, size = (self.boxes.name, self.scores.name), (self.picture.width_px, self.picture.height_px)
+        return QueryDecoder(*names, self.count, self.width - softmax, *size, form, softmax)
+
+
+def _queries(signature: Signature) -> _Queries | None:
+    """Scores and boxes that a transformer gives for the same queries."""
+    picture = picture_input(signature)
+    pair = _pair(signature)
+    if picture is None or pair is None or len(signature.inputs) != 1 or not _answers(signature):
+        return None
+    scores, boxes = pair
+    count, width = _known(scores, 1), _known(scores, 2) or 0
+    if not _may_be_queries(count, picture, signature) or (count is None and width < 2):
+        return None
+    return _Queries(picture, scores, boxes, count, width, signature.made_by.get(scores.name, ""))
+
+
+def _first_kind(signature: Signature, found: _Queries) -> bool:
+    """Whether it is one of the first DETRs; any number of queries may be theirs."""
+    closing = signature.closings.get(found.boxes.name)
+    straight = closing is not None and closing.weighted and not closing.computes
+    return straight and not signature.operators & _REFINERS
+
+
+def _form(signature: Signature, found: _Queries) -> Form | None:
+    """What the scores are; None where an operator made them that is not known to.
+
+    Raises:
+        ModelError: they are a part of what a softmax gave, and which part is not known.
+    """
+    origin = signature.origins.get(found.scores.name)
+    behind = origin.maker if origin is not None else ""
+    if found.made in ("Sigmoid", "Softmax") or behind == "Sigmoid":
+        return "done"
+    if behind == "Softmax":
+        raise ModelError(
+            "is a DETR whose scores are a part of what a softmax gave; export it with its logits as they are,"
+            f" 'no object' included. Seen: {signature}",
+            state=(),
+        )
+    return "logits"
 
 
 def _reading(
@@ -240,6 +336,17 @@ def _reading(
 def _family(signature: Signature) -> tuple[Preprocess, str]:
     """How backbones were trained: transformers and the first ResNets with ImageNet's mean, others without."""
     kernels = signature.opening.kernels
+    if (
+        not kernels
+        and not signature.opening.unknown
+        and not {"mean", "std"} <= set(stated_object(signature, "visionedge.input"))
+    ):
+        raise ModelError(
+            "is a DETR whose first layers are no convolutions that can be seen, and these tell whether"
+            " ImageNet's mean is taken off its pixels; state input.scale, input.mean and input.std in"
+            " MODEL.yaml beside it",
+            state=STATE_MEAN,
+        )
     if any(side == stride and side >= _LEAST_PATCH for side, stride in kernels):
         return (
             IMAGENET_INPUT,

@@ -15,13 +15,8 @@ from visionedge.errors import ModelError
 from visionedge.inference.grids import part
 from visionedge.inference.labels import class_names
 from visionedge.inference.nodes import Nodes
-from visionedge.inference.reading import (
-    Preprocess,
-    Reading,
-    picture_input,
-    stated_object,
-    stated_preprocess,
-)
+from visionedge.inference.preparation import prepared
+from visionedge.inference.reading import Preprocess, Reading, picture_input, stated_object
 from visionedge.inference.rows import best_rows
 from visionedge.inference.signature import Signature, Tensor
 
@@ -146,13 +141,13 @@ def _is_paddle(signature: Signature) -> bool:
 def _reading(name: str, signature: Signature, decoder: DflDecoder, default: Preprocess) -> Reading:
     picture = picture_input(signature)
     assert picture is not None  # noqa: S101 - pairs were found for its size
-    stated_input = "visionedge.input" in signature.metadata
     decoder = _with_stated(signature, decoder)
+    way, ways = prepared(signature, picture, default)
     strides = ", ".join(str(scale.stride_px) for scale in decoder.scales)
     evidence = [
         f"outputs pair up as {decoder.classes} scores and 4 x {decoder.bins} bins at strides {strides}",
         "scores have no sigmoid yet" if decoder.sigmoid else "a sigmoid made the scores",
-        f"colour and scaling {'stated in its metadata' if stated_input else f'as {name} has them'}",
+        *ways,
     ]
     if signature.metadata.get("visionedge.head") == name:
         evidence.insert(0, "its metadata states the head")
@@ -161,7 +156,7 @@ def _reading(name: str, signature: Signature, decoder: DflDecoder, default: Prep
     return Reading(
         head=name,
         input=picture,
-        preprocess=stated_preprocess(signature, default),
+        preprocess=way,
         decoder=decoder,
         class_count=decoder.classes,
         suppress=True,

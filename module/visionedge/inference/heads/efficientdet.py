@@ -14,7 +14,14 @@ from visionedge.inference.labels import class_names
 from visionedge.inference.lists import listed_rows
 from visionedge.inference.nodes import Nodes
 from visionedge.inference.preparation import prepared
-from visionedge.inference.reading import NetworkInput, Preprocess, Reading, picture_input, stated_object
+from visionedge.inference.reading import (
+    STATE_MEAN,
+    NetworkInput,
+    Preprocess,
+    Reading,
+    picture_input,
+    stated_object,
+)
 from visionedge.inference.signature import Signature, Tensor
 
 BYTES_INPUT = Preprocess("rgb", 1.0, fit="letterbox", anchor="top-left", pad=114)
@@ -80,7 +87,7 @@ HEADS = (EfficientDet(),)
 
 
 def _reading(name: str, signature: Signature, picture: NetworkInput, output: Tensor, sizes: bool) -> Reading:
-    way, ways = prepared(signature, picture, BYTES_INPUT)
+    way, ways = prepared(signature, picture, BYTES_INPUT, by_itself=True)
     names = class_names(signature.metadata)
     seen = signature.classes.suppressed or signature.classes.scored
     box = "left, top, width, height" if sizes else "top, left, bottom, right"
@@ -121,5 +128,6 @@ def _check_range(signature: Signature, picture: NetworkInput) -> None:
         return
     raise ModelError(
         "is an EfficientDet that takes floats and normalises nothing itself: whether with ImageNet's mean or "
-        "its own is not known; state input.scale, input.mean and input.std in MODEL.yaml beside it"
+        "its own is not known; state input.scale, input.mean and input.std in MODEL.yaml beside it",
+        state=STATE_MEAN,
     )

@@ -123,7 +123,11 @@ class CenterNet:
         if "visionedge.input" not in signature.metadata:
             raise ModelError(
                 "is a CenterNet, whose exports are prepared in different ways; state input (color, scale, "
-                f"mean, std, fit) in MODEL.yaml beside it. Seen: {signature}"
+                f"mean, std, fit) in MODEL.yaml beside it. Seen: {signature}",
+                state=(
+                    "input: {color: bgr, scale: 0.00392156863, mean: [0.408, 0.447, 0.470],"
+                    " std: [0.289, 0.274, 0.278], fit: letterbox}   # your model's",
+                ),
             )
         return _reading(self.name, signature, picture, output, CENTERNET_INPUT)
 

@@ -14,7 +14,14 @@ from visionedge.inference.lists import listed_rows
 from visionedge.inference.nodes import Nodes
 from visionedge.inference.paddle_export import KEY, told_preparation
 from visionedge.inference.preparation import prepared
-from visionedge.inference.reading import NetworkInput, Preprocess, Reading, picture_input, stated_object
+from visionedge.inference.reading import (
+    STATE_MEAN,
+    NetworkInput,
+    Preprocess,
+    Reading,
+    picture_input,
+    stated_object,
+)
 from visionedge.inference.signature import Signature, Tensor
 
 PLAIN_INPUT = Preprocess("rgb", 1 / 255, fit="stretch")
@@ -163,5 +170,6 @@ def _family(signature: Signature, picture: NetworkInput) -> tuple[Preprocess, st
     raise ModelError(
         "is a Paddle model, but nothing in it tells whether ImageNet's mean is taken off its pixels (as for"
         f" PP-YOLOE and PicoDet) or not (PP-YOLOE+); put the {KEY} of its export beside it, or state"
-        " input.scale, input.mean and input.std in MODEL.yaml"
+        " input.scale, input.mean and input.std in MODEL.yaml",
+        state=STATE_MEAN,
     )

@@ -105,7 +105,7 @@ def reading_of_four(
 
     `background`: a score for each anchor to be none of the classes counts among those that its nodes show.
     """
-    way, ways = prepared(signature, picture, family)
+    way, ways = prepared(signature, picture, family, by_itself=True)
     classes = _class_count(signature, four, background)
     boxes, ids, scores = four.boxes.name, four.classes.name, four.scores.name
     size = picture.width_px, picture.height_px

@@ -172,7 +172,8 @@ def _anchors(signature: Signature, found: Found) -> tuple[Pairs, ...]:
     if text is None:
         raise ModelError(
             "gives raw maps as YOLOv3, v4 and v5 do, but nothing states their anchors; put "
-            f"'anchors: [[width, height], …]' in input pixels into MODEL.yaml beside it. Seen: {signature}"
+            f"'anchors: [[width, height], …]' in input pixels into MODEL.yaml beside it. Seen: {signature}",
+            state=("anchors: [[10, 13], [16, 30], [33, 23]]   # widths and heights in pixels of its input",),
         )
     document, flat = _numbers(text)
     pairs = tuple(zip(flat[::2], flat[1::2], strict=False))

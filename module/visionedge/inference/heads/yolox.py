@@ -41,7 +41,8 @@ class YoloX:
         if any(signature.opening.offset) and "visionedge.input" not in signature.metadata:
             raise ModelError(
                 "is a YOLOX that subtracts a mean by itself, as the first ones did, so the order of its "
-                "colours is not known; state input.color in MODEL.yaml beside it"
+                "colours is not known; state input.color in MODEL.yaml beside it",
+                state=("input: {color: rgb}   # or bgr",),
             )
         return dense_reading(
             self.name,

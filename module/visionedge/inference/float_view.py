@@ -1,0 +1,264 @@
+"""A quantised graph as the float graph that it stands for, for those that look and do not compute.
+
+`quantize_dynamic` and its kin hide a convolution behind five nodes: DynamicQuantizeLinear, ConvInteger, Cast,
+and two Mul. Who follows values through a graph would take these for the network's own arithmetic. So they are
+taken out here: what is left is `Conv`, and QDQ pairs and onnxruntime's QLinear operators go the same way.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+
+@dataclass(frozen=True, slots=True)
+class FloatView:
+    """As a graph; nodes that did not change are those of the graph itself, so change none of them."""
+
+    node: Sequence[onnx.NodeProto]
+    initializer: Sequence[onnx.TensorProto]
+    input: Sequence[onnx.ValueInfoProto]
+    output: Sequence[onnx.ValueInfoProto]
+
+
+Graph = onnx.GraphProto | FloatView
+
+_INTEGER = {"ConvInteger": "Conv", "MatMulInteger": "MatMul"}
+# operator: (its float form, the inputs that carry values)
+_QLINEAR: Mapping[str, tuple[str, tuple[int, ...]]] = {
+    "QLinearConv": ("Conv", (0, 3, 8)),
+    "QLinearMatMul": ("MatMul", (0, 3)),
+    "QGemm": ("Gemm", (0, 3, 6)),
+    "QLinearAdd": ("Add", (0, 3)),
+    "QLinearMul": ("Mul", (0, 3)),
+    "QLinearSigmoid": ("Sigmoid", (0,)),
+    "QLinearSoftmax": ("Softmax", (0,)),
+    "QLinearLeakyRelu": ("LeakyRelu", (0,)),
+    "QLinearAveragePool": ("AveragePool", (0,)),
+    "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,)),
+    "QLinearReduceMean": ("ReduceMean", (0,)),
+    "QLinearWhere": ("Where", (0, 1, 4)),
+    "DynamicQuantizeMatMul": ("MatMul", (0, 1)),
+    "MatMulIntegerToFloat": ("MatMul", (0, 1)),
+    "MatMulNBits": ("MatMul", (0, 1)),
+    "FusedMatMul": ("MatMul", (0, 1)),
+    "NhwcFusedConv": ("Conv", (0, 1, 2)),
+}
+_FUSED = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
+# They leave values as they are, so what was quantised still is behind them.
+_MOVERS = frozenset(
+    {"Concat", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Slice", "Split"}
+    | {"Squeeze", "Transpose", "Unsqueeze"}
+)
+_SMALL_VALUES = 64
+
+
+def float_view(graph: onnx.GraphProto) -> Graph:
+    """The graph as its floats; itself where nothing in it is quantised."""
+    if not any(node.op_type in _ALL for node in graph.node):
+        return graph
+    return _View(graph).made()
+
+
+class _View:
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+                self.constants[node.output[0]] = node.attribute[0].t
+        self.added: list[onnx.TensorProto] = []
+        self.alias: dict[str, str] = {}
+        self.quantised: set[str] = set()
+        self.integer: set[str] = set()  # what a ConvInteger gave, until it is scaled
+        self.scales: dict[str, str] = {}  # of what came in, with the name of the weights' own scale
+        self.products: dict[str, tuple[onnx.NodeProto, onnx.NodeProto]] = {}  # (as it is here, as it was)
+        self.outputs = {value.name for value in graph.output}
+
+    def made(self) -> FloatView:
+        """All nodes in their order, each as its float form."""
+        for node in self.graph.node:
+            if not self._passed(node):
+                self._keep(node)
+        return FloatView(
+            self.nodes, [*self.graph.initializer, *self.added], self.graph.input, self.graph.output
+        )
+
+    def _passed(self, node: onnx.NodeProto) -> bool:
+        """Whether a node was dealt with as one of quantisation."""
+        change = _CHANGES.get(node.op_type)
+        return change is not None and change(self, node)
+
+    def _keep(self, node: onnx.NodeProto) -> None:
+        if node.op_type in _MOVERS and node.input and node.input[0] in self.quantised:
+            self.quantised.update(node.output)
+        if any(name in self.alias for name in node.input):
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            for place, name in enumerate(node.input):
+                copy.input[place] = self.alias.get(name, name)
+            node = copy
+        self.nodes.append(node)
+
+    def _leads_to(self, output: str, source: str) -> None:
+        """Let one tensor stand for another; one that the graph gives has to be made by a node."""
+        source = self.alias.get(source, source)
+        if output in self.outputs:
+            self.nodes.append(helper.make_node("Identity", [source], [output]))
+        else:
+            self.alias[output] = source
+
+    def _replace(self, node: onnx.NodeProto, operator: str, inputs: Sequence[str]) -> None:
+        new = helper.make_node(operator, [self.alias.get(name, name) for name in inputs], node.output)
+        new.name = node.name
+        new.attribute.extend(node.attribute)
+        self.nodes.append(new)
+
+    def _constant(self, name: str, tensor: onnx.TensorProto) -> None:
+        tensor.name = name
+        self.added.append(tensor)
+
+    # --- the operators --------------------------------------------------------------------------------------
+
+    def dynamic(self, node: onnx.NodeProto) -> bool:
+        """DynamicQuantizeLinear: its values are those that came in; scale and zero say nothing."""
+        self._leads_to(node.output[0], node.input[0])
+        self.quantised.add(node.output[0])
+        for name, kind in zip(node.output[1:], (np.float32, np.uint8), strict=False):
+            self._constant(name, numpy_helper.from_array(np.ones((), kind)))
+            self.scales[name] = ""
+        return True
+
+    def by_integers(self, node: onnx.NodeProto) -> bool:
+        """ConvInteger, MatMulInteger."""
+        self._replace(node, _INTEGER[node.op_type], node.input[:2])
+        self.integer.update(node.output)
+        self.products[node.output[0]] = (self.nodes[-1], node)
+        return True
+
+    def cast(self, node: onnx.NodeProto) -> bool:
+        """A Cast behind a ConvInteger is a part of it."""
+        if node.input[0] not in self.integer:
+            return False
+        self._leads_to(node.output[0], node.input[0])
+        self.integer.add(node.output[0])
+        return True
+
+    def multiply(self, node: onnx.NodeProto) -> bool:
+        """The two Mul: of the scales with each other, and of what came out with both."""
+        if all(name in self.scales or name in self.constants for name in node.input):
+            if not any(name in self.scales for name in node.input):
+                return False
+            self._constant(node.output[0], numpy_helper.from_array(np.ones((), np.float32)))
+            own = [name for name in node.input if name not in self.scales]
+            self.scales[node.output[0]] = own[0] if own else ""
+            return True
+        values = [name for name in node.input if name in self.integer]
+        scales = [name for name in node.input if name in self.scales]
+        if len(values) != 1 or len(scales) != 1:
+            return False
+        self._weigh(self.alias.get(values[0], values[0]), self.scales[scales[0]])
+        self._leads_to(node.output[0], values[0])
+        return True
+
+    def _weigh(self, product: str, scale: str) -> None:
+        """Give a small layer its weights as floats: it may be no layer, but a part of the preparation."""
+        node, integer = self.products.get(product, (None, None))
+        if node is None or integer is None:
+            return
+        zero = list(integer.input[3:4])
+        parts = helper.make_node("DequantizeLinear", [integer.input[1], scale, *zero], ["weights"])
+        weights = self._dequantised(parts)
+        if weights is not None:
+            node.input[1] = f"{product}/weights"
+            self._constant(node.input[1], weights)
+
+    def reshape(self, node: onnx.NodeProto) -> bool:
+        """A constant that is reshaped, as biases are, is another constant."""
+        parts = [self.constants.get(name) for name in node.input]
+        if len(parts) != 2 or any(part is None for part in parts):
+            return False
+        values, shape = [numpy_helper.to_array(part) for part in parts if part is not None]
+        if 0 in shape:
+            return False
+        made = numpy_helper.from_array(np.reshape(values, [int(side) for side in np.ravel(shape)]))
+        self._constant(node.output[0], made)
+        self.constants[node.output[0]] = made
+        return True
+
+    def quantize(self, node: onnx.NodeProto) -> bool:
+        """QuantizeLinear: values as they were."""
+        self._leads_to(node.output[0], node.input[0])
+        self.quantised.add(node.output[0])
+        return True
+
+    def dequantize(self, node: onnx.NodeProto) -> bool:
+        """DequantizeLinear: of what was quantised, or of weights; that of a picture stays what it is."""
+        source = node.input[0]
+        if source in self.quantised:
+            self._leads_to(node.output[0], source)
+            return True
+        if source not in self.constants:
+            return False
+        small = self._dequantised(node)
+        if small is None:
+            self._leads_to(node.output[0], source)
+        else:
+            self._constant(node.output[0], small)
+        return True
+
+    def _dequantised(self, node: onnx.NodeProto) -> onnx.TensorProto | None:
+        """The values of a small constant; None for weights."""
+        parts = [self.constants.get(name) for name in node.input]
+        if any(part is None or int(np.prod(part.dims)) > _SMALL_VALUES for part in parts):
+            return None
+        values, *rest = [numpy_helper.to_array(part).astype(np.float32) for part in parts if part is not None]
+        if any(each.size != 1 for each in rest):
+            return None
+        zero = rest[1] if len(rest) > 1 else np.zeros((), np.float32)
+        return numpy_helper.from_array(((values - zero.ravel()[:1]) * rest[0].ravel()[:1]).astype(np.float32))
+
+    def linear(self, node: onnx.NodeProto) -> bool:
+        """QLinear operators and fused products."""
+        operator, places = _QLINEAR[node.op_type]
+        self._replace(node, operator, [node.input[place] for place in places if place < len(node.input)])
+        self.quantised.update(node.output)
+        return True
+
+    def joined(self, node: onnx.NodeProto) -> bool:
+        """QLinearConcat: scale and zero of what it gives, then tensor, scale and zero of each part."""
+        self._replace(node, "Concat", list(node.input)[2::3])
+        self.quantised.update(node.output)
+        return True
+
+    def fused(self, node: onnx.NodeProto) -> bool:
+        """FusedConv and FusedGemm: the layer, and its activation as a node of its own."""
+        words = {a.name: a.s.decode(errors="replace") for a in node.attribute if a.name == "activation"}
+        activation, (output, *_) = words.get("activation", ""), node.output
+        if not activation:
+            self._replace(node, _FUSED[node.op_type], node.input)
+            return True
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.output[0] = f"{output}/before.{activation}"
+        self._replace(copy, _FUSED[node.op_type], node.input)
+        self.nodes.append(helper.make_node(activation, [copy.output[0]], [output]))
+        return True
+
+
+_CHANGES: Mapping[str, Callable[[_View, onnx.NodeProto], bool]] = {
+    "DynamicQuantizeLinear": _View.dynamic,
+    "Cast": _View.cast,
+    "Mul": _View.multiply,
+    "QuantizeLinear": _View.quantize,
+    "DequantizeLinear": _View.dequantize,
+    "QLinearConcat": _View.joined,
+    "Reshape": _View.reshape,
+    **dict.fromkeys(_INTEGER, _View.by_integers),
+    **dict.fromkeys(_QLINEAR, _View.linear),
+    **dict.fromkeys(_FUSED, _View.fused),
+}
+_ALL = frozenset(_CHANGES) - {"Cast", "Mul", "Reshape"}
