@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tiny_deep import detr_list
+from tiny_graphs import Graph
 from visionedge.capture.fitting import fit
 from visionedge.capture.planes import Painter, Planes
 from visionedge.frames import InputSpec, Picture
-from visionedge.inference.graph import compile_model
-from visionedge.inference.imprint import stamp
+from visionedge.inference.building import build
 from visionedge.inference.model import load_model
 
 
@@ -68,10 +67,25 @@ def test_a_side_is_rounded_down_where_the_family_does_so(width: int, height: int
     assert (nearest.width_px, nearest.height_px) == (round(width * ratio), round(height * ratio))
 
 
+def _detr(path: Path) -> Path:
+    """Logits and boxes that answer queries, as D-FINE gives them."""
+    graph = Graph()
+    picture = graph.input("pixel_values", "float32", "N", 3, 64, 96)
+    logits = graph.attend(graph.features(picture, 25 * 7), 25, 7)
+    places = graph.add("Reshape", graph.features(picture, 25 * 4), graph.whole(-1, 25, 4))
+    refined = graph.add("Add", places, graph.noise(1, 25, 4, scale=0.1))
+    graph.output(logits, "logits", "float32", "N", 25, 7)
+    graph.output(graph.add("Sigmoid", refined), "pred_boxes", "float32", "N", 25, 4)
+    return graph.save(path)
+
+
 def test_a_model_may_state_how_its_pictures_are_resized(tmp_path: Path) -> None:
     """MODEL.yaml wins over the family, and a compiled graph keeps it."""
-    path = detr_list(tmp_path / "m.onnx")
+    path = _detr(tmp_path / "m.onnx")
     assert load_model(path).input.resample == "antialias"
     path.with_suffix(".yaml").write_text("input: {resample: bilinear, rounding: down}\n")
     model = load_model(path)
     assert (model.input.resample, model.input.rounding) == ("bilinear", "down")
+    compiled = tmp_path / "compiled.onnx"
+    compiled.write_bytes(build(model))
+    assert load_model(compiled).input == model.input

@@ -30,11 +30,17 @@ def _imagenet(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _queries(
-    graph: Graph, picture: str, *, side: int = 3, stride: int = 2, refined: bool = True
+    graph: Graph,
+    picture: str,
+    *,
+    side: int = 3,
+    stride: int = 2,
+    refined: bool = True,
+    classes: int = CLASSES,
 ) -> tuple[str, str]:
     """Logits [N, Q, C] and relative boxes [N, Q, 4], refined from points or straight from a layer."""
     logits = graph.attend(
-        graph.features(picture, QUERIES * CLASSES, side=side, stride=stride), QUERIES, CLASSES
+        graph.features(picture, QUERIES * classes, side=side, stride=stride), QUERIES, classes
     )
     places = graph.add(
         "Add", graph.features(picture, QUERIES * 4, side=side, stride=stride), graph.noise(QUERIES * 4)
@@ -91,6 +97,9 @@ def _raw(
     opening: str | None = None,
     refined: bool = True,
     cut: bool = False,
+    classes: int = CLASSES,
+    names: tuple[str, str] = ("pred_boxes", "logits"),
+    metadata: dict[str, str] | None = None,
 ) -> Path:
     """The export of logits and boxes, as Hugging Face and RF-DETR have it."""
     graph = Graph()
@@ -100,14 +109,14 @@ def _raw(
         picture = graph.add("Div", less, graph.constant(STD.reshape(1, 3, 1, 1)))
     elif opening == "bytes":
         picture = graph.add("Div", picture, graph.constant(255.0))
-    logits, boxes = _queries(graph, picture, side=side, stride=stride, refined=refined)
+    logits, boxes = _queries(graph, picture, side=side, stride=stride, refined=refined, classes=classes)
     if activation is not None:
         logits = graph.add(activation, logits, **({"axis": -1} if activation == "Softmax" else {}))
     if cut:
         logits = graph.add("Slice", logits, graph.whole(0), graph.whole(-1), graph.whole(2))
-    graph.output(boxes, "dets", "float32", "N", QUERIES, 4)
-    graph.output(logits, "labels", "float32", "N", QUERIES, CLASSES - cut)
-    return graph.save(path)
+    graph.output(boxes, names[0], "float32", "N", QUERIES, 4)
+    graph.output(logits, names[1], "float32", "N", QUERIES, classes - cut)
+    return graph.save(path, metadata)
 
 
 def _joined(path: Path, **metadata: str) -> Path:
@@ -184,7 +193,7 @@ def test_logits_and_boxes_become_the_best_pairs_of_query_and_class(tmp_path: Pat
     assert (model.head, model.reading.class_count, model.input.fit) == ("detr-raw", CLASSES, "stretch")
     bare = network(path, {"pixel_values": _plain(pictures)})
     for i in range(count):
-        expected = _slow_rows(_sigmoid(bare["labels"][i]), bare["dets"][i], 50)
+        expected = _slow_rows(_sigmoid(bare["logits"][i]), bare["pred_boxes"][i], 50)
         np.testing.assert_allclose(rows[i, :, :4], expected[:, :4], atol=1e-3)
         np.testing.assert_allclose(rows[i, :, 4], expected[:, 4], atol=1e-5)
         np.testing.assert_array_equal(rows[i, :, 5], expected[:, 5])
@@ -195,7 +204,7 @@ def test_a_sigmoid_in_the_graph_is_not_put_on_twice(tmp_path: Path) -> None:
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     rows = compiled_rows(load_model(path), pictures, limit=10)
     bare = network(path, {"pixel_values": _plain(pictures)})
-    np.testing.assert_allclose(rows[0, :, 4], np.sort(bare["labels"][0].ravel())[::-1][:10], atol=1e-5)
+    np.testing.assert_allclose(rows[0, :, 4], np.sort(bare["logits"][0].ravel())[::-1][:10], atol=1e-5)
 
 
 @pytest.mark.parametrize(("side", "stride"), [(16, 16), (4, 4), (7, 2)])
@@ -210,7 +219,7 @@ def test_a_backbone_of_patches_or_a_first_resnet_gets_imagenets_mean(
     bare = network(path, {"pixel_values": _imagenet(pictures)})
     assert any("ImageNet" in clause for clause in model.evidence)
     for i in range(2):
-        expected = _slow_rows(_sigmoid(bare["labels"][i]), bare["dets"][i], 20)
+        expected = _slow_rows(_sigmoid(bare["logits"][i]), bare["pred_boxes"][i], 20)
         np.testing.assert_allclose(rows[i, :, :5], expected[:, :5], atol=1e-3)
 
 
@@ -303,7 +312,9 @@ def test_the_first_detrs_are_told_by_their_boxes_and_no_object_is_no_class(
     pictures = noise_pictures(2, WIDTH_PX, HEIGHT_PX)
     mean, std = (each.astype(np.float32).reshape(1, 3, 1, 1) for each in (MEAN, STD))
     bare = network(path, {"pixel_values": (_plain(pictures) - mean) / std})
-    for rows, logits, boxes in zip(compiled_rows(model, pictures), bare["labels"], bare["dets"], strict=True):
+    for rows, logits, boxes in zip(
+        compiled_rows(model, pictures), bare["logits"], bare["pred_boxes"], strict=True
+    ):
         powers = np.exp(logits - logits.max(axis=1, keepdims=True)) if activation is None else logits
         likely = powers / powers.sum(axis=1, keepdims=True)
         best = likely[:, :-1].argmax(axis=1)
@@ -327,8 +338,30 @@ def test_a_part_of_a_softmax_is_refused_and_a_part_of_sigmoids_is_done(tmp_path:
         load_model(_raw(tmp_path / "m.onnx", activation="Softmax", refined=False, cut=True))
     path = _raw(tmp_path / "n.onnx", activation="Sigmoid", cut=True)
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
-    scores = network(path, {"pixel_values": _plain(pictures)})["labels"]
+    scores = network(path, {"pixel_values": _plain(pictures)})["logits"]
     assert compiled_rows(load_model(path), pictures)[0, 0, 4] == pytest.approx(scores.max(), abs=1e-5)
+
+
+@pytest.mark.parametrize("slots", [2, 3, 4, 7])
+def test_the_last_slot_of_an_rfdetr_is_the_background(tmp_path: Path, slots: int) -> None:
+    """Its own decoder drops it; with four slots scores are as wide as boxes, and nodes tell them apart."""
+    path = _raw(tmp_path / "m.onnx", classes=slots, names=("dets", "labels"))
+    model = load_model(path)
+    assert (model.head, model.reading.class_count) == ("detr-raw", slots - 1)
+    pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
+    bare = network(path, {"pixel_values": _plain(pictures)})
+    expected = _slow_rows(_sigmoid(bare["labels"][0])[:, : slots - 1], bare["dets"][0], 20)
+    np.testing.assert_allclose(compiled_rows(model, pictures, 20)[0], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_an_rfdetr_of_coco_or_with_a_name_for_each_slot_keeps_them_all(tmp_path: Path) -> None:
+    """COCO's 91 slots are the numbers of its categories."""
+    coco = load_model(_raw(tmp_path / "coco.onnx", classes=91, names=("dets", "labels")))
+    assert (coco.reading.class_count, coco.labels[1], coco.labels[90]) == (91, "person", "toothbrush")
+    named = _raw(
+        tmp_path / "named.onnx", classes=3, names=("dets", "labels"), metadata={"names": '["a", "b", "c"]'}
+    )
+    assert load_model(named).reading.class_count == 3
 
 
 def test_scores_and_boxes_for_cells_are_no_queries(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Suppression by a plugin of TensorRT at the end of a graph: taken out, and what it was given told instead.
+"""Suppression by a plugin of TensorRT at the end of a graph: it is taken out, and its inputs become outputs.
 
-`EfficientNMS_TRT` and `BatchedNMS_TRT` exist in TensorRT alone. Their inputs are boxes and scores of all anchors,
-and their attributes say how both are written, so that our own suppression can take their place.
+`EfficientNMS_TRT` and `BatchedNMS_TRT` exist in TensorRT alone. Their inputs are boxes and scores of all
+anchors, and their attributes say how both are written, so that our own suppression can take their place.
 """
 
 import json
@@ -25,8 +25,8 @@ _BATCHED = ("BatchedNMS_TRT", "BatchedNMSDynamic_TRT")
 class BoxesAndScores:
     """How a plugin's inputs are written.
 
-    `centers`: a box is a centre and a size, else two corners. `relative`: 0-1 instead of pixels; None: not said.
-    `logits`: scores still need a sigmoid. `background`: the class that means nothing; -1 for none.
+    `centers`: a box is a centre and a size, else two corners. `relative`: 0-1 instead of pixels; None: not
+    said. `logits`: scores still need a sigmoid. `background`: the class that means nothing; -1 for none.
     """
 
     plugin: str
@@ -82,9 +82,7 @@ def _told(node: onnx.NodeProto) -> BoxesAndScores:
             background=int(values.get("background_class", -1)),
         )
     if values.get("shareLocation", 1) != 1:
-        raise ModelError(
-            f"uses {node.op_type} with boxes of their own for each class: not known here; {_HINT}"
-        )
+        raise ModelError(f"uses {node.op_type} with other boxes for each class: not known here; {_HINT}")
     return BoxesAndScores(
         node.op_type,
         relative=values.get("isNormalized", 1) == 1,

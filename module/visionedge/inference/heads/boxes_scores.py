@@ -1,7 +1,7 @@
 """Boxes and scores of all cells in two outputs: YOLO-NAS, DAMO-YOLO, PP-YOLOE without its suppression.
 
-And what a plugin of TensorRT was given to suppress (`nms_plugins`). All of these share shapes with one another and
-differ in how pixels are scaled, which their graphs do not tell: so that has to be in the graph, beside it or stated.
+And what a plugin of TensorRT was given to suppress (`nms_plugins`). All of these share their shapes and
+differ in how pixels are scaled, which a graph seldom tells: then a file beside it or its owner has to say it.
 """
 
 from collections.abc import Mapping
@@ -21,18 +21,15 @@ from visionedge.inference.ultralytics import YOLO_INPUT, detects, origin
 
 FORMS = ("corners", "centers")
 _FOREIGN = frozenset({"NonMaxSuppression", "TopK", "Cos", "Sin"})
-_HINT = (
-    "state input (color, scale, mean, std, fit) in MODEL.yaml beside it; YOLO-NAS: {color: rgb, scale: 0.00392156863, "
-    "fit: letterbox}"
-)
+_STATE = "input: {color: rgb, scale: 0.00392156863, fit: letterbox}   # as for YOLO-NAS; your model's own"
 
 
 @dataclass(frozen=True, slots=True)
 class BoxesScoresDecoder:
     """Decodes boxes [N, n, 4] (or [N, n, 1, 4]) and scores [N, n, C], or [N, C, n] if `columns`.
 
-    `scale` brings boxes to input pixels. `background` is a class that means nothing, -1 for none. `factor_input` is
-    a second input [N, 2] that takes what the picture was scaled by; "" where there is none.
+    `scale` brings boxes to input pixels. `background` is a class that means nothing, -1 for none.
+    `factor_input` is a second input [N, 2] that takes what the picture was scaled by; "" where there is none.
     """
 
     boxes: str
@@ -103,7 +100,7 @@ class BoxesScores:
     name: str = "boxes-scores"
 
     def read(self, signature: Signature) -> Reading | None:
-        """A reading where both have a row for each cell and the last nodes, or a plugin, say how boxes are written.
+        """A reading where both have a row for each cell, and nodes or a plugin tell how boxes are written.
 
         Raises:
             ModelError: nothing tells how boxes are written or pictures are prepared, which differs.
@@ -160,7 +157,7 @@ def _pair(signature: Signature, picture: NetworkInput) -> _Pair | None:
         return None
     found = []
     for boxes, scores in (signature.outputs, signature.outputs[::-1]):
-        shape, other = _flat(boxes), scores.shape
+        shape, other = _flat(boxes, plugin=KEY in signature.metadata), scores.shape
         if shape is None or other is None or len(other) != 3 or not shape[1] or shape[2] != 4:
             continue
         if not (boxes.dtype.startswith("float") and scores.dtype.startswith("float")):
@@ -173,10 +170,10 @@ def _pair(signature: Signature, picture: NetworkInput) -> _Pair | None:
     return found[0] if len(found) == 1 else None
 
 
-def _flat(tensor: Tensor) -> tuple[int | None, ...] | None:
-    """The shape of boxes; a plugin has a side of 1 in it."""
+def _flat(tensor: Tensor, *, plugin: bool) -> tuple[int | None, ...] | None:
+    """The shape of boxes; what a plugin is given has a side of 1 in it."""
     shape = tensor.shape
-    if shape is not None and len(shape) == 4 and shape[2] == 1:
+    if plugin and shape is not None and len(shape) == 4 and shape[2] == 1:
         return (*shape[:2], shape[3])
     return shape if shape is not None and len(shape) == 3 else None
 
@@ -208,11 +205,14 @@ def _told(signature: Signature, pair: _Pair) -> BoxesAndScores:
     form = stated or {"corners": "corners", "centres": "centers"}.get(boxes.form, "")
     if form not in FORMS:
         raise ModelError(
-            "gives boxes and scores apart, but no node tells whether a box is two corners or a centre and a size; "
-            "state boxes: corners (or centers) in MODEL.yaml beside it"
+            "gives boxes and scores apart, but no node tells whether a box is two corners or a centre and a"
+            " size; state boxes: corners (or centers) in MODEL.yaml beside it",
+            state=("boxes: corners   # or centers",),
         )
     if not scores.weighted or "Softmax" in scores.operators:
-        raise ModelError("gives boxes and scores apart, but how its scores are made is not known here")
+        raise ModelError(
+            "gives boxes and scores apart, but how its scores are made is not known here", state=()
+        )
     return BoxesAndScores("", form == "centers", relative=False, logits="Sigmoid" not in scores.operators)
 
 
@@ -232,6 +232,7 @@ def _family(signature: Signature, picture: NetworkInput) -> tuple[Preprocess, st
     if signature.opening.scales:
         return YOLO_INPUT, "its first nodes scale the picture"
     raise ModelError(
-        "gives boxes and scores apart, as YOLO-NAS, DAMO-YOLO and PP-YOLOE do, whose pictures are prepared in "
-        f"different ways; {_HINT}"
+        "gives boxes and scores apart, as YOLO-NAS, DAMO-YOLO and PP-YOLOE do, whose pictures are prepared in"
+        " different ways; state input (color, scale, mean, std, fit) in MODEL.yaml beside it",
+        state=(_STATE,),
     )

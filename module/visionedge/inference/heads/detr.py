@@ -8,12 +8,14 @@ softmax whose last class is "no object". Their graphs tell: they give boxes stra
 later ones refine boxes from reference points that they sample at, choose or learn.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from visionedge.errors import ModelError
+from visionedge.inference.closing import Closing
 from visionedge.inference.grids import part, pyramid, to_corners
+from visionedge.inference.labels import class_names
 from visionedge.inference.lists import listed_rows
 from visionedge.inference.nodes import Nodes
 from visionedge.inference.preparation import prepared
@@ -41,6 +43,7 @@ _PRODUCTS = frozenset({"Einsum", "FusedMatMul", "Gemm", "MatMul", "MatMulInteger
 # What later DETRs have and the first ones have not: queries that are chosen, sample, and refine their boxes.
 _REFINERS = frozenset({"GridSample", "Log", "TopK"})
 _LEAST_PATCH = 4
+_COCO_SLOTS = (90, 91)
 _MOST_ENCODER_PARTS = 8
 
 
@@ -82,7 +85,7 @@ class QueryDecoder:
     """Decodes scores [N, Q, C] and boxes [N, Q, 4] (centre and size, 0-1), or both in one [N, Q, 4 + C].
 
     `queries` is Q where it is known. `form` is what scores are: logits of a sigmoid or of a softmax, or done;
-    of a softmax the last class, "no object", is left out, and `classes` does not count it.
+    of a softmax the last class, "no object", is left out, and so is a `background`; `classes` counts neither.
     """
 
     boxes: str
@@ -93,6 +96,7 @@ class QueryDecoder:
     height_px: int
     form: Form
     softmax: bool = False
+    background: bool = False
 
     def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
         """Nothing: the picture is the only input."""
@@ -104,6 +108,7 @@ class QueryDecoder:
         scores = boxes if self.boxes == self.scores else nodes.cast(self.scores, "float32")
         if self.softmax:
             scores = nodes.add("Softmax", scores, axis=2) if self.form == "logits" else scores
+        if self.softmax or self.background:
             scores = part(nodes, scores, 0, self.classes, 2)
         sigmoid = self.form == "logits" and not self.softmax
         if self.boxes == self.scores:
@@ -184,8 +189,10 @@ class DetrRaw:
         form = _form(signature, found)
         if form is None or found.made == "Softmax":
             return None
+        decoder = found.decoder(form, background=_has_background(signature, found))
         clauses = [f"scores of {found.width} classes and boxes for {found.count or 'some'} queries"]
-        decoder = found.decoder(form)
+        if decoder.classes < found.width:
+            clauses.append("its outputs are called as RF-DETR's, whose last class is the background")
         return _reading(
             self.name, signature, found.picture, decoder, classes=decoder.classes, clauses=clauses
         )
@@ -264,10 +271,11 @@ class _Queries:
     width: int
     made: str
 
-    def decoder(self, form: Form, *, softmax: bool = False) -> QueryDecoder:
-        """Of scores of that form."""
+    def decoder(self, form: Form, *, softmax: bool = False, background: bool = False) -> QueryDecoder:
+        """Of scores of that form; the last class means nothing where a softmax or a background has it."""
         names, size = (self.boxes.name, self.scores.name), (self.picture.width_px, self.picture.height_px)
-        return QueryDecoder(*names, self.count, self.width - softmax, *size, form, softmax)
+        classes = self.width - (softmax or background)
+        return QueryDecoder(*names, self.count, classes, *size, form, softmax, background)
 
 
 def _queries(signature: Signature) -> _Queries | None:
@@ -281,6 +289,17 @@ def _queries(signature: Signature) -> _Queries | None:
     if not _may_be_queries(count, picture, signature) or (count is None and width < 2):
         return None
     return _Queries(picture, scores, boxes, count, width, signature.made_by.get(scores.name, ""))
+
+
+def _has_background(signature: Signature, found: _Queries) -> bool:
+    """Whether it is an RF-DETR of somebody's own classes: its last slot is the background, which it drops.
+
+    Trained on COCO it has 91 slots, for the numbers of categories, and all of them count.
+    """
+    called = {found.boxes.name, found.scores.name} == {"dets", "labels"}
+    names = class_names(signature.metadata)
+    whole = names is not None and len(names) == found.width
+    return called and found.width > 1 and found.width not in _COCO_SLOTS and not whole
 
 
 def _first_kind(signature: Signature, found: _Queries) -> bool:
@@ -387,8 +406,17 @@ def _pair(signature: Signature) -> tuple[Tensor, Tensor] | None:
         return None
     ways = [(a, b) for a, b in (outputs, outputs[::-1]) if _known(b, 2) == 4 and _known(a, 1) == _known(b, 1)]
     if len(ways) > 1:
-        ways = [way for way in ways if signature.made_by.get(way[1].name) == "Sigmoid"]
+        ways = _of_boxes(ways, lambda t: signature.made_by.get(t.name) == "Sigmoid") or _of_boxes(
+            ways, lambda t: signature.closings.get(t.name, Closing()).computes
+        )
     return ways[0] if len(ways) == 1 else None
+
+
+def _of_boxes(
+    ways: list[tuple[Tensor, Tensor]], refined: Callable[[Tensor], bool]
+) -> list[tuple[Tensor, Tensor]]:
+    """The way in which the boxes alone are refined by nodes behind the last layer, where there is one."""
+    return [(scores, boxes) for scores, boxes in ways if refined(boxes) and not refined(scores)]
 
 
 def _answers(signature: Signature) -> bool:

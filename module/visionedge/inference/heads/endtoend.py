@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
-from visionedge.inference.grids import part, to_corners
+from visionedge.inference.grids import part, pyramid, to_corners
 from visionedge.inference.labels import class_names
 from visionedge.inference.lists import listed_rows
 from visionedge.inference.nodes import Nodes
@@ -21,6 +21,7 @@ from visionedge.inference.ultralytics import YOLO_INPUT, detects, origin
 CENTERNET_INPUT = Preprocess("bgr", 1 / 255, (0.408, 0.447, 0.470), (0.289, 0.274, 0.278), pad=0)
 
 _MOST_ROWS = 2000
+_CHOOSERS = frozenset({"NonMaxSuppression", "TopK"})
 # What finds or computes boxes; a list whose first part is something else has other columns in front.
 _BOX_MAKERS = frozenset(
     {"Add", "Clip", "Div", "Gather", "GatherElements", "GatherND", "Mul", "Pad", "Slice", "Split", "Sub"}
@@ -61,6 +62,42 @@ class ListDecoder:
 
 
 @dataclass(frozen=True, slots=True)
+class DeepStream:
+    """What exporters for NVIDIA's DeepStream write: corners, best score and its class of each cell."""
+
+    name: str = "deepstream-yolo"
+
+    def read(self, signature: Signature) -> Reading | None:
+        """A reading where a maximum over the classes made the last two columns and boxes came from centres.
+
+        Raises:
+            ModelError: its boxes are not made as the YOLOs' are, so its pictures may be prepared otherwise.
+        """
+        found = _list_of(signature, 6, most_rows=None)
+        if found is None or not _per_cell(signature, found[1]):
+            return None
+        picture, output = found
+        count = (output.shape or (0, 0))[1] or 0
+        if not any(pyramid(count, picture.width_px, picture.height_px, each) for each in (1, 3)):
+            return None
+        stated = "visionedge.input" in signature.metadata
+        # The 4 x 4 that makes corners of centres and sizes; with an exponential they are YOLOX's.
+        plain = "MatMul" in signature.operators and "Exp" not in signature.operators
+        if not (plain or stated or origin(signature) or signature.opening.scales):
+            raise ModelError(
+                "gives a box, its best score and its class for each cell, as exports for DeepStream do, but"
+                " not as a YOLO whose preparation is known; state input (color, scale, mean, std, fit) in"
+                " MODEL.yaml beside it",
+                state=("input: {color: rgb, scale: 0.00392156863, fit: letterbox}   # your model's own",),
+            )
+        reading = _reading(self.name, signature, picture, output, YOLO_INPUT)
+        if reading is None:
+            return None
+        clause = "each row is a cell with its best class, as exports for DeepStream are: boxes overlap"
+        return replace(reading, suppress=True, evidence=(*reading.evidence, clause))
+
+
+@dataclass(frozen=True, slots=True)
 class EndToEnd:
     """YOLOs that give [N, n, 6]: corners in input pixels, score, class."""
 
@@ -69,7 +106,7 @@ class EndToEnd:
     def read(self, signature: Signature) -> Reading | None:
         """A reading where nodes choose the rows, or its metadata says that it is one of Ultralytics."""
         found = _list_of(signature, 6)
-        if found is None:
+        if found is None or _per_cell(signature, found[1]):
             return None
         picture, output = found
         closing = signature.closings[output.name]
@@ -149,10 +186,19 @@ class YoloWithSuppression:
         return _reading(self.name, signature, replace(picture, batch=1), output, YOLO_INPUT)
 
 
-HEADS = (EndToEnd(), RtDetrList(), CenterNet(), YoloWithSuppression())
+HEADS = (DeepStream(), EndToEnd(), RtDetrList(), CenterNet(), YoloWithSuppression())
 
 
-def _list_of(signature: Signature, width: int) -> tuple[NetworkInput, Tensor] | None:
+def _per_cell(signature: Signature, output: Tensor) -> bool:
+    """Whether the last columns are the maximum over the classes and where it stood, of rows nobody chose."""
+    origin = signature.origins.get(output.name)
+    parts = origin.parts if origin is not None else ()
+    return parts[-2:] == ("ReduceMax", "ArgMax") and not _CHOOSERS & signature.operators
+
+
+def _list_of(
+    signature: Signature, width: int, most_rows: int | None = _MOST_ROWS
+) -> tuple[NetworkInput, Tensor] | None:
     """The picture and the one output with rows of this width: [N, n, 6], or [n, 7]."""
     picture = picture_input(signature)
     if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 1:
@@ -163,7 +209,7 @@ def _list_of(signature: Signature, width: int) -> tuple[NetworkInput, Tensor] | 
         return None
     if len(shape) != (3 if width == 6 else 2) or shape[-1] != width:
         return None
-    if width == 6 and (shape[1] or 0) > _MOST_ROWS:
+    if width == 6 and most_rows is not None and (shape[1] or 0) > most_rows:
         return None
     return (picture, output) if detects(signature) else None
 
