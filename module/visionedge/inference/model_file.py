@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import external_data_helper
 
 from visionedge.errors import ModelError, VisionedgeError
+from visionedge.inference.batch_axis import with_batch_axis
 from visionedge.inference.foreign import HEAD_BYTES, foreign_kind
 from visionedge.inference.nms_plugins import without_plugin
 from visionedge.inference.opset import with_new_opset
@@ -84,7 +85,7 @@ def read_model(path: Path) -> ModelFile:
                 while piece := file.read(1 << 20):
                     digest.update(piece)
         _load_external(model, path)
-        model = with_new_opset(model)
+        model = with_batch_axis(with_new_opset(model))
     return ModelFile(model, digest.hexdigest())
 
 

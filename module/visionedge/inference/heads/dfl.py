@@ -42,6 +42,7 @@ class DflDecoder:
     """Decodes pairs of maps. `cell_offset` is where in its cell a centre lies, in strides.
 
     `joined` is the output that has both side by side for all scales, scores first; "" where each has its own.
+    `flat`: maps are [n, …], of one picture.
     """
 
     scales: tuple[Scale, ...]
@@ -50,6 +51,7 @@ class DflDecoder:
     sigmoid: bool
     cell_offset: float = 0.5
     joined: str = ""
+    flat: bool = False
 
     def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - has no more inputs
         """Nothing: the picture is the only input."""
@@ -62,8 +64,8 @@ class DflDecoder:
             scores = part(nodes, table, 0, self.classes, axis=2)
             distances = part(nodes, table, self.classes, self.classes + 4 * self.bins, axis=2)
         else:
-            scores = self._joined(nodes, [scale.scores for scale in self.scales])
-            distances = self._joined(nodes, [scale.boxes for scale in self.scales])
+            scores = self._joined(nodes, [scale.scores for scale in self.scales], self.classes)
+            distances = self._joined(nodes, [scale.boxes for scale in self.scales], 4 * self.bins)
         return best_rows(
             nodes,
             scores,
@@ -74,9 +76,10 @@ class DflDecoder:
             activate=(lambda n, values: n.add("Sigmoid", values)) if self.sigmoid else None,
         )
 
-    def _joined(self, nodes: Nodes, maps: list[str]) -> str:
+    def _joined(self, nodes: Nodes, maps: list[str], width: int) -> str:
         floats = [nodes.cast(tensor, "float32") for tensor in maps]
-        return nodes.add("Concat", *floats, axis=1) if len(floats) > 1 else floats[0]
+        whole = nodes.add("Concat", *floats, axis=0 if self.flat else 1) if len(floats) > 1 else floats[0]
+        return nodes.reshape(whole, 1, -1, width) if self.flat else whole
 
     def _boxes(self, nodes: Nodes, distances: str, chosen: str, count: int) -> str:
         bins = nodes.pick(distances, chosen, count, 4 * self.bins)
@@ -182,10 +185,17 @@ def _with_stated(signature: Signature, decoder: DflDecoder) -> DflDecoder:
 def _pairs(signature: Signature) -> DflDecoder | None:
     """Outputs as pairs of maps of one scale each; None unless each has its partner in one way only."""
     picture = picture_input(signature)
+    if picture is None or len(signature.inputs) != 1:
+        return None
+    # Some exporters take the batch off the outputs of a model for one picture.
+    ranks = (2, 3) if picture.batch == 1 else (3,)
     maps = [
-        t for t in signature.outputs if t.shape is not None and len(t.shape) == 3 and None not in t.shape[1:]
+        t
+        for t in signature.outputs
+        if t.shape is not None and len(t.shape) in ranks and None not in t.shape[-2:]
     ]
-    if picture is None or len(signature.inputs) != 1 or not maps or len(maps) != len(signature.outputs):
+    flat = {len(t.shape or ()) for t in maps} == {2}
+    if not maps or len(maps) != len(signature.outputs) or len({len(t.shape or ()) for t in maps}) != 1:
         return None
     by_cells: dict[int, list[Tensor]] = {}
     for tensor in maps:
@@ -201,15 +211,16 @@ def _pairs(signature: Signature) -> DflDecoder | None:
     if len(scales) != len(by_cells) or len(widths) != 1:
         return None
     classes, width = widths.pop()
-    return DflDecoder(tuple(scales), classes, width // 4, sigmoid=not _has_sigmoid(signature, scales))
+    sigmoid = not _has_sigmoid(signature, scales)
+    return DflDecoder(tuple(scales), classes, width // 4, sigmoid=sigmoid, flat=flat)
 
 
 def _cells(tensor: Tensor) -> int:
-    return (tensor.shape or (0, 0, 0))[1] or 0
+    return (tensor.shape or (0, 0))[-2] or 0
 
 
 def _width(tensor: Tensor) -> int:
-    return (tensor.shape or (0, 0, 0))[2] or 0
+    return (tensor.shape or (0, 0))[-1] or 0
 
 
 def _part(signature: Signature, pair: list[Tensor]) -> tuple[Tensor, Tensor] | None:
