@@ -6,8 +6,15 @@ import onnx
 import pytest
 
 from tiny_graphs import Graph
-from visionedge.inference.shapes import output_shapes
+from visionedge.inference.shapes import shape_of, tensor_types
 from visionedge.inference.signature import read_signature
+
+
+def output_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """The shapes of the outputs that are known."""
+    types = tensor_types(model)
+    shapes = {output.name: shape_of(types.get(output.name)) for output in model.graph.output}
+    return {name: shape for name, shape in shapes.items() if shape is not None}
 
 
 def _flattened(path: Path, opset: int, *, height: int | str = 64) -> onnx.ModelProto:

@@ -6,6 +6,7 @@ without them, or be refused with the keys that state what cannot be seen.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,14 +38,14 @@ class Prefix:
         self.inner, self.tensor = self.picture.name, "given"
         self.nodes: list[onnx.NodeProto] = []
 
-    def add(self, operator: str, *inputs: str, outputs: int = 1, **attributes: object) -> str:
+    def add(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
         """A node; the name of its first output."""
         name = f"front.{len(self.nodes)}"
         names = [name, *(f"{name}.{i}" for i in range(1, outputs))]
         self.nodes.append(helper.make_node(operator, list(inputs), names, **attributes))
         return name
 
-    def then(self, operator: str, *inputs: str, **attributes: object) -> None:
+    def then(self, operator: str, *inputs: str, **attributes: Any) -> None:
         """A node over the picture as it is by now."""
         self.tensor = self.add(operator, self.tensor, *inputs, **attributes)
 
@@ -100,7 +101,7 @@ def _gathered(prefix: Prefix) -> None:
     """Channels one by one, as `torch.stack([x[:, 2], x[:, 1], x[:, 0]], 1)` is exported."""
     older = prefix.model.opset_import[0].version < 13
     axes = () if older else (prefix.constant([1], "int64"),)
-    said = {"axes": [1]} if older else {}
+    said: dict[str, Any] = {"axes": [1]} if older else {}
     planes = [
         prefix.add("Unsqueeze", prefix.add("Gather", prefix.tensor, place, axis=1), *axes, **said)
         for place in (prefix.constant(i, "int64") for i in (2, 1, 0))

@@ -109,7 +109,10 @@ class Service:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._shut_down)
             rooms = self.rooms
-            carriers, fitting = self._load()
+            loading = asyncio.ensure_future(on_thread(self._crew, "loading", self._load))
+            if not await self._lasts(loading):
+                return self._exit_code  # stopped meanwhile
+            carriers, fitting = loading.result()
             view = Facade(rooms, self._engines.lineup, self._metrics)
             remote = self._remote = self._open_remote(carriers, view)
             # The spool is opened here, and a disk may be slow.
@@ -125,8 +128,18 @@ class Service:
                 raise
         return self._exit_code
 
+    async def _lasts(self, work: asyncio.Future[Any]) -> bool:
+        """Wait for work until the module is stopped; whether the work was done first."""
+        stopped = asyncio.ensure_future(self._stopped.wait())
+        await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not work.done():
+            work.cancel()
+            return False
+        return True
+
     def _load(self) -> tuple[Carriers, Fitting | None]:
-        """Load the model. What was kept of the twin must not keep the twin from mending it."""
+        """Load the model. What was kept of the twin must not keep the twin from mending it. Blocks."""
         carriers, rooms = self.options.carriers, self.rooms
         try:
             return carriers, self._engines.load()

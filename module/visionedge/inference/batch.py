@@ -5,12 +5,14 @@ batch; that this is right is never assumed: `first_run` computes several picture
 """
 
 import itertools
-from collections.abc import Iterable
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+
+from visionedge.errors import ModelError
+from visionedge.inference.inferring import infer
 
 # How many values these give depends on the pictures, so several of them do not stack.
 UNSTACKABLE = frozenset(
@@ -113,12 +115,8 @@ def _constant(graph: onnx.GraphProto, values: NDArray[np.generic]) -> str:
 def _shapes(network: onnx.ModelProto) -> dict[str, list[int]]:
     """The whole shapes that are known of tensors, with the batch of one; none where inference fails."""
     try:
-        graph = onnx.shape_inference.infer_shapes(network, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
-        graph = network.graph
-    values: Iterable[onnx.ValueInfoProto] = (*graph.value_info, *graph.input, *graph.output)
-    return {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in values
-        if all(dim.dim_value > 0 for dim in value.type.tensor_type.shape.dim)
-    }
+        types = infer(network).onnx
+    except ModelError:
+        return {}  # what runs it will tell whether that matters
+    sides = {name: [d.dim_value for d in kind.tensor_type.shape.dim] for name, kind in types.items()}
+    return {name: dims for name, dims in sides.items() if all(side > 0 for side in dims)}

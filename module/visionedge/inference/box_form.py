@@ -71,7 +71,7 @@ class Forms:
 
     def _carried(self, node: onnx.NodeProto) -> Sequence[str]:
         """The inputs whose values a node works on."""
-        return node.input[:1] if node.op_type in self._movers else node.input
+        return list(node.input[:1] if node.op_type in self._movers else node.input)
 
     def _back(self, name: str) -> onnx.NodeProto | None:
         """The node behind all that only moves a tensor or scales it."""

@@ -38,6 +38,16 @@ _MOST_ROWS = 500  # each is held against each
 _LEAST_SHARE = 0.97  # at the end of a list others may come in
 _SPARE_BYTES = 4 << 30  # address space for the libraries themselves
 
+_PROCESSES = "too few processes or threads are allowed here (ulimit -u, or the container's pids limit)"
+_LIMITS = {
+    "Resource temporarily unavailable": _PROCESSES,
+    "can't start new thread": _PROCESSES,
+    "pthread_create": _PROCESSES,
+    "failed to map segment": "too little memory or address space to load its libraries (ulimit -v)",
+    "Cannot allocate memory": "too little memory",
+}
+_OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "bad allocation", "Failed to allocate memory")
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -86,15 +96,43 @@ def first_run(
         done = subprocess.run(
             command,
             input=sent,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            capture_output=True,
             env=child_environ(),
             timeout=FIRST_PICTURE_S + COMPARISON_S + _SPARE_S,
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise ModelError(_death(-signal.SIGALRM)) from None
-    return _judged([json.loads(line) for line in done.stdout.splitlines()], done.returncode)
+    except OSError as error:
+        raise UnavailableError(f"no process can be started to try the model: {error.strerror}") from None
+    findings = [json.loads(line) for line in done.stdout.splitlines()]
+    told = "\n".join(str(finding.get("error", "")) for finding in findings).encode() + done.stderr
+    clean = len(findings) == 1 + bool(opened) and not any(finding.get("error") for finding in findings)
+    if not clean and (words := blames_machine(told)) is not None:
+        raise UnavailableError(f"the process that tries the model cannot run: {words}")
+    return _judged(findings, done.returncode)
+
+
+def blames_machine(told: bytes) -> str | None:
+    """What a child said that the machine is to blame for, and not the model: a limit was reached.
+
+    None where it said nothing of that kind.
+    """
+    text = told.decode(errors="replace")
+    for sign, words in _LIMITS.items():
+        if sign in text:
+            return words
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY and any(sign in text for sign in _OUT_OF_MEMORY):
+        return f"the address space of a process is limited to {soft >> 20} MiB (ulimit -v)"
+    return None
+
+
+def address_space_bytes() -> int:
+    """What a child may use at most: the memory that there is, less where this process is limited already."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + _SPARE_BYTES
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    return most if hard == resource.RLIM_INFINITY else min(most, hard)
 
 
 def child_environ() -> dict[str, str]:
@@ -138,8 +176,7 @@ def _death(code: int) -> str:
 def main(source: BinaryIO) -> None:
     """Do what the task on `source` asks; a finding is a line on stdout."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + _SPARE_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes(),) * 2)
     task = Task(**json.loads(source.readline()))
     single, opened = source.read(task.single), source.read(task.opened)
     signal.alarm(task.first_s)  # its default is to end this process, whatever native code does

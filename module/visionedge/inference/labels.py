@@ -96,6 +96,7 @@ COCO_80 = (
 _UNUSED_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 
 _LONGEST_BYTES = 1 << 20
+_JOINERS = "\u200c\u200d"  # of letters in many scripts
 
 
 def class_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
@@ -123,7 +124,15 @@ def class_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
         raise ModelError(
             "its metadata key 'names' is no list of labels and no mapping from 0, 1, 2 … to labels"
         )
-    return tuple(value)
+    return tuple(map(_printable, value))
+
+
+def _printable(label: str) -> str:
+    """A label as a word: what would drive a terminal, or turn the direction of a line, is left out of it."""
+    if label.isprintable():
+        return label
+    shown = (c if c.isprintable() or c in _JOINERS else " " if c.isspace() else "?" for c in label)
+    return "".join(shown).strip() or "?"
 
 
 def _literal(text: str) -> object:
@@ -172,11 +181,15 @@ def _checked(names: tuple[str, ...], count: int, origin: str) -> tuple[str, ...]
 
 def _lines(path: Path) -> tuple[str, ...]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(_LONGEST_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
         raise ModelError(f"{path}: cannot be read: {reason}") from None
-    return tuple(line.strip() for line in text.rstrip().splitlines())
+    if len(content) > _LONGEST_BYTES:
+        raise ModelError(f"{path}: is larger than {_LONGEST_BYTES >> 20} MiB: no list of labels, one a line")
+    return tuple(_printable(line.strip()) for line in text.rstrip().splitlines())
 
 
 def _tensorflow(count: int) -> tuple[str, ...]:

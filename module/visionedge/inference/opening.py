@@ -169,12 +169,12 @@ class _Walk:
 
     def constant(self, name: str) -> Values | None:
         """The constant behind a name, perhaps cast or reshaped; None where it is computed."""
-        shapes = []
+        shapes: list[onnx.NodeProto] = []
         for _ in range(_DEEPEST):
             if name in self.constants:
                 values: Values = numpy_helper.to_array(self.constants[name])
-                for node in reversed(shapes):
-                    values = self._reshaped(node, values)
+                for shape in reversed(shapes):
+                    values = self._reshaped(shape, values)
                 return values
             node = self.makers.get(name)
             if node is None or node.op_type not in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"):

@@ -8,6 +8,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from visionedge.inference.float_view import Graph
+from visionedge.inference.inferring import infer
 
 # Operators whose first input is what comes out, at other places or padded.
 _CARRIERS = frozenset(
@@ -221,11 +222,9 @@ def count_classes(model: onnx.ModelProto) -> ClassCounts:
     """The counts of a graph with a suppression in it; it takes a shape inference to find them."""
     if "NonMaxSuppression" not in operators(model.graph):
         return ClassCounts()
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
-        return ClassCounts()
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred.value_info}
+    shapes = {
+        name: [d.dim_value for d in kind.tensor_type.shape.dim] for name, kind in infer(model).onnx.items()
+    }
     suppressed, scored = set(), set()
     for node in model.graph.node:
         shape = shapes.get(node.input[1] if node.op_type == "NonMaxSuppression" else node.output[0], [])

@@ -103,10 +103,33 @@ class Head(Protocol):
         """
 
 
+MOST_BATCH = 256
+MOST_SIDE_PX = 8192
+
+
 def picture_input(signature: Signature) -> NetworkInput | None:
-    """The one input that takes a picture of three channels and a fixed size; None if there is none such."""
+    """The one input that takes a picture of three channels and a fixed size; None if there is none such.
+
+    Raises:
+        ModelError: it takes more pictures at once, or larger ones, than memory is given for.
+    """
     found = [i for i in (_as_picture(tensor) for tensor in signature.inputs) if i is not None]
-    return found[0] if len(found) == 1 else None
+    if len(found) != 1:
+        return None
+    (picture,) = found
+    if (picture.batch or 1) > MOST_BATCH:
+        raise ModelError(
+            f"takes {picture.batch:,} pictures at once, and {MOST_BATCH} are the most; export it with a batch"
+            " of 1, or an open one",
+            state=(),
+        )
+    if max(picture.width_px, picture.height_px) > MOST_SIDE_PX:
+        raise ModelError(
+            f"takes pictures of {picture.width_px} x {picture.height_px}, and {MOST_SIDE_PX} a side are the"
+            " most; export it for a smaller size",
+            state=(),
+        )
+    return picture
 
 
 def _as_picture(tensor: Tensor) -> NetworkInput | None:

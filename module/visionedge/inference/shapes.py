@@ -15,7 +15,7 @@ from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_infer
 Values = NDArray[np.generic]
 
 # Of shapes, places and their parts; what is larger is part of the picture's way.
-_MOST_NUMBERS = 4096
+MOST_NUMBERS = 4096
 _DOMAINS = ("", "ai.onnx")
 # onnx raises one of these for a node that it cannot make sense of, and its evaluator whatever numpy does.
 _CANNOT = (
@@ -30,24 +30,15 @@ _CANNOT = (
 
 
 def tensor_types(model: onnx.ModelProto) -> Mapping[str, TypeProto]:
-    """The types of all tensors of a graph whose shape or element type follows from its inputs."""
+    """The types of all tensors of a graph whose shape or element type follows from its inputs.
+
+    An open first side of an input counts as 1, and so does what follows from it. Only for a process that may
+    be lost (see `inferring`): what infers a node is native code, and it asserts.
+    """
     walk = _Walk(model)
     for node in model.graph.node:
         walk.step(node)
     return walk.types
-
-
-def output_shapes(model: onnx.ModelProto) -> Mapping[str, tuple[int | None, ...]]:
-    """The shapes of a graph's outputs by name, as far as they follow from its inputs; open sides are None.
-
-    An open first side of an input counts as 1, and so does what follows from it.
-    """
-    types = tensor_types(model)
-    return {
-        output.name: shape
-        for output in model.graph.output
-        if (shape := _shape(types.get(output.name))) is not None
-    }
 
 
 class _Walk:
@@ -63,7 +54,7 @@ class _Walk:
             self.types[value.name] = _closed(value.type)
         for tensor in graph.initializer:
             self.types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
-            if math.prod(tensor.dims) <= _MOST_NUMBERS and tensor.data_type != TensorProto.STRING:
+            if math.prod(tensor.dims) <= MOST_NUMBERS and tensor.data_type != TensorProto.STRING:
                 self.values[tensor.name] = numpy_helper.to_array(tensor)
 
     def step(self, node: onnx.NodeProto) -> None:
@@ -91,8 +82,8 @@ class _Walk:
             return
         if any(name and name not in self.values for name in node.input) or not _is_arithmetic(node):
             return
-        shapes = [_shape(self.types.get(name)) for name in node.output]
-        if any(shape is None or None in shape or _size(shape) > _MOST_NUMBERS for shape in shapes):
+        shapes = [shape_of(self.types.get(name)) for name in node.output]
+        if any(shape is None or None in shape or _size(shape) > MOST_NUMBERS for shape in shapes):
             return
         feeds = {name: self.values[name] for name in node.input if name}
         inputs = [helper.make_value_info(name, self.types[name]) for name in feeds]
@@ -107,7 +98,7 @@ class _Walk:
         self.values.update(zip(node.output, map(np.asarray, results), strict=False))
 
     def _take_shape(self, node: onnx.NodeProto) -> None:
-        shape = _shape(self.types.get(node.input[0]))
+        shape = shape_of(self.types.get(node.input[0]))
         if shape is not None and None not in shape:
             ends = {attribute.name: attribute.i for attribute in node.attribute}
             part = shape[ends.get("start", 0) : ends.get("end", len(shape))]
@@ -124,7 +115,8 @@ def _closed(kind: TypeProto) -> TypeProto:
     return closed
 
 
-def _shape(kind: TypeProto | None) -> tuple[int | None, ...] | None:
+def shape_of(kind: TypeProto | None) -> tuple[int | None, ...] | None:
+    """The shape of a type, open sides as None; None where not even the rank is known."""
     if kind is None or not kind.tensor_type.HasField("shape"):
         return None
     return tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.tensor_type.shape.dim)

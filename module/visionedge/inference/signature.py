@@ -10,9 +10,10 @@ from onnx import helper
 from visionedge.inference.attention import transformer_parts
 from visionedge.inference.closing import Closing, read_closings
 from visionedge.inference.float_view import Graph, float_view
+from visionedge.inference.inferring import infer
 from visionedge.inference.opening import Opening, read_opening
 from visionedge.inference.origins import ClassCounts, Origin, count_classes, operators, read_origins
-from visionedge.inference.shapes import output_shapes
+from visionedge.inference.shapes import shape_of
 from visionedge.inference.sizes import sized
 
 Shape = tuple[int | None, ...]
@@ -143,16 +144,16 @@ def _dtype(elem_type: int) -> str:
 
 def _inferred(model: onnx.ModelProto, declared: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Outputs as shape inference sees them; as declared where it fails (it is a help, never a judge)."""
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
-        outputs = declared
-    else:
-        outputs = _tensors(inferred.graph.output)
+    found = infer(model)
+    outputs = []
+    for tensor in declared:
+        kind = found.onnx.get(tensor.name)
+        value = onnx.ValueInfoProto(name=tensor.name, type=kind)
+        seen = tensor if kind is None or not kind.WhichOneof("value") else _tensor(value)
+        outputs.append(seen)
     if not any(tensor.shape is None or None in tensor.shape[1:] for tensor in outputs):
-        return outputs
-    found = output_shapes(model)
-    return tuple(_closed(tensor, found.get(tensor.name)) for tensor in outputs)
+        return tuple(outputs)
+    return tuple(_closed(tensor, shape_of(found.walked.get(tensor.name))) for tensor in outputs)
 
 
 def _closed(tensor: Tensor, found: Shape | None) -> Tensor:

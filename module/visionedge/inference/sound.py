@@ -14,6 +14,9 @@ _CLOSED_OPERATORS = frozenset({"EPContext", "PyOp", "PyCustomOp", "PythonOp", "P
 
 _OLDER = "export it with opset 17"
 
+MOST = 100
+"""Inputs, outputs or opsets that a model may have; raw maps of many scales are a few dozen outputs."""
+
 DEEPEST = 8
 """How deep loops and branches may nest; detectors have one or two levels."""
 
@@ -24,6 +27,7 @@ def check_sound(model: onnx.ModelProto) -> None:
     Raises:
         ModelError: it is of a future form, needs operators from elsewhere, or its nodes form no graph.
     """
+    _check_amounts(model)
     newest = onnx.defs.onnx_opset_version()
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx") and entry.version > newest:
@@ -35,6 +39,19 @@ def check_sound(model: onnx.ModelProto) -> None:
         _check_operators(function.node, own, 0)
     _check_operators(model.graph.node, own, 0)
     _check_order(model.graph)
+
+
+def _check_amounts(model: onnx.ModelProto) -> None:
+    """Each of these is gone through for each of the others, or is far beyond what a detector has."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    counts = {
+        "inputs": sum(value.name not in weights for value in model.graph.input),
+        "outputs": len(model.graph.output),
+        "opsets": len(model.opset_import),
+    }
+    for what, count in counts.items():
+        if count > MOST:
+            raise ModelError(f"has {count:,} {what}; no detector has more than {MOST}", state=())
 
 
 def _check_operators(nodes: Iterable[onnx.NodeProto], own: set[tuple[str, str]], depth: int) -> None:

@@ -17,12 +17,12 @@ from visionedge.inference.export import read_export
 from visionedge.inference.first_run import child_environ
 from visionedge.inference.heads import known_heads
 from visionedge.inference.imprint import imprint_of
+from visionedge.inference.inferring import infer
 from visionedge.inference.kernels import missing_kernel, opsets_of
 from visionedge.inference.labels import labels_for
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.model_file import ModelFile, blamed_on, read_model
 from visionedge.inference.reading import Preprocess
-from visionedge.inference.shapes import tensor_types
 from visionedge.inference.sidecar import read_sidecar
 from visionedge.inference.signature import Tensor, read_signature
 from visionedge.inference.sizes import sized
@@ -78,7 +78,7 @@ def _file_facts(file: ModelFile, path: Path) -> Document:
     with blamed_on(path):
         signature = read_signature(model, {**read_export(path), **read_sidecar(path).metadata})
         with sized(model, signature.metadata):
-            types = tensor_types(model)
+            types = infer(model).walked
         count = amount(model, _shapes(types))
     return {
         "name": path.stem,
@@ -139,7 +139,7 @@ def _understood(model: Model, file: ModelFile) -> Document:
 
 def _compiled_facts(model: Model, graph: onnx.ModelProto) -> Document:
     """What the compiler makes of it, and which of its nodes CUDA has no kernel for."""
-    types = tensor_types(graph)
+    types = infer(graph).walked
     imprint = imprint_of(graph)
     ours = [node for node in graph.graph.node if node.name.lstrip("_").startswith("visionedge.")]
     spec, batch = model.input, model.reading.input.batch
