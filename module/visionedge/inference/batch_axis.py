@@ -1,4 +1,4 @@
-"""Networks that take one picture without a batch in front of it, as torchvision and detectron2 export them."""
+"""Networks that take one picture without a batch in front of it: torchvision and detectron2 export such."""
 
 import numpy as np
 import onnx

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from visionedge.errors import ModelError
+from visionedge.files import read_regular
 from visionedge.inference.reading import stated_object
 from visionedge.inference.signature import Signature
 
 KEY = "cvexport.manifest"
+LABELS_JSON = "labels.json"
 _LONGEST_BYTES = 1 << 20
 
 
@@ -34,6 +36,28 @@ def read_export(path: Path) -> Mapping[str, str]:
         return {}
     size = [document.get(key) for key in ("ScaleHeight", "ScaleWidth")]
     return {KEY: json.dumps(document)} | ({"imgsz": json.dumps(size)} if None not in size else {})
+
+
+def read_labels_json(path: Path) -> Mapping[str, str]:
+    """The list of labels that Azure AutoML puts beside a model, as metadata; nothing where there is none.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    beside = path.with_name(LABELS_JSON)
+    if not beside.exists():
+        return {}
+    try:
+        names = json.loads(read_regular(beside, most_bytes=_LONGEST_BYTES).decode("utf-8-sig"))
+    except OSError as error:
+        raise ModelError(f"{beside}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ModelError(
+            f"{beside}: is no JSON list of labels as Azure AutoML writes it; remove it or export again"
+        )
+    return {"names": json.dumps(names)}
 
 
 def manifest(signature: Signature) -> Mapping[str, Any] | None:

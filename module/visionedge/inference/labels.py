@@ -96,6 +96,11 @@ COCO_80 = (
 _UNUSED_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 
 _LONGEST_BYTES = 1 << 20
+
+AUTOML_BACKGROUND = "--bg--"
+"""The first label in the labels.json of Azure AutoML's detectors with a background."""
+
+_BACKGROUND = frozenset({"background", "bg", "n/a"})
 _JOINERS = "\u200c\u200d"  # of letters in many scripts
 
 
@@ -149,21 +154,27 @@ def _literal(text: str) -> object:
 
 
 def labels_for(
-    path: Path, metadata: Mapping[str, str], count: int, carrier: str = "its metadata"
+    path: Path,
+    metadata: Mapping[str, str],
+    count: int,
+    carrier: str = "its metadata",
+    *,
+    background: bool = False,
 ) -> tuple[tuple[str, ...], str]:
     """The labels of `count` classes and where they came from; count 0 where nothing tells how many there are.
 
-    `carrier` is what the metadata was read from, for people.
+    `carrier` is what the metadata was read from, for people. `background`: class 0 means nothing, and labels
+    may leave it out.
 
     Raises:
         ModelError: labels are given, but not for that number of classes.
     """
     names = class_names(metadata)
     if names is not None:
-        return _checked(names, count, carrier), carrier
+        return _checked(names, count, carrier, background), carrier
     for beside in (path.with_name(f"{path.stem}.labels.txt"), path.with_name("labels.txt")):
         if beside.is_file():
-            return _checked(_lines(beside), count, beside.name), beside.name
+            return _checked(_lines(beside), count, beside.name, background), beside.name
     if not count:
         return (), "nothing"
     if count == 80:
@@ -173,10 +184,15 @@ def labels_for(
     return tuple(f"class-{i}" for i in range(count)), "nothing"
 
 
-def _checked(names: tuple[str, ...], count: int, origin: str) -> tuple[str, ...]:
-    if len(names) != count and count:
-        raise ModelError(f"it has {count} classes, but {origin} names {len(names)}")
-    return names
+def _checked(names: tuple[str, ...], count: int, origin: str, background: bool) -> tuple[str, ...]:
+    """The names, with one for the background in front where they leave it out."""
+    behind = names
+    if background and len(names) != count and names[0].strip("-_ ").lower() not in _BACKGROUND:
+        behind = ("background", *names)
+    if len(behind) != count and count:
+        more = " (and the background)" if background else ""
+        raise ModelError(f"it has {count - background} classes{more}, but {origin} names {len(names)}")
+    return behind
 
 
 def _lines(path: Path) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from visionedge.bundled import bundled
 from visionedge.frames import InputSpec
-from visionedge.inference.export import read_export
+from visionedge.inference.export import LABELS_JSON, read_export, read_labels_json
 from visionedge.inference.heads import recognise
 from visionedge.inference.labels import labels_for
 from visionedge.inference.model_file import blamed_on, read_model
@@ -59,10 +59,15 @@ def load_model(path: Path) -> Model:
     file = read_model(path)
     sidecar = read_sidecar(path)
     with blamed_on(path):
-        signature = read_signature(file.proto, {**read_export(path), **read_config(path), **sidecar.metadata})
-        carrier = sidecar.name if "names" in sidecar.metadata else "its metadata"
+        own = {entry.key for entry in file.proto.metadata_props}
+        listed = {} if "names" in own | set(sidecar.metadata) else read_labels_json(path)
+        beside = {**listed, **read_export(path), **read_config(path), **sidecar.metadata}
+        signature = read_signature(file.proto, beside)
+        carrier = LABELS_JSON if listed else sidecar.name if "names" in sidecar.metadata else "its metadata"
         reading = recognise(signature, carrier=carrier)
-        labels, origin = labels_for(path, signature.metadata, reading.class_count, carrier)
+        labels, origin = labels_for(
+            path, signature.metadata, reading.class_count, carrier, background=reading.background
+        )
     if origin == "nothing":
         log.warning("%s: no labels; put %s.labels.txt beside it, one a line", path, path.stem)
     reading = replace(reading, evidence=sidecar.evidence + reading.evidence)

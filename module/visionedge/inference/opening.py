@@ -63,6 +63,7 @@ class Opening:
     seen: tuple[str, ...] = ()
     bounds: tuple[Bound, ...] = ()
     size_px: tuple[int, int] | None = None
+    until: "Way | None" = None
 
     @property
     def scales(self) -> bool:
@@ -129,6 +130,7 @@ class _Walk:
         self.bounds: list[Bound] = []
         self.seen: dict[str, None] = {}
         self.unknown: dict[str, None] = {}
+        self.until: Way | None = None
 
     def step(self, node: onnx.NodeProto) -> None:
         """Take in what a node makes of the picture, if it gets it."""
@@ -144,6 +146,7 @@ class _Walk:
             self._layer(node, mine)
         else:
             self.unknown[node.op_type] = None
+            self.until = self.until or _summary(self.known[mine[0]])
 
     def _layer(self, node: onnx.NodeProto, mine: list[str]) -> None:
         self.ends.extend(self.known[name] for name in mine)
@@ -157,7 +160,8 @@ class _Walk:
         summaries = {_summary(pixels) for pixels in self.ends}
         if unknown or len(summaries) != 1 or None in summaries:
             said = unknown or ("no layer behind" if not self.ends else "channels in another order")
-            return Opening(kernels=frozenset(self.kernels), unknown=said, seen=seen)
+            until = self.until if unknown else None
+            return Opening(kernels=frozenset(self.kernels), unknown=said, seen=seen, until=until)
         (summary,) = summaries
         assert summary is not None  # noqa: S101 - looked for above
         factor, offset, swaps, last = summary

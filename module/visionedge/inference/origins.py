@@ -211,17 +211,19 @@ class ClassCounts:
     """How many classes a graph that suppresses seems to know; None where nothing tells.
 
     `suppressed`: those that its suppression works on; `scored`: those, perhaps with a background, that a
-    sigmoid or a softmax gives each anchor a score for.
+    sigmoid or a softmax gives each anchor a score for; `classified`: those of the one layer behind a softmax
+    that classifies regions, its background included.
     """
 
     suppressed: int | None = None
     scored: int | None = None
+    classified: int | None = None
 
 
 def count_classes(model: onnx.ModelProto) -> ClassCounts:
-    """The counts of a graph with a suppression in it; it takes a shape inference to find them."""
+    """The counts of a graph; those of a suppression take a shape inference to find them."""
     if "NonMaxSuppression" not in operators(model.graph):
-        return ClassCounts()
+        return ClassCounts(classified=_classified(model.graph))
     shapes = {
         name: [d.dim_value for d in kind.tensor_type.shape.dim] for name, kind in infer(model).onnx.items()
     }
@@ -233,5 +235,19 @@ def count_classes(model: onnx.ModelProto) -> ClassCounts:
         elif len(shape) == 3 and node.op_type in ("Sigmoid", "Softmax") and shape[1] >= _LEAST_ANCHORS:
             scored.add(shape[2])
     return ClassCounts(
-        suppressed.pop() if len(suppressed) == 1 else None, scored.pop() if len(scored) == 1 else None
+        suppressed.pop() if len(suppressed) == 1 else None,
+        scored.pop() if len(scored) == 1 else None,
+        _classified(model.graph),
     )
+
+
+def _classified(graph: onnx.GraphProto) -> int | None:
+    """The width of the one fully connected layer whose outputs a softmax takes."""
+    makers = {name: node for node in graph.node for name in node.output}
+    weights = {tensor.name: tensor.dims for tensor in graph.initializer}
+    layers = [makers.get(node.input[0]) for node in graph.node if node.op_type == "Softmax"]
+    if len(layers) != 1 or layers[0] is None or layers[0].op_type != "Gemm":
+        return None
+    across = any(a.name == "transB" and a.i for a in layers[0].attribute)
+    dims = weights.get(layers[0].input[1], [])
+    return int(dims[0 if across else 1]) if len(dims) == 2 else None

@@ -69,7 +69,8 @@ class Decoder(Protocol):
 class Reading:
     """One way to understand a model. `suppress` says whether its boxes still need non-maximum suppression.
 
-    `class_count` is 0 where nothing in the model tells it.
+    `class_count` is 0 where nothing in the model tells it. `background`: class 0 means nothing, and labels
+    may leave it out.
     """
 
     head: str
@@ -79,6 +80,7 @@ class Reading:
     class_count: int
     suppress: bool
     evidence: tuple[str, ...]
+    background: bool = False
 
     @property
     def spec(self) -> InputSpec:

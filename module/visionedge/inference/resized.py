@@ -9,7 +9,7 @@ from visionedge.inference.reading import Decoder, Reading, picture_input
 from visionedge.inference.signature import Signature, Tensor
 
 # Their boxes are parts of the picture, or pixels of their input, whatever happens to it inside.
-_RESIZE_THEMSELVES = frozenset({"compiled", "efficientdet", "tfod"})
+_RESIZE_THEMSELVES = frozenset({"compiled", "detectron2", "efficientdet", "mmdeploy", "tfod", "torchvision"})
 _SAME_RATIO = 1e-3
 
 
