@@ -31,10 +31,11 @@ def _compact(
     classes: int = CLASSES,
     size: Sequence[int | str] = (SIDE_PX, SIDE_PX),
     scaled: bool = False,
+    opset: int = 11,
     **model: Any,
 ) -> Path:
     """*General (compact)*: a raw map at stride 32, its channels left open as exports do."""
-    graph = Graph(11)
+    graph = Graph(opset)
     picture = graph.input("data", "float32", "None", 3, *size)
     if scaled:
         picture = graph.add("Mul", picture, graph.constant(1 / 255))
@@ -85,6 +86,18 @@ def _agree(rows: NDArray[np.float32], expected: NDArray[np.float64]) -> None:
 def _manifest(folder: Path, **keys: Any) -> None:
     document = {"DomainType": "ObjectDetection", "Platform": "ONNX", "ModelFileName": "model.onnx", **keys}
     (folder / "cvexport.manifest").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("opset", [7, 8, 9, 10])
+def test_exports_of_old_opsets_are_converted(tmp_path: Path, opset: int) -> None:
+    """Custom Vision offers no other opset, so its users cannot export anew."""
+    path = _compact(tmp_path / "model.onnx", metadata=PARTS, opset=opset)
+    (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n")
+    pictures = noise_pictures(1, SIDE_PX, SIDE_PX)
+    table = network(path, {"data": _tensor(pictures, bgr=False, top=1)})["model_outputs0"][0]
+    model = load_model(path)
+    assert model.head == "customvision"
+    _agree(compiled_rows(model, pictures)[0], _slow(table, ANCHORS))
 
 
 @pytest.mark.parametrize(("metadata", "bgr", "top"), [(BYTES, True, 255), (PARTS, False, 1)])

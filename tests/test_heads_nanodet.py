@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
 from tiny_graphs import Graph, by_score, compiled_rows, network, noise_pictures
+from tiny_models import TinyDetector, pictures
 from tiny_yolos import pieces
 from visionedge.errors import ModelError
 from visionedge.inference.model import load_model
@@ -79,3 +82,22 @@ def test_without_the_number_of_classes_it_is_refused_and_never_a_yolox(tmp_path:
     """Its rows are cells of YOLOX's strides, and a sigmoid is behind it too."""
     with pytest.raises(ModelError, match="no detector"):
         load_model(_table(tmp_path / "m.onnx", FIRST, 3, split=True, named=False))
+
+
+def test_outputs_without_a_batch_are_those_of_one_picture(tmp_path: Path) -> None:
+    """Some exporters of NanoDet-m take the batch off: the rows are the same."""
+    detector = TinyDetector(batch=1)
+    whole = load_model(detector.save(tmp_path / "whole.onnx"))
+    proto = onnx.load(whole.path)
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), "front"))
+    for value in proto.graph.output:
+        maker = makers[value.name]
+        maker.output[list(maker.output).index(value.name)] = f"{value.name}.whole"
+        proto.graph.node.append(helper.make_node("Squeeze", [f"{value.name}.whole", "front"], [value.name]))
+        del value.type.tensor_type.shape.dim[0]
+    onnx.save(proto, tmp_path / "flat.onnx")
+    flat = load_model(tmp_path / "flat.onnx")
+    assert (flat.head, flat.reading.class_count) == (whole.head, whole.reading.class_count)
+    shots = pictures(1)
+    np.testing.assert_allclose(compiled_rows(flat, shots), compiled_rows(whole, shots), rtol=1e-5, atol=1e-4)

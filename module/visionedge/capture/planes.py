@@ -161,7 +161,8 @@ def _eight_bits(plane: Plane, white: int) -> Picture:
 def _antialiased(plane: Picture, width_px: int, height_px: int) -> Picture:
     if plane.ndim == 2:
         return resize_antialiased(plane, width_px, height_px)
-    return np.dstack([resize_antialiased(channel, width_px, height_px) for channel in cv2.split(plane)])
+    channels = (plane[..., number] for number in range(plane.shape[2]))
+    return np.dstack([resize_antialiased(channel, width_px, height_px) for channel in channels])
 
 
 def _is_large(old: tuple[int, ...], new: tuple[int, int]) -> bool:

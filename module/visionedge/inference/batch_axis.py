@@ -1,5 +1,7 @@
 """Networks that take one picture without a batch in front of it: torchvision and detectron2 export such."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -30,7 +32,7 @@ def with_batch_axis(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     by_input = opset >= 13  # from then on axes are an input and no attribute
     given = [axis] if by_input else []
-    attributes = {} if by_input else {"axes": [0]}
+    attributes: dict[str, Any] = {} if by_input else {"axes": [0]}
     if by_input:
         graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), axis))
     nodes = [helper.make_node("Squeeze", [picture.name, *given], [inner], **attributes), *graph.node]

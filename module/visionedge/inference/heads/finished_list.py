@@ -86,6 +86,9 @@ class Torchvision:
         found = _three(signature)
         if picture is None or found is None or picture.batch not in (None, 1):
             return None
+        stated = signature.metadata.get("visionedge.head") == self.name
+        if not stated and signature.producer != "pytorch":
+            return None  # Custom Vision's lists look the same
         boxes, classes, scores = found
         names = class_names(signature.metadata) or ()
         automl = names[:1] == (AUTOML_BACKGROUND,) and not signature.opening.until
