@@ -152,14 +152,12 @@ def test_the_work_of_a_model_of_open_size_is_that_of_the_size_it_is_used_at(
     sized = yolos.yolov8(tmp_path / "sized.onnx")
     opened = yolos.yolov8(tmp_path / "opened.onnx", size=("height", "width"))
     state(opened, input={"width": yolos.WIDTH_PX, "height": yolos.HEIGHT_PX})
-    work = [
-        json.loads(visionedge("model", "inspect", p, "--json").out)["macsPerPicture"] for p in (sized, opened)
-    ]
-    assert work[0] == work[1] > 0
+    told = [json.loads(visionedge("model", "inspect", path, "--json").out) for path in (sized, opened)]
+    assert told[0]["macsPerPicture"] == told[1]["macsPerPicture"] > 0
 
 
 def test_what_is_suggested_is_what_the_refusal_misses(visionedge: CommandLine, tmp_path: Path) -> None:
-    """Anchors where only these are missing, a family's name where that is open, and nothing that cannot help."""
+    """Anchors where only these are missing, a family where that is open, and nothing that cannot help."""
     maps_only = visionedge("model", "inspect", maps._maps(tmp_path / "maps.onnx")).out
     assert "anchors: [[10, 13]" in maps_only
     assert "head:" not in maps_only

@@ -377,7 +377,7 @@ def test_a_dynamically_quantised_model_is_read_as_the_model_that_it_was(
     ]
 
 
-class _Reader(CalibrationDataReader):
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime publishes no types
     """A few pictures of 0-1 to set ranges with."""
 
     def __init__(self, path: Path) -> None:
