@@ -418,6 +418,17 @@ def test_a_model_that_onnxruntime_optimised_is_read_as_the_model_that_it_was(
         assert getattr(after.reading, name) == getattr(before.reading, name), name
 
 
+def test_a_picodet_that_a_tool_changed_needs_its_head_stated(tmp_path: Path) -> None:
+    """Its producer is that tool then, and nothing else tells it from a NanoDet-Plus."""
+    before = load_model(_picodet(tmp_path / "m.onnx"))
+    path = _quantised(tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="state head: picodet"):
+        load_model(path)
+    state(path, head="picodet")
+    after = load_model(path)
+    assert (after.head, after.reading.preprocess) == ("picodet", before.reading.preprocess)
+
+
 def test_a_centernet_stays_one_when_it_is_quantised(tmp_path: Path) -> None:
     """The pooling that finds its peaks lies behind its weights; one in front of them is anybody's."""
     path = maps._end_to_end(tmp_path / "m.onnx", heat=True)
