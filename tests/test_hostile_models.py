@@ -26,6 +26,7 @@ from visionedge.inference.first_run import blames_machine
 from visionedge.inference.graph import compile_model
 from visionedge.inference.labels import labels_for
 from visionedge.inference.model import load_model
+from visionedge.inference.model_file import blamed_on
 
 PROGRAM = (sys.executable, "-P", "-m", "visionedge")
 
@@ -102,7 +103,7 @@ def _chained(path: Path, count: int, link: str, *, front: bool) -> Path:
         ]
     )
     inputs = {"Mul": ["chain.one"], "Add": ["chain.one"], "Reshape": ["chain.shape"]}
-    extra: dict[str, dict[str, int]] = {"Concat": {"axis": 1}, "Cast": {"to": TensorProto.FLOAT}}
+    extra: dict[str, dict[str, Any]] = {"Concat": {"axis": 1}, "Cast": {"to": TensorProto.FLOAT}}
     names = [f"chain.{i}" for i in range(count + 1)]
     nodes = []
     for source, target in itertools.pairwise(names):
@@ -277,6 +278,16 @@ def test_no_process_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(subprocess, "run", refused)
     with pytest.raises(UnavailableError, match="no process can be started"):
         load_model(path)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("can't start new thread"), OSError(12, "Cannot allocate memory")]
+)
+def test_what_the_machine_lacks_is_no_damage_of_the_model(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(UnavailableError), blamed_on(tmp_path / "m.onnx"):
+        raise error
+    with pytest.raises(ModelError, match="is damaged"), blamed_on(tmp_path / "m.onnx"):
+        raise IndexError("list index out of range")
 
 
 def test_a_stated_head_and_a_wrong_key_are_told_at_once(tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import test_heads_maps as maps
+import tiny_yolos as yolos
 from command_line import CommandLine
+from tiny_graphs import state
 from tiny_models import TinyDetector, classifier
 from visionedge.inference.building import build
 from visionedge.inference.counting import amount, operators_of
@@ -141,6 +144,29 @@ def test_a_refused_model_is_told_as_far_as_it_was_seen(visionedge: CommandLine, 
     assert "is no detector that is known here" in facts["refused"]
     assert "head" not in facts
     assert {"yolox", "nanodet", "yolov8"} <= set(facts["heads"])
+
+
+def test_the_work_of_a_model_of_open_size_is_that_of_the_size_it_is_used_at(
+    visionedge: CommandLine, tmp_path: Path
+) -> None:
+    sized = yolos.yolov8(tmp_path / "sized.onnx")
+    opened = yolos.yolov8(tmp_path / "opened.onnx", size=("height", "width"))
+    state(opened, input={"width": yolos.WIDTH_PX, "height": yolos.HEIGHT_PX})
+    told = [json.loads(visionedge("model", "inspect", path, "--json").out) for path in (sized, opened)]
+    assert told[0]["macsPerPicture"] == told[1]["macsPerPicture"] > 0
+
+
+def test_what_is_suggested_is_what_the_refusal_misses(visionedge: CommandLine, tmp_path: Path) -> None:
+    """Anchors where only these are missing, a family where that is open, and nothing that cannot help."""
+    maps_only = visionedge("model", "inspect", maps._maps(tmp_path / "maps.onnx")).out
+    assert "anchors: [[10, 13]" in maps_only
+    assert "head:" not in maps_only
+    pose = visionedge("model", "inspect", yolos.yolov8(tmp_path / "p.onnx", metadata={"task": "pose"})).out
+    assert "It is refused" in pose
+    assert ".yaml" not in pose
+    none = visionedge("model", "inspect", classifier(tmp_path / "class.onnx")).out
+    assert "head: FAMILY" in none
+    assert "head: yolov8" not in none
 
 
 def test_a_model_that_cannot_be_run_is_told_with_its_head(tmp_path: Path, data: Path) -> None:

@@ -10,10 +10,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 
 import test_heads_detr as detr
 import test_heads_maps as maps
@@ -368,6 +375,58 @@ def test_a_dynamically_quantised_model_is_read_as_the_model_that_it_was(
     assert [c for c in after.evidence if "starts with" in c] == [
         c for c in before.evidence if "starts with" in c
     ]
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime publishes no types
+    """A few pictures of 0-1 to set ranges with."""
+
+    def __init__(self, path: Path) -> None:
+        (picture,) = onnx.load(path).graph.input
+        planes = noise_pictures(4, WIDTH_PX, HEIGHT_PX)[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32)
+        self.feeds = iter([{picture.name: each[None] / np.float32(255)} for each in planes])
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self.feeds, None)
+
+
+@pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator], ids=["qdq", "qoperator"])
+@pytest.mark.parametrize(
+    "family", ["yolov8", "yolov5", "yolov10", "detr-raw", "yolov6", "softmax", "fastestdet"]
+)
+def test_a_statically_quantised_model_is_read_as_the_model_that_it_was(
+    tmp_path: Path, family: str, form: QuantFormat
+) -> None:
+    path = QUANTISABLE[family](tmp_path / "m.onnx")
+    to = tmp_path / "static.onnx"
+    quantize_static(path, to, _Reader(path), quant_format=form)
+    before, after = load_model(path), load_model(to)
+    for name in ("head", "preprocess", "class_count", "suppress"):
+        assert getattr(after.reading, name) == getattr(before.reading, name), name
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "yolox", "yolov6", "softmax", "divided"])
+def test_a_model_that_onnxruntime_optimised_is_read_as_the_model_that_it_was(
+    tmp_path: Path, family: str
+) -> None:
+    path = QUANTISABLE[family](tmp_path / "m.onnx")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    before, after = load_model(path), load_model(tmp_path / "optimised.onnx")
+    for name in ("head", "preprocess", "class_count", "suppress", "decoder"):
+        assert getattr(after.reading, name) == getattr(before.reading, name), name
+
+
+def test_a_picodet_that_a_tool_changed_needs_its_head_stated(tmp_path: Path) -> None:
+    """Its producer is that tool then, and nothing else tells it from a NanoDet-Plus."""
+    before = load_model(_picodet(tmp_path / "m.onnx"))
+    path = _quantised(tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="state head: picodet"):
+        load_model(path)
+    state(path, head="picodet")
+    after = load_model(path)
+    assert (after.head, after.reading.preprocess) == ("picodet", before.reading.preprocess)
 
 
 def test_a_centernet_stays_one_when_it_is_quantised(tmp_path: Path) -> None:

@@ -308,6 +308,7 @@ class Service:
         self._engines.close()
         if left or self.rooms.engine is None:
             left = self._crew.join(_JOIN_AGAIN_S)
+            self._engines.close()  # also what was loaded while the threads ended
         return left + self._engines.left()
 
     async def _remember(self) -> None:

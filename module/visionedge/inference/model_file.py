@@ -13,7 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf publishes no types
 from onnx import external_data_helper
 
-from visionedge.errors import ModelError, VisionedgeError
+from visionedge.errors import ModelError, UnavailableError, VisionedgeError
 from visionedge.inference.batch_axis import with_batch_axis
 from visionedge.inference.foreign import HEAD_BYTES, foreign_kind
 from visionedge.inference.nms_plugins import without_plugin
@@ -28,6 +28,10 @@ _LARGEST_BYTES = (1 << 31) - (1 << 20)
 
 # Types of less than a byte lie packed in the file: two bits a piece at least.
 _PACKED = ("INT2", "INT4", "FLOAT4E2M1", "FLOAT6E2M3", "FLOAT6E3M2")
+
+
+# No more processes or threads: the machine's limits, and no fault of a model.
+_NO_MORE = ("Resource temporarily unavailable", "can't start new thread", "Cannot allocate memory")
 
 
 @contextmanager
@@ -45,7 +49,11 @@ def blamed_on(path: Path) -> Iterator[None]:
         raise ModelError(words, state=error.state) from None
     except VisionedgeError:
         raise
+    except MemoryError:
+        raise UnavailableError(f"{path}: there is too little memory here to look into this model") from None
     except Exception as error:
+        if isinstance(error, OSError | RuntimeError) and any(sign in str(error) for sign in _NO_MORE):
+            raise UnavailableError(f"{path}: cannot be looked into: {error}") from None
         log.debug("%s", path, exc_info=True)
         words = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(f"{path}: is damaged, or no valid ONNX model: {words}") from None
@@ -64,7 +72,15 @@ def read_model(path: Path) -> ModelFile:
 
     Raises:
         ModelError: it is not there, empty, damaged, too large, or points out of its own folder.
+        UnavailableError: there is too little memory here.
     """
+    try:
+        return _read(path)
+    except MemoryError:
+        raise UnavailableError(f"{path}: there is too little memory here to read this model") from None
+
+
+def _read(path: Path) -> ModelFile:
     content = _content(path)
     if not content:
         raise ModelError(f"{path}: is empty; it must be an ONNX file")

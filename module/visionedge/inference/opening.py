@@ -159,7 +159,9 @@ class _Walk:
         unknown = ", ".join(list(self.unknown)[:_MOST_TOLD])
         summaries = {_summary(pixels) for pixels in self.ends}
         if unknown or len(summaries) != 1 or None in summaries:
-            said = unknown or ("no layer behind" if not self.ends else "channels in another order")
+            said = unknown or (
+                "no layer behind" if not self.ends else "several ways to its layers, or mixed channels"
+            )
             until = self.until if unknown else None
             return Opening(kernels=frozenset(self.kernels), unknown=said, seen=seen, until=until)
         (summary,) = summaries

@@ -108,12 +108,23 @@ class NanoDet:
     name: str = "nanodet"
 
     def read(self, signature: Signature) -> Reading | None:
-        """A reading where pairs of maps fit and nothing speaks for PicoDet."""
+        """A reading where pairs of maps fit and nothing speaks for PicoDet.
+
+        Raises:
+            ModelError: it may be a PicoDet that another tool wrote.
+        """
         stated = signature.metadata.get("visionedge.head") == self.name
         decoder = _pairs(signature)
         if decoder is None or (not stated and _is_paddle(signature)):
             return None
         # With four scales NanoDet-Plus sets its centres otherwise, so that one has to say so itself.
+        if len(decoder.scales) == 4 and not stated and "visionedge.head" not in signature.metadata:
+            raise ModelError(
+                "gives scores and bins on four scales, as PicoDet does, but its producer"
+                f" ('{signature.producer[:40]}') is not Paddle, and nothing else tells; if it is one,"
+                f" state head: picodet in MODEL.yaml beside it. Seen: {signature}",
+                state=("head: picodet",),
+            )
         if len(decoder.scales) != 3 and not stated:
             return None
         return _reading(self.name, signature, decoder, NANODET_INPUT)
