@@ -111,4 +111,4 @@ setup: ## only the set-up for `make test`
 
 clean: ## remove .venv, the local state in .data, and every cache
 	rm -rf .venv .data build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
-	find module tests tools models media -name __pycache__ -type d -exec rm -rf {} +
+	find module tests tools media -name __pycache__ -type d -exec rm -rf {} +
