@@ -12,6 +12,7 @@ from tiny_models import TinyDetector
 from tiny_slow import save_with_variant
 from visionedge.__main__ import main
 from visionedge.config import InferenceConfig
+from visionedge.extras import install_command
 from visionedge.ops.bench_engine import EngineLoad, bench_engine, caution, words
 
 CPU = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 4})
@@ -160,9 +161,12 @@ def test_without_matplotlib_a_page_is_refused_before_anything_is_measured(
     out, err = capsys.readouterr()
     assert code == 3
     assert out == ""
-    assert [line for line in err.splitlines() if "matplotlib" in line] == [
-        "visionedge: a page with plots needs matplotlib: install visionedge[report], or leave --html out"
-    ]
+    (line,) = (line for line in err.splitlines() if "matplotlib" in line)
+    assert (
+        line
+        == f"visionedge: a page with plots needs matplotlib: {install_command('report')}; or leave --html out"
+    )
+    assert "-m pip install matplotlib==" in line
     assert "round" not in err
 
 

@@ -178,7 +178,7 @@ def test_without_pycocotools_it_says_what_to_install(
     outcome = visionedge("model", "eval", model, "--coco", tmp_path / "none.json", "--images", tmp_path)
     assert outcome.code == 3
     (line,) = outcome.complaints
-    assert "visionedge[eval]" in line
+    assert "-m pip install pycocotools==" in line
 
 
 class Terminal(io.StringIO):
