@@ -99,7 +99,7 @@ def test_a_variant_that_may_be_used_is_timed_in_turns_with_fp32(tmp_path: Path) 
     found, _ = measured(path, lanes=(1,), batches=(1,), rounds=1, data=tmp_path / "data")
     (int8,) = found["precisions"]
     assert (int8["precision"], int8["batch"]) == ("int8", 1)
-    assert int8["fp32Ms"] / int8["ms"] == pytest.approx(int8["timesAsFast"], rel=0.01)
+    assert int8["fp32Ms"] / int8["ms"] == pytest.approx(int8["timesAsFast"], rel=0.1)  # both are rounded
     assert "times as fast as fp32" in words(found)
 
 
@@ -162,10 +162,8 @@ def test_without_matplotlib_a_page_is_refused_before_anything_is_measured(
     assert code == 3
     assert out == ""
     (line,) = (line for line in err.splitlines() if "matplotlib" in line)
-    assert (
-        line
-        == f"visionedge: a page with plots needs matplotlib: {install_command('report')}; or leave --html out"
-    )
+    needs = f"a page with plots needs matplotlib: {install_command('report')}; or leave --html out"
+    assert line == f"visionedge: {needs}"
     assert "-m pip install matplotlib==" in line
     assert "round" not in err
 

@@ -10,13 +10,16 @@ Extra = Literal["av", "eval", "report"]
 
 def extra_in_words(name: str) -> str:
     """An extra and how it is installed, for texts that do not depend on the machine."""
-    return f"the extra '{name}' (in a clone: pip install -e '.[{name}]'; a wheel: pip install 'FILE.whl[{name}]')"
+    return (
+        f"the extra '{name}' (in a clone: pip install -e '.[{name}]';"
+        f" from a wheel: pip install 'FILE.whl[{name}]')"
+    )
 
 
 def install_command(extra: Extra) -> str:
     """A command line that installs the packages of an extra, from a clone and from a wheel alike.
 
-    visionedge is on no package registry, so `pip install visionedge[…]` finds nothing. The packages
+    visionedge is on no package registry, so pip finds nothing under that name. The packages
     themselves are, with the versions that this installation names.
     """
     wanted = " ".join(shlex.quote(requirement) for requirement in _requirements(extra))

@@ -28,7 +28,8 @@ def import_onnxruntime(log_severity: int = _FATAL_ONLY) -> Any:
     except ImportError as error:
         reason = " ".join(str(error).split())
         raise UnavailableError(
-            f"onnxruntime cannot be imported ({reason}); install {extra_in_words('cpu')}, or 'gpu', never both"
+            f"onnxruntime cannot be imported ({reason});"
+            f" install {extra_in_words('cpu')}, or 'gpu', never both"
         ) from None
     onnxruntime.set_default_logger_severity(log_severity)
     return onnxruntime
