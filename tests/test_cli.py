@@ -3,6 +3,7 @@
 import json
 import socket
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +13,8 @@ from clips import make_clip, make_picture
 from command_line import CommandLine
 from tiny_models import classifier
 from tiny_slow import save_with_variant
+from visionedge.__main__ import parser
+from visionedge.cli.run import run_document
 
 
 @pytest.fixture(scope="module")
@@ -290,3 +293,38 @@ def test_a_bench_without_a_source_is_one_line(visionedge: CommandLine) -> None:
     outcome = visionedge("bench", "pipeline", "--source", "no-such.mp4")
     assert outcome.code == 1
     assert "no-such.mp4" in outcome.complaints[0]
+
+
+def document_of(*words: str, environ: dict[str, str] | None = None) -> dict[str, Any]:
+    """The configuration document of `run` with these arguments."""
+    arguments = parser().parse_args(["run", *words])
+    return run_document(arguments, environ or {}, inside_iot_edge=False)
+
+
+@pytest.mark.parametrize("words", [(), ("--camera", "demo=demo:"), ("--http", "127.0.0.1:0")])
+def test_the_demo_takes_the_confidence_of_the_models_card(words: tuple[str, ...]) -> None:
+    """The first look at the bundled clip shows no bird and no ball where there is none."""
+    document = document_of(*words)
+    assert document["cameras"] == {"demo": {"uri": "demo:"}}
+    assert document["inference"] == {"confidence": 0.4}
+
+
+@pytest.mark.parametrize(
+    "words", [("--camera", "dock=rtsp://192.0.2.5/1"), ("--model", "mine.onnx")], ids=["a camera", "a model"]
+)
+def test_anything_but_the_demo_keeps_the_default_confidence(words: tuple[str, ...]) -> None:
+    assert "inference" not in document_of(*words)
+
+
+def test_a_configuration_of_the_demo_is_taken_as_it_is(tmp_path: Path) -> None:
+    """What stands in a file, or is left out of it, is what the user wrote."""
+    file = tmp_path / "vision.yaml"
+    file.write_text("cameras: {demo: {uri: 'demo:'}}\n")
+    assert "inference" not in document_of("--config", str(file))
+
+
+def test_detect_says_nothing_about_its_engine(visionedge: CommandLine, tmp_path: Path) -> None:
+    """Pictures are what was asked for; --log-level debug has the rest."""
+    picture = make_picture(tmp_path / "one.png", 1)
+    assert "engine" not in visionedge("detect", picture).err
+    assert "engine ready: yolox-nano-416 on cpu" in visionedge("detect", picture, "--log-level", "debug").err

@@ -151,8 +151,9 @@ def test_a_wrong_word_about_pyav_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
         prepare.av_is_wanted()
 
 
+@pytest.mark.usefixtures("set_up")
 def test_run_says_where_the_command_is(
-    set_up: SetUp, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each time, on stderr: docs call it `visionedge`."""
     monkeypatch.setattr(prepare, "VENV", prepare.ROOT / ".venv")

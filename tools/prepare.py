@@ -8,8 +8,8 @@ belongs to the other extra is removed first. The extra is `gpu` where a usable N
 `cpu`; VISIONEDGE_EXTRA=cpu|gpu decides otherwise.
 
 `run` installs PyAV too, the decoder of the images, so that cameras are read alike whatever was installed
-before; VISIONEDGE_WITH_AV=0 (or WITH_PYAV=0, as the images call it) leaves it out, and takes it out where it is.
-`dev` always has it: it makes the clips of the tests.
+before; VISIONEDGE_WITH_AV=0 (or WITH_PYAV=0, as the images call it) leaves it out, and takes it out where it
+is. `dev` always has it: it makes the clips of the tests.
 """
 
 import fcntl

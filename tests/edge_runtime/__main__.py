@@ -76,7 +76,7 @@ def run_module(runtime: EdgeRuntime, command: list[str]) -> int:
 
 
 def with_demo(command: list[str], environ: Mapping[str, str]) -> list[str]:
-    """The command with the bundled clip as its camera, where it names neither cameras nor a file with some."""
+    """The command with the bundled clip as its camera, where it names neither cameras nor a file."""
     named = any(word.split("=")[0] in ("--camera", "--config") for word in command)
     if command[0] != "run" or named or environ.get("VISIONEDGE_CONFIG"):
         return command
