@@ -86,7 +86,7 @@ bench: ## how fast this machine is: the pipeline beside a plain loop, ARGS for m
 	$(prepare) dev
 	@VISIONEDGE_DATA='$(VISIONEDGE_DATA)' .venv/bin/visionedge bench $(if $(ARGS),$(ARGS),pipeline --baseline)
 
-figures: ## all figures of docs/performance.md, on a quiet machine: ARGS="--model yolox.onnx --video vtest.avi"
+figures: ## all figures of docs/performance.md, on a quiet machine: ARGS="--model mine.onnx --video vtest.avi"
 	$(prepare) dev
 	@VISIONEDGE_DATA='$(VISIONEDGE_DATA)' .venv/bin/python tools/figures.py $(ARGS)
 
