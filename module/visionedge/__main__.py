@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from visionedge import __version__, logs
-from visionedge.cli import bench, detect, doctor, manifest, model, run
+from visionedge.cli import bench, completion, detect, doctor, manifest, model, run
 from visionedge.cli.arguments import EXIT_CODES, Parser
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.uris import keep_secret, redact, secrets_in
@@ -63,6 +63,7 @@ def parser() -> Parser:
     bench.add_parser(verbs)
     doctor.add_parser(verbs)
     manifest.add_parser(verbs)
+    completion.add_parser(verbs, parser)
     return whole
 
 
