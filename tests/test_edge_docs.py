@@ -8,11 +8,12 @@ import pytest
 from edge_runtime.driver import POLICY
 from visionedge import engine_room
 from visionedge.calls import Calls
+from visionedge.capture.status import State
 from visionedge.config import validate
 from visionedge.edge.billing import UNITS
 from visionedge.edge.desired import Code as ConfigCode
 from visionedge.edge.ladder import EXIT_STUCK, Deadlines, Rung
-from visionedge.edge.messages import MAX_BYTES
+from visionedge.edge.messages import MAX_BYTES, Kind
 from visionedge.edge.methods import MAX_ANSWER_BYTES, Method
 from visionedge.edge.questions import Drop
 from visionedge.edge.reported import EVERY_NS, MAX_PATCH_BYTES
@@ -31,6 +32,19 @@ IOT_EDGE = (DOCS / "iot-edge.md").read_text()
 def test_every_rung_is_documented(rung: str) -> None:
     """In the table of what is done."""
     assert f"`{rung}`" in IOT_EDGE
+
+
+@pytest.mark.parametrize("state", get_args(State))
+def test_every_event_of_a_camera_is_documented(state: str) -> None:
+    """Its states are the codes of `kind: camera`."""
+    (row,) = (r for r in (DOCS / "messages.md").read_text().splitlines() if r.startswith("| `camera` |"))
+    assert f"`{state}`" in row
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_kind_of_event_has_its_row(kind: str) -> None:
+    rows = (DOCS / "messages.md").read_text().splitlines()
+    assert sum(row.startswith(f"| `{kind}` |") for row in rows) == 1
 
 
 @pytest.mark.parametrize("code", [*get_args(Code), "spool-dropped"])

@@ -14,6 +14,7 @@ from edge_runtime.contract import FRAME_KEYS, check_messages
 from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
 from rtsp_server import RtspServer
+from tiny_models import TinyDetector
 from visionedge.sequences import Sequences
 
 
@@ -49,6 +50,32 @@ def test_three_kinds_of_cameras_are_analysed_and_one_that_fails_disturbs_none(tm
     assert "hunter2" not in module.log
     assert module.log.count("running locally") == 1
     assert "left behind" not in module.log
+
+
+def test_the_address_comes_first_and_then_what_takes_long(tmp_path: Path) -> None:
+    """A first start compiles and measures; whoever waits is told where to look before that."""
+    model = TinyDetector().save(tmp_path / "tiny.onnx")
+    with ModuleProcess(tmp_path / "data", "--model", str(model), cold=True) as module:
+        address = module.ready()
+        assert module.stop() == 0
+    lines = module.log.splitlines()
+    words = (f"open {address} (warming up", "compiling tiny", "measuring this machine", "engine ready: tiny")
+    places = [next(n for n, line in enumerate(lines) if word in line) for word in words]
+    last = next(n for n, line in enumerate(lines) if f"ready: open {address}" in line)
+    assert [*places, last] == sorted({*places, last})
+
+
+def test_a_configuration_without_cameras_says_that_there_is_none(tmp_path: Path) -> None:
+    """It starts and answers, and the log says why nothing is analysed and what to do."""
+    config = tmp_path / "vision.yaml"
+    config.write_text("# nothing yet\n")
+    model = TinyDetector().save(tmp_path / "tiny.onnx")
+    with ModuleProcess(tmp_path / "data", "--config", str(config), "--model", str(model)) as module:
+        assert module.get("/api/v1/cameras") == {"cameras": []}
+        assert module.stop() == 0
+    (line,) = (line for line in module.log.splitlines() if "no camera is configured" in line)
+    assert "WARNING" in line
+    assert "--camera NAME=URI" in line
 
 
 def test_a_snapshot_is_the_very_picture_of_its_frame(tmp_path: Path) -> None:

@@ -270,6 +270,7 @@ def samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
     if rooms.engine is not None:
         device = rooms.engine.device
         yield "engine_device", (device.requested, device.effective, device.code), 1
+        yield "engine_info", (rooms.engine.model.name, device.effective, rooms.engine.precision.precision), 1
         yield "engine_degraded", (), float(device.degraded)
         yield "unplanned_shape_total", (), rooms.engine.unplanned_shapes
         yield "nodes_on_cpu", (), len(rooms.engine.places.on_cpu)

@@ -39,6 +39,11 @@ from visionedge.web.server import Server
 
 log = logging.getLogger(__name__)
 
+NO_CAMERA = (
+    "no camera is configured, so nothing is analysed: add one below `cameras` in the configuration file"
+    " or in the desired properties, or start with --camera NAME=URI"
+)
+
 _TICK_S = 0.2
 _REMEMBER_EVERY_TICKS = 50
 _MEASURE_EVERY_S = (1.0, 5.0)
@@ -116,6 +121,7 @@ class Service:
             rooms.delivery = await on_thread(self._crew, "delivery", lambda: self._open_delivery(remote))
             self._server = await Server.start(view, rooms.config.http)
             stack.push_async_callback(self._server.close)
+            log.info("open %s (warming up: pictures come when the engine is ready)", self._server.url)
             rooms.delivery.start()
             remote.start()
             try:
@@ -161,6 +167,8 @@ class Service:
             fitting = await self._engines.fetch()
         rooms.fleet = self._fleet(fitting)
         rooms.fleet.apply(rooms.config.cameras)
+        if not rooms.config.cameras:
+            log.warning("%s", NO_CAMERA)
         await self._remember()  # where the clock is no help, a kill soon after must not bring these again
         engine = await self._engines.open()
         delivery.event("engine", engine.device.code, engine.device.describe(), report.engine(engine))

@@ -207,5 +207,5 @@ class _Scene:
             full_picture=lambda: self._image,
         )
         return Result(
-            frame, view, Timing(3_123_000, 7_987_000, 12_456_000, 4), "cuda", "nanodet-coco-416", _LABELS
+            frame, view, Timing(3_123_000, 7_987_000, 12_456_000, 4), "cuda", "yolox-nano-416", _LABELS
         )
