@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from visionedge.web import api
+from visionedge.web import pictures, uploads
 from web_module import Client, FakeModule, error_of, grey, jpeg, talk, until
 
 
@@ -70,7 +70,7 @@ def test_a_broken_form_is_refused() -> None:
 def test_a_body_above_the_limit_is_refused_whether_or_not_it_says_its_length(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(api, "UPLOAD_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(uploads, "UPLOAD_LIMIT_BYTES", 1000)
 
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(50):
@@ -89,7 +89,7 @@ def test_a_body_above_the_limit_is_refused_whether_or_not_it_says_its_length(
 
 
 def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "UPLOAD_LIMIT_S", 0.05)
+    monkeypatch.setattr(uploads, "UPLOAD_LIMIT_S", 0.05)
 
     async def conversation(client: Client) -> None:
         never = asyncio.Event()
@@ -114,13 +114,13 @@ def test_more_uploads_than_there_are_permits_are_told_to_come_again() -> None:
             async with client.post("/api/v1/detect", data=jpeg()) as answer:
                 return answer.status
 
-        held = [asyncio.create_task(upload()) for _ in range(api.UPLOADS_AT_ONCE)]
-        await until(lambda: len(module.seen) == api.UPLOADS_AT_ONCE)
+        held = [asyncio.create_task(upload()) for _ in range(pictures.UPLOADS_AT_ONCE)]
+        await until(lambda: len(module.seen) == pictures.UPLOADS_AT_ONCE)
         async with client.post("/api/v1/detect", data=jpeg()) as answer:
             assert (await error_of(answer))[:2] == (503, "busy")
             assert answer.headers["Retry-After"] == "1"
         module.hold.set()
-        assert await asyncio.gather(*held) == [200] * api.UPLOADS_AT_ONCE
+        assert await asyncio.gather(*held) == [200] * pictures.UPLOADS_AT_ONCE
         assert await upload() == 200
 
     talk(module, conversation)
