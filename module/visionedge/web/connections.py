@@ -61,17 +61,21 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
-    def __call__(self) -> "Connection":
-        """The protocol of a new connection."""
-        return Connection(
-            self, self._server, loop=asyncio.get_running_loop(), access_log=None, auto_decompress=False
-        )
+    def begin(self) -> "Connection":
+        """The protocol of a connection that is about to be made; it has a place from here on."""
+        loop = asyncio.get_running_loop()
+        connection = Connection(self, self._server, loop=loop, access_log=None, auto_decompress=False)
+        self._open.add(connection)
+        if self._sweep is None:
+            self._schedule()
+        return connection
 
-    def make_room(self, least: int = 1) -> bool:
-        """Whether there is room for `least` more, also by closing connections that wait for their clients."""
-        while len(self._open) + least > self._most:
+    def make_room(self) -> bool:
+        """Whether there is room for one more, also by closing connections that wait for their clients."""
+        while len(self._open) >= self._most:
             if not self.drop_idlest():
                 return False
+            self.limiter.warning(f"{self._most} connections are open: those that ask nothing are closed")
         return True
 
     def drop_idlest(self) -> bool:
@@ -83,14 +87,8 @@ class Connections:
             self._open.discard(idlest)
         return bool(idle)
 
-    def opened(self, connection: "Connection") -> None:
-        """It is connected."""
-        self._open.add(connection)
-        if self._sweep is None:
-            self._schedule()
-
     def lost(self, connection: "Connection") -> None:
-        """It is not any more."""
+        """It has ended, or could not be made."""
         self._open.discard(connection)
 
     def close(self) -> None:
@@ -121,7 +119,8 @@ class Connection(web.RequestHandler):
         self._unsent_bytes = 0
         self._body: StreamReader | None = None
         self._is_v2 = False
-        self.since_s = 0.0
+        self._is_aborted = False
+        self.since_s = self._loop.time()
         """When the phase began, or its client last took something of an answer."""
 
     @property
@@ -151,6 +150,7 @@ class Connection(web.RequestHandler):
 
     def abort(self) -> None:
         """Hang up without waiting for the client to take what was written."""
+        self._is_aborted = True
         if self._raw is not None:
             self._raw.abort()
 
@@ -165,8 +165,9 @@ class Connection(web.RequestHandler):
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of a stream it is one
         self._raw = transport
         self._enter(_Phase.HEAD)
-        self._connections.opened(self)
         super().connection_made(transport)
+        if self._is_aborted:
+            transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """See `asyncio.Protocol`."""

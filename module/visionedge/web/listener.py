@@ -12,7 +12,7 @@ import socket
 
 from visionedge.descriptors import descriptor_limit
 from visionedge.log_limit import LogLimiter
-from visionedge.web.connections import CONNECTIONS_AT_ONCE, Connections
+from visionedge.web.connections import CONNECTIONS_AT_ONCE, Connection, Connections
 
 log = logging.getLogger(__name__)
 
@@ -89,41 +89,41 @@ class Listener:
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(_ACCEPTS_AT_ONCE):
-            if not self._connections.make_room(1 + len(self._begun)):
-                self._pause("all of them are in use")
-                return
             try:
                 connection, _peer = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                self._connections.drop_idlest()
-                self._pause(error.strerror or str(error))
+                self._spare(error.strerror or str(error))
                 return
-            if self._is_scarce(connection):
+            if not self._connections.make_room():
+                connection.close()
+                self._pause("all connections are in use")
                 return
+            is_scarce = connection.fileno() >= self._limit - self._reserve
             self._serve(connection)
+            if is_scarce:
+                # The system gives the lowest descriptor that is free, so nearly all are in use.
+                self._spare(f"nearly all of {self._limit} file descriptors are in use")
+                return
 
-    def _is_scarce(self, connection: socket.socket) -> bool:
-        """Whether this took one of the last descriptors: the system always gives the lowest that is free."""
-        if connection.fileno() < self._limit - self._reserve:
-            return False
-        connection.close()
-        self._connections.drop_idlest()
-        self._pause(f"nearly all of {self._limit} file descriptors are in use")
-        return True
+    def _spare(self, reason: str) -> None:
+        """Get a descriptor back, which is free before the next connection is taken; if none can be, wait."""
+        if not self._connections.drop_idlest():
+            self._pause(reason)
 
     def _serve(self, connection: socket.socket) -> None:
         connection.setblocking(False)
-        task = asyncio.get_running_loop().create_task(self._connect(connection))
+        task = asyncio.get_running_loop().create_task(self._connect(connection, self._connections.begin()))
         self._begun.add(task)
         task.add_done_callback(self._begun.discard)
 
-    async def _connect(self, connection: socket.socket) -> None:
+    async def _connect(self, connection: socket.socket, protocol: Connection) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(self._connections, connection)
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, connection)
         except OSError as error:
             connection.close()
+            self._connections.lost(protocol)
             self._limiter.warning(f"an HTTP connection could not be taken: {error.strerror}")
 
 
