@@ -399,8 +399,7 @@ HOSTILE = ("a://:", "a://b:c@", "a.a.", "key-", "Bearer a ", "[[", "\\u0000", "Ã
 def hostile_requests(size: int, piece: str) -> list[bytes]:
     """A text of this kind in every place of a request that may hold one; heads are bounded to 8 KiB."""
     body = (piece * size)[: size * 10].encode("utf-8", "replace")
-    word = (piece * size)[: min(size, 3_500)].encode("latin-1", "replace")
-    word = word.replace(b" ", b"_").decode("latin-1")
+    word = (piece * size)[: min(size, 3_500)].replace(" ", "_")
     quoted = json.dumps(body.decode())
     infer = f'{{"inputs":[{{"name":"images","datatype":"UINT8","shape":[1,8,16,3],"data":{quoted}}}]}}'
     sized = infer.replace('"data":', '"parameters":{"binary_data_size":').replace("}]}", "}}]}")

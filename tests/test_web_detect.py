@@ -6,6 +6,7 @@ import json
 import struct
 import zlib
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -224,7 +225,7 @@ def test_a_permit_goes_back_when_the_work_ends_and_not_when_its_client_leaves() 
         module.hold = asyncio.Event()
         for number in range(1, pictures.UPLOADS_AT_ONCE + 1):
             gone = asyncio.create_task(client.post("/api/v1/detect", data=jpeg()))
-            await until(lambda number=number: len(module.seen) == number)
+            await until(partial(lambda wanted: len(module.seen) == wanted, number))
             gone.cancel()
             await asyncio.wait([gone])
         for _ in range(40):
@@ -298,7 +299,8 @@ def test_a_packed_form_and_a_form_with_a_broken_head_are_refused() -> None:
             async with client.post("/api/v1/detect", data=body, headers=headers) as answer:
                 assert (await error_of(answer))[0] == 400
         headers["Content-Encoding"] = "gzip"
-        async with client.post("/api/v1/detect", data=gzip.compress(body), headers=headers) as answer:
+        packed = gzip.compress(b"--x--\r\n")
+        async with client.post("/api/v1/detect", data=packed, headers=headers) as answer:
             assert (await error_of(answer))[0] == 415
 
     talk(FakeModule(), conversation)
