@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import weakref
 from typing import cast
 
 import pytest
 
+from visionedge.frames import Picture
 from visionedge.web.board import Board
 from visionedge.web.view import Busy
-from web_module import result
+from web_module import grey, result
 
 
 class Clock:
@@ -95,6 +97,24 @@ def test_a_slow_viewer_loses_only_its_own_oldest_frames() -> None:
             assert seen == [1, 2, 3, 4, 5, 6, 7]
             assert [sequence_of(await anext(slow)) for _ in range(3)] == [5, 6, 7]
             assert (slow.lost, quick.lost, board.statistics().lost) == (4, 0, 4)
+
+    asyncio.run(story())
+
+
+def test_a_slow_viewer_holds_no_pictures_in_memory() -> None:
+    """A 4K picture has 25 MB; its frame object has a few KB."""
+
+    async def story() -> None:
+        board = Board(buffer=64)
+        pictures: list[weakref.ref[Picture]] = []
+        async with board.subscribe(None) as slow, board.subscribe(None) as other:
+            for sequence in range(1, 30):
+                picture = grey()
+                pictures.append(weakref.ref(picture))
+                board.publish(result("dock", sequence, picture=picture))
+            del picture
+            assert [sequence for sequence, kept in enumerate(pictures, 1) if kept() is not None] == [29]
+            assert await anext(slow) is await anext(other), "written once for both"
 
     asyncio.run(story())
 

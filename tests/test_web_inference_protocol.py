@@ -252,6 +252,8 @@ def test_unknown_models_paths_methods_and_a_busy_engine_speak_the_protocol_too()
     [
         json.dumps(request_of(data=[255] * 300_000)).encode(),
         b"[]," * 400_000,
+        b"[]," * 150_000,
+        b"{}," * 150_000,
         b"9" * (2**20 + 1),
         binary({**request_of(data=None), "more": "x" * 2**20}, b"")[0],
     ],

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import weakref
 from contextlib import aclosing
 
 import aiohttp
@@ -215,6 +216,25 @@ def test_a_silent_stream_says_that_it_lives() -> None:
             assert json.loads(heard)["sequence"] == 3
             closing.set()
             assert await anext(followed, "end") == "end"
+
+    asyncio.run(story())
+
+
+def test_a_slow_viewer_of_pictures_holds_none_in_memory() -> None:
+    async def story() -> None:
+        module = FakeModule("dock")
+
+        async def packed(result: Result) -> bytes:
+            return str(result.frame.sequence).encode()
+
+        async with aclosing(Parts(module, "dock", packed, Closing()).each(10.0)) as shown:
+            picture = grey()
+            kept = weakref.ref(picture)
+            module.board.publish(result("dock", 1, picture=picture))
+            del picture
+            assert await anext(shown) == b"1"
+            module.board.publish(result("dock", 2))
+            assert kept() is None
 
     asyncio.run(story())
 

@@ -32,6 +32,8 @@ BODY_LIMIT_S = 30.0
 _WRONG_DATATYPE = f"'{INPUT}' must be UINT8"
 JSON_LIMIT_BYTES = 2**20
 """Beyond this a tensor has to come as binary data: Python would be busy with the JSON for seconds."""
+_CONTAINERS_MOST = 140_000
+"""As many lists as 1 MiB of ``[0,0,0],`` holds. Of empty ones there could be three times as many."""
 _ID_MOST = 1024
 _DATATYPE = re.compile(rb'"datatype"\s{0,8}:\s{0,8}"([A-Z0-9]{1,16})"')
 
@@ -154,7 +156,7 @@ async def _head(body: Body, header_length: str | None) -> bytes:
     """
     if header_length is None:
         head = await body.up_to(JSON_LIMIT_BYTES + 1)
-        if len(head) > JSON_LIMIT_BYTES:
+        if _is_too_much(head):
             raise _too_long(head)
         if not head:
             raise RequestError(400, "the body is empty")
@@ -163,11 +165,15 @@ async def _head(body: Body, header_length: str | None) -> bytes:
         raise RequestError(400, f"{HEADER_LENGTH} must be the number of bytes of the JSON part")
     size_bytes = int(header_length)
     head = await body.up_to(min(size_bytes, JSON_LIMIT_BYTES + 1))
-    if len(head) > JSON_LIMIT_BYTES:
+    if _is_too_much(head):
         raise _too_long(head)
     if len(head) < size_bytes:
         raise RequestError(400, f"{HEADER_LENGTH} goes beyond the body")
     return head
+
+
+def _is_too_much(head: bytes) -> bool:
+    return len(head) > JSON_LIMIT_BYTES or head.count(b"[") + head.count(b"{") > _CONTAINERS_MOST
 
 
 def _too_long(head: bytes) -> RequestError:
@@ -175,7 +181,7 @@ def _too_long(head: bytes) -> RequestError:
     found = _DATATYPE.search(head)
     if found is not None and found[1] != b"UINT8":
         return RequestError(400, _WRONG_DATATYPE)
-    limit = f"{JSON_LIMIT_BYTES >> 20} MiB"
+    limit = f"{JSON_LIMIT_BYTES >> 20} MiB or {_CONTAINERS_MOST} lists"
     return RequestError(
         413, f"the JSON part is larger than {limit}; send '{INPUT}' as binary data ('binary_data_size')"
     )
