@@ -16,8 +16,10 @@ from visionedge.descriptors import descriptor_limit, raise_descriptor_limit
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.desired import Carriers
 from visionedge.facade import Facade
+from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.batcher import BatcherStatistics
 from visionedge.inference.lineup import Lineup
+from visionedge.inference.model import Model, bundled_model_path, load_model
 from visionedge.metrics import Metrics
 from visionedge.report import status
 from visionedge.rooms import Rooms
@@ -123,3 +125,22 @@ def test_work_of_requests_keeps_its_place_until_it_ends_and_leaves_the_modules_o
         assert view.close() == []
 
     asyncio.run(story())
+
+
+class OneAtATime:
+    """An engine whose plan takes one picture at once, as on a CPU with few cores."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.rows = 5
+
+
+def test_clients_may_send_the_configured_batch_whatever_the_plan_of_the_device_is(tmp_path: Path) -> None:
+    """A client that works beside a GPU must not break when the CPU takes over; the engine splits batches."""
+    rooms = Rooms.of(validate({"inference": {"maxBatch": 6}}), tmp_path, {}, lambda: None)
+    rooms.engine = cast("AnyEngine", OneAtATime(load_model(bundled_model_path())))
+    view = Facade(rooms, Lineup(rooms.batcher, Crew(lambda *_: None), lambda _: None), Metrics(lambda: ()))
+    facts = view.model()
+    assert facts is not None
+    assert facts.max_batch == 6
+    view.close()

@@ -108,11 +108,14 @@ def test_a_slow_viewer_holds_no_pictures_in_memory() -> None:
         board = Board(buffer=64)
         pictures: list[weakref.ref[Picture]] = []
         async with board.subscribe(None) as slow, board.subscribe(None) as other:
-            for sequence in range(1, 30):
+
+            def publish(sequence: int) -> None:
                 picture = grey()
                 pictures.append(weakref.ref(picture))
                 board.publish(result("dock", sequence, picture=picture))
-            del picture
+
+            for number in range(1, 30):
+                publish(number)
             assert [sequence for sequence, kept in enumerate(pictures, 1) if kept() is not None] == [29]
             assert await anext(slow) is await anext(other), "written once for both"
 

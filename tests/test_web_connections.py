@@ -132,6 +132,25 @@ def test_who_waits_for_an_answer_is_not_let_go(monkeypatch: pytest.MonkeyPatch) 
     serve(story)
 
 
+def test_a_client_that_takes_nothing_of_its_answers_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hold them in memory, and its place."""
+    monkeypatch.setattr(connections, "IDLE_LIMIT_S", 0.05)
+    monkeypatch.setattr(connections, "HEAD_LIMIT_S", 0.05)
+    monkeypatch.setattr(connections, "SWEEP_S", 0.01)
+
+    async def story(server: Server, _module: FakeModule) -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", server.port))
+            with suppress(ConnectionError):
+                await loop.sock_sendall(client, asks("/openapi.json") * 2_000)
+            await until(lambda: "connections=0" in repr(server))
+
+    serve(story)
+
+
 # --- how many -----------------------------------------------------------------------------------------------
 
 

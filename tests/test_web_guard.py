@@ -1,6 +1,7 @@
 """Who may ask: names, origins, tokens that change, and shares of the places for streams."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 import aiohttp
@@ -213,6 +214,11 @@ def test_streams_and_waits_end_when_the_token_changes() -> None:
     asyncio.run(story())
 
 
+async def waited(client: Client) -> int:
+    async with client.get("/api/v1/cameras/dock/frame?after=1") as answer:
+        return answer.status
+
+
 def test_one_address_cannot_take_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """127.0.0.2 is another machine to the server."""
     monkeypatch.setattr(api, "EVENT_STREAMS_AT_ONCE", 4)
@@ -224,21 +230,24 @@ def test_one_address_cannot_take_all_places(monkeypatch: pytest.MonkeyPatch) -> 
     async def conversation(client: Client) -> None:
         base = str(client._base_url)
         connector = aiohttp.TCPConnector(local_addr=("127.0.0.2", 0))
-        async with aiohttp.ClientSession(base, connector=connector, trust_env=False) as other:
+        async with (
+            aiohttp.ClientSession(base, connector=connector, trust_env=False) as other,
+            contextlib.AsyncExitStack() as streams,
+        ):
             for path in ("/api/v1/frames", "/api/v1/cameras/dock/stream.mjpg"):
-                for _ in range(2):
-                    assert (await client.get(path)).status == 200
+                for viewer in (client, client, other):
+                    answer = await streams.enter_async_context(viewer.get(path))
+                    assert answer.status == 200
                 async with client.get(path) as third:
                     status, code, message = await error_of(third)
                 assert (status, code) == (503, "busy")
                 assert "address" in message
-                assert (await other.get(path)).status == 200
-            waits = [asyncio.create_task(client.get("/api/v1/cameras/dock/frame?after=1")) for _ in range(2)]
-            # Two waits of streams of pictures, one of the other machine's, and these.
+            waits = [asyncio.create_task(waited(client)) for _ in range(2)]
+            # Three streams of pictures wait as well.
             await until(lambda: module.board.statistics().waiting == 5)
             async with client.get("/api/v1/cameras/dock/frame?after=1") as third:
                 assert (await error_of(third))[:2] == (503, "busy")
             module.board.publish(result("dock", 2))
-            assert [(await wait).status for wait in waits] == [200, 200]
+            assert [await wait for wait in waits] == [200, 200]
 
     talk(module, conversation)

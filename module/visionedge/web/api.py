@@ -62,6 +62,7 @@ class Api:
         self._documents = Documents()
         self._answers: dict[str, tuple[int, bytes, Mapping[str, str]]] = {}
         self._status = _Fresh(lambda: masked(self.view.status()), STATUS_FRESH_S)
+        self._cameras = _Fresh(lambda: {"cameras": masked(self.view.cameras())}, STATUS_FRESH_S)
         self._page = Page()
 
     def end_streams(self) -> None:
@@ -87,7 +88,7 @@ class Api:
 
     async def readyz(self, _request: web.Request) -> web.Response:
         """``/readyz``, with the device, so that a degraded module is not silent about it."""
-        engine = self.view.status().get("engine") or {}
+        engine = self._status.document().get("engine") or {}
         known = {key: engine[key] for key in ("requested", "effective", "degraded") if key in engine}
         return _condition("ready", "not_ready", self.view.readiness(), {"engine": known} if known else {})
 
@@ -121,7 +122,7 @@ class Api:
 
     async def cameras(self, _request: web.Request) -> web.Response:
         """``/api/v1/cameras``."""
-        return json_answer({"cameras": masked(self.view.cameras())})
+        return web.Response(body=self._cameras.body(), content_type="application/json")
 
     async def camera(self, request: web.Request) -> web.Response:
         """``/api/v1/cameras/{name}``."""
@@ -233,20 +234,26 @@ class Api:
 
 
 class _Fresh:
-    """A document as JSON, made anew when one is asked for and the last one is older than `fresh_s`."""
+    """A document that is made anew when one is asked for and the last one is older than `fresh_s`."""
 
     def __init__(self, make: Callable[[], Document], fresh_s: float) -> None:
         self._make = make
         self._fresh_s = fresh_s
-        self._made_s = -fresh_s
+        self._made_s: float | None = None
+        self._document: Document = {}
         self._body = b""
 
-    def body(self) -> bytes:
-        """The document, which ends its line."""
+    def document(self) -> Document:
+        """The document, not to be changed."""
         now_s = asyncio.get_running_loop().time()
-        if now_s - self._made_s >= self._fresh_s:
-            self._body = json_bytes(self._make()) + b"\n"
-            self._made_s = now_s
+        if self._made_s is None or now_s - self._made_s >= self._fresh_s:
+            self._document, self._made_s, self._body = self._make(), now_s, b""
+        return self._document
+
+    def body(self) -> bytes:
+        """The same as JSON, which ends its line."""
+        document = self.document()
+        self._body = self._body or json_bytes(document) + b"\n"
         return self._body
 
 
