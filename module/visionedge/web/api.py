@@ -1,6 +1,6 @@
 """The handlers of the JSON API: each reads its question, asks the view, and answers."""
 
-import asyncio
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
@@ -38,10 +38,11 @@ PICTURE_STREAMS_AT_ONCE = 32
 EVENT_STREAMS_AT_ONCE = 64
 WAITS_AT_ONCE = 64
 EXAMINATIONS_AT_ONCE = 8
-STATUS_FRESH_S = 0.25
-"""Several who look at the status at once get the same document, which is not free with many cameras."""
+DOCUMENT_KEPT_S = 0.5
+"""So old may the status and the list of cameras be, where there are many cameras (see `SharedDocument`)."""
 SNAPSHOT_LEAST_PX, SNAPSHOT_MOST_PX = 16, 8192
 
+_KEPT_TIMES = 10
 _MOST_ANSWERS = 256
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -61,8 +62,8 @@ class Api:
         self._pictures = Pictures(self.shared.desk)
         self._documents = Documents()
         self._answers: dict[str, tuple[int, bytes, Mapping[str, str]]] = {}
-        self._status = _Fresh(lambda: masked(self.view.status()), STATUS_FRESH_S)
-        self._cameras = _Fresh(lambda: {"cameras": masked(self.view.cameras())}, STATUS_FRESH_S)
+        self._status = SharedDocument(lambda: masked(self.view.status()), DOCUMENT_KEPT_S)
+        self._cameras = SharedDocument(lambda: {"cameras": masked(self.view.cameras())}, DOCUMENT_KEPT_S)
         self._page = Page()
 
     def end_streams(self) -> None:
@@ -233,21 +234,30 @@ class Api:
             return await self.view.detect(picture)
 
 
-class _Fresh:
-    """A document that is made anew when one is asked for and the last one is older than `fresh_s`."""
+class SharedDocument:
+    """A document that costs something to make: several who ask for it at once get the same.
 
-    def __init__(self, make: Callable[[], Document], fresh_s: float) -> None:
+    It is kept for ten times as long as it took to make, and `most_s` at most: a small one is always made
+    anew, and a large one takes a tenth of the loop's time, or a little more.
+    """
+
+    def __init__(
+        self, make: Callable[[], Document], most_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._make = make
-        self._fresh_s = fresh_s
-        self._made_s: float | None = None
+        self._most_s = most_s
+        self._clock = clock
+        self._until_s: float | None = None
         self._document: Document = {}
         self._body = b""
 
     def document(self) -> Document:
         """The document, not to be changed."""
-        now_s = asyncio.get_running_loop().time()
-        if self._made_s is None or now_s - self._made_s >= self._fresh_s:
-            self._document, self._made_s, self._body = self._make(), now_s, b""
+        begun_s = self._clock()
+        if self._until_s is None or begun_s >= self._until_s:
+            self._document, self._body = self._make(), b""
+            now_s = self._clock()
+            self._until_s = now_s + min(self._most_s, _KEPT_TIMES * (now_s - begun_s))
         return self._document
 
     def body(self) -> bytes:
