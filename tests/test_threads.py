@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from visionedge.outbox import Outbox
-from visionedge.threads import Crew, Executor
+from visionedge.threads import Crew, Executor, unfinished
 
 
 def test_a_vital_thread_that_dies_is_told_with_its_error(caplog: pytest.LogCaptureFixture) -> None:
@@ -64,11 +64,15 @@ def test_the_end_of_an_executor_does_not_wait_for_a_job_that_hangs() -> None:
     assert begun.wait(5)
     executor.shutdown(wait=True, cancel_futures=True)
     assert executor.left() == ["request_0"]
+    assert "request_0" in unfinished()
     assert waiting.cancelled()
     release.set()
     hanging.result(5)
-    executor.shutdown(wait=True)
-    assert not [name for name in executor.left() if not release.is_set()]
+    for thread in threading.enumerate():
+        if thread.name == "request_0":
+            thread.join(5)
+    assert executor.left() == []
+    assert "request_0" not in unfinished()
 
 
 def test_the_end_of_an_executor_waits_for_a_job_that_ends() -> None:

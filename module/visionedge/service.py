@@ -35,7 +35,7 @@ from visionedge.overload.keeper import Code, Keeper
 from visionedge.remote import Remote
 from visionedge.rooms import Rooms
 from visionedge.sequences import Sequences
-from visionedge.threads import Crew, Executor, on_thread
+from visionedge.threads import Crew, Executor, on_thread, unfinished
 from visionedge.uris import redact
 from visionedge.web.guard import own_names
 from visionedge.web.server import Server
@@ -75,7 +75,7 @@ def run(options: Options) -> int:
     raise_descriptor_limit()
     service = Service(options)
     code = asyncio.run(service.main())
-    if service.left or service.executor.left():
+    if service.left or unfinished():
         # A thread that hangs in a driver or in the SDK would hold the process for ever.
         logging.shutdown()
         os._exit(code)

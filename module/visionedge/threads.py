@@ -72,7 +72,7 @@ class Executor(ThreadPoolExecutor):
     """A pool of threads whose end does not wait for a job that hangs.
 
     `shutdown` joins the threads for `join_s` at most. Those that still run then are `left`: the interpreter
-    would wait for them when it ends, so the process has to end by `os._exit`.
+    would wait for them when it ends, so the process has to end by `os._exit` (see `unfinished`).
     """
 
     def __init__(self, threads: int, name: str, join_s: float = 2.0) -> None:
@@ -96,6 +96,12 @@ class Executor(ThreadPoolExecutor):
     def left(self) -> list[str]:
         """The names of the threads that are alive."""
         return [thread.name for thread in tuple(self._all) if thread.is_alive()]
+
+
+def unfinished() -> list[str]:
+    """The names of the threads that the interpreter would wait for at its end, without limit."""
+    main = threading.main_thread()
+    return [each.name for each in threading.enumerate() if each is not main and not each.daemon]
 
 
 async def on_thread(crew: Crew, name: str, work: Callable[[], T]) -> T:
