@@ -39,7 +39,7 @@ EVENT_STREAMS_AT_ONCE = 64
 WAITS_AT_ONCE = 64
 EXAMINATIONS_AT_ONCE = 8
 DOCUMENT_KEPT_S = 0.5
-"""So old may the status and the list of cameras be, where there are many cameras (see `SharedDocument`)."""
+"""So old may the status, the list of cameras and the log be, where making them is slow (`SharedDocument`)."""
 SNAPSHOT_LEAST_PX, SNAPSHOT_MOST_PX = 16, 8192
 
 _KEPT_TIMES = 10
@@ -64,6 +64,7 @@ class Api:
         self._answers: dict[str, tuple[int, bytes, Mapping[str, str]]] = {}
         self._status = SharedDocument(lambda: masked(self.view.status()), DOCUMENT_KEPT_S)
         self._cameras = SharedDocument(lambda: {"cameras": masked(self.view.cameras())}, DOCUMENT_KEPT_S)
+        self._log = SharedDocument(lambda: {"text": redact(self.view.log())}, DOCUMENT_KEPT_S)
         self._page = Page()
 
     def end_streams(self) -> None:
@@ -119,7 +120,8 @@ class Api:
 
     async def log(self, _request: web.Request) -> web.Response:
         """``/api/v1/log``."""
-        return web.Response(text=redact(self.view.log()), content_type="text/plain", charset="utf-8")
+        text = self._log.document()["text"]
+        return web.Response(text=text, content_type="text/plain", charset="utf-8")
 
     async def cameras(self, _request: web.Request) -> web.Response:
         """``/api/v1/cameras``."""

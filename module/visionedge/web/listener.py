@@ -147,7 +147,9 @@ def _bound(addresses: list[Address], port: int) -> list[socket.socket]:
             try:
                 sockets.append(_listening(family, (address[0], taken, *address[2:])))
             except OSError as error:
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                # A port that is free at one address may be taken at another.
+                is_other = port == 0 and bool(sockets) and error.errno == errno.EADDRINUSE
+                if not is_other and error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
                 missing = error
                 continue
