@@ -108,8 +108,8 @@ def problem_of(error: Exception, request: web.BaseRequest) -> RequestError:
         return RequestError(503, str(error), code="busy", headers={"Retry-After": str(error.retry_after_s)})
     if isinstance(error, web.HTTPException):
         return _http_problem(error, request)
-    if isinstance(error, web.RequestPayloadError | HttpProcessingError):
-        return RequestError(400, "the body cannot be read: its chunks or its parts are malformed")
+    if isinstance(error, web.RequestPayloadError | HttpProcessingError | ConnectionError):
+        return RequestError(400, "the body cannot be read: it is malformed or cut off")
     if isinstance(error, VisionedgeError):
         return RequestError(500, str(error), code="failed")
     log.error("%s %s failed", cut(request.method), redact(cut(request.path)), exc_info=error)
