@@ -112,8 +112,8 @@ def _no_engine(rooms: Rooms) -> Document:
     return {
         "requested": rooms.config.inference.device,
         "effective": None,
-        "code": "warming-up",
-        "reason": "",
+        "reasonCode": "warming-up",
+        "reason": rooms.fetching or rooms.held or "the engine is warming up",
     }
 
 
@@ -252,12 +252,13 @@ def camera_sentence(seen: CameraStatus) -> str:
     return f"camera {seen.name} is {seen.state}{because}"
 
 
-def model_facts(running: AnyEngine) -> ModelFacts:
-    """What a client of the Open Inference Protocol must know."""
+def model_facts(running: AnyEngine, max_batch: int) -> ModelFacts:
+    """What a client of the Open Inference Protocol must know.
+
+    `max_batch` is the configured one, whatever the plan is: clients must not break when the device changes.
+    """
     model = running.model
-    return ModelFacts(
-        model.name, model.sha256, model.input, running.rows, running.plan.buckets[-1], model.labels
-    )
+    return ModelFacts(model.name, model.sha256, model.input, running.rows, max_batch, model.labels)
 
 
 def samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:

@@ -50,7 +50,7 @@ def add_parser(verbs: Verbs) -> None:
         help=f"repeatable; {FORMS.replace('%', '%%')}",
     )
     add_model_and_device(parser)
-    parser.add_argument("--http", metavar="HOST:PORT", help="where to listen (default: 127.0.0.1:8080)")
+    parser.add_argument("--http", metavar="[HOST:]PORT", help="where to listen (default: 127.0.0.1:8080)")
     parser.add_argument(
         "--messages", metavar="FILE", help="also append every outgoing message to this JSON Lines file"
     )
