@@ -8,16 +8,18 @@ import pytest
 from edge_runtime.driver import POLICY
 from visionedge import engine_room
 from visionedge.calls import Calls
+from visionedge.capture.status import State
 from visionedge.config import validate
 from visionedge.edge.billing import UNITS
 from visionedge.edge.desired import Code as ConfigCode
 from visionedge.edge.ladder import EXIT_STUCK, Deadlines, Rung
-from visionedge.edge.messages import MAX_BYTES
+from visionedge.edge.messages import MAX_BYTES, Kind
 from visionedge.edge.methods import MAX_ANSWER_BYTES, Method
 from visionedge.edge.questions import Drop
 from visionedge.edge.reported import EVERY_NS, MAX_PATCH_BYTES
 from visionedge.edge.spool import Code, Tempo
 from visionedge.edge.store import Bounds, Reason
+from visionedge.edge.telemetry import Code as TelemetryCode
 from visionedge.edge.wish import MAX_ACKNOWLEDGEMENT_BYTES
 from visionedge.ops.estimate import Assumed, estimate
 from visionedge.overload.keeper import Code as OverloadCode
@@ -51,6 +53,25 @@ def test_every_event_of_the_model_is_documented(code: str) -> None:
 def test_every_event_of_an_overload_is_documented(code: str) -> None:
     """Where the events are listed."""
     assert f"`{code}`" in (DOCS / "messages.md").read_text()
+
+
+@pytest.mark.parametrize("code", get_args(TelemetryCode))
+def test_every_event_of_telemetry_is_documented(code: str) -> None:
+    """Where the events are listed."""
+    assert f"`{code}`" in (DOCS / "messages.md").read_text()
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_kind_of_event_has_a_row(kind: str) -> None:
+    """Those of cameras too, whose states are listed with the cameras."""
+    (row,) = [
+        line for line in (DOCS / "messages.md").read_text().splitlines() if line.startswith(f"| `{kind}` |")
+    ]
+    if kind == "camera":
+        assert all(
+            f"`{state}`" in row and f"| `{state}` |" in (DOCS / "cameras.md").read_text()
+            for state in get_args(State)
+        )
 
 
 @pytest.mark.parametrize("reason", get_args(Reason))
