@@ -21,7 +21,6 @@ from visionedge.edge.spool import Code, Tempo
 from visionedge.edge.store import Bounds, Reason
 from visionedge.edge.telemetry import Code as TelemetryCode
 from visionedge.edge.wish import MAX_ACKNOWLEDGEMENT_BYTES
-from visionedge.ops.estimate import Assumed, estimate
 from visionedge.overload.keeper import Code as OverloadCode
 from visionedge.properties import MAX_CAMERAS_BYTES
 
@@ -136,14 +135,3 @@ def test_the_numbers_are_those_of_the_code() -> None:
     assert deadlines.connect_s == deadlines.build_s == deadlines.send_s == 20
     assert deadlines.longest_wait_s == 15
     assert all(f"{quota:,}" in IOT_EDGE for quota in UNITS.values())
-
-
-@pytest.mark.parametrize("telemetry", [{"mode": "all"}, {"mode": "changes"}])
-def test_the_worked_example_is_what_the_estimate_says(telemetry: dict[str, str]) -> None:
-    """4 cameras at 5 frames a second; within a few percent, for the scene is made up."""
-    cameras = {name: {"uri": f"rtsp://192.0.2.5/{name}", "fps": 5} for name in "abcd"}
-    made = estimate(validate({"cameras": cameras, "telemetry": telemetry}), Assumed())
-    (row,) = [line for line in IOT_EDGE.splitlines() if line.startswith(f"| `mode: {telemetry['mode']}` |")]
-    messages, blocks = (float(cell.replace(",", "")) for cell in row.split("|")[2:4])
-    assert made.messages_per_day == pytest.approx(messages, rel=0.05)
-    assert made.blocks_per_day == pytest.approx(blocks, rel=0.05)

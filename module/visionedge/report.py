@@ -242,6 +242,8 @@ def bill(counted: Bill) -> Document:
         "blocks": dict(counted.blocks),
         "blockFill": round(counted.fill, 3),
         "blocksPerDay": round(counted.blocks_per_day),
+        "blocksPerDayByOutput": {output: round(count) for output, count in counted.per_day.items()},
+        "projectedFromSeconds": round(counted.span_s),
         "unitShare": {tier: round(share, 5) for tier, share in counted.shares.items()},
     }
 
