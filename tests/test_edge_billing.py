@@ -15,7 +15,7 @@ from test_edge_telemetry import MAN, World, documents
 from visionedge import report
 from visionedge.config import TelemetryConfig
 from visionedge.edge.billing import BLOCK_BYTES, Meter, blocks
-from visionedge.edge.messages import EncodedFrame, Sender, batch_messages, envelope_bytes, message_of
+from visionedge.edge.messages import EncodedFrame, Message, Sender, batch_messages, envelope_bytes, message_of
 from visionedge.edge.packing import WELL_FILLED, Weigher, well_filled
 from visionedge.edge.telemetry import Telemetry
 
@@ -243,6 +243,33 @@ def test_a_body_tells_what_its_message_weighed(frames: list[tuple[str, int]]) ->
         assert again.size_bytes == message.size_bytes
         assert (again.output, again.number, again.frames) == (message.output, message.number, message.frames)
         assert again.properties == message.properties
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.05, 3.0), st.integers(0, 40)), min_size=1, max_size=60),
+    st.sampled_from(["all", "changes"]),
+    st.integers(0, 60),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_a_messages_file_holds_is_what_was_counted_and_within_the_budget(
+    frames: list[tuple[float, int]], mode: str, max_per_day: int
+) -> None:
+    """Frames, messages and blocks, counted again from the lines alone."""
+    world, sent = World(), list[Message]()
+    telemetry = Telemetry(
+        TelemetryConfig.model_validate({"mode": mode, "maxPerDay": max_per_day}),
+        Sender("press-7", "vision", "a1b2c3a1b2c3"),
+        clock=lambda: world.now_ns,
+        utc=lambda: world.utc,
+    )
+    for after_s, boxes in frames:
+        telemetry.offer(world.result([MAN] * boxes))
+        sent += telemetry.due(world.pass_s(after_s))
+    sent += telemetry.flush()
+    messages, blocks_counted, told = count_again(b"\n".join(message.body for message in sent))
+    counted = telemetry.statistics()
+    assert (messages, told) == (counted.messages.get("detections", 0), counted.told)
+    assert blocks_counted == counted.bill.blocks.get("detections", 0) <= max_per_day
 
 
 def test_the_estimate_counts_events_beside_frames(tmp_path: Path, command_line: CommandLine) -> None:

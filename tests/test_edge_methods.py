@@ -163,7 +163,7 @@ def test_the_status_of_very_many_cameras_is_cut_to_the_size_of_an_answer() -> No
 def test_the_status_leaves_out_the_tables_behind_the_plan_and_most_of_the_nodes() -> None:
     """What is used and why is an answer; how each pair of lanes and batch did is for `/api/v1/status`."""
     plan = {"lanes": 2, "buckets": [1], "reason": "measured", "measured": {"table": [1] * 1000}}
-    status = {
+    status: dict[str, Any] = {
         "cameras": [],
         "engine": {"effective": "cpu", "plan": plan, "nodesOnCpu": [f"n{n}" for n in range(500)]},
     }

@@ -255,31 +255,30 @@ def _scores(
     overlap across classes (the detector wavers); then a box of the class that the object can have moved to
     since it was seen, which alone connects the pictures of a slow camera.
     """
+    codes = {label: code for code, label in enumerate(labels)}
+    seen_codes = np.array([codes[label] for label in labels])
+    same = np.array([codes.get(each.label, -1) for each in objects])[:, None] == seen_codes
     before, now = np.array([each.box for each in objects]), np.array(boxes)
     overlap = _iou(before, now)
-    same = np.array([[each.label == label for label in labels] for each in objects])
     present = np.array([each.present for each in objects])[:, None]
     reach = np.array([(now_ns - each.seen_ns) * 1e-9 * _SPEED_PER_S for each in objects])[:, None]
-    apart = _centres(before)[:, None, :] - _centres(now)[None, :, :]
+    apart = ((before[:, :2] + before[:, 2:])[:, None] - (now[:, :2] + now[:, 2:])) / 2
     distance = np.hypot(apart[..., 0], apart[..., 1])
-    conditions = [
-        same & (overlap >= _SAME_CLASS_IOU),
-        ~same & (overlap >= _OTHER_CLASS_IOU),
-        same & (distance <= reach),
-    ]
     # The parts do not overlap: 4 to 6, 2 to 3, and below 2 (the diagonal of the picture is 1.42 long).
-    return np.select(conditions, [4 + overlap + present, 2 + overlap, 2 - distance], 0.0)
-
-
-def _centres(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (boxes[:, :2] + boxes[:, 2:]) / 2
+    by_distance = np.where(distance <= reach, 2 - distance, 0.0)
+    within = np.where(overlap >= _SAME_CLASS_IOU, 4 + overlap + present, by_distance)
+    across = np.where(overlap >= _OTHER_CLASS_IOU, 2 + overlap, 0.0)
+    return np.where(same, within, across)
 
 
 def _iou(before: NDArray[np.float64], now: NDArray[np.float64]) -> NDArray[np.float64]:
     """Intersection over union of each box with each."""
-    low = np.maximum(before[:, None, :2], now[None, :, :2])
-    high = np.minimum(before[:, None, 2:], now[None, :, 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=2)
-    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (before, now)]
-    union = areas[0][:, None] + areas[1][None, :] - shared
+    low = np.maximum(before[:, None, :2], now[:, :2])
+    size = np.maximum(np.minimum(before[:, None, 2:], now[:, 2:]) - low, 0)
+    shared = size[..., 0] * size[..., 1]
+    union = _areas(before)[:, None] + _areas(now) - shared
     return np.asarray(shared / np.maximum(union, 1e-12))
+
+
+def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
