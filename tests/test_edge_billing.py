@@ -15,7 +15,16 @@ from test_edge_telemetry import MAN, World, documents
 from visionedge import report
 from visionedge.config import TelemetryConfig
 from visionedge.edge.billing import BLOCK_BYTES, Meter, blocks
-from visionedge.edge.messages import EncodedFrame, Message, Sender, batch_messages, envelope_bytes, message_of
+from visionedge.edge.messages import (
+    EncodedFrame,
+    Event,
+    Message,
+    Sender,
+    batch_messages,
+    envelope_bytes,
+    event_message,
+    message_of,
+)
 from visionedge.edge.packing import WELL_FILLED, Weigher, well_filled
 from visionedge.edge.telemetry import Telemetry
 
@@ -205,8 +214,14 @@ def command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
 
 
 def test_the_estimate_scales_what_the_file_holds_to_a_day(tmp_path: Path, command_line: CommandLine) -> None:
-    """A message a second is 86,400 a day, a good fifth of an S1 unit; the events of the start are no rate."""
-    document = estimated(recorded(600, 1.0), tmp_path, command_line)
+    """A message a second is 86,400 a day, a good fifth of an S1 unit.
+
+    Start and end happen once, so their events are no rate.
+    """
+    ended = event_message(
+        Sender("press-7", "vision", "run"), 3, Event("camera", "stopped", "ended", World().utc)
+    )
+    document = estimated(recorded(600, 1.0) + ended.body + b"\n", tmp_path, command_line)
     assert document["measuredSeconds"] == 599
     assert (document["messagesPerDay"], document["blocksPerDay"]) == (86_400, 86_400)
     assert document["measuredFrames"] == {"dock": 599}

@@ -1,5 +1,6 @@
 """What docs/iot-edge.md and docs/messages.md promise of delivery, checked against the code."""
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -135,3 +136,21 @@ def test_the_numbers_are_those_of_the_code() -> None:
     assert deadlines.connect_s == deadlines.build_s == deadlines.send_s == 20
     assert deadlines.longest_wait_s == 15
     assert all(f"{quota:,}" in IOT_EDGE for quota in UNITS.values())
+
+
+def test_the_measured_examples_are_consistent() -> None:
+    """A quiet door, a yard and a street: the share of a unit is that of the blocks."""
+    rows = [
+        line.split("|")[1:-1] for line in IOT_EDGE.splitlines() if re.match(r"\| (quiet|yard|street)", line)
+    ]
+    assert len(rows) == 4
+    for _, analysed, sent, messages, counted, full, share in rows:
+        seen, told, made, metered = (
+            int(cell.replace(",", "")) for cell in (analysed, sent, messages, counted)
+        )
+        assert told <= seen
+        assert made <= metered
+        assert 0 < float(full.split()[0]) <= 100
+        assert float(share.split()[0]) == pytest.approx(
+            100 * metered / UNITS["S1"], abs=0.06 if told < seen else 0.5
+        )

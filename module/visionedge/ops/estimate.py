@@ -103,7 +103,8 @@ def words(made: Estimate) -> str:
         )
     for tier, need in document["units"].items():
         units = "1 unit" if need["units"] == 1 else f"{need['units']:,} units"
-        lines.append(f"  {tier}: {need['share']:.1%} of a unit's daily quota: {units}")
+        digits = 1 if need["share"] >= 0.01 else 2
+        lines.append(f"  {tier}: {need['share']:.{digits}%} of a unit's daily quota: {units}")
     if measured.seconds < _SHORT_S:
         lines.append("note: measured for less than 10 minutes; an hour with the usual traffic says more")
     return "\n".join(lines) + "\n"
@@ -164,6 +165,7 @@ class _Tally:
         self._numbers: dict[str, int] = {}
         self._last: datetime | None = None
         self._spent = False
+        self._events: list[Message] = []
 
     def add(self, body: bytes) -> None:
         """The next message of the file.
@@ -174,22 +176,25 @@ class _Tally:
         message, document = message_of(body), json.loads(body)
         now = max((_captured(frame) for frame in document.get("frames", ())), default=None)
         if message.number <= self._numbers.get(message.output, 0):
-            self._numbers, self._last, self._spent = {}, None, False  # another run begins
+            # Another run begins; the events after the last frame were those of the end.
+            self._numbers, self._last, self._spent, self._events = {}, None, False, []
         self._numbers[message.output] = message.number
         if now is not None:
             self._pass_time(now, message, document)
         elif document["code"] == _SPENT:
             self._spent = True
-        elif self._last is not None and not self._spent:
-            self._count(message)
+        elif self._last is not None:
+            self._events.append(message)
 
     def _pass_time(self, now: datetime, message: Message, document: Mapping[str, Any]) -> None:
         """Time counts between messages with frames, so the first of a run only begins it."""
         before, self._last = self._last, now
+        events, self._events = self._events, []
         if before is None or self._spent:
             return
         self.seconds += max(0.0, (now - before).total_seconds())
-        self._count(message)
+        for counted in (*events, message):
+            self._count(counted)
         self.frames.update(frame["camera"] for frame in document["frames"])
 
     def _count(self, message: Message) -> None:
