@@ -486,6 +486,7 @@ def test_a_module_without_messages_is_no_cheap_one(
         ("ftp://h/", 2),
         ("http://u:p@h/", 2),
         ("http://h:x/", 2),
+        ("http://h/?token=x", 2),
         ("http://127.0.0.1:1", 1),
     ],
 )
@@ -496,3 +497,10 @@ def test_an_address_that_leads_nowhere_is_said_in_a_line(
     outcome = command_line("manifest", "estimate", "--url", url)
     assert outcome.code == code
     assert len(outcome.complaints) == 1
+
+
+def test_a_token_that_no_header_can_carry_is_refused_unseen(command_line: CommandLine) -> None:
+    """http.client would quote it."""
+    outcome = command_line("manifest", "estimate", "--url", "http://127.0.0.1:1", "--token", "hunter2\nx")
+    assert outcome.code == 2
+    assert "hunter2" not in outcome.err

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 _NOTHING_MEASURED = (
-    "only real messages tell the cost: write them with 'visionedge run --config vision.yaml --messages FILE"
-    " --duration 3600' before the usual traffic, then give --messages FILE; or --url of a running module"
+    "the cost is counted from real messages: record an hour of usual traffic with 'visionedge run --config"
+    " vision.yaml --messages FILE --duration 3600' and give --messages FILE, or --url of a running module"
 )
 
 

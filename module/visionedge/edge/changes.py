@@ -146,7 +146,7 @@ class _CameraScene:
     def _corrects(self, hold_ns: int) -> bool:
         """Whether this frame shows just what is there, and the last one that was sent did not.
 
-        A frame is sent as it was seen: a box that flickers may have been in it by chance, or missing.
+        A frame is sent as it was seen: it may have shown a box that flickers, or missed one that is there.
         """
         wrong = any(
             each.sent_label != each.label
@@ -173,8 +173,8 @@ class _CameraScene:
 class ChangeFilter:
     """Follows what each camera sees, and says which of its frames are worth sending.
 
-    A frame is worth sending when there was none yet; when an object has appeared, gone or changed its class,
-    each held for `change_s`; when the last one is `heartbeat_s` old; and, at most once in `change_s`, when an
+    A frame is worth sending when there was none yet; when an object appeared, left or became another class,
+    and that held for `change_s`; when the last one is `heartbeat_s` old; and, at most once in `change_s`, when an
     edge of a box has moved by more than `move_threshold` (a share of the picture) since then, or when the
     last frame showed, or did not show, a box that flickers.
     """
@@ -212,7 +212,7 @@ class ChangeFilter:
         self._scenes[result.frame.camera].sent()
 
     def _forget(self, now_ns: int) -> None:
-        """Cameras that were taken away must not stay for ever."""
+        """Drop cameras without a frame for an hour: they were taken out of the configuration."""
         for name, scene in list(self._scenes.items()):
             if now_ns - scene.now_ns > _FORGET_NS:
                 del self._scenes[name]

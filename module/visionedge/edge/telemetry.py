@@ -290,7 +290,7 @@ class Telemetry:
             self._meter.count(DETECTIONS, message.size_bytes)
             going.append(message)
         for message in made[len(going) :]:
-            # A smaller message might still fit, but then nobody could say when detections stopped.
+            # A smaller message might still fit, but then the moment at which detections stop is unclear.
             self._budget.spend(self._budget.left())
             self._drop("budget", message.frames)
             self._announce_spent()
@@ -313,7 +313,7 @@ class Telemetry:
         self._forecast_ns = now_ns + _FORECAST_EVERY_NS
         stopped, self._stopped = self._stopped, self._budget.left() == 0
         if self._stopped:
-            return  # what is held back now would make the projection look well
+            return  # while detections are held back, the projection falls for the wrong reason
         if stopped:
             self._meter.project_anew()
         bill, limit = self._meter.bill(), self._policy.max_per_day

@@ -16,13 +16,14 @@ from visionedge.errors import ConfigError, VisionedgeError
 
 _SHORT_S = 600.0
 _SPENT = "telemetry-budget-spent"
+_STATUS = "/api/v1/status"
 _ANSWER_BYTES = 4_000_000
 _TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What was counted: `seconds` of real messages, by output. `frames` is empty where nothing tells them."""
+class MeasuredMessages:
+    """Real messages of so many seconds, by output; `frames` by camera, empty where they are not known."""
 
     source: str
     seconds: float
@@ -40,7 +41,7 @@ class Measured:
 class Estimate:
     """What a day comes to; before and after `telemetry.maxPerDay`."""
 
-    measured: Measured
+    measured: MeasuredMessages
     max_per_day: int
 
     @property
@@ -113,7 +114,7 @@ def words(made: Estimate) -> str:
 # --- from a file --------------------------------------------------------------------------------------------
 
 
-def from_file(path: Path) -> Measured:
+def from_file(path: Path) -> MeasuredMessages:
     """Count the messages of a file that `run --messages` wrote, from the first frame in it to the last.
 
     A file that several runs appended to counts each for itself, and a run as far as its daily budget lasted.
@@ -129,13 +130,13 @@ def from_file(path: Path) -> Measured:
                     tally.add(line)
                 except ValueError as error:
                     raise ConfigError(
-                        [f"{path}: line {number} is no message of this module: {error}"]
+                        [f"{path}: line {number} is no message of this module: {str(error)[:200]}"]
                     ) from None
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
     if tally.seconds <= 0:
         raise ConfigError([f"{path}: it holds fewer than two messages with frames, so no time was measured"])
-    return Measured(
+    return MeasuredMessages(
         str(path),
         tally.seconds,
         tally.messages,
@@ -150,7 +151,7 @@ def _lines(file: BinaryIO) -> Iterable[bytes]:
     while (line := file.readline(MAX_BYTES + 1)).endswith(b"\n"):
         yield line[:-1]
     if len(line) > MAX_BYTES:
-        yield line  # which is no message, and said to be none
+        yield line  # too long for a message: the reader reports it
 
 
 class _Tally:
@@ -216,7 +217,7 @@ def _captured(frame: Mapping[str, Any]) -> datetime:
 # --- from a running module ----------------------------------------------------------------------------------
 
 
-def from_module(url: str, token: str | None) -> Measured:
+def from_module(url: str, token: str | None) -> MeasuredMessages:
     """What a running module projects from the last hour of its messages (`hub.bill` of its status).
 
     Raises:
@@ -246,7 +247,7 @@ def from_module(url: str, token: str | None) -> Measured:
         ) from None
     if seconds < 1:
         raise VisionedgeError(f"{url}: its status says that nothing was measured")
-    return Measured(url, seconds, messages, counted, size_bytes)
+    return MeasuredMessages(url, seconds, messages, counted, size_bytes)
 
 
 def _status(url: str, token: str | None) -> Mapping[str, Any]:
@@ -255,13 +256,15 @@ def _status(url: str, token: str | None) -> Mapping[str, Any]:
         port = parts.port
     except ValueError:
         raise ConfigError(["--url: is no address, such as http://127.0.0.1:8080"]) from None
-    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
         raise ConfigError(["--url: give the address of a module, such as http://127.0.0.1:8080"])
+    if token and not (token.isascii() and token.isprintable()):
+        raise ConfigError(["--token: it holds characters that an HTTP header cannot carry"])
     opened = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     connection = opened(parts.hostname, port, timeout=_TIMEOUT_S)
     headers = {"Accept": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
     try:
-        connection.request("GET", parts.path.rstrip("/") + "/api/v1/status", headers=headers)
+        connection.request("GET", parts.path.rstrip("/").removesuffix(_STATUS) + _STATUS, headers=headers)
         response = connection.getresponse()
         code, body = response.status, response.read(_ANSWER_BYTES)
     except (OSError, HTTPException, ValueError) as error:
