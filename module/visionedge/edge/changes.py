@@ -174,9 +174,9 @@ class ChangeFilter:
     """Follows what each camera sees, and says which of its frames are worth sending.
 
     A frame is worth sending when there was none yet; when an object appeared, left or became another class,
-    and that held for `change_s`; when the last one is `heartbeat_s` old; and, at most once in `change_s`, when an
-    edge of a box has moved by more than `move_threshold` (a share of the picture) since then, or when the
-    last frame showed, or did not show, a box that flickers.
+    and that held for `change_s`; when the last one is `heartbeat_s` old; and, at most once in `change_s`,
+    when an edge of a box has moved by more than `move_threshold` (a share of the picture) since then, or when
+    the last frame showed, or did not show, a box that flickers.
     """
 
     def __init__(

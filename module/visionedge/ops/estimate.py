@@ -224,8 +224,7 @@ def from_module(url: str, token: str | None) -> MeasuredMessages:
         ConfigError: it is no address.
         VisionedgeError: the module does not answer, or makes no messages.
     """
-    status = _status(url, token)
-    hub = status.get("hub")
+    hub = _status(url, token).get("hub")
     bill = hub.get("bill") if isinstance(hub, dict) else None
     if not isinstance(hub, dict) or not isinstance(bill, dict):
         raise VisionedgeError(f"{url}: the module has counted no messages yet; ask again when it is ready")
@@ -234,44 +233,37 @@ def from_module(url: str, token: str | None) -> MeasuredMessages:
             f"{url}: the module runs outside IoT Edge and makes no messages; start it with --messages FILE"
         )
     try:
-        seconds = float(bill["projectedFromSeconds"])
-        counted = {
-            output: per_day * seconds / DAY_S for output, per_day in bill["blocksPerDayByOutput"].items()
-        }
-        share = {output: bill["messages"][output] / bill["blocks"][output] for output in counted}
-        messages = {output: round(counted[output] * share[output]) for output in counted}
-        size_bytes = sum(counted.values()) * BLOCK_BYTES * float(bill["blockFill"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return _projected(url, bill)
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError):
         raise VisionedgeError(
             f"{url}: its status has another form; is it this version of visionedge?"
         ) from None
+
+
+def _projected(url: str, bill: Mapping[str, Any]) -> MeasuredMessages:
+    """The messages behind the projection of a bill: its blocks, and as many messages to a block as ever."""
+    seconds = float(bill["projectedFromSeconds"])
     if seconds < 1:
-        raise VisionedgeError(f"{url}: its status says that nothing was measured")
+        raise ValueError("nothing was measured")
+    counted = {output: per_day * seconds / DAY_S for output, per_day in bill["blocksPerDayByOutput"].items()}
+    messages = {
+        output: round(metered * bill["messages"][output] / bill["blocks"][output])
+        for output, metered in counted.items()
+    }
+    size_bytes = sum(counted.values()) * BLOCK_BYTES * float(bill["blockFill"])
     return MeasuredMessages(url, seconds, messages, counted, size_bytes)
 
 
 def _status(url: str, token: str | None) -> Mapping[str, Any]:
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise ConfigError(["--url: is no address, such as http://127.0.0.1:8080"]) from None
-    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
-        raise ConfigError(["--url: give the address of a module, such as http://127.0.0.1:8080"])
+    """The status of a module.
+
+    Raises:
+        ConfigError: the address or the token cannot be used.
+        VisionedgeError: there is no right answer.
+    """
     if token and not (token.isascii() and token.isprintable()):
         raise ConfigError(["--token: it holds characters that an HTTP header cannot carry"])
-    opened = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    connection = opened(parts.hostname, port, timeout=_TIMEOUT_S)
-    headers = {"Accept": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-    try:
-        connection.request("GET", parts.path.rstrip("/").removesuffix(_STATUS) + _STATUS, headers=headers)
-        response = connection.getresponse()
-        code, body = response.status, response.read(_ANSWER_BYTES)
-    except (OSError, HTTPException, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise VisionedgeError(f"{url}: does not answer: {reason or type(error).__name__}") from None
-    finally:
-        connection.close()
+    code, body = _get(url, {"Authorization": f"Bearer {token}"} if token else {})
     if code in {401, 403}:
         raise VisionedgeError(f"{url}: wants its token: set VISIONEDGE_HTTP_TOKEN, or give --token")
     try:
@@ -281,3 +273,27 @@ def _status(url: str, token: str | None) -> Mapping[str, Any]:
     if code != 200 or not isinstance(document, dict):
         raise VisionedgeError(f"{url}: answered with {code} and no status of visionedge")
     return document
+
+
+def _get(url: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+    """Ask for the status, without a proxy and without redirects: the token goes to this host alone."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError(["--url: is no address, such as http://127.0.0.1:8080"]) from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
+        raise ConfigError(["--url: give the address of a module, such as http://127.0.0.1:8080"])
+    opened = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    connection = opened(parts.hostname, port, timeout=_TIMEOUT_S)
+    try:
+        connection.request(
+            "GET", parts.path.rstrip("/").removesuffix(_STATUS) + _STATUS, headers=dict(headers)
+        )
+        response = connection.getresponse()
+        return response.status, response.read(_ANSWER_BYTES)
+    except (OSError, HTTPException, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise VisionedgeError(f"{url}: does not answer: {reason or type(error).__name__}") from None
+    finally:
+        connection.close()
