@@ -15,6 +15,7 @@ from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
 from rtsp_server import RtspServer
 from tiny_models import TinyDetector
+from visionedge.ops.estimate import from_file
 from visionedge.sequences import Sequences
 
 
@@ -106,6 +107,15 @@ def test_the_messages_file_holds_what_the_hub_would_get_and_numbers_never_repeat
     assert len(sequences) > 4
     assert all(a < b for a, b in pairwise(sequences))
     assert {"engine", "camera"} <= {event["kind"] for event in events}
+    engine = [event for event in events if event["kind"] == "engine"]
+    assert all(len(json.dumps(event)) < 1024 for event in engine), "the plan's table belongs into status"
+    assert engine[0]["code"] == engine[0]["details"]["reasonCode"]
+    measured = from_file(out)
+    assert measured.frames == {
+        "dock": len(sequences)
+        - sum(len(first["frames"]) for first in batches if first["messageSequence"] == 1)
+    }
+    assert 0 < measured.seconds < 30
     assert all(frame["camera"] == "dock" for batch in batches for frame in batch["frames"])
 
 

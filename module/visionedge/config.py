@@ -222,11 +222,25 @@ class TelemetryConfig(_Section):
     )
     mode: Literal["changes", "all", "none"] = Field(
         default="changes",
-        description="changes = only frames that differ from the last one told.",
+        description="changes = only frames in which something differs from the last one that was sent.",
     )
-    max_per_day: Whole = Field(default=100_000, ge=0, description="Messages a day; events still go.")
+    change_seconds: float = Field(
+        default=1.0,
+        ge=0,
+        le=3600,
+        description="changes: a box, its absence or its class must hold this long before it counts.",
+    )
+    max_per_day: Whole = Field(
+        default=100_000,
+        ge=0,
+        description="Blocks of 4 KB that IoT Hub bills for detections in a UTC day; events are always sent.",
+    )
     move_threshold: float = Field(
-        default=0.05, ge=0, le=1, description="changes: a box has moved when an edge is further away."
+        default=0.05,
+        ge=0,
+        le=1,
+        description="changes: a box has moved when an edge is further away;"
+        " for that alone a camera sends one frame in changeSeconds at most.",
     )
     heartbeat_seconds: float = Field(
         default=60.0, ge=1, le=86400, description="changes: a camera is told this often in any case."

@@ -93,6 +93,26 @@ def engine(running: AnyEngine) -> Document:
     }
 
 
+_EVENT_REASON_CHARACTERS = 500
+
+
+def engine_event(running: AnyEngine) -> Document:
+    """What the cloud needs of `engine` with an event: what is used, and why. The tables stay in status."""
+    seen = engine(running)
+    recovery = seen["recovery"] or {}
+    return {
+        **{key: seen[key] for key in ("requested", "effective", "degraded", "reasonCode", "since")},
+        "reason": shortened(seen["reason"]),
+        "precision": seen["precision"]["precision"],
+        "recoveryStage": recovery.get("stage"),
+    }
+
+
+def shortened(text: str) -> str:
+    """A sentence in the length of an event: what libraries report can be pages."""
+    return text if len(text) <= _EVENT_REASON_CHARACTERS else f"{text[: _EVENT_REASON_CHARACTERS - 1]}…"
+
+
 def _recovery(seen: Recovery) -> Document:
     """Where the way back of a device stands, and what happened so far."""
     outlook = seen.outlook
@@ -242,6 +262,8 @@ def bill(counted: Bill) -> Document:
         "blocks": dict(counted.blocks),
         "blockFill": round(counted.fill, 3),
         "blocksPerDay": round(counted.blocks_per_day),
+        "blocksPerDayByOutput": {output: round(count) for output, count in counted.per_day.items()},
+        "projectedFromSeconds": round(counted.span_s),
         "unitShare": {tier: round(share, 5) for tier, share in counted.shares.items()},
     }
 

@@ -182,7 +182,8 @@ class Service:
             log.warning("%s", NO_CAMERA)
         await self._remember()  # where the clock is no help, a kill soon after must not bring these again
         engine = await self._engines.open()
-        delivery.event("engine", engine.device.code, engine.device.describe(), report.engine(engine))
+        words = report.shortened(engine.device.describe())
+        delivery.event("engine", engine.device.code, words, report.engine_event(engine))
         log.info("ready: open %s to look", self._server.url)
         self._ticks = 0
         if self.options.duration_s is not None:
@@ -381,8 +382,8 @@ class Service:
 
     def _engine_changed(self, news: EngineNews, delivery: Delivery) -> None:
         self._engines.lineup.follow()
-        details = report.engine(self.rooms.engine) if self.rooms.engine else {}
-        delivery.event("engine", news.code, news.message, details)
+        details = report.engine_event(self.rooms.engine) if self.rooms.engine else {}
+        delivery.event("engine", news.code, report.shortened(news.message), details)
         if self.rooms.engine is None:
             self.rooms.held = news.message  # why there is none yet
         if news.exit_code is not None:
