@@ -39,6 +39,8 @@ help: ## this list
 	@echo '  make test ARGS="-k batcher -x"                           some of the tests'
 	@echo
 	@echo "The GPU extra is installed where a usable NVIDIA device is present; VISIONEDGE_EXTRA=cpu|gpu decides otherwise."
+	@echo "PyAV decodes, as in the images; its wheel carries GPL code: VISIONEDGE_WITH_AV=0 make run leaves it out."
+	@echo "The command itself is .venv/bin/visionedge; \`source .venv/bin/activate\` makes it \`visionedge\`."
 
 run: ## the module: the bundled model on the bundled clip, and where to look
 	$(prepare) run
@@ -46,7 +48,7 @@ run: ## the module: the bundled model on the bundled clip, and where to look
 
 demo-edge: ## the module inside a stand-in for IoT Edge, its messages printed, whole with BODIES=1; no hub needed
 	$(prepare) dev
-	@PYTHONPATH=tests VISIONEDGE_DATA='$(VISIONEDGE_DATA)' exec .venv/bin/python -m edge_runtime $(if $(BODIES),--bodies) run $(if $(ARGS),$(ARGS),--camera demo=demo:)
+	@PYTHONPATH=tests VISIONEDGE_DATA='$(VISIONEDGE_DATA)' exec .venv/bin/python -m edge_runtime $(if $(BODIES),--bodies) run $(ARGS)
 
 test: ## the whole test suite (what it writes to the temporary folder goes with it)
 	$(prepare) dev
@@ -84,7 +86,7 @@ bench: ## how fast this machine is: the pipeline beside a plain loop, ARGS for m
 	$(prepare) dev
 	@VISIONEDGE_DATA='$(VISIONEDGE_DATA)' .venv/bin/visionedge bench $(if $(ARGS),$(ARGS),pipeline --baseline)
 
-figures: ## all figures of docs/performance.md, on a quiet machine: ARGS="--model yolox.onnx --video vtest.avi"
+figures: ## all figures of docs/performance.md, on a quiet machine: ARGS="--model mine.onnx --video vtest.avi"
 	$(prepare) dev
 	@VISIONEDGE_DATA='$(VISIONEDGE_DATA)' .venv/bin/python tools/figures.py $(ARGS)
 
@@ -111,4 +113,4 @@ setup: ## only the set-up for `make test`
 
 clean: ## remove .venv, the local state in .data, and every cache
 	rm -rf .venv .data build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
-	find module tests tools models media -name __pycache__ -type d -exec rm -rf {} +
+	find module tests tools media -name __pycache__ -type d -exec rm -rf {} +

@@ -3,6 +3,7 @@
 import json
 import socket
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,6 +12,9 @@ import pytest
 from clips import make_clip, make_picture
 from command_line import CommandLine
 from tiny_models import classifier
+from tiny_slow import save_with_variant
+from visionedge.__main__ import parser
+from visionedge.cli.run import run_document
 
 
 @pytest.fixture(scope="module")
@@ -215,13 +219,13 @@ def test_detect_finds_what_is_on_the_photographs(visionedge: CommandLine, shared
     outcome = visionedge("detect", shared_data / "photos", "--json")
     seen = {Path(f["source"]).name: f["detections"] for f in map(json.loads, outcome.out.splitlines())}
     expected = {
-        "astronaut.png": {"person": (0.03, 0.03, 0.68, 0.97)},
-        "coffee.png": {"cup": (0.29, 0.06, 0.40, 0.61)},
+        "astronaut.png": {"person": (0.02, 0.04, 0.70, 0.95)},
+        "coffee.png": {"cup": (0.27, 0.04, 0.43, 0.70)},
         "chelsea.png": {"cat": (0.0, 0.0, 0.98, 1.0)},
         "darknet_dog.jpg": {
             "dog": (0.17, 0.36, 0.25, 0.58),
-            "bicycle": (0.14, 0.21, 0.60, 0.59),
-            "car": (0.61, 0.15, 0.29, 0.15),
+            "bicycle": (0.07, 0.24, 0.68, 0.50),
+            "car": (0.61, 0.14, 0.29, 0.16),
         },
     }
     for picture, things in expected.items():
@@ -267,12 +271,13 @@ def test_the_pipeline_bench_reports_both_sides(visionedge: CommandLine, tmp_path
 def test_the_pipeline_in_integers_is_held_against_the_plain_loop_in_floats(
     visionedge: CommandLine, tmp_path: Path
 ) -> None:
-    """Of the bundled model with its int8 variant; the ceiling is one of fp32, so there is none."""
+    """Of a model with an int8 variant; the ceiling is one of fp32, so there is none."""
+    model = save_with_variant(tmp_path / "tiny.onnx")
     clip = make_clip(tmp_path / "clip.mp4", pictures=20)
     report = tmp_path / "report.json"
     outcome = visionedge(
         *("bench", "pipeline", "--cameras", "1", "--source", clip, "--seconds", "0.5", "--rounds", "1"),
-        *("--baseline", "--precision", "int8", "--in-process", "--json", report),
+        *("--model", model, "--baseline", "--precision", "int8", "--in-process", "--json", report),
     )
     assert outcome.code == 0
     document = json.loads(report.read_text())
@@ -288,3 +293,38 @@ def test_a_bench_without_a_source_is_one_line(visionedge: CommandLine) -> None:
     outcome = visionedge("bench", "pipeline", "--source", "no-such.mp4")
     assert outcome.code == 1
     assert "no-such.mp4" in outcome.complaints[0]
+
+
+def document_of(*words: str, environ: dict[str, str] | None = None) -> dict[str, Any]:
+    """The configuration document of `run` with these arguments."""
+    arguments = parser().parse_args(["run", *words])
+    return run_document(arguments, environ or {}, inside_iot_edge=False)
+
+
+@pytest.mark.parametrize("words", [(), ("--camera", "demo=demo:"), ("--http", "127.0.0.1:0")])
+def test_the_demo_takes_the_confidence_of_the_models_card(words: tuple[str, ...]) -> None:
+    """The first look at the bundled clip shows no bird and no ball where there is none."""
+    document = document_of(*words)
+    assert document["cameras"] == {"demo": {"uri": "demo:"}}
+    assert document["inference"] == {"confidence": 0.4}
+
+
+@pytest.mark.parametrize(
+    "words", [("--camera", "dock=rtsp://192.0.2.5/1"), ("--model", "mine.onnx")], ids=["a camera", "a model"]
+)
+def test_anything_but_the_demo_keeps_the_default_confidence(words: tuple[str, ...]) -> None:
+    assert "inference" not in document_of(*words)
+
+
+def test_a_configuration_of_the_demo_is_taken_as_it_is(tmp_path: Path) -> None:
+    """What stands in a file, or is left out of it, is what the user wrote."""
+    file = tmp_path / "vision.yaml"
+    file.write_text("cameras: {demo: {uri: 'demo:'}}\n")
+    assert "inference" not in document_of("--config", str(file))
+
+
+def test_detect_says_nothing_about_its_engine(visionedge: CommandLine, tmp_path: Path) -> None:
+    """Pictures are what was asked for; --log-level debug has the rest."""
+    picture = make_picture(tmp_path / "one.png", 1)
+    assert "engine" not in visionedge("detect", picture).err
+    assert "engine ready: yolox-nano-416 on cpu" in visionedge("detect", picture, "--log-level", "debug").err

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from visionedge.config import from_environment, merge, redacted, validate
+from visionedge.config import from_environment, http_address, merge, redacted, validate
 from visionedge.documents import read_file
 from visionedge.errors import ConfigError
 
@@ -147,3 +147,32 @@ def test_what_is_wrong_with_a_section_as_a_whole_is_told_beside_what_is_wrong_wi
     """A slip of the pen hides neither two places for one model nor a sum that is missing."""
     found = problems({"model": {"path": "a.onnx", "url": "https://h/a.onnx", "maxMegabytes": 0, "pfad": "x"}})
     assert [line.split(":")[0] for line in found] == ["model.maxMegabytes", "model.pfad", "model", "model"]
+
+
+@pytest.mark.parametrize(
+    ("text", "document"),
+    [
+        ("8080", {"port": 8080}),
+        (":8080", {"port": 8080}),
+        ("0.0.0.0:80", {"host": "0.0.0.0", "port": 80}),
+        ("[::]:80", {"host": "::", "port": 80}),
+        ("localhost:0", {"host": "localhost", "port": 0}),
+    ],
+)
+def test_an_address_may_be_a_port_alone(text: str, document: dict[str, object]) -> None:
+    """The host stays what it is then."""
+    assert http_address(text, "--http") == document
+    assert validate({"http": document}).http.port == document["port"]
+
+
+@pytest.mark.parametrize("text", ["", "localhost", "localhost:", "a:b", "80x", "\uff18\uff10"])
+def test_an_address_without_a_port_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--http: .* is not HOST:PORT or PORT, such as"):
+        http_address(text, "--http")
+
+
+def test_names_of_the_module_are_host_names() -> None:
+    config = validate({"http": {"names": ["vision.example", "hmi-7", "edge_1.local."]}})
+    assert config.http.names == ("vision.example", "hmi-7", "edge_1.local.")
+    for name in ("http://vision.example", "vision.example:80", "", "a b", "*", "x" * 64):
+        assert problems({"http": {"names": [name]}}), name

@@ -207,3 +207,23 @@ def test_a_running_module_is_examined_over_http_and_bundled(
         log = archive.read("module/log.txt").decode()
     assert status["cameras"][0]["name"] == "dock"
     assert "ready: open" in log
+
+
+@pytest.mark.parametrize(
+    ("http", "states"),
+    [
+        ({"host": "0.0.0.0"}, ["warning"]),
+        ({"host": "::"}, ["warning"]),
+        ({"host": "0.0.0.0", "token": "secret-token"}, []),
+        ({"host": "localhost"}, []),
+        ({}, []),
+    ],
+)
+def test_http_that_is_open_to_other_machines_is_told(
+    http: dict[str, str], states: list[str], tmp_path: Path
+) -> None:
+    machine = linux(tmp_path / "root").cpu_wheel()
+    report = examine(Request("auto", validate({"http": http}), DATA), machine.host())
+    found = [finding for finding in report.surroundings if finding.name == "http"]
+    assert [finding.state for finding in found] == states
+    assert all("without a token" in finding.found and finding.remedies for finding in found)

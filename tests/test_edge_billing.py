@@ -1,20 +1,32 @@
 """What messages cost: blocks, the meter, documents that fill their blocks, and the estimate."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from command_line import CommandLine
 from test_edge_telemetry import MAN, World, documents
-from visionedge.__main__ import main
-from visionedge.config import Config, validate
+from visionedge import report
+from visionedge.config import TelemetryConfig
 from visionedge.edge.billing import BLOCK_BYTES, Meter, blocks
-from visionedge.edge.messages import EncodedFrame, Sender, batch_messages, envelope_bytes
+from visionedge.edge.messages import (
+    EncodedFrame,
+    Event,
+    Message,
+    Sender,
+    batch_messages,
+    envelope_bytes,
+    event_message,
+    message_of,
+)
 from visionedge.edge.packing import WELL_FILLED, Weigher, well_filled
-from visionedge.errors import ConfigError
-from visionedge.ops.estimate import Assumed, estimate
+from visionedge.edge.telemetry import Telemetry
 
 SENDER = Sender("press-7", "vision", "a1b2c3")
 MINUTE_NS = 60_000_000_000
@@ -132,65 +144,363 @@ def test_a_block_that_is_full_goes_at_the_end_of_the_interval_and_the_rest_waits
 
 
 def test_in_a_steady_stream_hardly_any_block_is_wasted() -> None:
-    """Four cameras at five frames a second, for ten minutes."""
-    made = estimate(config(mode="all"), Assumed())
-    assert made.document()["blockFill"] > 0.9
-    assert made.messages_per_day < 90_000
+    """Four cameras at five frames a second, for two minutes."""
+    world = World()
+    telemetry = world.telemetry(mode="all", intervalSeconds=1, fillSeconds=4)
+    for _ in range(600):
+        for camera in ("dock", "gate", "hall", "yard"):
+            telemetry.offer(world.result([MAN] * 3, camera=camera))
+        telemetry.due(world.pass_s(0.2))
+    bill = telemetry.statistics().bill
+    assert bill.fill > 0.9
+    assert bill.messages["detections"] < 125
 
 
 # --- the estimate -----------------------------------------------------------------------------------------
 
 
-def config(**telemetry: object) -> Config:
-    """Four cameras at five frames a second."""
-    cameras = {f"cam-{n}": {"uri": f"rtsp://192.0.2.{n}/s", "fps": 5} for n in range(1, 5)}
-    return validate({"cameras": cameras, "telemetry": telemetry})
+def recorded(seconds: float, interval_s: float, *, boxes: int = 3, events: int = 0, **policy: Any) -> bytes:
+    """What `run --messages` writes of a camera, and `events` an hour beside."""
+    world = World()
+    telemetry = world.telemetry(**{"mode": "all", "intervalSeconds": 0.1, "maxPerDay": 10**9, **policy})
+    made = [telemetry.event("engine", "ok", "computing"), telemetry.event("camera", "live", "camera dock")]
+    for number in range(round(seconds / interval_s)):
+        telemetry.offer(world.result([MAN] * boxes))
+        made += telemetry.due(world.pass_s(interval_s))
+        if events and number % round(3600 / events / interval_s) == 0:
+            made.append(telemetry.event("camera", "stale", "camera dock is stale"))
+    return b"".join(message.body + b"\n" for message in made + telemetry.flush())
 
 
-def test_the_estimate_counts_what_the_policy_would_send() -> None:
-    """`all` costs more than `changes`, that more than `none`; the heartbeat alone is one a minute."""
-    everything = estimate(config(mode="all"), Assumed())
-    changes = estimate(config(mode="changes"), Assumed())
-    quiet = estimate(config(mode="changes"), Assumed(changes_per_minute=0))
-    silent = estimate(config(mode="none"), Assumed())
-    assert everything.blocks_per_day > changes.blocks_per_day > quiet.blocks_per_day
-    assert quiet.messages_per_day == pytest.approx(1440, rel=0.1)
-    assert silent.blocks_per_day == 0
-    assert everything.units("S1")[1] == 1
-    assert everything.units("S1")[0] > everything.units("S2")[0]
+def count_again(text: bytes) -> tuple[int, int, int]:
+    """Messages, blocks and frames of a file's detections, by the sizes that IoT Hub documents."""
+    messages = blocks_counted = frames = 0
+    for line in text.splitlines():
+        document = json.loads(line)
+        if document["schema"] != "visionedge/batch/1":
+            continue
+        rows = [row for frame in document["frames"] for row in frame["detections"]]
+        properties = {
+            "schema": document["schema"],
+            "cameras": ",".join(sorted({frame["camera"] for frame in document["frames"]})),
+            "labels": ",".join(sorted({row["label"] for row in rows})),
+            "maxConfidence": f"{max([row['confidence'] for row in rows], default=0):g}",
+        }
+        size = len(line) + sum(len(name) + len(value) for name, value in properties.items())
+        size += len("application/json" + "utf-8" + "detections")
+        size += len(f"0123456789ab-detections-{document['messageSequence']}")
+        messages += 1
+        blocks_counted += (size + 4095) // 4096
+        frames += len(document["frames"])
+    return messages, blocks_counted, frames
 
 
-def test_the_estimate_says_when_the_budget_is_spent() -> None:
-    """And bills only what goes out."""
-    made = estimate(config(mode="all", maxPerDay=7200, intervalSeconds=1), Assumed())
-    document = made.document()
-    assert document["budgetLastsHours"] == pytest.approx(24 * 7200 / made.messages_per_day, abs=0.1)
-    assert document["billedBlocksPerDay"] < document["blocksPerDay"] / 5
+def estimated(text: bytes, folder: Path, command_line: CommandLine, *arguments: str | Path) -> dict[str, Any]:
+    """The document of the verb for a file of messages."""
+    path = folder / "out.jsonl"
+    path.write_bytes(text)
+    outcome = command_line("manifest", "estimate", "--messages", path, "--json", *arguments)
+    assert outcome.code == 0, outcome.err
+    document: dict[str, Any] = json.loads(outcome.out)
+    return document
 
 
-def test_many_cameras_take_many_units() -> None:
-    """Units are whole ones."""
-    cameras = {f"cam-{n}": {"uri": "demo:", "fps": 25} for n in range(24)}
-    made = estimate(
-        validate({"cameras": cameras, "telemetry": {"mode": "all", "maxPerDay": 10**9}}), Assumed()
+@pytest.fixture
+def command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    """The verbs, with no configuration around."""
+    for name in ("VISIONEDGE_CONFIG", "VISIONEDGE_HTTP_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    return CommandLine(capsys)
+
+
+def test_the_estimate_scales_what_the_file_holds_to_a_day(tmp_path: Path, command_line: CommandLine) -> None:
+    """A message a second is 86,400 a day, a good fifth of an S1 unit.
+
+    Start and end happen once, so their events are no rate.
+    """
+    ended = event_message(
+        Sender("press-7", "vision", "run"), 3, Event("camera", "stopped", "ended", World().utc)
     )
-    share, units = made.units("S1")
-    assert units == int(share) + 1 > 10
+    document = estimated(recorded(600, 1.0) + ended.body + b"\n", tmp_path, command_line)
+    assert document["measuredSeconds"] == 599
+    assert (document["messagesPerDay"], document["blocksPerDay"]) == (86_400, 86_400)
+    assert document["measuredFrames"] == {"dock": 599}
+    assert document["units"]["S1"] == {"share": 0.216, "units": 1}
+    assert document["budgetLastsHours"] is None
 
 
-def test_without_a_camera_there_is_nothing_to_estimate() -> None:
-    """The remedy is named."""
-    with pytest.raises(ConfigError, match="--config"):
-        estimate(validate({}), Assumed())
+@pytest.mark.parametrize(("boxes", "interval_s"), [(1, 1.0), (60, 0.5), (100, 7.0)])
+def test_the_estimate_agrees_with_an_independent_count(
+    tmp_path: Path, command_line: CommandLine, boxes: int, interval_s: float
+) -> None:
+    """By other code, from the same lines."""
+    text = recorded(300, interval_s, boxes=boxes)
+    document = estimated(text, tmp_path, command_line)
+    messages, blocks_counted, frames = count_again(text)
+    assert frames == messages == round(300 / interval_s)
+    seconds = (messages - 1) * interval_s
+    without_the_first = blocks_counted * (messages - 1) / messages
+    assert document["blocksPerDay"] == pytest.approx(without_the_first * 86_400 / seconds, rel=0.001)
 
 
-def test_the_verb_prints_words_or_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`manifest estimate --config FILE [--json]`."""
-    path = tmp_path / "vision.yaml"
-    path.write_text("cameras: {dock: {uri: 'demo:', fps: 2}}\ntelemetry: {mode: all}\n")
-    assert main(["manifest", "estimate", "--config", str(path), "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["cameras"] == 1
-    assert document["units"]["S1"]["units"] == 1
-    assert main(["manifest", "estimate", "--config", str(path), "--detections", "0"]) == 0
-    assert "of a unit's day" in capsys.readouterr().out
+@given(st.lists(st.tuples(st.sampled_from(["dock", "yard-7"]), st.integers(0, 9)), min_size=1, max_size=9))
+@settings(max_examples=60, deadline=None)
+def test_a_body_tells_what_its_message_weighed(frames: list[tuple[str, int]]) -> None:
+    """Nothing of a message is missing in the file but its id, whose length is known."""
+    world, labels = World(), ("person", "größe, 50 %", "car")
+    telemetry = Telemetry(TelemetryConfig(mode="all"), Sender("edge-ö", "vision", "a1b2c3a1b2c3"))
+    for camera, boxes in frames:
+        ids = [number % 3 for number in range(boxes)]
+        telemetry.offer(world.result([MAN] * boxes, ids=ids, camera=camera, labels=labels))
+    event = telemetry.event("camera", "live", "camera dock is live")
+    for message in [*telemetry.flush(), event]:
+        again = message_of(message.body)
+        assert again.size_bytes == message.size_bytes
+        assert (again.output, again.number, again.frames) == (message.output, message.number, message.frames)
+        assert again.properties == message.properties
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.05, 3.0), st.integers(0, 40)), min_size=1, max_size=60),
+    st.sampled_from(["all", "changes"]),
+    st.integers(0, 60),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_a_messages_file_holds_is_what_was_counted_and_within_the_budget(
+    frames: list[tuple[float, int]], mode: str, max_per_day: int
+) -> None:
+    """Frames, messages and blocks, counted again from the lines alone."""
+    world, sent = World(), list[Message]()
+    telemetry = Telemetry(
+        TelemetryConfig.model_validate({"mode": mode, "maxPerDay": max_per_day}),
+        Sender("press-7", "vision", "a1b2c3a1b2c3"),
+        clock=lambda: world.now_ns,
+        utc=lambda: world.utc,
+    )
+    for after_s, boxes in frames:
+        telemetry.offer(world.result([MAN] * boxes))
+        sent += telemetry.due(world.pass_s(after_s))
+    sent += telemetry.flush()
+    messages, blocks_counted, told = count_again(b"\n".join(message.body for message in sent))
+    counted = telemetry.statistics()
+    assert (messages, told) == (counted.messages.get("detections", 0), counted.told)
+    assert blocks_counted == counted.bill.blocks.get("detections", 0) <= max_per_day
+
+
+def test_the_estimate_counts_events_beside_frames(tmp_path: Path, command_line: CommandLine) -> None:
+    """A camera that is lost sixty times an hour costs 1,440 blocks a day more."""
+    quiet = estimated(recorded(3600, 10.0), tmp_path, command_line)
+    flaky = estimated(recorded(3600, 10.0, events=60), tmp_path, command_line)
+    assert flaky["blocksPerDay"] - quiet["blocksPerDay"] == pytest.approx(1440, rel=0.03)
+
+
+def test_the_estimate_says_when_the_budget_is_spent(tmp_path: Path, command_line: CommandLine) -> None:
+    """And bills only what is sent; `--config` brings the limit."""
+    config = tmp_path / "vision.yaml"
+    config.write_text("telemetry: {maxPerDay: 7200}\n")
+    document = estimated(recorded(600, 1.0), tmp_path, command_line, "--config", config)
+    assert document["budgetLastsHours"] == 2.0
+    assert document["billedBlocksPerDay"] == 7200
+
+
+def test_several_runs_in_a_file_count_each_for_itself(tmp_path: Path, command_line: CommandLine) -> None:
+    """`--messages` appends: the night between two runs is no quiet scene."""
+    next_day = recorded(60, 1.0).replace(b"2026-11-22T", b"2026-11-23T")
+    document = estimated(recorded(60, 1.0) + next_day, tmp_path, command_line)
+    assert document["measuredSeconds"] == 118
+    assert document["blocksPerDay"] == 86_400
+
+
+def test_a_run_counts_as_far_as_its_budget_lasted(tmp_path: Path, command_line: CommandLine) -> None:
+    """What the budget held back is not taken for a quiet scene."""
+    document = estimated(recorded(600, 1.0, maxPerDay=60), tmp_path, command_line)
+    assert document["blocksPerDay"] == 86_400
+
+
+def test_many_blocks_take_many_units_and_one_is_one_unit(tmp_path: Path, command_line: CommandLine) -> None:
+    """Units are whole ones, in words that a person would write."""
+    config = tmp_path / "vision.yaml"
+    config.write_text("telemetry: {maxPerDay: 1000000000}\n")
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(recorded(30, 0.1, boxes=60))
+    outcome = command_line("manifest", "estimate", "--messages", path, "--config", config)
+    assert "% of a unit's daily quota: 5 units\n" in outcome.out
+    assert "% of a unit's daily quota: 1 unit\n" in outcome.out
+    assert "(s)" not in outcome.out
+    assert "note: measured for less than 10 minutes" in outcome.out
+
+
+def test_a_last_line_that_was_cut_is_left_out(tmp_path: Path, command_line: CommandLine) -> None:
+    """The module may still be writing, or was killed."""
+    document = estimated(recorded(60, 1.0) + b'{"schema": "visionedge/ba', tmp_path, command_line)
+    assert document["measuredSeconds"] == 59
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"", "no time was measured"),
+        (b"hello\n", "line 1 is no message"),
+        (b"[]\n", "line 1 is no message"),
+        (b'{"schema": "visionedge/frame/1"}\n', "line 1 is no message"),
+        (b"\xff\xfe\n", "line 1 is no message"),
+        (b"[" * 100_000 + b"\n", "line 1 is no message"),
+        (b"x" * 300_000, "line 1 is no message"),
+        (recorded(1, 1.0), "no time was measured"),
+        (recorded(9, 1.0).replace(b'"capturedAt"', b'"taken"'), "line 3 is no message"),
+    ],
+    ids=["empty", "text", "list", "frame", "binary", "deep", "long", "one frame", "no times"],
+)
+def test_a_file_of_something_else_is_refused_in_a_line(
+    tmp_path: Path, command_line: CommandLine, text: bytes, reason: str
+) -> None:
+    """With its name and the number of the line."""
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(text)
+    outcome = command_line("manifest", "estimate", "--messages", path)
+    [line] = outcome.complaints
+    assert (outcome.code, outcome.out) == (2, "")
+    assert reason in line
+    assert "out.jsonl" in line
+    assert len(line) < 500
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path, command_line: CommandLine) -> None:
+    """With the system's reason."""
+    outcome = command_line("manifest", "estimate", "--messages", tmp_path / "none.jsonl")
+    assert outcome.code == 2
+    assert "No such file" in outcome.complaints[0]
+
+
+def test_nothing_is_estimated_from_an_assumed_scene(command_line: CommandLine) -> None:
+    """One line says how to get real messages."""
+    outcome = command_line("manifest", "estimate")
+    [line] = outcome.complaints
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "visionedge run" in line
+    assert "--messages FILE" in line
+    assert "--url" in line
+    assert command_line("manifest", "estimate", "--messages", "x", "--url", "http://h/").code == 2
+
+
+# --- the estimate of a running module ---------------------------------------------------------------------
+
+
+class StatusServer:
+    """Answers `/api/v1/status` as a module does, with a token."""
+
+    def __init__(self, document: object, token: str = "") -> None:
+        body, asked = json.dumps(document).encode(), list[str]()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                right = not token or self.headers.get("Authorization") == f"Bearer {token}"
+                self.send_response(200 if right else 401)
+                self.end_headers()
+                self.wfile.write(body if right else b"{}")
+
+            def log_message(self, *_: object) -> None:
+                """Nothing on stderr."""
+
+        self.asked = asked
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+
+    def __enter__(self) -> "StatusServer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def status_of(seconds: int) -> dict[str, Any]:
+    """The status of a module that sent a block a second and an event every ten seconds."""
+    now = [0]
+    meter = Meter(lambda: now[0])
+    for number in range(seconds):
+        now[0] += 1_000_000_000
+        meter.count("detections", 4000)
+        if number % 10 == 0:
+            meter.count("events", 300)
+    return {"hub": {"state": "connected", "bill": report.bill(meter.bill())}}
+
+
+def test_a_running_module_is_asked_what_it_sent(command_line: CommandLine) -> None:
+    """Its last hour, by output, as its own status projects it."""
+    with StatusServer(status_of(3600)) as module:
+        outcome = command_line("manifest", "estimate", "--url", f"{module.url}/", "--json")
+    document = json.loads(outcome.out)
+    assert module.asked == ["/api/v1/status"]
+    assert document["blocksPerDay"] == pytest.approx(86_400 + 8_640, rel=0.03)
+    assert document["messagesPerDay"] == pytest.approx(86_400 + 8_640, rel=0.03)
+    assert document["blockFill"] == pytest.approx((4000 + 30) / (4096 * 1.1), rel=0.01)
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_the_token_comes_by_option_or_environment(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """And is asked for where it is missing; it is never shown."""
+    with StatusServer(status_of(600), token="hunter2-hunter2") as module:
+        refused = command_line("manifest", "estimate", "--url", module.url)
+        if by == "environment":
+            monkeypatch.setenv("VISIONEDGE_HTTP_TOKEN", "hunter2-hunter2")
+        option = ["--token", "hunter2-hunter2"] if by == "option" else []
+        outcome = command_line("manifest", "estimate", "--url", module.url, *option)
+    assert refused.code == 1
+    assert "VISIONEDGE_HTTP_TOKEN" in refused.complaints[0]
+    assert outcome.code == 0
+    assert "hunter2" not in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        ({"hub": {"state": "starting"}}, "counted no messages yet"),
+        ({"hub": {"state": "local", "bill": {}}}, "start it with --messages FILE"),
+        ({"hub": {"state": "connected", "bill": {"blocks": 3}}}, "another form"),
+        ({}, "counted no messages yet"),
+        ([], "no status of visionedge"),
+    ],
+)
+def test_a_module_without_messages_is_no_cheap_one(
+    command_line: CommandLine, document: object, reason: str
+) -> None:
+    """Nothing is reported as 0 because nothing was counted."""
+    with StatusServer(document) as module:
+        outcome = command_line("manifest", "estimate", "--url", module.url)
+    [line] = outcome.complaints
+    assert (outcome.code, outcome.out) == (1, "")
+    assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("127.0.0.1:8080", 2),
+        ("ftp://h/", 2),
+        ("http://u:p@h/", 2),
+        ("http://h:x/", 2),
+        ("http://h/?token=x", 2),
+        ("http://127.0.0.1:1", 1),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_said_in_a_line(
+    command_line: CommandLine, url: str, code: int
+) -> None:
+    """Wrong ones are wrong arguments, silent ones failed work."""
+    outcome = command_line("manifest", "estimate", "--url", url)
+    assert outcome.code == code
+    assert len(outcome.complaints) == 1
+
+
+def test_a_token_that_no_header_can_carry_is_refused_unseen(command_line: CommandLine) -> None:
+    """http.client would quote it."""
+    outcome = command_line("manifest", "estimate", "--url", "http://127.0.0.1:1", "--token", "hunter2\nx")
+    assert outcome.code == 2
+    assert "hunter2" not in outcome.err

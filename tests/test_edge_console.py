@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.__main__ import listen, with_demo
 from edge_runtime.console import HELP, obey
 from edge_runtime.runtime import EdgeRuntime
 
@@ -48,3 +49,34 @@ def test_a_slip_is_told(edge_runtime: EdgeRuntime, line: str, words: str) -> Non
 def test_anything_else_shows_what_can_be_typed(edge_runtime: EdgeRuntime, line: str) -> None:
     """Also an empty line."""
     assert obey(edge_runtime, line) == HELP
+
+
+@pytest.mark.parametrize(
+    ("command", "added"),
+    [
+        (["run"], True),
+        (["run", "--http", "127.0.0.1:0"], True),
+        (["run", "--duration", "5", "--camera", "dock=rtsp://192.0.2.5/1"], False),
+        (["run", "--camera=dock=yard.mp4"], False),
+        (["run", "--config", "vision.yaml"], False),
+        (["doctor"], False),
+    ],
+)
+def test_the_demo_camera_stays_unless_cameras_are_given(command: list[str], added: bool) -> None:
+    """Other arguments do not take it away; a named camera or file replaces it."""
+    assert with_demo(command, {}) == [*command, *(["--camera", "demo=demo:"] if added else [])]
+
+
+def test_a_configuration_in_the_environment_keeps_the_demo_away() -> None:
+    assert with_demo(["run"], {"VISIONEDGE_CONFIG": "vision.yaml"}) == ["run"]
+
+
+@pytest.mark.parametrize("word", ["quit\n", " exit \n"])
+def test_quit_ends_the_module_and_the_console(
+    edge_runtime: EdgeRuntime, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    """What is typed after it is not obeyed any more."""
+    ended: list[str] = []
+    listen(edge_runtime, ["help\n", word, "twin\n"], lambda: ended.append("module"))
+    assert ended == ["module"]
+    assert capsys.readouterr().out == HELP + "\n"

@@ -1,5 +1,6 @@
 """What docs/iot-edge.md and docs/messages.md promise of delivery, checked against the code."""
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,18 +9,19 @@ import pytest
 from edge_runtime.driver import POLICY
 from visionedge import engine_room
 from visionedge.calls import Calls
+from visionedge.capture.status import State
 from visionedge.config import validate
 from visionedge.edge.billing import UNITS
 from visionedge.edge.desired import Code as ConfigCode
 from visionedge.edge.ladder import EXIT_STUCK, Deadlines, Rung
-from visionedge.edge.messages import MAX_BYTES
+from visionedge.edge.messages import MAX_BYTES, Kind
 from visionedge.edge.methods import MAX_ANSWER_BYTES, Method
 from visionedge.edge.questions import Drop
 from visionedge.edge.reported import EVERY_NS, MAX_PATCH_BYTES
 from visionedge.edge.spool import Code, Tempo
 from visionedge.edge.store import Bounds, Reason
+from visionedge.edge.telemetry import Code as TelemetryCode
 from visionedge.edge.wish import MAX_ACKNOWLEDGEMENT_BYTES
-from visionedge.ops.estimate import Assumed, estimate
 from visionedge.overload.keeper import Code as OverloadCode
 from visionedge.properties import MAX_CAMERAS_BYTES
 
@@ -31,6 +33,19 @@ IOT_EDGE = (DOCS / "iot-edge.md").read_text()
 def test_every_rung_is_documented(rung: str) -> None:
     """In the table of what is done."""
     assert f"`{rung}`" in IOT_EDGE
+
+
+@pytest.mark.parametrize("state", get_args(State))
+def test_every_event_of_a_camera_is_documented(state: str) -> None:
+    """Its states are the codes of `kind: camera`."""
+    (row,) = (r for r in (DOCS / "messages.md").read_text().splitlines() if r.startswith("| `camera` |"))
+    assert f"`{state}`" in row
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_kind_of_event_has_its_row(kind: str) -> None:
+    rows = (DOCS / "messages.md").read_text().splitlines()
+    assert sum(row.startswith(f"| `{kind}` |") for row in rows) == 1
 
 
 @pytest.mark.parametrize("code", [*get_args(Code), "spool-dropped"])
@@ -51,6 +66,25 @@ def test_every_event_of_the_model_is_documented(code: str) -> None:
 def test_every_event_of_an_overload_is_documented(code: str) -> None:
     """Where the events are listed."""
     assert f"`{code}`" in (DOCS / "messages.md").read_text()
+
+
+@pytest.mark.parametrize("code", get_args(TelemetryCode))
+def test_every_event_of_telemetry_is_documented(code: str) -> None:
+    """Where the events are listed."""
+    assert f"`{code}`" in (DOCS / "messages.md").read_text()
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_kind_of_event_has_a_row(kind: str) -> None:
+    """Those of cameras too, whose states are listed with the cameras."""
+    (row,) = [
+        line for line in (DOCS / "messages.md").read_text().splitlines() if line.startswith(f"| `{kind}` |")
+    ]
+    if kind == "camera":
+        assert all(
+            f"`{state}`" in row and f"| `{state}` |" in (DOCS / "cameras.md").read_text()
+            for state in get_args(State)
+        )
 
 
 @pytest.mark.parametrize("reason", get_args(Reason))
@@ -117,12 +151,19 @@ def test_the_numbers_are_those_of_the_code() -> None:
     assert all(f"{quota:,}" in IOT_EDGE for quota in UNITS.values())
 
 
-@pytest.mark.parametrize("telemetry", [{"mode": "all"}, {"mode": "changes"}])
-def test_the_worked_example_is_what_the_estimate_says(telemetry: dict[str, str]) -> None:
-    """4 cameras at 5 frames a second; within a few percent, for the scene is made up."""
-    cameras = {name: {"uri": f"rtsp://192.0.2.5/{name}", "fps": 5} for name in "abcd"}
-    made = estimate(validate({"cameras": cameras, "telemetry": telemetry}), Assumed())
-    (row,) = [line for line in IOT_EDGE.splitlines() if line.startswith(f"| `mode: {telemetry['mode']}` |")]
-    messages, blocks = (float(cell.replace(",", "")) for cell in row.split("|")[2:4])
-    assert made.messages_per_day == pytest.approx(messages, rel=0.05)
-    assert made.blocks_per_day == pytest.approx(blocks, rel=0.05)
+def test_the_measured_examples_are_consistent() -> None:
+    """A quiet door, a yard and a street: the share of a unit is that of the blocks."""
+    rows = [
+        line.split("|")[1:-1] for line in IOT_EDGE.splitlines() if re.match(r"\| (quiet|yard|street)", line)
+    ]
+    assert len(rows) == 4
+    for _, analysed, sent, messages, counted, full, share in rows:
+        seen, told, made, metered = (
+            int(cell.replace(",", "")) for cell in (analysed, sent, messages, counted)
+        )
+        assert told <= seen
+        assert made <= metered
+        assert 0 < float(full.split()[0]) <= 100
+        assert float(share.split()[0]) == pytest.approx(
+            100 * metered / UNITS["S1"], abs=0.06 if told < seen else 0.5
+        )

@@ -25,6 +25,7 @@ from visionedge.edge.messages import (
     event_message,
     property_text,
 )
+from visionedge.report import shortened
 
 SENDER = Sender("press-7", "vision", "a1b2c3")
 NOON = datetime(2026, 11, 22, 12, 0, 0, 123_456, tzinfo=UTC)
@@ -201,3 +202,10 @@ def test_the_size_counts_body_and_properties() -> None:
     """As IoT Hub counts: system property values, and names and values of the others."""
     message = Message("o", b"12345", "id", {"name": "value"}, 1)
     assert message.size_bytes == 5 + len("application/json") + len("utf-8") + 1 + 2 + 4 + 5
+
+
+def test_what_a_library_reports_is_cut_to_the_length_of_an_event() -> None:
+    """onnxruntime's errors can be pages; the whole text is in the log and in status."""
+    assert shortened("short") == "short"
+    assert len(shortened("x" * 9000)) == 500
+    assert shortened("x" * 9000).endswith("…")

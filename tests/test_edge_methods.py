@@ -160,6 +160,19 @@ def test_the_status_of_very_many_cameras_is_cut_to_the_size_of_an_answer() -> No
         assert cut["cameras"][0] == {"name": camera(0)["name"], "state": "reconnecting"}
 
 
+def test_the_status_leaves_out_the_tables_behind_the_plan_and_most_of_the_nodes() -> None:
+    """What is used and why is an answer; how each pair of lanes and batch did is for `/api/v1/status`."""
+    plan = {"lanes": 2, "buckets": [1], "reason": "measured", "measured": {"table": [1] * 1000}}
+    status: dict[str, Any] = {
+        "cameras": [],
+        "engine": {"effective": "cpu", "plan": plan, "nodesOnCpu": [f"n{n}" for n in range(500)]},
+    }
+    engine = fitted_status(status)["engine"]
+    assert engine["plan"] == {"lanes": 2, "buckets": [1], "reason": "measured"}
+    assert (engine["effective"], len(engine["nodesOnCpu"]), engine["nodesOnCpuOmitted"]) == ("cpu", 20, 480)
+    assert len(status["engine"]["nodesOnCpu"]) == 500
+
+
 def test_very_many_problems_are_cut_and_counted() -> None:
     """A document of 128 KB can be wrong in many ways."""
     cut = fitted_problems([f"{n}: " + "ü" * 400 for n in range(5000)])

@@ -2,12 +2,16 @@
 
 from typing import Any
 
+import pytest
+
 from test_edge_spool import World as SpoolWorld
 from test_edge_spool import drain, message, turn, world
-from test_edge_telemetry import MAN, World, documents
+from test_edge_telemetry import MAN, Box, World, documents
 from visionedge.config import TelemetryConfig
-from visionedge.edge.messages import CORRELATION_ID
+from visionedge.edge.billing import blocks
+from visionedge.edge.messages import CORRELATION_ID, Message
 from visionedge.edge.store import Bounds
+from visionedge.edge.telemetry import Telemetry
 
 __all__ = ["world"]  # the fixture
 
@@ -46,15 +50,20 @@ def test_another_mode_keeps_what_waits_and_what_was_told() -> None:
 
 
 def test_other_thresholds_compare_with_the_frame_that_was_told() -> None:
-    """A box that moved a little is news from now on."""
+    """A box that moved a little is news from now on, and one that holds for less is there."""
     clock = World()
     telemetry = clock.telemetry(mode="changes", moveThreshold=0.5)
-    moved = tuple(edge + 0.05 for edge in MAN)
-    telemetry.offer(clock.result([MAN]))
-    telemetry.offer(clock.result([moved]))  # type: ignore[list-item]  # four edges as before
+    moved: Box = (0.15, 0.15, 0.35, 0.95)
+    for box in (MAN, MAN, MAN, moved):
+        clock.pass_s(0.5)
+        telemetry.offer(clock.result([box]))
+    assert telemetry.statistics().waiting == 1
     telemetry.apply(policy(mode="changes", moveThreshold=0.01))
-    telemetry.offer(clock.result([moved]))  # type: ignore[list-item]  # as above
+    telemetry.offer(clock.result([moved]))
     assert telemetry.statistics().waiting == 2
+    telemetry.apply(policy(mode="changes", changeSeconds=0))
+    telemetry.offer(clock.result([moved, (0.6, 0.1, 0.8, 0.9)]))
+    assert telemetry.statistics().waiting == 3
 
 
 def test_a_larger_budget_opens_the_day_again_and_its_end_is_told_again() -> None:
@@ -112,5 +121,123 @@ def test_an_answer_counts_for_the_budget_of_the_day() -> None:
     assert telemetry.answer(clock.result([MAN]), "") is None
     assert telemetry.statistics().dropped == {"budget": 1}
     assert [document["code"] for document in documents(telemetry.due(clock.now_ns))] == [
+        "telemetry-budget-spent"
+    ]
+
+
+# --- blocks that IoT Hub bills -----------------------------------------------------------------------------
+
+
+def test_the_budget_counts_blocks_of_4_kb_not_messages() -> None:
+    """Body and properties, begun blocks whole: exactly what the meter counts, never more than allowed."""
+    clock = World()
+    telemetry = clock.telemetry(mode="all", maxPerDay=10)
+    sent: list[Message] = []
+    for _ in range(8):
+        telemetry.offer(clock.result([MAN] * 60))
+        sent += [each for each in telemetry.due(clock.pass_s(1)) if each.frames]
+    [size] = {blocks(message.size_bytes) for message in sent}
+    assert size > 1
+    assert len(sent) == 10 // size
+    assert telemetry.statistics().bill.blocks["detections"] == len(sent) * size
+    assert telemetry.statistics().left_today == 0
+
+
+def test_what_a_message_lacks_in_blocks_ends_the_day() -> None:
+    """The first message that does not fit is dropped, counted and reported; smaller ones do not slip past."""
+    clock = World()
+    telemetry = clock.telemetry(mode="all", maxPerDay=1)
+    telemetry.offer(clock.result([MAN] * 60))
+    assert [each["code"] for each in documents(telemetry.due(clock.pass_s(1)))] == ["telemetry-budget-spent"]
+    telemetry.offer(clock.result())
+    assert telemetry.due(clock.pass_s(1)) == []
+    assert telemetry.statistics().dropped == {"budget": 2}
+    assert telemetry.statistics().offered == 2
+
+
+def test_an_answer_takes_as_many_blocks_as_it_has() -> None:
+    """An answer to a picture of another module is billed like any message."""
+    clock = World()
+    telemetry = clock.telemetry(maxPerDay=3)
+    made = telemetry.answer(clock.result([MAN] * 60), "")
+    assert made is not None
+    assert telemetry.statistics().left_today == 3 - blocks(made.size_bytes) < 2
+    assert telemetry.answer(clock.result([MAN] * 60), "") is None
+
+
+def test_a_restart_remembers_blocks(world: SpoolWorld) -> None:
+    """What the spool keeps of the day is what the budget is counted in."""
+    spool = world.spool()
+    for number, size in ((1, 100), (2, 9_000)):
+        spool.put(message(number, size=size))
+    turn(spool)
+    spool.close(0)
+    assert dict(world.spool().spent) == {"2026-11-22": 1 + 3}
+
+
+def rate(clock: World, telemetry: Telemetry, per_minute: int, minutes: int) -> list[dict[str, Any]]:
+    """The events that are made while so many messages of one block go out."""
+    made = []
+    for _ in range(minutes):
+        for _ in range(per_minute):
+            telemetry.offer(clock.result([MAN]))
+            made += telemetry.flush()
+        made += telemetry.due(clock.pass_s(60))
+    return [document for document in documents(made) if document["schema"] == "visionedge/event/1"]
+
+
+def test_a_day_that_will_pass_the_budget_is_reported_before_it_does(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One warning in the log and one event, after some minutes; not again while nothing changes."""
+    clock = World()
+    telemetry = clock.telemetry(mode="all", maxPerDay=14_400)
+    assert rate(clock, telemetry, per_minute=20, minutes=4) == []
+    [event] = rate(clock, telemetry, per_minute=20, minutes=200)
+    assert (event["kind"], event["code"]) == ("module", "telemetry-budget-at-risk")
+    assert event["details"]["exceeded"] == ["maxPerDay"]
+    assert event["details"]["detectionsPerDay"] == pytest.approx(28_800, rel=0.05)
+    warned = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert ["telemetry.maxPerDay is 14,400" in record.getMessage() for record in warned] == [True]
+
+
+def test_a_projection_that_falls_again_is_reported_once() -> None:
+    """And one that hovers about the limit is not reported again and again."""
+    clock = World()
+    telemetry = clock.telemetry(mode="all", maxPerDay=14_400)
+    assert len(rate(clock, telemetry, per_minute=11, minutes=60)) == 1
+    for _ in range(10):
+        assert rate(clock, telemetry, per_minute=9, minutes=20) == []
+        assert rate(clock, telemetry, per_minute=11, minutes=20) == []
+    [event] = rate(clock, telemetry, per_minute=1, minutes=120)
+    assert event["code"] == "telemetry-budget-safe"
+    assert event["details"]["exceeded"] == []
+
+
+def test_the_warning_comes_once_a_day_while_it_lasts() -> None:
+    """Also on the days after the budget was spent, when nothing was sent for hours."""
+    clock = World()
+    telemetry = clock.telemetry(mode="all", maxPerDay=1_440)
+    events = rate(clock, telemetry, per_minute=2, minutes=3 * 1440)
+    codes = [event["code"].removeprefix("telemetry-budget-") for event in events]
+    days = [event["at"][:10] for event in events if event["code"].endswith("at-risk")]
+    assert codes == ["at-risk", "at-risk", "spent", "at-risk", "spent", "at-risk"]
+    assert days == ["2026-11-22", "2026-11-23", "2026-11-24", "2026-11-25"]
+
+
+def test_a_day_beyond_a_unit_is_reported_where_the_budget_allows_it() -> None:
+    """`maxPerDay` above what one S1 unit takes: 400,000 blocks."""
+    clock = World()
+    telemetry = clock.telemetry(mode="all", maxPerDay=10**9)
+    [event] = rate(clock, telemetry, per_minute=300, minutes=8)
+    assert event["details"]["exceeded"] == ["S1"]
+    assert "400,000" in event["message"]
+
+
+def test_no_budget_at_all_is_no_risk() -> None:
+    """`maxPerDay: 0` is a way to say: events only."""
+    clock = World()
+    telemetry = clock.telemetry(mode="all", maxPerDay=0)
+    assert [each["code"] for each in rate(clock, telemetry, per_minute=20, minutes=30)] == [
         "telemetry-budget-spent"
     ]

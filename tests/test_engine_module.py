@@ -65,7 +65,7 @@ def test_frames_come_again_after_the_engine_died(tmp_path: Path, number: signal.
 def test_while_the_engine_is_away_the_module_is_not_ready_and_says_why(tmp_path: Path) -> None:
     """Model and compiled graph are gone, so no other can start: 503 with the reason, until it is back."""
     model = tmp_path / "mine.onnx"
-    bundled = Path(__file__).resolve().parents[1] / "models" / "nanodet-coco-416.onnx"
+    bundled = Path(__file__).resolve().parents[1] / "models" / "yolox-nano-416.onnx"
     model.write_bytes(bundled.read_bytes())
     with ModuleProcess(tmp_path / "data", "--model", str(model)) as module:
         module.until(lambda c: c["demo"]["framesAnalysed"] >= 1)

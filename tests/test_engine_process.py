@@ -168,7 +168,7 @@ def test_its_log_comes_out_of_ours(model: Model, arena: Arena, caplog: pytest.Lo
     caplog.set_level(logging.INFO)
     with Opened(model, arena):
         pass
-    lines = [r for r in caplog.records if r.getMessage().startswith("engine: tiny; requested cpu")]
+    lines = [r for r in caplog.records if r.getMessage().startswith("engine ready: tiny on cpu")]
     assert [record.levelno for record in lines] == [logging.INFO]
 
 

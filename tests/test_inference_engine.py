@@ -1,5 +1,7 @@
 """The engine: what comes out, what is refused, and which device it says it runs on. CPU only, tiny models."""
 
+import logging
+import re
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -296,7 +298,7 @@ def test_a_demanded_device_without_fallback_is_an_error_with_reason_and_remedy(
     assert (caught.value.exit_code, caught.value.code) == (3, "library-missing")
     message = str(caught.value)
     assert message.startswith(f"device {requested} was demanded")
-    assert "because (library-missing); install visionedge[gpu]" in message
+    assert "because (library-missing); install the extra 'gpu'" in message
 
 
 @pytest.mark.usefixtures("gpu_build")
@@ -342,6 +344,58 @@ def test_a_build_without_cuda_says_so_without_a_probe(model: Model) -> None:
     engine = open_engine(model, InferenceConfig(), prober=prober)
     assert (engine.device.code, prober.asked) == (Reason.NO_GPU_BUILD, [])
     assert not engine.device.degraded
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.DEBUG])
+def test_the_line_about_the_engine_is_short_and_the_rest_is_for_debugging(
+    model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture, level: int
+) -> None:
+    """Model, device, precision, lanes and what a batch takes; `detect` asks for nothing above DEBUG."""
+    caplog.set_level(logging.DEBUG)
+    engine = open_engine(model, CPU, data=tmp_path / "data", cores=1, level=level)
+    lines = {r.getMessage(): r.levelno for r in caplog.records if r.name.endswith("startup")}
+    short, long = (next(line for line in lines if line.startswith(w)) for w in ("engine ready: ", "engine: "))
+    assert re.fullmatch(r"engine ready: tiny on cpu \(fp32\), 1 lane x batch \d, \d+\.\d ms", short)
+    assert (lines[short], lines[long]) == (level, logging.DEBUG)
+    assert engine.plan.reason in long
+
+
+@pytest.mark.usefixtures("gpu_build")
+@pytest.mark.parametrize(
+    ("config", "code", "end"),
+    [
+        (InferenceConfig(device="cpu"), Reason.OK, ", 1 lane x batch 1"),
+        (InferenceConfig(), Reason.NO_GPU_BUILD, "; no GPU: onnxruntime without CUDA"),
+        (
+            InferenceConfig(device="cuda"),
+            Reason.DRIVER_MISSING,
+            "; cuda was asked for: because (driver-missing)",
+        ),
+    ],
+)
+def test_the_line_says_why_no_gpu_computes_and_warns_only_where_one_was_expected(
+    model: Model, caplog: pytest.LogCaptureFixture, config: InferenceConfig, code: Reason, end: str
+) -> None:
+    """A machine without a GPU is no fault."""
+    caplog.set_level(logging.INFO)
+    engine = open_engine(model, config, cores=1, prober=Prober(code))
+    (line,) = (r for r in caplog.records if r.getMessage().startswith("engine ready: "))
+    assert line.getMessage().endswith(end)
+    assert line.levelno == (logging.WARNING if engine.device.degraded else logging.INFO)
+
+
+def test_what_takes_long_is_said_before_it_begins_and_only_where_it_is_done(
+    model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first start compiles and measures; with one pair to choose from the second does neither."""
+    caplog.set_level(logging.INFO)
+    single = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 1})
+    open_engine(model, single, data=tmp_path / "data", cores=1)
+    told = [r.getMessage().split()[0] for r in caplog.records if r.levelname == "INFO"]
+    assert told == ["compiling", "measuring", "engine"]
+    caplog.clear()
+    open_engine(model, single, data=tmp_path / "data", cores=1)
+    assert [r.getMessage().split()[0] for r in caplog.records if r.levelname == "INFO"] == ["engine"]
 
 
 @pytest.mark.gpu

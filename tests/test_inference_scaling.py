@@ -1,5 +1,6 @@
 """A factor folded into the first convolution: the same numbers, one pass less; all else is left alone."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,17 @@ def test_what_is_not_known_for_sure_is_left_alone(model: onnx.ModelProto) -> Non
     assert model.SerializeToString() == before
 
 
-def test_the_bundled_model_is_normalised_in_its_first_weights() -> None:
+@pytest.mark.shared
+def test_a_real_model_is_normalised_in_its_first_weights(shared_data: Path) -> None:
+    """PicoDet has a mean and a deviation: only the mean is still taken off before the first convolution."""
+    model = load_model(shared_data / "models" / "picodet_s_416_coco80.onnx")
+    graph = onnx.load_from_string(compile_model(model)).graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds[kinds.index("Cast") : kinds.index("Conv")] == ["Cast", "Add", "Identity"]
+
+
+def test_the_bundled_model_takes_pixels_as_they_are() -> None:
+    """It has neither mean nor factor, so nothing is computed before its first convolution."""
     graph = onnx.load_from_string(compile_model(load_model(bundled_model_path()))).graph
-    front = [node.op_type for node in graph.node[:4]]
-    assert front[1:] == ["Cast", "Add", "Identity"]
+    kinds = [node.op_type for node in graph.node]
+    assert kinds[kinds.index("Cast") : kinds.index("Conv")] == ["Cast", "Identity"]

@@ -219,9 +219,16 @@ def test_an_unusual_choice_on_a_busy_machine_is_not_settled() -> None:
     assert measured.choice == Pair(1, 8)
     assert not measured.settled
     assert "the lanes got only 33% of the processor" in measured.reason
-    usual = planned(Machine(processor(2), slower=lambda _: 3.0), TWO_CORES)
+
+
+@pytest.mark.parametrize(("slower", "settled"), [(1.0, True), (1.6, True), (3.0, False), (6.0, False)])
+def test_the_usual_choice_is_settled_unless_others_got_most_of_the_processor(
+    slower: float, settled: bool
+) -> None:
+    """With a sixth of the processor nothing was measured but the others, so the next start measures again."""
+    usual = planned(Machine(processor(2), slower=lambda _: slower), TWO_CORES)
     assert usual.choice == Pair(2, 1)
-    assert usual.settled
+    assert usual.settled is settled
 
 
 def test_a_fit_finds_what_a_picture_and_a_batch_cost() -> None:

@@ -167,10 +167,9 @@ def names_in(wheel: Path) -> set[str]:
 def test_the_wheel_carries_the_model_the_clip_the_page_and_the_types(wheel: Path) -> None:
     wanted = {
         "visionedge/py.typed",
-        "visionedge/_bundled/models/nanodet-coco-416.onnx",
-        "visionedge/_bundled/models/nanodet-coco-416.int8.onnx",
-        "visionedge/_bundled/models/nanodet-coco-416.int8.json",
-        "visionedge/_bundled/models/nanodet-coco-416.labels.txt",
+        "visionedge/_bundled/models/yolox-nano-416.onnx",
+        "visionedge/_bundled/models/yolox-nano-416.labels.txt",
+        "visionedge/_bundled/models/LICENSES/YOLOX-Apache-2.0.txt",
         "visionedge/_bundled/media/demo.mp4",
         f"visionedge-{__version__}.dist-info/licenses/LICENSE",
         f"visionedge-{__version__}.dist-info/licenses/THIRD-PARTY.md",
@@ -197,7 +196,7 @@ def test_an_installed_wheel_finds_its_model_and_clip_by_itself(wheel: Path, tmp_
         "from visionedge.bundled import bundled as b; print(b('media/demo.mp4')); print(b('models/%s.onnx'))"
     )
     answer = subprocess.run(
-        [sys.executable, "-c", asking % "nanodet-coco-416"],
+        [sys.executable, "-c", asking % "yolox-nano-416"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -208,5 +207,5 @@ def test_an_installed_wheel_finds_its_model_and_clip_by_itself(wheel: Path, tmp_
     carried = tmp_path / "visionedge" / "_bundled"
     assert [Path(line) for line in answer.stdout.splitlines()] == [
         carried / "media" / "demo.mp4",
-        carried / "models" / "nanodet-coco-416.onnx",
+        carried / "models" / "yolox-nano-416.onnx",
     ]

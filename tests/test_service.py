@@ -14,6 +14,8 @@ from edge_runtime.contract import FRAME_KEYS, check_messages
 from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
 from rtsp_server import RtspServer
+from tiny_models import TinyDetector
+from visionedge.ops.estimate import from_file
 from visionedge.sequences import Sequences
 
 
@@ -51,6 +53,32 @@ def test_three_kinds_of_cameras_are_analysed_and_one_that_fails_disturbs_none(tm
     assert "left behind" not in module.log
 
 
+def test_the_address_comes_first_and_then_what_takes_long(tmp_path: Path) -> None:
+    """A first start compiles and measures; whoever waits is told where to look before that."""
+    model = TinyDetector().save(tmp_path / "tiny.onnx")
+    with ModuleProcess(tmp_path / "data", "--model", str(model), cold=True) as module:
+        address = module.ready()
+        assert module.stop() == 0
+    lines = module.log.splitlines()
+    words = (f"open {address} (warming up", "compiling tiny", "measuring this machine", "engine ready: tiny")
+    places = [next(n for n, line in enumerate(lines) if word in line) for word in words]
+    last = next(n for n, line in enumerate(lines) if f"ready: open {address}" in line)
+    assert [*places, last] == sorted({*places, last})
+
+
+def test_a_configuration_without_cameras_says_that_there_is_none(tmp_path: Path) -> None:
+    """It starts and answers, and the log says why nothing is analysed and what to do."""
+    config = tmp_path / "vision.yaml"
+    config.write_text("# nothing yet\n")
+    model = TinyDetector().save(tmp_path / "tiny.onnx")
+    with ModuleProcess(tmp_path / "data", "--config", str(config), "--model", str(model)) as module:
+        assert module.get("/api/v1/cameras") == {"cameras": []}
+        assert module.stop() == 0
+    (line,) = (line for line in module.log.splitlines() if "no camera is configured" in line)
+    assert "WARNING" in line
+    assert "--camera NAME=URI" in line
+
+
 def test_a_snapshot_is_the_very_picture_of_its_frame(tmp_path: Path) -> None:
     """Snapshot and frame tell the same sequence; the picture has the source's size."""
     with ModuleProcess(tmp_path / "data") as module:
@@ -79,6 +107,15 @@ def test_the_messages_file_holds_what_the_hub_would_get_and_numbers_never_repeat
     assert len(sequences) > 4
     assert all(a < b for a, b in pairwise(sequences))
     assert {"engine", "camera"} <= {event["kind"] for event in events}
+    engine = [event for event in events if event["kind"] == "engine"]
+    assert all(len(json.dumps(event)) < 1024 for event in engine), "the plan's table belongs into status"
+    assert engine[0]["code"] == engine[0]["details"]["reasonCode"]
+    measured = from_file(out)
+    assert measured.frames == {
+        "dock": len(sequences)
+        - sum(len(first["frames"]) for first in batches if first["messageSequence"] == 1)
+    }
+    assert 0 < measured.seconds < 30
     assert all(frame["camera"] == "dock" for batch in batches for frame in batch["frames"])
 
 

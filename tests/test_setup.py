@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,89 @@ def test_what_only_the_other_extra_brings_is_its_onnxruntime_and_its_libraries()
 
 
 def test_a_changed_lock_or_extra_or_kind_is_another_set_up() -> None:
-    digests = {prepare.digest(kind, extra) for kind in prepare.KINDS for extra in prepare.EXTRAS}
-    assert len(digests) == 4
+    digests = {
+        prepare.digest(kind, extra, with_av=with_av)
+        for kind in prepare.KINDS
+        for extra in prepare.EXTRAS
+        for with_av in (True, False)
+    }
+    assert len(digests) == 8
+
+
+@dataclass
+class SetUp:
+    """A set-up without pip: what would be installed and removed is noted."""
+
+    installed: set[str] = field(default_factory=set)
+    steps: list[str] = field(default_factory=list)
+
+    def install(self, what: str, *arguments: str | Path) -> None:
+        self.steps.append(what)
+        if "dev-" in what or prepare.AV_LOCK in arguments:
+            self.installed.add("av")
+
+    def pip(self, arguments: list[str]) -> None:
+        self.steps.append(" ".join(arguments))
+        self.installed -= set(arguments)
+
+
+@pytest.fixture
+def set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
+    noted = SetUp()
+    monkeypatch.setattr(prepare, "VENV", tmp_path)
+    monkeypatch.setattr(prepare, "RECORD", tmp_path / "record.json")
+    monkeypatch.setattr(prepare, "working", lambda: True)
+    monkeypatch.setattr(prepare, "make_venv", lambda: None)
+    monkeypatch.setattr(prepare, "installed_names", lambda: noted.installed)
+    monkeypatch.setattr(prepare, "install", noted.install)
+    monkeypatch.setattr(prepare, "run_pip", noted.pip)
+    monkeypatch.setenv("VISIONEDGE_EXTRA", "cpu")
+    monkeypatch.delenv("VISIONEDGE_WITH_AV", raising=False)
+    monkeypatch.delenv("WITH_PYAV", raising=False)
+    return noted
+
+
+@pytest.mark.parametrize("before", [[], ["dev"], ["run"]])
+def test_run_decodes_with_pyav_whatever_was_installed_before(set_up: SetUp, before: list[str]) -> None:
+    """As the images do; the second time nothing is to be done."""
+    for kind in before:
+        prepare.prepare(kind)
+    prepare.prepare("run")
+    assert "av" in set_up.installed
+    set_up.steps.clear()
+    prepare.prepare("run")
+    assert set_up.steps == []
+
+
+@pytest.mark.parametrize("variable", ["VISIONEDGE_WITH_AV", "WITH_PYAV"])
+def test_pyav_can_be_left_out_and_is_taken_out(
+    set_up: SetUp, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """Its wheel carries GPL code. `make test` needs it again and gets it."""
+    prepare.prepare("dev")
+    monkeypatch.setenv(variable, "0")
+    prepare.prepare("run")
+    assert set_up.installed == set()
+    prepare.prepare("dev")
+    assert set_up.installed == {"av"}
+
+
+def test_a_wrong_word_about_pyav_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISIONEDGE_WITH_AV", "no")
+    with pytest.raises(prepare.SetupError, match="make it 0"):
+        prepare.av_is_wanted()
+
+
+@pytest.mark.usefixtures("set_up")
+def test_run_says_where_the_command_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time, on stderr: docs call it `visionedge`."""
+    monkeypatch.setattr(prepare, "VENV", prepare.ROOT / ".venv")
+    assert prepare.main(["run"]) == 0
+    told = capsys.readouterr()
+    assert ".venv/bin/visionedge; `source .venv/bin/activate` makes it `visionedge`" in told.err
+    assert told.out == ""
 
 
 def test_installed_packages_are_read_from_the_environment(

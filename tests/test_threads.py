@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from visionedge.outbox import Outbox
-from visionedge.threads import Crew
+from visionedge.threads import Crew, Executor, unfinished
 
 
 def test_a_vital_thread_that_dies_is_told_with_its_error(caplog: pytest.LogCaptureFixture) -> None:
@@ -49,3 +49,34 @@ def test_the_outbox_wakes_its_reader_once_and_drops_the_oldest() -> None:
     assert (box.drain(), box.dropped, len(wakes)) == ([2, 3, 4], 2, 1)
     box.put(9)
     assert (box.drain(), len(wakes)) == ([9], 2)
+
+
+def test_the_end_of_an_executor_does_not_wait_for_a_job_that_hangs() -> None:
+    """It is named, so that the process can be ended without it; jobs that have not begun are dropped."""
+    release, begun = threading.Event(), threading.Event()
+    executor = Executor(1, "request", join_s=0.01)
+
+    def hang() -> None:
+        begun.set()
+        release.wait()
+
+    hanging, waiting = executor.submit(hang), executor.submit(hang)
+    assert begun.wait(5)
+    executor.shutdown(wait=True, cancel_futures=True)
+    assert executor.left() == ["request_0"]
+    assert "request_0" in unfinished()
+    assert waiting.cancelled()
+    release.set()
+    hanging.result(5)
+    for thread in threading.enumerate():
+        if thread.name == "request_0":
+            thread.join(5)
+    assert executor.left() == []
+    assert "request_0" not in unfinished()
+
+
+def test_the_end_of_an_executor_waits_for_a_job_that_ends() -> None:
+    executor = Executor(2, "request")
+    done = executor.submit(lambda: "result")
+    executor.shutdown(wait=True)
+    assert (done.result(0), executor.left()) == ("result", [])

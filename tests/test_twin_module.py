@@ -129,11 +129,20 @@ def test_the_module_reports_itself(deployed: Deployed) -> None:
     deployed.runtime.wait_until(lambda: "effective" in deployed.reported["engine"], 30)
     reported = deployed.reported
     check_reported(reported)
-    assert reported["engine"].keys() == {"requested", "effective", "reasonCode", "since"}
+    assert reported["engine"].keys() == {"requested", "effective", "precision", "reasonCode", "since"}
     assert (reported["engine"]["requested"], reported["engine"]["effective"]) == ("cpu", "cpu")
     assert reported["model"]["name"] == "tiny"
     assert len(reported["model"]["sha256"]) == 64
     assert reported["module"].keys() == {"version", "started"}
+
+
+def test_the_precision_stands_in_twin_status_and_metrics(deployed: Deployed) -> None:
+    """`precision: auto` decides on each machine, so a fleet has to see what it became."""
+    deployed.runtime.wait_until(lambda: "precision" in deployed.reported.get("engine", {}), 30)
+    assert deployed.reported["engine"]["precision"] == "fp32"
+    assert deployed.module.get("/api/v1/status")["engine"]["precision"]["precision"] == "fp32"
+    row = b'visionedge_engine_info{device="cpu",model="tiny",precision="fp32"} 1.0'
+    assert row in deployed.module.raw("/metrics").splitlines()
 
 
 def test_forty_wrong_things_are_all_told_and_the_old_configuration_runs_on(deployed: Deployed) -> None:
@@ -220,7 +229,9 @@ def test_ping_and_status_answer(deployed: Deployed) -> None:
     assert ping.payload.keys() == {"version", "at", "uptimeSeconds"}
     status = deployed.runtime.invoke("status")
     assert status.status == 200
-    assert status.payload["engine"] == deployed.module.get("/api/v1/status")["engine"]
+    engine = deployed.module.get("/api/v1/status")["engine"]
+    del engine["plan"]["measured"]
+    assert status.payload["engine"] == engine
     assert status.payload["hub"]["connected"] is True
 
 

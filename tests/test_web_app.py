@@ -13,8 +13,8 @@ import pytest
 from visionedge.config import HttpConfig
 from visionedge.errors import UnavailableError
 from visionedge.frames import frame_document
-from visionedge.web.answers import Lock
 from visionedge.web.app import make_app
+from visionedge.web.guard import Access
 from visionedge.web.openapi import describe
 from visionedge.web.server import Server
 from web_module import LABELS, Client, FakeModule, error_of, result, talk
@@ -25,7 +25,7 @@ TOKEN = "bait-token-Ünïcode"
 
 def route_set() -> set[tuple[str, str]]:
     """Method and path of every route of the application."""
-    app = make_app(FakeModule(), Lock(None))
+    app = make_app(FakeModule(), Access(HttpConfig()))
     found = set()
     for route in app.router.routes():
         assert route.resource is not None

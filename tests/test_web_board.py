@@ -1,13 +1,16 @@
 """The board: newest results, bounded viewers, waits that end."""
 
 import asyncio
+import json
+import weakref
+from typing import cast
 
 import pytest
 
-from visionedge.frames import Result
+from visionedge.frames import Picture
 from visionedge.web.board import Board
 from visionedge.web.view import Busy
-from web_module import result
+from web_module import grey, result
 
 
 class Clock:
@@ -18,6 +21,11 @@ class Clock:
 
     def __call__(self) -> int:
         return self.now_ns
+
+
+def sequence_of(frame: bytes) -> int:
+    """The number in a frame object."""
+    return cast("int", json.loads(frame)["sequence"])
 
 
 def test_the_newest_result_of_each_camera_is_kept() -> None:
@@ -78,17 +86,38 @@ def test_a_wait_gives_none_when_its_time_is_up_the_camera_goes_or_the_board_clos
     asyncio.run(story())
 
 
-def test_a_slow_viewer_loses_only_its_own_oldest_results() -> None:
+def test_a_slow_viewer_loses_only_its_own_oldest_frames() -> None:
     async def story() -> None:
         board = Board(buffer=3)
         async with board.subscribe(None) as slow, board.subscribe("dock") as quick:
             seen: list[int] = []
             for sequence in range(1, 8):
                 board.publish(result("dock", sequence))
-                seen.append((await anext(quick)).frame.sequence)
+                seen.append(sequence_of(await anext(quick)))
             assert seen == [1, 2, 3, 4, 5, 6, 7]
-            assert [(await anext(slow)).frame.sequence for _ in range(3)] == [5, 6, 7]
+            assert [sequence_of(await anext(slow)) for _ in range(3)] == [5, 6, 7]
             assert (slow.lost, quick.lost, board.statistics().lost) == (4, 0, 4)
+
+    asyncio.run(story())
+
+
+def test_a_slow_viewer_holds_no_pictures_in_memory() -> None:
+    """A 4K picture has 25 MB; its frame object has a few KB."""
+
+    async def story() -> None:
+        board = Board(buffer=64)
+        pictures: list[weakref.ref[Picture]] = []
+        async with board.subscribe(None) as slow, board.subscribe(None) as other:
+
+            def publish(sequence: int) -> None:
+                picture = grey()
+                pictures.append(weakref.ref(picture))
+                board.publish(result("dock", sequence, picture=picture))
+
+            for number in range(1, 30):
+                publish(number)
+            assert [sequence for sequence, kept in enumerate(pictures, 1) if kept() is not None] == [29]
+            assert await anext(slow) is await anext(other), "written once for both"
 
     asyncio.run(story())
 
@@ -101,8 +130,8 @@ def test_a_subscription_hears_only_its_camera_and_ends_when_that_is_forgotten() 
             board.publish(result("dock", 2))
             board.forget("yard")
             board.forget("dock")
-            heard: list[Result] = [item async for item in dock]
-        assert [item.frame.sequence for item in heard] == [2]
+            heard = [sequence_of(item) async for item in dock]
+        assert heard == [2]
         assert board.statistics().viewers == 0
 
     asyncio.run(story())

@@ -1,14 +1,19 @@
 """POST /api/v1/detect over a real server: pictures that are taken, and all that is not."""
 
 import asyncio
+import gzip
 import json
+import struct
+import zlib
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from visionedge.web import api
+from visionedge.web import pictures, uploads
+from visionedge.web.view import Busy
 from web_module import Client, FakeModule, error_of, grey, jpeg, talk, until
 
 
@@ -70,7 +75,7 @@ def test_a_broken_form_is_refused() -> None:
 def test_a_body_above_the_limit_is_refused_whether_or_not_it_says_its_length(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(api, "UPLOAD_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(uploads, "UPLOAD_LIMIT_BYTES", 1000)
 
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(50):
@@ -89,7 +94,7 @@ def test_a_body_above_the_limit_is_refused_whether_or_not_it_says_its_length(
 
 
 def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "UPLOAD_LIMIT_S", 0.05)
+    monkeypatch.setattr(uploads, "UPLOAD_LIMIT_S", 0.05)
 
     async def conversation(client: Client) -> None:
         never = asyncio.Event()
@@ -114,13 +119,13 @@ def test_more_uploads_than_there_are_permits_are_told_to_come_again() -> None:
             async with client.post("/api/v1/detect", data=jpeg()) as answer:
                 return answer.status
 
-        held = [asyncio.create_task(upload()) for _ in range(api.UPLOADS_AT_ONCE)]
-        await until(lambda: len(module.seen) == api.UPLOADS_AT_ONCE)
+        held = [asyncio.create_task(upload()) for _ in range(pictures.UPLOADS_AT_ONCE)]
+        await until(lambda: len(module.seen) == pictures.UPLOADS_AT_ONCE)
         async with client.post("/api/v1/detect", data=jpeg()) as answer:
             assert (await error_of(answer))[:2] == (503, "busy")
             assert answer.headers["Retry-After"] == "1"
         module.hold.set()
-        assert await asyncio.gather(*held) == [200] * api.UPLOADS_AT_ONCE
+        assert await asyncio.gather(*held) == [200] * pictures.UPLOADS_AT_ONCE
         assert await upload() == 200
 
     talk(module, conversation)
@@ -148,3 +153,166 @@ def test_a_real_photo_is_taken_up_to_the_detector(shared_data: Path) -> None:
             assert (document["height"], document["width"]) == shape
 
     talk(module, conversation)
+
+
+def png_of(width_px: int, height_px: int, *more: bytes) -> bytes:
+    """The head of a PNG that says it has this size, with further chunks, and its end."""
+    head = struct.pack(">IIBBBBB", width_px, height_px, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), *((chunk[:4], chunk[4:]) for chunk in more), (b"IDAT", b""), (b"IEND", b"")]
+    packed = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def test_too_many_pixels_are_refused_before_anything_is_decoded() -> None:
+    module = FakeModule()
+
+    async def conversation(client: Client) -> None:
+        async with client.post("/api/v1/detect", data=png_of(10_000, 10_000)) as answer:
+            status, code, message = await error_of(answer)
+        assert (status, code) == (413, "too_large")
+        assert "40 megapixels" in message
+        async with client.post("/api/v1/detect", data=png_of(8_000, 5_000)) as answer:
+            assert (await error_of(answer))[1] == "bad_picture", "of this size it would be taken"
+        assert module.seen == []
+
+    talk(module, conversation)
+
+
+def test_pictures_whose_decoding_takes_too_much_memory_at_once_wait_for_each_other() -> None:
+    async def story() -> None:
+        budget = pictures.Budget(100, 10.0, "too large")
+        order: list[str] = []
+
+        async def take(name: str, size_bytes: int, until_set: asyncio.Event) -> None:
+            async with budget.hold(size_bytes):
+                order.append(name)
+                await until_set.wait()
+
+        first_ends, ends = asyncio.Event(), asyncio.Event()
+        ends.set()
+        first = asyncio.create_task(take("first", 60, first_ends))
+        await until(lambda: order == ["first"])
+        second = asyncio.create_task(take("second", 1_000, ends))
+        third = asyncio.create_task(take("third", 40, ends))
+        await third
+        first_ends.set()
+        await asyncio.gather(first, second)
+        assert order == ["first", "third", "second"]
+        assert budget.taken_bytes == 0
+
+    asyncio.run(story())
+
+
+def test_a_picture_that_gets_no_memory_in_time_is_told_to_come_again() -> None:
+    async def story() -> None:
+        budget = pictures.Budget(100, 0.01, "too many large pictures")
+        async with budget.hold(100):
+            with pytest.raises(Busy, match="too many large"):
+                async with budget.hold(1):
+                    pass
+        assert repr(budget) == "<Budget taken_bytes=0 waiting=0>"
+
+    asyncio.run(story())
+
+
+def test_a_permit_goes_back_when_the_work_ends_and_not_when_its_client_leaves() -> None:
+    module = FakeModule()
+
+    async def conversation(client: Client) -> None:
+        module.hold = asyncio.Event()
+        for number in range(1, pictures.UPLOADS_AT_ONCE + 1):
+            gone = asyncio.create_task(client.post("/api/v1/detect", data=jpeg()))
+            await until(partial(lambda wanted: len(module.seen) == wanted, number))
+            gone.cancel()
+            await asyncio.wait([gone])
+        for _ in range(40):
+            async with client.post("/api/v1/detect", data=jpeg()) as answer:
+                assert (await error_of(answer))[:2] == (503, "busy")
+        assert len(module.seen) == pictures.UPLOADS_AT_ONCE
+        module.hold.set()
+
+        async def answered() -> int:
+            async with client.post("/api/v1/detect", data=jpeg()) as answer:
+                return answer.status
+
+        async with asyncio.timeout(5):
+            while await answered() != 200:
+                pass
+
+    talk(module, conversation)
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "status"),
+    [
+        ("gzip", gzip.compress(jpeg()), 200),
+        ("x-gzip", gzip.compress(jpeg()), 200),
+        ("deflate", zlib.compress(jpeg()), 200),
+        ("deflate", zlib.compress(jpeg(), wbits=-15), 200),
+        ("identity", jpeg(), 200),
+        ("gzip", jpeg(), 400),
+        ("deflate", jpeg(), 400),
+        ("gzip", gzip.compress(jpeg())[:-9], 400),
+        ("gzip", b"", 400),
+        ("gzip", gzip.compress(b""), 400),
+        ("br", jpeg(), 415),
+        ("zstd", jpeg(), 415),
+        ("gzip, gzip", gzip.compress(jpeg()), 415),
+        ("x" * 3000, jpeg(), 415),
+        ("gzip", gzip.compress(bytes(2**26), 1), 413),
+    ],
+)
+@pytest.mark.parametrize("path", ["/api/v1/detect", "/v2/models/nano/infer"])
+def test_a_body_is_unpacked_or_refused_in_the_shape_of_its_path(
+    path: str, coding: str, body: bytes, status: int
+) -> None:
+    async def conversation(client: Client) -> None:
+        async with client.post(path, data=body, headers={"Content-Encoding": coding}) as answer:
+            if path.startswith("/v2"):
+                # Unpacked, it is no inference request.
+                assert answer.status == (400 if status == 200 else status)
+                assert isinstance((await answer.json())["error"], str)
+            elif status == 200:
+                assert answer.status == 200
+            else:
+                assert (await error_of(answer))[0] == status
+
+    talk(FakeModule(), conversation)
+
+
+def test_a_packed_form_and_a_form_with_a_broken_head_are_refused() -> None:
+    heads = (
+        b"Content",
+        b"\x00\xff nonsense\r\n\r\nabc",
+        b"Content-Disposition: " + b"a" * 30_000 + b"\r\n\r\nabc",
+        b"Content-Type: multipart/mixed\r\n\r\nabc",
+        b"".join(b"a%d: b\r\n" % number for number in range(5000)) + b"\r\nabc",
+    )
+
+    async def conversation(client: Client) -> None:
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        for head in heads:
+            body = b"--x\r\n" + head + b"\r\n--x--\r\n"
+            async with client.post("/api/v1/detect", data=body, headers=headers) as answer:
+                assert (await error_of(answer))[0] == 400
+        headers["Content-Encoding"] = "gzip"
+        packed = gzip.compress(b"--x--\r\n")
+        async with client.post("/api/v1/detect", data=packed, headers=headers) as answer:
+            assert (await error_of(answer))[0] == 415
+
+    talk(FakeModule(), conversation)
+
+
+def test_what_an_uploader_wrote_beside_the_picture_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """libpng quotes the profile's name on stderr where the profile is broken."""
+    packed = jpeg(grey(8, 8), ".png")
+    profile = b"iCCPwords of an uploader\x00\x00broken"
+    chunk = struct.pack(">I", len(profile) - 4) + profile + struct.pack(">I", zlib.crc32(profile))
+    remarked = packed[:33] + chunk + packed[33:]
+    assert uploads.without_remarks(remarked) == uploads.without_remarks(packed)
+    picture = uploads.decode_upload(remarked)
+    assert picture.shape == (8, 8, 3)
+    assert "uploader" not in capfd.readouterr().err

@@ -1,8 +1,10 @@
 """The Open Inference Protocol: JSON and binary tensors, and a no for everything else."""
 
+import asyncio
 import gzip
 import io
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -243,3 +245,116 @@ def test_unknown_models_paths_methods_and_a_busy_engine_speak_the_protocol_too()
             assert (await refused(answer))[0] == 503
 
     talk(module, conversation)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps(request_of(data=[255] * 300_000)).encode(),
+        b"[]," * 400_000,
+        b"[]," * 150_000,
+        b"{}," * 150_000,
+        b"9" * (2**20 + 1),
+        binary({**request_of(data=None), "more": "x" * 2**20}, b"")[0],
+    ],
+)
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_large_json_part_is_refused_with_the_hint_to_send_binary_data(body: bytes, announced: bool) -> None:
+    headers = {"Inference-Header-Content-Length": str(len(body))} if announced else {}
+
+    async def conversation(client: Client) -> None:
+        async with client.post(INFER, data=io.BytesIO(body), headers=headers) as answer:
+            status, text = await refused(answer)
+        assert status == 413
+        assert "binary_data_size" in text
+
+    talk(FakeModule(), conversation)
+
+
+def test_a_wrong_datatype_is_named_even_where_the_body_is_too_large_because_of_it() -> None:
+    """A float takes four bytes, and more digits, so such a body is above the limit."""
+    json_part = json.dumps(request_of(datatype="FP32", data=[0.123456789] * 200_000)).encode()
+    size = IMAGES.size * 4
+    document = request_of(datatype="FP32", data=None, parameters={"binary_data_size": size})
+    packed, headers = binary(document, bytes(2**22))
+
+    async def conversation(client: Client) -> None:
+        for body, more in ((json_part, {}), (packed, headers)):
+            async with client.post(INFER, data=io.BytesIO(body), headers=more) as answer:
+                status, text = await refused(answer)
+            assert status == 400
+            assert "UINT8" in text
+
+    talk(FakeModule(), conversation)
+
+
+def test_the_limit_of_a_batch_is_told_by_the_metadata_and_taken() -> None:
+    images = np.zeros((4, SPEC.height_px, SPEC.width_px, 3), np.uint8)
+
+    async def conversation(client: Client) -> None:
+        async with client.get("/v2/models/nano") as answer:
+            most = (await answer.json())["parameters"]["max_batch_size"]
+        for count, status in ((most, 200), (most + 1, 400)):
+            shape = [count, *images.shape[1:]]
+            document = request_of(shape=shape, data=[0] * int(np.prod(shape)))
+            async with client.post(INFER, json=document) as answer:
+                assert answer.status == status
+
+    talk(FakeModule(), conversation)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [[]] * 768,
+        [True] * 768,
+        ["1"] * 768,
+        [[1, 2], 3],
+        [{"0": 1}] * 768,
+        "1" * 768,
+        {"0": 1},
+        [10**400] * 768,
+        [[[[[1]]]]] * 768,
+    ],
+)
+def test_values_that_are_no_bytes_are_refused(data: object) -> None:
+    async def conversation(client: Client) -> None:
+        async with client.post(INFER, json=request_of(data=data)) as answer:
+            status, text = await refused(answer)
+        assert status == 400
+        assert "768 whole numbers from 0 to 255" in text
+
+    talk(FakeModule(), conversation)
+
+
+@pytest.mark.parametrize("value", [7, -1, "x" * 500_000, ["y"] * 100_000, 10**4000, None, True])
+def test_a_wrong_size_is_refused_without_quoting_it(value: object) -> None:
+    document = request_of(data=None)
+    document["inputs"][0]["parameters"] = {"binary_data_size": value}
+
+    async def conversation(client: Client) -> None:
+        async with client.post(INFER, json=document) as answer:
+            status, text = await refused(answer)
+        assert status == 400
+        assert len(text) < 200
+
+    talk(FakeModule(), conversation)
+
+
+def test_a_wait_for_a_tensor_that_does_not_come_holds_no_other_client_up() -> None:
+    async def conversation(client: Client) -> None:
+        never = asyncio.Event()
+        document = request_of(data=None, parameters={"binary_data_size": IMAGES.size})
+        head, headers = binary(document, b"")
+
+        async def stuck() -> AsyncIterator[bytes]:
+            yield head
+            await never.wait()
+
+        waiting = asyncio.create_task(client.post(INFER, data=stuck(), headers=headers))
+        async with client.get("/healthz") as answer:
+            assert answer.status == 200
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+    talk(FakeModule(), conversation)

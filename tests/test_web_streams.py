@@ -2,16 +2,17 @@
 
 import asyncio
 import json
+import weakref
 from contextlib import aclosing
 
 import aiohttp
 import pytest
 
-from visionedge.frames import Picture, frame_document
+from visionedge.frames import Picture, Result, frame_document
 from visionedge.web import api
-from visionedge.web.board import Board
+from visionedge.web.board import Board, Documents
 from visionedge.web.pictures import Desk, Look, Pictures
-from visionedge.web.streams import Closing, Documents, follow, newest
+from visionedge.web.streams import Closing, Parts, follow
 from visionedge.web.view import Busy
 from web_module import Client, FakeModule, error_of, grey, result, serving, talk, unpacked, until
 
@@ -212,9 +213,28 @@ def test_a_silent_stream_says_that_it_lives() -> None:
             board.publish(result("dock", 3))
             heard = await anext(followed)
             assert heard is not None
-            assert heard.frame.sequence == 3
+            assert json.loads(heard)["sequence"] == 3
             closing.set()
             assert await anext(followed, "end") == "end"
+
+    asyncio.run(story())
+
+
+def test_a_slow_viewer_of_pictures_holds_none_in_memory() -> None:
+    async def story() -> None:
+        module = FakeModule("dock")
+
+        async def packed(result: Result) -> bytes:
+            return str(result.frame.sequence).encode()
+
+        async with aclosing(Parts(module, "dock", packed, Closing()).each(10.0)) as shown:
+            picture = grey()
+            kept = weakref.ref(picture)
+            module.board.publish(result("dock", 1, picture=picture))
+            del picture
+            assert await anext(shown) == b"1"
+            module.board.publish(result("dock", 2))
+            assert kept() is None
 
     asyncio.run(story())
 
@@ -222,13 +242,17 @@ def test_a_silent_stream_says_that_it_lives() -> None:
 def test_a_slow_viewer_of_pictures_skips_to_the_newest_and_a_still_one_is_shown_again() -> None:
     async def story() -> None:
         module = FakeModule("dock")
-        async with aclosing(newest(module, "dock", Closing(), 0.02)) as shown:
+
+        async def packed(result: Result) -> bytes:
+            return str(result.frame.sequence).encode()
+
+        async with aclosing(Parts(module, "dock", packed, Closing()).each(0.02)) as shown:
             module.board.publish(result("dock", 1))
-            assert (await anext(shown)).frame.sequence == 1
+            assert await anext(shown) == b"1"
             for sequence in (2, 3, 4):
                 module.board.publish(result("dock", sequence))
-            assert (await anext(shown)).frame.sequence == 4
-            assert (await anext(shown)).frame.sequence == 4
+            assert await anext(shown) == b"4"
+            assert await anext(shown) == b"4"
             module.board.close()
             assert await anext(shown, None) is None
 

@@ -1,13 +1,16 @@
-"""A tiny detector that takes long, and a variant of it that does not."""
+"""Tiny detectors with a variant: one that takes long and has a quick one, and one with real integers."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from tiny_models import TinyDetector
-from visionedge.inference.model import Model
+from tiny_models import TinyDetector, pictures
+from visionedge.inference.calibration import folded, observe
+from visionedge.inference.int8 import Recipe, quantised
+from visionedge.inference.model import Model, load_model
 from visionedge.inference.parity import Parity, Tolerance
 from visionedge.inference.variants import place_of, store, tolerance_document
 
@@ -48,15 +51,27 @@ def save_slow(path: Path, rounds: int, detector: TinyDetector | None = None) -> 
     return path
 
 
+def save_with_variant(path: Path) -> Path:
+    """A `TinyDetector` in a file, and beside it a real int8 variant of it that the report lets be used."""
+    model = load_model(TinyDetector().save(path))
+    network = folded(TinyDetector().proto())
+    values = observe(network, model.reading, list(pictures(8))).values("all")
+    store(place_of(model, "int8"), quantised(network, values, Recipe()), model, "int8", _report("everything"))
+    return path
+
+
 def store_quick_variant(model: Model, data: Path, rounds: int = 0) -> None:
     """Put a variant of a slow `TinyDetector` into the data folder; it says int8, and sees the same."""
-    tolerance = Tolerance()
-    report = {
-        "recipe": "does less",
+    network = slow_detector(TinyDetector(), rounds) if rounds else TinyDetector().proto()
+    store(place_of(model, "int8", data=data), network, model, "int8", _report("does less"))
+
+
+def _report(recipe: str) -> dict[str, Any]:
+    """What a variant says of itself that sees all that fp32 sees."""
+    return {
+        "recipe": recipe,
         "parity": Parity(pictures=8, boxes=100, matched=1.0, shift=0.0, largest_shift=0.0).document(),
-        "tolerance": tolerance_document(tolerance),
+        "tolerance": tolerance_document(Tolerance()),
         "refused": None,
         "made": {"at": "2026-01-01T00:00:00Z"},
     }
-    network = slow_detector(TinyDetector(), rounds) if rounds else TinyDetector().proto()
-    store(place_of(model, "int8", data=data), network, model, "int8", report)

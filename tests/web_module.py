@@ -166,7 +166,7 @@ class FakeModule:
     async def newer(self, name: str, after: int | None, timeout_s: float) -> Result | None:
         return await self.board.newer(name, after, timeout_s)
 
-    def subscribe(self, camera: str | None) -> AbstractAsyncContextManager[AsyncIterator[Result]]:
+    def subscribe(self, camera: str | None) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         return self.board.subscribe(camera)
 
     async def detect(self, picture: Picture) -> Result:
@@ -213,9 +213,11 @@ Client = aiohttp.ClientSession
 
 
 @asynccontextmanager
-async def serving(module: ModuleView, token: str | None = None) -> AsyncIterator[Client]:
+async def serving(
+    module: ModuleView, token: str | None = None, http: HttpConfig | None = None
+) -> AsyncIterator[Client]:
     """A real server over the module, and a client whose paths are relative to it."""
-    server = await Server.start(module, HttpConfig(port=0, token=token))
+    server = await Server.start(module, http or HttpConfig(port=0, token=token))
     try:
         async with aiohttp.ClientSession(
             server.url, timeout=aiohttp.ClientTimeout(total=20), trust_env=False
@@ -226,12 +228,16 @@ async def serving(module: ModuleView, token: str | None = None) -> AsyncIterator
 
 
 def talk(
-    module: ModuleView, conversation: Callable[[Client], Awaitable[None]], *, token: str | None = None
+    module: ModuleView,
+    conversation: Callable[[Client], Awaitable[None]],
+    *,
+    token: str | None = None,
+    http: HttpConfig | None = None,
 ) -> None:
     """Serve the module, hold the conversation, and end everything."""
 
     async def whole() -> None:
-        async with serving(module, token) as client:
+        async with serving(module, token, http) as client:
             await conversation(client)
 
     asyncio.run(whole())

@@ -1,6 +1,6 @@
 """Every figure that docs/performance.md speaks of, measured one bench after the other on a quiet machine.
 
-    make figures ARGS="--model yolox_nano.onnx --video vtest.avi --large yard-1080p.mp4"
+    make figures ARGS="--model mine.onnx --video vtest.avi --large yard-1080p.mp4"
 
 One JSON document with all reports, and a table of what was wanted and what was seen. It takes about ten
 minutes. Without --model and --video those of the package are measured alone; without --large no memory is.
@@ -58,7 +58,7 @@ def loads(model: str | None, video: str | None, large: str | None) -> list[Load]
             found.append(Load(f"engine, {name}", ("engine", "--rounds", "9", *which)))
             baseline = ("pipeline", "--cameras", "4", "--baseline", "--rounds", "5", *source, *which)
             found.append(Load(f"pipeline, {name}", baseline))
-            if name == "bundled":
+            if name == "model":  # the bundled one has no variant
                 found.append(Load("pipeline, int8 to fp32", (*baseline, "--precision", "auto")))
     found.append(Load("process", ("pipeline", "--cameras", "4", "--compare-process", "--rounds", "5")))
     overload = ("--cameras", "64", "--fps", "5", "--source", "synthetic:640x360@5", "--seconds", "60")

@@ -6,6 +6,10 @@ to do, which a small record inside `.venv` tells (`RECORD`), so it takes no time
 onnxruntime (extra `cpu`) and onnxruntime-gpu (extra `gpu`) own the same folder and must never meet, so what
 belongs to the other extra is removed first. The extra is `gpu` where a usable NVIDIA device is present, else
 `cpu`; VISIONEDGE_EXTRA=cpu|gpu decides otherwise.
+
+`run` installs PyAV too, the decoder of the images, so that cameras are read alike whatever was installed
+before; VISIONEDGE_WITH_AV=0 (or WITH_PYAV=0, as the images call it) leaves it out, and takes it out where it
+is. `dev` always has it: it makes the clips of the tests.
 """
 
 import fcntl
@@ -26,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / os.environ.get("VISIONEDGE_VENV", ".venv")
 RECORD = VENV / "visionedge-setup.json"
 LOCKS = ROOT / "requirements"
+AV_LOCK = LOCKS / "run-av.txt"
 EXTRAS = ("cpu", "gpu")
 KINDS = ("run", "dev")  # dev holds all of run
 LARGE_MB = 10.0  # downloads from this size on get a line of their own
@@ -38,7 +43,8 @@ class SetupError(Exception):
 def prepare(kind: str) -> None:
     """Bring `.venv` up to date for `kind`; quick when it is already."""
     extra, reason = chosen_extra()
-    wanted = {one: digest(one, extra) for one in KINDS[: KINDS.index(kind) + 1]}
+    with_av = kind == "dev" or av_is_wanted()
+    wanted = {one: digest(one, extra, with_av=with_av) for one in KINDS[: KINDS.index(kind) + 1]}
     if recorded().get(kind) == wanted[kind] and working():
         return
     say(f"setting up .venv for '{kind}' with the extra '{extra}' ({reason})")
@@ -46,8 +52,13 @@ def prepare(kind: str) -> None:
         make_venv()
     RECORD.write_text(json.dumps({"root": str(ROOT)}))  # what breaks off half-way is no set-up
     remove_others(extra)
+    if not with_av and "av" in installed_names():
+        say("removing PyAV, as VISIONEDGE_WITH_AV=0 says: OpenCV decodes everything")
+        run_pip(["uninstall", "--yes", "av"])
     install("what building needs", "--requirement", LOCKS / "build.txt")
     install(f"{kind}-{extra}.txt", "--no-build-isolation", "--requirement", LOCKS / f"{kind}-{extra}.txt")
+    if with_av:
+        install("PyAV, the decoder", "--no-deps", "--requirement", AV_LOCK)
     install("visionedge itself", "--no-build-isolation", "--no-deps", "--editable", ROOT)
     RECORD.write_text(json.dumps({"root": str(ROOT), "extra": extra, **wanted}, indent=1) + "\n")
     say("set-up done")
@@ -64,10 +75,18 @@ def chosen_extra() -> tuple[str, str]:
     return ("gpu" if usable else "cpu"), reason
 
 
-def digest(kind: str, extra: str) -> str:
+def av_is_wanted() -> bool:
+    """Whether `run` decodes with PyAV, as the images do."""
+    named = os.environ.get("VISIONEDGE_WITH_AV") or os.environ.get("WITH_PYAV") or "1"
+    if named not in ("0", "1"):
+        raise SetupError(f"VISIONEDGE_WITH_AV is '{named}': make it 0 (without PyAV) or 1, or leave it out")
+    return named == "1"
+
+
+def digest(kind: str, extra: str, *, with_av: bool = True) -> str:
     """A name for what an up-to-date `.venv` holds: it changes when a lock or pyproject.toml does."""
-    text = hashlib.sha256(f"{ROOT} {kind} {extra}".encode())
-    for file in (LOCKS / "build.txt", LOCKS / f"{kind}-{extra}.txt", ROOT / "pyproject.toml"):
+    text = hashlib.sha256(f"{ROOT} {kind} {extra} {with_av}".encode())
+    for file in (LOCKS / "build.txt", AV_LOCK, LOCKS / f"{kind}-{extra}.txt", ROOT / "pyproject.toml"):
         text.update(file.read_bytes())
     return text.hexdigest()
 
@@ -146,6 +165,12 @@ def install(what: str, *arguments: str | Path) -> None:
     run_pip(["install", *hashed, *wheels, *map(str, arguments)])
 
 
+def how_to_call() -> str:
+    """Where the command is that docs call `visionedge`."""
+    folder = VENV.relative_to(ROOT) if VENV.is_relative_to(ROOT) else VENV
+    return f"the command is {folder}/bin/visionedge; `source {folder}/bin/activate` makes it `visionedge`"
+
+
 def run_pip(arguments: list[str]) -> None:
     """Run pip on `.venv`; raises SetupError after showing pip's last lines."""
     inside = VENV / "bin" / "python"
@@ -208,6 +233,8 @@ def main(arguments: list[str]) -> int:
         fcntl.flock(turn, fcntl.LOCK_EX)
         try:
             prepare(arguments[0])
+            if arguments[0] == "run":
+                say(how_to_call())
         except SetupError as error:
             say(f"error: {error}")
             return 1

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from visionedge import __version__, logs
-from visionedge.cli import bench, config, detect, doctor, manifest, model, run
+from visionedge.cli import bench, completion, config, detect, doctor, manifest, model, run
 from visionedge.cli.arguments import EXIT_CODES, Parser
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.uris import keep_secret, redact, secrets_in
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     keep_secret([*secrets_in(list(given)), *secrets_in(_carriers(os.environ))])
-    parsed = _parser().parse_args(given)
+    parsed = parser().parse_args(given)
     logs.set_up(parsed.log_level)
     try:
         code: int = parsed.run(parsed)
@@ -48,14 +48,15 @@ def _fail(code: int, lines: Sequence[str]) -> int:
     return code
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    """The parser of the whole command line."""
+    whole = Parser(
         prog="visionedge",
         description="ONNX object detection on camera frames, as an Azure IoT Edge module or on its own.",
         epilog=EXIT_CODES,
     )
-    parser.add_argument("--version", action="version", version=f"visionedge {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
+    whole.add_argument("--version", action="version", version=f"visionedge {__version__}")
+    verbs = whole.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
     run.add_parser(verbs)
     detect.add_parser(verbs)
     model.add_parser(verbs)
@@ -63,7 +64,8 @@ def _parser() -> Parser:
     doctor.add_parser(verbs)
     manifest.add_parser(verbs)
     config.add_parser(verbs)
-    return parser
+    completion.add_parser(verbs, parser)
+    return whole
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ MAX_JPEG_BYTES = 88_000
 """As base64 in an answer below 120,000 bytes."""
 
 _MOST_PROBLEM_CHARACTERS = 500
+_MOST_NODES = 20
 _CAMERA: Mapping[str, type] = {"camera": str}
 
 
@@ -113,8 +114,11 @@ class Calls:
 
 
 def fitted_status(status: Document) -> Document:
-    """The status without secrets, in the size of an answer: less of each camera, then fewer cameras."""
-    document: Document = masked(status)
+    """The status without secrets, in the size of an answer: less of each camera, then fewer cameras.
+
+    The tables behind the engine's plan stay at `/api/v1/status`, for people at the device.
+    """
+    document: Document = _without_tables(masked(status))
     if answer_bytes(document) <= MAX_ANSWER_BYTES:
         return document
     cameras = [{"name": camera["name"], "state": camera["state"]} for camera in document["cameras"]]
@@ -128,6 +132,18 @@ def fitted_status(status: Document) -> Document:
         document["cameras"].append(camera)
         document["camerasOmitted"] -= 1
     return document
+
+
+def _without_tables(status: Document) -> Document:
+    engine = status.get("engine")
+    if not isinstance(engine, Mapping) or "plan" not in engine:
+        return status
+    plan = {key: value for key, value in engine["plan"].items() if key != "measured"}
+    nodes = engine.get("nodesOnCpu", [])
+    brief = {**engine, "plan": plan, "nodesOnCpu": nodes[:_MOST_NODES]}
+    if len(nodes) > _MOST_NODES:
+        brief["nodesOnCpuOmitted"] = len(nodes) - _MOST_NODES
+    return {**status, "engine": brief}
 
 
 def fitted_problems(problems: list[str]) -> Document:

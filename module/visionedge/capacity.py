@@ -301,6 +301,9 @@ class Meter:
         """Take a sample of the cameras that are `asked`, by name. Reads files; quick.
 
         `child` is the process id of the engine where it has one.
+
+        Raises:
+            OSError: the threads cannot be listed, as when no descriptor is left; nothing is noted.
         """
         sample = Sample(
             at_ns=self._clock(),

@@ -7,6 +7,7 @@ working one.
 """
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -32,6 +33,7 @@ MAX_PROBLEMS = 20
 """So many are told at once; of more, only their number."""
 
 CAMERA_NAME = re.compile(r"[a-z0-9-]{1,64}")
+_HOST_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63}){0,31}\.?")
 
 
 def _known_uri(uri: str) -> str:
@@ -59,6 +61,19 @@ def _off(value: object) -> object:
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 """A whole number, such as 8 or 8.0."""
+
+
+def _host_name(name: str) -> str:
+    if not _HOST_NAME.fullmatch(name):
+        raise ValueError("must be a host name without scheme and port, such as vision.example")
+    return name
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]").partition("%")[0]).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _camera_name(name: str) -> str:
@@ -207,11 +222,25 @@ class TelemetryConfig(_Section):
     )
     mode: Literal["changes", "all", "none"] = Field(
         default="changes",
-        description="changes = only frames that differ from the last one told.",
+        description="changes = only frames in which something differs from the last one that was sent.",
     )
-    max_per_day: Whole = Field(default=100_000, ge=0, description="Messages a day; events still go.")
+    change_seconds: float = Field(
+        default=1.0,
+        ge=0,
+        le=3600,
+        description="changes: a box, its absence or its class must hold this long before it counts.",
+    )
+    max_per_day: Whole = Field(
+        default=100_000,
+        ge=0,
+        description="Blocks of 4 KB that IoT Hub bills for detections in a UTC day; events are always sent.",
+    )
     move_threshold: float = Field(
-        default=0.05, ge=0, le=1, description="changes: a box has moved when an edge is further away."
+        default=0.05,
+        ge=0,
+        le=1,
+        description="changes: a box has moved when an edge is further away;"
+        " for that alone a camera sends one frame in changeSeconds at most.",
     )
     heartbeat_seconds: float = Field(
         default=60.0, ge=1, le=86400, description="changes: a camera is told this often in any case."
@@ -237,6 +266,17 @@ class HttpConfig(_Section):
         min_length=1,
         description="Asked as 'Authorization: Bearer …' by all but the health checks.",
     )
+    names: tuple[Annotated[str, AfterValidator(_host_name)], ...] = Field(
+        default=(),
+        max_length=100,
+        strict=False,
+        description="Host names by which clients reach the module; without a token others are refused.",
+    )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether other machines may ask without a token."""
+        return self.token is None and not _is_loopback(self.host)
 
 
 class Config(_Section):
@@ -333,10 +373,13 @@ def from_environment(environ: Mapping[str, str]) -> Document:
 
 
 def http_address(text: str, carrier: str) -> Document:
-    """``HOST:PORT`` (or ``[::1]:PORT``, or ``:PORT``) as the keys of the `http` section."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit():
-        raise ConfigError([f"{carrier}: '{text}' is no HOST:PORT, such as 127.0.0.1:8080"])
+    """``HOST:PORT`` (or ``[::1]:PORT``) as the keys of the `http` section.
+
+    ``PORT`` and ``:PORT`` give the port alone, and the host stays what it is.
+    """
+    host, _, port = text.strip().rpartition(":")
+    if not port.isascii() or not port.isdigit():
+        raise ConfigError([f"{carrier}: '{text}' is not HOST:PORT or PORT, such as 127.0.0.1:8080 or 8080"])
     document: Document = {"port": int(port)}
     if host:
         document["host"] = host.strip("[]")

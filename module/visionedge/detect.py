@@ -1,6 +1,7 @@
 """`visionedge detect`: pictures, folders and videos through the engine, in order, as fast as it goes."""
 
 import json
+import logging
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -67,7 +68,9 @@ def detect(request: Request, out: TextIO | None = None) -> int:
     with ExitStack() as stack:
         album = stack.enter_context(Album(request.annotate)) if request.annotate else None
         # One picture is done before the best plan for many would be found.
-        opened = open_engine(model, request.inference, data=request.data, measuring=False)
+        opened = open_engine(
+            model, request.inference, data=request.data, measuring=False, level=logging.DEBUG
+        )
         engine = stack.enter_context(closing(opened))
         for item, result in _results(reader, engine, selection):
             _write(item, result, request.as_json, out or sys.stdout)

@@ -1,9 +1,5 @@
 """What HTTP sees of the running module: `web.view.ModuleView` over its rooms."""
 
-import asyncio
-from collections.abc import Callable
-from typing import TypeVar
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,9 +15,8 @@ from visionedge.ops.doctor.visit import Visits
 from visionedge.rooms import Rooms
 from visionedge.single import analyse, frame_of
 from visionedge.web.board import Subscription
+from visionedge.web.pictures import Desk
 from visionedge.web.view import Busy, Document, ModelFacts
-
-T = TypeVar("T")
 
 _DETECT_PERMITS = 4
 
@@ -33,7 +28,9 @@ class Facade:
         self._rooms = rooms
         self._lineup = lineup
         self._metrics = metrics
-        self._permits = _DETECT_PERMITS
+        # Of their own: what requests take must not be taken from the module's housekeeping.
+        self._desk = Desk(threads=_DETECT_PERMITS, limit=_DETECT_PERMITS, name="request")
+        self._examining = Desk(threads=1, limit=1, name="doctor")
         self._visits = Visits(self._examine)
 
     def health(self) -> list[str]:
@@ -69,7 +66,7 @@ class Facade:
         return await self._rooms.board.newer(name, after, timeout_s)
 
     def subscribe(self, camera: str | None) -> Subscription:
-        """Every result from now on."""
+        """Every frame object from now on."""
         return self._rooms.board.subscribe(camera)
 
     def metrics(self) -> bytes:
@@ -84,7 +81,7 @@ class Facade:
         rooms = self._rooms
         running = _running(rooms.engine) if rooms.engine else None
         request = Request(rooms.config.inference.device, rooms.config, rooms.data, running)
-        return await asyncio.to_thread(lambda: examine(request, this_host(rooms.environ)).document())
+        return await self._examining.run(lambda: examine(request, this_host(rooms.environ)).document())
 
     def log(self) -> str:
         """The newest lines of the log."""
@@ -93,7 +90,9 @@ class Facade:
     def model(self) -> ModelFacts | None:
         """The loaded model, for the Open Inference Protocol."""
         engine = self._rooms.engine
-        return None if engine is None else report.model_facts(engine)
+        if engine is None:
+            return None
+        return report.model_facts(engine, self._rooms.config.inference.max_batch)
 
     async def detect(self, picture: Picture) -> Result:
         """Analyse one picture of a request."""
@@ -104,7 +103,7 @@ class Facade:
                 frame = frame_of(picture, running.engine)
                 return analyse([frame], running.engine, running.selection)[0]
 
-        return await self._with_permit(analysed)
+        return await self._desk.run(analysed)
 
     async def infer_rows(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run the compiled model on pictures at its own size."""
@@ -114,21 +113,17 @@ class Facade:
             with self._lineup.using() as running:
                 return running.engine.infer(images)
 
-        return await self._with_permit(inferred)
+        return await self._desk.run(inferred)
 
     def _admit(self) -> None:
         if reasons := self._rooms.readiness():
             raise Busy("; ".join(reasons))
-        if self._permits == 0:
+        if self._desk.is_full:
             raise Busy("too many pictures at once")
 
-    async def _with_permit(self, work: Callable[[], T]) -> T:
-        """Run work of a request off the loop, at most `_DETECT_PERMITS` at once."""
-        self._permits -= 1
-        try:
-            return await asyncio.to_thread(work)
-        finally:
-            self._permits += 1
+    def close(self) -> list[str]:
+        """End the threads; the names of those that hang. Blocks for a bounded time."""
+        return self._desk.close() + self._examining.close()
 
 
 def _running(engine: AnyEngine) -> Running:

@@ -35,6 +35,11 @@ DECLARED: Mapping[str, Declared] = {
     "engine_device": Declared(
         "gauge", ("requested", "effective", "code"), "Always 1; where frames are computed."
     ),
+    "engine_info": Declared(
+        "gauge",
+        ("model", "device", "precision"),
+        "Always 1; which model is computed where, in which precision.",
+    ),
     "engine_degraded": Declared("gauge", (), "1 when the effective device is not what was asked for."),
     "engine_restarts_total": Declared("counter", (), "How often the engine's process was started again."),
     "engine_faults_total": Declared("counter", ("fault",), "Batches and processes that failed, by fault."),

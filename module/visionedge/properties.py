@@ -36,6 +36,7 @@ def _engine(rooms: Rooms) -> Document:
     return {
         "requested": device.requested,
         "effective": device.effective,
+        "precision": rooms.engine.precision.precision,
         "reasonCode": device.code,
         "since": utc_text(device.since_utc),
     }

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 from visionedge.calls import Calls
-from visionedge.capture.pictures import decode_picture
 from visionedge.config import Config
 from visionedge.edge.desired import Carriers, Desired
 from visionedge.edge.line import Errand, Outcome
@@ -23,14 +22,16 @@ from visionedge.edge.questions import INPUT, NUMBERS, Drop, Means, Questions
 from visionedge.edge.reported import Reported
 from visionedge.edge.sdk import InputMessage, Link, MethodCall
 from visionedge.edge.statistics import Asked
-from visionedge.errors import SourceError, VisionedgeError
+from visionedge.errors import VisionedgeError
 from visionedge.facade import Facade
 from visionedge.frames import Result, utc_now
 from visionedge.outbox import Outbox
 from visionedge.properties import properties
 from visionedge.rooms import Rooms
 from visionedge.uris import redact
-from visionedge.web.pictures import Desk, is_picture
+from visionedge.web.answers import RequestError
+from visionedge.web.pictures import MEMORY_BYTES, MEMORY_WAIT_S, Budget, Desk, is_picture
+from visionedge.web.uploads import decode_upload, decoding_bytes
 from visionedge.web.view import Busy
 
 log = logging.getLogger(__name__)
@@ -39,8 +40,6 @@ _LOOK_S = 1.0
 _END_S = 1.0
 _CALLS = 32
 _MESSAGES = 8
-_MOST_PIXELS = 40_000_000
-"""Of a picture in a message of 256 KB."""
 
 
 class Remote:
@@ -71,6 +70,8 @@ class Remote:
         self._view = view
         self._call_soon = call_soon
         self._desk = Desk(threads=2, limit=16, name="remote")
+        # A message of 256 KB may hold a picture of 40 megapixels.
+        self._memory = Budget(MEMORY_BYTES, MEMORY_WAIT_S, "too many large pictures at once")
         self._calls: Outbox[MethodCall] = Outbox(lambda: call_soon(self._take_calls), _CALLS)
         self._messages: Outbox[InputMessage] = Outbox(lambda: call_soon(self._take_messages), _MESSAGES)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -208,9 +209,10 @@ class Remote:
         if not is_picture(body):
             return "bad-picture"
         try:
-            picture = await self._desk.run(partial(decode_picture, body, max_pixels=_MOST_PIXELS))
-            return await self._view.detect(picture)
-        except SourceError:
+            async with self._memory.hold(decoding_bytes(body)):
+                picture = await self._desk.run(partial(decode_upload, body))
+                return await self._view.detect(picture)
+        except RequestError:
             return "bad-picture"
         except Busy:
             return "busy"

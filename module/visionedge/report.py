@@ -93,6 +93,26 @@ def engine(running: AnyEngine) -> Document:
     }
 
 
+_EVENT_REASON_CHARACTERS = 500
+
+
+def engine_event(running: AnyEngine) -> Document:
+    """What the cloud needs of `engine` with an event: what is used, and why. The tables stay in status."""
+    seen = engine(running)
+    recovery = seen["recovery"] or {}
+    return {
+        **{key: seen[key] for key in ("requested", "effective", "degraded", "reasonCode", "since")},
+        "reason": shortened(seen["reason"]),
+        "precision": seen["precision"]["precision"],
+        "recoveryStage": recovery.get("stage"),
+    }
+
+
+def shortened(text: str) -> str:
+    """A sentence in the length of an event: what libraries report can be pages."""
+    return text if len(text) <= _EVENT_REASON_CHARACTERS else f"{text[: _EVENT_REASON_CHARACTERS - 1]}…"
+
+
 def _recovery(seen: Recovery) -> Document:
     """Where the way back of a device stands, and what happened so far."""
     outlook = seen.outlook
@@ -112,8 +132,8 @@ def _no_engine(rooms: Rooms) -> Document:
     return {
         "requested": rooms.config.inference.device,
         "effective": None,
-        "code": "warming-up",
-        "reason": "",
+        "reasonCode": "warming-up",
+        "reason": rooms.fetching or rooms.held or "the engine is warming up",
     }
 
 
@@ -242,6 +262,8 @@ def bill(counted: Bill) -> Document:
         "blocks": dict(counted.blocks),
         "blockFill": round(counted.fill, 3),
         "blocksPerDay": round(counted.blocks_per_day),
+        "blocksPerDayByOutput": {output: round(count) for output, count in counted.per_day.items()},
+        "projectedFromSeconds": round(counted.span_s),
         "unitShare": {tier: round(share, 5) for tier, share in counted.shares.items()},
     }
 
@@ -252,12 +274,13 @@ def camera_sentence(seen: CameraStatus) -> str:
     return f"camera {seen.name} is {seen.state}{because}"
 
 
-def model_facts(running: AnyEngine) -> ModelFacts:
-    """What a client of the Open Inference Protocol must know."""
+def model_facts(running: AnyEngine, max_batch: int) -> ModelFacts:
+    """What a client of the Open Inference Protocol must know.
+
+    `max_batch` is the configured one, whatever the plan is: clients must not break when the device changes.
+    """
     model = running.model
-    return ModelFacts(
-        model.name, model.sha256, model.input, running.rows, running.plan.buckets[-1], model.labels
-    )
+    return ModelFacts(model.name, model.sha256, model.input, running.rows, max_batch, model.labels)
 
 
 def samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
@@ -270,6 +293,7 @@ def samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
     if rooms.engine is not None:
         device = rooms.engine.device
         yield "engine_device", (device.requested, device.effective, device.code), 1
+        yield "engine_info", (rooms.engine.model.name, device.effective, rooms.engine.precision.precision), 1
         yield "engine_degraded", (), float(device.degraded)
         yield "unplanned_shape_total", (), rooms.engine.unplanned_shapes
         yield "nodes_on_cpu", (), len(rooms.engine.places.on_cpu)

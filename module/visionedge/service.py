@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from visionedge import report
 from visionedge.capture.camera import CameraStatus, Fitting
 from visionedge.config import Config
+from visionedge.descriptors import raise_descriptor_limit
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.desired import Carriers
 from visionedge.edge.identity import Identity
@@ -27,17 +28,24 @@ from visionedge.errors import UnavailableError, VisionedgeError
 from visionedge.facade import Facade
 from visionedge.fleet import Fleet
 from visionedge.inference.any_engine import AnyEngine, EngineNews
+from visionedge.log_limit import LogLimiter
 from visionedge.memory import settle_allocator
 from visionedge.metrics import Metrics
 from visionedge.overload.keeper import Code, Keeper
 from visionedge.remote import Remote
 from visionedge.rooms import Rooms
 from visionedge.sequences import Sequences
-from visionedge.threads import Crew, on_thread
+from visionedge.threads import Crew, Executor, on_thread, unfinished
 from visionedge.uris import redact
+from visionedge.web.guard import own_names
 from visionedge.web.server import Server
 
 log = logging.getLogger(__name__)
+
+NO_CAMERA = (
+    "no camera is configured, so nothing is analysed: add one below `cameras` in the configuration file"
+    " or in the desired properties, or start with --camera NAME=URI"
+)
 
 _TICK_S = 0.2
 _REMEMBER_EVERY_TICKS = 50
@@ -45,6 +53,7 @@ _MEASURE_EVERY_S = (1.0, 5.0)
 _JOIN_S = 2.0
 _JOIN_AGAIN_S = 1.0
 _FLUSH_S = 1.5
+_HOUSEKEEPING_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +77,10 @@ def run(options: Options) -> int:
         ConfigError, ModelError, DeviceError, UnavailableError: it could not be started.
     """
     settle_allocator()
+    raise_descriptor_limit()
     service = Service(options)
     code = asyncio.run(service.main())
-    if service.left:
+    if service.left or unfinished():
         # A thread that hangs in a driver or in the SDK would hold the process for ever.
         logging.shutdown()
         os._exit(code)
@@ -84,6 +94,8 @@ class Service:
         self.options = options
         self.rooms = Rooms.of(options.carriers.start.config, options.data, options.environ, self._wake)
         self.left: list[str] = []
+        self.executor = Executor(_HOUSEKEEPING_THREADS, "house")
+        """For `asyncio.to_thread`: the module's own chores, which the loop would wait for without limit."""
         self._crew = Crew(self._thread_died)
         self._engines = EngineRoom(
             self.rooms, options.data, self._crew, self._thread_died, inject=options.inject
@@ -93,6 +105,8 @@ class Service:
         self._metrics = Metrics(lambda: report.samples(self.rooms))
         self._sequences = Sequences(options.data / "sequences.json")
         self._remote: Remote | None = None
+        self._view: Facade | None = None
+        self._chores = LogLimiter(log)
         self._remembers = True
         self._ticks = 0
         self._measure_tick = 0
@@ -103,6 +117,7 @@ class Service:
     async def main(self) -> int:
         """Start, run until stopped, stop; the exit code."""
         self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(self.executor)
         self._stopped = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._signalled, number)
@@ -113,12 +128,14 @@ class Service:
             if not await self._lasts(loading):
                 return self._exit_code  # stopped meanwhile
             carriers, fitting = loading.result()
-            view = Facade(rooms, self._engines.lineup, self._metrics)
+            view = self._view = Facade(rooms, self._engines.lineup, self._metrics)
             remote = self._remote = self._open_remote(carriers, view)
             # The spool is opened here, and a disk may be slow.
             rooms.delivery = await on_thread(self._crew, "delivery", lambda: self._open_delivery(remote))
-            self._server = await Server.start(view, rooms.config.http)
+            names = own_names(self.options.environ)
+            self._server = await Server.start(view, rooms.config.http, names)
             stack.push_async_callback(self._server.close)
+            log.info("open %s (warming up: pictures come when the engine is ready)", self._server.url)
             rooms.delivery.start()
             remote.start()
             try:
@@ -174,9 +191,12 @@ class Service:
             fitting = await self._engines.fetch()
         rooms.fleet = self._fleet(fitting)
         rooms.fleet.apply(rooms.config.cameras)
+        if not rooms.config.cameras:
+            log.warning("%s", NO_CAMERA)
         await self._remember()  # where the clock is no help, a kill soon after must not bring these again
         engine = await self._engines.open()
-        delivery.event("engine", engine.device.code, engine.device.describe(), report.engine(engine))
+        words = report.shortened(engine.device.describe())
+        delivery.event("engine", engine.device.code, words, report.engine_event(engine))
         log.info("ready: open %s to look", self._server.url)
         self._ticks = 0
         if self.options.duration_s is not None:
@@ -252,16 +272,30 @@ class Service:
         beginning.cancel()
 
     async def _tick(self, delivery: Delivery) -> None:
-        delivery.tick()
-        if self.rooms.fleet is not None:
-            self.rooms.fleet.watch()
         self._ticks += 1
+        async with self._chore("the delivery"):
+            delivery.tick()
+        if self.rooms.fleet is not None:
+            async with self._chore("watching the cameras"):
+                self.rooms.fleet.watch()
         if self.rooms.engine is not None and self._ticks >= self._measure_tick:
             self._measure_tick = self._ticks + round(self._measure_every_s / _TICK_S)
-            await asyncio.to_thread(self._measure, self.rooms.engine)
-            await self._keeper.step()
+            async with self._chore("measuring the load"):
+                await asyncio.to_thread(self._measure, self.rooms.engine)
+                await self._keeper.step()
         if self._ticks % _REMEMBER_EVERY_TICKS == 0:
-            await self._remember()
+            async with self._chore("keeping sequence numbers"):
+                await self._remember()
+
+    @contextlib.asynccontextmanager
+    async def _chore(self, name: str) -> AsyncIterator[None]:
+        """A step of housekeeping, which is tried again: nothing that it meets may end the module."""
+        try:
+            yield
+        except OSError as error:
+            self._chores.warning(f"{name} failed ({error.strerror or error}); it is tried again")
+        except Exception as error:  # noqa: BLE001 - whatever it is, the cameras go on
+            self._chores.warning(f"{name} failed; it is tried again", error=error)
 
     @property
     def _measure_every_s(self) -> float:
@@ -292,6 +326,8 @@ class Service:
         self._engines.lineup.close()
         await self._keeper.close()
         self.left = await asyncio.to_thread(self._end_threads)
+        if self._view is not None:
+            self.left += await asyncio.to_thread(self._view.close)
         self._pump()
         if self.rooms.delivery is not None:
             self.rooms.delivery.flush()
@@ -360,8 +396,8 @@ class Service:
 
     def _engine_changed(self, news: EngineNews, delivery: Delivery) -> None:
         self._engines.lineup.follow()
-        details = report.engine(self.rooms.engine) if self.rooms.engine else {}
-        delivery.event("engine", news.code, news.message, details)
+        details = report.engine_event(self.rooms.engine) if self.rooms.engine else {}
+        delivery.event("engine", news.code, report.shortened(news.message), details)
         if self.rooms.engine is None:
             self.rooms.held = news.message  # why there is none yet
         if news.exit_code is not None:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,42 @@ class Crew:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return self.alive()
+
+
+class Executor(ThreadPoolExecutor):
+    """A pool of threads whose end does not wait for a job that hangs.
+
+    `shutdown` joins the threads for `join_s` at most. Those that still run then are `left`: the interpreter
+    would wait for them when it ends, so the process has to end by `os._exit` (see `unfinished`).
+    """
+
+    def __init__(self, threads: int, name: str, join_s: float = 2.0) -> None:
+        super().__init__(threads, thread_name_prefix=name, initializer=self._started)
+        self._join_s = join_s
+        self._all: list[threading.Thread] = []
+
+    def __repr__(self) -> str:
+        return f"<Executor alive={self.left()}>"
+
+    def _started(self) -> None:
+        self._all.append(threading.current_thread())
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Drop the jobs that wait for a thread if asked for; join the threads, for a bounded time."""
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
+        deadline_s = time.monotonic() + (self._join_s if wait else 0.0)
+        for thread in tuple(self._all):
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+
+    def left(self) -> list[str]:
+        """The names of the threads that are alive."""
+        return [thread.name for thread in tuple(self._all) if thread.is_alive()]
+
+
+def unfinished() -> list[str]:
+    """The names of the threads that the interpreter would wait for at its end, without limit."""
+    main = threading.main_thread()
+    return [each.name for each in threading.enumerate() if each is not main and not each.daemon]
 
 
 async def on_thread(crew: Crew, name: str, work: Callable[[], T]) -> T:

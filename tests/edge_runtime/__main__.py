@@ -3,6 +3,8 @@
 PYTHONPATH=tests python -m edge_runtime                     prints the environment for any module
 PYTHONPATH=tests python -m edge_runtime run --duration 30   starts `visionedge run --duration 30` inside it
 
+It shows the bundled clip unless cameras or a configuration are named.
+
 Beside a module that it started, it takes the part of the cloud: type `help`.
 """
 
@@ -14,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from edge_runtime.account import Received
@@ -59,21 +62,33 @@ def wait(runtime: EdgeRuntime) -> int:
 def run_module(runtime: EdgeRuntime, command: list[str]) -> int:
     """Start the module inside the runtime; its exit code."""
     module = subprocess.Popen(
-        [sys.executable, "-m", "visionedge", *command],
+        [sys.executable, "-m", "visionedge", *with_demo(command, os.environ)],
         env={**os.environ, **runtime.environ},
         process_group=0,  # Ctrl-C reaches it once, through us: the second one would end it at once
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, _: module.send_signal(got))
     say(f"# edgeHub stands in at {runtime.address}; messages of {runtime.account.client_id} follow")
-    say("# you are the cloud: type desired, twin, call or send; help says more")
-    threading.Thread(target=listen, args=(runtime,), name="console", daemon=True).start()
+    say("# you are the cloud: type desired, twin, call or send; help says more, quit ends it")
+    console = (runtime, sys.stdin, lambda: module.send_signal(signal.SIGTERM))
+    threading.Thread(target=listen, args=console, name="console", daemon=True).start()
     return module.wait()
 
 
-def listen(runtime: EdgeRuntime) -> None:
-    """Obey what is typed, until there is no more."""
-    for line in sys.stdin:
+def with_demo(command: list[str], environ: Mapping[str, str]) -> list[str]:
+    """The command with the bundled clip as its camera, where it names neither cameras nor a file."""
+    named = any(word.split("=")[0] in ("--camera", "--config") for word in command)
+    if command[0] != "run" or named or environ.get("VISIONEDGE_CONFIG"):
+        return command
+    return [*command, "--camera", "demo=demo:"]
+
+
+def listen(runtime: EdgeRuntime, typed: Iterable[str], end: Callable[[], None]) -> None:
+    """Obey what is typed, until there is no more, or `quit`, which ends the module in order."""
+    for line in typed:
+        if line.strip() in ("quit", "exit"):
+            end()
+            return
         say(obey(runtime, line))
 
 

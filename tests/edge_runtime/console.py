@@ -10,7 +10,8 @@ HELP = """\
 desired {"telemetry": {"mode": "all"}}   change desired properties (a patch; null takes a key away)
 twin                                     both halves of the module twin
 call NAME [{…}]                          call a direct method: status, ping, snapshot, …
-send INPUT FILE                          send a file to an input: send frames photo.jpg"""
+send INPUT FILE                          send a file to an input: send frames photo.jpg
+quit                                     stop the module and end"""
 
 
 def obey(runtime: EdgeRuntime, line: str) -> str:

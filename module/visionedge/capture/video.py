@@ -8,9 +8,10 @@ from visionedge.capture import opencv
 from visionedge.capture.decoded import Decoded, Library, Limits, Source
 from visionedge.capture.pacing import sane_fps
 from visionedge.errors import SourceError
+from visionedge.extras import extra_in_words
 from visionedge.uris import CameraUri
 
-_NO_PYAV = "decoder 'pyav' is not installed; install visionedge with the extra 'av', or use 'opencv'"
+_NO_PYAV = f"decoder 'pyav' is not installed; install {extra_in_words('av')}, or use 'opencv'"
 
 
 def library(wanted: Library) -> Library:

@@ -55,7 +55,7 @@ def verb(
 def add_model_and_device(parser: argparse.ArgumentParser) -> None:
     """What every verb that computes takes."""
     parser.add_argument(
-        "--model", metavar="PATH", help="an ONNX file (default: the bundled NanoDet, COCO-80)"
+        "--model", metavar="PATH", help="an ONNX file (default: the bundled YOLOX-nano, COCO-80)"
     )
     parser.add_argument(
         "--device",

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from visionedge.manifest.generate import Request
 
 
+_NOTHING_MEASURED = (
+    "the cost is counted from real messages: record an hour of usual traffic with 'visionedge run --config"
+    " vision.yaml --messages FILE --duration 3600' and give --messages FILE, or --url of a running module"
+)
+
+
 def add_parser(verbs: Verbs) -> None:
     """Add the verb `manifest`."""
     parser = verb(
@@ -29,7 +35,7 @@ def add_parser(verbs: Verbs) -> None:
         "deployment manifests of IoT Edge, what they cost, and the schema of their configuration",
         "  visionedge manifest generate --image registry.example.com/visionedge:1.0-gpu --gpu dda\n"
         "  visionedge manifest lint deployment.json           every problem, with its place and its remedy\n"
-        "  visionedge manifest estimate --config vision.yaml  messages, 4 KB blocks, IoT Hub units a day\n"
+        "  visionedge manifest estimate --messages out.jsonl  messages, 4 KB blocks, IoT Hub units a day\n"
         "  visionedge manifest schema > vision.schema.json    the JSON Schema of a configuration",
     )
     deeds = parser.add_subparsers(title="deeds", metavar="DEED", required=True, parser_class=Parser)
@@ -228,42 +234,43 @@ def _add_estimate(deeds: Verbs) -> None:
         deeds,
         "estimate",
         _estimate,
-        "messages, 4 KB blocks and IoT Hub units a day, from a configuration",
-        "  visionedge manifest estimate --config vision.yaml\n"
-        "  visionedge manifest estimate --config vision.yaml --fps 25 --detections 8 --changes 30 --json",
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML or JSON; also VISIONEDGE_CONFIG")
-    parser.add_argument(
-        "--fps", type=_rate, default=10.0, metavar="N", help="of cameras without fps (default: %(default)s)"
+        "what a day costs in IoT Hub: messages, 4 KB blocks and units, counted from real messages",
+        "  visionedge run --config vision.yaml --messages out.jsonl --duration 3600\n"
+        "  visionedge manifest estimate --messages out.jsonl --config vision.yaml\n"
+        "  visionedge manifest estimate --url http://127.0.0.1:8080 --json      of a running module",
     )
     parser.add_argument(
-        "--detections",
-        type=_whole,
-        default=3,
-        metavar="N",
-        help="objects on a picture (default: %(default)s)",
+        "--messages", metavar="FILE", help="messages that 'visionedge run --messages FILE' has written"
+    )
+    parser.add_argument("--url", metavar="URL", help="a running module, such as http://127.0.0.1:8080")
+    parser.add_argument(
+        "--token",
+        default=os.environ.get("VISIONEDGE_HTTP_TOKEN"),
+        help="HTTP token of the module at --url (default: VISIONEDGE_HTTP_TOKEN)",
     )
     parser.add_argument(
-        "--changes",
-        type=_rate_or_none,
-        default=6.0,
-        metavar="N",
-        help="times a minute that something changes before a camera (default: %(default)s)",
+        "--config",
+        metavar="FILE",
+        help="YAML or JSON whose telemetry.maxPerDay limits the day; also VISIONEDGE_CONFIG",
     )
     parser.add_argument("--json", action="store_true", help="one JSON document instead of words")
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.estimate import Assumed, estimate, words
+    from visionedge.ops.estimate import Estimate, from_file, from_module, words
 
     path = arguments.config or os.environ.get("VISIONEDGE_CONFIG")
-    document = read_file(Path(path)) if path else {}
-    assumed = Assumed(arguments.fps, arguments.detections, arguments.changes)
-    made = estimate(config.validate(document), assumed)
-    if arguments.json:
-        print(json.dumps(made.document()))
+    policy = config.validate(read_file(Path(path)) if path else {}).telemetry
+    if arguments.messages and arguments.url:
+        raise ConfigError(["give --messages FILE or --url URL, not both"])
+    if arguments.messages:
+        measured = from_file(Path(arguments.messages))
+    elif arguments.url:
+        measured = from_module(arguments.url, arguments.token)
     else:
-        sys.stdout.write(words(made))
+        raise ConfigError([_NOTHING_MEASURED])
+    made = Estimate(measured, policy.max_per_day)
+    sys.stdout.write(json.dumps(made.document()) + "\n" if arguments.json else words(made))
     return 0
 
 
@@ -272,21 +279,3 @@ def _schema(_arguments: argparse.Namespace) -> int:
 
     sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
     return 0
-
-
-def _rate(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1000:
-        raise argparse.ArgumentTypeError(f"'{text}' is no rate above 0 and up to 1000")
-    return value
-
-
-def _rate_or_none(text: str) -> float:
-    return 0.0 if float(text) == 0 else _rate(text)
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"'{text}' is not from 0 to 100")
-    return value

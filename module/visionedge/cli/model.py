@@ -9,6 +9,7 @@ from pathlib import Path
 from visionedge import config
 from visionedge.cli.arguments import DEVICES, Parser, Verbs, count, data_folder, share, verb
 from visionedge.errors import ConfigError
+from visionedge.extras import install_command
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -184,7 +185,8 @@ def _add_eval(deeds: Verbs) -> None:
         "  visionedge model eval yolov8n.onnx --coco instances_val2017.json --images val2017/\n"
         "  visionedge model eval yolov8n.onnx --coco mine.json --images mine/ --json | jq .ap\n\n"
         "It takes every detection of 0.01 and more, 100 a picture at most, through the same pipeline as\n"
-        "detect. Classes meet categories by name. It needs pycocotools: pip install 'visionedge[eval]'.",
+        "detect. Classes meet categories by name. It needs pycocotools:\n"
+        f"{install_command('eval')}",
     )
     parser.add_argument("path", metavar="PATH", help="an ONNX file")
     parser.add_argument("--coco", required=True, metavar="FILE", help="the annotations, as COCO writes them")

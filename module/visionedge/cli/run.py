@@ -23,6 +23,9 @@ from visionedge.uris import FORMS
 INJECT = "VISIONEDGE_INJECT_FAULTS"
 """The variable that lets `--inject` exist."""
 
+DEMO_CONFIDENCE = 0.4
+"""With the bundled model on the bundled clip, which shows no bird and no ball from here on (see its card)."""
+
 _INJECTING = "visionedge.inference.inject"
 
 
@@ -47,7 +50,7 @@ def add_parser(verbs: Verbs) -> None:
         help=f"repeatable; {FORMS.replace('%', '%%')}",
     )
     add_model_and_device(parser)
-    parser.add_argument("--http", metavar="HOST:PORT", help="where to listen (default: 127.0.0.1:8080)")
+    parser.add_argument("--http", metavar="[HOST:]PORT", help="where to listen (default: 127.0.0.1:8080)")
     parser.add_argument(
         "--messages", metavar="FILE", help="also append every outgoing message to this JSON Lines file"
     )
@@ -94,7 +97,15 @@ def run_document(
     if not document.get("cameras") and not path and not inside_iot_edge:
         # Somebody who just wants to see it run gets something to look at.
         document["cameras"] = {"demo": {"uri": "demo:"}}
+    if not path and _is_the_demo(document):
+        document["inference"] = {"confidence": DEMO_CONFIDENCE, **document.get("inference", {})}
     return document
+
+
+def _is_the_demo(document: Document) -> bool:
+    """Whether the bundled model looks at the bundled clip and at nothing else."""
+    cameras = document.get("cameras", {})
+    return not document.get("model") and bool(cameras) and all(c["uri"] == "demo:" for c in cameras.values())
 
 
 def _overrides(arguments: argparse.Namespace) -> Document:

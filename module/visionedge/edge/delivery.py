@@ -15,7 +15,7 @@ from visionedge.edge.identity import Identity
 from visionedge.edge.journal import JournalStatus, MessagesFile
 from visionedge.edge.ladder import HubStatus
 from visionedge.edge.line import Errand, Listener
-from visionedge.edge.messages import Kind, Message, Sender
+from visionedge.edge.messages import RUN_CHARACTERS, Kind, Message, Sender
 from visionedge.edge.spool import FILE_NAME, Spool, SpoolStatus
 from visionedge.edge.store import Bounds, Loss
 from visionedge.edge.telemetry import Continued, Telemetry, TelemetryStatistics
@@ -68,7 +68,7 @@ class Delivery:
             (identity.device, identity.module) if identity else (socket.gethostname(), LOCAL_MODULE)
         )
         self._identity = identity
-        self._sender = Sender(device, module, uuid.uuid4().hex[:12])
+        self._sender = Sender(device, module, uuid.uuid4().hex[:RUN_CHARACTERS])
         self._clock = clock
         continued = Continued(spool.numbers, spool.spent) if spool is not None else None
         self._telemetry = Telemetry(policy, self._sender, clock=clock, continued=continued)

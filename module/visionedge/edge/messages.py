@@ -16,6 +16,9 @@ DETECTIONS = "detections"
 EVENTS = "events"
 CONTENT_TYPE = "application/json"
 CONTENT_ENCODING = "utf-8"
+RUN_CHARACTERS = 12
+"""The length of `Sender.run`."""
+
 CORRELATION_ID = "$.cid"
 """Among the properties of a message this one is IoT Hub's own: the id of the message that it answers."""
 
@@ -109,6 +112,11 @@ def encode_frame(document: Mapping[str, Any]) -> EncodedFrame:
     body = encode(document)
     if len(body) > MAX_FRAME_BYTES:
         raise FrameTooLargeError(f"a frame object of {len(body)} bytes; {MAX_FRAME_BYTES} fit in a message")
+    return _listed(document, body)
+
+
+def _listed(document: Mapping[str, Any], body: bytes = b"") -> EncodedFrame:
+    """What the properties of a message need of a frame object."""
     detections = document["detections"]
     return EncodedFrame(
         body=body,
@@ -154,12 +162,32 @@ def event_message(sender: Sender, number: int, event: Event) -> Message:
     body = encode(document)
     if len(body) > MAX_FRAME_BYTES:
         body = encode(document | {"details": {"omitted": f"{len(body)} bytes are too many"}})
-    properties = {
-        "schema": "visionedge/event/1",
-        "kind": event.kind,
-        "code": property_text(event.code)[:128],
-    }
-    return Message(EVENTS, body, _message_id(sender, EVENTS, number), properties, number)
+    message_id = _message_id(sender, EVENTS, number)
+    return Message(EVENTS, body, message_id, _event_properties(event.kind, event.code), number)
+
+
+def message_of(body: bytes) -> Message:
+    """The message that a body was sent with, for who counts again; its id is another one of the same length.
+
+    Raises:
+        ValueError: it is no body of a message of this module.
+    """
+    try:
+        document = json.loads(body)
+        sender = Sender(document["device"], document["module"], "0" * RUN_CHARACTERS)
+        number = int(document["messageSequence"])
+        if document["schema"] == "visionedge/event/1":
+            output, count = EVENTS, 0
+            properties = _event_properties(document["kind"], document["code"])
+        elif document["schema"] == "visionedge/batch/1":
+            frames = [_listed(frame) for frame in document["frames"]]
+            output, count = DETECTIONS, len(frames)
+            properties = _batch_properties(frames)
+        else:
+            raise ValueError("its schema is another one")
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it lacks what a message has: {error!r}") from None
+    return Message(output, body, _message_id(sender, output, number), properties, number, frames=count)
 
 
 def _packs(frames: Iterable[EncodedFrame]) -> list[list[EncodedFrame]]:
@@ -191,14 +219,21 @@ def _batch_message(sender: Sender, number: int, frames: Sequence[EncodedFrame]) 
         }
     )
     body = head[:-1] + b',"frames":[' + b",".join(frame.body for frame in frames) + b"]}"
-    properties = {
+    message_id = _message_id(sender, DETECTIONS, number)
+    return Message(DETECTIONS, body, message_id, _batch_properties(frames), number, frames=len(frames))
+
+
+def _batch_properties(frames: Sequence[EncodedFrame]) -> dict[str, str]:
+    return {
         "schema": "visionedge/batch/1",
         "cameras": ",".join(sorted({frame.camera for frame in frames})),
         "maxConfidence": _number_text(max(frame.confidence for frame in frames)),
         "labels": _label_list(frozenset[str]().union(*(frame.labels for frame in frames))),
     }
-    message_id = _message_id(sender, DETECTIONS, number)
-    return Message(DETECTIONS, body, message_id, properties, number, frames=len(frames))
+
+
+def _event_properties(kind: str, code: str) -> dict[str, str]:
+    return {"schema": "visionedge/event/1", "kind": kind, "code": property_text(code)[:128]}
 
 
 def _message_id(sender: Sender, output: str, number: int) -> str:

@@ -69,7 +69,7 @@ class Spool:
     """A durable `backlog.Waiting`. All methods but `start` and `close` return at once, from any thread.
 
     The constructor opens the file and may block for some seconds; it raises nothing: without a usable file
-    the spool begins in memory. For who counts on: `numbers` are the last of each output, `spent` the messages
+    the spool begins in memory. For who counts on: `numbers` are the last of each output, `spent` the blocks
     of telemetry by UTC day.
     """
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from visionedge.edge.billing import blocks
 from visionedge.edge.messages import EVENTS, Message
 
 Reason = Literal["full", "old", "refused", "unreadable"]
@@ -253,8 +254,8 @@ class Store:
         return keys
 
     def _spend(self, work: Work) -> None:
-        """Count the day's messages, so that a restart grants no second budget."""
-        if telemetry := sum(message.output != EVENTS for message in work.append):
+        """Count the day's blocks, so that a restart grants no second budget. The column's name is older."""
+        if telemetry := sum(blocks(each.size_bytes) for each in work.append if each.output != EVENTS):
             self._db.execute("DELETE FROM spent WHERE day < ?", (work.day,))
             self._db.execute(
                 "INSERT INTO spent VALUES (?, ?)"

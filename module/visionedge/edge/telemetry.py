@@ -1,15 +1,16 @@
 """What goes to the hub and when: frames become batch documents under a policy. For the asyncio loop only."""
 
+import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
 from visionedge.config import TelemetryConfig
-from visionedge.edge.billing import Bill, Meter
+from visionedge.edge.billing import MAX_PER_DAY, S1, UNITS, Bill, Forecast, Meter, blocks
 from visionedge.edge.changes import ChangeFilter
 from visionedge.edge.messages import (
     CORRELATION_ID,
@@ -32,11 +33,23 @@ from visionedge.edge.packing import well_filled
 from visionedge.frames import Result, frame_document, utc_now
 from visionedge.uris import redact
 
+log = logging.getLogger(__name__)
+
 Reason = Literal["budget", "pending", "oversize", "invalid"]
 """Why a frame that should have been told was not: the day's budget is spent, too many waited, it fits in no
 message, or it holds a number that JSON cannot carry."""
 
+Code = Literal[
+    "telemetry-budget-spent",
+    "telemetry-budget-at-risk",
+    "telemetry-budget-safe",
+    "telemetry-frame-oversize",
+    "telemetry-frame-invalid",
+]
+"""Codes of the events that this makes; their kind is `module`."""
+
 MAX_PENDING_BYTES = 4 * MAX_BYTES
+_FORECAST_EVERY_NS = 60_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +69,7 @@ class TelemetryStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Continued:
-    """Where an earlier run stopped: the last number of each output, and the messages of each UTC day."""
+    """Where an earlier run stopped: the last number of each output, and the blocks sent on each UTC day."""
 
     numbers: Mapping[str, int] = field(default_factory=dict)
     spent: Mapping[str, int] = field(default_factory=dict)
@@ -126,15 +139,16 @@ class Telemetry:
         self._sender = sender
         self._clock = clock
         self._utc = utc
-        self._changes = ChangeFilter(
-            move_threshold=policy.move_threshold, heartbeat_s=policy.heartbeat_seconds
-        )
+        self._changes = ChangeFilter()
         self._budget = DailyBudget(policy.max_per_day, utc, continued.spent)
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
         self._ready: list[Message] = []
         self._numbers: Counter[str] = Counter(continued.numbers)
         self._meter = Meter(clock)
+        self._forecast = Forecast()
+        self._forecast_ns = clock() + _FORECAST_EVERY_NS
+        self._stopped = False
         self._counts: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
         self._announced: set[object] = set()
@@ -148,7 +162,11 @@ class Telemetry:
         self._policy = policy
         self._interval_ns = round(policy.interval_seconds * 1e9)
         self._longest_ns = self._interval_ns + round(policy.fill_seconds * 1e9)
-        self._changes.apply(move_threshold=policy.move_threshold, heartbeat_s=policy.heartbeat_seconds)
+        self._changes.apply(
+            move_threshold=policy.move_threshold,
+            heartbeat_s=policy.heartbeat_seconds,
+            change_s=policy.change_seconds,
+        )
         if self._budget.limit != policy.max_per_day:
             self._budget.limit = policy.max_per_day
             self._announced.discard(("budget", self._budget.day))
@@ -158,7 +176,7 @@ class Telemetry:
         self._counts["offered"] += 1
         if self._policy.mode == "none":
             self._counts["muted"] += 1
-        elif self._policy.mode == "changes" and not self._changes.worth_telling(result):
+        elif self._policy.mode == "changes" and not self._changes.observe(result):
             self._counts["unchanged"] += 1
         elif self._budget.left() == 0:
             self._drop("budget")
@@ -189,14 +207,11 @@ class Telemetry:
         (made,) = batch_messages(self._sender, self._numbers[DETECTIONS] + 1, [frame])
         if correlation_id:
             made = replace(made, properties={**made.properties, CORRELATION_ID: correlation_id})
-        self._numbers[DETECTIONS] += 1
-        self._budget.spend(1)
-        self._meter.count(DETECTIONS, made.size_bytes)
-        self._counts["told"] += 1
-        return made
+        return made if self._pay([made]) else None
 
     def due(self, now_ns: int) -> list[Message]:
         """The messages that shall go out now, oldest first."""
+        self._watch_forecast(now_ns)
         while (count := self._how_many(now_ns)) > 0:
             self._pack(count)
         ready, self._ready = self._ready, []
@@ -241,7 +256,7 @@ class Telemetry:
         if frame is None:
             return
         if self._policy.mode == "changes":
-            self._changes.told(result)
+            self._changes.sent(result)
         self._waiting.append(_Waiting(frame, self._clock()))
         self._waiting_bytes += len(frame.body)
         while self._waiting_bytes > MAX_PENDING_BYTES:
@@ -261,28 +276,74 @@ class Telemetry:
     def _pack(self, count: int) -> None:
         frames = [self._waiting.popleft().frame for _ in range(count)]
         self._waiting_bytes -= sum(len(frame.body) for frame in frames)
-        made = batch_messages(self._sender, self._numbers[DETECTIONS] + 1, frames)
-        affordable = self._budget.left()
-        going, cut = made[:affordable], made[affordable:]
-        self._budget.spend(len(going))
-        self._numbers[DETECTIONS] += len(going)
-        self._counts["told"] += sum(message.frames for message in going)
-        for message in going:
+        self._ready += self._pay(batch_messages(self._sender, self._numbers[DETECTIONS] + 1, frames))
+
+    def _pay(self, made: Sequence[Message]) -> list[Message]:
+        """The messages that the day's budget has blocks for, counted; the first that it has not ends it."""
+        going: list[Message] = []
+        for message in made:
+            if (size := blocks(message.size_bytes)) > self._budget.left():
+                break
+            self._budget.spend(size)
+            self._numbers[DETECTIONS] += 1
+            self._counts["told"] += message.frames
             self._meter.count(DETECTIONS, message.size_bytes)
-        self._ready += going
-        for message in cut:
+            going.append(message)
+        for message in made[len(going) :]:
+            # A smaller message might still fit, but then the moment at which detections stop is unclear.
+            self._budget.spend(self._budget.left())
             self._drop("budget", message.frames)
-        if cut:
             self._announce_spent()
+        return going
 
     def _announce_spent(self) -> None:
         limit = self._policy.max_per_day
         self._announce(
             ("budget", self._budget.day),
             "telemetry-budget-spent",
-            f"telemetry.maxPerDay: the {limit} messages of this UTC day are spent; detections go on tomorrow",
+            f"telemetry.maxPerDay: the {limit} blocks of 4 KB of this UTC day are spent;"
+            " detections are sent again tomorrow",
             {"maxPerDay": limit},
         )
+
+    def _watch_forecast(self, now_ns: int) -> None:
+        """Report once a day, and when it changes, that the projected day passes a limit."""
+        if now_ns < self._forecast_ns:
+            return
+        self._forecast_ns = now_ns + _FORECAST_EVERY_NS
+        stopped, self._stopped = self._stopped, self._budget.left() == 0
+        if self._stopped:
+            return  # while detections are held back, the projection falls for the wrong reason
+        if stopped:
+            self._meter.project_anew()
+        bill, limit = self._meter.bill(), self._policy.max_per_day
+        limited = bill.per_day.get(DETECTIONS, 0.0)
+        if self._forecast.update(bill, limited, limit, self._budget.day):
+            self._report_forecast(bill, limited)
+
+    def _report_forecast(self, bill: Bill, limited: float) -> None:
+        limit, exceeded = self._policy.max_per_day, self._forecast.exceeded
+        details = {
+            "exceeded": list(exceeded),
+            "blocksPerDay": round(bill.blocks_per_day),
+            "detectionsPerDay": round(limited),
+            "maxPerDay": limit,
+            "unitBlocks": UNITS[S1],
+        }
+        text = (
+            f"telemetry: the last {bill.span_s / 60:.0f} minutes project a day of {round(limited):,} blocks"
+            f" of 4 KB on output detections, {round(bill.blocks_per_day):,} in all"
+        )
+        if not exceeded:
+            log.info("%s; that is within its limits again", text)
+            self._ready.append(self.event("module", "telemetry-budget-safe", text, details))
+            return
+        if MAX_PER_DAY in exceeded:
+            text += f"; telemetry.maxPerDay is {limit:,}, so detections will stop before the day ends"
+        if S1 in exceeded:
+            text += f"; one S1 unit of IoT Hub takes {UNITS[S1]:,} a day"
+        log.warning("%s; send less (mode, changeSeconds, moveThreshold, fps) or allow more", text)
+        self._ready.append(self.event("module", "telemetry-budget-at-risk", text, details))
 
     def _refuse(self, reason: Reason, camera: str, text: str) -> None:
         self._drop(reason)
@@ -296,6 +357,7 @@ class Telemetry:
         if len(self._announced) >= 1024:
             self._announced.clear()
         self._announced.add(once)
+        log.warning("%s", redact(text))
         self._ready.append(self.event("module", code, text, details))
 
     def _number(self, output: str) -> int:

@@ -44,6 +44,7 @@ def compiled(model: Model, folder: Path | None, *, rows: int = ROWS) -> bytes:
     entry = folder / FOLDER / f"{key_of(model, rows)}{SUFFIX}"
     graph = _read(entry)
     if graph is None:
+        log.info("compiling %s and trying it in a process of its own: some seconds, once", model.name)
         graph = build(model, rows)
         if _write(entry, graph):
             _tidy(entry)

@@ -59,10 +59,11 @@ class Reason(StrEnum):
     PARITY_REFUSED = "parity-refused"
 
 
+_GPU_EXTRA = "(in a clone: VISIONEDGE_EXTRA=gpu make run), or use the GPU image"
 _GIVE_GPU = "give the container the GPU (DeviceRequests, --gpus all)"
 REMEDIES: Mapping[Reason, str] = {
-    Reason.NO_GPU_BUILD: "install visionedge[gpu] instead of visionedge[cpu], or use the GPU image",
-    Reason.LIBRARY_MISSING: "install visionedge[gpu] with all its libraries, or use the GPU image",
+    Reason.NO_GPU_BUILD: f"install the extra 'gpu' instead of 'cpu' {_GPU_EXTRA}",
+    Reason.LIBRARY_MISSING: f"install the extra 'gpu' with all its libraries {_GPU_EXTRA}",
     Reason.DRIVER_MISSING: f"install the NVIDIA driver, and {_GIVE_GPU}",
     Reason.DRIVER_TOO_OLD: "install a newer NVIDIA driver: CUDA 12 needs 525.60 or newer",
     Reason.DRIVER_MISMATCH: "restart the container: its driver must be that of the host",

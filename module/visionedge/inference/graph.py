@@ -24,7 +24,7 @@ from visionedge.inference.runtime import made_for_gpu
 from visionedge.inference.scaling import fold_scale
 
 ROWS = 500
-"""The most rows a picture gives. With the bundled model on 128 COCO pictures at a score floor of 0.01, AP
+"""The most rows a picture gives. With NanoDet-g on 128 COCO pictures at a score floor of 0.01, AP
 grows up to 300 rows (0.328 at 100, 0.344 at 300) and not beyond; 500 cost 1 % of its time, 1000 cost 2 %."""
 
 

@@ -280,7 +280,7 @@ class _Weaver:
         Without it onnxruntime takes a convolution in floats between two pairs for one to be made integers,
         and makes it so by itself, with one scale for all its weights. And it rounds in front of a MaxPool
         instead of behind it: among integers that are not laid out as its convolutions want them, a MaxPool
-        takes 15 times as long (onnxruntime 1.31 on x86: a fifth of the bundled model's time).
+        takes 15 times as long (onnxruntime 1.31 on x86: a fifth of NanoDet-g's time).
         """
         low = np.float32(-float(step.zero) * float(step.scale))
         high = np.float32((254.75 - float(step.zero)) * float(step.scale))

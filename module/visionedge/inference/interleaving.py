@@ -3,8 +3,8 @@
 A picture [H, W, 3] is, without moving a byte, one channel [1, H, 3 * W] in which the colours of a pixel are
 neighbours. A kernel three times as wide that goes three times as far computes on it what the convolution
 computes on [3, H, W], so nothing need be transposed, nor red and blue be swapped. A CPU also goes over its
-outputs once instead of once for each colour: together that is 1.6 % of the time of the bundled model and of
-YOLOX-nano, 2.4 % of PicoDet's. What a GPU makes of so odd a convolution was not seen, and it transposes for
+outputs once instead of once for each colour: together that is 1.6 % of the time of YOLOX-nano and of
+NanoDet-g, 2.4 % of PicoDet's. What a GPU makes of so odd a convolution was not seen, and it transposes for
 next to nothing.
 """
 

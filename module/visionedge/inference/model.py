@@ -17,7 +17,7 @@ from visionedge.inference.signature import read_signature
 
 log = logging.getLogger(__name__)
 
-BUNDLED = "nanodet-coco-416.onnx"
+BUNDLED = "yolox-nano-416.onnx"
 
 
 @dataclass(frozen=True, slots=True)

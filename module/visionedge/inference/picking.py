@@ -124,6 +124,8 @@ def _chosen(
         return kept
     if trials is None:
         return plain("nothing was measured")
+    names = " and ".join(candidates)
+    log.info("measuring this machine for the faster one of %s: about 5 s, once", names)
     try:
         choice = choose({name: trials.run_of(candidate) for name, candidate in candidates.items()})
         if choice.precision in tolerances:

@@ -57,8 +57,8 @@ class Fit:
 class Measured:
     """What was measured, what was chosen, and why in one line.
 
-    Not `settled` is an unusual choice that was made while others kept the machine busy: good for now, and
-    measured anew at the next start.
+    Not `settled` is a choice that was made while others kept the machine busy: it is used now, and measured
+    anew at the next start.
     """
 
     table: tuple[Timed, ...]

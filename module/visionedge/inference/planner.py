@@ -39,6 +39,8 @@ _FINAL_ROUNDS = 12
 _SURE_ROUNDS = 3
 _QUIET = 0.8
 """The least share of the processor that lanes on a CPU get when nobody else wants it."""
+_SHARED = 0.5
+"""Below this share a measurement says nothing, not even for the usual pair."""
 
 Trial = Callable[[Pair, float], Sample]
 """Runs a pair for about so many seconds."""
@@ -356,8 +358,17 @@ class _Book:
             buckets=tuple(size for size in wanted.batches() if size <= pair.batch),
             reason=f"measured in {spent_s:.1f} s: {why} ({len(self.samples)} pairs tried)",
             spent_s=spent_s,
-            settled=share >= _QUIET or pair == usual,
+            settled=self._settled(pair, share),
         )
+
+    def _settled(self, pair: Pair, share: float) -> bool:
+        """Whether the choice may be kept: not what was measured while others had most of the processor.
+
+        The usual pair needs less of it, as it would be taken without any measurement.
+        """
+        if len(self.wanted.lanes()) * len(self.wanted.batches()) == 1:
+            return True  # there is nothing to choose
+        return share >= (_SHARED if pair == self.wanted.by_rule() else _QUIET)
 
     def _processor_share(self, pair: Pair) -> float:
         """How much of the processor the lanes got of what they could use; 1 where a GPU computes."""

@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from visionedge.errors import UnavailableError
+from visionedge.extras import extra_in_words
 
 # Its errors come back as exceptions; what it also writes to native stderr would only repeat them.
 _FATAL_ONLY = 4
@@ -27,7 +28,8 @@ def import_onnxruntime(log_severity: int = _FATAL_ONLY) -> Any:
     except ImportError as error:
         reason = " ".join(str(error).split())
         raise UnavailableError(
-            f"onnxruntime cannot be imported ({reason}); install visionedge[cpu] or visionedge[gpu], not both"
+            f"onnxruntime cannot be imported ({reason});"
+            f" install {extra_in_words('cpu')}, or 'gpu', never both"
         ) from None
     onnxruntime.set_default_logger_severity(log_severity)
     return onnxruntime

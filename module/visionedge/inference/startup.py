@@ -34,7 +34,7 @@ from visionedge.inference.likeness import against_cpu
 from visionedge.inference.model import Model
 from visionedge.inference.parity import PARTNER_CONFIDENCE, Tolerance
 from visionedge.inference.picking import Candidate, Trials, pick, plain
-from visionedge.inference.plan import Plan, batch_sizes, make_plan, usable_cores
+from visionedge.inference.plan import Pair, Plan, batch_sizes, make_plan, usable_cores
 from visionedge.inference.planner import PlanCache, PlanKey, measure
 from visionedge.inference.precision import Sample
 from visionedge.inference.seam import REAL, OnDevice, Seam
@@ -55,13 +55,15 @@ def open_engine(
     cores: int | None = None,
     only: Assignment | None = None,
     seam: Seam = REAL,
+    level: int = logging.INFO,
 ) -> Engine:
     """Compile a model and open it on the best device that works, warmed up. Takes seconds.
 
     `data` is the folder where compiled graphs and measured plans are kept; None keeps nothing, and then the
     plan is that of a rule and not measured. `plans` are those to use as they are, by device. Without
     `measuring`, which takes seconds, a plan that was measured before is used, or the rule. `only` names the
-    one device to open, whatever the configuration says.
+    one device to open, whatever the configuration says. `level` is that of the line that says what came of
+    it, where all is as it was asked for.
 
     Raises:
         DeviceError: `cuda` or `tensorrt` was demanded without the CPU as a way out, and is not usable; or
@@ -73,7 +75,7 @@ def open_engine(
         seam = dataclasses.replace(seam, probe=prober)
     cores = usable_cores() if cores is None else cores
     opening = _Opening(model, *ready(model, data), inference, cores, data, plans or {}, measuring, seam)
-    return _announced(opening.best() if only is None else opening.only(only))
+    return _announced(opening.best() if only is None else opening.only(only), level)
 
 
 def _unusable(device: Effective, verdict: Verdict) -> DeviceError:
@@ -256,6 +258,7 @@ class _Opening:
         sizes = batch_sizes(most) if fixed is None else rule.buckets
         engine = open_with(dataclasses.replace(rule, buckets=sizes, reason=""))
         pictures = noise(self.model.input, engine.plan.max_batch)
+        log.info("measuring this machine for the fastest number of lanes and batch size: about 5 s, once")
         measured = measure(
             lambda batch: engine.infer(pictures[:batch]),
             device=device,
@@ -270,11 +273,34 @@ class _Opening:
         return engine
 
 
-def _announced(engine: Engine) -> Engine:
-    level = logging.WARNING if engine.device.degraded else logging.INFO
+def ready_words(engine: Engine) -> str:
+    """What computes where, in one short line.
+
+    ``engine ready: yolox-nano on cpu (fp32), 2 lanes x batch 1, 14.2 ms; no GPU: onnxruntime without CUDA``
+    """
+    device, plan = engine.device, engine.plan
+    pair = Pair(plan.lanes, plan.max_batch)
+    parts = [
+        f"engine ready: {engine.model.name} on {device.effective} ({engine.precision.precision}), {pair}"
+    ]
+    table = plan.measured.table if plan.measured else ()
+    parts += [f"{line.batch_ms:.1f} ms" for line in table if line.pair == pair and line.batch_ms is not None]
+    return ", ".join(parts) + _why_no_gpu(device)
+
+
+def _why_no_gpu(device: DeviceState) -> str:
+    if device.code in (Reason.OK, Reason.ASKED_CPU):
+        return ""
+    if device.code is Reason.NO_GPU_BUILD and not device.degraded:
+        return "; no GPU: onnxruntime without CUDA"
+    return f"; {device.requested} was asked for: {device.reason} ({device.code})"
+
+
+def _announced(engine: Engine, level: int) -> Engine:
+    log.log(logging.WARNING if engine.device.degraded else level, "%s", ready_words(engine))
     precision = f"{engine.precision.precision}: {engine.precision.reason}"
     words = (engine.model.name, engine.device.describe(), precision, engine.plan.reason)
-    log.log(level, "engine: %s; %s; %s; %s", *words)
+    log.debug("engine: %s; %s; %s; %s", *words)
     for likeness in engine.proof.likenesses:
         log.info("parity of %s with the CPU: %s", engine.device.effective, likeness.words)
         if likeness.refusal is not None:

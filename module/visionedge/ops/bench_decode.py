@@ -26,6 +26,7 @@ from visionedge.capture.pacing import Due
 from visionedge.capture.settling import settle_libraries
 from visionedge.capture.source import DEMO_CLIP, open_source
 from visionedge.errors import SourceError, UnavailableError
+from visionedge.extras import install_command
 from visionedge.frames import InputSpec, Picture
 from visionedge.ops.bench_report import machine
 from visionedge.uris import parse_camera_uri
@@ -70,7 +71,7 @@ def bench_decode(load: DecodeLoad, tell: Callable[[str], None]) -> Report:
     try:
         import av  # noqa: F401 - only whether it is there
     except ImportError:
-        raise UnavailableError("this needs PyAV; install visionedge with the extra 'av'") from None
+        raise UnavailableError(f"bench decode needs PyAV; install it with: {install_command('av')}") from None
     settle_libraries()
     with _clip(load, tell) as clip:
         taken_ms: dict[str, list[float]] = {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from visionedge.errors import ConfigError, UnavailableError
+from visionedge.extras import install_command
 
 # The words of older data sets and of Darknet for COCO's own.
 _OTHER_WORDS = {
@@ -141,7 +142,8 @@ def require_pycocotools() -> None:
         import pycocotools.cocoeval  # noqa: F401 - only whether it is there
     except ImportError:
         raise UnavailableError(
-            "pycocotools, which computes average precision, is not installed: pip install 'visionedge[eval]'"
+            "pycocotools, which computes average precision, is not installed; install it with: "
+            f"{install_command('eval')}"
         ) from None
 
 

@@ -1,58 +1,64 @@
-"""What a configuration will cost in IoT Hub: the module's own telemetry, run on a made-up scene and clock."""
+"""What a day costs in IoT Hub, counted from real messages: of `run --messages`, or of a running module."""
 
-import random
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
-import numpy as np
+from visionedge.edge.billing import BLOCK_BYTES, DAY_S, UNITS, blocks
+from visionedge.edge.messages import DETECTIONS, MAX_BYTES, Message, message_of
+from visionedge.errors import ConfigError, VisionedgeError
 
-from visionedge.config import Config
-from visionedge.edge.billing import BLOCK_BYTES, UNITS
-from visionedge.edge.messages import Message, Sender
-from visionedge.edge.telemetry import Telemetry
-from visionedge.errors import ConfigError
-from visionedge.frames import Detections, Frame, InputSpec, Result, Timing
-
-_DAY_S = 86_400
-_TICK_S = 0.2
-_FRAMES = 12_000
-_SECONDS = (30.0, 3_600.0)
-_LABELS = ("person", "car", "bicycle", "backpack", "traffic light", "dog")
+_SHORT_S = 600.0
+_SPENT = "telemetry-budget-spent"
+_STATUS = "/api/v1/status"
+_ANSWER_BYTES = 4_000_000
+_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Assumed:
-    """What no configuration says: rate of cameras without `fps`, objects on a picture, scene changes."""
+class MeasuredMessages:
+    """Real messages of so many seconds, by output; `frames` by camera, empty where they are not known."""
 
-    fps: float = 10.0
-    detections: int = 3
-    changes_per_minute: float = 6.0
+    source: str
+    seconds: float
+    messages: Mapping[str, int]
+    blocks: Mapping[str, float]
+    size_bytes: float
+    frames: Mapping[str, int] = field(default_factory=dict)
+
+    def blocks_per_day(self, output: str) -> float:
+        """The blocks of an output, scaled to a day."""
+        return self.blocks.get(output, 0) * DAY_S / self.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """What a day comes to; before and after `telemetry.maxPerDay`."""
 
-    cameras: int
-    frames_per_second: float
-    mode: str
-    messages_per_day: float
-    blocks_per_day: float
-    bytes_per_day: float
+    measured: MeasuredMessages
     max_per_day: int
-    assumed: Assumed
+
+    @property
+    def blocks_per_day(self) -> float:
+        """Blocks a day of all outputs."""
+        return sum(self.measured.blocks_per_day(output) for output in self.measured.blocks)
 
     @property
     def kept(self) -> float:
-        """The share of the messages that the day's budget lets through."""
-        return min(1.0, self.max_per_day / self.messages_per_day) if self.messages_per_day else 1.0
+        """The share of the blocks of detections that the day's budget lets through."""
+        limited = self.measured.blocks_per_day(DETECTIONS)
+        return min(1.0, self.max_per_day / limited) if limited else 1.0
 
     @property
     def billed_blocks(self) -> float:
-        """Blocks a day that are really sent."""
-        return self.blocks_per_day * self.kept
+        """Blocks a day that are really sent: the budget does not count events."""
+        return self.blocks_per_day - (1 - self.kept) * self.measured.blocks_per_day(DETECTIONS)
 
     def units(self, tier: str) -> tuple[float, int]:
         """The share of one unit's daily quota, and how many units that takes."""
@@ -61,69 +67,34 @@ class Estimate:
 
     def document(self) -> dict[str, Any]:
         """One JSON document."""
+        measured, scale = self.measured, DAY_S / self.measured.seconds
         units = {tier: self.units(tier) for tier in UNITS}
-        blocks = self.blocks_per_day * BLOCK_BYTES
+        counted = sum(measured.blocks.values())
         return {
-            "cameras": self.cameras,
-            "framesPerSecond": round(self.frames_per_second, 3),
-            "mode": self.mode,
-            "messagesPerDay": round(self.messages_per_day),
+            "source": measured.source,
+            "measuredSeconds": round(measured.seconds, 3),
+            "measuredMessages": dict(measured.messages),
+            "measuredFrames": dict(measured.frames),
+            "messagesPerDay": round(sum(measured.messages.values()) * scale),
             "blocksPerDay": round(self.blocks_per_day),
-            "bytesPerDay": round(self.bytes_per_day),
-            "blockFill": round(self.bytes_per_day / blocks, 3) if blocks else 0.0,
+            "bytesPerDay": round(measured.size_bytes * scale),
+            "blockFill": round(measured.size_bytes / (counted * BLOCK_BYTES), 3) if counted else 0.0,
             "maxPerDay": self.max_per_day,
             "budgetLastsHours": None if self.kept == 1 else round(24 * self.kept, 1),
             "billedBlocksPerDay": round(self.billed_blocks),
             "units": {
                 tier: {"share": round(share, 4), "units": count} for tier, (share, count) in units.items()
             },
-            "assumed": {
-                "fps": self.assumed.fps,
-                "detections": self.assumed.detections,
-                "changesPerMinute": self.assumed.changes_per_minute,
-            },
         }
-
-
-def estimate(config: Config, assumed: Assumed) -> Estimate:
-    """Run the telemetry of a configuration over made-up frames, a day's worth scaled from some minutes.
-
-    Raises:
-        ConfigError: no camera is configured, so nothing would be sent.
-    """
-    rates = {name: camera.fps or assumed.fps for name, camera in config.cameras.items() if camera.enabled}
-    if not rates:
-        raise ConfigError(["cameras: none is configured, so nothing would be sent; give --config FILE"])
-    total = sum(rates.values())
-    policy = config.telemetry
-    longest_s = max(_SECONDS[0], min(_SECONDS[1], _FRAMES / total), 4 * policy.interval_seconds)
-    scene = _Scene(rates, assumed)
-    unlimited = policy.model_copy(update={"max_per_day": 10**12})
-    telemetry = Telemetry(
-        unlimited, Sender("edge-device-1", "vision", "0123456789ab"), clock=scene.clock, utc=scene.utc
-    )
-    messages = scene.play(telemetry, longest_s)
-    bill = telemetry.statistics().bill
-    scale = _DAY_S / longest_s
-    return Estimate(
-        cameras=len(rates),
-        frames_per_second=total,
-        mode=policy.mode,
-        messages_per_day=len(messages) * scale,
-        blocks_per_day=sum(bill.blocks.values()) * scale,
-        bytes_per_day=sum(message.size_bytes for message in messages) * scale,
-        max_per_day=policy.max_per_day,
-        assumed=assumed,
-    )
 
 
 def words(made: Estimate) -> str:
     """The estimate for people."""
-    document = made.document()
-    assumed = made.assumed
+    document, measured = made.document(), made.measured
+    frames = "".join(f", {count} frames of {camera}" for camera, count in measured.frames.items())
     lines = [
-        f"{made.cameras} cameras, {made.frames_per_second:g} frames/s, telemetry.mode {made.mode}",
-        f"  {document['messagesPerDay']:,} messages a day, {made.bytes_per_day / 1e6:,.1f} MB,"
+        f"{measured.source}: {sum(measured.messages.values())} messages in {measured.seconds:.0f} s{frames}",
+        f"  a day: {document['messagesPerDay']:,} messages, {document['bytesPerDay'] / 1e6:,.1f} MB,"
         f" {document['blocksPerDay']:,} blocks of 4 KB ({document['blockFill']:.0%} full)",
     ]
     if made.kept < 1:
@@ -132,80 +103,197 @@ def words(made: Estimate) -> str:
             f" {document['billedBlocksPerDay']:,} blocks are sent"
         )
     for tier, need in document["units"].items():
-        lines.append(f"  {tier}: {need['share']:.1%} of a unit's day, {need['units']} unit(s)")
-    lines.append(
-        f"assumed: {assumed.fps:g} frames/s where a camera has no fps, {assumed.detections} objects a"
-        f" picture, {assumed.changes_per_minute:g} changes a minute and camera; events are not counted"
-    )
+        units = "1 unit" if need["units"] == 1 else f"{need['units']:,} units"
+        digits = 1 if need["share"] >= 0.01 else 2
+        lines.append(f"  {tier}: {need['share']:.{digits}%} of a unit's daily quota: {units}")
+    if measured.seconds < _SHORT_S:
+        lines.append("note: measured for less than 10 minutes; an hour with the usual traffic says more")
     return "\n".join(lines) + "\n"
 
 
-class _Scene:
-    """Cameras that see some objects, which stand still between changes; its own clock, the same each time."""
+# --- from a file --------------------------------------------------------------------------------------------
 
-    def __init__(self, rates: dict[str, float], assumed: Assumed) -> None:
-        self._rates = rates
-        self._assumed = assumed
-        self._random = random.Random(1)  # noqa: S311 - a scene, no secret
-        self._now_s = 0.0
-        self._started = datetime(2026, 1, 1, tzinfo=UTC)
-        self._image = np.zeros((1, 1, 3), np.uint8)
 
-    def clock(self) -> int:
-        """Nanoseconds of the scene."""
-        return round(self._now_s * 1e9)
+def from_file(path: Path) -> MeasuredMessages:
+    """Count the messages of a file that `run --messages` wrote, from the first frame in it to the last.
 
-    def utc(self) -> datetime:
-        """Its wall clock."""
-        return self._started + timedelta(seconds=self._now_s)
+    A file that several runs appended to counts each for itself, and a run as far as its daily budget lasted.
 
-    def play(self, telemetry: Telemetry, seconds: float) -> list[Message]:
-        """Offer all frames of so many seconds; what is sent."""
-        messages: list[Message] = []
-        views = {name: self._look() for name in self._rates}
-        changes = {name: self._next_change() for name in self._rates}
-        taken = dict.fromkeys(self._rates, 0)
-        while self._now_s < seconds:
-            self._now_s += _TICK_S
-            for name, rate in self._rates.items():
-                if self._now_s >= changes[name]:
-                    views[name], changes[name] = self._look(), self._next_change()
-                while taken[name] < rate * self._now_s:
-                    taken[name] += 1
-                    telemetry.offer(self._result(name, taken[name], views[name]))
-            messages += telemetry.due(self.clock())
-        return messages
+    Raises:
+        ConfigError: it cannot be read, holds something else, or too little.
+    """
+    tally = _Tally()
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(_lines(file), 1):
+                try:
+                    tally.add(line)
+                except ValueError as error:
+                    raise ConfigError(
+                        [f"{path}: line {number} is no message of this module: {str(error)[:200]}"]
+                    ) from None
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    if tally.seconds <= 0:
+        raise ConfigError([f"{path}: it holds fewer than two messages with frames, so no time was measured"])
+    return MeasuredMessages(
+        str(path),
+        tally.seconds,
+        tally.messages,
+        tally.blocks,
+        tally.size_bytes,
+        dict(sorted(tally.frames.items())),
+    )
 
-    def _next_change(self) -> float:
-        rate = self._assumed.changes_per_minute / 60
-        return self._now_s + (self._random.expovariate(rate) if rate else float("inf"))
 
-    def _look(self) -> Detections:
-        count = self._assumed.detections
-        place: Callable[[], float] = self._random.random
-        rows = [
-            [place() * 0.6, place() * 0.6, 0.7 + place() * 0.3, 0.7 + place() * 0.3] for _ in range(count)
-        ]
-        scores = sorted((0.4 + 0.6 * place() for _ in range(count)), reverse=True)
-        return Detections(
-            np.array(rows, np.float32).reshape(-1, 4),
-            np.array(scores, np.float32),
-            np.array([self._random.randrange(len(_LABELS)) for _ in range(count)], np.int32),
+def _lines(file: BinaryIO) -> Iterable[bytes]:
+    """Its whole lines; a last one that is still being written, or was cut by a kill, is left out."""
+    while (line := file.readline(MAX_BYTES + 1)).endswith(b"\n"):
+        yield line[:-1]
+    if len(line) > MAX_BYTES:
+        yield line  # too long for a message: the reader reports it
+
+
+class _Tally:
+    """Counts messages and the time in which they were made, run by run."""
+
+    def __init__(self) -> None:
+        self.messages: Counter[str] = Counter()
+        self.blocks: Counter[str] = Counter()
+        self.frames: Counter[str] = Counter()
+        self.size_bytes = 0
+        self.seconds = 0.0
+        self._numbers: dict[str, int] = {}
+        self._last: datetime | None = None
+        self._spent = False
+        self._events: list[Message] = []
+
+    def add(self, body: bytes) -> None:
+        """The next message of the file.
+
+        Raises:
+            ValueError: it is none.
+        """
+        message, document = message_of(body), json.loads(body)
+        now = max((_captured(frame) for frame in document.get("frames", ())), default=None)
+        if message.number <= self._numbers.get(message.output, 0):
+            # Another run begins; the events after the last frame were those of the end.
+            self._numbers, self._last, self._spent, self._events = {}, None, False, []
+        self._numbers[message.output] = message.number
+        if now is not None:
+            self._pass_time(now, message, document)
+        elif document["code"] == _SPENT:
+            self._spent = True
+        elif self._last is not None:
+            self._events.append(message)
+
+    def _pass_time(self, now: datetime, message: Message, document: Mapping[str, Any]) -> None:
+        """Time counts between messages with frames, so the first of a run only begins it."""
+        before, self._last = self._last, now
+        events, self._events = self._events, []
+        if before is None or self._spent:
+            return
+        self.seconds += max(0.0, (now - before).total_seconds())
+        for counted in (*events, message):
+            self._count(counted)
+        self.frames.update(frame["camera"] for frame in document["frames"])
+
+    def _count(self, message: Message) -> None:
+        self.messages[message.output] += 1
+        self.blocks[message.output] += blocks(message.size_bytes)
+        self.size_bytes += message.size_bytes
+
+
+def _captured(frame: Mapping[str, Any]) -> datetime:
+    """When a frame was captured.
+
+    Raises:
+        ValueError: it does not say.
+    """
+    moment = datetime.fromisoformat(str(frame.get("capturedAt")))
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+# --- from a running module ----------------------------------------------------------------------------------
+
+
+def from_module(url: str, token: str | None) -> MeasuredMessages:
+    """What a running module projects from the last hour of its messages (`hub.bill` of its status).
+
+    Raises:
+        ConfigError: it is no address.
+        VisionedgeError: the module does not answer, or makes no messages.
+    """
+    hub = _status(url, token).get("hub")
+    bill = hub.get("bill") if isinstance(hub, dict) else None
+    if not isinstance(hub, dict) or not isinstance(bill, dict):
+        raise VisionedgeError(f"{url}: the module has counted no messages yet; ask again when it is ready")
+    if hub.get("state") == "local" and "messagesFile" not in hub:
+        raise VisionedgeError(
+            f"{url}: the module runs outside IoT Edge and makes no messages; start it with --messages FILE"
         )
+    try:
+        return _projected(url, bill)
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError):
+        raise VisionedgeError(
+            f"{url}: its status has another form; is it this version of visionedge?"
+        ) from None
 
-    def _result(self, camera: str, sequence: int, view: Detections) -> Result:
-        frame = Frame(
-            camera=camera,
-            sequence=1_795_356_748_000 + sequence,
-            epoch=1,
-            captured_ns=self.clock(),
-            captured_utc=self.utc(),
-            width_px=1920,
-            height_px=1080,
-            image=self._image,
-            placement=InputSpec(1, 1).place(1920, 1080),
-            full_picture=lambda: self._image,
+
+def _projected(url: str, bill: Mapping[str, Any]) -> MeasuredMessages:
+    """The messages behind the projection of a bill: its blocks, and as many messages to a block as ever."""
+    seconds = float(bill["projectedFromSeconds"])
+    if seconds < 1:
+        raise ValueError("nothing was measured")
+    counted = {output: per_day * seconds / DAY_S for output, per_day in bill["blocksPerDayByOutput"].items()}
+    messages = {
+        output: round(metered * bill["messages"][output] / bill["blocks"][output])
+        for output, metered in counted.items()
+    }
+    size_bytes = sum(counted.values()) * BLOCK_BYTES * float(bill["blockFill"])
+    return MeasuredMessages(url, seconds, messages, counted, size_bytes)
+
+
+def _status(url: str, token: str | None) -> Mapping[str, Any]:
+    """The status of a module.
+
+    Raises:
+        ConfigError: the address or the token cannot be used.
+        VisionedgeError: there is no right answer.
+    """
+    if token and not (token.isascii() and token.isprintable()):
+        raise ConfigError(["--token: it holds characters that an HTTP header cannot carry"])
+    code, body = _get(url, {"Authorization": f"Bearer {token}"} if token else {})
+    if code in {401, 403}:
+        raise VisionedgeError(f"{url}: wants its token: set VISIONEDGE_HTTP_TOKEN, or give --token")
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None
+    if code != 200 or not isinstance(document, dict):
+        raise VisionedgeError(f"{url}: answered with {code} and no status of visionedge")
+    return document
+
+
+def _get(url: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+    """Ask for the status, without a proxy and without redirects: the token goes to this host alone."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError(["--url: is no address, such as http://127.0.0.1:8080"]) from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
+        raise ConfigError(["--url: give the address of a module, such as http://127.0.0.1:8080"])
+    opened = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    connection = opened(parts.hostname, port, timeout=_TIMEOUT_S)
+    try:
+        connection.request(
+            "GET", parts.path.rstrip("/").removesuffix(_STATUS) + _STATUS, headers=dict(headers)
         )
-        return Result(
-            frame, view, Timing(3_123_000, 7_987_000, 12_456_000, 4), "cuda", "nanodet-coco-416", _LABELS
-        )
+        response = connection.getresponse()
+        return response.status, response.read(_ANSWER_BYTES)
+    except (OSError, HTTPException, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise VisionedgeError(f"{url}: does not answer: {reason or type(error).__name__}") from None
+    finally:
+        connection.close()

@@ -1,5 +1,6 @@
 """`visionedge model eval`: how well a model sees, by COCO's average precision, through the very pipeline."""
 
+import logging
 import sys
 import time
 from collections import deque
@@ -76,7 +77,9 @@ def evaluate(request: Request, tell: TextIO | None = None) -> dict[str, Any]:
     # What is measured must not depend on what this machine happened to choose before.
     plain = {"precision": "fp32"} if request.inference.precision == "auto" else {}
     inference = request.inference.model_copy(update=plain)
-    with closing(open_engine(model, inference, data=request.data, measuring=False)) as engine:
+    with closing(
+        open_engine(model, inference, data=request.data, measuring=False, level=logging.DEBUG)
+    ) as engine:
         began_ns = time.monotonic_ns()
         look = _looking(request.images, engine, selection)
         tally = _all(photos, look, engine.plan.lanes, categories, _Bar(len(photos), tell))

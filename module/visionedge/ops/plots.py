@@ -13,6 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from visionedge.errors import UnavailableError
+from visionedge.extras import install_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ def import_matplotlib() -> Any:
         import matplotlib as mpl
     except ImportError:
         raise UnavailableError(
-            "a page with plots needs matplotlib: install visionedge[report], or leave --html out"
+            f"a page with plots needs matplotlib: {install_command('report')}; or leave --html out"
         ) from None
     return mpl
 

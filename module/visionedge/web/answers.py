@@ -1,7 +1,5 @@
 """Answers and questions: JSON documents, errors in the one shape, and query values that are checked."""
 
-import asyncio
-import hmac
 import json
 import logging
 import math
@@ -10,6 +8,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from visionedge.errors import VisionedgeError
 from visionedge.uris import redact
@@ -20,6 +19,7 @@ log = logging.getLogger(__name__)
 _CODES = {
     400: "bad_request",
     401: "unauthorized",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     408: "timeout",
@@ -27,9 +27,14 @@ _CODES = {
     413: "too_large",
     415: "unsupported_media",
     417: "expectation_failed",
+    431: "head_too_large",
     500: "internal",
     503: "unavailable",
 }
+
+_TEXT_MOST = 100
+"""So many characters of a client's text are quoted, at most: it may be long, and made to be slow to mask."""
+_MESSAGE_MOST = 1000
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -44,6 +49,11 @@ class RequestError(Exception):
         self.status = status
         self.code = code or _CODES.get(status, "error")
         self.headers = dict(headers)
+
+
+def cut(text: str, most: int = _TEXT_MOST) -> str:
+    """The beginning of a text; to be used on any text of a client before it is quoted, masked or logged."""
+    return text if len(text) <= most else text[:most] + "…"
 
 
 def json_bytes(document: Any) -> bytes:
@@ -76,45 +86,21 @@ def set_common_headers(headers: MutableMapping[str, str]) -> None:
     """What every answer says: it is not to be kept, its type not to be guessed."""
     headers.setdefault("Cache-Control", "no-store")
     headers.setdefault("X-Content-Type-Options", "nosniff")
+    # Or any page of another site could show the pictures in an <img>.
+    headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
     headers["Server"] = "visionedge"
-
-
-class Lock:
-    """The token that requests have to show, which may change while the module runs; None: none is needed."""
-
-    def __init__(self, token: str | None) -> None:
-        self.change(token)
-
-    def __repr__(self) -> str:
-        return f"<Lock {'open' if self.token is None else 'closed'}>"
-
-    def change(self, token: str | None) -> None:
-        """Ask for another one from now on; answers that are under way go on."""
-        self.token = None if token is None else token.encode()
-
-    def opens(self, authorization: str) -> bool:
-        """Whether an Authorization header shows it."""
-        return self.token is None or bears(authorization, self.token)
-
-
-def bears(authorization: str, token: bytes) -> bool:
-    """Whether an Authorization header shows this token."""
-    kind, _, given = authorization.partition(" ")
-    # surrogateescape: the header may hold any bytes, and a wrong token is no reason for an error.
-    right = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), token)
-    return right and kind.lower() == "bearer"
 
 
 def error_answer(path: str, problem: RequestError) -> web.Response:
     """The error as JSON: ``{"error": {"code", "message"}}``, and under /v2 as that protocol wants it."""
-    message = redact(str(problem))
+    message = redact(cut(str(problem), _MESSAGE_MOST))
     error = (
         message if path == "/v2" or path.startswith("/v2/") else {"code": problem.code, "message": message}
     )
     return json_answer({"error": error}, status=problem.status, headers=problem.headers)
 
 
-def problem_of(error: Exception, request: web.Request) -> RequestError:
+def problem_of(error: Exception, request: web.BaseRequest) -> RequestError:
     """What an exception of a handler means to the client."""
     if isinstance(error, RequestError):
         return error
@@ -122,20 +108,27 @@ def problem_of(error: Exception, request: web.Request) -> RequestError:
         return RequestError(503, str(error), code="busy", headers={"Retry-After": str(error.retry_after_s)})
     if isinstance(error, web.HTTPException):
         return _http_problem(error, request)
+    if isinstance(error, web.RequestPayloadError | HttpProcessingError | ConnectionError):
+        return RequestError(400, "the body cannot be read: it is malformed or cut off")
     if isinstance(error, VisionedgeError):
         return RequestError(500, str(error), code="failed")
-    log.error("%s %s failed", request.method, redact(request.path), exc_info=error)
+    log.error("%s %s failed", cut(request.method), redact(cut(request.path)), exc_info=error)
     return RequestError(500, "internal error; the module's log has the details")
 
 
-def _http_problem(error: web.HTTPException, request: web.Request) -> RequestError:
+def _http_problem(error: web.HTTPException, request: web.BaseRequest) -> RequestError:
     headers = {}
     message = error.reason or "error"
     if isinstance(error, web.HTTPMethodNotAllowed):
         headers["Allow"] = ", ".join(sorted(error.allowed_methods))
-        message = f"{request.path} does not take {request.method}; it takes {headers['Allow']}"
+        taken = f"it takes {headers['Allow']}"
+        message = f"{cut(request.path)} does not take {cut(request.method)}; {taken}"
     elif isinstance(error, web.HTTPNotFound):
-        message = f"there is nothing at {request.path}; /openapi.json lists what there is"
+        message = (
+            f"there is nothing at {cut(request.path) or 'this address'}; /openapi.json lists what there is"
+        )
+    elif isinstance(error, web.HTTPExpectationFailed):
+        message = "the only Expect that is known is 100-continue"
     elif isinstance(error, web.HTTPRequestEntityTooLarge):
         message = "the body is too large"
     return RequestError(error.status, message, headers=headers)
@@ -190,29 +183,3 @@ def truth_value(request: web.Request, name: str) -> bool:
     if text.lower() not in _TRUTH:
         raise RequestError(400, f"'{name}' must be 1 or 0")
     return _TRUTH[text.lower()]
-
-
-async def read_body(request: web.Request, limit_bytes: int, timeout_s: float) -> bytes:
-    """The whole body (unpacked, where it came compressed), bounded in size and time.
-
-    Raises:
-        RequestError: 413 above `limit_bytes`, 408 after `timeout_s`, 400 when it is empty.
-    """
-    if (request.content_length or 0) > limit_bytes:
-        raise _too_large(limit_bytes)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(timeout_s):
-            async for chunk in request.content.iter_any():
-                body += chunk
-                if len(body) > limit_bytes:
-                    raise _too_large(limit_bytes)
-    except TimeoutError:
-        raise RequestError(408, f"the body did not arrive within {timeout_s:g} s") from None
-    if not body:
-        raise RequestError(400, "the body is empty", code="empty_body")
-    return bytes(body)
-
-
-def _too_large(limit_bytes: int) -> RequestError:
-    return RequestError(413, f"the body is larger than {limit_bytes / 2**20:.3g} MiB")

@@ -1,55 +1,80 @@
 """The handlers of the JSON API: each reads its question, asks the view, and answers."""
 
-import asyncio
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from functools import partial
 
-from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp import web
 
-from visionedge.capture.pictures import decode_picture
 from visionedge.errors import SourceError
 from visionedge.frames import Result, frame_document, utc_text
 from visionedge.schema import json_schema
 from visionedge.uris import redact
 from visionedge.web.answers import (
     RequestError,
+    cut,
     integer_value,
     json_answer,
+    json_bytes,
     masked,
-    read_body,
     seconds_value,
     text_value,
     truth_value,
 )
+from visionedge.web.board import Documents
 from visionedge.web.dashboard import Page
+from visionedge.web.guard import Access, client_of, unauthorized
 from visionedge.web.openapi import describe
-from visionedge.web.pictures import Desk, Look, Permits, Pictures, is_picture
-from visionedge.web.streams import Closing, Documents, send_events, send_pictures
+from visionedge.web.pictures import Look, Permits, Pictures, RequestResources
+from visionedge.web.streams import Closing, send_events, send_pictures
+from visionedge.web.uploads import decode_upload, decoding_bytes, read_upload
 from visionedge.web.view import Busy, Document, ModuleView
 
 WAIT_LIMIT_S = 60.0
 """The longest `?timeout=` of a frame."""
 WAIT_DEFAULT_S = 10.0
-UPLOAD_LIMIT_BYTES = 20 * 2**20
-UPLOAD_LIMIT_S = 30.0
-UPLOADS_AT_ONCE = 4
 PICTURE_STREAMS_AT_ONCE = 32
+EVENT_STREAMS_AT_ONCE = 64
+WAITS_AT_ONCE = 64
+EXAMINATIONS_AT_ONCE = 8
+DOCUMENT_KEPT_S = 0.5
+"""So old may the status, the list of cameras and the log be, where making them is slow (`SharedDocument`)."""
 SNAPSHOT_LEAST_PX, SNAPSHOT_MOST_PX = 16, 8192
 
+_KEPT_TIMES = 10
+_MOST_ANSWERS = 256
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Api:
     """The handlers and what they share; one per application, made and closed by `app.make_app`."""
 
-    def __init__(self, view: ModuleView) -> None:
+    def __init__(self, view: ModuleView, access: Access) -> None:
         self.view = view
-        self.desk = Desk()
+        self.shared = RequestResources()
         self.closing = Closing()
-        self.uploads = Permits(UPLOADS_AT_ONCE, "too many pictures are being analysed for others")
-        self._streams = Permits(PICTURE_STREAMS_AT_ONCE, "too many viewers of live streams")
-        self._pictures = Pictures(self.desk)
+        self._access = access
+        self._streams = _places(PICTURE_STREAMS_AT_ONCE, "too many viewers of live streams")
+        self._events = _places(EVENT_STREAMS_AT_ONCE, "too many viewers of frames")
+        self._waits = _places(WAITS_AT_ONCE, "too many requests wait for a frame")
+        self._examinations = Permits(EXAMINATIONS_AT_ONCE, "too many wait for an examination")
+        self._pictures = Pictures(self.shared.desk)
         self._documents = Documents()
+        self._answers: dict[str, tuple[int, bytes, Mapping[str, str]]] = {}
+        self._status = SharedDocument(lambda: masked(self.view.status()), DOCUMENT_KEPT_S)
+        self._cameras = SharedDocument(lambda: {"cameras": masked(self.view.cameras())}, DOCUMENT_KEPT_S)
+        self._log = SharedDocument(lambda: {"text": redact(self.view.log())}, DOCUMENT_KEPT_S)
         self._page = Page()
+
+    def end_streams(self) -> None:
+        """The server closes: streams and waits end."""
+        self.closing.set()
+        self._access.streams.set()
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await self.shared.close()
 
     async def page(self, _request: web.Request) -> web.Response:
         """``/``."""
@@ -65,7 +90,7 @@ class Api:
 
     async def readyz(self, _request: web.Request) -> web.Response:
         """``/readyz``, with the device, so that a degraded module is not silent about it."""
-        engine = self.view.status().get("engine") or {}
+        engine = self._status.document().get("engine") or {}
         known = {key: engine[key] for key in ("requested", "effective", "degraded") if key in engine}
         return _condition("ready", "not_ready", self.view.readiness(), {"engine": known} if known else {})
 
@@ -79,11 +104,12 @@ class Api:
 
     async def status(self, _request: web.Request) -> web.Response:
         """``/api/v1/status``."""
-        return json_answer(masked(self.view.status()))
+        return web.Response(body=self._status.body(), content_type="application/json")
 
     async def doctor(self, _request: web.Request) -> web.Response:
         """``/api/v1/doctor``."""
-        report = await self.closing.race(self.view.doctor())
+        with self._examinations.one():
+            report = await self.closing.race(self.view.doctor())
         if report is None:
             raise Busy("the module is stopping")
         return json_answer(masked(report))
@@ -94,11 +120,12 @@ class Api:
 
     async def log(self, _request: web.Request) -> web.Response:
         """``/api/v1/log``."""
-        return web.Response(text=redact(self.view.log()), content_type="text/plain", charset="utf-8")
+        text = self._log.document()["text"]
+        return web.Response(text=text, content_type="text/plain", charset="utf-8")
 
     async def cameras(self, _request: web.Request) -> web.Response:
         """``/api/v1/cameras``."""
-        return json_answer({"cameras": masked(self.view.cameras())})
+        return web.Response(body=self._cameras.body(), content_type="application/json")
 
     async def camera(self, request: web.Request) -> web.Response:
         """``/api/v1/cameras/{name}``."""
@@ -115,44 +142,54 @@ class Api:
         """``/api/v1/cameras/{name}/frame``; with `after` or `timeout` it waits."""
         name = request.match_info["name"]
         self._must_know(name)
+        if not request.query_string:
+            return self._framed(self._newest(name))
         after = integer_value(request, "after")
         timeout_s = seconds_value(request, "timeout", most_s=WAIT_LIMIT_S)
         if after is None and timeout_s is None:
-            return self.framed(self.newest(name))
-        waited_s = WAIT_DEFAULT_S if timeout_s is None else timeout_s
-        result = await self.closing.race(self.view.newer(name, after, waited_s))
+            return self._framed(self._newest(name))
+        with self._waits.one(client_of(request)):
+            result = await self._newer(name, after, WAIT_DEFAULT_S if timeout_s is None else timeout_s)
         if result is not None:
-            return self.framed(result)
-        if self.closing.is_set():
-            raise Busy("the module is stopping")
+            return self._framed(result)
         self._must_know(name)
         if after is None:
             raise _no_frame_yet(name)
         return web.Response(status=204)
 
-    def newest(self, name: str) -> Result:
-        """The newest result of a camera, as it is now.
+    async def _newer(self, name: str, after: int | None, timeout_s: float) -> Result | None:
+        valid = self._access.streams
+        result = await valid.race(self.view.newer(name, after, timeout_s))
+        if self.closing.is_set() and result is None:
+            raise Busy("the module is stopping")
+        if valid.is_set():
+            raise unauthorized()
+        return result
 
-        Raises:
-            RequestError: there is no such camera, or no frame of it yet.
-        """
-        self._must_know(name)
+    def _newest(self, name: str) -> Result:
         result = self.view.latest(name)
         if result is None:
             raise _no_frame_yet(name)
         return result
 
-    def framed(self, result: Result) -> web.Response:
-        """A result as the answer of ``/api/v1/cameras/{name}/frame``."""
-        data = self._documents.of(result) + b"\n"
-        return web.Response(body=data, content_type="application/json", headers=_frame_headers(result))
+    def _framed(self, result: Result) -> web.Response:
+        """A result as an answer, which is made once for all who ask until the camera has a newer one."""
+        camera, sequence = result.frame.camera, result.frame.sequence
+        kept = self._answers.get(camera)
+        if kept is None or kept[0] != sequence:
+            headers = {"Content-Type": "application/json", **_frame_headers(result)}
+            kept = (sequence, self._documents.of(result) + b"\n", headers)
+            if len(self._answers) >= _MOST_ANSWERS:
+                self._answers.clear()
+            self._answers[camera] = kept
+        return web.Response(body=kept[1], headers=kept[2])
 
     async def snapshot(self, request: web.Request) -> web.Response:
         """``/api/v1/cameras/{name}/snapshot.jpg``."""
         name = request.match_info["name"]
         self._must_know(name)
         look = Look(truth_value(request, "annotate"), _width_px(request))
-        result = self.newest(name)
+        result = self._newest(name)
         try:
             jpeg = await self._pictures.jpeg(result, look)
         except SourceError as error:
@@ -164,9 +201,10 @@ class Api:
         name = request.match_info["name"]
         self._must_know(name)
         look = Look(annotated=True, width_px=_width_px(request))
-        with self._streams.one():
+        valid = self._access.streams
+        with self._streams.one(client_of(request)):
             return await send_pictures(
-                request, self.view, name, pictures=self._pictures, look=look, closing=self.closing
+                request, self.view, name, pictures=self._pictures, look=look, closing=valid
             )
 
     async def frames(self, request: web.Request) -> web.StreamResponse:
@@ -174,22 +212,66 @@ class Api:
         camera = text_value(request, "camera")
         if camera is not None:
             self._must_know(camera)
-        async with self.view.subscribe(camera) as results:
-            return await send_events(request, results, self._documents, self.closing)
+        valid = self._access.streams
+        with self._events.one(client_of(request)):
+            async with self.view.subscribe(camera) as frames:
+                return await send_events(request, frames, valid)
 
     async def detect(self, request: web.Request) -> web.Response:
         """``POST /api/v1/detect``: a picture in, its frame object out."""
-        # The permit comes before the body, so that many large uploads cannot fill the memory.
-        with self.uploads.one():
-            data = await _uploaded(request)
-            _look_like_picture(data)
-            try:
-                picture = await self.desk.run(partial(decode_picture, data))
-            except SourceError as error:
-                raise RequestError(400, str(error), code="bad_picture") from None
+        async with AsyncExitStack() as held:
+            # The permit comes before the body, so that many large uploads cannot fill the memory.
+            held.enter_context(self.shared.permits.one())
+            data = await read_upload(request)
+            await held.enter_async_context(self.shared.memory.hold(decoding_bytes(data)))
+            work = self._analysed(data, held.pop_all())
             del data
-            result = await self.view.detect(picture)
-        return json_answer(frame_document(result, source="upload"))
+        return json_answer(frame_document(await self.shared.unattended.run(work), source="upload"))
+
+    async def _analysed(self, data: bytes, held: AsyncExitStack) -> Result:
+        """Decode and analyse; what it holds is free when that is done."""
+        async with held:
+            picture = await self.shared.desk.run(partial(decode_upload, data))
+            del data
+            return await self.view.detect(picture)
+
+
+class SharedDocument:
+    """A document that costs something to make: several who ask for it at once get the same.
+
+    It is kept for ten times as long as it took to make, and `most_s` at most: a small one is always made
+    anew, and a large one takes a tenth of the loop's time, or a little more.
+    """
+
+    def __init__(
+        self, make: Callable[[], Document], most_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._make = make
+        self._most_s = most_s
+        self._clock = clock
+        self._until_s: float | None = None
+        self._document: Document = {}
+        self._body = b""
+
+    def document(self) -> Document:
+        """The document, not to be changed."""
+        begun_s = self._clock()
+        if self._until_s is None or begun_s >= self._until_s:
+            self._document, self._body = self._make(), b""
+            now_s = self._clock()
+            self._until_s = now_s + min(self._most_s, _KEPT_TIMES * (now_s - begun_s))
+        return self._document
+
+    def body(self) -> bytes:
+        """The same as JSON, which ends its line."""
+        document = self.document()
+        self._body = self._body or json_bytes(document) + b"\n"
+        return self._body
+
+
+def _places(limit: int, message: str) -> Permits:
+    """Places of which one address takes half at most; a reverse proxy is one address for all its clients."""
+    return Permits(limit, message, per_client=max(1, limit // 2))
 
 
 def _condition(good: str, code: str, reasons: list[str], more: Document | None = None) -> web.Response:
@@ -202,7 +284,7 @@ def _condition(good: str, code: str, reasons: list[str], more: Document | None =
 
 
 def _unknown(name: str) -> RequestError:
-    return RequestError(404, f"there is no camera '{name}'", code="unknown_camera")
+    return RequestError(404, f"there is no camera '{cut(name)}'", code="unknown_camera")
 
 
 def _no_frame_yet(name: str) -> RequestError:
@@ -222,41 +304,3 @@ def _frame_headers(result: Result) -> dict[str, str]:
 
 def _width_px(request: web.Request) -> int | None:
     return integer_value(request, "width", least=SNAPSHOT_LEAST_PX, most=SNAPSHOT_MOST_PX)
-
-
-def _look_like_picture(data: bytes) -> None:
-    """The first bytes tell what it is, whatever the client calls it."""
-    if not is_picture(data):
-        raise RequestError(415, "the body is no picture; send a JPEG, PNG or WebP")
-
-
-async def _uploaded(request: web.Request) -> bytes:
-    if not request.content_type.startswith("multipart/"):
-        return await read_body(request, UPLOAD_LIMIT_BYTES, UPLOAD_LIMIT_S)
-    try:
-        async with asyncio.timeout(UPLOAD_LIMIT_S):
-            return await _first_file(await request.multipart())
-    except TimeoutError:
-        raise RequestError(408, f"the body did not arrive within {UPLOAD_LIMIT_S:g} s") from None
-    except (ValueError, RuntimeError, AssertionError):
-        raise RequestError(400, "the multipart body cannot be read") from None
-
-
-async def _first_file(form: MultipartReader) -> bytes:
-    part = await form.next()
-    while part is not None:
-        if isinstance(part, BodyPartReader) and part.filename is not None:
-            return await _part_bytes(part)
-        part = await form.next()
-    raise RequestError(400, "the form holds no file", code="empty_body")
-
-
-async def _part_bytes(part: BodyPartReader) -> bytes:
-    data = bytearray()
-    while chunk := await part.read_chunk(65536):
-        data += chunk
-        if len(data) > UPLOAD_LIMIT_BYTES:
-            raise RequestError(413, f"the file is larger than {UPLOAD_LIMIT_BYTES / 2**20:.3g} MiB")
-    if not data:
-        raise RequestError(400, "the file is empty", code="empty_body")
-    return bytes(data)

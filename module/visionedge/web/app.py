@@ -2,29 +2,24 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from visionedge.web.answers import Lock, RequestError, error_answer, problem_of, set_common_headers
+from visionedge.web.answers import RequestError, error_answer, problem_of, set_common_headers
 from visionedge.web.api import Api
+from visionedge.web.connections import Connection
+from visionedge.web.guard import Access
 from visionedge.web.inference_protocol import InferenceProtocol
 from visionedge.web.inference_protocol import routes as inference_routes
 from visionedge.web.view import ModuleView
 
-_OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-"""What needs no token: orchestrators ask here and have none."""
-
-API = web.AppKey("api", Api)
-"""The handlers of an application, for the door in front of it."""
-
 _BEGUN = web.RequestKey("begun", bool)
 
 
-def make_app(view: ModuleView, lock: Lock) -> web.Application:
+def make_app(view: ModuleView, access: Access) -> web.Application:
     """The whole HTTP side of a module over its view. It owns two threads from start-up to clean-up."""
-    api = Api(view)
-    app = web.Application(middlewares=[_errors, _guard(lock, api)])
-    app[API] = api
+    api = Api(view, access)
+    app = web.Application(middlewares=[_errors, _guard(access, api)])
     app.add_routes(routes(api))
     app.on_response_prepare.append(_common_headers)
     app.on_shutdown.append(_closing(api))
@@ -53,36 +48,44 @@ def routes(api: Api) -> list[web.RouteDef]:
         web.get(f"{camera}/stream.mjpg", api.stream, allow_head=False),
         web.get("/api/v1/frames", api.frames, allow_head=False),
         web.post("/api/v1/detect", api.detect),
-        *inference_routes(InferenceProtocol(api.view, api.desk, api.uploads)),
+        *inference_routes(InferenceProtocol(api.view, api.shared)),
     ]
 
 
 @web.middleware
 async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Whatever goes wrong is answered in the one shape."""
+    """Whatever goes wrong is answered in the one shape. The connection is at work meanwhile."""
+    connection = request.protocol
+    assert isinstance(connection, Connection)  # noqa: S101 - `server` makes no others
+    connection.begin(request)
     try:
         return await handler(request)
     except Exception as error:
         if request.get(_BEGUN, False):
             raise  # half an answer is out; the server breaks the connection, which is all that is left
         return error_answer(request.path, problem_of(error, request))
+    finally:
+        connection.end()
 
 
-def _guard(lock: Lock, api: Api) -> Middleware:
+def _guard(access: Access, api: Api) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in _OPEN_PATHS or lock.opens(request.headers.get("Authorization", "")):
-            return await handler(request)
-        if (
-            request.path == "/"
-            and request.method == "GET"
-            and "text/html" in request.headers.get("Accept", "")
-        ):
-            return api.sign_in()
-        headers = {"WWW-Authenticate": 'Bearer realm="visionedge"'}
-        raise RequestError(401, "this needs the header 'Authorization: Bearer TOKEN'", headers=headers)
+        try:
+            access.check(request)
+        except RequestError as problem:
+            if problem.status == 401 and _is_browser(request):
+                return api.sign_in()
+            raise
+        return await handler(request)
 
     return guard
+
+
+def _is_browser(request: web.Request) -> bool:
+    """Whether a person opens the page, who can type the token there."""
+    is_page = request.path == "/" and request.method == hdrs.METH_GET
+    return is_page and "text/html" in request.headers.get(hdrs.ACCEPT, "")
 
 
 async def _common_headers(request: web.Request, response: web.StreamResponse) -> None:
@@ -92,7 +95,7 @@ async def _common_headers(request: web.Request, response: web.StreamResponse) ->
 
 def _closing(api: Api) -> Callable[[web.Application], Awaitable[None]]:
     async def closing(_app: web.Application) -> None:
-        api.closing.set()
+        api.end_streams()
 
     return closing
 
@@ -100,6 +103,6 @@ def _closing(api: Api) -> Callable[[web.Application], Awaitable[None]]:
 def _lifetime(api: Api) -> Callable[[web.Application], AsyncIterator[None]]:
     async def lifetime(_app: web.Application) -> AsyncIterator[None]:
         yield
-        api.desk.close()
+        await api.close()
 
     return lifetime

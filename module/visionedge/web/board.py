@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
-from visionedge.frames import Result
+from visionedge.frames import Result, frame_document
+from visionedge.web.answers import json_bytes
 from visionedge.web.view import Busy
 
 _RATE_WINDOW_NS = 5_000_000_000
@@ -64,10 +65,34 @@ class _Pin:
         return CameraTraffic(self.published, fps, now_ns - self.latest.frame.captured_ns)
 
 
-class Subscription:
-    """One viewer's stream: ``async with board.subscribe(…) as results: async for result in results``.
+class Documents:
+    """Frame objects as JSON bytes; the newest of each camera is made once for all who ask for it."""
 
-    `lost` counts the results that this viewer was too slow for; the oldest go first.
+    def __init__(self, limit: int = 256) -> None:
+        self._limit = limit
+        # With the number of the frame: the result itself would hold its picture in memory.
+        self._kept: dict[str, tuple[int, bytes]] = {}
+
+    def of(self, result: Result) -> bytes:
+        """The frame object of this result."""
+        camera, sequence = result.frame.camera, result.frame.sequence
+        kept = self._kept.get(camera)
+        if kept is not None and kept[0] == sequence:
+            return kept[1]
+        data = json_bytes(frame_document(result))
+        self._kept.pop(camera, None)
+        self._kept[camera] = (sequence, data)
+        if len(self._kept) > self._limit:
+            self._kept.pop(next(iter(self._kept)))
+        return data
+
+
+class Subscription:
+    """One viewer's stream of frame objects as JSON: ``async with board.subscribe(…) as frames``.
+
+    Bytes wait here, the same for all viewers, and no results: those would hold their pictures in memory for
+    as long as the slowest viewer takes. `lost` counts the frames that this viewer was too slow for; the
+    oldest go first.
     """
 
     def __init__(self, board: "Board", camera: str | None, limit: int) -> None:
@@ -75,7 +100,7 @@ class Subscription:
         self.camera = camera
         self.lost = 0
         self._limit = limit
-        self._waiting: deque[Result] = deque()
+        self._waiting: deque[bytes] = deque()
         self._wake = asyncio.Event()
         self._ended = False
 
@@ -94,7 +119,7 @@ class Subscription:
     def __aiter__(self) -> "Subscription":
         return self
 
-    async def __anext__(self) -> Result:
+    async def __anext__(self) -> bytes:
         while not self._waiting:
             if self._ended:
                 raise StopAsyncIteration
@@ -102,18 +127,18 @@ class Subscription:
             await self._wake.wait()
         return self._waiting.popleft()
 
-    def offer(self, result: Result) -> bool:
-        """Hand a result over; False when an older one was lost for it."""
+    def offer(self, frame: bytes) -> bool:
+        """Hand a frame object over; False when an older one was lost for it."""
         kept = len(self._waiting) < self._limit
         if not kept:
             self._waiting.popleft()
             self.lost += 1
-        self._waiting.append(result)
+        self._waiting.append(frame)
         self._wake.set()
         return kept
 
     def end(self) -> None:
-        """No result will follow; those that wait are still delivered."""
+        """No frame will follow; those that wait are still delivered."""
         self._ended = True
         self._wake.set()
 
@@ -122,7 +147,7 @@ class Board:
     """The newest result of every camera, and who wants to hear of new ones. Loop only, never blocks.
 
     At most `max_viewers` subscriptions and as many waits in `newer` at once; further ones raise `Busy`. Each
-    subscription holds at most `buffer` results.
+    subscription holds at most `buffer` frame objects.
     """
 
     def __init__(
@@ -131,6 +156,7 @@ class Board:
         self._buffer = buffer
         self._max_viewers = max_viewers
         self._clock = clock
+        self._documents = Documents()
         self._pins: dict[str, _Pin] = {}
         self._viewers: set[Subscription] = set()
         self._waits: dict[str, set[asyncio.Future[None]]] = {}
@@ -149,9 +175,10 @@ class Board:
         if pin is None:
             pin = self._pins[camera] = _Pin(result)
         pin.renew(result, self._clock())
-        for viewer in self._viewers:
-            if viewer.camera in (None, camera) and not viewer.offer(result):
-                self._lost += 1
+        viewers = [viewer for viewer in self._viewers if viewer.camera in (None, camera)]
+        if viewers:
+            frame = self._documents.of(result)
+            self._lost += sum(not viewer.offer(frame) for viewer in viewers)
         self._wake(camera)
 
     def latest(self, camera: str) -> Result | None:
@@ -215,7 +242,7 @@ class Board:
             wait.cancel()
 
     def subscribe(self, camera: str | None) -> Subscription:
-        """A stream of every result from now on, of one camera or of all; entering it may raise `Busy`."""
+        """A stream of every frame object from now on, of one camera or of all; entering may raise `Busy`."""
         return Subscription(self, camera, self._buffer)
 
     def _enter(self, viewer: Subscription) -> None:

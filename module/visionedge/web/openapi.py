@@ -116,14 +116,15 @@ def _frame_paths() -> Document:
     detect = _get("detect", "Analyse one picture.", _ok("Frame"))
     detect["requestBody"] = {
         "required": True,
-        "description": "A JPEG, PNG or WebP of at most 20 MiB; in a form, the first file counts.",
+        "description": "A JPEG, PNG or WebP, at most 20 MiB and 40 megapixels; the first file of a form.",
         "content": {**dict.fromkeys(kinds, binary), "multipart/form-data": form},
     }
     detect["responses"] |= {
         "400": _error("The body is empty or its picture is broken."),
         "408": _error("The body did not arrive in time."),
-        "413": _error("The body is too large."),
-        "415": _error("The body is no JPEG, PNG or WebP."),
+        "403": _error("A page of another site asks."),
+        "413": _error("The body, or its picture, is too large."),
+        "415": _error("The body is no JPEG, PNG or WebP, or its content coding is not known."),
         "503": _error("Too many at once, or the engine is not ready; see Retry-After."),
     }
     return {"/api/v1/frames": {"get": frames}, "/api/v1/detect": {"post": detect}}

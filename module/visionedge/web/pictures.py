@@ -1,21 +1,27 @@
 """Pictures on their way to a browser: scaled, annotated and packed as JPEG, on threads of their own."""
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 
 from visionedge.annotate import annotate
 from visionedge.errors import SourceError
 from visionedge.frames import Frame, Picture, Result
+from visionedge.threads import Executor
 from visionedge.web.view import Busy
 
 T = TypeVar("T")
+
+UPLOADS_AT_ONCE = 4
+MEMORY_BYTES = 360_000_000
+"""For the pictures and tensors of all requests at once: one progressive JPEG of 40 megapixels."""
+MEMORY_WAIT_S = 10.0
+_CLOSE_S = 1.0
 
 _QUALITY = 82
 _JPEG_MOST_PX = 65_500
@@ -25,42 +31,127 @@ _THUMBNAIL_PX = 64
 
 
 class Permits:
-    """So many at once; one more is told to come again."""
+    """So many at once, and of these only so many for one client; one more has to come again."""
 
-    def __init__(self, limit: int, message: str) -> None:
+    def __init__(self, limit: int, message: str, *, per_client: int | None = None) -> None:
         self._limit = limit
+        self._per_client = limit if per_client is None else per_client
         self._message = message
-        self.taken = 0
+        self._clients: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"<Permits taken={self.taken} limit={self._limit}>"
 
+    @property
+    def taken(self) -> int:
+        """How many are held."""
+        return self._clients.total()
+
     @contextmanager
-    def one(self) -> Iterator[None]:
+    def one(self, client: str = "") -> Iterator[None]:
         """Hold a permit.
 
         Raises:
-            Busy: none is left.
+            Busy: none is left, or none for this client.
         """
         if self.taken >= self._limit:
             raise Busy(self._message)
-        self.taken += 1
+        if self._clients[client] >= self._per_client:
+            raise Busy(f"{self._message} from this address")
+        self._clients[client] += 1
         try:
             yield
         finally:
-            self.taken -= 1
+            self._clients[client] -= 1
+            if not self._clients[client]:
+                del self._clients[client]
+
+
+class Budget:
+    """So many bytes for all work at once. What does not fit waits for a time; what never fits takes all."""
+
+    def __init__(self, limit_bytes: int, wait_s: float, message: str) -> None:
+        self._limit_bytes = limit_bytes
+        self._wait_s = wait_s
+        self._message = message
+        self._wakes: set[asyncio.Future[None]] = set()
+        self.taken_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<Budget taken_bytes={self.taken_bytes} waiting={len(self._wakes)}>"
+
+    @asynccontextmanager
+    async def hold(self, size_bytes: int) -> AsyncIterator[None]:
+        """Hold a part of it.
+
+        Raises:
+            Busy: it was not free in time.
+        """
+        size_bytes = min(size_bytes, self._limit_bytes)
+        try:
+            async with asyncio.timeout(self._wait_s):
+                while self.taken_bytes + size_bytes > self._limit_bytes:
+                    await self._change()
+        except TimeoutError:
+            raise Busy(self._message) from None
+        self.taken_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self.taken_bytes -= size_bytes
+            for wake in self._wakes:
+                if not wake.done():
+                    wake.set_result(None)
+
+    async def _change(self) -> None:
+        wake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._wakes.add(wake)
+        try:
+            await wake
+        finally:
+            self._wakes.discard(wake)
+
+
+class Unattended:
+    """Work of requests that goes on to its end when its client leaves, with all that it holds."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Unattended tasks={len(self._tasks)}>"
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The work's result."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_heard)
+        return await asyncio.shield(task)
+
+    async def close(self, timeout_s: float) -> None:
+        """Wait so long for what is under way, then cancel it."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+        for task in tuple(self._tasks):
+            task.cancel()
 
 
 class Desk:
     """A few threads for what must not run on the loop, and no more waiting for them than `limit` jobs."""
 
     def __init__(self, threads: int = 2, limit: int = 32, name: str = "http") -> None:
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._executor = Executor(threads, name)
         self._limit = limit
         self._jobs = 0
 
     def __repr__(self) -> str:
         return f"<Desk jobs={self._jobs} limit={self._limit}>"
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one more job would be refused."""
+        return self._jobs >= self._limit
 
     async def run(self, job: Callable[[], T]) -> T:
         """The job's result. Its place stays taken until it is done, also when the caller has gone.
@@ -68,10 +159,10 @@ class Desk:
         Raises:
             Busy: too many jobs wait.
         """
-        if self._jobs >= self._limit:
+        if self.is_full:
             raise Busy("too many pictures are being worked on")
-        self._jobs += 1
         future = asyncio.get_running_loop().run_in_executor(self._executor, job)
+        self._jobs += 1
         future.add_done_callback(self._done)
         return await asyncio.shield(future)
 
@@ -81,9 +172,28 @@ class Desk:
         if not future.cancelled():
             future.exception()
 
-    def close(self) -> None:
-        """Let go of what waits and end the threads, which takes as long as one job."""
+    def close(self) -> list[str]:
+        """Let go of what waits and end the threads; the names of those that hang. Blocks for 2 s at most."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+        return self._executor.left()
+
+
+class RequestResources:
+    """What the requests of one server share: threads, permits for bodies that are computed, and memory."""
+
+    def __init__(self) -> None:
+        self.desk = Desk()
+        self.permits = Permits(UPLOADS_AT_ONCE, "too many pictures are being analysed for others")
+        self.memory = Budget(MEMORY_BYTES, MEMORY_WAIT_S, "too many large pictures are being analysed")
+        self.unattended = Unattended()
+
+    def __repr__(self) -> str:
+        return f"<RequestResources {self.permits} {self.memory}>"
+
+    async def close(self) -> None:
+        """End the work that is under way, and the threads."""
+        await self.unattended.close(_CLOSE_S)
+        await asyncio.to_thread(self.desk.close)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +244,8 @@ def _failed(task: "asyncio.Task[bytes]") -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
 
 
-def _heard(task: "asyncio.Task[bytes]") -> None:
+def _heard(task: asyncio.Task[Any]) -> None:
+    """Read the error here too, or asyncio would complain of one that no client waited for any more."""
     if not task.cancelled():
         task.exception()
 

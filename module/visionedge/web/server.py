@@ -1,16 +1,20 @@
 """The listening server: start it, know its address, end it in time."""
 
-import asyncio
 import errno
+import logging
+from collections.abc import Iterable
 
 from aiohttp import web
 
 from visionedge.config import HttpConfig
 from visionedge.errors import UnavailableError
-from visionedge.web.answers import Lock
-from visionedge.web.app import API, make_app
-from visionedge.web.door import Door
+from visionedge.web.app import make_app
+from visionedge.web.connections import Connections
+from visionedge.web.guard import Access
+from visionedge.web.listener import Listener, most_connections
 from visionedge.web.view import ModuleView
+
+log = logging.getLogger(__name__)
 
 _SHUTDOWN_S = 2.0
 """Streams end by themselves at once; a request that still runs after this is cancelled."""
@@ -20,87 +24,110 @@ class Server:
     """HTTP for one module: ``server = await Server.start(view, http)`` … ``await server.close()``."""
 
     def __init__(
-        self, runner: web.AppRunner, door: Door, listener: asyncio.Server, http: HttpConfig, lock: Lock
+        self,
+        runner: web.AppRunner,
+        connections: Connections,
+        listener: Listener,
+        http: HttpConfig,
+        access: Access,
     ) -> None:
         self._runner = runner
-        self._door = door
+        self._connections = connections
         self._listener = listener
         self._http = http
-        self._lock = lock
+        self._access = access
 
     def __repr__(self) -> str:
-        return f"<Server {self.url} visitors={len(self._door.visitors)}>"
+        return f"<Server {self.url} connections={len(self._connections)}>"
 
     @staticmethod
-    async def start(view: ModuleView, http: HttpConfig) -> "Server":
-        """Listen and serve.
+    async def start(view: ModuleView, http: HttpConfig, own_names: Iterable[str] = ()) -> "Server":
+        """Listen and serve; `own_names` are names of this module that `http.names` need not list.
 
         Raises:
             UnavailableError: the address cannot be listened on, such as a port in use.
         """
-        lock = Lock(http.token)
-        app = make_app(view, lock)
+        access = Access(http, own_names)
+        app = make_app(view, access)
         # With cancellation a viewer that leaves frees its place at once, not at the next write.
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_S)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_S)
         await runner.setup()
         assert runner.server is not None  # noqa: S101 - it was set up
-        door = Door(app[API], lock, runner.server)
+        connections = Connections(runner.server, most_connections())
         try:
-            listener = await _listen(door, http)
+            listener = await _listen(connections, http)
         except UnavailableError:
             await runner.cleanup()
             raise
-        return Server(runner, door, listener, http, lock)
+        _warn_if_open(http)
+        return Server(runner, connections, listener, http, access)
 
     async def apply(self, http: HttpConfig) -> None:
-        """Listen where another configuration says and ask for its token; who is connected stays connected.
+        """Listen where another configuration says and ask for its token.
+
+        Who is connected stays connected; streams end when the token changes.
 
         Raises:
             UnavailableError: the address cannot be listened on; everything stays as it was.
         """
         if (http.host, http.port) != (self._http.host, self._http.port):
             await self._move(http)
-        self._lock.change(http.token)
+        self._access.change(http)
+        if (http.host, http.token is None) != (self._http.host, self._http.token is None):
+            _warn_if_open(http)
         self._http = http
 
     async def _move(self, http: HttpConfig) -> None:
         former = self._listener
         if http.port != self.port:
-            self._listener = await _listen(self._door, http)
+            self._listener = await _listen(self._connections, http)
             former.close()
             return
         # The same port: the two addresses may overlap, so the old one has to go first.
         before = self._http.model_copy(update={"port": self.port})
         former.close()
         try:
-            self._listener = await _listen(self._door, http)
+            self._listener = await _listen(self._connections, http)
         except UnavailableError:
-            self._listener = await _listen(self._door, before)
+            self._listener = await _listen(self._connections, before)
             raise
 
     @property
     def port(self) -> int:
         """The port it really listens on, also when 0 was asked for."""
-        return int(self._listener.sockets[0].getsockname()[1])
+        return self._listener.port
 
     @property
     def url(self) -> str:
         """Where a browser on this machine finds the page."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._http.host, self._http.host)  # noqa: S104 - shown, not bound
-        return f"http://{f'[{host}]' if ':' in host.strip('[]') and host[0] != '[' else host}:{self.port}/"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(_bare(self._http.host), _bare(self._http.host))  # noqa: S104 - shown, not bound
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
     async def close(self) -> None:
         """Stop listening, end the streams, let requests finish for a short time, then cancel them."""
         self._listener.close()
-        self._door.close()
+        self._connections.close()
         await self._runner.cleanup()
 
 
-async def _listen(door: Door, http: HttpConfig) -> asyncio.Server:
+async def _listen(connections: Connections, http: HttpConfig) -> Listener:
     try:
-        return await asyncio.get_running_loop().create_server(door, http.host, http.port)
+        return await Listener.open(http.host, http.port, connections)
     except OSError as error:
         raise UnavailableError(_cannot_listen(http, error)) from None
+
+
+def _warn_if_open(http: HttpConfig) -> None:
+    if http.is_open:
+        log.warning(
+            "HTTP listens on %s without a token: every machine that reaches it sees pictures, status and log;"
+            " set http.token (or VISIONEDGE_HTTP_TOKEN), or listen on 127.0.0.1",
+            http.host,
+        )
+
+
+def _bare(host: str) -> str:
+    return host.removeprefix("[").removesuffix("]")
 
 
 def _cannot_listen(http: HttpConfig, error: OSError) -> str:

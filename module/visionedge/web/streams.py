@@ -1,15 +1,14 @@
-"""Answers without an end: server-sent events and MJPEG. A slow viewer loses only its own."""
+"""Answers without an end: server-sent events and MJPEG. A slow viewer loses only its own frames."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
 from aiohttp import web
 
 from visionedge.errors import SourceError
-from visionedge.frames import Result, frame_document
-from visionedge.web.answers import json_bytes
+from visionedge.frames import Result
 from visionedge.web.pictures import Look, Pictures
 from visionedge.web.view import Busy, ModuleView
 
@@ -25,25 +24,25 @@ BOUNDARY = "visionedge-picture"
 
 
 class Closing:
-    """The end of the server as something that can be waited for."""
+    """The end of the server, or of a token, as something that can be waited for."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def set(self) -> None:
-        """The server ends: every `race` returns."""
+        """It ends: every `race` returns."""
         self._event.set()
 
     def is_set(self) -> bool:
-        """Whether the server ends."""
+        """Whether it has ended."""
         return self._event.is_set()
 
     async def wait(self) -> None:
-        """Return when the server ends."""
+        """Return when it ends."""
         await self._event.wait()
 
     async def race(self, work: Coroutine[None, None, T]) -> T | None:
-        """The work's result, or None when the server ends first (the work is then cancelled)."""
+        """The work's result, or None when the end comes first (the work is then cancelled)."""
         task, end = asyncio.ensure_future(work), asyncio.ensure_future(self.wait())
         try:
             await asyncio.wait((task, end), return_when=asyncio.FIRST_COMPLETED)
@@ -60,61 +59,39 @@ async def _cancel(*tasks: asyncio.Future[Any]) -> None:
         await asyncio.wait(open_tasks)
 
 
-class Documents:
-    """Frame objects as JSON bytes; the newest of each camera is made once for all who ask for it."""
-
-    def __init__(self, limit: int = 256) -> None:
-        self._limit = limit
-        # With the number of the frame: the result itself would hold its picture in memory.
-        self._kept: dict[str, tuple[int, bytes]] = {}
-
-    def of(self, result: Result) -> bytes:
-        """The frame object of this result."""
-        camera, sequence = result.frame.camera, result.frame.sequence
-        kept = self._kept.get(camera)
-        if kept is not None and kept[0] == sequence:
-            return kept[1]
-        data = json_bytes(frame_document(result))
-        self._kept.pop(camera, None)
-        self._kept[camera] = (sequence, data)
-        if len(self._kept) > self._limit:
-            self._kept.pop(next(iter(self._kept)))
-        return data
-
-
 async def follow(
-    results: AsyncIterator[Result], closing: Closing, heartbeat_s: float
-) -> AsyncGenerator[Result | None, None]:
-    """The results, and None whenever none came for `heartbeat_s`; ends with them or with the server."""
+    frames: AsyncIterator[bytes], closing: Closing, heartbeat_s: float
+) -> AsyncGenerator[bytes | None, None]:
+    """The frames, and None whenever none came for `heartbeat_s`; ends with them or with `closing`."""
     end = asyncio.ensure_future(closing.wait())
-    upcoming: asyncio.Future[Result] | None = None
+    upcoming: asyncio.Future[bytes] | None = None
     try:
         while not closing.is_set():
-            upcoming = upcoming or asyncio.ensure_future(anext(results))
+            upcoming = upcoming or asyncio.ensure_future(anext(frames))
             await asyncio.wait((upcoming, end), timeout=heartbeat_s, return_when=asyncio.FIRST_COMPLETED)
             if not upcoming.done():
                 yield None
                 continue
             try:
-                result = upcoming.result()
+                frame = upcoming.result()
             except StopAsyncIteration:
                 return
             upcoming = None
-            yield result
+            yield frame
     finally:
         await _cancel(end, *([upcoming] if upcoming else []))
 
 
 async def send_events(
-    request: web.Request, results: AsyncIterator[Result], documents: Documents, closing: Closing
+    request: web.Request, frames: AsyncIterator[bytes], closing: Closing
 ) -> web.StreamResponse:
     """Server-sent events: one frame object each, named by the default event so that `onmessage` hears it."""
     response = await _begin(request, "text/event-stream; charset=utf-8")
     with _let_go(request):
         await _write(response, b"retry: 2000\n: frame objects follow\n\n")
-        async with aclosing(follow(results, closing, HEARTBEAT_S)) as followed:
-            async for result in followed:
-                data = b": still here" if result is None else b"data: " + documents.of(result)
+        async with aclosing(follow(frames, closing, HEARTBEAT_S)) as followed:
+            async for frame in followed:
+                data = b": still here" if frame is None else b"data: " + frame
                 await _write(response, data + b"\n\n")
     return response
 
@@ -132,37 +109,61 @@ async def send_pictures(
     response = await _begin(request, f"multipart/x-mixed-replace; boundary={BOUNDARY}")
     with _let_go(request):
         await _write(response, f"--{BOUNDARY}\r\n".encode())
-        async with aclosing(newest(view, camera, closing, HEARTBEAT_S)) as shown:
-            async for result in shown:
-                await _write(response, await _part(pictures, result, look))
+        parts = Parts(view, camera, lambda result: _part(pictures, result, look), closing)
+        async for part in parts.each(HEARTBEAT_S):
+            await _write(response, part)
     return response
 
 
-async def newest(
-    view: ModuleView, camera: str, closing: Closing, heartbeat_s: float
-) -> AsyncGenerator[Result, None]:
-    """The newest result each time one is asked for, and the last one again when none came for `heartbeat_s`.
+class Parts:
+    """The newest picture of a camera, packed by `pack`, each time one is asked for.
 
-    MJPEG knows no other heartbeat. Ends when the camera is removed, the module stops, or the server does.
+    Only packed pictures are kept while a slow viewer takes one: a result would hold its whole picture.
     """
-    loop = asyncio.get_running_loop()
-    shown: Result | None = None
-    while not closing.is_set() and view.knows(camera):
+
+    def __init__(
+        self,
+        view: ModuleView,
+        camera: str,
+        pack: Callable[[Result], Awaitable[bytes]],
+        closing: Closing,
+    ) -> None:
+        self._view = view
+        self._camera = camera
+        self._pack = pack
+        self._closing = closing
+        self._sequence: int | None = None
+        self._part = b""
+
+    async def each(self, heartbeat_s: float) -> AsyncGenerator[bytes, None]:
+        """A part, and the last one again when none came for `heartbeat_s`: MJPEG knows no other heartbeat.
+
+        Ends when the camera is removed, the module stops, or `closing` is set.
+        """
+        while not self._closing.is_set() and self._view.knows(self._camera):
+            if not await self._renew(heartbeat_s):
+                return
+            if self._part:
+                yield self._part
+
+    async def _renew(self, heartbeat_s: float) -> bool:
+        """Wait for a newer picture and pack it; False where none will come."""
+        loop = asyncio.get_running_loop()
         asked_s = loop.time()
-        result = await closing.race(_newer(view, camera, shown, heartbeat_s))
-        if result is None and loop.time() - asked_s < heartbeat_s / 2:
-            return  # nobody waits in vain for less than the time given, unless nothing will come
-        shown = result or shown
-        if shown is not None:
-            yield shown
+        result = await self._closing.race(self._newer(heartbeat_s))
+        if result is None:
+            # A wait that is over before its time means that nothing will come.
+            return loop.time() - asked_s >= heartbeat_s / 2
+        self._sequence = result.frame.sequence
+        self._part = await self._pack(result) or self._part
+        return True
 
-
-async def _newer(view: ModuleView, camera: str, shown: Result | None, timeout_s: float) -> Result | None:
-    try:
-        return await view.newer(camera, shown.frame.sequence if shown else None, timeout_s)
-    except Busy as busy:
-        await asyncio.sleep(busy.retry_after_s)
-        return view.latest(camera)
+    async def _newer(self, timeout_s: float) -> Result | None:
+        try:
+            return await self._view.newer(self._camera, self._sequence, timeout_s)
+        except Busy as busy:
+            await asyncio.sleep(busy.retry_after_s)
+            return self._view.latest(self._camera)
 
 
 async def _part(pictures: Pictures, result: Result, look: Look) -> bytes:
@@ -170,7 +171,7 @@ async def _part(pictures: Pictures, result: Result, look: Look) -> bytes:
     try:
         jpeg = await pictures.jpeg(result, look)
     except (Busy, SourceError):
-        return b""  # this viewer skips a picture; the next may come through
+        return b""  # this picture is skipped; the next may come through
     head = (
         f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n"
         f"X-Visionedge-Sequence: {result.frame.sequence}\r\n\r\n"

@@ -83,10 +83,10 @@ class ModuleView(Protocol):
         """
         ...
 
-    def subscribe(self, camera: str | None) -> AbstractAsyncContextManager[AsyncIterator[Result]]:
-        """Every result from now on, of one camera or of all (None), in order.
+    def subscribe(self, camera: str | None) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Every frame object from now on as JSON, of one camera or of all (None), in order.
 
-        The viewer's buffer is bounded: a slow one loses its own oldest results. Ends when the camera is
+        The viewer's buffer is bounded: a slow one loses its own oldest frames. Ends when the camera is
         removed or the module stops. Entering raises `Busy` when there are too many viewers.
         """
         ...

@@ -188,6 +188,17 @@ def _workload(facts: Facts) -> Judged | None:
     )
 
 
+def _http(facts: Facts) -> Judged | None:
+    http = facts.request.config.http if facts.request.config else None
+    if http is None or not http.is_open:
+        return None
+    return warning(
+        f"listens on {http.host}:{http.port} without a token: every machine that reaches it sees pictures,"
+        " status and log",
+        *one("set http.token (or VISIONEDGE_HTTP_TOKEN), or listen on 127.0.0.1"),
+    )
+
+
 def _camera(facts: Facts, name: str, why: str) -> Judged:
     """`why` is what was known without the network: "" fine, "disabled", "network", else an error."""
     if why == "disabled":
@@ -213,5 +224,6 @@ THINGS = (
     Thing("clock", "clock", _clock),
     Thing("gateway", "gateway", _gateway),
     Thing("workload-socket", "workload socket", _workload),
+    Thing("http", "HTTP", _http),
 )
 """Everything beside the chain and the cameras, in order."""

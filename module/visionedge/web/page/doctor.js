@@ -53,7 +53,7 @@ async function openDoctor() {
   body.replaceChildren(make("p", "quiet", "Looking at this machine…"));
   if (!$("doctor").open) $("doctor").showModal();
   try {
-    const answer = await wire.get("/api/v1/doctor", { signal: AbortSignal.timeout(120000) });
+    const answer = await wire.get("api/v1/doctor", { signal: AbortSignal.timeout(120000) });
     const report = await answer.json();
     if (!answer.ok) throw new Error(report.error.message);
     body.replaceChildren(

@@ -3,15 +3,20 @@
 const PICTURES_AT_ONCE = 4; // a browser opens six connections to a host; one is the stream, one the state
 const $ = (id) => document.getElementById(id);
 const tiles = new Map();
-let following = null;
 let signedOut = false;
 let polling = false;
-let heard = 0; // when the stream of frames last said anything
+let lostSince = 0; // when the module stopped answering; 0 while it answers
+
+const frames = new SharedFrames((frame) => {
+  const tile = tiles.get(frame.camera);
+  if (tile) tile.remember(frame);
+  turn();
+});
 
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) entry.target.tile.visible = entry.isIntersecting;
   turn();
-});
+}, { rootMargin: "60% 0px" }); // a tile that is about to be scrolled to has its picture already
 
 function arrange(cameras) {
   const names = cameras.map((camera) => camera.name);
@@ -21,15 +26,16 @@ function arrange(cameras) {
     tile.node.remove();
     tiles.delete(name);
   }
-  for (const camera of cameras) {
+  for (const [place, camera] of cameras.entries()) {
     let tile = tiles.get(camera.name);
     if (!tile) {
       tile = new Tile(camera.name);
       tile.node.tile = tile;
       tiles.set(camera.name, tile);
-      $("grid").append(tile.node);
       watcher.observe(tile.node);
     }
+    // In the order of the configuration, whenever a camera came to it.
+    if ($("grid").children[place] !== tile.node) $("grid").insertBefore(tile.node, $("grid").children[place] || null);
     tile.tell(camera);
   }
   const widths = cameras.length <= 2 ? "480px" : cameras.length <= 9 ? "370px" : "270px";
@@ -48,6 +54,29 @@ function banner(tone, title, text) {
   node.append(make("strong", "", title), make("span", "", text));
   return node;
 }
+
+const HIDDEN_KEY = "visionedge.hidden";
+
+/* A note that is read once and may be hidden then; another one is shown again. */
+function hideable(node) {
+  const text = node.textContent;
+  if (localStorage.getItem(HIDDEN_KEY) === text) return null;
+  const button = make("button", "hide", "Hide");
+  button.type = "button";
+  button.addEventListener("click", () => {
+    localStorage.setItem(HIDDEN_KEY, text);
+    node.remove();
+  });
+  node.append(button);
+  return node;
+}
+
+/* What a CPU deployment needs to know, without the names of onnxruntime's parts; `Why?` has those. */
+const NO_GPU = {
+  "no-gpu-build": "This installation has no GPU support.",
+  "driver-missing": "This machine has no NVIDIA driver.",
+  "no-device": "This machine has no NVIDIA GPU.",
+};
 
 function withDoctor(node) {
   const button = make("button", "ask-doctor", "Why?");
@@ -85,7 +114,8 @@ function banners(status, readiness) {
     const title = `Degraded: ${word(engine.requested)} was asked for, the ${word(engine.effective)} is used`;
     nodes.push(withDoctor(banner("warn", title, `${reason}.${outlook(engine.recovery)}`)));
   } else if (engine.requested === "auto" && engine.effective === "cpu" && reason) {
-    nodes.push(withDoctor(banner("note", "Computing on the CPU", reason)));
+    const words = NO_GPU[engine.reasonCode] || "No GPU can be used.";
+    nodes.push(hideable(withDoctor(banner("note", "Computing on the CPU", words))));
   }
   const overload = (status.capacity || {}).overload || { rungs: [] };
   if (overload.rungs.length || overload.exhausted) {
@@ -96,10 +126,11 @@ function banners(status, readiness) {
     nodes.push(withDoctor(banner("warn", `${word(engine.effective)} is in doubt`, doubts(engine).join("; "))));
   }
   if (readiness.reasons) nodes.push(banner("bad", "Not ready", readiness.reasons.join("; ")));
-  const key = JSON.stringify(nodes.map((node) => node.textContent));
+  const shown = nodes.filter(Boolean);
+  const key = JSON.stringify(shown.map((node) => node.textContent));
   if ($("banners").dataset.key === key) return;
   $("banners").dataset.key = key;
-  $("banners").replaceChildren(...nodes);
+  $("banners").replaceChildren(...shown);
 }
 
 function head(status, cameras) {
@@ -110,9 +141,11 @@ function head(status, cameras) {
   $("device").replaceChildren(word(engine.requested), to, word(engine.effective));
   put($("model"), (status.model && status.model.name) || "–");
   const capacity = status.capacity || {};
+  // Both of the same window of time: else more could seem to be analysed than was asked for.
   const limited = ["decode", "engine", "others"].includes(capacity.bottleneck);
-  const demanded = limited ? ` of ${capacity.demandedPerSecond.toFixed(1)}` : "";
-  put($("rate"), `${cameras.reduce((sum, camera) => sum + (camera.fps || 0), 0).toFixed(1)}${demanded} fps`);
+  const sum = cameras.reduce((total, camera) => total + (camera.fps || 0), 0);
+  const rate = limited ? `${capacity.deliveredPerSecond.toFixed(1)} of ${capacity.demandedPerSecond.toFixed(1)}` : sum.toFixed(1);
+  put($("rate"), rate + " fps");
   $("rate").title = capacity.sentence || "";
   put($("hub"), (status.hub && status.hub.state) || "–");
   put($("uptime"), duration((status.uptimeSeconds || 0) * 1000));
@@ -122,19 +155,22 @@ async function poll() {
   if (polling || document.hidden || signedOut) return;
   polling = true;
   try {
-    const status = await wire.json("/api/v1/status");
-    const { cameras } = await wire.json("/api/v1/cameras");
-    const readiness = await wire.json("/readyz", [200, 503]);
+    const status = await wire.json("api/v1/status");
+    const { cameras } = await wire.json("api/v1/cameras");
+    const readiness = await wire.json("readyz", [200, 503]);
     head(status, cameras);
     banners(status, readiness);
     arrange(cameras);
     put($("link"), "Connected");
+    lostSince = 0;
     $("forget").hidden = !wire.token;
   } catch (error) {
     if (error instanceof Refused) return signOut(wire.token ? "This token is not the right one." : "");
     put($("link"), "No answer from the module; trying again");
     $("banners").dataset.key = "";
-    $("banners").replaceChildren(banner("bad", "No connection", "The module does not answer; what you see may be old."));
+    $("banners").replaceChildren(banner("bad", "No connection", "The module does not answer; what you see is old."));
+    lostSince = lostSince || Date.now();
+    for (const tile of tiles.values()) tile.lose(lostSince);
   } finally {
     polling = false;
   }
@@ -143,28 +179,9 @@ async function poll() {
 function signOut(problem) {
   signedOut = true;
   wire.remember(null);
-  if (following) following.abort();
+  frames.keep(false);
   put($("sign-in-problem"), problem);
   if (!$("sign-in").open) $("sign-in").showModal();
-}
-
-async function follow() {
-  if (following || document.hidden || signedOut) return;
-  following = new AbortController();
-  heard = performance.now();
-  const onHeard = () => (heard = performance.now());
-  try {
-    await followFrames(following.signal, onHeard, (frame) => {
-      const tile = tiles.get(frame.camera);
-      if (tile) tile.remember(frame);
-      turn();
-    });
-  } catch (error) {
-    // Told by the next poll; the stream is opened again by `tick`.
-    if (!(error instanceof Refused) && error.name !== "AbortError") console.info(error.message);
-  } finally {
-    following = null;
-  }
 }
 
 /* Give the free places to the tiles that waited longest; with many cameras each gets fewer pictures. */
@@ -183,7 +200,7 @@ async function openPaper(event) {
   const link = event.target.closest("footer nav a");
   if (!link || !wire.token) return;
   event.preventDefault();
-  const answer = await wire.get(link.getAttribute("href"));
+  const answer = await wire.get(link.dataset.path);
   const text = await answer.text();
   put($("paper-title"), link.textContent);
   const isJson = (answer.headers.get("Content-Type") || "").includes("json");
@@ -203,16 +220,13 @@ $("sign-in").addEventListener("cancel", (event) => event.preventDefault());
 $("forget").addEventListener("click", () => signOut(""));
 $("paper-close").addEventListener("click", () => $("paper").close());
 document.addEventListener("click", openPaper);
-document.addEventListener("visibilitychange", () => {
-  if (document.hidden && following) following.abort();
-  tick();
-});
+document.addEventListener("visibilitychange", tick);
+window.addEventListener("pagehide", () => frames.keep(false));
+for (const link of document.querySelectorAll("a[data-path]")) link.href = BASE + link.dataset.path;
 
 async function tick() {
-  // The module says something every 15 s; a connection that is silent for longer is dead.
-  if (following && performance.now() - heard > 40000) following.abort();
   await poll();
-  follow();
+  frames.keep(!document.hidden && !signedOut);
 }
 setInterval(tick, 2000);
 setInterval(turn, 250);

@@ -3,10 +3,14 @@
 /* How the page talks to the module: every request carries the token, and one stream carries all frame objects. */
 
 const TOKEN_KEY = "visionedge.token";
+/* Where the page lies: a reverse proxy may serve it below a path, and everything else below the same one. */
+const BASE = location.pathname.replace(/[^/]*$/, "");
 
 class Refused extends Error {}
 
 const wire = {
+  aheadMs: 0, // how far this browser's clock is ahead of the module's
+
   get token() {
     return sessionStorage.getItem(TOKEN_KEY);
   },
@@ -16,10 +20,13 @@ const wire = {
     else sessionStorage.removeItem(TOKEN_KEY);
   },
 
+  /* `path` without a slash in front. */
   async get(path, options = {}) {
     const headers = this.token ? { Authorization: "Bearer " + this.token } : {};
-    const answer = await fetch(path, { cache: "no-store", ...options, headers });
+    const answer = await fetch(BASE + path, { cache: "no-store", ...options, headers });
     if (answer.status === 401) throw new Refused("the token is missing or wrong");
+    const date = Date.parse(answer.headers.get("Date"));
+    if (date) this.aheadMs = Date.now() - date;
     return answer;
   },
 
@@ -32,7 +39,7 @@ const wire = {
 
 /* Server-sent events through fetch, since EventSource cannot send the token. Calls back with each frame object. */
 async function followFrames(signal, onHeard, onFrame) {
-  const answer = await wire.get("/api/v1/frames", { signal });
+  const answer = await wire.get("api/v1/frames", { signal });
   if (!answer.ok) throw new Error("the stream of frames answered " + answer.status);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -45,6 +52,83 @@ async function followFrames(signal, onHeard, onFrame) {
     for (const event of events) {
       const data = event.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6));
       if (data.length) onFrame(JSON.parse(data.join("\n")));
+    }
+  }
+}
+
+const SILENT_MS = 40000; // the module says something every 15 s; a stream that is silent for longer is dead
+const LEADER_GONE_MS = 5000; // the leader announces itself every 2 s
+const ANSWER_MS = 400; // so long a window waits for a leader's answer before it leads itself
+
+/* The frames of all cameras, for all windows of this browser that show this module.
+
+   A browser opens six connections to a host for all of its windows, and a stream keeps one for as long as it
+   lasts. So one window, the leader, follows the stream and passes the frames on to the others. A window that is
+   hidden resigns; of two leaders the one with the larger id resigns. */
+class SharedFrames {
+  constructor(onFrame) {
+    this.onFrame = onFrame;
+    this.id = Math.random();
+    this.stream = null; // the AbortController of the stream, in the leader
+    this.leaderHeard = -Infinity;
+    this.streamHeard = 0;
+    this.channel = new BroadcastChannel("visionedge.frames:" + BASE);
+    this.channel.onmessage = ({ data }) => this.receive(data);
+    this.wanted = false;
+  }
+
+  /* To be called every 2 s: follow the stream while `wanted`, in this window or in another. */
+  async keep(wanted) {
+    const begins = wanted && !this.wanted;
+    this.wanted = wanted;
+    if (!wanted) return this.resign();
+    const now = performance.now();
+    if (this.stream) {
+      if (now - this.streamHeard > SILENT_MS) this.stream.abort();
+      return this.post("leader");
+    }
+    if (begins) {
+      this.post("who");
+      await new Promise((resolve) => setTimeout(resolve, ANSWER_MS * (0.5 + Math.random())));
+    }
+    if (this.wanted && !this.stream && performance.now() - this.leaderHeard > LEADER_GONE_MS) await this.lead();
+  }
+
+  post(kind, frame) {
+    this.channel.postMessage({ kind, id: this.id, frame });
+  }
+
+  receive({ kind, id, frame }) {
+    if (kind === "frame" && this.wanted) this.onFrame(frame);
+    else if (kind === "who" && this.stream) this.post("leader");
+    else if (kind === "resigned") this.leaderHeard = -Infinity;
+    else if (kind === "leader") {
+      this.leaderHeard = performance.now();
+      if (this.stream && id < this.id) this.stream.abort();
+    }
+  }
+
+  resign() {
+    if (!this.stream) return;
+    this.stream.abort();
+    this.post("resigned");
+  }
+
+  async lead() {
+    const stream = (this.stream = new AbortController());
+    this.post("leader");
+    this.streamHeard = performance.now();
+    const onHeard = () => (this.streamHeard = performance.now());
+    try {
+      await followFrames(stream.signal, onHeard, (frame) => {
+        this.post("frame", frame);
+        this.onFrame(frame);
+      });
+    } catch (error) {
+      // The next poll reports it; the stream is opened again by the next `keep`.
+      if (!(error instanceof Refused) && error.name !== "AbortError") console.info(error.message);
+    } finally {
+      this.stream = null;
     }
   }
 }

@@ -1,16 +1,38 @@
 /* One tile per camera: its picture with boxes on a canvas, its state, its rate and what was found. */
 
 const MEMORY = 90; // frame objects kept per camera, to find the one that belongs to a picture
-const STATES = {
-  live: ["good", "live"], connecting: ["warn", "connecting"], reconnecting: ["warn", "reconnecting"],
-  stale: ["warn", "stale"], frozen: ["warn", "frozen"], black: ["warn", "black"],
-  failed: ["bad", "failed"], ended: ["", "ended"], stopped: ["", "stopped"],
-};
 
-const WAITING = { connecting: "Connecting…", reconnecting: "Reconnecting…", failed: "No picture", ended: "No picture", stopped: "Switched off" };
+// state of the API: tone, word, what stands in place of a picture, what is written over the last one
+const STATES = {
+  live: { tone: "good", word: "live", empty: "Waiting for the first frame" },
+  connecting: { tone: "warn", word: "connecting", empty: "Connecting…" },
+  reconnecting: { tone: "warn", word: "reconnecting", empty: "Reconnecting…", over: (for_) => `No picture for ${for_}` },
+  stale: { tone: "warn", word: "stale", empty: "No picture", over: (for_) => `Nothing new for ${for_}` },
+  frozen: { tone: "warn", word: "frozen", empty: "No picture", note: (for_) => `Unchanged for ${for_}` },
+  black: { tone: "warn", word: "black", empty: "No picture", note: (for_) => `Black for ${for_}` },
+  failed: { tone: "bad", word: "failed", empty: "No picture", over: (for_) => `No picture for ${for_}` },
+  waiting: { tone: "", word: "waiting", empty: "Waiting for the engine" },
+  ended: { tone: "", word: "ended", empty: "Ended", over: (for_) => `Ended ${for_} ago` },
+  stopped: { tone: "", word: "stopped", empty: "Switched off", over: (for_) => `Switched off ${for_} ago` },
+  disabled: { tone: "", word: "disabled", empty: "Switched off in the configuration", over: () => "Switched off in the configuration" },
+};
+const UNKNOWN = { tone: "warn", empty: "Waiting for the first frame" };
+const LOST = { tone: "bad", word: "no answer", empty: "No connection to the module", over: (for_) => `No connection to the module for ${for_}` };
 
 // The same colours as the module draws into its annotated pictures.
-const colourOf = (classId) => `hsl(${((classId * 0.381966) % 1) * 360} 85% 60%)`;
+const hueOf = (classId) => ((classId * 0.381966) % 1) * 360;
+const colourOf = (classId) => `hsl(${hueOf(classId)} 85% 60%)`;
+
+/* Black or white, whichever has the higher contrast (WCAG) with a class's colour; it is 4.5 or more. */
+function inkOf(classId) {
+  const channel = (n) => {
+    const k = (n + hueOf(classId) / 30) % 12;
+    const value = 0.6 - 0.34 * Math.max(-1, Math.min(k - 3, 9 - k, 1));
+    return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  };
+  const luminance = 0.2126 * channel(0) + 0.7152 * channel(8) + 0.0722 * channel(4);
+  return luminance > 0.179 ? "#000" : "#fff";
+}
 
 function make(kind, className, text) {
   const node = document.createElement(kind);
@@ -32,6 +54,11 @@ function duration(ms) {
   return hours < 48 ? `${hours} h ${minutes % 60} min` : Math.floor(hours / 24) + " days";
 }
 
+/* A relative box in the canvas, of a picture that is drawn at `place`. */
+function within(place, box) {
+  return { x: place.x + box.left * place.w, y: place.y + box.top * place.h, w: box.width * place.w, h: box.height * place.h };
+}
+
 class Tile {
   constructor(name) {
     this.name = name;
@@ -51,49 +78,69 @@ class Tile {
     this.canvas = make("canvas");
     this.canvas.setAttribute("role", "img");
     this.canvas.setAttribute("aria-label", "Live picture of " + this.name);
-    this.hint = make("div", "hint", "Waiting for the first frame");
-    this.dim = make("div", "dim");
-    this.dim.hidden = true;
-    view.append(this.canvas, this.hint, this.dim);
+    this.hint = make("div", "hint", UNKNOWN.empty);
+    this.note = make("div", "note");
+    this.note.hidden = true;
+    view.append(this.canvas, this.hint, this.note);
     const head = make("div", "head");
     this.badge = make("span", "badge");
-    this.numbers = make("span", "numbers");
+    const title = make("h2", "", this.name);
+    title.title = this.name;
+    head.append(title, this.badge);
+    this.numbers = make("p", "numbers");
     this.fps = make("b");
     this.age = make("span");
     this.numbers.append(this.fps, this.age);
-    const title = make("h3", "", this.name);
-    title.title = this.name;
-    head.append(title, this.badge, this.numbers);
+    const foot = make("div", "foot"); // of a fixed height: what it holds changes with every frame
     this.found = make("ul", "found");
     this.error = make("p", "error");
     this.error.hidden = true;
-    this.node.append(view, head, this.found, this.error);
+    foot.append(this.found, this.error);
+    this.node.append(view, head, this.numbers, foot);
     this.view = view;
   }
 
   /* What /api/v1/cameras says of it. */
   tell(camera) {
-    const [tone, word] = STATES[camera.state] || ["warn", camera.state];
-    this.badge.className = "badge " + tone;
-    put(this.badge, word);
-    const gone = tone !== "good" && tone !== "";
-    this.dim.hidden = !(gone && this.shown >= 0);
-    put(this.dim, "This is the last picture");
-    if (this.shown < 0) put(this.hint, WAITING[word] || "Waiting for the first frame");
+    this.since = Date.parse(camera.since) + wire.aheadMs;
+    this.node.classList.toggle("tall", (camera.height || 0) > (camera.width || 0) * 1.1);
+    this.show({ word: camera.state, ...(STATES[camera.state] || UNKNOWN) });
     if (this.newest < 0 && typeof camera.ageMs === "number") this.catchUp();
     const most = (camera.throttle || {}).fps;
     put(this.fps, (camera.fps || 0).toFixed(1) + " fps" + (most ? `, limit ${most}` : ""));
     put(this.age, camera.ageMs === null || camera.ageMs === undefined ? "" : " · " + duration(camera.ageMs) + " old");
-    const error = gone || camera.state === "ended" ? camera.lastError || "" : "";
+    const error = camera.state === "live" ? "" : camera.lastError || "";
     this.error.hidden = !error;
-    this.found.hidden = Boolean(error);
+    this.found.hidden = Boolean(error) || Boolean(STATES[camera.state] && STATES[camera.state].over);
     put(this.error, error);
+    this.error.title = error;
+  }
+
+  /* The module does not answer: nothing that this tile says is known to be so any more. */
+  lose(since) {
+    this.since = since;
+    this.show(LOST);
+    put(this.fps, "");
+    put(this.age, "");
+    this.found.hidden = true;
+  }
+
+  show(state) {
+    this.badge.className = "badge " + state.tone;
+    put(this.badge, state.word);
+    put(this.hint, state.empty);
+    const words = state.over || state.note;
+    const seen = this.shown >= 0;
+    this.note.hidden = !(seen && words);
+    this.canvas.classList.toggle("old", Boolean(state.over));
+    // In whole seconds: the clock of the answer is no finer.
+    if (words) put(this.note, words(this.since ? duration(Math.max(1000, Date.now() - this.since)) : "some time"));
   }
 
   /* A camera that gives nothing new: its last frame is asked for once, the stream will not bring it. */
   async catchUp() {
     this.newest = 0;
-    const answer = await wire.get(`/api/v1/cameras/${encodeURIComponent(this.name)}/frame`).catch(() => null);
+    const answer = await wire.get(`api/v1/cameras/${encodeURIComponent(this.name)}/frame`).catch(() => null);
     if (answer && answer.ok) this.remember(await answer.json());
   }
 
@@ -114,7 +161,7 @@ class Tile {
     this.notBefore = performance.now() + leastMs;
     try {
       const width = Math.min(1920, Math.ceil((this.view.clientWidth * Math.min(devicePixelRatio, 2)) / 160) * 160);
-      const path = `/api/v1/cameras/${encodeURIComponent(this.name)}/snapshot.jpg?width=${Math.max(320, width)}`;
+      const path = `api/v1/cameras/${encodeURIComponent(this.name)}/snapshot.jpg?width=${Math.max(320, width)}`;
       const answer = await wire.get(path, { signal: AbortSignal.timeout(8000) });
       if (!answer.ok) {
         this.notBefore = performance.now() + 1000;
@@ -158,17 +205,17 @@ class Tile {
     pen.drawImage(picture, place.x, place.y, place.w, place.h);
     this.hint.hidden = true;
     if (!frame) return;
+    const captions = [];
+    for (const found of frame.detections) this.placeCaption(pen, place, found, scale, captions);
+    // The surest last, so that they lie on top.
     for (const found of [...frame.detections].reverse()) this.drawBox(pen, place, found, scale);
+    for (const caption of captions.reverse()) this.drawCaption(pen, caption, scale);
     this.count(frame.detections);
   }
 
   drawBox(pen, place, found, scale) {
     const line = Math.max(2, 2 * scale);
-    const x = place.x + found.box.left * place.w;
-    const y = place.y + found.box.top * place.h;
-    const w = found.box.width * place.w;
-    const h = found.box.height * place.h;
-    const colour = colourOf(found.classId);
+    const { x, y, w, h } = within(place, found.box);
     const rect = [
       Math.max(x, line / 2), Math.max(y, line / 2),
       Math.min(w, pen.canvas.width - x - line / 2), Math.min(h, pen.canvas.height - y - line / 2),
@@ -176,21 +223,34 @@ class Tile {
     pen.strokeStyle = "rgb(0 0 0 / 55%)";
     pen.lineWidth = line + 2 * scale;
     pen.strokeRect(...rect);
-    pen.strokeStyle = colour;
+    pen.strokeStyle = colourOf(found.classId);
     pen.lineWidth = line;
     pen.strokeRect(...rect);
-    const size = 12 * scale;
+  }
+
+  /* Inside the picture and, where there is room, not over a caption of a surer detection. */
+  placeCaption(pen, place, found, scale, captions) {
+    const size = (this.view.clientWidth < 320 ? 10 : 12) * scale;
     pen.font = `600 ${size}px system-ui, sans-serif`;
-    const caption = `${found.label} ${Math.round(found.confidence * 100)}%`;
-    const wide = pen.measureText(caption).width + size * 0.8;
+    const text = `${found.label} ${Math.round(found.confidence * 100)}%`;
+    const { x, y, h } = within(place, found.box);
+    const w = pen.measureText(text).width + size * 0.8;
     const tall = size * 1.5;
-    const left = Math.max(0, Math.min(x - line / 2, pen.canvas.width - wide));
-    const top = y >= tall ? y - tall : Math.max(0, y);
-    pen.fillStyle = colour;
-    pen.fillRect(left, top, wide, tall);
-    pen.fillStyle = "#0b1210";
+    const left = Math.max(place.x, Math.min(x - scale, place.x + place.w - w));
+    const tops = [y - tall, y, y + h, y + tall, y + h - tall, y + 2 * tall];
+    const inside = tops.filter((top) => top >= place.y && top + tall <= place.y + place.h);
+    const free = (top) => !captions.some((other) =>
+      left < other.left + other.w && other.left < left + w && top < other.top + tall && other.top < top + tall);
+    const top = inside.find(free) ?? inside[0] ?? place.y;
+    captions.push({ left, top, w, tall, size, text, classId: found.classId });
+  }
+
+  drawCaption(pen, { left, top, w, tall, size, text, classId }, scale) {
+    pen.fillStyle = colourOf(classId);
+    pen.fillRect(left, top, w, tall);
+    pen.fillStyle = inkOf(classId);
     pen.textBaseline = "middle";
-    pen.fillText(caption, left + size * 0.4, top + tall / 2 + scale * 0.5);
+    pen.fillText(text, left + size * 0.4, top + tall / 2 + scale * 0.5);
   }
 
   count(detections) {
@@ -215,5 +275,20 @@ class Tile {
       return item;
     });
     this.found.replaceChildren(...(items.length ? items : [make("li", "nothing", "Nothing found")]));
+    this.fitChips(items);
+  }
+
+  /* One line of chips: those that do not fit are counted. */
+  fitChips(items) {
+    const most = this.found.clientWidth;
+    if (this.found.scrollWidth <= most) return;
+    const more = make("li", "more");
+    this.found.append(more);
+    for (let hidden = 1; hidden < items.length; hidden += 1) {
+      items[items.length - hidden].remove();
+      put(more, `+${hidden}`);
+      if (this.found.scrollWidth <= most) break;
+    }
+    more.title = items.map((item) => item.textContent).join(", ");
   }
 }

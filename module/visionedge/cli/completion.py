@@ -1,0 +1,135 @@
+"""`visionedge completion`: a script that lets a shell complete verbs, options and their choices.
+
+The script is made from the parser itself, so it knows what this version knows. It asks nothing of visionedge
+while somebody types, as starting Python for each key would be slow.
+"""
+
+import argparse
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from visionedge.cli.arguments import Verbs, verb
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+class Words(NamedTuple):
+    """What may come behind a verb: the words below it, its options, and the choices of these."""
+
+    verbs: Mapping[str, str]
+    options: Mapping[str, tuple[str, ...] | None]
+    """By option its choices; empty where it takes any value, None where it takes none."""
+
+
+def add_parser(verbs: Verbs, whole: Callable[[], argparse.ArgumentParser]) -> None:
+    """Add the verb `completion`; `whole` makes the parser that it describes."""
+    parser = verb(
+        verbs,
+        "completion",
+        lambda arguments: _print(arguments.shell, whole()),
+        "a script that completes verbs and options in your shell",
+        "  source <(visionedge completion bash)                  in ~/.bashrc\n"
+        "  source <(visionedge completion zsh)                   in ~/.zshrc, behind compinit\n"
+        "  visionedge completion fish | source                   in ~/.config/fish/config.fish",
+    )
+    parser.add_argument("shell", choices=SHELLS, help="the shell that reads the script")
+
+
+def _print(shell: str, parser: argparse.ArgumentParser) -> int:
+    print(script(shell, parser), end="")
+    return 0
+
+
+def script(shell: str, parser: argparse.ArgumentParser) -> str:
+    """The script for a shell."""
+    tree = dict(_walk(parser, ()))
+    if shell == "fish":
+        return _fish(parser.prog, tree)
+    zsh = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
+    return zsh + _bash(parser.prog, tree)
+
+
+Tree = Mapping[tuple[str, ...], Words]
+
+
+def _walk(parser: argparse.ArgumentParser, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Words]]:
+    """The parser and those below it, by the words that lead to them."""
+    verbs: dict[str, str] = {}
+    options: dict[str, tuple[str, ...] | None] = {}
+    # argparse has no public way to list what was added to a parser.
+    for action in parser._actions:  # noqa: SLF001
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}  # noqa: SLF001
+            for name, below in action.choices.items():
+                verbs[name] = helps.get(name, "")
+                yield from _walk(below, (*path, name))
+        elif action.option_strings:
+            takes_none = action.nargs == 0
+            choices = tuple(map(str, action.choices or ()))
+            options |= dict.fromkeys(action.option_strings, None if takes_none else choices)
+        elif action.choices:
+            verbs |= dict.fromkeys(map(str, action.choices), "")
+    yield path, Words(verbs, options)
+
+
+def _bash(program: str, tree: Tree) -> str:
+    cases, values = [], []
+    for path, words in tree.items():
+        given = " ".join([*words.verbs, *words.options])
+        cases.append(f"    {shlex.quote(' '.join(path))}) words={shlex.quote(given)} ;;")
+        for option, choices in words.options.items():
+            if choices is not None:
+                key = shlex.quote(f"{' '.join(path)}|{option}")
+                values.append(f"    {key}) words={shlex.quote(' '.join(choices))}; value=1 ;;")
+    known = " ".join(shlex.quote(" ".join(path)) for path in tree if path)
+    return _BASH.format(
+        program=program, known=known, cases="\n".join(cases), values="\n".join(values), function=f"_{program}"
+    )
+
+
+_BASH = """\
+{function}() {{
+  local current="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}"
+  local path="" words="" value="" next known word number
+  for ((number = 1; number < COMP_CWORD; number++)); do
+    word="${{COMP_WORDS[number]}}"
+    next="${{path:+$path }}$word"
+    for known in {known}; do
+      if [ "$known" = "$next" ]; then path="$next"; fi
+    done
+  done
+  case "$path|$before" in
+{values}
+  esac
+  if [ -z "$value" ]; then
+  case "$path" in
+{cases}
+  esac
+  fi
+  COMPREPLY=($(compgen -W "$words" -- "$current"))
+}}
+complete -o default -F {function} {program}
+"""
+"""Without a word of ours the shell completes files (`-o default`)."""
+
+
+def _fish(program: str, tree: Tree) -> str:
+    lines = []
+    for path, words in tree.items():
+        seen = [f"__fish_seen_subcommand_from {word}" for word in path]
+        seen += [f"not __fish_seen_subcommand_from {' '.join(words.verbs)}"] if words.verbs else []
+        where = f" -n {shlex.quote('; and '.join(seen))}" if seen else ""
+        for name, help_line in words.verbs.items():
+            told = f" -d {shlex.quote(help_line)}" if help_line else ""
+            lines.append(f"complete -c {program}{where} -f -a {name}{told}")
+        for option, choices in words.options.items():
+            lines.append(f"complete -c {program}{where} {_fish_option(option, choices)}")
+    return "\n".join(lines) + "\n"
+
+
+def _fish_option(option: str, choices: tuple[str, ...] | None) -> str:
+    name = f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}"
+    if choices is None:
+        return name
+    return f"{name} -x -a {shlex.quote(' '.join(choices))}" if choices else f"{name} -r"

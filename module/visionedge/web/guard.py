@@ -1,0 +1,157 @@
+"""Who may ask: the token; without one the names that this module goes by; and no page of another site."""
+
+import hmac
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+
+from aiohttp import hdrs, web
+
+from visionedge.config import HttpConfig
+from visionedge.web.answers import RequestError
+from visionedge.web.streams import Closing
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+"""What needs no token: orchestrators ask here and have none."""
+
+_SAFE_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
+# These change nothing, but an examination costs seconds of a core, and a stream holds a place.
+_COSTLY = re.compile(r"/api/v1/(doctor|frames|cameras/[^/]*/stream\.mjpg)/?")
+_HOST_MOST = 300
+_HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]/@]*)(:[0-9]{1,5})?")
+_ORIGIN = re.compile(r"https?://(.*)")
+
+
+class Access:
+    """The rules of one server, which may change while it runs. Loop only.
+
+    `own_names` are names of this module that no configuration has to list.
+    """
+
+    def __init__(self, http: HttpConfig, own_names: Iterable[str] = ()) -> None:
+        self._own_names = frozenset(_small(name) for name in own_names)
+        self._read(http)
+        self.streams = Closing()
+        """Ends the streams that were opened under these rules, when the token changes."""
+
+    def __repr__(self) -> str:
+        return f"<Access {'open' if self._token is None else 'token'} names={len(self._names)}>"
+
+    def _read(self, http: HttpConfig) -> None:
+        self._token = None if http.token is None else http.token.encode()
+        self._names = self._own_names | {_small(name) for name in http.names}
+        # The last one that was right: taking it apart costs as much as the rest of an answer's checks.
+        self._known_host: str | None = None
+
+    def change(self, http: HttpConfig) -> None:
+        """Ask for another token, or none, and know other names from now on."""
+        before = self._token
+        self._read(http)
+        if self._token != before:
+            ended, self.streams = self.streams, Closing()
+            ended.set()
+
+    def check(self, request: web.Request) -> None:
+        """Whether a request may be answered.
+
+        Raises:
+            RequestError: 403, it comes under a foreign name or from a page of another site; 401, it does not
+                show the token.
+        """
+        if self._token is None and not self._is_ours(request.headers.get(hdrs.HOST)):
+            raise RequestError(
+                403,
+                "the name in the Host header is not known here: ask by the address, or add the name to"
+                " http.names",
+                code="unknown_host",
+            )
+        if _costs(request) and not self._is_same_site(request.headers):
+            raise RequestError(403, "a page of another site must not ask this", code="foreign_origin")
+        if request.path not in OPEN_PATHS and not self._opens(request.headers.get(hdrs.AUTHORIZATION, "")):
+            raise unauthorized()
+
+    def _opens(self, authorization: str) -> bool:
+        return self._token is None or _bears(authorization, self._token)
+
+    def _is_ours(self, host: str | None) -> bool:
+        """A page can make its own name lead to this machine, but cannot make its browser send another.
+
+        Only HTTP/1.0 may leave Host out, and no browser speaks that.
+        """
+        if host is None or host == self._known_host:
+            return True
+        name = _name_of(host)
+        if name is None or not (name == "localhost" or name in self._names or _is_address(name)):
+            return False
+        self._known_host = host
+        return True
+
+    def _is_same_site(self, headers: Mapping[str, str]) -> bool:
+        """Whether no page asks, or one that came from here; behind a proxy only the browser knows that."""
+        relation = headers.get("Sec-Fetch-Site")
+        if relation is not None:
+            return relation in ("same-origin", "none")
+        origin = headers.get(hdrs.ORIGIN)
+        if origin is None:
+            return True
+        found = _ORIGIN.fullmatch(origin[:_HOST_MOST])
+        if found is None:
+            return False
+        return found[1].lower() == headers.get(hdrs.HOST, "").lower() or _name_of(found[1]) in self._names
+
+
+def unauthorized() -> RequestError:
+    """401, with what to send."""
+    return RequestError(
+        401,
+        "this needs the token, in a header such as 'Authorization: Bearer <token>'",
+        headers={"WWW-Authenticate": 'Bearer realm="visionedge"'},
+    )
+
+
+def own_names(environ: Mapping[str, str]) -> list[str]:
+    """The names by which other modules and machines reach this one inside IoT Edge."""
+    return [name for key in ("IOTEDGE_MODULEID", "IOTEDGE_GATEWAYHOSTNAME") if (name := environ.get(key))]
+
+
+def client_of(request: web.Request) -> str:
+    """Who asks, for shares: the IPv4 address, or the /64 network of IPv6, as a client has many addresses."""
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    try:
+        address = ipaddress.ip_address(peer[0].partition("%")[0]) if peer else None
+    except ValueError:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.IPv6Network((address, 64), strict=False))
+    return str(address)
+
+
+def _bears(authorization: str, token: bytes) -> bool:
+    kind, _, given = authorization.partition(" ")
+    # surrogateescape: the header may hold any bytes, and a wrong token is no reason for an error.
+    right = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), token)
+    return right and kind.lower() == "bearer"
+
+
+def _costs(request: web.Request) -> bool:
+    return request.method not in _SAFE_METHODS or _COSTLY.fullmatch(request.path[:_HOST_MOST]) is not None
+
+
+def _name_of(authority: str) -> str | None:
+    """The host in ``HOST[:PORT]``; None where it is none."""
+    found = _HOST.fullmatch(authority) if len(authority) <= _HOST_MOST else None
+    return _small(found[1].strip("[]")) if found and found[1] else None
+
+
+def _small(name: str) -> str:
+    return name.lower().removesuffix(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

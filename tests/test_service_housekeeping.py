@@ -1,0 +1,146 @@
+"""What the module does for itself several times a second: nothing that it meets there may end the module."""
+
+import asyncio
+import errno
+import logging
+import resource
+import threading
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from visionedge.capacity import Meter
+from visionedge.config import validate
+from visionedge.descriptors import descriptor_limit, raise_descriptor_limit
+from visionedge.edge.delivery import Delivery
+from visionedge.edge.desired import Carriers
+from visionedge.facade import Facade
+from visionedge.inference.any_engine import AnyEngine
+from visionedge.inference.batcher import BatcherStatistics
+from visionedge.inference.lineup import Lineup
+from visionedge.inference.model import Model, bundled_model_path, load_model
+from visionedge.metrics import Metrics
+from visionedge.report import status
+from visionedge.rooms import Rooms
+from visionedge.service import Options, Service
+from visionedge.threads import Crew
+
+
+class FailingDelivery:
+    """A delivery whose housekeeping meets an error each time."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.ticks = 0
+
+    def tick(self) -> None:
+        self.ticks += 1
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "traceback"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), False),
+        (MemoryError(), True),
+        (RuntimeError("can't start new thread"), True),
+    ],
+)
+def test_an_error_of_housekeeping_is_logged_now_and_then_and_the_module_goes_on(
+    error: Exception, traceback: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = Service(Options(Carriers.read({}, None), tmp_path, environ={}))
+    delivery = FailingDelivery(error)
+
+    async def story() -> None:
+        for _ in range(30):
+            await service._tick(cast("Delivery", delivery))
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(story())
+    assert delivery.ticks == 30
+    assert len(caplog.records) == 1
+    assert "the delivery failed" in caplog.text
+    assert "tried again" in caplog.text
+    assert (caplog.records[0].exc_info is not None) == traceback
+    service.executor.shutdown(wait=True)
+
+
+def test_without_a_descriptor_for_the_list_of_threads_nothing_is_measured(tmp_path: Path) -> None:
+    """Made-up figures would let the module give up cameras; the caller tries again."""
+    meter = Meter(tmp_path / "nothing")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            Meter().note(BatcherStatistics({}, {}), {}, child=None, gpu=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert meter.reading is None
+
+
+def test_the_limit_of_descriptors_is_raised_to_the_hard_one_and_not_beyond_a_bound() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = min(512, soft)
+    try:
+        for most, wanted in ((few + 100, min(few + 100, hard)), (few - 100, few)):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+            assert raise_descriptor_limit(most) == wanted
+            assert descriptor_limit() == wanted
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def rooms_of(tmp_path: Path) -> Rooms:
+    return Rooms.of(validate({}), tmp_path, {}, lambda: None)
+
+
+def test_the_status_tells_the_reason_before_the_engine_is_open_too(tmp_path: Path) -> None:
+    engine = status(rooms_of(tmp_path))["engine"]
+    assert engine["reasonCode"] == "warming-up"
+    assert "code" not in engine
+    assert engine["reason"] == "the engine is warming up"
+
+
+def test_work_of_requests_keeps_its_place_until_it_ends_and_leaves_the_modules_own_threads_alone(
+    tmp_path: Path,
+) -> None:
+    """Forty clients that hang up must not hold what the module needs for itself."""
+    rooms = rooms_of(tmp_path)
+    lineup = Lineup(rooms.batcher, Crew(lambda *_: None), lambda _: None)
+    view = Facade(rooms, lineup, Metrics(lambda: ()))
+    release = threading.Event()
+
+    async def story() -> None:
+        clients = [asyncio.create_task(view._desk.run(release.wait)) for _ in range(40)]
+        await asyncio.sleep(0)
+        for client in clients:
+            client.cancel()
+        refused = await asyncio.gather(*clients, return_exceptions=True)
+        assert sum(not isinstance(each, asyncio.CancelledError) for each in refused) == 36
+        assert view._desk.is_full
+        assert await asyncio.to_thread(lambda: "free") == "free"
+        release.set()
+        assert view.close() == []
+
+    asyncio.run(story())
+
+
+class OneAtATime:
+    """An engine whose plan takes one picture at once, as on a CPU with few cores."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.rows = 5
+
+
+def test_clients_may_send_the_configured_batch_whatever_the_plan_of_the_device_is(tmp_path: Path) -> None:
+    """A client that works beside a GPU must not break when the CPU takes over; the engine splits batches."""
+    rooms = Rooms.of(validate({"inference": {"maxBatch": 6}}), tmp_path, {}, lambda: None)
+    rooms.engine = cast("AnyEngine", OneAtATime(load_model(bundled_model_path())))
+    view = Facade(rooms, Lineup(rooms.batcher, Crew(lambda *_: None), lambda _: None), Metrics(lambda: ()))
+    facts = view.model()
+    assert facts is not None
+    assert facts.max_batch == 6
+    view.close()
