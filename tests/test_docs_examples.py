@@ -158,11 +158,11 @@ def test_the_compose_file_does_what_the_docker_run_line_does() -> None:
 
 
 def test_an_example_is_checked_by_the_module_itself(visionedge: CommandLine, tmp_path: Path) -> None:
-    """README's configuration in a file: `manifest generate` takes it, and so would `run`."""
+    """README's configuration in a file: `config check` finds nothing wrong with it."""
     (document,) = (d for place, d in DOCUMENTS if place.startswith("README.md") and "cameras" in d)
     file = tmp_path / "vision.yaml"
     file.write_text(yaml.safe_dump(document), encoding="utf-8")
-    outcome = visionedge("manifest", "estimate", "--config", file)
+    outcome = visionedge("config", "check", file)
     assert outcome.code == 0, outcome.err
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from visionedge.capture.fitting import fit
 from visionedge.inference.arithmetic import open_on_cpu
@@ -127,7 +128,11 @@ def picodet(session: onnxruntime.InferenceSession, picture: Array) -> Array:
 
 def deim(session: onnxruntime.InferenceSession, picture: Array) -> Array:
     height, width = picture.shape[:2]
-    rgb = cv2.resize(picture, (416, 416))[..., ::-1].astype(np.float32) / 255
+    # Its own script resizes with Pillow, which antialiases.
+    small = Image.fromarray(np.ascontiguousarray(picture[..., ::-1])).resize(
+        (416, 416), Image.Resampling.BILINEAR
+    )
+    rgb = np.asarray(small).astype(np.float32) / 255
     feeds = {"images": rgb.transpose(2, 0, 1)[None], "orig_target_sizes": np.array([[width, height]])}
     names = [output.name for output in session.get_outputs()]
     out = dict(zip(names, session.run(None, feeds), strict=True))

@@ -28,10 +28,6 @@ from visionedge.inference.reading import MOST_SIDE_PX, Color
 Check = Callable[[Any], str | None]
 """What a value must be, in words; None where it is that."""
 
-_LONGEST_BYTES = 1 << 20
-_MOST_VALUES = 20_000
-_DEEPEST = 16
-
 _WORDS = {"visionedge.head": "head", "visionedge.input": "input", "visionedge.nms": "nms", "names": "labels"}
 
 
@@ -58,39 +54,16 @@ def read_sidecar(path: Path) -> Sidecar:
     beside = path.with_suffix(".yaml")
     if not beside.is_file():
         return Sidecar()
-    if beside.stat().st_size > _LONGEST_BYTES:
-        raise ModelError(f"{beside}: is larger than {_LONGEST_BYTES >> 10} KiB; it states a few keys")
     try:
         document = read_file(beside)
     except ConfigError as error:
         raise ModelError(str(error)) from None
-    except RecursionError:
-        raise ModelError(f"{beside}: is nested too deeply") from None
-    if not _is_small(document):
-        raise ModelError(
-            f"{beside}: states more than {_MOST_VALUES:,} values, counted as often as its aliases repeat them"
-        )
     inner = document.get("input")
     problems = _problems(document, _KEYS, "")
     problems += _problems(inner, _INPUT, "input.") if isinstance(inner, dict) else []
     if problems:
         raise ModelError(f"{beside}: {'; '.join(problems)}")
     return Sidecar(beside.name, _metadata(document))
-
-
-def _is_small(document: Mapping[str, Any]) -> bool:
-    """Whether it holds few enough values, each counted wherever an alias repeats it, nested a little."""
-    waiting: list[tuple[Any, int]] = [(document, 0)]
-    for _ in range(_MOST_VALUES):
-        if not waiting:
-            return True
-        value, depth = waiting.pop()
-        if isinstance(value, dict | list):
-            inner = list(value.values()) if isinstance(value, dict) else value
-            if depth >= _DEEPEST or len(inner) + len(waiting) > _MOST_VALUES:
-                return False
-            waiting.extend((item, depth + 1) for item in inner)
-    return not waiting
 
 
 def _metadata(document: Mapping[str, Any]) -> dict[str, str]:
