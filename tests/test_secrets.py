@@ -260,13 +260,14 @@ def test_secrets_are_found_by_their_places() -> None:
         {
             "cameras": {
                 "dock": {"uri": "rtsp://admin:hunter2@h/s?user=bob-user&channel=1"},
-                "gate": {"uri": "rtsp://dock:gate@h/s"},
+                "gate": {"uri": "rtsp://dock:gate@h/s?channel=1&psw=psw-one"},
             },
             "http": {"token": 4711, "port": 8080, "host": "localhost"},
             "list": ["https://h/x?sig=abc%2Fdef"],
         }
     )
-    assert found == {"admin", "hunter2", "bob-user", "4711", "abc%2Fdef"}
+    logins = {"admin", "hunter2", "admin:hunter2", "dock:gate"}
+    assert found == {*logins, "bob-user", "psw-one", "4711", "abc%2Fdef"}
 
 
 def test_short_secrets_are_masked_as_words_only() -> None:

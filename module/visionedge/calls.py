@@ -15,8 +15,7 @@ from visionedge.errors import ConfigError, SourceError
 from visionedge.facade import Facade
 from visionedge.frames import Result, utc_now, utc_text
 from visionedge.rooms import Rooms
-from visionedge.uris import redact
-from visionedge.web.answers import masked
+from visionedge.uris import redact, redact_document
 from visionedge.web.pictures import Desk, pack_within
 from visionedge.web.view import Busy
 
@@ -102,7 +101,7 @@ class Calls:
         if name is None:
             raise MethodError(400, "bad_payload", "give the name of a camera, such as {'camera': 'dock'}")
         if name not in known:
-            raise MethodError(404, "unknown_camera", f"there is no camera '{name[:64]}'")
+            raise MethodError(404, "unknown_camera", f"there is no camera '{redact(name)[:64]}'")
         return str(name)
 
     async def _at_desk(self, work: Callable[[], T]) -> T:
@@ -114,7 +113,7 @@ class Calls:
 
 def fitted_status(status: Document) -> Document:
     """The status without secrets, in the size of an answer: less of each camera, then fewer cameras."""
-    document: Document = masked(status)
+    document: Document = redact_document(status)
     if answer_bytes(document) <= MAX_ANSWER_BYTES:
         return document
     cameras = [{"name": camera["name"], "state": camera["state"]} for camera in document["cameras"]]

@@ -26,7 +26,7 @@ from pydantic.alias_generators import to_camel
 from visionedge.documents import Document, kind_of
 from visionedge.errors import ConfigError
 from visionedge.fetching.address import check_address
-from visionedge.uris import keep_secret, parse_camera_uri, redact, secrets_in
+from visionedge.uris import keep_secret, masked_address, parse_camera_uri, redact, secrets_in
 
 CAMERA_NAME = re.compile(r"[a-z0-9-]{1,64}")
 
@@ -327,9 +327,9 @@ def redacted(config: Config) -> Document:
     """The configuration as a document that may be shown: secrets are ``***``."""
     document = config.model_dump(by_alias=True, mode="json", exclude_none=True)
     for camera in document["cameras"].values():
-        camera["uri"] = redact(camera["uri"])
+        camera["uri"] = masked_address(camera["uri"])
     if "url" in document["model"]:
-        document["model"]["url"] = redact(document["model"]["url"])
+        document["model"]["url"] = masked_address(document["model"]["url"])
     if "token" in document["http"]:
         document["http"]["token"] = "***"  # noqa: S105 - the mask, not a password
     return document

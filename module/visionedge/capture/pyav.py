@@ -32,7 +32,7 @@ from visionedge.capture.reasons import (
 )
 from visionedge.capture.thinning import Level, Thinning
 from visionedge.errors import DamagedError, SourceError
-from visionedge.uris import CameraUri, redact
+from visionedge.uris import CameraUri
 
 # fpsprobesize 0: a rate is not needed, and counting pictures for it takes 3 s at 10 fps. analyzeduration:
 # still time for a late key picture, within the open limit.
@@ -81,7 +81,7 @@ def open_stream(uri: CameraUri, limits: Limits) -> "PyavSource":
         waited_s = time.monotonic() - began_s
         raise SourceError(why_not_open(uri.target, waited_s, limits.open_timeout_s)) from None
     live = uri.kind == "rtsp" or container.duration is None
-    return _source(container, redact(uri.target), live=live, limits=limits, remote=True)
+    return _source(container, str(uri), live=live, limits=limits, remote=True)
 
 
 def _open(target: str, options: dict[str, str], limits: Limits) -> InputContainer:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from visionedge.uris import redact
+from visionedge.uris import masked_address, redact
 
 _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 
@@ -30,7 +30,7 @@ def why_not_open(target: str, waited_s: float, limit_s: float) -> str:
         waited_s: how long opening took.
         limit_s: the open limit; where it was reached, nothing is asked.
     """
-    name = redact(target)
+    name = masked_address(target)
     parts = urlsplit(target)
     if waited_s >= limit_s * 0.95:
         return f"{name} gave no picture within {limit_s:g} s; check address and network"

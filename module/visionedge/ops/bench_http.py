@@ -29,7 +29,7 @@ from visionedge.inference.plan import usable_cores
 from visionedge.ops.bench_report import machine
 from visionedge.ops.http_clients import Order
 from visionedge.ops.own_module import own_module
-from visionedge.uris import redact
+from visionedge.uris import masked_address, redact
 
 _SETTLE_S = 0.5
 _LIMIT_S = 10.0
@@ -105,7 +105,7 @@ def measure(load: HttpLoad, url: str, tell: Callable[[str], None], pid: int | No
     status = module.status()
     names = [camera["name"] for camera in status["cameras"]]
     if not names:
-        raise VisionedgeError(f"{redact(url)} has no camera to ask for")
+        raise VisionedgeError(f"{masked_address(url)} has no camera to ask for")
     order = module.order(load, [f"/api/v1/cameras/{quote(name)}/frame" for name in names])
     seen = Seen()
     kinds: list[tuple[list[Stretch], Callable[[], AbstractContextManager[Ask | None]]]] = [
@@ -181,7 +181,7 @@ class _Module:
     """The module that is measured, asked now and then how it does."""
 
     def __init__(self, url: str, token: str | None, pid: int | None) -> None:
-        self._shown = redact(url)
+        self._shown = masked_address(url)
         self._parts = urlsplit(url)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._pid = pid

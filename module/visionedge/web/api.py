@@ -9,12 +9,11 @@ from visionedge.capture.pictures import decode_picture
 from visionedge.errors import SourceError
 from visionedge.frames import Result, frame_document, utc_text
 from visionedge.schema import json_schema
-from visionedge.uris import redact
+from visionedge.uris import redact, redact_document
 from visionedge.web.answers import (
     RequestError,
     integer_value,
     json_answer,
-    masked,
     read_body,
     seconds_value,
     text_value,
@@ -79,14 +78,14 @@ class Api:
 
     async def status(self, _request: web.Request) -> web.Response:
         """``/api/v1/status``."""
-        return json_answer(masked(self.view.status()))
+        return json_answer(redact_document(self.view.status()))
 
     async def doctor(self, _request: web.Request) -> web.Response:
         """``/api/v1/doctor``."""
         report = await self.closing.race(self.view.doctor())
         if report is None:
             raise Busy("the module is stopping")
-        return json_answer(masked(report))
+        return json_answer(redact_document(report))
 
     async def schema(self, _request: web.Request) -> web.Response:
         """``/api/v1/config/schema``."""
@@ -94,18 +93,18 @@ class Api:
 
     async def log(self, _request: web.Request) -> web.Response:
         """``/api/v1/log``."""
-        return web.Response(text=redact(self.view.log()), content_type="text/plain", charset="utf-8")
+        return web.Response(text=self.view.log(), content_type="text/plain", charset="utf-8")
 
     async def cameras(self, _request: web.Request) -> web.Response:
         """``/api/v1/cameras``."""
-        return json_answer({"cameras": masked(self.view.cameras())})
+        return json_answer({"cameras": redact_document(self.view.cameras())})
 
     async def camera(self, request: web.Request) -> web.Response:
         """``/api/v1/cameras/{name}``."""
         camera = self.view.camera(request.match_info["name"])
         if camera is None:
             raise _unknown(request.match_info["name"])
-        return json_answer(masked(camera))
+        return json_answer(redact_document(camera))
 
     def _must_know(self, name: str) -> None:
         if not self.view.knows(name):
@@ -195,7 +194,7 @@ class Api:
 def _condition(good: str, code: str, reasons: list[str], more: Document | None = None) -> web.Response:
     if not reasons:
         return json_answer({"status": good, **(more or {})})
-    reasons = masked(reasons)
+    reasons = [redact(reason) for reason in reasons]
     error = {"code": code, "message": "; ".join(reasons)}
     document = {"status": code, "reasons": reasons, **(more or {}), "error": error}
     return json_answer(document, status=503, headers={"Retry-After": "2"})
