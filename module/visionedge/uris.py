@@ -492,7 +492,10 @@ def _forms(secret: str) -> set[str]:
         percent(safe=":"),
         quote_plus(plain, errors="surrogatepass"),
     }
-    forms |= {json.dumps(form)[1:-1] for form in (secret, plain)} | {repr(plain)[1:-1]}
+    forms |= {quote(secret, errors="surrogatepass"), quote(secret, safe="", errors="surrogatepass")}
+    for form in (secret, plain):
+        forms |= {json.dumps(form, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
+        forms.add(repr(form)[1:-1])
     if ":" in plain:  # a login, as HTTP sends it
         forms.add(base64.b64encode(plain.encode(errors="surrogatepass")).decode())
     return {form for form in forms if len(form) >= _LEAST_CHARACTERS}
