@@ -290,3 +290,16 @@ def test_ordinary_text_stays_as_it_is() -> None:
     """Without known secrets and patterns nothing changes."""
     text = "camera dock is live: 25 frames/s from rtsp://192.0.2.5/stream1"
     assert redact(text) == text
+
+
+def test_a_long_traceback_keeps_its_end() -> None:
+    """The last line holds the error; the middle is left out, and each line is redacted."""
+    frames = "\n".join(f"  File {number}, token=hidden-{number}" for number in range(5_000))
+    record = logging.LogRecord("x", logging.ERROR, "x", 1, "it failed", None, None)
+    record.exc_text = f"Traceback\n{frames}\nValueError: the last line"
+    shown = RedactingFormatter("%(message)s").format(record)
+    assert shown.endswith("ValueError: the last line")
+    assert shown.startswith("it failed\nTraceback\n")
+    assert "lines)" in shown
+    assert "hidden" not in shown
+    assert len(shown.splitlines()) < 100

@@ -273,11 +273,6 @@ def redact(text: str) -> str:
     return shown
 
 
-def redact_lines(text: str) -> str:
-    """A long text of many lines, each redacted."""
-    return "\n".join(redact(line) for line in text.split("\n"))
-
-
 def _cut(text: str) -> str:
     shown = _masked(text[: _KEPT_CHARACTERS + _MARGIN_CHARACTERS])
     # The end may be the beginning of something that could not be recognised.
