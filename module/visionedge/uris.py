@@ -434,7 +434,9 @@ def _gather(value: object, key: str, found: set[str], keys: set[str]) -> None:
 def _secrets_of_text(text: str) -> set[str]:
     """Those of a text that is an address, or that holds addresses, headers or pairs."""
     found = {match[2] for match in _HEADER.finditer(text)}
-    found |= {match[2].strip("\"'") for match in _PAIR.finditer(text)}
+    pairs = {match[2].strip("\"'") for match in _PAIR.finditer(text)}
+    # In a connection string the value ends before the ';'.
+    found |= pairs | {re.split("[;,]", value, maxsplit=1)[0] for value in pairs}
     _, _, whole = text.partition("://")
     for rest in (whole, *(match[1] for match in _ADDRESS.finditer(text))):
         found |= _secrets_of_address(rest)

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from visionedge.child_process import start
 from visionedge.errors import ModelError, UnavailableError
 from visionedge.inference.plausible import doubt
 from visionedge.inference.runtime import import_onnxruntime
@@ -80,26 +81,16 @@ def first_run(
     limits_s = (FIRST_PICTURE_S, COMPARISON_S)
     task = Task(len(single), batch, len(opened or b""), tuple(outputs), declared, *limits_s)
     sent = b"".join((json.dumps(asdict(task)).encode(), b"\n", single, opened or b""))
-    command = [sys.executable, "-m", "visionedge.inference.first_run"]
-    try:
-        # The child limits its own time; this is for one that cannot even do that.
-        done = subprocess.run(
-            command,
-            input=sent,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=child_environ(),
-            timeout=FIRST_PICTURE_S + COMPARISON_S + _SPARE_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise ModelError(_death(-signal.SIGALRM)) from None
-    return _judged([json.loads(line) for line in done.stdout.splitlines()], done.returncode)
-
-
-def child_environ() -> dict[str, str]:
-    """For a child that imports what this process did, and nothing from the folder it happens to stand in."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+    child = start("visionedge.inference.first_run", stdin=subprocess.PIPE)
+    with child:
+        try:
+            # The child limits its own time; this is for one that cannot even do that.
+            told, _ = child.communicate(sent, FIRST_PICTURE_S + COMPARISON_S + _SPARE_S)
+        except subprocess.TimeoutExpired:
+            raise ModelError(_death(-signal.SIGALRM)) from None
+        finally:
+            child.kill()
+    return _judged([json.loads(line) for line in told.splitlines()], child.returncode)
 
 
 def _judged(findings: list[dict[str, Any]], code: int) -> FirstRun:

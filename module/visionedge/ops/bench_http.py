@@ -7,9 +7,7 @@ clients. The first against the second is what HTTP costs, against the third what
 """
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +22,7 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 
+from visionedge.child_process import start_text
 from visionedge.errors import VisionedgeError
 from visionedge.inference.plan import usable_cores
 from visionedge.ops.bench_report import machine
@@ -130,12 +129,7 @@ def _clients(order: Order) -> Iterator[Ask]:
     Raises:
         VisionedgeError: they could not.
     """
-    command = [sys.executable, "-P", "-m", "visionedge.ops.http_clients"]
-    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
-    ) as process:
+    with start_text("visionedge.ops.http_clients", stdin=subprocess.PIPE, stderr=None) as process:
         assert process.stdin is not None  # noqa: S101 - both were asked for
         assert process.stdout is not None  # noqa: S101
         # Over stdin: the token is none of those who list processes.
