@@ -1,7 +1,9 @@
 """The command line: exit codes, one-line errors, and what lands on stdout."""
 
 import json
+import os
 import socket
+import stat
 from pathlib import Path
 
 import cv2
@@ -11,6 +13,7 @@ import pytest
 from clips import make_clip, make_picture
 from command_line import CommandLine
 from tiny_models import classifier
+from visionedge.cli.run import private_files
 
 
 @pytest.fixture(scope="module")
@@ -288,3 +291,31 @@ def test_a_bench_without_a_source_is_one_line(visionedge: CommandLine) -> None:
     outcome = visionedge("bench", "pipeline", "--source", "no-such.mp4")
     assert outcome.code == 1
     assert "no-such.mp4" in outcome.complaints[0]
+
+
+def test_what_run_writes_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """New files, whoever makes them, and state that an earlier version left open; the rest stays as it is."""
+    old, link, other = tmp_path / "spool.db-wal", tmp_path / "sequences.json", tmp_path / "notes.txt"
+    for path in (old, other):
+        path.write_text("x")
+        path.chmod(0o644)
+    link.symlink_to(other)
+    before = os.umask(0o022)
+    try:
+        with private_files(tmp_path):
+            (tmp_path / "made").mkdir()
+            (tmp_path / "made" / "new.json").write_text("x")
+        (tmp_path / "afterwards.json").write_text("x")
+    finally:
+        os.umask(before)
+    modes = {
+        path: stat.S_IMODE(path.stat().st_mode)
+        for path in (
+            old,
+            other,
+            tmp_path / "made",
+            tmp_path / "made" / "new.json",
+            tmp_path / "afterwards.json",
+        )
+    }
+    assert [*modes.values()] == [0o600, 0o644, 0o700, 0o600, 0o644]

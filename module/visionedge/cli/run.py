@@ -3,7 +3,8 @@
 import argparse
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from visionedge import config
@@ -15,6 +16,7 @@ INJECT = "VISIONEDGE_INJECT_FAULTS"
 """The variable that lets `--inject` exist."""
 
 _INJECTING = "visionedge.inference.inject"
+_STATE_FILES = ("spool.db", "sequences.json", "desired.json")
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -61,15 +63,34 @@ def _run(arguments: argparse.Namespace) -> int:
     identity, data = Identity.from_environ(os.environ), data_folder(os.environ)
     document = run_document(arguments, os.environ, inside_iot_edge=identity is not None)
     last_good = LastGood(data / FILE_NAME, identity.owner) if identity else None
-    return run(
-        Options(
-            carriers=Carriers.read(document, last_good),
-            data=data,
-            messages=Path(arguments.messages) if arguments.messages else None,
-            duration_s=arguments.duration,
-            inject=Path(arguments.inject) if getattr(arguments, "inject", None) else None,
+    with private_files(data):
+        return run(
+            Options(
+                carriers=Carriers.read(document, last_good),
+                data=data,
+                messages=Path(arguments.messages) if arguments.messages else None,
+                duration_s=arguments.duration,
+                inject=Path(arguments.inject) if getattr(arguments, "inject", None) else None,
+            )
         )
-    )
+
+
+@contextmanager
+def private_files(data: Path) -> Iterator[None]:
+    """Let the owner alone read what the module writes: it holds what cameras see, and their passwords.
+
+    That covers every file and folder that is made meanwhile, also by SQLite and by child processes. State
+    files that an earlier version left readable in `data` are closed to others.
+    """
+    before = os.umask(0o077)
+    try:
+        for path in (found for name in _STATE_FILES for found in data.glob(f"{name}*")):
+            with suppress(OSError):
+                if path.is_file() and not path.is_symlink():
+                    path.chmod(path.stat().st_mode & 0o700)
+        yield
+    finally:
+        os.umask(before)
 
 
 def run_document(
