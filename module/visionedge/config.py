@@ -73,6 +73,26 @@ class GateConfig(_Section):
     )
 
 
+class TlsConfig(_Section):
+    """What the certificate of an rtsps:// or https:// camera has to prove."""
+
+    verify: bool = Field(
+        default=False, description="true refuses a camera whose certificate is not trusted; needs PyAV."
+    )
+    ca_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="PEM: the certificate of the camera or of its authority; absent = the system's ones.",
+    )
+
+    @field_validator("ca_file", mode="after")
+    @classmethod
+    def _needs_verify(cls, ca_file: str | None, before: ValidationInfo) -> str | None:
+        if ca_file is not None and not before.data.get("verify"):
+            raise ValueError("has no effect without 'verify: true'")
+        return ca_file
+
+
 class CameraConfig(_Section):
     """One camera."""
 
@@ -93,6 +113,7 @@ class CameraConfig(_Section):
     decoder: Literal["auto", "pyav", "opencv"] = Field(
         default="auto", description="auto = PyAV where it is installed, else OpenCV."
     )
+    tls: TlsConfig | None = Field(default=None, description="absent = certificates are not checked.")
 
 
 class ModelConfig(_Section):
@@ -373,7 +394,7 @@ def _known_keys(where: tuple[Any, ...]) -> list[str]:
         elif section is Config:
             section = dict
         else:
-            section = GateConfig if section is CameraConfig and part == "gate" else CameraConfig
+            section = {"gate": GateConfig, "tls": TlsConfig}.get(str(part), CameraConfig)
     if not (isinstance(section, type) and issubclass(section, BaseModel)):
         return []
     return [_alias(name) for name in section.model_fields]

@@ -27,13 +27,14 @@ class _Answer:
         return self.status == HTTPStatus.UNAUTHORIZED and self.challenge == "basic"
 
 
-def why_not_open(target: str, waited_s: float, limit_s: float) -> str:
+def why_not_open(target: str, waited_s: float, limit_s: float, certificates: str | None = None) -> str:
     """One line for people, without secrets, about an RTSP or HTTP address that a decoder could not open.
 
     Args:
         target: the URI with its secrets.
         waited_s: how long opening took.
         limit_s: the open limit; where it was reached, nothing is asked.
+        certificates: the file that a TLS server's certificate has to come from; None: any will do.
     """
     name = masked_address(target)
     parts = urlsplit(target)
@@ -41,9 +42,9 @@ def why_not_open(target: str, waited_s: float, limit_s: float) -> str:
         return f"{name} gave no picture within {limit_s:g} s; check address and network"
     where = f"{parts.hostname}:{parts.port or _PORTS[parts.scheme.lower()]}"
     try:
-        answer = _ask(parts, _ASK_S)
+        answer = _ask(parts, _ASK_S, certificates)
         if parts.username is not None and answer is not None and answer.wants_basic:
-            answer = _ask(parts, _ASK_S, login=True)
+            answer = _ask(parts, _ASK_S, certificates, login=True)
     except ConnectionRefusedError:
         return f"{name}: {where} refuses connections; is the camera on, and is this its port?"
     except socket.gaierror:
@@ -51,8 +52,15 @@ def why_not_open(target: str, waited_s: float, limit_s: float) -> str:
     except TimeoutError:
         return f"{name}: {where} does not answer; check address and network"
     except (OSError, ValueError) as error:
-        return f"{name} cannot be opened: {redact(str(error))}"
+        return _fault(name, where, error)
     return _in_words(name, parts, answer)
+
+
+def _fault(name: str, where: str, error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        reason = f"the certificate of {where} is not trusted ({error.verify_message.rstrip('.')})"
+        return f"{name}: {reason}; let tls.caFile name the camera's certificate or its authority's"
+    return f"{name} cannot be opened: {redact(str(error))}"
 
 
 def _in_words(name: str, parts: SplitResult, answer: _Answer | None) -> str:
@@ -78,7 +86,9 @@ def _status_words(status: int) -> str:
         return str(status)
 
 
-def _ask(parts: SplitResult, timeout_s: float, *, login: bool = False) -> _Answer | None:
+def _ask(
+    parts: SplitResult, timeout_s: float, certificates: str | None, *, login: bool = False
+) -> _Answer | None:
     """The status the server gives for this address; None where it speaks another protocol.
 
     `login` sends user name and password: over TLS where the address says so, as the decoder does.
@@ -87,12 +97,19 @@ def _ask(parts: SplitResult, timeout_s: float, *, login: bool = False) -> _Answe
     with socket.create_connection((parts.hostname, parts.port or _PORTS[scheme]), timeout_s) as plain:
         if scheme in ("rtsp", "http"):
             return _exchange(plain, _request(parts, login=login))
-        # The decoder does not check certificates either, and this is only to learn a status.
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        with _context(certificates).wrap_socket(plain, server_hostname=parts.hostname) as secure:
+            return _exchange(secure, _request(parts, login=login))
+
+
+def _context(certificates: str | None) -> ssl.SSLContext:
+    """What is asked of a certificate: the same as the decoder asks."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if certificates is None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        with context.wrap_socket(plain, server_hostname=parts.hostname) as secure:
-            return _exchange(secure, _request(parts, login=login))
+    else:
+        context.load_verify_locations(certificates)
+    return context
 
 
 def _exchange(connection: socket.socket, request: bytes) -> _Answer | None:
