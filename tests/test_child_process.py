@@ -173,7 +173,7 @@ def test_the_environment_of_a_child_is_made_from_a_list() -> None:
     """What libraries and the locale need is passed on; whatever is called like a secret is not."""
     needed = {
         "PATH": "/bin",
-        "HOME": "/home/app",
+        "HOME": "/srv/app",
         "TZ": "UTC",
         "LC_ALL": "C",
         "LD_LIBRARY_PATH": "/lib",

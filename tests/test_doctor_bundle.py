@@ -19,6 +19,7 @@ from visionedge.errors import VisionedgeError
 from visionedge.ops.doctor.bundle import Scrub, write_bundle
 from visionedge.ops.doctor.gather import Request
 from visionedge.ops.doctor.report import examine
+from visionedge.vocabulary import OWN_WORDS
 
 PASSWORD, USER, TOKEN, QUERY, SIGNATURE, KEY = (
     'p@ss/w"rd#Ü',
@@ -148,7 +149,11 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 TEXTS = st.text(st.characters(exclude_characters="*", exclude_categories=["Cs", "Cc"]), max_size=24)
 
 
-@given(secret=TEXTS.filter(lambda text: len(text) >= 6), before=TEXTS, after=TEXTS)
+@given(
+    secret=TEXTS.filter(lambda text: len(text) >= 6 and text.casefold() not in OWN_WORDS),
+    before=TEXTS,
+    after=TEXTS,
+)
 def test_a_known_secret_is_found_in_every_spelling_wherever_it_stands(
     secret: str, before: str, after: str
 ) -> None:

@@ -247,6 +247,7 @@ _END_OF_SENTENCE = ".,:;)"
 _HEADER = re.compile(
     r"(?i)\b((?:(?:Bearer|Basic|Digest|SharedAccessSignature)[ \t]{1,8}){1,16})([^\s\"'<>]+)"
 )
+_HEADER_WORDS = ("bearer", "basic", "digest", "sharedaccesssignature")
 _MASKED = (
     *("token", "key", "password", "passwd", "pass", "pwd", "psw", "secret", "sig", "signature"),
     *("auth", "credential", "credentials", "user", "username", "login", "usr", "loginuse", "loginpas"),
@@ -282,10 +283,12 @@ def _cut(text: str) -> str:
 
 def _masked(text: str) -> str:
     for _ in range(_MOST_PASSES):
-        shown = _known.mask(text)
-        shown = _ADDRESS.sub(_masked_url, shown)
-        shown = _HEADER.sub(_masked_header, shown)
-        shown = _PAIR.sub(_masked_pair, shown)
+        shown = _ADDRESS.sub(_masked_url, _known.mask(text))
+        # Most texts hold neither, and to look for a word costs a tenth of trying a pattern.
+        if any(word in shown.lower() for word in _HEADER_WORDS):
+            shown = _HEADER.sub(_masked_header, shown)
+        if "=" in shown or "%3" in shown:
+            shown = _PAIR.sub(_masked_pair, shown)
         if shown == text:
             break
         text = shown
@@ -337,7 +340,7 @@ def redact_document(document: Any, key: str = "") -> Any:
 # --- known secrets -----------------------------------------------------------------------------------------
 
 _LEAST_CHARACTERS, _MOST_CHARACTERS = 3, 4096
-_INSIDE_WORDS_CHARACTERS = 6
+_LONG_CHARACTERS = 6
 _SHORT_NUMBER = re.compile(r"[0-9]{1,3}")
 
 
@@ -367,7 +370,7 @@ class KnownSecrets:
         kept = dict([*kept.items()][-self._limit :])
         by_start: dict[str, set[str]] = {}
         for form in frozenset[str]().union(*kept.values()):
-            by_start.setdefault(form[:_LEAST_CHARACTERS], set()).add(form)
+            by_start.setdefault(form[: _start_characters(form)], set()).add(form)
         # Replaced as a whole: other threads read it meanwhile.
         self._kept, self._by_start = kept, {start: tuple(forms) for start, forms in by_start.items()}
 
@@ -377,6 +380,7 @@ class KnownSecrets:
         if not by_start:
             return text
         starts = {text[at : at + _LEAST_CHARACTERS] for at in range(len(text) - _LEAST_CHARACTERS + 1)}
+        starts |= {text[at : at + _LONG_CHARACTERS] for at in range(len(text) - _LONG_CHARACTERS + 1)}
         found = [form for start in by_start.keys() & starts for form in by_start[start] if form in text]
         if not found:
             return text
@@ -498,6 +502,11 @@ def _forms(secret: str) -> set[str]:
     return {form for form in forms if len(form) >= _LEAST_CHARACTERS}
 
 
+def _start_characters(form: str) -> int:
+    """How much of a form is looked up in a text, before the whole of it is searched for."""
+    return _LONG_CHARACTERS if len(form) >= _LONG_CHARACTERS else _LEAST_CHARACTERS
+
+
 def _choice(form: str) -> str:
     exact = re.escape(form)
-    return exact if len(form) >= _INSIDE_WORDS_CHARACTERS else rf"(?<![A-Za-z0-9]){exact}(?![A-Za-z0-9])"
+    return exact if len(form) >= _LONG_CHARACTERS else rf"(?<![A-Za-z0-9]){exact}(?![A-Za-z0-9])"
