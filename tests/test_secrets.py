@@ -425,3 +425,12 @@ def test_a_long_traceback_keeps_its_end() -> None:
     assert "lines)" in shown
     assert "hidden" not in shown
     assert len(shown.splitlines()) < 100
+
+
+def test_a_text_that_holds_addresses_is_no_address() -> None:
+    """What stands between an address and some '@' further on is no password."""
+    options = (
+        '{"Env": ["PROXY=http://me:hunter2@192.0.2.9:3128"], "Image": "vision@sha256:ab", "Port": "9:9"}'
+    )
+    assert secrets_in([options]) == {"me", "hunter2", "me:hunter2"}
+    assert secrets_in(["dock=rtsp://me:hunter 2@192.0.2.5/s"]) >= {"me", "hunter 2", "me:hunter 2"}

@@ -251,7 +251,7 @@ _HEADER_WORDS = ("bearer", "basic", "digest", "sharedaccesssignature")
 _MASKED = (
     *("token", "key", "password", "passwd", "pass", "pwd", "psw", "secret", "sig", "signature"),
     *("auth", "credential", "credentials", "user", "username", "login", "usr", "loginuse", "loginpas"),
-    *("passphrase", "jwt", "sessionid", "response"),
+    *("passphrase", "jwt", "sessionid", "response", "sas"),
 )
 _NAMES = "|".join(sorted(_MASKED, key=len, reverse=True))
 _SECRET_KEY = re.compile(rf"(?i)[\w.-]*(?:{_NAMES})")
@@ -435,14 +435,20 @@ def _gather(value: object, key: str, found: set[str], keys: set[str]) -> None:
             found.add(str(value))
 
 
+# A text that is one address, with a name before it on the command line: what follows may hold blanks.
+_WHOLE_ADDRESS = re.compile(r"\s*([\w-]{1,64}=)?[a-zA-Z][a-zA-Z0-9+.-]{0,31}://")
+
+
 def _secrets_of_text(text: str) -> set[str]:
     """Those of a text that is an address, or that holds addresses, headers or pairs."""
     found = {match[2] for match in _HEADER.finditer(text)}
     pairs = {match[2].strip("\"'") for match in _PAIR.finditer(text)}
     # In a connection string the value ends before the ';'.
     found |= pairs | {re.split("[;,]", value, maxsplit=1)[0] for value in pairs}
-    _, _, whole = text.partition("://")
-    for rest in (whole, *(match[1] for match in _ADDRESS.finditer(text))):
+    rests = [match[1] for match in _ADDRESS.finditer(text)]
+    if whole := _WHOLE_ADDRESS.match(text):
+        rests.append(text[whole.end() :])
+    for rest in rests:
         found |= _secrets_of_address(rest)
     return found - {"", *_HINTS}
 
