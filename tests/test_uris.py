@@ -454,3 +454,20 @@ def test_half_a_character_in_a_secret_is_no_error() -> None:
     """JSON may hold it, so a twin may."""
     keep_secret(["\ud800hunter2"])
     assert redact("with \ud800hunter2 in it") == "with *** in it"
+
+
+@given(st.text(st.characters(exclude_characters="@*", exclude_categories=["Cs"]), min_size=4, max_size=12))
+def test_whatever_a_password_is_made_of_it_is_not_shown(password: str) -> None:
+    """Neither in the address nor in the reason why it is refused; to mask again changes nothing."""
+    uri = f"rtsp://me:{password}@192.0.2.5/s"
+    shown = masked_address(uri)
+    assert shown in ("rtsp://***@192.0.2.5/s", "rtsp://***/s")
+    assert masked_address(shown) == shown
+    assert redact(f"{shown}: refused") == f"{shown}: refused"
+    told = ""
+    try:
+        assert password in parse_camera_uri(uri).target
+    except ConfigError as error:
+        told = str(error)
+    assert f"me:{password}" not in told
+    assert f"{password}@" not in told
