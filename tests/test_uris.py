@@ -94,6 +94,7 @@ def test_secrets_are_masked_in_any_text(text: str) -> None:
     assert "hunter2" not in shown
     assert "***" in shown
     assert shown.endswith("refused")
+    assert redact(f"{redact(text)}: refused").endswith(": refused")
 
 
 @given(

@@ -305,12 +305,14 @@ def _masked_header(found: re.Match[str]) -> str:
     # "Bearer TOKEN" of a hint and "Basic challenge" of a sentence hold no secret.
     if value in _HINTS or value.casefold() in OWN_WORDS:
         return found[0]
-    return f"{found[1]}{_MASK}"
+    return f"{found[1]}{_MASK}{found[2][len(value) :]}"
 
 
 def _masked_pair(found: re.Match[str]) -> str:
-    mark = found[2][0] if found[2][0] in "\"'" else ""
-    return f"{found[1]}{mark}{_MASK}{mark}"
+    if found[2][0] in "\"'":
+        return f"{found[1]}{found[2][0]}{_MASK}{found[2][0]}"
+    value = found[2].rstrip(_END_OF_SENTENCE)
+    return f"{found[1]}{_MASK if value else ''}{found[2][len(value) :]}"
 
 
 # The keys of documents whose values are sentences, of ours and of others. Names, states, codes, labels and
