@@ -1,7 +1,9 @@
 """The command line: exit codes, one-line errors, and what lands on stdout."""
 
 import json
+import os
 import socket
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from command_line import CommandLine
 from tiny_models import classifier
 from tiny_slow import save_with_variant
 from visionedge.__main__ import parser
-from visionedge.cli.run import run_document
+from visionedge.cli.run import private_files, run_document
 
 
 @pytest.fixture(scope="module")
@@ -328,3 +330,31 @@ def test_detect_says_nothing_about_its_engine(visionedge: CommandLine, tmp_path:
     picture = make_picture(tmp_path / "one.png", 1)
     assert "engine" not in visionedge("detect", picture).err
     assert "engine ready: yolox-nano-416 on cpu" in visionedge("detect", picture, "--log-level", "debug").err
+
+
+def test_what_run_writes_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """New files, whoever makes them, and state that an earlier version left open; the rest stays as it is."""
+    old, link, other = tmp_path / "spool.db-wal", tmp_path / "sequences.json", tmp_path / "notes.txt"
+    for path in (old, other):
+        path.write_text("x")
+        path.chmod(0o644)
+    link.symlink_to(other)
+    before = os.umask(0o022)
+    try:
+        with private_files(tmp_path):
+            (tmp_path / "made").mkdir()
+            (tmp_path / "made" / "new.json").write_text("x")
+        (tmp_path / "afterwards.json").write_text("x")
+    finally:
+        os.umask(before)
+    modes = {
+        path: stat.S_IMODE(path.stat().st_mode)
+        for path in (
+            old,
+            other,
+            tmp_path / "made",
+            tmp_path / "made" / "new.json",
+            tmp_path / "afterwards.json",
+        )
+    }
+    assert [*modes.values()] == [0o600, 0o644, 0o700, 0o600, 0o644]

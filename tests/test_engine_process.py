@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tiny_models import TinyDetector, pictures
+from visionedge import child_process
 from visionedge.config import InferenceConfig
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames import Picture
@@ -26,7 +27,7 @@ from visionedge.inference.process import EngineProcess
 from visionedge.inference.session import EngineError
 from visionedge.inference.shared import Arena
 from visionedge.inference.startup import open_engine
-from visionedge.inference.worker import Limits, child_environ
+from visionedge.inference.worker import Limits
 from visionedge.threads import Crew
 
 CPU = InferenceConfig(device="cpu")
@@ -182,7 +183,7 @@ def test_it_gets_what_it_needs_of_the_environment_and_no_secret() -> None:
         "IOTEDGE_WORKLOADURI": "unix:///x",
         "EdgeHubConnectionString": "SharedAccessKey=hunter2",
     }
-    theirs = child_environ(ours)
+    theirs = child_process.environment(ours)
     assert "hunter2" not in "".join(theirs.values())
     assert {"PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "ORT_DISABLE_TELEMETRY"} == set(
         theirs
@@ -377,7 +378,7 @@ sys.stdin.read()
 @pytest.mark.parametrize("stopped", [False, True])
 def test_when_the_module_is_killed_its_child_is_gone_too(model: Model, stopped: bool) -> None:
     """Even a child that hangs."""
-    environ = child_environ(os.environ)
+    environ = child_process.environment(os.environ)
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(model.path)],
         stdin=subprocess.PIPE,

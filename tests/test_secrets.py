@@ -3,14 +3,19 @@
 import base64
 import json
 import logging
+import os
+import subprocess
+import sys
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
 
+import visionedge
 from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
 from visionedge.config import validate
@@ -58,6 +63,60 @@ RTSP, QUERY, HTTP, TOKEN, LATE, TWIN, WRONG, ASKED = (
 )
 
 
+PROXY, FETCHED = "pr0xy-s3cret", "f3tched-s3cret"
+
+QUERY_NAMES = (
+    *("loginuse", "loginpas", "psw", "p", "u", "pin", "sid", "session", "jwt", "hash", "code", "passphrase"),
+)
+HUNTED = {
+    # Each '{}' is a bait of its own.
+    **{
+        f"login-{number}": f"rtsp://{login}@127.0.0.1:9/cam"
+        for number, login in enumerate(
+            (
+                *("viewer-user:{} {}", "viewer-user:{}\t{}", "viewer-user:{}'{}", 'viewer-user:{}"{}'),
+                *(
+                    "viewer-user:{}<{}",
+                    "viewer-user:{}>{}",
+                    "{} {}:{}",
+                    "{}",
+                    "viewer-user:{}@{}",
+                    "{}:{}%20{}",
+                ),
+            )
+        )
+    },
+    "login-http": "http://viewer-user:{} {}@127.0.0.1:9/x.mjpg",
+    **{f"query-{name}": f"http://127.0.0.1:9/cgi?channel=1&{name}={{}}" for name in QUERY_NAMES},
+    "query-semicolon": "http://127.0.0.1:9/cgi?password=a;{}",
+    "query-comma": "http://127.0.0.1:9/cgi?password=a,{}",
+    "query-escaped": "http://127.0.0.1:9/cgi?token%3D{}",
+    "query-list": "http://127.0.0.1:9/cgi?key[]={}",
+    "query-bare": "http://127.0.0.1:9/cgi?{}",
+    "path": "rtsp://127.0.0.1:9/user={}_password={}_channel=1_stream=0.sdp",
+}
+REFUSED = [f"rtsp://viewer-user:{{}}{character}{{}}@127.0.0.1:9/cam" for character in "#/?["]
+BAITS: list[str] = []
+
+
+def baited(template: str) -> str:
+    """The address with new baits in it."""
+    while "{}" in template:
+        BAITS.append(f"b41t-{len(BAITS):03}")
+        template = template.replace("{}", BAITS[-1], 1)
+    return template
+
+
+WORDS = {
+    "camera:live": "word-0",
+    "admin:admin": "word-1",
+    "user:failed": "word-2",
+    "root:cpu": "word-3",
+    "demo:camera": "word-4",
+}
+"""Logins that are words of our own, and the cameras that have them."""
+
+
 def configuration(folder: Path) -> Path:
     """Secrets wherever a configuration takes them."""
     document = {
@@ -66,6 +125,8 @@ def configuration(folder: Path) -> Path:
             "gate": {"uri": f"rtsp://viewer-user:{quote(RTSP, safe='')}@127.0.0.1:9/live?token={QUERY}"},
             "yard": {"uri": f"http://viewer-user:{HTTP}@127.0.0.1:9/x.mjpg?pwd={QUERY}"},
             "lost": {"uri": f"{folder}/no-such-file?password={LATE}"},
+            **{name: {"uri": baited(template)} for name, template in HUNTED.items()},
+            **{name: {"uri": f"rtsp://{login}@127.0.0.1:9/s"} for login, name in WORDS.items()},
         },
         "telemetry": {"mode": "all", "intervalSeconds": 0.2, "fillSeconds": 0},
         "http": {"token": TOKEN},
@@ -108,7 +169,10 @@ def cloud(runtime: EdgeRuntime) -> Iterator[tuple[str, bytes]]:
     right = {"cameras": {"twin": {"uri": f"rtsp://viewer-user:{quote(TWIN, safe='')}@127.0.0.1:9/t"}}}
     bad = f"foo://viewer-user:{quote(WRONG, safe='')}@h/?token={WRONG}"
     wrong = {"cameras": {"lost": {"uri": bad}}, "http": {"token": {"password": WRONG}, "port": bad}}
-    for patch in (right, wrong):
+    url = f"https://viewer-user:{quote(FETCHED)}@127.0.0.1:9/m.onnx?x={FETCHED}"
+    fetched = {"model": {"url": url, "sha256": "ab" * 32}, "cameras": {"lost": None}}
+    raw = {"cameras": {f"raw-{number}": {"uri": baited(uri)} for number, uri in enumerate(REFUSED)}}
+    for patch in (right, wrong, {**raw, "http": None}, {"cameras": dict.fromkeys(raw["cameras"]), **fetched}):
         version = runtime.desire(patch)
         runtime.wait_until(lambda wanted=version: _acknowledged(runtime, wanted), 60)  # type: ignore[misc]
     asked = f"rtsp://viewer-user:{quote(ASKED, safe='')}@h/x"
@@ -131,6 +195,48 @@ def cloud(runtime: EdgeRuntime) -> Iterator[tuple[str, bytes]]:
     runtime.input("frames", b"no picture", {"camera": asked, "token": ASKED, "$.mid": "question"})
 
 
+def bundled(folder: Path, url: str, environ: dict[str, str]) -> Iterator[tuple[str, bytes]]:
+    """What `doctor` prints, and what it packs about the module that runs."""
+    document = json.loads((folder / "vision.json").read_text())
+    document["http"]["port"] = urlsplit(url).port
+    path = folder / "doctor.json"
+    path.write_text(json.dumps(document))
+    command = [
+        sys.executable,
+        "-m",
+        "visionedge",
+        "doctor",
+        "--config",
+        str(path),
+        "--bundle",
+        str(folder / "b.zip"),
+    ]
+    paths = {"PYTHONPATH": str(Path(visionedge.__file__).parents[1]), "VISIONEDGE_DATA": str(folder / "data")}
+    done = subprocess.run(command, env={**os.environ, **environ, **paths}, capture_output=True, check=False)
+    yield "doctor", done.stdout + done.stderr
+    with zipfile.ZipFile(folder / "b.zip") as archive:
+        assert "module/status.json" in archive.namelist()
+        for name in archive.namelist():
+            yield f"bundle {name}", archive.read(name)
+
+
+def environments(pid: int) -> Iterator[tuple[str, bytes]]:
+    """Environment and command line of every process that a process has started."""
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    numbers = {number for path in children for number in path.read_text().split()}
+    assert numbers, "the engine computes in a process of its own"
+    for number in numbers:
+        for name in ("environ", "cmdline"):
+            yield f"{name} of {number}", Path(f"/proc/{number}/{name}").read_bytes()
+
+
+def ask_json(url: str) -> bytes:
+    """The body of an answer, asked with the token."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})  # noqa: S310 - as above
+    with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310 - as above
+        return bytes(answer.read())
+
+
 def _acknowledged(runtime: EdgeRuntime, version: int) -> bool:
     told = runtime.broker.twin.reported.get("config", {})
     return bool(told) and all(entry["version"] == version for entry in told.values())
@@ -141,7 +247,8 @@ def test_no_secret_comes_out_anywhere(tmp_path: Path, edge_runtime: EdgeRuntime)
     key = base64.b64encode(edge_runtime.account.key).decode()
     out = tmp_path / "messages.jsonl"
     arguments = ("--config", str(configuration(tmp_path)), "--messages", str(out), "--log-level", "debug")
-    environ = {**edge_runtime.simulator_environ, "VISIONEDGE_HTTP_TOKEN": TOKEN}
+    proxy = {"HTTPS_PROXY": f"http://viewer-user:{PROXY}@127.0.0.1:9", "DOCK_PASSWORD": PROXY}
+    environ = {**edge_runtime.simulator_environ, "VISIONEDGE_HTTP_TOKEN": TOKEN, **proxy}
     with ModuleProcess(tmp_path / "data", *arguments, environ=environ) as module:
         edge_runtime.wait_for(lambda got: sum(m.output == "detections" for m in got) >= 2, 60)
         edge_runtime.wait_for(lambda got: sum(b'"lost"' in m.body for m in got) >= 1, 60)
@@ -149,6 +256,12 @@ def test_no_secret_comes_out_anywhere(tmp_path: Path, edge_runtime: EdgeRuntime)
         seen = dict(cloud(edge_runtime))
         edge_runtime.wait_for(lambda got: sum(b"input-picture-refused" in m.body for m in got) >= 1, 60)
         seen |= dict(answers(module.ready()))
+        seen |= dict(bundled(tmp_path, module.ready(), environ))
+        seen |= dict(environments(module.pid))
+        words = {
+            camera["name"]: camera
+            for camera in json.loads(ask_json(f"{module.ready()}api/v1/cameras"))["cameras"]
+        }
         # The hub goes and comes with a wrong signature: the SDK has things to say about tokens.
         edge_runtime.faults.refuse_code = 5
         edge_runtime.cut()
@@ -171,7 +284,16 @@ def test_no_secret_comes_out_anywhere(tmp_path: Path, edge_runtime: EdgeRuntime)
     assert WRONG not in kept.read_text()
     assert quote(WRONG, safe="") not in kept.read_text()
     assert b"gate" in seen["log"]
-    for secret in (RTSP, QUERY, HTTP, TOKEN, LATE, TWIN, WRONG, ASKED, key, "viewer-user"):
+    for file in (tmp_path / "data").rglob("*"):
+        assert file.stat().st_mode & 0o077 == 0, f"{file} can be read by others"
+    for login, name in WORDS.items():
+        assert words[name]["uri"] == "rtsp://***@127.0.0.1:9/s"
+        assert words[name]["state"] == "failed"
+        assert f"camera {name} is failed" in module.log
+        assert [where for where, what in seen.items() if f"{login}@".encode() in what] == []
+    secrets = (RTSP, QUERY, HTTP, TOKEN, LATE, TWIN, WRONG, ASKED, PROXY, FETCHED, key, "viewer-user", *BAITS)
+    assert len(BAITS) > 40
+    for secret in secrets:
         for spelling in spellings(secret):
             # A path that holds a secret echoes nothing either.
             leaks = [where for where, what in seen.items() if spelling.encode() in what]
@@ -260,13 +382,14 @@ def test_secrets_are_found_by_their_places() -> None:
         {
             "cameras": {
                 "dock": {"uri": "rtsp://admin:hunter2@h/s?user=bob-user&channel=1"},
-                "gate": {"uri": "rtsp://dock:gate@h/s"},
+                "gate": {"uri": "rtsp://dock:gate@h/s?channel=1&psw=psw-one"},
             },
             "http": {"token": 4711, "port": 8080, "host": "localhost"},
             "list": ["https://h/x?sig=abc%2Fdef"],
         }
     )
-    assert found == {"admin", "hunter2", "bob-user", "4711", "abc%2Fdef"}
+    logins = {"admin", "hunter2", "admin:hunter2", "dock:gate"}
+    assert found == {*logins, "bob-user", "psw-one", "4711", "abc%2Fdef"}
 
 
 def test_short_secrets_are_masked_as_words_only() -> None:
@@ -289,3 +412,25 @@ def test_ordinary_text_stays_as_it_is() -> None:
     """Without known secrets and patterns nothing changes."""
     text = "camera dock is live: 25 frames/s from rtsp://192.0.2.5/stream1"
     assert redact(text) == text
+
+
+def test_a_long_traceback_keeps_its_end() -> None:
+    """The last line holds the error; the middle is left out, and each line is redacted."""
+    frames = "\n".join(f"  File {number}, token=hidden-{number}" for number in range(5_000))
+    record = logging.LogRecord("x", logging.ERROR, "x", 1, "it failed", None, None)
+    record.exc_text = f"Traceback\n{frames}\nValueError: the last line"
+    shown = RedactingFormatter("%(message)s").format(record)
+    assert shown.endswith("ValueError: the last line")
+    assert shown.startswith("it failed\nTraceback\n")
+    assert "lines)" in shown
+    assert "hidden" not in shown
+    assert len(shown.splitlines()) < 100
+
+
+def test_a_text_that_holds_addresses_is_no_address() -> None:
+    """What stands between an address and some '@' further on is no password."""
+    options = (
+        '{"Env": ["PROXY=http://me:hunter2@192.0.2.9:3128"], "Image": "vision@sha256:ab", "Port": "9:9"}'
+    )
+    assert secrets_in([options]) == {"me", "hunter2", "me:hunter2"}
+    assert secrets_in(["dock=rtsp://me:hunter 2@192.0.2.5/s"]) >= {"me", "hunter 2", "me:hunter 2"}

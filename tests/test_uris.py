@@ -1,13 +1,44 @@
 """Camera URIs and the masking of secrets."""
 
+import base64
+import logging
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
+from typing import get_args
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from visionedge import capacity
+from visionedge.capture import status as camera_status
+from visionedge.edge import ladder, spool
 from visionedge.errors import ConfigError
-from visionedge.uris import keep_secret, parse_camera_uri, redact
+from visionedge.inference import devices
+from visionedge.logs import RedactingFormatter
+from visionedge.uris import (
+    TEXT_CHARACTERS,
+    KnownSecrets,
+    keep_secret,
+    masked_address,
+    parse_camera_uri,
+    redact,
+    redact_document,
+    secrets_in,
+)
+from visionedge.vocabulary import OWN_WORDS
+from visionedge.web.answers import RequestError, error_answer
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forgotten() -> Iterator[None]:
+    """What is kept here is masked in no other test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("visionedge.uris._known", KnownSecrets())
+        yield
 
 
 @pytest.mark.parametrize(
@@ -63,6 +94,7 @@ def test_secrets_are_masked_in_any_text(text: str) -> None:
     assert "hunter2" not in shown
     assert "***" in shown
     assert shown.endswith("refused")
+    assert redact(f"{redact(text)}: refused").endswith(": refused")
 
 
 @given(
@@ -75,7 +107,7 @@ def test_no_password_survives_whatever_its_characters(password: str) -> None:
     assert f":{password}@" not in redact(f"open rtsp://me:{password}@host/x failed")
 
 
-@pytest.mark.parametrize("text", ["http://host:8080/a/b.jpg?x=1", "12 frames/s at 10:30", "a@b.example"])
+@pytest.mark.parametrize("text", ["http://host:8080/a/b.jpg", "12 frames/s at 10:30", "a@b.example"])
 def test_harmless_text_is_left_alone(text: str) -> None:
     """Hosts, paths and plain words stay readable."""
     assert redact(text) == text
@@ -86,14 +118,357 @@ def test_a_name_that_no_disk_could_hold_is_still_a_file() -> None:
     assert parse_camera_uri("x" * 5000).kind == "file"
 
 
-@pytest.mark.parametrize("filler", ["a.", "a-", "token", "key."])
-def test_a_long_text_is_masked_without_ado(filler: str) -> None:
-    """Each name is looked at once, not once from each of its parts."""
-    text = filler * 5_000
-    assert redact(f"{text} {text}token=hunter2&x") == f"{text} {text}token=***&x"
+HOSTILE = {
+    "schemes": "a://",
+    "users": "a://:",
+    "queries": "a://h?x=1&",
+    "dots": "a.",
+    "dashes": "a-",
+    "names": "key-",
+    "pairs": "x=y=",
+    "keys": "key=",
+    "quoted keys": 'key="',
+    "headers": "Bearer ",
+    "tokens": "token",
+    "blanks": " ",
+    "escapes": "%41",
+    "at": "a@",
+    "known": "known-secret-0007-",
+}
+
+
+def formatted(text: str) -> str:
+    """The text as a line of the log."""
+    record = logging.LogRecord("x", logging.ERROR, "x", 1, "%s", (text,), None)
+    return RedactingFormatter("%(message)s").format(record)
+
+
+def answered(text: str) -> str:
+    """The text as an answer of HTTP."""
+    return bytes(error_answer("/v2/x", RequestError(400, text)).body).decode()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("edge", [redact, formatted, answered])
+@pytest.mark.parametrize("filler", HOSTILE.values(), ids=HOSTILE)
+def test_twice_the_text_costs_about_twice(edge: Callable[[str], str], filler: str) -> None:
+    """No text makes masking slow: not by its length, and not by what it repeats."""
+    keep_secret(f"known-secret-{number:04}" for number in range(1_000))
+
+    def cost_s(characters: int) -> float:
+        text = (filler * (characters // len(filler) + 1))[:characters]
+        started = time.thread_time()
+        edge(text)
+        return time.thread_time() - started
+
+    for least, most in ((2_000, 4_000), (500_000, 1_000_000)):
+        costs = [(cost_s(least), cost_s(most)) for _ in range(9)]
+        ratio = median(cost for _, cost in costs) / median(cost for cost, _ in costs)
+        assert ratio < 3.5, f"{most} characters cost {ratio:.1f} times what {least} cost"
+
+
+@pytest.mark.parametrize("filler", HOSTILE.values(), ids=HOSTILE)
+def test_a_long_text_is_cut_and_says_so(filler: str) -> None:
+    """A megabyte from a client fills neither the log nor an answer, and a secret at the cut stays hidden."""
+    keep_secret(f"known-secret-{number:04}" for number in range(1_000))
+    shown = redact(filler * (1_000_000 // len(filler)))
+    assert len(shown) < TEXT_CHARACTERS
+    assert "(cut, " in shown
+    assert "known-secret" not in shown
+
+
+@pytest.mark.parametrize("before", range(4_000, 4_100, 3))
+def test_no_secret_is_cut_in_half(before: int) -> None:
+    """Where a text ends because it is cut, no beginning of a secret is left."""
+    keep_secret(["half-of-it-is-shown"])
+    for secret in ("half-of-it-is-shown", "rtsp://me:half-of-another@h/x", "token=half-of-a-token"):
+        shown = redact("x" * before + f" {secret} " + "y" * 10_000)
+        assert "half" not in shown
+
+
+def test_the_number_of_known_secrets_costs_next_to_nothing() -> None:
+    """A fleet's four hundred passwords do not make each line of the log slow."""
+    few, many = KnownSecrets(), KnownSecrets()
+    few.keep(f"Few-{number:05}-pw" for number in range(2))
+    many.keep(f"Many{number:05}-pw" for number in range(1_000))
+    text = "camera dock is live: 25 frames/s from rtsp://192.0.2.5/stream1 " * 20
+
+    def cost_s(known: KnownSecrets) -> float:
+        started = time.thread_time()
+        for _ in range(20):
+            known.mask(text)
+        return time.thread_time() - started
+
+    costs = [(cost_s(few), cost_s(many)) for _ in range(7)]
+    assert median(cost for _, cost in costs) < 3.5 * median(cost for cost, _ in costs)
+
+
+PIECES = [
+    *(
+        "rtsp://",
+        "://",
+        "http://h",
+        "@",
+        ":",
+        "/",
+        "?",
+        "&",
+        "=",
+        "#",
+        "***",
+        "%3D",
+        "%40",
+        " ",
+        "\t",
+        '"',
+        "'",
+    ),
+    *("<", ">", ";", ",", ".", "[", "]", "token", "key", "password=", "Bearer ", "Basic ", "Digest"),
+    *(
+        "admin",
+        "camera",
+        "live",
+        "known-one",
+        "cat",
+        "a b",
+        "x",
+        "1",
+        "…",
+        "USER:PASSWORD",
+        "HOST:PORT",
+        "==",
+    ),
+]
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=24).map("".join))
+def test_to_redact_again_changes_nothing(text: str) -> None:
+    """What was masked once is safe, however many edges it passes."""
+    keep_secret(["known-one", "cat", "a b:c", "two words"])
+    once = redact(text)
+    assert redact(once) == once
+
+
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join), st.integers(8_000, 9_000))
+def test_to_redact_again_changes_nothing_in_long_texts(text: str, characters: int) -> None:
+    """Nor where masks make a text longer than it may be."""
+    once = redact((text * (characters // len(text) + 1))[:characters])
+    assert redact(once) == once
+    assert len(once) <= TEXT_CHARACTERS
+
+
+def test_a_hint_is_not_masked() -> None:
+    """The remedy that tells how to write an address or a header has to be readable."""
+    for hint in (
+        "write rtsp://USER:PASSWORD@192.0.2.5/…",
+        "this needs the header 'Authorization: Bearer TOKEN'",
+        "this needs the header 'Authorization: Bearer …'",
+        "the server sent no Basic challenge",
+        "write http://HOST:PORT",
+    ):
+        assert redact(hint) == hint
+
+
+# --- addresses ----------------------------------------------------------------------------------------------
+
+BAIT = "hunter2x"
+ADDRESSES = [
+    "rtsp://admin:hunter2x@127.0.0.1:9/cam",
+    "rtsp://admin:hunter 2x@127.0.0.1:9/cam",
+    "rtsp://admin:hunter\t2x@127.0.0.1:9/cam",
+    "rtsp://admin:hunter'2x@127.0.0.1:9/cam",
+    'rtsp://admin:hunter"2x@127.0.0.1:9/cam',
+    "rtsp://admin:hunter<2x@127.0.0.1:9/cam",
+    "rtsp://admin:hunter>2x@127.0.0.1:9/cam",
+    "rtsp://hunter 2x:pw@127.0.0.1:9/cam",
+    "rtsp://hunter2x@127.0.0.1:9/cam",
+    "rtsp://admin:hunter%202x@127.0.0.1:9/cam",
+    "rtsp://admin:hunter%402x@127.0.0.1:9/cam",
+    "rtsp://admin:hunter%232x@127.0.0.1:9/cam",
+    "rtsp://admin:hunter@2x@127.0.0.1:9/cam",
+    "http://admin:hunter 2x@127.0.0.1:9/x.mjpg",
+    *(
+        f"http://127.0.0.1:9/cgi?channel=1&{name}=hunter2x"
+        for name in (
+            *("loginuse", "loginpas", "psw", "p", "u", "pin", "sid", "session", "jwt", "hash", "code"),
+            *("passphrase", "pwd", "password", "sig", "key[]"),
+        )
+    ),
+    "http://127.0.0.1:9/cgi?password=a;hunter2x",
+    "http://127.0.0.1:9/cgi?password=a,hunter2x",
+    "http://127.0.0.1:9/cgi?password=a&hunter2x",
+    "http://127.0.0.1:9/cgi?token%3Dhunter2x",
+    "http://127.0.0.1:9/cgi?hunter2x",
+    "http://127.0.0.1:9/cgi#token=hunter2x",
+    "rtsp://127.0.0.1:9/user=admin_password=hunter2x_channel=1_stream=0.sdp",
+    "rtsp://[fe80::1%25eth0]:9/cgi?p=hunter2x",
+]
+RAW = [
+    f"rtsp://admin:hunter{character}2x@{host}/cam"
+    for character in "#/?[]"
+    for host in ("127.0.0.1:9", "camera.local", "cam")
+] + ["rtsp://admin:1/hunter2x@cam/x", "rtsp://hunter/2x@127.0.0.1/x", "rtsp://admin:hunter2x"]
+
+
+def holds_bait(text: str) -> bool:
+    """Whether a text shows the bait, a part of it or another spelling."""
+    return any(part in text.lower() for part in ("hunter", "2x"))
+
+
+@pytest.mark.parametrize("uri", [*ADDRESSES, *RAW])
+def test_an_address_is_shown_without_anything_secret(uri: str) -> None:
+    """User names, passwords, every query value and whatever a path holds after '='."""
+    assert not holds_bait(masked_address(uri))
+    assert masked_address(uri).startswith(uri.partition("://")[0])
+
+
+@pytest.mark.parametrize("uri", ADDRESSES)
+def test_what_is_secret_in_an_address_is_masked_in_any_sentence(uri: str) -> None:
+    """In the address as it is, and where a library quotes only its password."""
+    keep_secret(secrets_in({"cameras": {"dock": {"uri": uri}}}))
+    for sentence in (
+        f"cannot open {uri}: refused",
+        f"'{uri}'",
+        f'{{"uri": "{uri}"}}',
+        f"open={uri!r} failed",
+    ):
+        assert not holds_bait(redact(sentence)), redact(sentence)
+    assert redact("cannot open: refused") == "cannot open: refused"
+
+
+@pytest.mark.parametrize("uri", ADDRESSES)
+def test_a_camera_with_such_an_address_is_accepted(uri: str) -> None:
+    """A password may hold anything but the separators of an address."""
+    parsed = parse_camera_uri(uri)
+    assert "hunter" in parsed.target
+    assert not holds_bait(f"{parsed} {parsed!r}")
+
+
+@pytest.mark.parametrize("uri", RAW)
+def test_a_raw_separator_in_a_password_is_refused_without_showing_it(uri: str) -> None:
+    """And the message shows how such a character is written."""
+    with pytest.raises(ConfigError) as caught:
+        parse_camera_uri(uri)
+    shown = f"{caught.value} {caught.value!r}"
+    assert not holds_bait(shown)
+    assert "%23" in shown or "HOST:PORT" in shown
+
+
+@pytest.mark.parametrize(
+    ("uri", "target"),
+    [
+        ("RTSP://192.0.2.5/Stream1", "rtsp://192.0.2.5/Stream1"),
+        ("  rtsp://192.0.2.5/s\n", "rtsp://192.0.2.5/s"),
+        ("rtsp://admin@192.0.2.5/s", "rtsp://admin:@192.0.2.5/s"),
+        ("rtsp://admin:@192.0.2.5/s", "rtsp://admin:@192.0.2.5/s"),
+        ("rtsp://[fe80::1%eth0]/s", "rtsp://[fe80::1%eth0]/s"),
+        ("rtsp://[fe80::1%25eth0]:8554/s", "rtsp://[fe80::1%eth0]:8554/s"),
+        ("rtsp://u:p@[2001:db8::1]:8554/s", "rtsp://u:p@[2001:db8::1]:8554/s"),
+        ("http://192.0.2.5:8080/x?mail=a@b.example", "http://192.0.2.5:8080/x?mail=a@b.example"),
+        ("http://camera.local/mail@x", "http://camera.local/mail@x"),
+        ("file:///a%20b.mp4", "/a b.mp4"),
+        ("file://localhost/a%20b.mp4", "/a b.mp4"),
+        ("file:a%20b.mp4", "a%20b.mp4"),
+        (" clip.mp4 ", "clip.mp4"),
+        ("Demo:", "demo:"),
+    ],
+)
+def test_an_address_is_given_to_the_decoder_as_it_understands_it(uri: str, target: str) -> None:
+    """Capitals, blanks around, a user without a password, a zone, and escapes in the path of a file."""
+    assert parse_camera_uri(uri).target == target
+
+
+@pytest.mark.parametrize(
+    "uri", ["rtsp://h:70000/", "rtsp://[192.0.2.5]/", "rtsp://[::1/", "rtsp://h/a\nb", "http://:80/"]
+)
+def test_an_address_that_cannot_be_read_is_refused_in_one_line(uri: str) -> None:
+    """With our words, not those of a parser."""
+    with pytest.raises(ConfigError) as caught:
+        parse_camera_uri(uri)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# --- words of our own ---------------------------------------------------------------------------------------
+
+WORDS = ["camera", "live", "admin", "user", "root", "demo", "cpu", "failed"]
+
+
+@pytest.mark.parametrize("user", WORDS)
+@pytest.mark.parametrize("password", WORDS)
+def test_a_password_that_is_a_word_of_ours_leaves_sentences_readable(user: str, password: str) -> None:
+    """It is masked in its address and nowhere else: a masked word in a sentence would show which it is."""
+    uri = f"rtsp://{user}:{password}@192.0.2.5/s?u={password}"
+    keep_secret(secrets_in({"cameras": {"dock": {"uri": uri}}}))
+    sentence = "camera dock is live, the demo failed on the cpu: user root, admin"
+    assert redact(sentence) == sentence
+    for text in (uri, f"cannot open {uri}: refused", f"'{uri}'", f"psw?{user}:{password}@"):
+        assert f"{user}:{password}" not in redact(text)
+    assert masked_address(uri) == "rtsp://***@192.0.2.5/s?u=***"
+    document = {"state": "live", "device": "cpu", "name": "camera", "reason": f"{uri} failed"}
+    assert redact_document(document) == {**document, "reason": "rtsp://***@192.0.2.5/s?u=*** failed"}
+
+
+def test_every_state_and_code_is_made_of_words_of_ours() -> None:
+    """Whatever is a state, a device or a reason is never masked, even if a password is the same word."""
+    kinds = (
+        camera_status.State,
+        devices.Requested,
+        capacity.Bottleneck,
+        ladder.State,
+        ladder.Rung,
+        spool.Code,
+    )
+    codes = {str(code) for kind in kinds for code in get_args(kind)} | set(devices.Reason)
+    words = {word for code in codes for word in code.split("-") if word.isalpha() and len(word) > 2}
+    assert words - OWN_WORDS == set(), "add them to visionedge/vocabulary.py"
+
+
+def test_a_camera_may_be_called_like_a_password() -> None:
+    """The name of a camera stays readable, on the command line too."""
+    keep_secret(secrets_in(["--camera", "harbour-7=rtsp://me:harbour-7@192.0.2.5/s"]))
+    assert redact("camera harbour-7 is live") == "camera harbour-7 is live"
+
+
+def test_a_password_that_is_no_such_word_is_masked_in_sentences() -> None:
+    """Also one of letters only."""
+    keep_secret(secrets_in({"cameras": {"dock": {"uri": "rtsp://camera:dragonfly@192.0.2.5/s"}}}))
+    assert redact("login of camera with dragonfly failed") == "login of camera with *** failed"
+    assert "dragonfly" not in OWN_WORDS
+
+
+def test_settings_in_a_query_are_masked_in_the_address_alone() -> None:
+    """`channel=main` is no secret of which a sentence would have to be cleaned."""
+    uri = "http://192.0.2.5/x?channel=substreamer&resolution=1920x1080&token=Zebra-77"
+    keep_secret(secrets_in([uri]))
+    assert masked_address(uri) == "http://192.0.2.5/x?channel=***&resolution=***&token=***"
+    assert redact("substreamer is 1920x1080 with Zebra-77") == "substreamer is 1920x1080 with ***"
+
+
+@pytest.mark.parametrize("password", ["p%C3%A4ss wort", "Größe&Maß=7", "a:b:c-d"])
+def test_a_login_is_masked_as_http_sends_it(password: str) -> None:
+    """Percent-encoded, decoded, and in base64."""
+    keep_secret(secrets_in([f"rtsp://somebody:{quote(password, safe='')}@h/x"]))
+    login = base64.b64encode(f"somebody:{password}".encode()).decode()
+    assert login not in redact(f"sent {login} to the server")
 
 
 def test_half_a_character_in_a_secret_is_no_error() -> None:
     """JSON may hold it, so a twin may."""
     keep_secret(["\ud800hunter2"])
     assert redact("with \ud800hunter2 in it") == "with *** in it"
+
+
+@given(st.text(st.characters(exclude_characters="@*", exclude_categories=["Cs"]), min_size=4, max_size=12))
+def test_whatever_a_password_is_made_of_it_is_not_shown(password: str) -> None:
+    """Neither in the address nor in the reason why it is refused; to mask again changes nothing."""
+    uri = f"rtsp://me:{password}@192.0.2.5/s"
+    shown = masked_address(uri)
+    assert shown in ("rtsp://***@192.0.2.5/s", "rtsp://***/s")
+    assert masked_address(shown) == shown
+    assert redact(f"{shown}: refused") == f"{shown}: refused"
+    told = ""
+    try:
+        assert password in parse_camera_uri(uri).target
+    except ConfigError as error:
+        told = str(error)
+    assert f"me:{password}" not in told
+    assert f"{password}@" not in told

@@ -179,7 +179,7 @@ class FakeModule:
         return self.examination
 
     def log(self) -> str:
-        return "camera dock is live at rtsp://me:secret@192.0.2.5/\n"
+        return "camera dock is live at rtsp://***@192.0.2.5/\n"
 
     def metrics(self) -> bytes:
         return b"visionedge_ready 1.0\n"

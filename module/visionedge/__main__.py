@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from visionedge import __version__, logs
+from visionedge.child_process import forbid_core_dumps
 from visionedge.cli import bench, completion, config, detect, doctor, manifest, model, run
 from visionedge.cli.arguments import EXIT_CODES, Parser
 from visionedge.errors import ConfigError, VisionedgeError
@@ -17,6 +18,7 @@ from visionedge.uris import keep_secret, redact, secrets_in
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; the exit code."""
+    forbid_core_dumps(os.environ)
     given = sys.argv[1:] if arguments is None else arguments
     keep_secret([*secrets_in(list(given)), *secrets_in(_carriers(os.environ))])
     parsed = parser().parse_args(given)
@@ -37,9 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _carriers(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that may hold secrets of ours."""
+    """The variables that may hold secrets of ours, and the addresses of proxies."""
     ours = ("VISIONEDGE_", "IOTEDGE_", "EdgeHub")
-    return {name: value for name, value in environ.items() if name.startswith(ours)}
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(ours) or name.lower().endswith("_proxy")
+    }
 
 
 def _fail(code: int, lines: Sequence[str]) -> int:

@@ -15,8 +15,7 @@ from visionedge.errors import ConfigError, SourceError
 from visionedge.facade import Facade
 from visionedge.frames import Result, utc_now, utc_text
 from visionedge.rooms import Rooms
-from visionedge.uris import redact
-from visionedge.web.answers import masked
+from visionedge.uris import redact, redact_document
 from visionedge.web.pictures import Desk, pack_within
 from visionedge.web.view import Busy
 
@@ -103,7 +102,7 @@ class Calls:
         if name is None:
             raise MethodError(400, "bad_payload", "give the name of a camera, such as {'camera': 'dock'}")
         if name not in known:
-            raise MethodError(404, "unknown_camera", f"there is no camera '{name[:64]}'")
+            raise MethodError(404, "unknown_camera", f"there is no camera '{redact(name)[:64]}'")
         return str(name)
 
     async def _at_desk(self, work: Callable[[], T]) -> T:
@@ -118,7 +117,7 @@ def fitted_status(status: Document) -> Document:
 
     The tables behind the engine's plan stay at `/api/v1/status`, for people at the device.
     """
-    document: Document = _without_tables(masked(status))
+    document: Document = _without_tables(redact_document(status))
     if answer_bytes(document) <= MAX_ANSWER_BYTES:
         return document
     cameras = [{"name": camera["name"], "state": camera["state"]} for camera in document["cameras"]]

@@ -27,7 +27,7 @@ from pydantic.alias_generators import to_camel
 from visionedge.documents import Document, kind_of
 from visionedge.errors import ConfigError
 from visionedge.fetching.address import check_address
-from visionedge.uris import keep_secret, parse_camera_uri, redact, secrets_in
+from visionedge.uris import keep_secret, masked_address, parse_camera_uri, redact, secrets_in
 
 MAX_PROBLEMS = 20
 """So many are told at once; of more, only their number."""
@@ -105,6 +105,26 @@ class GateConfig(_Section):
     )
 
 
+class TlsConfig(_Section):
+    """What the certificate of an rtsps:// or https:// camera has to prove."""
+
+    verify: bool = Field(
+        default=False, description="true refuses a camera whose certificate is not trusted; needs PyAV."
+    )
+    ca_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="PEM: the certificate of the camera or of its authority; absent = the system's ones.",
+    )
+
+    @field_validator("ca_file", mode="after")
+    @classmethod
+    def _needs_verify(cls, ca_file: str | None, before: ValidationInfo) -> str | None:
+        if ca_file is not None and not before.data.get("verify"):
+            raise ValueError("has no effect without 'verify: true'")
+        return ca_file
+
+
 class CameraConfig(_Section):
     """One camera."""
 
@@ -125,6 +145,7 @@ class CameraConfig(_Section):
     decoder: Literal["auto", "pyav", "opencv"] = Field(
         default="auto", description="auto = PyAV where it is installed, else OpenCV."
     )
+    tls: TlsConfig | None = Field(default=None, description="absent = certificates are not checked.")
 
 
 class ModelConfig(_Section):
@@ -390,9 +411,9 @@ def redacted(config: Config) -> Document:
     """The configuration as a document that may be shown: secrets are ``***``."""
     document = config.model_dump(by_alias=True, mode="json", exclude_none=True)
     for camera in document["cameras"].values():
-        camera["uri"] = redact(camera["uri"])
+        camera["uri"] = masked_address(camera["uri"])
     if "url" in document["model"]:
-        document["model"]["url"] = redact(document["model"]["url"])
+        document["model"]["url"] = masked_address(document["model"]["url"])
     if "token" in document["http"]:
         document["http"]["token"] = "***"  # noqa: S105 - the mask, not a password
     return document
@@ -451,7 +472,7 @@ def _known_keys(where: tuple[Any, ...]) -> list[str]:
         elif section is Config:
             section = dict
         else:
-            section = GateConfig if section is CameraConfig and part == "gate" else CameraConfig
+            section = {"gate": GateConfig, "tls": TlsConfig}.get(str(part), CameraConfig)
     if not (isinstance(section, type) and issubclass(section, BaseModel)):
         return []
     return [_alias(name) for name in section.model_fields]

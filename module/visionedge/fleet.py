@@ -2,6 +2,7 @@
 
 import logging
 import os
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -10,7 +11,7 @@ from visionedge.capture.camera import Camera, CameraStatus, Fitting, FrameSink
 from visionedge.capture.decoded import Limits
 from visionedge.capture.gate import GateSettings
 from visionedge.capture.ration import UNTHROTTLED, Counts, Throttle
-from visionedge.config import CameraConfig, GateConfig
+from visionedge.config import CameraConfig, GateConfig, TlsConfig
 from visionedge.threads import Crew
 
 log = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ class Fleet:
             limits=Limits(
                 library=settings.decoder,
                 transport=settings.transport,
+                certificates=_certificates(settings.tls),
                 hardware=self._hardware,
                 spare_threads=self._spare_threads,
             ),
@@ -154,6 +156,14 @@ class Fleet:
 def _same(wanted: CameraConfig | None, settings: CameraConfig) -> bool:
     """Whether a camera can stay open; its priority is nothing that it knows of."""
     return wanted is not None and wanted.model_copy(update={"priority": settings.priority}) == settings
+
+
+def _certificates(tls: TlsConfig | None) -> str | None:
+    """The file with the certificates that a camera's has to come from; None: it is not checked."""
+    if tls is None or not tls.verify:
+        return None
+    system = ssl.get_default_verify_paths()
+    return tls.ca_file or system.cafile or system.openssl_cafile
 
 
 def _gate(settings: GateConfig | None) -> GateSettings | None:

@@ -5,7 +5,9 @@ import sys
 import time
 from collections import deque
 
-from visionedge.uris import redact
+from visionedge.uris import TEXT_CHARACTERS, redact
+
+_FIRST_LINES, _MOST_LINES = 10, 60
 
 
 class RedactingFormatter(logging.Formatter):
@@ -16,8 +18,16 @@ class RedactingFormatter(logging.Formatter):
     default_msec_format = "%s.%03dZ"
 
     def format(self, record: logging.LogRecord) -> str:
-        """The finished text of a record, without its secrets."""
-        return redact(super().format(record))
+        """The finished text of a record, without its secrets and not without end."""
+        text = super().format(record)
+        if len(text) <= TEXT_CHARACTERS or not record.exc_text:
+            return redact(text)
+        # The end of a long traceback is what matters: it is cut in the middle.
+        lines = text.split("\n")
+        left_out = len(lines) - _MOST_LINES
+        if left_out > 0:
+            lines[_FIRST_LINES : _FIRST_LINES + left_out] = [f"… (cut, {left_out} lines)"]
+        return "\n".join(redact(line) for line in lines)
 
 
 class Recent(logging.Handler):

@@ -225,6 +225,7 @@ class Remote:
         return delivery is not None and delivery.answer(result, correlation_id)
 
     def _refused(self, reason: Drop, camera: str) -> None:
+        camera = redact(camera)  # whatever another module wrote there
         text = f"a picture on input {INPUT} for {camera} got no answer: {reason}"
         log.warning("%s", text)
         self._event("input-picture-refused", text, {"camera": camera, "reason": reason})

@@ -20,7 +20,7 @@ from visionedge.overload.ladder import RUNGS
 from visionedge.overload.promise import sentence
 from visionedge.overload.sight import device_in_words
 from visionedge.rooms import Rooms
-from visionedge.uris import redact
+from visionedge.uris import masked_address
 from visionedge.web.board import CameraTraffic
 from visionedge.web.view import ModelFacts
 
@@ -165,7 +165,7 @@ def _camera(rooms: Rooms, name: str, counted: _Counted) -> Document:
     slot, traffic = counted.slots.get(name), counted.traffic.get(name)
     document: Document = {
         "name": name,
-        "uri": redact(configured.uri),
+        "uri": masked_address(configured.uri),
         "enabled": configured.enabled,
         "state": "waiting" if configured.enabled and rooms.fleet is None else "disabled",
         "epoch": 0,

@@ -20,7 +20,7 @@ from visionedge.capture.source import open_source
 from visionedge.capture.status import CONNECTED, CameraStatus, Progress, State
 from visionedge.errors import DamagedError, SourceError, VisionedgeError
 from visionedge.frames import Frame, InputSpec, Picture, Placement, utc_now
-from visionedge.uris import CameraUri, parse_camera_uri, redact
+from visionedge.uris import CameraUri, masked_address, parse_camera_uri, redact
 
 __all__ = ["Allocate", "Camera", "CameraStatus", "Fitting", "FrameSink", "Means", "State"]
 
@@ -216,7 +216,7 @@ class Camera:
     def status(self) -> CameraStatus:
         """What it is doing now."""
         with self._lock:
-            return self._now.shown(self.name, redact(self._uri), self._clock())
+            return self._now.shown(self.name, masked_address(self._uri), self._clock())
 
     def _play(self) -> bool:
         """Open and read until the end (True) or a loss (False)."""
@@ -337,7 +337,9 @@ class Camera:
             again = " again" if self._now.state == "reconnecting" else ""
             again += f" after {(self._clock() - self._now.lost_ns) / 1e9:.1f} s"
             self._now.lost_ns = None
-        log.info("camera %s is live%s: %d x %d px, %s", self.name, again, width, height, redact(self._uri))
+        log.info(
+            "camera %s is live%s: %d x %d px, %s", self.name, again, width, height, masked_address(self._uri)
+        )
         self._enter("live")
 
     def _lose(self, error: Exception) -> None:
@@ -380,4 +382,4 @@ def _window(image: Picture, placement: Placement) -> Picture:
 def _one_line(error: Exception) -> str:
     """What to show of an error: ours as they are, others with their kind; one line, no secret."""
     text = str(error) if isinstance(error, VisionedgeError) else f"{type(error).__name__}: {error}"
-    return redact(" ".join(text.split()))[:_ERROR_CHARACTERS]
+    return " ".join(redact(text).split())[:_ERROR_CHARACTERS]

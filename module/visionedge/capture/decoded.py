@@ -24,10 +24,11 @@ class Limits:
     up to `open_timeout_most_s`: at one picture per second FFmpeg needs 8 s to know an RTSP stream.
 
     `read_timeout_s` bounds the silence of a source, `picture_timeout_s` how long it may send what cannot be
-    decoded. `pictures_per_s` is how many pictures will be looked at, so that the others need not be decoded;
+    decoded. A TLS server has to show one of the `certificates` in this file, or one signed by them; None: any
+    will do. `pictures_per_s` is how many pictures will be looked at, so that the others need not be decoded;
     None: all (of a folder, which has no rate of its own, one per second). `late_s` is how far a live source
-    may fall behind before pictures are let go. A source that one thread cannot decode takes further ones
-    from `spare_threads`, which all sources share. `hardware` allows a GPU's video decoder.
+    may fall behind before pictures are let go. A source that one thread cannot decode takes further ones from
+    `spare_threads`, which all sources share. `hardware` allows a GPU's video decoder.
     """
 
     open_timeout_s: float = 4.0
@@ -39,6 +40,7 @@ class Limits:
     pictures_per_s: float | None = None
     library: Library = "auto"
     transport: Transport = "tcp"
+    certificates: str | None = None
     hardware: bool = False
     spare_threads: ThreadBudget = field(default_factory=lambda: ThreadBudget(0), compare=False)
 

@@ -14,7 +14,7 @@ from visionedge.capture.reasons import broke_off, closed, no_video, silent, too_
 from visionedge.capture.settling import settle_libraries
 from visionedge.errors import DamagedError, SourceError
 from visionedge.frames import Picture
-from visionedge.uris import CameraUri, redact
+from visionedge.uris import CameraUri
 
 _LATE_LIMITS = 5
 """A connection costs more than pictures left out, so it has to be this much worse."""
@@ -49,7 +49,7 @@ def open_stream(uri: CameraUri, limits: Limits) -> "VideoSource":
         raise SourceError(why_not_open(uri.target, waited_s, limits.open_timeout_s))
     # What has a number of pictures is a file behind HTTP; a stream gives nonsense below zero.
     live = uri.kind == "rtsp" or capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
-    return VideoSource(capture, redact(uri.target), live=live, limits=limits, remote=True)
+    return VideoSource(capture, str(uri), live=live, limits=limits, remote=True)
 
 
 def open_device(path: Path, limits: Limits) -> "VideoSource":

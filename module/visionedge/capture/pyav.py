@@ -4,6 +4,7 @@ Imported only where PyAV is installed.
 """
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from visionedge.capture.reasons import (
 )
 from visionedge.capture.thinning import Level, Thinning
 from visionedge.errors import DamagedError, SourceError
-from visionedge.uris import CameraUri, redact
+from visionedge.uris import CameraUri
 
 # fpsprobesize 0: a rate is not needed, and counting pictures for it takes 3 s at 10 fps. analyzeduration:
 # still time for a late key picture, within the open limit.
@@ -74,14 +75,24 @@ def open_stream(uri: CameraUri, limits: Limits) -> "PyavSource":
     options = dict(_PROBING)
     if uri.kind == "rtsp":
         options |= {**_TRANSPORTS[limits.transport], "allowed_media_types": "video"}
+    if limits.certificates is not None and uri.target.startswith(("https:", "rtsps:")):
+        options |= _verifying(uri, limits.certificates)
     began_s = time.monotonic()
     try:
         container = _open(uri.target, options, limits)
     except FFmpegError:  # its text holds the address with its secrets
         waited_s = time.monotonic() - began_s
-        raise SourceError(why_not_open(uri.target, waited_s, limits.open_timeout_s)) from None
+        why = why_not_open(uri.target, waited_s, limits.open_timeout_s, limits.certificates)
+        raise SourceError(why) from None
     live = uri.kind == "rtsp" or container.duration is None
-    return _source(container, redact(uri.target), live=live, limits=limits, remote=True)
+    return _source(container, str(uri), live=live, limits=limits, remote=True)
+
+
+def _verifying(uri: CameraUri, certificates: str) -> dict[str, str]:
+    """FFmpeg's options that refuse a server whose certificate is not trusted or is another host's."""
+    if not os.access(certificates, os.R_OK):
+        raise SourceError(f"{uri}: the certificates in {certificates} cannot be read; check tls.caFile")
+    return {"tls_verify": "1", "ca_file": certificates}
 
 
 def _open(target: str, options: dict[str, str], limits: Limits) -> InputContainer:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from visionedge.uris import redact
+from visionedge.uris import masked_address, redact
 
 _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 
@@ -21,22 +21,30 @@ class _Answer:
     status: int
     challenge: str
 
+    @property
+    def wants_basic(self) -> bool:
+        """Whether the server asks for a login that is sent as it is. Nothing else makes us send it."""
+        return self.status == HTTPStatus.UNAUTHORIZED and self.challenge == "basic"
 
-def why_not_open(target: str, waited_s: float, limit_s: float) -> str:
+
+def why_not_open(target: str, waited_s: float, limit_s: float, certificates: str | None = None) -> str:
     """One line for people, without secrets, about an RTSP or HTTP address that a decoder could not open.
 
     Args:
         target: the URI with its secrets.
         waited_s: how long opening took.
         limit_s: the open limit; where it was reached, nothing is asked.
+        certificates: the file that a TLS server's certificate has to come from; None: any will do.
     """
-    name = redact(target)
+    name = masked_address(target)
     parts = urlsplit(target)
     if waited_s >= limit_s * 0.95:
         return f"{name} gave no picture within {limit_s:g} s; check address and network"
     where = f"{parts.hostname}:{parts.port or _PORTS[parts.scheme.lower()]}"
     try:
-        answer = _ask(parts, _ASK_S)
+        answer = _ask(parts, _ASK_S, certificates)
+        if parts.username is not None and answer is not None and answer.wants_basic:
+            answer = _ask(parts, _ASK_S, certificates, login=True)
     except ConnectionRefusedError:
         return f"{name}: {where} refuses connections; is the camera on, and is this its port?"
     except socket.gaierror:
@@ -44,8 +52,15 @@ def why_not_open(target: str, waited_s: float, limit_s: float) -> str:
     except TimeoutError:
         return f"{name}: {where} does not answer; check address and network"
     except (OSError, ValueError) as error:
-        return f"{name} cannot be opened: {redact(str(error))}"
+        return _fault(name, where, error)
     return _in_words(name, parts, answer)
+
+
+def _fault(name: str, where: str, error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        reason = f"the certificate of {where} is not trusted ({error.verify_message.rstrip('.')})"
+        return f"{name}: {reason}; let tls.caFile name the camera's certificate or its authority's"
+    return f"{name} cannot be opened: {redact(str(error))}"
 
 
 def _in_words(name: str, parts: SplitResult, answer: _Answer | None) -> str:
@@ -71,22 +86,34 @@ def _status_words(status: int) -> str:
         return str(status)
 
 
-def _ask(parts: SplitResult, timeout_s: float) -> _Answer | None:
-    """The status the server gives for this address; None where it speaks another protocol."""
+def _ask(
+    parts: SplitResult, timeout_s: float, certificates: str | None, *, login: bool = False
+) -> _Answer | None:
+    """The status the server gives for this address; None where it speaks another protocol.
+
+    `login` sends user name and password: over TLS where the address says so, as the decoder does.
+    """
     scheme = parts.scheme.lower()
     with socket.create_connection((parts.hostname, parts.port or _PORTS[scheme]), timeout_s) as plain:
         if scheme in ("rtsp", "http"):
-            return _exchange(plain, parts)
-        # The decoder does not check certificates either, and this is only to learn a status.
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            return _exchange(plain, _request(parts, login=login))
+        with _context(certificates).wrap_socket(plain, server_hostname=parts.hostname) as secure:
+            return _exchange(secure, _request(parts, login=login))
+
+
+def _context(certificates: str | None) -> ssl.SSLContext:
+    """What is asked of a certificate: the same as the decoder asks."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if certificates is None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        with context.wrap_socket(plain, server_hostname=parts.hostname) as secure:
-            return _exchange(secure, parts)
+    else:
+        context.load_verify_locations(certificates)
+    return context
 
 
-def _exchange(connection: socket.socket, parts: SplitResult) -> _Answer | None:
-    connection.sendall(_request(parts))
+def _exchange(connection: socket.socket, request: bytes) -> _Answer | None:
+    connection.sendall(request)
     with connection.makefile("rb") as reply:
         first = reply.readline(1024).split()
         if len(first) < 2 or not first[1].isdigit():
@@ -97,21 +124,22 @@ def _exchange(connection: socket.socket, parts: SplitResult) -> _Answer | None:
             if not line:
                 break
             field, _, value = line.partition(":")
-            if field.strip().lower() == "www-authenticate":
+            # A server that offers a digest as well is never sent the password itself.
+            if field.strip().lower() == "www-authenticate" and challenge != "digest":
                 challenge = value.split()[0].lower() if value.split() else ""
         return _Answer(int(first[1]), challenge)
 
 
-def _request(parts: SplitResult) -> bytes:
+def _request(parts: SplitResult, *, login: bool) -> bytes:
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     host = parts.netloc.rpartition("@")[2]
     if parts.scheme.lower().startswith("rtsp"):
         lines = [f"DESCRIBE {parts.scheme}://{host}{path} RTSP/1.0", "CSeq: 1", "Accept: application/sdp"]
     else:
         lines = [f"GET {path} HTTP/1.1", f"Host: {host}", "Connection: close"]
-    if parts.username is not None:
-        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        lines.append(f"Authorization: Basic {base64.b64encode(login.encode()).decode()}")
+    if login:
+        pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+        lines.append(f"Authorization: Basic {base64.b64encode(pair.encode()).decode()}")
     if any("\r" in line or "\n" in line for line in lines):
         raise ValueError("a line break in the URI")
     return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")

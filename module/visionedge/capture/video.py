@@ -48,6 +48,8 @@ def open_stream(uri: CameraUri, limits: Limits) -> Source:
     if library(limits.library) == "opencv":
         if limits.transport != "tcp" and uri.kind == "rtsp":
             raise SourceError(f"{uri}: only PyAV brings RTSP over UDP; install the extra 'av', or use 'tcp'")
+        if limits.certificates is not None:
+            raise SourceError(f"{uri}: only PyAV checks certificates; install the extra 'av'")
         return opencv.open_stream(uri, limits)
     from visionedge.capture import pyav
 

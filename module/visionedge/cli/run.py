@@ -3,7 +3,8 @@
 import argparse
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from visionedge import config
@@ -27,6 +28,7 @@ DEMO_CONFIDENCE = 0.4
 """With the bundled model on the bundled clip, which shows no bird and no ball from here on (see its card)."""
 
 _INJECTING = "visionedge.inference.inject"
+_STATE_FILES = ("spool.db", "sequences.json", "desired.json")
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -75,15 +77,34 @@ def _run(arguments: argparse.Namespace) -> int:
     last_good = LastGood(data / FILE_NAME, identity.owner) if identity else None
     with naming_lines(configuration_file(arguments, os.environ), os.environ):
         carriers = Carriers.read(document, last_good)
-    return run(
-        Options(
-            carriers=carriers,
-            data=data,
-            messages=Path(arguments.messages) if arguments.messages else None,
-            duration_s=arguments.duration,
-            inject=Path(arguments.inject) if getattr(arguments, "inject", None) else None,
+    with private_files(data):
+        return run(
+            Options(
+                carriers=carriers,
+                data=data,
+                messages=Path(arguments.messages) if arguments.messages else None,
+                duration_s=arguments.duration,
+                inject=Path(arguments.inject) if getattr(arguments, "inject", None) else None,
+            )
         )
-    )
+
+
+@contextmanager
+def private_files(data: Path) -> Iterator[None]:
+    """Let the owner alone read what the module writes: it holds what cameras see, and their passwords.
+
+    That covers every file and folder that is made meanwhile, also by SQLite and by child processes. State
+    files that an earlier version left readable in `data` are closed to others.
+    """
+    before = os.umask(0o077)
+    try:
+        for path in (found for name in _STATE_FILES for found in data.glob(f"{name}*")):
+            with suppress(OSError):
+                if path.is_file() and not path.is_symlink():
+                    path.chmod(path.stat().st_mode & 0o700)
+        yield
+    finally:
+        os.umask(before)
 
 
 def run_document(

@@ -31,7 +31,7 @@ from visionedge.edge.messages import (
 )
 from visionedge.edge.packing import well_filled
 from visionedge.frames import Result, frame_document, utc_now
-from visionedge.uris import redact
+from visionedge.uris import redact, redact_document
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ class Telemetry:
 
     def event(self, kind: Kind, code: str, message: str, details: Mapping[str, Any] | None = None) -> Message:
         """The message that tells a change of state; secrets in its texts become ``***``."""
-        event = Event(kind, code, redact(message), self._utc(), _redacted(details or {}))
+        event = Event(kind, code, redact(message), self._utc(), redact_document(_plain(details or {})))
         made = event_message(self._sender, self._number(EVENTS), event)
         self._meter.count(EVENTS, made.size_bytes)
         return made
@@ -368,18 +368,16 @@ class Telemetry:
         self._dropped[reason] += frames
 
 
-def _redacted(value: Any) -> Any:
-    """Details as they may leave the machine: JSON values only, their texts without secrets."""
+def _plain(value: Any) -> Any:
+    """Details as they may leave the machine: JSON values only."""
     match value:
-        case str():
-            return redact(value)
-        case bool() | int() | None:
+        case str() | bool() | int() | None:
             return value
         case float():
             return value if value - value == 0 else None
         case Mapping():
-            return {str(key): _redacted(item) for key, item in value.items()}
+            return {str(key): _plain(item) for key, item in value.items()}
         case list() | tuple():
-            return [_redacted(item) for item in value]
+            return [_plain(item) for item in value]
         case _:
             return redact(str(value))

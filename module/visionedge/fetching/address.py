@@ -4,7 +4,7 @@ import re
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from visionedge.uris import redact
+from visionedge.uris import ESCAPES, masked_address
 
 _LONGEST_NAME = 64
 _SHOWN_CHARS = 200
@@ -19,8 +19,8 @@ def check_address(url: str, *, insecure: bool) -> None:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port  # the port raises where it is no number
-    except ValueError as error:
-        raise ValueError(f"cannot be read as an address: {redact(str(error))}") from None
+    except ValueError:  # its text quotes the address
+        raise ValueError(f"cannot be read as an address; in a user name or password {ESCAPES}") from None
     if any(ord(character) <= 32 for character in url):
         raise ValueError("has blanks in it; write %20 for a blank")
     if parts.scheme in ("http", "file") and not insecure:
@@ -51,5 +51,5 @@ def model_name(url: str) -> str:
 def shown(url: str) -> str:
     """The address for people: not what is secret in it, neither the query, and not without end."""
     plain, query, _ = url.partition("?")
-    text = redact(plain) + ("?…" if query else "")
+    text = masked_address(plain) + ("?…" if query else "")
     return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 1]}…"

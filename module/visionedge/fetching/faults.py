@@ -35,7 +35,7 @@ def told(patience: Patience) -> Iterator[None]:
     except FetchError:
         raise
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise FetchError(redact(" ".join(_words(error, patience).split()))) from None
+        raise FetchError(" ".join(redact(_words(error, patience)).split())) from None
 
 
 def _words(error: Exception, patience: Patience) -> str:
@@ -52,9 +52,9 @@ def _words(error: Exception, patience: Patience) -> str:
         case aiohttp.ClientPayloadError() | aiohttp.ClientConnectionError():
             words = "the connection broke before all had arrived"
         case aiohttp.ClientError():
-            words = f"the server's answer cannot be read: {str(error)[:200] or type(error).__name__}"
+            words = f"the server's answer cannot be read: {redact(str(error))[:200] or type(error).__name__}"
         case _:
-            words = str(error)[:200] or type(error).__name__
+            words = redact(str(error))[:200] or type(error).__name__
     return words
 
 

@@ -9,17 +9,15 @@ the only true words.
 import contextlib
 import ctypes
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Literal
 
+from visionedge.child_process import start_text
 from visionedge.inference.faults import Fault, failure_in, lacks_memory
 
 Requested = Literal["auto", "cuda", "tensorrt", "cpu"]
@@ -206,12 +204,7 @@ def run_probe(
     started: Callable[[subprocess.Popen[str]], None] = lambda _process: None,
 ) -> ProbeOutput:
     """Run `probe.py` in a child process; it is killed when its time is up. `started` may end it before."""
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "visionedge.inference.probe", provider]
-    pipe = subprocess.PIPE
-    child = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace", env=environ)
+    child = start_text("visionedge.inference.probe", provider, stderr=subprocess.PIPE)
     started(child)
     try:
         stdout, stderr = child.communicate(timeout=timeout_s)

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from visionedge.child_process import run
 from visionedge.errors import ModelError, UnavailableError
 from visionedge.inference.plausible import doubt
 from visionedge.inference.runtime import import_onnxruntime
@@ -90,17 +91,9 @@ def first_run(
     limits_s = (FIRST_PICTURE_S, COMPARISON_S)
     task = Task(len(single), batch, len(opened or b""), tuple(outputs), declared, *limits_s)
     sent = b"".join((json.dumps(asdict(task)).encode(), b"\n", single, opened or b""))
-    command = [sys.executable, "-m", "visionedge.inference.first_run"]
     try:
         # The child limits its own time; this is for one that cannot even do that.
-        done = subprocess.run(
-            command,
-            input=sent,
-            capture_output=True,
-            env=child_environ(),
-            timeout=FIRST_PICTURE_S + COMPARISON_S + _SPARE_S,
-            check=False,
-        )
+        done = run("visionedge.inference.first_run", sent, FIRST_PICTURE_S + COMPARISON_S + _SPARE_S)
     except subprocess.TimeoutExpired:
         raise ModelError(_death(-signal.SIGALRM)) from None
     except OSError as error:
@@ -133,11 +126,6 @@ def address_space_bytes() -> int:
     most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + _SPARE_BYTES
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     return most if hard == resource.RLIM_INFINITY else min(most, hard)
-
-
-def child_environ() -> dict[str, str]:
-    """For a child that imports what this process did, and nothing from the folder it happens to stand in."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
 
 
 def _judged(findings: list[dict[str, Any]], code: int) -> FirstRun:

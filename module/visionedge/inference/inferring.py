@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, TypeProto, shape_inference
 
+from visionedge.child_process import run
 from visionedge.errors import ModelError, UnavailableError
-from visionedge.inference.first_run import address_space_bytes, blames_machine, child_environ
+from visionedge.inference.first_run import address_space_bytes, blames_machine
 from visionedge.inference.shapes import MOST_NUMBERS, tensor_types
 
 INFERRED_WITHIN_S = 60
@@ -85,14 +86,7 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _asked(sent: bytes) -> Inferred:
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "visionedge.inference.inferring"],
-            input=sent,
-            capture_output=True,
-            env=child_environ(),
-            timeout=INFERRED_WITHIN_S + _SPARE_S,
-            check=False,
-        )
+        done = run("visionedge.inference.inferring", sent, INFERRED_WITHIN_S + _SPARE_S)
     except subprocess.TimeoutExpired:
         raise ModelError(_death(-signal.SIGALRM)) from None
     except OSError as error:

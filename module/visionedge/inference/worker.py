@@ -8,13 +8,12 @@ import queue
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from visionedge.child_process import start_text
 from visionedge.errors import VisionedgeError
 from visionedge.inference import wire
 from visionedge.inference.detections import Rows
@@ -29,12 +28,6 @@ from visionedge.uris import redact
 
 log = logging.getLogger(__name__)
 
-# Variables that the child needs, by how they begin: where programs, libraries and caches lie, what the GPU's
-# libraries read, and Python's own. Secrets of the module are not among them.
-_PASSED_ON = (
-    *("PATH", "HOME", "USER", "LANG", "LC_", "TZ", "TMPDIR", "XDG_", "LD_", "PYTHON", "VIRTUAL_ENV"),
-    *("CUDA", "CUDNN", "CUBLAS", "NVIDIA", "TENSORRT", "ORT_", "OMP_", "MALLOC_", "STUB_"),
-)
 _SPARE_LINES = 3
 """Beside those of the plan's lanes: for one lane more, and for pictures that come over HTTP."""
 
@@ -320,25 +313,8 @@ class Worker:
 
 def _spawned(control: socket.socket, arena: Arena) -> subprocess.Popen[str]:
     words = [str(number) for number in (control.fileno(), arena.fd, os.getpid())]
-    return subprocess.Popen(
-        # Without -P the working folder would come first where modules are looked for.
-        [sys.executable, "-P", "-m", "visionedge.inference.child", *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        pass_fds=(control.fileno(), arena.fd),
-        env=child_environ(os.environ),
-        text=True,
-        errors="replace",
-    )
-
-
-def child_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a child: what it needs of ours, and no more."""
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [environ.get("PYTHONPATH")])]
-    passed_on = {name: value for name, value in environ.items() if name.startswith(_PASSED_ON)}
-    return {**passed_on, "PYTHONPATH": os.pathsep.join(paths), "ORT_DISABLE_TELEMETRY": "1"}
+    fds = (control.fileno(), arena.fd)
+    return start_text("visionedge.inference.child", *words, stderr=subprocess.STDOUT, pass_fds=fds)
 
 
 def _log_line(line: str) -> None:

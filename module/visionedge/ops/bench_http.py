@@ -7,9 +7,7 @@ clients. The first against the second is what HTTP costs, against the third what
 """
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -24,12 +22,13 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 
+from visionedge.child_process import start_text
 from visionedge.errors import VisionedgeError
 from visionedge.inference.plan import usable_cores
 from visionedge.ops.bench_report import machine
 from visionedge.ops.http_clients import Order
 from visionedge.ops.own_module import own_module
-from visionedge.uris import redact
+from visionedge.uris import masked_address, redact
 
 _SETTLE_S = 0.5
 _LIMIT_S = 10.0
@@ -105,7 +104,7 @@ def measure(load: HttpLoad, url: str, tell: Callable[[str], None], pid: int | No
     status = module.status()
     names = [camera["name"] for camera in status["cameras"]]
     if not names:
-        raise VisionedgeError(f"{redact(url)} has no camera to ask for")
+        raise VisionedgeError(f"{masked_address(url)} has no camera to ask for")
     order = module.order(load, [f"/api/v1/cameras/{quote(name)}/frame" for name in names])
     seen = Seen()
     kinds: list[tuple[list[Stretch], Callable[[], AbstractContextManager[Ask | None]]]] = [
@@ -130,12 +129,7 @@ def _clients(order: Order) -> Iterator[Ask]:
     Raises:
         VisionedgeError: they could not.
     """
-    command = [sys.executable, "-P", "-m", "visionedge.ops.http_clients"]
-    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
-    ) as process:
+    with start_text("visionedge.ops.http_clients", stdin=subprocess.PIPE, stderr=None) as process:
         assert process.stdin is not None  # noqa: S101 - both were asked for
         assert process.stdout is not None  # noqa: S101
         # Over stdin: the token is none of those who list processes.
@@ -181,7 +175,7 @@ class _Module:
     """The module that is measured, asked now and then how it does."""
 
     def __init__(self, url: str, token: str | None, pid: int | None) -> None:
-        self._shown = redact(url)
+        self._shown = masked_address(url)
         self._parts = urlsplit(url)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._pid = pid

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 import onnx
 
+from visionedge.child_process import start
 from visionedge.errors import ModelError
 from visionedge.inference.cache import ready
 from visionedge.inference.counting import amount, operators_of
 from visionedge.inference.export import read_export
-from visionedge.inference.first_run import child_environ
 from visionedge.inference.heads import known_heads
 from visionedge.inference.imprint import imprint_of
 from visionedge.inference.inferring import infer
@@ -183,22 +182,17 @@ def _without_kernel(graph: onnx.ModelProto, types: Mapping[str, onnx.TypeProto])
 def _placed(path: Path, device: str) -> Document:
     """What a session on the device says of itself; it is opened in another process, which may be lost."""
     asked = json.dumps({"device": device, "model": str(path.resolve())})
-    command = [sys.executable, "-m", "visionedge.inference.placement", "placement", asked]
+    with start("visionedge.inference.placement", "placement", asked) as child:
+        try:
+            said, _ = child.communicate(timeout=_PLACED_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            return {"error": f"its session did not start within {_PLACED_WITHIN_S} s"}
+        finally:
+            child.kill()
     try:
-        done = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=child_environ(),
-            timeout=_PLACED_WITHIN_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"its session did not start within {_PLACED_WITHIN_S} s"}
-    try:
-        told = json.loads(done.stdout.splitlines()[-1])
+        told = json.loads(said.splitlines()[-1])
     except (ValueError, IndexError):
-        return {"error": f"its session ended with code {done.returncode} and no answer"}
+        return {"error": f"its session ended with code {child.returncode} and no answer"}
     return {key: told[key] for key in ("device", "onDevice", "onCpu", "error") if key in told}
 
 

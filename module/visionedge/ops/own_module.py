@@ -3,11 +3,11 @@
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from visionedge.child_process import start
 from visionedge.errors import VisionedgeError
 from visionedge.uris import redact
 
@@ -25,10 +25,10 @@ def own_module(cameras: int, arguments: Sequence[str] = ()) -> Iterator[tuple[st
         VisionedgeError: it does not start.
     """
     given = [word for n in range(cameras) for word in ("--camera", f"bench-{n}=demo:")]
-    command = [sys.executable, "-m", "visionedge", "run", "--http", "127.0.0.1:0", *given, *arguments]
+    words = ("run", "--http", "127.0.0.1:0", *given, *arguments)
     # A file, not a pipe: nobody reads it while the bench runs, and it must never fill up.
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
-        module = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        module = start("visionedge", *words, stdout=log, stderr=log)
         try:
             yield _address(module, log.fileno()), module.pid
         finally:

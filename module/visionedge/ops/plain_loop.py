@@ -22,7 +22,7 @@ from visionedge.inference.detections import Selection
 from visionedge.inference.graph import compile_model
 from visionedge.inference.model import Model
 from visionedge.ops.plain_network import Candidates, Floats, PlainNetwork, can_decode, plain_session
-from visionedge.uris import parse_camera_uri, redact
+from visionedge.uris import masked_address, parse_camera_uri
 
 
 class PlainLoop:
@@ -80,7 +80,7 @@ class PlainLoop:
             self._captures[index] = _open(self._source)
             good, picture = self._captures[index].read()
             if not good:
-                raise SourceError(f"{redact(self._source)} gives no picture")
+                raise SourceError(f"{masked_address(self._source)} gives no picture")
         return np.asarray(picture, np.uint8)
 
 
@@ -126,5 +126,5 @@ class CompiledNetwork:
 def _open(source: str) -> cv2.VideoCapture:
     capture = cv2.VideoCapture(source)
     if not capture.isOpened():
-        raise SourceError(f"{redact(source)} cannot be opened by the plain loop; give a video file")
+        raise SourceError(f"{masked_address(source)} cannot be opened by the plain loop; give a video file")
     return capture

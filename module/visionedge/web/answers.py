@@ -71,17 +71,6 @@ def json_answer(
     return web.Response(body=body, status=status, headers=headers, content_type="application/json")
 
 
-def masked(value: Any) -> Any:
-    """A JSON value with every text redacted: the last fence before a document leaves the module."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {key: masked(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [masked(item) for item in value]
-    return value
-
-
 def set_common_headers(headers: MutableMapping[str, str]) -> None:
     """What every answer says: it is not to be kept, its type not to be guessed."""
     headers.setdefault("Cache-Control", "no-store")

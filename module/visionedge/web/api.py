@@ -10,14 +10,13 @@ from aiohttp import web
 from visionedge.errors import SourceError
 from visionedge.frames import Result, frame_document, utc_text
 from visionedge.schema import json_schema
-from visionedge.uris import redact
+from visionedge.uris import redact, redact_document
 from visionedge.web.answers import (
     RequestError,
     cut,
     integer_value,
     json_answer,
     json_bytes,
-    masked,
     seconds_value,
     text_value,
     truth_value,
@@ -62,9 +61,11 @@ class Api:
         self._pictures = Pictures(self.shared.desk)
         self._documents = Documents()
         self._answers: dict[str, tuple[int, bytes, Mapping[str, str]]] = {}
-        self._status = SharedDocument(lambda: masked(self.view.status()), DOCUMENT_KEPT_S)
-        self._cameras = SharedDocument(lambda: {"cameras": masked(self.view.cameras())}, DOCUMENT_KEPT_S)
-        self._log = SharedDocument(lambda: {"text": redact(self.view.log())}, DOCUMENT_KEPT_S)
+        self._status = SharedDocument(lambda: redact_document(self.view.status()), DOCUMENT_KEPT_S)
+        self._cameras = SharedDocument(
+            lambda: {"cameras": redact_document(self.view.cameras())}, DOCUMENT_KEPT_S
+        )
+        self._log = SharedDocument(lambda: {"text": self.view.log()}, DOCUMENT_KEPT_S)
         self._page = Page()
 
     def end_streams(self) -> None:
@@ -112,7 +113,7 @@ class Api:
             report = await self.closing.race(self.view.doctor())
         if report is None:
             raise Busy("the module is stopping")
-        return json_answer(masked(report))
+        return json_answer(redact_document(report))
 
     async def schema(self, _request: web.Request) -> web.Response:
         """``/api/v1/config/schema``."""
@@ -132,7 +133,7 @@ class Api:
         camera = self.view.camera(request.match_info["name"])
         if camera is None:
             raise _unknown(request.match_info["name"])
-        return json_answer(masked(camera))
+        return json_answer(redact_document(camera))
 
     def _must_know(self, name: str) -> None:
         if not self.view.knows(name):
@@ -277,7 +278,7 @@ def _places(limit: int, message: str) -> Permits:
 def _condition(good: str, code: str, reasons: list[str], more: Document | None = None) -> web.Response:
     if not reasons:
         return json_answer({"status": good, **(more or {})})
-    reasons = masked(reasons)
+    reasons = [redact(reason) for reason in reasons]
     error = {"code": code, "message": "; ".join(reasons)}
     document = {"status": code, "reasons": reasons, **(more or {}), "error": error}
     return json_answer(document, status=503, headers={"Retry-After": "2"})

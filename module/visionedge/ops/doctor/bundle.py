@@ -9,16 +9,16 @@ import re
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from typing import Any
 
 from visionedge import __version__
 from visionedge.config import Config, redacted
 from visionedge.errors import VisionedgeError
 from visionedge.ops.doctor.host import Host
 from visionedge.ops.doctor.report import Report
-from visionedge.uris import redact
+from visionedge.uris import KnownSecrets, redact, secrets_in
 
 _TIMEOUT_S = 3.0
 _MOST_BYTES = 8 * 2**20
@@ -38,7 +38,7 @@ _SHOWN_VARIABLES = re.compile(
 _SECRET_VARIABLE = re.compile(
     r"(?i)token|password|passwd|secret|key|credential|connectionstring|sas|signature"
 )
-_LEAST_SECRET_CHARS, _LEAST_VARIABLE_CHARS = 4, 6
+_LEAST_VARIABLE_CHARS = 6
 
 
 def write_bundle(path: Path, report: Report, config: Config, host: Host) -> str:
@@ -68,38 +68,45 @@ def write_bundle(path: Path, report: Report, config: Config, host: Host) -> str:
 
 
 class Scrub:
-    """Takes known secrets out of texts, by their value and in every spelling that a URI gives them."""
+    """Takes known secrets out of texts, by their value and in every spelling, and what looks like one."""
 
-    def __init__(self, secrets: Iterator[str]) -> None:
-        spellings = {
-            spelling
-            for secret in secrets
-            for spelling in (secret, quote(secret), quote(secret, safe=""), unquote(secret))
-            if len(spelling) >= _LEAST_SECRET_CHARS
-        }
-        escaped = {json.dumps(s)[1:-1] for s in spellings} | {
-            json.dumps(s, ensure_ascii=False)[1:-1] for s in spellings
-        }
-        self._spellings = sorted(spellings | escaped, key=len, reverse=True)
+    def __init__(self, secrets: Iterable[str]) -> None:
+        self._known = KnownSecrets()
+        self._known.keep(secrets)
 
     @staticmethod
     def of(config: Config, environ: Mapping[str, str]) -> "Scrub":
-        """For the secrets of a configuration and an environment."""
-        return Scrub(_secrets(config, environ))
+        """For the secrets of a configuration and an environment; the names of cameras stay readable."""
+        document = config.model_dump(by_alias=True, mode="json", exclude_none=True)
+        return Scrub((secrets_in(document) | set(_secrets(environ))) - config.cameras.keys())
 
     def __call__(self, text: str) -> str:
-        text = redact(text)
-        for spelling in self._spellings:
-            text = text.replace(spelling, "***")
-        return text
+        """A text of lines, or a JSON object, whose values are masked one by one: it may be one long line."""
+        try:
+            document = json.loads(text)
+        except ValueError:
+            document = None
+        if isinstance(document, dict):
+            return _pretty(self._value(document))
+        return "\n".join(self._line(line) for line in text.split("\n"))
+
+    def _line(self, line: str) -> str:
+        return self._known.mask(redact(line))
+
+    def _value(self, value: Any) -> Any:
+        match value:
+            case str():
+                return self._line(value)
+            case dict():
+                return {self._line(key): self._value(item) for key, item in value.items()}
+            case list():
+                return [self._value(item) for item in value]
+        return value
 
 
-def _secrets(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
-    if config.http.token:
-        yield config.http.token
-    for uri in [*(camera.uri for camera in config.cameras.values()), config.model.url or ""]:
-        yield from _uri_secrets(uri)
+def _secrets(environ: Mapping[str, str]) -> Iterator[str]:
     for name, value in environ.items():
+        yield from secrets_in(value)  # the password of a proxy, for one
         if not _SECRET_VARIABLE.search(name):
             continue
         if len(value) >= _LEAST_VARIABLE_CHARS:  # "true" or a number is none
@@ -109,17 +116,6 @@ def _secrets(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
             key, _, part = pair.partition("=")
             if _SECRET_VARIABLE.search(key):
                 yield part
-
-
-def _uri_secrets(uri: str) -> Iterator[str]:
-    parts = urlsplit(uri)
-    user, at, _ = parts.netloc.rpartition("@")
-    if at:
-        name, _, password = user.partition(":")
-        yield from (user, name, password)
-    for key, value in parse_qsl(parts.query):
-        if redact(f"{key}={value}") != f"{key}={value}":
-            yield value
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -10,13 +10,13 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from visionedge.child_process import start_text
 from visionedge.frames import utc_now
 from visionedge.inference.devices import ProbeRun, run_probe
 
@@ -116,18 +116,8 @@ def this_host(environ: Mapping[str, str]) -> Host:
 def ask_child(question: str, arguments: Document, limit_s: float) -> Answer:
     """Ask in a child of `ask.py`, which knows the standard library only and starts in no time."""
     module = "visionedge.inference.placement"
-    target = ["-m", module] if question == "placement" else ["-I", str(Path(__file__).with_name("ask.py"))]
-    command = [sys.executable, *target, question, json.dumps(arguments)]
-    pipe = subprocess.PIPE
-    child = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        errors="replace",
-        env=_environ(),
-    )
+    target = module if question == "placement" else Path(__file__).with_name("ask.py")
+    child = start_text(target, question, json.dumps(arguments), stderr=subprocess.PIPE)
     try:
         told, complaint = child.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
@@ -143,13 +133,6 @@ def ask_child(question: str, arguments: Document, limit_s: float) -> Answer:
         words = complaint.strip().splitlines() or [f"exit code {child.returncode}"]
         return Answer(_steps(told), "died", words[-1][:300])
     return Answer(_steps(told))
-
-
-def _environ() -> dict[str, str]:
-    """Our environment, in which children of a checkout find the package too."""
-    root = str(Path(__file__).resolve().parents[3])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _steps(told: str) -> dict[str, Document]:

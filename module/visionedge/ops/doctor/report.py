@@ -2,7 +2,6 @@
 
 import textwrap
 from dataclasses import dataclass
-from typing import Any
 
 from visionedge import __version__
 from visionedge.frames import utc_text
@@ -13,7 +12,7 @@ from visionedge.ops.doctor.host import Host
 from visionedge.ops.doctor.links import walk
 from visionedge.ops.doctor.place import Place
 from visionedge.ops.doctor.surroundings import look
-from visionedge.uris import redact
+from visionedge.uris import redact, redact_document
 
 SCHEMA = "visionedge/doctor/1"
 
@@ -71,14 +70,14 @@ class Report:
             "chain": [finding.document() for finding in self.chain],
             "surroundings": [finding.document() for finding in self.surroundings],
         }
-        masked: Document = _masked(document)
+        masked: Document = redact_document(document)
         return masked
 
     def words(self) -> str:
         """For people, secrets masked."""
         device = f"requested {self.requested}, effective {self.effective}"
         if self.code is not Reason.OK:
-            device += f": {self.reason} ({self.code})"
+            device += f": {redact(self.reason)} ({self.code})"
         lines = [
             f"visionedge {__version__}, {self.system}",
             f"device: {device}",
@@ -91,7 +90,7 @@ class Report:
             "",
             *self._summary(),
         ]
-        return redact("\n".join(lines)) + "\n"
+        return "\n".join(lines) + "\n"
 
     def _summary(self) -> list[str]:
         first = self.first_broken
@@ -137,24 +136,15 @@ def _remedies(finding: Finding) -> list[str]:
     lines: list[str] = []
     for remedy in finding.remedies:
         lines += _wrapped("  → ", remedy.say)
-        lines += [f"        {line}" for line in remedy.lines]  # to be copied, so never broken
+        lines += [f"        {redact(line)}" for line in remedy.lines]  # to be copied, so never broken
     return lines
 
 
 def _wrapped(head: str, text: str) -> list[str]:
     return textwrap.wrap(
-        head + text,
+        head + redact(text),  # before it is broken: a secret may hold a blank
         _WIDTH,
         subsequent_indent=" " * len(head),
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def _masked(value: Any) -> Any:
-    """A JSON value with every text redacted."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, dict):
-        return {key: _masked(item) for key, item in value.items()}
-    return [_masked(item) for item in value] if isinstance(value, list) else value

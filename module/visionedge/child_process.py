@@ -1,0 +1,119 @@
+"""The one way to start a process of our own: the worker of the engine, probes, first runs, doctor, loads.
+
+A child may crash on an untrusted model or in a driver, and its environment can be read (`/proc`). So it gets
+no secret: its environment is made from a list of what children need, without tokens, connection strings
+and proxies. It imports the same visionedge as its parent, and nothing from the folder it happens to start in,
+which in the images is the data folder.
+"""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+# How variables begin that a child needs: where programs, libraries and caches lie, locale and time zone, what
+# the libraries of the GPU, of arithmetic and of video read, and Python's own.
+_PASSED_ON = (
+    *("PATH", "HOME", "USER", "LANG", "LC_", "TZ", "TMPDIR", "XDG_", "LD_", "PYTHON", "VIRTUAL_ENV"),
+    *("CUDA", "CUDNN", "CUBLAS", "NVIDIA", "TENSORRT", "ORT_", "OMP_", "OPENCV_", "MALLOC_", "STUB_"),
+)
+# Of our own variables those that hold no secret; a module that `bench` starts reads them.
+_OURS = frozenset(
+    f"VISIONEDGE_{name}" for name in ("DATA", "CONFIG", "MODEL", "DEVICE", "LOG_LEVEL", "INJECT_FAULTS")
+)
+# Whatever begins like one of the above and is called so is none of them (NVIDIA_API_KEY).
+_SECRET_NAME = re.compile(r"(?i)key|token|secret|passw|credential|signature|auth")
+
+KEEP_CORE_DUMPS = "VISIONEDGE_CORE_DUMPS"
+"""The variable that lets a crash write its memory to a file, for debugging."""
+
+Pipe = int | IO[Any] | None
+
+
+def environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a child: what it needs of ours, and no more."""
+    passed_on = {
+        name: value
+        for name, value in environ.items()
+        if name in _OURS or (name.startswith(_PASSED_ON) and not _SECRET_NAME.search(name))
+    }
+    # The folder of this very package first: a child of a checkout finds it, and no other version.
+    root = str(Path(__file__).resolve().parents[1])
+    given = environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = [root, *(path for path in given if os.path.isabs(path))]  # noqa: PTH117 - a text, not a Path
+    return {**passed_on, "PYTHONPATH": os.pathsep.join(paths), "ORT_DISABLE_TELEMETRY": "1"}
+
+
+def start(
+    target: str | Path,
+    *arguments: str,
+    stdin: Pipe = subprocess.DEVNULL,
+    stdout: Pipe = subprocess.PIPE,
+    stderr: Pipe = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a module of ours by its name, or a script that needs the standard library only by its path.
+
+    The command line can be read by everybody on the machine, so no argument may hold a secret.
+    """
+    return subprocess.Popen(
+        _command(target, arguments),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=pass_fds,
+        env=environment(os.environ),
+    )
+
+
+def start_text(
+    target: str | Path,
+    *arguments: str,
+    stdin: Pipe = subprocess.DEVNULL,
+    stdout: Pipe = subprocess.PIPE,
+    stderr: Pipe = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[str]:
+    """The same, with pipes of text."""
+    return subprocess.Popen(
+        _command(target, arguments),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=pass_fds,
+        env=environment(os.environ),
+        text=True,
+        errors="replace",
+    )
+
+
+def run(target: str, given: bytes, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
+    """Run a module of ours to its end, `given` on its stdin; what it wrote and its exit code.
+
+    Raises:
+        subprocess.TimeoutExpired: it did not end in time, and was killed.
+        OSError: it cannot be started.
+    """
+    with start(target, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        try:
+            out, err = child.communicate(given, timeout_s)
+        finally:
+            child.kill()
+    return subprocess.CompletedProcess(child.args, child.returncode, out, err)
+
+
+def _command(target: str | Path, arguments: Sequence[str]) -> list[str]:
+    # -P: the working folder is no place for modules. -I: nor is the folder of the script.
+    way = ["-I", str(target)] if isinstance(target, Path) else ["-P", "-m", target]
+    return [sys.executable, *way, *arguments]
+
+
+def forbid_core_dumps(environ: Mapping[str, str]) -> None:
+    """No crash of this process or of its children leaves its memory, with the secrets in it, in a file."""
+    if environ.get(KEEP_CORE_DUMPS, "") in ("", "0"):
+        _, most = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, most))

@@ -1,0 +1,207 @@
+"""Processes of our own: what they are given, and what not."""
+
+import ast
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import visionedge
+from tiny_models import TinyDetector
+from visionedge import child_process
+from visionedge.config import InferenceConfig
+from visionedge.errors import ModelError
+from visionedge.inference.devices import PROVIDERS, run_probe
+from visionedge.inference.first_run import first_run
+from visionedge.inference.model import load_model
+from visionedge.inference.process import EngineProcess
+from visionedge.inference.shared import Arena
+from visionedge.ops.bench_http import _clients
+from visionedge.ops.doctor.host import ask_child
+from visionedge.ops.http_clients import Order
+from visionedge.ops.inspect import _placed
+from visionedge.ops.own_module import own_module
+
+PACKAGE = Path(visionedge.__file__).parent
+BAIT = "b4it-0f-a-secret"
+SECRETS = {
+    "VISIONEDGE_HTTP_TOKEN": BAIT,
+    "VISIONEDGE_MQTT_PASSWORD": BAIT,
+    "VISIONEDGE_BLOB_SAS": f"sv=1&sig={BAIT}",
+    "VISIONEDGE_WEBHOOK_SECRET": BAIT,
+    "EdgeHubConnectionString": f"HostName=h;SharedAccessKey={BAIT}",
+    "IOTEDGE_WORKLOADURI": f"unix:///{BAIT}",
+    "HTTPS_PROXY": f"http://me:{BAIT}@192.0.2.9:3128",
+    "http_proxy": f"http://me:{BAIT}@192.0.2.9:3128",
+    "NVIDIA_API_KEY": BAIT,
+    "CUDA_TOKEN": BAIT,
+    "AWS_SECRET_ACCESS_KEY": BAIT,
+    "DOCK_PASSWORD": BAIT,
+}
+
+
+class Witness:
+    """Python, with a note of each process that is started: its environment and its command line."""
+
+    def __init__(self, folder: Path) -> None:
+        self._notes = folder / "notes"
+        self._notes.mkdir()
+        self.path = folder / "python-with-a-witness"
+        note = f'cat /proc/$$/environ > "{self._notes}/$$.environ"\n'
+        note += f'printf \'%s\\0\' "$@" > "{self._notes}/$$.words"\n'
+        self.path.write_text(f'#!/bin/sh\n{note}exec "{sys.executable}" "$@"\n')
+        self.path.chmod(0o755)
+
+    def environments(self) -> list[dict[str, str]]:
+        """Of each child."""
+        texts = [path.read_text() for path in self._notes.glob("*.environ")]
+        return [
+            {name: value for name, _, value in (pair.partition("=") for pair in text.split("\0"))}
+            for text in texts
+        ]
+
+    def commands(self) -> list[list[str]]:
+        """Of each child, without the program."""
+        return [path.read_text().split("\0")[:-1] for path in self._notes.glob("*.words")]
+
+
+@pytest.fixture
+def witness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Witness:
+    """Every child is witnessed; this process is full of secrets and stands in a folder full of traps."""
+    made = Witness(tmp_path)
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("VISIONEDGE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", "relative"]))
+    monkeypatch.delenv("VISIONEDGE_CONFIG", raising=False)
+    monkeypatch.setattr(sys, "executable", str(made.path))
+    trap = tmp_path / "standing-here"
+    (trap / "visionedge").mkdir(parents=True)
+    for name in ("json.py", "numpy.py", "sitecustomize.py", "visionedge/__init__.py"):
+        (trap / name).write_text("import os\nos._exit(77)\n")
+    monkeypatch.chdir(trap)
+    return made
+
+
+def _engine(folder: Path) -> None:
+    model = load_model(TinyDetector().save(folder / "tiny.onnx"))
+    arena = Arena(model.input, 2)
+    engine = EngineProcess(model, InferenceConfig(device="cpu"), arena)
+    try:
+        engine.open()
+    finally:
+        engine.close()
+        arena.close()
+
+
+def _probe(_folder: Path) -> None:
+    assert run_probe(PROVIDERS["cpu"], 60).exit_code == 0
+
+
+def _first_run(_folder: Path) -> None:
+    with pytest.raises(ModelError):
+        first_run(b"no graph", 1, None, [], declared=False)
+
+
+def _questions(folder: Path) -> None:
+    path = TinyDetector().save(folder / "tiny.onnx")
+    assert ask_child("clock", {}, 30).ended == "fine"
+    assert ask_child("placement", {"device": "cpu", "model": str(path)}, 60).ended == "fine"
+
+
+def _inspection(folder: Path) -> None:
+    path = TinyDetector().save(folder / "tiny.onnx")
+    assert "did not start" not in json.dumps(_placed(path, "cpu"))
+
+
+def _load(_folder: Path) -> None:
+    order = Order(
+        "127.0.0.1", 9, tls=False, clients=1, rate=1, seconds=0.1, requests=("GET / HTTP/1.1",), nobody=True
+    )
+    with _clients(order):
+        pass
+
+
+def _module(_folder: Path) -> None:
+    with own_module(1, ["--device", "cpu"]) as (url, _pid):
+        assert url.startswith("http://127.0.0.1:")
+
+
+KINDS = [_engine, _probe, _first_run, _questions, _inspection, _load, _module]
+
+
+@pytest.mark.parametrize("start", KINDS, ids=lambda kind: kind.__name__.strip("_"))
+def test_a_child_gets_no_secret_and_imports_nothing_from_where_it_stands(
+    witness: Witness, tmp_path: Path, start: Callable[[Path], None]
+) -> None:
+    """Whatever kind of child it is, for each that is really started."""
+    start(tmp_path)
+    environments, commands = witness.environments(), witness.commands()
+    assert environments
+    for environ in environments:
+        assert [name for name, value in environ.items() if BAIT in name + value] == []
+        assert environ["PYTHONPATH"] == str(PACKAGE.parent)
+        assert environ["PATH"] == os.environ["PATH"]
+    for words in commands:
+        assert words[0] in ("-P", "-I")
+        assert BAIT not in " ".join(words)
+
+
+def test_there_is_no_other_way_to_start_a_process() -> None:
+    """A child that is started elsewhere would have the whole environment."""
+    ways = {"Popen", "run", "call", "check_call", "check_output", "system", "popen", "fork", "posix_spawn"}
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(func=ast.Attribute(ast.Name("subprocess" | "os"), name)) if name in ways:
+                    found.append(path.name)
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = (
+                    [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+                )
+                assert not any(name.startswith("multiprocessing") for name in names), path
+    assert set(found) == {"child_process.py"}
+
+
+def test_the_environment_of_a_child_is_made_from_a_list() -> None:
+    """What libraries and the locale need is passed on; whatever is called like a secret is not."""
+    needed = {
+        "PATH": "/bin",
+        "HOME": "/srv/app",
+        "TZ": "UTC",
+        "LC_ALL": "C",
+        "LD_LIBRARY_PATH": "/lib",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "NVIDIA_VISIBLE_DEVICES": "all",
+        "OMP_NUM_THREADS": "2",
+        "OPENCV_LOG_LEVEL": "ERROR",
+        "VISIONEDGE_DATA": "/data",
+        "XDG_CACHE_HOME": "/cache",
+    }
+    made = child_process.environment({**needed, **SECRETS, "OTHER": "x"})
+    assert {name: value for name, value in made.items() if name in needed} == needed
+    assert set(made) - set(needed) == {"PYTHONPATH", "ORT_DISABLE_TELEMETRY"}
+
+
+@pytest.mark.parametrize(("variable", "limit"), [("", 0), ("0", 0), ("1", -1)])
+def test_a_crash_leaves_no_memory_in_a_file(variable: str, limit: int) -> None:
+    """Neither the module nor what it starts; a variable allows it for debugging."""
+    program = "import resource, visionedge.__main__ as m; m.main(['token-that-is-no-verb'])"
+    ending = "; print(resource.getrlimit(resource.RLIMIT_CORE)[0])"
+    body = f"try:\n {program}\nexcept SystemExit:\n pass\nimport resource{ending}"
+    environ = {**child_process.environment(os.environ), child_process.KEEP_CORE_DUMPS: variable}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", body],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    soft, _ = resource.getrlimit(resource.RLIMIT_CORE)
+    assert int(done.stdout) == (soft if limit else 0)
