@@ -14,6 +14,9 @@ Library = Literal["auto", "pyav", "opencv"]
 Transport = Literal["tcp", "udp", "auto"]
 """What RTSP brings its pictures over; `auto` is TCP, and UDP where the server refuses that."""
 
+Redirects = Literal["same-host", "any"]
+"""Where an HTTP camera may send us, by a redirect or in a playlist: only to its own host, or to any."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -39,6 +42,7 @@ class Limits:
     pictures_per_s: float | None = None
     library: Library = "auto"
     transport: Transport = "tcp"
+    redirects: Redirects = "same-host"
     hardware: bool = False
     spare_threads: ThreadBudget = field(default_factory=lambda: ThreadBudget(0), compare=False)
 

@@ -1,7 +1,10 @@
 """OpenCV and its FFmpeg, brought to behave: options that only the environment can give, and silence."""
 
+import ctypes
 import os
+import re
 import threading
+from pathlib import Path
 
 import cv2
 
@@ -10,8 +13,15 @@ from visionedge.capture.decoded import Limits
 # Read by OpenCV's FFmpeg each time a stream is opened, for the whole process: so one set for all kinds.
 # TCP: UDP loses packets and stops at firewalls. fpsprobesize 0: a rate is not needed, and counting pictures
 # for it takes 3 s at 10 fps. analyzeduration: still time for a late key picture, within the open limit.
-_CAPTURE_OPTIONS = "rtsp_transport;tcp|fpsprobesize;0|analyzeduration;2000000"
+# http_proxy: cameras are in the local network, and FFmpeg takes any other text than http:// for no proxy.
+_CAPTURE_OPTIONS = "rtsp_transport;tcp|fpsprobesize;0|analyzeduration;2000000|http_proxy;none"
 
+_ALLOCATION_MOST_BYTES = 96 << 20
+"""A plane of 100 megapixels, the most that is decoded at all."""
+
+_UTIL_LIBRARY = re.compile(r"(/\S*/libavutil[^/\s]*)$", re.MULTILINE)
+
+_bounded: set[str] = set()
 _lock = threading.Lock()
 _done = False
 
@@ -35,3 +45,14 @@ def settle_libraries() -> None:
             # Typed as if levels were an enumeration; they are plain numbers.
             cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
         _done = True
+
+
+def bound_allocations() -> None:
+    """Keep each FFmpeg that is loaded from taking a piece of memory as large as a camera claims to need.
+
+    A length of 2 GB in an answer is one line for a camera to write; FFmpeg believes it.
+    """
+    with _lock:
+        for path in set(_UTIL_LIBRARY.findall(Path("/proc/self/maps").read_text())) - _bounded:
+            ctypes.CDLL(path).av_max_alloc(ctypes.c_size_t(_ALLOCATION_MOST_BYTES))
+            _bounded.add(path)

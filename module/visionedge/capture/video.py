@@ -6,6 +6,7 @@ from pathlib import Path
 
 from visionedge.capture import opencv
 from visionedge.capture.decoded import Decoded, Library, Limits, Source
+from visionedge.capture.http_camera import open_http
 from visionedge.capture.pacing import sane_fps
 from visionedge.errors import SourceError
 from visionedge.uris import CameraUri
@@ -44,6 +45,8 @@ def open_stream(uri: CameraUri, limits: Limits) -> Source:
     Raises:
         SourceError: with the reason, as far as one more question to the server tells it.
     """
+    if uri.kind == "http":
+        return open_http(uri, limits, _open_media)
     if library(limits.library) == "opencv":
         if limits.transport != "tcp" and uri.kind == "rtsp":
             raise SourceError(f"{uri}: only PyAV brings RTSP over UDP; install the extra 'av', or use 'tcp'")
@@ -51,6 +54,15 @@ def open_stream(uri: CameraUri, limits: Limits) -> Source:
     from visionedge.capture import pyav
 
     return pyav.open_stream(uri, limits)
+
+
+def _open_media(target: str, limits: Limits, playlist: bool) -> Source:
+    """A video file, a playlist or another stream than JPEG, over HTTP."""
+    if library(limits.library) == "opencv":
+        return opencv.open_media(target, limits, playlist=playlist)
+    from visionedge.capture import pyav
+
+    return pyav.open_media(target, limits, playlist=playlist)
 
 
 class LoopedSource:
