@@ -93,6 +93,10 @@ class CameraConfig(_Section):
     decoder: Literal["auto", "pyav", "opencv"] = Field(
         default="auto", description="auto = PyAV where it is installed, else OpenCV."
     )
+    follow_redirects: Literal["same-host", "any"] = Field(
+        default="same-host",
+        description="HTTP: where redirects and playlists may lead; any = other hosts, too.",
+    )
 
 
 class ModelConfig(_Section):

@@ -125,6 +125,7 @@ class Fleet:
             limits=Limits(
                 library=settings.decoder,
                 transport=settings.transport,
+                redirects=settings.follow_redirects,
                 hardware=self._hardware,
                 spare_threads=self._spare_threads,
             ),

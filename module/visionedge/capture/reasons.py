@@ -51,7 +51,7 @@ def why_not_open(target: str, waited_s: float, limit_s: float, transport: str = 
         return why_no_answer(name, parts, ConnectionResetError(), limit_s)
     if refusal.status == 200 and waited_s >= limit_s * 0.95:
         return no_picture(name, limit_s)
-    return _refusal_words(name, parts, refusal)
+    return _refusal_words(name, parts, refusal, transport)
 
 
 def why_no_answer(name: str, parts: SplitResult, error: Exception, limit_s: float) -> str:
@@ -89,22 +89,29 @@ def _broken(name: str, server: str, error: Exception, limit_s: float) -> str:
             return hung_up(name, server)
 
 
-def _refusal_words(name: str, parts: SplitResult, refusal: rtsp_probe.Refusal) -> str:
+def _refusal_words(name: str, parts: SplitResult, refusal: rtsp_probe.Refusal, transport: str) -> str:
+    status = refusal.status
+    if status == HTTPStatus.UNAUTHORIZED:
+        return login_refused(name, parts, refusal.challenges)
+    if status == HTTPStatus.NOT_FOUND:
+        return not_found(name)
+    if status < HTTPStatus.MULTIPLE_CHOICES:
+        return _unreadable(name, refusal)
+    return f"{name}{_status_remedy(refusal, 'tcp' if transport == 'udp' else 'udp')}"
+
+
+def _status_remedy(refusal: rtsp_probe.Refusal, other_transport: str) -> str:
     match refusal.status:
-        case HTTPStatus.UNAUTHORIZED:
-            return login_refused(name, parts, refusal.challenges)
-        case HTTPStatus.NOT_FOUND:
-            return not_found(name)
         case 461:
-            return f"{name}: the camera refuses this transport (461); set transport: auto, udp or tcp"
+            return f": the camera refuses this transport (461); set transport: auto or {other_transport}"
         case 453:
             return (
-                f"{name}: the camera has too many viewers (453 to {refusal.step}); "
-                f"close other viewers, or raise its limit"
+                f": the camera has too many viewers (453 to {refusal.step}); close some, or raise its limit"
             )
-        case status if status >= HTTPStatus.MULTIPLE_CHOICES:
-            return f"{name}: the camera refuses {refusal.step} ({status_words(status)})"
-    return _unreadable(name, refusal)
+        case status if status < HTTPStatus.BAD_REQUEST:
+            return f" redirects ({status}) to an address that does not open; use that address itself"
+        case status:
+            return f": the camera refuses {refusal.step} ({status_words(status)})"
 
 
 def _unreadable(name: str, refusal: rtsp_probe.Refusal) -> str:

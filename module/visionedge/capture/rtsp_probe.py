@@ -79,9 +79,7 @@ class _Talk:
         described = self._request("DESCRIBE", self._url, {"Accept": "application/sdp"})
         if described.status == 401:
             self._challenges = challenges_in(described.all("www-authenticate"))
-            if self._login is not None and self._login.accept(self._challenges, basic=True):
-                self._shown = True
-                described = self._request("DESCRIBE", self._url, {"Accept": "application/sdp"})
+            described = self._logged_in(described)
         control = _video_control(described.body)
         if described.status != 200 or control is None:
             return self._refusal("DESCRIBE", described.status, media=control is not None)
@@ -100,6 +98,16 @@ class _Talk:
             return self._refusal("SETUP", set_up.status)
         session = next(iter(set_up.all("session")), "").partition(";")[0]
         return self._refusal("PLAY", self._request("PLAY", self._url, {"Session": session}).status)
+
+    def _logged_in(self, described: _Reply) -> _Reply:
+        """The answer to our login; each challenge is tried, as some cameras satisfy only one of theirs."""
+        for challenge in self._challenges:
+            if self._login is not None and self._login.accept([challenge], basic=True):
+                self._shown = True
+                described = self._request("DESCRIBE", self._url, {"Accept": "application/sdp"})
+                if described.status != 401:
+                    break
+        return described
 
     def _refusal(self, step: Step, status: int, *, media: bool = True) -> Refusal:
         return Refusal(step, status, self._challenges, self._shown and status != 401, media)
