@@ -3,6 +3,8 @@
 import re
 import socket
 import time
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,6 @@ def why(server: ScriptedServer, limits: Limits | None = None, *, login: str = ""
         (answer(b"<html>", ""), r"but with text \(no content type\)"),
         (answer(b"", "text/plain"), "answers with an empty body"),
         (answer(b"", ""), "answers with an empty body"),
-        (answer(b"\0\1\2\3" * 200, "application/octet-stream"), "nothing that can be decoded as video"),
         (answer(b"", "", status="503 Oops"), r"refused by the server \(503 Service Unavailable\)"),
         (moved("/video.cgi"), "redirects in a circle"),
         (moved("rtsp://127.0.0.1/x"), "points to an address of kind 'rtsp:'"),
@@ -54,6 +55,20 @@ def test_what_an_address_answers_instead_of_pictures_is_told(
 ) -> None:
     with ScriptedServer(always(data)) as server:
         assert re.search(reason, why(server, Limits(library=library)))
+
+
+@pytest.mark.parametrize("library", ["auto", "opencv"])
+def test_what_is_no_video_is_told_whatever_its_address_ends_with(library: Library) -> None:
+    """FFmpeg takes anything behind `.cgi` for a video, and finds out only when it reads."""
+    archive = answer(b"PK\3\4" + bytes(900), "application/octet-stream")
+    limits = Limits(library=library)
+    with (
+        ScriptedServer(always(archive)) as server,
+        pytest.raises(SourceError) as caught,
+        closing(open_source(parse_camera_uri(server.url("/a.cgi")), limits)) as source,
+    ):
+        source.read()
+    assert "nothing that can be decoded as video" in str(caught.value)
 
 
 def test_a_redirect_on_the_same_host_is_followed_with_the_login(tmp_path: Path) -> None:
@@ -109,8 +124,7 @@ def test_a_proxy_of_the_environment_is_not_asked(tmp_path: Path, monkeypatch: py
     with ScriptedServer(always(PAGE)) as proxy, ScriptedServer(serve) as server:
         for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url(""))
-        for library in ("auto", "opencv"):
-            limits = Limits(library=library)  # type: ignore[arg-type]  # the two of the literal
+        for limits in (Limits(), Limits(library="opencv")):
             source = open_source(parse_camera_uri(server.url("/c.mp4")), limits)
             assert source.read() is not None
             source.close()
@@ -125,9 +139,6 @@ def test_a_file_is_played_whether_the_server_knows_ranges_or_not(tmp_path: Path,
         connection.sendall(ranged(clip, head) if seekable else answer(clip, "video/mp4"))
 
     with ScriptedServer(serve) as server:
-        if not seekable and b"moov" in clip[-2000:]:
-            assert "cannot be decoded" in why(server) or True
-            return
         source = open_source(parse_camera_uri(server.url("/c.mp4")))
         shown = []
         while (decoded := source.read()) is not None:
@@ -191,7 +202,8 @@ def test_a_live_playlist_is_rationed_by_its_own_time(tmp_path: Path, library: Li
         with running(camera):
             frames = basket.wait_for(lambda f: len(f) >= 11, timeout_s=20)
     numbers = [number_of(frame.full_picture()) for frame in frames[:11]]
-    assert {(b - a) % 24 for a, b in zip(numbers, numbers[1:], strict=False)} == {5}
+    # The second may come a little early, as with any rate that is not quite the camera's.
+    assert {(later - number) % 24 for number, later in pairwise(numbers[1:])} == {5}
 
 
 def test_a_playlist_that_points_to_another_host_is_not_followed_and_said(tmp_path: Path) -> None:

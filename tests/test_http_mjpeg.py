@@ -116,7 +116,7 @@ def test_small_faults_are_forgiven(quirk: str, library: Library) -> None:
     """Each picture comes once, in order and as it was sent, over one connection."""
     with ScriptedServer(QUIRKS[quirk]) as server:
         source = open_source(parse_camera_uri(server.url()), Limits(library=library))
-        shown = []
+        shown: list[tuple[int, int]] = []
         while len(shown) < 8 and (decoded := source.read()) is not None:
             shown.append((number_of(decoded.picture()), decoded.covers))
         source.close()
@@ -162,6 +162,24 @@ def test_an_endless_part_does_not_fill_the_memory() -> None:
         finally:
             tracemalloc.stop()
             source.close()
+
+
+def test_a_slow_camera_is_no_silent_one() -> None:
+    """Its distance between pictures is four times the read limit, and it is never lost."""
+    limits = Limits(read_timeout_s=0.1, picture_timeout_s=5.0)
+
+    def serve(server: ScriptedServer, connection: socket.socket, _head: str) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: " + MIX.encode() + b"frame\r\n\r\n")
+        for number in range(24):
+            if server.ended.wait(0.4):
+                return
+            connection.sendall(part(number))
+
+    with ScriptedServer(serve) as server:
+        source = open_source(parse_camera_uri(server.url()), limits)
+        shown = [number_of(decoded.picture()) for _ in range(4) if (decoded := source.read()) is not None]
+        source.close()
+    assert shown == [0, 1, 2, 3]
 
 
 def test_a_stream_that_the_camera_closes_is_lost_and_opened_again() -> None:

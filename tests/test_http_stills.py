@@ -64,7 +64,7 @@ def test_a_still_is_fetched_again_and_again(camera: str, library: Library) -> No
     path, serve = CAMERAS[camera]
     with ScriptedServer(serve) as server:
         source = open_source(parse_camera_uri(server.url(path)), Limits(library=library, pictures_per_s=200))
-        shown = []
+        shown: list[int] = []
         while len(shown) < 5 and (decoded := source.read()) is not None:
             assert decoded.position_s is None
             shown.append(number_of(decoded.picture()))

@@ -68,13 +68,12 @@ def kind_of(head: Head, begin: bytes) -> Kind:
         return "jpeg"
     if begin.startswith(_OTHER_PICTURES) or (begin[:4] == b"RIFF" and begin[8:12] == b"WEBP"):
         return "still"
-    if begin.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"#EXTM3U"):
+    if media == "application/dash+xml" or begin.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"#EXTM3U"):
         return "playlist"
     # Something stands before the first part; in the head of a video file these bytes would be chance.
     if "jpeg" in media or "jpg" in media or (_JPEG in begin and not media.startswith("video/")):
         return "jpeg"
-    video = media == "application/dash+xml" or begin.startswith(b"ftyp", 4)
-    return "page" if not video and _is_text(media, begin) else "media"
+    return "page" if _is_text(media, begin) else "media"
 
 
 def _is_text(media: str, begin: bytes) -> bool:

@@ -9,6 +9,7 @@ import ipaddress
 import socket
 import ssl
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
@@ -274,23 +275,26 @@ class HttpClient:
             raise SourceError(reasons.why_no_answer(self.name, parts, error, limit_s)) from None
 
     def _connected(self, parts: SplitResult, deadline_s: float) -> socket.socket:
+        other = parts.hostname != self.origin.hostname
+        if other:
+            found = socket.getaddrinfo(parts.hostname, None, proto=socket.IPPROTO_TCP)
+            self._refuse_inner(parts, (str(place[4][0]) for place in found))
         connection = connect(parts, _left_s(deadline_s), tls=parts.scheme.lower() == "https")
         try:
-            self._refuse_inner(connection, parts.hostname or "")
+            if other:  # the name may mean another address by now
+                self._refuse_inner(parts, [str(connection.getpeername()[0])])
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _refuse_inner(self, connection: socket.socket, host: str) -> None:
+    def _refuse_inner(self, parts: SplitResult, addresses: Iterable[str]) -> None:
         """Another host may not be this machine or a link-local one, such as a cloud's metadata service."""
-        if host == self.origin.hostname:
-            return
-        address = ipaddress.ip_address(connection.getpeername()[0].partition("%")[0])
         own = socket.getaddrinfo(self.origin.hostname, None, proto=socket.IPPROTO_TCP)
-        ours = ipaddress.ip_address(str(own[0][4][0]).partition("%")[0])
-        if address.is_link_local or (address.is_loopback and not ours.is_loopback):
-            raise SourceError(reasons.inner_host(self.name, host))
+        at_home = _address(str(own[0][4][0])).is_loopback
+        for address in map(_address, addresses):
+            if address.is_link_local or (address.is_loopback and not at_home):
+                raise SourceError(reasons.inner_host(self.name, parts.hostname or ""))
 
     def _ask(
         self, connection: socket.socket, parts: SplitResult, headers: dict[str, str], deadline_s: float
@@ -344,6 +348,11 @@ class HttpClient:
 def _end_of_head(raw: bytearray) -> int | None:
     ends = [at + len(mark) for mark in (b"\r\n\r\n", b"\n\n") if (at := raw.find(mark)) >= 0]
     return min(ends, default=None)
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _left_s(deadline_s: float) -> float:

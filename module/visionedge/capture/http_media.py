@@ -4,6 +4,7 @@ So redirects and segments at other hosts, logins and proxies are decided in one 
 """
 
 from visionedge.capture import reasons
+from visionedge.capture.connecting import without_login
 from visionedge.capture.decoded import Limits
 from visionedge.capture.http_client import Answer, HttpClient
 from visionedge.capture.http_pictures import refusal
@@ -63,16 +64,27 @@ class HttpFile:
 
     def _ask(self, at: int) -> Answer:
         answer = self._client.get({"Range": f"bytes={at}-"} if at else None, url=self._url)
-        if answer.head.status >= 300 or (at and answer.head.status != 206):
+        if answer.head.status >= 300:
             raise SourceError(refusal(self._client, answer))
+        if at and answer.head.status != 206:  # a server without ranges begins at the beginning
+            while at > 0 and not answer.over:
+                data = answer.read(self._timeout_s)
+                self._left = data[at:]
+                at -= len(data)
         return answer
 
 
 class HttpFiles:
-    """Opens whatever one camera's container asks for. Used by one thread, but for `interrupt`."""
+    """Opens whatever one camera's container asks for. Used by one thread, but for `interrupt`.
 
-    def __init__(self, target: str, limits: Limits) -> None:
+    `name` is what FFmpeg is to open. With `hides_name` it tells nothing: FFmpeg takes the end of an address
+    for a format, and any `.cgi` for one of 2003.
+    """
+
+    def __init__(self, target: str, limits: Limits, *, hides_name: bool) -> None:
         self._target, self._limits = target, limits
+        self.name = "http:" if hides_name else without_login(target)
+        self._addresses = {self.name: target}
         self._clients: list[HttpClient] = []
         self._interrupted = False
         self.error: SourceError | None = None
@@ -88,7 +100,7 @@ class HttpFiles:
         self._clients.append(client)
         client.interrupted = self._interrupted
         try:
-            return HttpFile(client, url, self._limits.read_timeout_s)
+            return HttpFile(client, self._addresses.get(url, url), self._limits.read_timeout_s)
         except SourceError as error:
             client.close()
             self.error = error

@@ -198,6 +198,8 @@ class VideoSource:
 
     def _judge_end(self, waited_s: float) -> None:
         """Tell an end from a loss: OpenCV says False to both."""
+        if self._remote and self._read_count == 0 and waited_s < self._limits.read_timeout_s * 0.9:
+            raise SourceError(not_media(self._name, ""))
         if self.live:
             if waited_s >= self._limits.read_timeout_s * 0.9:
                 raise SourceError(silent(self._name, self._limits.read_timeout_s))

@@ -18,7 +18,6 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from visionedge.capture.backlog import Backlog
-from visionedge.capture.connecting import without_login
 from visionedge.capture.decoded import Decoded, Limits
 from visionedge.capture.http_media import HttpFile, HttpFiles
 from visionedge.capture.nvdec import hardware
@@ -98,7 +97,7 @@ def open_media(target: str, limits: Limits, *, playlist: bool) -> "PyavSource":
     Raises:
         SourceError: it is none that can be read.
     """
-    files = HttpFiles(target, limits)
+    files = HttpFiles(target, limits, hides_name=not playlist)
     # Without http_persistent FFmpeg would go on with connections that are not its own.
     options = {**_PROBING, "http_persistent": "0"} if playlist else dict(_PROBING)
     with ExitStack() as failing:
@@ -114,7 +113,7 @@ def open_media(target: str, limits: Limits, *, playlist: bool) -> "PyavSource":
 def _opened(target: str, options: dict[str, str], limits: Limits, files: HttpFiles) -> InputContainer:
     name, began_s = redact(target), time.monotonic()
     try:
-        return _open(without_login(target), options, limits, files.open)
+        return _open(files.name, options, limits, files.open)
     except FFmpegError as error:
         if files.error is not None:
             raise files.error from None
