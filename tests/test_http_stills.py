@@ -3,11 +3,13 @@
 import hashlib
 import re
 import socket
+import ssl
 import threading
 
 import cv2
 import numpy as np
 import pytest
+import trustme
 
 from camera_doubles import SPEC, Basket, Changes, running
 from clips import number_of, numbered_picture
@@ -38,7 +40,9 @@ def counting(
 
     def serve(server: ScriptedServer, connection: socket.socket, _head: str) -> None:
         number = (len(server.requests) - 1) % 24
-        connection.sendall(answer(png(number) if as_png else jpeg(number), kind, length=length))
+        more = "Connection: close\r\n" if close else ""
+        data = png(number) if as_png else jpeg(number)
+        connection.sendall(answer(data, kind, length=length, more=more))
         if close:
             socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
@@ -258,3 +262,13 @@ def test_a_password_that_was_meant_for_tls_is_not_sent_as_basic_without_it() -> 
     login = Login("user", "ge@heim")
     assert not login.accept(challenges_in(['Basic realm="x"']), basic=False)
     assert login.header("GET", "/") is None
+
+
+def test_a_camera_with_a_certificate_of_its_own_is_read_over_https() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    with ScriptedServer(counting(close=False), tls=context) as server:
+        source = open_source(parse_camera_uri(server.url("/a.jpg", scheme="https")), FAST)
+        shown = [number_of(decoded.picture()) for _ in range(3) if (decoded := source.read()) is not None]
+        source.close()
+    assert shown == [0, 1, 2]

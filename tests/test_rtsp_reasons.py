@@ -183,6 +183,19 @@ def test_a_port_that_speaks_no_tls_is_named(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])
+def test_a_proxy_of_the_environment_is_not_asked_for_rtsps(
+    library: Library, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FFmpeg takes `http_proxy` for any connection with TLS."""
+    with ScriptedServer(always(answer(b"", status="503 Oops"))) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url(""))
+        with ScriptedServer(rtsp({"SETUP": "500 Oops"}), tls=tls) as server:
+            why(server, scheme="rtsps", limits=Limits(library=library))
+            assert sum("SETUP" in head for head in server.requests) > 1
+        assert proxy.requests == []
+
+
+@pytest.mark.parametrize("library", ["auto", "opencv"])
 def test_an_answer_of_2_gb_takes_no_memory(library: Library) -> None:
     """FFmpeg would reserve what the answer claims, and fill it as fast as the camera sends."""
     sent = 0

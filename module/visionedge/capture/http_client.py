@@ -39,6 +39,7 @@ class Head:
 
     status: int
     headers: tuple[tuple[str, str], ...]
+    protocol: str = "HTTP/1.1"
 
     def all(self, name: str) -> list[str]:
         """The values of a header, as often as it is there."""
@@ -68,6 +69,12 @@ class Head:
         ):
             return None
         return int(text)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether another request may follow on the connection."""
+        said = self.get("connection").lower()
+        return "close" not in said and (self.protocol == "HTTP/1.1" or "keep-alive" in said)
 
     @property
     def chunked(self) -> bool:
@@ -256,7 +263,8 @@ class HttpClient:
 
     def _exchange(self, parts: SplitResult, headers: dict[str, str], deadline_s: float) -> Answer:
         place = (parts.scheme.lower(), parts.hostname, parts.port)
-        kept = self._answer is not None and self._answer.complete and place == self._place
+        last = self._answer
+        kept = last is not None and last.complete and last.head.keeps and place == self._place
         if kept and self._connection is not None:
             # It may end at any moment, which means nothing: then a new one is made.
             with contextlib.suppress(OSError, ClosedError):
@@ -342,7 +350,8 @@ class HttpClient:
         if len(words) < 2 or not words[1].isdigit() or not first.encode().startswith(_FIRST_WORDS):
             raise SourceError(reasons.not_http(self.name, parts, first.encode()[:16]))
         pairs = (line.partition(":") for line in lines if ":" in line)
-        return Head(int(words[1]), tuple((name.strip().lower(), value.strip()) for name, _, value in pairs))
+        headers = tuple((name.strip().lower(), value.strip()) for name, _, value in pairs)
+        return Head(int(words[1]), headers, words[0].upper())
 
 
 def _end_of_head(raw: bytearray) -> int | None:

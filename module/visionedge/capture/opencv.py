@@ -21,7 +21,7 @@ from visionedge.capture.reasons import (
     too_slow,
     why_not_open,
 )
-from visionedge.capture.settling import bound_allocations, settle_libraries
+from visionedge.capture.settling import bound_ffmpeg, settle_libraries
 from visionedge.errors import DamagedError, SourceError
 from visionedge.frames import Picture
 from visionedge.uris import CameraUri, redact
@@ -108,7 +108,7 @@ def open_device(path: Path, limits: Limits) -> "VideoSource":
 
 def _capture(target: str, backend: int, limits: Limits) -> cv2.VideoCapture:
     settle_libraries()
-    bound_allocations()
+    bound_ffmpeg()
     return cv2.VideoCapture(
         target,
         backend,

@@ -36,7 +36,7 @@ from visionedge.capture.reasons import (
     too_large,
     why_not_open,
 )
-from visionedge.capture.settling import bound_allocations
+from visionedge.capture.settling import bound_ffmpeg
 from visionedge.capture.thinning import Level, Thinning
 from visionedge.errors import DamagedError, SourceError
 from visionedge.uris import CameraUri, redact
@@ -125,7 +125,7 @@ def _opened(target: str, options: dict[str, str], limits: Limits, files: HttpFil
 def _open(
     target: str, options: dict[str, str], limits: Limits, io_open: Callable[..., HttpFile] | None = None
 ) -> InputContainer:
-    bound_allocations()
+    bound_ffmpeg()
     return av.open(
         target,
         "r",

@@ -13,9 +13,7 @@ from visionedge.capture.decoded import Limits
 # Read by OpenCV's FFmpeg each time a stream is opened, for the whole process: so one set for all kinds.
 # TCP: UDP loses packets and stops at firewalls. fpsprobesize 0: a rate is not needed, and counting pictures
 # for it takes 3 s at 10 fps. analyzeduration: still time for a late key picture, within the open limit.
-# http_proxy: cameras are in the local network, and FFmpeg takes any other text than http:// for no proxy.
-_CAPTURE_OPTIONS = "rtsp_transport;tcp|fpsprobesize;0|analyzeduration;2000000|http_proxy;none"
-
+_CAPTURE_OPTIONS = "rtsp_transport;tcp|fpsprobesize;0|analyzeduration;2000000"
 _ALLOCATION_MOST_BYTES = 96 << 20
 """A plane of 100 megapixels, the most that is decoded at all."""
 
@@ -47,12 +45,15 @@ def settle_libraries() -> None:
         _done = True
 
 
-def bound_allocations() -> None:
-    """Keep each FFmpeg that is loaded from taking a piece of memory as large as a camera claims to need.
+def bound_ffmpeg() -> None:
+    """Before each opening: no FFmpeg that is loaded believes what a camera claims, or asks a proxy for it.
 
-    A length of 2 GB in an answer is one line for a camera to write; FFmpeg believes it.
+    A length of 2 GB in an answer is one line for a camera to write, and FFmpeg would take so much memory.
+    FFmpeg reads `http_proxy` of the environment, for TLS as well; cameras are in the local network. It is
+    taken out of the environment that libraries see; Python's own (`os.environ`) keeps it.
     """
     with _lock:
+        os.unsetenv("http_proxy")
         for path in set(_UTIL_LIBRARY.findall(Path("/proc/self/maps").read_text())) - _bounded:
             ctypes.CDLL(path).av_max_alloc(ctypes.c_size_t(_ALLOCATION_MOST_BYTES))
             _bounded.add(path)
