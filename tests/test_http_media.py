@@ -17,7 +17,7 @@ from visionedge.capture.camera import Camera
 from visionedge.capture.decoded import Library, Limits
 from visionedge.capture.source import open_source
 from visionedge.errors import SourceError
-from visionedge.uris import parse_camera_uri
+from visionedge.uris import parse_camera_uri, redact
 
 PAGE = answer(b"<html><form>name, password</form></html>", "text/html")
 
@@ -29,7 +29,9 @@ def moved(where: str) -> bytes:
 def why(server: ScriptedServer, limits: Limits | None = None, *, login: str = "") -> str:
     with pytest.raises(SourceError) as caught:
         open_source(parse_camera_uri(server.url("/video.cgi", login)), limits)
-    return str(caught.value)
+    text = str(caught.value)
+    assert redact(text) == text, "a remedy that is masked is none"
+    return text
 
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])

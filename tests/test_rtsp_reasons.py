@@ -13,7 +13,7 @@ from scripted_http import ScriptedServer, Serve, always, answer
 from visionedge.capture.decoded import Library, Limits
 from visionedge.capture.source import open_source
 from visionedge.errors import SourceError
-from visionedge.uris import parse_camera_uri
+from visionedge.uris import parse_camera_uri, redact
 
 SDP = (
     "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=c\r\nt=0 0\r\nm=audio 0 RTP/AVP 0\r\na=control:track0\r\n"
@@ -79,6 +79,7 @@ def why(
         open_source(parse_camera_uri(server.url("/cam", login, scheme)), limits)
     text = str(caught.value)
     assert "heim" not in text
+    assert redact(text) == text, "a remedy that is masked is none"
     assert "\n" not in text
     return text
 
@@ -120,10 +121,10 @@ def test_a_camera_that_refuses_udp_is_to_be_asked_over_tcp() -> None:
             (SHA256,),
             knows("sha256"),
             "user:ge%40heim@",
-            "digest SHA-256, and RTSP can only be opened with MD5",
+            "asks for SHA-256 (digest), and RTSP can only be opened with MD5",
         ),
-        ((MD5, SHA256), either, "user:ge%40heim@", "digest algorithm to MD5"),
-        ((MD5, SHA256), knows("md5"), "user:ge%40heim@", "digest algorithm to MD5"),
+        ((MD5, SHA256), either, "user:ge%40heim@", "asks for MD5 and SHA-256 (digest)"),
+        ((MD5, SHA256), knows("md5"), "user:ge%40heim@", "asks for MD5 and SHA-256 (digest)"),
         (("Bearer",), knows("md5"), "user:ge%40heim@", "asks for a login of another kind (bearer)"),
     ],
 )

@@ -118,8 +118,8 @@ def _unreadable(name: str, refusal: rtsp_probe.Refusal) -> str:
     """We get everything that we ask for, and the decoder did not."""
     if refusal.login_right and (asked := _beyond_ffmpeg(refusal.challenges)):
         return (
-            f"{name}: the login is right, but the camera asks for digest {asked}, and RTSP can only be "
-            f"opened with MD5; set the camera's RTSP digest algorithm to MD5"
+            f"{name}: the login is right, but the camera asks for {asked} (digest), and RTSP can only be "
+            f"opened with MD5; set the algorithm of the camera's RTSP login to MD5"
         )
     if not refusal.media:
         return f"{name} answers, but describes no video; check the path"
@@ -140,7 +140,7 @@ def login_refused(name: str, parts: SplitResult, challenges: Sequence[Challenge]
     kinds = {c.scheme for c in challenges}
     if kinds and not kinds & {"basic", "digest"}:
         asked = redact(", ".join(sorted(kinds))[:60])
-        return f"{name} asks for a login of another kind ({asked}); choose digest in the camera"
+        return f"{name} asks for a login of another kind ({asked}); set the camera's login to digest"
     return f"{name} does not accept the user name or password (401)"
 
 
