@@ -6,6 +6,7 @@ answers that cameras give (`ICY 200 OK`, lengths that are wrong). So cameras are
 
 import contextlib
 import ipaddress
+import re
 import socket
 import ssl
 import time
@@ -24,6 +25,9 @@ _HEAD_MOST_BYTES = 65536
 _CHUNK_BYTES = 65536
 _REDIRECTS_MOST = 8
 _SCHEMES = ("http", "https")
+_STATUS = re.compile(r"[1-9][0-9][0-9]")
+_LENGTH = re.compile(r"[0-9]{1,15}")
+_CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]{1,12}")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _FIRST_WORDS = (b"HTTP/", b"ICY ")
 _URI_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"
@@ -61,12 +65,7 @@ class Head:
         if self.status in (204, 304):
             return 0
         # The length of a stream of pictures is made up: it is as long as the connection.
-        if (
-            self.chunked
-            or not text.isascii()
-            or not text.isdigit()
-            or self.content_type.startswith("multipart/")
-        ):
+        if self.chunked or not _LENGTH.fullmatch(text) or self.content_type.startswith("multipart/"):
             return None
         return int(text)
 
@@ -128,10 +127,10 @@ class _Chunked:
             if len(raw) > 1024:
                 raise ClosedError("a chunk without a length")
             return False
-        try:
-            self._left = int(bytes(raw[start:end]).partition(b";")[0].strip() or b"0", 16)
-        except ValueError:
-            raise ClosedError("a chunk without a length") from None
+        size = bytes(raw[start:end]).partition(b";")[0].strip()
+        if not _CHUNK_SIZE.fullmatch(size):
+            raise ClosedError("a chunk without a length")
+        self._left = int(size, 16)
         del raw[: end + 1]
         self._first, self.over = False, self._left == 0
         return not self.over
@@ -165,7 +164,11 @@ class Answer:
             TimeoutError: nothing came in that time.
         """
         while not self.over:
-            data = self._body.take(self._raw)
+            try:
+                data = self._body.take(self._raw)
+            except ClosedError:  # what comes from here on cannot be told apart
+                self._raw.clear()
+                self._closed, data = True, b""
             if self._closed and not data:
                 self._raw.clear()  # the beginning of a chunk that will never come
             if data or self.over:
@@ -227,7 +230,7 @@ class HttpClient:
             where = answer.head.get("location")
             if answer.head.status not in _REDIRECTS or not where:
                 return answer
-            url = urljoin(url, where)
+            url = _joined(url, where)
         raise SourceError(reasons.circle(self.name))
 
     def interrupt(self) -> None:
@@ -246,7 +249,11 @@ class HttpClient:
 
     def _allowed(self, url: str) -> SplitResult:
         """The parts of an address that the camera may send us to."""
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            _ = parts.port  # raises where it is no number
+        except ValueError:
+            raise SourceError(reasons.no_address(self.name)) from None
         if parts.scheme.lower() not in _SCHEMES or not parts.hostname:
             raise SourceError(reasons.other_scheme(self.name, parts.scheme))
         if parts.hostname != self.origin.hostname and self._limits.redirects != "any":
@@ -347,7 +354,7 @@ class HttpClient:
         first, *lines = bytes(raw[:end]).decode("latin-1").splitlines()
         del raw[:end]
         words = first.split(None, 2)
-        if len(words) < 2 or not words[1].isdigit() or not first.encode().startswith(_FIRST_WORDS):
+        if len(words) < 2 or not _STATUS.fullmatch(words[1]) or not first.encode().startswith(_FIRST_WORDS):
             raise SourceError(reasons.not_http(self.name, parts, first.encode()[:16]))
         pairs = (line.partition(":") for line in lines if ":" in line)
         headers = tuple((name.strip().lower(), value.strip()) for name, _, value in pairs)
@@ -357,6 +364,13 @@ class HttpClient:
 def _end_of_head(raw: bytearray) -> int | None:
     ends = [at + len(mark) for mark in (b"\r\n\r\n", b"\n\n") if (at := raw.find(mark)) >= 0]
     return min(ends, default=None)
+
+
+def _joined(url: str, where: str) -> str:
+    try:
+        return urljoin(url, where)
+    except ValueError:
+        return where  # which is looked at next
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

@@ -198,6 +198,11 @@ def not_http(name: str, parts: SplitResult, words: bytes) -> str:
     return f"{name}: {server} does not speak HTTP; check the port"
 
 
+def no_address(name: str) -> str:
+    """The camera names something that is no address."""
+    return f"{name} redirects to something that is no address; check the path"
+
+
 def circle(name: str) -> str:
     """Each answer names another address, and none gives a picture."""
     return f"{name} redirects in a circle; check the path"

@@ -127,7 +127,7 @@ class _Talk:
     def _reply(self) -> _Reply:
         first = self._line()
         words = first.split()
-        if len(words) < 2 or not words[0].startswith(b"RTSP/") or not words[1].isdigit():
+        if len(words) < 2 or not words[0].startswith(b"RTSP/") or not re.fullmatch(rb"[0-9]{3}", words[1]):
             raise SilentError(first[:16])
         headers: list[tuple[str, str]] = []
         for _ in range(_LINES_MOST):
@@ -137,7 +137,7 @@ class _Talk:
             name, _, value = line.partition(":")
             headers.append((name.strip().lower(), value.strip()))
         length = next((value for name, value in headers if name == "content-length"), "0")
-        size = min(int(length), _BODY_MOST_BYTES) if length.isdigit() else 0
+        size = min(int(length), _BODY_MOST_BYTES) if re.fullmatch(r"[0-9]{1,15}", length) else 0
         return _Reply(int(words[1]), headers, self._stream.read(size).decode("latin-1"))
 
     def _line(self) -> bytes:
