@@ -52,7 +52,7 @@ def rtsp(
 
 
 def knows(hashed: str) -> Admits:
-    """Lets in whoever answers with this hash for user:ge@heim."""
+    """Lets in a client that answers with this hash for user:ge@heim."""
 
     def admits(head: str) -> bool:
         shown = head.partition("Authorization: Digest")[2].partition("\r\n")[0]

@@ -30,7 +30,8 @@ class Limits:
     decoded. `pictures_per_s` is how many pictures will be looked at, so that the others need not be decoded;
     None: all (of a folder, which has no rate of its own, one per second). `late_s` is how far a live source
     may fall behind before pictures are let go. A source that one thread cannot decode takes further ones
-    from `spare_threads`, which all sources share. `hardware` allows a GPU's video decoder.
+    from `spare_threads`, which all sources share. `hardware` allows a GPU's video decoder. `redirects`
+    says which hosts an HTTP camera may lead to.
     """
 
     open_timeout_s: float = 4.0

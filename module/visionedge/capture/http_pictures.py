@@ -73,7 +73,7 @@ class HttpPictures:
 
     @property
     def live(self) -> bool:
-        """See `Source.live`: whoever asks for each picture sets the pace."""
+        """See `Source.live`: where each picture is asked for, we set the pace."""
         return not self._polls
 
     def settle(self, deadline_s: float) -> None:
