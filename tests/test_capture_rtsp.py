@@ -61,7 +61,10 @@ def test_a_digest_login_is_shown_when_it_is_asked_for(library: Library) -> None:
 
 @pytest.mark.parametrize(
     ("login", "reason"),
-    [("", r"asks for a login \(401\)"), ("user:wrong@", r"did not open with the login given \(401\)")],
+    [
+        ("", r"asks for a login \(401\)"),
+        ("user:wrong@", r"does not accept the user name or password \(401\)"),
+    ],
 )
 def test_without_the_right_login_the_reason_is_told_and_nothing_secret(login: str, reason: str) -> None:
     with RtspStandIn(login=LOGIN) as server, pytest.raises(SourceError, match=reason) as caught:

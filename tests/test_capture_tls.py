@@ -79,13 +79,13 @@ def test_a_file_of_certificates_that_is_not_there_is_named(server: ModelServer, 
         opened(server, tmp_path / "none.pem")
 
 
-def test_opencv_refuses_to_open_what_it_cannot_check(server: ModelServer) -> None:
+@pytest.mark.parametrize("scheme", ["https", "rtsps"])
+def test_opencv_refuses_to_open_what_it_cannot_check(server: ModelServer, scheme: str) -> None:
     """It has no such option."""
+    uri = server.url("/cam.mp4").replace("https://", f"{scheme}://")
+    limits = replace(LIMITS, library="opencv", certificates=str(server.authority))
     with pytest.raises(SourceError, match="only PyAV checks certificates"):
-        open_source(
-            parse_camera_uri(server.url("/cam.mp4")),
-            replace(LIMITS, library="opencv", certificates=str(server.authority)),
-        )
+        open_source(parse_camera_uri(uri), limits)
 
 
 def test_the_setting_says_what_is_trusted() -> None:

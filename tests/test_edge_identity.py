@@ -1,5 +1,10 @@
 """Identity: read from what edgeAgent sets, whole or not at all."""
 
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from visionedge.edge.identity import VARIABLES, Identity
@@ -80,3 +85,25 @@ def test_half_a_simulator_is_named_without_its_key() -> None:
     with pytest.raises(ConfigError, match="has no ModuleId") as caught:
         Identity.from_environ(short)
     assert "c2Vj" not in str(caught.value)
+
+
+def test_a_workload_socket_that_cannot_be_used_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK says no more than 'Permission denied' and names no file."""
+    path = tmp_path / "workload.sock"
+    identity = Identity.from_environ({**EDGE, "IOTEDGE_WORKLOADURI": f"unix://{path}"})
+    assert identity is not None
+    assert f"the workload socket {path} does not exist; restart the module" in (
+        identity.socket_problem() or ""
+    )
+    path.write_text("")
+    assert f"{path} is no socket; restart the module" in (identity.socket_problem() or "")
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        assert identity.socket_problem() is None
+        monkeypatch.setattr(os, "access", lambda *_: False)  # root may do anything
+        problem = identity.socket_problem() or ""
+    assert f"user {os.getuid()} may not open the workload socket {path}; edgeAgent makes it" in problem
+    assert replace(identity, workload_uri="http://127.0.0.1:1").socket_problem() is None

@@ -1,6 +1,7 @@
 """The whole module, as a process: cameras in, HTTP and messages out, and a clean end."""
 
 import json
+import os
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from rtsp_server import RtspServer
 from tiny_models import TinyDetector
 from visionedge.ops.estimate import from_file
 from visionedge.sequences import Sequences
+from visionedge.service import not_written
 
 
 def test_three_kinds_of_cameras_are_analysed_and_one_that_fails_disturbs_none(tmp_path: Path) -> None:
@@ -186,3 +188,11 @@ def test_a_damaged_file_of_numbers_is_no_obstacle(tmp_path: Path, content: str) 
     path = tmp_path / "sequences.json"
     path.write_text(content)
     assert Sequences(path, lambda: 2.0).first("dock") == 2000
+
+
+def test_a_data_folder_of_another_user_is_told_with_the_remedy() -> None:
+    """What a volume made by root looks like to the user of the images."""
+    denied = not_written(Path("/data"), PermissionError(13, "Permission denied"))
+    assert denied.startswith("/data cannot be written (Permission denied): no state is kept; give the folder")
+    assert denied.endswith(f"chown {os.getuid()}:{os.getgid()} FOLDER")
+    assert "chown" not in not_written(Path("/data"), OSError(28, "No space left on device"))

@@ -146,6 +146,10 @@ class CameraConfig(_Section):
         default="auto", description="auto = PyAV where it is installed, else OpenCV."
     )
     tls: TlsConfig | None = Field(default=None, description="absent = certificates are not checked.")
+    follow_redirects: Literal["same-host", "any"] = Field(
+        default="same-host",
+        description="HTTP: where redirects and playlists may lead; any = other hosts, too.",
+    )
 
 
 class ModelConfig(_Section):

@@ -127,6 +127,7 @@ class Fleet:
                 library=settings.decoder,
                 transport=settings.transport,
                 certificates=_certificates(settings.tls),
+                redirects=settings.follow_redirects,
                 hardware=self._hardware,
                 spare_threads=self._spare_threads,
             ),

@@ -355,7 +355,7 @@ class Service:
         except OSError as error:
             # Told once: the clock alone protects the numbers then, which is enough but for a clock set back.
             if self._remembers:
-                log.warning("%s cannot be written (%s): no state is kept", self.options.data, error.strerror)
+                log.warning("%s", not_written(self.options.data, error))
             self._remembers = False
 
     def _signalled(self, number: int) -> None:
@@ -419,3 +419,12 @@ class Service:
             self.rooms.board.publish(item)
             self.rooms.delivery.offer(item)
             self._metrics.observe(item)
+
+
+def not_written(folder: Path, error: OSError) -> str:
+    """One line for people about a data folder in which nothing can be kept."""
+    text = f"{folder} cannot be written ({error.strerror}): no state is kept"
+    if not isinstance(error, PermissionError):
+        return text
+    owner = f"{os.getuid()}:{os.getgid()}"
+    return f"{text}; give the folder that is mounted there to this user: chown {owner} FOLDER"

@@ -14,6 +14,9 @@ Library = Literal["auto", "pyav", "opencv"]
 Transport = Literal["tcp", "udp", "auto"]
 """What RTSP brings its pictures over; `auto` is TCP, and UDP where the server refuses that."""
 
+Redirects = Literal["same-host", "any"]
+"""Where an HTTP camera may send us, by a redirect or in a playlist: only to its own host, or to any."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -27,8 +30,9 @@ class Limits:
     decoded. A TLS server has to show one of the `certificates` in this file, or one signed by them; None: any
     will do. `pictures_per_s` is how many pictures will be looked at, so that the others need not be decoded;
     None: all (of a folder, which has no rate of its own, one per second). `late_s` is how far a live source
-    may fall behind before pictures are let go. A source that one thread cannot decode takes further ones from
-    `spare_threads`, which all sources share. `hardware` allows a GPU's video decoder.
+    may fall behind before pictures are let go. A source that one thread cannot decode takes further ones
+    from `spare_threads`, which all sources share. `hardware` allows a GPU's video decoder. `redirects`
+    says which hosts an HTTP camera may lead to.
     """
 
     open_timeout_s: float = 4.0
@@ -41,6 +45,7 @@ class Limits:
     library: Library = "auto"
     transport: Transport = "tcp"
     certificates: str | None = None
+    redirects: Redirects = "same-host"
     hardware: bool = False
     spare_threads: ThreadBudget = field(default_factory=lambda: ThreadBudget(0), compare=False)
 

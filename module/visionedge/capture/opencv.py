@@ -10,11 +10,21 @@ import numpy as np
 from visionedge.capture.backlog import Backlog
 from visionedge.capture.decoded import Decoded, Limits, WholePicture
 from visionedge.capture.pacing import Timeline
-from visionedge.capture.reasons import broke_off, closed, no_video, silent, too_large, too_slow, why_not_open
-from visionedge.capture.settling import settle_libraries
+from visionedge.capture.reasons import (
+    broke_off,
+    closed,
+    no_picture,
+    no_video,
+    not_media,
+    silent,
+    too_large,
+    too_slow,
+    why_not_open,
+)
+from visionedge.capture.settling import bound_ffmpeg, settle_libraries
 from visionedge.errors import DamagedError, SourceError
 from visionedge.frames import Picture
-from visionedge.uris import CameraUri
+from visionedge.uris import CameraUri, masked_address
 
 _LATE_LIMITS = 5
 """A connection costs more than pictures left out, so it has to be this much worse."""
@@ -35,21 +45,43 @@ def open_video(path: Path, limits: Limits) -> "VideoSource":
 
 
 def open_stream(uri: CameraUri, limits: Limits) -> "VideoSource":
-    """Open an RTSP or HTTP address.
+    """Open an RTSP address.
 
     Raises:
         SourceError: with the reason, as far as one more question to the server tells it.
     """
+    capture, waited_s = _remote(uri.target, limits)
+    if capture is None:
+        raise SourceError(why_not_open(uri.target, waited_s, limits.open_timeout_s, limits.transport))
+    return VideoSource(capture, str(uri), live=True, limits=limits, remote=True)
+
+
+def open_media(target: str, limits: Limits, *, playlist: bool) -> "VideoSource":
+    """Open a video file, a playlist or a stream behind an HTTP address that answers.
+
+    Raises:
+        SourceError: it is none that can be read.
+    """
+    name = masked_address(target)
+    capture, waited_s = _remote(target, limits)
+    if capture is None:
+        late = waited_s >= limits.open_timeout_s * 0.95
+        raise SourceError(no_picture(name, limits.open_timeout_s) if late else not_media(name, ""))
+    # What has a number of pictures is a file; a stream gives nonsense below zero.
+    live = capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
+    return VideoSource(capture, name, live=live, limits=limits, remote=True, paced=live and playlist)
+
+
+def _remote(target: str, limits: Limits) -> tuple[cv2.VideoCapture | None, float]:
+    """What an address opens as, if anything, and how long that took in s."""
     began_s = time.monotonic()
-    capture = _capture(uri.target, cv2.CAP_FFMPEG, limits)
+    capture = _capture(target, cv2.CAP_FFMPEG, limits)
     waited_s = time.monotonic() - began_s
     # One that was interrupted by the limit may call itself open, and never gives a picture.
-    if not capture.isOpened() or waited_s >= limits.open_timeout_s:
-        capture.release()
-        raise SourceError(why_not_open(uri.target, waited_s, limits.open_timeout_s))
-    # What has a number of pictures is a file behind HTTP; a stream gives nonsense below zero.
-    live = uri.kind == "rtsp" or capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
-    return VideoSource(capture, str(uri), live=live, limits=limits, remote=True)
+    if capture.isOpened() and waited_s < limits.open_timeout_s:
+        return capture, waited_s
+    capture.release()
+    return None, waited_s
 
 
 def open_device(path: Path, limits: Limits) -> "VideoSource":
@@ -76,6 +108,7 @@ def open_device(path: Path, limits: Limits) -> "VideoSource":
 
 def _capture(target: str, backend: int, limits: Limits) -> cv2.VideoCapture:
     settle_libraries()
+    bound_ffmpeg()
     return cv2.VideoCapture(
         target,
         backend,
@@ -96,13 +129,21 @@ class VideoSource:
     decoder = "opencv"
 
     def __init__(
-        self, capture: cv2.VideoCapture, name: str, *, live: bool, limits: Limits, remote: bool = False
+        self,
+        capture: cv2.VideoCapture,
+        name: str,
+        *,
+        live: bool,
+        limits: Limits,
+        remote: bool = False,
+        paced: bool = False,
     ) -> None:
         self.live = live
         self._capture = capture
         self._name = name
         self._limits = limits
         self._remote = remote
+        self._paced = paced or not live
         self._timeline = Timeline(capture.get(cv2.CAP_PROP_FPS))
         self._backlog = Backlog()
         self._read_count = 0
@@ -120,7 +161,7 @@ class VideoSource:
             self._judge_end(time.monotonic() - began_s)
             return None
         raw_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-        if self.live:
+        if not self._paced:
             # Who did not compute has waited: decoding happens within `grab`, in this thread.
             waited_s = time.monotonic() - began_s - (time.thread_time() - began_cpu_s)
             self._refuse_late(self._backlog.late_s(raw_s, time.monotonic(), waited_s))
@@ -129,7 +170,7 @@ class VideoSource:
         height = int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         if width * height > self._limits.max_pixels:
             raise SourceError(too_large(self._name, width, height, self._limits.max_pixels))
-        position_s = None if self.live else self._timeline.advance(raw_s)
+        position_s = self._timeline.advance(raw_s) if self._paced else None
         return WholePicture(self._picture, width, height, position_s)
 
     def want(self, pictures_per_s: float | None) -> None:
@@ -157,6 +198,8 @@ class VideoSource:
 
     def _judge_end(self, waited_s: float) -> None:
         """Tell an end from a loss: OpenCV says False to both."""
+        if self._remote and self._read_count == 0 and waited_s < self._limits.read_timeout_s * 0.9:
+            raise SourceError(not_media(self._name, ""))
         if self.live:
             if waited_s >= self._limits.read_timeout_s * 0.9:
                 raise SourceError(silent(self._name, self._limits.read_timeout_s))

@@ -3,11 +3,13 @@
 Imported only where PyAV is installed.
 """
 
+import errno
 import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import av
@@ -18,6 +20,7 @@ from av.video.stream import VideoStream
 
 from visionedge.capture.backlog import Backlog
 from visionedge.capture.decoded import Decoded, Limits
+from visionedge.capture.http_media import HttpFile, HttpFiles
 from visionedge.capture.nvdec import hardware
 from visionedge.capture.pacing import Timeline
 from visionedge.capture.planes import Painter
@@ -25,15 +28,20 @@ from visionedge.capture.pyav_decoder import PyavDecoder, PyavPicture, VideoPacke
 from visionedge.capture.reasons import (
     broke_off,
     closed,
+    failed,
+    no_certificates,
+    no_picture,
     no_video,
+    not_media,
     only_rubbish,
     silent,
     too_large,
     why_not_open,
 )
+from visionedge.capture.settling import bound_ffmpeg
 from visionedge.capture.thinning import Level, Thinning
 from visionedge.errors import DamagedError, SourceError
-from visionedge.uris import CameraUri
+from visionedge.uris import CameraUri, masked_address
 
 # fpsprobesize 0: a rate is not needed, and counting pictures for it takes 3 s at 10 fps. analyzeduration:
 # still time for a late key picture, within the open limit.
@@ -51,6 +59,8 @@ _THREADS_MOST = 4
 
 _CATCH_UP_S = 5.0
 
+_CLOSING = (av.error.EOFError, ConnectionError)
+
 
 def open_video(path: Path, limits: Limits) -> "PyavSource":
     """Open a video file; `path` exists and is a regular file.
@@ -67,52 +77,98 @@ def open_video(path: Path, limits: Limits) -> "PyavSource":
 
 
 def open_stream(uri: CameraUri, limits: Limits) -> "PyavSource":
-    """Open an RTSP or HTTP address.
+    """Open an RTSP address.
 
     Raises:
         SourceError: with the reason, as far as one more question to the server tells it.
     """
-    options = dict(_PROBING)
-    if uri.kind == "rtsp":
-        options |= {**_TRANSPORTS[limits.transport], "allowed_media_types": "video"}
-    if limits.certificates is not None and uri.target.startswith(("https:", "rtsps:")):
+    options = {**_PROBING, **_TRANSPORTS[limits.transport], "allowed_media_types": "video"}
+    if limits.certificates is not None and uri.target.startswith("rtsps:"):
         options |= _verifying(uri, limits.certificates)
     began_s = time.monotonic()
     try:
         container = _open(uri.target, options, limits)
     except FFmpegError:  # its text holds the address with its secrets
         waited_s = time.monotonic() - began_s
-        why = why_not_open(uri.target, waited_s, limits.open_timeout_s, limits.certificates)
-        raise SourceError(why) from None
-    live = uri.kind == "rtsp" or container.duration is None
-    return _source(container, str(uri), live=live, limits=limits, remote=True)
+        reason = why_not_open(
+            uri.target, waited_s, limits.open_timeout_s, limits.transport, limits.certificates
+        )
+        raise SourceError(reason) from None
+    return _source(container, str(uri), live=True, limits=limits, remote=True)
 
 
 def _verifying(uri: CameraUri, certificates: str) -> dict[str, str]:
     """FFmpeg's options that refuse a server whose certificate is not trusted or is another host's."""
     if not os.access(certificates, os.R_OK):
-        raise SourceError(f"{uri}: the certificates in {certificates} cannot be read; check tls.caFile")
+        raise SourceError(no_certificates(str(uri), certificates))
     return {"tls_verify": "1", "ca_file": certificates}
 
 
-def _open(target: str, options: dict[str, str], limits: Limits) -> InputContainer:
+def open_media(target: str, limits: Limits, *, playlist: bool) -> "PyavSource":
+    """Open a video file, a playlist or a stream behind an HTTP address that answers.
+
+    Raises:
+        SourceError: it is none that can be read.
+    """
+    files = HttpFiles(target, limits, hides_name=not playlist)
+    # Without http_persistent FFmpeg would go on with connections that are not its own.
+    options = {**_PROBING, "http_persistent": "0"} if playlist else dict(_PROBING)
+    with ExitStack() as failing:
+        failing.callback(files.close)
+        container = _opened(target, options, limits, files)
+        live = container.duration is None
+        paced = live and playlist
+        source = _source(
+            container, masked_address(target), live=live, limits=limits, files=files, paced=paced
+        )
+        failing.pop_all()
+    return source
+
+
+def _opened(target: str, options: dict[str, str], limits: Limits, files: HttpFiles) -> InputContainer:
+    name, began_s = masked_address(target), time.monotonic()
+    try:
+        return _open(files.name, options, limits, files.open)
+    except FFmpegError as error:
+        if files.error is not None:
+            raise files.error from None
+        if time.monotonic() - began_s >= limits.open_timeout_s * 0.95:
+            raise SourceError(no_picture(name, limits.open_timeout_s)) from None
+        raise SourceError(not_media(name, error.strerror or "")) from None
+
+
+def _open(
+    target: str, options: dict[str, str], limits: Limits, io_open: Callable[..., HttpFile] | None = None
+) -> InputContainer:
+    bound_ffmpeg()
     return av.open(
         target,
         "r",
         options=options,
+        io_open=io_open,
         timeout=(limits.open_timeout_s, limits.read_timeout_s),
         hwaccel=hardware() if limits.hardware else None,
     )
 
 
 def _source(
-    container: InputContainer, name: str, *, live: bool, limits: Limits, remote: bool = False
+    container: InputContainer,
+    name: str,
+    *,
+    live: bool,
+    limits: Limits,
+    remote: bool = False,
+    files: HttpFiles | None = None,
+    paced: bool = False,
 ) -> "PyavSource":
     stream = next(iter(container.streams.video), None)
     if stream is None or stream.codec_context is None:
         container.close()
         raise SourceError(no_video(name))
-    return PyavSource(container, stream, name, live=live, limits=limits, remote=remote)
+    remote = remote or files is not None
+    return PyavSource(
+        container, stream, name, live=live, limits=limits, remote=remote, files=files, paced=paced
+    )
 
 
 class PyavSource:
@@ -120,6 +176,8 @@ class PyavSource:
 
     A stream of which every picture is a key picture, and one of which only key pictures are wanted, is
     decoded when somebody looks at a picture; everything else is decoded as it comes.
+
+    `paced`: it is live, but comes in bursts (segments of a playlist), and is to be played at its own rate.
     """
 
     def __init__(
@@ -131,11 +189,14 @@ class PyavSource:
         live: bool,
         limits: Limits,
         remote: bool = False,
+        files: HttpFiles | None = None,
+        paced: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.live = live
         self._container, self._stream, self._name = container, stream, name
         self._limits, self._remote, self._clock = limits, remote, clock
+        self._files, self._paced = files, paced or not live
         self._spare = _spare_threads(stream, limits)
         self._decoder = PyavDecoder(stream.codec_context, 1 + self._spare)
         self._packets = container.demux(stream)
@@ -183,12 +244,16 @@ class PyavSource:
     def interrupt(self) -> None:
         """See `Source.interrupt`."""
         self._interrupted = True
+        if self._files is not None:
+            self._files.interrupt()
 
     def close(self) -> None:
         """See `Source.close`."""
         if not self._closed:
             self._closed = True
             self._container.close()
+            if self._files is not None:
+                self._files.close()
             self._limits.spare_threads.give_back(self._spare)
 
     # --- packets --------------------------------------------------------------------------------------------
@@ -197,8 +262,8 @@ class PyavSource:
         began_s = self._clock()
         try:
             packet = next(self._packets, None)
-        except FFmpegError:
-            self._judge_loss(self._clock() - began_s)
+        except FFmpegError as error:
+            self._judge_loss(self._clock() - began_s, error)
             packet = None
         # The last packet is an empty one.
         return (packet if packet is not None and packet.size else None), self._clock() - began_s
@@ -209,7 +274,7 @@ class PyavSource:
         self._refuse_large(self._stream.codec_context.width, self._stream.codec_context.height)
         if self.live:
             self._watch()
-            if self._lets_go(packet, waited_s):
+            if not self._paced and self._lets_go(packet, waited_s):
                 self._thinning.pause()
                 return None
         if not self._decoder.intra_only:
@@ -282,7 +347,7 @@ class PyavSource:
         if not self._decoder.damaged:
             self._picture_s = self._clock()
         covers, self._covered = self._packet_count - self._covered, self._packet_count
-        position_s = None if self.live else self._timeline.advance(raw_s)
+        position_s = self._timeline.advance(raw_s) if self._paced else None
         return PyavPicture(look, self._painter, size_px, position_s, covers)
 
     def _refuse_large(self, width: int, height: int) -> None:
@@ -295,16 +360,26 @@ class PyavSource:
         if self._clock() - self._picture_s > self._limits.picture_timeout_s:
             raise SourceError(only_rubbish(self._name, self._limits.picture_timeout_s))
 
-    def _judge_loss(self, waited_s: float) -> None:
+    def _judge_loss(self, waited_s: float, error: FFmpegError) -> None:
         """A file that cannot be read further has ended; anything else is lost."""
+        self._judge_files()
         if not self.live and not self._remote:
             return
         if waited_s >= self._limits.read_timeout_s * 0.9:
             raise SourceError(silent(self._name, self._limits.read_timeout_s)) from None
-        raise SourceError(closed(self._name)) from None
+        if isinstance(error, _CLOSING) or error.errno == errno.EIO:
+            raise SourceError(closed(self._name)) from None
+        # FFmpeg's words for the number alone: the whole text holds the address with its secrets.
+        raise SourceError(failed(self._name, error.strerror or type(error).__name__)) from None
+
+    def _judge_files(self) -> None:
+        """FFmpeg does not say why it could not open a segment."""
+        if self._files is not None and self._files.error is not None and not self._interrupted:
+            raise self._files.error
 
     def _judge_end(self) -> None:
         """PyAV ends cleanly where a server was killed, too."""
+        self._judge_files()
         if self.live:
             raise SourceError(closed(self._name))
         if self._given_count == 0:

@@ -1,151 +1,266 @@
 """Why a source did not open, or was lost: one line each, the same whoever decodes.
 
-Why a network source did not open the decoder does not say, so the server is asked once more."""
+All below: `name` is the source as it may be shown, without secrets.
+"""
 
-import base64
 import socket
 import ssl
-from dataclasses import dataclass
+from collections.abc import Sequence
 from http import HTTPStatus
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
+from visionedge.capture import rtsp_probe
+from visionedge.capture.connecting import speaks_plainly, speaks_tls, where
+from visionedge.capture.http_login import Challenge
 from visionedge.uris import masked_address, redact
-
-_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 
 _ASK_S = 1.0
 
+_RTSP_STATUS = {
+    451: "Parameter Not Understood",
+    453: "Not Enough Bandwidth",
+    454: "Session Not Found",
+    455: "Method Not Valid in This State",
+    457: "Invalid Range",
+    459: "Aggregate Operation Not Allowed",
+    460: "Only Aggregate Operation Allowed",
+    461: "Unsupported Transport",
+    462: "Destination Unreachable",
+    551: "Option Not Supported",
+}
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    challenge: str
 
-    @property
-    def wants_basic(self) -> bool:
-        """Whether the server asks for a login that is sent as it is. Nothing else makes us send it."""
-        return self.status == HTTPStatus.UNAUTHORIZED and self.challenge == "basic"
-
-
-def why_not_open(target: str, waited_s: float, limit_s: float, certificates: str | None = None) -> str:
-    """One line for people, without secrets, about an RTSP or HTTP address that a decoder could not open.
+def why_not_open(
+    target: str, waited_s: float, limit_s: float, transport: str = "tcp", certificates: str | None = None
+) -> str:
+    """One line about an RTSP address that a decoder could not open: it does not say why, so we ask ourselves.
 
     Args:
         target: the URI with its secrets.
         waited_s: how long opening took.
-        limit_s: the open limit; where it was reached, nothing is asked.
+        limit_s: the open limit.
+        transport: what was wanted of RTSP.
         certificates: the file that a TLS server's certificate has to come from; None: any will do.
     """
-    name = masked_address(target)
-    parts = urlsplit(target)
-    if waited_s >= limit_s * 0.95:
-        return f"{name} gave no picture within {limit_s:g} s; check address and network"
-    where = f"{parts.hostname}:{parts.port or _PORTS[parts.scheme.lower()]}"
+    name, parts = masked_address(target), urlsplit(target)
+    ask_s = min(_ASK_S, limit_s)
     try:
-        answer = _ask(parts, _ASK_S, certificates)
-        if parts.username is not None and answer is not None and answer.wants_basic:
-            answer = _ask(parts, _ASK_S, certificates, login=True)
-    except ConnectionRefusedError:
-        return f"{name}: {where} refuses connections; is the camera on, and is this its port?"
-    except socket.gaierror:
-        return f"{name}: the host name {parts.hostname} is not known; check it, or use the address"
-    except TimeoutError:
-        return f"{name}: {where} does not answer; check address and network"
+        refusal = rtsp_probe.ask(target, ask_s, transport, certificates)
     except (OSError, ValueError) as error:
-        return _fault(name, where, error)
-    return _in_words(name, parts, answer)
+        return why_no_answer(name, parts, error, limit_s)
+    except rtsp_probe.SilentError as error:
+        if error.words:
+            return not_rtsp(name, parts, error.words, ask_s)
+        return why_no_answer(name, parts, ConnectionResetError(), limit_s)
+    if refusal.status == 200 and waited_s >= limit_s * 0.95:
+        return no_picture(name, limit_s)
+    return _refusal_words(name, parts, refusal, transport)
 
 
-def _fault(name: str, where: str, error: Exception) -> str:
+def why_no_answer(name: str, parts: SplitResult, error: Exception, limit_s: float) -> str:
+    """One line about a server that could not be reached, or hung up before it answered."""
+    server, ask_s = where(parts), min(_ASK_S, limit_s)
+    if isinstance(error, ConnectionRefusedError):
+        return f"{name}: {server} refuses connections; is the camera on, and is this its port?"
+    if isinstance(error, socket.gaierror):
+        return f"{name}: the host name {parts.hostname} is not known; check it, or use the address"
     if isinstance(error, ssl.SSLCertVerificationError):
-        reason = f"the certificate of {where} is not trusted ({error.verify_message.rstrip('.')})"
+        reason = f"the certificate of {server} is not trusted ({error.verify_message.rstrip('.')})"
         return f"{name}: {reason}; let tls.caFile name the camera's certificate or its authority's"
-    return f"{name} cannot be opened: {redact(str(error))}"
+    return _mixed_up(name, parts, ask_s) or _broken(name, server, error, limit_s)
 
 
-def _in_words(name: str, parts: SplitResult, answer: _Answer | None) -> str:
-    if answer is None or answer.status < 400:
-        return f"{name} answers, but with nothing that can be decoded as video; check the path"
-    if answer.status == HTTPStatus.UNAUTHORIZED:
-        if parts.username is None:
-            return f"{name} asks for a login (401); write {parts.scheme}://USER:PASSWORD@{parts.hostname}/…"
-        if answer.challenge == "basic":
-            return f"{name} does not accept the user name or password (401)"
-        # Without computing the digest nobody can tell a wrong password from a wrong path.
-        return f"{name} did not open with the login given (401); check user name, password and path"
-    if answer.status == HTTPStatus.NOT_FOUND:
-        return f"{name} is not found on the server (404); check the path"
-    return f"{name} is refused by the server ({_status_words(answer.status)})"
+def _mixed_up(name: str, parts: SplitResult, ask_s: float) -> str | None:
+    """The server speaks TLS and the address does not, or the other way round."""
+    server, scheme = where(parts), parts.scheme.lower()
+    if scheme in ("rtsps", "https"):
+        if speaks_plainly(parts, ask_s):
+            return f"{name}: {server} does not speak TLS; write {scheme[:-1]}:// or the port for TLS"
+    elif speaks_tls(parts, ask_s):
+        return f"{name}: {server} speaks TLS; write {scheme}s://"
+    return None
 
 
-def _status_words(status: int) -> str:
-    # Our own words for the number: the server's could be anything.
+def _broken(name: str, server: str, error: Exception, limit_s: float) -> str:
+    match error:
+        case TimeoutError():
+            return no_picture(name, limit_s)
+        case ssl.SSLEOFError() | ssl.SSLZeroReturnError() | ConnectionResetError() | BrokenPipeError():
+            return hung_up(name, server)
+        case ssl.SSLError():
+            return f"{name}: no TLS connection to {server} ({error.reason or 'handshake failed'})"
+        case OSError():
+            return f"{name}: {server} cannot be reached: {redact(error.strerror or str(error))}"
+        case _:
+            return hung_up(name, server)
+
+
+def _refusal_words(name: str, parts: SplitResult, refusal: rtsp_probe.Refusal, transport: str) -> str:
+    status = refusal.status
+    if status == HTTPStatus.UNAUTHORIZED:
+        return login_refused(name, parts, refusal.challenges)
+    if status == HTTPStatus.NOT_FOUND:
+        return not_found(name)
+    if status < HTTPStatus.MULTIPLE_CHOICES:
+        return _unreadable(name, refusal)
+    return f"{name}{_status_remedy(refusal, 'tcp' if transport == 'udp' else 'udp')}"
+
+
+def _status_remedy(refusal: rtsp_probe.Refusal, other_transport: str) -> str:
+    match refusal.status:
+        case 461:
+            return f": the camera refuses this transport (461); set transport: auto or {other_transport}"
+        case 453:
+            return (
+                f": the camera has too many viewers (453 to {refusal.step}); close some, or raise its limit"
+            )
+        case status if status < HTTPStatus.BAD_REQUEST:
+            return f" redirects ({status}) to an address that does not open; use that address itself"
+        case status:
+            return f": the camera refuses {refusal.step} ({status_words(status)})"
+
+
+def _unreadable(name: str, refusal: rtsp_probe.Refusal) -> str:
+    """We get everything that we ask for, and the decoder did not."""
+    if refusal.login_right and (asked := _beyond_ffmpeg(refusal.challenges)):
+        return (
+            f"{name}: the login is right, but the camera asks for {asked} (digest), and RTSP can only be "
+            f"opened with MD5; set the algorithm of the camera's RTSP login to MD5"
+        )
+    if not refusal.media:
+        return f"{name} answers, but describes no video; check the path"
+    return f"{name} answers, but with nothing that can be decoded as video; check the path"
+
+
+def _beyond_ffmpeg(challenges: Sequence[Challenge]) -> str | None:
+    """The algorithms of the digests that are asked for, where FFmpeg does not know them all."""
+    asked = dict.fromkeys(c.algorithm for c in challenges if c.scheme == "digest")
+    return " and ".join(asked) if set(asked) - {"MD5"} else None
+
+
+def login_refused(name: str, parts: SplitResult, challenges: Sequence[Challenge]) -> str:
+    """The server wants a login (401), or another one."""
+    if parts.username is None:
+        # Not as an address: what stands before an '@' there is masked wherever it is shown.
+        return f"{name} asks for a login (401); write USER:PASSWORD@ before {parts.hostname} in the address"
+    kinds = {c.scheme for c in challenges}
+    if kinds and not kinds & {"basic", "digest"}:
+        asked = redact(", ".join(sorted(kinds))[:60])
+        return f"{name} asks for a login of another kind ({asked}); set the camera's login to digest"
+    return f"{name} does not accept the user name or password (401)"
+
+
+def http_refused(name: str, parts: SplitResult, status: int, challenges: Sequence[Challenge]) -> str:
+    """The server answered with a status of 400 or above."""
+    if status == HTTPStatus.UNAUTHORIZED:
+        return login_refused(name, parts, challenges)
+    if status == HTTPStatus.NOT_FOUND:
+        return not_found(name)
+    return f"{name} is refused by the server ({status_words(status)})"
+
+
+def status_words(status: int) -> str:
+    """Our own words for the number: the server's could be anything."""
+    if status in _RTSP_STATUS:
+        return f"{status} {_RTSP_STATUS[status]}"
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
         return str(status)
 
 
-def _ask(
-    parts: SplitResult, timeout_s: float, certificates: str | None, *, login: bool = False
-) -> _Answer | None:
-    """The status the server gives for this address; None where it speaks another protocol.
-
-    `login` sends user name and password: over TLS where the address says so, as the decoder does.
-    """
-    scheme = parts.scheme.lower()
-    with socket.create_connection((parts.hostname, parts.port or _PORTS[scheme]), timeout_s) as plain:
-        if scheme in ("rtsp", "http"):
-            return _exchange(plain, _request(parts, login=login))
-        with _context(certificates).wrap_socket(plain, server_hostname=parts.hostname) as secure:
-            return _exchange(secure, _request(parts, login=login))
+def not_found(name: str) -> str:
+    """The path is wrong."""
+    return f"{name} is not found on the server (404); check the path"
 
 
-def _context(certificates: str | None) -> ssl.SSLContext:
-    """What is asked of a certificate: the same as the decoder asks."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if certificates is None:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    else:
-        context.load_verify_locations(certificates)
-    return context
+def no_picture(name: str, limit_s: float) -> str:
+    """It answers, but no picture came while it was opened."""
+    return f"{name} gave no picture within {limit_s:g} s; check address and network"
 
 
-def _exchange(connection: socket.socket, request: bytes) -> _Answer | None:
-    connection.sendall(request)
-    with connection.makefile("rb") as reply:
-        first = reply.readline(1024).split()
-        if len(first) < 2 or not first[1].isdigit():
-            return None
-        challenge = ""
-        for _ in range(64):
-            line = reply.readline(4096).decode("latin-1").strip()
-            if not line:
-                break
-            field, _, value = line.partition(":")
-            # A server that offers a digest as well is never sent the password itself.
-            if field.strip().lower() == "www-authenticate" and challenge != "digest":
-                challenge = value.split()[0].lower() if value.split() else ""
-        return _Answer(int(first[1]), challenge)
+def hung_up(name: str, server: str) -> str:
+    """It ended the connection before it said anything."""
+    return f"{name}: {server} hung up without an answer; check port and protocol, or restart the camera"
 
 
-def _request(parts: SplitResult, *, login: bool) -> bytes:
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    host = parts.netloc.rpartition("@")[2]
-    if parts.scheme.lower().startswith("rtsp"):
-        lines = [f"DESCRIBE {parts.scheme}://{host}{path} RTSP/1.0", "CSeq: 1", "Accept: application/sdp"]
-    else:
-        lines = [f"GET {path} HTTP/1.1", f"Host: {host}", "Connection: close"]
-    if login:
-        pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-        lines.append(f"Authorization: Basic {base64.b64encode(pair.encode()).decode()}")
-    if any("\r" in line or "\n" in line for line in lines):
-        raise ValueError("a line break in the URI")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
+def not_rtsp(name: str, parts: SplitResult, words: bytes, ask_s: float) -> str:
+    """Another protocol answers at this port."""
+    server = where(parts)
+    if words.startswith(b"HTTP/"):
+        return f"{name}: {server} speaks HTTP, not RTSP; write http:// or the port for RTSP"
+    if words[:2] == b"\x15\x03" or speaks_tls(parts, ask_s):
+        return f"{name}: {server} speaks TLS; write rtsps://"
+    return f"{name}: {server} does not speak RTSP; check the port"
 
 
-# All below: `name` is the source as it may be shown, without secrets.
+def not_http(name: str, parts: SplitResult, words: bytes) -> str:
+    """Another protocol answers at this port."""
+    server = where(parts)
+    if words.startswith(b"RTSP/"):
+        return f"{name}: {server} speaks RTSP, not HTTP; write rtsp://"
+    if words[:2] == b"\x15\x03":
+        return f"{name}: {server} speaks TLS; write https://"
+    return f"{name}: {server} does not speak HTTP; check the port"
+
+
+def no_address(name: str) -> str:
+    """The camera names something that is no address."""
+    return f"{name} redirects to something that is no address; check the path"
+
+
+def circle(name: str) -> str:
+    """Each answer names another address, and none gives a picture."""
+    return f"{name} redirects in a circle; check the path"
+
+
+def other_host(name: str, host: str) -> str:
+    """The camera names another host, which is not asked without leave."""
+    return f"{name} points to another host, {redact(host)}; use its address, or set followRedirects: any"
+
+
+def inner_host(name: str, host: str) -> str:
+    """The camera names a host that only this machine can reach."""
+    return f"{name} points to {redact(host)}, a link-local or loopback address, which is never followed"
+
+
+def other_scheme(name: str, scheme: str) -> str:
+    """The camera names an address that is not HTTP."""
+    return f"{name} points to an address of kind '{redact(scheme[:20])}:', which is not followed"
+
+
+def web_page(name: str, content_type: str) -> str:
+    """It answers with something for people or programs, and not with pictures."""
+    kind = redact(content_type[:60]) or "no content type"
+    return (
+        f"{name} answers with no picture or video but with text ({kind}); is it a login page? check the path"
+    )
+
+
+def empty(name: str) -> str:
+    """It answers with nothing at all."""
+    return f"{name} answers with an empty body; check the path"
+
+
+def not_media(name: str, words: str) -> str:
+    """It is neither pictures nor a page, and FFmpeg cannot read it."""
+    why = f" ({redact(words)})" if words else ""
+    return f"{name} answers, but with nothing that can be decoded as video{why}; check the path"
+
+
+def no_jpeg(name: str) -> str:
+    """A stream that calls itself MJPEG and holds none."""
+    return f"{name} sends no JPEG picture; check the path, or set the camera's stream to MJPEG"
+
+
+def broken_picture(name: str) -> str:
+    """What it gives calls itself a picture, and is cut off or damaged."""
+    return f"{name} gives a damaged picture; restart the camera"
+
+
+def no_certificates(name: str, file: str) -> str:
+    """The file that says which certificates are trusted is not there."""
+    return f"{name}: the certificates in {file} cannot be read; check tls.caFile"
 
 
 def no_video(name: str) -> str:
@@ -159,6 +274,11 @@ def too_large(name: str, width: int, height: int, max_pixels: int) -> str:
     return f"{name} is {width} x {height} pixels, {limit}; use a smaller stream"
 
 
+def too_many_bytes(name: str, max_bytes: int) -> str:
+    """A picture longer than any that is read."""
+    return f"{name} gives a picture of more than {max_bytes >> 20} MiB; make it smaller"
+
+
 def silent(name: str, limit_s: float) -> str:
     """Nothing came any more."""
     return f"{name} gave no picture for {limit_s:g} s"
@@ -167,6 +287,11 @@ def silent(name: str, limit_s: float) -> str:
 def closed(name: str) -> str:
     """The other end hung up."""
     return f"{name} closed the connection"
+
+
+def failed(name: str, words: str) -> str:
+    """Reading failed, and not because the other end hung up."""
+    return f"{name} cannot be read further: {redact(words)}"
 
 
 def broke_off(name: str, count: int) -> str:

@@ -1,7 +1,10 @@
 """OpenCV and its FFmpeg, brought to behave: options that only the environment can give, and silence."""
 
+import ctypes
 import os
+import re
 import threading
+from pathlib import Path
 
 import cv2
 
@@ -11,7 +14,12 @@ from visionedge.capture.decoded import Limits
 # TCP: UDP loses packets and stops at firewalls. fpsprobesize 0: a rate is not needed, and counting pictures
 # for it takes 3 s at 10 fps. analyzeduration: still time for a late key picture, within the open limit.
 _CAPTURE_OPTIONS = "rtsp_transport;tcp|fpsprobesize;0|analyzeduration;2000000"
+_ALLOCATION_MOST_BYTES = 96 << 20
+"""A plane of 100 megapixels, the most that is decoded at all."""
 
+_UTIL_LIBRARY = re.compile(r"(/\S*/libavutil[^/\s]*)$", re.MULTILINE)
+
+_bounded: set[str] = set()
 _lock = threading.Lock()
 _done = False
 
@@ -35,3 +43,17 @@ def settle_libraries() -> None:
             # Typed as if levels were an enumeration; they are plain numbers.
             cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
         _done = True
+
+
+def bound_ffmpeg() -> None:
+    """Before each opening: no FFmpeg that is loaded believes what a camera claims, or asks a proxy for it.
+
+    A length of 2 GB in an answer is one line for a camera to write, and FFmpeg would take so much memory.
+    FFmpeg reads `http_proxy` of the environment, for TLS as well; cameras are in the local network. It is
+    taken out of the environment that libraries see; Python's own (`os.environ`) keeps it.
+    """
+    with _lock:
+        os.unsetenv("http_proxy")
+        for path in set(_UTIL_LIBRARY.findall(Path("/proc/self/maps").read_text())) - _bounded:
+            ctypes.CDLL(path).av_max_alloc(ctypes.c_size_t(_ALLOCATION_MOST_BYTES))
+            _bounded.add(path)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from visionedge.capture import opencv
 from visionedge.capture.decoded import Decoded, Library, Limits, Source
+from visionedge.capture.http_camera import open_http
 from visionedge.capture.pacing import sane_fps
 from visionedge.errors import SourceError
 from visionedge.extras import extra_in_words
-from visionedge.uris import CameraUri
+from visionedge.uris import CameraUri, masked_address
 
 _NO_PYAV = f"decoder 'pyav' is not installed; install {extra_in_words('av')}, or use 'opencv'"
 
@@ -45,15 +46,33 @@ def open_stream(uri: CameraUri, limits: Limits) -> Source:
     Raises:
         SourceError: with the reason, as far as one more question to the server tells it.
     """
+    if uri.kind == "http":
+        return open_http(uri, limits, _open_media)
     if library(limits.library) == "opencv":
         if limits.transport != "tcp" and uri.kind == "rtsp":
             raise SourceError(f"{uri}: only PyAV brings RTSP over UDP; install the extra 'av', or use 'tcp'")
-        if limits.certificates is not None:
-            raise SourceError(f"{uri}: only PyAV checks certificates; install the extra 'av'")
+        _refuse_unchecked(uri.target, limits)
         return opencv.open_stream(uri, limits)
     from visionedge.capture import pyav
 
     return pyav.open_stream(uri, limits)
+
+
+def _open_media(target: str, limits: Limits, playlist: bool) -> Source:
+    """A video file, a playlist or another stream than JPEG, over HTTP."""
+    if library(limits.library) == "opencv":
+        _refuse_unchecked(target, limits)
+        return opencv.open_media(target, limits, playlist=playlist)
+    from visionedge.capture import pyav
+
+    return pyav.open_media(target, limits, playlist=playlist)
+
+
+def _refuse_unchecked(target: str, limits: Limits) -> None:
+    """OpenCV cannot be told to check the certificate of a TLS server."""
+    if limits.certificates is not None and target.startswith(("https:", "rtsps:")):
+        why = f"only PyAV checks certificates; install {extra_in_words('av')}, or leave tls.verify out"
+        raise SourceError(f"{masked_address(target)}: {why}")
 
 
 class LoopedSource:

@@ -1,8 +1,12 @@
 """Who we are inside IoT Edge: read from the environment that edgeAgent gives to every module."""
 
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from visionedge.errors import ConfigError
 
@@ -19,6 +23,8 @@ VARIABLES = (_HUB, _DEVICE, _MODULE, _GATEWAY, _GENERATION, _WORKLOAD, _API)
 _CONNECTION_STRING = "EdgeHubConnectionString"
 _CA_FILE = "EdgeModuleCACertificateFile"
 _PARTS = ("HostName", "GatewayHostName", "DeviceId", "ModuleId", "SharedAccessKey")
+
+_OPEN_TO_ALL = "edgeAgent makes it with mode 0666: restore that, or run the container as root"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,27 @@ class Identity:
     def owner(self) -> str:
         """The module among all modules of all hubs: whose messages these are."""
         return f"{self.hub}/{self.device}/{self.module}"
+
+    def socket_problem(self) -> str | None:
+        """Why this user cannot reach the workload API, as far as its socket shows it; None where it can."""
+        uri = urlsplit(self.workload_uri)
+        if uri.scheme != "unix":
+            return None
+        path = Path(uri.path)
+        try:
+            is_socket = stat.S_ISSOCK(path.stat().st_mode)
+        except FileNotFoundError:
+            return (
+                f"the workload socket {path} does not exist; restart the module: "
+                "edgeAgent binds the socket when it makes the container"
+            )
+        except OSError as error:
+            return f"the workload socket {path} cannot be reached ({error.strerror}); {_OPEN_TO_ALL}"
+        if not is_socket:
+            return f"{path} is no socket; restart the module: edgeAgent binds the workload socket there"
+        if not os.access(path, os.R_OK | os.W_OK):
+            return f"user {os.getuid()} may not open the workload socket {path}; {_OPEN_TO_ALL}"
+        return None
 
     @staticmethod
     def from_environ(environ: Mapping[str, str]) -> "Identity | None":

@@ -100,7 +100,7 @@ OnLost = Callable[[str], None]
 OpenLink = Callable[[Identity, OnLost], Link]
 
 
-def open_link(_identity: Identity, on_lost: OnLost) -> Link:
+def open_link(identity: Identity, on_lost: OnLost) -> Link:
     """Make a link from the environment of the module: asks the workload API for a token and the trusted CA.
 
     `on_lost` is called, from a thread of the SDK, with the reason when the connection ends. Blocks.
@@ -120,7 +120,7 @@ def open_link(_identity: Identity, on_lost: OnLost) -> Link:
             sastoken_ttl=TOKEN_S,
         )
     except Exception as error:  # the SDK lets through what its layers raise
-        raise LinkError(describe(error)) from error
+        raise LinkError(identity.socket_problem() or describe(error)) from error
     return _AzureLink(client, on_lost)
 
 

@@ -1,0 +1,389 @@
+"""HTTP as cameras speak it: one GET after the other, with a login, redirects and bounds.
+
+FFmpeg's own HTTP follows redirects and `http_proxy` wherever they lead, and the standard library's refuses
+answers that cameras give (`ICY 200 OK`, lengths that are wrong). So cameras are read with this.
+"""
+
+import contextlib
+import ipaddress
+import os
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
+
+from visionedge.capture import reasons
+from visionedge.capture.connecting import connect, without_login
+from visionedge.capture.decoded import Limits
+from visionedge.capture.http_login import Login, challenges_in
+from visionedge.errors import SourceError
+from visionedge.uris import masked_address
+
+_HEAD_MOST_BYTES = 65536
+_CHUNK_BYTES = 65536
+_REDIRECTS_MOST = 8
+_SCHEMES = ("http", "https")
+_STATUS = re.compile(r"[1-9][0-9][0-9]")
+_LENGTH = re.compile(r"[0-9]{1,15}")
+_CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]{1,12}")
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_FIRST_WORDS = (b"HTTP/", b"ICY ")
+_URI_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"
+
+
+class ClosedError(SourceError):
+    """The other end hung up, where more was to come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What an answer begins with; names of headers in small letters."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    protocol: str = "HTTP/1.1"
+
+    def all(self, name: str) -> list[str]:
+        """The values of a header, as often as it is there."""
+        return [value for key, value in self.headers if key == name]
+
+    def get(self, name: str) -> str:
+        """The value of a header; empty where it is not there."""
+        return next(iter(self.all(name)), "")
+
+    @property
+    def content_type(self) -> str:
+        """The media type in small letters, without parameters."""
+        return self.get("content-type").partition(";")[0].strip().lower()
+
+    @property
+    def length(self) -> int | None:
+        """How long the body is; None where that is not known before it ends."""
+        text = self.get("content-length")
+        if self.status in (204, 304):
+            return 0
+        # The length of a stream of pictures is made up: it is as long as the connection.
+        if self.chunked or not _LENGTH.fullmatch(text) or self.content_type.startswith("multipart/"):
+            return None
+        return int(text)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether another request may follow on the connection."""
+        said = self.get("connection").lower()
+        return "close" not in said and (self.protocol == "HTTP/1.1" or "keep-alive" in said)
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the body comes in chunks, each with its length."""
+        return "chunked" in self.get("transfer-encoding").lower()
+
+
+class _Plain:
+    """A body as it is, of `left` bytes or up to the end of the connection (None)."""
+
+    def __init__(self, left: int | None) -> None:
+        self._left = left
+        self.over = left == 0
+
+    def take(self, raw: bytearray) -> bytes:
+        size = len(raw) if self._left is None else min(len(raw), self._left)
+        data = bytes(raw[:size])
+        del raw[:size]
+        if self._left is not None:
+            self._left -= size
+            self.over = self._left == 0
+        return data
+
+
+class _Chunked:
+    """A body in chunks; `over` after the last one."""
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._first = True
+        self.over = False
+
+    def take(self, raw: bytearray) -> bytes:
+        data = bytearray()
+        while raw and not self.over:
+            if self._left == 0 and not self._size(raw):
+                break
+            size = min(self._left, len(raw))
+            data += raw[:size]
+            del raw[:size]
+            self._left -= size
+        return bytes(data)
+
+    def _size(self, raw: bytearray) -> bool:
+        """Read the line with the size of the next chunk; False where it is not there yet."""
+        start = 0 if self._first else raw.find(b"\n") + 1  # the end of line behind the chunk before
+        if not self._first and start == 0:
+            return False
+        end = raw.find(b"\n", start)
+        if end < 0:
+            if len(raw) > 1024:
+                raise ClosedError("a chunk without a length")
+            return False
+        size = bytes(raw[start:end]).partition(b";")[0].strip()
+        if not _CHUNK_SIZE.fullmatch(size):
+            raise ClosedError("a chunk without a length")
+        self._left = int(size, 16)
+        del raw[: end + 1]
+        self._first, self.over = False, self._left == 0
+        return not self.over
+
+
+class Answer:
+    """One answer of the server: its head, and its body to be read."""
+
+    def __init__(self, head: Head, url: str, raw: bytearray, connection: socket.socket) -> None:
+        self.head, self.url = head, url
+        self._raw, self._connection = raw, connection
+        self._body = _Chunked() if head.chunked else _Plain(head.length)
+        self._closed = False
+
+    @property
+    def over(self) -> bool:
+        """Whether the whole body was read."""
+        return self._body.over or (self._closed and not self._raw)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the body ended where it was to end."""
+        return self._body.over or (
+            self._closed and isinstance(self._body, _Plain) and self.head.length is None
+        )
+
+    def read(self, timeout_s: float) -> bytes:
+        """More of the body; empty at its end. `timeout_s` 0 gives what is there, which may be nothing.
+
+        Raises:
+            TimeoutError: nothing came in that time.
+        """
+        while not self.over:
+            try:
+                data = self._body.take(self._raw)
+            except ClosedError:  # what comes from here on cannot be told apart
+                self._raw.clear()
+                self._closed, data = True, b""
+            if self._closed and not data:
+                self._raw.clear()  # the beginning of a chunk that will never come
+            if data or self.over:
+                return data
+            try:
+                self._connection.settimeout(timeout_s)
+                more = self._connection.recv(_CHUNK_BYTES)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                return b""
+            except TimeoutError:
+                raise
+            except OSError:
+                more = b""
+            self._raw += more
+            self._closed = not more
+        return b""
+
+
+class HttpClient:
+    """Gets what one address names. Used by one thread, but for `interrupt`.
+
+    Args:
+        target: the address with its secrets.
+        limits: `open_timeout_s` bounds the way to the head of an answer, redirects and login included.
+    """
+
+    def __init__(self, target: str, limits: Limits) -> None:
+        self._target, self._limits = target, limits
+        self.name = masked_address(target)
+        self.origin = urlsplit(target)
+        user, password = self.origin.username, self.origin.password
+        self._login = None if user is None else Login(unquote(user), unquote(password or ""))
+        self._connection: socket.socket | None = None
+        self._place: tuple[str, str | None, int | None] | None = None
+        self._answer: Answer | None = None
+        self.interrupted = False
+
+    def __repr__(self) -> str:
+        return f"<HttpClient {self.name}>"
+
+    @property
+    def open(self) -> bool:
+        """Whether there is a connection."""
+        return self._connection is not None
+
+    def get(self, headers: dict[str, str] | None = None, url: str | None = None) -> Answer:
+        """The answer for the camera's own address, or for another one that the camera named.
+
+        Raises:
+            SourceError: there is none, or one that leads nowhere; statuses of 400 and above are answers.
+        """
+        deadline_s = time.monotonic() + self._limits.open_timeout_s
+        url = self._target if url is None else url
+        for _ in range(_REDIRECTS_MOST):
+            parts = self._allowed(url)
+            answer = self._exchange(parts, headers or {}, deadline_s)
+            if answer.head.status == 401 and self._answers(answer.head, parts):
+                answer = self._exchange(parts, headers or {}, deadline_s)
+            where = answer.head.get("location")
+            if answer.head.status not in _REDIRECTS or not where:
+                return answer
+            url = _joined(url, where)
+        raise SourceError(reasons.circle(self.name))
+
+    def interrupt(self) -> None:
+        """Let whatever waits end at once; called by any thread."""
+        self.interrupted = True
+        if (connection := self._connection) is not None:
+            # TLS's own shutdown would take away what the thread that reads is using.
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection, self._place, self._answer = None, None, None
+
+    def _allowed(self, url: str) -> SplitResult:
+        """The parts of an address that the camera may send us to."""
+        try:
+            parts = urlsplit(url)
+            _ = parts.port  # raises where it is no number
+        except ValueError:
+            raise SourceError(reasons.no_address(self.name)) from None
+        if parts.scheme.lower() not in _SCHEMES or not parts.hostname:
+            raise SourceError(reasons.other_scheme(self.name, parts.scheme))
+        if parts.hostname != self.origin.hostname and self._limits.redirects != "any":
+            raise SourceError(reasons.other_host(self.name, parts.hostname))
+        return parts
+
+    def _answers(self, head: Head, parts: SplitResult) -> bool:
+        """Whether the login can be shown for what the server asks; never to another host."""
+        if self._login is None or parts.hostname != self.origin.hostname:
+            return False
+        # A password that was meant for TLS is not sent without it.
+        basic = parts.scheme.lower() == self.origin.scheme.lower() or parts.scheme.lower() == "https"
+        return self._login.accept(challenges_in(head.all("www-authenticate")), basic=basic)
+
+    def _exchange(self, parts: SplitResult, headers: dict[str, str], deadline_s: float) -> Answer:
+        place = (parts.scheme.lower(), parts.hostname, parts.port)
+        last = self._answer
+        kept = last is not None and last.complete and last.head.keeps and place == self._place
+        if kept and self._connection is not None:
+            # It may end at any moment, which means nothing: then a new one is made.
+            with contextlib.suppress(OSError, ClosedError):
+                return self._ask(self._connection, parts, headers, deadline_s)
+        self.close()
+        if self.interrupted:
+            raise SourceError(reasons.closed(self.name))
+        try:
+            self._connection, self._place = self._connected(parts, deadline_s), place
+            return self._ask(self._connection, parts, headers, deadline_s)
+        except (OSError, ClosedError) as error:
+            self.close()
+            if self.interrupted:
+                raise SourceError(reasons.closed(self.name)) from None
+            limit_s = self._limits.open_timeout_s
+            raise SourceError(reasons.why_no_answer(self.name, parts, error, limit_s)) from None
+
+    def _connected(self, parts: SplitResult, deadline_s: float) -> socket.socket:
+        other = parts.hostname != self.origin.hostname
+        if other:
+            found = socket.getaddrinfo(parts.hostname, None, proto=socket.IPPROTO_TCP)
+            self._refuse_inner(parts, (str(place[4][0]) for place in found))
+        tls, certificates = parts.scheme.lower() == "https", self._limits.certificates
+        if tls and certificates is not None and not os.access(certificates, os.R_OK):
+            raise SourceError(reasons.no_certificates(self.name, certificates))
+        connection = connect(parts, _left_s(deadline_s), tls=tls, certificates=certificates)
+        try:
+            if other:  # the name may mean another address by now
+                self._refuse_inner(parts, [str(connection.getpeername()[0])])
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _refuse_inner(self, parts: SplitResult, addresses: Iterable[str]) -> None:
+        """Another host may not be this machine or a link-local one, such as a cloud's metadata service."""
+        own = socket.getaddrinfo(self.origin.hostname, None, proto=socket.IPPROTO_TCP)
+        at_home = _address(str(own[0][4][0])).is_loopback
+        for address in map(_address, addresses):
+            if address.is_link_local or (address.is_loopback and not at_home):
+                raise SourceError(reasons.inner_host(self.name, parts.hostname or ""))
+
+    def _ask(
+        self, connection: socket.socket, parts: SplitResult, headers: dict[str, str], deadline_s: float
+    ) -> Answer:
+        self._answer = None
+        connection.settimeout(_left_s(deadline_s))
+        connection.sendall(self._request(parts, headers))
+        raw = bytearray()
+        head = self._head(connection, parts, raw, deadline_s)
+        while 100 <= head.status < 200:
+            head = self._head(connection, parts, raw, deadline_s)
+        self._answer = Answer(head, without_login(parts.geturl()), raw, connection)
+        return self._answer
+
+    def _request(self, parts: SplitResult, headers: dict[str, str]) -> bytes:
+        path = quote(parts.path or "/", safe=_URI_CHARACTERS)
+        path += f"?{quote(parts.query, safe=_URI_CHARACTERS)}" if parts.query else ""
+        fields = {
+            "Host": parts.netloc.rpartition("@")[2],
+            "User-Agent": "visionedge",
+            "Accept": "*/*",
+            **headers,
+        }
+        ours = parts.hostname == self.origin.hostname
+        shown = self._login.header("GET", path) if self._login is not None and ours else None
+        if shown is not None:
+            fields["Authorization"] = shown
+        lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+        if any("\r" in line or "\n" in line for line in lines):
+            raise SourceError(f"{self.name} holds a line break; take it out of the address")
+        return "\r\n".join([*lines, "", ""]).encode("utf-8", "replace")
+
+    def _head(self, connection: socket.socket, parts: SplitResult, raw: bytearray, deadline_s: float) -> Head:
+        while (end := _end_of_head(raw)) is None:
+            if len(raw) > _HEAD_MOST_BYTES or (len(raw) >= 5 and not raw.startswith(_FIRST_WORDS)):
+                raise SourceError(reasons.not_http(self.name, parts, bytes(raw[:16])))
+            connection.settimeout(_left_s(deadline_s))
+            more = connection.recv(4096)
+            if not more:
+                raise ClosedError("no answer")
+            raw += more
+        first, *lines = bytes(raw[:end]).decode("latin-1").splitlines()
+        del raw[:end]
+        words = first.split(None, 2)
+        if len(words) < 2 or not _STATUS.fullmatch(words[1]) or not first.encode().startswith(_FIRST_WORDS):
+            raise SourceError(reasons.not_http(self.name, parts, first.encode()[:16]))
+        pairs = (line.partition(":") for line in lines if ":" in line)
+        headers = tuple((name.strip().lower(), value.strip()) for name, _, value in pairs)
+        return Head(int(words[1]), headers, words[0].upper())
+
+
+def _end_of_head(raw: bytearray) -> int | None:
+    ends = [at + len(mark) for mark in (b"\r\n\r\n", b"\n\n") if (at := raw.find(mark)) >= 0]
+    return min(ends, default=None)
+
+
+def _joined(url: str, where: str) -> str:
+    try:
+        return urljoin(url, where)
+    except ValueError:
+        return where  # which is looked at next
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _left_s(deadline_s: float) -> float:
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError
+    return left_s
