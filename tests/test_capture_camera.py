@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -336,6 +337,25 @@ def test_a_real_file_plays_to_its_end_at_its_own_rate(tmp_path: Path) -> None:
     # Never faster than it should; how much slower depends on the machine.
     assert 0.545 <= played_s < 5
     assert camera.status().last_error is None
+
+
+@pytest.mark.parametrize("fps", [None, 5.0])
+def test_a_file_with_b_pictures_ends_without_an_error(tmp_path: Path, fps: float | None) -> None:
+    """Its last pictures come out of the decoder together, and are played at their own times."""
+    changes, basket = Changes(), Basket()
+    options = {"bf": "3", "g": "12", "x264-params": "b-adapt=0"}
+    clip = make_clip(tmp_path / "b.mp4", pictures=20, fps=20, options=options)
+    with running(Camera("dock", str(clip), SPEC, basket, fps=fps, on_change=changes)) as camera:
+        changes.wait_for("ended")
+    assert changes.states == ["live", "ended"]
+    assert camera.status().last_error is None
+    numbers = [number_of(f.full_picture()) for f in basket.frames]
+    if fps is None:
+        assert numbers == list(range(20))
+    else:  # a quarter of the distance is allowed for, see `Due`
+        assert all(3 <= later - earlier <= 5 for earlier, later in pairwise(numbers))
+    played_s = (basket.frames[-1].captured_ns - basket.frames[0].captured_ns) / 1e9
+    assert played_s >= (numbers[-1] - numbers[0]) / 20 - 0.005
 
 
 def test_a_file_that_appears_later_is_played(tmp_path: Path) -> None:

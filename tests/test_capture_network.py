@@ -173,6 +173,21 @@ def test_the_default_read_limit_lets_the_module_end_within_5_s() -> None:
     assert Limits().read_timeout_s <= 4.5
 
 
+def test_an_rtsp_stream_with_b_pictures_gives_its_last_pictures_and_is_opened_again(clips: Path) -> None:
+    """The pictures that the decoder still holds at the end of the stream come before the loss."""
+    make_clip(clips / "b.mp4", pictures=30, fps=25, options={"bf": "2", "g": "10"})
+    basket, changes = Basket(), Changes()
+    with RtspServer(clips) as server:
+        uri = server.uri("b.mp4").replace("play_count=0", "play_count=1")
+        camera = Camera("dock", uri, SPEC, basket, on_change=changes, means=SOON)
+        with running(camera):
+            assert changes.wait_for("reconnecting").last_error is not None
+            basket.wait_for(lambda f: has_epoch(f, "dock", 2))
+    assert "ZeroDivisionError" not in repr(changes.heard)
+    first = [f for f in basket.frames if f.epoch == 1]
+    assert number_of(first[-1].full_picture()) == 29 % 24
+
+
 def test_an_rtsp_path_that_is_not_there_is_named(clips: Path) -> None:
     with RtspServer(clips) as server, pytest.raises(SourceError, match=r"none\.mp4.* is not found .*404"):
         open_source(parse_camera_uri(server.uri("none.mp4")))

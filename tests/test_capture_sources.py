@@ -9,6 +9,7 @@ import pytest
 
 from clips import make_clip, make_picture, number_of
 from visionedge.bundled import bundled
+from visionedge.capture.decoded import Library
 from visionedge.capture.source import Limits, Source, open_source
 from visionedge.capture.video import LoopedSource, open_video
 from visionedge.errors import SourceError, UnavailableError
@@ -39,6 +40,24 @@ def test_a_video_gives_every_picture_once_and_ends(tmp_path: Path, name: str, co
     assert source.read() is None
     source.close()
     source.close()
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 3, 25, 37])
+@pytest.mark.parametrize("library", ["pyav", "opencv"])
+def test_a_video_with_b_pictures_gives_every_picture_once_and_ends(
+    tmp_path: Path, library: Library, pictures: int
+) -> None:
+    """The decoder holds some of them back, and gives the last ones only when no packet is left."""
+    options = {"bf": "3", "g": "12", "x264-params": "b-adapt=0"}
+    clip = make_clip(tmp_path / "b.mp4", pictures=pictures, options=options)
+    source = _open(clip, Limits(library=library))
+    seen = []
+    while (decoded := source.read()) is not None:
+        seen.append((number_of(decoded.picture()), decoded.position_s, decoded.covers))
+    source.close()
+    assert [number for number, _, _ in seen] == [n % 24 for n in range(pictures)]
+    assert [at_s for _, at_s, _ in seen] == pytest.approx([n / 10 for n in range(pictures)])
+    assert all(covers >= 1 for _, _, covers in seen)
 
 
 def test_a_video_tells_size_and_media_time(clip: Path) -> None:
@@ -229,6 +248,7 @@ def test_bundled_files_are_found_and_a_missing_one_is_named() -> None:
 
 _CHATTER = """
 import sys
+from visionedge.capture.decoded import Library
 from visionedge.capture.source import Limits, open_source
 from visionedge.errors import SourceError
 from visionedge.uris import parse_camera_uri

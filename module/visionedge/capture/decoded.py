@@ -52,7 +52,7 @@ class Decoded(Protocol):
 
     `width_px` and `height_px` are those of the upright picture, certain after `fill` or `picture`.
     `position_s` is the media time, always rising; None where the source is live. `covers` counts the pictures
-    of the source that this one stands for: itself, and those before it that were not decoded.
+    of the source that this one stands for: itself, and those before it that were not decoded; so at least 1.
     """
 
     width_px: int

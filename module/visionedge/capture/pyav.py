@@ -270,7 +270,10 @@ class PyavSource:
         self._given_count += 1
         if not self._decoder.damaged:
             self._picture_s = self._clock()
-        covers, self._covered = self._packet_count - self._covered, self._packet_count
+        # Behind B-pictures the decoder may give two pictures for one packet, and the last ones for none at all:
+        # each of them still stands for itself.
+        covers = max(1, self._packet_count - self._covered)
+        self._covered = max(self._covered + 1, self._packet_count)
         position_s = None if self.live else self._timeline.advance(raw_s)
         return PyavPicture(look, self._painter, size_px, position_s, covers)
 
