@@ -314,7 +314,7 @@ def test_a_camera_that_is_slow_to_open_gets_more_time_each_try() -> None:
     stage.clock.stop_after_waits = 5
     means = Means(opener=opener, wait=stage.clock.wait)
     Camera("dock", URI, SPEC, stage.basket, clock=stage.clock, means=means).run()
-    assert given_s == [4, 8, 16, 16, 16]
+    assert given_s == [4, 20, 20, 20, 20]
 
 
 def test_stop_before_run_opens_nothing() -> None:

@@ -66,7 +66,8 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> Document:
     for key_node, value_node in pairs:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
-            key = str(key)
+            # A name such as off, yes or 1: as it is written, whatever else YAML takes it for.
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else str(key)
         if key in document:
             raise yaml.constructor.ConstructorError(
                 None, None, f"key '{key}' is given twice", key_node.start_mark

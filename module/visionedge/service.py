@@ -163,6 +163,7 @@ class Service:
         rooms.fleet.apply(rooms.config.cameras)
         await self._remember()  # where the clock is no help, a kill soon after must not bring these again
         engine = await self._engines.open()
+        rooms.fleet.begin()
         delivery.event("engine", engine.device.code, engine.device.describe(), report.engine(engine))
         log.info("ready: open %s to look", self._server.url)
         self._ticks = 0
@@ -189,6 +190,7 @@ class Service:
             first_sequence=self._sequences.first,
             on_change=self.rooms.outbox.put,
             hardware=self.rooms.config.inference.device != "cpu",
+            held=True,
         )
 
     async def reconfigure(self, config: Config) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,15 +10,23 @@ import numpy as np
 
 from visionedge.capture.backlog import Backlog
 from visionedge.capture.decoded import Decoded, Limits, WholePicture
+from visionedge.capture.opening import Turns, answers
 from visionedge.capture.pacing import Timeline
 from visionedge.capture.reasons import broke_off, closed, no_video, silent, too_large, too_slow, why_not_open
-from visionedge.capture.settling import settle_libraries
+from visionedge.capture.settling import is_unwritten, memory_marked, settle_libraries
 from visionedge.errors import DamagedError, SourceError
 from visionedge.frames import Picture
 from visionedge.uris import CameraUri, redact
 
 _LATE_LIMITS = 5
 """A connection costs more than pictures left out, so it has to be this much worse."""
+
+_OPEN_MOST_S = 8.0
+"""At one picture per second FFmpeg needs as long to know an RTSP stream; all other streams wait meanwhile."""
+
+_KEY_PICTURE = ord("I")
+
+_turns = Turns()
 
 
 def open_video(path: Path, limits: Limits) -> "VideoSource":
@@ -41,12 +50,17 @@ def open_stream(uri: CameraUri, limits: Limits) -> "VideoSource":
         SourceError: with the reason, as far as one more question to the server tells it.
     """
     began_s = time.monotonic()
-    capture = _capture(uri.target, cv2.CAP_FFMPEG, limits)
-    waited_s = time.monotonic() - began_s
+    if not answers(uri.target, limits.open_timeout_s):
+        raise SourceError(why_not_open(uri.target, time.monotonic() - began_s, limits.open_timeout_s))
+    inside = replace(limits, open_timeout_s=min(limits.open_timeout_s, _OPEN_MOST_S))
+    with _turns.turn(limits.open_timeout_s):
+        began_s = time.monotonic()
+        capture = _capture(uri.target, cv2.CAP_FFMPEG, inside)
+        waited_s = time.monotonic() - began_s
     # One that was interrupted by the limit may call itself open, and never gives a picture.
-    if not capture.isOpened() or waited_s >= limits.open_timeout_s:
+    if not capture.isOpened() or waited_s >= inside.open_timeout_s:
         capture.release()
-        raise SourceError(why_not_open(uri.target, waited_s, limits.open_timeout_s))
+        raise SourceError(why_not_open(uri.target, waited_s, inside.open_timeout_s))
     # What has a number of pictures is a file behind HTTP; a stream gives nonsense below zero.
     live = uri.kind == "rtsp" or capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
     return VideoSource(capture, redact(uri.target), live=live, limits=limits, remote=True)
@@ -105,7 +119,9 @@ class VideoSource:
         self._remote = remote
         self._timeline = Timeline(capture.get(cv2.CAP_PROP_FPS))
         self._backlog = Backlog()
+        self.waiting_since_s: float | None = None
         self._read_count = 0
+        self._checked_px: tuple[int, int] | None = None
         self._interrupted = False
 
     def __repr__(self) -> str:
@@ -116,7 +132,10 @@ class VideoSource:
         if self._interrupted:
             return None
         began_s, began_cpu_s = time.monotonic(), time.thread_time()
-        if not self._capture.grab():
+        self.waiting_since_s = began_s
+        grabbed = self._capture.grab()
+        self.waiting_since_s = None
+        if not grabbed:
             self._judge_end(time.monotonic() - began_s)
             return None
         raw_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
@@ -130,7 +149,11 @@ class VideoSource:
         if width * height > self._limits.max_pixels:
             raise SourceError(too_large(self._name, width, height, self._limits.max_pixels))
         position_s = None if self.live else self._timeline.advance(raw_s)
-        return WholePicture(self._picture, width, height, position_s)
+        take = self._picture
+        if self._checked_px != (width, height):
+            first, self._checked_px = self._checked(), (width, height)
+            take = lambda: first  # noqa: E731 - of the same form as the method
+        return WholePicture(take, width, height, position_s, key=self._is_key())
 
     def want(self, pictures_per_s: float | None) -> None:
         """See `Source.want`: OpenCV decodes whatever it grabs."""
@@ -149,6 +172,22 @@ class VideoSource:
         if not ok:
             raise DamagedError(f"a picture of {self._name} cannot be decoded")
         return np.asarray(picture, np.uint8)
+
+    def _checked(self) -> Picture:
+        """The first picture of a size; OpenCV reserves memory for it, and that is the moment to look."""
+        with memory_marked():
+            picture = self._picture()
+        if is_unwritten(picture):
+            raise SourceError(
+                f"{self._name}: OpenCV cannot convert its pictures (interlaced, or an unusual colour "
+                f"matrix); use 'decoder: pyav'"
+            )
+        return picture
+
+    def _is_key(self) -> bool:
+        """V4L2 has no types of pictures: each stands alone there."""
+        kind = int(self._capture.get(cv2.CAP_PROP_FRAME_TYPE))
+        return kind <= 0 or kind == _KEY_PICTURE
 
     def _refuse_late(self, late_s: float) -> None:
         """OpenCV decodes whatever lies in front of it; only a new connection begins with what is new."""

@@ -50,6 +50,9 @@ _THREADS_MOST = 4
 
 _CATCH_UP_S = 5.0
 
+_UNSEEN_PACKETS = 5
+"""A decoder may hold back so many pictures."""
+
 
 def open_video(path: Path, limits: Limits) -> "PyavSource":
     """Open a video file; `path` exists and is a regular file.
@@ -138,8 +141,9 @@ class PyavSource:
         self._interrupted = self._ended = self._closed = False
         self._needs_key = False
         self._behind_since_s: float | None = None
-        self._picture_s = clock()
-        self._packet_count = self._given_count = self._covered = 0
+        self.waiting_since_s: float | None = None
+        self._unseen_since_s: float | None = None
+        self._packet_count = self._given_count = self._covered = self._unseen_count = 0
 
     def __repr__(self) -> str:
         return f"<PyavSource {self._name} live={self.live} packets={self._packet_count} {self._thinning!r}>"
@@ -183,12 +187,14 @@ class PyavSource:
     # --- packets --------------------------------------------------------------------------------------------
 
     def _next_packet(self) -> tuple[VideoPacket | None, float]:
-        began_s = self._clock()
+        self.waiting_since_s = began_s = self._clock()
         try:
             packet = next(self._packets, None)
         except FFmpegError:
             self._judge_loss(self._clock() - began_s)
             packet = None
+        finally:
+            self.waiting_since_s = None
         # The last packet is an empty one.
         return (packet if packet is not None and packet.size else None), self._clock() - began_s
 
@@ -226,7 +232,7 @@ class PyavSource:
                 raise DamagedError(f"a picture of {self._name} cannot be decoded")
             return frame
 
-        return self._given(look, (context.width, context.height), raw_s)
+        return self._given(look, (context.width, context.height), raw_s, key=True)
 
     def _lets_go(self, packet: VideoPacket, waited_s: float) -> bool:
         """Whether the packet is let go, so as not to fall behind; afterwards a key picture comes first."""
@@ -264,18 +270,20 @@ class PyavSource:
         raw_s = self._seconds(frame.pts)
         if not math.isnan(raw_s):
             self._thinning.picture(raw_s)
-        return self._given(lambda: frame, (frame.width, frame.height), raw_s)
+        return self._given(lambda: frame, (frame.width, frame.height), raw_s, key=bool(frame.key_frame))
 
-    def _given(self, look: Callable[[], VideoFrame], size_px: tuple[int, int], raw_s: float) -> Decoded:
+    def _given(
+        self, look: Callable[[], VideoFrame], size_px: tuple[int, int], raw_s: float, *, key: bool
+    ) -> Decoded:
         self._given_count += 1
         if not self._decoder.damaged:
-            self._picture_s = self._clock()
-        # Behind B-pictures the decoder may give two pictures for one packet, and the last ones for none at all:
-        # each of them still stands for itself.
+            self._unseen_since_s, self._unseen_count = None, 0
+        # Behind B-pictures the decoder may give two pictures for one packet, and the last ones for none at
+        # all: each of them still stands for itself.
         covers = max(1, self._packet_count - self._covered)
         self._covered = max(self._covered + 1, self._packet_count)
         position_s = None if self.live else self._timeline.advance(raw_s)
-        return PyavPicture(look, self._painter, size_px, position_s, covers)
+        return PyavPicture(look, self._painter, size_px, position_s, covers, key=key)
 
     def _refuse_large(self, width: int, height: int) -> None:
         if width * height > self._limits.max_pixels:
@@ -284,7 +292,13 @@ class PyavSource:
     # --- ends and losses ------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        if self._clock() - self._picture_s > self._limits.picture_timeout_s:
+        """A packet has come: no picture for long is a loss, but not where packets themselves are rare."""
+        now_s = self._clock()
+        if self._unseen_since_s is None:
+            self._unseen_since_s = now_s
+        self._unseen_count += 1
+        unseen_s = now_s - self._unseen_since_s
+        if unseen_s > self._limits.picture_timeout_s and self._unseen_count > _UNSEEN_PACKETS:
             raise SourceError(only_rubbish(self._name, self._limits.picture_timeout_s))
 
     def _judge_loss(self, waited_s: float) -> None:
