@@ -14,9 +14,15 @@ def _noisy(level: float, number: int, sigma: float = 2.0) -> Picture:
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
-def _states(pictures: list[Picture], fps: int = 2) -> list[str]:
-    watch = ContentWatch()
-    return [watch.look(picture, 10**12 + round(n / fps * 1e9)) for n, picture in enumerate(pictures)]
+def _states(pictures: list[Picture], fps: int = 2, keys: int = 1) -> list[str]:
+    """One look a picture; each `keys`-th one is a key picture (0: only the first)."""
+    watch, states = ContentWatch(), []
+    for number, picture in enumerate(pictures):
+        now_ns = 10**12 + round(number / fps * 1e9)
+        if number == 0 or (keys and number % keys == 0):
+            watch.note_key(now_ns)
+        states.append(watch.look(picture, now_ns))
+    return states
 
 
 def test_a_camera_that_sees_something_is_live_even_when_nothing_moves() -> None:
@@ -24,16 +30,39 @@ def test_a_camera_that_sees_something_is_live_even_when_nothing_moves() -> None:
     assert set(_states([_noisy(120, n) for n in range(60)])) == {"live"}
 
 
-def test_a_picture_that_does_not_change_at_all_is_frozen_after_ten_seconds() -> None:
+def test_a_picture_that_does_not_change_at_all_over_key_pictures_is_frozen_after_ten_seconds() -> None:
     states = _states([_noisy(120, 1)] * 30)
     assert states == ["live"] * 20 + ["frozen"] * 10
 
 
-def test_a_frozen_picture_under_a_running_clock_is_frozen() -> None:
-    pictures = [_noisy(120, 1).copy() for _ in range(30)]
+def test_without_new_key_pictures_it_is_frozen_only_after_half_a_minute() -> None:
+    """A codec that skips blocks sends the same picture for many seconds, from a camera that works."""
+    states = _states([_noisy(120, 1)] * 80, keys=0)
+    assert states == ["live"] * 60 + ["frozen"] * 20
+
+
+def test_no_key_picture_for_three_times_the_usual_is_frozen_where_they_are_rare() -> None:
+    """One every 20 s, each with other noise; after the third one nothing changes and none comes."""
+    pictures = [_noisy(120, n // 40) for n in range(120)] + [_noisy(120, 2)] * 100
+    watch, states = ContentWatch(), []
     for number, picture in enumerate(pictures):
-        picture[2:8, 2:40] = 255 * (number % 2)
-    assert _states(pictures)[-1] == "frozen"
+        now_ns = 10**12 + number * 5 * 10**8
+        if number in (0, 40, 80):
+            watch.note_key(now_ns)
+        states.append(watch.look(picture, now_ns))
+    # Looked at once a second, and still since the third key picture, 40 s in.
+    assert states.index("frozen") == 80 + 120
+    assert states[-1] == "frozen"
+
+
+@pytest.mark.parametrize("size_px", [2, 8])
+def test_anything_that_moves_however_small_is_no_frozen_picture(size_px: int) -> None:
+    """Somebody far away, or a clock that the camera writes into its pictures."""
+    still = _noisy(120, 1)
+    pictures = [still.copy() for _ in range(90)]
+    for number, picture in enumerate(pictures):
+        picture[60 : 60 + size_px, number : number + size_px] = (60, 60, 90)
+    assert set(_states(pictures)) == {"live"}
 
 
 def test_the_first_picture_that_differs_ends_it() -> None:

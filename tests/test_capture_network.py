@@ -169,10 +169,6 @@ def test_a_halted_server_is_a_loss_within_the_read_limit_and_stop_is_prompt(clip
     assert camera.status().state == "stopped"
 
 
-def test_the_default_read_limit_lets_the_module_end_within_5_s() -> None:
-    assert Limits().read_timeout_s <= 4.5
-
-
 def test_an_rtsp_stream_with_b_pictures_gives_its_last_pictures_and_is_opened_again(clips: Path) -> None:
     """The pictures that the decoder still holds at the end of the stream come before the loss."""
     make_clip(clips / "b.mp4", pictures=30, fps=25, options={"bf": "2", "g": "10"})

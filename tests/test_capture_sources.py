@@ -208,6 +208,34 @@ def test_a_loop_goes_on_with_rising_media_time(tmp_path: Path) -> None:
     source.close()
 
 
+@pytest.mark.parametrize("fps", [None, 5.0])
+def test_a_folder_that_begins_again_goes_on_at_its_rate(tmp_path: Path, fps: float | None) -> None:
+    for number in range(2):
+        make_picture(tmp_path / f"{number}.png", number)
+    source = _open(tmp_path, Limits(loop=True, pictures_per_s=fps))
+    seen = [d for _ in range(5) if (d := source.read())]
+    assert [d.position_s for d in seen] == pytest.approx([n / (fps or 1) for n in range(5)])
+    assert [number_of(d.picture()) for d in seen] == [0, 1, 0, 1, 0]
+    source.close()
+
+
+def test_one_picture_that_begins_again_is_given_once_a_second(tmp_path: Path) -> None:
+    source = _open(make_picture(tmp_path / "a.png", 3), Limits(loop=True))
+    assert [d.position_s for _ in range(3) if (d := source.read())] == pytest.approx([0, 1, 2])
+    source.close()
+
+
+def test_a_video_that_begins_again_is_read_on_over_its_end(tmp_path: Path) -> None:
+    source = _open(make_clip(tmp_path / "c.mp4", pictures=4), Limits(loop=True))
+    assert _numbers(source, 10) == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+    source.close()
+
+
+def test_a_loop_over_a_file_that_is_not_there_is_told_as_any_other(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"none\.mp4 does not exist"):
+        _open(tmp_path / "none.mp4", Limits(loop=True))
+
+
 class _Empty:
     """A source that ends before its first picture."""
 
