@@ -16,7 +16,8 @@ def _noisy(level: float, number: int, sigma: float = 2.0) -> Picture:
 
 def _states(pictures: list[Picture], fps: int = 2, keys: int = 1) -> list[str]:
     """One look a picture; each `keys`-th one is a key picture (0: only the first)."""
-    watch, states = ContentWatch(), []
+    watch = ContentWatch()
+    states: list[str] = []
     for number, picture in enumerate(pictures):
         now_ns = 10**12 + round(number / fps * 1e9)
         if number == 0 or (keys and number % keys == 0):

@@ -192,7 +192,7 @@ def test_detect_of_what_is_no_file_is_one_line_each_and_the_others_are_done(
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "empty.mp4").touch()
     wrong = ["pipe.jpg", "pipe.mp4", "zero.png", "none.mp4", "empty.jpg", "empty.mp4", "x" * 300 + ".jpg"]
-    paths = [*(tmp_path / name for name in wrong), "/dev/null", "/dev/zero", "a\0.jpg"]
+    paths: list[str | Path] = [*(tmp_path / name for name in wrong), "/dev/null", "/dev/zero", "a\0.jpg"]
     outcome = visionedge("detect", *paths, make_picture(tmp_path / "a.png"), "--json")
     assert outcome.code == 1
     assert len(outcome.out.splitlines()) == 1

@@ -65,7 +65,7 @@ class ContentWatch:
                 self._dark_since_ns = now_ns
         else:
             self._dark_since_ns = None
-        still = zlib.crc32(np.ascontiguousarray(picture))
+        still = zlib.crc32(np.ascontiguousarray(picture).data)
         if still != self._still:
             # Compared with the first of a row, so that what changes slowly is not called still.
             self._still, self._still_since_ns, self._still_since_key = still, now_ns, self._keys
