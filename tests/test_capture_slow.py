@@ -28,10 +28,17 @@ def _seen(*gaps_s: float) -> tuple[Progress, int]:
 @pytest.mark.parametrize("gap_s", [3.0, 5.0, 10.0])
 def test_a_camera_of_one_picture_in_some_seconds_is_never_stale_between_two(gap_s: float) -> None:
     """From its first picture on, when nothing is known of its rate."""
-    for count in range(4):
+    for count in range(12):
         progress, now_ns = _seen(*[gap_s] * count)
         assert not progress.stale(now_ns + round(1.9 * gap_s * S), FIRST)
         assert progress.stale(now_ns + round(max(3 * gap_s, 20) * S) + S, FIRST)
+
+
+def test_pictures_that_the_decoder_kept_while_it_opened_say_nothing_about_the_rate() -> None:
+    """They come at once, and the next one in its own time."""
+    progress, now_ns = _seen(0.0, 0.001, 0.001)
+    assert not progress.stale(now_ns + 10 * S, FIRST)
+    assert progress.patience_ns(4 * S, FIRST) == FIRST
 
 
 def test_a_fast_camera_is_stale_after_two_seconds_and_lost_after_the_least_silence() -> None:
@@ -42,7 +49,7 @@ def test_a_fast_camera_is_stale_after_two_seconds_and_lost_after_the_least_silen
 
 
 def test_a_camera_that_pauses_now_and_then_is_given_three_times_its_longest_pause() -> None:
-    progress, _ = _seen(0.04, 0.04, 3.0, 0.04, 0.04)
+    progress, _ = _seen(*[0.04] * 5, 3.0, *[0.04] * 5)
     assert progress.patience_ns(4 * S, FIRST) == 9 * S
 
 
@@ -84,7 +91,7 @@ class _Halting:
         self.closed.set()
 
 
-@pytest.mark.parametrize(("pictures", "patience_s"), [(0, 20.0), (1, 20.0), (5, 4.0)])
+@pytest.mark.parametrize(("pictures", "patience_s"), [(0, 20.0), (1, 20.0), (12, 4.0)])
 def test_a_silent_source_is_left_behind_when_its_time_is_over_and_not_before(
     pictures: int, patience_s: float
 ) -> None:

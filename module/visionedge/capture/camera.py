@@ -324,11 +324,12 @@ class Camera:
         captured_ns, captured_utc = self._clock(), utc_now()
         with self._lock:
             self._now.note(decoded, captured_ns)
-        if decoded.key:
-            showing.content.note_key(captured_ns)
+        watched = showing.content.note(captured_ns, key=decoded.key)
         at_s = captured_ns / 1e9 if decoded.position_s is None else decoded.position_s
         if showing.ration.take(at_s, decoded.covers):
             return self._hand_on(decoded, showing, captured_ns, captured_utc)
+        if watched:
+            self._look_on(decoded, showing, captured_ns)
         if self._now.state == "stale":
             self._enter("live")
         return False
@@ -349,7 +350,7 @@ class Camera:
             self._connect(showing.source)
             showing.connected = True
         shown = _window(image, placement)
-        self._enter(showing.content.look(shown, captured_ns))
+        self._enter(showing.content.look(shown, captured_ns, key=decoded.key))
         if not showing.ration.opens(shown, captured_ns):
             self._sink.gate(self.name)
             return False
@@ -375,6 +376,12 @@ class Camera:
             self._now.next_sequence += 1
             self._sink.put(frame)
         return True
+
+    def _look_on(self, decoded: Decoded, showing: _Showing, captured_ns: int) -> None:
+        """Look at a picture that is not handed on."""
+        with contextlib.suppress(DamagedError):
+            image, placement = decoded.fill(self._fitting.spec)
+            showing.content.look(_window(image, placement), captured_ns, key=True)
 
     def _wait_taken(self) -> None:
         while not self._stop.is_set() and not self._sink.wait_taken(self.name, 0.2):

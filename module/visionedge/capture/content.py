@@ -1,9 +1,9 @@
 """What a live picture may hide: that it is black, or that it has not changed for a long time.
 
 A camera that works shows noise, but behind a codec it need not: at a low bit rate a quiet scene is coded as
-"nothing has changed" for many seconds, until the next key picture. So a picture counts as frozen only when
-nothing in it has changed at all, and key pictures, each a coding of its own, have shown the same, or none has
-come for far longer than usual.
+"nothing has changed" for many seconds, until the next key picture. A key picture is coded on its own, with
+the noise of its moment. So a picture counts as frozen when key pictures are the same in every pixel; where
+none comes, when nothing has changed at all for far longer than they usually lie apart.
 """
 
 import zlib
@@ -19,7 +19,7 @@ Content = Literal["live", "frozen", "black"]
 _LOOK_NS = 1_000_000_000
 _BLACK_NS = 3_000_000_000
 _FROZEN_NS = 10_000_000_000
-_FROZEN_KEYS = 3
+_FROZEN_REPEATS = 3
 _FROZEN_WITHOUT_KEYS_NS = 30_000_000_000
 _KEY_GAPS = 3
 
@@ -29,6 +29,26 @@ _DARK = 16
 _EXCEPTIONS = 0.02
 
 
+class _Still:
+    """How long pictures have been the same, in every pixel."""
+
+    def __init__(self) -> None:
+        self._seen: int | None = None
+        self._since_ns = 0
+        self.repeats = 0
+
+    def note(self, digest: int, now_ns: int) -> None:
+        """Another picture; compared with the first of a row, so that what changes slowly is not still."""
+        if digest == self._seen:
+            self.repeats += 1
+        else:
+            self._seen, self._since_ns, self.repeats = digest, now_ns, 0
+
+    def for_ns(self, now_ns: int) -> int:
+        """For how long."""
+        return now_ns - self._since_ns if self._seen is not None else 0
+
+
 class ContentWatch:
     """Looks once a second. Black or frozen is what stays so; one other picture ends it."""
 
@@ -36,48 +56,58 @@ class ContentWatch:
         self._content: Content = "live"
         self._looked_ns: int | None = None
         self._dark_since_ns: int | None = None
-        self._still: int | None = None
-        self._still_since_ns = self._still_since_key = 0
-        self._keys = 0
+        self._any, self._keys = _Still(), _Still()
+        self._key_looked_ns: int | None = None
         self._key_ns: int | None = None
         self._key_gaps_ns: deque[int] = deque(maxlen=8)
+        self._all_are_keys = True
 
     def __repr__(self) -> str:
-        return f"<ContentWatch {self._content} keys={self._keys}>"
+        return f"<ContentWatch {self._content} repeats={self._keys.repeats}>"
 
-    def note_key(self, now_ns: int) -> None:
-        """A key picture has come, looked at or not."""
+    def note(self, now_ns: int, *, key: bool) -> bool:
+        """A picture has come; whether it should be looked at although nobody else wants it.
+
+        Where only some are key pictures, those that are due to be analysed may never be among them.
+        """
+        if not key:
+            self._all_are_keys = False
+            return False
         if self._key_ns is not None:
             self._key_gaps_ns.append(now_ns - self._key_ns)
         self._key_ns = now_ns
-        self._keys += 1
+        return not self._all_are_keys and self._wants_key(now_ns)
 
-    def look(self, picture: Picture, now_ns: int) -> Content:
-        """What the picture (BGR, any size) and those before it show."""
-        if self._looked_ns is None or now_ns - self._looked_ns >= _LOOK_NS:
+    def look(self, picture: Picture, now_ns: int, *, key: bool) -> Content:
+        """What the picture (BGR, any size) and those before it show; `key`: it is a key picture."""
+        for_keys = key and self._wants_key(now_ns)
+        if for_keys or self._looked_ns is None or now_ns - self._looked_ns >= _LOOK_NS:
             self._looked_ns = now_ns
+            digest = zlib.crc32(np.ascontiguousarray(picture).data)
+            self._any.note(digest, now_ns)
+            if for_keys:
+                self._key_looked_ns = now_ns
+                self._keys.note(digest, now_ns)
             self._content = self._judge(picture, now_ns)
         return self._content
 
+    def _wants_key(self, now_ns: int) -> bool:
+        return self._key_looked_ns is None or now_ns - self._key_looked_ns >= _LOOK_NS
+
     def _judge(self, picture: Picture, now_ns: int) -> Content:
-        if _is_dark(picture):
-            if self._dark_since_ns is None:
-                self._dark_since_ns = now_ns
-        else:
+        if not _is_dark(picture):
             self._dark_since_ns = None
-        still = zlib.crc32(np.ascontiguousarray(picture).data)
-        if still != self._still:
-            # Compared with the first of a row, so that what changes slowly is not called still.
-            self._still, self._still_since_ns, self._still_since_key = still, now_ns, self._keys
+        elif self._dark_since_ns is None:
+            self._dark_since_ns = now_ns
         if self._dark_since_ns is not None and now_ns - self._dark_since_ns >= _BLACK_NS:
             return "black"
-        return "frozen" if self._is_frozen(now_ns - self._still_since_ns) else "live"
+        return "frozen" if self._is_frozen(now_ns) else "live"
 
-    def _is_frozen(self, still_ns: int) -> bool:
-        if self._keys - self._still_since_key >= _FROZEN_KEYS:
-            return still_ns >= _FROZEN_NS
+    def _is_frozen(self, now_ns: int) -> bool:
+        if self._keys.repeats >= _FROZEN_REPEATS and self._keys.for_ns(now_ns) >= _FROZEN_NS:
+            return True
         usual_ns = max(self._key_gaps_ns, default=0)
-        return still_ns >= max(_FROZEN_WITHOUT_KEYS_NS, _KEY_GAPS * usual_ns)
+        return self._any.for_ns(now_ns) >= max(_FROZEN_WITHOUT_KEYS_NS, _KEY_GAPS * usual_ns)
 
 
 def _is_dark(picture: Picture) -> bool:

@@ -28,6 +28,9 @@ _STALE_GAPS = 3
 _GAPS = 64
 """Longest of so many distances between pictures: what is usual for a camera."""
 
+_GAPS_KNOWN = 8
+"""The first pictures come in a row, as the decoder kept them while it learnt what the stream is."""
+
 
 @dataclass(frozen=True, slots=True)
 class CameraStatus:
@@ -97,7 +100,8 @@ class Progress:
             least_ns: for a camera of many pictures per second.
             first_ns: while its rate is not known.
         """
-        return max(least_ns, _STALE_GAPS * max(self.gaps_ns)) if self.gaps_ns else first_ns
+        least_ns = least_ns if len(self.gaps_ns) >= _GAPS_KNOWN else first_ns
+        return max(least_ns, _STALE_GAPS * max(self.gaps_ns, default=0))
 
     def stale(self, now_ns: int, first_ns: int) -> bool:
         """Whether a source that sets the pace itself is silent, for longer than its pictures lie apart."""
