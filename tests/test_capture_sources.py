@@ -58,6 +58,7 @@ def test_a_video_with_b_pictures_gives_every_picture_once_and_ends(
     assert [number for number, _, _ in seen] == [n % 24 for n in range(pictures)]
     assert [at_s for _, at_s, _ in seen] == pytest.approx([n / 10 for n in range(pictures)])
     assert all(covers >= 1 for _, _, covers in seen)
+    assert sum(covers for _, _, covers in seen) == pictures
 
 
 def test_a_video_tells_size_and_media_time(clip: Path) -> None:

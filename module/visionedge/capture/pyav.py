@@ -143,7 +143,7 @@ class PyavSource:
         self._behind_since_s: float | None = None
         self.waiting_since_s: float | None = None
         self._unseen_since_s: float | None = None
-        self._packet_count = self._given_count = self._covered = self._unseen_count = 0
+        self._packet_count = self._given_count = self._covered = self._held = self._unseen_count = 0
 
     def __repr__(self) -> str:
         return f"<PyavSource {self._name} live={self.live} packets={self._packet_count} {self._thinning!r}>"
@@ -223,6 +223,7 @@ class PyavSource:
             first = self._decoder.alone(packet)
             if first is None:
                 return None
+        self._held = 0  # what the decoder held is gone, or is this picture
         context = self._stream.codec_context
         raw_s = self._seconds(packet.pts)
 
@@ -278,12 +279,23 @@ class PyavSource:
         self._given_count += 1
         if not self._decoder.damaged:
             self._unseen_since_s, self._unseen_count = None, 0
-        # Behind B-pictures the decoder may give two pictures for one packet, and the last ones for none at
-        # all: each of them still stands for itself.
-        covers = max(1, self._packet_count - self._covered)
-        self._covered = max(self._covered + 1, self._packet_count)
+        covers = self._covers()
         position_s = None if self.live else self._timeline.advance(raw_s)
         return PyavPicture(look, self._painter, size_px, position_s, covers, key=key)
+
+    def _covers(self) -> int:
+        """How many packets a picture stands for, which are all in the end.
+
+        Behind B-pictures the decoder holds some back: it may give two for one packet, and the last ones for
+        none at all. Each of them stands for itself.
+        """
+        if self._given_count == 1:
+            self._held = self._packet_count - 1
+        if self._ended and not self._ready:
+            self._held = 0
+        covers = max(1, self._packet_count - self._held - self._covered)
+        self._covered += covers
+        return covers
 
     def _refuse_large(self, width: int, height: int) -> None:
         if width * height > self._limits.max_pixels:
