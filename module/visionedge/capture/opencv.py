@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -150,9 +151,9 @@ class VideoSource:
             raise SourceError(too_large(self._name, width, height, self._limits.max_pixels))
         position_s = None if self.live else self._timeline.advance(raw_s)
         take = self._picture
-        if self._checked_px != (width, height):
-            first, self._checked_px = self._checked(), (width, height)
-            take = lambda: first  # noqa: E731 - of the same form as the method
+        if self._checked_px != (width, height) and (first := self._first_of_size()) is not None:
+            self._checked_px = (width, height)
+            take = partial(_itself, first)
         return WholePicture(take, width, height, position_s, key=self._is_key())
 
     def want(self, pictures_per_s: float | None) -> None:
@@ -173,10 +174,19 @@ class VideoSource:
             raise DamagedError(f"a picture of {self._name} cannot be decoded")
         return np.asarray(picture, np.uint8)
 
-    def _checked(self) -> Picture:
-        """The first picture of a size; OpenCV reserves memory for it, and that is the moment to look."""
-        with memory_marked():
-            picture = self._picture()
+    def _first_of_size(self) -> Picture | None:
+        """The first picture of a size; OpenCV reserves memory for it, so that is the moment to look.
+
+        None where this one is damaged; the next one may not be.
+
+        Raises:
+            SourceError: OpenCV gives memory that was not written, here and for all that follow.
+        """
+        try:
+            with memory_marked():
+                picture = self._picture()
+        except DamagedError:
+            return None
         if is_unwritten(picture):
             raise SourceError(
                 f"{self._name}: OpenCV cannot convert its pictures (interlaced, or an unusual colour "
@@ -205,3 +215,7 @@ class VideoSource:
         # The number is an estimate in some containers, hence the tenth.
         if self._remote and self._read_count < 0.9 * self._capture.get(cv2.CAP_PROP_FRAME_COUNT):
             raise SourceError(broke_off(self._name, self._read_count))
+
+
+def _itself(picture: Picture) -> Picture:
+    return picture

@@ -2,12 +2,12 @@
 
 const MEMORY = 90; // frame objects kept per camera, to find the one that belongs to a picture
 const STATES = {
-  live: ["good", "live"], connecting: ["warn", "connecting"], reconnecting: ["warn", "reconnecting"],
+  live: ["good", "live"], waiting: ["warn", "waiting"], connecting: ["warn", "connecting"], reconnecting: ["warn", "reconnecting"],
   stale: ["warn", "stale"], frozen: ["warn", "frozen"], black: ["warn", "black"],
   failed: ["bad", "failed"], ended: ["", "ended"], stopped: ["", "stopped"],
 };
 
-const WAITING = { connecting: "Connecting…", reconnecting: "Reconnecting…", failed: "No picture", ended: "No picture", stopped: "Switched off" };
+const WAITING = { waiting: "Waiting for the engine…", connecting: "Connecting…", reconnecting: "Reconnecting…", failed: "No picture", ended: "No picture", stopped: "Switched off" };
 
 // The same colours as the module draws into its annotated pictures.
 const colourOf = (classId) => `hsl(${((classId * 0.381966) % 1) * 360} 85% 60%)`;
