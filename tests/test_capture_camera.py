@@ -20,10 +20,10 @@ from camera_doubles import (
 )
 from clips import make_clip, make_picture, number_of, numbered_picture
 from visionedge.capture.camera import Camera, Means
-from visionedge.capture.decoded import Limits
+from visionedge.capture.decoded import Decoded, Limits, WholePicture
 from visionedge.capture.fitting import fit
-from visionedge.errors import SourceError
-from visionedge.frames import Frame
+from visionedge.errors import DamagedError, SourceError
+from visionedge.frames import Frame, Picture
 
 URI = "rtsp://user:geheim@192.0.2.1/x?token=geheim"
 LOST = SourceError("the other end hung up")
@@ -179,6 +179,35 @@ def test_a_listener_that_raises_harms_nothing(caplog: pytest.LogCaptureFixture) 
     Camera("dock", URI, SPEC, stage.basket, clock=stage.clock, on_change=listener, means=means).run()
     assert len(stage.basket.frames) == 1
     assert "telling of a change of camera dock failed" in caplog.text
+
+
+class _Unshown(ScriptedSource):
+    """Its pictures come, and none of them can be converted."""
+
+    def read(self) -> Decoded | None:
+        decoded = super().read()
+        if decoded is None:
+            return None
+
+        def damaged() -> Picture:
+            raise DamagedError("its pictures cannot be converted")
+
+        return WholePicture(damaged, 160, 120, decoded.position_s)
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_a_camera_of_which_no_picture_can_be_shown_is_never_live_and_keeps_its_reason(
+    *, is_live: bool
+) -> None:
+    """A file says so at its end, a stream after some time; neither flaps."""
+    stage = Stage()
+    sources = [_Unshown([1.0] * 20, live=is_live, clock=stage.clock) for _ in range(3)]
+    stage.opener = Opener(*sources, live(0.1))
+    camera = stage.play(paced=False)
+    assert stage.changes.states == ["failed", "live", "ended"]
+    assert stage.changes.heard[0].last_error == "its pictures cannot be converted"
+    assert stage.changes.heard[0].epoch == 0
+    assert camera.status().epoch == 1
 
 
 def test_files_play_at_their_own_rate_and_lateness_does_not_add_up() -> None:

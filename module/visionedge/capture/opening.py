@@ -10,11 +10,13 @@ import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import SplitResult, urlsplit
 
 _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
+_HEAD_MOST_BYTES = 65_536
 
 
 class Turns:
@@ -47,13 +49,13 @@ class Turns:
 
 
 def answers(target: str, limit_s: float) -> bool:
-    """Whether a server sends anything at all when it is asked for this RTSP or HTTP address.
+    """Whether a server gives a whole answer when it is asked for this RTSP or HTTP address.
 
-    No login is sent: an answer that asks for one is an answer.
+    No login is sent: an answer that asks for one is an answer. What HTTP promises has to begin as well.
 
     Args:
         target: the URI, with its secrets.
-        limit_s: for the connection, and again for the first byte.
+        limit_s: for the connection, and again for the answer.
     """
     parts = urlsplit(target)
     scheme = parts.scheme.lower()
@@ -63,17 +65,17 @@ def answers(target: str, limit_s: float) -> bool:
         address = (parts.hostname or "", parts.port or _PORTS[scheme])
         with socket.create_connection(address, limit_s) as plain:
             if scheme in ("rtsp", "http"):
-                return _asked(plain, parts)
+                return _asked(plain, parts, limit_s)
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname = False  # as the decoder: cameras sign their own certificates
             context.verify_mode = ssl.CERT_NONE
             with context.wrap_socket(plain, server_hostname=parts.hostname) as secure:
-                return _asked(secure, parts)
+                return _asked(secure, parts, limit_s)
     except (OSError, ValueError):
         return False
 
 
-def _asked(connection: socket.socket, parts: SplitResult) -> bool:
+def _asked(connection: socket.socket, parts: SplitResult, limit_s: float) -> bool:
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     host = parts.netloc.rpartition("@")[2]
     if parts.scheme.lower().startswith("rtsp"):
@@ -83,4 +85,21 @@ def _asked(connection: socket.socket, parts: SplitResult) -> bool:
     if any("\r" in line or "\n" in line for line in lines):
         return False
     connection.sendall("\r\n".join([*lines, "User-Agent: visionedge", "", ""]).encode("latin-1", "replace"))
-    return connection.recv(1) != b""
+    end_s = time.monotonic() + limit_s
+    answer = b""
+    while not _is_whole(answer):
+        connection.settimeout(max(0.001, end_s - time.monotonic()))
+        chunk = connection.recv(4096)
+        if not chunk:
+            return answer != b""
+        answer += chunk
+    return True
+
+
+def _is_whole(answer: bytes) -> bool:
+    """Whether an answer has come as far as it says that there is something, or refuses."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    if len(head) > _HEAD_MOST_BYTES:
+        return True
+    promises = head.startswith(b"HTTP/") and head.split()[1:2] == [b"200"]
+    return bool(end) and (not promises or body != b"")
