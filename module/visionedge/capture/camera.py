@@ -337,18 +337,10 @@ class Camera:
     def _hand_on(self, decoded: Decoded, showing: _Showing, captured_ns: int, captured_utc: datetime) -> bool:
         """Make a frame of what was decoded and give it to the sink; False where there is no frame."""
         fitting = self._fitting
-        try:
-            image, placement = fitting.fill(decoded)
-        except DamagedError as error:
-            # One damaged picture is no loss; nothing else for long is.
-            showing.damaged = error
-            if showing.damaged_for_ns(captured_ns) > self._limits.picture_timeout_s * 1e9:
-                raise
+        filled = self._filled(decoded, showing, fitting, captured_ns)
+        if filled is None:
             return False
-        showing.damaged_since_ns = None
-        if not showing.connected:
-            self._connect(showing.source)
-            showing.connected = True
+        image, placement = filled
         shown = _window(image, placement)
         self._enter(showing.content.look(shown, captured_ns, key=decoded.key))
         if not showing.ration.opens(shown, captured_ns):
@@ -376,6 +368,27 @@ class Camera:
             self._now.next_sequence += 1
             self._sink.put(frame)
         return True
+
+    def _filled(
+        self, decoded: Decoded, showing: _Showing, fitting: Fitting, captured_ns: int
+    ) -> tuple[Picture, Placement] | None:
+        """The picture at the model's size, with which the connection counts as one; None where it is damaged.
+
+        Raises:
+            DamagedError: as others have been for long.
+        """
+        try:
+            filled = fitting.fill(decoded)
+        except DamagedError as error:
+            showing.damaged = error
+            if showing.damaged_for_ns(captured_ns) > self._limits.picture_timeout_s * 1e9:
+                raise
+            return None
+        showing.damaged_since_ns = None
+        if not showing.connected:
+            self._connect(showing.source)
+            showing.connected = True
+        return filled
 
     def _look_on(self, decoded: Decoded, showing: _Showing, captured_ns: int) -> None:
         """Look at a picture that is not handed on."""
