@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,10 @@ from camera_doubles import (
 )
 from clips import make_clip, make_picture, number_of, numbered_picture
 from visionedge.capture.camera import Camera, Means
-from visionedge.capture.decoded import Limits
+from visionedge.capture.decoded import Decoded, Limits, WholePicture
 from visionedge.capture.fitting import fit
-from visionedge.errors import SourceError
-from visionedge.frames import Frame
+from visionedge.errors import DamagedError, SourceError
+from visionedge.frames import Frame, Picture
 
 URI = "rtsp://user:geheim@192.0.2.1/x?token=geheim"
 LOST = SourceError("the other end hung up")
@@ -180,6 +181,35 @@ def test_a_listener_that_raises_harms_nothing(caplog: pytest.LogCaptureFixture) 
     assert "telling of a change of camera dock failed" in caplog.text
 
 
+class _Unshown(ScriptedSource):
+    """Its pictures come, and none of them can be converted."""
+
+    def read(self) -> Decoded | None:
+        decoded = super().read()
+        if decoded is None:
+            return None
+
+        def damaged() -> Picture:
+            raise DamagedError("its pictures cannot be converted")
+
+        return WholePicture(damaged, 160, 120, decoded.position_s)
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_a_camera_of_which_no_picture_can_be_shown_is_never_live_and_keeps_its_reason(
+    *, is_live: bool
+) -> None:
+    """A file says so at its end, a stream after some time; neither flaps."""
+    stage = Stage()
+    sources = [_Unshown([1.0] * 20, live=is_live, clock=stage.clock) for _ in range(3)]
+    stage.opener = Opener(*sources, live(0.1))
+    camera = stage.play(paced=False)
+    assert stage.changes.states == ["failed", "live", "ended"]
+    assert stage.changes.heard[0].last_error == "its pictures cannot be converted"
+    assert stage.changes.heard[0].epoch == 0
+    assert camera.status().epoch == 1
+
+
 def test_files_play_at_their_own_rate_and_lateness_does_not_add_up() -> None:
     stage = Stage(ScriptedSource([n * 0.1 for n in range(50)]))
     stage.play()
@@ -313,7 +343,7 @@ def test_a_camera_that_is_slow_to_open_gets_more_time_each_try() -> None:
     stage.clock.stop_after_waits = 5
     means = Means(opener=opener, wait=stage.clock.wait)
     Camera("dock", URI, SPEC, stage.basket, clock=stage.clock, means=means).run()
-    assert given_s == [4, 8, 16, 16, 16]
+    assert given_s == [4, 20, 20, 20, 20]
 
 
 def test_stop_before_run_opens_nothing() -> None:
@@ -336,6 +366,25 @@ def test_a_real_file_plays_to_its_end_at_its_own_rate(tmp_path: Path) -> None:
     # Never faster than it should; how much slower depends on the machine.
     assert 0.545 <= played_s < 5
     assert camera.status().last_error is None
+
+
+@pytest.mark.parametrize("fps", [None, 5.0])
+def test_a_file_with_b_pictures_ends_without_an_error(tmp_path: Path, fps: float | None) -> None:
+    """Its last pictures come out of the decoder together, and are played at their own times."""
+    changes, basket = Changes(), Basket()
+    options = {"bf": "3", "g": "12", "x264-params": "b-adapt=0"}
+    clip = make_clip(tmp_path / "b.mp4", pictures=20, fps=20, options=options)
+    with running(Camera("dock", str(clip), SPEC, basket, fps=fps, on_change=changes)) as camera:
+        changes.wait_for("ended")
+    assert changes.states == ["live", "ended"]
+    assert camera.status().last_error is None
+    numbers = [number_of(f.full_picture()) for f in basket.frames]
+    if fps is None:
+        assert numbers == list(range(20))
+    else:  # a quarter of the distance is allowed for, see `Due`
+        assert all(3 <= later - earlier <= 5 for earlier, later in pairwise(numbers))
+    played_s = (basket.frames[-1].captured_ns - basket.frames[0].captured_ns) / 1e9
+    assert played_s >= (numbers[-1] - numbers[0]) / 20 - 0.005
 
 
 def test_a_file_that_appears_later_is_played(tmp_path: Path) -> None:

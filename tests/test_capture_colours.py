@@ -1,5 +1,6 @@
 """Whatever a camera sends, the model sees the colours that were there: measured against a slow reference."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from colour_clips import MATRICES, RANGES, frame_of, scene, turn, write_clip
 from test_fitting import slow_fit
 from visionedge.capture.decoded import Decoded, Library, Limits, Source
 from visionedge.capture.source import open_source
+from visionedge.errors import SourceError
 from visionedge.frames import InputSpec, Picture
 from visionedge.uris import parse_camera_uri
 
@@ -41,6 +43,10 @@ def _first(path: Path, library: Library = "pyav") -> Decoded:
 
 def _error(picture: Picture, expected: Picture) -> float:
     return float(np.abs(picture.astype(int) - expected.astype(int)).mean())
+
+
+def _itself(frame: Any) -> Any:
+    return frame
 
 
 def _grey(picture: Picture) -> Picture:
@@ -87,6 +93,69 @@ def test_planes_of_two_channels_as_a_gpu_gives_them_are_right(pix_fmt: str) -> N
     planes = planes_of(frame_of(picture, pix_fmt, "bt709", "limited"))
     assert planes is not None
     assert _error(whole_picture(planes), picture) < 1
+
+
+@pytest.mark.parametrize("span", list(RANGES))
+def test_ycgco_gives_the_colours_that_were_there(span: str) -> None:
+    """Its own formula, which FFmpeg's converter refuses."""
+    from visionedge.capture.planes import whole_picture
+    from visionedge.capture.pyav_decoder import planes_of
+
+    picture = scene(160, 90)
+    frame = frame_of(picture, "yuv444p", "bt601", span)
+    blue, green, red = (picture[:, :, n] / 255.0 for n in range(3))
+    parts = (green / 2 + (red + blue) / 4, green / 2 - (red + blue) / 4, (red - blue) / 2)
+    scales = ((219, 16), (224, 128), (224, 128)) if span == "limited" else ((255, 0), (255, 128), (255, 128))
+    for plane, part, (scale, zero) in zip(frame.planes, parts, scales, strict=True):
+        rows = np.zeros((plane.buffer_size // plane.line_size, plane.line_size), np.uint8)
+        rows[:90, :160] = np.rint(part * scale + zero).clip(0, 255)
+        plane.update(rows.tobytes())
+    frame.colorspace = 8
+    planes = planes_of(frame)
+    assert planes is not None
+    assert _error(whole_picture(planes), picture) < 1
+
+
+@pytest.mark.parametrize("number", [0, 3, 11, 12, 13, 14, 15, 200])
+def test_an_unknown_matrix_is_taken_for_that_of_its_primaries(number: int) -> None:
+    """As near as can be, and never an error; FFmpeg's converter refuses most of them."""
+    from visionedge.capture.planes import Painter
+    from visionedge.capture.pyav_decoder import PyavPicture
+
+    picture = scene(160, 90)
+    # 0 and 3 are no matrices at all, and BT.601 to FFmpeg, too.
+    kinds = [("bt601", 2), ("bt709", 1), ("bt2020", 9)] if number > 3 else [("bt601", 2)]
+    for matrix, primaries in kinds:
+        frame = frame_of(picture, "yuv420p", matrix, "limited")
+        frame.colorspace, frame.color_primaries = number, primaries
+        shown = PyavPicture(partial(_itself, frame), Painter(), (160, 90), None, 1)
+        assert _error(shown.picture(), picture) < 1
+        assert _error(shown.fill(SPEC)[0], slow_fit(picture, SPEC)) < 1
+
+
+@pytest.mark.parametrize("number", [8, 11, 12, 14])
+def test_packed_colours_of_such_a_matrix_are_converted_all_the_same(number: int) -> None:
+    from visionedge.capture.planes import Painter
+    from visionedge.capture.pyav_decoder import PyavPicture
+
+    picture = scene(160, 90)
+    frame = frame_of(picture, "yuv422p", "bt601", "limited").reformat(format="yuyv422")
+    frame.colorspace = number
+    shown = PyavPicture(lambda: frame, Painter(), (160, 90), None, 1)
+    assert _error(shown.picture(), picture) < 2
+
+
+@pytest.mark.parametrize("options", [{"flags": "+ildct"}, {"x264-params": "colormatrix=YCgCo"}])
+def test_what_opencv_cannot_convert_is_refused_and_never_unwritten_memory(
+    tmp_path: Path, options: dict[str, str]
+) -> None:
+    """It says that the picture was retrieved, and has written none; PyAV gives the picture."""
+    frames = [frame_of(scene(160, 96), "yuv420p", "bt601", "limited") for _ in range(3)]
+    clip = write_clip(tmp_path / "c.mp4", frames, "libx264", {"crf": "1", **options})
+    for _ in range(2):  # the second time the memory of the first could be had again
+        with pytest.raises(SourceError, match=r"OpenCV cannot convert its pictures .* use 'decoder: pyav'"):
+            _first(clip, "opencv")
+    assert _first(clip, "pyav").picture().shape == (96, 160, 3)
 
 
 @pytest.mark.parametrize("pix_fmt", ["bgr0", "rgb48le", "gbrp10le"])

@@ -1,10 +1,18 @@
 """Black and frozen pictures are noticed by what they show."""
 
+from pathlib import Path
+from typing import Any
+
+import cv2
 import numpy as np
 import pytest
 
 from visionedge.capture.content import ContentWatch
-from visionedge.frames import Picture
+from visionedge.capture.decoded import Library
+from visionedge.capture.pacing import Due
+from visionedge.capture.source import Limits, open_source
+from visionedge.frames import InputSpec, Picture
+from visionedge.uris import CameraUri
 
 SIZE = (120, 160, 3)
 
@@ -14,9 +22,16 @@ def _noisy(level: float, number: int, sigma: float = 2.0) -> Picture:
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
-def _states(pictures: list[Picture], fps: int = 2) -> list[str]:
+def _states(pictures: list[Picture], fps: int = 2, keys: int = 1) -> list[str]:
+    """One look a picture; each `keys`-th one is a key picture (0: only the first)."""
     watch = ContentWatch()
-    return [watch.look(picture, 10**12 + round(n / fps * 1e9)) for n, picture in enumerate(pictures)]
+    states: list[str] = []
+    for number, picture in enumerate(pictures):
+        now_ns = 10**12 + round(number / fps * 1e9)
+        key = number == 0 or (keys > 0 and number % keys == 0)
+        watch.note(now_ns, key=key)
+        states.append(watch.look(picture, now_ns, key=key))
+    return states
 
 
 def test_a_camera_that_sees_something_is_live_even_when_nothing_moves() -> None:
@@ -24,16 +39,38 @@ def test_a_camera_that_sees_something_is_live_even_when_nothing_moves() -> None:
     assert set(_states([_noisy(120, n) for n in range(60)])) == {"live"}
 
 
-def test_a_picture_that_does_not_change_at_all_is_frozen_after_ten_seconds() -> None:
+def test_a_picture_that_does_not_change_at_all_over_key_pictures_is_frozen_after_ten_seconds() -> None:
     states = _states([_noisy(120, 1)] * 30)
     assert states == ["live"] * 20 + ["frozen"] * 10
 
 
-def test_a_frozen_picture_under_a_running_clock_is_frozen() -> None:
-    pictures = [_noisy(120, 1).copy() for _ in range(30)]
+def test_without_new_key_pictures_it_is_frozen_only_after_half_a_minute() -> None:
+    """A codec that skips blocks sends the same picture for many seconds, from a camera that works."""
+    states = _states([_noisy(120, 1)] * 80, keys=0)
+    assert states == ["live"] * 60 + ["frozen"] * 20
+
+
+def test_no_key_picture_for_three_times_the_usual_is_frozen_where_they_are_rare() -> None:
+    """One every 20 s, each with other noise; after the third one nothing changes and none comes."""
+    pictures = [_noisy(120, n // 40) for n in range(120)] + [_noisy(120, 2)] * 100
+    watch, states = ContentWatch(), []
     for number, picture in enumerate(pictures):
-        picture[2:8, 2:40] = 255 * (number % 2)
-    assert _states(pictures)[-1] == "frozen"
+        now_ns = 10**12 + number * 5 * 10**8
+        watch.note(now_ns, key=number in (0, 40, 80))
+        states.append(watch.look(picture, now_ns, key=number in (0, 40, 80)))
+    # Looked at once a second, and still since the third key picture, 40 s in.
+    assert states.index("frozen") == 80 + 120
+    assert states[-1] == "frozen"
+
+
+@pytest.mark.parametrize("size_px", [2, 8])
+def test_anything_that_moves_however_small_is_no_frozen_picture(size_px: int) -> None:
+    """Somebody far away, or a clock that the camera writes into its pictures."""
+    still = _noisy(120, 1)
+    pictures = [still.copy() for _ in range(90)]
+    for number, picture in enumerate(pictures):
+        picture[60 : 60 + size_px, number : number + size_px] = (60, 60, 90)
+    assert set(_states(pictures)) == {"live"}
 
 
 def test_the_first_picture_that_differs_ends_it() -> None:
@@ -65,5 +102,67 @@ def test_a_slot_that_is_written_again_does_not_look_frozen() -> None:
     states = []
     for number in range(30):
         slot[:] = _noisy(120, number)
-        states.append(watch.look(slot, 10**12 + number * 10**9))
+        states.append(watch.look(slot, 10**12 + number * 10**9, key=True))
     assert set(states) == {"live"}
+
+
+def _film(path: Path, noise: float, crf: int, key_every: int, *, walker: bool = False) -> Path:
+    """40 s of a coarse scene with camera noise, 10 pictures per second, through x264."""
+    av: Any = pytest.importorskip("av")
+    rng = np.random.default_rng(7)
+    coarse = rng.integers(40, 216, (9, 16, 3), np.uint8)
+    scene = cv2.resize(coarse, (320, 180), interpolation=cv2.INTER_CUBIC).astype(np.int16)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        stream.options = {
+            "crf": str(crf),
+            "preset": "veryfast",
+            "x264-params": "scenecut=0",
+            "g": str(key_every),
+        }
+        for number in range(400):
+            picture = scene + np.rint(rng.normal(0, noise, scene.shape)).astype(np.int16)
+            if walker:  # far away: 4 x 10 px, half a pixel a picture
+                picture[100:110, 40 + number // 2 : 44 + number // 2] = (60, 60, 90)
+            frame = av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), format="bgr24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("library", ["pyav", "opencv"])
+@pytest.mark.parametrize("fps", [10.0, 4.0])
+@pytest.mark.parametrize(
+    ("film", "frozen"),
+    [
+        ((2.0, 28, 600, False), False),
+        ((2.0, 36, 600, False), False),
+        ((2.0, 36, 20, False), False),
+        ((1.0, 45, 20, False), False),
+        ((2.0, 36, 600, True), False),
+        ((0.0, 30, 600, True), False),
+        ((0.0, 30, 20, True), False),
+        ((0.0, 30, 600, False), True),
+        ((0.0, 30, 20, False), True),
+    ],
+)
+def test_only_a_camera_that_repeats_its_picture_is_frozen_behind_a_codec(
+    tmp_path: Path, library: Library, film: tuple[float, int, int, bool], fps: float, *, frozen: bool
+) -> None:
+    """At a low bit rate x264 skips every block of a quiet scene for seconds, until the next key picture.
+
+    As a camera looks: not at each picture, but at each key picture.
+    """
+    noise, crf, key_every, walker = film
+    clip = _film(tmp_path / "c.mp4", noise, crf, key_every, walker=walker)
+    source = open_source(CameraUri("file", str(clip)), Limits(library=library))
+    watch, due, states = ContentWatch(), Due(fps), set()
+    while (decoded := source.read()) is not None:
+        at_s = decoded.position_s or 0.0
+        now_ns = round(at_s * 1e9)
+        watched = watch.note(now_ns, key=decoded.key)
+        if due.take(at_s) or watched:
+            states.add(watch.look(decoded.fill(InputSpec(416, 416))[0], now_ns, key=decoded.key))
+    source.close()
+    assert ("frozen" in states) == frozen

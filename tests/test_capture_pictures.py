@@ -1,5 +1,6 @@
 """Still pictures: read what is one, refuse what is none, before it costs memory."""
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -14,6 +15,7 @@ from clips import make_picture, number_of, numbered_picture
 from visionedge.capture.pictures import natural_key, picture_files, picture_size
 from visionedge.capture.source import decode_picture, read_picture
 from visionedge.errors import SourceError
+from visionedge.frames import Picture
 
 SUFFIXES = [".jpg", ".png", ".webp", ".bmp", ".tif"]
 
@@ -33,6 +35,43 @@ def test_every_format_is_decoded_to_bgr(suffix: str) -> None:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_the_size_is_known_without_decoding(suffix: str) -> None:
     assert picture_size(_encoded(suffix)) == (37, 21)
+
+
+def _photograph() -> Picture:
+    """Something in every part of it, so that nothing missing could look like the rest."""
+    coarse = np.random.default_rng(4).integers(0, 256, (24, 32, 3), np.uint8)
+    return np.asarray(cv2.resize(coarse, (320, 240), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+@pytest.mark.parametrize("missing_bytes", [1, 2])
+@pytest.mark.parametrize("restarts", [0, 5])
+def test_a_jpeg_without_its_end_marker_is_the_same_picture(missing_bytes: int, restarts: int) -> None:
+    options = [cv2.IMWRITE_JPEG_RST_INTERVAL, restarts]
+    whole = cv2.imencode(".jpg", _photograph(), options)[1].tobytes()
+    assert whole.endswith(b"\xff\xd9")
+    np.testing.assert_array_equal(decode_picture(whole[:-missing_bytes]), decode_picture(whole))
+
+
+@pytest.mark.parametrize("missing_bytes", [3, 4, 8, 30, 64, 100, 2000])
+def test_a_jpeg_of_which_more_is_missing_is_refused_and_the_library_is_silent(
+    missing_bytes: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = cv2.imencode(".jpg", _photograph())[1].tobytes()
+    with pytest.raises(SourceError, match="damaged picture"):
+        decode_picture(whole[:-missing_bytes])
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    """A pipe that nobody writes to, and a device that never ends."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "zero.jpg"):
+        with pytest.raises(SourceError, match=f"{name} is no regular file"):
+            read_picture(tmp_path / name)
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(SourceError, match="is empty"):
+        read_picture(tmp_path / "empty.jpg")
 
 
 def test_a_lossless_webp_and_one_with_transparency_are_measured() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from clips import make_clip, make_picture, number_of
 from visionedge.bundled import bundled
+from visionedge.capture.decoded import Library
 from visionedge.capture.source import Limits, Source, open_source
 from visionedge.capture.video import LoopedSource, open_video
 from visionedge.errors import SourceError, UnavailableError
@@ -39,6 +40,25 @@ def test_a_video_gives_every_picture_once_and_ends(tmp_path: Path, name: str, co
     assert source.read() is None
     source.close()
     source.close()
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 3, 25, 37])
+@pytest.mark.parametrize("library", ["pyav", "opencv"])
+def test_a_video_with_b_pictures_gives_every_picture_once_and_ends(
+    tmp_path: Path, library: Library, pictures: int
+) -> None:
+    """The decoder holds some of them back, and gives the last ones only when no packet is left."""
+    options = {"bf": "3", "g": "12", "x264-params": "b-adapt=0"}
+    clip = make_clip(tmp_path / "b.mp4", pictures=pictures, options=options)
+    source = _open(clip, Limits(library=library))
+    seen = []
+    while (decoded := source.read()) is not None:
+        seen.append((number_of(decoded.picture()), decoded.position_s, decoded.covers))
+    source.close()
+    assert [number for number, _, _ in seen] == [n % 24 for n in range(pictures)]
+    assert [at_s for _, at_s, _ in seen] == pytest.approx([n / 10 for n in range(pictures)])
+    assert all(covers >= 1 for _, _, covers in seen)
+    assert sum(covers for _, _, covers in seen) == pictures
 
 
 def test_a_video_tells_size_and_media_time(clip: Path) -> None:
@@ -189,6 +209,34 @@ def test_a_loop_goes_on_with_rising_media_time(tmp_path: Path) -> None:
     source.close()
 
 
+@pytest.mark.parametrize("fps", [None, 5.0])
+def test_a_folder_that_begins_again_goes_on_at_its_rate(tmp_path: Path, fps: float | None) -> None:
+    for number in range(2):
+        make_picture(tmp_path / f"{number}.png", number)
+    source = _open(tmp_path, Limits(loop=True, pictures_per_s=fps))
+    seen = [d for _ in range(5) if (d := source.read())]
+    assert [d.position_s for d in seen] == pytest.approx([n / (fps or 1) for n in range(5)])
+    assert [number_of(d.picture()) for d in seen] == [0, 1, 0, 1, 0]
+    source.close()
+
+
+def test_one_picture_that_begins_again_is_given_once_a_second(tmp_path: Path) -> None:
+    source = _open(make_picture(tmp_path / "a.png", 3), Limits(loop=True))
+    assert [d.position_s for _ in range(3) if (d := source.read())] == pytest.approx([0, 1, 2])
+    source.close()
+
+
+def test_a_video_that_begins_again_is_read_on_over_its_end(tmp_path: Path) -> None:
+    source = _open(make_clip(tmp_path / "c.mp4", pictures=4), Limits(loop=True))
+    assert _numbers(source, 10) == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+    source.close()
+
+
+def test_a_loop_over_a_file_that_is_not_there_is_told_as_any_other(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"none\.mp4 does not exist"):
+        _open(tmp_path / "none.mp4", Limits(loop=True))
+
+
 class _Empty:
     """A source that ends before its first picture."""
 
@@ -229,6 +277,7 @@ def test_bundled_files_are_found_and_a_missing_one_is_named() -> None:
 
 _CHATTER = """
 import sys
+from visionedge.capture.decoded import Library
 from visionedge.capture.source import Limits, open_source
 from visionedge.errors import SourceError
 from visionedge.uris import parse_camera_uri

@@ -1,5 +1,6 @@
 """The command line: exit codes, one-line errors, and what lands on stdout."""
 
+import io
 import json
 import os
 import socket
@@ -16,7 +17,11 @@ from command_line import CommandLine
 from tiny_models import classifier
 from tiny_slow import save_with_variant
 from visionedge.__main__ import parser
+from visionedge.capture.pyav_decoder import PyavPicture
 from visionedge.cli.run import private_files, run_document
+from visionedge.config import InferenceConfig
+from visionedge.detect import Progress, Request, detect
+from visionedge.errors import DamagedError
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +184,106 @@ def test_detect_goes_on_after_a_picture_that_is_none(visionedge: CommandLine, tm
         "empty",
     ]
     assert len(outcome.complaints) == 3
+
+
+def test_detect_of_what_is_no_file_is_one_line_each_and_the_others_are_done(
+    visionedge: CommandLine, tmp_path: Path
+) -> None:
+    """Nothing is waited for, nothing is read without end."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "none.mp4").symlink_to("nowhere")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "empty.mp4").touch()
+    wrong = ["pipe.jpg", "pipe.mp4", "zero.png", "none.mp4", "empty.jpg", "empty.mp4", "x" * 300 + ".jpg"]
+    paths: list[str | Path] = [*(tmp_path / name for name in wrong), "/dev/null", "/dev/zero", "a\0.jpg"]
+    outcome = visionedge("detect", *paths, make_picture(tmp_path / "a.png"), "--json")
+    assert outcome.code == 1
+    assert len(outcome.out.splitlines()) == 1
+    assert len(outcome.complaints) == len(paths)
+
+
+def test_detect_says_that_a_file_is_missing_before_it_opens_a_model(
+    visionedge: CommandLine, tmp_path: Path
+) -> None:
+    """The model cannot even be read here, and is not looked at where no picture is left."""
+    outcome = visionedge("detect", tmp_path / "nothere.jpg", "--model", tmp_path / "none.onnx")
+    assert outcome.code == 1
+    (line,) = outcome.complaints
+    assert "nothere.jpg does not exist" in line
+
+
+def test_detect_of_a_video_whose_pictures_cannot_be_shown_is_one_line(
+    visionedge: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture behind it is done."""
+
+    def damaged(_picture: object) -> None:
+        raise DamagedError("pictures of the pixel format nothing cannot be converted")
+
+    monkeypatch.setattr(PyavPicture, "picture", damaged)
+    clip = make_clip(tmp_path / "m8.mp4", pictures=5)
+    outcome = visionedge("detect", clip, make_picture(tmp_path / "a.png"), "--json")
+    assert outcome.code == 1
+    assert len(outcome.out.splitlines()) == 1
+    (line,) = outcome.complaints
+    assert "m8.mp4: 5 of 5 pictures cannot be looked at" in line
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_detect_writes_any_name_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    """JSON stays JSON, and nothing in a name reaches the terminal as an order to it."""
+    name = "gr\u00fcn\u4e2d\x1b[31m\udcff.png"
+    make_picture(tmp_path / "a.png").rename(tmp_path / name)
+    text, document = io.BytesIO(), io.BytesIO()
+    for raw, as_json in ((text, False), (document, True)):
+        out = io.TextIOWrapper(raw, encoding=encoding, write_through=True)
+        request = Request((str(tmp_path / name),), None, InferenceConfig(device="cpu"), as_json=as_json)
+        assert detect(request, out) == 0
+        out.detach()
+    assert b"\x1b" not in text.getvalue()
+    assert json.loads(document.getvalue())["source"] == str(tmp_path / name)
+
+
+def test_detect_takes_classes_and_iou(visionedge: CommandLine, tmp_path: Path) -> None:
+    """Labels one by one or with commas; an unknown one is a wrong argument."""
+    picture = make_picture(tmp_path / "a.png")
+    assert (
+        visionedge("detect", picture, "--classes", "person,car", "--classes", "dog", "--iou", "0.4").code == 0
+    )
+    outcome = visionedge("detect", picture, "--classes", "persn")
+    assert outcome.code == 2
+    assert "persn" in outcome.err
+
+
+class _Terminal(io.StringIO):
+    """A terminal that keeps what is written."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_of_a_video_is_one_line_that_is_written_over_and_its_end_stays() -> None:
+    """Pictures have none, and nothing is written where nobody looks."""
+    terminal, moments_s = _Terminal(), iter(range(100))
+    progress = Progress(terminal, alone=True, clock=lambda: float(next(moments_s)))
+    progress.note("a.png", video=False)
+    for _ in range(3):
+        progress.note("c.mp4", video=True)
+    progress.note("b.png", video=False)
+    progress.close()
+    shown = terminal.getvalue().split("\r")
+    assert shown[1:] == [
+        "c.mp4: 2 frames, 2.0 frames/s\x1b[K",
+        "c.mp4: 3 frames, 1.5 frames/s\x1b[K",
+        "c.mp4: 3 frames, 0.8 frames/s\x1b[K\n",
+    ]
+    silent = io.StringIO()
+    progress = Progress(silent, alone=True)
+    progress.note("c.mp4", video=True)
+    progress.close()
+    assert silent.getvalue() == ""
 
 
 def test_detect_reads_folders_in_natural_order_and_videos_frame_by_frame(

@@ -52,6 +52,64 @@ def test_every_problem_is_reported_at_once_with_its_path() -> None:
     }
 
 
+def test_defaults_of_all_cameras_are_laid_under_each_and_its_own_keys_win() -> None:
+    """Mapping by mapping: a gate of a camera keeps what the defaults say of the rest of it."""
+    config = validate(
+        {
+            "cameraDefaults": {"fps": 5, "transport": "auto", "gate": {"everySeconds": 3}},
+            "cameras": {"a": {"uri": "demo:"}, "b": {"uri": "demo:", "fps": 2, "gate": {"sensitivity": 1}}},
+        }
+    )
+    a, b = config.cameras["a"], config.cameras["b"]
+    assert (a.fps, a.transport, b.fps, b.transport) == (5, "auto", 2, "auto")
+    assert a.gate is not None
+    assert b.gate is not None
+    assert (a.gate.every_seconds, b.gate.every_seconds, b.gate.sensitivity) == (3, 3, 1)
+    assert a == validate({"cameras": {"a": redacted(config)["cameras"]["a"]}}).cameras["a"]
+
+
+def test_a_wrong_default_is_reported_once_and_where_it_stands() -> None:
+    """However many cameras it is laid under."""
+    cameras = {name: {"uri": "demo:"} for name in "abc"}
+    defaults = {"fpss": 5, "transport": "pigeon", "uri": "demo:", "gate": {"evrySeconds": 1}}
+    assert problems({"cameraDefaults": defaults, "cameras": cameras}) == [
+        "cameraDefaults.gate.evrySeconds: unknown key; did you mean 'everySeconds'?",
+        "cameraDefaults.transport: must be 'tcp', 'udp' or 'auto'",
+        "cameraDefaults.fpss: unknown key; did you mean 'fps'?",
+        "cameraDefaults.uri: unknown key; known here: fps, enabled, gate, priority, transport, decoder, tls, "
+        "followRedirects, loop",
+    ]
+    assert problems({"cameraDefaults": 5, "cameras": cameras}) == [
+        "cameraDefaults: must be a mapping of keys"
+    ]
+
+
+@pytest.mark.parametrize("written", ["off", "on", "yes", "no", "1", "007", "1_0"])
+def test_a_camera_name_that_yaml_takes_for_something_else_is_taken_as_it_is_written(
+    tmp_path: Path, written: str
+) -> None:
+    """With quotes around it or without."""
+    file = tmp_path / "c.yaml"
+    for form in (written, f"'{written}'"):
+        file.write_text(f"cameras:\n  {form}: {{uri: 'demo:'}}\n")
+        assert list(validate(read_file(file)).cameras) == [written]
+
+
+@pytest.mark.parametrize("written", ["No", "1.5", "~", "2026-01-01 10:00:00"])
+def test_a_name_that_is_none_is_told_as_it_is_written(tmp_path: Path, written: str) -> None:
+    """And not as what YAML makes of it."""
+    file = tmp_path / "c.yaml"
+    file.write_text(f"cameras:\n  {written}: {{uri: 'demo:'}}\n")
+    (problem,) = problems(read_file(file))
+    assert problem == f"cameras.{written}: a camera's name is 1 to 64 of a-z, 0-9, '_' and '-'"
+
+
+def test_a_camera_name_may_have_underscores() -> None:
+    """As those of other programs do."""
+    assert set(validate({"cameras": {"front_door-2": {"uri": "demo:"}}}).cameras) == {"front_door-2"}
+    assert "cameras.Front Door" in problems({"cameras": {"Front Door": {"uri": "demo:"}}})[0]
+
+
 def test_an_unknown_key_names_the_likely_one() -> None:
     """A slip of the pen is answered with the key that was meant."""
     assert problems({"inference": {"confidance": 0.3}}) == [

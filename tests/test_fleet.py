@@ -37,9 +37,13 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def running(slots: Slots, on_change: Callable[[CameraStatus], None]) -> Iterator[Fleet]:
+def running(
+    slots: Slots, on_change: Callable[[CameraStatus], None], *, held: bool = False
+) -> Iterator[Fleet]:
     crew = Crew(lambda name, error: pytest.fail(f"{name} died: {error}"))
-    fleet = Fleet(Fitting(SPEC), slots, crew, first_sequence=lambda _name: 100, on_change=on_change)
+    fleet = Fleet(
+        Fitting(SPEC), slots, crew, first_sequence=lambda _name: 100, on_change=on_change, held=held
+    )
     try:
         yield fleet
     finally:
@@ -166,3 +170,42 @@ def test_another_priority_opens_no_camera_again(clip: Path) -> None:
         assert fleet.by_name["dock"] is camera
         fleet.apply(_config({"dock": {"uri": str(clip), "priority": 7, "fps": 20}}).cameras)
         assert fleet.by_name["dock"] is not camera
+
+
+def test_a_file_waits_until_frames_can_be_analysed_and_then_plays_from_its_beginning(tmp_path: Path) -> None:
+    """Also one that is added meanwhile; one that is added later plays at once."""
+    short = str(make_clip(tmp_path / "short.mp4", pictures=10, fps=20))
+    slots, changes = Slots(), Changes()
+    with running(slots, changes, held=True) as fleet:
+        fleet.apply(_config({"a": {"uri": short}}).cameras)
+        fleet.apply(_config({"a": {"uri": short}, "b": {"uri": short}}).cameras)
+        while changes.states.count("waiting") < 2:
+            changes.wait_for("waiting")
+        assert slots.frames == []
+        fleet.begin()
+        slots.wait_for(lambda f: len(_of(f, "a")) == len(_of(f, "b")) == 10)
+        fleet.apply(_config({"a": {"uri": short}, "b": {"uri": short}, "c": {"uri": short}}).cameras)
+        slots.wait_for(lambda f: len(_of(f, "c")) == 10)
+    assert changes.states.count("waiting") == 2
+
+
+def test_a_file_that_waits_can_be_taken_away(clip: Path) -> None:
+    slots, changes = Slots(), Changes()
+    with running(slots, changes, held=True) as fleet:
+        fleet.apply(_config({"a": {"uri": str(clip)}}).cameras)
+        changes.wait_for("waiting")
+        fleet.apply({})
+        changes.wait_for("stopped")
+    assert slots.frames == []
+
+
+def test_a_looped_file_goes_on_in_the_same_epoch(tmp_path: Path) -> None:
+    """Its numbers go on, and nothing is told of its end."""
+    short = str(make_clip(tmp_path / "short.mp4", pictures=5, fps=25))
+    slots, changes = Slots(), Changes()
+    with running(slots, changes) as fleet:
+        fleet.apply(_config({"a": {"uri": short, "loop": True}}).cameras)
+        frames = slots.wait_for(lambda f: len(f) > 12)
+    assert [frame.sequence for frame in frames] == list(range(100, 100 + len(frames)))
+    assert {frame.epoch for frame in frames} == {1}
+    assert changes.states == ["live", "stopped"]

@@ -143,7 +143,7 @@ def test_a_damaged_picture_is_left_out_and_those_around_it_are_not() -> None:
 
 def test_an_endless_part_does_not_fill_the_memory() -> None:
     """256 MB that call themselves one picture: bounded to a small part of that, and said."""
-    limits = Limits(picture_timeout_s=0.5)
+    limits = Limits(picture_timeout_s=0.5, first_picture_s=0.5)
 
     def serve(server: ScriptedServer, connection: socket.socket, _head: str) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: " + MIX.encode() + b"frame\r\n\r\n--frame\r\n")
@@ -165,8 +165,8 @@ def test_an_endless_part_does_not_fill_the_memory() -> None:
 
 
 def test_a_slow_camera_is_no_silent_one() -> None:
-    """Its distance between pictures is four times the read limit, and it is never lost."""
-    limits = Limits(read_timeout_s=0.1, picture_timeout_s=5.0)
+    """Its distance between pictures is four times the limit for silence, and it is never lost."""
+    limits = Limits(silence_s=0.1, first_picture_s=5.0)
 
     def serve(server: ScriptedServer, connection: socket.socket, _head: str) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: " + MIX.encode() + b"frame\r\n\r\n")

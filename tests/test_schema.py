@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic.alias_generators import to_camel
 
 from visionedge.__main__ import main
 from visionedge.config import Config
@@ -27,7 +28,7 @@ def test_every_setting_has_a_description_or_a_section_of_its_own() -> None:
         for name, setting in properties.items():
             assert "description" in setting or "$ref" in setting, name
 
-    assert schema["properties"].keys() == Config.model_fields.keys()
+    assert schema["properties"].keys() == {to_camel(name) for name in Config.model_fields}
     told(schema["properties"])
     for section in schema["$defs"].values():
         assert section["description"]
@@ -38,7 +39,7 @@ def test_every_setting_has_a_description_or_a_section_of_its_own() -> None:
 def test_the_names_of_cameras_and_the_places_of_models_are_told() -> None:
     """What validation knows beyond the types of keys."""
     schema = json_schema()
-    assert schema["properties"]["cameras"]["propertyNames"] == {"pattern": "^[a-z0-9-]{1,64}$"}
+    assert schema["properties"]["cameras"]["propertyNames"] == {"pattern": "^[a-z0-9_-]{1,64}$"}
     model = schema["$defs"]["ModelConfig"]
     assert model["not"] == {"required": ["path", "url"]}
     assert model["dependentRequired"] == {"url": ["sha256"], "sha256": ["url"]}

@@ -32,7 +32,7 @@ from visionedge.uris import keep_secret, masked_address, parse_camera_uri, redac
 MAX_PROBLEMS = 20
 """So many are told at once; of more, only their number."""
 
-CAMERA_NAME = re.compile(r"[a-z0-9-]{1,64}")
+CAMERA_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63}){0,31}\.?")
 
 
@@ -78,7 +78,7 @@ def _is_loopback(host: str) -> bool:
 
 def _camera_name(name: str) -> str:
     if not CAMERA_NAME.fullmatch(name):
-        raise ValueError("a camera's name is 1 to 64 of a-z, 0-9 and '-'")
+        raise ValueError("a camera's name is 1 to 64 of a-z, 0-9, '_' and '-'")
     return name
 
 
@@ -125,12 +125,9 @@ class TlsConfig(_Section):
         return ca_file
 
 
-class CameraConfig(_Section):
-    """One camera."""
+class CameraDefaults(_Section):
+    """What is laid under every camera: a camera's own keys win."""
 
-    uri: Annotated[str, AfterValidator(_known_uri)] = Field(
-        description="rtsp(s)://, http(s)://, a file, a folder of pictures, v4l2:///dev/video0 or demo:"
-    )
     fps: float | None = Field(
         default=None, gt=0, le=1000, description="Analysed frames per second; absent = as fast as the camera."
     )
@@ -149,6 +146,15 @@ class CameraConfig(_Section):
     follow_redirects: Literal["same-host", "any"] = Field(
         default="same-host",
         description="HTTP: where redirects and playlists may lead; any = other hosts, too.",
+    )
+    loop: bool = Field(default=False, description="A file or a folder begins again at its end.")
+
+
+class CameraConfig(CameraDefaults):
+    """One camera."""
+
+    uri: Annotated[str, AfterValidator(_known_uri)] = Field(
+        description="rtsp(s)://, http(s)://, a file, a folder of pictures, v4l2:///dev/video0 or demo:"
     )
 
 
@@ -310,6 +316,7 @@ class Config(_Section):
     cameras: dict[Annotated[str, AfterValidator(_camera_name)], CameraConfig] = Field(
         default_factory=dict, description="Cameras by name."
     )
+    camera_defaults: CameraDefaults = Field(default_factory=CameraDefaults)
     model: ModelConfig = Field(default_factory=ModelConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
     overload: OverloadConfig = Field(default_factory=OverloadConfig)
@@ -327,7 +334,7 @@ def validate(document: object) -> Config:
     keep_secret(secrets_in(document))
     if not isinstance(document, dict):
         raise ConfigError([f"the configuration is {kind_of(document)}; it must be a mapping of keys"])
-    given = _without_nulls(document)
+    given = _with_defaults(_without_nulls(document))
     # Looked at here: pydantic would look at a section as a whole only when each of its keys is right.
     whole = _model_problems(given.get("model"))
     try:
@@ -341,6 +348,26 @@ def validate(document: object) -> Config:
     if whole:
         raise ConfigError(whole)
     return config
+
+
+def _with_defaults(document: Document) -> Document:
+    """The document with `cameraDefaults` laid under each camera, as far as its keys are right.
+
+    A wrong key is reported once, where it stands.
+    """
+    defaults, cameras = document.get("cameraDefaults"), document.get("cameras")
+    if not isinstance(defaults, Mapping) or not isinstance(cameras, Mapping):
+        return document
+    try:
+        CameraDefaults.model_validate(defaults)
+    except ValidationError as error:
+        wrong = {item["loc"][0] for item in error.errors(include_url=False) if item["loc"]}
+        defaults = {key: value for key, value in defaults.items() if key not in wrong}
+    laid = {
+        name: merge(defaults, camera) if isinstance(camera, Mapping) else camera
+        for name, camera in cameras.items()
+    }
+    return {**document, "cameras": laid}
 
 
 def _model_problems(model: object) -> list[str]:

@@ -2,20 +2,23 @@
 
 import json
 import logging
+import os
+import stat
 import sys
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from visionedge.album import Album
-from visionedge.capture.pictures import SUFFIXES, natural_key, read_picture
+from visionedge.capture.pictures import SUFFIXES, check_regular, natural_key, read_picture
 from visionedge.capture.source import open_source
 from visionedge.config import InferenceConfig
-from visionedge.errors import SourceError
+from visionedge.errors import DamagedError, SourceError
 from visionedge.frames import Picture, Result, frame_document
 from visionedge.inference.detections import Selection
 from visionedge.inference.engine import Engine
@@ -28,6 +31,9 @@ _VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mpg", ".mpeg", ".mjpg"}
 )
 """Looked for in folders; a video that is named outright may be called anything."""
+
+
+_PROGRESS_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +67,15 @@ def detect(request: Request, out: TextIO | None = None) -> int:
         ModelError, DeviceError: nothing can be computed at all.
         SourceError: the folder for annotated pictures cannot be written.
     """
+    reader = _Reader(request.paths)
+    if not reader.members:  # nothing is left to look at, and opening a model takes seconds
+        return 1
     model = load_model(request.model or bundled_model_path())
     wanted = request.inference
     selection = Selection.of(model, wanted.confidence, wanted.iou, wanted.classes)
-    reader = _Reader(request.paths)
+    out = out or sys.stdout
     with ExitStack() as stack:
+        progress = stack.enter_context(closing(Progress(sys.stderr, alone=not out.isatty())))
         album = stack.enter_context(Album(request.annotate)) if request.annotate else None
         # One picture is done before the best plan for many would be found.
         opened = open_engine(
@@ -73,7 +83,8 @@ def detect(request: Request, out: TextIO | None = None) -> int:
         )
         engine = stack.enter_context(closing(opened))
         for item, result in _results(reader, engine, selection):
-            _write(item, result, request.as_json, out or sys.stdout)
+            progress.note(item.source, video=item.position_s is not None)
+            _write(item, result, request.as_json, out)
             if album is not None:
                 album.add(Path(item.source), item.position_s, result)
     return 1 if reader.failed else 0
@@ -114,11 +125,20 @@ def _groups(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
 
 
 class _Reader:
-    """The pictures of all paths, in order; what cannot be read is told on stderr and counted in `failed`."""
+    """The pictures of all paths, in order; what cannot be read is told on stderr and counted in `failed`.
+
+    What is missing, or is no file at all, is told at once; `members` are the files that are left.
+    """
 
     def __init__(self, paths: tuple[str, ...]) -> None:
-        self._items = self._read(paths)
         self.failed = 0
+        self.members: list[str] = []
+        for path in paths:
+            try:
+                self.members += _members(path)
+            except SourceError as error:
+                self._tell(error)
+        self._items = self._read()
 
     def __iter__(self) -> Iterator[_Item]:
         return self
@@ -126,28 +146,58 @@ class _Reader:
     def __next__(self) -> _Item:
         return next(self._items)
 
-    def _read(self, paths: tuple[str, ...]) -> Iterator[_Item]:
-        for path in paths:
+    def _read(self) -> Iterator[_Item]:
+        for source in self.members:
             try:
-                members = _members(path)
+                if Path(source).suffix.lower() in SUFFIXES:
+                    yield _Item(source, 1, read_picture(Path(source)))
+                else:
+                    yield from _video(source)
             except SourceError as error:
                 self._tell(error)
-                continue
-            for member in members:
-                yield from self._one(member)
-
-    def _one(self, source: str) -> Iterator[_Item]:
-        try:
-            if Path(source).suffix.lower() in SUFFIXES:
-                yield _Item(source, 1, read_picture(Path(source)))
-            else:
-                yield from _video(source)
-        except SourceError as error:
-            self._tell(error)
 
     def _tell(self, error: SourceError) -> None:
         self.failed += 1
-        sys.stderr.write(f"visionedge: {redact(str(error))}\n")
+        sys.stderr.write(f"visionedge: {_shown(redact(str(error)), sys.stderr)}\n")
+
+
+class Progress:
+    """How far a video is, for people at a terminal: a line that is written over, and one at its end.
+
+    Args:
+        stream: is written to where it is a terminal.
+        alone: no results go to the terminal at the same time.
+    """
+
+    def __init__(self, stream: TextIO, *, alone: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
+        self._shows, self._alone = stream.isatty(), alone
+        self._video: str | None = None
+        self._count, self._began_s, self._told_s = 0, 0.0, 0.0
+
+    def note(self, source: str, *, video: bool) -> None:
+        """A picture is done."""
+        now_s = self._clock()
+        if source != self._video:
+            self.close()
+            self._video = source if video and self._shows else None
+            self._count, self._began_s, self._told_s = 0, now_s, now_s
+        self._count += 1
+        if self._video is not None and self._alone and now_s - self._told_s >= _PROGRESS_S:
+            self._told_s = now_s
+            self._stream.write(f"\r{self._line(now_s)}\x1b[K")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """The end of a video, or of all."""
+        if self._video is not None:
+            self._stream.write("\r" if self._alone else "")
+            self._stream.write(f"{self._line(self._clock())}\x1b[K\n")
+            self._video = None
+
+    def _line(self, now_s: float) -> str:
+        rate = self._count / max(now_s - self._began_s, 1e-3)
+        return f"{_shown(self._video or '', self._stream)}: {self._count} frames, {rate:.1f} frames/s"
 
 
 def _members(source: str) -> list[str]:
@@ -161,7 +211,7 @@ def _members(source: str) -> list[str]:
             f"{source} is an address, and detect reads files; run --camera NAME=URI reads cameras"
         )
     folder = Path(source)
-    if not folder.is_dir():
+    if not _is_folder(source):
         return [source]
     try:
         entries = [entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(".")]
@@ -174,28 +224,74 @@ def _members(source: str) -> list[str]:
     return [f"{source.rstrip('/')}/{name}" for name in sorted(names, key=natural_key)]
 
 
+def _is_folder(source: str) -> bool:
+    """Whether it is a folder, or else a file that can be looked at.
+
+    Raises:
+        SourceError: it is neither.
+    """
+    try:
+        seen = Path(source).stat()
+    except FileNotFoundError:
+        raise SourceError(f"{source} does not exist; check the path") from None
+    except OSError as error:
+        raise SourceError(f"{source} cannot be opened: {error.strerror}") from None
+    except ValueError:
+        raise SourceError(f"{source!r} cannot be the name of a file") from None
+    if stat.S_ISDIR(seen.st_mode):
+        return True
+    check_regular(source, seen)
+    if not os.access(source, os.R_OK):
+        raise SourceError(f"{source} may not be read by this user; change its permissions")
+    return False
+
+
 def _video(path: str) -> Iterator[_Item]:
     source = open_source(CameraUri("file", path))
-    number = 0
+    number, damaged = 0, 0
+    reason = ""
     try:
         while (decoded := source.read()) is not None:
             number += 1
-            yield _Item(path, number, decoded.picture(), decoded.position_s)
+            try:
+                picture = decoded.picture()
+            except DamagedError as error:
+                damaged, reason = damaged + 1, reason or str(error)
+                continue
+            yield _Item(path, number, picture, decoded.position_s)
     finally:
         source.close()
+    if damaged:
+        raise SourceError(f"{path}: {damaged} of {number} pictures cannot be looked at: {reason}")
+
+
+def _shown(text: str, out: TextIO) -> str:
+    """A text as it may be written: no control characters, and nothing that the stream cannot encode."""
+    plain = "".join(c if c.isprintable() else "?" for c in text)
+    encoding = out.encoding or "utf-8"
+    return plain.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _json_line(document: dict[str, Any], out: TextIO) -> str:
+    line = json.dumps(document, ensure_ascii=False)
+    try:
+        line.encode(out.encoding or "utf-8")
+    except UnicodeEncodeError:  # JSON has its own way to write any character
+        line = json.dumps(document)
+    return line
 
 
 def _write(item: _Item, result: Result, as_json: bool, out: TextIO) -> None:
     document = frame_document(result, source=item.source)
     if as_json:
-        out.write(json.dumps(document, ensure_ascii=False) + "\n")
+        out.write(_json_line(document, out) + "\n")
         return
     where = f"{item.source}#{item.number}" if item.position_s is not None else item.source
     took = f"{document['timing']['inferMs']:.1f} ms on {result.device}"
-    out.write(f"{where}: {result.frame.width_px}x{result.frame.height_px}, {took}\n")
+    out.write(f"{_shown(where, out)}: {result.frame.width_px}x{result.frame.height_px}, {took}\n")
     for row in document["detections"]:
         box = row["box"]
         place = " ".join(f"{box[key]:.3f}" for key in ("left", "top", "width", "height"))
-        out.write(f"  {row['label']:<16} {row['confidence']:.2f}  at {place}\n")
+        out.write(f"  {_shown(row['label'], out):<16} {row['confidence']:.2f}  at {place}\n")
     if not document["detections"]:
         out.write("  nothing\n")

@@ -37,6 +37,7 @@ class Fleet:
         first_sequence: the number of a camera's first frame in this run.
         on_change: told of each change of a camera's state, from any thread.
         hardware: videos may be decoded on a GPU.
+        held: files and folders are not played before `begin`.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Fleet:
         first_sequence: Callable[[str], int],
         on_change: Callable[[CameraStatus], None],
         hardware: bool = False,
+        held: bool = False,
     ) -> None:
         self.by_name: dict[str, Camera] = {}
         self._fitting, self._slots, self._crew = fitting, slots, crew
         self._first_sequence = first_sequence
         self._on_change = on_change
         self._hardware = hardware
+        self._held = held
         # One more thread for each core, whatever the cameras: theirs are waiting most of the time.
         self._spare_threads = ThreadBudget(len(os.sched_getaffinity(0)))
         self._settings: dict[str, CameraConfig] = {}
@@ -71,6 +74,12 @@ class Fleet:
         for name, settings in enabled.items():
             if name not in self.by_name:
                 self._open(name, settings)
+
+    def begin(self) -> None:
+        """Frames can be analysed now: files and folders begin to play."""
+        self._held = False
+        for camera in self.by_name.values():
+            camera.begin()
 
     def restart(self, name: str) -> None:
         """Close a camera that runs and open it anew, as if it had been lost; its numbers go on.
@@ -129,12 +138,14 @@ class Fleet:
                 certificates=_certificates(settings.tls),
                 redirects=settings.follow_redirects,
                 hardware=self._hardware,
+                loop=settings.loop,
                 spare_threads=self._spare_threads,
             ),
             gate=_gate(settings.gate),
             allocate=self._fitting.allocate,
             throttle=self._throttles.get(name, UNTHROTTLED),
             on_change=lambda status: self._changed(camera, status),
+            held=self._held,
         )
         self._slots.open(name)
         self.by_name[name], self._settings[name] = camera, settings

@@ -195,6 +195,7 @@ class Service:
             log.warning("%s", NO_CAMERA)
         await self._remember()  # where the clock is no help, a kill soon after must not bring these again
         engine = await self._engines.open()
+        rooms.fleet.begin()
         words = report.shortened(engine.device.describe())
         delivery.event("engine", engine.device.code, words, report.engine_event(engine))
         log.info("ready: open %s to look", self._server.url)
@@ -222,6 +223,7 @@ class Service:
             first_sequence=self._sequences.first,
             on_change=self.rooms.outbox.put,
             hardware=self.rooms.config.inference.device != "cpu",
+            held=True,
         )
 
     async def reconfigure(self, config: Config) -> dict[str, str]:

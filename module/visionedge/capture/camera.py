@@ -12,10 +12,11 @@ from typing import Protocol
 
 from visionedge.capture.attempt import Attempt
 from visionedge.capture.content import ContentWatch
-from visionedge.capture.decoded import Decoded, Limits, Source
+from visionedge.capture.decoded import Decoded, Limits, Source, waiting_since_s
 from visionedge.capture.gate import GateSettings
 from visionedge.capture.pacing import Backoff, Pace
 from visionedge.capture.ration import UNTHROTTLED, Counts, Ration, Throttle
+from visionedge.capture.reasons import silent
 from visionedge.capture.source import open_source
 from visionedge.capture.status import CONNECTED, CameraStatus, Progress, State
 from visionedge.errors import DamagedError, SourceError, VisionedgeError
@@ -30,6 +31,9 @@ HEALTHY_NS = 60_000_000_000
 """After so long a time without a loss, waits begin short again."""
 
 _ERROR_CHARACTERS = 400
+
+_LINGER_S = 0.3
+"""A source that still answers takes no longer to end; one that hangs is left behind."""
 
 
 class FrameSink(Protocol):
@@ -88,9 +92,13 @@ class Means:
 class _Showing:
     """What is remembered from picture to picture of one connection."""
 
-    def __init__(self, ration: Ration) -> None:
+    def __init__(self, attempt: Attempt, source: Source, ration: Ration) -> None:
+        self.attempt = attempt
+        self.source = source
         self.ration = ration
         self.content = ContentWatch()
+        self.connected = False
+        self.damaged: DamagedError | None = None
         self.damaged_since_ns: int | None = None
 
     def damaged_for_ns(self, now_ns: int) -> int:
@@ -101,7 +109,9 @@ class _Showing:
 
 
 class Camera:
-    """One camera, run by one thread (`run`); `stop`, `watch` and `status` may be called by any.
+    """One camera, run by one thread (`run`); `begin`, `stop`, `watch` and `status` may be called by any.
+
+    Each connection has a thread of its own, which is left behind where a decoder hangs in it.
 
     Args:
         name: as in the configuration.
@@ -120,6 +130,7 @@ class Camera:
         throttle: hand on less than that, for a while; see `ease`.
         on_change: told of each change of state, once, from the camera's thread or that of `watch`.
         means: how to open, wait and throw dice.
+        held: what has an end (a file, a folder) is not played before `begin`.
     """
 
     def __init__(
@@ -140,6 +151,7 @@ class Camera:
         throttle: Throttle = UNTHROTTLED,
         on_change: Callable[[CameraStatus], None] = _ignore,
         means: Means | None = None,
+        held: bool = False,
     ) -> None:
         self.name = name
         self._uri, self._sink = uri, sink
@@ -156,7 +168,9 @@ class Camera:
         self._backoff = Backoff(chance=self._means.chance)
         self._attempt: Attempt | None = None
         self._source: Source | None = None
-        self._stop = threading.Event()
+        self._stop, self._begun = threading.Event(), threading.Event()
+        if not held:
+            self._begun.set()
         self._lock = threading.Lock()
         self._handing = threading.Lock()
         self._now = Progress(clock(), last_epoch, first_sequence)
@@ -186,14 +200,21 @@ class Camera:
             self._means.wait(self._stop, self._backoff.next_s())
         if self._stop.is_set():
             self._enter("stopped")
+            if self._attempt is not None:
+                self._attempt.linger(_LINGER_S)
+
+    def begin(self) -> None:
+        """Frames can be analysed now: play what was held."""
+        self._begun.set()
 
     def stop(self) -> None:
-        """End `run`: at once where it waits or opens, within the read limit where a source is silent.
+        """End `run` at once, whatever the source does; what opens or is read later is closed again.
 
         When this returns, no frame is handed on any more, and `next_sequence` and `epoch` are final.
         """
         with self._handing:
             self._stop.set()
+        self._begun.set()
         if self._attempt is not None:
             self._attempt.give_up()
         if self._source is not None:
@@ -209,23 +230,44 @@ class Camera:
         self._throttle = throttle
 
     def watch(self) -> None:
-        """Notice that nothing comes, which the camera's own thread cannot as it waits; to be called often."""
-        if self._now.stale(self._clock()):
+        """Notice that nothing comes, which the source's own thread cannot as it waits; to be called often."""
+        now_ns = self._clock()
+        if self._stale(now_ns):
             self._enter("stale")
+        attempt, source = self._attempt, self._source
+        since_s = None if source is None else waiting_since_s(source)
+        if attempt is None or since_s is None:
+            return
+        with self._lock:
+            patience_ns = self._now.patience_ns(
+                round(self._limits.silence_s * 1e9), round(self._limits.first_picture_s * 1e9)
+            )
+        if now_ns - round(since_s * 1e9) > patience_ns:
+            with self._handing:  # from here on nothing comes from this connection
+                attempt.give_up(SourceError(silent(masked_address(self._uri), round(patience_ns / 1e9, 1))))
 
     def status(self) -> CameraStatus:
         """What it is doing now."""
+        now_ns = self._clock()
+        stale = self._stale(now_ns)
         with self._lock:
-            return self._now.shown(self.name, masked_address(self._uri), self._clock())
+            return self._now.shown(self.name, masked_address(self._uri), now_ns, stale=stale)
+
+    def _stale(self, now_ns: int) -> bool:
+        with self._lock:
+            return self._now.stale(now_ns, round(self._limits.first_picture_s * 1e9))
 
     def _play(self) -> bool:
         """Open and read until the end (True) or a loss (False)."""
+        self._source = None
+        with self._lock:
+            self._now.begin()
+        self._attempt = attempt = Attempt(f"source:{self.name}", self._connection)
+        # Looked at after the attempt can be seen: `stop` sets its event first and then gives up the attempt.
+        if self._stop.is_set():
+            return True
         try:
-            source = self._open()
-            if source is not None:
-                with contextlib.closing(source):
-                    self._source = source
-                    self._read(source)
+            attempt.take()
         except Exception as error:  # noqa: BLE001 - whatever a decoder raises is a lost source, no dead thread
             self._lose(error)
             return False
@@ -233,71 +275,79 @@ class Camera:
             self._enter("ended")
         return True
 
-    def _open(self) -> Source | None:
+    def _connection(self, attempt: Attempt) -> None:
+        """One connection from opening to closing; in the thread of the attempt."""
+        with contextlib.closing(self._open()) as source:
+            if attempt.left:
+                return
+            if not (source.live or self._begun.is_set()):
+                self._enter("waiting")
+                self._begun.wait()
+            self._source = source
+            self._read(source, attempt)
+
+    def _open(self) -> Source:
         began_ns = self._clock()
         limits = self._limits
-        self._attempt = Attempt(
-            f"open:{self.name}", lambda: self._means.opener(parse_camera_uri(self._uri), limits)
-        )
-        # Looked at after the attempt can be seen: `stop` sets its event first and then gives up the attempt.
-        if self._stop.is_set():
-            return None
         try:
-            return self._attempt.take()
+            return self._means.opener(parse_camera_uri(self._uri), limits)
         except SourceError:
             if (self._clock() - began_ns) / 1e9 >= limits.open_timeout_s:
-                longer_s = min(limits.open_timeout_most_s, 2 * limits.open_timeout_s)
-                self._limits = replace(limits, open_timeout_s=longer_s)
+                self._limits = replace(limits, open_timeout_s=limits.open_timeout_most_s)
             raise
 
-    def _read(self, source: Source) -> None:
+    def _read(self, source: Source, attempt: Attempt) -> None:
         ration = Ration(self._fps, self._gate, self.counts)
-        showing = _Showing(ration)
+        showing = _Showing(attempt, source, ration)
         pace: Pace | None = None
-        connected = False
         while not self._stop.is_set():
             if ration.follow(self._throttle):
                 source.want(ration.fps)
             decoded = source.read()
-            if decoded is None:
+            if attempt.left:
                 return
+            if decoded is None:
+                break
             at_s = decoded.position_s
             if at_s is not None and self._paced:
                 pace = pace or Pace(at_s, self._clock())
                 self._means.wait(self._stop, pace.delay_s(at_s, self._clock()))
             if self._stop.is_set():
                 return
-            captured_ns, captured_utc = self._clock(), utc_now()
-            with self._lock:
-                self._now.note(decoded, captured_ns)
-            if not connected:
-                self._connect(source)
-                connected = True
-            if ration.take(captured_ns / 1e9 if at_s is None else at_s, decoded.covers):
-                handed = self._hand_on(decoded, showing, captured_ns, captured_utc)
-                if handed and not (self._paced or source.live):
-                    self._wait_taken()
-            elif self._now.state == "stale":
-                self._enter("live")
+            if self._show(decoded, showing) and not (self._paced or source.live):
+                self._wait_taken()
+        if showing.damaged is not None and not showing.connected:
+            raise showing.damaged  # it had pictures, and none of them could be shown
+
+    def _show(self, decoded: Decoded, showing: _Showing) -> bool:
+        """Take note of a picture, and hand it on if it is due; whether it was."""
+        captured_ns, captured_utc = self._clock(), utc_now()
+        with self._lock:
+            self._now.note(decoded, captured_ns)
+        watched = showing.content.note(captured_ns, key=decoded.key)
+        at_s = captured_ns / 1e9 if decoded.position_s is None else decoded.position_s
+        if showing.ration.take(at_s, decoded.covers):
+            return self._hand_on(decoded, showing, captured_ns, captured_utc)
+        if watched:
+            self._look_on(decoded, showing, captured_ns)
+        if self._now.state == "stale":
+            self._enter("live")
+        return False
 
     def _hand_on(self, decoded: Decoded, showing: _Showing, captured_ns: int, captured_utc: datetime) -> bool:
         """Make a frame of what was decoded and give it to the sink; False where there is no frame."""
         fitting = self._fitting
-        try:
-            image, placement = fitting.fill(decoded)
-        except DamagedError:
-            # One damaged picture is no loss; nothing else for long is.
-            if showing.damaged_for_ns(captured_ns) > self._limits.picture_timeout_s * 1e9:
-                raise
+        filled = self._filled(decoded, showing, fitting, captured_ns)
+        if filled is None:
             return False
-        showing.damaged_since_ns = None
+        image, placement = filled
         shown = _window(image, placement)
-        self._enter(showing.content.look(shown, captured_ns))
+        self._enter(showing.content.look(shown, captured_ns, key=decoded.key))
         if not showing.ration.opens(shown, captured_ns):
             self._sink.gate(self.name)
             return False
         with self._handing:
-            if self._stop.is_set():
+            if self._stop.is_set() or showing.attempt.left:
                 return False
             if fitting is not self._fitting:  # another model has come since: its pictures are others
                 fitting = self._fitting
@@ -319,12 +369,39 @@ class Camera:
             self._sink.put(frame)
         return True
 
+    def _filled(
+        self, decoded: Decoded, showing: _Showing, fitting: Fitting, captured_ns: int
+    ) -> tuple[Picture, Placement] | None:
+        """The picture at the model's size, with which the connection counts as one; None where it is damaged.
+
+        Raises:
+            DamagedError: as others have been for long.
+        """
+        try:
+            filled = fitting.fill(decoded)
+        except DamagedError as error:
+            showing.damaged = error
+            if showing.damaged_for_ns(captured_ns) > self._limits.picture_timeout_s * 1e9:
+                raise
+            return None
+        showing.damaged_since_ns = None
+        if not showing.connected:
+            self._connect(showing.source)
+            showing.connected = True
+        return filled
+
+    def _look_on(self, decoded: Decoded, showing: _Showing, captured_ns: int) -> None:
+        """Look at a picture that is not handed on."""
+        with contextlib.suppress(DamagedError):
+            image, placement = decoded.fill(self._fitting.spec)
+            showing.content.look(_window(image, placement), captured_ns, key=True)
+
     def _wait_taken(self) -> None:
         while not self._stop.is_set() and not self._sink.wait_taken(self.name, 0.2):
             pass
 
     def _connect(self, source: Source) -> None:
-        """The first picture of a connection is there: only now it counts as one."""
+        """The first picture of a connection can be shown: only now it counts as one."""
         with self._lock:
             self._now.epoch += 1
             self._now.last_error = None

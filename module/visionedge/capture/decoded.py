@@ -22,22 +22,26 @@ Redirects = Literal["same-host", "any"]
 class Limits:
     """The bounds of a source, and how it is to be opened within them.
 
-    Reading stays below the 5 s that the module has to end: a decoder that hangs in it cannot be interrupted.
-    Opening can be walked away from, so where the first limit was too short the next try gets twice as much,
-    up to `open_timeout_most_s`: at one picture per second FFmpeg needs 8 s to know an RTSP stream.
+    A decoder that opens or reads cannot be interrupted, but its thread can be left behind. Where the first
+    limit for opening was too short, later tries get `open_timeout_most_s`: some cameras send their first
+    picture 15 s after they were asked, and at one picture per second FFmpeg needs 8 s to know an RTSP stream.
 
-    `read_timeout_s` bounds the silence of a source, `picture_timeout_s` how long it may send what cannot be
+    A source that usually brings many pictures per second is lost after `silence_s` without data, a slower
+    one after three times its usual distance, and one whose rate is not known yet after `first_picture_s`; at
+    `read_timeout_s` the decoder itself gives up. `picture_timeout_s` is how long it may send what cannot be
     decoded. A TLS server has to show one of the `certificates` in this file, or one signed by them; None: any
     will do. `pictures_per_s` is how many pictures will be looked at, so that the others need not be decoded;
     None: all (of a folder, which has no rate of its own, one per second). `late_s` is how far a live source
     may fall behind before pictures are let go. A source that one thread cannot decode takes further ones
     from `spare_threads`, which all sources share. `hardware` allows a GPU's video decoder. `redirects`
-    says which hosts an HTTP camera may lead to.
+    says which hosts an HTTP camera may lead to. `loop` lets a file or folder begin again at its end.
     """
 
     open_timeout_s: float = 4.0
-    open_timeout_most_s: float = 16.0
-    read_timeout_s: float = 4.0
+    open_timeout_most_s: float = 20.0
+    silence_s: float = 4.0
+    first_picture_s: float = 20.0
+    read_timeout_s: float = 30.0
     picture_timeout_s: float = 15.0
     late_s: float = 1.0
     max_pixels: int = 100_000_000
@@ -47,6 +51,7 @@ class Limits:
     certificates: str | None = None
     redirects: Redirects = "same-host"
     hardware: bool = False
+    loop: bool = False
     spare_threads: ThreadBudget = field(default_factory=lambda: ThreadBudget(0), compare=False)
 
 
@@ -59,13 +64,15 @@ class Decoded(Protocol):
 
     `width_px` and `height_px` are those of the upright picture, certain after `fill` or `picture`.
     `position_s` is the media time, always rising; None where the source is live. `covers` counts the pictures
-    of the source that this one stands for: itself, and those before it that were not decoded.
+    of the source that this one stands for: itself, and those before it that were not decoded; so at least 1.
+    `key` says whether it was coded without reference to any other picture.
     """
 
     width_px: int
     height_px: int
     position_s: float | None
     covers: int
+    key: bool
 
     def picture(self) -> Picture:
         """The whole picture: BGR, uint8 (height, width, 3).
@@ -90,12 +97,19 @@ class WholePicture:
     """
 
     def __init__(
-        self, take: Callable[[], Picture], width_px: int, height_px: int, position_s: float | None
+        self,
+        take: Callable[[], Picture],
+        width_px: int,
+        height_px: int,
+        position_s: float | None,
+        *,
+        key: bool = True,
     ) -> None:
         self.width_px = width_px
         self.height_px = height_px
         self.position_s = position_s
         self.covers = 1
+        self.key = key
         self._take = take
         self._picture: Picture | None = None
 
@@ -112,7 +126,11 @@ class WholePicture:
 
 
 class Source(Protocol):
-    """Pictures in a row. Used by one thread, but for `interrupt`."""
+    """Pictures in a row. Used by one thread, but for `interrupt`.
+
+    One that waits for data from outside says so in an attribute `waiting_since_s`: the moment (monotonic)
+    since which it has been waiting, None while it is not. `waiting_since_s` below asks for it.
+    """
 
     @property
     def live(self) -> bool:
@@ -125,7 +143,7 @@ class Source(Protocol):
     def read(self) -> Decoded | None:
         """The next picture; None at a clean end, or when interrupted.
 
-        A silent source blocks no longer than the read limit.
+        A silent source blocks no longer than the read limit; its thread may be left behind sooner.
 
         Raises:
             SourceError: the source is lost or never was one.
@@ -139,3 +157,9 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Give everything back; safe to call twice."""
+
+
+def waiting_since_s(source: Source) -> float | None:
+    """Since when (monotonic) a source has been waiting for data; None where it is not, or cannot tell."""
+    since_s: float | None = getattr(source, "waiting_since_s", None)
+    return since_s

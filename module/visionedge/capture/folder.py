@@ -23,6 +23,7 @@ class PicturesSource:
 
     def __init__(self, name: str, paths: list[Path], limits: Limits) -> None:
         self.skipped = 0
+        self.step_s = 1 / (limits.pictures_per_s or _PICTURES_PER_S)
         self._name = name
         self._limits = limits
         self._left = paths[::-1]
@@ -54,7 +55,7 @@ class PicturesSource:
         self._left.clear()
 
     def _decoded(self, picture: Picture) -> Decoded:
-        position_s = self._given / (self._limits.pictures_per_s or _PICTURES_PER_S)
+        position_s = self._given * self.step_s
         self._given += 1
         return WholePicture(lambda: picture, picture.shape[1], picture.shape[0], position_s)
 

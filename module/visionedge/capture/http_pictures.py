@@ -196,9 +196,9 @@ class HttpPictures:
 
     def _patience_s(self) -> float:
         """How long silence is no loss: a picture every 10 s is a rate, too."""
-        least_s = self._limits.read_timeout_s
+        least_s = self._limits.silence_s
         if len(self._gaps_s) < 2:
-            return max(least_s, self._limits.picture_timeout_s)
+            return max(least_s, self._limits.first_picture_s)
         return max(least_s, min(_PATIENCE_MOST_S, 3 * max(self._gaps_s)))
 
     def _no_progress(self) -> str:

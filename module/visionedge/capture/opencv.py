@@ -2,6 +2,8 @@
 
 import os
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -9,6 +11,7 @@ import numpy as np
 
 from visionedge.capture.backlog import Backlog
 from visionedge.capture.decoded import Decoded, Limits, WholePicture
+from visionedge.capture.opening import Turns, answers
 from visionedge.capture.pacing import Timeline
 from visionedge.capture.reasons import (
     broke_off,
@@ -21,13 +24,20 @@ from visionedge.capture.reasons import (
     too_slow,
     why_not_open,
 )
-from visionedge.capture.settling import bound_ffmpeg, settle_libraries
+from visionedge.capture.settling import bound_ffmpeg, is_unwritten, memory_marked, settle_libraries
 from visionedge.errors import DamagedError, SourceError
 from visionedge.frames import Picture
 from visionedge.uris import CameraUri, masked_address
 
 _LATE_LIMITS = 5
 """A connection costs more than pictures left out, so it has to be this much worse."""
+
+_OPEN_MOST_S = 8.0
+"""At one picture per second FFmpeg needs as long to know an RTSP stream; all other streams wait meanwhile."""
+
+_KEY_PICTURE = ord("I")
+
+_turns = Turns()
 
 
 def open_video(path: Path, limits: Limits) -> "VideoSource":
@@ -52,7 +62,8 @@ def open_stream(uri: CameraUri, limits: Limits) -> "VideoSource":
     """
     capture, waited_s = _remote(uri.target, limits)
     if capture is None:
-        raise SourceError(why_not_open(uri.target, waited_s, limits.open_timeout_s, limits.transport))
+        most_s = min(limits.open_timeout_s, _OPEN_MOST_S)
+        raise SourceError(why_not_open(uri.target, waited_s, most_s, limits.transport))
     return VideoSource(capture, str(uri), live=True, limits=limits, remote=True)
 
 
@@ -65,8 +76,9 @@ def open_media(target: str, limits: Limits, *, playlist: bool) -> "VideoSource":
     name = masked_address(target)
     capture, waited_s = _remote(target, limits)
     if capture is None:
-        late = waited_s >= limits.open_timeout_s * 0.95
-        raise SourceError(no_picture(name, limits.open_timeout_s) if late else not_media(name, ""))
+        most_s = min(limits.open_timeout_s, _OPEN_MOST_S)
+        late = waited_s >= most_s * 0.95
+        raise SourceError(no_picture(name, most_s) if late else not_media(name, ""))
     # What has a number of pictures is a file; a stream gives nonsense below zero.
     live = capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
     return VideoSource(capture, name, live=live, limits=limits, remote=True, paced=live and playlist)
@@ -75,10 +87,15 @@ def open_media(target: str, limits: Limits, *, playlist: bool) -> "VideoSource":
 def _remote(target: str, limits: Limits) -> tuple[cv2.VideoCapture | None, float]:
     """What an address opens as, if anything, and how long that took in s."""
     began_s = time.monotonic()
-    capture = _capture(target, cv2.CAP_FFMPEG, limits)
-    waited_s = time.monotonic() - began_s
+    if not answers(target, limits.open_timeout_s):
+        return None, time.monotonic() - began_s
+    inside = replace(limits, open_timeout_s=min(limits.open_timeout_s, _OPEN_MOST_S))
+    with _turns.turn(limits.open_timeout_s):
+        began_s = time.monotonic()
+        capture = _capture(target, cv2.CAP_FFMPEG, inside)
+        waited_s = time.monotonic() - began_s
     # One that was interrupted by the limit may call itself open, and never gives a picture.
-    if capture.isOpened() and waited_s < limits.open_timeout_s:
+    if capture.isOpened() and waited_s < inside.open_timeout_s:
         return capture, waited_s
     capture.release()
     return None, waited_s
@@ -146,7 +163,9 @@ class VideoSource:
         self._paced = paced or not live
         self._timeline = Timeline(capture.get(cv2.CAP_PROP_FPS))
         self._backlog = Backlog()
+        self.waiting_since_s: float | None = None
         self._read_count = 0
+        self._checked_px: tuple[int, int] | None = None
         self._interrupted = False
 
     def __repr__(self) -> str:
@@ -157,7 +176,10 @@ class VideoSource:
         if self._interrupted:
             return None
         began_s, began_cpu_s = time.monotonic(), time.thread_time()
-        if not self._capture.grab():
+        self.waiting_since_s = began_s
+        grabbed = self._capture.grab()
+        self.waiting_since_s = None
+        if not grabbed:
             self._judge_end(time.monotonic() - began_s)
             return None
         raw_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
@@ -171,7 +193,11 @@ class VideoSource:
         if width * height > self._limits.max_pixels:
             raise SourceError(too_large(self._name, width, height, self._limits.max_pixels))
         position_s = self._timeline.advance(raw_s) if self._paced else None
-        return WholePicture(self._picture, width, height, position_s)
+        take = self._picture
+        if self._checked_px != (width, height) and (first := self._first_of_size()) is not None:
+            self._checked_px = (width, height)
+            take = partial(_itself, first)
+        return WholePicture(take, width, height, position_s, key=self._is_key())
 
     def want(self, pictures_per_s: float | None) -> None:
         """See `Source.want`: OpenCV decodes whatever it grabs."""
@@ -191,6 +217,31 @@ class VideoSource:
             raise DamagedError(f"a picture of {self._name} cannot be decoded")
         return np.asarray(picture, np.uint8)
 
+    def _first_of_size(self) -> Picture | None:
+        """The first picture of a size; OpenCV reserves memory for it, so that is the moment to look.
+
+        None where this one is damaged; the next one may not be.
+
+        Raises:
+            SourceError: OpenCV gives memory that was not written, here and for all that follow.
+        """
+        try:
+            with memory_marked():
+                picture = self._picture()
+        except DamagedError:
+            return None
+        if is_unwritten(picture):
+            raise SourceError(
+                f"{self._name}: OpenCV cannot convert its pictures (interlaced, or an unusual colour "
+                f"matrix); use 'decoder: pyav'"
+            )
+        return picture
+
+    def _is_key(self) -> bool:
+        """V4L2 has no types of pictures: each stands alone there."""
+        kind = int(self._capture.get(cv2.CAP_PROP_FRAME_TYPE))
+        return kind <= 0 or kind == _KEY_PICTURE
+
     def _refuse_late(self, late_s: float) -> None:
         """OpenCV decodes whatever lies in front of it; only a new connection begins with what is new."""
         if late_s > _LATE_LIMITS * self._limits.late_s:
@@ -209,3 +260,7 @@ class VideoSource:
         # The number is an estimate in some containers, hence the tenth.
         if self._remote and self._read_count < 0.9 * self._capture.get(cv2.CAP_PROP_FRAME_COUNT):
             raise SourceError(broke_off(self._name, self._read_count))
+
+
+def _itself(picture: Picture) -> Picture:
+    return picture

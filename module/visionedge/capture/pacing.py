@@ -72,7 +72,7 @@ class Due:
     def count(self, at_s: float, pictures: int) -> int:
         """How many pictures were due, of so many that came at even distances since the last one counted."""
         last_s, self._last_s = self._last_s, at_s
-        if pictures == 1 or last_s is None:
+        if pictures <= 1 or last_s is None:
             return int(self.take(at_s))
         step_s = (at_s - last_s) / pictures
         return sum(self.take(last_s + step_s * (number + 1)) for number in range(pictures))

@@ -1,6 +1,8 @@
 """Still pictures: from bytes or a file to BGR, with the size looked at before anything is decoded."""
 
+import os
 import re
+import stat
 import struct
 from pathlib import Path
 
@@ -17,6 +19,9 @@ FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """A picture at the pixel limit, uncompressed, still fits."""
+
+_FILLER_BYTES = 64
+"""More than the last part of a picture takes that the library decodes at once."""
 
 # Markers of JPEG without a length, and those that carry the size (all frame headers but DHT, JPG and DAC).
 _BARE = frozenset({0x01, *range(0xD0, 0xD8)})
@@ -43,13 +48,33 @@ def decode_picture(
             f"{name} is {width} x {height} pixels, more than {max_pixels / 1e6:g} megapixels; make it smaller"
         )
     settle_libraries()
+    picture = _decoded(data)
+    if picture is None and data[:3] == b"\xff\xd8\xff":
+        picture = _without_its_end(data)
+    if picture is None:
+        raise SourceError(f"{name} is a damaged picture; save it again")
+    return picture
+
+
+def _decoded(data: bytes) -> Picture | None:
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except (cv2.error, MemoryError):
-        picture = None
-    if picture is None or picture.size == 0:
-        raise SourceError(f"{name} is a damaged picture; save it again")
-    return np.asarray(picture, np.uint8)
+        return None
+    return None if picture is None or picture.size == 0 else np.asarray(picture, np.uint8)
+
+
+def _without_its_end(data: bytes) -> Picture | None:
+    """A baseline JPEG of which nothing but the end marker is missing, as some cameras send it; else None.
+
+    Then it does not matter what follows the data; where more is missing, what follows would show in the
+    picture. No end marker is put behind it: where data is missing the library would complain on stderr.
+    """
+    data = data[:-1] if data.endswith(b"\xff") else data
+    one, other = (_decoded(data + filler * _FILLER_BYTES) for filler in (b"\x00", b"\x55"))
+    if one is None or other is None or not np.array_equal(one, other):
+        return None
+    return one
 
 
 def read_picture(path: Path, *, max_pixels: int = Limits().max_pixels) -> Picture:
@@ -59,14 +84,35 @@ def read_picture(path: Path, *, max_pixels: int = Limits().max_pixels) -> Pictur
         SourceError: the file is missing, cannot be opened, or is no such picture.
     """
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise SourceError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; make it smaller")
-        data = path.read_bytes()
+        with open(path, "rb", opener=_open_at_once) as file:
+            check_regular(str(path), os.fstat(file.fileno()))
+            data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise SourceError(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise SourceError(f"{path!r} cannot be the name of a file") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise SourceError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; make it smaller")
     return decode_picture(data, name=str(path), max_pixels=max_pixels)
+
+
+def check_regular(name: str, seen: os.stat_result) -> None:
+    """Refuse what is no file, and would never end or never begin to be read: a pipe, a device, a socket.
+
+    Raises:
+        SourceError: it is none, or holds nothing.
+    """
+    if not stat.S_ISREG(seen.st_mode):
+        raise SourceError(f"{name} is no regular file")
+    if seen.st_size == 0:
+        raise SourceError(f"{name} is empty")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # A pipe that nobody writes to would keep us waiting for ever.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def picture_files(folder: Path) -> list[Path]:

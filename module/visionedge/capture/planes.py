@@ -17,9 +17,9 @@ from visionedge.frames import Picture, Resample
 
 Plane = NDArray[np.uint8] | NDArray[np.uint16]
 
-Matrix = Literal["bt601", "bt709", "smpte240m", "fcc", "bt2020"]
+Matrix = Literal["bt601", "bt709", "smpte240m", "fcc", "bt2020", "ycgco"]
 
-# How much red and blue make luma; the rest is green. From the standards of these names.
+# How much red and blue make luma; the rest is green. From the standards of these names (YCgCo has none).
 _LUMA: dict[Matrix, tuple[float, float]] = {
     "bt601": (0.299, 0.114),
     "bt709": (0.2126, 0.0722),
@@ -205,20 +205,27 @@ def _into(out: Picture, given: object) -> None:
         out[:] = answer
 
 
+def _rows(name: Matrix) -> NDArray[np.float64]:
+    """What turns Y, U and V of full range into B, G and R."""
+    if name == "ycgco":  # U is how green, V how orange it is
+        return np.array([[1.0, -1.0, -1.0], [1.0, 1.0, 0.0], [1.0, -1.0, 1.0]])
+    red, blue = _LUMA[name]
+    green = 1 - red - blue
+    to_blue, to_red = 2 * (1 - blue), 2 * (1 - red)
+    return np.array(
+        [
+            [1.0, to_blue, 0.0],
+            [1.0, -to_blue * blue / green, -to_red * red / green],
+            [1.0, 0.0, to_red],
+        ]
+    )
+
+
 @lru_cache(maxsize=32)
 def _to_bgr(name: Matrix, full_range: bool, *, grey: bool) -> NDArray[np.float32]:
     """What turns (Y, U, V, 1), or (Y, 1), of 8 bits into B, G, R."""
-    red, blue = _LUMA[name]
-    green = 1 - red - blue
     luma, chroma, black = (1.0, 1.0, 0.0) if full_range else (255 / 219, 255 / 224, 16.0)
-    to_blue, to_red = 2 * (1 - blue) * chroma, 2 * (1 - red) * chroma
-    rows = np.array(
-        [
-            [luma, to_blue, 0.0],
-            [luma, -to_blue * blue / green, -to_red * red / green],
-            [luma, 0.0, to_red],
-        ]
-    )
+    rows = _rows(name) * np.array([luma, chroma, chroma])
     offset = -rows @ np.array([black, 128.0, 128.0])
     if grey:
         rows, offset = rows[:, :1], np.full(3, -luma * black)

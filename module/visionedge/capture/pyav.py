@@ -60,6 +60,8 @@ _THREADS_MOST = 4
 _CATCH_UP_S = 5.0
 
 _CLOSING = (av.error.EOFError, ConnectionError)
+_UNSEEN_PACKETS = 5
+"""A decoder may hold back so many pictures."""
 
 
 def open_video(path: Path, limits: Limits) -> "PyavSource":
@@ -210,8 +212,9 @@ class PyavSource:
         self._interrupted = self._ended = self._closed = False
         self._needs_key = False
         self._behind_since_s: float | None = None
-        self._picture_s = clock()
-        self._packet_count = self._given_count = self._covered = 0
+        self.waiting_since_s: float | None = None
+        self._unseen_since_s: float | None = None
+        self._packet_count = self._given_count = self._covered = self._held = self._unseen_count = 0
 
     def __repr__(self) -> str:
         return f"<PyavSource {self._name} live={self.live} packets={self._packet_count} {self._thinning!r}>"
@@ -259,12 +262,14 @@ class PyavSource:
     # --- packets --------------------------------------------------------------------------------------------
 
     def _next_packet(self) -> tuple[VideoPacket | None, float]:
-        began_s = self._clock()
+        self.waiting_since_s = began_s = self._clock()
         try:
             packet = next(self._packets, None)
         except FFmpegError as error:
             self._judge_loss(self._clock() - began_s, error)
             packet = None
+        finally:
+            self.waiting_since_s = None
         # The last packet is an empty one.
         return (packet if packet is not None and packet.size else None), self._clock() - began_s
 
@@ -293,6 +298,7 @@ class PyavSource:
             first = self._decoder.alone(packet)
             if first is None:
                 return None
+        self._held = 0  # what the decoder held is gone, or is this picture
         context = self._stream.codec_context
         raw_s = self._seconds(packet.pts)
 
@@ -302,7 +308,7 @@ class PyavSource:
                 raise DamagedError(f"a picture of {self._name} cannot be decoded")
             return frame
 
-        return self._given(look, (context.width, context.height), raw_s)
+        return self._given(look, (context.width, context.height), raw_s, key=True)
 
     def _lets_go(self, packet: VideoPacket, waited_s: float) -> bool:
         """Whether the packet is let go, so as not to fall behind; afterwards a key picture comes first."""
@@ -340,15 +346,31 @@ class PyavSource:
         raw_s = self._seconds(frame.pts)
         if not math.isnan(raw_s):
             self._thinning.picture(raw_s)
-        return self._given(lambda: frame, (frame.width, frame.height), raw_s)
+        return self._given(lambda: frame, (frame.width, frame.height), raw_s, key=bool(frame.key_frame))
 
-    def _given(self, look: Callable[[], VideoFrame], size_px: tuple[int, int], raw_s: float) -> Decoded:
+    def _given(
+        self, look: Callable[[], VideoFrame], size_px: tuple[int, int], raw_s: float, *, key: bool
+    ) -> Decoded:
         self._given_count += 1
         if not self._decoder.damaged:
-            self._picture_s = self._clock()
-        covers, self._covered = self._packet_count - self._covered, self._packet_count
+            self._unseen_since_s, self._unseen_count = None, 0
+        covers = self._covers()
         position_s = self._timeline.advance(raw_s) if self._paced else None
-        return PyavPicture(look, self._painter, size_px, position_s, covers)
+        return PyavPicture(look, self._painter, size_px, position_s, covers, key=key)
+
+    def _covers(self) -> int:
+        """How many packets a picture stands for, which are all in the end.
+
+        Behind B-pictures the decoder holds some back: it may give two for one packet, and the last ones for
+        none at all. Each of them stands for itself.
+        """
+        if self._given_count == 1:
+            self._held = self._packet_count - 1
+        if self._ended and not self._ready:
+            self._held = 0
+        covers = max(1, self._packet_count - self._held - self._covered)
+        self._covered += covers
+        return covers
 
     def _refuse_large(self, width: int, height: int) -> None:
         if width * height > self._limits.max_pixels:
@@ -357,7 +379,13 @@ class PyavSource:
     # --- ends and losses ------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        if self._clock() - self._picture_s > self._limits.picture_timeout_s:
+        """A packet has come: no picture for long is a loss, but not where packets themselves are rare."""
+        now_s = self._clock()
+        if self._unseen_since_s is None:
+            self._unseen_since_s = now_s
+        self._unseen_count += 1
+        unseen_s = now_s - self._unseen_since_s
+        if unseen_s > self._limits.picture_timeout_s and self._unseen_count > _UNSEEN_PACKETS:
             raise SourceError(only_rubbish(self._name, self._limits.picture_timeout_s))
 
     def _judge_loss(self, waited_s: float, error: FFmpegError) -> None:

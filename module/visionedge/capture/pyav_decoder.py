@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 from visionedge.capture.fitting import fit, fit_drawn
 from visionedge.capture.planes import Matrix, Painter, Plane, Planes, whole_picture
 from visionedge.capture.thinning import Level
+from visionedge.errors import DamagedError
 from visionedge.frames import InputSpec, Picture, Placement
 
 if TYPE_CHECKING:
@@ -33,17 +34,22 @@ _FULL_BY_NAME: Mapping[str, bool | None] = {"yuvj": True, "gray": None}
 _SAMPLES = np.dtype(np.uint8), np.dtype("<u2")
 _TWO_PLANES = {"nv12": 255, "nv16": 255, "nv24": 255, "p010le": 65535, "p210le": 65535, "p410le": 65535}
 
-# FFmpeg's numbers. What a stream does not say (2) is BT.601, as FFmpeg and OpenCV have it.
+# FFmpeg's numbers. What a stream does not say (2) is BT.601, as FFmpeg and OpenCV have it. What is not here
+# (11 and above: seldom seen, and not linear for the most part) is taken for the matrix of its primaries.
 _MATRICES: dict[int, Matrix] = {
+    0: "bt601",
     1: "bt709",
     2: "bt601",
     4: "fcc",
     5: "bt601",
     6: "bt601",
     7: "smpte240m",
+    8: "ycgco",
     9: "bt2020",
     10: "bt2020",
 }
+_MATRICES_OF_PRIMARIES: dict[int, Matrix] = {1: "bt709", 9: "bt2020"}
+_UNSAID_MATRIX = 2
 _FULL_RANGE = 2
 _LIMITED_RANGE = 1
 
@@ -122,10 +128,13 @@ class PyavPicture:
         size_px: tuple[int, int],
         position_s: float | None,
         covers: int,
+        *,
+        key: bool = False,
     ) -> None:
         self.width_px, self.height_px = size_px
         self.position_s = position_s
         self.covers = covers
+        self.key = key
         self._look = look
         self._painter: Painter | None = painter
         self._seen = False
@@ -160,9 +169,11 @@ class PyavPicture:
 def planes_of(frame: VideoFrame) -> Planes | None:
     """The planes of a frame, not copied; None for a pixel format that is none of brightness and colour."""
     layout = _layout(frame.format.name)
-    matrix = _MATRICES.get(frame.colorspace)
-    if layout is None or matrix is None:
+    if layout is None:
         return None
+    matrix = _MATRICES.get(frame.colorspace)
+    if matrix is None:
+        matrix = _MATRICES_OF_PRIMARIES.get(frame.color_primaries, "bt601")
     luma, *chroma = frame.planes
     # Grey has no colour to be squeezed for broadcasting, so it is full unless it says otherwise.
     kept = layout.full if layout.full is not None else frame.color_range != _LIMITED_RANGE
@@ -213,7 +224,18 @@ def _quarter_turns(frame: VideoFrame) -> int:
 
 
 def _as_ffmpeg_has_it(frame: VideoFrame) -> Picture:
-    picture = np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
+    picture = _converted(frame)
     turns = _quarter_turns(frame)
     code = {1: cv2.ROTATE_90_CLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_COUNTERCLOCKWISE}
     return picture if turns == 0 else np.asarray(cv2.rotate(picture, code[turns]), np.uint8)
+
+
+def _converted(frame: VideoFrame) -> Picture:
+    try:
+        return np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
+    except FFmpegError:  # FFmpeg knows the matrix and cannot compute it
+        frame.colorspace = _UNSAID_MATRIX
+    try:
+        return np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
+    except (FFmpegError, ValueError):
+        raise DamagedError(f"pictures of the pixel format {frame.format.name} cannot be converted") from None

@@ -1,14 +1,18 @@
-"""OpenCV and its FFmpeg, brought to behave: options that only the environment can give, and silence."""
+"""OpenCV and its FFmpeg, brought to behave: options that only the environment can give, silence, a check."""
 
+import contextlib
 import ctypes
 import os
 import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from visionedge.capture.decoded import Limits
+from visionedge.frames import Picture
 
 # Read by OpenCV's FFmpeg each time a stream is opened, for the whole process: so one set for all kinds.
 # TCP: UDP loses packets and stops at firewalls. fpsprobesize 0: a rate is not needed, and counting pictures
@@ -38,7 +42,7 @@ def settle_libraries() -> None:
         cv2.setNumThreads(1)
         os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", _CAPTURE_OPTIONS)
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
-        os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", f"{Limits().read_timeout_s:.0f}")
+        os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", f"{Limits().silence_s:.0f}")
         if "OPENCV_LOG_LEVEL" not in os.environ:
             # Typed as if levels were an enumeration; they are plain numbers.
             cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -57,3 +61,37 @@ def bound_ffmpeg() -> None:
         for path in set(_UTIL_LIBRARY.findall(Path("/proc/self/maps").read_text())) - _bounded:
             ctypes.CDLL(path).av_max_alloc(ctypes.c_size_t(_ALLOCATION_MOST_BYTES))
             _bounded.add(path)
+
+
+_M_PERTURB = -6
+_MARK = 0xA5
+_UNWRITTEN = 0.99
+_marking = threading.Lock()
+
+
+@contextlib.contextmanager
+def memory_marked() -> Iterator[None]:
+    """Memory that any thread gets in the body is filled with a mark, where the C library can do so (glibc).
+
+    OpenCV says that a picture was retrieved although its FFmpeg refused to convert it; then what it gives is
+    memory that nobody has written. It reserves that memory when the first picture is retrieved, so marked
+    memory shows it: see `is_unwritten`.
+    """
+    with _marking:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is None:
+            yield
+            return
+        mallopt(_M_PERTURB, _MARK ^ 0xFF)  # the C library fills with the complement
+        try:
+            yield
+        finally:
+            mallopt(_M_PERTURB, 0)
+
+
+def is_unwritten(picture: Picture) -> bool:
+    """Whether a picture that was retrieved within `memory_marked` is nothing but marked memory.
+
+    Not each byte: the allocator keeps notes of its own at the ends.
+    """
+    return float(np.mean(picture == _MARK)) > _UNWRITTEN

@@ -1,6 +1,7 @@
 """From a camera URI to an open source of pictures, whatever its kind."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from visionedge.bundled import bundled
@@ -39,12 +40,17 @@ def _open(uri: CameraUri, limits: Limits) -> Source:
         case "v4l2":
             return open_device(Path(uri.target), limits)
         case "folder":
-            return open_folder(Path(uri.target), limits)
+            return _repeated(lambda: open_folder(Path(uri.target), limits), limits)
         case "demo":
             clip = bundled(DEMO_CLIP)
             return LoopedSource(lambda: open_video(clip, limits))
         case "file":
-            return _open_file(Path(uri.target), limits)
+            return _repeated(lambda: _open_file(Path(uri.target), limits), limits)
+
+
+def _repeated(opener: Callable[[], Source], limits: Limits) -> Source:
+    """The source, begun again at its end where that is wanted."""
+    return LoopedSource(opener) if limits.loop else opener()
 
 
 def _open_file(path: Path, limits: Limits) -> Source:

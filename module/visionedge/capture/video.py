@@ -6,6 +6,7 @@ from pathlib import Path
 
 from visionedge.capture import opencv
 from visionedge.capture.decoded import Decoded, Library, Limits, Source
+from visionedge.capture.folder import PicturesSource
 from visionedge.capture.http_camera import open_http
 from visionedge.capture.pacing import sane_fps
 from visionedge.errors import SourceError
@@ -86,7 +87,9 @@ class LoopedSource:
         self.decoder = self._source.decoder
         self._begin_s = 0.0
         self._last_s = 0.0
-        self._step_s = 1.0 / sane_fps(0.0)
+        self._step_s = (
+            self._source.step_s if isinstance(self._source, PicturesSource) else 1.0 / sane_fps(0.0)
+        )
         self._wanted: tuple[float | None] | None = None
         self._interrupted = False
 

@@ -134,7 +134,7 @@ def cameras(pairs: Sequence[str]) -> Document:
     for pair in pairs:
         name, equals, uri = pair.partition("=")
         if not equals or not CAMERA_NAME.fullmatch(name):
-            problems.append(f"--camera {redact(pair)}: write NAME=URI, with a NAME of a-z, 0-9 and '-'")
+            problems.append(f"--camera {redact(pair)}: write NAME=URI, with a NAME of a-z, 0-9, '_' and '-'")
         elif name in found:
             problems.append(f"--camera {name}: the name is given twice")
         found[name] = {"uri": uri}

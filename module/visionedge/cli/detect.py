@@ -27,6 +27,15 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--annotate", metavar="DIR", help="write the pictures with their boxes there")
     add_model_and_device(parser)
     parser.add_argument("--confidence", type=share, metavar="X", help="the least score told (default: 0.3)")
+    parser.add_argument(
+        "--iou", type=share, metavar="X", help="boxes of one class that overlap more are one (default: 0.5)"
+    )
+    parser.add_argument(
+        "--classes",
+        action="append",
+        metavar="LABEL[,LABEL…]",
+        help="only these labels; may be given more than once (default: all)",
+    )
 
 
 def _detect(arguments: argparse.Namespace) -> int:
@@ -37,6 +46,10 @@ def _detect(arguments: argparse.Namespace) -> int:
         inference["device"] = arguments.device
     if arguments.confidence is not None:
         inference["confidence"] = arguments.confidence
+    if arguments.iou is not None:
+        inference["iou"] = arguments.iou
+    if arguments.classes:
+        inference["classes"] = [label for group in arguments.classes for label in group.split(",") if label]
     document = config.merge(config.from_environment(os.environ), {"inference": inference})
     checked = config.validate(document)
     model = arguments.model or checked.model.path

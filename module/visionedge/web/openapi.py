@@ -80,7 +80,7 @@ def _module_paths() -> Document:
 
 
 def _camera_paths() -> Document:
-    name = _in("path", "name", {"type": "string", "pattern": "^[a-z0-9-]{1,64}$"}, "The camera's name.")
+    name = _in("path", "name", {"type": "string", "pattern": "^[a-z0-9_-]{1,64}$"}, "The camera's name.")
     unknown = {"404": _error("No camera has this name.")}
     frame = _get("frame", "The newest frame object, or a newer one than `after`.", _ok("Frame"), unknown)
     frame["parameters"] = [

@@ -33,7 +33,7 @@ _ERROR = _object({"code": {"type": "string", "pattern": "^[a-z_]+$"}, "message":
 
 _CAMERA = _object(
     {
-        "name": {"type": "string", "pattern": "^[a-z0-9-]{1,64}$"},
+        "name": {"type": "string", "pattern": "^[a-z0-9_-]{1,64}$"},
         "state": {
             "type": "string",
             "description": "disabled, waiting, connecting, live, stale, frozen, black, reconnecting, failed, "

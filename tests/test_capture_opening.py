@@ -1,0 +1,130 @@
+"""With OpenCV a stream that hangs in opening must not keep the others from it."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from camera_doubles import SPEC, Basket, Changes, running
+from clips import make_clip
+from rtsp_server import RtspServer
+from visionedge.capture.camera import Camera
+from visionedge.capture.decoded import Limits
+from visionedge.capture.opening import Turns, answers
+
+
+@contextmanager
+def listening(answer: bytes | None) -> Iterator[str]:
+    """The address (HOST:PORT) of a server that answers so; None: it accepts and says nothing."""
+    over = threading.Event()
+    held: list[socket.socket] = []
+
+    def serve() -> None:
+        while not over.is_set():
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                continue
+            if answer is not None:
+                connection.recv(4096)
+                connection.sendall(answer)
+            held.append(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.05)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            over.set()
+            thread.join()
+            for connection in held:
+                connection.close()
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "http", "rtsps", "https"])
+def test_a_server_that_accepts_and_says_nothing_does_not_answer(scheme: str) -> None:
+    with listening(None) as address:
+        assert not answers(f"{scheme}://u:p@{address}/x?y=1", 0.2)
+
+
+@pytest.mark.parametrize("reply", [b"?", b"RTSP/1.0 200 OK\r\nCSeq", b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n"])
+def test_a_server_that_begins_and_then_hangs_does_not_answer(reply: bytes) -> None:
+    with listening(reply) as address:
+        assert not answers(f"rtsp://{address}/x", 0.2)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"RTSP/1.0 401 Unauthorized\r\nCSeq: 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n--f",
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_a_server_that_answers_whatever_it_is_has_answered(reply: bytes) -> None:
+    with listening(reply) as address:
+        assert answers(f"rtsp://{address}/x", 5)
+        assert answers(f"http://{address}/x", 5)
+
+
+def test_a_server_that_hangs_up_or_is_not_there_does_not_answer() -> None:
+    with listening(b"") as address:
+        pass
+    assert not answers(f"rtsp://{address}/x", 0.2)
+
+
+def test_the_lowest_rank_has_its_turn_first_and_equals_in_their_order() -> None:
+    turns, order, inside, leave = Turns(), [], threading.Event(), threading.Event()
+
+    def first() -> None:
+        with turns.turn(0):
+            inside.set()
+            assert leave.wait(5)
+
+    def later(rank: float, name: str) -> None:
+        with turns.turn(rank):
+            order.append(name)
+
+    threads = [threading.Thread(target=first)]
+    threads[0].start()
+    assert inside.wait(5)
+    for rank, name in ((20.0, "slow"), (4.0, "a"), (4.0, "b"), (20.0, "slower")):
+        threads.append(threading.Thread(target=later, args=(rank, name)))
+        threads[-1].start()
+        while f"waiting={len(threads) - 1}" not in repr(turns):
+            pass
+    leave.set()
+    for thread in threads:
+        thread.join(5)
+    assert order == ["a", "b", "slow", "slower"]
+
+
+def test_a_turn_ends_with_an_error_too() -> None:
+    turns = Turns()
+    with pytest.raises(ValueError, match="within"), turns.turn(0):
+        raise ValueError("within")
+    with turns.turn(0):
+        assert "taken=True" in repr(turns)
+    assert "taken=False" in repr(turns)
+
+
+def test_a_good_camera_opens_beside_many_that_never_answer(tmp_path: Path) -> None:
+    """They are given no chance to hold OpenCV's lock: it is live before the first of them is given up."""
+    make_clip(tmp_path / "cam.mp4", pictures=50, fps=25)
+    limits = Limits(library="opencv", open_timeout_s=30)
+    basket, changes = Basket(), Changes()
+    with ExitStack() as stack:
+        for number in range(4):
+            uri = f"rtsp://{stack.enter_context(listening(None))}/x"
+            dead = Camera(f"dead{number}", uri, SPEC, basket, limits=limits, on_change=changes)
+            stack.enter_context(running(dead))
+        server = stack.enter_context(RtspServer(tmp_path))
+        good = Camera("good", server.uri("cam.mp4"), SPEC, basket, limits=limits)
+        stack.enter_context(running(good))
+        basket.wait_for(lambda f: len(f) > 3, 20)
+        assert changes.states == []

@@ -1,0 +1,136 @@
+"""Slow cameras: how seldom pictures come is learnt, and only what is well beyond that is silence."""
+
+import threading
+
+import pytest
+
+from camera_doubles import SPEC, Basket, Changes, JumpClock, running
+from clips import numbered_picture
+from visionedge.capture.camera import Camera, Means
+from visionedge.capture.decoded import Decoded, Limits, WholePicture
+from visionedge.capture.status import Progress
+from visionedge.uris import CameraUri
+
+S = 1_000_000_000
+FIRST = 20 * S
+
+
+def _seen(*gaps_s: float) -> tuple[Progress, int]:
+    """What is known of a live camera whose pictures came so far apart, and when the last one came."""
+    progress, now_ns = Progress(0, 0, 1, state="live", live=True), 5 * S
+    progress.begin()
+    for gap_s in (0.0, *gaps_s):
+        now_ns += round(gap_s * S)
+        progress.note(WholePicture(lambda: numbered_picture(0), 160, 120, None), now_ns)
+    return progress, now_ns
+
+
+@pytest.mark.parametrize("gap_s", [3.0, 5.0, 10.0])
+def test_a_camera_of_one_picture_in_some_seconds_is_never_stale_between_two(gap_s: float) -> None:
+    """From its first picture on, when nothing is known of its rate."""
+    for count in range(12):
+        progress, now_ns = _seen(*[gap_s] * count)
+        assert not progress.stale(now_ns + round(1.9 * gap_s * S), FIRST)
+        assert progress.stale(now_ns + round(max(3 * gap_s, 20) * S) + S, FIRST)
+
+
+def test_pictures_that_the_decoder_kept_while_it_opened_say_nothing_about_the_rate() -> None:
+    """They come at once, and the next one in its own time."""
+    progress, now_ns = _seen(0.0, 0.001, 0.001)
+    assert not progress.stale(now_ns + 10 * S, FIRST)
+    assert progress.patience_ns(4 * S, FIRST) == FIRST
+
+
+def test_a_fast_camera_is_stale_after_two_seconds_and_lost_after_the_least_silence() -> None:
+    progress, now_ns = _seen(*[0.04] * 9)
+    assert not progress.stale(now_ns + 2 * S, FIRST)
+    assert progress.stale(now_ns + 2 * S + 1, FIRST)
+    assert progress.patience_ns(4 * S, FIRST) == 4 * S
+
+
+def test_a_camera_that_pauses_now_and_then_is_given_three_times_its_longest_pause() -> None:
+    progress, _ = _seen(*[0.04] * 5, 3.0, *[0.04] * 5)
+    assert progress.patience_ns(4 * S, FIRST) == 9 * S
+
+
+def test_another_connection_is_learnt_anew() -> None:
+    progress, now_ns = _seen(10.0, 10.0)
+    progress.begin()
+    assert progress.patience_ns(4 * S, FIRST) == FIRST
+    assert not progress.stale(now_ns + 99 * S, FIRST)
+
+
+class _Halting:
+    """A live source that gives so many pictures, 40 ms apart, and then blocks until it is released."""
+
+    live = True
+    decoder = "scripted"
+
+    def __init__(self, clock: JumpClock, pictures: int) -> None:
+        self.waiting_since_s: float | None = None
+        self.waits, self.released, self.closed = (threading.Event() for _ in range(3))
+        self._clock, self._left = clock, pictures
+
+    def read(self) -> Decoded | None:
+        if self._left == 0:
+            self.waiting_since_s = self._clock() / 1e9
+            self.waits.set()
+            assert self.released.wait(10)
+            self.waiting_since_s = None
+        self._left -= 1
+        self._clock.now_ns += 40_000_000
+        return WholePicture(lambda: numbered_picture(0), 160, 120, None)
+
+    def want(self, pictures_per_s: float | None) -> None:
+        """All are given."""
+
+    def interrupt(self) -> None:
+        """It hangs."""
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+@pytest.mark.parametrize(("pictures", "patience_s"), [(0, 20.0), (1, 20.0), (12, 4.0)])
+def test_a_silent_source_is_left_behind_when_its_time_is_over_and_not_before(
+    pictures: int, patience_s: float
+) -> None:
+    """What it gives after all is handed on to nobody, and it is closed then."""
+    clock, basket, changes = JumpClock(), Basket(), Changes()
+    halting = _Halting(clock, pictures)
+    again = threading.Event()
+
+    def opener(_uri: CameraUri, _limits: Limits) -> _Halting:
+        if again.is_set():
+            return _Halting(clock, 0)
+        again.set()
+        return halting
+
+    def wait(event: threading.Event, _timeout_s: float) -> bool:
+        return event.wait(10)  # after the loss, until the end of the test
+
+    means = Means(opener=opener, wait=wait)
+    camera = Camera("dock", "rtsp://h/x", SPEC, basket, clock=clock, on_change=changes, means=means)
+    with running(camera, end_limit_s=1.0):
+        assert halting.waits.wait(5)
+        clock.now_ns += round((patience_s - 0.1) * S)
+        camera.watch()
+        assert not {"reconnecting", "failed"} & set(changes.states)
+        clock.now_ns += round(0.2 * S)
+        camera.watch()
+        lost = changes.wait_for("reconnecting" if pictures else "failed")
+        assert f"gave no picture for {patience_s:g} s" in (lost.last_error or "")
+        halting.released.set()
+        assert halting.closed.wait(5)
+    assert len(basket.frames) == pictures
+
+
+def test_stop_does_not_wait_for_a_source_that_is_silent() -> None:
+    clock = JumpClock()
+    halting = _Halting(clock, 1)
+    camera = Camera("dock", "rtsp://h/x", SPEC, Basket(), clock=clock, means=Means(lambda _u, _l: halting))
+    with running(camera, end_limit_s=1.0):
+        assert halting.waits.wait(5)
+    assert camera.status().state == "stopped"
+    halting.released.set()
+    assert halting.closed.wait(5)
