@@ -16,6 +16,7 @@ from typing import Any
 from visionedge.calls import Calls
 from visionedge.capture.pictures import decode_picture
 from visionedge.config import Config
+from visionedge.documents import Document
 from visionedge.edge.desired import Carriers, Desired
 from visionedge.edge.line import Errand, Outcome
 from visionedge.edge.methods import Methods
@@ -113,7 +114,16 @@ class Remote:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_END_S)
-        await asyncio.to_thread(self._desk.close)
+        # A picture that is worked on may take its time, and the stop does not wait for it.
+        self._desk.close(wait=False)
+
+    def reload(self, read: Callable[[], Document]) -> None:
+        """Take the local document anew, as `read` gives it."""
+        self._desired.reload(read)
+
+    def retry(self) -> None:
+        """Something that was refused may be possible now: try it at once."""
+        self._desired.retry()
 
     def next_sequences(self) -> dict[str, int]:
         """What has to be remembered, so that the numbers of pictures never repeat (`sequences`)."""

@@ -21,6 +21,7 @@ class Crew:
 
     A thread that is `vital` must live until `stopping`: if its target returns or raises before that,
     `on_death` is called once, from that thread, with its name and the error (None for a plain return).
+    One that is vital and `may_return` ends the module only by an error: its owner tells it when to end.
     """
 
     def __init__(self, on_death: OnDeath) -> None:
@@ -32,23 +33,28 @@ class Crew:
     def __repr__(self) -> str:
         return f"<Crew alive={self.alive()}>"
 
-    def start(self, name: str, target: Callable[[], None], *, vital: bool = False) -> threading.Thread:
+    def start(
+        self, name: str, target: Callable[[], None], *, vital: bool = False, may_return: bool = False
+    ) -> threading.Thread:
         """Start a daemon thread that runs `target` and never lets an exception escape unseen."""
-        thread = threading.Thread(target=self._run, args=(name, target, vital), name=name, daemon=True)
+        thread = threading.Thread(
+            target=self._run, args=(name, target, vital, may_return), name=name, daemon=True
+        )
         with self._lock:
             self._threads = [t for t in self._threads if t.is_alive()]
             self._threads.append(thread)
             thread.start()
         return thread
 
-    def _run(self, name: str, target: Callable[[], None], vital: bool) -> None:
+    def _run(self, name: str, target: Callable[[], None], vital: bool, may_return: bool) -> None:
         error: BaseException | None = None
         try:
             target()
         except BaseException as caught:  # the last fence: told, never lost
             error = caught
             log.exception("thread %s died", name)
-        if vital and not self.stopping.is_set():
+        ended_well = error is None and may_return
+        if vital and not ended_well and not self.stopping.is_set():
             self._on_death(name, error)
 
     def alive(self) -> list[str]:

@@ -167,6 +167,11 @@ class Lines:
         try:
             taken = self._calls.call(errand.what, lambda: errand.do(line.link), self._deadlines.answer_s)
             outcome = "taken" if taken else "refused"
+        except (LinkError, OverdueError, StuckError):
+            raise
+        except Exception:  # it is this errand that cannot be done; the connection is well
+            log.exception("%s failed", errand.what)
+            outcome = "refused"
         finally:
             errand.done(outcome)
 

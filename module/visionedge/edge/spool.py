@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 from visionedge.edge.messages import Message
 from visionedge.edge.shelves import Shelves
 from visionedge.edge.spool_file import Place, open_store, put_aside
-from visionedge.edge.store import Bounds, Connect, Loss, Reason, Store, broken
+from visionedge.edge.store import Bounds, Connect, Loss, Reason, Row, Store, broken
 from visionedge.frames import utc_now
 from visionedge.threads import Crew
 from visionedge.uris import redact
@@ -102,7 +102,7 @@ class Spool:
         self._retry_ns = 0
         self._traces_ns = 0
         self._ages_ns = clock() + _AGES_NS
-        self._started = self._closing = False
+        self._started = self._closing = self._one_by_one = False
         self._rows = (0, 0)
         self._losses: list[Loss] = []
         self._news: list[News] = []
@@ -118,7 +118,7 @@ class Spool:
     def start(self) -> None:
         """Begin to write; once."""
         self._started = True
-        self._crew.start("spool", self._run)
+        self._crew.start("spool", self._run, vital=True, may_return=True)
 
     # --- for the hub client (`backlog.Waiting`) -------------------------------------------------------------
 
@@ -275,14 +275,16 @@ class Spool:
         with self._changed:
             if self._reason is not None:
                 self._shelves.reclaim()
-            work = self._shelves.take_work(self._lived_s(), self._utc().date().isoformat())
+            work = self._shelves.take_work(
+                self._lived_s(), self._utc().date().isoformat(), *([1] if self._one_by_one else [])
+            )
         store.bounds = self._place.bounds
         try:
             going = store.excess(work)
             with self._changed:
                 going = self._shelves.withdraw(going)
             keys = store.write(replace(work, evicted=going))
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             with self._changed:
                 self._shelves.failed()
             if broken(error):
@@ -290,12 +292,32 @@ class Spool:
             else:
                 self._turn(str(error))
             return False
+        except Exception as error:  # noqa: BLE001 - raised again where no message is to blame
+            self._sort_out(error)
+            return True
         with self._changed:
+            self._one_by_one = self._one_by_one and self._shelves.has_fresh
             self._shelves.written(keys, going)
             self._rows = (store.count, store.bytes)
             self._losses = store.losses
         self._turn(None)
         return store.over and bool(going or keys)
+
+    def _sort_out(self, error: Exception) -> None:
+        """A value cannot be written: find the message that has it, one by one, and let that one go.
+
+        Raises:
+            Exception: it was no message; the thread ends, and the module with it, to be started again.
+        """
+        with self._changed:
+            if not self._one_by_one:
+                self._one_by_one = True
+                self._shelves.failed()
+                return
+            message_id = self._shelves.rejected()
+        if message_id is None:
+            raise error
+        log.warning("message %s cannot be kept on disk and is dropped: %s", message_id, redact(str(error)))
 
     def _refill(self) -> None:
         with self._changed:
@@ -304,10 +326,12 @@ class Spool:
             after, room, store = self._shelves.loaded_to, self._shelves.room, self._store
         try:
             rows = store.load(after, *room)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError) as error:
             # A file that cannot even be read is worth nothing.
             self._replace(store, f"it cannot be read: {error}")
             return
+        if odd := [row for _, row in rows if isinstance(row, Row)]:
+            log.warning("%d messages on disk cannot be read and are dropped", len(odd))
         with self._changed:
             self._shelves.loaded(rows)
 

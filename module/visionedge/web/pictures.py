@@ -81,9 +81,9 @@ class Desk:
         if not future.cancelled():
             future.exception()
 
-    def close(self) -> None:
-        """Let go of what waits and end the threads, which takes as long as one job."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+    def close(self, *, wait: bool = True) -> None:
+        """Let go of what waits and end the threads; with `wait` that takes as long as one job."""
+        self._executor.shutdown(wait=wait, cancel_futures=True)
 
 
 @dataclass(frozen=True, slots=True)
