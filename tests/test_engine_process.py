@@ -298,10 +298,12 @@ class Interrupting(Crew):
         super().__init__(lambda _name, _error: None)
         self._act = act
 
-    def start(self, name: str, target: Callable[[], None], *, vital: bool = False) -> threading.Thread:
+    def start(
+        self, name: str, target: Callable[[], None], *, vital: bool = False, may_return: bool = False
+    ) -> threading.Thread:
         if name.startswith("engine-log:"):
             self._act(int(name.partition(":")[2]))
-        return super().start(name, target, vital=vital)
+        return super().start(name, target, vital=vital, may_return=may_return)
 
 
 def test_close_while_it_opens_ends_at_once(model: Model, arena: Arena) -> None:

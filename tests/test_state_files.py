@@ -7,7 +7,6 @@ import queue
 import random
 import sqlite3
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -47,13 +46,13 @@ def _spool(path: Path) -> Spool:
         OWNER,
         Crew(lambda name, error: pytest.fail(f"{name}: {error}")),
         tempo=Tempo(memory_bytes=1_000_000, retry_s=10),
-        utc=lambda: datetime(2026, 11, 22, tzinfo=UTC),
     )
 
 
 def _filled(path: Path) -> None:
     """A spool with something in every table."""
     spool = _spool(path)
+    spool.follow_spent(lambda: {"2026-11-22": 3})
     for number in range(1, 4):
         spool.put(_message(number))
     spool._round()
@@ -90,7 +89,7 @@ def _goes_on(path: Path) -> list[str]:
             spool.settle(message)
     assert got[-1] == 1000
     assert spool.status().mode == "disk"
-    codes = [news.code for news in spool.take_news()]
+    codes: list[str] = [news.code for news in spool.take_news()]
     assert all(0 <= number < 2**53 for number in spool.numbers.values())
     spool._shut()
     return codes

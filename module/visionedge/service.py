@@ -182,7 +182,8 @@ class Service:
         """What the work gives, or None when the module was stopped before."""
         working: asyncio.Future[T] = asyncio.ensure_future(work)
         stopped = asyncio.ensure_future(self._stopped.wait())
-        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {working, stopped}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if working.done():
             return working.result()

@@ -8,7 +8,7 @@ none), so no number is ever sent that a restart could give to another message.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from visionedge.edge.messages import EVENTS, Message
@@ -138,7 +138,7 @@ class Shelves:
         """How many messages and bytes the window takes at a time."""
         return self._window_limit, self._window_bytes
 
-    def take_work(self, lived_s: float, day: str, most: int = _WORK_MESSAGES) -> Work:
+    def take_work(self, lived_s: float, spent: Mapping[str, int], most: int = _WORK_MESSAGES) -> Work:
         """What to write now; it stays on the shelf `writing` until `written`, `failed` or `rejected`."""
         left_bytes = _WORK_BYTES
         while self._fresh and len(self._writing) < most and left_bytes > 0:
@@ -153,7 +153,7 @@ class Shelves:
             told=self._told,
             numbers=self._spilled,
             lived_s=lived_s,
-            day=day,
+            spent=spent,
         )
         self._settled, self._losses, self._told, self._spilled = [], [], [], {}
         return self._work

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -20,7 +19,6 @@ from visionedge.edge.messages import Message
 from visionedge.edge.shelves import Shelves
 from visionedge.edge.spool_file import Place, open_store, put_aside
 from visionedge.edge.store import Bounds, Connect, Loss, Reason, Row, Store, broken
-from visionedge.frames import utc_now
 from visionedge.threads import Crew
 from visionedge.uris import redact
 
@@ -69,8 +67,8 @@ class Spool:
     """A durable `backlog.Waiting`. All methods but `start` and `close` return at once, from any thread.
 
     The constructor opens the file and may block for some seconds; it raises nothing: without a usable file
-    the spool begins in memory. For who counts on: `numbers` are the last of each output, `spent` the messages
-    of telemetry by UTC day.
+    the spool begins in memory. For who counts on: `numbers` are the last of each output, `spent` what
+    was spent of the budget by UTC day.
     """
 
     def __init__(
@@ -82,14 +80,13 @@ class Spool:
         bounds: Bounds | None = None,
         tempo: Tempo | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
-        utc: Callable[[], datetime] = utc_now,
         connect: Connect | None = None,
     ) -> None:
         self._place = Place(path, owner, bounds or Bounds(), connect)
         self._crew = crew
         self._tempo = tempo or Tempo()
         self._clock = clock
-        self._utc = utc
+        self._spent: Callable[[], Mapping[str, int]] = lambda: self.spent
         self._wake_client: Callable[[], None] = lambda: None
         self._store: Store | None = None
         self._lived_before_s = 0.0
@@ -125,6 +122,10 @@ class Spool:
     def attach(self, wake: Callable[[], None]) -> None:
         """`wake` is called from the thread `spool` when there may be something for the hub."""
         self._wake_client = wake
+
+    def follow_spent(self, spent: Callable[[], Mapping[str, int]]) -> None:
+        """Keep on disk what `spent` gives, with the messages; it is called from the thread `spool`."""
+        self._spent = spent
 
     def put(self, message: Message, tells: tuple[Loss, ...] = ()) -> None:
         """Take a message; the losses that it tells are forgotten once the hub has it."""
@@ -275,9 +276,7 @@ class Spool:
         with self._changed:
             if self._reason is not None:
                 self._shelves.reclaim()
-            work = self._shelves.take_work(
-                self._lived_s(), self._utc().date().isoformat(), *([1] if self._one_by_one else [])
-            )
+            work = self._shelves.take_work(self._lived_s(), self._spent(), *([1] if self._one_by_one else []))
         store.bounds = self._place.bounds
         try:
             going = store.excess(work)

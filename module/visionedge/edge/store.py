@@ -120,8 +120,8 @@ class Bounds:
 class Work:
     """What one transaction shall do.
 
-    `settled` has keys with their bytes, `numbers` the last that were sent while there was no disk, `day` is
-    the UTC date.
+    `settled` has keys with their bytes, `numbers` the last that were sent while there was no disk, `spent`
+    what was spent of the budget by UTC day.
     """
 
     append: Sequence[Message] = ()
@@ -131,7 +131,7 @@ class Work:
     told: Sequence[Loss] = ()
     numbers: Mapping[str, int] = field(default_factory=dict)
     lived_s: float = 0.0
-    day: str = ""
+    spent: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def growth_bytes(self) -> int:
@@ -226,6 +226,7 @@ class Store:
             self._change_losses([*work.losses, *_ranges(work.evicted)], work.told)
             self._db.execute("UPDATE owner SET lived_s = ?", (int(work.lived_s),))
             losses = self._read_losses()
+        self.spent = dict(work.spent)
         self.count = count + len(keys)
         self.bytes = size + sum(message.size_bytes for message in work.append)
         self.losses = losses
@@ -312,14 +313,10 @@ class Store:
         return keys
 
     def _spend(self, work: Work) -> None:
-        """Count the day's messages, so that a restart grants no second budget."""
-        if telemetry := sum(message.output != EVENTS for message in work.append):
-            self._db.execute("DELETE FROM spent WHERE day < ?", (work.day,))
-            self._db.execute(
-                "INSERT INTO spent VALUES (?, ?)"
-                " ON CONFLICT(day) DO UPDATE SET messages = messages + excluded.messages",
-                (work.day, telemetry),
-            )
+        """Keep what was spent of the day's budget, so that a restart grants no second one."""
+        if work.spent != self.spent:
+            self._db.execute("DELETE FROM spent")
+            self._db.executemany("INSERT INTO spent VALUES (?, ?)", work.spent.items())
 
     def _without(self, settled: Iterable[tuple[int, int]]) -> tuple[int, int]:
         """Delete rows by (key, bytes); how many messages and bytes are left."""

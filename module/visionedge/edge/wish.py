@@ -80,11 +80,11 @@ def acknowledgement(
     # A section that was taken away, and that cannot be done without, has its say as well.
     keys = {*wish.document, *(key for key in refused if key)}
     told = {key: _reasons(key, wish, refused, force) for key in sorted(keys, key=_rank)}
-    kept = dict(list(told.items())[:_MOST_SECTIONS])
-    if len(kept) < len(told):
-        more = f"{len(told) - len(kept)} more keys; the event config-rejected has their problems"
-        kept["_more"] = [more]
-    cut = _cut(kept, MAX_ACKNOWLEDGEMENT_BYTES - sum(len(_key(key)) + _MORE_BYTES for key in kept))
+    first = dict(list(told.items())[:_MOST_SECTIONS])
+    if len(first) < len(told):
+        more = f"{len(told) - len(first)} more keys; the event config-rejected has their problems"
+        first["_more"] = [more]
+    cut = _cut(first, MAX_ACKNOWLEDGEMENT_BYTES - sum(len(_key(key)) + _MORE_BYTES for key in first))
     return {_key(key): _entry(wish.version, reasons, kept=kept) for key, reasons in cut.items()}
 
 
