@@ -323,6 +323,22 @@ def test_close_while_it_opens_ends_at_once(model: Model, arena: Arena) -> None:
     assert not alive(seen[0])
 
 
+def test_a_first_child_that_is_killed_gets_one_more_try(model: Model, arena: Arena) -> None:
+    """By whoever wanted its memory: the second one opens the same and computes."""
+    seen: list[int] = []
+
+    def kill(pid: int) -> None:
+        seen.append(pid)
+        if len(seen) == 1:
+            os.kill(pid, signal.SIGKILL)
+
+    engine = EngineProcess(model, CPU, arena, crew=Interrupting(kill))
+    engine.open()
+    assert len(seen) == 2
+    assert engine.process.down is None
+    engine.close()
+
+
 def test_close_before_it_opens_leaves_nothing_to_open(model: Model, arena: Arena) -> None:
     engine = EngineProcess(model, CPU, arena)
     engine.close()

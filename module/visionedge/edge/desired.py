@@ -222,8 +222,8 @@ class Desired:
         finally:
             keep_secret(secrets_in(self._local) | secrets_in(self._force))
         refused = await self._applied(config)
-        for section, reasons in refused.items():
-            log.warning("configuration file: %s stays as it was: %s", section or "all", "; ".join(reasons))
+        for reason in (reason for reasons in refused.values() for reason in reasons):
+            log.warning("configuration file: %s; this section stays as it was", redact(reason))
         if "" in refused:
             self._running = None
             return
