@@ -23,7 +23,7 @@ from visionedge.frames import Picture
 from visionedge.inference.any_engine import EngineNews
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.process import EngineProcess
-from visionedge.inference.session import EngineError
+from visionedge.inference.session import EngineAwayError, EngineError
 from visionedge.inference.shared import Arena
 from visionedge.inference.startup import open_engine
 from visionedge.inference.worker import Limits, child_environ
@@ -279,6 +279,21 @@ def test_without_a_child_a_batch_fails_after_a_moment_and_says_why(
         path.write_bytes(content)
         assert opened.told().code == "engine-back"
         assert opened.engine.process.down is None
+
+
+def test_a_child_that_hangs_is_noticed_long_before_the_most_that_a_batch_may_take(
+    model: Model, arena: Arena
+) -> None:
+    """By what its batches took before."""
+    with Opened(model, arena) as opened:
+        for _ in range(10):
+            opened.engine.infer(pictures(1))
+        os.kill(opened.pid, signal.SIGSTOP)
+        with pytest.raises(EngineAwayError):
+            opened.engine.infer(pictures(1))
+        found = re.search(r"gave no answer within ([\d.]+) s", opened.told().message)
+        assert found is not None
+        assert float(found[1]) < Limits().run_s / 2
 
 
 def test_close_ends_child_threads_and_what_waits(model: Model, arena: Arena) -> None:

@@ -191,9 +191,12 @@ def test_a_thousand_calls_at_once_are_all_answered(tmp_path: Path) -> None:
             give_way=lambda: None,
             first_sequence=1,
         )
-        calling = threading.Thread(
-            target=lambda: [remote.called(MethodCall("ping", None, str(n), 1)) for n in range(1000)]
-        )
+
+        def call_all() -> None:
+            for number in range(1000):
+                remote.called(MethodCall("ping", None, str(number), 1))
+
+        calling = threading.Thread(target=call_all)
         calling.start()
         async with asyncio.timeout(30):
             while len(statuses) < 1000:  # noqa: ASYNC110 - they come by callbacks, one by one

@@ -5,6 +5,7 @@ import json
 import os
 import queue
 import random
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,9 @@ from visionedge.edge.messages import Message
 from visionedge.edge.spool import Spool, Tempo
 from visionedge.edge.store import Loss, Store
 from visionedge.edge.wish import Wish
-from visionedge.inference.plan import Measured
+from visionedge.fetching.kept import Kept
+from visionedge.inference.plan import Fit, Measured, Pair, Timed
+from visionedge.inference.plan_cache import PlanCache, PlanKey
 from visionedge.sequences import KEPT_S, MOST_NAMES, Position, Sequences
 from visionedge.state_file import KEPT_ASIDE, DamagedError, read_json, set_aside, sweep, write_json
 from visionedge.threads import Crew
@@ -395,3 +398,57 @@ def test_a_document_that_is_too_deep_is_damage(tmp_path: Path) -> None:
     path.write_text("[" * 65 + "]" * 65)
     with pytest.raises(DamagedError, match="deeply"):
         read_json(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"[" * 100_000,
+        b'{"schema": 1}',
+        b"\xff",
+        b'{"schema": "visionedge/plan/1", "key": {}, "measured": {"spentSeconds": 1e999}}',
+    ],
+)
+def test_a_damaged_plan_is_set_aside_and_measured_anew(tmp_path: Path, content: bytes) -> None:
+    """However many there are, the folder keeps three of them."""
+    for cores in range(1, 6):
+        key = PlanKey("a" * 64, "cpu", "a processor", ("1",), cores, 8, None)
+        path = tmp_path / f"{key.name()}.json"
+        path.write_bytes(content)
+        assert PlanCache(tmp_path).load(key) is None
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "damaged.aside",
+        "damaged.aside.1",
+        "damaged.aside.2",
+    ]
+
+
+def test_any_number_in_a_kept_plan_may_be_damaged(tmp_path: Path) -> None:
+    """It is found out, or is one that does no harm; no error gets through."""
+    key = PlanKey("a" * 64, "cpu", "a processor", ("1",), 2, 8, None)
+    line = Timed(Pair(1, 1), 10.0, 100.0, 90.0, 3)
+    plans = PlanCache(tmp_path)
+    plans.store(key, Measured((line,), (Fit(1, 100.0, 0.0),), Pair(1, 1), (1,), "why", 1.0))
+    path = tmp_path / f"{key.name()}.json"
+    text = path.read_text()
+    spots = [found.span() for found in re.finditer(r"(?<=[ :\[])\d+(\.\d+)?(?=[,}\]])", text)]
+    assert len(spots) > 10
+    for start, end in spots:
+        for wrong in ("1e999", "-1", "null", '"x"', "[]", "{}", "9" * 400, "true"):
+            path.write_text(text[:start] + wrong + text[end:])
+            plans.load(key)
+
+
+def test_a_pipe_in_the_place_of_a_kept_model_is_not_waited_for(tmp_path: Path) -> None:
+    """Neither for the model, nor for what has arrived of it."""
+    kept = Kept(tmp_path)
+    for end in ("onnx", "part"):
+        path = tmp_path / "models" / f"{'a' * 64}.{end}"
+        path.parent.mkdir(exist_ok=True)
+        os.mkfifo(path)
+    assert kept.find("a" * 64) is None
+    with kept.begin("a" * 64) as part:
+        part.write(b"x")
+    assert part.size_bytes == 1

@@ -95,39 +95,45 @@ def sweep(folder: Path) -> None:
                 left.unlink()
 
 
-def set_aside(path: Path, companions: tuple[str, ...] = ()) -> None:
+def set_aside(path: Path, companions: tuple[str, ...] = (), name: str | None = None) -> None:
     """Rename a file to `NAME.aside`, and older ones to `NAME.aside.1` …; with files named `NAME` + companion.
+
+    `name`: instead of the file's own, for many files of which only a few damaged ones are worth keeping.
 
     Raises:
         OSError: it stays where it is.
     """
     for end in (*companions, ""):
         old = path.with_name(path.name + end)
-        if not _exists(old):
+        if not os.path.lexists(old):
             continue
-        names = [f"{path.name}.aside{end}", *(f"{path.name}.aside.{n}{end}" for n in range(1, KEPT_ASIDE))]
+        stem = f"{name or path.name}.aside"
+        names = [f"{stem}{end}", *(f"{stem}.{n}{end}" for n in range(1, KEPT_ASIDE))]
         places = [path.with_name(name) for name in names]
         for younger, older in reversed(list(itertools.pairwise(places))):
-            if _exists(younger):
+            if os.path.lexists(younger):
                 _make_way(older)
                 younger.replace(older)
         _make_way(places[0])
         old.replace(places[0])
 
 
+def drop_damaged(path: Path) -> None:
+    """Set a damaged file of a cache aside, under one name for its whole folder; raises nothing."""
+    with contextlib.suppress(OSError):
+        set_aside(path, name="damaged")
+
+
 def is_odd(path: Path) -> bool:
     """Whether something lies there that is no regular file: opening it could block or never end."""
-    try:
-        return not stat.S_ISREG(path.lstat().st_mode)
-    except OSError:
-        return False
+    return os.path.lexists(path) and not path.is_file()
 
 
 class _Regular:
     """An open regular file; a pipe or a device is refused instead of waited for."""
 
     def __init__(self, path: Path) -> None:
-        if is_odd(path) and not path.is_file():
+        if is_odd(path):
             raise DamagedError("it is no regular file")
         self._handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat.S_ISREG(os.fstat(self._handle).st_mode):
@@ -168,10 +174,6 @@ def _depth(document: Any) -> int:
             for inner in (value.values() if isinstance(value, dict) else value)
         ]
     return depth
-
-
-def _exists(path: Path) -> bool:
-    return path.is_symlink() or path.exists()
 
 
 def _make_way(path: Path) -> None:
