@@ -288,7 +288,10 @@ def test_a_child_that_hangs_is_noticed_long_before_the_most_that_a_batch_may_tak
     with Opened(model, arena) as opened:
         for _ in range(10):
             opened.engine.infer(pictures(1))
+        stopped = os.pidfd_open(opened.pid)
         os.kill(opened.pid, signal.SIGSTOP)
+        os.waitid(os.P_PIDFD, stopped, os.WSTOPPED | os.WNOWAIT)
+        os.close(stopped)
         with pytest.raises(EngineAwayError):
             opened.engine.infer(pictures(1))
         found = re.search(r"gave no answer within ([\d.]+) s", opened.told().message)

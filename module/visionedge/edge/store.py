@@ -6,6 +6,7 @@ power cut. Keys rise in the order of writing; numbers rise by one within an outp
 
 import functools
 import json
+import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -15,6 +16,8 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from visionedge.edge.messages import EVENTS, MAX_BYTES, Message
+
+log = logging.getLogger(__name__)
 
 Reason = Literal["full", "old", "refused", "unreadable", "unwritable"]
 """Why messages were dropped: no room, too old, the SDK can never send them, the file could not be read, or
@@ -376,12 +379,11 @@ def _message(row: Sequence[Any]) -> Message | Row:
         body.decode("utf-8")
         message_id.encode("utf-8")
         properties.encode("utf-8")
-        sound = bool(message_id) and all(isinstance(value, str) for value in known.values())
+        if message_id and all(isinstance(value, str) for value in known.values()):
+            return Message(output, body, message_id, known, number, frames)
     except (ValueError, RecursionError, AttributeError):
-        sound = False
-    return (
-        Message(output, body, message_id, known, number, frames) if sound else Row(key, output, number, size)
-    )
+        log.debug("row %d of the spool makes no sense", key)
+    return Row(key, output, number, size)
 
 
 def _schema_of(database: sqlite3.Connection) -> list[tuple[object, ...]]:
