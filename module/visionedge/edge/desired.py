@@ -258,10 +258,7 @@ class Desired:
             self._running = config  # the module starts with it, and ends where it cannot
         self._started_with = None
         refused = await self._applied(config)
-        # A section that is not desired, and was not before, needs no answer.
-        refused = {
-            key: why for key, why in refused.items() if not key or key in {**wish.document, **self._force}
-        }
+        refused = self._answerable(wish, refused)
         again, self._told = (wish, refused) == self._told, (wish, refused)
         self._refused, self._refused_s = refused, self._clock_s()
         if "" in refused:
@@ -279,6 +276,11 @@ class Desired:
             self._acknowledge()
         if changed:
             self._accept(wish, changed)
+
+    def _answerable(self, wish: Wish, refused: Refusals) -> Refusals:
+        """Without the sections that are not desired, and were not before: they need no answer."""
+        known = {"", *wish.document, *self._force}
+        return {key: reasons for key, reasons in refused.items() if key in known}
 
     async def _applied(self, config: Config) -> Refusals:
         """Apply a configuration; the sections that were refused."""

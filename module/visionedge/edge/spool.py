@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 FILE_NAME = "spool.db"
 
+_LONGEST_REASON = 200
 _NS = 1_000_000_000
 _TRACES_NS = 200_000_000
 _REPEAT_NS = 300 * _NS
@@ -276,7 +277,8 @@ class Spool:
         with self._changed:
             if self._reason is not None:
                 self._shelves.reclaim()
-            work = self._shelves.take_work(self._lived_s(), self._spent(), *([1] if self._one_by_one else []))
+            most = (1,) if self._one_by_one else ()
+            work = self._shelves.take_work(self._lived_s(), self._spent(), *most)
         store.bounds = self._place.bounds
         try:
             going = store.excess(work)
@@ -366,6 +368,7 @@ class Spool:
         self._open()
 
     def _tell_lost(self, why: str, upto: Mapping[str, int]) -> None:
+        why = " ".join(why.split())[:_LONGEST_REASON]  # it may quote a damaged schema
         text = (
             f"{self._place.path.name} is of no use ({why}): it was set aside, what waited in it is not sent"
         )
