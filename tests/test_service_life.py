@@ -11,14 +11,19 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from camera_doubles import SPEC, Basket
 from model_server import ModelServer, status
 from module_process import ModuleProcess
+from test_edge_telemetry import MAN, World
 from tiny_models import TinyDetector
+from visionedge.capture.camera import Camera, CameraStatus
+from visionedge.capture.status import State
 from visionedge.config import validate
 from visionedge.edge.desired import Carriers
 from visionedge.edge.line import Errand
@@ -28,7 +33,7 @@ from visionedge.inference.lineup import Lineup
 from visionedge.metrics import Metrics
 from visionedge.remote import Remote
 from visionedge.rooms import Rooms
-from visionedge.service import STOP_WITHIN_S
+from visionedge.service import STOP_WITHIN_S, Options, Service
 from visionedge.threads import Crew
 
 
@@ -209,3 +214,50 @@ def test_a_thousand_calls_at_once_are_all_answered(tmp_path: Path) -> None:
     assert len(statuses) == 1000
     assert set(statuses) <= {200, 503}
     assert 200 in statuses
+
+
+def test_the_series_of_a_camera_that_is_gone_end() -> None:
+    """What was observed of it goes; of one that was never seen there is nothing to go."""
+    world = World()
+    metrics = Metrics(lambda: ())
+    for name in ("dock", "yard"):
+        metrics.observe(world.result([MAN], camera=name))
+    metrics.forget("dock")
+    metrics.forget("never")
+    text = metrics.render().decode()
+    assert 'camera="yard"' in text
+    assert 'camera="dock"' not in text
+
+
+def test_one_result_that_cannot_be_handled_costs_none_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an error that comes again and again ends the module."""
+
+    class Picky:
+        def __init__(self) -> None:
+            self.taken: list[str] = []
+
+        def event(self, _kind: str, code: str, _text: str, _details: Any) -> None:
+            if code == "stale":
+                raise TypeError("no such thing")
+            self.taken.append(code)
+
+    document = {"inference": {"process": False, "device": "cpu"}, "http": {"port": 0}}
+    service = Service(Options(Carriers.read(document), tmp_path, environ={}))
+    monkeypatch.setattr(service, "_call_soon", lambda _call: None)  # there is no loop
+    delivery = service.rooms.delivery = Picky()  # type: ignore[assignment]  # the half that is used
+    for state in get_args(State)[1:4]:
+        service.rooms.outbox.put(_status(state))
+    service._pump()
+    assert delivery.taken == ["live", "frozen"]
+    assert not service.rooms.failed
+    for _ in range(60):
+        service.rooms.outbox.put(_status("stale"))
+    service._pump()
+    assert service.rooms.failed
+
+
+def _status(state: State) -> CameraStatus:
+    camera = Camera("dock", "demo:", SPEC, Basket())
+    return replace(camera.status(), state=state)
