@@ -1,6 +1,7 @@
 """The hub client with a scripted link: bounds, order, errors, and calls that never return."""
 
 import logging
+import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -497,3 +498,43 @@ def test_an_error_is_described_with_its_causes_in_one_line() -> None:
     error.__cause__.__cause__ = ValueError("Connection refused")
     assert describe(error) == "Could not connect to IoTHub: [Errno 111] Connection refused"
     assert describe(RuntimeError()) == "RuntimeError"
+
+
+# --- errors that nobody expects -----------------------------------------------------------------------------
+
+
+def test_a_message_that_fails_in_an_unknown_way_goes_alone(bench: Bench) -> None:
+    """It is counted, the connection stays, and those behind it arrive."""
+    client = bench.client()
+    client.start()
+    bench.hub.wait(lambda: "connected" in bench.states)
+    bench.hub.errors = [TypeError("no such thing")]
+    for number in (1, 2, 3):
+        client.send(message(number))
+    bench.hub.wait(lambda: len(bench.hub.arrived) == 2)
+    assert bench.hub.arrived == ["detections-2", "detections-3"]
+    assert dict(client.status().dropped) == {"refused": 1}
+    assert bench.hub.opened == 1
+
+
+def test_a_connection_that_fails_in_an_unknown_way_is_made_anew(bench: Bench) -> None:
+    bench.hub.errors = [TypeError("no such thing")]
+    client = bench.client()
+    client.start()
+    client.send(message(1))
+    bench.hub.wait(lambda: bench.hub.arrived == ["detections-1"])
+    assert bench.hub.opened == 2
+
+
+def test_a_client_that_fails_again_and_again_ends_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread dies in sight of the crew."""
+    monkeypatch.setattr("visionedge.edge.client._MOST_ACCIDENTS", 3)
+    deaths: queue.SimpleQueue[str] = queue.SimpleQueue()
+    bench = Bench()
+    bench.crew = Crew(lambda name, _error: deaths.put(name))
+    bench.hub.errors = [TypeError("no such thing")] * 9
+    client = bench.client()
+    client.start()
+    assert deaths.get(timeout=10) == "hub:client"
+    client.close(1)
+    assert bench.crew.join(5) == []

@@ -29,6 +29,15 @@ class Module:
         self.given_way = asyncio.Event()
         self.retry_s = 3600.0
 
+    def fill_disk(self, *, full: bool) -> None:
+        """A folder in the place of the file that is written first: it cannot be made, or can be again."""
+        fresh = self.path.with_suffix(".new")
+        if full:
+            (fresh / "full").mkdir(parents=True)
+        else:
+            (fresh / "full").rmdir()
+            fresh.rmdir()
+
     def carriers(self) -> Carriers:
         """What a start of the module finds."""
         return Carriers.read(self.local, LastGood(self.path, "me"))
@@ -317,3 +326,118 @@ def test_a_model_that_is_still_fetched_gives_way_to_another(tmp_path: Path) -> N
 
     module.talk(story)
     assert [config.model.path for config in module.applied] == ["slow.onnx", "other.onnx"]
+
+
+# --- what is not in force, or not on disk, yet --------------------------------------------------------------
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that changes on the loop or on a thread of it."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - as in `acknowledged`
+            await asyncio.sleep(0.001)
+
+
+def test_what_a_full_disk_does_not_take_is_acknowledged_so_and_written_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill after that brings back nothing that was switched off."""
+    monkeypatch.setattr("visionedge.edge.desired._KEEP_AGAIN_S", 0.01)
+    module = Module(tmp_path)
+    module.fill_disk(full=True)
+
+    async def story(desired: Desired) -> None:
+        desired.seen(twin(2, telemetry={"mode": "none"}))
+        told = await acknowledged(desired, 2)
+        assert told == {"telemetry": {"status": "applied", "version": 2, "kept": False}}
+        assert module.kept is None
+        module.fill_disk(full=False)
+        await until(lambda: module.kept is not None)
+        await until(lambda: "kept" not in desired.acknowledgement["telemetry"])
+        assert desired.acknowledgement == {"telemetry": {"status": "applied", "version": 2}}
+
+    module.talk(story)
+    assert module.carriers().start.config.telemetry.mode == "none"
+
+
+def test_a_section_that_waits_for_the_engine_is_applied_when_that_is_there(tmp_path: Path) -> None:
+    """Until then it is not acknowledged as applied, and what is not desired gets no answer at all."""
+    module = Module(tmp_path)
+    module.refuse = dict.fromkeys(("model", "inference"), "not in use yet: the engine is warming up")
+
+    async def story(desired: Desired) -> None:
+        desired.seen(twin(2, telemetry={"mode": "all"}, inference={"confidence": 0.9}))
+        told = await acknowledged(desired, 2)
+        assert {key: entry["status"] for key, entry in told.items()} == {
+            "telemetry": "applied",
+            "inference": "rejected",
+        }
+        assert module.kept == Wish(2, {"telemetry": {"mode": "all"}})
+        module.refuse = {}
+        desired.retry()
+        await until(lambda: desired.acknowledgement["inference"]["status"] == "applied")
+        await until(
+            lambda: module.kept == Wish(2, {"telemetry": {"mode": "all"}, "inference": {"confidence": 0.9}})
+        )
+
+    module.talk(story)
+    assert [config.inference.confidence for config in module.applied] == [0.9, 0.9]
+
+
+def test_a_refusal_is_no_reason_to_believe_that_the_rest_runs(tmp_path: Path) -> None:
+    """A document that equals what ran before the refusal is applied all the same."""
+    module = Module(tmp_path)
+
+    async def story(desired: Desired) -> None:
+        module.refuse = {"inference": "not in use yet"}
+        desired.seen(twin(2, inference={"confidence": 0.9}))
+        await acknowledged(desired, 2)
+        module.refuse = {}
+        desired.seen(twin(3, inference={}))
+        await acknowledged(desired, 3)
+
+    module.talk(story)
+    assert [config.inference.confidence for config in module.applied] == [0.9, 0.3]
+
+
+def test_the_local_document_can_be_read_again_and_the_twin_stays_on_top(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is wrong, alone or under the twin, is told with every problem and never used."""
+    caplog.set_level("INFO")
+    module = Module(tmp_path)
+
+    async def story(desired: Desired) -> None:
+        desired.seen(twin(2, telemetry={"mode": "all"}))
+        await acknowledged(desired, 2)
+        desired.reload(lambda: {"telemetry": {"intervalSeconds": 7, "mode": "none"}, "http": {"port": 1}})
+        await until(lambda: "the configuration file is applied: http, model, telemetry" in caplog.text)
+        desired.reload(lambda: {"telemetry": {"intervalSeconds": -7, "x": 1}})
+        await until(lambda: "(2 problems): it is not used" in caplog.text)
+        desired.seen(twin(3, telemetry={}))
+        await acknowledged(desired, 3)
+
+    module.talk(story)
+    told = [(each.telemetry.interval_seconds, each.telemetry.mode) for each in module.applied]
+    assert told == [(5, "all"), (7, "all"), (7, "none")]
+    assert "telemetry.x" in caplog.text
+
+
+def test_a_section_of_the_file_that_cannot_be_had_stays_as_it_was(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others are applied; read once more the file is tried again."""
+    caplog.set_level("INFO")
+    module = Module(tmp_path)
+
+    async def story(desired: Desired) -> None:
+        module.refuse = {"http": "the port is in use"}
+        desired.reload(lambda: {"telemetry": {"intervalSeconds": 7}, "http": {"port": 1}})
+        await until(lambda: "the configuration file is applied: model, telemetry" in caplog.text)
+        module.refuse = {}
+        desired.reload(lambda: {"telemetry": {"intervalSeconds": 7}, "http": {"port": 1}})
+        await until(lambda: "the configuration file is applied: http" in caplog.text)
+
+    module.talk(story)
+    assert [each.http.port for each in module.applied] == [1, 1]
+    assert "http: the port is in use; this section stays as it was" in caplog.text

@@ -5,7 +5,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -49,7 +48,6 @@ class World:
             bounds=Bounds(**bounds),  # type: ignore[arg-type]  # ints where ints are
             tempo=Tempo(memory_bytes=memory_bytes, retry_s=10),
             clock=lambda: self.now_ns,
-            utc=lambda: datetime(2026, 11, 22, tzinfo=UTC),
             connect=self.connect,
         )
 
@@ -194,14 +192,21 @@ def test_large_messages_are_not_all_kept_in_memory(world: World) -> None:
     assert len(drain(spool)) == 60
 
 
-def test_the_days_messages_are_remembered_events_apart(world: World) -> None:
-    """A restart grants no second budget."""
+def test_what_was_spent_of_the_day_is_kept_with_the_messages(world: World) -> None:
+    """A restart grants no second budget; what was written under another date goes."""
     spool = world.spool()
-    for each in (message(1), message(2), message(1, "events")):
-        spool.put(each)
+    spent = {"2026-11-22": 2}
+    spool.follow_spent(lambda: spent)
+    spool.put(message(1))
     turn(spool)
     world.crash()
-    assert dict(world.spool().spent) == {"2026-11-22": 2}
+    again = world.spool()
+    assert dict(again.spent) == {"2026-11-22": 2}
+    again.follow_spent(lambda: {"2026-11-23": 1})
+    again.put(message(2))
+    turn(again)
+    world.crash()
+    assert dict(world.spool().spent) == {"2026-11-23": 1}
 
 
 def test_closing_writes_what_waits(world: World) -> None:

@@ -173,5 +173,6 @@ def test_a_damaged_file_is_not_used_and_not_quoted(
     path = tmp_path / "desired.json"
     path.write_text(text + "hunter2", encoding="latin-1")
     assert LastGood(path, "o").read() is None
-    assert "is damaged" in caplog.text
+    assert "set aside" in caplog.text
     assert "hunter2" not in caplog.text
+    assert [file.name for file in tmp_path.iterdir()] == ["desired.json.aside"]

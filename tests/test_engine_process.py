@@ -24,7 +24,7 @@ from visionedge.frames import Picture
 from visionedge.inference.any_engine import EngineNews
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.process import EngineProcess
-from visionedge.inference.session import EngineError
+from visionedge.inference.session import EngineAwayError, EngineError
 from visionedge.inference.shared import Arena
 from visionedge.inference.startup import open_engine
 from visionedge.inference.worker import Limits
@@ -282,6 +282,24 @@ def test_without_a_child_a_batch_fails_after_a_moment_and_says_why(
         assert opened.engine.process.down is None
 
 
+def test_a_child_that_hangs_is_noticed_long_before_the_most_that_a_batch_may_take(
+    model: Model, arena: Arena
+) -> None:
+    """By what its batches took before."""
+    with Opened(model, arena) as opened:
+        for _ in range(10):
+            opened.engine.infer(pictures(1))
+        stopped = os.pidfd_open(opened.pid)
+        os.kill(opened.pid, signal.SIGSTOP)
+        os.waitid(os.P_PIDFD, stopped, os.WSTOPPED | os.WNOWAIT)
+        os.close(stopped)
+        with pytest.raises(EngineAwayError):
+            opened.engine.infer(pictures(1))
+        found = re.search(r"gave no answer within ([\d.]+) s", opened.told().message)
+        assert found is not None
+        assert float(found[1]) < Limits().run_s / 2
+
+
 def test_close_ends_child_threads_and_what_waits(model: Model, arena: Arena) -> None:
     """A closed engine says so."""
     with Opened(model, arena) as opened:
@@ -299,10 +317,12 @@ class Interrupting(Crew):
         super().__init__(lambda _name, _error: None)
         self._act = act
 
-    def start(self, name: str, target: Callable[[], None], *, vital: bool = False) -> threading.Thread:
+    def start(
+        self, name: str, target: Callable[[], None], *, vital: bool = False, may_return: bool = False
+    ) -> threading.Thread:
         if name.startswith("engine-log:"):
             self._act(int(name.partition(":")[2]))
-        return super().start(name, target, vital=vital)
+        return super().start(name, target, vital=vital, may_return=may_return)
 
 
 def test_close_while_it_opens_ends_at_once(model: Model, arena: Arena) -> None:
@@ -320,6 +340,22 @@ def test_close_while_it_opens_ends_at_once(model: Model, arena: Arena) -> None:
         engine.open()
     closing.join()
     assert not alive(seen[0])
+
+
+def test_a_first_child_that_is_killed_gets_one_more_try(model: Model, arena: Arena) -> None:
+    """By whoever wanted its memory: the second one opens the same and computes."""
+    seen: list[int] = []
+
+    def kill(pid: int) -> None:
+        seen.append(pid)
+        if len(seen) == 1:
+            os.kill(pid, signal.SIGKILL)
+
+    engine = EngineProcess(model, CPU, arena, crew=Interrupting(kill))
+    engine.open()
+    assert len(seen) == 2
+    assert engine.process.down is None
+    engine.close()
 
 
 def test_close_before_it_opens_leaves_nothing_to_open(model: Model, arena: Arena) -> None:

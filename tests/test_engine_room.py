@@ -2,11 +2,13 @@
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clips import make_clip
 from engine_rooms import Module, document, of, play
+from scripted_faults import Faults
 from tiny_models import TinyDetector
 from visionedge.inference.batcher import Drop
 
@@ -100,3 +102,80 @@ def test_classes_that_the_model_does_not_know_are_a_problem_of_inference(
         assert module.rooms.config.inference.classes is None
 
     play(story, start, tmp_path)
+
+
+# --- while the first engine still opens ---------------------------------------------------------------------
+
+
+def _held(clip: Path, models: Path) -> dict[str, Any]:
+    """A device that is not there, waited for."""
+    start = document(clip, models, process=True)
+    start["inference"] |= {"device": "cuda", "fallback": "hold"}
+    return start
+
+
+async def _until_held(module: Module) -> None:
+    await module.until_told("device-held")
+    module.rooms.held = "the device is not there"  # as the service notes it
+
+
+def test_what_waits_for_the_first_engine_is_not_in_force(
+    tmp_path: Path, clip: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said so for both sections, and becomes true when the policy lets the CPU take over."""
+    faults = Faults(tmp_path, first_s=60.0)
+    faults.begin("absent")
+    start = _held(clip, models)
+
+    async def story(module: Module) -> None:
+        await _until_held(module)
+        with monkeypatch.context() as patched:
+            patched.setattr("visionedge.engine_room._FIRST_S", 0.01)
+            for _ in range(2):
+                refused = await module.change({"inference": {**start["inference"], "confidence": 0.9}})
+                assert refused.keys() == {"model", "inference"}
+                assert "not in use yet: the device is not there" in refused["inference"]
+        over = {**start["inference"], "confidence": 0.9, "fallback": "degrade"}
+        assert await module.change({"inference": over}) == {}
+        assert module.rooms.engine is not None
+        assert module.rooms.engine.device.effective == "cpu"
+        assert module.rooms.config.inference.fallback == "degrade"
+        assert module.rooms.selection is not None
+        assert module.rooms.selection.confidence == pytest.approx(0.9)
+
+    play(story, start, tmp_path, begun=False, inject=faults.path)
+
+
+def test_another_device_takes_the_place_of_one_that_is_waited_for(
+    tmp_path: Path, clip: Path, models: Path
+) -> None:
+    """And one that cannot be had changes nothing: the first is waited for as before."""
+    faults = Faults(tmp_path, first_s=60.0)
+    faults.begin("absent")
+    start = _held(clip, models)
+
+    async def story(module: Module) -> None:
+        await _until_held(module)
+        refused = await module.change({"inference": {**start["inference"], "maxBatch": 2}})
+        assert refused.keys() == {"inference"}
+        assert module.rooms.engine is None
+        assert await module.change({"inference": {**start["inference"], "device": "cpu"}}) == {}
+        await module.until(lambda r: all(len(of(r, name)) >= 2 for name in ("dock", "gate", "yard")))
+        assert {each.device for each in module.results} == {"cpu"}
+
+    play(story, start, tmp_path, begun=False, inject=faults.path)
+
+
+def test_the_policy_of_a_running_engine_changes_without_another_one(
+    tmp_path: Path, clip: Path, models: Path
+) -> None:
+    async def story(module: Module) -> None:
+        await module.until(lambda r: len(r) >= 3)
+        before = module.rooms.engine
+        for policy in ("hold", "exit", "degrade"):
+            over = {**module.document["inference"], "fallback": policy}
+            assert await module.change({"inference": over}) == {}
+            assert module.rooms.config.inference.fallback == policy
+            assert module.rooms.engine is before
+
+    play(story, document(clip, models, process=True), tmp_path)

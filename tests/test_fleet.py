@@ -1,5 +1,6 @@
 """Cameras come, change and go while the module runs, and those that stay notice nothing."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from clips import make_clip
 from visionedge.capture.camera import CameraStatus, Fitting
 from visionedge.capture.ration import Throttle
 from visionedge.config import Config, validate
-from visionedge.fleet import Fleet
+from visionedge.fleet import GONE_NS, Fleet
 from visionedge.frames import Frame
 from visionedge.threads import Crew
 
@@ -22,12 +23,16 @@ class Slots(Basket):
     def __init__(self) -> None:
         super().__init__()
         self.opened: list[str] = []
+        self.forgotten: list[str] = []
 
     def open(self, camera: str) -> None:
         self.opened.append(camera)
 
     def close_camera(self, camera: str) -> None:
         self.opened.remove(camera)
+
+    def forget(self, camera: str) -> None:
+        self.forgotten.append(camera)
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +43,23 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def running(
-    slots: Slots, on_change: Callable[[CameraStatus], None], *, held: bool = False
+    slots: Slots,
+    on_change: Callable[[CameraStatus], None],
+    clock: Callable[[], int] = time.monotonic_ns,
+    last_epoch: int = 0,
+    *,
+    held: bool = False,
 ) -> Iterator[Fleet]:
     crew = Crew(lambda name, error: pytest.fail(f"{name} died: {error}"))
     fleet = Fleet(
-        Fitting(SPEC), slots, crew, first_sequence=lambda _name: 100, on_change=on_change, held=held
+        Fitting(SPEC),
+        slots,
+        crew,
+        first_sequence=lambda _name: 100,
+        on_change=on_change,
+        last_epoch=lambda _name: last_epoch,
+        clock=clock,
+        held=held,
     )
     try:
         yield fleet
@@ -90,7 +107,7 @@ def test_numbers_and_epochs_go_on_over_changes_and_absence(clip: Path) -> None:
             slots.wait_for(lambda f, epoch=epoch: any(x.epoch == epoch for x in f))  # type: ignore[misc]  # a default
             if fps == 20:
                 fleet.apply({})
-                assert fleet.next_sequences()["dock"] > 100
+                assert fleet.positions()["dock"].sequence > 100
     numbers = [frame.sequence for frame in slots.frames]
     assert numbers == list(range(100, 100 + len(numbers)))
     assert [frame.epoch for frame in slots.frames] == sorted(frame.epoch for frame in slots.frames)
@@ -209,3 +226,22 @@ def test_a_looped_file_goes_on_in_the_same_epoch(tmp_path: Path) -> None:
     assert [frame.sequence for frame in frames] == list(range(100, 100 + len(frames)))
     assert {frame.epoch for frame in frames} == {1}
     assert changes.states == ["live", "stopped"]
+
+
+def test_a_camera_that_left_the_configuration_is_forgotten_after_an_hour(clip: Path) -> None:
+    """One that is only disabled keeps its counters; one that comes back goes on where the disk says."""
+    slots, now_ns = Slots(), 0
+    with running(slots, Changes(), clock=lambda: now_ns, last_epoch=7) as fleet:
+        dock, off = {"uri": str(clip)}, {"uri": str(clip), "enabled": False}
+        fleet.apply(_config({"dock": dock, "yard": dock}).cameras)
+        slots.wait_for(lambda f: bool(_of(f, "dock")))
+        left = _config({"yard": off}).cameras
+        fleet.apply(left)
+        now_ns = GONE_NS - 1
+        assert fleet.forget_gone(left) == []
+        assert fleet.positions()["dock"].sequence > 100
+        now_ns = GONE_NS
+        assert fleet.forget_gone(left) == ["dock"]
+        assert (slots.forgotten, list(fleet.positions())) == (["dock"], ["yard"])
+        fleet.apply(_config({"dock": dock}).cameras)
+        slots.wait_for(lambda f: any(frame.epoch == 8 for frame in _of(f, "dock")[1:]))

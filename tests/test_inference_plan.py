@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from visionedge.inference.plan import make_plan, usable_cores
+from visionedge.inference.plan import MOST_LANES, bounded_cores, make_plan, usable_cores
+from visionedge.inference.planner import Wanted
 
 
 def test_a_cpu_gets_a_lane_for_each_core_and_one_picture_at_a_time() -> None:
@@ -54,3 +55,13 @@ def test_so_does_the_quota_of_the_older_control_groups(tmp_path: Path, quota: st
 def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
     assert usable_cores(lambda: 3, tmp_path / "none") == 3
     assert usable_cores() >= 1
+
+
+@pytest.mark.parametrize("cores", [1, 250, 1024])
+def test_a_machine_with_very_many_cores_gets_a_bounded_number_of_lanes(cores: int) -> None:
+    """Each lane has a socket to the engine's process, and one message hands over 253 at most."""
+    wanted = Wanted("cpu", 8, None, cores)
+    most = min(cores, MOST_LANES)
+    assert make_plan("cpu", 8, None, cores).lanes == most
+    assert max(wanted.lanes()) == wanted.by_rule().lanes == bounded_cores(cores) == most
+    assert len(wanted.lanes()) <= 10

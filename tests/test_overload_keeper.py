@@ -56,6 +56,9 @@ class _NoSlots(Basket):
     def open(self, camera: str) -> None:
         raise AssertionError(camera)
 
+    def forget(self, camera: str) -> None:
+        """Nothing is kept."""
+
     def close_camera(self, camera: str) -> None:
         raise AssertionError(camera)
 

@@ -208,6 +208,49 @@ def test_hold_computes_nothing_on_the_cpu() -> None:
     assert ladder.serving == "cuda"
 
 
+def test_another_policy_counts_at_once_for_a_device_that_is_lost() -> None:
+    """From hold to degrade the CPU takes over, and the device is looked for as before; and the other way."""
+    ladder = on_the_gpu("hold", "cuda")
+    ladder.ended(Fault.DIED, WORDS, 10)
+    assert ladder.serving is None
+    steps = ladder.follow("degrade")
+    assert told(steps) == ["device-lost"]
+    assert isinstance(steps[-1], Serve)
+    assert steps[-1].device == "cpu"
+    ladder.opened("cpu", LOST, 12)
+    assert ladder.outlook(12).stage == "waiting"
+    stop, tell = ladder.follow("hold")
+    assert isinstance(stop, Stop)
+    assert isinstance(tell, Tell)
+    assert (tell.code, ladder.serving) == ("device-held", None)
+    back(ladder, 15)
+
+
+def test_another_policy_lets_a_first_engine_begin_that_waits_for_its_device() -> None:
+    ladder = Ladder("cuda", "hold", PLAIN)
+    ladder.begin()
+    assert told(ladder.refused(WORDS, 0, died=False, code=Reason.NO_DEVICE)) == ["device-held"]
+    assert isinstance(ladder.follow("degrade")[-1], Serve)
+    assert ladder.follow("degrade") == []
+
+
+def test_another_policy_changes_nothing_while_the_device_computes() -> None:
+    ladder = on_the_gpu("degrade")
+    assert ladder.follow("exit") == []
+    assert [step.ends for step in ladder.ended(Fault.DIED, WORDS, 10) if isinstance(step, Tell)] == [True]
+
+
+def test_a_first_process_that_was_killed_gets_one_more_try() -> None:
+    """A signal from outside says nothing of the model: what it is opened for stays the same, once."""
+    ladder = Ladder("cpu", "degrade", PLAIN)
+    first = ladder.begin()
+    assert ladder.refused(WORDS, 0, died=True, killed=True) == first
+    assert isinstance(ladder.refused(WORDS, 1, died=True, killed=True)[0], GiveUp)
+    other = Ladder("cpu", "degrade", PLAIN)
+    other.begin()
+    assert isinstance(other.refused(WORDS, 0, died=True)[0], GiveUp)
+
+
 def test_hold_waits_for_a_demanded_device_from_the_start_on() -> None:
     ladder = Ladder("cuda", "hold", PLAIN)
     ladder.begin()

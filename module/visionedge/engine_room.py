@@ -36,10 +36,10 @@ Section = Literal["model", "inference"]
 Code = Literal["model-changed", "model-refused", "model-waiting"]
 
 _SETTLE_S = 10.0
-_FIRST_S = 60.0
+_FIRST_S = 10.0
 
 # What an engine cannot take over while it runs: a change of these needs another one.
-_OPENED_WITH = ("device", "fallback", "parity", "max_batch", "precision", "latency_budget_ms", "process")
+_OPENED_WITH = ("device", "parity", "max_batch", "precision", "latency_budget_ms", "process")
 
 
 class EngineRoom:
@@ -67,6 +67,7 @@ class EngineRoom:
         self._changing = asyncio.Lock()
         self._machinery: Machinery | None = None
         self._opening: Machinery | None = None
+        self._beside: Machinery | None = None
         self._standing: Machinery | None = None
         self._crews: list[Crew] = []
         self._first = asyncio.Event()
@@ -110,7 +111,12 @@ class EngineRoom:
         """
         assert self._opening is not None  # noqa: S101 - `load` comes first
         machinery = self._opening
-        engine = machinery.engine = await self._opened(machinery)
+        try:
+            engine = machinery.engine = await self._opened(machinery, waits=True)
+        except VisionedgeError:
+            if self._machinery is None or self._machinery.engine is None:
+                raise
+            return self._machinery.engine  # one of another configuration came first and took its place
         self._take_over(machinery)
         await on_thread(self._crew, "tidying", lambda: self._supply.tidy([machinery.model.sha256]))
         return engine
@@ -122,8 +128,16 @@ class EngineRoom:
         """
         if wanted.model != self._rooms.config.model:
             self._supply.stop()  # what is being fetched for an earlier change is not wanted any more
-        if self._opening is not None and self._machinery is None and (late := await self._first_is_there()):
-            return late
+        first = self._opening if self._machinery is None else None
+        if first is not None:
+            waits_for_device = self._rooms.held is not None
+            if wanted.model == self._rooms.config.model and not _needs_another(
+                first.inference, wanted.inference
+            ):
+                _follow(first, wanted.inference)  # it may wait for its device because of what is changed here
+                waits_for_device = False
+            if not waits_for_device and (late := await self._first_is_there()):
+                return late
         async with self._changing:
             try:
                 await self._change(wanted)
@@ -139,7 +153,7 @@ class EngineRoom:
     def close(self) -> None:
         """End the engines, also one that still opens. Blocks."""
         self.lineup.close()
-        for machinery in (self._opening, self._standing, self._machinery):
+        for machinery in (self._opening, self._beside, self._standing, self._machinery):
             if machinery is not None:
                 machinery.close()
 
@@ -215,7 +229,8 @@ class EngineRoom:
             await asyncio.wait_for(self._first.wait(), _FIRST_S)
         if self._first.is_set():
             return {}
-        return {"model": f"not in use yet: {self._rooms.fetching or 'the engine is warming up'}"}
+        why = self._rooms.fetching or self._rooms.held or "the engine is warming up"
+        return dict.fromkeys(("model", "inference"), f"not in use yet: {why}")
 
     # --- what is told ---------------------------------------------------------------------------------------
 
@@ -265,11 +280,12 @@ class EngineRoom:
                 self._supply.stop()
             rooms.config = rooms.config.model_copy(update={"model": wanted.model, "inference": inference})
             return
-        if machinery is None:
-            raise VisionedgeError("the first engine is still warming up")
-        if wanted.model != rooms.config.model or _needs_another(machinery.inference, inference):
+        if machinery is None or (
+            wanted.model != rooms.config.model or _needs_another(machinery.inference, inference)
+        ):
             await self._exchange(wanted)
         else:
+            _follow(machinery, inference)
             rooms.selection = machinery.selection = _selection(machinery.model, inference)
             self.lineup.select(machinery.selection)
             if self._standing is not None:
@@ -280,11 +296,13 @@ class EngineRoom:
     async def _exchange(self, wanted: Config) -> None:
         """Open another engine beside the one in use, change over to it, and close the old one."""
         former = self._machinery
+        first = self._opening if former is None else None
         source = await self._supply.fetched(wanted.model, tries=LIVE_TRIES)
         if source is None:
             raise VisionedgeError("another change of the model came before it was fetched")
         machinery = await self._opened_beside(source, wanted)
-        leaving = [each for each in (former, self._standing) if each is not None]
+        former = self._machinery  # a first one may have come meanwhile
+        leaving = [each for each in (former, self._standing, None if former else first) if each is not None]
         self._take_over(machinery)
         await asyncio.to_thread(self._leave, *leaving)
         await asyncio.to_thread(self._supply.tidy, [machinery.model.sha256])
@@ -294,14 +312,15 @@ class EngineRoom:
     async def _opened_beside(self, source: Source, config: Config) -> Machinery:
         """Another machinery, its engine open, beside the one in use."""
         prepared = functools.partial(self._prepared, source, config)
-        machinery = self._opening = await on_thread(self._crew, "loading", prepared)
+        machinery = await on_thread(self._crew, "loading", prepared)
+        self._beside = machinery
         try:
-            machinery.engine = await self._opened(machinery)
+            machinery.engine = await self._opened(machinery, waits=False)
         except BaseException:
-            self._opening = None
             await asyncio.to_thread(machinery.close)
             raise
-        self._opening = None
+        finally:
+            self._beside = None
         return machinery
 
     def _leave(self, *former: Machinery) -> None:
@@ -317,13 +336,13 @@ class EngineRoom:
         self._crews = [old for old in self._crews if old.alive()] + [crew]
         return Machinery(source, model, selection, config.inference, arena, crew)
 
-    async def _opened(self, machinery: Machinery) -> AnyEngine:
+    async def _opened(self, machinery: Machinery, *, waits: bool) -> AnyEngine:
         try:
-            return await on_thread(self._crew, "opening", self._opener(machinery))
+            return await on_thread(self._crew, "opening", self._opener(machinery, waits=waits))
         except ModelError as error:
             raise ModelError(machinery.source.words(error)) from None
 
-    def _opener(self, machinery: Machinery) -> Callable[[], AnyEngine]:
+    def _opener(self, machinery: Machinery, *, waits: bool) -> Callable[[], AnyEngine]:
         """What opens the engine, in a process of its own or in this one; slow."""
         if machinery.arena is None:
             return lambda: open_engine(machinery.model, machinery.inference, data=self._data)
@@ -336,7 +355,7 @@ class EngineRoom:
             crew=machinery.crew,
             on_change=self._rooms.outbox.put,
             # One in use goes on meanwhile, and whoever wants another shall hear that it cannot be had.
-            waits=self._machinery is None,
+            waits=waits,
             inject=self._inject,
         )
 
@@ -374,6 +393,13 @@ class EngineRoom:
 
 def _selection(model: Model, inference: InferenceConfig) -> Selection:
     return Selection.of(model, inference.confidence, inference.iou, inference.classes)
+
+
+def _follow(machinery: Machinery, wanted: InferenceConfig) -> None:
+    """Take over what an engine can take over while it runs, or while it opens."""
+    machinery.inference = machinery.inference.model_copy(update={"fallback": wanted.fallback})
+    if machinery.child is not None:
+        machinery.child.follow(wanted.fallback)
 
 
 def _needs_another(now: InferenceConfig, wanted: InferenceConfig) -> bool:

@@ -1,9 +1,10 @@
 """The cameras that run: opened, changed, disabled and removed as the configuration says, each by itself."""
 
 import logging
-import os
 import ssl
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from visionedge.capture.budget import ThreadBudget
@@ -12,9 +13,14 @@ from visionedge.capture.decoded import Limits
 from visionedge.capture.gate import GateSettings
 from visionedge.capture.ration import UNTHROTTLED, Counts, Throttle
 from visionedge.config import CameraConfig, GateConfig, TlsConfig
+from visionedge.inference.plan import bounded_cores
+from visionedge.sequences import Position
 from visionedge.threads import Crew
 
 log = logging.getLogger(__name__)
+
+GONE_NS = 3600 * 1_000_000_000
+"""So long after it left the configuration a camera's counters and metrics go."""
 
 
 class Slots(FrameSink, Protocol):
@@ -26,6 +32,17 @@ class Slots(FrameSink, Protocol):
     def close_camera(self, camera: str) -> None:
         """Take no more frames of a camera."""
 
+    def forget(self, camera: str) -> None:
+        """Let go of a closed camera's counters."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Closed:
+    """A camera that was closed: where it was, and the monotonic time."""
+
+    position: Position
+    at_ns: int
+
 
 class Fleet:
     """The cameras, by name. `watch` and `counts` may be called by any thread, all else belongs to one.
@@ -35,6 +52,7 @@ class Fleet:
         slots: take the frames.
         crew: runs a thread for each camera.
         first_sequence: the number of a camera's first frame in this run.
+        last_epoch: the epoch that a camera reached in an earlier run.
         on_change: told of each change of a camera's state, from any thread.
         hardware: videos may be decoded on a GPU.
         held: files and folders are not played before `begin`.
@@ -48,20 +66,24 @@ class Fleet:
         *,
         first_sequence: Callable[[str], int],
         on_change: Callable[[CameraStatus], None],
+        last_epoch: Callable[[str], int] = lambda _name: 0,
         hardware: bool = False,
         held: bool = False,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.by_name: dict[str, Camera] = {}
         self._fitting, self._slots, self._crew = fitting, slots, crew
         self._first_sequence = first_sequence
+        self._last_epoch = last_epoch
+        self._clock = clock
         self._on_change = on_change
         self._hardware = hardware
         self._held = held
         # One more thread for each core, whatever the cameras: theirs are waiting most of the time.
-        self._spare_threads = ThreadBudget(len(os.sched_getaffinity(0)))
+        self._spare_threads = ThreadBudget(bounded_cores())
         self._settings: dict[str, CameraConfig] = {}
         self._throttles: Mapping[str, Throttle] = {}
-        self._last: dict[str, tuple[int, int]] = {}
+        self._closed: dict[str, _Closed] = {}
 
     def __repr__(self) -> str:
         return f"<Fleet {' '.join(f'{n}={c.status().state}' for n, c in self.by_name.items())}>"
@@ -117,21 +139,39 @@ class Fleet:
         for camera in self.by_name.values():
             camera.stop()
 
-    def next_sequences(self) -> dict[str, int]:
-        """By name, the number that the next frame gets, or would get if the camera still ran."""
-        closed = {name: sequence for name, (sequence, _) in self._last.items()}
-        return closed | {name: camera.next_sequence for name, camera in self.by_name.items()}
+    def positions(self) -> dict[str, Position]:
+        """By name, the epoch and the number of the next frame, also of cameras that were closed."""
+        closed = {name: one.position for name, one in self._closed.items()}
+        running = {name: Position(one.next_sequence, one.epoch) for name, one in self.by_name.items()}
+        return closed | running
+
+    def forget_gone(self, configured: Collection[str]) -> list[str]:
+        """Let go of the cameras that left the configuration an hour ago; which ones these are.
+
+        Where they were is on disk by then (`positions` was remembered while they were known here).
+        """
+        now_ns = self._clock()
+        gone = [
+            name
+            for name, one in self._closed.items()
+            if name not in self.by_name and name not in configured and now_ns - one.at_ns >= GONE_NS
+        ]
+        for name in gone:
+            del self._closed[name]
+            self._slots.forget(name)
+        return gone
 
     def _open(self, name: str, settings: CameraConfig) -> None:
-        next_sequence, epoch = self._last.get(name, (0, 0))
+        known = self._closed.get(name)
+        first = known.position if known else Position(self._first_sequence(name), self._last_epoch(name))
         camera = Camera(
             name,
             settings.uri,
             self._fitting.spec,
             self._slots,
             fps=settings.fps,
-            first_sequence=next_sequence or self._first_sequence(name),
-            last_epoch=epoch,
+            first_sequence=first.sequence,
+            last_epoch=first.epoch,
             limits=Limits(
                 library=settings.decoder,
                 transport=settings.transport,
@@ -156,7 +196,7 @@ class Fleet:
         del self._settings[name]
         camera.stop()
         self._slots.close_camera(name)
-        self._last[name] = (camera.next_sequence, camera.epoch)
+        self._closed[name] = _Closed(Position(camera.next_sequence, camera.epoch), self._clock())
         log.info("camera %s is closed: it was changed, taken away or is to be opened anew", name)
 
     def _changed(self, camera: Camera, status: CameraStatus) -> None:

@@ -4,6 +4,7 @@ Counters and gauges are not kept here: the rooms count for themselves, and `Metr
 somebody scrapes. Only durations are observed as they happen, because a histogram cannot be asked for later.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -158,6 +159,12 @@ class Metrics:
         self._histograms["frame_wait_seconds"].labels(camera).observe(timing.wait_ns / 1e9)
         self._histograms["frame_infer_seconds"].labels(result.device).observe(timing.infer_ns / 1e9)
         self._histograms["frame_total_seconds"].labels(camera).observe(timing.total_ns / 1e9)
+
+    def forget(self, camera: str) -> None:
+        """Let go of what was observed of a camera that is gone."""
+        for name in ("frame_wait_seconds", "frame_total_seconds"):
+            with contextlib.suppress(KeyError):  # nothing of it was observed
+                self._histograms[name].remove(camera)
 
     def render(self) -> bytes:
         """Prometheus text, classic format."""

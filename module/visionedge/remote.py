@@ -15,6 +15,7 @@ from typing import Any
 
 from visionedge.calls import Calls
 from visionedge.config import Config
+from visionedge.documents import Document
 from visionedge.edge.desired import Carriers, Desired
 from visionedge.edge.line import Errand, Outcome
 from visionedge.edge.methods import Methods
@@ -38,7 +39,10 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
 _END_S = 1.0
-_CALLS = 32
+_CALLS = 2_000
+_MOST_ANSWERS = 64
+"""Answers of full size on their way to the hub; the calls behind them are told at once to come again."""
+
 _MESSAGES = 8
 
 
@@ -77,6 +81,7 @@ class Remote:
         self._tasks: set[asyncio.Task[None]] = set()
         self._started_utc = utc_now()
         self._line = 0
+        self._answering = 0
         self._reported = Reported()
         self._desired = Desired(carriers, apply, self._event, give_way=give_way)
         self._methods = Methods(Calls(rooms, view, self._desk, self._desired.judge).methods())
@@ -105,8 +110,8 @@ class Remote:
     def start(self) -> None:
         """Report, answer and take wishes from now on; the delivery is there."""
         self._begin(self._report())
-        self._begin(self._desired.run())
-        self._begin(self._questions.run())
+        self._begin(self._again("taking desired properties", self._desired.run))
+        self._begin(self._again("answering pictures of other modules", self._questions.run))
 
     async def close(self) -> None:
         """End what is under way; whoever called a method hears nothing more."""
@@ -114,7 +119,16 @@ class Remote:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_END_S)
-        await asyncio.to_thread(self._desk.close)
+        # A picture that is worked on may take its time, and the stop does not wait for it.
+        self._desk.close(wait=False)
+
+    def reload(self, read: Callable[[], Document]) -> None:
+        """Take the local document anew, as `read` gives it."""
+        self._desired.reload(read)
+
+    def retry(self) -> None:
+        """Something that was refused may be possible now: try it at once."""
+        self._desired.retry()
 
     def next_sequences(self) -> dict[str, int]:
         """What has to be remembered, so that the numbers of pictures never repeat (`sequences`)."""
@@ -144,10 +158,19 @@ class Remote:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
+    async def _again(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Work that must go on as long as the module does: begun again after an error that it let through."""
+        while True:
+            try:
+                await work()
+            except Exception:
+                log.exception("%s failed, and begins again", what)
+            await asyncio.sleep(_LOOK_S)
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("a task of the hub's ended", exc_info=task.exception())
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the hub's ended", exc_info=error)
 
     # --- the twin -------------------------------------------------------------------------------------------
 
@@ -160,10 +183,17 @@ class Remote:
             self._desired.seen(twin)
 
     async def _report(self) -> None:
+        failed = False
         while True:
             await asyncio.sleep(_LOOK_S)
-            if self._reported.due():
-                self._report_now()
+            try:
+                if self._reported.due():
+                    self._report_now()
+                failed = False
+            except Exception:  # the next report must go out; the same failure is told once
+                if not failed:
+                    log.exception("reporting properties failed, and is tried again")
+                failed = True
 
     def _report_now(self) -> None:
         wanted = properties(self._rooms, self._desired.acknowledgement, self._started_utc)
@@ -185,13 +215,24 @@ class Remote:
             self._begin(self._answer_call(call))
 
     async def _answer_call(self, call: MethodCall) -> None:
-        answer = await self._methods.answer(call.name, call.payload)
+        if self._answering >= _MOST_ANSWERS:
+            answer = self._methods.busy(call.name)
+        else:
+            answer = await self._methods.answer(call.name, call.payload)
 
         def send(link: Link) -> bool:
             link.answer(call.request_id, answer.status, answer.document)
             return True
 
-        self._errand(Errand("answering a direct method", call.line, send))
+        self._answering += 1
+        self._errand(Errand("answering a direct method", call.line, send, self._answered))
+
+    def _answered(self, _outcome: Outcome) -> None:
+        """Called from any thread."""
+        self._call_soon(self._one_answer_less)
+
+    def _one_answer_less(self) -> None:
+        self._answering -= 1
 
     def _errand(self, errand: Errand) -> None:
         if self._rooms.delivery is not None:

@@ -9,15 +9,17 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from visionedge import report
 from visionedge.capture.camera import CameraStatus, Fitting
 from visionedge.config import Config
 from visionedge.descriptors import raise_descriptor_limit
+from visionedge.documents import Document
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.desired import Carriers
 from visionedge.edge.identity import Identity
@@ -27,6 +29,7 @@ from visionedge.engine_room import EngineRoom
 from visionedge.errors import UnavailableError, VisionedgeError
 from visionedge.facade import Facade
 from visionedge.fleet import Fleet
+from visionedge.frames import Result
 from visionedge.inference.any_engine import AnyEngine, EngineNews
 from visionedge.log_limit import LogLimiter
 from visionedge.memory import settle_allocator
@@ -34,13 +37,16 @@ from visionedge.metrics import Metrics
 from visionedge.overload.keeper import Code, Keeper
 from visionedge.remote import Remote
 from visionedge.rooms import Rooms
-from visionedge.sequences import Sequences
+from visionedge.sequences import Position, Sequences
+from visionedge.state_file import sweep
 from visionedge.threads import Crew, Executor, on_thread, unfinished
 from visionedge.uris import redact
 from visionedge.web.guard import own_names
 from visionedge.web.server import Server
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 NO_CAMERA = (
     "no camera is configured, so nothing is analysed: add one below `cameras` in the configuration file"
@@ -54,6 +60,14 @@ _JOIN_S = 2.0
 _JOIN_AGAIN_S = 1.0
 _FLUSH_S = 1.5
 _HOUSEKEEPING_THREADS = 8
+_STEP_S = 2.0
+"""The most that one step of the orderly stop waits for, where nothing else bounds it."""
+
+STOP_WITHIN_S = 10.0
+"""From the first sign of the stop to the end of the process, whatever hangs."""
+
+_MOST_FAILED = 50
+"""Failures in a row of the housekeeping or of results on their way: then only a new process may help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +80,8 @@ class Options:
     duration_s: float | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     inject: Path | None = None
+    reload: Callable[[], Document] | None = None
+    """Reads the local document again; None where there is no configuration file."""
 
 
 def run(options: Options) -> int:
@@ -78,9 +94,18 @@ def run(options: Options) -> int:
     """
     settle_allocator()
     raise_descriptor_limit()
+    before = set(threading.enumerate())
     service = Service(options)
-    code = asyncio.run(service.main())
-    if service.left or unfinished():
+    # Of no crew: it has to outlive them all.
+    threading.Thread(target=service.end_in_time, name="stop-limit", daemon=True).start()
+    try:
+        code = asyncio.run(service.main())
+    finally:
+        # While there is a thread that the interpreter would wait for, the time limit of the stop goes on.
+        service.ending.set()
+        if not unfinished(before):
+            service.ended.set()
+    if service.left or unfinished(before):
         # A thread that hangs in a driver or in the SDK would hold the process for ever.
         logging.shutdown()
         os._exit(code)
@@ -103,11 +128,17 @@ class Service:
         self._keeper = Keeper(self.rooms, self._engines, self._tell_overload)
         self._hub_crew = Crew(self._thread_died)  # must outlive the others: the last messages go through it
         self._metrics = Metrics(lambda: report.samples(self.rooms))
+        for folder in (options.data, options.data / "plans"):
+            sweep(folder)
         self._sequences = Sequences(options.data / "sequences.json")
         self._remote: Remote | None = None
-        self._view: Facade | None = None
+        self._view = Facade(self.rooms, self._engines.lineup, self._metrics)
         self._chores = LogLimiter(log)
         self._remembers = True
+        self._remembering: asyncio.Task[None] | None = None
+        self._ends_at: asyncio.TimerHandle | None = None
+        self._failed_in_a_row = 0
+        self.ending, self.ended = threading.Event(), threading.Event()
         self._ticks = 0
         self._measure_tick = 0
         self._exit_code = 0
@@ -121,39 +152,70 @@ class Service:
         self._stopped = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._signalled, number)
-        async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(self._shut_down)
-            rooms = self.rooms
-            loading = asyncio.ensure_future(on_thread(self._crew, "loading", self._load))
-            if not await self._lasts(loading):
-                return self._exit_code  # stopped meanwhile
-            carriers, fitting = loading.result()
-            view = self._view = Facade(rooms, self._engines.lineup, self._metrics)
-            remote = self._remote = self._open_remote(carriers, view)
-            # The spool is opened here, and a disk may be slow.
-            rooms.delivery = await on_thread(self._crew, "delivery", lambda: self._open_delivery(remote))
-            names = own_names(self.options.environ)
-            self._server = await Server.start(view, rooms.config.http, names)
-            stack.push_async_callback(self._server.close)
-            log.info("open %s (warming up: pictures come when the engine is ready)", self._server.url)
-            rooms.delivery.start()
-            remote.start()
-            try:
-                await self._run(rooms.delivery, asyncio.ensure_future(self._begin(rooms.delivery, fitting)))
-            except VisionedgeError:
-                await remote.keep_wish()
-                raise
+        self._loop.add_signal_handler(signal.SIGHUP, self._hung_up)
+        await self._live()
         return self._exit_code
 
-    async def _lasts(self, work: asyncio.Future[Any]) -> bool:
-        """Wait for work until the module is stopped; whether the work was done first."""
+    async def _live(self) -> None:
+        rooms = self.rooms
+        # Before anything that takes its time: a port in use is told at once.
+        self._server = await Server.start(self._view, rooms.config.http, own_names(self.options.environ))
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._shut_down)
+            log.info("open %s (warming up: pictures come when the engine is ready)", self._server.url)
+            stack.push_async_callback(self._within, _STEP_S, "http", self._server.close)
+            try:
+                await self._work()
+            except BaseException as error:
+                # Known before the stop begins: it may be cut short.
+                self._exit_code = error.exit_code if isinstance(error, VisionedgeError) else 1
+                raise
+
+    async def _work(self) -> None:
+        rooms = self.rooms
+        loaded = await self._unless_stopped(on_thread(self._crew, "loading", self._load))
+        if loaded is None:
+            return
+        carriers, fitting = loaded
+        await self._server.apply(rooms.config.http)  # of the local document, if the kept one was of no use
+        remote = self._remote = self._open_remote(carriers)
+        # The spool is opened here, and a disk may be slow.
+        opening = on_thread(self._crew, "delivery", lambda: self._open_delivery(remote))
+        delivery = rooms.delivery = await self._unless_stopped(opening)
+        if delivery is None:
+            return
+        delivery.start()
+        remote.start()
+        self._tell_lost(delivery, carriers)
+        try:
+            await self._run(delivery, asyncio.ensure_future(self._begin(delivery, fitting)))
+        except VisionedgeError:
+            await remote.keep_wish()
+            raise
+
+    async def _unless_stopped(self, work: Awaitable[T]) -> T | None:
+        """What the work gives, or None when the module was stopped before."""
+        working: asyncio.Future[T] = asyncio.ensure_future(work)
         stopped = asyncio.ensure_future(self._stopped.wait())
-        await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {working, stopped}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        if not work.done():
-            work.cancel()
-            return False
-        return True
+        if working.done():
+            return working.result()
+        working.cancel()
+        return None
+
+    def _tell_lost(self, delivery: Delivery, carriers: Carriers) -> None:
+        """Tell the cloud of state files that were set aside."""
+        kept = carriers.last_good
+        lost = {
+            self._sequences.path.name: self._sequences.lost,
+            "desired.json": None if kept is None else kept.lost,
+        }
+        for name, why in lost.items():
+            if why is not None:
+                text = f"{name} was of no use ({why}) and was set aside: the module goes on without it"
+                delivery.event("storage", "state-lost", text, {"file": name, "reason": why})
 
     def _load(self) -> tuple[Carriers, Fitting | None]:
         """Load the model. What was kept of the twin must not keep the twin from mending it. Blocks."""
@@ -170,10 +232,10 @@ class Service:
         rooms.batcher.limit(inference.max_batch, int(inference.max_age_seconds * 1e9))
         return carriers, self._engines.load()
 
-    def _open_remote(self, carriers: Carriers, view: Facade) -> Remote:
+    def _open_remote(self, carriers: Carriers) -> Remote:
         remote = Remote(
             self.rooms,
-            view,
+            self._view,
             self._call_soon,
             carriers,
             apply=self.reconfigure,
@@ -187,21 +249,34 @@ class Service:
         """Cameras and engine, as soon as the model is there; everything else runs meanwhile."""
         rooms = self.rooms
         if fitting is None:
+            self._limit_duration()
             log.info("the model has to be fetched first: %sreadyz tells how far it is", self._server.url)
             fitting = await self._engines.fetch()
         rooms.fleet = self._fleet(fitting)
         rooms.fleet.apply(rooms.config.cameras)
         if not rooms.config.cameras:
             log.warning("%s", NO_CAMERA)
-        await self._remember()  # where the clock is no help, a kill soon after must not bring these again
+        # Where the clock is no help, a kill soon after must not bring these numbers again.
+        await self._remember(self._crew)
         engine = await self._engines.open()
         rooms.fleet.begin()
         words = report.shortened(engine.device.describe())
         delivery.event("engine", engine.device.code, words, report.engine_event(engine))
+        if self._remote is not None:
+            self._remote.retry()  # what waited for an engine can be in force now
         log.info("ready: open %s to look", self._server.url)
         self._ticks = 0
-        if self.options.duration_s is not None:
-            self._loop.call_later(self.options.duration_s, self._stop)
+        self._limit_duration()
+
+    def _limit_duration(self) -> None:
+        """The duration runs from now on: the module is ready, or waits for its model or its device."""
+        if self.options.duration_s is not None and self._ends_at is None:
+            self._ends_at = self._loop.call_later(self.options.duration_s, self._over)
+
+    def _over(self) -> None:
+        if reasons := self.rooms.readiness():
+            log.warning("the duration is over, and the module was not ready: %s", "; ".join(reasons))
+        self._stop()
 
     def _open_delivery(self, listener: Remote) -> Delivery:
         identity = Identity.from_environ(self.options.environ)
@@ -221,6 +296,7 @@ class Service:
             self.rooms.batcher,
             self._crew,
             first_sequence=self._sequences.first,
+            last_epoch=self._sequences.last_epoch,
             on_change=self.rooms.outbox.put,
             hardware=self.rooms.config.inference.device != "cpu",
             held=True,
@@ -265,39 +341,67 @@ class Service:
         # What kept it from beginning may come when it is stopped anyway, and nobody asks for it.
         beginning.add_done_callback(lambda done: done.cancelled() or done.exception())
         stopped = asyncio.ensure_future(self._stopped.wait())
+        ticking: asyncio.Future[None] | None = None
         while not self._stopped.is_set():
+            if ticking is None or ticking.done():
+                ticking = asyncio.ensure_future(self._tick(delivery))
             waiting: set[asyncio.Future[Any]] = {stopped} if beginning.done() else {stopped, beginning}
+            # Not for the tick: whatever that hangs in, a stop is noticed.
             await asyncio.wait(waiting, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
             if beginning.done():
                 beginning.result()  # raises what kept it from beginning
-            await self._tick(delivery)
         beginning.cancel()
+        if ticking is not None:
+            ticking.cancel()
 
     async def _tick(self, delivery: Delivery) -> None:
+        """One round of what is done a few times a second; an error in it is no end, unless it stays."""
+        before = self._failed_in_a_row
         self._ticks += 1
-        async with self._chore("the delivery"):
+        with self._chore("the delivery"):
             delivery.tick()
         if self.rooms.fleet is not None:
-            async with self._chore("watching the cameras"):
+            with self._chore("watching the cameras"):
                 self.rooms.fleet.watch()
-        if self.rooms.engine is not None and self._ticks >= self._measure_tick:
-            self._measure_tick = self._ticks + round(self._measure_every_s / _TICK_S)
-            async with self._chore("measuring the load"):
-                await asyncio.to_thread(self._measure, self.rooms.engine)
-                await self._keeper.step()
         if self._ticks % _REMEMBER_EVERY_TICKS == 0:
-            async with self._chore("keeping sequence numbers"):
-                await self._remember()
+            self._forget_gone()
+            if self._remembering is None or self._remembering.done():
+                self._remembering = asyncio.ensure_future(self._remember(self._crew))
+        engine = self.rooms.engine
+        if engine is not None and self._ticks >= self._measure_tick:
+            self._measure_tick = self._ticks + round(self._measure_every_s / _TICK_S)
+            with self._chore("measuring the load"):
+                await on_thread(self._crew, "measuring", lambda: self._measure(engine))
+                await self._keeper.step()
+        if self._failed_in_a_row == before:
+            self._failed_in_a_row = 0
 
-    @contextlib.asynccontextmanager
-    async def _chore(self, name: str) -> AsyncIterator[None]:
-        """A step of housekeeping, which is tried again: nothing that it meets may end the module."""
+    @contextlib.contextmanager
+    def _chore(self, name: str) -> Iterator[None]:
+        """A step of housekeeping, which is tried again."""
         try:
             yield
-        except OSError as error:
-            self._chores.warning(f"{name} failed ({error.strerror or error}); it is tried again")
-        except Exception as error:  # noqa: BLE001 - whatever it is, the cameras go on
-            self._chores.warning(f"{name} failed; it is tried again", error=error)
+        except (OSError, MemoryError) as error:
+            # The machine is short of something, which may pass and which a new process would lack as well.
+            why = getattr(error, "strerror", None) or type(error).__name__
+            self._chores.warning(f"{name} failed ({why}); it is tried again")
+        except Exception as error:  # noqa: BLE001 - counted, and the end where it fails every time
+            self._accident(name, error)
+
+    def _accident(self, what: str, error: Exception) -> None:
+        """Something unexpected; one that comes again and again ends the module, to be started again."""
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row == _MOST_FAILED:
+            self._thread_died(what, error)
+        else:
+            self._chores.warning(f"{what} failed; it is tried again", error=error)
+
+    def _forget_gone(self) -> None:
+        """Cameras that left the configuration long ago leave the metrics and everything else in memory."""
+        if self.rooms.fleet is not None:
+            for name in self.rooms.fleet.forget_gone(self.rooms.config.cameras):
+                self._metrics.forget(name)
+                self.rooms.board.forget(name)
 
     @property
     def _measure_every_s(self) -> float:
@@ -318,27 +422,48 @@ class Service:
 
     async def _shut_down(self) -> None:
         """Cameras, lanes, results on their way, messages: in the order of the river."""
+        self.ending.set()
+        self.rooms.stopping = True
         self.rooms.board.close()
         if self._remote is not None:
-            await self._remote.close()
+            await self._within(_STEP_S, "hub", self._remote.close)
         self._crew.stopping.set()  # from here on a lane that ends is no accident
         if self.rooms.fleet is not None:
             self.rooms.fleet.stop()
         self.rooms.batcher.close()
         self._engines.lineup.close()
-        await self._keeper.close()
-        self.left = await asyncio.to_thread(self._end_threads)
-        if self._view is not None:
-            self.left += await asyncio.to_thread(self._view.close)
+        await self._within(_STEP_S, "overload", self._keeper.close)
+        # The crew of the hub, as the other one is stopping.
+        self.left += await on_thread(self._hub_crew, "ending", self._end_threads)
+        self.left += await on_thread(self._hub_crew, "ending", self._view.close)
         self._pump()
-        if self.rooms.delivery is not None:
-            self.rooms.delivery.flush()
-            if not await asyncio.to_thread(self.rooms.delivery.close, _FLUSH_S):
+        delivery = self.rooms.delivery
+        if delivery is not None:
+            delivery.flush()
+            if not await on_thread(self._hub_crew, "closing", lambda: delivery.close(_FLUSH_S)):
                 self.left += self._hub_crew.alive() or ["hub"]
-        await self._remember()
+        await self._within(_STEP_S, "sequences.json", lambda: self._remember(self._hub_crew))
         if self.left:
             log.warning("left behind at the end: %s", ", ".join(self.left))
         log.info("stopped")
+
+    async def _within(self, seconds: float, what: str, step: Callable[[], Awaitable[Any]]) -> None:
+        """A step of the stop, given up when it takes longer: the steps behind it still send and write."""
+        try:
+            async with asyncio.timeout(seconds):
+                await step()
+        except TimeoutError:
+            self.left.append(what)
+        except Exception:
+            log.exception("%s did not end well", what)
+
+    def end_in_time(self) -> None:
+        """End the process `STOP_WITHIN_S` after the stop began, whatever hangs; a thread of its own."""
+        self.ending.wait()
+        if not self.ended.wait(STOP_WITHIN_S):
+            log.warning("the stop took longer than %g s: ending at once", STOP_WITHIN_S)
+            logging.shutdown()
+            os._exit(self._exit_code)
 
     def _end_threads(self) -> list[str]:
         """Lanes first, then the engine, unless it is still opening or holds a lane; who is left. Blocks."""
@@ -349,16 +474,22 @@ class Service:
             self._engines.close()  # also what was loaded while the threads ended
         return left + self._engines.left()
 
-    async def _remember(self) -> None:
-        last = {} if self.rooms.fleet is None else self.rooms.fleet.next_sequences()
-        last |= {} if self._remote is None else self._remote.next_sequences()
+    async def _remember(self, crew: Crew) -> None:
+        """Keep where the cameras are on disk, on a thread of the crew."""
+        last: dict[str, Position] = {}
+        if self.rooms.fleet is not None:
+            last |= self.rooms.fleet.positions()
+        if self._remote is not None:
+            last |= {name: Position(number) for name, number in self._remote.next_sequences().items()}
         try:
-            await asyncio.to_thread(self._sequences.remember, last)
+            await on_thread(crew, "remembering", lambda: self._sequences.remember(last))
         except OSError as error:
             # Told once: the clock alone protects the numbers then, which is enough but for a clock set back.
             if self._remembers:
                 log.warning("%s", not_written(self.options.data, error))
             self._remembers = False
+        else:
+            self._remembers = True
 
     def _signalled(self, number: int) -> None:
         if self._stopped.is_set():
@@ -367,8 +498,19 @@ class Service:
         log.info("stopping (%s)", signal.Signals(number).name)
         self._stop()
 
+    def _hung_up(self) -> None:
+        """SIGHUP: read the configuration file again."""
+        if self.options.reload is None:
+            log.warning("SIGHUP: there is no configuration file to read again; the module goes on")
+        elif self._remote is None:
+            log.warning("SIGHUP: the module is still starting; send it again when it is ready")
+        else:
+            log.info("SIGHUP: reading the configuration file again")
+            self._remote.reload(self.options.reload)
+
     def _stop(self) -> None:
         self.rooms.stopping = True
+        self.ending.set()
         self._stopped.set()
 
     def _thread_died(self, name: str, error: BaseException | None) -> None:
@@ -402,6 +544,7 @@ class Service:
         delivery.event("engine", news.code, report.shortened(news.message), details)
         if self.rooms.engine is None:
             self.rooms.held = news.message  # why there is none yet
+            self._limit_duration()
         if news.exit_code is not None:
             self._exit_code = news.exit_code
             self._stop()
@@ -410,16 +553,19 @@ class Service:
         if self.rooms.delivery is None:  # nothing flows before it is there
             return
         for item in self.rooms.outbox.drain():
-            if isinstance(item, EngineNews):
-                self._engine_changed(item, self.rooms.delivery)
-                continue
-            if isinstance(item, CameraStatus):
-                self.rooms.delivery.event(
-                    "camera", item.state, report.camera_sentence(item), {"camera": item.name}
-                )
-                continue
+            try:
+                self._take(item, self.rooms.delivery)
+            except Exception as error:  # noqa: BLE001 - one item must not cost those behind it
+                self._accident("a result on its way", error)
+
+    def _take(self, item: Result | CameraStatus | EngineNews, delivery: Delivery) -> None:
+        if isinstance(item, EngineNews):
+            self._engine_changed(item, delivery)
+        elif isinstance(item, CameraStatus):
+            delivery.event("camera", item.state, report.camera_sentence(item), {"camera": item.name})
+        else:
             self.rooms.board.publish(item)
-            self.rooms.delivery.offer(item)
+            delivery.offer(item)
             self._metrics.observe(item)
 
 

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ class Crew:
 
     A thread that is `vital` must live until `stopping`: if its target returns or raises before that,
     `on_death` is called once, from that thread, with its name and the error (None for a plain return).
+    One that is vital and `may_return` ends the module only by an error: its owner tells it when to end.
     """
 
     def __init__(self, on_death: OnDeath) -> None:
@@ -33,23 +34,28 @@ class Crew:
     def __repr__(self) -> str:
         return f"<Crew alive={self.alive()}>"
 
-    def start(self, name: str, target: Callable[[], None], *, vital: bool = False) -> threading.Thread:
+    def start(
+        self, name: str, target: Callable[[], None], *, vital: bool = False, may_return: bool = False
+    ) -> threading.Thread:
         """Start a daemon thread that runs `target` and never lets an exception escape unseen."""
-        thread = threading.Thread(target=self._run, args=(name, target, vital), name=name, daemon=True)
+        thread = threading.Thread(
+            target=self._run, args=(name, target, vital, may_return), name=name, daemon=True
+        )
         with self._lock:
             self._threads = [t for t in self._threads if t.is_alive()]
             self._threads.append(thread)
             thread.start()
         return thread
 
-    def _run(self, name: str, target: Callable[[], None], vital: bool) -> None:
+    def _run(self, name: str, target: Callable[[], None], vital: bool, may_return: bool) -> None:
         error: BaseException | None = None
         try:
             target()
         except BaseException as caught:  # the last fence: told, never lost
             error = caught
             log.exception("thread %s died", name)
-        if vital and not self.stopping.is_set():
+        ended_well = error is None and may_return
+        if vital and not ended_well and not self.stopping.is_set():
             self._on_death(name, error)
 
     def alive(self) -> list[str]:
@@ -98,10 +104,10 @@ class Executor(ThreadPoolExecutor):
         return [thread.name for thread in tuple(self._all) if thread.is_alive()]
 
 
-def unfinished() -> list[str]:
-    """The names of the threads that the interpreter would wait for at its end, without limit."""
-    main = threading.main_thread()
-    return [each.name for each in threading.enumerate() if each is not main and not each.daemon]
+def unfinished(others: Collection[threading.Thread] = ()) -> list[str]:
+    """The names of the threads, but for `others`, for which the interpreter would wait at its end."""
+    known = {threading.main_thread(), *others}
+    return [each.name for each in threading.enumerate() if each not in known and not each.daemon]
 
 
 async def on_thread(crew: Crew, name: str, work: Callable[[], T]) -> T:

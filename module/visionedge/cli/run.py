@@ -56,7 +56,12 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument(
         "--messages", metavar="FILE", help="also append every outgoing message to this JSON Lines file"
     )
-    parser.add_argument("--duration", type=seconds, metavar="SECONDS", help="stop by itself after this long")
+    parser.add_argument(
+        "--duration",
+        type=seconds,
+        metavar="SECONDS",
+        help="stop by itself so long after it was ready, or after it began to wait for its model or device",
+    )
     if _injects(os.environ):
         parser.add_argument("--inject", metavar="FILE", help="a script of faults for the engine, for tests")
 
@@ -73,18 +78,26 @@ def _run(arguments: argparse.Namespace) -> int:
     from visionedge.service import Options, run
 
     identity, data = Identity.from_environ(os.environ), data_folder(os.environ)
-    document = run_document(arguments, os.environ, inside_iot_edge=identity is not None)
+
+    path = configuration_file(arguments, os.environ)
+
+    def read() -> Document:
+        document = run_document(arguments, os.environ, inside_iot_edge=identity is not None)
+        with naming_lines(path, os.environ):
+            config.validate(document)
+        return document
+
+    document = read()
     last_good = LastGood(data / FILE_NAME, identity.owner) if identity else None
-    with naming_lines(configuration_file(arguments, os.environ), os.environ):
-        carriers = Carriers.read(document, last_good)
     with private_files(data):
         return run(
             Options(
-                carriers=carriers,
+                carriers=Carriers.read(document, last_good),
                 data=data,
                 messages=Path(arguments.messages) if arguments.messages else None,
                 duration_s=arguments.duration,
                 inject=Path(arguments.inject) if getattr(arguments, "inject", None) else None,
+                reload=None if path is None else read,
             )
         )
 

@@ -26,6 +26,9 @@ from visionedge.uris import redact
 log = logging.getLogger(__name__)
 
 
+_MOST_ACCIDENTS = 10
+"""Unexpected errors in a row, with growing waits between them: about two minutes."""
+
 Step = Message | Errand | Literal["renew", "probe", "close"]
 
 
@@ -61,6 +64,7 @@ class HubClient:
         self._probe_s = self._deadlines.probe_s
         self._silent = False
         self._suspect: tuple[str, int] = ("", 0)
+        self._accidents = 0
         self._calls = Losable(crew, "hub:call", limit=self._deadlines.lost_threads)
         self._lines = Lines(
             identity, connector, self._calls, self._deadlines, wake=self._poke, listener=listener
@@ -87,7 +91,7 @@ class HubClient:
     def start(self) -> None:
         """Begin to connect and to send; once."""
         self._started = True
-        self._crew.start("hub:client", self._run)
+        self._crew.start("hub:client", self._run, vital=True, may_return=True)
 
     def send(self, message: Message) -> None:
         """Queue a message; when the backlog is full the oldest detections go first, counted."""
@@ -162,11 +166,25 @@ class HubClient:
                     self._session()
                 except (LinkError, OverdueError, StuckError) as error:
                     self._failed(error)
+                except Exception as error:  # noqa: BLE001 - counted, and raised when it does not end
+                    self._unexpected(error)
                 self._pause()
         finally:
             self._calls.close()
             self._turn("closed")
             self._finished.set()
+
+    def _unexpected(self, error: Exception) -> None:
+        """An error that no part of the SDK is known to raise: a new connection may do without it.
+
+        Raises:
+            Exception: it came so often, with no message sent between, that only a new process may help.
+        """
+        self._accidents += 1
+        if self._accidents >= _MOST_ACCIDENTS:
+            raise error
+        log.error("the hub client failed and connects anew", exc_info=error)
+        self._failed(LinkError(f"{type(error).__name__}: {error}"))
 
     def _poke(self) -> None:
         with self._wake:
@@ -297,8 +315,13 @@ class HubClient:
             self._ladder.climb("poison")
             self._give_up(message, f"it cost {tries} connections: {redact(str(error))}")
             raise
+        except (OverdueError, StuckError):
+            raise
+        except Exception as error:  # one message that cannot be sent must not hold up all others
+            log.exception("sending message %s failed", message.message_id)
+            self._give_up(message, f"{type(error).__name__}: {redact(str(error))}")
         else:
-            self._suspect = ("", 0)
+            self._suspect, self._accidents = ("", 0), 0
             self._settle(message)
 
     def _closing(self) -> bool:

@@ -72,6 +72,8 @@ class Delivery:
         self._clock = clock
         continued = Continued(spool.numbers, spool.spent) if spool is not None else None
         self._telemetry = Telemetry(policy, self._sender, clock=clock, continued=continued)
+        if spool is not None:
+            spool.follow_spent(self._telemetry.spent)
         self._hub = hub
         self._journal = journal
         self._spool = spool

@@ -59,7 +59,7 @@ class MessagesFile:
     def start(self) -> None:
         """Begin to write; once."""
         self._started = True
-        self._crew.start("messages-file", self._run)
+        self._crew.start("messages-file", self._run, vital=True, may_return=True)
 
     def put(self, message: Message) -> None:
         """Have a message's body written."""

@@ -13,7 +13,8 @@ from visionedge.edge.sdk import InputMessage, Link, LinkError, MethodCall, OpenL
 
 log = logging.getLogger(__name__)
 
-_MOST_ERRANDS = 64
+_MOST_ERRANDS = 2_100
+"""An answer for each direct method that may be called at once, nearly all of them short, and a few more."""
 
 Outcome = Literal["taken", "refused", "lost"]
 """What became of an errand: the hub has it, the hub will not have it, or the link was lost before."""
@@ -167,6 +168,11 @@ class Lines:
         try:
             taken = self._calls.call(errand.what, lambda: errand.do(line.link), self._deadlines.answer_s)
             outcome = "taken" if taken else "refused"
+        except (LinkError, OverdueError, StuckError):
+            raise
+        except Exception:  # it is this errand that cannot be done; the connection is well
+            log.exception("%s failed", errand.what)
+            outcome = "refused"
         finally:
             errand.done(outcome)
 

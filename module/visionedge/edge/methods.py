@@ -66,13 +66,19 @@ class Methods:
     async def answer(self, name: str, payload: Any) -> Answer:
         """Call a method."""
         if self._running >= _AT_ONCE:
-            answer = _error(MethodError(503, "busy", "too many methods run; call again"))
-        else:
-            self._running += 1
-            try:
-                answer = await self._call(name, payload)
-            finally:
-                self._running -= 1
+            return self.busy(name)
+        self._running += 1
+        try:
+            answer = await self._call(name, payload)
+        finally:
+            self._running -= 1
+        return self._counted(name, answer)
+
+    def busy(self, name: str) -> Answer:
+        """The answer to a call when there are too many."""
+        return self._counted(name, _error(MethodError(503, "busy", "too many methods run; call again")))
+
+    def _counted(self, name: str, answer: Answer) -> Answer:
         known = name if name in self._methods else "unknown"
         self.counts[known, answer.status] += 1
         return answer

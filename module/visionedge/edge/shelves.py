@@ -8,7 +8,7 @@ none), so no number is ever sent that a restart could give to another message.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from visionedge.edge.messages import EVENTS, Message
@@ -138,10 +138,10 @@ class Shelves:
         """How many messages and bytes the window takes at a time."""
         return self._window_limit, self._window_bytes
 
-    def take_work(self, lived_s: float, day: str) -> Work:
-        """What to write now; it stays on the shelf `writing` until `written` or `failed`."""
+    def take_work(self, lived_s: float, spent: Mapping[str, int], most: int = _WORK_MESSAGES) -> Work:
+        """What to write now; it stays on the shelf `writing` until `written`, `failed` or `rejected`."""
         left_bytes = _WORK_BYTES
-        while self._fresh and len(self._writing) < _WORK_MESSAGES and left_bytes > 0:
+        while self._fresh and len(self._writing) < most and left_bytes > 0:
             entry = self._fresh.popleft()
             if not entry.settled:
                 left_bytes -= entry.message.size_bytes
@@ -153,7 +153,7 @@ class Shelves:
             told=self._told,
             numbers=self._spilled,
             lived_s=lived_s,
-            day=day,
+            spent=spent,
         )
         self._settled, self._losses, self._told, self._spilled = [], [], [], {}
         return self._work
@@ -199,13 +199,32 @@ class Shelves:
             self._lose(entry.message.output, entry.message.number, "full")
         self._writing, self._work, self._withdrawn = [], Work(), []
 
-    def loaded(self, rows: Sequence[tuple[int, Message]]) -> None:
-        """What the file had next."""
+    def rejected(self) -> str | None:
+        """The only message of the work is one that the file cannot hold: it goes, the rest waits; its id.
+
+        None when there was no message in the work: then something else is wrong.
+        """
+        if len(self._writing) != 1:
+            return None
+        [entry], self._writing = self._writing, []
+        self.failed()
+        if not entry.settled and not self._sending(entry):
+            self._unwritten -= entry.message.size_bytes
+            self._lose(entry.message.output, entry.message.number, "unwritable")
+        return entry.message.message_id
+
+    def loaded(self, rows: Sequence[tuple[int, Message | Row]]) -> None:
+        """What the file had next; a row that makes no sense is a loss."""
         known = {entry.key for entry in self._window} | {key for key, _ in self._settled}
         for key, message in rows:
             self.loaded_to = key
-            if key not in known:
-                self._append(Entry(message, key))
+            if key in known:
+                continue
+            if isinstance(message, Row):
+                self._settled.append((key, message.bytes))
+                self._lose(message.output, message.number, "unreadable")
+                continue
+            self._append(Entry(message, key))
         self.behind = bool(rows)
 
     def spill(self) -> None:

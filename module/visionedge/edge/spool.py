@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -19,8 +18,7 @@ from typing import Any, Literal, cast
 from visionedge.edge.messages import Message
 from visionedge.edge.shelves import Shelves
 from visionedge.edge.spool_file import Place, open_store, put_aside
-from visionedge.edge.store import Bounds, Connect, Loss, Reason, Store, broken
-from visionedge.frames import utc_now
+from visionedge.edge.store import Bounds, Connect, Loss, Reason, Row, Store, broken
 from visionedge.threads import Crew
 from visionedge.uris import redact
 
@@ -28,6 +26,7 @@ log = logging.getLogger(__name__)
 
 FILE_NAME = "spool.db"
 
+_LONGEST_REASON = 200
 _NS = 1_000_000_000
 _TRACES_NS = 200_000_000
 _REPEAT_NS = 300 * _NS
@@ -69,8 +68,8 @@ class Spool:
     """A durable `backlog.Waiting`. All methods but `start` and `close` return at once, from any thread.
 
     The constructor opens the file and may block for some seconds; it raises nothing: without a usable file
-    the spool begins in memory. For who counts on: `numbers` are the last of each output, `spent` the blocks
-    of telemetry by UTC day.
+    the spool begins in memory. For who counts on: `numbers` are the last of each output, `spent` what
+    was spent of the budget, in blocks of telemetry by UTC day.
     """
 
     def __init__(
@@ -82,14 +81,13 @@ class Spool:
         bounds: Bounds | None = None,
         tempo: Tempo | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
-        utc: Callable[[], datetime] = utc_now,
         connect: Connect | None = None,
     ) -> None:
         self._place = Place(path, owner, bounds or Bounds(), connect)
         self._crew = crew
         self._tempo = tempo or Tempo()
         self._clock = clock
-        self._utc = utc
+        self._spent: Callable[[], Mapping[str, int]] = lambda: self.spent
         self._wake_client: Callable[[], None] = lambda: None
         self._store: Store | None = None
         self._lived_before_s = 0.0
@@ -102,7 +100,7 @@ class Spool:
         self._retry_ns = 0
         self._traces_ns = 0
         self._ages_ns = clock() + _AGES_NS
-        self._started = self._closing = False
+        self._started = self._closing = self._one_by_one = False
         self._rows = (0, 0)
         self._losses: list[Loss] = []
         self._news: list[News] = []
@@ -118,13 +116,17 @@ class Spool:
     def start(self) -> None:
         """Begin to write; once."""
         self._started = True
-        self._crew.start("spool", self._run)
+        self._crew.start("spool", self._run, vital=True, may_return=True)
 
     # --- for the hub client (`backlog.Waiting`) -------------------------------------------------------------
 
     def attach(self, wake: Callable[[], None]) -> None:
         """`wake` is called from the thread `spool` when there may be something for the hub."""
         self._wake_client = wake
+
+    def follow_spent(self, spent: Callable[[], Mapping[str, int]]) -> None:
+        """Keep on disk what `spent` gives, with the messages; it is called from the thread `spool`."""
+        self._spent = spent
 
     def put(self, message: Message, tells: tuple[Loss, ...] = ()) -> None:
         """Take a message; the losses that it tells are forgotten once the hub has it."""
@@ -275,14 +277,15 @@ class Spool:
         with self._changed:
             if self._reason is not None:
                 self._shelves.reclaim()
-            work = self._shelves.take_work(self._lived_s(), self._utc().date().isoformat())
+            most = (1,) if self._one_by_one else ()
+            work = self._shelves.take_work(self._lived_s(), self._spent(), *most)
         store.bounds = self._place.bounds
         try:
             going = store.excess(work)
             with self._changed:
                 going = self._shelves.withdraw(going)
             keys = store.write(replace(work, evicted=going))
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             with self._changed:
                 self._shelves.failed()
             if broken(error):
@@ -290,12 +293,32 @@ class Spool:
             else:
                 self._turn(str(error))
             return False
+        except Exception as error:  # noqa: BLE001 - raised again where no message is to blame
+            self._sort_out(error)
+            return True
         with self._changed:
+            self._one_by_one = self._one_by_one and self._shelves.has_fresh
             self._shelves.written(keys, going)
             self._rows = (store.count, store.bytes)
             self._losses = store.losses
         self._turn(None)
         return store.over and bool(going or keys)
+
+    def _sort_out(self, error: Exception) -> None:
+        """A value cannot be written: find the message that has it, one by one, and let that one go.
+
+        Raises:
+            Exception: it was no message; the thread ends, and the module with it, to be started again.
+        """
+        with self._changed:
+            if not self._one_by_one:
+                self._one_by_one = True
+                self._shelves.failed()
+                return
+            message_id = self._shelves.rejected()
+        if message_id is None:
+            raise error
+        log.warning("message %s cannot be kept on disk and is dropped: %s", message_id, redact(str(error)))
 
     def _refill(self) -> None:
         with self._changed:
@@ -304,10 +327,12 @@ class Spool:
             after, room, store = self._shelves.loaded_to, self._shelves.room, self._store
         try:
             rows = store.load(after, *room)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError) as error:
             # A file that cannot even be read is worth nothing.
             self._replace(store, f"it cannot be read: {error}")
             return
+        if odd := [row for _, row in rows if isinstance(row, Row)]:
+            log.warning("%d messages on disk cannot be read and are dropped", len(odd))
         with self._changed:
             self._shelves.loaded(rows)
 
@@ -343,6 +368,7 @@ class Spool:
         self._open()
 
     def _tell_lost(self, why: str, upto: Mapping[str, int]) -> None:
+        why = " ".join(why.split())[:_LONGEST_REASON]  # it may quote a damaged schema
         text = (
             f"{self._place.path.name} is of no use ({why}): it was set aside, what waited in it is not sent"
         )

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from visionedge.edge.store import Bounds, Connect, ForeignFileError, Store, broken, salvage_numbers
+from visionedge.state_file import is_odd, set_aside
 
 log = logging.getLogger(__name__)
+
+_COMPANIONS = ("-wal", "-shm", "-journal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ def open_store(place: Place, numbers: Mapping[str, int]) -> Opened:
     """Open the file; one that is of no use is put aside and a new one begun, with `numbers`. Blocks."""
     try:
         place.path.parent.mkdir(parents=True, exist_ok=True)
+        if any(is_odd(place.path.with_name(place.path.name + end)) for end in ("", *_COMPANIONS)):
+            return _begin_anew(place, numbers, "it is no regular file")
         return Opened(_store(place, numbers))
     except ForeignFileError as error:
         return _begin_anew(place, numbers, str(error))
@@ -51,15 +56,12 @@ def open_store(place: Place, numbers: Mapping[str, int]) -> Opened:
 
 
 def put_aside(path: Path) -> None:
-    """Rename a file, its log included, instead of an older one that was put aside.
+    """Rename a file, its log included; the last few that were put aside are kept.
 
     Raises:
         OSError: it stays where it is.
     """
-    for end in ("-wal", "-shm", ""):
-        old = path.with_name(path.name + end)
-        if old.exists():
-            old.replace(path.with_name(f"{path.name}.aside{end}"))
+    set_aside(path, _COMPANIONS)
 
 
 def _store(place: Place, numbers: Mapping[str, int]) -> Store:

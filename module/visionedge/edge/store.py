@@ -4,20 +4,24 @@ A commit is on the disk when `write` returns (`synchronous=FULL`), so what was c
 power cut. Keys rise in the order of writing; numbers rise by one within an output.
 """
 
+import functools
 import json
+import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from visionedge.edge.billing import blocks
-from visionedge.edge.messages import EVENTS, Message
+from visionedge.edge.messages import EVENTS, MAX_BYTES, Message
 
-Reason = Literal["full", "old", "refused", "unreadable"]
-"""Why messages were dropped: no room, too old, the SDK can never send them, the file could not be read."""
+log = logging.getLogger(__name__)
+
+Reason = Literal["full", "old", "refused", "unreadable", "unwritable"]
+"""Why messages were dropped: no room, too old, the SDK can never send them, the file could not be read, or
+the file cannot hold what is in them."""
 
 Connect = Callable[[Path], sqlite3.Connection]
 
@@ -36,6 +40,42 @@ _SCHEMA = f"""
     CREATE INDEX by_kind ON message(output = '{EVENTS}', key);
     PRAGMA user_version={_VERSION}
 """
+
+
+_LARGEST = (1 << 53) - 1
+_LONGEST_OUTPUT = 256
+_MOST_TEXT_BYTES = 16_384
+_TEXT = f"typeof({{0}}) != 'text' OR length(CAST({{0}} AS BLOB)) > {_MOST_TEXT_BYTES}"
+_COUNT = f"typeof({{0}}) != 'integer' OR {{0}} < 0 OR {{0}} > {_LARGEST}"
+_REASONS = ", ".join(f"'{reason}'" for reason in get_args(Reason))
+_WRONG: Mapping[str, Mapping[str, str]] = {
+    "message": {
+        **dict.fromkeys(("key", "number", "born_s", "frames"), _COUNT),
+        **dict.fromkeys(("output", "id", "properties"), _TEXT),
+        "bytes": f"typeof({{0}}) != 'integer' OR {{0}} < 1 OR {{0}} > {2 * MAX_BYTES}",
+        "body": f"typeof({{0}}) != 'blob' OR length({{0}}) > {MAX_BYTES}",
+    },
+    "number": {"output": _TEXT, "last": _COUNT},
+    "loss": {
+        **dict.fromkeys(("key", "first", "last"), _COUNT),
+        "output": _TEXT,
+        "reason": f"{{0}} IS NULL OR {{0}} NOT IN ({_REASONS})",
+    },
+    "spent": {"day": _TEXT, "messages": _COUNT},
+    "owner": {"name": _TEXT, "lived_s": _COUNT},
+    # Where a key comes from; at its largest value SQLite calls the disk full, for ever.
+    "sqlite_sequence": {"seq": _COUNT},
+}
+"""For each column the SQL condition of a value that this module never writes."""
+
+_ENVIRONMENT = frozenset(
+    {
+        *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM),
+        *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
+        *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_AUTH),
+    }
+)
+"""Errors of the disk or of another process; any other says that the file itself is wrong."""
 
 
 class DamagedFileError(sqlite3.DatabaseError):
@@ -83,8 +123,8 @@ class Bounds:
 class Work:
     """What one transaction shall do.
 
-    `settled` has keys with their bytes, `numbers` the last that were sent while there was no disk, `day` is
-    the UTC date.
+    `settled` has keys with their bytes, `numbers` the last that were sent while there was no disk, `spent`
+    what was spent of the budget by UTC day.
     """
 
     append: Sequence[Message] = ()
@@ -94,7 +134,7 @@ class Work:
     told: Sequence[Loss] = ()
     numbers: Mapping[str, int] = field(default_factory=dict)
     lived_s: float = 0.0
-    day: str = ""
+    spent: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def growth_bytes(self) -> int:
@@ -119,12 +159,18 @@ class Store:
         numbers: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.bounds = bounds
-        self._db = (connect or open_database)(path)
         try:
-            self._prepare(owner, numbers)
-        except BaseException:
-            self._db.close()
-            raise
+            self._db = (connect or open_database)(path)
+            try:
+                # A text that is no UTF-8 must not keep the sound rows beside it from being read.
+                self._db.text_factory = _lenient
+                self._prepare(owner, numbers)
+            except BaseException:
+                self._db.close()
+                raise
+        except (TypeError, ValueError, OverflowError) as error:
+            # Even the words of an error may be bytes of the file, which Python then cannot decode.
+            raise DamagedFileError(f"a value in it makes no sense ({type(error).__name__})") from error
 
     def _prepare(self, owner: str, numbers: Mapping[str, int]) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -136,12 +182,10 @@ class Store:
                 self._db.executemany("INSERT INTO number VALUES (?, ?)", numbers.items())
         elif version != _VERSION:
             raise ForeignFileError(f"it has version {version}, and this module knows {_VERSION}")
-        row = self._db.execute("SELECT name, lived_s FROM owner").fetchone()
-        if row is None:
-            raise DamagedFileError("it names no owner")
-        name, self.lived_s = row
+        self._check()
+        name, self.lived_s = self._db.execute("SELECT name, lived_s FROM owner").fetchone()
         if name != owner:
-            raise ForeignFileError(f"its messages are those of {name}")
+            raise ForeignFileError("its messages are those of another module")
         self.numbers: dict[str, int] = dict(self._db.execute("SELECT output, last FROM number"))
         self.count, self.bytes = self._db.execute(
             "SELECT count(*), coalesce(sum(bytes), 0) FROM message"
@@ -151,6 +195,25 @@ class Store:
             self._db.execute("SELECT output, min(number) FROM message GROUP BY output")
         )
         self.losses = self._read_losses()
+        for text in (*self.numbers, *self.spent, *self.first_numbers, *(loss.output for loss in self.losses)):
+            text.encode("utf-8")
+
+    def _check(self) -> None:
+        """Look at every value but the bodies, which are looked at when they are loaded.
+
+        Raises:
+            DamagedFileError: the schema or a value is none that this module writes.
+        """
+        if _schema_of(self._db) != _expected_schema():
+            raise DamagedFileError("its schema was changed")
+        for table, columns in _WRONG.items():
+            for column, wrong in columns.items():
+                # Names from the table above: nothing of this is data.
+                query = f"SELECT 1 FROM {table} WHERE {wrong.format(column)} LIMIT 1"  # noqa: S608
+                if self._db.execute(query).fetchone() is not None:
+                    raise DamagedFileError(f"a value of {table}.{column} makes no sense")
+        if self._db.execute("SELECT count(*) FROM owner").fetchone() != (1,):
+            raise DamagedFileError("it does not name one owner")
 
     @property
     def over(self) -> bool:
@@ -166,6 +229,7 @@ class Store:
             self._change_losses([*work.losses, *_ranges(work.evicted)], work.told)
             self._db.execute("UPDATE owner SET lived_s = ?", (int(work.lived_s),))
             losses = self._read_losses()
+        self.spent = dict(work.spent)
         self.count = count + len(keys)
         self.bytes = size + sum(message.size_bytes for message in work.append)
         self.losses = losses
@@ -193,23 +257,21 @@ class Store:
                     excess -= row.bytes
         return list(going.values())
 
-    def load(self, after: int, limit: int, limit_bytes: int) -> list[tuple[int, Message]]:
-        """The next messages behind a key, with theirs: within the limits, yet one if there is one."""
-        found: list[tuple[int, Message]] = []
+    def load(self, after: int, limit: int, limit_bytes: int) -> list[tuple[int, Message | Row]]:
+        """The next messages behind a key, with theirs: within the limits, yet one if there is one.
+
+        A row that makes no sense comes as it is, without its body.
+        """
+        found: list[tuple[int, Message | Row]] = []
         for row in self._db.execute(
             "SELECT key, bytes, output, body, id, properties, number, frames FROM message"
             " WHERE key > ? ORDER BY key LIMIT ?",
             (after, limit),
         ):
-            key, size, output, body, message_id, properties, number, frames = row
-            limit_bytes -= size
+            limit_bytes -= row[1]
             if found and limit_bytes < 0:
                 break
-            try:
-                known = json.loads(properties)
-            except ValueError as error:
-                raise DamagedFileError("the properties of a message are no JSON") from error
-            found.append((key, Message(output, body, message_id, known, number, frames)))
+            found.append((row[0], _message(row)))
         return found
 
     def close(self) -> None:
@@ -254,14 +316,10 @@ class Store:
         return keys
 
     def _spend(self, work: Work) -> None:
-        """Count the day's blocks, so that a restart grants no second budget. The column's name is older."""
-        if telemetry := sum(blocks(each.size_bytes) for each in work.append if each.output != EVENTS):
-            self._db.execute("DELETE FROM spent WHERE day < ?", (work.day,))
-            self._db.execute(
-                "INSERT INTO spent VALUES (?, ?)"
-                " ON CONFLICT(day) DO UPDATE SET messages = messages + excluded.messages",
-                (work.day, telemetry),
-            )
+        """Keep what was spent of the day's budget, so that a restart grants no second one."""
+        if work.spent != self.spent:
+            self._db.execute("DELETE FROM spent")
+            self._db.executemany("INSERT INTO spent VALUES (?, ?)", work.spent.items())
 
     def _without(self, settled: Iterable[tuple[int, int]]) -> tuple[int, int]:
         """Delete rows by (key, bytes); how many messages and bytes are left."""
@@ -309,6 +367,38 @@ class Store:
         return [Loss(*row) for row in rows]
 
 
+def _lenient(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")
+
+
+def _message(row: Sequence[Any]) -> Message | Row:
+    """A row as a message; as it is where it cannot have been written like this."""
+    key, size, output, body, message_id, properties, number, frames = row
+    try:
+        known = json.loads(properties)
+        body.decode("utf-8")
+        message_id.encode("utf-8")
+        properties.encode("utf-8")
+        if message_id and all(isinstance(value, str) for value in known.values()):
+            return Message(output, body, message_id, known, number, frames)
+    except (ValueError, RecursionError, AttributeError):
+        log.debug("row %d of the spool makes no sense", key)
+    return Row(key, output, number, size)
+
+
+def _schema_of(database: sqlite3.Connection) -> list[tuple[object, ...]]:
+    rows = database.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name")
+    return [(*row, " ".join(str(sql).split())) for *row, sql in rows]
+
+
+@functools.cache
+def _expected_schema() -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(":memory:")) as database:
+        for statement in _SCHEMA.split(";"):
+            database.execute(statement)
+        return _schema_of(database)
+
+
 def open_database(path: Path) -> sqlite3.Connection:
     """Open a file for one process alone: two modules on one spool would send everything twice.
 
@@ -333,17 +423,26 @@ def salvage_numbers(path: Path, connect: Connect | None = None) -> dict[str, int
     try:
         with closing((connect or open_database)(path)) as database:
             rows = database.execute("SELECT output, last FROM number").fetchall()
-    except sqlite3.Error:
+    except (sqlite3.Error, ValueError):
         return {}
-    return {output: last for output, last in rows if isinstance(output, str) and isinstance(last, int)}
+    return {
+        output: last
+        for output, last in rows
+        if isinstance(output, str)
+        and len(output) <= _LONGEST_OUTPUT
+        and isinstance(last, int)
+        and 0 <= last <= _LARGEST
+    }
 
 
-def broken(error: sqlite3.Error) -> bool:
+def broken(error: Exception) -> bool:
     """Whether an error says that the file is no sound database, now and for ever."""
-    code = getattr(error, "sqlite_errorcode", None)
-    if isinstance(error, DamagedFileError):
+    # The words of an error may be bytes of a damaged schema, which Python then cannot decode.
+    if isinstance(error, DamagedFileError | UnicodeDecodeError):
         return True
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    code = getattr(error, "sqlite_errorcode", None)
+    # A text that is no UTF-8 has no code: Python's module finds it, not the library.
+    return "decode" in str(error) if code is None else code & 0xFF not in _ENVIRONMENT
 
 
 def _ranges(evicted: Iterable[tuple[Row, Reason]]) -> list[Loss]:

@@ -5,13 +5,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
 from visionedge.config import TelemetryConfig
 from visionedge.edge.billing import MAX_PER_DAY, S1, UNITS, Bill, Forecast, Meter, blocks
 from visionedge.edge.changes import ChangeFilter
+from visionedge.edge.day_budget import DayBudget
 from visionedge.edge.messages import (
     CORRELATION_ID,
     DETECTIONS,
@@ -81,43 +82,6 @@ class _Waiting:
     since_ns: int
 
 
-class DailyBudget:
-    """How many messages may still go out on this UTC day.
-
-    Only a later date begins a new day: a wall clock that was set back grants nothing, and one that ran
-    ahead and came back does not lock the budget until the day it had dreamed of.
-    """
-
-    def __init__(
-        self, limit: int, utc: Callable[[], datetime], spent: Mapping[str, int] = MappingProxyType({})
-    ) -> None:
-        self.limit = limit
-        self._utc = utc
-        self._day: date = utc().date()
-        self._used = spent.get(self._day.isoformat(), 0)
-
-    def __repr__(self) -> str:
-        return f"<DailyBudget used={self._used} limit={self.limit} day={self._day}>"
-
-    @property
-    def day(self) -> date:
-        """The UTC day that is being counted."""
-        today = self._utc().date()
-        if today > self._day:
-            self._used = 0
-        self._day = today
-        return today
-
-    def left(self) -> int:
-        """How many more messages may go out today."""
-        _ = self.day
-        return max(0, self.limit - self._used)
-
-    def spend(self, messages: int) -> None:
-        """Count messages that go out now."""
-        self._used += messages
-
-
 class Telemetry:
     """Gathers frames and makes messages of them.
 
@@ -140,7 +104,7 @@ class Telemetry:
         self._clock = clock
         self._utc = utc
         self._changes = ChangeFilter()
-        self._budget = DailyBudget(policy.max_per_day, utc, continued.spent)
+        self._budget = DayBudget(policy.max_per_day, utc, continued.spent, clock)
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
         self._ready: list[Message] = []
@@ -235,6 +199,10 @@ class Telemetry:
             return 0
         frames = [waiting.frame for waiting in self._waiting]
         return well_filled(frames, envelope_bytes(self._sender, self._numbers[DETECTIONS] + 1))
+
+    def spent(self) -> Mapping[str, int]:
+        """What was spent of the budget, by UTC day, to be stored; from any thread."""
+        return self._budget.spent
 
     def statistics(self) -> TelemetryStatistics:
         """The counts so far."""

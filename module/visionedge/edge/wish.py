@@ -70,22 +70,27 @@ def in_force(wish: Wish, before: Mapping[str, Any], refused: Refusals) -> Docume
     return {**taken, **{key: before[key] for key in refused if key in before}}
 
 
-def acknowledgement(wish: Wish, refused: Refusals, force: Mapping[str, Any]) -> Document:
-    """The reported property `config`; `force` is the desired document that is in force now."""
+def acknowledgement(
+    wish: Wish, refused: Refusals, force: Mapping[str, Any], *, kept: bool = True
+) -> Document:
+    """The reported property `config`; `force` is the desired document that is in force now.
+
+    Not `kept`: it is not on disk yet, and a kill would take it away.
+    """
     # A section that was taken away, and that cannot be done without, has its say as well.
     keys = {*wish.document, *(key for key in refused if key)}
     told = {key: _reasons(key, wish, refused, force) for key in sorted(keys, key=_rank)}
-    kept = dict(list(told.items())[:_MOST_SECTIONS])
-    if len(kept) < len(told):
-        more = f"{len(told) - len(kept)} more keys; the event config-rejected has their problems"
-        kept["_more"] = [more]
-    cut = _cut(kept, MAX_ACKNOWLEDGEMENT_BYTES - sum(len(_key(key)) + _MORE_BYTES for key in kept))
-    return {_key(key): _entry(wish.version, reasons) for key, reasons in cut.items()}
+    first = dict(list(told.items())[:_MOST_SECTIONS])
+    if len(first) < len(told):
+        more = f"{len(told) - len(first)} more keys; the event config-rejected has their problems"
+        first["_more"] = [more]
+    cut = _cut(first, MAX_ACKNOWLEDGEMENT_BYTES - sum(len(_key(key)) + _MORE_BYTES for key in first))
+    return {_key(key): _entry(wish.version, reasons, kept=kept) for key, reasons in cut.items()}
 
 
-def _entry(version: int, reasons: Sequence[str]) -> Document:
+def _entry(version: int, reasons: Sequence[str], *, kept: bool) -> Document:
     if not reasons:
-        return {"status": "applied", "version": version}
+        return {"status": "applied", "version": version, **({} if kept else {"kept": False})}
     return {"status": "rejected", "version": version, "reasons": list(reasons)}
 
 

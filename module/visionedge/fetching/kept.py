@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from visionedge.errors import FetchError
+from visionedge.state_file import drop_damaged, is_odd
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ class Kept:
     def find(self, sha256: str) -> Path | None:
         """The model with this sum, its bytes checked, or None; a damaged one is thrown away."""
         path = self._path(sha256)
+        _without_odd(path)
         try:
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -151,7 +153,9 @@ class Kept:
         Raises:
             FetchError: the disk does not take it.
         """
-        return Part(self._path(sha256).with_suffix(".part"))
+        path = self._path(sha256).with_suffix(".part")
+        _without_odd(path)
+        return Part(path)
 
     def keep(self, part: Part, sha256: str) -> Path:
         """A part that is whole becomes a model.
@@ -187,6 +191,13 @@ class Kept:
             if _NAME.fullmatch(path.name):
                 status = path.lstat()
                 yield path, status.st_mtime, status.st_size
+
+
+def _without_odd(path: Path) -> None:
+    """Set aside what is no regular file: a pipe would be waited for, and a folder could not be replaced."""
+    if is_odd(path):
+        log.warning("%s: is no regular file and set aside", path)
+        drop_damaged(path)
 
 
 @contextlib.contextmanager

@@ -137,6 +137,13 @@ class Batcher:
         with self._work:
             self._shut(self._slots[camera])
 
+    def forget(self, camera: str) -> None:
+        """Let go of the counters of a closed camera; one that is open, or has a frame in flight, stays."""
+        with self._work:
+            slot = self._slots.get(camera)
+            if slot is not None and not slot.open and slot.flying is None:
+                del self._slots[camera]
+
     def put(self, frame: Frame) -> None:
         """Hand a frame over; it replaces an older one that waits. Of a closed camera it is discarded.
 

@@ -18,6 +18,7 @@ from visionedge.inference.building import build, with_batch
 from visionedge.inference.graph import ROWS, compile_model
 from visionedge.inference.model import Model
 from visionedge.inference.runtime import wheel
+from visionedge.state_file import drop_damaged, is_odd
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,10 @@ def _check(entry: Path, graph: bytes) -> bytes:
 
 
 def _read(entry: Path) -> bytes | None:
+    if is_odd(entry):  # a pipe would be waited for
+        log.warning("%s: is no regular file and set aside", entry)
+        drop_damaged(entry)
+        return None
     try:
         content = entry.read_bytes()
     except OSError:

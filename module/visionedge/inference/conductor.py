@@ -30,6 +30,7 @@ from visionedge.inference.recovery import (
     Dismiss,
     GiveUp,
     Ladder,
+    Policy,
     Prepare,
     Probe,
     Serve,
@@ -110,6 +111,10 @@ class Conductor:
         """A batch failed on a child."""
         if error.fault is not None:
             self._mail.put(partial(self._faulted, worker, error.fault, str(error)))
+
+    def follow(self, fallback: Policy) -> None:
+        """From now on do this without the device that was asked for."""
+        self._mail.put(partial(self._followed, fallback))
 
     def well(self) -> None:
         """A batch was computed."""
@@ -293,6 +298,14 @@ class Conductor:
         verdict = Verdict(device.code, device.reason)
         return self._ladder.opened(device.effective, verdict, time.monotonic())
 
+    def _followed(self, fallback: Policy) -> Steps:
+        inference = self._order.inference.model_copy(update={"fallback": fallback})
+        self._order = replace(self._order, inference=inference)
+        steps = self._ladder.follow(fallback)
+        if fallback == "degrade" and self._ladder.serving not in (None, "cpu"):
+            self._children.keep_spare()
+        return steps
+
     def _not_opened(self, worker: Worker, error: Exception) -> Steps:
         if worker is self._candidate:
             return self._candidate_failed(error)
@@ -303,7 +316,8 @@ class Conductor:
         if self.first.done():
             log.warning("the engine could not be started again: %s; it is tried again and again", error)
         died, code = isinstance(error, StillbornError), _code(error)
-        return self._ladder.refused(str(error), time.monotonic(), died=died, code=code)
+        killed = isinstance(error, StillbornError) and error.killed
+        return self._ladder.refused(str(error), time.monotonic(), died=died, killed=killed, code=code)
 
     def _candidate_failed(self, error: Exception) -> Steps:
         self._candidate = None

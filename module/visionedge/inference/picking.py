@@ -5,7 +5,6 @@ choice that was measured is kept beside the plans, for exactly these graphs on t
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from visionedge.inference.model import Model
 from visionedge.inference.parity import Tolerance
 from visionedge.inference.plan_cache import PlanKey, integer_instructions
 from visionedge.inference.variants import Variant, usable, variants
+from visionedge.state_file import DamagedError, drop_damaged, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -160,22 +160,23 @@ def _key(candidates: Mapping[str, Candidate[SessionT]], device: str) -> str:
 
 def _load(entry: Path, candidates: Mapping[str, object]) -> Choice | None:
     try:
-        document = json.loads(entry.read_bytes())
+        document = read_json(entry)
         choice = Choice.of_document(document["choice"])
         fits = document["schema"] == _SCHEMA and choice.precision in candidates
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("%s: is of no use (%s): measuring anew", entry, error)
+    except OSError as error:
+        log.warning("%s: cannot be read (%s): measuring anew", entry, error.strerror)
+        return None
+    except (DamagedError, ArithmeticError, LookupError, ValueError, TypeError, AttributeError) as error:
+        log.warning("%s: is damaged (%s) and set aside: measuring anew", entry, error)
+        drop_damaged(entry)
         return None
     return choice if fits else None
 
 
 def _keep(entry: Path, choice: Choice) -> None:
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        part = entry.with_suffix(".part")
-        part.write_text(json.dumps({"schema": _SCHEMA, "choice": choice.document()}), encoding="utf-8")
-        part.replace(entry)
+        write_json(entry, {"schema": _SCHEMA, "choice": choice.document()})
     except OSError as error:
         log.warning("%s: the choice cannot be kept: %s", entry, error.strerror)

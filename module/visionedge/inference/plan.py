@@ -10,6 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+MOST_LANES = 128
+"""Each lane has a socket to the engine's process, and one message can hand over 253 at most."""
+
+_MOST_BATCH = 4096
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -105,7 +109,7 @@ class Measured:
         Raises:
             KeyError, TypeError, ValueError: it is none.
         """
-        choice = Pair(_count(document["choice"]["lanes"]), _count(document["choice"]["batch"]))
+        choice = _pair(document["choice"])
         buckets = tuple(_count(size) for size in document["buckets"])
         if list(buckets) != sorted(set(buckets)) or buckets[-1:] != (choice.batch,):
             raise ValueError("the buckets do not rise to the batch that was chosen")
@@ -132,11 +136,17 @@ def _count(value: object) -> int:
     return value
 
 
+def _pair(entry: Mapping[str, Any]) -> Pair:
+    pair = Pair(_count(entry["lanes"]), _count(entry["batch"]))
+    if pair.lanes > MOST_LANES or pair.batch > _MOST_BATCH:
+        raise ValueError(f"{pair} is more than any plan has")
+    return pair
+
+
 def _timed(line: Mapping[str, Any]) -> Timed:
     figures = [line[key] for key in ("framesPerSecond", "batchMs", "cpuMs")]
     speed, batch_ms, cpu_ms = [None if figure is None else float(figure) for figure in figures]
-    pair = Pair(_count(line["lanes"]), _count(line["batch"]))
-    return Timed(pair, speed, batch_ms, cpu_ms, int(line["rounds"]), str(line["note"]))
+    return Timed(_pair(line), speed, batch_ms, cpu_ms, int(line["rounds"]), str(line["note"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +183,7 @@ def make_plan(device: str, max_batch: int, fixed_batch: int | None, cores: int) 
     batches, and a second lane that prepares one while the first is computed.
     """
     on_gpu = device != "cpu"
-    lanes = 2 if on_gpu else cores
+    lanes = 2 if on_gpu else min(cores, MOST_LANES)
     why = (
         "a GPU: two lanes, batches in buckets"
         if on_gpu
@@ -199,6 +209,11 @@ def usable_cores(
     quota = _quota(cgroups)
     cores = affinity()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def bounded_cores(cores: int | None = None) -> int:
+    """How many threads that each fill a core are worth having: the usable cores, `MOST_LANES` at most."""
+    return min(usable_cores() if cores is None else cores, MOST_LANES)
 
 
 def _quota(cgroups: Path) -> float | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from visionedge import __version__
 from visionedge.inference.plan import Measured
+from visionedge.state_file import DamagedError, drop_damaged, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +83,12 @@ class PlanCache:
             measured, day = _read(path, key)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            log.warning("the plan %s is of no use (%s): measuring anew", path.name, error)
+        except OSError as error:
+            log.warning("the plan %s cannot be read (%s): measuring anew", path.name, error.strerror)
+            return None
+        except (DamagedError, ArithmeticError, LookupError, ValueError, TypeError, AttributeError) as error:
+            log.warning("the plan %s is damaged (%s) and set aside: measuring anew", path.name, error)
+            drop_damaged(path)
             return None
         return replace(measured, reason=f"from the cache, of {day}: {measured.reason}")
 
@@ -98,11 +103,8 @@ class PlanCache:
             "measured": measured.document(),
         }
         path = self._path(key)
-        fresh = path.with_suffix(".new")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            fresh.write_text(json.dumps(document, indent=1), encoding="utf-8")
-            fresh.replace(path)
+            write_json(path, document)
             kept = sorted(self.folder.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
             for old in kept[:-_KEPT]:
                 old.unlink(missing_ok=True)
@@ -114,7 +116,7 @@ class PlanCache:
 
 
 def _read(path: Path, key: PlanKey) -> tuple[Measured, str]:
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_json(path)
     if document["schema"] != _SCHEMA or document["key"] != json.loads(json.dumps(asdict(key))):
         raise ValueError("it was measured for something else")
     day = datetime.fromisoformat(document["measuredAt"]).date()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from visionedge.inference.plan import Fit, Measured, Pair, Timed, batch_sizes, make_plan
+from visionedge.inference.plan import Fit, Measured, Pair, Timed, batch_sizes, bounded_cores, make_plan
 from visionedge.inference.plan_cache import PlanCache, PlanKey
 from visionedge.inference.trial import MOST_BATCHES, Sample, run_trial
 
@@ -87,8 +87,9 @@ class Wanted:
         """The numbers of lanes in question: up to the cores, or a few that share a GPU."""
         if self.device != "cpu":
             return (1, 2, 3)
+        cores = bounded_cores(self.cores)
         # Half the cores are often all the real ones there are.
-        return tuple(sorted({*batch_sizes(self.cores), max(1, self.cores // 2)}))
+        return tuple(sorted({*batch_sizes(cores), max(1, cores // 2)}))
 
     def by_rule(self) -> Pair:
         """What is taken where nothing can be measured."""

@@ -23,7 +23,7 @@ from visionedge.inference.faults import FATAL, Fault
 from visionedge.inference.likeness import Proof
 from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
-from visionedge.inference.recovery import Ladder
+from visionedge.inference.recovery import Ladder, Policy
 from visionedge.inference.session import EngineAwayError, EngineError, NodePlaces, Pictures
 from visionedge.inference.shared import Arena
 from visionedge.inference.stage import Stage
@@ -141,6 +141,10 @@ class EngineProcess:
         self._conductor.report(worker, error)
         if error.fault in FATAL:
             raise EngineAwayError(str(error), error.fault) from None
+
+    def follow(self, fallback: Policy) -> None:
+        """From now on do this without the device that was asked for; also while the first engine opens."""
+        self._conductor.follow(fallback)
 
     def close(self) -> None:
         """End the children and their threads; batches in progress fail."""

@@ -159,7 +159,7 @@ class Ladder:
         # The engine that serves: what is being opened, what would be opened again, and when.
         self._opening: Serve | None = None
         self._last = Serve(None)
-        self._opened_once = False
+        self._opened_once = self._second_try = False
         self._opened_s = 0.0
         self._pause_s = 0.0
         self._again_s: float | None = None
@@ -205,6 +205,25 @@ class Ladder:
             steps.append(self._probe_next())
         return steps
 
+    def follow(self, policy: Policy) -> Steps:
+        """Another policy counts from now on, also for a device that is lost already.
+
+        `exit` counts from the next loss on: a change of the configuration does not end a module.
+        """
+        before, self._policy = self._policy, policy
+        if self._over or policy == before or self._stage == "settled":
+            return []
+        verdict = self._reason or Verdict(Reason.ENGINE_DIED, "the device is lost")
+        if policy == "degrade" and self.serving is None and self._opening is None and self._again_s is None:
+            words = f"{verdict.reason}; the CPU takes over (inference.fallback: degrade)"
+            return [Tell("device-lost", words), *self._serve(Serve("cpu", verdict))]
+        # With `auto` the CPU may be all that there ever was.
+        if policy == "hold" and self.serving == "cpu" and self._requested != "auto":
+            self.serving = None
+            words = f"{verdict.reason}; waiting for it (inference.fallback: hold)"
+            return [Stop(words), Tell("device-held", words)]
+        return []
+
     # --- the engine that serves -----------------------------------------------------------------------------
 
     def opened(self, device: Effective, verdict: Verdict, now_s: float) -> Steps:
@@ -220,11 +239,19 @@ class Ladder:
                 self._seek(verdict, now_s)
         return [Tell("engine-back", "")] if again else []
 
-    def refused(self, words: str, now_s: float, *, died: bool, code: Reason | None = None) -> Steps:
-        """The engine that was to serve could not be opened. `code`: a device was demanded and is to blame."""
+    def refused(
+        self, words: str, now_s: float, *, died: bool, killed: bool = False, code: Reason | None = None
+    ) -> Steps:
+        """The engine that was to serve could not be opened. `code`: a device was demanded and is to blame.
+
+        `killed`: its process was ended from outside, which says nothing of the model or the device.
+        """
         tried, self._opening = self._opening, None
         if self._over:
             return []
+        if killed and not self._opened_once and not self._second_try and tried is not None:
+            self._second_try = True
+            return self._serve(tried)
         if self._opened_once:
             self._again_s = now_s + self._next_pause_s()
             return []
@@ -237,7 +264,7 @@ class Ladder:
             self._opened_once = True
             self._seek(verdict, now_s)
             return [Tell("device-held", f"{words}; waiting for it (inference.fallback: hold)")]
-        return self._serve(Serve("cpu", verdict)) if policy == "degrade" and died else self._give_up(verdict)
+        return self._serve(Serve("cpu", verdict)) if policy == "degrade" else self._give_up(verdict)
 
     def fault(self, fault: Fault, words: str, now_s: float) -> Steps:
         """The engine that serves met a fault that neither a smaller batch nor the next one mends."""

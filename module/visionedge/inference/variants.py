@@ -135,7 +135,16 @@ def _read(model: Model, precision: Precision, report: Path) -> Variant | None:
             return None
         sha256 = _sum_of(path, document["variant"]["sha256"])
         return _variant(document, precision, path, sha256)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, VisionedgeError) as error:
+    except (
+        OSError,
+        ArithmeticError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        VisionedgeError,
+    ) as error:
         log.warning("%s: is of no use (%s); make the variant again", report, error)
         return None
 

@@ -19,6 +19,7 @@ from visionedge.inference import wire
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import Effective, Verdict
 from visionedge.inference.faults import Fault
+from visionedge.inference.hang_watch import UsualTime, await_reply
 from visionedge.inference.plan import Plan
 from visionedge.inference.recovery import Patience
 from visionedge.inference.session import EngineAwayError, EngineError, Pictures
@@ -40,7 +41,10 @@ _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long to wait: for a batch, for a child to open (TensorRT builds for minutes), for one to come."""
+    """How long to wait: for a batch, for a child to open (TensorRT builds for minutes), for one to come.
+
+    `run_s` is the most for a batch; how long batches usually take makes it less (`hang_watch`).
+    """
 
     run_s: float = 30.0
     open_s: float = 1800.0
@@ -57,12 +61,16 @@ class Tuning:
 
 
 class StillbornError(EngineError):
-    """A child ended, or hung, before it had opened its engine: `why` in a few words; `crashed` by itself."""
+    """A child ended, or hung, before it had opened its engine: `why` in a few words.
 
-    def __init__(self, why: str, *, crashed: bool) -> None:
+    `crashed`: by itself; `killed`: by a signal that somebody sent, such as the kernel for want of memory.
+    """
+
+    def __init__(self, why: str, *, crashed: bool, killed: bool = False) -> None:
         super().__init__(f"the engine's process {why} while it opened the model")
         self.why = why
         self.crashed = crashed
+        self.killed = killed
 
 
 class RetiredError(EngineError):
@@ -91,6 +99,7 @@ class Worker:
         self.began_s = time.monotonic()
         self._arena = arena
         self._limits = limits
+        self._usual = UsualTime(limits.run_s)
         self._rows = 0
         self._count = 0
         self._verdict: str | None = None
@@ -173,9 +182,11 @@ class Worker:
         loose = [picture for picture, block in zip(pictures, blocks, strict=True) if block is None]
         line = self._free_line()
         numbers = tuple(-1 if block is None else block for block in blocks)
+        limit_s, began_s = self._usual.limit_s, time.monotonic()
         try:
             self._ask(wire.Request(line.number, numbers, least_score))
             wire.send_pictures(line.socket, loose)
+            await_reply(line.socket, limit_s)
             rows, unplanned = wire.receive_rows(line.socket, len(blocks), self._rows)
         except EngineError:
             self._give(line)
@@ -183,11 +194,12 @@ class Worker:
         except (EOFError, OSError) as error:
             line.socket.close()
             if isinstance(error, TimeoutError):
-                self.end(f"gave no answer within {self._limits.run_s:g} s", Fault.HANG)
+                self.end(f"gave no answer within {limit_s:.3g} s", Fault.HANG)
             else:
                 self._part()  # it is dead or dying, and its own exit code says of what
             raise EngineAwayError(f"the engine's process {self.pid} was lost over this batch") from None
         self._give(line)
+        self._usual.note(time.monotonic() - began_s)
         self.unplanned_shapes = max(self.unplanned_shapes, unplanned)
         return rows
 
@@ -291,8 +303,10 @@ class Worker:
 
     def _stillborn(self) -> StillbornError:
         why = self._buried()
-        code = self._process.returncode
-        return StillbornError(why, crashed=code is not None and -code in _CRASHES)
+        signal_number = -(self._process.returncode or 0)
+        crashed = signal_number in _CRASHES
+        killed = signal_number > 0 and not crashed and self._verdict is None
+        return StillbornError(why, crashed=crashed, killed=killed)
 
     def _forward_log(self) -> None:
         """Hand on what the child writes, line by line; a flood is cut, and said to be."""

@@ -172,9 +172,12 @@ class Desk:
         if not future.cancelled():
             future.exception()
 
-    def close(self) -> list[str]:
-        """Let go of what waits and end the threads; the names of those that hang. Blocks for 2 s at most."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+    def close(self, *, wait: bool = True) -> list[str]:
+        """Let go of what waits and end the threads; the names of those that still run.
+
+        With `wait` it blocks until they have ended, for 2 s at most.
+        """
+        self._executor.shutdown(wait=wait, cancel_futures=True)
         return self._executor.left()
 
 

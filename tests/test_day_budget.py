@@ -1,0 +1,111 @@
+"""The day's budget: one for each day, whatever happens to the wall clock."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from visionedge.edge.day_budget import DayBudget
+
+
+class Clocks:
+    """A wall clock that can be set, and one that only goes on."""
+
+    def __init__(self, start: str = "2026-11-22T10:00") -> None:
+        self.utc = datetime.fromisoformat(start).replace(tzinfo=UTC)
+        self.ns = 0
+
+    def passes(self, hours: float) -> None:
+        """Time goes by, for both."""
+        self.utc += timedelta(hours=hours)
+        self.ns += round(hours * 3600e9)
+
+    def budget(self, limit: int = 100, **spent: int) -> DayBudget:
+        """A budget by these clocks."""
+        known = {name.replace("_", "-").strip("d"): count for name, count in spent.items()}
+        return DayBudget(limit, lambda: self.utc, known, lambda: self.ns)
+
+
+def test_a_day_has_its_limit_and_the_next_one_again() -> None:
+    clocks = Clocks()
+    budget = clocks.budget()
+    assert budget.take(60)
+    assert not budget.take(41)
+    assert budget.take(40)
+    assert (budget.left(), budget.take(1)) == (0, False)
+    clocks.passes(13.9)
+    assert budget.left() == 0
+    clocks.passes(0.2)
+    assert budget.left() == 100
+    assert dict(budget.spent) == {"2026-11-23": 0}
+
+
+@pytest.mark.parametrize("hours", [-2, -11, -24, -36, -24 * 400, 2, 24, 24 * 400])
+def test_a_clock_that_is_set_grants_no_second_budget(hours: float) -> None:
+    """Neither at once, nor when it is set right again."""
+    clocks = Clocks()
+    budget = clocks.budget()
+    budget.spend(100)
+    clocks.utc += timedelta(hours=hours)
+    assert budget.left() == 0
+    clocks.passes(1)
+    clocks.utc -= timedelta(hours=hours)
+    assert budget.left() == 0
+
+
+def test_a_clock_set_back_over_midnight_comes_into_the_same_day_again() -> None:
+    clocks = Clocks("2026-11-22T01:00")
+    budget = clocks.budget()
+    budget.spend(100)
+    clocks.utc -= timedelta(hours=2)
+    assert budget.left() == 0
+    clocks.passes(1.5)  # 00:30 of the day that has spent it all
+    assert budget.left() == 0
+    clocks.passes(24)
+    assert budget.left() == 100
+
+
+@pytest.mark.parametrize("days", [1, 3, 400])
+def test_a_clock_that_ran_ahead_and_was_corrected_locks_no_later_day(days: int) -> None:
+    """Not even the date that it had shown, when that comes."""
+    clocks = Clocks()
+    budget = clocks.budget()
+    clocks.utc += timedelta(days=days)
+    budget.spend(100)
+    clocks.passes(1)
+    clocks.utc -= timedelta(days=days)
+    assert budget.left() == 0
+    for _ in range(5):
+        clocks.passes(24)
+        assert budget.left() == 100
+        budget.spend(100)
+
+
+def test_a_restart_goes_on_with_the_day() -> None:
+    clocks = Clocks()
+    assert clocks.budget(d2026_11_22=70).left() == 30
+    assert clocks.budget(d2026_11_21=100).left() == 100
+
+
+def test_a_restart_with_a_clock_that_is_behind_goes_on_with_the_last_day() -> None:
+    """A machine without a clock of its own starts in 1970, until the network tells the time."""
+    clocks = Clocks("1970-01-01T00:00")
+    budget = clocks.budget(d2026_11_22=100)
+    assert budget.left() == 0
+    assert dict(budget.spent) == {"1970-01-01": 100}
+    clocks.passes(0.1)
+    clocks.utc = datetime(2026, 11, 22, 10, tzinfo=UTC)
+    assert budget.left() == 0
+    assert dict(budget.spent) == {"2026-11-22": 100}
+
+
+def test_a_date_far_ahead_on_disk_locks_one_day_and_not_each_start() -> None:
+    clocks = Clocks()
+    first = clocks.budget(d2030_01_01=100)
+    assert first.left() == 0
+    clocks.passes(24)
+    again = DayBudget(100, lambda: clocks.utc, first.spent, lambda: clocks.ns)
+    assert again.left() == 100
+
+
+def test_dates_on_disk_that_are_none_are_survived() -> None:
+    assert Clocks().budget(zzz=100).left() == 0
