@@ -9,7 +9,8 @@ import pytest
 
 from command_line import CommandLine
 from visionedge import documents
-from visionedge.config import validate
+from visionedge.__main__ import main
+from visionedge.config import MAX_PROBLEMS, validate
 from visionedge.documents import fill_variables, located, read_configuration, read_file
 from visionedge.errors import ConfigError
 from visionedge.files import read_regular
@@ -125,12 +126,26 @@ def test_a_key_is_the_text_that_stands_there(tmp_path: Path) -> None:
     assert checked.inference.parity == "off"
 
 
-def test_of_very_many_problems_the_first_twenty_and_their_number_are_told() -> None:
+def test_of_very_many_problems_the_first_and_their_number_are_told() -> None:
     """Nobody reads ten thousand lines, and making them takes long."""
     with pytest.raises(ConfigError) as caught:
         validate({f"key{n}": 1 for n in range(10_000)})
-    assert len(caught.value.problems) == 21
-    assert caught.value.problems[-1] == "configuration: and 9980 more problems like these"
+    assert len(caught.value.problems) == MAX_PROBLEMS + 1
+    assert caught.value.problems[-1] == "configuration: and 9500 more problems like these"
+    assert str(caught.value).endswith("; and 481 more problems")
+
+
+def test_the_command_line_shows_twenty_problems_and_how_many_more_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `--json`, all that were put into words."""
+    path = written(tmp_path, "many.json", json.dumps({f"key{n}": 1 for n in range(30)}))
+    assert main(["config", "check", str(path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "visionedge: and 10 more problems"
+    assert main(["config", "check", str(path), "--json"]) == 2
+    assert len(json.loads(capsys.readouterr().out)["problems"]) == 30
 
 
 def test_a_problem_names_its_file_and_its_line(tmp_path: Path) -> None:

@@ -167,12 +167,15 @@ def test_an_answer_takes_as_many_blocks_as_it_has() -> None:
 
 def test_a_restart_remembers_blocks(world: SpoolWorld) -> None:
     """What the spool keeps of the day is what the budget is counted in."""
-    spool = world.spool()
-    for number, size in ((1, 100), (2, 9_000)):
-        spool.put(message(number, size=size))
+    clock, spool = World(), world.spool()
+    telemetry = clock.telemetry(maxPerDay=10)
+    spool.follow_spent(telemetry.spent)
+    made = telemetry.answer(clock.result([MAN] * 60), "")
+    assert made is not None
+    spool.put(made)
     turn(spool)
     spool.close(0)
-    assert dict(world.spool().spent) == {"2026-11-22": 1 + 3}
+    assert dict(world.spool().spent) == {clock.utc.date().isoformat(): blocks(made.size_bytes)}
 
 
 def rate(clock: World, telemetry: Telemetry, per_minute: int, minutes: int) -> list[dict[str, Any]]:

@@ -167,5 +167,5 @@ class SpoolMachine(RuleBasedStateMachine):
         raise AssertionError(f"never done: {self.spool!r}")
 
 
-SpoolMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+SpoolMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestSpool = SpoolMachine.TestCase

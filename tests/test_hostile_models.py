@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import test_heads_detr as detr
 import tiny_yolos as yolos
+from clips import make_picture
 from tiny_graphs import Graph, state
 from visionedge.errors import ModelError, UnavailableError
 from visionedge.inference import inferring
@@ -59,7 +60,7 @@ def test_a_graph_that_makes_shape_inference_abort_is_one_line(
     words = {
         "inspect": ["model", "inspect", str(path)],
         "compile": ["model", "compile", str(path), "-o", str(tmp_path / "out.onnx")],
-        "detect": ["detect", "nothing.jpg", "--model", str(path)],
+        "detect": ["detect", str(make_picture(tmp_path / "yard.jpg")), "--model", str(path)],
     }
     environ = os.environ | {"VISIONEDGE_DATA": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -275,7 +276,7 @@ def test_no_process_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def refused(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(subprocess, "run", refused)
+    monkeypatch.setattr(inferring, "run", refused)
     with pytest.raises(UnavailableError, match="no process can be started"):
         load_model(path)
 

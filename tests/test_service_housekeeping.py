@@ -43,7 +43,7 @@ class FailingDelivery:
     ("error", "traceback"),
     [
         (OSError(errno.EMFILE, "Too many open files"), False),
-        (MemoryError(), True),
+        (MemoryError(), False),
         (RuntimeError("can't start new thread"), True),
     ],
 )

@@ -15,6 +15,9 @@ from visionedge.cli.arguments import EXIT_CODES, Parser
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.uris import keep_secret, redact, secrets_in
 
+MOST_LINES = 20
+"""Nobody reads more problems than that at once."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; the exit code."""
@@ -49,8 +52,11 @@ def _carriers(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _fail(code: int, lines: Sequence[str]) -> int:
-    for line in lines:
+    more = len(lines) - MOST_LINES
+    for line in lines[:MOST_LINES]:
         print(f"visionedge: {redact(line)}", file=sys.stderr)
+    if more > 0:
+        print(f"visionedge: and {more} more problems", file=sys.stderr)
     return code
 
 

@@ -29,8 +29,8 @@ from visionedge.errors import ConfigError
 from visionedge.fetching.address import check_address
 from visionedge.uris import keep_secret, masked_address, parse_camera_uri, redact, secrets_in
 
-MAX_PROBLEMS = 20
-"""So many are told at once; of more, only their number."""
+MAX_PROBLEMS = 500
+"""So many are put into words; of more, only their number."""
 
 CAMERA_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63}){0,31}\.?")

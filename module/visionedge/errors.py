@@ -41,6 +41,9 @@ class FetchError(VisionedgeError):
         self.lasting = lasting
 
 
+_MOST_SHOWN = 20
+
+
 class ConfigError(VisionedgeError):
     """The configuration or the arguments are wrong.
 
@@ -51,7 +54,10 @@ class ConfigError(VisionedgeError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
-        super().__init__("; ".join(self.problems))
+        shown = [*self.problems[:_MOST_SHOWN]]
+        if more := len(self.problems) - len(shown):
+            shown.append(f"and {more} more problems")
+        super().__init__("; ".join(shown))
 
 
 class ModelError(VisionedgeError):

@@ -9,7 +9,7 @@ none), so no number is ever sent that a restart could give to another message.
 
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from visionedge.edge.messages import EVENTS, Message
 from visionedge.edge.store import Loss, Reason, Row, Work
@@ -154,6 +154,7 @@ class Shelves:
             numbers=self._spilled,
             lived_s=lived_s,
             spent=spent,
+            promised=[loss for entry in self._writing for loss in self._tells(entry) if not loss.key],
         )
         self._settled, self._losses, self._told, self._spilled = [], [], [], {}
         return self._work
@@ -170,8 +171,17 @@ class Shelves:
         self._window_used = sum(entry.message.size_bytes for entry in self._window)
         return leaving
 
-    def written(self, keys: Sequence[int], evicted: Iterable[tuple[Row, Reason]]) -> None:
-        """The work is in the file."""
+    def written(
+        self, keys: Sequence[int], evicted: Iterable[tuple[Row, Reason]], losses: Iterable[Loss] = ()
+    ) -> None:
+        """The work is in the file, which knows `losses` now."""
+        known = {(loss.output, loss.first, loss.reason): loss.key for loss in losses}
+        for entry in self._writing:
+            if tells := self._tells(entry):
+                self._telling[entry.message.output, entry.message.number] = tuple(
+                    replace(loss, key=loss.key or known.get((loss.output, loss.first, loss.reason), 0))
+                    for loss in tells
+                )
         for row, reason in evicted:
             self.dropped[reason] += 1
             self._untell(row.output, row.number)
@@ -276,6 +286,9 @@ class Shelves:
         """The losses that no file knows of, to be told by a message."""
         taken, self._losses = self._losses, []
         return taken
+
+    def _tells(self, entry: Entry) -> tuple[Loss, ...]:
+        return self._telling.get((entry.message.output, entry.message.number), ())
 
     def _sending(self, entry: Entry) -> bool:
         """Whether an entry is the first of the window, although it is on another shelf, too."""

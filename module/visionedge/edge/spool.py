@@ -298,7 +298,7 @@ class Spool:
             return True
         with self._changed:
             self._one_by_one = self._one_by_one and self._shelves.has_fresh
-            self._shelves.written(keys, going)
+            self._shelves.written(keys, going, store.losses)
             self._rows = (store.count, store.bytes)
             self._losses = store.losses
         self._turn(None)

@@ -124,7 +124,8 @@ class Work:
     """What one transaction shall do.
 
     `settled` has keys with their bytes, `numbers` the last that were sent while there was no disk, `spent`
-    what was spent of the budget by UTC day.
+    what was spent of the budget by UTC day. `promised` are losses that no file knew of and that appended
+    messages tell: if such a message is lost as well, they are to be told by another.
     """
 
     append: Sequence[Message] = ()
@@ -135,6 +136,7 @@ class Work:
     numbers: Mapping[str, int] = field(default_factory=dict)
     lived_s: float = 0.0
     spent: Mapping[str, int] = field(default_factory=dict)
+    promised: Sequence[Loss] = ()
 
     @property
     def growth_bytes(self) -> int:
@@ -226,7 +228,7 @@ class Store:
             keys = self._append(work)
             self._spend(work)
             count, size = self._without([*work.settled, *((row.key, row.bytes) for row, _ in work.evicted)])
-            self._change_losses([*work.losses, *_ranges(work.evicted)], work.told)
+            self._change_losses([*work.losses, *_ranges(work.evicted)], work.told, work.promised)
             self._db.execute("UPDATE owner SET lived_s = ?", (int(work.lived_s),))
             losses = self._read_losses()
         self.spent = dict(work.spent)
@@ -346,21 +348,26 @@ class Store:
         )
         return (Row(*row) for row in found)
 
-    def _change_losses(self, losses: Iterable[Loss], told: Iterable[Loss]) -> None:
+    def _change_losses(self, losses: Iterable[Loss], told: Iterable[Loss], promised: Iterable[Loss]) -> None:
         for loss in told:
             # It may have grown since it was told: then only its head goes.
             self._db.execute("DELETE FROM loss WHERE key = ? AND last <= ?", (loss.key, loss.last))
             self._db.execute("UPDATE loss SET first = ? WHERE key = ?", (loss.last + 1, loss.key))
+        for loss in promised:  # never joined to an earlier one, which nobody tells yet
+            self._insert_loss(loss)
         for loss in losses:
             joined = self._db.execute(
                 "UPDATE loss SET last = ? WHERE output = ? AND reason = ? AND last = ?",
                 (loss.last, loss.output, loss.reason, loss.first - 1),
             )
             if joined.rowcount == 0:
-                self._db.execute(
-                    "INSERT INTO loss(output, first, last, reason) VALUES (?, ?, ?, ?)",
-                    (loss.output, loss.first, loss.last, loss.reason),
-                )
+                self._insert_loss(loss)
+
+    def _insert_loss(self, loss: Loss) -> None:
+        self._db.execute(
+            "INSERT INTO loss(output, first, last, reason) VALUES (?, ?, ?, ?)",
+            (loss.output, loss.first, loss.last, loss.reason),
+        )
 
     def _read_losses(self) -> list[Loss]:
         rows = self._db.execute("SELECT output, first, last, reason, key FROM loss ORDER BY key")
