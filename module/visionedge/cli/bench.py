@@ -20,6 +20,7 @@ from visionedge.cli.arguments import (
 )
 from visionedge.errors import ConfigError
 from visionedge.memory import settle_allocator
+from visionedge.ops.other_processes import FIELD, OtherProcesses, caution
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -324,6 +325,7 @@ def _bench_engine(arguments: argparse.Namespace) -> int:
 
     page = _page(arguments, engine_page)
     inference = {"latencyBudgetMs": arguments.budget, "device": arguments.device}
+    others = OtherProcesses()
     report = bench.bench_engine(
         bench.EngineLoad(
             model=_model(arguments),
@@ -335,7 +337,7 @@ def _bench_engine(arguments: argparse.Namespace) -> int:
             data=data_folder(os.environ),
         ),
         _tell,
-    )
+    ) | {FIELD: others.share()}
     return _told(arguments, report, bench.words(report), page)
 
 
@@ -353,6 +355,7 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
     precision = arguments.precision or ("fp32" if arguments.baseline else "auto")
     inference = {"device": arguments.device, "precision": precision}
     page = _page(arguments, pipeline_page)
+    others = OtherProcesses()
     report = bench.bench_pipeline(
         Load(
             model=_model(arguments),
@@ -373,7 +376,7 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
             data=data_folder(os.environ),
         ),
         _tell,
-    )
+    ) | {FIELD: others.share()}
     return _told(arguments, report, bench.words(report), page)
 
 
@@ -388,7 +391,8 @@ def _bench_decode(arguments: argparse.Namespace) -> int:
         key_fps=arguments.key_fps,
         rounds=arguments.rounds,
     )
-    report = bench.bench_decode(load, _tell)
+    others = OtherProcesses()
+    report = bench.bench_decode(load, _tell) | {FIELD: others.share()}
     return _told(arguments, report, bench.words(report), None)
 
 
@@ -408,7 +412,10 @@ def _bench_http(arguments: argparse.Namespace) -> int:
         cameras=arguments.cameras,
         arguments=tuple(word for name, value in given.items() if value for word in (name, value)),
     )
+    others = OtherProcesses()
+    # A module that runs already is no descendant of this process, so its part cannot be told from others'.
     report = bench.bench_http(load, _tell)
+    report[FIELD] = others.share() if load.url is None else None
     return _told(arguments, report, bench.words(report), page)
 
 
@@ -443,6 +450,8 @@ def _told(
 
     if "-" not in (arguments.json, arguments.html):
         sys.stdout.write(text)
+        if others := caution(report):
+            sys.stdout.write(f"{others}\n")
     if arguments.json:
         write_json(report, Path(arguments.json))
     if arguments.html and page is not None:
