@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from visionedge.config import CAMERA_NAME, validate
 from visionedge.documents import Document, located, read_configuration
@@ -135,6 +135,11 @@ def naming_lines(path: Path | None, environ: Mapping[str, str]) -> Iterator[None
         ours = [problem for problem in error.problems if problem in of_file]
         named = dict(zip(ours, located(ours, path), strict=True))
         raise ConfigError([named.get(problem, problem) for problem in error.problems]) from None
+
+
+def shows_colours(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether a stream is a terminal that shows colours, and NO_COLOR does not forbid them."""
+    return stream.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
 
 
 def seconds(text: str) -> float:

@@ -13,6 +13,7 @@ from visionedge.cli.arguments import (
     configuration_file,
     data_folder,
     naming_lines,
+    shows_colours,
     verb,
 )
 from visionedge.documents import Document, read_configuration
@@ -72,7 +73,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.write(json.dumps(report.document(), indent=1, ensure_ascii=False) + "\n")
     else:
-        sys.stdout.write(report.words())
+        sys.stdout.write(report.words(colours=shows_colours(sys.stdout, os.environ)))
     if arguments.bundle:
         written = write_bundle(Path(arguments.bundle), report, checked, host)
         print(written, file=sys.stderr)
