@@ -76,6 +76,62 @@ def test_stated_labels_win_over_metadata_and_files_and_must_be_as_many_as_classe
         load_model(path)
 
 
+DATA_YAML = "path: ../datasets/plant\ntrain: images/train\nval: images/val\nnc: 3\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DATA_YAML + "names: [pallet, forklift, person]\n",
+        DATA_YAML + "names:\n  0: pallet\n  1: forklift\n  2: person\nroboflow: {version: 2}\n",
+        "names: [pallet, forklift, person]\n",
+        "nc: 3\nnames: ['pallet', 'forklift', 'person']\n",
+    ],
+)
+def test_the_names_of_a_training_data_set_are_labels(tmp_path: Path, text: str) -> None:
+    """A data.yaml of Ultralytics that is kept beside the model under its name."""
+    path = _detector(tmp_path / "best.onnx")
+    (tmp_path / "best.yaml").write_text(text)
+    model = load_model(path)
+    assert model.labels == ("pallet", "forklift", "person")
+    assert model.reading.preprocess == load_model(_detector(tmp_path / "other.onnx")).reading.preprocess
+
+
+@pytest.mark.parametrize(
+    "names", ["names: [a, b]\n", "names: {1: a, 2: b, 3: c}\n", "names: [[a], b, c]\n", "names: 3\n", ""]
+)
+def test_a_training_data_set_that_does_not_fit_is_ignored_with_a_line(
+    tmp_path: Path, names: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no statement about the model, so it cannot be a wrong one."""
+    path = _detector(tmp_path / "best.onnx")
+    (tmp_path / "best.yaml").write_text(DATA_YAML + names)
+    assert load_model(path).labels == ("class-0", "class-1", "class-2")
+    assert "best.yaml describes a training data set" in caplog.text
+    assert "the file is ignored" in caplog.text
+
+
+def test_the_models_own_labels_win_over_those_of_a_training_data_set(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And so does a file of labels."""
+    (tmp_path / "m.yaml").write_text(DATA_YAML + "names: [a, b, c]\n")
+    assert load_model(_detector(tmp_path / "m.onnx", {"names": '["x", "y", "z"]'})).labels == ("x", "y", "z")
+    assert "m.yaml describes a training data set with 3 class names" in caplog.text
+    caplog.clear()
+    assert load_model(_detector(tmp_path / "m.onnx", {"names": '["a", "b", "c"]'})).labels == ("a", "b", "c")
+    assert caplog.text == "", "the same names are no news"
+    (tmp_path / "m.labels.txt").write_text("u\nv\nw\n")
+    assert load_model(_detector(tmp_path / "m.onnx")).labels == ("u", "v", "w")
+
+
+@pytest.mark.parametrize("text", ["names: [a, b, c]\nhead: yolox\n", "names: [a, b, c]\nheads: yolox\n"])
+def test_a_file_of_ours_with_a_wrong_key_is_still_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.yaml").write_text(text)
+    with pytest.raises(ModelError, match="names: unknown key"):
+        load_model(_detector(tmp_path / "m.onnx"))
+
+
 @pytest.mark.parametrize("wanted", [True, False])
 def test_suppression_is_as_stated(tmp_path: Path, wanted: bool) -> None:
     path = _detector(tmp_path / "m.onnx")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from visionedge.errors import ModelError
+from visionedge.inference.sidecar import DataSet
 
 # fmt: off - eighty lines of one word each would hide the rest
 COCO_80 = (
@@ -138,11 +139,16 @@ def _literal(text: str) -> object:
 
 
 def labels_for(
-    path: Path, metadata: Mapping[str, str], count: int, carrier: str = "its metadata"
+    path: Path,
+    metadata: Mapping[str, str],
+    count: int,
+    carrier: str = "its metadata",
+    data_set: DataSet | None = None,
 ) -> tuple[tuple[str, ...], str]:
     """The labels of `count` classes and where they came from; count 0 where nothing tells how many there are.
 
-    `carrier` is what the metadata was read from, for people.
+    `carrier` is what the metadata was read from, for people. The names of a `data_set` are taken where
+    neither the model nor a file of labels has any, and only if they are as many.
 
     Raises:
         ModelError: labels are given, but not for that number of classes.
@@ -153,6 +159,12 @@ def labels_for(
     for beside in (path.with_name(f"{path.stem}.labels.txt"), path.with_name("labels.txt")):
         if beside.is_file():
             return _checked(_lines(beside), count, beside.name), beside.name
+    if data_set is not None and data_set.names and count in (0, len(data_set.names)):
+        return data_set.names, data_set.file
+    return _by_number(count)
+
+
+def _by_number(count: int) -> tuple[tuple[str, ...], str]:
     if not count:
         return (), "nothing"
     if count == 80:
