@@ -8,6 +8,8 @@ import pytest
 from tiny_graphs import Graph, compiled_rows, network, noise_pictures, state
 from tiny_models import TinyDetector, classifier
 from visionedge.errors import ModelError
+from visionedge.inference.data_set import DataSet
+from visionedge.inference.labels import COCO_80
 from visionedge.inference.model import load_model
 from visionedge.inference.sidecar import read_sidecar
 
@@ -84,7 +86,7 @@ DATA_YAML = "path: ../datasets/plant\ntrain: images/train\nval: images/val\nnc: 
     [
         DATA_YAML + "names: [pallet, forklift, person]\n",
         DATA_YAML + "names:\n  0: pallet\n  1: forklift\n  2: person\nroboflow: {version: 2}\n",
-        "names: [pallet, forklift, person]\n",
+        "names: [pallet, ' forklift', person]\n",
         "nc: 3\nnames: ['pallet', 'forklift', 'person']\n",
     ],
 )
@@ -95,6 +97,15 @@ def test_the_names_of_a_training_data_set_are_labels(tmp_path: Path, text: str) 
     model = load_model(path)
     assert model.labels == ("pallet", "forklift", "person")
     assert model.reading.preprocess == load_model(_detector(tmp_path / "other.onnx")).reading.preprocess
+
+
+def test_the_names_of_a_data_set_win_over_a_guess_by_number() -> None:
+    """80 classes are COCO's only where nothing else names them, and only as many names are taken."""
+    plant = DataSet("best.yaml", tuple(f"part {number}" for number in range(80)))
+    assert plant.labels(COCO_80, "COCO by their number") == (plant.names, "best.yaml")
+    assert plant.labels(COCO_80, "its metadata") == (COCO_80, "its metadata")
+    assert plant.labels(("a", "b"), "nothing") == (("a", "b"), "nothing")
+    assert plant.labels((), "nothing") == (plant.names, "best.yaml"), "nothing tells how many there are"
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,8 @@ def cameras(values: Sequence[str], others: Iterable[str] = ()) -> Document:
     Raises:
         ConfigError: a value names no camera, or two have the same name.
     """
-    given, problems = [], []
+    given: list[tuple[str | None, str]] = []
+    problems: list[str] = []
     for value in values:
         try:
             given.append(_name_and_uri(value))

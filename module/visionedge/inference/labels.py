@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from visionedge.errors import ModelError
-from visionedge.inference.sidecar import DataSet
 
 # fmt: off - eighty lines of one word each would hide the rest
 COCO_80 = (
@@ -139,16 +138,11 @@ def _literal(text: str) -> object:
 
 
 def labels_for(
-    path: Path,
-    metadata: Mapping[str, str],
-    count: int,
-    carrier: str = "its metadata",
-    data_set: DataSet | None = None,
+    path: Path, metadata: Mapping[str, str], count: int, carrier: str = "its metadata"
 ) -> tuple[tuple[str, ...], str]:
     """The labels of `count` classes and where they came from; count 0 where nothing tells how many there are.
 
-    `carrier` is what the metadata was read from, for people. The names of a `data_set` are taken where
-    neither the model nor a file of labels has any, and only if they are as many.
+    `carrier` is what the metadata was read from, for people.
 
     Raises:
         ModelError: labels are given, but not for that number of classes.
@@ -159,12 +153,6 @@ def labels_for(
     for beside in (path.with_name(f"{path.stem}.labels.txt"), path.with_name("labels.txt")):
         if beside.is_file():
             return _checked(_lines(beside), count, beside.name), beside.name
-    if data_set is not None and data_set.names and count in (0, len(data_set.names)):
-        return data_set.names, data_set.file
-    return _by_number(count)
-
-
-def _by_number(count: int) -> tuple[tuple[str, ...], str]:
     if not count:
         return (), "nothing"
     if count == 80:

@@ -62,14 +62,14 @@ def load_model(path: Path) -> Model:
         signature = read_signature(file.proto, {**read_export(path), **read_config(path), **sidecar.metadata})
         reading = recognise(signature)
         carrier = sidecar.name if "names" in sidecar.metadata else "its metadata"
-        labels, origin = labels_for(path, signature.metadata, reading.class_count, carrier, sidecar.data_set)
+        labels, origin = labels_for(path, signature.metadata, reading.class_count, carrier)
+    if (data_set := sidecar.data_set) is not None:
+        labels, origin = data_set.labels(labels, origin)
+        if data_set.names != labels:
+            words = "%s: %s describes a training data set with %d class names; the file is ignored"
+            log.warning(words, path, data_set.file, len(data_set.names))
     if origin == "nothing":
         log.warning("%s: no labels; put %s.labels.txt beside it, one a line", path, path.stem)
-    if (data_set := sidecar.data_set) is not None and data_set.names != labels:
-        log.warning(
-            "%s: %s describes a training data set with %d class names; the file is ignored",
-            *(path, data_set.file, len(data_set.names)),
-        )
     reading = replace(reading, evidence=sidecar.evidence + reading.evidence)
     return Model(path.stem, path, file.sha256, labels, reading)
 

@@ -9,9 +9,6 @@
 
 Every key may be left out. It becomes metadata as the model itself can carry it (``visionedge.head``,
 ``visionedge.input``, ``visionedge.nms``, ``anchors``, ``names``) and wins over the model's own.
-
-A ``data.yaml`` of Ultralytics often lies there under the same name: it describes the data that a model was
-trained with, so only its ``names`` are read, and they count less than the model's own.
 """
 
 import difflib
@@ -25,20 +22,13 @@ from typing import Any, get_args
 from visionedge.documents import read_file
 from visionedge.errors import ConfigError, ModelError
 from visionedge.frames import Anchor, Fit
+from visionedge.inference.data_set import DataSet, data_set_of
 from visionedge.inference.reading import Color
 
 Check = Callable[[Any], str | None]
 """What a value must be, in words; None where it is that."""
 
 _WORDS = {"visionedge.head": "head", "visionedge.input": "input", "visionedge.nms": "nms", "names": "labels"}
-
-
-@dataclass(frozen=True, slots=True)
-class DataSet:
-    """A data set that a model was trained with: the name of its file, and the names of its classes."""
-
-    file: str
-    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +62,7 @@ def read_sidecar(path: Path) -> Sidecar:
         document = read_file(beside)
     except ConfigError as error:
         raise ModelError(str(error)) from None
-    if (data_set := _data_set(beside.name, document)) is not None:
+    if (data_set := data_set_of(beside.name, document, _KEYS)) is not None:
         return Sidecar(data_set=data_set)
     inner = document.get("input")
     problems = _problems(document, _KEYS, "")
@@ -80,20 +70,6 @@ def read_sidecar(path: Path) -> Sidecar:
     if problems:
         raise ModelError(f"{beside}: {'; '.join(problems)}")
     return Sidecar(beside.name, _metadata(document))
-
-
-def _data_set(file: str, document: Mapping[str, Any]) -> DataSet | None:
-    """The data set that a data.yaml of Ultralytics describes; None where the document is ours."""
-    keys = set(document)
-    is_one = "train" in keys or "val" in keys or ("names" in keys and keys <= _OF_A_DATA_SET)
-    if not is_one or keys & set(_KEYS):
-        return None
-    names = document.get("names")
-    if isinstance(names, Mapping):
-        by_id = {str(key): name for key, name in names.items()}
-        names = [by_id.get(str(number)) for number in range(len(by_id))]
-    readable = isinstance(names, list) and all(isinstance(name, str | int) for name in names)
-    return DataSet(file, tuple(map(str, names)) if readable and names else ())
 
 
 def _metadata(document: Mapping[str, Any]) -> dict[str, str]:
@@ -191,7 +167,6 @@ _KEYS: Mapping[str, Check] = {
     "nms": _a_truth,
     "anchors": _some_anchors,
 }
-_OF_A_DATA_SET = frozenset({"path", "train", "val", "test", "nc", "names", "channels", "download"})
 _INPUT: Mapping[str, Check] = {
     "color": _one_of(*get_args(Color)),
     "scale": _a_scale,

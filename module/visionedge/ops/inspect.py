@@ -107,7 +107,9 @@ def _understood(model: Model, file: ModelFile) -> Document:
     way, spec, sidecar = model.reading.preprocess, model.input, read_sidecar(model.path)
     metadata = {entry.key: entry.value for entry in file.proto.metadata_props} | dict(sidecar.metadata)
     carrier = sidecar.name if "names" in sidecar.metadata else "its metadata"
-    _, origin = labels_for(model.path, metadata, model.reading.class_count, carrier, sidecar.data_set)
+    _, origin = labels_for(model.path, metadata, model.reading.class_count, carrier)
+    if sidecar.data_set is not None:
+        _, origin = sidecar.data_set.labels(model.labels, origin)
     return {
         "head": model.head,
         "evidence": list(model.evidence),
