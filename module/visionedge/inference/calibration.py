@@ -162,7 +162,7 @@ def observe(
     """Run a network on pictures at its input size and take down every float tensor's values.
 
     Raises:
-        ModelError: it gives no numbers, or cannot be run.
+        ModelError: a tensor contains NaN or infinity, or it cannot be run.
     """
     observed = Observed()
     watched = _Watched(network, reading)
@@ -175,7 +175,7 @@ def observe(
         )
         for name, values in watched.values(group, first):
             if not np.isfinite(values).all():
-                raise ModelError(f"gives no numbers (NaN or infinity) at '{name}'")
+                raise ModelError(f"tensor '{name}' contains NaN or infinity")
             observed.add_extremes(name, values)
         for name, values in watched.values(group, second):
             observed.add_counts(name, values)
