@@ -136,6 +136,19 @@ def test_wrong_arguments_are_one_line_and_exit_2(visionedge: CommandLine, argume
     assert outcome.out == ""
 
 
+@pytest.mark.parametrize(("level", "code"), [("loud", 2), ("DEBUG", 0), ("info", 0)])
+def test_a_wrong_log_level_of_the_environment_is_one_line(
+    visionedge: CommandLine, monkeypatch: pytest.MonkeyPatch, level: str, code: int
+) -> None:
+    """As a wrong --log-level is; case does not matter."""
+    monkeypatch.setenv("VISIONEDGE_LOG_LEVEL", level)
+    outcome = visionedge("config", "schema")
+    assert outcome.code == code
+    assert [line.partition(":")[2].split(":")[0].strip() for line in outcome.complaints] == (
+        ["VISIONEDGE_LOG_LEVEL"] if code else []
+    )
+
+
 def test_every_problem_of_a_configuration_is_told(visionedge: CommandLine, tmp_path: Path) -> None:
     """One line each, with the file, the line and the path of the key; exit 2."""
     path = tmp_path / "vision.yaml"

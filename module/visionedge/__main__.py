@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from visionedge import __version__, logs
 from visionedge.cli import bench, completion, config, detect, doctor, manifest, model, run
-from visionedge.cli.arguments import Parser, exit_codes
+from visionedge.cli.arguments import LOG_LEVELS, Parser, exit_codes
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.uris import keep_secret, redact, secrets_in
 
@@ -21,6 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     keep_secret([*secrets_in(list(given)), *secrets_in(_carriers(os.environ))])
     parsed = parser().parse_command(given)
+    if parsed.log_level.lower() not in LOG_LEVELS:  # argparse checks what is given, but no default
+        problem = f"VISIONEDGE_LOG_LEVEL: '{parsed.log_level}' is none of {', '.join(LOG_LEVELS)}"
+        return _fail(ConfigError.exit_code, [problem])
     logs.set_up(parsed.log_level)
     try:
         code: int = parsed.run(parsed)

@@ -25,6 +25,7 @@ _EXIT_CODES = {
     75: "a part of the module hung: start it again (run only)",
 }
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
 DEVICES = ("auto", "cuda", "tensorrt", "cpu")
 
 
@@ -76,7 +77,7 @@ def verb(
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument(
         "--log-level",
-        choices=("debug", "info", "warning", "error"),
+        choices=LOG_LEVELS,
         default=os.environ.get("VISIONEDGE_LOG_LEVEL", "info"),
         help="log level (default: VISIONEDGE_LOG_LEVEL, else info)",
     )
