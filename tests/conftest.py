@@ -1,6 +1,7 @@
 """What all tests share: where the data lies, and that nobody leaves a thread behind."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,14 +14,17 @@ from edge_runtime.fixtures import drive, edge_runtime
 __all__ = ["drive", "edge_runtime"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED = REPOSITORY.parent / "shared" / "data"
+SHARED = Path(os.environ.get("VISIONEDGE_SHARED") or REPOSITORY.parent / "shared") / "data"
+"""Pictures, videos and models that are too large for the repository."""
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of shared test data; tests that use it are skipped where it is absent."""
     if not SHARED.is_dir():
-        pytest.skip("the shared test data does not lie beside this repository")
+        pytest.skip(
+            f"the shared test data is not in {SHARED}; VISIONEDGE_SHARED names the folder above data/"
+        )
     return SHARED
 
 

@@ -67,6 +67,7 @@ class Machine:
     packages: dict[str, str] = field(default_factory=lambda: {"numpy": "2.4.6"})
     uid: int = 1000
     cores: int = 4
+    cpu_quota: float | None = None
     refused: dict[str, str] = field(default_factory=dict)
     denied: set[str] = field(default_factory=set)
     lacking: dict[str, str] = field(default_factory=dict)
@@ -251,6 +252,7 @@ class Machine:
             site=SITE,
             system="Linux x86_64, Python 3.12.8",
             cores=self.cores,
+            cpu_quota=self.cpu_quota,
             uid=self.uid,
             ask=self._ask,
             session=self._session,

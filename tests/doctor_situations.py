@@ -62,21 +62,21 @@ def _trouble(m: Machine) -> None:
 
 
 NO_GPU = [
-    Situation("cpu-laptop", lambda m: m.cpu_wheel(), "passthrough", "no-gpu-build"),
-    Situation("cpu-asked", lambda m: m.cpu_wheel(), "passthrough", "asked-cpu", device="cpu"),
+    Situation("cpu-laptop", lambda m: m.cpu_wheel(), None, "no-gpu-build"),
+    Situation("cpu-asked", lambda m: m.cpu_wheel(), None, "asked-cpu", device="cpu"),
     Situation(
         "cuda-demanded-nothing-there", lambda m: m.cpu_wheel(), "passthrough", "no-gpu-build", device="cuda"
     ),
     Situation(
         "gpu-extra-no-libraries",
         lambda m: m.gpu_wheel().lacks(NO_CUBLAS, "libcudnn.so.9"),
-        "passthrough",
+        None,
         "library-missing",
     ),
     Situation(
         "gpu-extra-no-driver",
         lambda m: m.gpu_wheel().session_says(cuda_failure(35, "insufficient")),
-        "passthrough",
+        None,
         "driver-missing",
     ),
     Situation(
@@ -85,7 +85,7 @@ NO_GPU = [
         "passthrough",
         "driver-missing",
     ),
-    Situation("intel-laptop", lambda m: m.on_pci("0x8086").cpu_wheel(), "passthrough", "no-gpu-build"),
+    Situation("intel-laptop", lambda m: m.on_pci("0x8086").cpu_wheel(), None, "no-gpu-build"),
     Situation(
         "cuda-demanded-no-card",
         lambda m: m.on_pci("0x8086").cpu_wheel(),
@@ -117,7 +117,7 @@ NO_GPU = [
     Situation(
         "container-on-a-host-without",
         lambda m: m.container().on_pci("0x1a03").cpu_wheel(),
-        "passthrough",
+        None,
         "no-gpu-build",
     ),
     Situation(
@@ -208,7 +208,14 @@ GOOD = [
         device="tensorrt",
     ),
 ]
+
+
+def _half_a_core(machine: Machine) -> None:
+    machine.container().on_pci("0x1a03").cpu_wheel().cpu_quota = 0.5
+
+
 BESIDE = [
+    Situation("half-a-core", _half_a_core, None, "no-gpu-build"),
     Situation(
         "half-an-identity",
         lambda m: m.container().cpu_wheel().environ.update({"IOTEDGE_MODULEID": "vision"}),

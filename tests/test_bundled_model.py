@@ -14,6 +14,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
+from conftest import SHARED
 from visionedge.capture.fitting import fit
 from visionedge.config import InferenceConfig
 from visionedge.frames import Picture
@@ -29,7 +30,7 @@ MEDIA = REPOSITORY / "media"
 MODEL = MODELS / "yolox-nano-416.onnx"
 LABELS = MODELS / "yolox-nano-416.labels.txt"
 CARD = MODELS / "yolox-nano-416.md"
-PHOTOS = REPOSITORY.parent / "shared" / "data" / "photos"
+PHOTOS = SHARED / "photos"
 
 FILE_ROW = re.compile(r"\| `(\S+)` \| (\d+) \| `([0-9a-f]{64})` \|")
 
@@ -212,7 +213,7 @@ class Sight(NamedTuple):
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the shared test data does not lie beside this repository")
+@pytest.mark.usefixtures("shared_data")
 @pytest.mark.parametrize(
     "sight",
     [

@@ -75,6 +75,28 @@ def test_other_programs_that_take_the_cores_are_blamed() -> None:
     assert "other programs take 1.2 cores and leave 0.7 to the module" in verdict.sentence
 
 
+def test_a_cpu_quota_that_is_used_up_is_the_limit() -> None:
+    """Not other programs, and not a whole core that the module never gets."""
+    verdict = judge(replace(SLOW, cores=1, quota=0.5, decode_cores=0.2, infer_cores=0.25, other_cores=0.04))
+    assert verdict.bottleneck == "quota"
+    assert "uses 98 % of 0.5 core, all that its CPU quota allows: raise the quota" in verdict.sentence
+
+
+def test_a_cpu_quota_above_what_is_used_is_not_the_limit() -> None:
+    """Other programs may take what the quota would allow, and a quota may be wider than the affinity."""
+    crowded = replace(SLOW, cores=2, quota=2.0, decode_cores=0.3, infer_cores=0.4, foreign_cores=1.2)
+    assert judge(crowded).bottleneck == "others"
+    assert judge(replace(SLOW, quota=6.0)).bottleneck == "decode"
+
+
+def test_a_quota_bounds_what_others_can_take_away() -> None:
+    """Of a machine with 24 busy cores, half a core is missing at most."""
+    after = sample(4, {}, {}, process_s=1.6, machine_s=96.0)
+    seen = between(sample(0, {}, {}), after, cores=1, machine_cores=24, gpu=False, quota=0.5)
+    assert seen.foreign_cores == pytest.approx(0.1)
+    assert document(seen)["cpuQuota"] == 0.5
+
+
 def test_without_frames_nothing_is_the_limit() -> None:
     assert judge(replace(SLOW, cameras={})).bottleneck == "idle"
     still = {"yard": load(0.0, 0.0, 0.1)}

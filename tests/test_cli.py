@@ -1,10 +1,13 @@
 """The command line: exit codes, one-line errors, and what lands on stdout."""
 
+import argparse
 import io
 import json
 import os
+import re
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 
 from clips import make_clip, make_picture
 from command_line import CommandLine
+from conftest import REPOSITORY
 from tiny_models import classifier
 from tiny_slow import save_with_variant
 from visionedge.__main__ import parser
@@ -41,12 +45,74 @@ def visionedge(capsys: pytest.CaptureFixture[str]) -> CommandLine:
     return CommandLine(capsys)
 
 
-@pytest.mark.parametrize("arguments", [(), ("run",), ("detect",), ("bench",), ("bench", "pipeline")])
-def test_help_teaches(visionedge: CommandLine, arguments: tuple[str, ...]) -> None:
-    """Every verb explains itself and ends with 0."""
-    outcome = visionedge(*arguments, "--help")
+UNITS = ("SECONDS", "MS", "FPS", "PIXELS", "X")
+COUNTS = ("N", "N,N…", "K")
+
+
+def commands(of: argparse.ArgumentParser | None = None) -> Iterator[argparse.ArgumentParser]:
+    """The parser of every command, the outermost one first."""
+    of = of or parser()
+    yield of
+    for action in of._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from commands(below)
+
+
+def command_names() -> list[str]:
+    return [each.prog.removeprefix("visionedge").strip() for each in commands()]
+
+
+@pytest.mark.parametrize("name", command_names())
+def test_help_teaches(visionedge: CommandLine, name: str) -> None:
+    """Every command explains itself, names its exit codes, and ends with 0."""
+    outcome = visionedge(*name.split(), "--help")
     assert outcome.code == 0
-    assert "exit codes" in outcome.out
+    assert "exit codes:\n  0   success\n" in outcome.out
+    assert ("  75  " in outcome.out) == (name in ("", "run"))
+
+
+@pytest.mark.parametrize("command", list(commands()), ids=command_names())
+def test_every_option_has_words_and_a_unit(command: argparse.ArgumentParser) -> None:
+    """No option shows its default alone, and a number says what it counts."""
+    for action in command._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            assert action.metavar in ("COMMAND", "BENCHMARK")
+            continue
+        name = "/".join(action.option_strings) or action.dest
+        words = (action.help or "").partition("(default")[0].split()
+        assert len(words) >= 2, f"{command.prog} {name}: {action.help!r}"
+        if action.type is not None:
+            assert action.metavar in {*UNITS, *COUNTS}, f"{command.prog} {name}: {action.metavar}"
+            assert action.metavar != "X" or "0 to 1" in str(action.help), f"{command.prog} {name}"
+
+
+def test_the_help_of_run_names_the_variables_that_it_reads(visionedge: CommandLine) -> None:
+    """Those that the configuration's documentation names."""
+    text = (REPOSITORY / "docs" / "configuration.md").read_text()
+    documented = set(re.findall(r"VISIONEDGE_[A-Z_]+", text))
+    assert documented >= {"VISIONEDGE_DATA", "VISIONEDGE_CONFIG", "VISIONEDGE_HTTP_TOKEN"}
+    shown = visionedge("run", "--help").out
+    assert {name for name in documented if name not in shown} == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (("detect", "x.jpg", "--source", "y"), "detect"),
+        (("bench", "pipeline", "--camera", "a"), "bench pipeline"),
+        (("manifest", "schema", "more"), "manifest schema"),
+        (("config", "check"), "config check"),
+    ],
+)
+def test_a_wrong_argument_names_the_help_of_its_command(
+    visionedge: CommandLine, words: tuple[str, ...], command: str
+) -> None:
+    outcome = visionedge(*words)
+    assert outcome.code == 2
+    (line,) = outcome.complaints
+    assert line.startswith(f"visionedge {command}: ")
+    assert line.endswith(f"; see visionedge {command} --help")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +141,19 @@ def test_wrong_arguments_are_one_line_and_exit_2(visionedge: CommandLine, argume
     assert len(outcome.complaints) == 1
     assert "hunter2" not in outcome.err
     assert outcome.out == ""
+
+
+@pytest.mark.parametrize(("level", "code"), [("loud", 2), ("DEBUG", 0), ("info", 0)])
+def test_a_wrong_log_level_of_the_environment_is_one_line(
+    visionedge: CommandLine, monkeypatch: pytest.MonkeyPatch, level: str, code: int
+) -> None:
+    """As a wrong --log-level is; case does not matter."""
+    monkeypatch.setenv("VISIONEDGE_LOG_LEVEL", level)
+    outcome = visionedge("config", "schema")
+    assert outcome.code == code
+    assert [line.partition(":")[2].split(":")[0].strip() for line in outcome.complaints] == (
+        ["VISIONEDGE_LOG_LEVEL"] if code else []
+    )
 
 
 def test_every_problem_of_a_configuration_is_told(visionedge: CommandLine, tmp_path: Path) -> None:
@@ -406,6 +485,41 @@ def document_of(*words: str, environ: dict[str, str] | None = None) -> dict[str,
     """The configuration document of `run` with these arguments."""
     arguments = parser().parse_args(["run", *words])
     return run_document(arguments, environ or {}, inside_iot_edge=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "cameras"),
+    [
+        (["rtsp://192.0.2.5/1?a=b"], {"cam1": "rtsp://192.0.2.5/1?a=b"}),
+        (["rtsp://me:a=b@192.0.2.5/1"], {"cam1": "rtsp://me:a=b@192.0.2.5/1"}),
+        (["https://192.0.2.5/mjpg?channel=1"], {"cam1": "https://192.0.2.5/mjpg?channel=1"}),
+        (["0", "/dev/video2"], {"cam1": "v4l2:///dev/video0", "cam2": "v4l2:///dev/video2"}),
+        (["dock=1"], {"dock": "v4l2:///dev/video1"}),
+        (["yard.mp4", "./a=b.mp4"], {"cam1": "yard.mp4", "cam2": "./a=b.mp4"}),
+        (["demo:", "cam1=yard.mp4"], {"cam2": "demo:", "cam1": "yard.mp4"}),
+    ],
+)
+def test_a_camera_without_a_name_gets_one(values: list[str], cameras: dict[str, str]) -> None:
+    """cam1, cam2 and so on in the order given, past the names that are taken; a number is a video device."""
+    words = [word for value in values for word in ("--camera", value)]
+    made = document_of(*words)["cameras"]
+    assert {name: camera["uri"] for name, camera in made.items()} == cameras
+    assert list(made) == list(cameras)
+
+
+def test_a_camera_without_a_name_leaves_those_of_the_file(tmp_path: Path) -> None:
+    """A camera of the configuration file is never replaced by one that has no name."""
+    file = tmp_path / "vision.yaml"
+    file.write_text("cameras: {cam1: {uri: yard.mp4, fps: 2}}\n")
+    made = document_of("--config", str(file), "--camera", "demo:")["cameras"]
+    assert made == {"cam1": {"uri": "yard.mp4", "fps": 2}, "cam2": {"uri": "demo:"}}
+
+
+def test_the_name_of_a_camera_is_logged_without_its_password(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        document_of("--camera", "rtsp://me:hunter2@192.0.2.5/1")
+    assert "camera cam1 is rtsp://***@192.0.2.5/1" in caplog.text
+    assert "hunter2" not in caplog.text
 
 
 @pytest.mark.parametrize("words", [(), ("--camera", "demo=demo:"), ("--http", "127.0.0.1:0")])

@@ -1,5 +1,7 @@
 """Docs are a tested contract: settings, metrics, drop reasons, reason codes and exit codes stand in them."""
 
+import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,10 +9,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from visionedge.cli.arguments import EXIT_CODES
+from visionedge.cli.arguments import exit_codes
 from visionedge.config import CameraConfig, Config
 from visionedge.inference.batcher import Drop
 from visionedge.inference.devices import Reason
+from visionedge.inference.heads import known_heads
 from visionedge.metrics import DECLARED, HISTOGRAMS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,12 +40,28 @@ def test_every_setting_is_documented(setting: str) -> None:
 def test_every_metric_is_documented_with_its_labels(name: str) -> None:
     """docs/metrics.md has its row, kind and labels."""
     declared = {**DECLARED, **HISTOGRAMS}[name]
-    rows = [
-        r for r in (DOCS / "metrics.md").read_text().splitlines() if r.startswith(f"| `visionedge_{name}` |")
-    ]
-    (row,) = rows
-    assert declared.kind in row
-    assert all(f"`{label}`" in row for label in declared.labels)
+    labels = ", ".join(f"`{label}`" for label in declared.labels)
+    wanted = f"| `visionedge_{name}` | {declared.kind} | {labels} | what it counts |"
+    start = f"| `visionedge_{name}` |"
+    rows = [row for row in (DOCS / "metrics.md").read_text().splitlines() if row.startswith(start)]
+    assert len(rows) == 1, f"docs/metrics.md has {len(rows)} rows for it; one is wanted: {wanted}"
+    right = declared.kind in rows[0] and all(f"`{label}`" in rows[0] for label in declared.labels)
+    assert right, f"docs/metrics.md has '{rows[0]}'; wanted: {wanted}"
+
+
+FAMILY_WORDS = {"head", "anchors", "nms=True", "scale_factor"}
+"""What stands between backticks in the first column of the families' table and is no family."""
+
+
+def test_the_table_of_families_is_that_of_the_known_heads() -> None:
+    """docs/models.md has each of them in its first column, and no other."""
+    lines = (DOCS / "models.md").read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("| family (`head`)"))
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[first:])
+    documented = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    known = {head.name for head in known_heads()} - {"compiled"}
+    assert known - documented == set(), "docs/models.md: add a row with each of these families"
+    assert documented - known - FAMILY_WORDS == set(), "docs/models.md: these are no known heads"
 
 
 @pytest.mark.parametrize("reason", list(Drop))
@@ -57,11 +76,25 @@ def test_every_reason_code_is_documented(code: Reason) -> None:
     assert f"| `{code}` |" in (DOCS / "gpu.md").read_text()
 
 
+def test_the_files_that_contributors_are_sent_to_are_there() -> None:
+    """CONTRIBUTING.md names no file and no make target that does not exist."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    words = re.findall(r"`((?:module|docs|tests|requirements)/[^`\s]*)`", text)
+    files = [word for word in words if "NAME" not in word and "*" not in word]
+    assert len(files) >= 10
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    targets = set(re.findall(r"(?:`|^ +)make ([a-z-]+)", text, re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets >= {"setup", "check", "test"}
+    assert {target for target in targets if f"\n{target}:" not in makefile} == set()
+
+
 def test_the_exit_codes_are_those_of_the_readme() -> None:
-    """All four, with the same words."""
+    """All of them, with the same words."""
     readme = " ".join((ROOT / "README.md").read_text().split())
-    assert all(f"{code} " in EXIT_CODES for code in range(4))
-    assert "0 fine, 1 the work failed, 2 bad arguments or configuration, 3 this machine" in readme
+    codes = [line.split(maxsplit=1) for line in exit_codes().splitlines()[1:]]
+    assert [code for code, _ in codes] == ["0", "1", "2", "3", "75"]
+    assert all(f"{code} {words}" in readme for code, words in codes if code != "75")
 
 
 def test_only_one_room_knows_onnxruntime_and_one_azure() -> None:

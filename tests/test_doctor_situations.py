@@ -12,7 +12,7 @@ import pytest
 
 from conftest import REPOSITORY
 from doctor_breakages import BROKEN, PARAVIRTUAL
-from doctor_machines import DATA
+from doctor_machines import DATA, linux
 from doctor_situations import BESIDE, GOOD, NO_GPU, NOT_GIVEN, Situation
 from visionedge import __version__
 from visionedge.config import validate
@@ -41,6 +41,40 @@ def test_the_first_broken_link_and_the_reason_are_the_right_ones(
     report = examined(situation, tmp_path / "root")
     first = report.first_broken
     assert (first.name if first else None, str(report.code)) == (situation.broken, situation.code)
+
+
+@pytest.mark.parametrize("name", ["cpu-laptop", "intel-laptop", "gpu-extra-no-driver"])
+def test_without_a_gpu_nothing_is_called_broken(name: str, tmp_path: Path) -> None:
+    """Nobody demanded one; the chain is still there to be read."""
+    (situation,) = (each for each in SITUATIONS if each.name == name)
+    report = examined(situation, tmp_path / "root")
+    words = report.words()
+    assert "✗" not in words
+    assert "broken" not in words
+    assert words.endswith("no NVIDIA GPU here: the CPU computes\n")
+    assert len(report.chain) == len(CHAIN)
+
+
+@pytest.mark.parametrize(("quota", "told"), [(None, None), (4.0, None), (1.5, "info"), (0.5, "warning")])
+def test_a_cpu_quota_is_told_where_it_is_a_limit(
+    quota: float | None, told: str | None, tmp_path: Path
+) -> None:
+    """On a machine of 4 cores."""
+    machine = linux(tmp_path).cpu_wheel()
+    machine.cpu_quota = quota
+    report = examine(Request("auto", validate({}), DATA), machine.host())
+    states = [str(found.state) for found in report.surroundings if found.name == "cpu-quota"]
+    assert states == ([] if told is None else [told])
+
+
+def test_marks_have_colours_on_a_terminal_and_nothing_else_changes(tmp_path: Path) -> None:
+    """Red for what is broken, green for what is right, grey for what needs no attention."""
+    (situation,) = (each for each in SITUATIONS if each.name == "everything-beside-in-trouble")
+    report = examined(situation, tmp_path / "root")
+    coloured = report.words(colours=True)
+    for mark, code in (("✓", 32), ("!", 33), ("✗", 31), ("-", 90), ("·", 90)):
+        assert f"\x1b[{code}m  {mark}" in coloured
+    assert re.sub(r"\x1b\[\d+m", "", coloured) == report.words()
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.name)
@@ -75,7 +109,7 @@ def test_a_broken_link_comes_with_a_remedy_and_nothing_behind_it_is_judged_by_it
     alone = {link.name for link in CHAIN if link.alone}
     first = report.first_broken
     if first is None:
-        assert not [f for f in report.chain if f.state is State.SKIPPED]
+        assert report.gpu_is_absent or not [f for f in report.chain if f.state is State.SKIPPED]
         return
     assert first.remedies
     behind = report.chain[report.chain.index(first) + 1 :]
@@ -94,10 +128,10 @@ def test_every_passthrough_is_met_broken_and_whole(tmp_path: Path) -> None:
     for number, situation in enumerate(SITUATIONS):
         report = examined(situation, tmp_path / str(number))
         met.setdefault(report.place.passthrough, set()).add(report.first_broken is None)
-    assert met == {"dda": {True, False}, "gpu-pv": {True, False}, "native": {True, False}} | {
-        "intel": {False},
-        "none": {False},
-    }
+    ways = ("dda", "gpu-pv", "native", "intel", "none")
+    assert met == {way: {True, False} for way in ways}, (
+        "without a GPU nothing is broken unless one is demanded"
+    )
 
 
 def test_a_line_for_windows_is_always_whole() -> None:

@@ -94,7 +94,7 @@ def bad(folder: Path) -> dict[str, tuple[Answer, bytes, str]]:
         "/gone": (status(404), right, "the server answers 404 Not Found"),
         "/nonsense": (content(nonsense), nonsense, "is no ONNX file"),
         "/classifier": (content(other), other, "/classifier"),
-        "/poisoned": (content(poisoned), poisoned, "no numbers"),
+        "/poisoned": (content(poisoned), poisoned, "NaN or infinity"),
         "/elsewhere": (content(elsewhere), elsewhere, "a fetched model must be one file"),
     }
 

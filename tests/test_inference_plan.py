@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from visionedge.inference.plan import MOST_LANES, bounded_cores, make_plan, usable_cores
+from visionedge.inference.plan import MOST_LANES, bounded_cores, cpu_quota, make_plan, usable_cores
 from visionedge.inference.planner import Wanted
 
 
@@ -50,6 +50,31 @@ def test_so_does_the_quota_of_the_older_control_groups(tmp_path: Path, quota: st
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota)
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
     assert usable_cores(lambda: 8, tmp_path) == cores
+
+
+@pytest.mark.parametrize(
+    ("groups", "folder", "text"),
+    [
+        ("0::/system.slice/vision.service", "system.slice", "150000 100000"),
+        ("0::/system.slice/vision.service", "system.slice/vision.service", "150000 100000"),
+        ("4:cpu,cpuacct:/machine/vision\n1:name=systemd:/x", "cpu/machine", "150000"),
+    ],
+)
+def test_outside_a_container_the_quota_of_the_own_group_and_of_its_ancestors_counts(
+    tmp_path: Path, groups: str, folder: str, text: str
+) -> None:
+    """The smallest of them, in cores; as of a service that systemd limits."""
+    membership = tmp_path / "cgroup"
+    membership.write_text(f"{groups}\n")
+    (tmp_path / "fs" / folder).mkdir(parents=True)
+    if "cpu/" in folder:
+        (tmp_path / "fs" / folder / "cpu.cfs_quota_us").write_text(text)
+        (tmp_path / "fs" / folder / "cpu.cfs_period_us").write_text("100000")
+    else:
+        (tmp_path / "fs" / folder / "cpu.max").write_text(text)
+        (tmp_path / "fs" / "cpu.max").write_text("max 100000")
+    assert cpu_quota(tmp_path / "fs", membership) == 1.5
+    assert usable_cores(lambda: 8, tmp_path / "fs", membership) == 2
 
 
 def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     (("--image", IMAGE, "--registry", "a=x", "--registry", "a=y"), "--registry a"),
     (("--image", IMAGE, "--layered", "--registry", "a=x"), "--registry"),
     (("--image", IMAGE, "--layered", "--template"), "not allowed"),
-    (("--image", IMAGE, "--http", "8080"), "--http"),
+    (("--image", IMAGE, "--http", "eighty"), "--http"),
     (("--image", IMAGE, "--http", "127.0.0.1:70000"), "no port"),
     (("--image", IMAGE, "--http", "localhost:8080"), "no address"),
     (("--image", IMAGE, "--module-id", "a.b"), "no name that a module can have"),

@@ -22,6 +22,7 @@ from visionedge.inference.int8 import Recipe, quantised
 from visionedge.inference.model import load_model
 from visionedge.inference.parity import Tolerance
 from visionedge.inference.precision import Material, Sample, make
+from visionedge.inference.progress import Progress
 from visionedge.inference.startup import open_engine
 from visionedge.inference.variants import variants
 
@@ -71,6 +72,34 @@ def visionedge(
 ) -> CommandLine:
     monkeypatch.setenv("VISIONEDGE_DATA", str(data))
     return CommandLine(capsys)
+
+
+def test_a_long_wait_is_filled_with_steps_but_not_with_one_for_each() -> None:
+    """A step is told once the last line, of whatever kind, is three seconds old."""
+    lines: list[str] = []
+    seconds = iter(range(100))
+    progress = Progress(
+        lines.append, clock=lambda: float(next(seconds))
+    )  # each look at the clock is a second
+    progress("begins")
+    assert list(progress.over(range(10), "pictures")) == list(range(10))
+    assert lines == ["begins", "  pictures: 3 of 10", "  pictures: 6 of 10", "  pictures: 9 of 10"]
+
+
+@pytest.mark.parametrize("recipe", [(), ("--thorough",)])
+def test_no_part_of_making_integers_is_silent(
+    visionedge: CommandLine,
+    model: Path,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recipe: tuple[str, ...],
+) -> None:
+    """Each picture that is looked at, in whatever part, is a step that may be told."""
+    monkeypatch.setattr("visionedge.inference.progress.EVERY_S", 0.0)
+    outcome = visionedge("model", "compile", model, "--precision", "int8", "--calibrate", photos, *recipe)
+    for part in ("pass 1 of ", "pass 2 of ", "comparing detections", "comparing ranges"):
+        assert re.search(rf"^  {part}.*pictures: \d+ of \d+$", outcome.err, re.MULTILINE), part
+    assert ("tensors; " in outcome.err) == bool(recipe)
 
 
 @pytest.fixture(autouse=True)

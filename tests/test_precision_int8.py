@@ -118,10 +118,14 @@ def test_the_largest_of_floats_is_taken_before_they_are_rounded(recipe: Recipe, 
     made = quantised(network, ranges, recipe)
     computed(made, tmp_path)
     nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
-    makers = {name: node.op_type for node in nodes for name in node.output}
-    assert "QLinearConv" in makers.values()
+    makers = {name: node for node in nodes for name in node.output}
+    assert "QLinearConv" in {node.op_type for node in nodes}
     (pool,) = (node for node in nodes if node.op_type == "MaxPool")
-    assert makers[pool.input[0]] in ("Conv", "FusedConv", "LeakyRelu", "ReorderInput")
+    maker = makers[pool.input[0]]
+    # Which layout a convolution computes in, and which operator fits it in, is a matter of the processor.
+    while maker.op_type in ("ReorderInput", "ReorderOutput", "Transpose"):
+        maker = makers[maker.input[0]]
+    assert maker.op_type in ("Conv", "FusedConv", "LeakyRelu")
     assert away(run_image(network), run_image(made)) < 4 * 8 / 255
 
 
@@ -336,7 +340,7 @@ def test_a_network_that_gives_no_numbers_is_refused(model: Model) -> None:
     for tensor in network.graph.initializer:
         if tensor.name == "first.bias":
             tensor.CopyFrom(numpy_helper.from_array(np.full(8, np.nan, np.float32), tensor.name))
-    with pytest.raises(ModelError, match="no numbers"):
+    with pytest.raises(ModelError, match="NaN or infinity"):
         observe(folded(network), model.reading, list(pictures(1)))
 
 

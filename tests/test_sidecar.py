@@ -8,6 +8,8 @@ import pytest
 from tiny_graphs import Graph, compiled_rows, network, noise_pictures, state
 from tiny_models import TinyDetector, classifier
 from visionedge.errors import ModelError
+from visionedge.inference.data_set import DataSet
+from visionedge.inference.labels import COCO_80
 from visionedge.inference.model import load_model
 from visionedge.inference.sidecar import read_sidecar
 
@@ -74,6 +76,71 @@ def test_stated_labels_win_over_metadata_and_files_and_must_be_as_many_as_classe
     state(path, labels=["person", "forklift"])
     with pytest.raises(ModelError, match=r"has 3 classes, but m\.yaml names 2"):
         load_model(path)
+
+
+DATA_YAML = "path: ../datasets/plant\ntrain: images/train\nval: images/val\nnc: 3\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DATA_YAML + "names: [pallet, forklift, person]\n",
+        DATA_YAML + "names:\n  0: pallet\n  1: forklift\n  2: person\nroboflow: {version: 2}\n",
+        "names: [pallet, ' forklift', person]\n",
+        "nc: 3\nnames: ['pallet', 'forklift', 'person']\n",
+    ],
+)
+def test_the_names_of_a_training_data_set_are_labels(tmp_path: Path, text: str) -> None:
+    """A data.yaml of Ultralytics that is kept beside the model under its name."""
+    path = _detector(tmp_path / "best.onnx")
+    (tmp_path / "best.yaml").write_text(text)
+    model = load_model(path)
+    assert model.labels == ("pallet", "forklift", "person")
+    assert model.reading.preprocess == load_model(_detector(tmp_path / "other.onnx")).reading.preprocess
+
+
+def test_the_names_of_a_data_set_win_over_a_guess_by_number() -> None:
+    """80 classes are COCO's only where nothing else names them, and only as many names are taken."""
+    plant = DataSet("best.yaml", tuple(f"part {number}" for number in range(80)))
+    assert plant.labels(COCO_80, "COCO by their number") == (plant.names, "best.yaml")
+    assert plant.labels(COCO_80, "its metadata") == (COCO_80, "its metadata")
+    assert plant.labels(("a", "b"), "nothing") == (("a", "b"), "nothing")
+    assert plant.labels((), "nothing") == (plant.names, "best.yaml"), "nothing tells how many there are"
+
+
+@pytest.mark.parametrize(
+    "names", ["names: [a, b]\n", "names: {1: a, 2: b, 3: c}\n", "names: [[a], b, c]\n", "names: 3\n", ""]
+)
+def test_a_training_data_set_that_does_not_fit_is_ignored_with_a_line(
+    tmp_path: Path, names: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no statement about the model, so it cannot be a wrong one."""
+    path = _detector(tmp_path / "best.onnx")
+    (tmp_path / "best.yaml").write_text(DATA_YAML + names)
+    assert load_model(path).labels == ("class-0", "class-1", "class-2")
+    assert "best.yaml describes a training data set" in caplog.text
+    assert "the file is ignored" in caplog.text
+
+
+def test_the_models_own_labels_win_over_those_of_a_training_data_set(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And so does a file of labels."""
+    (tmp_path / "m.yaml").write_text(DATA_YAML + "names: [a, b, c]\n")
+    assert load_model(_detector(tmp_path / "m.onnx", {"names": '["x", "y", "z"]'})).labels == ("x", "y", "z")
+    assert "m.yaml describes a training data set with 3 class names" in caplog.text
+    caplog.clear()
+    assert load_model(_detector(tmp_path / "m.onnx", {"names": '["a", "b", "c"]'})).labels == ("a", "b", "c")
+    assert caplog.text == "", "the same names are no news"
+    (tmp_path / "m.labels.txt").write_text("u\nv\nw\n")
+    assert load_model(_detector(tmp_path / "m.onnx")).labels == ("u", "v", "w")
+
+
+@pytest.mark.parametrize("text", ["names: [a, b, c]\nhead: yolox\n", "names: [a, b, c]\nheads: yolox\n"])
+def test_a_file_of_ours_with_a_wrong_key_is_still_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.yaml").write_text(text)
+    with pytest.raises(ModelError, match="names: unknown key"):
+        load_model(_detector(tmp_path / "m.onnx"))
 
 
 @pytest.mark.parametrize("wanted", [True, False])

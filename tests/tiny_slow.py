@@ -1,10 +1,13 @@
 """Tiny detectors with a variant: one that takes long and has a quick one, and one with real integers."""
 
+import math
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import helper, numpy_helper
 
 from tiny_models import TinyDetector, pictures
@@ -13,6 +16,8 @@ from visionedge.inference.int8 import Recipe, quantised
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.parity import Parity, Tolerance
 from visionedge.inference.variants import place_of, store, tolerance_document
+
+_TIMED_ROUNDS = 8
 
 
 def slow_detector(detector: TinyDetector, rounds: int) -> onnx.ModelProto:
@@ -49,6 +54,27 @@ def save_slow(path: Path, rounds: int, detector: TinyDetector | None = None) -> 
     """Write it to a file; the path."""
     onnx.save(slow_detector(detector or TinyDetector(), rounds), path)
     return path
+
+
+def rounds_for(picture_ms: float) -> int:
+    """How many rounds make a slow detector need so long for a picture, on one core of this processor.
+
+    Processors differ by more than ten times in how fast they convolve, so no fixed number is slow on all.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    network = slow_detector(TinyDetector(), _TIMED_ROUNDS)
+    session = onnxruntime.InferenceSession(
+        network.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    (source,) = session.get_inputs()
+    image = np.zeros([size if isinstance(size, int) else 1 for size in source.shape], np.float32)
+    taken_ms = []
+    for _ in range(8):  # the shortest is the one that nothing else disturbed
+        began_ns = time.perf_counter_ns()
+        session.run(None, {source.name: image})
+        taken_ms.append((time.perf_counter_ns() - began_ns) / 1e6)
+    return max(1, math.ceil(picture_ms * _TIMED_ROUNDS / min(taken_ms)))
 
 
 def save_with_variant(path: Path) -> Path:

@@ -1,9 +1,10 @@
-"""The command line: verbs, arguments and exit codes.
+"""The command line: commands, arguments and exit codes.
 
 0 fine · 1 the work failed · 2 bad arguments or configuration · 3 the machine cannot do what was demanded.
 Results go to stdout, everything else to stderr. Errors for people are one line and no traceback.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from visionedge import __version__, logs
 from visionedge.child_process import forbid_core_dumps
 from visionedge.cli import bench, completion, config, detect, doctor, manifest, model, run
-from visionedge.cli.arguments import EXIT_CODES, Parser
+from visionedge.cli.arguments import LOG_LEVELS, Parser, exit_codes
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.uris import keep_secret, redact, secrets_in
 
@@ -20,11 +21,14 @@ MOST_LINES = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; the exit code."""
+    """Run a command; the exit code."""
     forbid_core_dumps(os.environ)
     given = sys.argv[1:] if arguments is None else arguments
     keep_secret([*secrets_in(list(given)), *secrets_in(_carriers(os.environ))])
-    parsed = parser().parse_args(given)
+    parsed = parser().parse_command(given)
+    if parsed.log_level.lower() not in LOG_LEVELS:  # argparse checks what is given, but no default
+        problem = f"VISIONEDGE_LOG_LEVEL: '{parsed.log_level}' is none of {', '.join(LOG_LEVELS)}"
+        return _fail(ConfigError.exit_code, [problem])
     logs.set_up(parsed.log_level)
     try:
         code: int = parsed.run(parsed)
@@ -65,10 +69,13 @@ def parser() -> Parser:
     whole = Parser(
         prog="visionedge",
         description="ONNX object detection on camera frames, as an Azure IoT Edge module or on its own.",
-        epilog=EXIT_CODES,
+        epilog=f"visionedge COMMAND --help shows the options of a command, with examples.\n\n{exit_codes()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    whole.add_argument("--version", action="version", version=f"visionedge {__version__}")
-    verbs = whole.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
+    whole.add_argument(
+        "--version", action="version", version=f"visionedge {__version__}", help="show the version and exit"
+    )
+    verbs = whole.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     run.add_parser(verbs)
     detect.add_parser(verbs)
     model.add_parser(verbs)

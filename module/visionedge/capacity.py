@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from visionedge.capture.ration import Counts
 from visionedge.inference.batcher import BatcherStatistics, CameraStatistics, Drop
-from visionedge.inference.plan import usable_cores
+from visionedge.inference.plan import cpu_quota, usable_cores
 
-Bottleneck = Literal["none", "decode", "engine", "others", "idle"]
+Bottleneck = Literal["none", "quota", "decode", "engine", "others", "idle"]
 
-BOTTLENECKS: tuple[Bottleneck, ...] = ("none", "decode", "engine", "others", "idle")
+BOTTLENECKS: tuple[Bottleneck, ...] = ("none", "quota", "decode", "engine", "others", "idle")
 
 _ENOUGH = 0.95
 _SLACK_PER_S = 0.5
@@ -49,7 +49,7 @@ class Reading:
 
     `cores` is what this process may use, `other_cores` what it uses for neither decoding nor inference,
     `foreign_cores` those of `cores` that other programs of the machine leave no time on. `gpu` tells whether
-    the engine computes on one.
+    the engine computes on one. `quota` is the number of cores that a CPU quota allows; None without one.
     """
 
     seconds: float
@@ -60,6 +60,12 @@ class Reading:
     other_cores: float
     foreign_cores: float
     gpu: bool
+    quota: float | None = None
+
+    @property
+    def limit(self) -> float:
+        """The cores that can be used up: fewer than `cores` where a quota says so."""
+        return self.cores if self.quota is None else min(self.cores, self.quota)
 
     @property
     def demanded(self) -> float:
@@ -94,13 +100,12 @@ class Reading:
     @property
     def full(self) -> bool:
         """Whether the cores are as good as all in use."""
-        return self.used_cores + self.foreign_cores >= _FULL * self.cores
+        return self.used_cores + self.foreign_cores >= _FULL * self.limit
 
     def share(self, cores: float) -> str:
         """So many cores in words."""
-        return f"{cores / self.cores:.0%} of {self.cores} core{'s' if self.cores > 1 else ''}".replace(
-            "%", " %"
-        )
+        plural = "s" if self.limit > 1 else ""
+        return f"{cores / self.limit:.0%} of {self.limit:.3g} core{plural}".replace("%", " %")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,13 @@ def judge(seen: Reading) -> Verdict:
     if nearly(seen.delivered, seen.demanded):
         return Verdict("none", f"keeps up: {rates} with {seen.share(seen.used_cores)}")
     hungry = _most(seen, lambda camera: camera.demanded)
-    if seen.full and seen.foreign_cores >= _OTHERS * seen.cores and seen.foreign_cores > seen.decode_cores:
+    if seen.quota is not None and seen.quota <= seen.cores and seen.used_cores >= _FULL * seen.quota:
+        return Verdict(
+            "quota",
+            f"{rates}: the module uses {seen.share(seen.used_cores)}, all that its CPU quota allows: raise"
+            f" the quota (docker run --cpus, HostConfig.NanoCpus), or lower fps of {hungry}",
+        )
+    if seen.full and seen.foreign_cores >= _OTHERS * seen.limit and seen.foreign_cores > seen.decode_cores:
         return Verdict(
             "others",
             f"{rates}: other programs take {seen.foreign_cores:.1f} cores and leave {seen.used_cores:.1f} to"
@@ -181,6 +192,7 @@ def document(seen: Reading) -> dict[str, Any]:
         "letInPerSecond": round(seen.let_in, 2),
         "deliveredPerSecond": round(seen.delivered, 2),
         "cores": seen.cores,
+        "cpuQuota": None if seen.quota is None else round(seen.quota, 3),
         "coresUsed": {name: round(cores, 3) for name, cores in used(seen).items()},
         "bottleneck": verdict.bottleneck,
         "sentence": verdict.sentence,
@@ -227,7 +239,15 @@ class Sample:
     frames: Mapping[str, Counted]
 
 
-def between(before: Sample, after: Sample, *, cores: int, machine_cores: int, gpu: bool) -> Reading:
+def between(
+    before: Sample,
+    after: Sample,
+    *,
+    cores: int,
+    machine_cores: int,
+    gpu: bool,
+    quota: float | None = None,
+) -> Reading:
     """What happened from one moment to a later one; the machine may have more cores than we may use."""
     seconds = max(1e-9, (after.at_ns - before.at_ns) / 1e9)
     cores_by_name: dict[str, float] = {}
@@ -252,8 +272,9 @@ def between(before: Sample, after: Sample, *, cores: int, machine_cores: int, gp
         decode_cores=decode,
         infer_cores=lanes + child,
         other_cores=max(0.0, own - decode - lanes),
-        foreign_cores=max(0.0, cores - own - child - max(0.0, idle)),
+        foreign_cores=max(0.0, min(cores, quota or cores) - own - child - max(0.0, idle)),
         gpu=gpu,
+        quota=quota,
     )
 
 
@@ -320,7 +341,12 @@ class Meter:
         if self._last is not None:
             machine_cores = os.cpu_count() or 1
             self.reading = between(
-                self._last, sample, cores=usable_cores(), machine_cores=machine_cores, gpu=gpu
+                self._last,
+                sample,
+                cores=usable_cores(),
+                machine_cores=machine_cores,
+                gpu=gpu,
+                quota=cpu_quota(),
             )
         self._last = sample
 

@@ -65,7 +65,7 @@ DECLARED: Mapping[str, Declared] = {
     "delivered_frames_per_second": Declared("gauge", ("camera",), "Frames of the camera that are analysed."),
     "cores_used": Declared("gauge", ("purpose",), "Cores in use for decode, infer and other work."),
     "bottleneck": Declared(
-        "gauge", ("bottleneck",), "Always 1; what limits: none, decode, engine, others or idle."
+        "gauge", ("bottleneck",), "Always 1; what limits: none, quota, decode, engine, others or idle."
     ),
     "overload_rung": Declared("gauge", ("rung",), "1 while it is given up: variant, gate or fps."),
     "overload_steps_total": Declared(

@@ -2,65 +2,100 @@
 
 import argparse
 import contextlib
+import itertools
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from visionedge.config import CAMERA_NAME, validate
 from visionedge.documents import Document, located, read_configuration
 from visionedge.errors import ConfigError
-from visionedge.uris import redact
+from visionedge.uris import masked_address, redact
 
-EXIT_CODES = (
-    "exit codes: 0 fine, 1 the work failed, 2 bad arguments, 3 this machine cannot do what was demanded,\n"
-    "75 (run only) the IoT Hub SDK hangs for good in this process: start it again"
-)
+log = logging.getLogger(__name__)
 
+_EXIT_CODES = {
+    0: "success",
+    1: "the work failed",
+    2: "wrong arguments or configuration",
+    3: "this machine cannot do what was demanded",
+    75: "a part of the module hung: start it again (run only)",
+}
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
 DEVICES = ("auto", "cuda", "tensorrt", "cpu")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors."""
+    """argparse with one-line errors that name the help of the command that was called."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {redact(message)}; see {self.prog} --help\n")
+
+    def parse_command(self, words: Sequence[str]) -> argparse.Namespace:
+        """The arguments of the command that these words call."""
+        # argparse's parse_args reports what no parser understood as an error of the outermost parser.
+        arguments, unknown = self.parse_known_args(words)
+        if unknown:
+            called: Parser = getattr(arguments, "parser", self)
+            called.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return arguments
 
 
 Verbs = Any
 """argparse's subparsers action; its class has no public name."""
 
 
+def exit_codes(*codes: int) -> str:
+    """These exit codes and what they mean, for a help text; all of them without arguments."""
+    lines = [f"  {code:<3} {_EXIT_CODES[code]}" for code in codes or _EXIT_CODES]
+    return "\n".join(["exit codes:", *lines])
+
+
 def verb(
-    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int], help_line: str, examples: str
+    verbs: Verbs,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    help_line: str,
+    examples: str,
+    *,
+    codes: Sequence[int] = (0, 2),
+    notes: str = "",
 ) -> argparse.ArgumentParser:
-    """A verb, or a word below one, with its examples and what all of them take."""
+    """A command with its examples, its notes, the exit codes that it can end with, and the common options."""
+    paragraphs = (f"examples:\n{examples}", notes, exit_codes(*codes))
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=help_line,
         description=help_line,
-        epilog=f"examples:\n{examples}\n\n{EXIT_CODES}",
+        epilog="\n\n".join(filter(None, paragraphs)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     parser.add_argument(
         "--log-level",
-        choices=("debug", "info", "warning", "error"),
+        choices=LOG_LEVELS,
         default=os.environ.get("VISIONEDGE_LOG_LEVEL", "info"),
-        help="how much is told on stderr (default: %(default)s, or VISIONEDGE_LOG_LEVEL)",
+        help="log level (default: VISIONEDGE_LOG_LEVEL, else info)",
     )
     return parser
 
 
-def add_model_and_device(parser: argparse.ArgumentParser) -> None:
-    """What every verb that computes takes."""
+def add_model_and_device(parser: argparse.ArgumentParser, *, from_environment: bool = True) -> None:
+    """What every command that computes takes; most of them look into the environment, too."""
+    model, device = ("VISIONEDGE_MODEL, else ", "VISIONEDGE_DEVICE, else ") if from_environment else ("", "")
     parser.add_argument(
-        "--model", metavar="PATH", help="an ONNX file (default: the bundled YOLOX-nano, COCO-80)"
+        "--model",
+        metavar="PATH",
+        help=f"the model, an ONNX file (default: {model}the bundled YOLOX-nano, COCO-80)",
     )
     parser.add_argument(
         "--device",
         choices=DEVICES,
-        help="auto = CUDA where it works, else the CPU (default: auto)",
+        help=f"where the model computes; auto: CUDA where it works, else the CPU (default: {device}auto)",
     )
 
 
@@ -103,11 +138,16 @@ def naming_lines(path: Path | None, environ: Mapping[str, str]) -> Iterator[None
         raise ConfigError([named.get(problem, problem) for problem in error.problems]) from None
 
 
+def shows_colours(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether a stream is a terminal that shows colours, and NO_COLOR does not forbid them."""
+    return stream.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+
+
 def seconds(text: str) -> float:
     """An argument above 0."""
     value = float(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is no time above 0")
+        raise argparse.ArgumentTypeError(f"'{text}': must be greater than 0")
     return value
 
 
@@ -115,7 +155,7 @@ def share(text: str) -> float:
     """An argument from 0 to 1."""
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not from 0 to 1")
+        raise argparse.ArgumentTypeError(f"'{text}': must be between 0 and 1")
     return value
 
 
@@ -123,21 +163,60 @@ def count(text: str) -> int:
     """An argument of 1 or more."""
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not 1 or more")
+        raise argparse.ArgumentTypeError(f"'{text}': must be 1 or more")
     return value
 
 
-def cameras(pairs: Sequence[str]) -> Document:
-    """`--camera NAME=URI`, given any number of times, as the cameras of a configuration."""
-    found: Document = {}
-    problems = []
-    for pair in pairs:
-        name, equals, uri = pair.partition("=")
-        if not equals or not CAMERA_NAME.fullmatch(name):
-            problems.append(f"--camera {redact(pair)}: write NAME=URI, with a NAME of a-z, 0-9, '_' and '-'")
-        elif name in found:
-            problems.append(f"--camera {name}: the name is given twice")
-        found[name] = {"uri": uri}
+def cameras(values: Sequence[str], others: Iterable[str] = ()) -> Document:
+    """The values of `--camera`, each NAME=URI or a URI alone, as the cameras of a configuration.
+
+    A URI alone gets the first free name of cam1, cam2 and so on; `others` are the names in the configuration
+    file, which are not free either.
+
+    Raises:
+        ConfigError: a value names no camera, or two have the same name.
+    """
+    given: list[tuple[str | None, str]] = []
+    problems: list[str] = []
+    for value in values:
+        try:
+            given.append(_name_and_uri(value))
+        except ConfigError as error:
+            problems += error.problems
+    names = [name for name, _ in given if name]
+    twice = dict.fromkeys(name for name in names if names.count(name) > 1)
+    problems += [f"--camera {name}: the name is given twice" for name in twice]
     if problems:
         raise ConfigError(problems)
+    taken = {*names, *others}
+    free = (name for name in map("cam{}".format, itertools.count(1)) if name not in taken)
+    found: Document = {}
+    for name, uri in given:
+        found[name or _announced(next(free), uri)] = {"uri": uri}
     return found
+
+
+def _name_and_uri(value: str) -> tuple[str | None, str]:
+    name, equals, uri = value.partition("=")
+    if equals and CAMERA_NAME.fullmatch(name):
+        return name, _with_device(uri)
+    # A '=' behind one of these belongs to the URI, as in http://192.0.2.5/video?channel=1.
+    is_alone = not equals or any(character in name for character in "/:?")
+    uri = _with_device(value)
+    exists = os.path.exists(value)  # noqa: PTH110 - unlike Path's, it answers False to impossible names
+    if exists or (is_alone and any(character in uri for character in "/:.")):
+        return None, uri
+    raise ConfigError(
+        [f"--camera {redact(value)}: write a URI or NAME=URI, with a NAME of a-z, 0-9, '_' and '-'"]
+    )
+
+
+def _with_device(uri: str) -> str:
+    """The URI; of a video device where that is given by its number or its path."""
+    device = re.fullmatch(r"(?:/dev/video)?([0-9]{1,3})", uri)
+    return f"v4l2:///dev/video{int(device[1])}" if device else uri
+
+
+def _announced(name: str, uri: str) -> str:
+    log.info("camera %s is %s; --camera NAME=URI sets another name", name, masked_address(uri))
+    return name

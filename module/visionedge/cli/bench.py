@@ -20,6 +20,7 @@ from visionedge.cli.arguments import (
 )
 from visionedge.errors import ConfigError
 from visionedge.memory import settle_allocator
+from visionedge.ops.other_processes import FIELD, OtherProcesses, caution
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -28,187 +29,290 @@ def add_parser(verbs: Verbs) -> None:
         verbs,
         "bench",
         lambda _: 2,
-        "the load script: how fast, at what cost, and against what",
+        "benchmarks: how fast, at what cost, and compared to what",
         "  visionedge bench engine\n"
         "  visionedge bench pipeline --cameras 4 --source yard.mp4 --baseline\n"
         "  visionedge bench pipeline --fps 5 --cameras 16 --json report.json",
     )
-    loads = parser.add_subparsers(title="loads", metavar="LOAD", required=True, parser_class=Parser)
-    _add_engine(loads)
-    _add_pipeline(loads)
-    _add_decode(loads)
-    _add_http(loads)
-    _add_compare(loads)
+    benchmarks = parser.add_subparsers(
+        title="benchmarks", metavar="BENCHMARK", required=True, parser_class=Parser
+    )
+    _add_engine(benchmarks)
+    _add_pipeline(benchmarks)
+    _add_decode(benchmarks)
+    _add_http(benchmarks)
+    _add_compare(benchmarks)
 
 
-def _add_engine(loads: Verbs) -> None:
+def _add_engine(benchmarks: Verbs) -> None:
     engine = verb(
-        loads,
+        benchmarks,
         "engine",
         _bench_engine,
         "the engine by itself: lanes x batch, beside bare session.run and the network it was compiled from",
         "  visionedge bench engine --html report.html\n"
         "  visionedge bench engine --model yolox.onnx --lanes 1,2,4 --batch 1,8 --json -",
+        codes=(0, 1, 2, 3),
     )
     engine.add_argument(
-        "--lanes", type=_counts, metavar="N,N…", help="numbers of lanes (default: those a plan considers)"
+        "--lanes",
+        type=_counts,
+        metavar="N,N…",
+        help="the numbers of lanes to measure (default: those that a plan considers)",
     )
     engine.add_argument(
-        "--batch", type=_counts, metavar="N,N…", help="batch sizes (default: 1, 2, 4 … inference.maxBatch)"
+        "--batch",
+        type=_counts,
+        metavar="N,N…",
+        help="the batch sizes to measure (default: 1, 2, 4 … inference.maxBatch)",
     )
     engine.add_argument(
-        "--budget", type=seconds, metavar="MS", help="inference.latencyBudgetMs for the plan (default: none)"
+        "--budget",
+        type=seconds,
+        metavar="MS",
+        help="inference.latencyBudgetMs of the plan, in milliseconds (default: none)",
     )
     engine.add_argument(
-        "--seconds", type=seconds, default=0.4, metavar="S", help="of each trial (default: %(default)s)"
+        "--seconds",
+        type=seconds,
+        default=0.4,
+        metavar="SECONDS",
+        help="the length of each trial (default: %(default)s)",
     )
-    engine.add_argument("--rounds", type=count, default=5, metavar="R", help="(default: %(default)s)")
+    engine.add_argument(
+        "--rounds",
+        type=count,
+        default=5,
+        metavar="N",
+        help="the number of rounds; medians over them are reported (default: %(default)s)",
+    )
     _add_reports(engine)
-    add_model_and_device(engine)
+    add_model_and_device(engine, from_environment=False)
 
 
-def _add_pipeline(loads: Verbs) -> None:
+def _add_pipeline(benchmarks: Verbs) -> None:
     pipeline = verb(
-        loads,
+        benchmarks,
         "pipeline",
         _bench_pipeline,
         "cameras from a file through the whole pipeline: frames/s, latency, CPU per frame, drops",
         "  visionedge bench pipeline --cameras 4 --source yard.mp4 --baseline --json report.json\n"
         "  visionedge bench pipeline --fps 5 --saturate --slo-ms 500 --source synthetic:1280x720@30",
+        codes=(0, 1, 2, 3),
     )
-    pipeline.add_argument("--cameras", type=count, default=4, metavar="N", help="(default: %(default)s)")
+    pipeline.add_argument(
+        "--cameras", type=count, default=4, metavar="N", help="the number of cameras (default: %(default)s)"
+    )
     pipeline.add_argument(
         "--source",
         default="demo:",
         metavar="URI",
-        help="what each camera plays, again and again, or synthetic:WIDTHxHEIGHT@FPS (default: the clip)",
+        help="the video that each camera plays in a loop, or synthetic:WIDTHxHEIGHT@FPS"
+        " (default: demo:, the bundled clip)",
     )
     pipeline.add_argument(
-        "--fps", type=seconds, metavar="F", help="frames per second of each camera (default: flat out)"
+        "--fps",
+        type=seconds,
+        metavar="FPS",
+        help="frames per second of each camera (default: as fast as possible)",
     )
     pipeline.add_argument(
-        "--seconds", type=seconds, default=8.0, metavar="S", help="of each round (default: %(default)s)"
+        "--seconds",
+        type=seconds,
+        default=8.0,
+        metavar="SECONDS",
+        help="the length of each round (default: %(default)s)",
     )
-    pipeline.add_argument("--rounds", type=count, default=3, metavar="R", help="(default: %(default)s)")
+    pipeline.add_argument(
+        "--rounds",
+        type=count,
+        default=3,
+        metavar="N",
+        help="the number of rounds; medians over them are reported (default: %(default)s)",
+    )
     _add_arrivals(pipeline)
     pipeline.add_argument(
-        "--baseline", action="store_true", help="also the plain OpenCV + onnxruntime loop, in the same run"
+        "--baseline",
+        action="store_true",
+        help="also run the plain OpenCV + onnxruntime loop, in turns with the pipeline",
     )
     pipeline.add_argument(
         "--precision",
         choices=("auto", "fp32", "fp16", "int8"),
-        help="inference.precision (default: auto; with --baseline fp32, which the plain loop always has)",
+        help="the inference.precision of the pipeline (default: auto; with --baseline fp32)",
     )
     pipeline.add_argument(
-        "--in-process", action="store_true", help="the engine in this process instead of one of its own"
+        "--in-process", action="store_true", help="run the engine in this process instead of its own process"
     )
     pipeline.add_argument(
-        "--compare-process", action="store_true", help="both ways, in turns, and what the other process costs"
+        "--compare-process",
+        action="store_true",
+        help="measure the engine in this process and in its own, in turns",
     )
     _add_reports(pipeline)
-    add_model_and_device(pipeline)
+    add_model_and_device(pipeline, from_environment=False)
 
 
 def _add_arrivals(pipeline: argparse.ArgumentParser) -> None:
     """How frames come, and how many cameras are too many."""
     pipeline.add_argument(
-        "--jitter", type=seconds, metavar="MS", help="with --fps: pictures come so much early or late"
+        "--jitter",
+        type=seconds,
+        metavar="MS",
+        help="with --fps: the most milliseconds that a frame comes early or late",
     )
     pipeline.add_argument(
-        "--dropouts", type=seconds, metavar="S", help="with --fps: a drop-out every S seconds, then a burst"
+        "--dropouts",
+        type=seconds,
+        metavar="SECONDS",
+        help="with --fps: the time between two drop-outs; a burst of frames follows each",
     )
     pipeline.add_argument(
-        "--slo-ms", type=seconds, default=500.0, metavar="MS", help="what is in time (default: %(default)s)"
+        "--slo-ms",
+        type=seconds,
+        default=500.0,
+        metavar="MS",
+        help="the highest age of a result that is in time, in milliseconds (default: %(default)s)",
     )
     pipeline.add_argument(
         "--saturate",
         action="store_true",
-        help="look for the most cameras whose age p99 stays within --slo-ms",
+        help="search the highest number of cameras with an age p99 within --slo-ms",
     )
     pipeline.add_argument(
-        "--most", type=count, default=64, metavar="N", help="with --saturate: no more (default: %(default)s)"
+        "--most",
+        type=count,
+        default=64,
+        metavar="N",
+        help="with --saturate: the highest number of cameras to try (default: %(default)s)",
     )
 
 
-def _add_decode(loads: Verbs) -> None:
+def _add_decode(benchmarks: Verbs) -> None:
     decode = verb(
-        loads,
+        benchmarks,
         "decode",
         _bench_decode,
         "from a camera's packets to the model's input, beside OpenCV's read and a letterbox",
         "  visionedge bench decode\n  visionedge bench decode --source yard.mp4 --size 416 --fps 5 --json -",
+        codes=(0, 1, 2, 3),
     )
-    decode.add_argument("--source", metavar="FILE", help="a video (default: 1080p, made for this)")
+    decode.add_argument("--source", metavar="FILE", help="a video (default: a generated one, 1920x1080)")
     decode.add_argument(
-        "--size", type=count, default=416, metavar="N", help="the model's input, N x N (default: %(default)s)"
+        "--size",
+        type=count,
+        default=416,
+        metavar="PIXELS",
+        help="the width and height of the model's input (default: %(default)s)",
     )
     decode.add_argument(
-        "--fps", type=seconds, default=5.0, metavar="F", help="a lower rate to ask for (default: %(default)s)"
+        "--fps",
+        type=seconds,
+        default=5.0,
+        metavar="FPS",
+        help="the rate of a camera with fps, in frames per second (default: %(default)s)",
     )
     decode.add_argument(
         "--key-fps",
         type=seconds,
         default=0.5,
-        metavar="F",
-        help="one for which key pictures are enough (default: %(default)s)",
+        metavar="FPS",
+        help="a rate for which key pictures are enough, in frames per second (default: %(default)s)",
     )
-    decode.add_argument("--rounds", type=count, default=5, metavar="R", help="(default: %(default)s)")
-    decode.add_argument("--json", metavar="FILE", help="write the report there; - is stdout")
+    decode.add_argument(
+        "--rounds",
+        type=count,
+        default=5,
+        metavar="N",
+        help="the number of rounds; medians over them are reported (default: %(default)s)",
+    )
+    decode.add_argument("--json", metavar="FILE", help="write the report to this file as JSON; - is stdout")
     decode.set_defaults(html=None)
 
 
-def _add_http(loads: Verbs) -> None:
+def _add_http(benchmarks: Verbs) -> None:
     http = verb(
-        loads,
+        benchmarks,
         "http",
         _bench_http,
         "clients on the result endpoints: rate, percentiles, and what they cost the pipeline",
         "  visionedge bench http --clients 16 --rate 200\n"
         "  visionedge bench http --url http://127.0.0.1:8080 --json report.json",
-    )
-    http.add_argument("--url", metavar="URL", help="a module that runs (default: one is started for this)")
-    http.add_argument("--token", metavar="T", help="its http.token (default: VISIONEDGE_HTTP_TOKEN)")
-    http.add_argument("--clients", type=count, default=16, metavar="N", help="(default: %(default)s)")
-    http.add_argument(
-        "--rate", type=seconds, default=200.0, metavar="R", help="requests per second (default: %(default)s)"
+        codes=(0, 1, 2, 3),
     )
     http.add_argument(
-        "--cameras", type=count, default=16, metavar="N", help="of the own module (default: %(default)s)"
+        "--url",
+        metavar="URL",
+        help="the address of a running module (default: start one for the measurement)",
     )
     http.add_argument(
-        "--seconds", type=seconds, default=5.0, metavar="S", help="of each stretch (default: %(default)s)"
+        "--token", metavar="TOKEN", help="the http.token of that module (default: VISIONEDGE_HTTP_TOKEN)"
     )
-    http.add_argument("--rounds", type=count, default=3, metavar="R", help="(default: %(default)s)")
+    http.add_argument(
+        "--clients", type=count, default=16, metavar="N", help="the number of clients (default: %(default)s)"
+    )
+    http.add_argument(
+        "--rate",
+        type=seconds,
+        default=200.0,
+        metavar="N",
+        help="the requests per second of all clients together (default: %(default)s)",
+    )
+    http.add_argument(
+        "--cameras",
+        type=count,
+        default=16,
+        metavar="N",
+        help="the number of cameras of the started module (default: %(default)s)",
+    )
+    http.add_argument(
+        "--seconds",
+        type=seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="the length of each measurement (default: %(default)s)",
+    )
+    http.add_argument(
+        "--rounds",
+        type=count,
+        default=3,
+        metavar="N",
+        help="the number of rounds; medians over them are reported (default: %(default)s)",
+    )
     _add_reports(http)
-    add_model_and_device(http)
+    add_model_and_device(http, from_environment=False)
 
 
-def _add_compare(loads: Verbs) -> None:
+def _add_compare(benchmarks: Verbs) -> None:
     compare = verb(
-        loads,
+        benchmarks,
         "compare",
         _bench_compare,
-        "is the second report worse than the first, or is it noise? exit code 1: worse",
+        "is the second report worse than the first, or is the difference noise?",
         "  visionedge bench compare before.json after.json\n"
         "  visionedge bench compare before.json after.json --tolerance 0.05 --json -",
+        codes=(0, 1, 2),
+        notes="exit code 1 means that the second report is worse",
     )
-    compare.add_argument("before", metavar="A.json", help="a report of bench, written with --json")
-    compare.add_argument("after", metavar="B.json", help="a later one of the same load")
+    compare.add_argument("before", metavar="A.json", help="a report that bench wrote with --json")
+    compare.add_argument("after", metavar="B.json", help="a later report of the same benchmark")
     compare.add_argument(
         "--tolerance",
         type=share,
         default=0.03,
         metavar="X",
-        help="changes that are none (default: %(default)s)",
+        help="the relative change that counts as none, 0 to 1 (default: %(default)s)",
     )
-    compare.add_argument("--unlike", action="store_true", help="also across unlike machines or loads")
-    compare.add_argument("--json", metavar="FILE", help="write the verdict there; - is stdout")
+    compare.add_argument(
+        "--unlike", action="store_true", help="also compare reports of different machines or loads"
+    )
+    compare.add_argument("--json", metavar="FILE", help="write the verdict to this file as JSON; - is stdout")
     compare.set_defaults(html=None)
 
 
 def _add_reports(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", metavar="FILE", help="write the report there; - is stdout")
-    parser.add_argument("--html", metavar="FILE", help="write the report there as a page with plots")
+    parser.add_argument("--json", metavar="FILE", help="write the report to this file as JSON; - is stdout")
+    parser.add_argument("--html", metavar="FILE", help="write the report to this file as a page with plots")
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -221,6 +325,7 @@ def _bench_engine(arguments: argparse.Namespace) -> int:
 
     page = _page(arguments, engine_page)
     inference = {"latencyBudgetMs": arguments.budget, "device": arguments.device}
+    others = OtherProcesses()
     report = bench.bench_engine(
         bench.EngineLoad(
             model=_model(arguments),
@@ -232,7 +337,7 @@ def _bench_engine(arguments: argparse.Namespace) -> int:
             data=data_folder(os.environ),
         ),
         _tell,
-    )
+    ) | {FIELD: others.share()}
     return _told(arguments, report, bench.words(report), page)
 
 
@@ -250,6 +355,7 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
     precision = arguments.precision or ("fp32" if arguments.baseline else "auto")
     inference = {"device": arguments.device, "precision": precision}
     page = _page(arguments, pipeline_page)
+    others = OtherProcesses()
     report = bench.bench_pipeline(
         Load(
             model=_model(arguments),
@@ -270,7 +376,7 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
             data=data_folder(os.environ),
         ),
         _tell,
-    )
+    ) | {FIELD: others.share()}
     return _told(arguments, report, bench.words(report), page)
 
 
@@ -285,7 +391,8 @@ def _bench_decode(arguments: argparse.Namespace) -> int:
         key_fps=arguments.key_fps,
         rounds=arguments.rounds,
     )
-    report = bench.bench_decode(load, _tell)
+    others = OtherProcesses()
+    report = bench.bench_decode(load, _tell) | {FIELD: others.share()}
     return _told(arguments, report, bench.words(report), None)
 
 
@@ -305,7 +412,10 @@ def _bench_http(arguments: argparse.Namespace) -> int:
         cameras=arguments.cameras,
         arguments=tuple(word for name, value in given.items() if value for word in (name, value)),
     )
+    others = OtherProcesses()
+    # A module that runs already is no descendant of this process, so its part cannot be told from others'.
     report = bench.bench_http(load, _tell)
+    report[FIELD] = others.share() if load.url is None else None
     return _told(arguments, report, bench.words(report), page)
 
 
@@ -340,6 +450,8 @@ def _told(
 
     if "-" not in (arguments.json, arguments.html):
         sys.stdout.write(text)
+        if others := caution(report):
+            sys.stdout.write(f"{others}\n")
     if arguments.json:
         write_json(report, Path(arguments.json))
     if arguments.html and page is not None:

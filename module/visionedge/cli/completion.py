@@ -28,7 +28,7 @@ def add_parser(verbs: Verbs, whole: Callable[[], argparse.ArgumentParser]) -> No
         verbs,
         "completion",
         lambda arguments: _print(arguments.shell, whole()),
-        "a script that completes verbs and options in your shell",
+        "a script that completes commands and options in your shell",
         "  source <(visionedge completion bash)                  in ~/.bashrc\n"
         "  source <(visionedge completion zsh)                   in ~/.zshrc, behind compinit\n"
         "  visionedge completion fish | source                   in ~/.config/fish/config.fish",

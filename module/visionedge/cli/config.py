@@ -31,12 +31,13 @@ def add_parser(verbs: Verbs) -> None:
         commands,
         "check",
         _check,
-        "read a file as `run` would, and report every problem with its line; 2 if there is one",
+        "read a file as `run` would, and report every problem with its line",
         "  visionedge config check vision.yaml\n"
         "  DOCK_PASSWORD=test visionedge config check vision.yaml --json     ${DOCK_PASSWORD} is filled in",
+        notes="exit code 2 also means that the file has a problem",
     )
-    check.add_argument("file", metavar="FILE", help="YAML or JSON")
-    check.add_argument("--json", action="store_true", help="one JSON document instead of words")
+    check.add_argument("file", metavar="FILE", help="a configuration, YAML or JSON")
+    check.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     verb(
         commands,
         "schema",

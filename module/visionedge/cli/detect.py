@@ -19,16 +19,32 @@ def add_parser(verbs: Verbs) -> None:
         "  visionedge detect photo.jpg\n"
         "  visionedge detect photos/ clip.mp4 --annotate out/     look at the boxes\n"
         "  visionedge detect photos/ --json --confidence 0.25 | jq '.detections[].label'",
+        codes=(0, 1, 2, 3),
+        notes="exit code 1 also means that a picture or a video could not be read; the others are still done",
     )
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="a picture, a folder of pictures, or a video"
     )
-    parser.add_argument("--json", action="store_true", help="one frame object a line instead of words")
-    parser.add_argument("--annotate", metavar="DIR", help="write the pictures with their boxes there")
-    add_model_and_device(parser)
-    parser.add_argument("--confidence", type=share, metavar="X", help="the least score told (default: 0.3)")
     parser.add_argument(
-        "--iou", type=share, metavar="X", help="boxes of one class that overlap more are one (default: 0.5)"
+        "--json", action="store_true", help="print one frame object (JSON) per line instead of text"
+    )
+    parser.add_argument(
+        "--annotate",
+        metavar="DIR",
+        help="also write each picture with its boxes, and each video as MP4, into this folder",
+    )
+    add_model_and_device(parser)
+    parser.add_argument(
+        "--confidence",
+        type=share,
+        metavar="X",
+        help="the lowest score that is printed, 0 to 1 (default: 0.3)",
+    )
+    parser.add_argument(
+        "--iou",
+        type=share,
+        metavar="X",
+        help="boxes of one class that overlap more are one, 0 to 1 (default: 0.5)",
     )
     parser.add_argument(
         "--classes",

@@ -13,6 +13,7 @@ from visionedge.cli.arguments import (
     configuration_file,
     data_folder,
     naming_lines,
+    shows_colours,
     verb,
 )
 from visionedge.documents import Document, read_configuration
@@ -31,21 +32,29 @@ def add_parser(verbs: Verbs) -> None:
         "  visionedge doctor --config vision.yaml --json         cameras and all, for programs\n"
         "  visionedge doctor --bundle doctor.zip                 what a colleague needs, without secrets\n"
         '  visionedge doctor --plan --windows-build 19044.1620 --edition pro --gpu "NVIDIA A2"',
+        codes=(0, 2, 3),
+        notes="Marks have colours on a terminal, unless NO_COLOR is set.",
     )
     add_model_and_device(parser)
-    parser.add_argument("--config", metavar="FILE", help="YAML or JSON; also VISIONEDGE_CONFIG")
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of words")
+    parser.add_argument(
+        "--config", metavar="FILE", help="the configuration, YAML or JSON (default: VISIONEDGE_CONFIG)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     parser.add_argument(
         "--bundle",
         metavar="FILE",
-        help="also write a zip: this, the configuration, the running module's state",
+        help="also write a zip file: this report, the configuration, the state of the running module",
     )
-    parser.add_argument("--http", metavar="HOST:PORT", help="where the running module answers, for --bundle")
+    parser.add_argument("--http", metavar="HOST:PORT", help="the address of the running module, for --bundle")
     plan = parser.add_argument_group("a plan for EFLOW, made anywhere")
-    plan.add_argument("--plan", action="store_true", help="which passthrough a Windows machine supports")
-    plan.add_argument("--windows-build", metavar="N", help="as winver shows it: 19045 or 19044.1620")
-    plan.add_argument("--edition", metavar="NAME", help="pro, enterprise, iot-enterprise, server or home")
-    plan.add_argument("--gpu", metavar="NAME", help='as Windows names it, such as "NVIDIA A2"')
+    plan.add_argument(
+        "--plan", action="store_true", help="print which passthrough a Windows machine supports"
+    )
+    plan.add_argument("--windows-build", metavar="N", help="the build that winver shows: 19045 or 19044.1620")
+    plan.add_argument(
+        "--edition", metavar="NAME", help="the edition: pro, enterprise, iot-enterprise, server or home"
+    )
+    plan.add_argument("--gpu", metavar="NAME", help='the name of the GPU in Windows, such as "NVIDIA A2"')
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -64,7 +73,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.write(json.dumps(report.document(), indent=1, ensure_ascii=False) + "\n")
     else:
-        sys.stdout.write(report.words())
+        sys.stdout.write(report.words(colours=shows_colours(sys.stdout, os.environ)))
     if arguments.bundle:
         written = write_bundle(Path(arguments.bundle), report, checked, host)
         print(written, file=sys.stderr)

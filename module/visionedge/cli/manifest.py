@@ -38,12 +38,12 @@ def add_parser(verbs: Verbs) -> None:
         "  visionedge manifest estimate --messages out.jsonl  messages, 4 KB blocks, IoT Hub units a day\n"
         "  visionedge manifest schema > vision.schema.json    the JSON Schema of a configuration",
     )
-    deeds = parser.add_subparsers(title="deeds", metavar="DEED", required=True, parser_class=Parser)
-    _add_generate(deeds)
-    _add_lint(deeds)
-    _add_estimate(deeds)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    _add_generate(commands)
+    _add_lint(commands)
+    _add_estimate(commands)
     verb(
-        deeds,
+        commands,
         "schema",
         _schema,
         "the JSON Schema of a configuration, the same for files and for desired properties",
@@ -51,9 +51,9 @@ def add_parser(verbs: Verbs) -> None:
     )
 
 
-def _add_generate(deeds: Verbs) -> None:
+def _add_generate(commands: Verbs) -> None:
     parser = verb(
-        deeds,
+        commands,
         "generate",
         _generate,
         "a deployment manifest; placeholders (${NAME}, $LIKE_THIS) are filled from the environment",
@@ -71,18 +71,24 @@ def _add_generate(deeds: Verbs) -> None:
     forms = parser.add_argument_group("what comes out")
     either = forms.add_mutually_exclusive_group()
     either.add_argument(
-        "--template", action="store_true", help="for the tools of IoT Edge, placeholders left as they are"
+        "--template",
+        action="store_true",
+        help="a template for the tools of IoT Edge; placeholders stay as they are",
     )
-    either.add_argument("--layered", action="store_true", help="this module alone, over a deployment below")
-    forms.add_argument(
-        "-o", "--output", metavar="FILE", help="instead of stdout; written whole or not at all"
+    either.add_argument(
+        "--layered",
+        action="store_true",
+        help="a layered deployment: this module alone, over a base deployment",
     )
-    forms.add_argument("--force", action="store_true", help="replace a file that is there")
+    forms.add_argument("-o", "--output", metavar="FILE", help="write to this file instead of stdout")
+    forms.add_argument("--force", action="store_true", help="replace an existing file")
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what runs")
-    group.add_argument("--image", metavar="NAME", default="", help="of the module; needed but for --template")
+    group.add_argument(
+        "--image", metavar="NAME", default="", help="the module's image; required except with --template"
+    )
     group.add_argument(
         "--gpu",
         choices=("none", "dda", "gpu-pv", "gpu-pv-by-hand"),
@@ -98,19 +104,33 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         help="repeatable; user and password are $CONTAINER_REGISTRY_USERNAME and _PASSWORD, with _NAME "
         "behind both if there are several",
     )
-    group.add_argument("--module-id", default="vision", metavar="ID", help="(default: %(default)s)")
     group.add_argument(
-        "--runtime", default="1.5", metavar="TAG", help="of edgeAgent and edgeHub (default: %(default)s)"
+        "--module-id",
+        default="vision",
+        metavar="ID",
+        help="the module's name in IoT Edge (default: %(default)s)",
+    )
+    group.add_argument(
+        "--runtime",
+        default="1.5",
+        metavar="TAG",
+        help="the version of edgeAgent and edgeHub (default: %(default)s)",
     )
 
 
 def _add_told(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what it is told")
+    group = parser.add_argument_group("configuration")
     group.add_argument(
-        "--config", metavar="FILE", help="YAML or JSON, the desired properties (default: the bundled clip)"
+        "--config",
+        metavar="FILE",
+        help="the desired properties, YAML or JSON (default: the bundled clip as the only camera)",
     )
     group.add_argument(
-        "--camera", action="append", default=[], metavar="NAME=URI", help="repeatable; beside --config's"
+        "--camera",
+        action="append",
+        default=[],
+        metavar="[NAME=]URI",
+        help="a camera, repeatable; added to those of --config",
     )
     group.add_argument(
         "--http",
@@ -119,18 +139,19 @@ def _add_told(parser: argparse.ArgumentParser) -> None:
         help="where the device publishes HTTP (default: %(default)s); for other machines it takes a token: "
         "http.token of the configuration, else ${VISIONEDGE_HTTP_TOKEN}",
     )
-    group.add_argument("--no-http", action="store_true", help="publish nothing")
+    group.add_argument("--no-http", action="store_true", help="publish no HTTP port on the device")
 
 
-def _add_lint(deeds: Verbs) -> None:
+def _add_lint(commands: Verbs) -> None:
     parser = verb(
-        deeds,
+        commands,
         "lint",
         _lint,
-        "every problem of a deployment manifest, with its place and its remedy; 2 if one is an error",
+        "every problem of a deployment manifest, with its place and its remedy",
         "  visionedge manifest lint deployment.template.json\n"
         "  visionedge manifest lint deployment.json --module dock-camera --json\n"
         "  visionedge manifest generate --image … | visionedge manifest lint -",
+        notes="exit code 2 also means that the manifest has an error; warnings alone end with 0",
     )
     parser.add_argument(
         "file", metavar="FILE", help="a manifest, a layered one, or a template (.template.json); - for stdin"
@@ -142,7 +163,7 @@ def _add_lint(deeds: Verbs) -> None:
         metavar="NAME",
         help="repeatable: which modules are visionedge (default: 'vision', and images called visionedge)",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of words")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -177,12 +198,14 @@ def _request(arguments: argparse.Namespace) -> "Request":
         )
     if problems:
         raise ConfigError(problems)
+    document = read_file(Path(arguments.config)) if arguments.config else None
+    configured = document.get("cameras") if document else None
     address = None if arguments.no_http else config.http_address(arguments.http, "--http")
     return Request(
         image=arguments.image,
         gpu=arguments.gpu,
-        document=read_file(Path(arguments.config)) if arguments.config else None,
-        cameras=cameras(arguments.camera),
+        document=document,
+        cameras=cameras(arguments.camera, configured if isinstance(configured, dict) else ()),
         registries=_registries(arguments.registry),
         module=arguments.module_id,
         published=(address.get("host") or "127.0.0.1", address["port"]) if address else None,
@@ -229,9 +252,9 @@ def _bytes(file: str) -> bytes:
         raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from None
 
 
-def _add_estimate(deeds: Verbs) -> None:
+def _add_estimate(commands: Verbs) -> None:
     parser = verb(
-        deeds,
+        commands,
         "estimate",
         _estimate,
         "what a day costs in IoT Hub: messages, 4 KB blocks and units, counted from real messages",
@@ -253,7 +276,7 @@ def _add_estimate(deeds: Verbs) -> None:
         metavar="FILE",
         help="YAML or JSON whose telemetry.maxPerDay limits the day; also VISIONEDGE_CONFIG",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of words")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
 
 
 def _estimate(arguments: argparse.Namespace) -> int:

@@ -23,29 +23,30 @@ def add_parser(verbs: Verbs) -> None:
         "  visionedge model compile yolov8n.onnx -o fast.onnx    one graph from bytes to boxes\n"
         "  visionedge model eval yolov8n.onnx --coco instances.json --images photos/",
     )
-    deeds = parser.add_subparsers(title="deeds", metavar="DEED", required=True, parser_class=Parser)
-    _add_inspect(deeds)
-    _add_compile(deeds)
-    _add_eval(deeds)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    _add_inspect(commands)
+    _add_compile(commands)
+    _add_eval(commands)
 
 
 # --- inspect ------------------------------------------------------------------------------------------------
 
 
-def _add_inspect(deeds: Verbs) -> None:
+def _add_inspect(commands: Verbs) -> None:
     parser = verb(
-        deeds,
+        commands,
         "inspect",
         _inspect,
         "what a model is, on what evidence, what compiling it will do, and what would run where",
         "  visionedge model inspect yolov8n.onnx\n"
-        "  visionedge model inspect yolov8n.onnx --json | jq .cuda.withoutKernel\n\n"
-        "A model that is refused is told all the same, as far as it was seen, and ends with 2.",
+        "  visionedge model inspect yolov8n.onnx --json | jq .cuda.withoutKernel",
+        codes=(0, 2, 3),
+        notes="A refused model is also described, as far as it could be read; the exit code is then 2.",
     )
-    parser.add_argument("path", metavar="PATH", help="an ONNX file")
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of words")
+    parser.add_argument("path", metavar="PATH", help="the model, an ONNX file")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     parser.add_argument(
-        "--device", choices=("cuda", "cpu"), help="also open it there, and tell where its nodes really lie"
+        "--device", choices=("cuda", "cpu"), help="also open the model there, and report where each node runs"
     )
 
 
@@ -66,16 +67,18 @@ def _inspect(arguments: argparse.Namespace) -> int:
 # --- compile ------------------------------------------------------------------------------------------------
 
 
-def _add_compile(deeds: Verbs) -> None:
+def _add_compile(commands: Verbs) -> None:
     parser = verb(
-        deeds,
+        commands,
         "compile",
         _compile,
         "one graph from bytes to boxes, as ONNX that any onnxruntime runs; and other precisions of a model",
         "  visionedge model compile yolov8n.onnx -o fast.onnx\n"
         "  visionedge detect photo.jpg --model fast.onnx         it is a model as any other\n"
-        "  visionedge model compile yolov8n.onnx --precision int8 --calibrate photos/\n\n"
-        "what it takes: one input, uint8 [N, H, W, 3], BGR, resized as its metadata visionedge.input says\n"
+        "  visionedge model compile yolov8n.onnx --precision int8 --calibrate photos/",
+        codes=(0, 1, 2, 3),
+        notes="what it takes: one input, uint8 [N, H, W, 3], BGR, resized as its metadata"
+        " visionedge.input says\n"
         "what it gives: one output, float32 [N, K, 6]: left, top, right, bottom in pixels of the input,\n"
         "               score 0-1, class; by falling score; boxes overlap where visionedge.nms is true\n"
         "what it says:  metadata names (the labels, a JSON list) and visionedge.compiled (all the rest)\n\n"
@@ -83,10 +86,10 @@ def _add_compile(deeds: Verbs) -> None:
         "MODEL.int8.onnx and MODEL.int8.json (the report), where the engine finds it. One that differs too\n"
         "much is refused, with 1. See docs/precision.md.",
     )
-    parser.add_argument("path", metavar="PATH", help="an ONNX file")
+    parser.add_argument("path", metavar="PATH", help="the model, an ONNX file")
     parser.add_argument("-o", "--output", metavar="OUT", help="the file to write the compiled graph to")
     parser.add_argument(
-        "--rows", type=count, default=None, metavar="K", help="the most rows for a picture (default: 500)"
+        "--rows", type=count, default=None, metavar="K", help="the most detections per picture (default: 500)"
     )
     _add_precision(parser)
 
@@ -96,25 +99,29 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("fp32", "fp16", "int8"),
         default="fp32",
-        help="fp16 for GPUs; int8 for CPUs with VNNI (default: %(default)s, the model as it is)",
+        help="fp16 is for GPUs, int8 for CPUs with VNNI (default: %(default)s, the model as it is)",
     )
     parser.add_argument(
         "--calibrate",
         metavar="DIR",
         help="pictures (or a video) such as the cameras will see: half sets the ranges, half judges",
     )
-    parser.add_argument("--labels", metavar="FILE", help="COCO annotations of those pictures: AP is told too")
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="COCO annotations of those pictures: average precision (AP) is measured, too",
+    )
     parser.add_argument(
         "--tolerance",
         type=share,
         metavar="X",
-        help="the share of boxes that may differ (default: 0.1); with --labels AP may fall by 0.010",
+        help="the share of boxes that may differ, 0 to 1 (default: 0.1); with --labels AP may fall by 0.010",
     )
     parser.add_argument(
         "--recipe",
         metavar="WORDS",
-        help="take this way to int8, as reports name it ('everything, behind the first 1'), and not what is"
-        " fastest here: for a variant that other machines will use",
+        help="use this recipe for int8, as a report names it ('everything, behind the first 1'), instead of"
+        " the one that is fastest here: for a variant that other machines will use",
     )
     parser.add_argument(
         "--thorough",
@@ -176,29 +183,37 @@ def _compile_variant(arguments: argparse.Namespace) -> int:
 # --- eval ---------------------------------------------------------------------------------------------------
 
 
-def _add_eval(deeds: Verbs) -> None:
+def _add_eval(commands: Verbs) -> None:
     parser = verb(
-        deeds,
+        commands,
         "eval",
         _eval,
         "average precision on pictures with boxes that people drew, as COCO computes it",
         "  visionedge model eval yolov8n.onnx --coco instances_val2017.json --images val2017/\n"
-        "  visionedge model eval yolov8n.onnx --coco mine.json --images mine/ --json | jq .ap\n\n"
-        "It takes every detection of 0.01 and more, 100 a picture at most, through the same pipeline as\n"
-        "detect. Classes meet categories by name. It needs pycocotools:\n"
+        "  visionedge model eval yolov8n.onnx --coco mine.json --images mine/ --json | jq .ap",
+        codes=(0, 1, 2, 3),
+        notes="It takes every detection of 0.01 and more, 100 a picture at most, through the same pipeline\n"
+        "as detect. Classes meet categories by name. It needs pycocotools:\n"
         f"{install_command('eval')}",
     )
-    parser.add_argument("path", metavar="PATH", help="an ONNX file")
-    parser.add_argument("--coco", required=True, metavar="FILE", help="the annotations, as COCO writes them")
+    parser.add_argument("path", metavar="PATH", help="the model, an ONNX file")
+    parser.add_argument(
+        "--coco", required=True, metavar="FILE", help="the annotations, a JSON file in the format of COCO"
+    )
     parser.add_argument("--images", required=True, metavar="DIR", help="the folder with their pictures")
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of words")
-    parser.add_argument("--limit", type=count, metavar="N", help="only the first N pictures")
-    parser.add_argument("--device", choices=DEVICES, help="auto = CUDA where it works, else the CPU")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    parser.add_argument("--limit", type=count, metavar="N", help="use only the first N pictures")
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        help="where the model computes; auto: CUDA where it works, else the CPU"
+        " (default: VISIONEDGE_DEVICE, else auto)",
+    )
     parser.add_argument(
         "--precision",
         choices=("fp32", "fp16", "int8"),
         default="fp32",
-        help="a variant of the model instead (default: %(default)s)",
+        help="the variant of the model to evaluate (default: %(default)s)",
     )
 
 

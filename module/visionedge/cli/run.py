@@ -27,6 +27,18 @@ INJECT = "VISIONEDGE_INJECT_FAULTS"
 DEMO_CONFIDENCE = 0.4
 """With the bundled model on the bundled clip, which shows no bird and no ball from here on (see its card)."""
 
+_VARIABLES = """\
+  VISIONEDGE_CONFIG      the configuration file; --config wins
+  VISIONEDGE_DATA        the folder of compiled models, unsent messages and the last good configuration
+                         (default: visionedge in XDG_DATA_HOME, else ~/.local/share/visionedge)
+  VISIONEDGE_MODEL       the model, an ONNX file; --model wins
+  VISIONEDGE_DEVICE      auto, cuda, tensorrt or cpu; --device wins
+  VISIONEDGE_HTTP        HOST:PORT to listen on; --http wins
+  VISIONEDGE_HTTP_TOKEN  the token that HTTP clients must send
+  VISIONEDGE_CORE_DUMPS  1: a crash may write the memory of the module, with its secrets, to a file
+  VISIONEDGE_LOG_LEVEL   debug, info, warning or error; --log-level wins
+  NAME                   any variable that the configuration file names as ${NAME}"""
+
 _INJECTING = "visionedge.inference.inject"
 _STATE_FILES = ("spool.db", "sequences.json", "desired.json")
 
@@ -42,14 +54,19 @@ def add_parser(verbs: Verbs) -> None:
         "  visionedge run --camera dock=rtsp://192.0.2.5/stream1 --camera yard=yard.mp4\n"
         "  visionedge run --config vision.yaml --http 0.0.0.0:8080\n"
         "  visionedge run --messages out.jsonl --duration 60     see what IoT Hub would get",
+        codes=(0, 1, 2, 3, 75),
+        notes=f"environment variables:\n{_VARIABLES}",
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML or JSON; also VISIONEDGE_CONFIG")
+    parser.add_argument(
+        "--config", metavar="FILE", help="the configuration, YAML or JSON (default: VISIONEDGE_CONFIG)"
+    )
     parser.add_argument(
         "--camera",
         action="append",
         default=[],
-        metavar="NAME=URI",
-        help=f"repeatable; {FORMS.replace('%', '%%')}",
+        metavar="[NAME=]URI",
+        help="a camera, repeatable; one without a name becomes cam1, cam2 and so on; the URI is "
+        f"{FORMS.replace('%', '%%')}; N means /dev/videoN",
     )
     add_model_and_device(parser)
     parser.add_argument("--http", metavar="[HOST:]PORT", help="where to listen (default: 127.0.0.1:8080)")
@@ -127,7 +144,7 @@ def run_document(
     path = configuration_file(arguments, environ)
     document = read_configuration(path, environ) if path else {}
     document = config.merge(document, config.from_environment(environ))
-    document = config.merge(document, _overrides(arguments))
+    document = config.merge(document, _overrides(arguments, document))
     if not document.get("cameras") and not path and not inside_iot_edge:
         # Somebody who just wants to see it run gets something to look at.
         document["cameras"] = {"demo": {"uri": "demo:"}}
@@ -142,10 +159,11 @@ def _is_the_demo(document: Document) -> bool:
     return not document.get("model") and bool(cameras) and all(c["uri"] == "demo:" for c in cameras.values())
 
 
-def _overrides(arguments: argparse.Namespace) -> Document:
+def _overrides(arguments: argparse.Namespace, document: Document) -> Document:
     over: Document = {}
     if arguments.camera:
-        over["cameras"] = cameras(arguments.camera)
+        configured = document.get("cameras")
+        over["cameras"] = cameras(arguments.camera, configured if isinstance(configured, dict) else ())
     if arguments.model:
         over["model"] = {"path": arguments.model, "url": None, "sha256": None}
     if arguments.device:

@@ -1,7 +1,7 @@
 """What values flow through a network when it sees pictures: the ranges that integers have to cover."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +15,7 @@ from visionedge.errors import ModelError
 from visionedge.frames import Picture
 from visionedge.inference.focus import fold_focus
 from visionedge.inference.graph import compile_graph
+from visionedge.inference.progress import Progress, silent
 from visionedge.inference.reading import Reading
 from visionedge.inference.runtime import import_onnxruntime
 
@@ -152,22 +153,31 @@ class Observed:
         return min(low, 0.0), max(high, 0.0)
 
 
-def observe(network: onnx.ModelProto, reading: Reading, pictures: Sequence[Picture]) -> Observed:
+def observe(
+    network: onnx.ModelProto,
+    reading: Reading,
+    pictures: Sequence[Picture],
+    progress: Progress | None = None,
+) -> Observed:
     """Run a network on pictures at its input size and take down every float tensor's values.
 
     Raises:
-        ModelError: it gives no numbers, or cannot be run.
+        ModelError: a tensor contains NaN or infinity, or it cannot be run.
     """
     observed = Observed()
     watched = _Watched(network, reading)
     names = watched.names
     groups = [names[start : start + _TOGETHER] for start in range(0, len(names), _TOGETHER)]
-    for group in groups:
-        for name, values in watched.values(group, pictures):
+    progress, passes = progress or silent(), 2 * len(groups)
+    for number, group in enumerate(groups):
+        first, second = (
+            progress.over(pictures, f"pass {2 * number + each} of {passes}, pictures") for each in (1, 2)
+        )
+        for name, values in watched.values(group, first):
             if not np.isfinite(values).all():
-                raise ModelError(f"gives no numbers (NaN or infinity) at '{name}'")
+                raise ModelError(f"tensor '{name}' contains NaN or infinity")
             observed.add_extremes(name, values)
-        for name, values in watched.values(group, pictures):
+        for name, values in watched.values(group, second):
             observed.add_counts(name, values)
     return observed
 
@@ -193,7 +203,7 @@ class _Watched:
         self._batch = reading.input.batch or 1
 
     def values(
-        self, names: Sequence[str], pictures: Sequence[Picture]
+        self, names: Sequence[str], pictures: Iterable[Picture]
     ) -> Iterator[tuple[str, NDArray[np.float32]]]:
         for picture in pictures:
             images = np.repeat(picture[None], self._batch, axis=0)

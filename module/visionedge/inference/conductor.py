@@ -369,7 +369,7 @@ class Conductor:
         """The device is not to blame for rows that are no numbers: the next candidate is not held to them."""
         self.recent.suspects = []
         self._order = replace(self._order, checks_numbers=False)
-        words = "the model itself gives no numbers (NaN or infinity) for some pictures, on the CPU as well"
+        words = "the output of the model contains NaN or infinity for some pictures, on the CPU as well"
         log.warning("%s", words)
         return self._compared(worker, Comparison(None, words, Verdict(Reason.WRONG_ROWS, words)))
 

@@ -153,7 +153,7 @@ class Engine:
 
         Raises:
             EngineError: not even the smallest runs.
-            ModelError: it gives no numbers.
+            ModelError: its output contains NaN or infinity.
         """
         pictures = noise(self.model.input, plan.max_batch)
         for bucket in plan.buckets:
@@ -166,7 +166,7 @@ class Engine:
                 reason = f"{plan.reason}; batches of {bucket} and more failed"
                 return dataclasses.replace(plan, buckets=tuple(sorted(self._warm)), reason=reason)
             if not np.isfinite(rows).all():
-                raise ModelError(f"{self.model.path}: gives no numbers (NaN or infinity) for a plain picture")
+                raise ModelError(f"{self.model.path}: output contains NaN or infinity for a plain picture")
             self._warm.add(bucket)
         return plan
 

@@ -137,7 +137,7 @@ def _judged(findings: list[dict[str, Any]], code: int) -> FirstRun:
     if first["error"]:
         raise ModelError(f"cannot be run: {first['error']}")
     if not first["finite"]:
-        raise ModelError("gives no numbers (NaN or infinity) for a plain picture")
+        raise ModelError("output contains NaN or infinity for a plain picture")
     if first.get("doubt"):
         raise ModelError(
             f"was read as its shapes and nodes tell, but {first['doubt']}; if it is another kind of model, "

@@ -68,6 +68,11 @@ def load_model(path: Path) -> Model:
         labels, origin = labels_for(
             path, signature.metadata, reading.class_count, carrier, background=reading.background
         )
+    if (data_set := sidecar.data_set) is not None:
+        labels, origin = data_set.labels(labels, origin)
+        if data_set.names != labels:
+            words = "%s: %s describes a training data set with %d class names; the file is ignored"
+            log.warning(words, path, data_set.file, len(data_set.names))
     if origin == "nothing":
         log.warning("%s: no labels; put %s.labels.txt beside it, one a line", path, path.stem)
     reading = replace(reading, evidence=sidecar.evidence + reading.evidence)

@@ -19,6 +19,7 @@ from visionedge.inference.half import halved, rounded
 from visionedge.inference.int8 import Recipe, quantised, recipes
 from visionedge.inference.model import Model
 from visionedge.inference.parity import LEAST_BOXES, SMALL_IOU, Parity, Precisions, Tolerance, compare
+from visionedge.inference.progress import Progress
 from visionedge.inference.refining import Tuner
 
 Precision = Literal["fp16", "int8"]
@@ -117,7 +118,7 @@ def make(
     if in_integers(network):
         raise ModelError(f"{model.path}: computes in integers already; start from the model in floats")
     try:
-        workshop = _Workshop(model, network, folded(network), material, tolerance, tell)
+        workshop = _Workshop(model, network, folded(network), material, tolerance, Progress(tell))
         return workshop.half() if precision == "fp16" else workshop.int8(only, thorough=thorough)
     except ModelError as error:
         raise ModelError(f"{model.path}: {error}") from None
@@ -170,7 +171,7 @@ class _Workshop:
     simple: onnx.ModelProto
     material: Material
     tolerance: Tolerance
-    tell: Callable[[str], None]
+    tell: Progress
 
     def half(self) -> Made:
         """In float16."""
@@ -185,11 +186,11 @@ class _Workshop:
         """In integers: all recipes are timed, and judged from the fastest on until one is good enough."""
         reference = self._reference()
         pictures = [sample.image for sample in self.material.calibration]
-        self.tell(f"looking at the values that {len(pictures)} pictures cause")
-        observed = observe(self.simple, self.model.reading, pictures)
+        self.tell(f"measuring the ranges of values on {len(pictures)} pictures")
+        observed = observe(self.simple, self.model.reading, pictures, self.tell)
         ways, fp32_ms = self._timed(observed)
         wanted = _named(only, ways)
-        tuner = Tuner(self.simple, self.model.reading, observed, _spread(pictures, _TUNED_BY))
+        tuner = Tuner(self.simple, self.model.reading, observed, _spread(pictures, _TUNED_BY), self.tell)
         attempts: list[_Attempt] = []
         while wanted and not (attempts and attempts[-1].tried.refusal is None):
             ways.remove(wanted[0])
@@ -231,7 +232,7 @@ class _Workshop:
     def _tuned(self, attempt: "_Attempt", tuner: Tuner, reference: Sequence[Detections]) -> "_Attempt":
         """With ranges set tensor by tensor, which takes minutes."""
         self.tell(f"setting the ranges of '{attempt.recipe}' tensor by tensor")
-        values = tuner.each(attempt.recipe, attempt.values, self.tell)
+        values = tuner.each(attempt.recipe, attempt.values)
         network = quantised(self.simple, values, attempt.recipe)
         way = Tried(f"{attempt.recipe}; ranges tensor by tensor", attempt.tried.pace)
         return replace(attempt, tried=self._judged(way, network, reference), network=network, values=values)
@@ -242,7 +243,7 @@ class _Workshop:
         Raises:
             VisionedgeError: too little to judge anything by.
         """
-        self.tell(f"fp32 looks at {len(self.material.judged)} pictures")
+        self.tell(f"fp32 on {len(self.material.judged)} pictures, to compare with")
         seen = self._look(self.network)
         words = compare(seen, seen).refusal(Tolerance())
         if words is not None:
@@ -254,7 +255,8 @@ class _Workshop:
     ) -> list[Detections]:
         """What a network sees: on the judged pictures unless others are given."""
         runner = _Runner(self.model, network, exact=exact)
-        return [runner.sees(sample) for sample in (self.material.judged if samples is None else samples)]
+        samples = self.material.judged if samples is None else samples
+        return [runner.sees(sample) for sample in self.tell.over(samples, "comparing detections, pictures")]
 
     def _pace(self, network: onnx.ModelProto) -> tuple[Pace, Pace]:
         """The pace of a network, and that of fp32 in the same rounds; one thread each, as lanes have."""

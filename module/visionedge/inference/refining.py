@@ -4,7 +4,7 @@ One way to set ranges for all tensors is never the best for each. So one tensor 
 picture on, is given each of the ranges, with all others as they are by then, and keeps the best.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -15,30 +15,31 @@ from visionedge.inference.arithmetic import open_on_cpu
 from visionedge.inference.calibration import METHODS, Method, Observed, Range, Values
 from visionedge.inference.graph import compile_graph
 from visionedge.inference.int8 import Recipe, quantised
+from visionedge.inference.progress import Progress, silent
 from visionedge.inference.reading import Reading
 
 MOST_TRIES = 240
 """Each opens the network anew; the tensors next to the picture, which matter most, come first."""
 
-_TOLD_EVERY = 10  # tensors
-
 Outputs = list[NDArray[np.float64]]
-
-
-def _nobody(_: str) -> None:
-    """Hears nothing."""
 
 
 class Tuner:
     """Sets the ranges of a network's values so that its outputs on some pictures stay near those of fp32."""
 
     def __init__(
-        self, simple: onnx.ModelProto, reading: Reading, observed: Observed, pictures: Sequence[Picture]
+        self,
+        simple: onnx.ModelProto,
+        reading: Reading,
+        observed: Observed,
+        pictures: Sequence[Picture],
+        progress: Progress | None = None,
     ) -> None:
         self._simple = simple
         self._reading = reading
         self._ways = {method: observed.values(method) for method in METHODS}
         self._pictures = pictures
+        self._progress = progress or silent()
         self._distance = distance_to(outputs_of(simple, reading, pictures))
 
     def one_for_all(self, recipe: Recipe) -> tuple[Method, Values]:
@@ -46,17 +47,13 @@ class Tuner:
         method = min(METHODS, key=lambda way: self._away(recipe, self._ways[way]))
         return method, self._ways[method]
 
-    def each(self, recipe: Recipe, start: Values, tell: Callable[[str], None] = _nobody) -> Values:
-        """The range that suits each tensor best, beginning with those of `start`; takes minutes.
-
-        `tell` hears of the progress.
-        """
+    def each(self, recipe: Recipe, start: Values) -> Values:
+        """The range that suits each tensor best, beginning with those of `start`; takes minutes."""
         ranges: dict[str, Range] = dict(start.ranges)
         least, tries = self._away(recipe, start), 0
         names = _tensors(quantised(self._simple, start, recipe), ranges)
         for number, name in enumerate(names):
-            if number % _TOLD_EVERY == 0 < number:
-                tell(f"{number} of {len(names)} tensors; {least:.4f} away from fp32")
+            self._progress.step(f"{number} of {len(names)} tensors; {least:.4f} away from fp32")
             ways = dict.fromkeys(way.ranges[name] for way in self._ways.values())
             for candidate in [way for way in ways if way != ranges[name]]:
                 if tries == MOST_TRIES:
@@ -73,7 +70,8 @@ class Tuner:
     def _away(self, recipe: Recipe, values: Values) -> float:
         # Narrow weights give the same with integer kernels, and sooner.
         network, exact = quantised(self._simple, values, recipe), not recipe.narrow
-        return self._distance(outputs_of(network, self._reading, self._pictures, exact=exact))
+        pictures = self._progress.over(self._pictures, "comparing ranges, pictures")
+        return self._distance(outputs_of(network, self._reading, pictures, exact=exact))
 
 
 def _tensors(network: onnx.ModelProto, ranges: Mapping[str, Range]) -> list[str]:
@@ -83,7 +81,7 @@ def _tensors(network: onnx.ModelProto, ranges: Mapping[str, Range]) -> list[str]
 
 
 def outputs_of(
-    network: onnx.ModelProto, reading: Reading, pictures: Sequence[Picture], *, exact: bool = False
+    network: onnx.ModelProto, reading: Reading, pictures: Iterable[Picture], *, exact: bool = False
 ) -> list[Outputs]:
     """The network's own outputs for each picture, behind the preparation that the compiler gives it."""
     copy = onnx.ModelProto()

@@ -22,6 +22,7 @@ from typing import Any, get_args
 from visionedge.documents import read_file
 from visionedge.errors import ConfigError, ModelError
 from visionedge.frames import Anchor, Fit, Resample, Rounding
+from visionedge.inference.data_set import DataSet, data_set_of
 from visionedge.inference.heads import known_heads
 from visionedge.inference.reading import MOST_SIDE_PX, Color
 
@@ -33,10 +34,14 @@ _WORDS = {"visionedge.head": "head", "visionedge.input": "input", "visionedge.nm
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """What is stated, as metadata to be laid over the model's own; `name` is the file's."""
+    """What is stated, as metadata to be laid over the model's own; `name` is the file's.
+
+    `data_set` is what the file describes in place of that, where it is a data.yaml of Ultralytics.
+    """
 
     name: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    data_set: DataSet | None = None
 
     @property
     def evidence(self) -> tuple[str, ...]:
@@ -58,6 +63,8 @@ def read_sidecar(path: Path) -> Sidecar:
         document = read_file(beside)
     except ConfigError as error:
         raise ModelError(str(error)) from None
+    if (data_set := data_set_of(beside.name, document, _KEYS)) is not None:
+        return Sidecar(data_set=data_set)
     inner = document.get("input")
     problems = _problems(document, _KEYS, "")
     problems += _problems(inner, _INPUT, "input.") if isinstance(inner, dict) else []

@@ -25,7 +25,7 @@ import numpy as np
 from visionedge.child_process import start_text
 from visionedge.errors import VisionedgeError
 from visionedge.inference.plan import usable_cores
-from visionedge.ops.bench_report import machine
+from visionedge.ops.bench_report import cameras_in_words, machine
 from visionedge.ops.http_clients import Order
 from visionedge.ops.own_module import own_module
 from visionedge.uris import masked_address, redact
@@ -93,7 +93,7 @@ def bench_http(load: HttpLoad, tell: Callable[[str], None]) -> dict[str, Any]:
     """
     if load.url is not None:
         return measure(load, load.url.rstrip("/"), tell)
-    tell(f"starting a module with {load.cameras} cameras")
+    tell(f"starting a module with {cameras_in_words(load.cameras)}")
     with own_module(load.cameras, load.arguments) as (url, pid):
         return measure(load, url, tell, pid)
 
@@ -346,8 +346,9 @@ def words(report: Mapping[str, Any]) -> str:
             f"{pipeline['kept']:.1%} of its frames/s kept, {pipeline['keptInAll']:.1%} with the clients' part"
         )
     return (
-        f"{load['clients']} clients, {load['rate']:g} requests/s on the newest frames of {load['cameras']}"
-        f" cameras\n  {http['answersPerSecond']:.1f} answers/s  latency ms {latency}  {http['statuses']}\n"
+        f"{load['clients']} clients, {load['rate']:g} requests/s on the newest frames of"
+        f" {cameras_in_words(load['cameras'])}\n"
+        f"  {http['answersPerSecond']:.1f} answers/s  latency ms {latency}  {http['statuses']}\n"
         f"  processor: {_cost(http['serverCpuMsPerAnswer'], pipeline['serverShare'])} in the module,"
         f" {_cost(http['clientCpuMsPerAnswer'], pipeline['clientShare'])} in the clients\n"
         f"  pipeline: {kept}\n  {_range(pipeline['withClients'])} frames/s with clients,"

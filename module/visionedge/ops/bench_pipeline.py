@@ -16,7 +16,7 @@ from visionedge.errors import ConfigError
 from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.detections import Selection
 from visionedge.inference.model import Model, load_model
-from visionedge.ops.bench_report import machine
+from visionedge.ops.bench_report import cameras_in_words, machine
 from visionedge.ops.ceiling import Bare, Ceiling, ceiling_document
 from visionedge.ops.pipeline_run import Load, cpu_s, pipeline_run, rig_of, rss_mib
 from visionedge.ops.plain_loop import PlainLoop
@@ -93,7 +93,7 @@ def saturation(load: Load, run: Callable[[Load], Run], tell: Callable[[str], Non
         trials.append(
             {"cameras": cameras, "ageMs": round(age_ms, 1), "framesPerSecond": measured.frames_per_s}
         )
-        tell(f"{cameras} cameras: {measured.frames_per_s:.1f} frames/s, age p99 {age_ms:.0f} ms")
+        tell(f"{cameras_in_words(cameras)}: {measured.frames_per_s:.1f} frames/s, age p99 {age_ms:.0f} ms")
         return age_ms <= load.slo_ms
 
     # One moment in which the machine was busy with other things is not yet too many cameras.
@@ -276,8 +276,8 @@ def words(report: dict[str, Any]) -> str:
     load = report["load"]
     beside = "; the plain loop in fp32" if "baseline" in report and report["precision"] != "fp32" else ""
     lines = [
-        f"{report['model']} in {report['precision']}, {load['cameras']} cameras of {load['source']},"
-        f" {report['device']}{beside}"
+        f"{report['model']} in {report['precision']}, {cameras_in_words(load['cameras'])} of"
+        f" {load['source']}, {report['device']}{beside}"
     ]
     lines.extend(
         f"  {title:<24} {_figures(report[name])}" for name, title in _TITLES.items() if name in report
@@ -299,7 +299,8 @@ def words(report: dict[str, Any]) -> str:
         more = " (no more were tried)" if found["cameras"] == found["most"] else ""
         rate = "flat out" if found["fps"] is None else f"at {found['fps']:g} frames/s"
         lines.append(
-            f"  {found['cameras']} cameras {rate} keep an age p99 within {found['sloMs']:g} ms{more}"
+            f"  {cameras_in_words(found['cameras'])} {rate} keep{'s' if found['cameras'] == 1 else ''}"
+            f" an age p99 within {found['sloMs']:g} ms{more}"
         )
     return "\n".join(lines) + "\n"
 

@@ -42,6 +42,11 @@ def _version(package: str) -> str | None:
         return None
 
 
+def cameras_in_words(number: int) -> str:
+    """1 camera, 2 cameras."""
+    return f"{number} camera{'' if number == 1 else 's'}"
+
+
 def read_report(path: Path) -> dict[str, Any]:
     """A report that was written by `write_json`.
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from visionedge.inference.plan import Fit, Pair
+from visionedge.ops import other_processes
 from visionedge.ops.bench_engine import caution
 from visionedge.ops.plots import Limit, Line, bars, lines
 from visionedge.ops.report_page import Page, Section, Tile, render, table
@@ -30,7 +31,7 @@ def engine_page(report: Report) -> str:
                 _plan(report),
             ),
             machine=report["machine"],
-            caution=caution(report),
+            caution=f"{caution(report)} {other_processes.caution(report)}".strip(),
             load=f"{report['load']['rounds']} rounds, {report['load']['seconds']:g} s each time, in turns",
         )
     )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from visionedge.ops import other_processes
 from visionedge.ops.bench_http import caution
 from visionedge.ops.plots import Line, lines
 from visionedge.ops.report_page import Page, Section, Tile, render
@@ -28,7 +29,7 @@ def http_page(report: Report) -> str:
             ),
             sections=(_pipeline(pipeline), _latency(http)),
             machine=report["machine"],
-            caution=caution(report),
+            caution=f"{caution(report)} {other_processes.caution(report)}".strip(),
             load=f"{load['rounds']} rounds of {load['seconds']:g} s each way, {load['cameras']} cameras",
         )
     )

@@ -115,6 +115,8 @@ def _understood(model: Model, file: ModelFile) -> Document:
     _, origin = labels_for(
         model.path, metadata, model.reading.class_count, carrier, background=model.reading.background
     )
+    if sidecar.data_set is not None:
+        _, origin = sidecar.data_set.labels(model.labels, origin)
     return {
         "head": model.head,
         "evidence": list(model.evidence),

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from visionedge.ops.bench_report import cameras_in_words
+from visionedge.ops.other_processes import caution
 from visionedge.ops.plots import Line, bars, groups, lines
 from visionedge.ops.report_page import Page, Section, Tile, render, table
 
@@ -17,11 +19,12 @@ def pipeline_page(report: Report) -> str:
     return render(
         Page(
             kind="pipeline",
-            title=f"{load['cameras']} cameras through {report['model']}",
+            title=f"{cameras_in_words(load['cameras'])} through {report['model']}",
             lead=_lead(report),
             tiles=tuple(_tiles(report)),
             sections=(_speeds(report), _latency(report), _cost(report), _stages(report)),
             machine=report["machine"],
+            caution=caution(report),
             load=f"{load['rounds']} rounds of {load['seconds']:g} s, {load['source']}, "
             + ("flat out" if load["fps"] is None else f"{load['fps']:g} frames/s from each camera"),
         )

@@ -1,5 +1,6 @@
 """One measured stretch of a load: real cameras, batcher, engine and lanes, and what it cost."""
 
+import logging
 import os
 import resource
 import threading
@@ -109,7 +110,7 @@ def pipeline_run(
         VisionedgeError: a thread died, or did not end.
     """
     tally = Tally()
-    with _running(load, rig, selection, tally) as (batcher, broken):
+    with _quiet_cameras(), _running(load, rig, selection, tally) as (batcher, broken):
         broken.wait(_WARM_UP_S)
         tally.take()
         before, cpu, began_s = _dropped(batcher), cpu_s(rig.engine), time.monotonic()
@@ -153,6 +154,22 @@ def _running(
         left = crew.join(_STOP_S)
     if broken.is_set() or left:
         raise VisionedgeError(f"the bench broke; see the log ({', '.join(left) or 'a thread died'})")
+
+
+@contextmanager
+def _quiet_cameras() -> Iterator[None]:
+    """Cameras log only what goes wrong, except at the level debug.
+
+    A search for the most cameras opens and closes hundreds, and its few lines of progress would be lost.
+    """
+    cameras = logging.getLogger(Camera.__module__)
+    before = cameras.level
+    if not cameras.isEnabledFor(logging.DEBUG):
+        cameras.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        cameras.setLevel(before)
 
 
 Opener = Callable[[CameraUri, Limits], Source]

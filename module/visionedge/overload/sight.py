@@ -24,7 +24,7 @@ def load_of(seen: Reading) -> Load:
 
 def has_room(seen: Reading) -> bool:
     """Whether more could be computed; of a GPU that is not known, so it has to be tried."""
-    return seen.gpu or seen.used_cores < _SPARE * seen.cores
+    return seen.gpu or seen.used_cores < _SPARE * seen.limit
 
 
 def rates_in_words(seen: Reading) -> str:

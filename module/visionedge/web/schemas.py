@@ -127,7 +127,7 @@ _CAPACITY = _object(
         "demandedPerSecond": {**_NUMBER, "description": "Frames that the configuration asks for."},
         "letInPerSecond": {**_NUMBER, "description": "Frames of these that the overload ladder leaves."},
         "deliveredPerSecond": {**_NUMBER, "description": "Frames that are analysed."},
-        "bottleneck": {"type": "string", "enum": ["none", "decode", "engine", "others", "idle"]},
+        "bottleneck": {"type": "string", "enum": ["none", "quota", "decode", "engine", "others", "idle"]},
         "sentence": {**_TEXT, "description": "All of it for people, with the knob to turn."},
         "overload": _object(
             {

@@ -89,6 +89,7 @@ class Facts:
     cameras: Mapping[str, str] = field(default_factory=dict)
     now_s: float = 0.0
     newest_file_s: float = 0.0
+    cpu_quota: float | None = None
 
     @property
     def works(self) -> bool:
@@ -99,6 +100,17 @@ class Facts:
     def demanded(self) -> bool:
         """Whether nothing but a GPU will do."""
         return self.request.device in ("cuda", "tensorrt")
+
+    @property
+    def gpu_is_absent(self) -> bool:
+        """Whether there is no NVIDIA GPU and nobody demanded one, so that nothing is wrong without it.
+
+        A VM on Windows, and a container that cannot see the PCI bus, may be without one that the host has.
+        """
+        place = self.place
+        nothing = place.offered == "none" and place.passthrough in ("none", "intel")
+        looked = place.kernel == "linux" and (place.bus or not place.container)
+        return nothing and looked and not self.demanded
 
     @property
     def fulfilled(self) -> bool:
@@ -126,6 +138,7 @@ def gather(request: Request, host: Host) -> Facts:
         cameras=cameras,
         now_s=host.utc_now().timestamp(),
         newest_file_s=_newest_file_s(host),
+        cpu_quota=host.cpu_quota,
     )
 
 

@@ -87,15 +87,10 @@ def no_gpu(facts: Facts) -> Remedies:
 
 
 def _none_at_all(facts: Facts) -> Remedies:
-    """Where there is no GPU nothing is wrong, unless one was demanded."""
+    """A GPU was demanded, and there is none."""
     least = dotted(min(facts.wheel.sass, default=60))
     where = "on the PCI bus of this machine" if facts.place.bus else "in this machine"
-    if facts.demanded:
-        say = f"{facts.request.device} was demanded: if there is no NVIDIA GPU {where}, ask for auto or cpu"
-    elif facts.place.bus:
-        say = f"no NVIDIA GPU is {where}: nothing is wrong, the CPU computes"
-    else:
-        say = "nothing is wrong if this machine has no NVIDIA GPU: the CPU computes"
+    say = f"{facts.request.device} was demanded: if there is no NVIDIA GPU {where}, ask for auto or cpu"
     return one(f"{say}. A GPU has to be of compute capability {least} or newer")
 
 

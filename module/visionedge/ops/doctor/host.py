@@ -19,6 +19,7 @@ from typing import Any, Literal
 from visionedge.child_process import start_text
 from visionedge.frames import utc_now
 from visionedge.inference.devices import ProbeRun, run_probe
+from visionedge.inference.plan import cpu_quota
 
 Document = dict[str, Any]
 
@@ -69,6 +70,7 @@ class Host:
     space: Callable[[Path], Space | None]
     access: Callable[[Path, int], bool]
     utc_now: Callable[[], datetime]
+    cpu_quota: float | None = None
 
     def at(self, path: str | Path) -> Path:
         """Where an absolute path of that machine lies on ours."""
@@ -110,6 +112,7 @@ def this_host(environ: Mapping[str, str]) -> Host:
         space=_space,
         access=os.access,
         utc_now=utc_now,
+        cpu_quota=cpu_quota(),
     )
 
 

@@ -41,6 +41,7 @@ class Link:
 def walk(facts: Facts) -> tuple[Finding, ...]:
     """Judge link by link; after the first broken one only what stands alone is still looked at.
 
+    Where there is no GPU and nobody demanded one, nothing is broken: what is missing is only reported.
     Where a session computes on a GPU all the same, no sign of trouble outweighs it: it is a warning then.
     """
     findings: list[Finding] = []
@@ -52,9 +53,12 @@ def walk(facts: Facts) -> tuple[Finding, ...]:
         judged = link.check(facts)
         if judged.state is State.BROKEN and facts.fulfilled:
             judged = warning(f"{judged.found}; yet a session works")
+        is_absent = judged.state is State.BROKEN and facts.gpu_is_absent
         if judged.state is State.BROKEN and is_broken:
             judged = replace(judged, remedies=())  # one thing at a time
         is_broken = is_broken or judged.state is State.BROKEN
+        if is_absent:
+            judged = info(judged.found)
         findings.append(Finding(link.name, link.title, judged.state, judged.found, judged.remedies))
     return tuple(findings)
 
@@ -89,7 +93,7 @@ def _passthrough(facts: Facts) -> Judged:
         case "gpu-pv":
             return _paravirtual(facts)
         case "intel":
-            return broken("an Intel GPU, which is no CUDA device", *giving.intel(facts))
+            return broken("no NVIDIA GPU here: an Intel GPU is no CUDA device", *giving.intel(facts))
         case _:
             return _nothing(facts)
 
@@ -143,7 +147,7 @@ def _nothing(facts: Facts) -> Judged:
         case "pci":
             return broken("an NVIDIA GPU is on the PCI bus, but no driver drives it", *remedies.driver(facts))
         case _:
-            return broken(f"no GPU is visible here: no /dev/nvidia*, no {DXG}", *giving.no_gpu(facts))
+            return broken(f"no GPU here: no /dev/nvidia*, no {DXG}", *giving.no_gpu(facts))
 
 
 def _permissions(facts: Facts) -> Judged:

@@ -70,6 +70,7 @@ def make_plan(build: str | None, edition: str | None, gpu: str | None) -> Plan:
     Raises:
         ConfigError: something is missing or makes no sense.
     """
+    _check(build, edition, gpu)
     number, revision = _build(build)
     edition = _edition(edition)
     gpu = _gpu(gpu)
@@ -85,6 +86,18 @@ def make_plan(build: str | None, edition: str | None, gpu: str | None) -> Plan:
         least = ".".join(map(str, _LEAST_WINDOWS_10))
         steps = (*one(f"see in winver that the build is {least} or newer, else update Windows"), *steps)
     return Plan(windows, gpu, True, family != "intel", way, why, steps)
+
+
+def _check(build: str | None, edition: str | None, gpu: str | None) -> None:
+    """Raise one error with everything that is wrong."""
+    problems: list[str] = []
+    for read, text in ((_build, build), (_edition, edition), (_gpu, gpu)):
+        try:
+            read(text)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
 
 
 def family_of(gpu: str) -> Family:

@@ -19,6 +19,9 @@ SCHEMA = "visionedge/doctor/1"
 _WIDTH = 104
 _MARKS = {State.OK: "✓", State.INFO: "·", State.WARNING: "!", State.BROKEN: "✗", State.SKIPPED: "-"}
 
+_COLOURS = {State.OK: 32, State.INFO: 90, State.WARNING: 33, State.BROKEN: 31, State.SKIPPED: 90}
+"""Green, grey, yellow, red, grey: the codes of a terminal."""
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -33,6 +36,7 @@ class Report:
     reason: str
     chain: tuple[Finding, ...]
     surroundings: tuple[Finding, ...]
+    gpu_is_absent: bool = False
 
     @property
     def first_broken(self) -> Finding | None:
@@ -73,8 +77,8 @@ class Report:
         masked: Document = redact_document(document)
         return masked
 
-    def words(self) -> str:
-        """For people, secrets masked."""
+    def words(self, *, colours: bool = False) -> str:
+        """For people, secrets masked; the marks with the colours of a terminal."""
         device = f"requested {self.requested}, effective {self.effective}"
         if self.code is not Reason.OK:
             device += f": {redact(self.reason)} ({self.code})"
@@ -83,10 +87,10 @@ class Report:
             f"device: {device}",
             "",
             "The chain to the GPU",
-            *_table(self.chain, but=self.first_broken),
+            *_table(self.chain, but=self.first_broken, colours=colours),
             "",
             "Beside it",
-            *_table(self.surroundings),
+            *_table(self.surroundings, colours=colours),
             "",
             *self._summary(),
         ]
@@ -94,6 +98,8 @@ class Report:
 
     def _summary(self) -> list[str]:
         first = self.first_broken
+        if first is None and self.gpu_is_absent:
+            return ["no NVIDIA GPU here: the CPU computes"]
         if first is None:
             return ["the chain to the GPU is whole" if self.effective != "cpu" else "no link is broken"]
         instead = {"cpu": "the CPU", "cuda": "CUDA"}.get(self.effective, self.effective)
@@ -117,19 +123,27 @@ def examine(request: Request, host: Host) -> Report:
         reason=facts.told.verdict.reason,
         chain=walk(facts),
         surroundings=look(facts),
+        gpu_is_absent=facts.gpu_is_absent,
     )
 
 
-def _table(findings: tuple[Finding, ...], but: Finding | None = None) -> list[str]:
+def _table(findings: tuple[Finding, ...], but: Finding | None = None, *, colours: bool) -> list[str]:
     """One line a finding, and what to do below it; of `but` that is told elsewhere."""
     width = max(len(finding.title) for finding in findings)
     lines = []
     for finding in findings:
         head = f"  {_MARKS[finding.state]} {finding.title:<{width}}  "
-        lines += _wrapped(head, finding.found)
+        first, *more = _wrapped(head, finding.found)
+        lines += [_painted(first, finding.state) if colours else first, *more]
         if finding is not but:
             lines += [f"      {line}" for line in _remedies(finding)]
     return lines
+
+
+def _painted(line: str, state: State) -> str:
+    """A line of a table with its mark in colour; what needs no attention is grey, the whole line."""
+    end = len(line) if state in (State.INFO, State.SKIPPED) else 3
+    return f"\x1b[{_COLOURS[state]}m{line[:end]}\x1b[0m{line[end:]}"
 
 
 def _remedies(finding: Finding) -> list[str]:

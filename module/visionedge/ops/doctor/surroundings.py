@@ -53,6 +53,17 @@ def _packages(facts: Facts) -> Judged:
     return ok(f"{wheel.name}, and no other onnxruntime")
 
 
+def _cpu_quota(facts: Facts) -> Judged | None:
+    quota = facts.cpu_quota
+    if quota is None or quota >= facts.cores:
+        return None
+    text = f"{quota:.3g} of {facts.cores} cores, by the control group of this process"
+    if quota >= 1:
+        return info(text)
+    where = "HostConfig.NanoCpus" if facts.place.module else "docker run --cpus, or CPUQuota= of systemd"
+    return warning(f"{text}: decoding and the model wait for each other", *one(f"raise it ({where})"))
+
+
 def _memory(facts: Facts) -> Judged:
     total, available = facts.memory.total_bytes // _MIB, facts.memory.available_bytes // _MIB
     if not total:
@@ -219,6 +230,7 @@ def _camera(facts: Facts, name: str, why: str) -> Judged:
 
 THINGS = (
     Thing("packages", "packages", _packages),
+    Thing("cpu-quota", "CPU quota", _cpu_quota),
     Thing("memory", "memory", _memory),
     Thing("disk", "disk", _disk),
     Thing("clock", "clock", _clock),

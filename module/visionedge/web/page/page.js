@@ -142,7 +142,7 @@ function head(status, cameras) {
   put($("model"), (status.model && status.model.name) || "–");
   const capacity = status.capacity || {};
   // Both of the same window of time: else more could seem to be analysed than was asked for.
-  const limited = ["decode", "engine", "others"].includes(capacity.bottleneck);
+  const limited = ["quota", "decode", "engine", "others"].includes(capacity.bottleneck);
   const sum = cameras.reduce((total, camera) => total + (camera.fps || 0), 0);
   const rate = limited ? `${capacity.deliveredPerSecond.toFixed(1)} of ${capacity.demandedPerSecond.toFixed(1)}` : sum.toFixed(1);
   put($("rate"), rate + " fps");
