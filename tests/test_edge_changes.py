@@ -360,7 +360,7 @@ def share_sent(clip: Sequence[Result], interval_s: float, seconds: float) -> flo
     return len(play.sent) / play.frames
 
 
-@pytest.mark.parametrize("shared_model", [None, "yolox_nano_416_coco80.onnx"], ids=["bundled", "yolox-nano"])
+@pytest.mark.parametrize("shared_model", [None, "picodet_s_416_coco80.onnx"], ids=["bundled", "picodet"])
 def test_the_shipped_clip_sends_at_most_15_percent_of_its_frames(
     shared_model: str | None,
     request: pytest.FixtureRequest,

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic.alias_generators import to_camel
+
 from visionedge.config import Config, merge
 from visionedge.documents import Document
 from visionedge.uris import redact
@@ -22,6 +24,7 @@ _MOST_CHARACTERS = 300
 _KEY_CHARACTERS = 128
 _MORE_BYTES = 80
 _FORBIDDEN = frozenset(".$# ")
+_SECTIONS = frozenset(map(to_camel, Config.model_fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ def _section(wish: Wish, problem: str) -> str:
 
 def _rank(key: str) -> tuple[bool, str]:
     """The sections that there are come first."""
-    return key not in Config.model_fields, key
+    return key not in _SECTIONS, key
 
 
 def _key(section: str) -> str:
