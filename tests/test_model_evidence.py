@@ -225,10 +225,10 @@ def test_first_nodes_that_are_not_known_are_refused_with_what_was_seen(
 def test_a_clip_that_would_cut_pixels_off_is_refused(tmp_path: Path) -> None:
     """It was made for pixels of another range than its family has."""
     path = _with(yolos.yolox(tmp_path / "m.onnx"), lambda p: p.then("Clip", p.constant(0.0), p.constant(1.0)))
-    with pytest.raises(ModelError, match=r"cuts its picture off at 0 and 1.*input\.scale"):
+    with pytest.raises(ModelError, match=r"clips its picture at 0 and 1.*input\.scale"):
         load_model(path)
     path = _with(yolos.yolov8(tmp_path / "n.onnx"), _clipped)
-    with pytest.raises(ModelError, match="cuts its picture off at 0 and 255"):
+    with pytest.raises(ModelError, match="clips its picture at 0 and 255"):
         load_model(path)
     path = _with(yolos.yolov8(tmp_path / "k.onnx"), _rounded)
     with pytest.raises(ModelError, match="whole numbers"):

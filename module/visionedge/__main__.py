@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_secret([*secrets_in(list(given)), *secrets_in(_carriers(os.environ))])
     parsed = parser().parse_command(given)
     if parsed.log_level.lower() not in LOG_LEVELS:  # argparse checks what is given, but no default
-        problem = f"VISIONEDGE_LOG_LEVEL: '{parsed.log_level}' is none of {', '.join(LOG_LEVELS)}"
+        problem = f"VISIONEDGE_LOG_LEVEL: '{parsed.log_level}' is not one of {', '.join(LOG_LEVELS)}"
         return _fail(ConfigError.exit_code, [problem])
     logs.set_up(parsed.log_level)
     try:

@@ -106,7 +106,7 @@ class GateConfig(_Section):
 
 
 class TlsConfig(_Section):
-    """What the certificate of an rtsps:// or https:// camera has to prove."""
+    """How the certificate of an rtsps:// or https:// camera is checked."""
 
     verify: bool = Field(
         default=False, description="true refuses a camera whose certificate is not trusted; needs PyAV."
@@ -126,7 +126,7 @@ class TlsConfig(_Section):
 
 
 class CameraDefaults(_Section):
-    """What is laid under every camera: a camera's own keys win."""
+    """Settings for all cameras; a camera's own keys win."""
 
     fps: float | None = Field(
         default=None, gt=0, le=1000, description="Analysed frames per second; absent = as fast as the camera."

@@ -262,7 +262,7 @@ def _video(path: str) -> Iterator[_Item]:
     finally:
         source.close()
     if damaged:
-        raise SourceError(f"{path}: {damaged} of {number} pictures cannot be looked at: {reason}")
+        raise SourceError(f"{path}: {damaged} of {number} pictures cannot be used: {reason}")
 
 
 def _shown(text: str, out: TextIO) -> str:

@@ -39,7 +39,7 @@ DECLARED: Mapping[str, Declared] = {
     "engine_info": Declared(
         "gauge",
         ("model", "device", "precision"),
-        "Always 1; which model is computed where, in which precision.",
+        "Always 1; the model, its device and its precision.",
     ),
     "engine_degraded": Declared("gauge", (), "1 when the effective device is not what was asked for."),
     "engine_restarts_total": Declared("counter", (), "How often the engine's process was started again."),
@@ -65,7 +65,7 @@ DECLARED: Mapping[str, Declared] = {
     "delivered_frames_per_second": Declared("gauge", ("camera",), "Frames of the camera that are analysed."),
     "cores_used": Declared("gauge", ("purpose",), "Cores in use for decode, infer and other work."),
     "bottleneck": Declared(
-        "gauge", ("bottleneck",), "Always 1; what limits: none, quota, decode, engine, others or idle."
+        "gauge", ("bottleneck",), "Always 1; the limit: none, quota, decode, engine, others or idle."
     ),
     "overload_rung": Declared("gauge", ("rung",), "1 while it is given up: variant, gate or fps."),
     "overload_steps_total": Declared(

@@ -164,13 +164,13 @@ class Remote:
             try:
                 await work()
             except Exception:
-                log.exception("%s failed, and begins again", what)
+                log.exception("%s failed; starting it again", what)
             await asyncio.sleep(_LOOK_S)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a task of the hub's ended", exc_info=error)
+            log.error("a background task for IoT Hub ended with an error", exc_info=error)
 
     # --- the twin -------------------------------------------------------------------------------------------
 
@@ -192,7 +192,7 @@ class Remote:
                 failed = False
             except Exception:  # the next report must go out; the same failure is told once
                 if not failed:
-                    log.exception("reporting properties failed, and is tried again")
+                    log.exception("reporting properties failed; trying again")
                 failed = True
 
     def _report_now(self) -> None:

@@ -214,7 +214,7 @@ class Service:
         }
         for name, why in lost.items():
             if why is not None:
-                text = f"{name} was of no use ({why}) and was set aside: the module goes on without it"
+                text = f"{name} cannot be used ({why}) and was set aside; the module goes on without it"
                 delivery.event("storage", "state-lost", text, {"file": name, "reason": why})
 
     def _load(self) -> tuple[Carriers, Fitting | None]:
@@ -384,7 +384,7 @@ class Service:
         except (OSError, MemoryError) as error:
             # The machine is short of something, which may pass and which a new process would lack as well.
             why = getattr(error, "strerror", None) or type(error).__name__
-            self._chores.warning(f"{name} failed ({why}); it is tried again")
+            self._chores.warning(f"{name} failed ({why}); trying again")
         except Exception as error:  # noqa: BLE001 - counted, and the end where it fails every time
             self._accident(name, error)
 
@@ -394,7 +394,7 @@ class Service:
         if self._failed_in_a_row == _MOST_FAILED:
             self._thread_died(what, error)
         else:
-            self._chores.warning(f"{what} failed; it is tried again", error=error)
+            self._chores.warning(f"{what} failed; trying again", error=error)
 
     def _forget_gone(self) -> None:
         """Cameras that left the configuration long ago leave the metrics and everything else in memory."""
@@ -455,7 +455,7 @@ class Service:
         except TimeoutError:
             self.left.append(what)
         except Exception:
-            log.exception("%s did not end well", what)
+            log.exception("stopping: the step '%s' failed", what)
 
     def end_in_time(self) -> None:
         """End the process `STOP_WITHIN_S` after the stop began, whatever hangs; a thread of its own."""
@@ -556,7 +556,7 @@ class Service:
             try:
                 self._take(item, self.rooms.delivery)
             except Exception as error:  # noqa: BLE001 - one item must not cost those behind it
-                self._accident("a result on its way", error)
+                self._accident("delivering a result", error)
 
     def _take(self, item: Result | CameraStatus | EngineNews, delivery: Delivery) -> None:
         if isinstance(item, EngineNews):

@@ -61,7 +61,7 @@ def whole_number(value: object, most: int = LARGEST_NUMBER) -> int:
         DamagedError: it is anything else.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise DamagedError("a count in it is no whole number of a plausible size")
+        raise DamagedError("a count in it is not a plausible whole number")
     return value
 
 

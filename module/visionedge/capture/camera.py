@@ -433,7 +433,7 @@ class Camera:
             self._now.last_error = text
         state: State = "reconnecting" if was_live or self._now.state == "reconnecting" else "failed"
         if state != self._now.state:
-            log.warning("camera %s is %s: %s; it is tried again and again", self.name, state, text)
+            log.warning("camera %s is %s: %s; trying again until it connects", self.name, state, text)
         self._enter(state)
 
     def _enter(self, state: State) -> None:

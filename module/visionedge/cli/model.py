@@ -1,4 +1,4 @@
-"""`visionedge model`: look into a model, compile it, measure how well it sees."""
+"""`visionedge model`: inspect a model, compile it, measure its accuracy."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ def add_parser(verbs: Verbs) -> None:
         verbs,
         "model",
         lambda _: 2,
-        "look into a model, compile it, measure how well it sees",
+        "inspect a model, compile it, measure its accuracy",
         "  visionedge model inspect yolov8n.onnx                 what it is, and what will become of it\n"
         "  visionedge model compile yolov8n.onnx -o fast.onnx    one graph from bytes to boxes\n"
         "  visionedge model eval yolov8n.onnx --coco instances.json --images photos/",

@@ -77,7 +77,7 @@ def add_parser(verbs: Verbs) -> None:
         "--duration",
         type=seconds,
         metavar="SECONDS",
-        help="stop by itself so long after it was ready, or after it began to wait for its model or device",
+        help="stop this long after it became ready, or after it began to wait for its model or device",
     )
     if _injects(os.environ):
         parser.add_argument("--inject", metavar="FILE", help="a script of faults for the engine, for tests")

@@ -183,7 +183,7 @@ class HubClient:
         self._accidents += 1
         if self._accidents >= _MOST_ACCIDENTS:
             raise error
-        log.error("the hub client failed and connects anew", exc_info=error)
+        log.error("the hub client failed; connecting again", exc_info=error)
         self._failed(LinkError(f"{type(error).__name__}: {error}"))
 
     def _poke(self) -> None:

@@ -50,7 +50,7 @@ class LastGood:
         if kept.get("schema") != _SCHEMA:
             raise DamagedError("its schema is not known here")
         if kept.get("owner") != self._owner:
-            raise DamagedError("it is another module's")
+            raise DamagedError("it belongs to another module")
         return Wish(whole_number(kept.get("version")), kept["desired"])
 
     def set_aside(self, why: str) -> None:

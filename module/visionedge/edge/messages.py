@@ -184,9 +184,9 @@ def message_of(body: bytes) -> Message:
             output, count = DETECTIONS, len(frames)
             properties = _batch_properties(frames)
         else:
-            raise ValueError("its schema is another one")
+            raise ValueError("its schema is not known here")
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"it lacks what a message has: {error!r}") from None
+        raise ValueError(f"a key of it is missing or wrong: {error!r}") from None
     return Message(output, body, _message_id(sender, output, number), properties, number, frames=count)
 
 

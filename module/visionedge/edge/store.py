@@ -172,7 +172,7 @@ class Store:
                 raise
         except (TypeError, ValueError, OverflowError) as error:
             # Even the words of an error may be bytes of the file, which Python then cannot decode.
-            raise DamagedFileError(f"a value in it makes no sense ({type(error).__name__})") from error
+            raise DamagedFileError(f"a value in it is not valid ({type(error).__name__})") from error
 
     def _prepare(self, owner: str, numbers: Mapping[str, int]) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -187,7 +187,7 @@ class Store:
         self._check()
         name, self.lived_s = self._db.execute("SELECT name, lived_s FROM owner").fetchone()
         if name != owner:
-            raise ForeignFileError("its messages are those of another module")
+            raise ForeignFileError("its messages belong to another module")
         self.numbers: dict[str, int] = dict(self._db.execute("SELECT output, last FROM number"))
         self.count, self.bytes = self._db.execute(
             "SELECT count(*), coalesce(sum(bytes), 0) FROM message"
@@ -213,7 +213,7 @@ class Store:
                 # Names from the table above: nothing of this is data.
                 query = f"SELECT 1 FROM {table} WHERE {wrong.format(column)} LIMIT 1"  # noqa: S608
                 if self._db.execute(query).fetchone() is not None:
-                    raise DamagedFileError(f"a value of {table}.{column} makes no sense")
+                    raise DamagedFileError(f"a value of {table}.{column} is not valid")
         if self._db.execute("SELECT count(*) FROM owner").fetchone() != (1,):
             raise DamagedFileError("it does not name one owner")
 
@@ -389,7 +389,7 @@ def _message(row: Sequence[Any]) -> Message | Row:
         if message_id and all(isinstance(value, str) for value in known.values()):
             return Message(output, body, message_id, known, number, frames)
     except (ValueError, RecursionError, AttributeError):
-        log.debug("row %d of the spool makes no sense", key)
+        log.debug("row %d of the spool is not valid", key)
     return Row(key, output, number, size)
 
 

@@ -314,7 +314,7 @@ class Conductor:
     def _main_failed(self, error: Exception) -> Steps:
         self._main, self._error = None, error
         if self.first.done():
-            log.warning("the engine could not be started again: %s; it is tried again and again", error)
+            log.warning("the engine could not be started again: %s; trying again until it starts", error)
         died, code = isinstance(error, StillbornError), _code(error)
         killed = isinstance(error, StillbornError) and error.killed
         return self._ladder.refused(str(error), time.monotonic(), died=died, killed=killed, code=code)

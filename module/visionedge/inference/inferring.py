@@ -90,12 +90,10 @@ def _asked(sent: bytes) -> Inferred:
     except subprocess.TimeoutExpired:
         raise ModelError(_death(-signal.SIGALRM)) from None
     except OSError as error:
-        raise UnavailableError(
-            f"no process can be started to look into the model: {error.strerror}"
-        ) from None
+        raise UnavailableError(f"no process can be started to examine the model: {error.strerror}") from None
     if done.returncode:
         if (words := blames_machine(done.stderr)) is not None:
-            raise UnavailableError(f"the process that looks into the model cannot run: {words}")
+            raise UnavailableError(f"the process that examines the model cannot run: {words}")
         raise ModelError(_death(done.returncode))
     (first,) = struct.unpack_from("<Q", done.stdout)
     parts = (done.stdout[8 : 8 + first], done.stdout[8 + first :])

@@ -204,7 +204,9 @@ def _lines(path: Path) -> tuple[str, ...]:
         reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
         raise ModelError(f"{path}: cannot be read: {reason}") from None
     if len(content) > _LONGEST_BYTES:
-        raise ModelError(f"{path}: is larger than {_LONGEST_BYTES >> 20} MiB: no list of labels, one a line")
+        raise ModelError(
+            f"{path}: is larger than {_LONGEST_BYTES >> 20} MiB; a list of labels has one label a line"
+        )
     return tuple(_printable(line.strip()) for line in text.rstrip().splitlines())
 
 

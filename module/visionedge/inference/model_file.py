@@ -50,10 +50,10 @@ def blamed_on(path: Path) -> Iterator[None]:
     except VisionedgeError:
         raise
     except MemoryError:
-        raise UnavailableError(f"{path}: there is too little memory here to look into this model") from None
+        raise UnavailableError(f"{path}: too little memory on this machine to examine this model") from None
     except Exception as error:
         if isinstance(error, OSError | RuntimeError) and any(sign in str(error) for sign in _NO_MORE):
-            raise UnavailableError(f"{path}: cannot be looked into: {error}") from None
+            raise UnavailableError(f"{path}: cannot be examined: {error}") from None
         log.debug("%s", path, exc_info=True)
         words = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(f"{path}: is damaged, or no valid ONNX model: {words}") from None
@@ -77,7 +77,7 @@ def read_model(path: Path) -> ModelFile:
     try:
         return _read(path)
     except MemoryError:
-        raise UnavailableError(f"{path}: there is too little memory here to read this model") from None
+        raise UnavailableError(f"{path}: too little memory on this machine to read this model") from None
 
 
 def _read(path: Path) -> ModelFile:

@@ -140,7 +140,7 @@ def _count(value: object) -> int:
 def _pair(entry: Mapping[str, Any]) -> Pair:
     pair = Pair(_count(entry["lanes"]), _count(entry["batch"]))
     if pair.lanes > MOST_LANES or pair.batch > _MOST_BATCH:
-        raise ValueError(f"{pair} is more than any plan has")
+        raise ValueError(f"{pair} is larger than a plan can be")
     return pair
 
 

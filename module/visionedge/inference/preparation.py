@@ -82,9 +82,9 @@ def _check_bounds(opening: Opening, way: Preprocess) -> None:
     for bound in opening.bounds:
         if not _fits(bound, low, high):
             what = (
-                "makes its picture whole numbers"
+                "rounds its picture to whole numbers"
                 if bound.whole
-                else f"cuts its picture off at {bound.low:.4g} and {bound.high:.4g}"
+                else f"clips its picture at {bound.low:.4g} and {bound.high:.4g}"
             )
             raise ModelError(
                 f"{what}, which does not fit pixels of {low:.4g} to {high:.4g} as its family has them;"

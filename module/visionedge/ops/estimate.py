@@ -236,7 +236,7 @@ def from_module(url: str, token: str | None) -> MeasuredMessages:
         return _projected(url, bill)
     except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError):
         raise VisionedgeError(
-            f"{url}: its status has another form; is it this version of visionedge?"
+            f"{url}: its status cannot be read; is it the same version of visionedge?"
         ) from None
 
 
@@ -265,7 +265,7 @@ def _status(url: str, token: str | None) -> Mapping[str, Any]:
         raise ConfigError(["--token: it holds characters that an HTTP header cannot carry"])
     code, body = _get(url, {"Authorization": f"Bearer {token}"} if token else {})
     if code in {401, 403}:
-        raise VisionedgeError(f"{url}: wants its token: set VISIONEDGE_HTTP_TOKEN, or give --token")
+        raise VisionedgeError(f"{url}: needs a token: set VISIONEDGE_HTTP_TOKEN, or give --token")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):

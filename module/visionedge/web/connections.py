@@ -75,7 +75,7 @@ class Connections:
         while len(self._open) >= self._most:
             if not self.drop_idlest():
                 return False
-            self.limiter.warning(f"{self._most} connections are open: those that ask nothing are closed")
+            self.limiter.warning(f"{self._most} connections are open: closing those that are idle longest")
         return True
 
     def drop_idlest(self) -> bool:
@@ -209,7 +209,7 @@ class Connection(web.RequestHandler):
             failure = exc if isinstance(exc, Exception) else RuntimeError(message or "no answer was made")
             problem = problem_of(failure, request)
         if request.writer.output_size > 0:
-            raise ConnectionError("half an answer is out already")
+            raise ConnectionError("a part of the answer is already sent")
         response = error_answer("/v2" if self._is_v2 else request.path, problem)
         set_common_headers(response.headers)
         response.force_close()

@@ -61,12 +61,12 @@ class Access:
         if self._token is None and not self._is_ours(request.headers.get(hdrs.HOST)):
             raise RequestError(
                 403,
-                "the name in the Host header is not known here: ask by the address, or add the name to"
+                "the name in the Host header is not known here: use the IP address, or add the name to"
                 " http.names",
                 code="unknown_host",
             )
         if _costs(request) and not self._is_same_site(request.headers):
-            raise RequestError(403, "a page of another site must not ask this", code="foreign_origin")
+            raise RequestError(403, "a page of another site may not send this request", code="foreign_origin")
         if request.path not in OPEN_PATHS and not self._opens(request.headers.get(hdrs.AUTHORIZATION, "")):
             raise unauthorized()
 

@@ -124,7 +124,7 @@ class Listener:
         except OSError as error:
             connection.close()
             self._connections.lost(protocol)
-            self._limiter.warning(f"an HTTP connection could not be taken: {error.strerror}")
+            self._limiter.warning(f"an HTTP connection could not be accepted: {error.strerror}")
 
 
 async def _addresses(host: str, port: int) -> list[Address]:

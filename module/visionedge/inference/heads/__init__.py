@@ -50,7 +50,7 @@ def recognise(
     _check_channels(signature)
     if stated is not None:
         raise ModelError(
-            f"the head stated for it, '{stated}', is not what its shapes are. Seen: {signature}", state=()
+            f"the head stated for it, '{stated}', does not fit its shapes. Seen: {signature}", state=()
         )
     raise ModelError(f"is no detector that is known here. Seen: {signature}; {_known()}")
 

@@ -168,7 +168,7 @@ async function poll() {
     if (error instanceof Refused) return signOut(wire.token ? "This token is not the right one." : "");
     put($("link"), "No answer from the module; trying again");
     $("banners").dataset.key = "";
-    $("banners").replaceChildren(banner("bad", "No connection", "The module does not answer; what you see is old."));
+    $("banners").replaceChildren(banner("bad", "No connection", "The module does not answer; what you see is out of date."));
     lostSince = lostSince || Date.now();
     for (const tile of tiles.values()) tile.lose(lostSince);
   } finally {
