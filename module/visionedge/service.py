@@ -392,7 +392,7 @@ class Service:
         """Something unexpected; one that comes again and again ends the module, to be started again."""
         self._failed_in_a_row += 1
         if self._failed_in_a_row == _MOST_FAILED:
-            self._thread_died(what, error)
+            self._give_up(f"{what} failed {_MOST_FAILED} times in a row", error)
         else:
             self._chores.warning(f"{what} failed; trying again", error=error)
 
@@ -515,9 +515,13 @@ class Service:
 
     def _thread_died(self, name: str, error: BaseException | None) -> None:
         """Called from the dying thread: the module cannot go on without it."""
+        self._give_up(f"the thread {name} ended", error)
+
+    def _give_up(self, why: str, error: BaseException | None) -> None:
+        """Stop with an exit code that makes the supervisor start a new process; from any thread."""
         self._exit_code = 1
         self.rooms.failed = True
-        log.error("the thread %s ended (%s): stopping, to be started again", name, error or "no error")
+        log.error("%s (%s): stopping, to be started again", why, error or "no error")
         self._call_soon(self._stop)
 
     def _hub_stuck(self) -> None:
