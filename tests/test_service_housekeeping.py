@@ -62,7 +62,7 @@ def test_an_error_of_housekeeping_is_logged_now_and_then_and_the_module_goes_on(
     assert delivery.ticks == 30
     assert len(caplog.records) == 1
     assert "the delivery failed" in caplog.text
-    assert "tried again" in caplog.text
+    assert "trying again" in caplog.text
     assert (caplog.records[0].exc_info is not None) == traceback
     service.executor.shutdown(wait=True)
 
