@@ -65,7 +65,7 @@ def test_the_twin_changes_the_model_and_no_frame_is_lost(tmp_path: Path, edge_ru
         "/hash": (content(right + b"x"), right, "has the sha256"),
         "/gone": (status(404), right, "the server answers 404 Not Found"),
         "/plain": (redirect("http://127.0.0.1/m.onnx"), right, "only https: is followed"),
-        "/poisoned": (content(poisoned), poisoned, "no numbers"),
+        "/poisoned": (content(poisoned), poisoned, "NaN or infinity"),
     }
     arguments = ("--config", str(configuration(tmp_path)))
     with ModelServer(tmp_path) as server:
