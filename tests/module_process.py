@@ -30,7 +30,7 @@ def _copy(source: Path, target: Path) -> None:
     for kept in (*source.glob("compiled/*.graph"), *source.glob("plans/*.json")):
         copy = target / kept.relative_to(source)
         if not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             shutil.copy(kept, copy)
 
 

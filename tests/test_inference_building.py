@@ -317,7 +317,13 @@ def test_a_compiled_graph_says_all_in_its_metadata(tmp_path: Path) -> None:
     proto = onnx.load_model_from_string(build(model))
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     assert json.loads(metadata["names"]) == list(model.labels)
-    assert json.loads(metadata["visionedge.input"]) == {"fit": "letterbox", "anchor": "center", "pad": 114}
+    assert json.loads(metadata["visionedge.input"]) == {
+        "fit": "letterbox",
+        "anchor": "center",
+        "pad": 114,
+        "resample": "bilinear",
+        "rounding": "nearest",
+    }
     assert metadata["visionedge.nms"] == "true"
     imprint: dict[str, Any] = json.loads(metadata["visionedge.compiled"])
     assert (imprint["sha256"], imprint["rows"], imprint["classes"]) == (model.sha256, 320, 5)
