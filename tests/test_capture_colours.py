@@ -1,15 +1,19 @@
 """Whatever a camera sends, the model sees the colours that were there: measured against a slow reference."""
 
+import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from colour_clips import MATRICES, RANGES, frame_of, scene, turn, write_clip
 from test_fitting import slow_fit
 from visionedge.capture.decoded import Decoded, Library, Limits, Source
+from visionedge.capture.settling import bound_ffmpeg, reports_error, settle_libraries
 from visionedge.capture.source import open_source
 from visionedge.errors import SourceError
 from visionedge.frames import InputSpec, Picture
@@ -156,6 +160,76 @@ def test_what_opencv_cannot_convert_is_refused_and_never_unwritten_memory(
         with pytest.raises(SourceError, match=r"OpenCV cannot convert its pictures .* use 'decoder: pyav'"):
             _first(clip, "opencv")
     assert _first(clip, "pyav").picture().shape == (96, 160, 3)
+
+
+def _raw_h264(folder: Path, *parts: tuple[int, dict[str, str]]) -> Path:
+    """So many pictures with these options of x264, and so on, in one stream; all of them differ."""
+    clip = folder / "c.h264"
+    coded, count = b"", 0
+    for pictures, options in parts:
+        moved = [np.roll(scene(160, 96), 4 * (count + number), axis=1) for number in range(pictures)]
+        frames = [frame_of(picture, "yuv420p", "bt601", "limited") for picture in moved]
+        coded += write_clip(clip, frames, "libx264", {"crf": "1", **options}).read_bytes()
+        count += pictures
+    clip.write_bytes(coded)
+    return clip
+
+
+def _seen(source: Source) -> int:
+    """How many pictures there are, each looked at."""
+    seen = 0
+    try:
+        while (decoded := source.read()) is not None:
+            decoded.fill(SPEC)
+            seen += 1
+    except SourceError as error:
+        error.add_note(f"seen: {seen}")
+        raise
+    finally:
+        source.close()
+    return seen
+
+
+@pytest.mark.parametrize("options", [{"flags": "+ildct"}, {"x264-params": "colormatrix=YCgCo"}])
+@pytest.mark.parametrize("before", [3, 25])
+def test_a_stream_that_changes_to_what_opencv_cannot_convert_is_refused_then(
+    tmp_path: Path, options: dict[str, str], before: int
+) -> None:
+    """It gives the last good picture again and again, and says that each was retrieved."""
+    clip = _raw_h264(tmp_path, (before, {}), (25, options))
+    with pytest.raises(
+        SourceError, match=r"OpenCV cannot convert its pictures .* use 'decoder: pyav'"
+    ) as found:
+        _seen(_open(clip, "opencv"))
+    assert int(found.value.__notes__[0].removeprefix("seen: ")) <= max(before, 8)
+    assert _seen(_open(clip, "pyav")) == before + 25
+
+
+def test_a_still_scene_is_not_taken_for_pictures_that_opencv_cannot_convert(tmp_path: Path) -> None:
+    """Its pictures are equal to the last byte, too."""
+    frames = [frame_of(scene(160, 96), "yuv420p", "bt601", "limited") for _ in range(40)]
+    clip = write_clip(tmp_path / "c.mkv", frames)
+    assert _seen(_open(clip, "opencv")) == 40
+
+
+def _elsewhere(action: Callable[[], object]) -> None:
+    thread = threading.Thread(target=action)
+    thread.start()
+    thread.join()
+
+
+def test_errors_are_asked_about_for_one_thread_and_one_action_alone(tmp_path: Path) -> None:
+    clip = _raw_h264(tmp_path, (3, {}), (25, {"flags": "+ildct"}))
+    settle_libraries()
+    bound_ffmpeg()
+    capture = cv2.VideoCapture(str(clip), cv2.CAP_FFMPEG)
+    found = []
+    for _ in range(6):
+        assert capture.grab()
+        found.append(reports_error(capture.retrieve))
+        assert not reports_error(lambda: _elsewhere(capture.retrieve))
+    capture.release()
+    assert found == [False] * 3 + [True] * 3
 
 
 @pytest.mark.parametrize("pix_fmt", ["bgr0", "rgb48le", "gbrp10le"])

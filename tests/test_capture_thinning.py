@@ -1,18 +1,24 @@
 """Less is decoded where less is wanted, and never too little: the decision, and what real streams give."""
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from clips import make_clip, number_of
 from visionedge.capture.decoded import Limits, Source
 from visionedge.capture.source import open_source
-from visionedge.capture.thinning import Level, Thinning
+from visionedge.capture.thinning import Level, StreamClock, Thinning
+from visionedge.errors import SourceError
 from visionedge.frames import InputSpec
 from visionedge.uris import parse_camera_uri
 
 SPEC = InputSpec(32, 32)
+PLAIN = {"bf": "0", "g": "10", "sc_threshold": "0"}
 
 
 class Stream:
@@ -90,6 +96,108 @@ def test_a_clock_of_the_stream_that_jumps_harms_nothing() -> None:
         thinning.packet(at_s, key=True)
         thinning.picture(at_s)
     assert thinning.level is Level.KEYS
+
+
+def _wrong(clock: StreamClock, times_s: Iterable[tuple[float, float]]) -> list[bool]:
+    """What is thought of the stream's clock behind each packet: (its own time, the time of its arrival)."""
+    found = []
+    for at_s, now_s in times_s:
+        clock.note(at_s, now_s)
+        found.append(clock.wrong)
+    return found
+
+
+@pytest.mark.parametrize("rate", [1 / 90, 0.2, 0.6, 1.7, 5.0, 90.0])
+def test_a_clock_of_a_stream_that_runs_wrong_is_found_out_within_ten_seconds(rate: float) -> None:
+    times_s = [(5000 + number / 5 * rate, number / 5) for number in range(200)]
+    found = _wrong(StreamClock(), times_s)
+    assert not any(found[:25])
+    assert all(found[50:])
+
+
+@pytest.mark.parametrize("rate", [0.9, 1.0, 1.1])
+def test_a_clock_of_a_stream_that_is_about_right_is_believed(rate: float) -> None:
+    assert not any(_wrong(StreamClock(), [(number / 5 * rate, number / 5) for number in range(200)]))
+
+
+def test_a_stall_and_the_burst_behind_it_do_not_make_a_clock_wrong() -> None:
+    """The stream's own times go on as they should; only the network held the packets back."""
+    times_s = [(number / 25, number / 25) for number in range(250)]
+    times_s += [(number / 25, 20 + (number - 250) / 500) for number in range(250, 500)]
+    times_s += [(number / 25, number / 25 + 0.5) for number in range(500, 1000)]
+    assert not any(_wrong(StreamClock(), times_s))
+
+
+def test_a_server_that_begins_with_what_it_has_kept_does_not_make_a_clock_wrong() -> None:
+    times_s = [(number / 25, max(0, number - 200) / 25) for number in range(1000)]
+    assert not any(_wrong(StreamClock(), times_s))
+
+
+def test_a_clock_of_a_stream_is_believed_again_once_it_runs_right() -> None:
+    clock = StreamClock()
+    assert _wrong(clock, [(number / 500, number / 5) for number in range(100)])[-1]
+    assert not _wrong(clock, [(0.2 + number / 5, 20 + number / 5) for number in range(100)])[-1]
+
+
+def test_another_clock_begins_anew() -> None:
+    """Key pictures every 22 ms by one clock are every 2 s by the other, which is too seldom."""
+    thinning = Thinning(5)
+    for number in range(10):
+        thinning.packet(number * 0.022, key=True)
+    assert thinning.level is Level.KEYS
+    thinning.change_clock()
+    for number in range(10):
+        thinning.packet(1000 + number * 2.0, key=True)
+        assert thinning.level is not Level.KEYS
+
+
+class _Camera:
+    """A container whose pictures come 25 per second, and whose time stamps run at another rate."""
+
+    duration = None
+
+    def __init__(self, container: Any, rate: float) -> None:
+        self.now_s = 0.0
+        self._container, self._rate = container, rate
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def demux(self, stream: Any) -> Iterator[Any]:
+        for packet in self._container.demux(stream):
+            self.now_s += 1 / 25
+            if packet.size:
+                packet.pts, packet.dts = round(packet.pts * self._rate), round(packet.dts * self._rate)
+            yield packet
+
+    def close(self) -> None:
+        self._container.close()
+
+
+def _times_until_closed(source: Source, camera: _Camera) -> Iterator[float]:
+    with contextlib.suppress(SourceError):  # a live stream does not end, it is lost
+        while source.read() is not None:
+            yield camera.now_s
+
+
+@pytest.mark.parametrize("rate", [1 / 40, 1, 25])
+def test_a_live_stream_whose_clock_runs_wrong_gives_as_many_pictures_as_are_wanted(
+    tmp_path: Path, rate: float
+) -> None:
+    """A key picture every 0.4 s is less than five per second; by too slow a clock it is every 10 ms."""
+    av: Any = pytest.importorskip("av")
+    from visionedge.capture.pyav import PyavSource
+
+    container = av.open(str(make_clip(tmp_path / "c.mkv", pictures=1000, fps=25, options=PLAIN)))
+    camera, stream = _Camera(container, rate), container.streams.video[0]
+    limits = Limits(library="pyav", pictures_per_s=5.0)
+    source = PyavSource(cast("Any", camera), stream, "a camera", live=True, limits=limits, clock=camera.clock)
+    times_s = list(_times_until_closed(source, camera))
+    source.close()
+    assert camera.now_s > 39
+    gaps_s = [later - earlier for earlier, later in pairwise(times_s) if earlier > 10]
+    assert len(gaps_s) > 100
+    assert max(gaps_s) < 0.25
 
 
 def _open(path: Path, wanted_per_s: float | None) -> Source:

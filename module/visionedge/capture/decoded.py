@@ -79,6 +79,7 @@ class Decoded(Protocol):
 
         Raises:
             DamagedError: it cannot be decoded.
+            SourceError: neither can any other that follows.
         """
 
     def fill(self, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:
@@ -86,6 +87,7 @@ class Decoded(Protocol):
 
         Raises:
             DamagedError: it cannot be decoded.
+            SourceError: neither can any other that follows.
             ValueError: `out` has another shape or type.
         """
 

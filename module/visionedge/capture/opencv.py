@@ -24,7 +24,13 @@ from visionedge.capture.reasons import (
     too_slow,
     why_not_open,
 )
-from visionedge.capture.settling import bound_ffmpeg, is_unwritten, memory_marked, settle_libraries
+from visionedge.capture.settling import (
+    bound_ffmpeg,
+    is_unwritten,
+    memory_marked,
+    reports_error,
+    settle_libraries,
+)
 from visionedge.errors import DamagedError, SourceError
 from visionedge.frames import Picture
 from visionedge.uris import CameraUri, masked_address
@@ -36,6 +42,11 @@ _OPEN_MOST_S = 8.0
 """At one picture per second FFmpeg needs as long to know an RTSP stream; all other streams wait meanwhile."""
 
 _KEY_PICTURE = ord("I")
+
+_DOUBT_EVERY = 8
+"""No more than one picture in so many is converted twice, however still the scene is."""
+
+_SAMPLE_STEP_PX = 8
 
 _turns = Turns()
 
@@ -166,6 +177,8 @@ class VideoSource:
         self.waiting_since_s: float | None = None
         self._read_count = 0
         self._checked_px: tuple[int, int] | None = None
+        self._sample: Picture | None = None
+        self._undoubted_count = 0
         self._interrupted = False
 
     def __repr__(self) -> str:
@@ -193,7 +206,7 @@ class VideoSource:
         if width * height > self._limits.max_pixels:
             raise SourceError(too_large(self._name, width, height, self._limits.max_pixels))
         position_s = self._timeline.advance(raw_s) if self._paced else None
-        take = self._picture
+        take = self._next_of_size
         if self._checked_px != (width, height) and (first := self._first_of_size()) is not None:
             self._checked_px = (width, height)
             take = partial(_itself, first)
@@ -217,6 +230,25 @@ class VideoSource:
             raise DamagedError(f"a picture of {self._name} cannot be decoded")
         return np.asarray(picture, np.uint8)
 
+    def _next_of_size(self) -> Picture:
+        """A picture that is not the first of its size.
+
+        Where FFmpeg refuses to convert one, OpenCV gives the last picture again and calls it retrieved. A
+        still scene gives equal pictures as well; whether FFmpeg reports an error tells the two apart.
+
+        Raises:
+            DamagedError: this one cannot be decoded.
+            SourceError: FFmpeg refuses to convert it.
+        """
+        picture = self._picture()
+        last, self._sample = self._sample, picture[::_SAMPLE_STEP_PX, ::_SAMPLE_STEP_PX].copy()
+        self._undoubted_count += 1
+        if self._undoubted_count >= _DOUBT_EVERY and last is not None and np.array_equal(last, self._sample):
+            self._undoubted_count = 0
+            if reports_error(self._capture.retrieve):
+                raise self._not_converted()
+        return picture
+
     def _first_of_size(self) -> Picture | None:
         """The first picture of a size; OpenCV reserves memory for it, so that is the moment to look.
 
@@ -231,11 +263,14 @@ class VideoSource:
         except DamagedError:
             return None
         if is_unwritten(picture):
-            raise SourceError(
-                f"{self._name}: OpenCV cannot convert its pictures (interlaced, or an unusual colour "
-                f"matrix); use 'decoder: pyav'"
-            )
+            raise self._not_converted()
         return picture
+
+    def _not_converted(self) -> SourceError:
+        return SourceError(
+            f"{self._name}: OpenCV cannot convert its pictures (interlaced, or an unusual colour "
+            f"matrix); use 'decoder: pyav'"
+        )
 
     def _is_key(self) -> bool:
         """V4L2 has no types of pictures: each stands alone there."""

@@ -39,7 +39,7 @@ from visionedge.capture.reasons import (
     why_not_open,
 )
 from visionedge.capture.settling import bound_ffmpeg
-from visionedge.capture.thinning import Level, Thinning
+from visionedge.capture.thinning import Level, StreamClock, Thinning
 from visionedge.errors import DamagedError, SourceError
 from visionedge.uris import CameraUri, masked_address
 
@@ -207,6 +207,7 @@ class PyavSource:
         self._painter = Painter()
         self._timeline = Timeline(float(stream.average_rate or 0))
         self._thinning = Thinning(limits.pictures_per_s)
+        self._stream_clock = StreamClock()
         self._backlog = Backlog()
         self._ready: deque[VideoFrame] = deque()
         self._interrupted = self._ended = self._closed = False
@@ -279,11 +280,13 @@ class PyavSource:
         self._refuse_large(self._stream.codec_context.width, self._stream.codec_context.height)
         if self.live:
             self._watch()
+            self._judge_clock(packet)
             if not self._paced and self._lets_go(packet, waited_s):
                 self._thinning.pause()
                 return None
         if not self._decoder.intra_only:
-            wanted = self._thinning.packet(self._time_of(packet), key=packet.is_keyframe)
+            at_s = self._clock() if self._stream_clock.wrong else self._time_of(packet)
+            wanted = self._thinning.packet(at_s, key=packet.is_keyframe)
             self._decoder.thin(self._thinning.level)
             if not wanted:
                 return None
@@ -332,6 +335,11 @@ class PyavSource:
             self._decoder.flush()
         return self._needs_key
 
+    def _judge_clock(self, packet: VideoPacket) -> None:
+        """What comes in bursts of several seconds arrives at no rate that says anything."""
+        if not self._paced and self._stream_clock.note(self._time_of(packet), self._clock()):
+            self._thinning.change_clock()
+
     def _time_of(self, packet: VideoPacket) -> float:
         at_s = self._seconds(packet.dts if packet.dts is not None else packet.pts)
         return self._clock() if math.isnan(at_s) else at_s
@@ -344,8 +352,9 @@ class PyavSource:
     def _decoded(self, frame: VideoFrame) -> Decoded:
         self._refuse_large(frame.width, frame.height)
         raw_s = self._seconds(frame.pts)
-        if not math.isnan(raw_s):
-            self._thinning.picture(raw_s)
+        at_s = self._clock() if self._stream_clock.wrong else raw_s
+        if not math.isnan(at_s):
+            self._thinning.picture(at_s)
         return self._given(lambda: frame, (frame.width, frame.height), raw_s, key=bool(frame.key_frame))
 
     def _given(

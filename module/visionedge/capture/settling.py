@@ -5,7 +5,7 @@ import ctypes
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -61,6 +61,45 @@ def bound_ffmpeg() -> None:
         for path in set(_UTIL_LIBRARY.findall(Path("/proc/self/maps").read_text())) - _bounded:
             ctypes.CDLL(path).av_max_alloc(ctypes.c_size_t(_ALLOCATION_MOST_BYTES))
             _bounded.add(path)
+
+
+_LOG_ERROR = 16
+_PYAV_FOLDER = "/av.libs/"
+_listening = threading.Lock()
+_erring_threads: set[int] = set()
+
+
+def _note_error(_source: int | None, level: int, _text: int | None, _arguments: int | None) -> None:
+    if level & 0xFF <= _LOG_ERROR:  # a colour for terminals may stand above the level
+        _erring_threads.add(threading.get_ident())
+
+
+# Kept for good: another thread may still be within it when FFmpeg's own is set again.
+_on_message = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(
+    _note_error
+)
+
+
+def reports_error(action: Callable[[], object]) -> bool:
+    """Whether OpenCV's FFmpeg reports an error in this thread while `action` runs; call `bound_ffmpeg` first.
+
+    The report is the only trace of some errors: OpenCV ignores what FFmpeg's converter returns. FFmpeg calls
+    for each message, printed or not, so this is for the few pictures about which there is a doubt.
+    """
+    with _lock:
+        # PyAV brings an FFmpeg of its own, in which it may have set a callback of its own.
+        paths = [path for path in sorted(_bounded) if _PYAV_FOLDER not in path]
+    with _listening:
+        libraries = [ctypes.CDLL(path) for path in paths]
+        _erring_threads.discard(threading.get_ident())
+        for library in libraries:
+            library.av_log_set_callback(_on_message)
+        try:
+            action()
+        finally:
+            for library in libraries:
+                library.av_log_set_callback(ctypes.cast(library.av_log_default_callback, ctypes.c_void_p))
+        return threading.get_ident() in _erring_threads
 
 
 _M_PERTURB = -6

@@ -13,6 +13,8 @@ _KEY_GAP_MOST_S = 8.0
 _LEAP_S = 20.0
 _BAN_S = 60.0
 _BAN_MOST_S = 3600.0
+_COMPARED_S = 3.0
+_RATE_MOST = 1.5
 
 
 class Level(IntEnum):
@@ -23,8 +25,39 @@ class Level(IntEnum):
     KEYS = 2
 
 
+class StreamClock:
+    """Whether a live stream's own times run like the clock; some cameras count in another unit than they say.
+
+    Twice in a row, and wrong in the same direction, decides: a stall and the burst behind it are wrong once
+    each way, and a server that begins with what it has kept is wrong once.
+    """
+
+    def __init__(self) -> None:
+        self.wrong = False
+        self._began_s: tuple[float, float] | None = None
+        self._direction = 0
+
+    def __repr__(self) -> str:
+        return f"<StreamClock wrong={self.wrong}>"
+
+    def note(self, at_s: float, now_s: float) -> bool:
+        """Note a packet by its own time and that of its arrival; whether `wrong` has changed."""
+        if self._began_s is None:
+            self._began_s = at_s, now_s
+        passed_s = now_s - self._began_s[1]
+        if passed_s < _COMPARED_S:
+            return False
+        rate = (at_s - self._began_s[0]) / passed_s
+        self._began_s = at_s, now_s
+        last, self._direction = self._direction, (rate > _RATE_MOST) - (rate < 1 / _RATE_MOST)
+        was_wrong = self.wrong
+        if self._direction == last:
+            self.wrong = last != 0
+        return self.wrong != was_wrong
+
+
 class Thinning:
-    """Chooses the level. Times are the stream's own, in s; a level that gave too little is left for a while.
+    """Chooses the level; one that gave too little is left for a while. Times, in s, are all of one clock.
 
     Args:
         wanted_per_s: how many pictures per second are looked at; None: all of them.
@@ -78,6 +111,12 @@ class Thinning:
     def pause(self) -> None:
         """Pictures are let go for another reason: what is missing now says nothing about the level."""
         self._last_picture_s = None
+
+    def change_clock(self) -> None:
+        """From now on times come from another clock, so those so far say nothing."""
+        self._last_key_s = self._last_picture_s = None
+        self._key_gaps_s.clear()
+        self._banned_until_s = dict.fromkeys(self._banned_until_s, -1e18)
 
     def _note_key(self, at_s: float) -> None:
         if self._last_key_s is not None:
