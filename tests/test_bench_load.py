@@ -1,6 +1,7 @@
 """The load script: when pictures come, what a result cost, and how many cameras are too many."""
 
 import json
+import logging
 import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,10 +13,11 @@ import pytest
 
 from clips import make_clip
 from visionedge.__main__ import main
+from visionedge.capture.camera import Camera
 from visionedge.errors import ConfigError
 from visionedge.frames import Detections, Frame, InputSpec, Placement, Result, Timing
 from visionedge.ops.bench_pipeline import saturation
-from visionedge.ops.pipeline_run import Load
+from visionedge.ops.pipeline_run import Load, _quiet_cameras
 from visionedge.ops.saturation import most_that_hold
 from visionedge.ops.tally import Cost, Row, Run, ages_ns, fairness, row_of, run_of
 from visionedge.ops.virtual import Arrivals, StampedFrame, Synthetic, SyntheticSource, VirtualCamera
@@ -248,6 +250,35 @@ def test_the_search_for_the_most_cameras_is_in_the_report(
         "2 cameras at 5 frames/s keep an age p99 within 60000 ms (no more were tried)"
         in capsys.readouterr().out
     )
+
+
+def test_the_search_for_the_most_cameras_logs_no_line_for_each_camera_that_it_opens(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It opens hundreds, and the few lines of its progress would be lost between theirs."""
+    search = ["bench", "pipeline", "--source", "synthetic:320x240@20", "--fps", "5", "--saturate"]
+    short = ["--most", "2", "--slo-ms", "60000", "--seconds", "1", "--rounds", "1", "--device", "cpu"]
+    assert main([*search, *short, "--in-process"]) == 0
+    told = capsys.readouterr().err
+    assert "2 cameras: " in told
+    assert [line for line in told.splitlines() if "camera bench-" in line] == []
+
+
+@pytest.mark.parametrize(
+    ("level", "within"), [(logging.INFO, logging.WARNING), (logging.DEBUG, logging.DEBUG)]
+)
+def test_cameras_of_a_bench_log_their_warnings_and_at_the_level_debug_everything(
+    level: int, within: int
+) -> None:
+    cameras = logging.getLogger(Camera.__module__)
+    before = cameras.level
+    cameras.setLevel(level)
+    try:
+        with _quiet_cameras():
+            assert cameras.getEffectiveLevel() == within
+        assert cameras.level == level
+    finally:
+        cameras.setLevel(before)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from visionedge.__main__ import parser
 from visionedge.capture.pyav_decoder import PyavPicture
 from visionedge.cli.run import private_files, run_document
 from visionedge.config import InferenceConfig
-from visionedge.detect import Progress, Request, detect
+from visionedge.detect import Progress, Request, _in_pixels, detect
 from visionedge.errors import DamagedError
 
 
@@ -347,10 +347,10 @@ def test_progress_of_a_video_is_one_line_that_is_written_over_and_its_end_stays(
     """Pictures have none, and nothing is written where nobody looks."""
     terminal, moments_s = _Terminal(), iter(range(100))
     progress = Progress(terminal, alone=True, clock=lambda: float(next(moments_s)))
-    progress.note("a.png", video=False)
-    for _ in range(3):
-        progress.note("c.mp4", video=True)
-    progress.note("b.png", video=False)
+    progress.note("a.png", 1, video=False)
+    for number in (1, 2, 3):
+        progress.note("c.mp4", number, video=True)
+    progress.note("b.png", 1, video=False)
     progress.close()
     shown = terminal.getvalue().split("\r")
     assert shown[1:] == [
@@ -360,9 +360,46 @@ def test_progress_of_a_video_is_one_line_that_is_written_over_and_its_end_stays(
     ]
     silent = io.StringIO()
     progress = Progress(silent, alone=True)
-    progress.note("c.mp4", video=True)
+    progress.note("c.mp4", 1, video=True)
     progress.close()
     assert silent.getvalue() == ""
+
+
+def test_progress_of_a_video_whose_pictures_are_left_out_says_how_far_it_is() -> None:
+    """The rate is that of the pictures that were looked at."""
+    terminal, moments_s = _Terminal(), iter(range(100))
+    progress = Progress(terminal, alone=True, clock=lambda: float(next(moments_s)))
+    for number in (1, 4, 7):
+        progress.note("c.mp4", number, video=True)
+    progress.close()
+    assert terminal.getvalue().endswith("\rc.mp4: 3 frames (up to number 7), 1.0 frames/s\x1b[K\n")
+
+
+def test_detect_looks_at_every_nth_frame_of_a_video_only(visionedge: CommandLine, tmp_path: Path) -> None:
+    """Frames keep their numbers and times, pictures are all done, and the drawn video keeps its duration."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    make_picture(folder / "a.png")
+    make_picture(folder / "b.png")
+    make_clip(folder / "q.mp4", pictures=10)
+    outcome = visionedge("detect", folder, "--vid-stride", "4", "--json", "--annotate", out)
+    assert outcome.code == 0
+    frames = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [Path(frame["source"]).name for frame in frames] == ["a.png", "b.png", *["q.mp4"] * 3]
+    assert [frame["sequence"] for frame in frames[2:]] == [1, 5, 9]
+    drawn = cv2.VideoCapture(str(out / "q.mp4"))
+    assert (int(drawn.get(cv2.CAP_PROP_FRAME_COUNT)), drawn.get(cv2.CAP_PROP_FPS)) == (3, 2.5)
+    drawn.release()
+    told = visionedge("detect", folder / "q.mp4", "--vid-stride", "4").out.splitlines()
+    heads = [line.partition(": ")[0] for line in told if not line.startswith("  ")]
+    assert [head.rpartition("#")[2] for head in heads] == ["1 at 0.00 s", "5 at 0.40 s", "9 at 0.80 s"]
+    assert visionedge("detect", folder, "--vid-stride", "0").code == 2
+
+
+def test_detect_tells_people_boxes_in_pixels() -> None:
+    """A frame object has shares of the picture, which nobody reads without their names."""
+    box = {"left": 0.067, "top": 0.365, "width": 0.213, "height": 0.468}
+    assert _in_pixels(box, 640, 480) == "left 43, top 175, 136x225 px"
 
 
 def test_detect_reads_folders_in_natural_order_and_videos_frame_by_frame(

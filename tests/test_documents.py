@@ -126,6 +126,46 @@ def test_a_key_is_the_text_that_stands_there(tmp_path: Path) -> None:
     assert checked.inference.parity == "off"
 
 
+ANCHORED = """
+x-indoors: &indoors {fps: 2, decoder: opencv, gate: {everySeconds: 5}}
+x-login: "${NO_SUCH_VARIABLE}"
+cameras:
+  hall: {<<: *indoors, uri: "demo:"}
+  yard: {uri: "demo:", fps: 10, <<: *indoors}
+"""
+
+
+def test_keys_that_begin_with_x_hold_anchors_and_are_ignored(tmp_path: Path) -> None:
+    """As in compose; a mapping's own keys win over what it merges, wherever `<<` stands."""
+    checked = validate(read_configuration(written(tmp_path, "a.yaml", ANCHORED), {}))
+    hall, yard = checked.cameras["hall"], checked.cameras["yard"]
+    assert (hall.fps, yard.fps, yard.decoder) == (2, 10, "opencv")
+    assert hall.gate is not None
+    assert hall.gate.every_seconds == 5
+    assert main(["config", "check", str(written(tmp_path, "b.yaml", ANCHORED))]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x: {}\n", "x: unknown key"),
+        ("cameras: {x-yard: {fps: 5}}\n", "cameras.x-yard.uri: is missing"),
+        ("http: {x-port: 1}\n", "http.x-port: unknown key"),
+    ],
+)
+def test_only_top_level_keys_that_begin_with_x_dash_are_ignored(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        validate(read_file(written(tmp_path, "a.yaml", text)))
+
+
+def test_a_key_that_is_written_twice_beside_a_merge_is_refused(tmp_path: Path) -> None:
+    text = "x-a: &a {fps: 2}\ncameras: {hall: {<<: *a, uri: 'demo:', fps: 1, fps: 3}}\n"
+    with pytest.raises(ConfigError, match="key 'fps' is given twice"):
+        read_file(written(tmp_path, "a.yaml", text))
+
+
 def test_of_very_many_problems_the_first_and_their_number_are_told() -> None:
     """Nobody reads ten thousand lines, and making them takes long."""
     with pytest.raises(ConfigError) as caught:

@@ -34,6 +34,15 @@ def rejected(document: dict[str, Any], before: dict[str, Any] | None = None) -> 
 # --- what is wished ---------------------------------------------------------------------------------------
 
 
+def test_a_key_that_begins_with_x_dash_changes_nothing_and_is_no_fault() -> None:
+    """As in a file; it is acknowledged like every key."""
+    document = {"x-site": {"any": ["thing"]}, "http": {"port": 1}}
+    assert validate(overlaid({}, document)) == validate({"http": {"port": 1}})
+    told = acknowledgement(Wish(7, document), {}, document)
+    assert told["x-site"] == {"status": "applied", "version": 7}
+    check_reported({"config": told})
+
+
 def test_what_the_hub_adds_is_no_wish() -> None:
     """`$version` and `$metadata` are the hub's; the version is kept for the answer."""
     twin = {"desired": {"http": {"port": 1}, "$version": 4, "$metadata": {"x": 1}}, "reported": {}}

@@ -199,6 +199,23 @@ BAD: list[tuple[tuple[str, ...], str]] = [
 ]
 
 
+BAD += [
+    (("--image", IMAGE, "--bind", bind), words)
+    for bind, words in [
+        ("models:/models", "must be absolute"),
+        ("/srv/models:models:ro", "must be absolute"),
+        ("/srv/../models:/models", "must be absolute"),
+        ("//srv/models:/models", "must be absolute"),
+        ("/srv/models", "write HOST:CONTAINER"),
+        ("/srv/models:/models:ro:z", "write HOST:CONTAINER"),
+        ("/srv/models:/models:read", "write HOST:CONTAINER"),
+        ("/srv/models:/", "is in use in the container"),
+        ("/srv/models:/data/", "is in use in the container"),
+        ("/srv/a\nb:/models", "must be absolute"),
+    ]
+]
+
+
 @pytest.mark.parametrize(("arguments", "word"), BAD)
 def test_wrong_arguments_are_one_line(visionedge: CommandLine, arguments: tuple[str, ...], word: str) -> None:
     """And exit 2, without a manifest and without a secret."""
@@ -207,6 +224,44 @@ def test_wrong_arguments_are_one_line(visionedge: CommandLine, arguments: tuple[
     assert outcome.out == ""
     assert word in outcome.complaints[0]
     assert "hunter7777" not in outcome.err
+
+
+def test_folders_of_the_host_are_bound_into_the_module(visionedge: CommandLine) -> None:
+    """Behind the volume of its state, and two never at one place."""
+    first, second = "/srv/models:/models:ro", "/srv/ca.pem:/config/ca.pem"
+    command = ("manifest", "generate", "--image", IMAGE, "--gpu", "gpu-pv-by-hand")
+    outcome = visionedge(*command, "--bind", first, "--bind", second)
+    assert (outcome.code, outcome.err) == (0, "")
+    binds = options(outcome.out)["HostConfig"]["Binds"]
+    assert binds[1:] == ["visionedge-data:/data", first, second]
+    for taken in ("/models/", "/usr/lib/wsl"):
+        outcome = visionedge(*command, "--bind", first, "--bind", f"/srv/other:{taken}")
+        assert outcome.code == 2
+        assert f"{taken} is in use in the container already" in outcome.complaints[0]
+
+
+@pytest.mark.parametrize("path", ["best.onnx", "/models/best.onnx"])
+def test_a_model_that_nothing_mounts_is_warned_of_with_the_option_that_mounts_it(
+    visionedge: CommandLine, tmp_path: Path, path: str
+) -> None:
+    """Else the device rejects the section, and the bundled model computes instead."""
+    configuration = tmp_path / "vision.yaml"
+    configuration.write_text(f"cameras: {{a: {{uri: 'demo:'}}}}\nmodel: {{path: {path}}}\n")
+    outcome = visionedge("manifest", "generate", "--image", IMAGE, "--config", configuration)
+    assert outcome.code == 0
+    assert "model.path" in outcome.complaints[0]
+    assert "--bind FOLDER:FOLDER:ro" in outcome.complaints[0]
+    bound = ("--config", configuration, "--bind", "/srv/models:/models:ro")
+    outcome = visionedge("manifest", "generate", "--image", IMAGE, *bound)
+    assert [path in line for line in outcome.complaints] == ([True] if path == "best.onnx" else [])
+
+
+def test_keys_that_hold_anchors_do_not_go_into_the_twin(visionedge: CommandLine, tmp_path: Path) -> None:
+    path = tmp_path / "vision.yaml"
+    path.write_text("x-a: &a {fps: 2}\nx-b: '${NO_SUCH}'\ncameras: {hall: {<<: *a, uri: 'demo:'}}\n")
+    outcome = visionedge("manifest", "generate", "--image", IMAGE, "--config", path)
+    assert outcome.code == 0
+    assert vision(outcome.out) == {"cameras": {"hall": {"fps": 2, "uri": "demo:"}}}
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,9 @@ def test_a_variant_whose_report_refuses_it_takes_no_part(tmp_path: Path, compile
     scene.keep_variant(Parity(pictures=8, boxes=100, matched=0.5, shift=0.01, largest_shift=0.1))
     _, choice = scene.picked()
     assert (choice.precision, scene.opened, scene.judged) == ("fp32", [], 0)
+    assert choice.reason.startswith(
+        "the model file is used as it is: its int8 variant is refused by its report: "
+    )
 
 
 def test_integers_are_for_cpus(tmp_path: Path, compiled: Path) -> None:
@@ -315,14 +318,34 @@ def test_integers_are_for_cpus(tmp_path: Path, compiled: Path) -> None:
     scene = Scene(tmp_path, AGREES, compiled=compiled)
     scene.keep_variant()
     _, choice = scene.picked("cuda")
-    assert choice.reason == "no other precision of it fits cuda"
+    assert choice.reason == "the model file is used as it is: its int8 variant is not used on cuda"
     assert scene.opened == []
 
 
 def test_a_variant_that_cannot_be_opened_is_left_out(tmp_path: Path, compiled: Path) -> None:
     scene = Scene(tmp_path, AGREES, compiled=compiled, unusable=True)
     scene.keep_variant()
-    assert scene.picked()[1].precision == "fp32"
+    _, choice = scene.picked()
+    assert choice.precision == "fp32"
+    assert choice.reason == "the model file is used as it is: its int8 variant does not run here"
+
+
+def test_the_reason_for_a_file_in_integers_says_that_it_is_one(tmp_path: Path) -> None:
+    """Nobody is told that a precision does not fit the device, where no variant was found at all."""
+    model, network = load_model(TinyDetector().save(tmp_path / "tiny.onnx")), TinyDetector().proto()
+    trials = Trials(FakeSession, lambda _: lambda: None, lambda *_: AGREES)
+
+    def reason() -> str:
+        graph = network.SerializeToString()
+        fp32 = Candidate(model, graph, FakeSession(graph))
+        return pick(fp32, model, device="cpu", data=None, trials=trials)[1].reason
+
+    assert reason() == "the model file is used as it is: no variant of it in another precision was found"
+    network.graph.node.add(op_type="QLinearConv")
+    assert reason() == (
+        "the model file is used as it is (it computes in 8-bit integers): "
+        "no variant of it in another precision was found"
+    )
 
 
 # --- the variants that are there ----------------------------------------------------------------------------

@@ -30,11 +30,13 @@ MACHINE_PATHS = [
 TOP_LEVEL = [
     ".ci/run",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "Dockerfile.cpu",
     "Dockerfile.gpu",
     "LICENSE",
     "Makefile",
     "README.md",
+    "SECURITY.md",
     "THIRD-PARTY.md",
     "deployment.template.json",
     "models",
@@ -143,6 +145,23 @@ def test_the_changelog_begins_with_the_unreleased_or_with_this_version() -> None
     newest = re.search(r"^## \[?([^]\s]+)", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest
     assert newest[1] in {"Unreleased", __version__}
+
+
+def test_how_a_release_is_made_names_each_place_of_the_version() -> None:
+    steps = (REPOSITORY / "CONTRIBUTING.md").read_text().partition("## Make a release")[2]
+    for place in ("module/visionedge/__init__.py", "module/module.json", "CHANGELOG.md"):
+        assert place in steps
+        assert __version__ in (REPOSITORY / place).read_text() or place == "CHANGELOG.md"
+
+
+def test_the_security_policy_says_how_to_report_privately_and_what_the_module_defends_against() -> None:
+    """With the pages that say it in full, under the headings that they have."""
+    text = (REPOSITORY / "SECURITY.md").read_text()
+    assert "security advisories" in text
+    for page, heading in (("http.md", "Who may ask"), ("models.md", "Models from outside")):
+        assert f"docs/{page}" in text
+        assert f'"{heading}"' in text
+        assert f"## {heading}\n" in (REPOSITORY / "docs" / page).read_text()
 
 
 @pytest.fixture(scope="module")

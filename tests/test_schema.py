@@ -28,6 +28,7 @@ def test_every_setting_has_a_description_or_a_section_of_its_own() -> None:
         for name, setting in properties.items():
             assert "description" in setting or "$ref" in setting, name
 
+    assert schema["patternProperties"] == {"^x-": {}}
     assert schema["properties"].keys() == {to_camel(name) for name in Config.model_fields}
     told(schema["properties"])
     for section in schema["$defs"].values():

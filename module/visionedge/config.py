@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from visionedge.documents import Document, kind_of
+from visionedge.documents import Document, kind_of, without_extensions
 from visionedge.errors import ConfigError
 from visionedge.fetching.address import check_address
 from visionedge.uris import keep_secret, masked_address, parse_camera_uri, redact, secrets_in
@@ -325,7 +325,7 @@ class Config(_Section):
 
 
 def validate(document: object) -> Config:
-    """Read a whole document.
+    """Read a whole document; its top-level keys that begin with ``x-`` are ignored.
 
     Raises:
         ConfigError: with every problem, each starting with the path of its key.
@@ -334,7 +334,7 @@ def validate(document: object) -> Config:
     keep_secret(secrets_in(document))
     if not isinstance(document, dict):
         raise ConfigError([f"the configuration is {kind_of(document)}; it must be a mapping of keys"])
-    given = _with_defaults(_without_nulls(document))
+    given = _with_defaults(_without_nulls(without_extensions(document)))
     # Looked at here: pydantic would look at a section as a whole only when each of its keys is right.
     whole = _model_problems(given.get("model"))
     try:

@@ -38,13 +38,17 @@ _PROGRESS_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What `visionedge detect` was asked for. `model` None is the bundled one."""
+    """What `visionedge detect` was asked for. `model` None is the bundled one.
+
+    Of a video, the first of every `video_stride` pictures is looked at.
+    """
 
     paths: tuple[str, ...]
     model: Path | None
     inference: InferenceConfig
     as_json: bool = False
     annotate: Path | None = None
+    video_stride: int = 1
     data: Path | None = None
     """Where compiled models are kept; None keeps nothing."""
 
@@ -67,7 +71,7 @@ def detect(request: Request, out: TextIO | None = None) -> int:
         ModelError, DeviceError: nothing can be computed at all.
         SourceError: the folder for annotated pictures cannot be written.
     """
-    reader = _Reader(request.paths)
+    reader = _Reader(request.paths, request.video_stride)
     if not reader.members:  # nothing is left to look at, and opening a model takes seconds
         return 1
     model = load_model(request.model or bundled_model_path())
@@ -83,7 +87,7 @@ def detect(request: Request, out: TextIO | None = None) -> int:
         )
         engine = stack.enter_context(closing(opened))
         for item, result in _results(reader, engine, selection):
-            progress.note(item.source, video=item.position_s is not None)
+            progress.note(item.source, item.number, video=item.position_s is not None)
             _write(item, result, request.as_json, out)
             if album is not None:
                 album.add(Path(item.source), item.position_s, result)
@@ -130,8 +134,9 @@ class _Reader:
     What is missing, or is no file at all, is told at once; `members` are the files that are left.
     """
 
-    def __init__(self, paths: tuple[str, ...]) -> None:
+    def __init__(self, paths: tuple[str, ...], video_stride: int) -> None:
         self.failed = 0
+        self._stride = video_stride
         self.members: list[str] = []
         for path in paths:
             try:
@@ -152,7 +157,7 @@ class _Reader:
                 if Path(source).suffix.lower() in SUFFIXES:
                     yield _Item(source, 1, read_picture(Path(source)))
                 else:
-                    yield from _video(source)
+                    yield from _video(source, self._stride)
             except SourceError as error:
                 self._tell(error)
 
@@ -173,16 +178,16 @@ class Progress:
         self._stream, self._clock = stream, clock
         self._shows, self._alone = stream.isatty(), alone
         self._video: str | None = None
-        self._count, self._began_s, self._told_s = 0, 0.0, 0.0
+        self._count, self._number, self._began_s, self._told_s = 0, 0, 0.0, 0.0
 
-    def note(self, source: str, *, video: bool) -> None:
-        """A picture is done."""
+    def note(self, source: str, number: int, *, video: bool) -> None:
+        """A picture is done, which has this number in its video."""
         now_s = self._clock()
         if source != self._video:
             self.close()
             self._video = source if video and self._shows else None
             self._count, self._began_s, self._told_s = 0, now_s, now_s
-        self._count += 1
+        self._count, self._number = self._count + 1, number
         if self._video is not None and self._alone and now_s - self._told_s >= _PROGRESS_S:
             self._told_s = now_s
             self._stream.write(f"\r{self._line(now_s)}\x1b[K")
@@ -197,7 +202,10 @@ class Progress:
 
     def _line(self, now_s: float) -> str:
         rate = self._count / max(now_s - self._began_s, 1e-3)
-        return f"{_shown(self._video or '', self._stream)}: {self._count} frames, {rate:.1f} frames/s"
+        # Where pictures are left out, the count alone would not tell how far the video is.
+        reached = f" (up to number {self._number})" if self._number > self._count else ""
+        video = _shown(self._video or "", self._stream)
+        return f"{video}: {self._count} frames{reached}, {rate:.1f} frames/s"
 
 
 def _members(source: str) -> list[str]:
@@ -246,13 +254,16 @@ def _is_folder(source: str) -> bool:
     return False
 
 
-def _video(path: str) -> Iterator[_Item]:
+def _video(path: str, stride: int) -> Iterator[_Item]:
     source = open_source(CameraUri("file", path))
-    number, damaged = 0, 0
+    number, looked_at, damaged = 0, 0, 0
     reason = ""
     try:
         while (decoded := source.read()) is not None:
             number += 1
+            if (number - 1) % stride:
+                continue
+            looked_at += 1
             try:
                 picture = decoded.picture()
             except DamagedError as error:
@@ -262,7 +273,7 @@ def _video(path: str) -> Iterator[_Item]:
     finally:
         source.close()
     if damaged:
-        raise SourceError(f"{path}: {damaged} of {number} pictures cannot be used: {reason}")
+        raise SourceError(f"{path}: {damaged} of {looked_at} pictures cannot be used: {reason}")
 
 
 def _shown(text: str, out: TextIO) -> str:
@@ -281,17 +292,25 @@ def _json_line(document: dict[str, Any], out: TextIO) -> str:
     return line
 
 
+def _in_pixels(box: dict[str, float], width_px: int, height_px: int) -> str:
+    """A box of a frame object, whose numbers are shares of the picture, as people read it."""
+    left, width = round(box["left"] * width_px), round(box["width"] * width_px)
+    top, height = round(box["top"] * height_px), round(box["height"] * height_px)
+    return f"left {left}, top {top}, {width}x{height} px"
+
+
 def _write(item: _Item, result: Result, as_json: bool, out: TextIO) -> None:
     document = frame_document(result, source=item.source)
     if as_json:
         out.write(_json_line(document, out) + "\n")
         return
-    where = f"{item.source}#{item.number}" if item.position_s is not None else item.source
+    where = item.source
+    if item.position_s is not None:
+        where += f"#{item.number} at {item.position_s:.2f} s"
     took = f"{document['timing']['inferMs']:.1f} ms on {result.device}"
     out.write(f"{_shown(where, out)}: {result.frame.width_px}x{result.frame.height_px}, {took}\n")
     for row in document["detections"]:
-        box = row["box"]
-        place = " ".join(f"{box[key]:.3f}" for key in ("left", "top", "width", "height"))
-        out.write(f"  {_shown(row['label'], out):<16} {row['confidence']:.2f}  at {place}\n")
+        place = _in_pixels(row["box"], result.frame.width_px, result.frame.height_px)
+        out.write(f"  {_shown(row['label'], out):<16} {row['confidence']:.2f}  {place}\n")
     if not document["detections"]:
         out.write("  nothing\n")

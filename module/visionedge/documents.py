@@ -23,6 +23,9 @@ MAX_DEPTH = 50
 MAX_VALUES = 100_000
 """Values in a document, each alias counted as all that it stands for."""
 
+EXTENSION = "x-"
+"""A top-level key of a configuration that begins so is ignored."""
+
 _VARIABLE = re.compile(r"\$\{([^{}$]*)\}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -46,14 +49,21 @@ def read_file(path: Path) -> Document:
 def read_configuration(path: Path, environ: Mapping[str, str]) -> Document:
     """The configuration document in a file, its ``${NAME}`` filled from the environment.
 
+    Keys that are ignored are left out, so that a variable which only they name need not be set.
+
     Raises:
         ConfigError: as `read_file`, or a variable is missing; each line names the file and the line.
     """
-    document = read_file(path)
+    document = without_extensions(read_file(path))
     try:
         return fill_variables(document, environ)
     except ConfigError as error:
         raise ConfigError(located(error.problems, path)) from None
+
+
+def without_extensions(document: Mapping[str, Any]) -> Document:
+    """The document without its top-level keys that begin with ``x-``, which hold YAML anchors."""
+    return {key: value for key, value in document.items() if not str(key).startswith(EXTENSION)}
 
 
 def fill_variables(document: Document, environ: Mapping[str, str]) -> Document:
@@ -243,17 +253,28 @@ class _Bounded(yaml.SafeLoader):
 
 
 def _mapping(loader: _Bounded, node: yaml.MappingNode) -> Document:
+    _check_keys(node)
+    # Puts what `<<` merges in front, so that a mapping's own keys win.
     loader.flatten_mapping(node)
     pairs: Iterator[tuple[yaml.Node, yaml.Node]] = iter(node.value)
     document: Document = {}
     for key_node, value_node in pairs:
+        if not isinstance(key_node, yaml.ScalarNode):  # of a mapping that was merged
+            raise _RefusedError("a key is no text", key_node.start_mark)
+        document[str(key_node.value)] = loader.construct_object(value_node, deep=True)
+    return document
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    """Refuse a mapping as it is written whose keys are no texts, or are given twice."""
+    written: set[str] = set()
+    for key_node, _ in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
             raise _RefusedError("a key is no text", key_node.start_mark)
         key = str(key_node.value)
-        if key in document:
+        if key in written:
             raise _RefusedError(f"key '{redact(key[:100])}' is given twice", key_node.start_mark)
-        document[key] = loader.construct_object(value_node, deep=True)
-    return document
+        written.add(key)
 
 
 _Bounded.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

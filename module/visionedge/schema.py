@@ -3,6 +3,7 @@
 from typing import Any
 
 from visionedge.config import CAMERA_NAME, Config
+from visionedge.documents import EXTENSION
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -18,6 +19,8 @@ def json_schema() -> dict[str, Any]:
         "not": {"required": ["path", "url"]},
         "dependentRequired": {"url": ["sha256"], "sha256": ["url"]},
     }
+    # Any value: they are there for YAML anchors and are not read.
+    schema["patternProperties"] = {f"^{EXTENSION}": {}}
     return {"$schema": DIALECT, **schema, "title": "visionedge configuration"}
 
 

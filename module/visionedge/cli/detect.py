@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from visionedge import config
-from visionedge.cli.arguments import Verbs, add_model_and_device, data_folder, share, verb
+from visionedge.cli.arguments import Verbs, add_model_and_device, count, data_folder, share, verb
 from visionedge.documents import Document
 
 
@@ -18,6 +18,7 @@ def add_parser(verbs: Verbs) -> None:
         "find objects in pictures, folders of pictures, and videos",
         "  visionedge detect photo.jpg\n"
         "  visionedge detect photos/ clip.mp4 --annotate out/     look at the boxes\n"
+        "  visionedge detect clip.mp4 --vid-stride 5              every fifth frame of a video\n"
         "  visionedge detect photos/ --json --confidence 0.25 | jq '.detections[].label'",
         codes=(0, 1, 2, 3),
         notes="exit code 1 also means that a picture or a video could not be read; the others are still done",
@@ -32,6 +33,13 @@ def add_parser(verbs: Verbs) -> None:
         "--annotate",
         metavar="DIR",
         help="also write each picture with its boxes, and each video as MP4, into this folder",
+    )
+    parser.add_argument(
+        "--vid-stride",
+        type=count,
+        default=1,
+        metavar="N",
+        help="analyse every Nth frame of a video; frames keep their numbers and times (default: 1)",
     )
     add_model_and_device(parser)
     parser.add_argument(
@@ -76,6 +84,7 @@ def _detect(arguments: argparse.Namespace) -> int:
             inference=checked.inference,
             as_json=arguments.json,
             annotate=Path(arguments.annotate) if arguments.annotate else None,
+            video_stride=arguments.vid_stride,
             data=data_folder(os.environ),
         )
     )

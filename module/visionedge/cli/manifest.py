@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from visionedge import config
 from visionedge.cli.arguments import Parser, Verbs, cameras, naming_lines, verb
-from visionedge.documents import read_file
+from visionedge.documents import read_file, without_extensions
 from visionedge.errors import ConfigError
 from visionedge.files import read_regular
 from visionedge.uris import redact
@@ -62,6 +62,8 @@ def _add_generate(commands: Verbs) -> None:
         "  visionedge manifest generate --image registry.example.com/visionedge:1.0-cpu \\\n"
         "      --config vision.yaml --camera 'yard=rtsp://${YARD_USER}:${YARD_PASSWORD}@192.0.2.6/' \\\n"
         "      --registry mine=registry.example.com\n"
+        "  visionedge manifest generate --image registry.example.com/visionedge:1.0-cpu \\\n"
+        "      --bind /var/lib/models:/models:ro --config vision.yaml   model: {path: /models/best.onnx}\n"
         "  visionedge manifest generate --layered --image registry.example.com/visionedge:1.0-cpu\n"
         "  visionedge manifest generate --template --gpu gpu-pv \\\n"
         "      --registry 'visionedge=$CONTAINER_REGISTRY_ADDRESS'   as deployment.template.json is",
@@ -103,6 +105,13 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=ADDRESS",
         help="repeatable; user and password are $CONTAINER_REGISTRY_USERNAME and _PASSWORD, with _NAME "
         "behind both if there are several",
+    )
+    group.add_argument(
+        "--bind",
+        action="append",
+        default=[],
+        metavar="HOST:CONTAINER[:ro]",
+        help="repeatable: a folder or file of the host that the module sees, as absolute paths",
     )
     group.add_argument(
         "--module-id",
@@ -187,9 +196,9 @@ def _request(arguments: argparse.Namespace) -> "Request":
     Raises:
         ConfigError: some of them are wrong, or do not go together.
     """
-    from visionedge.manifest.generate import Request
+    from visionedge.manifest.generate import Request, check_binds
 
-    problems = []
+    problems = check_binds(arguments.bind, arguments.gpu)
     if not arguments.image and not arguments.template:
         problems.append("--image: name the module's image, such as registry.example.com/visionedge:1.0-gpu")
     if arguments.registry and arguments.layered:
@@ -198,7 +207,7 @@ def _request(arguments: argparse.Namespace) -> "Request":
         )
     if problems:
         raise ConfigError(problems)
-    document = read_file(Path(arguments.config)) if arguments.config else None
+    document = without_extensions(read_file(Path(arguments.config))) if arguments.config else None
     configured = document.get("cameras") if document else None
     address = None if arguments.no_http else config.http_address(arguments.http, "--http")
     return Request(
@@ -210,6 +219,7 @@ def _request(arguments: argparse.Namespace) -> "Request":
         module=arguments.module_id,
         published=(address.get("host") or "127.0.0.1", address["port"]) if address else None,
         runtime=arguments.runtime,
+        binds=tuple(arguments.bind),
         form="template" if arguments.template else "layered" if arguments.layered else "deployment",
     )
 

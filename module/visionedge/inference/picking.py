@@ -6,10 +6,12 @@ choice that was measured is kept beside the plans, for exactly these graphs on t
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
+
+import onnx
 
 from visionedge.errors import ModelError
 from visionedge.inference.agreement import Agreement
@@ -18,6 +20,7 @@ from visionedge.inference.contest import Choice, choose
 from visionedge.inference.model import Model
 from visionedge.inference.parity import Tolerance
 from visionedge.inference.plan_cache import PlanKey, integer_instructions
+from visionedge.inference.precision import in_integers
 from visionedge.inference.variants import Variant, usable, variants
 from visionedge.state_file import DamagedError, drop_damaged, read_json, write_json
 
@@ -68,9 +71,28 @@ class Trials(Generic[SessionT]):
 
 def contenders(original: Model, *, device: str, data: Path | None) -> list[Variant]:
     """The variants of a model that may be faster on a device, and that their reports do not refuse."""
-    return [
-        v for v in variants(original, data) if device in _DEVICES[v.precision] and usable(v) and not v.refusal
+    return [variant for variant in variants(original, data) if _hindrance(variant, device) is None]
+
+
+def _hindrance(variant: Variant, device: str) -> str | None:
+    """Why a variant takes no part on a device; None where it does."""
+    if device not in _DEVICES[variant.precision]:
+        return f"its {variant.precision} variant is not used on {device}"
+    if variant.refusal or not usable(variant):
+        return f"its {variant.precision} variant is refused by its report: {variant.refusal}"
+    return None
+
+
+def _without_contest(graph: bytes, there: Sequence[Variant], device: str) -> Choice:
+    """The model's own file, and why nothing was held against it; `there` are the variants that were found."""
+    found = [
+        _hindrance(variant, device) or f"its {variant.precision} variant does not run here"
+        for variant in there
     ]
+    why = "; ".join(found) or "no variant of it in another precision was found"
+    # The name fp32 stands for the file as it is, and the file may be one of integers.
+    own = " (it computes in 8-bit integers)" if in_integers(onnx.load_model_from_string(graph)) else ""
+    return plain(f"the model file is used as it is{own}: {why}")
 
 
 def pick(
@@ -89,7 +111,8 @@ def pick(
     """
     if not measuring and not _any_kept(data):
         return fp32, plain("nothing was measured")
-    found = contenders(original, device=device, data=data)
+    there = variants(original, data)
+    found = [variant for variant in there if _hindrance(variant, device) is None]
     candidates: dict[str, Candidate[SessionT]] = {"fp32": fp32}
     for variant in found:
         try:
@@ -98,7 +121,7 @@ def pick(
         except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other base
             log.warning("%s: does not run here and is left out: %s", variant.path, error)
     if len(candidates) == 1:
-        return fp32, plain(f"no other precision of it fits {device}")
+        return fp32, _without_contest(fp32.graph, there, device)
     tolerances: dict[str, Tolerance] = {variant.precision: variant.tolerance for variant in found}
     choice = _chosen(candidates, tolerances, device, data, trials if measuring else None)
     for name, candidate in candidates.items():

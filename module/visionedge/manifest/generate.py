@@ -1,6 +1,7 @@
 """`visionedge manifest generate`: a deployment manifest, a template or a layer of one, from a few words."""
 
 import json
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,13 +10,13 @@ from visionedge import config
 from visionedge.documents import Document
 from visionedge.errors import ConfigError
 from visionedge.manifest.content import AGENT, HUB
-from visionedge.manifest.handing import BY_HAND_OPTIONS, GPU_OPTIONS, compact
+from visionedge.manifest.handing import BY_HAND_OPTIONS, GPU_OPTIONS, WSL, compact
 from visionedge.manifest.lint import lint
 from visionedge.manifest.options import KEY
 from visionedge.manifest.placeholders import fill, has_placeholder
 from visionedge.manifest.routes import OUTPUTS
 from visionedge.manifest.vision import BUILT, DATA, IMAGE_PORT, MODULE, is_loopback
-from visionedge.uris import parse_camera_uri, secrets_in
+from visionedge.uris import parse_camera_uri, redact, secrets_in
 
 Gpu = Literal["none", "dda", "gpu-pv", "gpu-pv-by-hand"]
 
@@ -41,6 +42,8 @@ class Request:
         module: the module's id.
         published: address and port of the device at which HTTP is reached; None for none.
         runtime: the tag of edgeAgent's and edgeHub's images.
+        binds: folders or files of the host that the module sees, as createOptions have them
+            (``HOST:CONTAINER``, ``HOST:CONTAINER:ro``).
         form: a deployment, a template of one, or a layer to be laid over another.
     """
 
@@ -52,6 +55,7 @@ class Request:
     module: str = MODULE
     published: tuple[str, int] | None = ("127.0.0.1", IMAGE_PORT)
     runtime: str = "1.5"
+    binds: tuple[str, ...] = ()
     form: Literal["deployment", "template", "layered"] = "deployment"
 
 
@@ -257,7 +261,7 @@ def _options(request: Request, wishes: Document) -> Document:
     """As little as the module needs: read-only, no capabilities, a volume for its state."""
     handed: Mapping[str, Any] = {"none": {}, "gpu-pv-by-hand": BY_HAND_OPTIONS}.get(request.gpu, GPU_OPTIONS)
     host: Document = dict(handed.get("HostConfig", {}))
-    host["Binds"] = [*host.get("Binds", []), f"{_volume(request.module)}:{DATA}"]
+    host["Binds"] = [*host.get("Binds", []), f"{_volume(request.module)}:{DATA}", *request.binds]
     if nodes := _video_nodes(wishes.get("cameras") or {}):
         host["Devices"] = [*host.get("Devices", []), *map(_device, nodes)]
         host["GroupAdd"] = ["video"]
@@ -276,6 +280,32 @@ def _options(request: Request, wishes: Document) -> Document:
         **_LOGS,
     }
     return {**({"Env": handed["Env"]} if "Env" in handed else {}), **ports, "HostConfig": host}
+
+
+def check_binds(binds: Sequence[str], gpu: Gpu) -> list[str]:
+    """What is wrong with the binds of a request, a line each."""
+    problems = []
+    taken = {DATA, "/tmp", *([WSL] if gpu == "gpu-pv-by-hand" else [])}  # noqa: S108 - inside the container
+    for bind in binds:
+        source, target, mode = [*bind.split(":"), "", ""][:3]
+        shown = "".join(c if c.isprintable() else "?" for c in redact(bind))
+        said = f"--bind {shown}:"
+        if bind.count(":") not in (1, 2) or (bind.count(":") == 2 and mode not in ("ro", "rw")):
+            problems.append(f"{said} write HOST:CONTAINER or HOST:CONTAINER:ro")
+        elif not all(_is_plain_path(path) for path in (source, target)):
+            problems.append(
+                f"{said} both paths must be absolute, without '.', '..', '//' and control characters"
+            )
+        elif target.rstrip("/") in ("", *taken):
+            problems.append(f"{said} {target} is in use in the container already; choose another path there")
+        taken.add(target.rstrip("/"))
+    return problems
+
+
+def _is_plain_path(path: str) -> bool:
+    # normpath keeps two slashes at the beginning.
+    plain = path == "/" or (posixpath.normpath(path) == path.rstrip("/") and not path.startswith("//"))
+    return plain and path.startswith("/") and path.isprintable()
 
 
 def _volume(module: str) -> str:

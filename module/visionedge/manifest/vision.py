@@ -225,7 +225,10 @@ def _files(module: Module, twin: Place, findings: Findings) -> None:
             findings.warning(place, what, _BIND)
 
 
-_BIND = 'bind its folder, unless the image has it: {"HostConfig":{"Binds":["FOLDER:FOLDER:ro"]}}'
+_BIND = (
+    'bind its folder, unless the image has it: {"HostConfig":{"Binds":["FOLDER:FOLDER:ro"]}}'
+    " ('manifest generate --bind FOLDER:FOLDER:ro')"
+)
 
 
 def _device(path: str) -> str:
