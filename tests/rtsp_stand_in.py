@@ -16,6 +16,7 @@ from contextlib import suppress
 from fractions import Fraction
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 import cv2
 import pytest
@@ -51,12 +52,27 @@ Send = Callable[[bool, bytes], None]
 class RtspStandIn:
     """`login` is demanded as a digest; while `rubbish` is set there is nothing in the packets.
 
-    `udp_only`: whoever wants packets over TCP is refused.
+    `udp_only`: whoever wants packets over TCP is refused. `one_visitor`: who comes while another client is
+    connected waits until that one has gone. Each answer comes after `late_s`. `moved` says for a path where
+    it redirects to, with `status`; a test fills it once the server's own address is known.
     """
 
     def __init__(
-        self, codec: str = "libx264", *, login: tuple[str, str] | None = None, udp_only: bool = False
+        self,
+        codec: str = "libx264",
+        *,
+        login: tuple[str, str] | None = None,
+        udp_only: bool = False,
+        host: str = "127.0.0.1",
+        one_visitor: bool = False,
+        status: str = "302 Moved",
+        late_s: float = 0.0,
     ) -> None:
+        self.status, self.late_s = status, late_s
+        self.moved: dict[str, str] = {}
+        self.asked: list[tuple[str, str, Headers]] = []
+        """Method, path and headers of each request."""
+        self.visits = 0
         self.codec, self.login, self.udp_only = codec, login, udp_only
         self.rubbish = threading.Event()
         self.transports: list[str] = []
@@ -68,8 +84,13 @@ class RtspStandIn:
         class Visit(_Visit):
             server_side = stand_in
 
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Visit)
-        self._server.daemon_threads = True
+        self._server: socketserver.TCPServer
+        if one_visitor:
+            self._server = socketserver.TCPServer((host, 0), Visit)
+        else:
+            threading_server = socketserver.ThreadingTCPServer((host, 0), Visit)
+            threading_server.daemon_threads = True
+            self._server = threading_server
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     def __enter__(self) -> "RtspStandIn":
@@ -84,9 +105,10 @@ class RtspStandIn:
         self._server.server_close()
         self._thread.join(10)
 
-    def uri(self, login: str = "") -> str:
+    def uri(self, login: str = "", path: str = "/cam") -> str:
         """The address, with ``user:password@`` where given."""
-        return f"rtsp://{login}127.0.0.1:{self._server.server_address[1]}/cam"
+        host, port = self._server.server_address[:2]
+        return f"rtsp://{login}{host!s}:{port}{path}"
 
 
 class _Visit(socketserver.BaseRequestHandler):
@@ -100,6 +122,7 @@ class _Visit(socketserver.BaseRequestHandler):
         self._send: Send | None = None
         self._gone = threading.Event()
         data = b""
+        self.server_side.visits += 1
         with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as self._line:
             while not self.server_side.ended.is_set():
                 chunk = self.request.recv(4096)
@@ -113,8 +136,13 @@ class _Visit(socketserver.BaseRequestHandler):
 
     def _answer(self, method: str, uri: str, headers: Headers) -> None:
         side = self.server_side
+        path = urlsplit(uri).path
+        side.asked.append((method, path, headers))
+        side.ended.wait(side.late_s)
         if method != "OPTIONS" and not self._admits(method, headers):
             self._reply(headers, {"WWW-Authenticate": DIGEST_ASKED}, status="401 Unauthorized")
+        elif method == "DESCRIBE" and path in side.moved:
+            self._reply(headers, {"Location": side.moved[path]}, status=side.status)
         elif method == "DESCRIBE":
             self._reply(
                 headers, {"Content-Type": "application/sdp", "Content-Base": f"{uri}/"}, _sdp(side.codec)

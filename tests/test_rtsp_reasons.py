@@ -96,7 +96,8 @@ def why(
         ({"DESCRIBE": "404 Oops"}, "is not found on the server (404); check the path"),
         ({"DESCRIBE": "454 Oops"}, "the camera refuses DESCRIBE (454 Session Not Found)"),
         ({"OPTIONS": "501 Oops", "DESCRIBE": "503 Oops"}, "refuses DESCRIBE (503 Service Unavailable)"),
-        ({"DESCRIBE": "302 Moved"}, "redirects (302) to an address that does not open"),
+        ({"DESCRIBE": "302 Moved"}, "redirects to something that is no address; check the path"),
+        ({"SETUP": "302 Moved"}, "redirects (302) to an address that does not open"),
     ],
 )
 def test_what_is_refused_is_named_with_its_number(

@@ -145,7 +145,7 @@ class CameraDefaults(_Section):
     tls: TlsConfig | None = Field(default=None, description="absent = certificates are not checked.")
     follow_redirects: Literal["same-host", "any"] = Field(
         default="same-host",
-        description="HTTP: where redirects and playlists may lead; any = other hosts, too.",
+        description="HTTP and RTSP: where redirects and playlists may lead; any = other hosts, too.",
     )
     loop: bool = Field(default=False, description="A file or a folder begins again at its end.")
 

@@ -15,7 +15,7 @@ Transport = Literal["tcp", "udp", "auto"]
 """What RTSP brings its pictures over; `auto` is TCP, and UDP where the server refuses that."""
 
 Redirects = Literal["same-host", "any"]
-"""Where an HTTP camera may send us, by a redirect or in a playlist: only to its own host, or to any."""
+"""Where a camera may send us, by a redirect or in a playlist: only to its own host, or to any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Limits:
     None: all (of a folder, which has no rate of its own, one per second). `late_s` is how far a live source
     may fall behind before pictures are let go. A source that one thread cannot decode takes further ones
     from `spare_threads`, which all sources share. `hardware` allows a GPU's video decoder. `redirects`
-    says which hosts an HTTP camera may lead to. `loop` lets a file or folder begin again at its end.
+    says which hosts a camera may lead to. `loop` lets a file or folder begin again at its end.
     """
 
     open_timeout_s: float = 4.0

@@ -5,12 +5,12 @@ import re
 import time
 from collections.abc import Callable
 from typing import Literal
-from urllib.parse import urlsplit
 
 from visionedge.capture import reasons
 from visionedge.capture.decoded import Limits, Source
 from visionedge.capture.http_client import Answer, Head, HttpClient
 from visionedge.capture.http_pictures import HttpPictures, refusal
+from visionedge.capture.redirects import with_login
 from visionedge.errors import SourceError
 from visionedge.uris import CameraUri
 
@@ -48,7 +48,7 @@ def open_http(uri: CameraUri, limits: Limits, open_media: OpenMedia) -> Source:
                 pictures.settle(deadline_s)
             failing.pop_all()
             return pictures
-    return open_media(_with_login(answer.url, uri.target), limits, kind == "playlist")
+    return open_media(with_login(answer.url, uri.target), limits, kind == "playlist")
 
 
 def _refuse(client: HttpClient, answer: Answer, kind: Kind, begin: bytes) -> None:
@@ -91,12 +91,3 @@ def _beginning(answer: Answer, deadline_s: float) -> bytes:
             break
         wait_s = min(_BEGIN_S, deadline_s - time.monotonic())
     return begin
-
-
-def _with_login(url: str, target: str) -> str:
-    """The address that the camera led to, with the login if it is at the same host."""
-    parts, origin = urlsplit(url), urlsplit(target)
-    login, at, _ = origin.netloc.rpartition("@")
-    if not at or parts.hostname != origin.hostname or parts.scheme != origin.scheme.lower():
-        return url
-    return parts._replace(netloc=f"{login}@{parts.netloc}").geturl()

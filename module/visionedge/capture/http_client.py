@@ -5,20 +5,18 @@ answers that cameras give (`ICY 200 OK`, lengths that are wrong). So cameras are
 """
 
 import contextlib
-import ipaddress
-import os
 import re
 import socket
 import ssl
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
-from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from visionedge.capture import reasons
-from visionedge.capture.connecting import connect, without_login
+from visionedge.capture.connecting import without_login
 from visionedge.capture.decoded import Limits
 from visionedge.capture.http_login import Login, challenges_in
+from visionedge.capture.redirects import allowed, connected, joined
 from visionedge.errors import SourceError
 from visionedge.uris import masked_address
 
@@ -224,14 +222,14 @@ class HttpClient:
         deadline_s = time.monotonic() + self._limits.open_timeout_s
         url = self._target if url is None else url
         for _ in range(_REDIRECTS_MOST):
-            parts = self._allowed(url)
+            parts = allowed(self.name, self.origin, url, _SCHEMES, self._limits.redirects)
             answer = self._exchange(parts, headers or {}, deadline_s)
             if answer.head.status == 401 and self._answers(answer.head, parts):
                 answer = self._exchange(parts, headers or {}, deadline_s)
             where = answer.head.get("location")
             if answer.head.status not in _REDIRECTS or not where:
                 return answer
-            url = _joined(url, where)
+            url = joined(url, where)
         raise SourceError(reasons.circle(self.name))
 
     def interrupt(self) -> None:
@@ -247,19 +245,6 @@ class HttpClient:
         if self._connection is not None:
             self._connection.close()
         self._connection, self._place, self._answer = None, None, None
-
-    def _allowed(self, url: str) -> SplitResult:
-        """The parts of an address that the camera may send us to."""
-        try:
-            parts = urlsplit(url)
-            _ = parts.port  # raises where it is no number
-        except ValueError:
-            raise SourceError(reasons.no_address(self.name)) from None
-        if parts.scheme.lower() not in _SCHEMES or not parts.hostname:
-            raise SourceError(reasons.other_scheme(self.name, parts.scheme))
-        if parts.hostname != self.origin.hostname and self._limits.redirects != "any":
-            raise SourceError(reasons.other_host(self.name, parts.hostname))
-        return parts
 
     def _answers(self, head: Head, parts: SplitResult) -> bool:
         """Whether the login can be shown for what the server asks; never to another host."""
@@ -291,29 +276,14 @@ class HttpClient:
             raise SourceError(reasons.why_no_answer(self.name, parts, error, limit_s)) from None
 
     def _connected(self, parts: SplitResult, deadline_s: float) -> socket.socket:
-        other = parts.hostname != self.origin.hostname
-        if other:
-            found = socket.getaddrinfo(parts.hostname, None, proto=socket.IPPROTO_TCP)
-            self._refuse_inner(parts, (str(place[4][0]) for place in found))
-        tls, certificates = parts.scheme.lower() == "https", self._limits.certificates
-        if tls and certificates is not None and not os.access(certificates, os.R_OK):
-            raise SourceError(reasons.no_certificates(self.name, certificates))
-        connection = connect(parts, _left_s(deadline_s), tls=tls, certificates=certificates)
-        try:
-            if other:  # the name may mean another address by now
-                self._refuse_inner(parts, [str(connection.getpeername()[0])])
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _refuse_inner(self, parts: SplitResult, addresses: Iterable[str]) -> None:
-        """Another host may not be this machine or a link-local one, such as a cloud's metadata service."""
-        own = socket.getaddrinfo(self.origin.hostname, None, proto=socket.IPPROTO_TCP)
-        at_home = _address(str(own[0][4][0])).is_loopback
-        for address in map(_address, addresses):
-            if address.is_link_local or (address.is_loopback and not at_home):
-                raise SourceError(reasons.inner_host(self.name, parts.hostname or ""))
+        return connected(
+            self.name,
+            self.origin,
+            parts,
+            _left_s(deadline_s),
+            tls=parts.scheme.lower() == "https",
+            certificates=self._limits.certificates,
+        )
 
     def _ask(
         self, connection: socket.socket, parts: SplitResult, headers: dict[str, str], deadline_s: float
@@ -368,18 +338,6 @@ class HttpClient:
 def _end_of_head(raw: bytearray) -> int | None:
     ends = [at + len(mark) for mark in (b"\r\n\r\n", b"\n\n") if (at := raw.find(mark)) >= 0]
     return min(ends, default=None)
-
-
-def _joined(url: str, where: str) -> str:
-    try:
-        return urljoin(url, where)
-    except ValueError:
-        return where  # which is looked at next
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _left_s(deadline_s: float) -> float:

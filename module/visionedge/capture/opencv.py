@@ -24,6 +24,7 @@ from visionedge.capture.reasons import (
     too_slow,
     why_not_open,
 )
+from visionedge.capture.rtsp_redirects import follow
 from visionedge.capture.settling import (
     bound_ffmpeg,
     is_unwritten,
@@ -32,6 +33,7 @@ from visionedge.capture.settling import (
     settle_libraries,
 )
 from visionedge.errors import DamagedError, SourceError
+from visionedge.extras import extra_in_words
 from visionedge.frames import Picture
 from visionedge.uris import CameraUri, masked_address
 
@@ -71,10 +73,19 @@ def open_stream(uri: CameraUri, limits: Limits) -> "VideoSource":
     Raises:
         SourceError: with the reason, as far as one more question to the server tells it.
     """
-    capture, waited_s = _remote(uri.target, limits)
+    began_s = time.monotonic()
+    found = follow(uri, limits)
+    refuse_unchecked(found.target, limits)
+    if found.described is None:  # so it would only keep other cameras from opening
+        capture, waited_s = None, time.monotonic() - began_s
+    else:
+        capture, waited_s = _in_turn(found.target, limits)
     if capture is None:
         most_s = min(limits.open_timeout_s, _OPEN_MOST_S)
-        raise SourceError(why_not_open(uri.target, waited_s, most_s, limits.transport))
+        reason = why_not_open(
+            found.target, waited_s, most_s, limits.transport, name=str(uri), described=found.described
+        )
+        raise SourceError(reason)
     return VideoSource(capture, str(uri), live=True, limits=limits, remote=True)
 
 
@@ -96,10 +107,15 @@ def open_media(target: str, limits: Limits, *, playlist: bool) -> "VideoSource":
 
 
 def _remote(target: str, limits: Limits) -> tuple[cv2.VideoCapture | None, float]:
-    """What an address opens as, if anything, and how long that took in s."""
+    """What an HTTP address opens as, if anything, and how long that took in s."""
     began_s = time.monotonic()
     if not answers(target, limits.open_timeout_s):
         return None, time.monotonic() - began_s
+    return _in_turn(target, limits)
+
+
+def _in_turn(target: str, limits: Limits) -> tuple[cv2.VideoCapture | None, float]:
+    """What the address of a server that answers opens as, if anything, and how long that took in s."""
     inside = replace(limits, open_timeout_s=min(limits.open_timeout_s, _OPEN_MOST_S))
     with _turns.turn(limits.open_timeout_s):
         began_s = time.monotonic()
@@ -110,6 +126,17 @@ def _remote(target: str, limits: Limits) -> tuple[cv2.VideoCapture | None, float
         return capture, waited_s
     capture.release()
     return None, waited_s
+
+
+def refuse_unchecked(target: str, limits: Limits) -> None:
+    """OpenCV cannot be told to check the certificate of a TLS server.
+
+    Raises:
+        SourceError: that is wanted of it.
+    """
+    if limits.certificates is not None and target.startswith(("https:", "rtsps:")):
+        why = f"only PyAV checks certificates; install {extra_in_words('av')}, or leave tls.verify out"
+        raise SourceError(f"{masked_address(target)}: {why}")
 
 
 def open_device(path: Path, limits: Limits) -> "VideoSource":

@@ -1,7 +1,8 @@
 """Opening network streams with OpenCV, which opens one at a time in the whole process.
 
 While one VideoCapture opens, all others wait, in every thread. So a server must have answered before its
-stream is opened, streams that took long before come last, and the time inside is bounded.
+stream is opened (`rtsp_redirects` asks RTSP servers), streams that took long before come last, and the time
+inside is bounded.
 """
 
 import heapq
@@ -14,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import SplitResult, urlsplit
 
-_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
+from visionedge.capture.connecting import PORTS
+
 _HEAD_MOST_BYTES = 65_536
 
 
@@ -48,7 +50,7 @@ class Turns:
 
 
 def answers(target: str, limit_s: float) -> bool:
-    """Whether a server gives a whole answer when it is asked for this RTSP or HTTP address.
+    """Whether a server gives a whole answer when it is asked for this HTTP address.
 
     No login is sent: an answer that asks for one is an answer. What HTTP promises has to begin as well.
 
@@ -59,9 +61,9 @@ def answers(target: str, limit_s: float) -> bool:
     parts = urlsplit(target)
     scheme = parts.scheme.lower()
     try:
-        address = (parts.hostname or "", parts.port or _PORTS[scheme])
+        address = (parts.hostname or "", parts.port or PORTS[scheme])
         with socket.create_connection(address, limit_s) as plain:
-            if scheme in ("rtsp", "http"):
+            if scheme == "http":
                 return _asked(plain, parts, limit_s)
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname = False  # as the decoder: cameras sign their own certificates
@@ -75,10 +77,7 @@ def answers(target: str, limit_s: float) -> bool:
 def _asked(connection: socket.socket, parts: SplitResult, limit_s: float) -> bool:
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     host = parts.netloc.rpartition("@")[2]
-    if parts.scheme.lower().startswith("rtsp"):
-        lines = [f"DESCRIBE {parts.scheme}://{host}{path} RTSP/1.0", "CSeq: 1", "Accept: application/sdp"]
-    else:
-        lines = [f"GET {path} HTTP/1.1", f"Host: {host}", "Connection: close"]
+    lines = [f"GET {path} HTTP/1.1", f"Host: {host}", "Connection: close"]
     if any("\r" in line or "\n" in line for line in lines):
         return False
     connection.sendall("\r\n".join([*lines, "User-Agent: visionedge", "", ""]).encode("latin-1", "replace"))

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -38,6 +39,7 @@ from visionedge.capture.reasons import (
     too_large,
     why_not_open,
 )
+from visionedge.capture.rtsp_redirects import follow
 from visionedge.capture.settling import bound_ffmpeg
 from visionedge.capture.thinning import Level, StreamClock, Thinning
 from visionedge.errors import DamagedError, SourceError
@@ -84,19 +86,37 @@ def open_stream(uri: CameraUri, limits: Limits) -> "PyavSource":
     Raises:
         SourceError: with the reason, as far as one more question to the server tells it.
     """
-    options = {**_PROBING, **_TRANSPORTS[limits.transport], "allowed_media_types": "video"}
-    if limits.certificates is not None and uri.target.startswith("rtsps:"):
-        options |= _verifying(uri, limits.certificates)
     began_s = time.monotonic()
+    found = follow(uri, limits)
+    options = {**_PROBING, **_TRANSPORTS[limits.transport], "allowed_media_types": "video"}
+    if limits.certificates is not None and found.target.startswith("rtsps:"):
+        options |= _verifying(uri, limits.certificates)
     try:
-        container = _open(uri.target, options, limits)
-    except FFmpegError:  # its text holds the address with its secrets
-        waited_s = time.monotonic() - began_s
+        container = _open(found.target, options, _rest(limits, began_s))
+    except (FFmpegError, TimeoutError):  # FFmpeg's text holds the address with its secrets
         reason = why_not_open(
-            uri.target, waited_s, limits.open_timeout_s, limits.transport, limits.certificates
+            found.target,
+            time.monotonic() - began_s,
+            limits.open_timeout_s,
+            limits.transport,
+            limits.certificates,
+            name=str(uri),
+            described=found.described,
         )
         raise SourceError(reason) from None
     return _source(container, str(uri), live=True, limits=limits, remote=True)
+
+
+def _rest(limits: Limits, began_s: float) -> Limits:
+    """The limits for a decoder, after something else took part of the time for opening.
+
+    Raises:
+        TimeoutError: nearly nothing is left; a server that was too slow for us may still redirect FFmpeg.
+    """
+    left_s = limits.open_timeout_s - (time.monotonic() - began_s)
+    if left_s < limits.open_timeout_s * 0.05:
+        raise TimeoutError
+    return replace(limits, open_timeout_s=left_s)
 
 
 def _verifying(uri: CameraUri, certificates: str) -> dict[str, str]:

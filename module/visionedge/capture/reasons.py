@@ -31,7 +31,14 @@ _RTSP_STATUS = {
 
 
 def why_not_open(
-    target: str, waited_s: float, limit_s: float, transport: str = "tcp", certificates: str | None = None
+    target: str,
+    waited_s: float,
+    limit_s: float,
+    transport: str = "tcp",
+    certificates: str | None = None,
+    *,
+    name: str | None = None,
+    described: rtsp_probe.Refusal | None = None,
 ) -> str:
     """One line about an RTSP address that a decoder could not open: it does not say why, so we ask ourselves.
 
@@ -41,20 +48,30 @@ def why_not_open(
         limit_s: the open limit.
         transport: what was wanted of RTSP.
         certificates: the file that a TLS server's certificate has to come from; None: any will do.
+        name: the camera as it is to be shown, where it redirected to `target`; None: as `target`.
+        described: how the server answered DESCRIBE before; a refusal is not asked for again, because some
+            cameras lock a user out after a few logins that fail.
     """
-    name, parts = masked_address(target), urlsplit(target)
-    ask_s = min(_ASK_S, limit_s)
+    name, parts = name or masked_address(target), urlsplit(target)
     try:
-        refusal = rtsp_probe.ask(target, ask_s, transport, certificates)
-    except (OSError, ValueError) as error:
-        return why_no_answer(name, parts, error, limit_s)
-    except rtsp_probe.SilentError as error:
-        if error.words:
-            return not_rtsp(name, parts, error.words, ask_s)
-        return why_no_answer(name, parts, ConnectionResetError(), limit_s)
+        if described is not None and described.status >= HTTPStatus.BAD_REQUEST:
+            refusal = described
+        else:
+            refusal = rtsp_probe.ask(target, min(_ASK_S, limit_s), transport, certificates)
+    except (OSError, ValueError, rtsp_probe.SilentError) as error:
+        return why_no_rtsp(name, parts, error, limit_s)
     if refusal.status == 200 and waited_s >= limit_s * 0.95:
         return no_picture(name, limit_s)
     return _refusal_words(name, parts, refusal, transport)
+
+
+def why_no_rtsp(name: str, parts: SplitResult, error: Exception, limit_s: float) -> str:
+    """One line about an RTSP server that could not be reached, hung up, or said what is not RTSP."""
+    if not isinstance(error, rtsp_probe.SilentError):
+        return why_no_answer(name, parts, error, limit_s)
+    if error.words:
+        return not_rtsp(name, parts, error.words, min(_ASK_S, limit_s))
+    return why_no_answer(name, parts, ConnectionResetError(), limit_s)
 
 
 def why_no_answer(name: str, parts: SplitResult, error: Exception, limit_s: float) -> str:
@@ -225,7 +242,7 @@ def inner_host(name: str, host: str) -> str:
 
 
 def other_scheme(name: str, scheme: str) -> str:
-    """The camera names an address that is not HTTP."""
+    """The camera names an address of another protocol than its own."""
     return f"{name} points to an address of kind '{redact(scheme[:20])}:', which is not followed"
 
 

@@ -1,9 +1,12 @@
-"""Asks an RTSP camera step by step what it refuses, after a decoder could not open it and did not say why."""
+"""Asks an RTSP camera ourselves: where it redirects to before a decoder opens it, and what it refuses.
+
+A decoder follows redirects to any host, and does not say why it could not open a camera.
+"""
 
 import re
+import socket
 import time
 from dataclasses import dataclass, field
-from io import BufferedRWPair
 from typing import Literal
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
@@ -11,6 +14,7 @@ from visionedge.capture.connecting import connect
 from visionedge.capture.http_login import Challenge, Login, challenges_in
 
 _BODY_MOST_BYTES = 65536
+_LINE_MOST_BYTES = 4096
 _LINES_MOST = 64
 
 Step = Literal["DESCRIBE", "SETUP", "PLAY"]
@@ -20,7 +24,7 @@ Step = Literal["DESCRIBE", "SETUP", "PLAY"]
 class Refusal:
     """The last answer: of which step, its status, what login was asked for, and whether ours was right.
 
-    `media` says whether the camera described a video at all.
+    `media` says whether the camera described a video at all, `location` where it redirects to.
     """
 
     step: Step
@@ -28,6 +32,7 @@ class Refusal:
     challenges: list[Challenge] = field(default_factory=list)
     login_right: bool = False
     media: bool = True
+    location: str = ""
 
 
 class SilentError(Exception):
@@ -57,15 +62,28 @@ def ask(target: str, timeout_s: float, transport: str, certificates: str | None 
     """
     parts = urlsplit(target)
     connection = connect(parts, timeout_s, tls=parts.scheme.lower() == "rtsps", certificates=certificates)
-    with connection, connection.makefile("rwb") as stream:
-        return _Talk(stream, parts, time.monotonic() + 3 * timeout_s).through(transport)
+    with connection:
+        return _Talk(connection, parts, timeout_s, time.monotonic() + 3 * timeout_s).through(transport)
+
+
+def describe(connection: socket.socket, parts: SplitResult, deadline_s: float) -> Refusal:
+    """The answer to DESCRIBE alone, whatever its status, with the login of the address where it is asked for.
+
+    Raises:
+        OSError: the connection broke, or (TimeoutError) no whole answer came before `deadline_s`.
+        SilentError: no RTSP answer.
+    """
+    return _Talk(connection, parts, deadline_s - time.monotonic(), deadline_s).described()
 
 
 class _Talk:
-    """One conversation, over before `deadline_s`."""
+    """One conversation, over before `deadline_s`; each wait takes `wait_s` at most."""
 
-    def __init__(self, stream: BufferedRWPair, parts: SplitResult, deadline_s: float) -> None:
-        self._stream, self._deadline_s = stream, deadline_s
+    def __init__(
+        self, connection: socket.socket, parts: SplitResult, wait_s: float, deadline_s: float
+    ) -> None:
+        self._connection, self._wait_s, self._deadline_s = connection, wait_s, deadline_s
+        self._came = bytearray()
         host = parts.netloc.rpartition("@")[2]
         self._url = parts._replace(scheme=parts.scheme.lower(), netloc=host, fragment="").geturl()
         user = parts.username
@@ -76,10 +94,7 @@ class _Talk:
         self._number = 0
 
     def through(self, transport: str) -> Refusal:
-        described = self._request("DESCRIBE", self._url, {"Accept": "application/sdp"})
-        if described.status == 401:
-            self._challenges = challenges_in(described.all("www-authenticate"))
-            described = self._logged_in(described)
+        described = self._describe()
         control = _video_control(described.body)
         if described.status != 200 or control is None:
             return self._refusal("DESCRIBE", described.status, media=control is not None)
@@ -99,6 +114,19 @@ class _Talk:
         session = next(iter(set_up.all("session")), "").partition(";")[0]
         return self._refusal("PLAY", self._request("PLAY", self._url, {"Session": session}).status)
 
+    def described(self) -> Refusal:
+        reply = self._describe()
+        where = next(iter(reply.all("location")), "")
+        media = _video_control(reply.body) is not None
+        return self._refusal("DESCRIBE", reply.status, media=media, location=where)
+
+    def _describe(self) -> _Reply:
+        reply = self._request("DESCRIBE", self._url, {"Accept": "application/sdp"})
+        if reply.status == 401:
+            self._challenges = challenges_in(reply.all("www-authenticate"))
+            reply = self._logged_in(reply)
+        return reply
+
     def _logged_in(self, described: _Reply) -> _Reply:
         """The answer to our login; each challenge is tried, as some cameras satisfy only one of theirs."""
         # A server that offers a digest as well is never sent the password itself.
@@ -111,8 +139,8 @@ class _Talk:
                     break
         return described
 
-    def _refusal(self, step: Step, status: int, *, media: bool = True) -> Refusal:
-        return Refusal(step, status, self._challenges, self._shown and status != 401, media)
+    def _refusal(self, step: Step, status: int, *, media: bool = True, location: str = "") -> Refusal:
+        return Refusal(step, status, self._challenges, self._shown and status != 401, media, location)
 
     def _request(self, method: str, url: str, headers: dict[str, str]) -> _Reply:
         self._number += 1
@@ -122,8 +150,7 @@ class _Talk:
             lines.append(f"Authorization: {self._login.header(method, url)}")
         if any("\r" in line or "\n" in line for line in lines):
             raise ValueError("a line break in the address")
-        self._stream.write("\r\n".join([*lines, "", ""]).encode("latin-1", "replace"))
-        self._stream.flush()
+        self._connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1", "replace"))
         return self._reply()
 
     def _reply(self) -> _Reply:
@@ -139,13 +166,35 @@ class _Talk:
             name, _, value = line.partition(":")
             headers.append((name.strip().lower(), value.strip()))
         length = next((value for name, value in headers if name == "content-length"), "0")
-        size = min(int(length), _BODY_MOST_BYTES) if re.fullmatch(r"[0-9]{1,15}", length) else 0
-        return _Reply(int(words[1]), headers, self._stream.read(size).decode("latin-1"))
+        # Nothing follows a redirect on this connection, so its body need not be waited for.
+        bare = words[1].startswith(b"3") or not re.fullmatch(r"[0-9]{1,15}", length)
+        body = self._taken(0 if bare else min(int(length), _BODY_MOST_BYTES))
+        return _Reply(int(words[1]), headers, body.decode("latin-1"))
 
     def _line(self) -> bytes:
-        if time.monotonic() > self._deadline_s:
+        """The next line with its end, or what came of it: before the connection ended, or of a long one."""
+        while (size := self._came.find(b"\n") + 1) == 0 and len(self._came) < _LINE_MOST_BYTES:
+            if not self._comes_more():
+                break
+        return self._taken(size or min(len(self._came), _LINE_MOST_BYTES))
+
+    def _taken(self, size: int) -> bytes:
+        """So many bytes, or fewer where the connection ended."""
+        while len(self._came) < size and self._comes_more():
+            pass
+        taken = bytes(self._came[:size])
+        del self._came[:size]
+        return taken
+
+    def _comes_more(self) -> bool:
+        """Wait for more; False where the connection has ended."""
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0:
             raise TimeoutError
-        return self._stream.readline(4096)
+        self._connection.settimeout(min(self._wait_s, left_s))
+        chunk = self._connection.recv(4096)
+        self._came += chunk
+        return chunk != b""
 
 
 _TRANSPORTS = {

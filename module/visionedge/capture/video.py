@@ -11,7 +11,7 @@ from visionedge.capture.http_camera import open_http
 from visionedge.capture.pacing import sane_fps
 from visionedge.errors import SourceError
 from visionedge.extras import extra_in_words
-from visionedge.uris import CameraUri, masked_address
+from visionedge.uris import CameraUri
 
 _NO_PYAV = f"decoder 'pyav' is not installed; install {extra_in_words('av')}, or use 'opencv'"
 
@@ -52,7 +52,7 @@ def open_stream(uri: CameraUri, limits: Limits) -> Source:
     if library(limits.library) == "opencv":
         if limits.transport != "tcp" and uri.kind == "rtsp":
             raise SourceError(f"{uri}: only PyAV brings RTSP over UDP; install the extra 'av', or use 'tcp'")
-        _refuse_unchecked(uri.target, limits)
+        opencv.refuse_unchecked(uri.target, limits)
         return opencv.open_stream(uri, limits)
     from visionedge.capture import pyav
 
@@ -62,18 +62,11 @@ def open_stream(uri: CameraUri, limits: Limits) -> Source:
 def _open_media(target: str, limits: Limits, playlist: bool) -> Source:
     """A video file, a playlist or another stream than JPEG, over HTTP."""
     if library(limits.library) == "opencv":
-        _refuse_unchecked(target, limits)
+        opencv.refuse_unchecked(target, limits)
         return opencv.open_media(target, limits, playlist=playlist)
     from visionedge.capture import pyav
 
     return pyav.open_media(target, limits, playlist=playlist)
-
-
-def _refuse_unchecked(target: str, limits: Limits) -> None:
-    """OpenCV cannot be told to check the certificate of a TLS server."""
-    if limits.certificates is not None and target.startswith(("https:", "rtsps:")):
-        why = f"only PyAV checks certificates; install {extra_in_words('av')}, or leave tls.verify out"
-        raise SourceError(f"{masked_address(target)}: {why}")
 
 
 class LoopedSource:

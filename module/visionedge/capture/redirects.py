@@ -1,0 +1,105 @@
+"""Where a camera may send us with a redirect: one rule for HTTP and RTSP."""
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterable
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from visionedge.capture import reasons
+from visionedge.capture.connecting import connect, without_login
+from visionedge.capture.decoded import Redirects
+from visionedge.errors import SourceError
+
+
+def joined(url: str, where: str) -> str:
+    """The address that a `Location` names, seen from `url`."""
+    try:
+        return urljoin(url, where)
+    except ValueError:
+        return where  # which is looked at next
+
+
+def allowed(
+    name: str, origin: SplitResult, url: str, schemes: tuple[str, ...], redirects: Redirects
+) -> SplitResult:
+    """The parts of an address that the camera may send us to.
+
+    Args:
+        name: the camera, as it may be shown.
+        origin: the camera's own address.
+        url: where it sends us.
+        schemes: those that are followed.
+        redirects: which hosts it may lead to.
+
+    Raises:
+        SourceError: it may not be followed.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        raise SourceError(reasons.no_address(name)) from None
+    if parts.scheme.lower() not in schemes or not parts.hostname:
+        raise SourceError(reasons.other_scheme(name, parts.scheme))
+    if parts.hostname != origin.hostname and redirects != "any":
+        raise SourceError(reasons.other_host(name, parts.hostname))
+    return parts
+
+
+def connected(
+    name: str,
+    origin: SplitResult,
+    parts: SplitResult,
+    timeout_s: float,
+    *,
+    tls: bool,
+    certificates: str | None,
+) -> socket.socket:
+    """A connection to an address that is allowed; one to another host only where that is no inner host.
+
+    Raises:
+        OSError: there is none, or its certificate is not trusted.
+        SourceError: the other host is this machine or a link-local one, or no certificates can be read.
+    """
+    other = parts.hostname != origin.hostname
+    if other:
+        found = socket.getaddrinfo(parts.hostname, None, proto=socket.IPPROTO_TCP)
+        _refuse_inner(name, origin, parts, (str(place[4][0]) for place in found))
+    if tls and certificates is not None and not os.access(certificates, os.R_OK):
+        raise SourceError(reasons.no_certificates(name, certificates))
+    connection = connect(parts, timeout_s, tls=tls, certificates=certificates)
+    try:
+        if other:  # the name may mean another address by now
+            _refuse_inner(name, origin, parts, [str(connection.getpeername()[0])])
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def with_login(url: str, target: str) -> str:
+    """The address that the camera led to, with the login only if it is at the same host.
+
+    A login that was meant for TLS is not sent without it. A login in `url` itself is left out.
+    """
+    parts, origin = urlsplit(without_login(url)), urlsplit(target)
+    login, at, _ = origin.netloc.rpartition("@")
+    secure_enough = parts.scheme.lower().startswith(origin.scheme.lower())  # the same, or with TLS
+    if not at or parts.hostname != origin.hostname or not secure_enough:
+        return parts.geturl()
+    return parts._replace(netloc=f"{login}@{parts.netloc}").geturl()
+
+
+def _refuse_inner(name: str, origin: SplitResult, parts: SplitResult, addresses: Iterable[str]) -> None:
+    """Another host may not be this machine or a link-local one, such as a cloud's metadata service."""
+    own = socket.getaddrinfo(origin.hostname, None, proto=socket.IPPROTO_TCP)
+    at_home = _address(str(own[0][4][0])).is_loopback
+    for address in map(_address, addresses):
+        if address.is_link_local or (address.is_loopback and not at_home):
+            raise SourceError(reasons.inner_host(name, parts.hostname or ""))
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
