@@ -93,3 +93,18 @@ def test_it_is_ended_while_it_waits_and_refuses_what_is_no_model(tmp_path: Path)
             last = module.log.splitlines()[-1]
     assert f"{server.url('/m.onnx')}?…: is no ONNX file" in last
     assert SECRET not in module.log
+
+
+def test_the_first_line_of_run_is_its_address_while_the_model_is_still_on_its_way(tmp_path: Path) -> None:
+    """The server of the model takes the request and never answers, so nothing is loaded yet."""
+    with ModelServer(tmp_path) as server:
+        server.answers["/m.onnx"] = hanging
+        arguments = configuration(tmp_path, server.url("/m.onnx"), b"never sent")
+        with ModuleProcess(tmp_path / "data", *arguments, environ=server.environ) as module:
+            server.wait_for_requests(1)
+            address = module.wait_for_log(re.compile(r"\bopen (http://\S+/)"))[1]
+            assert f"open {address} (warming up" in module.log.splitlines()[0]
+            assert ask(f"{address}healthz")[0] == 200
+            assert ask(f"{address}readyz")[0] == 503
+            assert module.stop(20) == 0
+    assert "ready: open" not in module.log

@@ -1,9 +1,14 @@
 """The start of the module while its first model is read, which may take long."""
 
 import asyncio
+import json
+import logging
 import os
+import re
 import signal
 import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -40,3 +45,30 @@ def test_a_model_that_takes_long_to_read_does_not_keep_the_module_from_stopping(
     assert asyncio.run(service.main()) == 0
     assert stopped.is_set()
     assert service.left == []
+
+
+def test_the_address_is_told_and_answers_before_the_model_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the first line of all, and readyz says there what is missing, however long the model takes."""
+    first: list[str] = []
+    answered: list[tuple[int, str]] = []
+
+    def slow(path: Path) -> Model:
+        first.append(caplog.messages[0])
+        found = re.match(r"open (http://127\.0\.0\.1:[0-9]+/) ", first[0])
+        try:
+            assert found is not None
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{found[1]}readyz", timeout=WAIT_S)  # noqa: S310 - http, see above
+            with refused.value as answer:
+                answered.append((answer.code, json.load(answer)["status"]))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return load_model(path)
+
+    monkeypatch.setattr(supply, "load_model", slow)
+    document = {"inference": {"process": False, "device": "cpu"}, "http": {"port": 0}}
+    with caplog.at_level(logging.INFO, "visionedge"):
+        assert asyncio.run(Service(Options(Carriers.read(document), tmp_path, environ={})).main()) == 0
+    assert answered == [(503, "not_ready")], first

@@ -235,6 +235,20 @@ def opened_sockets(count: int) -> Iterator[list[socket.socket]]:
             each.close()
 
 
+def test_a_burst_of_connections_is_kept_by_the_system_until_it_is_accepted() -> None:
+    """They connect while the loop is busy; with a full queue they would wait for a second and more."""
+
+    async def story(server: Server, _module: FakeModule) -> None:
+        with opened_sockets(300) as clients:
+            for client in clients:
+                client.settimeout(10)
+                client.connect(("127.0.0.1", server.port))
+            async with connected(server) as late:
+                assert await is_alive(late)
+
+    serve(story)
+
+
 # --- addresses ----------------------------------------------------------------------------------------------
 
 
@@ -299,6 +313,7 @@ MALFORMED = {
     "many headers": (asks("/", *[f"X-{number}: 1" for number in range(300)]), 431),
     "an impossible address": (b"GET http://[::1/x HTTP/1.1\r\nHost: x\r\n\r\n", 400),
     "an unknown Expect": (asks("/api/v1/detect", "Expect: 200-ok", "Content-Length: 0", method="POST"), 417),
+    "an Expect that is no text": (b"GET /healthz HTTP/1.1\r\nHost: x\r\nExpect: \xff\xfe\r\n\r\n", 417),
 }
 
 

@@ -8,7 +8,7 @@ import re
 from enum import Enum
 from typing import Any
 
-from aiohttp import StreamReader, web
+from aiohttp import StreamReader, hdrs, web
 from aiohttp.http_exceptions import (
     BadHttpMethod,
     BadStatusLine,
@@ -205,6 +205,9 @@ class Connection(web.RequestHandler):
             self._tell(f"{request.remote} sent bytes that are not an HTTP request: {problem}")
         elif request.writer.output_size > 0 and isinstance(exc, ConnectionError | asyncio.CancelledError):
             problem = RequestError(status, "the client has gone")
+        elif isinstance(exc, UnicodeEncodeError) and hdrs.EXPECT in request.headers:
+            # aiohttp quotes the header in its refusal, and fails where that is no text.
+            problem = problem_of(web.HTTPExpectationFailed(), request)
         else:
             failure = exc if isinstance(exc, Exception) else RuntimeError(message or "no answer was made")
             problem = problem_of(failure, request)

@@ -16,7 +16,8 @@ from visionedge.web.connections import CONNECTIONS_AT_ONCE, Connection, Connecti
 
 log = logging.getLogger(__name__)
 
-_BACKLOG = 128
+_BACKLOG = 1024
+"""The system keeps so many connections until they are accepted; the client of one more waits for 1 s."""
 _ACCEPTS_AT_ONCE = 32
 _PAUSE_S = 0.5
 _ALL = "::"

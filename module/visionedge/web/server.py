@@ -16,8 +16,11 @@ from visionedge.web.view import ModuleView
 
 log = logging.getLogger(__name__)
 
-_SHUTDOWN_S = 2.0
-"""Streams end by themselves at once; a request that still runs after this is cancelled."""
+_SHUTDOWN_S = 1.0
+"""Streams end by themselves at once; a request that still runs after this is cancelled.
+
+Shorter than the 2 s that `Service` gives to all of `Server.close`: else it would give up before this cancels.
+"""
 
 
 class Server:
