@@ -24,6 +24,7 @@ from visionedge.capture.decoded import Decoded, Limits, WholePicture
 from visionedge.capture.fitting import fit
 from visionedge.errors import DamagedError, SourceError
 from visionedge.frames import Frame, Picture
+from visionedge.uris import CameraUri
 
 URI = "rtsp://user:geheim@192.0.2.1/x?token=geheim"
 LOST = SourceError("the other end hung up")
@@ -109,6 +110,30 @@ def test_a_camera_never_reached_is_failed_and_tried_for_ever() -> None:
     assert stage.changes.states == ["failed", "stopped"]
     assert stage.changes.heard[0].last_error == "the other end hung up"
     assert stage.changes.heard[0].epoch == 0
+
+
+def test_a_lost_camera_tells_when_the_next_try_begins_only_while_it_waits_for_it() -> None:
+    """In s from now; None while it tries, and once it has ended."""
+    clock, trying, waiting = JumpClock(), [], []
+    sources = Opener(LOST, LOST, live(0.1))
+
+    def opened(uri: CameraUri, limits: Limits) -> ScriptedSource:
+        trying.append(camera.status().next_try_s)
+        return sources(uri, limits)
+
+    def wait(event: threading.Event, timeout_s: float) -> bool:
+        waiting.append(camera.status().next_try_s)
+        clock.wait(event, timeout_s / 4)
+        waiting.append(camera.status().next_try_s)
+        return clock.wait(event, timeout_s * 3 / 4)
+
+    camera = Camera(
+        "dock", URI, SPEC, Basket(), clock=clock, means=Means(opener=opened, wait=wait, chance=lambda: 0.0)
+    )
+    camera.run()
+    assert waiting == [1.0, 0.75, 2.0, 1.5]
+    assert trying == [None, None, None]
+    assert (camera.status().state, camera.status().next_try_s) == ("ended", None)
 
 
 def test_an_opened_source_without_a_picture_is_no_epoch() -> None:

@@ -1,7 +1,9 @@
 """The page in a real browser, over a module whose answers are scripted."""
 
 import asyncio
+import itertools
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -44,8 +46,16 @@ def frame(name: str, sequence: int, labels: tuple[str, ...]) -> Document:
     return {"camera": name, "sequence": sequence, "width": 64, "height": 36, "detections": found}
 
 
+def _jpeg(width: int, height: int) -> bytes:
+    return cv2.imencode(".jpg", np.full((height, width, 3), 90, np.uint8))[1].tobytes()
+
+
 class Module:
-    """What the page asks for, below a path; `streams` counts the open streams of frames."""
+    """What the page asks for, below a path.
+
+    `streams` counts the open streams of frames, `snapshots` the pictures that were asked for, by camera.
+    There is no answer about the state while `answers` is not set.
+    """
 
     def __init__(self, cameras: list[Document]) -> None:
         self.cameras = cameras
@@ -58,14 +68,17 @@ class Module:
         }
         seen = [item["name"] for item in cameras if item["ageMs"] is not None]
         self.frames = {name: frame(name, 1, ("person",)) for name in seen}
+        self.answers = asyncio.Event()
+        self.answers.set()
         self.streams = 0
-        self._jpeg = cv2.imencode(".jpg", np.full((36, 64, 3), 90, np.uint8))[1].tobytes()
+        self.snapshots: Counter[str] = Counter()
+        self._jpegs = {item["name"]: _jpeg(item["width"], item["height"]) for item in cameras}
 
     def application(self, below: str = "") -> web.Application:
         """All paths, behind a prefix as a reverse proxy has it."""
         app, page = web.Application(), Page()
         app.router.add_get(f"{below}/", self._answering(page.answer))
-        app.router.add_get(f"{below}/api/v1/status", self._answering(lambda: web.json_response(self.status)))
+        app.router.add_get(f"{below}/api/v1/status", self._status)
         cameras = self._answering(lambda: web.json_response({"cameras": self.cameras}))
         app.router.add_get(f"{below}/api/v1/cameras", cameras)
         app.router.add_get(f"{below}/readyz", self._answering(lambda: web.json_response({})))
@@ -81,13 +94,18 @@ class Module:
 
         return handler
 
+    async def _status(self, _request: web.Request) -> web.Response:
+        await self.answers.wait()
+        return web.json_response(self.status)
+
     async def _frame(self, request: web.Request) -> web.Response:
         return web.json_response(self.frames[request.match_info["name"]])
 
     async def _snapshot(self, request: web.Request) -> web.Response:
-        number = str(self.frames[request.match_info["name"]]["sequence"])
-        headers = {"X-Visionedge-Sequence": number}
-        return web.Response(body=self._jpeg, content_type="image/jpeg", headers=headers)
+        name = request.match_info["name"]
+        self.snapshots[name] += 1
+        headers = {"X-Visionedge-Sequence": str(self.frames[name]["sequence"])}
+        return web.Response(body=self._jpegs[name], content_type="image/jpeg", headers=headers)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -262,5 +280,178 @@ def test_captions_are_read_well_on_the_colour_of_every_class() -> None:
             tab = await chromium.open(url)
             await tab.until("typeof inkOf", "function")
             assert await tab.evaluate(contrast) >= 4.5
+
+    asyncio.run(drive())
+
+
+def test_a_camera_that_is_lost_says_when_the_next_try_begins() -> None:
+    """In place of its rate; while a try is under way it says so, and a camera that is live says neither."""
+
+    async def drive() -> None:
+        module = Module(
+            [
+                camera("gate", "failed", ageMs=None, nextTrySeconds=11.3),
+                camera("yard", "reconnecting", nextTrySeconds=None),
+                camera("dock", nextTrySeconds=None),
+            ]
+        )
+        async with browser() as chromium, served(module) as (url, _):
+            tab = await chromium.open(url)
+            rates = texts(".numbers b")
+            await tab.until(rates, ["next try in 12 s", "trying now", "2.0 fps"])
+            module.cameras = [camera("gate"), camera("yard", "reconnecting", nextTrySeconds=0.0)]
+            await tab.until(rates, ["2.0 fps", "next try in 1 s"])
+
+    asyncio.run(drive())
+
+
+def test_the_head_never_says_that_more_was_analysed_than_was_asked_for() -> None:
+    """Both numbers are of one window of time; where nothing limits there is only the rate of now."""
+
+    async def drive() -> None:
+        module = Module([camera("dock", fps=11.5), camera("yard", fps=4.0)])
+        seen = {"deliveredPerSecond": 11.2, "demandedPerSecond": 15.0, "sentence": "x"}
+        async with browser() as chromium, served(module) as (url, _):
+            tab = await chromium.open(url)
+            await tab.until(texts("#rate"), ["15.5 fps"])
+            module.status["capacity"] = {**seen, "bottleneck": "engine"}
+            await tab.until(texts("#rate"), ["11.2 of 15.0 fps"])
+            module.status["capacity"] = {**seen, "bottleneck": "none"}
+            await tab.until(texts("#rate"), ["15.5 fps"])
+
+    asyncio.run(drive())
+
+
+def test_the_name_of_a_camera_is_read_in_full_on_a_wall_of_sixteen() -> None:
+    """Its rate and its age stand on a line of their own, and are in full sight, too."""
+
+    async def drive() -> None:
+        names = [f"assembly-north-{number:02}" for number in range(16)]
+        module = Module([camera(name, "reconnecting", nextTrySeconds=29.5, ageMs=3.6e6) for name in names])
+        async with browser() as chromium, served(module) as (url, _):
+            tab = await chromium.open(url)
+            await tab.until("document.querySelectorAll('.tile').length", 16)
+            cut = """[...document.querySelectorAll('.head h2, .numbers')]
+                .filter(node => node.scrollWidth > node.clientWidth).map(node => node.textContent)"""
+            await tab.until(texts(".numbers"), ["next try in 30 s · 1 h 0 min old"] * 16)
+            assert await tab.evaluate(cut) == []
+
+    asyncio.run(drive())
+
+
+def test_captions_hide_neither_each_other_nor_run_out_of_the_picture() -> None:
+    """Also of boxes that are equal, of boxes at the edges, and of a name that is longer than its box."""
+
+    async def drive() -> None:
+        boxes = [
+            {"left": 0.4, "top": 0.4, "width": 0.2, "height": 0.3},
+            {"left": 0.4, "top": 0.4, "width": 0.2, "height": 0.3},
+            {"left": 0.41, "top": 0.41, "width": 0.2, "height": 0.3},
+            {"left": 0.95, "top": 0.0, "width": 0.05, "height": 1.0},
+            {"left": 0.95, "top": 0.0, "width": 0.05, "height": 1.0},
+            {"left": 0.0, "top": 0.9, "width": 0.1, "height": 0.1},
+        ]
+        labels = ("bus", "truck", "train", "traffic light", "fire hydrant", "person")
+        found = [
+            {"label": label, "classId": n, "confidence": 0.9, "box": box}
+            for n, (label, box) in enumerate(zip(labels, boxes, strict=True))
+        ]
+        placed = f"""(() => {{
+          const place = {{ x: 100, y: 0, w: 600, h: 450 }}, captions = [];
+          const tile = tiles.get("dock"), pen = document.createElement("canvas").getContext("2d");
+          for (const found of {json.dumps(found)}) tile.placeCaption(pen, place, found, 1, captions);
+          return captions.map(({{ left, top, w, tall }}) => [left, top, left + w, top + tall]);
+        }})()"""
+        async with browser() as chromium, served(Module([camera("dock")])) as (url, _):
+            tab = await chromium.open(url)
+            await tab.until(BADGES, [["dock", "live"]])
+            captions = await tab.evaluate(placed)
+        assert len(captions) == len(found)
+        for left, top, right, bottom in captions:
+            assert (left >= 100, top >= 0, right <= 700, bottom <= 450) == (True,) * 4
+        for one, other in itertools.combinations(captions, 2):
+            apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+            assert apart, (one, other)
+
+    asyncio.run(drive())
+
+
+def test_a_tall_picture_gets_a_tall_tile_and_is_large_in_it() -> None:
+    """As tall as two others, so that the rows stay in line."""
+
+    async def drive() -> None:
+        module = Module([camera("door", width=480, height=848), *map(camera, ("a", "b", "c", "d", "e"))])
+        async with browser() as chromium, served(module) as (url, _):
+            tab = await chromium.open(url)
+            await tab.until("tiles.get('door') && tiles.get('door').shown > 0", True)
+            sizes = "(({ clientWidth, clientHeight }) => [clientWidth, clientHeight])(tiles.get('%s').%s)"
+            width, height = await tab.evaluate(sizes % ("door", "view"))
+            assert height > width
+            [_, tall], [_, usual] = [await tab.evaluate(sizes % (name, "node")) for name in ("door", "a")]
+            assert 2 * usual <= tall <= 2 * usual + 40
+            # The canvas follows, so the picture is as high as the tile's view.
+            drawn = "tiles.get('door').canvas.height / Math.min(devicePixelRatio, 2)"
+            assert await tab.evaluate(drawn) == height
+
+    asyncio.run(drive())
+
+
+def test_only_tiles_in_sight_or_about_to_be_fetch_pictures() -> None:
+    """Those just below the edge have their picture already; those far below ask for none until then."""
+
+    async def drive() -> None:
+        names = [f"camera-{number:02}" for number in range(40)]
+        module = Module([camera(name) for name in names])
+        async with browser() as chromium, served(module) as (url, _):
+            tab = await chromium.open(url)
+            await tab.until("tiles.size", 40)
+            above = "[...tiles.values()].filter(t => t.node.getBoundingClientRect().top < innerHeight * %s)"
+            near = await tab.evaluate(f"{above % 1.5}.map(tile => tile.name)")
+            seen = await tab.evaluate(f"{above % 1}.map(tile => tile.name)")
+            reached = await tab.evaluate(f"{above % 1.7}.map(tile => tile.name)")
+            assert len(seen) < len(near) <= len(reached) < 40
+            await tab.until(f"{above % 1.5}.every(tile => tile.shown > 0)", True)
+            # Whoever waited longest comes first: second pictures come after the first ones of all that ask.
+            module.frames = {name: frame(name, 2, ("person",)) for name in names}
+            await tab.until(f"{above % 1.5}.every(tile => tile.shown === 2)", True)
+            assert {name for name in names if module.snapshots[name]} <= set(reached)
+            await tab.evaluate("tiles.get('camera-39').node.scrollIntoView() || null")
+            await tab.until("tiles.get('camera-39').shown", 2)
+
+    asyncio.run(drive())
+
+
+def test_the_page_does_not_jump_while_what_is_found_and_what_cameras_do_changes() -> None:
+    """The score of layout shifts (CLS), as the browser counts them, stays below 0.1 from the start on."""
+
+    async def drive() -> None:
+        names = [f"camera-{number:02}" for number in range(16)]
+        module = Module([camera(name) for name in names])
+        module.answers.clear()  # the page is there before the first answer is
+        watch = """(() => {
+          window.shifts = [];
+          const note = ({ value, sources }) =>
+            window.shifts.push({ value, of: sources.map(({ node }) => node && (node.className || node.id)) });
+          new PerformanceObserver((list) => list.getEntries().forEach(note))
+            .observe({ type: "layout-shift", buffered: true });
+          return PerformanceObserver.supportedEntryTypes.includes("layout-shift");
+        })()"""
+        async with browser() as chromium, served(module) as (url, _):
+            tab = await chromium.open(url)
+            await tab.until("performance.getEntriesByType('paint').length > 0", True)
+            module.answers.set()
+            await tab.until("tiles.size", 16)
+            assert await tab.evaluate(watch)
+            for turn in range(2, 8):
+                for place, name in enumerate(names):
+                    labels = tuple(f"a label of length {n}" for n in range((turn * 5 + place) % 7))
+                    module.frames[name] = frame(name, turn, labels)
+                state = ("live", "frozen", "failed")[turn % 3]
+                error = "no route to the camera, and a reason that is long" * 3 if state == "failed" else None
+                module.cameras[turn] = camera(names[turn], state, lastError=error, nextTrySeconds=29.0)
+                await tab.until(f"tiles.get('{names[0]}').shown", turn)
+                await tab.until(f"tiles.get('{names[turn]}').badge.textContent", state)
+            shifts = await tab.evaluate("window.shifts")
+            assert sum(shift["value"] for shift in shifts) < 0.1, shifts
 
     asyncio.run(drive())

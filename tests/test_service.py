@@ -41,6 +41,8 @@ def test_three_kinds_of_cameras_are_analysed_and_one_that_fails_disturbs_none(tm
         module.until(lambda c: c["gone"]["lastError"] is not None)
         cameras = module.cameras()
         assert cameras["gone"]["state"] == "failed"
+        module.until(lambda c: (c["gone"]["nextTrySeconds"] or 0) > 0)
+        assert cameras["demo"]["nextTrySeconds"] is None
         assert cameras["yard"]["epoch"] == 1
         assert cameras["yard"]["dropped"].keys() == {"replaced", "stale", "gated", "failed", "discarded"}
         status = module.get("/api/v1/status")

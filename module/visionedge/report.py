@@ -175,6 +175,7 @@ def _camera(rooms: Rooms, name: str, counted: _Counted) -> Document:
         "fps": round(traffic.fps, 2) if traffic else 0.0,
         "ageMs": round(traffic.age_ns / 1e6, 1) if traffic else None,
         "lastError": None,
+        "nextTrySeconds": None,
     }
     if worker is not None:
         seen = worker.status()
@@ -187,6 +188,7 @@ def _camera(rooms: Rooms, name: str, counted: _Counted) -> Document:
             "framesRead": seen.frames_read,
             "sourceFps": round(seen.fps, 2),
             "lastError": seen.last_error,
+            "nextTrySeconds": None if seen.next_try_s is None else round(seen.next_try_s, 1),
             "width": seen.width or None,
             "height": seen.height or None,
             "decoder": seen.decoder,

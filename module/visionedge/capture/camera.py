@@ -197,11 +197,19 @@ class Camera:
         while not self._stop.is_set():
             if self._play():
                 break
-            self._means.wait(self._stop, self._backoff.next_s())
+            self._wait_for_next_try()
         if self._stop.is_set():
             self._enter("stopped")
             if self._attempt is not None:
                 self._attempt.linger(_LINGER_S)
+
+    def _wait_for_next_try(self) -> None:
+        wait_s = self._backoff.next_s()
+        with self._lock:
+            self._now.next_try_ns = self._clock() + round(wait_s * 1e9)
+        self._means.wait(self._stop, wait_s)
+        with self._lock:
+            self._now.next_try_ns = None
 
     def begin(self) -> None:
         """Frames can be analysed now: play what was held."""

@@ -43,6 +43,7 @@ class CameraStatus:
     monotonic. `epoch` is 0 before the first picture. `frames_read` counts pictures that were read, handed on
     or not; `fps` is the rate of the source over the last 5 s, pictures included that need not be decoded;
     `age_ms` is how long ago the newest came. `width` and `height` are in px, 0 before the first picture.
+    `next_try_s` is how long it still waits before it opens its source again, None unless it waits for that.
     """
 
     name: str
@@ -57,6 +58,7 @@ class CameraStatus:
     width: int
     height: int
     decoder: str | None
+    next_try_s: float | None
 
 
 @dataclass(slots=True)
@@ -74,6 +76,7 @@ class Progress:
     gaps_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_GAPS))
     live: bool = False
     lost_ns: int | None = None
+    next_try_ns: int | None = None
     last_error: str | None = None
     size_px: tuple[int, int] = (0, 0)
     decoder: str | None = None
@@ -124,4 +127,5 @@ class Progress:
             width=self.size_px[0],
             height=self.size_px[1],
             decoder=self.decoder,
+            next_try_s=None if self.next_try_ns is None else max(0.0, (self.next_try_ns - now_ns) / 1e9),
         )

@@ -63,6 +63,11 @@ _CAMERA = _object(
         "width": {"type": ["integer", "null"]},
         "height": {"type": ["integer", "null"]},
         "decoder": _TEXT_OR_NULL,
+        "nextTrySeconds": {
+            **_NUMBER_OR_NULL,
+            "description": "A camera that is reconnecting or failed: when the next try begins, counted from "
+            "now; null unless it waits for one.",
+        },
         "throttle": {
             **_object({"fps": _NUMBER_OR_NULL, "gate": {"type": "boolean"}}),
             "type": ["object", "null"],

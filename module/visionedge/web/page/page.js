@@ -173,6 +173,7 @@ async function poll() {
     for (const tile of tiles.values()) tile.lose(lostSince);
   } finally {
     polling = false;
+    document.body.classList.remove("starting");
   }
 }
 
@@ -223,6 +224,9 @@ document.addEventListener("click", openPaper);
 document.addEventListener("visibilitychange", tick);
 window.addEventListener("pagehide", () => frames.keep(false));
 for (const link of document.querySelectorAll("a[data-path]")) link.href = BASE + link.dataset.path;
+
+// What would be moved by the first answer is shown with it. Without a script all of it is shown.
+document.body.classList.add("starting");
 
 async function tick() {
   await poll();

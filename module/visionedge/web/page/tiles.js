@@ -54,6 +54,12 @@ function duration(ms) {
   return hours < 48 ? `${hours} h ${minutes % 60} min` : Math.floor(hours / 24) + " days";
 }
 
+/* When a lost camera is tried again, which says more of it than its rate. */
+function nextTry({ state, nextTrySeconds }) {
+  if (!["reconnecting", "failed"].includes(state)) return "";
+  return typeof nextTrySeconds === "number" ? `next try in ${Math.max(1, Math.ceil(nextTrySeconds))} s` : "trying now";
+}
+
 /* A relative box in the canvas, of a picture that is drawn at `place`. */
 function within(place, box) {
   return { x: place.x + box.left * place.w, y: place.y + box.top * place.h, w: box.width * place.w, h: box.height * place.h };
@@ -107,7 +113,7 @@ class Tile {
     this.show({ word: camera.state, ...(STATES[camera.state] || UNKNOWN) });
     if (this.newest < 0 && typeof camera.ageMs === "number") this.catchUp();
     const most = (camera.throttle || {}).fps;
-    put(this.fps, (camera.fps || 0).toFixed(1) + " fps" + (most ? `, limit ${most}` : ""));
+    put(this.fps, nextTry(camera) || (camera.fps || 0).toFixed(1) + " fps" + (most ? `, limit ${most}` : ""));
     put(this.age, camera.ageMs === null || camera.ageMs === undefined ? "" : " · " + duration(camera.ageMs) + " old");
     const error = camera.state === "live" ? "" : camera.lastError || "";
     this.error.hidden = !error;
