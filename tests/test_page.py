@@ -340,7 +340,7 @@ def test_the_name_of_a_camera_is_read_in_full_on_a_wall_of_sixteen() -> None:
 
 
 def test_captions_hide_neither_each_other_nor_run_out_of_the_picture() -> None:
-    """Also of boxes that are equal, of boxes at the edges, and of a name that is longer than its box."""
+    """Also of boxes that are equal, of a crowd in a corner, and of a name that is longer than its box."""
 
     async def drive() -> None:
         boxes = [
@@ -350,8 +350,9 @@ def test_captions_hide_neither_each_other_nor_run_out_of_the_picture() -> None:
             {"left": 0.95, "top": 0.0, "width": 0.05, "height": 1.0},
             {"left": 0.95, "top": 0.0, "width": 0.05, "height": 1.0},
             {"left": 0.0, "top": 0.9, "width": 0.1, "height": 0.1},
+            *[{"left": 0.9, "top": 0.02, "width": 0.05, "height": 0.06}] * 2,
         ]
-        labels = ("bus", "truck", "train", "traffic light", "fire hydrant", "person")
+        labels = ("bus", "truck", "train", "traffic light", "fire hydrant", "person", *("car",) * 2)
         found = [
             {"label": label, "classId": n, "confidence": 0.9, "box": box}
             for n, (label, box) in enumerate(zip(labels, boxes, strict=True))

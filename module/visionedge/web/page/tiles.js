@@ -234,7 +234,7 @@ class Tile {
     pen.strokeRect(...rect);
   }
 
-  /* Inside the picture and, where there is room, not over a caption of a surer detection. */
+  /* Inside the picture and, where there is room at its box or beside that, not over a caption of a surer detection. */
   placeCaption(pen, place, found, scale, captions) {
     const size = (this.view.clientWidth < 320 ? 10 : 12) * scale;
     pen.font = `600 ${size}px system-ui, sans-serif`;
@@ -242,13 +242,16 @@ class Tile {
     const { x, y, h } = within(place, found.box);
     const w = pen.measureText(text).width + size * 0.8;
     const tall = size * 1.5;
-    const left = Math.max(place.x, Math.min(x - scale, place.x + place.w - w));
+    const held = (left) => Math.max(place.x, Math.min(left, place.x + place.w - w));
+    const usual = held(x - scale);
+    const lefts = [0, -1, 1].map((widths) => held(usual + widths * w));
     const tops = [y - tall, y, y + h, y + tall, y + h - tall, y + 2 * tall];
     const inside = tops.filter((top) => top >= place.y && top + tall <= place.y + place.h);
-    const free = (top) => !captions.some((other) =>
+    const free = ({ left, top }) => !captions.some((other) =>
       left < other.left + other.w && other.left < left + w && top < other.top + tall && other.top < top + tall);
-    const top = inside.find(free) ?? inside[0] ?? place.y;
-    captions.push({ left, top, w, tall, size, text, classId: found.classId });
+    const spots = lefts.flatMap((left) => inside.map((top) => ({ left, top })));
+    const spot = spots.find(free) ?? spots[0] ?? { left: lefts[0], top: place.y };
+    captions.push({ ...spot, w, tall, size, text, classId: found.classId });
   }
 
   drawCaption(pen, { left, top, w, tall, size, text, classId }, scale) {
