@@ -364,7 +364,8 @@ class Service:
             with self._chore("watching the cameras"):
                 self.rooms.fleet.watch()
         if self._ticks % _REMEMBER_EVERY_TICKS == 0:
-            self._forget_gone()
+            with self._chore("forgetting cameras that are gone"):
+                self._forget_gone()
             if self._remembering is None or self._remembering.done():
                 self._remembering = asyncio.ensure_future(self._remember(self._crew))
         engine = self.rooms.engine
@@ -421,7 +422,7 @@ class Service:
             self.rooms.delivery.event("module", code, words, details)
 
     async def _shut_down(self) -> None:
-        """Cameras, lanes, results on their way, messages: in the order of the river."""
+        """Stop cameras, lanes, results and messages, in the order in which data flows."""
         self.ending.set()
         self.rooms.stopping = True
         self.rooms.board.close()
