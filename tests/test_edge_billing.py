@@ -463,7 +463,7 @@ def test_the_token_comes_by_option_or_environment(
     [
         ({"hub": {"state": "starting"}}, "counted no messages yet"),
         ({"hub": {"state": "local", "bill": {}}}, "start it with --messages FILE"),
-        ({"hub": {"state": "connected", "bill": {"blocks": 3}}}, "another form"),
+        ({"hub": {"state": "connected", "bill": {"blocks": 3}}}, "its status cannot be read"),
         ({}, "counted no messages yet"),
         ([], "no status of visionedge"),
     ],
