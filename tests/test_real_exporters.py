@@ -37,6 +37,7 @@ def _seeded() -> Any:
     """torch, with its random numbers begun anew."""
     torch = _package("torch")
     torch.manual_seed(7)
+    torch.set_num_threads(1)  # several wait for each other in loops, for minutes on a busy machine
     return torch
 
 
