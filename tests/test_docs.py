@@ -89,6 +89,26 @@ def test_the_files_that_contributors_are_sent_to_are_there() -> None:
     assert {target for target in targets if f"\n{target}:" not in makefile} == set()
 
 
+def test_the_architecture_names_files_and_threads_that_exist() -> None:
+    """Whoever follows it into the code finds what it says."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    sources = list((ROOT / "module/visionedge").rglob("*.py"))
+    paths = {path.relative_to(ROOT / "module/visionedge").as_posix() for path in sources}
+    named = set(re.findall(r"[a-z_]+(?:/[a-z_]+)*\.py", text))
+    assert len(named) >= 40
+    assert {name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in paths)} == set()
+    code = "".join(path.read_text() for path in sources)
+    table = text.split("## Threads of the module")[1].split("##")[0]
+    threads = [
+        name
+        for row in table.splitlines()
+        if row.startswith("| `")
+        for name in re.findall(r"`([^`]+)`", row.split("|")[1])
+    ]
+    assert len(threads) >= 8
+    assert [name for name in threads if name.split(":")[0] not in code] == []
+
+
 def test_the_exit_codes_are_those_of_the_readme() -> None:
     """All of them, with the same words."""
     readme = " ".join((ROOT / "README.md").read_text().split())
