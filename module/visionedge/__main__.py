@@ -17,7 +17,7 @@ from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.uris import keep_secret, redact, secrets_in
 
 MOST_LINES = 20
-"""Nobody reads more problems than that at once."""
+"""The most problems that are printed; of more, their number."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
