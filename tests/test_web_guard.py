@@ -37,6 +37,7 @@ async def status_with(client: Client, path: str, headers: dict[str, str], method
             "[2001:db8::7]:80",
         ),
         *("vision.example", "vision.example:443", "VISION.example.", "hmi"),
+        *("edge-7", "vision:8080", "EDGE_7."),  # machines and containers of the local network
     ],
 )
 def test_without_a_token_addresses_and_known_names_are_answered(host: str) -> None:
@@ -53,9 +54,11 @@ def test_without_a_token_addresses_and_known_names_are_answered(host: str) -> No
             "evil.example",
             "localhost.evil.example",
             "127.0.0.1.evil.example",
-            "vision",
-            "x",
+            "edge-7.example",
             "",
+            ".",
+            "[edge-7]x",
+            "edge 7",
             "hmi@evil.example",
         ),
         *(
@@ -99,10 +102,10 @@ def test_inside_iot_edge_the_module_goes_by_its_id_and_the_gateways_name() -> No
     async def story() -> None:
         server = await Server.start(FakeModule(), HttpConfig(port=0), own_names(environ))
         async with aiohttp.ClientSession(server.url, trust_env=False) as client:
-            for host, status in (("vision:8080", 200), ("edge-7.local", 200), ("x", 403)):
+            for host, status in (("vision:8080", 200), ("edge-7.local", 200), ("x.example", 403)):
                 assert await status_with(client, "/api/v1/status", {"Host": host}) == status
-            await server.apply(HttpConfig(port=server.port, names=("x",)))
-            assert await status_with(client, "/api/v1/status", {"Host": "x"}) == 200
+            await server.apply(HttpConfig(port=server.port, names=("x.example",)))
+            assert await status_with(client, "/api/v1/status", {"Host": "x.example"}) == 200
         await server.close()
 
     asyncio.run(story())

@@ -19,6 +19,8 @@ _SAFE_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 _COSTLY = re.compile(r"/api/v1/(doctor|frames|cameras/[^/]*/stream\.mjpg)/?")
 _HOST_MOST = 300
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]/@]*)(:[0-9]{1,5})?")
+# Without a dot: a name of the local network (localhost, a machine, a container), which cannot be registered.
+_MACHINE = re.compile(r"[a-z0-9_-]{1,63}")
 _ORIGIN = re.compile(r"https?://(.*)")
 
 
@@ -76,12 +78,13 @@ class Access:
     def _is_ours(self, host: str | None) -> bool:
         """A page can make its own name lead to this machine, but cannot make its browser send another.
 
+        The name of such a page has a dot, as all names have that a stranger can register in the DNS.
         Only HTTP/1.0 may leave Host out, and no browser speaks that.
         """
         if host is None or host == self._known_host:
             return True
         name = _name_of(host)
-        if name is None or not (name == "localhost" or name in self._names or _is_address(name)):
+        if name is None or not (name in self._names or _MACHINE.fullmatch(name) or _is_address(name)):
             return False
         self._known_host = host
         return True
