@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from clips import numbered_picture
+from visionedge.camera_uri import CameraUri
 from visionedge.capture.camera import Camera, CameraStatus
 from visionedge.capture.decoded import Decoded, Limits, WholePicture
 from visionedge.frames import Frame, InputSpec, Picture
-from visionedge.uris import CameraUri
 
 SPEC = InputSpec(64, 64)
 

@@ -10,10 +10,10 @@ import pytest
 from clips import make_clip
 from tiny_models import TinyDetector
 from visionedge.config import InferenceConfig
+from visionedge.cores import usable_cores
 from visionedge.frames import Detections, Picture
 from visionedge.inference.detections import Selection
 from visionedge.inference.model import bundled_model_path, load_model
-from visionedge.inference.plan import usable_cores
 from visionedge.inference.startup import open_engine
 from visionedge.ops.ceiling import Bare, Ceiling, ceiling_document
 from visionedge.ops.plain_loop import PlainLoop

@@ -12,12 +12,12 @@ import pytest
 
 from colour_clips import MATRICES, RANGES, frame_of, scene, turn, write_clip
 from test_fitting import slow_fit
+from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.decoded import Decoded, Library, Limits, Source
 from visionedge.capture.settling import bound_ffmpeg, reports_error, settle_libraries
 from visionedge.capture.source import open_source
 from visionedge.errors import SourceError
 from visionedge.frames import InputSpec, Picture
-from visionedge.uris import parse_camera_uri
 
 SPEC = InputSpec(96, 96)
 SLOT = np.full((96, 96, 3), 7, np.uint8)

@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
+from visionedge.camera_uri import CameraUri
 from visionedge.capture.content import ContentWatch
 from visionedge.capture.decoded import Library
 from visionedge.capture.pacing import Due
 from visionedge.capture.source import Limits, open_source
 from visionedge.frames import InputSpec, Picture
-from visionedge.uris import CameraUri
 
 SIZE = (120, 160, 3)
 

@@ -6,11 +6,11 @@ import contextlib
 import pytest
 
 from scripted_http import ScriptedServer, in_turn
+from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.decoded import Limits
 from visionedge.capture.reasons import why_not_open
 from visionedge.capture.source import open_source
 from visionedge.errors import SourceError
-from visionedge.uris import parse_camera_uri
 
 LOGIN = base64.b64encode(b"admin:hunter2x").decode()
 BASIC, DIGEST = 'WWW-Authenticate: Basic realm="cam"', 'WWW-Authenticate: Digest realm="cam", nonce="5eed"'

@@ -5,11 +5,11 @@ import pytest
 from camera_doubles import SPEC, Basket, Changes, running
 from clips import number_of
 from rtsp_stand_in import RtspStandIn
+from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.camera import Camera, Means
 from visionedge.capture.decoded import Library, Transport
 from visionedge.capture.source import Limits, open_source
 from visionedge.errors import SourceError
-from visionedge.uris import parse_camera_uri
 
 LOGIN = ("user", "ge@heim")
 SHOWN = "user:ge%40heim@"

@@ -9,11 +9,11 @@ import pytest
 
 from clips import make_clip, make_picture, number_of
 from visionedge.bundled import bundled
+from visionedge.camera_uri import CameraUri, parse_camera_uri
 from visionedge.capture.decoded import Library
 from visionedge.capture.source import Limits, Source, open_source
 from visionedge.capture.video import LoopedSource, open_video
 from visionedge.errors import SourceError, UnavailableError
-from visionedge.uris import CameraUri, parse_camera_uri
 
 
 def _open(uri: str | Path, limits: Limits | None = None) -> Source:

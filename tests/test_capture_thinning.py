@@ -10,12 +10,12 @@ from typing import Any, cast
 import pytest
 
 from clips import make_clip, number_of
+from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.decoded import Limits, Source
 from visionedge.capture.source import open_source
 from visionedge.capture.thinning import Level, StreamClock, Thinning
 from visionedge.errors import SourceError
 from visionedge.frames import InputSpec
-from visionedge.uris import parse_camera_uri
 
 SPEC = InputSpec(32, 32)
 PLAIN = {"bf": "0", "g": "10", "sc_threshold": "0"}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from visionedge.config import from_environment, http_address, merge, redacted, validate
+from visionedge.config_load import from_environment, http_address, merge, redacted, validate
 from visionedge.documents import read_file
 from visionedge.errors import ConfigError
 

@@ -16,7 +16,7 @@ from module_process import ModuleProcess
 from visionedge import logs
 from visionedge.__main__ import main
 from visionedge.cli.arguments import shows_colours
-from visionedge.config import validate
+from visionedge.config_load import validate
 from visionedge.fetching.kept import Kept
 from visionedge.frames import utc_now
 from visionedge.inference.devices import DeviceState, Reason

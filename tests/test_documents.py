@@ -10,7 +10,8 @@ import pytest
 from command_line import CommandLine
 from visionedge import documents
 from visionedge.__main__ import main
-from visionedge.config import MAX_PROBLEMS, validate
+from visionedge.config import MAX_PROBLEMS
+from visionedge.config_load import validate
 from visionedge.documents import fill_variables, located, read_configuration, read_file
 from visionedge.errors import ConfigError
 from visionedge.files import read_regular

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from conftest import REPOSITORY
-from visionedge.config import local_only, validate
+from visionedge.config_load import local_only, validate
 from visionedge.errors import ConfigError, FetchError
 from visionedge.fetching.address import model_name, shown
 from visionedge.fetching.faults import Patience

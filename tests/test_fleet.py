@@ -11,7 +11,8 @@ from camera_doubles import SPEC, Basket, Changes
 from clips import make_clip
 from visionedge.capture.camera import CameraStatus, Fitting
 from visionedge.capture.ration import Throttle
-from visionedge.config import Config, validate
+from visionedge.config import Config
+from visionedge.config_load import validate
 from visionedge.fleet import GONE_NS, Fleet
 from visionedge.frames import Frame
 from visionedge.threads import Crew

@@ -13,11 +13,12 @@ import pytest
 from camera_doubles import SPEC, Basket, running
 from clips import make_clip, number_of, numbered_picture
 from scripted_http import ScriptedServer, always, answer
+from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.camera import Camera
 from visionedge.capture.decoded import Library, Limits
 from visionedge.capture.source import open_source
 from visionedge.errors import SourceError
-from visionedge.uris import parse_camera_uri, redact
+from visionedge.uris import redact
 
 PAGE = answer(b"<html><form>name, password</form></html>", "text/html")
 

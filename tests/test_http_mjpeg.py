@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from camera_doubles import SPEC, Basket, Changes, running
 from clips import number_of, numbered_picture
 from scripted_http import ScriptedServer, Serve
+from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.camera import Camera
 from visionedge.capture.decoded import Library, Limits
 from visionedge.capture.jpeg_scanner import JpegScanner
 from visionedge.capture.source import open_source
 from visionedge.errors import SourceError
-from visionedge.uris import parse_camera_uri
 
 PICTURES = [cv2.imencode(".jpg", numbered_picture(number))[1].tobytes() for number in range(24)]
 MIX = "multipart/x-mixed-replace; boundary="

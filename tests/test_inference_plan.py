@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from visionedge.inference.plan import MOST_LANES, bounded_cores, cpu_quota, make_plan, usable_cores
+from visionedge.cores import MOST_LANES, bounded_cores, cpu_quota, usable_cores
+from visionedge.inference.plan import make_plan
 from visionedge.inference.planner import Wanted
 
 

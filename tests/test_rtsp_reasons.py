@@ -10,10 +10,11 @@ import pytest
 import trustme
 
 from scripted_http import ScriptedServer, Serve, always, answer
+from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.decoded import Library, Limits
 from visionedge.capture.source import open_source
 from visionedge.errors import SourceError
-from visionedge.uris import parse_camera_uri, redact
+from visionedge.uris import redact
 
 SDP = (
     "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=c\r\nt=0 0\r\nm=audio 0 RTP/AVP 0\r\na=control:track0\r\n"

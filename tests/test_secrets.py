@@ -18,7 +18,7 @@ import pytest
 import visionedge
 from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
-from visionedge.config import validate
+from visionedge.config_load import validate
 from visionedge.documents import read_file
 from visionedge.edge.last_good import FILE_NAME as LAST_GOOD
 from visionedge.errors import ConfigError

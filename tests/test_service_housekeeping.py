@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from visionedge.capacity import Meter
-from visionedge.config import validate
+from visionedge.config_load import validate
 from visionedge.descriptors import descriptor_limit, raise_descriptor_limit
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.desired import Carriers

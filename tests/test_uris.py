@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visionedge import capacity
+from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture import status as camera_status
 from visionedge.edge import ladder, spool
 from visionedge.errors import ConfigError
@@ -24,7 +25,6 @@ from visionedge.uris import (
     KnownSecrets,
     keep_secret,
     masked_address,
-    parse_camera_uri,
     redact,
     redact_document,
     secrets_in,

@@ -6,11 +6,9 @@ module twin. Each gives a plain document with the same camelCase keys; `merge` l
 working one.
 """
 
-import difflib
 import ipaddress
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -18,16 +16,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
 from pydantic.alias_generators import to_camel
 
-from visionedge.documents import Document, kind_of, without_extensions
+from visionedge.camera_uri import parse_camera_uri
 from visionedge.errors import ConfigError
 from visionedge.fetching.address import check_address
-from visionedge.uris import keep_secret, masked_address, parse_camera_uri, redact, secrets_in
 
 MAX_PROBLEMS = 500
 """So many are put into words; of more, only their number."""
@@ -322,208 +318,3 @@ class Config(_Section):
     overload: OverloadConfig = Field(default_factory=OverloadConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     http: HttpConfig = Field(default_factory=HttpConfig)
-
-
-def validate(document: object) -> Config:
-    """Read a whole document; its top-level keys that begin with ``x-`` are ignored.
-
-    Raises:
-        ConfigError: with every problem, each starting with the path of its key.
-    """
-    # From here on they are masked wherever they turn up, also if the document is refused.
-    keep_secret(secrets_in(document))
-    if not isinstance(document, dict):
-        raise ConfigError([f"the configuration is {kind_of(document)}; it must be a mapping of keys"])
-    given = _with_defaults(_without_nulls(without_extensions(document)))
-    # Looked at here: pydantic would look at a section as a whole only when each of its keys is right.
-    whole = _model_problems(given.get("model"))
-    try:
-        config = Config.model_validate(given)
-    except ValidationError as error:
-        found = error.errors(include_url=False)
-        single = [_problem(dict(item)) for item in found[:MAX_PROBLEMS]]
-        more = len(found) - len(single)
-        rest = [f"configuration: and {more} more problems like these"] if more else []
-        raise ConfigError([*single, *whole, *rest]) from None
-    if whole:
-        raise ConfigError(whole)
-    return config
-
-
-def _with_defaults(document: Document) -> Document:
-    """The document with `cameraDefaults` laid under each camera, as far as its keys are right.
-
-    A wrong key is reported once, where it stands.
-    """
-    defaults, cameras = document.get("cameraDefaults"), document.get("cameras")
-    if not isinstance(defaults, Mapping) or not isinstance(cameras, Mapping):
-        return document
-    try:
-        CameraDefaults.model_validate(defaults)
-    except ValidationError as error:
-        wrong = {item["loc"][0] for item in error.errors(include_url=False) if item["loc"]}
-        defaults = {key: value for key, value in defaults.items() if key not in wrong}
-    laid = {
-        name: merge(defaults, camera) if isinstance(camera, Mapping) else camera
-        for name, camera in cameras.items()
-    }
-    return {**document, "cameras": laid}
-
-
-def _model_problems(model: object) -> list[str]:
-    """What is wrong with the keys of `model` together."""
-    if not isinstance(model, Mapping):
-        return []
-    problems = []
-    if "path" in model and "url" in model:
-        problems.append("model: give 'path' or 'url', not both")
-    if ("url" in model) != ("sha256" in model):
-        problems.append("model: 'url' and 'sha256' go together")
-    return problems
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Document:
-    """`over` laid over `base`, mapping by mapping; a null in `over` takes the key away."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, Mapping) and isinstance(below, Mapping):
-            merged[key] = merge(below, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def local_only(document: object) -> list[str]:
-    """The problems of a document from outside this machine: what only the local file may say."""
-    model = document.get("model") if isinstance(document, Mapping) else None
-    if isinstance(model, Mapping) and model.get("allowInsecure") is not None:
-        return ["model.allowInsecure: can only be set in the local configuration file"]
-    return []
-
-
-def from_environment(environ: Mapping[str, str]) -> Document:
-    """The document that the environment carries: the few keys that a container needs.
-
-    VISIONEDGE_MODEL, VISIONEDGE_DEVICE, VISIONEDGE_HTTP (HOST:PORT) and VISIONEDGE_HTTP_TOKEN.
-    """
-    document: Document = {}
-    if model := environ.get("VISIONEDGE_MODEL"):
-        document["model"] = {"path": model, "url": None, "sha256": None}
-    if device := environ.get("VISIONEDGE_DEVICE"):
-        document["inference"] = {"device": device}
-    http: Document = {}
-    if address := environ.get("VISIONEDGE_HTTP"):
-        http |= http_address(address, "VISIONEDGE_HTTP")
-    if token := environ.get("VISIONEDGE_HTTP_TOKEN"):
-        http["token"] = token
-    if http:
-        document["http"] = http
-    return document
-
-
-def http_address(text: str, carrier: str) -> Document:
-    """``HOST:PORT`` (or ``[::1]:PORT``) as the keys of the `http` section.
-
-    ``PORT`` and ``:PORT`` give the port alone, and the host stays what it is.
-    """
-    host, _, port = text.strip().rpartition(":")
-    if not port.isascii() or not port.isdigit():
-        raise ConfigError([f"{carrier}: '{text}' is not HOST:PORT or PORT, such as 127.0.0.1:8080 or 8080"])
-    document: Document = {"port": int(port)}
-    if host:
-        document["host"] = host.strip("[]")
-    return document
-
-
-def redacted(config: Config) -> Document:
-    """The configuration as a document that may be shown: secrets are ``***``."""
-    document = config.model_dump(by_alias=True, mode="json", exclude_none=True)
-    for camera in document["cameras"].values():
-        camera["uri"] = masked_address(camera["uri"])
-    if "url" in document["model"]:
-        document["model"]["url"] = masked_address(document["model"]["url"])
-    if "token" in document["http"]:
-        document["http"]["token"] = "***"  # noqa: S105 - the mask, not a password
-    return document
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return value
-
-
-def _problem(item: dict[str, Any]) -> str:
-    """One line in our words for one of pydantic's findings; never the value itself, it may hold a secret."""
-    where = tuple(part for part in item["loc"] if part != "[key]")
-    path = ".".join(str(part)[:_LONGEST_SHOWN] for part in where) or "configuration"
-    context = item.get("ctx", {})
-    match item["type"]:
-        case "extra_forbidden":
-            reason = "unknown key" + _suggestion(str(where[-1]), _known_keys(where[:-1]))
-        case "missing":
-            reason = "is missing"
-        case "model_type" | "dict_type" | "model_attributes_type":
-            reason = "must be a mapping of keys"
-        case "literal_error":
-            reason = f"must be {context['expected']}"
-        case "string_pattern_mismatch":
-            reason = "must be 64 hexadecimal digits"
-        case "value_error":
-            reason = redact(str(context["error"]))
-        case "tuple_type":
-            reason = "must be a list" + _as_list(where, item["input"])
-        case "string_type" | "bool_type" if isinstance(item["input"], bool | str):
-            reason = f"must be {_WANTED[item['type']]}"
-        case _:
-            reason = str(item["msg"]).replace("Input should be", "must be")
-    return redact(f"{path}: {reason}")
-
-
-_WANTED = {
-    "string_type": "a text; quote it (YAML reads on, off, yes and no as truth values)",
-    "bool_type": "true or false, without quotes",
-}
-
-
-def _as_list(where: tuple[Any, ...], value: object) -> str:
-    """How a single value is written as a list; no other value than a label is shown, it may be a secret."""
-    return f": [{value}]" if where[-1] == "classes" and isinstance(value, str) and len(value) < 100 else ""
-
-
-def _known_keys(where: tuple[Any, ...]) -> list[str]:
-    """The keys that the section at this path knows."""
-    section: Any = Config
-    for part in where:
-        if section is Config and part != "cameras":
-            section = {_alias(n): f for n, f in Config.model_fields.items()}[str(part)].annotation
-        elif section is Config:
-            section = dict
-        else:
-            section = {"gate": GateConfig, "tls": TlsConfig}.get(str(part), CameraConfig)
-    if not (isinstance(section, type) and issubclass(section, BaseModel)):
-        return []
-    return [_alias(name) for name in section.model_fields]
-
-
-_LONGEST_SHOWN = 100
-
-_LONGEST_KEY = 40
-"""Above that a key is no slip of the pen."""
-
-
-def _alias(name: str) -> str:
-    return to_camel(name)
-
-
-def _suggestion(key: str, known: list[str]) -> str:
-    if len(key) > _LONGEST_KEY:
-        return ""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    close = close or [name for name in known if name.lower().startswith(key.lower())]
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    return f"; known here: {', '.join(known)}" if known else ""

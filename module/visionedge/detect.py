@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from visionedge.album import Album
+from visionedge.camera_uri import CameraUri
 from visionedge.capture.pictures import SUFFIXES, check_regular, natural_key, read_picture
 from visionedge.capture.source import open_source
 from visionedge.config import InferenceConfig
@@ -25,7 +26,7 @@ from visionedge.inference.engine import Engine
 from visionedge.inference.model import bundled_model_path, load_model
 from visionedge.inference.startup import open_engine
 from visionedge.single import analyse, frame_of
-from visionedge.uris import CameraUri, redact
+from visionedge.uris import redact
 
 _VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mpg", ".mpeg", ".mjpg"}

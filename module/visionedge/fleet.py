@@ -13,7 +13,7 @@ from visionedge.capture.decoded import Limits
 from visionedge.capture.gate import GateSettings
 from visionedge.capture.ration import UNTHROTTLED, Counts, Throttle
 from visionedge.config import CameraConfig, GateConfig, TlsConfig
-from visionedge.inference.plan import bounded_cores
+from visionedge.cores import bounded_cores
 from visionedge.sequences import Position
 from visionedge.threads import Crew
 

@@ -3,130 +3,17 @@
 import base64
 import ipaddress
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
-from visionedge.errors import ConfigError
 from visionedge.vocabulary import OWN_WORDS
-
-Kind = Literal["rtsp", "http", "file", "folder", "v4l2", "demo"]
-
-_KINDS: dict[str, Kind] = {
-    "rtsp": "rtsp",
-    "rtsps": "rtsp",
-    "http": "http",
-    "https": "http",
-    "v4l2": "v4l2",
-    "file": "file",
-    "demo": "demo",
-}
-FORMS = "rtsp://, rtsps://, http(s)://, a file, a folder of pictures, v4l2:///dev/video0 or demo:"
-"""What a camera URI may be, for messages."""
 
 ESCAPES = "write %23 for '#', %2F for '/', %3F for '?', %40 for '@', %5B for '[' and %5D for ']'"
 """The remedy for such characters in a user name or password."""
-
-_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):(//)?")
-
-
-@dataclass(frozen=True, slots=True)
-class CameraUri:
-    """A camera URI understood: its kind and what the decoder opens (`target`, with its secrets)."""
-
-    kind: Kind
-    target: str
-
-    def __str__(self) -> str:
-        return masked_address(self.target)
-
-    def __repr__(self) -> str:
-        return f"CameraUri({self.kind!r}, {masked_address(self.target)!r})"
-
-
-def parse_camera_uri(uri: str) -> CameraUri:
-    """Understand a camera URI; nothing is opened. Blanks around it do not count.
-
-    Raises:
-        ConfigError: the scheme is unknown, or the host or path is missing or cannot be read. Its text holds
-            nothing of a user name or password.
-    """
-    uri = uri.strip()
-    if not uri:
-        raise ConfigError([f"an empty camera URI; give {FORMS}"])
-    found = _SCHEME.match(uri)
-    # One letter before a colon is a drive of Windows, not a scheme.
-    if found is None or len(found[1]) == 1:
-        return _local(uri)
-    scheme = found[1].lower()
-    kind = _KINDS.get(scheme)
-    if kind is None:
-        if os.path.exists(uri):  # noqa: PTH110 - unlike Path's, it answers False to impossible names
-            return _local(uri)
-        raise ConfigError([f"unknown scheme '{found[1]}:' in camera URI {masked_address(uri)}; give {FORMS}"])
-    rest = uri[len(found[0]) :]
-    if kind in ("rtsp", "http"):
-        return CameraUri(kind, f"{scheme}://{_with_host(rest)}")
-    if kind == "v4l2":
-        return CameraUri(kind, _device_path(uri, rest))
-    if kind == "file":
-        return _local(_file_path(rest) if found[2] else rest)
-    return CameraUri(kind, f"{scheme}:{rest}")
-
-
-def _local(path: str) -> CameraUri:
-    # A name that is too long or lies behind a closed folder is told when it is opened.
-    return CameraUri("folder" if os.path.isdir(path) else "file", path)  # noqa: PTH112 - as above, False and no error
-
-
-def _file_path(rest: str) -> str:
-    """The path of a file address: no host or this one, and percent-encoded."""
-    return unquote(rest.removeprefix("localhost") if rest.startswith("localhost/") else rest)
-
-
-def _with_host(rest: str) -> str:
-    """What follows the scheme, as FFmpeg takes it: a user name has a colon, an IPv6 zone a bare '%'."""
-    parts = _Parts.of(rest)
-    if any(character in rest for character in "\r\n\0"):
-        raise ConfigError(["the camera URI holds a line break; write the address in one line"])
-    if parts.raw or (parts.user is not None and any(character in parts.user for character in "[]")):
-        reason = (
-            "the user name or password in the camera URI holds '#', '/', '?', '[' or ']' (or its path '@')"
-        )
-        raise ConfigError([f"{reason}; {ESCAPES}"])
-    host, port = _host_and_port(parts.host)
-    user = "" if parts.user is None else parts.user if ":" in parts.user else f"{parts.user}:"
-    return f"{user}{'' if parts.user is None else '@'}{host}{port}{parts.tail}"
-
-
-def _host_and_port(text: str) -> tuple[str, str]:
-    """The host of an address and ``:PORT`` (or nothing)."""
-    found = _HOST.fullmatch(text)
-    if found is None or int(found["port"] or 0) > 65535:
-        # Where the '@' was forgotten, the text behind the colon is a password: it is not shown.
-        raise ConfigError(
-            ["the host or the port in the camera URI cannot be read; write HOST, HOST:PORT or [IPV6]:PORT"]
-        )
-    host = found["host"]
-    if not host:
-        raise ConfigError(["the camera URI names no host"])
-    if host.startswith("["):
-        host = host.replace("%25", "%")
-        try:
-            ipaddress.IPv6Address(host[1:-1])
-        except ValueError:
-            raise ConfigError(["the camera URI has brackets around what is no IPv6 address"]) from None
-    return host, f":{found['port']}" if found["port"] else ""
-
-
-def _device_path(uri: str, path: str) -> str:
-    if not path.startswith("/"):
-        raise ConfigError([f"camera URI {masked_address(uri)} names no device; write v4l2:///dev/video0"])
-    return path
 
 
 # --- addresses, by their structure -------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
+from visionedge.camera_uri import CameraUri, parse_camera_uri
 from visionedge.capture.attempt import Attempt
 from visionedge.capture.content import ContentWatch
 from visionedge.capture.decoded import Decoded, Limits, Source, waiting_since_s
@@ -21,7 +22,7 @@ from visionedge.capture.source import open_source
 from visionedge.capture.status import CONNECTED, CameraStatus, Progress, State
 from visionedge.errors import DamagedError, SourceError, VisionedgeError
 from visionedge.frames import Frame, InputSpec, Picture, Placement, utc_now
-from visionedge.uris import CameraUri, masked_address, parse_camera_uri, redact
+from visionedge.uris import masked_address, redact
 
 __all__ = ["Allocate", "Camera", "CameraStatus", "Fitting", "FrameSink", "Means", "State"]
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from visionedge.camera_uri import CameraUri
 from visionedge.capture.source import open_source
 from visionedge.frames import Picture
-from visionedge.uris import CameraUri
 
 
 def excerpt(path: Path, most: int) -> list[Picture]:

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+from visionedge.camera_uri import CameraUri
 from visionedge.capture import reasons
 from visionedge.capture.decoded import Limits, Source
 from visionedge.capture.http_client import Answer, Head, HttpClient
 from visionedge.capture.http_pictures import HttpPictures, refusal
 from visionedge.capture.redirects import with_login
 from visionedge.errors import SourceError
-from visionedge.uris import CameraUri
 
 _BEGIN_BYTES = 512
 _BEGIN_S = 1.0

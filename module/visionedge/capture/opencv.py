@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from visionedge.camera_uri import CameraUri
 from visionedge.capture.backlog import Backlog
 from visionedge.capture.decoded import Decoded, Limits, WholePicture
 from visionedge.capture.opening import Turns, answers
@@ -35,7 +36,7 @@ from visionedge.capture.settling import (
 from visionedge.errors import DamagedError, SourceError
 from visionedge.extras import extra_in_words
 from visionedge.frames import Picture
-from visionedge.uris import CameraUri, masked_address
+from visionedge.uris import masked_address
 
 _LATE_LIMITS = 5
 """A connection costs more than pictures left out, so it has to be this much worse."""

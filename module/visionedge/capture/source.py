@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from visionedge.bundled import bundled
+from visionedge.camera_uri import CameraUri
 from visionedge.capture.decoded import Decoded, Limits, Source
 from visionedge.capture.folder import open_folder, open_picture
 from visionedge.capture.opencv import open_device
 from visionedge.capture.pictures import SUFFIXES, decode_picture, read_picture
 from visionedge.capture.video import LoopedSource, open_stream, open_video
 from visionedge.errors import SourceError
-from visionedge.uris import CameraUri
 
 __all__ = ["Decoded", "Limits", "Source", "decode_picture", "open_source", "read_picture"]
 

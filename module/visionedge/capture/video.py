@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+from visionedge.camera_uri import CameraUri
 from visionedge.capture import opencv
 from visionedge.capture.decoded import Decoded, Library, Limits, Source
 from visionedge.capture.folder import PicturesSource
@@ -11,7 +12,6 @@ from visionedge.capture.http_camera import open_http
 from visionedge.capture.pacing import sane_fps
 from visionedge.errors import SourceError
 from visionedge.extras import extra_in_words
-from visionedge.uris import CameraUri
 
 _NO_PYAV = f"decoder 'pyav' is not installed; install {extra_in_words('av')}, or use 'opencv'"
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from visionedge.config import CAMERA_NAME, validate
+from visionedge.config import CAMERA_NAME
+from visionedge.config_load import validate
 from visionedge.documents import Document, located, read_configuration
 from visionedge.errors import ConfigError
 from visionedge.uris import masked_address, redact

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from visionedge import config
 from visionedge.cli.arguments import (
     Parser,
     Verbs,
@@ -18,6 +17,7 @@ from visionedge.cli.arguments import (
     share,
     verb,
 )
+from visionedge.config_load import validate
 from visionedge.errors import ConfigError
 from visionedge.memory import settle_allocator
 from visionedge.ops.other_processes import FIELD, OtherProcesses, caution
@@ -333,7 +333,7 @@ def _bench_engine(arguments: argparse.Namespace) -> int:
             batches=arguments.batch,
             seconds=arguments.seconds,
             rounds=arguments.rounds,
-            inference=config.validate({"inference": inference}).inference,
+            inference=validate({"inference": inference}).inference,
             data=data_folder(os.environ),
         ),
         _tell,
@@ -372,7 +372,7 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
             baseline=arguments.baseline,
             in_process=arguments.in_process,
             compare_process=arguments.compare_process,
-            inference=config.validate({"inference": inference}).inference,
+            inference=validate({"inference": inference}).inference,
             data=data_folder(os.environ),
         ),
         _tell,

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from visionedge import config
 from visionedge.cli.arguments import Parser, Verbs, naming_lines, verb
+from visionedge.config_load import validate
 from visionedge.documents import read_configuration
 from visionedge.errors import ConfigError
 from visionedge.uris import redact
@@ -51,7 +51,7 @@ def _check(arguments: argparse.Namespace) -> int:
     path = Path(arguments.file)
     try:
         with naming_lines(path, os.environ):
-            checked = config.validate(read_configuration(path, os.environ))
+            checked = validate(read_configuration(path, os.environ))
     except ConfigError as error:
         if not arguments.json:
             raise

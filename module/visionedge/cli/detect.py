@@ -4,8 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-from visionedge import config
 from visionedge.cli.arguments import Verbs, add_model_and_device, count, data_folder, share, verb
+from visionedge.config_load import from_environment, merge, validate
 from visionedge.documents import Document
 
 
@@ -74,8 +74,8 @@ def _detect(arguments: argparse.Namespace) -> int:
         inference["iou"] = arguments.iou
     if arguments.classes:
         inference["classes"] = [label for group in arguments.classes for label in group.split(",") if label]
-    document = config.merge(config.from_environment(os.environ), {"inference": inference})
-    checked = config.validate(document)
+    document = merge(from_environment(os.environ), {"inference": inference})
+    checked = validate(document)
     model = arguments.model or checked.model.path
     return detect(
         Request(

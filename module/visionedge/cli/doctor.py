@@ -6,7 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-from visionedge import config
 from visionedge.cli.arguments import (
     Verbs,
     add_model_and_device,
@@ -16,6 +15,7 @@ from visionedge.cli.arguments import (
     shows_colours,
     verb,
 )
+from visionedge.config_load import from_environment, http_address, merge, validate
 from visionedge.documents import Document, read_configuration
 from visionedge.errors import UnavailableError
 
@@ -67,7 +67,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     document = _document(arguments)
     with naming_lines(configuration_file(arguments, os.environ), os.environ):
-        checked = config.validate(document)
+        checked = validate(document)
     host = this_host(os.environ)
     report = examine(Request(checked.inference.device, checked, data_folder(os.environ)), host)
     if arguments.json:
@@ -84,15 +84,15 @@ def _document(arguments: argparse.Namespace) -> Document:
     """The configuration as `run` would have it: the file, the environment, the arguments."""
     path = configuration_file(arguments, os.environ)
     document = read_configuration(path, os.environ) if path else {}
-    document = config.merge(document, config.from_environment(os.environ))
+    document = merge(document, from_environment(os.environ))
     over: Document = {}
     if arguments.model:
         over["model"] = {"path": arguments.model, "url": None, "sha256": None}
     if arguments.device:
         over["inference"] = {"device": arguments.device}
     if arguments.http:
-        over["http"] = config.http_address(arguments.http, "--http")
-    return config.merge(document, over)
+        over["http"] = http_address(arguments.http, "--http")
+    return merge(document, over)
 
 
 def _plan(arguments: argparse.Namespace) -> int:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visionedge import config
 from visionedge.cli.arguments import Parser, Verbs, cameras, naming_lines, verb
+from visionedge.config_load import http_address, validate
 from visionedge.documents import read_file, without_extensions
 from visionedge.errors import ConfigError
 from visionedge.files import read_regular
@@ -209,7 +209,7 @@ def _request(arguments: argparse.Namespace) -> "Request":
         raise ConfigError(problems)
     document = without_extensions(read_file(Path(arguments.config))) if arguments.config else None
     configured = document.get("cameras") if document else None
-    address = None if arguments.no_http else config.http_address(arguments.http, "--http")
+    address = None if arguments.no_http else http_address(arguments.http, "--http")
     return Request(
         image=arguments.image,
         gpu=arguments.gpu,
@@ -293,7 +293,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
     from visionedge.ops.estimate import Estimate, from_file, from_module, words
 
     path = arguments.config or os.environ.get("VISIONEDGE_CONFIG")
-    policy = config.validate(read_file(Path(path)) if path else {}).telemetry
+    policy = validate(read_file(Path(path)) if path else {}).telemetry
     if arguments.messages and arguments.url:
         raise ConfigError(["give --messages FILE or --url URL, not both"])
     if arguments.messages:

@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from visionedge import config
 from visionedge.cli.arguments import DEVICES, Parser, Verbs, count, data_folder, share, verb
+from visionedge.config_load import from_environment, merge, validate
 from visionedge.errors import ConfigError
 from visionedge.extras import install_command
 
@@ -223,13 +223,13 @@ def _eval(arguments: argparse.Namespace) -> int:
     inference = {"precision": arguments.precision}
     if arguments.device:
         inference["device"] = arguments.device
-    document = config.merge(config.from_environment(os.environ), {"inference": inference})
+    document = merge(from_environment(os.environ), {"inference": inference})
     report = evaluate(
         Request(
             model=Path(arguments.path),
             coco=Path(arguments.coco),
             images=Path(arguments.images),
-            inference=config.validate(document).inference,
+            inference=validate(document).inference,
             data=data_folder(os.environ),
             limit=arguments.limit,
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from visionedge import config
+from visionedge.camera_uri import FORMS
 from visionedge.cli.arguments import (
     Verbs,
     add_model_and_device,
@@ -18,8 +18,8 @@ from visionedge.cli.arguments import (
     seconds,
     verb,
 )
+from visionedge.config_load import from_environment, http_address, merge, validate
 from visionedge.documents import Document, read_configuration
-from visionedge.uris import FORMS
 
 INJECT = "VISIONEDGE_INJECT_FAULTS"
 """The variable that lets `--inject` exist."""
@@ -101,7 +101,7 @@ def _run(arguments: argparse.Namespace) -> int:
     def read() -> Document:
         document = run_document(arguments, os.environ, inside_iot_edge=identity is not None)
         with naming_lines(path, os.environ):
-            config.validate(document)
+            validate(document)
         return document
 
     document = read()
@@ -143,8 +143,8 @@ def run_document(
     """The configuration document of `run`: the file, the environment over it, the arguments over both."""
     path = configuration_file(arguments, environ)
     document = read_configuration(path, environ) if path else {}
-    document = config.merge(document, config.from_environment(environ))
-    document = config.merge(document, _overrides(arguments, document))
+    document = merge(document, from_environment(environ))
+    document = merge(document, _overrides(arguments, document))
     if not document.get("cameras") and not path and not inside_iot_edge:
         # Somebody who just wants to see it run gets something to look at.
         document["cameras"] = {"demo": {"uri": "demo:"}}
@@ -169,5 +169,5 @@ def _overrides(arguments: argparse.Namespace, document: Document) -> Document:
     if arguments.device:
         over["inference"] = {"device": arguments.device}
     if arguments.http:
-        over["http"] = config.http_address(arguments.http, "--http")
+        over["http"] = http_address(arguments.http, "--http")
     return over

@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from visionedge.config import Config, local_only, validate
+from visionedge.config import Config
+from visionedge.config_load import local_only, validate
 from visionedge.documents import Document
 from visionedge.edge.last_good import LastGood
 from visionedge.edge.wish import Refusals, Wish, acknowledgement, in_force, overlaid, refusals, wish_of

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from visionedge.config import merge
+from visionedge.config_load import merge
 from visionedge.documents import Document
 
 EVERY_NS = 5_000_000_000

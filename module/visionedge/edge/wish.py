@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
-from visionedge.config import Config, merge
+from visionedge.config import Config
+from visionedge.config_load import merge
 from visionedge.documents import Document
 from visionedge.uris import redact
 

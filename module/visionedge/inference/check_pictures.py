@@ -4,13 +4,13 @@ import logging
 from contextlib import closing
 
 from visionedge.bundled import bundled
+from visionedge.camera_uri import CameraUri
 from visionedge.capture.fitting import fit
 from visionedge.capture.source import open_source
 from visionedge.errors import SourceError, UnavailableError
 from visionedge.frames import InputSpec, Picture, Placement
 from visionedge.inference.first_run import pictures
 from visionedge.inference.precision import Sample
-from visionedge.uris import CameraUri
 
 log = logging.getLogger(__name__)
 

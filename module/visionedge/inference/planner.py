@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from visionedge.inference.plan import Fit, Measured, Pair, Timed, batch_sizes, bounded_cores, make_plan
+from visionedge.cores import bounded_cores
+from visionedge.inference.plan import Fit, Measured, Pair, Timed, batch_sizes, make_plan
 from visionedge.inference.plan_cache import PlanCache, PlanKey
 from visionedge.inference.trial import MOST_BATCHES, Sample, run_trial
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from visionedge.config import InferenceConfig
+from visionedge.cores import usable_cores
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames import Detections, utc_now
 from visionedge.inference.agreement import Agreement, agreement, apart_here
@@ -34,7 +35,7 @@ from visionedge.inference.likeness import against_cpu
 from visionedge.inference.model import Model
 from visionedge.inference.parity import PARTNER_CONFIDENCE, Tolerance
 from visionedge.inference.picking import Candidate, Trials, pick, plain
-from visionedge.inference.plan import Pair, Plan, batch_sizes, make_plan, usable_cores
+from visionedge.inference.plan import Pair, Plan, batch_sizes, make_plan
 from visionedge.inference.planner import PlanCache, PlanKey, measure
 from visionedge.inference.precision import Sample
 from visionedge.inference.seam import REAL, OnDevice, Seam

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from visionedge import config
+from visionedge.camera_uri import parse_camera_uri
+from visionedge.config import Config
+from visionedge.config_load import local_only, merge, validate
 from visionedge.documents import Document
 from visionedge.errors import ConfigError
 from visionedge.manifest.content import AGENT, HUB
@@ -16,7 +18,7 @@ from visionedge.manifest.options import KEY
 from visionedge.manifest.placeholders import fill, has_placeholder
 from visionedge.manifest.routes import OUTPUTS
 from visionedge.manifest.vision import BUILT, DATA, IMAGE_PORT, MODULE, is_loopback
-from visionedge.uris import parse_camera_uri, redact, secrets_in
+from visionedge.uris import redact, secrets_in
 
 Gpu = Literal["none", "dda", "gpu-pv", "gpu-pv-by-hand"]
 
@@ -96,7 +98,7 @@ def _wishes(request: Request) -> tuple[Document, list[str]]:
     base = _example(request.gpu) if request.document is None else request.document
     if request.cameras and request.document is None:
         base = {**base, "cameras": {}}
-    wishes = config.merge(base, {"cameras": request.cameras} if request.cameras else {})
+    wishes = merge(base, {"cameras": request.cameras} if request.cameras else {})
     checked = _checked(wishes, published=request.published is not None)
     wishes, notes = _published(request, wishes)
     seen = [name for name, camera in checked.cameras.items() if _has_secret(camera.uri)]
@@ -108,10 +110,10 @@ def _wishes(request: Request) -> tuple[Document, list[str]]:
     return wishes, notes
 
 
-def _checked(wishes: Document, *, published: bool) -> config.Config:
-    problems = config.local_only(wishes)
+def _checked(wishes: Document, *, published: bool) -> Config:
+    problems = local_only(wishes)
     try:
-        checked = config.validate(wishes)
+        checked = validate(wishes)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     if published and checked.http.port == 0:

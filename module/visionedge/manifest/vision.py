@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from visionedge import config
+from visionedge.camera_uri import parse_camera_uri
+from visionedge.config_load import from_environment, local_only, merge, validate
 from visionedge.documents import Document
 from visionedge.errors import ConfigError
 from visionedge.manifest.agent import SYSTEM, Module
@@ -11,7 +12,6 @@ from visionedge.manifest.findings import Findings
 from visionedge.manifest.handing import check_gpu, devices, environment, mounts, options_path
 from visionedge.manifest.place import Place, below
 from visionedge.manifest.placeholders import has_placeholder
-from visionedge.uris import parse_camera_uri
 
 IMAGE_PORT = 8080
 DATA = "/data"
@@ -56,7 +56,7 @@ def check_vision(module: Module, manifest: Manifest, findings: Findings) -> None
     variables = environment(module)
     from_variables = _variables(variables, findings)
     check_configuration(module, manifest, findings)
-    document = config.merge(from_variables, _document(twin))
+    document = merge(from_variables, _document(twin))
     if twin is None or not twin.partial:
         _cameras_given(module, twin, variables, findings)
     inference = document.get("inference")
@@ -84,13 +84,13 @@ def _variables(variables: Mapping[str, Place], findings: Findings) -> Document:
     found: Document = {}
     for name in sorted(_VARIABLES & sure.keys()):
         try:
-            document = config.from_environment({name: sure[name]})
-            config.validate(document)
+            document = from_environment({name: sure[name]})
+            validate(document)
         except ConfigError as error:
             for problem in error.problems:
                 findings.error(variables[name], problem, "see docs/configuration.md")
         else:
-            found = config.merge(found, document)
+            found = merge(found, document)
     return found
 
 
@@ -99,9 +99,9 @@ def check_configuration(module: Module, manifest: Manifest, findings: Findings) 
     twin = manifest.twins.get(module.name)
     if twin is None or not twin.entries:
         return
-    problems = config.local_only(twin.plain())
+    problems = local_only(twin.plain())
     try:
-        config.validate(twin.plain())
+        validate(twin.plain())
     except ConfigError as error:
         problems += error.problems
     # What is missing here may stand in the file on the device, or in the deployment below this one.

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from visionedge.bundled import bundled
+from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.decoded import Library, Limits, Source
 from visionedge.capture.opencv import open_video as open_with_opencv
 from visionedge.capture.pacing import Due
@@ -29,7 +30,6 @@ from visionedge.errors import SourceError, UnavailableError
 from visionedge.extras import install_command
 from visionedge.frames import InputSpec, Picture
 from visionedge.ops.bench_report import machine
-from visionedge.uris import parse_camera_uri
 
 Report = dict[str, Any]
 Way = Iterator[int]

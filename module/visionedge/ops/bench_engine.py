@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from visionedge.config import InferenceConfig
+from visionedge.cores import usable_cores
 from visionedge.frames import Picture
 from visionedge.inference.cache import ready
 from visionedge.inference.devices import PROVIDERS
@@ -22,7 +23,7 @@ from visionedge.inference.engine import Engine, noise
 from visionedge.inference.graph import ROWS
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.picking import contenders
-from visionedge.inference.plan import Fit, Measured, Pair, Plan, batch_sizes, usable_cores
+from visionedge.inference.plan import Fit, Measured, Pair, Plan, batch_sizes
 from visionedge.inference.planner import Wanted, fit, measure, paces
 from visionedge.inference.startup import open_engine
 from visionedge.inference.trial import Run, Sample, run_in_turns

@@ -23,8 +23,8 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 
 from visionedge.child_process import start_text
+from visionedge.cores import usable_cores
 from visionedge.errors import VisionedgeError
-from visionedge.inference.plan import usable_cores
 from visionedge.ops.bench_report import cameras_in_words, machine
 from visionedge.ops.http_clients import Order
 from visionedge.ops.own_module import own_module

@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.source import open_source
 from visionedge.errors import ConfigError
 from visionedge.inference.any_engine import AnyEngine
@@ -24,7 +25,6 @@ from visionedge.ops.sameness import sameness
 from visionedge.ops.saturation import most_that_hold
 from visionedge.ops.tally import Cost, Row, Run, run_of, summed
 from visionedge.ops.virtual import Synthetic
-from visionedge.uris import parse_camera_uri
 
 _TITLES = {
     "pipeline": "pipeline",

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from visionedge import __version__
+from visionedge.cores import usable_cores
 from visionedge.errors import ConfigError, SourceError
 from visionedge.frames import utc_now, utc_text
 from visionedge.inference.devices import DeviceState
-from visionedge.inference.plan import usable_cores
 from visionedge.inference.plan_cache import processor
 from visionedge.ops.fingerprint import fingerprint
 

@@ -16,8 +16,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from visionedge.cores import usable_cores
 from visionedge.inference.model import Model
-from visionedge.inference.plan import usable_cores
 from visionedge.ops.plain_loop import clip_of, network_of
 from visionedge.ops.tally import Run
 

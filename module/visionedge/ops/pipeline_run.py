@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from visionedge.camera_uri import CameraUri
 from visionedge.capture.camera import Camera, Means
 from visionedge.capture.decoded import Limits, Source
 from visionedge.capture.source import open_source
@@ -29,7 +30,6 @@ from visionedge.inference.startup import open_engine
 from visionedge.ops.tally import Cost, Run, Tally, run_of
 from visionedge.ops.virtual import Arrivals, Synthetic, SyntheticSource, VirtualCamera, ring
 from visionedge.threads import Crew
-from visionedge.uris import CameraUri
 
 _WARM_UP_S = 1.0
 _STOP_S = 5.0

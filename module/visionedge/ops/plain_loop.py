@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.bundled import bundled
+from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.fitting import fit
 from visionedge.capture.source import DEMO_CLIP
 from visionedge.errors import SourceError
@@ -22,7 +23,7 @@ from visionedge.inference.detections import Selection
 from visionedge.inference.graph import compile_model
 from visionedge.inference.model import Model
 from visionedge.ops.plain_network import Candidates, Floats, PlainNetwork, can_decode, plain_session
-from visionedge.uris import masked_address, parse_camera_uri
+from visionedge.uris import masked_address
 
 
 class PlainLoop:

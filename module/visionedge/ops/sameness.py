@@ -6,13 +6,13 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.source import open_source
 from visionedge.frames import Detections
 from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.detections import Selection
 from visionedge.inference.parity import PARTNER_CONFIDENCE, compare
 from visionedge.ops.plain_loop import PlainLoop, clip_of
-from visionedge.uris import parse_camera_uri
 
 _EVERY = 10
 

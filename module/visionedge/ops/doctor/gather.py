@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from visionedge.camera_uri import parse_camera_uri
 from visionedge.config import Config, ModelConfig
 from visionedge.edge.identity import Identity
 from visionedge.errors import ConfigError
@@ -18,7 +19,6 @@ from visionedge.inference.session import NodePlaces
 from visionedge.ops.doctor.host import Answer, Host, Space
 from visionedge.ops.doctor.place import DXG, Place, look_around
 from visionedge.ops.doctor.wheel import Wheel, look_at_wheel
-from visionedge.uris import parse_camera_uri
 
 _DRIVER_LIMIT_S = 10.0
 _LIBRARIES_LIMIT_S = 20.0

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visionedge.child_process import start_text
+from visionedge.cores import cpu_quota
 from visionedge.frames import utc_now
 from visionedge.inference.devices import ProbeRun, run_probe
-from visionedge.inference.plan import cpu_quota
 
 Document = dict[str, Any]
 
