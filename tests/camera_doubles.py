@@ -9,7 +9,7 @@ from clips import numbered_picture
 from visionedge.camera_uri import CameraUri
 from visionedge.capture.camera import Camera, CameraStatus
 from visionedge.capture.decoded import Decoded, Limits, WholePicture
-from visionedge.frames import Frame, InputSpec, Picture
+from visionedge.frames.types import Frame, InputSpec, Picture
 
 SPEC = InputSpec(64, 64)
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 
 _STEPS = 24
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 
 # Kr and Kb of the standards, and FFmpeg's number for each.
 MATRICES = {"bt601": (0.299, 0.114, 5), "bt709": (0.2126, 0.0722, 1), "bt2020": (0.2627, 0.0593, 9)}

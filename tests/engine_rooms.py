@@ -14,7 +14,7 @@ from visionedge.config_load import validate
 from visionedge.engine_room import EngineRoom
 from visionedge.fetching.fetch import Tempo
 from visionedge.fleet import Fleet
-from visionedge.frames import Result
+from visionedge.frames.types import Result
 from visionedge.inference.any_engine import EngineNews
 from visionedge.rooms import Rooms
 from visionedge.threads import Crew

@@ -22,7 +22,7 @@ import cv2
 import pytest
 
 from clips import numbered_picture
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 
 FPS = 25
 _PICTURES = 8 * FPS

@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from visionedge.annotate import annotate, colour_of, plain
-from visionedge.frames import Detections, Picture, Result
+from visionedge.frames.drawing import annotate, colour_of, plain
+from visionedge.frames.types import Detections, Picture, Result
 from web_module import grey, result
 
 

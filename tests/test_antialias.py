@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from tiny_graphs import Graph
-from visionedge.capture.fitting import fit
 from visionedge.capture.planes import Painter, Planes
-from visionedge.frames import InputSpec, Picture
+from visionedge.frames.letterbox import fit
+from visionedge.frames.types import InputSpec, Picture
 from visionedge.inference.building import build
 from visionedge.inference.model import load_model
 

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from visionedge.frames import Frame, Placement
+from visionedge.frames.types import Frame, Placement
 from visionedge.inference.batcher import Batch, Batcher, CameraStatistics, Drop, Outcome
 
 CAMERAS = ("dock", "gate", "hall", "yard")

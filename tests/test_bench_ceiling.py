@@ -11,7 +11,7 @@ from clips import make_clip
 from tiny_models import TinyDetector
 from visionedge.config import InferenceConfig
 from visionedge.cores import usable_cores
-from visionedge.frames import Detections, Picture
+from visionedge.frames.types import Detections, Picture
 from visionedge.inference.detections import Selection
 from visionedge.inference.model import bundled_model_path, load_model
 from visionedge.inference.startup import open_engine

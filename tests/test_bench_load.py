@@ -15,7 +15,7 @@ from clips import make_clip
 from visionedge.__main__ import main
 from visionedge.capture.camera import Camera
 from visionedge.errors import ConfigError
-from visionedge.frames import Detections, Frame, InputSpec, Placement, Result, Timing
+from visionedge.frames.types import Detections, Frame, InputSpec, Placement, Result, Timing
 from visionedge.ops.bench_pipeline import saturation
 from visionedge.ops.pipeline_run import Load, _quiet_cameras
 from visionedge.ops.saturation import most_that_hold

@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from conftest import SHARED
-from visionedge.capture.fitting import fit
 from visionedge.config import InferenceConfig
-from visionedge.frames import Picture
+from visionedge.frames.letterbox import fit
+from visionedge.frames.types import Picture
 from visionedge.inference.detections import Selection
 from visionedge.inference.labels import COCO_80
 from visionedge.inference.model import bundled_model_path, load_model

@@ -22,9 +22,9 @@ from clips import make_clip, make_picture, number_of, numbered_picture
 from visionedge.camera_uri import CameraUri
 from visionedge.capture.camera import Camera, Means
 from visionedge.capture.decoded import Decoded, Limits, WholePicture
-from visionedge.capture.fitting import fit
 from visionedge.errors import DamagedError, SourceError
-from visionedge.frames import Frame, Picture
+from visionedge.frames.letterbox import fit
+from visionedge.frames.types import Frame, Picture
 
 URI = "rtsp://user:geheim@192.0.2.1/x?token=geheim"
 LOST = SourceError("the other end hung up")

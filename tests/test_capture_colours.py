@@ -17,7 +17,7 @@ from visionedge.capture.decoded import Decoded, Library, Limits, Source
 from visionedge.capture.settling import bound_ffmpeg, reports_error, settle_libraries
 from visionedge.capture.source import open_source
 from visionedge.errors import SourceError
-from visionedge.frames import InputSpec, Picture
+from visionedge.frames.types import InputSpec, Picture
 
 SPEC = InputSpec(96, 96)
 SLOT = np.full((96, 96, 3), 7, np.uint8)

@@ -12,7 +12,7 @@ from visionedge.capture.content import ContentWatch
 from visionedge.capture.decoded import Library
 from visionedge.capture.pacing import Due
 from visionedge.capture.source import Limits, open_source
-from visionedge.frames import InputSpec, Picture
+from visionedge.frames.types import InputSpec, Picture
 
 SIZE = (120, 160, 3)
 

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from visionedge.bundled import bundled
-from visionedge.capture.fitting import fit
 from visionedge.capture.gate import GateSettings, MotionGate
 from visionedge.capture.source import DEMO_CLIP
-from visionedge.frames import InputSpec, Picture
+from visionedge.frames.letterbox import fit
+from visionedge.frames.types import InputSpec, Picture
 
 SPEC = InputSpec(416, 312)
 FPS = 5

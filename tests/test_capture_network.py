@@ -20,7 +20,7 @@ from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.camera import Camera, Means
 from visionedge.capture.source import Limits, open_source
 from visionedge.errors import SourceError
-from visionedge.frames import Frame
+from visionedge.frames.types import Frame
 
 LOGIN = "user:ge%40heim@"
 AUTHORIZATION = "Basic " + b64encode(b"user:ge@heim").decode()

@@ -15,7 +15,7 @@ from clips import make_picture, number_of, numbered_picture
 from visionedge.capture.pictures import natural_key, picture_files, picture_size
 from visionedge.capture.source import decode_picture, read_picture
 from visionedge.errors import SourceError
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 
 SUFFIXES = [".jpg", ".png", ".webp", ".bmp", ".tif"]
 

@@ -15,7 +15,7 @@ from visionedge.capture.decoded import Limits, Source
 from visionedge.capture.source import open_source
 from visionedge.capture.thinning import Level, StreamClock, Thinning
 from visionedge.errors import SourceError
-from visionedge.frames import InputSpec
+from visionedge.frames.types import InputSpec
 
 SPEC = InputSpec(32, 32)
 PLAIN = {"bf": "0", "g": "10", "sc_threshold": "0"}

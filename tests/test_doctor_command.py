@@ -18,7 +18,7 @@ from visionedge.__main__ import main
 from visionedge.cli.arguments import shows_colours
 from visionedge.config_load import validate
 from visionedge.fetching.kept import Kept
-from visionedge.frames import utc_now
+from visionedge.frames.types import utc_now
 from visionedge.inference.devices import DeviceState, Reason
 from visionedge.inference.session import NodePlaces
 from visionedge.ops.doctor.gather import Request, Running

@@ -8,7 +8,7 @@ import pytest
 from test_edge_telemetry import World
 from visionedge.edge.questions import Drop, Means, Questions
 from visionedge.edge.sdk import InputMessage
-from visionedge.frames import Result
+from visionedge.frames.types import Result
 
 
 class Module:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from visionedge.config import TelemetryConfig
 from visionedge.edge.messages import Message, Sender
 from visionedge.edge.telemetry import Telemetry
-from visionedge.frames import Detections, Frame, InputSpec, Result, Timing
+from visionedge.frames.types import Detections, Frame, InputSpec, Result, Timing
 
 LABELS = ("person", "car", "person")
 SECOND_NS = 1_000_000_000

@@ -20,7 +20,7 @@ from tiny_models import TinyDetector, pictures
 from visionedge import child_process
 from visionedge.config import InferenceConfig
 from visionedge.errors import DeviceError, ModelError
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 from visionedge.inference.any_engine import EngineNews
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.process import EngineProcess

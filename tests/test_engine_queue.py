@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tiny_models import pictures
-from visionedge.frames import InputSpec
+from visionedge.frames.types import InputSpec
 from visionedge.inference import wire
 from visionedge.inference.child import Desk
 from visionedge.inference.detections import Rows

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visionedge.capture.fitting import fit
-from visionedge.frames import InputSpec, Picture
+from visionedge.frames.letterbox import fit
+from visionedge.frames.types import InputSpec, Picture
 
 specs = st.builds(
     InputSpec,

@@ -14,7 +14,7 @@ from visionedge.capture.ration import Throttle
 from visionedge.config import Config
 from visionedge.config_load import validate
 from visionedge.fleet import GONE_NS, Fleet
-from visionedge.frames import Frame
+from visionedge.frames.types import Frame
 from visionedge.threads import Crew
 
 

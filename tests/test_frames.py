@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visionedge.frames import Detections, Frame, InputSpec, Placement, Result, Timing, frame_document
+from visionedge.frames.types import Detections, Frame, InputSpec, Placement, Result, Timing, frame_document
 
 SIZES = st.integers(1, 5000)
 

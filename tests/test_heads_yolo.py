@@ -26,8 +26,8 @@ from tiny_yolos import (
     yolov8,
     yolox,
 )
-from visionedge.capture.fitting import fit
 from visionedge.errors import ModelError
+from visionedge.frames.letterbox import fit
 from visionedge.inference.detections import to_detections
 from visionedge.inference.model import load_model
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from visionedge.config import InferenceConfig
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 from visionedge.inference.detections import Selection
 from visionedge.inference.engine import Engine
 from visionedge.inference.model import bundled_model_path, load_model

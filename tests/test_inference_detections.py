@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tiny_models import TinyDetector
 from visionedge.errors import ConfigError
-from visionedge.frames import Detections, InputSpec, Placement
+from visionedge.frames.types import Detections, InputSpec, Placement
 from visionedge.inference.detections import MOST_DETECTIONS, Selection, to_detections
 from visionedge.inference.model import load_model
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tiny_models import TinyDetector
-from visionedge.frames import Frame, InputSpec, Placement, Result
+from visionedge.frames.types import Frame, InputSpec, Placement, Result
 from visionedge.inference.any_engine import Computed
 from visionedge.inference.batcher import Batcher, Drop
 from visionedge.inference.detections import Rows, Selection

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from visionedge.frames import Frame, Placement
+from visionedge.frames.types import Frame, Placement
 from visionedge.inference.batcher import Batch, Batcher, BatcherStatistics, Drop, Outcome
 
 CAMERAS = 64

@@ -17,7 +17,7 @@ from visionedge.capture.ration import Throttle
 from visionedge.config_load import validate
 from visionedge.errors import ModelError
 from visionedge.fleet import Fleet
-from visionedge.frames import utc_now
+from visionedge.frames.types import utc_now
 from visionedge.inference.any_engine import AnyEngine, ProcessStatus
 from visionedge.inference.devices import DeviceState, Reason
 from visionedge.overload.keeper import Keeper

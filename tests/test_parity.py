@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visionedge.frames import Detections
+from visionedge.frames.types import Detections
 from visionedge.inference.parity import LEAST_BOXES, SMALL_IOU, Parity, Precisions, Tolerance, compare
 
 Box = tuple[float, float, float, float, float, int]

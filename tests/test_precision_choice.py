@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tiny_models import TinyDetector
-from visionedge.frames import Detections
+from visionedge.frames.types import Detections
 from visionedge.inference.agreement import Agreement, Apart, agreement
 from visionedge.inference.cache import FOLDER as COMPILED
 from visionedge.inference.cache import ready

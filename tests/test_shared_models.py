@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from visionedge.capture.fitting import fit
+from visionedge.frames.letterbox import fit
 from visionedge.inference.arithmetic import open_on_cpu
 from visionedge.inference.detections import Selection
 from visionedge.inference.graph import compile_model

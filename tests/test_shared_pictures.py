@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visionedge.frames import InputSpec, Picture
+from visionedge.frames.types import InputSpec, Picture
 from visionedge.inference.shared import Arena, Window, blocks_for
 
 SPEC = InputSpec(20, 10)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from visionedge.errors import ModelError, SourceError
-from visionedge.frames import Picture, frame_document
+from visionedge.frames.types import Picture, frame_document
 from visionedge.web import api
 from visionedge.web.view import Document
 from web_module import Client, FakeModule, error_of, grey, jpeg, result, talk, unpacked, until

@@ -12,7 +12,7 @@ import pytest
 
 from visionedge.config import HttpConfig
 from visionedge.errors import UnavailableError
-from visionedge.frames import frame_document
+from visionedge.frames.types import frame_document
 from visionedge.web.app import make_app
 from visionedge.web.guard import Access
 from visionedge.web.openapi import describe

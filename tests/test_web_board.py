@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 from visionedge.web.board import Board
 from visionedge.web.view import Busy
 from web_module import grey, result

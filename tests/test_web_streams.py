@@ -8,7 +8,7 @@ from contextlib import aclosing
 import aiohttp
 import pytest
 
-from visionedge.frames import Picture, Result, frame_document
+from visionedge.frames.types import Picture, Result, frame_document
 from visionedge.web import api
 from visionedge.web.board import Board, Documents
 from visionedge.web.pictures import Desk, Look, Pictures

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.config import HttpConfig
-from visionedge.frames import Detections, Frame, InputSpec, Picture, Result, Timing
+from visionedge.frames.types import Detections, Frame, InputSpec, Picture, Result, Timing
 from visionedge.web.board import Board
 from visionedge.web.server import Server
 from visionedge.web.view import Busy, Document, ModelFacts, ModuleView

@@ -6,10 +6,10 @@ from types import TracebackType
 
 import cv2
 
-from visionedge.annotate import annotate
 from visionedge.capture.pacing import sane_fps
 from visionedge.errors import SourceError
-from visionedge.frames import Picture, Result
+from visionedge.frames.drawing import annotate
+from visionedge.frames.types import Picture, Result
 
 
 class Album:

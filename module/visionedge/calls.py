@@ -13,7 +13,7 @@ from visionedge.documents import Document
 from visionedge.edge.methods import MAX_ANSWER_BYTES, Method, MethodError, answer_bytes
 from visionedge.errors import ConfigError, SourceError
 from visionedge.facade import Facade
-from visionedge.frames import Result, utc_now, utc_text
+from visionedge.frames.types import Result, utc_now, utc_text
 from visionedge.rooms import Rooms
 from visionedge.uris import redact, redact_document
 from visionedge.web.pictures import Desk, pack_within

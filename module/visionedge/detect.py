@@ -20,7 +20,7 @@ from visionedge.capture.pictures import SUFFIXES, check_regular, natural_key, re
 from visionedge.capture.source import open_source
 from visionedge.config import InferenceConfig
 from visionedge.errors import DamagedError, SourceError
-from visionedge.frames import Picture, Result, frame_document
+from visionedge.frames.types import Picture, Result, frame_document
 from visionedge.inference.detections import Selection
 from visionedge.inference.engine import Engine
 from visionedge.inference.model import bundled_model_path, load_model

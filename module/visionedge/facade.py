@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge import logs, report
-from visionedge.frames import Picture, Result
+from visionedge.frames.types import Picture, Result
 from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.lineup import Lineup
 from visionedge.metrics import Metrics

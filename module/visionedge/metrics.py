@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from visionedge.frames import Result
+from visionedge.frames.types import Result
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

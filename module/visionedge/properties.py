@@ -7,7 +7,7 @@ from typing import Any
 
 from visionedge import __version__
 from visionedge.documents import Document
-from visionedge.frames import utc_text
+from visionedge.frames.types import utc_text
 from visionedge.rooms import Rooms
 
 MAX_CAMERAS_BYTES = 17_000

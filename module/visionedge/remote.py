@@ -25,7 +25,7 @@ from visionedge.edge.sdk import InputMessage, Link, MethodCall
 from visionedge.edge.statistics import Asked
 from visionedge.errors import VisionedgeError
 from visionedge.facade import Facade
-from visionedge.frames import Result, utc_now
+from visionedge.frames.types import Result, utc_now
 from visionedge.outbox import Outbox
 from visionedge.properties import properties
 from visionedge.rooms import Rooms

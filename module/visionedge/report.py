@@ -13,7 +13,7 @@ from visionedge import __version__, capacity
 from visionedge.capture.camera import CameraStatus
 from visionedge.edge.billing import Bill
 from visionedge.edge.delivery import Delivery
-from visionedge.frames import utc_now, utc_text
+from visionedge.frames.types import utc_now, utc_text
 from visionedge.inference.any_engine import AnyEngine, Recovery
 from visionedge.inference.batcher import CameraStatistics
 from visionedge.overload.ladder import RUNGS

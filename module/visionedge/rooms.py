@@ -12,7 +12,7 @@ from visionedge.edge.delivery import Delivery
 from visionedge.edge.statistics import Asked
 from visionedge.fetching.supply import Supply
 from visionedge.fleet import Fleet
-from visionedge.frames import Result
+from visionedge.frames.types import Result
 from visionedge.inference.any_engine import AnyEngine, EngineNews
 from visionedge.inference.batcher import Batcher
 from visionedge.inference.detections import Selection

@@ -29,7 +29,7 @@ from visionedge.engine_room import EngineRoom
 from visionedge.errors import UnavailableError, VisionedgeError
 from visionedge.facade import Facade
 from visionedge.fleet import Fleet
-from visionedge.frames import Result
+from visionedge.frames.types import Result
 from visionedge.inference.any_engine import AnyEngine, EngineNews
 from visionedge.log_limit import LogLimiter
 from visionedge.memory import settle_allocator

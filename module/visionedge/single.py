@@ -2,8 +2,8 @@
 
 import time
 
-from visionedge.capture.fitting import fit
-from visionedge.frames import Frame, Picture, Result, Timing, utc_now
+from visionedge.frames.letterbox import fit
+from visionedge.frames.types import Frame, Picture, Result, Timing, utc_now
 from visionedge.inference.any_engine import Computes
 from visionedge.inference.detections import Selection
 

@@ -28,7 +28,7 @@ from visionedge.edge.line import Errand
 from visionedge.edge.sdk import InputMessage, Link, MethodCall
 from visionedge.edge.spool import FILE_NAME, Spool, Tempo
 from visionedge.edge.store import Bounds
-from visionedge.frames import Detections, Frame, InputSpec, Result, Timing, utc_now
+from visionedge.frames.types import Detections, Frame, InputSpec, Result, Timing, utc_now
 from visionedge.threads import Crew
 
 LABELS = ("person", "car")

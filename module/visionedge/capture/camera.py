@@ -21,7 +21,7 @@ from visionedge.capture.reasons import silent
 from visionedge.capture.source import open_source
 from visionedge.capture.status import CONNECTED, CameraStatus, Progress, State
 from visionedge.errors import DamagedError, SourceError, VisionedgeError
-from visionedge.frames import Frame, InputSpec, Picture, Placement, utc_now
+from visionedge.frames.types import Frame, InputSpec, Picture, Placement, utc_now
 from visionedge.uris import masked_address, redact
 
 __all__ = ["Allocate", "Camera", "CameraStatus", "Fitting", "FrameSink", "Means", "State"]

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 
 Content = Literal["live", "frozen", "black"]
 

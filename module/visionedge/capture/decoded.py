@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from visionedge.capture.budget import ThreadBudget
-from visionedge.capture.fitting import fit
-from visionedge.frames import InputSpec, Picture, Placement
+from visionedge.frames.letterbox import fit
+from visionedge.frames.types import InputSpec, Picture, Placement
 
 Library = Literal["auto", "pyav", "opencv"]
 """Who decodes videos and streams; `auto` is PyAV where it is installed."""

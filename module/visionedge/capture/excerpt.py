@@ -4,7 +4,7 @@ from pathlib import Path
 
 from visionedge.camera_uri import CameraUri
 from visionedge.capture.source import open_source
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 
 
 def excerpt(path: Path, most: int) -> list[Picture]:

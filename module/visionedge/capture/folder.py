@@ -6,7 +6,7 @@ from pathlib import Path
 from visionedge.capture.decoded import Decoded, Limits, WholePicture
 from visionedge.capture.pictures import SUFFIXES, picture_files, read_picture
 from visionedge.errors import SourceError
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 
 log = logging.getLogger(__name__)
 

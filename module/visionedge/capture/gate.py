@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 
 _Cells = NDArray[np.float32]
 

@@ -16,7 +16,7 @@ from visionedge.capture.http_login import challenges_in
 from visionedge.capture.jpeg_scanner import JpegScanner
 from visionedge.capture.pictures import decode_picture, picture_size
 from visionedge.errors import DamagedError, SourceError
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 
 MAX_PICTURE_BYTES = 24 << 20
 _WAITING_MOST_BYTES = 24 << 20

@@ -35,7 +35,7 @@ from visionedge.capture.settling import (
 )
 from visionedge.errors import DamagedError, SourceError
 from visionedge.extras import extra_in_words
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 from visionedge.uris import masked_address
 
 _LATE_LIMITS = 5

@@ -12,7 +12,7 @@ import numpy as np
 from visionedge.capture.decoded import Limits
 from visionedge.capture.settling import settle_libraries
 from visionedge.errors import SourceError
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 FORMATS = "JPEG, PNG, WebP, BMP or TIFF"

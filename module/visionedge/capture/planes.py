@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.capture.antialias import resize_antialiased
-from visionedge.frames import Picture, Resample
+from visionedge.frames.antialias import resize_antialiased
+from visionedge.frames.types import Picture, Resample
 
 Plane = NDArray[np.uint8] | NDArray[np.uint16]
 

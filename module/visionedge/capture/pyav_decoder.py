@@ -15,11 +15,11 @@ from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
 from av.video.stream import VideoStream
 
-from visionedge.capture.fitting import fit, fit_drawn
 from visionedge.capture.planes import Matrix, Painter, Plane, Planes, whole_picture
 from visionedge.capture.thinning import Level
 from visionedge.errors import DamagedError
-from visionedge.frames import InputSpec, Picture, Placement
+from visionedge.frames.letterbox import fit, fit_drawn
+from visionedge.frames.types import InputSpec, Picture, Placement
 
 if TYPE_CHECKING:
     VideoPacket = Packet[VideoStream]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from visionedge.capture.gate import GateSettings, MotionGate
 from visionedge.capture.pacing import Due
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from visionedge.capture.decoded import Limits
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 
 # Read by OpenCV's FFmpeg each time a stream is opened, for the whole process: so one set for all kinds.
 # TCP: UDP loses packets and stops at firewalls. fpsprobesize 0: a rate is not needed, and counting pictures

@@ -381,7 +381,7 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
 
 
 def _bench_decode(arguments: argparse.Namespace) -> int:
-    from visionedge.frames import InputSpec
+    from visionedge.frames.types import InputSpec
     from visionedge.ops import bench_decode as bench
 
     load = bench.DecodeLoad(

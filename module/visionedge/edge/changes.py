@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.frames import Result
+from visionedge.frames.types import Result
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, relative to the picture."""

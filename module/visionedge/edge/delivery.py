@@ -19,7 +19,7 @@ from visionedge.edge.messages import RUN_CHARACTERS, Kind, Message, Sender
 from visionedge.edge.spool import FILE_NAME, Spool, SpoolStatus
 from visionedge.edge.store import Bounds, Loss
 from visionedge.edge.telemetry import Continued, Telemetry, TelemetryStatistics
-from visionedge.frames import Result
+from visionedge.frames.types import Result
 from visionedge.threads import Crew
 
 log = logging.getLogger(__name__)

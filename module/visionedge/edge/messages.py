@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Literal
 from urllib.parse import quote
 
-from visionedge.frames import utc_text
+from visionedge.frames.types import utc_text
 
 DETECTIONS = "detections"
 EVENTS = "events"

@@ -10,7 +10,7 @@ from typing import Literal
 
 from visionedge.config import CAMERA_NAME
 from visionedge.edge.sdk import InputMessage
-from visionedge.frames import Result
+from visionedge.frames.types import Result
 
 log = logging.getLogger(__name__)
 

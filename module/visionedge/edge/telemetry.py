@@ -31,7 +31,7 @@ from visionedge.edge.messages import (
     event_message,
 )
 from visionedge.edge.packing import well_filled
-from visionedge.frames import Result, frame_document, utc_now
+from visionedge.frames.types import Result, frame_document, utc_now
 from visionedge.uris import redact, redact_document
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ that integer kernels give for it are held against those of the same network comp
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from visionedge.frames import Detections
+from visionedge.frames.types import Detections
 from visionedge.inference.graph import checked_network
 from visionedge.inference.model import Model
 from visionedge.inference.parity import LEAST_BOXES, SMALL_IOU, Tolerance, compare

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from visionedge.frames import Frame, InputSpec
+from visionedge.frames.types import Frame, InputSpec
 
 
 class Outcome(StrEnum):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from visionedge.errors import ModelError
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 from visionedge.inference.focus import fold_focus
 from visionedge.inference.graph import compile_graph
 from visionedge.inference.progress import Progress, silent

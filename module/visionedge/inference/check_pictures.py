@@ -5,10 +5,10 @@ from contextlib import closing
 
 from visionedge.bundled import bundled
 from visionedge.camera_uri import CameraUri
-from visionedge.capture.fitting import fit
 from visionedge.capture.source import open_source
 from visionedge.errors import SourceError, UnavailableError
-from visionedge.frames import InputSpec, Picture, Placement
+from visionedge.frames.letterbox import fit
+from visionedge.frames.types import InputSpec, Picture, Placement
 from visionedge.inference.first_run import pictures
 from visionedge.inference.precision import Sample
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from visionedge.errors import UnavailableError
-from visionedge.frames import InputSpec
+from visionedge.frames.types import InputSpec
 from visionedge.inference import wire
 from visionedge.inference.detections import Rows
 from visionedge.inference.engine import Engine

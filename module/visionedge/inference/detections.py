@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.errors import ConfigError
-from visionedge.frames import Detections, Placement
+from visionedge.frames.types import Detections, Placement
 from visionedge.inference.model import Model
 from visionedge.inference.nms import suppress
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from visionedge.errors import ModelError
-from visionedge.frames import InputSpec
+from visionedge.frames.types import InputSpec
 from visionedge.inference.any_engine import Computed, ProcessStatus, Recovery
 from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows

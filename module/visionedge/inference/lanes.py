@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from visionedge.frames import InputSpec, Result, Timing
+from visionedge.frames.types import InputSpec, Result, Timing
 from visionedge.inference.any_engine import Computes
 from visionedge.inference.batcher import Batch, Batcher, Outcome
 from visionedge.inference.detections import Selection

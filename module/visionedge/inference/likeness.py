@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.frames import Detections, InputSpec, Placement
+from visionedge.frames.types import Detections, InputSpec, Placement
 from visionedge.inference.detections import Rows, to_detections
 from visionedge.inference.first_run import same_rows
 from visionedge.inference.model import Model

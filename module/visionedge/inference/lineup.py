@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from visionedge.frames import InputSpec, Result
+from visionedge.frames.types import InputSpec, Result
 from visionedge.inference.any_engine import Computes
 from visionedge.inference.batcher import Batcher
 from visionedge.inference.detections import Selection

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from visionedge.bundled import bundled
-from visionedge.frames import InputSpec
+from visionedge.frames.types import InputSpec
 from visionedge.inference.export import LABELS_JSON, read_export, read_labels_json
 from visionedge.inference.heads import recognise
 from visionedge.inference.labels import labels_for

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.frames import Detections
+from visionedge.frames.types import Detections
 from visionedge.inference.nms import overlaps
 
 CONFIDENCE = 0.3

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from visionedge.errors import ConfigError, ModelError, VisionedgeError
-from visionedge.frames import Detections, Picture, Placement
+from visionedge.frames.types import Detections, Picture, Placement
 from visionedge.inference.arithmetic import open_on_cpu
 from visionedge.inference.calibration import METHODS, Observed, Values, folded, observe
 from visionedge.inference.contest import Pace, paces

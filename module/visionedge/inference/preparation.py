@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from visionedge.errors import ModelError
-from visionedge.frames import Anchor
+from visionedge.frames.types import Anchor
 from visionedge.inference.opening import Bound, Opening
 from visionedge.inference.reading import Color, NetworkInput, Preprocess, stated_object, stated_preprocess
 from visionedge.inference.signature import Signature

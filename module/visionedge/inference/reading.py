@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 from visionedge.errors import ModelError
-from visionedge.frames import Anchor, Fit, InputSpec, Resample, Rounding
+from visionedge.frames.types import Anchor, Fit, InputSpec, Resample, Rounding
 from visionedge.inference.nodes import Nodes
 from visionedge.inference.signature import Signature, Tensor
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 from visionedge.inference.arithmetic import open_on_cpu
 from visionedge.inference.calibration import METHODS, Method, Observed, Range, Values
 from visionedge.inference.graph import compile_graph

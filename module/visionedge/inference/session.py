@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.errors import VisionedgeError
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import PROVIDERS, Effective, effective_of, wishes
 from visionedge.inference.faults import Fault

@@ -14,7 +14,7 @@ from collections import deque
 
 import numpy as np
 
-from visionedge.frames import InputSpec, Picture
+from visionedge.frames.types import InputSpec, Picture
 
 _ALIGNED_BYTES = 4096
 """Blocks begin at pages: no two cameras ever write to one."""

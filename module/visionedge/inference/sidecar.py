@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 from visionedge.documents import read_file
 from visionedge.errors import ConfigError, ModelError
-from visionedge.frames import Anchor, Fit, Resample, Rounding
+from visionedge.frames.types import Anchor, Fit, Resample, Rounding
 from visionedge.inference.data_set import DataSet, data_set_of
 from visionedge.inference.heads import known_heads
 from visionedge.inference.reading import MOST_SIDE_PX, Color

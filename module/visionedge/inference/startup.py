@@ -10,7 +10,7 @@ import numpy as np
 from visionedge.config import InferenceConfig
 from visionedge.cores import usable_cores
 from visionedge.errors import DeviceError, ModelError
-from visionedge.frames import Detections, utc_now
+from visionedge.frames.types import Detections, utc_now
 from visionedge.inference.agreement import Agreement, agreement, apart_here
 from visionedge.inference.cache import ready
 from visionedge.inference.contest import Choice

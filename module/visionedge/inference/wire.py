@@ -25,7 +25,7 @@ import numpy as np
 
 from visionedge.config import InferenceConfig
 from visionedge.errors import DeviceError, ModelError, UnavailableError, VisionedgeError
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import Assignment, DeviceState, Reason

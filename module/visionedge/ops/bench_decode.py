@@ -28,7 +28,7 @@ from visionedge.capture.settling import settle_libraries
 from visionedge.capture.source import DEMO_CLIP, open_source
 from visionedge.errors import SourceError, UnavailableError
 from visionedge.extras import install_command
-from visionedge.frames import InputSpec, Picture
+from visionedge.frames.types import InputSpec, Picture
 from visionedge.ops.bench_report import machine
 
 Report = dict[str, Any]

@@ -16,7 +16,7 @@ import numpy as np
 
 from visionedge.config import InferenceConfig
 from visionedge.cores import usable_cores
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 from visionedge.inference.cache import ready
 from visionedge.inference.devices import PROVIDERS
 from visionedge.inference.engine import Engine, noise

@@ -11,7 +11,7 @@ from typing import Any
 from visionedge import __version__
 from visionedge.cores import usable_cores
 from visionedge.errors import ConfigError, SourceError
-from visionedge.frames import utc_now, utc_text
+from visionedge.frames.types import utc_now, utc_text
 from visionedge.inference.devices import DeviceState
 from visionedge.inference.plan_cache import processor
 from visionedge.ops.fingerprint import fingerprint

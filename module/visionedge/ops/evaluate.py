@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from visionedge.capture.pictures import read_picture
 from visionedge.config import InferenceConfig
 from visionedge.errors import SourceError
-from visionedge.frames import Result
+from visionedge.frames.types import Result
 from visionedge.inference.detections import Selection
 from visionedge.inference.engine import Engine
 from visionedge.inference.model import load_model

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from visionedge.bundled import bundled
 from visionedge.capture.excerpt import excerpt
-from visionedge.capture.fitting import fit
 from visionedge.capture.pictures import SUFFIXES, natural_key, read_picture
 from visionedge.errors import ConfigError, SourceError
-from visionedge.frames import Detections, Picture
+from visionedge.frames.letterbox import fit
+from visionedge.frames.types import Detections, Picture
 from visionedge.inference.check_pictures import samples_for
 from visionedge.inference.model import Model, bundled_model_path
 from visionedge.inference.precision import Material, MeasureAp, Precision, Sample

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from visionedge.bundled import bundled
 from visionedge.camera_uri import parse_camera_uri
-from visionedge.capture.fitting import fit
 from visionedge.capture.source import DEMO_CLIP
 from visionedge.errors import SourceError
-from visionedge.frames import Detections, Picture
+from visionedge.frames.letterbox import fit
+from visionedge.frames.types import Detections, Picture
 from visionedge.inference.detections import Selection
 from visionedge.inference.graph import compile_model
 from visionedge.inference.model import Model

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 from visionedge.inference.dense import DenseDecoder
 from visionedge.inference.heads.dfl import DflDecoder, Scale
 from visionedge.inference.model import Model

@@ -10,7 +10,7 @@ import onnx
 
 from visionedge import __version__
 from visionedge.errors import ConfigError, VisionedgeError
-from visionedge.frames import utc_now, utc_text
+from visionedge.frames.types import utc_now, utc_text
 from visionedge.inference.model import Model, bundled_model_path, load_model
 from visionedge.inference.parity import Tolerance
 from visionedge.inference.plan_cache import processor

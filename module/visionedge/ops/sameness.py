@@ -8,7 +8,7 @@ from typing import Any
 
 from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.source import open_source
-from visionedge.frames import Detections
+from visionedge.frames.types import Detections
 from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.detections import Selection
 from visionedge.inference.parity import PARTNER_CONFIDENCE, compare

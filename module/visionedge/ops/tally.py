@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from visionedge.errors import SourceError
-from visionedge.frames import Result
+from visionedge.frames.types import Result
 from visionedge.ops.virtual import StampedFrame
 
 _QUANTILES = (50, 95, 99)

@@ -16,7 +16,7 @@ import numpy as np
 from visionedge.capture.camera import FrameSink
 from visionedge.capture.decoded import Decoded, Source, WholePicture
 from visionedge.errors import ConfigError
-from visionedge.frames import Frame, Picture
+from visionedge.frames.types import Frame, Picture
 
 _SYNTHETIC = re.compile(r"synthetic:(\d{2,5})x(\d{2,5})@(\d+(?:\.\d+)?)")
 _RING = 8

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 from visionedge.capacity import Reading
 from visionedge.config import CameraConfig, OverloadConfig
 from visionedge.errors import VisionedgeError
-from visionedge.frames import utc_now
+from visionedge.frames.types import utc_now
 from visionedge.overload.ladder import AtTheEnd, Ladder, Policy, Return, Rung, Sight, Step, Take
 from visionedge.overload.promise import Direction, GivenUp, cameras_in_words, slowed_in_words
 from visionedge.overload.shares import least

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from visionedge.capacity import Reading
 from visionedge.capture.ration import Throttle
-from visionedge.frames import utc_text
+from visionedge.frames.types import utc_text
 from visionedge.overload.ladder import RUNGS, Rung
 from visionedge.overload.sight import load_of, rates_in_words
 

@@ -8,7 +8,7 @@ from functools import partial
 from aiohttp import web
 
 from visionedge.errors import SourceError
-from visionedge.frames import Result, frame_document, utc_text
+from visionedge.frames.types import Result, frame_document, utc_text
 from visionedge.schema import json_schema
 from visionedge.uris import redact, redact_document
 from visionedge.web.answers import (

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
-from visionedge.frames import Result, frame_document
+from visionedge.frames.types import Result, frame_document
 from visionedge.web.answers import json_bytes
 from visionedge.web.view import Busy
 

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import cv2
 
-from visionedge.annotate import annotate
 from visionedge.errors import SourceError
-from visionedge.frames import Frame, Picture, Result
+from visionedge.frames.drawing import annotate
+from visionedge.frames.types import Frame, Picture, Result
 from visionedge.threads import Executor
 from visionedge.web.view import Busy
 

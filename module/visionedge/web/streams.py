@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from visionedge.errors import SourceError
-from visionedge.frames import Result
+from visionedge.frames.types import Result
 from visionedge.web.pictures import Look, Pictures
 from visionedge.web.view import Busy, ModuleView
 

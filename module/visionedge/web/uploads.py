@@ -8,7 +8,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from visionedge.capture.pictures import decode_picture, picture_size
 from visionedge.errors import SourceError
-from visionedge.frames import Picture
+from visionedge.frames.types import Picture
 from visionedge.web.answers import RequestError
 from visionedge.web.bodies import coding_of, read_body, too_large
 from visionedge.web.pictures import is_picture

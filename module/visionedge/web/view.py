@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.errors import VisionedgeError
-from visionedge.frames import InputSpec, Picture, Result
+from visionedge.frames.types import InputSpec, Picture, Result
 
 Document = dict[str, Any]
 

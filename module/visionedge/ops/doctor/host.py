@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from visionedge.child_process import start_text
 from visionedge.cores import cpu_quota
-from visionedge.frames import utc_now
+from visionedge.frames.types import utc_now
 from visionedge.inference.devices import ProbeRun, run_probe
 
 Document = dict[str, Any]

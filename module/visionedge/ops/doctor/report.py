@@ -4,7 +4,7 @@ import textwrap
 from dataclasses import dataclass
 
 from visionedge import __version__
-from visionedge.frames import utc_text
+from visionedge.frames.types import utc_text
 from visionedge.inference.devices import Effective, Reason, Requested
 from visionedge.ops.doctor.finding import Document, Finding, State
 from visionedge.ops.doctor.gather import Request, gather

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from visionedge.capture.antialias import resize_antialiased
-from visionedge.frames import InputSpec, Picture, Placement, Resample
+from visionedge.frames.antialias import resize_antialiased
+from visionedge.frames.types import InputSpec, Picture, Placement, Resample
 
 
 def fit(picture: Picture, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:

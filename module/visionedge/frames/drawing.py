@@ -6,7 +6,7 @@ import unicodedata
 import cv2
 import numpy as np
 
-from visionedge.frames import Picture, Result
+from visionedge.frames.types import Picture, Result
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _GOLDEN_ANGLE = 0.381966
