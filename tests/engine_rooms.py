@@ -17,7 +17,7 @@ from visionedge.fleet import Fleet
 from visionedge.frames.types import Result
 from visionedge.inference.any_engine import EngineNews
 from visionedge.rooms import Rooms
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 
 class Module:

@@ -7,7 +7,7 @@ import pytest
 
 from visionedge.manifest.generate import Request, generate
 from visionedge.manifest.lint import Report, lint
-from visionedge.uris import KnownSecrets
+from visionedge.runtime.redaction import KnownSecrets
 
 Manifest = dict[str, Any]
 AGENT = ("modulesContent", "$edgeAgent", "properties.desired")
@@ -27,7 +27,7 @@ NOTHING = object()
 @pytest.fixture(autouse=True)
 def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who imports this: the made-up secrets of a test, plain words many of them, are masked in it alone."""
-    monkeypatch.setattr("visionedge.uris._known", KnownSecrets())
+    monkeypatch.setattr("visionedge.runtime.redaction._known", KnownSecrets())
 
 
 def sound(gpu: str = "none", **changes: Any) -> Manifest:

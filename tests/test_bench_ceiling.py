@@ -10,7 +10,6 @@ import pytest
 from clips import make_clip
 from tiny_models import TinyDetector
 from visionedge.config import InferenceConfig
-from visionedge.cores import usable_cores
 from visionedge.frames.types import Detections, Picture
 from visionedge.inference.detections import Selection
 from visionedge.inference.model import bundled_model_path, load_model
@@ -19,6 +18,7 @@ from visionedge.ops.ceiling import Bare, Ceiling, ceiling_document
 from visionedge.ops.plain_loop import PlainLoop
 from visionedge.ops.sameness import sameness
 from visionedge.ops.tally import Cost, Row, run_of
+from visionedge.runtime.process_limits import usable_cores
 
 MS = 1_000_000
 

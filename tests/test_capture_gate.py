@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from visionedge.bundled import bundled
 from visionedge.capture.gate import GateSettings, MotionGate
 from visionedge.capture.source import DEMO_CLIP
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import InputSpec, Picture
+from visionedge.runtime.installation import bundled
 
 SPEC = InputSpec(416, 312)
 FPS = 5

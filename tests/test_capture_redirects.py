@@ -16,7 +16,7 @@ from visionedge.capture.redirects import with_login
 from visionedge.capture.rtsp_redirects import follow
 from visionedge.capture.source import open_source
 from visionedge.errors import SourceError
-from visionedge.uris import redact
+from visionedge.runtime.redaction import redact
 
 LOGIN = ("user", "ge@heim")
 SHOWN = "user:ge%40heim@"

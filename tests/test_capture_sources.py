@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from clips import make_clip, make_picture, number_of
-from visionedge.bundled import bundled
 from visionedge.camera_uri import CameraUri, parse_camera_uri
 from visionedge.capture.decoded import Library
 from visionedge.capture.source import Limits, Source, open_source
 from visionedge.capture.video import LoopedSource, open_video
 from visionedge.errors import SourceError, UnavailableError
+from visionedge.runtime.installation import bundled
 
 
 def _open(uri: str | Path, limits: Limits | None = None) -> Source:

@@ -13,7 +13,6 @@ import pytest
 
 import visionedge
 from tiny_models import TinyDetector
-from visionedge import child_process
 from visionedge.config import InferenceConfig
 from visionedge.errors import ModelError
 from visionedge.inference.devices import PROVIDERS, run_probe
@@ -26,6 +25,7 @@ from visionedge.ops.doctor.host import ask_child
 from visionedge.ops.http_clients import Order
 from visionedge.ops.inspect import _placed
 from visionedge.ops.own_module import own_module
+from visionedge.runtime import child_process
 
 PACKAGE = Path(visionedge.__file__).parent
 BAIT = "b4it-0f-a-secret"

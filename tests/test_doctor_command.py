@@ -13,7 +13,6 @@ import pytest
 
 from doctor_machines import DATA, Machine, linux
 from module_process import ModuleProcess
-from visionedge import logs
 from visionedge.__main__ import main
 from visionedge.cli.arguments import shows_colours
 from visionedge.config_load import validate
@@ -25,6 +24,7 @@ from visionedge.ops.doctor.gather import Request, Running
 from visionedge.ops.doctor.host import this_host
 from visionedge.ops.doctor.place import look_around
 from visionedge.ops.doctor.report import examine
+from visionedge.runtime import logs
 
 NO_GPU_HERE = look_around(this_host(os.environ)).passthrough in ("none", "intel")
 without_gpu = pytest.mark.skipif(not NO_GPU_HERE, reason="this machine has a GPU")

@@ -14,7 +14,7 @@ from visionedge.config import MAX_PROBLEMS
 from visionedge.config_load import validate
 from visionedge.documents import fill_variables, located, read_configuration, read_file
 from visionedge.errors import ConfigError
-from visionedge.files import read_regular
+from visionedge.runtime.files import read_regular
 
 
 @pytest.fixture

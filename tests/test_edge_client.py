@@ -22,7 +22,7 @@ from visionedge.edge.sdk import (
     OnLost,
     describe,
 )
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 IDENTITY = Identity(hub="hub", device="press-7", module="vision", gateway="gateway")
 QUICK = Deadlines(

@@ -18,7 +18,7 @@ from visionedge.edge.losable import Losable, OverdueError, StuckError
 from visionedge.edge.messages import Message
 from visionedge.edge.spool import Spool
 from visionedge.edge.store import Bounds
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 IDENTITY = Identity(hub="hub", device="press-7", module="vision", gateway="gateway")
 

@@ -11,7 +11,7 @@ import pytest
 from visionedge.edge.journal import MAX_WAITING_BYTES, MessagesFile
 from visionedge.edge.messages import Message
 from visionedge.errors import ConfigError
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from visionedge.edge.messages import Message
 from visionedge.edge.spool import Spool, Tempo
 from visionedge.edge.store import Bounds, Loss, open_database
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 SECOND_NS = 1_000_000_000
 

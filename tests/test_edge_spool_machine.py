@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from visionedge.edge.messages import Message
 from visionedge.edge.spool import Spool, Tempo
 from visionedge.edge.store import Bounds, Loss, open_database
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 OUTPUTS = st.sampled_from(["detections", "detections", "detections", "events"])
 SIZE = 100

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from tiny_models import TinyDetector, pictures
-from visionedge import child_process
 from visionedge.config import InferenceConfig
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Picture
@@ -28,7 +27,8 @@ from visionedge.inference.session import EngineAwayError, EngineError
 from visionedge.inference.shared import Arena
 from visionedge.inference.startup import open_engine
 from visionedge.inference.worker import Limits
-from visionedge.threads import Crew
+from visionedge.runtime import child_process
+from visionedge.runtime.threads import Crew
 
 CPU = InferenceConfig(device="cpu")
 SHM = Path("/dev/shm")  # noqa: S108 - looked at only

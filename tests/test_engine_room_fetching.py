@@ -22,7 +22,7 @@ from visionedge.fetching.faults import Patience
 from visionedge.fetching.fetch import Tempo
 from visionedge.fetching.kept import FOLDER
 from visionedge.inference.batcher import Drop
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 IMPATIENT = Tempo(Patience(connect_s=10, silence_s=0.3, all_s=20), 0.0, 0.0, 0.0, 0.0)
 CAMERAS = ("dock", "gate", "yard")

@@ -15,7 +15,7 @@ from visionedge.config import Config
 from visionedge.config_load import validate
 from visionedge.fleet import GONE_NS, Fleet
 from visionedge.frames.types import Frame
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 
 class Slots(Basket):

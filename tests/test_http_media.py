@@ -18,7 +18,7 @@ from visionedge.capture.camera import Camera
 from visionedge.capture.decoded import Library, Limits
 from visionedge.capture.source import open_source
 from visionedge.errors import SourceError
-from visionedge.uris import redact
+from visionedge.runtime.redaction import redact
 
 PAGE = answer(b"<html><form>name, password</form></html>", "text/html")
 

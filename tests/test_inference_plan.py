@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from visionedge.cores import MOST_LANES, bounded_cores, cpu_quota, usable_cores
 from visionedge.inference.plan import make_plan
 from visionedge.inference.planner import Wanted
+from visionedge.runtime.process_limits import MOST_LANES, bounded_cores, cpu_quota, usable_cores
 
 
 def test_a_cpu_gets_a_lane_for_each_core_and_one_picture_at_a_time() -> None:

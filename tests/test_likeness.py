@@ -20,7 +20,7 @@ from visionedge.inference.model import load_model
 from visionedge.inference.probing import Probing
 from visionedge.inference.session import EngineAwayError, EngineError, Pictures
 from visionedge.inference.startup import open_engine
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 IMAGES = pictures(3)
 

@@ -19,7 +19,7 @@ from visionedge.inference.lineup import Lineup
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.plan import Plan
 from visionedge.inference.session import EngineError, Pictures
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 SURE = Selection(0.4, None)
 NOW = datetime(2026, 11, 22, tzinfo=UTC)

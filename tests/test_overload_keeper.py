@@ -22,7 +22,7 @@ from visionedge.inference.any_engine import AnyEngine, ProcessStatus
 from visionedge.inference.devices import DeviceState, Reason
 from visionedge.overload.keeper import Keeper
 from visionedge.rooms import Rooms
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 FAST = {"afterSeconds": 5, "backAfterSeconds": 10}
 LOST = DeviceState("auto", "cpu", Reason.CUDA_ERROR, "CUDA failure 700", utc_now())

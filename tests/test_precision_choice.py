@@ -12,11 +12,11 @@ from visionedge.frames.types import Detections
 from visionedge.inference.agreement import Agreement, Apart, agreement
 from visionedge.inference.cache import FOLDER as COMPILED
 from visionedge.inference.cache import ready
-from visionedge.inference.contest import Choice, choose
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.parity import Parity, Tolerance
 from visionedge.inference.picking import FOLDER, Candidate, Trials, judged, pick
 from visionedge.inference.variants import place_of, store, tolerance_document, variants
+from visionedge.runtime.measurement import Choice, choose
 
 GOOD = Parity(pictures=8, boxes=100, matched=0.97, shift=0.01, largest_shift=0.1)
 FASTER = Choice("int8", "measured 2.00 times as fast as fp32 here (fp32 20.0 ms, int8 10.0 ms)", {})

@@ -14,7 +14,7 @@ from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.decoded import Library, Limits
 from visionedge.capture.source import open_source
 from visionedge.errors import SourceError
-from visionedge.uris import redact
+from visionedge.runtime.redaction import redact
 
 SDP = (
     "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=c\r\nt=0 0\r\nm=audio 0 RTP/AVP 0\r\na=control:track0\r\n"

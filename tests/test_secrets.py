@@ -22,8 +22,8 @@ from visionedge.config_load import validate
 from visionedge.documents import read_file
 from visionedge.edge.last_good import FILE_NAME as LAST_GOOD
 from visionedge.errors import ConfigError
-from visionedge.logs import RedactingFormatter
-from visionedge.uris import KnownSecrets, keep_secret, redact, secrets_in
+from visionedge.runtime.logs import RedactingFormatter
+from visionedge.runtime.redaction import KnownSecrets, keep_secret, redact, secrets_in
 
 PASSWORDS = [
     "correct-horse",

@@ -12,7 +12,6 @@ import pytest
 
 from visionedge.capacity import Meter
 from visionedge.config_load import validate
-from visionedge.descriptors import descriptor_limit, raise_descriptor_limit
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.desired import Carriers
 from visionedge.facade import Facade
@@ -23,8 +22,9 @@ from visionedge.inference.model import Model, bundled_model_path, load_model
 from visionedge.metrics import Metrics
 from visionedge.report import status
 from visionedge.rooms import Rooms
+from visionedge.runtime.descriptors import descriptor_limit, raise_descriptor_limit
+from visionedge.runtime.threads import Crew
 from visionedge.service import Options, Service
-from visionedge.threads import Crew
 
 
 class FailingDelivery:

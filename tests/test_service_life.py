@@ -33,8 +33,8 @@ from visionedge.inference.lineup import Lineup
 from visionedge.metrics import Metrics
 from visionedge.remote import Remote
 from visionedge.rooms import Rooms
+from visionedge.runtime.threads import Crew
 from visionedge.service import STOP_WITHIN_S, Options, Service
-from visionedge.threads import Crew
 
 
 def _write(folder: Path, **sections: Any) -> Path:

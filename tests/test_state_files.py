@@ -22,9 +22,9 @@ from visionedge.edge.wish import Wish
 from visionedge.fetching.kept import Kept
 from visionedge.inference.plan import Fit, Measured, Pair, Timed
 from visionedge.inference.plan_cache import PlanCache, PlanKey
+from visionedge.runtime.state_file import KEPT_ASIDE, DamagedError, read_json, set_aside, sweep, write_json
+from visionedge.runtime.threads import Crew
 from visionedge.sequences import KEPT_S, MOST_NAMES, Position, Sequences
-from visionedge.state_file import KEPT_ASIDE, DamagedError, read_json, set_aside, sweep, write_json
-from visionedge.threads import Crew
 
 OWNER = "hub/press-7/vision"
 WRONG_VALUES = {

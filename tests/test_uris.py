@@ -19,8 +19,8 @@ from visionedge.capture import status as camera_status
 from visionedge.edge import ladder, spool
 from visionedge.errors import ConfigError
 from visionedge.inference import devices
-from visionedge.logs import RedactingFormatter
-from visionedge.uris import (
+from visionedge.runtime.logs import RedactingFormatter
+from visionedge.runtime.redaction import (
     TEXT_CHARACTERS,
     KnownSecrets,
     keep_secret,
@@ -29,7 +29,7 @@ from visionedge.uris import (
     redact_document,
     secrets_in,
 )
-from visionedge.vocabulary import OWN_WORDS
+from visionedge.runtime.vocabulary import OWN_WORDS
 from visionedge.web.answers import RequestError, error_answer
 
 
@@ -37,7 +37,7 @@ from visionedge.web.answers import RequestError, error_answer
 def _forgotten() -> Iterator[None]:
     """What is kept here is masked in no other test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visionedge.uris._known", KnownSecrets())
+        patch.setattr("visionedge.runtime.redaction._known", KnownSecrets())
         yield
 
 

@@ -9,12 +9,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from visionedge import __version__, logs
-from visionedge.child_process import forbid_core_dumps
+from visionedge import __version__
 from visionedge.cli import bench, completion, config, detect, doctor, manifest, model, run
 from visionedge.cli.arguments import LOG_LEVELS, Parser, exit_codes
 from visionedge.errors import ConfigError, VisionedgeError
-from visionedge.uris import keep_secret, redact, secrets_in
+from visionedge.runtime import logs
+from visionedge.runtime.child_process import forbid_core_dumps
+from visionedge.runtime.redaction import keep_secret, redact, secrets_in
 
 MOST_LINES = 20
 """The most problems that are printed; of more, their number."""

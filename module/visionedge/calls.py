@@ -15,7 +15,7 @@ from visionedge.errors import ConfigError, SourceError
 from visionedge.facade import Facade
 from visionedge.frames.types import Result, utc_now, utc_text
 from visionedge.rooms import Rooms
-from visionedge.uris import redact, redact_document
+from visionedge.runtime.redaction import redact, redact_document
 from visionedge.web.pictures import Desk, pack_within
 from visionedge.web.view import Busy
 

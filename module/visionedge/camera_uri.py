@@ -8,7 +8,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from visionedge.errors import ConfigError
-from visionedge.uris import _HOST, ESCAPES, _Parts, masked_address
+from visionedge.runtime.redaction import _HOST, ESCAPES, _Parts, masked_address
 
 Kind = Literal["rtsp", "http", "file", "folder", "v4l2", "demo"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visionedge.capture.ration import Counts
-from visionedge.cores import cpu_quota, usable_cores
 from visionedge.inference.batcher import BatcherStatistics, CameraStatistics, Drop
+from visionedge.runtime.process_limits import cpu_quota, usable_cores
 
 Bottleneck = Literal["none", "quota", "decode", "engine", "others", "idle"]
 

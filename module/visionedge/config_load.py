@@ -13,7 +13,7 @@ from pydantic.alias_generators import to_camel
 from visionedge.config import MAX_PROBLEMS, CameraConfig, CameraDefaults, Config, GateConfig, TlsConfig
 from visionedge.documents import Document, kind_of, without_extensions
 from visionedge.errors import ConfigError
-from visionedge.uris import keep_secret, masked_address, redact, secrets_in
+from visionedge.runtime.redaction import keep_secret, masked_address, redact, secrets_in
 
 
 def validate(document: object) -> Config:

@@ -25,8 +25,8 @@ from visionedge.inference.detections import Selection
 from visionedge.inference.engine import Engine
 from visionedge.inference.model import bundled_model_path, load_model
 from visionedge.inference.startup import open_engine
+from visionedge.runtime.redaction import redact
 from visionedge.single import analyse, frame_of
-from visionedge.uris import redact
 
 _VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mpg", ".mpeg", ".mjpg"}

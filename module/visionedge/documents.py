@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from visionedge.errors import ConfigError
-from visionedge.files import read_regular
-from visionedge.uris import redact
+from visionedge.runtime.files import read_regular
+from visionedge.runtime.redaction import redact
 
 Document = dict[str, Any]
 

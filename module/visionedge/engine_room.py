@@ -28,7 +28,7 @@ from visionedge.inference.stand_in import StandIn
 from visionedge.inference.startup import open_engine
 from visionedge.machinery import Machinery
 from visionedge.rooms import Rooms
-from visionedge.threads import Crew, OnDeath, on_thread
+from visionedge.runtime.threads import Crew, OnDeath, on_thread
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge import logs, report
+from visionedge import report
 from visionedge.frames.types import Picture, Result
 from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.lineup import Lineup
@@ -13,6 +13,7 @@ from visionedge.ops.doctor.host import this_host
 from visionedge.ops.doctor.report import examine
 from visionedge.ops.doctor.visit import Visits
 from visionedge.rooms import Rooms
+from visionedge.runtime import logs
 from visionedge.single import analyse, frame_of
 from visionedge.web.board import Subscription
 from visionedge.web.pictures import Desk

@@ -13,9 +13,9 @@ from visionedge.capture.decoded import Limits
 from visionedge.capture.gate import GateSettings
 from visionedge.capture.ration import UNTHROTTLED, Counts, Throttle
 from visionedge.config import CameraConfig, GateConfig, TlsConfig
-from visionedge.cores import bounded_cores
+from visionedge.runtime.process_limits import bounded_cores
+from visionedge.runtime.threads import Crew
 from visionedge.sequences import Position
-from visionedge.threads import Crew
 
 log = logging.getLogger(__name__)
 

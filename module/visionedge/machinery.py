@@ -10,7 +10,7 @@ from visionedge.inference.detections import Selection
 from visionedge.inference.model import Model
 from visionedge.inference.process import EngineProcess
 from visionedge.inference.shared import Arena
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 
 @dataclass(slots=True)

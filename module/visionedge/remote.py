@@ -26,10 +26,10 @@ from visionedge.edge.statistics import Asked
 from visionedge.errors import VisionedgeError
 from visionedge.facade import Facade
 from visionedge.frames.types import Result, utc_now
-from visionedge.outbox import Outbox
 from visionedge.properties import properties
 from visionedge.rooms import Rooms
-from visionedge.uris import redact
+from visionedge.runtime.outbox import Outbox
+from visionedge.runtime.redaction import redact
 from visionedge.web.answers import RequestError
 from visionedge.web.pictures import MEMORY_BYTES, MEMORY_WAIT_S, Budget, Desk, is_picture
 from visionedge.web.uploads import decode_upload, decoding_bytes

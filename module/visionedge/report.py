@@ -20,7 +20,7 @@ from visionedge.overload.ladder import RUNGS
 from visionedge.overload.promise import sentence
 from visionedge.overload.sight import device_in_words
 from visionedge.rooms import Rooms
-from visionedge.uris import masked_address
+from visionedge.runtime.redaction import masked_address
 from visionedge.web.board import CameraTraffic
 from visionedge.web.view import ModelFacts
 

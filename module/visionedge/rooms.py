@@ -18,8 +18,8 @@ from visionedge.inference.batcher import Batcher
 from visionedge.inference.detections import Selection
 from visionedge.inference.model import Model
 from visionedge.inference.shared import Arena
-from visionedge.outbox import Outbox
 from visionedge.overload.promise import Promise
+from visionedge.runtime.outbox import Outbox
 from visionedge.web.board import Board
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visionedge.state_file import DamagedError, read_json, set_aside, whole_number, write_json
+from visionedge.runtime.state_file import DamagedError, read_json, set_aside, whole_number, write_json
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 from visionedge import report
 from visionedge.capture.camera import CameraStatus, Fitting
 from visionedge.config import Config
-from visionedge.descriptors import raise_descriptor_limit
 from visionedge.documents import Document
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.desired import Carriers
@@ -31,16 +30,17 @@ from visionedge.facade import Facade
 from visionedge.fleet import Fleet
 from visionedge.frames.types import Result
 from visionedge.inference.any_engine import AnyEngine, EngineNews
-from visionedge.log_limit import LogLimiter
-from visionedge.memory import settle_allocator
 from visionedge.metrics import Metrics
 from visionedge.overload.keeper import Code, Keeper
 from visionedge.remote import Remote
 from visionedge.rooms import Rooms
+from visionedge.runtime.descriptors import raise_descriptor_limit
+from visionedge.runtime.log_limit import LogLimiter
+from visionedge.runtime.memory import settle_allocator
+from visionedge.runtime.redaction import redact
+from visionedge.runtime.state_file import sweep
+from visionedge.runtime.threads import Crew, Executor, on_thread, unfinished
 from visionedge.sequences import Position, Sequences
-from visionedge.state_file import sweep
-from visionedge.threads import Crew, Executor, on_thread, unfinished
-from visionedge.uris import redact
 from visionedge.web.guard import own_names
 from visionedge.web.server import Server
 

@@ -29,7 +29,7 @@ from visionedge.edge.sdk import InputMessage, Link, MethodCall
 from visionedge.edge.spool import FILE_NAME, Spool, Tempo
 from visionedge.edge.store import Bounds
 from visionedge.frames.types import Detections, Frame, InputSpec, Result, Timing, utc_now
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 LABELS = ("person", "car")
 POLICY = TelemetryConfig.model_validate({"mode": "all", "intervalSeconds": 0.1})

@@ -22,7 +22,7 @@ from visionedge.capture.source import open_source
 from visionedge.capture.status import CONNECTED, CameraStatus, Progress, State
 from visionedge.errors import DamagedError, SourceError, VisionedgeError
 from visionedge.frames.types import Frame, InputSpec, Picture, Placement, utc_now
-from visionedge.uris import masked_address, redact
+from visionedge.runtime.redaction import masked_address, redact
 
 __all__ = ["Allocate", "Camera", "CameraStatus", "Fitting", "FrameSink", "Means", "State"]
 

@@ -18,7 +18,7 @@ from visionedge.capture.decoded import Limits
 from visionedge.capture.http_login import Login, challenges_in
 from visionedge.capture.redirects import allowed, connected, joined
 from visionedge.errors import SourceError
-from visionedge.uris import masked_address
+from visionedge.runtime.redaction import masked_address
 
 _HEAD_MOST_BYTES = 65536
 _CHUNK_BYTES = 65536

@@ -34,9 +34,9 @@ from visionedge.capture.settling import (
     settle_libraries,
 )
 from visionedge.errors import DamagedError, SourceError
-from visionedge.extras import extra_in_words
 from visionedge.frames.types import Picture
-from visionedge.uris import masked_address
+from visionedge.runtime.extras import extra_in_words
+from visionedge.runtime.redaction import masked_address
 
 _LATE_LIMITS = 5
 """A connection costs more than pictures left out, so it has to be this much worse."""

@@ -44,7 +44,7 @@ from visionedge.capture.rtsp_redirects import follow
 from visionedge.capture.settling import bound_ffmpeg
 from visionedge.capture.thinning import Level, StreamClock, Thinning
 from visionedge.errors import DamagedError, SourceError
-from visionedge.uris import masked_address
+from visionedge.runtime.redaction import masked_address
 
 # fpsprobesize 0: a rate is not needed, and counting pictures for it takes 3 s at 10 fps. analyzeduration:
 # still time for a late key picture, within the open limit.

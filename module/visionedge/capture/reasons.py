@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 from visionedge.capture import rtsp_probe
 from visionedge.capture.connecting import speaks_plainly, speaks_tls, where
 from visionedge.capture.http_login import Challenge
-from visionedge.uris import masked_address, redact
+from visionedge.runtime.redaction import masked_address, redact
 
 _ASK_S = 1.0
 

@@ -11,7 +11,7 @@ from visionedge.capture.folder import PicturesSource
 from visionedge.capture.http_camera import open_http
 from visionedge.capture.pacing import sane_fps
 from visionedge.errors import SourceError
-from visionedge.extras import extra_in_words
+from visionedge.runtime.extras import extra_in_words
 
 _NO_PYAV = f"decoder 'pyav' is not installed; install {extra_in_words('av')}, or use 'opencv'"
 

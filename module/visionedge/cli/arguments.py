@@ -14,7 +14,7 @@ from visionedge.config import CAMERA_NAME
 from visionedge.config_load import validate
 from visionedge.documents import Document, located, read_configuration
 from visionedge.errors import ConfigError
-from visionedge.uris import masked_address, redact
+from visionedge.runtime.redaction import masked_address, redact
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from visionedge.cli.arguments import (
 )
 from visionedge.config_load import validate
 from visionedge.errors import ConfigError
-from visionedge.memory import settle_allocator
-from visionedge.ops.other_processes import FIELD, OtherProcesses, caution
+from visionedge.runtime.memory import settle_allocator
+from visionedge.runtime.other_processes import FIELD, OtherProcesses, caution
 
 
 def add_parser(verbs: Verbs) -> None:

@@ -11,7 +11,7 @@ from visionedge.cli.arguments import Parser, Verbs, naming_lines, verb
 from visionedge.config_load import validate
 from visionedge.documents import read_configuration
 from visionedge.errors import ConfigError
-from visionedge.uris import redact
+from visionedge.runtime.redaction import redact
 
 SCHEMA = "visionedge/config-check/1"
 

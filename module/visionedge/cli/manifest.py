@@ -13,8 +13,8 @@ from visionedge.cli.arguments import Parser, Verbs, cameras, naming_lines, verb
 from visionedge.config_load import http_address, validate
 from visionedge.documents import read_file, without_extensions
 from visionedge.errors import ConfigError
-from visionedge.files import read_regular
-from visionedge.uris import redact
+from visionedge.runtime.files import read_regular
+from visionedge.runtime.redaction import redact
 
 if TYPE_CHECKING:
     from visionedge.manifest.generate import Request
@@ -177,7 +177,7 @@ def _add_lint(commands: Verbs) -> None:
 
 def _generate(arguments: argparse.Namespace) -> int:
     from visionedge.manifest.generate import generate
-    from visionedge.manifest.writing import write_new
+    from visionedge.runtime.writing import write_new
 
     with naming_lines(Path(arguments.config) if arguments.config else None, os.environ):
         made = generate(_request(arguments), os.environ)

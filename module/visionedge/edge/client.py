@@ -20,8 +20,8 @@ from visionedge.edge.line import Errand, Line, Lines, Listener
 from visionedge.edge.losable import Losable, OverdueError, StuckError
 from visionedge.edge.messages import Message
 from visionedge.edge.sdk import LinkError, MessageRefusedError, OpenLink, open_link
-from visionedge.threads import Crew
-from visionedge.uris import redact
+from visionedge.runtime.redaction import redact
+from visionedge.runtime.threads import Crew
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from visionedge.edge.spool import FILE_NAME, Spool, SpoolStatus
 from visionedge.edge.store import Bounds, Loss
 from visionedge.edge.telemetry import Continued, Telemetry, TelemetryStatistics
 from visionedge.frames.types import Result
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from visionedge.documents import Document
 from visionedge.edge.last_good import LastGood
 from visionedge.edge.wish import Refusals, Wish, acknowledgement, in_force, overlaid, refusals, wish_of
 from visionedge.errors import ConfigError
-from visionedge.uris import keep_secret, redact, secrets_in
+from visionedge.runtime.redaction import keep_secret, redact, secrets_in
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from visionedge.edge.messages import Message
 from visionedge.errors import ConfigError
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 log = logging.getLogger(__name__)
 

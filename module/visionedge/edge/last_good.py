@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from visionedge.edge.wish import Wish
-from visionedge.state_file import DamagedError, read_json, set_aside, whole_number, write_json
+from visionedge.runtime.state_file import DamagedError, read_json, set_aside, whole_number, write_json
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 log = logging.getLogger(__name__)
 

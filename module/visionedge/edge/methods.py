@@ -10,7 +10,7 @@ from typing import Any
 
 from visionedge.documents import Document
 from visionedge.errors import VisionedgeError
-from visionedge.uris import redact
+from visionedge.runtime.redaction import redact
 
 log = logging.getLogger(__name__)
 

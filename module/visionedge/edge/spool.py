@@ -19,8 +19,8 @@ from visionedge.edge.messages import Message
 from visionedge.edge.shelves import Shelves
 from visionedge.edge.spool_file import Place, open_store, put_aside
 from visionedge.edge.store import Bounds, Connect, Loss, Reason, Row, Store, broken
-from visionedge.threads import Crew
-from visionedge.uris import redact
+from visionedge.runtime.redaction import redact
+from visionedge.runtime.threads import Crew
 
 log = logging.getLogger(__name__)
 

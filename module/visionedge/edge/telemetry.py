@@ -32,7 +32,7 @@ from visionedge.edge.messages import (
 )
 from visionedge.edge.packing import well_filled
 from visionedge.frames.types import Result, frame_document, utc_now
-from visionedge.uris import redact, redact_document
+from visionedge.runtime.redaction import redact, redact_document
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from pydantic.alias_generators import to_camel
 from visionedge.config import Config
 from visionedge.config_load import merge
 from visionedge.documents import Document
-from visionedge.uris import redact
+from visionedge.runtime.redaction import redact
 
 MAX_ACKNOWLEDGEMENT_BYTES = 10_000
 """A third of what a twin takes; what is cut off stands in the event `config-rejected`."""

@@ -4,7 +4,7 @@ import re
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from visionedge.uris import ESCAPES, masked_address
+from visionedge.runtime.redaction import ESCAPES, masked_address
 
 _LONGEST_NAME = 64
 _SHOWN_CHARS = 200

@@ -20,7 +20,7 @@ from visionedge.errors import FetchError
 from visionedge.fetching.address import local_path
 from visionedge.fetching.faults import Patience, told
 from visionedge.fetching.kept import Part
-from visionedge.uris import keep_secret, secrets_in
+from visionedge.runtime.redaction import keep_secret, secrets_in
 
 _MOST_REDIRECTS = 5
 _BLOCK_BYTES = 1 << 20

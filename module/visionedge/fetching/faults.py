@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from visionedge.errors import FetchError
-from visionedge.uris import redact
+from visionedge.runtime.redaction import redact
 
 _OWN_AUTHORITY = "for an authority of your own let SSL_CERT_FILE name its certificate"
 

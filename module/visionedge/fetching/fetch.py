@@ -16,7 +16,7 @@ from visionedge.fetching.attempt import Order, Progress, attempt
 from visionedge.fetching.faults import Patience
 from visionedge.fetching.hanging_up import ConnectionLoop
 from visionedge.fetching.kept import Kept
-from visionedge.uris import keep_secret, secrets_in
+from visionedge.runtime.redaction import keep_secret, secrets_in
 
 log = logging.getLogger(__name__)
 

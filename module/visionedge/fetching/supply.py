@@ -13,7 +13,7 @@ from visionedge.fetching.attempt import Order
 from visionedge.fetching.fetch import Fetch, Tempo
 from visionedge.fetching.kept import Kept
 from visionedge.inference.model import Model, bundled_model_path, load_model
-from visionedge.threads import Crew, on_thread
+from visionedge.runtime.threads import Crew, on_thread
 
 LIVE_TRIES = 5
 """So often a change of the model tries to fetch it before it is refused."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import DeviceState, Effective
 from visionedge.inference.likeness import Proof
@@ -12,6 +11,7 @@ from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
 from visionedge.inference.recovery import NewsCode, Outlook
 from visionedge.inference.session import NodePlaces, Pictures
+from visionedge.runtime.measurement import Choice
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ slower than floats, and what an integer kernel that keeps all its bits gives.
 
 from typing import Any
 
-from visionedge.inference.runtime import import_onnxruntime
+from visionedge.runtime.ort import import_onnxruntime
 
 
 def open_on_cpu(graph: bytes, *, exact: bool, threads: int = 0) -> Any:

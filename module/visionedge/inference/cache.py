@@ -17,8 +17,8 @@ from visionedge import __version__
 from visionedge.inference.building import build, with_batch
 from visionedge.inference.graph import ROWS, compile_model
 from visionedge.inference.model import Model
-from visionedge.inference.runtime import wheel
-from visionedge.state_file import drop_damaged, is_odd
+from visionedge.runtime.ort import wheel
+from visionedge.runtime.state_file import drop_damaged, is_odd
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from visionedge.inference.focus import fold_focus
 from visionedge.inference.graph import compile_graph
 from visionedge.inference.progress import Progress, silent
 from visionedge.inference.reading import Reading
-from visionedge.inference.runtime import import_onnxruntime
+from visionedge.runtime.ort import import_onnxruntime
 
 OPSET = 17
 """Older networks are brought here: before 13 a weight cannot have a scale for each channel."""

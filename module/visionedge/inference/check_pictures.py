@@ -3,7 +3,6 @@
 import logging
 from contextlib import closing
 
-from visionedge.bundled import bundled
 from visionedge.camera_uri import CameraUri
 from visionedge.capture.source import open_source
 from visionedge.errors import SourceError, UnavailableError
@@ -11,6 +10,7 @@ from visionedge.frames.letterbox import fit
 from visionedge.frames.types import InputSpec, Picture, Placement
 from visionedge.inference.first_run import pictures
 from visionedge.inference.precision import Sample
+from visionedge.runtime.installation import bundled
 
 log = logging.getLogger(__name__)
 

@@ -22,12 +22,12 @@ from visionedge.frames.types import InputSpec
 from visionedge.inference import wire
 from visionedge.inference.detections import Rows
 from visionedge.inference.engine import Engine
-from visionedge.inference.runtime import import_onnxruntime
 from visionedge.inference.seam import REAL, Seam
 from visionedge.inference.session import EngineError, Pictures
 from visionedge.inference.shared import Window
 from visionedge.inference.startup import open_engine
-from visionedge.memory import settle_allocator
+from visionedge.runtime.memory import settle_allocator
+from visionedge.runtime.ort import import_onnxruntime
 
 log = logging.getLogger(__name__)
 

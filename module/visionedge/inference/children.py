@@ -10,7 +10,7 @@ from visionedge.inference import wire
 from visionedge.inference.plan import Plan
 from visionedge.inference.shared import Arena
 from visionedge.inference.worker import Limits, Worker
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 UNWANTED = "is not needed any more"
 

@@ -43,7 +43,7 @@ from visionedge.inference.session import EngineError
 from visionedge.inference.shared import Arena
 from visionedge.inference.stage import Stage
 from visionedge.inference.worker import Limits, StillbornError, Worker
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
-from visionedge.child_process import start_text
 from visionedge.inference.faults import Fault, failure_in, lacks_memory
+from visionedge.runtime.child_process import start_text
 
 Requested = Literal["auto", "cuda", "tensorrt", "cpu"]
 Effective = Literal["cuda", "tensorrt", "cpu"]

@@ -10,7 +10,6 @@ import numpy as np
 from visionedge.errors import ModelError
 from visionedge.frames.types import InputSpec
 from visionedge.inference.any_engine import Computed, ProcessStatus, Recovery
-from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import DeviceState
 from visionedge.inference.faults import FATAL, Fault, fault_of, words_in
@@ -20,6 +19,7 @@ from visionedge.inference.picking import plain
 from visionedge.inference.plan import Plan
 from visionedge.inference.seam import Runs
 from visionedge.inference.session import EngineError, Pictures
+from visionedge.runtime.measurement import Choice
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from visionedge.errors import ModelError
-from visionedge.files import read_regular
 from visionedge.inference.reading import stated_object
 from visionedge.inference.signature import Signature
+from visionedge.runtime.files import read_regular
 
 KEY = "cvexport.manifest"
 LABELS_JSON = "labels.json"

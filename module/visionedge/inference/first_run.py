@@ -20,10 +20,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.child_process import run
 from visionedge.errors import ModelError, UnavailableError
 from visionedge.inference.plausible import doubt
-from visionedge.inference.runtime import import_onnxruntime
+from visionedge.runtime.child_process import run
+from visionedge.runtime.ort import import_onnxruntime
 
 FIRST_PICTURE_S = 40
 COMPARISON_S = 120

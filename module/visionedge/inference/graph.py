@@ -20,8 +20,8 @@ from visionedge.inference.model import Model
 from visionedge.inference.model_file import blamed_on, read_model
 from visionedge.inference.nodes import Nodes
 from visionedge.inference.reading import NetworkInput, Preprocess, Reading
-from visionedge.inference.runtime import made_for_gpu
 from visionedge.inference.scaling import fold_scale
+from visionedge.runtime.ort import made_for_gpu
 
 ROWS = 500
 """The most rows a picture gives. With NanoDet-g on 128 COCO pictures at a score floor of 0.01, AP

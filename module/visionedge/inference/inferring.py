@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, TypeProto, shape_inference
 
-from visionedge.child_process import run
 from visionedge.errors import ModelError, UnavailableError
 from visionedge.inference.first_run import address_space_bytes, blames_machine
 from visionedge.inference.shapes import MOST_NUMBERS, tensor_types
+from visionedge.runtime.child_process import run
 
 INFERRED_WITHIN_S = 60
 _SPARE_S = 10

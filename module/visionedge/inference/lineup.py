@@ -16,7 +16,7 @@ from visionedge.inference.batcher import Batcher
 from visionedge.inference.detections import Selection
 from visionedge.inference.lanes import Complaints, Lane, Running
 from visionedge.inference.session import EngineAwayError, EngineError
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 _LOOK_AGAIN_S = 0.05
 

@@ -4,7 +4,6 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from visionedge.bundled import bundled
 from visionedge.frames.types import InputSpec
 from visionedge.inference.export import LABELS_JSON, read_export, read_labels_json
 from visionedge.inference.heads import recognise
@@ -14,6 +13,7 @@ from visionedge.inference.paddle_export import read_config
 from visionedge.inference.reading import Reading
 from visionedge.inference.sidecar import read_sidecar
 from visionedge.inference.signature import read_signature
+from visionedge.runtime.installation import bundled
 
 log = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ import onnx
 from visionedge.errors import ModelError
 from visionedge.inference.agreement import Agreement
 from visionedge.inference.cache import ready
-from visionedge.inference.contest import Choice, choose
 from visionedge.inference.model import Model
 from visionedge.inference.parity import Tolerance
 from visionedge.inference.plan_cache import PlanKey, integer_instructions
 from visionedge.inference.precision import in_integers
 from visionedge.inference.variants import Variant, usable, variants
-from visionedge.state_file import DamagedError, drop_damaged, read_json, write_json
+from visionedge.runtime.measurement import Choice, choose
+from visionedge.runtime.state_file import DamagedError, drop_damaged, read_json, write_json
 
 log = logging.getLogger(__name__)
 

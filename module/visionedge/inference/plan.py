@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from visionedge.cores import MOST_LANES
+from visionedge.runtime.process_limits import MOST_LANES
 
 _MOST_BATCH = 4096
 

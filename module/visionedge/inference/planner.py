@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from visionedge.cores import bounded_cores
 from visionedge.inference.plan import Fit, Measured, Pair, Timed, batch_sizes, make_plan
 from visionedge.inference.plan_cache import PlanCache, PlanKey
 from visionedge.inference.trial import MOST_BATCHES, Sample, run_trial
+from visionedge.runtime.process_limits import bounded_cores
 
 __all__ = ["PlanCache", "PlanKey", "choose", "fit", "measure", "paces", "search"]
 

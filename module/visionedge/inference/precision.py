@@ -12,7 +12,6 @@ from visionedge.errors import ConfigError, ModelError, VisionedgeError
 from visionedge.frames.types import Detections, Picture, Placement
 from visionedge.inference.arithmetic import open_on_cpu
 from visionedge.inference.calibration import METHODS, Observed, Values, folded, observe
-from visionedge.inference.contest import Pace, paces
 from visionedge.inference.detections import Selection
 from visionedge.inference.graph import checked_network, compile_graph
 from visionedge.inference.half import halved, rounded
@@ -21,6 +20,7 @@ from visionedge.inference.model import Model
 from visionedge.inference.parity import LEAST_BOXES, SMALL_IOU, Parity, Precisions, Tolerance, compare
 from visionedge.inference.progress import Progress
 from visionedge.inference.refining import Tuner
+from visionedge.runtime.measurement import Pace, paces
 
 Precision = Literal["fp16", "int8"]
 

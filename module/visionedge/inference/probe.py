@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from visionedge.inference.runtime import import_onnxruntime, load_cuda_libraries
+from visionedge.runtime.ort import import_onnxruntime, load_cuda_libraries
 
 _WARNINGS = 2
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from visionedge.inference.devices import Effective, ProbeOutput, Reason, Verdict, probe, run_probe
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 log = logging.getLogger(__name__)
 

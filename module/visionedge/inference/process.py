@@ -15,7 +15,6 @@ from visionedge.config import InferenceConfig
 from visionedge.inference import wire
 from visionedge.inference.any_engine import Computed, EngineNews, ProcessStatus, Recovery
 from visionedge.inference.conductor import Conductor
-from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import DeviceState
 from visionedge.inference.engine import check_pictures
@@ -28,7 +27,8 @@ from visionedge.inference.session import EngineAwayError, EngineError, NodePlace
 from visionedge.inference.shared import Arena
 from visionedge.inference.stage import Stage
 from visionedge.inference.worker import Limits, RetiredError, Tuning, Worker
-from visionedge.threads import Crew
+from visionedge.runtime.measurement import Choice
+from visionedge.runtime.threads import Crew
 
 _END_S = 2.0
 

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import PROVIDERS, Effective, Verdict, probe
-from visionedge.inference.runtime import import_onnxruntime
 from visionedge.inference.session import NodePlaces, Pictures, open_session
+from visionedge.runtime.ort import import_onnxruntime
 
 
 class Runs(Protocol):

@@ -22,7 +22,7 @@ from visionedge.inference.detections import Rows
 from visionedge.inference.devices import PROVIDERS, Effective, effective_of, wishes
 from visionedge.inference.faults import Fault
 from visionedge.inference.providers import Choice, GraphInput, choices, provider_options
-from visionedge.inference.runtime import import_onnxruntime, load_cuda_libraries
+from visionedge.runtime.ort import import_onnxruntime, load_cuda_libraries
 
 log = logging.getLogger(__name__)
 

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 from visionedge.inference.any_engine import AnyEngine, Computed, ProcessStatus, Recovery
-from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import DeviceState
 from visionedge.inference.likeness import Proof
 from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
 from visionedge.inference.session import NodePlaces, Pictures
+from visionedge.runtime.measurement import Choice
 
 
 class StandIn:

@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from visionedge.config import InferenceConfig
-from visionedge.cores import usable_cores
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Detections, utc_now
 from visionedge.inference.agreement import Agreement, agreement, apart_here
 from visionedge.inference.cache import ready
-from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Selection
 from visionedge.inference.devices import (
     PROVIDERS,
@@ -41,6 +39,8 @@ from visionedge.inference.precision import Sample
 from visionedge.inference.seam import REAL, OnDevice, Seam
 from visionedge.inference.session import EngineError, words_of
 from visionedge.inference.variants import demanded
+from visionedge.runtime.measurement import Choice
+from visionedge.runtime.process_limits import usable_cores
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,6 @@ import numpy as np
 from visionedge.config import InferenceConfig
 from visionedge.errors import DeviceError, ModelError, UnavailableError, VisionedgeError
 from visionedge.frames.types import Picture
-from visionedge.inference.contest import Choice
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import Assignment, DeviceState, Reason
 from visionedge.inference.faults import Fault
@@ -34,6 +33,7 @@ from visionedge.inference.likeness import Likeness, Pace, Proof
 from visionedge.inference.model import Model
 from visionedge.inference.plan import Measured, Plan
 from visionedge.inference.session import EngineError, NodePlaces
+from visionedge.runtime.measurement import Choice
 
 _LENGTH = struct.Struct("<I")
 _REQUEST = struct.Struct("<IId")

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from visionedge.child_process import start_text
 from visionedge.errors import VisionedgeError
 from visionedge.inference import wire
 from visionedge.inference.detections import Rows
@@ -24,8 +23,9 @@ from visionedge.inference.plan import Plan
 from visionedge.inference.recovery import Patience
 from visionedge.inference.session import EngineAwayError, EngineError, Pictures
 from visionedge.inference.shared import Arena
-from visionedge.threads import Crew
-from visionedge.uris import redact
+from visionedge.runtime.child_process import start_text
+from visionedge.runtime.redaction import redact
+from visionedge.runtime.threads import Crew
 
 log = logging.getLogger(__name__)
 

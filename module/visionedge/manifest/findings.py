@@ -9,7 +9,7 @@ from typing import Any, Literal
 from visionedge.documents import kind_of
 from visionedge.manifest.place import Place, below
 from visionedge.manifest.placeholders import has_placeholder
-from visionedge.uris import redact
+from visionedge.runtime.redaction import redact
 
 Severity = Literal["error", "warning"]
 

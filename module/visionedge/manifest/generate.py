@@ -18,7 +18,7 @@ from visionedge.manifest.options import KEY
 from visionedge.manifest.placeholders import fill, has_placeholder
 from visionedge.manifest.routes import OUTPUTS
 from visionedge.manifest.vision import BUILT, DATA, IMAGE_PORT, MODULE, is_loopback
-from visionedge.uris import redact, secrets_in
+from visionedge.runtime.redaction import redact, secrets_in
 
 Gpu = Literal["none", "dda", "gpu-pv", "gpu-pv-by-hand"]
 

@@ -19,7 +19,7 @@ from visionedge.manifest.routes import check_routes
 from visionedge.manifest.together import check_together
 from visionedge.manifest.twins import check_twins
 from visionedge.manifest.vision import MODULE, check_configuration, check_vision, which
-from visionedge.uris import keep_secret, secrets_in
+from visionedge.runtime.redaction import keep_secret, secrets_in
 
 SCHEMA = "visionedge/manifest-lint/1"
 

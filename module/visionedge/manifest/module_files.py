@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from visionedge.files import read_regular
 from visionedge.manifest.agent import Module
 from visionedge.manifest.findings import Findings
+from visionedge.runtime.files import read_regular
 
 _FOLDER = re.compile(r"\$\{MODULEDIR<(?P<folder>[^<>]*)>(?:\.(?P<platform>[^{}]+))?\}")
 _NAME = re.compile(r"\$\{MODULES\.(?P<name>[^.{}]+)(?:\.(?P<platform>[^{}]+))?\}")

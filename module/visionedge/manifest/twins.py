@@ -11,7 +11,7 @@ from visionedge.manifest.findings import Findings
 from visionedge.manifest.options import is_options
 from visionedge.manifest.place import MAX_TEXT_BYTES, Place
 from visionedge.manifest.placeholders import has_placeholder, names_in
-from visionedge.uris import secrets_in
+from visionedge.runtime.redaction import secrets_in
 
 MAX_TWIN_BYTES = 32_768
 MAX_LEVELS = 10

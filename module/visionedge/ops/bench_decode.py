@@ -19,7 +19,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from visionedge.bundled import bundled
 from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.decoded import Library, Limits, Source
 from visionedge.capture.opencv import open_video as open_with_opencv
@@ -27,9 +26,10 @@ from visionedge.capture.pacing import Due
 from visionedge.capture.settling import settle_libraries
 from visionedge.capture.source import DEMO_CLIP, open_source
 from visionedge.errors import SourceError, UnavailableError
-from visionedge.extras import install_command
 from visionedge.frames.types import InputSpec, Picture
 from visionedge.ops.bench_report import machine
+from visionedge.runtime.extras import install_command
+from visionedge.runtime.installation import bundled
 
 Report = dict[str, Any]
 Way = Iterator[int]

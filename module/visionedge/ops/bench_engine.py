@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from visionedge.config import InferenceConfig
-from visionedge.cores import usable_cores
 from visionedge.frames.types import Picture
 from visionedge.inference.cache import ready
 from visionedge.inference.devices import PROVIDERS
@@ -30,6 +29,7 @@ from visionedge.inference.trial import Run, Sample, run_in_turns
 from visionedge.inference.variants import PRECISIONS
 from visionedge.ops.bench_report import machine
 from visionedge.ops.plain_network import PlainNetwork, can_decode, plain_session
+from visionedge.runtime.process_limits import usable_cores
 
 Key = tuple[str, Pair]
 """What ran, and lanes and batch: ``engine`` by itself, ``beside`` (the engine) in turns with ``bare``, and in

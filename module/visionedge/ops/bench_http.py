@@ -22,13 +22,13 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 
-from visionedge.child_process import start_text
-from visionedge.cores import usable_cores
 from visionedge.errors import VisionedgeError
 from visionedge.ops.bench_report import cameras_in_words, machine
 from visionedge.ops.http_clients import Order
 from visionedge.ops.own_module import own_module
-from visionedge.uris import masked_address, redact
+from visionedge.runtime.child_process import start_text
+from visionedge.runtime.process_limits import usable_cores
+from visionedge.runtime.redaction import masked_address, redact
 
 _SETTLE_S = 0.5
 _LIMIT_S = 10.0

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from visionedge import __version__
-from visionedge.cores import usable_cores
 from visionedge.errors import ConfigError, SourceError
 from visionedge.frames.types import utc_now, utc_text
 from visionedge.inference.devices import DeviceState
 from visionedge.inference.plan_cache import processor
 from visionedge.ops.fingerprint import fingerprint
+from visionedge.runtime.process_limits import usable_cores
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "av", "numpy")
 

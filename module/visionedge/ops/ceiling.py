@@ -16,10 +16,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from visionedge.cores import usable_cores
 from visionedge.inference.model import Model
 from visionedge.ops.plain_loop import clip_of, network_of
 from visionedge.ops.tally import Run
+from visionedge.runtime.process_limits import usable_cores
 
 _STARTED_WITHIN_S = 60.0
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from visionedge.inference.plan import Fit, Pair
-from visionedge.ops import other_processes
 from visionedge.ops.bench_engine import caution
 from visionedge.ops.plots import Limit, Line, bars, lines
 from visionedge.ops.report_page import Page, Section, Tile, render, table
+from visionedge.runtime import other_processes
 
 Report = Mapping[str, Any]
 

@@ -28,8 +28,8 @@ from visionedge.ops.coco import (
     read_annotations,
     require_pycocotools,
 )
+from visionedge.runtime.redaction import redact
 from visionedge.single import analyse, frame_of
-from visionedge.uris import redact
 
 SCORE_FLOOR = 0.01
 """Average precision is over the whole curve; what is less sure than this changes nothing any more."""

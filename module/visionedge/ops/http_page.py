@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from visionedge.ops import other_processes
 from visionedge.ops.bench_http import caution
 from visionedge.ops.plots import Line, lines
 from visionedge.ops.report_page import Page, Section, Tile, render
+from visionedge.runtime import other_processes
 
 Report = Mapping[str, Any]
 

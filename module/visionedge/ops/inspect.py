@@ -9,7 +9,6 @@ from typing import Any
 
 import onnx
 
-from visionedge.child_process import start
 from visionedge.errors import ModelError
 from visionedge.inference.cache import ready
 from visionedge.inference.counting import amount, operators_of
@@ -25,6 +24,7 @@ from visionedge.inference.reading import Preprocess
 from visionedge.inference.sidecar import read_sidecar
 from visionedge.inference.signature import Tensor, read_signature
 from visionedge.inference.sizes import sized
+from visionedge.runtime.child_process import start
 
 Document = dict[str, Any]
 

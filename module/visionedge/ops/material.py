@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from visionedge.bundled import bundled
 from visionedge.capture.excerpt import excerpt
 from visionedge.capture.pictures import SUFFIXES, natural_key, read_picture
 from visionedge.errors import ConfigError, SourceError
@@ -22,6 +21,7 @@ from visionedge.ops.coco import (
     read_annotations,
     require_pycocotools,
 )
+from visionedge.runtime.installation import bundled
 
 LEAST_PICTURES = 8
 MOST_CALIBRATION = 64

@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from visionedge.child_process import start
 from visionedge.errors import VisionedgeError
-from visionedge.uris import redact
+from visionedge.runtime.child_process import start
+from visionedge.runtime.redaction import redact
 
 _READY = re.compile(r"ready: open (http://\S+)/")
 _STOP_S = 15.0

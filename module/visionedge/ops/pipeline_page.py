@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from visionedge.ops.bench_report import cameras_in_words
-from visionedge.ops.other_processes import caution
 from visionedge.ops.plots import Line, bars, groups, lines
 from visionedge.ops.report_page import Page, Section, Tile, render, table
+from visionedge.runtime.other_processes import caution
 
 Report = Mapping[str, Any]
 

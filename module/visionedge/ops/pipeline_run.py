@@ -29,7 +29,7 @@ from visionedge.inference.shared import Arena, blocks_for
 from visionedge.inference.startup import open_engine
 from visionedge.ops.tally import Cost, Run, Tally, run_of
 from visionedge.ops.virtual import Arrivals, Synthetic, SyntheticSource, VirtualCamera, ring
-from visionedge.threads import Crew
+from visionedge.runtime.threads import Crew
 
 _WARM_UP_S = 1.0
 _STOP_S = 5.0

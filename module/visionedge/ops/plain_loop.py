@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.bundled import bundled
 from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.source import DEMO_CLIP
 from visionedge.errors import SourceError
@@ -23,7 +22,8 @@ from visionedge.inference.detections import Selection
 from visionedge.inference.graph import compile_model
 from visionedge.inference.model import Model
 from visionedge.ops.plain_network import Candidates, Floats, PlainNetwork, can_decode, plain_session
-from visionedge.uris import masked_address
+from visionedge.runtime.installation import bundled
+from visionedge.runtime.redaction import masked_address
 
 
 class PlainLoop:

@@ -14,7 +14,7 @@ from visionedge.frames.types import Picture
 from visionedge.inference.dense import DenseDecoder
 from visionedge.inference.heads.dfl import DflDecoder, Scale
 from visionedge.inference.model import Model
-from visionedge.inference.runtime import import_onnxruntime
+from visionedge.runtime.ort import import_onnxruntime
 
 Floats = NDArray[np.float32]
 Candidates = tuple[Floats, Floats, NDArray[np.intp]]

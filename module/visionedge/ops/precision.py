@@ -15,11 +15,11 @@ from visionedge.inference.model import Model, bundled_model_path, load_model
 from visionedge.inference.parity import Tolerance
 from visionedge.inference.plan_cache import processor
 from visionedge.inference.precision import Made, Material, Precision, Tried, make
-from visionedge.inference.runtime import wheel
 from visionedge.inference.variants import demanded, place_of, store, tolerance_document
 from visionedge.ops.compile import write_compiled
 from visionedge.ops.material import gather
-from visionedge.uris import redact
+from visionedge.runtime.ort import wheel
+from visionedge.runtime.redaction import redact
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from visionedge.errors import VisionedgeError
-from visionedge.uris import redact
+from visionedge.runtime.redaction import redact
 from visionedge.web.view import Busy
 
 log = logging.getLogger(__name__)

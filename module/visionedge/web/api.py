@@ -9,8 +9,8 @@ from aiohttp import web
 
 from visionedge.errors import SourceError
 from visionedge.frames.types import Result, frame_document, utc_text
+from visionedge.runtime.redaction import redact, redact_document
 from visionedge.schema import json_schema
-from visionedge.uris import redact, redact_document
 from visionedge.web.answers import (
     RequestError,
     cut,

@@ -12,7 +12,7 @@ import cv2
 from visionedge.errors import SourceError
 from visionedge.frames.drawing import annotate
 from visionedge.frames.types import Frame, Picture, Result
-from visionedge.threads import Executor
+from visionedge.runtime.threads import Executor
 from visionedge.web.view import Busy
 
 T = TypeVar("T")

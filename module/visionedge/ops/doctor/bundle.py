@@ -19,7 +19,7 @@ from visionedge.config_load import redacted
 from visionedge.errors import VisionedgeError
 from visionedge.ops.doctor.host import Host
 from visionedge.ops.doctor.report import Report
-from visionedge.uris import KnownSecrets, redact, secrets_in
+from visionedge.runtime.redaction import KnownSecrets, redact, secrets_in
 
 _TIMEOUT_S = 3.0
 _MOST_BYTES = 8 * 2**20

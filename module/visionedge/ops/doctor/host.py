@@ -16,10 +16,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from visionedge.child_process import start_text
-from visionedge.cores import cpu_quota
 from visionedge.frames.types import utc_now
 from visionedge.inference.devices import ProbeRun, run_probe
+from visionedge.runtime.child_process import start_text
+from visionedge.runtime.process_limits import cpu_quota
 
 Document = dict[str, Any]
 

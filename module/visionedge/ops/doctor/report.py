@@ -12,7 +12,7 @@ from visionedge.ops.doctor.host import Host
 from visionedge.ops.doctor.links import walk
 from visionedge.ops.doctor.place import Place
 from visionedge.ops.doctor.surroundings import look
-from visionedge.uris import redact, redact_document
+from visionedge.runtime.redaction import redact, redact_document
 
 SCHEMA = "visionedge/doctor/1"
 

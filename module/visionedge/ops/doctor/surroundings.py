@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 from visionedge.ops.doctor.finding import Finding, Judged, Remedies, broken, info, ok, one, warning
 from visionedge.ops.doctor.gather import Facts
 from visionedge.ops.doctor.giving import RESTART_VM, set_eflow_vm
-from visionedge.uris import redact
+from visionedge.runtime.redaction import redact
 
 _MIB, _GIB = 2**20, 2**30
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
-from visionedge.vocabulary import OWN_WORDS
+from visionedge.runtime.vocabulary import OWN_WORDS
 
 ESCAPES = "write %23 for '#', %2F for '/', %3F for '?', %40 for '@', %5B for '[' and %5D for ']'"
 """The remedy for such characters in a user name or password."""

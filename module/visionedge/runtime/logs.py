@@ -5,7 +5,7 @@ import sys
 import time
 from collections import deque
 
-from visionedge.uris import TEXT_CHARACTERS, redact
+from visionedge.runtime.redaction import TEXT_CHARACTERS, redact
 
 _FIRST_LINES, _MOST_LINES = 10, 60
 

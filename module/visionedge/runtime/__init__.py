@@ -1,0 +1,1 @@
+"""What every process of the module needs: threads, children, files, logs, redaction, onnxruntime."""
