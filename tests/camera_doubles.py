@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from clips import numbered_picture
-from visionedge.camera_uri import CameraUri
 from visionedge.capture.camera import Camera, CameraStatus
 from visionedge.capture.decoded import Decoded, Limits, WholePicture
+from visionedge.config.addresses import CameraUri
 from visionedge.frames.types import Frame, InputSpec, Picture
 
 SPEC = InputSpec(64, 64)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from visionedge.capture.camera import CameraStatus
-from visionedge.config_load import validate
+from visionedge.config.load import validate
 from visionedge.engine_room import EngineRoom
 from visionedge.fetching.fetch import Tempo
 from visionedge.fleet import Fleet

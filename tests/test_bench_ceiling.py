@@ -9,7 +9,7 @@ import pytest
 
 from clips import make_clip
 from tiny_models import TinyDetector
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.frames.types import Detections, Picture
 from visionedge.inference.detections import Selection
 from visionedge.inference.model import bundled_model_path, load_model

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from conftest import SHARED
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import Picture
 from visionedge.inference.detections import Selection

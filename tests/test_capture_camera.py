@@ -19,9 +19,9 @@ from camera_doubles import (
     running,
 )
 from clips import make_clip, make_picture, number_of, numbered_picture
-from visionedge.camera_uri import CameraUri
 from visionedge.capture.camera import Camera, Means
 from visionedge.capture.decoded import Decoded, Limits, WholePicture
+from visionedge.config.addresses import CameraUri
 from visionedge.errors import DamagedError, SourceError
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import Frame, Picture

@@ -12,10 +12,10 @@ import pytest
 
 from colour_clips import MATRICES, RANGES, frame_of, scene, turn, write_clip
 from test_fitting import slow_fit
-from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.decoded import Decoded, Library, Limits, Source
 from visionedge.capture.settling import bound_ffmpeg, reports_error, settle_libraries
 from visionedge.capture.source import open_source
+from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 from visionedge.frames.types import InputSpec, Picture
 

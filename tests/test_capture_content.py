@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
-from visionedge.camera_uri import CameraUri
 from visionedge.capture.content import ContentWatch
 from visionedge.capture.decoded import Library
 from visionedge.capture.pacing import Due
 from visionedge.capture.source import Limits, open_source
+from visionedge.config.addresses import CameraUri
 from visionedge.frames.types import InputSpec, Picture
 
 SIZE = (120, 160, 3)

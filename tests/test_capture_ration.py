@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from camera_doubles import SPEC, Basket, JumpClock, Opener, ScriptedSource, running
 from clips import make_clip, number_of, numbered_picture
-from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.camera import Camera, Means
 from visionedge.capture.decoded import Limits
 from visionedge.capture.gate import GateSettings
 from visionedge.capture.ration import UNTHROTTLED, Counts, Ration, Throttle
 from visionedge.capture.source import open_source
 from visionedge.capture.video import LoopedSource, open_video
+from visionedge.config.addresses import parse_camera_uri
 
 STILL = numbered_picture(3)
 KEY_EVERY_TEN = {"profile": "baseline", "tune": "zerolatency", "g": "10", "sc_threshold": "0", "crf": "10"}

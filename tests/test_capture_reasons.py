@@ -6,10 +6,10 @@ import contextlib
 import pytest
 
 from scripted_http import ScriptedServer, in_turn
-from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.decoded import Limits
 from visionedge.capture.reasons import why_not_open
 from visionedge.capture.source import open_source
+from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 
 LOGIN = base64.b64encode(b"admin:hunter2x").decode()

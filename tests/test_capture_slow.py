@@ -6,10 +6,10 @@ import pytest
 
 from camera_doubles import SPEC, Basket, Changes, JumpClock, running
 from clips import numbered_picture
-from visionedge.camera_uri import CameraUri
 from visionedge.capture.camera import Camera, Means
 from visionedge.capture.decoded import Decoded, Limits, WholePicture
 from visionedge.capture.status import Progress
+from visionedge.config.addresses import CameraUri
 
 S = 1_000_000_000
 FIRST = 20 * S

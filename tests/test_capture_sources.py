@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from clips import make_clip, make_picture, number_of
-from visionedge.camera_uri import CameraUri, parse_camera_uri
 from visionedge.capture.decoded import Library
 from visionedge.capture.source import Limits, Source, open_source
 from visionedge.capture.video import LoopedSource, open_video
+from visionedge.config.addresses import CameraUri, parse_camera_uri
 from visionedge.errors import SourceError, UnavailableError
 from visionedge.runtime.installation import bundled
 

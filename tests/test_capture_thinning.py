@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 
 from clips import make_clip, number_of
-from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.decoded import Limits, Source
 from visionedge.capture.source import open_source
 from visionedge.capture.thinning import Level, StreamClock, Thinning
+from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 from visionedge.frames.types import InputSpec
 

@@ -8,10 +8,10 @@ import pytest
 
 from clips import make_clip
 from model_server import ModelServer, content
-from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.decoded import Limits
 from visionedge.capture.source import open_source
-from visionedge.config_load import validate
+from visionedge.config.addresses import parse_camera_uri
+from visionedge.config.load import validate
 from visionedge.errors import ConfigError, SourceError
 from visionedge.fleet import _certificates
 

@@ -13,7 +13,7 @@ import pytest
 
 import visionedge
 from tiny_models import TinyDetector
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.errors import ModelError
 from visionedge.inference.devices import PROVIDERS, run_probe
 from visionedge.inference.first_run import first_run

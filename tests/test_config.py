@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from visionedge.config_load import from_environment, http_address, merge, redacted, validate
-from visionedge.documents import read_file
+from visionedge.config.documents import read_file
+from visionedge.config.load import from_environment, http_address, merge, redacted, validate
 from visionedge.errors import ConfigError
 
 

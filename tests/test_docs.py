@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from visionedge.cli.arguments import exit_codes
-from visionedge.config import CameraConfig, Config
+from visionedge.config.schema import CameraConfig, Config
 from visionedge.inference.batcher import Drop
 from visionedge.inference.devices import Reason
 from visionedge.inference.heads import known_heads

@@ -14,8 +14,8 @@ from command_line import CommandLine
 from conftest import REPOSITORY
 from visionedge.__main__ import parser
 from visionedge.cli.run import INJECT
-from visionedge.config import Config
-from visionedge.config_load import validate
+from visionedge.config.load import validate
+from visionedge.config.schema import Config
 
 FOLDERS = [REPOSITORY / "docs", REPOSITORY / "models"]
 TEXTS = [REPOSITORY / "README.md", *(path for folder in FOLDERS for path in sorted(folder.glob("*.md")))]

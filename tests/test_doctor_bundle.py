@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doctor_machines import DATA, Machine, linux
-from visionedge.config import Config
-from visionedge.config_load import validate
+from visionedge.config.load import validate
+from visionedge.config.schema import Config
 from visionedge.errors import VisionedgeError
 from visionedge.ops.doctor.bundle import Scrub, write_bundle
 from visionedge.ops.doctor.gather import Request

@@ -15,7 +15,7 @@ from doctor_machines import DATA, Machine, linux
 from module_process import ModuleProcess
 from visionedge.__main__ import main
 from visionedge.cli.arguments import shows_colours
-from visionedge.config_load import validate
+from visionedge.config.load import validate
 from visionedge.fetching.kept import Kept
 from visionedge.frames.types import utc_now
 from visionedge.inference.devices import DeviceState, Reason

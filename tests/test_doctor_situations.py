@@ -15,7 +15,7 @@ from doctor_breakages import BROKEN, PARAVIRTUAL
 from doctor_machines import DATA, linux
 from doctor_situations import BESIDE, GOOD, NO_GPU, NOT_GIVEN, Situation
 from visionedge import __version__
-from visionedge.config_load import validate
+from visionedge.config.load import validate
 from visionedge.inference.devices import REMEDIES, Reason
 from visionedge.ops.doctor.finding import State
 from visionedge.ops.doctor.gather import Request

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from command_line import CommandLine
-from visionedge import documents
 from visionedge.__main__ import main
-from visionedge.config import MAX_PROBLEMS
-from visionedge.config_load import validate
-from visionedge.documents import fill_variables, located, read_configuration, read_file
+from visionedge.config import documents
+from visionedge.config.documents import fill_variables, located, read_configuration, read_file
+from visionedge.config.load import validate
+from visionedge.config.schema import MAX_PROBLEMS
 from visionedge.errors import ConfigError
 from visionedge.runtime.files import read_regular
 

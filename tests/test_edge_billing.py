@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from command_line import CommandLine
 from test_edge_telemetry import MAN, World, documents
 from visionedge import report
-from visionedge.config import TelemetryConfig
+from visionedge.config.schema import TelemetryConfig
 from visionedge.edge.billing import BLOCK_BYTES, Meter, blocks
 from visionedge.edge.messages import (
     EncodedFrame,

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from edge_runtime.driver import result
-from visionedge.config import TelemetryConfig
+from visionedge.config.schema import TelemetryConfig
 from visionedge.edge.backlog import Backlog
 from visionedge.edge.client import HubClient
 from visionedge.edge.delivery import Delivery

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from visionedge.config import Config
+from visionedge.config.schema import Config
 from visionedge.edge.desired import Carriers, Desired
 from visionedge.edge.last_good import LastGood
 from visionedge.edge.wish import Wish

@@ -10,7 +10,7 @@ from edge_runtime.driver import POLICY
 from visionedge import engine_room
 from visionedge.calls import Calls
 from visionedge.capture.status import State
-from visionedge.config_load import validate
+from visionedge.config.load import validate
 from visionedge.edge.billing import UNITS
 from visionedge.edge.desired import Code as ConfigCode
 from visionedge.edge.ladder import EXIT_STUCK, Deadlines, Rung

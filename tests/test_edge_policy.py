@@ -7,7 +7,7 @@ import pytest
 from test_edge_spool import World as SpoolWorld
 from test_edge_spool import drain, message, turn, world
 from test_edge_telemetry import MAN, Box, World, documents
-from visionedge.config import TelemetryConfig
+from visionedge.config.schema import TelemetryConfig
 from visionedge.edge.billing import blocks
 from visionedge.edge.messages import CORRELATION_ID, Message
 from visionedge.edge.store import Bounds

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visionedge.config import TelemetryConfig
+from visionedge.config.schema import TelemetryConfig
 from visionedge.edge.messages import Message, Sender
 from visionedge.edge.telemetry import Telemetry
 from visionedge.frames.types import Detections, Frame, InputSpec, Result, Timing

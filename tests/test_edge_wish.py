@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edge_runtime.twin import check_reported
-from visionedge.config_load import validate
+from visionedge.config.load import validate
 from visionedge.edge.last_good import LastGood
 from visionedge.edge.wish import (
     MAX_ACKNOWLEDGEMENT_BYTES,

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tiny_models import TinyDetector, pictures
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Picture
 from visionedge.inference.any_engine import EngineNews

@@ -16,7 +16,7 @@ import pytest
 
 from scripted_faults import Faults
 from tiny_models import TinyDetector, pictures
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.errors import DeviceError
 from visionedge.inference.any_engine import EngineNews
 from visionedge.inference.model import Model, load_model

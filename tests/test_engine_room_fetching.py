@@ -16,7 +16,7 @@ from clips import make_clip
 from engine_rooms import Module, document, of, play
 from model_server import Answer, ModelServer, content, cut, endless, hanging, redirect, status
 from tiny_models import TinyDetector, classifier
-from visionedge.config_load import validate
+from visionedge.config.load import validate
 from visionedge.edge.delivery import Delivery
 from visionedge.fetching.faults import Patience
 from visionedge.fetching.fetch import Tempo

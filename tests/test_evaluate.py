@@ -13,7 +13,7 @@ import pytest
 from clips import make_picture
 from command_line import CommandLine
 from tiny_models import TinyDetector
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.errors import ConfigError
 from visionedge.inference.labels import COCO_80
 from visionedge.inference.model import bundled_model_path

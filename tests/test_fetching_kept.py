@@ -10,9 +10,9 @@ from typing import NamedTuple
 import pytest
 
 from conftest import REPOSITORY
-from visionedge.config_load import local_only, validate
+from visionedge.config.address import model_name, shown
+from visionedge.config.load import local_only, validate
 from visionedge.errors import ConfigError, FetchError
-from visionedge.fetching.address import model_name, shown
 from visionedge.fetching.faults import Patience
 from visionedge.fetching.fetch import Tempo
 from visionedge.fetching.kept import FOLDER, MOST_BYTES, MOST_MODELS, Kept

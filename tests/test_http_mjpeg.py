@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from camera_doubles import SPEC, Basket, Changes, running
 from clips import number_of, numbered_picture
 from scripted_http import ScriptedServer, Serve
-from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.camera import Camera
 from visionedge.capture.decoded import Library, Limits
 from visionedge.capture.jpeg_scanner import JpegScanner
 from visionedge.capture.source import open_source
+from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 
 PICTURES = [cv2.imencode(".jpg", numbered_picture(number))[1].tobytes() for number in range(24)]

@@ -14,11 +14,11 @@ import trustme
 from camera_doubles import SPEC, Basket, Changes, running
 from clips import number_of, numbered_picture
 from scripted_http import ScriptedServer, Serve, always, answer, in_turn
-from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.camera import Camera
 from visionedge.capture.decoded import Library, Limits
 from visionedge.capture.http_login import Login, challenges_in
 from visionedge.capture.source import open_source
+from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 
 REALM = r"cam, \"the\" one"

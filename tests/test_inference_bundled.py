@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.frames.types import Picture
 from visionedge.inference.detections import Selection
 from visionedge.inference.engine import Engine

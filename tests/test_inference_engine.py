@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tiny_models import TinyDetector, pictures
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.errors import DeviceError, ModelError
 from visionedge.inference.devices import Effective, Reason, Verdict
 from visionedge.inference.engine import Engine

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tiny_models import TinyDetector, pictures
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.inference.comparison import Recent, compare_candidate, is_the_model
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import Effective, Reason, Verdict

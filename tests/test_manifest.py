@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import visionedge
-from visionedge.config_load import validate
+from visionedge.config.load import validate
 from visionedge.edge.messages import DETECTIONS, EVENTS
 
 REPOSITORY = Path(__file__).resolve().parents[1]

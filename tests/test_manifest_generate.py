@@ -12,7 +12,7 @@ import pytest
 from command_line import CommandLine
 from conftest import REPOSITORY
 from manifests import forgetful
-from visionedge.config_load import validate
+from visionedge.config.load import validate
 from visionedge.manifest.lint import lint
 
 __all__ = ["forgetful"]

@@ -14,7 +14,7 @@ from visionedge.capacity import CameraLoad, Reading
 from visionedge.capture.camera import Camera, Fitting
 from visionedge.capture.gate import GateSettings
 from visionedge.capture.ration import Throttle
-from visionedge.config_load import validate
+from visionedge.config.load import validate
 from visionedge.errors import ModelError
 from visionedge.fleet import Fleet
 from visionedge.frames.types import utc_now

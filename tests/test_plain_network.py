@@ -8,7 +8,7 @@ import pytest
 
 import tiny_yolos
 from tiny_models import TinyDetector
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.inference.engine import noise
 from visionedge.inference.model import Model, bundled_model_path, load_model
 from visionedge.inference.startup import open_engine

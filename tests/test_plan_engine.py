@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tiny_models import TinyDetector, pictures
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.inference.engine import Engine
 from visionedge.inference.model import Model, load_model
 from visionedge.inference.plan import Plan

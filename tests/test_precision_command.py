@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 from command_line import CommandLine
 from tiny_deep import deep_detector, save_deep
 from tiny_models import MEAN, TinyDetector
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.frames.types import Picture
 from visionedge.inference.calibration import Values, float_tensors, folded
 from visionedge.inference.int8 import Recipe, quantised

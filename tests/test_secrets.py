@@ -18,8 +18,8 @@ import pytest
 import visionedge
 from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
-from visionedge.config_load import validate
-from visionedge.documents import read_file
+from visionedge.config.documents import read_file
+from visionedge.config.load import validate
 from visionedge.edge.last_good import FILE_NAME as LAST_GOOD
 from visionedge.errors import ConfigError
 from visionedge.runtime.logs import RedactingFormatter

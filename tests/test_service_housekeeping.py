@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from visionedge.capacity import Meter
-from visionedge.config_load import validate
+from visionedge.config.load import validate
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.desired import Carriers
 from visionedge.facade import Facade

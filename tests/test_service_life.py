@@ -24,7 +24,7 @@ from test_edge_telemetry import MAN, World
 from tiny_models import TinyDetector
 from visionedge.capture.camera import Camera, CameraStatus
 from visionedge.capture.status import State
-from visionedge.config_load import validate
+from visionedge.config.load import validate
 from visionedge.edge.desired import Carriers
 from visionedge.edge.line import Errand
 from visionedge.edge.sdk import MethodCall

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from visionedge.config_load import validate
+from visionedge.config.load import validate
 from visionedge.edge.desired import Carriers
 from visionedge.edge.last_good import LastGood
 from visionedge.edge.messages import Message

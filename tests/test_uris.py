@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visionedge import capacity
-from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture import status as camera_status
+from visionedge.config.addresses import parse_camera_uri
 from visionedge.edge import ladder, spool
 from visionedge.errors import ConfigError
 from visionedge.inference import devices

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from visionedge.config import HttpConfig
+from visionedge.config.schema import HttpConfig
 from visionedge.errors import UnavailableError
 from visionedge.frames.types import frame_document
 from visionedge.web.app import make_app

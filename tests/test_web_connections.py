@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 import pytest
 
-from visionedge.config import HttpConfig
+from visionedge.config.schema import HttpConfig
 from visionedge.runtime.log_limit import LogLimiter
 from visionedge.web import connections, listener
 from visionedge.web.server import Server

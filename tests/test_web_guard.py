@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import aiohttp
 import pytest
 
-from visionedge.config import HttpConfig
+from visionedge.config.schema import HttpConfig
 from visionedge.web import api
 from visionedge.web.guard import own_names
 from visionedge.web.server import Server

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.config import HttpConfig
+from visionedge.config.schema import HttpConfig
 from visionedge.frames.types import Detections, Frame, InputSpec, Picture, Result, Timing
 from visionedge.web.board import Board
 from visionedge.web.server import Server

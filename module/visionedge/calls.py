@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from visionedge import __version__
 from visionedge.capture.pictures import picture_size
-from visionedge.config import Config
-from visionedge.documents import Document
+from visionedge.config.documents import Document
+from visionedge.config.schema import Config
 from visionedge.edge.methods import MAX_ANSWER_BYTES, Method, MethodError, answer_bytes
 from visionedge.errors import ConfigError, SourceError
 from visionedge.facade import Facade

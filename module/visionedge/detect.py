@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from visionedge.album import Album
-from visionedge.camera_uri import CameraUri
 from visionedge.capture.pictures import SUFFIXES, check_regular, natural_key, read_picture
 from visionedge.capture.source import open_source
-from visionedge.config import InferenceConfig
+from visionedge.config.addresses import CameraUri
+from visionedge.config.schema import InferenceConfig
 from visionedge.errors import DamagedError, SourceError
 from visionedge.frames.types import Picture, Result, frame_document
 from visionedge.inference.detections import Selection

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from visionedge.capture.camera import Fitting
-from visionedge.config import Config, InferenceConfig
+from visionedge.config.schema import Config, InferenceConfig
 from visionedge.errors import ConfigError, ModelError, VisionedgeError
 from visionedge.fetching.fetch import Tempo
 from visionedge.fetching.supply import LIVE_TRIES, Source, Supply

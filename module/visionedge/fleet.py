@@ -12,7 +12,7 @@ from visionedge.capture.camera import Camera, CameraStatus, Fitting, FrameSink
 from visionedge.capture.decoded import Limits
 from visionedge.capture.gate import GateSettings
 from visionedge.capture.ration import UNTHROTTLED, Counts, Throttle
-from visionedge.config import CameraConfig, GateConfig, TlsConfig
+from visionedge.config.schema import CameraConfig, GateConfig, TlsConfig
 from visionedge.runtime.process_limits import bounded_cores
 from visionedge.runtime.threads import Crew
 from visionedge.sequences import Position

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from visionedge.capture.camera import Fitting
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.fetching.supply import Source
 from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.detections import Selection

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from visionedge import __version__
-from visionedge.documents import Document
+from visionedge.config.documents import Document
 from visionedge.frames.types import utc_text
 from visionedge.rooms import Rooms
 

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any
 
 from visionedge.calls import Calls
-from visionedge.config import Config
-from visionedge.documents import Document
+from visionedge.config.documents import Document
+from visionedge.config.schema import Config
 from visionedge.edge.desired import Carriers, Desired
 from visionedge.edge.line import Errand, Outcome
 from visionedge.edge.methods import Methods

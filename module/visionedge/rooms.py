@@ -7,7 +7,7 @@ from pathlib import Path
 
 from visionedge.capacity import Meter
 from visionedge.capture.camera import Camera, CameraStatus
-from visionedge.config import Config
+from visionedge.config.schema import Config
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.statistics import Asked
 from visionedge.fetching.supply import Supply

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from visionedge import report
 from visionedge.capture.camera import CameraStatus, Fitting
-from visionedge.config import Config
-from visionedge.documents import Document
+from visionedge.config.documents import Document
+from visionedge.config.schema import Config
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.desired import Carriers
 from visionedge.edge.identity import Identity

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from visionedge.config import TelemetryConfig
+from visionedge.config.schema import TelemetryConfig
 from visionedge.edge.client import HubClient
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.identity import Identity

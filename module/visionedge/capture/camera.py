@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
-from visionedge.camera_uri import CameraUri, parse_camera_uri
 from visionedge.capture.attempt import Attempt
 from visionedge.capture.content import ContentWatch
 from visionedge.capture.decoded import Decoded, Limits, Source, waiting_since_s
@@ -20,6 +19,7 @@ from visionedge.capture.ration import UNTHROTTLED, Counts, Ration, Throttle
 from visionedge.capture.reasons import silent
 from visionedge.capture.source import open_source
 from visionedge.capture.status import CONNECTED, CameraStatus, Progress, State
+from visionedge.config.addresses import CameraUri, parse_camera_uri
 from visionedge.errors import DamagedError, SourceError, VisionedgeError
 from visionedge.frames.types import Frame, InputSpec, Picture, Placement, utc_now
 from visionedge.runtime.redaction import masked_address, redact

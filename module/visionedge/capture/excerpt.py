@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from visionedge.camera_uri import CameraUri
 from visionedge.capture.source import open_source
+from visionedge.config.addresses import CameraUri
 from visionedge.frames.types import Picture
 
 

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from visionedge.camera_uri import CameraUri
 from visionedge.capture import reasons
 from visionedge.capture.decoded import Limits, Source
 from visionedge.capture.http_client import Answer, Head, HttpClient
 from visionedge.capture.http_pictures import HttpPictures, refusal
 from visionedge.capture.redirects import with_login
+from visionedge.config.addresses import CameraUri
 from visionedge.errors import SourceError
 
 _BEGIN_BYTES = 512

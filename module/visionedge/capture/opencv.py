@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from visionedge.camera_uri import CameraUri
 from visionedge.capture.backlog import Backlog
 from visionedge.capture.decoded import Decoded, Limits, WholePicture
 from visionedge.capture.opening import Turns, answers
@@ -33,6 +32,7 @@ from visionedge.capture.settling import (
     reports_error,
     settle_libraries,
 )
+from visionedge.config.addresses import CameraUri
 from visionedge.errors import DamagedError, SourceError
 from visionedge.frames.types import Picture
 from visionedge.runtime.extras import extra_in_words

@@ -19,7 +19,6 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from visionedge.camera_uri import CameraUri
 from visionedge.capture.backlog import Backlog
 from visionedge.capture.decoded import Decoded, Limits
 from visionedge.capture.http_media import HttpFile, HttpFiles
@@ -43,6 +42,7 @@ from visionedge.capture.reasons import (
 from visionedge.capture.rtsp_redirects import follow
 from visionedge.capture.settling import bound_ffmpeg
 from visionedge.capture.thinning import Level, StreamClock, Thinning
+from visionedge.config.addresses import CameraUri
 from visionedge.errors import DamagedError, SourceError
 from visionedge.runtime.redaction import masked_address
 

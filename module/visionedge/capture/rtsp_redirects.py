@@ -4,11 +4,11 @@ import time
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
-from visionedge.camera_uri import CameraUri
 from visionedge.capture import reasons
 from visionedge.capture.decoded import Limits
 from visionedge.capture.redirects import allowed, connected, joined, with_login
 from visionedge.capture.rtsp_probe import Refusal, SilentError, describe
+from visionedge.config.addresses import CameraUri
 from visionedge.errors import SourceError
 
 _REDIRECTS_MOST = 5

@@ -4,12 +4,12 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from visionedge.camera_uri import CameraUri
 from visionedge.capture import opencv
 from visionedge.capture.decoded import Decoded, Library, Limits, Source
 from visionedge.capture.folder import PicturesSource
 from visionedge.capture.http_camera import open_http
 from visionedge.capture.pacing import sane_fps
+from visionedge.config.addresses import CameraUri
 from visionedge.errors import SourceError
 from visionedge.runtime.extras import extra_in_words
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from visionedge.config import CAMERA_NAME
-from visionedge.config_load import validate
-from visionedge.documents import Document, located, read_configuration
+from visionedge.config.documents import Document, located, read_configuration
+from visionedge.config.load import validate
+from visionedge.config.schema import CAMERA_NAME
 from visionedge.errors import ConfigError
 from visionedge.runtime.redaction import masked_address, redact
 

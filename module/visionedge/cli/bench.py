@@ -17,7 +17,7 @@ from visionedge.cli.arguments import (
     share,
     verb,
 )
-from visionedge.config_load import validate
+from visionedge.config.load import validate
 from visionedge.errors import ConfigError
 from visionedge.runtime.memory import settle_allocator
 from visionedge.runtime.other_processes import FIELD, OtherProcesses, caution

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visionedge.cli.arguments import Parser, Verbs, naming_lines, verb
-from visionedge.config_load import validate
-from visionedge.documents import read_configuration
+from visionedge.config.documents import read_configuration
+from visionedge.config.load import validate
 from visionedge.errors import ConfigError
 from visionedge.runtime.redaction import redact
 
@@ -71,7 +71,7 @@ def _print(path: Path, problems: Sequence[str]) -> None:
 
 
 def _schema(_arguments: argparse.Namespace) -> int:
-    from visionedge.schema import json_schema
+    from visionedge.config.schema_part import json_schema
 
     sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
     return 0

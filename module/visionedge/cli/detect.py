@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 from visionedge.cli.arguments import Verbs, add_model_and_device, count, data_folder, share, verb
-from visionedge.config_load import from_environment, merge, validate
-from visionedge.documents import Document
+from visionedge.config.documents import Document
+from visionedge.config.load import from_environment, merge, validate
 
 
 def add_parser(verbs: Verbs) -> None:

@@ -15,8 +15,8 @@ from visionedge.cli.arguments import (
     shows_colours,
     verb,
 )
-from visionedge.config_load import from_environment, http_address, merge, validate
-from visionedge.documents import Document, read_configuration
+from visionedge.config.documents import Document, read_configuration
+from visionedge.config.load import from_environment, http_address, merge, validate
 from visionedge.errors import UnavailableError
 
 

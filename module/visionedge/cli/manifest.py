@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visionedge.cli.arguments import Parser, Verbs, cameras, naming_lines, verb
-from visionedge.config_load import http_address, validate
-from visionedge.documents import read_file, without_extensions
+from visionedge.config.documents import read_file, without_extensions
+from visionedge.config.load import http_address, validate
 from visionedge.errors import ConfigError
 from visionedge.runtime.files import read_regular
 from visionedge.runtime.redaction import redact
@@ -308,7 +308,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
 
 
 def _schema(_arguments: argparse.Namespace) -> int:
-    from visionedge.schema import json_schema
+    from visionedge.config.schema_part import json_schema
 
     sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
     return 0

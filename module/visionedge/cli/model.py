@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from visionedge.cli.arguments import DEVICES, Parser, Verbs, count, data_folder, share, verb
-from visionedge.config_load import from_environment, merge, validate
+from visionedge.config.load import from_environment, merge, validate
 from visionedge.errors import ConfigError
 from visionedge.runtime.extras import install_command
 

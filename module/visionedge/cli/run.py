@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from visionedge.camera_uri import FORMS
 from visionedge.cli.arguments import (
     Verbs,
     add_model_and_device,
@@ -18,8 +17,9 @@ from visionedge.cli.arguments import (
     seconds,
     verb,
 )
-from visionedge.config_load import from_environment, http_address, merge, validate
-from visionedge.documents import Document, read_configuration
+from visionedge.config.addresses import FORMS
+from visionedge.config.documents import Document, read_configuration
+from visionedge.config.load import from_environment, http_address, merge, validate
 
 INJECT = "VISIONEDGE_INJECT_FAULTS"
 """The variable that lets `--inject` exist."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visionedge.config import TelemetryConfig
+from visionedge.config.schema import TelemetryConfig
 from visionedge.edge.client import HubClient
 from visionedge.edge.identity import Identity
 from visionedge.edge.journal import JournalStatus, MessagesFile

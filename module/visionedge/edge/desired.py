@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from visionedge.config import Config
-from visionedge.config_load import local_only, validate
-from visionedge.documents import Document
+from visionedge.config.documents import Document
+from visionedge.config.load import local_only, validate
+from visionedge.config.schema import Config
 from visionedge.edge.last_good import LastGood
 from visionedge.edge.wish import Refusals, Wish, acknowledgement, in_force, overlaid, refusals, wish_of
 from visionedge.errors import ConfigError

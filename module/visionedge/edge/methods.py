@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from visionedge.documents import Document
+from visionedge.config.documents import Document
 from visionedge.errors import VisionedgeError
 from visionedge.runtime.redaction import redact
 

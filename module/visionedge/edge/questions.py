@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from visionedge.config import CAMERA_NAME
+from visionedge.config.schema import CAMERA_NAME
 from visionedge.edge.sdk import InputMessage
 from visionedge.frames.types import Result
 

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from visionedge.config_load import merge
-from visionedge.documents import Document
+from visionedge.config.documents import Document
+from visionedge.config.load import merge
 
 EVERY_NS = 5_000_000_000
 MAX_PATCH_BYTES = 28_000

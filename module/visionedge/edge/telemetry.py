@@ -9,7 +9,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
-from visionedge.config import TelemetryConfig
+from visionedge.config.schema import TelemetryConfig
 from visionedge.edge.billing import MAX_PER_DAY, S1, UNITS, Bill, Forecast, Meter, blocks
 from visionedge.edge.changes import ChangeFilter
 from visionedge.edge.day_budget import DayBudget

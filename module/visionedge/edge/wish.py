@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
-from visionedge.config import Config
-from visionedge.config_load import merge
-from visionedge.documents import Document
+from visionedge.config.documents import Document
+from visionedge.config.load import merge
+from visionedge.config.schema import Config
 from visionedge.runtime.redaction import redact
 
 MAX_ACKNOWLEDGEMENT_BYTES = 10_000

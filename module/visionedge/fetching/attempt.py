@@ -16,8 +16,8 @@ import aiohttp
 from yarl import URL
 
 from visionedge import __version__
+from visionedge.config.address import local_path
 from visionedge.errors import FetchError
-from visionedge.fetching.address import local_path
 from visionedge.fetching.faults import Patience, told
 from visionedge.fetching.kept import Part
 from visionedge.runtime.redaction import keep_secret, secrets_in

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from visionedge.config.address import shown
 from visionedge.errors import FetchError
-from visionedge.fetching.address import shown
 from visionedge.fetching.attempt import Order, Progress, attempt
 from visionedge.fetching.faults import Patience
 from visionedge.fetching.hanging_up import ConnectionLoop

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from visionedge.config import ModelConfig
+from visionedge.config.address import model_name, shown
+from visionedge.config.schema import ModelConfig
 from visionedge.errors import ModelError
-from visionedge.fetching.address import model_name, shown
 from visionedge.fetching.attempt import Order
 from visionedge.fetching.fetch import Fetch, Tempo
 from visionedge.fetching.kept import Kept

@@ -3,8 +3,8 @@
 import logging
 from contextlib import closing
 
-from visionedge.camera_uri import CameraUri
 from visionedge.capture.source import open_source
+from visionedge.config.addresses import CameraUri
 from visionedge.errors import SourceError, UnavailableError
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import InputSpec, Picture, Placement

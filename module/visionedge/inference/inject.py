@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from visionedge.documents import read_file
+from visionedge.config.documents import read_file
 from visionedge.errors import ConfigError
 from visionedge.inference.detections import Rows
 from visionedge.inference.devices import Effective, Reason, Verdict, classify

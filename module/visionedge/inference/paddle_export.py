@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from visionedge.documents import read_file
+from visionedge.config.documents import read_file
 from visionedge.errors import ConfigError, ModelError
 from visionedge.inference.reading import NetworkInput, Preprocess, stated_object
 from visionedge.inference.signature import Signature

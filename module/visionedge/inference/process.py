@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.inference import wire
 from visionedge.inference.any_engine import Computed, EngineNews, ProcessStatus, Recovery
 from visionedge.inference.conductor import Conductor

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from visionedge.documents import read_file
+from visionedge.config.documents import read_file
 from visionedge.errors import ConfigError, ModelError
 from visionedge.frames.types import Anchor, Fit, Resample, Rounding
 from visionedge.inference.data_set import DataSet, data_set_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Detections, utc_now
 from visionedge.inference.agreement import Agreement, agreement, apart_here

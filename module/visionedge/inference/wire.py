@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.errors import DeviceError, ModelError, UnavailableError, VisionedgeError
 from visionedge.frames.types import Picture
 from visionedge.inference.detections import Rows

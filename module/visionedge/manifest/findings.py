@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from visionedge.documents import kind_of
+from visionedge.config.documents import kind_of
 from visionedge.manifest.place import Place, below
 from visionedge.manifest.placeholders import has_placeholder
 from visionedge.runtime.redaction import redact

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from visionedge.camera_uri import parse_camera_uri
-from visionedge.config import Config
-from visionedge.config_load import local_only, merge, validate
-from visionedge.documents import Document
+from visionedge.config.addresses import parse_camera_uri
+from visionedge.config.documents import Document
+from visionedge.config.load import local_only, merge, validate
+from visionedge.config.schema import Config
 from visionedge.errors import ConfigError
 from visionedge.manifest.content import AGENT, HUB
 from visionedge.manifest.handing import BY_HAND_OPTIONS, GPU_OPTIONS, WSL, compact

@@ -5,7 +5,7 @@ import math
 import unicodedata
 from collections.abc import Iterator
 
-from visionedge.documents import Document
+from visionedge.config.documents import Document
 from visionedge.manifest.content import AGENT, HUB, Manifest
 from visionedge.manifest.findings import Findings
 from visionedge.manifest.options import is_options

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from visionedge.camera_uri import parse_camera_uri
-from visionedge.config_load import from_environment, local_only, merge, validate
-from visionedge.documents import Document
+from visionedge.config.addresses import parse_camera_uri
+from visionedge.config.documents import Document
+from visionedge.config.load import from_environment, local_only, merge, validate
 from visionedge.errors import ConfigError
 from visionedge.manifest.agent import SYSTEM, Module
 from visionedge.manifest.content import Manifest

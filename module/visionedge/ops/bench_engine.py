@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.frames.types import Picture
 from visionedge.inference.cache import ready
 from visionedge.inference.devices import PROVIDERS

@@ -11,8 +11,8 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.source import open_source
+from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import ConfigError
 from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.detections import Selection

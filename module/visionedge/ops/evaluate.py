@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from visionedge.capture.pictures import read_picture
-from visionedge.config import InferenceConfig
+from visionedge.config.schema import InferenceConfig
 from visionedge.errors import SourceError
 from visionedge.frames.types import Result
 from visionedge.inference.detections import Selection

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from visionedge.camera_uri import CameraUri
 from visionedge.capture.camera import Camera, Means
 from visionedge.capture.decoded import Limits, Source
 from visionedge.capture.source import open_source
 from visionedge.capture.video import LoopedSource
-from visionedge.config import InferenceConfig
+from visionedge.config.addresses import CameraUri
+from visionedge.config.schema import InferenceConfig
 from visionedge.errors import VisionedgeError
 from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.batcher import Batcher

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.camera_uri import parse_camera_uri
 from visionedge.capture.source import DEMO_CLIP
+from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import Detections, Picture

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from visionedge.capacity import Reading
-from visionedge.config import CameraConfig, OverloadConfig
+from visionedge.config.schema import CameraConfig, OverloadConfig
 from visionedge.errors import VisionedgeError
 from visionedge.frames.types import utc_now
 from visionedge.overload.ladder import AtTheEnd, Ladder, Policy, Return, Rung, Sight, Step, Take

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from visionedge.capacity import Reading
 from visionedge.capture.gate import GateSettings
 from visionedge.capture.ration import Throttle
-from visionedge.config import CameraConfig
+from visionedge.config.schema import CameraConfig
 from visionedge.overload.ladder import Held, Rung
 from visionedge.overload.shares import Wish, caps
 

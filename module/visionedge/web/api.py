@@ -7,10 +7,10 @@ from functools import partial
 
 from aiohttp import web
 
+from visionedge.config.schema_part import json_schema
 from visionedge.errors import SourceError
 from visionedge.frames.types import Result, frame_document, utc_text
 from visionedge.runtime.redaction import redact, redact_document
-from visionedge.schema import json_schema
 from visionedge.web.answers import (
     RequestError,
     cut,

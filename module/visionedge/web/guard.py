@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from aiohttp import hdrs, web
 
-from visionedge.config import HttpConfig
+from visionedge.config.schema import HttpConfig
 from visionedge.web.answers import RequestError
 from visionedge.web.streams import Closing
 

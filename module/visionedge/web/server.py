@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from aiohttp import web
 
-from visionedge.config import HttpConfig
+from visionedge.config.schema import HttpConfig
 from visionedge.errors import UnavailableError
 from visionedge.web.app import make_app
 from visionedge.web.connections import Connections

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from visionedge import __version__
-from visionedge.config import Config
-from visionedge.config_load import redacted
+from visionedge.config.load import redacted
+from visionedge.config.schema import Config
 from visionedge.errors import VisionedgeError
 from visionedge.ops.doctor.host import Host
 from visionedge.ops.doctor.report import Report

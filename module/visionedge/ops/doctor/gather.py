@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from visionedge.camera_uri import parse_camera_uri
-from visionedge.config import Config, ModelConfig
+from visionedge.config.addresses import parse_camera_uri
+from visionedge.config.schema import Config, ModelConfig
 from visionedge.edge.identity import Identity
 from visionedge.errors import ConfigError
 from visionedge.fetching.kept import kept_path

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from visionedge.config import CAMERA_NAME, Config
-from visionedge.documents import EXTENSION
+from visionedge.config.documents import EXTENSION
+from visionedge.config.schema import CAMERA_NAME, Config
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

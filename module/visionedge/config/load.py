@@ -10,8 +10,8 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from visionedge.config import MAX_PROBLEMS, CameraConfig, CameraDefaults, Config, GateConfig, TlsConfig
-from visionedge.documents import Document, kind_of, without_extensions
+from visionedge.config.documents import Document, kind_of, without_extensions
+from visionedge.config.schema import MAX_PROBLEMS, CameraConfig, CameraDefaults, Config, GateConfig, TlsConfig
 from visionedge.errors import ConfigError
 from visionedge.runtime.redaction import keep_secret, masked_address, redact, secrets_in
 

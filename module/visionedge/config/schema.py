@@ -21,9 +21,9 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from visionedge.camera_uri import parse_camera_uri
+from visionedge.config.address import check_address
+from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import ConfigError
-from visionedge.fetching.address import check_address
 
 MAX_PROBLEMS = 500
 """So many are put into words; of more, only their number."""

@@ -1,0 +1,1 @@
+"""The configuration: one schema, three carriers (file, environment, twin), every problem at once."""
