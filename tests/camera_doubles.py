@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from clips import numbered_picture
-from visionedge.capture.camera import Camera, CameraStatus
-from visionedge.capture.decoded import Decoded, Limits, WholePicture
+from visionedge.camera.camera import Camera, CameraStatus
+from visionedge.camera.sources.base import Decoded, Limits, WholePicture
 from visionedge.config.addresses import CameraUri
 from visionedge.frames.types import Frame, InputSpec, Picture
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from visionedge.capture.camera import CameraStatus
+from visionedge.camera.camera import CameraStatus
+from visionedge.camera.registry import Fleet
 from visionedge.config.load import validate
 from visionedge.engine_room import EngineRoom
 from visionedge.fetching.fetch import Tempo
-from visionedge.fleet import Fleet
 from visionedge.frames.types import Result
 from visionedge.inference.any_engine import EngineNews
 from visionedge.rooms import Rooms

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tiny_graphs import Graph
-from visionedge.capture.planes import Painter, Planes
+from visionedge.camera.sources.yuv import Painter, Planes
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import InputSpec, Picture
 from visionedge.inference.building import build

@@ -13,7 +13,7 @@ import pytest
 
 from clips import make_clip
 from visionedge.__main__ import main
-from visionedge.capture.camera import Camera
+from visionedge.camera.camera import Camera
 from visionedge.errors import ConfigError
 from visionedge.frames.types import Detections, Frame, InputSpec, Placement, Result, Timing
 from visionedge.ops.bench_pipeline import saturation

@@ -114,7 +114,7 @@ def test_every_bench_says_how_busy_the_machine_was(
     assert ("Other processes used 60% of the processor" in outcome.out) == (share > 0.5)
     assert ", 1 camera of " in outcome.out
     assert "camera bench-0" not in outcome.err, "cameras that are opened and closed are no news"
-    assert logging.getLogger("visionedge.capture.camera").level == logging.NOTSET
+    assert logging.getLogger("visionedge.camera.camera").level == logging.NOTSET
 
 
 @pytest.mark.parametrize("kind", ["engine", "decode"])

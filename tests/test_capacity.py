@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from visionedge.camera.ration import Counts
 from visionedge.capacity import CameraLoad, Counted, Meter, Reading, Sample, between, document, judge
-from visionedge.capture.ration import Counts
 from visionedge.inference.batcher import BatcherStatistics, CameraStatistics, Drop
 
 

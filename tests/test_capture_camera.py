@@ -19,8 +19,8 @@ from camera_doubles import (
     running,
 )
 from clips import make_clip, make_picture, number_of, numbered_picture
-from visionedge.capture.camera import Camera, Means
-from visionedge.capture.decoded import Decoded, Limits, WholePicture
+from visionedge.camera.camera import Camera, Means
+from visionedge.camera.sources.base import Decoded, Limits, WholePicture
 from visionedge.config.addresses import CameraUri
 from visionedge.errors import DamagedError, SourceError
 from visionedge.frames.letterbox import fit

@@ -12,9 +12,9 @@ import pytest
 
 from colour_clips import MATRICES, RANGES, frame_of, scene, turn, write_clip
 from test_fitting import slow_fit
-from visionedge.capture.decoded import Decoded, Library, Limits, Source
-from visionedge.capture.settling import bound_ffmpeg, reports_error, settle_libraries
-from visionedge.capture.source import open_source
+from visionedge.camera.sources.base import Decoded, Library, Limits, Source
+from visionedge.camera.sources.open import open_source
+from visionedge.camera.sources.opencv_setup import bound_ffmpeg, reports_error, settle_libraries
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 from visionedge.frames.types import InputSpec, Picture
@@ -90,8 +90,8 @@ def test_pictures_that_shrink_to_a_part_keep_their_colours(
 
 @pytest.mark.parametrize("pix_fmt", ["nv12", "p010le"])
 def test_planes_of_two_channels_as_a_gpu_gives_them_are_right(pix_fmt: str) -> None:
-    from visionedge.capture.planes import whole_picture
-    from visionedge.capture.pyav_decoder import planes_of
+    from visionedge.camera.sources.pyav_decoder import planes_of
+    from visionedge.camera.sources.yuv import whole_picture
 
     picture = scene(160, 90)
     planes = planes_of(frame_of(picture, pix_fmt, "bt709", "limited"))
@@ -102,8 +102,8 @@ def test_planes_of_two_channels_as_a_gpu_gives_them_are_right(pix_fmt: str) -> N
 @pytest.mark.parametrize("span", list(RANGES))
 def test_ycgco_gives_the_colours_that_were_there(span: str) -> None:
     """Its own formula, which FFmpeg's converter refuses."""
-    from visionedge.capture.planes import whole_picture
-    from visionedge.capture.pyav_decoder import planes_of
+    from visionedge.camera.sources.pyav_decoder import planes_of
+    from visionedge.camera.sources.yuv import whole_picture
 
     picture = scene(160, 90)
     frame = frame_of(picture, "yuv444p", "bt601", span)
@@ -123,8 +123,8 @@ def test_ycgco_gives_the_colours_that_were_there(span: str) -> None:
 @pytest.mark.parametrize("number", [0, 3, 11, 12, 13, 14, 15, 200])
 def test_an_unknown_matrix_is_taken_for_that_of_its_primaries(number: int) -> None:
     """As near as can be, and never an error; FFmpeg's converter refuses most of them."""
-    from visionedge.capture.planes import Painter
-    from visionedge.capture.pyav_decoder import PyavPicture
+    from visionedge.camera.sources.pyav_decoder import PyavPicture
+    from visionedge.camera.sources.yuv import Painter
 
     picture = scene(160, 90)
     # 0 and 3 are no matrices at all, and BT.601 to FFmpeg, too.
@@ -139,8 +139,8 @@ def test_an_unknown_matrix_is_taken_for_that_of_its_primaries(number: int) -> No
 
 @pytest.mark.parametrize("number", [8, 11, 12, 14])
 def test_packed_colours_of_such_a_matrix_are_converted_all_the_same(number: int) -> None:
-    from visionedge.capture.planes import Painter
-    from visionedge.capture.pyav_decoder import PyavPicture
+    from visionedge.camera.sources.pyav_decoder import PyavPicture
+    from visionedge.camera.sources.yuv import Painter
 
     picture = scene(160, 90)
     frame = frame_of(picture, "yuv422p", "bt601", "limited").reformat(format="yuyv422")
@@ -281,7 +281,7 @@ def test_a_turned_picture_is_turned_back(
 def test_pictures_that_no_other_refers_to_are_nearly_as_a_plain_decoder_gives_them(tmp_path: Path) -> None:
     """The edges of their blocks are not smoothed, which spreads nowhere; all others are the very same."""
     av: Any = pytest.importorskip("av")
-    from visionedge.capture.pyav_decoder import PyavDecoder
+    from visionedge.camera.sources.pyav_decoder import PyavDecoder
 
     pictures = [np.roll(scene(320, 180), 3 * shift, axis=1) for shift in range(24)]
     frames = [frame_of(picture, "yuv420p", "bt601", "limited") for picture in pictures]

@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from visionedge.capture.content import ContentWatch
-from visionedge.capture.decoded import Library
-from visionedge.capture.pacing import Due
-from visionedge.capture.source import Limits, open_source
+from visionedge.camera.freeze_detection import ContentWatch
+from visionedge.camera.sources.base import Library
+from visionedge.camera.sources.open import Limits, open_source
+from visionedge.camera.timing import Due
 from visionedge.config.addresses import CameraUri
 from visionedge.frames.types import InputSpec, Picture
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from visionedge.capture.gate import GateSettings, MotionGate
-from visionedge.capture.source import DEMO_CLIP
+from visionedge.camera.motion_gate import GateSettings, MotionGate
+from visionedge.camera.sources.open import DEMO_CLIP
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import InputSpec, Picture
 from visionedge.runtime.installation import bundled

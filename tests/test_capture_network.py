@@ -16,8 +16,8 @@ from camera_doubles import SPEC, Basket, Changes, running
 from clips import make_clip, number_of, numbered_picture
 from rtsp_server import RtspServer, free_port
 from rtsp_stand_in import DIGEST_ASKED, digest_shown
-from visionedge.capture.camera import Camera, Means
-from visionedge.capture.source import Limits, open_source
+from visionedge.camera.camera import Camera, Means
+from visionedge.camera.sources.open import Limits, open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 from visionedge.frames.types import Frame

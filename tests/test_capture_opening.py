@@ -11,9 +11,9 @@ import pytest
 from camera_doubles import SPEC, Basket, Changes, running
 from clips import make_clip
 from rtsp_server import RtspServer
-from visionedge.capture.camera import Camera
-from visionedge.capture.decoded import Limits
-from visionedge.capture.opening import Turns, answers
+from visionedge.camera.camera import Camera
+from visionedge.camera.sources.base import Limits
+from visionedge.camera.sources.opening import Turns, answers
 
 
 @contextmanager

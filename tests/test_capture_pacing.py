@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visionedge.capture.pacing import Backoff, Due, Pace, Rate, Timeline, sane_fps
+from visionedge.camera.timing import Backoff, Due, Pace, Rate, Timeline, sane_fps
 
 
 def test_half_the_rate_is_exactly_every_second_picture() -> None:

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clips import make_picture, number_of, numbered_picture
-from visionedge.capture.pictures import natural_key, picture_files, picture_size
-from visionedge.capture.source import decode_picture, read_picture
+from visionedge.camera.sources.images import natural_key, picture_files, picture_size
+from visionedge.camera.sources.open import decode_picture, read_picture
 from visionedge.errors import SourceError
 from visionedge.frames.types import Picture
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from camera_doubles import SPEC, Basket, JumpClock, Opener, ScriptedSource, running
 from clips import make_clip, number_of, numbered_picture
-from visionedge.capture.camera import Camera, Means
-from visionedge.capture.decoded import Limits
-from visionedge.capture.gate import GateSettings
-from visionedge.capture.ration import UNTHROTTLED, Counts, Ration, Throttle
-from visionedge.capture.source import open_source
-from visionedge.capture.video import LoopedSource, open_video
+from visionedge.camera.camera import Camera, Means
+from visionedge.camera.motion_gate import GateSettings
+from visionedge.camera.ration import UNTHROTTLED, Counts, Ration, Throttle
+from visionedge.camera.sources.base import Limits
+from visionedge.camera.sources.open import open_source
+from visionedge.camera.sources.video import LoopedSource, open_video
 from visionedge.config.addresses import parse_camera_uri
 
 STILL = numbered_picture(3)

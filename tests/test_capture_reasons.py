@@ -6,9 +6,9 @@ import contextlib
 import pytest
 
 from scripted_http import ScriptedServer, in_turn
-from visionedge.capture.decoded import Limits
-from visionedge.capture.reasons import why_not_open
-from visionedge.capture.source import open_source
+from visionedge.camera.sources.base import Limits
+from visionedge.camera.sources.diagnosis import why_not_open
+from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 

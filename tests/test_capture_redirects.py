@@ -10,10 +10,10 @@ import trustme
 
 from rtsp_stand_in import RtspStandIn
 from scripted_http import ScriptedServer, always
-from visionedge.capture.decoded import Library, Limits
-from visionedge.capture.redirects import with_login
-from visionedge.capture.rtsp_redirects import follow
-from visionedge.capture.source import open_source
+from visionedge.camera.sources.base import Library, Limits
+from visionedge.camera.sources.open import open_source
+from visionedge.camera.sources.redirects import with_login
+from visionedge.camera.sources.rtsp_redirects import follow
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 from visionedge.runtime.redaction import redact

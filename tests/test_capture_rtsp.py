@@ -5,9 +5,9 @@ import pytest
 from camera_doubles import SPEC, Basket, Changes, running
 from clips import number_of
 from rtsp_stand_in import RtspStandIn
-from visionedge.capture.camera import Camera, Means
-from visionedge.capture.decoded import Library, Transport
-from visionedge.capture.source import Limits, open_source
+from visionedge.camera.camera import Camera, Means
+from visionedge.camera.sources.base import Library, Transport
+from visionedge.camera.sources.open import Limits, open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 

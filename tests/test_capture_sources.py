@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from clips import make_clip, make_picture, number_of
-from visionedge.capture.decoded import Library
-from visionedge.capture.source import Limits, Source, open_source
-from visionedge.capture.video import LoopedSource, open_video
+from visionedge.camera.sources.base import Library
+from visionedge.camera.sources.open import Limits, Source, open_source
+from visionedge.camera.sources.video import LoopedSource, open_video
 from visionedge.config.addresses import CameraUri, parse_camera_uri
 from visionedge.errors import SourceError, UnavailableError
 from visionedge.runtime.installation import bundled
@@ -318,7 +318,7 @@ def test_nobody_prints_a_password(clean_environment: dict[str, str], tmp_path: P
 
 def test_the_users_own_ffmpeg_options_stay(clean_environment: dict[str, str]) -> None:
     code = (
-        "import os, sys; from visionedge.capture.settling import settle_libraries; settle_libraries();"
+        "import os, sys; from visionedge.camera.sources.opencv_setup import settle_libraries; settle_libraries();"
         "print(os.environ['OPENCV_FFMPEG_CAPTURE_OPTIONS'])"
     )
 

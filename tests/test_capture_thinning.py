@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from clips import make_clip, number_of
-from visionedge.capture.decoded import Limits, Source
-from visionedge.capture.source import open_source
-from visionedge.capture.thinning import Level, StreamClock, Thinning
+from visionedge.camera.sources.base import Limits, Source
+from visionedge.camera.sources.open import open_source
+from visionedge.camera.sources.skip_policy import Level, StreamClock, Thinning
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 from visionedge.frames.types import InputSpec
@@ -186,7 +186,7 @@ def test_a_live_stream_whose_clock_runs_wrong_gives_as_many_pictures_as_are_want
 ) -> None:
     """A key picture every 0.4 s is less than five per second; by too slow a clock it is every 10 ms."""
     av: Any = pytest.importorskip("av")
-    from visionedge.capture.pyav import PyavSource
+    from visionedge.camera.sources.pyav import PyavSource
 
     container = av.open(str(make_clip(tmp_path / "c.mkv", pictures=1000, fps=25, options=PLAIN)))
     camera, stream = _Camera(container, rate), container.streams.video[0]

@@ -8,12 +8,12 @@ import pytest
 
 from clips import make_clip
 from model_server import ModelServer, content
-from visionedge.capture.decoded import Limits
-from visionedge.capture.source import open_source
+from visionedge.camera.registry import _certificates
+from visionedge.camera.sources.base import Limits
+from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.config.load import validate
 from visionedge.errors import ConfigError, SourceError
-from visionedge.fleet import _certificates
 
 LIMITS = Limits(library="pyav")
 

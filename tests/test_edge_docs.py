@@ -9,7 +9,7 @@ import pytest
 from edge_runtime.driver import POLICY
 from visionedge import engine_room
 from visionedge.calls import Calls
-from visionedge.capture.status import State
+from visionedge.camera.status import State
 from visionedge.config.load import validate
 from visionedge.edge.billing import UNITS
 from visionedge.edge.desired import Code as ConfigCode

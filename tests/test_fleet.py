@@ -9,11 +9,11 @@ import pytest
 
 from camera_doubles import SPEC, Basket, Changes
 from clips import make_clip
-from visionedge.capture.camera import CameraStatus, Fitting
-from visionedge.capture.ration import Throttle
+from visionedge.camera.camera import CameraStatus, Fitting
+from visionedge.camera.ration import Throttle
+from visionedge.camera.registry import GONE_NS, Fleet
 from visionedge.config.load import validate
 from visionedge.config.schema import Config
-from visionedge.fleet import GONE_NS, Fleet
 from visionedge.frames.types import Frame
 from visionedge.runtime.threads import Crew
 

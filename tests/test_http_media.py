@@ -13,9 +13,9 @@ import pytest
 from camera_doubles import SPEC, Basket, running
 from clips import make_clip, number_of, numbered_picture
 from scripted_http import ScriptedServer, always, answer
-from visionedge.capture.camera import Camera
-from visionedge.capture.decoded import Library, Limits
-from visionedge.capture.source import open_source
+from visionedge.camera.camera import Camera
+from visionedge.camera.sources.base import Library, Limits
+from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 from visionedge.runtime.redaction import redact

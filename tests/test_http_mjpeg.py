@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from camera_doubles import SPEC, Basket, Changes, running
 from clips import number_of, numbered_picture
 from scripted_http import ScriptedServer, Serve
-from visionedge.capture.camera import Camera
-from visionedge.capture.decoded import Library, Limits
-from visionedge.capture.jpeg_scanner import JpegScanner
-from visionedge.capture.source import open_source
+from visionedge.camera.camera import Camera
+from visionedge.camera.sources.base import Library, Limits
+from visionedge.camera.sources.jpeg_scanner import JpegScanner
+from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 

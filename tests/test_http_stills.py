@@ -14,10 +14,10 @@ import trustme
 from camera_doubles import SPEC, Basket, Changes, running
 from clips import number_of, numbered_picture
 from scripted_http import ScriptedServer, Serve, always, answer, in_turn
-from visionedge.capture.camera import Camera
-from visionedge.capture.decoded import Library, Limits
-from visionedge.capture.http_login import Login, challenges_in
-from visionedge.capture.source import open_source
+from visionedge.camera.camera import Camera
+from visionedge.camera.sources.base import Library, Limits
+from visionedge.camera.sources.http_login import Login, challenges_in
+from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 

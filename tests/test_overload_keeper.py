@@ -10,13 +10,13 @@ import pytest
 
 from camera_doubles import SPEC, Basket
 from visionedge import report
+from visionedge.camera.camera import Camera, Fitting
+from visionedge.camera.motion_gate import GateSettings
+from visionedge.camera.ration import Throttle
+from visionedge.camera.registry import Fleet
 from visionedge.capacity import CameraLoad, Reading
-from visionedge.capture.camera import Camera, Fitting
-from visionedge.capture.gate import GateSettings
-from visionedge.capture.ration import Throttle
 from visionedge.config.load import validate
 from visionedge.errors import ModelError
-from visionedge.fleet import Fleet
 from visionedge.frames.types import utc_now
 from visionedge.inference.any_engine import AnyEngine, ProcessStatus
 from visionedge.inference.devices import DeviceState, Reason

@@ -10,8 +10,8 @@ import pytest
 import trustme
 
 from scripted_http import ScriptedServer, Serve, always, answer
-from visionedge.capture.decoded import Library, Limits
-from visionedge.capture.source import open_source
+from visionedge.camera.sources.base import Library, Limits
+from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 from visionedge.runtime.redaction import redact

@@ -15,8 +15,8 @@ from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
 from rtsp_server import RtspServer
 from tiny_models import TinyDetector
+from visionedge.camera.sequences import Position, Sequences
 from visionedge.ops.estimate import from_file
-from visionedge.sequences import Position, Sequences
 from visionedge.service import not_written
 
 

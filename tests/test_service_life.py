@@ -22,8 +22,8 @@ from model_server import ModelServer, status
 from module_process import ModuleProcess
 from test_edge_telemetry import MAN, World
 from tiny_models import TinyDetector
-from visionedge.capture.camera import Camera, CameraStatus
-from visionedge.capture.status import State
+from visionedge.camera.camera import Camera, CameraStatus
+from visionedge.camera.status import State
 from visionedge.config.load import validate
 from visionedge.edge.desired import Carriers
 from visionedge.edge.line import Errand

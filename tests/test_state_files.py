@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from visionedge.camera.sequences import KEPT_S, MOST_NAMES, Position, Sequences
 from visionedge.config.load import validate
 from visionedge.edge.desired import Carriers
 from visionedge.edge.last_good import LastGood
@@ -24,7 +25,6 @@ from visionedge.inference.plan import Fit, Measured, Pair, Timed
 from visionedge.inference.plan_cache import PlanCache, PlanKey
 from visionedge.runtime.state_file import KEPT_ASIDE, DamagedError, read_json, set_aside, sweep, write_json
 from visionedge.runtime.threads import Crew
-from visionedge.sequences import KEPT_S, MOST_NAMES, Position, Sequences
 
 OWNER = "hub/press-7/vision"
 WRONG_VALUES = {

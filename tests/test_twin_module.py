@@ -24,7 +24,7 @@ from edge_runtime.twin import check_reported
 from model_server import ModelServer, content
 from module_process import ModuleProcess
 from tiny_models import TinyDetector
-from visionedge.capture.pictures import picture_size
+from visionedge.camera.sources.images import picture_size
 from visionedge.edge.identity import Identity
 from visionedge.edge.last_good import FILE_NAME, LastGood
 from visionedge.edge.wish import Wish

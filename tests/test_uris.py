@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visionedge import capacity
-from visionedge.capture import status as camera_status
+from visionedge.camera import status as camera_status
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.edge import ladder, spool
 from visionedge.errors import ConfigError

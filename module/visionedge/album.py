@@ -6,7 +6,7 @@ from types import TracebackType
 
 import cv2
 
-from visionedge.capture.pacing import sane_fps
+from visionedge.camera.timing import sane_fps
 from visionedge.errors import SourceError
 from visionedge.frames.drawing import annotate
 from visionedge.frames.types import Picture, Result

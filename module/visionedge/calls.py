@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from visionedge import __version__
-from visionedge.capture.pictures import picture_size
+from visionedge.camera.sources.images import picture_size
 from visionedge.config.documents import Document
 from visionedge.config.schema import Config
 from visionedge.edge.methods import MAX_ANSWER_BYTES, Method, MethodError, answer_bytes

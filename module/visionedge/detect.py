@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from visionedge.album import Album
-from visionedge.capture.pictures import SUFFIXES, check_regular, natural_key, read_picture
-from visionedge.capture.source import open_source
+from visionedge.camera.sources.images import SUFFIXES, check_regular, natural_key, read_picture
+from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import CameraUri
 from visionedge.config.schema import InferenceConfig
 from visionedge.errors import DamagedError, SourceError

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from visionedge.capture.camera import Fitting
+from visionedge.camera.camera import Fitting
 from visionedge.config.schema import Config, InferenceConfig
 from visionedge.errors import ConfigError, ModelError, VisionedgeError
 from visionedge.fetching.fetch import Tempo

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from visionedge.capture.camera import Fitting
+from visionedge.camera.camera import Fitting
 from visionedge.config.schema import InferenceConfig
 from visionedge.fetching.supply import Source
 from visionedge.inference.any_engine import AnyEngine

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from visionedge import __version__, capacity
-from visionedge.capture.camera import CameraStatus
+from visionedge.camera.camera import CameraStatus
 from visionedge.edge.billing import Bill
 from visionedge.edge.delivery import Delivery
 from visionedge.frames.types import utc_now, utc_text

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from visionedge.camera.camera import Camera, CameraStatus
+from visionedge.camera.registry import Fleet
 from visionedge.capacity import Meter
-from visionedge.capture.camera import Camera, CameraStatus
 from visionedge.config.schema import Config
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.statistics import Asked
 from visionedge.fetching.supply import Supply
-from visionedge.fleet import Fleet
 from visionedge.frames.types import Result
 from visionedge.inference.any_engine import AnyEngine, EngineNews
 from visionedge.inference.batcher import Batcher

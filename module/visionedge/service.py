@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from visionedge import report
-from visionedge.capture.camera import CameraStatus, Fitting
+from visionedge.camera.camera import CameraStatus, Fitting
+from visionedge.camera.registry import Fleet
+from visionedge.camera.sequences import Position, Sequences
 from visionedge.config.documents import Document
 from visionedge.config.schema import Config
 from visionedge.edge.delivery import Delivery
@@ -27,7 +29,6 @@ from visionedge.edge.questions import NUMBERS
 from visionedge.engine_room import EngineRoom
 from visionedge.errors import UnavailableError, VisionedgeError
 from visionedge.facade import Facade
-from visionedge.fleet import Fleet
 from visionedge.frames.types import Result
 from visionedge.inference.any_engine import AnyEngine, EngineNews
 from visionedge.metrics import Metrics
@@ -40,7 +41,6 @@ from visionedge.runtime.memory import settle_allocator
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.state_file import sweep
 from visionedge.runtime.threads import Crew, Executor, on_thread, unfinished
-from visionedge.sequences import Position, Sequences
 from visionedge.web.guard import own_names
 from visionedge.web.server import Server
 

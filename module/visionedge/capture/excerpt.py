@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from visionedge.capture.source import open_source
+from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import CameraUri
 from visionedge.frames.types import Picture
 

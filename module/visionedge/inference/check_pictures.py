@@ -3,7 +3,7 @@
 import logging
 from contextlib import closing
 
-from visionedge.capture.source import open_source
+from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import CameraUri
 from visionedge.errors import SourceError, UnavailableError
 from visionedge.frames.letterbox import fit

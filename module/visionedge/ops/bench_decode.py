@@ -19,11 +19,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from visionedge.capture.decoded import Library, Limits, Source
-from visionedge.capture.opencv import open_video as open_with_opencv
-from visionedge.capture.pacing import Due
-from visionedge.capture.settling import settle_libraries
-from visionedge.capture.source import DEMO_CLIP, open_source
+from visionedge.camera.sources.base import Library, Limits, Source
+from visionedge.camera.sources.open import DEMO_CLIP, open_source
+from visionedge.camera.sources.opencv import open_video as open_with_opencv
+from visionedge.camera.sources.opencv_setup import settle_libraries
+from visionedge.camera.timing import Due
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError, UnavailableError
 from visionedge.frames.types import InputSpec, Picture

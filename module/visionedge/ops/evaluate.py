@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from visionedge.capture.pictures import read_picture
+from visionedge.camera.sources.images import read_picture
 from visionedge.config.schema import InferenceConfig
 from visionedge.errors import SourceError
 from visionedge.frames.types import Result

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from visionedge.camera.sources.images import SUFFIXES, natural_key, read_picture
 from visionedge.capture.excerpt import excerpt
-from visionedge.capture.pictures import SUFFIXES, natural_key, read_picture
 from visionedge.errors import ConfigError, SourceError
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import Detections, Picture

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from visionedge.capture.camera import Camera, Means
-from visionedge.capture.decoded import Limits, Source
-from visionedge.capture.source import open_source
-from visionedge.capture.video import LoopedSource
+from visionedge.camera.camera import Camera, Means
+from visionedge.camera.sources.base import Limits, Source
+from visionedge.camera.sources.open import open_source
+from visionedge.camera.sources.video import LoopedSource
 from visionedge.config.addresses import CameraUri
 from visionedge.config.schema import InferenceConfig
 from visionedge.errors import VisionedgeError

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.capture.source import DEMO_CLIP
+from visionedge.camera.sources.open import DEMO_CLIP
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 from visionedge.frames.letterbox import fit

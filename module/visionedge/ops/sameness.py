@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from visionedge.capture.source import open_source
+from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.frames.types import Detections
 from visionedge.inference.any_engine import AnyEngine

@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from visionedge.capture.camera import FrameSink
-from visionedge.capture.decoded import Decoded, Source, WholePicture
+from visionedge.camera.camera import FrameSink
+from visionedge.camera.sources.base import Decoded, Source, WholePicture
 from visionedge.errors import ConfigError
 from visionedge.frames.types import Frame, Picture
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from visionedge.camera.ration import Throttle
 from visionedge.capacity import Reading
-from visionedge.capture.ration import Throttle
 from visionedge.frames.types import utc_text
 from visionedge.overload.ladder import RUNGS, Rung
 from visionedge.overload.sight import load_of, rates_in_words

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
+from visionedge.camera.motion_gate import GateSettings
+from visionedge.camera.ration import Throttle
 from visionedge.capacity import Reading
-from visionedge.capture.gate import GateSettings
-from visionedge.capture.ration import Throttle
 from visionedge.config.schema import CameraConfig
 from visionedge.overload.ladder import Held, Rung
 from visionedge.overload.shares import Wish, caps

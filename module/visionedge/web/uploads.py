@@ -6,7 +6,7 @@ import struct
 from aiohttp import BodyPartReader, MultipartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from visionedge.capture.pictures import decode_picture, picture_size
+from visionedge.camera.sources.images import decode_picture, picture_size
 from visionedge.errors import SourceError
 from visionedge.frames.types import Picture
 from visionedge.web.answers import RequestError

@@ -6,8 +6,8 @@ even be decoded then: otherwise a camera that is throttled would seem to be aske
 
 from dataclasses import dataclass
 
-from visionedge.capture.gate import GateSettings, MotionGate
-from visionedge.capture.pacing import Due
+from visionedge.camera.motion_gate import GateSettings, MotionGate
+from visionedge.camera.timing import Due
 from visionedge.frames.types import Picture
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import SplitResult, urlsplit
 
-from visionedge.capture.connecting import PORTS
+from visionedge.camera.sources.connecting import PORTS
 
 _HEAD_MOST_BYTES = 65_536
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from visionedge.capture import reasons
-from visionedge.capture.decoded import Decoded, Limits, WholePicture
-from visionedge.capture.http_client import Answer, HttpClient
-from visionedge.capture.http_login import challenges_in
-from visionedge.capture.jpeg_scanner import JpegScanner
-from visionedge.capture.pictures import decode_picture, picture_size
+from visionedge.camera.sources import diagnosis
+from visionedge.camera.sources.base import Decoded, Limits, WholePicture
+from visionedge.camera.sources.http_client import Answer, HttpClient
+from visionedge.camera.sources.http_login import challenges_in
+from visionedge.camera.sources.images import decode_picture, picture_size
+from visionedge.camera.sources.jpeg_scanner import JpegScanner
 from visionedge.errors import DamagedError, SourceError
 from visionedge.frames.types import Picture
 
@@ -94,13 +94,13 @@ class HttpPictures:
                 if self._waiting:
                     return
                 raise SourceError(
-                    reasons.no_picture(self._client.name, self._limits.open_timeout_s)
+                    diagnosis.no_picture(self._client.name, self._limits.open_timeout_s)
                 ) from None
         if self._answer.over:
             self._finish()
             self._polls = self._body_count == 1
             if self._body_count == 0:
-                raise SourceError(reasons.broken_picture(self._client.name))
+                raise SourceError(diagnosis.broken_picture(self._client.name))
 
     def read(self) -> Decoded | None:
         """See `Source.read`."""
@@ -143,7 +143,7 @@ class HttpPictures:
             try:
                 self._feed(self._answer.read(patience_s))
             except TimeoutError:
-                raise SourceError(reasons.silent(self._client.name, round(patience_s, 1))) from None
+                raise SourceError(diagnosis.silent(self._client.name, round(patience_s, 1))) from None
             if self._clock() - self._progress_s > max(patience_s, self._limits.picture_timeout_s):
                 raise SourceError(self._no_progress())
 
@@ -159,7 +159,7 @@ class HttpPictures:
         if not self._jpeg:
             self._whole += data
             if len(self._whole) > MAX_PICTURE_BYTES:
-                raise SourceError(reasons.too_many_bytes(self._client.name, MAX_PICTURE_BYTES))
+                raise SourceError(diagnosis.too_many_bytes(self._client.name, MAX_PICTURE_BYTES))
             return
         self._scanner.feed(data)
         while (picture := self._scanner.take()) is not None:
@@ -203,8 +203,8 @@ class HttpPictures:
 
     def _no_progress(self) -> str:
         if self._given_count == 0:
-            return reasons.no_jpeg(self._client.name)
-        return reasons.only_rubbish(self._client.name, self._limits.picture_timeout_s)
+            return diagnosis.no_jpeg(self._client.name)
+        return diagnosis.only_rubbish(self._client.name, self._limits.picture_timeout_s)
 
     # --- the next answer ------------------------------------------------------------------------------------
 
@@ -213,10 +213,10 @@ class HttpPictures:
         multipart = self._answer.head.content_type.startswith("multipart/")
         if not self._polls and (multipart or self._body_count != 1):
             if self._given_count == 0:
-                raise SourceError(reasons.no_jpeg(self._client.name))
-            raise SourceError(reasons.closed(self._client.name))
+                raise SourceError(diagnosis.no_jpeg(self._client.name))
+            raise SourceError(diagnosis.closed(self._client.name))
         if self._polls and self._body_count == 0:
-            self._fail(reasons.broken_picture(self._client.name))
+            self._fail(diagnosis.broken_picture(self._client.name))
         self._polls = True
         while not self._client.interrupted and not self._fetch():
             pass
@@ -262,7 +262,7 @@ class HttpPictures:
             self._reject()
             return None
         if size[0] * size[1] > self._limits.max_pixels:
-            raise SourceError(reasons.too_large(self._client.name, *size, self._limits.max_pixels))
+            raise SourceError(diagnosis.too_large(self._client.name, *size, self._limits.max_pixels))
         decoded = WholePicture(lambda: _decode(came.data, self._client.name), *size, None)
         if self._given_count == 0:  # only a picture that was seen proves that there are any
             try:
@@ -278,13 +278,13 @@ class HttpPictures:
     def _reject(self) -> None:
         """A damaged picture is left out; a still that is damaged counts as a failure."""
         if self._polls:
-            self._fail(reasons.broken_picture(self._client.name))
+            self._fail(diagnosis.broken_picture(self._client.name))
 
 
 def refusal(client: HttpClient, answer: Answer) -> str:
     """Why an answer without a picture is one."""
     challenges = challenges_in(answer.head.all("www-authenticate"))
-    return reasons.http_refused(client.name, client.origin, answer.head.status, challenges)
+    return diagnosis.http_refused(client.name, client.origin, answer.head.status, challenges)
 
 
 def _decode(data: bytes, name: str) -> Picture:

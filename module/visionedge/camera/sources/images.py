@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from visionedge.capture.decoded import Limits
-from visionedge.capture.settling import settle_libraries
+from visionedge.camera.sources.base import Limits
+from visionedge.camera.sources.opencv_setup import settle_libraries
 from visionedge.errors import SourceError
 from visionedge.frames.types import Picture
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from urllib.parse import SplitResult, urlsplit
 
-from visionedge.capture import rtsp_probe
-from visionedge.capture.connecting import speaks_plainly, speaks_tls, where
-from visionedge.capture.http_login import Challenge
+from visionedge.camera.sources import rtsp
+from visionedge.camera.sources.connecting import speaks_plainly, speaks_tls, where
+from visionedge.camera.sources.http_login import Challenge
 from visionedge.runtime.redaction import masked_address, redact
 
 _ASK_S = 1.0
@@ -38,7 +38,7 @@ def why_not_open(
     certificates: str | None = None,
     *,
     name: str | None = None,
-    described: rtsp_probe.Refusal | None = None,
+    described: rtsp.Refusal | None = None,
 ) -> str:
     """One line about an RTSP address that a decoder could not open: it does not say why, so we ask ourselves.
 
@@ -57,8 +57,8 @@ def why_not_open(
         if described is not None and described.status >= HTTPStatus.BAD_REQUEST:
             refusal = described
         else:
-            refusal = rtsp_probe.ask(target, min(_ASK_S, limit_s), transport, certificates)
-    except (OSError, ValueError, rtsp_probe.SilentError) as error:
+            refusal = rtsp.ask(target, min(_ASK_S, limit_s), transport, certificates)
+    except (OSError, ValueError, rtsp.SilentError) as error:
         return why_no_rtsp(name, parts, error, limit_s)
     if refusal.status == 200 and waited_s >= limit_s * 0.95:
         return no_picture(name, limit_s)
@@ -67,7 +67,7 @@ def why_not_open(
 
 def why_no_rtsp(name: str, parts: SplitResult, error: Exception, limit_s: float) -> str:
     """One line about an RTSP server that could not be reached, hung up, or said what is not RTSP."""
-    if not isinstance(error, rtsp_probe.SilentError):
+    if not isinstance(error, rtsp.SilentError):
         return why_no_answer(name, parts, error, limit_s)
     if error.words:
         return not_rtsp(name, parts, error.words, min(_ASK_S, limit_s))
@@ -112,7 +112,7 @@ def _broken(name: str, server: str, error: Exception, limit_s: float) -> str:
             return hung_up(name, server)
 
 
-def _refusal_words(name: str, parts: SplitResult, refusal: rtsp_probe.Refusal, transport: str) -> str:
+def _refusal_words(name: str, parts: SplitResult, refusal: rtsp.Refusal, transport: str) -> str:
     status = refusal.status
     if status == HTTPStatus.UNAUTHORIZED:
         return login_refused(name, parts, refusal.challenges)
@@ -123,7 +123,7 @@ def _refusal_words(name: str, parts: SplitResult, refusal: rtsp_probe.Refusal, t
     return f"{name}{_status_remedy(refusal, 'tcp' if transport == 'udp' else 'udp')}"
 
 
-def _status_remedy(refusal: rtsp_probe.Refusal, other_transport: str) -> str:
+def _status_remedy(refusal: rtsp.Refusal, other_transport: str) -> str:
     match refusal.status:
         case 461:
             return f": the camera refuses this transport (461); set transport: auto or {other_transport}"
@@ -137,7 +137,7 @@ def _status_remedy(refusal: rtsp_probe.Refusal, other_transport: str) -> str:
             return f": the camera refuses {refusal.step} ({status_words(status)})"
 
 
-def _unreadable(name: str, refusal: rtsp_probe.Refusal) -> str:
+def _unreadable(name: str, refusal: rtsp.Refusal) -> str:
     """We get everything that we ask for, and the decoder did not."""
     if refusal.login_right and (asked := _beyond_ffmpeg(refusal.challenges)):
         return (

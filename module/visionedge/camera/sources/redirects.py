@@ -6,9 +6,9 @@ import socket
 from collections.abc import Iterable
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from visionedge.capture import reasons
-from visionedge.capture.connecting import connect, without_login
-from visionedge.capture.decoded import Redirects
+from visionedge.camera.sources import diagnosis
+from visionedge.camera.sources.base import Redirects
+from visionedge.camera.sources.connecting import connect, without_login
 from visionedge.errors import SourceError
 
 
@@ -39,11 +39,11 @@ def allowed(
         parts = urlsplit(url)
         _ = parts.port  # raises where it is no number
     except ValueError:
-        raise SourceError(reasons.no_address(name)) from None
+        raise SourceError(diagnosis.no_address(name)) from None
     if parts.scheme.lower() not in schemes or not parts.hostname:
-        raise SourceError(reasons.other_scheme(name, parts.scheme))
+        raise SourceError(diagnosis.other_scheme(name, parts.scheme))
     if parts.hostname != origin.hostname and redirects != "any":
-        raise SourceError(reasons.other_host(name, parts.hostname))
+        raise SourceError(diagnosis.other_host(name, parts.hostname))
     return parts
 
 
@@ -67,7 +67,7 @@ def connected(
         found = socket.getaddrinfo(parts.hostname, None, proto=socket.IPPROTO_TCP)
         _refuse_inner(name, origin, parts, (str(place[4][0]) for place in found))
     if tls and certificates is not None and not os.access(certificates, os.R_OK):
-        raise SourceError(reasons.no_certificates(name, certificates))
+        raise SourceError(diagnosis.no_certificates(name, certificates))
     connection = connect(parts, timeout_s, tls=tls, certificates=certificates)
     try:
         if other:  # the name may mean another address by now
@@ -97,7 +97,7 @@ def _refuse_inner(name: str, origin: SplitResult, parts: SplitResult, addresses:
     at_home = _address(str(own[0][4][0])).is_loopback
     for address in map(_address, addresses):
         if address.is_link_local or (address.is_loopback and not at_home):
-            raise SourceError(reasons.inner_host(name, parts.hostname or ""))
+            raise SourceError(diagnosis.inner_host(name, parts.hostname or ""))
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

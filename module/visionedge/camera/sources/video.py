@@ -4,11 +4,11 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from visionedge.capture import opencv
-from visionedge.capture.decoded import Decoded, Library, Limits, Source
-from visionedge.capture.folder import PicturesSource
-from visionedge.capture.http_camera import open_http
-from visionedge.capture.pacing import sane_fps
+from visionedge.camera.sources import opencv
+from visionedge.camera.sources.base import Decoded, Library, Limits, Source
+from visionedge.camera.sources.folder import PicturesSource
+from visionedge.camera.sources.http_camera import open_http
+from visionedge.camera.timing import sane_fps
 from visionedge.config.addresses import CameraUri
 from visionedge.errors import SourceError
 from visionedge.runtime.extras import extra_in_words
@@ -36,7 +36,7 @@ def open_video(path: Path, limits: Limits) -> Source:
     """
     if library(limits.library) == "opencv":
         return opencv.open_video(path, limits)
-    from visionedge.capture import pyav
+    from visionedge.camera.sources import pyav
 
     return pyav.open_video(path, limits)
 
@@ -54,7 +54,7 @@ def open_stream(uri: CameraUri, limits: Limits) -> Source:
             raise SourceError(f"{uri}: only PyAV brings RTSP over UDP; install the extra 'av', or use 'tcp'")
         opencv.refuse_unchecked(uri.target, limits)
         return opencv.open_stream(uri, limits)
-    from visionedge.capture import pyav
+    from visionedge.camera.sources import pyav
 
     return pyav.open_stream(uri, limits)
 
@@ -64,7 +64,7 @@ def _open_media(target: str, limits: Limits, playlist: bool) -> Source:
     if library(limits.library) == "opencv":
         opencv.refuse_unchecked(target, limits)
         return opencv.open_media(target, limits, playlist=playlist)
-    from visionedge.capture import pyav
+    from visionedge.camera.sources import pyav
 
     return pyav.open_media(target, limits, playlist=playlist)
 

@@ -9,11 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from visionedge.capture.backlog import Backlog
-from visionedge.capture.decoded import Decoded, Limits, WholePicture
-from visionedge.capture.opening import Turns, answers
-from visionedge.capture.pacing import Timeline
-from visionedge.capture.reasons import (
+from visionedge.camera.sources.backlog import Backlog
+from visionedge.camera.sources.base import Decoded, Limits, WholePicture
+from visionedge.camera.sources.diagnosis import (
     broke_off,
     closed,
     no_picture,
@@ -24,14 +22,16 @@ from visionedge.capture.reasons import (
     too_slow,
     why_not_open,
 )
-from visionedge.capture.rtsp_redirects import follow
-from visionedge.capture.settling import (
+from visionedge.camera.sources.opencv_setup import (
     bound_ffmpeg,
     is_unwritten,
     memory_marked,
     reports_error,
     settle_libraries,
 )
+from visionedge.camera.sources.opening import Turns, answers
+from visionedge.camera.sources.rtsp_redirects import follow
+from visionedge.camera.timing import Timeline
 from visionedge.config.addresses import CameraUri
 from visionedge.errors import DamagedError, SourceError
 from visionedge.frames.types import Picture

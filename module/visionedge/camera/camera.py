@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
-from visionedge.capture.attempt import Attempt
-from visionedge.capture.content import ContentWatch
-from visionedge.capture.decoded import Decoded, Limits, Source, waiting_since_s
-from visionedge.capture.gate import GateSettings
-from visionedge.capture.pacing import Backoff, Pace
-from visionedge.capture.ration import UNTHROTTLED, Counts, Ration, Throttle
-from visionedge.capture.reasons import silent
-from visionedge.capture.source import open_source
-from visionedge.capture.status import CONNECTED, CameraStatus, Progress, State
+from visionedge.camera.attempt import Attempt
+from visionedge.camera.freeze_detection import ContentWatch
+from visionedge.camera.motion_gate import GateSettings
+from visionedge.camera.ration import UNTHROTTLED, Counts, Ration, Throttle
+from visionedge.camera.sources.base import Decoded, Limits, Source, waiting_since_s
+from visionedge.camera.sources.diagnosis import silent
+from visionedge.camera.sources.open import open_source
+from visionedge.camera.status import CONNECTED, CameraStatus, Progress, State
+from visionedge.camera.timing import Backoff, Pace
 from visionedge.config.addresses import CameraUri, parse_camera_uri
 from visionedge.errors import DamagedError, SourceError, VisionedgeError
 from visionedge.frames.types import Frame, InputSpec, Picture, Placement, utc_now

@@ -4,11 +4,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from visionedge.capture.decoded import Decoded, Limits, Source
-from visionedge.capture.folder import open_folder, open_picture
-from visionedge.capture.opencv import open_device
-from visionedge.capture.pictures import SUFFIXES, decode_picture, read_picture
-from visionedge.capture.video import LoopedSource, open_stream, open_video
+from visionedge.camera.sources.base import Decoded, Limits, Source
+from visionedge.camera.sources.folder import open_folder, open_picture
+from visionedge.camera.sources.images import SUFFIXES, decode_picture, read_picture
+from visionedge.camera.sources.opencv import open_device
+from visionedge.camera.sources.video import LoopedSource, open_stream, open_video
 from visionedge.config.addresses import CameraUri
 from visionedge.errors import SourceError
 from visionedge.runtime.installation import bundled

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from visionedge.capture.decoded import Limits
+from visionedge.camera.sources.base import Limits
 from visionedge.frames.types import Picture
 
 # Read by OpenCV's FFmpeg each time a stream is opened, for the whole process: so one set for all kinds.

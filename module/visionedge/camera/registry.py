@@ -7,15 +7,15 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from visionedge.capture.budget import ThreadBudget
-from visionedge.capture.camera import Camera, CameraStatus, Fitting, FrameSink
-from visionedge.capture.decoded import Limits
-from visionedge.capture.gate import GateSettings
-from visionedge.capture.ration import UNTHROTTLED, Counts, Throttle
+from visionedge.camera.camera import Camera, CameraStatus, Fitting, FrameSink
+from visionedge.camera.motion_gate import GateSettings
+from visionedge.camera.ration import UNTHROTTLED, Counts, Throttle
+from visionedge.camera.sequences import Position
+from visionedge.camera.sources.base import Limits
+from visionedge.camera.sources.budget import ThreadBudget
 from visionedge.config.schema import CameraConfig, GateConfig, TlsConfig
 from visionedge.runtime.process_limits import bounded_cores
 from visionedge.runtime.threads import Crew
-from visionedge.sequences import Position
 
 log = logging.getLogger(__name__)
 

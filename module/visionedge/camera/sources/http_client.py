@@ -12,11 +12,11 @@ import time
 from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from visionedge.capture import reasons
-from visionedge.capture.connecting import without_login
-from visionedge.capture.decoded import Limits
-from visionedge.capture.http_login import Login, challenges_in
-from visionedge.capture.redirects import allowed, connected, joined
+from visionedge.camera.sources import diagnosis
+from visionedge.camera.sources.base import Limits
+from visionedge.camera.sources.connecting import without_login
+from visionedge.camera.sources.http_login import Login, challenges_in
+from visionedge.camera.sources.redirects import allowed, connected, joined
 from visionedge.errors import SourceError
 from visionedge.runtime.redaction import masked_address
 
@@ -230,7 +230,7 @@ class HttpClient:
             if answer.head.status not in _REDIRECTS or not where:
                 return answer
             url = joined(url, where)
-        raise SourceError(reasons.circle(self.name))
+        raise SourceError(diagnosis.circle(self.name))
 
     def interrupt(self) -> None:
         """Let whatever waits end at once; called by any thread."""
@@ -264,16 +264,16 @@ class HttpClient:
                 return self._ask(self._connection, parts, headers, deadline_s)
         self.close()
         if self.interrupted:
-            raise SourceError(reasons.closed(self.name))
+            raise SourceError(diagnosis.closed(self.name))
         try:
             self._connection, self._place = self._connected(parts, deadline_s), place
             return self._ask(self._connection, parts, headers, deadline_s)
         except (OSError, ClosedError) as error:
             self.close()
             if self.interrupted:
-                raise SourceError(reasons.closed(self.name)) from None
+                raise SourceError(diagnosis.closed(self.name)) from None
             limit_s = self._limits.open_timeout_s
-            raise SourceError(reasons.why_no_answer(self.name, parts, error, limit_s)) from None
+            raise SourceError(diagnosis.why_no_answer(self.name, parts, error, limit_s)) from None
 
     def _connected(self, parts: SplitResult, deadline_s: float) -> socket.socket:
         return connected(
@@ -319,7 +319,7 @@ class HttpClient:
     def _head(self, connection: socket.socket, parts: SplitResult, raw: bytearray, deadline_s: float) -> Head:
         while (end := _end_of_head(raw)) is None:
             if len(raw) > _HEAD_MOST_BYTES or (len(raw) >= 5 and not raw.startswith(_FIRST_WORDS)):
-                raise SourceError(reasons.not_http(self.name, parts, bytes(raw[:16])))
+                raise SourceError(diagnosis.not_http(self.name, parts, bytes(raw[:16])))
             connection.settimeout(_left_s(deadline_s))
             more = connection.recv(4096)
             if not more:
@@ -329,7 +329,7 @@ class HttpClient:
         del raw[:end]
         words = first.split(None, 2)
         if len(words) < 2 or not _STATUS.fullmatch(words[1]) or not first.encode().startswith(_FIRST_WORDS):
-            raise SourceError(reasons.not_http(self.name, parts, first.encode()[:16]))
+            raise SourceError(diagnosis.not_http(self.name, parts, first.encode()[:16]))
         pairs = (line.partition(":") for line in lines if ":" in line)
         headers = tuple((name.strip().lower(), value.strip()) for name, _, value in pairs)
         return Head(int(words[1]), headers, words[0].upper())

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from visionedge.capture.budget import ThreadBudget
+from visionedge.camera.sources.budget import ThreadBudget
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import InputSpec, Picture, Placement
 

@@ -4,10 +4,10 @@ import time
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
-from visionedge.capture import reasons
-from visionedge.capture.decoded import Limits
-from visionedge.capture.redirects import allowed, connected, joined, with_login
-from visionedge.capture.rtsp_probe import Refusal, SilentError, describe
+from visionedge.camera.sources import diagnosis
+from visionedge.camera.sources.base import Limits
+from visionedge.camera.sources.redirects import allowed, connected, joined, with_login
+from visionedge.camera.sources.rtsp import Refusal, SilentError, describe
 from visionedge.config.addresses import CameraUri
 from visionedge.errors import SourceError
 
@@ -46,15 +46,15 @@ def follow(uri: CameraUri, limits: Limits) -> Found:
         except (OSError, ValueError, SilentError) as error:
             if hop == 0:
                 return Found(url, None)
-            raise SourceError(reasons.why_no_rtsp(name, parts, error, limits.open_timeout_s)) from None
+            raise SourceError(diagnosis.why_no_rtsp(name, parts, error, limits.open_timeout_s)) from None
         if not 300 <= described.status < 400:
             return Found(url, described)
         if not described.location:
-            raise SourceError(reasons.no_address(name))
+            raise SourceError(diagnosis.no_address(name))
         url = joined(url, described.location)
         allowed(name, origin, url, _SCHEMES, limits.redirects)
         url = with_login(url, uri.target)
-    raise SourceError(reasons.circle(name))
+    raise SourceError(diagnosis.circle(name))
 
 
 def _described(

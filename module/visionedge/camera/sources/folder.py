@@ -3,8 +3,8 @@
 import logging
 from pathlib import Path
 
-from visionedge.capture.decoded import Decoded, Limits, WholePicture
-from visionedge.capture.pictures import SUFFIXES, picture_files, read_picture
+from visionedge.camera.sources.base import Decoded, Limits, WholePicture
+from visionedge.camera.sources.images import SUFFIXES, picture_files, read_picture
 from visionedge.errors import SourceError
 from visionedge.frames.types import Picture
 

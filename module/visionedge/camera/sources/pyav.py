@@ -19,14 +19,9 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from visionedge.capture.backlog import Backlog
-from visionedge.capture.decoded import Decoded, Limits
-from visionedge.capture.http_media import HttpFile, HttpFiles
-from visionedge.capture.nvdec import hardware
-from visionedge.capture.pacing import Timeline
-from visionedge.capture.planes import Painter
-from visionedge.capture.pyav_decoder import PyavDecoder, PyavPicture, VideoPacket
-from visionedge.capture.reasons import (
+from visionedge.camera.sources.backlog import Backlog
+from visionedge.camera.sources.base import Decoded, Limits
+from visionedge.camera.sources.diagnosis import (
     broke_off,
     closed,
     failed,
@@ -39,9 +34,14 @@ from visionedge.capture.reasons import (
     too_large,
     why_not_open,
 )
-from visionedge.capture.rtsp_redirects import follow
-from visionedge.capture.settling import bound_ffmpeg
-from visionedge.capture.thinning import Level, StreamClock, Thinning
+from visionedge.camera.sources.http_media import HttpFile, HttpFiles
+from visionedge.camera.sources.nvdec import hardware
+from visionedge.camera.sources.opencv_setup import bound_ffmpeg
+from visionedge.camera.sources.pyav_decoder import PyavDecoder, PyavPicture, VideoPacket
+from visionedge.camera.sources.rtsp_redirects import follow
+from visionedge.camera.sources.skip_policy import Level, StreamClock, Thinning
+from visionedge.camera.sources.yuv import Painter
+from visionedge.camera.timing import Timeline
 from visionedge.config.addresses import CameraUri
 from visionedge.errors import DamagedError, SourceError
 from visionedge.runtime.redaction import masked_address

@@ -15,8 +15,8 @@ from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
 from av.video.stream import VideoStream
 
-from visionedge.capture.planes import Matrix, Painter, Plane, Planes, whole_picture
-from visionedge.capture.thinning import Level
+from visionedge.camera.sources.skip_policy import Level
+from visionedge.camera.sources.yuv import Matrix, Painter, Plane, Planes, whole_picture
 from visionedge.errors import DamagedError
 from visionedge.frames.letterbox import fit, fit_drawn
 from visionedge.frames.types import InputSpec, Picture, Placement

@@ -4,8 +4,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
-from visionedge.capture.decoded import Decoded
-from visionedge.capture.pacing import Rate
+from visionedge.camera.sources.base import Decoded
+from visionedge.camera.timing import Rate
 
 State = Literal[
     "connecting",

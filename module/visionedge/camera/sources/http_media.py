@@ -3,11 +3,11 @@
 So redirects and segments at other hosts, logins and proxies are decided in one place.
 """
 
-from visionedge.capture import reasons
-from visionedge.capture.connecting import without_login
-from visionedge.capture.decoded import Limits
-from visionedge.capture.http_client import Answer, HttpClient
-from visionedge.capture.http_pictures import refusal
+from visionedge.camera.sources import diagnosis
+from visionedge.camera.sources.base import Limits
+from visionedge.camera.sources.connecting import without_login
+from visionedge.camera.sources.http_client import Answer, HttpClient
+from visionedge.camera.sources.http_pictures import refusal
 from visionedge.errors import SourceError
 
 
@@ -33,7 +33,7 @@ class HttpFile:
             while self._answer is not None and not self._left and not self._answer.over:
                 self._left = self._answer.read(self._timeout_s)
         except TimeoutError:
-            raise SourceError(reasons.silent(self._client.name, self._timeout_s)) from None
+            raise SourceError(diagnosis.silent(self._client.name, self._timeout_s)) from None
         data, self._left = self._left[:size], self._left[size:]
         self._at += len(data)
         return data

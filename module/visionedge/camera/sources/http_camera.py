@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from visionedge.capture import reasons
-from visionedge.capture.decoded import Limits, Source
-from visionedge.capture.http_client import Answer, Head, HttpClient
-from visionedge.capture.http_pictures import HttpPictures, refusal
-from visionedge.capture.redirects import with_login
+from visionedge.camera.sources import diagnosis
+from visionedge.camera.sources.base import Limits, Source
+from visionedge.camera.sources.http_client import Answer, Head, HttpClient
+from visionedge.camera.sources.http_pictures import HttpPictures, refusal
+from visionedge.camera.sources.redirects import with_login
 from visionedge.config.addresses import CameraUri
 from visionedge.errors import SourceError
 
@@ -56,9 +56,9 @@ def _refuse(client: HttpClient, answer: Answer, kind: Kind, begin: bytes) -> Non
     if answer.head.status >= 300:
         raise SourceError(refusal(client, answer))
     if kind == "page" and not begin.strip():
-        raise SourceError(reasons.empty(client.name))
+        raise SourceError(diagnosis.empty(client.name))
     if kind == "page":
-        raise SourceError(reasons.web_page(client.name, answer.head.content_type))
+        raise SourceError(diagnosis.web_page(client.name, answer.head.content_type))
 
 
 def kind_of(head: Head, begin: bytes) -> Kind:

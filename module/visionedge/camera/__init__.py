@@ -1,0 +1,1 @@
+"""Cameras: opened, decoded, time-stamped, reconnected, counted."""
