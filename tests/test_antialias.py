@@ -11,8 +11,8 @@ from tiny_graphs import Graph
 from visionedge.camera.sources.yuv import Painter, Planes
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import InputSpec, Picture
-from visionedge.inference.building import build
-from visionedge.inference.model import load_model
+from visionedge.model.compiler.build import build
+from visionedge.model.model import load_model
 
 
 def noise(width_px: int, height_px: int, channels: int = 3) -> Picture:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from clips import make_picture
 from command_line import CommandLine
 from tiny_models import TinyDetector, classifier
-from visionedge.inference import first_run
+from visionedge.model.compiler import trial_run
 
 DETECTOR = TinyDetector()
 
@@ -376,7 +376,7 @@ def test_a_model_that_never_ends_is_told_in_time(
     visionedge: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first run is in a process of its own, which is ended."""
-    monkeypatch.setattr(first_run, "FIRST_PICTURE_S", 2)
+    monkeypatch.setattr(trial_run, "FIRST_PICTURE_S", 2)
     path = tmp_path / "endless.onnx"
     changed(endless)(path)
     outcome = visionedge("detect", make_picture(tmp_path / "a.png"), "--model", path)

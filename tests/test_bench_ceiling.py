@@ -11,9 +11,9 @@ from clips import make_clip
 from tiny_models import TinyDetector
 from visionedge.config.schema import InferenceConfig
 from visionedge.frames.types import Detections, Picture
-from visionedge.inference.detections import Selection
-from visionedge.inference.model import bundled_model_path, load_model
 from visionedge.inference.startup import open_engine
+from visionedge.model.model import bundled_model_path, load_model
+from visionedge.model.postprocess import Selection
 from visionedge.ops.ceiling import Bare, Ceiling, ceiling_document
 from visionedge.ops.plain_loop import PlainLoop
 from visionedge.ops.sameness import sameness

@@ -18,11 +18,11 @@ from conftest import SHARED
 from visionedge.config.schema import InferenceConfig
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import Picture
-from visionedge.inference.detections import Selection
-from visionedge.inference.labels import COCO_80
-from visionedge.inference.model import bundled_model_path, load_model
 from visionedge.inference.startup import open_engine
-from visionedge.inference.variants import variants
+from visionedge.model.labels import COCO_80
+from visionedge.model.model import bundled_model_path, load_model
+from visionedge.model.postprocess import Selection
+from visionedge.model.quantization.variants import variants
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODELS = REPOSITORY / "models"

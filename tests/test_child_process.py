@@ -16,10 +16,10 @@ from tiny_models import TinyDetector
 from visionedge.config.schema import InferenceConfig
 from visionedge.errors import ModelError
 from visionedge.inference.devices import PROVIDERS, run_probe
-from visionedge.inference.first_run import first_run
-from visionedge.inference.model import load_model
 from visionedge.inference.process import EngineProcess
 from visionedge.inference.shared import Arena
+from visionedge.model.compiler.trial_run import first_run
+from visionedge.model.model import load_model
 from visionedge.ops.bench_http import _clients
 from visionedge.ops.doctor.host import ask_child
 from visionedge.ops.http_clients import Order

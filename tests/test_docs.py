@@ -13,8 +13,8 @@ from visionedge.cli.arguments import exit_codes
 from visionedge.config.schema import CameraConfig, Config
 from visionedge.inference.batcher import Drop
 from visionedge.inference.devices import Reason
-from visionedge.inference.heads import known_heads
 from visionedge.metrics import DECLARED, HISTOGRAMS
+from visionedge.model.heads import known_heads
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

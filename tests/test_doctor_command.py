@@ -16,10 +16,10 @@ from module_process import ModuleProcess
 from visionedge.__main__ import main
 from visionedge.cli.arguments import shows_colours
 from visionedge.config.load import validate
-from visionedge.fetching.kept import Kept
 from visionedge.frames.types import utc_now
 from visionedge.inference.devices import DeviceState, Reason
 from visionedge.inference.session import NodePlaces
+from visionedge.model.model_store import Kept
 from visionedge.ops.doctor.gather import Request, Running
 from visionedge.ops.doctor.host import this_host
 from visionedge.ops.doctor.place import look_around

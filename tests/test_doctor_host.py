@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tiny_models import TinyDetector
-from visionedge.inference.cache import compiled
 from visionedge.inference.likeness import Pace
-from visionedge.inference.model import bundled_model_path, load_model
 from visionedge.inference.placement import pace_beside_cpu
 from visionedge.inference.session import open_session
+from visionedge.model.compiler.cache import compiled
+from visionedge.model.model import bundled_model_path, load_model
 from visionedge.ops.doctor import ask
 from visionedge.ops.doctor.elf import needed_by
 from visionedge.ops.doctor.host import Answer, ask_child, this_host

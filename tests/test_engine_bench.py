@@ -8,7 +8,7 @@ import pytest
 from clips import make_clip
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
-from visionedge.inference.model import load_model
+from visionedge.model.model import load_model
 from visionedge.ops.bench_pipeline import bench_pipeline, words
 from visionedge.ops.pipeline_run import Load, cpu_s, rig_of
 

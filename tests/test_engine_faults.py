@@ -14,9 +14,9 @@ from visionedge.inference.devices import DeviceState, Effective, Reason
 from visionedge.inference.engine import Engine
 from visionedge.inference.faults import Fault
 from visionedge.inference.inject import When, read_script, seam_of, tuning_of
-from visionedge.inference.model import Model, load_model
 from visionedge.inference.plan import Plan
 from visionedge.inference.session import EngineError, NodePlaces, Pictures
+from visionedge.model.model import Model, load_model
 
 Act = Callable[[int], np.ndarray]
 

@@ -21,12 +21,12 @@ from visionedge.config.schema import InferenceConfig
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Picture
 from visionedge.inference.any_engine import EngineNews
-from visionedge.inference.model import Model, load_model
 from visionedge.inference.process import EngineProcess
 from visionedge.inference.session import EngineAwayError, EngineError
 from visionedge.inference.shared import Arena
 from visionedge.inference.startup import open_engine
 from visionedge.inference.worker import Limits
+from visionedge.model.model import Model, load_model
 from visionedge.runtime import child_process
 from visionedge.runtime.threads import Crew
 

@@ -12,9 +12,9 @@ from tiny_models import pictures
 from visionedge.frames.types import InputSpec
 from visionedge.inference import wire
 from visionedge.inference.child import Desk
-from visionedge.inference.detections import Rows
 from visionedge.inference.session import EngineError, Pictures
 from visionedge.inference.shared import Arena, Window
+from visionedge.model.postprocess import Rows
 
 SPEC = InputSpec(64, 48)
 LANES, LINES = 2, 6

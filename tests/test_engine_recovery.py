@@ -19,11 +19,11 @@ from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.errors import DeviceError
 from visionedge.inference.any_engine import EngineNews
-from visionedge.inference.model import Model, load_model
 from visionedge.inference.process import EngineProcess
 from visionedge.inference.session import EngineAwayError, EngineError
 from visionedge.inference.shared import Arena
 from visionedge.inference.startup import open_engine
+from visionedge.model.model import Model, load_model
 
 IMAGES = pictures(4)
 _PACE_S = 0.02  # so that lanes leave some of the machine to children that open

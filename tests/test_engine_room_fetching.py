@@ -18,10 +18,10 @@ from model_server import Answer, ModelServer, content, cut, endless, hanging, re
 from tiny_models import TinyDetector, classifier
 from visionedge.config.load import validate
 from visionedge.edge.delivery import Delivery
-from visionedge.fetching.faults import Patience
-from visionedge.fetching.fetch import Tempo
-from visionedge.fetching.kept import FOLDER
 from visionedge.inference.batcher import Drop
+from visionedge.model.download import Tempo
+from visionedge.model.faults import Patience
+from visionedge.model.model_store import FOLDER
 from visionedge.runtime.threads import Crew
 
 IMPATIENT = Tempo(Patience(connect_s=10, silence_s=0.3, all_s=20), 0.0, 0.0, 0.0, 0.0)

@@ -12,10 +12,10 @@ from onnx import TensorProto, helper
 from tiny_models import TinyDetector, pictures
 from visionedge.inference import providers
 from visionedge.inference.devices import PROVIDERS
-from visionedge.inference.graph import compile_model
-from visionedge.inference.model import load_model
 from visionedge.inference.providers import CUDA, CUDA_GRAPHS, CUDA_LEAST, KNOWN_OPTIONS, choices, tensorrt
 from visionedge.inference.session import EngineError, NodePlaces, Session, open_session
+from visionedge.model.compiler.compile import compile_model
+from visionedge.model.model import load_model
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tiny_slow import save_slow, store_quick_variant
 from visionedge.inference.batcher import Drop
 from visionedge.inference.picking import FOLDER as CHOICES
 from visionedge.inference.stand_in import StandIn
-from visionedge.inference.variants import FOLDER
+from visionedge.model.quantization.variants import FOLDER
 
 ROUNDS = 2
 

@@ -15,8 +15,8 @@ from command_line import CommandLine
 from tiny_models import TinyDetector
 from visionedge.config.schema import InferenceConfig
 from visionedge.errors import ConfigError
-from visionedge.inference.labels import COCO_80
-from visionedge.inference.model import bundled_model_path
+from visionedge.model.labels import COCO_80
+from visionedge.model.model import bundled_model_path
 from visionedge.ops.coco import Annotations, Found, average_precision, categories_of, read_annotations
 from visionedge.ops.evaluate import Request, evaluate
 

@@ -25,10 +25,10 @@ from model_server import (
     status,
 )
 from visionedge.errors import FetchError
-from visionedge.fetching.attempt import Order, Progress
-from visionedge.fetching.faults import Patience
-from visionedge.fetching.fetch import Fetch, Tempo, pause_s
-from visionedge.fetching.kept import FOLDER, Kept
+from visionedge.model.attempt import Order, Progress
+from visionedge.model.download import Fetch, Tempo, pause_s
+from visionedge.model.faults import Patience
+from visionedge.model.model_store import FOLDER, Kept
 
 DATA = b"\x08\x08" + os.urandom(300_000)
 SUM = hashlib.sha256(DATA).hexdigest()

@@ -13,10 +13,10 @@ from conftest import REPOSITORY
 from visionedge.config.address import model_name, shown
 from visionedge.config.load import local_only, validate
 from visionedge.errors import ConfigError, FetchError
-from visionedge.fetching.faults import Patience
-from visionedge.fetching.fetch import Tempo
-from visionedge.fetching.kept import FOLDER, MOST_BYTES, MOST_MODELS, Kept
-from visionedge.fetching.supply import LIVE_TRIES
+from visionedge.model.download import Tempo
+from visionedge.model.faults import Patience
+from visionedge.model.model_store import FOLDER, MOST_BYTES, MOST_MODELS, Kept
+from visionedge.model.supply import LIVE_TRIES
 
 
 def put(kept: Kept, data: bytes, age_s: int) -> str:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from tiny_graphs import Graph, by_score, compiled_rows, network, noise_pictures, state
 from tiny_yolos import HEIGHT_PX, WIDTH_PX, cell_constants, cells, flat, grids, pieces, scores_map
 from visionedge.errors import ModelError
-from visionedge.inference.model import load_model
+from visionedge.model.model import load_model
 
 CLASSES = 3
 LETTERBOX = {"color": "rgb", "scale": 1 / 255, "fit": "letterbox"}

@@ -7,7 +7,7 @@ import pytest
 from tiny_graphs import Graph
 from tiny_yolos import HEIGHT_PX, WIDTH_PX, pieces
 from visionedge.errors import ModelError
-from visionedge.inference.model import load_model
+from visionedge.model.model import load_model
 
 CLASSES, CELLS, CHOSEN = 5, 60, 20
 

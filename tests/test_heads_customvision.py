@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tiny_graphs import Graph, by_score, compiled_rows, network, noise_pictures, state
 from visionedge.errors import ModelError
-from visionedge.inference.model import load_model
+from visionedge.model.model import load_model
 
 SIDE_PX = 96
 COLUMNS = SIDE_PX // 32

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tiny_graphs import Graph, by_score, compiled_rows, network, noise_pictures, state
 from tiny_yolos import CLASSES, HEIGHT_PX, WIDTH_PX, cell_constants, cells, flat, grids, pieces, scores_map
 from visionedge.errors import ModelError
-from visionedge.inference.model import load_model
+from visionedge.model.model import load_model
 
 TO_CORNERS = [[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]]
 

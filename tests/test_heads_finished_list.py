@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tiny_graphs import Graph, by_score, compiled_rows, network, noise_pictures, state
 from visionedge.errors import ModelError
-from visionedge.inference.model import load_model
+from visionedge.model.model import load_model
 
 WIDTH_PX, HEIGHT_PX, COUNT = 96, 64, 12
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

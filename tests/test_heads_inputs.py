@@ -16,7 +16,7 @@ import test_heads_detr as detr
 import test_heads_maps as maps
 import tiny_yolos as yolos
 from tiny_graphs import compiled_rows, noise_pictures, state
-from visionedge.inference.model import load_model
+from visionedge.model.model import load_model
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from tiny_yolos import (
     scores_map,
 )
 from visionedge.errors import ModelError
-from visionedge.inference.model import load_model
+from visionedge.model.model import load_model
 
 WIDTH = 5 + CLASSES
 

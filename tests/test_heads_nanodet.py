@@ -13,7 +13,7 @@ from tiny_graphs import Graph, by_score, compiled_rows, network, noise_pictures
 from tiny_models import TinyDetector, pictures
 from tiny_yolos import pieces
 from visionedge.errors import ModelError
-from visionedge.inference.model import load_model
+from visionedge.model.model import load_model
 
 WIDTH_PX, HEIGHT_PX = 128, 64
 BINS = 8

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tiny_graphs import Graph, by_score, compiled_rows, network, noise_pictures, state
 from tiny_models import TinyDetector
 from visionedge.errors import ModelError
-from visionedge.inference.model import load_model
+from visionedge.model.model import load_model
 
 WIDTH_PX, HEIGHT_PX = 64, 48
 CELLS, CLASSES = 60, 5

@@ -7,8 +7,8 @@ import pytest
 
 from tiny_graphs import Graph, compiled_rows, network, noise_pictures, state
 from visionedge.errors import ModelError
-from visionedge.inference.model import load_model
-from visionedge.inference.reading import Preprocess
+from visionedge.model.interpretation import Preprocess
+from visionedge.model.model import load_model
 
 WIDTH_PX, HEIGHT_PX = 64, 48
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tiny_graphs import Graph, by_score, compiled_rows, network, noise_pictures, state
 from visionedge.errors import ModelError
-from visionedge.inference.model import load_model
+from visionedge.model.model import load_model
 
 WIDTH_PX, HEIGHT_PX = 64, 48
 ANCHORS, CLASSES, KEPT = 130, 6, 10

@@ -28,8 +28,8 @@ from tiny_yolos import (
 )
 from visionedge.errors import ModelError
 from visionedge.frames.letterbox import fit
-from visionedge.inference.detections import to_detections
-from visionedge.inference.model import load_model
+from visionedge.model.model import load_model
+from visionedge.model.postprocess import to_detections
 
 YOLOX_NANO = SHARED / "models" / "yolox_nano_416_coco80.onnx"
 

@@ -21,13 +21,13 @@ import tiny_yolos as yolos
 from clips import make_picture
 from tiny_graphs import Graph, state
 from visionedge.errors import ModelError, UnavailableError
-from visionedge.inference import inferring
-from visionedge.inference.batch import opened
-from visionedge.inference.first_run import blames_machine
-from visionedge.inference.graph import compile_model
-from visionedge.inference.labels import labels_for
-from visionedge.inference.model import load_model
-from visionedge.inference.model_file import blamed_on
+from visionedge.model.analysis import shape_inference
+from visionedge.model.compiler.batch import opened
+from visionedge.model.compiler.compile import compile_model
+from visionedge.model.compiler.trial_run import blames_machine
+from visionedge.model.labels import labels_for
+from visionedge.model.model import load_model
+from visionedge.model.onnx_file import blamed_on
 
 PROGRAM = (sys.executable, "-P", "-m", "visionedge")
 
@@ -150,7 +150,7 @@ def test_work_on_a_model_grows_with_its_nodes_and_no_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Callable[[Path], Path], link: str, front: bool
 ) -> None:
     """Twice the nodes of a chain take about twice the steps, whichever walk goes over it."""
-    monkeypatch.setattr(inferring, "_asked", lambda _: inferring.Inferred({}, {}))
+    monkeypatch.setattr(shape_inference, "_asked", lambda _: shape_inference.Inferred({}, {}))
     steps = []
     _all_of_it(build(tmp_path / "first.onnx"))  # what is imported or kept once does not count
     for count in (60, 120, 240):
@@ -276,7 +276,7 @@ def test_no_process_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def refused(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(inferring, "run", refused)
+    monkeypatch.setattr(shape_inference, "run", refused)
     with pytest.raises(UnavailableError, match="no process can be started"):
         load_model(path)
 

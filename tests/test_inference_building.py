@@ -16,12 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tiny_models import TinyDetector, pictures
 from visionedge.errors import ModelError, UnavailableError
-from visionedge.inference import batch, first_run
-from visionedge.inference.building import build
-from visionedge.inference.cache import ready
-from visionedge.inference.first_run import compared, same_rows
-from visionedge.inference.imprint import Imprint, imprint_of
-from visionedge.inference.model import load_model
+from visionedge.model.compiler import batch, trial_run
+from visionedge.model.compiler.build import build
+from visionedge.model.compiler.cache import ready
+from visionedge.model.compiler.stamp import Imprint, imprint_of
+from visionedge.model.compiler.trial_run import compared, same_rows
+from visionedge.model.model import load_model
 
 FIXED = TinyDetector(batch=1)
 
@@ -286,11 +286,11 @@ def test_the_child_imports_nothing_from_the_folder_it_stands_in(
 
 
 def test_the_pictures_of_a_first_run_are_unlike_each_other_and_always_the_same() -> None:
-    first, again = first_run.pictures(30, 50), first_run.pictures(30, 50)
-    assert first.shape == (first_run.TOGETHER, 30, 50, 3)
+    first, again = trial_run.pictures(30, 50), trial_run.pictures(30, 50)
+    assert first.shape == (trial_run.TOGETHER, 30, 50, 3)
     np.testing.assert_array_equal(first, again)
     assert all((first[i] != first[j]).mean() > 0.9 for i, j in ((0, 1), (0, 2), (1, 2)))
-    assert first_run.pictures(1, 1).shape == (first_run.TOGETHER, 1, 1, 3)
+    assert trial_run.pictures(1, 1).shape == (trial_run.TOGETHER, 1, 1, 3)
 
 
 # --- what a compiled graph says of itself -----------------------------------------------------------------

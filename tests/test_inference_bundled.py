@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from visionedge.config.schema import InferenceConfig
 from visionedge.frames.types import Picture
-from visionedge.inference.detections import Selection
 from visionedge.inference.engine import Engine
-from visionedge.inference.model import bundled_model_path, load_model
 from visionedge.inference.startup import open_engine
+from visionedge.model.model import bundled_model_path, load_model
+from visionedge.model.postprocess import Selection
 
 SIDE_PX = 416
 FLOOR = 0.15

@@ -10,10 +10,10 @@ import pytest
 
 from tiny_models import TinyDetector
 from visionedge.errors import ModelError
-from visionedge.inference import cache
-from visionedge.inference.cache import FOLDER, compiled
-from visionedge.inference.graph import compile_model
-from visionedge.inference.model import Model, load_model
+from visionedge.model.compiler import cache
+from visionedge.model.compiler.cache import FOLDER, compiled
+from visionedge.model.compiler.compile import compile_model
+from visionedge.model.model import Model, load_model
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tiny_models import TinyDetector
 from visionedge.errors import ConfigError
 from visionedge.frames.types import Detections, InputSpec, Placement
-from visionedge.inference.detections import MOST_DETECTIONS, Selection, to_detections
-from visionedge.inference.model import load_model
+from visionedge.model.model import load_model
+from visionedge.model.postprocess import MOST_DETECTIONS, Selection, to_detections
 
 WHOLE = Placement(0, 0, 100, 100)
 

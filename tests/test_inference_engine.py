@@ -16,10 +16,10 @@ from visionedge.config.schema import InferenceConfig
 from visionedge.errors import DeviceError, ModelError
 from visionedge.inference.devices import Effective, Reason, Verdict
 from visionedge.inference.engine import Engine
-from visionedge.inference.model import Model, load_model
 from visionedge.inference.plan import Plan
 from visionedge.inference.session import EngineError, NodePlaces, Pictures
 from visionedge.inference.startup import open_engine
+from visionedge.model.model import Model, load_model
 
 CPU = InferenceConfig(device="cpu")
 

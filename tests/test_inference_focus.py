@@ -10,9 +10,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from visionedge.inference.focus import fold_focus
-from visionedge.inference.graph import compile_model
-from visionedge.inference.model import load_model
+from visionedge.model.compiler.compile import compile_model
+from visionedge.model.compiler.passes import fold_focus
+from visionedge.model.model import load_model
 
 END = (1 << 63) - 1
 ORDER = ((0, 0), (1, 0), (0, 1), (1, 1))

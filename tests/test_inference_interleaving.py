@@ -9,10 +9,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from visionedge.inference import graph as compiler
-from visionedge.inference.graph import compile_model
-from visionedge.inference.interleaving import fold_layout
-from visionedge.inference.model import bundled_model_path, load_model
+from visionedge.model.compiler import compile as compiler
+from visionedge.model.compiler.compile import compile_model
+from visionedge.model.compiler.interleaving import fold_layout
+from visionedge.model.model import bundled_model_path, load_model
 
 HEIGHT_PX, WIDTH_PX = 16, 24
 

@@ -13,12 +13,12 @@ from tiny_models import TinyDetector
 from visionedge.frames.types import Frame, InputSpec, Placement, Result
 from visionedge.inference.any_engine import Computed
 from visionedge.inference.batcher import Batcher, Drop
-from visionedge.inference.detections import Rows, Selection
 from visionedge.inference.devices import DeviceState, Reason
 from visionedge.inference.lanes import Complaints, Lane, Running
-from visionedge.inference.model import Model, load_model
 from visionedge.inference.plan import Plan
 from visionedge.inference.session import EngineAwayError, EngineError, Pictures
+from visionedge.model.model import Model, load_model
+from visionedge.model.postprocess import Rows, Selection
 
 SURE = Selection(0.4, None)
 ONE_BOX: Rows = np.array([[0, 0, 32, 24, 0.9, 2], [0, 0, 1, 1, 0.1, 0]], np.float32)

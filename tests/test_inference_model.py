@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 
 from tiny_models import TinyDetector, classifier
 from visionedge.errors import ModelError
-from visionedge.inference.labels import COCO_80, class_names, labels_for
-from visionedge.inference.model import load_model
+from visionedge.model.labels import COCO_80, class_names, labels_for
+from visionedge.model.model import load_model
 
 DETECTOR = TinyDetector()
 

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from tiny_yolos import yolov8
 from visionedge.errors import ModelError
-from visionedge.inference.building import build
-from visionedge.inference.model import load_model
-from visionedge.inference.plausible import doubt
+from visionedge.model.compiler.build import build
+from visionedge.model.compiler.plausible import doubt
+from visionedge.model.model import load_model
 
 WIDTH_PX, HEIGHT_PX = 320, 240
 

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from visionedge.inference.graph import compile_model
-from visionedge.inference.model import bundled_model_path, load_model
-from visionedge.inference.scaling import fold_scale
+from visionedge.model.compiler.compile import compile_model
+from visionedge.model.compiler.scaling import fold_scale
+from visionedge.model.model import bundled_model_path, load_model
 
 FACTOR = np.array([0.5, 2.0, 3.0], np.float32).reshape(1, 3, 1, 1)
 OFFSET = np.array([-1.0, 4.0, 0.25], np.float32).reshape(1, 3, 1, 1)

@@ -6,8 +6,8 @@ import onnx
 import pytest
 
 from tiny_graphs import Graph
-from visionedge.inference.shapes import shape_of, tensor_types
-from visionedge.inference.signature import read_signature
+from visionedge.model.analysis.shapes import shape_of, tensor_types
+from visionedge.model.analysis.signature import read_signature
 
 
 def output_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:

@@ -11,15 +11,15 @@ import pytest
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.inference.comparison import Recent, compare_candidate, is_the_model
-from visionedge.inference.detections import Rows
 from visionedge.inference.devices import Effective, Reason, Verdict
 from visionedge.inference.engine import Engine
 from visionedge.inference.faults import Fault
 from visionedge.inference.likeness import Likeness, Pace, against_cpu, likeness
-from visionedge.inference.model import load_model
 from visionedge.inference.probing import Probing
 from visionedge.inference.session import EngineAwayError, EngineError, Pictures
 from visionedge.inference.startup import open_engine
+from visionedge.model.model import load_model
+from visionedge.model.postprocess import Rows
 from visionedge.runtime.threads import Crew
 
 IMAGES = pictures(3)

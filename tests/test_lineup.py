@@ -13,12 +13,12 @@ from tiny_models import TinyDetector
 from visionedge.frames.types import Frame, InputSpec, Placement, Result
 from visionedge.inference.any_engine import Computed
 from visionedge.inference.batcher import Batcher, Drop
-from visionedge.inference.detections import Rows, Selection
 from visionedge.inference.devices import DeviceState, Reason
 from visionedge.inference.lineup import Lineup
-from visionedge.inference.model import Model, load_model
 from visionedge.inference.plan import Plan
 from visionedge.inference.session import EngineError, Pictures
+from visionedge.model.model import Model, load_model
+from visionedge.model.postprocess import Rows, Selection
 from visionedge.runtime.threads import Crew
 
 SURE = Selection(0.4, None)

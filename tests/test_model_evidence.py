@@ -28,7 +28,7 @@ import tiny_yolos as yolos
 from tiny_graphs import compiled_rows, noise_pictures, state
 from tiny_models import TinyDetector
 from visionedge.errors import ModelError
-from visionedge.inference.model import load_model
+from visionedge.model.model import load_model
 
 WIDTH_PX, HEIGHT_PX = yolos.WIDTH_PX, yolos.HEIGHT_PX
 

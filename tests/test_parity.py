@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visionedge.frames.types import Detections
-from visionedge.inference.parity import LEAST_BOXES, SMALL_IOU, Parity, Precisions, Tolerance, compare
+from visionedge.model.parity import LEAST_BOXES, SMALL_IOU, Parity, Precisions, Tolerance, compare
 
 Box = tuple[float, float, float, float, float, int]
 """left, top, right, bottom, score, class."""

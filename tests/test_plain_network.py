@@ -10,8 +10,8 @@ import tiny_yolos
 from tiny_models import TinyDetector
 from visionedge.config.schema import InferenceConfig
 from visionedge.inference.engine import noise
-from visionedge.inference.model import Model, bundled_model_path, load_model
 from visionedge.inference.startup import open_engine
+from visionedge.model.model import Model, bundled_model_path, load_model
 from visionedge.ops.plain_network import PlainNetwork, can_decode
 
 CPU = InferenceConfig(device="cpu")

@@ -9,10 +9,10 @@ import pytest
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.inference.engine import Engine
-from visionedge.inference.model import Model, load_model
 from visionedge.inference.plan import Plan
 from visionedge.inference.session import NodePlaces, Pictures
 from visionedge.inference.startup import open_engine
+from visionedge.model.model import Model, load_model
 
 CPU = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 4})
 

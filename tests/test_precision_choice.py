@@ -10,12 +10,12 @@ import pytest
 from tiny_models import TinyDetector
 from visionedge.frames.types import Detections
 from visionedge.inference.agreement import Agreement, Apart, agreement
-from visionedge.inference.cache import FOLDER as COMPILED
-from visionedge.inference.cache import ready
-from visionedge.inference.model import Model, load_model
-from visionedge.inference.parity import Parity, Tolerance
 from visionedge.inference.picking import FOLDER, Candidate, Trials, judged, pick
-from visionedge.inference.variants import place_of, store, tolerance_document, variants
+from visionedge.model.compiler.cache import FOLDER as COMPILED
+from visionedge.model.compiler.cache import ready
+from visionedge.model.model import Model, load_model
+from visionedge.model.parity import Parity, Tolerance
+from visionedge.model.quantization.variants import place_of, store, tolerance_document, variants
 from visionedge.runtime.measurement import Choice, choose
 
 GOOD = Parity(pictures=8, boxes=100, matched=0.97, shift=0.01, largest_shift=0.1)

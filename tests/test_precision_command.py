@@ -17,14 +17,14 @@ from tiny_deep import deep_detector, save_deep
 from tiny_models import MEAN, TinyDetector
 from visionedge.config.schema import InferenceConfig
 from visionedge.frames.types import Picture
-from visionedge.inference.calibration import Values, float_tensors, folded
-from visionedge.inference.int8 import Recipe, quantised
-from visionedge.inference.model import load_model
-from visionedge.inference.parity import Tolerance
-from visionedge.inference.precision import Material, Sample, make
-from visionedge.inference.progress import Progress
 from visionedge.inference.startup import open_engine
-from visionedge.inference.variants import variants
+from visionedge.model.model import load_model
+from visionedge.model.parity import Tolerance
+from visionedge.model.quantization.calibration import Values, float_tensors, folded
+from visionedge.model.quantization.int8 import Recipe, quantised
+from visionedge.model.quantization.progress import Progress
+from visionedge.model.quantization.search import Material, Sample, make
+from visionedge.model.quantization.variants import variants
 
 WIDTH_PX, HEIGHT_PX = 64, 48
 LABELS = ["ant", "bee", "cat", "dog", "emu"]
@@ -95,7 +95,7 @@ def test_no_part_of_making_integers_is_silent(
     recipe: tuple[str, ...],
 ) -> None:
     """Each picture that is looked at, in whatever part, is a step that may be told."""
-    monkeypatch.setattr("visionedge.inference.progress.EVERY_S", 0.0)
+    monkeypatch.setattr("visionedge.model.quantization.progress.EVERY_S", 0.0)
     outcome = visionedge("model", "compile", model, "--precision", "int8", "--calibrate", photos, *recipe)
     for part in ("pass 1 of ", "pass 2 of ", "comparing detections", "comparing ranges"):
         assert re.search(rf"^  {part}.*pictures: \d+ of \d+$", outcome.err, re.MULTILINE), part
@@ -104,7 +104,7 @@ def test_no_part_of_making_integers_is_silent(
 
 @pytest.fixture(autouse=True)
 def _timed_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("visionedge.inference.precision._SPEED_S", 0.01)
+    monkeypatch.setattr("visionedge.model.quantization.search._SPEED_S", 0.01)
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_deep import deep_detector, save_deep
 from tiny_models import MEAN, STD, TinyDetector, pictures
 from visionedge.errors import ModelError
-from visionedge.inference.arithmetic import open_on_cpu
-from visionedge.inference.calibration import Values, folded, observe
-from visionedge.inference.int8 import Recipe, quantised, recipes
-from visionedge.inference.model import Model, load_model
-from visionedge.inference.refining import Tuner
+from visionedge.model.model import Model, load_model
+from visionedge.model.quantization.arithmetic import open_on_cpu
+from visionedge.model.quantization.calibration import Values, folded, observe
+from visionedge.model.quantization.int8 import Recipe, quantised, recipes
+from visionedge.model.quantization.refining import Tuner
 
 EVERYTHING = Recipe()
 

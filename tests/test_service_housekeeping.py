@@ -18,8 +18,8 @@ from visionedge.facade import Facade
 from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.batcher import BatcherStatistics
 from visionedge.inference.lineup import Lineup
-from visionedge.inference.model import Model, bundled_model_path, load_model
 from visionedge.metrics import Metrics
+from visionedge.model.model import Model, bundled_model_path, load_model
 from visionedge.report import status
 from visionedge.rooms import Rooms
 from visionedge.runtime.descriptors import descriptor_limit, raise_descriptor_limit

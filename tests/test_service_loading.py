@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from visionedge.edge.desired import Carriers
-from visionedge.fetching import supply
-from visionedge.inference.model import Model, load_model
+from visionedge.model import supply
+from visionedge.model.model import Model, load_model
 from visionedge.service import Options, Service
 
 WAIT_S = 60

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visionedge.frames.letterbox import fit
-from visionedge.inference.arithmetic import open_on_cpu
-from visionedge.inference.detections import Selection
-from visionedge.inference.graph import compile_model
-from visionedge.inference.model import load_model
+from visionedge.model.compiler.compile import compile_model
+from visionedge.model.model import load_model
+from visionedge.model.postprocess import Selection
+from visionedge.model.quantization.arithmetic import open_on_cpu
 from visionedge.ops.coco import Annotations, Found, average_precision, categories_of, read_annotations
 
 pytestmark = pytest.mark.shared

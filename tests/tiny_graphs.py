@@ -11,8 +11,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from visionedge.inference.graph import compile_model
-from visionedge.inference.model import Model, load_model
+from visionedge.model.compiler.compile import compile_model
+from visionedge.model.model import Model, load_model
 
 Dims = Sequence[int | str]
 

@@ -11,11 +11,11 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 from tiny_models import TinyDetector, pictures
-from visionedge.inference.calibration import folded, observe
-from visionedge.inference.int8 import Recipe, quantised
-from visionedge.inference.model import Model, load_model
-from visionedge.inference.parity import Parity, Tolerance
-from visionedge.inference.variants import place_of, store, tolerance_document
+from visionedge.model.model import Model, load_model
+from visionedge.model.parity import Parity, Tolerance
+from visionedge.model.quantization.calibration import folded, observe
+from visionedge.model.quantization.int8 import Recipe, quantised
+from visionedge.model.quantization.variants import place_of, store, tolerance_document
 
 _TIMED_ROUNDS = 8
 

@@ -21,10 +21,10 @@ from visionedge.config.addresses import CameraUri
 from visionedge.config.schema import InferenceConfig
 from visionedge.errors import DamagedError, SourceError
 from visionedge.frames.types import Picture, Result, frame_document
-from visionedge.inference.detections import Selection
 from visionedge.inference.engine import Engine
-from visionedge.inference.model import bundled_model_path, load_model
 from visionedge.inference.startup import open_engine
+from visionedge.model.model import bundled_model_path, load_model
+from visionedge.model.postprocess import Selection
 from visionedge.runtime.redaction import redact
 from visionedge.single import analyse, frame_of
 

@@ -15,18 +15,18 @@ from typing import Literal
 from visionedge.camera.camera import Fitting
 from visionedge.config.schema import Config, InferenceConfig
 from visionedge.errors import ConfigError, ModelError, VisionedgeError
-from visionedge.fetching.fetch import Tempo
-from visionedge.fetching.supply import LIVE_TRIES, Source, Supply
 from visionedge.inference.any_engine import AnyEngine
-from visionedge.inference.detections import Selection
 from visionedge.inference.lineup import Lineup
-from visionedge.inference.model import Model
 from visionedge.inference.picking import contenders
 from visionedge.inference.process import EngineProcess
 from visionedge.inference.shared import Arena, blocks_for
 from visionedge.inference.stand_in import StandIn
 from visionedge.inference.startup import open_engine
 from visionedge.machinery import Machinery
+from visionedge.model.download import Tempo
+from visionedge.model.model import Model
+from visionedge.model.postprocess import Selection
+from visionedge.model.supply import LIVE_TRIES, Source, Supply
 from visionedge.rooms import Rooms
 from visionedge.runtime.threads import Crew, OnDeath, on_thread
 

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from visionedge.camera.camera import Fitting
 from visionedge.config.schema import InferenceConfig
-from visionedge.fetching.supply import Source
 from visionedge.inference.any_engine import AnyEngine
-from visionedge.inference.detections import Selection
-from visionedge.inference.model import Model
 from visionedge.inference.process import EngineProcess
 from visionedge.inference.shared import Arena
+from visionedge.model.model import Model
+from visionedge.model.postprocess import Selection
+from visionedge.model.supply import Source
 from visionedge.runtime.threads import Crew
 
 

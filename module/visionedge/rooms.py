@@ -11,13 +11,13 @@ from visionedge.capacity import Meter
 from visionedge.config.schema import Config
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.statistics import Asked
-from visionedge.fetching.supply import Supply
 from visionedge.frames.types import Result
 from visionedge.inference.any_engine import AnyEngine, EngineNews
 from visionedge.inference.batcher import Batcher
-from visionedge.inference.detections import Selection
-from visionedge.inference.model import Model
 from visionedge.inference.shared import Arena
+from visionedge.model.model import Model
+from visionedge.model.postprocess import Selection
+from visionedge.model.supply import Supply
 from visionedge.overload.promise import Promise
 from visionedge.runtime.outbox import Outbox
 from visionedge.web.board import Board

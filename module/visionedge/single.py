@@ -5,7 +5,7 @@ import time
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import Frame, Picture, Result, Timing, utc_now
 from visionedge.inference.any_engine import Computes
-from visionedge.inference.detections import Selection
+from visionedge.model.postprocess import Selection
 
 
 def frame_of(picture: Picture, engine: Computes, sequence: int = 1, epoch: int = 1) -> Frame:

@@ -460,7 +460,7 @@ def _told(
 
 
 def _model(arguments: argparse.Namespace) -> Path:
-    from visionedge.inference.model import bundled_model_path
+    from visionedge.model.model import bundled_model_path
 
     return Path(arguments.model) if arguments.model else bundled_model_path()
 

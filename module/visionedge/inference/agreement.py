@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from visionedge.frames.types import Detections
-from visionedge.inference.graph import checked_network
-from visionedge.inference.model import Model
-from visionedge.inference.parity import LEAST_BOXES, SMALL_IOU, Tolerance, compare
-from visionedge.inference.precision import Sample, in_integers
-from visionedge.inference.refining import distance_to, outputs_of
+from visionedge.model.compiler.compile import checked_network
+from visionedge.model.model import Model
+from visionedge.model.parity import LEAST_BOXES, SMALL_IOU, Tolerance, compare
+from visionedge.model.quantization.refining import distance_to, outputs_of
+from visionedge.model.quantization.search import Sample, in_integers
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from visionedge.inference.detections import Rows
 from visionedge.inference.devices import DeviceState, Effective
 from visionedge.inference.likeness import Proof
-from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
 from visionedge.inference.recovery import NewsCode, Outlook
 from visionedge.inference.session import NodePlaces, Pictures
+from visionedge.model.model import Model
+from visionedge.model.postprocess import Rows
 from visionedge.runtime.measurement import Choice
 
 

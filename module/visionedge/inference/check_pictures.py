@@ -8,8 +8,8 @@ from visionedge.config.addresses import CameraUri
 from visionedge.errors import SourceError, UnavailableError
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import InputSpec, Picture, Placement
-from visionedge.inference.first_run import pictures
-from visionedge.inference.precision import Sample
+from visionedge.model.compiler.trial_run import pictures
+from visionedge.model.quantization.search import Sample
 from visionedge.runtime.installation import bundled
 
 log = logging.getLogger(__name__)

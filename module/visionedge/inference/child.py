@@ -20,12 +20,12 @@ from typing import Protocol
 from visionedge.errors import UnavailableError
 from visionedge.frames.types import InputSpec
 from visionedge.inference import wire
-from visionedge.inference.detections import Rows
 from visionedge.inference.engine import Engine
 from visionedge.inference.seam import REAL, Seam
 from visionedge.inference.session import EngineError, Pictures
 from visionedge.inference.shared import Window
 from visionedge.inference.startup import open_engine
+from visionedge.model.postprocess import Rows
 from visionedge.runtime.memory import settle_allocator
 from visionedge.runtime.ort import import_onnxruntime
 

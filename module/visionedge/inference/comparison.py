@@ -9,12 +9,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.inference.detections import Rows
 from visionedge.inference.devices import Reason, Verdict, lost
 from visionedge.inference.faults import Fault
 from visionedge.inference.likeness import Likeness, likeness
-from visionedge.inference.model import Model
 from visionedge.inference.session import EngineError, Pictures
+from visionedge.model.model import Model
+from visionedge.model.postprocess import Rows
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ import numpy as np
 from visionedge.errors import ModelError
 from visionedge.frames.types import InputSpec
 from visionedge.inference.any_engine import Computed, ProcessStatus, Recovery
-from visionedge.inference.detections import Rows
 from visionedge.inference.devices import DeviceState
 from visionedge.inference.faults import FATAL, Fault, fault_of, words_in
 from visionedge.inference.likeness import Proof
-from visionedge.inference.model import Model
 from visionedge.inference.picking import plain
 from visionedge.inference.plan import Plan
 from visionedge.inference.seam import Runs
 from visionedge.inference.session import EngineError, Pictures
+from visionedge.model.model import Model
+from visionedge.model.postprocess import Rows
 from visionedge.runtime.measurement import Choice
 
 log = logging.getLogger(__name__)

@@ -26,13 +26,13 @@ from pydantic.alias_generators import to_camel
 
 from visionedge.config.documents import read_file
 from visionedge.errors import ConfigError
-from visionedge.inference.detections import Rows
 from visionedge.inference.devices import Effective, Reason, Verdict, classify
 from visionedge.inference.faults import FATAL, fault_of
 from visionedge.inference.recovery import Patience
 from visionedge.inference.seam import OnDevice, Seam
 from visionedge.inference.session import NodePlaces, Pictures, open_session
 from visionedge.inference.worker import Limits, Tuning
+from visionedge.model.postprocess import Rows
 
 
 class _Part(BaseModel):

@@ -11,8 +11,8 @@ from typing import Protocol
 from visionedge.frames.types import InputSpec, Result, Timing
 from visionedge.inference.any_engine import Computes
 from visionedge.inference.batcher import Batch, Batcher, Outcome
-from visionedge.inference.detections import Selection
 from visionedge.inference.session import EngineAwayError, EngineError
+from visionedge.model.postprocess import Selection
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.frames.types import Detections, InputSpec, Placement
-from visionedge.inference.detections import Rows, to_detections
-from visionedge.inference.first_run import same_rows
-from visionedge.inference.model import Model
-from visionedge.inference.parity import LEAST_BOXES, PARTNER_CONFIDENCE, Parity, Tolerance, compare
 from visionedge.inference.plan import Plan
 from visionedge.inference.seam import Runs
 from visionedge.inference.session import Pictures
+from visionedge.model.compiler.trial_run import same_rows
+from visionedge.model.model import Model
+from visionedge.model.parity import LEAST_BOXES, PARTNER_CONFIDENCE, Parity, Tolerance, compare
+from visionedge.model.postprocess import Rows, to_detections
 
 ParityPolicy = Literal["refuse", "warn", "off"]
 """What becomes of a device that computes otherwise than the CPU: not used, used and told, or nobody looks."""

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from visionedge.frames.types import InputSpec, Result
 from visionedge.inference.any_engine import Computes
 from visionedge.inference.batcher import Batcher
-from visionedge.inference.detections import Selection
 from visionedge.inference.lanes import Complaints, Lane, Running
 from visionedge.inference.session import EngineAwayError, EngineError
+from visionedge.model.postprocess import Selection
 from visionedge.runtime.threads import Crew
 
 _LOOK_AGAIN_S = 0.05

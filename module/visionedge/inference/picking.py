@@ -15,12 +15,12 @@ import onnx
 
 from visionedge.errors import ModelError
 from visionedge.inference.agreement import Agreement
-from visionedge.inference.cache import ready
-from visionedge.inference.model import Model
-from visionedge.inference.parity import Tolerance
 from visionedge.inference.plan_cache import PlanKey, integer_instructions
-from visionedge.inference.precision import in_integers
-from visionedge.inference.variants import Variant, usable, variants
+from visionedge.model.compiler.cache import ready
+from visionedge.model.model import Model
+from visionedge.model.parity import Tolerance
+from visionedge.model.quantization.search import in_integers
+from visionedge.model.quantization.variants import Variant, usable, variants
 from visionedge.runtime.measurement import Choice, choose
 from visionedge.runtime.state_file import DamagedError, drop_damaged, read_json, write_json
 

@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visionedge.inference.cache import compiled
 from visionedge.inference.engine import noise
 from visionedge.inference.likeness import Pace, median_ms
-from visionedge.inference.model import Model, bundled_model_path, load_model
 from visionedge.inference.seam import Runs
 from visionedge.inference.session import open_session, words_of
+from visionedge.model.compiler.cache import compiled
+from visionedge.model.model import Model, bundled_model_path, load_model
 
 _ROUNDS = 5
 

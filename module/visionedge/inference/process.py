@@ -15,18 +15,18 @@ from visionedge.config.schema import InferenceConfig
 from visionedge.inference import wire
 from visionedge.inference.any_engine import Computed, EngineNews, ProcessStatus, Recovery
 from visionedge.inference.conductor import Conductor
-from visionedge.inference.detections import Rows
 from visionedge.inference.devices import DeviceState
 from visionedge.inference.engine import check_pictures
 from visionedge.inference.faults import FATAL, Fault
 from visionedge.inference.likeness import Proof
-from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
 from visionedge.inference.recovery import Ladder, Policy
 from visionedge.inference.session import EngineAwayError, EngineError, NodePlaces, Pictures
 from visionedge.inference.shared import Arena
 from visionedge.inference.stage import Stage
 from visionedge.inference.worker import Limits, RetiredError, Tuning, Worker
+from visionedge.model.model import Model
+from visionedge.model.postprocess import Rows
 from visionedge.runtime.measurement import Choice
 from visionedge.runtime.threads import Crew
 

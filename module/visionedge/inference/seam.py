@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from visionedge.inference.detections import Rows
 from visionedge.inference.devices import PROVIDERS, Effective, Verdict, probe
 from visionedge.inference.session import NodePlaces, Pictures, open_session
+from visionedge.model.postprocess import Rows
 from visionedge.runtime.ort import import_onnxruntime
 
 

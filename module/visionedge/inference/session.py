@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from visionedge.errors import VisionedgeError
 from visionedge.frames.types import Picture
-from visionedge.inference.detections import Rows
 from visionedge.inference.devices import PROVIDERS, Effective, effective_of, wishes
 from visionedge.inference.faults import Fault
 from visionedge.inference.providers import Choice, GraphInput, choices, provider_options
+from visionedge.model.postprocess import Rows
 from visionedge.runtime.ort import import_onnxruntime, load_cuda_libraries
 
 log = logging.getLogger(__name__)

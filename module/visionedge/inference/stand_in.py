@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from visionedge.inference.any_engine import AnyEngine, Computed, ProcessStatus, Recovery
-from visionedge.inference.detections import Rows
 from visionedge.inference.devices import DeviceState
 from visionedge.inference.likeness import Proof
-from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
 from visionedge.inference.session import NodePlaces, Pictures
+from visionedge.model.model import Model
+from visionedge.model.postprocess import Rows
 from visionedge.runtime.measurement import Choice
 
 

@@ -11,8 +11,6 @@ from visionedge.config.schema import InferenceConfig
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Detections, utc_now
 from visionedge.inference.agreement import Agreement, agreement, apart_here
-from visionedge.inference.cache import ready
-from visionedge.inference.detections import Selection
 from visionedge.inference.devices import (
     PROVIDERS,
     REMEDIES,
@@ -30,15 +28,17 @@ from visionedge.inference.devices import (
 from visionedge.inference.engine import Engine, noise
 from visionedge.inference.faults import Fault
 from visionedge.inference.likeness import against_cpu
-from visionedge.inference.model import Model
-from visionedge.inference.parity import PARTNER_CONFIDENCE, Tolerance
 from visionedge.inference.picking import Candidate, Trials, pick, plain
 from visionedge.inference.plan import Pair, Plan, batch_sizes, make_plan
 from visionedge.inference.planner import PlanCache, PlanKey, measure
-from visionedge.inference.precision import Sample
 from visionedge.inference.seam import REAL, OnDevice, Seam
 from visionedge.inference.session import EngineError, words_of
-from visionedge.inference.variants import demanded
+from visionedge.model.compiler.cache import ready
+from visionedge.model.model import Model
+from visionedge.model.parity import PARTNER_CONFIDENCE, Tolerance
+from visionedge.model.postprocess import Selection
+from visionedge.model.quantization.search import Sample
+from visionedge.model.quantization.variants import demanded
 from visionedge.runtime.measurement import Choice
 from visionedge.runtime.process_limits import usable_cores
 

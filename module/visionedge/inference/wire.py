@@ -26,13 +26,13 @@ import numpy as np
 from visionedge.config.schema import InferenceConfig
 from visionedge.errors import DeviceError, ModelError, UnavailableError, VisionedgeError
 from visionedge.frames.types import Picture
-from visionedge.inference.detections import Rows
 from visionedge.inference.devices import Assignment, DeviceState, Reason
 from visionedge.inference.faults import Fault
 from visionedge.inference.likeness import Likeness, Pace, Proof
-from visionedge.inference.model import Model
 from visionedge.inference.plan import Measured, Plan
 from visionedge.inference.session import EngineError, NodePlaces
+from visionedge.model.model import Model
+from visionedge.model.postprocess import Rows
 from visionedge.runtime.measurement import Choice
 
 _LENGTH = struct.Struct("<I")

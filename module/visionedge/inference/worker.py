@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from visionedge.errors import VisionedgeError
 from visionedge.inference import wire
-from visionedge.inference.detections import Rows
 from visionedge.inference.devices import Effective, Verdict
 from visionedge.inference.faults import Fault
 from visionedge.inference.hang_watch import UsualTime, await_reply
@@ -23,6 +22,7 @@ from visionedge.inference.plan import Plan
 from visionedge.inference.recovery import Patience
 from visionedge.inference.session import EngineAwayError, EngineError, Pictures
 from visionedge.inference.shared import Arena
+from visionedge.model.postprocess import Rows
 from visionedge.runtime.child_process import start_text
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import Crew

@@ -16,17 +16,17 @@ import numpy as np
 
 from visionedge.config.schema import InferenceConfig
 from visionedge.frames.types import Picture
-from visionedge.inference.cache import ready
 from visionedge.inference.devices import PROVIDERS
 from visionedge.inference.engine import Engine, noise
-from visionedge.inference.graph import ROWS
-from visionedge.inference.model import Model, load_model
 from visionedge.inference.picking import contenders
 from visionedge.inference.plan import Fit, Measured, Pair, Plan, batch_sizes
 from visionedge.inference.planner import Wanted, fit, measure, paces
 from visionedge.inference.startup import open_engine
 from visionedge.inference.trial import Run, Sample, run_in_turns
-from visionedge.inference.variants import PRECISIONS
+from visionedge.model.compiler.cache import ready
+from visionedge.model.compiler.compile import ROWS
+from visionedge.model.model import Model, load_model
+from visionedge.model.quantization.variants import PRECISIONS
 from visionedge.ops.bench_report import machine
 from visionedge.ops.plain_network import PlainNetwork, can_decode, plain_session
 from visionedge.runtime.process_limits import usable_cores

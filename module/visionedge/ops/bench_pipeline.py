@@ -15,8 +15,8 @@ from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import ConfigError
 from visionedge.inference.any_engine import AnyEngine
-from visionedge.inference.detections import Selection
-from visionedge.inference.model import Model, load_model
+from visionedge.model.model import Model, load_model
+from visionedge.model.postprocess import Selection
 from visionedge.ops.bench_report import cameras_in_words, machine
 from visionedge.ops.ceiling import Bare, Ceiling, ceiling_document
 from visionedge.ops.pipeline_run import Load, cpu_s, pipeline_run, rig_of, rss_mib

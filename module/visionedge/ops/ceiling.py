@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from visionedge.inference.model import Model
+from visionedge.model.model import Model
 from visionedge.ops.plain_loop import clip_of, network_of
 from visionedge.ops.tally import Run
 from visionedge.runtime.process_limits import usable_cores

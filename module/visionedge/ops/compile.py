@@ -6,10 +6,10 @@ from pathlib import Path
 import onnx
 
 from visionedge.errors import ConfigError, VisionedgeError
-from visionedge.inference.cache import compiled
-from visionedge.inference.graph import ROWS
-from visionedge.inference.imprint import imprint_of
-from visionedge.inference.model import Model, load_model
+from visionedge.model.compiler.cache import compiled
+from visionedge.model.compiler.compile import ROWS
+from visionedge.model.compiler.stamp import imprint_of
+from visionedge.model.model import Model, load_model
 
 
 def compile_to(path: Path, output: Path, data: Path, rows: int | None = None) -> str:

@@ -15,10 +15,10 @@ from visionedge.camera.sources.images import read_picture
 from visionedge.config.schema import InferenceConfig
 from visionedge.errors import SourceError
 from visionedge.frames.types import Result
-from visionedge.inference.detections import Selection
 from visionedge.inference.engine import Engine
-from visionedge.inference.model import load_model
 from visionedge.inference.startup import open_engine
+from visionedge.model.model import load_model
+from visionedge.model.postprocess import Selection
 from visionedge.ops.coco import (
     Annotations,
     Found,

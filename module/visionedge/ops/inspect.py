@@ -10,20 +10,20 @@ from typing import Any
 import onnx
 
 from visionedge.errors import ModelError
-from visionedge.inference.cache import ready
 from visionedge.inference.counting import amount, operators_of
-from visionedge.inference.export import read_export
-from visionedge.inference.heads import known_heads
-from visionedge.inference.imprint import imprint_of
-from visionedge.inference.inferring import infer
-from visionedge.inference.kernels import missing_kernel, opsets_of
-from visionedge.inference.labels import labels_for
-from visionedge.inference.model import Model, load_model
-from visionedge.inference.model_file import ModelFile, blamed_on, read_model
-from visionedge.inference.reading import Preprocess
-from visionedge.inference.sidecar import read_sidecar
-from visionedge.inference.signature import Tensor, read_signature
-from visionedge.inference.sizes import sized
+from visionedge.model.analysis.cuda_kernels import missing_kernel, opsets_of
+from visionedge.model.analysis.shape_inference import infer
+from visionedge.model.analysis.signature import Tensor, read_signature
+from visionedge.model.analysis.sizes import sized
+from visionedge.model.compiler.cache import ready
+from visionedge.model.compiler.stamp import imprint_of
+from visionedge.model.exporter_files import read_export
+from visionedge.model.heads import known_heads
+from visionedge.model.interpretation import Preprocess
+from visionedge.model.labels import labels_for
+from visionedge.model.model import Model, load_model
+from visionedge.model.onnx_file import ModelFile, blamed_on, read_model
+from visionedge.model.sidecar import read_sidecar
 from visionedge.runtime.child_process import start
 
 Document = dict[str, Any]

@@ -11,8 +11,8 @@ from visionedge.errors import ConfigError, SourceError
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import Detections, Picture
 from visionedge.inference.check_pictures import samples_for
-from visionedge.inference.model import Model, bundled_model_path
-from visionedge.inference.precision import Material, MeasureAp, Precision, Sample
+from visionedge.model.model import Model, bundled_model_path
+from visionedge.model.quantization.search import Material, MeasureAp, Precision, Sample
 from visionedge.ops.coco import (
     Annotations,
     Found,

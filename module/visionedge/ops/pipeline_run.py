@@ -20,13 +20,13 @@ from visionedge.config.schema import InferenceConfig
 from visionedge.errors import VisionedgeError
 from visionedge.inference.any_engine import AnyEngine
 from visionedge.inference.batcher import Batcher
-from visionedge.inference.detections import Selection
 from visionedge.inference.lineup import Lineup
-from visionedge.inference.model import Model
 from visionedge.inference.plan import Plan
 from visionedge.inference.process import EngineProcess
 from visionedge.inference.shared import Arena, blocks_for
 from visionedge.inference.startup import open_engine
+from visionedge.model.model import Model
+from visionedge.model.postprocess import Selection
 from visionedge.ops.tally import Cost, Run, Tally, run_of
 from visionedge.ops.virtual import Arrivals, Synthetic, SyntheticSource, VirtualCamera, ring
 from visionedge.runtime.threads import Crew

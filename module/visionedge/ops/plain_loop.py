@@ -18,9 +18,9 @@ from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import Detections, Picture
-from visionedge.inference.detections import Selection
-from visionedge.inference.graph import compile_model
-from visionedge.inference.model import Model
+from visionedge.model.compiler.compile import compile_model
+from visionedge.model.model import Model
+from visionedge.model.postprocess import Selection
 from visionedge.ops.plain_network import Candidates, Floats, PlainNetwork, can_decode, plain_session
 from visionedge.runtime.installation import bundled
 from visionedge.runtime.redaction import masked_address

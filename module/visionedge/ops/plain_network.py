@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.frames.types import Picture
-from visionedge.inference.dense import DenseDecoder
-from visionedge.inference.heads.dfl import DflDecoder, Scale
-from visionedge.inference.model import Model
+from visionedge.model.dense import DenseDecoder
+from visionedge.model.heads.nanodet import DflDecoder, Scale
+from visionedge.model.model import Model
 from visionedge.runtime.ort import import_onnxruntime
 
 Floats = NDArray[np.float32]

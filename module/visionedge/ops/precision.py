@@ -11,11 +11,11 @@ import onnx
 from visionedge import __version__
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.frames.types import utc_now, utc_text
-from visionedge.inference.model import Model, bundled_model_path, load_model
-from visionedge.inference.parity import Tolerance
 from visionedge.inference.plan_cache import processor
-from visionedge.inference.precision import Made, Material, Precision, Tried, make
-from visionedge.inference.variants import demanded, place_of, store, tolerance_document
+from visionedge.model.model import Model, bundled_model_path, load_model
+from visionedge.model.parity import Tolerance
+from visionedge.model.quantization.search import Made, Material, Precision, Tried, make
+from visionedge.model.quantization.variants import demanded, place_of, store, tolerance_document
 from visionedge.ops.compile import write_compiled
 from visionedge.ops.material import gather
 from visionedge.runtime.ort import wheel

@@ -13,9 +13,9 @@ from visionedge.config.addresses import parse_camera_uri
 from visionedge.config.schema import Config, ModelConfig
 from visionedge.edge.identity import Identity
 from visionedge.errors import ConfigError
-from visionedge.fetching.kept import kept_path
 from visionedge.inference.devices import DeviceState, Effective, Reason, Requested, Verdict, probe, wishes
 from visionedge.inference.session import NodePlaces
+from visionedge.model.model_store import kept_path
 from visionedge.ops.doctor.host import Answer, Host, Space
 from visionedge.ops.doctor.place import DXG, Place, look_around
 from visionedge.ops.doctor.wheel import Wheel, look_at_wheel

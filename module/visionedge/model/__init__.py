@@ -1,0 +1,1 @@
+"""A model: its untrusted file read, its family recognised, one graph compiled, other precisions made."""

@@ -1,0 +1,132 @@
+"""Which operators onnxruntime can compute on CUDA, known without a GPU: from its own list of kernels."""
+
+import csv
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+import onnx
+from onnx import defs, helper
+
+# What never becomes a kernel's work: it is folded into the graph before anything runs.
+_FOLDED = frozenset({"Constant"})
+
+# Types of older versions where they are fewer: (operator, from which version on the list holds).
+_NARROW: Mapping[str, tuple[int, frozenset[str]]] = {
+    "Clip": (12, frozenset({"float"})),
+    **{
+        operator: (14, frozenset({"bfloat16", "double", "float", "float16", "int32", "int64"}))
+        for operator in ("Add", "Sub", "Mul", "Div")
+    },
+}
+
+_RANGE = re.compile(r"(\d+)\+|\[(\d+), (\d+)\]|(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """`versions` are ranges of the operator's version, `types` those of each constraint (see `_typed`)."""
+
+    versions: tuple[tuple[int, int], ...]
+    types: Mapping[str, frozenset[str]]
+
+    def serves(self, version: int) -> bool:
+        """Whether this version of the operator is among them."""
+        return any(low <= version <= high for low, high in self.versions)
+
+
+@functools.cache
+def kernels() -> Mapping[tuple[str, str], Kernel]:
+    """All kernels by (domain, operator)."""
+    text = (
+        resources.files("visionedge.model.analysis").joinpath("cuda_kernels.tsv").read_text(encoding="utf-8")
+    )
+    rows = csv.reader((line for line in text.splitlines() if not line.startswith("#")), delimiter="\t")
+    return {
+        (domain, operator): Kernel(_versions(ranges), _types(types))
+        for domain, operator, ranges, types in rows
+    }
+
+
+def _versions(text: str) -> tuple[tuple[int, int], ...]:
+    newest = 1 << 30
+    return tuple(
+        (int(m[1] or m[2] or m[4]), newest if m[1] else int(m[3] or m[4])) for m in _RANGE.finditer(text)
+    )
+
+
+def _types(text: str) -> dict[str, frozenset[str]]:
+    named = [part.rpartition("=") for part in text.split(";") if part]
+    return {name: frozenset(types.split(",")) for name, _, types in named}
+
+
+def missing_kernel(node: onnx.NodeProto, opsets: Mapping[str, int], types: Mapping[str, int]) -> str | None:
+    """Why a node would be computed on the CPU, in words; None where CUDA has a kernel for it.
+
+    `opsets` are the versions of the domains that the graph imports, `types` the element types of its tensors
+    as far as they are known: what is not known is not held against a node.
+    """
+    domain = node.domain or "ai.onnx"
+    if domain == "ai.onnx" and node.op_type in _FOLDED:
+        return None
+    kernel = kernels().get((domain, node.op_type))
+    schema = _schema(node, opsets)
+    if kernel is None:
+        # onnxruntime writes such an operator out in others where it has no kernel for it.
+        return None if _is_written_out(schema) else "there is no CUDA kernel for it"
+    if schema is None:
+        return None
+    version = schema.since_version
+    if not kernel.serves(version):
+        return f"there is no CUDA kernel for its version {version}"
+    for constraint, name in _typed(node, schema, types):
+        allowed = kernel.types.get(constraint, frozenset())
+        since, fewer = _NARROW.get(node.op_type, (0, allowed))
+        if allowed and name not in (allowed if version >= since else fewer):
+            return f"its CUDA kernel does not take {name}"
+    return None
+
+
+def _is_written_out(schema: defs.OpSchema | None) -> bool:
+    flags = ("has_function", "has_context_dependent_function")
+    return any(getattr(schema, flag, False) for flag in flags)
+
+
+def _schema(node: onnx.NodeProto, opsets: Mapping[str, int]) -> defs.OpSchema | None:
+    domain = "" if node.domain in ("", "ai.onnx") else node.domain
+    try:
+        return defs.get_schema(node.op_type, opsets.get(domain, opsets.get("ai.onnx", 1)), domain)
+    except defs.SchemaError:
+        return None
+
+
+def _typed(
+    node: onnx.NodeProto, schema: defs.OpSchema, types: Mapping[str, int]
+) -> Iterator[tuple[str, str]]:
+    """(type constraint, type) of a node's tensors whose types are known; the last parameter may repeat.
+
+    A list of types that names no constraint ("") is of that of the first input.
+    """
+    first = schema.inputs[0].type_str if schema.inputs else ""
+    for names, parameters in ((node.input, schema.inputs), (node.output, schema.outputs)):
+        for index, name in enumerate(names):
+            if name in types and parameters:
+                parameter = parameters[min(index, len(parameters) - 1)]
+                yield parameter.type_str, _name(types[name])
+                if parameter.type_str == first:
+                    yield "", _name(types[name])
+
+
+def _name(code: int) -> str:
+    try:
+        words = helper.tensor_dtype_to_string(code).removeprefix("TensorProto.").lower()
+    except KeyError:
+        return f"type {code}"
+    return str(words)
+
+
+def opsets_of(model: onnx.ModelProto) -> dict[str, int]:
+    """The version of each domain that a model imports; "" is ONNX itself."""
+    return {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}

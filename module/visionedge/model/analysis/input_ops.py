@@ -1,0 +1,582 @@
+"""What a network does to its picture before its first layers: scaling, subtracting, swapping of channels.
+
+A model that normalises by itself must not be fed what its family usually is. So the picture is followed from
+the input on, through all that moves values or changes them by constants, until the first layers. That nothing
+was seen is evidence only where every way ends at a layer; else `Opening.unknown` names what is in between.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from visionedge.model.analysis.float_view import Graph
+from visionedge.model.graph import needs
+
+LAYERS = frozenset(
+    {"Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "FusedConv", "FusedGemm", "Gemm"}
+    | {"MatMul", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
+    | {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"}
+)
+_LOOKERS = frozenset({"Shape", "Size"})  # ask for the shape only
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
+_WHOLE = frozenset(
+    {TensorProto.UINT8, TensorProto.UINT16, TensorProto.INT16, TensorProto.UINT32}
+    | {TensorProto.INT32, TensorProto.UINT64, TensorProto.INT64}
+)
+_DROPPED = -1
+_FAR = 1 << 20
+_DEEPEST = 8
+_MOST_TOLD = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Values of the input (in its own unit) are cut off below `low` and above `high`.
+
+    `whole` is not 0 where they are made whole numbers after they were multiplied by it.
+    """
+
+    low: float
+    high: float
+    whole: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Value * factor + offset for each channel in the input's order; `swaps` = red and blue trade places.
+
+    `kernels` are (side, stride) of the convolutions that come next: large patches are a transformer's.
+    `unknown` is what stands between the picture and a layer and could not be followed, "" where nothing does;
+    `seen` are the operators before. `size_px` is (width, height) where the graph resizes its picture.
+    """
+
+    factor: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    swaps: bool = False
+    kernels: frozenset[tuple[int, int]] = frozenset()
+    unknown: str = ""
+    seen: tuple[str, ...] = ()
+    bounds: tuple[Bound, ...] = ()
+    size_px: tuple[int, int] | None = None
+    until: "Way | None" = None
+
+    @property
+    def scales(self) -> bool:
+        """Whether it changes values at all."""
+        return self.factor != (1.0, 1.0, 1.0) or self.offset != (0.0, 0.0, 0.0)
+
+
+def read_opening(
+    graph: Graph, name: str, channel: int, size_px: tuple[int | None, int | None] = (None, None)
+) -> Opening:
+    """The opening of the input `name` [N, 3, H, W] or [N, H, W, 3], whose axis of channels is `channel`.
+
+    `size_px` is (width, height) of the input.
+    """
+    walk = _Walk(graph)
+    walk.known[name] = _Pixels(channel, 4, tuple(_Channel(i) for i in range(3)), size_px)
+    for node in graph.node:
+        walk.step(node)
+    return walk.opening(size_px)
+
+
+@dataclass(frozen=True, slots=True)
+class _Channel:
+    """One channel of the picture: value * factor + offset of the channel `source` of the input."""
+
+    source: int
+    factor: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Pixels:
+    """A tensor that still is the picture. `axis` is that of its channels: None where it cannot be told.
+
+    `parts`: into how many pictures of a lower resolution it was taken apart.
+    """
+
+    axis: int | None
+    rank: int
+    channels: tuple[_Channel, ...]
+    size_px: tuple[int | None, int | None]
+    parts: int = 1
+
+
+Values = NDArray[np.generic]
+
+
+class _Walk:
+    """The picture's tensors so far, and what they met."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        self.makers: dict[str, onnx.NodeProto] = {}
+        self.users: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+                self.constants[node.output[0]] = node.attribute[0].t
+            self.makers.update(dict.fromkeys(node.output, node))
+            for key in dict.fromkeys(node.input):
+                self.users.setdefault(key, []).append(node)
+        self.known: dict[str, _Pixels] = {}
+        self.ends: list[_Pixels] = []
+        self.kernels: set[tuple[int, int]] = set()
+        self.bounds: list[Bound] = []
+        self.seen: dict[str, None] = {}
+        self.unknown: dict[str, None] = {}
+        self.until: Way | None = None
+
+    def step(self, node: onnx.NodeProto) -> None:
+        """Take in what a node makes of the picture, if it gets it."""
+        mine = [name for name in dict.fromkeys(needs(node)) if name in self.known]
+        if not mine or node.op_type in _LOOKERS:
+            return
+        change = _CHANGES.get(node.op_type) if mine[0] in node.input else None
+        made = change(self, node, self.known[mine[0]]) if change is not None else None
+        if made is not None:
+            self.seen[node.op_type] = None
+            self.known.update(zip(node.output, made, strict=False))
+        elif node.op_type in LAYERS:
+            self._layer(node, mine)
+        else:
+            self.unknown[node.op_type] = None
+            self.until = self.until or _summary(self.known[mine[0]])
+
+    def _layer(self, node: onnx.NodeProto, mine: list[str]) -> None:
+        self.ends.extend(self.known[name] for name in mine)
+        if "Conv" in node.op_type:
+            self.kernels.add(self.kernel(node))
+
+    def opening(self, size_px: tuple[int | None, int | None]) -> Opening:
+        """All that was seen, summed up."""
+        seen = tuple(self.seen)[:_MOST_TOLD]
+        unknown = ", ".join(list(self.unknown)[:_MOST_TOLD])
+        summaries = {_summary(pixels) for pixels in self.ends}
+        if unknown or len(summaries) != 1 or None in summaries:
+            said = unknown or (
+                "no layer behind" if not self.ends else "several ways to its layers, or mixed channels"
+            )
+            until = self.until if unknown else None
+            return Opening(kernels=frozenset(self.kernels), unknown=said, seen=seen, until=until)
+        (summary,) = summaries
+        assert summary is not None  # noqa: S101 - looked for above
+        factor, offset, swaps, last = summary
+        resized = (last[0] or 0, last[1] or 0) if last != size_px else None
+        bounds = tuple(dict.fromkeys(self.bounds))
+        return Opening(factor, offset, swaps, frozenset(self.kernels), "", seen, bounds, resized)
+
+    # --- constants ------------------------------------------------------------------------------------------
+
+    def constant(self, name: str) -> Values | None:
+        """The constant behind a name, perhaps cast or reshaped; None where it is computed."""
+        shapes: list[onnx.NodeProto] = []
+        for _ in range(_DEEPEST):
+            if name in self.constants:
+                values: Values = numpy_helper.to_array(self.constants[name])
+                for shape in reversed(shapes):
+                    values = self._reshaped(shape, values)
+                return values
+            node = self.makers.get(name)
+            if node is None or node.op_type not in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
+                return None
+            shapes.append(node)
+            name = node.input[0]
+        return None
+
+    def _reshaped(self, node: onnx.NodeProto, values: Values) -> Values:
+        if node.op_type == "Reshape":
+            shape = self.constant(node.input[1])
+            return values if shape is None else values.reshape([int(n) for n in shape.ravel()])
+        if node.op_type == "Unsqueeze":
+            return np.expand_dims(values, tuple(self.numbers(node, "axes", 1) or (0,)))
+        return np.squeeze(values) if node.op_type == "Squeeze" else values
+
+    def numbers(self, node: onnx.NodeProto, attribute: str, place: int) -> list[int] | None:
+        """Whole numbers that a node has as an attribute (older opsets) or as an input; None if neither."""
+        for each in node.attribute:
+            if each.name == attribute:
+                return [int(n) for n in (each.ints or [each.i])]
+        if place >= len(node.input) or not node.input[place]:
+            return None
+        values = self.constant(node.input[place])
+        return None if values is None else [int(n) for n in np.ravel(values)]
+
+    def kernel(self, node: onnx.NodeProto) -> tuple[int, int]:
+        """(side, stride) of a convolution; 0 where it is not said."""
+        stride = next((int(a.ints[0]) for a in node.attribute if a.name == "strides" and a.ints), 1)
+        side = next((int(a.ints[0]) for a in node.attribute if a.name == "kernel_shape" and a.ints), 0)
+        weight = self.constants.get(node.input[1])
+        return (side or (int(weight.dims[-1]) if weight is not None and weight.dims else 0), stride)
+
+
+Way = tuple[tuple[float, float, float], tuple[float, float, float], bool, tuple[int | None, int | None]]
+
+
+def _summary(pixels: _Pixels) -> Way | None:
+    """(factor, offset, swaps, size) of a picture that comes to a layer; None if its channels are mixed."""
+    ways: dict[int, _Channel] = {}
+    for channel in pixels.channels:
+        if ways.setdefault(channel.source, channel) != channel:
+            return None
+    if list(ways) not in ([0, 1, 2], [2, 1, 0]) or len(pixels.channels) != 3 * pixels.parts:
+        return None
+    first, second, third = (ways[i] for i in range(3))
+    factor, offset = (first.factor, second.factor, third.factor), (first.offset, second.offset, third.offset)
+    return factor, offset, next(iter(ways)) == 2, pixels.size_px
+
+
+# --- what nodes do to a picture: the tensors that they give, None where that is not known -------------------
+
+Made = Sequence[_Pixels] | None
+
+
+def _same(_: _Walk, __: onnx.NodeProto, pixels: _Pixels) -> Made:
+    return [pixels]
+
+
+def _cast(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    to = next((a.i for a in node.attribute if a.name == "to"), 0)
+    if to in _FLOATS:
+        return [pixels]
+    return _rounded(walk, node, pixels) if to in _WHOLE else None
+
+
+def _rounded(walk: _Walk, _: onnx.NodeProto, pixels: _Pixels) -> Made:
+    factors = [abs(channel.factor) for channel in pixels.channels]
+    walk.bounds.append(Bound(-np.inf, np.inf, whole=min(factors)))
+    return [pixels]
+
+
+def _transpose(_: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    order = [int(i) for a in node.attribute if a.name == "perm" for i in a.ints]
+    order = order or list(range(pixels.rank))[::-1]
+    known = pixels.axis is not None and pixels.axis in order
+    return [replace(pixels, axis=order.index(pixels.axis or 0) if known else None)]
+
+
+def _reshape(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    """The channels stay where they were if the shape says so in full; else where they are is not known."""
+    shape = walk.numbers(node, "shape", 1)
+    if shape is None:
+        return [replace(pixels, axis=None)]
+    count = len(pixels.channels)
+    if pixels.axis == 1 and len(shape) > 1 and shape[1] in (0, count):
+        return [replace(pixels, rank=len(shape))]
+    if pixels.axis == pixels.rank - 1 and shape[-1] == count:
+        return [replace(pixels, axis=len(shape) - 1, rank=len(shape))]
+    return [replace(pixels, axis=None, rank=len(shape))]
+
+
+def _flatten(_: _Walk, __: onnx.NodeProto, pixels: _Pixels) -> Made:
+    return [replace(pixels, axis=None, rank=2)]
+
+
+def _unsqueeze(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    axes = walk.numbers(node, "axes", 1)
+    if axes is None or len(axes) != 1:
+        return [replace(pixels, axis=None)]
+    axis = axes[0] % (pixels.rank + 1)
+    if pixels.axis == _DROPPED:
+        return [replace(pixels, axis=axis, rank=pixels.rank + 1)]
+    moved = pixels.axis if pixels.axis is None or pixels.axis < axis else pixels.axis + 1
+    return [replace(pixels, axis=moved, rank=pixels.rank + 1)]
+
+
+def _squeeze(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    axes = walk.numbers(node, "axes", 1)
+    if axes is None or len(axes) != 1 or pixels.axis in (None, _DROPPED):
+        return [replace(pixels, axis=None, rank=pixels.rank - 1)]
+    axis, mine = axes[0] % pixels.rank, pixels.axis or 0
+    moved = _DROPPED if mine == axis else mine - (mine > axis)
+    return [replace(pixels, axis=moved, rank=pixels.rank - 1)]
+
+
+def _gather(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    """Channels in another order, or one of them."""
+    axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 0) % pixels.rank
+    places = walk.constant(node.input[1])
+    if axis != pixels.axis or places is None or places.ndim > 1:
+        return None
+    count = len(pixels.channels)
+    numbers = [int(n) for n in np.ravel(places)]
+    if not all(-count <= n < count for n in numbers):
+        return None
+    channels = tuple(pixels.channels[n] for n in numbers)
+    if places.ndim == 0:
+        return [replace(pixels, axis=_DROPPED, rank=pixels.rank - 1, channels=channels)]
+    return [replace(pixels, channels=channels)]
+
+
+def _slice(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    """Some channels, or every second row or column; never a part of the picture."""
+    starts, ends = walk.numbers(node, "starts", 1), walk.numbers(node, "ends", 2)
+    if starts is None or ends is None:
+        return None
+    axes = walk.numbers(node, "axes", 3)
+    axes = list(range(len(starts))) if axes is None else axes
+    steps = walk.numbers(node, "steps", 4)
+    steps = [1] * len(starts) if steps is None else steps
+    if not len(starts) == len(ends) == len(axes) == len(steps):
+        return None
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        cut = _cut(pixels, axis % pixels.rank, start, end, step)
+        if cut is None:
+            return None
+        pixels = cut
+    return [pixels]
+
+
+def _cut(pixels: _Pixels, axis: int, start: int, end: int, step: int) -> _Pixels | None:
+    if axis == pixels.axis:
+        stop = None if step < 0 and end < -len(pixels.channels) else end
+        return replace(pixels, channels=pixels.channels[start:stop:step])
+    if axis == 0 or pixels.axis is None or step < 1:
+        return None if (start, step) != (0, 1) or end < _FAR else pixels
+    whole = end >= _FAR or end in pixels.size_px
+    if not whole or not 0 <= start < step:
+        return None
+    return replace(pixels, parts=pixels.parts * step)
+
+
+def _split(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 0) % pixels.rank
+    count = len(pixels.channels)
+    sizes = walk.numbers(node, "split", 1) or [count // len(node.output)] * len(node.output)
+    if axis != pixels.axis or sum(sizes) != count:
+        return None
+    edges = np.cumsum([0, *sizes]).tolist()
+    return [
+        replace(pixels, channels=pixels.channels[first:last]) for first, last in itertools.pairwise(edges)
+    ]
+
+
+def _concat(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    """Channels, or the parts of a picture, beside each other."""
+    axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 0) % pixels.rank
+    parts = [walk.known.get(name) for name in node.input]
+    found = [part for part in parts if part is not None]
+    alike = {(part.axis, part.rank, part.size_px, part.parts) for part in found}
+    if len(found) != len(parts) or len(alike) != 1 or axis != pixels.axis:
+        return None
+    return [replace(pixels, channels=tuple(channel for part in found for channel in part.channels))]
+
+
+def _space_to_depth(_: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    side = next((int(a.i) for a in node.attribute if a.name == "blocksize"), 1)
+    many = side * side
+    return [replace(pixels, channels=pixels.channels * many, parts=pixels.parts * many)]
+
+
+def _resize(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    """A picture of another fixed size; the channels and the batch stay as they are."""
+    width, height = pixels.size_px
+    known = pixels.rank == 4 and pixels.axis in (1, 3) and width and height
+    words = {a.name: a.s for a in node.attribute}
+    crops = words.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
+    if not known or not width or not height or crops or {"axes", "keep_aspect_ratio_policy"} & set(words):
+        return None
+    before = [1, 3, height, width] if pixels.axis == 1 else [1, height, width, 3]
+    after = _sides(walk, node, before)
+    spatial = (2, 3) if pixels.axis == 1 else (1, 2)
+    if after is None or len(after) != 4 or any(after[i] != before[i] for i in {0, 1, 2, 3} - set(spatial)):
+        return None
+    return [replace(pixels, size_px=(after[spatial[1]], after[spatial[0]]))]
+
+
+def _sides(walk: _Walk, node: onnx.NodeProto, before: list[int]) -> list[int] | None:
+    sizes = walk.numbers(node, "", 3)
+    if sizes:
+        return [before[0], *sizes[1:]]
+    factors = [f for a in node.attribute if a.name == "scales" for f in a.floats]
+    for name in list(node.input[1:3])[::-1]:
+        values = walk.constant(name) if name and not factors else None
+        factors = factors or ([float(f) for f in np.ravel(values)] if values is not None else [])
+    if len(factors) != len(before):
+        return None
+    return [int(np.floor(side * factor)) for side, factor in zip(before, factors, strict=True)]
+
+
+def _pad(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    """A border that belongs to the convolutions behind: narrower than their kernel."""
+    pads = walk.numbers(node, "pads", 1)
+    if pads is None or len(pads) != 2 * pixels.rank or min(pads) < 0:
+        return None
+    if not any(pads):
+        return [pixels]
+    users = walk.users.get(node.output[0], [])
+    convolutions = bool(users) and all(user.op_type == "Conv" for user in users)
+    fixed = [pads[axis] + pads[axis + pixels.rank] for axis in (0, pixels.axis or 0)]
+    if not convolutions or any(fixed) or pixels.axis is None:
+        return None
+    return [pixels] if max(pads) < min(walk.kernel(user)[0] for user in users) else None
+
+
+# --- arithmetic ---------------------------------------------------------------------------------------------
+
+Floats = NDArray[np.float64]
+
+
+def _changed(pixels: _Pixels, factor: Floats, offset: Floats) -> Made:
+    rows = zip(pixels.channels, factor.tolist(), offset.tolist(), strict=True)
+    channels = tuple(_Channel(c.source, c.factor * by, c.offset * by + plus) for c, by, plus in rows)
+    return [replace(pixels, channels=channels)]
+
+
+def _by_channel(pixels: _Pixels, values: Values | None) -> Floats | None:
+    """A constant as one number for each channel; None if it is something else."""
+    count = len(pixels.channels)
+    if values is None or values.size not in (1, count) or values.dtype.kind not in "fiu":
+        return None
+    if values.size > 1:
+        wide = [place for place, side in enumerate(values.shape) if side > 1]
+        aligned = pixels.axis is not None and pixels.axis >= 0 and len(wide) == 1
+        if not aligned or values.ndim - wide[0] != pixels.rank - (pixels.axis or 0):
+            return None
+    return np.broadcast_to(np.ravel(values).astype(np.float64), (count,))
+
+
+def _arithmetic(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    first, second = node.input[:2]
+    left = first in walk.known
+    value = _by_channel(pixels, walk.constant(second if left else first))
+    if value is None or (left and second in walk.known):
+        return None
+    zero, one = np.zeros(len(value)), np.ones(len(value))
+    if node.op_type == "Div":
+        return _changed(pixels, 1 / value, zero) if left and value.all() else None
+    if node.op_type == "Mul":
+        return _changed(pixels, value, zero) if value.all() else None
+    if node.op_type == "Add":
+        return _changed(pixels, one, value)
+    return _changed(pixels, one, -value) if left else _changed(pixels, -one, value)
+
+
+def _negative(_: _Walk, __: onnx.NodeProto, pixels: _Pixels) -> Made:
+    return _changed(pixels, -np.ones(len(pixels.channels)), np.zeros(len(pixels.channels)))
+
+
+def _dequantize(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    scale = _by_channel(pixels, walk.constant(node.input[1]))
+    shift = np.zeros(len(pixels.channels))
+    if len(node.input) > 2 and node.input[2]:
+        known = _by_channel(pixels, walk.constant(node.input[2]))
+        if known is None:
+            return None
+        shift = known
+    if scale is None or not scale.all():
+        return None
+    return _changed(pixels, scale, -shift * scale)
+
+
+def _normalize(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    if pixels.axis != 1:
+        return None
+    parts = [walk.constant(key) for key in node.input[1:5]]
+    count = len(pixels.channels)
+    if len(parts) != 4 or any(part is None or part.size != count for part in parts):
+        return None
+    gain, bias, mean, variance = (np.ravel(p).astype(np.float64) for p in parts if p is not None)
+    epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+    factor = gain / np.sqrt(variance + epsilon)
+    return _changed(pixels, factor, bias - mean * factor) if factor.all() else None
+
+
+def _pointwise(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    """A convolution that only scales and swaps channels; None for one that learned, which is a layer."""
+    weight = walk.constants.get(node.input[1])
+    if weight is None or list(weight.dims) not in ([3, 3, 1, 1], [3, 1, 1, 1]) or pixels.axis != 1:
+        return None
+    if walk.kernel(node)[1] != 1 or len(pixels.channels) != 3:
+        return None
+    if weight.data_type not in _FLOATS:
+        return None
+    values = numpy_helper.to_array(weight).astype(np.float64).reshape(3, -1)
+    matrix = np.diag(values[:, 0]) if values.shape[1] == 1 else values
+    if not ((matrix != 0).sum(axis=0) == 1).all() or not ((matrix != 0).sum(axis=1) == 1).all():
+        return None
+    bias: Values | None = np.zeros(3)
+    if len(node.input) > 2 and node.input[2]:
+        bias = walk.constant(node.input[2])
+    if bias is None:
+        return None
+    order = (matrix != 0).argmax(axis=1)
+    swapped = replace(pixels, channels=tuple(pixels.channels[i] for i in order.tolist()))
+    return _changed(swapped, matrix[np.arange(3), order], np.ravel(bias).astype(np.float64))
+
+
+# --- bounds -------------------------------------------------------------------------------------------------
+
+
+def _clip(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    limits = {a.name: float(a.f) for a in node.attribute}
+    for word, place in (("min", 1), ("max", 2)):
+        if place < len(node.input) and node.input[place]:
+            value = walk.constant(node.input[place])
+            if value is None or value.size != 1:
+                return None
+            limits[word] = float(np.ravel(value)[0])
+    return _bounded(walk, pixels, limits.get("min", -np.inf), limits.get("max", np.inf))
+
+
+def _extreme(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+    """Min and Max with constants."""
+    others = [walk.constant(name) for name in node.input if name not in walk.known]
+    if len(others) != len(node.input) - 1 or any(value is None or value.size != 1 for value in others):
+        return None
+    numbers = [float(np.ravel(value)[0]) for value in others if value is not None]
+    if not numbers:
+        return [pixels]
+    if node.op_type == "Min":
+        return _bounded(walk, pixels, -np.inf, min(numbers))
+    return _bounded(walk, pixels, max(numbers), np.inf)
+
+
+def _relu(walk: _Walk, _: onnx.NodeProto, pixels: _Pixels) -> Made:
+    return _bounded(walk, pixels, 0.0, np.inf)
+
+
+def _bounded(walk: _Walk, pixels: _Pixels, low: float, high: float) -> Made:
+    for channel in pixels.channels:
+        ends = sorted((end - channel.offset) / channel.factor for end in (low, high))
+        walk.bounds.append(Bound(ends[0], ends[1]))
+    return [pixels]
+
+
+_CHANGES: Mapping[str, Callable[[_Walk, onnx.NodeProto, _Pixels], Made]] = {
+    "Identity": _same,
+    "Dropout": _same,
+    "Cast": _cast,
+    "Floor": _rounded,
+    "Round": _rounded,
+    "Transpose": _transpose,
+    "Reshape": _reshape,
+    "Flatten": _flatten,
+    "Unsqueeze": _unsqueeze,
+    "Squeeze": _squeeze,
+    "Gather": _gather,
+    "Slice": _slice,
+    "Split": _split,
+    "Concat": _concat,
+    "SpaceToDepth": _space_to_depth,
+    "Resize": _resize,
+    "Upsample": _resize,
+    "Pad": _pad,
+    "Add": _arithmetic,
+    "Sub": _arithmetic,
+    "Mul": _arithmetic,
+    "Div": _arithmetic,
+    "Neg": _negative,
+    "DequantizeLinear": _dequantize,
+    "BatchNormalization": _normalize,
+    "Conv": _pointwise,
+    "Clip": _clip,
+    "Min": _extreme,
+    "Max": _extreme,
+    "Relu": _relu,
+}

@@ -1,0 +1,206 @@
+"""What a network does last, behind the last weights: the operators that tell decoded outputs from raw ones.
+
+Two families can share every shape and differ in what their last nodes have done to the values already.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from visionedge.model.analysis.box_form import Form, Forms
+from visionedge.model.analysis.float_view import Graph
+
+WEIGHTED = frozenset(
+    {"Conv", "ConvInteger", "ConvTranspose", "FusedConv", "Gemm", "MatMul", "MatMulInteger", "QLinearConv"}
+)
+# They move values: what made them lies behind their first input.
+_MOVERS = frozenset(
+    {
+        "Cast",
+        "DequantizeLinear",
+        "Flatten",
+        "Identity",
+        "QuantizeLinear",
+        "Reshape",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+# Of these only the first input carries values; the others are shapes, places and numbers.
+_FIRST_ONLY = _MOVERS | {
+    "Clip",
+    "Expand",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Pad",
+    "ReduceMax",
+    "ReduceSum",
+    "Resize",
+    "Slice",
+    "Split",
+    "Tile",
+    "TopK",
+}
+_CONSTANT = "constant"
+_A_BOX = 8
+_MOST_PARTS = 1000
+_WHOLE = frozenset({TensorProto.INT32, TensorProto.INT64})
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """`operators` lie between an output and the weights behind it, those with the weights left out.
+
+    `parts` are the operators that made what the output is concatenated from, in order and without repetition
+    side by side ("constant" for what is none of the network's work); weights and their bias count as "Conv".
+    `weighted`: there are weights behind at all, so that the rest says something. `modulus` is the number of
+    classes where places in a list of (anchor, class) pairs are made into classes by it; 0 where they are not.
+    `form` is how the boxes are written that it begins with, where nodes tell; `sigmoids` how many parts one
+    made, side by side or not. `factors` are the constants that are multiplied or divided by.
+    """
+
+    operators: frozenset[str] = frozenset()
+    parts: tuple[str, ...] = ()
+    weighted: bool = False
+    modulus: int = 0
+    form: Form = ""
+    sigmoids: int = 0
+    factors: frozenset[float] = frozenset()
+
+    @property
+    def computes(self) -> bool:
+        """Whether numbers are added or multiplied: boxes are decoded at least in part."""
+        return bool(self.operators & {"Add", "Div", "Exp", "Mul", "Pow", "Sub"})
+
+    @property
+    def has_constant(self) -> bool:
+        """Whether a constant is among the parts: a column that says nothing."""
+        return bool({_CONSTANT, "ConstantOfShape", "Constant", "Expand"} & set(self.parts))
+
+
+def read_closings(graph: Graph) -> Mapping[str, Closing]:
+    """The closing of each output, by its name."""
+    makers = {name: node for node in graph.node for name in node.output if name}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = node.attribute[0].t if node.attribute else onnx.TensorProto()
+
+    def ends(name: str) -> bool:
+        return name in makers and name not in constants and _has_weights(makers[name], makers, constants)
+
+    walk = _Walk(makers, constants, Forms(makers, _MOVERS, ends))
+    return {output.name: _closing(output.name, walk) for output in graph.output}
+
+
+Makers = Mapping[str, onnx.NodeProto]
+Constants = Mapping[str, onnx.TensorProto]
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """What all outputs of a graph have in common. `moved` keeps what lies behind movers."""
+
+    makers: Makers
+    constants: Constants
+    forms: Forms
+    moved: dict[str, str] = field(default_factory=dict)
+
+    def behind(self, name: str) -> str:
+        """The tensor behind all that only moves values; each is looked for once."""
+        passed = []
+        while name not in self.moved:
+            node = self.makers.get(name)
+            if node is None or node.op_type not in _MOVERS or name in self.constants or not node.input:
+                break
+            passed.append(name)
+            name = node.input[0]
+        name = self.moved.get(name, name)
+        self.moved.update(dict.fromkeys(passed, name))
+        return name
+
+
+def _closing(output: str, walk: _Walk) -> Closing:
+    makers, constants = walk.makers, walk.constants
+    seen: set[str] = set()
+    weighted = False
+    moduli: set[int] = set()
+    factors: set[float] = set()
+    found: set[str] = set()
+    waiting = [output]
+    while waiting:
+        name = waiting.pop()
+        node = makers.get(name)
+        if node is None or name in seen or name in constants:
+            continue
+        seen.add(name)
+        if _has_weights(node, makers, constants):
+            weighted = True
+            continue
+        found.add(node.op_type)
+        moduli |= _moduli(node, constants)
+        factors |= _factors(node, constants)
+        waiting.extend(node.input[:1] if node.op_type in _FIRST_ONLY else node.input)
+    leaves = _leaves(output, walk)
+    return Closing(
+        frozenset(found),
+        tuple(word for place, word in enumerate(leaves) if leaves[place - 1 : place] != [word]),
+        weighted,
+        max(moduli) if len(moduli) == 1 else 0,
+        walk.forms.form(output),
+        leaves.count("Sigmoid"),
+        frozenset(factors),
+    )
+
+
+def _moduli(node: onnx.NodeProto, constants: Constants) -> set[int]:
+    """The whole number that a node divides by."""
+    divisor = constants.get(node.input[1]) if node.op_type in ("Div", "Mod") else None
+    if divisor is None or divisor.data_type not in _WHOLE:
+        return set()
+    values = numpy_helper.to_array(divisor)
+    return {int(values.reshape(()))} if values.size == 1 else set()
+
+
+def _factors(node: onnx.NodeProto, constants: Constants) -> set[float]:
+    """The few constants that a node multiplies or divides by: those of a box, and no table's."""
+    known = [constants[name] for name in node.input if name in constants]
+    if node.op_type not in ("Div", "Mul") or len(known) != 1 or math.prod(known[0].dims) > _A_BOX:
+        return set()
+    return {float(value) for value in np.ravel(numpy_helper.to_array(known[0]))}
+
+
+def _has_weights(node: onnx.NodeProto, makers: Makers, constants: Constants) -> bool:
+    """Whether it multiplies by weights, or adds a bias or normalises what such a node made."""
+    if node.op_type in WEIGHTED:
+        return True
+    known = [constants[name] for name in node.input if name in constants]
+    if node.op_type not in ("Add", "BatchNormalization") or not known:
+        return False
+    if node.op_type == "Add" and sum(side > 1 for side in known[0].dims) > 1:
+        return False  # a table, such as reference points, and no bias
+    behind = [makers[name] for name in node.input if name in makers and name not in constants]
+    return bool(behind) and all(n.op_type in WEIGHTED for n in behind)
+
+
+def _leaves(output: str, walk: _Walk) -> list[str]:
+    """The operators that made what an output is concatenated from, in order."""
+    parts: list[str] = []
+    waiting = [output]
+    while waiting and len(parts) < _MOST_PARTS:
+        name = walk.behind(waiting.pop())
+        node = walk.makers.get(name)
+        if node is not None and node.op_type == "Concat":
+            waiting.extend(reversed(node.input))
+            continue
+        word = _CONSTANT
+        if node is not None and name not in walk.constants:
+            word = "Conv" if _has_weights(node, walk.makers, walk.constants) else node.op_type
+        parts.append(word)
+    return parts

@@ -1,0 +1,1 @@
+"""From a model to the one graph that runs: bytes in, rows out."""

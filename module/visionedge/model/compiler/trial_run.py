@@ -1,0 +1,301 @@
+"""The first run of a model from outside, in a process that may be lost: ``python -m …inference.first_run``.
+
+A file can be a sound graph and still make its runtime crash, never end, or take all memory. So a compiled
+graph is opened and run once where that harms nobody. In the same process it is found out whether several
+pictures at once get the same answers as one by one, which is what a batch relies on.
+
+The child reads a JSON line (`Task`) and the graphs from stdin and writes a JSON line for each finding.
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visionedge.errors import ModelError, UnavailableError
+from visionedge.model.compiler.plausible import doubt
+from visionedge.runtime.child_process import run
+from visionedge.runtime.ort import import_onnxruntime
+
+FIRST_PICTURE_S = 40
+COMPARISON_S = 120
+_SPARE_S = 30
+
+TOGETHER = 3
+"""Pictures that are computed at once and one by one."""
+
+_TOLERANCE = 1e-4
+_HALF_TOLERANCE = 5e-3  # of float16: a few of its smallest steps
+_ROW_TOLERANCE = np.array([0.2, 0.2, 0.2, 0.2, 2e-3, 0.5])
+_MOST_ROWS = 500  # each is held against each
+_LEAST_SHARE = 0.97  # at the end of a list others may come in
+_SPARE_BYTES = 4 << 30  # address space for the libraries themselves
+
+_PROCESSES = "too few processes or threads are allowed here (ulimit -u, or the container's pids limit)"
+_LIMITS = {
+    "Resource temporarily unavailable": _PROCESSES,
+    "can't start new thread": _PROCESSES,
+    "pthread_create": _PROCESSES,
+    "failed to map segment": "too little memory or address space to load its libraries (ulimit -v)",
+    "Cannot allocate memory": "too little memory",
+}
+_OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "bad allocation", "Failed to allocate memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Bytes of the graph that is run, its pictures at a time, and of one with an open batch (0: none).
+
+    `outputs` are further tensors to compare, beside the rows. `declared`: the model itself says that its
+    batch is open, so it is enough that the rows are the same. `first_s` and `comparison_s` limit the time.
+    """
+
+    single: int
+    batch: int
+    opened: int
+    outputs: tuple[str, ...]
+    declared: bool
+    first_s: int
+    comparison_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class FirstRun:
+    """What was found. `stacks`: several pictures at once are as good as one by one; `words` say why (not).
+
+    `rows` is K, the most rows a picture gives.
+    """
+
+    rows: int
+    stacks: bool
+    words: str
+
+
+def first_run(
+    single: bytes, batch: int, opened: bytes | None, outputs: Sequence[str], *, declared: bool
+) -> FirstRun:
+    """Run a graph uint8 [batch, H, W, 3] → rows once, and compare it with `opened`, both with `outputs` too.
+
+    Raises:
+        ModelError: it crashes, does not end, gives no numbers or cannot be run.
+        UnavailableError: onnxruntime cannot be used at all.
+    """
+    limits_s = (FIRST_PICTURE_S, COMPARISON_S)
+    task = Task(len(single), batch, len(opened or b""), tuple(outputs), declared, *limits_s)
+    sent = b"".join((json.dumps(asdict(task)).encode(), b"\n", single, opened or b""))
+    try:
+        # The child limits its own time; this is for one that cannot even do that.
+        done = run("visionedge.model.compiler.trial_run", sent, FIRST_PICTURE_S + COMPARISON_S + _SPARE_S)
+    except subprocess.TimeoutExpired:
+        raise ModelError(_death(-signal.SIGALRM)) from None
+    except OSError as error:
+        raise UnavailableError(f"no process can be started to try the model: {error.strerror}") from None
+    findings = [json.loads(line) for line in done.stdout.splitlines()]
+    told = "\n".join(str(finding.get("error", "")) for finding in findings).encode() + done.stderr
+    clean = len(findings) == 1 + bool(opened) and not any(finding.get("error") for finding in findings)
+    if not clean and (words := blames_machine(told)) is not None:
+        raise UnavailableError(f"the process that tries the model cannot run: {words}")
+    return _judged(findings, done.returncode)
+
+
+def blames_machine(told: bytes) -> str | None:
+    """What a child said that the machine is to blame for, and not the model: a limit was reached.
+
+    None where it said nothing of that kind.
+    """
+    text = told.decode(errors="replace")
+    for sign, words in _LIMITS.items():
+        if sign in text:
+            return words
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY and any(sign in text for sign in _OUT_OF_MEMORY):
+        return f"the address space of a process is limited to {soft >> 20} MiB (ulimit -v)"
+    return None
+
+
+def address_space_bytes() -> int:
+    """What a child may use at most: the memory that there is, less where this process is limited already."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + _SPARE_BYTES
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    return most if hard == resource.RLIM_INFINITY else min(most, hard)
+
+
+def _judged(findings: list[dict[str, Any]], code: int) -> FirstRun:
+    if not findings:
+        raise ModelError(_death(code))
+    first = findings[0]
+    if first.get("unavailable"):
+        raise UnavailableError(first["unavailable"])
+    if first["error"]:
+        raise ModelError(f"cannot be run: {first['error']}")
+    if not first["finite"]:
+        raise ModelError("output contains NaN or infinity for a plain picture")
+    if first.get("doubt"):
+        raise ModelError(
+            f"was read as its shapes and nodes tell, but {first['doubt']}; if it is another kind of model, "
+            "state its head in MODEL.yaml beside it"
+        )
+    if len(findings) > 1:
+        return FirstRun(first["rows"], bool(findings[1]["stacks"]), str(findings[1]["words"]))
+    return FirstRun(first["rows"], False, f"comparing several pictures with one by one: {_death(code)}")
+
+
+def _death(code: int) -> str:
+    if code == -signal.SIGALRM:
+        return f"does not finish a picture within {FIRST_PICTURE_S} s"
+    if code < 0:
+        return (
+            f"makes onnxruntime crash ({signal.Signals(-code).name}); export it again, or with another opset"
+        )
+    return f"its first run ended with code {code} and no answer"
+
+
+# --- the child ----------------------------------------------------------------------------------------------
+
+
+def main(source: BinaryIO) -> None:
+    """Do what the task on `source` asks; a finding is a line on stdout."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes(),) * 2)
+    task = Task(**json.loads(source.readline()))
+    single, opened = source.read(task.single), source.read(task.opened)
+    signal.alarm(task.first_s)  # its default is to end this process, whatever native code does
+    try:
+        _find(task, single, opened)
+    except UnavailableError as error:
+        _tell({"unavailable": str(error)})
+
+
+def _find(task: Task, single: bytes, opened: bytes) -> None:
+    try:
+        session = _session(single)
+        images = pictures(*session.get_inputs()[0].shape[1:3])
+        first = _run(session, task, images[np.arange(task.batch) % TOGETHER])
+    except UnavailableError:
+        raise
+    except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common base but this
+        _tell({"error": _words(error), "finite": False})
+        return
+    finite = bool(np.isfinite(first[0]).all())
+    height_px, width_px = images.shape[1:3]
+    noise = first[0][0]  # the first picture is that, and a detector is sure of nothing in it
+    doubts = doubt(noise, width_px, height_px) if finite else ""
+    _tell({"error": "", "finite": finite, "doubt": doubts, "rows": len(noise)})
+    if not opened:
+        return
+    signal.alarm(task.comparison_s)
+    try:
+        together = _run(_session(opened), task, images)
+        alone = [_run(session, task, images[i : i + 1]) for i in range(TOGETHER)]
+    except Exception as error:  # noqa: BLE001 - as above
+        _tell({"stacks": False, "words": f"several pictures at once fail: {_words(error)}"})
+        return
+    stacks, words = compared(task.outputs, together[1:], [outputs[1:] for outputs in alone])
+    share = same_rows(together[0], np.concatenate([outputs[0] for outputs in alone]))
+    if share < _LEAST_SHARE:
+        # A network that orders a list by itself may differ value by value; what is in it may not.
+        stacks, words = (
+            False,
+            f"only {share:.0%} of the rows are the same when {TOGETHER} are computed at once",
+        )
+    elif task.declared and not stacks:
+        stacks, words = True, f"{share:.0%} of the rows are the same when {TOGETHER} are computed at once"
+    _tell({"stacks": stacks, "words": words})
+
+
+def _tell(finding: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(finding) + "\n")
+    sys.stdout.flush()
+
+
+def _words(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.rsplit("[ONNXRuntimeError] : ", 1)[-1][:300]
+
+
+def _session(graph: bytes) -> Any:
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: Any, task: Task, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+    """The rows, then the further outputs."""
+    rows = next(o.name for o in session.get_outputs() if o.name not in task.outputs)
+    return list(session.run([rows, *task.outputs], {session.get_inputs()[0].name: images}))
+
+
+def pictures(height_px: int, width_px: int) -> NDArray[np.uint8]:
+    """Unlike each other, as pictures are: noise, soft blobs, and a scene of edges. Always the same."""
+    random = np.random.default_rng(0)
+    size = (height_px, width_px, 3)
+    noise = random.integers(0, 256, size, np.uint8)
+    coarse = random.integers(0, 256, (height_px // 16 + 1, width_px // 16 + 1, 3), np.uint8)
+    soft = coarse.repeat(16, 0).repeat(16, 1)[:height_px, :width_px]
+    scene = np.full(size, 90, np.uint8)
+    scene[: height_px // 2] = np.linspace(120, 255, width_px, dtype=np.uint8)[:, None]
+    for _ in range(12):
+        top, left = random.integers(0, height_px), random.integers(0, width_px)
+        bottom, right = top + random.integers(4, height_px + 5), left + random.integers(4, width_px // 2 + 5)
+        scene[top:bottom, left:right] = random.integers(0, 256, 3, np.uint8)
+    return np.stack([noise, soft, scene])
+
+
+def compared(
+    names: Sequence[str], together: Sequence[NDArray[Any]], alone: Sequence[Sequence[NDArray[Any]]]
+) -> tuple[bool, str]:
+    """Whether outputs of several pictures at once are those of each alone, one behind the other; and words.
+
+    Value by value, to what is lost in another order of adding up.
+    """
+    worst = 0.0
+    for index, (name, whole) in enumerate(zip(names, together, strict=True)):
+        expected = np.concatenate([np.atleast_1d(outputs[index]) for outputs in alone])
+        if whole.shape != expected.shape:
+            return False, f"'{name}' has the shape {list(whole.shape)} for {TOGETHER} pictures at once"
+        away, allowed = _away(whole, expected)
+        if not away <= allowed:  # NaN is not
+            return False, f"'{name}' differs by {away:.2g} when {TOGETHER} pictures are computed at once"
+        worst = max(worst, away)
+    how = "the very same values" if worst == 0 else f"the same values to {worst:.1g}"
+    return True, f"{TOGETHER} pictures at once give {how} as one by one"
+
+
+def _away(values: NDArray[Any], expected: NDArray[Any]) -> tuple[float, float]:
+    """The largest difference, in parts of the largest value where that is above 1, and what is allowed."""
+    if expected.dtype.kind != "f":
+        return float((values != expected).any()), 0.0
+    exact = expected.astype(np.float64)
+    scale = max(1.0, float(np.abs(exact).max(initial=0)))
+    away = float(np.abs(values.astype(np.float64) - exact).max(initial=0)) / scale
+    return away, _HALF_TOLERANCE if expected.dtype == np.float16 else _TOLERANCE
+
+
+def same_rows(
+    rows: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    tolerance: NDArray[np.float64] = _ROW_TOLERANCE,
+) -> float:
+    """The share of rows (n, K, 6) that have their like, in the picture that has the fewest.
+
+    They need not stand at the same place: scores that are almost equal may change it. `tolerance` is how far
+    the six values may lie apart.
+    """
+    shares = []
+    for some, others in zip(rows[:, :_MOST_ROWS], expected[:, :_MOST_ROWS], strict=True):
+        away = np.abs(some[:, None] - others[None]) / tolerance
+        shares.append(float((away.max(axis=2) <= 1).any(axis=1).mean()) if len(some) else 1.0)
+    return min(shares)
+
+
+if __name__ == "__main__":
+    main(sys.stdin.buffer)

@@ -1,0 +1,118 @@
+"""The families of detectors that are understood: a module here with a tuple `HEADS` is all it takes."""
+
+import importlib
+import pkgutil
+from dataclasses import replace
+
+from visionedge.errors import ModelError
+from visionedge.model.analysis.signature import Signature
+from visionedge.model.interpretation import Head, Reading
+from visionedge.model.labels import class_names
+from visionedge.model.resized_input import as_resized, resized_back
+
+
+def known_heads() -> tuple[Head, ...]:
+    """All heads, in the order of their modules' names."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return tuple(head for module in modules for head in module.HEADS)
+
+
+def recognise(
+    signature: Signature, heads: tuple[Head, ...] | None = None, carrier: str = "its metadata"
+) -> Reading:
+    """The one reading that fits; a model is never guessed at.
+
+    ``visionedge.head`` in its metadata (or `head` in `MODEL.yaml`) states it outright; the shapes must agree
+    all the same. ``visionedge.nms`` says whether boxes still need suppression. `carrier` is where its labels
+    come from, for people.
+
+    Raises:
+        ModelError: none fits, or several do; the message says what was seen.
+    """
+    heads = known_heads() if heads is None else heads
+    stated = signature.metadata.get("visionedge.head")
+    if stated is not None:
+        heads = tuple(head for head in heads if head.name == stated)
+        if not heads:
+            raise ModelError(f"the head stated for it, '{stated}', is unknown; {_known()}")
+    _check_task(signature)
+    readings = _readings(signature, heads)
+    if len(readings) == 1:
+        return _with_stated(resized_back(signature, readings[0]), signature)
+    if readings:
+        names = " and ".join(reading.head for reading in readings)
+        raise ModelError(
+            f"several heads fit ({names}); state one as head in MODEL.yaml beside it. Seen: {signature}",
+            state=(f"head: {readings[0].head}   # or {', '.join(r.head for r in readings[1:])}",),
+        )
+    _check_labels(signature, heads, carrier)
+    _check_channels(signature)
+    if stated is not None:
+        raise ModelError(
+            f"the head stated for it, '{stated}', does not fit its shapes. Seen: {signature}", state=()
+        )
+    raise ModelError(f"is no detector that is known here. Seen: {signature}; {_known()}")
+
+
+def _readings(signature: Signature, heads: tuple[Head, ...]) -> list[Reading]:
+    readings = (head.read(as_resized(signature, head.name)) for head in heads)
+    return [reading for reading in readings if reading is not None]
+
+
+def _check_task(signature: Signature) -> None:
+    """Exporters say in the metadata what a model is for."""
+    task = signature.metadata.get("task", "detect")
+    if task != "detect":
+        raise ModelError(
+            f"is a model for '{task[:40]}', as its metadata says, and no detector of boxes: export a"
+            " detection model, such as with yolo export model=yolo11n.pt format=onnx",
+            state=(),
+        )
+
+
+def _check_labels(signature: Signature, heads: tuple[Head, ...], carrier: str) -> None:
+    """Whether it would be understood, were it not for the number of its labels."""
+    names = class_names(signature.metadata)
+    if names is None:
+        return
+    unnamed = {key: value for key, value in signature.metadata.items() if key != "names"}
+    try:
+        readings = _readings(replace(signature, metadata=unnamed), heads)
+    except ModelError:
+        return
+    counts = sorted({reading.class_count for reading in readings} - {0, len(names)})
+    if counts:
+        raise ModelError(
+            f"it has {' or '.join(map(str, counts))} classes, but {carrier} names {len(names)}", state=()
+        )
+
+
+def _check_channels(signature: Signature) -> None:
+    """Models that were trained with grey pictures."""
+    shapes = [t.shape for t in signature.inputs if t.shape is not None and len(t.shape) == 4]
+    if any(3 in (shape[1], shape[3]) for shape in shapes):
+        return
+    if any(1 in (shape[1], shape[3]) for shape in shapes):
+        raise ModelError(
+            "takes pictures of one channel (grey), and only those of three (colour) are given here: train and"
+            f" export it with three channels. Seen: {signature}",
+            state=(),
+        )
+
+
+def _with_stated(reading: Reading, signature: Signature) -> Reading:
+    """The reading with the evidence for an open size, and with what ``visionedge.nms`` says."""
+    evidence = reading.evidence + ((signature.size,) if signature.size else ())
+    stated = signature.metadata.get("visionedge.nms")
+    if stated is None:
+        return replace(reading, evidence=evidence)
+    if stated not in ("true", "false"):
+        raise ModelError("visionedge.nms must be true or false")
+    suppress = stated == "true"
+    clause = f"boxes are {'' if suppress else 'not '}suppressed, as stated"
+    return replace(reading, suppress=suppress, evidence=(*evidence, clause))
+
+
+def _known() -> str:
+    return f"known heads: {', '.join(head.name for head in known_heads())}"

@@ -1,0 +1,238 @@
+"""Boxes and scores of all cells in two outputs: YOLO-NAS, DAMO-YOLO, PP-YOLOE without its suppression.
+
+And what a plugin of TensorRT was given to suppress (`nms_plugins`). All of these share their shapes and
+differ in how pixels are scaled, which a graph seldom tells: then a file beside it or its owner has to say it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from visionedge.errors import ModelError
+from visionedge.model.analysis.output_ops import Closing
+from visionedge.model.analysis.signature import Signature, Tensor
+from visionedge.model.decoding import best_rows
+from visionedge.model.grids import part, pyramid, to_corners
+from visionedge.model.interpretation import NetworkInput, Preprocess, Reading, picture_input, stated_object
+from visionedge.model.nms_plugins import KEY, BoxesAndScores
+from visionedge.model.nodes import Nodes
+from visionedge.model.paddle_export import told_preparation
+from visionedge.model.preprocessing import prepared
+from visionedge.model.ultralytics import YOLO_INPUT, detects, origin
+
+FORMS = ("corners", "centers")
+_FOREIGN = frozenset({"NonMaxSuppression", "TopK", "Cos", "Sin"})
+_STATE = "input: {color: rgb, scale: 0.00392156863, fit: letterbox}   # as for YOLO-NAS; your model's own"
+
+
+@dataclass(frozen=True, slots=True)
+class BoxesScoresDecoder:
+    """Decodes boxes [N, n, 4] (or [N, n, 1, 4]) and scores [N, n, C], or [N, C, n] if `columns`.
+
+    `scale` brings boxes to input pixels. `background` is a class that means nothing, -1 for none.
+    `factor_input` is a second input [N, 2] that takes what the picture was scaled by; "" where there is none.
+    """
+
+    boxes: str
+    scores: str
+    anchors: int
+    classes: int
+    columns: bool
+    centers: bool
+    scale: tuple[float, float]
+    logits: bool
+    background: int = -1
+    factor_input: str = ""
+
+    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - sizes are constants
+        """No scaling, where the network asks for it."""
+        return {self.factor_input: nodes.reshape(nodes.floats(1.0, 1.0), 1, 2)} if self.factor_input else {}
+
+    def rows(self, nodes: Nodes, limit: int) -> str:
+        """The best rows, each anchor as its best class; boxes are decoded only for the chosen anchors."""
+        boxes = nodes.reshape(nodes.cast(self.boxes, "float32"), 0, self.anchors, 4)
+        scores = nodes.cast(self.scores, "float32")
+        if self.columns:
+            scores = nodes.add("Transpose", scores, perm=[0, 2, 1])
+        return best_rows(
+            nodes,
+            self._foreground(nodes, scores),
+            lambda chosen, count: self._boxes(nodes, boxes, chosen, count),
+            anchors=self.anchors,
+            classes=self.classes,
+            limit=limit,
+            activate=(lambda n, values: n.add("Sigmoid", values)) if self.logits else None,
+            one_class=True,
+        )
+
+    def _foreground(self, nodes: Nodes, scores: str) -> str:
+        """The scores without the background, which comes first or last."""
+        if self.background < 0:
+            return scores
+        first = 1 if self.background == 0 else 0
+        return part(nodes, scores, first, first + self.classes, 2)
+
+    def _boxes(self, nodes: Nodes, table: str, chosen: str, count: int) -> str:
+        boxes = nodes.pick(table, chosen, count, 4)
+        if self.scale != (1.0, 1.0):
+            boxes = nodes.add("Mul", boxes, nodes.floats(*self.scale * 2))
+        if not self.centers:
+            return boxes
+        return to_corners(nodes, part(nodes, boxes, 0, 2, axis=2), part(nodes, boxes, 2, 4, axis=2))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    boxes: Tensor
+    scores: Tensor
+    anchors: int
+    columns: bool
+
+    @property
+    def width(self) -> int:
+        """How many scores an anchor has."""
+        return (self.scores.shape or (0, 0, 0))[1 if self.columns else 2] or 0
+
+
+@dataclass(frozen=True, slots=True)
+class BoxesScores:
+    """Two outputs, a box and the scores for each cell of a pyramid."""
+
+    name: str = "boxes-scores"
+
+    def read(self, signature: Signature) -> Reading | None:
+        """A reading where both have a row for each cell, and nodes or a plugin tell how boxes are written.
+
+        Raises:
+            ModelError: nothing tells how boxes are written or pictures are prepared, which differs.
+        """
+        picture = picture_input(signature)
+        pair = _pair(signature, picture) if picture is not None else None
+        if picture is None or pair is None:
+            return None
+        told = _told(signature, pair)
+        classes = pair.width - (told.background >= 0)
+        if told.background not in (-1, 0, pair.width - 1) or not detects(signature, classes):
+            return None
+        family, reason = _family(signature, picture)
+        way, ways = prepared(signature, picture, family)
+        stated = ("the head is stated",) if signature.metadata.get("visionedge.head") == self.name else ()
+        factor = next((t.name for t in signature.inputs if t.name != picture.name), "")
+        return Reading(
+            head=self.name,
+            input=picture,
+            preprocess=way,
+            decoder=BoxesScoresDecoder(
+                pair.boxes.name,
+                pair.scores.name,
+                pair.anchors,
+                classes,
+                pair.columns,
+                told.centers,
+                (float(picture.width_px), float(picture.height_px)) if told.relative else (1.0, 1.0),
+                told.logits,
+                told.background,
+                factor,
+            ),
+            class_count=classes,
+            suppress=True,
+            evidence=(
+                *stated,
+                f"boxes and {pair.width} scores apart, for {pair.anchors} cells",
+                f"boxes are {'centres and sizes' if told.centers else 'corners'}"
+                f"{f', as {told.plugin} says, which our own suppression replaces' if told.plugin else ''}",
+                reason,
+                *ways,
+            ),
+        )
+
+
+HEADS = (BoxesScores(),)
+
+
+def _pair(signature: Signature, picture: NetworkInput) -> _Pair | None:
+    """The two outputs, by their shapes."""
+    if len(signature.outputs) != 2 or not _inputs_fit(signature, picture):
+        return None
+    if KEY not in signature.metadata and signature.operators & _FOREIGN:
+        return None
+    found = []
+    for boxes, scores in (signature.outputs, signature.outputs[::-1]):
+        shape, other = _flat(boxes, plugin=KEY in signature.metadata), scores.shape
+        if shape is None or other is None or len(other) != 3 or not shape[1] or shape[2] != 4:
+            continue
+        if not (boxes.dtype.startswith("float") and scores.dtype.startswith("float")):
+            continue
+        sides = [columns for columns, side in ((False, other[1]), (True, other[2])) if side == shape[1]]
+        if len(sides) == 1 and other[1] and other[2] and _are_cells(shape[1], picture, signature):
+            found.append(_Pair(boxes, scores, shape[1], sides[0]))
+    if len(found) == 2:  # both four wide: the one that a sigmoid made are scores
+        found = [pair for pair in found if signature.made_by.get(pair.scores.name) == "Sigmoid"]
+    return found[0] if len(found) == 1 else None
+
+
+def _flat(tensor: Tensor, *, plugin: bool) -> tuple[int | None, ...] | None:
+    """The shape of boxes; what a plugin is given has a side of 1 in it."""
+    shape = tensor.shape
+    if plugin and shape is not None and len(shape) == 4 and shape[2] == 1:
+        return (*shape[:2], shape[3])
+    return shape if shape is not None and len(shape) == 3 else None
+
+
+def _are_cells(count: int, picture: NetworkInput, signature: Signature) -> bool:
+    size = picture.width_px, picture.height_px
+    return KEY in signature.metadata or any(pyramid(count, *size, each) is not None for each in (1, 3))
+
+
+def _inputs_fit(signature: Signature, picture: NetworkInput) -> bool:
+    """The picture alone, or with what it was scaled by, as Paddle wants it."""
+    others = [t for t in signature.inputs if t.name != picture.name]
+    return not others or (
+        len(others) == 1 and "scale" in others[0].name.lower() and (others[0].shape or ())[1:] == (2,)
+    )
+
+
+def _told(signature: Signature, pair: _Pair) -> BoxesAndScores:
+    """How boxes and scores are written: as the plugin says, else as nodes tell."""
+    said = stated_object(signature, KEY)
+    if said:
+        try:
+            return BoxesAndScores(**said)
+        except TypeError:
+            raise ModelError(f"metadata {KEY} is not as this version writes it") from None
+    boxes = signature.closings.get(pair.boxes.name, Closing())
+    scores = signature.closings.get(pair.scores.name, Closing())
+    stated = signature.metadata.get("visionedge.form", "")
+    form = stated or {"corners": "corners", "centres": "centers"}.get(boxes.form, "")
+    if form not in FORMS:
+        raise ModelError(
+            "gives boxes and scores apart, but no node tells whether a box is two corners or a centre and a"
+            " size; state boxes: corners (or centers) in MODEL.yaml beside it",
+            state=("boxes: corners   # or centers",),
+        )
+    if not scores.weighted or "Softmax" in scores.operators:
+        raise ModelError(
+            "gives boxes and scores apart, but how its scores are made is not known here", state=()
+        )
+    return BoxesAndScores("", form == "centers", relative=False, logits="Sigmoid" not in scores.operators)
+
+
+def _family(signature: Signature, picture: NetworkInput) -> tuple[Preprocess, str]:
+    """How its pictures were prepared in training.
+
+    Raises:
+        ModelError: nothing tells.
+    """
+    if (told := told_preparation(signature, picture)) is not None:
+        return told, "the file of its export says how pictures are prepared"
+    if words := origin(signature):
+        return YOLO_INPUT, words[0]
+    stated = stated_object(signature, "visionedge.input")
+    if "scale" in stated or "mean" in stated:
+        return YOLO_INPUT, "its scaling is stated"
+    if signature.opening.scales:
+        return YOLO_INPUT, "its first nodes scale the picture"
+    raise ModelError(
+        "gives boxes and scores apart, as YOLO-NAS, DAMO-YOLO and PP-YOLOE do, whose pictures are prepared in"
+        " different ways; state input (color, scale, mean, std, fit) in MODEL.yaml beside it",
+        state=(_STATE,),
+    )

@@ -1,0 +1,274 @@
+"""NanoDet and PicoDet: a score map and a distribution map for each scale, paired by shape because names lie.
+
+A distribution map holds four rows of bins for each cell: the distances from its centre to the four sides, in
+strides, each as the expectation over the bins' indices.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from visionedge.errors import ModelError
+from visionedge.model.analysis.signature import Signature, Tensor
+from visionedge.model.decoding import best_rows
+from visionedge.model.grids import part
+from visionedge.model.interpretation import Preprocess, Reading, picture_input, stated_object
+from visionedge.model.labels import class_names
+from visionedge.model.nodes import Nodes
+from visionedge.model.preprocessing import prepared
+
+STRIDES_PX = (4, 8, 16, 32, 64, 128)
+
+NANODET_INPUT = Preprocess("bgr", 1.0, (103.53, 116.28, 123.675), (57.375, 57.12, 58.395), "letterbox")
+PICODET_INPUT = Preprocess("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "stretch")
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """One pair of maps: `scores` [N, n, classes] and `boxes` [N, n, 4 * bins], n = columns * rows."""
+
+    scores: str
+    boxes: str
+    stride_px: int
+    columns: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class DflDecoder:
+    """Decodes pairs of maps. `cell_offset` is where in its cell a centre lies, in strides.
+
+    `joined` is the output that has both side by side for all scales, scores first; "" where each has its own.
+    `flat`: maps are [n, …], of one picture.
+    """
+
+    scales: tuple[Scale, ...]
+    classes: int
+    bins: int
+    sigmoid: bool
+    cell_offset: float = 0.5
+    joined: str = ""
+    flat: bool = False
+
+    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - has no more inputs
+        """Nothing: the picture is the only input."""
+        return {}
+
+    def rows(self, nodes: Nodes, limit: int) -> str:
+        """The best rows; boxes are decoded only for the cells that are among them."""
+        if self.joined:
+            table = nodes.cast(self.joined, "float32")
+            scores = part(nodes, table, 0, self.classes, axis=2)
+            distances = part(nodes, table, self.classes, self.classes + 4 * self.bins, axis=2)
+        else:
+            scores = self._joined(nodes, [scale.scores for scale in self.scales], self.classes)
+            distances = self._joined(nodes, [scale.boxes for scale in self.scales], 4 * self.bins)
+        return best_rows(
+            nodes,
+            scores,
+            lambda chosen, count: self._boxes(nodes, distances, chosen, count),
+            anchors=sum(scale.columns * scale.rows for scale in self.scales),
+            classes=self.classes,
+            limit=limit,
+            activate=(lambda n, values: n.add("Sigmoid", values)) if self.sigmoid else None,
+        )
+
+    def _joined(self, nodes: Nodes, maps: list[str], width: int) -> str:
+        floats = [nodes.cast(tensor, "float32") for tensor in maps]
+        whole = nodes.add("Concat", *floats, axis=0 if self.flat else 1) if len(floats) > 1 else floats[0]
+        return nodes.reshape(whole, 1, -1, width) if self.flat else whole
+
+    def _boxes(self, nodes: Nodes, distances: str, chosen: str, count: int) -> str:
+        bins = nodes.pick(distances, chosen, count, 4 * self.bins)
+        weights = nodes.add("Softmax", nodes.reshape(bins, 0, count, 4, self.bins), axis=-1)
+        steps = nodes.constant(np.arange(self.bins, dtype=np.float32).reshape(-1, 1))
+        strides = nodes.reshape(nodes.add("MatMul", weights, steps), 0, count, 4)
+        table = self._centres()
+        away = nodes.add("Mul", strides, nodes.add("Gather", nodes.constant(table[:, 4:]), chosen, axis=0))
+        return nodes.add("Add", nodes.add("Gather", nodes.constant(table[:, :4]), chosen, axis=0), away)
+
+    def _centres(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """For each cell of all scales: its centre twice, then its stride with the sign of each side."""
+        tables = []
+        for scale in self.scales:
+            row, column = np.mgrid[: scale.rows, : scale.columns].reshape(2, -1)
+            x, y = ((axis + self.cell_offset) * scale.stride_px for axis in (column, row))
+            side = np.full_like(x, scale.stride_px)
+            tables.append(np.stack([x, y, x, y, -side, -side, side, side], axis=1))
+        return np.concatenate(tables).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class NanoDet:
+    """NanoDet: three scales; BGR, letterbox."""
+
+    name: str = "nanodet"
+
+    def read(self, signature: Signature) -> Reading | None:
+        """A reading where pairs of maps fit and nothing speaks for PicoDet.
+
+        Raises:
+            ModelError: it may be a PicoDet that another tool wrote.
+        """
+        stated = signature.metadata.get("visionedge.head") == self.name
+        decoder = _pairs(signature)
+        if decoder is None or (not stated and _is_paddle(signature)):
+            return None
+        # With four scales NanoDet-Plus sets its centres otherwise, so that one has to say so itself.
+        if len(decoder.scales) == 4 and not stated and "visionedge.head" not in signature.metadata:
+            raise ModelError(
+                "gives scores and bins on four scales, as PicoDet does, but its producer"
+                f" ('{signature.producer[:40]}') is not Paddle, and nothing else tells; if it is one,"
+                f" state head: picodet in MODEL.yaml beside it. Seen: {signature}",
+                state=("head: picodet",),
+            )
+        if len(decoder.scales) != 3 and not stated:
+            return None
+        return _reading(self.name, signature, decoder, NANODET_INPUT)
+
+
+@dataclass(frozen=True, slots=True)
+class PicoDet:
+    """PicoDet of PaddleDetection: four scales; RGB, stretched, ImageNet's mean and deviation."""
+
+    name: str = "picodet"
+
+    def read(self, signature: Signature) -> Reading | None:
+        """A reading where pairs of maps fit and the model comes from Paddle (or says that it is one)."""
+        stated = signature.metadata.get("visionedge.head") == self.name
+        decoder = _pairs(signature)
+        if decoder is None or not (stated or _is_paddle(signature)):
+            return None
+        return _reading(self.name, signature, decoder, PICODET_INPUT)
+
+
+HEADS = (NanoDet(), PicoDet())
+
+
+def _is_paddle(signature: Signature) -> bool:
+    return signature.producer.lower().startswith("paddle")
+
+
+def _reading(name: str, signature: Signature, decoder: DflDecoder, default: Preprocess) -> Reading:
+    picture = picture_input(signature)
+    assert picture is not None  # noqa: S101 - pairs were found for its size
+    decoder = _with_stated(signature, decoder)
+    way, ways = prepared(signature, picture, default)
+    strides = ", ".join(str(scale.stride_px) for scale in decoder.scales)
+    evidence = [
+        f"outputs pair up as {decoder.classes} scores and 4 x {decoder.bins} bins at strides {strides}",
+        "scores have no sigmoid yet" if decoder.sigmoid else "a sigmoid made the scores",
+        *ways,
+    ]
+    if signature.metadata.get("visionedge.head") == name:
+        evidence.insert(0, "its metadata states the head")
+    elif _is_paddle(signature):
+        evidence.insert(0, f"made by {signature.producer}")
+    return Reading(
+        head=name,
+        input=picture,
+        preprocess=way,
+        decoder=decoder,
+        class_count=decoder.classes,
+        suppress=True,
+        evidence=tuple(evidence),
+    )
+
+
+def _with_stated(signature: Signature, decoder: DflDecoder) -> DflDecoder:
+    """The decoder with what ``visionedge.decode`` adds; what shapes tell as well must agree with them."""
+    document = stated_object(signature, "visionedge.decode")
+    facts = {"strides": [s.stride_px for s in decoder.scales], "reg_max": decoder.bins - 1}
+    for key, seen in facts.items():
+        if document.get(key, seen) != seen:
+            raise ModelError(
+                f"metadata visionedge.decode: {key} is {document[key]}, but its outputs say {seen}"
+            )
+    offset = document.get("cell_offset", decoder.cell_offset)
+    if offset not in (0, 0.5):
+        raise ModelError("metadata visionedge.decode: cell_offset must be 0 or 0.5")
+    return replace(decoder, cell_offset=float(offset))
+
+
+def _pairs(signature: Signature) -> DflDecoder | None:
+    """Outputs as pairs of maps of one scale each; None unless each has its partner in one way only."""
+    picture = picture_input(signature)
+    if picture is None or len(signature.inputs) != 1:
+        return None
+    # Some exporters take the batch off the outputs of a model for one picture.
+    ranks = (2, 3) if picture.batch == 1 else (3,)
+    maps = [
+        t
+        for t in signature.outputs
+        if t.shape is not None and len(t.shape) in ranks and None not in t.shape[-2:]
+    ]
+    flat = {len(t.shape or ()) for t in maps} == {2}
+    if not maps or len(maps) != len(signature.outputs) or len({len(t.shape or ()) for t in maps}) != 1:
+        return None
+    by_cells: dict[int, list[Tensor]] = {}
+    for tensor in maps:
+        by_cells.setdefault(_cells(tensor), []).append(tensor)
+    parted = [_part(signature, by_cells[cells]) for cells in sorted(by_cells, reverse=True)]
+    grids = [_grid(cells, picture.width_px, picture.height_px) for cells in sorted(by_cells, reverse=True)]
+    scales = [
+        Scale(pair[0].name, pair[1].name, *grid)
+        for pair, grid in zip(parted, grids, strict=True)
+        if pair is not None and grid is not None
+    ]
+    widths = {(_width(pair[0]), _width(pair[1])) for pair in parted if pair is not None}
+    if len(scales) != len(by_cells) or len(widths) != 1:
+        return None
+    classes, width = widths.pop()
+    sigmoid = not _has_sigmoid(signature, scales)
+    return DflDecoder(tuple(scales), classes, width // 4, sigmoid=sigmoid, flat=flat)
+
+
+def _cells(tensor: Tensor) -> int:
+    return (tensor.shape or (0, 0))[-2] or 0
+
+
+def _width(tensor: Tensor) -> int:
+    return (tensor.shape or (0, 0))[-1] or 0
+
+
+def _part(signature: Signature, pair: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """(scores, boxes) of one scale, if it can be told which is which.
+
+    A width that is no multiple of four is that of scores; a sigmoid makes scores, never bins; else
+    the number of classes or bins has to be known: from metadata, or because 80 classes are COCO.
+    """
+    ways = [
+        (scores, boxes)
+        for scores, boxes in itertools.permutations(pair, 2)
+        if len(pair) == 2 and _width(boxes) % 4 == 0 and _width(boxes) >= 8
+    ]
+    names = class_names(signature.metadata)
+    reg_max = stated_object(signature, "visionedge.decode").get("reg_max")
+    clues: tuple[Callable[[Tensor, Tensor], bool], ...] = (
+        lambda scores, _: signature.made_by.get(scores.name) == "Sigmoid",
+        lambda _, boxes: _width(boxes) / 4 - 1 == reg_max,
+        lambda scores, _: names is not None and _width(scores) == len(names),
+        lambda scores, _: _width(scores) == 80,
+    )
+    for clue in clues:
+        ways = [way for way in ways if clue(*way)] or ways
+    return ways[0] if len(ways) == 1 else None
+
+
+def _grid(cells: int, width_px: int, height_px: int) -> tuple[int, int, int] | None:
+    """(stride, columns, rows) of a map with so many cells over a picture of this size."""
+    for stride in STRIDES_PX:
+        columns, rows = math.ceil(width_px / stride), math.ceil(height_px / stride)
+        if columns * rows == cells:
+            return stride, columns, rows
+    return None
+
+
+def _has_sigmoid(signature: Signature, scales: list[Scale]) -> bool:
+    made = {signature.made_by.get(scale.scores) for scale in scales}
+    if len(made & {"Sigmoid"}) and made != {"Sigmoid"}:
+        raise ModelError("some of its score maps went through a sigmoid and some did not")
+    return made == {"Sigmoid"}

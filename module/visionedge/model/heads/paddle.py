@@ -1,0 +1,175 @@
+"""PaddleDetection's exports with the suppression in the graph: [n, 6] as class, score, box, and a count.
+
+Beside the picture they take what it was scaled by, `scale_factor` (height, width), and some its size,
+`im_shape` (height, width): both are told that it was not scaled, so boxes come in input pixels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from visionedge.errors import ModelError
+from visionedge.model.analysis.signature import Signature, Tensor
+from visionedge.model.grids import part
+from visionedge.model.interpretation import (
+    STATE_MEAN,
+    NetworkInput,
+    Preprocess,
+    Reading,
+    picture_input,
+    stated_object,
+)
+from visionedge.model.labels import class_names
+from visionedge.model.lists import listed_rows
+from visionedge.model.nodes import Nodes
+from visionedge.model.paddle_export import KEY, told_preparation
+from visionedge.model.preprocessing import prepared
+
+PLAIN_INPUT = Preprocess("rgb", 1 / 255, fit="stretch")
+IMAGENET_INPUT = Preprocess("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "stretch")
+
+_ATTENTION = frozenset({"Softmax", "MatMul"})
+_SMALL = frozenset({(3, 2)})
+
+
+@dataclass(frozen=True, slots=True)
+class PaddleDecoder:
+    """Decodes [n, 6] of one picture, of which the first `number` count where that is given."""
+
+    table: str
+    number: str | None
+    scale: str
+    shape: str | None
+    count: int | None
+    width_px: int
+    height_px: int
+
+    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - sizes are constants
+        """No scaling, and the input's own size."""
+        feeds = {self.scale: nodes.reshape(nodes.floats(1.0, 1.0), 1, 2)}
+        if self.shape is not None:
+            feeds[self.shape] = nodes.reshape(nodes.floats(self.height_px, self.width_px), 1, 2)
+        return feeds
+
+    def rows(self, nodes: Nodes, limit: int) -> str:
+        """The list, by falling score."""
+        table, count = nodes.cast(self.table, "float32"), self.count
+        if self.number is not None:
+            end = nodes.cast(nodes.reshape(self.number, -1), "int64")
+            table = nodes.add("Slice", table, nodes.whole(0), end, nodes.whole(0))
+            count = None
+        ids, scores = (nodes.reshape(part(nodes, table, column, column + 1, 1), 1, -1) for column in (0, 1))
+        boxes = nodes.reshape(part(nodes, table, 2, 6, 1), 1, -1, 4)
+        most = limit if self.count is None else min(limit, self.count)
+        return listed_rows(nodes, boxes, scores, ids, count=count, limit=most)
+
+
+@dataclass(frozen=True, slots=True)
+class Paddle:
+    """PP-YOLOE, PP-YOLO, YOLOv3, PicoDet and RT-DETR of PaddleDetection."""
+
+    name: str = "paddle"
+
+    def read(self, signature: Signature) -> Reading | None:
+        """A reading where inputs and outputs are those.
+
+        Raises:
+            ModelError: nothing tells how its pixels are scaled, or it is said to be as is not done here.
+        """
+        picture = picture_input(signature)
+        sizes = _sizes(signature)
+        found = _outputs(signature)
+        if picture is None or sizes is None or found is None:
+            return None
+        family, reason = _family(signature, picture)
+        way, ways = prepared(signature, picture, family)
+        names = class_names(signature.metadata)
+        stated = signature.metadata.get("visionedge.head") == self.name
+        return Reading(
+            head=self.name,
+            input=replace(picture, batch=1),
+            preprocess=way,
+            decoder=_decoder(found, sizes, picture.width_px, picture.height_px),
+            class_count=signature.classes.suppressed or (len(names) if names is not None else 0),
+            suppress=False,
+            evidence=(
+                *(("the head is stated",) if stated else ()),
+                f"outputs are a list of class, score and box{' and its length' if found[1] else ''}",
+                f"{sizes[0].name} takes what the picture was scaled by",
+                reason,
+                *ways,
+            ),
+        )
+
+
+HEADS = (Paddle(),)
+
+
+def _decoder(
+    outputs: tuple[Tensor, Tensor | None], sizes: tuple[Tensor, Tensor | None], width_px: int, height_px: int
+) -> PaddleDecoder:
+    table, number = outputs
+    scale, shape = sizes
+    return PaddleDecoder(
+        table=table.name,
+        number=number.name if number is not None else None,
+        scale=scale.name,
+        shape=shape.name if shape is not None else None,
+        count=(table.shape or (None,))[0],
+        width_px=width_px,
+        height_px=height_px,
+    )
+
+
+def _outputs(signature: Signature) -> tuple[Tensor, Tensor | None] | None:
+    """(list, number): float [n, 6], and whole with one number for each picture."""
+    tables = [t for t in signature.outputs if t.shape is not None and len(t.shape) == 2 and t.shape[1] == 6]
+    numbers = [t for t in signature.outputs if t.shape is not None and len(t.shape) <= 1]
+    if len(tables) != 1 or not tables[0].dtype.startswith("float") or len(numbers) > 1:
+        return None
+    if len(tables) + len(numbers) != len(signature.outputs):
+        return None
+    if numbers and not numbers[0].dtype.startswith("int"):
+        return None
+    return tables[0], numbers[0] if numbers else None
+
+
+def _sizes(signature: Signature) -> tuple[Tensor, Tensor | None] | None:
+    """(scale_factor, im_shape): float [N, 2]; of the same shape, so that here the names have to tell."""
+    others = [t for t in signature.inputs if t.shape is not None and len(t.shape) == 2]
+    if len(others) != len(signature.inputs) - 1 or not 1 <= len(others) <= 2:
+        return None
+    if any(t.dtype != "float32" or (t.shape or (0, 0))[1] not in (2, None) for t in others):
+        return None
+    scales = [t for t in others if "scale" in t.name.lower()]
+    shapes = [t for t in others if "shape" in t.name.lower() and t not in scales]
+    if len(scales) != 1 or len(scales) + len(shapes) != len(others):
+        return None
+    return scales[0], shapes[0] if shapes else None
+
+
+def _family(signature: Signature, picture: NetworkInput) -> tuple[Preprocess, str]:
+    """How its pictures were prepared in training, which its shapes do not tell.
+
+    ImageNet's mean is taken off for PP-YOLOE and PicoDet, not for PP-YOLOE+ and RT-DETR; SSD has a mean of
+    its own, YOLOX takes 0-255. So the file that the exporter wrote has to say it, or the owner. Of those that
+    attend and suppress nothing RT-DETR alone begins with small convolutions; DETR and DINO take the mean off.
+    """
+    if {"scale", "mean", "std"} & set(stated_object(signature, "visionedge.input")):
+        return PLAIN_INPUT, "its scaling is stated"
+    if "RoiAlign" in signature.operators:
+        raise ModelError(
+            "is a Paddle model of two stages, which wants pictures of changing sizes: not known here"
+        )
+    if (told := told_preparation(signature, picture)) is not None:
+        return told, f"{KEY} beside it says how pictures are prepared"
+    if any(signature.opening.offset):
+        return IMAGENET_INPUT, "its first nodes take a mean off"
+    attends = "NonMaxSuppression" not in signature.operators and signature.operators >= _ATTENTION
+    if attends and signature.opening.kernels == _SMALL:
+        return PLAIN_INPUT, "it attends and suppresses nothing, as RT-DETR: pixels of 0-1 and no mean"
+    raise ModelError(
+        "is a Paddle model, but nothing in it tells whether ImageNet's mean is taken off its pixels (as for"
+        f" PP-YOLOE and PicoDet) or not (PP-YOLOE+); put the {KEY} of its export beside it, or state"
+        " input.scale, input.mean and input.std in MODEL.yaml",
+        state=STATE_MEAN,
+    )

@@ -1,0 +1,85 @@
+"""YOLOv4 as its port to PyTorch exports it: boxes [N, n, 1, 4] as corners of 0-1, scores [N, n, classes]."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from visionedge.model.analysis.signature import Signature
+from visionedge.model.decoding import BoxesOf, best_rows
+from visionedge.model.grids import pyramid
+from visionedge.model.interpretation import Reading, picture_input
+from visionedge.model.nodes import Nodes
+from visionedge.model.preprocessing import prepared
+from visionedge.model.ultralytics import YOLO_INPUT, detects
+
+
+@dataclass(frozen=True, slots=True)
+class BoxesAndScores:
+    """Decodes both outputs over a picture of this size."""
+
+    boxes: str
+    scores: str
+    anchors: int
+    classes: int
+    width_px: int
+    height_px: int
+
+    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
+        """Nothing: the picture is the only input."""
+        return {}
+
+    def rows(self, nodes: Nodes, limit: int) -> str:
+        """The best rows, each anchor as its best class."""
+        return best_rows(
+            nodes,
+            nodes.cast(self.scores, "float32"),
+            self._boxes_of(nodes),
+            anchors=self.anchors,
+            classes=self.classes,
+            limit=limit,
+            one_class=True,
+        )
+
+    def _boxes_of(self, nodes: Nodes) -> BoxesOf:
+        boxes = nodes.reshape(nodes.cast(self.boxes, "float32"), 0, self.anchors, 4)
+        scale = nodes.floats(*[self.width_px, self.height_px] * 2)
+        return lambda chosen, count: nodes.add("Mul", nodes.pick(boxes, chosen, count, 4), scale)
+
+
+@dataclass(frozen=True, slots=True)
+class YoloV4Boxes:
+    """YOLOv4 with decoded boxes: RGB from 0 to 1, stretched."""
+
+    name: str = "yolov4-boxes"
+
+    def read(self, signature: Signature) -> Reading | None:
+        """A reading where boxes of four dimensions go with scores for three anchors in each cell."""
+        picture = picture_input(signature)
+        boxes = [t for t in signature.outputs if t.shape is not None and t.shape[2:] == (1, 4)]
+        scores = [t for t in signature.outputs if t.shape is not None and len(t.shape) == 3]
+        if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 2:
+            return None
+        if len(boxes) != 1 or len(scores) != 1:
+            return None
+        anchors, classes = (scores[0].shape or (0, 0, 0))[1:]
+        strides = pyramid(anchors, picture.width_px, picture.height_px, each=3)
+        if not anchors or not classes or strides is None or (boxes[0].shape or ())[1] != anchors:
+            return None
+        if not detects(signature, classes):
+            return None
+        way, ways = prepared(signature, picture, replace(YOLO_INPUT, fit="stretch"))
+        size = (picture.width_px, picture.height_px)
+        return Reading(
+            head=self.name,
+            input=picture,
+            preprocess=way,
+            decoder=BoxesAndScores(boxes[0].name, scores[0].name, anchors, classes, *size),
+            class_count=classes,
+            suppress=True,
+            evidence=(
+                f"{anchors} boxes and scores are 3 for each cell at strides {', '.join(map(str, strides))}",
+                *ways,
+            ),
+        )
+
+
+HEADS = (YoloV4Boxes(),)

@@ -1,0 +1,223 @@
+"""What a head is written against: how it reads a signature, and what the compiler asks of the reading.
+
+A new head is one file in `heads/` with a tuple `HEADS`; nothing else needs to know of it.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+from visionedge.errors import ModelError
+from visionedge.frames.types import Anchor, Fit, InputSpec, Resample, Rounding
+from visionedge.model.analysis.signature import Signature, Tensor
+from visionedge.model.nodes import Nodes
+
+Color = Literal["bgr", "rgb"]
+STATE_MEAN = (
+    "input: {scale: 0.00392156863, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}   # your model's",
+)
+"""For `MODEL.yaml`, where only the range of pixels is not known."""
+Layout = Literal["NCHW", "NHWC"]
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkInput:
+    """The tensor that takes the picture. `batch` is None where the model takes any number of them."""
+
+    name: str
+    dtype: str
+    layout: Layout
+    width_px: int
+    height_px: int
+    batch: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How a picture becomes the network's input: (pixel * scale - mean) / std, in the order of `color`.
+
+    `fit`, `anchor`, `pad`, `resample` and `rounding` say how it was resized before (see `frames.InputSpec`).
+    """
+
+    color: Color = "bgr"
+    scale: float = 1.0
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    fit: Fit = "letterbox"
+    anchor: Anchor = "center"
+    pad: int = 114
+    resample: Resample = "bilinear"
+    rounding: Rounding = "nearest"
+
+
+class Decoder(Protocol):
+    """The nodes behind (and for more inputs, in front of) a network. Must be a frozen, picklable record."""
+
+    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:
+        """Tensors for the inputs beside the picture, by name; `pictures` is uint8 [N, H, W, 3]."""
+
+    def rows(self, nodes: Nodes, limit: int) -> str:
+        """Decode the outputs to the best rows: float32 [N, K, 6], K fixed and at most `limit`.
+
+        A row is left, top, right, bottom (input pixels), score (0-1), class; sorted by falling score.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One way to understand a model. `suppress` says whether its boxes still need non-maximum suppression.
+
+    `class_count` is 0 where nothing in the model tells it. `background`: class 0 means nothing, and labels
+    may leave it out.
+    """
+
+    head: str
+    input: NetworkInput
+    preprocess: Preprocess
+    decoder: Decoder
+    class_count: int
+    suppress: bool
+    evidence: tuple[str, ...]
+    background: bool = False
+
+    @property
+    def spec(self) -> InputSpec:
+        """What capture has to make of a picture."""
+        way = self.preprocess
+        size = self.input.width_px, self.input.height_px
+        return InputSpec(*size, way.fit, way.anchor, way.pad, way.resample, way.rounding)
+
+
+class Head(Protocol):
+    """A family of detectors."""
+
+    @property
+    def name(self) -> str:
+        """The word for it in messages and in the metadata key ``visionedge.head``."""
+
+    def read(self, signature: Signature) -> Reading | None:
+        """How this family reads the model; None if it is not of it.
+
+        Raises:
+            ModelError: the model's own metadata contradicts itself.
+        """
+
+
+MOST_BATCH = 256
+MOST_SIDE_PX = 8192
+
+
+def picture_input(signature: Signature) -> NetworkInput | None:
+    """The one input that takes a picture of three channels and a fixed size; None if there is none such.
+
+    Raises:
+        ModelError: it takes more pictures at once, or larger ones, than memory is given for.
+    """
+    found = [i for i in (_as_picture(tensor) for tensor in signature.inputs) if i is not None]
+    if len(found) != 1:
+        return None
+    (picture,) = found
+    if (picture.batch or 1) > MOST_BATCH:
+        raise ModelError(
+            f"takes {picture.batch:,} pictures at once, and {MOST_BATCH} are the most; export it with a batch"
+            " of 1, or an open one",
+            state=(),
+        )
+    if max(picture.width_px, picture.height_px) > MOST_SIDE_PX:
+        raise ModelError(
+            f"takes pictures of {picture.width_px} x {picture.height_px}, and {MOST_SIDE_PX} a side are the"
+            " most; export it for a smaller size",
+            state=(),
+        )
+    return picture
+
+
+def _as_picture(tensor: Tensor) -> NetworkInput | None:
+    if tensor.shape is None or len(tensor.shape) != 4 or tensor.dtype not in ("float32", "float16", "uint8"):
+        return None
+    batch, second, third, fourth = tensor.shape
+    if second == 3 and third and fourth:
+        return NetworkInput(tensor.name, tensor.dtype, "NCHW", fourth, third, batch)
+    if fourth == 3 and second and third:
+        return NetworkInput(tensor.name, tensor.dtype, "NHWC", third, second, batch)
+    return None
+
+
+def stated_preprocess(signature: Signature, default: Preprocess) -> Preprocess:
+    """What the metadata key ``visionedge.input`` says, over `default` for the keys it leaves out.
+
+    Raises:
+        ModelError: it is no JSON object of the known keys with values of the right kind.
+    """
+    text = signature.metadata.get("visionedge.input")
+    if text is None:
+        return default
+    document = stated_object(signature, "visionedge.input")
+    known = {*Preprocess.__slots__, "width", "height"}
+    if unknown := sorted(set(document) - known):
+        raise ModelError(
+            f"metadata visionedge.input: unknown key '{unknown[0]}'; known: {', '.join(sorted(known))}"
+        )
+    return Preprocess(
+        color=_choice(document, "color", get_args(Color), default.color),
+        scale=_numbers(document, "scale", 1, (default.scale,))[0],
+        mean=_three(document, "mean", default.mean),
+        std=_three(document, "std", default.std),
+        fit=_choice(document, "fit", get_args(Fit), default.fit),
+        anchor=_choice(document, "anchor", get_args(Anchor), default.anchor),
+        pad=_level(document, default.pad),
+        resample=_choice(document, "resample", get_args(Resample), default.resample),
+        rounding=_choice(document, "rounding", get_args(Rounding), default.rounding),
+    )
+
+
+def stated_object(signature: Signature, key: str) -> dict[str, Any]:
+    """A metadata value that is a JSON object; empty where the key is absent.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    text = signature.metadata.get(key, "{}")
+    try:
+        document = json.loads(text)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise ModelError(f"metadata {key} is no JSON object")
+    return document
+
+
+def _choice(document: Mapping[str, Any], key: str, choices: tuple[str, ...], default: Any) -> Any:
+    value = document.get(key, default)
+    if value not in choices:
+        raise ModelError(f"metadata visionedge.input: {key} must be {' or '.join(choices)}")
+    return value
+
+
+def _numbers(
+    document: Mapping[str, Any], key: str, count: int, default: tuple[float, ...]
+) -> tuple[float, ...]:
+    value = document.get(key, default)
+    values = value if isinstance(value, list | tuple) else [value] * count
+    right = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    if not right or len(values) != count or (key != "mean" and 0 in values):
+        raise ModelError(
+            f"metadata visionedge.input: {key} must be {count} number(s), such as {list(default)}"
+        )
+    return tuple(float(v) for v in values)
+
+
+def _three(
+    document: Mapping[str, Any], key: str, default: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    first, second, third = _numbers(document, key, 3, default)
+    return first, second, third
+
+
+def _level(document: Mapping[str, Any], default: int) -> int:
+    value = document.get("pad", default)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 255:
+        raise ModelError("metadata visionedge.input: pad must be a grey level, 0 to 255")
+    return value

@@ -1,0 +1,213 @@
+"""How alike two precisions of a model are: boxes that both see, how far scores moved, AP where known."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visionedge.frames.types import Detections
+from visionedge.model.nms import overlaps
+
+CONFIDENCE = 0.3
+"""Boxes from this score on count: it is what the module reports unless told otherwise."""
+
+LEAST_BOXES = 10
+"""With fewer, pictures say nothing of a variant."""
+
+SAME_IOU = 0.9
+"""From this overlap on two boxes are the same thing."""
+
+SMALL_IOU = 0.75
+"""As much for people far away, as on the bundled clip: a pixel is a tenth of such a box."""
+
+# A box just above the line in one precision may be just below it in the other.
+PARTNER_CONFIDENCE = CONFIDENCE / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What a variant may cost: boxes without a partner (share), mean shift of scores, loss of AP."""
+
+    unmatched: float = 0.10
+    shift: float = 0.05
+    ap_loss: float = 0.010
+
+    def on_other_pictures(self) -> "Tolerance":
+        """For pictures that a variant was not made for: twice the shift. A bad one moves by more still."""
+        return replace(self, shift=2 * self.shift)
+
+
+@dataclass(frozen=True, slots=True)
+class Precisions:
+    """COCO AP (0.50-0.95) and AP50 of fp32 and of the variant, over so many labelled pictures."""
+
+    pictures: int
+    ap_fp32: float
+    ap: float
+    ap50_fp32: float
+    ap50: float
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """A variant beside fp32. `boxes` are those that either sees at `CONFIDENCE`.
+
+    `matched` is the share of them that the other sees too: same class, an IoU of `iou` or more, at half that
+    score or above, and each is seen once. `shift` and `largest_shift` are how far the scores of matched boxes
+    lie apart.
+    """
+
+    pictures: int
+    boxes: int
+    matched: float
+    shift: float
+    largest_shift: float
+    ap: Precisions | None = None
+    iou: float = SAME_IOU
+
+    def refusal(self, tolerance: Tolerance) -> str | None:
+        """Why this is not good enough, in one clause; None where it is."""
+        if self.boxes < LEAST_BOXES:
+            return (
+                f"only {self.boxes} boxes were seen on {self.pictures} pictures, too few to judge by"
+                f" ({LEAST_BOXES} at least)"
+            )
+        if 1 - self.matched > tolerance.unmatched:
+            return f"only {self.matched:.1%} of the boxes agree, {1 - tolerance.unmatched:.1%} are wanted"
+        if self.shift > tolerance.shift:
+            return f"scores moved by {self.shift:.3f} on average, {tolerance.shift:.3f} are allowed"
+        if self.ap is not None and self.ap.ap_fp32 - self.ap.ap > tolerance.ap_loss:
+            lost = self.ap.ap_fp32 - self.ap.ap
+            return f"it loses {lost:.4f} of AP {self.ap.ap_fp32:.4f}, {tolerance.ap_loss:.4f} are allowed"
+        return None
+
+    def document(self) -> dict[str, Any]:
+        """As the report on disk has it."""
+        ap = self.ap
+        return {
+            "pictures": self.pictures,
+            "boxes": self.boxes,
+            "confidence": CONFIDENCE,
+            "iou": self.iou,
+            "matched": round(self.matched, 4),
+            "scoreShift": round(self.shift, 4),
+            "largestScoreShift": round(self.largest_shift, 4),
+            "ap": None
+            if ap is None
+            else {
+                "pictures": ap.pictures,
+                "fp32": round(ap.ap_fp32, 4),
+                "variant": round(ap.ap, 4),
+                "fp32Ap50": round(ap.ap50_fp32, 4),
+                "variantAp50": round(ap.ap50, 4),
+            },
+        }
+
+    @staticmethod
+    def of_document(document: Mapping[str, Any]) -> "Parity":
+        """The reverse of `document`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        ap = document["ap"]
+        return Parity(
+            int(document["pictures"]),
+            int(document["boxes"]),
+            _share(document["matched"]),
+            _share(document["scoreShift"]),
+            _share(document["largestScoreShift"]),
+            None
+            if ap is None
+            else Precisions(
+                int(ap["pictures"]),
+                _share(ap["fp32"]),
+                _share(ap["variant"]),
+                _share(ap["fp32Ap50"]),
+                _share(ap["variantAp50"]),
+            ),
+            _share(document["iou"]),
+        )
+
+
+def _share(value: object) -> float:
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{value!r} is not from 0 to 1")
+    return float(value)
+
+
+def compare(
+    reference: Sequence[Detections],
+    variant: Sequence[Detections],
+    ap: Precisions | None = None,
+    *,
+    iou: float = SAME_IOU,
+) -> Parity:
+    """Compare what two precisions see on the same pictures; detections from half of `CONFIDENCE` on."""
+    pairs = zip(reference, variant, strict=True)
+    shifts = np.concatenate([np.zeros(0), *(_shifts(some, others, iou) for some, others in pairs)])
+    found = shifts[np.isfinite(shifts)]
+    return Parity(
+        pictures=len(reference),
+        boxes=len(shifts),
+        matched=len(found) / len(shifts) if len(shifts) else 0.0,
+        shift=float(found.mean()) if len(found) else 0.0,
+        largest_shift=float(found.max(initial=0.0)),
+        ap=ap,
+        iou=iou,
+    )
+
+
+def _shifts(some: Detections, others: Detections, iou: float) -> NDArray[np.float64]:
+    """How far the score of each counting box of either side lies from its partner's; NaN without one."""
+    sides = [np.full(len(some), np.nan), np.full(len(others), np.nan)]
+    for one, other in _partners(some, others, iou):
+        away = abs(float(some.scores[one]) - float(others.scores[other]))
+        sides[0][one] = sides[1][other] = away
+    counting = [side[seen.scores >= CONFIDENCE] for side, seen in zip(sides, (some, others), strict=True)]
+    return np.concatenate(counting)
+
+
+def _partners(some: Detections, others: Detections, iou: float) -> Iterator[tuple[int, int]]:
+    """Pairs of boxes that are the same thing, each box in one pair at most.
+
+    The best overlap pairs first, of equal ones the nearest scores: models that suppress nothing may give one
+    box twice. What is left to decide then is decided by the values alone, so that neither side goes first.
+    """
+    same = _same(some, others)
+    ways = sorted(
+        (_rank(float(same[one, other]), _values(some, one), _values(others, other)), one, other)
+        for one, other in np.argwhere(same >= iou).tolist()
+    )
+    taken: tuple[set[int], set[int]] = (set(), set())
+    for _, one, other in ways:
+        if one not in taken[0] and other not in taken[1]:
+            taken[0].add(one)
+            taken[1].add(other)
+            yield one, other
+
+
+def _values(seen: Detections, index: int) -> list[float]:
+    return [float(seen.scores[index]), *seen.boxes[index].tolist()]
+
+
+def _rank(iou: float, one: list[float], other: list[float]) -> tuple[float, float, list[list[float]]]:
+    """For sorting: the pair to make first is the least; the same from either side."""
+    return -iou, abs(one[0] - other[0]), sorted([one, other], reverse=True)
+
+
+def _same(some: Detections, others: Detections) -> NDArray[np.float64]:
+    """IoU of each with each, (n, m), 0 where they cannot be partners: other classes, or neither side is sure.
+
+    One of the two has to count, and the other to be half as sure at least.
+    """
+    boxes = np.concatenate([some.boxes, others.boxes]).astype(np.float64)
+    n = len(some)
+    lower = np.minimum(some.scores[:, None], others.scores[None, :])
+    upper = np.maximum(some.scores[:, None], others.scores[None, :])
+    alike = some.class_ids[:, None] == others.class_ids[None, :]
+    fit = alike & (upper >= CONFIDENCE) & (lower >= PARTNER_CONFIDENCE)
+    result: NDArray[np.float64] = overlaps(boxes)[:n, n:] * fit
+    return result

@@ -1,0 +1,96 @@
+"""From the engine's rows to detections: what is sure enough, once, in the picture's own proportions."""
+
+import difflib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visionedge.errors import ConfigError
+from visionedge.frames.types import Detections, Placement
+from visionedge.model.model import Model
+from visionedge.model.nms import suppress
+
+MOST_DETECTIONS = 100
+"""The most that one picture reports: COCO's own limit, and a bound for messages and pages."""
+
+Rows = NDArray[np.float32]
+"""What the engine gives for a picture, (K, 6): left, top, right, bottom (input pixels), score, class."""
+
+_SHOWN = 8
+"""So many classes of a model stand in an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows become detections. `iou` None = no suppression is needed; `class_ids` None = all classes."""
+
+    confidence: float
+    iou: float | None
+    class_ids: frozenset[int] | None = None
+
+    @staticmethod
+    def of(model: Model, confidence: float, iou: float, classes: Sequence[str] | None = None) -> "Selection":
+        """The selection for a model, `classes` by their labels.
+
+        Raises:
+            ConfigError: the model has no such label; all of them are told at once.
+        """
+        wanted = None if classes is None else frozenset(_ids(model, classes))
+        return Selection(confidence, iou if model.reading.suppress else None, wanted)
+
+    def apply(self, rows: Rows, placement: Placement) -> Detections:
+        """The detections among the rows of one picture that lay at `placement`."""
+        return to_detections(rows, placement, self.confidence, self.iou, self.class_ids)
+
+
+def _ids(model: Model, classes: Sequence[str]) -> list[int]:
+    unknown = [label for label in classes if label not in model.labels]
+    if unknown:
+        raise ConfigError(
+            [
+                f"inference.classes: {model.name} has no class '{label}'; {_near(label, model)}"
+                for label in unknown
+            ]
+        )
+    return [index for index, label in enumerate(model.labels) if label in classes]
+
+
+def _near(label: str, model: Model) -> str:
+    """The class that was probably meant, else some of those that there are."""
+    by_case = {name.lower(): name for name in reversed(model.labels)}
+    close = difflib.get_close_matches(label[:100].lower(), by_case, n=1)
+    if close:
+        return f"did you mean '{by_case[close[0]]}'?"
+    more = len(model.labels) - _SHOWN
+    return f"it has {', '.join(model.labels[:_SHOWN])}{f' and {more} more' if more > 0 else ''}"
+
+
+def to_detections(
+    rows: Rows, placement: Placement, confidence: float, iou: float | None, class_ids: Collection[int] | None
+) -> Detections:
+    """The rows that count, relative to the source picture, clipped to it, by falling score.
+
+    Rows below `confidence`, of other classes than `class_ids` or not finite are left out; boxes of one
+    class that overlap by more than `iou` are one (None: none is suppressed); empty boxes go; at most
+    `MOST_DETECTIONS` stay.
+    """
+    keep = (rows[:, 4] >= confidence) & np.isfinite(rows).all(axis=1)
+    if class_ids is not None:
+        keep &= np.isin(rows[:, 5], list(class_ids))
+    rows = rows[keep]
+    if iou is None:
+        rows = rows[np.argsort(-rows[:, 4], kind="stable")]
+    else:
+        rows = rows[suppress(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int32), iou)]
+    boxes = _relative(rows[:, :4], placement)
+    solid = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).nonzero()[0][:MOST_DETECTIONS]
+    return Detections(boxes[solid], rows[solid, 4], rows[solid, 5].astype(np.int32))
+
+
+def _relative(boxes: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+    origin = np.array([placement.left_px, placement.top_px] * 2, np.float32)
+    size = np.array([placement.width_px, placement.height_px] * 2, np.float32)
+    relative: NDArray[np.float32] = np.clip((boxes - origin) / size, 0.0, 1.0)
+    return relative

@@ -1,0 +1,166 @@
+"""How a picture is prepared: as the model's family has it, unless the model or its owner says otherwise."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from visionedge.errors import ModelError
+from visionedge.frames.types import Anchor
+from visionedge.model.analysis.input_ops import Bound, Opening
+from visionedge.model.analysis.signature import Signature
+from visionedge.model.interpretation import Color, NetworkInput, Preprocess, stated_object, stated_preprocess
+
+_HINT = "state input in MODEL.yaml beside it"
+_STATE = "input: {color: rgb, scale: 0.00392156863, mean: [0, 0, 0], std: [1, 1, 1]}   # your model's own"
+_LEAST_LEVELS = 100
+_FARTHEST = 10
+_IMAGENET_MEAN = np.array([123.675, 116.28, 103.53])
+_SAME_MEAN = 1.5
+
+
+def prepared(
+    signature: Signature, picture: NetworkInput, family: Preprocess, *, by_itself: bool = False
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """The preparation of a model of a family, and the evidence for it.
+
+    What is stated (``visionedge.input``, `MODEL.yaml`) wins; then what the first nodes of the network do;
+    then the family's own way. `by_itself`: it is of a family that prepares bytes itself, however it does.
+
+    Raises:
+        ModelError: the first nodes contradict the family and nothing is stated.
+    """
+    stated = stated_object(signature, "visionedge.input")
+    scaled = bool({"scale", "mean", "std"} & set(stated))
+    opening = signature.opening
+    by_itself = by_itself and picture.dtype == "uint8"
+    if opening.unknown and not by_itself and not (scaled and "color" in stated):
+        raise ModelError(_words_of_unknown(opening), state=(_STATE,))
+    way, evidence = family, list[str]()
+    if not scaled:
+        way, evidence = _adapted(opening, picture, family)
+        _check_bounds(opening, way)
+    if opening.swaps and "color" not in stated:
+        way = replace(way, color="bgr" if way.color == "rgb" else "rgb")
+        evidence.append("it swaps red and blue by itself")
+    if "color" not in stated and (order := _order_of_mean(opening)) not in (None, way.color):
+        raise ModelError(
+            f"its first nodes subtract ImageNet's mean in the order of {str(order).upper()}, but as its"
+            f" family has it, it would take {way.color.upper()}; state input.color in MODEL.yaml beside it",
+            state=(f"input: {{color: {order}}}   # or {way.color}",),
+        )
+    if (
+        way.fit == "letterbox"
+        and "anchor" not in stated
+        and (said := signature.metadata.get("letterbox_pad"))
+    ):
+        way = replace(way, anchor=_anchor(said))
+        evidence.append(f"its metadata 'letterbox_pad' says {said}")
+    if stated:
+        evidence.append(f"stated outright: {', '.join(sorted(stated))}")
+    way = stated_preprocess(signature, way)
+    evidence.append(f"takes {way.color.upper()}, {way.fit}")
+    return way, tuple(evidence)
+
+
+def _words_of_unknown(opening: Opening) -> str:
+    behind = f" behind {', '.join(opening.seen)}" if opening.seen else ""
+    return (
+        f"its first nodes ({opening.unknown}{behind}) change the picture in a way that is not known here, so"
+        " how to prepare it is not known; state input.color and input.scale (and input.mean, input.std) in"
+        " MODEL.yaml beside it, or export the model without these nodes"
+    )
+
+
+def _check_bounds(opening: Opening, way: Preprocess) -> None:
+    """Nothing may be cut off by a Clip, or lost by a Cast to whole numbers, of a picture prepared that way.
+
+    Raises:
+        ModelError: it would be, so the way is not the right one.
+    """
+    ends = [(pixel * way.scale - m) / s for m, s in zip(way.mean, way.std, strict=True) for pixel in (0, 255)]
+    low, high = min(ends), max(ends)
+    for bound in opening.bounds:
+        if not _fits(bound, low, high):
+            what = (
+                "rounds its picture to whole numbers"
+                if bound.whole
+                else f"clips its picture at {bound.low:.4g} and {bound.high:.4g}"
+            )
+            raise ModelError(
+                f"{what}, which does not fit pixels of {low:.4g} to {high:.4g} as its family has them;"
+                " state input.scale (and input.mean, input.std) in MODEL.yaml beside it",
+                state=(_STATE,),
+            )
+
+
+def _fits(bound: Bound, low: float, high: float) -> bool:
+    span = high - low
+    if bound.whole:
+        return bound.whole * span >= _LEAST_LEVELS
+    # A border far beyond all values was made for others: 255 for pixels of 0-1.
+    far = np.isfinite(bound.high) and bound.high - low > _FARTHEST * span
+    return bool(bound.low <= low + 0.01 * span and bound.high >= high - 0.01 * span and not far)
+
+
+def _order_of_mean(opening: Opening) -> Color | None:
+    """The order of the input's channels, where ImageNet's mean is taken off them; None where it is not."""
+    factor, offset = np.array(opening.factor), np.array(opening.offset)
+    if not opening.offset[0] or not factor.all():
+        return None
+    for unit in (1.0, 255.0):
+        mean = -offset / factor * unit
+        if (np.abs(mean - _IMAGENET_MEAN) < _SAME_MEAN).all():
+            return "rgb"
+        if (np.abs(mean[::-1] - _IMAGENET_MEAN) < _SAME_MEAN).all():
+            return "bgr"
+    return None
+
+
+def _anchor(said: str) -> Anchor:
+    """Where a picture lies by the key that exporters of LibreYOLO write."""
+    anchors: dict[str, Anchor] = {"topleft": "top-left", "center": "center"}
+    if said not in anchors:
+        raise ModelError(f"its metadata 'letterbox_pad' says {said[:40]!r}, which is no place known; {_HINT}")
+    return anchors[said]
+
+
+def _adapted(opening: Opening, picture: NetworkInput, family: Preprocess) -> tuple[Preprocess, list[str]]:
+    if not opening.scales:
+        if picture.dtype == "uint8":
+            return _plain(family, 255), ["takes bytes"]
+        return family, ["colour and scaling as its family has them"]
+    top = _range(opening)
+    if top is None or (top == 1 and picture.dtype == "uint8"):
+        raise ModelError(
+            f"its first nodes scale the picture by {_short(opening.factor)} and add {_short(opening.offset)},"
+            f" which fits neither pixels of 0-255 nor of 0-1; {_HINT}",
+            state=(_STATE,),
+        )
+    if any(family.mean) and not any(opening.offset):
+        raise ModelError(
+            f"its first nodes scale the picture by {_short(opening.factor)} but subtract no mean, as its"
+            f" family needs; {_HINT}",
+            state=(_STATE,),
+        )
+    return _plain(family, top), [f"normalises by itself: takes pixels of 0-{top}"]
+
+
+def _plain(family: Preprocess, top: int) -> Preprocess:
+    """Pixels of 0 to `top` and no more."""
+    return replace(family, scale=top / 255, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def _range(opening: Opening) -> int | None:
+    """The range of pixels, 255 or 1, that the opening brings to what networks compute with."""
+    factor, offset = np.array(opening.factor), np.array(opening.offset)
+    if (np.abs(factor - 1) < 0.1).all() and (offset < -20).all():
+        return 255  # a mean is subtracted from pixels, and no more
+    for top in (255, 1):
+        width = factor * top
+        if (width >= 0.5).all() and (width <= 12).all() and (np.abs(offset) <= 6).all():
+            return top
+    return None
+
+
+def _short(values: tuple[float, float, float]) -> str:
+    return "/".join(f"{value:.4g}" for value in values)

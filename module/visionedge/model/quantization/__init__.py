@@ -1,0 +1,1 @@
+"""Other precisions of a model: fp16 and int8, measured and judged."""

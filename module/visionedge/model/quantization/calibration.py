@@ -1,0 +1,210 @@
+"""What values flow through a network when it sees pictures: the ranges that integers have to cover."""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from visionedge.errors import ModelError
+from visionedge.frames.types import Picture
+from visionedge.model.compiler.compile import compile_graph
+from visionedge.model.compiler.passes import fold_focus
+from visionedge.model.interpretation import Reading
+from visionedge.model.quantization.progress import Progress, silent
+from visionedge.runtime.ort import import_onnxruntime
+
+OPSET = 17
+"""Older networks are brought here: before 13 a weight cannot have a scale for each channel."""
+
+Range = tuple[float, float]
+Method = Literal["p99.99", "p99.999", "mean", "all"]
+"""How much of the values a range covers: nearly all, all, or the mean of each picture's extremes."""
+METHODS: tuple[Method, ...] = get_args(Method)
+
+_BINS = 2048
+_TOGETHER = 48  # tensors that are looked at in one run: their values lie in memory at once
+_SHARES = {"p99.99": 0.9999, "p99.999": 0.99999}
+
+
+def folded(network: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with its constants computed and at an opset that integers can be written in.
+
+    Raises:
+        ModelError: onnx or onnxruntime cannot rewrite it.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(network)
+    weights = {tensor.name for tensor in copy.graph.initializer}
+    kept = [value for value in copy.graph.input if value.name not in weights]
+    del copy.graph.input[:]
+    copy.graph.input.extend(kept)
+    try:
+        if max(o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")) < 13:
+            copy = onnx.version_converter.convert_version(copy, OPSET)
+        simple = _simplified(copy)
+        fold_focus(simple.graph)  # as the compiler does, so that nothing is looked at that will not be there
+        simple = onnx.shape_inference.infer_shapes(simple)
+    except Exception as error:
+        words = " ".join(str(error).split())[:200]
+        raise ModelError(f"cannot be rewritten for another precision: {words}") from error
+    _put_back(simple, network)
+    return simple
+
+
+def _simplified(network: onnx.ModelProto) -> onnx.ModelProto:
+    """As onnxruntime writes it after its plainest optimisations, which use no operators of its own."""
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 4
+    with tempfile.TemporaryDirectory(prefix="visionedge-") as folder:
+        path = Path(folder) / "simple.onnx"
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(network.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnx.load(path)
+
+
+def _put_back(simple: onnx.ModelProto, network: onnx.ModelProto) -> None:
+    """What onnxruntime adds goes, and what it forgets comes back."""
+    used = {node.domain for node in simple.graph.node}
+    kept = [o for o in simple.opset_import if o.domain in used | {"", "ai.onnx"}]
+    del simple.opset_import[:]
+    simple.opset_import.extend(kept)
+    del simple.metadata_props[:]
+    simple.metadata_props.extend(network.metadata_props)
+    simple.producer_name, simple.producer_version = network.producer_name, network.producer_version
+    simple.ir_version = max(simple.ir_version, 8)
+    for index, node in enumerate(simple.graph.node):
+        node.name = node.name or f"{node.op_type}.{index}"
+
+
+def float_tensors(graph: onnx.GraphProto) -> set[str]:
+    """The names of all computed tensors of float32, inputs included."""
+    kinds = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+    names = [value.name for value in graph.input]
+    names += [name for node in graph.node for name in node.output if name]
+    return {name for name in names if kinds.get(name) == TensorProto.FLOAT}
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What is known of tensors: the range of each, and for [N, C, H, W] the mean of each channel."""
+
+    ranges: Mapping[str, Range]
+    means: Mapping[str, NDArray[np.float64]]
+
+
+class Observed:
+    """The values of tensors over some pictures, summed up: extremes of each picture, means, a histogram."""
+
+    def __init__(self) -> None:
+        self.lows: dict[str, list[float]] = {}
+        self.highs: dict[str, list[float]] = {}
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._counts: dict[str, NDArray[np.int64]] = {}
+
+    def __repr__(self) -> str:
+        pictures = len(next(iter(self.lows.values()), []))
+        return f"<Observed tensors={len(self.lows)} pictures={pictures}>"
+
+    def values(self, method: Method) -> "Values":
+        """The range of each tensor; 0 is always in it, as padding needs it."""
+        return Values({name: self._range(name, method) for name in self.lows}, self._means())
+
+    def add_extremes(self, name: str, values: NDArray[np.float32]) -> None:
+        """One picture's lowest and highest value, and the means of its channels (axis 1)."""
+        self.lows.setdefault(name, []).append(float(values.min(initial=0.0)))
+        self.highs.setdefault(name, []).append(float(values.max(initial=0.0)))
+        if values.ndim == 4:
+            means = values.mean(axis=(0, 2, 3), dtype=np.float64)
+            self._sums[name] = self._sums.get(name, 0) + means
+
+    def _means(self) -> Mapping[str, NDArray[np.float64]]:
+        return {name: sums / len(self.lows[name]) for name, sums in self._sums.items()}
+
+    def add_counts(self, name: str, values: NDArray[np.float32]) -> None:
+        """One picture's histogram; the extremes of all pictures must be known."""
+        low, high = min(self.lows[name]), max(self.highs[name])
+        if high <= low:
+            return
+        places = ((values.ravel() - low) * ((_BINS - 1) / (high - low))).astype(np.int32)
+        counts = np.bincount(places, minlength=_BINS)
+        self._counts[name] = self._counts.get(name, 0) + counts
+
+    def _range(self, name: str, method: Method) -> Range:
+        low, high = min(self.lows[name]), max(self.highs[name])
+        if method == "mean":
+            low, high = float(np.mean(self.lows[name])), float(np.mean(self.highs[name]))
+        elif method in _SHARES and name in self._counts:
+            counts = self._counts[name]
+            below = np.cumsum(counts) / counts.sum()
+            share, width = _SHARES[method], (high - low) / (_BINS - 1)
+            first, last = np.searchsorted(below, 1 - share), np.searchsorted(below, share)
+            low, high = low + float(first) * width, low + float(last + 1) * width
+        return min(low, 0.0), max(high, 0.0)
+
+
+def observe(
+    network: onnx.ModelProto,
+    reading: Reading,
+    pictures: Sequence[Picture],
+    progress: Progress | None = None,
+) -> Observed:
+    """Run a network on pictures at its input size and take down every float tensor's values.
+
+    Raises:
+        ModelError: a tensor contains NaN or infinity, or it cannot be run.
+    """
+    observed = Observed()
+    watched = _Watched(network, reading)
+    names = watched.names
+    groups = [names[start : start + _TOGETHER] for start in range(0, len(names), _TOGETHER)]
+    progress, passes = progress or silent(), 2 * len(groups)
+    for number, group in enumerate(groups):
+        first, second = (
+            progress.over(pictures, f"pass {2 * number + each} of {passes}, pictures") for each in (1, 2)
+        )
+        for name, values in watched.values(group, first):
+            if not np.isfinite(values).all():
+                raise ModelError(f"tensor '{name}' contains NaN or infinity")
+            observed.add_extremes(name, values)
+        for name, values in watched.values(group, second):
+            observed.add_counts(name, values)
+    return observed
+
+
+class _Watched:
+    """The compiled graph with inner tensors as outputs: what goes into the network is what it gets in use."""
+
+    def __init__(self, network: onnx.ModelProto, reading: Reading) -> None:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(network)
+        self.names = sorted(float_tensors(network.graph))
+        graph = compile_graph(copy, reading, watched=self.names)
+        onnxruntime = import_onnxruntime()
+        options = onnxruntime.SessionOptions()
+        # An optimised graph no longer has the tensors that are asked for as they were.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session: Any = onnxruntime.InferenceSession(
+            graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self._source = self._session.get_inputs()[0].name
+        self._batch = reading.input.batch or 1
+
+    def values(
+        self, names: Sequence[str], pictures: Iterable[Picture]
+    ) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        for picture in pictures:
+            images = np.repeat(picture[None], self._batch, axis=0)
+            yield from zip(names, self._session.run(list(names), {self._source: images}), strict=True)

@@ -1,0 +1,376 @@
+"""A network in integers of 8 bits: values as uint8, weights as int8 with a scale for each output channel.
+
+It stays an ONNX graph of the same inputs and outputs: every value that is to be an integer passes a pair of
+QuantizeLinear and DequantizeLinear, and onnxruntime puts integer kernels where such pairs surround a node.
+Which nodes are worth it differs from network to network, so that is a recipe, and recipes are tried.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from visionedge.model.quantization.calibration import Range, Values, float_tensors
+
+_CONVOLUTIONS = frozenset({"Conv", "Relu", "Clip"})
+_EVERYTHING = _CONVOLUTIONS | {
+    "Add",
+    "Concat",
+    "LeakyRelu",
+    "MaxPool",
+    "Mul",
+    "Resize",
+    "Sigmoid",
+    "Slice",
+    "Split",
+}
+# They only move values, so their outputs are the same integers as their input.
+_MOVERS = frozenset({"MaxPool", "Resize", "Slice", "Split"})
+_VALUE_BY_VALUE = frozenset({"Add", "Clip", "LeakyRelu", "Mul", "Relu", "Sigmoid"})
+# What stays in floats behind a convolution in floats. The largest of rounded values is the rounded largest,
+# and behind a MaxPool fewer are left to round.
+_FOLLOWERS = _VALUE_BY_VALUE | {"MaxPool"}
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_SMALLEST_SCALE = 1e-9
+# What is put beside others of a range up to twice as wide is rounded as they are: once instead of twice, and
+# then it is only copied.
+_SPAN_TO_JOIN = 0.5
+_LARGEST_BIAS = 2.0**30  # in steps; an int32 holds twice that
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Which nodes become integers. `front` convolutions from the picture on stay as they are.
+
+    The last convolutions, which give scores and boxes, always stay, and so does all behind them.
+
+    With `narrow` weights no two products of a convolution can add up beyond 16 bits, which is where x86
+    without VNNI adds them and cuts off what is more. It costs up to one bit of the eight, and the network
+    then computes the same on every processor.
+    """
+
+    everything: bool = True
+    depthwise: bool = True
+    front: int = 0
+    narrow: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.nodes}; {'narrow' if self.narrow else 'wide'} weights"
+
+    @property
+    def nodes(self) -> str:
+        """Which nodes become integers, in words."""
+        words = "everything" if self.everything else "convolutions"
+        if not self.depthwise:
+            words += " but depthwise"
+        return f"{words}, behind the first {self.front}" if self.front else words
+
+
+def recipes(network: onnx.ModelProto, values: Values) -> Iterator[Recipe]:
+    """The recipes worth trying for a network; no two of them make the same."""
+    convolutions = sum(node.op_type == "Conv" for node in network.graph.node)
+    fronts = sorted({0, 1, convolutions // 12, convolutions // 6, convolutions // 3})
+    seen = {network.SerializeToString()}
+    for everything in (True, False):
+        for depthwise in (True, False):
+            for front in fronts:
+                recipe = Recipe(everything, depthwise, front)
+                made = quantised(network, values, recipe).SerializeToString()
+                if made not in seen and b"QuantizeLinear" in made:
+                    seen.add(made)
+                    yield recipe
+
+
+def quantised(network: onnx.ModelProto, values: Values, recipe: Recipe) -> onnx.ModelProto:
+    """A copy of a folded network in integers by a recipe; `values` are those of its float tensors."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(network)
+    _Weaver(copy.graph, values, recipe).weave()
+    del copy.graph.value_info[:]  # some of it is about tensors that are no more
+    return copy
+
+
+def _chosen(graph: onnx.GraphProto, recipe: Recipe, weights: set[str], values: Values) -> frozenset[str]:
+    """The names of the nodes that become integers: those whose values are all known."""
+    unknown = float_tensors(graph) - set(values.ranges)
+    operators = _EVERYTHING if recipe.everything else _CONVOLUTIONS
+    inner = _before_the_last(graph)
+    chosen: set[str] = set()
+    loose: set[str] = set()  # made by a convolution in floats, or by what follows one
+    passed = 0
+    for node in graph.node:
+        passed += node.op_type == "Conv"
+        known = unknown.isdisjoint((*node.input, *node.output))
+        if passed <= recipe.front or node.op_type not in operators or node.name not in inner or not known:
+            continue
+        if node.op_type == "Conv":
+            follows = _is_wanted(node, recipe, weights)
+        else:
+            follows = node.op_type not in _FOLLOWERS or loose.isdisjoint(node.input)
+        if follows:
+            chosen.add(node.name)
+        else:
+            loose.update(node.output)
+    return frozenset(chosen)
+
+
+def _is_wanted(convolution: onnx.NodeProto, recipe: Recipe, weights: set[str]) -> bool:
+    """Whether a recipe has this convolution; its weights and bias must be constants."""
+    constant = all(name in weights for name in convolution.input[1:] if name)
+    return constant and (recipe.depthwise or _groups(convolution) == 1)
+
+
+def _before_the_last(graph: onnx.GraphProto) -> set[str]:
+    """The nodes with another weighted node behind them: all but the ends of the network."""
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    inner: set[str] = set()
+    for node in reversed(graph.node):
+        behind = [user for name in node.output for user in users.get(name, [])]
+        if any(user.op_type in _WEIGHTED or user.name in inner for user in behind):
+            inner.add(node.name)
+    return inner
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == "group"), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """value = (integer - zero) * scale, integers from 0 to 255."""
+
+    scale: np.float32
+    zero: np.uint8
+
+    @staticmethod
+    def of(values: Range) -> "_Step":
+        low, high = min(values[0], 0.0), max(values[1], 0.0)
+        scale = np.float32(max((high - low) / 255, _SMALLEST_SCALE))
+        return _Step(scale, np.uint8(np.clip(round(-low / float(scale)), 0, 255)))
+
+    def integers(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        steps = np.round(values / self.scale) + float(self.zero)
+        result: NDArray[np.uint8] = np.clip(steps, 0, 255).astype(np.uint8)
+        return result
+
+
+def _largest(kernels: NDArray[np.float64], *, narrow: bool) -> NDArray[np.float64]:
+    """What 127 steps have to reach in each kernel [out, n]: its largest weight, or two of them together.
+
+    255 * (a + b) stays within 16 bits for a + b of 128 at most, and rounding adds 1 to the 127 aimed at.
+    Only weights of the same sign add up, and which two meet differs from processor to processor.
+    """
+    if not narrow or kernels.shape[1] == 1:
+        plain: NDArray[np.float64] = np.abs(kernels).max(axis=1)
+        return plain
+    lowest_first = np.sort(kernels, axis=1)
+    above, below = np.maximum(lowest_first, 0.0), np.maximum(-lowest_first, 0.0)
+    pairs: NDArray[np.float64] = np.stack([above[:, -2:].sum(axis=1), below[:, :2].sum(axis=1)]).max(axis=0)
+    return pairs
+
+
+def _drift(away: NDArray[np.float64], means: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
+    """By how much the mean of each output moves when weights are `away` [out, in / groups, h, w] from right.
+
+    The rounding of a kernel's weights does not cancel out where its inputs have a mean.
+    """
+    sums = away.sum(axis=(2, 3)).reshape(groups, -1, away.shape[1])
+    moved: NDArray[np.float64] = (sums @ means.reshape(groups, -1, 1)).reshape(-1)
+    return moved
+
+
+def _named(tensor: str, part: str) -> str:
+    """The name of a part of a tensor's pair; no exporter writes such names."""
+    return f"int8:{tensor}:{part}"
+
+
+@dataclass(slots=True)
+class _Weaver:
+    """Puts the pairs into a graph, node by node."""
+
+    graph: onnx.GraphProto
+    values: Values
+    recipe: Recipe
+    weights: dict[str, onnx.TensorProto] = field(init=False)
+    chosen: frozenset[str] = field(init=False)
+    steps: dict[str, _Step] = field(init=False)
+    left: set[str] = field(init=False)
+    body: list[onnx.NodeProto] = field(init=False, default_factory=list)
+    constants: dict[str, onnx.TensorProto] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.weights = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.chosen = _chosen(self.graph, self.recipe, set(self.weights), self.values)
+        self.steps = self._steps()
+        self.left = self._left_in_floats()
+
+    def weave(self) -> None:
+        for value in self.graph.input:
+            self._pair(value.name)
+        for node in self.graph.node:
+            if node.name in self.chosen:
+                self._weights_of(node)
+            for place, name in enumerate(node.input):
+                if name in self.steps:
+                    node.input[place] = _named(name, "floats")
+            self.body.append(node)
+            for name in node.output:
+                self._pair(name)
+        used = {name for node in self.body for name in node.input}
+        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
+        del self.graph.node[:], self.graph.initializer[:]
+        self.graph.node.extend(self.body)
+        self.graph.initializer.extend([*kept, *self.constants.values()])
+
+    def _steps(self) -> dict[str, _Step]:
+        """The step of each tensor that becomes an integer: all that go into or come out of chosen nodes."""
+        floats = float_tensors(self.graph)
+        nodes = [node for node in self.graph.node if node.name in self.chosen]
+        wanted = {name for node in nodes for name in (*node.input, *node.output) if name in floats}
+        wanted -= self._swallowed(nodes)
+        same = {out: node.input[0] for node in nodes if node.op_type in _MOVERS for out in node.output}
+        for node in nodes:
+            if node.op_type == "Concat":
+                for name in wanted.intersection(node.input) - same.keys():
+                    if self._span(name) >= _SPAN_TO_JOIN * self._span(node.output[0]):
+                        same[name] = node.output[0]
+        steps = {}
+        for name in wanted:
+            origin = name
+            while origin in same:
+                origin = same[origin]
+            steps[name] = _Step.of(self.values.ranges[origin])
+        return steps
+
+    def _span(self, name: str) -> float:
+        low, high = self.values.ranges[name]
+        return high - low
+
+    def _swallowed(self, nodes: list[onnx.NodeProto]) -> set[str]:
+        """What lies between a convolution and its Relu or Clip: the integers' own range cuts it as well."""
+        users = [name for node in self.graph.node for name in node.input]
+        convolutions = {node.output[0] for node in nodes if node.op_type == "Conv"}
+        return {
+            node.input[0]
+            for node in nodes
+            if node.op_type in ("Relu", "Clip")
+            and node.input[0] in convolutions
+            and users.count(node.input[0]) == 1
+        }
+
+    def _pair(self, name: str) -> None:
+        if (step := self.steps.get(name)) is None:
+            return
+        scale = self._constant(_named(name, "scale"), np.array(step.scale))
+        zero = self._constant(_named(name, "zero"), np.array(step.zero))
+        source = self._guarded(name, step) if name in self.left else name
+        self._add("QuantizeLinear", [source, scale, zero], _named(name, "integers"))
+        self._add("DequantizeLinear", [_named(name, "integers"), scale, zero], _named(name, "floats"))
+
+    def _guarded(self, name: str, step: _Step) -> str:
+        """Cut to the range by a Clip, which costs little, and nothing where it goes into a convolution.
+
+        Without it onnxruntime takes a convolution in floats between two pairs for one to be made integers,
+        and makes it so by itself, with one scale for all its weights. And it rounds in front of a MaxPool
+        instead of behind it: among integers that are not laid out as its convolutions want them, a MaxPool
+        takes 15 times as long (onnxruntime 1.31 on x86: a fifth of NanoDet-g's time).
+        """
+        low = np.float32(-float(step.zero) * float(step.scale))
+        high = np.float32((254.75 - float(step.zero)) * float(step.scale))
+        bounds = [
+            self._constant(_named(name, word), np.array(value))
+            for word, value in (("low", low), ("high", high))
+        ]
+        self._add("Clip", [name, *bounds], _named(name, "cut"))
+        return _named(name, "cut")
+
+    def _left_in_floats(self) -> set[str]:
+        """What MaxPools and convolutions make that stay in floats, the latter also through a Relu or Clip."""
+        left: set[str] = set()
+        for node in self.graph.node:
+            behind = node.op_type in ("Relu", "Clip") and node.input[0] in left
+            pools = node.op_type == "MaxPool" and node.input[0] not in self.steps
+            if node.name not in self.chosen and (node.op_type in _WEIGHTED or behind or pools):
+                left.update(node.output)
+        return left
+
+    def _weights_of(self, node: onnx.NodeProto) -> None:
+        """The weights of a chosen node as integers; the small numbers of Clip, Resize and so on stay."""
+        if node.op_type == "Conv":
+            self._convolution(node)
+        elif node.op_type in ("Add", "Mul", "Concat"):
+            for place, name in enumerate(node.input):
+                if name in self.weights:
+                    node.input[place] = self._plain(name)
+
+    def _plain(self, name: str) -> str:
+        values = numpy_helper.to_array(self.weights[name])
+        step = _Step.of((float(values.min()), float(values.max())))
+        return self._dequantised(name, step.integers(values), np.array(step.scale), np.array(step.zero))
+
+    def _convolution(self, node: onnx.NodeProto) -> None:
+        kernel = numpy_helper.to_array(self.weights[node.input[1]]).astype(np.float64)
+        bias = np.zeros(len(kernel))
+        if len(node.input) > 2 and node.input[2]:
+            bias = numpy_helper.to_array(self.weights[node.input[2]]).astype(np.float64)
+        source = float(self.steps[node.input[0]].scale)
+        # What sees one channel at a time is added up in 32 bits everywhere.
+        narrow = self.recipe.narrow and kernel.shape[1] > 1
+        scales = _largest(kernel.reshape(len(kernel), -1), narrow=narrow) / 127
+        # A channel of tiny weights and a large bias would not fit; coarser weights cost it nothing.
+        least = np.maximum(np.abs(bias) / (source * _LARGEST_BIAS), _SMALLEST_SCALE)
+        scales = np.maximum(scales, least).astype(np.float32)
+        wide = scales.reshape(-1, *([1] * (kernel.ndim - 1)))
+        integers = np.clip(np.round(kernel / wide), -127, 127).astype(np.int8)
+        means = self.values.means.get(node.input[0])
+        if means is not None and kernel.ndim == 4:
+            bias = bias - _drift(integers * wide.astype(np.float64) - kernel, means, _groups(node))
+        both = (np.float32(source) * scales).astype(np.float32)
+        zeros = np.zeros(len(kernel), np.int8)
+        made = [
+            self._dequantised(f"{node.name}.kernel", integers, scales, zeros, axis=0),
+            self._dequantised(
+                f"{node.name}.bias",
+                np.round(bias / both).astype(np.int32),
+                both,
+                zeros.astype(np.int32),
+                axis=0,
+            ),
+        ]
+        del node.input[1:]
+        node.input.extend(made)
+
+    def _dequantised(
+        self,
+        name: str,
+        integers: NDArray[Any],
+        scale: NDArray[Any],
+        zero: NDArray[Any],
+        **attributes: int,
+    ) -> str:
+        """Integers as a constant and what makes them floats; the name of the floats."""
+        made = _named(name, "floats")
+        if _named(name, "integers") not in self.constants:
+            parts = [
+                self._constant(_named(name, word), values)
+                for word, values in (("integers", integers), ("scale", scale), ("zero", zero))
+            ]
+            self._add("DequantizeLinear", parts, made, **attributes)
+        return made
+
+    def _constant(self, name: str, values: NDArray[Any]) -> str:
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(values, name)
+        return name
+
+    def _add(self, operator: str, inputs: list[str], output: str, **attributes: int) -> None:
+        node = helper.make_node(operator, inputs, [output], name=f"{output}.{operator}")
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+        self.body.append(node)
