@@ -2,7 +2,7 @@
 
 from doctor_machines import Machine, cuda_failure, missing
 from doctor_situations import WSL_CUDA, Situation, dda, native, pv
-from visionedge.inference.devices import ProbeOutput
+from visionedge.engine.device.devices import ProbeOutput
 
 _NO_CUBLAS = "libcublasLt.so.12"
 

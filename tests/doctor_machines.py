@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from visionedge.inference.devices import PROVIDERS, ProbeOutput
+from visionedge.engine.device.devices import PROVIDERS, ProbeOutput
 from visionedge.ops.doctor.host import Answer, Host, Space
 
 NOW = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)

@@ -12,9 +12,9 @@ import pytest
 from visionedge.camera.camera import CameraStatus
 from visionedge.camera.registry import Fleet
 from visionedge.config.load import validate
+from visionedge.engine.interface import EngineNews
 from visionedge.engine_room import EngineRoom
 from visionedge.frames.types import Result
-from visionedge.inference.any_engine import EngineNews
 from visionedge.model.download import Tempo
 from visionedge.rooms import Rooms
 from visionedge.runtime.threads import Crew

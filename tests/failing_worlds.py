@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from visionedge.inference.devices import Effective, Reason, Requested, Verdict
-from visionedge.inference.faults import FATAL, Fault
-from visionedge.inference.recovery import (
+from visionedge.engine.device.devices import Effective, Reason, Requested, Verdict
+from visionedge.engine.device.faults import FATAL, Fault
+from visionedge.engine.process.recovery_policy import (
     ChangeOver,
     Compare,
     Dismiss,

@@ -5,9 +5,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from visionedge.inference.plan import Pair
-from visionedge.inference.planner import Wanted
-from visionedge.inference.trial import MOST_BATCHES, Sample
+from visionedge.engine.autotune import Wanted
+from visionedge.engine.plan import Pair
+from visionedge.engine.trial import MOST_BATCHES, Sample
 
 BatchMs = Callable[[int, int], float]
 """(lanes, batch) → ms that one batch takes while all lanes work."""

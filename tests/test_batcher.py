@@ -19,8 +19,8 @@ from hypothesis.stateful import (
     rule,
 )
 
+from visionedge.engine.batcher import Batch, Batcher, CameraStatistics, Drop, Outcome
 from visionedge.frames.types import Frame, Placement
-from visionedge.inference.batcher import Batch, Batcher, CameraStatistics, Drop, Outcome
 
 CAMERAS = ("dock", "gate", "hall", "yard")
 MAX_AGE_NS = 100

@@ -10,8 +10,8 @@ import pytest
 from clips import make_clip
 from tiny_models import TinyDetector
 from visionedge.config.schema import InferenceConfig
+from visionedge.engine.local_engine import open_engine
 from visionedge.frames.types import Detections, Picture
-from visionedge.inference.startup import open_engine
 from visionedge.model.model import bundled_model_path, load_model
 from visionedge.model.postprocess import Selection
 from visionedge.ops.ceiling import Bare, Ceiling, ceiling_document

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from conftest import SHARED
 from visionedge.config.schema import InferenceConfig
+from visionedge.engine.local_engine import open_engine
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import Picture
-from visionedge.inference.startup import open_engine
 from visionedge.model.labels import COCO_80
 from visionedge.model.model import bundled_model_path, load_model
 from visionedge.model.postprocess import Selection

@@ -10,7 +10,7 @@ import pytest
 
 from visionedge.camera.ration import Counts
 from visionedge.capacity import CameraLoad, Counted, Meter, Reading, Sample, between, document, judge
-from visionedge.inference.batcher import BatcherStatistics, CameraStatistics, Drop
+from visionedge.engine.batcher import BatcherStatistics, CameraStatistics, Drop
 
 
 def load(demanded: float, delivered: float, decode_cores: float) -> CameraLoad:

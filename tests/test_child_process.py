@@ -14,10 +14,10 @@ import pytest
 import visionedge
 from tiny_models import TinyDetector
 from visionedge.config.schema import InferenceConfig
+from visionedge.engine.device.devices import PROVIDERS, run_probe
+from visionedge.engine.process.client import EngineProcess
+from visionedge.engine.process.shared_memory import Arena
 from visionedge.errors import ModelError
-from visionedge.inference.devices import PROVIDERS, run_probe
-from visionedge.inference.process import EngineProcess
-from visionedge.inference.shared import Arena
 from visionedge.model.compiler.trial_run import first_run
 from visionedge.model.model import load_model
 from visionedge.ops.bench_http import _clients

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from visionedge.cli.arguments import exit_codes
 from visionedge.config.schema import CameraConfig, Config
-from visionedge.inference.batcher import Drop
-from visionedge.inference.devices import Reason
+from visionedge.engine.batcher import Drop
+from visionedge.engine.device.devices import Reason
 from visionedge.metrics import DECLARED, HISTOGRAMS
 from visionedge.model.heads import known_heads
 

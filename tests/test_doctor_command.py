@@ -16,9 +16,9 @@ from module_process import ModuleProcess
 from visionedge.__main__ import main
 from visionedge.cli.arguments import shows_colours
 from visionedge.config.load import validate
+from visionedge.engine.device.devices import DeviceState, Reason
+from visionedge.engine.device.session import NodePlaces
 from visionedge.frames.types import utc_now
-from visionedge.inference.devices import DeviceState, Reason
-from visionedge.inference.session import NodePlaces
 from visionedge.model.model_store import Kept
 from visionedge.ops.doctor.gather import Request, Running
 from visionedge.ops.doctor.host import this_host

@@ -15,7 +15,7 @@ import pytest
 from doctor_machines import DATA, linux
 from stub_driver import Script, script, stub_folder
 from visionedge.config.load import validate
-from visionedge.inference.devices import Reason, probe, run_probe
+from visionedge.engine.device.devices import Reason, probe, run_probe
 from visionedge.ops.doctor.gather import Request
 from visionedge.ops.doctor.host import Answer, Host, ask_child, this_host
 from visionedge.ops.doctor.report import Report, examine

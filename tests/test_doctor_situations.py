@@ -16,7 +16,7 @@ from doctor_machines import DATA, linux
 from doctor_situations import BESIDE, GOOD, NO_GPU, NOT_GIVEN, Situation
 from visionedge import __version__
 from visionedge.config.load import validate
-from visionedge.inference.devices import REMEDIES, Reason
+from visionedge.engine.device.devices import REMEDIES, Reason
 from visionedge.ops.doctor.finding import State
 from visionedge.ops.doctor.gather import Request
 from visionedge.ops.doctor.links import CHAIN

@@ -9,13 +9,13 @@ import pytest
 
 from scripted_faults import GONE, NO_MEMORY, REFUSED, STICKY
 from tiny_models import TinyDetector, pictures
+from visionedge.engine.device.devices import DeviceState, Effective, Reason
+from visionedge.engine.device.faults import Fault
+from visionedge.engine.device.session import EngineError, NodePlaces, Pictures
+from visionedge.engine.engine import Engine
+from visionedge.engine.plan import Plan
+from visionedge.engine.process.fault_injection import When, read_script, seam_of, tuning_of
 from visionedge.errors import ConfigError, ModelError
-from visionedge.inference.devices import DeviceState, Effective, Reason
-from visionedge.inference.engine import Engine
-from visionedge.inference.faults import Fault
-from visionedge.inference.inject import When, read_script, seam_of, tuning_of
-from visionedge.inference.plan import Plan
-from visionedge.inference.session import EngineError, NodePlaces, Pictures
 from visionedge.model.model import Model, load_model
 
 Act = Callable[[int], np.ndarray]

@@ -18,14 +18,14 @@ import pytest
 
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
+from visionedge.engine.device.session import EngineAwayError, EngineError
+from visionedge.engine.interface import EngineNews
+from visionedge.engine.local_engine import open_engine
+from visionedge.engine.process.client import EngineProcess
+from visionedge.engine.process.shared_memory import Arena
+from visionedge.engine.process.worker import Limits
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Picture
-from visionedge.inference.any_engine import EngineNews
-from visionedge.inference.process import EngineProcess
-from visionedge.inference.session import EngineAwayError, EngineError
-from visionedge.inference.shared import Arena
-from visionedge.inference.startup import open_engine
-from visionedge.inference.worker import Limits
 from visionedge.model.model import Model, load_model
 from visionedge.runtime import child_process
 from visionedge.runtime.threads import Crew

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from tiny_models import pictures
+from visionedge.engine.device.session import EngineError, Pictures
+from visionedge.engine.process import protocol
+from visionedge.engine.process.server import Desk
+from visionedge.engine.process.shared_memory import Arena, Window
 from visionedge.frames.types import InputSpec
-from visionedge.inference import wire
-from visionedge.inference.child import Desk
-from visionedge.inference.session import EngineError, Pictures
-from visionedge.inference.shared import Arena, Window
 from visionedge.model.postprocess import Rows
 
 SPEC = InputSpec(64, 48)
@@ -62,12 +62,12 @@ class Child:
 
     def ask(self, line: int, blocks: tuple[int, ...]) -> None:
         """Put a request into the queue."""
-        self.queue.send(wire.request_message(wire.Request(line, blocks, 0.5)))
+        self.queue.send(protocol.request_message(protocol.Request(line, blocks, 0.5)))
 
     def answer(self, line: int, count: int = 1) -> Rows:
         """What comes on a line."""
         self.lines[line].settimeout(10)
-        rows, _ = wire.receive_rows(self.lines[line], count, 1)
+        rows, _ = protocol.receive_rows(self.lines[line], count, 1)
         return rows
 
 
@@ -108,7 +108,7 @@ def test_pictures_that_lie_in_no_block_follow_on_the_line(child: Child) -> None:
     child.engine.go_on.set()
     loose = pictures(2)
     child.ask(3, (-1, -1))
-    wire.send_pictures(child.lines[3], list(loose))
+    protocol.send_pictures(child.lines[3], list(loose))
     assert child.answer(3, 2)[:, 0, :3].tolist() == [image[0, 0].tolist() for image in loose]
 
 
@@ -118,7 +118,7 @@ def test_a_failure_is_told_on_its_line_and_the_lane_goes_on(child: Child) -> Non
     bright = np.full((SPEC.height_px, SPEC.width_px, 3), 255, np.uint8)
     for _ in range(2 * LANES):
         child.ask(0, (-1,))
-        wire.send_pictures(child.lines[0], [bright])
+        protocol.send_pictures(child.lines[0], [bright])
         with pytest.raises(EngineError, match="too bright"):
             child.answer(0)
 

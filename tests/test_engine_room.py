@@ -10,7 +10,7 @@ from clips import make_clip
 from engine_rooms import Module, document, of, play
 from scripted_faults import Faults
 from tiny_models import TinyDetector
-from visionedge.inference.batcher import Drop
+from visionedge.engine.batcher import Drop
 
 
 @pytest.fixture(scope="module")

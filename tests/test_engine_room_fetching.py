@@ -18,7 +18,7 @@ from model_server import Answer, ModelServer, content, cut, endless, hanging, re
 from tiny_models import TinyDetector, classifier
 from visionedge.config.load import validate
 from visionedge.edge.delivery import Delivery
-from visionedge.inference.batcher import Drop
+from visionedge.engine.batcher import Drop
 from visionedge.model.download import Tempo
 from visionedge.model.faults import Patience
 from visionedge.model.model_store import FOLDER

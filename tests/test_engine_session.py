@@ -10,10 +10,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from tiny_models import TinyDetector, pictures
-from visionedge.inference import providers
-from visionedge.inference.devices import PROVIDERS
-from visionedge.inference.providers import CUDA, CUDA_GRAPHS, CUDA_LEAST, KNOWN_OPTIONS, choices, tensorrt
-from visionedge.inference.session import EngineError, NodePlaces, Session, open_session
+from visionedge.engine.device import providers
+from visionedge.engine.device.devices import PROVIDERS
+from visionedge.engine.device.providers import CUDA, CUDA_GRAPHS, CUDA_LEAST, KNOWN_OPTIONS, choices, tensorrt
+from visionedge.engine.device.session import EngineError, NodePlaces, Session, open_session
 from visionedge.model.compiler.compile import compile_model
 from visionedge.model.model import load_model
 
@@ -162,7 +162,7 @@ def test_on_the_cpu_every_node_is_in_its_place(graph: bytes) -> None:
 
 
 def test_nodes_that_fell_to_the_cpu_are_counted_and_named(graph: bytes) -> None:
-    from visionedge.inference.session import _places
+    from visionedge.engine.device.session import _places
 
     dealt = Dealt(
         raw_session(graph),
@@ -182,7 +182,7 @@ def test_a_choice_that_a_session_refuses_is_dropped_with_its_words(
     """As CUDA graphs are for a model with nodes on the CPU: the next choice is taken, and the reason kept."""
     refused = providers.Choice("odd options", {"cpu": {"no_such_option": "1"}})
     plain = providers.Choice("CPU")
-    monkeypatch.setattr("visionedge.inference.session.choices", lambda *_a, **_k: (refused, plain))
+    monkeypatch.setattr("visionedge.engine.device.session.choices", lambda *_a, **_k: (refused, plain))
     session = open_session(graph, "cpu", max_batch=1)
     assert session.notes == ("odd options refused: CPUExecutionProvider has no option no_such_option",)
     assert session.run(pictures(1), 1).shape[0] == 1
@@ -192,7 +192,7 @@ def test_when_the_last_choice_is_refused_too_that_is_the_error(
     graph: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = providers.Choice("odd options", {"cpu": {"no_such_option": "1"}})
-    monkeypatch.setattr("visionedge.inference.session.choices", lambda *_a, **_k: (refused,))
+    monkeypatch.setattr("visionedge.engine.device.session.choices", lambda *_a, **_k: (refused,))
     with pytest.raises(ValueError, match="no_such_option"):
         open_session(graph, "cpu", max_batch=1)
 

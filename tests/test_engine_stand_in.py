@@ -12,9 +12,9 @@ from engine_rooms import Module, document, of, play
 from scripted_faults import Faults
 from tiny_models import TinyDetector
 from tiny_slow import save_slow, store_quick_variant
-from visionedge.inference.batcher import Drop
-from visionedge.inference.picking import FOLDER as CHOICES
-from visionedge.inference.stand_in import StandIn
+from visionedge.engine.batcher import Drop
+from visionedge.engine.precision_choice import FOLDER as CHOICES
+from visionedge.engine.stand_in import StandIn
 from visionedge.model.quantization.variants import FOLDER
 
 ROUNDS = 2

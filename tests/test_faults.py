@@ -2,8 +2,8 @@
 
 import pytest
 
-from visionedge.inference.devices import Reason, lost
-from visionedge.inference.faults import FATAL, MEANINGS, Fault, failure_in, fault_of, words_in
+from visionedge.engine.device.devices import Reason, lost
+from visionedge.engine.device.faults import FATAL, MEANINGS, Fault, failure_in, fault_of, words_in
 
 PLACE = (
     "; GPU=0 ; hostname=secret-host ; file=/onnxruntime_src/core/providers/cuda/gpu_data_transfer.cc"

@@ -13,12 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
+from visionedge.engine.device.devices import Effective, Reason, Verdict
+from visionedge.engine.device.session import EngineError, NodePlaces, Pictures
+from visionedge.engine.engine import Engine
+from visionedge.engine.local_engine import open_engine
+from visionedge.engine.plan import Plan
 from visionedge.errors import DeviceError, ModelError
-from visionedge.inference.devices import Effective, Reason, Verdict
-from visionedge.inference.engine import Engine
-from visionedge.inference.plan import Plan
-from visionedge.inference.session import EngineError, NodePlaces, Pictures
-from visionedge.inference.startup import open_engine
 from visionedge.model.model import Model, load_model
 
 CPU = InferenceConfig(device="cpu")

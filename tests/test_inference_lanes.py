@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from tiny_models import TinyDetector
+from visionedge.engine.batcher import Batcher, Drop
+from visionedge.engine.device.devices import DeviceState, Reason
+from visionedge.engine.device.session import EngineAwayError, EngineError, Pictures
+from visionedge.engine.interface import Computed
+from visionedge.engine.lanes_part import Complaints, Lane, Running
+from visionedge.engine.plan import Plan
 from visionedge.frames.types import Frame, InputSpec, Placement, Result
-from visionedge.inference.any_engine import Computed
-from visionedge.inference.batcher import Batcher, Drop
-from visionedge.inference.devices import DeviceState, Reason
-from visionedge.inference.lanes import Complaints, Lane, Running
-from visionedge.inference.plan import Plan
-from visionedge.inference.session import EngineAwayError, EngineError, Pictures
 from visionedge.model.model import Model, load_model
 from visionedge.model.postprocess import Rows, Selection
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from visionedge.inference.plan import make_plan
-from visionedge.inference.planner import Wanted
+from visionedge.engine.autotune import Wanted
+from visionedge.engine.plan import make_plan
 from visionedge.runtime.process_limits import MOST_LANES, bounded_cores, cpu_quota, usable_cores
 
 

@@ -10,14 +10,14 @@ import pytest
 
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
-from visionedge.inference.comparison import Recent, compare_candidate, is_the_model
-from visionedge.inference.devices import Effective, Reason, Verdict
-from visionedge.inference.engine import Engine
-from visionedge.inference.faults import Fault
-from visionedge.inference.likeness import Likeness, Pace, against_cpu, likeness
-from visionedge.inference.probing import Probing
-from visionedge.inference.session import EngineAwayError, EngineError, Pictures
-from visionedge.inference.startup import open_engine
+from visionedge.engine.device.devices import Effective, Reason, Verdict
+from visionedge.engine.device.faults import Fault
+from visionedge.engine.device.session import EngineAwayError, EngineError, Pictures
+from visionedge.engine.device_parity import Likeness, Pace, against_cpu, likeness
+from visionedge.engine.engine import Engine
+from visionedge.engine.local_engine import open_engine
+from visionedge.engine.process.comparison import Recent, compare_candidate, is_the_model
+from visionedge.engine.process.probing import Probing
 from visionedge.model.model import load_model
 from visionedge.model.postprocess import Rows
 from visionedge.runtime.threads import Crew

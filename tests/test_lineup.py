@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from tiny_models import TinyDetector
+from visionedge.engine.batcher import Batcher, Drop
+from visionedge.engine.device.devices import DeviceState, Reason
+from visionedge.engine.device.session import EngineError, Pictures
+from visionedge.engine.interface import Computed
+from visionedge.engine.lanes import Lineup
+from visionedge.engine.plan import Plan
 from visionedge.frames.types import Frame, InputSpec, Placement, Result
-from visionedge.inference.any_engine import Computed
-from visionedge.inference.batcher import Batcher, Drop
-from visionedge.inference.devices import DeviceState, Reason
-from visionedge.inference.lineup import Lineup
-from visionedge.inference.plan import Plan
-from visionedge.inference.session import EngineError, Pictures
 from visionedge.model.model import Model, load_model
 from visionedge.model.postprocess import Rows, Selection
 from visionedge.runtime.threads import Crew

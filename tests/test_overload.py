@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from visionedge.engine.batcher import Batch, Batcher, BatcherStatistics, Drop, Outcome
 from visionedge.frames.types import Frame, Placement
-from visionedge.inference.batcher import Batch, Batcher, BatcherStatistics, Drop, Outcome
 
 CAMERAS = 64
 FPS = 5

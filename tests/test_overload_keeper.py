@@ -16,10 +16,10 @@ from visionedge.camera.ration import Throttle
 from visionedge.camera.registry import Fleet
 from visionedge.capacity import CameraLoad, Reading
 from visionedge.config.load import validate
+from visionedge.engine.device.devices import DeviceState, Reason
+from visionedge.engine.interface import AnyEngine, ProcessStatus
 from visionedge.errors import ModelError
 from visionedge.frames.types import utc_now
-from visionedge.inference.any_engine import AnyEngine, ProcessStatus
-from visionedge.inference.devices import DeviceState, Reason
 from visionedge.overload.keeper import Keeper
 from visionedge.rooms import Rooms
 from visionedge.runtime.threads import Crew

@@ -3,9 +3,9 @@
 import pytest
 
 from machines import BatchMs, Machine, accelerator, crowded_memory, processor, single_accelerator
-from visionedge.inference.plan import Measured, Pair, Plan
-from visionedge.inference.planner import FINAL_S, SPEND_S, Wanted, choose, fit, search
-from visionedge.inference.trial import Sample
+from visionedge.engine.autotune import FINAL_S, SPEND_S, Wanted, choose, fit, search
+from visionedge.engine.plan import Measured, Pair, Plan
+from visionedge.engine.trial import Sample
 
 TWO_CORES = Wanted("cpu", 8, None, 2)
 GPU = Wanted("cuda", 8, None, 8)

@@ -8,10 +8,10 @@ import pytest
 
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
-from visionedge.inference.engine import Engine
-from visionedge.inference.plan import Plan
-from visionedge.inference.session import NodePlaces, Pictures
-from visionedge.inference.startup import open_engine
+from visionedge.engine.device.session import NodePlaces, Pictures
+from visionedge.engine.engine import Engine
+from visionedge.engine.local_engine import open_engine
+from visionedge.engine.plan import Plan
 from visionedge.model.model import Model, load_model
 
 CPU = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 4})

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from visionedge.inference.plan import Pair
-from visionedge.inference.planner import measure
-from visionedge.inference.trial import MOST_BATCHES, run_in_turns, run_trial
+from visionedge.engine.autotune import measure
+from visionedge.engine.plan import Pair
+from visionedge.engine.trial import MOST_BATCHES, run_in_turns, run_trial
 
 
 class Work:

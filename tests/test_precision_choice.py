@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tiny_models import TinyDetector
+from visionedge.engine.agreement import Agreement, Apart, agreement
+from visionedge.engine.precision_choice import FOLDER, Candidate, Trials, judged, pick
 from visionedge.frames.types import Detections
-from visionedge.inference.agreement import Agreement, Apart, agreement
-from visionedge.inference.picking import FOLDER, Candidate, Trials, judged, pick
 from visionedge.model.compiler.cache import FOLDER as COMPILED
 from visionedge.model.compiler.cache import ready
 from visionedge.model.model import Model, load_model

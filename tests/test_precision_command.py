@@ -16,8 +16,8 @@ from command_line import CommandLine
 from tiny_deep import deep_detector, save_deep
 from tiny_models import MEAN, TinyDetector
 from visionedge.config.schema import InferenceConfig
+from visionedge.engine.local_engine import open_engine
 from visionedge.frames.types import Picture
-from visionedge.inference.startup import open_engine
 from visionedge.model.model import load_model
 from visionedge.model.parity import Tolerance
 from visionedge.model.quantization.calibration import Values, float_tensors, folded

@@ -5,9 +5,9 @@ import itertools
 import pytest
 
 from failing_worlds import ABSENT, GPU_STATES, LOST, OK, WORDS, World
-from visionedge.inference.devices import Reason, Requested, Verdict, wishes
-from visionedge.inference.faults import Fault
-from visionedge.inference.recovery import (
+from visionedge.engine.device.devices import Reason, Requested, Verdict, wishes
+from visionedge.engine.device.faults import Fault
+from visionedge.engine.process.recovery_policy import (
     ChangeOver,
     Compare,
     Dismiss,

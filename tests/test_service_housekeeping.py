@@ -14,10 +14,10 @@ from visionedge.capacity import Meter
 from visionedge.config.load import validate
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.desired import Carriers
+from visionedge.engine.batcher import BatcherStatistics
+from visionedge.engine.interface import AnyEngine
+from visionedge.engine.lanes import Lineup
 from visionedge.facade import Facade
-from visionedge.inference.any_engine import AnyEngine
-from visionedge.inference.batcher import BatcherStatistics
-from visionedge.inference.lineup import Lineup
 from visionedge.metrics import Metrics
 from visionedge.model.model import Model, bundled_model_path, load_model
 from visionedge.report import status

@@ -28,8 +28,8 @@ from visionedge.config.load import validate
 from visionedge.edge.desired import Carriers
 from visionedge.edge.line import Errand
 from visionedge.edge.sdk import MethodCall
+from visionedge.engine.lanes import Lineup
 from visionedge.facade import Facade
-from visionedge.inference.lineup import Lineup
 from visionedge.metrics import Metrics
 from visionedge.remote import Remote
 from visionedge.rooms import Rooms

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from visionedge.engine.process.shared_memory import Arena, Window, blocks_for
 from visionedge.frames.types import InputSpec, Picture
-from visionedge.inference.shared import Arena, Window, blocks_for
 
 SPEC = InputSpec(20, 10)
 

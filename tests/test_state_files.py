@@ -20,8 +20,8 @@ from visionedge.edge.messages import Message
 from visionedge.edge.spool import Spool, Tempo
 from visionedge.edge.store import Loss, Store
 from visionedge.edge.wish import Wish
-from visionedge.inference.plan import Fit, Measured, Pair, Timed
-from visionedge.inference.plan_cache import PlanCache, PlanKey
+from visionedge.engine.plan import Fit, Measured, Pair, Timed
+from visionedge.engine.plan_cache import PlanCache, PlanKey
 from visionedge.model.model_store import Kept
 from visionedge.runtime.state_file import KEPT_ASIDE, DamagedError, read_json, set_aside, sweep, write_json
 from visionedge.runtime.threads import Crew

@@ -17,8 +17,8 @@ from visionedge import capacity
 from visionedge.camera import status as camera_status
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.edge import ladder, spool
+from visionedge.engine.device import devices
 from visionedge.errors import ConfigError
-from visionedge.inference import devices
 from visionedge.runtime.logs import RedactingFormatter
 from visionedge.runtime.redaction import (
     TEXT_CHARACTERS,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visionedge.camera.ration import Counts
-from visionedge.inference.batcher import BatcherStatistics, CameraStatistics, Drop
+from visionedge.engine.batcher import BatcherStatistics, CameraStatistics, Drop
 from visionedge.runtime.process_limits import cpu_quota, usable_cores
 
 Bottleneck = Literal["none", "quota", "decode", "engine", "others", "idle"]

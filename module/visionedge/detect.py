@@ -19,14 +19,14 @@ from visionedge.camera.sources.images import SUFFIXES, check_regular, natural_ke
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import CameraUri
 from visionedge.config.schema import InferenceConfig
+from visionedge.engine.engine import Engine
+from visionedge.engine.local_engine import open_engine
+from visionedge.engine.one_shot import analyse, frame_of
 from visionedge.errors import DamagedError, SourceError
 from visionedge.frames.types import Picture, Result, frame_document
-from visionedge.inference.engine import Engine
-from visionedge.inference.startup import open_engine
 from visionedge.model.model import bundled_model_path, load_model
 from visionedge.model.postprocess import Selection
 from visionedge.runtime.redaction import redact
-from visionedge.single import analyse, frame_of
 
 _VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mpg", ".mpeg", ".mjpg"}

@@ -14,14 +14,14 @@ from typing import Literal
 
 from visionedge.camera.camera import Fitting
 from visionedge.config.schema import Config, InferenceConfig
+from visionedge.engine.interface import AnyEngine
+from visionedge.engine.lanes import Lineup
+from visionedge.engine.local_engine import open_engine
+from visionedge.engine.precision_choice import contenders
+from visionedge.engine.process.client import EngineProcess
+from visionedge.engine.process.shared_memory import Arena, blocks_for
+from visionedge.engine.stand_in import StandIn
 from visionedge.errors import ConfigError, ModelError, VisionedgeError
-from visionedge.inference.any_engine import AnyEngine
-from visionedge.inference.lineup import Lineup
-from visionedge.inference.picking import contenders
-from visionedge.inference.process import EngineProcess
-from visionedge.inference.shared import Arena, blocks_for
-from visionedge.inference.stand_in import StandIn
-from visionedge.inference.startup import open_engine
 from visionedge.machinery import Machinery
 from visionedge.model.download import Tempo
 from visionedge.model.model import Model

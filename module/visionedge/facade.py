@@ -4,9 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge import report
+from visionedge.engine.interface import AnyEngine
+from visionedge.engine.lanes import Lineup
+from visionedge.engine.one_shot import analyse, frame_of
 from visionedge.frames.types import Picture, Result
-from visionedge.inference.any_engine import AnyEngine
-from visionedge.inference.lineup import Lineup
 from visionedge.metrics import Metrics
 from visionedge.ops.doctor.gather import Request, Running
 from visionedge.ops.doctor.host import this_host
@@ -14,7 +15,6 @@ from visionedge.ops.doctor.report import examine
 from visionedge.ops.doctor.visit import Visits
 from visionedge.rooms import Rooms
 from visionedge.runtime import logs
-from visionedge.single import analyse, frame_of
 from visionedge.web.board import Subscription
 from visionedge.web.pictures import Desk
 from visionedge.web.view import Busy, Document, ModelFacts

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from visionedge.camera.camera import Fitting
 from visionedge.config.schema import InferenceConfig
-from visionedge.inference.any_engine import AnyEngine
-from visionedge.inference.process import EngineProcess
-from visionedge.inference.shared import Arena
+from visionedge.engine.interface import AnyEngine
+from visionedge.engine.process.client import EngineProcess
+from visionedge.engine.process.shared_memory import Arena
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.model.supply import Source

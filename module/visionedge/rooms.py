@@ -11,10 +11,10 @@ from visionedge.capacity import Meter
 from visionedge.config.schema import Config
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.statistics import Asked
+from visionedge.engine.batcher import Batcher
+from visionedge.engine.interface import AnyEngine, EngineNews
+from visionedge.engine.process.shared_memory import Arena
 from visionedge.frames.types import Result
-from visionedge.inference.any_engine import AnyEngine, EngineNews
-from visionedge.inference.batcher import Batcher
-from visionedge.inference.shared import Arena
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.model.supply import Supply

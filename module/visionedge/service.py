@@ -26,11 +26,11 @@ from visionedge.edge.desired import Carriers
 from visionedge.edge.identity import Identity
 from visionedge.edge.ladder import EXIT_STUCK
 from visionedge.edge.questions import NUMBERS
+from visionedge.engine.interface import AnyEngine, EngineNews
 from visionedge.engine_room import EngineRoom
 from visionedge.errors import UnavailableError, VisionedgeError
 from visionedge.facade import Facade
 from visionedge.frames.types import Result
-from visionedge.inference.any_engine import AnyEngine, EngineNews
 from visionedge.metrics import Metrics
 from visionedge.overload.keeper import Code, Keeper
 from visionedge.remote import Remote

@@ -39,7 +39,7 @@ _VARIABLES = """\
   VISIONEDGE_LOG_LEVEL   debug, info, warning or error; --log-level wins
   NAME                   any variable that the configuration file names as ${NAME}"""
 
-_INJECTING = "visionedge.inference.inject"
+_INJECTING = "visionedge.engine.process.fault_injection"
 _STATE_FILES = ("spool.db", "sequences.json", "desired.json")
 
 

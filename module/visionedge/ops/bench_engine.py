@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from visionedge.config.schema import InferenceConfig
+from visionedge.engine.autotune import Wanted, fit, measure, paces
+from visionedge.engine.device.devices import PROVIDERS
+from visionedge.engine.engine import Engine, noise
+from visionedge.engine.local_engine import open_engine
+from visionedge.engine.plan import Fit, Measured, Pair, Plan, batch_sizes
+from visionedge.engine.precision_choice import contenders
+from visionedge.engine.trial import Run, Sample, run_in_turns
 from visionedge.frames.types import Picture
-from visionedge.inference.devices import PROVIDERS
-from visionedge.inference.engine import Engine, noise
-from visionedge.inference.picking import contenders
-from visionedge.inference.plan import Fit, Measured, Pair, Plan, batch_sizes
-from visionedge.inference.planner import Wanted, fit, measure, paces
-from visionedge.inference.startup import open_engine
-from visionedge.inference.trial import Run, Sample, run_in_turns
 from visionedge.model.compiler.cache import ready
 from visionedge.model.compiler.compile import ROWS
 from visionedge.model.model import Model, load_model

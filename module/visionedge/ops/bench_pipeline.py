@@ -13,8 +13,8 @@ from typing import Any
 
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
+from visionedge.engine.interface import AnyEngine
 from visionedge.errors import ConfigError
-from visionedge.inference.any_engine import AnyEngine
 from visionedge.model.model import Model, load_model
 from visionedge.model.postprocess import Selection
 from visionedge.ops.bench_report import cameras_in_words, machine

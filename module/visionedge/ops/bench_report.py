@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from visionedge import __version__
+from visionedge.engine.device.devices import DeviceState
+from visionedge.engine.plan_cache import processor
 from visionedge.errors import ConfigError, SourceError
 from visionedge.frames.types import utc_now, utc_text
-from visionedge.inference.devices import DeviceState
-from visionedge.inference.plan_cache import processor
 from visionedge.ops.fingerprint import fingerprint
 from visionedge.runtime.process_limits import usable_cores
 

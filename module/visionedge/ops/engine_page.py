@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from visionedge.inference.plan import Fit, Pair
+from visionedge.engine.plan import Fit, Pair
 from visionedge.ops.bench_engine import caution
 from visionedge.ops.plots import Limit, Line, bars, lines
 from visionedge.ops.report_page import Page, Section, Tile, render, table

@@ -13,10 +13,11 @@ from typing import Any, TextIO
 
 from visionedge.camera.sources.images import read_picture
 from visionedge.config.schema import InferenceConfig
+from visionedge.engine.engine import Engine
+from visionedge.engine.local_engine import open_engine
+from visionedge.engine.one_shot import analyse, frame_of
 from visionedge.errors import SourceError
 from visionedge.frames.types import Result
-from visionedge.inference.engine import Engine
-from visionedge.inference.startup import open_engine
 from visionedge.model.model import load_model
 from visionedge.model.postprocess import Selection
 from visionedge.ops.coco import (
@@ -29,7 +30,6 @@ from visionedge.ops.coco import (
     require_pycocotools,
 )
 from visionedge.runtime.redaction import redact
-from visionedge.single import analyse, frame_of
 
 SCORE_FLOOR = 0.01
 """Average precision is over the whole curve; what is less sure than this changes nothing any more."""

@@ -184,7 +184,7 @@ def _without_kernel(graph: onnx.ModelProto, types: Mapping[str, onnx.TypeProto])
 def _placed(path: Path, device: str) -> Document:
     """What a session on the device says of itself; it is opened in another process, which may be lost."""
     asked = json.dumps({"device": device, "model": str(path.resolve())})
-    with start("visionedge.inference.placement", "placement", asked) as child:
+    with start("visionedge.engine.device.placement", "placement", asked) as child:
         try:
             said, _ = child.communicate(timeout=_PLACED_WITHIN_S)
         except subprocess.TimeoutExpired:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from visionedge.camera.sources.images import SUFFIXES, natural_key, read_picture
 from visionedge.capture.excerpt import excerpt
+from visionedge.engine.check_pictures import samples_for
 from visionedge.errors import ConfigError, SourceError
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import Detections, Picture
-from visionedge.inference.check_pictures import samples_for
 from visionedge.model.model import Model, bundled_model_path
 from visionedge.model.quantization.search import Material, MeasureAp, Precision, Sample
 from visionedge.ops.coco import (

@@ -17,14 +17,14 @@ from visionedge.camera.sources.open import open_source
 from visionedge.camera.sources.video import LoopedSource
 from visionedge.config.addresses import CameraUri
 from visionedge.config.schema import InferenceConfig
+from visionedge.engine.batcher import Batcher
+from visionedge.engine.interface import AnyEngine
+from visionedge.engine.lanes import Lineup
+from visionedge.engine.local_engine import open_engine
+from visionedge.engine.plan import Plan
+from visionedge.engine.process.client import EngineProcess
+from visionedge.engine.process.shared_memory import Arena, blocks_for
 from visionedge.errors import VisionedgeError
-from visionedge.inference.any_engine import AnyEngine
-from visionedge.inference.batcher import Batcher
-from visionedge.inference.lineup import Lineup
-from visionedge.inference.plan import Plan
-from visionedge.inference.process import EngineProcess
-from visionedge.inference.shared import Arena, blocks_for
-from visionedge.inference.startup import open_engine
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.ops.tally import Cost, Run, Tally, run_of

@@ -9,9 +9,9 @@ from typing import Any, TextIO
 import onnx
 
 from visionedge import __version__
+from visionedge.engine.plan_cache import processor
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.frames.types import utc_now, utc_text
-from visionedge.inference.plan_cache import processor
 from visionedge.model.model import Model, bundled_model_path, load_model
 from visionedge.model.parity import Tolerance
 from visionedge.model.quantization.search import Made, Material, Precision, Tried, make

@@ -8,8 +8,8 @@ from typing import Any
 
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
+from visionedge.engine.interface import AnyEngine
 from visionedge.frames.types import Detections
-from visionedge.inference.any_engine import AnyEngine
 from visionedge.model.parity import PARTNER_CONFIDENCE, compare
 from visionedge.model.postprocess import Selection
 from visionedge.ops.plain_loop import PlainLoop, clip_of

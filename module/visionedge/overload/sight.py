@@ -1,7 +1,7 @@
 """From a reading of the load to what the overload ladder looks at. Pure."""
 
 from visionedge.capacity import Reading, nearly
-from visionedge.inference.devices import Effective
+from visionedge.engine.device.devices import Effective
 from visionedge.overload.ladder import Load
 
 _TOO_MANY = 0.1

@@ -16,8 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from visionedge.engine.device.devices import ProbeRun, run_probe
 from visionedge.frames.types import utc_now
-from visionedge.inference.devices import ProbeRun, run_probe
 from visionedge.runtime.child_process import start_text
 from visionedge.runtime.process_limits import cpu_quota
 
@@ -118,7 +118,7 @@ def this_host(environ: Mapping[str, str]) -> Host:
 
 def ask_child(question: str, arguments: Document, limit_s: float) -> Answer:
     """Ask in a child of `ask.py`, which knows the standard library only and starts in no time."""
-    module = "visionedge.inference.placement"
+    module = "visionedge.engine.device.placement"
     target = module if question == "placement" else Path(__file__).with_name("ask.py")
     child = start_text(target, question, json.dumps(arguments), stderr=subprocess.PIPE)
     try:

@@ -1,6 +1,6 @@
 """What to do about a driver, a library or a session that does not work, in the words of the place."""
 
-from visionedge.inference.devices import Reason
+from visionedge.engine.device.devices import Reason
 from visionedge.ops.doctor.finding import Remedies, one
 from visionedge.ops.doctor.gather import Facts
 from visionedge.ops.doctor.giving import RESTART_VM, give_gpu, in_vm, old_toolkit, wsl_libraries

@@ -4,8 +4,8 @@ import textwrap
 from dataclasses import dataclass
 
 from visionedge import __version__
+from visionedge.engine.device.devices import Effective, Reason, Requested
 from visionedge.frames.types import utc_text
-from visionedge.inference.devices import Effective, Reason, Requested
 from visionedge.ops.doctor.finding import Document, Finding, State
 from visionedge.ops.doctor.gather import Request, gather
 from visionedge.ops.doctor.host import Host

@@ -1,0 +1,1 @@
+"""Computes batches of pictures on a device: batching, lanes, plan, sessions, processes."""

@@ -1,0 +1,250 @@
+"""Devices and the truth about them: what was asked for, what is really used, and why.
+
+What onnxruntime says it has was fixed when it was compiled, and a provider that cannot start is left out of
+a session without an error. So the effective device is read from the session alone, and the reason from a
+probe: a tiny session in a child process (`probe.py`) that may hang or crash, and whose native stderr holds
+the only true words.
+"""
+
+import contextlib
+import ctypes
+import json
+import re
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from visionedge.engine.device.faults import Fault, failure_in, lacks_memory
+from visionedge.runtime.child_process import start_text
+
+Requested = Literal["auto", "cuda", "tensorrt", "cpu"]
+Effective = Literal["cuda", "tensorrt", "cpu"]
+
+PROVIDERS: Mapping[str, str] = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+
+PROBE_TIMEOUT_S = 60.0
+_KILLED_WITHIN_S = 5.0
+
+
+class Reason(StrEnum):
+    """Why the effective device is what it is. Closed: documentation, metrics and messages list the same."""
+
+    OK = "ok"
+    ASKED_CPU = "asked-cpu"
+    NO_GPU_BUILD = "no-gpu-build"
+    LIBRARY_MISSING = "library-missing"
+    DRIVER_MISSING = "driver-missing"
+    DRIVER_TOO_OLD = "driver-too-old"
+    DRIVER_MISMATCH = "driver-mismatch"
+    NO_DEVICE = "no-device"
+    DEVICE_UNSUPPORTED = "device-unsupported"
+    OUT_OF_MEMORY = "out-of-memory"
+    CUDA_ERROR = "cuda-error"
+    PROVIDER_REFUSED = "provider-refused"
+    PROBE_TIMEOUT = "probe-timeout"
+    PROBE_CRASHED = "probe-crashed"
+    DEVICE_FAILED = "device-failed"
+    RUN_TIMEOUT = "run-timeout"
+    ENGINE_DIED = "engine-died"
+    WRONG_ROWS = "wrong-rows"
+    PARITY_REFUSED = "parity-refused"
+
+
+_GPU_EXTRA = "(in a clone: VISIONEDGE_EXTRA=gpu make run), or use the GPU image"
+_GIVE_GPU = "give the container the GPU (DeviceRequests, --gpus all)"
+REMEDIES: Mapping[Reason, str] = {
+    Reason.NO_GPU_BUILD: f"install the extra 'gpu' instead of 'cpu' {_GPU_EXTRA}",
+    Reason.LIBRARY_MISSING: f"install the extra 'gpu' with all its libraries {_GPU_EXTRA}",
+    Reason.DRIVER_MISSING: f"install the NVIDIA driver, and {_GIVE_GPU}",
+    Reason.DRIVER_TOO_OLD: "install a newer NVIDIA driver: CUDA 12 needs 525.60 or newer",
+    Reason.DRIVER_MISMATCH: "restart the container: its driver must be that of the host",
+    Reason.NO_DEVICE: f"{_GIVE_GPU} and check CUDA_VISIBLE_DEVICES",
+    Reason.DEVICE_UNSUPPORTED: "use a GPU that this onnxruntime was built for, or the CPU",
+    Reason.OUT_OF_MEMORY: "free memory on the GPU, or use the CPU",
+    Reason.CUDA_ERROR: "restart the machine or its driver, and see `visionedge doctor`",
+    Reason.PROVIDER_REFUSED: "see `visionedge doctor`",
+    Reason.PROBE_TIMEOUT: "the driver hangs: restart the machine, and see `visionedge doctor`",
+    Reason.PROBE_CRASHED: "the driver or its libraries crash: reinstall them, and see `visionedge doctor`",
+    Reason.DEVICE_FAILED: "it is tried again by itself; see `visionedge doctor` if it does not come back",
+    Reason.RUN_TIMEOUT: "it is tried again by itself; restart the machine if it hangs again",
+    Reason.ENGINE_DIED: "it is tried again by itself; see `visionedge doctor` if it dies again",
+    Reason.WRONG_ROWS: "it is tried again by itself; have the GPU examined if it happens again",
+    Reason.PARITY_REFUSED: "have the GPU examined; or take it as it is: inference.parity: warn",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """Requested and effective device, with the reason, as status, logs, twin and messages show them."""
+
+    requested: Requested
+    effective: Effective
+    code: Reason
+    reason: str
+    since_utc: datetime
+
+    @property
+    def degraded(self) -> bool:
+        """Whether this is less than what was asked for; `auto` asks for a GPU if there is one."""
+        fine = {Reason.OK, Reason.ASKED_CPU} | ({Reason.NO_GPU_BUILD} if self.requested == "auto" else set())
+        return self.code not in fine
+
+    def describe(self) -> str:
+        """One line: ``requested auto, effective cpu: libcublasLt.so.12 is missing (library-missing)``."""
+        line = f"requested {self.requested}, effective {self.effective}"
+        return line if self.code is Reason.OK else f"{line}: {self.reason} ({self.code})"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one provider: `code` OK, or why it cannot be used, in one line."""
+
+    code: Reason
+    reason: str
+
+
+USABLE = Verdict(Reason.OK, "usable")
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A device to open and no other, without asking whether it is usable; and why just this one."""
+
+    device: Effective
+    because: Verdict
+
+
+def wishes(requested: Requested) -> tuple[Effective, ...]:
+    """The devices to try, best first. TensorRT builds its engines for minutes, so it has to be asked for."""
+    if requested == "tensorrt":
+        return ("tensorrt", "cuda", "cpu")
+    return ("cpu",) if requested == "cpu" else ("cuda", "cpu")
+
+
+def effective_of(providers: list[str]) -> Effective:
+    """The device of a session by its `get_providers()`: the first is the one that computes."""
+    for device in ("tensorrt", "cuda"):
+        if providers and providers[0] == PROVIDERS[device]:
+            return "tensorrt" if device == "tensorrt" else "cuda"
+    return "cpu"
+
+
+_LIBRARY = re.compile(r"(?P<library>lib[\w.+-]+\.so[\w.]*): cannot open shared object file")
+_CODES: Mapping[int, Reason] = {
+    35: Reason.DRIVER_TOO_OLD,
+    100: Reason.NO_DEVICE,
+    101: Reason.NO_DEVICE,
+    209: Reason.DEVICE_UNSUPPORTED,
+    803: Reason.DRIVER_MISMATCH,
+    804: Reason.DRIVER_MISMATCH,
+}
+
+
+def classify(text: str, *, driver_present: bool) -> Verdict:
+    """The reason in what a failed provider wrote (its exception and its native stderr)."""
+    if failure := failure_in(text):
+        code = _CODES.get(failure.number, Reason.CUDA_ERROR)
+        if failure.library != "CUDA":
+            code = Reason.CUDA_ERROR  # its numbers are its own
+        # Without any driver CUDA says "insufficient" as well.
+        if code is Reason.DRIVER_TOO_OLD and not driver_present:
+            return Verdict(Reason.DRIVER_MISSING, "libcuda.so.1, the NVIDIA driver, is missing")
+        return Verdict(Reason.OUT_OF_MEMORY if lacks_memory(text) else code, str(failure))
+    if found := _LIBRARY.search(text):
+        library = found["library"]
+        if library.startswith("libcuda.so"):
+            return Verdict(Reason.DRIVER_MISSING, f"{library}, the NVIDIA driver, is missing")
+        return Verdict(Reason.LIBRARY_MISSING, f"{library} is missing")
+    if "install TensorRT libraries" in text:
+        return Verdict(Reason.LIBRARY_MISSING, "the libraries of TensorRT are missing")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    words = lines[-1][:200] if lines else "it gave no reason"
+    return Verdict(Reason.PROVIDER_REFUSED, f"the provider refused: {words}")
+
+
+_LOST: Mapping[Fault, Reason] = {
+    Fault.OUT_OF_MEMORY: Reason.OUT_OF_MEMORY,
+    Fault.HANG: Reason.RUN_TIMEOUT,
+    Fault.DIED: Reason.ENGINE_DIED,
+    Fault.GARBAGE: Reason.WRONG_ROWS,
+}
+
+
+def lost(fault: Fault, words: str) -> Verdict:
+    """The reason why a device that computed until now does not any more, from the fault and its words."""
+    if fault in _LOST:
+        return Verdict(_LOST[fault], words)
+    seen = classify(words, driver_present=True)
+    return Verdict(Reason.DEVICE_FAILED, words) if seen.code is Reason.PROVIDER_REFUSED else seen
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOutput:
+    """What a probe left behind; `exit_code` None = it ran out of time."""
+
+    exit_code: int | None
+    stdout: str
+    stderr: str
+
+
+ProbeRun = Callable[[str, float], ProbeOutput]
+"""Runs the probe of a provider within so many seconds."""
+
+
+def run_probe(
+    provider: str,
+    timeout_s: float,
+    started: Callable[[subprocess.Popen[str]], None] = lambda _process: None,
+) -> ProbeOutput:
+    """Run `probe.py` in a child process; it is killed when its time is up. `started` may end it before."""
+    child = start_text("visionedge.engine.device.probe", provider, stderr=subprocess.PIPE)
+    started(child)
+    try:
+        stdout, stderr = child.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        # A child that hangs inside the driver does not even die; then it is left behind, not waited for.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.communicate(timeout=_KILLED_WITHIN_S)
+        return ProbeOutput(None, "", "")
+    return ProbeOutput(child.returncode, stdout, stderr)
+
+
+def probe(
+    device: Effective,
+    run: ProbeRun = run_probe,
+    timeout_s: float = PROBE_TIMEOUT_S,
+    driver_present: Callable[[], bool] | None = None,
+) -> Verdict:
+    """Whether a session on this device really starts and computes, and if not, why. Takes a second or two."""
+    provider = PROVIDERS[device]
+    output = run(provider, timeout_s)
+    if output.exit_code is None:
+        return Verdict(Reason.PROBE_TIMEOUT, f"a first session did not start within {timeout_s:.0f} s")
+    if output.exit_code < 0:
+        return Verdict(Reason.PROBE_CRASHED, f"a first session died of signal {-output.exit_code}")
+    try:
+        document = json.loads(output.stdout.strip().splitlines()[-1])
+        providers, error = list(document["providers"]), str(document["error"])
+    except (ValueError, IndexError, KeyError, TypeError):
+        return classify(output.stderr, driver_present=True)
+    if provider in providers and not error:
+        return USABLE
+    present = (driver_present or has_driver)()
+    return classify(f"{output.stderr}\n{error}", driver_present=present)
+
+
+def has_driver() -> bool:
+    """Whether the NVIDIA driver's library can be loaded; nothing in it is called."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True

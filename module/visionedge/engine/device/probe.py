@@ -1,0 +1,45 @@
+"""A child process that tries one provider: ``python -m visionedge.engine.device.probe CUDAExecutionProvider``.
+
+It prints one JSON line, ``{"providers": […], "error": "…"}``. What onnxruntime and CUDA write to stderr is
+for the parent to read; this process may hang or die, which is an answer too.
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from visionedge.runtime.ort import import_onnxruntime, load_cuda_libraries
+
+_WARNINGS = 2
+
+
+def main(provider: str) -> None:
+    """Start a session of one node on the provider, run it, and print what became of it."""
+    onnxruntime = import_onnxruntime(_WARNINGS)
+    load_cuda_libraries(onnxruntime)
+    providers: list[str] = []
+    error = ""
+    try:
+        session = onnxruntime.InferenceSession(_tiny(), providers=[provider], enable_fallback=0)
+        session.disable_fallback()
+        providers = session.get_providers()
+        session.run(None, {"x": np.ones(8, np.float32)})
+    except Exception as caught:  # noqa: BLE001 - whatever it is, its words are the answer
+        error = str(caught) or type(caught).__name__
+    sys.stdout.write(json.dumps({"providers": providers, "error": error}) + "\n")
+
+
+def _tiny() -> bytes:
+    node = helper.make_node("Add", ["x", "x"], ["y"])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [8]) for name in ("x", "y"))
+    graph = helper.make_graph([node], "probe", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,265 @@
+"""One compiled graph on one device: its options, its buffers, and where its nodes really lie.
+
+The same code serves every device: pictures are bound as the input, and the rows are copied out of a tensor
+that is bound once. The CPU takes pictures from where they lie; for a GPU they are gathered in a host buffer
+and moved into a tensor in its memory, bound once, and each batch size may be replayed as a CUDA graph.
+"""
+
+import itertools
+import logging
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visionedge.engine.device.devices import PROVIDERS, Effective, effective_of, wishes
+from visionedge.engine.device.faults import Fault
+from visionedge.engine.device.providers import Choice, GraphInput, choices, provider_options
+from visionedge.errors import VisionedgeError
+from visionedge.frames.types import Picture
+from visionedge.model.postprocess import Rows
+from visionedge.runtime.ort import import_onnxruntime, load_cuda_libraries
+
+log = logging.getLogger(__name__)
+
+_SCORE_SHIFT = 0.01
+"""Two runs on one device may pick different algorithms; more than this is an error."""
+
+Pictures = Sequence[Picture] | NDArray[np.uint8]
+"""Pictures at a model's input size, uint8 (H, W, 3) each: a sequence, or one array (n, H, W, 3)."""
+
+
+class EngineError(VisionedgeError):
+    """A batch could not be computed. `fault` is what went wrong with it; None where it never ran."""
+
+    def __init__(self, message: str, fault: Fault | None = None) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+class EngineAwayError(EngineError):
+    """There is no engine just now, which whoever watches over it has told already."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlaces:
+    """Where the nodes of a session lie: how many on its device, and which of them on the CPU instead.
+
+    `on_cpu` is empty for a session on the CPU: none of its nodes fell.
+    """
+
+    on_device: int
+    on_cpu: tuple[str, ...] = ()
+
+
+class Session:
+    """A graph uint8 (N, H, W, 3) → float32 (N, K, 6), opened. `run` may be called by any number of threads.
+
+    `device` is where it really came up. `notes` say which options it refused, and with what words.
+    """
+
+    def __init__(
+        self, raw: Any, device: Effective, *, graphs: bool = False, notes: Sequence[str] = ()
+    ) -> None:
+        self.device = device
+        self.graphs = graphs
+        self.notes = tuple(notes)
+        self.places = _places(raw, device)
+        self._raw: Any = raw
+        self._source = GraphInput.of(raw)
+        self._result = raw.get_outputs()[0].name
+        self._idle: dict[int, list[_Desk]] = {}
+        self._numbers = itertools.count(1)
+        # A captured graph belongs to the thread that captured it.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="graphs") if graphs else None
+        self.rows = 0
+        try:
+            self._check()
+        except BaseException:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        state = "closed" if self._raw is None else "open"
+        graphs = ", with CUDA graphs" if self.graphs else ""
+        return f"<Session {state} on {self.device}{graphs} K={self.rows}>"
+
+    def run(self, pictures: Pictures, size: int) -> Rows:
+        """Compute pictures as one batch, padded to `size`; their rows float32 (n, K, 6), in own memory.
+
+        Raises:
+            EngineError: it is closed.
+            Exception: what onnxruntime raises.
+        """
+        raw = self._raw
+        if raw is None:
+            raise EngineError("the engine is closed")
+        desk = self._desk(raw, size)
+        if self._thread is None:
+            rows = desk.compute(pictures)
+        else:
+            rows = self._thread.submit(desk.compute, pictures).result()
+        # Only now: a desk whose run failed is not used again.
+        self._idle.setdefault(size, []).append(desk)
+        return rows[: len(pictures)]
+
+    def keep(self, sizes: Collection[int]) -> None:
+        """Let go of the memory that other batch sizes took; no run may be in progress."""
+        for size in set(self._idle) - set(sizes):
+            del self._idle[size]
+        if self.device != "cpu" or self._raw is None:
+            return  # captured graphs count on their addresses
+        options = import_onnxruntime().RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        smallest = (min(sizes), self._source.height_px, self._source.width_px, 3)
+        self._raw.run(None, {self._source.name: np.zeros(smallest, np.uint8)}, options)
+
+    def close(self) -> None:
+        """Let go of it; runs in progress are finished."""
+        self._raw = None
+        self._idle.clear()
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def _desk(self, raw: Any, size: int) -> "_Desk":
+        try:
+            return self._idle[size].pop()
+        except (KeyError, IndexError):
+            number = next(self._numbers) if self.graphs else None
+            shape = (size, self._source.height_px, self._source.width_px, 3)
+            return _Desk(
+                raw,
+                names=(self._source.name, self._result),
+                pictures=shape,
+                rows=(size, self.rows, 6),
+                memory="cpu" if self.device == "cpu" else "cuda",
+                graph=number,
+            )
+
+    def _check(self) -> None:
+        """Learn K from a run without bindings, as those need shapes; runs with them must give the same."""
+        size = self._source.batch or 1
+        shape = (size, self._source.height_px, self._source.width_px, 3)
+        noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        options = import_onnxruntime().RunOptions()
+        options.add_run_config_entry("gpu_graph_id", "-1")
+        (plain,) = self._raw.run(None, {self._source.name: noise}, options)
+        if plain.ndim != 3 or len(plain) != size or plain.shape[2] != 6:
+            raise EngineError(f"it gave {plain.shape} for a batch of {size}")
+        self.rows = int(plain.shape[1])
+        for _ in range(2 if self.graphs else 1):  # captured, and then replayed
+            bound = self.run(noise, size)
+            if not np.allclose(bound[..., 4], plain[..., 4], atol=_SCORE_SHIFT, equal_nan=True):
+                raise EngineError("a run with bound buffers gave other rows than one without")
+
+
+class _Desk:
+    """What one caller needs for batches of one size: two tensors, bound.
+
+    `names` and shapes are those of the input and the output. The CPU reads pictures where they lie, if they
+    lie in one piece; otherwise they are gathered, and for a GPU moved into a tensor that stays where it is.
+    """
+
+    def __init__(
+        self,
+        raw: Any,
+        *,
+        names: tuple[str, str],
+        pictures: tuple[int, ...],
+        rows: tuple[int, ...],
+        memory: str,
+        graph: int | None,
+    ) -> None:
+        onnxruntime = import_onnxruntime()
+        tensor: Callable[..., Any] = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+        self._over: Callable[..., Any] = onnxruntime.OrtValue.ortvalue_from_numpy
+        self._raw = raw
+        self._input = names[0]
+        self._host = np.zeros(pictures, np.uint8)
+        self._pictures = tensor(list(pictures), np.uint8, memory, 0) if memory != "cpu" else None
+        self._rows = tensor(list(rows), np.float32, memory, 0)
+        self._binding = raw.io_binding()
+        if self._pictures is not None:
+            self._binding.bind_ortvalue_input(self._input, self._pictures)
+        self._binding.bind_ortvalue_output(names[1], self._rows)
+        self._options = onnxruntime.RunOptions()
+        if graph is not None:
+            self._options.add_run_config_entry("gpu_graph_id", str(graph))
+
+    def compute(self, pictures: Pictures) -> Rows:
+        """The rows of the pictures, and of what pads them."""
+        whole = self._whole(pictures)
+        if self._pictures is None:
+            self._binding.bind_ortvalue_input(self._input, self._over(whole))
+        else:
+            self._pictures.update_inplace(whole)
+        self._raw.run_with_iobinding(self._binding, self._options)
+        rows: Rows = self._rows.numpy().copy()  # on the CPU the tensor itself, which the next run overwrites
+        return rows
+
+    def _whole(self, pictures: Pictures) -> NDArray[np.uint8]:
+        """The batch in one piece: as it lies there, or gathered."""
+        if len(pictures) == len(self._host):
+            whole = pictures if isinstance(pictures, np.ndarray) else pictures[0][None]
+            if len(whole) == len(self._host) and whole.flags.c_contiguous:
+                return whole
+        for place, picture in zip(self._host, pictures, strict=False):
+            place[:] = picture
+        return self._host  # what lies behind them is left over from before, and nobody's business
+
+
+def open_session(graph: bytes, device: Effective, *, max_batch: int, data: Path | None = None) -> Session:
+    """Open a compiled graph on a device, with the best of our options that it takes.
+
+    The session may come up on a lesser device: look at its `device`. Raises what onnxruntime raises.
+    """
+    onnxruntime = import_onnxruntime()
+    if device != "cpu":
+        load_cuda_libraries(onnxruntime)
+    notes: list[str] = []
+    *hopes, last = choices(device, graph, max_batch=max_batch, data=data)
+    for choice in hopes:
+        try:
+            return _opened(onnxruntime, graph, device, choice, notes)
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other base
+            notes.append(f"{choice.name} refused: {words_of(error)}")
+            log.info("%s on %s", notes[-1], device)
+    return _opened(onnxruntime, graph, device, last, notes)
+
+
+def _opened(onnxruntime: Any, graph: bytes, device: Effective, choice: Choice, notes: list[str]) -> Session:
+    options = onnxruntime.SessionOptions()
+    # One thread each: lanes bring the parallelism, and a GPU needs none.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    providers = [
+        provider_options(PROVIDERS[name], choice.options.get(name, {}))
+        for name in wishes("cpu" if device == "cpu" else device)
+    ]
+    raw = onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
+    raw.disable_fallback()
+    effective = effective_of(raw.get_providers())
+    return Session(raw, effective, graphs=choice.graphs and effective == device, notes=notes)
+
+
+def _places(raw: Any, device: Effective) -> NodePlaces:
+    """What onnxruntime recorded when it dealt the nodes out; older ones record nothing."""
+    recorded: Sequence[Any] = getattr(raw, "get_provider_graph_assignment_info", list)()
+    places = [
+        (part.ep_name, f"{node.op_type} {node.name}".rstrip())
+        for part in recorded
+        for node in part.get_nodes()
+    ]
+    fallen = tuple(name for provider, name in places if device != "cpu" and provider == PROVIDERS["cpu"])
+    return NodePlaces(len(places) - len(fallen), fallen)
+
+
+def words_of(error: BaseException, limit: int = 300) -> str:
+    """What onnxruntime says, in one line, without its codes."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.rsplit("[ONNXRuntimeError] : ", 1)[-1][:limit]

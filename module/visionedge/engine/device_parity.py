@@ -1,0 +1,212 @@
+"""Whether a device computes what the CPU does: the strongest rows of both, and the boxes that count.
+
+A device rounds otherwise, so nothing is compared bit by bit. What is asked is whether somebody who reads the
+results could tell the two apart.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visionedge.engine.device.seam import Runs
+from visionedge.engine.device.session import Pictures
+from visionedge.engine.plan import Plan
+from visionedge.frames.types import Detections, InputSpec, Placement
+from visionedge.model.compiler.trial_run import same_rows
+from visionedge.model.model import Model
+from visionedge.model.parity import LEAST_BOXES, PARTNER_CONFIDENCE, Parity, Tolerance, compare
+from visionedge.model.postprocess import Rows, to_detections
+
+ParityPolicy = Literal["refuse", "warn", "off"]
+"""What becomes of a device that computes otherwise than the CPU: not used, used and told, or nobody looks."""
+
+STRONGEST = 10
+"""Of each picture so many rows count: those far down a list are close to each other and may trade places."""
+
+LEAST_SHARE = 0.8
+_LEAST_SCORE = 0.01  # below it a row says nothing
+_BOX_SHARE = 0.02  # of the longer side
+_SCORE_SHIFT = 0.05
+_SLOW = 1.5
+_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """A device beside the CPU, on so many `pictures`: the bundled ones, or the cameras' own `frames`.
+
+    `rows` is the share of the strongest rows of either that have their like in the other, in the picture that
+    has the fewest; None where neither saw anything. `boxes` are those that would be reported.
+    """
+
+    on: Literal["pictures", "frames"]
+    pictures: int
+    rows: float | None
+    boxes: Parity
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the device cannot be trusted, in one clause; None where it can."""
+        if self.rows is not None and self.rows < LEAST_SHARE:
+            return (
+                f"on {self.pictures} {self.on} only {self.rows:.0%} of its strongest rows are the CPU's,"
+                f" {LEAST_SHARE:.0%} are wanted"
+            )
+        if self.boxes.boxes < LEAST_BOXES:
+            return None  # too few to judge by
+        return self.boxes.refusal(Tolerance())
+
+    @property
+    def words(self) -> str:
+        """What was seen, in one clause."""
+        seen = f"on {self.pictures} {self.on} "
+        if self.rows is None:
+            return f"{seen}neither it nor the CPU saw anything"
+        seen += f"{self.rows:.0%} of its strongest rows are the CPU's"
+        if self.boxes.boxes:
+            seen += f", and {self.boxes.matched:.0%} of {self.boxes.boxes} boxes"
+        return seen
+
+    def document(self) -> dict[str, Any]:
+        """As status shows it."""
+        return {
+            "on": self.on,
+            "pictures": self.pictures,
+            "rows": None if self.rows is None else round(self.rows, 4),
+            "boxes": self.boxes.document(),
+            "refusal": self.refusal,
+        }
+
+    @staticmethod
+    def of_document(document: Mapping[str, Any]) -> "Likeness":
+        """The reverse of `document`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        rows = document["rows"]
+        return Likeness(
+            "frames" if document["on"] == "frames" else "pictures",
+            int(document["pictures"]),
+            None if rows is None else float(rows),
+            Parity.of_document(document["boxes"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long a picture takes, in ms: on the device in its largest batch, and on one core of the CPU."""
+
+    device_ms: float
+    cpu_ms: float
+
+    def doubt(self, device: str) -> str | None:
+        """Why that is no pace for a device; None where it is."""
+        if self.device_ms * _SLOW < self.cpu_ms:
+            return None
+        return (
+            f"{device} takes {self.device_ms:.1f} ms for a picture, one core of the CPU {self.cpu_ms:.1f} ms:"
+            " is it really a GPU that computes?"
+        )
+
+    def document(self, device: str) -> dict[str, Any]:
+        """As status shows it."""
+        return {
+            "deviceMs": round(self.device_ms, 3),
+            "cpuMs": round(self.cpu_ms, 3),
+            "doubt": self.doubt(device),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What speaks for a device, or against it: nothing where it is the CPU, or nobody looked."""
+
+    likenesses: tuple[Likeness, ...] = ()
+    pace: Pace | None = None
+
+
+class Computes(Protocol):
+    """What is asked of an engine here."""
+
+    @property
+    def model(self) -> Model:
+        """What it computes."""
+
+    @property
+    def plan(self) -> Plan:
+        """Its batch sizes."""
+
+    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
+        """Pictures to rows."""
+
+
+def against_cpu(
+    engine: Computes, cpu: Runs, images: NDArray[np.uint8], clock: Callable[[], int] = time.monotonic_ns
+) -> Proof:
+    """Let an engine and a session on the CPU compute the same pictures (n, H, W, 3): a few batches of each.
+
+    Raises what they raise.
+    """
+    batch = engine.model.reading.input.batch or 1
+    expected, cpu_ms = [], []
+    for index in range(len(images)):
+        start_ns = clock()
+        expected.append(cpu.run(images[index : index + 1], batch))
+        cpu_ms.append((clock() - start_ns) / 1e6 / batch)
+    seen = likeness(engine.model, np.concatenate(expected), engine.infer(images), "pictures")
+    most = engine.plan.max_batch
+    full = images[np.arange(most) % len(images)]
+    device_ms = median_ms(lambda: engine.infer(full), rounds=_ROUNDS, clock=clock) / most
+    return Proof((seen,), Pace(device_ms, float(np.median(cpu_ms))))
+
+
+def median_ms(
+    run: Callable[[], object], *, rounds: int, clock: Callable[[], int] = time.monotonic_ns
+) -> float:
+    """How long a run typically takes; a first one does not count."""
+    run()
+    taken_ns = []
+    for _ in range(rounds):
+        start_ns = clock()
+        run()
+        taken_ns.append(clock() - start_ns)
+    return float(np.median(taken_ns)) / 1e6
+
+
+def likeness(model: Model, expected: Rows, rows: Rows, on: Literal["pictures", "frames"]) -> Likeness:
+    """Hold the rows of a device (n, K, 6) against those of the CPU for the same pictures."""
+    sees = detector(model)
+    return Likeness(
+        on,
+        len(expected),
+        _rows_share(model.input, expected, rows),
+        compare([sees(one) for one in expected], [sees(one) for one in rows]),
+    )
+
+
+def detector(model: Model) -> Callable[[Rows], Detections]:
+    """What the rows of one picture (K, 6) come to, from half of the score that counts."""
+    spec = model.input
+    whole = Placement(0.0, 0.0, float(spec.width_px), float(spec.height_px))
+    iou = 0.5 if model.reading.suppress else None
+    return lambda rows: to_detections(rows, whole, PARTNER_CONFIDENCE, iou, None)
+
+
+def _rows_share(spec: InputSpec, expected: Rows, rows: Rows) -> float | None:
+    """Each picture's strongest rows of one side must have their like among all rows of the other."""
+    box_px = _BOX_SHARE * max(spec.width_px, spec.height_px)
+    tolerance = np.array([box_px] * 4 + [_SCORE_SHIFT, 0.5])
+    shares = []
+    for some, others in ((expected, rows), (rows, expected)):
+        for one, other in zip(some, others, strict=True):
+            strongest = one[np.argsort(-one[:, 4])[:STRONGEST]]
+            # What is no number counts, and has no like.
+            strongest = strongest[~(strongest[:, 4] < _LEAST_SCORE)]
+            if len(strongest):
+                shares.append(same_rows(strongest[None], other[None], tolerance))
+    return min(shares, default=None)

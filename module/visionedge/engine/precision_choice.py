@@ -1,0 +1,205 @@
+"""Which precision of a model runs: the one that was asked for, or the faster by measuring here.
+
+What is faster must also see here what fp32 sees (see `agreement`): its report may be of another machine. A
+choice that was measured is kept beside the plans, for exactly these graphs on this machine.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import onnx
+
+from visionedge.engine.agreement import Agreement
+from visionedge.engine.plan_cache import PlanKey, integer_instructions
+from visionedge.errors import ModelError
+from visionedge.model.compiler.cache import ready
+from visionedge.model.model import Model
+from visionedge.model.parity import Tolerance
+from visionedge.model.quantization.search import in_integers
+from visionedge.model.quantization.variants import Variant, usable, variants
+from visionedge.runtime.measurement import Choice, choose
+from visionedge.runtime.state_file import DamagedError, drop_damaged, read_json, write_json
+
+log = logging.getLogger(__name__)
+
+FOLDER = "precision"
+_SCHEMA = "visionedge/precision/2"
+
+# Where a precision can be faster at all; asked for outright it runs anywhere.
+_DEVICES: Mapping[str, tuple[str, ...]] = {"int8": ("cpu",), "fp16": ("cuda", "tensorrt")}
+
+
+class Closable(Protocol):
+    """A session."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+SessionT = TypeVar("SessionT", bound=Closable)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate(Generic[SessionT]):
+    """A model in a precision, compiled and open."""
+
+    model: Model
+    graph: bytes
+    session: SessionT
+
+
+def plain(reason: str) -> Choice:
+    """fp32, without any contest."""
+    return Choice("fp32", reason, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Trials(Generic[SessionT]):
+    """What is done with candidates: `open_session` of a graph, `run_of` one batch to be timed, and `judge`.
+
+    `judge` holds what a variant sees here against what fp32 sees (fp32, variant, the variant's tolerance).
+    """
+
+    open_session: Callable[[bytes], SessionT]
+    run_of: Callable[[Candidate[SessionT]], Callable[[], object]]
+    judge: Callable[[Candidate[SessionT], Candidate[SessionT], Tolerance], Agreement]
+
+
+def contenders(original: Model, *, device: str, data: Path | None) -> list[Variant]:
+    """The variants of a model that may be faster on a device, and that their reports do not refuse."""
+    return [variant for variant in variants(original, data) if _hindrance(variant, device) is None]
+
+
+def _hindrance(variant: Variant, device: str) -> str | None:
+    """Why a variant takes no part on a device; None where it does."""
+    if device not in _DEVICES[variant.precision]:
+        return f"its {variant.precision} variant is not used on {device}"
+    if variant.refusal or not usable(variant):
+        return f"its {variant.precision} variant is refused by its report: {variant.refusal}"
+    return None
+
+
+def _without_contest(graph: bytes, there: Sequence[Variant], device: str) -> Choice:
+    """The model's own file, and why nothing was held against it; `there` are the variants that were found."""
+    found = [
+        _hindrance(variant, device) or f"its {variant.precision} variant does not run here"
+        for variant in there
+    ]
+    why = "; ".join(found) or "no variant of it in another precision was found"
+    # The name fp32 stands for the file as it is, and the file may be one of integers.
+    own = " (it computes in 8-bit integers)" if in_integers(onnx.load_model_from_string(graph)) else ""
+    return plain(f"the model file is used as it is{own}: {why}")
+
+
+def pick(
+    fp32: Candidate[SessionT],
+    original: Model,
+    *,
+    device: str,
+    data: Path | None,
+    trials: Trials[SessionT],
+    measuring: bool = True,
+) -> tuple[Candidate[SessionT], Choice]:
+    """The fastest precision of a model on a device; sessions that are not used are closed.
+
+    `original` is the model as it was loaded. What cannot be opened or run, what its report refuses, and what
+    sees something else here than fp32 is not used. Without `measuring` a kept choice counts, or fp32.
+    """
+    if not measuring and not _any_kept(data):
+        return fp32, plain("nothing was measured")
+    there = variants(original, data)
+    found = [variant for variant in there if _hindrance(variant, device) is None]
+    candidates: dict[str, Candidate[SessionT]] = {"fp32": fp32}
+    for variant in found:
+        try:
+            model, graph = ready(variant.of(original), data)
+            candidates[variant.precision] = Candidate(model, graph, trials.open_session(graph))
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other base
+            log.warning("%s: does not run here and is left out: %s", variant.path, error)
+    if len(candidates) == 1:
+        return fp32, _without_contest(fp32.graph, there, device)
+    tolerances: dict[str, Tolerance] = {variant.precision: variant.tolerance for variant in found}
+    choice = _chosen(candidates, tolerances, device, data, trials if measuring else None)
+    for name, candidate in candidates.items():
+        if name != choice.precision:
+            candidate.session.close()
+    return candidates[choice.precision], choice
+
+
+def _any_kept(data: Path | None) -> bool:
+    """Whether a choice was kept at all; what it is of is known only when the variants are compiled."""
+    return data is not None and any((data / FOLDER).glob("*.json"))
+
+
+def _chosen(
+    candidates: Mapping[str, Candidate[SessionT]],
+    tolerances: Mapping[str, Tolerance],
+    device: str,
+    data: Path | None,
+    trials: Trials[SessionT] | None,
+) -> Choice:
+    entry = None if data is None else data / FOLDER / f"{_key(candidates, device)}.json"
+    if entry is not None and (kept := _load(entry, candidates)) is not None:
+        return kept
+    if trials is None:
+        return plain("nothing was measured")
+    names = " and ".join(candidates)
+    log.info("measuring this machine for the faster one of %s: about 5 s, once", names)
+    try:
+        choice = choose({name: trials.run_of(candidate) for name, candidate in candidates.items()})
+        if choice.precision in tolerances:
+            fp32, fastest = candidates["fp32"], candidates[choice.precision]
+            choice = judged(choice, trials.judge(fp32, fastest, tolerances[choice.precision]))
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - as above
+        log.warning("precisions could not be compared, so fp32 it is: %s", error)
+        return plain("another precision failed while it was measured")
+    if entry is not None:
+        _keep(entry, choice)
+    return choice
+
+
+def judged(choice: Choice, agreement: Agreement) -> Choice:
+    """The choice that was the fastest, if it sees what fp32 sees; else fp32, and why."""
+    if agreement.refusal is None:
+        return replace(choice, reason=f"{choice.reason}; {agreement.words}")
+    reason = f"{choice.precision} is not used: {agreement.refusal} (it was {choice.reason})"
+    return Choice("fp32", reason, choice.ms)
+
+
+def _key(candidates: Mapping[str, Candidate[SessionT]], device: str) -> str:
+    """Differs where a graph, the device, the processor or a version does."""
+    digest = hashlib.sha256(" ".join(integer_instructions()).encode())
+    for name, candidate in candidates.items():
+        key = PlanKey.of(candidate.graph, device=device, cores=1, max_batch=1, latency_budget_ms=None)
+        digest.update(f"{name} {key.name()}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _load(entry: Path, candidates: Mapping[str, object]) -> Choice | None:
+    try:
+        document = read_json(entry)
+        choice = Choice.of_document(document["choice"])
+        fits = document["schema"] == _SCHEMA and choice.precision in candidates
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.warning("%s: cannot be read (%s): measuring anew", entry, error.strerror)
+        return None
+    except (DamagedError, ArithmeticError, LookupError, ValueError, TypeError, AttributeError) as error:
+        log.warning("%s: is damaged (%s) and set aside: measuring anew", entry, error)
+        drop_damaged(entry)
+        return None
+    return choice if fits else None
+
+
+def _keep(entry: Path, choice: Choice) -> None:
+    try:
+        write_json(entry, {"schema": _SCHEMA, "choice": choice.document()})
+    except OSError as error:
+        log.warning("%s: the choice cannot be kept: %s", entry, error.strerror)

@@ -1,0 +1,352 @@
+"""One child of the engine, from start to end: spawned, listened to, asked, and ended."""
+
+import contextlib
+import logging
+import os
+import pickle
+import queue
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from visionedge.engine.device.devices import Effective, Verdict
+from visionedge.engine.device.faults import Fault
+from visionedge.engine.device.session import EngineAwayError, EngineError, Pictures
+from visionedge.engine.plan import Plan
+from visionedge.engine.process import protocol
+from visionedge.engine.process.hang_watch import UsualTime, await_reply
+from visionedge.engine.process.recovery_policy import Patience
+from visionedge.engine.process.shared_memory import Arena
+from visionedge.errors import VisionedgeError
+from visionedge.model.postprocess import Rows
+from visionedge.runtime.child_process import start_text
+from visionedge.runtime.redaction import redact
+from visionedge.runtime.threads import Crew
+
+log = logging.getLogger(__name__)
+
+_SPARE_LINES = 3
+"""Beside those of the plan's lanes: for one lane more, and for pictures that come over HTTP."""
+
+_LINE_CHARACTERS = 1000
+_LINES_PER_S = 50
+_POLITE_S = 0.5
+_GONE_WITHIN_S = 5.0
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long to wait: for a batch, for a child to open (TensorRT builds for minutes), for one to come.
+
+    `run_s` is the most for a batch; how long batches usually take makes it less (`hang_watch`).
+    """
+
+    run_s: float = 30.0
+    open_s: float = 1800.0
+    absent_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How long to wait for what, and how a device is probed where that is not the usual way."""
+
+    limits: Limits
+    patience: Patience | None = None
+    prober: Callable[[Effective], Verdict] | None = None
+
+
+class StillbornError(EngineError):
+    """A child ended, or hung, before it had opened its engine: `why` in a few words.
+
+    `crashed`: by itself; `killed`: by a signal that somebody sent, such as the kernel for want of memory.
+    """
+
+    def __init__(self, why: str, *, crashed: bool, killed: bool = False) -> None:
+        super().__init__(f"the engine's process {why} while it opened the model")
+        self.why = why
+        self.crashed = crashed
+        self.killed = killed
+
+
+class RetiredError(EngineError):
+    """Another child serves now; nothing of the batch was computed here."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Where the reply to a request comes, and its number in the child."""
+
+    number: int
+    socket: socket.socket
+
+
+class Worker:
+    """A child process. Make it on a thread that lives on: the child is killed when that thread ends.
+
+    `begin` comes first. `opened` and `wait` belong to one thread, in this order; any may call the others. One
+    never begun is to be buried. What the child logs goes to our log, on a thread of the crew. `fault` is why
+    it was lost, once it is.
+    """
+
+    def __init__(self, arena: Arena, limits: Limits, crew: Crew) -> None:
+        self.unplanned_shapes = 0
+        self.fault = Fault.DIED
+        self.began_s = time.monotonic()
+        self._arena = arena
+        self._limits = limits
+        self._usual = UsualTime(limits.run_s)
+        self._rows = 0
+        self._count = 0
+        self._verdict: str | None = None
+        self._gone = False
+        self._retired = False
+        self._lines: queue.SimpleQueue[_Line | None] = queue.SimpleQueue()
+        self._queue: socket.socket | None = None
+        self._asking = threading.Lock()
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = _spawned(theirs, arena)
+        crew.start(f"engine-log:{self.pid}", self._forward_log)
+
+    def begin(self, order: protocol.Order) -> None:
+        """Order the child to open an engine; it may have been started long before."""
+        self.began_s = time.monotonic()
+        with contextlib.suppress(OSError):  # that it is gone already shows when it is waited for
+            protocol.send(self._control, pickle.dumps(order))
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.pid} {'ready' if self._rows else 'opening'}>"
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there."""
+        return self._process.poll() is None
+
+    def opened(self) -> protocol.Facts:
+        """Wait until the child has opened its engine, and connect the lines.
+
+        Raises:
+            StillbornError: it died over it, or did not end in time.
+            VisionedgeError: it could not, as it was raised there.
+        """
+        self._control.settimeout(self._limits.open_s)
+        try:
+            facts = protocol.read_answer(protocol.receive(self._control))
+            self._connect(facts.plan.lanes + _SPARE_LINES)
+        except TimeoutError:
+            self.end(f"did not open its engine within {self._limits.open_s:g} s", Fault.HANG)
+            raise self._stillborn() from None
+        except VisionedgeError:
+            self._buried()
+            raise
+        except (EOFError, OSError):
+            raise self._stillborn() from None
+        self._control.settimeout(None)
+        self._rows = facts.rows
+        return facts
+
+    def _connect(self, count: int) -> None:
+        self._count = count
+        requests, their_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pairs = [socket.socketpair() for _ in range(count)]
+        self._queue = requests
+        try:
+            theirs = [their_requests.fileno(), *(end.fileno() for _, end in pairs)]
+            socket.send_fds(self._control, [b"L"], theirs)
+        finally:
+            their_requests.close()
+            for number, (ours, end) in enumerate(pairs):
+                end.close()
+                ours.settimeout(self._limits.run_s)
+                self._lines.put(_Line(number, ours))
+
+    def compute(self, pictures: Pictures, least_score: float | None) -> Rows:
+        """Let the child compute pictures: rows float32 (n, k, 6).
+
+        Raises:
+            RetiredError: another one serves.
+            EngineAwayError: it is gone, or was lost over this batch.
+            EngineError: it could not.
+        """
+        blocks = [self._arena.block_of(picture) for picture in pictures]
+        loose = [picture for picture, block in zip(pictures, blocks, strict=True) if block is None]
+        line = self._free_line()
+        numbers = tuple(-1 if block is None else block for block in blocks)
+        limit_s, began_s = self._usual.limit_s, time.monotonic()
+        try:
+            self._ask(protocol.Request(line.number, numbers, least_score))
+            protocol.send_pictures(line.socket, loose)
+            await_reply(line.socket, limit_s)
+            rows, unplanned = protocol.receive_rows(line.socket, len(blocks), self._rows)
+        except EngineError:
+            self._give(line)
+            raise
+        except (EOFError, OSError) as error:
+            line.socket.close()
+            if isinstance(error, TimeoutError):
+                self.end(f"gave no answer within {limit_s:.3g} s", Fault.HANG)
+            else:
+                self._part()  # it is dead or dying, and its own exit code says of what
+            raise EngineAwayError(f"the engine's process {self.pid} was lost over this batch") from None
+        self._give(line)
+        self._usual.note(time.monotonic() - began_s)
+        self.unplanned_shapes = max(self.unplanned_shapes, unplanned)
+        return rows
+
+    def _ask(self, request: protocol.Request) -> None:
+        with self._asking:
+            if self._queue is None:
+                raise EOFError("it is gone")
+            self._queue.send(protocol.request_message(request))
+
+    def _free_line(self) -> _Line:
+        try:
+            line = self._lines.get(timeout=self._limits.run_s)
+        except queue.Empty:
+            raise EngineError("the engine is too busy") from None
+        if line is None or self._retired:
+            self._lines.put(line)  # for the next who waits
+            if self._retired:
+                raise RetiredError(f"the engine's process {self.pid} computes nothing more")
+            raise EngineAwayError(f"the engine's process {self.pid} is gone")
+        return line
+
+    def _give(self, line: _Line) -> None:
+        self._lines.put(line)
+        if self._gone:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Close the lines that nobody uses, and let nobody wait for one."""
+        self._gone = True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                line = self._lines.get_nowait()
+                if line is not None:
+                    line.socket.close()
+        self._lines.put(None)
+
+    def wait(self, on_plan: Callable[[Plan], None]) -> str:
+        """Wait until the child is gone, and hand on what it says of its plan meanwhile; why it went."""
+        with contextlib.suppress(EOFError, OSError, ValueError, KeyError):
+            while True:
+                on_plan(protocol.read_plan(protocol.receive(self._control)))
+        return self._buried()
+
+    def retire(self) -> None:
+        """Take no more batches, finish those that are computed, and end. Blocks as long as one may take."""
+        self._retired = True
+        with contextlib.suppress(queue.Empty):
+            for _ in range(self._count):
+                line = self._lines.get(timeout=self._limits.run_s)
+                if line is None:
+                    break  # it is gone
+                line.socket.close()
+        self._lines.put(None)
+        self.leave()
+
+    def end(self, verdict: str, fault: Fault = Fault.DIED) -> None:
+        """Kill it, because of `verdict`; `wait` tells it."""
+        if self._verdict is None:
+            self._verdict, self.fault = verdict, fault
+        self._process.kill()
+
+    def leave(self) -> None:
+        """Hang up, so that it ends by itself; soon after it is killed."""
+        self._part()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_POLITE_S)
+            return
+        self.end("was asked to end and did not")
+
+    def bury(self) -> None:
+        """Kill it and forget it, before it was ever begun."""
+        self.end("was never needed")
+        self._buried()
+
+    def _part(self) -> None:
+        """Nothing is said any more: the child ends by itself, and `wait` comes to its end."""
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+
+    def _buried(self) -> str:
+        """Everything of it closed; why it went."""
+        try:
+            # It hung up; should it live on nevertheless, it is of no use any more.
+            code: int | None = self._process.wait(_POLITE_S)
+        except subprocess.TimeoutExpired:
+            self.end("hung up and did not end")
+            code = self._killed()
+        self._control.close()
+        with self._asking:
+            if self._queue is not None:
+                self._queue.close()
+                self._queue = None
+        self._hang_up()
+        return _words(code, self._verdict)
+
+    def _killed(self) -> int | None:
+        try:
+            return self._process.wait(_GONE_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            return None  # it hangs inside a driver; it is left behind
+
+    def _stillborn(self) -> StillbornError:
+        why = self._buried()
+        signal_number = -(self._process.returncode or 0)
+        crashed = signal_number in _CRASHES
+        killed = signal_number > 0 and not crashed and self._verdict is None
+        return StillbornError(why, crashed=crashed, killed=killed)
+
+    def _forward_log(self) -> None:
+        """Hand on what the child writes, line by line; a flood is cut, and said to be."""
+        source = self._process.stdout
+        assert source is not None  # noqa: S101 - it was started with a pipe
+        second, lines = 0, 0
+        with source:
+            for line in iter(lambda: source.readline(_LINE_CHARACTERS), ""):
+                now = int(time.monotonic())
+                if now != second:
+                    if lines > _LINES_PER_S:
+                        log.warning("%d lines of the engine's log were left out", lines - _LINES_PER_S)
+                    second, lines = now, 0
+                lines += 1
+                if lines <= _LINES_PER_S:
+                    _log_line(line.rstrip())
+
+
+def _spawned(control: socket.socket, arena: Arena) -> subprocess.Popen[str]:
+    words = [str(number) for number in (control.fileno(), arena.fd, os.getpid())]
+    fds = (control.fileno(), arena.fd)
+    return start_text("visionedge.engine.process.server", *words, stderr=subprocess.STDOUT, pass_fds=fds)
+
+
+def _log_line(line: str) -> None:
+    """A line of our own format keeps its level; what native code writes is a warning."""
+    word, _, rest = line.partition(" ")
+    level = logging.getLevelNamesMapping().get(word)
+    if level is None:
+        level, rest = logging.WARNING, line
+    if rest:
+        log.log(level, "%s", redact(rest))
+
+
+def _words(code: int | None, verdict: str | None) -> str:
+    """Why a child ended; our verdict counts where we killed it."""
+    if code is None:
+        return f"{verdict or 'hangs'}, and does not even die"
+    if code == -signal.SIGKILL and verdict is not None:
+        return verdict
+    if code < 0:
+        return f"died of signal {-code} ({signal.Signals(-code).name})"
+    return f"ended with code {code}"
