@@ -29,8 +29,8 @@ from edge_runtime.packets import NOT_AUTHORIZED
 from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
 from visionedge.edge.identity import Identity
-from visionedge.edge.spool import FILE_NAME
-from visionedge.edge.store import Bounds, Store
+from visionedge.outbound.spool import FILE_NAME
+from visionedge.outbound.sqlite_store import Bounds, Store
 
 LONGEST_GAP_S = 60.0
 _WARM_S = 15.0

@@ -14,8 +14,9 @@ from command_line import CommandLine
 from test_edge_telemetry import MAN, World, documents
 from visionedge import report
 from visionedge.config.schema import TelemetryConfig
-from visionedge.edge.billing import BLOCK_BYTES, Meter, blocks
-from visionedge.edge.messages import (
+from visionedge.edge.packing import WELL_FILLED, Weigher, well_filled
+from visionedge.edge.telemetry import Telemetry
+from visionedge.outbound.messages import (
     EncodedFrame,
     Event,
     Message,
@@ -25,8 +26,7 @@ from visionedge.edge.messages import (
     event_message,
     message_of,
 )
-from visionedge.edge.packing import WELL_FILLED, Weigher, well_filled
-from visionedge.edge.telemetry import Telemetry
+from visionedge.outbound.metering import BLOCK_BYTES, Meter, blocks
 
 SENDER = Sender("press-7", "vision", "a1b2c3")
 MINUTE_NS = 60_000_000_000

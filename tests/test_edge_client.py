@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from visionedge.edge.backlog import Backlog
 from visionedge.edge.client import HubClient
 from visionedge.edge.identity import Identity
 from visionedge.edge.ladder import Deadlines, HubStatus
-from visionedge.edge.messages import Message
 from visionedge.edge.sdk import (
     Ears,
     InputMessage,
@@ -22,6 +20,8 @@ from visionedge.edge.sdk import (
     OnLost,
     describe,
 )
+from visionedge.outbound.memory_queue import Backlog
+from visionedge.outbound.messages import Message
 from visionedge.runtime.threads import Crew
 
 IDENTITY = Identity(hub="hub", device="press-7", module="vision", gateway="gateway")

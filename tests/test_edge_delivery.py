@@ -10,14 +10,14 @@ import pytest
 
 from edge_runtime.driver import result
 from visionedge.config.schema import TelemetryConfig
-from visionedge.edge.backlog import Backlog
 from visionedge.edge.client import HubClient
 from visionedge.edge.delivery import Delivery
 from visionedge.edge.identity import Identity
 from visionedge.edge.losable import Losable, OverdueError, StuckError
-from visionedge.edge.messages import Message
-from visionedge.edge.spool import Spool
-from visionedge.edge.store import Bounds
+from visionedge.outbound.memory_queue import Backlog
+from visionedge.outbound.messages import Message
+from visionedge.outbound.spool import Spool
+from visionedge.outbound.sqlite_store import Bounds
 from visionedge.runtime.threads import Crew
 
 IDENTITY = Identity(hub="hub", device="press-7", module="vision", gateway="gateway")

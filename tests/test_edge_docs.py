@@ -11,17 +11,17 @@ from visionedge import engine_room
 from visionedge.calls import Calls
 from visionedge.camera.status import State
 from visionedge.config.load import validate
-from visionedge.edge.billing import UNITS
 from visionedge.edge.desired import Code as ConfigCode
 from visionedge.edge.ladder import EXIT_STUCK, Deadlines, Rung
-from visionedge.edge.messages import MAX_BYTES, Kind
 from visionedge.edge.methods import MAX_ANSWER_BYTES, Method
 from visionedge.edge.questions import Drop
 from visionedge.edge.reported import EVERY_NS, MAX_PATCH_BYTES
-from visionedge.edge.spool import Code, Tempo
-from visionedge.edge.store import Bounds, Reason
 from visionedge.edge.telemetry import Code as TelemetryCode
 from visionedge.edge.wish import MAX_ACKNOWLEDGEMENT_BYTES
+from visionedge.outbound.messages import MAX_BYTES, Kind
+from visionedge.outbound.metering import UNITS
+from visionedge.outbound.spool import Code, Tempo
+from visionedge.outbound.sqlite_store import Bounds, Reason
 from visionedge.overload.keeper import Code as OverloadCode
 from visionedge.properties import MAX_CAMERAS_BYTES
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visionedge.edge.messages import (
+from visionedge.outbound.messages import (
     MAX_BYTES,
     MAX_CAMERAS_BYTES,
     MAX_FRAME_BYTES,

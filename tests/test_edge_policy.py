@@ -8,10 +8,10 @@ from test_edge_spool import World as SpoolWorld
 from test_edge_spool import drain, message, turn, world
 from test_edge_telemetry import MAN, Box, World, documents
 from visionedge.config.schema import TelemetryConfig
-from visionedge.edge.billing import blocks
-from visionedge.edge.messages import CORRELATION_ID, Message
-from visionedge.edge.store import Bounds
 from visionedge.edge.telemetry import Telemetry
+from visionedge.outbound.messages import CORRELATION_ID, Message
+from visionedge.outbound.metering import blocks
+from visionedge.outbound.sqlite_store import Bounds
 
 __all__ = ["world"]  # the fixture
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from visionedge.edge.messages import Message
-from visionedge.edge.spool import Spool, Tempo
-from visionedge.edge.store import Bounds, Loss, open_database
+from visionedge.outbound.messages import Message
+from visionedge.outbound.spool import Spool, Tempo
+from visionedge.outbound.sqlite_store import Bounds, Loss, open_database
 from visionedge.runtime.threads import Crew
 
 SECOND_NS = 1_000_000_000

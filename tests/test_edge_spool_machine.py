@@ -11,9 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from visionedge.edge.messages import Message
-from visionedge.edge.spool import Spool, Tempo
-from visionedge.edge.store import Bounds, Loss, open_database
+from visionedge.outbound.messages import Message
+from visionedge.outbound.spool import Spool, Tempo
+from visionedge.outbound.sqlite_store import Bounds, Loss, open_database
 from visionedge.runtime.threads import Crew
 
 OUTPUTS = st.sampled_from(["detections", "detections", "detections", "events"])

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visionedge.config.schema import TelemetryConfig
-from visionedge.edge.messages import Message, Sender
 from visionedge.edge.telemetry import Telemetry
 from visionedge.frames.types import Detections, Frame, InputSpec, Result, Timing
+from visionedge.outbound.messages import Message, Sender
 
 LABELS = ("person", "car", "person")
 SECOND_NS = 1_000_000_000

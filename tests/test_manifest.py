@@ -9,7 +9,7 @@ import pytest
 
 import visionedge
 from visionedge.config.load import validate
-from visionedge.edge.messages import DETECTIONS, EVENTS
+from visionedge.outbound.messages import DETECTIONS, EVENTS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEMPLATES = {"gpu": "deployment.template.json", "cpu": "deployment.cpu.template.json"}

@@ -16,13 +16,13 @@ from visionedge.camera.sequences import KEPT_S, MOST_NAMES, Position, Sequences
 from visionedge.config.load import validate
 from visionedge.edge.desired import Carriers
 from visionedge.edge.last_good import LastGood
-from visionedge.edge.messages import Message
-from visionedge.edge.spool import Spool, Tempo
-from visionedge.edge.store import Loss, Store
 from visionedge.edge.wish import Wish
 from visionedge.engine.plan import Fit, Measured, Pair, Timed
 from visionedge.engine.plan_cache import PlanCache, PlanKey
 from visionedge.model.model_store import Kept
+from visionedge.outbound.messages import Message
+from visionedge.outbound.spool import Spool, Tempo
+from visionedge.outbound.sqlite_store import Loss, Store
 from visionedge.runtime.state_file import KEPT_ASIDE, DamagedError, read_json, set_aside, sweep, write_json
 from visionedge.runtime.threads import Crew
 
@@ -70,7 +70,7 @@ def _filled(path: Path) -> None:
 
 def _columns() -> Iterator[tuple[str, str]]:
     database = sqlite3.connect(":memory:")
-    from visionedge.edge.store import _SCHEMA
+    from visionedge.outbound.sqlite_store import _SCHEMA
 
     for statement in _SCHEMA.split(";"):
         database.execute(statement)

@@ -26,9 +26,9 @@ from visionedge.edge.journal import MessagesFile
 from visionedge.edge.ladder import EXIT_STUCK, Deadlines
 from visionedge.edge.line import Errand
 from visionedge.edge.sdk import InputMessage, Link, MethodCall
-from visionedge.edge.spool import FILE_NAME, Spool, Tempo
-from visionedge.edge.store import Bounds
 from visionedge.frames.types import Detections, Frame, InputSpec, Result, Timing, utc_now
+from visionedge.outbound.spool import FILE_NAME, Spool, Tempo
+from visionedge.outbound.sqlite_store import Bounds
 from visionedge.runtime.threads import Crew
 
 LABELS = ("person", "car")

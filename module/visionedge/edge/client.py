@@ -13,13 +13,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-from visionedge.edge.backlog import Backlog, Waiting
 from visionedge.edge.identity import Identity
 from visionedge.edge.ladder import Deadlines, HubStatus, Ladder, Rung, State
 from visionedge.edge.line import Errand, Line, Lines, Listener
 from visionedge.edge.losable import Losable, OverdueError, StuckError
-from visionedge.edge.messages import Message
 from visionedge.edge.sdk import LinkError, MessageRefusedError, OpenLink, open_link
+from visionedge.outbound.memory_queue import Backlog, Waiting
+from visionedge.outbound.messages import Message
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import Crew
 

@@ -15,11 +15,11 @@ from visionedge.edge.identity import Identity
 from visionedge.edge.journal import JournalStatus, MessagesFile
 from visionedge.edge.ladder import HubStatus
 from visionedge.edge.line import Errand, Listener
-from visionedge.edge.messages import RUN_CHARACTERS, Kind, Message, Sender
-from visionedge.edge.spool import FILE_NAME, Spool, SpoolStatus
-from visionedge.edge.store import Bounds, Loss
 from visionedge.edge.telemetry import Continued, Telemetry, TelemetryStatistics
 from visionedge.frames.types import Result
+from visionedge.outbound.messages import RUN_CHARACTERS, Kind, Message, Sender
+from visionedge.outbound.spool import FILE_NAME, Spool, SpoolStatus
+from visionedge.outbound.sqlite_store import Bounds, Loss
 from visionedge.runtime.threads import Crew
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from visionedge.edge.messages import Message
 from visionedge.errors import ConfigError
+from visionedge.outbound.messages import Message
 from visionedge.runtime.threads import Crew
 
 log = logging.getLogger(__name__)

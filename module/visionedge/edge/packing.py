@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from visionedge.edge.billing import BLOCK_BYTES, blocks
-from visionedge.edge.messages import MAX_CAMERAS_BYTES, MAX_FRAME_BYTES, MAX_LABELS_BYTES, EncodedFrame
+from visionedge.outbound.messages import MAX_CAMERAS_BYTES, MAX_FRAME_BYTES, MAX_LABELS_BYTES, EncodedFrame
+from visionedge.outbound.metering import BLOCK_BYTES, blocks
 
 WELL_FILLED = 0.9
 """A document is well filled when its frames use this much of the blocks it is metered as."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from visionedge import __version__
 from visionedge.edge.identity import Identity
-from visionedge.edge.messages import CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, Message
+from visionedge.outbound.messages import CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, Message
 from visionedge.runtime.redaction import redact
 
 log = logging.getLogger(__name__)

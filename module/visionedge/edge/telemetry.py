@@ -10,10 +10,11 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from visionedge.config.schema import TelemetryConfig
-from visionedge.edge.billing import MAX_PER_DAY, S1, UNITS, Bill, Forecast, Meter, blocks
 from visionedge.edge.changes import ChangeFilter
-from visionedge.edge.day_budget import DayBudget
-from visionedge.edge.messages import (
+from visionedge.edge.packing import well_filled
+from visionedge.frames.types import Result, frame_document, utc_now
+from visionedge.outbound.day_budget import DayBudget
+from visionedge.outbound.messages import (
     CORRELATION_ID,
     DETECTIONS,
     EVENTS,
@@ -30,8 +31,7 @@ from visionedge.edge.messages import (
     envelope_bytes,
     event_message,
 )
-from visionedge.edge.packing import well_filled
-from visionedge.frames.types import Result, frame_document, utc_now
+from visionedge.outbound.metering import MAX_PER_DAY, S1, UNITS, Bill, Forecast, Meter, blocks
 from visionedge.runtime.redaction import redact, redact_document
 
 log = logging.getLogger(__name__)

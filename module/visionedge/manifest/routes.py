@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from visionedge.edge.messages import DETECTIONS, EVENTS
 from visionedge.edge.questions import INPUT
 from visionedge.manifest.agent import MOST_ORDER, Module
 from visionedge.manifest.content import HUB, Manifest
 from visionedge.manifest.findings import Findings
 from visionedge.manifest.place import MAX_TEXT_BYTES, Place, below
 from visionedge.manifest.placeholders import has_placeholder
+from visionedge.outbound.messages import DETECTIONS, EVENTS
 
 SCHEMA_VERSIONS = ("1.0", "1.1", "1.2", "1.3")
 OUTPUTS = (DETECTIONS, EVENTS)

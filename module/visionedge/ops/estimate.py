@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from visionedge.edge.billing import BLOCK_BYTES, DAY_S, UNITS, blocks
-from visionedge.edge.messages import DETECTIONS, MAX_BYTES, Message, message_of
 from visionedge.errors import ConfigError, VisionedgeError
+from visionedge.outbound.messages import DETECTIONS, MAX_BYTES, Message, message_of
+from visionedge.outbound.metering import BLOCK_BYTES, DAY_S, UNITS, blocks
 
 _SHORT_S = 600.0
 _SPENT = "telemetry-budget-spent"

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
-from visionedge.edge.messages import Message
-from visionedge.edge.shelves import Shelves
-from visionedge.edge.spool_file import Place, open_store, put_aside
-from visionedge.edge.store import Bounds, Connect, Loss, Reason, Row, Store, broken
+from visionedge.outbound.messages import Message
+from visionedge.outbound.queue_state import Shelves
+from visionedge.outbound.spool_file import Place, open_store, put_aside
+from visionedge.outbound.sqlite_store import Bounds, Connect, Loss, Reason, Row, Store, broken
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import Crew
 

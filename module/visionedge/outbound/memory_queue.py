@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
-from visionedge.edge.messages import EVENTS, Message
+from visionedge.outbound.messages import EVENTS, Message
 
 
 class Waiting(Protocol):

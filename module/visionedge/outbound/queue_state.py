@@ -11,8 +11,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from visionedge.edge.messages import EVENTS, Message
-from visionedge.edge.store import Loss, Reason, Row, Work
+from visionedge.outbound.messages import EVENTS, Message
+from visionedge.outbound.sqlite_store import Loss, Reason, Row, Work
 
 # What goes into one transaction at most, so that none takes long.
 _WORK_MESSAGES = 500

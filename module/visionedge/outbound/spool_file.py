@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from visionedge.edge.store import Bounds, Connect, ForeignFileError, Store, broken, salvage_numbers
+from visionedge.outbound.sqlite_store import Bounds, Connect, ForeignFileError, Store, broken, salvage_numbers
 from visionedge.runtime.state_file import is_odd, set_aside
 
 log = logging.getLogger(__name__)

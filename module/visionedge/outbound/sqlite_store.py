@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from visionedge.edge.messages import EVENTS, MAX_BYTES, Message
+from visionedge.outbound.messages import EVENTS, MAX_BYTES, Message
 
 log = logging.getLogger(__name__)
 
