@@ -28,7 +28,7 @@ from edge_runtime.contract import check_messages
 from edge_runtime.packets import NOT_AUTHORIZED
 from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
-from visionedge.edge.identity import Identity
+from visionedge.iothub.identity import Identity
 from visionedge.outbound.spool import FILE_NAME
 from visionedge.outbound.sqlite_store import Bounds, Store
 

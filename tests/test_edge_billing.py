@@ -14,8 +14,8 @@ from command_line import CommandLine
 from test_edge_telemetry import MAN, World, documents
 from visionedge import report
 from visionedge.config.schema import TelemetryConfig
-from visionedge.edge.packing import WELL_FILLED, Weigher, well_filled
-from visionedge.edge.telemetry import Telemetry
+from visionedge.iothub.packing import WELL_FILLED, Weigher, well_filled
+from visionedge.iothub.telemetry import Telemetry
 from visionedge.outbound.messages import (
     EncodedFrame,
     Event,

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from test_edge_telemetry import LABELS, MAN, Box, World
 from visionedge.__main__ import main
-from visionedge.edge.changes import ChangeFilter
 from visionedge.frames.types import Result
+from visionedge.iothub.change_filter import ChangeFilter
 
 INTERVALS_S = [1 / 30, 0.1, 0.5, 5.0]
 """Seconds between two frames: from a fast camera to one picture in 5 s."""

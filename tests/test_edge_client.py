@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from visionedge.edge.client import HubClient
-from visionedge.edge.identity import Identity
-from visionedge.edge.ladder import Deadlines, HubStatus
-from visionedge.edge.sdk import (
+from visionedge.iothub.client import HubClient
+from visionedge.iothub.identity import Identity
+from visionedge.iothub.ladder import Deadlines, HubStatus
+from visionedge.iothub.sdk import (
     Ears,
     InputMessage,
     LinkError,
@@ -528,7 +528,7 @@ def test_a_connection_that_fails_in_an_unknown_way_is_made_anew(bench: Bench) ->
 
 def test_a_client_that_fails_again_and_again_ends_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its thread dies in sight of the crew."""
-    monkeypatch.setattr("visionedge.edge.client._MOST_ACCIDENTS", 3)
+    monkeypatch.setattr("visionedge.iothub.client._MOST_ACCIDENTS", 3)
     deaths: queue.SimpleQueue[str] = queue.SimpleQueue()
     bench = Bench()
     bench.crew = Crew(lambda name, _error: deaths.put(name))

@@ -10,10 +10,10 @@ import pytest
 
 from edge_runtime.driver import result
 from visionedge.config.schema import TelemetryConfig
-from visionedge.edge.client import HubClient
-from visionedge.edge.delivery import Delivery
-from visionedge.edge.identity import Identity
-from visionedge.edge.losable import Losable, OverdueError, StuckError
+from visionedge.iothub.client import HubClient
+from visionedge.iothub.deadlines import Losable, OverdueError, StuckError
+from visionedge.iothub.delivery import Delivery
+from visionedge.iothub.identity import Identity
 from visionedge.outbound.memory_queue import Backlog
 from visionedge.outbound.messages import Message
 from visionedge.outbound.spool import Spool

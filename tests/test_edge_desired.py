@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from visionedge.config.schema import Config
-from visionedge.edge.desired import Carriers, Desired
-from visionedge.edge.last_good import LastGood
-from visionedge.edge.wish import Wish
+from visionedge.iothub.desired import Carriers, Desired
+from visionedge.iothub.last_good import LastGood
+from visionedge.iothub.wish import Wish
 
 LOCAL: dict[str, Any] = {"telemetry": {"intervalSeconds": 5}, "model": {"path": "local.onnx"}}
 
@@ -342,7 +342,7 @@ def test_what_a_full_disk_does_not_take_is_acknowledged_so_and_written_when_ther
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill after that brings back nothing that was switched off."""
-    monkeypatch.setattr("visionedge.edge.desired._KEEP_AGAIN_S", 0.01)
+    monkeypatch.setattr("visionedge.iothub.desired._KEEP_AGAIN_S", 0.01)
     module = Module(tmp_path)
     module.fill_disk(full=True)
 

@@ -11,13 +11,13 @@ from visionedge import engine_room
 from visionedge.calls import Calls
 from visionedge.camera.status import State
 from visionedge.config.load import validate
-from visionedge.edge.desired import Code as ConfigCode
-from visionedge.edge.ladder import EXIT_STUCK, Deadlines, Rung
-from visionedge.edge.methods import MAX_ANSWER_BYTES, Method
-from visionedge.edge.questions import Drop
-from visionedge.edge.reported import EVERY_NS, MAX_PATCH_BYTES
-from visionedge.edge.telemetry import Code as TelemetryCode
-from visionedge.edge.wish import MAX_ACKNOWLEDGEMENT_BYTES
+from visionedge.iothub.desired import Code as ConfigCode
+from visionedge.iothub.direct_methods import MAX_ANSWER_BYTES, Method
+from visionedge.iothub.image_requests import Drop
+from visionedge.iothub.ladder import EXIT_STUCK, Deadlines, Rung
+from visionedge.iothub.reported import EVERY_NS, MAX_PATCH_BYTES
+from visionedge.iothub.telemetry import Code as TelemetryCode
+from visionedge.iothub.wish import MAX_ACKNOWLEDGEMENT_BYTES
 from visionedge.outbound.messages import MAX_BYTES, Kind
 from visionedge.outbound.metering import UNITS
 from visionedge.outbound.spool import Code, Tempo

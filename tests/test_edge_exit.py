@@ -4,8 +4,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from visionedge.edge.desired import Carriers
-from visionedge.edge.ladder import EXIT_STUCK
+from visionedge.iothub.desired import Carriers
+from visionedge.iothub.ladder import EXIT_STUCK
 from visionedge.service import Options, Service
 
 

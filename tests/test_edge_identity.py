@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from visionedge.edge.identity import VARIABLES, Identity
 from visionedge.errors import ConfigError
+from visionedge.iothub.identity import VARIABLES, Identity
 
 EDGE = {
     "IOTEDGE_IOTHUBHOSTNAME": "hub.azure-devices.net",

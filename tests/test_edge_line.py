@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from test_edge_client import Bench, message, quick
-from visionedge.edge.line import Errand, Outcome
-from visionedge.edge.sdk import InputMessage, Link, MethodCall
+from visionedge.iothub.line import Errand, Outcome
+from visionedge.iothub.sdk import InputMessage, Link, MethodCall
 
 
 @pytest.fixture

@@ -11,9 +11,16 @@ import pytest
 from test_edge_telemetry import MAN, World
 from visionedge.calls import MAX_JPEG_BYTES, Calls, fitted_problems, fitted_status
 from visionedge.camera.sources.images import picture_size
-from visionedge.edge.methods import MAX_ANSWER_BYTES, Answer, Method, MethodError, Methods, answer_bytes
 from visionedge.errors import SourceError
 from visionedge.facade import Facade
+from visionedge.iothub.direct_methods import (
+    MAX_ANSWER_BYTES,
+    Answer,
+    Method,
+    MethodError,
+    Methods,
+    answer_bytes,
+)
 from visionedge.web.pictures import Desk, pack_within
 
 

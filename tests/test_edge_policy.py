@@ -8,7 +8,7 @@ from test_edge_spool import World as SpoolWorld
 from test_edge_spool import drain, message, turn, world
 from test_edge_telemetry import MAN, Box, World, documents
 from visionedge.config.schema import TelemetryConfig
-from visionedge.edge.telemetry import Telemetry
+from visionedge.iothub.telemetry import Telemetry
 from visionedge.outbound.messages import CORRELATION_ID, Message
 from visionedge.outbound.metering import blocks
 from visionedge.outbound.sqlite_store import Bounds

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from test_edge_telemetry import World
-from visionedge.edge.questions import Drop, Means, Questions
-from visionedge.edge.sdk import InputMessage
 from visionedge.frames.types import Result
+from visionedge.iothub.image_requests import Drop, Means, Questions
+from visionedge.iothub.sdk import InputMessage
 
 
 class Module:

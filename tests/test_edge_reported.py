@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.twin import Twin
-from visionedge.edge.reported import EVERY_NS, MAX_PATCH_BYTES, Reported, bounded, difference
-from visionedge.edge.wish import Wish, acknowledgement
+from visionedge.iothub.reported import EVERY_NS, MAX_PATCH_BYTES, Reported, bounded, difference
+from visionedge.iothub.wish import Wish, acknowledgement
 from visionedge.properties import MAX_CAMERAS_BYTES, camera_states
 
 VALUES = st.recursive(

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visionedge.config.schema import TelemetryConfig
-from visionedge.edge.telemetry import Telemetry
 from visionedge.frames.types import Detections, Frame, InputSpec, Result, Timing
+from visionedge.iothub.telemetry import Telemetry
 from visionedge.outbound.messages import Message, Sender
 
 LABELS = ("person", "car", "person")

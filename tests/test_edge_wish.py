@@ -8,8 +8,9 @@ import pytest
 
 from edge_runtime.twin import check_reported
 from visionedge.config.load import validate
-from visionedge.edge.last_good import LastGood
-from visionedge.edge.wish import (
+from visionedge.errors import ConfigError
+from visionedge.iothub.last_good import LastGood
+from visionedge.iothub.wish import (
     MAX_ACKNOWLEDGEMENT_BYTES,
     Wish,
     acknowledgement,
@@ -18,7 +19,6 @@ from visionedge.edge.wish import (
     refusals,
     wish_of,
 )
-from visionedge.errors import ConfigError
 
 
 def rejected(document: dict[str, Any], before: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from engine_rooms import Module, document, of, play
 from model_server import Answer, ModelServer, content, cut, endless, hanging, redirect, status
 from tiny_models import TinyDetector, classifier
 from visionedge.config.load import validate
-from visionedge.edge.delivery import Delivery
 from visionedge.engine.batcher import Drop
+from visionedge.iothub.delivery import Delivery
 from visionedge.model.download import Tempo
 from visionedge.model.faults import Patience
 from visionedge.model.model_store import FOLDER

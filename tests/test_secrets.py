@@ -20,8 +20,8 @@ from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
 from visionedge.config.documents import read_file
 from visionedge.config.load import validate
-from visionedge.edge.last_good import FILE_NAME as LAST_GOOD
 from visionedge.errors import ConfigError
+from visionedge.iothub.last_good import FILE_NAME as LAST_GOOD
 from visionedge.runtime.logs import RedactingFormatter
 from visionedge.runtime.redaction import KnownSecrets, keep_secret, redact, secrets_in
 

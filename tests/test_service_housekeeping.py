@@ -12,12 +12,12 @@ import pytest
 
 from visionedge.capacity import Meter
 from visionedge.config.load import validate
-from visionedge.edge.delivery import Delivery
-from visionedge.edge.desired import Carriers
 from visionedge.engine.batcher import BatcherStatistics
 from visionedge.engine.interface import AnyEngine
 from visionedge.engine.lanes import Lineup
 from visionedge.facade import Facade
+from visionedge.iothub.delivery import Delivery
+from visionedge.iothub.desired import Carriers
 from visionedge.metrics import Metrics
 from visionedge.model.model import Model, bundled_model_path, load_model
 from visionedge.report import status

@@ -25,11 +25,11 @@ from tiny_models import TinyDetector
 from visionedge.camera.camera import Camera, CameraStatus
 from visionedge.camera.status import State
 from visionedge.config.load import validate
-from visionedge.edge.desired import Carriers
-from visionedge.edge.line import Errand
-from visionedge.edge.sdk import MethodCall
 from visionedge.engine.lanes import Lineup
 from visionedge.facade import Facade
+from visionedge.iothub.desired import Carriers
+from visionedge.iothub.line import Errand
+from visionedge.iothub.sdk import MethodCall
 from visionedge.metrics import Metrics
 from visionedge.remote import Remote
 from visionedge.rooms import Rooms

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from visionedge.edge.desired import Carriers
+from visionedge.iothub.desired import Carriers
 from visionedge.model import supply
 from visionedge.model.model import Model, load_model
 from visionedge.service import Options, Service

@@ -14,11 +14,11 @@ import pytest
 
 from visionedge.camera.sequences import KEPT_S, MOST_NAMES, Position, Sequences
 from visionedge.config.load import validate
-from visionedge.edge.desired import Carriers
-from visionedge.edge.last_good import LastGood
-from visionedge.edge.wish import Wish
 from visionedge.engine.plan import Fit, Measured, Pair, Timed
 from visionedge.engine.plan_cache import PlanCache, PlanKey
+from visionedge.iothub.desired import Carriers
+from visionedge.iothub.last_good import LastGood
+from visionedge.iothub.wish import Wish
 from visionedge.model.model_store import Kept
 from visionedge.outbound.messages import Message
 from visionedge.outbound.spool import Spool, Tempo

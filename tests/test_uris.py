@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from visionedge import capacity
 from visionedge.camera import status as camera_status
 from visionedge.config.addresses import parse_camera_uri
-from visionedge.edge import ladder
 from visionedge.engine.device import devices
 from visionedge.errors import ConfigError
+from visionedge.iothub import ladder
 from visionedge.outbound import spool
 from visionedge.runtime.logs import RedactingFormatter
 from visionedge.runtime.redaction import (

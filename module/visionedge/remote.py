@@ -16,16 +16,16 @@ from typing import Any
 from visionedge.calls import Calls
 from visionedge.config.documents import Document
 from visionedge.config.schema import Config
-from visionedge.edge.desired import Carriers, Desired
-from visionedge.edge.line import Errand, Outcome
-from visionedge.edge.methods import Methods
-from visionedge.edge.questions import INPUT, NUMBERS, Drop, Means, Questions
-from visionedge.edge.reported import Reported
-from visionedge.edge.sdk import InputMessage, Link, MethodCall
-from visionedge.edge.statistics import Asked
 from visionedge.errors import VisionedgeError
 from visionedge.facade import Facade
 from visionedge.frames.types import Result, utc_now
+from visionedge.iothub.desired import Carriers, Desired
+from visionedge.iothub.direct_methods import Methods
+from visionedge.iothub.image_requests import INPUT, NUMBERS, Drop, Means, Questions
+from visionedge.iothub.line import Errand, Outcome
+from visionedge.iothub.reported import Reported
+from visionedge.iothub.sdk import InputMessage, Link, MethodCall
+from visionedge.iothub.statistics import Asked
 from visionedge.properties import properties
 from visionedge.rooms import Rooms
 from visionedge.runtime.outbox import Outbox

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from visionedge import __version__, capacity
 from visionedge.camera.camera import CameraStatus
-from visionedge.edge.delivery import Delivery
 from visionedge.engine.batcher import CameraStatistics
 from visionedge.engine.interface import AnyEngine, Recovery
 from visionedge.frames.types import utc_now, utc_text
+from visionedge.iothub.delivery import Delivery
 from visionedge.outbound.metering import Bill
 from visionedge.overload.ladder import RUNGS
 from visionedge.overload.promise import sentence

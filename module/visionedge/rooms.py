@@ -9,12 +9,12 @@ from visionedge.camera.camera import Camera, CameraStatus
 from visionedge.camera.registry import Fleet
 from visionedge.capacity import Meter
 from visionedge.config.schema import Config
-from visionedge.edge.delivery import Delivery
-from visionedge.edge.statistics import Asked
 from visionedge.engine.batcher import Batcher
 from visionedge.engine.interface import AnyEngine, EngineNews
 from visionedge.engine.process.shared_memory import Arena
 from visionedge.frames.types import Result
+from visionedge.iothub.delivery import Delivery
+from visionedge.iothub.statistics import Asked
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.model.supply import Supply

@@ -21,16 +21,16 @@ from visionedge.camera.registry import Fleet
 from visionedge.camera.sequences import Position, Sequences
 from visionedge.config.documents import Document
 from visionedge.config.schema import Config
-from visionedge.edge.delivery import Delivery
-from visionedge.edge.desired import Carriers
-from visionedge.edge.identity import Identity
-from visionedge.edge.ladder import EXIT_STUCK
-from visionedge.edge.questions import NUMBERS
 from visionedge.engine.interface import AnyEngine, EngineNews
 from visionedge.engine_room import EngineRoom
 from visionedge.errors import UnavailableError, VisionedgeError
 from visionedge.facade import Facade
 from visionedge.frames.types import Result
+from visionedge.iothub.delivery import Delivery
+from visionedge.iothub.desired import Carriers
+from visionedge.iothub.identity import Identity
+from visionedge.iothub.image_requests import NUMBERS
+from visionedge.iothub.ladder import EXIT_STUCK
 from visionedge.metrics import Metrics
 from visionedge.overload.keeper import Code, Keeper
 from visionedge.remote import Remote

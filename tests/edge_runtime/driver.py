@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from visionedge.config.schema import TelemetryConfig
-from visionedge.edge.client import HubClient
-from visionedge.edge.delivery import Delivery
-from visionedge.edge.identity import Identity
-from visionedge.edge.journal import MessagesFile
-from visionedge.edge.ladder import EXIT_STUCK, Deadlines
-from visionedge.edge.line import Errand
-from visionedge.edge.sdk import InputMessage, Link, MethodCall
 from visionedge.frames.types import Detections, Frame, InputSpec, Result, Timing, utc_now
+from visionedge.iothub.client import HubClient
+from visionedge.iothub.delivery import Delivery
+from visionedge.iothub.identity import Identity
+from visionedge.iothub.journal import MessagesFile
+from visionedge.iothub.ladder import EXIT_STUCK, Deadlines
+from visionedge.iothub.line import Errand
+from visionedge.iothub.sdk import InputMessage, Link, MethodCall
 from visionedge.outbound.spool import FILE_NAME, Spool, Tempo
 from visionedge.outbound.sqlite_store import Bounds
 from visionedge.runtime.threads import Crew

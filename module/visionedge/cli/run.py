@@ -89,9 +89,9 @@ def _injects(environ: Mapping[str, str]) -> bool:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from visionedge.edge.desired import Carriers
-    from visionedge.edge.identity import Identity
-    from visionedge.edge.last_good import FILE_NAME, LastGood
+    from visionedge.iothub.desired import Carriers
+    from visionedge.iothub.identity import Identity
+    from visionedge.iothub.last_good import FILE_NAME, LastGood
     from visionedge.service import Options, run
 
     identity, data = Identity.from_environ(os.environ), data_folder(os.environ)

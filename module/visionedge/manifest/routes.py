@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from visionedge.edge.questions import INPUT
+from visionedge.iothub.image_requests import INPUT
 from visionedge.manifest.agent import MOST_ORDER, Module
 from visionedge.manifest.content import HUB, Manifest
 from visionedge.manifest.findings import Findings

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.config.schema import Config, ModelConfig
-from visionedge.edge.identity import Identity
 from visionedge.engine.device.devices import DeviceState, Effective, Reason, Requested, Verdict, probe, wishes
 from visionedge.engine.device.session import NodePlaces
 from visionedge.errors import ConfigError
+from visionedge.iothub.identity import Identity
 from visionedge.model.model_store import kept_path
 from visionedge.ops.doctor.host import Answer, Host, Space
 from visionedge.ops.doctor.place import DXG, Place, look_around

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from visionedge.edge.identity import Identity
 from visionedge.errors import ConfigError
+from visionedge.iothub.identity import Identity
 from visionedge.ops.doctor.host import Host
 
 Edge = Literal["no", "edge", "simulator", "half"]

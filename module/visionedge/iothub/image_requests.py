@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from visionedge.config.schema import CAMERA_NAME
-from visionedge.edge.sdk import InputMessage
 from visionedge.frames.types import Result
+from visionedge.iothub.sdk import InputMessage
 
 log = logging.getLogger(__name__)
 

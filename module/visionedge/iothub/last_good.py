@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from visionedge.edge.wish import Wish
+from visionedge.iothub.wish import Wish
 from visionedge.runtime.state_file import DamagedError, read_json, set_aside, whole_number, write_json
 
 log = logging.getLogger(__name__)

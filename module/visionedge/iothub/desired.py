@@ -15,9 +15,9 @@ from typing import Any, Literal
 from visionedge.config.documents import Document
 from visionedge.config.load import local_only, validate
 from visionedge.config.schema import Config
-from visionedge.edge.last_good import LastGood
-from visionedge.edge.wish import Refusals, Wish, acknowledgement, in_force, overlaid, refusals, wish_of
 from visionedge.errors import ConfigError
+from visionedge.iothub.last_good import LastGood
+from visionedge.iothub.wish import Refusals, Wish, acknowledgement, in_force, overlaid, refusals, wish_of
 from visionedge.runtime.redaction import keep_secret, redact, secrets_in
 
 log = logging.getLogger(__name__)

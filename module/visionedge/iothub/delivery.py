@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from visionedge.config.schema import TelemetryConfig
-from visionedge.edge.client import HubClient
-from visionedge.edge.identity import Identity
-from visionedge.edge.journal import JournalStatus, MessagesFile
-from visionedge.edge.ladder import HubStatus
-from visionedge.edge.line import Errand, Listener
-from visionedge.edge.telemetry import Continued, Telemetry, TelemetryStatistics
 from visionedge.frames.types import Result
+from visionedge.iothub.client import HubClient
+from visionedge.iothub.identity import Identity
+from visionedge.iothub.journal import JournalStatus, MessagesFile
+from visionedge.iothub.ladder import HubStatus
+from visionedge.iothub.line import Errand, Listener
+from visionedge.iothub.telemetry import Continued, Telemetry, TelemetryStatistics
 from visionedge.outbound.messages import RUN_CHARACTERS, Kind, Message, Sender
 from visionedge.outbound.spool import FILE_NAME, Spool, SpoolStatus
 from visionedge.outbound.sqlite_store import Bounds, Loss

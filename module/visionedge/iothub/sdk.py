@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from visionedge import __version__
-from visionedge.edge.identity import Identity
+from visionedge.iothub.identity import Identity
 from visionedge.outbound.messages import CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, Message
 from visionedge.runtime.redaction import redact
 

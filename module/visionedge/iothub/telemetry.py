@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from visionedge.config.schema import TelemetryConfig
-from visionedge.edge.changes import ChangeFilter
-from visionedge.edge.packing import well_filled
 from visionedge.frames.types import Result, frame_document, utc_now
+from visionedge.iothub.change_filter import ChangeFilter
+from visionedge.iothub.packing import well_filled
 from visionedge.outbound.day_budget import DayBudget
 from visionedge.outbound.messages import (
     CORRELATION_ID,

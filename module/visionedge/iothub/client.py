@@ -13,11 +13,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-from visionedge.edge.identity import Identity
-from visionedge.edge.ladder import Deadlines, HubStatus, Ladder, Rung, State
-from visionedge.edge.line import Errand, Line, Lines, Listener
-from visionedge.edge.losable import Losable, OverdueError, StuckError
-from visionedge.edge.sdk import LinkError, MessageRefusedError, OpenLink, open_link
+from visionedge.iothub.deadlines import Losable, OverdueError, StuckError
+from visionedge.iothub.identity import Identity
+from visionedge.iothub.ladder import Deadlines, HubStatus, Ladder, Rung, State
+from visionedge.iothub.line import Errand, Line, Lines, Listener
+from visionedge.iothub.sdk import LinkError, MessageRefusedError, OpenLink, open_link
 from visionedge.outbound.memory_queue import Backlog, Waiting
 from visionedge.outbound.messages import Message
 from visionedge.runtime.redaction import redact

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from visionedge.edge.identity import Identity
-from visionedge.edge.ladder import Deadlines
-from visionedge.edge.losable import Losable, OverdueError, StuckError
-from visionedge.edge.sdk import InputMessage, Link, LinkError, MethodCall, OpenLink
+from visionedge.iothub.deadlines import Losable, OverdueError, StuckError
+from visionedge.iothub.identity import Identity
+from visionedge.iothub.ladder import Deadlines
+from visionedge.iothub.sdk import InputMessage, Link, LinkError, MethodCall, OpenLink
 
 log = logging.getLogger(__name__)
 
