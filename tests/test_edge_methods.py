@@ -21,7 +21,7 @@ from visionedge.iothub.direct_methods import (
     Methods,
     answer_bytes,
 )
-from visionedge.web.pictures import Desk, pack_within
+from visionedge.web.jpeg import Desk, pack_within
 
 
 async def echo(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from visionedge.runtime.redaction import (
     secrets_in,
 )
 from visionedge.runtime.vocabulary import OWN_WORDS
-from visionedge.web.answers import RequestError, error_answer
+from visionedge.web.responses import RequestError, error_answer
 
 
 @pytest.fixture(autouse=True, scope="module")

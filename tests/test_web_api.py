@@ -7,8 +7,8 @@ import pytest
 
 from visionedge.errors import ModelError, SourceError
 from visionedge.frames.types import Picture, frame_document
-from visionedge.web import api
-from visionedge.web.view import Document
+from visionedge.web import handlers
+from visionedge.web.backend import Document
 from web_module import Client, FakeModule, error_of, grey, jpeg, result, talk, unpacked, until
 
 
@@ -340,13 +340,13 @@ def test_a_document_that_takes_long_to_make_is_shared_by_those_who_ask_at_once()
         made += 1
         return {"made": made}
 
-    slow = api.SharedDocument(lambda: make(0.04), 0.5, lambda: now_s)
+    slow = handlers.SharedDocument(lambda: make(0.04), 0.5, lambda: now_s)
     assert [slow.body() for _ in range(3)] == [b'{"made":1}\n'] * 3
     now_s += 0.41
     assert slow.document() == {"made": 2}
-    very_slow = api.SharedDocument(lambda: make(2.0), 0.5, lambda: now_s)
+    very_slow = handlers.SharedDocument(lambda: make(2.0), 0.5, lambda: now_s)
     assert very_slow.document() is very_slow.document()
     now_s += 0.51
     assert very_slow.document() == {"made": 4}, "no older than that"
-    quick = api.SharedDocument(lambda: make(0.0), 0.5, lambda: now_s)
+    quick = handlers.SharedDocument(lambda: make(0.0), 0.5, lambda: now_s)
     assert [quick.document()["made"] for _ in range(2)] == [5, 6], "always as it is now"

@@ -8,8 +8,8 @@ from typing import cast
 import pytest
 
 from visionedge.frames.types import Picture
-from visionedge.web.board import Board
-from visionedge.web.view import Busy
+from visionedge.web.backend import Busy
+from visionedge.web.results import Board
 from web_module import grey, result
 
 

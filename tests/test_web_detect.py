@@ -12,8 +12,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from visionedge.web import pictures, uploads
-from visionedge.web.view import Busy
+from visionedge.web import jpeg as pictures
+from visionedge.web import uploads
+from visionedge.web.backend import Busy
 from web_module import Client, FakeModule, error_of, grey, jpeg, talk, until
 
 

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from visionedge.config.schema import HttpConfig
-from visionedge.web import api
+from visionedge.web import handlers
 from visionedge.web.guard import own_names
 from visionedge.web.server import Server
 from web_module import Client, FakeModule, error_of, jpeg, result, talk, until
@@ -224,9 +224,9 @@ async def waited(client: Client) -> int:
 
 def test_one_address_cannot_take_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """127.0.0.2 is another machine to the server."""
-    monkeypatch.setattr(api, "EVENT_STREAMS_AT_ONCE", 4)
-    monkeypatch.setattr(api, "PICTURE_STREAMS_AT_ONCE", 4)
-    monkeypatch.setattr(api, "WAITS_AT_ONCE", 4)
+    monkeypatch.setattr(handlers, "EVENT_STREAMS_AT_ONCE", 4)
+    monkeypatch.setattr(handlers, "PICTURE_STREAMS_AT_ONCE", 4)
+    monkeypatch.setattr(handlers, "WAITS_AT_ONCE", 4)
     module = FakeModule("dock")
     module.board.publish(result("dock", 1))
 

@@ -9,11 +9,11 @@ import aiohttp
 import pytest
 
 from visionedge.frames.types import Picture, Result, frame_document
-from visionedge.web import api
-from visionedge.web.board import Board, Documents
-from visionedge.web.pictures import Desk, Look, Pictures
+from visionedge.web import handlers
+from visionedge.web.backend import Busy
+from visionedge.web.jpeg import Desk, Look, Pictures
+from visionedge.web.results import Board, Documents
 from visionedge.web.streams import Closing, Parts, follow
-from visionedge.web.view import Busy
 from web_module import Client, FakeModule, error_of, grey, result, serving, talk, unpacked, until
 
 
@@ -115,7 +115,7 @@ def test_the_picture_stream_ends_when_its_camera_is_removed() -> None:
 
 
 def test_there_are_only_so_many_picture_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "PICTURE_STREAMS_AT_ONCE", 1)
+    monkeypatch.setattr(handlers, "PICTURE_STREAMS_AT_ONCE", 1)
     module = FakeModule("dock")
     module.board.publish(result("dock", 1))
 

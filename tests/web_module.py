@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from visionedge.config.schema import HttpConfig
 from visionedge.frames.types import Detections, Frame, InputSpec, Picture, Result, Timing
-from visionedge.web.board import Board
+from visionedge.web.backend import Busy, Document, ModelFacts, ModuleView
+from visionedge.web.results import Board
 from visionedge.web.server import Server
-from visionedge.web.view import Busy, Document, ModelFacts, ModuleView
 
 LABELS = ("person", "bicycle", "car")
 SPEC = InputSpec(16, 8)

@@ -16,8 +16,8 @@ from visionedge.frames.types import Result, utc_now, utc_text
 from visionedge.iothub.direct_methods import MAX_ANSWER_BYTES, Method, MethodError, answer_bytes
 from visionedge.rooms import Rooms
 from visionedge.runtime.redaction import redact, redact_document
-from visionedge.web.pictures import Desk, pack_within
-from visionedge.web.view import Busy
+from visionedge.web.backend import Busy
+from visionedge.web.jpeg import Desk, pack_within
 
 T = TypeVar("T")
 

@@ -15,9 +15,9 @@ from visionedge.ops.doctor.report import examine
 from visionedge.ops.doctor.visit import Visits
 from visionedge.rooms import Rooms
 from visionedge.runtime import logs
-from visionedge.web.board import Subscription
-from visionedge.web.pictures import Desk
-from visionedge.web.view import Busy, Document, ModelFacts
+from visionedge.web.backend import Busy, Document, ModelFacts
+from visionedge.web.jpeg import Desk
+from visionedge.web.results import Subscription
 
 _DETECT_PERMITS = 4
 

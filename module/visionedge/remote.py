@@ -30,10 +30,10 @@ from visionedge.properties import properties
 from visionedge.rooms import Rooms
 from visionedge.runtime.outbox import Outbox
 from visionedge.runtime.redaction import redact
-from visionedge.web.answers import RequestError
-from visionedge.web.pictures import MEMORY_BYTES, MEMORY_WAIT_S, Budget, Desk, is_picture
+from visionedge.web.backend import Busy
+from visionedge.web.jpeg import MEMORY_BYTES, MEMORY_WAIT_S, Budget, Desk, is_picture
+from visionedge.web.responses import RequestError
 from visionedge.web.uploads import decode_upload, decoding_bytes
-from visionedge.web.view import Busy
 
 log = logging.getLogger(__name__)
 

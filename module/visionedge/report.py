@@ -21,8 +21,8 @@ from visionedge.overload.promise import sentence
 from visionedge.overload.sight import device_in_words
 from visionedge.rooms import Rooms
 from visionedge.runtime.redaction import masked_address
-from visionedge.web.board import CameraTraffic
-from visionedge.web.view import ModelFacts
+from visionedge.web.backend import ModelFacts
+from visionedge.web.results import CameraTraffic
 
 Document = dict[str, Any]
 

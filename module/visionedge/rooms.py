@@ -20,7 +20,7 @@ from visionedge.model.postprocess import Selection
 from visionedge.model.supply import Supply
 from visionedge.overload.promise import Promise
 from visionedge.runtime.outbox import Outbox
-from visionedge.web.board import Board
+from visionedge.web.results import Board
 
 
 @dataclass(slots=True)

@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from visionedge.web.answers import RequestError, error_answer, problem_of, set_common_headers
-from visionedge.web.api import Api
+from visionedge.web.backend import ModuleView
 from visionedge.web.connections import Connection
 from visionedge.web.guard import Access
-from visionedge.web.inference_protocol import InferenceProtocol
-from visionedge.web.inference_protocol import routes as inference_routes
-from visionedge.web.view import ModuleView
+from visionedge.web.handlers import Api
+from visionedge.web.kserve import InferenceProtocol
+from visionedge.web.kserve import routes as inference_routes
+from visionedge.web.responses import RequestError, error_answer, problem_of, set_common_headers
 
 _BEGUN = web.RequestKey("begun", bool)
 

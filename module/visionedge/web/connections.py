@@ -18,7 +18,7 @@ from aiohttp.http_exceptions import (
 )
 
 from visionedge.runtime.log_limit import LogLimiter
-from visionedge.web.answers import RequestError, error_answer, problem_of, set_common_headers
+from visionedge.web.responses import RequestError, error_answer, problem_of, set_common_headers
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from aiohttp import hdrs, web
 
 from visionedge.config.schema import HttpConfig
-from visionedge.web.answers import RequestError
+from visionedge.web.responses import RequestError
 from visionedge.web.streams import Closing
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})

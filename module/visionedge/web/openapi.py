@@ -1,8 +1,8 @@
 """The OpenAPI description at ``/openapi.json``: every route, every answer, every shape."""
 
 from visionedge import __version__
+from visionedge.web.backend import Document
 from visionedge.web.schemas import SCHEMAS
-from visionedge.web.view import Document
 
 _NUMBER = {"type": "number"}
 _INTEGER = {"type": "integer"}

@@ -1,6 +1,6 @@
 """The shapes of the JSON documents, as JSON Schema: what `ModuleView` gives and what clients get."""
 
-from visionedge.web.view import Document
+from visionedge.web.backend import Document
 
 
 def _object(required: Document, optional: Document | None = None, *, closed: bool = False) -> Document:

@@ -9,10 +9,10 @@ from aiohttp import web
 from visionedge.config.schema import HttpConfig
 from visionedge.errors import UnavailableError
 from visionedge.web.app import make_app
+from visionedge.web.backend import ModuleView
 from visionedge.web.connections import Connections
 from visionedge.web.guard import Access
 from visionedge.web.listener import Listener, most_connections
-from visionedge.web.view import ModuleView
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from aiohttp import web
 
 from visionedge.errors import SourceError
 from visionedge.frames.types import Result
-from visionedge.web.pictures import Look, Pictures
-from visionedge.web.view import Busy, ModuleView
+from visionedge.web.backend import Busy, ModuleView
+from visionedge.web.jpeg import Look, Pictures
 
 T = TypeVar("T")
 

@@ -9,9 +9,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from visionedge.camera.sources.images import decode_picture, picture_size
 from visionedge.errors import SourceError
 from visionedge.frames.types import Picture
-from visionedge.web.answers import RequestError
-from visionedge.web.bodies import coding_of, read_body, too_large
-from visionedge.web.pictures import is_picture
+from visionedge.web.jpeg import is_picture
+from visionedge.web.requests import coding_of, read_body, too_large
+from visionedge.web.responses import RequestError
 
 UPLOAD_LIMIT_BYTES = 20 * 2**20
 UPLOAD_LIMIT_S = 30.0

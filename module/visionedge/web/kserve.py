@@ -19,10 +19,10 @@ from aiohttp import web
 from numpy.typing import NDArray
 
 from visionedge import __version__
-from visionedge.web.answers import RequestError, cut, json_answer, json_bytes
-from visionedge.web.bodies import Body
-from visionedge.web.pictures import RequestResources
-from visionedge.web.view import Busy, Document, ModelFacts, ModuleView
+from visionedge.web.backend import Busy, Document, ModelFacts, ModuleView
+from visionedge.web.jpeg import RequestResources
+from visionedge.web.requests import Body
+from visionedge.web.responses import RequestError, cut, json_answer, json_bytes
 
 INPUT, OUTPUT = "images", "detections"
 VERSION = "1"

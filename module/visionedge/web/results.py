@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from visionedge.frames.types import Result, frame_document
-from visionedge.web.answers import json_bytes
-from visionedge.web.view import Busy
+from visionedge.web.backend import Busy
+from visionedge.web.responses import json_bytes
 
 _RATE_WINDOW_NS = 5_000_000_000
 

@@ -11,7 +11,12 @@ from visionedge.config.schema_part import json_schema
 from visionedge.errors import SourceError
 from visionedge.frames.types import Result, frame_document, utc_text
 from visionedge.runtime.redaction import redact, redact_document
-from visionedge.web.answers import (
+from visionedge.web.backend import Busy, Document, ModuleView
+from visionedge.web.dashboard import Page
+from visionedge.web.guard import Access, client_of, unauthorized
+from visionedge.web.jpeg import Look, Permits, Pictures, RequestResources
+from visionedge.web.openapi import describe
+from visionedge.web.responses import (
     RequestError,
     cut,
     integer_value,
@@ -21,14 +26,9 @@ from visionedge.web.answers import (
     text_value,
     truth_value,
 )
-from visionedge.web.board import Documents
-from visionedge.web.dashboard import Page
-from visionedge.web.guard import Access, client_of, unauthorized
-from visionedge.web.openapi import describe
-from visionedge.web.pictures import Look, Permits, Pictures, RequestResources
+from visionedge.web.results import Documents
 from visionedge.web.streams import Closing, send_events, send_pictures
 from visionedge.web.uploads import decode_upload, decoding_bytes, read_upload
-from visionedge.web.view import Busy, Document, ModuleView
 
 WAIT_LIMIT_S = 60.0
 """The longest `?timeout=` of a frame."""

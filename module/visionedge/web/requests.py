@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import hdrs, web
 
-from visionedge.web.answers import RequestError
+from visionedge.web.responses import RequestError
 
 _STEP_BYTES = 2**20
 """So much is unpacked before others have their turn on the loop."""

@@ -12,7 +12,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from visionedge.errors import VisionedgeError
 from visionedge.runtime.redaction import redact
-from visionedge.web.view import Busy
+from visionedge.web.backend import Busy
 
 log = logging.getLogger(__name__)
 

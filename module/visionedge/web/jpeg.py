@@ -13,7 +13,7 @@ from visionedge.errors import SourceError
 from visionedge.frames.drawing import annotate
 from visionedge.frames.types import Frame, Picture, Result
 from visionedge.runtime.threads import Executor
-from visionedge.web.view import Busy
+from visionedge.web.backend import Busy
 
 T = TypeVar("T")
 
