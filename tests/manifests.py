@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from visionedge.manifest.generate import Request, generate
-from visionedge.manifest.lint import Report, lint
+from visionedge.ops.manifest.generate import Request, generate
+from visionedge.ops.manifest.lint import Report, lint
 from visionedge.runtime.redaction import KnownSecrets
 
 Manifest = dict[str, Any]

@@ -14,10 +14,10 @@ from visionedge.engine.local_engine import open_engine
 from visionedge.frames.types import Detections, Picture
 from visionedge.model.model import bundled_model_path, load_model
 from visionedge.model.postprocess import Selection
-from visionedge.ops.ceiling import Bare, Ceiling, ceiling_document
-from visionedge.ops.plain_loop import PlainLoop
-from visionedge.ops.sameness import sameness
-from visionedge.ops.tally import Cost, Row, run_of
+from visionedge.ops.bench.baseline import PlainLoop
+from visionedge.ops.bench.ceiling import Bare, Ceiling, ceiling_document
+from visionedge.ops.bench.sameness import sameness
+from visionedge.ops.bench.tally import Cost, Row, run_of
 from visionedge.runtime.process_limits import usable_cores
 
 MS = 1_000_000

@@ -8,7 +8,7 @@ import pytest
 from clips import make_clip
 from command_line import CommandLine
 from visionedge.frames.types import InputSpec
-from visionedge.ops.bench_decode import DecodeLoad, bench_decode, words
+from visionedge.ops.bench.decode import DecodeLoad, bench_decode, words
 
 pytest.importorskip("av", reason="PyAV is not installed")
 

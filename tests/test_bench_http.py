@@ -12,8 +12,8 @@ from aiohttp import web
 
 from visionedge.__main__ import main
 from visionedge.errors import VisionedgeError
-from visionedge.ops.bench_http import HttpLoad, caution, measure, words
-from visionedge.ops.http_clients import Clients, Order, answer_of
+from visionedge.ops.bench.http import HttpLoad, caution, measure, words
+from visionedge.ops.bench.http_clients import Clients, Order, answer_of
 
 LOAD = HttpLoad(clients=4, rate=100.0, seconds=0.3, rounds=2)
 

@@ -16,11 +16,17 @@ from visionedge.__main__ import main
 from visionedge.camera.camera import Camera
 from visionedge.errors import ConfigError
 from visionedge.frames.types import Detections, Frame, InputSpec, Placement, Result, Timing
-from visionedge.ops.bench_pipeline import saturation
-from visionedge.ops.pipeline_run import Load, _quiet_cameras
-from visionedge.ops.saturation import most_that_hold
-from visionedge.ops.tally import Cost, Row, Run, ages_ns, fairness, row_of, run_of
-from visionedge.ops.virtual import Arrivals, StampedFrame, Synthetic, SyntheticSource, VirtualCamera
+from visionedge.ops.bench.pipeline import saturation
+from visionedge.ops.bench.pipeline_run import Load, _quiet_cameras
+from visionedge.ops.bench.saturation import most_that_hold
+from visionedge.ops.bench.tally import Cost, Row, Run, ages_ns, fairness, row_of, run_of
+from visionedge.ops.bench.virtual_cameras import (
+    Arrivals,
+    StampedFrame,
+    Synthetic,
+    SyntheticSource,
+    VirtualCamera,
+)
 
 MS = 1_000_000
 IMAGE = np.zeros((2, 2, 3), np.uint8)

@@ -20,11 +20,11 @@ from visionedge.engine.process.shared_memory import Arena
 from visionedge.errors import ModelError
 from visionedge.model.compiler.trial_run import first_run
 from visionedge.model.model import load_model
-from visionedge.ops.bench_http import _clients
+from visionedge.ops.bench.http import _clients
+from visionedge.ops.bench.http_clients import Order
+from visionedge.ops.bench.own_module import own_module
 from visionedge.ops.doctor.host import ask_child
-from visionedge.ops.http_clients import Order
-from visionedge.ops.inspect import _placed
-from visionedge.ops.own_module import own_module
+from visionedge.ops.models.inspect import _placed
 from visionedge.runtime import child_process
 
 PACKAGE = Path(visionedge.__file__).parent

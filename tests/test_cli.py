@@ -24,8 +24,8 @@ from visionedge.__main__ import parser
 from visionedge.camera.sources.pyav_decoder import PyavPicture
 from visionedge.cli.run import private_files, run_document
 from visionedge.config.schema import InferenceConfig
-from visionedge.detect import Progress, Request, _in_pixels, detect
 from visionedge.errors import DamagedError
+from visionedge.ops.detect import Progress, Request, _in_pixels, detect
 
 
 @pytest.fixture(scope="module")

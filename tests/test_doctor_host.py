@@ -14,7 +14,7 @@ from visionedge.engine.device.session import open_session
 from visionedge.engine.device_parity import Pace
 from visionedge.model.compiler.cache import compiled
 from visionedge.model.model import bundled_model_path, load_model
-from visionedge.ops.doctor import ask
+from visionedge.ops.doctor import probe_child
 from visionedge.ops.doctor.elf import needed_by
 from visionedge.ops.doctor.host import Answer, ask_child, this_host
 
@@ -73,8 +73,8 @@ def test_the_kernel_tells_whether_its_clock_is_kept() -> None:
 
 
 def test_the_child_knows_every_question_and_needs_nothing_but_the_standard_library() -> None:
-    assert set(ask.QUESTIONS) == {"driver", "libraries", "network", "clock"}
-    source = Path(ask.__file__).read_text()
+    assert set(probe_child.QUESTIONS) == {"driver", "libraries", "network", "clock"}
+    source = Path(probe_child.__file__).read_text()
     imports = [line.split()[1] for line in source.splitlines() if line.startswith(("import", "from"))]
     assert {name.partition(".")[0] for name in imports} <= sys.stdlib_module_names
 

@@ -19,9 +19,9 @@ from visionedge.config.load import validate
 from visionedge.engine.device.devices import REMEDIES, Reason
 from visionedge.ops.doctor.finding import State
 from visionedge.ops.doctor.gather import Request
-from visionedge.ops.doctor.links import CHAIN
+from visionedge.ops.doctor.gpu_checks import CHAIN
 from visionedge.ops.doctor.report import Report, examine
-from visionedge.ops.doctor.surroundings import THINGS
+from visionedge.ops.doctor.system_checks import THINGS
 
 SITUATIONS = [*NO_GPU, *NOT_GIVEN, *BROKEN, *PARAVIRTUAL, *GOOD, *BESIDE]
 GOLDEN = Path(__file__).parent / "golden" / "doctor"

@@ -9,8 +9,8 @@ from clips import make_clip
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.model.model import load_model
-from visionedge.ops.bench_pipeline import bench_pipeline, words
-from visionedge.ops.pipeline_run import Load, cpu_s, rig_of
+from visionedge.ops.bench.pipeline import bench_pipeline, words
+from visionedge.ops.bench.pipeline_run import Load, cpu_s, rig_of
 
 CPU = InferenceConfig(device="cpu")
 

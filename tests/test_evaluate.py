@@ -17,8 +17,8 @@ from visionedge.config.schema import InferenceConfig
 from visionedge.errors import ConfigError
 from visionedge.model.labels import COCO_80
 from visionedge.model.model import bundled_model_path
-from visionedge.ops.coco import Annotations, Found, average_precision, categories_of, read_annotations
-from visionedge.ops.evaluate import Request, evaluate
+from visionedge.ops.models.coco import Annotations, Found, average_precision, categories_of, read_annotations
+from visionedge.ops.models.evaluate import Request, evaluate
 
 LABELS = ["ant", "bee", "cat", "dog", "emu"]
 

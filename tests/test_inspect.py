@@ -13,13 +13,13 @@ import tiny_yolos as yolos
 from command_line import CommandLine
 from tiny_graphs import state
 from tiny_models import TinyDetector, classifier
-from visionedge.inference.counting import amount, operators_of
 from visionedge.model.analysis.cuda_kernels import kernels, missing_kernel, opsets_of
 from visionedge.model.analysis.shapes import tensor_types
 from visionedge.model.compiler.build import build
 from visionedge.model.model import Model, bundled_model_path, load_model
 from visionedge.model.nodes import CUDA_OPERATORS
-from visionedge.ops.inspect import inspect, words
+from visionedge.ops.models.counting import amount, operators_of
+from visionedge.ops.models.inspect import inspect, words
 
 TINY = TinyDetector(batch=1)
 

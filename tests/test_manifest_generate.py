@@ -13,7 +13,7 @@ from command_line import CommandLine
 from conftest import REPOSITORY
 from manifests import forgetful
 from visionedge.config.load import validate
-from visionedge.manifest.lint import lint
+from visionedge.ops.manifest.lint import lint
 
 __all__ = ["forgetful"]
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from manifests import HOST, IN_MODULE, IN_OPTIONS, MODULE, VISION, at, change, forgetful, judge, sound, told
-from visionedge.manifest.handing import image_kind
+from visionedge.ops.manifest.gpu_options import image_kind
 
 __all__ = ["forgetful"]
 

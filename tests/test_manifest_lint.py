@@ -29,9 +29,9 @@ from manifests import (
     told,
 )
 from visionedge.errors import ConfigError
-from visionedge.manifest.generate import Request, generate
-from visionedge.manifest.lint import lint
-from visionedge.manifest.twins import MAX_TWIN_BYTES
+from visionedge.ops.manifest.generate import Request, generate
+from visionedge.ops.manifest.lint import lint
+from visionedge.ops.manifest.twins import MAX_TWIN_BYTES
 
 __all__ = ["forgetful"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from conftest import REPOSITORY
-from visionedge.manifest.lint import Report, lint
+from visionedge.ops.manifest.lint import Report, lint
 
 IMAGE = "${MODULEDIR<./module>.amd64.gpu}"
 

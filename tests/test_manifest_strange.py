@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from command_line import CommandLine
 from conftest import REPOSITORY
 from manifests import change, forgetful, judge, sound
-from visionedge.manifest.lint import lint
+from visionedge.ops.manifest.lint import lint
 
 __all__ = ["forgetful"]
 

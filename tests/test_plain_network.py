@@ -12,7 +12,7 @@ from visionedge.config.schema import InferenceConfig
 from visionedge.engine.engine import noise
 from visionedge.engine.local_engine import open_engine
 from visionedge.model.model import Model, bundled_model_path, load_model
-from visionedge.ops.plain_network import PlainNetwork, can_decode
+from visionedge.ops.bench.plain_network import PlainNetwork, can_decode
 
 CPU = InferenceConfig(device="cpu")
 

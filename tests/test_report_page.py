@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from visionedge.ops.engine_page import engine_page
-from visionedge.ops.pipeline_page import pipeline_page
-from visionedge.ops.report_page import Page, Section, Tile, render, table
+from visionedge.ops.bench.engine_page import engine_page
+from visionedge.ops.bench.pages import Page, Section, Tile, render, table
+from visionedge.ops.bench.pipeline_page import pipeline_page
 
 MACHINE = {
     "measuredAt": "2026-11-22T10:00:00.000Z",

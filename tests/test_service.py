@@ -16,7 +16,7 @@ from module_process import ModuleProcess
 from rtsp_server import RtspServer
 from tiny_models import TinyDetector
 from visionedge.camera.sequences import Position, Sequences
-from visionedge.ops.estimate import from_file
+from visionedge.ops.manifest.estimate import from_file
 from visionedge.service import not_written
 
 

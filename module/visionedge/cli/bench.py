@@ -320,8 +320,8 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _bench_engine(arguments: argparse.Namespace) -> int:
-    from visionedge.ops import bench_engine as bench
-    from visionedge.ops.engine_page import engine_page
+    from visionedge.ops.bench import engine as bench
+    from visionedge.ops.bench.engine_page import engine_page
 
     page = _page(arguments, engine_page)
     inference = {"latencyBudgetMs": arguments.budget, "device": arguments.device}
@@ -342,9 +342,9 @@ def _bench_engine(arguments: argparse.Namespace) -> int:
 
 
 def _bench_pipeline(arguments: argparse.Namespace) -> int:
-    from visionedge.ops import bench_pipeline as bench
-    from visionedge.ops.pipeline_page import pipeline_page
-    from visionedge.ops.pipeline_run import Load
+    from visionedge.ops.bench import pipeline as bench
+    from visionedge.ops.bench.pipeline_page import pipeline_page
+    from visionedge.ops.bench.pipeline_run import Load
 
     settle_allocator()  # as the module does, or its memory would be another
     if arguments.fps is None and (arguments.jitter or arguments.dropouts or arguments.saturate):
@@ -382,7 +382,7 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
 
 def _bench_decode(arguments: argparse.Namespace) -> int:
     from visionedge.frames.types import InputSpec
-    from visionedge.ops import bench_decode as bench
+    from visionedge.ops.bench import decode as bench
 
     load = bench.DecodeLoad(
         source=Path(arguments.source) if arguments.source else None,
@@ -397,8 +397,8 @@ def _bench_decode(arguments: argparse.Namespace) -> int:
 
 
 def _bench_http(arguments: argparse.Namespace) -> int:
-    from visionedge.ops import bench_http as bench
-    from visionedge.ops.http_page import http_page
+    from visionedge.ops.bench import http as bench
+    from visionedge.ops.bench.http_page import http_page
 
     page = _page(arguments, http_page)
     given = {"--model": arguments.model, "--device": arguments.device}
@@ -420,8 +420,8 @@ def _bench_http(arguments: argparse.Namespace) -> int:
 
 
 def _bench_compare(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.bench_report import read_report
-    from visionedge.ops.compare import compare, words
+    from visionedge.ops.bench.compare import compare, words
+    from visionedge.ops.bench.report import read_report
 
     before, after = (read_report(Path(path)) for path in (arguments.before, arguments.after))
     verdict = compare(before, after, tolerance=arguments.tolerance, unlike=arguments.unlike)
@@ -436,7 +436,7 @@ def _page(arguments: argparse.Namespace, page: Callable[[Report], str]) -> Calla
     """What makes the page, if one is wanted; that it can be made is checked before anything is measured."""
     if arguments.html is None:
         return None
-    from visionedge.ops.plots import import_matplotlib
+    from visionedge.ops.bench.plots import import_matplotlib
 
     import_matplotlib()
     return page
@@ -446,7 +446,7 @@ def _told(
     arguments: argparse.Namespace, report: Report, text: str, page: Callable[[Report], str] | None
 ) -> int:
     """The report where it is wanted: in words on stdout, as JSON, as a page."""
-    from visionedge.ops.bench_report import write_json, write_text
+    from visionedge.ops.bench.report import write_json, write_text
 
     if "-" not in (arguments.json, arguments.html):
         sys.stdout.write(text)

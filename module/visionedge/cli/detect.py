@@ -63,7 +63,7 @@ def add_parser(verbs: Verbs) -> None:
 
 
 def _detect(arguments: argparse.Namespace) -> int:
-    from visionedge.detect import Request, detect
+    from visionedge.ops.detect import Request, detect
 
     inference: Document = {}
     if arguments.device:

@@ -17,7 +17,7 @@ from visionedge.runtime.files import read_regular
 from visionedge.runtime.redaction import redact
 
 if TYPE_CHECKING:
-    from visionedge.manifest.generate import Request
+    from visionedge.ops.manifest.generate import Request
 
 
 _NOTHING_MEASURED = (
@@ -176,7 +176,7 @@ def _add_lint(commands: Verbs) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from visionedge.manifest.generate import generate
+    from visionedge.ops.manifest.generate import generate
     from visionedge.runtime.writing import write_new
 
     with naming_lines(Path(arguments.config) if arguments.config else None, os.environ):
@@ -196,7 +196,7 @@ def _request(arguments: argparse.Namespace) -> "Request":
     Raises:
         ConfigError: some of them are wrong, or do not go together.
     """
-    from visionedge.manifest.generate import Request, check_binds
+    from visionedge.ops.manifest.generate import Request, check_binds
 
     problems = check_binds(arguments.bind, arguments.gpu)
     if not arguments.image and not arguments.template:
@@ -238,7 +238,7 @@ def _registries(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _lint(arguments: argparse.Namespace) -> int:
-    from visionedge.manifest.lint import lint
+    from visionedge.ops.manifest.lint import lint
 
     name = "stdin" if arguments.file == "-" else arguments.file
     folder = None if arguments.file == "-" else Path(arguments.file).parent
@@ -252,7 +252,7 @@ def _lint(arguments: argparse.Namespace) -> int:
 
 def _bytes(file: str) -> bytes:
     """The content of a file, or a little more than a manifest can be."""
-    from visionedge.manifest.lint import MAX_BYTES
+    from visionedge.ops.manifest.lint import MAX_BYTES
 
     try:
         if file == "-":
@@ -290,7 +290,7 @@ def _add_estimate(commands: Verbs) -> None:
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.estimate import Estimate, from_file, from_module, words
+    from visionedge.ops.manifest.estimate import Estimate, from_file, from_module, words
 
     path = arguments.config or os.environ.get("VISIONEDGE_CONFIG")
     policy = validate(read_file(Path(path)) if path else {}).telemetry

@@ -51,7 +51,7 @@ def _add_inspect(commands: Verbs) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.inspect import inspect, words
+    from visionedge.ops.models.inspect import inspect, words
 
     inspection = inspect(Path(arguments.path), data_folder(os.environ), arguments.device)
     if arguments.json:
@@ -136,7 +136,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.compile import compile_to
+    from visionedge.ops.models.compile_part import compile_to
 
     if arguments.precision != "fp32":
         return _compile_variant(arguments)
@@ -152,7 +152,7 @@ def _compile(arguments: argparse.Namespace) -> int:
 
 
 def _compile_variant(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.precision import Request, compile_variant
+    from visionedge.ops.models.compile import Request, compile_variant
 
     if arguments.precision != "int8":
         for name in ("recipe", "thorough"):
@@ -218,7 +218,7 @@ def _add_eval(commands: Verbs) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.evaluate import Request, evaluate, words
+    from visionedge.ops.models.evaluate import Request, evaluate, words
 
     inference = {"precision": arguments.precision}
     if arguments.device:

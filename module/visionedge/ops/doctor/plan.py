@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from visionedge.errors import ConfigError
-from visionedge.manifest.handing import GPU_OPTIONS, compact
 from visionedge.ops.doctor.finding import Remedy, one
-from visionedge.ops.doctor.giving import NO_REQUIRE, WANTED_CORES, WANTED_MEMORY_MIB
+from visionedge.ops.doctor.passthrough import NO_REQUIRE, WANTED_CORES, WANTED_MEMORY_MIB
 from visionedge.ops.doctor.wheel import LEAST_WINDOWS_DRIVER
+from visionedge.ops.manifest.gpu_options import GPU_OPTIONS, compact
 
 Document = dict[str, Any]
 Family = Literal["datacenter", "graphics", "maxwell", "intel", "unknown"]

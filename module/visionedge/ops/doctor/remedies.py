@@ -3,7 +3,7 @@
 from visionedge.engine.device.devices import Reason
 from visionedge.ops.doctor.finding import Remedies, one
 from visionedge.ops.doctor.gather import Facts
-from visionedge.ops.doctor.giving import RESTART_VM, give_gpu, in_vm, old_toolkit, wsl_libraries
+from visionedge.ops.doctor.passthrough import RESTART_VM, give_gpu, in_vm, old_toolkit, wsl_libraries
 from visionedge.ops.doctor.wheel import LEAST_DRIVER, LEAST_WINDOWS_DRIVER
 
 CUDA_12 = "pip install 'onnxruntime-gpu[cuda,cudnn]==1.26.0'"

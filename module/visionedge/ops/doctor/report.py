@@ -8,10 +8,10 @@ from visionedge.engine.device.devices import Effective, Reason, Requested
 from visionedge.frames.types import utc_text
 from visionedge.ops.doctor.finding import Document, Finding, State
 from visionedge.ops.doctor.gather import Request, gather
+from visionedge.ops.doctor.gpu_checks import walk
 from visionedge.ops.doctor.host import Host
-from visionedge.ops.doctor.links import walk
 from visionedge.ops.doctor.place import Place
-from visionedge.ops.doctor.surroundings import look
+from visionedge.ops.doctor.system_checks import look
 from visionedge.runtime.redaction import redact, redact_document
 
 SCHEMA = "visionedge/doctor/1"

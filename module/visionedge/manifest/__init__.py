@@ -1,1 +1,0 @@
-"""Deployment manifests of IoT Edge: read and judged (`lint`), and made (`generate`). Pure but for files."""

@@ -1,0 +1,1 @@
+"""`visionedge bench`: measured load on the pipeline, the engine and HTTP."""

@@ -1,0 +1,368 @@
+"""`visionedge bench http`: clients on the result endpoints of a module, and what they cost its pipeline.
+
+Requests leave on schedule whether the earlier ones were answered or not, and their latency counts from when
+they were due. The clients are a process of their own (`http_clients`) on the same machine, so three kinds of
+stretches take turns in one run: clients that ask the module, clients that do as much and ask nobody, and no
+clients. The first against the second is what HTTP costs, against the third what clients and HTTP cost.
+"""
+
+import json
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+
+from visionedge.errors import VisionedgeError
+from visionedge.ops.bench.http_clients import Order
+from visionedge.ops.bench.own_module import own_module
+from visionedge.ops.bench.report import cameras_in_words, machine
+from visionedge.runtime.child_process import start_text
+from visionedge.runtime.process_limits import usable_cores
+from visionedge.runtime.redaction import masked_address, redact
+
+_SETTLE_S = 0.5
+_LIMIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLoad:
+    """What to ask, and how often: `rate` requests per second in all, from `clients` connections.
+
+    Without `url` a module of its own is started, with so many `cameras` of the clip. `token` is the module's.
+    """
+
+    url: str | None = None
+    token: str | None = None
+    clients: int = 16
+    rate: float = 200.0
+    seconds: float = 5.0
+    rounds: int = 3
+    cameras: int = 16
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Stretch:
+    """One stretch: the latencies of its answers in ms, their statuses, and the frames analysed meanwhile.
+
+    `loop_s` is the processor time of the module's main thread; None where that cannot be seen.
+    """
+
+    latencies_ms: list[float] = field(default_factory=list)
+    statuses: Counter[str] = field(default_factory=Counter)
+    took_s: float = 0.0
+    frames: int = 0
+    replaced: int = 0
+    clients_s: float = 0.0
+    loop_s: float | None = None
+
+    @property
+    def frames_per_s(self) -> float:
+        """What the pipeline did."""
+        return self.frames / self.took_s
+
+
+Ask = Callable[[], Mapping[str, Any]]
+"""Lets the clients ask, waits until they are done, and gives what they told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The stretches: with clients that ask, beside clients that ask nobody, without any. As many of each."""
+
+    asked: list[Stretch] = field(default_factory=list)
+    beside: list[Stretch] = field(default_factory=list)
+    left_alone: list[Stretch] = field(default_factory=list)
+
+
+def bench_http(load: HttpLoad, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Measure, and give the report as a document. `tell` hears of the progress.
+
+    Raises:
+        VisionedgeError: the module cannot be started or reached, or answers nothing.
+    """
+    if load.url is not None:
+        return measure(load, load.url.rstrip("/"), tell)
+    tell(f"starting a module with {cameras_in_words(load.cameras)}")
+    with own_module(load.cameras, load.arguments) as (url, pid):
+        return measure(load, url, tell, pid)
+
+
+def measure(load: HttpLoad, url: str, tell: Callable[[str], None], pid: int | None = None) -> dict[str, Any]:
+    """Measure a module that runs at this address, as process `pid` of this machine; see `bench_http`."""
+    module = _Module(url, load.token, pid)
+    status = module.status()
+    names = [camera["name"] for camera in status["cameras"]]
+    if not names:
+        raise VisionedgeError(f"{masked_address(url)} has no camera to ask for")
+    order = module.order(load, [f"/api/v1/cameras/{quote(name)}/frame" for name in names])
+    seen = Seen()
+    kinds: list[tuple[list[Stretch], Callable[[], AbstractContextManager[Ask | None]]]] = [
+        (seen.left_alone, no_clients),
+        (seen.beside, partial(_clients, replace(order, nobody=True))),
+        (seen.asked, partial(_clients, order)),
+    ]
+    for number in range(load.rounds):
+        # Forwards and backwards: none always comes after the same.
+        for stretches, with_clients in kinds if number % 2 == 0 else reversed(kinds):
+            with with_clients() as ask:
+                stretches.append(_stretch(module, load.seconds, ask))
+            time.sleep(_SETTLE_S)
+        tell(_progress(number + 1, load, seen))
+    return _report(load, status, seen)
+
+
+@contextmanager
+def _clients(order: Order) -> Iterator[Ask]:
+    """Clients that have connected; they are gone afterwards.
+
+    Raises:
+        VisionedgeError: they could not.
+    """
+    with start_text("visionedge.ops.bench.http_clients", stdin=subprocess.PIPE, stderr=None) as process:
+        assert process.stdin is not None  # noqa: S101 - both were asked for
+        assert process.stdout is not None  # noqa: S101
+        # Over stdin: the token is none of those who list processes.
+        process.stdin.write(json.dumps(asdict(order)) + "\n")
+        process.stdin.flush()
+        if process.stdout.readline() != "ready\n":
+            raise VisionedgeError("the clients could not connect")
+
+        def ask() -> Mapping[str, Any]:
+            told, _ = process.communicate("go\n")
+            found: Mapping[str, Any] = json.loads(told)
+            return found
+
+        try:
+            yield ask
+        finally:
+            process.kill()
+
+
+@contextmanager
+def no_clients() -> Iterator[None]:
+    """Nobody there."""
+    yield None
+
+
+def _stretch(module: "_Module", seconds: float, ask: Ask | None) -> Stretch:
+    stretch = Stretch()
+    before, loop_s, began_s = module.counted(), module.loop_s(), time.monotonic()
+    if ask is not None:
+        told = ask()
+        stretch.latencies_ms, stretch.clients_s = told["latencies_ms"], told["cpu_s"]
+        stretch.statuses = Counter(told["statuses"])
+    time.sleep(max(0.0, began_s + seconds - time.monotonic()))
+    loop_end_s, after = module.loop_s(), module.counted()
+    stretch.frames, stretch.replaced = after[0] - before[0], after[1] - before[1]
+    stretch.took_s = time.monotonic() - began_s
+    if loop_s is not None and loop_end_s is not None:
+        stretch.loop_s = loop_end_s - loop_s
+    return stretch
+
+
+class _Module:
+    """The module that is measured, asked now and then how it does."""
+
+    def __init__(self, url: str, token: str | None, pid: int | None) -> None:
+        self._shown = masked_address(url)
+        self._parts = urlsplit(url)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._pid = pid
+
+    def order(self, load: HttpLoad, paths: list[str]) -> Order:
+        """What the clients are to do."""
+        host, tls = self._parts.hostname or "", self._parts.scheme == "https"
+        port = self._parts.port or (443 if tls else 80)
+        lines = [f"Host: {self._parts.netloc.rpartition('@')[2]}"]
+        lines += [f"{name}: {value}" for name, value in self._headers.items()]
+        heads = [f"GET {self._parts.path}{path} HTTP/1.1" for path in paths]
+        requests = tuple("\r\n".join([head, *lines, "", ""]) for head in heads)
+        return Order(host, port, tls, load.clients, load.rate, load.seconds, requests, _LIMIT_S)
+
+    def status(self) -> dict[str, Any]:
+        """The module's status.
+
+        Raises:
+            VisionedgeError: it does not give one.
+        """
+        kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
+        try:
+            connection = kind(self._parts.hostname or "", self._parts.port, timeout=_LIMIT_S)
+            try:
+                connection.request("GET", f"{self._parts.path}/api/v1/status", headers=self._headers)
+                answer = connection.getresponse()
+                if answer.status != 200:
+                    raise VisionedgeError(
+                        f"{self._shown} answers {answer.status}; give --token where it wants one"
+                    )
+                found: dict[str, Any] = json.loads(answer.read())
+            finally:
+                connection.close()
+        except (OSError, HTTPException, ValueError) as error:
+            raise VisionedgeError(
+                f"{self._shown} cannot be asked: {redact(str(error)) or 'no answer'}"
+            ) from None
+        return found
+
+    def counted(self) -> tuple[int, int]:
+        """Frames so far: analysed, and replaced by newer ones."""
+        cameras = self.status()["cameras"]
+        analysed = sum(int(camera["framesAnalysed"]) for camera in cameras)
+        return analysed, sum(int(camera["dropped"].get("replaced", 0)) for camera in cameras)
+
+    def loop_s(self) -> float | None:
+        """The processor time of its main thread, on which the loop runs; None where it cannot be seen."""
+        if self._pid is None:
+            return None
+        try:
+            ran_ns = Path(f"/proc/{self._pid}/task/{self._pid}/schedstat").read_text("ascii").split()[0]
+        except (OSError, IndexError):
+            return None
+        return int(ran_ns) / 1e9
+
+
+# --- figures ------------------------------------------------------------------------------------------------
+
+
+def _report(load: HttpLoad, status: dict[str, Any], seen: Seen) -> dict[str, Any]:
+    asked = seen.asked
+    statuses = sum((stretch.statuses for stretch in asked), Counter[str]())
+    pairs = list(zip(asked, seen.left_alone, strict=True))
+    return {
+        "schema": "visionedge/bench-http/2",
+        "machine": machine() | {"effectiveDevice": status["engine"].get("effective")},
+        "load": {
+            "clients": load.clients,
+            "rate": load.rate,
+            "cameras": len(status["cameras"]),
+            "seconds": load.seconds,
+            "rounds": load.rounds,
+            "ownModule": load.url is None,
+        },
+        "model": (status.get("model") or {}).get("name"),
+        "http": {
+            "answersPerSecond": round(median(len(s.latencies_ms) / s.took_s for s in asked), 2),
+            "latencyMs": {
+                f"p{q}": round(median(float(np.percentile(s.latencies_ms, q)) for s in asked), 3)
+                for q in (50, 95, 99)
+            },
+            "statuses": dict(sorted(statuses.items())),
+            "serverCpuMsPerAnswer": _server_ms(pairs),
+            "clientCpuMsPerAnswer": round(median(_each_ms(s.clients_s, s) for s in asked), 4),
+            "rounds": [
+                {f"p{q}": round(float(np.percentile(s.latencies_ms, q)), 3) for q in (50, 95, 99)}
+                for s in asked
+            ],
+        },
+        "pipeline": {
+            "withClients": _speeds(asked),
+            "besideClients": _speeds(seen.beside),
+            "withoutClients": _speeds(seen.left_alone),
+            "kept": _kept(asked, seen.beside),
+            "keptInAll": _kept(asked, seen.left_alone),
+            "serverShare": _server_share(pairs),
+            "clientShare": round(median(s.clients_s / s.took_s for s in asked) / usable_cores(), 4),
+            "replacedWithoutClients": sum(stretch.replaced for stretch in seen.left_alone),
+        },
+    }
+
+
+def _speeds(stretches: list[Stretch]) -> list[float]:
+    return [round(stretch.frames_per_s, 3) for stretch in stretches]
+
+
+def _kept(asked: list[Stretch], other: list[Stretch]) -> float | None:
+    """The median over the rounds of frames/s to those of the same round's other stretch."""
+    ratios = [a.frames_per_s / b.frames_per_s for a, b in zip(asked, other, strict=True) if b.frames]
+    return round(median(ratios), 4) if ratios else None
+
+
+def _each_ms(used_s: float, stretch: Stretch) -> float:
+    return used_s * 1000 / max(1, len(stretch.latencies_ms))
+
+
+def _server_ms(pairs: list[tuple[Stretch, Stretch]]) -> float | None:
+    """What an answer costs the module's loop in ms of processor time, beyond what it does without clients."""
+    costs = [
+        _each_ms(used_s, asked)
+        for asked, alone in pairs
+        if (used_s := _loop_more_s(asked, alone)) is not None
+    ]
+    return round(median(costs), 4) if costs else None
+
+
+def _server_share(pairs: list[tuple[Stretch, Stretch]]) -> float | None:
+    """The same as a share of all cores."""
+    shares = [
+        used_s / asked.took_s for asked, alone in pairs if (used_s := _loop_more_s(asked, alone)) is not None
+    ]
+    return round(median(shares) / usable_cores(), 4) if shares else None
+
+
+def _loop_more_s(asked: Stretch, alone: Stretch) -> float | None:
+    if asked.loop_s is None or alone.loop_s is None:
+        return None
+    return asked.loop_s - alone.loop_s * asked.took_s / alone.took_s
+
+
+def _progress(number: int, load: HttpLoad, seen: Seen) -> str:
+    asked = seen.asked[-1]
+    p99_ms = float(np.percentile(asked.latencies_ms, 99))
+    return (
+        f"round {number}/{load.rounds}: p99 {p99_ms:.1f} ms; pipeline {asked.frames_per_s:.1f} frames/s with"
+        f" clients, {seen.beside[-1].frames_per_s:.1f} beside clients that ask nobody,"
+        f" {seen.left_alone[-1].frames_per_s:.1f} without"
+    )
+
+
+def caution(report: Mapping[str, Any]) -> str:
+    """What to know before anybody believes the pipeline's figure; nothing if it was at its limit."""
+    if report["pipeline"]["replacedWithoutClients"]:
+        return ""
+    return (
+        "The pipeline had time to spare: all frames were analysed with or without clients, so what these cost"
+        " it cannot be seen. Give more --cameras."
+    )
+
+
+def words(report: Mapping[str, Any]) -> str:
+    """The report for people."""
+    load, http, pipeline = report["load"], report["http"], report["pipeline"]
+    latency = "  ".join(f"{key} {value:.1f}" for key, value in http["latencyMs"].items())
+    kept = "no frames came"
+    if None not in (pipeline["kept"], pipeline["keptInAll"]):
+        kept = (
+            f"{pipeline['kept']:.1%} of its frames/s kept, {pipeline['keptInAll']:.1%} with the clients' part"
+        )
+    return (
+        f"{load['clients']} clients, {load['rate']:g} requests/s on the newest frames of"
+        f" {cameras_in_words(load['cameras'])}\n"
+        f"  {http['answersPerSecond']:.1f} answers/s  latency ms {latency}  {http['statuses']}\n"
+        f"  processor: {_cost(http['serverCpuMsPerAnswer'], pipeline['serverShare'])} in the module,"
+        f" {_cost(http['clientCpuMsPerAnswer'], pipeline['clientShare'])} in the clients\n"
+        f"  pipeline: {kept}\n  {_range(pipeline['withClients'])} frames/s with clients,"
+        f" {_range(pipeline['besideClients'])} beside clients that ask nobody,"
+        f" {_range(pipeline['withoutClients'])} without\n"
+        f"{caution(report)}"
+    ).rstrip() + "\n"
+
+
+def _cost(each_ms: float | None, share: float | None) -> str:
+    if each_ms is None or share is None:
+        return "unknown"
+    return f"{each_ms:.2f} ms an answer ({share:.1%} of the cores)"
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):.1f} to {max(values):.1f}"

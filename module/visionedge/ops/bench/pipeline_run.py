@@ -1,0 +1,227 @@
+"""One measured stretch of a load: real cameras, batcher, engine and lanes, and what it cost."""
+
+import logging
+import os
+import resource
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from visionedge.camera.camera import Camera, Means
+from visionedge.camera.sources.base import Limits, Source
+from visionedge.camera.sources.open import open_source
+from visionedge.camera.sources.video import LoopedSource
+from visionedge.config.addresses import CameraUri
+from visionedge.config.schema import InferenceConfig
+from visionedge.engine.batcher import Batcher
+from visionedge.engine.interface import AnyEngine
+from visionedge.engine.lanes import Lineup
+from visionedge.engine.local_engine import open_engine
+from visionedge.engine.plan import Plan
+from visionedge.engine.process.client import EngineProcess
+from visionedge.engine.process.shared_memory import Arena, blocks_for
+from visionedge.errors import VisionedgeError
+from visionedge.model.model import Model
+from visionedge.model.postprocess import Selection
+from visionedge.ops.bench.tally import Cost, Run, Tally, run_of
+from visionedge.ops.bench.virtual_cameras import Arrivals, Synthetic, SyntheticSource, VirtualCamera, ring
+from visionedge.runtime.threads import Crew
+
+_WARM_UP_S = 1.0
+_STOP_S = 5.0
+_TELL_EVERY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What to run: `fps` None is flat out, each camera as fast as its frames are taken.
+
+    With `fps` the pictures of files and synthetic cameras come at their own rate, `jitter_ms` early or late,
+    with a drop-out every `dropouts_s` on average, and each camera hands on `fps` a second of them. Frames
+    whose results come within `slo_ms` are goodput. With `saturate` the number of cameras is looked for, up to
+    `most`.
+
+    The engine runs in a process of its own unless `in_process`; with `compare_process` it is measured in both
+    ways. `data` is the folder of compiled graphs and measured plans; without it the plan is that of a rule.
+    """
+
+    model: Path
+    source: str
+    cameras: int = 4
+    fps: float | None = None
+    jitter_ms: float = 0.0
+    dropouts_s: float | None = None
+    slo_ms: float = 500.0
+    saturate: bool = False
+    most: int = 64
+    seconds: float = 8.0
+    rounds: int = 3
+    baseline: bool = False
+    in_process: bool = False
+    compare_process: bool = False
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    data: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """An engine that is open, in its own process where there is an arena."""
+
+    engine: AnyEngine
+    arena: Arena | None = None
+
+    def close(self) -> None:
+        """Let go of both."""
+        self.engine.close()
+        if self.arena is not None:
+            self.arena.close()
+
+
+def rig_of(load: Load, model: Model, *, own_process: bool, like: AnyEngine | None = None) -> Rig:
+    """Open an engine for a load, on the plan of another one where that is given.
+
+    Raises:
+        ModelError, DeviceError: it cannot be had.
+    """
+    plans: dict[str, Plan] = {like.device.effective: like.plan} if like else {}
+    if not own_process:
+        return Rig(open_engine(model, load.inference, data=load.data, plans=plans))
+    arena = Arena(model.input, blocks_for(load.cameras))
+    engine = EngineProcess(model, load.inference, arena, data=load.data)
+    try:
+        engine.open()
+    except BaseException:
+        arena.close()
+        raise
+    return Rig(engine, arena)
+
+
+def pipeline_run(
+    load: Load, rig: Rig, selection: Selection, tell: Callable[[str], None] | None = None
+) -> Run:
+    """Let the load run for its seconds; `tell` hears how it goes every other second.
+
+    Raises:
+        SourceError: no frame came through.
+        VisionedgeError: a thread died, or did not end.
+    """
+    tally = Tally()
+    with _quiet_cameras(), _running(load, rig, selection, tally) as (batcher, broken):
+        broken.wait(_WARM_UP_S)
+        tally.take()
+        before, cpu, began_s = _dropped(batcher), cpu_s(rig.engine), time.monotonic()
+        while not broken.is_set() and (left_s := began_s + load.seconds - time.monotonic()) > 0:
+            broken.wait(min(left_s, _TELL_EVERY_S))
+            if tell is not None and left_s > _TELL_EVERY_S:
+                tell(tally.progress(time.monotonic() - began_s, load.seconds))
+        rows, took_s, cpu = tally.take(), time.monotonic() - began_s, cpu_s(rig.engine) - cpu
+        dropped, rss = _dropped(batcher) - before, rss_mib(rig.engine)
+    return run_of(rows, Cost(took_s, cpu, dropped, rss), load.slo_ms, load.cameras)
+
+
+@contextmanager
+def _running(
+    load: Load, rig: Rig, selection: Selection, tally: Tally
+) -> Iterator[tuple[Batcher, threading.Event]]:
+    """Cameras, batcher and lanes at work, and an event that tells of a death; all are gone afterwards."""
+    broken, engine = threading.Event(), rig.engine
+    crew = Crew(lambda _name, _error: broken.set())
+    batcher = Batcher(engine.plan.max_batch, int(load.inference.max_age_seconds * 1e9))
+    made_up = Synthetic.parse(load.source)
+    pictures = ring(made_up) if made_up else None
+
+    def opener(uri: CameraUri, limits: Limits) -> Source:
+        return SyntheticSource(made_up, pictures) if made_up else _looped(uri, limits)
+
+    cameras = [_camera(load, number, rig, batcher, opener) for number in range(load.cameras)]
+    lineup = Lineup(batcher, crew, tally.deliver)
+    lineup.adopt(engine, selection)
+    for camera in cameras:
+        batcher.open(camera.name)
+        crew.start(f"camera:{camera.name}", camera.run)
+    try:
+        yield batcher, broken
+    finally:
+        crew.stopping.set()  # from here on a lane that ends is no accident
+        for camera in cameras:
+            camera.stop()
+        lineup.close()
+        batcher.close()
+        left = crew.join(_STOP_S)
+    if broken.is_set() or left:
+        raise VisionedgeError(f"the bench broke; see the log ({', '.join(left) or 'a thread died'})")
+
+
+@contextmanager
+def _quiet_cameras() -> Iterator[None]:
+    """Cameras log only what goes wrong, except at the level debug.
+
+    A search for the most cameras opens and closes hundreds, and its few lines of progress would be lost.
+    """
+    cameras = logging.getLogger(Camera.__module__)
+    before = cameras.level
+    if not cameras.isEnabledFor(logging.DEBUG):
+        cameras.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        cameras.setLevel(before)
+
+
+Opener = Callable[[CameraUri, Limits], Source]
+
+
+def _camera(load: Load, number: int, rig: Rig, batcher: Batcher, opener: Opener) -> Camera:
+    """One camera of the load; every one of them has its own jitter and drop-outs, the same in each run."""
+    arrivals = Arrivals(number, jitter_s=load.jitter_ms / 1000, dropouts_s=load.dropouts_s)
+    virtual = VirtualCamera(batcher, None if load.fps is None else arrivals)
+    return Camera(
+        f"bench-{number}",
+        load.source if Synthetic.parse(load.source) is None else "demo:",
+        rig.engine.model.input,
+        virtual,
+        fps=load.fps,
+        paced=load.fps is not None,
+        allocate=rig.arena.allocate if rig.arena else None,
+        means=Means(opener=lambda uri, limits: virtual.play(opener(uri, limits))),
+    )
+
+
+def _looped(uri: CameraUri, limits: Limits) -> Source:
+    source = open_source(uri, limits)
+    if source.live:
+        return source
+    source.close()
+    return LoopedSource(lambda: open_source(uri, limits))
+
+
+def _dropped(batcher: Batcher) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for camera in batcher.statistics().cameras.values():
+        total.update({str(reason): count for reason, count in camera.dropped.items()})
+    return total
+
+
+def cpu_s(engine: AnyEngine | None = None) -> float:
+    """The processor time of this process so far, with that of an engine's own."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    child = engine.process if engine else None
+    return used.ru_utime + used.ru_stime + (_child_s(child.pid) if child and child.pid else 0.0)
+
+
+def _child_s(pid: int) -> float:
+    """User and system time of a process, as the kernel tells it."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_mib(engine: AnyEngine | None = None) -> float:
+    """The memory of this process that is resident now, with that of an engine's own."""
+    child = engine.process if engine else None
+    pids = [os.getpid(), *([child.pid] if child and child.pid else [])]
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) for pid in pids)
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

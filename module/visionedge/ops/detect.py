@@ -1,0 +1,317 @@
+"""`visionedge detect`: pictures, folders and videos through the engine, in order, as fast as it goes."""
+
+import json
+import logging
+import os
+import stat
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from visionedge.camera.sources.images import SUFFIXES, check_regular, natural_key, read_picture
+from visionedge.camera.sources.open import open_source
+from visionedge.config.addresses import CameraUri
+from visionedge.config.schema import InferenceConfig
+from visionedge.engine.engine import Engine
+from visionedge.engine.local_engine import open_engine
+from visionedge.engine.one_shot import analyse, frame_of
+from visionedge.errors import DamagedError, SourceError
+from visionedge.frames.types import Picture, Result, frame_document
+from visionedge.model.model import bundled_model_path, load_model
+from visionedge.model.postprocess import Selection
+from visionedge.ops.album import Album
+from visionedge.runtime.redaction import redact
+
+_VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mpg", ".mpeg", ".mjpg"}
+)
+"""Looked for in folders; a video that is named outright may be called anything."""
+
+
+_PROGRESS_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What `visionedge detect` was asked for. `model` None is the bundled one.
+
+    Of a video, the first of every `video_stride` pictures is looked at.
+    """
+
+    paths: tuple[str, ...]
+    model: Path | None
+    inference: InferenceConfig
+    as_json: bool = False
+    annotate: Path | None = None
+    video_stride: int = 1
+    data: Path | None = None
+    """Where compiled models are kept; None keeps nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A picture on its way through: where it came from, as it was given, and its number there."""
+
+    source: str
+    number: int
+    picture: Picture
+    position_s: float | None = None
+    """Time in its video; None for a still picture."""
+
+
+def detect(request: Request, out: TextIO | None = None) -> int:
+    """Write one frame object (or one line of words) per picture to `out`; 1 if any could not be read.
+
+    Raises:
+        ModelError, DeviceError: nothing can be computed at all.
+        SourceError: the folder for annotated pictures cannot be written.
+    """
+    reader = _Reader(request.paths, request.video_stride)
+    if not reader.members:  # nothing is left to look at, and opening a model takes seconds
+        return 1
+    model = load_model(request.model or bundled_model_path())
+    wanted = request.inference
+    selection = Selection.of(model, wanted.confidence, wanted.iou, wanted.classes)
+    out = out or sys.stdout
+    with ExitStack() as stack:
+        progress = stack.enter_context(closing(Progress(sys.stderr, alone=not out.isatty())))
+        album = stack.enter_context(Album(request.annotate)) if request.annotate else None
+        # One picture is done before the best plan for many would be found.
+        opened = open_engine(
+            model, request.inference, data=request.data, measuring=False, level=logging.DEBUG
+        )
+        engine = stack.enter_context(closing(opened))
+        for item, result in _results(reader, engine, selection):
+            progress.note(item.source, item.number, video=item.position_s is not None)
+            _write(item, result, request.as_json, out)
+            if album is not None:
+                album.add(Path(item.source), item.position_s, result)
+    return 1 if reader.failed else 0
+
+
+def _results(reader: "_Reader", engine: Engine, selection: Selection) -> Iterator[tuple[_Item, Result]]:
+    """Results in the order of the pictures, while later ones are decoded and computed."""
+    lanes, batch = engine.plan.lanes, engine.plan.buckets[-1]
+    waiting: deque[tuple[list[_Item], Future[list[Result]]]] = deque()
+
+    def work(items: list[_Item]) -> list[Result]:
+        frames = [frame_of(item.picture, engine, item.number) for item in items]
+        return analyse(frames, engine, selection)
+
+    with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool:
+        for items in _groups(reader, batch):
+            waiting.append((items, pool.submit(work, items)))
+            # One group more than there are lanes keeps them busy; more would only hold memory.
+            if len(waiting) > lanes:
+                yield from _finished(*waiting.popleft())
+        while waiting:
+            yield from _finished(*waiting.popleft())
+
+
+def _finished(items: list[_Item], results: Future[list[Result]]) -> Iterator[tuple[_Item, Result]]:
+    return zip(items, results.result(), strict=True)
+
+
+def _groups(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
+    group: list[_Item] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+class _Reader:
+    """The pictures of all paths, in order; what cannot be read is told on stderr and counted in `failed`.
+
+    What is missing, or is no file at all, is told at once; `members` are the files that are left.
+    """
+
+    def __init__(self, paths: tuple[str, ...], video_stride: int) -> None:
+        self.failed = 0
+        self._stride = video_stride
+        self.members: list[str] = []
+        for path in paths:
+            try:
+                self.members += _members(path)
+            except SourceError as error:
+                self._tell(error)
+        self._items = self._read()
+
+    def __iter__(self) -> Iterator[_Item]:
+        return self
+
+    def __next__(self) -> _Item:
+        return next(self._items)
+
+    def _read(self) -> Iterator[_Item]:
+        for source in self.members:
+            try:
+                if Path(source).suffix.lower() in SUFFIXES:
+                    yield _Item(source, 1, read_picture(Path(source)))
+                else:
+                    yield from _video(source, self._stride)
+            except SourceError as error:
+                self._tell(error)
+
+    def _tell(self, error: SourceError) -> None:
+        self.failed += 1
+        sys.stderr.write(f"visionedge: {_shown(redact(str(error)), sys.stderr)}\n")
+
+
+class Progress:
+    """How far a video is, for people at a terminal: a line that is written over, and one at its end.
+
+    Args:
+        stream: is written to where it is a terminal.
+        alone: no results go to the terminal at the same time.
+    """
+
+    def __init__(self, stream: TextIO, *, alone: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
+        self._shows, self._alone = stream.isatty(), alone
+        self._video: str | None = None
+        self._count, self._number, self._began_s, self._told_s = 0, 0, 0.0, 0.0
+
+    def note(self, source: str, number: int, *, video: bool) -> None:
+        """A picture is done, which has this number in its video."""
+        now_s = self._clock()
+        if source != self._video:
+            self.close()
+            self._video = source if video and self._shows else None
+            self._count, self._began_s, self._told_s = 0, now_s, now_s
+        self._count, self._number = self._count + 1, number
+        if self._video is not None and self._alone and now_s - self._told_s >= _PROGRESS_S:
+            self._told_s = now_s
+            self._stream.write(f"\r{self._line(now_s)}\x1b[K")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """The end of a video, or of all."""
+        if self._video is not None:
+            self._stream.write("\r" if self._alone else "")
+            self._stream.write(f"{self._line(self._clock())}\x1b[K\n")
+            self._video = None
+
+    def _line(self, now_s: float) -> str:
+        rate = self._count / max(now_s - self._began_s, 1e-3)
+        # Where pictures are left out, the count alone would not tell how far the video is.
+        reached = f" (up to number {self._number})" if self._number > self._count else ""
+        video = _shown(self._video or "", self._stream)
+        return f"{video}: {self._count} frames{reached}, {rate:.1f} frames/s"
+
+
+def _members(source: str) -> list[str]:
+    """A folder's pictures and videos in natural order, without hidden ones; else the path itself.
+
+    Raises:
+        SourceError: the folder cannot be listed or holds neither, or it is an address.
+    """
+    if "://" in source:
+        raise SourceError(
+            f"{source} is an address, and detect reads files; run --camera NAME=URI reads cameras"
+        )
+    folder = Path(source)
+    if not _is_folder(source):
+        return [source]
+    try:
+        entries = [entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(".")]
+    except OSError as error:
+        raise SourceError(f"{source} cannot be listed: {error.strerror}") from None
+    names = [entry.name for entry in entries if entry.suffix.lower() in SUFFIXES | _VIDEO_SUFFIXES]
+    if not names:
+        raise SourceError(f"{source} holds no picture and no video")
+    # Joined as text: a Path would drop the './' that the path was given with.
+    return [f"{source.rstrip('/')}/{name}" for name in sorted(names, key=natural_key)]
+
+
+def _is_folder(source: str) -> bool:
+    """Whether it is a folder, or else a file that can be looked at.
+
+    Raises:
+        SourceError: it is neither.
+    """
+    try:
+        seen = Path(source).stat()
+    except FileNotFoundError:
+        raise SourceError(f"{source} does not exist; check the path") from None
+    except OSError as error:
+        raise SourceError(f"{source} cannot be opened: {error.strerror}") from None
+    except ValueError:
+        raise SourceError(f"{source!r} cannot be the name of a file") from None
+    if stat.S_ISDIR(seen.st_mode):
+        return True
+    check_regular(source, seen)
+    if not os.access(source, os.R_OK):
+        raise SourceError(f"{source} may not be read by this user; change its permissions")
+    return False
+
+
+def _video(path: str, stride: int) -> Iterator[_Item]:
+    source = open_source(CameraUri("file", path))
+    number, looked_at, damaged = 0, 0, 0
+    reason = ""
+    try:
+        while (decoded := source.read()) is not None:
+            number += 1
+            if (number - 1) % stride:
+                continue
+            looked_at += 1
+            try:
+                picture = decoded.picture()
+            except DamagedError as error:
+                damaged, reason = damaged + 1, reason or str(error)
+                continue
+            yield _Item(path, number, picture, decoded.position_s)
+    finally:
+        source.close()
+    if damaged:
+        raise SourceError(f"{path}: {damaged} of {looked_at} pictures cannot be used: {reason}")
+
+
+def _shown(text: str, out: TextIO) -> str:
+    """A text as it may be written: no control characters, and nothing that the stream cannot encode."""
+    plain = "".join(c if c.isprintable() else "?" for c in text)
+    encoding = out.encoding or "utf-8"
+    return plain.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _json_line(document: dict[str, Any], out: TextIO) -> str:
+    line = json.dumps(document, ensure_ascii=False)
+    try:
+        line.encode(out.encoding or "utf-8")
+    except UnicodeEncodeError:  # JSON has its own way to write any character
+        line = json.dumps(document)
+    return line
+
+
+def _in_pixels(box: dict[str, float], width_px: int, height_px: int) -> str:
+    """A box of a frame object, whose numbers are shares of the picture, as people read it."""
+    left, width = round(box["left"] * width_px), round(box["width"] * width_px)
+    top, height = round(box["top"] * height_px), round(box["height"] * height_px)
+    return f"left {left}, top {top}, {width}x{height} px"
+
+
+def _write(item: _Item, result: Result, as_json: bool, out: TextIO) -> None:
+    document = frame_document(result, source=item.source)
+    if as_json:
+        out.write(_json_line(document, out) + "\n")
+        return
+    where = item.source
+    if item.position_s is not None:
+        where += f"#{item.number} at {item.position_s:.2f} s"
+    took = f"{document['timing']['inferMs']:.1f} ms on {result.device}"
+    out.write(f"{_shown(where, out)}: {result.frame.width_px}x{result.frame.height_px}, {took}\n")
+    for row in document["detections"]:
+        place = _in_pixels(row["box"], result.frame.width_px, result.frame.height_px)
+        out.write(f"  {_shown(row['label'], out):<16} {row['confidence']:.2f}  {place}\n")
+    if not document["detections"]:
+        out.write("  nothing\n")

@@ -1,0 +1,1 @@
+"""`visionedge manifest`: deployment manifests made, checked and priced."""

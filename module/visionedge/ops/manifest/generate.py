@@ -1,0 +1,331 @@
+"""`visionedge manifest generate`: a deployment manifest, a template or a layer of one, from a few words."""
+
+import json
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from visionedge.config.addresses import parse_camera_uri
+from visionedge.config.documents import Document
+from visionedge.config.load import local_only, merge, validate
+from visionedge.config.schema import Config
+from visionedge.errors import ConfigError
+from visionedge.ops.manifest.document import AGENT, HUB
+from visionedge.ops.manifest.gpu_options import BY_HAND_OPTIONS, GPU_OPTIONS, WSL, compact
+from visionedge.ops.manifest.lint import lint
+from visionedge.ops.manifest.module_settings import BUILT, DATA, IMAGE_PORT, MODULE, is_loopback
+from visionedge.ops.manifest.options import KEY
+from visionedge.ops.manifest.placeholders import fill, has_placeholder
+from visionedge.ops.manifest.routes import OUTPUTS
+from visionedge.runtime.redaction import redact, secrets_in
+
+Gpu = Literal["none", "dda", "gpu-pv", "gpu-pv-by-hand"]
+
+TOKEN = "${VISIONEDGE_HTTP_TOKEN}"  # noqa: S105 - a placeholder for one
+TEMPLATE_SCHEMA = "4.0.0"
+_STORE = "/iotedge/storage"
+_LOGS = {"LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}}}
+_HUB_PORTS = (5671, 8883, 443)
+_DAY_S = 86_400
+_PRIORITIES = {"events": (0, 7 * _DAY_S), "detections": (5, _DAY_S)}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a manifest is wanted for.
+
+    Args:
+        image: that of the module; empty in a template: the one that its tools build.
+        gpu: how the host hands a GPU to the module.
+        document: a configuration; None for the one of the shipped templates.
+        cameras: laid over the cameras of the configuration, or in place of those of the shipped templates.
+        registries: addresses by name. User and password come from the environment.
+        module: the module's id.
+        published: address and port of the device at which HTTP is reached; None for none.
+        runtime: the tag of edgeAgent's and edgeHub's images.
+        binds: folders or files of the host that the module sees, as createOptions have them
+            (``HOST:CONTAINER``, ``HOST:CONTAINER:ro``).
+        form: a deployment, a template of one, or a layer to be laid over another.
+    """
+
+    image: str = ""
+    gpu: Gpu = "none"
+    document: Document | None = None
+    cameras: Document = field(default_factory=dict)
+    registries: Mapping[str, str] = field(default_factory=dict)
+    module: str = MODULE
+    published: tuple[str, int] | None = ("127.0.0.1", IMAGE_PORT)
+    runtime: str = "1.5"
+    binds: tuple[str, ...] = ()
+    form: Literal["deployment", "template", "layered"] = "deployment"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A manifest as text, what is to be said about it, and whether it holds secrets."""
+
+    text: str
+    notes: tuple[str, ...]
+    secret: bool
+
+
+def generate(request: Request, environ: Mapping[str, str]) -> Made:
+    """Make a manifest; placeholders are filled from the environment, except in a template.
+
+    Raises:
+        ConfigError: the configuration is wrong, a variable is missing, or lint would refuse the manifest.
+    """
+    wishes, notes = _wishes(request)
+    document = _document(request, wishes)
+    if request.form != "template":
+        missing: set[str] = set()
+        document = _as_texts(fill(document, environ, missing))
+        if missing:
+            remedy = "set it, or leave it to the tools with --template"
+            raise ConfigError([f"the environment has no {name}; {remedy}" for name in sorted(missing)])
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    report = lint(text.encode(errors="surrogatepass"), "the manifest", [request.module])
+    if report.errors:
+        raise ConfigError([finding.line() for finding in report.findings if finding.severity == "error"])
+    notes += [finding.line() for finding in report.findings]
+    secret = any(not has_placeholder(text) for text in secrets_in(document))
+    return Made(text, tuple(notes), secret)
+
+
+def _wishes(request: Request) -> tuple[Document, list[str]]:
+    """The desired properties of the module, checked, and what has to be said about them."""
+    base = _example(request.gpu) if request.document is None else request.document
+    if request.cameras and request.document is None:
+        base = {**base, "cameras": {}}
+    wishes = merge(base, {"cameras": request.cameras} if request.cameras else {})
+    checked = _checked(wishes, published=request.published is not None)
+    wishes, notes = _published(request, wishes)
+    seen = [name for name, camera in checked.cameras.items() if _has_secret(camera.uri)]
+    if seen and request.form != "template":
+        notes.append(
+            f"the passwords of {', '.join(seen)} will stand in the module twin, for all who may read it; to "
+            "keep them on the device, put these cameras into a file there and name it in VISIONEDGE_CONFIG"
+        )
+    return wishes, notes
+
+
+def _checked(wishes: Document, *, published: bool) -> Config:
+    problems = local_only(wishes)
+    try:
+        checked = validate(wishes)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    if published and checked.http.port == 0:
+        problems.append("http.port: 0 is any port, and none that can be published; name one, or --no-http")
+    if problems:
+        raise ConfigError(problems)
+    return checked
+
+
+def _published(request: Request, wishes: Document) -> tuple[Document, list[str]]:
+    """The wishes of a module whose HTTP is published; they may come from a bare machine's file."""
+    if request.published is None:
+        return wishes, []
+    notes = []
+    http = dict(wishes.get("http") or {})
+    if is_loopback(http.get("host")):
+        notes.append("http.host is left out: it would be the container's own loopback")
+        del http["host"]
+    if not is_loopback(request.published[0]) and not http.get("token"):
+        http["token"] = TOKEN
+    rest = {key: value for key, value in wishes.items() if key != "http"}
+    return {**rest, **({"http": http} if http else {})}, notes
+
+
+def _has_secret(uri: str) -> bool:
+    return any(not has_placeholder(secret) for secret in secrets_in(uri))
+
+
+def _example(gpu: Gpu) -> Document:
+    """What people change first, with the values of the shipped templates."""
+    return {
+        "cameras": {"demo": {"uri": "demo:", "fps": 5}},
+        "inference": {
+            "device": "cpu" if gpu == "none" else "auto",
+            "fallback": "degrade",
+            "confidence": 0.4,
+            "iou": 0.5,
+            "maxBatch": 8,
+        },
+        "telemetry": {"intervalSeconds": 1, "mode": "changes", "maxPerDay": 100_000},
+    }
+
+
+def _document(request: Request, wishes: Document) -> Document:
+    module, routes = _module(request, wishes), _routes(request.module)
+    if request.form == "layered":
+        content: Document = {
+            AGENT: {f"properties.desired.modules.{request.module}": module},
+            HUB: {f"properties.desired.routes.{name}": route for name, route in routes.items()},
+            request.module: {"properties.desired": wishes},
+        }
+        return {"content": {"modulesContent": content}}
+    content = {
+        AGENT: {"properties.desired": _agent(request, module)},
+        HUB: {
+            "properties.desired": {
+                "schemaVersion": "1.1",
+                "routes": routes,
+                "storeAndForwardConfiguration": {"timeToLiveSecs": _DAY_S},
+            }
+        },
+        request.module: {"properties.desired": wishes},
+    }
+    head = {"$schema-template": TEMPLATE_SCHEMA} if request.form == "template" else {}
+    return {**head, "modulesContent": content}
+
+
+def _agent(request: Request, module: Document) -> Document:
+    settings: Document = {"minDockerVersion": "v1.25", "loggingOptions": ""}
+    if request.registries:
+        settings["registryCredentials"] = _credentials(request.registries)
+    return {
+        "schemaVersion": "1.1",
+        "runtime": {"type": "docker", "settings": settings},
+        "systemModules": {
+            "edgeAgent": {"type": "docker", "settings": _system("agent", request.runtime, {})},
+            "edgeHub": {
+                "type": "docker",
+                "status": "running",
+                "restartPolicy": "always",
+                "startupOrder": 0,
+                "env": {"StorageFolder": {"value": _STORE}},
+                "settings": _system(
+                    "hub",
+                    request.runtime,
+                    {
+                        "PortBindings": {f"{port}/tcp": [{"HostPort": str(port)}] for port in _HUB_PORTS},
+                        "Binds": [f"visionedge-edgehub:{_STORE}"],
+                    },
+                ),
+            },
+        },
+        "modules": {request.module: module},
+    }
+
+
+def _system(name: str, tag: str, host: Document) -> Document:
+    return {"image": f"mcr.microsoft.com/azureiotedge-{name}:{tag}", KEY: {"HostConfig": {**host, **_LOGS}}}
+
+
+def _credentials(registries: Mapping[str, str]) -> Document:
+    """As the tools of IoT Edge call them; where there are several, each with its name."""
+
+    def placeholder(what: str, name: str) -> str:
+        return f"$CONTAINER_REGISTRY_{what}" + (f"_{name}" if len(registries) > 1 else "")
+
+    return {
+        name: {
+            "address": address,
+            "username": placeholder("USERNAME", name),
+            "password": placeholder("PASSWORD", name),
+        }
+        for name, address in registries.items()
+    }
+
+
+def _routes(module: str) -> Document:
+    routes = {}
+    for output in reversed(OUTPUTS):
+        priority, keep_s = _PRIORITIES[output]
+        routes[f"{module}{output.capitalize()}"] = {
+            "route": f"FROM /messages/modules/{module}/outputs/{output} INTO $upstream",
+            "priority": priority,
+            "timeToLiveSecs": keep_s,
+        }
+    return routes
+
+
+def _module(request: Request, wishes: Document) -> Document:
+    kind = "cpu" if request.gpu == "none" else "gpu"
+    image = request.image or f"{BUILT}.amd64.{kind}}}"
+    # Images that set NVIDIA_REQUIRE_CUDA are refused under GPU-PV without it.
+    env = {"env": {"NVIDIA_DISABLE_REQUIRE": {"value": "1"}}} if request.gpu == "gpu-pv" else {}
+    return {
+        "version": "1.0",
+        "type": "docker",
+        "status": "running",
+        "restartPolicy": "always",
+        "startupOrder": 1,
+        "imagePullPolicy": "on-create",
+        **env,
+        "settings": {"image": image, KEY: _options(request, wishes)},
+    }
+
+
+def _options(request: Request, wishes: Document) -> Document:
+    """As little as the module needs: read-only, no capabilities, a volume for its state."""
+    handed: Mapping[str, Any] = {"none": {}, "gpu-pv-by-hand": BY_HAND_OPTIONS}.get(request.gpu, GPU_OPTIONS)
+    host: Document = dict(handed.get("HostConfig", {}))
+    host["Binds"] = [*host.get("Binds", []), f"{_volume(request.module)}:{DATA}", *request.binds]
+    if nodes := _video_nodes(wishes.get("cameras") or {}):
+        host["Devices"] = [*host.get("Devices", []), *map(_device, nodes)]
+        host["GroupAdd"] = ["video"]
+    ports: Document = {}
+    if request.published is not None:
+        address, port = request.published
+        inner = f"{(wishes.get('http') or {}).get('port', IMAGE_PORT)}/tcp"
+        ports = {"ExposedPorts": {inner: {}}}
+        host["PortBindings"] = {inner: [{"HostIp": address, "HostPort": str(port)}]}
+    host |= {
+        "ReadonlyRootfs": True,
+        "Tmpfs": {"/tmp": "rw,nosuid,nodev,size=64m"},  # noqa: S108 - a path inside the container
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges"],
+        "Init": True,  # somebody has to reap what `docker exec` leaves behind
+        **_LOGS,
+    }
+    return {**({"Env": handed["Env"]} if "Env" in handed else {}), **ports, "HostConfig": host}
+
+
+def check_binds(binds: Sequence[str], gpu: Gpu) -> list[str]:
+    """What is wrong with the binds of a request, a line each."""
+    problems = []
+    taken = {DATA, "/tmp", *([WSL] if gpu == "gpu-pv-by-hand" else [])}  # noqa: S108 - inside the container
+    for bind in binds:
+        source, target, mode = [*bind.split(":"), "", ""][:3]
+        shown = "".join(c if c.isprintable() else "?" for c in redact(bind))
+        said = f"--bind {shown}:"
+        if bind.count(":") not in (1, 2) or (bind.count(":") == 2 and mode not in ("ro", "rw")):
+            problems.append(f"{said} write HOST:CONTAINER or HOST:CONTAINER:ro")
+        elif not all(_is_plain_path(path) for path in (source, target)):
+            problems.append(
+                f"{said} both paths must be absolute, without '.', '..', '//' and control characters"
+            )
+        elif target.rstrip("/") in ("", *taken):
+            problems.append(f"{said} {target} is in use in the container already; choose another path there")
+        taken.add(target.rstrip("/"))
+    return problems
+
+
+def _is_plain_path(path: str) -> bool:
+    # normpath keeps two slashes at the beginning.
+    plain = path == "/" or (posixpath.normpath(path) == path.rstrip("/") and not path.startswith("//"))
+    return plain and path.startswith("/") and path.isprintable()
+
+
+def _volume(module: str) -> str:
+    """Two modules cannot share one."""
+    return "visionedge-data" if module == MODULE else f"{module}-data"
+
+
+def _video_nodes(cameras: Mapping[str, Any]) -> Sequence[str]:
+    uris = [parse_camera_uri(camera["uri"]) for camera in cameras.values() if camera]
+    return sorted({uri.target for uri in uris if uri.kind == "v4l2"})
+
+
+def _device(node: str) -> Document:
+    return {"PathOnHost": node, "PathInContainer": node, "CgroupPermissions": "rw"}
+
+
+def _as_texts(value: Any) -> Any:
+    """A document with its createOptions as texts, as a deployment wants them."""
+    if not isinstance(value, dict):
+        return value
+    return {key: compact(item) if key == KEY else _as_texts(item) for key, item in value.items()}

@@ -1,0 +1,245 @@
+"""Modules that are visionedge: their configuration, what they are handed, who reaches them."""
+
+from collections.abc import Mapping, Sequence
+
+from visionedge.config.addresses import parse_camera_uri
+from visionedge.config.documents import Document
+from visionedge.config.load import from_environment, local_only, merge, validate
+from visionedge.errors import ConfigError
+from visionedge.ops.manifest.agent import SYSTEM, Module
+from visionedge.ops.manifest.document import Manifest
+from visionedge.ops.manifest.findings import Findings
+from visionedge.ops.manifest.gpu_options import check_gpu, devices, environment, mounts, options_path
+from visionedge.ops.manifest.place import Place, below
+from visionedge.ops.manifest.placeholders import has_placeholder
+
+IMAGE_PORT = 8080
+DATA = "/data"
+MODULE = "vision"
+"""The module id in the shipped manifests."""
+
+BUILT = "${MODULEDIR<./module>"
+"""So begins the image of this project in a template: the folder of its module.json, seen from there."""
+
+_BUILT = (f"{BUILT}.", f"{BUILT}}}", "${MODULES.vision.", "${MODULES.vision}")
+
+_PRODUCT = "visionedge"
+_LOOPBACK = ("127.", "localhost", "::1", "[::1]")
+_OURS = "VISIONEDGE_"
+_VARIABLES = frozenset(
+    f"{_OURS}{name}" for name in ("CONFIG", "DATA", "MODEL", "DEVICE", "HTTP", "HTTP_TOKEN", "LOG_LEVEL")
+)
+
+
+def is_loopback(host: object) -> bool:
+    """Whether an address is reached on the very machine, or in the very container, only."""
+    return isinstance(host, str) and host.startswith(_LOOPBACK)
+
+
+def which(modules: Mapping[str, Module], named: Sequence[str]) -> list[str]:
+    """The modules that are visionedge: those that are named, else by module id or image."""
+    if named:
+        return [name for name in named if name in modules]
+    others = {name: module for name, module in modules.items() if name not in SYSTEM}
+    return [name for name, module in others.items() if name == MODULE or _is_ours(module.image)]
+
+
+def _is_ours(image: str) -> bool:
+    first, _, rest = image.lower().partition("/")
+    is_host = bool(rest) and any(c in first for c in ".:$")
+    return _PRODUCT in (rest if is_host else image.lower()) or image.startswith(_BUILT)
+
+
+def check_vision(module: Module, manifest: Manifest, findings: Findings) -> None:
+    """Judge a module that is visionedge."""
+    twin = manifest.twins.get(module.name)
+    variables = environment(module)
+    from_variables = _variables(variables, findings)
+    check_configuration(module, manifest, findings)
+    document = merge(from_variables, _document(twin))
+    if twin is None or not twin.partial:
+        _cameras_given(module, twin, variables, findings)
+    inference = document.get("inference")
+    device = inference.get("device") if isinstance(inference, Mapping) else None
+    check_gpu(module, device if isinstance(device, str) else None, findings)
+    _data(module, variables, findings)
+    _container(module, findings)
+    _http(module, document, findings)
+    if twin is not None:
+        _files(module, twin, findings)
+
+
+def _document(twin: Place | None) -> Document:
+    return twin.plain() if twin is not None and twin.entries else {}
+
+
+def _variables(variables: Mapping[str, Place], findings: Findings) -> Document:
+    """The configuration that the variables carry, judged; placeholders count as absent."""
+    sure = {name: place.text for name, place in variables.items() if not has_placeholder(place.text)}
+    for name, place in variables.items():
+        if name.startswith(_OURS) and name not in _VARIABLES:
+            findings.warning(
+                place, "is no variable that visionedge knows", f"known: {', '.join(sorted(_VARIABLES))}"
+            )
+    found: Document = {}
+    for name in sorted(_VARIABLES & sure.keys()):
+        try:
+            document = from_environment({name: sure[name]})
+            validate(document)
+        except ConfigError as error:
+            for problem in error.problems:
+                findings.error(variables[name], problem, "see docs/configuration.md")
+        else:
+            found = merge(found, document)
+    return found
+
+
+def check_configuration(module: Module, manifest: Manifest, findings: Findings) -> None:
+    """Judge the desired properties of a module as a configuration, every problem at its place."""
+    twin = manifest.twins.get(module.name)
+    if twin is None or not twin.entries:
+        return
+    problems = local_only(twin.plain())
+    try:
+        validate(twin.plain())
+    except ConfigError as error:
+        problems += error.problems
+    # What is missing here may stand in the file on the device, or in the deployment below this one.
+    elsewhere = twin.partial or f"{_OURS}CONFIG" in environment(module)
+    for problem in problems:
+        where, reason = _where(twin, problem)
+        open_yet = has_placeholder(where.text) or (elsewhere and reason == "is missing")
+        if not open_yet:
+            findings.error(where, reason, "see docs/configuration.md, or `visionedge manifest schema`")
+
+
+def _where(twin: Place, problem: str) -> tuple[Place, str]:
+    """The place that a problem names in the beginning of its line, and what it says of it."""
+    dotted, _, reason = problem.partition(": ")
+    place = twin
+    while dotted:
+        key = max((k for k in place.entries if f"{dotted}.".startswith(f"{k}.")), key=len, default=None)
+        item = None if key is None else place.entries[key]
+        if key is None or item is None:
+            return Place(below(place.path, dotted), None), reason
+        place, dotted = item, dotted[len(key) + 1 :]
+    return place, reason
+
+
+def _cameras_given(
+    module: Module, twin: Place | None, variables: Mapping[str, Place], findings: Findings
+) -> None:
+    cameras = twin.at("cameras") if twin is not None else None
+    if (cameras is None or cameras.value in ({}, None)) and f"{_OURS}CONFIG" not in variables:
+        where: Place | str = cameras or twin or module.place
+        findings.warning(where, f"{module.name} is given no camera", "add cameras to its desired properties")
+
+
+def _data(module: Module, variables: Mapping[str, Place], findings: Findings) -> None:
+    folder = variables[f"{_OURS}DATA"].text.rstrip("/") if f"{_OURS}DATA" in variables else DATA
+    found = [m for m in mounts(module) if m.target and m.source and f"{folder}/".startswith(f"{m.target}/")]
+    if not found:
+        what = f"nothing is bound to {folder}: what waits for IoT Hub is lost when the container is made anew"
+        remedy = f'add {{"HostConfig":{{"Binds":["{_PRODUCT}-data:{folder}"]}}}}'
+        findings.warning(options_path(module), what, remedy)
+    for mount in found:
+        if mount.read_only:
+            what = f"{folder} is read-only: messages wait in memory and nothing is kept"
+            findings.error(mount.place, what, "take 'ro' away")
+
+
+def _container(module: Module, findings: Findings) -> None:
+    """What the agent does not undo, and what ends the module for good."""
+    policy = module.place.entries.get("restartPolicy")
+    if policy is not None and policy.text == "never":
+        what = "the module ends itself (exit code 75) when it has to be started again"
+        findings.warning(policy, what, "write always")
+    if module.options is None:
+        return
+    networks = module.options.at("NetworkingConfig")
+    if networks is not None and networks.entries and not _on_host(module):
+        what = "the agent joins the module to edgeHub's network only where the options leave networks alone"
+        findings.warning(networks, what, "leave it out")
+    privileged = module.options.at("HostConfig", "Privileged")
+    if privileged is not None and privileged.value is True:
+        findings.warning(
+            privileged, "visionedge needs no privileges", 'leave it out, and drop all: "CapDrop": ["ALL"]'
+        )
+
+
+def _on_host(module: Module) -> bool:
+    mode = module.options.at("HostConfig", "NetworkMode") if module.options else None
+    return mode is not None and mode.text == "host"
+
+
+def _http(module: Module, document: Document, findings: Findings) -> None:
+    """Who reaches the module over HTTP, and whether anybody asks them for a token."""
+    http = document.get("http")
+    http = http if isinstance(http, Mapping) else {}
+    host, port, token = http.get("host", "0.0.0.0"), http.get("port", IMAGE_PORT), http.get("token")  # noqa: S104 - what the images say
+    loopback = is_loopback(host)
+    ports = module.options.at("HostConfig", "PortBindings") if module.options else None
+    remedy = 'give it a token ("http": {"token": …} in its desired properties), or publish on 127.0.0.1 only'
+    if _on_host(module) and not loopback and not token:
+        mode = module.options.at("HostConfig", "NetworkMode") if module.options else None
+        findings.warning(
+            mode or module.place, "other machines reach HTTP, and nobody asks for a token", remedy
+        )
+    for inner, bindings in (ports.entries if ports else {}).items():
+        if loopback:
+            what = f"leads to nobody: http.host {host} is the container's own loopback"
+            findings.warning(bindings, what, "leave http.host out, as the images listen on all addresses")
+        elif inner.partition("/")[0] != str(port):
+            findings.warning(
+                bindings, f"leads to nobody: HTTP is served on port {port}", f'write "{port}/tcp"'
+            )
+        elif not token and any(_is_public(binding) for binding in bindings.items):
+            findings.warning(bindings, "other machines reach HTTP, and nobody asks for a token", remedy)
+
+
+def _is_public(binding: Place) -> bool:
+    address = binding.at("HostIp")
+    return address is None or not is_loopback(address.text)
+
+
+def _files(module: Module, twin: Place, findings: Findings) -> None:
+    """Devices and files of the host that the configuration names, and that the container does not see."""
+    nodes = [device.target for device in devices(module)]
+    targets = [mount.target for mount in mounts(module) if mount.target] + [DATA]
+    cameras = twin.at("cameras")
+    uris = [camera.at("uri") for camera in (cameras.entries.values() if cameras else ())]
+    model = twin.at("model", "path")
+    paths = [(uri, _path(uri.text)) for uri in uris if uri is not None]
+    paths += [(model, model.text)] if model is not None else []
+    for place, path in paths:
+        if not path or has_placeholder(place.text):
+            continue
+        if path.startswith("/dev/"):
+            if path not in nodes and "/dev" not in targets:
+                findings.warning(place, f"{path} is not handed to the module", _device(path))
+        elif not path.startswith("/"):
+            what = f"{path} is relative: in the container it is looked for in {DATA}"
+            findings.warning(place, what, f"write its path in the container; {_BIND}")
+        elif not any(f"{path}/".startswith(f"{target}/") for target in targets):
+            what = f"{path} is in no folder that is bound into the module"
+            findings.warning(place, what, _BIND)
+
+
+_BIND = (
+    'bind its folder, unless the image has it: {"HostConfig":{"Binds":["FOLDER:FOLDER:ro"]}}'
+    " ('manifest generate --bind FOLDER:FOLDER:ro')"
+)
+
+
+def _device(path: str) -> str:
+    device = f'{{"PathOnHost":"{path}","PathInContainer":"{path}","CgroupPermissions":"rw"}}'
+    return f'add {{"HostConfig":{{"Devices":[{device}],"GroupAdd":["video"]}}}}'
+
+
+def _path(uri: str) -> str:
+    """The path that a camera is opened at; empty for what is no file."""
+    try:
+        camera = parse_camera_uri(uri)
+    except ConfigError:
+        return ""
+    return camera.target if camera.kind in ("v4l2", "file", "folder") else ""

@@ -1,0 +1,1 @@
+"""`visionedge model`: models inspected, compiled, evaluated."""
