@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+from visionedge.app.engine_host import EngineRoom
+from visionedge.app.state import Rooms
 from visionedge.camera.camera import CameraStatus
 from visionedge.camera.registry import Fleet
 from visionedge.config.load import validate
 from visionedge.engine.interface import EngineNews
-from visionedge.engine_room import EngineRoom
 from visionedge.frames.types import Result
 from visionedge.model.download import Tempo
-from visionedge.rooms import Rooms
 from visionedge.runtime.threads import Crew
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from visionedge.app.metrics import DECLARED, HISTOGRAMS
 from visionedge.cli.arguments import exit_codes
 from visionedge.config.schema import CameraConfig, Config
 from visionedge.engine.batcher import Drop
 from visionedge.engine.device.devices import Reason
-from visionedge.metrics import DECLARED, HISTOGRAMS
 from visionedge.model.heads import known_heads
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from command_line import CommandLine
 from test_edge_telemetry import MAN, World, documents
-from visionedge import report
+from visionedge.app import status
 from visionedge.config.schema import TelemetryConfig
 from visionedge.iothub.packing import WELL_FILLED, Weigher, well_filled
 from visionedge.iothub.telemetry import Telemetry
@@ -427,7 +427,7 @@ def status_of(seconds: int) -> dict[str, Any]:
         meter.count("detections", 4000)
         if number % 10 == 0:
             meter.count("events", 300)
-    return {"hub": {"state": "connected", "bill": report.bill(meter.bill())}}
+    return {"hub": {"state": "connected", "bill": status.bill(meter.bill())}}
 
 
 def test_a_running_module_is_asked_what_it_sent(command_line: CommandLine) -> None:

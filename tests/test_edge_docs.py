@@ -7,8 +7,10 @@ from typing import Any, get_args
 import pytest
 
 from edge_runtime.driver import POLICY
-from visionedge import engine_room
-from visionedge.calls import Calls
+from visionedge.app import engine_host
+from visionedge.app.direct_methods import Calls
+from visionedge.app.overload_controller import Code as OverloadCode
+from visionedge.app.properties import MAX_CAMERAS_BYTES
 from visionedge.camera.status import State
 from visionedge.config.load import validate
 from visionedge.iothub.desired import Code as ConfigCode
@@ -22,8 +24,6 @@ from visionedge.outbound.messages import MAX_BYTES, Kind
 from visionedge.outbound.metering import UNITS
 from visionedge.outbound.spool import Code, Tempo
 from visionedge.outbound.sqlite_store import Bounds, Reason
-from visionedge.overload.keeper import Code as OverloadCode
-from visionedge.properties import MAX_CAMERAS_BYTES
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 IOT_EDGE = (DOCS / "iot-edge.md").read_text()
@@ -55,7 +55,7 @@ def test_every_event_of_the_spool_is_documented(code: str) -> None:
     assert f"`{code}`" in IOT_EDGE
 
 
-@pytest.mark.parametrize("code", get_args(engine_room.Code))
+@pytest.mark.parametrize("code", get_args(engine_host.Code))
 def test_every_event_of_the_model_is_documented(code: str) -> None:
     """Where the events are listed, and where models are explained."""
     assert f"`{code}`" in (DOCS / "messages.md").read_text()

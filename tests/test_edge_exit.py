@@ -4,9 +4,9 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from visionedge.app.service import Options, Service
 from visionedge.iothub.desired import Carriers
 from visionedge.iothub.ladder import EXIT_STUCK
-from visionedge.service import Options, Service
 
 
 class StuckService(Service):

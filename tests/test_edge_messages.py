@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from visionedge.app.status import shortened
 from visionedge.outbound.messages import (
     MAX_BYTES,
     MAX_CAMERAS_BYTES,
@@ -25,7 +26,6 @@ from visionedge.outbound.messages import (
     event_message,
     property_text,
 )
-from visionedge.report import shortened
 
 SENDER = Sender("press-7", "vision", "a1b2c3")
 NOON = datetime(2026, 11, 22, 12, 0, 0, 123_456, tzinfo=UTC)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from test_edge_telemetry import MAN, World
-from visionedge.calls import MAX_JPEG_BYTES, Calls, fitted_problems, fitted_status
+from visionedge.app.direct_methods import MAX_JPEG_BYTES, Calls, fitted_problems, fitted_status
+from visionedge.app.http_backend import Facade
 from visionedge.camera.sources.images import picture_size
 from visionedge.errors import SourceError
-from visionedge.facade import Facade
 from visionedge.iothub.direct_methods import (
     MAX_ANSWER_BYTES,
     Answer,

@@ -134,7 +134,7 @@ def test_what_waits_for_the_first_engine_is_not_in_force(
     async def story(module: Module) -> None:
         await _until_held(module)
         with monkeypatch.context() as patched:
-            patched.setattr("visionedge.engine_room._FIRST_S", 0.01)
+            patched.setattr("visionedge.app.engine_host._FIRST_S", 0.01)
             for _ in range(2):
                 refused = await module.change({"inference": {**start["inference"], "confidence": 0.9}})
                 assert refused.keys() == {"model", "inference"}

@@ -9,19 +9,19 @@ from typing import Any, cast
 import pytest
 
 from camera_doubles import SPEC, Basket
-from visionedge import report
+from visionedge.app import status as report
+from visionedge.app.load_meter import CameraLoad, Reading
+from visionedge.app.overload_controller import Keeper
+from visionedge.app.state import Rooms
 from visionedge.camera.camera import Camera, Fitting
 from visionedge.camera.motion_gate import GateSettings
 from visionedge.camera.ration import Throttle
 from visionedge.camera.registry import Fleet
-from visionedge.capacity import CameraLoad, Reading
 from visionedge.config.load import validate
 from visionedge.engine.device.devices import DeviceState, Reason
 from visionedge.engine.interface import AnyEngine, ProcessStatus
 from visionedge.errors import ModelError
 from visionedge.frames.types import utc_now
-from visionedge.overload.keeper import Keeper
-from visionedge.rooms import Rooms
 from visionedge.runtime.threads import Crew
 
 FAST = {"afterSeconds": 5, "backAfterSeconds": 10}

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from visionedge.overload.ladder import (
+from visionedge.app.overload_policy import (
     RUNGS,
     AtTheEnd,
     Ladder,
@@ -20,7 +20,7 @@ from visionedge.overload.ladder import (
     Take,
     patience_most_s,
 )
-from visionedge.overload.shares import Wish, caps, least
+from visionedge.app.shares import Wish, caps, least
 
 POLICY = Policy(RUNGS, after_s=15, back_after_s=60)
 OVER = Sight("over", demanded=40, delivered=10, least=2)

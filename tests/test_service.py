@@ -15,9 +15,9 @@ from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
 from rtsp_server import RtspServer
 from tiny_models import TinyDetector
+from visionedge.app.service import not_written
 from visionedge.camera.sequences import Position, Sequences
 from visionedge.ops.manifest.estimate import from_file
-from visionedge.service import not_written
 
 
 def test_three_kinds_of_cameras_are_analysed_and_one_that_fails_disturbs_none(tmp_path: Path) -> None:

@@ -10,21 +10,21 @@ from typing import cast
 
 import pytest
 
-from visionedge.capacity import Meter
+from visionedge.app.http_backend import Facade
+from visionedge.app.load_meter import Meter
+from visionedge.app.metrics import Metrics
+from visionedge.app.service import Options, Service
+from visionedge.app.state import Rooms
+from visionedge.app.status import status
 from visionedge.config.load import validate
 from visionedge.engine.batcher import BatcherStatistics
 from visionedge.engine.interface import AnyEngine
 from visionedge.engine.lanes import Lineup
-from visionedge.facade import Facade
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.desired import Carriers
-from visionedge.metrics import Metrics
 from visionedge.model.model import Model, bundled_model_path, load_model
-from visionedge.report import status
-from visionedge.rooms import Rooms
 from visionedge.runtime.descriptors import descriptor_limit, raise_descriptor_limit
 from visionedge.runtime.threads import Crew
-from visionedge.service import Options, Service
 
 
 class FailingDelivery:

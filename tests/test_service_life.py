@@ -22,19 +22,19 @@ from model_server import ModelServer, status
 from module_process import ModuleProcess
 from test_edge_telemetry import MAN, World
 from tiny_models import TinyDetector
+from visionedge.app.http_backend import Facade
+from visionedge.app.hub_bridge import Remote
+from visionedge.app.metrics import Metrics
+from visionedge.app.service import STOP_WITHIN_S, Options, Service
+from visionedge.app.state import Rooms
 from visionedge.camera.camera import Camera, CameraStatus
 from visionedge.camera.status import State
 from visionedge.config.load import validate
 from visionedge.engine.lanes import Lineup
-from visionedge.facade import Facade
 from visionedge.iothub.desired import Carriers
 from visionedge.iothub.line import Errand
 from visionedge.iothub.sdk import MethodCall
-from visionedge.metrics import Metrics
-from visionedge.remote import Remote
-from visionedge.rooms import Rooms
 from visionedge.runtime.threads import Crew
-from visionedge.service import STOP_WITHIN_S, Options, Service
 
 
 def _write(folder: Path, **sections: Any) -> Path:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from visionedge.app.service import Options, Service
 from visionedge.iothub.desired import Carriers
 from visionedge.model import supply
 from visionedge.model.model import Model, load_model
-from visionedge.service import Options, Service
 
 WAIT_S = 60
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visionedge import capacity
+from visionedge.app import load_meter
 from visionedge.camera import status as camera_status
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.engine.device import devices
@@ -413,7 +413,7 @@ def test_every_state_and_code_is_made_of_words_of_ours() -> None:
     kinds = (
         camera_status.State,
         devices.Requested,
-        capacity.Bottleneck,
+        load_meter.Bottleneck,
         ladder.State,
         ladder.Rung,
         spool.Code,

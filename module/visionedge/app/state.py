@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from visionedge.app.load_meter import Meter
+from visionedge.app.promise import Promise
 from visionedge.camera.camera import Camera, CameraStatus
 from visionedge.camera.registry import Fleet
-from visionedge.capacity import Meter
 from visionedge.config.schema import Config
 from visionedge.engine.batcher import Batcher
 from visionedge.engine.interface import AnyEngine, EngineNews
@@ -18,7 +19,6 @@ from visionedge.iothub.statistics import Asked
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.model.supply import Supply
-from visionedge.overload.promise import Promise
 from visionedge.runtime.outbox import Outbox
 from visionedge.web.results import Board
 

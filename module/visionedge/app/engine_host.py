@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
+from visionedge.app.machinery import Machinery
+from visionedge.app.state import Rooms
 from visionedge.camera.camera import Fitting
 from visionedge.config.schema import Config, InferenceConfig
 from visionedge.engine.interface import AnyEngine
@@ -22,12 +24,10 @@ from visionedge.engine.process.client import EngineProcess
 from visionedge.engine.process.shared_memory import Arena, blocks_for
 from visionedge.engine.stand_in import StandIn
 from visionedge.errors import ConfigError, ModelError, VisionedgeError
-from visionedge.machinery import Machinery
 from visionedge.model.download import Tempo
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.model.supply import LIVE_TRIES, Source, Supply
-from visionedge.rooms import Rooms
 from visionedge.runtime.threads import Crew, OnDeath, on_thread
 
 log = logging.getLogger(__name__)

@@ -7,14 +7,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from visionedge import __version__
+from visionedge.app.http_backend import Facade
+from visionedge.app.state import Rooms
 from visionedge.camera.sources.images import picture_size
 from visionedge.config.documents import Document
 from visionedge.config.schema import Config
 from visionedge.errors import ConfigError, SourceError
-from visionedge.facade import Facade
 from visionedge.frames.types import Result, utc_now, utc_text
 from visionedge.iothub.direct_methods import MAX_ANSWER_BYTES, Method, MethodError, answer_bytes
-from visionedge.rooms import Rooms
 from visionedge.runtime.redaction import redact, redact_document
 from visionedge.web.backend import Busy
 from visionedge.web.jpeg import Desk, pack_within

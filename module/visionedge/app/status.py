@@ -9,17 +9,18 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from visionedge import __version__, capacity
+from visionedge import __version__
+from visionedge.app import load_meter
+from visionedge.app.overload_policy import RUNGS
+from visionedge.app.promise import sentence
+from visionedge.app.sight import device_in_words
+from visionedge.app.state import Rooms
 from visionedge.camera.camera import CameraStatus
 from visionedge.engine.batcher import CameraStatistics
 from visionedge.engine.interface import AnyEngine, Recovery
 from visionedge.frames.types import utc_now, utc_text
 from visionedge.iothub.delivery import Delivery
 from visionedge.outbound.metering import Bill
-from visionedge.overload.ladder import RUNGS
-from visionedge.overload.promise import sentence
-from visionedge.overload.sight import device_in_words
-from visionedge.rooms import Rooms
 from visionedge.runtime.redaction import masked_address
 from visionedge.web.backend import ModelFacts
 from visionedge.web.results import CameraTraffic
@@ -59,7 +60,7 @@ def load(rooms: Rooms) -> Document | None:
     seen, promise = rooms.meter.reading, rooms.promise
     if seen is None:
         return None
-    document = capacity.document(seen)
+    document = load_meter.document(seen)
     if promise.given_up or promise.at_the_end:
         device = device_in_words(rooms.engine.device.effective) if rooms.engine else "the engine"
         document["sentence"] = sentence(seen, promise, device)
@@ -345,9 +346,9 @@ def _capacity_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], floa
         yield "demanded_frames_per_second", (name,), camera.demanded
         yield "let_in_frames_per_second", (name,), camera.let_in
         yield "delivered_frames_per_second", (name,), camera.delivered
-    for purpose, cores in capacity.used(seen).items():
+    for purpose, cores in load_meter.used(seen).items():
         yield "cores_used", (purpose,), cores
-    yield "bottleneck", (capacity.judge(seen).bottleneck,), 1
+    yield "bottleneck", (load_meter.judge(seen).bottleneck,), 1
 
 
 def _overload_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:

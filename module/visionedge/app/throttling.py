@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
+from visionedge.app.load_meter import Reading
+from visionedge.app.overload_policy import Held, Rung
+from visionedge.app.shares import Wish, caps
 from visionedge.camera.motion_gate import GateSettings
 from visionedge.camera.ration import Throttle
-from visionedge.capacity import Reading
 from visionedge.config.schema import CameraConfig
-from visionedge.overload.ladder import Held, Rung
-from visionedge.overload.shares import Wish, caps
 
 _NEWEST = 0.5  # part of a rate that the newest reading makes up
 _ALIKE = 0.08

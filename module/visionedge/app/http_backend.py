@@ -3,17 +3,17 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge import report
+from visionedge.app import status as report
+from visionedge.app.metrics import Metrics
+from visionedge.app.state import Rooms
 from visionedge.engine.interface import AnyEngine
 from visionedge.engine.lanes import Lineup
 from visionedge.engine.one_shot import analyse, frame_of
 from visionedge.frames.types import Picture, Result
-from visionedge.metrics import Metrics
 from visionedge.ops.doctor.gather import Request, Running
 from visionedge.ops.doctor.host import this_host
 from visionedge.ops.doctor.report import examine
 from visionedge.ops.doctor.visit import Visits
-from visionedge.rooms import Rooms
 from visionedge.runtime import logs
 from visionedge.web.backend import Busy, Document, ModelFacts
 from visionedge.web.jpeg import Desk

@@ -15,26 +15,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from visionedge import report
+from visionedge.app import status
+from visionedge.app.engine_host import EngineRoom
+from visionedge.app.http_backend import Facade
+from visionedge.app.hub_bridge import Remote
+from visionedge.app.metrics import Metrics
+from visionedge.app.overload_controller import Code, Keeper
+from visionedge.app.state import Rooms
 from visionedge.camera.camera import CameraStatus, Fitting
 from visionedge.camera.registry import Fleet
 from visionedge.camera.sequences import Position, Sequences
 from visionedge.config.documents import Document
 from visionedge.config.schema import Config
 from visionedge.engine.interface import AnyEngine, EngineNews
-from visionedge.engine_room import EngineRoom
 from visionedge.errors import UnavailableError, VisionedgeError
-from visionedge.facade import Facade
 from visionedge.frames.types import Result
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.desired import Carriers
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.image_requests import NUMBERS
 from visionedge.iothub.ladder import EXIT_STUCK
-from visionedge.metrics import Metrics
-from visionedge.overload.keeper import Code, Keeper
-from visionedge.remote import Remote
-from visionedge.rooms import Rooms
 from visionedge.runtime.descriptors import raise_descriptor_limit
 from visionedge.runtime.log_limit import LogLimiter
 from visionedge.runtime.memory import settle_allocator
@@ -127,7 +127,7 @@ class Service:
         )
         self._keeper = Keeper(self.rooms, self._engines, self._tell_overload)
         self._hub_crew = Crew(self._thread_died)  # must outlive the others: the last messages go through it
-        self._metrics = Metrics(lambda: report.samples(self.rooms))
+        self._metrics = Metrics(lambda: status.samples(self.rooms))
         for folder in (options.data, options.data / "plans"):
             sweep(folder)
         self._sequences = Sequences(options.data / "sequences.json")
@@ -260,8 +260,8 @@ class Service:
         await self._remember(self._crew)
         engine = await self._engines.open()
         rooms.fleet.begin()
-        words = report.shortened(engine.device.describe())
-        delivery.event("engine", engine.device.code, words, report.engine_event(engine))
+        words = status.shortened(engine.device.describe())
+        delivery.event("engine", engine.device.code, words, status.engine_event(engine))
         if self._remote is not None:
             self._remote.retry()  # what waited for an engine can be in force now
         log.info("ready: open %s to look", self._server.url)
@@ -545,8 +545,8 @@ class Service:
 
     def _engine_changed(self, news: EngineNews, delivery: Delivery) -> None:
         self._engines.lineup.follow()
-        details = report.engine_event(self.rooms.engine) if self.rooms.engine else {}
-        delivery.event("engine", news.code, report.shortened(news.message), details)
+        details = status.engine_event(self.rooms.engine) if self.rooms.engine else {}
+        delivery.event("engine", news.code, status.shortened(news.message), details)
         if self.rooms.engine is None:
             self.rooms.held = news.message  # why there is none yet
             self._limit_duration()
@@ -567,7 +567,7 @@ class Service:
         if isinstance(item, EngineNews):
             self._engine_changed(item, delivery)
         elif isinstance(item, CameraStatus):
-            delivery.event("camera", item.state, report.camera_sentence(item), {"camera": item.name})
+            delivery.event("camera", item.state, status.camera_sentence(item), {"camera": item.name})
         else:
             self.rooms.board.publish(item)
             delivery.offer(item)

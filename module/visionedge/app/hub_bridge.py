@@ -13,11 +13,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
-from visionedge.calls import Calls
+from visionedge.app.direct_methods import Calls
+from visionedge.app.http_backend import Facade
+from visionedge.app.properties import properties
+from visionedge.app.state import Rooms
 from visionedge.config.documents import Document
 from visionedge.config.schema import Config
 from visionedge.errors import VisionedgeError
-from visionedge.facade import Facade
 from visionedge.frames.types import Result, utc_now
 from visionedge.iothub.desired import Carriers, Desired
 from visionedge.iothub.direct_methods import Methods
@@ -26,8 +28,6 @@ from visionedge.iothub.line import Errand, Outcome
 from visionedge.iothub.reported import Reported
 from visionedge.iothub.sdk import InputMessage, Link, MethodCall
 from visionedge.iothub.statistics import Asked
-from visionedge.properties import properties
-from visionedge.rooms import Rooms
 from visionedge.runtime.outbox import Outbox
 from visionedge.runtime.redaction import redact
 from visionedge.web.backend import Busy

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from visionedge.app.load_meter import Reading
+from visionedge.app.overload_policy import RUNGS, Rung
+from visionedge.app.sight import load_of, rates_in_words
 from visionedge.camera.ration import Throttle
-from visionedge.capacity import Reading
 from visionedge.frames.types import utc_text
-from visionedge.overload.ladder import RUNGS, Rung
-from visionedge.overload.sight import load_of, rates_in_words
 
 Direction = Literal["taken", "returned"]
 

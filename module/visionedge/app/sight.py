@@ -1,8 +1,8 @@
 """From a reading of the load to what the overload ladder looks at. Pure."""
 
-from visionedge.capacity import Reading, nearly
+from visionedge.app.load_meter import Reading, nearly
+from visionedge.app.overload_policy import Load
 from visionedge.engine.device.devices import Effective
-from visionedge.overload.ladder import Load
 
 _TOO_MANY = 0.1
 _FEW = 0.05

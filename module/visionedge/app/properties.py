@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Any
 
 from visionedge import __version__
+from visionedge.app.state import Rooms
 from visionedge.config.documents import Document
 from visionedge.frames.types import utc_text
-from visionedge.rooms import Rooms
 
 MAX_CAMERAS_BYTES = 17_000
 """200 cameras with the longest names; with the acknowledgement still below the 32 KB of a twin."""

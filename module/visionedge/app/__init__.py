@@ -1,0 +1,1 @@
+"""Composition: builds the module, owns its threads and the configuration in force."""

@@ -1,1 +1,0 @@
-"""Keeping the promise: what is given up, in a declared order, while the device cannot carry what is asked."""
