@@ -277,10 +277,10 @@ def test_bundled_files_are_found_and_a_missing_one_is_named() -> None:
 
 _CHATTER = """
 import sys
-from visionedge.capture.decoded import Library
-from visionedge.capture.source import Limits, open_source
+from visionedge.camera.sources.base import Library
+from visionedge.camera.sources.open import Limits, open_source
 from visionedge.errors import SourceError
-from visionedge.uris import parse_camera_uri
+from visionedge.config.addresses import parse_camera_uri
 for uri in sys.argv[1:]:
     try:
         open_source(parse_camera_uri(uri), Limits(open_timeout_s=1)).read()
@@ -318,7 +318,8 @@ def test_nobody_prints_a_password(clean_environment: dict[str, str], tmp_path: P
 
 def test_the_users_own_ffmpeg_options_stay(clean_environment: dict[str, str]) -> None:
     code = (
-        "import os, sys; from visionedge.camera.sources.opencv_setup import settle_libraries; settle_libraries();"
+        "import os, sys; from visionedge.camera.sources.opencv_setup import settle_libraries;"
+        "settle_libraries();"
         "print(os.environ['OPENCV_FFMPEG_CAPTURE_OPTIONS'])"
     )
 

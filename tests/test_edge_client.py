@@ -368,7 +368,7 @@ def test_closing_tries_a_dead_hub_once_and_no_more(bench: Bench) -> None:
 
 def test_the_same_failure_is_logged_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """An hour without a hub is one line, not thousands; another reason is another line."""
-    caplog.set_level(logging.INFO, logger="visionedge.edge")
+    caplog.set_level(logging.INFO, logger="visionedge.iothub")
     refused, unknown = LinkError("connection refused"), LinkError("no such host")
     bench.hub.errors = [*[refused] * 20, *[unknown] * 5]
     client = bench.client()

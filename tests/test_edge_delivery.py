@@ -117,7 +117,7 @@ def test_a_result_that_comes_too_late_is_taken_care_of() -> None:
 
 def test_outside_without_a_file_nothing_is_gathered(caplog: pytest.LogCaptureFixture) -> None:
     """Locally, frames cost nothing and the log says once why nothing is sent."""
-    caplog.set_level(logging.INFO, logger="visionedge.edge")
+    caplog.set_level(logging.INFO, logger="visionedge.iothub")
     crew = Crew(lambda _name, _error: None)
     delivery = Delivery.build(TelemetryConfig(), None, None, crew)
     delivery.start()

@@ -28,8 +28,8 @@ pytestmark = [
 ASK = """
 import json, sys
 import onnx
-from visionedge.inference.probe import _tiny
-from visionedge.inference.runtime import import_onnxruntime, load_cuda_libraries
+from visionedge.engine.device.probe import _tiny
+from visionedge.runtime.ort import import_onnxruntime, load_cuda_libraries
 onnxruntime = import_onnxruntime()
 load_cuda_libraries(onnxruntime)
 try:

@@ -399,10 +399,10 @@ def test_a_child_that_dies_over_a_model_blames_the_model(model: Model, arena: Ar
 PARENT = """
 import sys, time
 from pathlib import Path
-from visionedge.config import InferenceConfig
-from visionedge.inference.model import load_model
-from visionedge.inference.process import EngineProcess
-from visionedge.inference.shared import Arena
+from visionedge.config.schema import InferenceConfig
+from visionedge.model.model import load_model
+from visionedge.engine.process.client import EngineProcess
+from visionedge.engine.process.shared_memory import Arena
 model = load_model(Path(sys.argv[1]))
 engine = EngineProcess(model, InferenceConfig(device="cpu"), Arena(model.input, 4))
 engine.open()

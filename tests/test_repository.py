@@ -211,7 +211,10 @@ def test_the_wheel_carries_nothing_else(wheel: Path) -> None:
 def test_an_installed_wheel_finds_its_model_and_clip_by_itself(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
-    asking = "from visionedge.runtime.installation import bundled as b; print(b('media/demo.mp4')); print(b('models/%s.onnx'))"
+    asking = (
+        "from visionedge.runtime.installation import bundled as b;"
+        "print(b('media/demo.mp4')); print(b('models/%s.onnx'))"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", asking % "yolox-nano-416"],
         cwd=tmp_path,

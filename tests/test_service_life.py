@@ -128,8 +128,8 @@ def test_damaged_state_files_are_reported_and_the_module_runs(tmp_path: Path, da
 HANGING = """
     import asyncio, sys, threading
     from pathlib import Path
-    import visionedge.service as service
-    from visionedge.edge.desired import Carriers
+    import visionedge.app.service as service
+    from visionedge.iothub.desired import Carriers
 
     class Hanging(service.Service):
         async def _begin(self, *_):

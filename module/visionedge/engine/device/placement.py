@@ -1,4 +1,4 @@
-"""A child process that tells where the nodes of a model lie: ``python -m visionedge.engine.device.placement``.
+"""A child process that tells where the nodes of a model lie (``python -m …engine.device.placement``).
 
 It takes ``placement '{"device": "cuda", "model": "PATH"}'`` and prints one JSON line with the device that
 the session came up on, how many nodes are computed there, which are left to the CPU, and a doubt about a

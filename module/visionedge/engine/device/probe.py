@@ -1,4 +1,4 @@
-"""A child process that tries one provider: ``python -m visionedge.engine.device.probe CUDAExecutionProvider``.
+"""A child process that tries one provider (``python -m …engine.device.probe CUDAExecutionProvider``).
 
 It prints one JSON line, ``{"providers": […], "error": "…"}``. What onnxruntime and CUDA write to stderr is
 for the parent to read; this process may hang or die, which is an answer too.

@@ -67,13 +67,11 @@ class EngineProcess:
     ) -> None:
         self.model = model
         self._crew = crew or Crew(lambda _name, _error: None)
-        tuning = Tuning(limits or Limits()) if fault_injection is None else _scripted(fault_injection)
+        tuning = Tuning(limits or Limits()) if inject is None else _scripted(inject)
         self._limits = tuning.limits
         self._stage = Stage()
         self._conductor = Conductor(
-            protocol.Order(
-                model, inference, data, logging.getLogger().getEffectiveLevel(), inject=fault_injection
-            ),
+            protocol.Order(model, inference, data, logging.getLogger().getEffectiveLevel(), inject=inject),
             arena,
             self._crew,
             limits=self._limits,
