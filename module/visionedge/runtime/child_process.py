@@ -42,7 +42,7 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
         if name in _OURS or (name.startswith(_PASSED_ON) and not _SECRET_NAME.search(name))
     }
     # The folder of this very package first: a child of a checkout finds it, and no other version.
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     given = environ.get("PYTHONPATH", "").split(os.pathsep)
     paths = [root, *(path for path in given if os.path.isabs(path))]  # noqa: PTH117 - a text, not a Path
     return {**passed_on, "PYTHONPATH": os.pathsep.join(paths), "ORT_DISABLE_TELEMETRY": "1"}

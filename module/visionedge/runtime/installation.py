@@ -4,7 +4,7 @@ from pathlib import Path
 
 from visionedge.errors import UnavailableError
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def bundled(relative: str) -> Path:

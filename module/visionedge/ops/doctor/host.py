@@ -117,9 +117,9 @@ def this_host(environ: Mapping[str, str]) -> Host:
 
 
 def ask_child(question: str, arguments: Document, limit_s: float) -> Answer:
-    """Ask in a child of `ask.py`, which knows the standard library only and starts in no time."""
+    """Ask in a child of `probe_child.py`, which knows the standard library only and starts in no time."""
     module = "visionedge.engine.device.placement"
-    target = module if question == "placement" else Path(__file__).with_name("ask.py")
+    target = module if question == "placement" else Path(__file__).with_name("probe_child.py")
     child = start_text(target, question, json.dumps(arguments), stderr=subprocess.PIPE)
     try:
         told, complaint = child.communicate(timeout=limit_s)

@@ -3,9 +3,8 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-Document = dict[str, Any]
+from visionedge.ops.doctor.finding import Document
 
 FRESH_NS = 60_000_000_000
 
