@@ -13,7 +13,7 @@ from tiny_slow import save_with_variant
 from visionedge.__main__ import main
 from visionedge.config.schema import InferenceConfig
 from visionedge.ops.bench.engine import EngineLoad, bench_engine, caution, words
-from visionedge.runtime.extras import install_command
+from visionedge.runtime.installation import install_command
 
 CPU = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 4})
 

@@ -11,7 +11,7 @@ import pytest
 from clips import make_clip
 from command_line import CommandLine
 from tiny_models import TinyDetector
-from visionedge.runtime.other_processes import FIELD, OtherProcesses, caution
+from visionedge.runtime.measurement import FIELD, OtherProcesses, caution
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

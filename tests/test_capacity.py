@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from visionedge.app.load_meter import CameraLoad, Counted, Meter, Reading, Sample, between, document, judge
-from visionedge.camera.ration import Counts
+from visionedge.camera.timing import Counts
 from visionedge.engine.batcher import BatcherStatistics, CameraStatistics, Drop
 
 

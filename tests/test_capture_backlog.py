@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from visionedge.camera.sources.backlog import Backlog
+from visionedge.camera.sources.base import Backlog
 
 STEP_S = 0.04
 

@@ -90,7 +90,7 @@ def test_pictures_that_shrink_to_a_part_keep_their_colours(
 
 @pytest.mark.parametrize("pix_fmt", ["nv12", "p010le"])
 def test_planes_of_two_channels_as_a_gpu_gives_them_are_right(pix_fmt: str) -> None:
-    from visionedge.camera.sources.pyav_decoder import planes_of
+    from visionedge.camera.sources.pyav import planes_of
     from visionedge.camera.sources.yuv import whole_picture
 
     picture = scene(160, 90)
@@ -102,7 +102,7 @@ def test_planes_of_two_channels_as_a_gpu_gives_them_are_right(pix_fmt: str) -> N
 @pytest.mark.parametrize("span", list(RANGES))
 def test_ycgco_gives_the_colours_that_were_there(span: str) -> None:
     """Its own formula, which FFmpeg's converter refuses."""
-    from visionedge.camera.sources.pyav_decoder import planes_of
+    from visionedge.camera.sources.pyav import planes_of
     from visionedge.camera.sources.yuv import whole_picture
 
     picture = scene(160, 90)
@@ -123,7 +123,7 @@ def test_ycgco_gives_the_colours_that_were_there(span: str) -> None:
 @pytest.mark.parametrize("number", [0, 3, 11, 12, 13, 14, 15, 200])
 def test_an_unknown_matrix_is_taken_for_that_of_its_primaries(number: int) -> None:
     """As near as can be, and never an error; FFmpeg's converter refuses most of them."""
-    from visionedge.camera.sources.pyav_decoder import PyavPicture
+    from visionedge.camera.sources.pyav import PyavPicture
     from visionedge.camera.sources.yuv import Painter
 
     picture = scene(160, 90)
@@ -139,7 +139,7 @@ def test_an_unknown_matrix_is_taken_for_that_of_its_primaries(number: int) -> No
 
 @pytest.mark.parametrize("number", [8, 11, 12, 14])
 def test_packed_colours_of_such_a_matrix_are_converted_all_the_same(number: int) -> None:
-    from visionedge.camera.sources.pyav_decoder import PyavPicture
+    from visionedge.camera.sources.pyav import PyavPicture
     from visionedge.camera.sources.yuv import Painter
 
     picture = scene(160, 90)
@@ -281,7 +281,7 @@ def test_a_turned_picture_is_turned_back(
 def test_pictures_that_no_other_refers_to_are_nearly_as_a_plain_decoder_gives_them(tmp_path: Path) -> None:
     """The edges of their blocks are not smoothed, which spreads nowhere; all others are the very same."""
     av: Any = pytest.importorskip("av")
-    from visionedge.camera.sources.pyav_decoder import PyavDecoder
+    from visionedge.camera.sources.pyav import PyavDecoder
 
     pictures = [np.roll(scene(320, 180), 3 * shift, axis=1) for shift in range(24)]
     frames = [frame_of(picture, "yuv420p", "bt601", "limited") for picture in pictures]

@@ -13,7 +13,7 @@ from clips import make_clip
 from rtsp_server import RtspServer
 from visionedge.camera.camera import Camera
 from visionedge.camera.sources.base import Limits
-from visionedge.camera.sources.opening import Turns, answers
+from visionedge.camera.sources.opencv import Turns, answers
 
 
 @contextmanager

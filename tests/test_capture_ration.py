@@ -11,10 +11,9 @@ from camera_doubles import SPEC, Basket, JumpClock, Opener, ScriptedSource, runn
 from clips import make_clip, number_of, numbered_picture
 from visionedge.camera.camera import Camera, Means
 from visionedge.camera.motion_gate import GateSettings
-from visionedge.camera.ration import UNTHROTTLED, Counts, Ration, Throttle
 from visionedge.camera.sources.base import Limits
-from visionedge.camera.sources.open import open_source
-from visionedge.camera.sources.video import LoopedSource, open_video
+from visionedge.camera.sources.open import LoopedSource, open_source, open_video
+from visionedge.camera.timing import UNTHROTTLED, Counts, Ration, Throttle
 from visionedge.config.addresses import parse_camera_uri
 
 STILL = numbered_picture(3)

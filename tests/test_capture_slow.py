@@ -6,9 +6,8 @@ import pytest
 
 from camera_doubles import SPEC, Basket, Changes, JumpClock, running
 from clips import numbered_picture
-from visionedge.camera.camera import Camera, Means
+from visionedge.camera.camera import Camera, Means, Progress
 from visionedge.camera.sources.base import Decoded, Limits, WholePicture
-from visionedge.camera.status import Progress
 from visionedge.config.addresses import CameraUri
 
 S = 1_000_000_000

@@ -9,8 +9,7 @@ import pytest
 
 from clips import make_clip, make_picture, number_of
 from visionedge.camera.sources.base import Library
-from visionedge.camera.sources.open import Limits, Source, open_source
-from visionedge.camera.sources.video import LoopedSource, open_video
+from visionedge.camera.sources.open import Limits, LoopedSource, Source, open_source, open_video
 from visionedge.config.addresses import CameraUri, parse_camera_uri
 from visionedge.errors import SourceError, UnavailableError
 from visionedge.runtime.installation import bundled

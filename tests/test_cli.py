@@ -21,7 +21,7 @@ from conftest import REPOSITORY
 from tiny_models import classifier
 from tiny_slow import save_with_variant
 from visionedge.__main__ import parser
-from visionedge.camera.sources.pyav_decoder import PyavPicture
+from visionedge.camera.sources.pyav import PyavPicture
 from visionedge.cli.run import private_files, run_document
 from visionedge.config.schema import InferenceConfig
 from visionedge.errors import DamagedError

@@ -20,7 +20,7 @@ from visionedge.errors import VisionedgeError
 from visionedge.ops.doctor.bundle import Scrub, write_bundle
 from visionedge.ops.doctor.gather import Request
 from visionedge.ops.doctor.report import examine
-from visionedge.runtime.vocabulary import OWN_WORDS
+from visionedge.runtime.redaction import OWN_WORDS
 
 PASSWORD, USER, TOKEN, QUERY, SIGNATURE, KEY = (
     'p@ss/w"rd#Ü',

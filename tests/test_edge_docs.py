@@ -11,7 +11,7 @@ from visionedge.app import engine_host
 from visionedge.app.direct_methods import Calls
 from visionedge.app.overload_controller import Code as OverloadCode
 from visionedge.app.properties import MAX_CAMERAS_BYTES
-from visionedge.camera.status import State
+from visionedge.camera.camera import State
 from visionedge.config.load import validate
 from visionedge.iothub.desired import Code as ConfigCode
 from visionedge.iothub.direct_methods import MAX_ANSWER_BYTES, Method

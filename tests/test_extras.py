@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import REPOSITORY
-from visionedge.runtime.extras import Extra, extra_in_words, install_command
+from visionedge.runtime.installation import Extra, extra_in_words, install_command
 
 TEXTS = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
 SOURCES = [*(REPOSITORY / "module").rglob("*.py"), *(REPOSITORY / "tools").glob("*.py")]

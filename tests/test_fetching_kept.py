@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from conftest import REPOSITORY
-from visionedge.config.address import model_name, shown
+from visionedge.config.addresses import model_name, shown
 from visionedge.config.load import local_only, validate
 from visionedge.errors import ConfigError, FetchError
 from visionedge.model.download import Tempo

@@ -10,8 +10,8 @@ import pytest
 from camera_doubles import SPEC, Basket, Changes
 from clips import make_clip
 from visionedge.camera.camera import CameraStatus, Fitting
-from visionedge.camera.ration import Throttle
 from visionedge.camera.registry import GONE_NS, Fleet
+from visionedge.camera.timing import Throttle
 from visionedge.config.load import validate
 from visionedge.config.schema import Config
 from visionedge.frames.types import Frame

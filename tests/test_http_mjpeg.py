@@ -15,7 +15,7 @@ from clips import number_of, numbered_picture
 from scripted_http import ScriptedServer, Serve
 from visionedge.camera.camera import Camera
 from visionedge.camera.sources.base import Library, Limits
-from visionedge.camera.sources.jpeg_scanner import JpegScanner
+from visionedge.camera.sources.http_camera import JpegScanner
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError

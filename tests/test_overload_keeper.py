@@ -15,8 +15,8 @@ from visionedge.app.overload_controller import Keeper
 from visionedge.app.state import Rooms
 from visionedge.camera.camera import Camera, Fitting
 from visionedge.camera.motion_gate import GateSettings
-from visionedge.camera.ration import Throttle
 from visionedge.camera.registry import Fleet
+from visionedge.camera.timing import Throttle
 from visionedge.config.load import validate
 from visionedge.engine.device.devices import DeviceState, Reason
 from visionedge.engine.interface import AnyEngine, ProcessStatus

@@ -8,8 +8,7 @@ import pytest
 from pydantic.alias_generators import to_camel
 
 from visionedge.__main__ import main
-from visionedge.config.schema import Config
-from visionedge.config.schema_part import json_schema
+from visionedge.config.schema import Config, json_schema
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "docs" / "config.schema.json"
 

@@ -16,7 +16,7 @@ from module_process import ModuleProcess
 from rtsp_server import RtspServer
 from tiny_models import TinyDetector
 from visionedge.app.service import not_written
-from visionedge.camera.sequences import Position, Sequences
+from visionedge.camera.registry import Position, Sequences
 from visionedge.ops.manifest.estimate import from_file
 
 

@@ -23,7 +23,7 @@ from visionedge.engine.lanes import Lineup
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.desired import Carriers
 from visionedge.model.model import Model, bundled_model_path, load_model
-from visionedge.runtime.descriptors import descriptor_limit, raise_descriptor_limit
+from visionedge.runtime.process_limits import descriptor_limit, raise_descriptor_limit
 from visionedge.runtime.threads import Crew
 
 

@@ -27,8 +27,7 @@ from visionedge.app.hub_bridge import Remote
 from visionedge.app.metrics import Metrics
 from visionedge.app.service import STOP_WITHIN_S, Options, Service
 from visionedge.app.state import Rooms
-from visionedge.camera.camera import Camera, CameraStatus
-from visionedge.camera.status import State
+from visionedge.camera.camera import Camera, CameraStatus, State
 from visionedge.config.load import validate
 from visionedge.engine.lanes import Lineup
 from visionedge.iothub.desired import Carriers

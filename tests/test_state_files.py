@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from visionedge.camera.sequences import KEPT_S, MOST_NAMES, Position, Sequences
+from visionedge.camera.registry import KEPT_S, MOST_NAMES, Position, Sequences
 from visionedge.config.load import validate
 from visionedge.engine.plan import Fit, Measured, Pair, Timed
 from visionedge.engine.plan_cache import PlanCache, PlanKey
@@ -23,7 +23,7 @@ from visionedge.model.model_store import Kept
 from visionedge.outbound.messages import Message
 from visionedge.outbound.spool import Spool, Tempo
 from visionedge.outbound.sqlite_store import Loss, Store
-from visionedge.runtime.state_file import KEPT_ASIDE, DamagedError, read_json, set_aside, sweep, write_json
+from visionedge.runtime.files import KEPT_ASIDE, DamagedError, read_json, set_aside, sweep, write_json
 from visionedge.runtime.threads import Crew
 
 OWNER = "hub/press-7/vision"

@@ -4,8 +4,7 @@ import threading
 
 import pytest
 
-from visionedge.runtime.outbox import Outbox
-from visionedge.runtime.threads import Crew, Executor, unfinished
+from visionedge.runtime.threads import Crew, Executor, Outbox, unfinished
 
 
 def test_a_vital_thread_that_dies_is_told_with_its_error(caplog: pytest.LogCaptureFixture) -> None:

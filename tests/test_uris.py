@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visionedge.app import load_meter
-from visionedge.camera import status as camera_status
+from visionedge.camera import camera as camera_status
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.engine.device import devices
 from visionedge.errors import ConfigError
@@ -22,6 +22,7 @@ from visionedge.iothub import ladder
 from visionedge.outbound import spool
 from visionedge.runtime.logs import RedactingFormatter
 from visionedge.runtime.redaction import (
+    OWN_WORDS,
     TEXT_CHARACTERS,
     KnownSecrets,
     keep_secret,
@@ -30,7 +31,6 @@ from visionedge.runtime.redaction import (
     redact_document,
     secrets_in,
 )
-from visionedge.runtime.vocabulary import OWN_WORDS
 from visionedge.web.responses import RequestError, error_answer
 
 

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 import pytest
 
 from visionedge.config.schema import HttpConfig
-from visionedge.runtime.log_limit import LogLimiter
+from visionedge.runtime.logs import LogLimiter
 from visionedge.web import connections, listener
 from visionedge.web.server import Server
 from web_module import FakeModule, result, until

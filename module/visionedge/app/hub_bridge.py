@@ -28,8 +28,8 @@ from visionedge.iothub.line import Errand, Outcome
 from visionedge.iothub.reported import Reported
 from visionedge.iothub.sdk import InputMessage, Link, MethodCall
 from visionedge.iothub.statistics import Asked
-from visionedge.runtime.outbox import Outbox
 from visionedge.runtime.redaction import redact
+from visionedge.runtime.threads import Outbox
 from visionedge.web.backend import Busy
 from visionedge.web.jpeg import MEMORY_BYTES, MEMORY_WAIT_S, Budget, Desk, is_picture
 from visionedge.web.responses import RequestError

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from visionedge.camera.ration import Counts
+from visionedge.camera.timing import Counts
 from visionedge.engine.batcher import BatcherStatistics, CameraStatistics, Drop
 from visionedge.runtime.process_limits import cpu_quota, usable_cores
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from visionedge.app.load_meter import Reading
 from visionedge.app.overload_policy import RUNGS, Rung
 from visionedge.app.sight import load_of, rates_in_words
-from visionedge.camera.ration import Throttle
+from visionedge.camera.timing import Throttle
 from visionedge.frames.types import utc_text
 
 Direction = Literal["taken", "returned"]

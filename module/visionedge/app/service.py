@@ -23,8 +23,7 @@ from visionedge.app.metrics import Metrics
 from visionedge.app.overload_controller import Code, Keeper
 from visionedge.app.state import Rooms
 from visionedge.camera.camera import CameraStatus, Fitting
-from visionedge.camera.registry import Fleet
-from visionedge.camera.sequences import Position, Sequences
+from visionedge.camera.registry import Fleet, Position, Sequences
 from visionedge.config.documents import Document
 from visionedge.config.schema import Config
 from visionedge.engine.interface import AnyEngine, EngineNews
@@ -35,11 +34,10 @@ from visionedge.iothub.desired import Carriers
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.image_requests import NUMBERS
 from visionedge.iothub.ladder import EXIT_STUCK
-from visionedge.runtime.descriptors import raise_descriptor_limit
-from visionedge.runtime.log_limit import LogLimiter
-from visionedge.runtime.memory import settle_allocator
+from visionedge.runtime.files import sweep
+from visionedge.runtime.logs import LogLimiter
+from visionedge.runtime.process_limits import raise_descriptor_limit, settle_allocator
 from visionedge.runtime.redaction import redact
-from visionedge.runtime.state_file import sweep
 from visionedge.runtime.threads import Crew, Executor, on_thread, unfinished
 from visionedge.web.guard import own_names
 from visionedge.web.server import Server

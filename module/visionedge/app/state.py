@@ -19,7 +19,7 @@ from visionedge.iothub.statistics import Asked
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.model.supply import Supply
-from visionedge.runtime.outbox import Outbox
+from visionedge.runtime.threads import Outbox
 from visionedge.web.results import Board
 
 

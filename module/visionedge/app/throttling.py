@@ -6,7 +6,7 @@ from visionedge.app.load_meter import Reading
 from visionedge.app.overload_policy import Held, Rung
 from visionedge.app.shares import Wish, caps
 from visionedge.camera.motion_gate import GateSettings
-from visionedge.camera.ration import Throttle
+from visionedge.camera.timing import Throttle
 from visionedge.config.schema import CameraConfig
 
 _NEWEST = 0.5  # part of a rate that the newest reading makes up

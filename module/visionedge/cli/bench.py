@@ -19,8 +19,8 @@ from visionedge.cli.arguments import (
 )
 from visionedge.config.load import validate
 from visionedge.errors import ConfigError
-from visionedge.runtime.memory import settle_allocator
-from visionedge.runtime.other_processes import FIELD, OtherProcesses, caution
+from visionedge.runtime.measurement import FIELD, OtherProcesses, caution
+from visionedge.runtime.process_limits import settle_allocator
 
 
 def add_parser(verbs: Verbs) -> None:

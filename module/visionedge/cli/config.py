@@ -71,7 +71,7 @@ def _print(path: Path, problems: Sequence[str]) -> None:
 
 
 def _schema(_arguments: argparse.Namespace) -> int:
-    from visionedge.config.schema_part import json_schema
+    from visionedge.config.schema import json_schema
 
     sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
     return 0

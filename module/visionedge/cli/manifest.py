@@ -177,7 +177,7 @@ def _add_lint(commands: Verbs) -> None:
 
 def _generate(arguments: argparse.Namespace) -> int:
     from visionedge.ops.manifest.generate import generate
-    from visionedge.runtime.writing import write_new
+    from visionedge.runtime.files import write_new
 
     with naming_lines(Path(arguments.config) if arguments.config else None, os.environ):
         made = generate(_request(arguments), os.environ)
@@ -308,7 +308,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
 
 
 def _schema(_arguments: argparse.Namespace) -> int:
-    from visionedge.config.schema_part import json_schema
+    from visionedge.config.schema import json_schema
 
     sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
     return 0

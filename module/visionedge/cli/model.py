@@ -9,7 +9,7 @@ from pathlib import Path
 from visionedge.cli.arguments import DEVICES, Parser, Verbs, count, data_folder, share, verb
 from visionedge.config.load import from_environment, merge, validate
 from visionedge.errors import ConfigError
-from visionedge.runtime.extras import install_command
+from visionedge.runtime.installation import install_command
 
 
 def add_parser(verbs: Verbs) -> None:

@@ -8,7 +8,7 @@ working one.
 
 import ipaddress
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -21,8 +21,8 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from visionedge.config.address import check_address
-from visionedge.config.addresses import parse_camera_uri
+from visionedge.config.addresses import check_address, parse_camera_uri
+from visionedge.config.documents import EXTENSION
 from visionedge.errors import ConfigError
 
 MAX_PROBLEMS = 500
@@ -318,3 +318,32 @@ class Config(_Section):
     overload: OverloadConfig = Field(default_factory=OverloadConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     http: HttpConfig = Field(default_factory=HttpConfig)
+
+
+# The configuration's schema for others: JSON Schema, for editors, pipelines and whoever writes a twin.
+
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a configuration document, the same for a file and for desired properties.
+
+    It says what can be said of a key by itself; `config.validate` also reads the URIs of cameras.
+    """
+    schema = _untitled(Config.model_json_schema(by_alias=True))
+    schema["properties"]["cameras"]["propertyNames"] = {"pattern": f"^{CAMERA_NAME.pattern}$"}
+    schema["$defs"]["ModelConfig"] |= {
+        "not": {"required": ["path", "url"]},
+        "dependentRequired": {"url": ["sha256"], "sha256": ["url"]},
+    }
+    # Any value: they are there for YAML anchors and are not read.
+    schema["patternProperties"] = {f"^{EXTENSION}": {}}
+    return {"$schema": DIALECT, **schema, "title": "visionedge configuration"}
+
+
+def _untitled(value: Any) -> Any:
+    """Without the titles that pydantic makes of the names: they say nothing more than those."""
+    if isinstance(value, dict):
+        return {key: _untitled(item) for key, item in value.items() if key != "title"}
+    return [_untitled(item) for item in value] if isinstance(value, list) else value

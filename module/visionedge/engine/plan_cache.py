@@ -12,7 +12,7 @@ from pathlib import Path
 
 from visionedge import __version__
 from visionedge.engine.plan import Measured
-from visionedge.runtime.state_file import DamagedError, drop_damaged, read_json, write_json
+from visionedge.runtime.files import DamagedError, drop_damaged, read_json, write_json
 
 log = logging.getLogger(__name__)
 

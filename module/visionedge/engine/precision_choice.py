@@ -21,8 +21,8 @@ from visionedge.model.model import Model
 from visionedge.model.parity import Tolerance
 from visionedge.model.quantization.search import in_integers
 from visionedge.model.quantization.variants import Variant, usable, variants
+from visionedge.runtime.files import DamagedError, drop_damaged, read_json, write_json
 from visionedge.runtime.measurement import Choice, choose
-from visionedge.runtime.state_file import DamagedError, drop_damaged, read_json, write_json
 
 log = logging.getLogger(__name__)
 

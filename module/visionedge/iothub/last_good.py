@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from visionedge.iothub.wish import Wish
-from visionedge.runtime.state_file import DamagedError, read_json, set_aside, whole_number, write_json
+from visionedge.runtime.files import DamagedError, read_json, set_aside, whole_number, write_json
 
 log = logging.getLogger(__name__)
 

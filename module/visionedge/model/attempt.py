@@ -16,7 +16,7 @@ import aiohttp
 from yarl import URL
 
 from visionedge import __version__
-from visionedge.config.address import local_path
+from visionedge.config.addresses import local_path
 from visionedge.errors import FetchError
 from visionedge.model.faults import Patience, told
 from visionedge.model.model_store import Part

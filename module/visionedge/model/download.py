@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from visionedge.config.address import shown
+from visionedge.config.addresses import shown
 from visionedge.errors import FetchError
 from visionedge.model.attempt import Order, Progress, attempt
 from visionedge.model.faults import Patience

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from visionedge.errors import FetchError
-from visionedge.runtime.state_file import drop_damaged, is_odd
+from visionedge.runtime.files import drop_damaged, is_odd
 
 log = logging.getLogger(__name__)
 

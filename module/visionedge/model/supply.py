@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from visionedge.config.address import model_name, shown
+from visionedge.config.addresses import model_name, shown
 from visionedge.config.schema import ModelConfig
 from visionedge.errors import ModelError
 from visionedge.model.attempt import Order

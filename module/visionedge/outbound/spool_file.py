@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from visionedge.outbound.sqlite_store import Bounds, Connect, ForeignFileError, Store, broken, salvage_numbers
-from visionedge.runtime.state_file import is_odd, set_aside
+from visionedge.runtime.files import is_odd, set_aside
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from visionedge.errors import UnavailableError
-from visionedge.runtime.extras import extra_in_words
+from visionedge.runtime.installation import extra_in_words
 
 # Its errors come back as exceptions; what it also writes to native stderr would only repeat them.
 _FATAL_ONLY = 4

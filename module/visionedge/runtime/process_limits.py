@@ -1,7 +1,10 @@
 """Processor cores that the module plans for."""
 
+import contextlib
+import ctypes
 import math
 import os
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -81,3 +84,52 @@ def _version_1(folder: Path) -> list[str]:
         ]
     except OSError:
         return []
+
+
+# The file descriptors of the process: cameras, connections and files each take one.
+
+
+MOST = 65_536
+"""More would only make children slower that close all they could have inherited."""
+
+
+def raise_descriptor_limit(most: int = MOST) -> int:
+    """Raise the soft limit to the hard one, at most to `most`, and give the limit that is then in force.
+
+    The soft limit of most shells and services is 1024, which cameras and clients together can reach.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most if hard == resource.RLIM_INFINITY else min(hard, most)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return descriptor_limit()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
+
+
+def descriptor_limit() -> int:
+    """The soft limit that is in force; at most 2**31 where there is none."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2**31 if soft == resource.RLIM_INFINITY else soft
+
+
+# The C library's allocator, told what kind of program this is.
+
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+
+
+def settle_allocator() -> None:
+    """Once, at the start of the module: memory that is given back goes back.
+
+    glibc gives each thread a heap of its own, which grows to the most that was ever needed at once and,
+    broken up by small things that stay, never shrinks. With a thread for each camera and pictures of
+    megabytes that was a seventh of all memory, and rising. So: two heaps, and anything large by itself.
+    Other C libraries have no such call, and no such habit.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_ARENA_MAX, 2)
+        library.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
+        library.mallopt(_M_TRIM_THRESHOLD, 1024 * 1024)

@@ -5,9 +5,10 @@ import contextlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -141,3 +142,43 @@ async def on_thread(crew: Crew, name: str, work: Callable[[], T]) -> T:
 
     crew.start(name, target)
     return await done
+
+
+# The door from the threads to the asyncio loop: results and events go out here, and nowhere else.
+
+
+class Outbox(Generic[T]):
+    """A bounded queue that wakes its reader once each time it turns non-empty.
+
+    Any thread may `put` (it never blocks); one reader calls `drain`. When it is full the oldest item goes
+    first and is counted in `dropped`. `wake` is called outside the lock; a service gives
+    ``lambda: loop.call_soon_threadsafe(…)``.
+    """
+
+    def __init__(self, wake: Callable[[], None], limit: int = 1024) -> None:
+        self._wake = wake
+        self._limit = limit
+        self._items: deque[T] = deque()
+        self._lock = threading.Lock()
+        self.dropped = 0
+
+    def __repr__(self) -> str:
+        return f"<Outbox waiting={len(self._items)} limit={self._limit} dropped={self.dropped}>"
+
+    def put(self, item: T) -> None:
+        """Hand an item over; called by lanes, cameras and hub threads."""
+        with self._lock:
+            turned = not self._items
+            if len(self._items) >= self._limit:
+                self._items.popleft()
+                self.dropped += 1
+            self._items.append(item)
+        if turned:
+            self._wake()
+
+    def drain(self) -> list[T]:
+        """All items, oldest first; the box is empty afterwards."""
+        with self._lock:
+            items = list(self._items)
+            self._items.clear()
+        return items

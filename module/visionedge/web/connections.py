@@ -17,7 +17,7 @@ from aiohttp.http_exceptions import (
     LineTooLong,
 )
 
-from visionedge.runtime.log_limit import LogLimiter
+from visionedge.runtime.logs import LogLimiter
 from visionedge.web.responses import RequestError, error_answer, problem_of, set_common_headers
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from functools import partial
 
 from aiohttp import web
 
-from visionedge.config.schema_part import json_schema
+from visionedge.config.schema import json_schema
 from visionedge.errors import SourceError
 from visionedge.frames.types import Result, frame_document, utc_text
 from visionedge.runtime.redaction import redact, redact_document

@@ -10,8 +10,8 @@ import errno
 import logging
 import socket
 
-from visionedge.runtime.descriptors import descriptor_limit
-from visionedge.runtime.log_limit import LogLimiter
+from visionedge.runtime.logs import LogLimiter
+from visionedge.runtime.process_limits import descriptor_limit
 from visionedge.web.connections import CONNECTIONS_AT_ONCE, Connection, Connections
 
 log = logging.getLogger(__name__)

@@ -2,17 +2,421 @@
 
 import contextlib
 import re
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from visionedge.camera.sources import diagnosis
-from visionedge.camera.sources.base import Limits, Source
-from visionedge.camera.sources.http_client import Answer, Head, HttpClient
-from visionedge.camera.sources.http_pictures import HttpPictures, refusal
+from visionedge.camera.sources.base import Decoded, Limits, Source, WholePicture
+from visionedge.camera.sources.http_client import Answer, Head, HttpClient, challenges_in, without_login
+from visionedge.camera.sources.images import decode_picture, picture_size
 from visionedge.camera.sources.redirects import with_login
 from visionedge.config.addresses import CameraUri
-from visionedge.errors import SourceError
+from visionedge.errors import DamagedError, SourceError
+from visionedge.frames.types import Picture
+
+# Finds the JPEG pictures in a stream of bytes, whatever stands between them.
+#
+# Cameras disagree on how a part of a multipart stream looks (boundaries, lengths, types), but not on how a
+# JPEG looks: it is found by its own markers, and all else is ignored.
+
+
+_SOI = b"\xff\xd8\xff"
+_STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
+_SOS = 0xDA
+_BETWEEN_SCANS = frozenset({0xC4, _SOS, 0xDB, 0xDC, 0xDD, 0xFE})
+"""Segments that may follow a scan: tables, restart intervals, comments and the next scan."""
+
+
+class JpegScanner:
+    """``feed`` bytes, ``take`` pictures.
+
+    A picture longer than `max_bytes` is let go, so nothing that a camera sends makes this larger than that.
+    A picture without its end marker ends where the next one begins.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._data = bytearray()
+        self._at = 0
+        """What lies before it has been looked at; 0 while no picture has begun."""
+        self._in_scan = False
+        self.damaged_count = 0
+
+    def __repr__(self) -> str:
+        return f"<JpegScanner {len(self._data)} bytes damaged={self.damaged_count}>"
+
+    @property
+    def begun(self) -> bool:
+        """Whether a picture has begun and not ended."""
+        return self._at > 0
+
+    @property
+    def held_bytes(self) -> int:
+        """How much of the stream it keeps."""
+        return len(self._data)
+
+    def feed(self, data: bytes) -> None:
+        """More of the stream."""
+        self._data += data
+
+    def take(self) -> bytes | None:
+        """The next whole picture; None where more bytes are needed for it."""
+        while True:
+            if self._at == 0 and not self._begin():
+                return None
+            end = self._end()
+            if end is not None and end > 0:
+                return self._cut(end)
+            if end is None and len(self._data) <= self._max_bytes:
+                return None
+            self._drop(len(self._data) if end is None else len(_SOI) - 1)
+
+    def finish(self) -> bytes | None:
+        """The stream has ended: the picture that has begun and lacks its end marker alone."""
+        return self._cut(len(self._data)) if self._in_scan else None
+
+    def _begin(self) -> bool:
+        start = self._data.find(_SOI)
+        if start < 0:
+            del self._data[: max(0, len(self._data) - len(_SOI) + 1)]
+            return False
+        del self._data[:start]
+        self._at, self._in_scan = 2, False
+        return True
+
+    def _drop(self, size: int) -> None:
+        """What began is no picture: look for the next behind so many of its bytes."""
+        self.damaged_count += 1
+        del self._data[:size]
+        self._at, self._in_scan = 0, False
+
+    def _cut(self, end: int) -> bytes:
+        picture = bytes(self._data[:end])
+        del self._data[:end]
+        self._at, self._in_scan = 0, False
+        return picture
+
+    def _end(self) -> int | None:
+        """Where the picture ends; None where more bytes are needed, 0 where it is none."""
+        data = self._data
+        while True:
+            if self._in_scan:
+                at = data.find(b"\xff", self._at)
+                self._at = len(data) if at < 0 else at
+            if self._at + 2 > len(data):
+                return None
+            marker = data[self._at + 1]
+            if marker == 0xD9:
+                return self._at + 2
+            if self._in_scan and marker == 0xD8:
+                return self._at
+            if not self._in_scan and (data[self._at] != 0xFF or marker in (0, 0xD8)):
+                return 0
+            if not self._step(marker):
+                return None
+
+    def _step(self, marker: int) -> bool:
+        """Go on behind a marker; False where more bytes are needed."""
+        if marker == 0xFF:  # padding
+            self._at += 1
+        elif marker in _STANDALONE or (self._in_scan and marker not in _BETWEEN_SCANS):
+            self._at += 2
+        elif self._at + 4 > len(self._data):
+            return False
+        else:
+            self._at += 2 + max(2, int.from_bytes(self._data[self._at + 2 : self._at + 4], "big"))
+            self._in_scan = marker == _SOS
+        return True
+
+
+# Pictures that a camera gives over HTTP: MJPEG as it comes, and stills, which are fetched repeatedly.
+
+
+MAX_PICTURE_BYTES = 24 << 20
+_WAITING_MOST_BYTES = 24 << 20
+_POLLS_PER_S = 1.0
+_POLLS_FAILED_MOST = 3
+_PATIENCE_MOST_S = 60.0
+_SECOND_PICTURE_S = 1.0
+_EOI = b"\xff\xd9"
+
+
+@dataclass(frozen=True, slots=True)
+class _Came:
+    at_s: float
+    data: bytes
+
+
+class HttpPictures:
+    """JPEG pictures in one endless answer, or one picture in each of many answers; see `Source`.
+
+    Which of them it is shows when the first answer ends behind its first picture (`settle`). Then the address
+    is asked again at the rate that is wanted; a few failures in a row are tolerated, as the next answer may
+    be right again.
+    """
+
+    decoder = "opencv"
+
+    def __init__(
+        self,
+        client: HttpClient,
+        answer: Answer,
+        begin: bytes,
+        limits: Limits,
+        *,
+        jpeg: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client, self._answer, self._limits = client, answer, limits
+        self._jpeg, self._clock = jpeg, clock
+        self._scanner = JpegScanner(MAX_PICTURE_BYTES)
+        self._waiting: deque[_Came] = deque()
+        self._gaps_s: deque[float] = deque(maxlen=3)
+        self._came_s: float | None = None
+        self._progress_s = clock()
+        self._polls = False
+        self._interval_s = 1 / (limits.pictures_per_s or _POLLS_PER_S)
+        self._due_s = clock() + self._interval_s
+        self._failed_count = self._body_count = self._given_count = self._left_out = 0
+        self._stopped = threading.Event()
+        self._whole = bytearray()
+        self._feed(begin)
+
+    def __repr__(self) -> str:
+        return f"<HttpPictures {self._client.name} polls={self._polls} given={self._given_count}>"
+
+    @property
+    def live(self) -> bool:
+        """See `Source.live`: where each picture is asked for, we set the pace."""
+        return not self._polls
+
+    def settle(self, deadline_s: float) -> None:
+        """Wait until it shows whether the answer is one picture or a stream of them.
+
+        Raises:
+            SourceError: it is neither.
+        """
+        while (
+            not self._answer.over and len(self._waiting) < 2 and not (self._waiting and self._scanner.begun)
+        ):
+            left_s = deadline_s - self._clock()
+            try:
+                self._feed(
+                    self._answer.read(max(0.1, min(left_s, _SECOND_PICTURE_S) if self._waiting else left_s))
+                )
+            except TimeoutError:
+                if self._waiting:
+                    return
+                raise SourceError(
+                    diagnosis.no_picture(self._client.name, self._limits.open_timeout_s)
+                ) from None
+        if self._answer.over:
+            self._finish()
+            self._polls = self._body_count == 1
+            if self._body_count == 0:
+                raise SourceError(diagnosis.broken_picture(self._client.name))
+
+    def read(self) -> Decoded | None:
+        """See `Source.read`."""
+        while not self._client.interrupted:
+            came = self._next()
+            if came is None:
+                if not self._client.interrupted:
+                    self._go_on()
+                continue
+            decoded = self._decoded(came)
+            if decoded is not None:
+                return decoded
+        return None
+
+    def want(self, pictures_per_s: float | None) -> None:
+        """See `Source.want`: stills are fetched so often; JPEG of a stream is decoded when looked at."""
+        self._interval_s = 1 / (pictures_per_s or _POLLS_PER_S)
+
+    def interrupt(self) -> None:
+        """See `Source.interrupt`."""
+        self._stopped.set()
+        self._client.interrupt()
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._client.close()
+
+    # --- one answer -----------------------------------------------------------------------------------------
+
+    def _next(self) -> _Came | None:
+        """The next picture of this answer; None at its end."""
+        while True:
+            self._drain()
+            if self._waiting:
+                return self._newest()
+            if self._answer.over:
+                self._finish()
+                return self._waiting.popleft() if self._waiting else None
+            patience_s = self._patience_s()
+            try:
+                self._feed(self._answer.read(patience_s))
+            except TimeoutError:
+                raise SourceError(diagnosis.silent(self._client.name, round(patience_s, 1))) from None
+            if self._clock() - self._progress_s > max(patience_s, self._limits.picture_timeout_s):
+                raise SourceError(self._no_progress())
+
+    def _drain(self) -> None:
+        """Take what has come already, so that it does not grow old in the buffers of the connection."""
+        for _ in range(64):
+            data = self._answer.read(0)
+            if not data:
+                return
+            self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        if not self._jpeg:
+            self._whole += data
+            if len(self._whole) > MAX_PICTURE_BYTES:
+                raise SourceError(diagnosis.too_many_bytes(self._client.name, MAX_PICTURE_BYTES))
+            return
+        self._scanner.feed(data)
+        while (picture := self._scanner.take()) is not None:
+            self._arrive(picture)
+
+    def _finish(self) -> None:
+        """The answer has ended: what is left may be a picture, too."""
+        left = bytes(self._whole) if self._answer.complete else b""
+        self._whole.clear()
+        last = self._scanner.finish() if self._jpeg else left
+        if last:
+            self._arrive(last)
+
+    def _arrive(self, picture: bytes) -> None:
+        now_s = self._clock()
+        if self._came_s is not None:
+            self._gaps_s.append(now_s - self._came_s)
+        self._came_s = now_s
+        self._body_count += 1
+        self._waiting.append(_Came(now_s, picture))
+        while len(self._waiting) > 1 and sum(len(came.data) for came in self._waiting) > _WAITING_MOST_BYTES:
+            self._leave_out()
+
+    def _newest(self) -> _Came:
+        """The oldest that waits; where that is late, those before the newest are left out."""
+        if self._clock() - self._waiting[0].at_s > self._limits.late_s:
+            while len(self._waiting) > 1:
+                self._leave_out()
+        return self._waiting.popleft()
+
+    def _leave_out(self) -> None:
+        self._waiting.popleft()
+        self._left_out += 1
+
+    def _patience_s(self) -> float:
+        """How long silence is no loss: a picture every 10 s is a rate, too."""
+        least_s = self._limits.silence_s
+        if len(self._gaps_s) < 2:
+            return max(least_s, self._limits.first_picture_s)
+        return max(least_s, min(_PATIENCE_MOST_S, 3 * max(self._gaps_s)))
+
+    def _no_progress(self) -> str:
+        if self._given_count == 0:
+            return diagnosis.no_jpeg(self._client.name)
+        return diagnosis.only_rubbish(self._client.name, self._limits.picture_timeout_s)
+
+    # --- the next answer ------------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """An answer has ended: ask again where stills are fetched; a stream is lost."""
+        multipart = self._answer.head.content_type.startswith("multipart/")
+        if not self._polls and (multipart or self._body_count != 1):
+            if self._given_count == 0:
+                raise SourceError(diagnosis.no_jpeg(self._client.name))
+            raise SourceError(diagnosis.closed(self._client.name))
+        if self._polls and self._body_count == 0:
+            self._fail(diagnosis.broken_picture(self._client.name))
+        self._polls = True
+        while not self._client.interrupted and not self._fetch():
+            pass
+
+    def _fetch(self) -> bool:
+        """Ask for the next still when it is due; False where there is no new one."""
+        if self._stopped.wait(max(0.0, self._due_s - self._clock())):
+            return False
+        self._due_s = max(self._due_s + self._interval_s, self._clock())
+        try:
+            answer = self._client.get(self._conditions())
+        except SourceError as error:
+            self._fail(str(error))
+            return False
+        if answer.head.status == 304:
+            self._failed_count = 0
+            return False
+        if answer.head.status >= 300:
+            self._fail(refusal(self._client, answer))
+            return False
+        self._answer, self._body_count = answer, 0
+        self._scanner = JpegScanner(MAX_PICTURE_BYTES)
+        self._progress_s, self._came_s = self._clock(), None
+        return True
+
+    def _conditions(self) -> dict[str, str]:
+        """So that a picture that has not changed is not sent again."""
+        head = self._answer.head
+        pairs = {"If-None-Match": head.get("etag"), "If-Modified-Since": head.get("last-modified")}
+        return {name: value for name, value in pairs.items() if value and self._failed_count == 0}
+
+    def _fail(self, reason: str) -> None:
+        self._failed_count += 1
+        if self._failed_count >= _POLLS_FAILED_MOST and not self._client.interrupted:
+            raise SourceError(reason)
+
+    # --- pictures -------------------------------------------------------------------------------------------
+
+    def _decoded(self, came: _Came) -> Decoded | None:
+        """What is given for it; None where it is damaged, as far as that shows before it is decoded."""
+        size = picture_size(came.data)
+        if size is None:
+            self._reject()
+            return None
+        if size[0] * size[1] > self._limits.max_pixels:
+            raise SourceError(diagnosis.too_large(self._client.name, *size, self._limits.max_pixels))
+        decoded = WholePicture(lambda: _decode(came.data, self._client.name), *size, None)
+        if self._given_count == 0:  # only a picture that was seen proves that there are any
+            try:
+                decoded.picture()
+            except DamagedError:
+                self._reject()
+                return None
+        decoded.covers, self._left_out = 1 + self._left_out, 0
+        self._given_count += 1
+        self._failed_count, self._progress_s = 0, came.at_s
+        return decoded
+
+    def _reject(self) -> None:
+        """A damaged picture is left out; a still that is damaged counts as a failure."""
+        if self._polls:
+            self._fail(diagnosis.broken_picture(self._client.name))
+
+
+def refusal(client: HttpClient, answer: Answer) -> str:
+    """Why an answer without a picture is one."""
+    challenges = challenges_in(answer.head.all("www-authenticate"))
+    return diagnosis.http_refused(client.name, client.origin, answer.head.status, challenges)
+
+
+def _decode(data: bytes, name: str) -> Picture:
+    jpeg = data[:2] == b"\xff\xd8"
+    whole = data.endswith(_EOI) or not jpeg
+    with contextlib.suppress(SourceError):
+        picture = decode_picture(data if whole else data + _EOI, name=name)
+        # The decoder paints what is missing of a JPEG in a middle grey.
+        if whole or not np.all(picture[-8:, -8:] == 128):
+            return picture
+    raise DamagedError(f"a picture of {name} cannot be decoded")
+
 
 _BEGIN_BYTES = 512
 _BEGIN_S = 1.0
@@ -91,3 +495,116 @@ def _beginning(answer: Answer, deadline_s: float) -> bytes:
             break
         wait_s = min(_BEGIN_S, deadline_s - time.monotonic())
     return begin
+
+
+# Files and playlists over HTTP for FFmpeg: it parses, and what it asks for is fetched here.
+#
+# So redirects and segments at other hosts, logins and proxies are decided in one place.
+
+
+class HttpFile:
+    """What is behind one address, as a file that can be read, and sought in where the server allows it."""
+
+    def __init__(self, client: HttpClient, url: str, read_timeout_s: float) -> None:
+        self._client, self._url, self._timeout_s = client, url, read_timeout_s
+        self._at = 0
+        self._left = b""
+        first = self._ask(0)
+        self._answer: Answer | None = first
+        self._size = first.head.length
+
+    def __repr__(self) -> str:
+        return f"<HttpFile {self._client.name} at={self._at}>"
+
+    def read(self, size: int) -> bytes:
+        """Up to so many bytes; empty at the end."""
+        if self._answer is None and (self._size is None or self._at < self._size):
+            self._answer = self._ask(self._at)
+        try:
+            while self._answer is not None and not self._left and not self._answer.over:
+                self._left = self._answer.read(self._timeout_s)
+        except TimeoutError:
+            raise SourceError(diagnosis.silent(self._client.name, self._timeout_s)) from None
+        data, self._left = self._left[:size], self._left[size:]
+        self._at += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go on at another place, from the next `read` on."""
+        if whence == 2 and self._size is None:
+            raise OSError("the length is not known")
+        at = offset + (0, self._at, self._size or 0)[whence]
+        if 0 <= at - self._at < len(self._left):
+            self._left = self._left[at - self._at :]
+        elif at != self._at:
+            self._answer, self._left = None, b""
+        self._at = at
+        return at
+
+    def tell(self) -> int:
+        """Where it is."""
+        return self._at
+
+    def seekable(self) -> bool:
+        """A stream without an end has only one direction."""
+        return self._size is not None
+
+    def close(self) -> None:
+        """Hang up."""
+        self._client.close()
+
+    def _ask(self, at: int) -> Answer:
+        answer = self._client.get({"Range": f"bytes={at}-"} if at else None, url=self._url)
+        if answer.head.status >= 300:
+            raise SourceError(refusal(self._client, answer))
+        if at and answer.head.status != 206:  # a server without ranges begins at the beginning
+            while at > 0 and not answer.over:
+                data = answer.read(self._timeout_s)
+                self._left = data[at:]
+                at -= len(data)
+        return answer
+
+
+class HttpFiles:
+    """Opens whatever one camera's container asks for. Used by one thread, but for `interrupt`.
+
+    `name` is what FFmpeg is to open. With `hides_name` it tells nothing: FFmpeg takes the end of an address
+    for a format, and any `.cgi` for one of 2003.
+    """
+
+    def __init__(self, target: str, limits: Limits, *, hides_name: bool) -> None:
+        self._target, self._limits = target, limits
+        self.name = "http:" if hides_name else without_login(target)
+        self._addresses = {self.name: target}
+        self._clients: list[HttpClient] = []
+        self._interrupted = False
+        self.error: SourceError | None = None
+        """The last that was refused: FFmpeg goes on behind a segment that it cannot open."""
+
+    def __repr__(self) -> str:
+        return f"<HttpFiles open={len(self._clients)} error={self.error!r}>"
+
+    def open(self, url: str, _flags: int, _options: dict[str, str]) -> HttpFile:
+        """The file behind an address that FFmpeg asks for."""
+        self._clients = [client for client in self._clients if client.open]
+        client = HttpClient(self._target, self._limits)
+        self._clients.append(client)
+        client.interrupted = self._interrupted
+        try:
+            return HttpFile(client, self._addresses.get(url, url), self._limits.read_timeout_s)
+        except SourceError as error:
+            client.close()
+            self.error = error
+            raise
+
+    def interrupt(self) -> None:
+        """Let whatever waits end at once."""
+        self._interrupted = True
+        for client in tuple(self._clients):
+            client.interrupt()
+
+    def close(self) -> None:
+        """Hang up everywhere: FFmpeg does not close all that it opened."""
+        for client in self._clients:
+            client.close()
+        self._clients.clear()

@@ -1,17 +1,136 @@
 """From a camera URI to an open source of pictures, whatever its kind."""
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from visionedge.camera.sources.base import Decoded, Limits, Source
-from visionedge.camera.sources.folder import open_folder, open_picture
+from visionedge.camera.sources import opencv
+from visionedge.camera.sources.base import Decoded, Library, Limits, Source
+from visionedge.camera.sources.folder import PicturesSource, open_folder, open_picture
+from visionedge.camera.sources.http_camera import open_http
 from visionedge.camera.sources.images import SUFFIXES, decode_picture, read_picture
 from visionedge.camera.sources.opencv import open_device
-from visionedge.camera.sources.video import LoopedSource, open_stream, open_video
+from visionedge.camera.timing import sane_fps
 from visionedge.config.addresses import CameraUri
 from visionedge.errors import SourceError
-from visionedge.runtime.installation import bundled
+from visionedge.runtime.installation import bundled, extra_in_words
+
+# Videos and streams, by whichever decoder is here, and the loop over a source.
+
+
+_NO_PYAV = f"decoder 'pyav' is not installed; install {extra_in_words('av')}, or use 'opencv'"
+
+
+def library(wanted: Library) -> Library:
+    """Who is going to decode: PyAV unless OpenCV is wanted, or PyAV is not installed.
+
+    Raises:
+        SourceError: PyAV is wanted and not installed.
+    """
+    installed = importlib.util.find_spec("av") is not None
+    if wanted == "pyav" and not installed:
+        raise SourceError(_NO_PYAV)
+    return "pyav" if installed and wanted != "opencv" else "opencv"
+
+
+def open_video(path: Path, limits: Limits) -> Source:
+    """Open a video file; `path` exists and is a regular file.
+
+    Raises:
+        SourceError: it is no video, or one of an impossible size.
+    """
+    if library(limits.library) == "opencv":
+        return opencv.open_video(path, limits)
+    from visionedge.camera.sources import pyav
+
+    return pyav.open_video(path, limits)
+
+
+def open_stream(uri: CameraUri, limits: Limits) -> Source:
+    """Open an RTSP or HTTP address.
+
+    Raises:
+        SourceError: with the reason, as far as one more question to the server tells it.
+    """
+    if uri.kind == "http":
+        return open_http(uri, limits, _open_media)
+    if library(limits.library) == "opencv":
+        if limits.transport != "tcp" and uri.kind == "rtsp":
+            raise SourceError(f"{uri}: only PyAV brings RTSP over UDP; install the extra 'av', or use 'tcp'")
+        opencv.refuse_unchecked(uri.target, limits)
+        return opencv.open_stream(uri, limits)
+    from visionedge.camera.sources import pyav
+
+    return pyav.open_stream(uri, limits)
+
+
+def _open_media(target: str, limits: Limits, playlist: bool) -> Source:
+    """A video file, a playlist or another stream than JPEG, over HTTP."""
+    if library(limits.library) == "opencv":
+        opencv.refuse_unchecked(target, limits)
+        return opencv.open_media(target, limits, playlist=playlist)
+    from visionedge.camera.sources import pyav
+
+    return pyav.open_media(target, limits, playlist=playlist)
+
+
+class LoopedSource:
+    """Plays a source again and again as one, with media times that go on rising."""
+
+    live = False
+
+    def __init__(self, opener: Callable[[], Source]) -> None:
+        self._opener = opener
+        self._source = opener()
+        self.decoder = self._source.decoder
+        self._begin_s = 0.0
+        self._last_s = 0.0
+        self._step_s = (
+            self._source.step_s if isinstance(self._source, PicturesSource) else 1.0 / sane_fps(0.0)
+        )
+        self._wanted: tuple[float | None] | None = None
+        self._interrupted = False
+
+    def __repr__(self) -> str:
+        return f"<LoopedSource {self._source!r}>"
+
+    def read(self) -> Decoded | None:
+        """See `Source.read`; None only where the source holds no picture at all."""
+        decoded = self._source.read()
+        if decoded is None:
+            if self._interrupted:
+                return None
+            self._source.close()
+            self._source = self._opener()
+            if self._wanted is not None:
+                self._source.want(*self._wanted)
+            # The last picture of a round stays as long as the one before it did.
+            self._begin_s = self._last_s + self._step_s
+            decoded = self._source.read()
+            if decoded is None:
+                return None  # a source without a picture would spin for ever
+        position_s = self._begin_s + (decoded.position_s or 0.0)
+        if position_s > self._last_s:
+            self._step_s = position_s - self._last_s
+        self._last_s = position_s
+        decoded.position_s = position_s
+        return decoded
+
+    def want(self, pictures_per_s: float | None) -> None:
+        """See `Source.want`; in all rounds to come."""
+        self._wanted = (pictures_per_s,)
+        self._source.want(pictures_per_s)
+
+    def interrupt(self) -> None:
+        """See `Source.interrupt`."""
+        self._interrupted = True
+        self._source.interrupt()
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._source.close()
+
 
 __all__ = ["Decoded", "Limits", "Source", "decode_picture", "open_source", "read_picture"]
 

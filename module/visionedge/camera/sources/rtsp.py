@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from visionedge.camera.sources.connecting import connect
-from visionedge.camera.sources.http_login import Challenge, Login, challenges_in
+from visionedge.camera.sources.http_client import Challenge, Login, challenges_in, connect
 
 _BODY_MOST_BYTES = 65536
 _LINE_MOST_BYTES = 4096

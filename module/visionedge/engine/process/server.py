@@ -26,8 +26,8 @@ from visionedge.engine.process.shared_memory import Window
 from visionedge.errors import UnavailableError
 from visionedge.frames.types import InputSpec
 from visionedge.model.postprocess import Rows
-from visionedge.runtime.memory import settle_allocator
 from visionedge.runtime.ort import import_onnxruntime
+from visionedge.runtime.process_limits import settle_allocator
 
 log = logging.getLogger(__name__)
 

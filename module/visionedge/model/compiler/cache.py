@@ -17,8 +17,8 @@ from visionedge import __version__
 from visionedge.model.compiler.build import build, with_batch
 from visionedge.model.compiler.compile import ROWS, compile_model
 from visionedge.model.model import Model
+from visionedge.runtime.files import drop_damaged, is_odd
 from visionedge.runtime.ort import wheel
-from visionedge.runtime.state_file import drop_damaged, is_odd
 
 log = logging.getLogger(__name__)
 

@@ -28,8 +28,7 @@ from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError, UnavailableError
 from visionedge.frames.types import InputSpec, Picture
 from visionedge.ops.bench.report import machine
-from visionedge.runtime.extras import install_command
-from visionedge.runtime.installation import bundled
+from visionedge.runtime.installation import bundled, install_command
 
 Report = dict[str, Any]
 Way = Iterator[int]

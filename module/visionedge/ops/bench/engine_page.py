@@ -7,7 +7,7 @@ from visionedge.engine.plan import Fit, Pair
 from visionedge.ops.bench.engine import caution
 from visionedge.ops.bench.pages import Page, Section, Tile, render, table
 from visionedge.ops.bench.plots import Limit, Line, bars, lines
-from visionedge.runtime import other_processes
+from visionedge.runtime import measurement
 
 Report = Mapping[str, Any]
 
@@ -31,7 +31,7 @@ def engine_page(report: Report) -> str:
                 _plan(report),
             ),
             machine=report["machine"],
-            caution=f"{caution(report)} {other_processes.caution(report)}".strip(),
+            caution=f"{caution(report)} {measurement.caution(report)}".strip(),
             load=f"{report['load']['rounds']} rounds, {report['load']['seconds']:g} s each time, in turns",
         )
     )

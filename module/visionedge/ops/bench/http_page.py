@@ -6,7 +6,7 @@ from typing import Any
 from visionedge.ops.bench.http import caution
 from visionedge.ops.bench.pages import Page, Section, Tile, render
 from visionedge.ops.bench.plots import Line, lines
-from visionedge.runtime import other_processes
+from visionedge.runtime import measurement
 
 Report = Mapping[str, Any]
 
@@ -29,7 +29,7 @@ def http_page(report: Report) -> str:
             ),
             sections=(_pipeline(pipeline), _latency(http)),
             machine=report["machine"],
-            caution=f"{caution(report)} {other_processes.caution(report)}".strip(),
+            caution=f"{caution(report)} {measurement.caution(report)}".strip(),
             load=f"{load['rounds']} rounds of {load['seconds']:g} s each way, {load['cameras']} cameras",
         )
     )

@@ -6,7 +6,7 @@ from typing import Any
 from visionedge.ops.bench.pages import Page, Section, Tile, render, table
 from visionedge.ops.bench.plots import Line, bars, groups, lines
 from visionedge.ops.bench.report import cameras_in_words
-from visionedge.runtime.other_processes import caution
+from visionedge.runtime.measurement import caution
 
 Report = Mapping[str, Any]
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from visionedge.camera.camera import Camera, Means
 from visionedge.camera.sources.base import Limits, Source
-from visionedge.camera.sources.open import open_source
-from visionedge.camera.sources.video import LoopedSource
+from visionedge.camera.sources.open import LoopedSource, open_source
 from visionedge.config.addresses import CameraUri
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.batcher import Batcher

@@ -13,7 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from visionedge.errors import UnavailableError
-from visionedge.runtime.extras import install_command
+from visionedge.runtime.installation import install_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from visionedge.errors import ConfigError, UnavailableError
-from visionedge.runtime.extras import install_command
+from visionedge.runtime.installation import install_command
 
 # The words of older data sets and of Darknet for COCO's own.
 _OTHER_WORDS = {
