@@ -19,8 +19,7 @@ from tiny_models import TinyDetector, classifier
 from visionedge.config.load import validate
 from visionedge.engine.batcher import Drop
 from visionedge.iothub.delivery import Delivery
-from visionedge.model.download import Tempo
-from visionedge.model.faults import Patience
+from visionedge.model.download import Patience, Tempo
 from visionedge.model.model_store import FOLDER
 from visionedge.runtime.threads import Crew
 

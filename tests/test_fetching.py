@@ -25,9 +25,7 @@ from model_server import (
     status,
 )
 from visionedge.errors import FetchError
-from visionedge.model.attempt import Order, Progress
-from visionedge.model.download import Fetch, Tempo, pause_s
-from visionedge.model.faults import Patience
+from visionedge.model.download import Fetch, Order, Patience, Progress, Tempo, pause_s
 from visionedge.model.model_store import FOLDER, Kept
 
 DATA = b"\x08\x08" + os.urandom(300_000)

@@ -13,8 +13,7 @@ from conftest import REPOSITORY
 from visionedge.config.addresses import model_name, shown
 from visionedge.config.load import local_only, validate
 from visionedge.errors import ConfigError, FetchError
-from visionedge.model.download import Tempo
-from visionedge.model.faults import Patience
+from visionedge.model.download import Patience, Tempo
 from visionedge.model.model_store import FOLDER, MOST_BYTES, MOST_MODELS, Kept
 from visionedge.model.supply import LIVE_TRIES
 

@@ -22,7 +22,7 @@ from clips import make_picture
 from tiny_graphs import Graph, state
 from visionedge.errors import ModelError, UnavailableError
 from visionedge.model.analysis import shape_inference
-from visionedge.model.compiler.batch import opened
+from visionedge.model.compiler.build import opened
 from visionedge.model.compiler.compile import compile_model
 from visionedge.model.compiler.trial_run import blames_machine
 from visionedge.model.labels import labels_for

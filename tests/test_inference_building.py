@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tiny_models import TinyDetector, pictures
 from visionedge.errors import ModelError, UnavailableError
-from visionedge.model.compiler import batch, trial_run
-from visionedge.model.compiler.build import build
-from visionedge.model.compiler.cache import ready
+from visionedge.model.compiler import build as batch
+from visionedge.model.compiler import trial_run
+from visionedge.model.compiler.build import build, ready
 from visionedge.model.compiler.stamp import Imprint, imprint_of
 from visionedge.model.compiler.trial_run import compared, same_rows
 from visionedge.model.model import load_model

@@ -10,8 +10,8 @@ import pytest
 
 from tiny_models import TinyDetector
 from visionedge.errors import ModelError
-from visionedge.model.compiler import cache
-from visionedge.model.compiler.cache import FOLDER, compiled
+from visionedge.model.compiler import build
+from visionedge.model.compiler.build import FOLDER, compiled
 from visionedge.model.compiler.compile import compile_model
 from visionedge.model.model import Model, load_model
 
@@ -19,7 +19,7 @@ from visionedge.model.model import Model, load_model
 @pytest.fixture(autouse=True)
 def _no_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is built is another matter (see test_inference_building): here the quick half of it will do."""
-    monkeypatch.setattr(cache, "build", compile_model)
+    monkeypatch.setattr(build, "build", compile_model)
 
 
 @pytest.fixture
@@ -78,12 +78,12 @@ def test_another_version_makes_it_again(
 ) -> None:
     """Of visionedge, of onnx, and of the compiler's own source."""
     compiled(model, data)
-    before = cache.key_of(model, 500)
+    before = build.key_of(model, 500)
     if version == "onnx":
         monkeypatch.setattr("onnx.__version__", "0.0.1")
     else:
-        monkeypatch.setattr(cache, version, "0.0.1" if version == "__version__" else lambda: "another")
-    assert cache.key_of(model, 500) != before
+        monkeypatch.setattr(build, version, "0.0.1" if version == "__version__" else lambda: "another")
+    assert build.key_of(model, 500) != before
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "changed", "text"])
@@ -146,25 +146,25 @@ def test_what_was_used_longest_ago_goes_first(
     model: Model, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Being read counts as used; what a dead process left half written goes too."""
-    monkeypatch.setattr(cache, "MOST_ENTRIES", 3)
+    monkeypatch.setattr(build, "MOST_ENTRIES", 3)
     for age_s, rows in enumerate((3, 2, 1)):
         compiled(model, data, rows=rows)
-        (newest,) = [path for path in entries(data) if cache.key_of(model, rows) in path.name]
+        (newest,) = [path for path in entries(data) if build.key_of(model, rows) in path.name]
         os.utime(newest, (1000 - age_s, 1000 - age_s))
     (data / FOLDER / "left.part").write_bytes(b"half")
     os.utime(data / FOLDER / "left.part", (1, 1))
     compiled(model, data, rows=1)
     compiled(model, data, rows=4)
     kept = {path.name for path in entries(data)}
-    assert kept == {f"{cache.key_of(model, rows)}.graph" for rows in (1, 3, 4)}
+    assert kept == {f"{build.key_of(model, rows)}.graph" for rows in (1, 3, 4)}
 
 
 def test_the_folder_keeps_to_its_bytes(model: Model, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest stays even when it alone is larger."""
-    monkeypatch.setattr(cache, "MOST_BYTES", 10)
+    monkeypatch.setattr(build, "MOST_BYTES", 10)
     compiled(model, data, rows=1)
     compiled(model, data, rows=2)
-    assert only(data).stem == cache.key_of(model, 2)
+    assert only(data).stem == build.key_of(model, 2)
 
 
 def test_several_at_once_all_get_the_same_whole_graph(model: Model, data: Path) -> None:

@@ -14,9 +14,9 @@ from tiny_models import PLAIN_INPUT, TinyDetector, pictures
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import read_signature
 from visionedge.model.compiler.compile import compile_graph, compile_model
+from visionedge.model.graph import CUDA_OPERATORS, Nodes
 from visionedge.model.heads import recognise
 from visionedge.model.model import load_model
-from visionedge.model.nodes import CUDA_OPERATORS, Nodes
 
 
 def described(**changes: Any) -> dict[str, str]:

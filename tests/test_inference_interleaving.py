@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from visionedge.model.compiler import compile as compiler
 from visionedge.model.compiler.compile import compile_model
-from visionedge.model.compiler.interleaving import fold_layout
+from visionedge.model.compiler.passes import fold_layout
 from visionedge.model.model import bundled_model_path, load_model
 
 HEIGHT_PX, WIDTH_PX = 16, 24

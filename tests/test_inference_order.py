@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from tiny_graphs import compiled_rows, noise_pictures
 from tiny_yolos import HEIGHT_PX, WIDTH_PX, yolov8
 from visionedge.model.model import load_model
-from visionedge.model.order import put_in_order
+from visionedge.model.onnx_file import put_in_order
 
 
 def _shuffled(path: Path, seed: int) -> None:

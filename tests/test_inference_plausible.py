@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tiny_yolos import yolov8
 from visionedge.errors import ModelError
 from visionedge.model.compiler.build import build
-from visionedge.model.compiler.plausible import doubt
+from visionedge.model.compiler.trial_run import doubt
 from visionedge.model.model import load_model
 
 WIDTH_PX, HEIGHT_PX = 320, 240

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from visionedge.model.compiler.compile import compile_model
-from visionedge.model.compiler.scaling import fold_scale
+from visionedge.model.compiler.passes import fold_scale
 from visionedge.model.model import bundled_model_path, load_model
 
 FACTOR = np.array([0.5, 2.0, 3.0], np.float32).reshape(1, 3, 1, 1)

@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from tiny_graphs import Graph
-from visionedge.model.analysis.shapes import shape_of, tensor_types
+from visionedge.model.analysis.shape_inference import shape_of, tensor_types
 from visionedge.model.analysis.signature import read_signature
 
 

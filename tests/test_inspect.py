@@ -14,10 +14,10 @@ from command_line import CommandLine
 from tiny_graphs import state
 from tiny_models import TinyDetector, classifier
 from visionedge.model.analysis.cuda_kernels import kernels, missing_kernel, opsets_of
-from visionedge.model.analysis.shapes import tensor_types
+from visionedge.model.analysis.shape_inference import tensor_types
 from visionedge.model.compiler.build import build
+from visionedge.model.graph import CUDA_OPERATORS
 from visionedge.model.model import Model, bundled_model_path, load_model
-from visionedge.model.nodes import CUDA_OPERATORS
 from visionedge.ops.models.counting import amount, operators_of
 from visionedge.ops.models.inspect import inspect, words
 

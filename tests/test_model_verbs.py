@@ -11,7 +11,7 @@ import pytest
 from clips import make_picture
 from command_line import CommandLine
 from tiny_models import TinyDetector, pictures
-from visionedge.model.compiler.cache import FOLDER
+from visionedge.model.compiler.build import FOLDER
 
 TINY = TinyDetector(batch=1)
 

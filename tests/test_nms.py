@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from visionedge.model.nms import suppress
+from visionedge.model.postprocess import suppress
 
 Boxes = NDArray[np.float32]
 Case = tuple[Boxes, NDArray[np.float32], NDArray[np.int32], float]

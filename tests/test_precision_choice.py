@@ -11,8 +11,8 @@ from tiny_models import TinyDetector
 from visionedge.engine.agreement import Agreement, Apart, agreement
 from visionedge.engine.precision_choice import FOLDER, Candidate, Trials, judged, pick
 from visionedge.frames.types import Detections
-from visionedge.model.compiler.cache import FOLDER as COMPILED
-from visionedge.model.compiler.cache import ready
+from visionedge.model.compiler.build import FOLDER as COMPILED
+from visionedge.model.compiler.build import ready
 from visionedge.model.model import Model, load_model
 from visionedge.model.parity import Parity, Tolerance
 from visionedge.model.quantization.variants import place_of, store, tolerance_document, variants

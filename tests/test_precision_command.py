@@ -20,9 +20,8 @@ from visionedge.engine.local_engine import open_engine
 from visionedge.frames.types import Picture
 from visionedge.model.model import load_model
 from visionedge.model.parity import Tolerance
-from visionedge.model.quantization.calibration import Values, float_tensors, folded
+from visionedge.model.quantization.calibration import Progress, Values, float_tensors, folded
 from visionedge.model.quantization.int8 import Recipe, quantised
-from visionedge.model.quantization.progress import Progress
 from visionedge.model.quantization.search import Material, Sample, make
 from visionedge.model.quantization.variants import variants
 
@@ -95,7 +94,7 @@ def test_no_part_of_making_integers_is_silent(
     recipe: tuple[str, ...],
 ) -> None:
     """Each picture that is looked at, in whatever part, is a step that may be told."""
-    monkeypatch.setattr("visionedge.model.quantization.progress.EVERY_S", 0.0)
+    monkeypatch.setattr("visionedge.model.quantization.calibration.EVERY_S", 0.0)
     outcome = visionedge("model", "compile", model, "--precision", "int8", "--calibrate", photos, *recipe)
     for part in ("pass 1 of ", "pass 2 of ", "comparing detections", "comparing ranges"):
         assert re.search(rf"^  {part}.*pictures: \d+ of \d+$", outcome.err, re.MULTILINE), part

@@ -18,10 +18,8 @@ from tiny_deep import deep_detector, save_deep
 from tiny_models import MEAN, STD, TinyDetector, pictures
 from visionedge.errors import ModelError
 from visionedge.model.model import Model, load_model
-from visionedge.model.quantization.arithmetic import open_on_cpu
 from visionedge.model.quantization.calibration import Values, folded, observe
-from visionedge.model.quantization.int8 import Recipe, quantised, recipes
-from visionedge.model.quantization.refining import Tuner
+from visionedge.model.quantization.int8 import Recipe, Tuner, open_on_cpu, quantised, recipes
 
 EVERYTHING = Recipe()
 

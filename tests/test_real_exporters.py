@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tiny_graphs import compiled_rows
 from visionedge.model.model import Model, load_model
-from visionedge.model.nms import suppress
+from visionedge.model.postprocess import suppress
 
 # The packages warn of many things that are theirs.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]

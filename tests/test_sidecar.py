@@ -8,10 +8,9 @@ import pytest
 from tiny_graphs import Graph, compiled_rows, network, noise_pictures, state
 from tiny_models import TinyDetector, classifier
 from visionedge.errors import ModelError
-from visionedge.model.data_set import DataSet
 from visionedge.model.labels import COCO_80
 from visionedge.model.model import load_model
-from visionedge.model.sidecar import read_sidecar
+from visionedge.model.sidecar import DataSet, read_sidecar
 
 QUERIES, CLASSES = 25, 3
 

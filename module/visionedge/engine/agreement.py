@@ -13,7 +13,7 @@ from visionedge.frames.types import Detections
 from visionedge.model.compiler.compile import checked_network
 from visionedge.model.model import Model
 from visionedge.model.parity import LEAST_BOXES, SMALL_IOU, Tolerance, compare
-from visionedge.model.quantization.refining import distance_to, outputs_of
+from visionedge.model.quantization.int8 import distance_to, outputs_of
 from visionedge.model.quantization.search import Sample, in_integers
 
 

@@ -33,7 +33,7 @@ from visionedge.engine.plan import Pair, Plan, batch_sizes, make_plan
 from visionedge.engine.precision_choice import Candidate, Trials, pick, plain
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Detections, utc_now
-from visionedge.model.compiler.cache import ready
+from visionedge.model.compiler.build import ready
 from visionedge.model.model import Model
 from visionedge.model.parity import PARTNER_CONFIDENCE, Tolerance
 from visionedge.model.postprocess import Selection

@@ -16,7 +16,7 @@ import onnx
 from visionedge.engine.agreement import Agreement
 from visionedge.engine.plan_cache import PlanKey, integer_instructions
 from visionedge.errors import ModelError
-from visionedge.model.compiler.cache import ready
+from visionedge.model.compiler.build import ready
 from visionedge.model.model import Model
 from visionedge.model.parity import Tolerance
 from visionedge.model.quantization.search import in_integers

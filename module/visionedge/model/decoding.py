@@ -1,10 +1,18 @@
 """From dense score maps to the best rows, as nodes: what every head with anchors ends in."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from visionedge.model.nodes import Nodes
+from visionedge.model.analysis.output_ops import Closing
+from visionedge.model.analysis.signature import Signature, Tensor
+from visionedge.model.graph import Nodes
+from visionedge.model.interpretation import NetworkInput, Preprocess, Reading, picture_input
+from visionedge.model.preprocessing import prepared
 
 BoxesOf = Callable[[str, int], str]
 """Boxes of some anchors: (int64 [N, count], count) → float32 [N, count, 4], corners in input pixels."""
@@ -68,3 +76,305 @@ def _weighing(
         return nodes.add("Mul", values, shaped(nodes, objectness))
 
     return weigh
+
+
+# Grids of anchors: how many cells a pyramid of strides has, where they lie, and boxes as corners.
+
+
+PYRAMIDS_PX = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32))
+"""The strides that detectors with a pyramid of maps are built with."""
+
+
+def grid(width_px: int, height_px: int, stride_px: int) -> tuple[int, int]:
+    """Columns and rows of the map of one stride."""
+    return math.ceil(width_px / stride_px), math.ceil(height_px / stride_px)
+
+
+def cells(width_px: int, height_px: int, strides_px: Sequence[int]) -> int:
+    """The cells of all maps together."""
+    return sum(math.prod(grid(width_px, height_px, stride)) for stride in strides_px)
+
+
+def pyramid(
+    count: int | None,
+    width_px: int,
+    height_px: int,
+    each: int = 1,
+    among: Sequence[tuple[int, ...]] = PYRAMIDS_PX,
+) -> tuple[int, ...] | None:
+    """The strides whose maps have `count` anchors over a picture of this size, `each` to a cell."""
+    for strides in among:
+        if each * cells(width_px, height_px, strides) == count:
+            return strides
+    return None
+
+
+def columns_rows_strides(width_px: int, height_px: int, strides_px: Sequence[int]) -> NDArray[np.float32]:
+    """For each cell its column, its row (from 0) and its stride: (cells, 3), map by map, row by row."""
+    tables = []
+    for stride in strides_px:
+        columns, rows = grid(width_px, height_px, stride)
+        row, column = np.mgrid[:rows, :columns].reshape(2, -1)
+        tables.append(np.stack([column, row, np.full_like(row, stride)], axis=1))
+    return np.concatenate(tables).astype(np.float32)
+
+
+def part(nodes: Nodes, tensor: str, start: int, end: int, axis: int) -> str:
+    """A stretch of a tensor along one axis."""
+    return nodes.add("Slice", tensor, nodes.whole(start), nodes.whole(end), nodes.whole(axis))
+
+
+def to_corners(nodes: Nodes, centres: str, sizes: str) -> str:
+    """Boxes from centres and sizes, each [N, count, 2]: [N, count, 4], left, top, right, bottom."""
+    half = nodes.add("Mul", sizes, nodes.constant(np.full(1, 0.5, np.float32)))
+    return nodes.add("Concat", nodes.add("Sub", centres, half), nodes.add("Add", centres, half), axis=2)
+
+
+# From a finished list of boxes to rows, as nodes: the end of heads whose graph chose the boxes itself.
+
+
+def listed_rows(nodes: Nodes, boxes: str, scores: str, ids: str, *, count: int | None, limit: int) -> str:
+    """The best of a list: float32 [N, K, 6] by falling score.
+
+    `boxes` are float32 [N, n, 4] as corners in input pixels, `scores` and `ids` float32 [N, n]. K is
+    min(n, limit) where n is known as `count`, and else `limit`: the list is filled up with rows of score 0.
+    Rows of a negative class are such fillings of the network's own; their score becomes 0 too.
+    """
+    best = limit if count is None else min(count, limit)
+    real = nodes.add("Min", nodes.add("Max", nodes.add("Add", ids, _one(nodes)), _zero(nodes)), _one(nodes))
+    scores = nodes.add("Mul", scores, real)
+    if count is None:
+        boxes = nodes.add("Pad", boxes, nodes.whole(0, 0, 0, 0, best, 0))
+        scores, ids = (nodes.add("Pad", tensor, nodes.whole(0, 0, 0, best)) for tensor in (scores, ids))
+    values, place = nodes.top(scores, best)
+    ids = nodes.add("Max", nodes.add("GatherElements", ids, place, axis=1), _zero(nodes))
+    columns = [nodes.reshape(column, 0, best, 1) for column in (values, ids)]
+    return nodes.add("Concat", nodes.pick(boxes, place, best, 4), *columns, axis=2)
+
+
+def _one(nodes: Nodes) -> str:
+    return nodes.floats(1.0)
+
+
+def _zero(nodes: Nodes) -> str:
+    return nodes.floats(0.0)
+
+
+# Raw maps of detectors with anchors: for each cell and anchor box, objectness and classes, undecoded.
+
+
+Order = Literal["channels-first", "channels-last", "anchors-first"]
+"""[N, anchors * width, h, w]; [N, h, w, anchors (*) width]; [N, anchors, h, w, width]."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawMap:
+    """One output. `anchors` are (width, height) in input pixels; `reach` is how far centres leave their cell.
+
+    With a reach of 1 a centre stays in its cell; 2 lets it go half a cell to each side (darknet's scale_x_y).
+    """
+
+    output: str
+    columns: int
+    rows: int
+    stride_x_px: float
+    stride_y_px: float
+    anchors: tuple[tuple[float, float], ...]
+    reach: float = 1.0
+
+    @property
+    def count(self) -> int:
+        """All anchors of all cells."""
+        return self.columns * self.rows * len(self.anchors)
+
+    def table(self, order: Order) -> NDArray[np.float32]:
+        """For each anchor, in its order: column, row, strides in x and y, width, height, reach."""
+        row, column, anchor = np.mgrid[: self.rows, : self.columns, : len(self.anchors)]
+        if order == "anchors-first":
+            row, column, anchor = (axis.transpose(2, 0, 1) for axis in (row, column, anchor))
+        row, column, anchor = (axis.reshape(-1) for axis in (row, column, anchor))
+        sizes = np.array(self.anchors, np.float64)[anchor]
+        fixed = np.broadcast_to([self.stride_x_px, self.stride_y_px], (len(row), 2))
+        reach = np.full((len(row), 1), self.reach)
+        return np.concatenate([np.stack([column, row], 1), fixed, sizes, reach], axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class MapsDecoder:
+    """Decodes raw maps. How numbers become boxes: `centre` linear or sigmoid, `size` exp or (2 sigmoid)².
+
+    The objectness always goes through a sigmoid; the classes through a sigmoid each or a softmax over all.
+    """
+
+    maps: tuple[RawMap, ...]
+    classes: int
+    order: Order
+    centre: Literal["sigmoid", "linear"] = "sigmoid"
+    size: Literal["exp", "square"] = "exp"
+    scores: Literal["sigmoid", "softmax"] = "sigmoid"
+
+    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
+        """Nothing: the picture is the only input."""
+        return {}
+
+    def rows(self, nodes: Nodes, limit: int) -> str:
+        """The best rows, each anchor as its best class; boxes are decoded only for the chosen anchors."""
+        tables = [self._reshaped(nodes, raw) for raw in self.maps]
+        table = nodes.add("Concat", *tables, axis=1) if len(tables) > 1 else tables[0]
+        scores = part(nodes, table, 5, 5 + self.classes, axis=2)
+        softmax = self.scores == "softmax"
+        return best_rows(
+            nodes,
+            nodes.add("Softmax", scores, axis=2) if softmax else scores,
+            lambda chosen, count: self._boxes(nodes, table, chosen, count),
+            anchors=sum(raw.count for raw in self.maps),
+            classes=self.classes,
+            limit=limit,
+            activate=None if softmax else lambda n, values: n.add("Sigmoid", values),
+            objectness=nodes.add("Sigmoid", part(nodes, table, 4, 5, axis=2)),
+            one_class=True,
+        )
+
+    def _reshaped(self, nodes: Nodes, raw: RawMap) -> str:
+        """A map as float32 [N, count, 5 + classes]."""
+        tensor, width = nodes.cast(raw.output, "float32"), 5 + self.classes
+        if self.order == "channels-first":
+            tensor = nodes.reshape(tensor, 0, len(raw.anchors), width, raw.rows * raw.columns)
+            tensor = nodes.add("Transpose", tensor, perm=[0, 3, 1, 2])
+        return nodes.reshape(tensor, 0, raw.count, width)
+
+    def _boxes(self, nodes: Nodes, table: str, chosen: str, count: int) -> str:
+        known = np.concatenate([raw.table(self.order) for raw in self.maps])
+        boxes = nodes.pick(part(nodes, table, 0, 4, axis=2), chosen, count, 4)
+
+        def facts(start: int, end: int) -> str:
+            return nodes.add("Gather", nodes.constant(known[:, start:end]), chosen, axis=0)
+
+        centres, sizes = part(nodes, boxes, 0, 2, axis=2), part(nodes, boxes, 2, 4, axis=2)
+        if self.centre == "sigmoid":
+            middle = nodes.add("Sub", nodes.add("Sigmoid", centres), nodes.floats(0.5))
+            centres = nodes.add("Add", nodes.add("Mul", middle, facts(6, 7)), nodes.floats(0.5))
+        centres = nodes.add("Mul", nodes.add("Add", centres, facts(0, 2)), facts(2, 4))
+        if self.size == "square":
+            double = nodes.add("Mul", nodes.add("Sigmoid", sizes), nodes.floats(2.0))
+            sizes = nodes.add("Mul", double, double)
+        else:
+            sizes = nodes.add("Exp", sizes)
+        return to_corners(nodes, centres, nodes.add("Mul", sizes, facts(4, 6)))
+
+
+# Detectors that give one table, a row (or a column) for each anchor: box, perhaps objectness, classes.
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The grid of undecoded boxes: centres in strides from their cell, sizes as logarithms of strides."""
+
+    width_px: int
+    height_px: int
+    strides_px: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DenseDecoder:
+    """Decodes [N, anchors, 4 (+ 1) + classes], or [N, 4 (+ 1) + classes, anchors] if `columns`.
+
+    A box is a centre and a size in input pixels, or relative to `cells`; with `corners` it is two corners.
+    `objectness`: the fifth number is a factor to the classes' scores. All scores went through a sigmoid
+    already.
+    """
+
+    output: str
+    anchors: int
+    classes: int
+    objectness: bool
+    columns: bool = False
+    cells: Cells | None = None
+    corners: bool = False
+
+    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
+        """Nothing: the picture is the only input."""
+        return {}
+
+    def rows(self, nodes: Nodes, limit: int) -> str:
+        """The best rows, each anchor as its best class; boxes are decoded only for the chosen anchors."""
+        table = nodes.cast(self.output, "float32")
+        if self.columns:
+            table = nodes.add("Transpose", table, perm=[0, 2, 1])
+        first = 5 if self.objectness else 4
+        boxes = part(nodes, table, 0, 4, axis=2)
+        return best_rows(
+            nodes,
+            part(nodes, table, first, first + self.classes, axis=2),
+            lambda chosen, count: self._boxes(nodes, boxes, chosen, count),
+            anchors=self.anchors,
+            classes=self.classes,
+            limit=limit,
+            objectness=part(nodes, table, 4, 5, axis=2) if self.objectness else None,
+            one_class=True,
+        )
+
+    def _boxes(self, nodes: Nodes, table: str, chosen: str, count: int) -> str:
+        boxes = nodes.pick(table, chosen, count, 4)
+        if self.corners:
+            return boxes
+        centres, sizes = part(nodes, boxes, 0, 2, axis=2), part(nodes, boxes, 2, 4, axis=2)
+        if self.cells is not None:
+            grid = columns_rows_strides(self.cells.width_px, self.cells.height_px, self.cells.strides_px)
+            place = nodes.add("Gather", nodes.constant(grid[:, :2]), chosen, axis=0)
+            stride = nodes.add("Gather", nodes.constant(grid[:, 2:]), chosen, axis=0)
+            centres = nodes.add("Mul", nodes.add("Add", centres, place), stride)
+            sizes = nodes.add("Mul", nodes.add("Exp", sizes), stride)
+        return to_corners(nodes, centres, sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A model of one picture and one output [N, `rows`, `width`], and what its last nodes did."""
+
+    picture: NetworkInput
+    output: Tensor
+    rows: int
+    width: int
+    closing: Closing
+
+
+def table_of(signature: Signature, beside: int | None = None) -> Table | None:
+    """The table that a model gives, None if it gives anything else.
+
+    Outputs of `beside` dimensions next to it are let pass: those that it was made of.
+    """
+    picture = picture_input(signature)
+    tables = [t for t in signature.outputs if t.shape is None or len(t.shape) != beside]
+    if picture is None or len(signature.inputs) != 1 or len(tables) != 1:
+        return None
+    (output,) = tables
+    if output.shape is None or len(output.shape) != 3 or not output.dtype.startswith("float"):
+        return None
+    _, rows, width = output.shape
+    if not rows or not width:
+        return None
+    return Table(picture, output, rows, width, signature.closings.get(output.name, Closing()))
+
+
+def dense_reading(
+    name: str,
+    signature: Signature,
+    table: Table,
+    decoder: DenseDecoder,
+    *,
+    family: Preprocess,
+    evidence: tuple[str, ...],
+) -> Reading:
+    """The reading of a dense table, prepared as its family is unless the model says otherwise."""
+    way, ways = prepared(signature, table.picture, family)
+    stated = ("its metadata states the head",) if signature.metadata.get("visionedge.head") == name else ()
+    return Reading(
+        head=name,
+        input=table.picture,
+        preprocess=way,
+        decoder=decoder,
+        class_count=decoder.classes,
+        suppress=True,
+        evidence=(*stated, *evidence, *ways),
+    )

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, get_args
 from visionedge.errors import ModelError
 from visionedge.frames.types import Anchor, Fit, InputSpec, Resample, Rounding
 from visionedge.model.analysis.signature import Signature, Tensor
-from visionedge.model.nodes import Nodes
+from visionedge.model.graph import Nodes
 
 Color = Literal["bgr", "rgb"]
 STATE_MEAN = (

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from visionedge.frames.types import InputSpec
 from visionedge.model.analysis.signature import read_signature
-from visionedge.model.exporter_files import LABELS_JSON, read_export, read_labels_json
+from visionedge.model.exporter_files import LABELS_JSON, read_config, read_export, read_labels_json
 from visionedge.model.heads import recognise
 from visionedge.model.interpretation import Reading
 from visionedge.model.labels import labels_for
 from visionedge.model.onnx_file import blamed_on, read_model
-from visionedge.model.paddle_export import read_config
 from visionedge.model.sidecar import read_sidecar
 from visionedge.runtime.installation import bundled
 

@@ -1,25 +1,372 @@
 """A model's file: read, checked for what must never be followed, and parsed. Nothing in it is run."""
 
 import hashlib
+import heapq
+import json
 import logging
 import math
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf publishes no types
-from onnx import external_data_helper
+from onnx import TensorProto, external_data_helper, helper, numpy_helper, version_converter
 
 from visionedge.errors import ModelError, UnavailableError, VisionedgeError
-from visionedge.model.batch_axis import with_batch_axis
-from visionedge.model.foreign import HEAD_BYTES, foreign_kind
-from visionedge.model.nms_plugins import without_plugin
-from visionedge.model.opset import with_new_opset
-from visionedge.model.order import put_in_order
 from visionedge.model.safety import check_sound
+
+# Files that are given as models and are not ONNX: what they are, and how to get an ONNX file instead.
+
+
+HEAD_BYTES = 1 << 16
+"""How much of a file's beginning is enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """`magics` are (offset, bytes) of its beginning; `{name}` in `remedy` is the file's name."""
+
+    what: str
+    remedy: str
+    suffixes: tuple[str, ...] = ()
+    magics: tuple[tuple[int, bytes], ...] = ()
+
+
+_ULTRALYTICS = "yolo export model={name} format=onnx"
+_KINDS: Sequence[_Kind] = (
+    _Kind(
+        "a Git LFS pointer",
+        "fetch the file with: git lfs pull",
+        magics=((0, b"version https://git-lfs"),),
+    ),
+    _Kind(
+        "a web page",
+        "the download gave it instead of the model: download it again",
+        magics=((0, b"<!DOCTYPE html"), (0, b"<!doctype html"), (0, b"<html")),
+    ),
+    _Kind(
+        "a PyTorch model",
+        f"export it to ONNX: {_ULTRALYTICS} (Ultralytics), else torch.onnx.export",
+        (".pt", ".pth", ".torchscript", ".ckpt"),
+        ((0, b"\x80\x02"), (0, b"\x80\x04")),
+    ),
+    _Kind(
+        "a TensorRT engine, which only runs on the kind of GPU that it was built on",
+        "give the ONNX file that it was built from; TensorRT builds its own from that",
+        (".engine", ".trt", ".plan"),
+        ((0, b"ftrt"),),
+    ),
+    _Kind(
+        "a TensorFlow Lite model",
+        "export the model it was made from to ONNX: yolo export model=best.pt format=onnx (Ultralytics), "
+        "or python -m tf2onnx.convert --tflite {name} --output model.onnx",
+        (".tflite",),
+        ((4, b"TFL3"),),
+    ),
+    _Kind(
+        "an OpenVINO model",
+        "export the model it was made from to ONNX: yolo export model=best.pt format=onnx (Ultralytics)",
+        (".xml", ".bin"),
+        ((0, b"<?xml"), (0, b"<net ")),
+    ),
+    _Kind(
+        "a Keras model",
+        "convert it to ONNX: python -m tf2onnx.convert --keras {name} --output model.onnx",
+        (".h5", ".hdf5", ".keras"),
+        ((0, b"\x89HDF\r\n"),),
+    ),
+    _Kind(
+        "a file of weights alone (safetensors), without the network",
+        "load it with the program that trained it, and export ONNX there, as optimum-cli export onnx does",
+        (".safetensors",),
+        ((8, b'{"'),),
+    ),
+    _Kind(
+        "a TensorFlow model",
+        "convert it to ONNX: python -m tf2onnx.convert --saved-model FOLDER --output model.onnx",
+        (".pb",),
+    ),
+    _Kind(
+        "a Core ML model",
+        "export the model it was made from to ONNX: yolo export model=best.pt format=onnx (Ultralytics)",
+        (".mlmodel", ".mlpackage"),
+    ),
+    _Kind(
+        "an ncnn model",
+        "export the model it was made from to ONNX",
+        (".param",),
+        ((0, b"7767517"),),
+    ),
+    _Kind(
+        "a Paddle model",
+        "convert it to ONNX: paddle2onnx --model_dir FOLDER --save_file model.onnx",
+        (".pdmodel", ".pdiparams", ".pdparams"),
+    ),
+    _Kind("a Darknet model", "convert it to ONNX with a port of it to PyTorch", (".weights", ".cfg")),
+    _Kind("an RKNN model", "give the ONNX file that it was built from", (".rknn",), ((0, b"RKNN"),)),
+    _Kind("a compressed file", "unpack it", (".gz", ".tgz", ".zip", ".tar"), ((0, b"\x1f\x8b"),)),
+)
+
+
+def foreign_kind(path: Path, head: bytes) -> str | None:
+    """What a file is that is no ONNX, by its first bytes, else by its name; and what to do. None: unknown."""
+    # What PyTorch saves is an archive, and Ultralytics writes a description in front of an engine.
+    zipped = head.startswith(b"PK\x03\x04")
+    if zipped and b"data.pkl" in head:
+        return _words(next(kind for kind in _KINDS if ".pt" in kind.suffixes), path)
+    found = next((kind for kind in _KINDS if _begins(kind, head)), None)
+    suffix = path.suffix.lower()
+    found = found or next((kind for kind in _KINDS if suffix in kind.suffixes), None)
+    if found is None and zipped:
+        found = _KINDS[-1]
+    return None if found is None else _words(found, path)
+
+
+def _begins(kind: _Kind, head: bytes) -> bool:
+    return any(head[start : start + len(magic)] == magic for start, magic in kind.magics)
+
+
+def _words(kind: _Kind, path: Path) -> str:
+    return f"is no ONNX file but {kind.what}; {kind.remedy.replace('{name}', path.name)}"
+
+
+# Models of old opsets, brought to one in which our own nodes can be written.
+#
+# Azure Custom Vision exports opset 7 to 10 and offers no other, so its users cannot export anew.
+
+
+OLDEST = 7
+"""The oldest opset that onnxruntime runs and onnx can convert."""
+
+LEAST = 11
+"""The oldest opset in which every node of ours exists."""
+
+TARGET = 12
+"""Converted to: the last opset in which Squeeze, Unsqueeze and ReduceSum take their axes as attributes."""
+
+
+def with_new_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in an opset of `LEAST` or newer; the very model if it has one already.
+
+    Raises:
+        ModelError: it is older than `OLDEST`, or holds a node that cannot be converted.
+    """
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset >= LEAST:
+        return model
+    hint = f"export the model with opset {LEAST} or newer"
+    if opset < OLDEST:
+        raise ModelError(f"opset {opset} is too old: {hint}")
+    try:
+        converted: onnx.ModelProto = version_converter.convert_version(model, TARGET)
+    except (RuntimeError, ValueError) as error:
+        words = " ".join(str(error).split())[:120]
+        raise ModelError(f"opset {opset} is too old and cannot be converted ({words}): {hint}") from None
+    del converted.metadata_props[:]
+    converted.metadata_props.extend(model.metadata_props)
+    converted.producer_name = model.producer_name
+    return converted
+
+
+# Networks that take one picture without a batch in front of it: torchvision and detectron2 export such.
+
+
+_TYPES = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8})
+
+
+def with_batch_axis(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with a batch of one in front of its picture and of each output.
+
+    The very model where its one input is no picture of three axes, [3, H, W] or [H, W, 3].
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1 or not _is_single_picture(inputs[0]):
+        return model
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    taken = {name for node in graph.node for name in (*node.input, *node.output)} | weights
+    picture = next(value for value in graph.input if value.name not in weights)
+    inner = picture.name
+    picture.name = _free(f"{inner}.batch", taken)
+    dims = [onnx.TensorShapeProto.Dimension(dim_value=1), *picture.type.tensor_type.shape.dim]
+    del picture.type.tensor_type.shape.dim[:]
+    picture.type.tensor_type.shape.dim.extend(dims)
+    axis = _free("batch.axis", taken)
+    opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    by_input = opset >= 13  # from then on axes are an input and no attribute
+    given = [axis] if by_input else []
+    attributes: dict[str, Any] = {} if by_input else {"axes": [0]}
+    if by_input:
+        graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), axis))
+    nodes = [helper.make_node("Squeeze", [picture.name, *given], [inner], **attributes), *graph.node]
+    for value in graph.output:
+        outer = _free(f"{value.name}.batch", taken)
+        nodes.append(helper.make_node("Unsqueeze", [value.name, *given], [outer], **attributes))
+        value.name = outer
+        if value.type.tensor_type.HasField("shape"):
+            shape = [onnx.TensorShapeProto.Dimension(dim_value=1), *value.type.tensor_type.shape.dim]
+            del value.type.tensor_type.shape.dim[:]
+            value.type.tensor_type.shape.dim.extend(shape)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return changed
+
+
+def _is_single_picture(value: onnx.ValueInfoProto) -> bool:
+    kind = value.type.tensor_type
+    sides = [dim.dim_value for dim in kind.shape.dim]
+    return kind.elem_type in _TYPES and len(sides) == 3 and 3 in (sides[0], sides[2])
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+# The order of a graph's nodes: ONNX demands that each follows those that it uses; not all exporters do.
+#
+# Onnxruntime sorts nodes by itself and so runs such files; converters to float16 are known to write them.
+
+
+def put_in_order(graph: onnx.GraphProto) -> None:
+    """Let every node follow those whose outputs it uses, and change no more than that.
+
+    A graph with a circle in it is left as it is.
+    """
+    makers = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
+    needs = [
+        {makers[name] for name in _used(node) if makers.get(name, place) != place}
+        for place, node in enumerate(graph.node)
+    ]
+    if all(max(needed, default=-1) < place for place, needed in enumerate(needs)):
+        return
+    order = _order(needs)
+    if len(order) < len(needs):
+        return
+    nodes = [graph.node[place] for place in order]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _order(needs: list[set[int]]) -> list[int]:
+    """Places, each behind those that it needs and else as they were; those in circles are left out."""
+    users: list[list[int]] = [[] for _ in needs]
+    for place, needed in enumerate(needs):
+        for other in needed:
+            users[other].append(place)
+    missing = [len(needed) for needed in needs]
+    ready = [place for place, count in enumerate(missing) if not count]
+    order = []
+    while ready:
+        place = heapq.heappop(ready)
+        order.append(place)
+        for user in users[place]:
+            missing[user] -= 1
+            if not missing[user]:
+                heapq.heappush(ready, user)
+    return order
+
+
+def _used(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors that a node needs, those that its loops and branches take from outside included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            for inner in graph.node:
+                yield from _used(inner)
+
+
+# Suppression by a plugin of TensorRT at the end of a graph: it is taken out, and its inputs become outputs.
+#
+# `EfficientNMS_TRT` and `BatchedNMS_TRT` exist in TensorRT alone. Their inputs are boxes and scores of all
+# anchors, and their attributes say how both are written, so that our own suppression can take their place.
+
+
+KEY = "visionedge.boxes"
+"""The metadata key that says how boxes and scores are written (`BoxesAndScores`), as JSON."""
+
+_EFFICIENT = ("EfficientNMS_TRT",)
+_BATCHED = ("BatchedNMS_TRT", "BatchedNMSDynamic_TRT")
+
+
+@dataclass(frozen=True, slots=True)
+class BoxesAndScores:
+    """How a plugin's inputs are written.
+
+    `centers`: a box is a centre and a size, else two corners. `relative`: 0-1 instead of pixels; None: not
+    said. `logits`: scores still need a sigmoid. `background`: the class that means nothing; -1 for none.
+    """
+
+    plugin: str
+    centers: bool = False
+    relative: bool | None = None
+    logits: bool = False
+    background: int = -1
+
+
+def without_plugin(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the plugin's inputs as its outputs; the very model where there is no such plugin.
+
+    Raises:
+        ModelError: the plugin has inputs or attributes that are not understood.
+    """
+    found = [node for node in model.graph.node if node.op_type in (*_EFFICIENT, *_BATCHED)]
+    if not found:
+        return model
+    node = found[0]
+    if len(found) > 1 or len(node.input) != 2 or not all(node.input):
+        raise ModelError(f"uses {node.op_type} in a way that is not known here; {_HINT}")
+    told = _told(node)
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    behind = set(node.output)
+    kept = []
+    for each in graph.node:
+        if each.name == node.name and list(each.output) == list(node.output):
+            continue
+        if behind & set(each.input):
+            behind |= set(each.output)  # what only passes the plugin's outputs on
+        else:
+            kept.append(each)
+    del graph.node[:], graph.output[:]
+    graph.node.extend(kept)
+    graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in node.input)
+    entry = changed.metadata_props.add()
+    entry.key, entry.value = KEY, json.dumps(asdict(told))
+    return changed
+
+
+_HINT = "export the model without its suppression (such as end2end=False or nms=False)"
+
+
+def _told(node: onnx.NodeProto) -> BoxesAndScores:
+    values: Mapping[str, Any] = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+    if node.op_type in _EFFICIENT:
+        return BoxesAndScores(
+            node.op_type,
+            centers=values.get("box_coding", 0) == 1,
+            logits=values.get("score_activation", 0) == 1,
+            background=int(values.get("background_class", -1)),
+        )
+    if values.get("shareLocation", 1) != 1:
+        raise ModelError(f"uses {node.op_type} with other boxes for each class: not known here; {_HINT}")
+    return BoxesAndScores(
+        node.op_type,
+        relative=values.get("isNormalized", 1) == 1,
+        background=int(values.get("backgroundLabelId", -1)),
+    )
+
 
 log = logging.getLogger(__name__)
 

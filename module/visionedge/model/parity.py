@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.frames.types import Detections
-from visionedge.model.nms import overlaps
+from visionedge.model.postprocess import overlaps
 
 CONFIDENCE = 0.3
 """Boxes from this score on count: it is what the module reports unless told otherwise."""

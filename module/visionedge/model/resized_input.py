@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import Signature, Tensor
+from visionedge.model.graph import Nodes
 from visionedge.model.interpretation import Decoder, Reading, picture_input
-from visionedge.model.nodes import Nodes
 
 # Their boxes are parts of the picture, or pixels of their input, whatever happens to it inside.
 _RESIZE_THEMSELVES = frozenset({"compiled", "detectron2", "efficientdet", "mmdeploy", "tfod", "torchvision"})

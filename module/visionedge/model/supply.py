@@ -9,8 +9,7 @@ from pathlib import Path
 from visionedge.config.addresses import model_name, shown
 from visionedge.config.schema import ModelConfig
 from visionedge.errors import ModelError
-from visionedge.model.attempt import Order
-from visionedge.model.download import Fetch, Tempo
+from visionedge.model.download import Fetch, Order, Tempo
 from visionedge.model.model import Model, bundled_model_path, load_model
 from visionedge.model.model_store import Kept
 from visionedge.runtime.threads import Crew, on_thread

@@ -15,7 +15,7 @@ from visionedge.engine.device.seam import Runs
 from visionedge.engine.device.session import open_session, words_of
 from visionedge.engine.device_parity import Pace, median_ms
 from visionedge.engine.engine import noise
-from visionedge.model.compiler.cache import compiled
+from visionedge.model.compiler.build import compiled
 from visionedge.model.model import Model, bundled_model_path, load_model
 
 _ROUNDS = 5

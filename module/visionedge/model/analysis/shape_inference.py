@@ -18,13 +18,139 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
-from onnx import TensorProto, TypeProto, shape_inference
+from numpy.typing import NDArray
+from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
 
 from visionedge.errors import ModelError, UnavailableError
-from visionedge.model.analysis.shapes import MOST_NUMBERS, tensor_types
 from visionedge.model.compiler.trial_run import address_space_bytes, blames_machine
 from visionedge.runtime.child_process import run
+
+# Shapes that ONNX's own inference gives up on: those that a graph computes from the shape of its input.
+#
+# Exports with open dimensions ask for shapes, cut and join them, and reshape by the result. Once the input is
+# fixed all of that is constant: the graph is gone through once, and the few numbers are computed on the way.
+
+
+Values = NDArray[np.generic]
+
+# Of shapes, places and their parts; what is larger is part of the picture's way.
+MOST_NUMBERS = 4096
+_DOMAINS = ("", "ai.onnx")
+# onnx raises one of these for a node that it cannot make sense of, and its evaluator whatever numpy does.
+_CANNOT = (
+    shape_inference.InferenceError,
+    defs.SchemaError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    IndexError,
+    KeyError,
+)
+
+
+def tensor_types(model: onnx.ModelProto) -> Mapping[str, TypeProto]:
+    """The types of all tensors of a graph whose shape or element type follows from its inputs.
+
+    An open first side of an input counts as 1, and so does what follows from it. Only for a process that may
+    be lost (see `inferring`): what infers a node is native code, and it asserts.
+    """
+    walk = _Walk(model)
+    for node in model.graph.node:
+        walk.step(node)
+    return walk.types
+
+
+class _Walk:
+    """The types of all tensors so far, and the values of the small ones that are constant."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.imports = list(model.opset_import)
+        self.version = max((o.version for o in self.imports if o.domain in _DOMAINS), default=0)
+        self.types: dict[str, TypeProto] = {}
+        self.values: dict[str, Values] = {}
+        for value in graph.input:
+            self.types[value.name] = _closed(value.type)
+        for tensor in graph.initializer:
+            self.types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+            if math.prod(tensor.dims) <= MOST_NUMBERS and tensor.data_type != TensorProto.STRING:
+                self.values[tensor.name] = numpy_helper.to_array(tensor)
+
+    def step(self, node: onnx.NodeProto) -> None:
+        """Take in what is known of a node's outputs."""
+        if node.domain not in _DOMAINS:
+            return
+        try:
+            self._infer(node)
+            self._compute(node)
+        except _CANNOT:
+            return  # nothing is known of them, then
+
+    def _infer(self, node: onnx.NodeProto) -> None:
+        types = {name: self.types[name] for name in node.input if name in self.types}
+        data = {
+            name: numpy_helper.from_array(self.values[name]) for name in node.input if name in self.values
+        }
+        schema = defs.get_schema(node.op_type, self.version, "")
+        made = shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=self.imports)
+        self.types.update(made)
+
+    def _compute(self, node: onnx.NodeProto) -> None:
+        if node.op_type == "Shape":
+            self._take_shape(node)
+            return
+        if any(name and name not in self.values for name in node.input) or not _is_arithmetic(node):
+            return
+        shapes = [shape_of(self.types.get(name)) for name in node.output]
+        if any(shape is None or None in shape or _size(shape) > MOST_NUMBERS for shape in shapes):
+            return
+        feeds = {name: self.values[name] for name in node.input if name}
+        inputs = [helper.make_value_info(name, self.types[name]) for name in feeds]
+        outputs = [helper.make_value_info(name, self.types[name]) for name in node.output]
+        graph = helper.make_graph([node], "one", inputs, outputs)
+        # As a model of its own, since an evaluator of a bare node takes the newest form of its operator.
+        alone = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.version)])
+        # Few networks need it, and it takes 12 MB of every process that imports it.
+        from onnx.reference import ReferenceEvaluator
+
+        results = ReferenceEvaluator(alone).run(None, feeds)
+        self.values.update(zip(node.output, map(np.asarray, results), strict=False))
+
+    def _take_shape(self, node: onnx.NodeProto) -> None:
+        shape = shape_of(self.types.get(node.input[0]))
+        if shape is not None and None not in shape:
+            ends = {attribute.name: attribute.i for attribute in node.attribute}
+            part = shape[ends.get("start", 0) : ends.get("end", len(shape))]
+            self.values[node.output[0]] = np.array(part, np.int64)
+
+
+def _closed(kind: TypeProto) -> TypeProto:
+    """A tensor's type with 1 for an open first side."""
+    closed = TypeProto()
+    closed.CopyFrom(kind)
+    dims = closed.tensor_type.shape.dim
+    if len(dims) and dims[0].dim_value <= 0:
+        dims[0].dim_value = 1
+    return closed
+
+
+def shape_of(kind: TypeProto | None) -> tuple[int | None, ...] | None:
+    """The shape of a type, open sides as None; None where not even the rank is known."""
+    if kind is None or not kind.tensor_type.HasField("shape"):
+        return None
+    return tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.tensor_type.shape.dim)
+
+
+def _size(shape: tuple[int | None, ...]) -> int:
+    return math.prod(side or 0 for side in shape)
+
+
+def _is_arithmetic(node: onnx.NodeProto) -> bool:
+    """Whether a node is done when it is done: loops may never be, and nothing else needs a graph or text."""
+    return not any(a.HasField("g") or a.graphs or a.HasField("s") or a.strings for a in node.attribute)
+
 
 INFERRED_WITHIN_S = 60
 _SPARE_S = 10

@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from visionedge.errors import ModelError
-from visionedge.model.compiler.interleaving import fold_layout
-from visionedge.model.compiler.passes import fold_focus
-from visionedge.model.compiler.scaling import fold_scale
+from visionedge.model.compiler.passes import fold_focus, fold_layout, fold_scale
+from visionedge.model.graph import Nodes
 from visionedge.model.interpretation import NetworkInput, Preprocess, Reading
 from visionedge.model.model import Model
-from visionedge.model.nodes import Nodes
 from visionedge.model.onnx_file import blamed_on, read_model
 from visionedge.runtime.ort import made_for_gpu
 

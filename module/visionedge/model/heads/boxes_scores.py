@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from visionedge.errors import ModelError
 from visionedge.model.analysis.output_ops import Closing
 from visionedge.model.analysis.signature import Signature, Tensor
-from visionedge.model.decoding import best_rows
-from visionedge.model.grids import part, pyramid, to_corners
+from visionedge.model.decoding import best_rows, part, pyramid, to_corners
+from visionedge.model.exporter_files import told_preparation
+from visionedge.model.graph import Nodes
 from visionedge.model.interpretation import NetworkInput, Preprocess, Reading, picture_input, stated_object
-from visionedge.model.nms_plugins import KEY, BoxesAndScores
-from visionedge.model.nodes import Nodes
-from visionedge.model.paddle_export import told_preparation
-from visionedge.model.preprocessing import prepared
-from visionedge.model.ultralytics import YOLO_INPUT, detects, origin
+from visionedge.model.onnx_file import KEY, BoxesAndScores
+from visionedge.model.preprocessing import YOLO_INPUT, detects, origin, prepared
 
 FORMS = ("corners", "centers")
 _FOREIGN = frozenset({"NonMaxSuppression", "TopK", "Cos", "Sin"})

@@ -12,7 +12,9 @@ from typing import Any
 from visionedge.errors import ModelError
 from visionedge.model.analysis.input_ops import Opening
 from visionedge.model.analysis.signature import Signature, Tensor
+from visionedge.model.decoding import MapsDecoder, RawMap, listed_rows
 from visionedge.model.exporter_files import manifest
+from visionedge.model.graph import Nodes
 from visionedge.model.interpretation import (
     Color,
     NetworkInput,
@@ -22,9 +24,6 @@ from visionedge.model.interpretation import (
     stated_object,
 )
 from visionedge.model.labels import class_names
-from visionedge.model.lists import listed_rows
-from visionedge.model.maps import MapsDecoder, RawMap
-from visionedge.model.nodes import Nodes
 from visionedge.model.preprocessing import prepared
 
 ANCHORS = ((0.573, 0.677), (1.87, 2.06), (3.34, 5.47), (7.88, 3.53), (9.77, 9.17))

@@ -15,8 +15,8 @@ from typing import Literal
 from visionedge.errors import ModelError
 from visionedge.model.analysis.output_ops import Closing
 from visionedge.model.analysis.signature import Signature, Tensor
-from visionedge.model.decoding import best_rows
-from visionedge.model.grids import part, pyramid, to_corners
+from visionedge.model.decoding import best_rows, listed_rows, part, pyramid, to_corners
+from visionedge.model.graph import Nodes
 from visionedge.model.interpretation import (
     STATE_MEAN,
     NetworkInput,
@@ -26,10 +26,7 @@ from visionedge.model.interpretation import (
     stated_object,
 )
 from visionedge.model.labels import class_names
-from visionedge.model.lists import listed_rows
-from visionedge.model.nodes import Nodes
-from visionedge.model.preprocessing import prepared
-from visionedge.model.ultralytics import detects
+from visionedge.model.preprocessing import detects, prepared
 
 PLAIN_INPUT = Preprocess("rgb", 1 / 255, fit="stretch", resample="antialias")
 IMAGENET_INPUT = replace(PLAIN_INPUT, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import Signature, Tensor
-from visionedge.model.grids import part, pyramid, to_corners
+from visionedge.model.decoding import listed_rows, part, pyramid, to_corners
+from visionedge.model.graph import Nodes
 from visionedge.model.interpretation import NetworkInput, Preprocess, Reading, picture_input
 from visionedge.model.labels import class_names
-from visionedge.model.lists import listed_rows
-from visionedge.model.nodes import Nodes
-from visionedge.model.preprocessing import prepared
-from visionedge.model.ultralytics import YOLO_INPUT, detects, origin
+from visionedge.model.preprocessing import YOLO_INPUT, detects, origin, prepared
 
 CENTERNET_INPUT = Preprocess("bgr", 1 / 255, (0.408, 0.447, 0.470), (0.289, 0.274, 0.278), pad=0)
 

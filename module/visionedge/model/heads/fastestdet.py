@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from visionedge.model.analysis.signature import Signature, Tensor
-from visionedge.model.decoding import best_rows
-from visionedge.model.grids import columns_rows_strides, grid, part, to_corners
+from visionedge.model.decoding import best_rows, columns_rows_strides, grid, part, to_corners
+from visionedge.model.graph import Nodes
 from visionedge.model.interpretation import NetworkInput, Preprocess, Reading, picture_input
 from visionedge.model.labels import class_names
-from visionedge.model.nodes import Nodes
 from visionedge.model.preprocessing import prepared
 
 FASTESTDET_INPUT = Preprocess("bgr", 1 / 255, fit="stretch")

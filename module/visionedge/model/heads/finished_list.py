@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from visionedge.errors import ModelError
 from visionedge.model.analysis.input_ops import Opening
 from visionedge.model.analysis.signature import Signature, Tensor
-from visionedge.model.grids import part
+from visionedge.model.decoding import listed_rows, part
+from visionedge.model.graph import Nodes
 from visionedge.model.interpretation import (
     STATE_MEAN,
     NetworkInput,
@@ -21,8 +22,6 @@ from visionedge.model.interpretation import (
     stated_object,
 )
 from visionedge.model.labels import AUTOML_BACKGROUND, class_names
-from visionedge.model.lists import listed_rows
-from visionedge.model.nodes import Nodes
 from visionedge.model.preprocessing import prepared
 
 # These take a picture of any shape and resize it inside; ours keeps its proportions.

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import Signature, Tensor
-from visionedge.model.grids import part
+from visionedge.model.decoding import listed_rows, part
+from visionedge.model.exporter_files import told_preparation
+from visionedge.model.graph import Nodes
 from visionedge.model.interpretation import (
     STATE_MEAN,
     NetworkInput,
@@ -19,9 +21,6 @@ from visionedge.model.interpretation import (
     stated_object,
 )
 from visionedge.model.labels import class_names
-from visionedge.model.lists import listed_rows
-from visionedge.model.nodes import Nodes
-from visionedge.model.paddle_export import KEY, told_preparation
 from visionedge.model.preprocessing import prepared
 
 PLAIN_INPUT = Preprocess("rgb", 1 / 255, fit="stretch")

@@ -8,11 +8,9 @@ from typing import Any, Literal
 
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import Shape, Signature
-from visionedge.model.grids import grid
+from visionedge.model.decoding import MapsDecoder, Order, RawMap, grid
 from visionedge.model.interpretation import NetworkInput, Preprocess, Reading, picture_input
-from visionedge.model.maps import MapsDecoder, Order, RawMap
-from visionedge.model.preprocessing import prepared
-from visionedge.model.ultralytics import YOLO_INPUT, detects
+from visionedge.model.preprocessing import YOLO_INPUT, detects, prepared
 
 DARKNET_INPUT = replace(YOLO_INPUT, pad=128)
 

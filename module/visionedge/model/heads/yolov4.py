@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from visionedge.model.analysis.signature import Signature
-from visionedge.model.decoding import BoxesOf, best_rows
-from visionedge.model.grids import pyramid
+from visionedge.model.decoding import BoxesOf, best_rows, pyramid
+from visionedge.model.graph import Nodes
 from visionedge.model.interpretation import Reading, picture_input
-from visionedge.model.nodes import Nodes
-from visionedge.model.preprocessing import prepared
-from visionedge.model.ultralytics import YOLO_INPUT, detects
+from visionedge.model.preprocessing import YOLO_INPUT, detects, prepared
 
 
 @dataclass(frozen=True, slots=True)

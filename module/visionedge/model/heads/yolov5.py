@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from visionedge.model.analysis.signature import Signature
-from visionedge.model.dense import DenseDecoder, Table, dense_reading, table_of
-from visionedge.model.grids import grid, pyramid
+from visionedge.model.decoding import DenseDecoder, Table, dense_reading, grid, pyramid, table_of
 from visionedge.model.interpretation import Reading
-from visionedge.model.ultralytics import YOLO_INPUT, detects, origin
+from visionedge.model.preprocessing import YOLO_INPUT, detects, origin
 
 _ANCHORS = 3
 # What leaves the scores as a sigmoid made them, beside boxes that are computed.

@@ -4,11 +4,10 @@ from dataclasses import dataclass, replace
 
 from visionedge.model.analysis.output_ops import Closing
 from visionedge.model.analysis.signature import Signature
-from visionedge.model.dense import DenseDecoder, Table, dense_reading, table_of
-from visionedge.model.grids import pyramid
+from visionedge.model.decoding import DenseDecoder, Table, dense_reading, pyramid, table_of
 from visionedge.model.interpretation import Reading
 from visionedge.model.labels import class_names
-from visionedge.model.ultralytics import YOLO_INPUT, detects, origin
+from visionedge.model.preprocessing import YOLO_INPUT, detects, origin
 
 # A turned box is decoded with them, a list that was chosen already comes from the others.
 _FOREIGN = frozenset({"Cos", "Sin", "Exp", "TopK", "NonMaxSuppression"})

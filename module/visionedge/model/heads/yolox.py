@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import Signature
-from visionedge.model.dense import Cells, DenseDecoder, Table, dense_reading, table_of
-from visionedge.model.grids import pyramid
+from visionedge.model.decoding import Cells, DenseDecoder, Table, dense_reading, pyramid, table_of
 from visionedge.model.interpretation import Preprocess, Reading
 from visionedge.model.labels import class_names
-from visionedge.model.ultralytics import YOLO_INPUT, detects
+from visionedge.model.preprocessing import YOLO_INPUT, detects
 
 YOLOX_INPUT = Preprocess("bgr", 1.0, fit="letterbox", anchor="top-left", pad=114, rounding="down")
 

@@ -14,12 +14,9 @@ from visionedge.model.compiler.compile import checked_network, compile_graph
 from visionedge.model.model import Model
 from visionedge.model.parity import LEAST_BOXES, SMALL_IOU, Parity, Precisions, Tolerance, compare
 from visionedge.model.postprocess import Selection
-from visionedge.model.quantization.arithmetic import open_on_cpu
-from visionedge.model.quantization.calibration import METHODS, Observed, Values, folded, observe
+from visionedge.model.quantization.calibration import METHODS, Observed, Progress, Values, folded, observe
 from visionedge.model.quantization.fp16 import halved, rounded
-from visionedge.model.quantization.int8 import Recipe, quantised, recipes
-from visionedge.model.quantization.progress import Progress
-from visionedge.model.quantization.refining import Tuner
+from visionedge.model.quantization.int8 import Recipe, Tuner, open_on_cpu, quantised, recipes
 from visionedge.runtime.measurement import Pace, paces
 
 Precision = Literal["fp16", "int8"]

@@ -23,7 +23,7 @@ from visionedge.engine.plan import Fit, Measured, Pair, Plan, batch_sizes
 from visionedge.engine.precision_choice import contenders
 from visionedge.engine.trial import Run, Sample, run_in_turns
 from visionedge.frames.types import Picture
-from visionedge.model.compiler.cache import ready
+from visionedge.model.compiler.build import ready
 from visionedge.model.compiler.compile import ROWS
 from visionedge.model.model import Model, load_model
 from visionedge.model.quantization.variants import PRECISIONS

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.frames.types import Picture
-from visionedge.model.dense import DenseDecoder
+from visionedge.model.decoding import DenseDecoder
 from visionedge.model.heads.nanodet import DflDecoder, Scale
 from visionedge.model.model import Model
 from visionedge.runtime.ort import import_onnxruntime

@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 
 from visionedge.errors import ConfigError, VisionedgeError
-from visionedge.model.compiler.cache import compiled
+from visionedge.model.compiler.build import compiled
 from visionedge.model.compiler.compile import ROWS
 from visionedge.model.compiler.stamp import imprint_of
 from visionedge.model.model import Model, load_model

@@ -12,9 +12,8 @@ import onnx
 from visionedge.errors import ModelError
 from visionedge.model.analysis.cuda_kernels import missing_kernel, opsets_of
 from visionedge.model.analysis.shape_inference import infer
-from visionedge.model.analysis.signature import Tensor, read_signature
-from visionedge.model.analysis.sizes import sized
-from visionedge.model.compiler.cache import ready
+from visionedge.model.analysis.signature import Tensor, read_signature, sized
+from visionedge.model.compiler.build import ready
 from visionedge.model.compiler.stamp import imprint_of
 from visionedge.model.exporter_files import read_export
 from visionedge.model.heads import known_heads
