@@ -5,9 +5,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from visionedge.engine.autotune import Wanted
+from visionedge.engine.autotune import MOST_BATCHES, Sample, Wanted
 from visionedge.engine.plan import Pair
-from visionedge.engine.trial import MOST_BATCHES, Sample
 
 BatchMs = Callable[[int, int], float]
 """(lanes, batch) → ms that one batch takes while all lanes work."""

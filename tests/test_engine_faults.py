@@ -12,7 +12,7 @@ from tiny_models import TinyDetector, pictures
 from visionedge.engine.device.devices import DeviceState, Effective, Reason
 from visionedge.engine.device.faults import Fault
 from visionedge.engine.device.session import EngineError, NodePlaces, Pictures
-from visionedge.engine.engine import Engine
+from visionedge.engine.local_engine import Engine
 from visionedge.engine.plan import Plan
 from visionedge.engine.process.fault_injection import When, read_script, seam_of, tuning_of
 from visionedge.errors import ConfigError, ModelError

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stub_driver import Script, script, stub_folder
-from visionedge.engine.device.providers import CUDA, CUDA_GRAPHS, CUDA_LEAST
+from visionedge.engine.device.session import CUDA, CUDA_GRAPHS, CUDA_LEAST
 
 __all__ = ["script", "stub_folder"]
 

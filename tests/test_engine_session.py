@@ -10,10 +10,20 @@ import pytest
 from onnx import TensorProto, helper
 
 from tiny_models import TinyDetector, pictures
-from visionedge.engine.device import providers
+from visionedge.engine.device import session as providers
 from visionedge.engine.device.devices import PROVIDERS
-from visionedge.engine.device.providers import CUDA, CUDA_GRAPHS, CUDA_LEAST, KNOWN_OPTIONS, choices, tensorrt
-from visionedge.engine.device.session import EngineError, NodePlaces, Session, open_session
+from visionedge.engine.device.session import (
+    CUDA,
+    CUDA_GRAPHS,
+    CUDA_LEAST,
+    KNOWN_OPTIONS,
+    EngineError,
+    NodePlaces,
+    Session,
+    choices,
+    open_session,
+    tensorrt,
+)
 from visionedge.model.compiler.compile import compile_model
 from visionedge.model.model import load_model
 

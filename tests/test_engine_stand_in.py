@@ -13,8 +13,8 @@ from scripted_faults import Faults
 from tiny_models import TinyDetector
 from tiny_slow import save_slow, store_quick_variant
 from visionedge.engine.batcher import Drop
+from visionedge.engine.interface import StandIn
 from visionedge.engine.precision_choice import FOLDER as CHOICES
-from visionedge.engine.stand_in import StandIn
 from visionedge.model.quantization.variants import FOLDER
 
 ROUNDS = 2

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from visionedge.engine.process.hang_watch import LEAST_S, UsualTime, await_reply
+from visionedge.engine.process.worker import LEAST_S, UsualTime, await_reply
 
 
 def test_the_limit_is_ten_times_the_usual_within_bounds() -> None:

@@ -10,8 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.engine import Engine
-from visionedge.engine.local_engine import open_engine
+from visionedge.engine.local_engine import Engine, open_engine
 from visionedge.frames.types import Picture
 from visionedge.model.model import bundled_model_path, load_model
 from visionedge.model.postprocess import Selection

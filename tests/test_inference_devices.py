@@ -17,7 +17,7 @@ from visionedge.engine.device.devices import (
     run_probe,
     wishes,
 )
-from visionedge.engine.device.providers import KNOWN_OPTIONS, choices, provider_options
+from visionedge.engine.device.session import KNOWN_OPTIONS, choices, provider_options
 
 # What onnxruntime-gpu 1.26.0 really wrote, on machines without a GPU and with a scripted driver.
 NO_CUBLAS = (

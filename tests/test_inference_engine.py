@@ -15,8 +15,7 @@ from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.devices import Effective, Reason, Verdict
 from visionedge.engine.device.session import EngineError, NodePlaces, Pictures
-from visionedge.engine.engine import Engine
-from visionedge.engine.local_engine import open_engine
+from visionedge.engine.local_engine import Engine, open_engine
 from visionedge.engine.plan import Plan
 from visionedge.errors import DeviceError, ModelError
 from visionedge.model.model import Model, load_model

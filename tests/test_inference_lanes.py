@@ -14,7 +14,7 @@ from visionedge.engine.batcher import Batcher, Drop
 from visionedge.engine.device.devices import DeviceState, Reason
 from visionedge.engine.device.session import EngineAwayError, EngineError, Pictures
 from visionedge.engine.interface import Computed
-from visionedge.engine.lanes_part import Complaints, Lane, Running
+from visionedge.engine.lanes import Complaints, Lane, Running
 from visionedge.engine.plan import Plan
 from visionedge.frames.types import Frame, InputSpec, Placement, Result
 from visionedge.model.model import Model, load_model

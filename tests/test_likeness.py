@@ -14,10 +14,8 @@ from visionedge.engine.device.devices import Effective, Reason, Verdict
 from visionedge.engine.device.faults import Fault
 from visionedge.engine.device.session import EngineAwayError, EngineError, Pictures
 from visionedge.engine.device_parity import Likeness, Pace, against_cpu, likeness
-from visionedge.engine.engine import Engine
-from visionedge.engine.local_engine import open_engine
-from visionedge.engine.process.comparison import Recent, compare_candidate, is_the_model
-from visionedge.engine.process.probing import Probing
+from visionedge.engine.local_engine import Engine, open_engine
+from visionedge.engine.process.worker_pool import Probing, Recent, compare_candidate, is_the_model
 from visionedge.model.model import load_model
 from visionedge.model.postprocess import Rows
 from visionedge.runtime.threads import Crew

@@ -9,8 +9,7 @@ import pytest
 import tiny_yolos
 from tiny_models import TinyDetector
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.engine import noise
-from visionedge.engine.local_engine import open_engine
+from visionedge.engine.local_engine import noise, open_engine
 from visionedge.model.model import Model, bundled_model_path, load_model
 from visionedge.ops.bench.plain_network import PlainNetwork, can_decode
 

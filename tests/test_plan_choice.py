@@ -3,9 +3,8 @@
 import pytest
 
 from machines import BatchMs, Machine, accelerator, crowded_memory, processor, single_accelerator
-from visionedge.engine.autotune import FINAL_S, SPEND_S, Wanted, choose, fit, search
+from visionedge.engine.autotune import FINAL_S, SPEND_S, Sample, Wanted, choose, fit, search
 from visionedge.engine.plan import Measured, Pair, Plan
-from visionedge.engine.trial import Sample
 
 TWO_CORES = Wanted("cpu", 8, None, 2)
 GPU = Wanted("cuda", 8, None, 8)

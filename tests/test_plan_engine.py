@@ -9,8 +9,7 @@ import pytest
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.session import NodePlaces, Pictures
-from visionedge.engine.engine import Engine
-from visionedge.engine.local_engine import open_engine
+from visionedge.engine.local_engine import Engine, open_engine
 from visionedge.engine.plan import Plan
 from visionedge.model.model import Model, load_model
 

@@ -5,9 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from visionedge.engine.autotune import measure
+from visionedge.engine.autotune import MOST_BATCHES, measure, run_in_turns, run_trial
 from visionedge.engine.plan import Pair
-from visionedge.engine.trial import MOST_BATCHES, run_in_turns, run_trial
 
 
 class Work:

@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 
 from tiny_models import TinyDetector
-from visionedge.engine.agreement import Agreement, Apart, agreement
-from visionedge.engine.precision_choice import FOLDER, Candidate, Trials, judged, pick
+from visionedge.engine.precision_choice import (
+    FOLDER,
+    Agreement,
+    Apart,
+    Candidate,
+    Trials,
+    agreement,
+    judged,
+    pick,
+)
 from visionedge.frames.types import Detections
 from visionedge.model.compiler.build import FOLDER as COMPILED
 from visionedge.model.compiler.build import ready

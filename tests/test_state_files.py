@@ -14,8 +14,7 @@ import pytest
 
 from visionedge.camera.registry import KEPT_S, MOST_NAMES, Position, Sequences
 from visionedge.config.load import validate
-from visionedge.engine.plan import Fit, Measured, Pair, Timed
-from visionedge.engine.plan_cache import PlanCache, PlanKey
+from visionedge.engine.plan import Fit, Measured, Pair, PlanCache, PlanKey, Timed
 from visionedge.iothub.desired import Carriers
 from visionedge.iothub.last_good import LastGood
 from visionedge.iothub.wish import Wish

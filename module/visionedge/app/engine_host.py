@@ -16,13 +16,12 @@ from visionedge.app.machinery import Machinery
 from visionedge.app.state import Rooms
 from visionedge.camera.camera import Fitting
 from visionedge.config.schema import Config, InferenceConfig
-from visionedge.engine.interface import AnyEngine
+from visionedge.engine.interface import AnyEngine, StandIn
 from visionedge.engine.lanes import Lineup
 from visionedge.engine.local_engine import open_engine
 from visionedge.engine.precision_choice import contenders
 from visionedge.engine.process.client import EngineProcess
 from visionedge.engine.process.shared_memory import Arena, blocks_for
-from visionedge.engine.stand_in import StandIn
 from visionedge.errors import ConfigError, ModelError, VisionedgeError
 from visionedge.model.download import Tempo
 from visionedge.model.model import Model

@@ -12,8 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.engine.device.seam import Runs
-from visionedge.engine.device.session import Pictures
+from visionedge.engine.device.session import Pictures, Runs
 from visionedge.engine.plan import Plan
 from visionedge.frames.types import Detections, InputSpec, Placement
 from visionedge.model.compiler.trial_run import same_rows

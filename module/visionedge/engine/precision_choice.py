@@ -7,24 +7,128 @@ choice that was measured is kept beside the plans, for exactly these graphs on t
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import onnx
 
-from visionedge.engine.agreement import Agreement
-from visionedge.engine.plan_cache import PlanKey, integer_instructions
-from visionedge.errors import ModelError
+from visionedge.camera.sources.open import open_source
+from visionedge.config.addresses import CameraUri
+from visionedge.engine.plan import PlanKey, integer_instructions
+from visionedge.errors import ModelError, SourceError, UnavailableError
+from visionedge.frames.letterbox import fit
+from visionedge.frames.types import Detections, InputSpec, Picture, Placement
 from visionedge.model.compiler.build import ready
+from visionedge.model.compiler.compile import checked_network
+from visionedge.model.compiler.trial_run import pictures
 from visionedge.model.model import Model
-from visionedge.model.parity import Tolerance
-from visionedge.model.quantization.search import in_integers
+from visionedge.model.parity import LEAST_BOXES, SMALL_IOU, Tolerance, compare
+from visionedge.model.quantization.int8 import distance_to, outputs_of
+from visionedge.model.quantization.search import Sample, in_integers
 from visionedge.model.quantization.variants import Variant, usable, variants
 from visionedge.runtime.files import DamagedError, drop_damaged, read_json, write_json
+from visionedge.runtime.installation import bundled
 from visionedge.runtime.measurement import Choice, choose
 
+# Whether a variant sees on this very machine what fp32 sees here; asked before `auto` takes it.
+#
+# Its report was perhaps written on another machine, and integer kernels are not the same everywhere (see
+# `arithmetic`). So both look at a few pictures of the bundled clip, and what they see is held against each
+# other as in the report. A model that knows nothing of what is there says too little that way; then the values
+# that integer kernels give for it are held against those of the same network computed as it is written.
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """How far a network's own outputs lie apart, in parts of how much they vary.
+
+    `written`: a network in integers, computed as it is written, from the one in floats, which is what its
+    report was judged by. `kernels`: what this processor's integer kernels make of it, from that.
+    """
+
+    written: float
+    kernels: float
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What was found, in a clause, and why the variant must not be used here; None where it may."""
+
+    words: str
+    refusal: str | None = None
+
+
+def agreement(
+    fp32: Sequence[Detections],
+    variant: Sequence[Detections],
+    tolerance: Tolerance,
+    apart: Callable[[], Apart | None],
+) -> Agreement:
+    """Judge what both saw on the same pictures; where that is too little, `apart` is asked (`apart_here`)."""
+    parity = compare(fp32, variant, iou=SMALL_IOU)
+    if parity.boxes >= LEAST_BOXES:
+        words = f"{parity.matched:.0%} of {parity.boxes} boxes agree here"
+        return Agreement(words, parity.refusal(tolerance.on_other_pictures()))
+    away = apart()
+    if away is None:
+        return Agreement("floats round alike everywhere, so its report counts")
+    if away.kernels <= away.written:
+        return Agreement(
+            f"the kernels here add {away.kernels:.3f} to the {away.written:.3f} that integers cost"
+        )
+    return Agreement(
+        "", f"the integer kernels here add {away.kernels:.2f} to the {away.written:.2f} that integers cost"
+    )
+
+
+def apart_here(fp32: Model, variant: Model, samples: Sequence[Sample]) -> Apart | None:
+    """How far the integers of a variant, and this CPU's kernels for them, take it away; None without any.
+
+    Raises what onnxruntime raises.
+    """
+    network, images = checked_network(variant), [sample.image for sample in samples]
+    if not in_integers(network):
+        return None
+    exact = outputs_of(network, variant.reading, images, exact=True)
+    floats = outputs_of(checked_network(fp32), fp32.reading, images)
+    own = outputs_of(network, variant.reading, images)
+    return Apart(distance_to(floats)(exact), distance_to(exact)(own))
+
+
+# Pictures that a variant of a model is tried on where it is to be used: the same ones everywhere.
+
+
 log = logging.getLogger(__name__)
+
+_CLIP = "media/demo.mp4"
+_OF_THE_CLIP = 9
+_EVERY = 10
+
+
+def samples_for(spec: InputSpec) -> list[Sample]:
+    """A few pictures of the bundled clip at a model's input size, and some that were made up."""
+    whole = Placement(0.0, 0.0, float(spec.width_px), float(spec.height_px))
+    made_up = [Sample(image, whole) for image in pictures(spec.height_px, spec.width_px)]
+    return [*(Sample(*fit(picture, spec)) for picture in _of_the_clip()), *made_up]
+
+
+def _of_the_clip() -> list[Picture]:
+    """Pictures a second apart, from its beginning; none where it cannot be read."""
+    found: list[Picture] = []
+    try:
+        with closing(open_source(CameraUri("file", str(bundled(_CLIP))))) as source:
+            for count in range(_OF_THE_CLIP * _EVERY):
+                decoded = source.read()
+                if decoded is None:
+                    break
+                if count % _EVERY == 0:
+                    found.append(decoded.picture())
+    except (SourceError, UnavailableError) as error:
+        log.info("precisions are compared without the bundled clip: %s", error)
+    return found
+
 
 FOLDER = "precision"
 _SCHEMA = "visionedge/precision/2"

@@ -18,8 +18,7 @@ from visionedge.camera.sources.images import SUFFIXES, check_regular, natural_ke
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import CameraUri
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.engine import Engine
-from visionedge.engine.local_engine import open_engine
+from visionedge.engine.local_engine import Engine, open_engine
 from visionedge.engine.one_shot import analyse, frame_of
 from visionedge.errors import DamagedError, SourceError
 from visionedge.frames.types import Picture, Result, frame_document

@@ -11,10 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visionedge.engine.device.seam import Runs
-from visionedge.engine.device.session import open_session, words_of
+from visionedge.engine.device.session import Runs, open_session, words_of
 from visionedge.engine.device_parity import Pace, median_ms
-from visionedge.engine.engine import noise
+from visionedge.engine.local_engine import noise
 from visionedge.model.compiler.build import compiled
 from visionedge.model.model import Model, bundled_model_path, load_model
 

@@ -16,14 +16,13 @@ from visionedge.engine.device.devices import DeviceState
 from visionedge.engine.device.faults import FATAL, Fault
 from visionedge.engine.device.session import EngineAwayError, EngineError, NodePlaces, Pictures
 from visionedge.engine.device_parity import Proof
-from visionedge.engine.engine import check_pictures
 from visionedge.engine.interface import Computed, EngineNews, ProcessStatus, Recovery
+from visionedge.engine.local_engine import check_pictures
 from visionedge.engine.plan import Plan
 from visionedge.engine.process import protocol
 from visionedge.engine.process.recovery_policy import Ladder, Policy
 from visionedge.engine.process.shared_memory import Arena
-from visionedge.engine.process.stage import Stage
-from visionedge.engine.process.supervisor import Conductor
+from visionedge.engine.process.supervisor import Conductor, Stage
 from visionedge.engine.process.worker import Limits, RetiredError, Tuning, Worker
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Rows

@@ -27,8 +27,7 @@ from pydantic.alias_generators import to_camel
 from visionedge.config.documents import read_file
 from visionedge.engine.device.devices import Effective, Reason, Verdict, classify
 from visionedge.engine.device.faults import FATAL, fault_of
-from visionedge.engine.device.seam import OnDevice, Seam
-from visionedge.engine.device.session import NodePlaces, Pictures, open_session
+from visionedge.engine.device.session import NodePlaces, OnDevice, Pictures, Seam, open_session
 from visionedge.engine.process.recovery_policy import Patience
 from visionedge.engine.process.worker import Limits, Tuning
 from visionedge.errors import ConfigError

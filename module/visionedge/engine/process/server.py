@@ -17,10 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from visionedge.engine.device.seam import REAL, Seam
-from visionedge.engine.device.session import EngineError, Pictures
-from visionedge.engine.engine import Engine
-from visionedge.engine.local_engine import open_engine
+from visionedge.engine.device.session import REAL, EngineError, Pictures, Seam
+from visionedge.engine.local_engine import Engine, open_engine
 from visionedge.engine.process import protocol
 from visionedge.engine.process.shared_memory import Window
 from visionedge.errors import UnavailableError

@@ -1,15 +1,27 @@
 """The engine's processes: started and followed to their ends, and a spare that only waits for an order."""
 
 import contextlib
+import logging
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from visionedge.engine.device.devices import Effective, ProbeOutput, Reason, Verdict, lost, probe, run_probe
+from visionedge.engine.device.faults import Fault
+from visionedge.engine.device.session import EngineError, Pictures
+from visionedge.engine.device_parity import Likeness, likeness
 from visionedge.engine.plan import Plan
 from visionedge.engine.process import protocol
 from visionedge.engine.process.shared_memory import Arena
 from visionedge.engine.process.worker import Limits, Worker
+from visionedge.model.model import Model
+from visionedge.model.postprocess import Rows
 from visionedge.runtime.threads import Crew
 
 UNWANTED = "is not needed any more"
@@ -101,3 +113,165 @@ class Children:
             return
         self._told.ready(worker, facts)
         self._told.gone(worker, worker.wait(partial(self._told.narrowed, worker)))
+
+
+# Asking a device whether it is usable, in a process of its own, while frames are computed elsewhere.
+
+
+log = logging.getLogger(__name__)
+
+
+class Probing:
+    """Asks one device at a time on a thread of `crew`, and counts the answers. Any thread may `close`."""
+
+    def __init__(self, crew: Crew, prober: Callable[[Effective], Verdict] | None = None) -> None:
+        self._crew = crew
+        self._prober = prober or partial(probe, run=self._run)
+        self._process: subprocess.Popen[str] | None = None
+        self._closing = threading.Event()
+        self._counts = dict.fromkeys(Reason, 0)
+
+    def ask(self, device: Effective, then: Callable[[Effective, Verdict], None]) -> None:
+        """Ask; `then` is called from the thread that asked."""
+
+        def asked() -> None:
+            try:
+                verdict = self._prober(device)
+            except Exception as error:
+                log.exception("%s could not be asked", device)
+                verdict = Verdict(Reason.PROBE_CRASHED, f"it could not be asked: {error}")
+            self._counts[verdict.code] += 1
+            then(device, verdict)
+
+        self._crew.start("engine-probe", asked)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How often each answer came."""
+        return {str(code): count for code, count in self._counts.items() if count}
+
+    def close(self) -> None:
+        """End the process that is being asked."""
+        self._closing.set()
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def _run(self, provider: str, timeout_s: float) -> ProbeOutput:
+        def keep(process: subprocess.Popen[str]) -> None:
+            self._process = process
+            if self._closing.is_set():
+                process.kill()
+
+        try:
+            return run_probe(provider, timeout_s, keep)
+        finally:
+            self._process = None
+
+
+# The last test of a candidate: the newest pictures, computed by it and by the engine that serves.
+
+
+FRAMES = 4
+"""How many pictures are compared."""
+
+GATHER_S = 2.0
+"""How long they are waited for; where cameras give none, what the candidate showed at its opening counts."""
+
+
+class Asked(Protocol):
+    """A child, as far as it is asked here (`worker.Worker`)."""
+
+    def compute(self, pictures: Pictures, least_score: float | None) -> Rows:
+        """Pictures to rows float32 (n, k, 6)."""
+
+
+class Recent:
+    """The newest pictures that were computed, kept while somebody wants them. Thread-safe.
+
+    `suspects` are those of the last batch that came to no numbers: the device may be to blame, or the model.
+    """
+
+    def __init__(self, most: int = FRAMES) -> None:
+        self._most = most
+        self._changed = threading.Condition()
+        self._kept: list[NDArray[np.uint8]] | None = None
+        self.suspects: list[NDArray[np.uint8]] = []
+
+    def suspect(self, pictures: Pictures) -> None:
+        """For these a device gave rows that are no numbers."""
+        self.suspects = [np.array(picture) for picture in pictures[: self._most]]
+
+    def offer(self, pictures: Pictures) -> None:
+        """Pictures were computed; they are copied if they are wanted."""
+        if self._kept is None:
+            return
+        with self._changed:
+            if self._kept is not None:
+                room = self._most - len(self._kept)
+                self._kept += [np.array(picture) for picture in pictures[:room]]
+                self._changed.notify_all()
+
+    def gather(self, timeout_s: float) -> list[NDArray[np.uint8]]:
+        """The next ones, as many as come in time."""
+        with self._changed:
+            self._kept = []
+            self._changed.wait_for(lambda: self._kept is None or len(self._kept) >= self._most, timeout_s)
+            kept, self._kept = self._kept, None
+            return kept or []
+
+    def close(self) -> None:
+        """Let nobody wait."""
+        with self._changed:
+            self._kept = None
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What came of it: a likeness, or why there is none; `lost`: the candidate failed over it."""
+
+    likeness: Likeness | None
+    words: str
+    lost: Verdict | None = None
+
+
+def is_the_model(serving: Asked | None, suspects: Sequence[NDArray[np.uint8]]) -> bool:
+    """Whether the CPU gives no numbers for these pictures either."""
+    if serving is None or not suspects:
+        return False
+    try:
+        return not np.isfinite(serving.compute(suspects, None)).all()
+    except EngineError:
+        return False  # it says nothing now
+
+
+def compare_candidate(
+    model: Model, serving: Asked | None, candidate: Asked, recent: Recent, timeout_s: float = GATHER_S
+) -> Comparison:
+    """Wait for pictures and compute them on both. Never raises: an answer is waited for."""
+    pictures = [] if serving is None else recent.gather(timeout_s)
+    if serving is None or not pictures:
+        return Comparison(None, "there was no frame to compare")
+    try:
+        return _compared(model, serving, candidate, pictures)
+    except Exception as error:
+        log.exception("the candidate could not be compared")
+        return Comparison(
+            None, str(error), Verdict(Reason.DEVICE_FAILED, f"it could not be compared: {error}")
+        )
+
+
+def _compared(
+    model: Model, serving: Asked, candidate: Asked, pictures: Sequence[NDArray[np.uint8]]
+) -> Comparison:
+    try:
+        expected = serving.compute(pictures, None)
+    except EngineError as error:
+        return Comparison(None, f"the CPU could not be asked: {error}")
+    try:
+        rows = candidate.compute(pictures, None)
+    except EngineError as error:
+        return Comparison(None, str(error), lost(error.fault or Fault.DIED, str(error)))
+    seen = likeness(model, expected, rows, "frames")
+    return Comparison(seen, seen.words)

@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.autotune import Wanted, fit, measure, paces
+from visionedge.engine.autotune import Run, Sample, Wanted, fit, measure, paces, run_in_turns
 from visionedge.engine.device.devices import PROVIDERS
-from visionedge.engine.engine import Engine, noise
-from visionedge.engine.local_engine import open_engine
+from visionedge.engine.local_engine import Engine, noise, open_engine
 from visionedge.engine.plan import Fit, Measured, Pair, Plan, batch_sizes
 from visionedge.engine.precision_choice import contenders
-from visionedge.engine.trial import Run, Sample, run_in_turns
 from visionedge.frames.types import Picture
 from visionedge.model.compiler.build import ready
 from visionedge.model.compiler.compile import ROWS

@@ -10,7 +10,7 @@ from typing import Any
 
 from visionedge import __version__
 from visionedge.engine.device.devices import DeviceState
-from visionedge.engine.plan_cache import processor
+from visionedge.engine.plan import processor
 from visionedge.errors import ConfigError, SourceError
 from visionedge.frames.types import utc_now, utc_text
 from visionedge.ops.bench.fingerprint import fingerprint

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from visionedge.camera.sources.images import SUFFIXES, natural_key, read_picture
-from visionedge.engine.check_pictures import samples_for
+from visionedge.engine.precision_choice import samples_for
 from visionedge.errors import ConfigError, SourceError
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import Detections, Picture

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 import onnx
 
 from visionedge import __version__
-from visionedge.engine.plan_cache import processor
+from visionedge.engine.plan import processor
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.frames.types import utc_now, utc_text
 from visionedge.model.model import Model, bundled_model_path, load_model

@@ -13,8 +13,7 @@ from typing import Any, TextIO
 
 from visionedge.camera.sources.images import read_picture
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.engine import Engine
-from visionedge.engine.local_engine import open_engine
+from visionedge.engine.local_engine import Engine, open_engine
 from visionedge.engine.one_shot import analyse, frame_of
 from visionedge.errors import SourceError
 from visionedge.frames.types import Result
