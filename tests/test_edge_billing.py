@@ -14,8 +14,7 @@ from command_line import CommandLine
 from test_edge_telemetry import MAN, World, documents
 from visionedge.app import status
 from visionedge.config.schema import TelemetryConfig
-from visionedge.iothub.packing import WELL_FILLED, Weigher, well_filled
-from visionedge.iothub.telemetry import Telemetry
+from visionedge.iothub.telemetry import WELL_FILLED, Telemetry, Weigher, well_filled
 from visionedge.outbound.messages import (
     EncodedFrame,
     Event,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from visionedge.iothub.client import HubClient
+from visionedge.iothub.deadlines import Deadlines, HubStatus
 from visionedge.iothub.identity import Identity
-from visionedge.iothub.ladder import Deadlines, HubStatus
 from visionedge.iothub.sdk import (
     Ears,
     InputMessage,

@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 
 from visionedge.config.schema import Config
-from visionedge.iothub.desired import Carriers, Desired
-from visionedge.iothub.last_good import LastGood
-from visionedge.iothub.wish import Wish
+from visionedge.iothub.desired import Carriers, Desired, LastGood, Wish
 
 LOCAL: dict[str, Any] = {"telemetry": {"intervalSeconds": 5}, "model": {"path": "local.onnx"}}
 

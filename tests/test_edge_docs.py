@@ -13,13 +13,13 @@ from visionedge.app.overload_controller import Code as OverloadCode
 from visionedge.app.properties import MAX_CAMERAS_BYTES
 from visionedge.camera.camera import State
 from visionedge.config.load import validate
+from visionedge.iothub.deadlines import EXIT_STUCK, Deadlines, Rung
+from visionedge.iothub.desired import MAX_ACKNOWLEDGEMENT_BYTES
 from visionedge.iothub.desired import Code as ConfigCode
 from visionedge.iothub.direct_methods import MAX_ANSWER_BYTES, Method
 from visionedge.iothub.image_requests import Drop
-from visionedge.iothub.ladder import EXIT_STUCK, Deadlines, Rung
 from visionedge.iothub.reported import EVERY_NS, MAX_PATCH_BYTES
 from visionedge.iothub.telemetry import Code as TelemetryCode
-from visionedge.iothub.wish import MAX_ACKNOWLEDGEMENT_BYTES
 from visionedge.outbound.messages import MAX_BYTES, Kind
 from visionedge.outbound.metering import UNITS
 from visionedge.outbound.spool import Code, Tempo

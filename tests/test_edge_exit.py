@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from visionedge.app.service import Options, Service
+from visionedge.iothub.deadlines import EXIT_STUCK
 from visionedge.iothub.desired import Carriers
-from visionedge.iothub.ladder import EXIT_STUCK
 
 
 class StuckService(Service):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from visionedge.errors import ConfigError
-from visionedge.iothub.journal import MAX_WAITING_BYTES, MessagesFile
+from visionedge.iothub.delivery import MAX_WAITING_BYTES, MessagesFile
 from visionedge.outbound.messages import Message
 from visionedge.runtime.threads import Crew
 

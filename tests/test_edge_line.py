@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from test_edge_client import Bench, message, quick
-from visionedge.iothub.line import Errand, Outcome
+from visionedge.iothub.client import Errand, Outcome
 from visionedge.iothub.sdk import InputMessage, Link, MethodCall
 
 

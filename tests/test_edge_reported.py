@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from edge_runtime.twin import Twin
 from visionedge.app.properties import MAX_CAMERAS_BYTES, camera_states
+from visionedge.iothub.desired import Wish, acknowledgement
 from visionedge.iothub.reported import EVERY_NS, MAX_PATCH_BYTES, Reported, bounded, difference
-from visionedge.iothub.wish import Wish, acknowledgement
 
 VALUES = st.recursive(
     st.integers(-9, 9) | st.booleans() | st.text("ab", max_size=3) | st.lists(st.integers(0, 3), max_size=3),

@@ -9,9 +9,9 @@ import pytest
 from edge_runtime.twin import check_reported
 from visionedge.config.load import validate
 from visionedge.errors import ConfigError
-from visionedge.iothub.last_good import LastGood
-from visionedge.iothub.wish import (
+from visionedge.iothub.desired import (
     MAX_ACKNOWLEDGEMENT_BYTES,
+    LastGood,
     Wish,
     acknowledgement,
     in_force,

@@ -21,7 +21,7 @@ from module_process import ModuleProcess
 from visionedge.config.documents import read_file
 from visionedge.config.load import validate
 from visionedge.errors import ConfigError
-from visionedge.iothub.last_good import FILE_NAME as LAST_GOOD
+from visionedge.iothub.desired import FILE_NAME as LAST_GOOD
 from visionedge.runtime.logs import RedactingFormatter
 from visionedge.runtime.redaction import KnownSecrets, keep_secret, redact, secrets_in
 

@@ -30,8 +30,8 @@ from visionedge.app.state import Rooms
 from visionedge.camera.camera import Camera, CameraStatus, State
 from visionedge.config.load import validate
 from visionedge.engine.lanes import Lineup
+from visionedge.iothub.client import Errand
 from visionedge.iothub.desired import Carriers
-from visionedge.iothub.line import Errand
 from visionedge.iothub.sdk import MethodCall
 from visionedge.runtime.threads import Crew
 

@@ -15,9 +15,7 @@ import pytest
 from visionedge.camera.registry import KEPT_S, MOST_NAMES, Position, Sequences
 from visionedge.config.load import validate
 from visionedge.engine.plan import Fit, Measured, Pair, PlanCache, PlanKey, Timed
-from visionedge.iothub.desired import Carriers
-from visionedge.iothub.last_good import LastGood
-from visionedge.iothub.wish import Wish
+from visionedge.iothub.desired import Carriers, LastGood, Wish
 from visionedge.model.model_store import Kept
 from visionedge.outbound.messages import Message
 from visionedge.outbound.spool import Spool, Tempo

@@ -25,9 +25,8 @@ from model_server import ModelServer, content
 from module_process import ModuleProcess
 from tiny_models import TinyDetector
 from visionedge.camera.sources.images import picture_size
+from visionedge.iothub.desired import FILE_NAME, LastGood, Wish
 from visionedge.iothub.identity import Identity
-from visionedge.iothub.last_good import FILE_NAME, LastGood
-from visionedge.iothub.wish import Wish
 
 LOCAL = """
 model: {{path: {folder}/tiny.onnx}}

@@ -20,12 +20,10 @@ import numpy as np
 
 from visionedge.config.schema import TelemetryConfig
 from visionedge.frames.types import Detections, Frame, InputSpec, Result, Timing, utc_now
-from visionedge.iothub.client import HubClient
-from visionedge.iothub.delivery import Delivery
+from visionedge.iothub.client import Errand, HubClient
+from visionedge.iothub.deadlines import EXIT_STUCK, Deadlines
+from visionedge.iothub.delivery import Delivery, MessagesFile
 from visionedge.iothub.identity import Identity
-from visionedge.iothub.journal import MessagesFile
-from visionedge.iothub.ladder import EXIT_STUCK, Deadlines
-from visionedge.iothub.line import Errand
 from visionedge.iothub.sdk import InputMessage, Link, MethodCall
 from visionedge.outbound.spool import FILE_NAME, Spool, Tempo
 from visionedge.outbound.sqlite_store import Bounds

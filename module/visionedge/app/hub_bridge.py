@@ -21,13 +21,12 @@ from visionedge.config.documents import Document
 from visionedge.config.schema import Config
 from visionedge.errors import VisionedgeError
 from visionedge.frames.types import Result, utc_now
+from visionedge.iothub.client import Errand, Outcome
 from visionedge.iothub.desired import Carriers, Desired
 from visionedge.iothub.direct_methods import Methods
-from visionedge.iothub.image_requests import INPUT, NUMBERS, Drop, Means, Questions
-from visionedge.iothub.line import Errand, Outcome
+from visionedge.iothub.image_requests import INPUT, NUMBERS, Asked, Drop, Means, Questions
 from visionedge.iothub.reported import Reported
 from visionedge.iothub.sdk import InputMessage, Link, MethodCall
-from visionedge.iothub.statistics import Asked
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import Outbox
 from visionedge.web.backend import Busy

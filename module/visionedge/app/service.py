@@ -29,11 +29,11 @@ from visionedge.config.schema import Config
 from visionedge.engine.interface import AnyEngine, EngineNews
 from visionedge.errors import UnavailableError, VisionedgeError
 from visionedge.frames.types import Result
+from visionedge.iothub.deadlines import EXIT_STUCK
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.desired import Carriers
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.image_requests import NUMBERS
-from visionedge.iothub.ladder import EXIT_STUCK
 from visionedge.runtime.files import sweep
 from visionedge.runtime.logs import LogLimiter
 from visionedge.runtime.process_limits import raise_descriptor_limit, settle_allocator

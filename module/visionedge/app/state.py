@@ -15,7 +15,7 @@ from visionedge.engine.interface import AnyEngine, EngineNews
 from visionedge.engine.process.shared_memory import Arena
 from visionedge.frames.types import Result
 from visionedge.iothub.delivery import Delivery
-from visionedge.iothub.statistics import Asked
+from visionedge.iothub.image_requests import Asked
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.model.supply import Supply

@@ -90,9 +90,8 @@ def _injects(environ: Mapping[str, str]) -> bool:
 
 def _run(arguments: argparse.Namespace) -> int:
     from visionedge.app.service import Options, run
-    from visionedge.iothub.desired import Carriers
+    from visionedge.iothub.desired import FILE_NAME, Carriers, LastGood
     from visionedge.iothub.identity import Identity
-    from visionedge.iothub.last_good import FILE_NAME, LastGood
 
     identity, data = Identity.from_environ(os.environ), data_folder(os.environ)
 

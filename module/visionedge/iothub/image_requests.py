@@ -4,9 +4,9 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from visionedge.config.schema import CAMERA_NAME
 from visionedge.frames.types import Result
@@ -135,3 +135,21 @@ class Questions:
 def _question_id(message: InputMessage) -> str:
     """What the answer is told by; IoT Hub's ids have 128 characters at most."""
     return (message.correlation_id or message.message_id)[:128]
+
+
+# What IoT Hub and other modules have asked of this one, in numbers.
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Counts since the start: wishes by outcome, patches of reported properties, methods by name and status,
+    calls that came too many at once, pictures of other modules. `config` is the last acknowledgement.
+    """
+
+    wishes: Mapping[str, int] = field(default_factory=dict)
+    patches: int = 0
+    methods: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    calls_dropped: int = 0
+    pictures_answered: int = 0
+    pictures_dropped: Mapping[str, int] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
