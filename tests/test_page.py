@@ -13,7 +13,7 @@ import numpy as np
 from aiohttp import web
 
 from browser import browser
-from visionedge.web.dashboard import Page
+from visionedge.web.handlers import Page
 
 Document = dict[str, Any]
 ENGINE = {

@@ -13,7 +13,8 @@ import pytest
 
 from visionedge.config.schema import HttpConfig
 from visionedge.runtime.logs import LogLimiter
-from visionedge.web import connections, listener
+from visionedge.web import connections
+from visionedge.web import server as listener
 from visionedge.web.server import Server
 from web_module import FakeModule, result, until
 

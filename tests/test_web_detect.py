@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from visionedge.web import jpeg as pictures
-from visionedge.web import uploads
+from visionedge.web import requests
 from visionedge.web.backend import Busy
 from web_module import Client, FakeModule, error_of, grey, jpeg, talk, until
 
@@ -76,7 +76,7 @@ def test_a_broken_form_is_refused() -> None:
 def test_a_body_above_the_limit_is_refused_whether_or_not_it_says_its_length(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(uploads, "UPLOAD_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(requests, "UPLOAD_LIMIT_BYTES", 1000)
 
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(50):
@@ -95,7 +95,7 @@ def test_a_body_above_the_limit_is_refused_whether_or_not_it_says_its_length(
 
 
 def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "UPLOAD_LIMIT_S", 0.05)
+    monkeypatch.setattr(requests, "UPLOAD_LIMIT_S", 0.05)
 
     async def conversation(client: Client) -> None:
         never = asyncio.Event()
@@ -313,7 +313,7 @@ def test_what_an_uploader_wrote_beside_the_picture_is_not_printed(capfd: pytest.
     profile = b"iCCPwords of an uploader\x00\x00broken"
     chunk = struct.pack(">I", len(profile) - 4) + profile + struct.pack(">I", zlib.crc32(profile))
     remarked = packed[:33] + chunk + packed[33:]
-    assert uploads.without_remarks(remarked) == uploads.without_remarks(packed)
-    picture = uploads.decode_upload(remarked)
+    assert requests.without_remarks(remarked) == requests.without_remarks(packed)
+    picture = requests.decode_upload(remarked)
     assert picture.shape == (8, 8, 3)
     assert "uploader" not in capfd.readouterr().err

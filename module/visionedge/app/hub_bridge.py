@@ -31,8 +31,8 @@ from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import Outbox
 from visionedge.web.backend import Busy
 from visionedge.web.jpeg import MEMORY_BYTES, MEMORY_WAIT_S, Budget, Desk, is_picture
+from visionedge.web.requests import decode_upload, decoding_bytes
 from visionedge.web.responses import RequestError
-from visionedge.web.uploads import decode_upload, decoding_bytes
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,12 @@
 """The handlers of the JSON API: each reads its question, asks the view, and answers."""
 
+import base64
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
+from importlib.resources import files
 
 from aiohttp import web
 
@@ -12,10 +15,10 @@ from visionedge.errors import SourceError
 from visionedge.frames.types import Result, frame_document, utc_text
 from visionedge.runtime.redaction import redact, redact_document
 from visionedge.web.backend import Busy, Document, ModuleView
-from visionedge.web.dashboard import Page
 from visionedge.web.guard import Access, client_of, unauthorized
 from visionedge.web.jpeg import Look, Permits, Pictures, RequestResources
 from visionedge.web.openapi import describe
+from visionedge.web.requests import decode_upload, decoding_bytes, read_upload
 from visionedge.web.responses import (
     RequestError,
     cut,
@@ -28,7 +31,51 @@ from visionedge.web.responses import (
 )
 from visionedge.web.results import Documents
 from visionedge.web.streams import Closing, send_events, send_pictures
-from visionedge.web.uploads import decode_upload, decoding_bytes, read_upload
+
+# The page at `/`: one document with its styles and its script inside, so that it needs nothing else.
+#
+# It carries no data and no secret: the script fetches those, with the token where there is one.
+
+
+class Page:
+    """The page, put together once from the files of the package."""
+
+    def __init__(self) -> None:
+        folder = files("visionedge.web") / "page"
+        style = (folder / "style.css").read_text(encoding="utf-8")
+        scripts = ("stream.js", "tiles.js", "page.js", "doctor.js")
+        script = "".join((folder / name).read_text(encoding="utf-8") for name in scripts)
+        html = (folder / "index.html").read_text(encoding="utf-8")
+        self._body = html.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script).encode()
+        self._headers = {
+            "Content-Security-Policy": _policy(style, script),
+            "Referrer-Policy": "no-referrer",
+            "X-Frame-Options": "DENY",
+            "Cross-Origin-Opener-Policy": "same-origin",
+        }
+
+    def answer(self, status: int = 200) -> web.Response:
+        """The page; with status 401 it is the same one, and its script asks for the token."""
+        headers = dict(self._headers)
+        if status == 401:
+            headers["WWW-Authenticate"] = 'Bearer realm="visionedge"'
+        return web.Response(
+            body=self._body, status=status, content_type="text/html", charset="utf-8", headers=headers
+        )
+
+
+def _policy(style: str, script: str) -> str:
+    """Only this very style and script, and data from where the page came from."""
+    return (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        "img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
 
 WAIT_LIMIT_S = 60.0
 """The longest `?timeout=` of a frame."""

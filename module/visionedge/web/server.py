@@ -1,20 +1,191 @@
 """The listening server: start it, know its address, end it in time."""
 
+import asyncio
+import contextlib
 import errno
 import logging
+import socket
 from collections.abc import Iterable
 
 from aiohttp import web
 
 from visionedge.config.schema import HttpConfig
 from visionedge.errors import UnavailableError
+from visionedge.runtime.logs import LogLimiter
+from visionedge.runtime.process_limits import descriptor_limit
 from visionedge.web.app import make_app
 from visionedge.web.backend import ModuleView
-from visionedge.web.connections import Connections
+from visionedge.web.connections import CONNECTIONS_AT_ONCE, Connection, Connections
 from visionedge.web.guard import Access
-from visionedge.web.listener import Listener, most_connections
+
+# Listening sockets: opened at every address of a name, and silent while there is no room.
+#
+# asyncio's own server would log a traceback for each connection that finds no descriptor, and it listens at
+# `::` for IPv6 alone.
+
 
 log = logging.getLogger(__name__)
+
+_BACKLOG = 1024
+"""The system keeps so many connections until they are accepted; the client of one more waits for 1 s."""
+_ACCEPTS_AT_ONCE = 32
+_PAUSE_S = 0.5
+_ALL = "::"
+
+Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]
+
+
+def most_connections() -> int:
+    """So many connections leave descriptors for everything else."""
+    return min(CONNECTIONS_AT_ONCE, descriptor_limit() // 2)
+
+
+class Listener:
+    """Takes connections at one host and port: ``await Listener.open(…)`` … ``close()``. Loop only.
+
+    The last descriptors are left to the module: near the limit the connection that has waited longest for its
+    client is closed, and new ones are left to the system for a moment.
+    """
+
+    def __init__(self, sockets: list[socket.socket], connections: Connections) -> None:
+        self._sockets = sockets
+        self._connections = connections
+        self._limit = descriptor_limit()
+        self._reserve = max(32, self._limit // 16)
+        self._limiter = LogLimiter(log)
+        self._resume: asyncio.TimerHandle | None = None
+        self._begun: set[asyncio.Task[None]] = set()
+        self._listen()
+
+    def __repr__(self) -> str:
+        state = "paused" if self._resume else "listening"
+        return f"<Listener port={self.port} {state}>"
+
+    @staticmethod
+    async def open(host: str, port: int, connections: Connections) -> "Listener":
+        """Listen.
+
+        Raises:
+            OSError: the address cannot be listened on.
+        """
+        addresses = await _addresses(host, port)
+        return Listener(_bound(addresses, port), connections)
+
+    @property
+    def port(self) -> int:
+        """The port it really listens on."""
+        return int(self._sockets[0].getsockname()[1])
+
+    def close(self) -> None:
+        """Listen no more; connections stay."""
+        if self._resume is not None:
+            self._resume.cancel()
+        loop = asyncio.get_running_loop()
+        for each in self._sockets:
+            loop.remove_reader(each.fileno())
+            each.close()
+
+    def _listen(self) -> None:
+        self._resume = None
+        loop = asyncio.get_running_loop()
+        for each in self._sockets:
+            loop.add_reader(each.fileno(), self._accept, each)
+
+    def _pause(self, reason: str) -> None:
+        self._limiter.warning(f"HTTP takes no new connections for {_PAUSE_S:g} s: {reason}")
+        loop = asyncio.get_running_loop()
+        for each in self._sockets:
+            loop.remove_reader(each.fileno())
+        self._resume = loop.call_later(_PAUSE_S, self._listen)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(_ACCEPTS_AT_ONCE):
+            try:
+                connection, _peer = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._spare(error.strerror or str(error))
+                return
+            if not self._connections.make_room():
+                connection.close()
+                self._pause("all connections are in use")
+                return
+            is_scarce = connection.fileno() >= self._limit - self._reserve
+            self._serve(connection)
+            if is_scarce:
+                # The system gives the lowest descriptor that is free, so nearly all are in use.
+                self._spare(f"nearly all of {self._limit} file descriptors are in use")
+                return
+
+    def _spare(self, reason: str) -> None:
+        """Get a descriptor back, which is free before the next connection is taken; if none can be, wait."""
+        if not self._connections.drop_idlest():
+            self._pause(reason)
+
+    def _serve(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        task = asyncio.get_running_loop().create_task(self._connect(connection, self._connections.begin()))
+        self._begun.add(task)
+        task.add_done_callback(self._begun.discard)
+
+    async def _connect(self, connection: socket.socket, protocol: Connection) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, connection)
+        except OSError as error:
+            connection.close()
+            self._connections.lost(protocol)
+            self._limiter.warning(f"an HTTP connection could not be accepted: {error.strerror}")
+
+
+async def _addresses(host: str, port: int) -> list[Address]:
+    """Every address of a host, each once, in the system's order."""
+    host = host.removeprefix("[").removesuffix("]")
+    found = await asyncio.get_running_loop().getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+
+
+def _bound(addresses: list[Address], port: int) -> list[socket.socket]:
+    """Listening sockets; an address that this machine does not have is left out if there is another."""
+    with contextlib.ExitStack() as opened:
+        sockets: list[socket.socket] = []
+        missing: OSError | None = None
+        for family, address in addresses:
+            # Where any free port will do, all addresses have to have the same.
+            taken = int(sockets[0].getsockname()[1]) if sockets and port == 0 else port
+            try:
+                sockets.append(_listening(family, (address[0], taken, *address[2:])))
+            except OSError as error:
+                # A port that is free at one address may be taken at another.
+                is_other = port == 0 and bool(sockets) and error.errno == errno.EADDRINUSE
+                if not is_other and error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = error
+                continue
+            opened.callback(sockets[-1].close)
+        if not sockets:
+            raise missing or OSError(errno.EADDRNOTAVAIL, "no such address")
+        opened.pop_all()
+        return sockets
+
+
+def _listening(family: socket.AddressFamily, address: tuple[object, ...]) -> socket.socket:
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setblocking(False)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # At all addresses IPv4 is meant as well; at one of IPv6 there is none.
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != _ALL))
+        listening.bind(address)
+        listening.listen(_BACKLOG)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
 
 _SHUTDOWN_S = 1.0
 """Streams end by themselves at once; a request that still runs after this is cancelled.
