@@ -15,9 +15,8 @@ from visionedge.frames.types import Detections, Picture
 from visionedge.model.model import bundled_model_path, load_model
 from visionedge.model.postprocess import Selection
 from visionedge.ops.bench.baseline import PlainLoop
-from visionedge.ops.bench.ceiling import Bare, Ceiling, ceiling_document
-from visionedge.ops.bench.sameness import sameness
-from visionedge.ops.bench.tally import Cost, Row, run_of
+from visionedge.ops.bench.pipeline import Bare, Ceiling, ceiling_document, sameness
+from visionedge.ops.bench.pipeline_run import Cost, Row, run_of
 from visionedge.runtime.process_limits import usable_cores
 
 MS = 1_000_000

@@ -13,7 +13,7 @@ import pytest
 from visionedge.__main__ import main
 from visionedge.errors import ConfigError
 from visionedge.ops.bench.compare import compare, judged, overall, ratio_interval, words
-from visionedge.ops.bench.fingerprint import fingerprint
+from visionedge.ops.bench.report import fingerprint
 from visionedge.ops.doctor.host import Answer, this_host
 
 MACHINE = {

@@ -16,10 +16,18 @@ from visionedge.__main__ import main
 from visionedge.camera.camera import Camera
 from visionedge.errors import ConfigError
 from visionedge.frames.types import Detections, Frame, InputSpec, Placement, Result, Timing
-from visionedge.ops.bench.pipeline import saturation
-from visionedge.ops.bench.pipeline_run import Load, _quiet_cameras
-from visionedge.ops.bench.saturation import most_that_hold
-from visionedge.ops.bench.tally import Cost, Row, Run, ages_ns, fairness, row_of, run_of
+from visionedge.ops.bench.pipeline import most_that_hold, saturation
+from visionedge.ops.bench.pipeline_run import (
+    Cost,
+    Load,
+    Row,
+    Run,
+    _quiet_cameras,
+    ages_ns,
+    fairness,
+    row_of,
+    run_of,
+)
 from visionedge.ops.bench.virtual_cameras import (
     Arrivals,
     StampedFrame,

@@ -20,9 +20,8 @@ from visionedge.engine.process.shared_memory import Arena
 from visionedge.errors import ModelError
 from visionedge.model.compiler.trial_run import first_run
 from visionedge.model.model import load_model
-from visionedge.ops.bench.http import _clients
+from visionedge.ops.bench.http import _clients, own_module
 from visionedge.ops.bench.http_clients import Order
-from visionedge.ops.bench.own_module import own_module
 from visionedge.ops.doctor.host import ask_child
 from visionedge.ops.models.inspect import _placed
 from visionedge.runtime import child_process

@@ -21,8 +21,7 @@ from visionedge.engine.device.session import NodePlaces
 from visionedge.frames.types import utc_now
 from visionedge.model.model_store import Kept
 from visionedge.ops.doctor.gather import Request, Running
-from visionedge.ops.doctor.host import this_host
-from visionedge.ops.doctor.place import look_around
+from visionedge.ops.doctor.host import look_around, this_host
 from visionedge.ops.doctor.report import examine
 from visionedge.runtime import logs
 

@@ -15,8 +15,8 @@ from visionedge.engine.device_parity import Pace
 from visionedge.model.compiler.build import compiled
 from visionedge.model.model import bundled_model_path, load_model
 from visionedge.ops.doctor import probe_child
-from visionedge.ops.doctor.elf import needed_by
 from visionedge.ops.doctor.host import Answer, ask_child, this_host
+from visionedge.ops.doctor.wheel import needed_by
 
 NO_LIBRARY = "libvisionedge-is-not-here.so.7"
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from visionedge.ops.doctor.visit import FRESH_NS, Visits
+from visionedge.ops.doctor.report import FRESH_NS, Visits
 
 
 class Examiner:

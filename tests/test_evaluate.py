@@ -17,8 +17,15 @@ from visionedge.config.schema import InferenceConfig
 from visionedge.errors import ConfigError
 from visionedge.model.labels import COCO_80
 from visionedge.model.model import bundled_model_path
-from visionedge.ops.models.coco import Annotations, Found, average_precision, categories_of, read_annotations
-from visionedge.ops.models.evaluate import Request, evaluate
+from visionedge.ops.models.evaluate import (
+    Annotations,
+    Found,
+    Request,
+    average_precision,
+    categories_of,
+    evaluate,
+    read_annotations,
+)
 
 LABELS = ["ant", "bee", "cat", "dog", "emu"]
 

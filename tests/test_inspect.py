@@ -18,8 +18,7 @@ from visionedge.model.analysis.shape_inference import tensor_types
 from visionedge.model.compiler.build import build
 from visionedge.model.graph import CUDA_OPERATORS
 from visionedge.model.model import Model, bundled_model_path, load_model
-from visionedge.ops.models.counting import amount, operators_of
-from visionedge.ops.models.inspect import inspect, words
+from visionedge.ops.models.inspect import amount, inspect, operators_of, words
 
 TINY = TinyDetector(batch=1)
 

@@ -30,8 +30,7 @@ from manifests import (
 )
 from visionedge.errors import ConfigError
 from visionedge.ops.manifest.generate import Request, generate
-from visionedge.ops.manifest.lint import lint
-from visionedge.ops.manifest.twins import MAX_TWIN_BYTES
+from visionedge.ops.manifest.lint import MAX_TWIN_BYTES, lint
 
 __all__ = ["forgetful"]
 

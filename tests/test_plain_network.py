@@ -11,7 +11,7 @@ from tiny_models import TinyDetector
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.local_engine import noise, open_engine
 from visionedge.model.model import Model, bundled_model_path, load_model
-from visionedge.ops.bench.plain_network import PlainNetwork, can_decode
+from visionedge.ops.bench.baseline import PlainNetwork, can_decode
 
 CPU = InferenceConfig(device="cpu")
 

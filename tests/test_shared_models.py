@@ -22,7 +22,13 @@ from visionedge.model.compiler.compile import compile_model
 from visionedge.model.model import load_model
 from visionedge.model.postprocess import Selection
 from visionedge.model.quantization.int8 import open_on_cpu
-from visionedge.ops.models.coco import Annotations, Found, average_precision, categories_of, read_annotations
+from visionedge.ops.models.evaluate import (
+    Annotations,
+    Found,
+    average_precision,
+    categories_of,
+    read_annotations,
+)
 
 pytestmark = pytest.mark.shared
 

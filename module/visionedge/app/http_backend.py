@@ -12,8 +12,7 @@ from visionedge.engine.one_shot import analyse, frame_of
 from visionedge.frames.types import Picture, Result
 from visionedge.ops.doctor.gather import Request, Running
 from visionedge.ops.doctor.host import this_host
-from visionedge.ops.doctor.report import examine
-from visionedge.ops.doctor.visit import Visits
+from visionedge.ops.doctor.report import Visits, examine
 from visionedge.runtime import logs
 from visionedge.web.backend import Busy, Document, ModelFacts
 from visionedge.web.jpeg import Desk

@@ -136,7 +136,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.models.compile_part import compile_to
+    from visionedge.ops.models.compile import compile_to
 
     if arguments.precision != "fp32":
         return _compile_variant(arguments)

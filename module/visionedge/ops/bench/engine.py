@@ -25,7 +25,7 @@ from visionedge.model.compiler.build import ready
 from visionedge.model.compiler.compile import ROWS
 from visionedge.model.model import Model, load_model
 from visionedge.model.quantization.variants import PRECISIONS
-from visionedge.ops.bench.plain_network import PlainNetwork, can_decode, plain_session
+from visionedge.ops.bench.baseline import PlainNetwork, can_decode, plain_session
 from visionedge.ops.bench.report import machine
 from visionedge.runtime.process_limits import usable_cores
 

@@ -7,10 +7,13 @@ clients. The first against the second is what HTTP costs, against the third what
 """
 
 import json
+import os
+import re
 import subprocess
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -24,11 +27,57 @@ import numpy as np
 
 from visionedge.errors import VisionedgeError
 from visionedge.ops.bench.http_clients import Order
-from visionedge.ops.bench.own_module import own_module
 from visionedge.ops.bench.report import cameras_in_words, machine
-from visionedge.runtime.child_process import start_text
+from visionedge.runtime.child_process import start, start_text
 from visionedge.runtime.process_limits import usable_cores
 from visionedge.runtime.redaction import masked_address, redact
+
+# A module in a process of its own, for a load that is put on it.
+
+
+_READY = re.compile(r"ready: open (http://\S+)/")
+_STOP_S = 15.0
+
+
+@contextmanager
+def own_module(cameras: int, arguments: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
+    """A module with so many cameras of the clip, its address and the number of its process; stopped after.
+
+    `arguments` are for `visionedge run`.
+
+    Raises:
+        VisionedgeError: it does not start.
+    """
+    given = [word for n in range(cameras) for word in ("--camera", f"bench-{n}=demo:")]
+    words = ("run", "--http", "127.0.0.1:0", *given, *arguments)
+    # A file, not a pipe: nobody reads it while the bench runs, and it must never fill up.
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+        module = start("visionedge", *words, stdout=log, stderr=log)
+        try:
+            yield _address(module, log.fileno()), module.pid
+        finally:
+            module.terminate()
+            try:
+                module.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                module.kill()
+                module.wait()
+
+
+def _address(module: "subprocess.Popen[bytes]", log: int) -> str:
+    """Where the module listens, as soon as it is ready."""
+
+    while True:
+        text = os.pread(log, 1 << 20, 0).decode(errors="replace")
+        if found := _READY.search(text):
+            return found[1]
+        try:
+            code = module.wait(0.1)
+        except subprocess.TimeoutExpired:
+            continue
+        last = (text.strip().splitlines() or ["it said nothing"])[-1]
+        raise VisionedgeError(f"the module ended with {code}: {redact(last)}")
+
 
 _SETTLE_S = 0.5
 _LIMIT_S = 10.0

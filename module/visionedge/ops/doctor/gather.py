@@ -16,8 +16,7 @@ from visionedge.engine.device.session import NodePlaces
 from visionedge.errors import ConfigError
 from visionedge.iothub.identity import Identity
 from visionedge.model.model_store import kept_path
-from visionedge.ops.doctor.host import Answer, Host, Space
-from visionedge.ops.doctor.place import DXG, Place, look_around
+from visionedge.ops.doctor.host import DXG, Answer, Host, Place, Space, look_around
 from visionedge.ops.doctor.wheel import Wheel, look_at_wheel
 
 _DRIVER_LIMIT_S = 10.0

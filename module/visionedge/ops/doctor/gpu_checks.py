@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from visionedge.ops.doctor import passthrough, remedies
 from visionedge.ops.doctor.finding import Finding, Judged, State, broken, info, ok, warning
 from visionedge.ops.doctor.gather import Facts
-from visionedge.ops.doctor.place import DXG, WSL_LIBRARIES
+from visionedge.ops.doctor.host import DXG, WSL_LIBRARIES
 from visionedge.ops.doctor.wheel import LEAST_DRIVER, carried, cudnn_sass, dotted
 
 _MIB = 2**20

@@ -1,6 +1,9 @@
 """The whole examination: look, judge, and tell it as JSON or in words."""
 
+import asyncio
 import textwrap
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from visionedge import __version__
@@ -9,8 +12,7 @@ from visionedge.frames.types import utc_text
 from visionedge.ops.doctor.finding import Document, Finding, State
 from visionedge.ops.doctor.gather import Request, gather
 from visionedge.ops.doctor.gpu_checks import walk
-from visionedge.ops.doctor.host import Host
-from visionedge.ops.doctor.place import Place
+from visionedge.ops.doctor.host import Host, Place
 from visionedge.ops.doctor.system_checks import look
 from visionedge.runtime.redaction import redact, redact_document
 
@@ -162,3 +164,38 @@ def _wrapped(head: str, text: str) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+# Doctor for a module that runs: one examination at a time, and none oftener than once a minute.
+
+
+FRESH_NS = 60_000_000_000
+
+
+class Visits:
+    """Answers from the last examination while it is fresh. Loop only.
+
+    `examine` makes a new one; whoever asks meanwhile waits for the same, and if one of them leaves, the
+    others still get it.
+    """
+
+    def __init__(
+        self, examine: Callable[[], Awaitable[Document]], clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._examine = examine
+        self._clock = clock
+        self._task: asyncio.Future[Document] | None = None
+        self._begun_ns = 0
+
+    async def report(self) -> Document:
+        """The newest report; raises what the examination raised."""
+        if self._task is None or self._is_old(self._task):
+            self._begun_ns = self._clock()
+            self._task = asyncio.ensure_future(self._examine())
+        return await asyncio.shield(self._task)
+
+    def _is_old(self, task: "asyncio.Future[Document]") -> bool:
+        if not task.done():
+            return False
+        failed = task.cancelled() or task.exception() is not None
+        return failed or self._clock() - self._begun_ns >= FRESH_NS

@@ -4,11 +4,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from visionedge.ops.manifest.document import AGENT, Manifest
-from visionedge.ops.manifest.findings import Findings
-from visionedge.ops.manifest.options import is_options, read_options
-from visionedge.ops.manifest.place import Place, below
-from visionedge.ops.manifest.placeholders import has_placeholder
+from visionedge.ops.manifest.document import (
+    AGENT,
+    Findings,
+    Manifest,
+    Place,
+    below,
+    has_placeholder,
+    is_options,
+    read_options,
+)
 
 SCHEMA_VERSIONS = ("1.0", "1.1")
 MOST_MODULES = 50

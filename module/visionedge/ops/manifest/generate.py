@@ -11,12 +11,10 @@ from visionedge.config.documents import Document
 from visionedge.config.load import local_only, merge, validate
 from visionedge.config.schema import Config
 from visionedge.errors import ConfigError
-from visionedge.ops.manifest.document import AGENT, HUB
+from visionedge.ops.manifest.document import AGENT, HUB, KEY, fill, has_placeholder
 from visionedge.ops.manifest.gpu_options import BY_HAND_OPTIONS, GPU_OPTIONS, WSL, compact
 from visionedge.ops.manifest.lint import lint
 from visionedge.ops.manifest.module_settings import BUILT, DATA, IMAGE_PORT, MODULE, is_loopback
-from visionedge.ops.manifest.options import KEY
-from visionedge.ops.manifest.placeholders import fill, has_placeholder
 from visionedge.ops.manifest.routes import OUTPUTS
 from visionedge.runtime.redaction import redact, secrets_in
 

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from visionedge.ops.manifest.agent import Module
-from visionedge.ops.manifest.findings import Findings
-from visionedge.ops.manifest.place import Place, below
-from visionedge.ops.manifest.placeholders import has_placeholder
+from visionedge.ops.manifest.document import Findings, Place, below, has_placeholder
 
 GPU_OPTIONS = {"HostConfig": {"DeviceRequests": [{"Count": -1, "Capabilities": [["gpu"]]}]}}
 """Both kinds of passthrough, where the host has an NVIDIA runtime (EFLOW has)."""

@@ -1,25 +1,315 @@
 """`visionedge manifest lint`: read a deployment manifest and tell every problem of it."""
 
+import ipaddress
 import json
-from collections.abc import Mapping, Sequence
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from visionedge.config.documents import Document
 from visionedge.errors import ConfigError
 from visionedge.ops.manifest.agent import Module, read_agent
-from visionedge.ops.manifest.document import Manifest, read_content
-from visionedge.ops.manifest.findings import Finding, Findings, one_line
-from visionedge.ops.manifest.gpu_options import passthrough
-from visionedge.ops.manifest.hub import check_hub
-from visionedge.ops.manifest.module_files import check_module_files
-from visionedge.ops.manifest.module_settings import MODULE, check_configuration, check_vision, which
-from visionedge.ops.manifest.place import Place, parse
-from visionedge.ops.manifest.placeholders import has_placeholder
+from visionedge.ops.manifest.document import (
+    AGENT,
+    HUB,
+    MAX_TEXT_BYTES,
+    Finding,
+    Findings,
+    Manifest,
+    Place,
+    has_placeholder,
+    is_options,
+    names_in,
+    one_line,
+    parse,
+    read_content,
+)
+from visionedge.ops.manifest.gpu_options import environment, mounts, options_path, passthrough, texts
+from visionedge.ops.manifest.module_settings import DATA, MODULE, check_configuration, check_vision, which
 from visionedge.ops.manifest.routes import check_routes
-from visionedge.ops.manifest.together import check_together
-from visionedge.ops.manifest.twins import check_twins
+from visionedge.runtime.files import read_regular
 from visionedge.runtime.redaction import keep_secret, secrets_in
+
+# The container of edgeHub: where its store is, and which protocols it speaks.
+
+
+_TRUTHS = ("OptimizeForPerformance", "UsePersistentStorage", "mqttSettings__enabled")
+
+
+def check_hub(hub: Module, findings: Findings) -> None:
+    """Judge what edgeHub needs so that messages reach it and outlive it."""
+    variables = {n: place for n, place in environment(hub).items() if not has_placeholder(place.text)}
+    for name in _TRUTHS:
+        place = variables.get(name)
+        if place is not None and place.text.lower() not in ("true", "false"):
+            findings.warning(place, f"{name} is a truth value", 'write "true" or "false"')
+    if _is_false(variables.get("mqttSettings__enabled")):
+        where = variables["mqttSettings__enabled"]
+        findings.error(where, "closes MQTT, over which visionedge speaks", "leave it out")
+    if _is_false(variables.get("UsePersistentStorage")):
+        where = variables["UsePersistentStorage"]
+        findings.warning(
+            where, "loses what edgeHub has acknowledged when it is started again", "leave it out"
+        )
+    elif "StorageFolder" in variables or "StorageFolder" not in environment(hub):
+        _store(hub, variables.get("StorageFolder"), findings)
+
+
+def _is_false(place: Place | None) -> bool:
+    return place is not None and place.text.lower() == "false"
+
+
+def _store(hub: Module, folder: Place | None, findings: Findings) -> None:
+    """Its store is a volume, or goes with the container."""
+    targets = [mount.target for mount in mounts(hub) if mount.target and mount.source]
+    if folder is None:
+        what = "edgeHub keeps its messages inside its container, and they go with it"
+        remedy = (
+            'write "env": {"StorageFolder": {"value": "/iotedge/storage"}}, and bind a volume to that folder'
+        )
+        findings.warning(hub.place, what, remedy)
+    elif not any(f"{folder.text.rstrip('/')}/".startswith(f"{target}/") for target in targets):
+        remedy = f'add {{"HostConfig":{{"Binds":["edgehub:{folder.text}"]}}}}'
+        what = "nothing is bound to this folder: edgeHub's messages go with its container"
+        findings.warning(options_path(hub), what, remedy)
+
+
+# What modules cannot have twice: ports of the device, and a data folder.
+
+
+_ANY = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
+
+
+def check_together(modules: Mapping[str, Module], ours: Sequence[str], findings: Findings) -> None:
+    """Judge what the modules of a manifest share, and what of it they cannot."""
+    taken: dict[str, list[tuple[str, str]]] = {}
+    for name, module in modules.items():
+        for binding, address, port in _published(module, findings):
+            before = taken.setdefault(port, [])
+            other = next((who for who, where in before if _meet(address, where)), None)
+            if other is not None:
+                what = f"publishes {port} of the device, as {other} does: only one of them can start"
+                findings.error(binding, what, "give it a port of its own")
+            before.append((name, address))
+    _data_folders([modules[name] for name in ours], findings)
+
+
+def _meet(one: str, other: str) -> bool:
+    return one == other or one in _ANY or other in _ANY
+
+
+def _published(module: Module, findings: Findings) -> Iterator[tuple[Place, str, str]]:
+    """The bindings of a module: their places, the addresses of the device, and ports as `8080/tcp`."""
+    ports = module.options.at("HostConfig", "PortBindings") if module.options else None
+    for inner, bindings in (ports.entries if ports else {}).items():
+        protocol = inner.partition("/")[2] or "tcp"
+        for binding in bindings.items:
+            address, port = texts(binding, "HostIp", "HostPort")
+            # Without a port Docker chooses one; of a range, too.
+            if not port or "-" in port or has_placeholder(address) or has_placeholder(port):
+                continue
+            if not _is_address(address):
+                findings.error(binding, "is published at no address", "write one, such as 127.0.0.1")
+            elif not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+                findings.error(binding, "is published at no port", "write 1 to 65535")
+            else:
+                yield binding, address, f"{int(port)}/{protocol}"
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return not text or bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
+
+
+def _data_folders(ours: Sequence[Module], findings: Findings) -> None:
+    """Each module of ours keeps its spool and its models alone."""
+    taken: dict[str, str] = {}
+    for module in ours:
+        for mount in mounts(module):
+            if mount.target == DATA and mount.source:
+                other = taken.setdefault(mount.source, module.name)
+                if other != module.name:
+                    what = f"is the data folder of {other} as well, and only one of them can have it"
+                    findings.error(mount.place, what, f"write {module.name}-data:{DATA}")
+
+
+# What is true of every twin: the limits of IoT Hub and edgeHub, placeholders, and secrets in templates.
+
+
+MAX_TWIN_BYTES = 32_768
+MAX_LEVELS = 10
+MAX_KEY_BYTES = 1024
+MAX_INTEGER = 2**52 - 1
+_FORBIDDEN = frozenset(".$# ")
+_NUMBER_BYTES = 8
+_TRUTH_BYTES = 4
+
+
+def check_twins(manifest: Manifest, names: frozenset[str], findings: Findings) -> None:
+    """Judge the desired properties of each module as a twin; `names` are the modules that there are."""
+    for module, twin in manifest.twins.items():
+        if module not in names and module not in (AGENT, HUB) and not manifest.layered:
+            remedy = "name a module that runs, or leave it out"
+            findings.warning(twin, "are wished of a module that $edgeAgent does not run", remedy)
+        size_bytes = _size(twin, 0, manifest.template, findings)
+        if size_bytes > MAX_TWIN_BYTES:
+            remedy = f"IoT Hub takes {MAX_TWIN_BYTES}; keep what is large elsewhere"
+            findings.error(twin, f"are {size_bytes} bytes of keys and values", remedy)
+    for place in manifest.content.walk():
+        if not manifest.template and (names_ := names_in(place.text)):
+            remedy = "fill it in, as the tools of IoT Edge and `visionedge manifest generate` do"
+            findings.error(place, f"holds the placeholder {names_[0]}", remedy)
+    if manifest.template:
+        _secrets(manifest, findings)
+
+
+def _size(place: Place, level: int, template: bool, findings: Findings) -> int:
+    """The bytes that IoT Hub counts, everything below a place judged on the way."""
+    value = place.value
+    if level > MAX_LEVELS:
+        findings.error(place, f"lies deeper than {MAX_LEVELS} levels", "make the document flatter")
+        return 0
+    if isinstance(value, tuple):
+        for item in place.items:
+            if item.value is None:
+                findings.error(item, "is null in a list, which no twin can hold", "leave it out")
+        return sum(_size(item, level + 1, template, findings) for item in place.items)
+    if place.entries:
+        return sum(_entry(key, item, level + 1, template, findings) for key, item in place.entries.items())
+    return _scalar(place, findings)
+
+
+def _entry(key: str, item: Place, level: int, template: bool, findings: Findings) -> int:
+    key_bytes = len(key.encode(errors="surrogatepass"))
+    if key_bytes > MAX_KEY_BYTES:
+        findings.error(item, f"has a name of {key_bytes} bytes", f"a twin takes {MAX_KEY_BYTES}")
+    if any(c in _FORBIDDEN or unicodedata.category(c) == "Cc" for c in key):
+        findings.error(item, "has a name that no twin can hold", "write it without '.', '$', '#' and blanks")
+    if template and is_options(key) and item.entries:
+        return key_bytes + len(json.dumps(item.plain(), separators=(",", ":")))
+    return key_bytes + _size(item, level, template, findings)
+
+
+def _scalar(place: Place, findings: Findings) -> int:
+    value = place.value
+    match value:
+        case bool():
+            return _TRUTH_BYTES
+        case int():
+            if not -MAX_INTEGER - 1 <= value <= MAX_INTEGER:
+                findings.error(place, "is a number beyond 52 bits", "no twin can hold it")
+            return _NUMBER_BYTES
+        case float():
+            if not math.isfinite(value):
+                findings.error(place, "is a number that nothing can hold", "write a smaller one")
+            return _NUMBER_BYTES
+        case str():
+            size_bytes = len(value.encode(errors="surrogatepass"))
+            if size_bytes > MAX_TEXT_BYTES:
+                findings.error(place, f"is a text of {size_bytes} bytes", _shorter(place))
+            return size_bytes
+        case _:
+            return 0
+
+
+def _shorter(place: Place) -> str:
+    if is_options(place.path.rpartition(".")[2]):
+        return "cut it into createOptions, createOptions01 … of 512 characters"
+    return f"IoT Hub takes {MAX_TEXT_BYTES} in one"
+
+
+def _secrets(manifest: Manifest, findings: Findings) -> None:
+    for key, place in _texts(manifest.content):
+        document: Document = {key: place.plain()}
+        if any(not has_placeholder(secret) for secret in secrets_in(document)):
+            remedy = "put ${NAME} in its place: templates are kept and shared, manifests are made of them"
+            findings.warning(place, "is, or holds, a secret in plain text", remedy)
+
+
+def _texts(place: Place, key: str = "") -> Iterator[tuple[str, Place]]:
+    """The texts below a place, each with the key that it stands at."""
+    if place.text:
+        yield key, place
+    for name, item in place.entries.items():
+        yield from _texts(item, name)
+    for item in place.items:
+        yield from _texts(item, key)
+
+
+# The module.json that a template's image placeholder stands for, looked up as the tools of IoT Edge do.
+#
+# `${MODULEDIR<FOLDER>.PLATFORM}` is the module.json in FOLDER, relative to the template's folder, and
+# `${MODULES.NAME.PLATFORM}` is modules/NAME/module.json. Where there is none, the tools leave the placeholder
+# in the manifest without an error, and the device refuses the deployment.
+
+
+_FOLDER = re.compile(r"\$\{MODULEDIR<(?P<folder>[^<>]*)>(?:\.(?P<platform>[^{}]+))?\}")
+_NAME = re.compile(r"\$\{MODULES\.(?P<name>[^.{}]+)(?:\.(?P<platform>[^{}]+))?\}")
+_MODULES = "modules"
+_MOST_BYTES = 2**20
+
+
+def check_module_files(modules: Mapping[str, Module], folder: Path, findings: Findings) -> None:
+    """Judge the images of a template that are built from a module.json; `folder` is the template's."""
+    for module in modules.values():
+        if found := _FOLDER.fullmatch(module.image):
+            _judge_module_file(module, Path(found["folder"]), found["platform"], folder, findings)
+        elif found := _NAME.fullmatch(module.image):
+            _judge_module_file(module, Path(_MODULES) / found["name"], found["platform"], folder, findings)
+
+
+def _judge_module_file(
+    module: Module, inner: Path, platform: str | None, folder: Path, findings: Findings
+) -> None:
+    where, file = module.image_place(), folder / inner / "module.json"
+    try:
+        document = json.loads(read_regular(file, most_bytes=_MOST_BYTES))
+        platforms = document["image"]["tag"]["platforms"]
+        known = dict(platforms)
+    except OSError as error:
+        what = f"leads to {inner}/module.json, which cannot be read ({error.strerror}): it is never filled in"
+        findings.error(where, what, _instead(folder, platform))
+        return
+    except (ValueError, KeyError, TypeError, RecursionError):
+        what = f"leads to {inner}/module.json, which is no JSON with image.tag.platforms"
+        findings.error(where, what, "write it as the tools of IoT Edge make it")
+        return
+    # Without a platform, or with the suffix of a debug build, the tools take the one they are set to.
+    if platform is None or platform == "debug":
+        return
+    if platform not in known:
+        remedy = f"known there: {', '.join(map(str, known)) or 'none'}"
+        findings.error(
+            where, f"names the platform {platform}, which {inner}/module.json does not have", remedy
+        )
+    elif not _dockerfile(folder / inner, known[platform]).is_file():
+        remedy = f"mend image.tag.platforms in {inner}/module.json"
+        findings.error(where, f"is built from {_shown(known[platform])}, which is not there", remedy)
+
+
+def _dockerfile(folder: Path, entry: Any) -> Path:
+    return folder / (entry if isinstance(entry, str) and "\0" not in entry else "")
+
+
+def _shown(entry: Any) -> str:
+    return entry if isinstance(entry, str) else "no file"
+
+
+def _instead(folder: Path, platform: str | None) -> str:
+    """The placeholder that would do, where a module.json is near."""
+    near = sorted(file.parent.name for file in folder.glob("*/module.json"))
+    if not near:
+        return (
+            "write ${MODULEDIR<FOLDER>.PLATFORM} with the folder of the module.json, or the name of an image"
+        )
+    return f"write ${{MODULEDIR<./{near[0]}>{f'.{platform}' if platform else ''}}}"
+
 
 SCHEMA = "visionedge/manifest-lint/1"
 

@@ -7,11 +7,8 @@ from visionedge.config.documents import Document
 from visionedge.config.load import from_environment, local_only, merge, validate
 from visionedge.errors import ConfigError
 from visionedge.ops.manifest.agent import SYSTEM, Module
-from visionedge.ops.manifest.document import Manifest
-from visionedge.ops.manifest.findings import Findings
+from visionedge.ops.manifest.document import Findings, Manifest, Place, below, has_placeholder
 from visionedge.ops.manifest.gpu_options import check_gpu, devices, environment, mounts, options_path
-from visionedge.ops.manifest.place import Place, below
-from visionedge.ops.manifest.placeholders import has_placeholder
 
 IMAGE_PORT = 8080
 DATA = "/data"

@@ -6,10 +6,15 @@ from dataclasses import dataclass
 
 from visionedge.iothub.image_requests import INPUT
 from visionedge.ops.manifest.agent import MOST_ORDER, Module
-from visionedge.ops.manifest.document import HUB, Manifest
-from visionedge.ops.manifest.findings import Findings
-from visionedge.ops.manifest.place import MAX_TEXT_BYTES, Place, below
-from visionedge.ops.manifest.placeholders import has_placeholder
+from visionedge.ops.manifest.document import (
+    HUB,
+    MAX_TEXT_BYTES,
+    Findings,
+    Manifest,
+    Place,
+    below,
+    has_placeholder,
+)
 from visionedge.outbound.messages import DETECTIONS, EVENTS
 
 SCHEMA_VERSIONS = ("1.0", "1.1", "1.2", "1.3")

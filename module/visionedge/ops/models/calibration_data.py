@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from visionedge.camera.sources.images import SUFFIXES, natural_key, read_picture
+from visionedge.camera.sources.open import open_source
+from visionedge.config.addresses import CameraUri
 from visionedge.engine.precision_choice import samples_for
 from visionedge.errors import ConfigError, SourceError
 from visionedge.frames.letterbox import fit
 from visionedge.frames.types import Detections, Picture
 from visionedge.model.model import Model, bundled_model_path
 from visionedge.model.quantization.search import Material, MeasureAp, Precision, Sample
-from visionedge.ops.models.coco import (
+from visionedge.ops.models.evaluate import (
     Annotations,
     Found,
     average_precision,
@@ -20,8 +22,31 @@ from visionedge.ops.models.coco import (
     read_annotations,
     require_pycocotools,
 )
-from visionedge.ops.models.excerpt import excerpt
 from visionedge.runtime.installation import bundled
+
+# Pictures from all over a video, however long it is.
+
+
+def excerpt(path: Path, most: int) -> list[Picture]:
+    """At most so many pictures of a video, equally far apart; half as many at least where it has them.
+
+    Raises:
+        SourceError: it cannot be opened or decoded.
+    """
+    source, every, count = open_source(CameraUri("file", str(path))), 1, 0
+    kept: list[Picture] = []
+    try:
+        while (decoded := source.read()) is not None:
+            if count % every == 0:
+                kept.append(decoded.picture())
+            count += 1
+            if len(kept) > most:
+                # It is longer than was thought: of those that are kept, every second one goes.
+                kept, every = kept[::2], every * 2
+    finally:
+        source.close()
+    return kept
+
 
 LEAST_PICTURES = 8
 MOST_CALIBRATION = 64
