@@ -9,8 +9,8 @@ import pytest
 from edge_runtime.driver import POLICY
 from visionedge.app import engine_host
 from visionedge.app.direct_methods import Calls
+from visionedge.app.hub_bridge import MAX_CAMERAS_BYTES
 from visionedge.app.overload_controller import Code as OverloadCode
-from visionedge.app.properties import MAX_CAMERAS_BYTES
 from visionedge.camera.camera import State
 from visionedge.config.load import validate
 from visionedge.iothub.deadlines import EXIT_STUCK, Deadlines, Rung

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.twin import Twin
-from visionedge.app.properties import MAX_CAMERAS_BYTES, camera_states
+from visionedge.app.hub_bridge import MAX_CAMERAS_BYTES, camera_states
 from visionedge.iothub.desired import Wish, acknowledgement
 from visionedge.iothub.reported import EVERY_NS, MAX_PATCH_BYTES, Reported, bounded, difference
 

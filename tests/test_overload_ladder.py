@@ -18,9 +18,11 @@ from visionedge.app.overload_policy import (
     Sight,
     Step,
     Take,
+    Wish,
+    caps,
+    least,
     patience_most_s,
 )
-from visionedge.app.shares import Wish, caps, least
 
 POLICY = Policy(RUNGS, after_s=15, back_after_s=60)
 OVER = Sight("over", demanded=40, delivered=10, least=2)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visionedge.app.shares import Wish, caps, least
+from visionedge.app.overload_policy import Wish, caps, least
 
 WISHES = st.dictionaries(
     st.sampled_from([f"camera-{number}" for number in range(8)]),

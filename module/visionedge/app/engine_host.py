@@ -9,10 +9,10 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from visionedge.app.machinery import Machinery
 from visionedge.app.state import Rooms
 from visionedge.camera.camera import Fitting
 from visionedge.config.schema import Config, InferenceConfig
@@ -28,6 +28,41 @@ from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.model.supply import LIVE_TRIES, Source, Supply
 from visionedge.runtime.threads import Crew, OnDeath, on_thread
+
+# What computes: a model and its engine, and what was made for the two.
+
+
+@dataclass(slots=True)
+class Machinery:
+    """A model, its engine once that is open, and what was made for the two. `crew` is the engine's alone.
+
+    `has_contenders`: there are variants that may be faster on the CPU; None: nobody has looked yet.
+    """
+
+    source: Source
+    model: Model
+    selection: Selection
+    inference: InferenceConfig
+    arena: Arena | None
+    crew: Crew
+    engine: AnyEngine | None = None
+    child: EngineProcess | None = None
+    has_contenders: bool | None = None
+
+    @property
+    def fitting(self) -> Fitting:
+        """How cameras prepare pictures for it."""
+        spec = self.model.input
+        return Fitting(spec) if self.arena is None else Fitting(spec, self.arena.allocate)
+
+    def close(self) -> None:
+        """End the engine, also one that still opens, and give its memory back. Blocks."""
+        closing = self.child or self.engine
+        if closing is not None:
+            closing.close()
+        if self.arena is not None:
+            self.arena.close()
+
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,30 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from visionedge.app.load_meter import Reading
-from visionedge.app.overload_policy import AtTheEnd, Ladder, Policy, Return, Rung, Sight, Step, Take
-from visionedge.app.promise import Direction, GivenUp, cameras_in_words, slowed_in_words
-from visionedge.app.shares import least
-from visionedge.app.sight import device_in_words, has_room, load_of, rates_in_words
+from visionedge.app.overload_policy import (
+    Asked,
+    AtTheEnd,
+    Direction,
+    GivenUp,
+    Ladder,
+    Policy,
+    Return,
+    Rung,
+    Sight,
+    Step,
+    Take,
+    cameras_in_words,
+    device_in_words,
+    gated,
+    has_room,
+    least,
+    limits,
+    load_of,
+    rates_in_words,
+    slowed_in_words,
+    throttles,
+)
 from visionedge.app.state import Rooms
-from visionedge.app.throttling import Asked, gated, limits, throttles
 from visionedge.config.schema import CameraConfig, OverloadConfig
 from visionedge.errors import VisionedgeError
 from visionedge.frames.types import utc_now

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from visionedge.app.load_meter import Meter
-from visionedge.app.promise import Promise
+from visionedge.app.overload_policy import Promise
 from visionedge.camera.camera import Camera, CameraStatus
 from visionedge.camera.registry import Fleet
 from visionedge.config.schema import Config

@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 
 from visionedge import __version__
 from visionedge.app import load_meter
-from visionedge.app.overload_policy import RUNGS
-from visionedge.app.promise import sentence
-from visionedge.app.sight import device_in_words
+from visionedge.app.overload_policy import RUNGS, device_in_words, sentence
 from visionedge.app.state import Rooms
 from visionedge.camera.camera import CameraStatus
 from visionedge.engine.batcher import CameraStatistics
