@@ -36,8 +36,9 @@ from visionedge.runtime.measurement import Choice, choose
 #
 # Its report was perhaps written on another machine, and integer kernels are not the same everywhere (see
 # `arithmetic`). So both look at a few pictures of the bundled clip, and what they see is held against each
-# other as in the report. A model that knows nothing of what is there says too little that way; then the values
-# that integer kernels give for it are held against those of the same network computed as it is written.
+# other as in the report. A model that knows nothing of what is there says too little that way; then the
+# values that integer kernels give for it are held against those of the same network computed as it is
+# written.
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,8 +79,8 @@ def manifest(signature: Signature) -> Mapping[str, Any] | None:
 #     - {type: NormalizeImage, is_scale: true, norm_type: mean_std, mean: [0.485, …], std: [0.229, …]}
 #     - {type: Permute}
 #
-# Nothing in such a model tells how its pixels were scaled: families that share every shape differ in that, and
-# even the weights of the first convolution do not remember it reliably.
+# Nothing in such a model tells how its pixels were scaled: families that share every shape differ in that,
+# and even the weights of the first convolution do not remember it reliably.
 
 
 PADDLE_KEY = "infer_cfg.yml"
@@ -168,5 +168,6 @@ def _three(step: Mapping[str, Any], key: str) -> tuple[float, float, float]:
 
 def _not_done(what: str) -> ModelError:
     return ModelError(
-        f"{PADDLE_KEY} beside it wants {what}, which is not done here; state input in MODEL.yaml if another way fits"
+        f"{PADDLE_KEY} beside it wants {what}, which is not done here;"
+        " state input in MODEL.yaml if another way fits"
     )

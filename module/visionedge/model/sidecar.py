@@ -27,8 +27,8 @@ from visionedge.model.interpretation import MOST_SIDE_PX, Color
 
 # A `data.yaml` of Ultralytics, which often lies beside a model under the name of its `MODEL.yaml`.
 #
-# It describes the data that a model was trained with and not how the model is read, so only its class names are
-# taken, and only where neither the model nor a file of labels names its classes.
+# It describes the data that a model was trained with and not how the model is read, so only its class names
+# are taken, and only where neither the model nor a file of labels names its classes.
 
 
 _DATA_SET_KEYS = frozenset({"path", "train", "val", "test", "nc", "names", "channels", "download"})

@@ -293,9 +293,9 @@ def _bypass(graph: onnx.GraphProto, gather: onnx.NodeProto) -> None:
 
 # A factor in front of the first convolution, put into its weights instead.
 #
-# Padding is zero, and zero times anything is zero: so a convolution of x * factor is one of x with its weights
-# times the factor, at the borders too. What is added to x does not go that way, as the padding knows nothing of
-# it; that stays, in other units. On a CPU it saves one of four passes over the picture.
+# Padding is zero, and zero times anything is zero: so a convolution of x * factor is one of x with its
+# weights times the factor, at the borders too. What is added to x does not go that way, as the padding knows
+# nothing of it; that stays, in other units. On a CPU it saves one of four passes over the picture.
 
 
 @dataclass(frozen=True, slots=True)

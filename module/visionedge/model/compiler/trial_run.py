@@ -26,7 +26,8 @@ from visionedge.runtime.ort import import_onnxruntime
 
 # Whether rows can be detections at all: the last check of a reading, on what the model really gives.
 #
-# Shapes and nodes may leave a doubt; numbers that are no scores, no classes or no boxes of the picture end it.
+# Shapes and nodes may leave a doubt; numbers that are no scores, no classes or no boxes of the picture end
+# it.
 
 
 _LEAST_ROWS = 50  # fewer say nothing of all

@@ -145,9 +145,6 @@ class PicoDet:
         return _reading(self.name, signature, decoder, PICODET_INPUT)
 
 
-HEADS = (NanoDet(), PicoDet())
-
-
 def _is_paddle(signature: Signature) -> bool:
     return signature.producer.lower().startswith("paddle")
 
@@ -329,7 +326,7 @@ class NanoDetJoined:
         )
 
 
-_JOINED_HEADS = (NanoDetJoined(),)
+HEADS = (NanoDet(), PicoDet(), NanoDetJoined())
 
 
 def _alternates(closing: Closing, scales: int) -> bool:

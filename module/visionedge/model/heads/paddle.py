@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import Signature, Tensor
 from visionedge.model.decoding import listed_rows, part
-from visionedge.model.exporter_files import told_preparation
+from visionedge.model.exporter_files import PADDLE_KEY, told_preparation
 from visionedge.model.graph import Nodes
 from visionedge.model.interpretation import (
     STATE_MEAN,
@@ -160,7 +160,7 @@ def _family(signature: Signature, picture: NetworkInput) -> tuple[Preprocess, st
             "is a Paddle model of two stages, which wants pictures of changing sizes: not known here"
         )
     if (told := told_preparation(signature, picture)) is not None:
-        return told, f"{KEY} beside it says how pictures are prepared"
+        return told, f"{PADDLE_KEY} beside it says how pictures are prepared"
     if any(signature.opening.offset):
         return IMAGENET_INPUT, "its first nodes take a mean off"
     attends = "NonMaxSuppression" not in signature.operators and signature.operators >= _ATTENTION
@@ -168,7 +168,7 @@ def _family(signature: Signature, picture: NetworkInput) -> tuple[Preprocess, st
         return PLAIN_INPUT, "it attends and suppresses nothing, as RT-DETR: pixels of 0-1 and no mean"
     raise ModelError(
         "is a Paddle model, but nothing in it tells whether ImageNet's mean is taken off its pixels (as for"
-        f" PP-YOLOE and PicoDet) or not (PP-YOLOE+); put the {KEY} of its export beside it, or state"
+        f" PP-YOLOE and PicoDet) or not (PP-YOLOE+); put the {PADDLE_KEY} of its export beside it, or state"
         " input.scale, input.mean and input.std in MODEL.yaml",
         state=STATE_MEAN,
     )

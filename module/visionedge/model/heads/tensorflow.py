@@ -96,9 +96,6 @@ class Tfod:
         )
 
 
-HEADS = (Tfod(),)
-
-
 def reading_of_four(
     name: str,
     signature: Signature,
@@ -287,7 +284,7 @@ class EfficientDet:
         return _reading(self.name, signature, picture, *found)
 
 
-_EFFICIENTDET_HEADS = (EfficientDet(),)
+HEADS = (Tfod(), EfficientDet())
 
 
 def _reading(name: str, signature: Signature, picture: NetworkInput, output: Tensor, sizes: bool) -> Reading:

@@ -391,10 +391,10 @@ class _Weaver:
 
 # How a network in integers is computed on a CPU: by the processor's own kernels, or as it is written.
 #
-# onnxruntime puts one integer kernel where a node stands between pairs of QuantizeLinear and DequantizeLinear.
-# Those kernels are not the same everywhere: x86 without VNNI adds up products in 16 bits and cuts off what is
-# more. Without them each node computes in floats and only the pairs round, which is the same on every machine,
-# slower than floats, and what an integer kernel that keeps all its bits gives.
+# onnxruntime puts one integer kernel where a node stands between pairs of QuantizeLinear and
+# DequantizeLinear. Those kernels are not the same everywhere: x86 without VNNI adds up products in 16 bits
+# and cuts off what is more. Without them each node computes in floats and only the pairs round, which is the
+# same on every machine, slower than floats, and what an integer kernel that keeps all its bits gives.
 
 
 def open_on_cpu(graph: bytes, *, exact: bool, threads: int = 0) -> Any:

@@ -104,9 +104,9 @@ def _ours(source: str, engine: AnyEngine, selection: Selection) -> Iterator[Dete
 
 # The ceiling of a pipeline on a CPU: what one decoded picture and one run of the network cost by themselves.
 #
-# No more than cores / (decoding + running) frames a second can come out of a machine, whatever is built around
-# the two. Both are measured on one thread, and on as many at once as there are lanes: cores that share what is
-# beneath them are slower together than each alone.
+# No more than cores / (decoding + running) frames a second can come out of a machine, whatever is built
+# around the two. Both are measured on one thread, and on as many at once as there are lanes: cores that share
+# what is beneath them are slower together than each alone.
 
 
 _STARTED_WITHIN_S = 60.0
