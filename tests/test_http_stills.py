@@ -16,7 +16,7 @@ from clips import number_of, numbered_picture
 from scripted_http import ScriptedServer, Serve, always, answer, in_turn
 from visionedge.camera.camera import Camera
 from visionedge.camera.sources.base import Library, Limits
-from visionedge.camera.sources.http_client import Login, challenges_in
+from visionedge.camera.sources.network import Login, challenges_in
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from urllib.parse import SplitResult, urlsplit
 
 from visionedge.camera.sources import rtsp
-from visionedge.camera.sources.http_client import Challenge, speaks_plainly, speaks_tls, where
+from visionedge.camera.sources.network import Challenge, speaks_plainly, speaks_tls, where
 from visionedge.runtime.redaction import masked_address, redact
 
 _ASK_S = 1.0

@@ -13,8 +13,9 @@ import numpy as np
 
 from visionedge.camera.sources import diagnosis
 from visionedge.camera.sources.base import Decoded, Limits, Source, WholePicture
-from visionedge.camera.sources.http_client import Answer, Head, HttpClient, challenges_in, without_login
+from visionedge.camera.sources.http_client import Answer, Head, HttpClient
 from visionedge.camera.sources.images import decode_picture, picture_size
+from visionedge.camera.sources.network import challenges_in, without_login
 from visionedge.camera.sources.redirects import with_login
 from visionedge.config.addresses import CameraUri
 from visionedge.errors import DamagedError, SourceError

@@ -4,198 +4,20 @@ FFmpeg's own HTTP follows redirects and `http_proxy` wherever they lead, and the
 answers that cameras give (`ICY 200 OK`, lengths that are wrong). So cameras are read with this.
 """
 
-import base64
 import contextlib
-import hashlib
 import re
-import secrets
 import socket
 import ssl
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from visionedge.camera.sources import diagnosis
 from visionedge.camera.sources.base import Limits
+from visionedge.camera.sources.network import Login, challenges_in, without_login
 from visionedge.camera.sources.redirects import allowed, connected, joined
 from visionedge.errors import SourceError
 from visionedge.runtime.redaction import masked_address
-
-# Connections to cameras, without a proxy; certificates are checked where that is asked for.
-
-
-PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
-
-
-def where(parts: SplitResult) -> str:
-    """Host and port of an address, for people."""
-    return f"{parts.hostname}:{port_of(parts)}"
-
-
-def without_login(url: str) -> str:
-    """The address without user name and password."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def port_of(parts: SplitResult) -> int:
-    """The port of an address, or that of its scheme."""
-    return parts.port or PORTS[parts.scheme.lower()]
-
-
-def connect(
-    parts: SplitResult, timeout_s: float, *, tls: bool, certificates: str | None = None
-) -> socket.socket:
-    """A connection to the server of an address.
-
-    With `certificates` a TLS server has to show one of those in this file, or one signed by them.
-
-    Raises:
-        OSError: there is none, or (ssl.SSLCertVerificationError) the server cannot be trusted.
-    """
-    plain = socket.create_connection((parts.hostname, port_of(parts)), timeout_s)
-    try:
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return _tls(certificates).wrap_socket(plain, server_hostname=parts.hostname) if tls else plain
-    except BaseException:
-        plain.close()
-        raise
-
-
-def speaks_tls(parts: SplitResult, timeout_s: float) -> bool:
-    """Whether the server of an address begins a connection with TLS."""
-    try:
-        connect(parts, timeout_s, tls=True).close()
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def speaks_plainly(parts: SplitResult, timeout_s: float) -> bool:
-    """Whether the server of an address answers a question without TLS."""
-    rtsp = parts.scheme.lower().startswith("rtsp")
-    question = b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n" if rtsp else b"HEAD / HTTP/1.0\r\n\r\n"
-    try:
-        with connect(parts, timeout_s, tls=False) as connection:
-            connection.sendall(question)
-            return connection.recv(5).startswith((b"RTSP", b"HTTP"))
-    except (OSError, ValueError):
-        return False
-
-
-def _tls(certificates: str | None) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if certificates is not None:
-        context.load_verify_locations(certificates)
-        return context
-    # Cameras sign their own certificates, and old ones know nothing newer than TLS 1.0.
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.set_ciphers("ALL:@SECLEVEL=0")
-    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-    return context
-
-
-# Logins that a camera asks for over HTTP or RTSP: basic, and digest with MD5 or SHA-256 (RFC 7616).
-
-
-_HASHES = {"MD5": "md5", "SHA-256": "sha256", "SHA-512-256": "sha512_256"}
-"""Names of digests and of hashlib, the weakest first."""
-
-# A scheme begins a header or follows a comma and is not followed by '=': one header may hold two challenges.
-_SCHEME = re.compile(r"(?:^|,)\s*([A-Za-z][A-Za-z0-9-]*)(?=\s+[A-Za-z]|\s*(?:,|$))")
-_PARAMETER = re.compile(r'([A-Za-z][\w-]*)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*))')
-
-
-@dataclass(frozen=True, slots=True)
-class Challenge:
-    """What a server asks for; `scheme` in small letters, the names of the parameters too."""
-
-    scheme: str
-    parameters: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def algorithm(self) -> str:
-        """The hash of a digest in capitals, without `-SESS`."""
-        return self.parameters.get("algorithm", "MD5").upper().removesuffix("-SESS")
-
-
-def challenges_in(headers: Iterable[str]) -> list[Challenge]:
-    """The challenges of all `WWW-Authenticate` headers, in their order."""
-    found = []
-    for header in headers:
-        # Quoted text may look like a scheme, so it is blanked while schemes are looked for.
-        starts = list(_SCHEME.finditer(re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: "_" * len(m[0]), header)))
-        for number, start in enumerate(starts):
-            end = starts[number + 1].start() if number + 1 < len(starts) else len(header)
-            rest = _PARAMETER.finditer(header[start.end() : end])
-            found.append(Challenge(start[1].lower(), {m[1].lower(): m[2] or m[3] or "" for m in rest}))
-    return found
-
-
-class Login:
-    """A user name and a password, and the answer to the strongest challenge that was met."""
-
-    def __init__(self, user: str, password: str) -> None:
-        self._user, self._password = user, password
-        self._challenge: Challenge | None = None
-        self._count = 0
-
-    def __repr__(self) -> str:
-        return f"<Login {self._challenge.scheme if self._challenge else 'unasked'}>"
-
-    def accept(self, challenges: Iterable[Challenge], *, basic: bool) -> bool:
-        """Answer one of these from now on; False where none can be answered.
-
-        Args:
-            challenges: what the server asks for.
-            basic: whether the password may be sent as it is.
-        """
-        able = [
-            c
-            for c in challenges
-            if c.scheme == "digest" and c.algorithm in _HASHES and "nonce" in c.parameters
-        ]
-        able.sort(key=lambda c: list(_HASHES).index(c.algorithm), reverse=True)
-        if basic:
-            able += [c for c in challenges if c.scheme == "basic"]
-        self._challenge, self._count = (able[0] if able else None), 0
-        return bool(able)
-
-    def header(self, method: str, uri: str) -> str | None:
-        """The value of `Authorization` for this request; None before any challenge."""
-        if self._challenge is None:
-            return None
-        if self._challenge.scheme == "basic":
-            return f"Basic {base64.b64encode(f'{self._user}:{self._password}'.encode()).decode()}"
-        return self._digest(self._challenge, method, uri)
-
-    def _digest(self, challenge: Challenge, method: str, uri: str) -> str:
-        said = challenge.parameters
-        self._count += 1
-        nonce, count, ours = said["nonce"], f"{self._count:08x}", secrets.token_hex(8)
-
-        def digest(*words: str) -> str:
-            return hashlib.new(_HASHES[challenge.algorithm], ":".join(words).encode()).hexdigest()
-
-        account = digest(self._user, said.get("realm", ""), self._password)
-        if said.get("algorithm", "").upper().endswith("-SESS"):
-            account = digest(account, nonce, ours)
-        # 'auth-int' alone would hash the body; a GET has none, and no camera asks for it.
-        protects = "auth" in re.split(r"[\s,]+", said.get("qop", ""))
-        middle = (count, ours, "auth") if protects else ()
-        # What the server quoted goes back and into the hash as it came, escapes included (RFC 7616, `unq`).
-        parts = {"username": re.sub(r'(["\\])', r"\\\1", self._user), "realm": said.get("realm", "")}
-        parts |= {"nonce": nonce, "uri": uri}
-        parts["response"] = digest(account, nonce, *middle, digest(method, uri))
-        text = ", ".join(f'{name}="{value}"' for name, value in parts.items())
-        text += f', opaque="{said["opaque"]}"' if "opaque" in said else ""
-        text += f", algorithm={said['algorithm']}" if "algorithm" in said else ""
-        text += f', qop=auth, nc={count}, cnonce="{ours}"' if protects else ""
-        text += f', cnonce="{ours}"' if not protects and "-SESS" in said.get("algorithm", "").upper() else ""
-        return f"Digest {text}"
-
 
 _HEAD_MOST_BYTES = 65536
 _CHUNK_BYTES = 65536

@@ -29,7 +29,7 @@ from visionedge.camera.sources.diagnosis import (
     too_slow,
     why_not_open,
 )
-from visionedge.camera.sources.http_client import PORTS
+from visionedge.camera.sources.network import PORTS
 from visionedge.camera.sources.opencv_setup import (
     bound_ffmpeg,
     is_unwritten,

@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from visionedge.camera.sources import diagnosis
 from visionedge.camera.sources.base import Redirects
-from visionedge.camera.sources.http_client import connect, without_login
+from visionedge.camera.sources.network import connect, without_login
 from visionedge.errors import SourceError
 
 

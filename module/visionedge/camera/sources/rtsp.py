@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from visionedge.camera.sources.http_client import Challenge, Login, challenges_in, connect
+from visionedge.camera.sources.network import Challenge, Login, challenges_in, connect
 
 _BODY_MOST_BYTES = 65536
 _LINE_MOST_BYTES = 4096
