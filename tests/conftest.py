@@ -53,7 +53,7 @@ def _log_as_it_was() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Text that UTF-8 cannot hold (tests log such names) would end a parallel run: reports travel as UTF-8."""
+    """Text that UTF-8 cannot hold (tests log such names) would end a parallel run."""
     report = yield
     report.sections = [
         (title, text.encode("utf-8", "backslashreplace").decode("utf-8")) for title, text in report.sections
