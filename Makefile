@@ -48,7 +48,7 @@ run: ## the module: the bundled model on the bundled clip, and where to look
 
 demo-edge: ## the module inside a stand-in for IoT Edge, its messages printed, whole with BODIES=1; no hub needed
 	$(prepare) dev
-	@PYTHONPATH=tests VISIONEDGE_DATA='$(VISIONEDGE_DATA)' exec .venv/bin/python -m edge_runtime $(if $(BODIES),--bodies) run $(ARGS)
+	@PYTHONPATH=tests/doubles VISIONEDGE_DATA='$(VISIONEDGE_DATA)' exec .venv/bin/python -m edge_runtime $(if $(BODIES),--bodies) run $(ARGS)
 
 test: ## the whole test suite (what it writes to the temporary folder goes with it)
 	$(prepare) dev
@@ -64,11 +64,11 @@ test-gpu-libs: ## the real CUDA libraries (2.7 GB) against a scripted driver; ne
 
 chaos: ## stops, hangs, resets and kill -9 against the stand-in: SECONDS=600 SEED=1
 	$(prepare) dev
-	@PYTHONPATH=module:tests .venv/bin/python tests/chaos.py --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1)
+	@PYTHONPATH=module:tests/doubles .venv/bin/python tests/doubles/chaos.py --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1)
 
 soak: ## RTSP servers that die, freeze and change, memory and threads watched: SECONDS=3600
 	$(prepare) dev
-	@PYTHONPATH=module:tests .venv/bin/python tests/soak.py --seconds $(or $(SECONDS),3600)
+	@PYTHONPATH=module:tests/doubles .venv/bin/python tests/doubles/soak.py --seconds $(or $(SECONDS),3600)
 
 check: ## format, lint and types
 	$(prepare) dev

@@ -1,0 +1,160 @@
+"""The whole module as people start it: `visionedge run` in a process, watched over HTTP and its log."""
+
+import atexit
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parents[2]
+_READY = re.compile(r"ready: open (http://\S+/)")
+_LEARNT = tempfile.TemporaryDirectory(prefix="visionedge-tests-")
+"""Compiled graphs and plans of the modules that ran so far, by names that hold for one model each."""
+
+atexit.register(_LEARNT.cleanup)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy what is kept under lasting names and not there yet."""
+    for kept in (*source.glob("compiled/*.graph"), *source.glob("plans/*.json")):
+        copy = target / kept.relative_to(source)
+        if not copy.exists():
+            copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            shutil.copy(kept, copy)
+
+
+class ModuleProcess:
+    """``with ModuleProcess(data, "--camera", "dock=…") as module: …``; killed if a test leaves it running.
+
+    Without a ``--config`` it computes in fp32: to find the fastest precision would take seconds more. What
+    modules before it have compiled and measured is in its data folder already, unless it starts `cold`.
+    """
+
+    def __init__(
+        self, data: Path, *arguments: str, environ: dict[str, str] | None = None, cold: bool = False
+    ) -> None:
+        self._data = data
+        if not cold:
+            _copy(Path(_LEARNT.name), data)
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("IOTEDGE_", "VISIONEDGE_"))}
+        plain = data.with_suffix(".fp32.json")
+        document: dict[str, Any] = {"inference": {"precision": "fp32"}}
+        inside = any(name.startswith("IOTEDGE_") for name in environ or {})
+        if not inside and not {"--camera", "--config"} & set(arguments):
+            document["cameras"] = {"demo": {"uri": "demo:"}}  # as `run` does by itself without a file
+        plain.write_text(json.dumps(document), encoding="utf-8")
+        folders = {"PYTHONPATH": str(_ROOT / "module"), "VISIONEDGE_DATA": str(data)}
+        extra = {**folders, "VISIONEDGE_CONFIG": str(plain), **(environ or {})}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "visionedge", "run", "--http", "127.0.0.1:0", *arguments],
+            env={**clean, **extra},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._log: list[str] = []
+        self._news = threading.Condition()
+        self._reader = threading.Thread(target=self._read, name="module-log")
+        self._reader.start()
+
+    def __enter__(self) -> "ModuleProcess":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._process.stdout.close()
+        self._process.stderr.close()
+        _copy(self._data, Path(_LEARNT.name))
+
+    @property
+    def log(self) -> str:
+        """All of stderr so far."""
+        with self._news:
+            return "\n".join(self._log)
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def ready(self, timeout_s: float = 60) -> str:
+        """Wait until it is ready; the address of its page."""
+        return self.wait_for_log(_READY, timeout_s)[1]
+
+    def wait_for_log(self, pattern: re.Pattern[str], timeout_s: float = 30) -> re.Match[str]:
+        """Wait for a line of the log that fits."""
+        found: list[re.Match[str]] = []
+
+        def look() -> bool:
+            found.extend(m for line in self._log if (m := pattern.search(line)))
+            return bool(found) or self._process.poll() is not None
+
+        with self._news:
+            self._news.wait_for(look, timeout_s)
+            assert found, "\n".join(self._log)
+        return found[0]
+
+    def get(self, path: str) -> Any:
+        """The JSON document at a path, whatever its status."""
+        try:
+            with urllib.request.urlopen(self.ready().rstrip("/") + path, timeout=15) as answer:  # noqa: S310 - http, by ready()
+                body = answer.read()
+                return json.loads(body) if body else None  # 204: nothing newer
+        except urllib.error.HTTPError as error:
+            with error:
+                return json.loads(error.read())
+
+    def raw(self, path: str) -> bytes:
+        """The bytes at a path."""
+        with urllib.request.urlopen(self.ready().rstrip("/") + path, timeout=15) as answer:  # noqa: S310 - http, by ready()
+            return bytes(answer.read())
+
+    def cameras(self) -> dict[str, dict[str, Any]]:
+        """The camera objects by name."""
+        return {camera["name"]: camera for camera in self.get("/api/v1/cameras")["cameras"]}
+
+    def until(self, condition: Callable[[dict[str, dict[str, Any]]], bool], tries: int = 60) -> None:
+        """Ask for the cameras, again at each new frame of any of them, until the condition holds."""
+        for _ in range(tries):
+            cameras = self.cameras()
+            if condition(cameras):
+                return
+            moving = max(cameras.values(), key=lambda camera: camera["fps"])
+            self.get(f"/api/v1/cameras/{moving['name']}/frame?after={moving['sequence'] or 0}&timeout=1")
+        raise AssertionError(f"never: {self.cameras()}\n{self.log}")
+
+    def stop(self, timeout_s: float = 5, number: signal.Signals = signal.SIGTERM) -> int:
+        """Signal it and wait; its exit code. Fails if it takes longer than `timeout_s`."""
+        self._process.send_signal(number)
+        return self._process.wait(timeout_s)
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait for it to end by itself; its exit code."""
+        return self._process.wait(timeout_s)
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            with self._news:
+                self._log.append(line.rstrip("\n"))
+                self._news.notify_all()
+        with self._news:
+            self._news.notify_all()

@@ -1,0 +1,93 @@
+"""A spool in a temporary folder under a scripted clock, for tests."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from visionedge.outbound.messages import Message
+from visionedge.outbound.spool import Spool, Tempo
+from visionedge.outbound.sqlite_store import Bounds, open_database
+from visionedge.runtime.threads import Crew
+
+
+def message(number: int, output: str = "detections", size: int = 100) -> Message:
+    """A message with a body of so many bytes."""
+    return Message(output, b"x" * size, f"{output}-{number}", {"schema": "s"}, number, frames=2)
+
+
+class SpoolWorld:
+    """A folder, a clock moved by hand, and a disk that fails on command; spools are stepped by hand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "data" / "spool.db"
+        self.now_ns = 0
+        self.crew = Crew(lambda name, error: pytest.fail(f"{name}: {error}"))
+        self.databases: list[sqlite3.Connection] = []
+        self._happenings: list[tuple[str, Callable[[], None]]] = []
+
+    def connect(self, path: Path) -> sqlite3.Connection:
+        """The real database, kept so that a test can make it fail."""
+        database = open_database(path)
+        database.execute("PRAGMA synchronous=OFF")
+        self.databases.append(database)
+        return database
+
+    def spool(self, *, owner: str = "me", memory_bytes: int = 1_000_000, **bounds: float) -> Spool:
+        """A spool that is not started: `turn` does a round of its thread."""
+        return Spool(
+            self.path,
+            owner,
+            self.crew,
+            bounds=Bounds(**bounds),  # type: ignore[arg-type]  # ints where ints are
+            tempo=Tempo(memory_bytes=memory_bytes, retry_s=10),
+            clock=lambda: self.now_ns,
+            connect=self.connect,
+        )
+
+    def crash(self) -> None:
+        """What `kill -9` leaves: what was not committed is gone."""
+        self.databases[-1].close()
+
+    def meanwhile(self, statement: str, happens: Callable[[], None]) -> None:
+        """Have something happen once the disk is busy with such a statement; in the order of the calls."""
+        self._happenings.append((statement, happens))
+        self.databases[-1].set_trace_callback(self._trace)
+
+    def _trace(self, statement: str) -> None:
+        if self._happenings and statement.startswith(self._happenings[0][0]):
+            self._happenings.pop(0)[1]()
+
+    def read_only(self, *, on: bool) -> None:
+        """The disk takes nothing more, or does again."""
+        self.databases[-1].execute(f"PRAGMA query_only={'ON' if on else 'OFF'}")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[SpoolWorld]:
+    """Closes what tests leave open."""
+    world = SpoolWorld(tmp_path)
+    yield world
+    for database in world.databases:
+        database.close()
+
+
+def turn(spool: Spool) -> None:
+    """One round of the thread `spool`."""
+    spool._round()
+
+
+def drain(spool: Spool) -> list[Message]:
+    """Take everything as a hub does that is never away."""
+    got: list[Message] = []
+    for _ in range(10_000):
+        turn(spool)
+        following = spool.first()
+        if following is None and not len(spool):
+            return got
+        while following is not None:
+            got.append(following)
+            spool.settle(following)
+            following = spool.first()
+    raise AssertionError(f"never empty: {spool!r}")

@@ -1,0 +1,170 @@
+"""What the hub client hears and does beside sending messages, with a scripted link."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from client_bench import Bench, message, quick
+from visionedge.iothub.client import Errand, Outcome
+from visionedge.iothub.sdk import InputMessage, Link, MethodCall
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """Ends its clients and sets free what hangs."""
+    bench = Bench()
+    yield bench
+    bench.hub.release()
+    for client in bench.clients:
+        client.close(5)
+    assert bench.crew.join(5) == []
+
+
+class Outcomes:
+    """What became of errands."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self.got: list[Outcome] = []
+
+    def errand(self, line: int = 1, patch: str = "a") -> Errand:
+        """One that reports something."""
+
+        def do(link: Link) -> bool:
+            return link.report({patch: 1})
+
+        return Errand(
+            "a report", line, do, lambda outcome: self._bench.hub.note(lambda: self.got.append(outcome))
+        )
+
+    def wait(self, *wanted: Outcome) -> None:
+        """Wait until these have become of them."""
+        self._bench.hub.wait(lambda: self.got == list(wanted))
+
+
+def test_subscriptions_come_before_the_twin_on_every_link(bench: Bench) -> None:
+    """A patch that comes in between would be missed otherwise; every new link is listened to."""
+    client = bench.client()
+    client.start()
+    bench.hub.wait(lambda: len(bench.twins) == 1)
+    assert len(bench.hub.ears) == 1
+    bench.hub.on_lost("the connection was closed")
+    bench.hub.wait(lambda: len(bench.twins) == 2)
+    assert [line for _, line in bench.twins] == [1, 2]
+    assert len(bench.hub.ears) == 2
+
+
+def test_a_patch_makes_the_whole_twin_be_read_again(bench: Bench) -> None:
+    """At once, and not only once a minute; one that comes while it is read counts, too."""
+    client = bench.client()
+    client.start()
+    bench.hub.wait(lambda: len(bench.twins) == 1)
+    held = bench.hub.hold["twin"] = threading.Event()
+    bench.hub.ears[0].patched()
+    bench.hub.ears[0].patched()
+    held.set()
+    bench.hub.wait(lambda: len(bench.twins) >= 2)
+
+
+def test_calls_and_inputs_are_handed_on_with_their_line(bench: Bench) -> None:
+    """An answer goes over the line that the call came over, ahead of the messages."""
+    client = bench.client()
+    client.start()
+    bench.hub.wait(lambda: len(bench.twins) == 1)
+    bench.hub.ears[0].called(MethodCall("ping", None, "r1"))
+    bench.hub.ears[0].received(InputMessage("frames", b"x", {}))
+    (call,) = bench.calls
+    assert (call.line, call.request_id) == (1, "r1")
+    assert bench.inputs == [InputMessage("frames", b"x", {})]
+
+    def do(link: Link) -> bool:
+        link.answer(call.request_id, 200, {"ok": True})
+        return True
+
+    held = bench.hub.hold["send"] = threading.Event()
+    client.send(message(1))
+    client.send(message(2))
+    client.errand(Errand("an answer", call.line, do))
+    held.set()
+    bench.hub.wait(lambda: len(bench.hub.arrived) == 2 and len(bench.hub.answers) == 1)
+    assert bench.hub.answers == [("r1", 200, {"ok": True})]
+
+
+def test_errands_are_done_in_order_and_each_outcome_is_told(bench: Bench) -> None:
+    """Taken, or refused by a hub that is well otherwise."""
+    outcomes = Outcomes(bench)
+    client = bench.client()
+    client.start()
+    bench.hub.wait(lambda: len(bench.twins) == 1)
+    client.errand(outcomes.errand(patch="a"))
+    outcomes.wait("taken")
+    bench.hub.picky = True
+    client.errand(outcomes.errand(patch="b"))
+    outcomes.wait("taken", "refused")
+    assert bench.hub.reported == [{"a": 1}, {"b": 1}]
+    assert client.status().rebuilds == 0
+
+
+def test_an_errand_is_lost_with_its_line(bench: Bench) -> None:
+    """Before there is one, on another one, when it breaks meanwhile, and when we close."""
+    outcomes = Outcomes(bench)
+    client = bench.client()
+    client.errand(outcomes.errand())
+    assert outcomes.got == ["lost"]
+    client.start()
+    bench.hub.wait(lambda: len(bench.twins) == 1)
+    client.errand(outcomes.errand(line=7))
+    outcomes.wait("lost", "lost")
+
+    held = bench.hub.hold["report"] = threading.Event()
+    client.errand(outcomes.errand(patch="a"))
+    client.errand(outcomes.errand(patch="b"))
+    bench.hub.wait(lambda: "report" in bench.hub.entered)
+    bench.hub.on_lost("the connection was reset")
+    held.set()
+    outcomes.wait("lost", "lost", "taken", "lost")
+    assert bench.hub.reported == [{"a": 1}]
+
+    client.close(5)
+    client.errand(outcomes.errand(line=2))
+    outcomes.wait("lost", "lost", "taken", "lost", "lost")
+
+
+def test_too_many_errands_are_not_kept(bench: Bench) -> None:
+    """Callers of methods have gone long before their turn would come."""
+    outcomes = Outcomes(bench)
+    client = bench.client()
+    client.start()
+    bench.hub.wait(lambda: len(bench.twins) == 1)
+    held = bench.hub.hold["report"] = threading.Event()
+    for _ in range(2_150):
+        client.errand(outcomes.errand())
+    bench.hub.wait(lambda: 0 < outcomes.got.count("lost") <= 50)
+    held.set()
+    bench.hub.wait(lambda: len(outcomes.got) == 2_150)
+    assert outcomes.got.count("taken") >= 2_100
+
+
+def test_a_subscription_that_never_comes_is_a_silent_hub_and_costs_no_message(bench: Bench) -> None:
+    """As with the twin: another connection, messages first, and asked ever more rarely."""
+    bench.hub.hold["listen"] = threading.Event()
+    client = bench.client(quick(answer_s=0.05, probe_s=0.02, lost_threads=1000))
+    client.start()
+    for number in range(3):
+        client.send(message(number))
+    bench.hub.wait(lambda: len(bench.hub.arrived) == 3)
+    assert client.status().rungs["silent"] >= 1
+    assert bench.twins == []
+
+
+def test_an_errand_that_hangs_costs_the_connection_and_not_the_module(bench: Bench) -> None:
+    """Its deadline is ours, not the SDK's."""
+    outcomes = Outcomes(bench)
+    client = bench.client(quick(answer_s=0.05))
+    client.start()
+    bench.hub.wait(lambda: len(bench.twins) == 1)
+    bench.hub.hold["report"] = threading.Event()
+    client.errand(outcomes.errand())
+    bench.hub.wait(lambda: outcomes.got == ["lost"] and len(bench.twins) >= 2)
+    assert client.status().rungs["overdue"] == 1

@@ -1,0 +1,239 @@
+"""Direct methods: payloads, deadlines, errors and sizes, whatever a handler does."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from telemetry_world import MAN, World
+from visionedge.app.direct_methods import MAX_JPEG_BYTES, Calls, fitted_problems, fitted_status
+from visionedge.app.http_backend import Facade
+from visionedge.camera.sources.images import picture_size
+from visionedge.errors import SourceError
+from visionedge.iothub.direct_methods import (
+    MAX_ANSWER_BYTES,
+    Answer,
+    Method,
+    MethodError,
+    Methods,
+    answer_bytes,
+)
+from visionedge.web.jpeg import Desk, pack_within
+
+
+async def echo(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given."""
+    return dict(given)
+
+
+async def fail(given: Mapping[str, Any]) -> dict[str, Any]:
+    """As the payload wants it."""
+    match given.get("camera"):
+        case "method":
+            raise MethodError(409, "not_running", "rtsp://me:hunter2@h does not run")
+        case "ours":
+            raise SourceError("rtsp://me:hunter2@h is lost")
+        case "huge":
+            return {"x": "y" * MAX_ANSWER_BYTES}
+        case "nan":
+            return {"x": float("nan")}
+    raise ValueError("hunter2")
+
+
+async def hang(_given: Mapping[str, Any]) -> dict[str, Any]:
+    """For ever."""
+    await asyncio.Event().wait()
+    return {}
+
+
+METHODS = {
+    "echo": Method(echo, 5, {"camera": str, "annotate": bool}),
+    "any": Method(echo, 5, None),
+    "fail": Method(fail, 5, {"camera": str}),
+    "hang": Method(hang, 0.01),
+}
+
+
+def call(name: str, payload: Any = None) -> Answer:
+    """The answer of a method."""
+    return asyncio.run(Methods(METHODS).answer(name, payload))
+
+
+def code(answer: Answer) -> tuple[int, str]:
+    """Status and code of an error, which has the one shape."""
+    assert answer.document.keys() == {"error"}
+    assert answer.document["error"].keys() == {"code", "message"}
+    return answer.status, answer.document["error"]["code"]
+
+
+@pytest.mark.parametrize("payload", [None, {}, ""])
+def test_no_payload_is_an_empty_one(payload: Any) -> None:
+    """IoT Hub sends null where none was given."""
+    assert call("echo", payload) == Answer(200, {})
+
+
+def test_a_right_payload_reaches_the_method() -> None:
+    """As it was given."""
+    given = {"camera": "dock", "annotate": True}
+    assert call("echo", given) == Answer(200, given)
+    assert call("any", {"whatever": [1]}) == Answer(200, {"whatever": [1]})
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [[], "text", 5, True, {"camera": 5}, {"annotate": "yes"}, {"camera": None}, {"colour": 1}, {"": 1}],
+)
+def test_a_wrong_payload_is_answered_with_400(payload: Any) -> None:
+    """The message names the key."""
+    assert code(call("echo", payload)) == (400, "bad_payload")
+
+
+@pytest.mark.parametrize("name", ["nonsense", "", "Echo", "x" * 5000])
+def test_an_unknown_method_is_answered_with_404(name: str) -> None:
+    """And told which there are."""
+    answer = call(name)
+    assert code(answer) == (404, "unknown_method")
+    assert "there are any, echo, fail, hang" in answer.document["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("method", (409, "not_running")),
+        ("ours", (500, "failed")),
+        ("huge", (500, "too_large")),
+        ("nan", (500, "internal")),
+        ("else", (500, "internal")),
+    ],
+)
+def test_whatever_a_method_does_is_an_answer_without_secrets(how: str, expected: tuple[int, str]) -> None:
+    """Nothing is raised, and nothing of what was raised is shown that is not meant for people."""
+    answer = call("fail", {"camera": how})
+    assert code(answer) == expected
+    assert "hunter2" not in str(answer.document)
+
+
+def test_a_method_that_hangs_ends_at_its_deadline() -> None:
+    """504, and its place is free again."""
+    assert code(call("hang")) == (504, "timeout")
+
+
+def test_only_so_many_run_at_once() -> None:
+    """The ninth is told to call again; calls are counted by name and status, unknown names together."""
+
+    async def story() -> None:
+        methods = Methods({"hang": Method(hang, 5)})
+        waiting = [asyncio.create_task(methods.answer("hang", None)) for _ in range(8)]
+        await asyncio.sleep(0)
+        assert code(await methods.answer("hang", None)) == (503, "busy")
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for name in ("a", "b"):
+            await methods.answer(name, None)
+        assert methods.counts == {("hang", 503): 1, ("unknown", 404): 2}
+
+    asyncio.run(story())
+
+
+def camera(number: int) -> dict[str, Any]:
+    """A camera object with everything as long as it gets."""
+    return {
+        "name": f"{number:03}" + "c" * 61,
+        "uri": "rtsp://***@h/" + "u" * 300,
+        "state": "reconnecting",
+        "lastError": "é" * 400,
+        "dropped": dict.fromkeys(("replaced", "stale", "gated", "failed", "discarded"), 10**9),
+    }
+
+
+def test_the_status_of_very_many_cameras_is_cut_to_the_size_of_an_answer() -> None:
+    """First to what matters of each, then to as many as fit; how many are left out is said."""
+    few = {"version": "1", "cameras": [camera(1)], "capacity": {}}
+    assert fitted_status(few) == few
+    for count, omitted in ((200, False), (5000, True)):
+        status = {
+            "version": "1",
+            "cameras": [camera(n) for n in range(count)],
+            "capacity": {"x": "y" * 10**6},
+        }
+        cut = fitted_status(status)
+        assert answer_bytes(cut) <= MAX_ANSWER_BYTES
+        assert cut["camerasOmitted"] + len(cut["cameras"]) == count
+        assert (cut["camerasOmitted"] > 0) is omitted
+        assert cut["cameras"][0] == {"name": camera(0)["name"], "state": "reconnecting"}
+
+
+def test_the_status_leaves_out_the_tables_behind_the_plan_and_most_of_the_nodes() -> None:
+    """What is used and why is an answer; how each pair of lanes and batch did is for `/api/v1/status`."""
+    plan = {"lanes": 2, "buckets": [1], "reason": "measured", "measured": {"table": [1] * 1000}}
+    status: dict[str, Any] = {
+        "cameras": [],
+        "engine": {"effective": "cpu", "plan": plan, "nodesOnCpu": [f"n{n}" for n in range(500)]},
+    }
+    engine = fitted_status(status)["engine"]
+    assert engine["plan"] == {"lanes": 2, "buckets": [1], "reason": "measured"}
+    assert (engine["effective"], len(engine["nodesOnCpu"]), engine["nodesOnCpuOmitted"]) == ("cpu", 20, 480)
+    assert len(status["engine"]["nodesOnCpu"]) == 500
+
+
+def test_very_many_problems_are_cut_and_counted() -> None:
+    """A document of 128 KB can be wrong in many ways."""
+    cut = fitted_problems([f"{n}: " + "ü" * 400 for n in range(5000)])
+    assert answer_bytes(cut) <= MAX_ANSWER_BYTES
+    assert (cut["valid"], cut["count"]) == (False, 5000)
+    assert fitted_problems([]) == {"valid": True, "count": 0, "problems": []}
+
+
+class View:
+    """What `status` asks of HTTP's view of the module."""
+
+    def __init__(self) -> None:
+        self.examined = 0
+
+    def status(self) -> dict[str, Any]:
+        return {"ready": True, "cameras": []}
+
+    async def doctor(self) -> dict[str, Any]:
+        self.examined += 1
+        return {"firstBroken": "passthrough", "chain": [{"found": "rtsp://me:hunter2@h"}]}
+
+
+def test_the_status_has_the_doctors_report_if_that_is_asked_for() -> None:
+    """Without secrets, and examined for nobody else."""
+
+    async def story() -> tuple[Answer, Answer]:
+        nothing: Any = None
+        desk = Desk()
+        methods = Methods(Calls(nothing, cast("Facade", view), desk, nothing).methods())
+        plain, asked = await methods.answer("status", {}), await methods.answer("status", {"doctor": True})
+        desk.close()
+        return plain, asked
+
+    view = View()
+    plain, asked = asyncio.run(story())
+    assert plain.document == view.status()
+    assert asked.document["doctor"]["firstBroken"] == "passthrough"
+    assert "hunter2" not in str(asked.document)
+    assert view.examined == 1
+
+
+@pytest.mark.parametrize(("width_px", "height_px"), [(2400, 1800), (90, 6000), (64, 48)])
+def test_a_picture_is_made_smaller_until_it_fits(width_px: int, height_px: int) -> None:
+    """Noise, which no JPEG packs well; its shape stays, and what fits at once is not touched."""
+    noise = np.random.default_rng(1).integers(0, 256, (height_px, width_px, 3), np.uint8)
+    frame = replace(
+        World().result([MAN]).frame, width_px=width_px, height_px=height_px, full_picture=lambda: noise
+    )
+    result = replace(World().result([MAN]), frame=frame)
+    jpeg = pack_within(result, MAX_JPEG_BYTES, annotated=True)
+    assert len(jpeg) <= MAX_JPEG_BYTES
+    size = picture_size(jpeg)
+    assert size is not None
+    assert size[0] / size[1] == pytest.approx(width_px / height_px, rel=0.05)
+    assert (size == (width_px, height_px)) is (width_px == 64)
+    with pytest.raises(SourceError, match="does not fit"):
+        pack_within(result, 100, annotated=False)

@@ -1,0 +1,180 @@
+"""Pictures of other modules: answered in order, bounded, numbered so that nothing ever repeats."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from telemetry_world import World
+from visionedge.frames.types import Result
+from visionedge.iothub.image_requests import Drop, Means, Questions
+from visionedge.iothub.sdk import InputMessage
+
+
+class Module:
+    """Computes pictures on demand and keeps what is answered and refused."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.answers: list[tuple[Result, str]] = []
+        self.refusals: list[tuple[Drop, str]] = []
+        self.cameras = {"dock"}
+        self.hold: asyncio.Event | None = None
+        self.at_once = self.most_at_once = 0
+        self.wall_clock_s = 1000.0
+
+    async def analyse(self, body: bytes) -> Result | Drop:
+        """A frame of no camera; what the body says, if it says something else."""
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        if self.hold is not None:
+            await self.hold.wait()
+        self.at_once -= 1
+        if body == b"junk":
+            return "bad-picture"
+        if body == b"busy":
+            return "busy"
+        if body == b"crash":
+            raise ValueError("what nobody thought of")
+        return self.world.result(camera="")
+
+    def answer(self, result: Result, correlation_id: str) -> bool:
+        """Sent, unless the id says otherwise."""
+        if correlation_id == "untold":
+            return False
+        self.answers.append((result, correlation_id))
+        return True
+
+    def talk(self, *messages: InputMessage, first: int = 1) -> Questions:
+        """Hand in messages and wait until none is left."""
+
+        async def whole() -> Questions:
+            means = Means(
+                self.analyse,
+                self.answer,
+                lambda: self.cameras,
+                lambda reason, camera: self.refusals.append((reason, camera)),
+                clock=lambda: self.world.now_ns,
+                wall_clock_s=lambda: self.wall_clock_s,
+            )
+            questions = Questions(means, first)
+            await self.run(questions, lambda: self._put(questions, messages))
+            return questions
+
+        return asyncio.run(whole())
+
+    async def _put(self, questions: Questions, messages: tuple[InputMessage, ...]) -> None:
+        for message in messages:
+            questions.put(message)
+        async with asyncio.timeout(10):
+            while questions.answered + questions.dropped.total() < len(messages):  # noqa: ASYNC110 - no event for it
+                await asyncio.sleep(0)
+
+    async def run(self, questions: Questions, story: Callable[[], Awaitable[None]]) -> None:
+        """With its task beside the story."""
+        task = asyncio.create_task(questions.run())
+        try:
+            await story()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def picture(camera: str | None = None, body: bytes = b"", **ids: str) -> InputMessage:
+    """A message to the input `frames`."""
+    return InputMessage("frames", body, {} if camera is None else {"camera": camera}, **ids)
+
+
+def test_a_picture_is_answered_with_the_id_of_its_question() -> None:
+    """The correlation id that was given, else the message's own."""
+    module = Module()
+    module.talk(picture(message_id="m1"), picture(message_id="m2", correlation_id="c2"), picture())
+    assert [correlation_id for _, correlation_id in module.answers] == ["m1", "c2", ""]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("gate-7", "gate-7"),
+        (None, "frames"),
+        ("", "frames"),
+        ("Not A Name", "frames"),
+        ("x" * 65, "frames"),
+        ("dock", "frames"),
+    ],
+)
+def test_the_name_of_the_camera_comes_from_the_message(given: str | None, expected: str) -> None:
+    """Unless it is none, or a real camera's, which numbers its own frames."""
+    module = Module()
+    module.talk(picture(given))
+    assert module.answers[0][0].frame.camera == expected
+
+
+def test_a_real_camera_may_be_called_frames() -> None:
+    """Then these frames are called otherwise."""
+    module = Module()
+    module.cameras = {"frames", "frames-in"}
+    module.talk(picture())
+    assert module.answers[0][0].frame.camera == "frames-in-in"
+
+
+def test_numbers_rise_over_all_names_and_keep_up_with_the_time() -> None:
+    """So that they never repeat for a name, also when it was a real camera's before."""
+    module = Module()
+    questions = module.talk(*(picture(name) for name in "aba"))
+    assert [result.frame.sequence for result, _ in module.answers] == [1_000_000, 1_000_001, 1_000_002]
+    module.wall_clock_s = 5.0
+    module.talk(picture("a"), first=questions.next_sequence)
+    assert module.answers[-1][0].frame.sequence == 1_000_003
+
+
+def test_what_gets_no_answer_is_counted_by_its_reason() -> None:
+    """And none of it keeps the next one from its answer."""
+    module = Module()
+    questions = module.talk(
+        picture(body=b"junk"),
+        picture(body=b"busy"),
+        picture(body=b"crash"),
+        picture(message_id="untold"),
+        InputMessage("others", b"", {}),
+        picture("last"),
+    )
+    assert questions.dropped == {"bad-picture": 1, "busy": 1, "failed": 1, "untold": 1, "input": 1}
+    assert [result.frame.camera for result, _ in module.answers] == ["last"]
+    assert len(module.refusals) == 5
+
+
+def test_nonsense_all_the_time_is_told_of_once_a_minute() -> None:
+    """Every single one is counted."""
+    module = Module()
+    questions = module.talk(*[picture("a", body=b"junk")] * 8)
+    assert questions.dropped == {"bad-picture": 8}
+    assert module.refusals == [("bad-picture", "a")]
+
+
+def test_too_many_push_out_the_oldest_and_two_are_computed_at_once() -> None:
+    """What waits is bounded."""
+
+    async def story() -> None:
+        module = Module()
+        module.hold = asyncio.Event()
+        means = Means(module.analyse, module.answer, lambda: (), lambda *_: None)
+        questions = Questions(means, 1)
+
+        async def flood() -> None:
+            for number in range(20):
+                questions.put(picture(message_id=str(number)))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert module.hold is not None
+            module.hold.set()
+            async with asyncio.timeout(10):
+                while len(module.answers) < 8:  # noqa: ASYNC110 - no event for it
+                    await asyncio.sleep(0)
+
+        await module.run(questions, flood)
+        assert sorted(int(correlation_id) for _, correlation_id in module.answers) == [*range(12, 20)]
+        assert questions.dropped == {"full": 12}
+        assert module.most_at_once == 2
+
+    asyncio.run(story())

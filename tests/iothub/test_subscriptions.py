@@ -1,0 +1,93 @@
+"""What the real SDK lets the module hear, and say beside messages, against the stand-in edge runtime."""
+
+from collections.abc import Callable
+from typing import Any
+
+from edge_runtime.fixtures import Drive, Driven
+from edge_runtime.runtime import EdgeRuntime
+from waiting import at_least
+
+
+def heard(module: Driven, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Ask the module, again at each news, until it has heard something."""
+    told = module.do("heard")
+    for _ in range(60):
+        if condition(told):
+            return told
+        told = module.do("heard", after=told["news"])
+    raise AssertionError(f"never: {told}\n" + "\n".join(module.log))
+
+
+def test_methods_patches_and_inputs_are_heard(edge_runtime: EdgeRuntime, drive: Drive) -> None:
+    """The whole twin is read at the start and after each patch; a method's answer finds its caller."""
+    module = drive(edge_runtime.environ, listen=True)
+    heard(module, lambda told: len(told["twins"]) == 1)
+    edge_runtime.desire({"a": 1, "b": {"c": 2}})
+    version = edge_runtime.desire({"a": None})
+    told = heard(module, lambda told: told["desired"].get("$version") == version)
+    assert told["desired"]["b"] == {"c": 2}
+    assert "a" not in told["desired"]
+    answer = edge_runtime.invoke("echo", {"x": ["ü", None]})
+    assert (answer.status, answer.payload) == (200, {"name": "echo", "payload": {"x": ["ü", None]}})
+    assert edge_runtime.invoke("echo").payload == {"name": "echo", "payload": None}
+    edge_runtime.input("frames", b"hello", {"$.mid": "m1"})
+    heard(module, lambda told: told["inputs"] == ["frames m1 hello"])
+    closed = module.close()
+    assert closed["clean"]
+    assert edge_runtime.broker.refusals == []
+
+
+def test_reported_properties_are_taken_or_refused(edge_runtime: EdgeRuntime, drive: Drive) -> None:
+    """A refusal costs no connection."""
+    module = drive(edge_runtime.environ, listen=True)
+    heard(module, lambda told: len(told["twins"]) == 1)
+    assert module.do("report", patch={"a": {"b": "ü"}}) == {"outcome": "taken"}
+    assert module.do("report", patch={"a.b": 1}) == {"outcome": "refused"}
+    assert module.do("report", patch={"a": {"b": None}}) == {"outcome": "taken"}
+    assert edge_runtime.broker.twin.reported == {"a": {}}
+    assert module.close()["hub"]["rebuilds"] == 0
+
+
+def test_a_session_that_the_hub_lost_silently_is_found_out_and_everything_heard_again(
+    edge_runtime: EdgeRuntime, drive: Drive
+) -> None:
+    """Messages go on all the time; the twin's silence means another link, which subscribes anew."""
+    module = drive(edge_runtime.environ, listen=True, deadlines={"probe_s": 0.5, "answer_s": 1.0})
+    heard(module, lambda told: len(told["twins"]) >= 1)
+    edge_runtime.lose_sessions()
+    assert edge_runtime.invoke("echo").status == 404
+    heard(module, lambda told: told["twins"][-1] >= 2)
+    assert edge_runtime.invoke("echo").status == 200
+    version = edge_runtime.desire({"z": 1})
+    heard(module, lambda told: told["desired"].get("$version") == version)
+    assert module.do("status")["hub"]["rungs"]["silent"] >= 1
+
+
+def test_a_hub_that_confirms_no_subscription_still_gets_its_messages(
+    edge_runtime: EdgeRuntime, drive: Drive
+) -> None:
+    """It is asked ever more rarely; when it confirms them again, everything is heard."""
+    edge_runtime.faults.swallow_subacks = True
+    module = drive(edge_runtime.environ, listen=True, deadlines={"probe_s": 0.2, "answer_s": 0.5})
+    for _ in range(3):
+        module.do("frames", camera="dock", count=1)
+    edge_runtime.wait_for(at_least(3))
+    assert module.do("heard")["twins"] == []
+    edge_runtime.faults.end()
+    heard(module, lambda told: len(told["twins"]) >= 1)
+    assert edge_runtime.invoke("echo").status == 200
+
+
+def test_what_is_desired_or_asked_while_the_module_is_away(edge_runtime: EdgeRuntime, drive: Drive) -> None:
+    """Patches are found in the twin, inputs wait, methods do not."""
+    module = drive(edge_runtime.environ, listen=True)
+    heard(module, lambda told: len(told["twins"]) == 1)
+    edge_runtime.hub_down()
+    module.wait_for_log("no connection")
+    assert edge_runtime.invoke("echo").status == 404
+    version = edge_runtime.desire({"late": True})
+    edge_runtime.input("frames", b"waited", {"$.mid": "m2"})
+    edge_runtime.hub_up()
+    heard(module, lambda told: told["desired"].get("$version") == version)
+    heard(module, lambda told: "frames m2 waited" in told["inputs"])
+    assert module.close()["clean"]

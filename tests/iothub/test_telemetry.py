@@ -1,0 +1,203 @@
+"""Telemetry: what is told, when, and what is counted instead."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from telemetry_world import MAN, World, documents
+from visionedge.outbound.messages import Message
+
+# --- when -------------------------------------------------------------------------------------------------
+
+
+def test_frames_wait_for_the_interval_and_go_together() -> None:
+    """Nothing before the interval is over; then one document with all frames in order; then nothing."""
+    world = World()
+    telemetry = world.telemetry(mode="all", intervalSeconds=1)
+    telemetry.offer(world.result([MAN]))
+    telemetry.offer(world.result(camera="gate"))
+
+    assert telemetry.due(world.pass_s(0.99)) == []
+    [document] = documents(telemetry.due(world.pass_s(0.01)))
+
+    assert [frame["camera"] for frame in document["frames"]] == ["dock", "gate"]
+    assert telemetry.due(world.pass_s(10)) == []
+
+
+def test_frames_that_fill_a_message_do_not_wait() -> None:
+    """A long interval must not make a mountain."""
+    world = World()
+    telemetry = world.telemetry(mode="all", intervalSeconds=86400)
+    while not (messages := telemetry.due(world.now_ns)):
+        telemetry.offer(world.result([MAN] * 50))
+
+    assert all(150_000 < message.size_bytes <= 200_000 for message in messages[:1])
+
+
+def test_an_event_is_made_at_once_and_numbered_on_its_own() -> None:
+    """Events do not wait for an interval; each output counts from 1."""
+    world = World()
+    telemetry = world.telemetry(mode="all", intervalSeconds=1)
+    first = telemetry.event("camera", "camera-lost", "camera dock: gone", {"camera": "dock"})
+    telemetry.offer(world.result())
+    second = telemetry.event("camera", "camera-back", "camera dock: back")
+    [batch] = telemetry.due(world.pass_s(1))
+
+    assert [m.number for m in (first, second, batch)] == [1, 2, 1]
+    assert telemetry.due(world.now_ns) == []
+
+
+def test_secrets_in_events_are_masked() -> None:
+    """Also deep inside the details."""
+    secret = "rtsp://user:hunter2@192.0.2.5/s"
+    message = World().telemetry().event("camera", "x", f"lost {secret}", {"a": [{"uri": secret}]})
+    assert b"hunter2" not in message.body
+    assert b"192.0.2.5" in message.body
+
+
+def test_flush_does_not_wait() -> None:
+    """At the end everything goes."""
+    world = World()
+    telemetry = world.telemetry(mode="all", intervalSeconds=3600)
+    telemetry.offer(world.result())
+    assert len(telemetry.flush()) == 1
+    assert telemetry.flush() == []
+
+
+# --- what -------------------------------------------------------------------------------------------------
+
+
+def test_mode_none_tells_events_only() -> None:
+    """Frames are counted as muted."""
+    world = World()
+    telemetry = world.telemetry(mode="none")
+    telemetry.offer(world.result([MAN]))
+    assert telemetry.flush() == []
+    assert telemetry.statistics().muted == 1
+
+
+def test_a_heartbeat_is_told_each_minute() -> None:
+    """A quiet camera is told every 60 s, so that silence means something."""
+    world = World()
+    telemetry = world.telemetry(mode="changes", intervalSeconds=0.1)
+    told = 0
+    for _ in range(125):
+        telemetry.offer(world.result([MAN]))
+        told += sum(m.frames for m in telemetry.due(world.pass_s(1)))
+    assert told == 3
+    assert telemetry.statistics().unchanged == 122
+
+
+# --- how many ---------------------------------------------------------------------------------------------
+
+
+def test_a_spent_budget_stops_detections_and_one_event_says_so() -> None:
+    """The next UTC day goes on; events always go."""
+    world = World()
+    telemetry = world.telemetry(mode="all", intervalSeconds=1, maxPerDay=2)
+    outputs = []
+    for _ in range(5):
+        telemetry.offer(world.result([MAN]))
+        outputs += [m.output for m in telemetry.due(world.pass_s(1))]
+    assert outputs == ["detections", "detections", "events"]
+    assert telemetry.event("module", "x", "y").output == "events"
+    assert telemetry.statistics().dropped == {"budget": 3}
+    assert telemetry.statistics().left_today == 0
+
+    world.pass_s(12 * 3600)
+    telemetry.offer(world.result([MAN]))
+    [message] = telemetry.due(world.pass_s(1))
+    assert (message.output, message.number) == ("detections", 3)
+
+
+def test_the_event_names_the_setting_and_comes_once_a_day() -> None:
+    """People learn which key to change."""
+    world = World()
+    telemetry = world.telemetry(mode="all", maxPerDay=0)
+    telemetry.offer(world.result())
+    telemetry.offer(world.result())
+    [event] = documents(telemetry.flush())
+    assert (event["kind"], event["code"]) == ("module", "telemetry-budget-spent")
+    assert "telemetry.maxPerDay" in event["message"]
+
+    world.pass_s(86400)
+    telemetry.offer(world.result())
+    assert len(telemetry.flush()) == 1
+
+
+def test_a_change_that_the_budget_swallowed_is_told_the_next_day() -> None:
+    """A frame that was not told is not what the next one is compared with."""
+    world = World()
+    telemetry = world.telemetry(mode="changes", maxPerDay=1)
+    telemetry.offer(world.result())
+    telemetry.flush()
+    for _ in range(3):
+        world.pass_s(0.5)
+        telemetry.offer(world.result([MAN]))
+    world.pass_s(86_400)
+    telemetry.offer(world.result([MAN]))
+    assert [m.output for m in telemetry.flush()] == ["events", "detections"]
+
+
+def test_a_frame_that_no_message_can_carry_is_counted_and_told_once() -> None:
+    """Per camera one event, however many such frames come."""
+    world = World()
+    telemetry = world.telemetry(mode="all")
+    for _ in range(3):
+        telemetry.offer(world.result([MAN], labels=("x" * 200_000,)))
+    [event] = documents(telemetry.flush())
+    assert event["code"] == "telemetry-frame-oversize"
+    assert event["details"] == {"camera": "dock"}
+    assert telemetry.statistics().dropped == {"oversize": 3}
+
+
+def test_a_frame_with_nan_is_counted_and_told() -> None:
+    """It must not stop the loop, and must not be sent."""
+    world = World()
+    telemetry = world.telemetry(mode="all")
+    telemetry.offer(world.result([MAN], score=float("nan")))
+    assert [m.output for m in telemetry.flush()] == ["events"]
+    assert telemetry.statistics().dropped == {"invalid": 1}
+
+
+def test_when_nobody_asks_the_oldest_frames_go() -> None:
+    """What waits is bounded by bytes."""
+    world = World()
+    telemetry = world.telemetry(mode="all", intervalSeconds=86400)
+    for _ in range(200):
+        telemetry.offer(world.result([MAN] * 50))
+    statistics = telemetry.statistics()
+    assert statistics.dropped["pending"] > 0
+    assert statistics.waiting + statistics.dropped["pending"] == 200
+    assert sum(len(m.body) for m in telemetry.flush()) < 900_000
+
+
+@given(
+    st.sampled_from(["all", "changes", "none"]),
+    st.integers(0, 4),
+    st.lists(st.tuples(st.sampled_from(["offer", "due", "flush"]), st.integers(0, 3)), max_size=60),
+)
+@settings(max_examples=80, deadline=None)
+def test_every_offered_frame_is_accounted_for(
+    mode: str, max_per_day: int, steps: list[tuple[str, int]]
+) -> None:
+    """offered = told + unchanged + muted + waiting + dropped, numbers without gaps, whatever happens."""
+    world = World()
+    telemetry = world.telemetry(mode=mode, maxPerDay=max_per_day, intervalSeconds=1)
+    messages: list[Message] = []
+    for action, number in steps:
+        world.pass_s(number * 3600)
+        if action == "offer":
+            telemetry.offer(world.result([MAN] * number))
+        elif action == "due":
+            messages += telemetry.due(world.now_ns)
+        else:
+            messages += telemetry.flush()
+    counts = telemetry.statistics()
+    assert counts.offered == sum(action == "offer" for action, _ in steps)
+    assert counts.offered == (
+        counts.told + counts.unchanged + counts.muted + counts.waiting + sum(counts.dropped.values())
+    )
+    assert counts.told == sum(m.frames for m in messages)
+    for output in ("detections", "events"):
+        numbers = [m.number for m in messages if m.output == output]
+        assert numbers == list(range(1, len(numbers) + 1))

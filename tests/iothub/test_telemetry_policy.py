@@ -1,0 +1,245 @@
+"""Another telemetry policy while the module runs, and answers to pictures of other modules."""
+
+from typing import Any
+
+import pytest
+
+from spool_world import SpoolWorld, drain, message, turn, world
+from telemetry_world import MAN, Box, World, documents
+from visionedge.config.schema import TelemetryConfig
+from visionedge.iothub.telemetry import Telemetry
+from visionedge.outbound.messages import CORRELATION_ID, Message
+from visionedge.outbound.metering import blocks
+from visionedge.outbound.sqlite_store import Bounds
+
+__all__ = ["world"]  # the fixture
+
+
+def policy(**settings: Any) -> TelemetryConfig:
+    """A policy that does not wait for blocks."""
+    return TelemetryConfig.model_validate({"fillSeconds": 0, **settings})
+
+
+def test_another_interval_counts_for_what_waits_already() -> None:
+    """Frames that would have waited for a day go now."""
+    clock = World()
+    telemetry = clock.telemetry(mode="all", intervalSeconds=86400)
+    telemetry.offer(clock.result([MAN]))
+    assert telemetry.due(clock.pass_s(1)) == []
+    telemetry.apply(policy(mode="all", intervalSeconds=1))
+    assert len(telemetry.due(clock.now_ns)) == 1
+
+
+def test_another_mode_keeps_what_waits_and_what_was_told() -> None:
+    """Nothing is lost by it, nothing is told twice, and the numbers go on."""
+    clock = World()
+    telemetry = clock.telemetry(mode="changes")
+    telemetry.offer(clock.result([MAN]))
+    telemetry.apply(policy(mode="none"))
+    telemetry.offer(clock.result([MAN]))
+    telemetry.apply(policy(mode="changes"))
+    telemetry.offer(clock.result([MAN]))
+    first = documents(telemetry.due(clock.pass_s(1)))
+    telemetry.apply(policy(mode="all"))
+    telemetry.offer(clock.result([MAN]))
+    second = documents(telemetry.due(clock.pass_s(1)))
+    assert [document["messageSequence"] for document in first + second] == [1, 2]
+    counts = telemetry.statistics()
+    assert (counts.offered, counts.told, counts.muted, counts.unchanged) == (4, 2, 1, 1)
+
+
+def test_other_thresholds_compare_with_the_frame_that_was_told() -> None:
+    """A box that moved a little is news from now on, and one that holds for less is there."""
+    clock = World()
+    telemetry = clock.telemetry(mode="changes", moveThreshold=0.5)
+    moved: Box = (0.15, 0.15, 0.35, 0.95)
+    for box in (MAN, MAN, MAN, moved):
+        clock.pass_s(0.5)
+        telemetry.offer(clock.result([box]))
+    assert telemetry.statistics().waiting == 1
+    telemetry.apply(policy(mode="changes", moveThreshold=0.01))
+    telemetry.offer(clock.result([moved]))
+    assert telemetry.statistics().waiting == 2
+    telemetry.apply(policy(mode="changes", changeSeconds=0))
+    telemetry.offer(clock.result([moved, (0.6, 0.1, 0.8, 0.9)]))
+    assert telemetry.statistics().waiting == 3
+
+
+def test_a_larger_budget_opens_the_day_again_and_its_end_is_told_again() -> None:
+    """What was spent today stays spent."""
+    clock = World()
+    telemetry = clock.telemetry(mode="all", maxPerDay=1)
+    spent = []
+    for limit in (1, 3):
+        telemetry.apply(policy(mode="all", maxPerDay=limit))
+        for _ in range(3):
+            telemetry.offer(clock.result([MAN]))
+            spent += documents(telemetry.due(clock.pass_s(1)))
+    codes = [document["code"] for document in spent if "code" in document]
+    assert codes == ["telemetry-budget-spent"] * 2
+    assert sum("frames" in document for document in spent) == 3
+
+
+def test_smaller_bounds_of_the_spool_let_the_oldest_go(world: SpoolWorld) -> None:
+    """At once, counted as for a full one; larger ones keep more from now on."""
+    spool = world.spool(limit_bytes=100_000)
+    for number in range(10):
+        spool.put(message(number, size=1_000))
+    turn(spool)
+    spool.bound(Bounds(limit_bytes=5_500))
+    turn(spool)
+    assert spool.dropped == {"full": 5}
+    spool.bound(Bounds(limit_bytes=100_000))
+    for number in range(10, 20):
+        spool.put(message(number, size=1_000))
+    assert [got.number for got in drain(spool)] == list(range(5, 20))
+
+
+def test_an_answer_goes_at_once_whatever_the_mode_with_the_next_number() -> None:
+    """One frame in a document of its own, and the id of the question beside it."""
+    clock = World()
+    telemetry = clock.telemetry(mode="none")
+    made = telemetry.answer(clock.result([MAN], camera="frames"), "question-7")
+    assert made is not None
+    (document,) = documents([made])
+    assert (document["messageSequence"], len(document["frames"])) == (1, 1)
+    assert made.properties[CORRELATION_ID] == "question-7"
+    other = telemetry.answer(clock.result(camera="frames"), "")
+    assert other is not None
+    assert CORRELATION_ID not in other.properties
+    assert other.number == 2
+    counts = telemetry.statistics()
+    assert (counts.offered, counts.told, counts.messages) == (2, 2, {"detections": 2})
+
+
+def test_an_answer_counts_for_the_budget_of_the_day() -> None:
+    """When it is spent there is none, counted and told like any other frame."""
+    clock = World()
+    telemetry = clock.telemetry(maxPerDay=1)
+    assert telemetry.answer(clock.result([MAN]), "") is not None
+    assert telemetry.answer(clock.result([MAN]), "") is None
+    assert telemetry.statistics().dropped == {"budget": 1}
+    assert [document["code"] for document in documents(telemetry.due(clock.now_ns))] == [
+        "telemetry-budget-spent"
+    ]
+
+
+# --- blocks that IoT Hub bills -----------------------------------------------------------------------------
+
+
+def test_the_budget_counts_blocks_of_4_kb_not_messages() -> None:
+    """Body and properties, begun blocks whole: exactly what the meter counts, never more than allowed."""
+    clock = World()
+    telemetry = clock.telemetry(mode="all", maxPerDay=10)
+    sent: list[Message] = []
+    for _ in range(8):
+        telemetry.offer(clock.result([MAN] * 60))
+        sent += [each for each in telemetry.due(clock.pass_s(1)) if each.frames]
+    [size] = {blocks(message.size_bytes) for message in sent}
+    assert size > 1
+    assert len(sent) == 10 // size
+    assert telemetry.statistics().bill.blocks["detections"] == len(sent) * size
+    assert telemetry.statistics().left_today == 0
+
+
+def test_what_a_message_lacks_in_blocks_ends_the_day() -> None:
+    """The first message that does not fit is dropped, counted and reported; smaller ones do not slip past."""
+    clock = World()
+    telemetry = clock.telemetry(mode="all", maxPerDay=1)
+    telemetry.offer(clock.result([MAN] * 60))
+    assert [each["code"] for each in documents(telemetry.due(clock.pass_s(1)))] == ["telemetry-budget-spent"]
+    telemetry.offer(clock.result())
+    assert telemetry.due(clock.pass_s(1)) == []
+    assert telemetry.statistics().dropped == {"budget": 2}
+    assert telemetry.statistics().offered == 2
+
+
+def test_an_answer_takes_as_many_blocks_as_it_has() -> None:
+    """An answer to a picture of another module is billed like any message."""
+    clock = World()
+    telemetry = clock.telemetry(maxPerDay=3)
+    made = telemetry.answer(clock.result([MAN] * 60), "")
+    assert made is not None
+    assert telemetry.statistics().left_today == 3 - blocks(made.size_bytes) < 2
+    assert telemetry.answer(clock.result([MAN] * 60), "") is None
+
+
+def test_a_restart_remembers_blocks(world: SpoolWorld) -> None:
+    """What the spool keeps of the day is what the budget is counted in."""
+    clock, spool = World(), world.spool()
+    telemetry = clock.telemetry(maxPerDay=10)
+    spool.follow_spent(telemetry.spent)
+    made = telemetry.answer(clock.result([MAN] * 60), "")
+    assert made is not None
+    spool.put(made)
+    turn(spool)
+    spool.close(0)
+    assert dict(world.spool().spent) == {clock.utc.date().isoformat(): blocks(made.size_bytes)}
+
+
+def rate(clock: World, telemetry: Telemetry, per_minute: int, minutes: int) -> list[dict[str, Any]]:
+    """The events that are made while so many messages of one block go out."""
+    made = []
+    for _ in range(minutes):
+        for _ in range(per_minute):
+            telemetry.offer(clock.result([MAN]))
+            made += telemetry.flush()
+        made += telemetry.due(clock.pass_s(60))
+    return [document for document in documents(made) if document["schema"] == "visionedge/event/1"]
+
+
+def test_a_day_that_will_pass_the_budget_is_reported_before_it_does(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One warning in the log and one event, after some minutes; not again while nothing changes."""
+    clock = World()
+    telemetry = clock.telemetry(mode="all", maxPerDay=14_400)
+    assert rate(clock, telemetry, per_minute=20, minutes=4) == []
+    [event] = rate(clock, telemetry, per_minute=20, minutes=200)
+    assert (event["kind"], event["code"]) == ("module", "telemetry-budget-at-risk")
+    assert event["details"]["exceeded"] == ["maxPerDay"]
+    assert event["details"]["detectionsPerDay"] == pytest.approx(28_800, rel=0.05)
+    warned = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert ["telemetry.maxPerDay is 14,400" in record.getMessage() for record in warned] == [True]
+
+
+def test_a_projection_that_falls_again_is_reported_once() -> None:
+    """And one that hovers about the limit is not reported again and again."""
+    clock = World()
+    telemetry = clock.telemetry(mode="all", maxPerDay=14_400)
+    assert len(rate(clock, telemetry, per_minute=11, minutes=60)) == 1
+    for _ in range(10):
+        assert rate(clock, telemetry, per_minute=9, minutes=20) == []
+        assert rate(clock, telemetry, per_minute=11, minutes=20) == []
+    [event] = rate(clock, telemetry, per_minute=1, minutes=120)
+    assert event["code"] == "telemetry-budget-safe"
+    assert event["details"]["exceeded"] == []
+
+
+def test_the_warning_comes_once_a_day_while_it_lasts() -> None:
+    """Also on the days after the budget was spent, when nothing was sent for hours."""
+    clock = World()
+    telemetry = clock.telemetry(mode="all", maxPerDay=1_440)
+    events = rate(clock, telemetry, per_minute=2, minutes=3 * 1440)
+    codes = [event["code"].removeprefix("telemetry-budget-") for event in events]
+    days = [event["at"][:10] for event in events if event["code"].endswith("at-risk")]
+    assert codes == ["at-risk", "at-risk", "spent", "at-risk", "spent", "at-risk"]
+    assert days == ["2026-11-22", "2026-11-23", "2026-11-24", "2026-11-25"]
+
+
+def test_a_day_beyond_a_unit_is_reported_where_the_budget_allows_it() -> None:
+    """`maxPerDay` above what one S1 unit takes: 400,000 blocks."""
+    clock = World()
+    telemetry = clock.telemetry(mode="all", maxPerDay=10**9)
+    [event] = rate(clock, telemetry, per_minute=300, minutes=8)
+    assert event["details"]["exceeded"] == ["S1"]
+    assert "400,000" in event["message"]
+
+
+def test_no_budget_at_all_is_no_risk() -> None:
+    """`maxPerDay: 0` is a way to say: events only."""
+    clock = World()
+    telemetry = clock.telemetry(mode="all", maxPerDay=0)
+    assert [each["code"] for each in rate(clock, telemetry, per_minute=20, minutes=30)] == [
+        "telemetry-budget-spent"
+    ]

@@ -1,0 +1,505 @@
+"""What messages cost: blocks, the meter, documents that fill their blocks, and the estimate."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from command_line import CommandLine
+from telemetry_world import MAN, World, documents
+from visionedge.app import status
+from visionedge.config.schema import TelemetryConfig
+from visionedge.iothub.telemetry import WELL_FILLED, Telemetry, Weigher, well_filled
+from visionedge.outbound.messages import (
+    EncodedFrame,
+    Event,
+    Message,
+    Sender,
+    batch_messages,
+    envelope_bytes,
+    event_message,
+    message_of,
+)
+from visionedge.outbound.metering import BLOCK_BYTES, Meter, blocks
+
+SENDER = Sender("press-7", "vision", "a1b2c3")
+MINUTE_NS = 60_000_000_000
+
+
+def frame(size: int, camera: str = "dock", labels: tuple[str, ...] = ("person",)) -> EncodedFrame:
+    """A frame of so many bytes."""
+    return EncodedFrame(b'"' + b"x" * (size - 2) + b'"', camera, 0.5, frozenset(labels))
+
+
+# --- blocks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "count"), [(0, 1), (1, 1), (4096, 1), (4097, 2), (200_000, 49)])
+def test_a_message_is_metered_in_blocks_of_4_kb(size: int, count: int) -> None:
+    """Begun blocks count whole."""
+    assert blocks(size) == count
+
+
+def test_the_meter_projects_the_last_hour_to_a_day() -> None:
+    """One block a second is 86,400 a day, a good fifth of an S1 unit; what is older than an hour is past."""
+    now = [0]
+    meter = Meter(lambda: now[0])
+    for _ in range(3600):
+        now[0] += 1_000_000_000
+        meter.count("detections", 4000)
+    bill = meter.bill()
+    assert bill.blocks_per_day == pytest.approx(86_400, rel=0.02)
+    assert bill.shares["S1"] == pytest.approx(0.216, rel=0.02)
+    assert bill.shares["S2"] == pytest.approx(0.0144, rel=0.02)
+    assert (bill.messages, bill.blocks) == ({"detections": 3600}, {"detections": 3600})
+    assert bill.fill == pytest.approx(4000 / 4096)
+
+    now[0] += 61 * MINUTE_NS
+    assert meter.bill().blocks_per_day == 0
+    assert meter.bill().blocks == {"detections": 3600}
+
+
+def test_the_first_seconds_project_nothing_wild() -> None:
+    """Ten messages at the start are ten in a minute, not ten in a second."""
+    meter = Meter(lambda: 1)
+    for _ in range(10):
+        meter.count("events", 300)
+    assert meter.bill().blocks_per_day == 14_400
+
+
+# --- packing ----------------------------------------------------------------------------------------------
+
+FRAMES = st.lists(
+    st.builds(
+        frame,
+        st.integers(200, 9000),
+        st.sampled_from(["dock", "gate", "yard-with-a-long-name"]),
+        st.sampled_from([("person",), ("person", "car"), ()]),
+    ),
+    max_size=80,
+)
+
+
+@given(FRAMES)
+@settings(max_examples=150, deadline=None)
+def test_the_weigher_never_says_less_than_the_message_weighs(frames: list[EncodedFrame]) -> None:
+    """And hardly more: a block that it calls full is not split in two by IoT Hub."""
+    weigher = Weigher(envelope_bytes(SENDER, 7))
+    for each in frames:
+        weigher.add(each)
+    if frames and weigher.fits:
+        [message] = batch_messages(SENDER, 7, frames)
+        assert message.size_bytes <= weigher.size_bytes <= message.size_bytes + 200
+
+
+@given(FRAMES)
+@settings(max_examples=150, deadline=None)
+def test_frames_go_only_when_their_blocks_are_well_used(frames: list[EncodedFrame]) -> None:
+    """What is not sent yet would not fill its blocks, however it were cut."""
+    envelope = envelope_bytes(SENDER, 7)
+    count = well_filled(frames, envelope)
+    if count:
+        [message] = batch_messages(SENDER, 7, frames[:count])
+        assert message.size_bytes + 200 >= WELL_FILLED * BLOCK_BYTES * blocks(message.size_bytes)
+    longer = Weigher(envelope)
+    for number, each in enumerate(frames, 1):
+        longer.add(each)
+        assert number <= count or not longer.fits or not longer.filled
+
+
+def test_a_message_that_is_as_large_as_one_may_be_goes_whatever_its_blocks() -> None:
+    """The limit of 200 KB comes first."""
+    frames = [frame(60_000) for _ in range(5)]
+    assert 0 < well_filled(frames, envelope_bytes(SENDER, 1)) <= 3
+
+
+def test_after_the_interval_frames_wait_for_their_block_to_fill_but_not_for_ever() -> None:
+    """`fillSeconds` later the last ones go, full or not."""
+    world = World()
+    telemetry = world.telemetry(mode="all", intervalSeconds=1, fillSeconds=4)
+    telemetry.offer(world.result([MAN]))
+    assert telemetry.due(world.pass_s(4.9)) == []
+    telemetry.offer(world.result([MAN]))
+    [document] = documents(telemetry.due(world.pass_s(0.1)))
+    assert len(document["frames"]) == 2
+
+
+def test_a_block_that_is_full_goes_at_the_end_of_the_interval_and_the_rest_waits() -> None:
+    """Whole blocks now, the begun one with the next."""
+    world = World()
+    telemetry = world.telemetry(mode="all", intervalSeconds=1, fillSeconds=60)
+    for _ in range(20):
+        telemetry.offer(world.result([MAN] * 2))
+        world.pass_s(0.05)
+    [message] = telemetry.due(world.now_ns)
+    assert 0 < telemetry.statistics().waiting < 20
+    assert message.size_bytes >= WELL_FILLED * BLOCK_BYTES * blocks(message.size_bytes)
+    assert telemetry.statistics().bill.blocks == {"detections": blocks(message.size_bytes)}
+
+
+def test_in_a_steady_stream_hardly_any_block_is_wasted() -> None:
+    """Four cameras at five frames a second, for two minutes."""
+    world = World()
+    telemetry = world.telemetry(mode="all", intervalSeconds=1, fillSeconds=4)
+    for _ in range(600):
+        for camera in ("dock", "gate", "hall", "yard"):
+            telemetry.offer(world.result([MAN] * 3, camera=camera))
+        telemetry.due(world.pass_s(0.2))
+    bill = telemetry.statistics().bill
+    assert bill.fill > 0.9
+    assert bill.messages["detections"] < 125
+
+
+# --- the estimate -----------------------------------------------------------------------------------------
+
+
+def recorded(seconds: float, interval_s: float, *, boxes: int = 3, events: int = 0, **policy: Any) -> bytes:
+    """What `run --messages` writes of a camera, and `events` an hour beside."""
+    world = World()
+    telemetry = world.telemetry(**{"mode": "all", "intervalSeconds": 0.1, "maxPerDay": 10**9, **policy})
+    made = [telemetry.event("engine", "ok", "computing"), telemetry.event("camera", "live", "camera dock")]
+    for number in range(round(seconds / interval_s)):
+        telemetry.offer(world.result([MAN] * boxes))
+        made += telemetry.due(world.pass_s(interval_s))
+        if events and number % round(3600 / events / interval_s) == 0:
+            made.append(telemetry.event("camera", "stale", "camera dock is stale"))
+    return b"".join(message.body + b"\n" for message in made + telemetry.flush())
+
+
+def count_again(text: bytes) -> tuple[int, int, int]:
+    """Messages, blocks and frames of a file's detections, by the sizes that IoT Hub documents."""
+    messages = blocks_counted = frames = 0
+    for line in text.splitlines():
+        document = json.loads(line)
+        if document["schema"] != "visionedge/batch/1":
+            continue
+        rows = [row for frame in document["frames"] for row in frame["detections"]]
+        properties = {
+            "schema": document["schema"],
+            "cameras": ",".join(sorted({frame["camera"] for frame in document["frames"]})),
+            "labels": ",".join(sorted({row["label"] for row in rows})),
+            "maxConfidence": f"{max([row['confidence'] for row in rows], default=0):g}",
+        }
+        size = len(line) + sum(len(name) + len(value) for name, value in properties.items())
+        size += len("application/json" + "utf-8" + "detections")
+        size += len(f"0123456789ab-detections-{document['messageSequence']}")
+        messages += 1
+        blocks_counted += (size + 4095) // 4096
+        frames += len(document["frames"])
+    return messages, blocks_counted, frames
+
+
+def estimated(text: bytes, folder: Path, command_line: CommandLine, *arguments: str | Path) -> dict[str, Any]:
+    """The document of the verb for a file of messages."""
+    path = folder / "out.jsonl"
+    path.write_bytes(text)
+    outcome = command_line("manifest", "estimate", "--messages", path, "--json", *arguments)
+    assert outcome.code == 0, outcome.err
+    document: dict[str, Any] = json.loads(outcome.out)
+    return document
+
+
+@pytest.fixture
+def command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    """The verbs, with no configuration around."""
+    for name in ("VISIONEDGE_CONFIG", "VISIONEDGE_HTTP_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    return CommandLine(capsys)
+
+
+def test_the_estimate_scales_what_the_file_holds_to_a_day(tmp_path: Path, command_line: CommandLine) -> None:
+    """A message a second is 86,400 a day, a good fifth of an S1 unit.
+
+    Start and end happen once, so their events are no rate.
+    """
+    ended = event_message(
+        Sender("press-7", "vision", "run"), 3, Event("camera", "stopped", "ended", World().utc)
+    )
+    document = estimated(recorded(600, 1.0) + ended.body + b"\n", tmp_path, command_line)
+    assert document["measuredSeconds"] == 599
+    assert (document["messagesPerDay"], document["blocksPerDay"]) == (86_400, 86_400)
+    assert document["measuredFrames"] == {"dock": 599}
+    assert document["units"]["S1"] == {"share": 0.216, "units": 1}
+    assert document["budgetLastsHours"] is None
+
+
+@pytest.mark.parametrize(("boxes", "interval_s"), [(1, 1.0), (60, 0.5), (100, 7.0)])
+def test_the_estimate_agrees_with_an_independent_count(
+    tmp_path: Path, command_line: CommandLine, boxes: int, interval_s: float
+) -> None:
+    """By other code, from the same lines."""
+    text = recorded(300, interval_s, boxes=boxes)
+    document = estimated(text, tmp_path, command_line)
+    messages, blocks_counted, frames = count_again(text)
+    assert frames == messages == round(300 / interval_s)
+    seconds = (messages - 1) * interval_s
+    without_the_first = blocks_counted * (messages - 1) / messages
+    assert document["blocksPerDay"] == pytest.approx(without_the_first * 86_400 / seconds, rel=0.001)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["dock", "yard-7"]), st.integers(0, 9)), min_size=1, max_size=9))
+@settings(max_examples=60, deadline=None)
+def test_a_body_tells_what_its_message_weighed(frames: list[tuple[str, int]]) -> None:
+    """Nothing of a message is missing in the file but its id, whose length is known."""
+    world, labels = World(), ("person", "größe, 50 %", "car")
+    telemetry = Telemetry(TelemetryConfig(mode="all"), Sender("edge-ö", "vision", "a1b2c3a1b2c3"))
+    for camera, boxes in frames:
+        ids = [number % 3 for number in range(boxes)]
+        telemetry.offer(world.result([MAN] * boxes, ids=ids, camera=camera, labels=labels))
+    event = telemetry.event("camera", "live", "camera dock is live")
+    for message in [*telemetry.flush(), event]:
+        again = message_of(message.body)
+        assert again.size_bytes == message.size_bytes
+        assert (again.output, again.number, again.frames) == (message.output, message.number, message.frames)
+        assert again.properties == message.properties
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.05, 3.0), st.integers(0, 40)), min_size=1, max_size=60),
+    st.sampled_from(["all", "changes"]),
+    st.integers(0, 60),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_a_messages_file_holds_is_what_was_counted_and_within_the_budget(
+    frames: list[tuple[float, int]], mode: str, max_per_day: int
+) -> None:
+    """Frames, messages and blocks, counted again from the lines alone."""
+    world, sent = World(), list[Message]()
+    telemetry = Telemetry(
+        TelemetryConfig.model_validate({"mode": mode, "maxPerDay": max_per_day}),
+        Sender("press-7", "vision", "a1b2c3a1b2c3"),
+        clock=lambda: world.now_ns,
+        utc=lambda: world.utc,
+    )
+    for after_s, boxes in frames:
+        telemetry.offer(world.result([MAN] * boxes))
+        sent += telemetry.due(world.pass_s(after_s))
+    sent += telemetry.flush()
+    messages, blocks_counted, told = count_again(b"\n".join(message.body for message in sent))
+    counted = telemetry.statistics()
+    assert (messages, told) == (counted.messages.get("detections", 0), counted.told)
+    assert blocks_counted == counted.bill.blocks.get("detections", 0) <= max_per_day
+
+
+def test_the_estimate_counts_events_beside_frames(tmp_path: Path, command_line: CommandLine) -> None:
+    """A camera that is lost sixty times an hour costs 1,440 blocks a day more."""
+    quiet = estimated(recorded(3600, 10.0), tmp_path, command_line)
+    flaky = estimated(recorded(3600, 10.0, events=60), tmp_path, command_line)
+    assert flaky["blocksPerDay"] - quiet["blocksPerDay"] == pytest.approx(1440, rel=0.03)
+
+
+def test_the_estimate_says_when_the_budget_is_spent(tmp_path: Path, command_line: CommandLine) -> None:
+    """And bills only what is sent; `--config` brings the limit."""
+    config = tmp_path / "vision.yaml"
+    config.write_text("telemetry: {maxPerDay: 7200}\n")
+    document = estimated(recorded(600, 1.0), tmp_path, command_line, "--config", config)
+    assert document["budgetLastsHours"] == 2.0
+    assert document["billedBlocksPerDay"] == 7200
+
+
+def test_several_runs_in_a_file_count_each_for_itself(tmp_path: Path, command_line: CommandLine) -> None:
+    """`--messages` appends: the night between two runs is no quiet scene."""
+    next_day = recorded(60, 1.0).replace(b"2026-11-22T", b"2026-11-23T")
+    document = estimated(recorded(60, 1.0) + next_day, tmp_path, command_line)
+    assert document["measuredSeconds"] == 118
+    assert document["blocksPerDay"] == 86_400
+
+
+def test_a_run_counts_as_far_as_its_budget_lasted(tmp_path: Path, command_line: CommandLine) -> None:
+    """What the budget held back is not taken for a quiet scene."""
+    document = estimated(recorded(600, 1.0, maxPerDay=60), tmp_path, command_line)
+    assert document["blocksPerDay"] == 86_400
+
+
+def test_many_blocks_take_many_units_and_one_is_one_unit(tmp_path: Path, command_line: CommandLine) -> None:
+    """Units are whole ones, in words that a person would write."""
+    config = tmp_path / "vision.yaml"
+    config.write_text("telemetry: {maxPerDay: 1000000000}\n")
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(recorded(30, 0.1, boxes=60))
+    outcome = command_line("manifest", "estimate", "--messages", path, "--config", config)
+    assert "% of a unit's daily quota: 5 units\n" in outcome.out
+    assert "% of a unit's daily quota: 1 unit\n" in outcome.out
+    assert "(s)" not in outcome.out
+    assert "note: measured for less than 10 minutes" in outcome.out
+
+
+def test_a_last_line_that_was_cut_is_left_out(tmp_path: Path, command_line: CommandLine) -> None:
+    """The module may still be writing, or was killed."""
+    document = estimated(recorded(60, 1.0) + b'{"schema": "visionedge/ba', tmp_path, command_line)
+    assert document["measuredSeconds"] == 59
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"", "no time was measured"),
+        (b"hello\n", "line 1 is no message"),
+        (b"[]\n", "line 1 is no message"),
+        (b'{"schema": "visionedge/frame/1"}\n', "line 1 is no message"),
+        (b"\xff\xfe\n", "line 1 is no message"),
+        (b"[" * 100_000 + b"\n", "line 1 is no message"),
+        (b"x" * 300_000, "line 1 is no message"),
+        (recorded(1, 1.0), "no time was measured"),
+        (recorded(9, 1.0).replace(b'"capturedAt"', b'"taken"'), "line 3 is no message"),
+    ],
+    ids=["empty", "text", "list", "frame", "binary", "deep", "long", "one frame", "no times"],
+)
+def test_a_file_of_something_else_is_refused_in_a_line(
+    tmp_path: Path, command_line: CommandLine, text: bytes, reason: str
+) -> None:
+    """With its name and the number of the line."""
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(text)
+    outcome = command_line("manifest", "estimate", "--messages", path)
+    [line] = outcome.complaints
+    assert (outcome.code, outcome.out) == (2, "")
+    assert reason in line
+    assert "out.jsonl" in line
+    assert len(line) < 500
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path, command_line: CommandLine) -> None:
+    """With the system's reason."""
+    outcome = command_line("manifest", "estimate", "--messages", tmp_path / "none.jsonl")
+    assert outcome.code == 2
+    assert "No such file" in outcome.complaints[0]
+
+
+def test_nothing_is_estimated_from_an_assumed_scene(command_line: CommandLine) -> None:
+    """One line says how to get real messages."""
+    outcome = command_line("manifest", "estimate")
+    [line] = outcome.complaints
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "visionedge run" in line
+    assert "--messages FILE" in line
+    assert "--url" in line
+    assert command_line("manifest", "estimate", "--messages", "x", "--url", "http://h/").code == 2
+
+
+# --- the estimate of a running module ---------------------------------------------------------------------
+
+
+class StatusServer:
+    """Answers `/api/v1/status` as a module does, with a token."""
+
+    def __init__(self, document: object, token: str = "") -> None:
+        body, asked = json.dumps(document).encode(), list[str]()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                right = not token or self.headers.get("Authorization") == f"Bearer {token}"
+                self.send_response(200 if right else 401)
+                self.end_headers()
+                self.wfile.write(body if right else b"{}")
+
+            def log_message(self, *_: object) -> None:
+                """Nothing on stderr."""
+
+        self.asked = asked
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+
+    def __enter__(self) -> "StatusServer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def status_of(seconds: int) -> dict[str, Any]:
+    """The status of a module that sent a block a second and an event every ten seconds."""
+    now = [0]
+    meter = Meter(lambda: now[0])
+    for number in range(seconds):
+        now[0] += 1_000_000_000
+        meter.count("detections", 4000)
+        if number % 10 == 0:
+            meter.count("events", 300)
+    return {"hub": {"state": "connected", "bill": status.bill(meter.bill())}}
+
+
+def test_a_running_module_is_asked_what_it_sent(command_line: CommandLine) -> None:
+    """Its last hour, by output, as its own status projects it."""
+    with StatusServer(status_of(3600)) as module:
+        outcome = command_line("manifest", "estimate", "--url", f"{module.url}/", "--json")
+    document = json.loads(outcome.out)
+    assert module.asked == ["/api/v1/status"]
+    assert document["blocksPerDay"] == pytest.approx(86_400 + 8_640, rel=0.03)
+    assert document["messagesPerDay"] == pytest.approx(86_400 + 8_640, rel=0.03)
+    assert document["blockFill"] == pytest.approx((4000 + 30) / (4096 * 1.1), rel=0.01)
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_the_token_comes_by_option_or_environment(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """And is asked for where it is missing; it is never shown."""
+    with StatusServer(status_of(600), token="hunter2-hunter2") as module:
+        refused = command_line("manifest", "estimate", "--url", module.url)
+        if by == "environment":
+            monkeypatch.setenv("VISIONEDGE_HTTP_TOKEN", "hunter2-hunter2")
+        option = ["--token", "hunter2-hunter2"] if by == "option" else []
+        outcome = command_line("manifest", "estimate", "--url", module.url, *option)
+    assert refused.code == 1
+    assert "VISIONEDGE_HTTP_TOKEN" in refused.complaints[0]
+    assert outcome.code == 0
+    assert "hunter2" not in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        ({"hub": {"state": "starting"}}, "counted no messages yet"),
+        ({"hub": {"state": "local", "bill": {}}}, "start it with --messages FILE"),
+        ({"hub": {"state": "connected", "bill": {"blocks": 3}}}, "its status cannot be read"),
+        ({}, "counted no messages yet"),
+        ([], "no status of visionedge"),
+    ],
+)
+def test_a_module_without_messages_is_no_cheap_one(
+    command_line: CommandLine, document: object, reason: str
+) -> None:
+    """Nothing is reported as 0 because nothing was counted."""
+    with StatusServer(document) as module:
+        outcome = command_line("manifest", "estimate", "--url", module.url)
+    [line] = outcome.complaints
+    assert (outcome.code, outcome.out) == (1, "")
+    assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("127.0.0.1:8080", 2),
+        ("ftp://h/", 2),
+        ("http://u:p@h/", 2),
+        ("http://h:x/", 2),
+        ("http://h/?token=x", 2),
+        ("http://127.0.0.1:1", 1),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_said_in_a_line(
+    command_line: CommandLine, url: str, code: int
+) -> None:
+    """Wrong ones are wrong arguments, silent ones failed work."""
+    outcome = command_line("manifest", "estimate", "--url", url)
+    assert outcome.code == code
+    assert len(outcome.complaints) == 1
+
+
+def test_a_token_that_no_header_can_carry_is_refused_unseen(command_line: CommandLine) -> None:
+    """http.client would quote it."""
+    outcome = command_line("manifest", "estimate", "--url", "http://127.0.0.1:1", "--token", "hunter2\nx")
+    assert outcome.code == 2
+    assert "hunter2" not in outcome.err

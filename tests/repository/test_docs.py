@@ -1,0 +1,128 @@
+"""Docs are a tested contract: settings, metrics, drop reasons, reason codes and exit codes stand in them."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from visionedge.app.metrics import DECLARED, HISTOGRAMS
+from visionedge.cli.arguments import exit_codes
+from visionedge.config.schema import CameraConfig, Config
+from visionedge.engine.batcher import Drop
+from visionedge.engine.device.devices import Reason
+from visionedge.model.heads import known_heads
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+
+
+def settings() -> Iterator[str]:
+    """The paths of all settings, as docs write them."""
+    for field in CameraConfig.model_fields.values():
+        yield f"cameras.NAME.{field.alias}"
+    for field in Config.model_fields.values():
+        section: Any = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            yield from (f"{field.alias}.{inner.alias}" for inner in section.model_fields.values())
+
+
+@pytest.mark.parametrize("setting", list(settings()))
+def test_every_setting_is_documented(setting: str) -> None:
+    """docs/configuration.md has a row for it."""
+    assert f"`{setting}`" in (DOCS / "configuration.md").read_text()
+
+
+@pytest.mark.parametrize("name", [*DECLARED, *HISTOGRAMS])
+def test_every_metric_is_documented_with_its_labels(name: str) -> None:
+    """docs/metrics.md has its row, kind and labels."""
+    declared = {**DECLARED, **HISTOGRAMS}[name]
+    labels = ", ".join(f"`{label}`" for label in declared.labels)
+    wanted = f"| `visionedge_{name}` | {declared.kind} | {labels} | what it counts |"
+    start = f"| `visionedge_{name}` |"
+    rows = [row for row in (DOCS / "metrics.md").read_text().splitlines() if row.startswith(start)]
+    assert len(rows) == 1, f"docs/metrics.md has {len(rows)} rows for it; one is wanted: {wanted}"
+    right = declared.kind in rows[0] and all(f"`{label}`" in rows[0] for label in declared.labels)
+    assert right, f"docs/metrics.md has '{rows[0]}'; wanted: {wanted}"
+
+
+FAMILY_WORDS = {"head", "anchors", "nms=True", "scale_factor"}
+"""What stands between backticks in the first column of the families' table and is no family."""
+
+
+def test_the_table_of_families_is_that_of_the_known_heads() -> None:
+    """docs/models.md has each of them in its first column, and no other."""
+    lines = (DOCS / "models.md").read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("| family (`head`)"))
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[first:])
+    documented = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    known = {head.name for head in known_heads()} - {"compiled"}
+    assert known - documented == set(), "docs/models.md: add a row with each of these families"
+    assert documented - known - FAMILY_WORDS == set(), "docs/models.md: these are no known heads"
+
+
+@pytest.mark.parametrize("reason", list(Drop))
+def test_every_drop_reason_is_documented(reason: Drop) -> None:
+    """docs/configuration.md says what becomes of frames."""
+    assert f"| `{reason}` |" in (DOCS / "configuration.md").read_text()
+
+
+@pytest.mark.parametrize("code", list(Reason))
+def test_every_reason_code_is_documented(code: Reason) -> None:
+    """docs/gpu.md says what it means and what to do."""
+    assert f"| `{code}` |" in (DOCS / "gpu.md").read_text()
+
+
+def test_the_files_that_contributors_are_sent_to_are_there() -> None:
+    """CONTRIBUTING.md names no file and no make target that does not exist."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    words = re.findall(r"`((?:module|docs|tests|requirements)/[^`\s]*)`", text)
+    files = [word for word in words if "NAME" not in word and "*" not in word]
+    assert len(files) >= 10
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    targets = set(re.findall(r"(?:`|^ +)make ([a-z-]+)", text, re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets >= {"setup", "check", "test"}
+    assert {target for target in targets if f"\n{target}:" not in makefile} == set()
+
+
+def test_the_architecture_names_files_and_threads_that_exist() -> None:
+    """Whoever follows it into the code finds what it says."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    sources = list((ROOT / "module/visionedge").rglob("*.py"))
+    paths = {path.relative_to(ROOT / "module/visionedge").as_posix() for path in sources}
+    named = set(re.findall(r"[a-z_]+(?:/[a-z_]+)*\.py", text))
+    assert len(named) >= 40
+    assert {name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in paths)} == set()
+    code = "".join(path.read_text() for path in sources)
+    table = text.split("## Threads of the module")[1].split("##")[0]
+    threads = [
+        name
+        for row in table.splitlines()
+        if row.startswith("| `")
+        for name in re.findall(r"`([^`]+)`", row.split("|")[1])
+    ]
+    assert len(threads) >= 8
+    assert [name for name in threads if name.split(":")[0] not in code] == []
+
+
+def test_the_exit_codes_are_those_of_the_readme() -> None:
+    """All of them, with the same words."""
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    codes = [line.split(maxsplit=1) for line in exit_codes().splitlines()[1:]]
+    assert [code for code, _ in codes] == ["0", "1", "2", "3", "75"]
+    assert all(f"{code} {words}" in readme for code, words in codes if code != "75")
+
+
+def test_only_one_room_knows_onnxruntime_and_one_azure() -> None:
+    """`inference/` imports onnxruntime and `edge/` imports azure; nobody else does."""
+    for library, room in (("onnxruntime", "inference"), ("azure", "edge")):
+        for path in (ROOT / "module" / "visionedge").rglob("*.py"):
+            words = [line.split() for line in path.read_text().splitlines()]
+            imports = any(
+                w[:1] in (["import"], ["from"]) and w[1].split(".")[0] == library for w in words if w[1:]
+            )
+            assert not imports or room in path.parts, path

@@ -1,0 +1,169 @@
+"""What docs/iot-edge.md and docs/messages.md promise of delivery, checked against the code."""
+
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from edge_runtime.driver import POLICY
+from visionedge.app import engine_host
+from visionedge.app.direct_methods import Calls
+from visionedge.app.hub_bridge import MAX_CAMERAS_BYTES
+from visionedge.app.overload_controller import Code as OverloadCode
+from visionedge.camera.camera import State
+from visionedge.config.load import validate
+from visionedge.iothub.deadlines import EXIT_STUCK, Deadlines, Rung
+from visionedge.iothub.desired import MAX_ACKNOWLEDGEMENT_BYTES
+from visionedge.iothub.desired import Code as ConfigCode
+from visionedge.iothub.direct_methods import MAX_ANSWER_BYTES, Method
+from visionedge.iothub.image_requests import Drop
+from visionedge.iothub.reported import EVERY_NS, MAX_PATCH_BYTES
+from visionedge.iothub.telemetry import Code as TelemetryCode
+from visionedge.outbound.messages import MAX_BYTES, Kind
+from visionedge.outbound.metering import UNITS
+from visionedge.outbound.spool import Code, Tempo
+from visionedge.outbound.sqlite_store import Bounds, Reason
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+IOT_EDGE = (DOCS / "iot-edge.md").read_text()
+
+
+@pytest.mark.parametrize("rung", get_args(Rung))
+def test_every_rung_is_documented(rung: str) -> None:
+    """In the table of what is done."""
+    assert f"`{rung}`" in IOT_EDGE
+
+
+@pytest.mark.parametrize("state", get_args(State))
+def test_every_event_of_a_camera_is_documented(state: str) -> None:
+    """Its states are the codes of `kind: camera`."""
+    (row,) = (r for r in (DOCS / "messages.md").read_text().splitlines() if r.startswith("| `camera` |"))
+    assert f"`{state}`" in row
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_kind_of_event_has_its_row(kind: str) -> None:
+    rows = (DOCS / "messages.md").read_text().splitlines()
+    assert sum(row.startswith(f"| `{kind}` |") for row in rows) == 1
+
+
+@pytest.mark.parametrize("code", [*get_args(Code), "spool-dropped"])
+def test_every_event_of_the_spool_is_documented(code: str) -> None:
+    """Where the events are listed, and where they are explained."""
+    assert f"`{code}`" in (DOCS / "messages.md").read_text()
+    assert f"`{code}`" in IOT_EDGE
+
+
+@pytest.mark.parametrize("code", get_args(engine_host.Code))
+def test_every_event_of_the_model_is_documented(code: str) -> None:
+    """Where the events are listed, and where models are explained."""
+    assert f"`{code}`" in (DOCS / "messages.md").read_text()
+    assert f"`{code}`" in (DOCS / "models.md").read_text()
+
+
+@pytest.mark.parametrize("code", get_args(OverloadCode))
+def test_every_event_of_an_overload_is_documented(code: str) -> None:
+    """Where the events are listed."""
+    assert f"`{code}`" in (DOCS / "messages.md").read_text()
+
+
+@pytest.mark.parametrize("code", get_args(TelemetryCode))
+def test_every_event_of_telemetry_is_documented(code: str) -> None:
+    """Where the events are listed."""
+    assert f"`{code}`" in (DOCS / "messages.md").read_text()
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_kind_of_event_has_a_row(kind: str) -> None:
+    """Those of cameras too, whose states are listed with the cameras."""
+    (row,) = [
+        line for line in (DOCS / "messages.md").read_text().splitlines() if line.startswith(f"| `{kind}` |")
+    ]
+    if kind == "camera":
+        assert all(
+            f"`{state}`" in row and f"| `{state}` |" in (DOCS / "cameras.md").read_text()
+            for state in get_args(State)
+        )
+
+
+@pytest.mark.parametrize("reason", get_args(Reason))
+def test_every_reason_for_a_dropped_message_is_documented(reason: str) -> None:
+    """With what it means."""
+    assert f"`{reason}`" in IOT_EDGE
+
+
+@pytest.mark.parametrize("method", ["ping", "status", "snapshot", "validateConfig", "restartCamera"])
+def test_every_method_is_documented_with_its_deadline(method: str, methods: dict[str, Method]) -> None:
+    """A row of the table, and the keys of its payload in it."""
+    (row,) = [line for line in IOT_EDGE.splitlines() if line.startswith(f"| `{method}` |")]
+    assert row.endswith(f"| {methods[method].deadline_s:g} s |")
+    assert all(f"`{key}`" in row for key in methods[method].keys or ())
+
+
+def test_no_method_is_left_out(methods: dict[str, Method]) -> None:
+    """The contract's five."""
+    assert methods.keys() == {"ping", "status", "snapshot", "validateConfig", "restartCamera"}
+
+
+@pytest.fixture
+def methods() -> dict[str, Method]:
+    """The methods, over no module."""
+    nothing: Any = None
+    return Calls(nothing, nothing, nothing, nothing).methods()
+
+
+@pytest.mark.parametrize("reason", get_args(Drop))
+def test_every_reason_for_a_picture_without_an_answer_is_documented(reason: str) -> None:
+    """With what it means."""
+    assert f"| `{reason}` |" in IOT_EDGE
+
+
+@pytest.mark.parametrize("code", [*get_args(ConfigCode), "input-picture-refused"])
+def test_every_event_of_the_twin_and_the_input_is_documented(code: str) -> None:
+    """Where the events are listed, and where they are explained."""
+    assert f"`{code}`" in (DOCS / "messages.md").read_text()
+    assert f"`{code}`" in IOT_EDGE or code == "config-applied"
+
+
+def test_the_bounds_of_the_twin_are_those_of_the_code() -> None:
+    """Reported properties and answers."""
+    assert f"({MAX_ACKNOWLEDGEMENT_BYTES // 1000} KB)" in IOT_EDGE
+    assert f"At most one patch goes in {EVERY_NS // 10**9} s" in IOT_EDGE
+    assert f"{MAX_PATCH_BYTES // 1000} KB" in IOT_EDGE
+    assert MAX_ACKNOWLEDGEMENT_BYTES + MAX_CAMERAS_BYTES < MAX_PATCH_BYTES
+    assert f"below {MAX_ANSWER_BYTES:,} bytes" in IOT_EDGE
+
+
+def test_the_numbers_are_those_of_the_code() -> None:
+    """Bounds, deadlines, quotas and the exit code."""
+    deadlines, policy = Deadlines(), validate({}).telemetry
+    assert POLICY.mode == "all"
+    assert f"exit code **{EXIT_STUCK}**" in IOT_EDGE
+    assert f"{MAX_BYTES:,} bytes" in IOT_EDGE
+    assert f"({policy.spool_megabytes})" in IOT_EDGE
+    assert f"({policy.spool_hours:g})" in IOT_EDGE
+    assert Bounds() == Bounds(policy.spool_megabytes * 1_000_000, policy.spool_hours * 3600)
+    assert f"{Tempo().memory_bytes // 1_000_000} MB" in IOT_EDGE
+    assert f"tried again every {Tempo().retry_s:g} s" in IOT_EDGE
+    assert deadlines.connect_s == deadlines.build_s == deadlines.send_s == 20
+    assert deadlines.longest_wait_s == 15
+    assert all(f"{quota:,}" in IOT_EDGE for quota in UNITS.values())
+
+
+def test_the_measured_examples_are_consistent() -> None:
+    """A quiet door, a yard and a street: the share of a unit is that of the blocks."""
+    rows = [
+        line.split("|")[1:-1] for line in IOT_EDGE.splitlines() if re.match(r"\| (quiet|yard|street)", line)
+    ]
+    assert len(rows) == 4
+    for _, analysed, sent, messages, counted, full, share in rows:
+        seen, told, made, metered = (
+            int(cell.replace(",", "")) for cell in (analysed, sent, messages, counted)
+        )
+        assert told <= seen
+        assert made <= metered
+        assert 0 < float(full.split()[0]) <= 100
+        assert float(share.split()[0]) == pytest.approx(
+            100 * metered / UNITS["S1"], abs=0.06 if told < seen else 0.5
+        )

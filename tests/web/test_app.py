@@ -1,0 +1,322 @@
+"""What all answers have in common: the token, the headers, the page, the description, the address."""
+
+import asyncio
+import re
+import socket
+from collections.abc import AsyncIterable, AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from visionedge.config.schema import HttpConfig
+from visionedge.errors import UnavailableError
+from visionedge.frames.types import frame_document
+from visionedge.web.app import make_app
+from visionedge.web.guard import Access
+from visionedge.web.openapi import describe
+from visionedge.web.server import Server
+from web_module import LABELS, Client, FakeModule, error_of, result, talk
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOKEN = "bait-token-Ünïcode"
+
+
+def route_set() -> set[tuple[str, str]]:
+    """Method and path of every route of the application."""
+    app = make_app(FakeModule(), Access(HttpConfig()))
+    found = set()
+    for route in app.router.routes():
+        assert route.resource is not None
+        if route.method != "HEAD":
+            found.add((route.method.lower(), route.resource.canonical))
+    return found
+
+
+def test_with_a_token_everything_but_the_health_checks_asks_for_it() -> None:
+    module = FakeModule("dock")
+    module.board.publish(result())
+    routes = sorted(route_set())
+
+    async def conversation(client: Client) -> None:
+        for method, path in [*routes, ("get", "/nothing")]:
+            async with client.request(method, path.replace("{name}", "dock")) as answer:
+                if path in ("/healthz", "/readyz"):
+                    assert answer.status == 200
+                    continue
+                assert answer.status == 401, path
+                assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+                document = await answer.json()
+                message = document["error"] if path.startswith("/v2") else document["error"]["message"]
+                assert "Authorization" in message
+
+    talk(module, conversation, token=TOKEN)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "Bearer",
+        "Bearer wrong",
+        f"Basic {TOKEN}",
+        TOKEN,
+        f"Bearer {TOKEN}x",
+        "Bearer \udcff",
+        f"Bearer {TOKEN[:-1]}",
+    ],
+)
+def test_a_wrong_token_is_refused(header: str) -> None:
+    async def conversation(client: Client) -> None:
+        async with client.get("/api/v1/status", headers={"Authorization": header}) as answer:
+            assert (await error_of(answer))[:2] == (401, "unauthorized")
+
+    talk(FakeModule(), conversation, token=TOKEN)
+
+
+def test_the_right_token_opens_everything() -> None:
+    async def conversation(client: Client) -> None:
+        for kind in ("Bearer", "bearer"):
+            async with client.get("/api/v1/status", headers={"Authorization": f"{kind} {TOKEN}"}) as answer:
+                assert answer.status == 200
+
+    talk(FakeModule(), conversation, token=TOKEN)
+
+
+def test_a_browser_without_a_token_gets_the_page_that_asks_for_it() -> None:
+    async def conversation(client: Client) -> None:
+        async with client.get("/", headers={"Accept": "text/html,*/*"}) as answer:
+            assert answer.status == 401
+            assert answer.content_type == "text/html"
+            text = await answer.text()
+            assert "sign-in" in text
+            assert TOKEN not in text
+
+    talk(FakeModule(), conversation, token=TOKEN)
+
+
+def test_the_page_is_one_document_that_needs_no_other_host() -> None:
+    async def conversation(client: Client) -> None:
+        async with client.get("/") as answer:
+            assert answer.status == 200
+            text = await answer.text()
+            policy = answer.headers["Content-Security-Policy"]
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "/*STYLE*/" not in text
+        assert "/*SCRIPT*/" not in text
+        assert not re.findall(r"""(?:src|href)\s*=\s*["'](?:https?:)?//""", text)
+        assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
+        assert policy.startswith("default-src 'none'")
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+
+    talk(FakeModule(), conversation)
+
+
+def test_every_answer_forbids_guessing_its_type_and_keeping_it() -> None:
+    async def conversation(client: Client) -> None:
+        for path in ("/healthz", "/metrics", "/nothing", "/api/v1/cameras"):
+            async with client.get(path) as answer:
+                assert answer.headers["X-Content-Type-Options"] == "nosniff"
+                assert answer.headers["Cache-Control"] == "no-store"
+
+    talk(FakeModule(), conversation)
+
+
+def test_every_route_is_described_and_every_description_is_a_route() -> None:
+    described = {
+        (method, path)
+        for path, item in describe()["paths"].items()
+        for method in item
+        if method in ("get", "post", "put", "delete", "patch")
+    }
+    assert described == route_set()
+
+
+def test_the_documentation_names_every_route() -> None:
+    text = (REPOSITORY / "docs" / "http.md").read_text(encoding="utf-8")
+    for method, path in route_set():
+        assert f"`{method.upper()} {path}`" in text, path
+
+
+def references(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+        return own + [name for item in value.values() for name in references(item)]
+    if isinstance(value, list):
+        return [name for item in value for name in references(item)]
+    return []
+
+
+def test_the_description_holds_every_shape_it_refers_to() -> None:
+    document = describe()
+    for reference in references(document):
+        assert reference.removeprefix("#/components/schemas/") in document["components"]["schemas"]
+
+
+def conforms(value: Any, shape: dict[str, Any], where: str = "$") -> None:
+    """A small reading of JSON Schema: types, required and closed keys, items, references."""
+    schemas = describe()["components"]["schemas"]
+    if "$ref" in shape:
+        return conforms(value, schemas[shape["$ref"].rsplit("/", 1)[1]], where)
+    kinds = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "integer": int,
+        "number": (int, float),
+        "boolean": bool,
+    }
+    names = shape.get("type", [])
+    names = [names] if isinstance(names, str) else names
+    allowed = tuple(type(None) if name == "null" else kinds[name] for name in names)
+    flat = tuple(kind for item in allowed for kind in (item if isinstance(item, tuple) else (item,)))
+    assert not flat or isinstance(value, flat), where
+    if isinstance(value, dict):
+        known = shape.get("properties", {})
+        assert set(shape.get("required", [])) <= set(value), where
+        assert shape.get("additionalProperties", True) is not False or set(value) <= set(known), where
+        for key in set(known) & set(value):
+            conforms(value[key], known[key], f"{where}.{key}")
+    for item in value if isinstance(value, list) else []:
+        conforms(item, shape.get("items", {}), f"{where}[]")
+    return None
+
+
+def test_what_is_answered_has_the_described_shapes() -> None:
+    module = FakeModule("dock")
+    module.board.publish(result())
+    conforms(module.status(), {"$ref": "#/components/schemas/Status"})
+    conforms({"cameras": module.cameras()}, {"$ref": "#/components/schemas/Cameras"})
+    conforms(frame_document(result()), {"$ref": "#/components/schemas/Frame"})
+    with pytest.raises(AssertionError):
+        conforms({**frame_document(result()), "more": 1}, {"$ref": "#/components/schemas/Frame"})
+
+
+def test_the_description_is_served() -> None:
+    async def conversation(client: Client) -> None:
+        async with client.get("/openapi.json") as answer:
+            assert await answer.json() == describe()
+            assert (await answer.json())["openapi"].startswith("3.1")
+
+    talk(FakeModule(), conversation)
+
+
+def test_a_port_in_use_is_one_line_with_the_remedy() -> None:
+    async def story(port: int) -> None:
+        with pytest.raises(UnavailableError, match=rf"127\.0\.0\.1:{port}: the port is in use.*--http"):
+            await Server.start(FakeModule(), HttpConfig(port=port))
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        asyncio.run(story(taken.getsockname()[1]))
+
+
+def test_an_address_of_another_machine_is_one_line_with_the_remedy() -> None:
+    with pytest.raises(UnavailableError, match=r"192\.0\.2\.1:\d+: .*--http"):
+        asyncio.run(Server.start(FakeModule(), HttpConfig(host="192.0.2.1", port=0)))
+
+
+def test_the_address_shown_is_one_that_can_be_opened() -> None:
+    async def story() -> None:
+        for host in ("127.0.0.1", "0.0.0.0", "localhost"):
+            server = await Server.start(FakeModule(), HttpConfig(host=host, port=0))
+            shown = "127.0.0.1" if host == "0.0.0.0" else host
+            assert server.url == f"http://{shown}:{server.port}/"
+            await server.close()
+
+    asyncio.run(story())
+
+
+async def _until_data(lines: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """The lines of an event stream up to its first frame."""
+    async for line in lines:
+        yield line
+        if line.startswith(b"data:"):
+            return
+
+
+async def answered(url: str, token: str | None = None) -> int:
+    """The status that a new connection gets; 0 where nobody listens."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        async with (
+            aiohttp.ClientSession(trust_env=False) as client,
+            client.get(url, headers=headers) as answer,
+        ):
+            return answer.status
+    except aiohttp.ClientConnectionError:
+        return 0
+
+
+def test_another_address_is_listened_on_while_viewers_stay_connected() -> None:
+    """The old one answers no more, but a stream that was opened there goes on."""
+
+    async def story() -> None:
+        module = FakeModule()
+        server = await Server.start(module, HttpConfig(port=0))
+        before = server.url
+        async with (
+            aiohttp.ClientSession(before, trust_env=False) as client,
+            client.get("/api/v1/frames") as stream,
+        ):
+            await server.apply(HttpConfig(host="127.0.0.2", port=0))
+            assert server.url != before
+            assert await answered(f"{server.url}healthz") == 200
+            assert await answered(f"{before}healthz") == 0
+            module.board.publish(result())
+            lines = [line async for line in _until_data(stream.content)]
+            assert lines[-1].startswith(b"data:")
+        await server.close()
+
+    asyncio.run(story())
+
+
+def test_the_same_port_at_all_addresses_takes_over_from_one() -> None:
+    """The two overlap, so one must go before the other can come; and back again."""
+
+    async def story() -> None:
+        server = await Server.start(FakeModule(), HttpConfig(port=0))
+        port = server.port
+        for host in ("0.0.0.0", "127.0.0.1"):
+            await server.apply(HttpConfig(host=host, port=port))
+            assert await answered(f"http://127.0.0.1:{port}/healthz") == 200
+        await server.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("other_port", [True, False])
+def test_an_address_that_cannot_be_listened_on_leaves_everything_as_it_was(other_port: bool) -> None:
+    """The token included."""
+
+    async def story() -> None:
+        server = await Server.start(FakeModule(), HttpConfig(port=0, token=TOKEN))
+        wanted = HttpConfig(host="192.0.2.1", port=0 if other_port else server.port, token="another")
+        with pytest.raises(UnavailableError, match=r"192\.0\.2\.1"):
+            await server.apply(wanted)
+        assert await answered(f"{server.url}api/v1/status", TOKEN) == 200
+        await server.close()
+
+    asyncio.run(story())
+
+
+def test_another_token_is_asked_for_at_once() -> None:
+    """And none, if none is configured any more."""
+
+    async def story() -> None:
+        server = await Server.start(FakeModule(), HttpConfig(port=0, token=TOKEN))
+        url = f"{server.url}api/v1/status"
+        await server.apply(HttpConfig(port=0, token="another-token"))
+        assert [await answered(url, token) for token in (TOKEN, "another-token", None)] == [401, 200, 401]
+        await server.apply(HttpConfig(port=0))
+        assert await answered(url) == 200
+        await server.close()
+
+    asyncio.run(story())
+
+
+def test_the_fake_speaks_of_known_labels_only() -> None:
+    assert {found["label"] for found in frame_document(result())["detections"]} <= set(LABELS)
