@@ -24,10 +24,10 @@ from visionedge.errors import ModelError, UnavailableError
 from visionedge.model.analysis import shape_inference
 from visionedge.model.compiler.build import opened
 from visionedge.model.compiler.compile import compile_model
-from visionedge.model.compiler.trial_run import blames_machine
 from visionedge.model.labels import labels_for
 from visionedge.model.model import load_model
 from visionedge.model.onnx_file import blamed_on
+from visionedge.runtime.child_process import blames_machine
 
 PROGRAM = (sys.executable, "-P", "-m", "visionedge")
 

@@ -2,16 +2,40 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
-from visionedge.engine.device.devices import DeviceState, Effective
+from visionedge.engine.device.devices import DeviceState, Effective, Verdict
 from visionedge.engine.device.session import NodePlaces, Pictures
 from visionedge.engine.device_parity import Proof
 from visionedge.engine.plan import Plan
-from visionedge.engine.process.recovery_policy import NewsCode, Outlook
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Rows
 from visionedge.runtime.measurement import Choice
+
+NewsCode = Literal[
+    "engine-lost",
+    "engine-back",
+    "device-lost",
+    "device-held",
+    "device-back",
+    "parity-refused",
+    "plan-narrowed",
+]
+"""What is told of an engine. Closed: docs/messages.md lists the same."""
+
+
+Stage = Literal["settled", "waiting", "probing", "opening", "comparing"]
+"""Of the way back; settled: there is nothing to look for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Where the way back stands: how often it was tried in vain, the last reason, when it is tried again."""
+
+    stage: Stage
+    vain: int
+    reason: Verdict | None
+    next_in_s: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,3 +117,38 @@ def forbid_core_dumps(environ: Mapping[str, str]) -> None:
     if environ.get(KEEP_CORE_DUMPS, "") in ("", "0"):
         _, most = resource.getrlimit(resource.RLIMIT_CORE)
         resource.setrlimit(resource.RLIMIT_CORE, (0, most))
+
+
+_SPARE_BYTES = 4 << 30  # address space for the libraries themselves
+
+_PROCESSES = "too few processes or threads are allowed here (ulimit -u, or the container's pids limit)"
+_LIMITS = {
+    "Resource temporarily unavailable": _PROCESSES,
+    "can't start new thread": _PROCESSES,
+    "pthread_create": _PROCESSES,
+    "failed to map segment": "too little memory or address space to load its libraries (ulimit -v)",
+    "Cannot allocate memory": "too little memory",
+}
+_OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "bad allocation", "Failed to allocate memory")
+
+
+def blames_machine(told: bytes) -> str | None:
+    """What a child said that the machine is to blame for, and not the model: a limit was reached.
+
+    None where it said nothing of that kind.
+    """
+    text = told.decode(errors="replace")
+    for sign, words in _LIMITS.items():
+        if sign in text:
+            return words
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY and any(sign in text for sign in _OUT_OF_MEMORY):
+        return f"the address space of a process is limited to {soft >> 20} MiB (ulimit -v)"
+    return None
+
+
+def address_space_bytes() -> int:
+    """What a child may use at most: the memory that there is, less where this process is limited already."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + _SPARE_BYTES
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    return most if hard == resource.RLIM_INFINITY else min(most, hard)

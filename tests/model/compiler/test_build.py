@@ -18,10 +18,10 @@ from tiny_models import TinyDetector, pictures
 from visionedge.errors import ModelError, UnavailableError
 from visionedge.model.compiler import build as batch
 from visionedge.model.compiler import trial_run
-from visionedge.model.compiler.build import build, ready
-from visionedge.model.compiler.stamp import Imprint, imprint_of
+from visionedge.model.compiler.build import build, imprint_of, ready
 from visionedge.model.compiler.trial_run import compared, same_rows
 from visionedge.model.model import load_model
+from visionedge.model.stamp import Imprint
 
 FIXED = TinyDetector(batch=1)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tiny_models import TinyDetector
-from visionedge.engine.device.placement import pace_beside_cpu
 from visionedge.engine.device.session import open_session
 from visionedge.engine.device_parity import Pace
+from visionedge.engine.placement import pace_beside_cpu
 from visionedge.model.compiler.build import compiled
 from visionedge.model.model import bundled_model_path, load_model
 from visionedge.ops.doctor import probe_child

@@ -17,20 +17,10 @@ from typing import Literal
 
 from visionedge.engine.device.devices import Effective, Reason, Requested, Verdict, lost, wishes
 from visionedge.engine.device.faults import Fault
+from visionedge.engine.interface import NewsCode, Outlook, Stage
 
 Policy = Literal["degrade", "hold", "exit"]
 """What happens without the device that was asked for: the CPU computes, nothing does, or the module ends."""
-
-NewsCode = Literal[
-    "engine-lost",
-    "engine-back",
-    "device-lost",
-    "device-held",
-    "device-back",
-    "parity-refused",
-    "plan-narrowed",
-]
-"""What is told of an engine. Closed: docs/messages.md lists the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +106,8 @@ class GiveUp:
     verdict: Verdict | None = None
 
 
-Stage = Literal["settled", "waiting", "probing", "opening", "comparing"]
-"""Of the way back; settled: there is nothing to look for."""
-
 Step = Serve | Stop | Probe | Prepare | Compare | ChangeOver | Dismiss | Tell | GiveUp
 Steps = list[Step]
-
-
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """Where the way back stands: how often it was tried in vain, the last reason, when it is tried again."""
-
-    stage: Stage
-    vain: int
-    reason: Verdict | None
-    next_in_s: float | None
 
 
 class Ladder:

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
 
 from visionedge.errors import ModelError, UnavailableError
-from visionedge.model.compiler.trial_run import address_space_bytes, blames_machine
-from visionedge.runtime.child_process import run
+from visionedge.runtime.child_process import address_space_bytes, blames_machine, run
 
 # Shapes that ONNX's own inference gives up on: those that a graph computes from the shape of its input.
 #

@@ -3,28 +3,64 @@
 import functools
 import hashlib
 import itertools
+import json
 import logging
 import os
 import tempfile
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from visionedge import __version__
 from visionedge.errors import ModelError
 from visionedge.model.analysis.shape_inference import infer
 from visionedge.model.compiler.compile import ROWS, checked_network, compile_graph, compile_model
-from visionedge.model.compiler.stamp import stamp
 from visionedge.model.compiler.trial_run import first_run
 from visionedge.model.model import Model
 from visionedge.model.onnx_file import blamed_on
+from visionedge.model.stamp import _OUTDATED, _RESIZING, HEAD, KEY, SIGNATURE, Imprint, read_imprint
 from visionedge.runtime.files import drop_damaged, is_odd
 from visionedge.runtime.ort import wheel
+
+
+def stamp(graph: onnx.ModelProto, model: Model, *, rows: int, batch: int | None, batch_words: str) -> None:
+    """Write into a compiled graph what it is, over what the network said of itself."""
+    reading, way = model.reading, model.reading.preprocess
+    imprint = Imprint(
+        *(__version__, model.name, model.sha256, model.head, reading.class_count, model.evidence),
+        *(rows, batch, batch_words),
+    )
+    metadata = {entry.key: entry.value for entry in graph.metadata_props if entry.key not in _OUTDATED}
+    metadata |= {
+        KEY: json.dumps(asdict(imprint)),
+        "visionedge.head": HEAD,
+        "visionedge.input": json.dumps({key: getattr(way, key) for key in _RESIZING}),
+        "visionedge.nms": json.dumps(reading.suppress),
+    }
+    if model.labels:
+        metadata["names"] = json.dumps(model.labels)
+    del graph.metadata_props[:]
+    helper.set_model_props(graph, metadata)
+    graph.producer_name, graph.producer_version = "visionedge", __version__
+    graph.doc_string = f"{model.name}, compiled by visionedge: {SIGNATURE}"
+
+
+def imprint_of(graph: onnx.ModelProto) -> Imprint:
+    """What a graph says of itself that was built here.
+
+    Raises:
+        ModelError: it was not.
+    """
+    imprint = read_imprint({entry.key: entry.value for entry in graph.metadata_props})
+    if imprint is None:
+        raise ModelError("was not compiled here")
+    return imprint
+
 
 # A network whose batch was fixed at one, opened to any number of pictures.
 #

@@ -8,7 +8,6 @@ The child reads a JSON line (`Task`) and the graphs from stdin and writes a JSON
 """
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.errors import ModelError, UnavailableError
-from visionedge.runtime.child_process import run
+from visionedge.runtime.child_process import address_space_bytes, blames_machine, run
 from visionedge.runtime.ort import import_onnxruntime
 
 # Whether rows can be detections at all: the last check of a reading, on what the model really gives.
@@ -101,17 +100,6 @@ _HALF_TOLERANCE = 5e-3  # of float16: a few of its smallest steps
 _ROW_TOLERANCE = np.array([0.2, 0.2, 0.2, 0.2, 2e-3, 0.5])
 _MOST_ROWS = 500  # each is held against each
 _LEAST_SHARE = 0.97  # at the end of a list others may come in
-_SPARE_BYTES = 4 << 30  # address space for the libraries themselves
-
-_PROCESSES = "too few processes or threads are allowed here (ulimit -u, or the container's pids limit)"
-_LIMITS = {
-    "Resource temporarily unavailable": _PROCESSES,
-    "can't start new thread": _PROCESSES,
-    "pthread_create": _PROCESSES,
-    "failed to map segment": "too little memory or address space to load its libraries (ulimit -v)",
-    "Cannot allocate memory": "too little memory",
-}
-_OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "bad allocation", "Failed to allocate memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,28 +156,6 @@ def first_run(
     if not clean and (words := blames_machine(told)) is not None:
         raise UnavailableError(f"the process that tries the model cannot run: {words}")
     return _judged(findings, done.returncode)
-
-
-def blames_machine(told: bytes) -> str | None:
-    """What a child said that the machine is to blame for, and not the model: a limit was reached.
-
-    None where it said nothing of that kind.
-    """
-    text = told.decode(errors="replace")
-    for sign, words in _LIMITS.items():
-        if sign in text:
-            return words
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY and any(sign in text for sign in _OUT_OF_MEMORY):
-        return f"the address space of a process is limited to {soft >> 20} MiB (ulimit -v)"
-    return None
-
-
-def address_space_bytes() -> int:
-    """What a child may use at most: the memory that there is, less where this process is limited already."""
-    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + _SPARE_BYTES
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    return most if hard == resource.RLIM_INFINITY else min(most, hard)
 
 
 def _judged(findings: list[dict[str, Any]], code: int) -> FirstRun:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import Signature
-from visionedge.model.compiler.stamp import read_imprint
 from visionedge.model.decoding import part
 from visionedge.model.graph import Nodes
 from visionedge.model.interpretation import Preprocess, Reading, picture_input, stated_preprocess
+from visionedge.model.stamp import read_imprint
 
 
 @dataclass(frozen=True, slots=True)

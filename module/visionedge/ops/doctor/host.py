@@ -121,7 +121,7 @@ def this_host(environ: Mapping[str, str]) -> Host:
 
 def ask_child(question: str, arguments: Document, limit_s: float) -> Answer:
     """Ask in a child of `probe_child.py`, which knows the standard library only and starts in no time."""
-    module = "visionedge.engine.device.placement"
+    module = "visionedge.engine.placement"
     target = module if question == "placement" else Path(__file__).with_name("probe_child.py")
     child = start_text(target, question, json.dumps(arguments), stderr=subprocess.PIPE)
     try:

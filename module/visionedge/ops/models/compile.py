@@ -13,9 +13,8 @@ from visionedge import __version__
 from visionedge.engine.plan import processor
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.frames.types import utc_now, utc_text
-from visionedge.model.compiler.build import compiled
+from visionedge.model.compiler.build import compiled, imprint_of
 from visionedge.model.compiler.compile import ROWS
-from visionedge.model.compiler.stamp import imprint_of
 from visionedge.model.model import Model, bundled_model_path, load_model
 from visionedge.model.parity import Tolerance
 from visionedge.model.quantization.search import Made, Material, Precision, Tried, make

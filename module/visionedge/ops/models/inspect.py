@@ -16,8 +16,7 @@ from visionedge.errors import ModelError
 from visionedge.model.analysis.cuda_kernels import missing_kernel, opsets_of
 from visionedge.model.analysis.shape_inference import infer
 from visionedge.model.analysis.signature import Tensor, read_signature, sized
-from visionedge.model.compiler.build import ready
-from visionedge.model.compiler.stamp import imprint_of
+from visionedge.model.compiler.build import imprint_of, ready
 from visionedge.model.exporter_files import read_export
 from visionedge.model.heads import known_heads
 from visionedge.model.interpretation import Preprocess
@@ -278,7 +277,7 @@ def _without_kernel(graph: onnx.ModelProto, types: Mapping[str, onnx.TypeProto])
 def _placed(path: Path, device: str) -> Document:
     """What a session on the device says of itself; it is opened in another process, which may be lost."""
     asked = json.dumps({"device": device, "model": str(path.resolve())})
-    with start("visionedge.engine.device.placement", "placement", asked) as child:
+    with start("visionedge.engine.placement", "placement", asked) as child:
         try:
             said, _ = child.communicate(timeout=_PLACED_WITHIN_S)
         except subprocess.TimeoutExpired:
