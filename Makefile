@@ -75,6 +75,7 @@ check: ## format, lint and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 	.venv/bin/hadolint Dockerfile.cpu Dockerfile.gpu
 
 format: ## rewrite the sources as `make check` wants them
