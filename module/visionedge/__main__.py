@@ -11,26 +11,26 @@ from collections.abc import Mapping, Sequence
 
 from visionedge import __version__
 from visionedge.cli import bench, completion, config, detect, doctor, manifest, model, run
-from visionedge.cli.arguments import LOG_LEVELS, Parser, exit_codes
+from visionedge.cli.arguments import LOG_LEVELS, Parser, describe_exit_codes
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.runtime import logs
 from visionedge.runtime.child_process import forbid_core_dumps
-from visionedge.runtime.redaction import keep_secret, redact, secrets_in
+from visionedge.runtime.redaction import find_secrets, redact, register_secrets
 
-MOST_LINES = 20
+MAX_PROBLEM_LINES = 20
 """The most problems that are printed; of more, their number."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     forbid_core_dumps(os.environ)
-    given = sys.argv[1:] if arguments is None else arguments
-    keep_secret([*secrets_in(list(given)), *secrets_in(_carriers(os.environ))])
-    parsed = parser().parse_command(given)
+    words = sys.argv[1:] if arguments is None else arguments
+    register_secrets([*find_secrets(list(words)), *find_secrets(_secret_variables(os.environ))])
+    parsed = build_parser().parse_command(words)
     if parsed.log_level.lower() not in LOG_LEVELS:  # argparse checks what is given, but no default
         problem = f"VISIONEDGE_LOG_LEVEL: '{parsed.log_level}' is not one of {', '.join(LOG_LEVELS)}"
         return _fail(ConfigError.exit_code, [problem])
-    logs.set_up(parsed.log_level)
+    logs.configure_logging(parsed.log_level)
     try:
         code: int = parsed.run(parsed)
     except ConfigError as error:
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _carriers(environ: Mapping[str, str]) -> dict[str, str]:
+def _secret_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that may hold secrets of ours, and the addresses of proxies."""
     ours = ("VISIONEDGE_", "IOTEDGE_", "EdgeHub")
     return {
@@ -57,35 +57,40 @@ def _carriers(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _fail(code: int, lines: Sequence[str]) -> int:
-    more = len(lines) - MOST_LINES
-    for line in lines[:MOST_LINES]:
+    more = len(lines) - MAX_PROBLEM_LINES
+    for line in lines[:MAX_PROBLEM_LINES]:
         print(f"visionedge: {redact(line)}", file=sys.stderr)
     if more > 0:
         print(f"visionedge: and {more} more problems", file=sys.stderr)
     return code
 
 
-def parser() -> Parser:
+def build_parser() -> Parser:
     """The parser of the whole command line."""
-    whole = Parser(
+    root_parser = Parser(
         prog="visionedge",
         description="ONNX object detection on camera frames, as an Azure IoT Edge module or on its own.",
-        epilog=f"visionedge COMMAND --help shows the options of a command, with examples.\n\n{exit_codes()}",
+        epilog=(
+            "visionedge COMMAND --help shows the options of a command, with "
+            f"examples.\n\n{describe_exit_codes()}"
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    whole.add_argument(
+    root_parser.add_argument(
         "--version", action="version", version=f"visionedge {__version__}", help="show the version and exit"
     )
-    verbs = whole.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    run.add_parser(verbs)
-    detect.add_parser(verbs)
-    model.add_parser(verbs)
-    bench.add_parser(verbs)
-    doctor.add_parser(verbs)
-    manifest.add_parser(verbs)
-    config.add_parser(verbs)
-    completion.add_parser(verbs, parser)
-    return whole
+    subparsers = root_parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=Parser
+    )
+    run.add_parser(subparsers)
+    detect.add_parser(subparsers)
+    model.add_parser(subparsers)
+    bench.add_parser(subparsers)
+    doctor.add_parser(subparsers)
+    manifest.add_parser(subparsers)
+    config.add_parser(subparsers)
+    completion.add_parser(subparsers, build_parser)
+    return root_parser
 
 
 if __name__ == "__main__":

@@ -29,19 +29,19 @@ class SourceError(VisionedgeError):
     """A picture, video or camera cannot be opened or read."""
 
 
-class DamagedError(SourceError):
+class DamagedPictureError(SourceError):
     """One picture of a source cannot be decoded; the next one may be."""
 
 
 class FetchError(VisionedgeError):
     """A model cannot be fetched; `lasting` where another try would hardly end otherwise."""
 
-    def __init__(self, message: str, *, lasting: bool = False) -> None:
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
         super().__init__(message)
-        self.lasting = lasting
+        self.permanent = permanent
 
 
-_MOST_SHOWN = 20
+_MAX_SHOWN = 20
 
 
 class ConfigError(VisionedgeError):
@@ -54,7 +54,7 @@ class ConfigError(VisionedgeError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
-        shown = [*self.problems[:_MOST_SHOWN]]
+        shown = [*self.problems[:_MAX_SHOWN]]
         if more := len(self.problems) - len(shown):
             shown.append(f"and {more} more problems")
         super().__init__("; ".join(shown))

@@ -10,7 +10,7 @@ from clips import make_clip
 from engine_rooms import Module, document, of, play
 from scripted_faults import Faults
 from tiny_models import TinyDetector
-from visionedge.engine.batcher import Drop
+from visionedge.engine.batcher import DropReason
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +36,17 @@ def test_another_model_takes_over_and_no_frame_is_lost(
 
     async def story(module: Module) -> None:
         await module.until(lambda r: all(len(of(r, name)) >= 3 for name in ("dock", "gate", "yard")))
-        assert await module.change({"model": {"path": str(models / "large.onnx")}}) == {}
+        assert await module.apply({"model": {"path": str(models / "large.onnx")}}) == {}
         await module.until(
             lambda r: all(any(e.model == "large" for e in of(r, n)[-3:]) for n in ("dock", "gate", "yard"))
         )
-        assert module.rooms.loaded is not None
-        assert module.rooms.loaded.name == "large"
-        assert module.rooms.config.model.path == str(models / "large.onnx")
+        assert module.state.loaded_model is not None
+        assert module.state.loaded_model.name == "large"
+        assert module.state.config.model.path == str(models / "large.onnx")
 
     module = play(story, document(clip, models, process=process), tmp_path)
-    for camera, seen in module.rooms.batcher.statistics().cameras.items():
-        assert seen.dropped[Drop.FAILED] == 0
+    for camera, seen in module.state.batcher.statistics().cameras.items():
+        assert seen.dropped[DropReason.FAILED] == 0
         assert seen.offered == seen.analysed + sum(seen.dropped.values())
         theirs = of(module.results, camera)
         numbers = [each.frame.sequence for each in theirs]
@@ -65,16 +65,16 @@ def test_a_model_that_cannot_be_had_leaves_the_old_one_at_work(
             ("empty", "empty"),
             ("poisoned", "nan or infinity"),
         ):
-            refused = await module.change({"model": {"path": str(models / f"{name}.onnx")}})
+            refused = await module.apply({"model": {"path": str(models / f"{name}.onnx")}})
             assert set(refused) == {"model"}
             assert words in refused["model"].lower()
         count = len(module.results)
         await module.until(lambda r: len(r) >= count + 6)
         assert {each.model for each in module.results} == {"small"}
-        assert module.rooms.config.model.path == str(models / "small.onnx")
+        assert module.state.config.model.path == str(models / "small.onnx")
 
     module = play(story, document(clip, models, process=True), tmp_path)
-    assert all(c.dropped[Drop.FAILED] == 0 for c in module.rooms.batcher.statistics().cameras.values())
+    assert all(c.dropped[DropReason.FAILED] == 0 for c in module.state.batcher.statistics().cameras.values())
 
 
 def test_what_counts_as_a_detection_changes_without_another_engine(
@@ -84,11 +84,11 @@ def test_what_counts_as_a_detection_changes_without_another_engine(
 
     async def story(module: Module) -> None:
         await module.until(lambda r: len(r) >= 3)
-        engine = module.rooms.engine
-        assert await module.change({"inference": {**start["inference"], "confidence": 1.0}}) == {}
+        engine = module.state.engine
+        assert await module.apply({"inference": {**start["inference"], "confidence": 1.0}}) == {}
         count = len(module.results)
         await module.until(lambda r: len(r) >= count + 9)
-        assert module.rooms.engine is engine
+        assert module.state.engine is engine
         assert {len(each.detections) for each in module.results[-3:]} == {0}
 
     module = play(story, start, tmp_path)
@@ -101,9 +101,9 @@ def test_classes_that_the_model_does_not_know_are_a_problem_of_inference(
     start = document(clip, models, process=False)
 
     async def story(module: Module) -> None:
-        refused = await module.change({"inference": {**start["inference"], "classes": ["unicorn"]}})
+        refused = await module.apply({"inference": {**start["inference"], "classes": ["unicorn"]}})
         assert "unicorn" in refused["inference"]
-        assert module.rooms.config.inference.classes is None
+        assert module.state.config.inference.classes is None
 
     play(story, start, tmp_path)
 
@@ -120,7 +120,7 @@ def _held(clip: Path, models: Path) -> dict[str, Any]:
 
 async def _until_held(module: Module) -> None:
     await module.until_told("device-held")
-    module.rooms.held = "the device is not there"  # as the service notes it
+    module.state.waiting_reason = "the device is not there"  # as the service notes it
 
 
 def test_what_waits_for_the_first_engine_is_not_in_force(
@@ -134,18 +134,18 @@ def test_what_waits_for_the_first_engine_is_not_in_force(
     async def story(module: Module) -> None:
         await _until_held(module)
         with monkeypatch.context() as patched:
-            patched.setattr("visionedge.app.engine_host._FIRST_S", 0.01)
+            patched.setattr("visionedge.app.engine_host._FIRST_ENGINE_TIMEOUT_S", 0.01)
             for _ in range(2):
-                refused = await module.change({"inference": {**start["inference"], "confidence": 0.9}})
+                refused = await module.apply({"inference": {**start["inference"], "confidence": 0.9}})
                 assert refused.keys() == {"model", "inference"}
                 assert "not in use yet: the device is not there" in refused["inference"]
         over = {**start["inference"], "confidence": 0.9, "fallback": "degrade"}
-        assert await module.change({"inference": over}) == {}
-        assert module.rooms.engine is not None
-        assert module.rooms.engine.device.effective == "cpu"
-        assert module.rooms.config.inference.fallback == "degrade"
-        assert module.rooms.selection is not None
-        assert module.rooms.selection.confidence == pytest.approx(0.9)
+        assert await module.apply({"inference": over}) == {}
+        assert module.state.engine is not None
+        assert module.state.engine.device.effective == "cpu"
+        assert module.state.config.inference.fallback == "degrade"
+        assert module.state.selection is not None
+        assert module.state.selection.confidence == pytest.approx(0.9)
 
     play(story, start, tmp_path, begun=False, inject=faults.path)
 
@@ -160,10 +160,10 @@ def test_another_device_takes_the_place_of_one_that_is_waited_for(
 
     async def story(module: Module) -> None:
         await _until_held(module)
-        refused = await module.change({"inference": {**start["inference"], "maxBatch": 2}})
+        refused = await module.apply({"inference": {**start["inference"], "maxBatch": 2}})
         assert refused.keys() == {"inference"}
-        assert module.rooms.engine is None
-        assert await module.change({"inference": {**start["inference"], "device": "cpu"}}) == {}
+        assert module.state.engine is None
+        assert await module.apply({"inference": {**start["inference"], "device": "cpu"}}) == {}
         await module.until(lambda r: all(len(of(r, name)) >= 2 for name in ("dock", "gate", "yard")))
         assert {each.device for each in module.results} == {"cpu"}
 
@@ -175,11 +175,11 @@ def test_the_policy_of_a_running_engine_changes_without_another_one(
 ) -> None:
     async def story(module: Module) -> None:
         await module.until(lambda r: len(r) >= 3)
-        before = module.rooms.engine
+        before = module.state.engine
         for policy in ("hold", "exit", "degrade"):
             over = {**module.document["inference"], "fallback": policy}
-            assert await module.change({"inference": over}) == {}
-            assert module.rooms.config.inference.fallback == policy
-            assert module.rooms.engine is before
+            assert await module.apply({"inference": over}) == {}
+            assert module.state.config.inference.fallback == policy
+            assert module.state.engine is before
 
     play(story, document(clip, models, process=True), tmp_path)

@@ -16,14 +16,14 @@ from clips import make_clip
 from engine_rooms import Module, document, of, play
 from model_server import Answer, ModelServer, content, cut, endless, hanging, redirect, status
 from tiny_models import TinyDetector, classifier
-from visionedge.config.load import validate
-from visionedge.engine.batcher import Drop
+from visionedge.config.load import parse_config
+from visionedge.engine.batcher import DropReason
 from visionedge.iothub.delivery import Delivery
-from visionedge.model.download import Patience, Tempo
-from visionedge.model.model_store import FOLDER
-from visionedge.runtime.threads import Crew
+from visionedge.model.download import DownloadRetryPolicy, DownloadTimeouts
+from visionedge.model.model_store import MODELS_FOLDER
+from visionedge.runtime.threads import ThreadGroup
 
-IMPATIENT = Tempo(Patience(connect_s=10, silence_s=0.3, all_s=20), 0.0, 0.0, 0.0, 0.0)
+IMPATIENT = DownloadRetryPolicy(DownloadTimeouts(connect_s=10, read_s=0.3, total_s=20), 0.0, 0.0, 0.0, 0.0)
 CAMERAS = ("dock", "gate", "yard")
 
 
@@ -108,29 +108,29 @@ def test_a_model_that_cannot_be_had_changes_nothing_and_the_right_one_takes_over
     cases = bad(tmp_path)
 
     async def story(module: Module) -> None:
-        delivery = Delivery.build(validate({}).telemetry, None, events, Crew(lambda *_: None))
+        delivery = Delivery.build(parse_config({}).telemetry, None, events, ThreadGroup(lambda *_: None))
         delivery.start()
-        module.rooms.delivery = delivery
+        module.state.delivery = delivery
         for path, (answer, promised, words) in cases.items():
             server.answers[path] = answer
             before = len(module.results)
-            refused = await module.change(wanted(server, path, promised))
+            refused = await module.apply(wanted(server, path, promised))
             assert set(refused) == {"model"}, path
             assert words in refused["model"]
             assert server.url(path) in refused["model"]
             if path == "/gone":  # tried again, it is refused again, and told once
-                assert await module.change(wanted(server, path, promised)) == refused
+                assert await module.apply(wanted(server, path, promised)) == refused
             await module.until(lambda r, before=before: len(r) > before)  # type: ignore[misc]
         server.answers["/forklift-v3.onnx"] = content(right)
-        assert await module.change(wanted(server, "/forklift-v3.onnx", right)) == {}
+        assert await module.apply(wanted(server, "/forklift-v3.onnx", right)) == {}
         await module.until(lambda r: all(of(r, n)[-1].model == "forklift-v3" for n in CAMERAS))
-        assert module.rooms.config.model.sha256 == hashlib.sha256(right).hexdigest()
+        assert module.state.config.model.sha256 == hashlib.sha256(right).hexdigest()
         assert await asyncio.to_thread(delivery.close, 5)
 
     data = tmp_path / "data"
-    module = play(story, document(clip, tmp_path, process=False), data, tempo=IMPATIENT)
-    for camera, seen in module.rooms.batcher.statistics().cameras.items():
-        assert seen.dropped[Drop.FAILED] == 0
+    module = play(story, document(clip, tmp_path, process=False), data, retry_policy=IMPATIENT)
+    for camera, seen in module.state.batcher.statistics().cameras.items():
+        assert seen.dropped[DropReason.FAILED] == 0
         assert seen.offered == seen.analysed + sum(seen.dropped.values())
         numbers = [each.frame.sequence for each in of(module.results, camera)]
         assert all(before < after for before, after in pairwise(numbers))
@@ -141,7 +141,7 @@ def test_a_model_that_cannot_be_had_changes_nothing_and_the_right_one_takes_over
     assert told[-1]["details"]["running"]["name"] == "forklift-v3"
     assert told[-1]["details"]["before"]["name"] == told[0]["details"]["running"]["name"] == "small"
     assert "s3cret" not in events.read_text()
-    kept = {path.name for path in (data / FOLDER).iterdir() if path.stat().st_size}
+    kept = {path.name for path in (data / MODELS_FOLDER).iterdir() if path.stat().st_size}
     assert f"{hashlib.sha256(right).hexdigest()}.onnx" in kept
     assert len(kept) <= 4
 
@@ -155,14 +155,14 @@ def test_a_newer_change_does_not_wait_for_an_older_one(
     server.answers |= {"/slow": hanging, "/b.onnx": content(right)}
 
     async def story(module: Module) -> None:
-        older = asyncio.ensure_future(module.change(wanted(server, "/slow", b"x")))
+        older = asyncio.ensure_future(module.apply(wanted(server, "/slow", b"x")))
         await asyncio.to_thread(server.wait_for_requests, 1)
-        assert module.rooms.fetching == "the model is being fetched: 0.0 MB"
-        assert await module.change(wanted(server, "/b.onnx", right)) == {}
+        assert module.state.fetch_progress == "the model is being fetched: 0.0 MB"
+        assert await module.apply(wanted(server, "/b.onnx", right)) == {}
         assert "another change" in (await older)["model"]
-        assert module.rooms.loaded is not None
-        assert module.rooms.loaded.name == "b"
-        assert module.rooms.fetching is None
+        assert module.state.loaded_model is not None
+        assert module.state.loaded_model.name == "b"
+        assert module.state.fetch_progress is None
 
     play(story, document(clip, tmp_path, process=False), tmp_path / "data")
 
@@ -176,16 +176,16 @@ def test_a_first_model_that_never_comes_may_be_replaced(
     start = document(clip, tmp_path, process=False) | wanted(server, "/wrong", right)
 
     async def story(module: Module) -> None:
-        told = module.rooms.delivery = Told()  # type: ignore[assignment]  # as much of it as is used
+        told = module.state.delivery = Told()  # type: ignore[assignment]  # as much of it as is used
         await asyncio.wait_for(told.first.wait(), 20)
         assert told.events[0][:2] == ("model", "model-waiting")
         assert "the server answers 404 Not Found" in told.events[0][2]
-        (reason,) = module.rooms.readiness()
+        (reason,) = module.state.readiness()
         assert reason.startswith("the model cannot be fetched, and is tried again: ")
-        assert module.rooms.cameras_by_name == {}
-        assert await module.change(wanted(server, "/a.onnx", right)) == {}
+        assert module.state.running_cameras == {}
+        assert await module.apply(wanted(server, "/a.onnx", right)) == {}
         await module.until(lambda r: all(of(r, name) for name in CAMERAS))
-        assert module.rooms.readiness() == []
+        assert module.state.readiness() == []
 
     module = play(story, start, tmp_path / "data", begun=False)
     assert {each.model for each in module.results} == {"a"}

@@ -8,9 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from visionedge.app.load_meter import CameraLoad, Counted, Meter, Reading, Sample, between, document, judge
-from visionedge.camera.timing import Counts
-from visionedge.engine.batcher import BatcherStatistics, CameraStatistics, Drop
+from visionedge.app.load_meter import (
+    CameraLoad,
+    FrameCounters,
+    LoadMeasurement,
+    LoadMeter,
+    LoadSample,
+    build_load_document,
+    compute_load,
+    find_bottleneck,
+)
+from visionedge.camera.timing import AdmissionCounts
+from visionedge.engine.batcher import BatcherStatistics, CameraStatistics, DropReason
 
 
 def load(demanded: float, delivered: float, decode_cores: float) -> CameraLoad:
@@ -18,21 +27,21 @@ def load(demanded: float, delivered: float, decode_cores: float) -> CameraLoad:
     return CameraLoad(demanded, demanded, demanded, delivered, demanded - delivered, decode_cores)
 
 
-SLOW = Reading(
+SLOW = LoadMeasurement(
     seconds=5.0,
     cameras={"door": load(10.0, 5.0, 0.2), "yard": load(25.0, 5.0, 1.02)},
     cores=2,
     decode_cores=1.22,
     infer_cores=0.6,
     other_cores=0.1,
-    foreign_cores=0.0,
+    external_cores=0.0,
     gpu=False,
 )
 
 
 def test_who_gets_all_that_it_demands_keeps_up() -> None:
     fine = replace(SLOW, cameras={"yard": load(5.0, 4.9, 0.2)}, decode_cores=0.2, infer_cores=0.4)
-    verdict = judge(fine)
+    verdict = find_bottleneck(fine)
     assert (verdict.bottleneck, verdict.sentence) == (
         "none",
         "keeps up: 4.9 of 5.0 frames/s with 35 % of 2 cores",
@@ -40,71 +49,77 @@ def test_who_gets_all_that_it_demands_keeps_up() -> None:
 
 
 def test_decoding_is_named_with_the_camera_that_costs_most() -> None:
-    verdict = judge(SLOW)
+    verdict = find_bottleneck(SLOW)
     assert verdict.bottleneck == "decode"
     assert "10.0 of 35.0 frames/s: decode takes 61 % of 2 cores: lower fps of yard" in verdict.sentence
 
 
 def test_a_model_that_takes_the_cores_is_named_with_its_remedies() -> None:
-    verdict = judge(replace(SLOW, decode_cores=0.3, infer_cores=1.6))
+    verdict = find_bottleneck(replace(SLOW, decode_cores=0.3, infer_cores=1.6))
     assert verdict.bottleneck == "engine"
     assert "the model takes 80 % of 2 cores" in verdict.sentence
     assert "int8" in verdict.sentence
 
 
 def test_a_gpu_is_the_limit_where_the_processor_is_not() -> None:
-    verdict = judge(replace(SLOW, decode_cores=0.5, infer_cores=0.2, gpu=True))
+    verdict = find_bottleneck(replace(SLOW, decode_cores=0.5, infer_cores=0.2, gpu=True))
     assert verdict.bottleneck == "engine"
     assert "the GPU is the limit, the module uses only 40 % of 2 cores" in verdict.sentence
 
 
 def test_even_with_a_gpu_decoding_can_be_the_limit() -> None:
-    assert judge(replace(SLOW, decode_cores=1.8, infer_cores=0.1, gpu=True)).bottleneck == "decode"
+    assert find_bottleneck(replace(SLOW, decode_cores=1.8, infer_cores=0.1, gpu=True)).bottleneck == "decode"
 
 
 def test_a_camera_that_its_own_thread_cannot_decode_is_named_while_the_rest_of_the_machine_idles() -> None:
     lame = CameraLoad(30.0, 30.0, 12.0, 12.0, 0.0, 1.0)
-    verdict = judge(replace(SLOW, cores=8, cameras={"yard": lame}, decode_cores=1.0, infer_cores=0.5))
+    verdict = find_bottleneck(
+        replace(SLOW, cores=8, cameras={"yard": lame}, decode_cores=1.0, infer_cores=0.5)
+    )
     assert verdict.bottleneck == "decode"
     assert "12.0 of 30.0 frames/s: yard is decoded at 12.0 of 30.0 frames/s" in verdict.sentence
 
 
 def test_other_programs_that_take_the_cores_are_blamed() -> None:
-    verdict = judge(replace(SLOW, decode_cores=0.3, infer_cores=0.4, other_cores=0.0, foreign_cores=1.2))
+    verdict = find_bottleneck(
+        replace(SLOW, decode_cores=0.3, infer_cores=0.4, other_cores=0.0, external_cores=1.2)
+    )
     assert verdict.bottleneck == "others"
     assert "other programs take 1.2 cores and leave 0.7 to the module" in verdict.sentence
 
 
 def test_a_cpu_quota_that_is_used_up_is_the_limit() -> None:
     """Not other programs, and not a whole core that the module never gets."""
-    verdict = judge(replace(SLOW, cores=1, quota=0.5, decode_cores=0.2, infer_cores=0.25, other_cores=0.04))
+    verdict = find_bottleneck(
+        replace(SLOW, cores=1, quota=0.5, decode_cores=0.2, infer_cores=0.25, other_cores=0.04)
+    )
     assert verdict.bottleneck == "quota"
     assert "uses 98 % of 0.5 core, all that its CPU quota allows: raise the quota" in verdict.sentence
 
 
 def test_a_cpu_quota_above_what_is_used_is_not_the_limit() -> None:
     """Other programs may take what the quota would allow, and a quota may be wider than the affinity."""
-    crowded = replace(SLOW, cores=2, quota=2.0, decode_cores=0.3, infer_cores=0.4, foreign_cores=1.2)
-    assert judge(crowded).bottleneck == "others"
-    assert judge(replace(SLOW, quota=6.0)).bottleneck == "decode"
+    crowded = replace(SLOW, cores=2, quota=2.0, decode_cores=0.3, infer_cores=0.4, external_cores=1.2)
+    assert find_bottleneck(crowded).bottleneck == "others"
+    assert find_bottleneck(replace(SLOW, quota=6.0)).bottleneck == "decode"
 
 
 def test_a_quota_bounds_what_others_can_take_away() -> None:
     """Of a machine with 24 busy cores, half a core is missing at most."""
     after = sample(4, {}, {}, process_s=1.6, machine_s=96.0)
-    seen = between(sample(0, {}, {}), after, cores=1, machine_cores=24, gpu=False, quota=0.5)
-    assert seen.foreign_cores == pytest.approx(0.1)
-    assert document(seen)["cpuQuota"] == 0.5
+    seen = compute_load(sample(0, {}, {}), after, cores=1, machine_cores=24, gpu=False, quota=0.5)
+    assert seen.external_cores == pytest.approx(0.1)
+    assert build_load_document(seen)["cpuQuota"] == 0.5
 
 
 def test_without_frames_nothing_is_the_limit() -> None:
-    assert judge(replace(SLOW, cameras={})).bottleneck == "idle"
+    assert find_bottleneck(replace(SLOW, cameras={})).bottleneck == "idle"
     still = {"yard": load(0.0, 0.0, 0.1)}
-    assert judge(replace(SLOW, cameras=still)).sentence == "no camera hands on frames"
+    assert find_bottleneck(replace(SLOW, cameras=still)).sentence == "no camera hands on frames"
 
 
 def test_the_document_holds_totals_and_each_camera() -> None:
-    told = document(SLOW)
+    told = build_load_document(SLOW)
     assert (told["demandedPerSecond"], told["deliveredPerSecond"]) == (35.0, 10.0)
     assert told["cameras"]["door"] == {
         "demandedPerSecond": 10.0,
@@ -115,18 +130,18 @@ def test_the_document_holds_totals_and_each_camera() -> None:
     assert told["coresUsed"] == {"decode": 1.22, "infer": 0.6, "other": 0.1}
 
 
-def counted(demanded: int, delivered: int) -> Counted:
-    return Counted(demanded, demanded, demanded, delivered, 0)
+def counted(demanded: int, delivered: int) -> FrameCounters:
+    return FrameCounters(demanded, demanded, demanded, delivered, 0)
 
 
 def sample(
     at_s: float,
     threads: Mapping[int, tuple[str, float]],
-    frames: Mapping[str, Counted],
+    frames: Mapping[str, FrameCounters],
     **cpu_s: float,
-) -> Sample:
+) -> LoadSample:
     times = {"process_s": 0.0, "child_s": 0.0, "machine_s": 0.0} | cpu_s
-    return Sample(round(at_s * 1e9), threads, frames=frames, **times)
+    return LoadSample(round(at_s * 1e9), threads, frames=frames, **times)
 
 
 def test_threads_are_told_apart_by_their_names() -> None:
@@ -135,16 +150,16 @@ def test_threads_are_told_apart_by_their_names() -> None:
     )
     threads = {1: ("MainThread", 1.4), 2: ("camera:a", 3.0), 3: ("av:h264:df0", 1.0), 4: ("lane:0", 0.4)}
     after = sample(4, threads, {"a": counted(140, 70)}, process_s=4.0, child_s=2.0, machine_s=7.2)
-    seen = between(before, after, cores=2, machine_cores=2, gpu=False)
+    seen = compute_load(before, after, cores=2, machine_cores=2, gpu=False)
     assert seen.cameras == {"a": CameraLoad(10.0, 10.0, 10.0, 5.0, 0.0, 0.5)}
-    figures = (seen.decode_cores, seen.infer_cores, seen.other_cores, seen.foreign_cores)
+    figures = (seen.decode_cores, seen.infer_cores, seen.other_cores, seen.external_cores)
     assert figures == pytest.approx((0.75, 0.6, 0.15, 0.3))
 
 
 def test_an_engine_that_was_started_again_gives_no_negative_time() -> None:
     before = sample(0, {}, {}, child_s=9.0)
     after = sample(5, {}, {}, child_s=1.0)
-    assert between(before, after, cores=2, machine_cores=2, gpu=False).infer_cores == 0.0
+    assert compute_load(before, after, cores=2, machine_cores=2, gpu=False).infer_cores == 0.0
 
 
 @pytest.mark.parametrize(("machine_busy_s", "foreign"), [(60.0, 0.0), (128.0, 1.0)])
@@ -152,45 +167,47 @@ def test_busy_cores_that_are_not_ours_take_nothing_from_us_until_all_are_busy(
     machine_busy_s: float, foreign: float
 ) -> None:
     before, after = sample(0, {}, {}), sample(2, {}, {}, process_s=2.0, machine_s=machine_busy_s)
-    assert between(before, after, cores=2, machine_cores=64, gpu=False).foreign_cores == foreign
+    assert compute_load(before, after, cores=2, machine_cores=64, gpu=False).external_cores == foreign
 
 
 def taken(offered: int, analysed: int, **dropped: int) -> BatcherStatistics:
-    counts = dict.fromkeys(Drop, 0) | {Drop(reason): count for reason, count in dropped.items()}
+    counts = dict.fromkeys(DropReason, 0) | {DropReason(reason): count for reason, count in dropped.items()}
     return BatcherStatistics({"a": CameraStatistics(offered, analysed, 0, 0, counts)}, {})
 
 
-def read(*moments: tuple[BatcherStatistics, dict[str, Counts]]) -> Reading:
+def read(*moments: tuple[BatcherStatistics, dict[str, AdmissionCounts]]) -> LoadMeasurement:
     """What is read at the last of moments that lie two seconds apart."""
     times_ns = iter(range(0, 1_000_000_000_000, 2_000_000_000))
-    meter = Meter(clock=lambda: next(times_ns))
+    meter = LoadMeter(clock=lambda: next(times_ns))
     for frames, asked in moments:
-        meter.note(frames, asked, child=os.getpid(), gpu=False)
-    assert meter.reading is not None
-    return meter.reading
+        meter.take_sample(frames, asked, child=os.getpid(), gpu=False)
+    assert meter.measurement is not None
+    return meter.measurement
 
 
 def test_what_is_asked_let_in_handed_on_analysed_and_lost_are_told_apart() -> None:
     seen = read(
-        (taken(10, 0, gated=10), {"a": Counts(50, 20)}),
-        (taken(30, 4, gated=20, replaced=3, stale=1, failed=1), {"a": Counts(150, 40)}),
+        (taken(10, 0, gated=10), {"a": AdmissionCounts(50, 20)}),
+        (taken(30, 4, gated=20, replaced=3, stale=1, failed=1), {"a": AdmissionCounts(150, 40)}),
     )
-    assert seen.cameras["a"] == replace(seen.cameras["a"], demanded=50, let_in=10, offered=5)
+    assert seen.cameras["a"] == replace(seen.cameras["a"], demanded=50, admitted=10, offered=5)
     assert (seen.delivered, seen.lost) == (2, 2)
 
 
 def test_a_camera_that_was_opened_again_counts_from_there() -> None:
-    seen = read((taken(100, 90), {"a": Counts(500, 500)}), (taken(110, 100), {"a": Counts(10, 10)}))
+    seen = read(
+        (taken(100, 90), {"a": AdmissionCounts(500, 500)}), (taken(110, 100), {"a": AdmissionCounts(10, 10)})
+    )
     assert (seen.demanded, seen.offered, seen.delivered) == (5, 5, 5)
 
 
 def test_of_a_camera_that_has_just_come_nothing_is_concluded() -> None:
     """What was counted under its name in an earlier life did not come within these seconds."""
-    assert read((taken(100, 90), {}), (taken(110, 100), {"a": Counts(10, 10)})).cameras == {}
+    assert read((taken(100, 90), {}), (taken(110, 100), {"a": AdmissionCounts(10, 10)})).cameras == {}
     seen = read(
         (taken(100, 90), {}),
-        (taken(110, 100), {"a": Counts(10, 10)}),
-        (taken(120, 110), {"a": Counts(20, 20)}),
+        (taken(110, 100), {"a": AdmissionCounts(10, 10)}),
+        (taken(120, 110), {"a": AdmissionCounts(20, 20)}),
     )
     assert seen.delivered == 5
 
@@ -202,25 +219,25 @@ def test_a_busy_camera_thread_is_seen_by_the_real_clock_of_its_thread() -> None:
         while not stop.is_set():
             busy.set()
 
-    meter = Meter()
+    meter = LoadMeter()
     thread = threading.Thread(target=burn, name="camera:a")
     thread.start()
     try:
         assert busy.wait(5)
-        meter.note(taken(0, 0), {"a": Counts()}, child=None, gpu=False)
+        meter.take_sample(taken(0, 0), {"a": AdmissionCounts()}, child=None, gpu=False)
         stop.wait(0.3)
-        meter.note(taken(10, 10), {"a": Counts(10, 10)}, child=None, gpu=False)
+        meter.take_sample(taken(10, 10), {"a": AdmissionCounts(10, 10)}, child=None, gpu=False)
     finally:
         stop.set()
         thread.join()
-    assert meter.reading is not None
-    assert meter.reading.cameras["a"].decode_cores > 0.02
-    assert meter.reading.decode_cores >= meter.reading.cameras["a"].decode_cores
+    assert meter.measurement is not None
+    assert meter.measurement.cameras["a"].decode_cores > 0.02
+    assert meter.measurement.decode_cores >= meter.measurement.cameras["a"].decode_cores
 
 
 def test_processes_that_are_gone_count_nothing(tmp_path: Path) -> None:
-    meter = Meter(proc=tmp_path)
+    meter = LoadMeter(proc=tmp_path)
     for _ in range(2):
-        meter.note(taken(0, 0), {}, child=1, gpu=False)
-    assert meter.reading is not None
-    assert meter.reading.used_cores == 0.0
+        meter.take_sample(taken(0, 0), {}, child=1, gpu=False)
+    assert meter.measurement is not None
+    assert meter.measurement.used_cores == 0.0

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from visionedge.engine.batcher import Batch, Batcher, BatcherStatistics, Drop, Outcome
+from visionedge.engine.batcher import Batch, Batcher, BatcherStatistics, DropReason, Outcome
 from visionedge.frames.types import Frame, Placement
 
 CAMERAS = 64
@@ -122,7 +122,10 @@ def test_every_frame_is_accounted_for_at_the_end(played: Played) -> None:
         assert camera.in_flight == 0
         assert camera.offered == camera.analysed + camera.waiting + sum(camera.dropped.values())
         assert (
-            camera.dropped[Drop.STALE] == camera.dropped[Drop.FAILED] == camera.dropped[Drop.DISCARDED] == 0
+            camera.dropped[DropReason.STALE]
+            == camera.dropped[DropReason.FAILED]
+            == camera.dropped[DropReason.DISCARDED]
+            == 0
         )
 
 

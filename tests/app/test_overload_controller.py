@@ -10,40 +10,40 @@ import pytest
 
 from camera_doubles import SPEC, Basket
 from visionedge.app import status as report
-from visionedge.app.load_meter import CameraLoad, Reading
-from visionedge.app.overload_controller import Keeper
-from visionedge.app.state import Rooms
-from visionedge.camera.camera import Camera, Fitting
+from visionedge.app.load_meter import CameraLoad, LoadMeasurement
+from visionedge.app.overload_controller import OverloadController
+from visionedge.app.state import AppState
+from visionedge.camera.camera import Camera, InputResizer
 from visionedge.camera.motion_gate import GateSettings
-from visionedge.camera.registry import Fleet
+from visionedge.camera.registry import CameraRegistry
 from visionedge.camera.timing import Throttle
-from visionedge.config.load import validate
-from visionedge.engine.device.devices import DeviceState, Reason
-from visionedge.engine.interface import AnyEngine, ProcessStatus
+from visionedge.config.load import parse_config
+from visionedge.engine.device.devices import DeviceState, ReasonCode
+from visionedge.engine.interface import Engine, ProcessStatus
 from visionedge.errors import ModelError
 from visionedge.frames.types import utc_now
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.threads import ThreadGroup
 
 FAST = {"afterSeconds": 5, "backAfterSeconds": 10}
-LOST = DeviceState("auto", "cpu", Reason.CUDA_ERROR, "CUDA failure 700", utc_now())
-FINE = DeviceState("auto", "cuda", Reason.OK, "usable", utc_now())
+LOST = DeviceState("auto", "cpu", ReasonCode.CUDA_ERROR, "CUDA failure 700", utc_now())
+FINE = DeviceState("auto", "cuda", ReasonCode.OK, "usable", utc_now())
 
 
-class Still(Fleet):
+class Still(CameraRegistry):
     """Cameras that do nothing but remember how they are throttled."""
 
     def __init__(self) -> None:
         super().__init__(
-            Fitting(SPEC),
+            InputResizer(SPEC),
             _NoSlots(),
-            Crew(lambda _name, _error: None),
+            ThreadGroup(lambda _name, _error: None),
             first_sequence=lambda _name: 1,
             on_change=lambda _status: None,
         )
         self.throttles: dict[str, Throttle] = {}
         self.eased = 0
 
-    def ease(self, throttles: Mapping[str, Throttle]) -> None:
+    def throttle(self, throttles: Mapping[str, Throttle]) -> None:
         self.throttles = dict(throttles)
         self.eased += 1
 
@@ -69,42 +69,42 @@ class Engines:
 
     has_variant: bool = False
     error: ModelError | None = None
-    stand_in: str | None = None
+    substitute_precision: str | None = None
     calls: list[str] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def could_be_faster(self) -> bool:
-        return self.has_variant and self.stand_in is None
+    async def can_try_faster_variant(self) -> bool:
+        return self.has_variant and self.substitute_precision is None
 
-    async def call_stand_in(self) -> str | None:
+    async def start_substitute(self) -> str | None:
         self.calls.append("call")
         await self.gate.wait()
         if self.error is not None:
             self.has_variant = False
             raise self.error
-        self.stand_in = "int8"
-        return self.stand_in
+        self.substitute_precision = "int8"
+        return self.substitute_precision
 
-    async def dismiss_stand_in(self) -> None:
+    async def stop_substitute(self) -> None:
         self.calls.append("dismiss")
-        self.stand_in = None
+        self.substitute_precision = None
 
 
 @dataclass
 class Stage:
     """A keeper whose readings a test makes up, five seconds apart."""
 
-    rooms: Rooms
+    state: AppState
     engines: Engines
     told: list[tuple[str, str, Mapping[str, Any]]]
     now_ns: int = 0
 
     def __post_init__(self) -> None:
-        self.fleet = Still()
-        self.fleet.run(*self.rooms.config.cameras)
-        self.rooms.fleet = self.fleet
-        self.keeper = Keeper(
-            self.rooms,
+        self.camera_registry = Still()
+        self.camera_registry.run(*self.state.config.cameras)
+        self.state.camera_registry = self.camera_registry
+        self.controller = OverloadController(
+            self.state,
             self.engines,
             lambda code, words, details: self.told.append((code, words, details)),
             clock=lambda: self.now_ns,
@@ -114,26 +114,27 @@ class Stage:
         """So many readings of a device that carries so many frames per second of the cameras."""
         for _ in range(count):
             self.now_ns += 5_000_000_000
-            throttles = self.fleet.throttles
+            throttles = self.camera_registry.throttles
             rates = {
-                n: min(asks, throttles[n].fps or asks) if n in throttles else asks for n in self.fleet.by_name
+                n: min(asks, throttles[n].fps or asks) if n in throttles else asks
+                for n in self.camera_registry.by_name
             }
             share = min(1.0, carries / max(1e-9, sum(rates.values())))
             cameras = {
                 name: CameraLoad(asks, rate, rate, share * rate, (1 - share) * rate, 0.1)
                 for name, rate in rates.items()
             }
-            self.rooms.meter.reading = Reading(
+            self.state.meter.measurement = LoadMeasurement(
                 seconds=5.0,
                 cameras=cameras,
                 cores=2,
                 decode_cores=0.1,
                 infer_cores=used_cores - 0.1,
                 other_cores=0.0,
-                foreign_cores=0.0,
+                external_cores=0.0,
                 gpu=False,
             )
-            await self.keeper.step()
+            await self.controller.step()
             await asyncio.sleep(0)
 
     @property
@@ -155,11 +156,11 @@ def play(story: Callable[[Stage], Awaitable[None]], tmp_path: Path, **overload: 
             "cameras": {name: {"uri": "demo:"} for name in ("dock", "gate", "yard")},
             "overload": {**FAST, **overload},
         }
-        rooms = Rooms.of(validate(document), tmp_path, {}, lambda: None)
-        rooms.engine = cast("AnyEngine", Seen())
-        stage = Stage(rooms, Engines(), [])
+        state = AppState.of(parse_config(document), tmp_path, {}, lambda: None)
+        state.engine = cast("Engine", Seen())
+        stage = Stage(state, Engines(), [])
         await story(stage)
-        await stage.keeper.close()
+        await stage.controller.close()
         return stage
 
     return asyncio.run(told())
@@ -167,13 +168,13 @@ def play(story: Callable[[Stage], Awaitable[None]], tmp_path: Path, **overload: 
 
 def told_of(stage: Stage) -> dict[str, Any]:
     """The object `capacity` of status."""
-    document = report.load(stage.rooms)
+    document = report.build_capacity(stage.state)
     assert document is not None
     return document
 
 
 def device(stage: Stage, state: DeviceState) -> None:
-    stage.rooms.engine = cast("AnyEngine", Seen(state))
+    stage.state.engine = cast("Engine", Seen(state))
 
 
 def test_a_device_that_was_lost_makes_the_cameras_slower_and_says_so(tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_a_device_that_was_lost_makes_the_cameras_slower_and_says_so(tmp_path: P
 
     stage = play(story, tmp_path)
     assert stage.codes[:2] == [("overload-taken", "gate"), ("overload-taken", "fps")]
-    assert stage.fleet.throttles["dock"] == Throttle(6.0, GateSettings())
+    assert stage.camera_registry.throttles["dock"] == Throttle(6.0, GateSettings())
     status = told_of(stage)
     assert status["demandedPerSecond"] == 60
     assert status["deliveredPerSecond"] == pytest.approx(18)
@@ -190,7 +191,7 @@ def test_a_device_that_was_lost_makes_the_cameras_slower_and_says_so(tmp_path: P
         "18.0 of 60.0 frames/s: the CPU carries them with a motion gate on dock, gate and yard and"
         " dock, gate and yard at 6 fps"
     )
-    assert [rung["rung"] for rung in status["overload"]["rungs"]] == ["gate", "fps"]
+    assert [level["rung"] for level in status["overload"]["rungs"]] == ["gate", "fps"]
     assert status["overload"]["active"]
     assert stage.told[1][2] == {
         "rung": "fps",
@@ -203,12 +204,12 @@ def test_a_device_that_was_lost_makes_the_cameras_slower_and_says_so(tmp_path: P
 
 def test_a_cpu_that_was_always_the_device_lowers_nothing_by_itself(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
-        device(stage, replace(FINE, effective="cpu", code=Reason.ASKED_CPU))
+        device(stage, replace(FINE, effective="cpu", code=ReasonCode.CPU_REQUESTED))
         await stage.read(20, carries=15)
 
     stage = play(story, tmp_path)
     assert stage.told == []
-    assert stage.fleet.eased == 0
+    assert stage.camera_registry.eased == 0
     assert told_of(stage)["overload"] == {
         "active": False,
         "exhausted": False,
@@ -222,14 +223,14 @@ def test_it_does_where_it_is_told_to(tmp_path: Path) -> None:
         device(stage, FINE)
         await stage.read(5, carries=15)
 
-    assert play(story, tmp_path, when="always", ladder=["fps"]).codes[:1] == [("overload-taken", "fps")]
+    assert play(story, tmp_path, when="always", levels=["fps"]).codes[:1] == [("overload-taken", "fps")]
 
 
 def test_an_empty_ladder_gives_nothing_up(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         await stage.read(20, carries=1)
 
-    assert play(story, tmp_path, ladder=[], when="always").told == []
+    assert play(story, tmp_path, levels=[], when="always").told == []
 
 
 def test_all_is_returned_at_once_when_the_device_is_back(tmp_path: Path) -> None:
@@ -242,8 +243,8 @@ def test_all_is_returned_at_once_when_the_device_is_back(tmp_path: Path) -> None
     stage = play(story, tmp_path)
     assert stage.codes == [("overload-returned", "fps"), ("overload-returned", "gate")]
     assert stage.told[0][1] == "the device is what was asked for: all cameras at the rates that are asked for"
-    assert stage.fleet.throttles == {}
-    assert stage.rooms.promise.given_up == ()
+    assert stage.camera_registry.throttles == {}
+    assert stage.state.overload_status.taken_levels == ()
 
 
 def test_while_nothing_is_computed_nothing_is_concluded_and_nothing_returned(tmp_path: Path) -> None:
@@ -252,24 +253,25 @@ def test_while_nothing_is_computed_nothing_is_concluded_and_nothing_returned(tmp
     async def story(stage: Stage) -> None:
         await stage.read(6, carries=15)
         before = list(stage.told)
-        stage.rooms.engine = cast("AnyEngine", Seen(LOST, ProcessStatus(None, 0, "the engine is restarting")))
+        stage.state.engine = cast("Engine", Seen(LOST, ProcessStatus(None, 0, "the engine is restarting")))
         await stage.read(20, carries=0)
         assert stage.told == before
 
     stage = play(story, tmp_path)
-    assert "gate" in {each.rung for each in stage.rooms.promise.given_up}
+    assert "gate" in {each.level for each in stage.state.overload_status.taken_levels}
 
 
 def test_cameras_of_a_high_priority_keep_their_rate(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         cameras = {
-            name: {"uri": "demo:", "priority": 9 if name == "dock" else 0} for name in stage.fleet.by_name
+            name: {"uri": "demo:", "priority": 9 if name == "dock" else 0}
+            for name in stage.camera_registry.by_name
         }
-        config = validate({"cameras": cameras, "overload": {**FAST, "ladder": ["fps"]}})
-        stage.rooms.config = config
+        config = parse_config({"cameras": cameras, "overload": {**FAST, "ladder": ["fps"]}})
+        stage.state.config = config
         await stage.read(4, carries=30)
 
-    throttles = play(story, tmp_path).fleet.throttles
+    throttles = play(story, tmp_path).camera_registry.throttles
     assert set(throttles) == {"gate", "yard"}
     assert throttles["gate"].fps == pytest.approx(3.5)
 
@@ -277,13 +279,13 @@ def test_cameras_of_a_high_priority_keep_their_rate(tmp_path: Path) -> None:
 def test_a_camera_that_comes_later_is_held_like_the_others(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         cameras = {name: {"uri": "demo:"} for name in ("dock", "gate", "yard", "roof")}
-        stage.rooms.config = validate({"cameras": cameras, "overload": {**FAST, "ladder": ["fps"]}})
+        stage.state.config = parse_config({"cameras": cameras, "overload": {**FAST, "ladder": ["fps"]}})
         await stage.read(4, carries=30)
-        assert set(stage.fleet.throttles) == {"dock", "gate", "yard"}
-        stage.fleet.run(*cameras)
+        assert set(stage.camera_registry.throttles) == {"dock", "gate", "yard"}
+        stage.camera_registry.run(*cameras)
         await stage.read(3, carries=30)
 
-    throttles = play(story, tmp_path).fleet.throttles
+    throttles = play(story, tmp_path).camera_registry.throttles
     assert set(throttles) == {"dock", "gate", "yard", "roof"}
     assert len(set(throttles.values())) == 1
 
@@ -293,13 +295,13 @@ def test_a_gate_is_left_alone_where_the_configuration_has_a_word_on_it(tmp_path:
         gates = {"dock": {"enabled": False}, "gate": {"sensitivity": 0.9}}
         cameras = {
             name: {"uri": "demo:"} | ({"gate": gates[name]} if name in gates else {})
-            for name in stage.fleet.by_name
+            for name in stage.camera_registry.by_name
         }
-        stage.rooms.config = validate({"cameras": cameras, "overload": {**FAST, "ladder": ["gate"]}})
+        stage.state.config = parse_config({"cameras": cameras, "overload": {**FAST, "ladder": ["gate"]}})
         await stage.read(8, carries=15)
 
     stage = play(story, tmp_path)
-    assert set(stage.fleet.throttles) == {"yard"}
+    assert set(stage.camera_registry.throttles) == {"yard"}
     assert stage.codes == [("overload-taken", "gate"), ("overload-exhausted", "")]
     sentence = told_of(stage)["sentence"]
     assert sentence == "15.0 of 60.0 frames/s: too much for the CPU even with a motion gate on yard"
@@ -308,12 +310,12 @@ def test_a_gate_is_left_alone_where_the_configuration_has_a_word_on_it(tmp_path:
 def test_limits_do_not_follow_the_noise_of_what_is_asked_for(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         await stage.read(4, carries=30)
-        eased = stage.fleet.eased
+        eased = stage.camera_registry.eased
         for asks in (20.5, 19.5, 20.2, 19.8):
             await stage.read(1, carries=30, asks=asks)
-        assert stage.fleet.eased == eased
+        assert stage.camera_registry.eased == eased
 
-    play(story, tmp_path, ladder=["fps"])
+    play(story, tmp_path, levels=["fps"])
 
 
 def test_the_faster_variant_is_told_when_it_computes_and_not_before(tmp_path: Path) -> None:
@@ -353,14 +355,14 @@ def test_a_stand_in_that_another_engine_has_replaced_is_told_to_be_gone(tmp_path
         stage.engines.gate.set()
         await stage.read(4, carries=15)
         await asyncio.sleep(0)
-        stage.engines.stand_in = None  # as a change of the model does it
+        stage.engines.substitute_precision = None  # as a change of the model does it
         stage.engines.has_variant = False
         await stage.read(2, carries=100)
 
-    stage = play(story, tmp_path, ladder=["variant"])
+    stage = play(story, tmp_path, levels=["variant"])
     assert stage.codes == [("overload-taken", "variant"), ("overload-returned", "variant")]
     assert stage.told[1][1] == "another engine computes: the model computes as it is"
-    assert stage.rooms.promise.steps["variant", "returned"] == 1
+    assert stage.state.overload_status.steps["variant", "returned"] == 1
 
 
 def test_one_reading_is_looked_at_once(tmp_path: Path) -> None:
@@ -368,7 +370,7 @@ def test_one_reading_is_looked_at_once(tmp_path: Path) -> None:
         await stage.read(2, carries=15)
         for _ in range(50):
             stage.now_ns += 5_000_000_000
-            await stage.keeper.step()
+            await stage.controller.step()
 
     assert play(story, tmp_path).told == []
 
@@ -378,8 +380,8 @@ def test_the_metrics_show_what_is_given_up(tmp_path: Path) -> None:
         await stage.read(10, carries=20)
 
     stage = play(story, tmp_path)
-    stage.rooms.engine = None
-    samples = {(name, labels): value for name, labels, value in report.samples(stage.rooms)}
+    stage.state.engine = None
+    samples = {(name, labels): value for name, labels, value in report.collect_samples(stage.state)}
     assert samples["overload_rung", ("gate",)] == 1
     assert samples["overload_rung", ("variant",)] == 0
     assert samples["overload_steps_total", ("gate", "taken")] == 1

@@ -19,11 +19,11 @@ from camera_doubles import (
     running,
 )
 from clips import make_clip, make_picture, number_of, numbered_picture
-from visionedge.camera.camera import Camera, Means
-from visionedge.camera.sources.base import Decoded, Limits, WholePicture
+from visionedge.camera.camera import Camera, CameraDependencies
+from visionedge.camera.sources.base import DecodedPicture, SourceLimits, WholePicture
 from visionedge.config.addresses import CameraUri
-from visionedge.errors import DamagedError, SourceError
-from visionedge.frames.letterbox import fit
+from visionedge.errors import DamagedPictureError, SourceError
+from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import Frame, Picture
 
 URI = "rtsp://user:geheim@192.0.2.1/x?token=geheim"
@@ -54,7 +54,9 @@ class Stage:
             paced=bool(options.get("paced", True)),
             clock=self.clock,
             on_change=self.changes,
-            means=Means(opener=self.opener, wait=self.clock.wait, chance=lambda: 0.0),
+            dependencies=CameraDependencies(
+                opener=self.opener, wait=self.clock.wait, random_fraction=lambda: 0.0
+            ),
         )
 
     def play(self, **options: float | bool | None) -> Camera:
@@ -79,7 +81,7 @@ def test_frames_carry_sequence_epoch_time_and_both_pictures() -> None:
     assert frame.captured_ns == 1_500_000_000
     assert (frame.width_px, frame.height_px) == (160, 120)
     np.testing.assert_array_equal(frame.full_picture(), numbered_picture(1))
-    np.testing.assert_array_equal(frame.image, fit(numbered_picture(1), SPEC)[0])
+    np.testing.assert_array_equal(frame.image, fit_to_input(numbered_picture(1), SPEC)[0])
     assert frame.placement == SPEC.place(160, 120)
     assert camera.status().state == "ended"
 
@@ -117,7 +119,7 @@ def test_a_lost_camera_tells_when_the_next_try_begins_only_while_it_waits_for_it
     clock, trying, waiting = JumpClock(), [], []
     sources = Opener(LOST, LOST, live(0.1))
 
-    def opened(uri: CameraUri, limits: Limits) -> ScriptedSource:
+    def opened(uri: CameraUri, limits: SourceLimits) -> ScriptedSource:
         trying.append(camera.status().next_try_s)
         return sources(uri, limits)
 
@@ -128,7 +130,12 @@ def test_a_lost_camera_tells_when_the_next_try_begins_only_while_it_waits_for_it
         return clock.wait(event, timeout_s * 3 / 4)
 
     camera = Camera(
-        "dock", URI, SPEC, Basket(), clock=clock, means=Means(opener=opened, wait=wait, chance=lambda: 0.0)
+        "dock",
+        URI,
+        SPEC,
+        Basket(),
+        clock=clock,
+        dependencies=CameraDependencies(opener=opened, wait=wait, random_fraction=lambda: 0.0),
     )
     camera.run()
     assert waiting == [1.0, 0.75, 2.0, 1.5]
@@ -200,8 +207,10 @@ def test_a_listener_that_raises_harms_nothing(caplog: pytest.LogCaptureFixture) 
         raise ValueError("not my day")
 
     stage = Stage(live(0.1))
-    means = Means(opener=stage.opener, wait=stage.clock.wait)
-    Camera("dock", URI, SPEC, stage.basket, clock=stage.clock, on_change=listener, means=means).run()
+    dependencies = CameraDependencies(opener=stage.opener, wait=stage.clock.wait)
+    Camera(
+        "dock", URI, SPEC, stage.basket, clock=stage.clock, on_change=listener, dependencies=dependencies
+    ).run()
     assert len(stage.basket.frames) == 1
     assert "telling of a change of camera dock failed" in caplog.text
 
@@ -209,13 +218,13 @@ def test_a_listener_that_raises_harms_nothing(caplog: pytest.LogCaptureFixture) 
 class _Unshown(ScriptedSource):
     """Its pictures come, and none of them can be converted."""
 
-    def read(self) -> Decoded | None:
+    def read(self) -> DecodedPicture | None:
         decoded = super().read()
         if decoded is None:
             return None
 
         def damaged() -> Picture:
-            raise DamagedError("its pictures cannot be converted")
+            raise DamagedPictureError("its pictures cannot be converted")
 
         return WholePicture(damaged, 160, 120, decoded.position_s)
 
@@ -297,8 +306,8 @@ def test_repr_is_one_line_of_state() -> None:
 
 def test_a_camera_that_takes_over_goes_on_counting() -> None:
     stage = Stage(live(0.1))
-    means = Means(opener=stage.opener)
-    Camera("dock", URI, SPEC, stage.basket, first_sequence=7, last_epoch=3, means=means).run()
+    dependencies = CameraDependencies(opener=stage.opener)
+    Camera("dock", URI, SPEC, stage.basket, first_sequence=7, last_epoch=3, dependencies=dependencies).run()
     assert sequences(stage.basket.frames) == [(4, 7)]
 
 
@@ -306,7 +315,12 @@ def test_stop_ends_a_long_wait_at_once() -> None:
     changes = Changes()
     opener = Opener(*[LOST] * 9)
     camera = Camera(
-        "dock", URI, SPEC, Basket(), on_change=changes, means=Means(opener=opener, chance=lambda: 0.0)
+        "dock",
+        URI,
+        SPEC,
+        Basket(),
+        on_change=changes,
+        dependencies=CameraDependencies(opener=opener, random_fraction=lambda: 0.0),
     )
     with running(camera):
         changes.wait_for("failed")
@@ -347,7 +361,7 @@ def test_stop_does_not_wait_for_an_opening_that_hangs() -> None:
 
     basket, closed = Basket(), threading.Event()
     source.close = closed.set  # type: ignore[method-assign]  # to hear of it
-    camera = Camera("dock", URI, SPEC, basket, means=Means(opener=opener))
+    camera = Camera("dock", URI, SPEC, basket, dependencies=CameraDependencies(opener=opener))
     with running(camera, end_limit_s=0.5):
         assert opening.wait(5)
     assert camera.status().state == "stopped"
@@ -360,14 +374,14 @@ def test_a_camera_that_is_slow_to_open_gets_more_time_each_try() -> None:
     stage = Stage()
     given_s: list[float] = []
 
-    def opener(_uri: object, limits: Limits) -> ScriptedSource:
+    def opener(_uri: object, limits: SourceLimits) -> ScriptedSource:
         given_s.append(limits.open_timeout_s)
         stage.clock.now_ns += round(limits.open_timeout_s * 1e9)
         raise LOST
 
     stage.clock.stop_after_waits = 5
-    means = Means(opener=opener, wait=stage.clock.wait)
-    Camera("dock", URI, SPEC, stage.basket, clock=stage.clock, means=means).run()
+    dependencies = CameraDependencies(opener=opener, wait=stage.clock.wait)
+    Camera("dock", URI, SPEC, stage.basket, clock=stage.clock, dependencies=dependencies).run()
     assert given_s == [4, 20, 20, 20, 20]
 
 
@@ -421,7 +435,9 @@ def test_a_file_that_appears_later_is_played(tmp_path: Path) -> None:
         tries.release()
         return event.wait(min(timeout_s, 0.05))
 
-    camera = Camera("dock", str(clip), SPEC, Basket(), on_change=changes, means=Means(wait=wait))
+    camera = Camera(
+        "dock", str(clip), SPEC, Basket(), on_change=changes, dependencies=CameraDependencies(wait=wait)
+    )
     with running(camera):
         assert "does not exist" in (changes.wait_for("failed").last_error or "")
         assert tries.acquire(timeout=5)

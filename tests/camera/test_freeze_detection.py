@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from visionedge.camera.freeze_detection import ContentWatch
-from visionedge.camera.sources.base import Library
-from visionedge.camera.sources.open import Limits, open_source
-from visionedge.camera.timing import Due
+from visionedge.camera.freeze_detection import FreezeDetector
+from visionedge.camera.sources.base import DecoderLibrary, SourceLimits
+from visionedge.camera.sources.open import open_source
+from visionedge.camera.timing import FrameSampler
 from visionedge.config.addresses import CameraUri
 from visionedge.frames.types import InputSpec, Picture
 
@@ -24,13 +24,13 @@ def _noisy(level: float, number: int, sigma: float = 2.0) -> Picture:
 
 def _states(pictures: list[Picture], fps: int = 2, keys: int = 1) -> list[str]:
     """One look a picture; each `keys`-th one is a key picture (0: only the first)."""
-    watch = ContentWatch()
+    watch = FreezeDetector()
     states: list[str] = []
     for number, picture in enumerate(pictures):
         now_ns = 10**12 + round(number / fps * 1e9)
         key = number == 0 or (keys > 0 and number % keys == 0)
         watch.note(now_ns, key=key)
-        states.append(watch.look(picture, now_ns, key=key))
+        states.append(watch.inspect(picture, now_ns, key=key))
     return states
 
 
@@ -53,11 +53,11 @@ def test_without_new_key_pictures_it_is_frozen_only_after_half_a_minute() -> Non
 def test_no_key_picture_for_three_times_the_usual_is_frozen_where_they_are_rare() -> None:
     """One every 20 s, each with other noise; after the third one nothing changes and none comes."""
     pictures = [_noisy(120, n // 40) for n in range(120)] + [_noisy(120, 2)] * 100
-    watch, states = ContentWatch(), []
+    watch, states = FreezeDetector(), []
     for number, picture in enumerate(pictures):
         now_ns = 10**12 + number * 5 * 10**8
         watch.note(now_ns, key=number in (0, 40, 80))
-        states.append(watch.look(picture, now_ns, key=number in (0, 40, 80)))
+        states.append(watch.inspect(picture, now_ns, key=number in (0, 40, 80)))
     # Looked at once a second, and still since the third key picture, 40 s in.
     assert states.index("frozen") == 80 + 120
     assert states[-1] == "frozen"
@@ -98,11 +98,11 @@ def test_a_slow_change_is_no_frozen_picture() -> None:
 
 def test_a_slot_that_is_written_again_does_not_look_frozen() -> None:
     """The picture handed in is one that will be overwritten: what is compared must be a copy."""
-    watch, slot = ContentWatch(), np.empty(SIZE, np.uint8)
+    watch, slot = FreezeDetector(), np.empty(SIZE, np.uint8)
     states = []
     for number in range(30):
         slot[:] = _noisy(120, number)
-        states.append(watch.look(slot, 10**12 + number * 10**9, key=True))
+        states.append(watch.inspect(slot, 10**12 + number * 10**9, key=True))
     assert set(states) == {"live"}
 
 
@@ -148,7 +148,7 @@ def _film(path: Path, noise: float, crf: int, key_every: int, *, walker: bool = 
     ],
 )
 def test_only_a_camera_that_repeats_its_picture_is_frozen_behind_a_codec(
-    tmp_path: Path, library: Library, film: tuple[float, int, int, bool], fps: float, *, frozen: bool
+    tmp_path: Path, library: DecoderLibrary, film: tuple[float, int, int, bool], fps: float, *, frozen: bool
 ) -> None:
     """At a low bit rate x264 skips every block of a quiet scene for seconds, until the next key picture.
 
@@ -156,13 +156,13 @@ def test_only_a_camera_that_repeats_its_picture_is_frozen_behind_a_codec(
     """
     noise, crf, key_every, walker = film
     clip = _film(tmp_path / "c.mp4", noise, crf, key_every, walker=walker)
-    source = open_source(CameraUri("file", str(clip)), Limits(library=library))
-    watch, due, states = ContentWatch(), Due(fps), set()
+    source = open_source(CameraUri("file", str(clip)), SourceLimits(library=library))
+    watch, due, states = FreezeDetector(), FrameSampler(fps), set()
     while (decoded := source.read()) is not None:
         at_s = decoded.position_s or 0.0
         now_ns = round(at_s * 1e9)
         watched = watch.note(now_ns, key=decoded.key)
         if due.take(at_s) or watched:
-            states.add(watch.look(decoded.fill(InputSpec(416, 416))[0], now_ns, key=decoded.key))
+            states.add(watch.inspect(decoded.fit_to_input(InputSpec(416, 416))[0], now_ns, key=decoded.key))
     source.close()
     assert ("frozen" in states) == frozen

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from visionedge.camera.motion_gate import GateSettings, MotionGate
 from visionedge.camera.sources.open import DEMO_CLIP
-from visionedge.frames.letterbox import fit
+from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import InputSpec, Picture
-from visionedge.runtime.installation import bundled
+from visionedge.runtime.installation import find_bundled_file
 
 SPEC = InputSpec(416, 312)
 FPS = 5
@@ -25,7 +25,7 @@ def _street(path: Path, most: int = 1000) -> list[Picture]:
     capture = cv2.VideoCapture(str(path))
     pictures: list[Picture] = []
     while len(pictures) < most and capture.grab():
-        pictures.append(fit(np.asarray(capture.retrieve()[1], np.uint8), SPEC)[0])
+        pictures.append(fit_to_input(np.asarray(capture.retrieve()[1], np.uint8), SPEC)[0])
         capture.grab()
     capture.release()
     return pictures
@@ -34,7 +34,7 @@ def _street(path: Path, most: int = 1000) -> list[Picture]:
 @pytest.fixture(scope="module")
 def street() -> list[Picture]:
     """People who walk through a street, five pictures per second."""
-    return _street(bundled(DEMO_CLIP))
+    return _street(find_bundled_file(DEMO_CLIP))
 
 
 def _passed(
@@ -42,7 +42,7 @@ def _passed(
 ) -> list[int]:
     """The numbers of the pictures that pass."""
     gate = MotionGate(settings or GateSettings(every_s=HEARTBEAT_S))
-    return [n for n in range(seconds * FPS) if gate.opens(pictures(n), round((1000 + n / FPS) * 1e9))]
+    return [n for n in range(seconds * FPS) if gate.passes(pictures(n), round((1000 + n / FPS) * 1e9))]
 
 
 @cache
@@ -163,5 +163,5 @@ def test_another_scene_passes_and_is_learnt(street: list[Picture]) -> None:
 
 def test_a_picture_of_another_size_begins_anew(street: list[Picture]) -> None:
     gate = MotionGate(GateSettings())
-    assert gate.opens(street[0], 10**12)
-    assert gate.opens(street[0][:100, :50], 10**12 + 1)
+    assert gate.passes(street[0], 10**12)
+    assert gate.passes(street[0][:100, :50], 10**12 + 1)

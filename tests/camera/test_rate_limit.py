@@ -9,109 +9,111 @@ from hypothesis import strategies as st
 
 from camera_doubles import SPEC, Basket, JumpClock, Opener, ScriptedSource, running
 from clips import make_clip, number_of, numbered_picture
-from visionedge.camera.camera import Camera, Means
+from visionedge.camera.camera import Camera, CameraDependencies
 from visionedge.camera.motion_gate import GateSettings
-from visionedge.camera.sources.base import Limits
+from visionedge.camera.sources.base import SourceLimits
 from visionedge.camera.sources.open import LoopedSource, open_source, open_video
-from visionedge.camera.timing import UNTHROTTLED, Counts, Ration, Throttle
+from visionedge.camera.timing import UNTHROTTLED, AdmissionCounts, FrameAdmission, Throttle
 from visionedge.config.addresses import parse_camera_uri
 
 STILL = numbered_picture(3)
 KEY_EVERY_TEN = {"profile": "baseline", "tune": "zerolatency", "g": "10", "sc_threshold": "0", "crf": "10"}
 
 
-def play(ration: Ration, first: int, count: int, *, fps: float = 10, covers: int = 1) -> int:
+def play(
+    admission: FrameAdmission, first: int, count: int, *, fps: float = 10, source_frames: int = 1
+) -> int:
     """Read so many pictures, each of which covers several of the source's; how many were due."""
-    moments = [(first + (n + 1) * covers) / fps for n in range(count)]
-    return sum(ration.take(at_s, covers) for at_s in moments)
+    moments = [(first + (n + 1) * source_frames) / fps for n in range(count)]
+    return sum(admission.take(at_s, source_frames) for at_s in moments)
 
 
 def test_a_throttle_lowers_what_is_handed_on_and_not_what_is_asked_for() -> None:
-    counts = Counts()
-    ration = Ration(None, None, counts)
-    assert ration.follow(Throttle(fps=2))
-    assert ration.fps == 2
-    due = play(ration, 0, 100)
+    counts = AdmissionCounts()
+    admission = FrameAdmission(None, None, counts)
+    assert admission.set_throttle(Throttle(fps=2))
+    assert admission.fps == 2
+    due = play(admission, 0, 100)
     assert due == pytest.approx(20, abs=1)
-    assert (counts.asked, counts.let_in) == (100, due)
+    assert (counts.demanded, counts.admitted) == (100, due)
 
 
 def test_a_throttle_above_what_is_asked_for_changes_nothing() -> None:
-    ration = Ration(5, None, Counts())
-    assert not ration.follow(Throttle(fps=8))
-    assert ration.fps == 5
-    assert play(ration, 0, 100) == 50
+    admission = FrameAdmission(5, None, AdmissionCounts())
+    assert not admission.set_throttle(Throttle(fps=8))
+    assert admission.fps == 5
+    assert play(admission, 0, 100) == 50
 
 
 def test_pictures_that_are_not_even_decoded_are_asked_for_all_the_same() -> None:
     """A key picture every two seconds of a source of 25 per second, of which 5 are asked for."""
-    counts = Counts()
-    ration = Ration(5, None, counts)
-    ration.take(0.0, 1)
-    ration.follow(Throttle(fps=0.5))
-    assert play(ration, 0, 30, fps=25, covers=50) == 30
-    assert counts.asked == pytest.approx(5 * 60, abs=2)
-    assert counts.let_in == pytest.approx(30, abs=2)
+    counts = AdmissionCounts()
+    admission = FrameAdmission(5, None, counts)
+    admission.take(0.0, 1)
+    admission.set_throttle(Throttle(fps=0.5))
+    assert play(admission, 0, 30, fps=25, source_frames=50) == 30
+    assert counts.demanded == pytest.approx(5 * 60, abs=2)
+    assert counts.admitted == pytest.approx(30, abs=2)
 
 
 def test_a_change_of_the_rate_keeps_the_distance_to_the_last_picture() -> None:
     """Otherwise every change would cost a picture, and changes come every few seconds."""
-    ration = Ration(None, None, Counts())
-    ration.follow(Throttle(fps=1))
-    ration.take(0.0, 1)
-    ration.follow(Throttle(fps=0.9))
-    assert play(ration, 0, 9) == 1
-    ration.follow(Throttle(fps=1.0))
-    assert play(ration, 9, 9) == 1
+    admission = FrameAdmission(None, None, AdmissionCounts())
+    admission.set_throttle(Throttle(fps=1))
+    admission.take(0.0, 1)
+    admission.set_throttle(Throttle(fps=0.9))
+    assert play(admission, 0, 9) == 1
+    admission.set_throttle(Throttle(fps=1.0))
+    assert play(admission, 9, 9) == 1
 
 
 @given(st.lists(st.sampled_from([None, 0.5, 2.0, 7.0]), max_size=30), st.integers(1, 30))
 def test_never_more_is_handed_on_than_is_let_in_or_let_in_than_asked_for(
     rates: list[float | None], asked_fps: int
 ) -> None:
-    counts = Counts()
-    ration = Ration(asked_fps, None, counts)
+    counts = AdmissionCounts()
+    admission = FrameAdmission(asked_fps, None, counts)
     taken, first = 0, 0
     for rate in rates:
-        ration.follow(Throttle(fps=rate))
-        taken += play(ration, first, 20)
+        admission.set_throttle(Throttle(fps=rate))
+        taken += play(admission, first, 20)
         first += 20
-    assert taken == counts.let_in
-    assert counts.let_in <= counts.asked + len(rates)
-    assert abs(counts.asked - first / 10 * min(asked_fps, 10)) <= 1
+    assert taken == counts.admitted
+    assert counts.admitted <= counts.demanded + len(rates)
+    assert abs(counts.demanded - first / 10 * min(asked_fps, 10)) <= 1
 
 
-def still(ration: Ration, first: int, count: int) -> int:
+def still(admission: FrameAdmission, first: int, count: int) -> int:
     """Show pictures on which nothing moves; how many pass."""
     passed = 0
     for number in range(first, first + count):
-        if ration.take(number / 10, 1):
-            passed += ration.opens(STILL, round(number * 1e8))
+        if admission.take(number / 10, 1):
+            passed += admission.passes(STILL, round(number * 1e8))
     return passed
 
 
 def test_a_gate_is_put_on_and_taken_off_while_pictures_come() -> None:
-    counts = Counts()
-    ration = Ration(None, None, counts)
-    assert still(ration, 0, 50) == 50
-    ration.follow(Throttle(gate=GateSettings()))
-    assert still(ration, 50, 200) < 50
-    let_in = counts.let_in
-    assert let_in < 100
-    ration.follow(UNTHROTTLED)
-    assert still(ration, 250, 50) == 50
-    assert counts.asked == 300
-    assert counts.let_in >= let_in + 50
+    counts = AdmissionCounts()
+    admission = FrameAdmission(None, None, counts)
+    assert still(admission, 0, 50) == 50
+    admission.set_throttle(Throttle(gate=GateSettings()))
+    assert still(admission, 50, 200) < 50
+    admitted = counts.admitted
+    assert admitted < 100
+    admission.set_throttle(UNTHROTTLED)
+    assert still(admission, 250, 50) == 50
+    assert counts.demanded == 300
+    assert counts.admitted >= admitted + 50
 
 
 def test_what_a_gate_of_the_configuration_holds_back_is_not_asked_for() -> None:
-    counts = Counts()
-    ration = Ration(None, GateSettings(), counts)
-    ration.follow(Throttle(gate=GateSettings(every_s=0.1)))  # its own one stays
-    passed = still(ration, 0, 300)
+    counts = AdmissionCounts()
+    admission = FrameAdmission(None, GateSettings(), counts)
+    admission.set_throttle(Throttle(gate=GateSettings(every_s=0.1)))  # its own one stays
+    passed = still(admission, 0, 300)
     assert passed < 60
-    assert abs(counts.asked - passed) <= 4
-    assert counts.asked == counts.let_in
+    assert abs(counts.demanded - passed) <= 4
+    assert counts.demanded == counts.admitted
 
 
 # --- a camera that runs -------------------------------------------------------------------------------------
@@ -128,18 +130,18 @@ def test_a_camera_is_throttled_and_let_go_without_being_opened_again(clip: Path)
     basket = Basket()
     with running(Camera("dock", str(clip), SPEC, basket)) as camera:
         basket.wait_for(lambda frames: len(frames) >= 10)
-        camera.ease(Throttle(fps=4))
+        camera.throttle(Throttle(fps=4))
         first = len(basket.frames)
         frames = basket.wait_for(lambda frames: len(frames) >= first + 6)[first + 1 :]
         gaps_s = [(after.captured_ns - before.captured_ns) / 1e9 for before, after in pairwise(frames)]
         assert sorted(gaps_s)[len(gaps_s) // 2] == pytest.approx(0.25, abs=0.1)
 
-        camera.ease(UNTHROTTLED)
+        camera.throttle(UNTHROTTLED)
         last = len(basket.frames)
         basket.wait_for(lambda frames: len(frames) >= last + 20)
         assert camera.epoch == 1
-        assert camera.counts.asked > camera.counts.let_in
-        assert camera.counts.let_in >= len(basket.frames)
+        assert camera.counts.demanded > camera.counts.admitted
+        assert camera.counts.admitted >= len(basket.frames)
     numbers = [frame.sequence for frame in basket.frames]
     assert numbers == list(range(1, len(numbers) + 1))
 
@@ -151,12 +153,12 @@ def test_a_gate_is_put_on_a_camera_that_runs_and_taken_off(tmp_path: Path) -> No
     camera = Camera("dock", str(source), SPEC, basket)
     with running(camera):
         basket.wait_for(lambda frames: len(frames) >= 10)
-        camera.ease(Throttle(gate=GateSettings(every_s=60)))
+        camera.throttle(Throttle(gate=GateSettings(every_s=60)))
         # It has to learn what the camera usually shows, and holds back nothing for two seconds after that.
         gated = basket.wait_for(lambda _frames: basket.gated >= 10)
-        camera.ease(UNTHROTTLED)
+        camera.throttle(UNTHROTTLED)
         basket.wait_for(lambda frames: len(frames) >= len(gated) + 10)
-    assert camera.counts.asked == len(basket.frames) + basket.gated
+    assert camera.counts.demanded == len(basket.frames) + basket.gated
     assert camera.epoch == 1
 
 
@@ -171,7 +173,7 @@ def test_the_source_hears_how_many_pictures_are_wanted_and_only_when_that_change
         fps=5,
         clock=clock,
         throttle=Throttle(fps=2),
-        means=Means(Opener(source), clock.wait),
+        dependencies=CameraDependencies(Opener(source), clock.wait),
     )
     camera.run()
     assert source.wanted == [2]
@@ -183,7 +185,7 @@ def test_the_source_hears_how_many_pictures_are_wanted_and_only_when_that_change
 
 def test_decoding_follows_what_is_wanted_while_a_stream_plays(clip: Path) -> None:
     """Every picture that is given is the right one at its time, and together they stand for all."""
-    source = open_source(parse_camera_uri(str(clip)), Limits(library="pyav"))
+    source = open_source(parse_camera_uri(str(clip)), SourceLimits(library="pyav"))
     seen: list[tuple[float, int, int]] = []
 
     def read(count: int) -> list[int]:
@@ -191,32 +193,34 @@ def test_decoding_follows_what_is_wanted_while_a_stream_plays(clip: Path) -> Non
             decoded = source.read()
             assert decoded is not None
             assert decoded.position_s is not None
-            seen.append((decoded.position_s, number_of(decoded.fill(SPEC)[0][8:-8]), decoded.covers))
-        return [covers for _, _, covers in seen[-count:]]
+            seen.append(
+                (decoded.position_s, number_of(decoded.fit_to_input(SPEC)[0][8:-8]), decoded.source_frames)
+            )
+        return [source_frames for _, _, source_frames in seen[-count:]]
 
     assert set(read(30)) == {1}
-    source.want(1.5)
+    source.set_wanted_rate(1.5)
     read(60)
     assert set(read(20)) == {10}
-    source.want(None)
+    source.set_wanted_rate(None)
     read(12)
     assert set(read(30)) == {1}
-    source.want(1.5)
+    source.set_wanted_rate(1.5)
     read(30)
-    source.want(20.0)
+    source.set_wanted_rate(20.0)
     read(12)
     assert set(read(30)) == {1}
     source.close()
     for position_s, number, _ in seen:
         assert number == round(position_s * 20) % 24
-    assert sum(covers for _, _, covers in seen) == round(seen[-1][0] * 20) + 1
+    assert sum(source_frames for _, _, source_frames in seen) == round(seen[-1][0] * 20) + 1
 
 
 def test_a_loop_goes_on_as_wanted_over_its_end(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "c.mp4", pictures=60, fps=20, options=KEY_EVERY_TEN)
-    source = LoopedSource(lambda: open_video(clip, Limits(library="pyav")))
-    source.want(1.5)
-    covers = [decoded.covers for _ in range(66) if (decoded := source.read()) is not None]
+    source = LoopedSource(lambda: open_video(clip, SourceLimits(library="pyav")))
+    source.set_wanted_rate(1.5)
+    source_frames = [decoded.source_frames for _ in range(66) if (decoded := source.read()) is not None]
     source.close()
     # Each round begins with half of it until the stream is known, and three key pictures follow.
-    assert covers[31:33] == covers[64:66] == [10, 10]
+    assert source_frames[31:33] == source_frames[64:66] == [10, 10]

@@ -9,13 +9,13 @@ import pytest
 
 from camera_doubles import SPEC, Basket, Changes
 from clips import make_clip
-from visionedge.camera.camera import CameraStatus, Fitting
-from visionedge.camera.registry import GONE_NS, Fleet
+from visionedge.camera.camera import CameraStatus, InputResizer
+from visionedge.camera.registry import FORGET_AFTER_NS, CameraRegistry
 from visionedge.camera.timing import Throttle
-from visionedge.config.load import validate
+from visionedge.config.load import parse_config
 from visionedge.config.schema import Config
 from visionedge.frames.types import Frame
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.threads import ThreadGroup
 
 
 class Slots(Basket):
@@ -50,12 +50,12 @@ def running(
     last_epoch: int = 0,
     *,
     held: bool = False,
-) -> Iterator[Fleet]:
-    crew = Crew(lambda name, error: pytest.fail(f"{name} died: {error}"))
-    fleet = Fleet(
-        Fitting(SPEC),
+) -> Iterator[CameraRegistry]:
+    thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name} died: {error}"))
+    camera_registry = CameraRegistry(
+        InputResizer(SPEC),
         slots,
-        crew,
+        thread_group,
         first_sequence=lambda _name: 100,
         on_change=on_change,
         last_epoch=lambda _name: last_epoch,
@@ -63,14 +63,14 @@ def running(
         held=held,
     )
     try:
-        yield fleet
+        yield camera_registry
     finally:
-        fleet.stop()
-        assert crew.join(5) == []
+        camera_registry.stop()
+        assert thread_group.join(5) == []
 
 
 def _config(cameras: dict[str, object]) -> Config:
-    return validate({"cameras": cameras})
+    return parse_config({"cameras": cameras})
 
 
 def _of(frames: list[Frame], camera: str) -> list[Frame]:
@@ -80,35 +80,35 @@ def _of(frames: list[Frame], camera: str) -> list[Frame]:
 def test_cameras_are_added_changed_disabled_and_removed_without_touching_the_others(clip: Path) -> None:
     slots, changes = Slots(), Changes()
     dock = {"uri": str(clip)}
-    with running(slots, changes) as fleet:
-        fleet.apply(_config({"dock": dock, "yard": dock}).cameras)
+    with running(slots, changes) as camera_registry:
+        camera_registry.apply(_config({"dock": dock, "yard": dock}).cameras)
         slots.wait_for(lambda f: len(_of(f, "dock")) > 3 and len(_of(f, "yard")) > 3)
-        untouched = fleet.by_name["dock"]
+        untouched = camera_registry.by_name["dock"]
 
-        fleet.apply(_config({"dock": dock, "yard": dock | {"fps": 20}, "gate": dock}).cameras)
+        camera_registry.apply(_config({"dock": dock, "yard": dock | {"fps": 20}, "gate": dock}).cameras)
         slots.wait_for(lambda f: any(x.epoch == 2 for x in _of(f, "yard")) and bool(_of(f, "gate")))
 
-        fleet.apply(_config({"dock": dock, "yard": dock | {"enabled": False}}).cameras)
+        camera_registry.apply(_config({"dock": dock, "yard": dock | {"enabled": False}}).cameras)
         assert slots.opened == ["dock"]
-        assert list(fleet.by_name) == ["dock"]
+        assert list(camera_registry.by_name) == ["dock"]
         gone = len(slots.frames)
         frames = slots.wait_for(lambda f: len(_of(f[gone:], "dock")) > 10)
         assert {x.camera for x in frames[gone:]} == {"dock"}
 
-        assert fleet.by_name["dock"] is untouched
+        assert camera_registry.by_name["dock"] is untouched
         assert {x.epoch for x in _of(frames, "dock")} == {1}
 
 
 def test_numbers_and_epochs_go_on_over_changes_and_absence(clip: Path) -> None:
     slots = Slots()
-    with running(slots, Changes()) as fleet:
+    with running(slots, Changes()) as camera_registry:
         for fps in (10, 20, 30):
-            fleet.apply(_config({"dock": {"uri": str(clip), "fps": fps}}).cameras)
+            camera_registry.apply(_config({"dock": {"uri": str(clip), "fps": fps}}).cameras)
             epoch = {10: 1, 20: 2, 30: 3}[fps]
             slots.wait_for(lambda f, epoch=epoch: any(x.epoch == epoch for x in f))  # type: ignore[misc]  # a default
             if fps == 20:
-                fleet.apply({})
-                assert fleet.positions()["dock"].sequence > 100
+                camera_registry.apply({})
+                assert camera_registry.positions()["dock"].sequence > 100
     numbers = [frame.sequence for frame in slots.frames]
     assert numbers == list(range(100, 100 + len(numbers)))
     assert [frame.epoch for frame in slots.frames] == sorted(frame.epoch for frame in slots.frames)
@@ -117,21 +117,21 @@ def test_numbers_and_epochs_go_on_over_changes_and_absence(clip: Path) -> None:
 def test_the_end_of_a_camera_that_has_a_successor_is_not_told(clip: Path) -> None:
     """Removing one is: nobody else would say it."""
     slots, changes = Slots(), Changes()
-    with running(slots, changes) as fleet:
-        fleet.apply(_config({"dock": {"uri": str(clip)}}).cameras)
+    with running(slots, changes) as camera_registry:
+        camera_registry.apply(_config({"dock": {"uri": str(clip)}}).cameras)
         changes.wait_for("live")
-        fleet.apply(_config({"dock": {"uri": str(clip), "fps": 5}}).cameras)
+        camera_registry.apply(_config({"dock": {"uri": str(clip), "fps": 5}}).cameras)
         slots.wait_for(lambda f: any(x.epoch == 2 for x in f))
         assert changes.states == ["live", "live"]
-        fleet.apply({})
+        camera_registry.apply({})
         changes.wait_for("stopped")
 
 
 def test_a_gate_of_the_configuration_holds_still_pictures_back(tmp_path: Path) -> None:
     still = make_clip(tmp_path / "still.mp4", pictures=80, fps=20, still=True)
     slots, changes = Slots(), Changes()
-    with running(slots, changes) as fleet:
-        fleet.apply(_config({"dock": {"uri": str(still), "gate": {"everySeconds": 1}}}).cameras)
+    with running(slots, changes) as camera_registry:
+        camera_registry.apply(_config({"dock": {"uri": str(still), "gate": {"everySeconds": 1}}}).cameras)
         changes.wait_for("ended")
     assert slots.gated > 20
     assert len(slots.frames) + slots.gated == 80
@@ -139,80 +139,82 @@ def test_a_gate_of_the_configuration_holds_still_pictures_back(tmp_path: Path) -
 
 def test_a_camera_that_is_restarted_begins_another_epoch_and_its_numbers_go_on(clip: Path) -> None:
     slots = Slots()
-    with running(slots, Changes()) as fleet:
-        fleet.apply(_config({"dock": {"uri": str(clip)}, "yard": {"uri": str(clip)}}).cameras)
+    with running(slots, Changes()) as camera_registry:
+        camera_registry.apply(_config({"dock": {"uri": str(clip)}, "yard": {"uri": str(clip)}}).cameras)
         slots.wait_for(lambda f: len(_of(f, "dock")) > 3)
-        untouched = fleet.by_name["yard"]
+        untouched = camera_registry.by_name["yard"]
 
-        fleet.restart("dock")
+        camera_registry.restart("dock")
 
         frames = _of(slots.wait_for(lambda f: any(x.epoch == 2 for x in _of(f, "dock"))), "dock")
         numbers = [frame.sequence for frame in frames]
         assert numbers == list(range(100, 100 + len(numbers)))
-        assert fleet.by_name["yard"] is untouched
+        assert camera_registry.by_name["yard"] is untouched
         with pytest.raises(KeyError):
-            fleet.restart("attic")
+            camera_registry.restart("attic")
 
 
 def test_a_throttle_holds_over_the_same_settings_and_over_a_camera_that_is_opened_again(clip: Path) -> None:
     slots = Slots()
     cameras: dict[str, object] = {"dock": {"uri": str(clip)}, "yard": {"uri": str(clip)}}
-    with running(slots, Changes()) as fleet:
-        fleet.apply(_config(cameras).cameras)
-        fleet.ease({"dock": Throttle(fps=2)})
+    with running(slots, Changes()) as camera_registry:
+        camera_registry.apply(_config(cameras).cameras)
+        camera_registry.throttle({"dock": Throttle(fps=2)})
         slots.wait_for(lambda f: len(_of(f, "yard")) > 10)
-        fleet.apply(_config(cameras).cameras)
+        camera_registry.apply(_config(cameras).cameras)
         slots.wait_for(lambda f: len(_of(f, "yard")) > 50)
         assert {x.epoch for x in slots.frames} == {1}
         assert len(_of(slots.frames, "dock")) <= 8
 
-        fleet.apply(_config({**cameras, "dock": {"uri": str(clip), "fps": 30}}).cameras)
+        camera_registry.apply(_config({**cameras, "dock": {"uri": str(clip), "fps": 30}}).cameras)
         slots.wait_for(lambda f: any(x.epoch == 2 for x in _of(f, "dock")))
         first = len(_of(slots.frames, "yard"))
         slots.wait_for(lambda f: len(_of(f, "yard")) > first + 40)
         assert len([x for x in _of(slots.frames, "dock") if x.epoch == 2]) <= 6
-        counts = fleet.counts()["dock"]
-        assert counts.asked > 3 * counts.let_in > 0
+        counts = camera_registry.counts()["dock"]
+        assert counts.demanded > 3 * counts.admitted > 0
 
-        fleet.ease({})
+        camera_registry.throttle({})
         slots.wait_for(lambda f: len([x for x in _of(f, "dock") if x.epoch == 2]) > 20)
 
 
 def test_another_priority_opens_no_camera_again(clip: Path) -> None:
     slots = Slots()
-    with running(slots, Changes()) as fleet:
-        fleet.apply(_config({"dock": {"uri": str(clip)}}).cameras)
+    with running(slots, Changes()) as camera_registry:
+        camera_registry.apply(_config({"dock": {"uri": str(clip)}}).cameras)
         slots.wait_for(lambda f: len(f) > 3)
-        camera = fleet.by_name["dock"]
-        fleet.apply(_config({"dock": {"uri": str(clip), "priority": 7}}).cameras)
-        assert fleet.by_name["dock"] is camera
-        fleet.apply(_config({"dock": {"uri": str(clip), "priority": 7, "fps": 20}}).cameras)
-        assert fleet.by_name["dock"] is not camera
+        camera = camera_registry.by_name["dock"]
+        camera_registry.apply(_config({"dock": {"uri": str(clip), "priority": 7}}).cameras)
+        assert camera_registry.by_name["dock"] is camera
+        camera_registry.apply(_config({"dock": {"uri": str(clip), "priority": 7, "fps": 20}}).cameras)
+        assert camera_registry.by_name["dock"] is not camera
 
 
 def test_a_file_waits_until_frames_can_be_analysed_and_then_plays_from_its_beginning(tmp_path: Path) -> None:
     """Also one that is added meanwhile; one that is added later plays at once."""
     short = str(make_clip(tmp_path / "short.mp4", pictures=10, fps=20))
     slots, changes = Slots(), Changes()
-    with running(slots, changes, held=True) as fleet:
-        fleet.apply(_config({"a": {"uri": short}}).cameras)
-        fleet.apply(_config({"a": {"uri": short}, "b": {"uri": short}}).cameras)
+    with running(slots, changes, held=True) as camera_registry:
+        camera_registry.apply(_config({"a": {"uri": short}}).cameras)
+        camera_registry.apply(_config({"a": {"uri": short}, "b": {"uri": short}}).cameras)
         while changes.states.count("waiting") < 2:
             changes.wait_for("waiting")
         assert slots.frames == []
-        fleet.begin()
+        camera_registry.begin()
         slots.wait_for(lambda f: len(_of(f, "a")) == len(_of(f, "b")) == 10)
-        fleet.apply(_config({"a": {"uri": short}, "b": {"uri": short}, "c": {"uri": short}}).cameras)
+        camera_registry.apply(
+            _config({"a": {"uri": short}, "b": {"uri": short}, "c": {"uri": short}}).cameras
+        )
         slots.wait_for(lambda f: len(_of(f, "c")) == 10)
     assert changes.states.count("waiting") == 2
 
 
 def test_a_file_that_waits_can_be_taken_away(clip: Path) -> None:
     slots, changes = Slots(), Changes()
-    with running(slots, changes, held=True) as fleet:
-        fleet.apply(_config({"a": {"uri": str(clip)}}).cameras)
+    with running(slots, changes, held=True) as camera_registry:
+        camera_registry.apply(_config({"a": {"uri": str(clip)}}).cameras)
         changes.wait_for("waiting")
-        fleet.apply({})
+        camera_registry.apply({})
         changes.wait_for("stopped")
     assert slots.frames == []
 
@@ -221,8 +223,8 @@ def test_a_looped_file_goes_on_in_the_same_epoch(tmp_path: Path) -> None:
     """Its numbers go on, and nothing is told of its end."""
     short = str(make_clip(tmp_path / "short.mp4", pictures=5, fps=25))
     slots, changes = Slots(), Changes()
-    with running(slots, changes) as fleet:
-        fleet.apply(_config({"a": {"uri": short, "loop": True}}).cameras)
+    with running(slots, changes) as camera_registry:
+        camera_registry.apply(_config({"a": {"uri": short, "loop": True}}).cameras)
         frames = slots.wait_for(lambda f: len(f) > 12)
     assert [frame.sequence for frame in frames] == list(range(100, 100 + len(frames)))
     assert {frame.epoch for frame in frames} == {1}
@@ -232,17 +234,17 @@ def test_a_looped_file_goes_on_in_the_same_epoch(tmp_path: Path) -> None:
 def test_a_camera_that_left_the_configuration_is_forgotten_after_an_hour(clip: Path) -> None:
     """One that is only disabled keeps its counters; one that comes back goes on where the disk says."""
     slots, now_ns = Slots(), 0
-    with running(slots, Changes(), clock=lambda: now_ns, last_epoch=7) as fleet:
+    with running(slots, Changes(), clock=lambda: now_ns, last_epoch=7) as camera_registry:
         dock, off = {"uri": str(clip)}, {"uri": str(clip), "enabled": False}
-        fleet.apply(_config({"dock": dock, "yard": dock}).cameras)
+        camera_registry.apply(_config({"dock": dock, "yard": dock}).cameras)
         slots.wait_for(lambda f: bool(_of(f, "dock")))
         left = _config({"yard": off}).cameras
-        fleet.apply(left)
-        now_ns = GONE_NS - 1
-        assert fleet.forget_gone(left) == []
-        assert fleet.positions()["dock"].sequence > 100
-        now_ns = GONE_NS
-        assert fleet.forget_gone(left) == ["dock"]
-        assert (slots.forgotten, list(fleet.positions())) == (["dock"], ["yard"])
-        fleet.apply(_config({"dock": dock}).cameras)
+        camera_registry.apply(left)
+        now_ns = FORGET_AFTER_NS - 1
+        assert camera_registry.forget_removed(left) == []
+        assert camera_registry.positions()["dock"].sequence > 100
+        now_ns = FORGET_AFTER_NS
+        assert camera_registry.forget_removed(left) == ["dock"]
+        assert (slots.forgotten, list(camera_registry.positions())) == (["dock"], ["yard"])
+        camera_registry.apply(_config({"dock": dock}).cameras)
         slots.wait_for(lambda f: any(frame.epoch == 8 for frame in _of(f, "dock")[1:]))

@@ -6,17 +6,17 @@ import pytest
 
 from camera_doubles import SPEC, Basket, Changes, JumpClock, running
 from clips import numbered_picture
-from visionedge.camera.camera import Camera, Means, Progress
-from visionedge.camera.sources.base import Decoded, Limits, WholePicture
+from visionedge.camera.camera import Camera, CameraDependencies, CameraProgress
+from visionedge.camera.sources.base import DecodedPicture, SourceLimits, WholePicture
 from visionedge.config.addresses import CameraUri
 
 S = 1_000_000_000
 FIRST = 20 * S
 
 
-def _seen(*gaps_s: float) -> tuple[Progress, int]:
+def _seen(*gaps_s: float) -> tuple[CameraProgress, int]:
     """What is known of a live camera whose pictures came so far apart, and when the last one came."""
-    progress, now_ns = Progress(0, 0, 1, state="live", live=True), 5 * S
+    progress, now_ns = CameraProgress(0, 0, 1, state="live", live=True), 5 * S
     progress.begin()
     for gap_s in (0.0, *gaps_s):
         now_ns += round(gap_s * S)
@@ -37,25 +37,25 @@ def test_pictures_that_the_decoder_kept_while_it_opened_say_nothing_about_the_ra
     """They come at once, and the next one in its own time."""
     progress, now_ns = _seen(0.0, 0.001, 0.001)
     assert not progress.stale(now_ns + 10 * S, FIRST)
-    assert progress.patience_ns(4 * S, FIRST) == FIRST
+    assert progress.silence_limit_ns(4 * S, FIRST) == FIRST
 
 
 def test_a_fast_camera_is_stale_after_two_seconds_and_lost_after_the_least_silence() -> None:
     progress, now_ns = _seen(*[0.04] * 9)
     assert not progress.stale(now_ns + 2 * S, FIRST)
     assert progress.stale(now_ns + 2 * S + 1, FIRST)
-    assert progress.patience_ns(4 * S, FIRST) == 4 * S
+    assert progress.silence_limit_ns(4 * S, FIRST) == 4 * S
 
 
 def test_a_camera_that_pauses_now_and_then_is_given_three_times_its_longest_pause() -> None:
     progress, _ = _seen(*[0.04] * 5, 3.0, *[0.04] * 5)
-    assert progress.patience_ns(4 * S, FIRST) == 9 * S
+    assert progress.silence_limit_ns(4 * S, FIRST) == 9 * S
 
 
 def test_another_connection_is_learnt_anew() -> None:
     progress, now_ns = _seen(10.0, 10.0)
     progress.begin()
-    assert progress.patience_ns(4 * S, FIRST) == FIRST
+    assert progress.silence_limit_ns(4 * S, FIRST) == FIRST
     assert not progress.stale(now_ns + 99 * S, FIRST)
 
 
@@ -70,7 +70,7 @@ class _Halting:
         self.waits, self.released, self.closed = (threading.Event() for _ in range(3))
         self._clock, self._left = clock, pictures
 
-    def read(self) -> Decoded | None:
+    def read(self) -> DecodedPicture | None:
         if self._left == 0:
             self.waiting_since_s = self._clock() / 1e9
             self.waits.set()
@@ -80,7 +80,7 @@ class _Halting:
         self._clock.now_ns += 40_000_000
         return WholePicture(lambda: numbered_picture(0), 160, 120, None)
 
-    def want(self, pictures_per_s: float | None) -> None:
+    def set_wanted_rate(self, pictures_per_s: float | None) -> None:
         """All are given."""
 
     def interrupt(self) -> None:
@@ -99,7 +99,7 @@ def test_a_silent_source_is_left_behind_when_its_time_is_over_and_not_before(
     halting = _Halting(clock, pictures)
     again = threading.Event()
 
-    def opener(_uri: CameraUri, _limits: Limits) -> _Halting:
+    def opener(_uri: CameraUri, _limits: SourceLimits) -> _Halting:
         if again.is_set():
             return _Halting(clock, 0)
         again.set()
@@ -108,15 +108,17 @@ def test_a_silent_source_is_left_behind_when_its_time_is_over_and_not_before(
     def wait(event: threading.Event, _timeout_s: float) -> bool:
         return event.wait(10)  # after the loss, until the end of the test
 
-    means = Means(opener=opener, wait=wait)
-    camera = Camera("dock", "rtsp://h/x", SPEC, basket, clock=clock, on_change=changes, means=means)
+    dependencies = CameraDependencies(opener=opener, wait=wait)
+    camera = Camera(
+        "dock", "rtsp://h/x", SPEC, basket, clock=clock, on_change=changes, dependencies=dependencies
+    )
     with running(camera, end_limit_s=1.0):
         assert halting.waits.wait(5)
         clock.now_ns += round((patience_s - 0.1) * S)
-        camera.watch()
+        camera.check_liveness()
         assert not {"reconnecting", "failed"} & set(changes.states)
         clock.now_ns += round(0.2 * S)
-        camera.watch()
+        camera.check_liveness()
         lost = changes.wait_for("reconnecting" if pictures else "failed")
         assert f"gave no picture for {patience_s:g} s" in (lost.last_error or "")
         halting.released.set()
@@ -127,7 +129,14 @@ def test_a_silent_source_is_left_behind_when_its_time_is_over_and_not_before(
 def test_stop_does_not_wait_for_a_source_that_is_silent() -> None:
     clock = JumpClock()
     halting = _Halting(clock, 1)
-    camera = Camera("dock", "rtsp://h/x", SPEC, Basket(), clock=clock, means=Means(lambda _u, _l: halting))
+    camera = Camera(
+        "dock",
+        "rtsp://h/x",
+        SPEC,
+        Basket(),
+        clock=clock,
+        dependencies=CameraDependencies(lambda _u, _l: halting),
+    )
     with running(camera, end_limit_s=1.0):
         assert halting.waits.wait(5)
     assert camera.status().state == "stopped"

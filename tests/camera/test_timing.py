@@ -7,34 +7,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visionedge.camera.timing import Backoff, Due, Pace, Rate, Timeline, sane_fps
+from visionedge.camera.timing import (
+    FrameRate,
+    FrameSampler,
+    PlaybackClock,
+    ReconnectBackoff,
+    Timeline,
+    plausible_fps,
+)
 
 
 def test_half_the_rate_is_exactly_every_second_picture() -> None:
-    due = Due(5)
+    due = FrameSampler(5)
     assert [n for n in range(20) if due.take(n * 0.1)] == list(range(0, 20, 2))
 
 
 def test_no_rate_means_every_picture() -> None:
-    due = Due(None)
+    due = FrameSampler(None)
     assert all(due.take(n * 0.1) for n in range(10))
 
 
 @given(source_fps=st.integers(2, 60), asked=st.integers(1, 60))
 def test_over_ten_seconds_the_rate_is_met_without_drift(source_fps: int, asked: int) -> None:
-    due = Due(asked)
+    due = FrameSampler(asked)
     taken = sum(due.take(n / source_fps) for n in range(10 * source_fps))
     assert abs(taken - 10 * min(asked, source_fps)) <= 1
 
 
 def test_a_camera_asked_for_its_own_rate_loses_nothing_to_jitter() -> None:
-    due = Due(10)
+    due = FrameSampler(10)
     jitter_s = [0.0, 0.012, -0.015, 0.02, -0.02, 0.003]
     assert all(due.take(n * 0.1 + jitter_s[n % 6]) for n in range(200))
 
 
 def test_what_was_missed_in_a_gap_is_not_made_up_for() -> None:
-    due = Due(1)
+    due = FrameSampler(1)
     assert due.take(0.0)
     assert due.take(100.0)
     assert [n for n in range(1, 21) if due.take(100 + n * 0.1)] == [8, 18]
@@ -42,12 +49,12 @@ def test_what_was_missed_in_a_gap_is_not_made_up_for() -> None:
 
 def test_pictures_that_come_in_one_burst_count_as_one() -> None:
     """After a reconnect the decoder hands out what it had buffered all at once."""
-    due = Due(5)
+    due = FrameSampler(5)
     assert [due.take(7 + n * 0.0002) for n in range(8)] == [True] + [False] * 7
 
 
 def test_a_paced_picture_waits_for_its_time_and_a_late_one_does_not() -> None:
-    pace = Pace(2.0, 10_000_000_000)
+    pace = PlaybackClock(2.0, 10_000_000_000)
     assert pace.delay_s(2.0, 10_000_000_000) == 0
     assert pace.delay_s(2.5, 10_100_000_000) == pytest.approx(0.4)
     assert pace.delay_s(2.5, 11_000_000_000) == 0
@@ -57,7 +64,7 @@ def test_a_paced_picture_waits_for_its_time_and_a_late_one_does_not() -> None:
 
 def test_what_is_late_by_more_than_two_seconds_is_not_caught_up_with() -> None:
     """After a halted machine goes on, the pictures go on at their own rate, and not all at once."""
-    pace = Pace(0.0, 0)
+    pace = PlaybackClock(0.0, 0)
     assert pace.delay_s(1.0, 3_600_000_000_000) == 0
     assert pace.delay_s(1.5, 3_600_000_000_000) == pytest.approx(0.5)
 
@@ -82,25 +89,25 @@ def test_a_leap_in_the_media_time_is_one_ordinary_step() -> None:
 
 @pytest.mark.parametrize(("claimed", "taken"), [(30, 30), (0, 25), (-1, 25), (math.nan, 25), (90_000, 25)])
 def test_an_impossible_rate_becomes_25(claimed: float, taken: float) -> None:
-    assert sane_fps(claimed) == taken
+    assert plausible_fps(claimed) == taken
 
 
 def test_waits_double_from_1_to_30_s() -> None:
-    backoff = Backoff(chance=lambda: 0.0)
+    backoff = ReconnectBackoff(random_fraction=lambda: 0.0)
     assert [backoff.next_s() for _ in range(8)] == [1, 2, 4, 8, 16, 30, 30, 30]
     backoff.reset()
     assert backoff.next_s() == 1
 
 
 @given(st.floats(0, 1))
-def test_jitter_shortens_a_wait_by_a_quarter_at_most(chance: float) -> None:
-    backoff = Backoff(chance=lambda: chance)
+def test_jitter_shortens_a_wait_by_a_quarter_at_most(random_fraction: float) -> None:
+    backoff = ReconnectBackoff(random_fraction=lambda: random_fraction)
     for whole_s in (1, 2, 4, 8, 16, 30, 30):
         assert 0.75 * whole_s <= backoff.next_s() <= whole_s
 
 
 def test_the_measured_rate_follows_and_falls_when_pictures_stop() -> None:
-    rate = Rate()
+    rate = FrameRate()
     assert rate.per_s(0) == 0
     for n in range(100):
         rate.add(n * 100_000_000)
@@ -112,7 +119,7 @@ def test_the_measured_rate_follows_and_falls_when_pictures_stop() -> None:
 
 
 def test_pictures_that_were_left_out_count_in_the_rate_of_the_source() -> None:
-    rate = Rate()
+    rate = FrameRate()
     for number in range(11):
         rate.add(number * 200_000_000, 6)
     assert rate.per_s(2_000_000_000) == pytest.approx(30)

@@ -20,12 +20,12 @@ from command_line import CommandLine
 from conftest import REPOSITORY
 from tiny_models import classifier
 from tiny_slow import save_with_variant
-from visionedge.__main__ import parser
+from visionedge.__main__ import build_parser
 from visionedge.camera.sources.pyav import PyavPicture
-from visionedge.cli.run import private_files, run_document
+from visionedge.cli.run import build_run_document, private_files
 from visionedge.config.schema import InferenceConfig
-from visionedge.errors import DamagedError
-from visionedge.ops.detect import Progress, Request, _in_pixels, detect
+from visionedge.errors import DamagedPictureError
+from visionedge.ops.detect import DetectRequest, VideoProgress, _format_box_px, run_detect
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ COUNTS = ("N", "N,N…", "K")
 
 def commands(of: argparse.ArgumentParser | None = None) -> Iterator[argparse.ArgumentParser]:
     """The parser of every command, the outermost one first."""
-    of = of or parser()
+    of = of or build_parser()
     yield of
     for action in of._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -299,7 +299,7 @@ def test_detect_of_a_video_whose_pictures_cannot_be_shown_is_one_line(
     """The picture behind it is done."""
 
     def damaged(_picture: object) -> None:
-        raise DamagedError("pictures of the pixel format nothing cannot be converted")
+        raise DamagedPictureError("pictures of the pixel format nothing cannot be converted")
 
     monkeypatch.setattr(PyavPicture, "picture", damaged)
     clip = make_clip(tmp_path / "m8.mp4", pictures=5)
@@ -318,8 +318,8 @@ def test_detect_writes_any_name_in_any_encoding(tmp_path: Path, encoding: str) -
     text, document = io.BytesIO(), io.BytesIO()
     for raw, as_json in ((text, False), (document, True)):
         out = io.TextIOWrapper(raw, encoding=encoding, write_through=True)
-        request = Request((str(tmp_path / name),), None, InferenceConfig(device="cpu"), as_json=as_json)
-        assert detect(request, out) == 0
+        request = DetectRequest((str(tmp_path / name),), None, InferenceConfig(device="cpu"), as_json=as_json)
+        assert run_detect(request, out) == 0
         out.detach()
     assert b"\x1b" not in text.getvalue()
     assert json.loads(document.getvalue())["source"] == str(tmp_path / name)
@@ -346,7 +346,7 @@ class _Terminal(io.StringIO):
 def test_progress_of_a_video_is_one_line_that_is_written_over_and_its_end_stays() -> None:
     """Pictures have none, and nothing is written where nobody looks."""
     terminal, moments_s = _Terminal(), iter(range(100))
-    progress = Progress(terminal, alone=True, clock=lambda: float(next(moments_s)))
+    progress = VideoProgress(terminal, owns_terminal=True, clock=lambda: float(next(moments_s)))
     progress.note("a.png", 1, video=False)
     for number in (1, 2, 3):
         progress.note("c.mp4", number, video=True)
@@ -359,7 +359,7 @@ def test_progress_of_a_video_is_one_line_that_is_written_over_and_its_end_stays(
         "c.mp4: 3 frames, 0.8 frames/s\x1b[K\n",
     ]
     silent = io.StringIO()
-    progress = Progress(silent, alone=True)
+    progress = VideoProgress(silent, owns_terminal=True)
     progress.note("c.mp4", 1, video=True)
     progress.close()
     assert silent.getvalue() == ""
@@ -368,7 +368,7 @@ def test_progress_of_a_video_is_one_line_that_is_written_over_and_its_end_stays(
 def test_progress_of_a_video_whose_pictures_are_left_out_says_how_far_it_is() -> None:
     """The rate is that of the pictures that were looked at."""
     terminal, moments_s = _Terminal(), iter(range(100))
-    progress = Progress(terminal, alone=True, clock=lambda: float(next(moments_s)))
+    progress = VideoProgress(terminal, owns_terminal=True, clock=lambda: float(next(moments_s)))
     for number in (1, 4, 7):
         progress.note("c.mp4", number, video=True)
     progress.close()
@@ -399,7 +399,7 @@ def test_detect_looks_at_every_nth_frame_of_a_video_only(visionedge: CommandLine
 def test_detect_tells_people_boxes_in_pixels() -> None:
     """A frame object has shares of the picture, which nobody reads without their names."""
     box = {"left": 0.067, "top": 0.365, "width": 0.213, "height": 0.468}
-    assert _in_pixels(box, 640, 480) == "left 43, top 175, 136x225 px"
+    assert _format_box_px(box, 640, 480) == "left 43, top 175, 136x225 px"
 
 
 def test_detect_reads_folders_in_natural_order_and_videos_frame_by_frame(
@@ -520,8 +520,8 @@ def test_a_bench_without_a_source_is_one_line(visionedge: CommandLine) -> None:
 
 def document_of(*words: str, environ: dict[str, str] | None = None) -> dict[str, Any]:
     """The configuration document of `run` with these arguments."""
-    arguments = parser().parse_args(["run", *words])
-    return run_document(arguments, environ or {}, inside_iot_edge=False)
+    arguments = build_parser().parse_args(["run", *words])
+    return build_run_document(arguments, environ or {}, inside_iot_edge=False)
 
 
 @pytest.mark.parametrize(

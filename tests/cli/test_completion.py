@@ -6,8 +6,8 @@ import subprocess
 import pytest
 
 from command_line import CommandLine
-from visionedge.__main__ import parser
-from visionedge.cli.completion import SHELLS, script
+from visionedge.__main__ import build_parser
+from visionedge.cli.completion import SHELLS, generate_script
 
 BASH = """
 COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
@@ -30,12 +30,12 @@ def run(shell: str, code: str, *words: str) -> list[str]:
 
 def in_bash(*typed: str) -> set[str]:
     """What bash offers for the last of these words."""
-    return set(run("bash", script("bash", parser()) + BASH, "bash", *typed)) - {""}
+    return set(run("bash", generate_script("bash", build_parser()) + BASH, "bash", *typed)) - {""}
 
 
 def in_fish(line: str) -> set[str]:
     """What fish offers at the end of a line, descriptions left away."""
-    code = script("fish", parser()) + f"complete -C '{line}'\n"
+    code = generate_script("fish", build_parser()) + f"complete -C '{line}'\n"
     return {row.split("\t")[0] for row in run("fish", code)}
 
 
@@ -68,7 +68,11 @@ def test_fish_is_told_the_same() -> None:
 
 def test_zsh_takes_the_script() -> None:
     """It completes with bash's functions."""
-    code = "autoload -U compinit && compinit -D\n" + script("zsh", parser()) + "print $_comps[visionedge]\n"
+    code = (
+        "autoload -U compinit && compinit -D\n"
+        + generate_script("zsh", build_parser())
+        + "print $_comps[visionedge]\n"
+    )
     (found,) = run("zsh", code)
     assert "_visionedge" in found
 
@@ -78,4 +82,4 @@ def test_the_verb_prints_the_script(shell: str, capsys: pytest.CaptureFixture[st
     """On stdout alone, to be read by the shell."""
     outcome = CommandLine(capsys)("completion", shell)
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out == script(shell, parser())
+    assert outcome.out == generate_script(shell, build_parser())

@@ -11,7 +11,7 @@ import pytest
 from clips import make_picture
 from command_line import CommandLine
 from tiny_models import TinyDetector, pictures
-from visionedge.model.compiler.build import FOLDER
+from visionedge.model.compiler.build import CACHE_FOLDER
 
 TINY = TinyDetector(batch=1)
 
@@ -103,11 +103,11 @@ def test_what_was_compiled_once_is_kept(visionedge: CommandLine, tmp_path: Path,
     """inspect, detect and compile share one entry in the data folder."""
     path = TINY.save(tmp_path / "tiny.onnx")
     assert visionedge("model", "inspect", path).code == 0
-    (entry,) = (data / FOLDER).iterdir()
+    (entry,) = (data / CACHE_FOLDER).iterdir()
     before = entry.read_bytes()
     assert visionedge("model", "compile", path, "-o", tmp_path / "out.onnx").code == 0
     assert visionedge("detect", make_picture(tmp_path / "a.png"), "--model", path).code == 0
-    assert [e.read_bytes() for e in (data / FOLDER).iterdir()] == [before]
+    assert [e.read_bytes() for e in (data / CACHE_FOLDER).iterdir()] == [before]
     onnx.checker.check_model(onnx.load(tmp_path / "out.onnx"))
 
 

@@ -20,10 +20,15 @@ from visionedge.engine.local_engine import open_engine
 from visionedge.frames.types import Picture
 from visionedge.model.model import load_model
 from visionedge.model.parity import Tolerance
-from visionedge.model.quantization.calibration import Progress, Values, float_tensors, folded
-from visionedge.model.quantization.int8 import Recipe, quantised
-from visionedge.model.quantization.search import Material, Sample, make
-from visionedge.model.quantization.variants import variants
+from visionedge.model.quantization.calibration import (
+    ProgressReporter,
+    TensorRanges,
+    fold_constants,
+    list_float_tensors,
+)
+from visionedge.model.quantization.int8 import QuantizationRecipe, quantize
+from visionedge.model.quantization.search import CalibrationData, CalibrationSample, make_variant
+from visionedge.model.quantization.variants import find_variants
 
 WIDTH_PX, HEIGHT_PX = 64, 48
 LABELS = ["ant", "bee", "cat", "dog", "emu"]
@@ -77,11 +82,11 @@ def test_a_long_wait_is_filled_with_steps_but_not_with_one_for_each() -> None:
     """A step is told once the last line, of whatever kind, is three seconds old."""
     lines: list[str] = []
     seconds = iter(range(100))
-    progress = Progress(
+    progress = ProgressReporter(
         lines.append, clock=lambda: float(next(seconds))
     )  # each look at the clock is a second
     progress("begins")
-    assert list(progress.over(range(10), "pictures")) == list(range(10))
+    assert list(progress.track(range(10), "pictures")) == list(range(10))
     assert lines == ["begins", "  pictures: 3 of 10", "  pictures: 6 of 10", "  pictures: 9 of 10"]
 
 
@@ -94,7 +99,7 @@ def test_no_part_of_making_integers_is_silent(
     recipe: tuple[str, ...],
 ) -> None:
     """Each picture that is looked at, in whatever part, is a step that may be told."""
-    monkeypatch.setattr("visionedge.model.quantization.calibration.EVERY_S", 0.0)
+    monkeypatch.setattr("visionedge.model.quantization.calibration.REPORT_INTERVAL_S", 0.0)
     outcome = visionedge("model", "compile", model, "--precision", "int8", "--calibrate", photos, *recipe)
     for part in ("pass 1 of ", "pass 2 of ", "comparing detections", "comparing ranges"):
         assert re.search(rf"^  {part}.*pictures: \d+ of \d+$", outcome.err, re.MULTILINE), part
@@ -103,7 +108,7 @@ def test_no_part_of_making_integers_is_silent(
 
 @pytest.fixture(autouse=True)
 def _timed_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("visionedge.model.quantization.search._SPEED_S", 0.01)
+    monkeypatch.setattr("visionedge.model.quantization.search._TIMING_BUDGET_S", 0.01)
 
 
 @pytest.fixture
@@ -133,7 +138,7 @@ def test_an_int8_variant_is_kept_with_its_report_and_used_where_it_is_asked_for(
     assert report["parity"]["matched"] >= 0.9 <= report["parityHere"]["matched"]
     assert report["parity"]["pictures"] == report["made"]["calibrationPictures"] == 8
     assert report["refused"] is None
-    (variant,) = variants(load_model(model))
+    (variant,) = find_variants(load_model(model))
     assert (variant.precision, variant.recipe, variant.refusal) == ("int8", report["recipe"], None)
     assert TensorProto.INT8 in {tensor.data_type for tensor in onnx.load(variant.path).graph.initializer}
     fp32, int8 = (rows_of(model, data, precision) for precision in ("fp32", "int8"))
@@ -198,11 +203,11 @@ def test_ranges_that_suit_only_the_pictures_they_were_set_by_are_refused(model: 
     """What was set by faint pictures is good enough for faint pictures, and for nothing else."""
     loaded = load_model(model)
     whole = loaded.input.place(WIDTH_PX, HEIGHT_PX)
-    faint_ones = [Sample(faint(number), whole) for number in range(16)]
-    common = [Sample(scene(number), whole) for number in range(8)]
-    material = Material(tuple(faint_ones[::2]), tuple(faint_ones[1::2]), common=tuple(common))
+    faint_ones = [CalibrationSample(faint(number), whole) for number in range(16)]
+    common = [CalibrationSample(scene(number), whole) for number in range(8)]
+    material = CalibrationData(tuple(faint_ones[::2]), tuple(faint_ones[1::2]), common=tuple(common))
     wide = Tolerance(unmatched=0.2)
-    made = make(loaded, "int8", material, wide, tell=lambda _: None, only="everything")
+    made = make_variant(loaded, "int8", material, wide, tell=lambda _: None, only="everything")
     way = made.tried[0]
     assert way.parity is not None
     assert way.parity.refusal(wide) is None
@@ -279,10 +284,10 @@ def test_pictures_that_show_nothing_judge_nothing(
 def test_a_model_in_integers_is_not_made_into_another(
     visionedge: CommandLine, tmp_path: Path, photos: Path
 ) -> None:
-    simple = folded(deep_detector(SMALL))
-    ranges = dict.fromkeys(float_tensors(simple.graph), (-9.0, 9.0))
+    simple = fold_constants(deep_detector(SMALL))
+    ranges = dict.fromkeys(list_float_tensors(simple.graph), (-9.0, 9.0))
     model = tmp_path / "integers.onnx"
-    onnx.save(quantised(simple, Values(ranges, {}), Recipe()), model)
+    onnx.save(quantize(simple, TensorRanges(ranges, {}), QuantizationRecipe()), model)
     outcome = visionedge("model", "compile", model, "--precision", "int8", "--calibrate", photos)
     assert outcome.code == 2
     assert "computes in integers already" in outcome.complaints[0]

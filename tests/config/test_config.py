@@ -5,21 +5,21 @@ from typing import Any
 
 import pytest
 
-from visionedge.config.documents import read_file
-from visionedge.config.load import from_environment, http_address, merge, redacted, validate
+from visionedge.config.documents import read_document
+from visionedge.config.load import merge, parse_config, parse_http_address, read_environment, redact_config
 from visionedge.errors import ConfigError
 
 
 def problems(document: object) -> list[str]:
     """The problems of a wrong document."""
     with pytest.raises(ConfigError) as caught:
-        validate(document)
+        parse_config(document)
     return list(caught.value.problems)
 
 
 def test_an_empty_document_is_all_defaults() -> None:
     """Nothing needs to be said to have a working configuration."""
-    config = validate({})
+    config = parse_config({})
     assert config.inference.device == "auto"
     assert config.http.host == "127.0.0.1"
     assert config.telemetry.interval_seconds == 1
@@ -54,7 +54,7 @@ def test_every_problem_is_reported_at_once_with_its_path() -> None:
 
 def test_defaults_of_all_cameras_are_laid_under_each_and_its_own_keys_win() -> None:
     """Mapping by mapping: a gate of a camera keeps what the defaults say of the rest of it."""
-    config = validate(
+    config = parse_config(
         {
             "cameraDefaults": {"fps": 5, "transport": "auto", "gate": {"everySeconds": 3}},
             "cameras": {"a": {"uri": "demo:"}, "b": {"uri": "demo:", "fps": 2, "gate": {"sensitivity": 1}}},
@@ -65,7 +65,7 @@ def test_defaults_of_all_cameras_are_laid_under_each_and_its_own_keys_win() -> N
     assert a.gate is not None
     assert b.gate is not None
     assert (a.gate.every_seconds, b.gate.every_seconds, b.gate.sensitivity) == (3, 3, 1)
-    assert a == validate({"cameras": {"a": redacted(config)["cameras"]["a"]}}).cameras["a"]
+    assert a == parse_config({"cameras": {"a": redact_config(config)["cameras"]["a"]}}).cameras["a"]
 
 
 def test_a_wrong_default_is_reported_once_and_where_it_stands() -> None:
@@ -92,7 +92,7 @@ def test_a_camera_name_that_yaml_takes_for_something_else_is_taken_as_it_is_writ
     file = tmp_path / "c.yaml"
     for form in (written, f"'{written}'"):
         file.write_text(f"cameras:\n  {form}: {{uri: 'demo:'}}\n")
-        assert list(validate(read_file(file)).cameras) == [written]
+        assert list(parse_config(read_document(file)).cameras) == [written]
 
 
 @pytest.mark.parametrize("written", ["No", "1.5", "~", "2026-01-01 10:00:00"])
@@ -100,13 +100,13 @@ def test_a_name_that_is_none_is_told_as_it_is_written(tmp_path: Path, written: s
     """And not as what YAML makes of it."""
     file = tmp_path / "c.yaml"
     file.write_text(f"cameras:\n  {written}: {{uri: 'demo:'}}\n")
-    (problem,) = problems(read_file(file))
+    (problem,) = problems(read_document(file))
     assert problem == f"cameras.{written}: a camera's name is 1 to 64 of a-z, 0-9, '_' and '-'"
 
 
 def test_a_camera_name_may_have_underscores() -> None:
     """As those of other programs do."""
-    assert set(validate({"cameras": {"front_door-2": {"uri": "demo:"}}}).cameras) == {"front_door-2"}
+    assert set(parse_config({"cameras": {"front_door-2": {"uri": "demo:"}}}).cameras) == {"front_door-2"}
     assert "cameras.Front Door" in problems({"cameras": {"Front Door": {"uri": "demo:"}}})[0]
 
 
@@ -147,7 +147,7 @@ def test_merge_lays_one_over_the_other_and_null_takes_away() -> None:
 
 def test_the_environment_carries_the_few_keys_a_container_needs() -> None:
     """Model, device, address and token come from VISIONEDGE_…"""
-    document = from_environment(
+    document = read_environment(
         {
             "VISIONEDGE_MODEL": "m.onnx",
             "VISIONEDGE_DEVICE": "cpu",
@@ -155,7 +155,7 @@ def test_the_environment_carries_the_few_keys_a_container_needs() -> None:
             "OTHER": "1",
         }
     )
-    config = validate(document)
+    config = parse_config(document)
     assert (config.model.path, config.inference.device) == ("m.onnx", "cpu")
     assert (config.http.host, config.http.port) == ("0.0.0.0", 80)
 
@@ -164,7 +164,7 @@ def test_yaml_and_json_files_read_alike(tmp_path: Path) -> None:
     """Both carriers give the same document."""
     (tmp_path / "a.yaml").write_text("cameras:\n  dock: {uri: 'demo:', fps: 5}\n")
     (tmp_path / "a.json").write_text('{"cameras": {"dock": {"uri": "demo:", "fps": 5}}}')
-    assert read_file(tmp_path / "a.yaml") == read_file(tmp_path / "a.json")
+    assert read_document(tmp_path / "a.yaml") == read_document(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_file_that_cannot_be_read_is_one_line(
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError) as caught:
-        read_file(tmp_path / name)
+        read_document(tmp_path / name)
     (line,) = caught.value.problems
     assert says in line
     assert name in line
@@ -198,7 +198,7 @@ def test_the_shown_configuration_holds_no_secret() -> None:
         "http": {"token": "hunter2"},
         "model": {"url": "https://h/m.onnx?sig=hunter2", "sha256": "0" * 64},
     }
-    assert "hunter2" not in str(redacted(validate(document)))
+    assert "hunter2" not in str(redact_config(parse_config(document)))
 
 
 def test_what_is_wrong_with_a_section_as_a_whole_is_told_beside_what_is_wrong_with_its_keys() -> None:
@@ -219,18 +219,18 @@ def test_what_is_wrong_with_a_section_as_a_whole_is_told_beside_what_is_wrong_wi
 )
 def test_an_address_may_be_a_port_alone(text: str, document: dict[str, object]) -> None:
     """The host stays what it is then."""
-    assert http_address(text, "--http") == document
-    assert validate({"http": document}).http.port == document["port"]
+    assert parse_http_address(text, "--http") == document
+    assert parse_config({"http": document}).http.port == document["port"]
 
 
 @pytest.mark.parametrize("text", ["", "localhost", "localhost:", "a:b", "80x", "\uff18\uff10"])
 def test_an_address_without_a_port_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--http: .* is not HOST:PORT or PORT, such as"):
-        http_address(text, "--http")
+        parse_http_address(text, "--http")
 
 
 def test_names_of_the_module_are_host_names() -> None:
-    config = validate({"http": {"names": ["vision.example", "hmi-7", "edge_1.local."]}})
+    config = parse_config({"http": {"names": ["vision.example", "hmi-7", "edge_1.local."]}})
     assert config.http.names == ("vision.example", "hmi-7", "edge_1.local.")
     for name in ("http://vision.example", "vision.example:80", "", "a b", "*", "x" * 64):
         assert problems({"http": {"names": [name]}}), name

@@ -10,11 +10,11 @@ import pytest
 from command_line import CommandLine
 from visionedge.__main__ import main
 from visionedge.config import documents
-from visionedge.config.documents import fill_variables, located, read_configuration, read_file
-from visionedge.config.load import validate
+from visionedge.config.documents import add_locations, fill_variables, read_configuration, read_document
+from visionedge.config.load import parse_config
 from visionedge.config.schema import MAX_PROBLEMS
 from visionedge.errors import ConfigError
-from visionedge.runtime.files import read_regular
+from visionedge.runtime.files import read_regular_file
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def visionedge(capsys: pytest.CaptureFixture[str]) -> CommandLine:
 def refusal(path: Path) -> str:
     """The one line that a file is refused with."""
     with pytest.raises(ConfigError) as caught:
-        read_file(path)
+        read_document(path)
     (line,) = caught.value.problems
     assert "\n" not in line
     assert len(line) < len(str(path)) + 300
@@ -84,16 +84,16 @@ def test_the_work_on_a_file_grows_with_its_size_and_not_with_what_its_aliases_st
 ) -> None:
     """A value that is given once and used a hundred times is read once."""
     built = 0
-    construct = documents._Bounded.construct_object
+    construct = documents._BoundedLoader.construct_object
 
-    def counted(self: documents._Bounded, node: object, deep: bool = False) -> object:
+    def counted(self: documents._BoundedLoader, node: object, deep: bool = False) -> object:
         nonlocal built
         built += 1
         result: object = construct(self, node, deep=deep)
         return result
 
-    monkeypatch.setattr(documents._Bounded, "construct_object", counted)
-    document = read_file(written(tmp_path, "a.yaml", f"a: &a [{'x, ' * 90}x]\nb: [{'*a, ' * 99}*a]"))
+    monkeypatch.setattr(documents._BoundedLoader, "construct_object", counted)
+    document = read_document(written(tmp_path, "a.yaml", f"a: &a [{'x, ' * 90}x]\nb: [{'*a, ' * 99}*a]"))
     assert [len(each) for each in document["b"]] == [91] * 100
     assert built < 1_000
 
@@ -113,16 +113,16 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
 def test_a_file_is_read_up_to_its_limit_and_no_further(tmp_path: Path) -> None:
     """Exactly the limit is read; one byte more is refused, and so is a file that is none when it is read."""
     path = written(tmp_path, "a", "x" * 100)
-    assert read_regular(path, most_bytes=100) == b"x" * 100
+    assert read_regular_file(path, max_bytes=100) == b"x" * 100
     with pytest.raises(OSError, match="larger than") as caught:
-        read_regular(path, most_bytes=99)
+        read_regular_file(path, max_bytes=99)
     assert caught.value.strerror is not None
 
 
 def test_a_key_is_the_text_that_stands_there(tmp_path: Path) -> None:
     """YAML takes off for a truth value and 18:00 for 1080; a camera may have such a name all the same."""
     text = "cameras: {off: {uri: 'demo:'}, 1: {uri: 'demo:'}, on: {uri: 'demo:'}}\ninference: {parity: off}\n"
-    checked = validate(read_file(written(tmp_path, "a.yaml", text)))
+    checked = parse_config(read_document(written(tmp_path, "a.yaml", text)))
     assert list(checked.cameras) == ["off", "1", "on"]
     assert checked.inference.parity == "off"
 
@@ -138,7 +138,7 @@ cameras:
 
 def test_keys_that_begin_with_x_hold_anchors_and_are_ignored(tmp_path: Path) -> None:
     """As in compose; a mapping's own keys win over what it merges, wherever `<<` stands."""
-    checked = validate(read_configuration(written(tmp_path, "a.yaml", ANCHORED), {}))
+    checked = parse_config(read_configuration(written(tmp_path, "a.yaml", ANCHORED), {}))
     hall, yard = checked.cameras["hall"], checked.cameras["yard"]
     assert (hall.fps, yard.fps, yard.decoder) == (2, 10, "opencv")
     assert hall.gate is not None
@@ -158,19 +158,19 @@ def test_only_top_level_keys_that_begin_with_x_dash_are_ignored(
     tmp_path: Path, text: str, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        validate(read_file(written(tmp_path, "a.yaml", text)))
+        parse_config(read_document(written(tmp_path, "a.yaml", text)))
 
 
 def test_a_key_that_is_written_twice_beside_a_merge_is_refused(tmp_path: Path) -> None:
     text = "x-a: &a {fps: 2}\ncameras: {hall: {<<: *a, uri: 'demo:', fps: 1, fps: 3}}\n"
     with pytest.raises(ConfigError, match="key 'fps' is given twice"):
-        read_file(written(tmp_path, "a.yaml", text))
+        read_document(written(tmp_path, "a.yaml", text))
 
 
 def test_of_very_many_problems_the_first_and_their_number_are_told() -> None:
     """Nobody reads ten thousand lines, and making them takes long."""
     with pytest.raises(ConfigError) as caught:
-        validate({f"key{n}": 1 for n in range(10_000)})
+        parse_config({f"key{n}": 1 for n in range(10_000)})
     assert len(caught.value.problems) == MAX_PROBLEMS + 1
     assert caught.value.problems[-1] == "configuration: and 9500 more problems like these"
     assert str(caught.value).endswith("; and 481 more problems")
@@ -197,7 +197,7 @@ def test_a_problem_names_its_file_and_its_line(tmp_path: Path) -> None:
         "# two cameras\ncameras:\n  dock:\n    uri: gopher://x\n    fps: 0\n  yard:\n    fps: 5\nhttps: {}\n",
     )
     problems = ["cameras.dock.fps: a", "cameras.yard.uri: is missing", "https: b", "model.url: c", "d"]
-    assert located(problems, path) == [
+    assert add_locations(problems, path) == [
         f"{path}:5: cameras.dock.fps: a",
         f"{path}:6: cameras.yard.uri: is missing",
         f"{path}:8: https: b",
@@ -205,7 +205,9 @@ def test_a_problem_names_its_file_and_its_line(tmp_path: Path) -> None:
         "d",
     ]
     tabbed = written(tmp_path, "a.json", '{\n\t"inference": {\n\t\t"classes": [\n\t\t\t"a",\n\t\t\t1]}}')
-    assert located(["inference.classes.1: no text"], tabbed) == [f"{tabbed}:5: inference.classes.1: no text"]
+    assert add_locations(["inference.classes.1: no text"], tabbed) == [
+        f"{tabbed}:5: inference.classes.1: no text"
+    ]
 
 
 def test_variables_in_a_file_are_filled_from_the_environment(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from clips import numbered_picture
 from visionedge.camera.camera import Camera, CameraStatus
-from visionedge.camera.sources.base import Decoded, Limits, WholePicture
+from visionedge.camera.sources.base import DecodedPicture, SourceLimits, WholePicture
 from visionedge.config.addresses import CameraUri
 from visionedge.frames.types import Frame, InputSpec, Picture
 
@@ -108,7 +108,7 @@ class ScriptedSource:
         self._clock = clock
         self._number = 0
 
-    def read(self) -> Decoded | None:
+    def read(self) -> DecodedPicture | None:
         step = self._steps.pop(0) if self._steps else None
         if step is None:
             return None
@@ -124,7 +124,7 @@ class ScriptedSource:
 
         return WholePicture(picture, 160, 120, None if self.live else step)
 
-    def want(self, pictures_per_s: float | None) -> None:
+    def set_wanted_rate(self, pictures_per_s: float | None) -> None:
         self.wanted.append(pictures_per_s)
 
     def interrupt(self) -> None:
@@ -141,7 +141,7 @@ class Opener:
         self.opened = 0
         self._sources = list(sources)
 
-    def __call__(self, uri: CameraUri, limits: Limits) -> ScriptedSource:  # noqa: ARG002 - the opener's form
+    def __call__(self, uri: CameraUri, limits: SourceLimits) -> ScriptedSource:  # noqa: ARG002 - the opener's form
         self.opened += 1
         source = self._sources.pop(0)
         if isinstance(source, Exception):

@@ -29,8 +29,8 @@ from edge_runtime.packets import NOT_AUTHORIZED
 from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
 from visionedge.iothub.identity import Identity
-from visionedge.outbound.spool import FILE_NAME
-from visionedge.outbound.sqlite_store import Bounds, Store
+from visionedge.outbound.spool import SPOOL_FILE_NAME
+from visionedge.outbound.sqlite_store import MessageStore, SpoolLimits
 
 LONGEST_GAP_S = 60.0
 _WARM_S = 15.0
@@ -87,8 +87,8 @@ class Chaos:
                 self._live(folder)
             self._calm()
             self._drain(folder)
-            numbers, waiting = self._spool(folder / "data" / FILE_NAME)
-            return self._judge(self._runtime.messages, numbers, waiting)
+            last_numbers, waiting = self._spool(folder / "data" / SPOOL_FILE_NAME)
+            return self._judge(self._runtime.messages, last_numbers, waiting)
 
     # --- what happens ---------------------------------------------------------------------------------------
 
@@ -173,19 +173,19 @@ class Chaos:
         """The last numbers that were given, and how many messages are left."""
         identity = Identity.from_environ(self._runtime.environ)
         assert identity is not None
-        store = Store(path, identity.owner, Bounds())
+        store = MessageStore(path, identity.owner, SpoolLimits())
         store.close()
-        return store.numbers, store.count
+        return store.last_numbers, store.count
 
-    def _judge(self, messages: list[Received], numbers: dict[str, int], waiting: int) -> dict[str, Any]:
+    def _judge(self, messages: list[Received], last_numbers: dict[str, int], waiting: int) -> dict[str, Any]:
         once = {message.message_id: message for message in reversed(messages)}
         gaps = [(b.received_ns - a.received_ns) / 1e9 for a, b in pairwise(messages)]
         broken = [
             *self._order(messages),
             *(
                 f"{output}: numbers missing"
-                for output in numbers
-                if not _all_there(messages, output, numbers)
+                for output in last_numbers
+                if not _all_there(messages, output, last_numbers)
             ),
         ]
         longest_s = max(gaps, default=0.0)
@@ -200,7 +200,7 @@ class Chaos:
             "faults": dict(sorted(self.faults.items())),
             "messages": dict(Counter(m.output for m in once.values())),
             "duplicates": len(messages) - len(once),
-            "lastNumbers": numbers,
+            "lastNumbers": last_numbers,
             "waitingAtTheEnd": waiting,
             "longestGapSeconds": round(longest_s, 1),
             "memory": memory,
@@ -230,10 +230,10 @@ class Chaos:
         }
 
 
-def _all_there(messages: list[Received], output: str, numbers: dict[str, int]) -> bool:
+def _all_there(messages: list[Received], output: str, last_numbers: dict[str, int]) -> bool:
     """Whether the numbers 1 to the last that was given have arrived, and no other."""
     there = {m.json()["messageSequence"] for m in messages if m.output == output}
-    return there == set(range(1, numbers[output] + 1))
+    return there == set(range(1, last_numbers[output] + 1))
 
 
 def _empty(module: ModuleProcess) -> bool:

@@ -10,19 +10,19 @@ from visionedge.iothub.client import HubClient
 from visionedge.iothub.deadlines import Deadlines
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.sdk import (
-    Ears,
     InputMessage,
     LinkError,
+    LinkListener,
     MethodCall,
     OnLost,
 )
-from visionedge.outbound.memory_queue import Backlog
+from visionedge.outbound.memory_queue import MemoryQueue
 from visionedge.outbound.messages import Message
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.threads import ThreadGroup
 
 IDENTITY = Identity(hub="hub", device="press-7", module="vision", gateway="gateway")
 QUICK = Deadlines(
-    build_s=5, connect_s=5, send_s=5, farewell_s=1, first_wait_s=0.01, longest_wait_s=0.02, lost_threads=2
+    build_s=5, connect_s=5, send_s=5, disconnect_s=1, first_wait_s=0.01, max_wait_s=0.02, max_hung_threads=2
 )
 
 
@@ -44,7 +44,7 @@ class Hub:
         self.flapping = 0
         self.errors: list[Exception] = []
         self.hold: dict[str, threading.Event] = {}
-        self.ears: list[Ears] = []
+        self.link_listener: list[LinkListener] = []
         self.reported: list[Mapping[str, Any]] = []
         self.answers: list[tuple[str, int, Any]] = []
         self.picky = False
@@ -89,9 +89,9 @@ class ScriptedLink:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
 
-    def connect(self, ears: Ears | None) -> None:
+    def connect(self, link_listener: LinkListener | None) -> None:
         self._hub.step("connect")
-        self._ears = ears
+        self._ears = link_listener
 
     def send(self, message: Message) -> None:
         if self._hub.flapping:
@@ -109,11 +109,11 @@ class ScriptedLink:
         self._hub.note(lambda: setattr(self._hub, "asked", self._hub.asked + 1))
         return {"desired": {}, "reported": {}}
 
-    def listen(self) -> None:
+    def subscribe(self) -> None:
         self._hub.step("listen")
         assert self._ears is not None
-        ears = self._ears
-        self._hub.note(lambda: self._hub.ears.append(ears))
+        link_listener = self._ears
+        self._hub.note(lambda: self._hub.link_listener.append(link_listener))
 
     def report(self, patch: Mapping[str, Any]) -> bool:
         self._hub.step("report")
@@ -134,33 +134,33 @@ class Bench:
 
     def __init__(self) -> None:
         self.hub = Hub()
-        self.crew = Crew(lambda name, error: pytest.fail(f"{name}: {error}"))
+        self.thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
         self.states: list[str] = []
         self.twins: list[tuple[Mapping[str, Any] | None, int]] = []
         self.calls: list[MethodCall] = []
         self.inputs: list[InputMessage] = []
         self.clients: list[HubClient] = []
 
-    def twin(self, twin: Mapping[str, Any] | None, line: int) -> None:
+    def twin(self, twin: Mapping[str, Any] | None, connection: int) -> None:
         """See `Listener`."""
-        self.hub.note(lambda: self.twins.append((twin, line)))
+        self.hub.note(lambda: self.twins.append((twin, connection)))
 
-    def called(self, call: MethodCall) -> None:
+    def on_method_call(self, call: MethodCall) -> None:
         """See `Listener`."""
         self.hub.note(lambda: self.calls.append(call))
 
-    def received(self, message: InputMessage) -> None:
+    def on_message(self, message: InputMessage) -> None:
         """See `Listener`."""
         self.hub.note(lambda: self.inputs.append(message))
 
-    def client(self, deadlines: Deadlines = QUICK, backlog: Backlog | None = None) -> HubClient:
+    def client(self, deadlines: Deadlines = QUICK, message_queue: MemoryQueue | None = None) -> HubClient:
         """A client that is not started yet."""
         client = HubClient(
             IDENTITY,
-            self.crew,
+            self.thread_group,
             deadlines=deadlines,
-            backlog=backlog,
-            connector=self.hub.open,
+            message_queue=message_queue,
+            link_factory=self.hub.open,
             on_change=lambda status: self.hub.note(lambda: self.states.append(status.state)),
             listener=self,
             on_stuck=lambda: self.hub.note(lambda: self.states.append("on_stuck")),

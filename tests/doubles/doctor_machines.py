@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from visionedge.engine.device.devices import PROVIDERS, ProbeOutput
-from visionedge.ops.doctor.host import Answer, Host, Space
+from visionedge.ops.doctor.host import DiskSpace, Host, ProbeResult
 
 NOW = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)
 SITE = Path("/opt/visionedge/site-packages")
@@ -80,7 +80,7 @@ class Machine:
     placement: dict[str, Any] | None = None
     network: dict[str, dict[str, Any]] = field(default_factory=dict)
     synchronised: bool = True
-    free: Space | None = field(default_factory=lambda: Space(40 * _GIB, 30 * _GIB))
+    free: DiskSpace | None = field(default_factory=lambda: DiskSpace(40 * _GIB, 30 * _GIB))
     asked: list[str] = field(default_factory=list)
 
     def file(self, path: str | Path, text: str = "") -> "Machine":
@@ -254,7 +254,7 @@ class Machine:
             cores=self.cores,
             cpu_quota=self.cpu_quota,
             uid=self.uid,
-            ask=self._ask,
+            probe=self._ask,
             session=self._session,
             space=lambda _path: self.free,
             access=lambda path, _mode: f"/{path.relative_to(self.root)}" not in self.denied,
@@ -270,39 +270,39 @@ class Machine:
             )
         return self.session
 
-    def _ask(self, question: str, arguments: dict[str, Any], _limit_s: float) -> Answer:
+    def _ask(self, question: str, arguments: dict[str, Any], _limit_s: float) -> ProbeResult:
         self.asked.append(question)
-        answers: dict[str, Callable[[dict[str, Any]], Answer]] = {
+        answers: dict[str, Callable[[dict[str, Any]], ProbeResult]] = {
             "driver": self._driver,
             "libraries": self._libraries,
             "network": self._network,
-            "clock": lambda _: Answer({"kernel": {"synchronised": self.synchronised, "errorMs": 12.0}}),
-            "placement": lambda _: Answer({"placement": self.placement} if self.placement else {}),
+            "clock": lambda _: ProbeResult({"kernel": {"synchronised": self.synchronised, "errorMs": 12.0}}),
+            "placement": lambda _: ProbeResult({"placement": self.placement} if self.placement else {}),
         }
         return answers[question](arguments)
 
-    def _driver(self, arguments: dict[str, Any]) -> Answer:
+    def _driver(self, arguments: dict[str, Any]) -> ProbeResult:
         errors = {node: self.refused.get(node) for node in arguments["nodes"]}
         how, words = self.driver_end
-        return Answer({"open": {"errors": errors}, **self.driver_steps}, how, words)  # type: ignore[arg-type]  # of the closed list
+        return ProbeResult({"open": {"errors": errors}, **self.driver_steps}, how, words)  # type: ignore[arg-type]  # of the closed list
 
-    def _libraries(self, arguments: dict[str, Any]) -> Answer:
+    def _libraries(self, arguments: dict[str, Any]) -> ProbeResult:
         steps: dict[str, dict[str, Any]] = {}
         for name in arguments["names"]:
             if name in self.lacking:
                 steps[name] = {"error": self.lacking[name]}
             elif name in self.versions:
                 steps[name] = {"path": f"/lib/{name}", "version": self.versions[name]}
-        return Answer(steps)
+        return ProbeResult(steps)
 
-    def _network(self, arguments: dict[str, Any]) -> Answer:
+    def _network(self, arguments: dict[str, Any]) -> ProbeResult:
         asked = [
             *(f"resolve:{n}" for n in arguments["resolve"]),
             *(f"reach:{n}" for n in arguments["reach"]),
             "date",
         ]
         known = {step: self.network[step] for step in asked if step in self.network}
-        return Answer(
+        return ProbeResult(
             known, "fine" if len(known) == len(asked) else "late", "" if known else "no answer within 3 s"
         )
 

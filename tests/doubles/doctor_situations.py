@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from doctor_machines import Machine, cuda_failure, linux, missing
-from visionedge.ops.doctor.host import Space
+from visionedge.ops.doctor.host import DiskSpace
 
 _GIB = 2**30
 WSL_CUDA = "/usr/lib/wsl/drivers/nv_dispi.inf_amd64_1/libcuda.so.1.1"
@@ -58,7 +58,7 @@ def _trouble(m: Machine) -> None:
     }
     m.denied = {"/data", "/var/run/iotedge/workload.sock"}
     m.synchronised = False
-    m.free = Space(9 * _GIB, 2**26)
+    m.free = DiskSpace(9 * _GIB, 2**26)
 
 
 NO_GPU = [

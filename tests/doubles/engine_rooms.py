@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from visionedge.app.engine_host import EngineRoom
-from visionedge.app.state import Rooms
+from visionedge.app.engine_host import EngineHost
+from visionedge.app.state import AppState
 from visionedge.camera.camera import CameraStatus
-from visionedge.camera.registry import Fleet
-from visionedge.config.load import validate
-from visionedge.engine.interface import EngineNews
-from visionedge.frames.types import Result
-from visionedge.model.download import Tempo
-from visionedge.runtime.threads import Crew
+from visionedge.camera.registry import CameraRegistry
+from visionedge.config.load import parse_config
+from visionedge.engine.interface import EngineEvent
+from visionedge.frames.types import FrameResult
+from visionedge.model.download import DownloadRetryPolicy
+from visionedge.runtime.threads import ThreadGroup
 
 
 class Module:
@@ -27,64 +27,64 @@ class Module:
         self,
         document: dict[str, Any],
         data: Path,
-        tempo: Tempo | None = None,
+        retry_policy: DownloadRetryPolicy | None = None,
         inject: Path | None = None,
     ) -> None:
         self.document = document
-        self.results: list[Result] = []
-        self.news: list[EngineNews] = []
+        self.results: list[FrameResult] = []
+        self.news: list[EngineEvent] = []
         self._more = threading.Condition()
-        self.crew = Crew(lambda name, error: pytest.fail(f"{name} died: {error}"))
-        self.rooms = Rooms.of(validate(document), data, {}, self._collect)
-        self.room = EngineRoom(
-            self.rooms,
+        self.thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name} died: {error}"))
+        self.state = AppState.of(parse_config(document), data, {}, self._collect)
+        self.engine_host = EngineHost(
+            self.state,
             data,
-            self.crew,
+            self.thread_group,
             lambda name, error: pytest.fail(f"{name}: {error}"),
-            tempo=tempo,
+            retry_policy=retry_policy,
             inject=inject,
         )
 
     def _collect(self) -> None:
         with self._more:
-            items = self.rooms.outbox.drain()
-            self.results += [item for item in items if isinstance(item, Result)]
-            self.news += [item for item in items if isinstance(item, EngineNews)]
+            items = self.state.loop_queue.drain()
+            self.results += [item for item in items if isinstance(item, FrameResult)]
+            self.news += [item for item in items if isinstance(item, EngineEvent)]
             self._more.notify_all()
 
-    def _until(self, condition: Callable[[list[Result]], bool]) -> None:
+    def _until(self, condition: Callable[[list[FrameResult]], bool]) -> None:
         with self._more:
             assert self._more.wait_for(lambda: condition(self.results), 120), self.news
 
-    async def until(self, condition: Callable[[list[Result]], bool]) -> None:
+    async def until(self, condition: Callable[[list[FrameResult]], bool]) -> None:
         """Wait until the results are such."""
         await asyncio.to_thread(self._until, condition)
 
     async def until_told(self, code: str) -> None:
         """Wait until the engine has told this."""
 
-        def told(_results: list[Result]) -> bool:
+        def told(_results: list[FrameResult]) -> bool:
             return any(news.code == code for news in self.news)
 
         await self.until(told)
 
-    async def change(self, over: dict[str, Any]) -> dict[Any, str]:
+    async def apply(self, over: dict[str, Any]) -> dict[Any, str]:
         """Change to the document with these sections."""
-        return await self.room.change(validate({**self.document, **over}))
+        return await self.engine_host.apply(parse_config({**self.document, **over}))
 
     async def begin(self) -> None:
         """Cameras and engine, as soon as the model is there."""
-        rooms = self.rooms
+        state = self.state
 
         def ignore(_status: CameraStatus) -> None:
             """Nobody asks."""
 
-        fitting = self.room.load() or await self.room.fetch()
-        rooms.fleet = Fleet(
-            fitting, rooms.batcher, self.crew, first_sequence=lambda _name: 1, on_change=ignore
+        resizer = self.engine_host.load() or await self.engine_host.fetch()
+        state.camera_registry = CameraRegistry(
+            resizer, state.batcher, self.thread_group, first_sequence=lambda _name: 1, on_change=ignore
         )
-        rooms.fleet.apply(rooms.config.cameras)
-        await self.room.open()
+        state.camera_registry.apply(state.config.cameras)
+        await self.engine_host.open()
 
 
 @asynccontextmanager
@@ -92,13 +92,13 @@ async def running(
     document: dict[str, Any],
     data: Path,
     *,
-    tempo: Tempo | None = None,
+    retry_policy: DownloadRetryPolicy | None = None,
     begun: bool = True,
     inject: Path | None = None,
 ) -> AsyncIterator[Module]:
     """A module; not `begun` it waits for its model when the story begins. `inject` is a script of faults."""
-    module = Module(document, data, tempo, inject)
-    rooms = module.rooms
+    module = Module(document, data, retry_policy, inject)
+    state = module.state
     beginning = asyncio.ensure_future(module.begin())
     try:
         if begun:
@@ -106,14 +106,14 @@ async def running(
         yield module
     finally:
         beginning.cancel()
-        module.crew.stopping.set()
-        if rooms.fleet is not None:
-            rooms.fleet.stop()
-        rooms.batcher.close()
-        module.room.lineup.close()
-        left = await asyncio.to_thread(module.crew.join, 10)
-        await asyncio.to_thread(module.room.close)
-        assert left + module.room.left() == []
+        module.thread_group.stopping.set()
+        if state.camera_registry is not None:
+            state.camera_registry.stop()
+        state.batcher.close()
+        module.engine_host.lineup.close()
+        still_running = await asyncio.to_thread(module.thread_group.join, 10)
+        await asyncio.to_thread(module.engine_host.close)
+        assert still_running + module.engine_host.still_running() == []
 
 
 def document(clip: Path, models: Path, *, process: bool) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def document(clip: Path, models: Path, *, process: bool) -> dict[str, Any]:
     }
 
 
-def of(results: list[Result], camera: str) -> list[Result]:
+def of(results: list[FrameResult], camera: str) -> list[FrameResult]:
     """The results of one camera."""
     return [each for each in results if each.frame.camera == camera]
 
@@ -135,14 +135,14 @@ def play(
     start: dict[str, Any],
     data: Path,
     *,
-    tempo: Tempo | None = None,
+    retry_policy: DownloadRetryPolicy | None = None,
     begun: bool = True,
     inject: Path | None = None,
 ) -> Module:
     """Run a module through a story; the module as it was at the end."""
 
     async def told() -> Module:
-        async with running(start, data, tempo=tempo, begun=begun, inject=inject) as module:
+        async with running(start, data, retry_policy=retry_policy, begun=begun, inject=inject) as module:
             await story(module)
         return module
 

@@ -8,27 +8,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from visionedge.engine.device.devices import Effective, Reason, Requested, Verdict
-from visionedge.engine.device.faults import FATAL, Fault
+from visionedge.engine.device.devices import DeviceVerdict, EffectiveDevice, ReasonCode, RequestedDevice
+from visionedge.engine.device.faults import FATAL_FAULTS, Fault
 from visionedge.engine.process.recovery_policy import (
-    ChangeOver,
-    Compare,
-    Dismiss,
+    CompareCandidate,
+    FallbackPolicy,
     GiveUp,
-    Ladder,
-    Patience,
-    Policy,
-    Prepare,
-    Probe,
-    Serve,
+    ProbeDevice,
+    PublishEvent,
+    RecoveryPolicy,
+    RecoveryTiming,
+    StartCandidate,
+    StartEngine,
     Step,
-    Stop,
-    Tell,
+    StopCandidate,
+    StopEngine,
+    SwitchToCandidate,
 )
 
-OK = Verdict(Reason.OK, "usable")
-ABSENT = Verdict(Reason.NO_DEVICE, "CUDA failure 100: no CUDA-capable device is detected")
-LOST = Verdict(Reason.CUDA_ERROR, "CUDA failure 700: an illegal memory access was encountered")
+OK = DeviceVerdict(ReasonCode.OK, "usable")
+ABSENT = DeviceVerdict(ReasonCode.NO_DEVICE, "CUDA failure 100: no CUDA-capable device is detected")
+LOST = DeviceVerdict(ReasonCode.CUDA_ERROR, "CUDA failure 700: an illegal memory access was encountered")
 WORDS = LOST.reason
 
 GPU_STATES = ("fine", "absent", "hangs", "opens-not", "dies-opening", "lies", "shaky")
@@ -58,22 +58,22 @@ class World:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)  # noqa: S311 - the world's, not a secret
         self.numbers = itertools.count(1)
-        self.policy: Policy = self.random.choice(("degrade", "degrade", "hold"))
-        self.requested: Requested = self.random.choice(("auto", "cuda", "tensorrt"))
-        self.patience = Patience(jitter=0.2)
-        self.ladder = Ladder(self.requested, self.policy, self.patience, self.random.random)
+        self.policy: FallbackPolicy = self.random.choice(("degrade", "degrade", "hold"))
+        self.requested: RequestedDevice = self.random.choice(("auto", "cuda", "tensorrt"))
+        self.timing = RecoveryTiming(jitter=0.2)
+        self.recovery_policy = RecoveryPolicy(self.requested, self.policy, self.timing, self.random.random)
 
     # What the world does by itself.
 
     def live(self, until_s: float) -> None:
         """Let time go by; at each moment something is on its way, or nothing is missing."""
         while True:
-            due_s = self.ladder.due_s()
+            due_s = self.recovery_policy.due_s()
             next_s = min(
                 [t for t, _, _ in self.pending[:1]] + ([due_s] if due_s is not None else []), default=None
             )
             if next_s is None:
-                assert self.ladder.serving is not None, f"stuck: {self.ladder}"
+                assert self.recovery_policy.serving is not None, f"stuck: {self.recovery_policy}"
             if next_s is None or next_s > until_s:
                 self.now_s = until_s
                 return
@@ -81,7 +81,7 @@ class World:
             if self.pending and self.pending[0][0] <= self.now_s:
                 heapq.heappop(self.pending)[2]()
             else:
-                steps = self.ladder.tick(self.now_s)
+                steps = self.recovery_policy.tick(self.now_s)
                 assert steps, "what is due is something to do"
                 self.do(steps)
 
@@ -97,22 +97,27 @@ class World:
 
     def _turn(self, state: str) -> None:
         self.gpu = state
-        if self.ladder.serving in ("cuda", "tensorrt") and state in ("absent", "hangs", "shaky", "opens-not"):
+        if self.recovery_policy.serving in ("cuda", "tensorrt") and state in (
+            "absent",
+            "hangs",
+            "shaky",
+            "opens-not",
+        ):
             self._strike(self.main)
 
     def _strike(self, child: int) -> None:
         """The GPU that serves fails, in one way or another."""
-        if child != self.main or self.ladder.serving in (None, "cpu"):
+        if child != self.main or self.recovery_policy.serving in (None, "cpu"):
             return
         self.happened["gpu lost"] += 1
         self._dark()
-        fault = self.random.choice(sorted({*FATAL, Fault.OUT_OF_MEMORY, Fault.REFUSED}))
+        fault = self.random.choice(sorted({*FATAL_FAULTS, Fault.OUT_OF_MEMORY, Fault.REFUSED}))
         if fault in (Fault.HANG, Fault.DIED):
             self.main = 0
-            self.do(self.ladder.ended(fault, WORDS, self.now_s))
+            self.do(self.recovery_policy.ended(fault, WORDS, self.now_s))
         else:
-            steps = self.ladder.fault(fault, WORDS, self.now_s)
-            assert steps[0] == Stop(WORDS)
+            steps = self.recovery_policy.fault(fault, WORDS, self.now_s)
+            assert steps[0] == StopEngine(WORDS)
             self.do(steps)
 
     def _dark(self) -> None:
@@ -132,63 +137,65 @@ class World:
 
     def _do(self, step: Step) -> None:
         match step:
-            case Serve(device):
+            case StartEngine(device):
                 assert self.main == 0, "one at a time"
                 self.main = next(self.numbers)
                 self.later(2.0, partial(self._served, self.main, device))
-            case Stop():
+            case StopEngine():
                 self.main = 0
-            case Probe(device):
+            case ProbeDevice(device):
                 self.attempts_s += [self.now_s] if device == self._first_wish() else []
                 self.later(60.0 if self.gpu == "hangs" else 2.0, partial(self._probed, device))
-            case Prepare(device):
+            case StartCandidate(device):
                 assert self.candidate == 0, "one candidate at a time"
                 self.candidate = next(self.numbers)
                 self.later(8.0, partial(self._prepared, self.candidate))
-            case Compare():
+            case CompareCandidate():
                 self.later(1.0, partial(self._compared, self.candidate))
-            case Dismiss():
+            case StopCandidate():
                 self.candidate = 0
-            case ChangeOver():
+            case SwitchToCandidate():
                 assert self.candidate
                 self.main, self.candidate = self.candidate, 0
                 self.changes_s.append(self.now_s)
                 self._light()
                 self._maybe_shaky()
-            case Tell(code):
+            case PublishEvent(code):
                 self.told[code] += 1
             case GiveUp():
                 raise AssertionError("nothing here is a reason to give up")
 
-    def _first_wish(self) -> Effective:
+    def _first_wish(self) -> EffectiveDevice:
         return "tensorrt" if self.requested == "tensorrt" else "cuda"
 
     def _maybe_shaky(self) -> None:
         if self.gpu == "shaky":
             self.later(self.random.uniform(0.1, 20), partial(self._strike, self.main))
 
-    def _served(self, child: int, device: Effective | None) -> None:
+    def _served(self, child: int, device: EffectiveDevice | None) -> None:
         if child != self.main:
             return
         usable = self.gpu in ("fine", "lies", "shaky")
         if device is None and not usable and self.policy == "hold" and self.requested != "auto":
             self.main = 0
             self.happened["held"] += 1
-            self.do(self.ladder.refused("no device", self.now_s, died=False, code=Reason.NO_DEVICE))
+            self.do(
+                self.recovery_policy.refused("no device", self.now_s, died=False, code=ReasonCode.NO_DEVICE)
+            )
             return
         if (
-            self.ladder.serving is None
+            self.recovery_policy.serving is None
             and self.happened["opened"]
             and self.random.random() < 0.2 * self.cpu_dies
         ):
             self.main = 0
-            self.do(self.ladder.refused("no memory", self.now_s, died=True))
+            self.do(self.recovery_policy.refused("no memory", self.now_s, died=True))
             return
-        got: Effective = "cpu" if device == "cpu" or not usable else self._first_wish()
+        got: EffectiveDevice = "cpu" if device == "cpu" or not usable else self._first_wish()
         self.happened["opened"] += 1
         self.happened["opened again"] += self.happened["opened"] + self.happened["held"] > 1
         self._light()
-        self.do(self.ladder.opened(got, OK if got != "cpu" else LOST, self.now_s))
+        self.do(self.recovery_policy.opened(got, OK if got != "cpu" else LOST, self.now_s))
         if got == "cpu" and self.cpu_dies and self.random.random() < 0.2:
             self.later(self.random.uniform(1, 300), partial(self._cpu_dies, child))
         elif got != "cpu":
@@ -200,23 +207,23 @@ class World:
         self.main = 0
         self.happened["cpu lost"] += 1
         self._dark()
-        self.do(self.ladder.ended(Fault.DIED, "died", self.now_s))
+        self.do(self.recovery_policy.ended(Fault.DIED, "died", self.now_s))
 
-    def _probed(self, device: Effective) -> None:
+    def _probed(self, device: EffectiveDevice) -> None:
         verdict = ABSENT if self.gpu in ("absent", "hangs") else OK
-        self.do(self.ladder.probed(device, verdict, self.now_s))
+        self.do(self.recovery_policy.probed(device, verdict, self.now_s))
 
     def _prepared(self, child: int) -> None:
         if child != self.candidate:
             return
         if self.gpu in ("absent", "hangs", "opens-not", "dies-opening"):
             self.candidate = 0
-            self.do(self.ladder.candidate_lost(LOST, self.now_s))
+            self.do(self.recovery_policy.candidate_lost(LOST, self.now_s))
         else:
-            self.do(self.ladder.prepared(self.now_s))
+            self.do(self.recovery_policy.prepared(self.now_s))
 
     def _compared(self, child: int) -> None:
         if child == self.candidate:
             refusal = "only 3 % of the rows agree" if self.gpu == "lies" else None
             self.happened["refused"] += refusal is not None
-            self.do(self.ladder.compared(refusal, "alike", self.now_s))
+            self.do(self.recovery_policy.compared(refusal, "alike", self.now_s))

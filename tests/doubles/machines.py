@@ -5,8 +5,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from visionedge.engine.autotune import MOST_BATCHES, Sample, Wanted
-from visionedge.engine.plan import Pair
+from visionedge.engine.autotune import MAX_BATCHES, AutotuneRequest, ThroughputSample
+from visionedge.engine.plan import OperatingPoint
 
 BatchMs = Callable[[int, int], float]
 """(lanes, batch) → ms that one batch takes while all lanes work."""
@@ -20,9 +20,9 @@ class Machine:
     noise: float = 0.0
     seed: int = 0
     slower: Callable[[float], float] = lambda _now_s: 1.0
-    broken: Callable[[Pair], bool] = lambda _pair: False
+    broken: Callable[[OperatingPoint], bool] = lambda _pair: False
     now_s: float = 0.0
-    tried: list[Pair] = field(default_factory=list)
+    tried: list[OperatingPoint] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)  # noqa: S311 - no secret
@@ -31,27 +31,27 @@ class Machine:
         """Now, in ns."""
         return int(self.now_s * 1e9)
 
-    def trial(self, pair: Pair, limit_s: float) -> Sample:
+    def trial(self, point: OperatingPoint, limit_s: float) -> ThroughputSample:
         """As `trial.run_trial`: one batch to settle, then as many as fill the time."""
-        self.tried.append(pair)
-        if self.broken(pair):
-            raise MemoryError(f"no room for\n{pair.batch} pictures")
-        real_ms = self.batch_ms(pair.lanes, pair.batch)
+        self.tried.append(point)
+        if self.broken(point):
+            raise MemoryError(f"no room for\n{point.batch} pictures")
+        real_ms = self.batch_ms(point.lanes, point.batch)
         took_ms = real_ms * math.exp(self._random.gauss(0, self.noise)) * self.slower(self.now_s)
         batches = (
-            1 if took_ms >= limit_s * 1000 else 1 + min(MOST_BATCHES, math.ceil(limit_s * 1000 / took_ms))
+            1 if took_ms >= limit_s * 1000 else 1 + min(MAX_BATCHES, math.ceil(limit_s * 1000 / took_ms))
         )
         self.now_s += batches * took_ms / 1000
-        return Sample(pair.lanes * pair.batch * 1000 / took_ms, took_ms, real_ms / pair.batch)
+        return ThroughputSample(point.lanes * point.batch * 1000 / took_ms, took_ms, real_ms / point.batch)
 
-    def frames_per_s(self, pair: Pair) -> float:
+    def frames_per_s(self, point: OperatingPoint) -> float:
         """The truth about a pair."""
-        return pair.lanes * pair.batch * 1000 / self.batch_ms(pair.lanes, pair.batch)
+        return point.lanes * point.batch * 1000 / self.batch_ms(point.lanes, point.batch)
 
-    def share_of_best(self, pair: Pair, wanted: Wanted) -> float:
+    def share_of_best(self, point: OperatingPoint, wanted: AutotuneRequest) -> float:
         """The truth about a choice: its speed beside that of the best pair an exhaustive sweep finds."""
-        every = [Pair(lanes, batch) for lanes in wanted.lanes() for batch in wanted.batches()]
-        return self.frames_per_s(pair) / max(self.frames_per_s(each) for each in every)
+        every = [OperatingPoint(lanes, batch) for lanes in wanted.lanes() for batch in wanted.batches()]
+        return self.frames_per_s(point) / max(self.frames_per_s(each) for each in every)
 
 
 def processor(cores: int, picture_ms: float = 12.0) -> BatchMs:

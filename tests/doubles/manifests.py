@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from visionedge.ops.manifest.generate import Request, generate
-from visionedge.ops.manifest.lint import Report, lint
+from visionedge.ops.manifest.generate import ManifestRequest, generate_manifest
+from visionedge.ops.manifest.lint import LintReport, lint_manifest
 from visionedge.runtime.redaction import KnownSecrets
 
 Manifest = dict[str, Any]
@@ -33,8 +33,8 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
 def sound(gpu: str = "none", **changes: Any) -> Manifest:
     """A manifest in which nothing is wrong, its createOptions opened so that they can be changed."""
     kind = "cpu" if gpu == "none" else "gpu"
-    request = Request(image=f"registry.example.com/visionedge:1.0-{kind}", gpu=gpu, **changes)  # type: ignore[arg-type]  # tests give names of Gpu
-    manifest: Manifest = json.loads(generate(request, {}).text)
+    request = ManifestRequest(image=f"registry.example.com/visionedge:1.0-{kind}", gpu=gpu, **changes)  # type: ignore[arg-type]  # tests give names of Gpu
+    manifest: Manifest = json.loads(generate_manifest(request, {}).text)
     agent = at(manifest, AGENT)
     for module in (*agent["systemModules"].values(), *agent["modules"].values()):
         module["settings"]["createOptions"] = json.loads(module["settings"]["createOptions"])
@@ -58,7 +58,7 @@ def change(manifest: Manifest, path: tuple[Any, ...], value: Any) -> Manifest:
     return manifest
 
 
-def judge(manifest: Any, name: str = "deployment.json", modules: tuple[str, ...] = ()) -> Report:
+def judge(manifest: Any, name: str = "deployment.json", modules: tuple[str, ...] = ()) -> LintReport:
     """Lint a manifest, its createOptions closed again."""
 
     def closed(value: Any) -> Any:
@@ -70,10 +70,10 @@ def judge(manifest: Any, name: str = "deployment.json", modules: tuple[str, ...]
         options = {"createOptions": json.dumps(value["createOptions"])} if shut else {}
         return {**{key: closed(item) for key, item in value.items()}, **options}
 
-    return lint(json.dumps(closed(manifest)).encode(), name, modules)
+    return lint_manifest(json.dumps(closed(manifest)).encode(), name, modules)
 
 
-def told(report: Report) -> set[tuple[str, str]]:
+def told(report: LintReport) -> set[tuple[str, str]]:
     """The severity and place of each finding."""
     return {(finding.severity, finding.path) for finding in report.findings}
 

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 
 from visionedge.outbound.messages import Message
-from visionedge.outbound.spool import Spool, Tempo
-from visionedge.outbound.sqlite_store import Bounds, open_database
-from visionedge.runtime.threads import Crew
+from visionedge.outbound.spool import Spool, SpoolOptions
+from visionedge.outbound.sqlite_store import SpoolLimits, open_database
+from visionedge.runtime.threads import ThreadGroup
 
 
-def message(number: int, output: str = "detections", size: int = 100) -> Message:
+def message(sequence_number: int, output: str = "detections", size: int = 100) -> Message:
     """A message with a body of so many bytes."""
-    return Message(output, b"x" * size, f"{output}-{number}", {"schema": "s"}, number, frames=2)
+    return Message(
+        output, b"x" * size, f"{output}-{sequence_number}", {"schema": "s"}, sequence_number, frames=2
+    )
 
 
 class SpoolWorld:
@@ -23,7 +25,7 @@ class SpoolWorld:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "data" / "spool.db"
         self.now_ns = 0
-        self.crew = Crew(lambda name, error: pytest.fail(f"{name}: {error}"))
+        self.thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
         self.databases: list[sqlite3.Connection] = []
         self._happenings: list[tuple[str, Callable[[], None]]] = []
 
@@ -34,14 +36,14 @@ class SpoolWorld:
         self.databases.append(database)
         return database
 
-    def spool(self, *, owner: str = "me", memory_bytes: int = 1_000_000, **bounds: float) -> Spool:
+    def spool(self, *, owner: str = "me", memory_bytes: int = 1_000_000, **limits: float) -> Spool:
         """A spool that is not started: `turn` does a round of its thread."""
         return Spool(
             self.path,
             owner,
-            self.crew,
-            bounds=Bounds(**bounds),  # type: ignore[arg-type]  # ints where ints are
-            tempo=Tempo(memory_bytes=memory_bytes, retry_s=10),
+            self.thread_group,
+            limits=SpoolLimits(**limits),  # type: ignore[arg-type]  # ints where ints are
+            spool_options=SpoolOptions(memory_bytes=memory_bytes, retry_s=10),
             clock=lambda: self.now_ns,
             connect=self.connect,
         )
@@ -75,7 +77,7 @@ def world(tmp_path: Path) -> Iterator[SpoolWorld]:
 
 def turn(spool: Spool) -> None:
     """One round of the thread `spool`."""
-    spool._round()
+    spool._write_and_refill()
 
 
 def drain(spool: Spool) -> list[Message]:

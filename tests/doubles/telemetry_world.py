@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from visionedge.config.schema import TelemetryConfig
-from visionedge.frames.types import Detections, Frame, InputSpec, Result, Timing
+from visionedge.frames.types import Detections, Frame, FrameResult, InputSpec, Timing
 from visionedge.iothub.telemetry import Telemetry
 from visionedge.outbound.messages import Message, Sender
 
@@ -40,7 +40,7 @@ class World:
         labels: tuple[str, ...] = LABELS,
         score: float = 0.87,
         epoch: int = 1,
-    ) -> Result:
+    ) -> FrameResult:
         """A frame captured now, with these boxes (of persons, unless `ids` says otherwise)."""
         frame = Frame(
             camera=camera,
@@ -59,7 +59,7 @@ class World:
             np.full(len(boxes), score, np.float32),
             np.array(ids if ids is not None else [0] * len(boxes), np.int32),
         )
-        return Result(frame, found, Timing(1, 2, 3, 1), "cpu", "tiny", labels)
+        return FrameResult(frame, found, Timing(1, 2, 3, 1), "cpu", "tiny", labels)
 
     def telemetry(self, **policy: Any) -> Telemetry:
         """Telemetry in this world, with the contract's keys as policy; blocks are not waited for."""

@@ -104,7 +104,7 @@ def compiled_rows(model: Model, pictures: NDArray[np.uint8], limit: int = 500) -
     """What the compiled graph gives for pictures (n, H, W, 3), one by one if it takes but one: (n, K, 6)."""
     session = onnxruntime.InferenceSession(compile_model(model, limit), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    step = model.reading.input.batch or len(pictures)
+    step = model.interpretation.input.batch or len(pictures)
     parts = [pictures[i : i + step] for i in range(0, len(pictures), step)]
     return np.concatenate([session.run(None, {name: part})[0] for part in parts])
 

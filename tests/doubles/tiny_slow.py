@@ -13,9 +13,9 @@ from onnx import helper, numpy_helper
 from tiny_models import TinyDetector, pictures
 from visionedge.model.model import Model, load_model
 from visionedge.model.parity import Parity, Tolerance
-from visionedge.model.quantization.calibration import folded, observe
-from visionedge.model.quantization.int8 import Recipe, quantised
-from visionedge.model.quantization.variants import place_of, store, tolerance_document
+from visionedge.model.quantization.calibration import collect_statistics, fold_constants
+from visionedge.model.quantization.int8 import QuantizationRecipe, quantize
+from visionedge.model.quantization.variants import make_tolerance_document, make_variant_path, save_variant
 
 _TIMED_ROUNDS = 8
 
@@ -80,24 +80,30 @@ def rounds_for(picture_ms: float) -> int:
 def save_with_variant(path: Path) -> Path:
     """A `TinyDetector` in a file, and beside it a real int8 variant of it that the report lets be used."""
     model = load_model(TinyDetector().save(path))
-    network = folded(TinyDetector().proto())
-    values = observe(network, model.reading, list(pictures(8))).values("all")
-    store(place_of(model, "int8"), quantised(network, values, Recipe()), model, "int8", _report("everything"))
+    network = fold_constants(TinyDetector().proto())
+    values = collect_statistics(network, model.interpretation, list(pictures(8))).values("all")
+    save_variant(
+        make_variant_path(model, "int8"),
+        quantize(network, values, QuantizationRecipe()),
+        model,
+        "int8",
+        _report("everything"),
+    )
     return path
 
 
 def store_quick_variant(model: Model, data: Path, rounds: int = 0) -> None:
     """Put a variant of a slow `TinyDetector` into the data folder; it says int8, and sees the same."""
     network = slow_detector(TinyDetector(), rounds) if rounds else TinyDetector().proto()
-    store(place_of(model, "int8", data=data), network, model, "int8", _report("does less"))
+    save_variant(make_variant_path(model, "int8", data=data), network, model, "int8", _report("does less"))
 
 
 def _report(recipe: str) -> dict[str, Any]:
     """What a variant says of itself that sees all that fp32 sees."""
     return {
         "recipe": recipe,
-        "parity": Parity(pictures=8, boxes=100, matched=1.0, shift=0.0, largest_shift=0.0).document(),
-        "tolerance": tolerance_document(Tolerance()),
+        "parity": Parity(pictures=8, boxes=100, matched=1.0, score_shift=0.0, max_score_shift=0.0).document(),
+        "tolerance": make_tolerance_document(Tolerance()),
         "refused": None,
         "made": {"at": "2026-01-01T00:00:00Z"},
     }

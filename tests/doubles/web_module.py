@@ -1,4 +1,4 @@
-"""A module for the HTTP tests: a hand-written `ModuleView` over a real `Board`, told what to answer."""
+"""A module for the HTTP tests: a hand-written `Backend` over a real `LatestResults`, told what to answer."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.config.schema import HttpConfig
-from visionedge.frames.types import Detections, Frame, InputSpec, Picture, Result, Timing
-from visionedge.web.backend import Busy, Document, ModelFacts, ModuleView
-from visionedge.web.results import Board
-from visionedge.web.server import Server
+from visionedge.frames.types import Detections, Frame, FrameResult, InputSpec, Picture, Timing
+from visionedge.web.backend import Backend, BusyError, Document, ModelMetadata
+from visionedge.web.results import LatestResults
+from visionedge.web.server import HttpServer
 
 LABELS = ("person", "bicycle", "car")
 SPEC = InputSpec(16, 8)
@@ -47,7 +47,7 @@ def result(
     picture: Picture | None = None,
     boxes: list[list[float]] | None = None,
     full_picture: Callable[[], Picture] | None = None,
-) -> Result:
+) -> FrameResult:
     """A result with one class of boxes (default one, in the middle), labels as `LABELS`."""
     picture = grey() if picture is None else picture
     boxes = [[0.25, 0.25, 0.75, 0.75]] if boxes is None else boxes
@@ -70,14 +70,14 @@ def result(
         SPEC.place(width_px, height_px),
         full_picture or (lambda: picture),
     )
-    return Result(frame, found, Timing(3_100_000, 7_900_000, 12_400_000, 4), "cpu", "nano", LABELS)
+    return FrameResult(frame, found, Timing(3_100_000, 7_900_000, 12_400_000, 4), "cpu", "nano", LABELS)
 
 
 class FakeModule:
     """A running module with the cameras it is told of; what it computes can be checked."""
 
-    def __init__(self, *cameras: str, board: Board | None = None) -> None:
-        self.board = board or Board()
+    def __init__(self, *cameras: str, latest_results: LatestResults | None = None) -> None:
+        self.latest_results = latest_results or LatestResults()
         self.names = list(cameras)
         self.unhealthy: list[str] = []
         self.unready: list[str] = []
@@ -115,7 +115,7 @@ class FakeModule:
             "chain": [],
             "surroundings": [],
         }
-        self.facts: ModelFacts | None = ModelFacts("nano", "ab" * 32, SPEC, 5, 4, LABELS)
+        self.facts: ModelMetadata | None = ModelMetadata("nano", "ab" * 32, SPEC, 5, 4, LABELS)
         self.last_error: str | None = None
         self.seen: list[Picture] = []
 
@@ -144,7 +144,7 @@ class FakeModule:
         return self._document(name) if name in self.names else None
 
     def _document(self, name: str) -> Document:
-        latest = self.board.latest(name)
+        latest = self.latest_results.latest(name)
         return {
             "name": name,
             "state": "live",
@@ -157,19 +157,19 @@ class FakeModule:
             "lastError": self.last_error,
         }
 
-    def knows(self, name: str) -> bool:
+    def has_camera(self, name: str) -> bool:
         return name in self.names
 
-    def latest(self, name: str) -> Result | None:
-        return self.board.latest(name)
+    def latest(self, name: str) -> FrameResult | None:
+        return self.latest_results.latest(name)
 
-    async def newer(self, name: str, after: int | None, timeout_s: float) -> Result | None:
-        return await self.board.newer(name, after, timeout_s)
+    async def wait_for_newer(self, name: str, after: int | None, timeout_s: float) -> FrameResult | None:
+        return await self.latest_results.wait_for_newer(name, after, timeout_s)
 
     def subscribe(self, camera: str | None) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        return self.board.subscribe(camera)
+        return self.latest_results.subscribe(camera)
 
-    async def detect(self, picture: Picture) -> Result:
+    async def detect(self, picture: Picture) -> FrameResult:
         self.seen.append(picture)
         await self._work()
         return result("upload", len(self.seen), picture=picture)
@@ -184,7 +184,7 @@ class FakeModule:
     def metrics(self) -> bytes:
         return b"visionedge_ready 1.0\n"
 
-    def model(self) -> ModelFacts | None:
+    def model(self) -> ModelMetadata | None:
         return self.facts
 
     async def infer_rows(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -197,7 +197,7 @@ class FakeModule:
 
     async def _work(self) -> None:
         if self.busy:
-            raise Busy("the engine has no room", retry_after_s=7)
+            raise BusyError("the engine has no room", retry_after_s=7)
         if self.error is not None:
             raise self.error
         if self.hold is not None:
@@ -206,7 +206,7 @@ class FakeModule:
     def remove(self, name: str) -> None:
         """A camera goes away."""
         self.names.remove(name)
-        self.board.forget(name)
+        self.latest_results.forget(name)
 
 
 Client = aiohttp.ClientSession
@@ -214,10 +214,10 @@ Client = aiohttp.ClientSession
 
 @asynccontextmanager
 async def serving(
-    module: ModuleView, token: str | None = None, http: HttpConfig | None = None
+    module: Backend, token: str | None = None, http: HttpConfig | None = None
 ) -> AsyncIterator[Client]:
     """A real server over the module, and a client whose paths are relative to it."""
-    server = await Server.start(module, http or HttpConfig(port=0, token=token))
+    server = await HttpServer.start(module, http or HttpConfig(port=0, token=token))
     try:
         async with aiohttp.ClientSession(
             server.url, timeout=aiohttp.ClientTimeout(total=20), trust_env=False
@@ -228,7 +228,7 @@ async def serving(
 
 
 def talk(
-    module: ModuleView,
+    module: Backend,
     conversation: Callable[[Client], Awaitable[None]],
     *,
     token: str | None = None,

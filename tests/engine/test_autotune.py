@@ -3,36 +3,46 @@
 import pytest
 
 from machines import BatchMs, Machine, accelerator, crowded_memory, processor, single_accelerator
-from visionedge.engine.autotune import FINAL_S, SPEND_S, Sample, Wanted, choose, fit, search
-from visionedge.engine.plan import Measured, Pair, Plan
+from visionedge.engine.autotune import (
+    FINAL_TIME_BUDGET_S,
+    TIME_BUDGET_S,
+    AutotuneRequest,
+    ThroughputSample,
+    choose_point,
+    fit_latency,
+    search_plan,
+)
+from visionedge.engine.plan import AutotuneResult, OperatingPoint, Plan
 
-TWO_CORES = Wanted("cpu", 8, None, 2)
-GPU = Wanted("cuda", 8, None, 8)
+TWO_CORES = AutotuneRequest("cpu", 8, None, 2)
+GPU = AutotuneRequest("cuda", 8, None, 8)
 
 
-def planned(machine: Machine, wanted: Wanted) -> Measured:
-    return search(machine.trial, wanted, clock=machine.clock)
+def planned(machine: Machine, wanted: AutotuneRequest) -> AutotuneResult:
+    return search_plan(machine.trial, wanted, clock=machine.clock)
 
 
-def note(measured: Measured, lanes: int, batch: int) -> str:
-    (line,) = [line for line in measured.table if line.pair == Pair(lanes, batch)]
+def note(measured: AutotuneResult, lanes: int, batch: int) -> str:
+    (line,) = [line for line in measured.table if line.point == OperatingPoint(lanes, batch)]
     return line.note
 
 
 @pytest.mark.parametrize(
     ("batch_ms", "wanted", "best"),
     [
-        (processor(2), TWO_CORES, Pair(2, 1)),
-        (processor(16), Wanted("cpu", 8, None, 16), Pair(16, 1)),
-        (processor(1), Wanted("cpu", 8, None, 1), Pair(1, 1)),
-        (crowded_memory, Wanted("cpu", 8, None, 4), Pair(1, 8)),
-        (accelerator, GPU, Pair(2, 8)),
-        (accelerator, Wanted("cuda", 12, None, 8), Pair(2, 12)),
-        (accelerator, Wanted("cuda", 8, 1, 8), Pair(2, 1)),
+        (processor(2), TWO_CORES, OperatingPoint(2, 1)),
+        (processor(16), AutotuneRequest("cpu", 8, None, 16), OperatingPoint(16, 1)),
+        (processor(1), AutotuneRequest("cpu", 8, None, 1), OperatingPoint(1, 1)),
+        (crowded_memory, AutotuneRequest("cpu", 8, None, 4), OperatingPoint(1, 8)),
+        (accelerator, GPU, OperatingPoint(2, 8)),
+        (accelerator, AutotuneRequest("cuda", 12, None, 8), OperatingPoint(2, 12)),
+        (accelerator, AutotuneRequest("cuda", 8, 1, 8), OperatingPoint(2, 1)),
     ],
     ids=["2 cores", "16 cores", "1 core", "memory", "GPU", "GPU up to 12", "GPU, batch fixed at 1"],
 )
-def test_the_best_pair_of_a_quiet_machine_is_found(batch_ms: BatchMs, wanted: Wanted, best: Pair) -> None:
+def test_the_best_pair_of_a_quiet_machine_is_found(
+    batch_ms: BatchMs, wanted: AutotuneRequest, best: OperatingPoint
+) -> None:
     machine = Machine(batch_ms)
     measured = planned(machine, wanted)
     assert measured.choice == best
@@ -44,14 +54,14 @@ def test_the_best_pair_of_a_quiet_machine_is_found(batch_ms: BatchMs, wanted: Wa
     ("batch_ms", "wanted"),
     [
         (processor(2), TWO_CORES),
-        (processor(4), Wanted("cpu", 8, None, 4)),
-        (processor(64), Wanted("cpu", 8, None, 64)),
+        (processor(4), AutotuneRequest("cpu", 8, None, 4)),
+        (processor(64), AutotuneRequest("cpu", 8, None, 64)),
         (accelerator, GPU),
         (single_accelerator, GPU),
     ],
     ids=["2 cores", "4 cores", "64 cores", "GPU", "GPU for one lane"],
 )
-def test_noise_of_a_tenth_costs_no_more_than_a_twentieth(batch_ms: BatchMs, wanted: Wanted) -> None:
+def test_noise_of_a_tenth_costs_no_more_than_a_twentieth(batch_ms: BatchMs, wanted: AutotuneRequest) -> None:
     """Nine times in ten, and never more than a seventh."""
     shares = []
     for seed in range(60):
@@ -68,7 +78,8 @@ def test_a_lucky_rival_of_the_usual_pair_is_found_out(picture_ms: float) -> None
     Of a slow network there is time for few rounds, and large batches make results old: so less is believed.
     """
     usual = [
-        planned(Machine(processor(2, picture_ms), noise=0.2, seed=seed), TWO_CORES).choice == Pair(2, 1)
+        planned(Machine(processor(2, picture_ms), noise=0.2, seed=seed), TWO_CORES).choice
+        == OperatingPoint(2, 1)
         for seed in range(60)
     ]
     assert sum(usual) >= 57
@@ -76,9 +87,12 @@ def test_a_lucky_rival_of_the_usual_pair_is_found_out(picture_ms: float) -> None
 
 def test_a_rival_that_is_really_better_wins_the_match() -> None:
     machine = Machine(crowded_memory)
-    assert planned(machine, Wanted("cpu", 8, None, 4)).choice == Pair(1, 8)
-    assert machine.tried[-2:] in ([Pair(1, 8), Pair(4, 1)], [Pair(4, 1), Pair(1, 8)])
-    assert machine.now_s > SPEND_S
+    assert planned(machine, AutotuneRequest("cpu", 8, None, 4)).choice == OperatingPoint(1, 8)
+    assert machine.tried[-2:] in (
+        [OperatingPoint(1, 8), OperatingPoint(4, 1)],
+        [OperatingPoint(4, 1), OperatingPoint(1, 8)],
+    )
+    assert machine.now_s > TIME_BUDGET_S
 
 
 def test_a_machine_that_slows_down_midway_is_judged_by_the_round() -> None:
@@ -93,21 +107,24 @@ def test_measuring_is_over_in_seconds_whatever_the_network(picture_ms: float) ->
     machine = Machine(processor(2, picture_ms), noise=0.05)
     measured = planned(machine, TWO_CORES)
     assert measured.spent_s == pytest.approx(machine.now_s)
-    assert machine.now_s < SPEND_S + FINAL_S + 2 * picture_ms / 1000 + 0.3
+    assert machine.now_s < TIME_BUDGET_S + FINAL_TIME_BUDGET_S + 2 * picture_ms / 1000 + 0.3
     assert machine.share_of_best(measured.choice, TWO_CORES) >= 0.95
 
 
 def test_a_network_that_takes_all_the_time_for_one_picture_gets_what_the_rule_says() -> None:
     measured = planned(Machine(processor(2, 9000)), TWO_CORES)
-    assert (measured.choice, len([line for line in measured.table if line.rounds])) == (Pair(2, 1), 1)
+    assert (measured.choice, len([line for line in measured.table if line.rounds])) == (
+        OperatingPoint(2, 1),
+        1,
+    )
     assert "too slow to try more" in measured.reason
     assert "no time to try it" in note(measured, 2, 1)
 
 
 def test_what_cannot_win_by_the_fit_is_not_run() -> None:
     machine = Machine(processor(16))
-    measured = planned(machine, Wanted("cpu", 8, None, 16))
-    assert Pair(1, 4) not in machine.tried
+    measured = planned(machine, AutotuneRequest("cpu", 8, None, 16))
+    assert OperatingPoint(1, 4) not in machine.tried
     assert note(measured, 1, 4).startswith("at most about ")
     assert note(measured, 1, 4).endswith("frames/s by the fit")
 
@@ -115,8 +132,8 @@ def test_what_cannot_win_by_the_fit_is_not_run() -> None:
 def test_what_is_far_behind_is_run_only_once() -> None:
     machine = Machine(processor(2))
     planned(machine, TWO_CORES)
-    assert machine.tried.count(Pair(1, 1)) == 1
-    assert machine.tried.count(Pair(2, 1)) >= 5
+    assert machine.tried.count(OperatingPoint(1, 1)) == 1
+    assert machine.tried.count(OperatingPoint(2, 1)) >= 5
 
 
 # --- the budget ---------------------------------------------------------------------------------------------
@@ -125,33 +142,35 @@ def test_what_is_far_behind_is_run_only_once() -> None:
 def test_a_latency_budget_excludes_the_best() -> None:
     """A GPU that does most with 8 at a time, in 7.6 ms, does less within 4.5 ms."""
     machine = Machine(accelerator)
-    within = Wanted("cuda", 8, None, 8, 4.5)
+    within = AutotuneRequest("cuda", 8, None, 8, 4.5)
     measured = planned(machine, within)
-    assert planned(Machine(accelerator), GPU).choice == Pair(2, 8)
-    assert measured.choice == Pair(1, 8)
+    assert planned(Machine(accelerator), GPU).choice == OperatingPoint(2, 8)
+    assert measured.choice == OperatingPoint(1, 8)
     assert accelerator(1, 8) <= 4.5
     assert "the most within 4.5 ms" in measured.reason
 
 
 def test_what_is_far_over_the_budget_is_not_even_run() -> None:
     machine = Machine(processor(2))
-    measured = planned(machine, Wanted("cpu", 8, None, 2, 30))
-    assert max(pair.batch for pair in machine.tried) == 2
+    measured = planned(machine, AutotuneRequest("cpu", 8, None, 2, 30))
+    assert max(point.batch for point in machine.tried) == 2
     assert "over the budget" in note(measured, 1, 8)
 
 
 def test_a_budget_that_nothing_meets_gives_the_nearest_and_says_so() -> None:
-    measured = planned(Machine(processor(2)), Wanted("cpu", 8, None, 2, 5))
-    assert measured.choice == Pair(2, 1)
+    measured = planned(Machine(processor(2)), AutotuneRequest("cpu", 8, None, 2, 5))
+    assert measured.choice == OperatingPoint(2, 1)
     assert "no batch is done within 5 ms; nearest, 2 lanes x batch 1 gave" in measured.reason
-    assert planned(Machine(crowded_memory), Wanted("cpu", 8, None, 4, 5)).choice == Pair(1, 1)
+    assert planned(Machine(crowded_memory), AutotuneRequest("cpu", 8, None, 4, 5)).choice == OperatingPoint(
+        1, 1
+    )
 
 
 # --- failures -----------------------------------------------------------------------------------------------
 
 
 def test_a_batch_that_fails_is_left_out_with_the_larger_ones_and_its_reason() -> None:
-    machine = Machine(accelerator, broken=lambda pair: pair.batch > 2)
+    machine = Machine(accelerator, broken=lambda point: point.batch > 2)
     measured = planned(machine, GPU)
     assert (measured.choice.batch, measured.buckets) == (2, (1, 2))
     assert note(measured, 1, 4) == "failed: no room for 4 pictures"
@@ -159,15 +178,15 @@ def test_a_batch_that_fails_is_left_out_with_the_larger_ones_and_its_reason() ->
 
 
 def test_a_number_of_lanes_that_fails_leaves_the_batch_to_fewer() -> None:
-    machine = Machine(accelerator, broken=lambda pair: pair.lanes * pair.batch > 8)
+    machine = Machine(accelerator, broken=lambda point: point.lanes * point.batch > 8)
     measured = planned(machine, GPU)
-    assert measured.choice == Pair(1, 8)
+    assert measured.choice == OperatingPoint(1, 8)
     assert note(measured, 2, 8) == "failed: no room for 8 pictures"
 
 
 def test_a_batch_that_fails_later_is_out_as_well() -> None:
-    def broken(pair: Pair) -> bool:
-        return pair == Pair(1, 8) and machine.tried.count(pair) > 1
+    def broken(point: OperatingPoint) -> bool:
+        return point == OperatingPoint(1, 8) and machine.tried.count(point) > 1
 
     machine = Machine(single_accelerator, broken=broken)
     measured = planned(machine, GPU)
@@ -183,39 +202,43 @@ def test_where_nothing_works_the_error_is_told() -> None:
 # --- the choice itself --------------------------------------------------------------------------------------
 
 
-def samples(*speeds: float, batch_ms: float = 10.0, cpu_ms: float = 10.0) -> list[Sample]:
-    return [Sample(speed, batch_ms, cpu_ms) for speed in speeds]
+def samples(*speeds: float, batch_ms: float = 10.0, cpu_ms: float = 10.0) -> list[ThroughputSample]:
+    return [ThroughputSample(speed, batch_ms, cpu_ms) for speed in speeds]
 
 
 def test_what_is_usual_stays_unless_another_is_clearly_better() -> None:
-    usual, other = Pair(2, 1), Pair(1, 8)
+    usual, other = OperatingPoint(2, 1), OperatingPoint(1, 8)
     moody = {usual: samples(100, 100, 100, 100), other: samples(90, 105, 99, 120)}
-    assert choose(moody, None, usual)[0] == usual
+    assert choose_point(moody, None, usual)[0] == usual
     clear = {usual: samples(100, 50, 100, 100), other: samples(104, 53, 105, 104)}
-    assert choose(clear, None, usual)[0] == other
+    assert choose_point(clear, None, usual)[0] == other
 
 
 def test_among_equals_the_one_that_answers_soonest_wins() -> None:
     given = {
-        Pair(2, 1): samples(50, 50, 50),
-        Pair(2, 8): samples(100, 100, 100, batch_ms=160),
-        Pair(2, 4): samples(99, 99, 99, batch_ms=80),
-        Pair(1, 4): samples(90, 90, 90, batch_ms=40),
+        OperatingPoint(2, 1): samples(50, 50, 50),
+        OperatingPoint(2, 8): samples(100, 100, 100, batch_ms=160),
+        OperatingPoint(2, 4): samples(99, 99, 99, batch_ms=80),
+        OperatingPoint(1, 4): samples(90, 90, 90, batch_ms=40),
     }
-    assert choose(given, None, Pair(2, 1))[0] == Pair(2, 4)
+    assert choose_point(given, None, OperatingPoint(2, 1))[0] == OperatingPoint(2, 4)
 
 
 def test_a_pair_that_dropped_out_early_cannot_win() -> None:
     """Its one lucky round is not comparable with the medians of the others."""
-    given = {Pair(1, 1): samples(500), Pair(2, 1): samples(100, 100, 100), Pair(2, 2): samples(110, 110, 110)}
-    assert choose(given, None, Pair(2, 1))[0] == Pair(2, 2)
+    given = {
+        OperatingPoint(1, 1): samples(500),
+        OperatingPoint(2, 1): samples(100, 100, 100),
+        OperatingPoint(2, 2): samples(110, 110, 110),
+    }
+    assert choose_point(given, None, OperatingPoint(2, 1))[0] == OperatingPoint(2, 2)
 
 
 def test_an_unusual_choice_on_a_busy_machine_is_not_settled() -> None:
     """Others got most of the processor: the lanes' own time is far below the time that passed."""
     busy = Machine(crowded_memory, slower=lambda _: 3.0)
-    measured = planned(busy, Wanted("cpu", 8, None, 4))
-    assert measured.choice == Pair(1, 8)
+    measured = planned(busy, AutotuneRequest("cpu", 8, None, 4))
+    assert measured.choice == OperatingPoint(1, 8)
     assert not measured.settled
     assert "the lanes got only 33% of the processor" in measured.reason
 
@@ -226,19 +249,19 @@ def test_the_usual_choice_is_settled_unless_others_got_most_of_the_processor(
 ) -> None:
     """With a sixth of the processor nothing was measured but the others, so the next start measures again."""
     usual = planned(Machine(processor(2), slower=lambda _: slower), TWO_CORES)
-    assert usual.choice == Pair(2, 1)
+    assert usual.choice == OperatingPoint(2, 1)
     assert usual.settled is settled
 
 
 def test_a_fit_finds_what_a_picture_and_a_batch_cost() -> None:
-    found = fit(2, {1: 2.3, 2: 2.6, 8: 4.4})
+    found = fit_latency(2, {1: 2.3, 2: 2.6, 8: 4.4})
     assert (found.lanes, found.ms_per_picture, found.ms_fixed) == pytest.approx((2, 0.3, 2.0))
     assert found.batch_ms(4) == pytest.approx(3.2)
 
 
 @pytest.mark.parametrize("points", [{1: 10.0, 2: 25.0, 4: 60.0}, {1: 5.0, 2: 4.0}, {4: 8.0}])
 def test_a_fit_has_no_negative_part(points: dict[int, float]) -> None:
-    found = fit(1, points)
+    found = fit_latency(1, points)
     assert found.ms_per_picture >= 0
     assert found.ms_fixed >= 0
     nearest = min(abs(found.batch_ms(batch) / ms - 1) for batch, ms in points.items())
@@ -257,6 +280,8 @@ def test_the_plan_takes_over_what_was_measured() -> None:
 
 def test_the_table_has_a_line_for_every_pair() -> None:
     measured = planned(Machine(processor(2)), TWO_CORES)
-    assert {line.pair for line in measured.table} == {Pair(n, size) for n in (1, 2) for size in (1, 2, 4, 8)}
+    assert {line.point for line in measured.table} == {
+        OperatingPoint(n, size) for n in (1, 2) for size in (1, 2, 4, 8)
+    }
     assert all(line.note for line in measured.table if line.rounds == 0)
     assert all(line.frames_per_s and line.batch_ms and line.cpu_ms for line in measured.table if line.rounds)

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from visionedge.engine.batcher import Batch, Batcher, CameraStatistics, Drop, Outcome
+from visionedge.engine.batcher import Batch, Batcher, CameraStatistics, DropReason, Outcome
 from visionedge.frames.types import Frame, Placement
 
 CAMERAS = ("dock", "gate", "hall", "yard")
@@ -52,8 +52,8 @@ def batcher(
     return made
 
 
-def taken(made: Batcher, most: int | None = None) -> Batch:
-    batch = made.take(timeout_s=0, most=most)
+def taken(made: Batcher, max_count: int | None = None) -> Batch:
+    batch = made.take(timeout_s=0, max_count=max_count)
     assert batch is not None
     return batch
 
@@ -121,9 +121,9 @@ class River(RuleBasedStateMachine):
     def time_goes_by(self, ns: int) -> None:
         self.clock.now_ns += ns
 
-    @rule(target=batches, most=st.integers(1, 5))
-    def take(self, most: int) -> Batch:
-        batch = self.batcher.take(timeout_s=0, most=most)
+    @rule(target=batches, max_count=st.integers(1, 5))
+    def take(self, max_count: int) -> Batch:
+        batch = self.batcher.take(timeout_s=0, max_count=max_count)
         idle = {c: f for c, f in self.waiting.items() if c not in self.in_flight}
         for camera, kept in idle.items():
             if self.clock.now_ns - kept.captured_ns > MAX_AGE_NS:
@@ -134,7 +134,7 @@ class River(RuleBasedStateMachine):
             return Batch((), 0)
         assert not self.closed
         cameras = names(batch)
-        assert len(cameras) == len(set(cameras)) == min(len(fresh), most, self.max_batch)
+        assert len(cameras) == len(set(cameras)) == min(len(fresh), max_count, self.max_batch)
         for one in batch.frames:
             assert one is self.waiting.pop(one.camera), "only the newest frame is served"
             assert one.camera not in self.in_flight
@@ -191,7 +191,7 @@ def test_a_newer_frame_replaces_one_that_waits() -> None:
     for sequence in (1, 2, 3):
         made.put(frame("dock", sequence))
     assert [f.sequence for f in taken(made).frames] == [3]
-    assert made.statistics().cameras["dock"].dropped[Drop.REPLACED] == 2
+    assert made.statistics().cameras["dock"].dropped[DropReason.REPLACED] == 2
 
 
 def test_a_frame_that_grew_old_is_dropped_when_its_turn_comes() -> None:
@@ -200,7 +200,7 @@ def test_a_frame_that_grew_old_is_dropped_when_its_turn_comes() -> None:
     made.put(frame("dock"))
     clock.now_ns += MAX_AGE_NS + 1
     assert made.take(timeout_s=0) is None
-    assert made.statistics().cameras["dock"].dropped[Drop.STALE] == 1
+    assert made.statistics().cameras["dock"].dropped[DropReason.STALE] == 1
 
 
 def test_the_camera_just_served_goes_last() -> None:
@@ -221,7 +221,7 @@ def test_a_lane_takes_no_more_than_it_asks_for() -> None:
     made = batcher("dock", "gate", "hall")
     for camera in ("dock", "gate", "hall"):
         made.put(frame(camera))
-    assert [len(taken(made, most=1)), len(taken(made, most=8))] == [1, 2]
+    assert [len(taken(made, max_count=1)), len(taken(made, max_count=8))] == [1, 2]
     assert made.statistics().batch_sizes == {1: 1, 2: 1}
 
 
@@ -240,7 +240,7 @@ def test_a_frame_for_a_closed_camera_is_discarded_and_one_for_an_unknown_camera_
     made = batcher("dock")
     made.close_camera("dock")
     made.put(frame("dock"))
-    assert made.statistics().cameras["dock"].dropped[Drop.DISCARDED] == 1
+    assert made.statistics().cameras["dock"].dropped[DropReason.DISCARDED] == 1
     with pytest.raises(KeyError, match="nobody"):
         made.put(frame("nobody"))
 
@@ -334,4 +334,4 @@ def test_many_cameras_and_lanes_keep_the_law_and_the_order() -> None:
         assert one.offered == 300 == balance(one)
         assert (one.waiting, one.in_flight) == (0, 0)
         assert delivered[name] == sorted(delivered[name])
-        assert len(delivered[name]) == one.analysed + one.dropped[Drop.FAILED]
+        assert len(delivered[name]) == one.analysed + one.dropped[DropReason.FAILED]

@@ -10,48 +10,53 @@ import pytest
 
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.device.devices import Effective, Reason, Verdict
+from visionedge.engine.device.devices import DeviceVerdict, EffectiveDevice, ReasonCode
 from visionedge.engine.device.faults import Fault
-from visionedge.engine.device.session import EngineAwayError, EngineError, Pictures
-from visionedge.engine.device_parity import Likeness, Pace, against_cpu, likeness
-from visionedge.engine.local_engine import Engine, open_engine
-from visionedge.engine.process.worker_pool import Probing, Recent, compare_candidate, is_the_model
+from visionedge.engine.device.session import EngineError, EngineUnavailableError, PictureBatch
+from visionedge.engine.device_parity import ParityResult, SpeedCheck, check_against_cpu, compare_rows
+from visionedge.engine.local_engine import LocalEngine, open_engine
+from visionedge.engine.process.worker_pool import (
+    DeviceProber,
+    RecentPictures,
+    compare_candidate,
+    is_model_fault,
+)
 from visionedge.model.model import load_model
 from visionedge.model.postprocess import Rows
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.threads import ThreadGroup
 
 IMAGES = pictures(3)
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> LocalEngine:
     model = load_model(TinyDetector().save(tmp_path_factory.mktemp("model") / "tiny.onnx"))
     return open_engine(model, InferenceConfig(device="cpu"))
 
 
 @pytest.fixture(scope="module")
-def expected(engine: Engine) -> Rows:
+def expected(engine: LocalEngine) -> Rows:
     return engine.infer(IMAGES)
 
 
-def test_the_same_rows_agree_in_whatever_order(engine: Engine, expected: Rows) -> None:
+def test_the_same_rows_agree_in_whatever_order(engine: LocalEngine, expected: Rows) -> None:
     shuffled = np.random.default_rng(1).permuted(expected, axis=1)
     order = np.random.default_rng(1).permutation(expected.shape[1])
     for rows in (expected, expected[:, order]):
-        seen = likeness(engine.model, expected, rows, "frames")
+        seen = compare_rows(engine.model, expected, rows, "frames")
         assert (seen.rows, seen.refusal, seen.pictures) == (1.0, None, 3)
         assert seen.boxes.matched == 1.0
-    assert likeness(engine.model, expected, shuffled, "frames").refusal is not None
+    assert compare_rows(engine.model, expected, shuffled, "frames").refusal is not None
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_floats_may_differ_by_is_agreed_with(engine: Engine, expected: Rows, seed: int) -> None:
+def test_what_floats_may_differ_by_is_agreed_with(engine: LocalEngine, expected: Rows, seed: int) -> None:
     """More than ten bits of mantissa, as TF32 has, ever come to."""
     random = np.random.default_rng(seed)
     rows = expected.copy()
     rows[..., :4] += random.normal(0, 0.1, rows[..., :4].shape).astype(np.float32)
     rows[..., 4] *= 1 + random.normal(0, 2e-3, rows.shape[:2]).astype(np.float32)
-    assert likeness(engine.model, expected, rows, "pictures").refusal is None
+    assert compare_rows(engine.model, expected, rows, "pictures").refusal is None
 
 
 def spoil(how: Callable[[Rows], object]) -> Callable[[Rows], Rows]:
@@ -79,27 +84,27 @@ def spoil(how: Callable[[Rows], object]) -> Callable[[Rows], Rows]:
     ],
 )
 def test_a_device_that_computes_something_else_is_refused(
-    engine: Engine, expected: Rows, spoiled: Callable[[Rows], Rows]
+    engine: LocalEngine, expected: Rows, spoiled: Callable[[Rows], Rows]
 ) -> None:
-    seen = likeness(engine.model, expected, spoiled(expected), "frames")
+    seen = compare_rows(engine.model, expected, spoiled(expected), "frames")
     assert seen.refusal is not None
-    assert Likeness.of_document(seen.document()).refusal == seen.refusal
+    assert ParityResult.from_document(seen.document()).refusal == seen.refusal
 
 
-def test_where_nothing_is_seen_nothing_is_judged(engine: Engine, expected: Rows) -> None:
+def test_where_nothing_is_seen_nothing_is_judged(engine: LocalEngine, expected: Rows) -> None:
     nothing = expected.copy()
     nothing[..., 4] = 1e-4
-    seen = likeness(engine.model, nothing, nothing[:, ::-1], "frames")
+    seen = compare_rows(engine.model, nothing, nothing[:, ::-1], "frames")
     assert (seen.rows, seen.refusal) == (None, None)
-    assert seen.words == "on 3 frames neither it nor the CPU saw anything"
-    assert likeness(engine.model, nothing, expected, "frames").refusal is not None, (
+    assert seen.message == "on 3 frames neither it nor the CPU saw anything"
+    assert compare_rows(engine.model, nothing, expected, "frames").refusal is not None, (
         "only one of them saw nothing"
     )
 
 
-def test_its_document_comes_back_as_it_was(engine: Engine, expected: Rows) -> None:
-    seen = likeness(engine.model, expected, expected, "frames")
-    assert Likeness.of_document(seen.document()) == seen
+def test_its_document_comes_back_as_it_was(engine: LocalEngine, expected: Rows) -> None:
+    seen = compare_rows(engine.model, expected, expected, "frames")
+    assert ParityResult.from_document(seen.document()) == seen
     assert seen.document()["refusal"] is None
 
 
@@ -110,20 +115,20 @@ def test_its_document_comes_back_as_it_was(engine: Engine, expected: Rows) -> No
 def test_a_device_no_faster_than_a_core_of_the_cpu_is_doubted(
     device_ms: float, cpu_ms: float, doubted: bool
 ) -> None:
-    doubt = Pace(device_ms, cpu_ms).doubt("cuda")
+    doubt = SpeedCheck(device_ms, cpu_ms).doubt("cuda")
     assert (doubt is not None) is doubted
     if doubt is not None:
         assert doubt.startswith(f"cuda takes {device_ms:.1f} ms for a picture, one core of the CPU 20.0 ms")
 
 
-def test_an_engine_is_held_against_the_cpu_and_timed(engine: Engine) -> None:
+def test_an_engine_is_held_against_the_cpu_and_timed(engine: LocalEngine) -> None:
     """By a clock that goes on by one millisecond at each look."""
     ticks = count(step=1_000_000)
     session = engine._session
     assert session is not None
-    proof = against_cpu(engine, session, IMAGES, ticks.__next__)
-    assert proof.pace == Pace(1.0 / engine.plan.max_batch, 1.0)
-    assert [(seen.on, seen.rows) for seen in proof.likenesses] == [("pictures", 1.0)]
+    device_check = check_against_cpu(engine, session, IMAGES, ticks.__next__)
+    assert device_check.speed_check == SpeedCheck(1.0 / engine.plan.max_batch, 1.0)
+    assert [(seen.source, seen.rows) for seen in device_check.parity_results] == [("pictures", 1.0)]
 
 
 # --- the candidate and the newest pictures ------------------------------------------------------------------
@@ -135,14 +140,14 @@ class Child:
     def __init__(self, answer: Rows | EngineError) -> None:
         self._answer = answer
 
-    def compute(self, _pictures: Pictures, least_score: float | None) -> Rows:
-        assert least_score is None, "all rows are compared"
+    def compute(self, _pictures: PictureBatch, min_score: float | None) -> Rows:
+        assert min_score is None, "all rows are compared"
         if isinstance(self._answer, EngineError):
             raise self._answer
         return self._answer
 
 
-class Frames(Recent):
+class Frames(RecentPictures):
     """Some pictures are there at once."""
 
     def __init__(self, *images: np.ndarray) -> None:
@@ -154,52 +159,52 @@ class Frames(Recent):
         return self._images
 
 
-def test_a_candidate_and_the_cpu_compute_the_same_pictures(engine: Engine, expected: Rows) -> None:
+def test_a_candidate_and_the_cpu_compute_the_same_pictures(engine: LocalEngine, expected: Rows) -> None:
     same, other = Child(expected), Child(np.zeros_like(expected))
     seen = compare_candidate(engine.model, same, same, Frames(*IMAGES))
-    assert seen.likeness is not None
-    assert seen.likeness.refusal is None
+    assert seen.parity_result is not None
+    assert seen.parity_result.refusal is None
     seen = compare_candidate(engine.model, same, other, Frames(*IMAGES))
-    assert seen.likeness is not None
-    assert seen.likeness.refusal is not None
+    assert seen.parity_result is not None
+    assert seen.parity_result.refusal is not None
 
 
-def test_without_frames_or_a_cpu_that_answers_its_opening_counts(engine: Engine, expected: Rows) -> None:
+def test_without_frames_or_a_cpu_that_answers_its_opening_counts(engine: LocalEngine, expected: Rows) -> None:
     """So it is never waited for in vain."""
-    same, gone = Child(expected), Child(EngineAwayError("the engine is restarting"))
+    same, gone = Child(expected), Child(EngineUnavailableError("the engine is restarting"))
     for serving, images in ((None, Frames(*IMAGES)), (same, Frames()), (gone, Frames(*IMAGES))):
         seen = compare_candidate(engine.model, serving, same, images)
-        assert (seen.likeness, seen.lost) == (None, None)
-        assert seen.words
+        assert (seen.parity_result, seen.loss) == (None, None)
+        assert seen.message
 
 
-def test_a_candidate_that_fails_over_them_is_lost(engine: Engine, expected: Rows) -> None:
+def test_a_candidate_that_fails_over_them_is_lost(engine: LocalEngine, expected: Rows) -> None:
     failing = Child(EngineError("CUDA failure 700: an illegal memory access was encountered", Fault.STICKY))
     seen = compare_candidate(engine.model, Child(expected), failing, Frames(*IMAGES))
-    assert seen.lost is not None
-    assert seen.lost.code is Reason.CUDA_ERROR
+    assert seen.loss is not None
+    assert seen.loss.code is ReasonCode.CUDA_ERROR
 
 
 def test_whatever_happens_there_is_an_answer(
-    engine: Engine, expected: Rows, caplog: pytest.LogCaptureFixture
+    engine: LocalEngine, expected: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rows of another shape, say: that is told, and the candidate is not used."""
     seen = compare_candidate(engine.model, Child(expected), Child(expected[:1]), Frames(*IMAGES))
-    assert seen.lost is not None
-    assert seen.lost.code is Reason.DEVICE_FAILED
+    assert seen.loss is not None
+    assert seen.loss.code is ReasonCode.DEVICE_FAILED
     assert "could not be compared" in caplog.text
 
 
 def test_a_device_that_cannot_even_be_asked_is_not_usable(caplog: pytest.LogCaptureFixture) -> None:
-    def failing(_device: Effective) -> Verdict:
+    def failing(_device: EffectiveDevice) -> DeviceVerdict:
         raise OSError("no more processes")
 
-    answers: queue.SimpleQueue[Verdict] = queue.SimpleQueue()
-    probing = Probing(Crew(lambda _name, _error: None), failing)
+    answers: queue.SimpleQueue[DeviceVerdict] = queue.SimpleQueue()
+    probing = DeviceProber(ThreadGroup(lambda _name, _error: None), failing)
     probing.ask("cuda", lambda _device, verdict: answers.put(verdict))
     verdict = answers.get(timeout=20)
     assert (verdict.code, verdict.reason) == (
-        Reason.PROBE_CRASHED,
+        ReasonCode.PROBE_CRASHED,
         "it could not be asked: no more processes",
     )
     assert probing.counts == {"probe-crashed": 1}
@@ -207,17 +212,17 @@ def test_a_device_that_cannot_even_be_asked_is_not_usable(caplog: pytest.LogCapt
 
 
 def test_rows_that_are_no_numbers_on_the_cpu_either_are_the_models_doing(expected: Rows) -> None:
-    suspects = [IMAGES[0]]
-    assert is_the_model(Child(np.full_like(expected, np.nan)), suspects)
-    assert not is_the_model(Child(expected), suspects)
-    assert not is_the_model(Child(EngineAwayError("gone")), suspects)
-    assert not is_the_model(None, suspects)
-    assert not is_the_model(Child(np.full_like(expected, np.nan)), [])
+    suspect_pictures = [IMAGES[0]]
+    assert is_model_fault(Child(np.full_like(expected, np.nan)), suspect_pictures)
+    assert not is_model_fault(Child(expected), suspect_pictures)
+    assert not is_model_fault(Child(EngineUnavailableError("gone")), suspect_pictures)
+    assert not is_model_fault(None, suspect_pictures)
+    assert not is_model_fault(Child(np.full_like(expected, np.nan)), [])
 
 
 def test_pictures_are_kept_only_while_somebody_wants_them() -> None:
     """As copies: what they lie in is written again."""
-    recent, got = Recent(3), threading.Event()
+    recent, got = RecentPictures(3), threading.Event()
     recent.offer(IMAGES)
     kept: list[np.ndarray] = []
 
@@ -234,12 +239,12 @@ def test_pictures_are_kept_only_while_somebody_wants_them() -> None:
     images.fill(0)
     assert len(kept) == 3
     np.testing.assert_array_equal(kept[1], IMAGES[1])
-    recent.suspect(IMAGES)
-    assert len(recent.suspects) == 3
+    recent.record_invalid_output(IMAGES)
+    assert len(recent.suspect_pictures) == 3
 
 
 def test_nobody_waits_for_pictures_of_a_module_that_ends() -> None:
-    recent = Recent()
+    recent = RecentPictures()
     thread = threading.Thread(target=recent.gather, args=(60,))
     thread.start()
     while thread.is_alive():

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from tiny_models import TinyDetector
-from visionedge.engine.batcher import Batcher, Drop
-from visionedge.engine.device.devices import DeviceState, Reason
-from visionedge.engine.device.session import EngineError, Pictures
-from visionedge.engine.interface import Computed
-from visionedge.engine.lanes import Lineup
+from visionedge.engine.batcher import Batcher, DropReason
+from visionedge.engine.device.devices import DeviceState, ReasonCode
+from visionedge.engine.device.session import EngineError, PictureBatch
+from visionedge.engine.interface import Inference
+from visionedge.engine.lanes import LanePool
 from visionedge.engine.plan import Plan
-from visionedge.frames.types import Frame, InputSpec, Placement, Result
+from visionedge.frames.types import Frame, FrameResult, InputSpec, Placement
 from visionedge.model.model import Model, load_model
 from visionedge.model.postprocess import Rows, Selection
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.threads import ThreadGroup
 
 SURE = Selection(0.4, None)
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -32,20 +32,20 @@ class Engine:
     def __init__(self, model: Model, lanes: int = 1, more: int = 0) -> None:
         self.more = more
         self.model = model
-        self.device = DeviceState("cpu", "cpu", Reason.ASKED_CPU, "", NOW)
+        self.device = DeviceState("cpu", "cpu", ReasonCode.CPU_REQUESTED, "", NOW)
         self.plan = Plan(lanes, (4,), "test")
         self.computed = 0
         self.began = threading.Event()
         self.hold: threading.Event | None = None
 
     @property
-    def callers(self) -> int:
+    def concurrency(self) -> int:
         return self.plan.lanes + self.more
 
-    def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
-        return Computed(self.infer(pictures, least_score), self.device.effective)
+    def compute(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
+        return Inference(self.infer(pictures, min_score), self.device.effective)
 
-    def infer(self, pictures: Pictures, _least_score: float | None = None) -> Rows:
+    def infer(self, pictures: PictureBatch, _least_score: float | None = None) -> Rows:
         self.began.set()
         if self.hold is not None:
             assert self.hold.wait(20)
@@ -59,10 +59,10 @@ class Delivered:
     """The results, and a way to wait for so many."""
 
     def __init__(self) -> None:
-        self.results: list[Result] = []
+        self.results: list[FrameResult] = []
         self._more = threading.Condition()
 
-    def __call__(self, result: Result) -> None:
+    def __call__(self, result: FrameResult) -> None:
         with self._more:
             self.results.append(result)
             self._more.notify_all()
@@ -81,10 +81,10 @@ class Stage:
 
     def __init__(self) -> None:
         self.deaths: list[str] = []
-        self.crew = Crew(lambda name, _error: self.deaths.append(name))
+        self.thread_group = ThreadGroup(lambda name, _error: self.deaths.append(name))
         self.batcher = Batcher(8, 10**11, clock=lambda: 0)
         self.delivered = Delivered()
-        self.lineup = Lineup(self.batcher, self.crew, self.delivered)
+        self.lineup = LanePool(self.batcher, self.thread_group, self.delivered)
 
     def put(self, camera: str, sequence: int, spec: InputSpec) -> None:
         self.batcher.open(camera)
@@ -99,7 +99,7 @@ def stage() -> Iterator[Stage]:
     yield made
     made.lineup.close()
     made.batcher.close()
-    assert made.crew.join(10) == []
+    assert made.thread_group.join(10) == []
     assert made.deaths == []
 
 
@@ -131,12 +131,12 @@ def test_frames_prepared_for_the_model_before_are_computed_by_it(
     """Also when frames of both wait side by side, and would be one batch."""
     old, new = Engine(small), Engine(large)
     old.hold = threading.Event()
-    stage.lineup.adopt(old, SURE)
+    stage.lineup.swap_engine(old, SURE)
     stage.put("dock", 1, small.input)
     assert old.began.wait(20)  # the only lane is busy, so what comes now waits
     stage.put("gate", 1, small.input)
     stage.put("yard", 1, large.input)
-    stage.lineup.adopt(new, SURE)
+    stage.lineup.swap_engine(new, SURE)
     old.hold.set()
     stage.delivered.wait_for(3)
     assert sorted(stage.delivered.seen) == [("dock", 1, "small"), ("gate", 1, "small"), ("yard", 1, "large")]
@@ -148,11 +148,11 @@ def test_the_engine_before_is_let_go_only_when_no_frame_needs_it(
 ) -> None:
     old = Engine(small)
     old.hold = threading.Event()
-    stage.lineup.adopt(old, SURE)
+    stage.lineup.swap_engine(old, SURE)
     stage.put("dock", 1, small.input)
     assert old.began.wait(20)
-    stage.lineup.adopt(Engine(large), SURE)
-    with elsewhere(lambda: stage.lineup.settle(20)) as settling:
+    stage.lineup.swap_engine(Engine(large), SURE)
+    with elsewhere(lambda: stage.lineup.drain_previous(20)) as settling:
         settling.join(0.2)
         assert settling.is_alive()
         old.hold.set()
@@ -163,24 +163,24 @@ def test_the_engine_before_is_let_go_only_when_no_frame_needs_it(
 def test_what_still_comes_for_a_model_that_is_gone_fails_and_is_counted(
     stage: Stage, small: Model, large: Model
 ) -> None:
-    stage.lineup.adopt(Engine(small), SURE)
-    stage.lineup.adopt(Engine(large), SURE)
-    stage.lineup.settle(20)
+    stage.lineup.swap_engine(Engine(small), SURE)
+    stage.lineup.swap_engine(Engine(large), SURE)
+    stage.lineup.drain_previous(20)
     stage.put("dock", 1, small.input)
     stage.put("gate", 1, large.input)
     stage.delivered.wait_for(1)
     assert stage.delivered.seen == [("gate", 1, "large")]
     stage.put("dock", 2, large.input)
     stage.delivered.wait_for(2)
-    assert stage.batcher.statistics().cameras["dock"].dropped[Drop.FAILED] == 1
+    assert stage.batcher.statistics().cameras["dock"].dropped[DropReason.FAILED] == 1
 
 
 def test_somebody_who_computes_beside_the_lanes_keeps_the_engine_open(stage: Stage, small: Model) -> None:
-    stage.lineup.adopt(Engine(small), SURE)
-    with stage.lineup.using() as running:
-        stage.lineup.adopt(Engine(small), SURE)
-        stage.lineup.settle(0.1)
-        with elsewhere(lambda: stage.lineup.settle(0.1)):
+    stage.lineup.swap_engine(Engine(small), SURE)
+    with stage.lineup.use() as running:
+        stage.lineup.swap_engine(Engine(small), SURE)
+        stage.lineup.drain_previous(0.1)
+        with elsewhere(lambda: stage.lineup.drain_previous(0.1)):
             pass
         assert running.engine.model is small
 
@@ -188,11 +188,11 @@ def test_somebody_who_computes_beside_the_lanes_keeps_the_engine_open(stage: Sta
 def test_lanes_come_with_a_plan_that_wants_more_and_rest_with_one_that_wants_fewer(
     stage: Stage, small: Model
 ) -> None:
-    stage.lineup.adopt(Engine(small, lanes=2, more=1), SURE)
-    assert sorted(stage.crew.alive()) == ["lane:0", "lane:1", "lane:2"]
+    stage.lineup.swap_engine(Engine(small, lanes=2, more=1), SURE)
+    assert sorted(stage.thread_group.alive()) == ["lane:0", "lane:1", "lane:2"]
     slow = Engine(small, lanes=1)
     slow.hold = threading.Event()
-    stage.lineup.adopt(slow, SURE)
+    stage.lineup.swap_engine(slow, SURE)
     for number in range(6):  # those that waited for a frame take one more, and rest then
         stage.put(f"camera-{number}", 1, small.input)
     slow.hold.set()
@@ -201,14 +201,14 @@ def test_lanes_come_with_a_plan_that_wants_more_and_rest_with_one_that_wants_few
     stage.put("dock", 1, small.input)
     stage.delivered.wait_for(6)
     slow.plan = Plan(2, (4,), "more")
-    stage.lineup.follow()
+    stage.lineup.start_lanes()
     slow.hold.set()
     stage.delivered.wait_for(7)
-    assert sorted(stage.crew.alive()) == ["lane:0", "lane:1", "lane:2"]
+    assert sorted(stage.thread_group.alive()) == ["lane:0", "lane:1", "lane:2"]
 
 
 def test_another_selection_counts_from_the_next_batch_on(stage: Stage, small: Model) -> None:
-    stage.lineup.adopt(Engine(small), SURE)
+    stage.lineup.swap_engine(Engine(small), SURE)
     stage.put("dock", 1, small.input)
     stage.delivered.wait_for(1)
     stage.lineup.select(Selection(0.95, None))
@@ -218,5 +218,5 @@ def test_another_selection_counts_from_the_next_batch_on(stage: Stage, small: Mo
 
 
 def test_without_an_engine_nobody_computes(stage: Stage) -> None:
-    with pytest.raises(EngineError, match="warming up"), stage.lineup.using():
+    with pytest.raises(EngineError, match="warming up"), stage.lineup.use():
         pass

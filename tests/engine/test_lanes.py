@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from tiny_models import TinyDetector
-from visionedge.engine.batcher import Batcher, Drop
-from visionedge.engine.device.devices import DeviceState, Reason
-from visionedge.engine.device.session import EngineAwayError, EngineError, Pictures
-from visionedge.engine.interface import Computed
-from visionedge.engine.lanes import Complaints, Lane, Running
+from visionedge.engine.batcher import Batcher, DropReason
+from visionedge.engine.device.devices import DeviceState, ReasonCode
+from visionedge.engine.device.session import EngineError, EngineUnavailableError, PictureBatch
+from visionedge.engine.interface import Inference
+from visionedge.engine.lanes import BatchErrorLog, EngineWithSelection, Lane
 from visionedge.engine.plan import Plan
-from visionedge.frames.types import Frame, InputSpec, Placement, Result
+from visionedge.frames.types import Frame, FrameResult, InputSpec, Placement
 from visionedge.model.model import Model, load_model
 from visionedge.model.postprocess import Rows, Selection
 
@@ -41,24 +41,26 @@ class Engine:
 
     def __init__(self, model: Model, max_batch: int = 8) -> None:
         self.model = model
-        self.device = DeviceState("cpu", "cpu", Reason.ASKED_CPU, "", datetime(2026, 11, 22, tzinfo=UTC))
+        self.device = DeviceState(
+            "cpu", "cpu", ReasonCode.CPU_REQUESTED, "", datetime(2026, 11, 22, tzinfo=UTC)
+        )
         self.plan = Plan(1, (max_batch,), "test")
         self.sizes: list[int] = []
         self.least_scores: list[float | None] = []
         self.act: Callable[[int], Rows] = lambda count: np.stack([ONE_BOX] * count)
 
     @property
-    def callers(self) -> int:
+    def concurrency(self) -> int:
         return self.plan.lanes
 
-    def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
-        return Computed(self.infer(pictures, least_score), self.device.effective)
+    def compute(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
+        return Inference(self.infer(pictures, min_score), self.device.effective)
 
-    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
+    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Rows:
         if len({picture.shape for picture in pictures}) > 1:
             raise EngineError("takes pictures of one size")
         self.sizes.append(len(pictures))
-        self.least_scores.append(least_score)
+        self.least_scores.append(min_score)
         return self.act(len(pictures))
 
 
@@ -88,8 +90,8 @@ class InUse:
         return self.engine.plan.max_batch
 
     @contextmanager
-    def using(self, _spec: InputSpec | None) -> Iterator[Running]:
-        yield Running(self.engine, self.selection)
+    def use(self, _spec: InputSpec | None) -> Iterator[EngineWithSelection]:
+        yield EngineWithSelection(self.engine, self.selection)
 
 
 class River:
@@ -97,15 +99,15 @@ class River:
 
     def __init__(self, engine: Engine, *frames: Frame, clock: Callable[[], int] | None = None) -> None:
         self.batcher = Batcher(8, 10**9, clock or Clock(0))
-        self.delivered: list[Result] = []
-        self.in_use = InUse(engine)
-        self.lane = Lane(self.batcher, self.in_use, self.deliver, clock=clock or Clock())
+        self.delivered: list[FrameResult] = []
+        self.active = InUse(engine)
+        self.lane = Lane(self.batcher, self.active, self.deliver, clock=clock or Clock())
         self.left = len(frames)
         for one in frames:
             self.batcher.open(one.camera)
             self.batcher.put(one)
 
-    def deliver(self, result: Result) -> None:
+    def deliver(self, result: FrameResult) -> None:
         self.delivered.append(result)
 
     def run(self) -> None:
@@ -162,13 +164,13 @@ def test_a_batch_that_fails_is_counted_and_the_lane_goes_on(
     river = River(engine, frame("dock"), frame("gate"))
     river.run()
     cameras = river.batcher.statistics().cameras
-    assert (cameras["dock"].dropped[Drop.FAILED], cameras["gate"].analysed) == (1, 1)
+    assert (cameras["dock"].dropped[DropReason.FAILED], cameras["gate"].analysed) == (1, 1)
     assert [r.frame.camera for r in river.delivered] == ["gate"]
     assert "a batch failed: the device is gone" in caplog.text
 
 
 def away(_count: int) -> Rows:
-    raise EngineAwayError("its process died")
+    raise EngineUnavailableError("its process died")
 
 
 def test_a_batch_without_an_engine_is_counted_and_not_told_again(
@@ -178,7 +180,7 @@ def test_a_batch_without_an_engine_is_counted_and_not_told_again(
     engine.act = away
     river = River(engine, frame("dock"))
     river.run()
-    assert river.batcher.statistics().cameras["dock"].dropped[Drop.FAILED] == 1
+    assert river.batcher.statistics().cameras["dock"].dropped[DropReason.FAILED] == 1
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
@@ -186,7 +188,7 @@ def test_pictures_of_different_sizes_fail_their_batch_and_not_the_lane(engine: E
     """As for a moment when a model was exchanged."""
     river = River(engine, frame("dock"), frame("gate", width_px=32))
     river.run()
-    failed = [one.dropped[Drop.FAILED] for one in river.batcher.statistics().cameras.values()]
+    failed = [one.dropped[DropReason.FAILED] for one in river.batcher.statistics().cameras.values()]
     assert failed == [1, 1]
 
 
@@ -197,7 +199,7 @@ def test_an_engine_that_gives_too_few_results_fails_the_batch(engine: Engine) ->
     river = River(engine, frame("dock"), frame("gate"))
     river.run()
     assert river.delivered == []
-    assert [one.dropped[Drop.FAILED] for one in river.batcher.statistics().cameras.values()] == [1, 1]
+    assert [one.dropped[DropReason.FAILED] for one in river.batcher.statistics().cameras.values()] == [1, 1]
 
 
 def test_a_new_selection_counts_from_the_next_batch_on(engine: Engine) -> None:
@@ -206,7 +208,7 @@ def test_a_new_selection_counts_from_the_next_batch_on(engine: Engine) -> None:
     works = engine.act
 
     def act(count: int) -> Rows:
-        river.in_use.selection = Selection(0.05, None)  # while the first is computed
+        river.active.selection = Selection(0.05, None)  # while the first is computed
         return works(count)
 
     engine.act = act
@@ -219,21 +221,21 @@ def test_an_error_that_nobody_expected_ends_the_lane_and_gives_the_batch_back(en
     """Its thread is vital: the module stops, rather than going on without a lane."""
     river = River(engine, frame("dock"))
 
-    def deliver(_result: Result) -> None:
+    def deliver(_result: FrameResult) -> None:
         raise LookupError("a bug")
 
     lane = Lane(river.batcher, InUse(engine), deliver)
     with pytest.raises(LookupError):
         lane.run()
     dock = river.batcher.statistics().cameras["dock"]
-    assert (dock.in_flight, dock.dropped[Drop.FAILED]) == (0, 1)
+    assert (dock.in_flight, dock.dropped[DropReason.FAILED]) == (0, 1)
 
 
 def test_complaints_are_told_once_a_second_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock(250_000_000)
-    complaints = Complaints(clock)
+    errors = BatchErrorLog(clock)
     for number in range(9):
-        complaints.add(EngineError(f"failure {number}"))
+        errors.add(EngineError(f"failure {number}"))
     assert [record.getMessage() for record in caplog.records] == [
         "a batch failed: failure 0",
         "a batch failed (and 3 before it): failure 4",

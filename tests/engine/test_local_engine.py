@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.device.devices import Effective, Reason, Verdict
-from visionedge.engine.device.session import EngineError, NodePlaces, Pictures
-from visionedge.engine.local_engine import Engine, open_engine
+from visionedge.engine.device.devices import DeviceVerdict, EffectiveDevice, ReasonCode
+from visionedge.engine.device.session import EngineError, NodePlacement, PictureBatch
+from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.plan import Plan
 from visionedge.errors import DeviceError, ModelError
 from visionedge.model.model import Model, load_model
@@ -28,20 +28,20 @@ def model(tmp_path: Path) -> Model:
     return load_model(TinyDetector().save(tmp_path / "tiny.onnx"))
 
 
-def opened(model: Model, config: InferenceConfig = CPU, **options: int) -> Engine:
+def opened(model: Model, config: InferenceConfig = CPU, **options: int) -> LocalEngine:
     return open_engine(model, config, **options)  # type: ignore[arg-type]  # cores only
 
 
 class Prober:
     """Answers with one verdict and remembers who was asked for."""
 
-    def __init__(self, code: Reason) -> None:
+    def __init__(self, code: ReasonCode) -> None:
         self.code = code
-        self.asked: list[Effective] = []
+        self.asked: list[EffectiveDevice] = []
 
-    def __call__(self, device: Effective) -> Verdict:
+    def __call__(self, device: EffectiveDevice) -> DeviceVerdict:
         self.asked.append(device)
-        return Verdict(self.code, "because")
+        return DeviceVerdict(self.code, "because")
 
 
 class FakeSession:
@@ -50,25 +50,25 @@ class FakeSession:
     def __init__(self, answer: Callable[[int], np.ndarray]) -> None:
         self.answer = answer
         self.rows = 9
-        self.places = NodePlaces(1)
+        self.node_placement = NodePlacement(1)
         self.notes: tuple[str, ...] = ()
         self.sizes: list[int] = []
         self.closed = False
 
-    def run(self, pictures: Pictures, size: int) -> np.ndarray:
+    def run(self, pictures: PictureBatch, size: int) -> np.ndarray:
         self.sizes.append(size)
         return self.answer(size)[: len(pictures)]
 
-    def keep(self, sizes: Collection[int]) -> None:
+    def keep_only(self, sizes: Collection[int]) -> None:
         self.kept = set(sizes)
 
     def close(self) -> None:
         self.closed = True
 
 
-def faked(model: Model, session: FakeSession, *buckets: int) -> Engine:
+def faked(model: Model, session: FakeSession, *buckets: int) -> LocalEngine:
     state = opened(model).device
-    return Engine(model, session, state, Plan(1, buckets, "test"))
+    return LocalEngine(model, session, state, Plan(1, buckets, "test"))
 
 
 def rows(size: int) -> np.ndarray:
@@ -259,9 +259,13 @@ def test_without_variants_it_is_as_the_model_is_and_says_why(model: Model, tmp_p
 
 
 def test_on_the_cpu_nobody_is_probed(model: Model) -> None:
-    prober = Prober(Reason.OK)
+    prober = Prober(ReasonCode.OK)
     engine = open_engine(model, CPU, prober=prober)
-    assert (engine.device.effective, engine.device.code, prober.asked) == ("cpu", Reason.ASKED_CPU, [])
+    assert (engine.device.effective, engine.device.code, prober.asked) == (
+        "cpu",
+        ReasonCode.CPU_REQUESTED,
+        [],
+    )
 
 
 @pytest.fixture
@@ -280,7 +284,7 @@ def test_a_gpu_that_cannot_be_used_is_told_and_the_cpu_goes_on(
 ) -> None:
     """One loud line; requested, effective and reason in it."""
     config = InferenceConfig(device=requested)  # type: ignore[arg-type]  # of the two words
-    engine = open_engine(model, config, prober=Prober(Reason.DRIVER_MISSING))
+    engine = open_engine(model, config, prober=Prober(ReasonCode.DRIVER_MISSING))
     assert engine.device.describe() == f"requested {requested}, effective cpu: because (driver-missing)"
     warnings = [r for r in caplog.records if r.levelname == "WARNING" and "driver-missing" in r.getMessage()]
     assert len(warnings) == 1
@@ -294,7 +298,7 @@ def test_a_demanded_device_without_fallback_is_an_error_with_reason_and_remedy(
 ) -> None:
     config = InferenceConfig(device=requested, fallback="exit")  # type: ignore[arg-type]  # of the two words
     with pytest.raises(DeviceError) as caught:
-        open_engine(model, config, prober=Prober(Reason.LIBRARY_MISSING))
+        open_engine(model, config, prober=Prober(ReasonCode.LIBRARY_MISSING))
     assert (caught.value.exit_code, caught.value.code) == (3, "library-missing")
     message = str(caught.value)
     assert message.startswith(f"device {requested} was demanded")
@@ -304,12 +308,12 @@ def test_a_demanded_device_without_fallback_is_an_error_with_reason_and_remedy(
 @pytest.mark.usefixtures("gpu_build")
 def test_auto_without_fallback_still_means_the_cpu_where_there_is_no_gpu(model: Model) -> None:
     config = InferenceConfig(device="auto", fallback="exit")
-    assert open_engine(model, config, prober=Prober(Reason.NO_DEVICE)).device.effective == "cpu"
+    assert open_engine(model, config, prober=Prober(ReasonCode.NO_DEVICE)).device.effective == "cpu"
 
 
 @pytest.mark.usefixtures("gpu_build")
 def test_tensorrt_falls_to_cuda_before_the_cpu(model: Model) -> None:
-    prober = Prober(Reason.LIBRARY_MISSING)
+    prober = Prober(ReasonCode.LIBRARY_MISSING)
     open_engine(model, InferenceConfig(device="tensorrt"), prober=prober)
     assert prober.asked == ["tensorrt", "cuda"]
 
@@ -320,10 +324,10 @@ def test_tensorrt_falls_to_cuda_before_the_cpu(model: Model) -> None:
 )  # the CPU wheel's own, on being asked for CUDA
 def test_a_session_that_comes_up_on_the_cpu_is_not_called_a_gpu(model: Model) -> None:
     """The probe was fine and the session is not: what counts is the session."""
-    engine = open_engine(model, InferenceConfig(device="cuda"), prober=Prober(Reason.OK))
+    engine = open_engine(model, InferenceConfig(device="cuda"), prober=Prober(ReasonCode.OK))
     if engine.device.effective == "cuda":
         pytest.skip("this machine has a GPU")
-    assert engine.device.code not in (Reason.OK, Reason.ASKED_CPU)
+    assert engine.device.code not in (ReasonCode.OK, ReasonCode.CPU_REQUESTED)
     assert engine.device.degraded
 
 
@@ -333,16 +337,16 @@ def test_a_broken_model_on_a_good_device_is_the_models_fault(tmp_path: Path) -> 
     """Also with fallback off: exit 2 for the model, not 3 for the device."""
     model = broken(tmp_path / "broken.onnx", unknown_operator)
     with pytest.raises(ModelError, match="cannot be run"):
-        open_engine(model, InferenceConfig(device="cuda", fallback="exit"), prober=Prober(Reason.OK))
+        open_engine(model, InferenceConfig(device="cuda", fallback="exit"), prober=Prober(ReasonCode.OK))
 
 
 def test_a_build_without_cuda_says_so_without_a_probe(model: Model) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this is the GPU wheel")
-    prober = Prober(Reason.OK)
+    prober = Prober(ReasonCode.OK)
     engine = open_engine(model, InferenceConfig(), prober=prober)
-    assert (engine.device.code, prober.asked) == (Reason.NO_GPU_BUILD, [])
+    assert (engine.device.code, prober.asked) == (ReasonCode.NO_GPU_BUILD, [])
     assert not engine.device.degraded
 
 
@@ -364,17 +368,17 @@ def test_the_line_about_the_engine_is_short_and_the_rest_is_for_debugging(
 @pytest.mark.parametrize(
     ("config", "code", "end"),
     [
-        (InferenceConfig(device="cpu"), Reason.OK, ", 1 lane x batch 1"),
-        (InferenceConfig(), Reason.NO_GPU_BUILD, "; no GPU: onnxruntime without CUDA"),
+        (InferenceConfig(device="cpu"), ReasonCode.OK, ", 1 lane x batch 1"),
+        (InferenceConfig(), ReasonCode.NO_GPU_BUILD, "; no GPU: onnxruntime without CUDA"),
         (
             InferenceConfig(device="cuda"),
-            Reason.DRIVER_MISSING,
+            ReasonCode.DRIVER_MISSING,
             "; cuda was asked for: because (driver-missing)",
         ),
     ],
 )
 def test_the_line_says_why_no_gpu_computes_and_warns_only_where_one_was_expected(
-    model: Model, caplog: pytest.LogCaptureFixture, config: InferenceConfig, code: Reason, end: str
+    model: Model, caplog: pytest.LogCaptureFixture, config: InferenceConfig, code: ReasonCode, end: str
 ) -> None:
     """A machine without a GPU is no fault."""
     caplog.set_level(logging.INFO)

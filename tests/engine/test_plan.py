@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from visionedge.engine.autotune import Wanted
-from visionedge.engine.plan import make_plan
-from visionedge.runtime.process_limits import MOST_LANES, bounded_cores, cpu_quota, usable_cores
+from visionedge.engine.autotune import AutotuneRequest
+from visionedge.engine.plan import make_default_plan
+from visionedge.runtime.process_limits import MAX_LANES, bounded_cores, cpu_quota, usable_cores
 
 
 def test_a_cpu_gets_a_lane_for_each_core_and_one_picture_at_a_time() -> None:
-    plan = make_plan("cpu", 8, None, 4)
+    plan = make_default_plan("cpu", 8, None, 4)
     assert (plan.lanes, plan.buckets, plan.max_batch) == (4, (1,), 1)
     assert "4 usable cores" in plan.reason
 
@@ -22,17 +22,17 @@ def test_a_cpu_gets_a_lane_for_each_core_and_one_picture_at_a_time() -> None:
 def test_a_gpu_gets_two_lanes_and_buckets_up_to_the_largest_batch(
     most: int, buckets: tuple[int, ...]
 ) -> None:
-    plan = make_plan("cuda", most, None, 4)
+    plan = make_default_plan("cuda", most, None, 4)
     assert (plan.lanes, plan.buckets) == (2, buckets)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_model_that_fixes_its_batch_has_that_one_bucket(device: str) -> None:
-    assert make_plan(device, 8, 3, 2).buckets == (3,)
+    assert make_default_plan(device, 8, 3, 2).buckets == (3,)
 
 
 def test_a_batch_goes_into_the_smallest_bucket_that_holds_it() -> None:
-    plan = make_plan("cuda", 8, None, 1)
+    plan = make_default_plan("cuda", 8, None, 1)
     assert [plan.bucket(count) for count in (1, 2, 3, 5, 8, 9)] == [1, 2, 4, 8, 8, 8]
 
 
@@ -86,8 +86,8 @@ def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cores", [1, 250, 1024])
 def test_a_machine_with_very_many_cores_gets_a_bounded_number_of_lanes(cores: int) -> None:
     """Each lane has a socket to the engine's process, and one message hands over 253 at most."""
-    wanted = Wanted("cpu", 8, None, cores)
-    most = min(cores, MOST_LANES)
-    assert make_plan("cpu", 8, None, cores).lanes == most
-    assert max(wanted.lanes()) == wanted.by_rule().lanes == bounded_cores(cores) == most
+    wanted = AutotuneRequest("cpu", 8, None, cores)
+    most = min(cores, MAX_LANES)
+    assert make_default_plan("cpu", 8, None, cores).lanes == most
+    assert max(wanted.lanes()) == wanted.default_point().lanes == bounded_cores(cores) == most
     assert len(wanted.lanes()) <= 10

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from machines import Machine, accelerator
-from visionedge.engine.autotune import Wanted, search
-from visionedge.engine.plan import Measured, PlanCache, PlanKey
+from visionedge.engine.autotune import AutotuneRequest, search_plan
+from visionedge.engine.plan import AutotuneResult, PlanCache, PlanKey
 
 KEY = PlanKey.of(
     b"a graph", device="cuda", cores=8, max_batch=8, latency_budget_ms=None, hardware="a machine"
@@ -18,18 +18,18 @@ KEY = PlanKey.of(
 
 
 @pytest.fixture
-def measured() -> Measured:
+def measured() -> AutotuneResult:
     machine = Machine(accelerator)
-    return search(machine.trial, Wanted("cuda", 8, None, 8), clock=machine.clock)
+    return search_plan(machine.trial, AutotuneRequest("cuda", 8, None, 8), clock=machine.clock)
 
 
-def stored(folder: Path, measured: Measured) -> Path:
+def stored(folder: Path, measured: AutotuneResult) -> Path:
     PlanCache(folder).store(KEY, measured)
     (file,) = folder.iterdir()
     return file
 
 
-def test_a_plan_that_was_kept_is_found_again_and_says_so(tmp_path: Path, measured: Measured) -> None:
+def test_a_plan_that_was_kept_is_found_again_and_says_so(tmp_path: Path, measured: AutotuneResult) -> None:
     stored(tmp_path / "plans", measured)
     found = PlanCache(tmp_path / "plans").load(KEY)
     assert found is not None
@@ -56,7 +56,7 @@ def test_without_a_plan_there_is_none(tmp_path: Path) -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_a_plan_for_anything_else_is_not_used(
-    tmp_path: Path, measured: Measured, change: dict[str, Any]
+    tmp_path: Path, measured: AutotuneResult, change: dict[str, Any]
 ) -> None:
     stored(tmp_path, measured)
     assert PlanCache(tmp_path).load(dataclasses.replace(KEY, **change)) is None
@@ -90,7 +90,11 @@ def spoilt(document: dict[str, Any], *path: str, value: object) -> str:
     ids=str,
 )
 def test_a_plan_that_was_tampered_with_is_measured_anew(
-    tmp_path: Path, measured: Measured, path: tuple[str, ...], value: object, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    measured: AutotuneResult,
+    path: tuple[str, ...],
+    value: object,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     file = stored(tmp_path, measured)
     file.write_text(spoilt(json.loads(file.read_text()), *path, value=value))
@@ -99,18 +103,18 @@ def test_a_plan_that_was_tampered_with_is_measured_anew(
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"null", b"[1]", b"\xff\xfe", b"7" * 99])
-def test_a_damaged_file_is_measured_anew(tmp_path: Path, measured: Measured, damage: bytes) -> None:
+def test_a_damaged_file_is_measured_anew(tmp_path: Path, measured: AutotuneResult, damage: bytes) -> None:
     stored(tmp_path, measured).write_bytes(damage)
     assert PlanCache(tmp_path).load(KEY) is None
 
 
-def test_a_plan_that_is_not_settled_is_not_kept(tmp_path: Path, measured: Measured) -> None:
+def test_a_plan_that_is_not_settled_is_not_kept(tmp_path: Path, measured: AutotuneResult) -> None:
     PlanCache(tmp_path).store(KEY, dataclasses.replace(measured, settled=False))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_told_and_no_more(
-    tmp_path: Path, measured: Measured, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, measured: AutotuneResult, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "plans").write_text("a file where a folder should be")
     PlanCache(tmp_path / "plans").store(KEY, measured)
@@ -118,7 +122,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_no_more(
     assert PlanCache(tmp_path / "plans").load(KEY) is None
 
 
-def test_the_oldest_plans_go(tmp_path: Path, measured: Measured) -> None:
+def test_the_oldest_plans_go(tmp_path: Path, measured: AutotuneResult) -> None:
     cache = PlanCache(tmp_path)
     keys = [dataclasses.replace(KEY, cores=cores) for cores in range(1, 41)]
     for age, key in enumerate(keys):

@@ -8,8 +8,8 @@ import pytest
 
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.device.session import NodePlaces, Pictures
-from visionedge.engine.local_engine import Engine, open_engine
+from visionedge.engine.device.session import NodePlacement, PictureBatch
+from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.plan import Plan
 from visionedge.model.model import Model, load_model
 
@@ -37,7 +37,7 @@ def test_what_was_chosen_among_many_is_one_of_the_table(model: Model, tmp_path: 
     engine = open_engine(model, CPU, data=tmp_path / "data", cores=2)
     measured = engine.plan.measured
     assert measured is not None
-    (line,) = [line for line in measured.table if line.pair == measured.choice]
+    (line,) = [line for line in measured.table if line.point == measured.choice]
     assert line.frames_per_s is not None
     assert (engine.plan.lanes, engine.plan.max_batch) == (measured.choice.lanes, measured.choice.batch)
     assert len(measured.table) == 6
@@ -70,11 +70,11 @@ def test_a_measured_engine_meets_no_size_that_was_not_warmed(model: Model, tmp_p
 
 
 def test_a_model_that_fixes_its_batch_is_measured_with_that_one(tmp_path: Path) -> None:
-    pair = load_model(TinyDetector(batch=2).save(tmp_path / "pair.onnx"))
-    engine = open_engine(pair, CPU, data=tmp_path / "data", cores=2)
+    point = load_model(TinyDetector(batch=2).save(tmp_path / "pair.onnx"))
+    engine = open_engine(point, CPU, data=tmp_path / "data", cores=2)
     measured = engine.plan.measured
     assert measured is not None
-    assert {line.pair.batch for line in measured.table} == {2}
+    assert {line.point.batch for line in measured.table} == {2}
     assert engine.plan.buckets == (2,)
 
 
@@ -82,18 +82,18 @@ class Session:
     """A session that cannot compute four at once, and remembers what it was told to keep."""
 
     rows = 9
-    places = NodePlaces(1)
+    node_placement = NodePlacement(1)
     notes: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.kept: set[int] | None = None
 
-    def run(self, given: Pictures, size: int) -> np.ndarray:
+    def run(self, given: PictureBatch, size: int) -> np.ndarray:
         if size > 2:
             raise MemoryError("no room")
         return np.zeros((len(given), 9, 6), np.float32)
 
-    def keep(self, sizes: Collection[int]) -> None:
+    def keep_only(self, sizes: Collection[int]) -> None:
         self.kept = set(sizes)
 
     def close(self) -> None:
@@ -103,9 +103,9 @@ class Session:
 def test_the_memory_of_other_sizes_is_let_go(model: Model) -> None:
     state = open_engine(model, CPU).device
     session = Session()
-    engine = Engine(model, session, state, Plan(1, (1, 2, 4), ""))
+    engine = LocalEngine(model, session, state, Plan(1, (1, 2, 4), ""))
     assert engine.plan.buckets == (1, 2)
-    engine.replan(Plan(2, (1,), "measured"))
+    engine.set_plan(Plan(2, (1,), "measured"))
     assert session.kept == {1}
     assert len(engine.infer(pictures(3))) == 3
     assert engine.unplanned_shapes == 0

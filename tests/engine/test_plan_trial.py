@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from visionedge.engine.autotune import MOST_BATCHES, measure, run_in_turns, run_trial
-from visionedge.engine.plan import Pair
+from visionedge.engine.autotune import MAX_BATCHES, autotune_plan, run_interleaved, run_trial
+from visionedge.engine.plan import OperatingPoint
 
 
 class Work:
@@ -30,14 +30,14 @@ class Work:
 
 def test_a_trial_runs_for_its_time_and_tells_the_speed() -> None:
     work = Work(picture_ms=10)
-    sample = run_trial(work.run, Pair(1, 2), 0.1, clock=work.clock, cpu_clock=work.clock)
+    sample = run_trial(work.run, OperatingPoint(1, 2), 0.1, clock=work.clock, cpu_clock=work.clock)
     assert (sample.frames_per_s, sample.batch_ms, sample.cpu_ms) == pytest.approx((100, 20, 10))
     assert work.batches == [2] * 6, "one to settle, five to fill the time"
 
 
 def test_lanes_add_up() -> None:
     work = Work(picture_ms=10)
-    sample = run_trial(work.run, Pair(3, 1), 0.1, clock=work.clock, cpu_clock=work.clock)
+    sample = run_trial(work.run, OperatingPoint(3, 1), 0.1, clock=work.clock, cpu_clock=work.clock)
     assert (sample.frames_per_s, sample.batch_ms, sample.cpu_ms) == pytest.approx((300, 10, 10))
     assert len(work.threads) == 3
 
@@ -55,7 +55,7 @@ def test_works_that_are_compared_take_turns_batch_by_batch() -> None:
         return batch
 
     runs = {"fast": run("fast", 10), "slow": run("slow", 20)}
-    found = run_in_turns(runs, Pair(1, 1), 0.09, clock=lambda: now[0], cpu_clock=lambda: now[0])
+    found = run_interleaved(runs, OperatingPoint(1, 1), 0.09, clock=lambda: now[0], cpu_clock=lambda: now[0])
     assert (found["fast"].batch_ms, found["slow"].batch_ms) == pytest.approx((10, 20))
     assert (found["fast"].frames_per_s, found["slow"].frames_per_s) == pytest.approx((100, 50))
     assert order[2:8] == ["fast", "slow", "slow", "fast", "fast", "slow"]
@@ -64,15 +64,15 @@ def test_works_that_are_compared_take_turns_batch_by_batch() -> None:
 
 def test_a_batch_that_fills_the_time_by_itself_is_run_once() -> None:
     work = Work(picture_ms=300)
-    sample = run_trial(work.run, Pair(1, 1), 0.1, clock=work.clock)
+    sample = run_trial(work.run, OperatingPoint(1, 1), 0.1, clock=work.clock)
     assert work.batches == [1]
     assert sample.batch_ms == pytest.approx(300)
 
 
 def test_a_tiny_network_is_run_no_more_often_than_is_of_use() -> None:
     work = Work(picture_ms=0.001)
-    run_trial(work.run, Pair(1, 1), 0.1, clock=work.clock)
-    assert len(work.batches) == 1 + MOST_BATCHES
+    run_trial(work.run, OperatingPoint(1, 1), 0.1, clock=work.clock)
+    assert len(work.batches) == 1 + MAX_BATCHES
 
 
 def test_what_a_batch_raises_is_raised() -> None:
@@ -80,20 +80,20 @@ def test_what_a_batch_raises_is_raised() -> None:
         raise MemoryError("no room")
 
     with pytest.raises(MemoryError, match="no room"):
-        run_trial(run, Pair(2, 1), 0.1)
+        run_trial(run, OperatingPoint(2, 1), 0.1)
 
 
 def test_the_lanes_work_at_the_same_time() -> None:
     """Each batch waits until the other lane is in one as well; one after the other would never end."""
     both = threading.Barrier(2)
-    run_trial(lambda _: both.wait(10), Pair(2, 1), 0.001, most=3, clock=Work(1).clock)
+    run_trial(lambda _: both.wait(10), OperatingPoint(2, 1), 0.001, max_count=3, clock=Work(1).clock)
 
 
 def test_measuring_runs_what_it_is_given_on_real_threads() -> None:
     """Two threads that share nothing are twice as fast as one, whatever the batch: one picture each."""
     work = Work(picture_ms=20)
-    measured = measure(
+    measured = autotune_plan(
         work.run, device="cpu", max_batch=4, fixed_batch=None, cores=2, clock=work.clock, spend_s=60
     )
-    assert (measured.choice, measured.buckets) == (Pair(2, 1), (1,))
+    assert (measured.choice, measured.buckets) == (OperatingPoint(2, 1), (1,))
     assert set(work.batches) == {1, 2, 4}

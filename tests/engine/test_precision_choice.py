@@ -9,25 +9,30 @@ import pytest
 
 from tiny_models import TinyDetector
 from visionedge.engine.precision_choice import (
-    FOLDER,
-    Agreement,
-    Apart,
-    Candidate,
-    Trials,
-    agreement,
-    judged,
-    pick,
+    PRECISION_FOLDER,
+    OutputDistance,
+    PrecisionCandidate,
+    PrecisionTrials,
+    VariantAgreement,
+    apply_agreement,
+    check_agreement,
+    pick_precision,
 )
 from visionedge.frames.types import Detections
-from visionedge.model.compiler.build import FOLDER as COMPILED
-from visionedge.model.compiler.build import ready
+from visionedge.model.compiler.build import CACHE_FOLDER as COMPILED
+from visionedge.model.compiler.build import load_or_compile_with_batch
 from visionedge.model.model import Model, load_model
 from visionedge.model.parity import Parity, Tolerance
-from visionedge.model.quantization.variants import place_of, store, tolerance_document, variants
-from visionedge.runtime.measurement import Choice, choose
+from visionedge.model.quantization.variants import (
+    find_variants,
+    make_tolerance_document,
+    make_variant_path,
+    save_variant,
+)
+from visionedge.runtime.measurement import PrecisionChoice, choose_fastest
 
-GOOD = Parity(pictures=8, boxes=100, matched=0.97, shift=0.01, largest_shift=0.1)
-FASTER = Choice("int8", "measured 2.00 times as fast as fp32 here (fp32 20.0 ms, int8 10.0 ms)", {})
+GOOD = Parity(pictures=8, boxes=100, matched=0.97, score_shift=0.01, max_score_shift=0.1)
+FASTER = PrecisionChoice("int8", "measured 2.00 times as fast as fp32 here (fp32 20.0 ms, int8 10.0 ms)", {})
 
 
 class Clock:
@@ -68,7 +73,7 @@ def test_what_is_clearly_faster_wins(int8_ms: float, precision: str, words: str)
     """By a tenth at least; else fp32 stays, and the reason has the figures."""
     clock = Clock()
     runs = {"fp32": clock.takes(always(20.0)), "int8": clock.takes(always(int8_ms))}
-    choice = choose(runs, clock=clock)
+    choice = choose_fastest(runs, clock=clock)
     assert choice.precision == precision
     assert words in choice.reason
     assert choice.ms == {"fp32": 20.0, "int8": int8_ms}
@@ -82,7 +87,7 @@ def test_a_machine_that_is_slow_for_a_while_deceives_nobody() -> None:
             yield from [ms, ms * 9, ms, ms * 4, ms * 9]
 
     clock = Clock()
-    choice = choose(
+    choice = choose_fastest(
         {"fp32": clock.takes(moods(20.0)), "int8": clock.takes(moods(10.0))}, clock=clock, budget_s=9
     )
     assert choice.precision == "int8"
@@ -90,8 +95,8 @@ def test_a_machine_that_is_slow_for_a_while_deceives_nobody() -> None:
 
 
 def test_a_choice_reads_back_as_it_was_written() -> None:
-    choice = Choice("int8", "because", {"fp32": 2.5, "int8": 1.25})
-    assert Choice.of_document(json.loads(json.dumps(choice.document()))) == choice
+    choice = PrecisionChoice("int8", "because", {"fp32": 2.5, "int8": 1.25})
+    assert PrecisionChoice.from_document(json.loads(json.dumps(choice.document()))) == choice
 
 
 # --- whether it sees the same here --------------------------------------------------------------------------
@@ -104,52 +109,55 @@ def seen(count: int, score: float = 0.8, first: int = 0) -> list[Detections]:
     return [Detections(boxes, np.full(count, score, np.float32), np.zeros(count, np.int32))]
 
 
-def unasked() -> Apart:
+def unasked() -> OutputDistance:
     raise AssertionError("there were boxes enough")
 
 
 def test_boxes_that_agree_let_it_in_and_are_told() -> None:
-    found = agreement(seen(20), seen(20, 0.79), Tolerance(), unasked)
-    assert found == Agreement("100% of 40 boxes agree here")
+    found = check_agreement(seen(20), seen(20, 0.79), Tolerance(), unasked)
+    assert found == VariantAgreement("100% of 40 boxes agree here")
 
 
 def test_boxes_that_do_not_agree_keep_it_out_with_the_figure() -> None:
     """Ten of each side have no partner."""
-    found = agreement(seen(20), seen(20, first=10), Tolerance(), unasked)
+    found = check_agreement(seen(20), seen(20, first=10), Tolerance(), unasked)
     assert found.refusal == "only 50.0% of the boxes agree, 90.0% are wanted"
 
 
 def test_its_own_tolerance_counts() -> None:
     """As it was asked for when it was made."""
-    assert agreement(seen(20), seen(20, first=4), Tolerance(), unasked).refusal is not None
-    assert agreement(seen(20), seen(20, first=4), Tolerance(unmatched=0.3), unasked).refusal is None
+    assert check_agreement(seen(20), seen(20, first=4), Tolerance(), unasked).refusal is not None
+    assert check_agreement(seen(20), seen(20, first=4), Tolerance(unmatched=0.3), unasked).refusal is None
 
 
 @pytest.mark.parametrize(
     ("apart", "refusal"),
     [
-        (Apart(written=0.15, kernels=0.05), None),
+        (OutputDistance(quantization=0.15, kernels=0.05), None),
         (
-            Apart(written=0.15, kernels=0.4),
+            OutputDistance(quantization=0.15, kernels=0.4),
             "the integer kernels here add 0.40 to the 0.15 that integers cost",
         ),
-        (Apart(0.1, float("nan")), "the integer kernels here add nan to the 0.10 that integers cost"),
+        (
+            OutputDistance(0.1, float("nan")),
+            "the integer kernels here add nan to the 0.10 that integers cost",
+        ),
         (None, None),
     ],
 )
 def test_where_too_little_is_seen_the_kernels_themselves_are_judged(
-    apart: Apart | None, refusal: str | None
+    apart: OutputDistance | None, refusal: str | None
 ) -> None:
     """A model for other things than the clip shows; without integers its report has to do."""
-    found = agreement(seen(2), seen(2), Tolerance(), lambda: apart)
+    found = check_agreement(seen(2), seen(2), Tolerance(), lambda: apart)
     assert found.refusal == refusal
     assert bool(found.words) == (refusal is None)
 
 
 def test_the_reason_of_a_choice_has_both_findings() -> None:
-    kept = judged(FASTER, Agreement("98% of 50 boxes agree here"))
+    kept = apply_agreement(FASTER, VariantAgreement("98% of 50 boxes agree here"))
     assert (kept.precision, kept.reason) == ("int8", f"{FASTER.reason}; 98% of 50 boxes agree here")
-    refused = judged(FASTER, Agreement("", "only 50.0% of the boxes agree, 90.0% are wanted"))
+    refused = apply_agreement(FASTER, VariantAgreement("", "only 50.0% of the boxes agree, 90.0% are wanted"))
     assert refused.precision == "fp32"
     assert refused.reason.startswith("int8 is not used: only 50.0% of the boxes agree")
     assert "2.00 times as fast" in refused.reason
@@ -173,7 +181,7 @@ class Scene:
     """A model with an int8 variant beside it; how it is timed and judged is said here."""
 
     def __init__(
-        self, folder: Path, agreed: Agreement, *, compiled: Path | None = None, unusable: bool = False
+        self, folder: Path, agreed: VariantAgreement, *, compiled: Path | None = None, unusable: bool = False
     ) -> None:
         self.data = folder / "data"
         self.data.mkdir()
@@ -190,11 +198,11 @@ class Scene:
         report = {
             "recipe": "a test's",
             "parity": parity.document(),
-            "tolerance": tolerance_document(Tolerance()),
+            "tolerance": make_tolerance_document(Tolerance()),
             "made": {"at": "2026-01-01T00:00:00Z"},
         }
         other = TinyDetector(seed=seed).proto()
-        store(place_of(self.model, "int8"), other, self.model, "int8", report)
+        save_variant(make_variant_path(self.model, "int8"), other, self.model, "int8", report)
 
     def open(self, graph: bytes) -> FakeSession:
         if self.unusable:
@@ -202,7 +210,7 @@ class Scene:
         self.opened.append(FakeSession(graph))
         return self.opened[-1]
 
-    def run_of(self, candidate: Candidate[FakeSession]) -> Callable[[], object]:
+    def run_of(self, candidate: PrecisionCandidate[FakeSession]) -> Callable[[], object]:
         """fp32 takes much longer: it counts first."""
         name = candidate.model.path.name
         work = 30_000 if name == "tiny.onnx" else 10
@@ -214,18 +222,23 @@ class Scene:
         return run
 
     def judge(
-        self, fp32: Candidate[FakeSession], variant: Candidate[FakeSession], tolerance: Tolerance
-    ) -> Agreement:
+        self,
+        fp32: PrecisionCandidate[FakeSession],
+        variant: PrecisionCandidate[FakeSession],
+        tolerance: Tolerance,
+    ) -> VariantAgreement:
         assert (fp32.model.path.name, variant.model.path.name) == ("tiny.onnx", "tiny.int8.onnx")
         assert tolerance == Tolerance()
         self.judged += 1
         return self.agreed
 
-    def picked(self, device: str = "cpu", *, measuring: bool = True) -> tuple[Candidate[FakeSession], Choice]:
-        model, graph = ready(self.model, self.data)
-        fp32 = Candidate(model, graph, FakeSession(graph))
-        trials = Trials(self.open, self.run_of, self.judge)
-        chosen, choice = pick(
+    def picked(
+        self, device: str = "cpu", *, measuring: bool = True
+    ) -> tuple[PrecisionCandidate[FakeSession], PrecisionChoice]:
+        model, graph = load_or_compile_with_batch(self.model, self.data)
+        fp32 = PrecisionCandidate(model, graph, FakeSession(graph))
+        trials = PrecisionTrials(self.open, self.run_of, self.judge)
+        chosen, choice = pick_precision(
             fp32, self.model, device=device, data=self.data, trials=trials, measuring=measuring
         )
         assert chosen.session.closed is False
@@ -239,7 +252,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("compiled")
 
 
-AGREES, DIFFERS = Agreement("all agree"), Agreement("", "only 10.0% of the boxes agree")
+AGREES, DIFFERS = VariantAgreement("all agree"), VariantAgreement("", "only 10.0% of the boxes agree")
 
 
 def test_a_variant_that_is_faster_and_agrees_is_used(tmp_path: Path, compiled: Path) -> None:
@@ -265,7 +278,7 @@ def test_a_variant_that_sees_something_else_here_is_not_used_however_fast(
 
 @pytest.mark.parametrize("agreed", [AGREES, DIFFERS])
 def test_what_was_found_is_kept_and_not_measured_again(
-    tmp_path: Path, compiled: Path, agreed: Agreement
+    tmp_path: Path, compiled: Path, agreed: VariantAgreement
 ) -> None:
     scene = Scene(tmp_path, agreed, compiled=compiled)
     scene.keep_variant()
@@ -280,7 +293,7 @@ def test_who_measures_nothing_takes_what_was_kept(tmp_path: Path, compiled: Path
     """And fp32 where nothing was, without as much as opening a variant."""
     scene = Scene(tmp_path, AGREES, compiled=compiled)
     scene.keep_variant()
-    assert scene.picked(measuring=False)[1] == Choice("fp32", "nothing was measured", {})
+    assert scene.picked(measuring=False)[1] == PrecisionChoice("fp32", "nothing was measured", {})
     assert scene.opened == []
     scene.picked()
     timed = len(scene.timed)
@@ -302,7 +315,7 @@ def test_a_choice_of_before_anything_was_judged_is_not_believed(tmp_path: Path, 
     scene = Scene(tmp_path, DIFFERS, compiled=compiled)
     scene.keep_variant()
     scene.picked()
-    (entry,) = (scene.data / FOLDER).iterdir()
+    (entry,) = (scene.data / PRECISION_FOLDER).iterdir()
     old = {"schema": "visionedge/precision/1", "choice": FASTER.document()}
     entry.write_text(json.dumps(old))
     assert scene.picked()[1].precision == "fp32"
@@ -313,7 +326,7 @@ def test_a_choice_of_before_anything_was_judged_is_not_believed(tmp_path: Path, 
 
 def test_a_variant_whose_report_refuses_it_takes_no_part(tmp_path: Path, compiled: Path) -> None:
     scene = Scene(tmp_path, AGREES, compiled=compiled)
-    scene.keep_variant(Parity(pictures=8, boxes=100, matched=0.5, shift=0.01, largest_shift=0.1))
+    scene.keep_variant(Parity(pictures=8, boxes=100, matched=0.5, score_shift=0.01, max_score_shift=0.1))
     _, choice = scene.picked()
     assert (choice.precision, scene.opened, scene.judged) == ("fp32", [], 0)
     assert choice.reason.startswith(
@@ -341,12 +354,12 @@ def test_a_variant_that_cannot_be_opened_is_left_out(tmp_path: Path, compiled: P
 def test_the_reason_for_a_file_in_integers_says_that_it_is_one(tmp_path: Path) -> None:
     """Nobody is told that a precision does not fit the device, where no variant was found at all."""
     model, network = load_model(TinyDetector().save(tmp_path / "tiny.onnx")), TinyDetector().proto()
-    trials = Trials(FakeSession, lambda _: lambda: None, lambda *_: AGREES)
+    trials = PrecisionTrials(FakeSession, lambda _: lambda: None, lambda *_: AGREES)
 
     def reason() -> str:
         graph = network.SerializeToString()
-        fp32 = Candidate(model, graph, FakeSession(graph))
-        return pick(fp32, model, device="cpu", data=None, trials=trials)[1].reason
+        fp32 = PrecisionCandidate(model, graph, FakeSession(graph))
+        return pick_precision(fp32, model, device="cpu", data=None, trials=trials)[1].reason
 
     assert reason() == "the model file is used as it is: no variant of it in another precision was found"
     network.graph.node.add(op_type="QLinearConv")
@@ -362,14 +375,14 @@ def test_the_reason_for_a_file_in_integers_says_that_it_is_one(tmp_path: Path) -
 def kept(folder: Path) -> tuple[Model, Path]:
     scene = Scene(folder, AGREES)
     scene.keep_variant()
-    return scene.model, place_of(scene.model, "int8")
+    return scene.model, make_variant_path(scene.model, "int8")
 
 
 def test_a_variant_is_found_beside_its_model(tmp_path: Path) -> None:
     model, path = kept(tmp_path)
-    (found,) = variants(model)
+    (found,) = find_variants(model)
     assert (found.precision, found.path, found.parity, found.refusal) == ("int8", path, GOOD, None)
-    assert found.of(model).reading == model.reading
+    assert found.of(model).interpretation == model.interpretation
 
 
 @pytest.mark.parametrize("harm", ["network", "report", "gone", "schema", "other model"])
@@ -388,14 +401,14 @@ def test_a_variant_that_is_damaged_or_belongs_elsewhere_is_left_out(tmp_path: Pa
         report.write_text(json.dumps(document | {"schema": "visionedge/parity/0"}))
     else:
         model = load_model(TinyDetector(seed=5).save(model.path))
-    assert variants(model) == ()
+    assert find_variants(model) == ()
 
 
 def test_a_variant_for_another_preparation_is_left_out(tmp_path: Path) -> None:
     """Its ranges were set by pictures that were prepared as they then were."""
     model, _ = kept(tmp_path)
     model.path.with_suffix(".yaml").write_text(json.dumps({"input": {"color": "rgb"}}))
-    assert variants(load_model(model.path)) == ()
+    assert find_variants(load_model(model.path)) == ()
 
 
 def test_of_two_the_newer_one_counts(tmp_path: Path) -> None:
@@ -404,10 +417,12 @@ def test_of_two_the_newer_one_counts(tmp_path: Path) -> None:
     report = {
         "recipe": "the newer one",
         "parity": GOOD.document(),
-        "tolerance": tolerance_document(Tolerance()),
+        "tolerance": make_tolerance_document(Tolerance()),
         "made": {"at": "2026-02-01T00:00:00Z"},
     }
     data = tmp_path / "data"
-    store(place_of(model, "int8", data=data), TinyDetector(seed=3).proto(), model, "int8", report)
-    assert [variant.recipe for variant in variants(model, data)] == ["the newer one"]
-    assert [variant.recipe for variant in variants(model)] == ["a test's"]
+    save_variant(
+        make_variant_path(model, "int8", data=data), TinyDetector(seed=3).proto(), model, "int8", report
+    )
+    assert [variant.recipe for variant in find_variants(model, data)] == ["the newer one"]
+    assert [variant.recipe for variant in find_variants(model)] == ["a test's"]

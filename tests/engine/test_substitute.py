@@ -12,17 +12,17 @@ from engine_rooms import Module, document, of, play
 from scripted_faults import Faults
 from tiny_models import TinyDetector
 from tiny_slow import save_slow, store_quick_variant
-from visionedge.engine.batcher import Drop
-from visionedge.engine.interface import StandIn
-from visionedge.engine.precision_choice import FOLDER as CHOICES
-from visionedge.model.quantization.variants import FOLDER
+from visionedge.engine.batcher import DropReason
+from visionedge.engine.interface import SubstituteEngine
+from visionedge.engine.precision_choice import PRECISION_FOLDER as CHOICES
+from visionedge.model.quantization.variants import VARIANTS_FOLDER
 
 ROUNDS = 2
 
 
 def prove_that_frames_add_up(module: Module) -> None:
     """Every frame is accounted for, and none came twice or out of its turn."""
-    for camera, seen in module.rooms.batcher.statistics().cameras.items():
+    for camera, seen in module.state.batcher.statistics().cameras.items():
         assert seen.offered == seen.analysed + sum(seen.dropped.values())
         numbers = [each.frame.sequence for each in of(module.results, camera)]
         assert all(before < after for before, after in pairwise(numbers))
@@ -51,12 +51,12 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(kept: Path) -> Iterator[Path]:
     """The data folder; variants are for one test alone."""
     yield kept
-    shutil.rmtree(kept / FOLDER, ignore_errors=True)
+    shutil.rmtree(kept / VARIANTS_FOLDER, ignore_errors=True)
 
 
 def store(module: Module, data: Path) -> None:
-    assert module.rooms.loaded is not None
-    store_quick_variant(module.rooms.loaded, data)
+    assert module.state.loaded_model is not None
+    store_quick_variant(module.state.loaded_model, data)
 
 
 async def some_more(module: Module) -> None:
@@ -68,10 +68,10 @@ async def some_more(module: Module) -> None:
 def test_without_a_variant_there_is_nobody_to_call(data: Path, clip: Path, models: Path) -> None:
     async def story(module: Module) -> None:
         await some_more(module)
-        engine = module.rooms.engine
-        assert not await module.room.could_be_faster()
-        assert await module.room.call_stand_in() is None
-        assert module.rooms.engine is engine
+        engine = module.state.engine
+        assert not await module.engine_host.can_try_faster_variant()
+        assert await module.engine_host.start_substitute() is None
+        assert module.state.engine is engine
         await some_more(module)
 
     play(story, document(clip, models, process=False), data)
@@ -81,7 +81,7 @@ def test_a_precision_that_was_asked_for_outright_is_kept(data: Path, clip: Path,
     async def story(module: Module) -> None:
         await some_more(module)
         store(module, data)
-        assert not await module.room.could_be_faster()
+        assert not await module.engine_host.can_try_faster_variant()
 
     start = document(clip, models, process=False)
     start["inference"]["precision"] = "fp32"
@@ -94,37 +94,37 @@ def test_it_computes_until_it_is_dismissed_and_a_change_of_the_model_does_that_t
     """What counts as a detection may change meanwhile. No frame is lost over any of it."""
 
     async def story(module: Module) -> None:
-        room, rooms = module.room, module.rooms
+        engine_host, state = module.engine_host, module.state
         await some_more(module)
-        engine = rooms.engine
+        engine = state.engine
         store(module, data)
-        assert await room.could_be_faster()
-        assert await room.call_stand_in() == "int8"
-        assert isinstance(rooms.engine, StandIn)
-        assert rooms.engine.precision.precision == room.stand_in == "int8"
-        assert not await room.could_be_faster()
+        assert await engine_host.can_try_faster_variant()
+        assert await engine_host.start_substitute() == "int8"
+        assert isinstance(state.engine, SubstituteEngine)
+        assert state.engine.precision.precision == engine_host.substitute_precision == "int8"
+        assert not await engine_host.can_try_faster_variant()
         start["inference"]["confidence"] = 0.99
-        assert await module.change({"inference": start["inference"]}) == {}
-        assert room.stand_in == "int8"
+        assert await module.apply({"inference": start["inference"]}) == {}
+        assert engine_host.substitute_precision == "int8"
         await some_more(module)
 
-        await room.dismiss_stand_in()
-        assert rooms.engine is engine
-        assert room.stand_in is None
-        assert rooms.selection is not None
-        assert rooms.selection.confidence == 0.99
+        await engine_host.stop_substitute()
+        assert state.engine is engine
+        assert engine_host.substitute_precision is None
+        assert state.selection is not None
+        assert state.selection.confidence == 0.99
         await some_more(module)
 
-        assert await room.could_be_faster()
-        assert await room.call_stand_in() == "int8"
-        assert await module.change({"model": {"path": str(models / "other.onnx")}}) == {}
-        assert room.stand_in is None
+        assert await engine_host.can_try_faster_variant()
+        assert await engine_host.start_substitute() == "int8"
+        assert await module.apply({"model": {"path": str(models / "other.onnx")}}) == {}
+        assert engine_host.substitute_precision is None
         await module.until(lambda r: r[-1].model == "other")
 
     start = document(clip, models, process=False)
     module = play(story, start, data)
     prove_that_frames_add_up(module)
-    assert all(c.dropped[Drop.FAILED] == 0 for c in module.rooms.batcher.statistics().cameras.values())
+    assert all(c.dropped[DropReason.FAILED] == 0 for c in module.state.batcher.statistics().cameras.values())
 
 
 def test_a_lost_device_comes_back_behind_the_stand_in(
@@ -135,27 +135,27 @@ def test_a_lost_device_comes_back_behind_the_stand_in(
     shutil.rmtree(data / CHOICES, ignore_errors=True)  # a choice that is kept would be taken at once
 
     async def story(module: Module) -> None:
-        room, rooms = module.room, module.rooms
+        engine_host, state = module.engine_host, module.state
         await some_more(module)
         store(module, data)
-        assert not await room.could_be_faster()  # on a GPU, integers are not
+        assert not await engine_host.can_try_faster_variant()  # on a GPU, integers are not
         faults.begin("sticky", "absent")
         await module.until(lambda r: r[-1].device == "cpu")
 
-        assert await room.could_be_faster()
-        assert await room.call_stand_in() == "int8"
+        assert await engine_host.can_try_faster_variant()
+        assert await engine_host.start_substitute() == "int8"
         await some_more(module)
-        assert rooms.engine is not None
-        device = rooms.engine.device
+        assert state.engine is not None
+        device = state.engine.device
         assert (device.requested, device.effective, device.degraded) == ("auto", "cpu", True)
-        assert rooms.engine.recovery is not None
-        assert rooms.engine.recovery.outlook.stage != "settled"
+        assert state.engine.recovery is not None
+        assert state.engine.recovery.recovery_state.stage != "settled"
 
         faults.end("sticky", "absent")
         await module.until_told("device-back")
-        assert not rooms.engine.device.degraded
-        assert rooms.engine.device.effective == "cpu"  # where frames are still computed
-        await room.dismiss_stand_in()
+        assert not state.engine.device.degraded
+        assert state.engine.device.effective == "cpu"  # where frames are still computed
+        await engine_host.stop_substitute()
         await module.until(lambda r: r[-1].device == "cuda")
 
     start = document(clip, models, process=True)

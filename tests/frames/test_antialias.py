@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from tiny_graphs import Graph
-from visionedge.camera.sources.yuv import Painter, Planes
-from visionedge.frames.letterbox import fit
+from visionedge.camera.sources.yuv import YuvConverter, YuvPlanes
+from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import InputSpec, Picture
-from visionedge.model.compiler.build import build
+from visionedge.model.compiler.build import build_graph
 from visionedge.model.model import load_model
 
 
@@ -26,7 +26,7 @@ def test_antialiased_pictures_are_pixel_for_pixel_those_of_pillow(size: tuple[in
     """Smaller, larger, and of any proportions; in the window of a letterbox too."""
     picture = noise(*size)
     spec = InputSpec(320, 192, "letterbox", resample="antialias")
-    fitted, placement = fit(picture, spec)
+    fitted, placement = fit_to_input(picture, spec)
     left, top, width, height = (
         int(v) for v in (placement.left_px, placement.top_px, placement.width_px, placement.height_px)
     )
@@ -39,11 +39,11 @@ def test_planes_of_a_video_are_antialiased_like_a_whole_picture() -> None:
     small = cv2.GaussianBlur(noise(640, 480), (0, 0), 3)
     sheet = cv2.cvtColor(small, cv2.COLOR_BGR2YUV_I420)
     luma, colours = sheet[:480], sheet[480:].reshape(2, 240, 320)
-    planes = Planes(np.asarray(luma, np.uint8), (colours[0], colours[1]))
+    planes = YuvPlanes(np.asarray(luma, np.uint8), (colours[0], colours[1]))
     whole: Picture = np.asarray(cv2.cvtColor(sheet, cv2.COLOR_YUV2BGR_I420), np.uint8)
     wanted = np.asarray(Image.fromarray(whole).resize((160, 120), Image.Resampling.BILINEAR)).astype(int)
     window = np.empty((120, 160, 3), np.uint8)
-    Painter().paint(planes, window, "antialias")
+    YuvConverter().convert(planes, window, "antialias")
     assert np.abs(window - wanted).mean() < 1.0
     assert np.abs(window - wanted).max() <= 6
 
@@ -53,7 +53,7 @@ def test_planes_of_ten_bits_and_turned_ones_are_antialiased_too() -> None:
     luma = np.full((480, 640), 940, np.uint16)
     grey = np.full((240, 320), 512, np.uint16)
     window = np.empty((160, 120, 3), np.uint8)
-    Painter().paint(Planes(luma, (grey, grey), white=1023, quarter_turns=1), window, "antialias")
+    YuvConverter().convert(YuvPlanes(luma, (grey, grey), white=1023, quarter_turns=1), window, "antialias")
     assert (window >= 254).all()
 
 
@@ -87,5 +87,5 @@ def test_a_model_may_state_how_its_pictures_are_resized(tmp_path: Path) -> None:
     model = load_model(path)
     assert (model.input.resample, model.input.rounding) == ("bilinear", "down")
     compiled = tmp_path / "compiled.onnx"
-    compiled.write_bytes(build(model))
+    compiled.write_bytes(build_graph(model))
     assert load_model(compiled).input == model.input

@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from visionedge.frames.drawing import annotate, colour_of, plain
-from visionedge.frames.types import Detections, Picture, Result
+from visionedge.frames.drawing import class_colour, draw_detections, to_ascii
+from visionedge.frames.types import Detections, FrameResult, Picture
 from web_module import grey, result
 
 
@@ -14,15 +14,15 @@ def painted(before: Picture, after: Picture) -> np.ndarray[tuple[int, int], np.d
     return np.asarray((before != after).any(axis=2))
 
 
-def labelled(text: str) -> Result:
+def labelled(text: str) -> FrameResult:
     made = result()
-    return Result(made.frame, made.detections, made.timing, made.device, made.model, (text,))
+    return FrameResult(made.frame, made.detections, made.timing, made.device, made.model, (text,))
 
 
 def test_the_box_is_drawn_where_it_is_and_the_picture_itself_stays_as_it_was() -> None:
     picture = grey(640, 480)
     before = picture.copy()
-    drawn = annotate(picture, result(picture=picture))
+    drawn = draw_detections(picture, result(picture=picture))
     assert np.array_equal(picture, before)
     changed = painted(before, drawn)
     for x, y in ((160, 240), (479, 240), (320, 359)):
@@ -33,7 +33,7 @@ def test_the_box_is_drawn_where_it_is_and_the_picture_itself_stays_as_it_was() -
 
 def test_a_box_as_large_as_the_picture_is_seen_on_all_four_sides() -> None:
     picture = grey(320, 240)
-    changed = painted(picture, annotate(picture, result(picture=picture, boxes=[[0, 0, 1, 1]])))
+    changed = painted(picture, draw_detections(picture, result(picture=picture, boxes=[[0, 0, 1, 1]])))
     for side in (changed[200, :6], changed[200, -6:], changed[-6:, 160]):
         assert side.any()
     assert changed[:, 160][:30].any()
@@ -41,7 +41,7 @@ def test_a_box_as_large_as_the_picture_is_seen_on_all_four_sides() -> None:
 
 def test_a_picture_without_detections_is_an_equal_copy() -> None:
     picture = grey()
-    drawn = annotate(picture, result(picture=picture, boxes=[]))
+    drawn = draw_detections(picture, result(picture=picture, boxes=[]))
     assert np.array_equal(drawn, picture)
     assert drawn is not picture
 
@@ -49,7 +49,7 @@ def test_a_picture_without_detections_is_an_equal_copy() -> None:
 @pytest.mark.parametrize("size", [(8, 8), (33, 500), (3840, 2160)])
 def test_lines_and_labels_fit_any_size_of_picture(size: tuple[int, int]) -> None:
     picture = grey(*size)
-    drawn = annotate(picture, result(picture=picture, boxes=[[0.4, 0, 1, 0.6], [0, 0.5, 0.001, 1]]))
+    drawn = draw_detections(picture, result(picture=picture, boxes=[[0.4, 0, 1, 0.6], [0, 0.5, 0.001, 1]]))
     assert drawn.shape == picture.shape
     assert painted(picture, drawn).any()
 
@@ -57,7 +57,7 @@ def test_lines_and_labels_fit_any_size_of_picture(size: tuple[int, int]) -> None
 def test_lines_grow_with_the_picture() -> None:
     def line_px(width_px: int, height_px: int) -> int:
         picture = grey(width_px, height_px)
-        changed = painted(picture, annotate(picture, result(picture=picture)))
+        changed = painted(picture, draw_detections(picture, result(picture=picture)))
         return int(changed[height_px * 3 // 4 - 40 : height_px * 3 // 4 + 40, width_px // 2].sum())
 
     assert line_px(3840, 2160) > line_px(640, 480)
@@ -66,27 +66,27 @@ def test_lines_grow_with_the_picture() -> None:
 def test_a_picture_that_may_not_be_written_is_annotated_too() -> None:
     picture = grey(320, 240)
     picture.setflags(write=False)
-    assert painted(picture, annotate(picture, result(picture=picture))).any()
+    assert painted(picture, draw_detections(picture, result(picture=picture))).any()
 
 
 def test_labels_in_other_scripts_do_not_break_the_drawing() -> None:
-    assert plain("Fußgänger") == "Fu?ganger"
-    assert plain("人") == "?"
-    assert plain("a\nb") == "a?b"
+    assert to_ascii("Fußgänger") == "Fu?ganger"
+    assert to_ascii("人") == "?"
+    assert to_ascii("a\nb") == "a?b"
     picture = grey(320, 240)
-    assert painted(picture, annotate(picture, labelled("人 und Ä"))).any()
+    assert painted(picture, draw_detections(picture, labelled("人 und Ä"))).any()
 
 
 def test_a_class_without_a_label_gets_its_number() -> None:
     made = result()
     found = Detections(made.detections.boxes, made.detections.scores, np.array([99], np.int32))
-    unknown = Result(made.frame, found, made.timing, "cpu", "nano", ("person",))
-    assert painted(grey(), annotate(grey(), unknown)).any()
+    unknown = FrameResult(made.frame, found, made.timing, "cpu", "nano", ("person",))
+    assert painted(grey(), draw_detections(grey(), unknown)).any()
 
 
 def test_colours_are_stable_and_differ_between_classes() -> None:
-    colours = [colour_of(class_id) for class_id in range(80)]
-    assert colours == [colour_of(class_id) for class_id in range(80)]
+    colours = [class_colour(class_id) for class_id in range(80)]
+    assert colours == [class_colour(class_id) for class_id in range(80)]
     assert len(set(colours)) == 80
     for one, other in pairwise(colours):
         assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) > 100

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slow_resizing import slow_fit
-from visionedge.frames.letterbox import fit
+from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import InputSpec, Picture
 
 specs = st.builds(
@@ -29,7 +29,7 @@ def _noise(width_px: int, height_px: int, seed: int = 7) -> Picture:
 @given(width_px=sides_px, height_px=sides_px, spec=specs)
 def test_it_equals_a_slow_bilinear_reference(width_px: int, height_px: int, spec: InputSpec) -> None:
     picture = _noise(width_px, height_px)
-    image, _ = fit(picture, spec)
+    image, _ = fit_to_input(picture, spec)
     # OpenCV interpolates with 11-bit weights: one grey level, seldom two.
     assert np.abs(image.astype(int) - slow_fit(picture, spec).astype(int)).max() <= 2
 
@@ -39,9 +39,9 @@ def test_it_equals_a_slow_bilinear_reference(width_px: int, height_px: int, spec
 def test_the_whole_of_a_given_array_is_overwritten(width_px: int, height_px: int, spec: InputSpec) -> None:
     """`out` is used in place, whatever lay in it before."""
     picture = _noise(width_px, height_px)
-    fresh, placement = fit(picture, spec)
+    fresh, placement = fit_to_input(picture, spec)
     out = np.full((spec.height_px, spec.width_px, 3), 77, np.uint8)
-    image, same_placement = fit(picture, spec, out)
+    image, same_placement = fit_to_input(picture, spec, out)
     assert image is out
     assert placement == same_placement == spec.place(width_px, height_px)
     np.testing.assert_array_equal(out, fresh)
@@ -57,7 +57,9 @@ def test_a_rectangle_is_found_again_within_a_pixel(data: st.DataObject, spec: In
     top = data.draw(st.integers(0, height_px // 2), label="top")
     picture = np.zeros((height_px, width_px, 3), np.uint8)
     picture[top:, left:] = 255
-    image, place = fit(picture, InputSpec(spec.width_px, spec.height_px, spec.fit, spec.anchor, pad=0))
+    image, place = fit_to_input(
+        picture, InputSpec(spec.width_px, spec.height_px, spec.fit, spec.anchor, pad=0)
+    )
     shown = image[:, :, 0] >= 128
     if not shown.any():
         return  # the rectangle is thinner than a pixel of the input
@@ -70,7 +72,7 @@ def test_a_rectangle_is_found_again_within_a_pixel(data: st.DataObject, spec: In
 
 def test_a_picture_of_the_right_size_passes_unchanged() -> None:
     picture = _noise(64, 48)
-    image, _ = fit(picture, InputSpec(64, 48))
+    image, _ = fit_to_input(picture, InputSpec(64, 48))
     np.testing.assert_array_equal(image, picture)
     assert not np.shares_memory(image, picture)
 
@@ -79,9 +81,9 @@ def test_it_writes_into_a_slot_of_a_larger_array() -> None:
     """A batch of shared memory is filled in place, and its neighbours stay as they are."""
     batch = np.zeros((3, 48, 64, 3), np.uint8)
     picture = _noise(200, 100)
-    image, _ = fit(picture, InputSpec(64, 48), batch[1])
+    image, _ = fit_to_input(picture, InputSpec(64, 48), batch[1])
     assert np.shares_memory(image, batch)
-    np.testing.assert_array_equal(batch[1], fit(picture, InputSpec(64, 48))[0])
+    np.testing.assert_array_equal(batch[1], fit_to_input(picture, InputSpec(64, 48))[0])
     assert not batch[0].any()
     assert not batch[2].any()
 
@@ -97,17 +99,17 @@ def test_it_writes_into_a_slot_of_a_larger_array() -> None:
 )
 def test_what_is_no_bgr_picture_is_refused(picture: Picture) -> None:
     with pytest.raises(ValueError, match="uint8"):
-        fit(picture, InputSpec(8, 8))
+        fit_to_input(picture, InputSpec(8, 8))
 
 
 def test_an_array_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="out must be"):
-        fit(_noise(8, 8), InputSpec(8, 8), np.zeros((8, 9, 3), np.uint8))
+        fit_to_input(_noise(8, 8), InputSpec(8, 8), np.zeros((8, 9, 3), np.uint8))
 
 
 def test_colours_keep_their_order() -> None:
     blue = np.zeros((10, 20, 3), np.uint8)
     blue[:, :, 0] = 200
-    image, place = fit(blue, InputSpec(16, 16))
+    image, place = fit_to_input(blue, InputSpec(16, 16))
     inside = image[int(place.top_px) + 1, 8]
     assert inside.tolist() == cv2.resize(blue, (16, 8))[1, 8].tolist() == [200, 0, 0]

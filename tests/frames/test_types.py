@@ -7,12 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visionedge.frames.types import Detections, Frame, InputSpec, Placement, Result, Timing, frame_document
+from visionedge.frames.types import (
+    Detections,
+    Frame,
+    FrameResult,
+    InputSpec,
+    Placement,
+    Timing,
+    build_frame_document,
+)
 
 SIZES = st.integers(1, 5000)
 
 
-def a_result() -> Result:
+def a_result() -> FrameResult:
     """A frame with two detections, one of an id without a word."""
     picture = np.zeros((4, 4, 3), np.uint8)
     frame = Frame(
@@ -21,12 +29,12 @@ def a_result() -> Result:
     )  # fmt: skip
     boxes = np.array([[0, 0.25, 0.5, 1], [0.1, 0.1, 0.2, 0.2]], np.float32)
     found = Detections(boxes, np.array([0.9, 0.5], np.float32), np.array([0, 9], np.int32))
-    return Result(frame, found, Timing(1_500_000, 2_000_000, 4_000_000, 2), "cpu", "m", ("person",))
+    return FrameResult(frame, found, Timing(1_500_000, 2_000_000, 4_000_000, 2), "cpu", "m", ("person",))
 
 
 def test_the_frame_object_has_exactly_the_keys_of_the_contract() -> None:
     """Key by key and in the units of the wire."""
-    assert frame_document(a_result()) == {
+    assert build_frame_document(a_result()) == {
         "schema": "visionedge/frame/1",
         "camera": "dock",
         "sequence": 7,
@@ -56,7 +64,7 @@ def test_the_frame_object_has_exactly_the_keys_of_the_contract() -> None:
 
 def test_with_a_source_the_camera_is_left_out() -> None:
     """`detect` names the picture instead."""
-    document = frame_document(a_result(), source="a.jpg")
+    document = build_frame_document(a_result(), source="a.jpg")
     assert document["source"] == "a.jpg"
     assert "camera" not in document
 

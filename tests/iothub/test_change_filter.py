@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from telemetry_world import LABELS, MAN, Box, World
 from visionedge.__main__ import main
-from visionedge.frames.types import Result
+from visionedge.frames.types import FrameResult
 from visionedge.iothub.change_filter import ChangeFilter
 
 INTERVALS_S = [1 / 30, 0.1, 0.5, 5.0]
@@ -31,7 +31,7 @@ class Play:
     def __init__(self, **settings: float) -> None:
         self.world = World()
         self.changes = ChangeFilter(**settings)
-        self.sent: list[tuple[float, Result]] = []
+        self.sent: list[tuple[float, FrameResult]] = []
         self.frames = 0
 
     def frame(self, seen: Seen = (), *, after_s: float = 0.0, epoch: int = 1, score: float = 0.87) -> bool:
@@ -40,7 +40,7 @@ class Play:
         boxes, ids = [box for _, box in seen], [number for number, _ in seen]
         return self.observe(self.world.result(boxes, ids=ids, epoch=epoch, score=score))
 
-    def observe(self, result: Result, *, after_s: float = 0.0) -> bool:
+    def observe(self, result: FrameResult, *, after_s: float = 0.0) -> bool:
         """As `frame`, with a result; it is captured now."""
         now_ns = self.world.pass_s(after_s)
         result = replace(result, frame=replace(result.frame, captured_ns=now_ns))
@@ -337,7 +337,7 @@ CLIP = Path(__file__).resolve().parents[2] / "media" / "demo.mp4"
 CLIP_FPS = 10
 
 
-def seen_on_the_clip(model: Path | None, capsys: pytest.CaptureFixture[str]) -> list[Result]:
+def seen_on_the_clip(model: Path | None, capsys: pytest.CaptureFixture[str]) -> list[FrameResult]:
     """What a model sees in each picture of the shipped clip; None is the bundled model."""
     chosen = [] if model is None else ["--model", str(model)]
     assert main(["detect", str(CLIP), "--json", "--log-level", "error", *chosen]) == 0
@@ -352,7 +352,7 @@ def seen_on_the_clip(model: Path | None, capsys: pytest.CaptureFixture[str]) -> 
     return [replace(result, labels=tuple(numbers)) for result in found]
 
 
-def share_sent(clip: Sequence[Result], interval_s: float, seconds: float) -> float:
+def share_sent(clip: Sequence[FrameResult], interval_s: float, seconds: float) -> float:
     """The share of frames that a camera sends which loops these."""
     play, step = Play(), round(interval_s * CLIP_FPS)
     for number in range(round(seconds / interval_s)):

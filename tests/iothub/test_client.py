@@ -12,10 +12,10 @@ from visionedge.iothub.deadlines import HubStatus
 from visionedge.iothub.sdk import (
     LinkError,
     MessageRefusedError,
-    describe,
+    describe_error,
 )
-from visionedge.outbound.memory_queue import Backlog
-from visionedge.runtime.threads import Crew
+from visionedge.outbound.memory_queue import MemoryQueue
+from visionedge.runtime.threads import ThreadGroup
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def bench() -> Iterator[Bench]:
     bench.hub.release()
     for client in bench.clients:
         client.close(5)
-    assert bench.crew.join(5) == []
+    assert bench.thread_group.join(5) == []
 
 
 # --- the client -------------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def test_closing_sends_what_still_waits(bench: Bench) -> None:
 
 def test_a_full_backlog_drops_the_oldest_detections_and_keeps_events(bench: Bench) -> None:
     """Offline, what waits is bounded; drops are counted by reason."""
-    client = bench.client(backlog=Backlog(limit=3))
+    client = bench.client(message_queue=MemoryQueue(limit=3))
     for number in range(4):
         client.send(message(number))
     client.send(message(4, "events"))
@@ -145,7 +145,7 @@ def test_a_call_that_never_returns_costs_a_thread_and_no_message(bench: Bench) -
 
     status = client.status()
     assert status.abandoned >= 1
-    assert status.out >= 1
+    assert status.hung >= 1
     held.set()
 
 
@@ -156,19 +156,19 @@ def test_too_many_lost_threads_are_reported_as_stuck_and_end_with_them(bench: Be
     client.send(message(1))
     client.start()
     bench.hub.wait(lambda: "stuck" in bench.states)
-    assert client.status().out == QUICK.lost_threads
+    assert client.status().hung == QUICK.max_hung_threads
 
     bench.hub.hold["build"].set()
     bench.hub.wait(lambda: bench.hub.arrived == ["detections-1"])
 
-    assert client.status().out == 0
+    assert client.status().hung == 0
 
 
 @pytest.mark.parametrize("where", ["build", "connect", "send", "close"])
 def test_close_keeps_its_deadline_wherever_the_sdk_hangs(bench: Bench, where: str) -> None:
     """Whatever hangs, `close` comes back and says that the process should not wait for threads."""
     bench.hub.hold[where] = threading.Event()
-    client = bench.client(quick(farewell_s=5))
+    client = bench.client(quick(disconnect_s=5))
     client.start()
     bench.hub.wait(lambda: bench.hub.opened == 1)
     client.send(message(1))
@@ -238,13 +238,13 @@ def test_the_twin_is_asked_for_at_once_and_then_regularly(bench: Bench) -> None:
     client.start()
     bench.hub.wait(lambda: bench.hub.asked >= 3)
     assert bench.twins[0] == ({"desired": {}, "reported": {}}, 1)
-    assert client.status().rungs == {}
+    assert client.status().faults == {}
 
 
 def test_a_silent_twin_costs_the_connection_although_messages_are_taken(bench: Bench) -> None:
     """A session that the hub has lost looks well to whoever only sends."""
     bench.hub.hold["twin"] = threading.Event()
-    client = bench.client(quick(answer_s=0.05))
+    client = bench.client(quick(request_s=0.05))
     client.start()
     bench.hub.wait(lambda: bench.hub.closed >= 1)
     bench.hub.hold.pop("twin").set()
@@ -252,21 +252,21 @@ def test_a_silent_twin_costs_the_connection_although_messages_are_taken(bench: B
     client.send(message(1))
     bench.hub.wait(lambda: bench.hub.arrived == ["detections-1"])
 
-    rungs = client.status().rungs
-    assert rungs["silent"] >= 1
-    assert rungs["overdue"] >= 1
+    faults = client.status().faults
+    assert faults["silent"] >= 1
+    assert faults["overdue"] >= 1
     assert "the twin did not return" in str(client.status().last_error)
 
 
 def test_a_hub_that_never_answers_the_twin_still_gets_its_messages(bench: Bench) -> None:
     """It is asked ever more rarely, so that asking does not cost the messages their connection."""
     bench.hub.hold["twin"] = threading.Event()
-    client = bench.client(quick(answer_s=0.01, probe_s=0.02, lost_threads=1000))
+    client = bench.client(quick(request_s=0.01, probe_s=0.02, max_hung_threads=1000))
     client.start()
     for number in range(5):
         client.send(message(number))
     bench.hub.wait(lambda: len(bench.hub.arrived) == 5)
-    assert client.status().rungs["silent"] >= 1
+    assert client.status().faults["silent"] >= 1
 
 
 def test_a_message_that_costs_every_connection_is_given_up(bench: Bench) -> None:
@@ -283,7 +283,7 @@ def test_a_message_that_costs_every_connection_is_given_up(bench: Bench) -> None
     bench.hub.wait(lambda: bench.hub.arrived == ["detections-1", "detections-3"])
 
     assert client.status().dropped == {"refused": 1}
-    assert client.status().rungs["poison"] == 1
+    assert client.status().faults["poison"] == 1
 
 
 def test_a_hub_that_drops_connections_by_itself_poisons_nothing(bench: Bench) -> None:
@@ -315,7 +315,7 @@ def test_the_last_rung_is_another_process(bench: Bench) -> None:
     client.start()
     bench.hub.wait(lambda: "on_stuck" in bench.states)
     assert client.status().state == "stuck"
-    assert client.status().rungs["stuck"] >= 1
+    assert client.status().faults["stuck"] >= 1
 
 
 def test_a_short_jam_does_not_end_the_module(bench: Bench) -> None:
@@ -335,8 +335,8 @@ def test_an_error_is_described_with_its_causes_in_one_line() -> None:
     error = RuntimeError("Could not connect\nto IoTHub")
     error.__cause__ = OSError(111, "Connection refused")
     error.__cause__.__cause__ = ValueError("Connection refused")
-    assert describe(error) == "Could not connect to IoTHub: [Errno 111] Connection refused"
-    assert describe(RuntimeError()) == "RuntimeError"
+    assert describe_error(error) == "Could not connect to IoTHub: [Errno 111] Connection refused"
+    assert describe_error(RuntimeError()) == "RuntimeError"
 
 
 # --- errors that nobody expects -----------------------------------------------------------------------------
@@ -367,13 +367,13 @@ def test_a_connection_that_fails_in_an_unknown_way_is_made_anew(bench: Bench) ->
 
 def test_a_client_that_fails_again_and_again_ends_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its thread dies in sight of the crew."""
-    monkeypatch.setattr("visionedge.iothub.client._MOST_ACCIDENTS", 3)
+    monkeypatch.setattr("visionedge.iothub.client._MAX_CONSECUTIVE_ERRORS", 3)
     deaths: queue.SimpleQueue[str] = queue.SimpleQueue()
     bench = Bench()
-    bench.crew = Crew(lambda name, _error: deaths.put(name))
+    bench.thread_group = ThreadGroup(lambda name, _error: deaths.put(name))
     bench.hub.errors = [TypeError("no such thing")] * 9
     client = bench.client()
     client.start()
     assert deaths.get(timeout=10) == "hub:client"
     client.close(1)
-    assert bench.crew.join(5) == []
+    assert bench.thread_group.join(5) == []

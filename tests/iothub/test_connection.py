@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from client_bench import Bench, message, quick
-from visionedge.iothub.client import Errand, Outcome
-from visionedge.iothub.sdk import InputMessage, Link, MethodCall
+from visionedge.iothub.client import LinkTask, TaskOutcome
+from visionedge.iothub.sdk import HubLink, InputMessage, MethodCall
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def bench() -> Iterator[Bench]:
     bench.hub.release()
     for client in bench.clients:
         client.close(5)
-    assert bench.crew.join(5) == []
+    assert bench.thread_group.join(5) == []
 
 
 class Outcomes:
@@ -26,19 +26,19 @@ class Outcomes:
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
-        self.got: list[Outcome] = []
+        self.got: list[TaskOutcome] = []
 
-    def errand(self, line: int = 1, patch: str = "a") -> Errand:
+    def link_task(self, connection: int = 1, patch: str = "a") -> LinkTask:
         """One that reports something."""
 
-        def do(link: Link) -> bool:
+        def do(link: HubLink) -> bool:
             return link.report({patch: 1})
 
-        return Errand(
-            "a report", line, do, lambda outcome: self._bench.hub.note(lambda: self.got.append(outcome))
+        return LinkTask(
+            "a report", connection, do, lambda outcome: self._bench.hub.note(lambda: self.got.append(outcome))
         )
 
-    def wait(self, *wanted: Outcome) -> None:
+    def wait(self, *wanted: TaskOutcome) -> None:
         """Wait until these have become of them."""
         self._bench.hub.wait(lambda: self.got == list(wanted))
 
@@ -48,11 +48,11 @@ def test_subscriptions_come_before_the_twin_on_every_link(bench: Bench) -> None:
     client = bench.client()
     client.start()
     bench.hub.wait(lambda: len(bench.twins) == 1)
-    assert len(bench.hub.ears) == 1
+    assert len(bench.hub.link_listener) == 1
     bench.hub.on_lost("the connection was closed")
     bench.hub.wait(lambda: len(bench.twins) == 2)
-    assert [line for _, line in bench.twins] == [1, 2]
-    assert len(bench.hub.ears) == 2
+    assert [connection for _, connection in bench.twins] == [1, 2]
+    assert len(bench.hub.link_listener) == 2
 
 
 def test_a_patch_makes_the_whole_twin_be_read_again(bench: Bench) -> None:
@@ -61,8 +61,8 @@ def test_a_patch_makes_the_whole_twin_be_read_again(bench: Bench) -> None:
     client.start()
     bench.hub.wait(lambda: len(bench.twins) == 1)
     held = bench.hub.hold["twin"] = threading.Event()
-    bench.hub.ears[0].patched()
-    bench.hub.ears[0].patched()
+    bench.hub.link_listener[0].on_desired_changed()
+    bench.hub.link_listener[0].on_desired_changed()
     held.set()
     bench.hub.wait(lambda: len(bench.twins) >= 2)
 
@@ -72,20 +72,20 @@ def test_calls_and_inputs_are_handed_on_with_their_line(bench: Bench) -> None:
     client = bench.client()
     client.start()
     bench.hub.wait(lambda: len(bench.twins) == 1)
-    bench.hub.ears[0].called(MethodCall("ping", None, "r1"))
-    bench.hub.ears[0].received(InputMessage("frames", b"x", {}))
+    bench.hub.link_listener[0].on_method_call(MethodCall("ping", None, "r1"))
+    bench.hub.link_listener[0].on_message(InputMessage("frames", b"x", {}))
     (call,) = bench.calls
-    assert (call.line, call.request_id) == (1, "r1")
+    assert (call.connection, call.request_id) == (1, "r1")
     assert bench.inputs == [InputMessage("frames", b"x", {})]
 
-    def do(link: Link) -> bool:
+    def do(link: HubLink) -> bool:
         link.answer(call.request_id, 200, {"ok": True})
         return True
 
     held = bench.hub.hold["send"] = threading.Event()
     client.send(message(1))
     client.send(message(2))
-    client.errand(Errand("an answer", call.line, do))
+    client.link_task(LinkTask("an answer", call.connection, do))
     held.set()
     bench.hub.wait(lambda: len(bench.hub.arrived) == 2 and len(bench.hub.answers) == 1)
     assert bench.hub.answers == [("r1", 200, {"ok": True})]
@@ -97,10 +97,10 @@ def test_errands_are_done_in_order_and_each_outcome_is_told(bench: Bench) -> Non
     client = bench.client()
     client.start()
     bench.hub.wait(lambda: len(bench.twins) == 1)
-    client.errand(outcomes.errand(patch="a"))
+    client.link_task(outcomes.link_task(patch="a"))
     outcomes.wait("taken")
     bench.hub.picky = True
-    client.errand(outcomes.errand(patch="b"))
+    client.link_task(outcomes.link_task(patch="b"))
     outcomes.wait("taken", "refused")
     assert bench.hub.reported == [{"a": 1}, {"b": 1}]
     assert client.status().rebuilds == 0
@@ -110,16 +110,16 @@ def test_an_errand_is_lost_with_its_line(bench: Bench) -> None:
     """Before there is one, on another one, when it breaks meanwhile, and when we close."""
     outcomes = Outcomes(bench)
     client = bench.client()
-    client.errand(outcomes.errand())
+    client.link_task(outcomes.link_task())
     assert outcomes.got == ["lost"]
     client.start()
     bench.hub.wait(lambda: len(bench.twins) == 1)
-    client.errand(outcomes.errand(line=7))
+    client.link_task(outcomes.link_task(connection=7))
     outcomes.wait("lost", "lost")
 
     held = bench.hub.hold["report"] = threading.Event()
-    client.errand(outcomes.errand(patch="a"))
-    client.errand(outcomes.errand(patch="b"))
+    client.link_task(outcomes.link_task(patch="a"))
+    client.link_task(outcomes.link_task(patch="b"))
     bench.hub.wait(lambda: "report" in bench.hub.entered)
     bench.hub.on_lost("the connection was reset")
     held.set()
@@ -127,7 +127,7 @@ def test_an_errand_is_lost_with_its_line(bench: Bench) -> None:
     assert bench.hub.reported == [{"a": 1}]
 
     client.close(5)
-    client.errand(outcomes.errand(line=2))
+    client.link_task(outcomes.link_task(connection=2))
     outcomes.wait("lost", "lost", "taken", "lost", "lost")
 
 
@@ -139,7 +139,7 @@ def test_too_many_errands_are_not_kept(bench: Bench) -> None:
     bench.hub.wait(lambda: len(bench.twins) == 1)
     held = bench.hub.hold["report"] = threading.Event()
     for _ in range(2_150):
-        client.errand(outcomes.errand())
+        client.link_task(outcomes.link_task())
     bench.hub.wait(lambda: 0 < outcomes.got.count("lost") <= 50)
     held.set()
     bench.hub.wait(lambda: len(outcomes.got) == 2_150)
@@ -149,22 +149,22 @@ def test_too_many_errands_are_not_kept(bench: Bench) -> None:
 def test_a_subscription_that_never_comes_is_a_silent_hub_and_costs_no_message(bench: Bench) -> None:
     """As with the twin: another connection, messages first, and asked ever more rarely."""
     bench.hub.hold["listen"] = threading.Event()
-    client = bench.client(quick(answer_s=0.05, probe_s=0.02, lost_threads=1000))
+    client = bench.client(quick(request_s=0.05, probe_s=0.02, max_hung_threads=1000))
     client.start()
     for number in range(3):
         client.send(message(number))
     bench.hub.wait(lambda: len(bench.hub.arrived) == 3)
-    assert client.status().rungs["silent"] >= 1
+    assert client.status().faults["silent"] >= 1
     assert bench.twins == []
 
 
 def test_an_errand_that_hangs_costs_the_connection_and_not_the_module(bench: Bench) -> None:
     """Its deadline is ours, not the SDK's."""
     outcomes = Outcomes(bench)
-    client = bench.client(quick(answer_s=0.05))
+    client = bench.client(quick(request_s=0.05))
     client.start()
     bench.hub.wait(lambda: len(bench.twins) == 1)
     bench.hub.hold["report"] = threading.Event()
-    client.errand(outcomes.errand())
+    client.link_task(outcomes.link_task())
     bench.hub.wait(lambda: outcomes.got == ["lost"] and len(bench.twins) >= 2)
-    assert client.status().rungs["overdue"] == 1
+    assert client.status().faults["overdue"] == 1

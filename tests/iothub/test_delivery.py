@@ -11,96 +11,96 @@ import pytest
 from edge_runtime.driver import result
 from visionedge.config.schema import TelemetryConfig
 from visionedge.iothub.client import HubClient
-from visionedge.iothub.deadlines import Losable, OverdueError, StuckError
+from visionedge.iothub.deadlines import AbandonableCalls, CallTimeoutError, StuckError
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.identity import Identity
-from visionedge.outbound.memory_queue import Backlog
+from visionedge.outbound.memory_queue import MemoryQueue
 from visionedge.outbound.messages import Message
 from visionedge.outbound.spool import Spool
-from visionedge.outbound.sqlite_store import Bounds
-from visionedge.runtime.threads import Crew
+from visionedge.outbound.sqlite_store import SpoolLimits
+from visionedge.runtime.threads import ThreadGroup
 
 IDENTITY = Identity(hub="hub", device="press-7", module="vision", gateway="gateway")
 
 
-def message(number: int, output: str = "detections", size: int = 10) -> Message:
+def message(sequence_number: int, output: str = "detections", size: int = 10) -> Message:
     """A message with a body of so many bytes."""
-    return Message(output, b"x" * size, f"{output}-{number}", {}, number)
+    return Message(output, b"x" * size, f"{output}-{sequence_number}", {}, sequence_number)
 
 
 def test_the_backlog_is_bounded_by_bytes() -> None:
     """Large messages push out more than one."""
-    backlog = Backlog(limit_bytes=1000)
-    for number in range(5):
-        backlog.put(message(number, size=200))
-    backlog.put(message(9, size=500))
-    assert backlog.bytes <= 1000
-    assert len(backlog) < 5
+    message_queue = MemoryQueue(limit_bytes=1000)
+    for sequence_number in range(5):
+        message_queue.put(message(sequence_number, size=200))
+    message_queue.put(message(9, size=500))
+    assert message_queue.bytes <= 1000
+    assert len(message_queue) < 5
 
 
 def test_the_message_in_flight_is_never_dropped_for_others() -> None:
     """It may arrive any moment: others go, and its acknowledgement takes out just itself."""
-    backlog = Backlog(limit=2)
-    for number in (1, 2, 3):
-        backlog.put(message(number))
-    first = backlog.first()
+    message_queue = MemoryQueue(limit=2)
+    for sequence_number in (1, 2, 3):
+        message_queue.put(message(sequence_number))
+    first = message_queue.first()
     assert first is not None
-    assert first.number == 2
-    backlog.put(message(4, "events"))
-    assert backlog.first() is first
+    assert first.sequence_number == 2
+    message_queue.put(message(4, "events"))
+    assert message_queue.first() is first
 
-    backlog.settle(first)
+    message_queue.settle(first)
 
-    left = backlog.first()
+    left = message_queue.first()
     assert left is not None
-    assert left.number == 4
-    assert backlog.dropped == {"full": 2}
+    assert left.sequence_number == 4
+    assert message_queue.dropped == {"full": 2}
 
 
 def test_a_message_in_flight_larger_than_the_backlog_keeps_it_empty() -> None:
     """Nothing is dropped twice, nothing spins."""
-    backlog = Backlog(limit_bytes=100)
-    backlog.put(message(1, size=50))
-    assert backlog.first() is not None
-    backlog.put(message(2, size=500))
-    assert len(backlog) == 1
-    assert backlog.abandon() == 1
-    assert backlog.bytes == 0
+    message_queue = MemoryQueue(limit_bytes=100)
+    message_queue.put(message(1, size=50))
+    assert message_queue.first() is not None
+    message_queue.put(message(2, size=500))
+    assert len(message_queue) == 1
+    assert message_queue.drop_unsaved() == 1
+    assert message_queue.bytes == 0
 
 
 def test_a_losable_call_gives_results_and_errors() -> None:
     """As if it had been called directly, on one thread for all of them."""
-    crew = Crew(lambda _name, _error: None)
-    calls = Losable(crew, "calls")
+    thread_group = ThreadGroup(lambda _name, _error: None)
+    calls = AbandonableCalls(thread_group, "calls")
     names = {calls.call("name", lambda: threading.current_thread().name, 5) for _ in range(3)}
     with pytest.raises(ZeroDivisionError):
         calls.call("divide", lambda: 1 // 0, 5)
     calls.close()
     assert names == {"calls-1"}
-    assert crew.join(5) == []
+    assert thread_group.join(5) == []
 
 
 def test_a_lost_thread_that_comes_back_ends_and_counts_no_more() -> None:
     """`Stuck` is not for ever."""
-    crew = Crew(lambda _name, _error: None)
-    calls = Losable(crew, "calls", limit=1)
+    thread_group = ThreadGroup(lambda _name, _error: None)
+    calls = AbandonableCalls(thread_group, "calls", limit=1)
     held = threading.Event()
-    with pytest.raises(OverdueError, match="hold did not return"):
+    with pytest.raises(CallTimeoutError, match="hold did not return"):
         calls.call("hold", held.wait, 0.01)
     with pytest.raises(StuckError):
         calls.call("more", lambda: None, 5)
     held.set()
-    assert crew.join(5) == []
+    assert thread_group.join(5) == []
     assert calls.call("more", lambda: 42, 5) == 42
-    assert (calls.abandoned, calls.out()) == (1, 0)
+    assert (calls.abandoned, calls.hung()) == (1, 0)
     calls.close()
-    assert crew.join(5) == []
+    assert thread_group.join(5) == []
 
 
 def test_a_result_that_comes_too_late_is_taken_care_of() -> None:
     """A client that was made after its deadline must be closed, or its threads stay for ever."""
-    crew = Crew(lambda _name, _error: None)
-    calls = Losable(crew, "calls")
+    thread_group = ThreadGroup(lambda _name, _error: None)
+    calls = AbandonableCalls(thread_group, "calls")
     held = threading.Event()
     late: list[str] = []
 
@@ -108,18 +108,18 @@ def test_a_result_that_comes_too_late_is_taken_care_of() -> None:
         held.wait()
         return "a client"
 
-    with pytest.raises(OverdueError):
+    with pytest.raises(CallTimeoutError):
         calls.call("build", slow, 0.01, late=late.append)
     held.set()
-    assert crew.join(5) == []
+    assert thread_group.join(5) == []
     assert late == ["a client"]
 
 
 def test_outside_without_a_file_nothing_is_gathered(caplog: pytest.LogCaptureFixture) -> None:
     """Locally, frames cost nothing and the log says once why nothing is sent."""
     caplog.set_level(logging.INFO, logger="visionedge.iothub")
-    crew = Crew(lambda _name, _error: None)
-    delivery = Delivery.build(TelemetryConfig(), None, None, crew)
+    thread_group = ThreadGroup(lambda _name, _error: None)
+    delivery = Delivery.build(TelemetryConfig(), None, None, thread_group)
     delivery.start()
     delivery.event("module", "started", "started")
     delivery.tick()
@@ -134,10 +134,10 @@ def test_outside_without_a_file_nothing_is_gathered(caplog: pytest.LogCaptureFix
 
 def test_a_spool_is_made_where_there_is_a_folder_and_numbers_and_budget_go_on(tmp_path: Path) -> None:
     """A restart begins where the last one stopped, also with nothing left in the spool."""
-    crew = Crew(lambda _name, _error: None)
+    thread_group = ThreadGroup(lambda _name, _error: None)
     policy = TelemetryConfig.model_validate({"mode": "all", "maxPerDay": 5})
     for start in range(2):
-        delivery = Delivery.build(policy, IDENTITY, None, crew, data=tmp_path)
+        delivery = Delivery.build(policy, IDENTITY, None, thread_group, data=tmp_path)
         delivery._spool.start()  # type: ignore[union-attr]  # without the hub client
         for _ in range(3):
             delivery.event("module", "x", "x")
@@ -147,11 +147,11 @@ def test_a_spool_is_made_where_there_is_a_folder_and_numbers_and_budget_go_on(tm
         assert (tmp_path / "spool.db").exists()
         assert delivery.status().spool is not None
         assert delivery.status().telemetry.left_today == 4 - start
-    spool = Spool(tmp_path / "spool.db", IDENTITY.owner, crew)
-    assert dict(spool.numbers) == {"events": 6, "detections": 2}
+    spool = Spool(tmp_path / "spool.db", IDENTITY.owner, thread_group)
+    assert dict(spool.last_numbers) == {"events": 6, "detections": 2}
     assert len(spool) == 8
     assert spool.close(5)
-    assert crew.join(5) == []
+    assert thread_group.join(5) == []
 
 
 class TakingHub:
@@ -162,8 +162,8 @@ class TakingHub:
 
 def test_dropped_messages_become_one_event_with_their_ranges(tmp_path: Path) -> None:
     """The cloud learns which numbers it will never get; at most every ten seconds."""
-    crew = Crew(lambda _name, _error: None)
-    spool = Spool(tmp_path / "spool.db", "me", crew, bounds=Bounds(limit_bytes=3_000))
+    thread_group = ThreadGroup(lambda _name, _error: None)
+    spool = Spool(tmp_path / "spool.db", "me", thread_group, limits=SpoolLimits(limit_bytes=3_000))
     now = [0]
     delivery = Delivery(
         TelemetryConfig.model_validate({"mode": "all"}),
@@ -172,12 +172,12 @@ def test_dropped_messages_become_one_event_with_their_ranges(tmp_path: Path) -> 
         spool=spool,
         clock=lambda: now[0],
     )
-    for number in range(1, 41):
-        spool.put(message(number, size=200))
-        spool._round()
+    for sequence_number in range(1, 41):
+        spool.put(message(sequence_number, size=200))
+        spool._write_and_refill()
     now[0] += 1
     delivery.tick()
-    spool._round()
+    spool._write_and_refill()
     told = [m for m in taken(spool) if m.output == "events"]
     [event] = [json.loads(m.body) for m in told]
     assert (event["kind"], event["code"]) == ("storage", "spool-dropped")
@@ -198,18 +198,18 @@ def taken(spool: Spool) -> list[Message]:
     while (following := spool.first()) is not None:
         got.append(following)
         spool.settle(following)
-        spool._round()
+        spool._write_and_refill()
     return got
 
 
 def test_news_of_the_disk_become_events(tmp_path: Path) -> None:
     """A damaged file is told to the cloud, with the kind `storage`."""
     (tmp_path / "spool.db").write_bytes(b"no database at all" * 100)
-    crew = Crew(lambda _name, _error: None)
-    spool = Spool(tmp_path / "spool.db", "me", crew)
+    thread_group = ThreadGroup(lambda _name, _error: None)
+    spool = Spool(tmp_path / "spool.db", "me", thread_group)
     delivery = Delivery(TelemetryConfig(), IDENTITY, spool=spool, hub=cast("HubClient", SendingHub(spool)))
     delivery.tick()
-    spool._round()
+    spool._write_and_refill()
     [event] = [json.loads(m.body) for m in taken(spool)]
     assert (event["kind"], event["code"]) == ("storage", "spool-lost")
     assert spool.close(5)
@@ -226,10 +226,10 @@ class SendingHub:
 
 def test_inside_a_file_and_a_hub_are_made(tmp_path: Path) -> None:
     """The identity names the sender."""
-    crew = Crew(lambda _name, _error: None)
-    delivery = Delivery.build(TelemetryConfig(), IDENTITY, tmp_path / "messages.jsonl", crew)
+    thread_group = ThreadGroup(lambda _name, _error: None)
+    delivery = Delivery.build(TelemetryConfig(), IDENTITY, tmp_path / "messages.jsonl", thread_group)
     status = delivery.status()
     assert delivery.close(1)
     assert (status.device, status.module, status.inside_edge) == ("press-7", "vision", True)
     assert status.hub is not None
-    assert status.journal is not None
+    assert status.messages_file is not None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from visionedge.config.schema import Config
-from visionedge.iothub.desired import Carriers, Desired, LastGood, Wish
+from visionedge.iothub.desired import ConfigurationSources, DesiredDocument, DesiredProperties, LastGoodFile
 
 LOCAL: dict[str, Any] = {"telemetry": {"intervalSeconds": 5}, "model": {"path": "local.onnx"}}
 
@@ -36,9 +36,9 @@ class Module:
             (fresh / "full").rmdir()
             fresh.rmdir()
 
-    def carriers(self) -> Carriers:
+    def config_sources(self) -> ConfigurationSources:
         """What a start of the module finds."""
-        return Carriers.read(self.local, LastGood(self.path, "me"))
+        return ConfigurationSources.read(self.local, LastGoodFile(self.path, "me"))
 
     async def apply(self, config: Config) -> Mapping[str, str]:
         """Make this the running configuration."""
@@ -49,15 +49,15 @@ class Module:
             raise self.error
         return self.refuse
 
-    def talk(self, story: Callable[[Desired], Awaitable[None]]) -> None:
+    def talk(self, story: Callable[[DesiredProperties], Awaitable[None]]) -> None:
         """Run a story with the task of a desired that belongs to a start of the module."""
 
         async def whole() -> None:
-            desired = Desired(
-                self.carriers(),
+            desired = DesiredProperties(
+                self.config_sources(),
                 self.apply,
                 lambda *event: self.events.append(event),
-                give_way=self.given_way.set,
+                cancel_pending_model=self.given_way.set,
                 retry_s=self.retry_s,
             )
             task = asyncio.create_task(desired.run())
@@ -70,9 +70,9 @@ class Module:
         asyncio.run(whole())
 
     @property
-    def kept(self) -> Wish | None:
+    def kept(self) -> DesiredDocument | None:
         """What lies on the disk."""
-        return LastGood(self.path, "me").read()
+        return LastGoodFile(self.path, "me").read()
 
 
 def twin(version: int, **desired: Any) -> dict[str, Any]:
@@ -80,13 +80,13 @@ def twin(version: int, **desired: Any) -> dict[str, Any]:
     return {"desired": {**desired, "$version": version, "$metadata": {}}, "reported": {"$version": 1}}
 
 
-def told(desired: Desired, version: int) -> bool:
+def told(desired: DesiredProperties, version: int) -> bool:
     """Whether the acknowledgement answers this version."""
     entries = desired.acknowledgement.values()
     return bool(entries) and all(entry["version"] == version for entry in entries)
 
 
-async def acknowledged(desired: Desired, version: int) -> dict[str, Any]:
+async def acknowledged(desired: DesiredProperties, version: int) -> dict[str, Any]:
     """Wait for the acknowledgement of a version."""
     async with asyncio.timeout(10):
         # It changes on the loop; there is no event for it, as nobody but the next look needs one.
@@ -99,14 +99,14 @@ def test_a_right_document_is_applied_acknowledged_told_and_kept(tmp_path: Path) 
     """Laid over the local document; a key that goes means the local value, or the default, again."""
     module = Module(tmp_path)
 
-    async def story(desired: Desired) -> None:
-        desired.seen(twin(2, telemetry={"intervalSeconds": 1, "mode": "all"}, http={"port": 0}))
+    async def story(desired: DesiredProperties) -> None:
+        desired.on_twin(twin(2, telemetry={"intervalSeconds": 1, "mode": "all"}, http={"port": 0}))
         told = await acknowledged(desired, 2)
         assert {key: entry["status"] for key, entry in told.items()} == {
             "http": "applied",
             "telemetry": "applied",
         }
-        desired.seen(twin(3, telemetry={"mode": "none"}))
+        desired.on_twin(twin(3, telemetry={"mode": "none"}))
         assert (await acknowledged(desired, 3)).keys() == {"telemetry"}
 
     module.talk(story)
@@ -117,20 +117,20 @@ def test_a_right_document_is_applied_acknowledged_told_and_kept(tmp_path: Path) 
         ("config-applied", ["http", "telemetry"]),
         ("config-applied", ["http", "telemetry"]),
     ]
-    assert module.kept == Wish(3, {"telemetry": {"mode": "none"}})
+    assert module.kept == DesiredDocument(3, {"telemetry": {"mode": "none"}})
 
 
 def test_a_wrong_document_changes_nothing_and_the_event_has_every_problem(tmp_path: Path) -> None:
     """Neither what runs nor what is kept; and the next right one is taken."""
     module = Module(tmp_path)
 
-    async def story(desired: Desired) -> None:
-        desired.seen(twin(2, telemetry={"mode": "all"}))
+    async def story(desired: DesiredProperties) -> None:
+        desired.on_twin(twin(2, telemetry={"mode": "all"}))
         await acknowledged(desired, 2)
-        desired.seen(twin(3, telemetry={"mode": "some", "x": 1}, http={"port": -1}))
+        desired.on_twin(twin(3, telemetry={"mode": "some", "x": 1}, http={"port": -1}))
         told = await acknowledged(desired, 3)
         assert {entry["status"] for entry in told.values()} == {"rejected"}
-        desired.seen(twin(4, telemetry={"mode": "all"}))
+        desired.on_twin(twin(4, telemetry={"mode": "all"}))
         await acknowledged(desired, 4)
 
     module.talk(story)
@@ -138,19 +138,19 @@ def test_a_wrong_document_changes_nothing_and_the_event_has_every_problem(tmp_pa
     (rejected,) = [details for code, _, details in module.events if code == "config-rejected"]
     assert rejected["version"] == 3
     assert len(rejected["problems"]) == 3
-    assert module.kept == Wish(4, {"telemetry": {"mode": "all"}})
+    assert module.kept == DesiredDocument(4, {"telemetry": {"mode": "all"}})
 
 
 def test_the_same_twin_read_again_is_no_news(tmp_path: Path) -> None:
     """It is read once a minute, right or wrong."""
     module = Module(tmp_path)
 
-    async def story(desired: Desired) -> None:
+    async def story(desired: DesiredProperties) -> None:
         for _ in range(3):
-            desired.seen(twin(2, telemetry={"mode": "all"}))
+            desired.on_twin(twin(2, telemetry={"mode": "all"}))
             await acknowledged(desired, 2)
         for _ in range(3):
-            desired.seen(twin(3, telemetry={"mode": "some"}))
+            desired.on_twin(twin(3, telemetry={"mode": "some"}))
             await acknowledged(desired, 3)
 
     module.talk(story)
@@ -162,19 +162,19 @@ def test_a_section_that_cannot_be_applied_is_rejected_alone(tmp_path: Path) -> N
     module = Module(tmp_path)
     module.refuse = {"model": "new.onnx does not exist"}
 
-    async def story(desired: Desired) -> None:
-        desired.seen(twin(2, model={"path": "new.onnx"}, telemetry={"mode": "all"}))
+    async def story(desired: DesiredProperties) -> None:
+        desired.on_twin(twin(2, model={"path": "new.onnx"}, telemetry={"mode": "all"}))
         told = await acknowledged(desired, 2)
         assert told["model"]["reasons"] == ["model: new.onnx does not exist"]
         assert told["telemetry"]["status"] == "applied"
         module.refuse = {}
-        desired.seen(twin(3, model={"path": "newer.onnx"}, telemetry={"mode": "all"}))
+        desired.on_twin(twin(3, model={"path": "newer.onnx"}, telemetry={"mode": "all"}))
         await acknowledged(desired, 3)
 
     module.talk(story)
     assert [config.model.path for config in module.applied] == ["new.onnx", "newer.onnx"]
     assert [code for code, _, _ in module.events] == ["config-rejected", "config-applied", "config-applied"]
-    assert module.kept == Wish(3, {"model": {"path": "newer.onnx"}, "telemetry": {"mode": "all"}})
+    assert module.kept == DesiredDocument(3, {"model": {"path": "newer.onnx"}, "telemetry": {"mode": "all"}})
 
 
 def test_a_change_that_fails_altogether_is_rejected_and_the_next_one_heard(tmp_path: Path) -> None:
@@ -182,33 +182,33 @@ def test_a_change_that_fails_altogether_is_rejected_and_the_next_one_heard(tmp_p
     module = Module(tmp_path)
     module.error = RuntimeError("rtsp://me:hunter2@h broke")
 
-    async def story(desired: Desired) -> None:
-        desired.seen(twin(2, telemetry={"mode": "all"}))
+    async def story(desired: DesiredProperties) -> None:
+        desired.on_twin(twin(2, telemetry={"mode": "all"}))
         told = await acknowledged(desired, 2)
         assert told["telemetry"]["reasons"] == ["applying it failed: rtsp://***@h broke"]
         module.error = None
-        desired.seen(twin(3))
-        desired.seen(twin(4, telemetry={}))
+        desired.on_twin(twin(3))
+        desired.on_twin(twin(4, telemetry={}))
         assert (await acknowledged(desired, 4))["telemetry"]["status"] == "applied"
 
     module.talk(story)
     # Also what ran before is applied again: nobody knows how far the change had come.
     assert [config.telemetry.mode for config in module.applied][:2] == ["all", "changes"]
-    assert module.kept == Wish(4, {"telemetry": {}})
+    assert module.kept == DesiredDocument(4, {"telemetry": {}})
 
 
 def test_of_many_wishes_while_one_is_applied_the_newest_is_next(tmp_path: Path) -> None:
     """Those between would be undone at once."""
     module = Module(tmp_path)
 
-    async def story(desired: Desired) -> None:
+    async def story(desired: DesiredProperties) -> None:
         module.hold = asyncio.Event()
-        desired.seen(twin(2, telemetry={"intervalSeconds": 2}))
+        desired.on_twin(twin(2, telemetry={"intervalSeconds": 2}))
         async with asyncio.timeout(10):
             while not module.applied:  # noqa: ASYNC110 - the double has no event for it
                 await asyncio.sleep(0.001)
         for version in (3, 4, 5):
-            desired.seen(twin(version, telemetry={"intervalSeconds": version}))
+            desired.on_twin(twin(version, telemetry={"intervalSeconds": version}))
         module.hold.set()
         await acknowledged(desired, 5)
 
@@ -220,11 +220,11 @@ def test_a_start_without_a_hub_uses_what_was_in_force(tmp_path: Path) -> None:
     """And acknowledges it; when the hub says the same, nothing is applied a second time."""
     Module(tmp_path).talk(lambda desired: _wish(desired, 7, telemetry={"mode": "all"}))
     module = Module(tmp_path)
-    assert module.carriers().start.config.telemetry.mode == "all"
+    assert module.config_sources().start.config.telemetry.mode == "all"
 
-    async def story(desired: Desired) -> None:
+    async def story(desired: DesiredProperties) -> None:
         assert desired.acknowledgement == {"telemetry": {"status": "applied", "version": 7}}
-        desired.seen(twin(7, telemetry={"mode": "all"}))
+        desired.on_twin(twin(7, telemetry={"mode": "all"}))
         await asyncio.sleep(0)
         await acknowledged(desired, 7)
 
@@ -233,8 +233,8 @@ def test_a_start_without_a_hub_uses_what_was_in_force(tmp_path: Path) -> None:
     assert module.events == []
 
 
-async def _wish(desired: Desired, version: int, **document: Any) -> None:
-    desired.seen(twin(version, **document))
+async def _wish(desired: DesiredProperties, version: int, **document: Any) -> None:
+    desired.on_twin(twin(version, **document))
     await acknowledged(desired, version)
 
 
@@ -242,9 +242,9 @@ def test_what_was_in_force_and_fits_no_more_is_left_aside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The module starts with its local document, says so, and waits for the hub."""
-    LastGood(tmp_path / "desired.json", "me").keep(Wish(3, {"telemetry": {"gone": 1}}))
-    start = Module(tmp_path).carriers().start
-    assert start.wish is None
+    LastGoodFile(tmp_path / "desired.json", "me").keep(DesiredDocument(3, {"telemetry": {"gone": 1}}))
+    start = Module(tmp_path).config_sources().start
+    assert start.desired is None
     assert start.config.telemetry.interval_seconds == 5
     assert "fit no more" in caplog.text
 
@@ -254,8 +254,8 @@ def test_only_the_local_file_may_allow_what_is_insecure(tmp_path: Path) -> None:
     module = Module(tmp_path, {})
     model = {"url": "http://h/m.onnx", "sha256": "0" * 64, "allowInsecure": True}
 
-    async def story(desired: Desired) -> None:
-        desired.seen(twin(2, model=model, http={"port": -1}))
+    async def story(desired: DesiredProperties) -> None:
+        desired.on_twin(twin(2, model=model, http={"port": -1}))
         told = await acknowledged(desired, 2)
         assert any(reason.startswith("model.allowInsecure:") for reason in told["model"]["reasons"])
         assert told["http"]["status"] == "rejected"
@@ -269,17 +269,19 @@ def test_a_wish_that_came_too_late_for_this_start_is_kept_for_the_next(tmp_path:
     module = Module(tmp_path)
 
     async def story() -> None:
-        desired = Desired(module.carriers(), module.apply, lambda *event: module.events.append(event))
-        await desired.keep_waiting()
+        desired = DesiredProperties(
+            module.config_sources(), module.apply, lambda *event: module.events.append(event)
+        )
+        await desired.save_pending()
         assert module.kept is None
-        desired.seen(twin(8, inference={"device": "npu"}))
-        await desired.keep_waiting()
+        desired.on_twin(twin(8, inference={"device": "npu"}))
+        await desired.save_pending()
         assert module.kept is None
-        desired.seen(twin(9, inference={"device": "cpu"}))
-        await desired.keep_waiting()
+        desired.on_twin(twin(9, inference={"device": "cpu"}))
+        await desired.save_pending()
 
     asyncio.run(story())
-    assert module.kept == Wish(9, {"inference": {"device": "cpu"}})
+    assert module.kept == DesiredDocument(9, {"inference": {"device": "cpu"}})
     assert module.applied == []
 
 
@@ -289,8 +291,8 @@ def test_what_could_not_be_had_is_tried_again_and_told_once(tmp_path: Path) -> N
     module.refuse = {"model": "the server does not answer"}
     module.retry_s = 0.001
 
-    async def story(desired: Desired) -> None:
-        desired.seen(twin(2, model={"path": "new.onnx"}, telemetry={"mode": "all"}))
+    async def story(desired: DesiredProperties) -> None:
+        desired.on_twin(twin(2, model={"path": "new.onnx"}, telemetry={"mode": "all"}))
         async with asyncio.timeout(10):
             while len(module.applied) < 4:  # noqa: ASYNC110 - the double has no event for it
                 await asyncio.sleep(0.001)
@@ -302,22 +304,22 @@ def test_what_could_not_be_had_is_tried_again_and_told_once(tmp_path: Path) -> N
 
     module.talk(story)
     assert [code for code, _, _ in module.events] == ["config-rejected", "config-applied", "config-applied"]
-    assert module.kept == Wish(2, {"model": {"path": "new.onnx"}, "telemetry": {"mode": "all"}})
+    assert module.kept == DesiredDocument(2, {"model": {"path": "new.onnx"}, "telemetry": {"mode": "all"}})
 
 
 def test_a_model_that_is_still_fetched_gives_way_to_another(tmp_path: Path) -> None:
     """And to nothing else: other sections wait their turn."""
     module = Module(tmp_path)
 
-    async def story(desired: Desired) -> None:
+    async def story(desired: DesiredProperties) -> None:
         module.hold = asyncio.Event()
-        desired.seen(twin(2, model={"path": "slow.onnx"}))
+        desired.on_twin(twin(2, model={"path": "slow.onnx"}))
         async with asyncio.timeout(10):
             while not module.applied:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.001)
-        desired.seen(twin(3, model={"path": "slow.onnx"}, telemetry={"mode": "all"}))
+        desired.on_twin(twin(3, model={"path": "slow.onnx"}, telemetry={"mode": "all"}))
         assert not module.given_way.is_set()
-        desired.seen(twin(4, model={"path": "other.onnx"}))
+        desired.on_twin(twin(4, model={"path": "other.onnx"}))
         assert module.given_way.is_set()
         module.hold.set()
         await acknowledged(desired, 4)
@@ -340,12 +342,12 @@ def test_what_a_full_disk_does_not_take_is_acknowledged_so_and_written_when_ther
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill after that brings back nothing that was switched off."""
-    monkeypatch.setattr("visionedge.iothub.desired._KEEP_AGAIN_S", 0.01)
+    monkeypatch.setattr("visionedge.iothub.desired._SAVE_RETRY_S", 0.01)
     module = Module(tmp_path)
     module.fill_disk(full=True)
 
-    async def story(desired: Desired) -> None:
-        desired.seen(twin(2, telemetry={"mode": "none"}))
+    async def story(desired: DesiredProperties) -> None:
+        desired.on_twin(twin(2, telemetry={"mode": "none"}))
         told = await acknowledged(desired, 2)
         assert told == {"telemetry": {"status": "applied", "version": 2, "kept": False}}
         assert module.kept is None
@@ -355,7 +357,7 @@ def test_what_a_full_disk_does_not_take_is_acknowledged_so_and_written_when_ther
         assert desired.acknowledgement == {"telemetry": {"status": "applied", "version": 2}}
 
     module.talk(story)
-    assert module.carriers().start.config.telemetry.mode == "none"
+    assert module.config_sources().start.config.telemetry.mode == "none"
 
 
 def test_a_section_that_waits_for_the_engine_is_applied_when_that_is_there(tmp_path: Path) -> None:
@@ -363,19 +365,22 @@ def test_a_section_that_waits_for_the_engine_is_applied_when_that_is_there(tmp_p
     module = Module(tmp_path)
     module.refuse = dict.fromkeys(("model", "inference"), "not in use yet: the engine is warming up")
 
-    async def story(desired: Desired) -> None:
-        desired.seen(twin(2, telemetry={"mode": "all"}, inference={"confidence": 0.9}))
+    async def story(desired: DesiredProperties) -> None:
+        desired.on_twin(twin(2, telemetry={"mode": "all"}, inference={"confidence": 0.9}))
         told = await acknowledged(desired, 2)
         assert {key: entry["status"] for key, entry in told.items()} == {
             "telemetry": "applied",
             "inference": "rejected",
         }
-        assert module.kept == Wish(2, {"telemetry": {"mode": "all"}})
+        assert module.kept == DesiredDocument(2, {"telemetry": {"mode": "all"}})
         module.refuse = {}
         desired.retry()
         await until(lambda: desired.acknowledgement["inference"]["status"] == "applied")
         await until(
-            lambda: module.kept == Wish(2, {"telemetry": {"mode": "all"}, "inference": {"confidence": 0.9}})
+            lambda: (
+                module.kept
+                == DesiredDocument(2, {"telemetry": {"mode": "all"}, "inference": {"confidence": 0.9}})
+            )
         )
 
     module.talk(story)
@@ -386,12 +391,12 @@ def test_a_refusal_is_no_reason_to_believe_that_the_rest_runs(tmp_path: Path) ->
     """A document that equals what ran before the refusal is applied all the same."""
     module = Module(tmp_path)
 
-    async def story(desired: Desired) -> None:
+    async def story(desired: DesiredProperties) -> None:
         module.refuse = {"inference": "not in use yet"}
-        desired.seen(twin(2, inference={"confidence": 0.9}))
+        desired.on_twin(twin(2, inference={"confidence": 0.9}))
         await acknowledged(desired, 2)
         module.refuse = {}
-        desired.seen(twin(3, inference={}))
+        desired.on_twin(twin(3, inference={}))
         await acknowledged(desired, 3)
 
     module.talk(story)
@@ -405,14 +410,14 @@ def test_the_local_document_can_be_read_again_and_the_twin_stays_on_top(
     caplog.set_level("INFO")
     module = Module(tmp_path)
 
-    async def story(desired: Desired) -> None:
-        desired.seen(twin(2, telemetry={"mode": "all"}))
+    async def story(desired: DesiredProperties) -> None:
+        desired.on_twin(twin(2, telemetry={"mode": "all"}))
         await acknowledged(desired, 2)
         desired.reload(lambda: {"telemetry": {"intervalSeconds": 7, "mode": "none"}, "http": {"port": 1}})
         await until(lambda: "the configuration file is applied: http, model, telemetry" in caplog.text)
         desired.reload(lambda: {"telemetry": {"intervalSeconds": -7, "x": 1}})
         await until(lambda: "(2 problems): it is not used" in caplog.text)
-        desired.seen(twin(3, telemetry={}))
+        desired.on_twin(twin(3, telemetry={}))
         await acknowledged(desired, 3)
 
     module.talk(story)
@@ -428,7 +433,7 @@ def test_a_section_of_the_file_that_cannot_be_had_stays_as_it_was(
     caplog.set_level("INFO")
     module = Module(tmp_path)
 
-    async def story(desired: Desired) -> None:
+    async def story(desired: DesiredProperties) -> None:
         module.refuse = {"http": "the port is in use"}
         desired.reload(lambda: {"telemetry": {"intervalSeconds": 7}, "http": {"port": 1}})
         await until(lambda: "the configuration file is applied: model, telemetry" in caplog.text)

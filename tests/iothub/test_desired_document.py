@@ -7,26 +7,26 @@ from typing import Any
 import pytest
 
 from edge_runtime.twin import check_reported
-from visionedge.config.load import validate
+from visionedge.config.load import parse_config
 from visionedge.errors import ConfigError
 from visionedge.iothub.desired import (
     MAX_ACKNOWLEDGEMENT_BYTES,
-    LastGood,
-    Wish,
+    DesiredDocument,
+    LastGoodFile,
     acknowledgement,
-    in_force,
-    overlaid,
-    refusals,
-    wish_of,
+    compute_effective_document,
+    group_problems_by_section,
+    overlay_desired,
+    read_desired_document,
 )
 
 
 def rejected(document: dict[str, Any], before: dict[str, Any] | None = None) -> dict[str, Any]:
     """The acknowledgement of a document that is wrong as a whole."""
-    wish = Wish(7, document)
+    desired = DesiredDocument(7, document)
     with pytest.raises(ConfigError) as caught:
-        validate(document)
-    told = acknowledgement(wish, refusals(wish, caught.value.problems), before or {})
+        parse_config(document)
+    told = acknowledgement(desired, group_problems_by_section(desired, caught.value.problems), before or {})
     check_reported({"config": told})
     return told
 
@@ -37,8 +37,8 @@ def rejected(document: dict[str, Any], before: dict[str, Any] | None = None) -> 
 def test_a_key_that_begins_with_x_dash_changes_nothing_and_is_no_fault() -> None:
     """As in a file; it is acknowledged like every key."""
     document = {"x-site": {"any": ["thing"]}, "http": {"port": 1}}
-    assert validate(overlaid({}, document)) == validate({"http": {"port": 1}})
-    told = acknowledgement(Wish(7, document), {}, document)
+    assert parse_config(overlay_desired({}, document)) == parse_config({"http": {"port": 1}})
+    told = acknowledgement(DesiredDocument(7, document), {}, document)
     assert told["x-site"] == {"status": "applied", "version": 7}
     check_reported({"config": told})
 
@@ -46,17 +46,17 @@ def test_a_key_that_begins_with_x_dash_changes_nothing_and_is_no_fault() -> None
 def test_what_the_hub_adds_is_no_wish() -> None:
     """`$version` and `$metadata` are the hub's; the version is kept for the answer."""
     twin = {"desired": {"http": {"port": 1}, "$version": 4, "$metadata": {"x": 1}}, "reported": {}}
-    assert wish_of(twin) == Wish(4, {"http": {"port": 1}})
-    assert wish_of({"desired": {}}) == Wish(0, {})
-    assert wish_of({"reported": {}}) is None
+    assert read_desired_document(twin) == DesiredDocument(4, {"http": {"port": 1}})
+    assert read_desired_document({"desired": {}}) == DesiredDocument(0, {})
+    assert read_desired_document({"reported": {}}) is None
 
 
 def test_a_key_that_is_taken_away_means_what_the_local_document_says_or_the_default() -> None:
     """Nothing of an earlier wish stays."""
     local = {"http": {"port": 1}, "cameras": {"dock": {"uri": "demo:", "fps": 5}}}
-    over = overlaid(local, {"cameras": {"dock": {"fps": 2}, "yard": {"uri": "demo:"}}})
+    over = overlay_desired(local, {"cameras": {"dock": {"fps": 2}, "yard": {"uri": "demo:"}}})
     assert over["cameras"] == {"dock": {"uri": "demo:", "fps": 2}, "yard": {"uri": "demo:"}}
-    assert overlaid(local, {}) == local
+    assert overlay_desired(local, {}) == local
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_model_is_one_place_or_the_other(
 ) -> None:
     """An address in the twin replaces a path in the file, and vice versa; both at once stay wrong."""
     expected = {**local, **desired} if model is None else model
-    assert overlaid({"model": local}, {"model": desired})["model"] == expected
+    assert overlay_desired({"model": local}, {"model": desired})["model"] == expected
 
 
 # --- the acknowledgement ----------------------------------------------------------------------------------
@@ -81,8 +81,8 @@ def test_a_model_is_one_place_or_the_other(
 
 def test_every_section_is_acknowledged_with_the_version() -> None:
     """Applied is applied, without a word more."""
-    wish = Wish(3, {"telemetry": {"mode": "all"}, "http": {"port": 0}})
-    assert acknowledgement(wish, {}, wish.document) == {
+    desired = DesiredDocument(3, {"telemetry": {"mode": "all"}, "http": {"port": 0}})
+    assert acknowledgement(desired, {}, desired.document) == {
         "http": {"status": "applied", "version": 3},
         "telemetry": {"status": "applied", "version": 3},
     }
@@ -111,15 +111,15 @@ def test_forty_wrong_things_are_all_reported() -> None:
         "telemtry": {},
         "model": {"path": "a", "url": "https://h/m.onnx", "size": 1},
     }
-    wish = Wish(1, document)
+    desired = DesiredDocument(1, document)
     with pytest.raises(ConfigError) as caught:
-        validate(document)
+        parse_config(document)
     assert len(caught.value.problems) >= 40
     told = rejected(document)
     reasons = [reason for entry in told.values() for reason in entry["reasons"]]
     assert sorted(reasons) == sorted(caught.value.problems)
     assert told.keys() == document.keys()
-    assert refusals(wish, caught.value.problems).keys() == document.keys()
+    assert group_problems_by_section(desired, caught.value.problems).keys() == document.keys()
     assert len(json.dumps(told)) < MAX_ACKNOWLEDGEMENT_BYTES
 
 
@@ -144,11 +144,11 @@ def test_keys_that_edgehub_does_not_take_are_told_in_another_spelling() -> None:
 
 def test_a_section_that_could_not_be_applied_leaves_the_others_in_force() -> None:
     """And what was in force of it before stays so, also when it was taken away."""
-    wish = Wish(2, {"model": {"path": "new"}, "telemetry": {"mode": "all"}})
+    desired = DesiredDocument(2, {"model": {"path": "new"}, "telemetry": {"mode": "all"}})
     refused = {"model": ["model: new does not exist"], "http": ["http: the port is in use"]}
-    force = in_force(wish, {"model": {"path": "old"}, "http": {"port": 1}}, refused)
-    assert force == {"model": {"path": "old"}, "http": {"port": 1}, "telemetry": {"mode": "all"}}
-    told = acknowledgement(wish, refused, force)
+    effective = compute_effective_document(desired, {"model": {"path": "old"}, "http": {"port": 1}}, refused)
+    assert effective == {"model": {"path": "old"}, "http": {"port": 1}, "telemetry": {"mode": "all"}}
+    told = acknowledgement(desired, refused, effective)
     assert {key: entry["status"] for key, entry in told.items()} == {
         "model": "rejected",
         "telemetry": "applied",
@@ -162,14 +162,14 @@ def test_a_section_that_could_not_be_applied_leaves_the_others_in_force() -> Non
 def test_the_last_good_one_is_kept_for_its_owner_alone(tmp_path: Path) -> None:
     """Written at once or not at all, readable for nobody else, and of no use to another module."""
     path = tmp_path / "state" / "desired.json"
-    kept = LastGood(path, "hub/press-7/vision")
+    kept = LastGoodFile(path, "hub/press-7/vision")
     assert kept.read() is None
-    kept.keep(Wish(3, {"http": {"token": "s3cret"}}))
-    kept.keep(Wish(4, {"http": {"token": "other"}}))
-    assert kept.read() == Wish(4, {"http": {"token": "other"}})
+    kept.keep(DesiredDocument(3, {"http": {"token": "s3cret"}}))
+    kept.keep(DesiredDocument(4, {"http": {"token": "other"}}))
+    assert kept.read() == DesiredDocument(4, {"http": {"token": "other"}})
     assert path.stat().st_mode & 0o777 == 0o600
     assert [file.name for file in path.parent.iterdir()] == ["desired.json"]
-    assert LastGood(path, "hub/press-8/vision").read() is None
+    assert LastGoodFile(path, "hub/press-8/vision").read() is None
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_damaged_file_is_not_used_and_not_quoted(
     """Its text may be a password."""
     path = tmp_path / "desired.json"
     path.write_text(text + "hunter2", encoding="latin-1")
-    assert LastGood(path, "o").read() is None
+    assert LastGoodFile(path, "o").read() is None
     assert "set aside" in caplog.text
     assert "hunter2" not in caplog.text
     assert [file.name for file in tmp_path.iterdir()] == ["desired.json.aside"]

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 from telemetry_world import MAN, World
-from visionedge.app.direct_methods import MAX_JPEG_BYTES, Calls, fitted_problems, fitted_status
-from visionedge.app.http_backend import Facade
-from visionedge.camera.sources.images import picture_size
+from visionedge.app.direct_methods import MAX_JPEG_BYTES, DirectMethods, fit_problems, fit_status
+from visionedge.app.http_backend import HttpBackend
+from visionedge.camera.sources.images import read_picture_size
 from visionedge.errors import SourceError
 from visionedge.iothub.direct_methods import (
-    MAX_ANSWER_BYTES,
-    Answer,
-    Method,
+    MAX_RESULT_BYTES,
+    DirectMethod,
+    MethodDispatcher,
     MethodError,
-    Methods,
-    answer_bytes,
+    MethodResult,
+    measure_result_bytes,
 )
-from visionedge.web.jpeg import Desk, pack_within
+from visionedge.web.jpeg import BoundedExecutor, encode_jpeg_within
 
 
 async def echo(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ async def fail(given: Mapping[str, Any]) -> dict[str, Any]:
         case "ours":
             raise SourceError("rtsp://me:hunter2@h is lost")
         case "huge":
-            return {"x": "y" * MAX_ANSWER_BYTES}
+            return {"x": "y" * MAX_RESULT_BYTES}
         case "nan":
             return {"x": float("nan")}
     raise ValueError("hunter2")
@@ -50,19 +50,19 @@ async def hang(_given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 METHODS = {
-    "echo": Method(echo, 5, {"camera": str, "annotate": bool}),
-    "any": Method(echo, 5, None),
-    "fail": Method(fail, 5, {"camera": str}),
-    "hang": Method(hang, 0.01),
+    "echo": DirectMethod(echo, 5, {"camera": str, "annotate": bool}),
+    "any": DirectMethod(echo, 5, None),
+    "fail": DirectMethod(fail, 5, {"camera": str}),
+    "hang": DirectMethod(hang, 0.01),
 }
 
 
-def call(name: str, payload: Any = None) -> Answer:
+def call(name: str, payload: Any = None) -> MethodResult:
     """The answer of a method."""
-    return asyncio.run(Methods(METHODS).answer(name, payload))
+    return asyncio.run(MethodDispatcher(METHODS).answer(name, payload))
 
 
-def code(answer: Answer) -> tuple[int, str]:
+def code(answer: MethodResult) -> tuple[int, str]:
     """Status and code of an error, which has the one shape."""
     assert answer.document.keys() == {"error"}
     assert answer.document["error"].keys() == {"code", "message"}
@@ -72,14 +72,14 @@ def code(answer: Answer) -> tuple[int, str]:
 @pytest.mark.parametrize("payload", [None, {}, ""])
 def test_no_payload_is_an_empty_one(payload: Any) -> None:
     """IoT Hub sends null where none was given."""
-    assert call("echo", payload) == Answer(200, {})
+    assert call("echo", payload) == MethodResult(200, {})
 
 
 def test_a_right_payload_reaches_the_method() -> None:
     """As it was given."""
     given = {"camera": "dock", "annotate": True}
-    assert call("echo", given) == Answer(200, given)
-    assert call("any", {"whatever": [1]}) == Answer(200, {"whatever": [1]})
+    assert call("echo", given) == MethodResult(200, given)
+    assert call("any", {"whatever": [1]}) == MethodResult(200, {"whatever": [1]})
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_only_so_many_run_at_once() -> None:
     """The ninth is told to call again; calls are counted by name and status, unknown names together."""
 
     async def story() -> None:
-        methods = Methods({"hang": Method(hang, 5)})
+        methods = MethodDispatcher({"hang": DirectMethod(hang, 5)})
         waiting = [asyncio.create_task(methods.answer("hang", None)) for _ in range(8)]
         await asyncio.sleep(0)
         assert code(await methods.answer("hang", None)) == (503, "busy")
@@ -153,15 +153,15 @@ def camera(number: int) -> dict[str, Any]:
 def test_the_status_of_very_many_cameras_is_cut_to_the_size_of_an_answer() -> None:
     """First to what matters of each, then to as many as fit; how many are left out is said."""
     few = {"version": "1", "cameras": [camera(1)], "capacity": {}}
-    assert fitted_status(few) == few
+    assert fit_status(few) == few
     for count, omitted in ((200, False), (5000, True)):
         status = {
             "version": "1",
             "cameras": [camera(n) for n in range(count)],
             "capacity": {"x": "y" * 10**6},
         }
-        cut = fitted_status(status)
-        assert answer_bytes(cut) <= MAX_ANSWER_BYTES
+        cut = fit_status(status)
+        assert measure_result_bytes(cut) <= MAX_RESULT_BYTES
         assert cut["camerasOmitted"] + len(cut["cameras"]) == count
         assert (cut["camerasOmitted"] > 0) is omitted
         assert cut["cameras"][0] == {"name": camera(0)["name"], "state": "reconnecting"}
@@ -174,7 +174,7 @@ def test_the_status_leaves_out_the_tables_behind_the_plan_and_most_of_the_nodes(
         "cameras": [],
         "engine": {"effective": "cpu", "plan": plan, "nodesOnCpu": [f"n{n}" for n in range(500)]},
     }
-    engine = fitted_status(status)["engine"]
+    engine = fit_status(status)["engine"]
     assert engine["plan"] == {"lanes": 2, "buckets": [1], "reason": "measured"}
     assert (engine["effective"], len(engine["nodesOnCpu"]), engine["nodesOnCpuOmitted"]) == ("cpu", 20, 480)
     assert len(status["engine"]["nodesOnCpu"]) == 500
@@ -182,10 +182,10 @@ def test_the_status_leaves_out_the_tables_behind_the_plan_and_most_of_the_nodes(
 
 def test_very_many_problems_are_cut_and_counted() -> None:
     """A document of 128 KB can be wrong in many ways."""
-    cut = fitted_problems([f"{n}: " + "ü" * 400 for n in range(5000)])
-    assert answer_bytes(cut) <= MAX_ANSWER_BYTES
+    cut = fit_problems([f"{n}: " + "ü" * 400 for n in range(5000)])
+    assert measure_result_bytes(cut) <= MAX_RESULT_BYTES
     assert (cut["valid"], cut["count"]) == (False, 5000)
-    assert fitted_problems([]) == {"valid": True, "count": 0, "problems": []}
+    assert fit_problems([]) == {"valid": True, "count": 0, "problems": []}
 
 
 class View:
@@ -205,20 +205,22 @@ class View:
 def test_the_status_has_the_doctors_report_if_that_is_asked_for() -> None:
     """Without secrets, and examined for nobody else."""
 
-    async def story() -> tuple[Answer, Answer]:
+    async def story() -> tuple[MethodResult, MethodResult]:
         nothing: Any = None
-        desk = Desk()
-        methods = Methods(Calls(nothing, cast("Facade", view), desk, nothing).methods())
+        executor = BoundedExecutor()
+        methods = MethodDispatcher(
+            DirectMethods(nothing, cast("HttpBackend", backend), executor, nothing).methods()
+        )
         plain, asked = await methods.answer("status", {}), await methods.answer("status", {"doctor": True})
-        desk.close()
+        executor.close()
         return plain, asked
 
-    view = View()
+    backend = View()
     plain, asked = asyncio.run(story())
-    assert plain.document == view.status()
+    assert plain.document == backend.status()
     assert asked.document["doctor"]["firstBroken"] == "passthrough"
     assert "hunter2" not in str(asked.document)
-    assert view.examined == 1
+    assert backend.examined == 1
 
 
 @pytest.mark.parametrize(("width_px", "height_px"), [(2400, 1800), (90, 6000), (64, 48)])
@@ -229,11 +231,11 @@ def test_a_picture_is_made_smaller_until_it_fits(width_px: int, height_px: int) 
         World().result([MAN]).frame, width_px=width_px, height_px=height_px, full_picture=lambda: noise
     )
     result = replace(World().result([MAN]), frame=frame)
-    jpeg = pack_within(result, MAX_JPEG_BYTES, annotated=True)
+    jpeg = encode_jpeg_within(result, MAX_JPEG_BYTES, annotated=True)
     assert len(jpeg) <= MAX_JPEG_BYTES
-    size = picture_size(jpeg)
+    size = read_picture_size(jpeg)
     assert size is not None
     assert size[0] / size[1] == pytest.approx(width_px / height_px, rel=0.05)
     assert (size == (width_px, height_px)) is (width_px == 64)
     with pytest.raises(SourceError, match="does not fit"):
-        pack_within(result, 100, annotated=False)
+        encode_jpeg_within(result, 100, annotated=False)

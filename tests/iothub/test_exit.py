@@ -4,22 +4,22 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from visionedge.app.service import Options, Service
+from visionedge.app.service import RunOptions, Service
 from visionedge.iothub.deadlines import EXIT_STUCK
-from visionedge.iothub.desired import Carriers
+from visionedge.iothub.desired import ConfigurationSources
 
 
 class StuckService(Service):
     """Its hub client finds, before any engine is there, that the SDK hangs for good."""
 
     async def _begin(self, *_: Any) -> None:
-        await asyncio.to_thread(self._hub_stuck)
+        await asyncio.to_thread(self._on_hub_stuck)
 
 
 def test_a_stuck_sdk_ends_the_module_in_order_and_with_its_own_code(tmp_path: Path) -> None:
     """75, which no other end has; nothing is left behind."""
     document = {"inference": {"process": False, "device": "cpu"}, "http": {"port": 0}}
-    options = Options(Carriers.read(document), tmp_path, duration_s=60, environ={})
+    options = RunOptions(ConfigurationSources.read(document), tmp_path, duration_s=60, environ={})
     service = StuckService(options)
     assert asyncio.run(service.main()) == EXIT_STUCK == 75
-    assert service.left == []
+    assert service.still_running == []

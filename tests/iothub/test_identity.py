@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from visionedge.errors import ConfigError
-from visionedge.iothub.identity import VARIABLES, Identity
+from visionedge.iothub.identity import EDGE_VARIABLES, Identity
 
 EDGE = {
     "IOTEDGE_IOTHUBHOSTNAME": "hub.azure-devices.net",
@@ -48,7 +48,7 @@ def test_outside_there_is_none() -> None:
     assert Identity.from_environ({"HOME": "/", "IOTEDGE_AUTHSCHEME": "sasToken"}) is None
 
 
-@pytest.mark.parametrize("missing", VARIABLES)
+@pytest.mark.parametrize("missing", EDGE_VARIABLES)
 def test_a_missing_variable_is_named(missing: str) -> None:
     """Half an environment is a mistake, not a reason to run locally."""
     environ = {name: value for name, value in EDGE.items() if name != missing}
@@ -56,7 +56,7 @@ def test_a_missing_variable_is_named(missing: str) -> None:
     with pytest.raises(ConfigError, match=missing) as caught:
         Identity.from_environ(environ)
 
-    assert not any(name in str(caught.value) for name in VARIABLES if name != missing)
+    assert not any(name in str(caught.value) for name in EDGE_VARIABLES if name != missing)
 
 
 def test_an_empty_variable_is_missing() -> None:
@@ -71,7 +71,7 @@ def test_the_simulator_is_inside_and_its_key_stays_outside() -> None:
 
     assert identity is not None
     assert (identity.hub, identity.device, identity.module) == ("hub.azure-devices.net", "dev", "vision")
-    assert (identity.gateway, identity.carrier) == ("localhost", "simulator")
+    assert (identity.gateway, identity.environment) == ("localhost", "simulator")
     assert "c2Vj" not in repr(identity)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from telemetry_world import World
-from visionedge.frames.types import Result
-from visionedge.iothub.image_requests import Drop, Means, Questions
+from visionedge.frames.types import FrameResult
+from visionedge.iothub.image_requests import ImageDropReason, ImageRequestDependencies, ImageRequests
 from visionedge.iothub.sdk import InputMessage
 
 
@@ -16,14 +16,14 @@ class Module:
 
     def __init__(self) -> None:
         self.world = World()
-        self.answers: list[tuple[Result, str]] = []
-        self.refusals: list[tuple[Drop, str]] = []
+        self.answers: list[tuple[FrameResult, str]] = []
+        self.refusals: list[tuple[ImageDropReason, str]] = []
         self.cameras = {"dock"}
         self.hold: asyncio.Event | None = None
         self.at_once = self.most_at_once = 0
         self.wall_clock_s = 1000.0
 
-    async def analyse(self, body: bytes) -> Result | Drop:
+    async def analyse(self, body: bytes) -> FrameResult | ImageDropReason:
         """A frame of no camera; what the body says, if it says something else."""
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
@@ -38,18 +38,18 @@ class Module:
             raise ValueError("what nobody thought of")
         return self.world.result(camera="")
 
-    def answer(self, result: Result, correlation_id: str) -> bool:
+    def answer(self, result: FrameResult, correlation_id: str) -> bool:
         """Sent, unless the id says otherwise."""
         if correlation_id == "untold":
             return False
         self.answers.append((result, correlation_id))
         return True
 
-    def talk(self, *messages: InputMessage, first: int = 1) -> Questions:
+    def talk(self, *messages: InputMessage, first: int = 1) -> ImageRequests:
         """Hand in messages and wait until none is left."""
 
-        async def whole() -> Questions:
-            means = Means(
+        async def whole() -> ImageRequests:
+            dependencies = ImageRequestDependencies(
                 self.analyse,
                 self.answer,
                 lambda: self.cameras,
@@ -57,20 +57,20 @@ class Module:
                 clock=lambda: self.world.now_ns,
                 wall_clock_s=lambda: self.wall_clock_s,
             )
-            questions = Questions(means, first)
+            questions = ImageRequests(dependencies, first)
             await self.run(questions, lambda: self._put(questions, messages))
             return questions
 
         return asyncio.run(whole())
 
-    async def _put(self, questions: Questions, messages: tuple[InputMessage, ...]) -> None:
+    async def _put(self, questions: ImageRequests, messages: tuple[InputMessage, ...]) -> None:
         for message in messages:
             questions.put(message)
         async with asyncio.timeout(10):
             while questions.answered + questions.dropped.total() < len(messages):  # noqa: ASYNC110 - no event for it
                 await asyncio.sleep(0)
 
-    async def run(self, questions: Questions, story: Callable[[], Awaitable[None]]) -> None:
+    async def run(self, questions: ImageRequests, story: Callable[[], Awaitable[None]]) -> None:
         """With its task beside the story."""
         task = asyncio.create_task(questions.run())
         try:
@@ -158,8 +158,8 @@ def test_too_many_push_out_the_oldest_and_two_are_computed_at_once() -> None:
     async def story() -> None:
         module = Module()
         module.hold = asyncio.Event()
-        means = Means(module.analyse, module.answer, lambda: (), lambda *_: None)
-        questions = Questions(means, 1)
+        dependencies = ImageRequestDependencies(module.analyse, module.answer, lambda: (), lambda *_: None)
+        questions = ImageRequests(dependencies, 1)
 
         async def flood() -> None:
             for number in range(20):

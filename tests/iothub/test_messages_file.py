@@ -11,70 +11,74 @@ import pytest
 from visionedge.errors import ConfigError
 from visionedge.iothub.delivery import MAX_WAITING_BYTES, MessagesFile
 from visionedge.outbound.messages import Message
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.threads import ThreadGroup
 
 
 @pytest.fixture
-def crew() -> Iterator[Crew]:
+def thread_group() -> Iterator[ThreadGroup]:
     """Threads that are gone at the end."""
-    crew = Crew(lambda name, error: pytest.fail(f"{name}: {error}"))
-    yield crew
-    assert crew.join(5) == []
+    thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
+    yield thread_group
+    assert thread_group.join(5) == []
 
 
 def message(body: bytes) -> Message:
     return Message("detections", body, "id", {}, 1)
 
 
-def test_each_body_becomes_a_line_after_what_was_there(crew: Crew, tmp_path: Path) -> None:
+def test_each_body_becomes_a_line_after_what_was_there(thread_group: ThreadGroup, tmp_path: Path) -> None:
     """The file is appended to, in order."""
     path = tmp_path / "messages.jsonl"
     path.write_bytes(b"old\n")
-    journal = MessagesFile(path, crew)
-    journal.start()
+    messages_file = MessagesFile(path, thread_group)
+    messages_file.start()
     for number in range(100):
-        journal.put(message(b"%d" % number))
+        messages_file.put(message(b"%d" % number))
 
-    assert journal.close(5)
+    assert messages_file.close(5)
 
     assert path.read_bytes().splitlines() == [b"old", *(b"%d" % number for number in range(100))]
-    assert journal.status().written == 100
+    assert messages_file.status().written == 100
 
 
 @pytest.mark.parametrize("name", ["missing/messages.jsonl", "."])
-def test_a_file_that_cannot_be_opened_is_said_in_one_line(crew: Crew, tmp_path: Path, name: str) -> None:
+def test_a_file_that_cannot_be_opened_is_said_in_one_line(
+    thread_group: ThreadGroup, tmp_path: Path, name: str
+) -> None:
     """With the option, the path and the reason."""
     with pytest.raises(ConfigError, match=r"^--messages .* cannot be opened: ") as caught:
-        MessagesFile(tmp_path / name, crew)
+        MessagesFile(tmp_path / name, thread_group)
     assert "\n" not in str(caught.value)
 
 
-def test_a_full_disk_is_logged_once_and_counted(crew: Crew, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_logged_once_and_counted(
+    thread_group: ThreadGroup, caplog: pytest.LogCaptureFixture
+) -> None:
     """Each lost line is counted; the log has one line for all of them."""
-    journal = MessagesFile(Path("/dev/full"), crew)
-    journal.start()
+    messages_file = MessagesFile(Path("/dev/full"), thread_group)
+    messages_file.start()
     for _ in range(3):
-        journal.put(message(b"x"))
-    assert journal.close(5)
-    assert journal.status().failed == 3
-    assert journal.status().written == 0
+        messages_file.put(message(b"x"))
+    assert messages_file.close(5)
+    assert messages_file.status().failed == 3
+    assert messages_file.status().written == 0
     assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1
 
 
-def test_a_slow_disk_never_blocks_and_loses_the_oldest(crew: Crew, tmp_path: Path) -> None:
+def test_a_slow_disk_never_blocks_and_loses_the_oldest(thread_group: ThreadGroup, tmp_path: Path) -> None:
     """A reader that does not read: `put` returns, what waits is bounded, and closing keeps its deadline."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    journal = MessagesFile(path, crew)
-    journal.start()
+    messages_file = MessagesFile(path, thread_group)
+    messages_file.start()
     body = b"x" * 1_000_000
     for _ in range(MAX_WAITING_BYTES // len(body) + 5):
-        journal.put(message(body))
+        messages_file.put(message(body))
 
-    assert not journal.close(0.05)
+    assert not messages_file.close(0.05)
 
-    assert journal.status().waiting * len(body) <= MAX_WAITING_BYTES
+    assert messages_file.status().waiting * len(body) <= MAX_WAITING_BYTES
     draining = threading.Thread(target=_drain, args=(reader,))
     draining.start()
     draining.join()

@@ -7,9 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.twin import Twin
-from visionedge.app.hub_bridge import MAX_CAMERAS_BYTES, camera_states
-from visionedge.iothub.desired import Wish, acknowledgement
-from visionedge.iothub.reported import EVERY_NS, MAX_PATCH_BYTES, Reported, bounded, difference
+from visionedge.app.hub_bridge import MAX_CAMERAS_BYTES, fit_camera_states
+from visionedge.iothub.desired import DesiredDocument, acknowledgement
+from visionedge.iothub.reported import (
+    MAX_PATCH_BYTES,
+    MIN_PATCH_INTERVAL_NS,
+    ReportedProperties,
+    compute_merge_patch,
+    limit_patch_size,
+)
 
 VALUES = st.recursive(
     st.integers(-9, 9) | st.booleans() | st.text("ab", max_size=3) | st.lists(st.integers(0, 3), max_size=3),
@@ -25,8 +31,8 @@ class Hub:
     def __init__(self) -> None:
         self.twin = Twin()
         self.now_ns = 0
-        self.reported = Reported(lambda: self.now_ns)
-        self.reported.linked({})
+        self.reported = ReportedProperties(lambda: self.now_ns)
+        self.reported.on_connected({})
 
     def step(self, wanted: dict[str, Any]) -> dict[str, Any] | None:
         """Send what is due; the patch."""
@@ -36,7 +42,7 @@ class Hub:
             self.reported.settle("taken")
         return patch
 
-    def later(self, nanoseconds: int = EVERY_NS) -> "Hub":
+    def later(self, nanoseconds: int = MIN_PATCH_INTERVAL_NS) -> "Hub":
         """Time goes by."""
         self.now_ns += nanoseconds
         return self
@@ -55,7 +61,7 @@ def test_only_differences_are_told_and_what_is_gone_is_deleted() -> None:
 def test_one_patch_goes_in_five_seconds_however_much_changes() -> None:
     """What changed meanwhile goes together; what changed back does not go at all."""
     hub = Hub()
-    sent = [hub.later(EVERY_NS // 50).step({"n": number % 10}) for number in range(500)]
+    sent = [hub.later(MIN_PATCH_INTERVAL_NS // 50).step({"n": number % 10}) for number in range(500)]
     assert len([patch for patch in sent if patch]) <= 10
     hub.later().step({"n": 1})
     assert hub.twin.reported == {"n": 1}
@@ -67,7 +73,7 @@ def test_a_new_link_is_told_everything_and_forgets_what_others_told() -> None:
     hub.step({"a": {"b": 1}, "c": 2})
     hub.reported.lost()
     assert hub.later().step({"a": {"b": 1}, "c": 2}) is None
-    hub.reported.linked({"a": {"b": 1, "old": 5}, "c": 2, "older": {"x": 1}, "$version": 4})
+    hub.reported.on_connected({"a": {"b": 1, "old": 5}, "c": 2, "older": {"x": 1}, "$version": 4})
     assert hub.step({"a": {"b": 1}, "c": 2}) == {"a": {"b": 1, "old": None}, "c": 2, "older": None}
 
 
@@ -78,10 +84,10 @@ def test_a_patch_that_was_refused_is_tried_again_ever_more_rarely() -> None:
     for _ in range(12):
         began_ns = hub.now_ns
         while hub.reported.next_patch({"a": 1}) is None:
-            hub.later(EVERY_NS // 2)
+            hub.later(MIN_PATCH_INTERVAL_NS // 2)
         hub.reported.settle("refused")
         waits.append(hub.now_ns - began_ns)
-    assert waits[1:4] == [2 * EVERY_NS, 4 * EVERY_NS, 8 * EVERY_NS]
+    assert waits[1:4] == [2 * MIN_PATCH_INTERVAL_NS, 4 * MIN_PATCH_INTERVAL_NS, 8 * MIN_PATCH_INTERVAL_NS]
     assert max(waits) <= 300_000_000_000
     hub.later(300_000_000_000).step({"a": 1})
     assert hub.twin.reported == {"a": 1}
@@ -93,7 +99,7 @@ def test_a_patch_whose_link_was_lost_goes_again_over_the_next_one() -> None:
     assert hub.reported.next_patch({"a": 1}) == {"a": 1}
     hub.reported.settle("lost")
     assert hub.later().step({"a": 1}) is None
-    hub.reported.linked({})
+    hub.reported.on_connected({})
     assert hub.step({"a": 1}) == {"a": 1}
 
 
@@ -117,17 +123,17 @@ def test_a_difference_makes_one_document_into_the_other(
     """Whatever they are, laid over by edgeHub's own rules."""
     twin = Twin()
     twin.reported = before
-    twin.report(json.dumps(difference(before, after)).encode())
+    twin.report(json.dumps(compute_merge_patch(before, after)).encode())
     assert twin.reported == after
-    assert bounded(difference(before, after)) == difference(before, after)
+    assert limit_patch_size(compute_merge_patch(before, after)) == compute_merge_patch(before, after)
 
 
 def test_all_together_stays_below_what_a_twin_holds() -> None:
     """As many cameras as fit with the longest names, and a configuration that is as wrong as can be."""
     states = {f"{n:03}" + "c" * 61: "reconnecting" for n in range(300)}
-    wish = Wish(2**31, {f"section-{n}": {} for n in range(100)})
-    problems = {key: [f"{key}.{n}: " + "ü" * 200 for n in range(50)] for key in wish.document}
-    wanted = {"config": acknowledgement(wish, problems, {}), "cameras": camera_states(states)}
+    desired = DesiredDocument(2**31, {f"section-{n}": {} for n in range(100)})
+    problems = {key: [f"{key}.{n}: " + "ü" * 200 for n in range(50)] for key in desired.document}
+    wanted = {"config": acknowledgement(desired, problems, {}), "cameras": fit_camera_states(states)}
     hub = Hub()
     hub.step(wanted)
     assert hub.twin.reported == wanted
@@ -137,9 +143,9 @@ def test_all_together_stays_below_what_a_twin_holds() -> None:
 def test_the_states_of_two_hundred_cameras_with_the_longest_names_fit() -> None:
     """And of more than fit the ones in trouble are kept, the others are counted."""
     states = {f"{n:03}" + "c" * 61: "reconnecting" for n in range(200)}
-    assert camera_states(states) == states
+    assert fit_camera_states(states) == states
     many = {**{f"{n:04}" + "c" * 60: "live" for n in range(400)}, "zzz": "failed"}
-    told = camera_states(many)
+    told = fit_camera_states(many)
     assert told["zzz"] == "failed"
     assert told["_more"] == f"{401 - (len(told) - 1)} cameras more"
     assert len(json.dumps(told)) < MAX_CAMERAS_BYTES + 100

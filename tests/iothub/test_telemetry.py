@@ -42,7 +42,7 @@ def test_an_event_is_made_at_once_and_numbered_on_its_own() -> None:
     second = telemetry.event("camera", "camera-back", "camera dock: back")
     [batch] = telemetry.due(world.pass_s(1))
 
-    assert [m.number for m in (first, second, batch)] == [1, 2, 1]
+    assert [m.sequence_number for m in (first, second, batch)] == [1, 2, 1]
     assert telemetry.due(world.now_ns) == []
 
 
@@ -79,11 +79,11 @@ def test_a_heartbeat_is_told_each_minute() -> None:
     """A quiet camera is told every 60 s, so that silence means something."""
     world = World()
     telemetry = world.telemetry(mode="changes", intervalSeconds=0.1)
-    told = 0
+    published = 0
     for _ in range(125):
         telemetry.offer(world.result([MAN]))
-        told += sum(m.frames for m in telemetry.due(world.pass_s(1)))
-    assert told == 3
+        published += sum(m.frames for m in telemetry.due(world.pass_s(1)))
+    assert published == 3
     assert telemetry.statistics().unchanged == 122
 
 
@@ -106,7 +106,7 @@ def test_a_spent_budget_stops_detections_and_one_event_says_so() -> None:
     world.pass_s(12 * 3600)
     telemetry.offer(world.result([MAN]))
     [message] = telemetry.due(world.pass_s(1))
-    assert (message.output, message.number) == ("detections", 3)
+    assert (message.output, message.sequence_number) == ("detections", 3)
 
 
 def test_the_event_names_the_setting_and_comes_once_a_day() -> None:
@@ -184,10 +184,10 @@ def test_every_offered_frame_is_accounted_for(
     world = World()
     telemetry = world.telemetry(mode=mode, maxPerDay=max_per_day, intervalSeconds=1)
     messages: list[Message] = []
-    for action, number in steps:
-        world.pass_s(number * 3600)
+    for action, sequence_number in steps:
+        world.pass_s(sequence_number * 3600)
         if action == "offer":
-            telemetry.offer(world.result([MAN] * number))
+            telemetry.offer(world.result([MAN] * sequence_number))
         elif action == "due":
             messages += telemetry.due(world.now_ns)
         else:
@@ -195,9 +195,9 @@ def test_every_offered_frame_is_accounted_for(
     counts = telemetry.statistics()
     assert counts.offered == sum(action == "offer" for action, _ in steps)
     assert counts.offered == (
-        counts.told + counts.unchanged + counts.muted + counts.waiting + sum(counts.dropped.values())
+        counts.published + counts.unchanged + counts.muted + counts.waiting + sum(counts.dropped.values())
     )
-    assert counts.told == sum(m.frames for m in messages)
+    assert counts.published == sum(m.frames for m in messages)
     for output in ("detections", "events"):
-        numbers = [m.number for m in messages if m.output == output]
+        numbers = [m.sequence_number for m in messages if m.output == output]
         assert numbers == list(range(1, len(numbers) + 1))

@@ -10,7 +10,7 @@ from visionedge.config.schema import TelemetryConfig
 from visionedge.iothub.telemetry import Telemetry
 from visionedge.outbound.messages import CORRELATION_ID, Message
 from visionedge.outbound.metering import blocks
-from visionedge.outbound.sqlite_store import Bounds
+from visionedge.outbound.sqlite_store import SpoolLimits
 
 __all__ = ["world"]  # the fixture
 
@@ -45,7 +45,7 @@ def test_another_mode_keeps_what_waits_and_what_was_told() -> None:
     second = documents(telemetry.due(clock.pass_s(1)))
     assert [document["messageSequence"] for document in first + second] == [1, 2]
     counts = telemetry.statistics()
-    assert (counts.offered, counts.told, counts.muted, counts.unchanged) == (4, 2, 1, 1)
+    assert (counts.offered, counts.published, counts.muted, counts.unchanged) == (4, 2, 1, 1)
 
 
 def test_other_thresholds_compare_with_the_frame_that_was_told() -> None:
@@ -83,16 +83,16 @@ def test_a_larger_budget_opens_the_day_again_and_its_end_is_told_again() -> None
 def test_smaller_bounds_of_the_spool_let_the_oldest_go(world: SpoolWorld) -> None:
     """At once, counted as for a full one; larger ones keep more from now on."""
     spool = world.spool(limit_bytes=100_000)
-    for number in range(10):
-        spool.put(message(number, size=1_000))
+    for sequence_number in range(10):
+        spool.put(message(sequence_number, size=1_000))
     turn(spool)
-    spool.bound(Bounds(limit_bytes=5_500))
+    spool.set_limits(SpoolLimits(limit_bytes=5_500))
     turn(spool)
     assert spool.dropped == {"full": 5}
-    spool.bound(Bounds(limit_bytes=100_000))
-    for number in range(10, 20):
-        spool.put(message(number, size=1_000))
-    assert [got.number for got in drain(spool)] == list(range(5, 20))
+    spool.set_limits(SpoolLimits(limit_bytes=100_000))
+    for sequence_number in range(10, 20):
+        spool.put(message(sequence_number, size=1_000))
+    assert [got.sequence_number for got in drain(spool)] == list(range(5, 20))
 
 
 def test_an_answer_goes_at_once_whatever_the_mode_with_the_next_number() -> None:
@@ -107,9 +107,9 @@ def test_an_answer_goes_at_once_whatever_the_mode_with_the_next_number() -> None
     other = telemetry.answer(clock.result(camera="frames"), "")
     assert other is not None
     assert CORRELATION_ID not in other.properties
-    assert other.number == 2
+    assert other.sequence_number == 2
     counts = telemetry.statistics()
-    assert (counts.offered, counts.told, counts.messages) == (2, 2, {"detections": 2})
+    assert (counts.offered, counts.published, counts.messages) == (2, 2, {"detections": 2})
 
 
 def test_an_answer_counts_for_the_budget_of_the_day() -> None:
@@ -138,7 +138,7 @@ def test_the_budget_counts_blocks_of_4_kb_not_messages() -> None:
     [size] = {blocks(message.size_bytes) for message in sent}
     assert size > 1
     assert len(sent) == 10 // size
-    assert telemetry.statistics().bill.blocks["detections"] == len(sent) * size
+    assert telemetry.statistics().usage.blocks["detections"] == len(sent) * size
     assert telemetry.statistics().left_today == 0
 
 
@@ -168,7 +168,7 @@ def test_a_restart_remembers_blocks(world: SpoolWorld) -> None:
     """What the spool keeps of the day is what the budget is counted in."""
     clock, spool = World(), world.spool()
     telemetry = clock.telemetry(maxPerDay=10)
-    spool.follow_spent(telemetry.spent)
+    spool.set_spent_source(telemetry.spent)
     made = telemetry.answer(clock.result([MAN] * 60), "")
     assert made is not None
     spool.put(made)

@@ -376,7 +376,7 @@ def test_a_model_that_never_ends_is_told_in_time(
     visionedge: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first run is in a process of its own, which is ended."""
-    monkeypatch.setattr(trial_run, "FIRST_PICTURE_S", 2)
+    monkeypatch.setattr(trial_run, "FIRST_PICTURE_TIMEOUT_S", 2)
     path = tmp_path / "endless.onnx"
     changed(endless)(path)
     outcome = visionedge("detect", make_picture(tmp_path / "a.png"), "--model", path)

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.local_engine import Engine, open_engine
+from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.frames.types import Picture
-from visionedge.model.model import bundled_model_path, load_model
+from visionedge.model.model import find_bundled_model, load_model
 from visionedge.model.postprocess import Selection
 
 SIDE_PX = 416
@@ -20,8 +20,8 @@ FLOOR = 0.15
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    opened = open_engine(load_model(bundled_model_path()), InferenceConfig(device="cpu"))
+def engine() -> Iterator[LocalEngine]:
+    opened = open_engine(load_model(find_bundled_model()), InferenceConfig(device="cpu"))
     yield opened
     opened.close()
 
@@ -38,7 +38,7 @@ def squeezed(picture: Picture) -> Picture:
 
 def slow_rows(image: Picture) -> NDArray[np.float64]:
     """The bare network on the picture as it is, and each cell above the floor decoded one by one."""
-    session = onnxruntime.InferenceSession(str(bundled_model_path()), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(find_bundled_model()), providers=["CPUExecutionProvider"])
     tensor = image.astype(np.float32).transpose(2, 0, 1)[None]
     (table,) = session.run(None, {"images": tensor})[0]
     rows, first = [], 0
@@ -58,7 +58,7 @@ def slow_rows(image: Picture) -> NDArray[np.float64]:
 
 
 @pytest.mark.shared
-def test_its_rows_are_those_of_a_slow_reference(engine: Engine, shared_data: Path) -> None:
+def test_its_rows_are_those_of_a_slow_reference(engine: LocalEngine, shared_data: Path) -> None:
     image = squeezed(photo(shared_data, "darknet_dog.jpg"))
     expected = slow_rows(image)
     rows = engine.infer(image[None])[0]
@@ -79,7 +79,7 @@ def test_its_rows_are_those_of_a_slow_reference(engine: Engine, shared_data: Pat
     ],
 )
 def test_it_finds_what_is_on_a_picture(
-    engine: Engine, shared_data: Path, name: str, labels: set[str]
+    engine: LocalEngine, shared_data: Path, name: str, labels: set[str]
 ) -> None:
     picture = photo(shared_data, name)
     height_px, width_px = picture.shape[:2]

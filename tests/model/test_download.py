@@ -25,13 +25,20 @@ from model_server import (
     status,
 )
 from visionedge.errors import FetchError
-from visionedge.model.download import Fetch, Order, Patience, Progress, Tempo, pause_s
-from visionedge.model.model_store import FOLDER, Kept
+from visionedge.model.download import (
+    DownloadProgress,
+    DownloadRequest,
+    DownloadRetryPolicy,
+    DownloadTimeouts,
+    ModelDownload,
+    compute_wait_s,
+)
+from visionedge.model.model_store import MODELS_FOLDER, ModelStore
 
 DATA = b"\x08\x08" + os.urandom(300_000)
 SUM = hashlib.sha256(DATA).hexdigest()
-AT_ONCE = Tempo(Patience(silence_s=20), 0.0, 0.0, 0.0, 0.0)
-IMPATIENT = Tempo(Patience(connect_s=0.3, silence_s=0.3, all_s=20), 0.0, 0.0, 0.0, 0.0)
+AT_ONCE = DownloadRetryPolicy(DownloadTimeouts(read_s=20), 0.0, 0.0, 0.0, 0.0)
+IMPATIENT = DownloadRetryPolicy(DownloadTimeouts(connect_s=0.3, read_s=0.3, total_s=20), 0.0, 0.0, 0.0, 0.0)
 
 
 @pytest.fixture
@@ -51,16 +58,21 @@ def fetch(
     *,
     sha256: str = SUM,
     tries: int | None = 1,
-    tempo: Tempo = AT_ONCE,
-    most_bytes: int = 1_000_000,
+    retry_policy: DownloadRetryPolicy = AT_ONCE,
+    max_bytes: int = 1_000_000,
 ) -> Path | None:
     """Fetch a model into the data folder of a test."""
-    return Fetch(Order(url, sha256, most_bytes), Kept(tmp_path / "data"), tries=tries, tempo=tempo).run()
+    return ModelDownload(
+        DownloadRequest(url, sha256, max_bytes),
+        ModelStore(tmp_path / "data"),
+        tries=tries,
+        retry_policy=retry_policy,
+    ).run()
 
 
 def whole(tmp_path: Path) -> list[str]:
     """The models that are kept."""
-    return sorted(path.name for path in (tmp_path / "data" / FOLDER).glob("*.onnx"))
+    return sorted(path.name for path in (tmp_path / "data" / MODELS_FOLDER).glob("*.onnx"))
 
 
 # --- what arrives -----------------------------------------------------------------------------------------
@@ -69,7 +81,7 @@ def whole(tmp_path: Path) -> list[str]:
 def test_a_model_lies_under_its_sum_for_nobody_else_to_read(tmp_path: Path, server: ModelServer) -> None:
     """Whole, mode 0600, and nothing beside it."""
     path = fetch(tmp_path, server.url("/m.onnx"))
-    assert path == tmp_path / "data" / FOLDER / f"{SUM}.onnx"
+    assert path == tmp_path / "data" / MODELS_FOLDER / f"{SUM}.onnx"
     assert path.read_bytes() == DATA
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(path.parent.iterdir()) == [path]
@@ -157,7 +169,7 @@ REFUSED: dict[str, tuple[Answer, str]] = {
 
 @pytest.mark.parametrize(("answer", "words"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_cannot_get_better_is_refused_at_once(
-    tmp_path: Path, server: ModelServer, answer: Answer, words: str
+    tmp_path: Path, server: ModelServer, answer: Answer, message: str
 ) -> None:
     """In one line that names the address without its secret; nothing is kept, and nobody asks again."""
     server.answers["/bad.onnx"] = server.answers["/m.onnx"] = answer
@@ -165,11 +177,11 @@ def test_what_cannot_get_better_is_refused_at_once(
         fetch(tmp_path, server.url("/bad.onnx?sig=s3cret-s3cret"), tries=5)
     shown = str(caught.value)
     assert shown.startswith(f"{server.url('/bad.onnx')}?…: ")
-    assert words in shown
+    assert message in shown
     assert "\n" not in shown
     assert whole(tmp_path) == []
     assert sum(path.startswith("/bad") for path, _ in server.seen) == 1
-    assert all(path.stat().st_size == 0 for path in (tmp_path / "data" / FOLDER).iterdir())
+    assert all(path.stat().st_size == 0 for path in (tmp_path / "data" / MODELS_FOLDER).iterdir())
 
 
 PASSING: dict[str, tuple[Answer, str]] = {
@@ -186,14 +198,14 @@ PASSING: dict[str, tuple[Answer, str]] = {
 
 @pytest.mark.parametrize(("answer", "words"), PASSING.values(), ids=PASSING.keys())
 def test_what_may_pass_is_tried_again(
-    tmp_path: Path, server: ModelServer, answer: Answer, words: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, server: ModelServer, answer: Answer, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Told once, however often it happens, and forgotten when the model is there."""
     server.answers["/m.onnx"] = in_turn(answer, answer, content(DATA))
-    assert fetch(tmp_path, server.url("/m.onnx"), tries=3, tempo=IMPATIENT) is not None
+    assert fetch(tmp_path, server.url("/m.onnx"), tries=3, retry_policy=IMPATIENT) is not None
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(told) == 1
-    assert words in told[0]
+    assert message in told[0]
     assert len(server.seen) == 3
 
 
@@ -213,9 +225,9 @@ def test_at_a_start_it_never_gives_up(tmp_path: Path, server: ModelServer) -> No
 
 def test_the_pauses_grow_up_to_a_limit() -> None:
     """Short ones for what may pass, long ones for what a person has to mend."""
-    tempo = Tempo()
-    assert [pause_s(tempo, n, lasting=False) for n in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
-    assert [pause_s(tempo, n, lasting=True) for n in (1, 2, 7, 5000)] == [60, 120, 3600, 3600]
+    retry_policy = DownloadRetryPolicy()
+    assert [compute_wait_s(retry_policy, n, permanent=False) for n in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
+    assert [compute_wait_s(retry_policy, n, permanent=True) for n in (1, 2, 7, 5000)] == [60, 120, 3600, 3600]
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(
@@ -249,9 +261,9 @@ def test_a_server_without_tls_is_refused(tmp_path: Path) -> None:
     ("host", "words"),
     [("127.0.0.1:9", "cannot be reached: .*refused"), ("no-such-host.invalid", "cannot be found")],
 )
-def test_a_server_that_is_not_there(tmp_path: Path, host: str, words: str) -> None:
+def test_a_server_that_is_not_there(tmp_path: Path, host: str, message: str) -> None:
     """The system's own word for it."""
-    with pytest.raises(FetchError, match=words):
+    with pytest.raises(FetchError, match=message):
         fetch(tmp_path, f"https://{host}/m.onnx")
 
 
@@ -294,14 +306,14 @@ def test_a_file_that_changed_in_between_is_fetched_anew(tmp_path: Path, server: 
 
 def test_what_had_all_arrived_is_not_asked_for_again(tmp_path: Path) -> None:
     """The module ended between the last byte and the new name."""
-    with Kept(tmp_path / "data").begin(SUM) as part:
+    with ModelStore(tmp_path / "data").open_partial(SUM) as part:
         part.write(DATA)
     assert fetch(tmp_path, "https://127.0.0.1:9/m.onnx") is not None
 
 
 def test_more_than_all_is_begun_anew(tmp_path: Path, server: ModelServer) -> None:
     """A part that is longer than the file is of another one."""
-    with Kept(tmp_path / "data").begin(SUM) as part:
+    with ModelStore(tmp_path / "data").open_partial(SUM) as part:
         part.write(DATA + b"more")
     assert fetch(tmp_path, server.url("/m.onnx"), tries=2) is not None
 
@@ -330,35 +342,39 @@ def test_it_is_stopped_at_any_moment(
     """In the middle of a file and in the middle of a pause; meanwhile it says how far it is, or why not."""
     caplog.set_level(logging.INFO)
     server.answers["/m.onnx"] = answer
-    going = Fetch(Order(server.url("/m.onnx"), SUM), Kept(tmp_path / "data"), tempo=Tempo(tell_every_s=0.02))
+    download = ModelDownload(
+        DownloadRequest(server.url("/m.onnx"), SUM),
+        ModelStore(tmp_path / "data"),
+        retry_policy=DownloadRetryPolicy(progress_interval_s=0.02),
+    )
     listener, results = Words(said), list[Path | None]()
     logging.getLogger("visionedge").addHandler(listener)
-    thread = threading.Thread(target=lambda: results.append(going.run()))
+    thread = threading.Thread(target=lambda: results.append(download.run()))
     thread.start()
     try:
         assert listener.said.wait(20)
-        assert going.words.startswith(
+        assert download.message.startswith(
             "the model is being fetched: 99 %" if "99" in said else "the model cannot"
         )
     finally:
         logging.getLogger("visionedge").removeHandler(listener)
-        going.stop()
+        download.stop()
         thread.join()
     assert results == [None]
 
 
 def test_stopped_before_it_began_it_does_nothing(tmp_path: Path, server: ModelServer) -> None:
     """And stopped after its end, nothing happens either."""
-    early = Fetch(Order(server.url("/m.onnx"), SUM), Kept(tmp_path / "data"))
+    early = ModelDownload(DownloadRequest(server.url("/m.onnx"), SUM), ModelStore(tmp_path / "data"))
     early.stop()
     assert early.run() is None
     assert server.seen == []
-    late = Fetch(Order(server.url("/m.onnx"), SUM), Kept(tmp_path / "data"))
+    late = ModelDownload(DownloadRequest(server.url("/m.onnx"), SUM), ModelStore(tmp_path / "data"))
     assert late.run() is not None
     late.stop()
 
 
 def test_progress_is_a_percentage_where_the_whole_is_known() -> None:
     """Else the megabytes that are there."""
-    assert Progress(999, 1000).words == "99 %"
-    assert Progress(2_500_000, None).words == "2.5 MB"
+    assert DownloadProgress(999, 1000).message == "99 %"
+    assert DownloadProgress(2_500_000, None).message == "2.5 MB"

@@ -22,12 +22,12 @@ from detr_models import raw_detr_model
 from tiny_graphs import Graph, state
 from visionedge.errors import ModelError, UnavailableError
 from visionedge.model.analysis import shape_inference
-from visionedge.model.compiler.build import opened
+from visionedge.model.compiler.build import make_batch_dynamic
 from visionedge.model.compiler.compile import compile_model
-from visionedge.model.labels import labels_for
+from visionedge.model.labels import choose_labels
 from visionedge.model.model import load_model
-from visionedge.model.onnx_file import blamed_on
-from visionedge.runtime.child_process import blames_machine
+from visionedge.model.onnx_file import wrap_model_errors
+from visionedge.runtime.child_process import explain_machine_limit
 
 PROGRAM = (sys.executable, "-P", "-m", "visionedge")
 
@@ -140,7 +140,7 @@ def _all_of_it(path: Path) -> None:
     except ModelError:
         return
     compile_model(model)
-    opened(onnx.load(path))
+    make_batch_dynamic(onnx.load(path))
 
 
 @pytest.mark.parametrize("front", [True, False], ids=["in front", "behind"])
@@ -150,7 +150,7 @@ def test_work_on_a_model_grows_with_its_nodes_and_no_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Callable[[Path], Path], link: str, front: bool
 ) -> None:
     """Twice the nodes of a chain take about twice the steps, whichever walk goes over it."""
-    monkeypatch.setattr(shape_inference, "_asked", lambda _: shape_inference.Inferred({}, {}))
+    monkeypatch.setattr(shape_inference, "_infer_in_child", lambda _: shape_inference.InferredTypes({}, {}))
     steps = []
     _all_of_it(build(tmp_path / "first.onnx"))  # what is imported or kept once does not count
     for count in (60, 120, 240):
@@ -240,7 +240,7 @@ def test_labels_never_drive_a_terminal(tmp_path: Path, by: str) -> None:
     path = tmp_path / "m.onnx"
     if by == "labels.txt":
         (tmp_path / "labels.txt").write_text("\n".join(wild))
-    labels, _ = labels_for(path, metadata, 4)
+    labels, _ = choose_labels(path, metadata, 4)
     assert labels == ("?[2Jgone", "?31mred", "?evil", "caf\u00e9 au lait")
 
 
@@ -257,16 +257,16 @@ def test_labels_never_drive_a_terminal(tmp_path: Path, by: str) -> None:
     ],
 )
 def test_a_limit_that_was_reached_is_no_fault_of_the_model(told: bytes) -> None:
-    assert blames_machine(told)
-    assert blames_machine(b"Traceback: IndexError: list index out of range") is None
+    assert explain_machine_limit(told)
+    assert explain_machine_limit(b"Traceback: IndexError: list index out of range") is None
 
 
 def test_memory_is_the_machines_fault_only_where_a_limit_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     free = resource.RLIM_INFINITY
     monkeypatch.setattr(resource, "getrlimit", lambda _: (free, free))
-    assert blames_machine(b"std::bad_alloc") is None
+    assert explain_machine_limit(b"std::bad_alloc") is None
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1 << 30, free))
-    assert "limited to 1024 MiB" in str(blames_machine(b"std::bad_alloc"))
+    assert "limited to 1024 MiB" in str(explain_machine_limit(b"std::bad_alloc"))
 
 
 def test_no_process_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,9 +285,9 @@ def test_no_process_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     "error", [MemoryError(), RuntimeError("can't start new thread"), OSError(12, "Cannot allocate memory")]
 )
 def test_what_the_machine_lacks_is_no_damage_of_the_model(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(UnavailableError), blamed_on(tmp_path / "m.onnx"):
+    with pytest.raises(UnavailableError), wrap_model_errors(tmp_path / "m.onnx"):
         raise error
-    with pytest.raises(ModelError, match="is damaged"), blamed_on(tmp_path / "m.onnx"):
+    with pytest.raises(ModelError, match="is damaged"), wrap_model_errors(tmp_path / "m.onnx"):
         raise IndexError("list index out of range")
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from tiny_models import TinyDetector, classifier
 from visionedge.errors import ModelError
-from visionedge.model.labels import COCO_80, class_names, labels_for
+from visionedge.model.labels import COCO_80, choose_labels, read_class_names
 from visionedge.model.model import load_model
 
 DETECTOR = TinyDetector()
@@ -51,14 +51,18 @@ def test_a_model_travels_to_another_process(tmp_path: Path) -> None:
 def test_stated_input_is_used_and_the_rest_is_as_the_family_has_it(tmp_path: Path) -> None:
     stated = {"fit": "stretch", "pad": 0}
     path = saved(tmp_path / "m.onnx", {"visionedge.head": "nanodet", "visionedge.input": json.dumps(stated)})
-    way = load_model(path).reading.preprocess
+    way = load_model(path).interpretation.preprocess
     assert (way.fit, way.pad, way.color, way.std[0]) == ("stretch", 0, "bgr", 57.375)
 
 
 def test_picodet_is_known_by_its_maker(tmp_path: Path) -> None:
     path = saved(tmp_path / "pico.onnx", {}, strides=(8, 16, 32, 64), classes=80, producer="PaddlePaddle")
     model = load_model(path)
-    assert (model.head, model.input.fit, model.reading.preprocess.color) == ("picodet", "stretch", "rgb")
+    assert (model.head, model.input.fit, model.interpretation.preprocess.color) == (
+        "picodet",
+        "stretch",
+        "rgb",
+    )
 
 
 def test_picodet_is_known_by_paddles_operators_where_its_maker_is_not_named(tmp_path: Path) -> None:
@@ -77,8 +81,8 @@ def test_maps_are_paired_by_shape_whatever_their_names_say(tmp_path: Path) -> No
         _rename(proto, f"boxes.{name}", f"scores.{name}")
         _rename(proto, "aside", f"boxes.{name}")
     onnx.save(proto, tmp_path / "liar.onnx")
-    reading = load_model(tmp_path / "liar.onnx").reading
-    assert [scale.scores for scale in reading.decoder.scales] == ["boxes.8", "boxes.16", "boxes.32"]  # type: ignore[attr-defined]  # the DFL decoder's own
+    interpretation = load_model(tmp_path / "liar.onnx").interpretation
+    assert [scale.scores for scale in interpretation.decoder.scales] == ["boxes.8", "boxes.16", "boxes.32"]  # type: ignore[attr-defined]  # the DFL decoder's own
 
 
 def _rename(proto: onnx.ModelProto, old: str, new: str) -> None:
@@ -204,7 +208,7 @@ def test_external_data_in_the_models_folder_is_read_and_counts_in_its_sha256(tmp
     content = bytearray((tmp_path / "split.bin").read_bytes())
     content[0] ^= 1
     (tmp_path / "split.bin").write_bytes(content)
-    assert first.reading == whole.reading
+    assert first.interpretation == whole.interpretation
     assert load_model(path).sha256 != first.sha256
 
 
@@ -252,7 +256,7 @@ def test_external_data_at_no_place(tmp_path: Path, key: str, value: str) -> None
     ],
 )
 def test_names_are_read_as_python_or_json(text: str) -> None:
-    assert class_names({"names": text}) == ("cat", "dog")
+    assert read_class_names({"names": text}) == ("cat", "dog")
 
 
 @pytest.mark.parametrize(
@@ -269,23 +273,23 @@ def test_names_are_read_as_python_or_json(text: str) -> None:
 )
 def test_names_that_are_something_else_are_refused_and_never_run(text: str) -> None:
     with pytest.raises(ModelError, match="'names' is no list"):
-        class_names({"names": text})
+        read_class_names({"names": text})
 
 
 def test_labels_come_from_the_metadata_then_from_files_then_from_their_number(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    assert labels_for(path, {}, 3) == (("class-0", "class-1", "class-2"), "nothing")
+    assert choose_labels(path, {}, 3) == (("class-0", "class-1", "class-2"), "nothing")
     (tmp_path / "labels.txt").write_text("a\nb\nc\n\n")
-    assert labels_for(path, {}, 3)[0] == ("a", "b", "c")
+    assert choose_labels(path, {}, 3)[0] == ("a", "b", "c")
     (tmp_path / "m.labels.txt").write_text("\ufeffx\r\ny\r\nz\r\n")
-    assert labels_for(path, {}, 3)[0] == ("x", "y", "z")
-    assert labels_for(path, {"names": "['p', 'q', 'r']"}, 3)[0] == ("p", "q", "r")
+    assert choose_labels(path, {}, 3)[0] == ("x", "y", "z")
+    assert choose_labels(path, {"names": "['p', 'q', 'r']"}, 3)[0] == ("p", "q", "r")
 
 
 def test_labels_of_coco_by_their_number(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    assert labels_for(path, {}, 80)[0] == COCO_80
-    ninety, ninety_one = (labels_for(path, {}, count)[0] for count in (90, 91))
+    assert choose_labels(path, {}, 80)[0] == COCO_80
+    ninety, ninety_one = (choose_labels(path, {}, count)[0] for count in (90, 91))
     assert (len(set(COCO_80)), len(ninety), len(ninety_one)) == (80, 90, 91)
     assert (ninety[0], ninety[17], ninety[89]) == ("person", "dog", "toothbrush")  # COCO's 1, 18 and 90
     assert (ninety_one[1], ninety_one[18], ninety_one[90]) == ("person", "dog", "toothbrush")
@@ -294,7 +298,7 @@ def test_labels_of_coco_by_their_number(tmp_path: Path) -> None:
 def test_labels_for_another_number_of_classes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("a\nb\n")
     with pytest.raises(ModelError, match=r"it has 3 classes, but labels\.txt names 2"):
-        labels_for(tmp_path / "m.onnx", {}, 3)
+        choose_labels(tmp_path / "m.onnx", {}, 3)
 
 
 def test_a_model_without_labels_is_used_with_a_warning(

@@ -10,61 +10,61 @@ from typing import NamedTuple
 import pytest
 
 from conftest import REPOSITORY
-from visionedge.config.addresses import model_name, shown
-from visionedge.config.load import local_only, validate
+from visionedge.config.addresses import format_url, model_name_from_url
+from visionedge.config.load import find_local_only_problems, parse_config
 from visionedge.errors import ConfigError, FetchError
-from visionedge.model.download import Patience, Tempo
-from visionedge.model.model_store import FOLDER, MOST_BYTES, MOST_MODELS, Kept
-from visionedge.model.supply import LIVE_TRIES
+from visionedge.model.download import DownloadRetryPolicy, DownloadTimeouts
+from visionedge.model.model_store import MAX_BYTES, MAX_MODELS, MODELS_FOLDER, ModelStore
+from visionedge.model.supply import MAX_CHANGE_TRIES
 
 
-def put(kept: Kept, data: bytes, age_s: int) -> str:
+def put(kept: ModelStore, data: bytes, age_s: int) -> str:
     """Keep a model that was last used so long ago; its sum."""
     sha256 = hashlib.sha256(data).hexdigest()
-    with kept.begin(sha256) as part:
+    with kept.open_partial(sha256) as part:
         part.write(data)
-        path = kept.keep(part, sha256)
+        path = kept.commit(part, sha256)
     os.utime(path, (1e9 - age_s, 1e9 - age_s))
     return sha256
 
 
 def test_the_longest_unused_go_first_and_one_in_use_never(tmp_path: Path) -> None:
     """Not even when it is the oldest; files of others are not touched."""
-    kept = Kept(tmp_path, most_models=2)
+    kept = ModelStore(tmp_path, max_models=2)
     running, old, newer, newest = (put(kept, bytes([n]), age_s=100 - n) for n in range(4))
-    (tmp_path / FOLDER / "mine.onnx").write_bytes(b"mine")
-    kept.tidy([running.upper()])
+    (tmp_path / MODELS_FOLDER / "mine.onnx").write_bytes(b"mine")
+    kept.evict([running.upper()])
     assert kept.find(running) is not None
     assert kept.find(newest) is not None
     assert kept.find(old) is None
     assert kept.find(newer) is None
-    assert (tmp_path / FOLDER / "mine.onnx").exists()
+    assert (tmp_path / MODELS_FOLDER / "mine.onnx").exists()
 
 
 def test_bytes_are_bounded_too(tmp_path: Path) -> None:
     """A few large ones count as much as many."""
-    kept = Kept(tmp_path, most_bytes=25)
+    kept = ModelStore(tmp_path, max_bytes=25)
     old, newer, newest = (put(kept, bytes([n]) * 10, age_s=100 - n) for n in range(3))
-    kept.tidy([])
+    kept.evict([])
     assert [kept.find(each) is not None for each in (old, newer, newest)] == [False, True, True]
 
 
 def test_a_part_that_never_became_whole_goes_in_its_turn(tmp_path: Path) -> None:
     """What was interrupted and is not wanted any more does not stay for ever."""
-    kept = Kept(tmp_path, most_models=1)
-    with kept.begin("a" * 64) as part:
+    kept = ModelStore(tmp_path, max_models=1)
+    with kept.open_partial("a" * 64) as part:
         part.write(b"half")
     os.utime(part.path, (1, 1))
     model = put(kept, b"model", age_s=0)
-    kept.tidy([])
+    kept.evict([])
     assert not part.path.exists()
     assert kept.find(model) is not None
 
 
 def test_no_folder_is_nothing_to_tidy(tmp_path: Path) -> None:
     """Before the first model."""
-    Kept(tmp_path).tidy([])
-    assert Kept(tmp_path).find("a" * 64) is None
+    ModelStore(tmp_path).evict([])
+    assert ModelStore(tmp_path).find("a" * 64) is None
 
 
 class FullDisk:
@@ -93,13 +93,13 @@ class FullDisk:
 
 def test_a_disk_that_gets_full_is_told_and_given_back(tmp_path: Path) -> None:
     """What waits for the hub needs the room more than half a model."""
-    with Kept(tmp_path).begin("a" * 64) as part:
+    with ModelStore(tmp_path).open_partial("a" * 64) as part:
         part._file.close()
         disk = FullDisk()
         part._file = disk  # type: ignore[assignment]  # as much of a file as is used
         with pytest.raises(FetchError, match="is full") as caught:
             part.write(b"x" * 11)
-    assert caught.value.lasting
+    assert caught.value.permanent
     assert disk.truncated
     assert part.size_bytes == 0
 
@@ -115,41 +115,41 @@ class Usage(NamedTuple):
 def test_room_is_seen_to_before_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With some to spare for others."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(200_000_000, 100_000_000, 100_000_000))
-    with Kept(tmp_path).begin("a" * 64) as part:
-        part.make_room(30_000_000)
+    with ModelStore(tmp_path).open_partial("a" * 64) as part:
+        part.check_free_space(30_000_000)
         with pytest.raises(FetchError, match=r"no room for it: 40 MB are needed.* 100 MB are free"):
-            part.make_room(40_000_000)
+            part.check_free_space(40_000_000)
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     """With the system's word for it."""
-    (tmp_path / FOLDER).write_text("a file where the folder should be")
+    (tmp_path / MODELS_FOLDER).write_text("a file where the folder should be")
     with pytest.raises(FetchError, match=r"models: cannot be written: "):
-        Kept(tmp_path).begin("a" * 64)
-    assert Kept(tmp_path).find("a" * 64) is None
+        ModelStore(tmp_path).open_partial("a" * 64)
+    assert ModelStore(tmp_path).find("a" * 64) is None
 
 
 def test_no_link_is_followed_when_a_part_is_written(tmp_path: Path) -> None:
     """Whoever can write to the folder cannot have another file overwritten."""
-    (tmp_path / FOLDER).mkdir()
+    (tmp_path / MODELS_FOLDER).mkdir()
     (tmp_path / "precious").write_text("precious")
-    (tmp_path / FOLDER / f"{'a' * 64}.part").symlink_to(tmp_path / "precious")
+    (tmp_path / MODELS_FOLDER / f"{'a' * 64}.part").symlink_to(tmp_path / "precious")
     with pytest.raises(FetchError):
-        Kept(tmp_path).begin("a" * 64)
+        ModelStore(tmp_path).open_partial("a" * 64)
     assert (tmp_path / "precious").read_text() == "precious"
 
 
 def test_the_bounds_in_the_docs_are_those_of_the_code() -> None:
     """docs/models.md, where people read what may take how long."""
     docs = " ".join((REPOSITORY / "docs" / "models.md").read_text().split())
-    tempo, patience = Tempo(), Patience()
-    assert (MOST_MODELS, MOST_BYTES, LIVE_TRIES) == (4, 4 << 30, 5)
+    retry_policy, timeouts = DownloadRetryPolicy(), DownloadTimeouts()
+    assert (MAX_MODELS, MAX_BYTES, MAX_CHANGE_TRIES) == (4, 4 << 30, 5)
     assert "four models and 4 GB" in docs
     assert "after five tries" in docs
-    assert f"{patience.connect_s:g} s for a connection, {patience.silence_s:g} s without a byte" in docs
-    assert (patience.all_s, "half an hour for a try" in docs) == (1800, True)
-    assert (tempo.first_pause_s, tempo.longest_pause_s) == (1, 60)
-    assert (tempo.first_lasting_pause_s, tempo.longest_lasting_pause_s) == (60, 3600)
+    assert f"{timeouts.connect_s:g} s for a connection, {timeouts.read_s:g} s without a byte" in docs
+    assert (timeouts.total_s, "half an hour for a try" in docs) == (1800, True)
+    assert (retry_policy.first_wait_s, retry_policy.max_wait_s) == (1, 60)
+    assert (retry_policy.first_lasting_wait_s, retry_policy.max_lasting_wait_s) == (60, 3600)
     assert "after 1 s up to a minute" in docs
     assert "after a minute up to an hour" in docs
 
@@ -172,13 +172,13 @@ def test_the_bounds_in_the_docs_are_those_of_the_code() -> None:
 )
 def test_a_model_is_called_as_its_file(url: str, name: str) -> None:
     """Frames and status show a word, not a sum."""
-    assert model_name(url) == name
+    assert model_name_from_url(url) == name
 
 
 def test_an_address_is_shown_without_its_secrets_and_not_without_end() -> None:
     """For logs, events and the page."""
-    assert shown("https://me:pw@h/m.onnx?sv=1&sig=abc%2F") == "https://***@h/m.onnx?…"
-    assert len(shown("https://h/" + "x" * 5000)) == 200
+    assert format_url("https://me:pw@h/m.onnx?sv=1&sig=abc%2F") == "https://***@h/m.onnx?…"
+    assert len(format_url("https://h/" + "x" * 5000)) == 200
 
 
 SUM = "ab" * 32
@@ -199,7 +199,7 @@ WRONG = {
 def test_an_address_that_cannot_be_right_is_a_wrong_configuration(url: str, words: str) -> None:
     """Told with its key before anything is opened."""
     with pytest.raises(ConfigError) as caught:
-        validate({"model": {"url": url, "sha256": SUM}})
+        parse_config({"model": {"url": url, "sha256": SUM}})
     (problem,) = caught.value.problems
     assert problem.startswith("model.url: ")
     assert words in problem
@@ -210,19 +210,24 @@ def test_an_address_that_cannot_be_right_is_a_wrong_configuration(url: str, word
 )
 def test_the_local_file_may_allow_more(url: str) -> None:
     """http: and file: for those who know what they do."""
-    assert validate({"model": {"url": url, "sha256": SUM, "allowInsecure": True}}).model.url == url
+    assert parse_config({"model": {"url": url, "sha256": SUM, "allowInsecure": True}}).model.url == url
 
 
 @pytest.mark.parametrize("url", ["file://elsewhere/m.onnx", "file:m.onnx", "http:///m.onnx", "rtsp://h/m"])
 def test_nor_then_everything(url: str) -> None:
     """Files of other machines, and other schemes."""
     with pytest.raises(ConfigError):
-        validate({"model": {"url": url, "sha256": SUM, "allowInsecure": True}})
+        parse_config({"model": {"url": url, "sha256": SUM, "allowInsecure": True}})
 
 
 def test_what_comes_from_outside_cannot_allow_it() -> None:
     """The key is refused with its path, whatever it says."""
     document = {"model": {"url": "http://h/m.onnx", "sha256": SUM, "allowInsecure": True}}
-    assert local_only(document) == ["model.allowInsecure: can only be set in the local configuration file"]
-    assert local_only({"model": {"url": "https://h/m.onnx", "sha256": SUM, "allowInsecure": None}}) == []
-    assert local_only({"model": "x"}) == local_only([]) == []
+    assert find_local_only_problems(document) == [
+        "model.allowInsecure: can only be set in the local configuration file"
+    ]
+    assert (
+        find_local_only_problems({"model": {"url": "https://h/m.onnx", "sha256": SUM, "allowInsecure": None}})
+        == []
+    )
+    assert find_local_only_problems({"model": "x"}) == find_local_only_problems([]) == []

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from tiny_graphs import compiled_rows, noise_pictures
 from tiny_yolos import HEIGHT_PX, WIDTH_PX, yolov8
 from visionedge.model.model import load_model
-from visionedge.model.onnx_file import put_in_order
+from visionedge.model.onnx_file import sort_nodes
 
 
 def _shuffled(path: Path, seed: int) -> None:
@@ -37,7 +37,7 @@ def _graph(*nodes: onnx.NodeProto) -> onnx.GraphProto:
 
 
 def _order(graph: onnx.GraphProto) -> list[str]:
-    put_in_order(graph)
+    sort_nodes(graph)
     return [node.output[0] for node in graph.node]
 
 

@@ -9,12 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visionedge.frames.types import Detections
-from visionedge.model.parity import LEAST_BOXES, SMALL_IOU, Parity, Precisions, Tolerance, compare
+from visionedge.model.parity import (
+    MIN_BOXES,
+    SMALL_BOX_MATCH_IOU,
+    ApComparison,
+    Parity,
+    Tolerance,
+    compare_detections,
+)
 
 Box = tuple[float, float, float, float, float, int]
 """left, top, right, bottom, score, class."""
 
-GOOD = Parity(pictures=8, boxes=100, matched=0.95, shift=0.01, largest_shift=0.1)
+GOOD = Parity(pictures=8, boxes=100, matched=0.95, score_shift=0.01, max_score_shift=0.1)
 
 
 def detections(*boxes: Box) -> Detections:
@@ -64,7 +71,7 @@ boxes = st.builds(
 @given(st.lists(boxes, max_size=5), st.lists(boxes, max_size=5))
 def test_each_box_is_the_partner_of_one_at_most(some: list[Box], others: list[Box]) -> None:
     """No more boxes are matched than pairs can be made, and at least half as many."""
-    parity = compare([detections(*some)], [detections(*others)])
+    parity = compare_detections([detections(*some)], [detections(*others)])
     counting = sum(box[4] >= 0.3 for box in (*some, *others))
     most = slow_partners(some, others)
     matched = round(parity.matched * parity.boxes)
@@ -76,9 +83,15 @@ def test_each_box_is_the_partner_of_one_at_most(some: list[Box], others: list[Bo
 @given(st.lists(boxes, max_size=6), st.lists(boxes, max_size=6))
 def test_it_does_not_matter_which_of_two_is_the_reference(some: list[Box], others: list[Box]) -> None:
     """Losses and inventions count the same, and so do shifts."""
-    forth, back = (compare([detections(*a)], [detections(*b)]) for a, b in ((some, others), (others, some)))
-    assert (forth.boxes, forth.matched, forth.largest_shift) == (back.boxes, back.matched, back.largest_shift)
-    assert forth.shift == pytest.approx(back.shift)
+    forth, back = (
+        compare_detections([detections(*a)], [detections(*b)]) for a, b in ((some, others), (others, some))
+    )
+    assert (forth.boxes, forth.matched, forth.max_score_shift) == (
+        back.boxes,
+        back.matched,
+        back.max_score_shift,
+    )
+    assert forth.score_shift == pytest.approx(back.score_shift)
 
 
 @settings(deadline=None)
@@ -86,15 +99,15 @@ def test_it_does_not_matter_which_of_two_is_the_reference(some: list[Box], other
 def test_the_order_in_which_boxes_are_listed_does_not_matter(some: list[Box], order: random.Random) -> None:
     """Boxes of one score may stand anyhow."""
     shuffled = order.sample(some, len(some))
-    assert compare([detections(*some)], [detections(*shuffled)]).matched in (0.0, 1.0)
+    assert compare_detections([detections(*some)], [detections(*shuffled)]).matched in (0.0, 1.0)
 
 
 @settings(deadline=None)
 @given(st.lists(boxes, min_size=1, max_size=6))
 def test_the_same_detections_agree_wholly(some: list[Box]) -> None:
     """Nothing is unmatched and no score moves."""
-    parity = compare([detections(*some)], [detections(*some)])
-    assert parity.shift == parity.largest_shift == 0
+    parity = compare_detections([detections(*some)], [detections(*some)])
+    assert parity.score_shift == parity.max_score_shift == 0
     assert parity.matched == (1.0 if parity.boxes else 0.0)
 
 
@@ -102,51 +115,55 @@ def test_equal_boxes_pair_by_the_nearest_score() -> None:
     """A model that suppresses nothing may give one box twice; neither is taken for the other."""
     place = (0.1, 0.1, 0.4, 0.4)
     twice = [detections((*place, 0.9, 0), (*place, 0.4, 0)), detections((*place, 0.8, 0), (*place, 0.5, 0))]
-    parity = compare(twice[:1], twice[1:])
+    parity = compare_detections(twice[:1], twice[1:])
     assert (parity.boxes, parity.matched) == (4, 1.0)
-    assert parity.largest_shift == pytest.approx(0.1)
+    assert parity.max_score_shift == pytest.approx(0.1)
 
 
 def test_a_box_that_was_given_once_is_no_partner_of_two() -> None:
     """One of the two has been lost."""
     place = (0.1, 0.1, 0.4, 0.4)
-    parity = compare([detections((*place, 0.9, 0), (*place, 0.8, 0))], [detections((*place, 0.8, 0))])
-    assert (parity.boxes, parity.shift) == (3, 0)
+    parity = compare_detections(
+        [detections((*place, 0.9, 0), (*place, 0.8, 0))], [detections((*place, 0.8, 0))]
+    )
+    assert (parity.boxes, parity.score_shift) == (3, 0)
     assert parity.matched == pytest.approx(2 / 3)
 
 
 def test_the_nearer_box_is_the_partner() -> None:
     """Of two that overlap enough the better one, though the other has the same score."""
     near, far = (0.1, 0.1, 0.4, 0.4), (0.1, 0.1, 0.4, 0.415)
-    parity = compare([detections((*near, 0.6, 0))], [detections((*far, 0.6, 0), (*near, 0.5, 0))])
+    parity = compare_detections([detections((*near, 0.6, 0))], [detections((*far, 0.6, 0), (*near, 0.5, 0))])
     assert parity.boxes == 3
     assert parity.matched == pytest.approx(2 / 3)
-    assert parity.shift == pytest.approx(0.1)
+    assert parity.score_shift == pytest.approx(0.1)
 
 
 def test_a_score_that_moved_is_told_from_both_sides() -> None:
     """0.6 here and 0.5 there is a shift of 0.1."""
-    parity = compare([detections((0.1, 0.1, 0.4, 0.4, 0.6, 0))], [detections((0.1, 0.1, 0.4, 0.4, 0.5, 0))])
+    parity = compare_detections(
+        [detections((0.1, 0.1, 0.4, 0.4, 0.6, 0))], [detections((0.1, 0.1, 0.4, 0.4, 0.5, 0))]
+    )
     assert (parity.boxes, parity.matched) == (2, 1.0)
-    assert parity.shift == pytest.approx(0.1) == pytest.approx(parity.largest_shift)
+    assert parity.score_shift == pytest.approx(0.1) == pytest.approx(parity.max_score_shift)
 
 
 def test_a_box_that_only_the_variant_sees_counts_against_it() -> None:
     """Inventions are as bad as losses."""
-    parity = compare([Detections.none()], [detections((0.1, 0.1, 0.4, 0.4, 0.6, 0))])
+    parity = compare_detections([Detections.none()], [detections((0.1, 0.1, 0.4, 0.4, 0.6, 0))])
     assert (parity.boxes, parity.matched) == (1, 0.0)
 
 
 def with_ap(loss: float) -> Parity:
-    return dataclasses.replace(GOOD, ap=Precisions(64, 0.30, 0.30 - loss, 0.45, 0.45 - loss))
+    return dataclasses.replace(GOOD, ap=ApComparison(64, 0.30, 0.30 - loss, 0.45, 0.45 - loss))
 
 
 @pytest.mark.parametrize(
     ("parity", "words"),
     [
-        (dataclasses.replace(GOOD, boxes=LEAST_BOXES - 1), "too few to judge by"),
+        (dataclasses.replace(GOOD, boxes=MIN_BOXES - 1), "too few to judge by"),
         (dataclasses.replace(GOOD, matched=0.8), "only 80.0% of the boxes agree"),
-        (dataclasses.replace(GOOD, shift=0.2), "scores moved by 0.200 on average"),
+        (dataclasses.replace(GOOD, score_shift=0.2), "scores moved by 0.200 on average"),
         (with_ap(0.02), "it loses 0.0200 of AP 0.3000"),
     ],
 )
@@ -167,24 +184,24 @@ def test_what_is_alike_is_not_refused() -> None:
 def test_small_boxes_may_lie_a_little_farther_apart() -> None:
     """At an IoU of 0.8 they are one thing for those that ask for 0.75; the report says what was asked for."""
     pair = [detections((0.1, 0.1, 0.2, 0.2, 0.6, 0))], [detections((0.1, 0.1, 0.2, 0.225, 0.6, 0))]
-    assert compare(*pair).matched == 0.0
-    small = compare(*pair, iou=SMALL_IOU)
+    assert compare_detections(*pair).matched == 0.0
+    small = compare_detections(*pair, iou=SMALL_BOX_MATCH_IOU)
     assert (small.matched, small.document()["iou"]) == (1.0, 0.75)
 
 
 def test_on_pictures_it_was_not_made_for_scores_may_move_twice_as_far() -> None:
     """And no more boxes may be lost."""
-    moved = dataclasses.replace(GOOD, shift=0.08)
+    moved = dataclasses.replace(GOOD, score_shift=0.08)
     assert moved.refusal(Tolerance()) is not None
-    assert moved.refusal(Tolerance().on_other_pictures()) is None
-    assert dataclasses.replace(GOOD, shift=0.18).refusal(Tolerance().on_other_pictures()) is not None
-    assert dataclasses.replace(GOOD, matched=0.8).refusal(Tolerance().on_other_pictures()) is not None
+    assert moved.refusal(Tolerance().for_other_pictures()) is None
+    assert dataclasses.replace(GOOD, score_shift=0.18).refusal(Tolerance().for_other_pictures()) is not None
+    assert dataclasses.replace(GOOD, matched=0.8).refusal(Tolerance().for_other_pictures()) is not None
 
 
-@pytest.mark.parametrize("parity", [GOOD, with_ap(0.005), dataclasses.replace(GOOD, iou=SMALL_IOU)])
+@pytest.mark.parametrize("parity", [GOOD, with_ap(0.005), dataclasses.replace(GOOD, iou=SMALL_BOX_MATCH_IOU)])
 def test_a_report_reads_back_as_it_was_written(parity: Parity) -> None:
     """With and without AP."""
-    assert Parity.of_document(parity.document()) == parity
+    assert Parity.from_document(parity.document()) == parity
 
 
 @pytest.mark.parametrize("key", ["matched", "boxes", "ap"])
@@ -193,6 +210,6 @@ def test_a_damaged_report_is_not_believed(key: str) -> None:
     document = GOOD.document()
     del document[key]
     with pytest.raises(KeyError):
-        Parity.of_document(document)
+        Parity.from_document(document)
     with pytest.raises(ValueError, match="not from 0 to 1"):
-        Parity.of_document({**GOOD.document(), "matched": 1.5})
+        Parity.from_document({**GOOD.document(), "matched": 1.5})

@@ -12,7 +12,7 @@ from tiny_models import TinyDetector
 from visionedge.errors import ConfigError
 from visionedge.frames.types import Detections, InputSpec, Placement
 from visionedge.model.model import load_model
-from visionedge.model.postprocess import MOST_DETECTIONS, Selection, to_detections
+from visionedge.model.postprocess import MAX_DETECTIONS, Selection, to_detections
 
 WHOLE = Placement(0, 0, 100, 100)
 
@@ -67,8 +67,8 @@ def test_no_more_than_the_most_are_reported_and_they_are_the_best() -> None:
     many = rows(*((i, i, i + 0.5, i + 0.5, 0.4 + i / 1000, 0) for i in range(90)))
     many = np.concatenate([many, many + np.array([5, 0, 5, 0, 0.1, 0], np.float32)])
     found = detect(many)
-    assert len(found) == MOST_DETECTIONS
-    assert found.scores.min() >= np.sort(many[:, 4])[-MOST_DETECTIONS]
+    assert len(found) == MAX_DETECTIONS
+    assert found.scores.min() >= np.sort(many[:, 4])[-MAX_DETECTIONS]
 
 
 def test_no_row_gives_no_detection() -> None:

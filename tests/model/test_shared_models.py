@@ -17,16 +17,16 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from visionedge.frames.letterbox import fit
+from visionedge.frames.letterbox import fit_to_input
 from visionedge.model.compiler.compile import compile_model
 from visionedge.model.model import load_model
 from visionedge.model.postprocess import Selection
-from visionedge.model.quantization.int8 import open_on_cpu
+from visionedge.model.quantization.int8 import open_cpu_session
 from visionedge.ops.models.evaluate import (
     Annotations,
-    Found,
-    average_precision,
-    categories_of,
+    CocoDetection,
+    compute_average_precision,
+    match_categories,
     read_annotations,
 )
 
@@ -175,8 +175,8 @@ def ap(rows: dict[int, Array], labelled: Labelled, categories: dict[int, int]) -
             if score >= FLOOR and int(kind) in categories:
                 x, y = np.clip([left, right], 0, width), np.clip([top, bottom], 0, height)
                 place = (float(x[0]), float(y[0]), float(x[1] - x[0]), float(y[1] - y[0]))
-                found.append(Found(number, categories[int(kind)], place, float(score)))
-    figure = average_precision(labelled.annotations, list(rows), found)["ap"]
+                found.append(CocoDetection(number, categories[int(kind)], place, float(score)))
+    figure = compute_average_precision(labelled.annotations, list(rows), found)["ap"]
     assert figure is not None
     return figure
 
@@ -188,18 +188,18 @@ def test_the_compiled_graph_sees_as_well_as_the_models_own_recipe(
     """COCO AP within 0.005, on pictures that are not easy: AP is between 0.2 and 0.7."""
     path = shared_data / "models" / f"{name}.onnx"
     model = load_model(path)
-    bare = open_on_cpu(path.read_bytes(), exact=False, threads=1)
-    compiled = open_on_cpu(compile_model(model), exact=False, threads=1)
+    bare = open_cpu_session(path.read_bytes(), exact=False, threads=1)
+    compiled = open_cpu_session(compile_model(model), exact=False, threads=1)
     selection = Selection.of(model, FLOOR, IOU)
     slow, ours = {}, {}
     for number, picture in labelled.pictures.items():
         slow[number] = RECIPES[name](bare, picture)
-        image, placement = fit(picture, model.input)
+        image, placement = fit_to_input(picture, model.input)
         rows = compiled.run(None, {compiled.get_inputs()[0].name: image[None]})[0][0]
         seen = selection.apply(rows, placement)
         height, width = picture.shape[:2]
         ours[number] = np.column_stack([seen.boxes * ([width, height] * 2), seen.scores, seen.class_ids])
-    categories = categories_of(model.labels, labelled.annotations)
+    categories = match_categories(model.labels, labelled.annotations)
     expected, found = (ap(rows, labelled, categories) for rows in (slow, ours))
     assert 0.2 < expected < 0.7
     assert found == pytest.approx(expected, abs=0.005)

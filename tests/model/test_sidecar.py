@@ -10,7 +10,7 @@ from tiny_models import TinyDetector, classifier
 from visionedge.errors import ModelError
 from visionedge.model.labels import COCO_80
 from visionedge.model.model import load_model
-from visionedge.model.sidecar import DataSet, read_sidecar
+from visionedge.model.sidecar import DataYaml, read_sidecar
 
 QUERIES, CLASSES = 25, 3
 
@@ -36,10 +36,10 @@ def test_without_a_file_nothing_is_stated(tmp_path: Path) -> None:
 
 def test_the_input_is_as_stated_key_by_key_and_the_rest_as_recognised(tmp_path: Path) -> None:
     path = _detector(tmp_path / "m.onnx")
-    before = load_model(path).reading.preprocess
+    before = load_model(path).interpretation.preprocess
     state(path, input={"color": "bgr", "fit": "letterbox", "anchor": "top-left", "pad": 0})
     after = load_model(path)
-    way = after.reading.preprocess
+    way = after.interpretation.preprocess
     assert (way.color, way.fit, way.anchor, way.pad) == ("bgr", "letterbox", "top-left", 0)
     assert (way.scale, way.mean, way.std) == (before.scale, before.mean, before.std)
     assert after.evidence[0] == "m.yaml states input"
@@ -59,10 +59,10 @@ def test_the_stated_input_is_what_the_network_gets(tmp_path: Path) -> None:
 def test_the_file_wins_over_the_models_own_metadata(tmp_path: Path) -> None:
     """A model that states NanoDet's input in its metadata is fed as its owner says."""
     path = TinyDetector().save(tmp_path / "m.onnx")
-    assert load_model(path).reading.preprocess.color == "bgr"
+    assert load_model(path).interpretation.preprocess.color == "bgr"
     state(path, input={"color": "rgb"}, labels=["a", "b", "c", "d", "e"])
     model = load_model(path)
-    assert model.reading.preprocess.color == "rgb"
+    assert model.interpretation.preprocess.color == "rgb"
     assert model.labels == ("a", "b", "c", "d", "e")
 
 
@@ -95,12 +95,15 @@ def test_the_names_of_a_training_data_set_are_labels(tmp_path: Path, text: str) 
     (tmp_path / "best.yaml").write_text(text)
     model = load_model(path)
     assert model.labels == ("pallet", "forklift", "person")
-    assert model.reading.preprocess == load_model(_detector(tmp_path / "other.onnx")).reading.preprocess
+    assert (
+        model.interpretation.preprocess
+        == load_model(_detector(tmp_path / "other.onnx")).interpretation.preprocess
+    )
 
 
 def test_the_names_of_a_data_set_win_over_a_guess_by_number() -> None:
     """80 classes are COCO's only where nothing else names them, and only as many names are taken."""
-    plant = DataSet("best.yaml", tuple(f"part {number}" for number in range(80)))
+    plant = DataYaml("best.yaml", tuple(f"part {number}" for number in range(80)))
     assert plant.labels(COCO_80, "COCO by their number") == (plant.names, "best.yaml")
     assert plant.labels(COCO_80, "its metadata") == (COCO_80, "its metadata")
     assert plant.labels(("a", "b"), "nothing") == (("a", "b"), "nothing")
@@ -147,7 +150,7 @@ def test_suppression_is_as_stated(tmp_path: Path, wanted: bool) -> None:
     path = _detector(tmp_path / "m.onnx")
     state(path, nms=wanted)
     model = load_model(path)
-    assert model.reading.suppress is wanted
+    assert model.interpretation.needs_nms is wanted
     assert any("as stated" in clause for clause in model.evidence)
 
 
@@ -254,9 +257,9 @@ def test_a_stated_size_must_be_the_models_own_where_that_is_fixed(tmp_path: Path
 def test_the_file_belongs_to_the_model_of_its_name_only(tmp_path: Path) -> None:
     path = _detector(tmp_path / "m.onnx")
     state(tmp_path / "other.onnx", nms=True)
-    assert not load_model(path).reading.suppress
+    assert not load_model(path).interpretation.needs_nms
     shutil.copy(path, tmp_path / "other.onnx")
-    assert load_model(tmp_path / "other.onnx").reading.suppress
+    assert load_model(tmp_path / "other.onnx").interpretation.needs_nms
 
 
 def test_anchors_become_metadata_as_the_model_itself_would_carry_them(tmp_path: Path) -> None:

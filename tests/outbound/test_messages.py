@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visionedge.app.status import shortened
+from visionedge.app.status import shorten
 from visionedge.outbound.messages import (
     MAX_BYTES,
     MAX_CAMERAS_BYTES,
@@ -20,11 +20,11 @@ from visionedge.outbound.messages import (
     FrameTooLargeError,
     Message,
     Sender,
-    batch_messages,
+    build_batch_messages,
+    build_event_message,
     encode,
     encode_frame,
-    event_message,
-    property_text,
+    escape_property_value,
 )
 
 SENDER = Sender("press-7", "vision", "a1b2c3")
@@ -49,7 +49,7 @@ def test_a_batch_has_the_documents_keys_and_the_properties_to_filter_by() -> Non
         encode_frame(frame("dock", labels=("person",), confidence=0.87)),
     ]
 
-    [message] = batch_messages(SENDER, 41, frames)
+    [message] = build_batch_messages(SENDER, 41, frames)
 
     assert json.loads(message.body) == {
         "schema": "visionedge/batch/1",
@@ -71,13 +71,13 @@ def test_a_batch_has_the_documents_keys_and_the_properties_to_filter_by() -> Non
 @pytest.mark.parametrize(("score", "text"), [(0.0, "0"), (1.0, "1"), (0.5, "0.5"), (0.00001, "0.00001")])
 def test_the_best_score_is_a_plain_number(score: float, text: str) -> None:
     """Routes cast it to a number: never an exponent."""
-    [message] = batch_messages(SENDER, 1, [encode_frame(frame(labels=("person",), confidence=score))])
+    [message] = build_batch_messages(SENDER, 1, [encode_frame(frame(labels=("person",), confidence=score))])
     assert message.properties["maxConfidence"] == text
 
 
 def test_a_batch_without_detections_says_zero() -> None:
     """No detection: best score 0, no labels."""
-    [message] = batch_messages(SENDER, 1, [encode_frame(frame())])
+    [message] = build_batch_messages(SENDER, 1, [encode_frame(frame())])
     assert message.properties["maxConfidence"] == "0"
     assert message.properties["labels"] == ""
 
@@ -85,8 +85,8 @@ def test_a_batch_without_detections_says_zero() -> None:
 def test_message_ids_are_stable_unique_and_plain() -> None:
     """Made again, a message has its id again; another number gives another one."""
     frames = [encoded(150_000), encoded(150_000)]
-    first, second = batch_messages(SENDER, 7, frames)
-    again, _ = batch_messages(SENDER, 7, frames)
+    first, second = build_batch_messages(SENDER, 7, frames)
+    again, _ = build_batch_messages(SENDER, 7, frames)
 
     assert first.message_id == again.message_id == "a1b2c3-detections-7"
     assert second.message_id == "a1b2c3-detections-8"
@@ -105,7 +105,7 @@ def test_message_ids_are_stable_unique_and_plain() -> None:
 )
 def test_labels_in_properties_are_plain_ascii(label: str, text: str) -> None:
     """Property values are ASCII only, and a comma inside a label must not look like two labels."""
-    assert property_text(label) == text
+    assert escape_property_value(label) == text
 
 
 @given(
@@ -124,9 +124,9 @@ def test_no_message_is_too_large_and_no_frame_is_lost(parts: list[tuple[int, str
         for size, camera, labels in parts
     ]
 
-    messages = batch_messages(SENDER, 5, frames)
+    messages = build_batch_messages(SENDER, 5, frames)
 
-    assert [m.number for m in messages] == list(range(5, 5 + len(messages)))
+    assert [m.sequence_number for m in messages] == list(range(5, 5 + len(messages)))
     assert all(m.size_bytes <= MAX_BYTES for m in messages)
     assert all(len(m.properties["cameras"]) <= MAX_CAMERAS_BYTES for m in messages)
     assert all(len(m.properties["labels"]) <= MAX_LABELS_BYTES for m in messages)
@@ -136,7 +136,7 @@ def test_no_message_is_too_large_and_no_frame_is_lost(parts: list[tuple[int, str
 
 def test_frames_share_a_message_as_long_as_they_fit() -> None:
     """Splitting is not wasteful: two neighbours never fit into one message together."""
-    messages = batch_messages(SENDER, 1, [encoded(30_000) for _ in range(20)])
+    messages = build_batch_messages(SENDER, 1, [encoded(30_000) for _ in range(20)])
     assert [m.frames for m in messages] == [6, 6, 6, 2]
 
 
@@ -144,7 +144,7 @@ def test_labels_are_cut_only_within_a_single_frame_and_visibly() -> None:
     """A frame with more labels than a property may hold ends its list with a star."""
     labels = tuple(f"label-number-{i:04}" for i in range(200))
 
-    [message] = batch_messages(SENDER, 1, [encode_frame(frame(labels=labels))])
+    [message] = build_batch_messages(SENDER, 1, [encode_frame(frame(labels=labels))])
 
     text = message.properties["labels"]
     assert len(text) <= MAX_LABELS_BYTES
@@ -173,7 +173,7 @@ def test_an_event_is_the_contracts_document() -> None:
     """Exactly these keys, time in UTC with milliseconds, and kind and code as properties."""
     event = Event("camera", "camera-lost", "camera dock: no picture", NOON, {"camera": "dock"})
 
-    message = event_message(SENDER, 3, event)
+    message = build_event_message(SENDER, 3, event)
 
     assert json.loads(message.body) == {
         "schema": "visionedge/event/1",
@@ -192,7 +192,7 @@ def test_an_event_is_the_contracts_document() -> None:
 
 def test_details_that_do_not_fit_are_left_out_and_said_to_be() -> None:
     """An event always goes out."""
-    message = event_message(SENDER, 1, Event("module", "big", "text", NOON, {"x": "y" * MAX_BYTES}))
+    message = build_event_message(SENDER, 1, Event("module", "big", "text", NOON, {"x": "y" * MAX_BYTES}))
 
     assert message.size_bytes <= MAX_BYTES
     assert list(json.loads(message.body)["details"]) == ["omitted"]
@@ -206,6 +206,6 @@ def test_the_size_counts_body_and_properties() -> None:
 
 def test_what_a_library_reports_is_cut_to_the_length_of_an_event() -> None:
     """onnxruntime's errors can be pages; the whole text is in the log and in status."""
-    assert shortened("short") == "short"
-    assert len(shortened("x" * 9000)) == 500
-    assert shortened("x" * 9000).endswith("…")
+    assert shorten("short") == "short"
+    assert len(shorten("x" * 9000)) == 500
+    assert shorten("x" * 9000).endswith("…")

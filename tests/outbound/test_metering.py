@@ -14,18 +14,18 @@ from command_line import CommandLine
 from telemetry_world import MAN, World, documents
 from visionedge.app import status
 from visionedge.config.schema import TelemetryConfig
-from visionedge.iothub.telemetry import WELL_FILLED, Telemetry, Weigher, well_filled
+from visionedge.iothub.telemetry import MIN_FILL_RATIO, BatchSizeEstimator, Telemetry, count_frames_to_fill
 from visionedge.outbound.messages import (
     EncodedFrame,
     Event,
     Message,
     Sender,
-    batch_messages,
+    build_batch_messages,
+    build_event_message,
     envelope_bytes,
-    event_message,
-    message_of,
+    parse_message,
 )
-from visionedge.outbound.metering import BLOCK_BYTES, Meter, blocks
+from visionedge.outbound.metering import BLOCK_BYTES, UsageMeter, blocks
 
 SENDER = Sender("press-7", "vision", "a1b2c3")
 MINUTE_NS = 60_000_000_000
@@ -48,28 +48,28 @@ def test_a_message_is_metered_in_blocks_of_4_kb(size: int, count: int) -> None:
 def test_the_meter_projects_the_last_hour_to_a_day() -> None:
     """One block a second is 86,400 a day, a good fifth of an S1 unit; what is older than an hour is past."""
     now = [0]
-    meter = Meter(lambda: now[0])
+    meter = UsageMeter(lambda: now[0])
     for _ in range(3600):
         now[0] += 1_000_000_000
         meter.count("detections", 4000)
-    bill = meter.bill()
-    assert bill.blocks_per_day == pytest.approx(86_400, rel=0.02)
-    assert bill.shares["S1"] == pytest.approx(0.216, rel=0.02)
-    assert bill.shares["S2"] == pytest.approx(0.0144, rel=0.02)
-    assert (bill.messages, bill.blocks) == ({"detections": 3600}, {"detections": 3600})
-    assert bill.fill == pytest.approx(4000 / 4096)
+    usage = meter.usage()
+    assert usage.blocks_per_day == pytest.approx(86_400, rel=0.02)
+    assert usage.shares["S1"] == pytest.approx(0.216, rel=0.02)
+    assert usage.shares["S2"] == pytest.approx(0.0144, rel=0.02)
+    assert (usage.messages, usage.blocks) == ({"detections": 3600}, {"detections": 3600})
+    assert usage.fill_ratio == pytest.approx(4000 / 4096)
 
     now[0] += 61 * MINUTE_NS
-    assert meter.bill().blocks_per_day == 0
-    assert meter.bill().blocks == {"detections": 3600}
+    assert meter.usage().blocks_per_day == 0
+    assert meter.usage().blocks == {"detections": 3600}
 
 
 def test_the_first_seconds_project_nothing_wild() -> None:
     """Ten messages at the start are ten in a minute, not ten in a second."""
-    meter = Meter(lambda: 1)
+    meter = UsageMeter(lambda: 1)
     for _ in range(10):
         meter.count("events", 300)
-    assert meter.bill().blocks_per_day == 14_400
+    assert meter.usage().blocks_per_day == 14_400
 
 
 # --- packing ----------------------------------------------------------------------------------------------
@@ -89,11 +89,11 @@ FRAMES = st.lists(
 @settings(max_examples=150, deadline=None)
 def test_the_weigher_never_says_less_than_the_message_weighs(frames: list[EncodedFrame]) -> None:
     """And hardly more: a block that it calls full is not split in two by IoT Hub."""
-    weigher = Weigher(envelope_bytes(SENDER, 7))
+    weigher = BatchSizeEstimator(envelope_bytes(SENDER, 7))
     for each in frames:
         weigher.add(each)
     if frames and weigher.fits:
-        [message] = batch_messages(SENDER, 7, frames)
+        [message] = build_batch_messages(SENDER, 7, frames)
         assert message.size_bytes <= weigher.size_bytes <= message.size_bytes + 200
 
 
@@ -102,20 +102,20 @@ def test_the_weigher_never_says_less_than_the_message_weighs(frames: list[Encode
 def test_frames_go_only_when_their_blocks_are_well_used(frames: list[EncodedFrame]) -> None:
     """What is not sent yet would not fill its blocks, however it were cut."""
     envelope = envelope_bytes(SENDER, 7)
-    count = well_filled(frames, envelope)
+    count = count_frames_to_fill(frames, envelope)
     if count:
-        [message] = batch_messages(SENDER, 7, frames[:count])
-        assert message.size_bytes + 200 >= WELL_FILLED * BLOCK_BYTES * blocks(message.size_bytes)
-    longer = Weigher(envelope)
-    for number, each in enumerate(frames, 1):
+        [message] = build_batch_messages(SENDER, 7, frames[:count])
+        assert message.size_bytes + 200 >= MIN_FILL_RATIO * BLOCK_BYTES * blocks(message.size_bytes)
+    longer = BatchSizeEstimator(envelope)
+    for sequence_number, each in enumerate(frames, 1):
         longer.add(each)
-        assert number <= count or not longer.fits or not longer.filled
+        assert sequence_number <= count or not longer.fits or not longer.is_well_filled
 
 
 def test_a_message_that_is_as_large_as_one_may_be_goes_whatever_its_blocks() -> None:
     """The limit of 200 KB comes first."""
     frames = [frame(60_000) for _ in range(5)]
-    assert 0 < well_filled(frames, envelope_bytes(SENDER, 1)) <= 3
+    assert 0 < count_frames_to_fill(frames, envelope_bytes(SENDER, 1)) <= 3
 
 
 def test_after_the_interval_frames_wait_for_their_block_to_fill_but_not_for_ever() -> None:
@@ -138,8 +138,8 @@ def test_a_block_that_is_full_goes_at_the_end_of_the_interval_and_the_rest_waits
         world.pass_s(0.05)
     [message] = telemetry.due(world.now_ns)
     assert 0 < telemetry.statistics().waiting < 20
-    assert message.size_bytes >= WELL_FILLED * BLOCK_BYTES * blocks(message.size_bytes)
-    assert telemetry.statistics().bill.blocks == {"detections": blocks(message.size_bytes)}
+    assert message.size_bytes >= MIN_FILL_RATIO * BLOCK_BYTES * blocks(message.size_bytes)
+    assert telemetry.statistics().usage.blocks == {"detections": blocks(message.size_bytes)}
 
 
 def test_in_a_steady_stream_hardly_any_block_is_wasted() -> None:
@@ -150,9 +150,9 @@ def test_in_a_steady_stream_hardly_any_block_is_wasted() -> None:
         for camera in ("dock", "gate", "hall", "yard"):
             telemetry.offer(world.result([MAN] * 3, camera=camera))
         telemetry.due(world.pass_s(0.2))
-    bill = telemetry.statistics().bill
-    assert bill.fill > 0.9
-    assert bill.messages["detections"] < 125
+    usage = telemetry.statistics().usage
+    assert usage.fill_ratio > 0.9
+    assert usage.messages["detections"] < 125
 
 
 # --- the estimate -----------------------------------------------------------------------------------------
@@ -163,10 +163,10 @@ def recorded(seconds: float, interval_s: float, *, boxes: int = 3, events: int =
     world = World()
     telemetry = world.telemetry(**{"mode": "all", "intervalSeconds": 0.1, "maxPerDay": 10**9, **policy})
     made = [telemetry.event("engine", "ok", "computing"), telemetry.event("camera", "live", "camera dock")]
-    for number in range(round(seconds / interval_s)):
+    for sequence_number in range(round(seconds / interval_s)):
         telemetry.offer(world.result([MAN] * boxes))
         made += telemetry.due(world.pass_s(interval_s))
-        if events and number % round(3600 / events / interval_s) == 0:
+        if events and sequence_number % round(3600 / events / interval_s) == 0:
             made.append(telemetry.event("camera", "stale", "camera dock is stale"))
     return b"".join(message.body + b"\n" for message in made + telemetry.flush())
 
@@ -217,7 +217,7 @@ def test_the_estimate_scales_what_the_file_holds_to_a_day(tmp_path: Path, comman
 
     Start and end happen once, so their events are no rate.
     """
-    ended = event_message(
+    ended = build_event_message(
         Sender("press-7", "vision", "run"), 3, Event("camera", "stopped", "ended", World().utc)
     )
     document = estimated(recorded(600, 1.0) + ended.body + b"\n", tmp_path, command_line)
@@ -249,13 +249,17 @@ def test_a_body_tells_what_its_message_weighed(frames: list[tuple[str, int]]) ->
     world, labels = World(), ("person", "größe, 50 %", "car")
     telemetry = Telemetry(TelemetryConfig(mode="all"), Sender("edge-ö", "vision", "a1b2c3a1b2c3"))
     for camera, boxes in frames:
-        ids = [number % 3 for number in range(boxes)]
+        ids = [sequence_number % 3 for sequence_number in range(boxes)]
         telemetry.offer(world.result([MAN] * boxes, ids=ids, camera=camera, labels=labels))
     event = telemetry.event("camera", "live", "camera dock is live")
     for message in [*telemetry.flush(), event]:
-        again = message_of(message.body)
+        again = parse_message(message.body)
         assert again.size_bytes == message.size_bytes
-        assert (again.output, again.number, again.frames) == (message.output, message.number, message.frames)
+        assert (again.output, again.sequence_number, again.frames) == (
+            message.output,
+            message.sequence_number,
+            message.frames,
+        )
         assert again.properties == message.properties
 
 
@@ -280,10 +284,10 @@ def test_what_a_messages_file_holds_is_what_was_counted_and_within_the_budget(
         telemetry.offer(world.result([MAN] * boxes))
         sent += telemetry.due(world.pass_s(after_s))
     sent += telemetry.flush()
-    messages, blocks_counted, told = count_again(b"\n".join(message.body for message in sent))
+    messages, blocks_counted, published = count_again(b"\n".join(message.body for message in sent))
     counted = telemetry.statistics()
-    assert (messages, told) == (counted.messages.get("detections", 0), counted.told)
-    assert blocks_counted == counted.bill.blocks.get("detections", 0) <= max_per_day
+    assert (messages, published) == (counted.messages.get("detections", 0), counted.published)
+    assert blocks_counted == counted.usage.blocks.get("detections", 0) <= max_per_day
 
 
 def test_the_estimate_counts_events_beside_frames(tmp_path: Path, command_line: CommandLine) -> None:
@@ -420,13 +424,13 @@ class StatusServer:
 def status_of(seconds: int) -> dict[str, Any]:
     """The status of a module that sent a block a second and an event every ten seconds."""
     now = [0]
-    meter = Meter(lambda: now[0])
-    for number in range(seconds):
+    meter = UsageMeter(lambda: now[0])
+    for sequence_number in range(seconds):
         now[0] += 1_000_000_000
         meter.count("detections", 4000)
-        if number % 10 == 0:
+        if sequence_number % 10 == 0:
             meter.count("events", 300)
-    return {"hub": {"state": "connected", "bill": status.bill(meter.bill())}}
+    return {"hub": {"state": "connected", "bill": status.build_metering(meter.usage())}}
 
 
 def test_a_running_module_is_asked_what_it_sent(command_line: CommandLine) -> None:

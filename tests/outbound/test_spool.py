@@ -11,8 +11,8 @@ import pytest
 from spool_world import SpoolWorld, drain, message, turn
 from visionedge.outbound.messages import Message
 from visionedge.outbound.spool import Spool
-from visionedge.outbound.sqlite_store import Loss
-from visionedge.runtime.threads import Crew
+from visionedge.outbound.sqlite_store import LostRange
+from visionedge.runtime.threads import ThreadGroup
 
 SECOND_NS = 1_000_000_000
 
@@ -62,7 +62,7 @@ def test_what_was_not_acknowledged_comes_again_after_a_kill_the_same(world: Spoo
 
     again = world.spool()
 
-    assert dict(again.numbers) == {"detections": 3, "events": 1}
+    assert dict(again.last_numbers) == {"detections": 3, "events": 1}
     assert drain(again) == before[1:]
 
 
@@ -85,28 +85,28 @@ def test_numbers_of_messages_that_never_reached_the_disk_are_given_again(world: 
     turn(spool)
     spool.put(message(2))
     world.crash()
-    assert dict(world.spool().numbers) == {"detections": 1}
+    assert dict(world.spool().last_numbers) == {"detections": 1}
 
 
 def test_more_than_the_memory_holds_is_read_back_in_order(world: SpoolWorld) -> None:
     """Only a window of what is on disk is in memory; the rest follows, whatever came meanwhile."""
     spool = world.spool()
-    for number in range(1, 2001):
-        spool.put(message(number))
-        if number % 100 == 0:
+    for sequence_number in range(1, 2001):
+        spool.put(message(sequence_number))
+        if sequence_number % 100 == 0:
             turn(spool)
     assert spool.status().waiting == 2000
-    assert ids(drain(spool)) == [f"detections-{number}" for number in range(1, 2001)]
+    assert ids(drain(spool)) == [f"detections-{sequence_number}" for sequence_number in range(1, 2001)]
     assert spool.status().waiting_bytes == 0
 
 
 def test_large_messages_are_not_all_kept_in_memory(world: SpoolWorld) -> None:
     """The window is bounded by bytes, too."""
     spool = world.spool(memory_bytes=10_000_000)
-    for number in range(1, 61):
-        spool.put(message(number, size=190_000))
+    for sequence_number in range(1, 61):
+        spool.put(message(sequence_number, size=190_000))
         turn(spool)
-    window = spool._shelves._window
+    window = spool._queue._window
     assert sum(entry.message.size_bytes for entry in window) < 5_000_000
     assert len(drain(spool)) == 60
 
@@ -115,13 +115,13 @@ def test_what_was_spent_of_the_day_is_kept_with_the_messages(world: SpoolWorld) 
     """A restart grants no second budget; what was written under another date goes."""
     spool = world.spool()
     spent = {"2026-11-22": 2}
-    spool.follow_spent(lambda: spent)
+    spool.set_spent_source(lambda: spent)
     spool.put(message(1))
     turn(spool)
     world.crash()
     again = world.spool()
     assert dict(again.spent) == {"2026-11-22": 2}
-    again.follow_spent(lambda: {"2026-11-23": 1})
+    again.set_spent_source(lambda: {"2026-11-23": 1})
     again.put(message(2))
     turn(again)
     world.crash()
@@ -132,10 +132,10 @@ def test_closing_writes_what_waits(world: SpoolWorld) -> None:
     """With its thread; nothing is left behind."""
     spool = world.spool()
     spool.start()
-    for number in range(1, 1201):
-        spool.put(message(number))
+    for sequence_number in range(1, 1201):
+        spool.put(message(sequence_number))
     assert spool.close(10)
-    assert world.crew.join(5) == []
+    assert world.thread_group.join(5) == []
     assert len(drain(world.spool())) == 1200
 
 
@@ -149,13 +149,13 @@ def test_the_oldest_telemetry_goes_first_and_events_last(world: SpoolWorld) -> N
     for each in (message(1, "events"), *(message(n) for n in range(1, 6))):
         spool.put(each)
     turn(spool)
-    for number in range(6, 9):
-        spool.put(message(number))
+    for sequence_number in range(6, 9):
+        spool.put(message(sequence_number))
     turn(spool)
 
-    losses = spool.take_losses()
+    lost_ranges = spool.take_lost_ranges()
 
-    assert losses == [Loss("detections", 1, 3, "full", key=1)]
+    assert lost_ranges == [LostRange("detections", 1, 3, "full", key=1)]
     assert spool.dropped == {"full": 3}
     assert ids(drain(spool)) == ["events-1", *(f"detections-{n}" for n in range(4, 9))]
 
@@ -164,10 +164,10 @@ def test_events_go_when_nothing_else_is_left(world: SpoolWorld) -> None:
     """The bound holds in any case."""
     size = message(1, "events").size_bytes
     spool = world.spool(limit_bytes=3 * size)
-    for number in range(1, 6):
-        spool.put(message(number, "events"))
+    for sequence_number in range(1, 6):
+        spool.put(message(sequence_number, "events"))
         turn(spool)
-    assert [(loss.first, loss.last) for loss in spool.take_losses()] == [(1, 2)]
+    assert [(loss.first, loss.last) for loss in spool.take_lost_ranges()] == [(1, 2)]
     assert ids(drain(spool)) == ["events-3", "events-4", "events-5"]
 
 
@@ -178,39 +178,39 @@ def test_the_message_that_the_hub_has_in_hand_is_not_dropped(world: SpoolWorld) 
     turn(spool)
     first = spool.first()
     assert first is not None
-    for number in (2, 3, 4):
-        spool.put(message(number))
+    for sequence_number in (2, 3, 4):
+        spool.put(message(sequence_number))
         turn(spool)
     spool.settle(first)
     turn(spool)
-    assert [(loss.first, loss.last) for loss in spool.take_losses()] == [(2, 2)]
+    assert [(loss.first, loss.last) for loss in spool.take_lost_ranges()] == [(2, 2)]
 
 
 def test_what_the_hub_has_is_never_told_as_lost(world: SpoolWorld) -> None:
     """Acknowledged before the writing or during it: its row is still there when others have to go."""
     spool = world.spool(limit_bytes=4 * message(1).size_bytes)
-    for number in range(1, 5):
-        spool.put(message(number))
+    for sequence_number in range(1, 5):
+        spool.put(message(sequence_number))
     turn(spool)
     acknowledge(spool, 1)
-    for number in range(5, 9):
-        spool.put(message(number))
+    for sequence_number in range(5, 9):
+        spool.put(message(sequence_number))
     world.meanwhile("SELECT", lambda: acknowledge(spool, 1))
     turn(spool)
-    assert [(loss.first, loss.last) for loss in spool.take_losses()] == [(3, 4)]
+    assert [(loss.first, loss.last) for loss in spool.take_lost_ranges()] == [(3, 4)]
     assert spool.dropped == {"full": 2}
-    assert [m.number for m in drain(spool)] == [5, 6, 7, 8]
+    assert [m.sequence_number for m in drain(spool)] == [5, 6, 7, 8]
 
 
 def test_the_bound_holds_after_each_round_whatever_came_while_it_was_written(world: SpoolWorld) -> None:
     """A burst faster than the disk: what is over goes at once, not when the next message comes."""
     size = message(40).size_bytes
     spool = world.spool(limit_bytes=4 * size)
-    numbers = iter(range(1, 100))
+    last_numbers = iter(range(1, 100))
 
     def burst() -> None:
         for _ in range(10):
-            spool.put(message(next(numbers)))
+            spool.put(message(next(last_numbers)))
 
     burst()
     for _ in range(3):
@@ -218,9 +218,9 @@ def test_the_bound_holds_after_each_round_whatever_came_while_it_was_written(wor
     turn(spool)
     turn(spool)
     assert spool.status().waiting_bytes <= 4 * size
-    [loss] = spool.take_losses()
+    [loss] = spool.take_lost_ranges()
     assert (loss.first, loss.last) == (1, 36)
-    assert [m.number for m in drain(spool)] == [37, 38, 39, 40]
+    assert [m.sequence_number for m in drain(spool)] == [37, 38, 39, 40]
 
 
 def test_what_is_too_old_goes_whatever_room_there_is(world: SpoolWorld) -> None:
@@ -241,45 +241,45 @@ def test_what_is_too_old_goes_whatever_room_there_is(world: SpoolWorld) -> None:
 
     assert len(again) == 0
     assert again.first() is None
-    assert [(loss.first, loss.last, loss.reason) for loss in again.take_losses()] == [(1, 1, "old")]
+    assert [(loss.first, loss.last, loss.reason) for loss in again.take_lost_ranges()] == [(1, 1, "old")]
 
 
 def test_a_loss_is_told_until_the_hub_has_the_message_that_tells_it(world: SpoolWorld) -> None:
     """Also by the next start; a range that grew meanwhile is told from where it was told before."""
     size = message(1).size_bytes
     spool = world.spool(limit_bytes=3 * size)
-    for number in range(1, 6):
-        spool.put(message(number))
+    for sequence_number in range(1, 6):
+        spool.put(message(sequence_number))
         turn(spool)
-    losses = spool.take_losses()
-    assert [(loss.first, loss.last) for loss in losses] == [(1, 2)]
-    spool.put(message(1, "events"), tuple(losses))
+    lost_ranges = spool.take_lost_ranges()
+    assert [(loss.first, loss.last) for loss in lost_ranges] == [(1, 2)]
+    spool.put(message(1, "events"), tuple(lost_ranges))
     turn(spool)  # the loss grows to 3
-    assert spool.take_losses() == [], "one is on its way"
+    assert spool.take_lost_ranges() == [], "one is on its way"
     world.crash()
 
     spool = world.spool(limit_bytes=3 * size)
-    losses = spool.take_losses()
-    assert [(loss.first, loss.last) for loss in losses] == [(1, 3)]
-    spool.put(message(2, "events"), tuple(losses))
+    lost_ranges = spool.take_lost_ranges()
+    assert [(loss.first, loss.last) for loss in lost_ranges] == [(1, 3)]
+    spool.put(message(2, "events"), tuple(lost_ranges))
     turn(spool)  # and to 4
     assert drain(spool)[-1].message_id == "events-2"
     turn(spool)
 
-    assert [(loss.first, loss.last) for loss in spool.take_losses()] == [(4, 4)]
+    assert [(loss.first, loss.last) for loss in spool.take_lost_ranges()] == [(4, 4)]
 
 
 def test_a_message_that_the_sdk_refuses_is_a_loss_too(world: SpoolWorld) -> None:
     """Its number is told like any other."""
     spool = world.spool()
-    for number in (1, 2):
-        spool.put(message(number))
+    for sequence_number in (1, 2):
+        spool.put(message(sequence_number))
     turn(spool)
     first = spool.first()
     assert first is not None
     spool.settle(first, dropped="refused")
     turn(spool)
-    assert [(loss.first, loss.last, loss.reason) for loss in spool.take_losses()] == [(1, 1, "refused")]
+    assert [(loss.first, loss.last, loss.reason) for loss in spool.take_lost_ranges()] == [(1, 1, "refused")]
     assert spool.dropped == {"refused": 1}
 
 
@@ -287,11 +287,11 @@ def test_memory_is_bounded_when_the_disk_is_slow(world: SpoolWorld) -> None:
     """What the thread has not written yet is bounded; the oldest telemetry goes, counted and told."""
     spool = world.spool(memory_bytes=1000)
     spool.put(message(1, "events"))
-    for number in range(1, 21):
-        spool.put(message(number))
+    for sequence_number in range(1, 21):
+        spool.put(message(sequence_number))
     assert spool.status().waiting_bytes <= 1000
     turn(spool)
-    [loss] = spool.take_losses()
+    [loss] = spool.take_lost_ranges()
     assert (loss.output, loss.first) == ("detections", 1)
     assert ids(drain(spool)) == ["events-1", *(f"detections-{n}" for n in range(loss.last + 1, 21))]
 
@@ -310,14 +310,14 @@ def test_a_disk_that_takes_nothing_means_memory_with_an_event_and_back(world: Sp
 
     assert spool.status().mode == "memory"
     assert "readonly" in str(spool.status().reason)
-    assert [news.code for news in spool.take_news()] == ["spool-memory"]
+    assert [news.code for news in spool.take_events()] == ["spool-memory"]
     first = spool.first()
     assert first is not None
-    assert first.number == 1
+    assert first.sequence_number == 1
     spool.settle(first)
     second = spool.first()
     assert second is not None
-    assert second.number == 2, "it goes on in memory"
+    assert second.sequence_number == 2, "it goes on in memory"
 
     world.read_only(on=False)
     spool.put(message(3))
@@ -326,38 +326,38 @@ def test_a_disk_that_takes_nothing_means_memory_with_an_event_and_back(world: Sp
     world.now_ns += 10 * SECOND_NS
     turn(spool)
     assert spool.status().mode == "disk"
-    assert [news.code for news in spool.take_news()] == ["spool-disk"]
+    assert [news.code for news in spool.take_events()] == ["spool-disk"]
 
     world.crash()
-    assert [m.number for m in drain(world.spool())] == [2, 3]
+    assert [m.sequence_number for m in drain(world.spool())] == [2, 3]
 
 
 def test_a_full_disk_is_no_end(world: SpoolWorld) -> None:
     """SQLite says `full`: memory takes over, and what is on disk already keeps its place in the order."""
     spool = world.spool(memory_bytes=10_000_000)
-    for number in range(1, 601):
-        spool.put(message(number, size=2000))
+    for sequence_number in range(1, 601):
+        spool.put(message(sequence_number, size=2000))
     for _ in range(3):
         turn(spool)
     (pages,) = world.databases[-1].execute("PRAGMA page_count").fetchone()
     world.databases[-1].execute(f"PRAGMA max_page_count={pages}")
-    for number in range(601, 651):
-        spool.put(message(number, size=2000))
+    for sequence_number in range(601, 651):
+        spool.put(message(sequence_number, size=2000))
         turn(spool)
     assert spool.status().mode == "memory"
     assert "full" in str(spool.status().reason)
-    assert [m.number for m in drain(spool)] == list(range(1, 651))
+    assert [m.sequence_number for m in drain(spool)] == list(range(1, 651))
 
 
 def test_a_flapping_disk_is_not_a_stream_of_events(world: SpoolWorld) -> None:
     """The same news comes once in five minutes at most; status tells the rest."""
     spool = world.spool()
-    for number in range(1, 11):
-        world.read_only(on=number % 2 == 1)
+    for sequence_number in range(1, 11):
+        world.read_only(on=sequence_number % 2 == 1)
         world.now_ns += 11 * SECOND_NS
-        spool.put(message(number))
+        spool.put(message(sequence_number))
         turn(spool)
-    assert sorted(news.code for news in spool.take_news()) == ["spool-disk", "spool-memory"]
+    assert sorted(news.code for news in spool.take_events()) == ["spool-disk", "spool-memory"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
@@ -369,7 +369,7 @@ def test_a_file_that_is_no_database_is_set_aside(world: SpoolWorld, content: byt
     spool.put(message(1))
     turn(spool)
     assert spool.status().mode == "disk"
-    assert [news.code for news in spool.take_news()] == (["spool-lost"] if content else [])
+    assert [news.code for news in spool.take_events()] == (["spool-lost"] if content else [])
     assert world.path.with_name("spool.db.aside").exists() == bool(content)
     assert ids(drain(spool)) == ["detections-1"]
 
@@ -377,8 +377,8 @@ def test_a_file_that_is_no_database_is_set_aside(world: SpoolWorld, content: byt
 def test_a_damaged_file_is_set_aside_at_the_start_and_numbers_go_on(world: SpoolWorld) -> None:
     """The event says up to which numbers messages may be lost, as far as that can still be read."""
     spool = world.spool(memory_bytes=10_000_000)
-    for number in range(1, 1501):
-        spool.put(message(number, size=1000))
+    for sequence_number in range(1, 1501):
+        spool.put(message(sequence_number, size=1000))
     for _ in range(4):
         turn(spool)
     world.crash()
@@ -386,35 +386,35 @@ def test_a_damaged_file_is_set_aside_at_the_start_and_numbers_go_on(world: Spool
 
     again = world.spool()
 
-    [news] = again.take_news()
+    [news] = again.take_events()
     assert (news.code, dict(news.details)) == ("spool-lost", {"upTo": {"detections": 1500}})
-    assert dict(again.numbers) == {"detections": 1500}
+    assert dict(again.last_numbers) == {"detections": 1500}
     again.put(message(1501))
-    assert [m.number for m in drain(again)] == [1501]
+    assert [m.sequence_number for m in drain(again)] == [1501]
 
 
 def test_a_file_that_is_damaged_while_it_is_used_is_replaced_and_its_numbers_told(world: SpoolWorld) -> None:
     """What only it held is lost, and the range says so; what is in memory goes on, and so do numbers."""
     spool = world.spool(memory_bytes=10_000_000)
-    for number in range(1, 3001):
-        spool.put(message(number, size=2000))
+    for sequence_number in range(1, 3001):
+        spool.put(message(sequence_number, size=2000))
     for _ in range(7):
         turn(spool)
     world.databases[-1].execute("PRAGMA wal_checkpoint(TRUNCATE)")
     damage(world.path)
     spool.put(message(3001))
 
-    got = [m.number for m in drain(spool)]
+    got = [m.sequence_number for m in drain(spool)]
     turn(spool)
 
-    losses = spool.take_losses()
-    lost = [n for loss in losses for n in range(loss.first, loss.last + 1)]
-    assert {loss.reason for loss in losses} == {"unreadable"}
+    lost_ranges = spool.take_lost_ranges()
+    lost = [n for loss in lost_ranges for n in range(loss.first, loss.last + 1)]
+    assert {loss.reason for loss in lost_ranges} == {"unreadable"}
     assert sorted([*got, *lost]) == list(range(1, 3002))
     assert spool.status().mode == "disk"
-    assert "spool-lost" in [news.code for news in spool.take_news()]
+    assert "spool-lost" in [news.code for news in spool.take_events()]
     world.crash()
-    assert dict(world.spool().numbers) == {"detections": 3001}
+    assert dict(world.spool().last_numbers) == {"detections": 3001}
 
 
 def damage(path: Path) -> None:
@@ -456,7 +456,7 @@ def test_two_modules_never_share_a_spool(world: SpoolWorld) -> None:
     world.now_ns += 11 * SECOND_NS
     turn(second)
     assert second.status().mode == "disk"
-    assert [m.number for m in drain(second)] == [1, 7]
+    assert [m.sequence_number for m in drain(second)] == [1, 7]
 
 
 def test_the_messages_of_another_module_are_set_aside(world: SpoolWorld) -> None:
@@ -466,9 +466,9 @@ def test_the_messages_of_another_module_are_set_aside(world: SpoolWorld) -> None
     turn(spool)
     world.crash()
     mine = world.spool(owner="hub/mine/vision")
-    assert dict(mine.numbers) == {}
+    assert dict(mine.last_numbers) == {}
     assert len(mine) == 0
-    assert [news.code for news in mine.take_news()] == ["spool-lost"]
+    assert [news.code for news in mine.take_events()] == ["spool-lost"]
     assert drain(mine) == []
 
 
@@ -477,16 +477,16 @@ def test_the_messages_of_another_module_are_set_aside(world: SpoolWorld) -> None
 
 def test_two_thousand_messages_a_second_go_through_the_disk(tmp_path: Path) -> None:
     """Each on disk before it is handed out, with real commits, for half a millisecond of CPU at most."""
-    crew = Crew(lambda name, error: pytest.fail(f"{name}: {error}"))
-    spool = Spool(tmp_path / "spool.db", "me", crew)
+    thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
+    spool = Spool(tmp_path / "spool.db", "me", thread_group)
     ready = threading.Event()
     spool.attach(ready.set)
     spool.start()
     total, taken = 4000, 0
     body = json.dumps({"x": "y" * 1000}).encode()
     began_s = time.process_time()  # not of the clock: other work on this machine is no matter
-    for number in range(1, total + 1):
-        spool.put(Message("detections", body, f"d-{number}", {"schema": "s"}, number))
+    for sequence_number in range(1, total + 1):
+        spool.put(Message("detections", body, f"d-{sequence_number}", {"schema": "s"}, sequence_number))
     while taken < total:
         following = spool.first()
         if following is None:
@@ -494,11 +494,11 @@ def test_two_thousand_messages_a_second_go_through_the_disk(tmp_path: Path) -> N
             ready.clear()
             continue
         taken += 1
-        assert following.number == taken
+        assert following.sequence_number == taken
         spool.settle(following)
     took_s = time.process_time() - began_s
     assert spool.close(10)
-    assert crew.join(5) == []
+    assert thread_group.join(5) == []
     assert total / took_s >= 2000
 
 
@@ -521,4 +521,4 @@ def test_the_client_is_woken_when_its_message_is_on_disk(world: SpoolWorld) -> N
     spool.put(message(1))
     wait_until(lambda: spool.first() is not None, woken)
     assert spool.close(5)
-    assert world.crew.join(5) == []
+    assert world.thread_group.join(5) == []

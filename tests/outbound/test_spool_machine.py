@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from visionedge.outbound.messages import Message
-from visionedge.outbound.spool import Spool, Tempo
-from visionedge.outbound.sqlite_store import Bounds, Loss, open_database
-from visionedge.runtime.threads import Crew
+from visionedge.outbound.spool import Spool, SpoolOptions
+from visionedge.outbound.sqlite_store import LostRange, SpoolLimits, open_database
+from visionedge.runtime.threads import ThreadGroup
 
 OUTPUTS = st.sampled_from(["detections", "detections", "detections", "events"])
 SIZE = 100
@@ -33,7 +33,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.lost: Counter[tuple[str, int]] = Counter()
         self.refused: set[str] = set()
         self.acknowledged: set[tuple[str, int]] = set()
-        self.untold: dict[str, tuple[Loss, ...]] = {}
+        self.untold: dict[str, tuple[LostRange, ...]] = {}
         self.start()
 
     def connect(self, path: Path) -> sqlite3.Connection:
@@ -47,21 +47,21 @@ class SpoolMachine(RuleBasedStateMachine):
         self.spool = Spool(
             Path(self.folder.name) / "spool.db",
             "me",
-            Crew(lambda _name, _error: None),
-            bounds=Bounds(limit_bytes=12 * SIZE * 2),
-            tempo=Tempo(memory_bytes=20 * SIZE * 2, retry_s=10),
+            ThreadGroup(lambda _name, _error: None),
+            limits=SpoolLimits(limit_bytes=12 * SIZE * 2),
+            spool_options=SpoolOptions(memory_bytes=20 * SIZE * 2, retry_s=10),
             clock=lambda: self.now_ns,
             connect=self.connect,
         )
-        self.numbers = Counter(self.spool.numbers)
+        self.last_numbers = Counter(self.spool.last_numbers)
 
-    def put_one(self, output: str, tells: tuple[Loss, ...] = ()) -> None:
-        self.numbers[output] += 1
-        number = self.numbers[output]
-        identity = f"{self.run}-{output}-{number}"
-        if tells:
-            self.untold[identity] = tells
-        self.spool.put(Message(output, b"x" * SIZE, identity, {}, number), tells)
+    def put_one(self, output: str, reports: tuple[LostRange, ...] = ()) -> None:
+        self.last_numbers[output] += 1
+        sequence_number = self.last_numbers[output]
+        identity = f"{self.run}-{output}-{sequence_number}"
+        if reports:
+            self.untold[identity] = reports
+        self.spool.put(Message(output, b"x" * SIZE, identity, {}, sequence_number), reports)
 
     @rule(output=OUTPUTS, count=st.integers(1, 8))
     def put(self, output: str, count: int) -> None:
@@ -70,7 +70,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule()
     def turn(self) -> None:
-        self.spool._round()
+        self.spool._write_and_refill()
 
     @rule(count=st.integers(1, 6), acknowledged=st.booleans())
     def send(self, count: int, acknowledged: bool) -> None:
@@ -82,15 +82,15 @@ class SpoolMachine(RuleBasedStateMachine):
             self.receive(message)
             if acknowledged:
                 self.spool.settle(message)
-                self.acknowledged.add((message.output, message.number))
+                self.acknowledged.add((message.output, message.sequence_number))
 
     def receive(self, message: Message) -> None:
-        known = (message.number, message.message_id) in self.arrived[message.output]
+        known = (message.sequence_number, message.message_id) in self.arrived[message.output]
         if not known and message.message_id not in self.refused:
-            self.arrived[message.output].append((message.number, message.message_id))
+            self.arrived[message.output].append((message.sequence_number, message.message_id))
         for loss in self.untold.pop(message.message_id, ()):
-            for number in range(loss.first, loss.last + 1):
-                self.lost[(loss.output, number)] += 1
+            for sequence_number in range(loss.first, loss.last + 1):
+                self.lost[(loss.output, sequence_number)] += 1
 
     @rule()
     def refuse(self) -> None:
@@ -103,8 +103,8 @@ class SpoolMachine(RuleBasedStateMachine):
     @rule()
     def tell(self) -> None:
         """Losses become an event, as the delivery does it."""
-        if losses := tuple(self.spool.take_losses()):
-            self.put_one("events", losses)
+        if lost_ranges := tuple(self.spool.take_lost_ranges()):
+            self.put_one("events", lost_ranges)
 
     @rule()
     def fail_disk(self) -> None:
@@ -129,8 +129,8 @@ class SpoolMachine(RuleBasedStateMachine):
     @invariant()
     def each_number_is_one_message(self) -> None:
         for output, seen in self.arrived.items():
-            numbers = [number for number, _ in seen]
-            assert len(set(numbers)) == len(numbers), f"{output}: a number was given twice: {seen}"
+            last_numbers = [sequence_number for sequence_number, _ in seen]
+            assert len(set(last_numbers)) == len(last_numbers), f"{output}: a number was given twice: {seen}"
 
     @invariant()
     def what_the_hub_has_is_not_told_as_lost(self) -> None:
@@ -150,10 +150,10 @@ class SpoolMachine(RuleBasedStateMachine):
         finally:
             self.database.close()
             self.folder.cleanup()
-        for output, last in self.numbers.items():
-            there = {number for number, _ in self.arrived[output]}
+        for output, last in self.last_numbers.items():
+            there = {sequence_number for sequence_number, _ in self.arrived[output]}
             there |= {int(name.split("-")[2]) for name in self.refused if output in name}
-            gone = {number for name, number in self.lost if name == output}
+            gone = {sequence_number for name, sequence_number in self.lost if name == output}
             assert there | gone >= set(range(1, last + 1)), f"{output}: {sorted(there)}, lost {sorted(gone)}"
 
     def until(self, done: Callable[[], bool]) -> None:
@@ -162,7 +162,7 @@ class SpoolMachine(RuleBasedStateMachine):
             self.send(50, acknowledged=True)
             self.tell()
             self.now_ns += 11_000_000_000
-            if done() and not self.spool._losses and not self.spool._shelves.has_traces:
+            if done() and not self.spool._losses and not self.spool._queue.has_deferred_changes:
                 return
         raise AssertionError(f"never done: {self.spool!r}")
 

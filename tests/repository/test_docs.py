@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from visionedge.app.metrics import DECLARED, HISTOGRAMS
-from visionedge.cli.arguments import exit_codes
+from visionedge.app.metrics import HISTOGRAMS, SCRAPED_METRICS
+from visionedge.cli.arguments import describe_exit_codes
 from visionedge.config.schema import CameraConfig, Config
-from visionedge.engine.batcher import Drop
-from visionedge.engine.device.devices import Reason
-from visionedge.model.heads import known_heads
+from visionedge.engine.batcher import DropReason
+from visionedge.engine.device.devices import ReasonCode
+from visionedge.model.heads import load_heads
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -36,10 +36,10 @@ def test_every_setting_is_documented(setting: str) -> None:
     assert f"`{setting}`" in (DOCS / "configuration.md").read_text()
 
 
-@pytest.mark.parametrize("name", [*DECLARED, *HISTOGRAMS])
+@pytest.mark.parametrize("name", [*SCRAPED_METRICS, *HISTOGRAMS])
 def test_every_metric_is_documented_with_its_labels(name: str) -> None:
     """docs/metrics.md has its row, kind and labels."""
-    declared = {**DECLARED, **HISTOGRAMS}[name]
+    declared = {**SCRAPED_METRICS, **HISTOGRAMS}[name]
     labels = ", ".join(f"`{label}`" for label in declared.labels)
     wanted = f"| `visionedge_{name}` | {declared.kind} | {labels} | what it counts |"
     start = f"| `visionedge_{name}` |"
@@ -59,19 +59,19 @@ def test_the_table_of_families_is_that_of_the_known_heads() -> None:
     first = next(number for number, line in enumerate(lines) if line.startswith("| family (`head`)"))
     rows = itertools.takewhile(lambda line: line.startswith("|"), lines[first:])
     documented = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
-    known = {head.name for head in known_heads()} - {"compiled"}
+    known = {head.name for head in load_heads()} - {"compiled"}
     assert known - documented == set(), "docs/models.md: add a row with each of these families"
     assert documented - known - FAMILY_WORDS == set(), "docs/models.md: these are no known heads"
 
 
-@pytest.mark.parametrize("reason", list(Drop))
-def test_every_drop_reason_is_documented(reason: Drop) -> None:
+@pytest.mark.parametrize("reason", list(DropReason))
+def test_every_drop_reason_is_documented(reason: DropReason) -> None:
     """docs/configuration.md says what becomes of frames."""
     assert f"| `{reason}` |" in (DOCS / "configuration.md").read_text()
 
 
-@pytest.mark.parametrize("code", list(Reason))
-def test_every_reason_code_is_documented(code: Reason) -> None:
+@pytest.mark.parametrize("code", list(ReasonCode))
+def test_every_reason_code_is_documented(code: ReasonCode) -> None:
     """docs/gpu.md says what it means and what to do."""
     assert f"| `{code}` |" in (DOCS / "gpu.md").read_text()
 
@@ -112,7 +112,7 @@ def test_the_architecture_names_files_and_threads_that_exist() -> None:
 def test_the_exit_codes_are_those_of_the_readme() -> None:
     """All of them, with the same words."""
     readme = " ".join((ROOT / "README.md").read_text().split())
-    codes = [line.split(maxsplit=1) for line in exit_codes().splitlines()[1:]]
+    codes = [line.split(maxsplit=1) for line in describe_exit_codes().splitlines()[1:]]
     assert [code for code, _ in codes] == ["0", "1", "2", "3", "75"]
     assert all(f"{code} {words}" in readme for code, words in codes if code != "75")
 

@@ -12,9 +12,9 @@ import yaml
 
 from command_line import CommandLine
 from conftest import REPOSITORY
-from visionedge.__main__ import parser
-from visionedge.cli.run import INJECT
-from visionedge.config.load import validate
+from visionedge.__main__ import build_parser
+from visionedge.cli.run import FAULT_INJECTION_VARIABLE
+from visionedge.config.load import parse_config
 from visionedge.config.schema import Config
 
 FOLDERS = [REPOSITORY / "docs", REPOSITORY / "models"]
@@ -96,9 +96,9 @@ def test_every_command_of_the_docs_is_understood(
     place: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its verb and its options exist, and their values are of the right kind."""
-    monkeypatch.setenv(INJECT, "1")  # as the one that needs it says in front of it
+    monkeypatch.setenv(FAULT_INJECTION_VARIABLE, "1")  # as the one that needs it says in front of it
     if arguments[0] != "VERSION,":  # the first words of what doctor says
-        assert parser().parse_args(arguments).run, place
+        assert build_parser().parse_args(arguments).run, place
 
 
 def test_the_docs_have_commands_of_every_place() -> None:
@@ -111,7 +111,7 @@ def test_the_docs_have_commands_of_every_place() -> None:
 @pytest.mark.parametrize(("place", "document"), DOCUMENTS, ids=[place for place, _ in DOCUMENTS])
 def test_every_configuration_of_the_docs_is_valid_as_printed(place: str, document: dict[str, Any]) -> None:
     """It can be copied into a file; only places such as addresses are to be changed."""
-    assert validate(document).model_fields_set, place
+    assert parse_config(document).model_fields_set, place
 
 
 def test_readme_shows_a_whole_configuration() -> None:

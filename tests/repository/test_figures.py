@@ -9,7 +9,7 @@ import pytest
 
 import figures
 from figures import Load, lines_of, loads, main, table
-from visionedge.__main__ import parser
+from visionedge.__main__ import build_parser
 
 ENGINE: dict[str, Any] = {
     "choice": {"shareOfBest": 0.98},
@@ -72,7 +72,7 @@ def test_the_table_names_what_could_not_be_run() -> None:
 
 @pytest.mark.parametrize("load", loads("yolox.onnx", "vtest.avi", "large.mp4"), ids=lambda load: load.name)
 def test_every_command_is_one_that_there_is(load: Load) -> None:
-    given = parser().parse_args(["bench", *load.words, "--json", "report.json"])
+    given = build_parser().parse_args(["bench", *load.words, "--json", "report.json"])
     assert isinstance(given, argparse.Namespace)
     assert figures.figures(load.name) or load.name == "saturation"
 

@@ -8,54 +8,54 @@ import pytest
 
 from edge_runtime.driver import POLICY
 from visionedge.app import engine_host
-from visionedge.app.direct_methods import Calls
+from visionedge.app.direct_methods import DirectMethods
 from visionedge.app.hub_bridge import MAX_CAMERAS_BYTES
-from visionedge.app.overload_controller import Code as OverloadCode
-from visionedge.camera.camera import State
-from visionedge.config.load import validate
-from visionedge.iothub.deadlines import EXIT_STUCK, Deadlines, Rung
+from visionedge.app.overload_controller import OverloadEventCode as OverloadCode
+from visionedge.camera.camera import CameraState
+from visionedge.config.load import parse_config
+from visionedge.iothub.deadlines import EXIT_STUCK, Deadlines, HubFault
 from visionedge.iothub.desired import MAX_ACKNOWLEDGEMENT_BYTES
-from visionedge.iothub.desired import Code as ConfigCode
-from visionedge.iothub.direct_methods import MAX_ANSWER_BYTES, Method
-from visionedge.iothub.image_requests import Drop
-from visionedge.iothub.reported import EVERY_NS, MAX_PATCH_BYTES
-from visionedge.iothub.telemetry import Code as TelemetryCode
-from visionedge.outbound.messages import MAX_BYTES, Kind
-from visionedge.outbound.metering import UNITS
-from visionedge.outbound.spool import Code, Tempo
-from visionedge.outbound.sqlite_store import Bounds, Reason
+from visionedge.iothub.desired import ConfigEventCode as ConfigCode
+from visionedge.iothub.direct_methods import MAX_RESULT_BYTES, DirectMethod
+from visionedge.iothub.image_requests import ImageDropReason
+from visionedge.iothub.reported import MAX_PATCH_BYTES, MIN_PATCH_INTERVAL_NS
+from visionedge.iothub.telemetry import TelemetryEventCode as TelemetryCode
+from visionedge.outbound.messages import MAX_BYTES, EventKind
+from visionedge.outbound.metering import UNIT_BLOCKS_PER_DAY
+from visionedge.outbound.spool import SpoolEventCode, SpoolOptions
+from visionedge.outbound.sqlite_store import MessageDropReason, SpoolLimits
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 IOT_EDGE = (DOCS / "iot-edge.md").read_text()
 
 
-@pytest.mark.parametrize("rung", get_args(Rung))
-def test_every_rung_is_documented(rung: str) -> None:
+@pytest.mark.parametrize("rung", get_args(HubFault))
+def test_every_rung_is_documented(fault: str) -> None:
     """In the table of what is done."""
-    assert f"`{rung}`" in IOT_EDGE
+    assert f"`{fault}`" in IOT_EDGE
 
 
-@pytest.mark.parametrize("state", get_args(State))
+@pytest.mark.parametrize("state", get_args(CameraState))
 def test_every_event_of_a_camera_is_documented(state: str) -> None:
     """Its states are the codes of `kind: camera`."""
     (row,) = (r for r in (DOCS / "messages.md").read_text().splitlines() if r.startswith("| `camera` |"))
     assert f"`{state}`" in row
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("kind", get_args(EventKind))
 def test_every_kind_of_event_has_its_row(kind: str) -> None:
     rows = (DOCS / "messages.md").read_text().splitlines()
     assert sum(row.startswith(f"| `{kind}` |") for row in rows) == 1
 
 
-@pytest.mark.parametrize("code", [*get_args(Code), "spool-dropped"])
+@pytest.mark.parametrize("code", [*get_args(SpoolEventCode), "spool-dropped"])
 def test_every_event_of_the_spool_is_documented(code: str) -> None:
     """Where the events are listed, and where they are explained."""
     assert f"`{code}`" in (DOCS / "messages.md").read_text()
     assert f"`{code}`" in IOT_EDGE
 
 
-@pytest.mark.parametrize("code", get_args(engine_host.Code))
+@pytest.mark.parametrize("code", get_args(engine_host.ModelEventCode))
 def test_every_event_of_the_model_is_documented(code: str) -> None:
     """Where the events are listed, and where models are explained."""
     assert f"`{code}`" in (DOCS / "messages.md").read_text()
@@ -74,7 +74,7 @@ def test_every_event_of_telemetry_is_documented(code: str) -> None:
     assert f"`{code}`" in (DOCS / "messages.md").read_text()
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("kind", get_args(EventKind))
 def test_every_kind_of_event_has_a_row(kind: str) -> None:
     """Those of cameras too, whose states are listed with the cameras."""
     (row,) = [
@@ -83,37 +83,37 @@ def test_every_kind_of_event_has_a_row(kind: str) -> None:
     if kind == "camera":
         assert all(
             f"`{state}`" in row and f"| `{state}` |" in (DOCS / "cameras.md").read_text()
-            for state in get_args(State)
+            for state in get_args(CameraState)
         )
 
 
-@pytest.mark.parametrize("reason", get_args(Reason))
+@pytest.mark.parametrize("reason", get_args(MessageDropReason))
 def test_every_reason_for_a_dropped_message_is_documented(reason: str) -> None:
     """With what it means."""
     assert f"`{reason}`" in IOT_EDGE
 
 
 @pytest.mark.parametrize("method", ["ping", "status", "snapshot", "validateConfig", "restartCamera"])
-def test_every_method_is_documented_with_its_deadline(method: str, methods: dict[str, Method]) -> None:
+def test_every_method_is_documented_with_its_deadline(method: str, methods: dict[str, DirectMethod]) -> None:
     """A row of the table, and the keys of its payload in it."""
     (row,) = [line for line in IOT_EDGE.splitlines() if line.startswith(f"| `{method}` |")]
     assert row.endswith(f"| {methods[method].deadline_s:g} s |")
     assert all(f"`{key}`" in row for key in methods[method].keys or ())
 
 
-def test_no_method_is_left_out(methods: dict[str, Method]) -> None:
+def test_no_method_is_left_out(methods: dict[str, DirectMethod]) -> None:
     """The contract's five."""
     assert methods.keys() == {"ping", "status", "snapshot", "validateConfig", "restartCamera"}
 
 
 @pytest.fixture
-def methods() -> dict[str, Method]:
+def methods() -> dict[str, DirectMethod]:
     """The methods, over no module."""
     nothing: Any = None
-    return Calls(nothing, nothing, nothing, nothing).methods()
+    return DirectMethods(nothing, nothing, nothing, nothing).methods()
 
 
-@pytest.mark.parametrize("reason", get_args(Drop))
+@pytest.mark.parametrize("reason", get_args(ImageDropReason))
 def test_every_reason_for_a_picture_without_an_answer_is_documented(reason: str) -> None:
     """With what it means."""
     assert f"| `{reason}` |" in IOT_EDGE
@@ -129,26 +129,26 @@ def test_every_event_of_the_twin_and_the_input_is_documented(code: str) -> None:
 def test_the_bounds_of_the_twin_are_those_of_the_code() -> None:
     """Reported properties and answers."""
     assert f"({MAX_ACKNOWLEDGEMENT_BYTES // 1000} KB)" in IOT_EDGE
-    assert f"At most one patch goes in {EVERY_NS // 10**9} s" in IOT_EDGE
+    assert f"At most one patch goes in {MIN_PATCH_INTERVAL_NS // 10**9} s" in IOT_EDGE
     assert f"{MAX_PATCH_BYTES // 1000} KB" in IOT_EDGE
     assert MAX_ACKNOWLEDGEMENT_BYTES + MAX_CAMERAS_BYTES < MAX_PATCH_BYTES
-    assert f"below {MAX_ANSWER_BYTES:,} bytes" in IOT_EDGE
+    assert f"below {MAX_RESULT_BYTES:,} bytes" in IOT_EDGE
 
 
 def test_the_numbers_are_those_of_the_code() -> None:
     """Bounds, deadlines, quotas and the exit code."""
-    deadlines, policy = Deadlines(), validate({}).telemetry
+    deadlines, policy = Deadlines(), parse_config({}).telemetry
     assert POLICY.mode == "all"
     assert f"exit code **{EXIT_STUCK}**" in IOT_EDGE
     assert f"{MAX_BYTES:,} bytes" in IOT_EDGE
     assert f"({policy.spool_megabytes})" in IOT_EDGE
     assert f"({policy.spool_hours:g})" in IOT_EDGE
-    assert Bounds() == Bounds(policy.spool_megabytes * 1_000_000, policy.spool_hours * 3600)
-    assert f"{Tempo().memory_bytes // 1_000_000} MB" in IOT_EDGE
-    assert f"tried again every {Tempo().retry_s:g} s" in IOT_EDGE
+    assert SpoolLimits() == SpoolLimits(policy.spool_megabytes * 1_000_000, policy.spool_hours * 3600)
+    assert f"{SpoolOptions().memory_bytes // 1_000_000} MB" in IOT_EDGE
+    assert f"tried again every {SpoolOptions().retry_s:g} s" in IOT_EDGE
     assert deadlines.connect_s == deadlines.build_s == deadlines.send_s == 20
-    assert deadlines.longest_wait_s == 15
-    assert all(f"{quota:,}" in IOT_EDGE for quota in UNITS.values())
+    assert deadlines.max_wait_s == 15
+    assert all(f"{quota:,}" in IOT_EDGE for quota in UNIT_BLOCKS_PER_DAY.values())
 
 
 def test_the_measured_examples_are_consistent() -> None:
@@ -165,5 +165,5 @@ def test_the_measured_examples_are_consistent() -> None:
         assert made <= metered
         assert 0 < float(full.split()[0]) <= 100
         assert float(share.split()[0]) == pytest.approx(
-            100 * metered / UNITS["S1"], abs=0.06 if told < seen else 0.5
+            100 * metered / UNIT_BLOCKS_PER_DAY["S1"], abs=0.06 if told < seen else 0.5
         )

@@ -15,15 +15,15 @@ import visionedge
 from tiny_models import TinyDetector
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.devices import PROVIDERS, run_probe
-from visionedge.engine.process.client import EngineProcess
-from visionedge.engine.process.shared_memory import Arena
+from visionedge.engine.process.client import EngineClient
+from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.errors import ModelError
-from visionedge.model.compiler.trial_run import first_run
+from visionedge.model.compiler.trial_run import run_trial
 from visionedge.model.model import load_model
-from visionedge.ops.bench.http import _clients, own_module
-from visionedge.ops.bench.http_clients import Order
-from visionedge.ops.doctor.host import ask_child
-from visionedge.ops.models.inspect import _placed
+from visionedge.ops.bench.http import _clients, run_module
+from visionedge.ops.bench.http_clients import ClientLoad
+from visionedge.ops.doctor.host import run_probe_child
+from visionedge.ops.models.inspect import _probe_placement
 from visionedge.runtime import child_process
 
 PACKAGE = Path(visionedge.__file__).parent
@@ -89,13 +89,13 @@ def witness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Witness:
 
 def _engine(folder: Path) -> None:
     model = load_model(TinyDetector().save(folder / "tiny.onnx"))
-    arena = Arena(model.input, 2)
-    engine = EngineProcess(model, InferenceConfig(device="cpu"), arena)
+    frame_pool = SharedFramePool(model.input, 2)
+    engine = EngineClient(model, InferenceConfig(device="cpu"), frame_pool)
     try:
         engine.open()
     finally:
         engine.close()
-        arena.close()
+        frame_pool.close()
 
 
 def _probe(_folder: Path) -> None:
@@ -104,30 +104,30 @@ def _probe(_folder: Path) -> None:
 
 def _first_run(_folder: Path) -> None:
     with pytest.raises(ModelError):
-        first_run(b"no graph", 1, None, [], declared=False)
+        run_trial(b"no graph", 1, None, [], declared=False)
 
 
 def _questions(folder: Path) -> None:
     path = TinyDetector().save(folder / "tiny.onnx")
-    assert ask_child("clock", {}, 30).ended == "fine"
-    assert ask_child("placement", {"device": "cpu", "model": str(path)}, 60).ended == "fine"
+    assert run_probe_child("clock", {}, 30).ended == "fine"
+    assert run_probe_child("placement", {"device": "cpu", "model": str(path)}, 60).ended == "fine"
 
 
 def _inspection(folder: Path) -> None:
     path = TinyDetector().save(folder / "tiny.onnx")
-    assert "did not start" not in json.dumps(_placed(path, "cpu"))
+    assert "did not start" not in json.dumps(_probe_placement(path, "cpu"))
 
 
 def _load(_folder: Path) -> None:
-    order = Order(
-        "127.0.0.1", 9, tls=False, clients=1, rate=1, seconds=0.1, requests=("GET / HTTP/1.1",), nobody=True
+    client_load = ClientLoad(
+        "127.0.0.1", 9, tls=False, clients=1, rate=1, seconds=0.1, requests=("GET / HTTP/1.1",), loopback=True
     )
-    with _clients(order):
+    with _clients(client_load):
         pass
 
 
 def _module(_folder: Path) -> None:
-    with own_module(1, ["--device", "cpu"]) as (url, _pid):
+    with run_module(1, ["--device", "cpu"]) as (url, _pid):
         assert url.startswith("http://127.0.0.1:")
 
 
@@ -183,7 +183,7 @@ def test_the_environment_of_a_child_is_made_from_a_list() -> None:
         "VISIONEDGE_DATA": "/data",
         "XDG_CACHE_HOME": "/cache",
     }
-    made = child_process.environment({**needed, **SECRETS, "OTHER": "x"})
+    made = child_process.build_child_environment({**needed, **SECRETS, "OTHER": "x"})
     assert {name: value for name, value in made.items() if name in needed} == needed
     assert set(made) - set(needed) == {"PYTHONPATH", "ORT_DISABLE_TELEMETRY"}
 
@@ -194,7 +194,10 @@ def test_a_crash_leaves_no_memory_in_a_file(variable: str, limit: int) -> None:
     program = "import resource, visionedge.__main__ as m; m.main(['token-that-is-no-verb'])"
     ending = "; print(resource.getrlimit(resource.RLIMIT_CORE)[0])"
     body = f"try:\n {program}\nexcept SystemExit:\n pass\nimport resource{ending}"
-    environ = {**child_process.environment(os.environ), child_process.KEEP_CORE_DUMPS: variable}
+    environ = {
+        **child_process.build_child_environment(os.environ),
+        child_process.CORE_DUMPS_VARIABLE: variable,
+    }
     done = subprocess.run(
         [sys.executable, "-P", "-c", body],
         env=environ,

@@ -11,7 +11,7 @@ import pytest
 from clips import make_clip
 from command_line import CommandLine
 from tiny_models import TinyDetector
-from visionedge.runtime.measurement import FIELD, OtherProcesses, caution
+from visionedge.runtime.measurement import OTHER_PROCESSES_KEY, OtherProcessesLoad, describe_other_load
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -50,8 +50,8 @@ def machine(tmp_path: Path) -> Machine:
     return made
 
 
-def watch(machine: Machine, cores: tuple[int, ...] = (0, 1)) -> OtherProcesses:
-    return OtherProcesses(machine.proc, cores, machine.clock)
+def watch(machine: Machine, cores: tuple[int, ...] = (0, 1)) -> OtherProcessesLoad:
+    return OtherProcessesLoad(machine.proc, cores, machine.clock)
 
 
 def test_what_this_process_uses_is_not_others(machine: Machine) -> None:
@@ -87,14 +87,14 @@ def test_only_the_cores_that_may_be_used_count(machine: Machine) -> None:
 
 def test_without_proc_it_is_not_known(tmp_path: Path) -> None:
     """No share is made up."""
-    assert OtherProcesses(tmp_path, (0,)).share() is None
+    assert OtherProcessesLoad(tmp_path, (0,)).share() is None
 
 
 def test_a_share_is_said_where_it_matters() -> None:
     """An idle machine and an unknown share need no sentence."""
-    assert "37% of the processor" in caution({FIELD: 0.37})
-    assert [caution({FIELD: share}) for share in (None, 0.02)] == ["", ""]
-    assert caution({}) == "", "a report of an older version"
+    assert "37% of the processor" in describe_other_load({OTHER_PROCESSES_KEY: 0.37})
+    assert [describe_other_load({OTHER_PROCESSES_KEY: share}) for share in (None, 0.02)] == ["", ""]
+    assert describe_other_load({}) == "", "a report of an older version"
 
 
 @pytest.mark.parametrize("share", [0.6, 0.01])
@@ -102,7 +102,7 @@ def test_every_bench_says_how_busy_the_machine_was(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     """In its words; bench pipeline stands for all, which print by the same way."""
-    monkeypatch.setattr(OtherProcesses, "share", lambda _: share)
+    monkeypatch.setattr(OtherProcessesLoad, "share", lambda _: share)
     monkeypatch.setenv("VISIONEDGE_DATA", str(tmp_path / "data"))
     clip = make_clip(tmp_path / "clip.mp4", pictures=20)
     model = TinyDetector().save(tmp_path / "tiny.onnx")
@@ -130,4 +130,4 @@ def test_the_share_is_in_the_report(
     }
     outcome = CommandLine(capsys)("bench", kind, *words[kind], "--rounds", "1", "--json", "-")
     assert outcome.code == 0
-    assert 0 <= json.loads(outcome.out)[FIELD] <= 1
+    assert 0 <= json.loads(outcome.out)[OTHER_PROCESSES_KEY] <= 1

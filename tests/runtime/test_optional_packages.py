@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import REPOSITORY
-from visionedge.runtime.installation import Extra, extra_in_words, install_command
+from visionedge.runtime.installation import Extra, build_install_command, describe_extra
 
 TEXTS = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
 SOURCES = [*(REPOSITORY / "module").rglob("*.py"), *(REPOSITORY / "tools").glob("*.py")]
@@ -20,7 +20,7 @@ OPTIONAL = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 @pytest.mark.parametrize("extra", ["av", "eval", "report"])
 def test_the_command_names_the_pinned_packages_of_the_extra(extra: Extra) -> None:
     """They are on the registry, for a clone and for a wheel alike, and go where visionedge runs."""
-    python, *words = shlex.split(install_command(extra))
+    python, *words = shlex.split(build_install_command(extra))
     assert python == sys.executable
     assert words == ["-m", "pip", "install", *OPTIONAL[extra]]
 
@@ -30,7 +30,7 @@ def test_without_metadata_the_command_is_that_of_a_clone(monkeypatch: pytest.Mon
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "requires", missing)
-    assert shlex.split(install_command("eval"))[-1] == ".[eval]"
+    assert shlex.split(build_install_command("eval"))[-1] == ".[eval]"
 
 
 @pytest.mark.parametrize("file", [*TEXTS, *SOURCES], ids=lambda file: file.name)
@@ -41,4 +41,4 @@ def test_no_text_installs_visionedge_by_its_name(file: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(OPTIONAL))
 def test_the_words_of_an_extra_name_an_extra_that_is_there(name: str) -> None:
-    assert extra_in_words(name).count(f"[{name}]") == 2
+    assert describe_extra(name).count(f"[{name}]") == 2

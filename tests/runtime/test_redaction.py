@@ -22,16 +22,16 @@ from visionedge.iothub import deadlines
 from visionedge.outbound import spool
 from visionedge.runtime.logs import RedactingFormatter
 from visionedge.runtime.redaction import (
-    OWN_WORDS,
-    TEXT_CHARACTERS,
+    MAX_TEXT_CHARACTERS,
+    UNMASKED_WORDS,
     KnownSecrets,
-    keep_secret,
-    masked_address,
+    find_secrets,
+    mask_address,
     redact,
     redact_document,
-    secrets_in,
+    register_secrets,
 )
-from visionedge.web.responses import RequestError, error_answer
+from visionedge.web.responses import RequestError, error_response
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -146,14 +146,14 @@ def formatted(text: str) -> str:
 
 def answered(text: str) -> str:
     """The text as an answer of HTTP."""
-    return bytes(error_answer("/v2/x", RequestError(400, text)).body).decode()  # type: ignore[arg-type]
+    return bytes(error_response("/v2/x", RequestError(400, text)).body).decode()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("edge", [redact, formatted, answered])
 @pytest.mark.parametrize("filler", HOSTILE.values(), ids=HOSTILE)
 def test_twice_the_text_costs_about_twice(edge: Callable[[str], str], filler: str) -> None:
     """No text makes masking slow: not by its length, and not by what it repeats."""
-    keep_secret(f"known-secret-{number:04}" for number in range(1_000))
+    register_secrets(f"known-secret-{number:04}" for number in range(1_000))
 
     def cost_s(characters: int) -> float:
         text = (filler * (characters // len(filler) + 1))[:characters]
@@ -170,9 +170,9 @@ def test_twice_the_text_costs_about_twice(edge: Callable[[str], str], filler: st
 @pytest.mark.parametrize("filler", HOSTILE.values(), ids=HOSTILE)
 def test_a_long_text_is_cut_and_says_so(filler: str) -> None:
     """A megabyte from a client fills neither the log nor an answer, and a secret at the cut stays hidden."""
-    keep_secret(f"known-secret-{number:04}" for number in range(1_000))
+    register_secrets(f"known-secret-{number:04}" for number in range(1_000))
     shown = redact(filler * (1_000_000 // len(filler)))
-    assert len(shown) < TEXT_CHARACTERS
+    assert len(shown) < MAX_TEXT_CHARACTERS
     assert "(cut, " in shown
     assert "known-secret" not in shown
 
@@ -180,7 +180,7 @@ def test_a_long_text_is_cut_and_says_so(filler: str) -> None:
 @pytest.mark.parametrize("before", range(4_000, 4_100, 3))
 def test_no_secret_is_cut_in_half(before: int) -> None:
     """Where a text ends because it is cut, no beginning of a secret is left."""
-    keep_secret(["half-of-it-is-shown"])
+    register_secrets(["half-of-it-is-shown"])
     for secret in ("half-of-it-is-shown", "rtsp://me:half-of-another@h/x", "token=half-of-a-token"):
         shown = redact("x" * before + f" {secret} " + "y" * 10_000)
         assert "half" not in shown
@@ -189,8 +189,8 @@ def test_no_secret_is_cut_in_half(before: int) -> None:
 def test_the_number_of_known_secrets_costs_next_to_nothing() -> None:
     """A fleet's four hundred passwords do not make each line of the log slow."""
     few, many = KnownSecrets(), KnownSecrets()
-    few.keep(f"Few-{number:05}-pw" for number in range(2))
-    many.keep(f"Many{number:05}-pw" for number in range(1_000))
+    few.add(f"Few-{number:05}-pw" for number in range(2))
+    many.add(f"Many{number:05}-pw" for number in range(1_000))
     text = "camera dock is live: 25 frames/s from rtsp://192.0.2.5/stream1 " * 20
 
     def cost_s(known: KnownSecrets) -> float:
@@ -244,7 +244,7 @@ PIECES = [
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=24).map("".join))
 def test_to_redact_again_changes_nothing(text: str) -> None:
     """What was masked once is safe, however many edges it passes."""
-    keep_secret(["known-one", "cat", "a b:c", "two words"])
+    register_secrets(["known-one", "cat", "a b:c", "two words"])
     once = redact(text)
     assert redact(once) == once
 
@@ -254,7 +254,7 @@ def test_to_redact_again_changes_nothing_in_long_texts(text: str, characters: in
     """Nor where masks make a text longer than it may be."""
     once = redact((text * (characters // len(text) + 1))[:characters])
     assert redact(once) == once
-    assert len(once) <= TEXT_CHARACTERS
+    assert len(once) <= MAX_TEXT_CHARACTERS
 
 
 def test_a_hint_is_not_masked() -> None:
@@ -318,14 +318,14 @@ def holds_bait(text: str) -> bool:
 @pytest.mark.parametrize("uri", [*ADDRESSES, *RAW])
 def test_an_address_is_shown_without_anything_secret(uri: str) -> None:
     """User names, passwords, every query value and whatever a path holds after '='."""
-    assert not holds_bait(masked_address(uri))
-    assert masked_address(uri).startswith(uri.partition("://")[0])
+    assert not holds_bait(mask_address(uri))
+    assert mask_address(uri).startswith(uri.partition("://")[0])
 
 
 @pytest.mark.parametrize("uri", ADDRESSES)
 def test_what_is_secret_in_an_address_is_masked_in_any_sentence(uri: str) -> None:
     """In the address as it is, and where a library quotes only its password."""
-    keep_secret(secrets_in({"cameras": {"dock": {"uri": uri}}}))
+    register_secrets(find_secrets({"cameras": {"dock": {"uri": uri}}}))
     for sentence in (
         f"cannot open {uri}: refused",
         f"'{uri}'",
@@ -398,12 +398,12 @@ WORDS = ["camera", "live", "admin", "user", "root", "demo", "cpu", "failed"]
 def test_a_password_that_is_a_word_of_ours_leaves_sentences_readable(user: str, password: str) -> None:
     """It is masked in its address and nowhere else: a masked word in a sentence would show which it is."""
     uri = f"rtsp://{user}:{password}@192.0.2.5/s?u={password}"
-    keep_secret(secrets_in({"cameras": {"dock": {"uri": uri}}}))
+    register_secrets(find_secrets({"cameras": {"dock": {"uri": uri}}}))
     sentence = "camera dock is live, the demo failed on the cpu: user root, admin"
     assert redact(sentence) == sentence
     for text in (uri, f"cannot open {uri}: refused", f"'{uri}'", f"psw?{user}:{password}@"):
         assert f"{user}:{password}" not in redact(text)
-    assert masked_address(uri) == "rtsp://***@192.0.2.5/s?u=***"
+    assert mask_address(uri) == "rtsp://***@192.0.2.5/s?u=***"
     document = {"state": "live", "device": "cpu", "name": "camera", "reason": f"{uri} failed"}
     assert redact_document(document) == {**document, "reason": "rtsp://***@192.0.2.5/s?u=*** failed"}
 
@@ -411,50 +411,50 @@ def test_a_password_that_is_a_word_of_ours_leaves_sentences_readable(user: str, 
 def test_every_state_and_code_is_made_of_words_of_ours() -> None:
     """Whatever is a state, a device or a reason is never masked, even if a password is the same word."""
     kinds = (
-        camera_status.State,
-        devices.Requested,
+        camera_status.CameraState,
+        devices.RequestedDevice,
         load_meter.Bottleneck,
-        deadlines.State,
-        deadlines.Rung,
-        spool.Code,
+        deadlines.HubState,
+        deadlines.HubFault,
+        spool.SpoolEventCode,
     )
-    codes = {str(code) for kind in kinds for code in get_args(kind)} | set(devices.Reason)
+    codes = {str(code) for kind in kinds for code in get_args(kind)} | set(devices.ReasonCode)
     words = {word for code in codes for word in code.split("-") if word.isalpha() and len(word) > 2}
-    assert words - OWN_WORDS == set(), "add them to visionedge/vocabulary.py"
+    assert words - UNMASKED_WORDS == set(), "add them to visionedge/vocabulary.py"
 
 
 def test_a_camera_may_be_called_like_a_password() -> None:
     """The name of a camera stays readable, on the command line too."""
-    keep_secret(secrets_in(["--camera", "harbour-7=rtsp://me:harbour-7@192.0.2.5/s"]))
+    register_secrets(find_secrets(["--camera", "harbour-7=rtsp://me:harbour-7@192.0.2.5/s"]))
     assert redact("camera harbour-7 is live") == "camera harbour-7 is live"
 
 
 def test_a_password_that_is_no_such_word_is_masked_in_sentences() -> None:
     """Also one of letters only."""
-    keep_secret(secrets_in({"cameras": {"dock": {"uri": "rtsp://camera:dragonfly@192.0.2.5/s"}}}))
+    register_secrets(find_secrets({"cameras": {"dock": {"uri": "rtsp://camera:dragonfly@192.0.2.5/s"}}}))
     assert redact("login of camera with dragonfly failed") == "login of camera with *** failed"
-    assert "dragonfly" not in OWN_WORDS
+    assert "dragonfly" not in UNMASKED_WORDS
 
 
 def test_settings_in_a_query_are_masked_in_the_address_alone() -> None:
     """`channel=main` is no secret of which a sentence would have to be cleaned."""
     uri = "http://192.0.2.5/x?channel=substreamer&resolution=1920x1080&token=Zebra-77"
-    keep_secret(secrets_in([uri]))
-    assert masked_address(uri) == "http://192.0.2.5/x?channel=***&resolution=***&token=***"
+    register_secrets(find_secrets([uri]))
+    assert mask_address(uri) == "http://192.0.2.5/x?channel=***&resolution=***&token=***"
     assert redact("substreamer is 1920x1080 with Zebra-77") == "substreamer is 1920x1080 with ***"
 
 
 @pytest.mark.parametrize("password", ["p%C3%A4ss wort", "Größe&Maß=7", "a:b:c-d"])
 def test_a_login_is_masked_as_http_sends_it(password: str) -> None:
     """Percent-encoded, decoded, and in base64."""
-    keep_secret(secrets_in([f"rtsp://somebody:{quote(password, safe='')}@h/x"]))
+    register_secrets(find_secrets([f"rtsp://somebody:{quote(password, safe='')}@h/x"]))
     login = base64.b64encode(f"somebody:{password}".encode()).decode()
     assert login not in redact(f"sent {login} to the server")
 
 
 def test_half_a_character_in_a_secret_is_no_error() -> None:
     """JSON may hold it, so a twin may."""
-    keep_secret(["\ud800hunter2"])
+    register_secrets(["\ud800hunter2"])
     assert redact("with \ud800hunter2 in it") == "with *** in it"
 
 
@@ -462,9 +462,9 @@ def test_half_a_character_in_a_secret_is_no_error() -> None:
 def test_whatever_a_password_is_made_of_it_is_not_shown(password: str) -> None:
     """Neither in the address nor in the reason why it is refused; to mask again changes nothing."""
     uri = f"rtsp://me:{password}@192.0.2.5/s"
-    shown = masked_address(uri)
+    shown = mask_address(uri)
     assert shown in ("rtsp://***@192.0.2.5/s", "rtsp://***/s")
-    assert masked_address(shown) == shown
+    assert mask_address(shown) == shown
     assert redact(f"{shown}: refused") == f"{shown}: refused"
     told = ""
     try:

@@ -4,19 +4,19 @@ import threading
 
 import pytest
 
-from visionedge.runtime.threads import Crew, Executor, Outbox, unfinished
+from visionedge.runtime.threads import LoopQueue, ThreadGroup, TimedJoinExecutor, non_daemon_threads
 
 
 def test_a_vital_thread_that_dies_is_told_with_its_error(caplog: pytest.LogCaptureFixture) -> None:
     """The crew hears of it once, with the name and the reason."""
     deaths: list[tuple[str, BaseException | None]] = []
-    crew = Crew(lambda name, error: deaths.append((name, error)))
+    thread_group = ThreadGroup(lambda name, error: deaths.append((name, error)))
 
     def die() -> None:
         raise RuntimeError("boom")
 
-    crew.start("lane:0", die, vital=True).join()
-    crew.start("lane:1", lambda: None, vital=True).join()
+    thread_group.start("lane:0", die, vital=True).join()
+    thread_group.start("lane:1", lambda: None, vital=True).join()
     assert [name for name, _ in deaths] == ["lane:0", "lane:1"]
     assert isinstance(deaths[0][1], RuntimeError)
     assert "lane:0 died" in caplog.text
@@ -25,24 +25,24 @@ def test_a_vital_thread_that_dies_is_told_with_its_error(caplog: pytest.LogCaptu
 def test_threads_may_end_while_the_module_stops() -> None:
     """An ending that was asked for is no death."""
     deaths: list[str] = []
-    crew = Crew(lambda name, _: deaths.append(name))
+    thread_group = ThreadGroup(lambda name, _: deaths.append(name))
     release = threading.Event()
 
     def work() -> None:
         release.wait(5)
 
-    crew.start("lane:0", work, vital=True)
-    assert crew.alive() == ["lane:0"]
-    crew.stopping.set()
+    thread_group.start("lane:0", work, vital=True)
+    assert thread_group.alive() == ["lane:0"]
+    thread_group.stopping.set()
     release.set()
-    assert crew.join(5) == []
+    assert thread_group.join(5) == []
     assert deaths == []
 
 
 def test_the_outbox_wakes_its_reader_once_and_drops_the_oldest() -> None:
     """One wake for many items; a full box loses its oldest and counts it."""
     wakes: list[int] = []
-    box: Outbox[int] = Outbox(lambda: wakes.append(1), limit=3)
+    box: LoopQueue[int] = LoopQueue(lambda: wakes.append(1), limit=3)
     for item in range(5):
         box.put(item)
     assert (box.drain(), box.dropped, len(wakes)) == ([2, 3, 4], 2, 1)
@@ -53,7 +53,7 @@ def test_the_outbox_wakes_its_reader_once_and_drops_the_oldest() -> None:
 def test_the_end_of_an_executor_does_not_wait_for_a_job_that_hangs() -> None:
     """It is named, so that the process can be ended without it; jobs that have not begun are dropped."""
     release, begun = threading.Event(), threading.Event()
-    executor = Executor(1, "request", join_s=0.01)
+    executor = TimedJoinExecutor(1, "request", join_s=0.01)
 
     def hang() -> None:
         begun.set()
@@ -63,7 +63,7 @@ def test_the_end_of_an_executor_does_not_wait_for_a_job_that_hangs() -> None:
     assert begun.wait(5)
     executor.shutdown(wait=True, cancel_futures=True)
     assert executor.left() == ["request_0"]
-    assert "request_0" in unfinished()
+    assert "request_0" in non_daemon_threads()
     assert waiting.cancelled()
     release.set()
     hanging.result(5)
@@ -71,11 +71,11 @@ def test_the_end_of_an_executor_does_not_wait_for_a_job_that_hangs() -> None:
         if thread.name == "request_0":
             thread.join(5)
     assert executor.left() == []
-    assert "request_0" not in unfinished()
+    assert "request_0" not in non_daemon_threads()
 
 
 def test_the_end_of_an_executor_waits_for_a_job_that_ends() -> None:
-    executor = Executor(2, "request")
+    executor = TimedJoinExecutor(2, "request")
     done = executor.submit(lambda: "result")
     executor.shutdown(wait=True)
     assert (done.result(0), executor.left()) == ("result", [])

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from conftest import SHARED
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.local_engine import open_engine
-from visionedge.frames.letterbox import fit
+from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import Picture
 from visionedge.model.labels import COCO_80
-from visionedge.model.model import bundled_model_path, load_model
+from visionedge.model.model import find_bundled_model, load_model
 from visionedge.model.postprocess import Selection
-from visionedge.model.quantization.variants import variants
+from visionedge.model.quantization.variants import find_variants
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODELS = REPOSITORY / "models"
@@ -73,7 +73,7 @@ def test_the_documents_list_the_files_as_they_are() -> None:
 def test_the_model_is_the_file_that_its_makers_published() -> None:
     """Its sum is that of the published file: nothing was converted or added."""
     published = "695e750a5d5754bb5a8d5325643b59282191a7e7a564e435a415fd3c578eab14"
-    assert hashlib.sha256(bundled_model_path().read_bytes()).hexdigest() == published
+    assert hashlib.sha256(find_bundled_model().read_bytes()).hexdigest() == published
 
 
 def test_every_file_in_the_models_folder_is_described() -> None:
@@ -117,7 +117,7 @@ def test_its_labels_are_the_80_of_coco_in_their_order() -> None:
 def test_it_is_understood_as_its_card_describes_it() -> None:
     """Head, colours, scaling and letterbox are those of the card."""
     model = load_model(MODEL)
-    wanted, preprocess = model.input, model.reading.preprocess
+    wanted, preprocess = model.input, model.interpretation.preprocess
     assert (model.name, model.head) == ("yolox-nano-416", "yolox")
     assert (wanted.width_px, wanted.height_px, wanted.fit) == (416, 416, "letterbox")
     assert (wanted.anchor, wanted.pad) == ("top-left", 114)
@@ -138,7 +138,7 @@ def test_input_and_output_have_the_shapes_of_the_card(session: ort.InferenceSess
 
 def test_it_comes_in_fp32_alone() -> None:
     """No variant lies beside it: none is faster on the processors that were tried."""
-    assert variants(load_model(MODEL)) == ()
+    assert find_variants(load_model(MODEL)) == ()
     assert {tensor.data_type for tensor in onnx.load(MODEL).graph.initializer} <= {
         onnx.TensorProto.FLOAT,
         onnx.TensorProto.INT64,
@@ -252,7 +252,7 @@ def test_it_sees_people_and_vehicles_on_the_clip_and_nothing_else() -> None:
     try:
         chosen = Selection.of(model, 0.4, 0.5)
         for picture in clip_pictures(every=4):
-            image, placement = fit(picture, model.input)
+            image, placement = fit_to_input(picture, model.input)
             found = chosen.apply(engine.infer(image[None])[0], placement)
             seen.update(model.labels[number] for number in found.class_ids)
     finally:

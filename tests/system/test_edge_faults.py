@@ -116,7 +116,7 @@ def test_a_bounded_spool_tells_what_it_dropped(
 ) -> None:
     """Events name each number that is missing, and no other; here over two starts of the module."""
     edge_runtime.hub_down()
-    module = drive(edge_runtime.environ, data=str(tmp_path), bounds={"limit_bytes": 8_000})
+    module = drive(edge_runtime.environ, data=str(tmp_path), limits={"limit_bytes": 8_000})
     send(module, 40)
     module.do("settle")
     edge_runtime.hub_up()

@@ -162,7 +162,7 @@ class OtherClient:
         self._ended.set()
         self._thread.join()
 
-    def goes_on(self) -> bool:
+    def resumed(self) -> bool:
         """Whether the attack is to go on: not all rounds are done, and none has failed."""
         is_over = self._rounds >= ROUNDS and time.monotonic() >= self._until_s
         return not is_over and self.error is None
@@ -170,7 +170,7 @@ class OtherClient:
     def wait(self) -> None:
         """Wait until so many rounds are done."""
         with self._changed:
-            self._changed.wait_for(lambda: not self.goes_on(), 60)
+            self._changed.wait_for(lambda: not self.resumed(), 60)
 
     def _ask(self) -> None:
         while not self._ended.is_set() and self.error is None:
@@ -259,7 +259,7 @@ def heads_without_an_end(siege: Siege) -> None:
     connections = [siege.hold(siege.target.connect()) for _ in range(300)]
     for connection in connections:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
-    while siege.other.goes_on():
+    while siege.other.resumed():
         for connection in connections:
             with suppress(OSError):
                 connection.sendall(b"a")
@@ -311,7 +311,7 @@ def pictures_that_claim_to_be_huge(siege: Siege) -> None:
     small = packed.tobytes()
     at = small.index(b"\xff\xc0") + 5  # past marker, length and precision: height and width
     jpeg = small[:at] + struct.pack(">HH", side, side) + small[at + 4 :]
-    while siege.other.goes_on():
+    while siege.other.resumed():
         for picture in (png, jpeg):
             status, body = siege.target.post(DETECT_PATH, picture)
             assert status == 413, body
@@ -328,7 +328,7 @@ def tensors_in_json(siege: Siege) -> None:
         begin + b'"data":[' + b"9" * 1_000_000 + b"]}]}",
     )
     with ThreadPoolExecutor(4) as pool:
-        while siege.other.goes_on():
+        while siege.other.resumed():
             answers = set(pool.map(lambda body: _posted(siege.target, INFER_PATH, body), bodies))
             assert answers <= {_HUNG_UP, 400, 413, 503}
             assert answers & {400, 413}
@@ -342,7 +342,7 @@ def heads_that_are_wrong(siege: Siege) -> None:
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nExpect: \xff\xfe\r\n\r\n",
     )
     count = 0
-    while siege.other.goes_on() or count < 300:
+    while siege.other.resumed() or count < 300:
         with siege.target.connect() as connection:
             reply = _send(connection, heads[count % 3])
         assert reply.split()[1] in (b"400", b"417"), reply
@@ -358,7 +358,7 @@ def bodies_without_an_end(siege: Siege) -> None:
         for path in (DETECT_PATH, INFER_PATH, "/healthz")
         for coding, *chunks in (("identity", b"\xff\xd8\xff", bytes(65536)), ("gzip", first, again))
     ]
-    while siege.other.goes_on():
+    while siege.other.resumed():
         for body in bodies:
             body.send_more()
 

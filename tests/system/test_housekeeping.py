@@ -10,21 +10,21 @@ from typing import cast
 
 import pytest
 
-from visionedge.app.http_backend import Facade
-from visionedge.app.load_meter import Meter
+from visionedge.app.http_backend import HttpBackend
+from visionedge.app.load_meter import LoadMeter
 from visionedge.app.metrics import Metrics
-from visionedge.app.service import Options, Service
-from visionedge.app.state import Rooms
-from visionedge.app.status import status
-from visionedge.config.load import validate
+from visionedge.app.service import RunOptions, Service
+from visionedge.app.state import AppState
+from visionedge.app.status import build_status
+from visionedge.config.load import parse_config
 from visionedge.engine.batcher import BatcherStatistics
-from visionedge.engine.interface import AnyEngine
-from visionedge.engine.lanes import Lineup
+from visionedge.engine.interface import Engine
+from visionedge.engine.lanes import LanePool
 from visionedge.iothub.delivery import Delivery
-from visionedge.iothub.desired import Carriers
-from visionedge.model.model import Model, bundled_model_path, load_model
+from visionedge.iothub.desired import ConfigurationSources
+from visionedge.model.model import Model, find_bundled_model, load_model
 from visionedge.runtime.process_limits import descriptor_limit, raise_descriptor_limit
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.threads import ThreadGroup
 
 
 class FailingDelivery:
@@ -50,7 +50,7 @@ class FailingDelivery:
 def test_an_error_of_housekeeping_is_logged_now_and_then_and_the_module_goes_on(
     error: Exception, traceback: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    service = Service(Options(Carriers.read({}, None), tmp_path, environ={}))
+    service = Service(RunOptions(ConfigurationSources.read({}, None), tmp_path, environ={}))
     delivery = FailingDelivery(error)
 
     async def story() -> None:
@@ -69,15 +69,15 @@ def test_an_error_of_housekeeping_is_logged_now_and_then_and_the_module_goes_on(
 
 def test_without_a_descriptor_for_the_list_of_threads_nothing_is_measured(tmp_path: Path) -> None:
     """Made-up figures would let the module give up cameras; the caller tries again."""
-    meter = Meter(tmp_path / "nothing")
+    meter = LoadMeter(tmp_path / "nothing")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
         with pytest.raises(OSError, match="Too many open files"):
-            Meter().note(BatcherStatistics({}, {}), {}, child=None, gpu=False)
+            LoadMeter().take_sample(BatcherStatistics({}, {}), {}, child=None, gpu=False)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert meter.reading is None
+    assert meter.measurement is None
 
 
 def test_the_limit_of_descriptors_is_raised_to_the_hard_one_and_not_beyond_a_bound() -> None:
@@ -92,12 +92,12 @@ def test_the_limit_of_descriptors_is_raised_to_the_hard_one_and_not_beyond_a_bou
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def rooms_of(tmp_path: Path) -> Rooms:
-    return Rooms.of(validate({}), tmp_path, {}, lambda: None)
+def app_state_of(tmp_path: Path) -> AppState:
+    return AppState.of(parse_config({}), tmp_path, {}, lambda: None)
 
 
 def test_the_status_tells_the_reason_before_the_engine_is_open_too(tmp_path: Path) -> None:
-    engine = status(rooms_of(tmp_path))["engine"]
+    engine = build_status(app_state_of(tmp_path))["engine"]
     assert engine["reasonCode"] == "warming-up"
     assert "code" not in engine
     assert engine["reason"] == "the engine is warming up"
@@ -107,22 +107,22 @@ def test_work_of_requests_keeps_its_place_until_it_ends_and_leaves_the_modules_o
     tmp_path: Path,
 ) -> None:
     """Forty clients that hang up must not hold what the module needs for itself."""
-    rooms = rooms_of(tmp_path)
-    lineup = Lineup(rooms.batcher, Crew(lambda *_: None), lambda _: None)
-    view = Facade(rooms, lineup, Metrics(lambda: ()))
+    state = app_state_of(tmp_path)
+    lineup = LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _: None)
+    backend = HttpBackend(state, lineup, Metrics(lambda: ()))
     release = threading.Event()
 
     async def story() -> None:
-        clients = [asyncio.create_task(view._desk.run(release.wait)) for _ in range(40)]
+        clients = [asyncio.create_task(backend._executor.run(release.wait)) for _ in range(40)]
         await asyncio.sleep(0)
         for client in clients:
             client.cancel()
         refused = await asyncio.gather(*clients, return_exceptions=True)
         assert sum(not isinstance(each, asyncio.CancelledError) for each in refused) == 36
-        assert view._desk.is_full
+        assert backend._executor.is_full
         assert await asyncio.to_thread(lambda: "free") == "free"
         release.set()
-        assert view.close() == []
+        assert backend.close() == []
 
     asyncio.run(story())
 
@@ -137,10 +137,12 @@ class OneAtATime:
 
 def test_clients_may_send_the_configured_batch_whatever_the_plan_of_the_device_is(tmp_path: Path) -> None:
     """A client that works beside a GPU must not break when the CPU takes over; the engine splits batches."""
-    rooms = Rooms.of(validate({"inference": {"maxBatch": 6}}), tmp_path, {}, lambda: None)
-    rooms.engine = cast("AnyEngine", OneAtATime(load_model(bundled_model_path())))
-    view = Facade(rooms, Lineup(rooms.batcher, Crew(lambda *_: None), lambda _: None), Metrics(lambda: ()))
-    facts = view.model()
+    state = AppState.of(parse_config({"inference": {"maxBatch": 6}}), tmp_path, {}, lambda: None)
+    state.engine = cast("Engine", OneAtATime(load_model(find_bundled_model())))
+    backend = HttpBackend(
+        state, LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _: None), Metrics(lambda: ())
+    )
+    facts = backend.model()
     assert facts is not None
     assert facts.max_batch == 6
-    view.close()
+    backend.close()

@@ -14,7 +14,7 @@ from edge_runtime.runtime import EdgeRuntime
 from model_server import Answer, ModelServer, content, redirect, status
 from module_process import ModuleProcess
 from tiny_models import TinyDetector
-from visionedge.iothub.desired import FILE_NAME
+from visionedge.iothub.desired import DESIRED_FILE_NAME
 
 SECRET = "s3cret-signature"
 CAMERAS = ("dock", "yard")
@@ -103,7 +103,9 @@ def test_the_twin_changes_the_model_and_no_frame_is_lost(tmp_path: Path, edge_ru
     assert SECRET not in json.dumps(edge_runtime.broker.twin.reported)
     files = [file for file in (tmp_path / "data").rglob("*") if file.is_file()]
     holding = [file for file in files if SECRET.encode() in file.read_bytes()]
-    assert [(file.name, stat.S_IMODE(file.stat().st_mode)) for file in holding] == [(FILE_NAME, 0o600)]
+    assert [(file.name, stat.S_IMODE(file.stat().st_mode)) for file in holding] == [
+        (DESIRED_FILE_NAME, 0o600)
+    ]
     assert not any(SECRET.encode() in message.body for message in edge_runtime.messages)
 
 

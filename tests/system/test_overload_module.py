@@ -74,7 +74,7 @@ def test_the_ladder_goes_down_under_load_and_comes_back_after_it(tmp_path: Path)
             module.wait_for_log(TAKEN_GATE, WAIT_S)
             module.wait_for_log(TAKEN_FPS, WAIT_S)
             load, cameras = load_of(module), module.cameras()
-            assert [rung["rung"] for rung in load["overload"]["rungs"]] == ["gate", "fps"]
+            assert [level["rung"] for level in load["overload"]["rungs"]] == ["gate", "fps"]
             assert load["overload"]["active"]
             assert load["deliveredPerSecond"] < load["demandedPerSecond"]
             assert "with a motion gate on dock, gate and till and" in load["sentence"]
@@ -98,8 +98,8 @@ def test_the_ladder_goes_down_under_load_and_comes_back_after_it(tmp_path: Path)
     steps = [(e["code"], e["details"].get("rung")) for e in events if e["code"].startswith("overload-")]
     assert steps[:2] == [("overload-taken", "gate"), ("overload-taken", "fps")]
     assert steps[-2:] == [("overload-returned", "fps"), ("overload-returned", "gate")]
-    for rung in ("gate", "fps"):
+    for level in ("gate", "fps"):
         for direction in ("taken", "returned"):
-            told = steps.count((f"overload-{direction}", rung))
-            assert seen[f'overload_steps_total{{direction="{direction}",rung="{rung}"}}'] == told
+            told = steps.count((f"overload-{direction}", level))
+            assert seen[f'overload_steps_total{{direction="{direction}",rung="{level}"}}'] == told
     assert len(re.findall(" overload: ", module.log)) == len(steps)

@@ -13,7 +13,7 @@ import numpy as np
 from aiohttp import web
 
 from browser import browser
-from visionedge.web.handlers import Page
+from visionedge.web.handlers import DashboardPage
 
 Document = dict[str, Any]
 ENGINE = {
@@ -76,7 +76,7 @@ class Module:
 
     def application(self, below: str = "") -> web.Application:
         """All paths, behind a prefix as a reverse proxy has it."""
-        app, page = web.Application(), Page()
+        app, page = web.Application(), DashboardPage()
         app.router.add_get(f"{below}/", self._answering(page.answer))
         app.router.add_get(f"{below}/api/v1/status", self._status)
         cameras = self._answering(lambda: web.json_response({"cameras": self.cameras}))

@@ -18,12 +18,12 @@ import pytest
 import visionedge
 from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
-from visionedge.config.documents import read_file
-from visionedge.config.load import validate
+from visionedge.config.documents import read_document
+from visionedge.config.load import parse_config
 from visionedge.errors import ConfigError
-from visionedge.iothub.desired import FILE_NAME as LAST_GOOD
+from visionedge.iothub.desired import DESIRED_FILE_NAME as LAST_GOOD
 from visionedge.runtime.logs import RedactingFormatter
-from visionedge.runtime.redaction import KnownSecrets, keep_secret, redact, secrets_in
+from visionedge.runtime.redaction import KnownSecrets, find_secrets, redact, register_secrets
 
 PASSWORDS = [
     "correct-horse",
@@ -335,7 +335,7 @@ def test_no_exception_holds_a_password(password: str) -> None:
         [f"rtsp://me:{escaped}@host/x"],
     ):
         with pytest.raises(ConfigError) as caught:
-            validate(document)
+            parse_config(document)
         shown = f"{caught.value} {caught.value!r}"
         assert not any(spelling in shown for spelling in spellings(password)), shown
 
@@ -356,14 +356,16 @@ def test_a_file_that_is_no_yaml_does_not_quote_its_secrets(tmp_path: Path, text:
     path = tmp_path / "vision.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        validate(read_file(path))
+        parse_config(read_document(path))
     assert "secret-one" not in str(caught.value)
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
 def test_a_log_line_masks_what_some_library_says(password: str) -> None:
     """Far from any URI, in any spelling, in a traceback as well."""
-    keep_secret(secrets_in({"cameras": {"dock": {"uri": f"rtsp://me:{quote(password, safe='')}@h/x"}}}))
+    register_secrets(
+        find_secrets({"cameras": {"dock": {"uri": f"rtsp://me:{quote(password, safe='')}@h/x"}}})
+    )
     formatter = RedactingFormatter("%(message)s")
     for spelling in (password, quote(password, safe=""), json.dumps(password), repr(password)):
         info = (RuntimeError, RuntimeError(f"login with {spelling} failed"), None)
@@ -378,7 +380,7 @@ def test_a_log_line_masks_what_some_library_says(password: str) -> None:
 
 def test_secrets_are_found_by_their_places() -> None:
     """URIs, secret queries and secret keys anywhere; names of cameras and settings are none."""
-    found = secrets_in(
+    found = find_secrets(
         {
             "cameras": {
                 "dock": {"uri": "rtsp://admin:hunter2@h/s?user=bob-user&channel=1"},
@@ -395,7 +397,7 @@ def test_secrets_are_found_by_their_places() -> None:
 def test_short_secrets_are_masked_as_words_only() -> None:
     """A password of three letters must not make logs unreadable, and one letter hides nothing."""
     known = KnownSecrets()
-    known.keep(["cat", "x", "", "catalogue"])
+    known.add(["cat", "x", "", "catalogue"])
     assert known.mask("cat: concatenated a cat, (cat) x catalogue") == "***: concatenated a ***, (***) x ***"
 
 
@@ -403,7 +405,7 @@ def test_the_number_of_known_secrets_is_bounded() -> None:
     """A twin that changes its passwords for ever is no leak; the newest count."""
     known = KnownSecrets(limit=10)
     for number in range(100):
-        known.keep([f"secret-{number:03}"])
+        known.add([f"secret-{number:03}"])
     assert known.mask("secret-000 secret-099") == "secret-000 ***"
     assert len(known._kept) == 10
 
@@ -432,5 +434,5 @@ def test_a_text_that_holds_addresses_is_no_address() -> None:
     options = (
         '{"Env": ["PROXY=http://me:hunter2@192.0.2.9:3128"], "Image": "vision@sha256:ab", "Port": "9:9"}'
     )
-    assert secrets_in([options]) == {"me", "hunter2", "me:hunter2"}
-    assert secrets_in(["dock=rtsp://me:hunter 2@192.0.2.5/s"]) >= {"me", "hunter 2", "me:hunter 2"}
+    assert find_secrets([options]) == {"me", "hunter2", "me:hunter2"}
+    assert find_secrets(["dock=rtsp://me:hunter 2@192.0.2.5/s"]) >= {"me", "hunter 2", "me:hunter 2"}

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
 from rtsp_server import RtspServer
 from tiny_models import TinyDetector
-from visionedge.app.service import not_written
-from visionedge.camera.registry import Position, Sequences
-from visionedge.ops.manifest.estimate import from_file
+from visionedge.app.service import describe_unwritable_folder
+from visionedge.camera.registry import SequencePosition, SequenceStore
+from visionedge.ops.manifest.estimate import measure_messages_file
 
 
 def test_three_kinds_of_cameras_are_analysed_and_one_that_fails_disturbs_none(tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_the_messages_file_holds_what_the_hub_would_get_and_numbers_never_repeat
     engine = [event for event in events if event["kind"] == "engine"]
     assert all(len(json.dumps(event)) < 1024 for event in engine), "the plan's table belongs into status"
     assert engine[0]["code"] == engine[0]["details"]["reasonCode"]
-    measured = from_file(out)
+    measured = measure_messages_file(out)
     assert measured.frames == {
         "dock": len(sequences)
         - sum(len(first["frames"]) for first in batches if first["messageSequence"] == 1)
@@ -167,25 +168,25 @@ def test_inside_iot_edge_the_messages_keep_the_contract(tmp_path: Path, edge_run
 def test_numbers_start_above_the_last_ones_even_when_the_clock_went_back(tmp_path: Path) -> None:
     """Neither a lost file nor a clock that was set back makes a number appear twice."""
     path = tmp_path / "state" / "sequences.json"
-    assert Sequences(path, lambda: 1000.0).first("dock") == 1_000_000
-    Sequences(path, lambda: 1000.0).remember({"dock": Position(1_000_400)})
-    assert Sequences(path, lambda: 1.0).first("dock") > 1_000_400
-    assert Sequences(path, lambda: 5000.0).first("dock") == 5_000_000
+    assert SequenceStore(path, lambda: 1000.0).first("dock") == 1_000_000
+    SequenceStore(path, lambda: 1000.0).remember({"dock": SequencePosition(1_000_400)})
+    assert SequenceStore(path, lambda: 1.0).first("dock") > 1_000_400
+    assert SequenceStore(path, lambda: 5000.0).first("dock") == 5_000_000
     path.write_text("{broken")
-    assert Sequences(path, lambda: 6000.0).first("dock") == 6_000_000
+    assert SequenceStore(path, lambda: 6000.0).first("dock") == 6_000_000
 
 
 def test_runs_that_are_killed_before_they_can_keep_a_number_repeat_none(tmp_path: Path) -> None:
     """One after the other, each some seconds after the last, none of them with the numbers of another."""
     path = tmp_path / "sequences.json"
-    Sequences(path, lambda: 1000.0).remember({"dock": Position(1_000_400)})
-    firsts = [Sequences(path, lambda now_s=now_s: now_s).first("dock") for now_s in (1010.0, 1020.0, 1090.0)]  # type: ignore[misc]
+    SequenceStore(path, lambda: 1000.0).remember({"dock": SequencePosition(1_000_400)})
+    firsts = [SequenceStore(path, partial(float, now_s)).first("dock") for now_s in (1010.0, 1020.0, 1090.0)]
     assert firsts == [1_010_000, 1_020_000, 1_090_000]
 
 
 def test_a_data_folder_of_another_user_is_told_with_the_remedy() -> None:
     """What a volume made by root looks like to the user of the images."""
-    denied = not_written(Path("/data"), PermissionError(13, "Permission denied"))
+    denied = describe_unwritable_folder(Path("/data"), PermissionError(13, "Permission denied"))
     assert denied.startswith("/data cannot be written (Permission denied): no state is kept; give the folder")
     assert denied.endswith(f"chown {os.getuid()}:{os.getgid()} FOLDER")
-    assert "chown" not in not_written(Path("/data"), OSError(28, "No space left on device"))
+    assert "chown" not in describe_unwritable_folder(Path("/data"), OSError(28, "No space left on device"))

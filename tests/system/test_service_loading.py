@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from visionedge.app.service import Options, Service
-from visionedge.iothub.desired import Carriers
+from visionedge.app.service import RunOptions, Service
+from visionedge.iothub.desired import ConfigurationSources
 from visionedge.model import supply
 from visionedge.model.model import Model, load_model
 
@@ -34,7 +34,7 @@ def test_a_model_that_takes_long_to_read_does_not_keep_the_module_from_stopping(
 
     monkeypatch.setattr(supply, "load_model", slow)
     document = {"inference": {"process": False, "device": "cpu"}, "http": {"port": 0}}
-    service = Service(Options(Carriers.read(document), tmp_path, duration_s=60, environ={}))
+    service = Service(RunOptions(ConfigurationSources.read(document), tmp_path, duration_s=60, environ={}))
     ended = service._shut_down
 
     async def shut_down() -> None:
@@ -44,7 +44,7 @@ def test_a_model_that_takes_long_to_read_does_not_keep_the_module_from_stopping(
     monkeypatch.setattr(service, "_shut_down", shut_down)
     assert asyncio.run(service.main()) == 0
     assert stopped.is_set()
-    assert service.left == []
+    assert service.still_running == []
 
 
 def test_the_address_is_told_and_answers_before_the_model_is_read(
@@ -70,5 +70,8 @@ def test_the_address_is_told_and_answers_before_the_model_is_read(
     monkeypatch.setattr(supply, "load_model", slow)
     document = {"inference": {"process": False, "device": "cpu"}, "http": {"port": 0}}
     with caplog.at_level(logging.INFO, "visionedge"):
-        assert asyncio.run(Service(Options(Carriers.read(document), tmp_path, environ={})).main()) == 0
+        assert (
+            asyncio.run(Service(RunOptions(ConfigurationSources.read(document), tmp_path, environ={})).main())
+            == 0
+        )
     assert answered == [(503, "not_ready")], first

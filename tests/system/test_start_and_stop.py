@@ -22,18 +22,18 @@ from model_server import ModelServer, status
 from module_process import ModuleProcess
 from telemetry_world import MAN, World
 from tiny_models import TinyDetector
-from visionedge.app.http_backend import Facade
-from visionedge.app.hub_bridge import Remote
+from visionedge.app.http_backend import HttpBackend
+from visionedge.app.hub_bridge import HubBridge
 from visionedge.app.metrics import Metrics
-from visionedge.app.service import STOP_WITHIN_S, Options, Service
-from visionedge.app.state import Rooms
-from visionedge.camera.camera import Camera, CameraStatus, State
-from visionedge.config.load import validate
-from visionedge.engine.lanes import Lineup
-from visionedge.iothub.client import Errand
-from visionedge.iothub.desired import Carriers
+from visionedge.app.service import STOP_TIMEOUT_S, RunOptions, Service
+from visionedge.app.state import AppState
+from visionedge.camera.camera import Camera, CameraState, CameraStatus
+from visionedge.config.load import parse_config
+from visionedge.engine.lanes import LanePool
+from visionedge.iothub.client import LinkTask
+from visionedge.iothub.desired import ConfigurationSources
 from visionedge.iothub.sdk import MethodCall
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.threads import ThreadGroup
 
 
 def _write(folder: Path, **sections: Any) -> Path:
@@ -128,7 +128,7 @@ HANGING = """
     import asyncio, sys, threading
     from pathlib import Path
     import visionedge.app.service as service
-    from visionedge.iothub.desired import Carriers
+    from visionedge.iothub.desired import ConfigurationSources
 
     class Hanging(service.Service):
         async def _begin(self, *_):
@@ -159,7 +159,7 @@ def test_the_stop_waits_for_nothing_that_hangs(tmp_path: Path, what: str) -> Non
         check=False,
     )
     assert done.returncode == 7
-    assert STOP_WITHIN_S == 10
+    assert STOP_TIMEOUT_S == 10
 
 
 def test_a_thousand_calls_at_once_are_all_answered(tmp_path: Path) -> None:
@@ -170,15 +170,15 @@ def test_a_thousand_calls_at_once_are_all_answered(tmp_path: Path) -> None:
         def answer(self, _request: str, status_code: int, _document: Any) -> None:
             statuses.append(status_code)
 
-    class Sends(Remote):
-        def _errand(self, errand: Errand) -> None:
-            errand.do(Answers())  # type: ignore[arg-type]  # the half of a link that answers
-            errand.done("taken")
+    class Sends(HubBridge):
+        def _errand(self, link_task: LinkTask) -> None:
+            link_task.do(Answers())  # type: ignore[arg-type]  # the half of a link that answers
+            link_task.done("taken")
 
     async def story() -> None:
         loop = asyncio.get_running_loop()
-        rooms = Rooms.of(validate({}), tmp_path, {}, lambda: None)
-        lineup = Lineup(rooms.batcher, Crew(lambda *_: None), lambda _item: None)
+        state = AppState.of(parse_config({}), tmp_path, {}, lambda: None)
+        lineup = LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _item: None)
 
         async def refuse(_config: Any) -> dict[str, str]:
             return {}
@@ -187,18 +187,18 @@ def test_a_thousand_calls_at_once_are_all_answered(tmp_path: Path) -> None:
             loop.call_soon_threadsafe(work)
 
         remote = Sends(
-            rooms,
-            Facade(rooms, lineup, Metrics(lambda: ())),
+            state,
+            HttpBackend(state, lineup, Metrics(lambda: ())),
             call_soon,
-            Carriers.read({}),
+            ConfigurationSources.read({}),
             apply=refuse,
-            give_way=lambda: None,
+            cancel_pending_model=lambda: None,
             first_sequence=1,
         )
 
         def call_all() -> None:
             for number in range(1000):
-                remote.called(MethodCall("ping", None, str(number), 1))
+                remote.on_method_call(MethodCall("ping", None, str(number), 1))
 
         calling = threading.Thread(target=call_all)
         calling.start()
@@ -243,20 +243,20 @@ def test_one_result_that_cannot_be_handled_costs_none_behind_it(
             self.taken.append(code)
 
     document = {"inference": {"process": False, "device": "cpu"}, "http": {"port": 0}}
-    service = Service(Options(Carriers.read(document), tmp_path, environ={}))
+    service = Service(RunOptions(ConfigurationSources.read(document), tmp_path, environ={}))
     monkeypatch.setattr(service, "_call_soon", lambda _call: None)  # there is no loop
-    delivery = service.rooms.delivery = Picky()  # type: ignore[assignment]  # the half that is used
+    delivery = service.state.delivery = Picky()  # type: ignore[assignment]  # the half that is used
     for state in ("live", "stale", "frozen"):
-        service.rooms.outbox.put(_status(state))
-    service._pump()
+        service.state.loop_queue.put(_status(state))
+    service._drain_outbox()
     assert delivery.taken == ["live", "frozen"]
-    assert not service.rooms.failed
+    assert not service.state.failed
     for _ in range(60):
-        service.rooms.outbox.put(_status("stale"))
-    service._pump()
-    assert service.rooms.failed
+        service.state.loop_queue.put(_status("stale"))
+    service._drain_outbox()
+    assert service.state.failed
 
 
-def _status(state: State) -> CameraStatus:
+def _status(state: CameraState) -> CameraStatus:
     camera = Camera("dock", "demo:", SPEC, Basket())
     return replace(camera.status(), state=state)

@@ -12,16 +12,30 @@ from pathlib import Path
 
 import pytest
 
-from visionedge.camera.registry import KEPT_S, MOST_NAMES, Position, Sequences
-from visionedge.config.load import validate
-from visionedge.engine.plan import Fit, Measured, Pair, PlanCache, PlanKey, Timed
-from visionedge.iothub.desired import Carriers, LastGood, Wish
-from visionedge.model.model_store import Kept
+from visionedge.camera.registry import MAX_CAMERA_NAMES, RETENTION_S, SequencePosition, SequenceStore
+from visionedge.config.load import parse_config
+from visionedge.engine.plan import (
+    AutotuneResult,
+    LatencyFit,
+    MeasuredPoint,
+    OperatingPoint,
+    PlanCache,
+    PlanKey,
+)
+from visionedge.iothub.desired import ConfigurationSources, DesiredDocument, LastGoodFile
+from visionedge.model.model_store import ModelStore
 from visionedge.outbound.messages import Message
-from visionedge.outbound.spool import Spool, Tempo
-from visionedge.outbound.sqlite_store import Loss, Store
-from visionedge.runtime.files import KEPT_ASIDE, DamagedError, read_json, set_aside, sweep, write_json
-from visionedge.runtime.threads import Crew
+from visionedge.outbound.spool import Spool, SpoolOptions
+from visionedge.outbound.sqlite_store import LostRange, MessageStore
+from visionedge.runtime.files import (
+    MAX_SET_ASIDE_FILES,
+    DamagedStateFileError,
+    read_json,
+    remove_partial_files,
+    set_aside,
+    write_json,
+)
+from visionedge.runtime.threads import ThreadGroup
 
 OWNER = "hub/press-7/vision"
 WRONG_VALUES = {
@@ -36,33 +50,40 @@ WRONG_VALUES = {
 }
 
 
-def _message(number: int) -> Message:
-    return Message("detections", b'{"n":1}', f"run-detections-{number}", {"schema": "s"}, number, frames=1)
+def _message(sequence_number: int) -> Message:
+    return Message(
+        "detections",
+        b'{"n":1}',
+        f"run-detections-{sequence_number}",
+        {"schema": "s"},
+        sequence_number,
+        frames=1,
+    )
 
 
 def _spool(path: Path) -> Spool:
     return Spool(
         path,
         OWNER,
-        Crew(lambda name, error: pytest.fail(f"{name}: {error}")),
-        tempo=Tempo(memory_bytes=1_000_000, retry_s=10),
+        ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}")),
+        spool_options=SpoolOptions(memory_bytes=1_000_000, retry_s=10),
     )
 
 
 def _filled(path: Path) -> None:
     """A spool with something in every table."""
     spool = _spool(path)
-    spool.follow_spent(lambda: {"2026-11-22": 3})
-    for number in range(1, 4):
-        spool.put(_message(number))
-    spool._round()
+    spool.set_spent_source(lambda: {"2026-11-22": 3})
+    for sequence_number in range(1, 4):
+        spool.put(_message(sequence_number))
+    spool._write_and_refill()
     assert spool._store is not None
     first = spool.first()
     assert first is not None
     spool.settle(first, dropped="refused")
-    spool._round()
-    assert spool._store.losses == [Loss("detections", 1, 1, "refused", 1)]
-    spool._shut()
+    spool._write_and_refill()
+    assert spool._store.lost_ranges == [LostRange("detections", 1, 1, "refused", 1)]
+    spool._close_store()
 
 
 def _columns() -> Iterator[tuple[str, str]]:
@@ -83,15 +104,15 @@ def _goes_on(path: Path) -> list[str]:
     spool.put(_message(1000))
     got: list[int] = []
     for _ in range(6):
-        spool._round()
+        spool._write_and_refill()
         while (message := spool.first()) is not None:
-            got.append(message.number)
+            got.append(message.sequence_number)
             spool.settle(message)
     assert got[-1] == 1000
     assert spool.status().mode == "disk"
-    codes: list[str] = [news.code for news in spool.take_news()]
-    assert all(0 <= number < 2**53 for number in spool.numbers.values())
-    spool._shut()
+    codes: list[str] = [news.code for news in spool.take_events()]
+    assert all(0 <= sequence_number < 2**53 for sequence_number in spool.last_numbers.values())
+    spool._close_store()
     return codes
 
 
@@ -154,15 +175,15 @@ def test_a_message_on_disk_that_makes_no_sense_is_lost_alone(tmp_path: Path, cha
     spool = _spool(path)
     got = []
     for _ in range(4):
-        spool._round()
+        spool._write_and_refill()
         while (message := spool.first()) is not None:
-            got.append(message.number)
+            got.append(message.sequence_number)
             spool.settle(message)
     assert got == [3]
-    told = [(loss.first, loss.last, loss.reason) for loss in spool.take_losses()]
+    told = [(loss.first, loss.last, loss.reason) for loss in spool.take_lost_ranges()]
     assert told == [(1, 1, "refused"), (2, 2, "unreadable")]
     assert len(spool) == 0
-    spool._shut()
+    spool._close_store()
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -180,8 +201,8 @@ def test_random_bytes_anywhere_in_the_file_stop_no_message(tmp_path: Path, seed:
 
 def test_what_is_no_regular_file_is_set_aside_instead_of_opened(tmp_path: Path) -> None:
     """A pipe would be waited for, for ever."""
-    for number, make in enumerate((os.mkfifo, os.mkdir)):
-        path = tmp_path / str(number) / "spool.db"
+    for sequence_number, make in enumerate((os.mkfifo, os.mkdir)):
+        path = tmp_path / str(sequence_number) / "spool.db"
         path.parent.mkdir()
         make(path)
         assert _goes_on(path) == ["spool-lost"]
@@ -190,20 +211,22 @@ def test_what_is_no_regular_file_is_set_aside_instead_of_opened(tmp_path: Path) 
 def test_a_message_that_the_file_cannot_hold_goes_alone(tmp_path: Path) -> None:
     """It is counted and told as a loss; those before and behind it arrive."""
     spool = _spool(tmp_path / "spool.db")
-    for number in (1, 2, 3, 4):
-        spool.put(_message(number))
+    for sequence_number in (1, 2, 3, 4):
+        spool.put(_message(sequence_number))
     spool.put(Message("detections", b"x", "\ud800", {"schema": "s"}, 5))
     spool.put(_message(6))
     got = []
     for _ in range(5):
-        spool._round()
+        spool._write_and_refill()
         while (message := spool.first()) is not None:
-            got.append(message.number)
+            got.append(message.sequence_number)
             spool.settle(message)
     assert got == [1, 2, 3, 4, 6]
     assert dict(spool.dropped) == {"unwritable": 1}
-    assert [(loss.first, loss.last, loss.reason) for loss in spool.take_losses()] == [(5, 5, "unwritable")]
-    spool._shut()
+    assert [(loss.first, loss.last, loss.reason) for loss in spool.take_lost_ranges()] == [
+        (5, 5, "unwritable")
+    ]
+    spool._close_store()
 
 
 def test_a_spool_thread_that_cannot_go_on_ends_the_module(
@@ -211,26 +234,26 @@ def test_a_spool_thread_that_cannot_go_on_ends_the_module(
 ) -> None:
     """It dies in sight of the crew: ready while nothing is sent for ever is worse than a restart."""
     deaths: queue.SimpleQueue[str] = queue.SimpleQueue()
-    crew = Crew(lambda name, _error: deaths.put(name))
-    spool = Spool(tmp_path / "spool.db", OWNER, crew)
+    thread_group = ThreadGroup(lambda name, _error: deaths.put(name))
+    spool = Spool(tmp_path / "spool.db", OWNER, thread_group)
 
     def fails(*_: object) -> list[int]:
         raise TypeError("no such thing")
 
-    monkeypatch.setattr(Store, "excess", fails)
+    monkeypatch.setattr(MessageStore, "excess", fails)
     spool.start()
-    spool.bound(spool._place.bounds)  # wakes it with nothing to write
+    spool.set_limits(spool._settings.limits)  # wakes it with nothing to write
     assert deaths.get(timeout=10) == "spool"
-    assert crew.join(5) == []
+    assert thread_group.join(5) == []
 
 
 def test_a_spool_that_is_closed_is_no_death(tmp_path: Path) -> None:
     """Its thread is vital, and may end when it is told to."""
-    crew = Crew(lambda name, error: pytest.fail(f"{name}: {error}"))
-    spool = Spool(tmp_path / "spool.db", OWNER, crew)
+    thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
+    spool = Spool(tmp_path / "spool.db", OWNER, thread_group)
     spool.start()
     assert spool.close(5)
-    assert crew.join(5) == []
+    assert thread_group.join(5) == []
 
 
 # --- small files ------------------------------------------------------------------------------------------
@@ -265,12 +288,12 @@ def test_a_damaged_file_of_numbers_is_set_aside(tmp_path: Path, content: bytes) 
     """The clock alone protects the numbers then, and new ones are kept again."""
     path = tmp_path / "sequences.json"
     path.write_bytes(content)
-    sequences = Sequences(path, lambda: 2.0)
+    sequences = SequenceStore(path, lambda: 2.0)
     assert sequences.first("dock") == 2000
     assert sequences.lost is not None
     assert path.with_name("sequences.json.aside").read_bytes() == content
-    sequences.remember({"dock": Position(2005, 3)})
-    again = Sequences(path, lambda: 1.0)
+    sequences.remember({"dock": SequencePosition(2005, 3)})
+    again = SequenceStore(path, lambda: 1.0)
     assert (again.first("dock") > 2005, again.last_epoch("dock"), again.lost) == (True, 3, None)
 
 
@@ -279,10 +302,10 @@ def test_a_damaged_file_of_desired_properties_is_set_aside(tmp_path: Path, conte
     """The module starts with its local configuration."""
     path = tmp_path / "desired.json"
     path.write_bytes(content)
-    kept = LastGood(path, OWNER)
-    carriers = Carriers.read({}, kept)
-    assert carriers.start.wish is None
-    assert carriers.start.config == validate({})
+    kept = LastGoodFile(path, OWNER)
+    config_sources = ConfigurationSources.read({}, kept)
+    assert config_sources.start.desired is None
+    assert config_sources.start.config == parse_config({})
     assert kept.lost is not None
     assert path.with_name("desired.json.aside").exists()
 
@@ -291,9 +314,9 @@ def test_a_damaged_file_of_desired_properties_is_set_aside(tmp_path: Path, conte
 def test_a_version_of_desired_properties_that_is_no_number_is_damage(tmp_path: Path, version: str) -> None:
     """It would be answered to the hub."""
     path = tmp_path / "desired.json"
-    LastGood(path, OWNER).keep(Wish(7, {}))
+    LastGoodFile(path, OWNER).keep(DesiredDocument(7, {}))
     path.write_text(path.read_text().replace('"version": 7', f'"version": {version}'))
-    kept = LastGood(path, OWNER)
+    kept = LastGoodFile(path, OWNER)
     assert kept.read() is None
     assert kept.lost is not None
 
@@ -302,14 +325,14 @@ def test_a_pipe_in_the_place_of_a_state_file_is_not_waited_for(tmp_path: Path) -
     """It is set aside as any other damage."""
     path = tmp_path / "sequences.json"
     os.mkfifo(path)
-    assert Sequences(path, lambda: 2.0).lost == "it is no regular file"
+    assert SequenceStore(path, lambda: 2.0).lost == "it is no regular file"
 
 
 def test_a_few_damaged_files_are_kept_and_the_oldest_goes(tmp_path: Path) -> None:
     """The folder does not fill up with them."""
     path = tmp_path / "sequences.json"
-    for number in range(KEPT_ASIDE + 3):
-        path.write_text(str(number))
+    for sequence_number in range(MAX_SET_ASIDE_FILES + 3):
+        path.write_text(str(sequence_number))
         set_aside(path)
     kept = {file.name: file.read_text() for file in tmp_path.iterdir()}
     assert kept == {"sequences.json.aside": "5", "sequences.json.aside.1": "4", "sequences.json.aside.2": "3"}
@@ -331,7 +354,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_no_half(
     assert [file.name for file in tmp_path.iterdir()] == ["sequences.json"]
     assert read_json(path) == {"a": 1}
     (tmp_path / "left.new").touch()
-    sweep(tmp_path)
+    remove_partial_files(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["sequences.json"]
 
 
@@ -339,26 +362,28 @@ def test_cameras_that_are_gone_are_kept_for_four_hundred_days_and_ten_thousand_n
     """The oldest go first, and never one that runs."""
     now_s = 1_700_000_000.0
     path = tmp_path / "sequences.json"
-    sequences = Sequences(path, lambda: now_s)
-    sequences.remember({"old": Position(5, 2)})
-    now_s += KEPT_S - 1
-    sequences.remember({"dock": Position(7, 1)})
-    assert Sequences(path, lambda: now_s).last_epoch("old") == 2
+    sequences = SequenceStore(path, lambda: now_s)
+    sequences.remember({"old": SequencePosition(5, 2)})
+    now_s += RETENTION_S - 1
+    sequences.remember({"dock": SequencePosition(7, 1)})
+    assert SequenceStore(path, lambda: now_s).last_epoch("old") == 2
     now_s += 2
-    sequences.remember({"dock": Position(8, 1)})
-    assert Sequences(path, lambda: now_s).last_epoch("old") == 0
-    for number in range(3):
+    sequences.remember({"dock": SequencePosition(8, 1)})
+    assert SequenceStore(path, lambda: now_s).last_epoch("old") == 0
+    for sequence_number in range(3):
         now_s += 10
-        sequences.remember({f"cam{number}-{i}": Position(1, 4) for i in range(MOST_NAMES // 2)})
-    again = Sequences(path, lambda: now_s)
-    assert [again.last_epoch(f"cam{number}-0") for number in range(3)] == [0, 4, 4]
+        sequences.remember(
+            {f"cam{sequence_number}-{i}": SequencePosition(1, 4) for i in range(MAX_CAMERA_NAMES // 2)}
+        )
+    again = SequenceStore(path, lambda: now_s)
+    assert [again.last_epoch(f"cam{sequence_number}-0") for sequence_number in range(3)] == [0, 4, 4]
 
 
 def test_numbers_of_an_earlier_version_are_read(tmp_path: Path) -> None:
     """An update of the module repeats no number."""
     path = tmp_path / "sequences.json"
     path.write_text('{"dock": 5000}')
-    sequences = Sequences(path, lambda: 1.0)
+    sequences = SequenceStore(path, lambda: 1.0)
     assert sequences.first("dock") > 5000
     assert sequences.lost is None
 
@@ -384,16 +409,16 @@ def test_a_kept_plan_that_no_machine_can_run_is_refused(wrong: dict[str, object]
         "table": [],
         "fits": [],
     }
-    Measured.of_document(sound)
+    AutotuneResult.from_document(sound)
     with pytest.raises((ValueError, TypeError, KeyError)):
-        Measured.of_document(json.loads(json.dumps({**sound, **wrong})))
+        AutotuneResult.from_document(json.loads(json.dumps({**sound, **wrong})))
 
 
 def test_a_document_that_is_too_deep_is_damage(tmp_path: Path) -> None:
     """A recursive walk over it would end the module."""
     path = tmp_path / "a.json"
     path.write_text("[" * 65 + "]" * 65)
-    with pytest.raises(DamagedError, match="deeply"):
+    with pytest.raises(DamagedStateFileError, match="deeply"):
         read_json(path)
 
 
@@ -425,9 +450,11 @@ def test_a_damaged_plan_is_set_aside_and_measured_anew(tmp_path: Path, content: 
 def test_any_number_in_a_kept_plan_may_be_damaged(tmp_path: Path) -> None:
     """It is found out, or is one that does no harm; no error gets through."""
     key = PlanKey("a" * 64, "cpu", "a processor", ("1",), 2, 8, None)
-    line = Timed(Pair(1, 1), 10.0, 100.0, 90.0, 3)
+    line = MeasuredPoint(OperatingPoint(1, 1), 10.0, 100.0, 90.0, 3)
     plans = PlanCache(tmp_path)
-    plans.store(key, Measured((line,), (Fit(1, 100.0, 0.0),), Pair(1, 1), (1,), "why", 1.0))
+    plans.store(
+        key, AutotuneResult((line,), (LatencyFit(1, 100.0, 0.0),), OperatingPoint(1, 1), (1,), "why", 1.0)
+    )
     path = tmp_path / f"{key.name()}.json"
     text = path.read_text()
     spots = [found.span() for found in re.finditer(r"(?<=[ :\[])\d+(\.\d+)?(?=[,}\]])", text)]
@@ -440,12 +467,12 @@ def test_any_number_in_a_kept_plan_may_be_damaged(tmp_path: Path) -> None:
 
 def test_a_pipe_in_the_place_of_a_kept_model_is_not_waited_for(tmp_path: Path) -> None:
     """Neither for the model, nor for what has arrived of it."""
-    kept = Kept(tmp_path)
+    kept = ModelStore(tmp_path)
     for end in ("onnx", "part"):
         path = tmp_path / "models" / f"{'a' * 64}.{end}"
         path.parent.mkdir(exist_ok=True)
         os.mkfifo(path)
     assert kept.find("a" * 64) is None
-    with kept.begin("a" * 64) as part:
+    with kept.open_partial("a" * 64) as part:
         part.write(b"x")
     assert part.size_bytes == 1

@@ -24,8 +24,8 @@ from edge_runtime.twin import check_reported
 from model_server import ModelServer, content
 from module_process import ModuleProcess
 from tiny_models import TinyDetector
-from visionedge.camera.sources.images import picture_size
-from visionedge.iothub.desired import FILE_NAME, LastGood, Wish
+from visionedge.camera.sources.images import read_picture_size
+from visionedge.iothub.desired import DESIRED_FILE_NAME, DesiredDocument, LastGoodFile
 from visionedge.iothub.identity import Identity
 
 LOCAL = """
@@ -241,7 +241,7 @@ def test_a_snapshot_is_a_jpeg_that_fits(deployed: Deployed, payload: dict[str, A
     assert answer.status == 200
     assert len(json.dumps(answer.payload)) <= 128 * 1024
     jpeg = base64.b64decode(answer.payload["jpeg"], validate=True)
-    assert picture_size(jpeg) == (answer.payload["width"], answer.payload["height"])
+    assert read_picture_size(jpeg) == (answer.payload["width"], answer.payload["height"])
     assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), 1) is not None
     assert answer.payload["contentType"] == "image/jpeg"
     assert answer.payload["camera"] == "dock"
@@ -307,7 +307,7 @@ def test_a_picture_is_answered_on_detections(deployed: Deployed, tmp_path: Path,
     document = check_message(answer)
     (frame,) = document["frames"]
     assert frame["camera"] == answer.properties["cameras"] == "press-7"
-    assert (frame["width"], frame["height"]) == picture_size(path.read_bytes())
+    assert (frame["width"], frame["height"]) == read_picture_size(path.read_bytes())
 
 
 def test_what_is_no_picture_is_counted_and_told(deployed: Deployed, tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_a_model_that_is_gone_at_a_start_does_not_keep_the_twin_from_mending_it(
     identity = Identity.from_environ(edge_runtime.environ)
     assert identity is not None
     gone: dict[str, Any] = {"model": {"path": str(tmp_path / "gone.onnx")}}
-    LastGood(tmp_path / "data" / FILE_NAME, identity.owner).keep(Wish(1, gone))
+    LastGoodFile(tmp_path / "data" / DESIRED_FILE_NAME, identity.owner).keep(DesiredDocument(1, gone))
     edge_runtime.desire(gone)
     arguments = ("--config", str(write_configuration(tmp_path)))
     with ModuleProcess(tmp_path / "data", *arguments, environ=edge_runtime.environ) as module:

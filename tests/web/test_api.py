@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from visionedge.errors import ModelError, SourceError
-from visionedge.frames.types import Picture, frame_document
+from visionedge.frames.types import Picture, build_frame_document
 from visionedge.web import handlers
 from visionedge.web.backend import Document
 from web_module import Client, FakeModule, error_of, grey, jpeg, result, talk, unpacked, until
@@ -117,13 +117,13 @@ def test_no_secret_leaves_in_a_document_even_when_the_module_forgot_to_mask_it()
 def test_the_latest_frame_is_its_frame_object() -> None:
     module = FakeModule("dock")
     made = result("dock", 4711)
-    module.board.publish(made)
+    module.latest_results.publish(made)
 
     async def conversation(client: Client) -> None:
         async with client.get("/api/v1/cameras/dock/frame") as answer:
             assert answer.status == 200
             assert answer.content_type == "application/json"
-            assert await answer.json() == frame_document(made)
+            assert await answer.json() == build_frame_document(made)
             assert answer.headers["X-Visionedge-Sequence"] == "4711"
         async with client.get("/api/v1/cameras/attic/frame") as answer:
             assert (await error_of(answer))[:2] == (404, "unknown_camera")
@@ -143,7 +143,7 @@ def test_before_the_first_frame_the_answer_is_503_and_when_to_come_again() -> No
 
 def test_a_long_poll_waits_for_the_next_frame() -> None:
     module = FakeModule("dock")
-    module.board.publish(result("dock", 5))
+    module.latest_results.publish(result("dock", 5))
 
     async def conversation(client: Client) -> None:
         async def ask() -> int:
@@ -151,8 +151,8 @@ def test_a_long_poll_waits_for_the_next_frame() -> None:
                 return int((await answer.json())["sequence"])
 
         asked = asyncio.create_task(ask())
-        await until(lambda: module.board.statistics().waiting == 1)
-        module.board.publish(result("dock", 6))
+        await until(lambda: module.latest_results.statistics().waiting == 1)
+        module.latest_results.publish(result("dock", 6))
         assert await asked == 6
         async with client.get("/api/v1/cameras/dock/frame?after=5") as answer:
             assert (await answer.json())["sequence"] == 6
@@ -162,7 +162,7 @@ def test_a_long_poll_waits_for_the_next_frame() -> None:
 
 def test_a_long_poll_without_a_newer_frame_ends_empty_with_204() -> None:
     module = FakeModule("dock")
-    module.board.publish(result("dock", 5))
+    module.latest_results.publish(result("dock", 5))
 
     async def conversation(client: Client) -> None:
         async with client.get("/api/v1/cameras/dock/frame?after=5&timeout=0.05") as answer:
@@ -181,7 +181,7 @@ def test_a_long_poll_on_a_camera_that_is_removed_meanwhile_ends_with_404() -> No
                 return answer.status
 
         asked = asyncio.create_task(ask())
-        await until(lambda: module.board.statistics().waiting == 1)
+        await until(lambda: module.latest_results.statistics().waiting == 1)
         module.remove("dock")
         assert await asked == 404
 
@@ -203,7 +203,7 @@ def test_a_long_poll_on_a_camera_that_is_removed_meanwhile_ends_with_404() -> No
 )
 def test_numbers_that_are_none_are_refused(query: str) -> None:
     module = FakeModule("dock")
-    module.board.publish(result("dock", 5))
+    module.latest_results.publish(result("dock", 5))
 
     async def conversation(client: Client) -> None:
         async with client.get(f"/api/v1/cameras/dock/frame?{query}") as answer:
@@ -219,7 +219,7 @@ def test_a_snapshot_is_the_very_picture_of_the_latest_frame() -> None:
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:, 32:] = (200, 120, 40)
     made = result("dock", 9, picture=picture)
-    module.board.publish(made)
+    module.latest_results.publish(made)
 
     async def conversation(client: Client) -> None:
         async with client.get("/api/v1/cameras/dock/snapshot.jpg") as answer:
@@ -239,7 +239,7 @@ def test_a_snapshot_is_the_very_picture_of_the_latest_frame() -> None:
 
 def test_a_snapshot_is_scaled_down_on_demand_and_never_up() -> None:
     module = FakeModule("dock")
-    module.board.publish(result("dock", 9, picture=grey(640, 480)))
+    module.latest_results.publish(result("dock", 9, picture=grey(640, 480)))
 
     async def conversation(client: Client) -> None:
         for width, shape in ((320, (240, 320, 3)), (4000, (480, 640, 3))):
@@ -252,7 +252,7 @@ def test_a_snapshot_is_scaled_down_on_demand_and_never_up() -> None:
 @pytest.mark.parametrize("query", ["annotate=maybe", "annotate=2", "width=0", "width=wide", "width=99999"])
 def test_snapshot_options_that_mean_nothing_are_refused(query: str) -> None:
     module = FakeModule("dock")
-    module.board.publish(result())
+    module.latest_results.publish(result())
 
     async def conversation(client: Client) -> None:
         async with client.get(f"/api/v1/cameras/dock/snapshot.jpg?{query}") as answer:
@@ -266,7 +266,7 @@ def test_a_picture_that_cannot_be_had_any_more_is_told_and_is_no_crash() -> None
         raise SourceError("the decoded picture of dock was let go")
 
     module = FakeModule("dock")
-    module.board.publish(result("dock", 1, full_picture=gone))
+    module.latest_results.publish(result("dock", 1, full_picture=gone))
 
     async def conversation(client: Client) -> None:
         async with client.get("/api/v1/cameras/dock/snapshot.jpg") as answer:
@@ -321,7 +321,7 @@ def test_the_newest_frame_costs_no_object_of_its_camera() -> None:
             raise AssertionError(f"the object of {name} was made")
 
     module = Module("dock")
-    module.board.publish(result())
+    module.latest_results.publish(result())
 
     async def conversation(client: Client) -> None:
         for path, status in (("dock/frame", 200), ("dock/snapshot.jpg", 200), ("attic/frame", 404)):
@@ -340,13 +340,13 @@ def test_a_document_that_takes_long_to_make_is_shared_by_those_who_ask_at_once()
         made += 1
         return {"made": made}
 
-    slow = handlers.SharedDocument(lambda: make(0.04), 0.5, lambda: now_s)
+    slow = handlers.CachedDocument(lambda: make(0.04), 0.5, lambda: now_s)
     assert [slow.body() for _ in range(3)] == [b'{"made":1}\n'] * 3
     now_s += 0.41
     assert slow.document() == {"made": 2}
-    very_slow = handlers.SharedDocument(lambda: make(2.0), 0.5, lambda: now_s)
+    very_slow = handlers.CachedDocument(lambda: make(2.0), 0.5, lambda: now_s)
     assert very_slow.document() is very_slow.document()
     now_s += 0.51
     assert very_slow.document() == {"made": 4}, "no older than that"
-    quick = handlers.SharedDocument(lambda: make(0.0), 0.5, lambda: now_s)
+    quick = handlers.CachedDocument(lambda: make(0.0), 0.5, lambda: now_s)
     assert [quick.document()["made"] for _ in range(2)] == [5, 6], "always as it is now"

@@ -12,11 +12,11 @@ import pytest
 
 from visionedge.config.schema import HttpConfig
 from visionedge.errors import UnavailableError
-from visionedge.frames.types import frame_document
+from visionedge.frames.types import build_frame_document
 from visionedge.web.app import make_app
-from visionedge.web.guard import Access
-from visionedge.web.openapi import describe
-from visionedge.web.server import Server
+from visionedge.web.guard import AccessControl
+from visionedge.web.openapi import build_openapi
+from visionedge.web.server import HttpServer
 from web_module import LABELS, Client, FakeModule, error_of, result, talk
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ TOKEN = "bait-token-Ünïcode"
 
 def route_set() -> set[tuple[str, str]]:
     """Method and path of every route of the application."""
-    app = make_app(FakeModule(), Access(HttpConfig()))
+    app = make_app(FakeModule(), AccessControl(HttpConfig()))
     found = set()
     for route in app.router.routes():
         assert route.resource is not None
@@ -36,7 +36,7 @@ def route_set() -> set[tuple[str, str]]:
 
 def test_with_a_token_everything_but_the_health_checks_asks_for_it() -> None:
     module = FakeModule("dock")
-    module.board.publish(result())
+    module.latest_results.publish(result())
     routes = sorted(route_set())
 
     async def conversation(client: Client) -> None:
@@ -127,7 +127,7 @@ def test_every_answer_forbids_guessing_its_type_and_keeping_it() -> None:
 def test_every_route_is_described_and_every_description_is_a_route() -> None:
     described = {
         (method, path)
-        for path, item in describe()["paths"].items()
+        for path, item in build_openapi()["paths"].items()
         for method in item
         if method in ("get", "post", "put", "delete", "patch")
     }
@@ -150,14 +150,14 @@ def references(value: Any) -> list[str]:
 
 
 def test_the_description_holds_every_shape_it_refers_to() -> None:
-    document = describe()
+    document = build_openapi()
     for reference in references(document):
         assert reference.removeprefix("#/components/schemas/") in document["components"]["schemas"]
 
 
 def conforms(value: Any, shape: dict[str, Any], where: str = "$") -> None:
     """A small reading of JSON Schema: types, required and closed keys, items, references."""
-    schemas = describe()["components"]["schemas"]
+    schemas = build_openapi()["components"]["schemas"]
     if "$ref" in shape:
         return conforms(value, schemas[shape["$ref"].rsplit("/", 1)[1]], where)
     kinds = {
@@ -186,18 +186,18 @@ def conforms(value: Any, shape: dict[str, Any], where: str = "$") -> None:
 
 def test_what_is_answered_has_the_described_shapes() -> None:
     module = FakeModule("dock")
-    module.board.publish(result())
+    module.latest_results.publish(result())
     conforms(module.status(), {"$ref": "#/components/schemas/Status"})
     conforms({"cameras": module.cameras()}, {"$ref": "#/components/schemas/Cameras"})
-    conforms(frame_document(result()), {"$ref": "#/components/schemas/Frame"})
+    conforms(build_frame_document(result()), {"$ref": "#/components/schemas/Frame"})
     with pytest.raises(AssertionError):
-        conforms({**frame_document(result()), "more": 1}, {"$ref": "#/components/schemas/Frame"})
+        conforms({**build_frame_document(result()), "more": 1}, {"$ref": "#/components/schemas/Frame"})
 
 
 def test_the_description_is_served() -> None:
     async def conversation(client: Client) -> None:
         async with client.get("/openapi.json") as answer:
-            assert await answer.json() == describe()
+            assert await answer.json() == build_openapi()
             assert (await answer.json())["openapi"].startswith("3.1")
 
     talk(FakeModule(), conversation)
@@ -206,7 +206,7 @@ def test_the_description_is_served() -> None:
 def test_a_port_in_use_is_one_line_with_the_remedy() -> None:
     async def story(port: int) -> None:
         with pytest.raises(UnavailableError, match=rf"127\.0\.0\.1:{port}: the port is in use.*--http"):
-            await Server.start(FakeModule(), HttpConfig(port=port))
+            await HttpServer.start(FakeModule(), HttpConfig(port=port))
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -216,13 +216,13 @@ def test_a_port_in_use_is_one_line_with_the_remedy() -> None:
 
 def test_an_address_of_another_machine_is_one_line_with_the_remedy() -> None:
     with pytest.raises(UnavailableError, match=r"192\.0\.2\.1:\d+: .*--http"):
-        asyncio.run(Server.start(FakeModule(), HttpConfig(host="192.0.2.1", port=0)))
+        asyncio.run(HttpServer.start(FakeModule(), HttpConfig(host="192.0.2.1", port=0)))
 
 
 def test_the_address_shown_is_one_that_can_be_opened() -> None:
     async def story() -> None:
         for host in ("127.0.0.1", "0.0.0.0", "localhost"):
-            server = await Server.start(FakeModule(), HttpConfig(host=host, port=0))
+            server = await HttpServer.start(FakeModule(), HttpConfig(host=host, port=0))
             shown = "127.0.0.1" if host == "0.0.0.0" else host
             assert server.url == f"http://{shown}:{server.port}/"
             await server.close()
@@ -256,7 +256,7 @@ def test_another_address_is_listened_on_while_viewers_stay_connected() -> None:
 
     async def story() -> None:
         module = FakeModule()
-        server = await Server.start(module, HttpConfig(port=0))
+        server = await HttpServer.start(module, HttpConfig(port=0))
         before = server.url
         async with (
             aiohttp.ClientSession(before, trust_env=False) as client,
@@ -266,7 +266,7 @@ def test_another_address_is_listened_on_while_viewers_stay_connected() -> None:
             assert server.url != before
             assert await answered(f"{server.url}healthz") == 200
             assert await answered(f"{before}healthz") == 0
-            module.board.publish(result())
+            module.latest_results.publish(result())
             lines = [line async for line in _until_data(stream.content)]
             assert lines[-1].startswith(b"data:")
         await server.close()
@@ -278,7 +278,7 @@ def test_the_same_port_at_all_addresses_takes_over_from_one() -> None:
     """The two overlap, so one must go before the other can come; and back again."""
 
     async def story() -> None:
-        server = await Server.start(FakeModule(), HttpConfig(port=0))
+        server = await HttpServer.start(FakeModule(), HttpConfig(port=0))
         port = server.port
         for host in ("0.0.0.0", "127.0.0.1"):
             await server.apply(HttpConfig(host=host, port=port))
@@ -293,7 +293,7 @@ def test_an_address_that_cannot_be_listened_on_leaves_everything_as_it_was(other
     """The token included."""
 
     async def story() -> None:
-        server = await Server.start(FakeModule(), HttpConfig(port=0, token=TOKEN))
+        server = await HttpServer.start(FakeModule(), HttpConfig(port=0, token=TOKEN))
         wanted = HttpConfig(host="192.0.2.1", port=0 if other_port else server.port, token="another")
         with pytest.raises(UnavailableError, match=r"192\.0\.2\.1"):
             await server.apply(wanted)
@@ -307,7 +307,7 @@ def test_another_token_is_asked_for_at_once() -> None:
     """And none, if none is configured any more."""
 
     async def story() -> None:
-        server = await Server.start(FakeModule(), HttpConfig(port=0, token=TOKEN))
+        server = await HttpServer.start(FakeModule(), HttpConfig(port=0, token=TOKEN))
         url = f"{server.url}api/v1/status"
         await server.apply(HttpConfig(port=0, token="another-token"))
         assert [await answered(url, token) for token in (TOKEN, "another-token", None)] == [401, 200, 401]
@@ -319,4 +319,4 @@ def test_another_token_is_asked_for_at_once() -> None:
 
 
 def test_the_fake_speaks_of_known_labels_only() -> None:
-    assert {found["label"] for found in frame_document(result())["detections"]} <= set(LABELS)
+    assert {found["label"] for found in build_frame_document(result())["detections"]} <= set(LABELS)

@@ -15,7 +15,7 @@ from visionedge.config.schema import HttpConfig
 from visionedge.runtime.logs import LogLimiter
 from visionedge.web import connections
 from visionedge.web import server as listener
-from visionedge.web.server import Server
+from visionedge.web.server import HttpServer
 from web_module import FakeModule, result, until
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -38,7 +38,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], byt
 
 
 @asynccontextmanager
-async def connected(server: Server, host: str = "127.0.0.1") -> AsyncIterator[Stream]:
+async def connected(server: HttpServer, host: str = "127.0.0.1") -> AsyncIterator[Stream]:
     reader, writer = await asyncio.open_connection(host, server.port)
     try:
         yield reader, writer
@@ -46,13 +46,13 @@ async def connected(server: Server, host: str = "127.0.0.1") -> AsyncIterator[St
         writer.close()
 
 
-def serve(story: Callable[[Server, FakeModule], Awaitable[None]], http: HttpConfig | None = None) -> None:
+def serve(story: Callable[[HttpServer, FakeModule], Awaitable[None]], http: HttpConfig | None = None) -> None:
     """A real server over a module with one frame, and what happens to it."""
 
     async def whole() -> None:
         module = FakeModule("dock", "yard")
-        module.board.publish(result("dock", 7))
-        server = await Server.start(module, http or HttpConfig(port=0))
+        module.latest_results.publish(result("dock", 7))
+        server = await HttpServer.start(module, http or HttpConfig(port=0))
         try:
             async with asyncio.timeout(20):
                 await story(server, module)
@@ -88,7 +88,7 @@ def test_a_client_that_sends_no_whole_head_is_let_go(
     monkeypatch.setattr(connections, "HEAD_LIMIT_S", 0.02)
     monkeypatch.setattr(connections, "SWEEP_S", 0.01)
 
-    async def story(server: Server, _module: FakeModule) -> None:
+    async def story(server: HttpServer, _module: FakeModule) -> None:
         async with connected(server) as (reader, writer):
             writer.write(beginning)
             await ended(reader)
@@ -99,7 +99,7 @@ def test_a_client_that_sends_no_whole_head_is_let_go(
 def test_a_head_that_begins_on_a_kept_connection_has_the_same_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "SWEEP_S", 0.01)
 
-    async def story(server: Server, _module: FakeModule) -> None:
+    async def story(server: HttpServer, _module: FakeModule) -> None:
         async with connected(server) as stream:
             assert await is_alive(stream)
             monkeypatch.setattr(connections, "HEAD_LIMIT_S", 0.02)
@@ -113,7 +113,7 @@ def test_a_kept_connection_that_asks_nothing_more_is_let_go(monkeypatch: pytest.
     monkeypatch.setattr(connections, "IDLE_LIMIT_S", 0.02)
     monkeypatch.setattr(connections, "SWEEP_S", 0.01)
 
-    async def story(server: Server, _module: FakeModule) -> None:
+    async def story(server: HttpServer, _module: FakeModule) -> None:
         async with connected(server) as stream:
             assert await is_alive(stream)
             await ended(stream[0])
@@ -125,7 +125,7 @@ def test_who_waits_for_an_answer_is_not_let_go(monkeypatch: pytest.MonkeyPatch) 
     for name in ("HEAD_LIMIT_S", "IDLE_LIMIT_S", "SWEEP_S"):
         monkeypatch.setattr(connections, name, 0.01)
 
-    async def story(server: Server, _module: FakeModule) -> None:
+    async def story(server: HttpServer, _module: FakeModule) -> None:
         async with connected(server) as (reader, writer):
             writer.write(asks(f"{FRAME}?after=7&timeout=0.1"))
             assert b" 204 " in await reader.readuntil(b"\r\n\r\n")
@@ -139,7 +139,7 @@ def test_a_client_that_takes_nothing_of_its_answers_is_let_go(monkeypatch: pytes
     monkeypatch.setattr(connections, "HEAD_LIMIT_S", 0.05)
     monkeypatch.setattr(connections, "SWEEP_S", 0.01)
 
-    async def story(server: Server, _module: FakeModule) -> None:
+    async def story(server: HttpServer, _module: FakeModule) -> None:
         loop = asyncio.get_running_loop()
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -158,7 +158,7 @@ def test_a_client_that_takes_nothing_of_its_answers_is_let_go(monkeypatch: pytes
 def test_when_all_places_are_taken_the_longest_idle_one_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "CONNECTIONS_AT_ONCE", 3)
 
-    async def story(server: Server, _module: FakeModule) -> None:
+    async def story(server: HttpServer, _module: FakeModule) -> None:
         async with connected(server) as first, connected(server) as second, connected(server) as third:
             await until(lambda: "connections=3" in repr(server))
             assert await is_alive(first), "now the second has waited longest"
@@ -174,14 +174,14 @@ def test_when_all_places_are_taken_the_longest_idle_one_goes_first(monkeypatch: 
 def test_a_stream_keeps_its_place_however_many_connect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "CONNECTIONS_AT_ONCE", 4)
 
-    async def story(server: Server, module: FakeModule) -> None:
+    async def story(server: HttpServer, module: FakeModule) -> None:
         async with connected(server) as (reader, writer):
             writer.write(asks("/api/v1/frames"))
             await reader.readuntil(b"frame objects follow\n\n")
             for _ in range(20):
                 async with connected(server) as visitor:
                     assert await is_alive(visitor)
-            module.board.publish(result("dock", 8))
+            module.latest_results.publish(result("dock", 8))
             assert b'"sequence":8' in await reader.readuntil(b"\n\n")
 
     serve(story)
@@ -205,7 +205,7 @@ def test_more_connections_than_descriptors_leave_the_server_answering(
 ) -> None:
     """And a stream goes on. The clients, in this process, get their descriptors before the limit falls."""
 
-    async def story(server: Server, module: FakeModule) -> None:
+    async def story(server: HttpServer, module: FakeModule) -> None:
         async with connected(server) as (reader, writer):
             writer.write(asks("/api/v1/frames"))
             await reader.readuntil(b"frame objects follow\n\n")
@@ -213,7 +213,7 @@ def test_more_connections_than_descriptors_leave_the_server_answering(
                 for sequence, client in enumerate(clients, start=8):
                     with suppress(BlockingIOError):
                         client.connect(("127.0.0.1", server.port))
-                    module.board.publish(result("dock", sequence))
+                    module.latest_results.publish(result("dock", sequence))
                     assert f'"sequence":{sequence},'.encode() in await reader.readuntil(b"\n\n")
             async with connected(server) as late:
                 assert await is_alive(late)
@@ -239,7 +239,7 @@ def opened_sockets(count: int) -> Iterator[list[socket.socket]]:
 def test_a_burst_of_connections_is_kept_by_the_system_until_it_is_accepted() -> None:
     """They connect while the loop is busy; with a full queue they would wait for a second and more."""
 
-    async def story(server: Server, _module: FakeModule) -> None:
+    async def story(server: HttpServer, _module: FakeModule) -> None:
         with opened_sockets(300) as clients:
             for client in clients:
                 client.settimeout(10)
@@ -265,7 +265,7 @@ def has_ipv6() -> bool:
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 @pytest.mark.parametrize("host", ["::", "[::]"])
 def test_all_addresses_of_ipv6_mean_those_of_ipv4_too(host: str) -> None:
-    async def story(server: Server, _module: FakeModule) -> None:
+    async def story(server: HttpServer, _module: FakeModule) -> None:
         assert server.url == f"http://[::1]:{server.port}/"
         for address in ("127.0.0.1", "::1"):
             async with connected(server, address) as stream:
@@ -281,7 +281,7 @@ def test_all_addresses_of_ipv6_mean_those_of_ipv4_too(host: str) -> None:
 def test_an_open_module_warns_once_with_the_remedy(
     host: str, token: str | None, warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def story(_server: Server, _module: FakeModule) -> None:
+    async def story(_server: HttpServer, _module: FakeModule) -> None:
         return
 
     serve(story, HttpConfig(host=host, port=0, token=token))
@@ -325,7 +325,7 @@ def test_what_is_no_request_is_answered_in_the_one_shape_and_logged_in_a_line(
     """Sent five times, it costs one line of the log, without any of the client's bytes."""
     data, status = MALFORMED[sent]
 
-    async def story(server: Server, _module: FakeModule) -> None:
+    async def story(server: HttpServer, _module: FakeModule) -> None:
         for _ in range(5):
             async with connected(server) as (reader, writer):
                 writer.write(data)
@@ -361,7 +361,7 @@ def test_the_line_about_malformed_requests_counts_those_it_stands_for(
 
 
 def test_a_malformed_request_of_the_inference_protocol_is_answered_in_its_shape() -> None:
-    async def story(server: Server, _module: FakeModule) -> None:
+    async def story(server: HttpServer, _module: FakeModule) -> None:
         async with connected(server) as (reader, writer):
             writer.write(asks("/v2/models/nano/infer", "Host: again", method="POST"))
             status, _, body = await answer(reader)
@@ -373,7 +373,7 @@ def test_a_malformed_request_of_the_inference_protocol_is_answered_in_its_shape(
 def test_chunks_that_go_wrong_later_end_the_request_at_once() -> None:
     """The handler waits for the body then, and would until its time is up."""
 
-    async def story(server: Server, _module: FakeModule) -> None:
+    async def story(server: HttpServer, _module: FakeModule) -> None:
         for path in ("/v2/models/nano/infer", "/api/v1/detect"):
             async with connected(server) as (reader, writer):
                 writer.write(asks(path, CHUNKED, method="POST", body=b"3\r\nabc\r\n"))
@@ -393,7 +393,7 @@ def test_chunks_that_go_wrong_later_end_the_request_at_once() -> None:
 
 
 def test_requests_that_come_at_once_are_answered_in_order() -> None:
-    async def story(server: Server, _module: FakeModule) -> None:
+    async def story(server: HttpServer, _module: FakeModule) -> None:
         async with connected(server) as (reader, writer):
             writer.write(asks(FRAME) + asks("/healthz") + asks("/api/v1/cameras/attic/frame"))
             assert [(await answer(reader))[0] for _ in range(3)] == [200, 200, 404]
@@ -402,10 +402,10 @@ def test_requests_that_come_at_once_are_answered_in_order() -> None:
 
 
 def test_a_newer_frame_is_answered_with_itself_and_a_removed_camera_not_from_memory() -> None:
-    async def story(server: Server, module: FakeModule) -> None:
+    async def story(server: HttpServer, module: FakeModule) -> None:
         async with connected(server) as (reader, writer):
             for sequence in (7, 7, 8):
-                module.board.publish(result("dock", sequence))
+                module.latest_results.publish(result("dock", sequence))
                 writer.write(asks(FRAME))
                 _, headers, body = await answer(reader)
                 assert headers["x-visionedge-sequence"] == str(sequence)
@@ -418,7 +418,7 @@ def test_a_newer_frame_is_answered_with_itself_and_a_removed_camera_not_from_mem
 
 
 def test_a_connection_that_is_to_be_closed_is_closed() -> None:
-    async def story(server: Server, _module: FakeModule) -> None:
+    async def story(server: HttpServer, _module: FakeModule) -> None:
         async with connected(server) as (reader, writer):
             writer.write(asks(FRAME, "Connection: close"))
             assert b"200 OK" in await reader.read()
@@ -464,7 +464,7 @@ def hostile_requests(size: int, piece: str) -> list[bytes]:
     ]
 
 
-async def time_of(server: Server, requests: list[bytes]) -> list[float]:
+async def time_of(server: HttpServer, requests: list[bytes]) -> list[float]:
     """Processor time of this process (client and server) for each request."""
     took = []
     for data in requests:
@@ -482,7 +482,7 @@ def test_twice_the_text_of_a_client_takes_twice_the_time_at_most(piece: str) -> 
     size = 20_000
     noise_s = 0.02
 
-    async def story(server: Server, _module: FakeModule) -> None:
+    async def story(server: HttpServer, _module: FakeModule) -> None:
         short, long = hostile_requests(size, piece), hostile_requests(2 * size, piece)
         rounds = [(await time_of(server, short), await time_of(server, long)) for _ in range(3)]
         once = [min(times) for times in zip(*[pair[0] for pair in rounds], strict=True)]

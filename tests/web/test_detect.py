@@ -14,7 +14,7 @@ import pytest
 
 from visionedge.web import jpeg as pictures
 from visionedge.web import requests
-from visionedge.web.backend import Busy
+from visionedge.web.backend import BusyError
 from web_module import Client, FakeModule, error_of, grey, jpeg, talk, until
 
 
@@ -184,7 +184,7 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded() -> None:
 
 def test_pictures_whose_decoding_takes_too_much_memory_at_once_wait_for_each_other() -> None:
     async def story() -> None:
-        budget = pictures.Budget(100, 10.0, "too large")
+        budget = pictures.MemoryBudget(100, 10.0, "too large")
         order: list[str] = []
 
         async def take(name: str, size_bytes: int, until_set: asyncio.Event) -> None:
@@ -209,9 +209,9 @@ def test_pictures_whose_decoding_takes_too_much_memory_at_once_wait_for_each_oth
 
 def test_a_picture_that_gets_no_memory_in_time_is_told_to_come_again() -> None:
     async def story() -> None:
-        budget = pictures.Budget(100, 0.01, "too many large pictures")
+        budget = pictures.MemoryBudget(100, 0.01, "too many large pictures")
         async with budget.hold(100):
-            with pytest.raises(Busy, match="too many large"):
+            with pytest.raises(BusyError, match="too many large"):
                 async with budget.hold(1):
                     pass
         assert repr(budget) == "<Budget taken_bytes=0 waiting=0>"
@@ -313,7 +313,7 @@ def test_what_an_uploader_wrote_beside_the_picture_is_not_printed(capfd: pytest.
     profile = b"iCCPwords of an uploader\x00\x00broken"
     chunk = struct.pack(">I", len(profile) - 4) + profile + struct.pack(">I", zlib.crc32(profile))
     remarked = packed[:33] + chunk + packed[33:]
-    assert requests.without_remarks(remarked) == requests.without_remarks(packed)
+    assert requests.strip_png_metadata(remarked) == requests.strip_png_metadata(packed)
     picture = requests.decode_upload(remarked)
     assert picture.shape == (8, 8, 3)
     assert "uploader" not in capfd.readouterr().err

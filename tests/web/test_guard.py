@@ -10,7 +10,7 @@ import pytest
 from visionedge.config.schema import HttpConfig
 from visionedge.web import handlers
 from visionedge.web.guard import own_names
-from visionedge.web.server import Server
+from visionedge.web.server import HttpServer
 from web_module import Client, FakeModule, error_of, jpeg, result, talk, until
 
 TOKEN = "bait-token-of-the-guard"
@@ -100,7 +100,7 @@ def test_inside_iot_edge_the_module_goes_by_its_id_and_the_gateways_name() -> No
     environ = {"IOTEDGE_MODULEID": "vision", "IOTEDGE_GATEWAYHOSTNAME": "Edge-7.local", "OTHER": "x"}
 
     async def story() -> None:
-        server = await Server.start(FakeModule(), HttpConfig(port=0), own_names(environ))
+        server = await HttpServer.start(FakeModule(), HttpConfig(port=0), own_names(environ))
         async with aiohttp.ClientSession(server.url, trust_env=False) as client:
             for host, status in (("vision:8080", 200), ("edge-7.local", 200), ("x.example", 403)):
                 assert await status_with(client, "/api/v1/status", {"Host": host}) == status
@@ -167,7 +167,7 @@ def test_our_own_page_and_programs_may_ask_what_costs() -> None:
 
 def test_every_answer_says_that_other_sites_must_not_show_it() -> None:
     module = FakeModule("dock")
-    module.board.publish(result())
+    module.latest_results.publish(result())
 
     async def conversation(client: Client) -> None:
         paths = (
@@ -195,8 +195,8 @@ def test_what_is_missing_without_the_token_can_be_read() -> None:
 def test_streams_and_waits_end_when_the_token_changes() -> None:
     async def story() -> None:
         module = FakeModule("dock")
-        module.board.publish(result("dock", 1))
-        server = await Server.start(module, HttpConfig(port=0, token=TOKEN))
+        module.latest_results.publish(result("dock", 1))
+        server = await HttpServer.start(module, HttpConfig(port=0, token=TOKEN))
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with (
             asyncio.timeout(10),
@@ -205,9 +205,9 @@ def test_streams_and_waits_end_when_the_token_changes() -> None:
             client.get("/api/v1/cameras/dock/stream.mjpg") as pictures,
         ):
             poll = asyncio.create_task(client.get("/api/v1/cameras/dock/frame?after=1&timeout=60"))
-            await until(lambda: module.board.statistics().waiting == 2)
+            await until(lambda: module.latest_results.statistics().waiting == 2)
             await server.apply(HttpConfig(port=server.port, token=TOKEN, names=("hmi",)))
-            assert module.board.statistics().viewers == 1, "the token is the same"
+            assert module.latest_results.statistics().viewers == 1, "the token is the same"
             await server.apply(HttpConfig(port=server.port, token="another-token"))
             await events.content.read()
             await pictures.content.read()
@@ -228,7 +228,7 @@ def test_one_address_cannot_take_all_places(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(handlers, "PICTURE_STREAMS_AT_ONCE", 4)
     monkeypatch.setattr(handlers, "WAITS_AT_ONCE", 4)
     module = FakeModule("dock")
-    module.board.publish(result("dock", 1))
+    module.latest_results.publish(result("dock", 1))
 
     async def conversation(client: Client) -> None:
         base = str(client._base_url)
@@ -247,10 +247,10 @@ def test_one_address_cannot_take_all_places(monkeypatch: pytest.MonkeyPatch) -> 
                 assert "address" in message
             waits = [asyncio.create_task(waited(client)) for _ in range(2)]
             # Three streams of pictures wait as well.
-            await until(lambda: module.board.statistics().waiting == 5)
+            await until(lambda: module.latest_results.statistics().waiting == 5)
             async with client.get("/api/v1/cameras/dock/frame?after=1") as third:
                 assert (await error_of(third))[:2] == (503, "busy")
-            module.board.publish(result("dock", 2))
+            module.latest_results.publish(result("dock", 2))
             assert [await wait for wait in waits] == [200, 200]
 
     talk(module, conversation)

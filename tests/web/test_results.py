@@ -8,8 +8,8 @@ from typing import cast
 import pytest
 
 from visionedge.frames.types import Picture
-from visionedge.web.backend import Busy
-from visionedge.web.results import Board
+from visionedge.web.backend import BusyError
+from visionedge.web.results import LatestResults
 from web_module import grey, result
 
 
@@ -30,11 +30,11 @@ def sequence_of(frame: bytes) -> int:
 
 def test_the_newest_result_of_each_camera_is_kept() -> None:
     async def story() -> None:
-        board = Board()
-        assert board.latest("dock") is None
+        latest_results = LatestResults()
+        assert latest_results.latest("dock") is None
         for camera, sequence in (("dock", 1), ("yard", 7), ("dock", 2)):
-            board.publish(result(camera, sequence))
-        dock, yard = board.latest("dock"), board.latest("yard")
+            latest_results.publish(result(camera, sequence))
+        dock, yard = latest_results.latest("dock"), latest_results.latest("yard")
         assert dock is not None
         assert yard is not None
         assert (dock.frame.sequence, yard.frame.sequence) == (2, 7)
@@ -44,26 +44,26 @@ def test_the_newest_result_of_each_camera_is_kept() -> None:
 
 def test_a_wait_ends_with_the_first_newer_result_of_its_own_camera() -> None:
     async def story() -> None:
-        board = Board()
-        board.publish(result("dock", 4))
-        wait = asyncio.create_task(board.newer("dock", 4, 5))
+        latest_results = LatestResults()
+        latest_results.publish(result("dock", 4))
+        wait = asyncio.create_task(latest_results.wait_for_newer("dock", 4, 5))
         await asyncio.sleep(0)
-        board.publish(result("yard", 9))
-        board.publish(result("dock", 5))
+        latest_results.publish(result("yard", 9))
+        latest_results.publish(result("dock", 5))
         found = await wait
         assert found is not None
         assert found.frame.sequence == 5
-        assert board.statistics().waiting == 0
+        assert latest_results.statistics().waiting == 0
 
     asyncio.run(story())
 
 
 def test_a_newer_result_that_is_there_already_is_given_at_once() -> None:
     async def story() -> None:
-        board = Board()
-        board.publish(result("dock", 4))
+        latest_results = LatestResults()
+        latest_results.publish(result("dock", 4))
         for after in (3, None):
-            found = await board.newer("dock", after, 0)
+            found = await latest_results.wait_for_newer("dock", after, 0)
             assert found is not None
             assert found.frame.sequence == 4
 
@@ -72,31 +72,31 @@ def test_a_newer_result_that_is_there_already_is_given_at_once() -> None:
 
 def test_a_wait_gives_none_when_its_time_is_up_the_camera_goes_or_the_board_closes() -> None:
     async def story() -> None:
-        board = Board()
-        assert await board.newer("dock", None, 0.01) is None
-        forgotten = asyncio.create_task(board.newer("dock", None, 30))
-        closed = asyncio.create_task(board.newer("yard", None, 30))
+        latest_results = LatestResults()
+        assert await latest_results.wait_for_newer("dock", None, 0.01) is None
+        forgotten = asyncio.create_task(latest_results.wait_for_newer("dock", None, 30))
+        closed = asyncio.create_task(latest_results.wait_for_newer("yard", None, 30))
         await asyncio.sleep(0)
-        board.forget("dock")
+        latest_results.forget("dock")
         assert await forgotten is None
-        board.close()
+        latest_results.close()
         assert await closed is None
-        assert await board.newer("dock", None, 30) is None
+        assert await latest_results.wait_for_newer("dock", None, 30) is None
 
     asyncio.run(story())
 
 
 def test_a_slow_viewer_loses_only_its_own_oldest_frames() -> None:
     async def story() -> None:
-        board = Board(buffer=3)
-        async with board.subscribe(None) as slow, board.subscribe("dock") as quick:
+        latest_results = LatestResults(buffer=3)
+        async with latest_results.subscribe(None) as slow, latest_results.subscribe("dock") as quick:
             seen: list[int] = []
             for sequence in range(1, 8):
-                board.publish(result("dock", sequence))
+                latest_results.publish(result("dock", sequence))
                 seen.append(sequence_of(await anext(quick)))
             assert seen == [1, 2, 3, 4, 5, 6, 7]
             assert [sequence_of(await anext(slow)) for _ in range(3)] == [5, 6, 7]
-            assert (slow.lost, quick.lost, board.statistics().lost) == (4, 0, 4)
+            assert (slow.lost, quick.lost, latest_results.statistics().lost) == (4, 0, 4)
 
     asyncio.run(story())
 
@@ -105,14 +105,14 @@ def test_a_slow_viewer_holds_no_pictures_in_memory() -> None:
     """A 4K picture has 25 MB; its frame object has a few KB."""
 
     async def story() -> None:
-        board = Board(buffer=64)
+        latest_results = LatestResults(buffer=64)
         pictures: list[weakref.ref[Picture]] = []
-        async with board.subscribe(None) as slow, board.subscribe(None) as other:
+        async with latest_results.subscribe(None) as slow, latest_results.subscribe(None) as other:
 
             def publish(sequence: int) -> None:
                 picture = grey()
                 pictures.append(weakref.ref(picture))
-                board.publish(result("dock", sequence, picture=picture))
+                latest_results.publish(result("dock", sequence, picture=picture))
 
             for number in range(1, 30):
                 publish(number)
@@ -124,26 +124,26 @@ def test_a_slow_viewer_holds_no_pictures_in_memory() -> None:
 
 def test_a_subscription_hears_only_its_camera_and_ends_when_that_is_forgotten() -> None:
     async def story() -> None:
-        board = Board()
-        async with board.subscribe("dock") as dock:
-            board.publish(result("yard", 1))
-            board.publish(result("dock", 2))
-            board.forget("yard")
-            board.forget("dock")
+        latest_results = LatestResults()
+        async with latest_results.subscribe("dock") as dock:
+            latest_results.publish(result("yard", 1))
+            latest_results.publish(result("dock", 2))
+            latest_results.forget("yard")
+            latest_results.forget("dock")
             heard = [sequence_of(item) async for item in dock]
         assert heard == [2]
-        assert board.statistics().viewers == 0
+        assert latest_results.statistics().viewers == 0
 
     asyncio.run(story())
 
 
 def test_closing_the_board_ends_a_viewer_that_waits() -> None:
     async def story() -> None:
-        board = Board()
-        async with board.subscribe(None) as viewer:
+        latest_results = LatestResults()
+        async with latest_results.subscribe(None) as viewer:
             wait = asyncio.create_task(anext(viewer, None))
             await asyncio.sleep(0)
-            board.close()
+            latest_results.close()
             assert await wait is None
 
     asyncio.run(story())
@@ -151,38 +151,38 @@ def test_closing_the_board_ends_a_viewer_that_waits() -> None:
 
 def test_too_many_viewers_and_waits_are_refused_and_counted() -> None:
     async def story() -> None:
-        board = Board(max_viewers=1)
-        async with board.subscribe(None):
-            with pytest.raises(Busy, match="viewers"):
-                async with board.subscribe(None):
+        latest_results = LatestResults(max_viewers=1)
+        async with latest_results.subscribe(None):
+            with pytest.raises(BusyError, match="viewers"):
+                async with latest_results.subscribe(None):
                     pass
-        wait = asyncio.create_task(board.newer("dock", None, 30))
+        wait = asyncio.create_task(latest_results.wait_for_newer("dock", None, 30))
         await asyncio.sleep(0)
-        with pytest.raises(Busy, match="wait"):
-            await board.newer("dock", None, 30)
-        board.close()
+        with pytest.raises(BusyError, match="wait"):
+            await latest_results.wait_for_newer("dock", None, 30)
+        latest_results.close()
         await wait
-        assert board.statistics().refused == 2
+        assert latest_results.statistics().refused == 2
 
     asyncio.run(story())
 
 
 def test_the_rate_is_that_of_the_last_seconds_and_falls_when_a_camera_is_silent() -> None:
     clock = Clock()
-    board = Board(clock=clock)
+    latest_results = LatestResults(clock=clock)
     for sequence in range(1, 52):
         clock.now_ns = sequence * 100_000_000
-        board.publish(result("dock", sequence))
-    traffic = board.statistics().cameras["dock"]
+        latest_results.publish(result("dock", sequence))
+    traffic = latest_results.statistics().cameras["dock"]
     assert traffic.published == 51
     assert traffic.fps == pytest.approx(10, rel=0.01)
     clock.now_ns += 2_000_000_000
-    assert board.statistics().cameras["dock"].fps < 7
+    assert latest_results.statistics().cameras["dock"].fps < 7
     clock.now_ns += 60_000_000_000
-    assert board.statistics().cameras["dock"].fps == 0
+    assert latest_results.statistics().cameras["dock"].fps == 0
 
 
 def test_its_state_can_be_read_in_one_line() -> None:
-    board = Board()
-    board.publish(result())
-    assert repr(board) == "<Board cameras=1 viewers=0 waiting=0>"
+    latest_results = LatestResults()
+    latest_results.publish(result())
+    assert repr(latest_results) == "<Board cameras=1 viewers=0 waiting=0>"

@@ -8,12 +8,12 @@ from contextlib import aclosing
 import aiohttp
 import pytest
 
-from visionedge.frames.types import Picture, Result, frame_document
+from visionedge.frames.types import FrameResult, Picture, build_frame_document
 from visionedge.web import handlers
-from visionedge.web.backend import Busy
-from visionedge.web.jpeg import Desk, Look, Pictures
-from visionedge.web.results import Board, Documents
-from visionedge.web.streams import Closing, Parts, follow
+from visionedge.web.backend import BusyError
+from visionedge.web.jpeg import BoundedExecutor, JpegCache, JpegOptions
+from visionedge.web.results import FrameDocumentCache, LatestResults
+from visionedge.web.streams import MjpegParts, StopSignal, iterate_with_heartbeat
 from web_module import Client, FakeModule, error_of, grey, result, serving, talk, unpacked, until
 
 
@@ -46,9 +46,9 @@ def test_every_frame_object_comes_as_an_event_of_its_own() -> None:
             assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
             made = [result("dock", 1), result("yard", 8), result("dock", 2)]
             for item in made:
-                module.board.publish(item)
+                module.latest_results.publish(item)
             for item in made:
-                assert json.loads(await event(answer)) == frame_document(item)
+                assert json.loads(await event(answer)) == build_frame_document(item)
 
     talk(module, conversation)
 
@@ -58,8 +58,8 @@ def test_events_can_be_those_of_one_camera() -> None:
 
     async def conversation(client: Client) -> None:
         async with client.get("/api/v1/frames?camera=yard") as answer:
-            module.board.publish(result("dock", 1))
-            module.board.publish(result("yard", 8))
+            module.latest_results.publish(result("dock", 1))
+            module.latest_results.publish(result("yard", 8))
             assert json.loads(await event(answer))["camera"] == "yard"
             module.remove("yard")
             assert await answer.content.read() == b"", "the stream ends with its camera"
@@ -70,13 +70,13 @@ def test_events_can_be_those_of_one_camera() -> None:
 
 
 def test_a_viewer_that_leaves_frees_its_place() -> None:
-    module = FakeModule("dock", board=Board(max_viewers=1))
+    module = FakeModule("dock", latest_results=LatestResults(max_viewers=1))
 
     async def conversation(client: Client) -> None:
         async with client.get("/api/v1/frames"), client.get("/api/v1/frames") as second:
             assert (await error_of(second))[:2] == (503, "busy")
             assert second.headers["Retry-After"] == "5"
-        await until(lambda: module.board.statistics().viewers == 0)
+        await until(lambda: module.latest_results.statistics().viewers == 0)
         async with client.get("/api/v1/frames") as third:
             assert third.status == 200
 
@@ -85,7 +85,7 @@ def test_a_viewer_that_leaves_frees_its_place() -> None:
 
 def test_the_picture_stream_shows_annotated_pictures_as_they_come() -> None:
     module = FakeModule("dock")
-    module.board.publish(result("dock", 1, picture=grey(320, 240)))
+    module.latest_results.publish(result("dock", 1, picture=grey(320, 240)))
 
     async def conversation(client: Client) -> None:
         async with client.get("/api/v1/cameras/dock/stream.mjpg") as answer:
@@ -93,7 +93,7 @@ def test_the_picture_stream_shows_annotated_pictures_as_they_come() -> None:
             sequence, picture = await part(answer)
             assert (sequence, picture.shape) == (1, (240, 320, 3))
             assert int(picture.max()) - int(picture.min()) > 100, "a box is drawn on the plain picture"
-            module.board.publish(result("dock", 2, picture=grey(320, 240)))
+            module.latest_results.publish(result("dock", 2, picture=grey(320, 240)))
             assert (await part(answer))[0] == 2
 
     talk(module, conversation)
@@ -101,7 +101,7 @@ def test_the_picture_stream_shows_annotated_pictures_as_they_come() -> None:
 
 def test_the_picture_stream_ends_when_its_camera_is_removed() -> None:
     module = FakeModule("dock")
-    module.board.publish(result("dock", 1))
+    module.latest_results.publish(result("dock", 1))
 
     async def conversation(client: Client) -> None:
         async with client.get("/api/v1/cameras/dock/stream.mjpg?width=32") as answer:
@@ -117,7 +117,7 @@ def test_the_picture_stream_ends_when_its_camera_is_removed() -> None:
 def test_there_are_only_so_many_picture_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handlers, "PICTURE_STREAMS_AT_ONCE", 1)
     module = FakeModule("dock")
-    module.board.publish(result("dock", 1))
+    module.latest_results.publish(result("dock", 1))
 
     async def conversation(client: Client) -> None:
         async with client.get("/api/v1/cameras/dock/stream.mjpg") as first:
@@ -130,7 +130,7 @@ def test_there_are_only_so_many_picture_streams(monkeypatch: pytest.MonkeyPatch)
 
 def test_all_streams_and_waits_end_when_the_server_closes() -> None:
     module = FakeModule("dock")
-    module.board.publish(result("dock", 1))
+    module.latest_results.publish(result("dock", 1))
 
     async def story() -> None:
         loop = asyncio.get_running_loop()
@@ -141,7 +141,7 @@ def test_all_streams_and_waits_end_when_the_server_closes() -> None:
                 pictures = await outside.get(base + "api/v1/cameras/dock/stream.mjpg")
                 poll = asyncio.create_task(outside.get(base + "api/v1/cameras/dock/frame?after=1&timeout=60"))
                 await part(pictures)
-                await until(lambda: module.board.statistics().waiting == 2)
+                await until(lambda: module.latest_results.statistics().waiting == 2)
                 began_s = loop.time()
             assert loop.time() - began_s < 1.5
             await events.content.read()
@@ -159,62 +159,65 @@ def test_a_picture_is_packed_once_for_all_its_viewers() -> None:
         return grey()
 
     async def story() -> None:
-        desk = Desk()
-        pictures = Pictures(desk)
+        executor = BoundedExecutor()
+        pictures = JpegCache(executor)
         made = result("dock", 1, full_picture=counted)
-        packed = await asyncio.gather(*[pictures.jpeg(made, Look(annotated=True)) for _ in range(5)])
+        packed = await asyncio.gather(*[pictures.jpeg(made, JpegOptions(annotated=True)) for _ in range(5)])
         assert len(set(packed)) == 1
         assert len(calls) == 1
-        await pictures.jpeg(made, Look())
-        await pictures.jpeg(result("dock", 2, full_picture=counted), Look(annotated=True))
+        await pictures.jpeg(made, JpegOptions())
+        await pictures.jpeg(result("dock", 2, full_picture=counted), JpegOptions(annotated=True))
         assert len(calls) == 3
-        desk.close()
+        executor.close()
 
     asyncio.run(story())
 
 
 def test_kept_pictures_are_bounded() -> None:
     async def story() -> None:
-        desk = Desk()
-        pictures = Pictures(desk, limit=3)
+        executor = BoundedExecutor()
+        pictures = JpegCache(executor, limit=3)
         for number in range(9):
-            await pictures.jpeg(result(f"camera-{number}", 1), Look())
+            await pictures.jpeg(result(f"camera-{number}", 1), JpegOptions())
         assert repr(pictures) == "<Pictures kept=3 limit=3>"
-        desk.close()
+        executor.close()
 
     asyncio.run(story())
 
 
 def test_a_desk_takes_only_so_many_jobs() -> None:
     async def story() -> None:
-        desk = Desk(threads=1, limit=0)
-        with pytest.raises(Busy):
-            await desk.run(grey)
-        desk.close()
+        executor = BoundedExecutor(threads=1, limit=0)
+        with pytest.raises(BusyError):
+            await executor.run(grey)
+        executor.close()
 
     asyncio.run(story())
 
 
 def test_a_frame_object_is_written_once_for_all_its_readers() -> None:
-    documents = Documents(limit=2)
+    documents = FrameDocumentCache(limit=2)
     made = result("dock", 1)
-    assert documents.of(made) is documents.of(made)
-    assert json.loads(documents.of(result("dock", 2)))["sequence"] == 2
+    assert documents.to_json(made) is documents.to_json(made)
+    assert json.loads(documents.to_json(result("dock", 2)))["sequence"] == 2
     for number in range(5):
-        documents.of(result(f"camera-{number}", 1))
+        documents.to_json(result(f"camera-{number}", 1))
     assert len(documents._kept) == 2
 
 
 def test_a_silent_stream_says_that_it_lives() -> None:
     async def story() -> None:
-        board, closing = Board(), Closing()
-        async with board.subscribe(None) as viewer, aclosing(follow(viewer, closing, 0.01)) as followed:
+        latest_results, stop_signal = LatestResults(), StopSignal()
+        async with (
+            latest_results.subscribe(None) as viewer,
+            aclosing(iterate_with_heartbeat(viewer, stop_signal, 0.01)) as followed,
+        ):
             assert await anext(followed) is None
-            board.publish(result("dock", 3))
+            latest_results.publish(result("dock", 3))
             heard = await anext(followed)
             assert heard is not None
             assert json.loads(heard)["sequence"] == 3
-            closing.set()
+            stop_signal.set()
             assert await anext(followed, "end") == "end"
 
     asyncio.run(story())
@@ -224,16 +227,16 @@ def test_a_slow_viewer_of_pictures_holds_none_in_memory() -> None:
     async def story() -> None:
         module = FakeModule("dock")
 
-        async def packed(result: Result) -> bytes:
+        async def packed(result: FrameResult) -> bytes:
             return str(result.frame.sequence).encode()
 
-        async with aclosing(Parts(module, "dock", packed, Closing()).each(10.0)) as shown:
+        async with aclosing(MjpegParts(module, "dock", packed, StopSignal()).each(10.0)) as shown:
             picture = grey()
             kept = weakref.ref(picture)
-            module.board.publish(result("dock", 1, picture=picture))
+            module.latest_results.publish(result("dock", 1, picture=picture))
             del picture
             assert await anext(shown) == b"1"
-            module.board.publish(result("dock", 2))
+            module.latest_results.publish(result("dock", 2))
             assert kept() is None
 
     asyncio.run(story())
@@ -243,17 +246,17 @@ def test_a_slow_viewer_of_pictures_skips_to_the_newest_and_a_still_one_is_shown_
     async def story() -> None:
         module = FakeModule("dock")
 
-        async def packed(result: Result) -> bytes:
+        async def packed(result: FrameResult) -> bytes:
             return str(result.frame.sequence).encode()
 
-        async with aclosing(Parts(module, "dock", packed, Closing()).each(0.02)) as shown:
-            module.board.publish(result("dock", 1))
+        async with aclosing(MjpegParts(module, "dock", packed, StopSignal()).each(0.02)) as shown:
+            module.latest_results.publish(result("dock", 1))
             assert await anext(shown) == b"1"
             for sequence in (2, 3, 4):
-                module.board.publish(result("dock", sequence))
+                module.latest_results.publish(result("dock", sequence))
             assert await anext(shown) == b"4"
             assert await anext(shown) == b"4"
-            module.board.close()
+            module.latest_results.close()
             assert await anext(shown, None) is None
 
     asyncio.run(story())

@@ -13,103 +13,105 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from visionedge.app.state import Rooms
-from visionedge.camera.camera import Fitting
+from visionedge.app.state import AppState
+from visionedge.camera.camera import InputResizer
 from visionedge.config.schema import Config, InferenceConfig
-from visionedge.engine.interface import AnyEngine, StandIn
-from visionedge.engine.lanes import Lineup
+from visionedge.engine.interface import Engine, SubstituteEngine
+from visionedge.engine.lanes import LanePool
 from visionedge.engine.local_engine import open_engine
-from visionedge.engine.precision_choice import contenders
-from visionedge.engine.process.client import EngineProcess
-from visionedge.engine.process.shared_memory import Arena, blocks_for
+from visionedge.engine.precision_choice import list_eligible_variants
+from visionedge.engine.process.client import EngineClient
+from visionedge.engine.process.shared_memory import SharedFramePool, compute_block_count
 from visionedge.errors import ConfigError, ModelError, VisionedgeError
-from visionedge.model.download import Tempo
+from visionedge.model.download import DownloadRetryPolicy
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
-from visionedge.model.supply import LIVE_TRIES, Source, Supply
-from visionedge.runtime.threads import Crew, OnDeath, on_thread
+from visionedge.model.supply import MAX_CHANGE_TRIES, ModelProvider, ModelSource
+from visionedge.runtime.threads import OnThreadExit, ThreadGroup, run_on_thread
 
 # What computes: a model and its engine, and what was made for the two.
 
 
 @dataclass(slots=True)
-class Machinery:
+class EngineInstance:
     """A model, its engine once that is open, and what was made for the two. `crew` is the engine's alone.
 
-    `has_contenders`: there are variants that may be faster on the CPU; None: nobody has looked yet.
+    `has_candidate_variants`: there are variants that may be faster on the CPU; None: nobody has looked yet.
     """
 
-    source: Source
+    source: ModelSource
     model: Model
     selection: Selection
     inference: InferenceConfig
-    arena: Arena | None
-    crew: Crew
-    engine: AnyEngine | None = None
-    child: EngineProcess | None = None
-    has_contenders: bool | None = None
+    frame_pool: SharedFramePool | None
+    thread_group: ThreadGroup
+    engine: Engine | None = None
+    engine_process: EngineClient | None = None
+    has_candidate_variants: bool | None = None
 
     @property
-    def fitting(self) -> Fitting:
+    def resizer(self) -> InputResizer:
         """How cameras prepare pictures for it."""
         spec = self.model.input
-        return Fitting(spec) if self.arena is None else Fitting(spec, self.arena.allocate)
+        return InputResizer(spec) if self.frame_pool is None else InputResizer(spec, self.frame_pool.allocate)
 
     def close(self) -> None:
         """End the engine, also one that still opens, and give its memory back. Blocks."""
-        closing = self.child or self.engine
+        closing = self.engine_process or self.engine
         if closing is not None:
             closing.close()
-        if self.arena is not None:
-            self.arena.close()
+        if self.frame_pool is not None:
+            self.frame_pool.close()
 
 
 log = logging.getLogger(__name__)
 
-Section = Literal["model", "inference"]
-Code = Literal["model-changed", "model-refused", "model-waiting"]
+ConfigSection = Literal["model", "inference"]
+ModelEventCode = Literal["model-changed", "model-refused", "model-waiting"]
 
-_SETTLE_S = 10.0
-_FIRST_S = 10.0
+_DRAIN_TIMEOUT_S = 10.0
+_FIRST_ENGINE_TIMEOUT_S = 10.0
 
 # What an engine cannot take over while it runs: a change of these needs another one.
-_OPENED_WITH = ("device", "parity", "max_batch", "precision", "latency_budget_ms", "process")
+_KEYS_NEEDING_NEW_ENGINE = ("device", "parity", "max_batch", "precision", "latency_budget_ms", "process")
 
 
-class EngineRoom:
+class EngineHost:
     """Loads models and opens engines off the loop; everything else belongs to the loop.
 
-    `crew` runs the lanes and what is opened; `on_death` is told of a thread of an engine that ended. `tempo`
-    is for models that are fetched, `inject` a script of faults, for tests.
+    `crew` runs the lanes and what is opened; `on_thread_exit` is told of a thread of an engine that ended.
+    `tempo` is for models that are fetched, `inject` a script of faults, for tests.
     """
 
     def __init__(
         self,
-        rooms: Rooms,
+        state: AppState,
         data: Path,
-        crew: Crew,
-        on_death: OnDeath,
+        thread_group: ThreadGroup,
+        on_thread_exit: OnThreadExit,
         *,
-        tempo: Tempo | None = None,
+        retry_policy: DownloadRetryPolicy | None = None,
         inject: Path | None = None,
     ) -> None:
-        self._rooms = rooms
+        self._state = state
         self._data = data
-        self._crew = crew
-        self._on_death = on_death
+        self._thread_group = thread_group
+        self._on_thread_exit = on_thread_exit
         self._inject = inject
-        self._changing = asyncio.Lock()
-        self._machinery: Machinery | None = None
-        self._opening: Machinery | None = None
-        self._beside: Machinery | None = None
-        self._standing: Machinery | None = None
-        self._crews: list[Crew] = []
-        self._first = asyncio.Event()
-        self._refusal: tuple[str, str] | None = None
-        self.lineup = Lineup(rooms.batcher, crew, rooms.outbox.put)
-        self._supply = rooms.supply = Supply(data, crew, tempo=tempo, on_trouble=self._waits)
+        self._change_lock = asyncio.Lock()
+        self._current: EngineInstance | None = None
+        self._first_instance: EngineInstance | None = None
+        self._candidate: EngineInstance | None = None
+        self._substitute: EngineInstance | None = None
+        self._thread_groups: list[ThreadGroup] = []
+        self._first_engine_ready = asyncio.Event()
+        self._last_refusal: tuple[str, str] | None = None
+        self.lineup = LanePool(state.batcher, thread_group, state.loop_queue.put)
+        self._supply = state.supply = ModelProvider(
+            data, thread_group, retry_policy=retry_policy, on_failure=self._report_download_wait
+        )
 
-    def load(self) -> Fitting | None:
+    def load(self) -> InputResizer | None:
         """Load the model of the configuration; how cameras prepare pictures for it. Blocks.
 
         None if it has to be fetched first.
@@ -117,111 +119,117 @@ class EngineRoom:
         Raises:
             ConfigError, ModelError, UnavailableError: it cannot be had.
         """
-        source = self._supply.at_hand(self._rooms.config.model)
-        return None if source is None else self._loaded(self._prepared(source, self._rooms.config))
+        source = self._supply.local_source(self._state.config.model)
+        return None if source is None else self._set_first_instance(self._prepare(source, self._state.config))
 
-    async def fetch(self) -> Fitting:
+    async def fetch(self) -> InputResizer:
         """Fetch the model of the configuration, however long that takes, and load it.
 
         Raises:
             ConfigError, ModelError, UnavailableError: as `load`.
         """
         while True:
-            config = self._rooms.config
-            source = await self._supply.fetched(config.model)
+            config = self._state.config
+            source = await self._supply.fetch(config.model)
             if source is None:
                 continue  # stopped: another configuration came
-            prepared = functools.partial(self._prepared, source, config)
-            machinery = await on_thread(self._crew, "loading", prepared)
-            if (config.model, config.inference) == (self._rooms.config.model, self._rooms.config.inference):
-                return self._loaded(machinery)
-            await asyncio.to_thread(machinery.close)
+            prepared = functools.partial(self._prepare, source, config)
+            instance = await run_on_thread(self._thread_group, "loading", prepared)
+            if (config.model, config.inference) == (self._state.config.model, self._state.config.inference):
+                return self._set_first_instance(instance)
+            await asyncio.to_thread(instance.close)
 
-    async def open(self) -> AnyEngine:
+    async def open(self) -> Engine:
         """Open and warm the engine of the model that was loaded, and start its lanes.
 
         Raises:
             VisionedgeError: as `startup.open_engine`, or it was closed meanwhile.
         """
-        assert self._opening is not None  # noqa: S101 - `load` comes first
-        machinery = self._opening
+        assert self._first_instance is not None  # noqa: S101 - `load` comes first
+        instance = self._first_instance
         try:
-            engine = machinery.engine = await self._opened(machinery, waits=True)
+            engine = instance.engine = await self._open_engine(instance, wait_for_device=True)
         except VisionedgeError:
-            if self._machinery is None or self._machinery.engine is None:
+            if self._current is None or self._current.engine is None:
                 raise
-            return self._machinery.engine  # one of another configuration came first and took its place
-        self._take_over(machinery)
-        await on_thread(self._crew, "tidying", lambda: self._supply.tidy([machinery.model.sha256]))
+            return self._current.engine  # one of another configuration came first and took its place
+        self._activate(instance)
+        await run_on_thread(
+            self._thread_group, "tidying", lambda: self._supply.evict([instance.model.sha256])
+        )
         return engine
 
-    async def change(self, wanted: Config) -> dict[str, str]:
+    async def apply(self, wanted: Config) -> dict[str, str]:
         """Make model and inference those of another configuration; what could not be done, and why.
 
         A section that is refused stays as it was.
         """
-        if wanted.model != self._rooms.config.model:
+        if wanted.model != self._state.config.model:
             self._supply.stop()  # what is being fetched for an earlier change is not wanted any more
-        first = self._opening if self._machinery is None else None
+        first = self._first_instance if self._current is None else None
         if first is not None:
-            waits_for_device = self._rooms.held is not None
-            if wanted.model == self._rooms.config.model and not _needs_another(
+            waits_for_device = self._state.waiting_reason is not None
+            if wanted.model == self._state.config.model and not _needs_new_engine(
                 first.inference, wanted.inference
             ):
-                _follow(first, wanted.inference)  # it may wait for its device because of what is changed here
+                _apply_fallback(
+                    first, wanted.inference
+                )  # it may wait for its device because of what is changed here
                 waits_for_device = False
-            if not waits_for_device and (late := await self._first_is_there()):
+            if not waits_for_device and (late := await self._wait_for_first_engine()):
                 return late
-        async with self._changing:
+        async with self._change_lock:
             try:
-                await self._change(wanted)
+                await self._apply(wanted)
             except VisionedgeError as error:
-                return self._refused(wanted, error)
-            self._refusal = None
-        return await self._first_is_there()
+                return self._report_refusal(wanted, error)
+            self._last_refusal = None
+        return await self._wait_for_first_engine()
 
-    def give_way(self) -> None:
+    def cancel_pending_model(self) -> None:
         """Let a model be that is still being fetched for a change: another change is to come."""
         self._supply.stop()
 
     def close(self) -> None:
         """End the engines, also one that still opens. Blocks."""
         self.lineup.close()
-        for machinery in (self._opening, self._beside, self._standing, self._machinery):
-            if machinery is not None:
-                machinery.close()
+        for instance in (self._first_instance, self._candidate, self._substitute, self._current):
+            if instance is not None:
+                instance.close()
 
-    def left(self) -> list[str]:
+    def still_running(self) -> list[str]:
         """The threads of engines that still run."""
-        return [name for crew in self._crews for name in crew.alive()]
+        return [name for thread_group in self._thread_groups for name in thread_group.alive()]
 
     # --- a faster engine for a while (`overload.keeper.Engines`) --------------------------------------------
 
     @property
-    def stand_in(self) -> str | None:
+    def substitute_precision(self) -> str | None:
         """The precision that computes in place of the one of the configuration; None: that one does."""
-        standing = self._standing
-        return None if standing is None or standing.engine is None else standing.engine.precision.precision
+        substitute = self._substitute
+        return (
+            None if substitute is None or substitute.engine is None else substitute.engine.precision.precision
+        )
 
-    async def could_be_faster(self) -> bool:
+    async def can_try_faster_variant(self) -> bool:
         """Whether another precision might compute more than the engine in use.
 
         Only on the CPU, only where any precision will do, and only where none was tried here yet.
         """
-        machinery = self._machinery
-        if machinery is None or machinery.engine is None or self._standing is not None:
+        instance = self._current
+        if instance is None or instance.engine is None or self._substitute is not None:
             return False
-        precision = machinery.engine.precision
-        if precision.precision != "fp32" or precision.ms or machinery.engine.device.effective != "cpu":
+        precision = instance.engine.precision
+        if precision.precision != "fp32" or precision.ms or instance.engine.device.effective != "cpu":
             return False
-        if machinery.inference.precision != "auto":
+        if instance.inference.precision != "auto":
             return False
-        if machinery.has_contenders is None:
-            look = functools.partial(contenders, machinery.model, device="cpu", data=self._data)
-            machinery.has_contenders = bool(await asyncio.to_thread(look))
-        return machinery.has_contenders
+        if instance.has_candidate_variants is None:
+            look = functools.partial(list_eligible_variants, instance.model, device="cpu", data=self._data)
+            instance.has_candidate_variants = bool(await asyncio.to_thread(look))
+        return instance.has_candidate_variants
 
-    async def call_stand_in(self) -> str | None:
+    async def start_substitute(self) -> str | None:
         """Open the fastest precision on the CPU and let it compute; None where that is no other one.
 
         The engine in use stays open, and goes on looking for a device that was lost.
@@ -229,212 +237,224 @@ class EngineRoom:
         Raises:
             VisionedgeError: it cannot be opened.
         """
-        async with self._changing:
-            former = self._machinery
-            if former is None or former.engine is None or self._standing is not None:
-                return self.stand_in
-            former.has_contenders = False  # one try for each engine
-            inference = self._rooms.config.inference.model_copy(update={"device": "cpu"})
-            config = self._rooms.config.model_copy(update={"inference": inference})
-            machinery = await self._opened_beside(former.source, config)
-            engine = machinery.engine
-            if engine is None or engine.precision.precision == former.engine.precision.precision:
-                await asyncio.to_thread(machinery.close)
+        async with self._change_lock:
+            previous = self._current
+            if previous is None or previous.engine is None or self._substitute is not None:
+                return self.substitute_precision
+            previous.has_candidate_variants = False  # one try for each engine
+            inference = self._state.config.inference.model_copy(update={"device": "cpu"})
+            config = self._state.config.model_copy(update={"inference": inference})
+            instance = await self._open_candidate(previous.source, config)
+            engine = instance.engine
+            if engine is None or engine.precision.precision == previous.engine.precision.precision:
+                await asyncio.to_thread(instance.close)
                 return None
-            former.has_contenders = True
-            self._standing = machinery
-            self._use(machinery, StandIn(engine, former.engine))
-            await asyncio.to_thread(self.lineup.settle, _SETTLE_S)
-            return self.stand_in
+            previous.has_candidate_variants = True
+            self._substitute = instance
+            self._switch_to(instance, SubstituteEngine(engine, previous.engine))
+            await asyncio.to_thread(self.lineup.drain_previous, _DRAIN_TIMEOUT_S)
+            return self.substitute_precision
 
-    async def dismiss_stand_in(self) -> None:
+    async def stop_substitute(self) -> None:
         """Let the engine of the configuration compute again, and close the one that stood in."""
-        async with self._changing:
-            standing, former = self._standing, self._machinery
-            if standing is None or former is None or former.engine is None:
+        async with self._change_lock:
+            substitute, previous = self._substitute, self._current
+            if substitute is None or previous is None or previous.engine is None:
                 return
-            self._standing = None
-            self._use(former, former.engine)
-            await asyncio.to_thread(self._leave, standing)
+            self._substitute = None
+            self._switch_to(previous, previous.engine)
+            await asyncio.to_thread(self._drain_and_close, substitute)
 
-    async def _first_is_there(self) -> dict[str, str]:
+    async def _wait_for_first_engine(self) -> dict[str, str]:
         """Nothing when an engine computes; before the first one does, wait for it a while."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._first.wait(), _FIRST_S)
-        if self._first.is_set():
+            await asyncio.wait_for(self._first_engine_ready.wait(), _FIRST_ENGINE_TIMEOUT_S)
+        if self._first_engine_ready.is_set():
             return {}
-        why = self._rooms.fetching or self._rooms.held or "the engine is warming up"
+        why = self._state.fetch_progress or self._state.waiting_reason or "the engine is warming up"
         return dict.fromkeys(("model", "inference"), f"not in use yet: {why}")
 
     # --- what is told ---------------------------------------------------------------------------------------
 
-    def _refused(self, wanted: Config, error: VisionedgeError) -> dict[str, str]:
+    def _report_refusal(self, wanted: Config, error: VisionedgeError) -> dict[str, str]:
         """The section that stays as it was, and why."""
-        changes = wanted.model != self._rooms.config.model
-        section: Section = "model" if changes and not isinstance(error, ConfigError) else "inference"
+        changes = wanted.model != self._state.config.model
+        section: ConfigSection = "model" if changes and not isinstance(error, ConfigError) else "inference"
         # Whoever tries it again need not hear it again.
-        news, self._refusal = (section, str(error)) != self._refusal, (section, str(error))
+        news, self._last_refusal = (section, str(error)) != self._last_refusal, (section, str(error))
         if news:
             log.warning("%s stays as it was: %s", section, error)
         if news and section == "model":
-            running = self._rooms.loaded
+            running = self._state.loaded_model
             details = {"name": running.name, "sha256": running.sha256} if running else {}
             self._event("model-refused", f"the model stays as it was: {error}", {"running": details})
         return {section: str(error)}
 
-    def _tell_changed(self, former: Model, now: Model) -> None:
-        if former.sha256 != now.sha256:
-            log.info("the model is changed: %s computes instead of %s", now.name, former.name)
+    def _report_model_change(self, previous: Model, now: Model) -> None:
+        if previous.sha256 != now.sha256:
+            log.info("the model is changed: %s computes instead of %s", now.name, previous.name)
             self._event(
                 "model-changed",
-                f"{now.name} computes instead of {former.name}",
+                f"{now.name} computes instead of {previous.name}",
                 {
                     "running": {"name": now.name, "sha256": now.sha256},
-                    "before": {"name": former.name, "sha256": former.sha256},
+                    "before": {"name": previous.name, "sha256": previous.sha256},
                 },
             )
 
-    def _waits(self, words: str) -> None:
+    def _report_download_wait(self, words: str) -> None:
         """At the start nothing computes before the model is there: somebody should hear why it is not."""
-        if self._machinery is None:
+        if self._current is None:
             self._event("model-waiting", f"the model cannot be fetched, and is tried again: {words}", {})
 
-    def _event(self, code: Code, message: str, details: Mapping[str, object]) -> None:
-        if self._rooms.delivery is not None:
-            self._rooms.delivery.event("model", code, message, details)
+    def _event(self, code: ModelEventCode, message: str, details: Mapping[str, object]) -> None:
+        if self._state.delivery is not None:
+            self._state.delivery.event("model", code, message, details)
 
     # --- steps ----------------------------------------------------------------------------------------------
 
-    async def _change(self, wanted: Config) -> None:
-        rooms, machinery = self._rooms, self._machinery
+    async def _apply(self, wanted: Config) -> None:
+        state, instance = self._state, self._current
         inference = wanted.inference
-        if machinery is None and self._opening is None:
+        if instance is None and self._first_instance is None:
             # The first model is still being fetched; from now on it may be another one.
-            if wanted.model != rooms.config.model:
+            if wanted.model != state.config.model:
                 self._supply.stop()
-            rooms.config = rooms.config.model_copy(update={"model": wanted.model, "inference": inference})
+            state.config = state.config.model_copy(update={"model": wanted.model, "inference": inference})
             return
-        if machinery is None or (
-            wanted.model != rooms.config.model or _needs_another(machinery.inference, inference)
+        if instance is None or (
+            wanted.model != state.config.model or _needs_new_engine(instance.inference, inference)
         ):
-            await self._exchange(wanted)
+            await self._replace_engine(wanted)
         else:
-            _follow(machinery, inference)
-            rooms.selection = machinery.selection = _selection(machinery.model, inference)
-            self.lineup.select(machinery.selection)
-            if self._standing is not None:
-                self._standing.selection = machinery.selection
-        rooms.batcher.limit(inference.max_batch, int(inference.max_age_seconds * 1e9))
-        rooms.config = rooms.config.model_copy(update={"model": wanted.model, "inference": inference})
+            _apply_fallback(instance, inference)
+            state.selection = instance.selection = _make_selection(instance.model, inference)
+            self.lineup.select(instance.selection)
+            if self._substitute is not None:
+                self._substitute.selection = instance.selection
+        state.batcher.limit(inference.max_batch, int(inference.max_age_seconds * 1e9))
+        state.config = state.config.model_copy(update={"model": wanted.model, "inference": inference})
 
-    async def _exchange(self, wanted: Config) -> None:
+    async def _replace_engine(self, wanted: Config) -> None:
         """Open another engine beside the one in use, change over to it, and close the old one."""
-        former = self._machinery
-        first = self._opening if former is None else None
-        source = await self._supply.fetched(wanted.model, tries=LIVE_TRIES)
+        previous = self._current
+        first = self._first_instance if previous is None else None
+        source = await self._supply.fetch(wanted.model, tries=MAX_CHANGE_TRIES)
         if source is None:
             raise VisionedgeError("another change of the model came before it was fetched")
-        machinery = await self._opened_beside(source, wanted)
-        former = self._machinery  # a first one may have come meanwhile
-        leaving = [each for each in (former, self._standing, None if former else first) if each is not None]
-        self._take_over(machinery)
-        await asyncio.to_thread(self._leave, *leaving)
-        await asyncio.to_thread(self._supply.tidy, [machinery.model.sha256])
-        if former is not None:
-            self._tell_changed(former.model, machinery.model)
+        instance = await self._open_candidate(source, wanted)
+        previous = self._current  # a first one may have come meanwhile
+        leaving = [
+            each for each in (previous, self._substitute, None if previous else first) if each is not None
+        ]
+        self._activate(instance)
+        await asyncio.to_thread(self._drain_and_close, *leaving)
+        await asyncio.to_thread(self._supply.evict, [instance.model.sha256])
+        if previous is not None:
+            self._report_model_change(previous.model, instance.model)
 
-    async def _opened_beside(self, source: Source, config: Config) -> Machinery:
+    async def _open_candidate(self, source: ModelSource, config: Config) -> EngineInstance:
         """Another machinery, its engine open, beside the one in use."""
-        prepared = functools.partial(self._prepared, source, config)
-        machinery = await on_thread(self._crew, "loading", prepared)
-        self._beside = machinery
+        prepared = functools.partial(self._prepare, source, config)
+        instance = await run_on_thread(self._thread_group, "loading", prepared)
+        self._candidate = instance
         try:
-            machinery.engine = await self._opened(machinery, waits=False)
+            instance.engine = await self._open_engine(instance, wait_for_device=False)
         except BaseException:
-            await asyncio.to_thread(machinery.close)
+            await asyncio.to_thread(instance.close)
             raise
         finally:
-            self._beside = None
-        return machinery
+            self._candidate = None
+        return instance
 
-    def _leave(self, *former: Machinery) -> None:
-        self.lineup.settle(_SETTLE_S)
-        for machinery in former:
-            machinery.close()
+    def _drain_and_close(self, *previous: EngineInstance) -> None:
+        self.lineup.drain_previous(_DRAIN_TIMEOUT_S)
+        for instance in previous:
+            instance.close()
 
-    def _prepared(self, source: Source, config: Config) -> Machinery:
+    def _prepare(self, source: ModelSource, config: Config) -> EngineInstance:
         model = source.load()
-        selection = _selection(model, config.inference)
-        arena = Arena(model.input, blocks_for(len(config.cameras))) if config.inference.process else None
-        crew = Crew(self._on_death)
-        self._crews = [old for old in self._crews if old.alive()] + [crew]
-        return Machinery(source, model, selection, config.inference, arena, crew)
+        selection = _make_selection(model, config.inference)
+        frame_pool = (
+            SharedFramePool(model.input, compute_block_count(len(config.cameras)))
+            if config.inference.process
+            else None
+        )
+        thread_group = ThreadGroup(self._on_thread_exit)
+        self._thread_groups = [old for old in self._thread_groups if old.alive()] + [thread_group]
+        return EngineInstance(source, model, selection, config.inference, frame_pool, thread_group)
 
-    async def _opened(self, machinery: Machinery, *, waits: bool) -> AnyEngine:
+    async def _open_engine(self, instance: EngineInstance, *, wait_for_device: bool) -> Engine:
         try:
-            return await on_thread(self._crew, "opening", self._opener(machinery, waits=waits))
+            return await run_on_thread(
+                self._thread_group, "opening", self._make_opener(instance, wait_for_device=wait_for_device)
+            )
         except ModelError as error:
-            raise ModelError(machinery.source.words(error)) from None
+            raise ModelError(instance.source.message(error)) from None
 
-    def _opener(self, machinery: Machinery, *, waits: bool) -> Callable[[], AnyEngine]:
+    def _make_opener(self, instance: EngineInstance, *, wait_for_device: bool) -> Callable[[], Engine]:
         """What opens the engine, in a process of its own or in this one; slow."""
-        if machinery.arena is None:
-            return lambda: open_engine(machinery.model, machinery.inference, data=self._data)
+        if instance.frame_pool is None:
+            return lambda: open_engine(instance.model, instance.inference, data=self._data)
         # Kept from now on: a child is ended also while it opens.
-        child = machinery.child = EngineProcess(
-            machinery.model,
-            machinery.inference,
-            machinery.arena,
+        engine_process = instance.engine_process = EngineClient(
+            instance.model,
+            instance.inference,
+            instance.frame_pool,
             data=self._data,
-            crew=machinery.crew,
-            on_change=self._rooms.outbox.put,
+            thread_group=instance.thread_group,
+            on_change=self._state.loop_queue.put,
             # One in use goes on meanwhile, and whoever wants another shall hear that it cannot be had.
-            waits=waits,
+            wait_for_device=wait_for_device,
             inject=self._inject,
         )
 
-        def opened() -> AnyEngine:
-            child.open()
-            return child
+        def opened() -> Engine:
+            engine_process.open()
+            return engine_process
 
         return opened
 
-    def _take_over(self, machinery: Machinery) -> None:
-        assert machinery.engine is not None  # noqa: S101 - it was opened
-        self._opening, self._machinery, self._standing = None, machinery, None
-        self._first.set()
-        self._use(machinery, machinery.engine)
+    def _activate(self, instance: EngineInstance) -> None:
+        assert instance.engine is not None  # noqa: S101 - it was opened
+        self._first_instance, self._current, self._substitute = None, instance, None
+        self._first_engine_ready.set()
+        self._switch_to(instance, instance.engine)
 
-    def _use(self, machinery: Machinery, engine: AnyEngine) -> None:
+    def _switch_to(self, instance: EngineInstance, engine: Engine) -> None:
         """Compute with this engine, which is that of the machinery or stands in with it, from now on."""
-        self.lineup.adopt(engine, machinery.selection)
+        self.lineup.swap_engine(engine, instance.selection)
         # From here on: pictures that were prepared for the old one are still computed there.
-        if self._rooms.fleet is not None:
-            self._rooms.fleet.refit(machinery.fitting)
-        self._show(machinery, engine)
+        if self._state.camera_registry is not None:
+            self._state.camera_registry.change_input(instance.resizer)
+        self._publish_state(instance, engine)
 
-    def _loaded(self, machinery: Machinery) -> Fitting:
+    def _set_first_instance(self, instance: EngineInstance) -> InputResizer:
         """A first model: what is to be opened next."""
-        self._opening = machinery
-        self._show(machinery, None)
-        return machinery.fitting
+        self._first_instance = instance
+        self._publish_state(instance, None)
+        return instance.resizer
 
-    def _show(self, machinery: Machinery, engine: AnyEngine | None) -> None:
-        rooms = self._rooms
-        rooms.loaded, rooms.selection, rooms.arena = machinery.model, machinery.selection, machinery.arena
-        rooms.engine = engine
+    def _publish_state(self, instance: EngineInstance, engine: Engine | None) -> None:
+        state = self._state
+        state.loaded_model, state.selection, state.frame_pool = (
+            instance.model,
+            instance.selection,
+            instance.frame_pool,
+        )
+        state.engine = engine
 
 
-def _selection(model: Model, inference: InferenceConfig) -> Selection:
+def _make_selection(model: Model, inference: InferenceConfig) -> Selection:
     return Selection.of(model, inference.confidence, inference.iou, inference.classes)
 
 
-def _follow(machinery: Machinery, wanted: InferenceConfig) -> None:
+def _apply_fallback(instance: EngineInstance, wanted: InferenceConfig) -> None:
     """Take over what an engine can take over while it runs, or while it opens."""
-    machinery.inference = machinery.inference.model_copy(update={"fallback": wanted.fallback})
-    if machinery.child is not None:
-        machinery.child.follow(wanted.fallback)
+    instance.inference = instance.inference.model_copy(update={"fallback": wanted.fallback})
+    if instance.engine_process is not None:
+        instance.engine_process.set_fallback(wanted.fallback)
 
 
-def _needs_another(now: InferenceConfig, wanted: InferenceConfig) -> bool:
-    return any(getattr(now, key) != getattr(wanted, key) for key in _OPENED_WITH)
+def _needs_new_engine(now: InferenceConfig, wanted: InferenceConfig) -> bool:
+    return any(getattr(now, key) != getattr(wanted, key) for key in _KEYS_NEEDING_NEW_ENGINE)

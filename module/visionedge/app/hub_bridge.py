@@ -16,24 +16,31 @@ from functools import partial
 from typing import Any
 
 from visionedge import __version__
-from visionedge.app.direct_methods import Calls
-from visionedge.app.http_backend import Facade
-from visionedge.app.state import Rooms
+from visionedge.app.direct_methods import DirectMethods
+from visionedge.app.http_backend import HttpBackend
+from visionedge.app.state import AppState
 from visionedge.config.documents import Document
 from visionedge.config.schema import Config
 from visionedge.errors import VisionedgeError
-from visionedge.frames.types import Result, utc_now, utc_text
-from visionedge.iothub.client import Errand, Outcome
-from visionedge.iothub.desired import Carriers, Desired
-from visionedge.iothub.direct_methods import Methods
-from visionedge.iothub.image_requests import INPUT, NUMBERS, Asked, Drop, Means, Questions
-from visionedge.iothub.reported import Reported
-from visionedge.iothub.sdk import InputMessage, Link, MethodCall
+from visionedge.frames.types import FrameResult, format_utc, utc_now
+from visionedge.iothub.client import LinkTask, TaskOutcome
+from visionedge.iothub.desired import ConfigurationSources, DesiredProperties
+from visionedge.iothub.direct_methods import MethodDispatcher
+from visionedge.iothub.image_requests import (
+    IMAGE_INPUT,
+    SEQUENCE_NAME,
+    ImageDropReason,
+    ImageRequestDependencies,
+    ImageRequests,
+    InboundStatistics,
+)
+from visionedge.iothub.reported import ReportedProperties
+from visionedge.iothub.sdk import HubLink, InputMessage, MethodCall
 from visionedge.runtime.redaction import redact
-from visionedge.runtime.threads import Outbox
-from visionedge.web.backend import Busy
-from visionedge.web.jpeg import MEMORY_BYTES, MEMORY_WAIT_S, Budget, Desk, is_picture
-from visionedge.web.requests import decode_upload, decoding_bytes
+from visionedge.runtime.threads import LoopQueue
+from visionedge.web.backend import BusyError
+from visionedge.web.jpeg import MEMORY_BYTES, MEMORY_WAIT_S, BoundedExecutor, MemoryBudget, is_supported_image
+from visionedge.web.requests import decode_upload, estimate_decoding_bytes
 from visionedge.web.responses import RequestError
 
 # The reported properties: what the twin says of the module, cut to what a twin may hold. Pure.
@@ -42,47 +49,49 @@ from visionedge.web.responses import RequestError
 MAX_CAMERAS_BYTES = 17_000
 """200 cameras with the longest names; with the acknowledgement still below the 32 KB of a twin."""
 
-_CALM = ("live", "disabled", "ended")
+_HEALTHY_STATES = ("live", "disabled", "ended")
 
 
-def properties(rooms: Rooms, acknowledgement: Mapping[str, Any], started: datetime) -> Document:
+def build_reported_properties(
+    state: AppState, acknowledgement: Mapping[str, Any], started: datetime
+) -> Document:
     """All that is reported; without nulls, which would take keys away."""
     document: Document = {
         "config": dict(acknowledgement),
-        "engine": _engine(rooms),
-        "cameras": camera_states(_states(rooms)),
-        "module": {"version": __version__, "started": utc_text(started)},
+        "engine": _build_engine_properties(state),
+        "cameras": fit_camera_states(_camera_states(state)),
+        "module": {"version": __version__, "started": format_utc(started)},
     }
-    if rooms.loaded is not None:
-        document["model"] = {"name": rooms.loaded.name[:256], "sha256": rooms.loaded.sha256}
+    if state.loaded_model is not None:
+        document["model"] = {"name": state.loaded_model.name[:256], "sha256": state.loaded_model.sha256}
     return document
 
 
-def _engine(rooms: Rooms) -> Document:
-    if rooms.engine is None:
-        return {"requested": rooms.config.inference.device, "reasonCode": "warming-up"}
-    device = rooms.engine.device
+def _build_engine_properties(state: AppState) -> Document:
+    if state.engine is None:
+        return {"requested": state.config.inference.device, "reasonCode": "warming-up"}
+    device = state.engine.device
     return {
         "requested": device.requested,
         "effective": device.effective,
-        "precision": rooms.engine.precision.precision,
+        "precision": state.engine.precision.precision,
         "reasonCode": device.code,
-        "since": utc_text(device.since_utc),
+        "since": format_utc(device.since_utc),
     }
 
 
-def _states(rooms: Rooms) -> dict[str, str]:
-    running = rooms.cameras_by_name
+def _camera_states(state: AppState) -> dict[str, str]:
+    running = state.running_cameras
     return {
-        name: running[name].status().state if name in running else "disabled" for name in rooms.config.cameras
+        name: running[name].status().state if name in running else "disabled" for name in state.config.cameras
     }
 
 
-def camera_states(states: Mapping[str, str]) -> Document:
+def fit_camera_states(states: Mapping[str, str]) -> Document:
     """The states by name; of more than fit those that are in trouble are kept, and the rest is counted."""
     left_bytes = MAX_CAMERAS_BYTES
     kept: Document = {}
-    for name in sorted(states, key=lambda name: (states[name] in _CALM, name)):
+    for name in sorted(states, key=lambda name: (states[name] in _HEALTHY_STATES, name)):
         left_bytes -= len(json.dumps({name: states[name]}))
         if left_bytes < 0:
             kept["_more"] = f"{len(states) - len(kept)} cameras more"
@@ -93,16 +102,16 @@ def camera_states(states: Mapping[str, str]) -> Document:
 
 log = logging.getLogger(__name__)
 
-_LOOK_S = 1.0
-_END_S = 1.0
-_CALLS = 2_000
-_MOST_ANSWERS = 64
+_POLL_INTERVAL_S = 1.0
+_STOP_TIMEOUT_S = 1.0
+_MAX_QUEUED_CALLS = 2_000
+_MAX_PENDING_ANSWERS = 64
 """Answers of full size on their way to the hub; the calls behind them are told at once to come again."""
 
-_MESSAGES = 8
+_MAX_QUEUED_MESSAGES = 8
 
 
-class Remote:
+class HubBridge:
     """A `Listener` for the hub client; everything that it does not inherit from there belongs to the loop.
 
     Args:
@@ -117,47 +126,57 @@ class Remote:
 
     def __init__(
         self,
-        rooms: Rooms,
-        view: Facade,
+        state: AppState,
+        backend: HttpBackend,
         call_soon: Callable[[Callable[[], None]], None],
-        carriers: Carriers,
+        config_sources: ConfigurationSources,
         *,
         apply: Callable[[Config], Awaitable[Mapping[str, str]]],
-        give_way: Callable[[], None],
+        cancel_pending_model: Callable[[], None],
         first_sequence: int,
     ) -> None:
-        self._rooms = rooms
-        self._view = view
+        self._state = state
+        self._backend = backend
         self._call_soon = call_soon
-        self._desk = Desk(threads=2, limit=16, name="remote")
+        self._executor = BoundedExecutor(threads=2, limit=16, name="remote")
         # A message of 256 KB may hold a picture of 40 megapixels.
-        self._memory = Budget(MEMORY_BYTES, MEMORY_WAIT_S, "too many large pictures at once")
-        self._calls: Outbox[MethodCall] = Outbox(lambda: call_soon(self._take_calls), _CALLS)
-        self._messages: Outbox[InputMessage] = Outbox(lambda: call_soon(self._take_messages), _MESSAGES)
+        self._memory = MemoryBudget(MEMORY_BYTES, MEMORY_WAIT_S, "too many large pictures at once")
+        self._calls: LoopQueue[MethodCall] = LoopQueue(
+            lambda: call_soon(self._handle_calls), _MAX_QUEUED_CALLS
+        )
+        self._messages: LoopQueue[InputMessage] = LoopQueue(
+            lambda: call_soon(self._handle_messages), _MAX_QUEUED_MESSAGES
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._started_utc = utc_now()
-        self._line = 0
-        self._answering = 0
-        self._reported = Reported()
-        self._desired = Desired(carriers, apply, self._event, give_way=give_way)
-        self._methods = Methods(Calls(rooms, view, self._desk, self._desired.judge).methods())
-        means = Means(self._analyse, self._send_result, lambda: rooms.config.cameras, self._refused)
-        self._questions = Questions(means, first_sequence)
+        self._connection = 0
+        self._pending_answers = 0
+        self._reported = ReportedProperties()
+        self._desired = DesiredProperties(
+            config_sources, apply, self._event, cancel_pending_model=cancel_pending_model
+        )
+        self._methods = MethodDispatcher(
+            DirectMethods(state, backend, self._executor, self._desired.validate_desired).methods()
+        )
+        dependencies = ImageRequestDependencies(
+            self._analyse, self._send_result, lambda: state.config.cameras, self._report_unanswered
+        )
+        self._image_requests = ImageRequests(dependencies, first_sequence)
 
     def __repr__(self) -> str:
-        return f"<Remote {self._desired!r} {self._reported!r} {self._methods!r} {self._questions!r}>"
+        return f"<Remote {self._desired!r} {self._reported!r} {self._methods!r} {self._image_requests!r}>"
 
     # --- from the threads of the hub client and the SDK (`line.Listener`) -----------------------------------
 
-    def twin(self, twin: Mapping[str, Any] | None, line: int) -> None:
+    def twin(self, twin: Mapping[str, Any] | None, connection: int) -> None:
         """The twin was read."""
-        self._call_soon(lambda: self._seen(twin, line))
+        self._call_soon(lambda: self._on_twin(twin, connection))
 
-    def called(self, call: MethodCall) -> None:
+    def on_method_call(self, call: MethodCall) -> None:
         """A direct method is called."""
         self._calls.put(call)
 
-    def received(self, message: InputMessage) -> None:
+    def on_message(self, message: InputMessage) -> None:
         """A message has come to an input."""
         self._messages.put(message)
 
@@ -165,18 +184,18 @@ class Remote:
 
     def start(self) -> None:
         """Report, answer and take wishes from now on; the delivery is there."""
-        self._begin(self._report())
-        self._begin(self._again("taking desired properties", self._desired.run))
-        self._begin(self._again("answering pictures of other modules", self._questions.run))
+        self._start_task(self._report())
+        self._start_task(self._run_forever("taking desired properties", self._desired.run))
+        self._start_task(self._run_forever("answering pictures of other modules", self._image_requests.run))
 
     async def close(self) -> None:
         """End what is under way; whoever called a method hears nothing more."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_END_S)
+            await asyncio.wait(self._tasks, timeout=_STOP_TIMEOUT_S)
         # A picture that is worked on may take its time, and the stop does not wait for it.
-        self._desk.close(wait=False)
+        self._executor.close(wait=False)
 
     def reload(self, read: Callable[[], Document]) -> None:
         """Take the local document anew, as `read` gives it."""
@@ -188,60 +207,60 @@ class Remote:
 
     def next_sequences(self) -> dict[str, int]:
         """What has to be remembered, so that the numbers of pictures never repeat (`sequences`)."""
-        return {NUMBERS: self._questions.next_sequence}
+        return {SEQUENCE_NAME: self._image_requests.next_sequence}
 
-    async def keep_wish(self) -> None:
+    async def save_desired(self) -> None:
         """The module could not be started as it was wished before: keep what is wished now for next time."""
-        await self._desired.keep_waiting()
+        await self._desired.save_pending()
 
-    def statistics(self) -> Asked:
+    def statistics(self) -> InboundStatistics:
         """The counts so far."""
-        return Asked(
-            wishes=dict(self._desired.counts),
+        return InboundStatistics(
+            configurations=dict(self._desired.counts),
             patches=self._reported.patches,
             methods=dict(self._methods.counts),
             calls_dropped=self._calls.dropped,
-            pictures_answered=self._questions.answered,
-            pictures_dropped=dict(self._questions.dropped) | {"full": self._full()},
+            pictures_answered=self._image_requests.answered,
+            pictures_dropped=dict(self._image_requests.dropped) | {"full": self._count_full()},
             config=self._desired.acknowledgement,
         )
 
-    def _full(self) -> int:
-        return self._questions.dropped["full"] + self._messages.dropped
+    def _count_full(self) -> int:
+        return self._image_requests.dropped["full"] + self._messages.dropped
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._on_task_done)
 
-    async def _again(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+    async def _run_forever(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
         """Work that must go on as long as the module does: begun again after an error that it let through."""
         while True:
             try:
                 await work()
             except Exception:
                 log.exception("%s failed; starting it again", what)
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_INTERVAL_S)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a background task for IoT Hub ended with an error", exc_info=error)
 
     # --- the twin -------------------------------------------------------------------------------------------
 
-    def _seen(self, twin: Mapping[str, Any] | None, line: int) -> None:
-        if line != self._line:
-            self._line = line
+    def _on_twin(self, twin: Mapping[str, Any] | None, connection: int) -> None:
+        if connection != self._connection:
+            self._connection = connection
             known = None if twin is None else twin.get("reported")
-            self._reported.linked(known if isinstance(known, Mapping) else {})
+            self._reported.on_connected(known if isinstance(known, Mapping) else {})
         if twin is not None:
-            self._desired.seen(twin)
+            self._desired.on_twin(twin)
 
     async def _report(self) -> None:
         failed = False
         while True:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_INTERVAL_S)
             try:
                 if self._reported.due():
                     self._report_now()
@@ -252,81 +271,85 @@ class Remote:
                 failed = True
 
     def _report_now(self) -> None:
-        wanted = properties(self._rooms, self._desired.acknowledgement, self._started_utc)
+        wanted = build_reported_properties(self._state, self._desired.acknowledgement, self._started_utc)
         patch = self._reported.next_patch(wanted)
         if patch is not None:
-            self._errand(Errand("reporting", self._line, partial(_send_patch, patch), self._settled))
+            self._submit_link_task(
+                LinkTask("reporting", self._connection, partial(_send_patch, patch), self._on_report_settled)
+            )
 
-    def _settled(self, outcome: Outcome) -> None:
+    def _on_report_settled(self, outcome: TaskOutcome) -> None:
         self._call_soon(lambda: self._reported.settle(outcome))
 
     def _event(self, code: str, text: str, details: Mapping[str, Any]) -> None:
-        if self._rooms.delivery is not None:
-            self._rooms.delivery.event("module", code, text, details)
+        if self._state.delivery is not None:
+            self._state.delivery.event("module", code, text, details)
 
     # --- direct methods -------------------------------------------------------------------------------------
 
-    def _take_calls(self) -> None:
+    def _handle_calls(self) -> None:
         for call in self._calls.drain():
-            self._begin(self._answer_call(call))
+            self._start_task(self._answer_call(call))
 
     async def _answer_call(self, call: MethodCall) -> None:
-        if self._answering >= _MOST_ANSWERS:
+        if self._pending_answers >= _MAX_PENDING_ANSWERS:
             answer = self._methods.busy(call.name)
         else:
             answer = await self._methods.answer(call.name, call.payload)
 
-        def send(link: Link) -> bool:
+        def send(link: HubLink) -> bool:
             link.answer(call.request_id, answer.status, answer.document)
             return True
 
-        self._answering += 1
-        self._errand(Errand("answering a direct method", call.line, send, self._answered))
+        self._pending_answers += 1
+        self._submit_link_task(
+            LinkTask("answering a direct method", call.connection, send, self._on_answered)
+        )
 
-    def _answered(self, _outcome: Outcome) -> None:
+    def _on_answered(self, _outcome: TaskOutcome) -> None:
         """Called from any thread."""
-        self._call_soon(self._one_answer_less)
+        self._call_soon(self._release_answer_slot)
 
-    def _one_answer_less(self) -> None:
-        self._answering -= 1
+    def _release_answer_slot(self) -> None:
+        self._pending_answers -= 1
 
-    def _errand(self, errand: Errand) -> None:
-        if self._rooms.delivery is not None:
-            self._rooms.delivery.errand(errand)
+    def _submit_link_task(self, link_task: LinkTask) -> None:
+        if self._state.delivery is not None:
+            self._state.delivery.link_task(link_task)
         else:
-            errand.done("lost")
+            link_task.done("lost")
 
     # --- pictures of other modules --------------------------------------------------------------------------
 
-    def _take_messages(self) -> None:
+    def _handle_messages(self) -> None:
         for message in self._messages.drain():
-            self._questions.put(message)
+            self._image_requests.put(message)
 
-    async def _analyse(self, body: bytes) -> Result | Drop:
-        if not is_picture(body):
+    async def _analyse(self, body: bytes) -> FrameResult | ImageDropReason:
+        if not is_supported_image(body):
             return "bad-picture"
         try:
-            async with self._memory.hold(decoding_bytes(body)):
-                picture = await self._desk.run(partial(decode_upload, body))
-                return await self._view.detect(picture)
+            async with self._memory.hold(estimate_decoding_bytes(body)):
+                picture = await self._executor.run(partial(decode_upload, body))
+                return await self._backend.detect(picture)
         except RequestError:
             return "bad-picture"
-        except Busy:
+        except BusyError:
             return "busy"
         except VisionedgeError as error:
             log.warning("a picture of another module: %s", redact(str(error)))
             return "failed"
 
-    def _send_result(self, result: Result, correlation_id: str) -> bool:
-        delivery = self._rooms.delivery
+    def _send_result(self, result: FrameResult, correlation_id: str) -> bool:
+        delivery = self._state.delivery
         return delivery is not None and delivery.answer(result, correlation_id)
 
-    def _refused(self, reason: Drop, camera: str) -> None:
+    def _report_unanswered(self, reason: ImageDropReason, camera: str) -> None:
         camera = redact(camera)  # whatever another module wrote there
-        text = f"a picture on input {INPUT} for {camera} got no answer: {reason}"
+        text = f"a picture on input {IMAGE_INPUT} for {camera} got no answer: {reason}"
         log.warning("%s", text)
         self._event("input-picture-refused", text, {"camera": camera, "reason": reason})
 
 
-def _send_patch(patch: Mapping[str, Any], link: Link) -> bool:
+def _send_patch(patch: Mapping[str, Any], link: HubLink) -> bool:
     return link.report(patch)

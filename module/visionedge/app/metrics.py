@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from visionedge.frames.types import Result
+from visionedge.frames.types import FrameResult
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -21,7 +21,7 @@ Labels = tuple[str, ...]
 Sample = tuple[Labels, float]
 
 
-class Declared(NamedTuple):
+class MetricDeclaration(NamedTuple):
     """A metric: its kind, its labels, and what it tells."""
 
     kind: str
@@ -29,112 +29,148 @@ class Declared(NamedTuple):
     help: str
 
 
-DECLARED: Mapping[str, Declared] = {
-    "info": Declared("gauge", ("version", "model"), "Always 1; what runs."),
-    "uptime_seconds": Declared("gauge", (), "Since the module started."),
-    "ready": Declared("gauge", (), "1 when a warmed-up engine answers."),
-    "engine_device": Declared(
+SCRAPED_METRICS: Mapping[str, MetricDeclaration] = {
+    "info": MetricDeclaration("gauge", ("version", "model"), "Always 1; what runs."),
+    "uptime_seconds": MetricDeclaration("gauge", (), "Since the module started."),
+    "ready": MetricDeclaration("gauge", (), "1 when a warmed-up engine answers."),
+    "engine_device": MetricDeclaration(
         "gauge", ("requested", "effective", "code"), "Always 1; where frames are computed."
     ),
-    "engine_info": Declared(
+    "engine_info": MetricDeclaration(
         "gauge",
         ("model", "device", "precision"),
         "Always 1; the model, its device and its precision.",
     ),
-    "engine_degraded": Declared("gauge", (), "1 when the effective device is not what was asked for."),
-    "engine_restarts_total": Declared("counter", (), "How often the engine's process was started again."),
-    "engine_faults_total": Declared("counter", ("fault",), "Batches and processes that failed, by fault."),
-    "engine_recovering": Declared("gauge", (), "1 while a device that was lost or absent is looked for."),
-    "engine_probes_total": Declared("counter", ("code",), "How often a device was looked for, by answer."),
-    "engine_change_overs_total": Declared("counter", (), "How often a device was put back to use."),
-    "nodes_on_cpu": Declared("gauge", (), "Nodes that fell to the CPU while the rest is on a GPU."),
-    "pictures_copied_total": Declared(
+    "engine_degraded": MetricDeclaration(
+        "gauge", (), "1 when the effective device is not what was asked for."
+    ),
+    "engine_restarts_total": MetricDeclaration(
+        "counter", (), "How often the engine's process was started again."
+    ),
+    "engine_faults_total": MetricDeclaration(
+        "counter", ("fault",), "Batches and processes that failed, by fault."
+    ),
+    "engine_recovering": MetricDeclaration(
+        "gauge", (), "1 while a device that was lost or absent is looked for."
+    ),
+    "engine_probes_total": MetricDeclaration(
+        "counter", ("code",), "How often a device was looked for, by answer."
+    ),
+    "engine_change_overs_total": MetricDeclaration("counter", (), "How often a device was put back to use."),
+    "nodes_on_cpu": MetricDeclaration("gauge", (), "Nodes that fell to the CPU while the rest is on a GPU."),
+    "pictures_copied_total": MetricDeclaration(
         "counter", (), "Frames that found no room in shared memory and are copied to the engine."
     ),
-    "unplanned_shape_total": Declared("counter", (), "Batches of a size that was not warmed; must stay 0."),
-    "frames_offered_total": Declared("counter", ("camera",), "Frames that reached the camera's slot."),
-    "frames_analysed_total": Declared("counter", ("camera",), "Frames that were computed."),
-    "frames_dropped_total": Declared("counter", ("camera", "reason"), "Frames let go, by reason."),
-    "frames_waiting": Declared("gauge", ("camera",), "Frames in the slot or in flight."),
-    "camera_state": Declared("gauge", ("camera", "state"), "Always 1; the camera's state."),
-    "camera_epoch": Declared("gauge", ("camera",), "Grows by one at each reconnect."),
-    "camera_frames_read_total": Declared("counter", ("camera",), "Pictures decoded from the source."),
-    "camera_frame_age_seconds": Declared("gauge", ("camera",), "Age of the newest picture."),
-    "demanded_frames_per_second": Declared("gauge", ("camera",), "Frames that the camera is asked for."),
-    "let_in_frames_per_second": Declared("gauge", ("camera",), "Frames of these that overload leaves."),
-    "delivered_frames_per_second": Declared("gauge", ("camera",), "Frames of the camera that are analysed."),
-    "cores_used": Declared("gauge", ("purpose",), "Cores in use for decode, infer and other work."),
-    "bottleneck": Declared(
+    "unplanned_shape_total": MetricDeclaration(
+        "counter", (), "Batches of a size that was not warmed; must stay 0."
+    ),
+    "frames_offered_total": MetricDeclaration(
+        "counter", ("camera",), "Frames that reached the camera's slot."
+    ),
+    "frames_analysed_total": MetricDeclaration("counter", ("camera",), "Frames that were computed."),
+    "frames_dropped_total": MetricDeclaration("counter", ("camera", "reason"), "Frames let go, by reason."),
+    "frames_waiting": MetricDeclaration("gauge", ("camera",), "Frames in the slot or in flight."),
+    "camera_state": MetricDeclaration("gauge", ("camera", "state"), "Always 1; the camera's state."),
+    "camera_epoch": MetricDeclaration("gauge", ("camera",), "Grows by one at each reconnect."),
+    "camera_frames_read_total": MetricDeclaration(
+        "counter", ("camera",), "Pictures decoded from the source."
+    ),
+    "camera_frame_age_seconds": MetricDeclaration("gauge", ("camera",), "Age of the newest picture."),
+    "demanded_frames_per_second": MetricDeclaration(
+        "gauge", ("camera",), "Frames that the camera is asked for."
+    ),
+    "let_in_frames_per_second": MetricDeclaration(
+        "gauge", ("camera",), "Frames of these that overload leaves."
+    ),
+    "delivered_frames_per_second": MetricDeclaration(
+        "gauge", ("camera",), "Frames of the camera that are analysed."
+    ),
+    "cores_used": MetricDeclaration("gauge", ("purpose",), "Cores in use for decode, infer and other work."),
+    "bottleneck": MetricDeclaration(
         "gauge", ("bottleneck",), "Always 1; the limit: none, quota, decode, engine, others or idle."
     ),
-    "overload_rung": Declared("gauge", ("rung",), "1 while it is given up: variant, gate or fps."),
-    "overload_steps_total": Declared(
+    "overload_rung": MetricDeclaration("gauge", ("rung",), "1 while it is given up: variant, gate or fps."),
+    "overload_steps_total": MetricDeclaration(
         "counter", ("rung", "direction"), "Steps of the overload ladder: taken or returned."
     ),
-    "overload_exhausted": Declared(
+    "overload_exhausted": MetricDeclaration(
         "gauge", (), "1 when it is too much still, and nothing is left to give up."
     ),
-    "camera_fps_limit": Declared("gauge", ("camera",), "Frames per second that overload slows it to."),
-    "hub_connected": Declared("gauge", (), "1 when connected to edgeHub."),
-    "messages_total": Declared("counter", ("output",), "Messages made, by output."),
-    "telemetry_frames_dropped_total": Declared("counter", ("reason",), "Frames not told, by reason."),
-    "hub_messages_sent_total": Declared("counter", (), "Messages acknowledged by edgeHub."),
-    "hub_messages_waiting": Declared("gauge", (), "Messages that wait for their acknowledgement."),
-    "hub_messages_dropped_total": Declared("counter", ("reason",), "Messages let go, by reason."),
-    "hub_rungs_total": Declared("counter", ("rung",), "What was done about a hub or an SDK that failed."),
-    "message_blocks_total": Declared(
+    "camera_fps_limit": MetricDeclaration(
+        "gauge", ("camera",), "Frames per second that overload slows it to."
+    ),
+    "hub_connected": MetricDeclaration("gauge", (), "1 when connected to edgeHub."),
+    "messages_total": MetricDeclaration("counter", ("output",), "Messages made, by output."),
+    "telemetry_frames_dropped_total": MetricDeclaration(
+        "counter", ("reason",), "Frames not told, by reason."
+    ),
+    "hub_messages_sent_total": MetricDeclaration("counter", (), "Messages acknowledged by edgeHub."),
+    "hub_messages_waiting": MetricDeclaration("gauge", (), "Messages that wait for their acknowledgement."),
+    "hub_messages_dropped_total": MetricDeclaration("counter", ("reason",), "Messages let go, by reason."),
+    "hub_rungs_total": MetricDeclaration(
+        "counter", ("rung",), "What was done about a hub or an SDK that failed."
+    ),
+    "message_blocks_total": MetricDeclaration(
         "counter", ("output",), "Blocks of 4 KB that IoT Hub meters for the messages."
     ),
-    "hub_unit_share": Declared(
+    "hub_unit_share": MetricDeclaration(
         "gauge", ("tier",), "Part of one unit's daily quota that the last hour would come to."
     ),
-    "spool_bytes": Declared("gauge", (), "Bytes of messages that wait for the hub."),
-    "spool_on_disk": Declared("gauge", (), "1 when messages wait on disk, 0 when only in memory."),
-    "twin_configurations_total": Declared(
+    "spool_bytes": MetricDeclaration("gauge", (), "Bytes of messages that wait for the hub."),
+    "spool_on_disk": MetricDeclaration("gauge", (), "1 when messages wait on disk, 0 when only in memory."),
+    "twin_configurations_total": MetricDeclaration(
         "counter", ("outcome",), "Desired properties that were applied or rejected."
     ),
-    "twin_patches_total": Declared("counter", (), "Patches of reported properties."),
-    "method_calls_total": Declared("counter", ("method", "status"), "Direct methods that were called."),
-    "method_calls_dropped_total": Declared("counter", (), "Direct methods that came too many at once."),
-    "input_pictures_answered_total": Declared("counter", (), "Pictures of other modules that got an answer."),
-    "input_pictures_dropped_total": Declared(
+    "twin_patches_total": MetricDeclaration("counter", (), "Patches of reported properties."),
+    "method_calls_total": MetricDeclaration(
+        "counter", ("method", "status"), "Direct methods that were called."
+    ),
+    "method_calls_dropped_total": MetricDeclaration(
+        "counter", (), "Direct methods that came too many at once."
+    ),
+    "input_pictures_answered_total": MetricDeclaration(
+        "counter", (), "Pictures of other modules that got an answer."
+    ),
+    "input_pictures_dropped_total": MetricDeclaration(
         "counter", ("reason",), "Pictures of other modules that got none, by reason."
     ),
-    "outbox_dropped_total": Declared(
+    "outbox_dropped_total": MetricDeclaration(
         "counter", (), "Results lost between the lanes and the loop; must stay 0."
     ),
 }
 """Scraped metrics, without the prefix ``visionedge_``."""
 
-HISTOGRAMS: Mapping[str, Declared] = {
-    "frame_wait_seconds": Declared("histogram", ("camera",), "From capture to being taken into a batch."),
-    "frame_infer_seconds": Declared("histogram", ("device",), "In the engine, by batch."),
-    "frame_total_seconds": Declared("histogram", ("camera",), "From capture to result."),
+HISTOGRAMS: Mapping[str, MetricDeclaration] = {
+    "frame_wait_seconds": MetricDeclaration(
+        "histogram", ("camera",), "From capture to being taken into a batch."
+    ),
+    "frame_infer_seconds": MetricDeclaration("histogram", ("device",), "In the engine, by batch."),
+    "frame_total_seconds": MetricDeclaration("histogram", ("camera",), "From capture to result."),
 }
 """Observed metrics, without the prefix."""
 
 _BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
-Snapshot = Callable[[], Iterable[tuple[str, Labels, float]]]
+MetricsSnapshot = Callable[[], Iterable[tuple[str, Labels, float]]]
 """Gives (name, label values, value) for the scraped metrics, as they are now."""
 
 
-class _Scraped(Collector):
-    def __init__(self, snapshot: Snapshot) -> None:
+class _ScrapeCollector(Collector):
+    def __init__(self, snapshot: MetricsSnapshot) -> None:
         self._snapshot = snapshot
 
     def describe(self) -> Iterable[Metric]:
         return []
 
     def collect(self) -> Iterable[Metric]:
-        families = {name: _family(name) for name in DECLARED}
+        families = {name: _make_family(name) for name in SCRAPED_METRICS}
         for name, labels, value in self._snapshot():
             families[name].add_metric(list(labels), value)
         return [family for family in families.values() if family.samples]
 
 
-def _family(name: str) -> CounterMetricFamily | GaugeMetricFamily:
-    declared = DECLARED[name]
+def _make_family(name: str) -> CounterMetricFamily | GaugeMetricFamily:
+    declared = SCRAPED_METRICS[name]
     kind = CounterMetricFamily if declared.kind == "counter" else GaugeMetricFamily
     return kind(f"visionedge_{name}", declared.help, labels=declared.labels)
 
@@ -142,9 +178,9 @@ def _family(name: str) -> CounterMetricFamily | GaugeMetricFamily:
 class Metrics:
     """The module's metrics. `observe` and `render` are called on the loop."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: MetricsSnapshot) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Scraped(snapshot))
+        self._registry.register(_ScrapeCollector(snapshot))
         ProcessCollector(namespace="visionedge", registry=self._registry)
         self._histograms = {
             name: Histogram(
@@ -153,7 +189,7 @@ class Metrics:
             for name, d in HISTOGRAMS.items()
         }
 
-    def observe(self, result: Result) -> None:
+    def observe(self, result: FrameResult) -> None:
         """Take note of how long a frame took."""
         camera, timing = result.frame.camera, result.timing
         self._histograms["frame_wait_seconds"].labels(camera).observe(timing.wait_ns / 1e9)

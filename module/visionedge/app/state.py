@@ -5,71 +5,71 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from visionedge.app.load_meter import Meter
-from visionedge.app.overload_policy import Promise
+from visionedge.app.load_meter import LoadMeter
+from visionedge.app.overload_policy import OverloadStatus
 from visionedge.camera.camera import Camera, CameraStatus
-from visionedge.camera.registry import Fleet
+from visionedge.camera.registry import CameraRegistry
 from visionedge.config.schema import Config
 from visionedge.engine.batcher import Batcher
-from visionedge.engine.interface import AnyEngine, EngineNews
-from visionedge.engine.process.shared_memory import Arena
-from visionedge.frames.types import Result
+from visionedge.engine.interface import Engine, EngineEvent
+from visionedge.engine.process.shared_memory import SharedFramePool
+from visionedge.frames.types import FrameResult
 from visionedge.iothub.delivery import Delivery
-from visionedge.iothub.image_requests import Asked
+from visionedge.iothub.image_requests import InboundStatistics
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
-from visionedge.model.supply import Supply
-from visionedge.runtime.threads import Outbox
-from visionedge.web.results import Board
+from visionedge.model.supply import ModelProvider
+from visionedge.runtime.threads import LoopQueue
+from visionedge.web.results import LatestResults
 
 
 @dataclass(slots=True)
-class Rooms:
+class AppState:
     """What the service has built. Loop only; None where a room is not there yet."""
 
     config: Config
     data: Path
     environ: Mapping[str, str]
     batcher: Batcher
-    outbox: Outbox[Result | CameraStatus | EngineNews]
+    loop_queue: LoopQueue[FrameResult | CameraStatus | EngineEvent]
     started_ns: int = field(default_factory=time.monotonic_ns)
-    board: Board = field(default_factory=Board)
-    meter: Meter = field(default_factory=Meter)
-    promise: Promise = field(default_factory=Promise)
-    loaded: Model | None = None
+    latest_results: LatestResults = field(default_factory=LatestResults)
+    meter: LoadMeter = field(default_factory=LoadMeter)
+    overload_status: OverloadStatus = field(default_factory=OverloadStatus)
+    loaded_model: Model | None = None
     selection: Selection | None = None
-    arena: Arena | None = None
-    fleet: Fleet | None = None
-    engine: AnyEngine | None = None
+    frame_pool: SharedFramePool | None = None
+    camera_registry: CameraRegistry | None = None
+    engine: Engine | None = None
     delivery: Delivery | None = None
-    held: str | None = None
-    asked: Callable[[], Asked] | None = None
-    supply: Supply | None = None
+    waiting_reason: str | None = None
+    inbound_statistics: Callable[[], InboundStatistics] | None = None
+    supply: ModelProvider | None = None
     stopping: bool = False
     failed: bool = False
 
     @staticmethod
-    def of(config: Config, data: Path, environ: Mapping[str, str], wake: Callable[[], None]) -> "Rooms":
+    def of(config: Config, data: Path, environ: Mapping[str, str], wake: Callable[[], None]) -> "AppState":
         """The rooms that are there from the beginning; `wake` is the outbox's."""
         inference = config.inference
         batcher = Batcher(inference.max_batch, int(inference.max_age_seconds * 1e9))
-        return Rooms(config, data, environ, batcher, Outbox(wake))
+        return AppState(config, data, environ, batcher, LoopQueue(wake))
 
     @property
-    def cameras_by_name(self) -> Mapping[str, Camera]:
+    def running_cameras(self) -> Mapping[str, Camera]:
         """The cameras that run."""
-        return {} if self.fleet is None else self.fleet.by_name
+        return {} if self.camera_registry is None else self.camera_registry.by_name
 
     @property
-    def fetching(self) -> str | None:
+    def fetch_progress(self) -> str | None:
         """How far the model is that is being fetched; None where none is."""
-        return None if self.supply is None else self.supply.words
+        return None if self.supply is None else self.supply.message
 
     def readiness(self) -> list[str]:
         """Why no frame can be computed now; empty when one can."""
         if self.stopping:
             return ["stopping"]
         if self.engine is None:
-            return [self.fetching or self.held or "the engine is warming up"]
+            return [self.fetch_progress or self.waiting_reason or "the engine is warming up"]
         process = self.engine.process
         return [process.down] if process is not None and process.down else []

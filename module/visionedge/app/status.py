@@ -11,61 +11,61 @@ from typing import Any, NamedTuple
 
 from visionedge import __version__
 from visionedge.app import load_meter
-from visionedge.app.overload_policy import RUNGS, device_in_words, sentence
-from visionedge.app.state import Rooms
+from visionedge.app.overload_policy import DEGRADATION_LEVELS, describe_device, describe_overload
+from visionedge.app.state import AppState
 from visionedge.camera.camera import CameraStatus
 from visionedge.engine.batcher import CameraStatistics
-from visionedge.engine.interface import AnyEngine, Recovery
-from visionedge.frames.types import utc_now, utc_text
+from visionedge.engine.interface import Engine, RecoveryStatistics
+from visionedge.frames.types import format_utc, utc_now
 from visionedge.iothub.delivery import Delivery
-from visionedge.outbound.metering import Bill
-from visionedge.runtime.redaction import masked_address
-from visionedge.web.backend import ModelFacts
+from visionedge.outbound.metering import MeteredUsage
+from visionedge.runtime.redaction import mask_address
+from visionedge.web.backend import ModelMetadata
 from visionedge.web.results import CameraTraffic
 
 Document = dict[str, Any]
 
 
-def status(rooms: Rooms) -> Document:
+def build_status(state: AppState) -> Document:
     """The `Status` object of HTTP."""
-    reasons = rooms.readiness()
-    loaded = rooms.loaded
+    reasons = state.readiness()
+    loaded_model = state.loaded_model
     return {
         "version": __version__,
-        "uptimeSeconds": round(_uptime_s(rooms), 3),
+        "uptimeSeconds": round(_uptime_s(state), 3),
         "ready": not reasons,
         "reasons": reasons,
-        "engine": engine(rooms.engine) if rooms.engine else _no_engine(rooms),
+        "engine": build_engine(state.engine) if state.engine else _build_missing_engine(state),
         "model": None
-        if loaded is None
+        if loaded_model is None
         else {
-            "name": loaded.name,
-            "sha256": loaded.sha256,
-            "head": loaded.head,
-            "classes": len(loaded.labels),
-            "inputWidth": loaded.input.width_px,
-            "inputHeight": loaded.input.height_px,
+            "name": loaded_model.name,
+            "sha256": loaded_model.sha256,
+            "head": loaded_model.head,
+            "classes": len(loaded_model.labels),
+            "inputWidth": loaded_model.input.width_px,
+            "inputHeight": loaded_model.input.height_px,
         },
-        "fetching": rooms.fetching,
-        "cameras": cameras(rooms),
-        "capacity": load(rooms),
-        "hub": hub(rooms.delivery) | _asked(rooms),
+        "fetching": state.fetch_progress,
+        "cameras": build_cameras(state),
+        "capacity": build_capacity(state),
+        "hub": build_hub(state.delivery) | _build_inbound(state),
     }
 
 
-def load(rooms: Rooms) -> Document | None:
+def build_capacity(state: AppState) -> Document | None:
     """What is delivered of what is asked, what limits that, and what is given up for it."""
-    seen, promise = rooms.meter.reading, rooms.promise
+    seen, overload_status = state.meter.measurement, state.overload_status
     if seen is None:
         return None
-    document = load_meter.document(seen)
-    if promise.given_up or promise.at_the_end:
-        device = device_in_words(rooms.engine.device.effective) if rooms.engine else "the engine"
-        document["sentence"] = sentence(seen, promise, device)
-    return {**document, "overload": promise.document()}
+    document = load_meter.build_load_document(seen)
+    if overload_status.taken_levels or overload_status.exhausted:
+        device = describe_device(state.engine.device.effective) if state.engine else "the engine"
+        document["sentence"] = describe_overload(seen, overload_status, device)
+    return {**document, "overload": overload_status.document()}
 
 
-def engine(running: AnyEngine) -> Document:
+def build_engine(running: Engine) -> Document:
     """Where frames are computed, where they were asked to be, and why."""
     device, plan = running.device, running.plan
     return {
@@ -74,7 +74,7 @@ def engine(running: AnyEngine) -> Document:
         "degraded": device.degraded,
         "reasonCode": device.code,
         "reason": device.reason,
-        "since": utc_text(device.since_utc),
+        "since": format_utc(device.since_utc),
         "plan": {
             "lanes": plan.lanes,
             "buckets": list(plan.buckets),
@@ -82,91 +82,95 @@ def engine(running: AnyEngine) -> Document:
             "measured": plan.measured.document() if plan.measured else None,
         },
         "precision": running.precision.document(),
-        "nodesOnCpu": list(running.places.on_cpu),
+        "nodesOnCpu": list(running.node_placement.on_cpu),
         "notes": list(running.notes),
         "unplannedShapes": running.unplanned_shapes,
         "process": asdict(running.process) if running.process else None,
-        "parity": [likeness.document() for likeness in running.proof.likenesses],
-        "pace": running.proof.pace.document(device.effective) if running.proof.pace else None,
-        "recovery": _recovery(running.recovery) if running.recovery else None,
+        "parity": [parity_result.document() for parity_result in running.device_check.parity_results],
+        "pace": running.device_check.speed_check.document(device.effective)
+        if running.device_check.speed_check
+        else None,
+        "recovery": _build_recovery(running.recovery) if running.recovery else None,
     }
 
 
 _EVENT_REASON_CHARACTERS = 500
 
 
-def engine_event(running: AnyEngine) -> Document:
+def build_engine_event(running: Engine) -> Document:
     """What the cloud needs of `engine` with an event: what is used, and why. The tables stay in status."""
-    seen = engine(running)
+    seen = build_engine(running)
     recovery = seen["recovery"] or {}
     return {
         **{key: seen[key] for key in ("requested", "effective", "degraded", "reasonCode", "since")},
-        "reason": shortened(seen["reason"]),
+        "reason": shorten(seen["reason"]),
         "precision": seen["precision"]["precision"],
         "recoveryStage": recovery.get("stage"),
     }
 
 
-def shortened(text: str) -> str:
+def shorten(text: str) -> str:
     """A sentence in the length of an event: what libraries report can be pages."""
     return text if len(text) <= _EVENT_REASON_CHARACTERS else f"{text[: _EVENT_REASON_CHARACTERS - 1]}…"
 
 
-def _recovery(seen: Recovery) -> Document:
+def _build_recovery(seen: RecoveryStatistics) -> Document:
     """Where the way back of a device stands, and what happened so far."""
-    outlook = seen.outlook
+    recovery_state = seen.recovery_state
     return {
-        "stage": outlook.stage,
-        "vainTries": outlook.vain,
-        "reasonCode": outlook.reason.code if outlook.reason else None,
-        "reason": outlook.reason.reason if outlook.reason else None,
-        "nextTrySeconds": None if outlook.next_in_s is None else round(outlook.next_in_s, 1),
-        "changeOvers": seen.change_overs,
+        "stage": recovery_state.stage,
+        "vainTries": recovery_state.failed_attempts,
+        "reasonCode": recovery_state.reason.code if recovery_state.reason else None,
+        "reason": recovery_state.reason.reason if recovery_state.reason else None,
+        "nextTrySeconds": None if recovery_state.retry_in_s is None else round(recovery_state.retry_in_s, 1),
+        "changeOvers": seen.device_recoveries,
         "faults": dict(seen.faults),
         "probes": dict(seen.probes),
     }
 
 
-def _no_engine(rooms: Rooms) -> Document:
+def _build_missing_engine(state: AppState) -> Document:
     return {
-        "requested": rooms.config.inference.device,
+        "requested": state.config.inference.device,
         "effective": None,
         "reasonCode": "warming-up",
-        "reason": rooms.fetching or rooms.held or "the engine is warming up",
+        "reason": state.fetch_progress or state.waiting_reason or "the engine is warming up",
     }
 
 
-def cameras(rooms: Rooms) -> list[Document]:
+def build_cameras(state: AppState) -> list[Document]:
     """One `Camera` object per configured camera."""
-    counted = _Counted(rooms.batcher.statistics().cameras, rooms.board.statistics().cameras)
-    return [_camera(rooms, name, counted) for name in rooms.config.cameras]
+    counted = _CameraCounters(state.batcher.statistics().cameras, state.latest_results.statistics().cameras)
+    return [_build_camera(state, name, counted) for name in state.config.cameras]
 
 
-def camera(rooms: Rooms, name: str) -> Document | None:
+def build_camera(state: AppState, name: str) -> Document | None:
     """One of them; None where no camera is configured under this name."""
-    if name not in rooms.config.cameras:
+    if name not in state.config.cameras:
         return None
-    return _camera(
-        rooms, name, _Counted(rooms.batcher.statistics().cameras, rooms.board.statistics().cameras)
+    return _build_camera(
+        state,
+        name,
+        _CameraCounters(state.batcher.statistics().cameras, state.latest_results.statistics().cameras),
     )
 
 
-class _Counted(NamedTuple):
+class _CameraCounters(NamedTuple):
     """What was counted of all cameras: a snapshot is taken once for as many as are told of."""
 
     slots: Mapping[str, CameraStatistics]
     traffic: Mapping[str, CameraTraffic]
 
 
-def _camera(rooms: Rooms, name: str, counted: _Counted) -> Document:
-    configured = rooms.config.cameras[name]
-    worker = rooms.cameras_by_name.get(name)
+def _build_camera(state: AppState, name: str, counted: _CameraCounters) -> Document:
+    configured = state.config.cameras[name]
+    worker = state.running_cameras.get(name)
     slot, traffic = counted.slots.get(name), counted.traffic.get(name)
     document: Document = {
         "name": name,
-        "uri": masked_address(configured.uri),
+        "uri": mask_address(configured.uri),
         "enabled": configured.enabled,
-        "state": "waiting" if configured.enabled and rooms.fleet is None else "disabled",
+        "state": "waiting" if configured.enabled and state.camera_registry is None else "disabled",
         "epoch": 0,
         "framesRead": 0,
         "framesAnalysed": slot.analysed if slot else 0,
@@ -180,7 +184,7 @@ def _camera(rooms: Rooms, name: str, counted: _Counted) -> Document:
         seen = worker.status()
         document |= {
             "state": seen.state,
-            "since": utc_text(
+            "since": format_utc(
                 utc_now() - timedelta(microseconds=(time.monotonic_ns() - seen.since_ns) / 1e3)
             ),
             "epoch": seen.epoch,
@@ -192,21 +196,21 @@ def _camera(rooms: Rooms, name: str, counted: _Counted) -> Document:
             "height": seen.height or None,
             "decoder": seen.decoder,
         }
-    throttle = rooms.promise.throttles.get(name)
+    throttle = state.overload_status.throttles.get(name)
     document["throttle"] = None if throttle is None else {
         "fps": throttle.fps, "gate": throttle.gate is not None
     }  # fmt: skip
-    latest = rooms.board.latest(name)
+    latest = state.latest_results.latest(name)
     document["sequence"] = latest.frame.sequence if latest else None
     return document
 
 
-def hub(delivery: Delivery | None) -> Document:
+def build_hub(delivery: Delivery | None) -> Document:
     """What goes to IoT Hub, and whether it arrives."""
     if delivery is None:
         return {"state": "starting"}
     seen = delivery.status()
-    told, client, journal = seen.telemetry, seen.hub, seen.journal
+    published, client, messages_file = seen.telemetry, seen.hub, seen.messages_file
     document: Document = {"state": "local", "device": seen.device, "module": seen.module}
     if client is not None:
         document |= {
@@ -218,7 +222,7 @@ def hub(delivery: Delivery | None) -> Document:
             "lastError": client.last_error,
             "rebuilds": client.rebuilds,
             "abandonedCalls": client.abandoned,
-            "rungs": dict(client.rungs),
+            "rungs": dict(client.faults),
         }
     if seen.spool is not None:
         document["spool"] = {
@@ -229,39 +233,39 @@ def hub(delivery: Delivery | None) -> Document:
             "dropped": dict(seen.spool.dropped),
         }
     document["telemetry"] = {
-        "framesOffered": told.offered,
-        "framesTold": told.told,
-        "framesUnchanged": told.unchanged,
-        "framesDropped": dict(told.dropped),
-        "messages": dict(told.messages),
-        "leftToday": told.left_today,
+        "framesOffered": published.offered,
+        "framesTold": published.published,
+        "framesUnchanged": published.unchanged,
+        "framesDropped": dict(published.dropped),
+        "messages": dict(published.messages),
+        "leftToday": published.left_today,
     }
-    document["bill"] = bill(told.bill)
-    if journal is not None:
-        document["messagesFile"] = {"written": journal.written, "lastError": journal.last_error}
+    document["bill"] = build_metering(published.usage)
+    if messages_file is not None:
+        document["messagesFile"] = {"written": messages_file.written, "lastError": messages_file.last_error}
     return document
 
 
-def _asked(rooms: Rooms) -> Document:
+def _build_inbound(state: AppState) -> Document:
     """What the cloud and other modules have asked for; nothing outside IoT Edge, where nobody can."""
-    if rooms.asked is None or rooms.delivery is None or not rooms.delivery.inside_edge:
+    if state.inbound_statistics is None or state.delivery is None or not state.delivery.inside_edge:
         return {}
-    seen = rooms.asked()
+    seen = state.inbound_statistics()
     return {
         "config": dict(seen.config),
-        "configurations": dict(seen.wishes),
+        "configurations": dict(seen.configurations),
         "reportedPatches": seen.patches,
         "methodCalls": sum(seen.methods.values()),
         "inputPictures": {"answered": seen.pictures_answered, "dropped": dict(seen.pictures_dropped)},
     }
 
 
-def bill(counted: Bill) -> Document:
+def build_metering(counted: MeteredUsage) -> Document:
     """Messages as IoT Hub meters them, and which part of a unit's day the last hour would come to."""
     return {
         "messages": dict(counted.messages),
         "blocks": dict(counted.blocks),
-        "blockFill": round(counted.fill, 3),
+        "blockFill": round(counted.fill_ratio, 3),
         "blocksPerDay": round(counted.blocks_per_day),
         "blocksPerDayByOutput": {output: round(count) for output, count in counted.per_day.items()},
         "projectedFromSeconds": round(counted.span_s),
@@ -269,65 +273,65 @@ def bill(counted: Bill) -> Document:
     }
 
 
-def camera_sentence(seen: CameraStatus) -> str:
+def describe_camera(seen: CameraStatus) -> str:
     """One line about a camera's new state, for people who read events."""
     because = f": {seen.last_error}" if seen.last_error and seen.state != "live" else ""
     return f"camera {seen.name} is {seen.state}{because}"
 
 
-def model_facts(running: AnyEngine, max_batch: int) -> ModelFacts:
+def build_model_facts(running: Engine, max_batch: int) -> ModelMetadata:
     """What a client of the Open Inference Protocol must know.
 
     `max_batch` is the configured one, whatever the plan is: clients must not break when the device changes.
     """
     model = running.model
-    return ModelFacts(model.name, model.sha256, model.input, running.rows, max_batch, model.labels)
+    return ModelMetadata(model.name, model.sha256, model.input, running.rows, max_batch, model.labels)
 
 
-def samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
+def collect_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
     """The scraped metrics (`metrics.DECLARED`), read off the rooms."""
-    model = rooms.loaded.name if rooms.loaded else ""
+    model = state.loaded_model.name if state.loaded_model else ""
     yield "info", (__version__, model), 1
-    yield "uptime_seconds", (), _uptime_s(rooms)
-    yield "ready", (), float(not rooms.readiness())
-    yield "outbox_dropped_total", (), rooms.outbox.dropped
-    if rooms.engine is not None:
-        device = rooms.engine.device
+    yield "uptime_seconds", (), _uptime_s(state)
+    yield "ready", (), float(not state.readiness())
+    yield "outbox_dropped_total", (), state.loop_queue.dropped
+    if state.engine is not None:
+        device = state.engine.device
         yield "engine_device", (device.requested, device.effective, device.code), 1
-        yield "engine_info", (rooms.engine.model.name, device.effective, rooms.engine.precision.precision), 1
+        yield "engine_info", (state.engine.model.name, device.effective, state.engine.precision.precision), 1
         yield "engine_degraded", (), float(device.degraded)
-        yield "unplanned_shape_total", (), rooms.engine.unplanned_shapes
-        yield "nodes_on_cpu", (), len(rooms.engine.places.on_cpu)
-        if rooms.engine.process is not None:
-            yield "engine_restarts_total", (), rooms.engine.process.restarts
-        if rooms.engine.recovery is not None:
-            yield from _recovery_samples(rooms.engine.recovery)
-    if rooms.arena is not None:
-        yield "pictures_copied_total", (), rooms.arena.dry
-    for name, slot in rooms.batcher.statistics().cameras.items():
+        yield "unplanned_shape_total", (), state.engine.unplanned_shapes
+        yield "nodes_on_cpu", (), len(state.engine.node_placement.on_cpu)
+        if state.engine.process is not None:
+            yield "engine_restarts_total", (), state.engine.process.restarts
+        if state.engine.recovery is not None:
+            yield from _recovery_samples(state.engine.recovery)
+    if state.frame_pool is not None:
+        yield "pictures_copied_total", (), state.frame_pool.exhausted_count
+    for name, slot in state.batcher.statistics().cameras.items():
         yield "frames_offered_total", (name,), slot.offered
         yield "frames_analysed_total", (name,), slot.analysed
         yield "frames_waiting", (name,), slot.waiting + slot.in_flight
         for reason, count in slot.dropped.items():
             yield "frames_dropped_total", (name, reason), count
-    yield from _camera_samples(rooms)
-    yield from _capacity_samples(rooms)
-    yield from _overload_samples(rooms)
-    yield from _hub_samples(rooms)
-    yield from _asked_samples(rooms)
+    yield from _camera_samples(state)
+    yield from _capacity_samples(state)
+    yield from _overload_samples(state)
+    yield from _hub_samples(state)
+    yield from _inbound_samples(state)
 
 
-def _recovery_samples(seen: Recovery) -> Iterable[tuple[str, tuple[str, ...], float]]:
-    yield "engine_recovering", (), float(seen.outlook.stage != "settled")
-    yield "engine_change_overs_total", (), seen.change_overs
+def _recovery_samples(seen: RecoveryStatistics) -> Iterable[tuple[str, tuple[str, ...], float]]:
+    yield "engine_recovering", (), float(seen.recovery_state.stage != "settled")
+    yield "engine_change_overs_total", (), seen.device_recoveries
     for fault, count in seen.faults.items():
         yield "engine_faults_total", (fault,), count
     for code, count in seen.probes.items():
         yield "engine_probes_total", (code,), count
 
 
-def _camera_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
-    for name, worker in rooms.cameras_by_name.items():
+def _camera_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
+    for name, worker in state.running_cameras.items():
         seen = worker.status()
         yield "camera_state", (name, seen.state), 1
         yield "camera_epoch", (name,), seen.epoch
@@ -336,41 +340,41 @@ def _camera_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]
             yield "camera_frame_age_seconds", (name,), seen.age_ms / 1000
 
 
-def _capacity_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
-    seen = rooms.meter.reading
+def _capacity_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
+    seen = state.meter.measurement
     if seen is None:
         return
     for name, camera in seen.cameras.items():
         yield "demanded_frames_per_second", (name,), camera.demanded
-        yield "let_in_frames_per_second", (name,), camera.let_in
+        yield "let_in_frames_per_second", (name,), camera.admitted
         yield "delivered_frames_per_second", (name,), camera.delivered
-    for purpose, cores in load_meter.used(seen).items():
+    for purpose, cores in load_meter.cores_by_purpose(seen).items():
         yield "cores_used", (purpose,), cores
-    yield "bottleneck", (load_meter.judge(seen).bottleneck,), 1
+    yield "bottleneck", (load_meter.find_bottleneck(seen).bottleneck,), 1
 
 
-def _overload_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
-    promise = rooms.promise
-    given_up = {each.rung for each in promise.given_up}
-    yield "overload_exhausted", (), float(promise.at_the_end)
-    for (rung, direction), count in promise.steps.items():
-        yield "overload_steps_total", (rung, direction), count
-    for rung in RUNGS:
-        yield "overload_rung", (rung,), float(rung in given_up)
-    for name, throttle in promise.throttles.items():
+def _overload_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
+    overload_status = state.overload_status
+    taken_levels = {each.level for each in overload_status.taken_levels}
+    yield "overload_exhausted", (), float(overload_status.exhausted)
+    for (level, direction), count in overload_status.steps.items():
+        yield "overload_steps_total", (level, direction), count
+    for level in DEGRADATION_LEVELS:
+        yield "overload_rung", (level,), float(level in taken_levels)
+    for name, throttle in overload_status.throttles.items():
         if throttle.fps is not None:
             yield "camera_fps_limit", (name,), throttle.fps
 
 
-def _hub_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
-    if rooms.delivery is None:
+def _hub_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
+    if state.delivery is None:
         return
-    seen = rooms.delivery.status()
+    seen = state.delivery.status()
     for output, count in seen.telemetry.messages.items():
         yield "messages_total", (output,), count
-    for output, count in seen.telemetry.bill.blocks.items():
+    for output, count in seen.telemetry.usage.blocks.items():
         yield "message_blocks_total", (output,), count
-    for tier, share in seen.telemetry.bill.shares.items():
+    for tier, share in seen.telemetry.usage.shares.items():
         yield "hub_unit_share", (tier,), share
     for reason, count in seen.telemetry.dropped.items():
         yield "telemetry_frames_dropped_total", (reason,), count
@@ -380,18 +384,18 @@ def _hub_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
         yield "hub_messages_waiting", (), seen.hub.queued
         for reason, count in seen.hub.dropped.items():
             yield "hub_messages_dropped_total", (reason,), count
-        for rung, count in seen.hub.rungs.items():
-            yield "hub_rungs_total", (rung,), count
+        for level, count in seen.hub.faults.items():
+            yield "hub_rungs_total", (level,), count
     if seen.spool is not None:
         yield "spool_bytes", (), seen.spool.waiting_bytes
         yield "spool_on_disk", (), float(seen.spool.mode == "disk")
 
 
-def _asked_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]:
-    if rooms.asked is None:
+def _inbound_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
+    if state.inbound_statistics is None:
         return
-    seen = rooms.asked()
-    for outcome, count in seen.wishes.items():
+    seen = state.inbound_statistics()
+    for outcome, count in seen.configurations.items():
         yield "twin_configurations_total", (outcome,), count
     yield "twin_patches_total", (), seen.patches
     for (method, status_code), count in seen.methods.items():
@@ -402,5 +406,5 @@ def _asked_samples(rooms: Rooms) -> Iterable[tuple[str, tuple[str, ...], float]]
         yield "input_pictures_dropped_total", (reason,), count
 
 
-def _uptime_s(rooms: Rooms) -> float:
-    return (time.monotonic_ns() - rooms.started_ns) / 1e9
+def _uptime_s(state: AppState) -> float:
+    return (time.monotonic_ns() - state.started_ns) / 1e9

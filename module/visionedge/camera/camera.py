@@ -11,21 +11,29 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal, Protocol
 
-from visionedge.camera.freeze_detection import ContentWatch
+from visionedge.camera.freeze_detection import FreezeDetector
 from visionedge.camera.motion_gate import GateSettings
-from visionedge.camera.sources.base import Decoded, Limits, Source, waiting_since_s
-from visionedge.camera.sources.diagnosis import silent
+from visionedge.camera.sources.base import DecodedPicture, FrameSource, SourceLimits, waiting_since_s
+from visionedge.camera.sources.diagnosis import no_picture_received
 from visionedge.camera.sources.open import open_source
-from visionedge.camera.timing import UNTHROTTLED, Backoff, Counts, Pace, Rate, Ration, Throttle
+from visionedge.camera.timing import (
+    UNTHROTTLED,
+    AdmissionCounts,
+    FrameAdmission,
+    FrameRate,
+    PlaybackClock,
+    ReconnectBackoff,
+    Throttle,
+)
 from visionedge.config.addresses import CameraUri, parse_camera_uri
-from visionedge.errors import DamagedError, SourceError, VisionedgeError
+from visionedge.errors import DamagedPictureError, SourceError, VisionedgeError
 from visionedge.frames.types import Frame, InputSpec, Picture, Placement, utc_now
-from visionedge.runtime.redaction import masked_address, redact
+from visionedge.runtime.redaction import mask_address, redact
 
 # What a camera is doing: as it is shown, and as the camera itself keeps it.
 
 
-State = Literal[
+CameraState = Literal[
     "connecting",
     "waiting",
     "live",
@@ -38,15 +46,15 @@ State = Literal[
     "stopped",
 ]
 
-CONNECTED: frozenset[State] = frozenset({"live", "stale", "frozen", "black"})
+CONNECTED_STATES: frozenset[CameraState] = frozenset({"live", "stale", "frozen", "black"})
 """The states of a camera that is connected, whatever it shows."""
 
 _STALE_NS = 2_000_000_000
-_STALE_GAPS = 3
-_GAPS = 64
+_STALE_GAP_FACTOR = 3
+_MAX_GAPS = 64
 """Longest of so many distances between pictures: what is usual for a camera."""
 
-_GAPS_KNOWN = 8
+_MIN_GAPS = 8
 """The first pictures come in a row, as the decoder kept them while it learnt what the stream is."""
 
 
@@ -66,7 +74,7 @@ class CameraStatus:
 
     name: str
     uri: str
-    state: State
+    state: CameraState
     since_ns: int
     epoch: int
     frames_read: int
@@ -80,55 +88,55 @@ class CameraStatus:
 
 
 @dataclass(slots=True)
-class Progress:
+class CameraProgress:
     """How far a camera has come; written by its own thread alone."""
 
     since_ns: int
     epoch: int
     next_sequence: int
-    state: State = "connecting"
+    state: CameraState = "connecting"
     connected_ns: int = 0
     frames_read: int = 0
     newest_ns: int | None = None
-    heard_ns: int | None = None
-    gaps_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_GAPS))
+    connection_newest_ns: int | None = None
+    gaps_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_MAX_GAPS))
     live: bool = False
     lost_ns: int | None = None
     next_try_ns: int | None = None
     last_error: str | None = None
     size_px: tuple[int, int] = (0, 0)
     decoder: str | None = None
-    rate: Rate = field(default_factory=Rate)
+    rate: FrameRate = field(default_factory=FrameRate)
 
-    def note(self, decoded: Decoded, now_ns: int) -> None:
+    def note(self, decoded: DecodedPicture, now_ns: int) -> None:
         """A picture was read."""
-        if self.heard_ns is not None:
-            self.gaps_ns.append(now_ns - self.heard_ns)
+        if self.connection_newest_ns is not None:
+            self.gaps_ns.append(now_ns - self.connection_newest_ns)
         self.frames_read += 1
-        self.newest_ns = self.heard_ns = now_ns
+        self.newest_ns = self.connection_newest_ns = now_ns
         self.size_px = (decoded.width_px, decoded.height_px)
-        self.rate.add(now_ns, decoded.covers)
+        self.rate.add(now_ns, decoded.source_frames)
 
     def begin(self) -> None:
         """Another connection begins: what was usual on the one before says nothing about it."""
-        self.heard_ns = None
+        self.connection_newest_ns = None
         self.gaps_ns.clear()
 
-    def patience_ns(self, least_ns: int, first_ns: int) -> int:
+    def silence_limit_ns(self, min_ns: int, first_ns: int) -> int:
         """How long a camera may be silent, which is more than its pictures usually lie apart.
 
         Args:
             least_ns: for a camera of many pictures per second.
             first_ns: while its rate is not known.
         """
-        least_ns = least_ns if len(self.gaps_ns) >= _GAPS_KNOWN else first_ns
-        return max(least_ns, _STALE_GAPS * max(self.gaps_ns, default=0))
+        min_ns = min_ns if len(self.gaps_ns) >= _MIN_GAPS else first_ns
+        return max(min_ns, _STALE_GAP_FACTOR * max(self.gaps_ns, default=0))
 
     def stale(self, now_ns: int, first_ns: int) -> bool:
         """Whether a source that sets the pace itself is silent, for longer than its pictures lie apart."""
-        if not self.live or self.heard_ns is None or self.state not in CONNECTED:
+        if not self.live or self.connection_newest_ns is None or self.state not in CONNECTED_STATES:
             return False
-        return now_ns - self.heard_ns > self.patience_ns(_STALE_NS, first_ns)
+        return now_ns - self.connection_newest_ns > self.silence_limit_ns(_STALE_NS, first_ns)
 
     def shown(self, name: str, uri: str, now_ns: int, *, stale: bool) -> CameraStatus:
         """As it is shown; `uri` without secrets."""
@@ -152,8 +160,8 @@ class Progress:
 # Work of a decoder on a thread that can be left behind, because a decoder cannot be interrupted.
 
 
-class Attempt:
-    """One connection of a camera. `take` belongs to one thread, `give_up` may be called by any.
+class ConnectionThread:
+    """One connection of a camera. `take` belongs to one thread, `abandon` may be called by any.
 
     Args:
         name: of its thread.
@@ -161,12 +169,12 @@ class Attempt:
             closes what it opened and returns.
     """
 
-    def __init__(self, name: str, work: "Callable[[Attempt], None]") -> None:
+    def __init__(self, name: str, work: "Callable[[ConnectionThread], None]") -> None:
         self._work = work
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._settled = threading.Event()
         self._lock = threading.Lock()
-        self._left = False
+        self._abandoned = False
         self._error: Exception | None = None
 
     def __repr__(self) -> str:
@@ -175,7 +183,7 @@ class Attempt:
     @property
     def left(self) -> bool:
         """Whether `take` has returned, or is about to, before the work ended."""
-        return self._left
+        return self._abandoned
 
     def take(self) -> None:
         """Do the work and wait for its end, or until it is given up.
@@ -188,14 +196,14 @@ class Attempt:
         if self._error is not None:
             raise self._error
 
-    def give_up(self, error: Exception | None = None) -> None:
+    def abandon(self, error: Exception | None = None) -> None:
         """Let `take` return at once, or raise this; too late where the work has ended."""
         with self._lock:
             if not self._settled.is_set():
-                self._left, self._error = True, error
+                self._abandoned, self._error = True, error
                 self._settled.set()
 
-    def linger(self, timeout_s: float) -> None:
+    def join(self, timeout_s: float) -> None:
         """After it was given up: wait for the work to end, so that a source that answers is closed."""
         if self._thread.is_alive():
             self._thread.join(timeout_s)
@@ -207,21 +215,19 @@ class Attempt:
         except Exception as caught:  # noqa: BLE001 - raised again in the thread that waits
             error = caught
         with self._lock:
-            if not self._left:
+            if not self._abandoned:
                 self._error = error
                 self._settled.set()
 
-
-__all__ = ["Allocate", "Camera", "CameraStatus", "Fitting", "FrameSink", "Means", "State"]
 
 log = logging.getLogger(__name__)
 
 HEALTHY_NS = 60_000_000_000
 """After so long a time without a loss, waits begin short again."""
 
-_ERROR_CHARACTERS = 400
+_MAX_ERROR_CHARACTERS = 400
 
-_LINGER_S = 0.3
+_JOIN_TIMEOUT_S = 0.3
 """A source that still answers takes no longer to end; one that hangs is left behind."""
 
 
@@ -242,52 +248,52 @@ def _ignore(_status: CameraStatus) -> None:
     """Nobody wants to hear of changes."""
 
 
-Allocate = Callable[[], Picture | None]
+AllocatePicture = Callable[[], Picture | None]
 """Gives an array of the model's input size to write the next picture into; None where there is none."""
 
 
-def _no_place() -> None:
+def _allocate_none() -> None:
     """Every picture gets an array of its own."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fitting:
+class InputResizer:
     """The input that pictures are brought to, and where they are written then."""
 
     spec: InputSpec
-    allocate: Allocate = _no_place
+    allocate: AllocatePicture = _allocate_none
 
-    def fill(self, decoded: Decoded) -> tuple[Picture, Placement]:
+    def fit_to_input(self, decoded: DecodedPicture) -> tuple[Picture, Placement]:
         """The decoded picture at the model's size, and where it lies in there.
 
         Raises:
             DamagedError: it cannot be converted.
         """
-        return decoded.fill(self.spec, self.allocate())
+        return decoded.fit_to_input(self.spec, self.allocate())
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class CameraDependencies:
     """What a camera needs of the world beside its clock; a test brings its own.
 
     `opener` opens the source, `wait` waits for an event up to so many seconds, `chance` is in 0-1.
     """
 
-    opener: Callable[[CameraUri, Limits], Source] = open_source
+    opener: Callable[[CameraUri, SourceLimits], FrameSource] = open_source
     wait: Callable[[threading.Event, float], bool] = threading.Event.wait
-    chance: Callable[[], float] = random.random
+    random_fraction: Callable[[], float] = random.random
 
 
-class _Showing:
+class _ConnectionState:
     """What is remembered from picture to picture of one connection."""
 
-    def __init__(self, attempt: Attempt, source: Source, ration: Ration) -> None:
+    def __init__(self, attempt: ConnectionThread, source: FrameSource, admission: FrameAdmission) -> None:
         self.attempt = attempt
         self.source = source
-        self.ration = ration
-        self.content = ContentWatch()
+        self.admission = admission
+        self.content = FreezeDetector()
         self.connected = False
-        self.damaged: DamagedError | None = None
+        self.damaged: DamagedPictureError | None = None
         self.damaged_since_ns: int | None = None
 
     def damaged_for_ns(self, now_ns: int) -> int:
@@ -334,12 +340,12 @@ class Camera:
         last_epoch: int = 0,
         paced: bool = True,
         clock: Callable[[], int] = time.monotonic_ns,
-        limits: Limits | None = None,
+        limits: SourceLimits | None = None,
         gate: GateSettings | None = None,
-        allocate: Allocate | None = None,
+        allocate: AllocatePicture | None = None,
         throttle: Throttle = UNTHROTTLED,
         on_change: Callable[[CameraStatus], None] = _ignore,
-        means: Means | None = None,
+        dependencies: CameraDependencies | None = None,
         held: bool = False,
     ) -> None:
         self.name = name
@@ -347,159 +353,164 @@ class Camera:
         self._fps = fps
         self._paced = paced
         self._clock = clock
-        limits = limits or Limits()
+        limits = limits or SourceLimits()
         self._limits = limits if fps is None else replace(limits, pictures_per_s=fps)
         self._gate = gate
         self._throttle = throttle
-        self._fitting = Fitting(spec, allocate or _no_place)
+        self._resizer = InputResizer(spec, allocate or _allocate_none)
         self._on_change = on_change
-        self._means = means or Means()
-        self._backoff = Backoff(chance=self._means.chance)
-        self._attempt: Attempt | None = None
-        self._source: Source | None = None
-        self._stop, self._begun = threading.Event(), threading.Event()
+        self._dependencies = dependencies or CameraDependencies()
+        self._backoff = ReconnectBackoff(random_fraction=self._dependencies.random_fraction)
+        self._attempt: ConnectionThread | None = None
+        self._source: FrameSource | None = None
+        self._stop, self._released = threading.Event(), threading.Event()
         if not held:
-            self._begun.set()
+            self._released.set()
         self._lock = threading.Lock()
-        self._handing = threading.Lock()
-        self._now = Progress(clock(), last_epoch, first_sequence)
-        self.counts = Counts()
+        self._handover_lock = threading.Lock()
+        self._progress = CameraProgress(clock(), last_epoch, first_sequence)
+        self.counts = AdmissionCounts()
 
     def __repr__(self) -> str:
         return (
-            f"<Camera {self.name} {self._now.state} epoch={self._now.epoch} read={self._now.frames_read} "
-            f"next={self._now.next_sequence} error={self._now.last_error!r}>"
+            f"<Camera {self.name} {self._progress.state} epoch={self._progress.epoch} "
+            f"read={self._progress.frames_read} "
+            f"next={self._progress.next_sequence} error={self._progress.last_error!r}>"
         )
 
     @property
     def next_sequence(self) -> int:
         """The number that the next frame gets: where a camera that takes over goes on."""
-        return self._now.next_sequence
+        return self._progress.next_sequence
 
     @property
     def epoch(self) -> int:
         """The epoch now: where a camera that takes over goes on."""
-        return self._now.epoch
+        return self._progress.epoch
 
     def run(self) -> None:
         """Play the source, again after each loss, until `stop` or the end of a file; a thread's target."""
         while not self._stop.is_set():
-            if self._play():
+            if self._connect_and_read():
                 break
             self._wait_for_next_try()
         if self._stop.is_set():
-            self._enter("stopped")
+            self._set_state("stopped")
             if self._attempt is not None:
-                self._attempt.linger(_LINGER_S)
+                self._attempt.join(_JOIN_TIMEOUT_S)
 
     def _wait_for_next_try(self) -> None:
         wait_s = self._backoff.next_s()
         with self._lock:
-            self._now.next_try_ns = self._clock() + round(wait_s * 1e9)
-        self._means.wait(self._stop, wait_s)
+            self._progress.next_try_ns = self._clock() + round(wait_s * 1e9)
+        self._dependencies.wait(self._stop, wait_s)
         with self._lock:
-            self._now.next_try_ns = None
+            self._progress.next_try_ns = None
 
     def begin(self) -> None:
         """Frames can be analysed now: play what was held."""
-        self._begun.set()
+        self._released.set()
 
     def stop(self) -> None:
         """End `run` at once, whatever the source does; what opens or is read later is closed again.
 
         When this returns, no frame is handed on any more, and `next_sequence` and `epoch` are final.
         """
-        with self._handing:
+        with self._handover_lock:
             self._stop.set()
-        self._begun.set()
+        self._released.set()
         if self._attempt is not None:
-            self._attempt.give_up()
+            self._attempt.abandon()
         if self._source is not None:
             self._source.interrupt()
 
-    def refit(self, fitting: Fitting) -> None:
+    def change_input(self, resizer: InputResizer) -> None:
         """Bring pictures to another model's input; once this returns, no frame comes for the one before."""
-        with self._handing:
-            self._fitting = fitting
+        with self._handover_lock:
+            self._resizer = resizer
 
-    def ease(self, throttle: Throttle) -> None:
+    def throttle(self, throttle: Throttle) -> None:
         """Hand on no more than this lets in, from one of the next pictures on; the source stays open."""
         self._throttle = throttle
 
-    def watch(self) -> None:
+    def check_liveness(self) -> None:
         """Notice that nothing comes, which the source's own thread cannot as it waits; to be called often."""
         now_ns = self._clock()
         if self._stale(now_ns):
-            self._enter("stale")
+            self._set_state("stale")
         attempt, source = self._attempt, self._source
         since_s = None if source is None else waiting_since_s(source)
         if attempt is None or since_s is None:
             return
         with self._lock:
-            patience_ns = self._now.patience_ns(
+            silence_limit_ns = self._progress.silence_limit_ns(
                 round(self._limits.silence_s * 1e9), round(self._limits.first_picture_s * 1e9)
             )
-        if now_ns - round(since_s * 1e9) > patience_ns:
-            with self._handing:  # from here on nothing comes from this connection
-                attempt.give_up(SourceError(silent(masked_address(self._uri), round(patience_ns / 1e9, 1))))
+        if now_ns - round(since_s * 1e9) > silence_limit_ns:
+            with self._handover_lock:  # from here on nothing comes from this connection
+                attempt.abandon(
+                    SourceError(
+                        no_picture_received(mask_address(self._uri), round(silence_limit_ns / 1e9, 1))
+                    )
+                )
 
     def status(self) -> CameraStatus:
         """What it is doing now."""
         now_ns = self._clock()
         stale = self._stale(now_ns)
         with self._lock:
-            return self._now.shown(self.name, masked_address(self._uri), now_ns, stale=stale)
+            return self._progress.shown(self.name, mask_address(self._uri), now_ns, stale=stale)
 
     def _stale(self, now_ns: int) -> bool:
         with self._lock:
-            return self._now.stale(now_ns, round(self._limits.first_picture_s * 1e9))
+            return self._progress.stale(now_ns, round(self._limits.first_picture_s * 1e9))
 
-    def _play(self) -> bool:
+    def _connect_and_read(self) -> bool:
         """Open and read until the end (True) or a loss (False)."""
         self._source = None
         with self._lock:
-            self._now.begin()
-        self._attempt = attempt = Attempt(f"source:{self.name}", self._connection)
+            self._progress.begin()
+        self._attempt = attempt = ConnectionThread(f"source:{self.name}", self._run_connection)
         # Looked at after the attempt can be seen: `stop` sets its event first and then gives up the attempt.
         if self._stop.is_set():
             return True
         try:
             attempt.take()
         except Exception as error:  # noqa: BLE001 - whatever a decoder raises is a lost source, no dead thread
-            self._lose(error)
+            self._handle_loss(error)
             return False
         if not self._stop.is_set():
-            self._enter("ended")
+            self._set_state("ended")
         return True
 
-    def _connection(self, attempt: Attempt) -> None:
+    def _run_connection(self, attempt: ConnectionThread) -> None:
         """One connection from opening to closing; in the thread of the attempt."""
         with contextlib.closing(self._open()) as source:
             if attempt.left:
                 return
-            if not (source.live or self._begun.is_set()):
-                self._enter("waiting")
-                self._begun.wait()
+            if not (source.live or self._released.is_set()):
+                self._set_state("waiting")
+                self._released.wait()
             self._source = source
             self._read(source, attempt)
 
-    def _open(self) -> Source:
+    def _open(self) -> FrameSource:
         began_ns = self._clock()
         limits = self._limits
         try:
-            return self._means.opener(parse_camera_uri(self._uri), limits)
+            return self._dependencies.opener(parse_camera_uri(self._uri), limits)
         except SourceError:
             if (self._clock() - began_ns) / 1e9 >= limits.open_timeout_s:
-                self._limits = replace(limits, open_timeout_s=limits.open_timeout_most_s)
+                self._limits = replace(limits, open_timeout_s=limits.max_open_timeout_s)
             raise
 
-    def _read(self, source: Source, attempt: Attempt) -> None:
-        ration = Ration(self._fps, self._gate, self.counts)
-        showing = _Showing(attempt, source, ration)
-        pace: Pace | None = None
+    def _read(self, source: FrameSource, attempt: ConnectionThread) -> None:
+        admission = FrameAdmission(self._fps, self._gate, self.counts)
+        connection = _ConnectionState(attempt, source, admission)
+        pace: PlaybackClock | None = None
         while not self._stop.is_set():
-            if ration.follow(self._throttle):
-                source.want(ration.fps)
+            if admission.set_throttle(self._throttle):
+                source.set_wanted_rate(admission.fps)
             decoded = source.read()
             if attempt.left:
                 return
@@ -507,52 +518,54 @@ class Camera:
                 break
             at_s = decoded.position_s
             if at_s is not None and self._paced:
-                pace = pace or Pace(at_s, self._clock())
-                self._means.wait(self._stop, pace.delay_s(at_s, self._clock()))
+                pace = pace or PlaybackClock(at_s, self._clock())
+                self._dependencies.wait(self._stop, pace.delay_s(at_s, self._clock()))
             if self._stop.is_set():
                 return
-            if self._show(decoded, showing) and not (self._paced or source.live):
+            if self._process(decoded, connection) and not (self._paced or source.live):
                 self._wait_taken()
-        if showing.damaged is not None and not showing.connected:
-            raise showing.damaged  # it had pictures, and none of them could be shown
+        if connection.damaged is not None and not connection.connected:
+            raise connection.damaged  # it had pictures, and none of them could be shown
 
-    def _show(self, decoded: Decoded, showing: _Showing) -> bool:
+    def _process(self, decoded: DecodedPicture, connection: _ConnectionState) -> bool:
         """Take note of a picture, and hand it on if it is due; whether it was."""
         captured_ns, captured_utc = self._clock(), utc_now()
         with self._lock:
-            self._now.note(decoded, captured_ns)
-        watched = showing.content.note(captured_ns, key=decoded.key)
+            self._progress.note(decoded, captured_ns)
+        watched = connection.content.note(captured_ns, key=decoded.key)
         at_s = captured_ns / 1e9 if decoded.position_s is None else decoded.position_s
-        if showing.ration.take(at_s, decoded.covers):
-            return self._hand_on(decoded, showing, captured_ns, captured_utc)
+        if connection.admission.take(at_s, decoded.source_frames):
+            return self._emit(decoded, connection, captured_ns, captured_utc)
         if watched:
-            self._look_on(decoded, showing, captured_ns)
-        if self._now.state == "stale":
-            self._enter("live")
+            self._inspect(decoded, connection, captured_ns)
+        if self._progress.state == "stale":
+            self._set_state("live")
         return False
 
-    def _hand_on(self, decoded: Decoded, showing: _Showing, captured_ns: int, captured_utc: datetime) -> bool:
+    def _emit(
+        self, decoded: DecodedPicture, connection: _ConnectionState, captured_ns: int, captured_utc: datetime
+    ) -> bool:
         """Make a frame of what was decoded and give it to the sink; False where there is no frame."""
-        fitting = self._fitting
-        filled = self._filled(decoded, showing, fitting, captured_ns)
-        if filled is None:
+        resizer = self._resizer
+        resized = self._resize(decoded, connection, resizer, captured_ns)
+        if resized is None:
             return False
-        image, placement = filled
-        shown = _window(image, placement)
-        self._enter(showing.content.look(shown, captured_ns, key=decoded.key))
-        if not showing.ration.opens(shown, captured_ns):
+        image, placement = resized
+        shown = _content_region(image, placement)
+        self._set_state(connection.content.inspect(shown, captured_ns, key=decoded.key))
+        if not connection.admission.passes(shown, captured_ns):
             self._sink.gate(self.name)
             return False
-        with self._handing:
-            if self._stop.is_set() or showing.attempt.left:
+        with self._handover_lock:
+            if self._stop.is_set() or connection.attempt.left:
                 return False
-            if fitting is not self._fitting:  # another model has come since: its pictures are others
-                fitting = self._fitting
-                image, placement = fitting.fill(decoded)
+            if resizer is not self._resizer:  # another model has come since: its pictures are others
+                resizer = self._resizer
+                image, placement = resizer.fit_to_input(decoded)
             frame = Frame(
                 camera=self.name,
-                sequence=self._now.next_sequence,
-                epoch=self._now.epoch,
+                sequence=self._progress.next_sequence,
+                epoch=self._progress.epoch,
                 captured_ns=captured_ns,
                 captured_utc=captured_utc,
                 width_px=decoded.width_px,
@@ -560,14 +573,14 @@ class Camera:
                 image=image,
                 placement=placement,
                 full_picture=decoded.picture,
-                spec=fitting.spec,
+                spec=resizer.spec,
             )
-            self._now.next_sequence += 1
+            self._progress.next_sequence += 1
             self._sink.put(frame)
         return True
 
-    def _filled(
-        self, decoded: Decoded, showing: _Showing, fitting: Fitting, captured_ns: int
+    def _resize(
+        self, decoded: DecodedPicture, connection: _ConnectionState, resizer: InputResizer, captured_ns: int
     ) -> tuple[Picture, Placement] | None:
         """The picture at the model's size, with which the connection counts as one; None where it is damaged.
 
@@ -575,70 +588,72 @@ class Camera:
             DamagedError: as others have been for long.
         """
         try:
-            filled = fitting.fill(decoded)
-        except DamagedError as error:
-            showing.damaged = error
-            if showing.damaged_for_ns(captured_ns) > self._limits.picture_timeout_s * 1e9:
+            resized = resizer.fit_to_input(decoded)
+        except DamagedPictureError as error:
+            connection.damaged = error
+            if connection.damaged_for_ns(captured_ns) > self._limits.picture_timeout_s * 1e9:
                 raise
             return None
-        showing.damaged_since_ns = None
-        if not showing.connected:
-            self._connect(showing.source)
-            showing.connected = True
-        return filled
+        connection.damaged_since_ns = None
+        if not connection.connected:
+            self._mark_connected(connection.source)
+            connection.connected = True
+        return resized
 
-    def _look_on(self, decoded: Decoded, showing: _Showing, captured_ns: int) -> None:
+    def _inspect(self, decoded: DecodedPicture, connection: _ConnectionState, captured_ns: int) -> None:
         """Look at a picture that is not handed on."""
-        with contextlib.suppress(DamagedError):
-            image, placement = decoded.fill(self._fitting.spec)
-            showing.content.look(_window(image, placement), captured_ns, key=True)
+        with contextlib.suppress(DamagedPictureError):
+            image, placement = decoded.fit_to_input(self._resizer.spec)
+            connection.content.inspect(_content_region(image, placement), captured_ns, key=True)
 
     def _wait_taken(self) -> None:
         while not self._stop.is_set() and not self._sink.wait_taken(self.name, 0.2):
             pass
 
-    def _connect(self, source: Source) -> None:
+    def _mark_connected(self, source: FrameSource) -> None:
         """The first picture of a connection can be shown: only now it counts as one."""
         with self._lock:
-            self._now.epoch += 1
-            self._now.last_error = None
-            self._now.decoder = source.decoder
-            self._now.live = source.live
-            self._now.connected_ns = self._clock()
-            width, height = self._now.size_px
+            self._progress.epoch += 1
+            self._progress.last_error = None
+            self._progress.decoder = source.decoder
+            self._progress.live = source.live
+            self._progress.connected_ns = self._clock()
+            width, height = self._progress.size_px
         again = ""
-        if self._now.lost_ns is not None:
-            again = " again" if self._now.state == "reconnecting" else ""
-            again += f" after {(self._clock() - self._now.lost_ns) / 1e9:.1f} s"
-            self._now.lost_ns = None
+        if self._progress.lost_ns is not None:
+            again = " again" if self._progress.state == "reconnecting" else ""
+            again += f" after {(self._clock() - self._progress.lost_ns) / 1e9:.1f} s"
+            self._progress.lost_ns = None
         log.info(
-            "camera %s is live%s: %d x %d px, %s", self.name, again, width, height, masked_address(self._uri)
+            "camera %s is live%s: %d x %d px, %s", self.name, again, width, height, mask_address(self._uri)
         )
-        self._enter("live")
+        self._set_state("live")
 
-    def _lose(self, error: Exception) -> None:
+    def _handle_loss(self, error: Exception) -> None:
         if self._stop.is_set():
             return
         text = _one_line(error)
         now_ns = self._clock()
-        was_live = self._now.state in CONNECTED
-        if was_live and now_ns - self._now.connected_ns >= HEALTHY_NS:
+        was_live = self._progress.state in CONNECTED_STATES
+        if was_live and now_ns - self._progress.connected_ns >= HEALTHY_NS:
             self._backoff.reset()
-        if self._now.lost_ns is None:
-            self._now.lost_ns = now_ns
+        if self._progress.lost_ns is None:
+            self._progress.lost_ns = now_ns
         with self._lock:
-            self._now.last_error = text
-        state: State = "reconnecting" if was_live or self._now.state == "reconnecting" else "failed"
-        if state != self._now.state:
+            self._progress.last_error = text
+        state: CameraState = (
+            "reconnecting" if was_live or self._progress.state == "reconnecting" else "failed"
+        )
+        if state != self._progress.state:
             log.warning("camera %s is %s: %s; trying again until it connects", self.name, state, text)
-        self._enter(state)
+        self._set_state(state)
 
-    def _enter(self, state: State) -> None:
+    def _set_state(self, state: CameraState) -> None:
         with self._lock:
-            if state == self._now.state:
+            if state == self._progress.state:
                 return
-            self._now.state = state
-            self._now.since_ns = self._clock()
+            self._progress.state = state
+            self._progress.since_ns = self._clock()
         if state in ("ended", "stopped"):
             log.info("camera %s has %s", self.name, state)
         try:
@@ -647,7 +662,7 @@ class Camera:
             log.exception("telling of a change of camera %s failed", self.name)
 
 
-def _window(image: Picture, placement: Placement) -> Picture:
+def _content_region(image: Picture, placement: Placement) -> Picture:
     """The part of the model's input that shows the source."""
     left, top = int(placement.left_px), int(placement.top_px)
     return image[top : top + int(placement.height_px), left : left + int(placement.width_px)]
@@ -656,4 +671,4 @@ def _window(image: Picture, placement: Placement) -> Picture:
 def _one_line(error: Exception) -> str:
     """What to show of an error: ours as they are, others with their kind; one line, no secret."""
     text = str(error) if isinstance(error, VisionedgeError) else f"{type(error).__name__}: {error}"
-    return " ".join(redact(text).split())[:_ERROR_CHARACTERS]
+    return " ".join(redact(text).split())[:_MAX_ERROR_CHARACTERS]

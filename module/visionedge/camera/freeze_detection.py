@@ -14,22 +14,22 @@ import numpy as np
 
 from visionedge.frames.types import Picture
 
-Content = Literal["live", "frozen", "black"]
+ContentState = Literal["live", "frozen", "black"]
 
-_LOOK_NS = 1_000_000_000
+_INSPECT_INTERVAL_NS = 1_000_000_000
 _BLACK_NS = 3_000_000_000
 _FROZEN_NS = 10_000_000_000
 _FROZEN_REPEATS = 3
 _FROZEN_WITHOUT_KEYS_NS = 30_000_000_000
-_KEY_GAPS = 3
+_KEY_GAP_FACTOR = 3
 
 # About so many points across and down are looked at for darkness.
 _POINTS = 64
-_DARK = 16
-_EXCEPTIONS = 0.02
+_MAX_DARK_LEVEL = 16
+_MAX_BRIGHT_SHARE = 0.02
 
 
-class _Still:
+class _StillPeriod:
     """How long pictures have been the same, in every pixel."""
 
     def __init__(self) -> None:
@@ -44,19 +44,19 @@ class _Still:
         else:
             self._seen, self._since_ns, self.repeats = digest, now_ns, 0
 
-    def for_ns(self, now_ns: int) -> int:
+    def duration_ns(self, now_ns: int) -> int:
         """For how long."""
         return now_ns - self._since_ns if self._seen is not None else 0
 
 
-class ContentWatch:
+class FreezeDetector:
     """Looks once a second. Black or frozen is what stays so; one other picture ends it."""
 
     def __init__(self) -> None:
-        self._content: Content = "live"
+        self._content: ContentState = "live"
         self._looked_ns: int | None = None
         self._dark_since_ns: int | None = None
-        self._any, self._keys = _Still(), _Still()
+        self._any, self._keys = _StillPeriod(), _StillPeriod()
         self._key_looked_ns: int | None = None
         self._key_ns: int | None = None
         self._key_gaps_ns: deque[int] = deque(maxlen=8)
@@ -78,23 +78,23 @@ class ContentWatch:
         self._key_ns = now_ns
         return not self._all_are_keys and self._wants_key(now_ns)
 
-    def look(self, picture: Picture, now_ns: int, *, key: bool) -> Content:
+    def inspect(self, picture: Picture, now_ns: int, *, key: bool) -> ContentState:
         """What the picture (BGR, any size) and those before it show; `key`: it is a key picture."""
         for_keys = key and self._wants_key(now_ns)
-        if for_keys or self._looked_ns is None or now_ns - self._looked_ns >= _LOOK_NS:
+        if for_keys or self._looked_ns is None or now_ns - self._looked_ns >= _INSPECT_INTERVAL_NS:
             self._looked_ns = now_ns
             digest = zlib.crc32(np.ascontiguousarray(picture).data)
             self._any.note(digest, now_ns)
             if for_keys:
                 self._key_looked_ns = now_ns
                 self._keys.note(digest, now_ns)
-            self._content = self._judge(picture, now_ns)
+            self._content = self._classify(picture, now_ns)
         return self._content
 
     def _wants_key(self, now_ns: int) -> bool:
-        return self._key_looked_ns is None or now_ns - self._key_looked_ns >= _LOOK_NS
+        return self._key_looked_ns is None or now_ns - self._key_looked_ns >= _INSPECT_INTERVAL_NS
 
-    def _judge(self, picture: Picture, now_ns: int) -> Content:
+    def _classify(self, picture: Picture, now_ns: int) -> ContentState:
         if not _is_dark(picture):
             self._dark_since_ns = None
         elif self._dark_since_ns is None:
@@ -104,13 +104,13 @@ class ContentWatch:
         return "frozen" if self._is_frozen(now_ns) else "live"
 
     def _is_frozen(self, now_ns: int) -> bool:
-        if self._keys.repeats >= _FROZEN_REPEATS and self._keys.for_ns(now_ns) >= _FROZEN_NS:
+        if self._keys.repeats >= _FROZEN_REPEATS and self._keys.duration_ns(now_ns) >= _FROZEN_NS:
             return True
         usual_ns = max(self._key_gaps_ns, default=0)
-        return self._any.for_ns(now_ns) >= max(_FROZEN_WITHOUT_KEYS_NS, _KEY_GAPS * usual_ns)
+        return self._any.duration_ns(now_ns) >= max(_FROZEN_WITHOUT_KEYS_NS, _KEY_GAP_FACTOR * usual_ns)
 
 
 def _is_dark(picture: Picture) -> bool:
     height, width = picture.shape[:2]
     points = picture[:: max(1, height // _POINTS), :: max(1, width // _POINTS)]
-    return float((points.max(axis=2) <= _DARK).mean()) >= 1 - _EXCEPTIONS
+    return float((points.max(axis=2) <= _MAX_DARK_LEVEL).mean()) >= 1 - _MAX_BRIGHT_SHARE

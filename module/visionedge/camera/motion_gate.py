@@ -23,10 +23,10 @@ _SMOOTH_CELLS = 31
 _LEARN_S = 5.0
 _LEARN_MOVING_S = 20.0
 _FIRST_NOISE = 1.5
-_NOISES = 4.0
+_NOISE_FACTOR = 4.0
 _SCENE_CHANGE = 0.5
 _HOLD_NS = 2_000_000_000
-_GAP_MOST_S = 5.0
+_MAX_GAP_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class MotionGate:
     def __repr__(self) -> str:
         return f"<MotionGate moving={float(self._moving.mean()):.1%}>"
 
-    def opens(self, picture: Picture, now_ns: int) -> bool:
+    def passes(self, picture: Picture, now_ns: int) -> bool:
         """Whether a picture, BGR of any size, is to be analysed."""
         if self._moves(_cells(picture), now_ns):
             self._moved_ns = now_ns
@@ -76,22 +76,22 @@ class MotionGate:
         return True
 
     def _moves(self, cells: _Cells, now_ns: int) -> bool:
-        passed_s = min(_GAP_MOST_S, (now_ns - self._seen_ns) / 1e9)
+        passed_s = min(_MAX_GAP_S, (now_ns - self._seen_ns) / 1e9)
         self._seen_ns = now_ns
         if self._background.shape != cells.shape:
             self._begin(cells)
             return True
-        expected = _in_this_light(self._background, cells, ~self._moving)
+        expected = _match_brightness(self._background, cells, ~self._moving)
         change = cells - expected
         change -= cv2.blur(change, (_SMOOTH_CELLS, _SMOOTH_CELLS))
         strength = np.abs(change)
-        moving = strength > self._settings.contrast + _NOISES * self._noise
+        moving = strength > self._settings.contrast + _NOISE_FACTOR * self._noise
         if float(moving.mean()) > _SCENE_CHANGE:
             self._begin(cells)
             return True
         self._moving = moving
         self._learn(cells, strength, passed_s)
-        return _largest(moving) >= self._settings.cells
+        return _largest_group_cells(moving) >= self._settings.cells
 
     def _begin(self, cells: _Cells) -> None:
         self._background = cells
@@ -114,7 +114,7 @@ def _cells(picture: Picture) -> _Cells:
     return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
-def _in_this_light(background: _Cells, cells: _Cells, still: NDArray[np.bool_]) -> _Cells:
+def _match_brightness(background: _Cells, cells: _Cells, still: NDArray[np.bool_]) -> _Cells:
     """The background, brightened and contrasted as the picture is, going by where nothing moved."""
     if int(still.sum()) < still.size // 4:
         return background
@@ -126,7 +126,7 @@ def _in_this_light(background: _Cells, cells: _Cells, still: NDArray[np.bool_]) 
     return np.asarray((background - old_mean) * gain + new_mean, np.float32)
 
 
-def _largest(moving: NDArray[np.bool_]) -> int:
+def _largest_group_cells(moving: NDArray[np.bool_]) -> int:
     """The size of the largest group of cells that touch each other."""
     count, _, statistics, _ = cv2.connectedComponentsWithStats(moving.astype(np.uint8), connectivity=8)
     return int(statistics[1:, cv2.CC_STAT_AREA].max()) if count > 1 else 0

@@ -9,35 +9,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from visionedge.camera.camera import Camera, CameraStatus, Fitting, FrameSink
+from visionedge.camera.camera import Camera, CameraStatus, FrameSink, InputResizer
 from visionedge.camera.motion_gate import GateSettings
-from visionedge.camera.sources.base import Limits, ThreadBudget
-from visionedge.camera.timing import UNTHROTTLED, Counts, Throttle
+from visionedge.camera.sources.base import SourceLimits, ThreadBudget
+from visionedge.camera.timing import UNTHROTTLED, AdmissionCounts, Throttle
 from visionedge.config.schema import CameraConfig, GateConfig, TlsConfig
-from visionedge.runtime.files import DamagedError, read_json, set_aside, whole_number, write_json
+from visionedge.runtime.files import DamagedStateFileError, parse_count, read_json, set_aside, write_json
 from visionedge.runtime.process_limits import bounded_cores
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.threads import ThreadGroup
 
 # Sequence numbers and epochs that never repeat for a camera, whatever happened to the module before.
 
 
 log = logging.getLogger(__name__)
 
-MOST_NAMES = 10_000
+MAX_CAMERA_NAMES = 10_000
 """Cameras whose last numbers are kept; those that ran longest ago go first."""
 
-KEPT_S = 400 * 86_400
+RETENTION_S = 400 * 86_400
 
-_LARGEST_SEQUENCE = 10**14
+_MAX_SEQUENCE = 10**14
 """As milliseconds the year 5138; a larger number is damage, and would soon be more than JSON carries."""
 
 _SCHEMA = "visionedge/sequences/2"
-_AHEAD = 100_000
+_SEQUENCE_MARGIN = 100_000
 """More frames than a camera gives between two calls of `remember`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class SequencePosition:
     """Where a camera is: the number of its next frame, and its epoch."""
 
     sequence: int
@@ -45,12 +45,12 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    position: Position
+class _SavedPosition:
+    position: SequencePosition
     used_s: int
 
 
-class Sequences:
+class SequenceStore:
     """Where each camera's numbers start.
 
     The first number of a run is the time in milliseconds since 1970, so that it rises above all earlier runs
@@ -66,14 +66,14 @@ class Sequences:
         self._wall_clock_s = wall_clock_s
         self._kept = self._read()
 
-    def _read(self) -> dict[str, _Kept]:
+    def _read(self) -> dict[str, _SavedPosition]:
         try:
-            return _positions(read_json(self.path), int(self._wall_clock_s()))
+            return _parse_positions(read_json(self.path), int(self._wall_clock_s()))
         except FileNotFoundError:
             return {}
         except OSError as error:
             log.warning("%s cannot be read (%s): numbers start from the clock", self.path, error.strerror)
-        except DamagedError as error:
+        except DamagedStateFileError as error:
             self._set_aside(str(error))
         return {}
 
@@ -93,17 +93,17 @@ class Sequences:
         # same number above the kept one as the next run.
         if kept is None or now > kept.position.sequence:
             return now
-        return kept.position.sequence + _AHEAD
+        return kept.position.sequence + _SEQUENCE_MARGIN
 
     def last_epoch(self, camera: str) -> int:
         """The epoch that the camera reached before; 0 where nothing is known."""
         kept = self._kept.get(camera)
         return 0 if kept is None else kept.position.epoch
 
-    def remember(self, last: Mapping[str, Position]) -> None:
+    def remember(self, last: Mapping[str, SequencePosition]) -> None:
         """Keep where the cameras are on disk (atomically); called off the loop, every few seconds.
 
-        What has not been used for `KEPT_S` goes, and the oldest of more than `MOST_NAMES`.
+        What has not been used for `RETENTION_S` goes, and the oldest of more than `MAX_CAMERA_NAMES`.
 
         Raises:
             OSError: the folder cannot be written; the clock alone protects the numbers then.
@@ -111,51 +111,57 @@ class Sequences:
         with self._lock:  # the last call may come while one before it still waits for the disk
             self._remember(last, int(self._wall_clock_s()))
 
-    def _remember(self, last: Mapping[str, Position], now_s: int) -> None:
-        kept = {name: one for name, one in self._kept.items() if now_s - one.used_s <= KEPT_S}
-        kept |= {name: _Kept(position, now_s) for name, position in last.items()}
+    def _remember(self, last: Mapping[str, SequencePosition], now_s: int) -> None:
+        kept = {name: one for name, one in self._kept.items() if now_s - one.used_s <= RETENTION_S}
+        kept |= {name: _SavedPosition(position, now_s) for name, position in last.items()}
         by_age = sorted(kept, key=lambda name: (name in last, kept[name].used_s), reverse=True)
-        self._kept = {name: kept[name] for name in sorted(by_age[:MOST_NAMES])}
-        write_json(self.path, {"schema": _SCHEMA, "cameras": {n: _entry(k) for n, k in self._kept.items()}})
+        self._kept = {name: kept[name] for name in sorted(by_age[:MAX_CAMERA_NAMES])}
+        write_json(
+            self.path,
+            {"schema": _SCHEMA, "cameras": {n: _position_document(k) for n, k in self._kept.items()}},
+        )
 
 
-def _entry(kept: _Kept) -> dict[str, int]:
+def _position_document(kept: _SavedPosition) -> dict[str, int]:
     return {"next": kept.position.sequence, "epoch": kept.position.epoch, "usedAt": kept.used_s}
 
 
-def _positions(document: Any, now_s: int) -> dict[str, _Kept]:
+def _parse_positions(document: Any, now_s: int) -> dict[str, _SavedPosition]:
     """What a file says; one of an earlier version has only the numbers, by name.
 
     Raises:
         DamagedError: it is neither.
     """
     if not isinstance(document, dict):
-        raise DamagedError("it is no mapping")
+        raise DamagedStateFileError("it is no mapping")
     if "schema" not in document:
-        return {name: _Kept(Position(_sequence(last)), now_s) for name, last in document.items()}
+        return {
+            name: _SavedPosition(SequencePosition(_parse_sequence(last)), now_s)
+            for name, last in document.items()
+        }
     cameras = document.get("cameras")
     if document["schema"] != _SCHEMA or not isinstance(cameras, dict):
-        raise DamagedError("its schema is not known here")
-    return {name: _position(entry, now_s) for name, entry in cameras.items()}
+        raise DamagedStateFileError("its schema is not known here")
+    return {name: _parse_position(entry, now_s) for name, entry in cameras.items()}
 
 
-def _position(entry: Any, now_s: int) -> _Kept:
+def _parse_position(entry: Any, now_s: int) -> _SavedPosition:
     if not isinstance(entry, dict):
-        raise DamagedError("an entry in it is no mapping")
-    position = Position(_sequence(entry.get("next")), whole_number(entry.get("epoch"), 10**9))
+        raise DamagedStateFileError("an entry in it is no mapping")
+    position = SequencePosition(_parse_sequence(entry.get("next")), parse_count(entry.get("epoch"), 10**9))
     # A time in the future would keep an entry for ever.
-    return _Kept(position, min(now_s, whole_number(entry.get("usedAt"))))
+    return _SavedPosition(position, min(now_s, parse_count(entry.get("usedAt"))))
 
 
-def _sequence(value: Any) -> int:
-    return whole_number(value, _LARGEST_SEQUENCE)
+def _parse_sequence(value: Any) -> int:
+    return parse_count(value, _MAX_SEQUENCE)
 
 
-GONE_NS = 3600 * 1_000_000_000
+FORGET_AFTER_NS = 3600 * 1_000_000_000
 """So long after it left the configuration a camera's counters and metrics go."""
 
 
-class Slots(FrameSink, Protocol):
+class FrameSlots(FrameSink, Protocol):
     """Where frames go, camera by camera."""
 
     def open(self, camera: str) -> None:
@@ -169,14 +175,14 @@ class Slots(FrameSink, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Closed:
+class _ClosedCamera:
     """A camera that was closed: where it was, and the monotonic time."""
 
-    position: Position
+    position: SequencePosition
     at_ns: int
 
 
-class Fleet:
+class CameraRegistry:
     """The cameras, by name. `watch` and `counts` may be called by any thread, all else belongs to one.
 
     Args:
@@ -192,9 +198,9 @@ class Fleet:
 
     def __init__(
         self,
-        fitting: Fitting,
-        slots: Slots,
-        crew: Crew,
+        resizer: InputResizer,
+        slots: FrameSlots,
+        thread_group: ThreadGroup,
         *,
         first_sequence: Callable[[str], int],
         on_change: Callable[[CameraStatus], None],
@@ -204,7 +210,7 @@ class Fleet:
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.by_name: dict[str, Camera] = {}
-        self._fitting, self._slots, self._crew = fitting, slots, crew
+        self._resizer, self._slots, self._thread_group = resizer, slots, thread_group
         self._first_sequence = first_sequence
         self._last_epoch = last_epoch
         self._clock = clock
@@ -215,7 +221,7 @@ class Fleet:
         self._spare_threads = ThreadBudget(bounded_cores())
         self._settings: dict[str, CameraConfig] = {}
         self._throttles: Mapping[str, Throttle] = {}
-        self._closed: dict[str, _Closed] = {}
+        self._closed: dict[str, _ClosedCamera] = {}
 
     def __repr__(self) -> str:
         return f"<Fleet {' '.join(f'{n}={c.status().state}' for n, c in self.by_name.items())}>"
@@ -223,7 +229,9 @@ class Fleet:
     def apply(self, wanted: Mapping[str, CameraConfig]) -> None:
         """Run these cameras and no others; one whose settings stay as they are is not touched."""
         enabled = {name: settings for name, settings in wanted.items() if settings.enabled}
-        for name in [n for n, settings in self._settings.items() if not _same(enabled.get(n), settings)]:
+        for name in [
+            n for n, settings in self._settings.items() if not _is_unchanged(enabled.get(n), settings)
+        ]:
             self._close(name)
         for name, settings in enabled.items():
             if name not in self.by_name:
@@ -245,39 +253,39 @@ class Fleet:
         self._close(name)
         self._open(name, settings)
 
-    def refit(self, fitting: Fitting) -> None:
+    def change_input(self, resizer: InputResizer) -> None:
         """Bring the pictures of all cameras to the input of another model, from the next one on."""
-        self._fitting = fitting
+        self._resizer = resizer
         for camera in self.by_name.values():
-            camera.refit(fitting)
+            camera.change_input(resizer)
 
-    def ease(self, throttles: Mapping[str, Throttle]) -> None:
+    def throttle(self, throttles: Mapping[str, Throttle]) -> None:
         """Throttle these cameras and no others, also when they are opened again; none is opened for that."""
         self._throttles = dict(throttles)
         for name, camera in self.by_name.items():
-            camera.ease(self._throttles.get(name, UNTHROTTLED))
+            camera.throttle(self._throttles.get(name, UNTHROTTLED))
 
-    def counts(self) -> dict[str, Counts]:
+    def counts(self) -> dict[str, AdmissionCounts]:
         """By name, how many pictures a camera that runs was asked for since it was opened."""
         return {name: camera.counts for name, camera in tuple(self.by_name.items())}
 
-    def watch(self) -> None:
+    def check_liveness(self) -> None:
         """Let each camera notice what its own thread cannot; to be called a few times a second."""
         for camera in tuple(self.by_name.values()):
-            camera.watch()
+            camera.check_liveness()
 
     def stop(self) -> None:
         """Let all cameras end; their threads are the crew's."""
         for camera in self.by_name.values():
             camera.stop()
 
-    def positions(self) -> dict[str, Position]:
+    def positions(self) -> dict[str, SequencePosition]:
         """By name, the epoch and the number of the next frame, also of cameras that were closed."""
         closed = {name: one.position for name, one in self._closed.items()}
-        running = {name: Position(one.next_sequence, one.epoch) for name, one in self.by_name.items()}
+        running = {name: SequencePosition(one.next_sequence, one.epoch) for name, one in self.by_name.items()}
         return closed | running
 
-    def forget_gone(self, configured: Collection[str]) -> list[str]:
+    def forget_removed(self, configured: Collection[str]) -> list[str]:
         """Let go of the cameras that left the configuration an hour ago; which ones these are.
 
         Where they were is on disk by then (`positions` was remembered while they were known here).
@@ -286,7 +294,7 @@ class Fleet:
         gone = [
             name
             for name, one in self._closed.items()
-            if name not in self.by_name and name not in configured and now_ns - one.at_ns >= GONE_NS
+            if name not in self.by_name and name not in configured and now_ns - one.at_ns >= FORGET_AFTER_NS
         ]
         for name in gone:
             del self._closed[name]
@@ -295,40 +303,44 @@ class Fleet:
 
     def _open(self, name: str, settings: CameraConfig) -> None:
         known = self._closed.get(name)
-        first = known.position if known else Position(self._first_sequence(name), self._last_epoch(name))
+        first = (
+            known.position if known else SequencePosition(self._first_sequence(name), self._last_epoch(name))
+        )
         camera = Camera(
             name,
             settings.uri,
-            self._fitting.spec,
+            self._resizer.spec,
             self._slots,
             fps=settings.fps,
             first_sequence=first.sequence,
             last_epoch=first.epoch,
-            limits=Limits(
+            limits=SourceLimits(
                 library=settings.decoder,
                 transport=settings.transport,
-                certificates=_certificates(settings.tls),
+                certificates=_certificates_file(settings.tls),
                 redirects=settings.follow_redirects,
                 hardware=self._hardware,
                 loop=settings.loop,
                 spare_threads=self._spare_threads,
             ),
-            gate=_gate(settings.gate),
-            allocate=self._fitting.allocate,
+            gate=_gate_settings(settings.gate),
+            allocate=self._resizer.allocate,
             throttle=self._throttles.get(name, UNTHROTTLED),
             on_change=lambda status: self._changed(camera, status),
             held=self._held,
         )
         self._slots.open(name)
         self.by_name[name], self._settings[name] = camera, settings
-        self._crew.start(f"camera:{name}", camera.run, vital=False)
+        self._thread_group.start(f"camera:{name}", camera.run, vital=False)
 
     def _close(self, name: str) -> None:
         camera = self.by_name.pop(name)
         del self._settings[name]
         camera.stop()
         self._slots.close_camera(name)
-        self._closed[name] = _Closed(Position(camera.next_sequence, camera.epoch), self._clock())
+        self._closed[name] = _ClosedCamera(
+            SequencePosition(camera.next_sequence, camera.epoch), self._clock()
+        )
         log.info("camera %s is closed: it was changed, taken away or is to be opened anew", name)
 
     def _changed(self, camera: Camera, status: CameraStatus) -> None:
@@ -337,12 +349,12 @@ class Fleet:
             self._on_change(status)
 
 
-def _same(wanted: CameraConfig | None, settings: CameraConfig) -> bool:
+def _is_unchanged(wanted: CameraConfig | None, settings: CameraConfig) -> bool:
     """Whether a camera can stay open; its priority is nothing that it knows of."""
     return wanted is not None and wanted.model_copy(update={"priority": settings.priority}) == settings
 
 
-def _certificates(tls: TlsConfig | None) -> str | None:
+def _certificates_file(tls: TlsConfig | None) -> str | None:
     """The file with the certificates that a camera's has to come from; None: it is not checked."""
     if tls is None or not tls.verify:
         return None
@@ -350,7 +362,7 @@ def _certificates(tls: TlsConfig | None) -> str | None:
     return tls.ca_file or system.cafile or system.openssl_cafile
 
 
-def _gate(settings: GateConfig | None) -> GateSettings | None:
+def _gate_settings(settings: GateConfig | None) -> GateSettings | None:
     if settings is None or not settings.enabled:
         return None
     return GateSettings(every_s=settings.every_seconds, sensitivity=settings.sensitivity)

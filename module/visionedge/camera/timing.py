@@ -15,10 +15,10 @@ _MAX_FPS = 1000.0
 _MIN_GAP_S = 1e-6
 _MAX_GAP_S = 10.0
 _RATE_WINDOW_NS = 5_000_000_000
-_LATE_NS = 2_000_000_000
+_MAX_LATE_NS = 2_000_000_000
 
 
-def sane_fps(fps: float) -> float:
+def plausible_fps(fps: float) -> float:
     """The rate that a file claims, or 25 where that cannot be."""
     return fps if math.isfinite(fps) and 0 < fps <= _MAX_FPS else _FALLBACK_FPS
 
@@ -27,7 +27,7 @@ class Timeline:
     """Media times that always rise, whatever a file's own say (missing, falling, leaping)."""
 
     def __init__(self, fps: float) -> None:
-        self._step_s = 1.0 / sane_fps(fps)
+        self._step_s = 1.0 / plausible_fps(fps)
         self._raw_s: float | None = None
         self._position_s = 0.0
 
@@ -42,7 +42,7 @@ class Timeline:
         return self._position_s
 
 
-class Due:
+class FrameSampler:
     """Which pictures to hand on for `fps` per second (None: all): without drift, at even distances."""
 
     def __init__(self, fps: float | None) -> None:
@@ -82,7 +82,7 @@ class Due:
         return sum(self.take(last_s + step_s * (number + 1)) for number in range(pictures))
 
 
-class Pace:
+class PlaybackClock:
     """Plays media times on the monotonic clock. A late picture is due at once; lateness never adds up.
 
     What is late by more than two seconds is not caught up with: after a halted machine goes on, or where
@@ -95,36 +95,40 @@ class Pace:
     def delay_s(self, position_s: float, now_ns: int) -> float:
         """How long until the picture is due, in s; 0 where it is late."""
         early_ns = round(position_s * 1e9) + self._offset_ns - now_ns
-        if early_ns < -_LATE_NS:
+        if early_ns < -_MAX_LATE_NS:
             self._offset_ns -= early_ns
         return max(0, early_ns) / 1e9
 
 
-class Backoff:
+class ReconnectBackoff:
     """Waits between tries: doubled from 1 s to 30 s, each shortened by up to a quarter at random.
 
     The jitter keeps many cameras behind one switch from coming back in the same moment.
     """
 
     def __init__(
-        self, *, first_s: float = 1.0, limit_s: float = 30.0, chance: Callable[[], float] = random.random
+        self,
+        *,
+        first_s: float = 1.0,
+        limit_s: float = 30.0,
+        random_fraction: Callable[[], float] = random.random,
     ) -> None:
         self._first_s = first_s
         self._limit_s = limit_s
-        self._chance = chance
+        self._random_fraction = random_fraction
         self._base_s = first_s
 
     def next_s(self) -> float:
         """How long to wait now, in s."""
         base_s, self._base_s = self._base_s, min(self._limit_s, self._base_s * 2)
-        return base_s * (1 - 0.25 * self._chance())
+        return base_s * (1 - 0.25 * self._random_fraction())
 
     def reset(self) -> None:
         """Begin with short waits again."""
         self._base_s = self._first_s
 
 
-class Rate:
+class FrameRate:
     """Pictures per second over the last 5 s."""
 
     def __init__(self) -> None:
@@ -165,17 +169,17 @@ UNTHROTTLED = Throttle()
 
 
 @dataclass(slots=True)
-class Counts:
+class AdmissionCounts:
     """Pictures of a camera: that the configuration asks for, and of those the ones that a throttle lets in.
 
     Neither counts what a gate of the configuration holds back. Written by the camera's own thread alone.
     """
 
-    asked: int = 0
-    let_in: int = 0
+    demanded: int = 0
+    admitted: int = 0
 
 
-class Ration:
+class FrameAdmission:
     """Decides picture by picture, for one connection; belongs to the camera's thread.
 
     Args:
@@ -184,11 +188,11 @@ class Ration:
         counts: goes on from connection to connection.
     """
 
-    def __init__(self, fps: float | None, gate: GateSettings | None, counts: Counts) -> None:
+    def __init__(self, fps: float | None, gate: GateSettings | None, counts: AdmissionCounts) -> None:
         self._fps, self._own_gate = fps, gate
         self._counts = counts
         self._throttle = UNTHROTTLED
-        self._asked, self._due = Due(fps), Due(fps)
+        self._asked, self._due = FrameSampler(fps), FrameSampler(fps)
         self._gate = None if gate is None else MotionGate(gate)
         self._moves = True
 
@@ -201,7 +205,7 @@ class Ration:
         rates = [rate for rate in (self._fps, self._throttle.fps) if rate is not None]
         return min(rates, default=None)
 
-    def follow(self, throttle: Throttle) -> bool:
+    def set_throttle(self, throttle: Throttle) -> bool:
         """Keep to this throttle from now on; whether that changes how many pictures are wanted."""
         if throttle is self._throttle:
             return False
@@ -212,16 +216,16 @@ class Ration:
             self._moves = True
         return self.fps != before[0]
 
-    def take(self, at_s: float, covers: int) -> bool:
+    def take(self, at_s: float, source_frames: int) -> bool:
         """Whether the picture of this moment is to be handed on; it stands for `covers` of the source's."""
-        asked, due = self._asked.count(at_s, covers), self._due.count(at_s, covers)
+        demanded, due = self._asked.count(at_s, source_frames), self._due.count(at_s, source_frames)
         # What was not looked at would have been as still as what was.
-        self._counts.asked += asked if self._moves or self._own_gate is None else 0
-        self._counts.let_in += due if self._moves else 0
+        self._counts.demanded += demanded if self._moves or self._own_gate is None else 0
+        self._counts.admitted += due if self._moves else 0
         return due > 0
 
-    def opens(self, picture: Picture, now_ns: int) -> bool:
+    def passes(self, picture: Picture, now_ns: int) -> bool:
         """Whether something moves on a picture that is due, as far as a gate asks for that."""
         if self._gate is not None:
-            self._moves = self._gate.opens(picture, now_ns)
+            self._moves = self._gate.passes(picture, now_ns)
         return self._moves

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from visionedge.config.documents import Document, located, read_configuration
-from visionedge.config.load import validate
-from visionedge.config.schema import CAMERA_NAME
+from visionedge.config.documents import Document, add_locations, read_configuration
+from visionedge.config.load import parse_config
+from visionedge.config.schema import CAMERA_NAME_PATTERN
 from visionedge.errors import ConfigError
-from visionedge.runtime.redaction import masked_address, redact
+from visionedge.runtime.redaction import mask_address, redact
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +46,18 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
 
-Verbs = Any
+Subparsers = Any
 """argparse's subparsers action; its class has no public name."""
 
 
-def exit_codes(*codes: int) -> str:
+def describe_exit_codes(*codes: int) -> str:
     """These exit codes and what they mean, for a help text; all of them without arguments."""
     lines = [f"  {code:<3} {_EXIT_CODES[code]}" for code in codes or _EXIT_CODES]
     return "\n".join(["exit codes:", *lines])
 
 
-def verb(
-    verbs: Verbs,
+def add_command(
+    subparsers: Subparsers,
     name: str,
     run: Callable[[argparse.Namespace], int],
     help_line: str,
@@ -67,8 +67,8 @@ def verb(
     notes: str = "",
 ) -> argparse.ArgumentParser:
     """A command with its examples, its notes, the exit codes that it can end with, and the common options."""
-    paragraphs = (f"examples:\n{examples}", notes, exit_codes(*codes))
-    parser: argparse.ArgumentParser = verbs.add_parser(
+    paragraphs = (f"examples:\n{examples}", notes, describe_exit_codes(*codes))
+    parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
         help=help_line,
         description=help_line,
@@ -115,7 +115,7 @@ def configuration_file(arguments: argparse.Namespace, environ: Mapping[str, str]
 
 
 @contextlib.contextmanager
-def naming_lines(path: Path | None, environ: Mapping[str, str]) -> Iterator[None]:
+def add_line_numbers(path: Path | None, environ: Mapping[str, str]) -> Iterator[None]:
     """Problems of the configuration that is read within, those of the file with its name and their line.
 
     The document may also come from the environment and from arguments; what the file alone is wrong in
@@ -130,21 +130,21 @@ def naming_lines(path: Path | None, environ: Mapping[str, str]) -> Iterator[None
         if path is None:
             raise
         try:
-            validate(read_configuration(path, environ))
+            parse_config(read_configuration(path, environ))
             of_file: set[str] = set()
         except ConfigError as alone:
             of_file = set(alone.problems)
         ours = [problem for problem in error.problems if problem in of_file]
-        named = dict(zip(ours, located(ours, path), strict=True))
+        named = dict(zip(ours, add_locations(ours, path), strict=True))
         raise ConfigError([named.get(problem, problem) for problem in error.problems]) from None
 
 
-def shows_colours(stream: TextIO, environ: Mapping[str, str]) -> bool:
+def supports_colours(stream: TextIO, environ: Mapping[str, str]) -> bool:
     """Whether a stream is a terminal that shows colours, and NO_COLOR does not forbid them."""
     return stream.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
 
 
-def seconds(text: str) -> float:
+def positive_number(text: str) -> float:
     """An argument above 0."""
     value = float(text)
     if not 0 < value < float("inf"):
@@ -152,7 +152,7 @@ def seconds(text: str) -> float:
     return value
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """An argument from 0 to 1."""
     value = float(text)
     if not 0 <= value <= 1:
@@ -160,7 +160,7 @@ def share(text: str) -> float:
     return value
 
 
-def count(text: str) -> int:
+def positive_integer(text: str) -> int:
     """An argument of 1 or more."""
     value = int(text)
     if value < 1:
@@ -168,7 +168,7 @@ def count(text: str) -> int:
     return value
 
 
-def cameras(values: Sequence[str], others: Iterable[str] = ()) -> Document:
+def parse_cameras(values: Sequence[str], others: Iterable[str] = ()) -> Document:
     """The values of `--camera`, each NAME=URI or a URI alone, as the cameras of a configuration.
 
     A URI alone gets the first free name of cam1, cam2 and so on; `others` are the names in the configuration
@@ -181,7 +181,7 @@ def cameras(values: Sequence[str], others: Iterable[str] = ()) -> Document:
     problems: list[str] = []
     for value in values:
         try:
-            given.append(_name_and_uri(value))
+            given.append(_split_camera(value))
         except ConfigError as error:
             problems += error.problems
     names = [name for name, _ in given if name]
@@ -193,17 +193,17 @@ def cameras(values: Sequence[str], others: Iterable[str] = ()) -> Document:
     free = (name for name in map("cam{}".format, itertools.count(1)) if name not in taken)
     found: Document = {}
     for name, uri in given:
-        found[name or _announced(next(free), uri)] = {"uri": uri}
+        found[name or _announce_name(next(free), uri)] = {"uri": uri}
     return found
 
 
-def _name_and_uri(value: str) -> tuple[str | None, str]:
+def _split_camera(value: str) -> tuple[str | None, str]:
     name, equals, uri = value.partition("=")
-    if equals and CAMERA_NAME.fullmatch(name):
-        return name, _with_device(uri)
+    if equals and CAMERA_NAME_PATTERN.fullmatch(name):
+        return name, _expand_video_device(uri)
     # A '=' behind one of these belongs to the URI, as in http://192.0.2.5/video?channel=1.
     is_alone = not equals or any(character in name for character in "/:?")
-    uri = _with_device(value)
+    uri = _expand_video_device(value)
     exists = os.path.exists(value)  # noqa: PTH110 - unlike Path's, it answers False to impossible names
     if exists or (is_alone and any(character in uri for character in "/:.")):
         return None, uri
@@ -212,12 +212,12 @@ def _name_and_uri(value: str) -> tuple[str | None, str]:
     )
 
 
-def _with_device(uri: str) -> str:
+def _expand_video_device(uri: str) -> str:
     """The URI; of a video device where that is given by its number or its path."""
     device = re.fullmatch(r"(?:/dev/video)?([0-9]{1,3})", uri)
     return f"v4l2:///dev/video{int(device[1])}" if device else uri
 
 
-def _announced(name: str, uri: str) -> str:
-    log.info("camera %s is %s; --camera NAME=URI sets another name", name, masked_address(uri))
+def _announce_name(name: str, uri: str) -> str:
+    log.info("camera %s is %s; --camera NAME=URI sets another name", name, mask_address(uri))
     return name

@@ -9,24 +9,24 @@ from typing import Any
 
 from visionedge.cli.arguments import (
     Parser,
-    Verbs,
+    Subparsers,
+    add_command,
     add_model_and_device,
-    count,
     data_folder,
-    seconds,
-    share,
-    verb,
+    fraction,
+    positive_integer,
+    positive_number,
 )
-from visionedge.config.load import validate
+from visionedge.config.load import parse_config
 from visionedge.errors import ConfigError
-from visionedge.runtime.measurement import FIELD, OtherProcesses, caution
-from visionedge.runtime.process_limits import settle_allocator
+from visionedge.runtime.measurement import OTHER_PROCESSES_KEY, OtherProcessesLoad, describe_other_load
+from visionedge.runtime.process_limits import configure_malloc
 
 
-def add_parser(verbs: Verbs) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the verb `bench`."""
-    parser = verb(
-        verbs,
+    parser = add_command(
+        subparsers,
         "bench",
         lambda _: 2,
         "benchmarks: how fast, at what cost, and compared to what",
@@ -44,8 +44,8 @@ def add_parser(verbs: Verbs) -> None:
     _add_compare(benchmarks)
 
 
-def _add_engine(benchmarks: Verbs) -> None:
-    engine = verb(
+def _add_engine(benchmarks: Subparsers) -> None:
+    engine = add_command(
         benchmarks,
         "engine",
         _bench_engine,
@@ -56,32 +56,32 @@ def _add_engine(benchmarks: Verbs) -> None:
     )
     engine.add_argument(
         "--lanes",
-        type=_counts,
+        type=_parse_counts,
         metavar="N,N…",
         help="the numbers of lanes to measure (default: those that a plan considers)",
     )
     engine.add_argument(
         "--batch",
-        type=_counts,
+        type=_parse_counts,
         metavar="N,N…",
         help="the batch sizes to measure (default: 1, 2, 4 … inference.maxBatch)",
     )
     engine.add_argument(
         "--budget",
-        type=seconds,
+        type=positive_number,
         metavar="MS",
         help="inference.latencyBudgetMs of the plan, in milliseconds (default: none)",
     )
     engine.add_argument(
         "--seconds",
-        type=seconds,
+        type=positive_number,
         default=0.4,
         metavar="SECONDS",
         help="the length of each trial (default: %(default)s)",
     )
     engine.add_argument(
         "--rounds",
-        type=count,
+        type=positive_integer,
         default=5,
         metavar="N",
         help="the number of rounds; medians over them are reported (default: %(default)s)",
@@ -90,8 +90,8 @@ def _add_engine(benchmarks: Verbs) -> None:
     add_model_and_device(engine, from_environment=False)
 
 
-def _add_pipeline(benchmarks: Verbs) -> None:
-    pipeline = verb(
+def _add_pipeline(benchmarks: Subparsers) -> None:
+    pipeline = add_command(
         benchmarks,
         "pipeline",
         _bench_pipeline,
@@ -101,7 +101,11 @@ def _add_pipeline(benchmarks: Verbs) -> None:
         codes=(0, 1, 2, 3),
     )
     pipeline.add_argument(
-        "--cameras", type=count, default=4, metavar="N", help="the number of cameras (default: %(default)s)"
+        "--cameras",
+        type=positive_integer,
+        default=4,
+        metavar="N",
+        help="the number of cameras (default: %(default)s)",
     )
     pipeline.add_argument(
         "--source",
@@ -112,20 +116,20 @@ def _add_pipeline(benchmarks: Verbs) -> None:
     )
     pipeline.add_argument(
         "--fps",
-        type=seconds,
+        type=positive_number,
         metavar="FPS",
         help="frames per second of each camera (default: as fast as possible)",
     )
     pipeline.add_argument(
         "--seconds",
-        type=seconds,
+        type=positive_number,
         default=8.0,
         metavar="SECONDS",
         help="the length of each round (default: %(default)s)",
     )
     pipeline.add_argument(
         "--rounds",
-        type=count,
+        type=positive_integer,
         default=3,
         metavar="N",
         help="the number of rounds; medians over them are reported (default: %(default)s)",
@@ -157,19 +161,19 @@ def _add_arrivals(pipeline: argparse.ArgumentParser) -> None:
     """How frames come, and how many cameras are too many."""
     pipeline.add_argument(
         "--jitter",
-        type=seconds,
+        type=positive_number,
         metavar="MS",
         help="with --fps: the most milliseconds that a frame comes early or late",
     )
     pipeline.add_argument(
         "--dropouts",
-        type=seconds,
+        type=positive_number,
         metavar="SECONDS",
         help="with --fps: the time between two drop-outs; a burst of frames follows each",
     )
     pipeline.add_argument(
         "--slo-ms",
-        type=seconds,
+        type=positive_number,
         default=500.0,
         metavar="MS",
         help="the highest age of a result that is in time, in milliseconds (default: %(default)s)",
@@ -181,15 +185,15 @@ def _add_arrivals(pipeline: argparse.ArgumentParser) -> None:
     )
     pipeline.add_argument(
         "--most",
-        type=count,
+        type=positive_integer,
         default=64,
         metavar="N",
         help="with --saturate: the highest number of cameras to try (default: %(default)s)",
     )
 
 
-def _add_decode(benchmarks: Verbs) -> None:
-    decode = verb(
+def _add_decode(benchmarks: Subparsers) -> None:
+    decode = add_command(
         benchmarks,
         "decode",
         _bench_decode,
@@ -200,28 +204,28 @@ def _add_decode(benchmarks: Verbs) -> None:
     decode.add_argument("--source", metavar="FILE", help="a video (default: a generated one, 1920x1080)")
     decode.add_argument(
         "--size",
-        type=count,
+        type=positive_integer,
         default=416,
         metavar="PIXELS",
         help="the width and height of the model's input (default: %(default)s)",
     )
     decode.add_argument(
         "--fps",
-        type=seconds,
+        type=positive_number,
         default=5.0,
         metavar="FPS",
         help="the rate of a camera with fps, in frames per second (default: %(default)s)",
     )
     decode.add_argument(
         "--key-fps",
-        type=seconds,
+        type=positive_number,
         default=0.5,
         metavar="FPS",
         help="a rate for which key pictures are enough, in frames per second (default: %(default)s)",
     )
     decode.add_argument(
         "--rounds",
-        type=count,
+        type=positive_integer,
         default=5,
         metavar="N",
         help="the number of rounds; medians over them are reported (default: %(default)s)",
@@ -230,8 +234,8 @@ def _add_decode(benchmarks: Verbs) -> None:
     decode.set_defaults(html=None)
 
 
-def _add_http(benchmarks: Verbs) -> None:
-    http = verb(
+def _add_http(benchmarks: Subparsers) -> None:
+    http = add_command(
         benchmarks,
         "http",
         _bench_http,
@@ -249,32 +253,36 @@ def _add_http(benchmarks: Verbs) -> None:
         "--token", metavar="TOKEN", help="the http.token of that module (default: VISIONEDGE_HTTP_TOKEN)"
     )
     http.add_argument(
-        "--clients", type=count, default=16, metavar="N", help="the number of clients (default: %(default)s)"
+        "--clients",
+        type=positive_integer,
+        default=16,
+        metavar="N",
+        help="the number of clients (default: %(default)s)",
     )
     http.add_argument(
         "--rate",
-        type=seconds,
+        type=positive_number,
         default=200.0,
         metavar="N",
         help="the requests per second of all clients together (default: %(default)s)",
     )
     http.add_argument(
         "--cameras",
-        type=count,
+        type=positive_integer,
         default=16,
         metavar="N",
         help="the number of cameras of the started module (default: %(default)s)",
     )
     http.add_argument(
         "--seconds",
-        type=seconds,
+        type=positive_number,
         default=5.0,
         metavar="SECONDS",
         help="the length of each measurement (default: %(default)s)",
     )
     http.add_argument(
         "--rounds",
-        type=count,
+        type=positive_integer,
         default=3,
         metavar="N",
         help="the number of rounds; medians over them are reported (default: %(default)s)",
@@ -283,8 +291,8 @@ def _add_http(benchmarks: Verbs) -> None:
     add_model_and_device(http, from_environment=False)
 
 
-def _add_compare(benchmarks: Verbs) -> None:
-    compare = verb(
+def _add_compare(benchmarks: Subparsers) -> None:
+    compare = add_command(
         benchmarks,
         "compare",
         _bench_compare,
@@ -298,7 +306,7 @@ def _add_compare(benchmarks: Verbs) -> None:
     compare.add_argument("after", metavar="B.json", help="a later report of the same benchmark")
     compare.add_argument(
         "--tolerance",
-        type=share,
+        type=fraction,
         default=0.03,
         metavar="X",
         help="the relative change that counts as none, 0 to 1 (default: %(default)s)",
@@ -315,38 +323,38 @@ def _add_reports(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="FILE", help="write the report to this file as a page with plots")
 
 
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(sorted({count(word) for word in text.split(",")}))
+def _parse_counts(text: str) -> tuple[int, ...]:
+    return tuple(sorted({positive_integer(word) for word in text.split(",")}))
 
 
 def _bench_engine(arguments: argparse.Namespace) -> int:
     from visionedge.ops.bench import engine as bench
     from visionedge.ops.bench.engine_page import engine_page
 
-    page = _page(arguments, engine_page)
+    page = _select_page_renderer(arguments, engine_page)
     inference = {"latencyBudgetMs": arguments.budget, "device": arguments.device}
-    others = OtherProcesses()
+    others = OtherProcessesLoad()
     report = bench.bench_engine(
         bench.EngineLoad(
-            model=_model(arguments),
+            model=_model_path(arguments),
             lanes=arguments.lanes,
             batches=arguments.batch,
             seconds=arguments.seconds,
             rounds=arguments.rounds,
-            inference=validate({"inference": inference}).inference,
+            inference=parse_config({"inference": inference}).inference,
             data=data_folder(os.environ),
         ),
-        _tell,
-    ) | {FIELD: others.share()}
-    return _told(arguments, report, bench.words(report), page)
+        _print_progress,
+    ) | {OTHER_PROCESSES_KEY: others.share()}
+    return _write_outputs(arguments, report, bench.format_report(report), page)
 
 
 def _bench_pipeline(arguments: argparse.Namespace) -> int:
     from visionedge.ops.bench import pipeline as bench
     from visionedge.ops.bench.pipeline_page import pipeline_page
-    from visionedge.ops.bench.pipeline_run import Load
+    from visionedge.ops.bench.pipeline_run import PipelineLoad
 
-    settle_allocator()  # as the module does, or its memory would be another
+    configure_malloc()  # as the module does, or its memory would be another
     if arguments.fps is None and (arguments.jitter or arguments.dropouts or arguments.saturate):
         raise ConfigError(["--jitter, --dropouts and --saturate need --fps: flat out has no schedule"])
     if arguments.saturate and arguments.dropouts:
@@ -354,11 +362,11 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
     # Beside the plain loop only the same precision is a comparison of how it is done.
     precision = arguments.precision or ("fp32" if arguments.baseline else "auto")
     inference = {"device": arguments.device, "precision": precision}
-    page = _page(arguments, pipeline_page)
-    others = OtherProcesses()
+    page = _select_page_renderer(arguments, pipeline_page)
+    others = OtherProcessesLoad()
     report = bench.bench_pipeline(
-        Load(
-            model=_model(arguments),
+        PipelineLoad(
+            model=_model_path(arguments),
             source=arguments.source,
             cameras=arguments.cameras,
             fps=arguments.fps,
@@ -366,18 +374,18 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
             dropouts_s=arguments.dropouts,
             slo_ms=arguments.slo_ms,
             saturate=arguments.saturate,
-            most=arguments.most,
+            max_cameras=arguments.max_cameras,
             seconds=arguments.seconds,
             rounds=arguments.rounds,
             baseline=arguments.baseline,
             in_process=arguments.in_process,
             compare_process=arguments.compare_process,
-            inference=validate({"inference": inference}).inference,
+            inference=parse_config({"inference": inference}).inference,
             data=data_folder(os.environ),
         ),
-        _tell,
-    ) | {FIELD: others.share()}
-    return _told(arguments, report, bench.words(report), page)
+        _print_progress,
+    ) | {OTHER_PROCESSES_KEY: others.share()}
+    return _write_outputs(arguments, report, bench.format_report(report), page)
 
 
 def _bench_decode(arguments: argparse.Namespace) -> int:
@@ -391,16 +399,16 @@ def _bench_decode(arguments: argparse.Namespace) -> int:
         key_fps=arguments.key_fps,
         rounds=arguments.rounds,
     )
-    others = OtherProcesses()
-    report = bench.bench_decode(load, _tell) | {FIELD: others.share()}
-    return _told(arguments, report, bench.words(report), None)
+    others = OtherProcessesLoad()
+    report = bench.bench_decode(load, _print_progress) | {OTHER_PROCESSES_KEY: others.share()}
+    return _write_outputs(arguments, report, bench.format_report(report), None)
 
 
 def _bench_http(arguments: argparse.Namespace) -> int:
     from visionedge.ops.bench import http as bench
     from visionedge.ops.bench.http_page import http_page
 
-    page = _page(arguments, http_page)
+    page = _select_page_renderer(arguments, http_page)
     given = {"--model": arguments.model, "--device": arguments.device}
     load = bench.HttpLoad(
         url=arguments.url,
@@ -412,27 +420,29 @@ def _bench_http(arguments: argparse.Namespace) -> int:
         cameras=arguments.cameras,
         arguments=tuple(word for name, value in given.items() if value for word in (name, value)),
     )
-    others = OtherProcesses()
+    others = OtherProcessesLoad()
     # A module that runs already is no descendant of this process, so its part cannot be told from others'.
-    report = bench.bench_http(load, _tell)
-    report[FIELD] = others.share() if load.url is None else None
-    return _told(arguments, report, bench.words(report), page)
+    report = bench.bench_http(load, _print_progress)
+    report[OTHER_PROCESSES_KEY] = others.share() if load.url is None else None
+    return _write_outputs(arguments, report, bench.format_report(report), page)
 
 
 def _bench_compare(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.bench.compare import compare, words
+    from visionedge.ops.bench.compare import compare_reports, format_report
     from visionedge.ops.bench.report import read_report
 
     before, after = (read_report(Path(path)) for path in (arguments.before, arguments.after))
-    verdict = compare(before, after, tolerance=arguments.tolerance, unlike=arguments.unlike)
-    _told(arguments, verdict, words(verdict), None)
+    verdict = compare_reports(before, after, tolerance=arguments.tolerance, unlike=arguments.unlike)
+    _write_outputs(arguments, verdict, format_report(verdict), None)
     return 1 if verdict["verdict"] == "worse" else 0
 
 
 Report = dict[str, Any]
 
 
-def _page(arguments: argparse.Namespace, page: Callable[[Report], str]) -> Callable[[Report], str] | None:
+def _select_page_renderer(
+    arguments: argparse.Namespace, page: Callable[[Report], str]
+) -> Callable[[Report], str] | None:
     """What makes the page, if one is wanted; that it can be made is checked before anything is measured."""
     if arguments.html is None:
         return None
@@ -442,7 +452,7 @@ def _page(arguments: argparse.Namespace, page: Callable[[Report], str]) -> Calla
     return page
 
 
-def _told(
+def _write_outputs(
     arguments: argparse.Namespace, report: Report, text: str, page: Callable[[Report], str] | None
 ) -> int:
     """The report where it is wanted: in words on stdout, as JSON, as a page."""
@@ -450,7 +460,7 @@ def _told(
 
     if "-" not in (arguments.json, arguments.html):
         sys.stdout.write(text)
-        if others := caution(report):
+        if others := describe_other_load(report):
             sys.stdout.write(f"{others}\n")
     if arguments.json:
         write_json(report, Path(arguments.json))
@@ -459,11 +469,11 @@ def _told(
     return 0
 
 
-def _model(arguments: argparse.Namespace) -> Path:
-    from visionedge.model.model import bundled_model_path
+def _model_path(arguments: argparse.Namespace) -> Path:
+    from visionedge.model.model import find_bundled_model
 
-    return Path(arguments.model) if arguments.model else bundled_model_path()
+    return Path(arguments.model) if arguments.model else find_bundled_model()
 
 
-def _tell(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(line, file=sys.stderr)

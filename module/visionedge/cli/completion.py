@@ -9,25 +9,25 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from visionedge.cli.arguments import Verbs, verb
+from visionedge.cli.arguments import Subparsers, add_command
 
 SHELLS = ("bash", "zsh", "fish")
 
 
-class Words(NamedTuple):
+class CompletionEntry(NamedTuple):
     """What may come behind a verb: the words below it, its options, and the choices of these."""
 
-    verbs: Mapping[str, str]
+    commands: Mapping[str, str]
     options: Mapping[str, tuple[str, ...] | None]
     """By option its choices; empty where it takes any value, None where it takes none."""
 
 
-def add_parser(verbs: Verbs, whole: Callable[[], argparse.ArgumentParser]) -> None:
+def add_parser(commands: Subparsers, build_parser: Callable[[], argparse.ArgumentParser]) -> None:
     """Add the verb `completion`; `whole` makes the parser that it describes."""
-    parser = verb(
-        verbs,
+    parser = add_command(
+        commands,
         "completion",
-        lambda arguments: _print(arguments.shell, whole()),
+        lambda arguments: _print(arguments.shell, build_parser()),
         "a script that completes commands and options in your shell",
         "  source <(visionedge completion bash)                  in ~/.bashrc\n"
         "  source <(visionedge completion zsh)                   in ~/.zshrc, behind compinit\n"
@@ -37,47 +37,49 @@ def add_parser(verbs: Verbs, whole: Callable[[], argparse.ArgumentParser]) -> No
 
 
 def _print(shell: str, parser: argparse.ArgumentParser) -> int:
-    print(script(shell, parser), end="")
+    print(generate_script(shell, parser), end="")
     return 0
 
 
-def script(shell: str, parser: argparse.ArgumentParser) -> str:
+def generate_script(shell: str, parser: argparse.ArgumentParser) -> str:
     """The script for a shell."""
-    tree = dict(_walk(parser, ()))
+    tree = dict(_collect_entries(parser, ()))
     if shell == "fish":
-        return _fish(parser.prog, tree)
+        return _fish_script(parser.prog, tree)
     zsh = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
-    return zsh + _bash(parser.prog, tree)
+    return zsh + _bash_script(parser.prog, tree)
 
 
-Tree = Mapping[tuple[str, ...], Words]
+CommandTree = Mapping[tuple[str, ...], CompletionEntry]
 
 
-def _walk(parser: argparse.ArgumentParser, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Words]]:
+def _collect_entries(
+    parser: argparse.ArgumentParser, path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], CompletionEntry]]:
     """The parser and those below it, by the words that lead to them."""
-    verbs: dict[str, str] = {}
+    commands: dict[str, str] = {}
     options: dict[str, tuple[str, ...] | None] = {}
     # argparse has no public way to list what was added to a parser.
     for action in parser._actions:  # noqa: SLF001
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             helps = {choice.dest: choice.help or "" for choice in action._choices_actions}  # noqa: SLF001
-            for name, below in action.choices.items():
-                verbs[name] = helps.get(name, "")
-                yield from _walk(below, (*path, name))
+            for name, subparser in action.choices.items():
+                commands[name] = helps.get(name, "")
+                yield from _collect_entries(subparser, (*path, name))
         elif action.option_strings:
             takes_none = action.nargs == 0
             choices = tuple(map(str, action.choices or ()))
             options |= dict.fromkeys(action.option_strings, None if takes_none else choices)
         elif action.choices:
-            verbs |= dict.fromkeys(map(str, action.choices), "")
-    yield path, Words(verbs, options)
+            commands |= dict.fromkeys(map(str, action.choices), "")
+    yield path, CompletionEntry(commands, options)
 
 
-def _bash(program: str, tree: Tree) -> str:
+def _bash_script(program: str, tree: CommandTree) -> str:
     cases, values = [], []
     for path, words in tree.items():
-        given = " ".join([*words.verbs, *words.options])
-        cases.append(f"    {shlex.quote(' '.join(path))}) words={shlex.quote(given)} ;;")
+        candidates = " ".join([*words.commands, *words.options])
+        cases.append(f"    {shlex.quote(' '.join(path))}) words={shlex.quote(candidates)} ;;")
         for option, choices in words.options.items():
             if choices is not None:
                 key = shlex.quote(f"{' '.join(path)}|{option}")
@@ -114,15 +116,15 @@ complete -o default -F {function} {program}
 """Without a word of ours the shell completes files (`-o default`)."""
 
 
-def _fish(program: str, tree: Tree) -> str:
+def _fish_script(program: str, tree: CommandTree) -> str:
     lines = []
     for path, words in tree.items():
         seen = [f"__fish_seen_subcommand_from {word}" for word in path]
-        seen += [f"not __fish_seen_subcommand_from {' '.join(words.verbs)}"] if words.verbs else []
+        seen += [f"not __fish_seen_subcommand_from {' '.join(words.commands)}"] if words.commands else []
         where = f" -n {shlex.quote('; and '.join(seen))}" if seen else ""
-        for name, help_line in words.verbs.items():
-            told = f" -d {shlex.quote(help_line)}" if help_line else ""
-            lines.append(f"complete -c {program}{where} -f -a {name}{told}")
+        for name, help_line in words.commands.items():
+            description = f" -d {shlex.quote(help_line)}" if help_line else ""
+            lines.append(f"complete -c {program}{where} -f -a {name}{description}")
         for option, choices in words.options.items():
             lines.append(f"complete -c {program}{where} {_fish_option(option, choices)}")
     return "\n".join(lines) + "\n"

@@ -7,19 +7,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from visionedge.cli.arguments import Parser, Verbs, naming_lines, verb
+from visionedge.cli.arguments import Parser, Subparsers, add_command, add_line_numbers
 from visionedge.config.documents import read_configuration
-from visionedge.config.load import validate
+from visionedge.config.load import parse_config
 from visionedge.errors import ConfigError
 from visionedge.runtime.redaction import redact
 
 SCHEMA = "visionedge/config-check/1"
 
 
-def add_parser(verbs: Verbs) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the verb `config`."""
-    parser = verb(
-        verbs,
+    parser = add_command(
+        subparsers,
         "config",
         lambda _: 2,
         "check a configuration file before a module gets it; the schema of configurations",
@@ -27,7 +27,7 @@ def add_parser(verbs: Verbs) -> None:
         "  visionedge config schema > vision.schema.json    for editors and pipelines",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    check = verb(
+    check = add_command(
         commands,
         "check",
         _check,
@@ -38,7 +38,7 @@ def add_parser(verbs: Verbs) -> None:
     )
     check.add_argument("file", metavar="FILE", help="a configuration, YAML or JSON")
     check.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-    verb(
+    add_command(
         commands,
         "schema",
         _schema,
@@ -50,8 +50,8 @@ def add_parser(verbs: Verbs) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     path = Path(arguments.file)
     try:
-        with naming_lines(path, os.environ):
-            checked = validate(read_configuration(path, os.environ))
+        with add_line_numbers(path, os.environ):
+            checked = parse_config(read_configuration(path, os.environ))
     except ConfigError as error:
         if not arguments.json:
             raise

@@ -4,15 +4,22 @@ import argparse
 import os
 from pathlib import Path
 
-from visionedge.cli.arguments import Verbs, add_model_and_device, count, data_folder, share, verb
+from visionedge.cli.arguments import (
+    Subparsers,
+    add_command,
+    add_model_and_device,
+    data_folder,
+    fraction,
+    positive_integer,
+)
 from visionedge.config.documents import Document
-from visionedge.config.load import from_environment, merge, validate
+from visionedge.config.load import merge, parse_config, read_environment
 
 
-def add_parser(verbs: Verbs) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the verb `detect`."""
-    parser = verb(
-        verbs,
+    parser = add_command(
+        subparsers,
         "detect",
         _detect,
         "find objects in pictures, folders of pictures, and videos",
@@ -36,7 +43,7 @@ def add_parser(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--vid-stride",
-        type=count,
+        type=positive_integer,
         default=1,
         metavar="N",
         help="analyse every Nth frame of a video; frames keep their numbers and times (default: 1)",
@@ -44,13 +51,13 @@ def add_parser(verbs: Verbs) -> None:
     add_model_and_device(parser)
     parser.add_argument(
         "--confidence",
-        type=share,
+        type=fraction,
         metavar="X",
         help="the lowest score that is printed, 0 to 1 (default: 0.3)",
     )
     parser.add_argument(
         "--iou",
-        type=share,
+        type=fraction,
         metavar="X",
         help="boxes of one class that overlap more are one, 0 to 1 (default: 0.5)",
     )
@@ -63,7 +70,7 @@ def add_parser(verbs: Verbs) -> None:
 
 
 def _detect(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.detect import Request, detect
+    from visionedge.ops.detect import DetectRequest, run_detect
 
     inference: Document = {}
     if arguments.device:
@@ -74,11 +81,11 @@ def _detect(arguments: argparse.Namespace) -> int:
         inference["iou"] = arguments.iou
     if arguments.classes:
         inference["classes"] = [label for group in arguments.classes for label in group.split(",") if label]
-    document = merge(from_environment(os.environ), {"inference": inference})
-    checked = validate(document)
+    document = merge(read_environment(os.environ), {"inference": inference})
+    checked = parse_config(document)
     model = arguments.model or checked.model.path
-    return detect(
-        Request(
+    return run_detect(
+        DetectRequest(
             paths=tuple(arguments.paths),
             model=Path(model) if model else None,
             inference=checked.inference,

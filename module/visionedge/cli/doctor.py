@@ -7,23 +7,23 @@ import sys
 from pathlib import Path
 
 from visionedge.cli.arguments import (
-    Verbs,
+    Subparsers,
+    add_command,
+    add_line_numbers,
     add_model_and_device,
     configuration_file,
     data_folder,
-    naming_lines,
-    shows_colours,
-    verb,
+    supports_colours,
 )
 from visionedge.config.documents import Document, read_configuration
-from visionedge.config.load import from_environment, http_address, merge, validate
+from visionedge.config.load import merge, parse_config, parse_http_address, read_environment
 from visionedge.errors import UnavailableError
 
 
-def add_parser(verbs: Verbs) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the verb `doctor`."""
-    parser = verb(
-        verbs,
+    parser = add_command(
+        subparsers,
         "doctor",
         _doctor,
         "what this machine offers, what is used, the first broken link to the GPU and its remedy",
@@ -61,46 +61,46 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         return _plan(arguments)
     from visionedge.ops.doctor.bundle import write_bundle
-    from visionedge.ops.doctor.gather import Request
+    from visionedge.ops.doctor.gather import DoctorRequest
     from visionedge.ops.doctor.host import this_host
     from visionedge.ops.doctor.report import examine
 
-    document = _document(arguments)
-    with naming_lines(configuration_file(arguments, os.environ), os.environ):
-        checked = validate(document)
+    document = _read_document(arguments)
+    with add_line_numbers(configuration_file(arguments, os.environ), os.environ):
+        checked = parse_config(document)
     host = this_host(os.environ)
-    report = examine(Request(checked.inference.device, checked, data_folder(os.environ)), host)
+    report = examine(DoctorRequest(checked.inference.device, checked, data_folder(os.environ)), host)
     if arguments.json:
         sys.stdout.write(json.dumps(report.document(), indent=1, ensure_ascii=False) + "\n")
     else:
-        sys.stdout.write(report.words(colours=shows_colours(sys.stdout, os.environ)))
+        sys.stdout.write(report.to_text(colours=supports_colours(sys.stdout, os.environ)))
     if arguments.bundle:
         written = write_bundle(Path(arguments.bundle), report, checked, host)
         print(written, file=sys.stderr)
     return 0 if report.fulfilled else UnavailableError.exit_code
 
 
-def _document(arguments: argparse.Namespace) -> Document:
+def _read_document(arguments: argparse.Namespace) -> Document:
     """The configuration as `run` would have it: the file, the environment, the arguments."""
     path = configuration_file(arguments, os.environ)
     document = read_configuration(path, os.environ) if path else {}
-    document = merge(document, from_environment(os.environ))
-    over: Document = {}
+    document = merge(document, read_environment(os.environ))
+    overrides: Document = {}
     if arguments.model:
-        over["model"] = {"path": arguments.model, "url": None, "sha256": None}
+        overrides["model"] = {"path": arguments.model, "url": None, "sha256": None}
     if arguments.device:
-        over["inference"] = {"device": arguments.device}
+        overrides["inference"] = {"device": arguments.device}
     if arguments.http:
-        over["http"] = http_address(arguments.http, "--http")
-    return merge(document, over)
+        overrides["http"] = parse_http_address(arguments.http, "--http")
+    return merge(document, overrides)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.doctor.plan import make_plan
+    from visionedge.ops.doctor.plan import make_eflow_plan
 
-    plan = make_plan(arguments.windows_build, arguments.edition, arguments.gpu)
+    plan = make_eflow_plan(arguments.windows_build, arguments.edition, arguments.gpu)
     if arguments.json:
         sys.stdout.write(json.dumps(plan.document(), indent=1, ensure_ascii=False) + "\n")
     else:
-        sys.stdout.write(plan.words())
+        sys.stdout.write(plan.to_text())
     return 0 if plan.supported else UnavailableError.exit_code

@@ -9,27 +9,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visionedge.cli.arguments import Parser, Verbs, cameras, naming_lines, verb
-from visionedge.config.documents import read_file, without_extensions
-from visionedge.config.load import http_address, validate
+from visionedge.cli.arguments import Parser, Subparsers, add_command, add_line_numbers, parse_cameras
+from visionedge.config.documents import read_document, without_extensions
+from visionedge.config.load import parse_config, parse_http_address
 from visionedge.errors import ConfigError
-from visionedge.runtime.files import read_regular
+from visionedge.runtime.files import read_regular_file
 from visionedge.runtime.redaction import redact
 
 if TYPE_CHECKING:
-    from visionedge.ops.manifest.generate import Request
+    from visionedge.ops.manifest.generate import ManifestRequest
 
 
-_NOTHING_MEASURED = (
+_NO_MESSAGES_GIVEN = (
     "the cost is counted from real messages: record an hour of usual traffic with 'visionedge run --config"
     " vision.yaml --messages FILE --duration 3600' and give --messages FILE, or --url of a running module"
 )
 
 
-def add_parser(verbs: Verbs) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the verb `manifest`."""
-    parser = verb(
-        verbs,
+    parser = add_command(
+        subparsers,
         "manifest",
         lambda _: 2,
         "deployment manifests of IoT Edge, what they cost, and the schema of their configuration",
@@ -42,7 +42,7 @@ def add_parser(verbs: Verbs) -> None:
     _add_generate(commands)
     _add_lint(commands)
     _add_estimate(commands)
-    verb(
+    add_command(
         commands,
         "schema",
         _schema,
@@ -51,8 +51,8 @@ def add_parser(verbs: Verbs) -> None:
     )
 
 
-def _add_generate(commands: Verbs) -> None:
-    parser = verb(
+def _add_generate(commands: Subparsers) -> None:
+    parser = add_command(
         commands,
         "generate",
         _generate,
@@ -68,8 +68,8 @@ def _add_generate(commands: Verbs) -> None:
         "  visionedge manifest generate --template --gpu gpu-pv \\\n"
         "      --registry 'visionedge=$CONTAINER_REGISTRY_ADDRESS'   as deployment.template.json is",
     )
-    _add_running(parser)
-    _add_told(parser)
+    _add_module_options(parser)
+    _add_configuration_options(parser)
     forms = parser.add_argument_group("what comes out")
     either = forms.add_mutually_exclusive_group()
     either.add_argument(
@@ -86,7 +86,7 @@ def _add_generate(commands: Verbs) -> None:
     forms.add_argument("--force", action="store_true", help="replace an existing file")
 
 
-def _add_running(parser: argparse.ArgumentParser) -> None:
+def _add_module_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what runs")
     group.add_argument(
         "--image", metavar="NAME", default="", help="the module's image; required except with --template"
@@ -127,7 +127,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_told(parser: argparse.ArgumentParser) -> None:
+def _add_configuration_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("configuration")
     group.add_argument(
         "--config",
@@ -151,8 +151,8 @@ def _add_told(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-http", action="store_true", help="publish no HTTP port on the device")
 
 
-def _add_lint(commands: Verbs) -> None:
-    parser = verb(
+def _add_lint(commands: Subparsers) -> None:
+    parser = add_command(
         commands,
         "lint",
         _lint,
@@ -176,27 +176,27 @@ def _add_lint(commands: Verbs) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.manifest.generate import generate
-    from visionedge.runtime.files import write_new
+    from visionedge.ops.manifest.generate import generate_manifest
+    from visionedge.runtime.files import write_text_atomically
 
-    with naming_lines(Path(arguments.config) if arguments.config else None, os.environ):
-        made = generate(_request(arguments), os.environ)
+    with add_line_numbers(Path(arguments.config) if arguments.config else None, os.environ):
+        made = generate_manifest(_build_request(arguments), os.environ)
     for note in made.notes:
         print(f"visionedge: {redact(note)}", file=sys.stderr)
     if arguments.output:
-        write_new(Path(arguments.output), made.text, replace=arguments.force, secret=made.secret)
+        write_text_atomically(Path(arguments.output), made.text, replace=arguments.force, secret=made.secret)
     else:
         sys.stdout.write(made.text)
     return 0
 
 
-def _request(arguments: argparse.Namespace) -> "Request":
+def _build_request(arguments: argparse.Namespace) -> "ManifestRequest":
     """The arguments as what a manifest is wanted for.
 
     Raises:
         ConfigError: some of them are wrong, or do not go together.
     """
-    from visionedge.ops.manifest.generate import Request, check_binds
+    from visionedge.ops.manifest.generate import ManifestRequest, check_binds
 
     problems = check_binds(arguments.bind, arguments.gpu)
     if not arguments.image and not arguments.template:
@@ -207,15 +207,15 @@ def _request(arguments: argparse.Namespace) -> "Request":
         )
     if problems:
         raise ConfigError(problems)
-    document = without_extensions(read_file(Path(arguments.config))) if arguments.config else None
+    document = without_extensions(read_document(Path(arguments.config))) if arguments.config else None
     configured = document.get("cameras") if document else None
-    address = None if arguments.no_http else http_address(arguments.http, "--http")
-    return Request(
+    address = None if arguments.no_http else parse_http_address(arguments.http, "--http")
+    return ManifestRequest(
         image=arguments.image,
         gpu=arguments.gpu,
         document=document,
-        cameras=cameras(arguments.camera, configured if isinstance(configured, dict) else ()),
-        registries=_registries(arguments.registry),
+        cameras=parse_cameras(arguments.camera, configured if isinstance(configured, dict) else ()),
+        registries=_parse_registries(arguments.registry),
         module=arguments.module_id,
         published=(address.get("host") or "127.0.0.1", address["port"]) if address else None,
         runtime=arguments.runtime,
@@ -224,13 +224,13 @@ def _request(arguments: argparse.Namespace) -> "Request":
     )
 
 
-def _registries(pairs: Sequence[str]) -> dict[str, str]:
+def _parse_registries(pairs: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for pair in pairs:
         name, _, address = pair.partition("=")
         if not re.fullmatch(r"\w+", name, re.ASCII) or not address:
-            say = "write NAME=ADDRESS, with a NAME of letters, digits and '_'"
-            raise ConfigError([f"--registry {redact(pair)}: {say}"])
+            hint = "write NAME=ADDRESS, with a NAME of letters, digits and '_'"
+            raise ConfigError([f"--registry {redact(pair)}: {hint}"])
         if name in found:
             raise ConfigError([f"--registry {name}: the name is given twice"])
         found[name] = address
@@ -238,32 +238,32 @@ def _registries(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _lint(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.manifest.lint import lint
+    from visionedge.ops.manifest.lint import lint_manifest
 
     name = "stdin" if arguments.file == "-" else arguments.file
     folder = None if arguments.file == "-" else Path(arguments.file).parent
-    report = lint(_bytes(arguments.file), name, arguments.module, folder=folder)
+    report = lint_manifest(_read_manifest(arguments.file), name, arguments.module, folder=folder)
     if arguments.json:
         sys.stdout.write(json.dumps(report.document(), indent=1, ensure_ascii=False) + "\n")
     else:
-        sys.stdout.write(report.words())
+        sys.stdout.write(report.to_text())
     return ConfigError.exit_code if report.errors else 0
 
 
-def _bytes(file: str) -> bytes:
+def _read_manifest(file: str) -> bytes:
     """The content of a file, or a little more than a manifest can be."""
-    from visionedge.ops.manifest.lint import MAX_BYTES
+    from visionedge.ops.manifest.lint import MAX_MANIFEST_BYTES
 
     try:
         if file == "-":
-            return sys.stdin.buffer.read(MAX_BYTES + 1)
-        return read_regular(Path(file), most_bytes=MAX_BYTES)
+            return sys.stdin.buffer.read(MAX_MANIFEST_BYTES + 1)
+        return read_regular_file(Path(file), max_bytes=MAX_MANIFEST_BYTES)
     except OSError as error:
         raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from None
 
 
-def _add_estimate(commands: Verbs) -> None:
-    parser = verb(
+def _add_estimate(commands: Subparsers) -> None:
+    parser = add_command(
         commands,
         "estimate",
         _estimate,
@@ -290,20 +290,25 @@ def _add_estimate(commands: Verbs) -> None:
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.manifest.estimate import Estimate, from_file, from_module, words
+    from visionedge.ops.manifest.estimate import (
+        Estimate,
+        measure_messages_file,
+        measure_running_module,
+        to_text,
+    )
 
     path = arguments.config or os.environ.get("VISIONEDGE_CONFIG")
-    policy = validate(read_file(Path(path)) if path else {}).telemetry
+    policy = parse_config(read_document(Path(path)) if path else {}).telemetry
     if arguments.messages and arguments.url:
         raise ConfigError(["give --messages FILE or --url URL, not both"])
     if arguments.messages:
-        measured = from_file(Path(arguments.messages))
+        measured = measure_messages_file(Path(arguments.messages))
     elif arguments.url:
-        measured = from_module(arguments.url, arguments.token)
+        measured = measure_running_module(arguments.url, arguments.token)
     else:
-        raise ConfigError([_NOTHING_MEASURED])
+        raise ConfigError([_NO_MESSAGES_GIVEN])
     made = Estimate(measured, policy.max_per_day)
-    sys.stdout.write(json.dumps(made.document()) + "\n" if arguments.json else words(made))
+    sys.stdout.write(json.dumps(made.document()) + "\n" if arguments.json else to_text(made))
     return 0
 
 

@@ -6,16 +6,24 @@ import os
 import sys
 from pathlib import Path
 
-from visionedge.cli.arguments import DEVICES, Parser, Verbs, count, data_folder, share, verb
-from visionedge.config.load import from_environment, merge, validate
+from visionedge.cli.arguments import (
+    DEVICES,
+    Parser,
+    Subparsers,
+    add_command,
+    data_folder,
+    fraction,
+    positive_integer,
+)
+from visionedge.config.load import merge, parse_config, read_environment
 from visionedge.errors import ConfigError
-from visionedge.runtime.installation import install_command
+from visionedge.runtime.installation import build_install_command
 
 
-def add_parser(verbs: Verbs) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the verb `model`."""
-    parser = verb(
-        verbs,
+    parser = add_command(
+        subparsers,
         "model",
         lambda _: 2,
         "inspect a model, compile it, measure its accuracy",
@@ -32,8 +40,8 @@ def add_parser(verbs: Verbs) -> None:
 # --- inspect ------------------------------------------------------------------------------------------------
 
 
-def _add_inspect(commands: Verbs) -> None:
-    parser = verb(
+def _add_inspect(commands: Subparsers) -> None:
+    parser = add_command(
         commands,
         "inspect",
         _inspect,
@@ -51,13 +59,13 @@ def _add_inspect(commands: Verbs) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.models.inspect import inspect, words
+    from visionedge.ops.models.inspect import format_report, inspect_model
 
-    inspection = inspect(Path(arguments.path), data_folder(os.environ), arguments.device)
+    inspection = inspect_model(Path(arguments.path), data_folder(os.environ), arguments.device)
     if arguments.json:
         print(json.dumps(inspection.document, ensure_ascii=False))
     else:
-        sys.stdout.write(words(inspection))
+        sys.stdout.write(format_report(inspection))
     if inspection.refused is None:
         return 0
     print(f"visionedge: {inspection.refused}", file=sys.stderr)
@@ -67,8 +75,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
 # --- compile ------------------------------------------------------------------------------------------------
 
 
-def _add_compile(commands: Verbs) -> None:
-    parser = verb(
+def _add_compile(commands: Subparsers) -> None:
+    parser = add_command(
         commands,
         "compile",
         _compile,
@@ -89,7 +97,11 @@ def _add_compile(commands: Verbs) -> None:
     parser.add_argument("path", metavar="PATH", help="the model, an ONNX file")
     parser.add_argument("-o", "--output", metavar="OUT", help="the file to write the compiled graph to")
     parser.add_argument(
-        "--rows", type=count, default=None, metavar="K", help="the most detections per picture (default: 500)"
+        "--rows",
+        type=positive_integer,
+        default=None,
+        metavar="K",
+        help="the most detections per picture (default: 500)",
     )
     _add_precision(parser)
 
@@ -113,7 +125,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tolerance",
-        type=share,
+        type=fraction,
         metavar="X",
         help="the share of boxes that may differ, 0 to 1 (default: 0.1); with --labels AP may fall by 0.010",
     )
@@ -136,7 +148,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.models.compile import compile_to
+    from visionedge.ops.models.compile import compile_file
 
     if arguments.precision != "fp32":
         return _compile_variant(arguments)
@@ -147,12 +159,12 @@ def _compile(arguments: argparse.Namespace) -> int:
             [f"{extra[0]}: goes with --precision int8 or fp16" if extra else "-o OUT: say where to write"]
         )
     path, output = Path(arguments.path), Path(arguments.output)
-    print(compile_to(path, output, data_folder(os.environ), arguments.rows), file=sys.stderr)
+    print(compile_file(path, output, data_folder(os.environ), arguments.rows), file=sys.stderr)
     return 0
 
 
 def _compile_variant(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.models.compile import Request, compile_variant
+    from visionedge.ops.models.compile import CompileRequest, compile_variant
 
     if arguments.precision != "int8":
         for name in ("recipe", "thorough"):
@@ -164,7 +176,7 @@ def _compile_variant(arguments: argparse.Namespace) -> int:
         return Path(value) if value else None
 
     return compile_variant(
-        Request(
+        CompileRequest(
             model=Path(arguments.path),
             precision=arguments.precision,
             data=data_folder(os.environ),
@@ -183,8 +195,8 @@ def _compile_variant(arguments: argparse.Namespace) -> int:
 # --- eval ---------------------------------------------------------------------------------------------------
 
 
-def _add_eval(commands: Verbs) -> None:
-    parser = verb(
+def _add_eval(commands: Subparsers) -> None:
+    parser = add_command(
         commands,
         "eval",
         _eval,
@@ -194,7 +206,7 @@ def _add_eval(commands: Verbs) -> None:
         codes=(0, 1, 2, 3),
         notes="It takes every detection of 0.01 and more, 100 a picture at most, through the same pipeline\n"
         "as detect. Classes meet categories by name. It needs pycocotools:\n"
-        f"{install_command('eval')}",
+        f"{build_install_command('eval')}",
     )
     parser.add_argument("path", metavar="PATH", help="the model, an ONNX file")
     parser.add_argument(
@@ -202,7 +214,7 @@ def _add_eval(commands: Verbs) -> None:
     )
     parser.add_argument("--images", required=True, metavar="DIR", help="the folder with their pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-    parser.add_argument("--limit", type=count, metavar="N", help="use only the first N pictures")
+    parser.add_argument("--limit", type=positive_integer, metavar="N", help="use only the first N pictures")
     parser.add_argument(
         "--device",
         choices=DEVICES,
@@ -218,21 +230,21 @@ def _add_eval(commands: Verbs) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.models.evaluate import Request, evaluate, words
+    from visionedge.ops.models.evaluate import EvaluationRequest, evaluate, format_report
 
     inference = {"precision": arguments.precision}
     if arguments.device:
         inference["device"] = arguments.device
-    document = merge(from_environment(os.environ), {"inference": inference})
+    document = merge(read_environment(os.environ), {"inference": inference})
     report = evaluate(
-        Request(
+        EvaluationRequest(
             model=Path(arguments.path),
             coco=Path(arguments.coco),
             images=Path(arguments.images),
-            inference=validate(document).inference,
+            inference=parse_config(document).inference,
             data=data_folder(os.environ),
             limit=arguments.limit,
         )
     )
-    sys.stdout.write(json.dumps(report) + "\n" if arguments.json else words(report))
+    sys.stdout.write(json.dumps(report) + "\n" if arguments.json else format_report(report))
     return 1 if report["missing"] else 0

@@ -8,20 +8,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from visionedge.cli.arguments import (
-    Verbs,
+    Subparsers,
+    add_command,
+    add_line_numbers,
     add_model_and_device,
-    cameras,
     configuration_file,
     data_folder,
-    naming_lines,
-    seconds,
-    verb,
+    parse_cameras,
+    positive_number,
 )
-from visionedge.config.addresses import FORMS
+from visionedge.config.addresses import URI_FORMS
 from visionedge.config.documents import Document, read_configuration
-from visionedge.config.load import from_environment, http_address, merge, validate
+from visionedge.config.load import merge, parse_config, parse_http_address, read_environment
 
-INJECT = "VISIONEDGE_INJECT_FAULTS"
+FAULT_INJECTION_VARIABLE = "VISIONEDGE_INJECT_FAULTS"
 """The variable that lets `--inject` exist."""
 
 DEMO_CONFIDENCE = 0.4
@@ -39,14 +39,14 @@ _VARIABLES = """\
   VISIONEDGE_LOG_LEVEL   debug, info, warning or error; --log-level wins
   NAME                   any variable that the configuration file names as ${NAME}"""
 
-_INJECTING = "visionedge.engine.process.fault_injection"
+_FAULT_INJECTION_MODULE = "visionedge.engine.process.fault_injection"
 _STATE_FILES = ("spool.db", "sequences.json", "desired.json")
 
 
-def add_parser(verbs: Verbs) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the verb `run`."""
-    parser = verb(
-        verbs,
+    parser = add_command(
+        subparsers,
         "run",
         _run,
         "the module: analyse cameras, answer over HTTP, send what was seen to IoT Hub",
@@ -66,7 +66,7 @@ def add_parser(verbs: Verbs) -> None:
         default=[],
         metavar="[NAME=]URI",
         help="a camera, repeatable; one without a name becomes cam1, cam2 and so on; the URI is "
-        f"{FORMS.replace('%', '%%')}; N means /dev/videoN",
+        f"{URI_FORMS.replace('%', '%%')}; N means /dev/videoN",
     )
     add_model_and_device(parser)
     parser.add_argument("--http", metavar="[HOST:]PORT", help="where to listen (default: 127.0.0.1:8080)")
@@ -75,22 +75,25 @@ def add_parser(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--duration",
-        type=seconds,
+        type=positive_number,
         metavar="SECONDS",
         help="stop this long after it became ready, or after it began to wait for its model or device",
     )
-    if _injects(os.environ):
+    if _fault_injection_enabled(os.environ):
         parser.add_argument("--inject", metavar="FILE", help="a script of faults for the engine, for tests")
 
 
-def _injects(environ: Mapping[str, str]) -> bool:
+def _fault_injection_enabled(environ: Mapping[str, str]) -> bool:
     """Whether faults may be injected: only if asked for, and never where the package leaves that part out."""
-    return environ.get(INJECT) == "1" and importlib.util.find_spec(_INJECTING) is not None
+    return (
+        environ.get(FAULT_INJECTION_VARIABLE) == "1"
+        and importlib.util.find_spec(_FAULT_INJECTION_MODULE) is not None
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from visionedge.app.service import Options, run
-    from visionedge.iothub.desired import FILE_NAME, Carriers, LastGood
+    from visionedge.app.service import RunOptions, run
+    from visionedge.iothub.desired import DESIRED_FILE_NAME, ConfigurationSources, LastGoodFile
     from visionedge.iothub.identity import Identity
 
     identity, data = Identity.from_environ(os.environ), data_folder(os.environ)
@@ -98,17 +101,17 @@ def _run(arguments: argparse.Namespace) -> int:
     path = configuration_file(arguments, os.environ)
 
     def read() -> Document:
-        document = run_document(arguments, os.environ, inside_iot_edge=identity is not None)
-        with naming_lines(path, os.environ):
-            validate(document)
+        document = build_run_document(arguments, os.environ, inside_iot_edge=identity is not None)
+        with add_line_numbers(path, os.environ):
+            parse_config(document)
         return document
 
     document = read()
-    last_good = LastGood(data / FILE_NAME, identity.owner) if identity else None
+    last_good = LastGoodFile(data / DESIRED_FILE_NAME, identity.owner) if identity else None
     with private_files(data):
         return run(
-            Options(
-                carriers=Carriers.read(document, last_good),
+            RunOptions(
+                config_sources=ConfigurationSources.read(document, last_good),
                 data=data,
                 messages=Path(arguments.messages) if arguments.messages else None,
                 duration_s=arguments.duration,
@@ -136,37 +139,39 @@ def private_files(data: Path) -> Iterator[None]:
         os.umask(before)
 
 
-def run_document(
+def build_run_document(
     arguments: argparse.Namespace, environ: Mapping[str, str], *, inside_iot_edge: bool
 ) -> Document:
     """The configuration document of `run`: the file, the environment over it, the arguments over both."""
     path = configuration_file(arguments, environ)
     document = read_configuration(path, environ) if path else {}
-    document = merge(document, from_environment(environ))
+    document = merge(document, read_environment(environ))
     document = merge(document, _overrides(arguments, document))
     if not document.get("cameras") and not path and not inside_iot_edge:
         # Somebody who just wants to see it run gets something to look at.
         document["cameras"] = {"demo": {"uri": "demo:"}}
-    if not path and _is_the_demo(document):
+    if not path and _is_demo(document):
         document["inference"] = {"confidence": DEMO_CONFIDENCE, **document.get("inference", {})}
     return document
 
 
-def _is_the_demo(document: Document) -> bool:
+def _is_demo(document: Document) -> bool:
     """Whether the bundled model looks at the bundled clip and at nothing else."""
     cameras = document.get("cameras", {})
     return not document.get("model") and bool(cameras) and all(c["uri"] == "demo:" for c in cameras.values())
 
 
 def _overrides(arguments: argparse.Namespace, document: Document) -> Document:
-    over: Document = {}
+    overrides: Document = {}
     if arguments.camera:
         configured = document.get("cameras")
-        over["cameras"] = cameras(arguments.camera, configured if isinstance(configured, dict) else ())
+        overrides["cameras"] = parse_cameras(
+            arguments.camera, configured if isinstance(configured, dict) else ()
+        )
     if arguments.model:
-        over["model"] = {"path": arguments.model, "url": None, "sha256": None}
+        overrides["model"] = {"path": arguments.model, "url": None, "sha256": None}
     if arguments.device:
-        over["inference"] = {"device": arguments.device}
+        overrides["inference"] = {"device": arguments.device}
     if arguments.http:
-        over["http"] = http_address(arguments.http, "--http")
-    return over
+        overrides["http"] = parse_http_address(arguments.http, "--http")
+    return overrides

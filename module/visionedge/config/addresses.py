@@ -9,11 +9,11 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from visionedge.errors import ConfigError
-from visionedge.runtime.redaction import _HOST, ESCAPES, _Parts, masked_address
+from visionedge.runtime.redaction import ESCAPE_HINT, HOST_PATTERN, AddressParts, mask_address
 
-Kind = Literal["rtsp", "http", "file", "folder", "v4l2", "demo"]
+CameraKind = Literal["rtsp", "http", "file", "folder", "v4l2", "demo"]
 
-_KINDS: dict[str, Kind] = {
+_KIND_BY_SCHEME: dict[str, CameraKind] = {
     "rtsp": "rtsp",
     "rtsps": "rtsp",
     "http": "http",
@@ -22,7 +22,7 @@ _KINDS: dict[str, Kind] = {
     "file": "file",
     "demo": "demo",
 }
-FORMS = "rtsp://, rtsps://, http(s)://, a file, a folder of pictures, v4l2:///dev/video0 or demo:"
+URI_FORMS = "rtsp://, rtsps://, http(s)://, a file, a folder of pictures, v4l2:///dev/video0 or demo:"
 """What a camera URI may be, for messages."""
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):(//)?")
@@ -32,14 +32,14 @@ _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):(//)?")
 class CameraUri:
     """A camera URI understood: its kind and what the decoder opens (`target`, with its secrets)."""
 
-    kind: Kind
+    kind: CameraKind
     target: str
 
     def __str__(self) -> str:
-        return masked_address(self.target)
+        return mask_address(self.target)
 
     def __repr__(self) -> str:
-        return f"CameraUri({self.kind!r}, {masked_address(self.target)!r})"
+        return f"CameraUri({self.kind!r}, {mask_address(self.target)!r})"
 
 
 def parse_camera_uri(uri: str) -> CameraUri:
@@ -51,28 +51,30 @@ def parse_camera_uri(uri: str) -> CameraUri:
     """
     uri = uri.strip()
     if not uri:
-        raise ConfigError([f"an empty camera URI; give {FORMS}"])
+        raise ConfigError([f"an empty camera URI; give {URI_FORMS}"])
     found = _SCHEME.match(uri)
     # One letter before a colon is a drive of Windows, not a scheme.
     if found is None or len(found[1]) == 1:
-        return _local(uri)
+        return _local_uri(uri)
     scheme = found[1].lower()
-    kind = _KINDS.get(scheme)
+    kind = _KIND_BY_SCHEME.get(scheme)
     if kind is None:
         if os.path.exists(uri):  # noqa: PTH110 - unlike Path's, it answers False to impossible names
-            return _local(uri)
-        raise ConfigError([f"unknown scheme '{found[1]}:' in camera URI {masked_address(uri)}; give {FORMS}"])
+            return _local_uri(uri)
+        raise ConfigError(
+            [f"unknown scheme '{found[1]}:' in camera URI {mask_address(uri)}; give {URI_FORMS}"]
+        )
     rest = uri[len(found[0]) :]
     if kind in ("rtsp", "http"):
-        return CameraUri(kind, f"{scheme}://{_with_host(rest)}")
+        return CameraUri(kind, f"{scheme}://{_normalise_network_address(rest)}")
     if kind == "v4l2":
         return CameraUri(kind, _device_path(uri, rest))
     if kind == "file":
-        return _local(_file_path(rest) if found[2] else rest)
+        return _local_uri(_file_path(rest) if found[2] else rest)
     return CameraUri(kind, f"{scheme}:{rest}")
 
 
-def _local(path: str) -> CameraUri:
+def _local_uri(path: str) -> CameraUri:
     # A name that is too long or lies behind a closed folder is told when it is opened.
     return CameraUri("folder" if os.path.isdir(path) else "file", path)  # noqa: PTH112 - as above, False and no error
 
@@ -82,16 +84,16 @@ def _file_path(rest: str) -> str:
     return unquote(rest.removeprefix("localhost") if rest.startswith("localhost/") else rest)
 
 
-def _with_host(rest: str) -> str:
+def _normalise_network_address(rest: str) -> str:
     """What follows the scheme, as FFmpeg takes it: a user name has a colon, an IPv6 zone a bare '%'."""
-    parts = _Parts.of(rest)
+    parts = AddressParts.parse(rest)
     if any(character in rest for character in "\r\n\0"):
         raise ConfigError(["the camera URI holds a line break; write the address in one line"])
-    if parts.raw or (parts.user is not None and any(character in parts.user for character in "[]")):
+    if parts.is_ambiguous or (parts.user is not None and any(character in parts.user for character in "[]")):
         reason = (
             "the user name or password in the camera URI holds '#', '/', '?', '[' or ']' (or its path '@')"
         )
-        raise ConfigError([f"{reason}; {ESCAPES}"])
+        raise ConfigError([f"{reason}; {ESCAPE_HINT}"])
     host, port = _host_and_port(parts.host)
     user = "" if parts.user is None else parts.user if ":" in parts.user else f"{parts.user}:"
     return f"{user}{'' if parts.user is None else '@'}{host}{port}{parts.tail}"
@@ -99,7 +101,7 @@ def _with_host(rest: str) -> str:
 
 def _host_and_port(text: str) -> tuple[str, str]:
     """The host of an address and ``:PORT`` (or nothing)."""
-    found = _HOST.fullmatch(text)
+    found = HOST_PATTERN.fullmatch(text)
     if found is None or int(found["port"] or 0) > 65535:
         # Where the '@' was forgotten, the text behind the colon is a password: it is not shown.
         raise ConfigError(
@@ -119,18 +121,18 @@ def _host_and_port(text: str) -> tuple[str, str]:
 
 def _device_path(uri: str, path: str) -> str:
     if not path.startswith("/"):
-        raise ConfigError([f"camera URI {masked_address(uri)} names no device; write v4l2:///dev/video0"])
+        raise ConfigError([f"camera URI {mask_address(uri)} names no device; write v4l2:///dev/video0"])
     return path
 
 
 # Addresses of models: what they may look like, and what a model from there is called.
 
 
-_LONGEST_NAME = 64
-_SHOWN_CHARS = 200
+_MAX_NAME_CHARACTERS = 64
+_MAX_SHOWN_CHARACTERS = 200
 
 
-def check_address(url: str, *, insecure: bool) -> None:
+def check_model_url(url: str, *, insecure: bool) -> None:
     """Refuse what no model can be fetched from; `insecure` lets http: and file: pass. Nothing is opened.
 
     Raises:
@@ -140,7 +142,7 @@ def check_address(url: str, *, insecure: bool) -> None:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port  # the port raises where it is no number
     except ValueError:  # its text quotes the address
-        raise ValueError(f"cannot be read as an address; in a user name or password {ESCAPES}") from None
+        raise ValueError(f"cannot be read as an address; in a user name or password {ESCAPE_HINT}") from None
     if any(ord(character) <= 32 for character in url):
         raise ValueError("has blanks in it; write %20 for a blank")
     if parts.scheme in ("http", "file") and not insecure:
@@ -157,19 +159,19 @@ def check_address(url: str, *, insecure: bool) -> None:
         raise ValueError("names no host")
 
 
-def local_path(url: str) -> str:
+def file_url_to_path(url: str) -> str:
     """The path that a file: address names."""
     return url2pathname(urlsplit(url).path)
 
 
-def model_name(url: str) -> str:
+def model_name_from_url(url: str) -> str:
     """What the model is called in frames and status: its file's name without the ending."""
     last = unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2].removesuffix(".onnx")
-    return re.sub(r"[^\w.+-]+", "-", last)[:_LONGEST_NAME].strip("-.") or "model"
+    return re.sub(r"[^\w.+-]+", "-", last)[:_MAX_NAME_CHARACTERS].strip("-.") or "model"
 
 
-def shown(url: str) -> str:
+def format_url(url: str) -> str:
     """The address for people: not what is secret in it, neither the query, and not without end."""
     plain, query, _ = url.partition("?")
-    text = masked_address(plain) + ("?…" if query else "")
-    return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 1]}…"
+    text = mask_address(plain) + ("?…" if query else "")
+    return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[: _MAX_SHOWN_CHARACTERS - 1]}…"

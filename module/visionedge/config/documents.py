@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from visionedge.errors import ConfigError
-from visionedge.runtime.files import read_regular
+from visionedge.runtime.files import read_regular_file
 from visionedge.runtime.redaction import redact
 
 Document = dict[str, Any]
@@ -23,25 +23,25 @@ MAX_DEPTH = 50
 MAX_VALUES = 100_000
 """Values in a document, each alias counted as all that it stands for."""
 
-EXTENSION = "x-"
+EXTENSION_PREFIX = "x-"
 """A top-level key of a configuration that begins so is ignored."""
 
 _VARIABLE = re.compile(r"\$\{([^{}$]*)\}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def read_file(path: Path) -> Document:
+def read_document(path: Path) -> Document:
     """The document in a YAML or JSON file (by its name; `.json` is JSON).
 
     Raises:
         ConfigError: it cannot be read or parsed, is too large or too deep, or is no mapping.
     """
-    document = _parsed(_text(path), path)
+    document = _parse(_read_text(path), path)
     if document is None:
         return {}
     if not isinstance(document, dict):
         raise ConfigError(
-            [f"{path}: is {kind_of(document)}; it must be a mapping of keys such as 'cameras:'"]
+            [f"{path}: is {describe_type(document)}; it must be a mapping of keys such as 'cameras:'"]
         )
     return document
 
@@ -52,18 +52,18 @@ def read_configuration(path: Path, environ: Mapping[str, str]) -> Document:
     Keys that are ignored are left out, so that a variable which only they name need not be set.
 
     Raises:
-        ConfigError: as `read_file`, or a variable is missing; each line names the file and the line.
+        ConfigError: as `read_document`, or a variable is missing; each line names the file and the line.
     """
-    document = without_extensions(read_file(path))
+    document = without_extensions(read_document(path))
     try:
         return fill_variables(document, environ)
     except ConfigError as error:
-        raise ConfigError(located(error.problems, path)) from None
+        raise ConfigError(add_locations(error.problems, path)) from None
 
 
 def without_extensions(document: Mapping[str, Any]) -> Document:
     """The document without its top-level keys that begin with ``x-``, which hold YAML anchors."""
-    return {key: value for key, value in document.items() if not str(key).startswith(EXTENSION)}
+    return {key: value for key, value in document.items() if not str(key).startswith(EXTENSION_PREFIX)}
 
 
 def fill_variables(document: Document, environ: Mapping[str, str]) -> Document:
@@ -73,13 +73,13 @@ def fill_variables(document: Document, environ: Mapping[str, str]) -> Document:
         ConfigError: the environment lacks some of them; one line for each place, with the path of its key.
     """
     problems: list[str] = []
-    filled: Document = _filled(document, "", environ, problems)
+    filled: Document = _fill(document, "", environ, problems)
     if problems:
         raise ConfigError(problems)
     return filled
 
 
-def _filled(value: Any, path: str, environ: Mapping[str, str], problems: list[str]) -> Any:
+def _fill(value: Any, path: str, environ: Mapping[str, str], problems: list[str]) -> Any:
     def variable(match: re.Match[str]) -> str:
         name = match[1]
         if not _VARIABLE_NAME.fullmatch(name):
@@ -93,19 +93,19 @@ def _filled(value: Any, path: str, environ: Mapping[str, str], problems: list[st
     if isinstance(value, str):
         return _VARIABLE.sub(variable, value)
     if isinstance(value, dict):
-        return {k: _filled(v, f"{path}.{k}" if path else k, environ, problems) for k, v in value.items()}
+        return {k: _fill(v, f"{path}.{k}" if path else k, environ, problems) for k, v in value.items()}
     if isinstance(value, list):
-        return [_filled(item, f"{path}.{n}", environ, problems) for n, item in enumerate(value)]
+        return [_fill(item, f"{path}.{n}", environ, problems) for n, item in enumerate(value)]
     return value
 
 
-def located(problems: Sequence[str], path: Path) -> list[str]:
+def add_locations(problems: Sequence[str], path: Path) -> list[str]:
     """Problems of a document (``cameras.dock.fps: …``) with the file and the line that they are about.
 
     A problem of what does not stand in the file, such as a value from the environment, stays as it is.
     """
     try:
-        root = yaml.compose(_text(path).replace("\t", " "), _Bounded)
+        root = yaml.compose(_read_text(path).replace("\t", " "), _BoundedLoader)
     except (ConfigError, _RefusedError, yaml.YAMLError, ValueError):
         return list(problems)
     return [f"{path}:{line}: {each}" if (line := _line_of(each, root)) else each for each in problems]
@@ -135,7 +135,7 @@ def _entries(node: yaml.Node) -> Iterator[tuple[yaml.Node, yaml.Node, str]]:
             yield item, item, str(number)
 
 
-def kind_of(value: object) -> str:
+def describe_type(value: object) -> str:
     """What a value is, for people who write YAML."""
     names = {
         dict: "a mapping",
@@ -148,24 +148,26 @@ def kind_of(value: object) -> str:
     return names.get(type(value), "empty" if value is None else type(value).__name__)
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
-        return read_regular(path, most_bytes=MAX_BYTES).decode("utf-8-sig")
+        return read_regular_file(path, max_bytes=MAX_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
         raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
 
 
-def _parsed(text: str, path: Path) -> object:
+def _parse(text: str, path: Path) -> object:
     try:
         # JSON is read as YAML too, but json tells its own errors better.
         if path.suffix.lower() == ".json":
-            return _bounded_json(json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number))
-        return yaml.load(text, _Bounded)  # noqa: S506 - a SafeLoader
+            return _bounded_json(
+                json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+            )
+        return yaml.load(text, _BoundedLoader)  # noqa: S506 - a SafeLoader
     except json.JSONDecodeError as error:
         raise ConfigError([f"{path}:{error.lineno}: is no JSON: {error.msg}"]) from None
     except yaml.YAMLError as error:
-        raise ConfigError([f"{path}{_yaml_place(error)}: is no YAML: {_yaml_reason(error)}"]) from None
+        raise ConfigError([f"{path}{_yaml_location(error)}: is no YAML: {_yaml_reason(error)}"]) from None
     except RecursionError:
         raise ConfigError([f"{path}: {_TOO_DEEP}"]) from None
     except _RefusedError as error:
@@ -190,7 +192,7 @@ _TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
 _TOO_MANY = f"holds more than {MAX_VALUES} values (an alias counts as all that it stands for)"
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> Document:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> Document:
     """A JSON object, as long as no key of it is given twice: the second would silently win."""
     document: Document = {}
     for key, value in pairs:
@@ -200,7 +202,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> Document:
     return document
 
 
-def _no_number(constant: str) -> float:
+def _refuse_constant(constant: str) -> float:
     raise _RefusedError(f"{constant} is no number that JSON knows")
 
 
@@ -210,15 +212,15 @@ def _bounded_json(value: object) -> object:
     for _ in range(MAX_DEPTH + 1):
         if not level:
             return value
-        level = [inner for outer in level for inner in _inside(outer)]
+        level = [inner for outer in level for inner in _children(outer)]
     raise _RefusedError(_TOO_DEEP)
 
 
-def _inside(value: object) -> Iterator[object]:
+def _children(value: object) -> Iterator[object]:
     return iter(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
 
 
-class _Bounded(yaml.SafeLoader):
+class _BoundedLoader(yaml.SafeLoader):
     """YAML that is bounded, whose keys are texts, and that refuses a key given twice.
 
     A key is the text that stands there: ``off:`` is the name off, and not a truth value.
@@ -252,7 +254,7 @@ class _Bounded(yaml.SafeLoader):
         return self._sizes[id(node)]
 
 
-def _mapping(loader: _Bounded, node: yaml.MappingNode) -> Document:
+def _construct_mapping(loader: _BoundedLoader, node: yaml.MappingNode) -> Document:
     _check_keys(node)
     # Puts what `<<` merges in front, so that a mapping's own keys win.
     loader.flatten_mapping(node)
@@ -277,10 +279,10 @@ def _check_keys(node: yaml.MappingNode) -> None:
         written.add(key)
 
 
-_Bounded.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_BoundedLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
-def _yaml_place(error: yaml.YAMLError) -> str:
+def _yaml_location(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     return f":{mark.line + 1}" if mark is not None else ""
 

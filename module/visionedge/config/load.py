@@ -10,22 +10,22 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from visionedge.config.documents import Document, kind_of, without_extensions
+from visionedge.config.documents import Document, describe_type, without_extensions
 from visionedge.config.schema import MAX_PROBLEMS, CameraConfig, CameraDefaults, Config, GateConfig, TlsConfig
 from visionedge.errors import ConfigError
-from visionedge.runtime.redaction import keep_secret, masked_address, redact, secrets_in
+from visionedge.runtime.redaction import find_secrets, mask_address, redact, register_secrets
 
 
-def validate(document: object) -> Config:
+def parse_config(document: object) -> Config:
     """Read a whole document; its top-level keys that begin with ``x-`` are ignored.
 
     Raises:
         ConfigError: with every problem, each starting with the path of its key.
     """
     # From here on they are masked wherever they turn up, also if the document is refused.
-    keep_secret(secrets_in(document))
+    register_secrets(find_secrets(document))
     if not isinstance(document, dict):
-        raise ConfigError([f"the configuration is {kind_of(document)}; it must be a mapping of keys"])
+        raise ConfigError([f"the configuration is {describe_type(document)}; it must be a mapping of keys"])
     given = _with_defaults(_without_nulls(without_extensions(document)))
     # Looked at here: pydantic would look at a section as a whole only when each of its keys is right.
     whole = _model_problems(given.get("model"))
@@ -88,7 +88,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Document:
     return merged
 
 
-def local_only(document: object) -> list[str]:
+def find_local_only_problems(document: object) -> list[str]:
     """The problems of a document from outside this machine: what only the local file may say."""
     model = document.get("model") if isinstance(document, Mapping) else None
     if isinstance(model, Mapping) and model.get("allowInsecure") is not None:
@@ -96,7 +96,7 @@ def local_only(document: object) -> list[str]:
     return []
 
 
-def from_environment(environ: Mapping[str, str]) -> Document:
+def read_environment(environ: Mapping[str, str]) -> Document:
     """The document that the environment carries: the few keys that a container needs.
 
     VISIONEDGE_MODEL, VISIONEDGE_DEVICE, VISIONEDGE_HTTP (HOST:PORT) and VISIONEDGE_HTTP_TOKEN.
@@ -108,7 +108,7 @@ def from_environment(environ: Mapping[str, str]) -> Document:
         document["inference"] = {"device": device}
     http: Document = {}
     if address := environ.get("VISIONEDGE_HTTP"):
-        http |= http_address(address, "VISIONEDGE_HTTP")
+        http |= parse_http_address(address, "VISIONEDGE_HTTP")
     if token := environ.get("VISIONEDGE_HTTP_TOKEN"):
         http["token"] = token
     if http:
@@ -116,27 +116,29 @@ def from_environment(environ: Mapping[str, str]) -> Document:
     return document
 
 
-def http_address(text: str, carrier: str) -> Document:
+def parse_http_address(text: str, label_source: str) -> Document:
     """``HOST:PORT`` (or ``[::1]:PORT``) as the keys of the `http` section.
 
     ``PORT`` and ``:PORT`` give the port alone, and the host stays what it is.
     """
     host, _, port = text.strip().rpartition(":")
     if not port.isascii() or not port.isdigit():
-        raise ConfigError([f"{carrier}: '{text}' is not HOST:PORT or PORT, such as 127.0.0.1:8080 or 8080"])
+        raise ConfigError(
+            [f"{label_source}: '{text}' is not HOST:PORT or PORT, such as 127.0.0.1:8080 or 8080"]
+        )
     document: Document = {"port": int(port)}
     if host:
         document["host"] = host.strip("[]")
     return document
 
 
-def redacted(config: Config) -> Document:
+def redact_config(config: Config) -> Document:
     """The configuration as a document that may be shown: secrets are ``***``."""
     document = config.model_dump(by_alias=True, mode="json", exclude_none=True)
     for camera in document["cameras"].values():
-        camera["uri"] = masked_address(camera["uri"])
+        camera["uri"] = mask_address(camera["uri"])
     if "url" in document["model"]:
-        document["model"]["url"] = masked_address(document["model"]["url"])
+        document["model"]["url"] = mask_address(document["model"]["url"])
     if "token" in document["http"]:
         document["http"]["token"] = "***"  # noqa: S105 - the mask, not a password
     return document
@@ -151,7 +153,7 @@ def _without_nulls(value: Any) -> Any:
 def _problem(item: dict[str, Any]) -> str:
     """One line in our words for one of pydantic's findings; never the value itself, it may hold a secret."""
     where = tuple(part for part in item["loc"] if part != "[key]")
-    path = ".".join(str(part)[:_LONGEST_SHOWN] for part in where) or "configuration"
+    path = ".".join(str(part)[:_MAX_SHOWN_CHARACTERS] for part in where) or "configuration"
     context = item.get("ctx", {})
     match item["type"]:
         case "extra_forbidden":
@@ -167,21 +169,21 @@ def _problem(item: dict[str, Any]) -> str:
         case "value_error":
             reason = redact(str(context["error"]))
         case "tuple_type":
-            reason = "must be a list" + _as_list(where, item["input"])
+            reason = "must be a list" + _list_hint(where, item["input"])
         case "string_type" | "bool_type" if isinstance(item["input"], bool | str):
-            reason = f"must be {_WANTED[item['type']]}"
+            reason = f"must be {_EXPECTED[item['type']]}"
         case _:
             reason = str(item["msg"]).replace("Input should be", "must be")
     return redact(f"{path}: {reason}")
 
 
-_WANTED = {
+_EXPECTED = {
     "string_type": "a text; quote it (YAML reads on, off, yes and no as truth values)",
     "bool_type": "true or false, without quotes",
 }
 
 
-def _as_list(where: tuple[Any, ...], value: object) -> str:
+def _list_hint(where: tuple[Any, ...], value: object) -> str:
     """How a single value is written as a list; no other value than a label is shown, it may be a secret."""
     return f": [{value}]" if where[-1] == "classes" and isinstance(value, str) and len(value) < 100 else ""
 
@@ -191,28 +193,28 @@ def _known_keys(where: tuple[Any, ...]) -> list[str]:
     section: Any = Config
     for part in where:
         if section is Config and part != "cameras":
-            section = {_alias(n): f for n, f in Config.model_fields.items()}[str(part)].annotation
+            section = {_camel_key(n): f for n, f in Config.model_fields.items()}[str(part)].annotation
         elif section is Config:
             section = dict
         else:
             section = {"gate": GateConfig, "tls": TlsConfig}.get(str(part), CameraConfig)
     if not (isinstance(section, type) and issubclass(section, BaseModel)):
         return []
-    return [_alias(name) for name in section.model_fields]
+    return [_camel_key(name) for name in section.model_fields]
 
 
-_LONGEST_SHOWN = 100
+_MAX_SHOWN_CHARACTERS = 100
 
-_LONGEST_KEY = 40
+_MAX_KEY_CHARACTERS = 40
 """Above that a key is no slip of the pen."""
 
 
-def _alias(name: str) -> str:
+def _camel_key(name: str) -> str:
     return to_camel(name)
 
 
 def _suggestion(key: str, known: list[str]) -> str:
-    if len(key) > _LONGEST_KEY:
+    if len(key) > _MAX_KEY_CHARACTERS:
         return ""
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     close = close or [name for name in known if name.lower().startswith(key.lower())]

@@ -21,18 +21,18 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from visionedge.config.addresses import check_address, parse_camera_uri
-from visionedge.config.documents import EXTENSION
+from visionedge.config.addresses import check_model_url, parse_camera_uri
+from visionedge.config.documents import EXTENSION_PREFIX
 from visionedge.errors import ConfigError
 
 MAX_PROBLEMS = 500
 """So many are put into words; of more, only their number."""
 
-CAMERA_NAME = re.compile(r"[a-z0-9_-]{1,64}")
-_HOST_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63}){0,31}\.?")
+CAMERA_NAME_PATTERN = re.compile(r"[a-z0-9_-]{1,64}")
+_HOST_NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63}){0,31}\.?")
 
 
-def _known_uri(uri: str) -> str:
+def _check_uri(uri: str) -> str:
     try:
         parse_camera_uri(uri)
     except ConfigError as error:
@@ -40,27 +40,27 @@ def _known_uri(uri: str) -> str:
     return uri
 
 
-def _fallback(value: object) -> object:
+def _fallback_from_bool(value: object) -> object:
     """It was a truth value once."""
     return {True: "degrade", False: "exit"}[value] if isinstance(value, bool) else value
 
 
-def _whole(value: object) -> object:
+def _integer_from_float(value: object) -> object:
     """A whole number, also where a tool wrote it as 8.0: JSON and twins know one kind of number only."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _off(value: object) -> object:
+def _off_from_false(value: object) -> object:
     """The word off, which YAML reads as a truth value where it is not quoted."""
     return "off" if value is False else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+WholeNumber = Annotated[int, BeforeValidator(_integer_from_float)]
 """A whole number, such as 8 or 8.0."""
 
 
-def _host_name(name: str) -> str:
-    if not _HOST_NAME.fullmatch(name):
+def _check_host_name(name: str) -> str:
+    if not _HOST_NAME_PATTERN.fullmatch(name):
         raise ValueError("must be a host name without scheme and port, such as vision.example")
     return name
 
@@ -72,8 +72,8 @@ def _is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def _camera_name(name: str) -> str:
-    if not CAMERA_NAME.fullmatch(name):
+def _check_camera_name(name: str) -> str:
+    if not CAMERA_NAME_PATTERN.fullmatch(name):
         raise ValueError("a camera's name is 1 to 64 of a-z, 0-9, '_' and '-'")
     return name
 
@@ -129,7 +129,7 @@ class CameraDefaults(_Section):
     )
     enabled: bool = Field(default=True, description="false closes the camera and keeps its settings.")
     gate: GateConfig | None = Field(default=None, description="Analyse only what moves; absent = everything.")
-    priority: Whole = Field(
+    priority: WholeNumber = Field(
         default=0, ge=-1000, le=1000, description="In an overload, cameras of a lower one are slowed first."
     )
     transport: Literal["tcp", "udp", "auto"] = Field(
@@ -149,7 +149,7 @@ class CameraDefaults(_Section):
 class CameraConfig(CameraDefaults):
     """One camera."""
 
-    uri: Annotated[str, AfterValidator(_known_uri)] = Field(
+    uri: Annotated[str, AfterValidator(_check_uri)] = Field(
         description="rtsp(s)://, http(s)://, a file, a folder of pictures, v4l2:///dev/video0 or demo:"
     )
 
@@ -161,7 +161,7 @@ class ModelConfig(_Section):
     allow_insecure: bool = Field(
         default=False, description="Let 'url' be http: or file:, too; only the local file may say so."
     )
-    max_megabytes: Whole = Field(
+    max_megabytes: WholeNumber = Field(
         default=1000, ge=1, le=2000, description="A file behind 'url' that is larger is refused."
     )
     url: str | None = Field(default=None, description="An https address of an ONNX file.")
@@ -173,7 +173,7 @@ class ModelConfig(_Section):
     @classmethod
     def _known_address(cls, url: str | None, before: ValidationInfo) -> str | None:
         if url is not None:
-            check_address(url, insecure=bool(before.data.get("allow_insecure")))
+            check_model_url(url, insecure=bool(before.data.get("allow_insecure")))
         return url
 
 
@@ -185,17 +185,21 @@ class InferenceConfig(_Section):
     )
     fallback: Annotated[
         Literal["degrade", "hold", "exit"],
-        BeforeValidator(_fallback, json_schema_input_type=Literal["degrade", "hold", "exit"] | bool),
+        BeforeValidator(
+            _fallback_from_bool, json_schema_input_type=Literal["degrade", "hold", "exit"] | bool
+        ),
     ] = Field(
         default="degrade",
         description="Without the device: degrade = the CPU computes, hold = wait for it, exit = end with 3.",
     )
-    parity: Annotated[Literal["refuse", "warn", "off"], BeforeValidator(_off)] = Field(
+    parity: Annotated[Literal["refuse", "warn", "off"], BeforeValidator(_off_from_false)] = Field(
         default="refuse", description="What becomes of a device that computes otherwise than the CPU."
     )
     confidence: float = Field(default=0.3, ge=0, le=1, description="The least score that is reported.")
     iou: float = Field(default=0.5, ge=0, le=1, description="Boxes that overlap more are one.")
-    max_batch: Whole = Field(default=8, ge=1, le=64, description="The largest batch that may be formed.")
+    max_batch: WholeNumber = Field(
+        default=8, ge=1, le=64, description="The largest batch that may be formed."
+    )
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
         default="auto", description="auto = the fastest here, of those that stay within their tolerance."
     )
@@ -213,10 +217,10 @@ class InferenceConfig(_Section):
     )
 
 
-def _each_once(rungs: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(rungs)) < len(rungs):
+def _check_unique(levels: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(levels)) < len(levels):
         raise ValueError("each rung can be taken once")
-    return rungs
+    return levels
 
 
 class OverloadConfig(_Section):
@@ -226,8 +230,8 @@ class OverloadConfig(_Section):
         default="degraded",
         description="degraded = only while the device is less than what was asked for.",
     )
-    ladder: Annotated[
-        tuple[Literal["variant", "gate", "fps"], ...], Field(strict=False), AfterValidator(_each_once)
+    levels: Annotated[
+        tuple[Literal["variant", "gate", "fps"], ...], Field(strict=False), AfterValidator(_check_unique)
     ] = Field(
         default=("variant", "gate", "fps"),
         description="In this order, and back in reverse; empty = nothing is ever given up.",
@@ -257,7 +261,7 @@ class TelemetryConfig(_Section):
         le=3600,
         description="changes: a box, its absence or its class must hold this long before it counts.",
     )
-    max_per_day: Whole = Field(
+    max_per_day: WholeNumber = Field(
         default=100_000,
         ge=0,
         description="Blocks of 4 KB that IoT Hub bills for detections in a UTC day; events are always sent.",
@@ -275,7 +279,7 @@ class TelemetryConfig(_Section):
     fill_seconds: float = Field(
         default=4.0, ge=0, le=86400, description="How much longer frames may wait for their block to fill."
     )
-    spool_megabytes: Whole = Field(
+    spool_megabytes: WholeNumber = Field(
         default=256, ge=1, le=1_000_000, description="What waits for the hub on disk, at most."
     )
     spool_hours: float = Field(
@@ -287,13 +291,13 @@ class HttpConfig(_Section):
     """Where HTTP is served."""
 
     host: str = Field(default="127.0.0.1", min_length=1, description="0.0.0.0 serves other machines too.")
-    port: Whole = Field(default=8080, ge=0, le=65535, description="0 = any free one.")
+    port: WholeNumber = Field(default=8080, ge=0, le=65535, description="0 = any free one.")
     token: str | None = Field(
         default=None,
         min_length=1,
         description="Asked as 'Authorization: Bearer …' by all but the health checks.",
     )
-    names: tuple[Annotated[str, AfterValidator(_host_name)], ...] = Field(
+    names: tuple[Annotated[str, AfterValidator(_check_host_name)], ...] = Field(
         default=(),
         max_length=100,
         strict=False,
@@ -309,7 +313,7 @@ class HttpConfig(_Section):
 class Config(_Section):
     """The whole configuration, checked."""
 
-    cameras: dict[Annotated[str, AfterValidator(_camera_name)], CameraConfig] = Field(
+    cameras: dict[Annotated[str, AfterValidator(_check_camera_name)], CameraConfig] = Field(
         default_factory=dict, description="Cameras by name."
     )
     camera_defaults: CameraDefaults = Field(default_factory=CameraDefaults)
@@ -323,7 +327,7 @@ class Config(_Section):
 # The configuration's schema for others: JSON Schema, for editors, pipelines and whoever writes a twin.
 
 
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
+SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def json_schema() -> dict[str, Any]:
@@ -331,19 +335,19 @@ def json_schema() -> dict[str, Any]:
 
     It says what can be said of a key by itself; `config.validate` also reads the URIs of cameras.
     """
-    schema = _untitled(Config.model_json_schema(by_alias=True))
-    schema["properties"]["cameras"]["propertyNames"] = {"pattern": f"^{CAMERA_NAME.pattern}$"}
+    schema = _without_titles(Config.model_json_schema(by_alias=True))
+    schema["properties"]["cameras"]["propertyNames"] = {"pattern": f"^{CAMERA_NAME_PATTERN.pattern}$"}
     schema["$defs"]["ModelConfig"] |= {
         "not": {"required": ["path", "url"]},
         "dependentRequired": {"url": ["sha256"], "sha256": ["url"]},
     }
     # Any value: they are there for YAML anchors and are not read.
-    schema["patternProperties"] = {f"^{EXTENSION}": {}}
-    return {"$schema": DIALECT, **schema, "title": "visionedge configuration"}
+    schema["patternProperties"] = {f"^{EXTENSION_PREFIX}": {}}
+    return {"$schema": SCHEMA_DIALECT, **schema, "title": "visionedge configuration"}
 
 
-def _untitled(value: Any) -> Any:
+def _without_titles(value: Any) -> Any:
     """Without the titles that pydantic makes of the names: they say nothing more than those."""
     if isinstance(value, dict):
-        return {key: _untitled(item) for key, item in value.items() if key != "title"}
-    return [_untitled(item) for item in value] if isinstance(value, list) else value
+        return {key: _without_titles(item) for key, item in value.items() if key != "title"}
+    return [_without_titles(item) for item in value] if isinstance(value, list) else value

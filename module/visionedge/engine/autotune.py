@@ -16,20 +16,27 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from visionedge.engine.plan import Fit, Measured, Pair, PlanCache, PlanKey, Timed, batch_sizes, make_plan
+from visionedge.engine.plan import (
+    AutotuneResult,
+    LatencyFit,
+    MeasuredPoint,
+    OperatingPoint,
+    list_batch_sizes,
+    make_default_plan,
+)
 from visionedge.runtime.process_limits import bounded_cores
 
 # One trial: so many threads that compute batches one after the other, timed.
 
 
-MOST_BATCHES = 24
+MAX_BATCHES = 24
 """Of one lane in one trial: tiny networks need no more to be timed well."""
 
-_STARTED_WITHIN_S = 60.0
+_START_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class ThroughputSample:
     """What one trial gave; `batch_ms` is the median, `cpu_ms` the lanes' processor time for one picture."""
 
     frames_per_s: float
@@ -37,91 +44,93 @@ class Sample:
     cpu_ms: float
 
 
-Run = Callable[[int], object]
+BatchRunner = Callable[[int], object]
 """Computes a batch of so many pictures on the thread that calls it."""
 
 NameT = TypeVar("NameT", bound=Hashable)
 
 
 def run_trial(
-    run: Run,
-    pair: Pair,
+    run: BatchRunner,
+    point: OperatingPoint,
     limit_s: float,
     *,
-    most: int = MOST_BATCHES,
+    max_count: int = MAX_BATCHES,
     clock: Callable[[], int] = time.monotonic_ns,
     cpu_clock: Callable[[], int] = time.thread_time_ns,
-) -> Sample:
+) -> ThroughputSample:
     """Compute batches on `pair.lanes` threads for about `limit_s`, at most `most` on each, at least one.
 
     The first of each lane settles its buffers and does not count, unless it fills the time by itself.
 
     Raises whatever `run` raises.
     """
-    return run_in_turns({"": run}, pair, limit_s, most=most, clock=clock, cpu_clock=cpu_clock)[""]
+    return run_interleaved({"": run}, point, limit_s, max_count=max_count, clock=clock, cpu_clock=cpu_clock)[
+        ""
+    ]
 
 
-def run_in_turns(
-    runs: Mapping[NameT, Run],
-    pair: Pair,
+def run_interleaved(
+    runs: Mapping[NameT, BatchRunner],
+    point: OperatingPoint,
     limit_s: float,
     *,
-    most: int = MOST_BATCHES,
+    max_count: int = MAX_BATCHES,
     clock: Callable[[], int] = time.monotonic_ns,
     cpu_clock: Callable[[], int] = time.thread_time_ns,
-) -> dict[NameT, Sample]:
+) -> dict[NameT, ThroughputSample]:
     """The same for several that are to be compared: every lane computes a batch of each in turn.
 
     So each has about `limit_s`, and whatever the machine does meanwhile it does to all of them.
     """
-    together = threading.Barrier(pair.lanes)
+    together = threading.Barrier(point.lanes)
 
-    def lane(_: int) -> dict[NameT, list[_Batch]]:
-        def timed(name: NameT) -> _Batch:
+    def lane(_: int) -> dict[NameT, list[_BatchTiming]]:
+        def timed(name: NameT) -> _BatchTiming:
             used_ns, began_ns = cpu_clock(), clock()
-            runs[name](pair.batch)
-            return _Batch(clock() - began_ns, cpu_clock() - used_ns)
+            runs[name](point.batch)
+            return _BatchTiming(clock() - began_ns, cpu_clock() - used_ns)
 
-        together.wait(_STARTED_WITHIN_S)
+        together.wait(_START_TIMEOUT_S)
         done = {name: [timed(name)] for name in runs}
         if _spent_s(done) >= limit_s * len(runs):
             return done
         done = {name: [] for name in runs}
         turns = 0
-        while not turns or (_spent_s(done) < limit_s * len(runs) and turns < most):
+        while not turns or (_spent_s(done) < limit_s * len(runs) and turns < max_count):
             turns += 1
             for name in list(runs)[:: 1 if turns % 2 else -1]:  # none always comes after the same
                 done[name].append(timed(name))
         return done
 
-    with ThreadPoolExecutor(pair.lanes, "plan") as crew:
-        lanes = [future.result() for future in [crew.submit(lane, number) for number in range(pair.lanes)]]
-    return {name: _sample(pair, [done[name] for done in lanes]) for name in runs}
+    with ThreadPoolExecutor(point.lanes, "plan") as thread_group:
+        lanes = [
+            future.result() for future in [thread_group.submit(lane, number) for number in range(point.lanes)]
+        ]
+    return {name: _summarize_lanes(point, [done[name] for done in lanes]) for name in runs}
 
 
-class _Batch(NamedTuple):
+class _BatchTiming(NamedTuple):
     took_ns: int
     used_ns: int
 
 
-def _spent_s(done: Mapping[NameT, Sequence[_Batch]]) -> float:
+def _spent_s(done: Mapping[NameT, Sequence[_BatchTiming]]) -> float:
     return sum(batch.took_ns for batches in done.values() for batch in batches) / 1e9
 
 
-def _sample(pair: Pair, lanes: Sequence[Sequence[_Batch]]) -> Sample:
+def _summarize_lanes(point: OperatingPoint, lanes: Sequence[Sequence[_BatchTiming]]) -> ThroughputSample:
     batches = [batch for each in lanes for batch in each]
-    return Sample(
+    return ThroughputSample(
         # Each lane by its own time: none is charged for another that still works on its last batch.
-        frames_per_s=sum(pair.batch * len(b) / max(sum(x.took_ns for x in b), 1) * 1e9 for b in lanes),
+        frames_per_s=sum(point.batch * len(b) / max(sum(x.took_ns for x in b), 1) * 1e9 for b in lanes),
         batch_ms=float(np.median([batch.took_ns for batch in batches])) / 1e6,
-        cpu_ms=sum(batch.used_ns for batch in batches) / 1e6 / (pair.batch * len(batches)),
+        cpu_ms=sum(batch.used_ns for batch in batches) / 1e6 / (point.batch * len(batches)),
     )
 
 
-__all__ = ["PlanCache", "PlanKey", "choose", "fit", "measure", "paces", "search"]
-
-SPEND_S = 3.0
-FINAL_S = 1.5
+TIME_BUDGET_S = 3.0
+FINAL_TIME_BUDGET_S = 1.5
 """On top of it where an unusual pair is the best: what is usual gives way only after a match of the two."""
 
 _ROUNDS = 9
@@ -130,26 +139,26 @@ _TRIAL_S = 0.08
 
 # The least share of the best that a pair must reach to be run again, after each round: a first look at a
 # busy machine may be wrong by much, a median of three by little. Of a prediction still less is asked.
-_IN_THE_RUNNING = (0.75, 0.85, 0.9)
-_BY_THE_FIT = 0.7
-_OVER_BUDGET = 1.25
-_AS_GOOD = 0.98
+_MIN_SHARES_BY_ROUND = (0.75, 0.85, 0.9)
+_MIN_PREDICTED_SHARE = 0.7
+_LATENCY_TOLERANCE = 1.25
+_EQUAL_SHARE = 0.98
 """Pairs this near to the best are its equals, and the one that answers soonest is taken."""
 
 _FINAL_ROUNDS = 12
 
 
-_SURE_ROUNDS = 3
-_QUIET = 0.8
+_MIN_SURE_ROUNDS = 3
+_MIN_CPU_SHARE = 0.8
 """The least share of the processor that lanes on a CPU get when nobody else wants it."""
-_SHARED = 0.5
+_MIN_CPU_SHARE_DEFAULT = 0.5
 """Below this share a measurement says nothing, not even for the usual pair."""
 
-Trial = Callable[[Pair, float], Sample]
+TrialRunner = Callable[[OperatingPoint, float], ThroughputSample]
 """Runs a pair for about so many seconds."""
 
 
-def measure(
+def autotune_plan(
     run: Callable[[int], object],
     *,
     device: str,
@@ -158,22 +167,22 @@ def measure(
     cores: int,
     latency_budget_ms: float | None = None,
     clock: Callable[[], int] = time.monotonic_ns,
-    spend_s: float = SPEND_S,
-) -> Measured:
+    spend_s: float = TIME_BUDGET_S,
+) -> AutotuneResult:
     """Find the best plan for an engine that is warmed up; `run` computes a batch of so many on its thread.
 
     Raises what `run` raises where not even the smallest batch can be computed.
     """
-    wanted = Wanted(device, max_batch, fixed_batch, cores, latency_budget_ms)
+    request = AutotuneRequest(device, max_batch, fixed_batch, cores, latency_budget_ms)
 
-    def trial(pair: Pair, limit_s: float) -> Sample:
-        return run_trial(run, pair, limit_s, clock=clock)
+    def trial(point: OperatingPoint, limit_s: float) -> ThroughputSample:
+        return run_trial(run, point, limit_s, clock=clock)
 
-    return search(trial, wanted, clock=clock, spend_s=spend_s)
+    return search_plan(trial, request, clock=clock, spend_s=spend_s)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class AutotuneRequest:
     """What the plan is for."""
 
     device: str
@@ -184,7 +193,7 @@ class Wanted:
 
     def batches(self) -> tuple[int, ...]:
         """The sizes in question."""
-        return batch_sizes(self.max_batch) if self.fixed_batch is None else (self.fixed_batch,)
+        return list_batch_sizes(self.max_batch) if self.fixed_batch is None else (self.fixed_batch,)
 
     def lanes(self) -> tuple[int, ...]:
         """The numbers of lanes in question: up to the cores, or a few that share a GPU."""
@@ -192,66 +201,76 @@ class Wanted:
             return (1, 2, 3)
         cores = bounded_cores(self.cores)
         # Half the cores are often all the real ones there are.
-        return tuple(sorted({*batch_sizes(cores), max(1, cores // 2)}))
+        return tuple(sorted({*list_batch_sizes(cores), max(1, cores // 2)}))
 
-    def by_rule(self) -> Pair:
+    def default_point(self) -> OperatingPoint:
         """What is taken where nothing can be measured."""
-        plan = make_plan(self.device, self.max_batch, self.fixed_batch, self.cores)
-        return Pair(plan.lanes, plan.max_batch)
+        plan = make_default_plan(self.device, self.max_batch, self.fixed_batch, self.cores)
+        return OperatingPoint(plan.lanes, plan.max_batch)
 
 
-def search(trial: Trial, wanted: Wanted, *, clock: Callable[[], int], spend_s: float = SPEND_S) -> Measured:
+def search_plan(
+    trial: TrialRunner, request: AutotuneRequest, *, clock: Callable[[], int], spend_s: float = TIME_BUDGET_S
+) -> AutotuneResult:
     """Try pairs until the best is known or the time is spent, and choose."""
     began_ns = clock()
-    book = _Book(wanted)
+    measurements = _Measurements(request)
 
     def left_s() -> float:
         return spend_s - (clock() - began_ns) / 1e9
 
     # Small batches first: they are cheap, and tell what the larger ones would take.
-    for batch in wanted.batches():
-        for lanes in wanted.lanes():
-            pair = Pair(lanes, batch)
-            note = book.not_worth(pair, left_s())
+    for batch in request.batches():
+        for lanes in request.lanes():
+            point = OperatingPoint(lanes, batch)
+            note = measurements.skip_reason(point, left_s())
             if note is None:
-                book.run(trial, pair, _TRIAL_S)
+                measurements.run(trial, point, _TRIAL_S)
             else:
-                book.notes[pair] = note
+                measurements.notes[point] = note
     for number in range(1, _ROUNDS):
-        again = book.again(_IN_THE_RUNNING[min(number, len(_IN_THE_RUNNING)) - 1], left_s())
-        if len(again) < 2:
+        points_to_rerun = measurements.points_to_rerun(
+            _MIN_SHARES_BY_ROUND[min(number, len(_MIN_SHARES_BY_ROUND)) - 1], left_s()
+        )
+        if len(points_to_rerun) < 2:
             break
-        for pair in again if number % 2 else reversed(again):  # no pair is always the first
-            if pair in book.samples:
-                book.run(trial, pair, _TRIAL_S)
-    _final(book, trial, left_s)
-    return book.measured((clock() - began_ns) / 1e9)
+        for point in (
+            points_to_rerun if number % 2 else reversed(points_to_rerun)
+        ):  # no pair is always the first
+            if point in measurements.samples:
+                measurements.run(trial, point, _TRIAL_S)
+    _run_final_rounds(measurements, trial, left_s)
+    return measurements.measured((clock() - began_ns) / 1e9)
 
 
-def _final(book: "_Book", trial: Trial, left_s: Callable[[], float]) -> None:
+def _run_final_rounds(measurements: "_Measurements", trial: TrialRunner, left_s: Callable[[], float]) -> None:
     """Hold what would take the place of the usual pair against it, again and again.
 
     Who is the best of many owes it to luck as well, so what they did before does not count any more.
     """
-    finalists = book.contested()
-    before = {pair: len(book.samples[pair]) for pair in finalists}
+    finalists = measurements.finalists()
+    before = {point: len(measurements.samples[point]) for point in finalists}
     for number in range(_FINAL_ROUNDS):
-        costs_s = [book.cost_s(pair, _TRIAL_S) for pair in finalists if pair in book.samples]
-        if len(costs_s) < 2 or sum(costs_s) > left_s() + FINAL_S:
+        costs_s = [
+            measurements.cost_s(point, _TRIAL_S) for point in finalists if point in measurements.samples
+        ]
+        if len(costs_s) < 2 or sum(costs_s) > left_s() + FINAL_TIME_BUDGET_S:
             break
-        for pair in finalists if number % 2 else reversed(finalists):
-            book.run(trial, pair, _TRIAL_S)
-    given = {pair: book.samples[pair] for pair in finalists if pair in book.samples}
-    if len(given) < 2:
+        for point in finalists if number % 2 else reversed(finalists):
+            measurements.run(trial, point, _TRIAL_S)
+    samples_of_point = {
+        point: measurements.samples[point] for point in finalists if point in measurements.samples
+    }
+    if len(samples_of_point) < 2:
         return
-    match = {pair: samples[before[pair] :] for pair, samples in given.items()}
-    rounds = min(map(len, match.values()))
+    final_samples = {point: samples[before[point] :] for point, samples in samples_of_point.items()}
+    rounds = min(map(len, final_samples.values()))
     if rounds == 0:  # there was no time for any: what both have done has to do
-        match, rounds = given, min(map(len, given.values()))
-    book.match = {pair: samples[:rounds] for pair, samples in match.items()}
+        final_samples, rounds = samples_of_point, min(map(len, samples_of_point.values()))
+    measurements.final_samples = {point: samples[:rounds] for point, samples in final_samples.items()}
 
 
-def fit(lanes: int, points: Mapping[int, float]) -> Fit:
+def fit_latency(lanes: int, points: Mapping[int, float]) -> LatencyFit:
     """Durations in ms by batch size as a * n + b, neither below 0, by least squares of relative errors."""
     # Weights 1/d²: a batch of eight takes longer, and is not measured any better for that.
     sums = [0.0] * 5
@@ -263,53 +282,73 @@ def fit(lanes: int, points: Mapping[int, float]) -> Fit:
     spread = one * nn - n * n
     slope = (one * nd - n * d) / spread if len(points) > 1 and spread > 0 else nd / nn
     if slope < 0:
-        return Fit(lanes, 0.0, d / one)
+        return LatencyFit(lanes, 0.0, d / one)
     fixed = (d - slope * n) / one
-    return Fit(lanes, slope, fixed) if fixed > 0 else Fit(lanes, nd / nn, 0.0)
+    return LatencyFit(lanes, slope, fixed) if fixed > 0 else LatencyFit(lanes, nd / nn, 0.0)
 
 
-def choose(
-    samples: Mapping[Pair, Sequence[Sample]], latency_budget_ms: float | None, usual: Pair
-) -> tuple[Pair, str]:
+def choose_point(
+    samples: Mapping[OperatingPoint, Sequence[ThroughputSample]],
+    latency_budget_ms: float | None,
+    usual: OperatingPoint,
+) -> tuple[OperatingPoint, str]:
     """The best pair among those that were run most often, and why in a clause.
 
     The best is that which computes most pictures; among equals that whose batch is done soonest. `usual`,
     what its kind of device is known to like, gives way only to a pair that is clearly better.
     """
-    finals, pace = _finals(samples)
-    within = _within(finals, latency_budget_ms)
+    finals, speeds = _summarize_complete(samples)
+    within = _filter_by_latency(finals, latency_budget_ms)
     if not within:
-        nearest = _within(finals, _OVER_BUDGET * min(sample.batch_ms for sample in finals.values()))
-        best = max(nearest, key=lambda pair: pace[pair])
+        nearest = _filter_by_latency(
+            finals, _LATENCY_TOLERANCE * min(sample.batch_ms for sample in finals.values())
+        )
+        best = max(nearest, key=lambda point: speeds[point])
         return (
             best,
-            f"no batch is done within {latency_budget_ms:g} ms; nearest, {_figures(best, finals[best])}",
+            f"no batch is done within {latency_budget_ms:g} ms; nearest, "
+            f"{_describe_sample(best, finals[best])}",
         )
     rivals = [p for p in within if usual not in within or _clearly_better(samples[p], samples[usual])]
-    top = max((pace[pair] for pair in rivals), default=0.0)
-    equals = [pair for pair in rivals if pace[pair] >= _AS_GOOD * top]
-    best = min(equals, key=lambda pair: (within[pair].batch_ms, pair), default=usual)
+    top = max((speeds[point] for point in rivals), default=0.0)
+    equals = [point for point in rivals if speeds[point] >= _EQUAL_SHARE * top]
+    best = min(equals, key=lambda point: (within[point].batch_ms, point), default=usual)
     limit = "" if latency_budget_ms is None else f", the most within {latency_budget_ms:g} ms"
     kept = "" if best != usual or len(within) == 1 else ", and no other pair clearly more"
-    return best, f"{_figures(best, within[best])}{limit}{kept}"
+    return best, f"{_describe_sample(best, within[best])}{limit}{kept}"
 
 
-def _clearly_better(given: Sequence[Sample], than: Sequence[Sample]) -> bool:
+def _clearly_better(
+    samples_of_point: Sequence[ThroughputSample], reference: Sequence[ThroughputSample]
+) -> bool:
     """Whether one pair beat another by more than the machine's moods."""
-    ratios = sorted(ours.frames_per_s / theirs.frames_per_s for ours, theirs in zip(given, than, strict=True))
-    if len(ratios) < _SURE_ROUNDS:
+    ratios = sorted(
+        ours.frames_per_s / theirs.frames_per_s
+        for ours, theirs in zip(samples_of_point, reference, strict=True)
+    )
+    if len(ratios) < _MIN_SURE_ROUNDS:
         return ratios[0] > (1.25 if len(ratios) == 1 else 1.1)
     return median(ratios) > 1.02 and ratios[len(ratios) // 4] > 1
 
 
-def _finals(samples: Mapping[Pair, Sequence[Sample]]) -> tuple[dict[Pair, Sample], dict[Pair, float]]:
+def _summarize_complete(
+    samples: Mapping[OperatingPoint, Sequence[ThroughputSample]],
+) -> tuple[dict[OperatingPoint, ThroughputSample], dict[OperatingPoint, float]]:
     """The pairs that were in every round: their medians, and how fast they were beside the others."""
-    most = max(len(given) for given in samples.values())
-    finals = {pair: given for pair, given in samples.items() if len(given) == most}
-    return {pair: _middle(given) for pair, given in finals.items()}, paces(finals)
+    max_count = max(len(samples_of_point) for samples_of_point in samples.values())
+    finals = {
+        point: samples_of_point
+        for point, samples_of_point in samples.items()
+        if len(samples_of_point) == max_count
+    }
+    return {
+        point: _median_sample(samples_of_point) for point, samples_of_point in finals.items()
+    }, compute_relative_speeds(finals)
 
 
-def paces(samples: Mapping[Pair, Sequence[Sample]]) -> dict[Pair, float]:
+def compute_relative_speeds(
+    samples: Mapping[OperatingPoint, Sequence[ThroughputSample]],
+) -> dict[OperatingPoint, float]:
     """How fast pairs were, all of them run once a round: the median of their speeds beside the round's own.
 
     What slows the machine for a while slows all pairs of that round, and cancels out.
@@ -317,175 +356,198 @@ def paces(samples: Mapping[Pair, Sequence[Sample]]) -> dict[Pair, float]:
     rounds = zip(*samples.values(), strict=True)
     usual = [median(sample.frames_per_s for sample in each) for each in rounds]
     return {
-        pair: median(sample.frames_per_s / speed for sample, speed in zip(given, usual, strict=True))
-        for pair, given in samples.items()
+        point: median(
+            sample.frames_per_s / speed for sample, speed in zip(samples_of_point, usual, strict=True)
+        )
+        for point, samples_of_point in samples.items()
     }
 
 
-def _within(finals: Mapping[Pair, Sample], budget_ms: float | None) -> dict[Pair, Sample]:
+def _filter_by_latency(
+    finals: Mapping[OperatingPoint, ThroughputSample], budget_ms: float | None
+) -> dict[OperatingPoint, ThroughputSample]:
     return {p: s for p, s in finals.items() if budget_ms is None or s.batch_ms <= budget_ms}
 
 
-def _figures(pair: Pair, sample: Sample) -> str:
-    return f"{pair} gave {sample.frames_per_s:.1f} frames/s at {sample.batch_ms:.1f} ms a batch"
+def _describe_sample(point: OperatingPoint, sample: ThroughputSample) -> str:
+    return f"{point} gave {sample.frames_per_s:.1f} frames/s at {sample.batch_ms:.1f} ms a batch"
 
 
-def _middle(given: Iterable[Sample]) -> Sample:
-    rows = list(given)
-    return Sample(
+def _median_sample(samples_of_point: Iterable[ThroughputSample]) -> ThroughputSample:
+    rows = list(samples_of_point)
+    return ThroughputSample(
         median(s.frames_per_s for s in rows), median(s.batch_ms for s in rows), median(s.cpu_ms for s in rows)
     )
 
 
 @dataclass(slots=True)
-class _Book:
+class _Measurements:
     """What was measured so far, and what may be concluded from it."""
 
-    wanted: Wanted
-    samples: dict[Pair, list[Sample]] = field(default_factory=dict)
-    notes: dict[Pair, str] = field(default_factory=dict)
+    request: AutotuneRequest
+    samples: dict[OperatingPoint, list[ThroughputSample]] = field(default_factory=dict)
+    notes: dict[OperatingPoint, str] = field(default_factory=dict)
     failed: int | None = None
     """The smallest batch that one lane could not compute."""
-    match: dict[Pair, list[Sample]] = field(default_factory=dict)
+    final_samples: dict[OperatingPoint, list[ThroughputSample]] = field(default_factory=dict)
     """The usual pair against the best of the others, where that was held."""
-    hurried: bool = False
+    out_of_time: bool = False
     """Something was left out only for want of time."""
 
-    def run(self, trial: Trial, pair: Pair, limit_s: float) -> None:
+    def run(self, trial: TrialRunner, point: OperatingPoint, limit_s: float) -> None:
         """Run a pair once more; one that fails is out, with its reason."""
         try:
-            sample = trial(pair, limit_s)
+            sample = trial(point, limit_s)
         except Exception as error:
-            if pair == Pair(1, self.wanted.batches()[0]):
+            if point == OperatingPoint(1, self.request.batches()[0]):
                 raise  # nothing works then
-            self.samples.pop(pair, None)
-            words = " ".join(str(error).split()) or type(error).__name__
-            self.notes[pair] = f"failed: {words[:200]}"
-            if pair.lanes == 1:
-                self.failed = pair.batch
-                self.samples = {p: given for p, given in self.samples.items() if p.batch < pair.batch}
+            self.samples.pop(point, None)
+            message = " ".join(str(error).split()) or type(error).__name__
+            self.notes[point] = f"failed: {message[:200]}"
+            if point.lanes == 1:
+                self.failed = point.batch
+                self.samples = {
+                    p: samples_of_point
+                    for p, samples_of_point in self.samples.items()
+                    if p.batch < point.batch
+                }
             return
-        self.samples.setdefault(pair, []).append(sample)
+        self.samples.setdefault(point, []).append(sample)
 
-    def not_worth(self, pair: Pair, left_s: float) -> str | None:
+    def skip_reason(self, point: OperatingPoint, left_s: float) -> str | None:
         """Why a pair need not be run, None if it should be."""
-        if self.failed is not None and pair.batch >= self.failed:
+        if self.failed is not None and point.batch >= self.failed:
             return f"a batch of {self.failed} failed"
         if not self.samples:
             return None
-        expected_ms, sure = self._expected_ms(pair)
-        budget_ms = self.wanted.latency_budget_ms
-        least_ms = min(_middle(given).batch_ms for given in self.samples.values())
-        if budget_ms is not None and expected_ms > _OVER_BUDGET * max(budget_ms, least_ms):
+        expected_ms, sure = self._expected_ms(point)
+        budget_ms = self.request.latency_budget_ms
+        least_ms = min(
+            _median_sample(samples_of_point).batch_ms for samples_of_point in self.samples.values()
+        )
+        if budget_ms is not None and expected_ms > _LATENCY_TOLERANCE * max(budget_ms, least_ms):
             return f"about {expected_ms:.0f} ms by the fit, over the budget"
-        speed = pair.lanes * pair.batch * 1000 / expected_ms
-        best = max(_middle(given).frames_per_s for given in self.samples.values())
-        if sure and speed < _BY_THE_FIT * best:
+        speed = point.lanes * point.batch * 1000 / expected_ms
+        best = max(
+            _median_sample(samples_of_point).frames_per_s for samples_of_point in self.samples.values()
+        )
+        if sure and speed < _MIN_PREDICTED_SHARE * best:
             return f"at most about {speed:.1f} frames/s by the fit"
-        if self.cost_s(pair, _TRIAL_S) > left_s:
-            self.hurried = True
+        if self.cost_s(point, _TRIAL_S) > left_s:
+            self.out_of_time = True
             return f"at least about {expected_ms:.0f} ms a batch: no time to try it"
         return None
 
-    def _expected_ms(self, pair: Pair) -> tuple[float, bool]:
+    def _expected_ms(self, point: OperatingPoint) -> tuple[float, bool]:
         """What a batch will take at least, and whether speed may be concluded from it."""
-        known = self._durations_ms(pair.lanes)
-        if pair.batch in known:
-            return known[pair.batch], True
+        known = self._durations_ms(point.lanes)
+        if point.batch in known:
+            return known[point.batch], True
         if len(known) > 1:
-            return fit(pair.lanes, known).batch_ms(pair.batch), True
+            return fit_latency(point.lanes, known).batch_ms(point.batch), True
         if known:
             # One point: at best a larger batch takes no longer.
             return max(known.values()), True
-        fewer = [p for p in self.samples if p.lanes < pair.lanes and p.batch <= pair.batch]
+        fewer = [p for p in self.samples if p.lanes < point.lanes and p.batch <= point.batch]
         nearest = max(fewer, default=None)
-        return (_middle(self.samples[nearest]).batch_ms, False) if nearest else (0.001, False)
+        return (_median_sample(self.samples[nearest]).batch_ms, False) if nearest else (0.001, False)
 
     def _durations_ms(self, lanes: int) -> dict[int, float]:
         return {
-            pair.batch: _middle(given).batch_ms for pair, given in self.samples.items() if pair.lanes == lanes
+            point.batch: _median_sample(samples_of_point).batch_ms
+            for point, samples_of_point in self.samples.items()
+            if point.lanes == lanes
         }
 
-    def cost_s(self, pair: Pair, limit_s: float) -> float:
+    def cost_s(self, point: OperatingPoint, limit_s: float) -> float:
         """The time that a trial of this pair will take: one batch to settle, and then its time."""
-        batch_s = self._expected_ms(pair)[0] / 1000
-        return batch_s if batch_s >= limit_s else batch_s + min(limit_s + batch_s / 2, MOST_BATCHES * batch_s)
+        batch_s = self._expected_ms(point)[0] / 1000
+        return batch_s if batch_s >= limit_s else batch_s + min(limit_s + batch_s / 2, MAX_BATCHES * batch_s)
 
-    def again(self, share: float, left_s: float) -> list[Pair]:
+    def points_to_rerun(self, share: float, left_s: float) -> list[OperatingPoint]:
         """The pairs worth another round, of those that were in every round so far, as the time allows."""
-        finals, pace = _finals(self.samples)
-        budget_ms = self.wanted.latency_budget_ms
-        within = _within(finals, None if budget_ms is None else 1.1 * budget_ms)
+        finals, speeds = _summarize_complete(self.samples)
+        budget_ms = self.request.latency_budget_ms
+        within = _filter_by_latency(finals, None if budget_ms is None else 1.1 * budget_ms)
         if within:
-            least = share * max(pace[pair] for pair in within)
-            running = sorted((p for p in within if pace[p] >= least), key=lambda pair: -pace[pair])
+            least = share * max(speeds[point] for point in within)
+            running = sorted((p for p in within if speeds[p] >= least), key=lambda point: -speeds[point])
         else:
-            most_ms = _OVER_BUDGET * min(sample.batch_ms for sample in finals.values())
-            running = sorted(_within(finals, most_ms), key=lambda pair: -pace[pair])
-        usual = self.wanted.by_rule()
-        if usual in running or (usual in within and len(self.samples[usual]) < _SURE_ROUNDS):
+            most_ms = _LATENCY_TOLERANCE * min(sample.batch_ms for sample in finals.values())
+            running = sorted(_filter_by_latency(finals, most_ms), key=lambda point: -speeds[point])
+        usual = self.request.default_point()
+        if usual in running or (usual in within and len(self.samples[usual]) < _MIN_SURE_ROUNDS):
             # What is usual is given up only for good reasons, and those take a few rounds.
-            running = [usual, *(pair for pair in running if pair != usual)]
+            running = [usual, *(point for point in running if point != usual)]
         return sorted(self._affordable(running, left_s))
 
-    def _affordable(self, running: list[Pair], left_s: float) -> list[Pair]:
+    def _affordable(self, running: list[OperatingPoint], left_s: float) -> list[OperatingPoint]:
         """As many of the first pairs as can be run until one is sure; else two of them, or none."""
-        done = max(len(given) for given in self.samples.values())
-        costs_s = [self.cost_s(pair, _TRIAL_S) for pair in running]
+        done = max(len(samples_of_point) for samples_of_point in self.samples.values())
+        costs_s = [self.cost_s(point, _TRIAL_S) for point in running]
         for count in range(len(running), 1, -1):
-            rounds = max(1, _SURE_ROUNDS - done) if count > 2 else 1
+            rounds = max(1, _MIN_SURE_ROUNDS - done) if count > 2 else 1
             if rounds * sum(costs_s[:count]) <= left_s:
                 return running[:count]
         return []
 
-    def contested(self) -> list[Pair]:
+    def finalists(self) -> list[OperatingPoint]:
         """What is usual and what would take its place as it looks now; none when there is no such thing."""
-        usual, budget_ms = self.wanted.by_rule(), self.wanted.latency_budget_ms
-        pair, _ = choose(self.samples, budget_ms, usual)
-        known = {usual: _middle(self.samples[usual])} if usual in self.samples else {}
-        return [usual, pair] if pair != usual and _within(known, budget_ms) else []
+        usual, budget_ms = self.request.default_point(), self.request.latency_budget_ms
+        point, _ = choose_point(self.samples, budget_ms, usual)
+        known = {usual: _median_sample(self.samples[usual])} if usual in self.samples else {}
+        return [usual, point] if point != usual and _filter_by_latency(known, budget_ms) else []
 
-    def measured(self, spent_s: float) -> Measured:
+    def measured(self, spent_s: float) -> AutotuneResult:
         """The choice and everything that speaks for it."""
-        wanted = self.wanted
-        usual = wanted.by_rule()
-        pair, why = choose(self.match or self.samples, wanted.latency_budget_ms, usual)
-        share = self._processor_share(pair)
-        if share < _QUIET:
+        request = self.request
+        usual = request.default_point()
+        point, why = choose_point(self.final_samples or self.samples, request.latency_budget_ms, usual)
+        share = self._compute_cpu_share(point)
+        if share < _MIN_CPU_SHARE:
             why = f"{why}; the lanes got only {share:.0%} of the processor"
-        if self.hurried and len(self.samples) == 1 and usual.batch == pair.batch and usual != pair:
-            pair, why = usual, f"{why}; too slow to try more, so the rule for its kind says {usual}"
-        return Measured(
-            table=tuple(self._line(Pair(n, size)) for n in wanted.lanes() for size in wanted.batches()),
-            fits=tuple(fit(n, points) for n in wanted.lanes() if len(points := self._durations_ms(n)) > 1),
-            choice=pair,
-            buckets=tuple(size for size in wanted.batches() if size <= pair.batch),
+        if self.out_of_time and len(self.samples) == 1 and usual.batch == point.batch and usual != point:
+            point, why = usual, f"{why}; too slow to try more, so the rule for its kind says {usual}"
+        return AutotuneResult(
+            table=tuple(
+                self._make_row(OperatingPoint(n, size)) for n in request.lanes() for size in request.batches()
+            ),
+            fits=tuple(
+                fit_latency(n, points) for n in request.lanes() if len(points := self._durations_ms(n)) > 1
+            ),
+            choice=point,
+            buckets=tuple(size for size in request.batches() if size <= point.batch),
             reason=f"measured in {spent_s:.1f} s: {why} ({len(self.samples)} pairs tried)",
             spent_s=spent_s,
-            settled=self._settled(pair, share),
+            settled=self._is_reliable(point, share),
         )
 
-    def _settled(self, pair: Pair, share: float) -> bool:
+    def _is_reliable(self, point: OperatingPoint, share: float) -> bool:
         """Whether the choice may be kept: not what was measured while others had most of the processor.
 
         The usual pair needs less of it, as it would be taken without any measurement.
         """
-        if len(self.wanted.lanes()) * len(self.wanted.batches()) == 1:
+        if len(self.request.lanes()) * len(self.request.batches()) == 1:
             return True  # there is nothing to choose
-        return share >= (_SHARED if pair == self.wanted.by_rule() else _QUIET)
+        return share >= (_MIN_CPU_SHARE_DEFAULT if point == self.request.default_point() else _MIN_CPU_SHARE)
 
-    def _processor_share(self, pair: Pair) -> float:
+    def _compute_cpu_share(self, point: OperatingPoint) -> float:
         """How much of the processor the lanes got of what they could use; 1 where a GPU computes."""
-        if self.wanted.device != "cpu":
+        if self.request.device != "cpu":
             return 1.0
-        sample = _middle(self.samples[pair])
-        return sample.cpu_ms * sample.frames_per_s / 1000 / min(pair.lanes, self.wanted.cores)
+        sample = _median_sample(self.samples[point])
+        return sample.cpu_ms * sample.frames_per_s / 1000 / min(point.lanes, self.request.cores)
 
-    def _line(self, pair: Pair) -> Timed:
-        given = self.samples.get(pair)
-        if not given:
-            return Timed(pair, note=self.notes.get(pair, f"a batch of {self.failed} failed"))
-        middle = _middle(given)
-        return Timed(
-            pair, middle.frames_per_s, middle.batch_ms, middle.cpu_ms, len(given), self.notes.get(pair, "")
+    def _make_row(self, point: OperatingPoint) -> MeasuredPoint:
+        samples_of_point = self.samples.get(point)
+        if not samples_of_point:
+            return MeasuredPoint(point, note=self.notes.get(point, f"a batch of {self.failed} failed"))
+        middle = _median_sample(samples_of_point)
+        return MeasuredPoint(
+            point,
+            middle.frames_per_s,
+            middle.batch_ms,
+            middle.cpu_ms,
+            len(samples_of_point),
+            self.notes.get(point, ""),
         )

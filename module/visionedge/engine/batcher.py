@@ -25,7 +25,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-class Drop(StrEnum):
+class DropReason(StrEnum):
     """Why a frame was not analysed; this list is closed.
 
     replaced: a newer one came before it was taken; stale: too old when its turn came; gated: not worth the
@@ -49,7 +49,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.frames)
 
-    def parts(self) -> tuple["Batch", ...]:
+    def split_by_input(self) -> tuple["Batch", ...]:
         """The batch by the inputs that its frames were prepared for: one part, but while models change."""
         by_spec: dict[InputSpec | None, list[Frame]] = {}
         for frame in self.frames:
@@ -67,7 +67,7 @@ class CameraStatistics:
     analysed: int
     waiting: int
     in_flight: int
-    dropped: Mapping[Drop, int]
+    dropped: Mapping[DropReason, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +80,15 @@ class BatcherStatistics:
 
 @dataclass(slots=True)
 class _Slot:
-    room: threading.Condition
+    emptied: threading.Condition
     """The slot turned empty: a camera that is flat out waits here, and is not woken for the others."""
 
     frame: Frame | None = None
-    flying: Frame | None = None
+    in_flight: Frame | None = None
     open: bool = True
     offered: int = 0
     analysed: int = 0
-    dropped: Counter[Drop] = field(default_factory=Counter)
+    dropped: Counter[DropReason] = field(default_factory=Counter)
 
 
 class Batcher:
@@ -121,7 +121,7 @@ class Batcher:
         return (
             f"<Batcher {'closed' if self._closed else 'open'} cameras={sum(s.open for s in slots)}"
             f" waiting={sum(s.frame is not None for s in slots)}"
-            f" in_flight={sum(s.flying is not None for s in slots)}"
+            f" in_flight={sum(s.in_flight is not None for s in slots)}"
             f" batches={self._batch_sizes.total()}>"
         )
 
@@ -135,13 +135,13 @@ class Batcher:
     def close_camera(self, camera: str) -> None:
         """Take no more frames of a camera; one that waits is discarded, one in flight is finished."""
         with self._work:
-            self._shut(self._slots[camera])
+            self._close_slot(self._slots[camera])
 
     def forget(self, camera: str) -> None:
         """Let go of the counters of a closed camera; one that is open, or has a frame in flight, stays."""
         with self._work:
             slot = self._slots.get(camera)
-            if slot is not None and not slot.open and slot.flying is None:
+            if slot is not None and not slot.open and slot.in_flight is None:
                 del self._slots[camera]
 
     def put(self, frame: Frame) -> None:
@@ -154,12 +154,12 @@ class Batcher:
             slot = self._slots[frame.camera]
             slot.offered += 1
             if self._closed or not slot.open:
-                slot.dropped[Drop.DISCARDED] += 1
+                slot.dropped[DropReason.DISCARDED] += 1
                 return
             if slot.frame is not None:
-                slot.dropped[Drop.REPLACED] += 1
+                slot.dropped[DropReason.REPLACED] += 1
             slot.frame = frame
-            if slot.flying is None:
+            if slot.in_flight is None:
                 self._work.notify()
 
     def gate(self, camera: str) -> None:
@@ -167,7 +167,7 @@ class Batcher:
         with self._work:
             slot = self._slots[camera]
             slot.offered += 1
-            slot.dropped[Drop.GATED] += 1
+            slot.dropped[DropReason.GATED] += 1
 
     def wait_taken(self, camera: str, timeout_s: float) -> bool:
         """Wait until nothing of the camera waits any more; False if that took longer than `timeout_s`.
@@ -176,19 +176,19 @@ class Batcher:
         """
         with self._work:
             slot = self._slots[camera]
-            return slot.room.wait_for(lambda: slot.frame is None, timeout_s)
+            return slot.emptied.wait_for(lambda: slot.frame is None, timeout_s)
 
-    def take(self, timeout_s: float | None = None, most: int | None = None) -> Batch | None:
+    def take(self, timeout_s: float | None = None, max_count: int | None = None) -> Batch | None:
         """Wait for frames and take up to `most` of them; None when all is closed (or `timeout_s` went by)."""
-        most = self._max_batch if most is None else min(most, self._max_batch)
+        max_count = self._max_batch if max_count is None else min(max_count, self._max_batch)
         deadline_ns = None if timeout_s is None else time.monotonic_ns() + round(timeout_s * 1e9)
         with self._work:
             while not self._closed:
                 now_ns = self._clock()
-                if ready := self._ready(now_ns):
-                    wait_ns = self._company_ns(ready, most, now_ns)
+                if ready := self._ready_frames(now_ns):
+                    wait_ns = self._fill_wait_ns(ready, max_count, now_ns)
                     if wait_ns <= 0:
-                        return self._served(ready[:most], now_ns)
+                        return self._form_batch(ready[:max_count], now_ns)
                 else:
                     wait_ns = None
                 if not self._pause(wait_ns, deadline_ns):
@@ -200,11 +200,11 @@ class Batcher:
         with self._work:
             for frame in batch.frames:
                 slot = self._slots[frame.camera]
-                slot.flying = None
+                slot.in_flight = None
                 if outcome is Outcome.ANALYSED:
                     slot.analysed += 1
                 else:
-                    slot.dropped[Drop.FAILED] += 1
+                    slot.dropped[DropReason.FAILED] += 1
                 if slot.frame is not None:
                     self._work.notify()
 
@@ -213,13 +213,13 @@ class Batcher:
         with self._work:
             self._max_batch, self._max_age_ns = max_batch, max_age_ns
 
-    def holds(self, spec: InputSpec) -> bool:
+    def has_frames_for(self, spec: InputSpec) -> bool:
         """Whether a frame that was prepared for this input waits or is in flight."""
         with self._work:
             return any(
                 frame is not None and frame.spec == spec
                 for slot in self._slots.values()
-                for frame in (slot.frame, slot.flying)
+                for frame in (slot.frame, slot.in_flight)
             )
 
     def close(self) -> None:
@@ -227,7 +227,7 @@ class Batcher:
         with self._work:
             self._closed = True
             for slot in self._slots.values():
-                self._shut(slot)
+                self._close_slot(slot)
             self._work.notify_all()
 
     def statistics(self) -> BatcherStatistics:
@@ -238,8 +238,8 @@ class Batcher:
                     offered=slot.offered,
                     analysed=slot.analysed,
                     waiting=int(slot.frame is not None),
-                    in_flight=int(slot.flying is not None),
-                    dropped={reason: slot.dropped[reason] for reason in Drop},
+                    in_flight=int(slot.in_flight is not None),
+                    dropped={reason: slot.dropped[reason] for reason in DropReason},
                 )
                 for camera, slot in self._slots.items()
             }
@@ -247,36 +247,36 @@ class Batcher:
 
     # All below is called with the lock held and does nothing but assignments.
 
-    def _ready(self, now_ns: int) -> list[Frame]:
+    def _ready_frames(self, now_ns: int) -> list[Frame]:
         """The frames that could go now, whose turn it is first; those too old are dropped on the way."""
         ready = []
         for slot in self._slots.values():
-            if slot.frame is None or slot.flying is not None:
+            if slot.frame is None or slot.in_flight is not None:
                 continue
             if now_ns - slot.frame.captured_ns > self._max_age_ns:
                 slot.frame = None
-                slot.dropped[Drop.STALE] += 1
-                slot.room.notify_all()
+                slot.dropped[DropReason.STALE] += 1
+                slot.emptied.notify_all()
             else:
                 ready.append(slot.frame)
         return ready
 
-    def _company_ns(self, ready: list[Frame], most: int, now_ns: int) -> int:
+    def _fill_wait_ns(self, ready: list[Frame], max_count: int, now_ns: int) -> int:
         """How long this batch should still wait for more frames; 0 or less means that it goes now."""
-        could_come = sum(slot.open and slot.flying is None for slot in self._slots.values())
-        if len(ready) >= min(most, could_come):
+        expected_count = sum(slot.open and slot.in_flight is None for slot in self._slots.values())
+        if len(ready) >= min(max_count, expected_count):
             return 0
         return min(frame.captured_ns for frame in ready) + self._window_ns - now_ns
 
-    def _served(self, frames: list[Frame], now_ns: int) -> Batch:
+    def _form_batch(self, frames: list[Frame], now_ns: int) -> Batch:
         for frame in frames:
             slot = self._slots.pop(frame.camera)
-            slot.frame, slot.flying = None, frame
-            slot.room.notify_all()
+            slot.frame, slot.in_flight = None, frame
+            slot.emptied.notify_all()
             self._slots[frame.camera] = slot
         self._batch_sizes[len(frames)] += 1
         # One put wakes one lane; what that lane left behind is for the next.
-        if any(slot.frame is not None and slot.flying is None for slot in self._slots.values()):
+        if any(slot.frame is not None and slot.in_flight is None for slot in self._slots.values()):
             self._work.notify()
         return Batch(tuple(frames), now_ns)
 
@@ -290,9 +290,9 @@ class Batcher:
         self._work.wait(None if wait_ns is None else wait_ns / 1e9)
         return True
 
-    def _shut(self, slot: _Slot) -> None:
+    def _close_slot(self, slot: _Slot) -> None:
         slot.open = False
         if slot.frame is not None:
             slot.frame = None
-            slot.dropped[Drop.DISCARDED] += 1
-            slot.room.notify_all()
+            slot.dropped[DropReason.DISCARDED] += 1
+            slot.emptied.notify_all()

@@ -12,37 +12,37 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.engine.device.session import Pictures, Runs
+from visionedge.engine.device.session import PictureBatch, RunnableSession
 from visionedge.engine.plan import Plan
 from visionedge.frames.types import Detections, InputSpec, Placement
-from visionedge.model.compiler.trial_run import same_rows
+from visionedge.model.compiler.trial_run import compute_matching_share
 from visionedge.model.model import Model
-from visionedge.model.parity import LEAST_BOXES, PARTNER_CONFIDENCE, Parity, Tolerance, compare
+from visionedge.model.parity import MATCH_CONFIDENCE, MIN_BOXES, Parity, Tolerance, compare_detections
 from visionedge.model.postprocess import Rows, to_detections
 
 ParityPolicy = Literal["refuse", "warn", "off"]
 """What becomes of a device that computes otherwise than the CPU: not used, used and told, or nobody looks."""
 
-STRONGEST = 10
+MAX_COMPARED_ROWS = 10
 """Of each picture so many rows count: those far down a list are close to each other and may trade places."""
 
-LEAST_SHARE = 0.8
-_LEAST_SCORE = 0.01  # below it a row says nothing
-_BOX_SHARE = 0.02  # of the longer side
-_SCORE_SHIFT = 0.05
-_SLOW = 1.5
+MIN_MATCHED_SHARE = 0.8
+_MIN_SCORE = 0.01  # below it a row says nothing
+_BOX_TOLERANCE_SHARE = 0.02  # of the longer side
+_SCORE_TOLERANCE = 0.05
+_MIN_SPEEDUP = 1.5
 _ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Likeness:
+class ParityResult:
     """A device beside the CPU, on so many `pictures`: the bundled ones, or the cameras' own `frames`.
 
     `rows` is the share of the strongest rows of either that have their like in the other, in the picture that
     has the fewest; None where neither saw anything. `boxes` are those that would be reported.
     """
 
-    on: Literal["pictures", "frames"]
+    source: Literal["pictures", "frames"]
     pictures: int
     rows: float | None
     boxes: Parity
@@ -50,19 +50,19 @@ class Likeness:
     @property
     def refusal(self) -> str | None:
         """Why the device cannot be trusted, in one clause; None where it can."""
-        if self.rows is not None and self.rows < LEAST_SHARE:
+        if self.rows is not None and self.rows < MIN_MATCHED_SHARE:
             return (
-                f"on {self.pictures} {self.on} only {self.rows:.0%} of its strongest rows are the CPU's,"
-                f" {LEAST_SHARE:.0%} are wanted"
+                f"on {self.pictures} {self.source} only {self.rows:.0%} of its strongest rows are the CPU's,"
+                f" {MIN_MATCHED_SHARE:.0%} are wanted"
             )
-        if self.boxes.boxes < LEAST_BOXES:
+        if self.boxes.boxes < MIN_BOXES:
             return None  # too few to judge by
         return self.boxes.refusal(Tolerance())
 
     @property
-    def words(self) -> str:
+    def message(self) -> str:
         """What was seen, in one clause."""
-        seen = f"on {self.pictures} {self.on} "
+        seen = f"on {self.pictures} {self.source} "
         if self.rows is None:
             return f"{seen}neither it nor the CPU saw anything"
         seen += f"{self.rows:.0%} of its strongest rows are the CPU's"
@@ -73,7 +73,7 @@ class Likeness:
     def document(self) -> dict[str, Any]:
         """As status shows it."""
         return {
-            "on": self.on,
+            "on": self.source,
             "pictures": self.pictures,
             "rows": None if self.rows is None else round(self.rows, 4),
             "boxes": self.boxes.document(),
@@ -81,23 +81,23 @@ class Likeness:
         }
 
     @staticmethod
-    def of_document(document: Mapping[str, Any]) -> "Likeness":
+    def from_document(document: Mapping[str, Any]) -> "ParityResult":
         """The reverse of `document`.
 
         Raises:
             KeyError, TypeError, ValueError: it is none.
         """
         rows = document["rows"]
-        return Likeness(
+        return ParityResult(
             "frames" if document["on"] == "frames" else "pictures",
             int(document["pictures"]),
             None if rows is None else float(rows),
-            Parity.of_document(document["boxes"]),
+            Parity.from_document(document["boxes"]),
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class SpeedCheck:
     """How long a picture takes, in ms: on the device in its largest batch, and on one core of the CPU."""
 
     device_ms: float
@@ -105,7 +105,7 @@ class Pace:
 
     def doubt(self, device: str) -> str | None:
         """Why that is no pace for a device; None where it is."""
-        if self.device_ms * _SLOW < self.cpu_ms:
+        if self.device_ms * _MIN_SPEEDUP < self.cpu_ms:
             return None
         return (
             f"{device} takes {self.device_ms:.1f} ms for a picture, one core of the CPU {self.cpu_ms:.1f} ms:"
@@ -122,14 +122,14 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class DeviceCheck:
     """What speaks for a device, or against it: nothing where it is the CPU, or nobody looked."""
 
-    likenesses: tuple[Likeness, ...] = ()
-    pace: Pace | None = None
+    parity_results: tuple[ParityResult, ...] = ()
+    speed_check: SpeedCheck | None = None
 
 
-class Computes(Protocol):
+class EngineUnderTest(Protocol):
     """What is asked of an engine here."""
 
     @property
@@ -140,31 +140,34 @@ class Computes(Protocol):
     def plan(self) -> Plan:
         """Its batch sizes."""
 
-    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
+    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Rows:
         """Pictures to rows."""
 
 
-def against_cpu(
-    engine: Computes, cpu: Runs, images: NDArray[np.uint8], clock: Callable[[], int] = time.monotonic_ns
-) -> Proof:
+def check_against_cpu(
+    engine: EngineUnderTest,
+    cpu: RunnableSession,
+    images: NDArray[np.uint8],
+    clock: Callable[[], int] = time.monotonic_ns,
+) -> DeviceCheck:
     """Let an engine and a session on the CPU compute the same pictures (n, H, W, 3): a few batches of each.
 
     Raises what they raise.
     """
-    batch = engine.model.reading.input.batch or 1
+    batch = engine.model.interpretation.input.batch or 1
     expected, cpu_ms = [], []
     for index in range(len(images)):
         start_ns = clock()
         expected.append(cpu.run(images[index : index + 1], batch))
         cpu_ms.append((clock() - start_ns) / 1e6 / batch)
-    seen = likeness(engine.model, np.concatenate(expected), engine.infer(images), "pictures")
-    most = engine.plan.max_batch
-    full = images[np.arange(most) % len(images)]
-    device_ms = median_ms(lambda: engine.infer(full), rounds=_ROUNDS, clock=clock) / most
-    return Proof((seen,), Pace(device_ms, float(np.median(cpu_ms))))
+    seen = compare_rows(engine.model, np.concatenate(expected), engine.infer(images), "pictures")
+    max_count = engine.plan.max_batch
+    full = images[np.arange(max_count) % len(images)]
+    device_ms = measure_median_ms(lambda: engine.infer(full), rounds=_ROUNDS, clock=clock) / max_count
+    return DeviceCheck((seen,), SpeedCheck(device_ms, float(np.median(cpu_ms))))
 
 
-def median_ms(
+def measure_median_ms(
     run: Callable[[], object], *, rounds: int, clock: Callable[[], int] = time.monotonic_ns
 ) -> float:
     """How long a run typically takes; a first one does not count."""
@@ -177,35 +180,37 @@ def median_ms(
     return float(np.median(taken_ns)) / 1e6
 
 
-def likeness(model: Model, expected: Rows, rows: Rows, on: Literal["pictures", "frames"]) -> Likeness:
+def compare_rows(
+    model: Model, expected: Rows, rows: Rows, source: Literal["pictures", "frames"]
+) -> ParityResult:
     """Hold the rows of a device (n, K, 6) against those of the CPU for the same pictures."""
-    sees = detector(model)
-    return Likeness(
-        on,
+    sees = make_postprocessor(model)
+    return ParityResult(
+        source,
         len(expected),
-        _rows_share(model.input, expected, rows),
-        compare([sees(one) for one in expected], [sees(one) for one in rows]),
+        _compute_matched_share(model.input, expected, rows),
+        compare_detections([sees(one) for one in expected], [sees(one) for one in rows]),
     )
 
 
-def detector(model: Model) -> Callable[[Rows], Detections]:
+def make_postprocessor(model: Model) -> Callable[[Rows], Detections]:
     """What the rows of one picture (K, 6) come to, from half of the score that counts."""
     spec = model.input
     whole = Placement(0.0, 0.0, float(spec.width_px), float(spec.height_px))
-    iou = 0.5 if model.reading.suppress else None
-    return lambda rows: to_detections(rows, whole, PARTNER_CONFIDENCE, iou, None)
+    iou = 0.5 if model.interpretation.needs_nms else None
+    return lambda rows: to_detections(rows, whole, MATCH_CONFIDENCE, iou, None)
 
 
-def _rows_share(spec: InputSpec, expected: Rows, rows: Rows) -> float | None:
+def _compute_matched_share(spec: InputSpec, expected: Rows, rows: Rows) -> float | None:
     """Each picture's strongest rows of one side must have their like among all rows of the other."""
-    box_px = _BOX_SHARE * max(spec.width_px, spec.height_px)
-    tolerance = np.array([box_px] * 4 + [_SCORE_SHIFT, 0.5])
+    box_px = _BOX_TOLERANCE_SHARE * max(spec.width_px, spec.height_px)
+    tolerance = np.array([box_px] * 4 + [_SCORE_TOLERANCE, 0.5])
     shares = []
     for some, others in ((expected, rows), (rows, expected)):
         for one, other in zip(some, others, strict=True):
-            strongest = one[np.argsort(-one[:, 4])[:STRONGEST]]
+            strongest = one[np.argsort(-one[:, 4])[:MAX_COMPARED_ROWS]]
             # What is no number counts, and has no like.
-            strongest = strongest[~(strongest[:, 4] < _LEAST_SCORE)]
+            strongest = strongest[~(strongest[:, 4] < _MIN_SCORE)]
             if len(strongest):
-                shares.append(same_rows(strongest[None], other[None], tolerance))
+                shares.append(compute_matching_share(strongest[None], other[None], tolerance))
     return min(shares, default=None)

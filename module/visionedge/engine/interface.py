@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
-from visionedge.engine.device.devices import DeviceState, Effective, Verdict
-from visionedge.engine.device.session import NodePlaces, Pictures
-from visionedge.engine.device_parity import Proof
+from visionedge.engine.device.devices import DeviceState, DeviceVerdict, EffectiveDevice
+from visionedge.engine.device.session import NodePlacement, PictureBatch
+from visionedge.engine.device_parity import DeviceCheck
 from visionedge.engine.plan import Plan
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Rows
-from visionedge.runtime.measurement import Choice
+from visionedge.runtime.measurement import PrecisionChoice
 
-NewsCode = Literal[
+EngineEventCode = Literal[
     "engine-lost",
     "engine-back",
     "device-lost",
@@ -24,18 +24,18 @@ NewsCode = Literal[
 """What is told of an engine. Closed: docs/messages.md lists the same."""
 
 
-Stage = Literal["settled", "waiting", "probing", "opening", "comparing"]
+RecoveryStage = Literal["settled", "waiting", "probing", "opening", "comparing"]
 """Of the way back; settled: there is nothing to look for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class RecoveryState:
     """Where the way back stands: how often it was tried in vain, the last reason, when it is tried again."""
 
-    stage: Stage
-    vain: int
-    reason: Verdict | None
-    next_in_s: float | None
+    stage: RecoveryStage
+    failed_attempts: int
+    reason: DeviceVerdict | None
+    retry_in_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,35 +48,35 @@ class ProcessStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineNews:
+class EngineEvent:
     """Something about the engine changed: for events. `exit_code`: the module is to end with it."""
 
-    code: NewsCode
+    code: EngineEventCode
     message: str
     exit_code: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Recovery:
+class RecoveryStatistics:
     """What went wrong so far, by kind of fault; probes, by what they came to; how often a device came back.
 
     `outlook` is where the way back of a device stands.
     """
 
-    outlook: Outlook
+    recovery_state: RecoveryState
     faults: Mapping[str, int]
     probes: Mapping[str, int]
-    change_overs: int
+    device_recoveries: int
 
 
-class Computed(NamedTuple):
+class Inference(NamedTuple):
     """The rows float32 (n, k, 6) of n pictures, and the device that really computed them."""
 
     rows: Rows
-    device: Effective
+    device: EffectiveDevice
 
 
-class Computes(Protocol):
+class SupportsInfer(Protocol):
     """What whoever has pictures asks of an engine."""
 
     @property
@@ -92,25 +92,25 @@ class Computes(Protocol):
         """The lanes and batch sizes it was warmed up for."""
 
     @property
-    def callers(self) -> int:
+    def concurrency(self) -> int:
         """How many threads keep it busy: its plan's lanes, and one more where a batch has a way to go."""
 
-    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
+    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Rows:
         """Pictures uint8 (H, W, 3) to rows float32 (n, k, 6), those below the least score may be left out."""
 
-    def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
+    def compute(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
         """The same, and where: the device may change between two batches."""
 
 
-class AnyEngine(Computes, Protocol):
+class Engine(SupportsInfer, Protocol):
     """An engine wherever it runs: in this process (`Engine`) or in its own (`process.EngineProcess`)."""
 
     @property
-    def precision(self) -> Choice:
+    def precision(self) -> PrecisionChoice:
         """The precision it computes in, and why in that."""
 
     @property
-    def places(self) -> NodePlaces:
+    def node_placement(self) -> NodePlacement:
         """Where the nodes of its graph lie."""
 
     @property
@@ -118,7 +118,7 @@ class AnyEngine(Computes, Protocol):
         """Options that its device or this graph refused, each with the reason."""
 
     @property
-    def proof(self) -> Proof:
+    def device_check(self) -> DeviceCheck:
         """How its device was held against the CPU."""
 
     @property
@@ -134,7 +134,7 @@ class AnyEngine(Computes, Protocol):
         """Its own process; None where it runs in this one."""
 
     @property
-    def recovery(self) -> Recovery | None:
+    def recovery(self) -> RecoveryStatistics | None:
         """How it deals with a device that fails; None where it runs in this process."""
 
     def close(self) -> None:
@@ -144,13 +144,13 @@ class AnyEngine(Computes, Protocol):
 # An engine that computes in place of another for a while, and knows from that what was asked for.
 
 
-class StandIn:
-    """See `AnyEngine`: `engine` computes; what was asked for, and why it is not there, is known to `of`.
+class SubstituteEngine:
+    """See `Engine`: `engine` computes; what was asked for, and why it is not there, is known to `of`.
 
     `of` stays open, and whoever made the two closes both.
     """
 
-    def __init__(self, engine: AnyEngine, of: AnyEngine) -> None:
+    def __init__(self, engine: Engine, of: Engine) -> None:
         self._engine = engine
         self._of = of
 
@@ -173,19 +173,19 @@ class StandIn:
         return self._engine.plan
 
     @property
-    def callers(self) -> int:
+    def concurrency(self) -> int:
         """How many threads keep it busy."""
-        return self._engine.callers
+        return self._engine.concurrency
 
     @property
-    def precision(self) -> Choice:
+    def precision(self) -> PrecisionChoice:
         """The precision it computes in."""
         return self._engine.precision
 
     @property
-    def places(self) -> NodePlaces:
+    def node_placement(self) -> NodePlacement:
         """Where its nodes lie."""
-        return self._engine.places
+        return self._engine.node_placement
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -193,9 +193,9 @@ class StandIn:
         return self._engine.notes
 
     @property
-    def proof(self) -> Proof:
+    def device_check(self) -> DeviceCheck:
         """How its own device was held against the CPU."""
-        return self._engine.proof
+        return self._engine.device_check
 
     @property
     def rows(self) -> int:
@@ -216,17 +216,17 @@ class StandIn:
         return replace(own, restarts=own.restarts + other.restarts)
 
     @property
-    def recovery(self) -> Recovery | None:
+    def recovery(self) -> RecoveryStatistics | None:
         """How the other looks for a device that was lost: this one looks for none."""
         return self._of.recovery
 
-    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
+    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Rows:
         """Compute pictures; see `Engine.infer`."""
-        return self._engine.infer(pictures, least_score)
+        return self._engine.infer(pictures, min_score)
 
-    def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
+    def compute(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
         """The same, and the device that computed them."""
-        return self._engine.compute(pictures, least_score)
+        return self._engine.compute(pictures, min_score)
 
     def close(self) -> None:
         """Let go of the engine that computes."""

@@ -14,49 +14,49 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from visionedge.engine.batcher import Batch, Batcher, Outcome
-from visionedge.engine.device.session import EngineAwayError, EngineError
-from visionedge.engine.interface import Computes
-from visionedge.frames.types import InputSpec, Result, Timing
+from visionedge.engine.device.session import EngineError, EngineUnavailableError
+from visionedge.engine.interface import SupportsInfer
+from visionedge.frames.types import FrameResult, InputSpec, Timing
 from visionedge.model.postprocess import Selection
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.threads import ThreadGroup
 
 # Lanes: threads that take a batch, run it, and hand each result on.
 
 
 log = logging.getLogger(__name__)
 
-_QUIET_NS = 1_000_000_000
+_LOG_INTERVAL_NS = 1_000_000_000
 
 
-class Complaints:
+class BatchErrorLog:
     """Errors of batches, logged at most once a second with the number of those in between. Thread-safe."""
 
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._told_ns: int | None = None
-        self._unsaid = 0
+        self._logged_ns: int | None = None
+        self._suppressed = 0
 
     def add(self, error: Exception) -> None:
         """Note an error, and log it unless one was logged within the last second."""
         with self._lock:
             now_ns = self._clock()
-            if self._told_ns is not None and now_ns - self._told_ns < _QUIET_NS:
-                self._unsaid += 1
+            if self._logged_ns is not None and now_ns - self._logged_ns < _LOG_INTERVAL_NS:
+                self._suppressed += 1
                 return
-            self._told_ns, unsaid, self._unsaid = now_ns, self._unsaid, 0
-        log.error("a batch failed%s: %s", f" (and {unsaid} before it)" if unsaid else "", error)
+            self._logged_ns, suppressed, self._suppressed = now_ns, self._suppressed, 0
+        log.error("a batch failed%s: %s", f" (and {suppressed} before it)" if suppressed else "", error)
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class EngineWithSelection:
     """An engine, and which of its rows count. A batch is computed with one pair, never with parts of two."""
 
-    engine: Computes
+    engine: SupportsInfer
     selection: Selection
 
 
-class EngineInUse(Protocol):
+class ActiveEngine(Protocol):
     """What a lane asks of whoever knows the engine in use (`lineup.Lineup`)."""
 
     def wanted(self, lane: int) -> bool:
@@ -66,7 +66,7 @@ class EngineInUse(Protocol):
     def max_batch(self) -> int:
         """The largest batch worth taking."""
 
-    def using(self, spec: InputSpec | None) -> AbstractContextManager[Running]:
+    def use(self, spec: InputSpec | None) -> AbstractContextManager[EngineWithSelection]:
         """The engine for frames that were prepared for `spec`; it stays open meanwhile.
 
         Raises:
@@ -84,44 +84,44 @@ class Lane:
     def __init__(
         self,
         batcher: Batcher,
-        in_use: EngineInUse,
-        deliver: Callable[[Result], None],
+        active: ActiveEngine,
+        deliver: Callable[[FrameResult], None],
         *,
         number: int = 0,
-        complaints: Complaints | None = None,
+        errors: BatchErrorLog | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._batcher = batcher
-        self._in_use = in_use
+        self._active = active
         self._number = number
         self._deliver = deliver
-        self._complaints = complaints or Complaints(clock)
+        self._errors = errors or BatchErrorLog(clock)
         self._clock = clock
 
     def run(self) -> None:
         """Take, infer, deliver, until the batcher is closed. A failed batch is counted, no more."""
-        while self._in_use.wanted(self._number):
-            batch = self._batcher.take(most=self._in_use.max_batch)
+        while self._active.wanted(self._number):
+            batch = self._batcher.take(max_count=self._active.max_batch)
             if batch is None:
                 return
-            for part in batch.parts():
+            for part in batch.split_by_input():
                 self._serve(part)
 
     def _serve(self, batch: Batch) -> None:
         outcome = Outcome.FAILED
         try:
-            with self._in_use.using(batch.frames[0].spec) as running:
+            with self._active.use(batch.frames[0].spec) as running:
                 self._compute(batch, running.engine, running.selection)
             outcome = Outcome.ANALYSED
-        except EngineAwayError:
+        except EngineUnavailableError:
             pass  # nothing that has not been told
         except EngineError as error:
-            self._complaints.add(error)
+            self._errors.add(error)
         finally:
             # Only now may a frame of these cameras be taken again: results stay in order.
             self._batcher.done(batch, outcome)
 
-    def _compute(self, batch: Batch, engine: Computes, selection: Selection) -> None:
+    def _compute(self, batch: Batch, engine: SupportsInfer, selection: Selection) -> None:
         """Infer and deliver."""
         started_ns = self._clock()
         images = [frame.image for frame in batch.frames]
@@ -137,71 +137,75 @@ class Lane:
                 total_ns=self._clock() - frame.captured_ns,
                 batch_size=len(batch),
             )
-            self._deliver(Result(frame, detections, timing, device, engine.model.name, engine.model.labels))
+            self._deliver(
+                FrameResult(frame, detections, timing, device, engine.model.name, engine.model.labels)
+            )
 
 
-_LOOK_AGAIN_S = 0.05
+_POLL_S = 0.05
 
 
-class Lineup:
+class LanePool:
     """Runs as many lanes as keep the engine in use busy, on threads of `crew`; these are vital.
 
     `adopt`, `select` and `follow` belong to one thread. `using` may be called by any, `settle` blocks.
     """
 
-    def __init__(self, batcher: Batcher, crew: Crew, deliver: Callable[[Result], None]) -> None:
+    def __init__(
+        self, batcher: Batcher, thread_group: ThreadGroup, deliver: Callable[[FrameResult], None]
+    ) -> None:
         self._batcher = batcher
-        self._crew = crew
+        self._thread_group = thread_group
         self._deliver = deliver
-        self._complaints = Complaints()
+        self._errors = BatchErrorLog()
         self._lanes = 0
         self._changed = threading.Condition()
         # All below changes under the condition.
-        self._now: Running | None = None
-        self._before: Running | None = None
+        self._current: EngineWithSelection | None = None
+        self._previous: EngineWithSelection | None = None
         self._uses: Counter[int] = Counter()
         self._closed = False
 
     def __repr__(self) -> str:
-        now, before = self._now, self._before
+        now, previous = self._current, self._previous
         return (
             f"<Lineup {now.engine.model.name if now else 'empty'} lanes={self._lanes}"
-            f" before={before.engine.model.name if before else None}>"
+            f" before={previous.engine.model.name if previous else None}>"
         )
 
-    def adopt(self, engine: Computes, selection: Selection) -> None:
+    def swap_engine(self, engine: SupportsInfer, selection: Selection) -> None:
         """Compute with this engine from the next batch on.
 
         The one before serves the frames that were prepared for it until `settle` has let go of it; it must be
         settled before another is adopted.
         """
         with self._changed:
-            self._before, self._now = self._now, Running(engine, selection)
-        self.follow()
+            self._previous, self._current = self._current, EngineWithSelection(engine, selection)
+        self.start_lanes()
 
     def select(self, selection: Selection) -> None:
         """Let other rows count, from the next batch on."""
         with self._changed:
-            if self._now is not None:
-                self._now = Running(self._now.engine, selection)
+            if self._current is not None:
+                self._current = EngineWithSelection(self._current.engine, selection)
 
-    def follow(self) -> None:
+    def start_lanes(self) -> None:
         """Have the lanes that the engine wants; to be called when that has changed."""
         with self._changed:
-            wanted = 0 if self._now is None or self._closed else self._now.engine.callers
+            wanted = 0 if self._current is None or self._closed else self._current.engine.concurrency
             self._changed.notify_all()
         for number in range(self._lanes, wanted):
-            lane = Lane(self._batcher, self, self._deliver, number=number, complaints=self._complaints)
-            self._crew.start(f"lane:{number}", lane.run, vital=True)
+            lane = Lane(self._batcher, self, self._deliver, number=number, errors=self._errors)
+            self._thread_group.start(f"lane:{number}", lane.run, vital=True)
         self._lanes = max(self._lanes, wanted)
 
-    def settle(self, timeout_s: float) -> None:
+    def drain_previous(self, timeout_s: float) -> None:
         """Wait until nothing needs the engine before any more, at most so long; then it is forgotten."""
         until_s = time.monotonic() + timeout_s
         with self._changed:
-            while self._before is not None and time.monotonic() < until_s and self._needed(self._before):
-                self._changed.wait(_LOOK_AGAIN_S)
-            self._before = None
+            while self._previous is not None and time.monotonic() < until_s and self._needed(self._previous):
+                self._changed.wait(_POLL_S)
+            self._previous = None
 
     def close(self) -> None:
         """Let all lanes end; the batcher is closed by whoever owns it."""
@@ -215,18 +219,20 @@ class Lineup:
         """Wait until the engine wants so many lanes; False once closed."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._closed or (self._now is not None and lane < self._now.engine.callers)
+                lambda: (
+                    self._closed or (self._current is not None and lane < self._current.engine.concurrency)
+                )
             )
             return not self._closed
 
     @property
     def max_batch(self) -> int:
         """The largest batch that the engine in use likes."""
-        now = self._now
+        now = self._current
         return 1 if now is None else now.engine.plan.max_batch
 
     @contextmanager
-    def using(self, spec: InputSpec | None = None) -> Iterator[Running]:
+    def use(self, spec: InputSpec | None = None) -> Iterator[EngineWithSelection]:
         """The engine for frames prepared for `spec` (None: the one in use), which is not closed meanwhile.
 
         Raises:
@@ -242,16 +248,20 @@ class Lineup:
                 self._uses[id(running.engine)] -= 1
                 self._changed.notify_all()
 
-    def _for(self, spec: InputSpec | None) -> Running:
-        if self._now is None:
-            raise EngineAwayError("the engine is warming up")
-        for running in (self._now, self._before):
+    def _for(self, spec: InputSpec | None) -> EngineWithSelection:
+        if self._current is None:
+            raise EngineUnavailableError("the engine is warming up")
+        for running in (self._current, self._previous):
             if running is not None and spec in (None, running.engine.model.input):
                 return running
         raise EngineError(f"no engine takes pictures prepared as {spec} any more")
 
-    def _needed(self, before: Running) -> bool:
-        spec = before.engine.model.input
+    def _needed(self, previous: EngineWithSelection) -> bool:
+        spec = previous.engine.model.input
         # Frames for an input that both take go to the engine in use.
-        waits = self._now is not None and spec != self._now.engine.model.input and self._batcher.holds(spec)
-        return waits or self._uses[id(before.engine)] > 0
+        waits = (
+            self._current is not None
+            and spec != self._current.engine.model.input
+            and self._batcher.has_frames_for(spec)
+        )
+        return waits or self._uses[id(previous.engine)] > 0

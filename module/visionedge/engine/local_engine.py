@@ -9,44 +9,59 @@ from pathlib import Path
 import numpy as np
 
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.autotune import PlanCache, PlanKey, measure
+from visionedge.engine.autotune import autotune_plan
 from visionedge.engine.device.devices import (
     PROVIDERS,
     REMEDIES,
     USABLE,
-    Assignment,
+    DeviceAssignment,
     DeviceState,
-    Effective,
-    Reason,
-    Verdict,
-    classify,
-    has_driver,
-    lost,
-    wishes,
+    DeviceVerdict,
+    EffectiveDevice,
+    ReasonCode,
+    classify_device_loss,
+    classify_provider_error,
+    device_preference,
+    has_nvidia_driver,
 )
-from visionedge.engine.device.faults import FATAL, Fault, fault_of, words_in
-from visionedge.engine.device.session import REAL, EngineError, OnDevice, Pictures, Runs, Seam, words_of
-from visionedge.engine.device_parity import Proof, against_cpu
-from visionedge.engine.interface import Computed, ProcessStatus, Recovery
-from visionedge.engine.plan import Pair, Plan, batch_sizes, make_plan
+from visionedge.engine.device.faults import FATAL_FAULTS, Fault, classify_fault, shorten_error_text
+from visionedge.engine.device.session import (
+    ORT_BACKEND,
+    DeviceBackend,
+    DeviceSession,
+    EngineError,
+    PictureBatch,
+    RunnableSession,
+    describe_error,
+)
+from visionedge.engine.device_parity import DeviceCheck, check_against_cpu
+from visionedge.engine.interface import Inference, ProcessStatus, RecoveryStatistics
+from visionedge.engine.plan import (
+    OperatingPoint,
+    Plan,
+    PlanCache,
+    PlanKey,
+    list_batch_sizes,
+    make_default_plan,
+)
 from visionedge.engine.precision_choice import (
-    Agreement,
-    Candidate,
-    Trials,
-    agreement,
-    apart_here,
-    pick,
-    plain,
+    PrecisionCandidate,
+    PrecisionTrials,
+    VariantAgreement,
+    check_agreement,
+    choose_fp32,
+    measure_output_distance,
+    pick_precision,
 )
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Detections, InputSpec, utc_now
-from visionedge.model.compiler.build import ready
+from visionedge.model.compiler.build import load_or_compile_with_batch
 from visionedge.model.model import Model
-from visionedge.model.parity import PARTNER_CONFIDENCE, Tolerance
+from visionedge.model.parity import MATCH_CONFIDENCE, Tolerance
 from visionedge.model.postprocess import Rows, Selection
-from visionedge.model.quantization.search import Sample
-from visionedge.model.quantization.variants import demanded
-from visionedge.runtime.measurement import Choice
+from visionedge.model.quantization.search import CalibrationSample
+from visionedge.model.quantization.variants import require_variant
+from visionedge.runtime.measurement import PrecisionChoice
 from visionedge.runtime.process_limits import usable_cores
 
 # The engine: bytes in, rows out, on one device. `startup` opens it.
@@ -55,49 +70,54 @@ from visionedge.runtime.process_limits import usable_cores
 log = logging.getLogger(__name__)
 
 
-class Engine:
+class LocalEngine:
     """A compiled model on a device, warmed up. Any number of lanes may call `infer` at the same time.
 
     `unplanned_shapes` counts runs with a batch size that was not warmed up; it must stay 0. When memory does
-    not suffice for a batch, its size and all above are left out of the plan, `on_plan` is told, and the
-    pictures are computed in smaller ones. `checks_numbers`: rows that are none (NaN or infinity) are a fault
-    of the device.
+    not suffice for a batch, its size and all above are left out of the plan, `on_plan_reduced` is told, and
+    the pictures are computed in smaller ones. `checks_finite`: rows that are none (NaN or infinity) are a
+    fault of the device.
     """
 
     def __init__(
-        self, model: Model, session: Runs, device: DeviceState, plan: Plan, precision: Choice | None = None
+        self,
+        model: Model,
+        session: RunnableSession,
+        device: DeviceState,
+        plan: Plan,
+        precision: PrecisionChoice | None = None,
     ) -> None:
         self.model = model
         self.device = device
-        self.precision = precision or plain("as the model is")
+        self.precision = precision or choose_fp32("as the model is")
         self.unplanned_shapes = 0
         self.process: ProcessStatus | None = None
-        self.recovery: Recovery | None = None
-        self.proof = Proof()
-        self.checks_numbers = device.effective != "cpu"
-        self.on_plan: Callable[[Plan], None] = lambda _plan: None
-        self._session: Runs | None = session
-        self.places = session.places
+        self.recovery: RecoveryStatistics | None = None
+        self.device_check = DeviceCheck()
+        self.checks_finite = device.effective != "cpu"
+        self.on_plan_reduced: Callable[[Plan], None] = lambda _plan: None
+        self._session: RunnableSession | None = session
+        self.node_placement = session.node_placement
         self.notes = session.notes
         self.rows = session.rows
         self._warm: set[int] = set()
         self._lock = threading.Lock()
-        self.plan = self._warmed_up(plan)
+        self.plan = self._warm_up(plan)
 
     def __repr__(self) -> str:
         state = "closed" if self._session is None else "open"
         return f"<Engine {state} {self.model.name} on {self.device.effective} buckets={self.plan.buckets}>"
 
     @property
-    def callers(self) -> int:
+    def concurrency(self) -> int:
         """How many threads keep it busy: the lanes of its plan."""
         return self.plan.lanes
 
-    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
+    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Rows:
         """Compute pictures at the model's input size, uint8 (H, W, 3) BGR each: rows float32 (n, k, 6).
 
         A row is left, top, right, bottom (input pixels), score, class; by falling score. Any n will do: it
-        is cut and padded to the sizes of the plan. With `least_score` only as many rows are given as some
+        is cut and padded to the sizes of the plan. With `min_score` only as many rows are given as some
         picture has at that score or above; without it k is K.
 
         Raises:
@@ -111,20 +131,20 @@ class Engine:
             part = pictures[start : start + plan.max_batch]
             size = plan.bucket(len(part))
             try:
-                parts.append(self._sized(part, size))
+                parts.append(self._run_bucket(part, size))
             except EngineError as error:
-                if error.fault is not Fault.OUT_OF_MEMORY or not self._narrow(size, error):
+                if error.fault is not Fault.OUT_OF_MEMORY or not self._reduce_plan(size, error):
                     raise
             else:
                 start += len(part)
         if not parts:
             return np.zeros((0, self.rows, 6), np.float32)
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return rows if least_score is None else above(rows, least_score)
+        return rows if min_score is None else trim_rows(rows, min_score)
 
-    def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
+    def compute(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
         """The same, and the device."""
-        return Computed(self.infer(pictures, least_score), self.device.effective)
+        return Inference(self.infer(pictures, min_score), self.device.effective)
 
     def close(self) -> None:
         """Let go of the session; batches that run are finished."""
@@ -132,20 +152,20 @@ class Engine:
         if session is not None:
             session.close()
 
-    def replan(self, plan: Plan) -> None:
+    def set_plan(self, plan: Plan) -> None:
         """Go on with another plan, all of whose sizes were warmed up; no batch may be running."""
         self.plan = plan
         self._warm &= set(plan.buckets)
         if self._session is not None:
-            self._session.keep(plan.buckets)
+            self._session.keep_only(plan.buckets)
 
-    def _sized(self, pictures: Pictures, size: int) -> Rows:
+    def _run_bucket(self, pictures: PictureBatch, size: int) -> Rows:
         if size not in self._warm:
             with self._lock:
                 self.unplanned_shapes += 1
         return self._run(pictures, size)
 
-    def _run(self, pictures: Pictures, size: int) -> Rows:
+    def _run(self, pictures: PictureBatch, size: int) -> Rows:
         """Run pictures padded to `size`; the rows of the real ones."""
         session, device = self._session, self.device.effective
         if session is None:
@@ -155,14 +175,16 @@ class Engine:
         except EngineError:
             raise
         except Exception as error:
-            fault = fault_of(f"{type(error).__name__}: {error}", on_gpu=device != "cpu")
-            words = words_in(str(error)) or type(error).__name__
-            raise EngineError(f"{self.model.name} failed on {device}: {words}", fault) from error
-        if self.checks_numbers and not np.isfinite(rows).all():
-            raise EngineError(f"{self.model.name} gave rows that are no numbers on {device}", Fault.GARBAGE)
+            fault = classify_fault(f"{type(error).__name__}: {error}", on_gpu=device != "cpu")
+            message = shorten_error_text(str(error)) or type(error).__name__
+            raise EngineError(f"{self.model.name} failed on {device}: {message}", fault) from error
+        if self.checks_finite and not np.isfinite(rows).all():
+            raise EngineError(
+                f"{self.model.name} gave rows that are no numbers on {device}", Fault.INVALID_OUTPUT
+            )
         return rows
 
-    def _narrow(self, size: int, error: EngineError) -> bool:
+    def _reduce_plan(self, size: int, error: EngineError) -> bool:
         """Leave batches of `size` and more out of the plan; False where there is no smaller one."""
         with self._lock:
             plan = self.plan
@@ -174,24 +196,24 @@ class Engine:
             reason = f"{plan.reason}; batches of {size} and more did not fit into memory"
             self.plan = dataclasses.replace(plan, buckets=smaller, reason=reason)
             if self.device.effective != "cpu":  # elsewhere runs would have to be stopped for that
-                self._session.keep(smaller)
+                self._session.keep_only(smaller)
         log.warning("batches of %d pictures and more are left out: %s", size, error)
-        self.on_plan(self.plan)
+        self.on_plan_reduced(self.plan)
         return True
 
-    def _warmed_up(self, plan: Plan) -> Plan:
+    def _warm_up(self, plan: Plan) -> Plan:
         """Run every bucket of a plan; what is left of it when the model refuses the larger ones.
 
         Raises:
             EngineError: not even the smallest runs.
             ModelError: its output contains NaN or infinity.
         """
-        pictures = noise(self.model.input, plan.max_batch)
+        pictures = make_noise_pictures(self.model.input, plan.max_batch)
         for bucket in plan.buckets:
             try:
                 rows = self._run(pictures[:bucket], bucket)
             except EngineError as error:
-                if not self._warm or error.fault in FATAL:
+                if not self._warm or error.fault in FATAL_FAULTS:
                     raise
                 log.warning("%s: batches of %d and more are left out: %s", self.model.name, bucket, error)
                 reason = f"{plan.reason}; batches of {bucket} and more failed"
@@ -202,13 +224,13 @@ class Engine:
         return plan
 
 
-def noise(spec: InputSpec, count: int) -> Pictures:
+def make_noise_pictures(spec: InputSpec, count: int) -> PictureBatch:
     """Pictures that mean nothing, the same each time; for warming up and measuring."""
     size = (count, spec.height_px, spec.width_px, 3)
     return np.random.default_rng(0).integers(0, 256, size, np.uint8)
 
 
-def check_pictures(pictures: Pictures, spec: InputSpec, name: str) -> None:
+def check_pictures(pictures: PictureBatch, spec: InputSpec, name: str) -> None:
     """Refuse pictures that are not as the model wants them.
 
     Raises:
@@ -223,9 +245,9 @@ def check_pictures(pictures: Pictures, spec: InputSpec, name: str) -> None:
             )
 
 
-def above(rows: Rows, least_score: float) -> Rows:
+def trim_rows(rows: Rows, min_score: float) -> Rows:
     """As many rows (n, k, 6) of each picture as some picture has at this score or above."""
-    counted = np.flatnonzero((rows[..., 4] >= least_score).any(axis=0))
+    counted = np.flatnonzero((rows[..., 4] >= min_score).any(axis=0))
     return rows[:, : int(counted[-1]) + 1 if len(counted) else 0]
 
 
@@ -236,12 +258,12 @@ def open_engine(
     data: Path | None = None,
     plans: Mapping[str, Plan] | None = None,
     measuring: bool = True,
-    prober: Callable[[Effective], Verdict] | None = None,
+    prober: Callable[[EffectiveDevice], DeviceVerdict] | None = None,
     cores: int | None = None,
-    only: Assignment | None = None,
-    seam: Seam = REAL,
+    only: DeviceAssignment | None = None,
+    backend: DeviceBackend = ORT_BACKEND,
     level: int = logging.INFO,
-) -> Engine:
+) -> LocalEngine:
     """Compile a model and open it on the best device that works, warmed up. Takes seconds.
 
     `data` is the folder where compiled graphs and measured plans are kept; None keeps nothing, and then the
@@ -257,13 +279,22 @@ def open_engine(
         UnavailableError: onnxruntime itself is not there.
     """
     if prober is not None:
-        seam = dataclasses.replace(seam, probe=prober)
+        backend = dataclasses.replace(backend, probe_device=prober)
     cores = usable_cores() if cores is None else cores
-    opening = _Opening(model, *ready(model, data), inference, cores, data, plans or {}, measuring, seam)
-    return _announced(opening.best() if only is None else opening.only(only), level)
+    opening = _EngineOpener(
+        model,
+        *load_or_compile_with_batch(model, data),
+        inference,
+        cores,
+        data,
+        plans or {},
+        measuring,
+        backend,
+    )
+    return _log_opened(opening.best() if only is None else opening.only(only), level)
 
 
-def _unusable(device: Effective, verdict: Verdict) -> DeviceError:
+def _make_device_error(device: EffectiveDevice, verdict: DeviceVerdict) -> DeviceError:
     return DeviceError(
         f"device {device} was demanded with fallback to the CPU off and is not usable: {verdict.reason}"
         f" ({verdict.code}); {REMEDIES[verdict.code]}",
@@ -272,7 +303,7 @@ def _unusable(device: Effective, verdict: Verdict) -> DeviceError:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Opening:
+class _EngineOpener:
     """What is needed to open one graph on one device after the other; `original` is the model as given."""
 
     original: Model
@@ -284,167 +315,190 @@ class _Opening:
     plans: Mapping[str, Plan]
     measuring: bool
 
-    seam: Seam
+    backend: DeviceBackend
 
-    def best(self) -> Engine:
+    def best(self) -> LocalEngine:
         """The engine on the best device that works.
 
         Raises:
             DeviceError: a device was demanded, and the CPU may not stand in for it.
         """
-        first: Verdict | None = None
-        for device in wishes(self.inference.device)[:-1]:
+        first: DeviceVerdict | None = None
+        for device in device_preference(self.inference.device)[:-1]:
             verdict = self.verdict_on(device)
-            if verdict.code is Reason.OK:
+            if verdict.code is ReasonCode.OK:
                 opened = self.attempt(device, first or USABLE)
-                if isinstance(opened, Engine):
+                if isinstance(opened, LocalEngine):
                     return opened
                 verdict = opened
                 self.on_cpu(verdict).close()  # a model that the CPU cannot run either is to blame itself
             if self.inference.fallback != "degrade" and self.inference.device != "auto":
-                raise _unusable(device, verdict)
+                raise _make_device_error(device, verdict)
             first = first or verdict
-        return self.on_cpu(first or Verdict(Reason.ASKED_CPU, "the CPU was asked for"))
+        return self.on_cpu(first or DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was asked for"))
 
-    def only(self, assigned: Assignment) -> Engine:
+    def only(self, assigned: DeviceAssignment) -> LocalEngine:
         """The engine on this device.
 
         Raises:
             DeviceError: it does not work there.
         """
         if assigned.device == "cpu":
-            return self.on_cpu(assigned.because)
-        opened = self.attempt(assigned.device, assigned.because)
-        if isinstance(opened, Verdict):
+            return self.on_cpu(assigned.verdict)
+        opened = self.attempt(assigned.device, assigned.verdict)
+        if isinstance(opened, DeviceVerdict):
             raise DeviceError(f"{assigned.device}: {opened.reason}", opened.code)
         return opened
 
-    def verdict_on(self, device: Effective) -> Verdict:
+    def verdict_on(self, device: EffectiveDevice) -> DeviceVerdict:
         """Whether a device other than the CPU is worth a session."""
-        if not self.seam.built_in(device):
-            return Verdict(Reason.NO_GPU_BUILD, f"this onnxruntime was built without {PROVIDERS[device]}")
-        return self.seam.probe(device)
+        if not self.backend.has_provider(device):
+            return DeviceVerdict(
+                ReasonCode.NO_GPU_BUILD, f"this onnxruntime was built without {PROVIDERS[device]}"
+            )
+        return self.backend.probe_device(device)
 
-    def attempt(self, device: Effective, verdict: Verdict) -> Engine | Verdict:
+    def attempt(self, device: EffectiveDevice, verdict: DeviceVerdict) -> LocalEngine | DeviceVerdict:
         """The engine on this device, or why it is not there."""
         try:
             session = self._open(self.graph, device)
             if session.device != device:
                 session.close()
-                return Verdict(Reason.PROVIDER_REFUSED, f"its session came up on {session.device} only")
-            return self._proven(self._engine(session, device, verdict))
+                return DeviceVerdict(
+                    ReasonCode.PROVIDER_REFUSED, f"its session came up on {session.device} only"
+                )
+            return self._check_device(self._engine(session, device, verdict))
         except ModelError:
             raise
         except EngineError as error:
-            if error.fault in (Fault.GARBAGE, Fault.OUT_OF_MEMORY):
-                return lost(error.fault, str(error))
-            return classify(str(error), driver_present=has_driver())
+            if error.fault in (Fault.INVALID_OUTPUT, Fault.OUT_OF_MEMORY):
+                return classify_device_loss(error.fault, str(error))
+            return classify_provider_error(str(error), driver_present=has_nvidia_driver())
         except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common base but this
-            return classify(words_of(error, limit=4000), driver_present=has_driver())
+            return classify_provider_error(
+                describe_error(error, limit=4000), driver_present=has_nvidia_driver()
+            )
 
-    def _proven(self, engine: Engine) -> Engine | Verdict:
+    def _check_device(self, engine: LocalEngine) -> LocalEngine | DeviceVerdict:
         """The engine, if it computes what the CPU does, or that does not matter; else why it is refused."""
-        from visionedge.engine.precision_choice import samples_for  # it brings OpenCV along
+        from visionedge.engine.precision_choice import make_sample_pictures  # it brings OpenCV along
 
         policy, device = self.inference.parity, engine.device.effective
         if policy == "off":
             return engine
         cpu = self._open(self.graph, "cpu")
         try:
-            samples = samples_for(self.model.input)[::2]
-            engine.proof = against_cpu(engine, cpu, np.stack([sample.image for sample in samples]))
+            samples = make_sample_pictures(self.model.input)[::2]
+            engine.device_check = check_against_cpu(
+                engine, cpu, np.stack([sample.image for sample in samples])
+            )
         finally:
             cpu.close()
-        (seen,), pace = engine.proof.likenesses, engine.proof.pace
-        doubts = [seen.refusal, None if pace is None else pace.doubt(device)]
+        (seen,), speed_check = engine.device_check.parity_results, engine.device_check.speed_check
+        doubts = [seen.refusal, None if speed_check is None else speed_check.doubt(device)]
         engine.notes += tuple(doubt for doubt in doubts if doubt is not None)
         if seen.refusal is not None and policy == "refuse":
             engine.close()
-            return Verdict(Reason.PARITY_REFUSED, f"it computes, but not what the CPU does: {seen.refusal}")
+            return DeviceVerdict(
+                ReasonCode.PARITY_REFUSED, f"it computes, but not what the CPU does: {seen.refusal}"
+            )
         return engine
 
-    def on_cpu(self, verdict: Verdict) -> Engine:
+    def on_cpu(self, verdict: DeviceVerdict) -> LocalEngine:
         """The engine on the CPU, which always works or it is the model's fault."""
         try:
             return self._engine(self._open(self.graph, "cpu"), "cpu", verdict)
         except ModelError:
             raise
         except Exception as error:
-            raise ModelError(f"{self.model.path}: cannot be run: {words_of(error)}") from error
+            raise ModelError(f"{self.model.path}: cannot be run: {describe_error(error)}") from error
 
-    def _open(self, graph: bytes, device: Effective) -> OnDevice:
-        return self.seam.open(graph, device, max_batch=self.inference.max_batch, data=self.data)
+    def _open(self, graph: bytes, device: EffectiveDevice) -> DeviceSession:
+        return self.backend.open(graph, device, max_batch=self.inference.max_batch, data=self.data)
 
-    def _engine(self, session: OnDevice, device: Effective, verdict: Verdict) -> Engine:
+    def _engine(self, session: DeviceSession, device: EffectiveDevice, verdict: DeviceVerdict) -> LocalEngine:
         state = DeviceState(self.inference.device, device, verdict.code, verdict.reason, utc_now())
-        chosen, why = self._picked(session, device)
+        chosen, why = self._pick_precision(session, device)
 
-        def engine(plan: Plan) -> Engine:
-            return Engine(self.model, chosen.session, state, plan, why)
+        def engine(plan: Plan) -> LocalEngine:
+            return LocalEngine(self.model, chosen.session, state, plan, why)
 
         if (given := self.plans.get(device)) is not None:
             return engine(given)
-        fixed = chosen.model.reading.input.batch
-        rule = make_plan(device, self.inference.max_batch, fixed, self.cores)
-        return engine(rule) if self.data is None else self._measured(engine, chosen, rule, self.data)
+        fixed = chosen.model.interpretation.input.batch
+        rule = make_default_plan(device, self.inference.max_batch, fixed, self.cores)
+        return engine(rule) if self.data is None else self._autotune(engine, chosen, rule, self.data)
 
-    def _picked(self, session: OnDevice, device: Effective) -> tuple[Candidate[OnDevice], Choice]:
+    def _pick_precision(
+        self, session: DeviceSession, device: EffectiveDevice
+    ) -> tuple[PrecisionCandidate[DeviceSession], PrecisionChoice]:
         """The network in the precision that was asked for, or the fastest one here, and why that."""
-        fp32, wanted = Candidate(self.model, self.graph, session), self.inference.precision
+        fp32, wanted = PrecisionCandidate(self.model, self.graph, session), self.inference.precision
         if wanted == "fp32":
-            return fp32, plain("fp32 was asked for")
+            return fp32, choose_fp32("fp32 was asked for")
         if wanted != "auto":
-            variant = demanded(self.original, wanted, self.data)
+            variant = require_variant(self.original, wanted, self.data)
             session.close()
-            model, graph = ready(variant.of(self.original), self.data)
-            return Candidate(model, graph, self._open(graph, device)), Choice(wanted, "it was asked for", {})
+            model, graph = load_or_compile_with_batch(variant.of(self.original), self.data)
+            return PrecisionCandidate(model, graph, self._open(graph, device)), PrecisionChoice(
+                wanted, "it was asked for", {}
+            )
         if self.data is None:
-            return fp32, plain("nothing was measured")
-        trials = Trials(lambda graph: self._open(graph, device), self._run_of, self._judge)
-        return pick(
+            return fp32, choose_fp32("nothing was measured")
+        trials = PrecisionTrials(lambda graph: self._open(graph, device), self._run_of, self._judge)
+        return pick_precision(
             fp32, self.original, device=device, data=self.data, trials=trials, measuring=self.measuring
         )
 
-    def _run_of(self, candidate: Candidate[OnDevice]) -> Callable[[], object]:
-        size = candidate.model.reading.input.batch or 1
-        pictures = noise(self.model.input, size)
+    def _run_of(self, candidate: PrecisionCandidate[DeviceSession]) -> Callable[[], object]:
+        size = candidate.model.interpretation.input.batch or 1
+        pictures = make_noise_pictures(self.model.input, size)
         return lambda: candidate.session.run(pictures, size)
 
     def _judge(
-        self, fp32: Candidate[OnDevice], variant: Candidate[OnDevice], tolerance: Tolerance
-    ) -> Agreement:
+        self,
+        fp32: PrecisionCandidate[DeviceSession],
+        variant: PrecisionCandidate[DeviceSession],
+        tolerance: Tolerance,
+    ) -> VariantAgreement:
         """Whether a variant sees what fp32 sees, on this device."""
-        from visionedge.engine.precision_choice import samples_for  # it brings OpenCV along
+        from visionedge.engine.precision_choice import make_sample_pictures  # it brings OpenCV along
 
-        samples = samples_for(self.model.input)
-        before = [self._seen(fp32, sample) for sample in samples]
-        after = [self._seen(variant, sample) for sample in samples]
-        return agreement(before, after, tolerance, lambda: apart_here(fp32.model, variant.model, samples))
+        samples = make_sample_pictures(self.model.input)
+        before = [self._detect(fp32, sample) for sample in samples]
+        after = [self._detect(variant, sample) for sample in samples]
+        return check_agreement(
+            before, after, tolerance, lambda: measure_output_distance(fp32.model, variant.model, samples)
+        )
 
-    def _seen(self, candidate: Candidate[OnDevice], sample: Sample) -> Detections:
-        size = candidate.model.reading.input.batch or 1
+    def _detect(self, candidate: PrecisionCandidate[DeviceSession], sample: CalibrationSample) -> Detections:
+        size = candidate.model.interpretation.input.batch or 1
         rows = candidate.session.run(sample.image[None], size)[0]
-        selection = Selection.of(candidate.model, PARTNER_CONFIDENCE, self.inference.iou)
+        selection = Selection.of(candidate.model, MATCH_CONFIDENCE, self.inference.iou)
         return selection.apply(rows, sample.placement)
 
-    def _measured(
-        self, open_with: Callable[[Plan], Engine], chosen: Candidate[OnDevice], rule: Plan, data: Path
-    ) -> Engine:
+    def _autotune(
+        self,
+        open_with: Callable[[Plan], LocalEngine],
+        chosen: PrecisionCandidate[DeviceSession],
+        rule: Plan,
+        data: Path,
+    ) -> LocalEngine:
         """The engine with the plan that was measured here, now or earlier."""
-        budget_ms, fixed = self.inference.latency_budget_ms, chosen.model.reading.input.batch
-        device, most, plans = chosen.session.device, self.inference.max_batch, PlanCache(data / "plans")
+        budget_ms, fixed = self.inference.latency_budget_ms, chosen.model.interpretation.input.batch
+        device, max_count, plans = chosen.session.device, self.inference.max_batch, PlanCache(data / "plans")
         key = PlanKey.of(
-            chosen.graph, device=device, cores=self.cores, max_batch=most, latency_budget_ms=budget_ms
+            chosen.graph, device=device, cores=self.cores, max_batch=max_count, latency_budget_ms=budget_ms
         )
         if (kept := plans.load(key)) is not None:
             return open_with(Plan.of(kept))
         if not self.measuring:
             return open_with(rule)
-        sizes = batch_sizes(most) if fixed is None else rule.buckets
+        sizes = list_batch_sizes(max_count) if fixed is None else rule.buckets
         engine = open_with(dataclasses.replace(rule, buckets=sizes, reason=""))
-        pictures = noise(self.model.input, engine.plan.max_batch)
+        pictures = make_noise_pictures(self.model.input, engine.plan.max_batch)
         log.info("measuring this machine for the fastest number of lanes and batch size: about 5 s, once")
-        measured = measure(
+        measured = autotune_plan(
             lambda batch: engine.infer(pictures[:batch]),
             device=device,
             max_batch=engine.plan.max_batch,
@@ -454,45 +508,51 @@ class _Opening:
         )
         measured = dataclasses.replace(measured, reason=measured.reason + engine.plan.reason)
         plans.store(key, measured)
-        engine.replan(Plan.of(measured))
+        engine.set_plan(Plan.of(measured))
         return engine
 
 
-def ready_words(engine: Engine) -> str:
+def format_ready_line(engine: LocalEngine) -> str:
     """What computes where, in one short line.
 
     ``engine ready: yolox-nano on cpu (fp32), 2 lanes x batch 1, 14.2 ms; no GPU: onnxruntime without CUDA``
     """
     device, plan = engine.device, engine.plan
-    pair = Pair(plan.lanes, plan.max_batch)
+    point = OperatingPoint(plan.lanes, plan.max_batch)
     parts = [
-        f"engine ready: {engine.model.name} on {device.effective} ({engine.precision.precision}), {pair}"
+        f"engine ready: {engine.model.name} on {device.effective} ({engine.precision.precision}), {point}"
     ]
     table = plan.measured.table if plan.measured else ()
-    parts += [f"{line.batch_ms:.1f} ms" for line in table if line.pair == pair and line.batch_ms is not None]
-    return ", ".join(parts) + _why_no_gpu(device)
+    parts += [
+        f"{line.batch_ms:.1f} ms" for line in table if line.point == point and line.batch_ms is not None
+    ]
+    return ", ".join(parts) + _format_gpu_reason(device)
 
 
-def _why_no_gpu(device: DeviceState) -> str:
-    if device.code in (Reason.OK, Reason.ASKED_CPU):
+def _format_gpu_reason(device: DeviceState) -> str:
+    if device.code in (ReasonCode.OK, ReasonCode.CPU_REQUESTED):
         return ""
-    if device.code is Reason.NO_GPU_BUILD and not device.degraded:
+    if device.code is ReasonCode.NO_GPU_BUILD and not device.degraded:
         return "; no GPU: onnxruntime without CUDA"
     return f"; {device.requested} was asked for: {device.reason} ({device.code})"
 
 
-def _announced(engine: Engine, level: int) -> Engine:
-    log.log(logging.WARNING if engine.device.degraded else level, "%s", ready_words(engine))
+def _log_opened(engine: LocalEngine, level: int) -> LocalEngine:
+    log.log(logging.WARNING if engine.device.degraded else level, "%s", format_ready_line(engine))
     precision = f"{engine.precision.precision}: {engine.precision.reason}"
-    words = (engine.model.name, engine.device.describe(), precision, engine.plan.reason)
-    log.debug("engine: %s; %s; %s; %s", *words)
-    for likeness in engine.proof.likenesses:
-        log.info("parity of %s with the CPU: %s", engine.device.effective, likeness.words)
-        if likeness.refusal is not None:
-            log.warning("%s computes otherwise than the CPU: %s", engine.device.effective, likeness.refusal)
-    if (pace := engine.proof.pace) and (doubt := pace.doubt(engine.device.effective)):
+    message = (engine.model.name, engine.device.describe(), precision, engine.plan.reason)
+    log.debug("engine: %s; %s; %s; %s", *message)
+    for parity_result in engine.device_check.parity_results:
+        log.info("parity of %s with the CPU: %s", engine.device.effective, parity_result.message)
+        if parity_result.refusal is not None:
+            log.warning(
+                "%s computes otherwise than the CPU: %s", engine.device.effective, parity_result.refusal
+            )
+    if (speed_check := engine.device_check.speed_check) and (
+        doubt := speed_check.doubt(engine.device.effective)
+    ):
         log.warning("%s", doubt)
-    if fallen := engine.places.on_cpu:
+    if fallen := engine.node_placement.on_cpu:
         some = ", ".join(fallen[:8]) + (" …" if len(fallen) > 8 else "")
         log.warning("%d nodes of %s are computed on the CPU: %s", len(fallen), engine.model.name, some)
     return engine

@@ -2,23 +2,23 @@
 
 import time
 
-from visionedge.engine.interface import Computes
-from visionedge.frames.letterbox import fit
-from visionedge.frames.types import Frame, Picture, Result, Timing, utc_now
+from visionedge.engine.interface import SupportsInfer
+from visionedge.frames.letterbox import fit_to_input
+from visionedge.frames.types import Frame, FrameResult, Picture, Timing, utc_now
 from visionedge.model.postprocess import Selection
 
 
-def frame_of(picture: Picture, engine: Computes, sequence: int = 1, epoch: int = 1) -> Frame:
+def make_frame(picture: Picture, engine: SupportsInfer, sequence: int = 1, epoch: int = 1) -> Frame:
     """The picture as a frame of no camera, at the size the engine's model wants."""
     captured_ns, captured_utc = time.monotonic_ns(), utc_now()
-    image, placement = fit(picture, engine.model.input)
+    image, placement = fit_to_input(picture, engine.model.input)
     height_px, width_px = picture.shape[:2]
     return Frame(
         "", sequence, epoch, captured_ns, captured_utc, width_px, height_px, image, placement, lambda: picture
     )  # fmt: skip
 
 
-def analyse(frames: list[Frame], engine: Computes, selection: Selection) -> list[Result]:
+def infer_frames(frames: list[Frame], engine: SupportsInfer, selection: Selection) -> list[FrameResult]:
     """Compute frames as one batch, on the calling thread.
 
     Raises:
@@ -28,7 +28,7 @@ def analyse(frames: list[Frame], engine: Computes, selection: Selection) -> list
     rows, device = engine.compute([frame.image for frame in frames], selection.confidence)
     done_ns = time.monotonic_ns()
     return [
-        Result(
+        FrameResult(
             frame,
             selection.apply(row, frame.placement),
             Timing(

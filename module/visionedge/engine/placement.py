@@ -11,44 +11,49 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visionedge.engine.device.session import Runs, open_session, words_of
-from visionedge.engine.device_parity import Pace, median_ms
-from visionedge.engine.local_engine import noise
-from visionedge.model.compiler.build import compiled
-from visionedge.model.model import Model, bundled_model_path, load_model
+from visionedge.engine.device.session import RunnableSession, describe_error, open_session
+from visionedge.engine.device_parity import SpeedCheck, measure_median_ms
+from visionedge.engine.local_engine import make_noise_pictures
+from visionedge.model.compiler.build import load_or_compile
+from visionedge.model.model import Model, find_bundled_model, load_model
 
 _ROUNDS = 5
 
 
 def main(arguments: dict[str, Any]) -> None:
     """Compile the model (without a path the bundled one), open it on the device, print what became of it."""
-    path = Path(arguments["model"]) if arguments.get("model") else bundled_model_path()
+    path = Path(arguments["model"]) if arguments.get("model") else find_bundled_model()
     told: dict[str, Any] = {"step": "placement", "model": path.stem}
     try:
         model = load_model(path)
-        graph = compiled(model, None)
+        graph = load_or_compile(model, None)
         session = open_session(graph, arguments["device"], max_batch=1)
     except Exception as error:  # noqa: BLE001 - whatever it is, its words are the answer
-        told |= {"error": words_of(error)}
+        told |= {"error": describe_error(error)}
     else:
-        places = session.places
-        told |= {"device": session.device, "onDevice": places.on_device, "onCpu": list(places.on_cpu)}
+        node_placement = session.node_placement
+        told |= {
+            "device": session.device,
+            "onDevice": node_placement.on_device,
+            "onCpu": list(node_placement.on_cpu),
+        }
         if session.device != "cpu":
-            told["doubt"] = pace_beside_cpu(session, graph, model).doubt(session.device)
+            told["doubt"] = measure_speed_check(session, graph, model).doubt(session.device)
         session.close()
     sys.stdout.write(json.dumps(told) + "\n")
 
 
-def pace_beside_cpu(session: Runs, graph: bytes, model: Model) -> Pace:
+def measure_speed_check(session: RunnableSession, graph: bytes, model: Model) -> SpeedCheck:
     """How long a picture takes on a session, and on one core of the CPU."""
     cpu = open_session(graph, "cpu", max_batch=1)
-    batch = model.reading.input.batch or 1
-    pictures = noise(model.input, batch)
+    batch = model.interpretation.input.batch or 1
+    pictures = make_noise_pictures(model.input, batch)
     taken_ms = [
-        median_ms(partial(runs.run, pictures, batch), rounds=_ROUNDS) / batch for runs in (session, cpu)
+        measure_median_ms(partial(runs.run, pictures, batch), rounds=_ROUNDS) / batch
+        for runs in (session, cpu)
     ]
     cpu.close()
-    return Pace(*taken_ms)
+    return SpeedCheck(*taken_ms)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from visionedge import __version__
-from visionedge.runtime.files import DamagedError, drop_damaged, read_json, write_json
-from visionedge.runtime.process_limits import MOST_LANES
+from visionedge.runtime.files import DamagedStateFileError, read_json, set_aside_damaged, write_json
+from visionedge.runtime.process_limits import MAX_LANES
 
-_MOST_BATCH = 4096
+_MAX_BATCH = 4096
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Pair:
+class OperatingPoint:
     """So many lanes, each with batches of so many pictures."""
 
     lanes: int
@@ -34,14 +34,14 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
+class MeasuredPoint:
     """One line of the table: medians over `rounds`. The figures are None where it was not run.
 
     `batch_ms` is what computing one batch takes while all lanes work, `cpu_ms` the processor's time for one
     picture. `note` says why it was not run, or failed, or was not run again.
     """
 
-    pair: Pair
+    point: OperatingPoint
     frames_per_s: float | None = None
     batch_ms: float | None = None
     cpu_ms: float | None = None
@@ -50,7 +50,7 @@ class Timed:
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class LatencyFit:
     """With so many lanes a batch of n takes n * `ms_per_picture` + `ms_fixed`."""
 
     lanes: int
@@ -63,16 +63,16 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class AutotuneResult:
     """What was measured, what was chosen, and why in one line.
 
     Not `settled` is a choice that was made while others kept the machine busy: it is used now, and measured
     anew at the next start.
     """
 
-    table: tuple[Timed, ...]
-    fits: tuple[Fit, ...]
-    choice: Pair
+    table: tuple[MeasuredPoint, ...]
+    fits: tuple[LatencyFit, ...]
+    choice: OperatingPoint
     buckets: tuple[int, ...]
     reason: str
     spent_s: float
@@ -87,11 +87,11 @@ class Measured:
             "spentSeconds": round(self.spent_s, 3),
             "table": [
                 {
-                    "lanes": line.pair.lanes,
-                    "batch": line.pair.batch,
-                    "framesPerSecond": _rounded(line.frames_per_s),
-                    "batchMs": _rounded(line.batch_ms),
-                    "cpuMs": _rounded(line.cpu_ms),
+                    "lanes": line.point.lanes,
+                    "batch": line.point.batch,
+                    "framesPerSecond": _round_or_none(line.frames_per_s),
+                    "batchMs": _round_or_none(line.batch_ms),
+                    "cpuMs": _round_or_none(line.cpu_ms),
                     "rounds": line.rounds,
                     "note": line.note,
                 }
@@ -108,20 +108,20 @@ class Measured:
         }
 
     @staticmethod
-    def of_document(document: Mapping[str, Any]) -> "Measured":
+    def from_document(document: Mapping[str, Any]) -> "AutotuneResult":
         """The reverse of `document`.
 
         Raises:
             KeyError, TypeError, ValueError: it is none.
         """
-        choice = _pair(document["choice"])
-        buckets = tuple(_count(size) for size in document["buckets"])
+        choice = _parse_point(document["choice"])
+        buckets = tuple(_parse_count(size) for size in document["buckets"])
         if list(buckets) != sorted(set(buckets)) or buckets[-1:] != (choice.batch,):
             raise ValueError("the buckets do not rise to the batch that was chosen")
-        return Measured(
-            tuple(_timed(line) for line in document["table"]),
+        return AutotuneResult(
+            tuple(_parse_measured_point(line) for line in document["table"]),
             tuple(
-                Fit(_count(f["lanes"]), float(f["msPerPicture"]), float(f["msFixed"]))
+                LatencyFit(_parse_count(f["lanes"]), float(f["msPerPicture"]), float(f["msFixed"]))
                 for f in document["fits"]
             ),
             choice,
@@ -131,27 +131,27 @@ class Measured:
         )
 
 
-def _rounded(value: float | None) -> float | None:
+def _round_or_none(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
 
-def _count(value: object) -> int:
+def _parse_count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{value!r} is no count")
     return value
 
 
-def _pair(entry: Mapping[str, Any]) -> Pair:
-    pair = Pair(_count(entry["lanes"]), _count(entry["batch"]))
-    if pair.lanes > MOST_LANES or pair.batch > _MOST_BATCH:
-        raise ValueError(f"{pair} is larger than a plan can be")
-    return pair
+def _parse_point(entry: Mapping[str, Any]) -> OperatingPoint:
+    point = OperatingPoint(_parse_count(entry["lanes"]), _parse_count(entry["batch"]))
+    if point.lanes > MAX_LANES or point.batch > _MAX_BATCH:
+        raise ValueError(f"{point} is larger than a plan can be")
+    return point
 
 
-def _timed(line: Mapping[str, Any]) -> Timed:
+def _parse_measured_point(line: Mapping[str, Any]) -> MeasuredPoint:
     figures = [line[key] for key in ("framesPerSecond", "batchMs", "cpuMs")]
     speed, batch_ms, cpu_ms = [None if figure is None else float(figure) for figure in figures]
-    return Timed(_pair(line), speed, batch_ms, cpu_ms, int(line["rounds"]), str(line["note"]))
+    return MeasuredPoint(_parse_point(line), speed, batch_ms, cpu_ms, int(line["rounds"]), str(line["note"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +164,10 @@ class Plan:
     lanes: int
     buckets: tuple[int, ...]
     reason: str
-    measured: Measured | None = None
+    measured: AutotuneResult | None = None
 
     @staticmethod
-    def of(measured: Measured) -> "Plan":
+    def of(measured: AutotuneResult) -> "Plan":
         """The plan that was chosen by measuring."""
         return Plan(measured.choice.lanes, measured.buckets, measured.reason, measured)
 
@@ -181,14 +181,14 @@ class Plan:
         return next((size for size in self.buckets if size >= count), self.buckets[-1])
 
 
-def make_plan(device: str, max_batch: int, fixed_batch: int | None, cores: int) -> Plan:
+def make_default_plan(device: str, max_batch: int, fixed_batch: int | None, cores: int) -> Plan:
     """What suits a device, from what is known of its kind.
 
     A CPU does best with as many single-threaded lanes as cores and one picture each; a GPU with large
     batches, and a second lane that prepares one while the first is computed.
     """
     on_gpu = device != "cpu"
-    lanes = 2 if on_gpu else min(cores, MOST_LANES)
+    lanes = 2 if on_gpu else min(cores, MAX_LANES)
     why = (
         "a GPU: two lanes, batches in buckets"
         if on_gpu
@@ -198,10 +198,10 @@ def make_plan(device: str, max_batch: int, fixed_batch: int | None, cores: int) 
         return Plan(lanes, (fixed_batch,), f"{why}; the model fixes its batch at {fixed_batch}")
     if not on_gpu:
         return Plan(lanes, (1,), why)
-    return Plan(lanes, batch_sizes(max_batch), why)
+    return Plan(lanes, list_batch_sizes(max_batch), why)
 
 
-def batch_sizes(max_batch: int) -> tuple[int, ...]:
+def list_batch_sizes(max_batch: int) -> tuple[int, ...]:
     """The powers of two below `max_batch`, and `max_batch` itself."""
     powers = [1 << i for i in range(max_batch.bit_length()) if 1 << i < max_batch]
     return (*powers, max_batch)
@@ -213,11 +213,11 @@ def batch_sizes(max_batch: int) -> tuple[int, ...]:
 log = logging.getLogger(__name__)
 
 _SCHEMA = "visionedge/plan/1"
-_KEPT = 32
+_MAX_CACHED_PLANS = 32
 """Plans; the oldest go."""
 
-_FLAGS = ("flags", "Features")  # as x86 and Arm call them
-_INTEGER_KERNELS = ("avx2", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+_CPUINFO_FLAG_KEYS = ("flags", "Features")  # as x86 and Arm call them
+_INT8_CPU_FLAGS = ("avx2", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +253,7 @@ class PlanKey:
         return PlanKey(
             hashlib.sha256(graph).hexdigest(),
             device,
-            processor() if hardware is None else hardware,
+            read_cpu_name() if hardware is None else hardware,
             (f"visionedge {__version__}", *found),
             cores,
             max_batch,
@@ -272,23 +272,30 @@ class PlanCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def load(self, key: PlanKey) -> Measured | None:
+    def load(self, key: PlanKey) -> AutotuneResult | None:
         """The plan measured earlier for exactly this, or None. A damaged file is as good as none."""
         path = self._path(key)
         try:
-            measured, day = _read(path, key)
+            measured, day = _read_cached(path, key)
         except FileNotFoundError:
             return None
         except OSError as error:
             log.warning("the plan %s cannot be read (%s): measuring anew", path.name, error.strerror)
             return None
-        except (DamagedError, ArithmeticError, LookupError, ValueError, TypeError, AttributeError) as error:
+        except (
+            DamagedStateFileError,
+            ArithmeticError,
+            LookupError,
+            ValueError,
+            TypeError,
+            AttributeError,
+        ) as error:
             log.warning("the plan %s is damaged (%s) and set aside: measuring anew", path.name, error)
-            drop_damaged(path)
+            set_aside_damaged(path)
             return None
         return replace(measured, reason=f"from the cache, of {day}: {measured.reason}")
 
-    def store(self, key: PlanKey, measured: Measured) -> None:
+    def store(self, key: PlanKey, measured: AutotuneResult) -> None:
         """Keep a settled plan (atomically), and let the oldest go; where that cannot be, say so and go on."""
         if not measured.settled:
             return
@@ -302,7 +309,7 @@ class PlanCache:
         try:
             write_json(path, document)
             kept = sorted(self.folder.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
-            for old in kept[:-_KEPT]:
+            for old in kept[:-_MAX_CACHED_PLANS]:
                 old.unlink(missing_ok=True)
         except OSError as error:
             log.warning("the plan cannot be kept in %s: %s", self.folder, error.strerror or error)
@@ -311,15 +318,15 @@ class PlanCache:
         return self.folder / f"{key.name()}.json"
 
 
-def _read(path: Path, key: PlanKey) -> tuple[Measured, str]:
+def _read_cached(path: Path, key: PlanKey) -> tuple[AutotuneResult, str]:
     document = read_json(path)
     if document["schema"] != _SCHEMA or document["key"] != json.loads(json.dumps(asdict(key))):
         raise ValueError("it was measured for something else")
     day = datetime.fromisoformat(document["measuredAt"]).date()
-    return Measured.of_document(document["measured"]), day.isoformat()
+    return AutotuneResult.from_document(document["measured"]), day.isoformat()
 
 
-def processor() -> str:
+def read_cpu_name() -> str:
     """The processor's name, as Linux gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -329,7 +336,7 @@ def processor() -> str:
     return next(names, platform.machine())
 
 
-def integer_instructions() -> tuple[str, ...]:
+def read_int8_cpu_flags() -> tuple[str, ...]:
     """What the processor has of that which onnxruntime's integer kernels differ by; names hide it.
 
     Virtual machines give all processors of a maker one name.
@@ -338,5 +345,7 @@ def integer_instructions() -> tuple[str, ...]:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ()
-    words = next((line.partition(":")[2].split() for line in lines if line.startswith(_FLAGS)), [])
-    return tuple(name for name in _INTEGER_KERNELS if name in words)
+    flags = next(
+        (line.partition(":")[2].split() for line in lines if line.startswith(_CPUINFO_FLAG_KEYS)), []
+    )
+    return tuple(name for name in _INT8_CPU_FLAGS if name in flags)

@@ -6,7 +6,7 @@ import unicodedata
 import cv2
 import numpy as np
 
-from visionedge.frames.types import Picture, Result
+from visionedge.frames.types import FrameResult, Picture
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _GOLDEN_ANGLE = 0.381966
@@ -15,7 +15,7 @@ _GOLDEN_ANGLE = 0.381966
 Colour = tuple[int, int, int]
 
 
-def annotate(picture: Picture, result: Result) -> Picture:
+def draw_detections(picture: Picture, result: FrameResult) -> Picture:
     """A copy of the picture with boxes, labels and percents.
 
     `picture` is uint8 (h, w, 3) BGR; any size of the same scene will do.
@@ -27,18 +27,18 @@ def annotate(picture: Picture, result: Result) -> Picture:
         class_id = int(found.class_ids[row])
         left, top, right, bottom = _corners(found.boxes[row].tolist(), canvas)
         label = result.labels[class_id] if class_id < len(result.labels) else f"class-{class_id}"
-        caption = f"{plain(label)} {round(100 * float(found.scores[row]))}%"
-        _draw(canvas, (left, top, right, bottom), caption, colour_of(class_id))
+        caption = f"{to_ascii(label)} {round(100 * float(found.scores[row]))}%"
+        _draw(canvas, (left, top, right, bottom), caption, class_colour(class_id))
     return canvas
 
 
-def colour_of(class_id: int) -> Colour:
+def class_colour(class_id: int) -> Colour:
     """The BGR colour of a class: always the same one, bright, and unlike its neighbours'."""
     red, green, blue = colorsys.hls_to_rgb((class_id * _GOLDEN_ANGLE) % 1.0, 0.6, 0.85)
     return round(blue * 255), round(green * 255), round(red * 255)
 
 
-def plain(text: str) -> str:
+def to_ascii(text: str) -> str:
     """The text in what OpenCV's fonts can draw: accents fall off, other signs become '?'."""
     folded = unicodedata.normalize("NFKD", text)
     kept = (sign for sign in folded if not unicodedata.combining(sign))
@@ -71,21 +71,21 @@ def _draw(canvas: Picture, corners: tuple[int, int, int, int], caption: str, col
     pen_px = max(1, round(scale * 1.6))
     (width, height), below = cv2.getTextSize(caption, _FONT, scale, pen_px)
     pad_px = max(2, height // 3)
-    x, y = _caption_place(canvas, (left, top), (width + 2 * pad_px, height + below + 2 * pad_px))
+    x, y = _caption_position(canvas, (left, top), (width + 2 * pad_px, height + below + 2 * pad_px))
     end = (x + width + 2 * pad_px, y + height + below + 2 * pad_px)
     cv2.rectangle(canvas, (x, y), end, colour, cv2.FILLED)
     at = (x + pad_px, y + pad_px + height)
-    cv2.putText(canvas, caption, at, _FONT, scale, _ink(colour), pen_px, cv2.LINE_AA)
+    cv2.putText(canvas, caption, at, _FONT, scale, _text_colour(colour), pen_px, cv2.LINE_AA)
 
 
-def _caption_place(canvas: Picture, corner: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+def _caption_position(canvas: Picture, corner: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     """Above the box where there is room, else inside it; never out of the picture."""
     left, top = corner
     y = top - size[1] if top >= size[1] else top
     return max(0, min(left, canvas.shape[1] - size[0])), max(0, min(y, canvas.shape[0] - size[1]))
 
 
-def _ink(colour: Colour) -> Colour:
+def _text_colour(colour: Colour) -> Colour:
     """Black or white, whichever is read better on this colour."""
     blue, green, red = colour
     return (16, 16, 16) if 0.114 * blue + 0.587 * green + 0.299 * red > 120 else (255, 255, 255)

@@ -9,7 +9,7 @@ from visionedge.frames.antialias import resize_antialiased
 from visionedge.frames.types import InputSpec, Picture, Placement, Resample
 
 
-def fit(picture: Picture, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:
+def fit_to_input(picture: Picture, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:
     """The picture at the model's size, and where the whole of it lies in there.
 
     Args:
@@ -26,10 +26,10 @@ def fit(picture: Picture, spec: InputSpec, out: Picture | None = None) -> tuple[
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or picture.size == 0:
         raise ValueError(f"a picture is uint8 (height, width, 3), not {picture.dtype} {picture.shape}")
     size_px = (picture.shape[1], picture.shape[0])
-    return fit_drawn(size_px, spec, out, lambda window: _resize_into(picture, window, spec.resample))
+    return draw_to_input(size_px, spec, out, lambda window: _resize_into(picture, window, spec.resample))
 
 
-def fit_drawn(
+def draw_to_input(
     size_px: tuple[int, int], spec: InputSpec, out: Picture | None, draw: Callable[[Picture], None]
 ) -> tuple[Picture, Placement]:
     """As `fit`, for whoever draws the picture at its new size himself.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Picture = NDArray[np.uint8]
 """A picture: uint8 (height, width, 3), colour order BGR, as OpenCV has it."""
 
-Fit = Literal["letterbox", "stretch"]
+FitMode = Literal["letterbox", "stretch"]
 Anchor = Literal["center", "top-left"]
 Resample = Literal["bilinear", "antialias"]
 Rounding = Literal["nearest", "down"]
@@ -38,7 +38,7 @@ class InputSpec:
 
     width_px: int
     height_px: int
-    fit: Fit = "letterbox"
+    fit: FitMode = "letterbox"
     anchor: Anchor = "center"
     pad: int = 114
     resample: Resample = "bilinear"
@@ -125,7 +125,7 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class FrameResult:
     """A frame and what was found on it; `device` is where it was really computed."""
 
     frame: Frame
@@ -141,12 +141,12 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def utc_text(moment: datetime) -> str:
+def format_utc(moment: datetime) -> str:
     """``2026-11-22T10:00:00.123Z``: UTC with milliseconds, as every document has it."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def detection_documents(detections: Detections, labels: tuple[str, ...]) -> list[dict[str, Any]]:
+def build_detection_documents(detections: Detections, labels: tuple[str, ...]) -> list[dict[str, Any]]:
     """The rows of the `detections` key of a frame object."""
     rows = []
     for box, score, class_id in zip(
@@ -170,7 +170,7 @@ def detection_documents(detections: Detections, labels: tuple[str, ...]) -> list
     return rows
 
 
-def frame_document(result: Result, *, source: str | None = None) -> dict[str, Any]:
+def build_frame_document(result: FrameResult, *, source: str | None = None) -> dict[str, Any]:
     """The frame object of the contract (``visionedge/frame/1``): the same in HTTP, telemetry, files.
 
     With `source` (the picture or video as it was given) the `camera` key is left out.
@@ -181,7 +181,7 @@ def frame_document(result: Result, *, source: str | None = None) -> dict[str, An
         **({"camera": frame.camera} if source is None else {"source": source}),
         "sequence": frame.sequence,
         "epoch": frame.epoch,
-        "capturedAt": utc_text(frame.captured_utc),
+        "capturedAt": format_utc(frame.captured_utc),
         "width": frame.width_px,
         "height": frame.height_px,
         "model": result.model,
@@ -192,5 +192,5 @@ def frame_document(result: Result, *, source: str | None = None) -> dict[str, An
             "totalMs": round(timing.total_ns / 1e6, 3),
             "batchSize": timing.batch_size,
         },
-        "detections": detection_documents(result.detections, result.labels),
+        "detections": build_detection_documents(result.detections, result.labels),
     }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.frames.types import Result
+from visionedge.frames.types import FrameResult
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, relative to the picture."""
@@ -106,7 +106,7 @@ class _CameraScene:
         self._changed = False
         self._sent_ns: int | None = None
 
-    def advance(self, result: Result, hold_ns: int) -> None:
+    def advance(self, result: FrameResult, hold_ns: int) -> None:
         """Take in the next frame of the camera."""
         now_ns, boxes, labels = result.frame.captured_ns, _boxes(result), _labels(result)
         passed_ns = max(0, now_ns - self.now_ns)
@@ -198,7 +198,7 @@ class ChangeFilter:
         self._heartbeat_ns = round(heartbeat_s * 1e9)
         self._hold_ns = round(change_s * 1e9)
 
-    def observe(self, result: Result) -> bool:
+    def observe(self, result: FrameResult) -> bool:
         """Take in a frame, each once and in the order of their capture; whether it is worth sending."""
         scene = self._scenes.get(result.frame.camera)
         if scene is None:
@@ -207,7 +207,7 @@ class ChangeFilter:
         scene.advance(result, self._hold_ns)
         return scene.worth_sending(self._move_threshold, self._heartbeat_ns, self._hold_ns)
 
-    def sent(self, result: Result) -> None:
+    def sent(self, result: FrameResult) -> None:
         """The frame that was observed last of its camera is sent; later ones are compared with it."""
         self._scenes[result.frame.camera].sent()
 
@@ -218,11 +218,11 @@ class ChangeFilter:
                 del self._scenes[name]
 
 
-def _boxes(result: Result) -> list[Box]:
+def _boxes(result: FrameResult) -> list[Box]:
     return [tuple(row) for row in result.detections.boxes.tolist()]
 
 
-def _labels(result: Result) -> list[str]:
+def _labels(result: FrameResult) -> list[str]:
     """The class of each box as its word: ids change their meaning with the model."""
     words, ids = result.labels, result.detections.class_ids.tolist()
     return [words[each] if 0 <= each < len(words) else f"class-{each}" for each in ids]

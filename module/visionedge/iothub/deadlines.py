@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Generic, Literal, TypeVar, cast
 
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.threads import ThreadGroup
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-class OverdueError(Exception):
+class CallTimeoutError(Exception):
     """A call did not return in time; its thread is left behind."""
 
 
@@ -48,36 +48,36 @@ class _Worker:
         self.alive = True
 
 
-class Losable:
+class AbandonableCalls:
     """Runs one call at a time, on one thread as long as that thread comes back.
 
     `limit` threads may be out at once; with more, `call` raises `StuckError`. A thread that comes back in the
     end finishes by itself and counts no longer.
     """
 
-    def __init__(self, crew: Crew, name: str, *, limit: int = 5) -> None:
-        self._crew = crew
+    def __init__(self, thread_group: ThreadGroup, name: str, *, limit: int = 5) -> None:
+        self._thread_group = thread_group
         self._name = name
         self._limit = limit
         self._changed = threading.Condition()
         self._worker: _Worker | None = None
-        self._out: list[_Worker] = []
+        self._hung: list[_Worker] = []
         self._started = 0
-        self._cap_ns: int | None = None
+        self._final_deadline_ns: int | None = None
         self.abandoned = 0
 
     def __repr__(self) -> str:
-        return f"<Losable {self._name} out={self.out()} abandoned={self.abandoned}>"
+        return f"<Losable {self._name} out={self.hung()} abandoned={self.abandoned}>"
 
-    def out(self) -> int:
+    def hung(self) -> int:
         """How many threads were left behind and have not come back."""
         with self._changed:
-            return self._still_out()
+            return self._count_hung()
 
-    def cap(self, until_ns: int) -> None:
+    def set_final_deadline(self, until_ns: int) -> None:
         """No call, the one in progress included, is waited for after this monotonic moment."""
         with self._changed:
-            self._cap_ns = until_ns
+            self._final_deadline_ns = until_ns
             self._changed.notify_all()
 
     def call(
@@ -101,12 +101,16 @@ class Losable:
         deadline_ns = time.monotonic_ns() + round(timeout_s * 1e9)
         with self._changed:
             while not job.done:
-                end_ns = deadline_ns if self._cap_ns is None else min(deadline_ns, self._cap_ns)
+                end_ns = (
+                    deadline_ns
+                    if self._final_deadline_ns is None
+                    else min(deadline_ns, self._final_deadline_ns)
+                )
                 left_s = (end_ns - time.monotonic_ns()) / 1e9
                 if left_s <= 0:
                     job.given_up = True
-                    self._leave_behind(worker)
-                    raise OverdueError(f"{what} did not return within its time ({timeout_s:g} s at most)")
+                    self._abandon(worker)
+                    raise CallTimeoutError(f"{what} did not return within its time ({timeout_s:g} s at most)")
                 self._changed.wait(left_s)
         if job.error is not None:
             raise job.error
@@ -119,25 +123,25 @@ class Losable:
         if worker is not None:
             worker.inbox.put(None)
 
-    def _still_out(self) -> int:
-        self._out = [worker for worker in self._out if worker.alive]
-        return len(self._out)
+    def _count_hung(self) -> int:
+        self._hung = [worker for worker in self._hung if worker.alive]
+        return len(self._hung)
 
     def _ready_worker(self) -> _Worker:
         with self._changed:
             if self._worker is not None:
                 return self._worker
-            if self._still_out() >= self._limit:
+            if self._count_hung() >= self._limit:
                 raise StuckError(f"{self._limit} calls into the SDK never came back")
             self._started += 1
             name = f"{self._name}-{self._started}"
             worker = self._worker = _Worker()
-        self._crew.start(name, lambda: self._work(worker))
+        self._thread_group.start(name, lambda: self._work(worker))
         return worker
 
-    def _leave_behind(self, worker: _Worker) -> None:
+    def _abandon(self, worker: _Worker) -> None:
         self.abandoned += 1
-        self._out.append(worker)
+        self._hung.append(worker)
         self._worker = None
         worker.inbox.put(None)
 
@@ -177,8 +181,8 @@ class Losable:
 EXIT_STUCK = 75
 """The exit code of the last rung: the SDK hangs for good in this process (EX_TEMPFAIL: try again)."""
 
-Rung = Literal["overdue", "silent", "rebuild", "poison", "stuck"]
-State = Literal["starting", "connecting", "connected", "waiting", "stuck", "closed"]
+HubFault = Literal["overdue", "silent", "rebuild", "poison", "stuck"]
+HubState = Literal["starting", "connecting", "connected", "waiting", "stuck", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +198,13 @@ class Deadlines:
     connect_s: float = 20.0
     send_s: float = 20.0
     probe_s: float = 60.0
-    answer_s: float = 20.0
-    farewell_s: float = 5.0
+    request_s: float = 20.0
+    disconnect_s: float = 5.0
     renew_s: float = 2700.0
     first_wait_s: float = 1.0
-    longest_wait_s: float = 15.0
+    max_wait_s: float = 15.0
     stuck_s: float = 60.0
-    lost_threads: int = 6
+    max_hung_threads: int = 6
     poison_tries: int = 10
     poison_pause_s: float = 5.0
 
@@ -212,7 +216,7 @@ class HubStatus:
     `abandoned` counts the calls that were given up, `out` those threads of them that have not come back.
     """
 
-    state: State
+    state: HubState
     connected: bool
     sent: int
     queued: int
@@ -221,11 +225,11 @@ class HubStatus:
     last_error: str | None
     rebuilds: int
     abandoned: int
-    out: int
-    rungs: Mapping[str, int]
+    hung: int
+    faults: Mapping[str, int]
 
 
-class Ladder:
+class FaultCounter:
     """Counts the rungs. What led to each is logged by the client, once as long as it stays the same."""
 
     def __init__(self) -> None:
@@ -239,6 +243,6 @@ class Ladder:
         """How often each rung was climbed since the start."""
         return MappingProxyType(dict(self._counts))
 
-    def climb(self, rung: Rung) -> None:
+    def record(self, fault: HubFault) -> None:
         """Count a rung."""
-        self._counts[rung] += 1
+        self._counts[fault] += 1

@@ -13,15 +13,15 @@ from typing import Any
 
 from visionedge.config.schema import TelemetryConfig
 from visionedge.errors import ConfigError
-from visionedge.frames.types import Result
-from visionedge.iothub.client import Errand, HubClient, Listener
+from visionedge.frames.types import FrameResult
+from visionedge.iothub.client import HubClient, HubListener, LinkTask
 from visionedge.iothub.deadlines import HubStatus
 from visionedge.iothub.identity import Identity
-from visionedge.iothub.telemetry import Continued, Telemetry, TelemetryStatistics
-from visionedge.outbound.messages import RUN_CHARACTERS, Kind, Message, Sender
-from visionedge.outbound.spool import FILE_NAME, Spool, SpoolStatus
-from visionedge.outbound.sqlite_store import Bounds, Loss
-from visionedge.runtime.threads import Crew
+from visionedge.iothub.telemetry import ResumeState, Telemetry, TelemetryStatistics
+from visionedge.outbound.messages import RUN_ID_CHARACTERS, EventKind, Message, Sender
+from visionedge.outbound.spool import SPOOL_FILE_NAME, Spool, SpoolStatus
+from visionedge.outbound.sqlite_store import LostRange, SpoolLimits
+from visionedge.runtime.threads import ThreadGroup
 
 # The messages file: every outgoing message's body as one line of a JSON Lines file, written off the loop.
 
@@ -32,7 +32,7 @@ MAX_WAITING_BYTES = 16_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class JournalStatus:
+class MessagesFileStatus:
     """Lines written; `dropped` = those that waited too long behind a slow disk; `failed` = write errors."""
 
     path: str
@@ -50,14 +50,14 @@ class MessagesFile:
         ConfigError: the file cannot be opened for appending.
     """
 
-    def __init__(self, path: Path, crew: Crew) -> None:
+    def __init__(self, path: Path, thread_group: ThreadGroup) -> None:
         try:
             # Unbuffered: a line is in the file as soon as it is written, for whoever follows it.
             self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise ConfigError([f"--messages {path}: cannot be opened: {error.strerror or error}"]) from None
         self._path = path
-        self._crew = crew
+        self._thread_group = thread_group
         self._wake = threading.Condition()
         self._lines: deque[bytes] = deque()
         self._bytes = 0
@@ -75,7 +75,7 @@ class MessagesFile:
     def start(self) -> None:
         """Begin to write; once."""
         self._started = True
-        self._crew.start("messages-file", self._run, vital=True, may_return=True)
+        self._thread_group.start("messages-file", self._run, vital=True, may_return=True)
 
     def put(self, message: Message) -> None:
         """Have a message's body written."""
@@ -88,10 +88,10 @@ class MessagesFile:
                 self._dropped += 1
             self._wake.notify()
 
-    def status(self) -> JournalStatus:
+    def status(self) -> MessagesFileStatus:
         """What was written so far."""
         with self._wake:
-            return JournalStatus(
+            return MessagesFileStatus(
                 path=str(self._path),
                 written=self._written,
                 waiting=len(self._lines),
@@ -150,10 +150,10 @@ class MessagesFile:
             )
 
 
-LOCAL_MODULE = "vision"
+LOCAL_MODULE_ID = "vision"
 """The module id in messages outside IoT Edge, as in the shipped manifests; the device id is the host name."""
 
-_LOSSES_EVERY_NS = 10_000_000_000
+_LOSS_REPORT_INTERVAL_NS = 10_000_000_000
 _MAX_RANGES = 200
 
 
@@ -169,7 +169,7 @@ class DeliveryStatus:
     module: str
     hub: HubStatus | None
     telemetry: TelemetryStatistics
-    journal: JournalStatus | None
+    messages_file: MessagesFileStatus | None
     spool: SpoolStatus | None
 
 
@@ -186,22 +186,22 @@ class Delivery:
         identity: Identity | None,
         *,
         hub: HubClient | None = None,
-        journal: MessagesFile | None = None,
+        messages_file: MessagesFile | None = None,
         spool: Spool | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         device, module = (
-            (identity.device, identity.module) if identity else (socket.gethostname(), LOCAL_MODULE)
+            (identity.device, identity.module) if identity else (socket.gethostname(), LOCAL_MODULE_ID)
         )
         self._identity = identity
-        self._sender = Sender(device, module, uuid.uuid4().hex[:RUN_CHARACTERS])
+        self._sender = Sender(device, module, uuid.uuid4().hex[:RUN_ID_CHARACTERS])
         self._clock = clock
-        continued = Continued(spool.numbers, spool.spent) if spool is not None else None
-        self._telemetry = Telemetry(policy, self._sender, clock=clock, continued=continued)
+        resume_state = ResumeState(spool.last_numbers, spool.spent) if spool is not None else None
+        self._telemetry = Telemetry(policy, self._sender, clock=clock, resume_state=resume_state)
         if spool is not None:
-            spool.follow_spent(self._telemetry.spent)
+            spool.set_spent_source(self._telemetry.spent)
         self._hub = hub
-        self._journal = journal
+        self._messages_file = messages_file
         self._spool = spool
         self._losses_ns = clock()
 
@@ -209,13 +209,13 @@ class Delivery:
     def build(
         policy: TelemetryConfig,
         identity: Identity | None,
-        messages_file: Path | None,
-        crew: Crew,
+        messages_path: Path | None,
+        thread_group: ThreadGroup,
         *,
         data: Path | None = None,
         on_change: Callable[[HubStatus], None] = lambda _status: None,
         on_stuck: Callable[[], None] = lambda: None,
-        listener: Listener | None = None,
+        listener: HubListener | None = None,
     ) -> "Delivery":
         """The delivery of a module: a hub client inside IoT Edge, a messages file where one is asked for.
 
@@ -226,24 +226,29 @@ class Delivery:
         Raises:
             ConfigError: the messages file cannot be opened.
         """
-        journal = MessagesFile(messages_file, crew) if messages_file else None
+        messages_file = MessagesFile(messages_path, thread_group) if messages_path else None
         if identity is None:
-            return Delivery(policy, None, journal=journal)
+            return Delivery(policy, None, messages_file=messages_file)
         spool = None
         if data is not None:
-            spool = Spool(data / FILE_NAME, identity.owner, crew, bounds=_bounds(policy))
+            spool = Spool(data / SPOOL_FILE_NAME, identity.owner, thread_group, limits=_spool_limits(policy))
         hub = HubClient(
-            identity, crew, backlog=spool, listener=listener, on_change=on_change, on_stuck=on_stuck
+            identity,
+            thread_group,
+            message_queue=spool,
+            listener=listener,
+            on_change=on_change,
+            on_stuck=on_stuck,
         )
-        return Delivery(policy, identity, hub=hub, journal=journal, spool=spool)
+        return Delivery(policy, identity, hub=hub, messages_file=messages_file, spool=spool)
 
     def __repr__(self) -> str:
         return f"<Delivery {self._sender.device}/{self._sender.module} hub={self._hub!r}>"
 
     def start(self) -> None:
         """Begin to connect and to write; outside IoT Edge, say once that messages go nowhere."""
-        if self._journal is not None:
-            self._journal.start()
+        if self._messages_file is not None:
+            self._messages_file.start()
         if self._spool is not None:
             self._spool.start()
         if self._hub is not None:
@@ -251,7 +256,7 @@ class Delivery:
         else:
             log.info(
                 "not inside IoT Edge: running locally, no message is sent%s",
-                " but written to the messages file" if self._journal else "",
+                " but written to the messages file" if self._messages_file else "",
             )
 
     @property
@@ -259,17 +264,19 @@ class Delivery:
         """Whether there is a hub that messages go to."""
         return self._identity is not None
 
-    def offer(self, result: Result) -> None:
+    def offer(self, result: FrameResult) -> None:
         """A frame was analysed."""
         # With nowhere to go, encoding frames would only cost.
-        if self._hub is not None or self._journal is not None:
+        if self._hub is not None or self._messages_file is not None:
             self._telemetry.offer(result)
 
-    def event(self, kind: Kind, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
+    def event(
+        self, kind: EventKind, code: str, message: str, details: Mapping[str, Any] | None = None
+    ) -> None:
         """Tell a change of state, at once."""
         self._dispatch(self._telemetry.event(kind, code, message, details))
 
-    def answer(self, result: Result, correlation_id: str) -> bool:
+    def answer(self, result: FrameResult, correlation_id: str) -> bool:
         """Answer a picture that another module has sent; False when that is not told."""
         message = self._telemetry.answer(result, correlation_id)
         if message is not None:
@@ -280,14 +287,14 @@ class Delivery:
         """Go on under another policy; nothing that waits is touched, but what exceeds smaller bounds."""
         self._telemetry.apply(policy)
         if self._spool is not None:
-            self._spool.bound(_bounds(policy))
+            self._spool.set_limits(_spool_limits(policy))
 
-    def errand(self, errand: Errand) -> None:
+    def link_task(self, link_task: LinkTask) -> None:
         """Have something done over the link that the errand names (`HubClient.errand`)."""
         if self._hub is not None:
-            self._hub.errand(errand)
+            self._hub.link_task(link_task)
         else:
-            errand.done("lost")
+            link_task.done("lost")
 
     def tick(self) -> None:
         """Send what is due; to be called every tenth of a second or so."""
@@ -295,9 +302,9 @@ class Delivery:
         for message in self._telemetry.due(now_ns):
             self._dispatch(message)
         if self._spool is not None:
-            for news in self._spool.take_news():
+            for news in self._spool.take_events():
                 self.event("storage", news.code, news.text, news.details)
-            self._tell_losses(self._spool, now_ns)
+            self._report_losses(self._spool, now_ns)
 
     def status(self) -> DeliveryStatus:
         """What went out so far, and what waits."""
@@ -307,7 +314,7 @@ class Delivery:
             module=self._sender.module,
             hub=self._hub.status() if self._hub else None,
             telemetry=self._telemetry.statistics(),
-            journal=self._journal.status() if self._journal else None,
+            messages_file=self._messages_file.status() if self._messages_file else None,
             spool=self._spool.status() if self._spool is not None else None,
         )
 
@@ -323,46 +330,47 @@ class Delivery:
         """
         until_ns = time.monotonic_ns() + round(deadline_s * 1e9)
         clean = self._hub.close(deadline_s) if self._hub else True
-        for last in (self._spool, self._journal):
+        for last in (self._spool, self._messages_file):
             if last is not None:
                 left_s = max(0.1, (until_ns - time.monotonic_ns()) / 1e9)
                 clean = last.close(left_s) and clean
         return clean
 
-    def _tell_losses(self, spool: Spool, now_ns: int) -> None:
+    def _report_losses(self, spool: Spool, now_ns: int) -> None:
         """Tell the cloud which numbers it will never get, while it listens; not at every tick."""
         if self._hub is None or not self._hub.connected or now_ns < self._losses_ns:
             return
-        losses = spool.take_losses()
-        if not losses:
+        lost_ranges = spool.take_lost_ranges()
+        if not lost_ranges:
             return
-        self._losses_ns = now_ns + _LOSSES_EVERY_NS
-        for first in range(0, len(losses), _MAX_RANGES):
-            told = tuple(losses[first : first + _MAX_RANGES])
-            text, details = _loss_text(told)
+        self._losses_ns = now_ns + _LOSS_REPORT_INTERVAL_NS
+        for first in range(0, len(lost_ranges), _MAX_RANGES):
+            reported = tuple(lost_ranges[first : first + _MAX_RANGES])
+            text, details = _loss_text(reported)
             event = self._telemetry.event("storage", "spool-dropped", text, details)
-            if self._journal is not None:
-                self._journal.put(event)
-            spool.put(event, told)
+            if self._messages_file is not None:
+                self._messages_file.put(event)
+            spool.put(event, reported)
 
     def _dispatch(self, message: Message) -> None:
-        if self._journal is not None:
-            self._journal.put(message)
+        if self._messages_file is not None:
+            self._messages_file.put(message)
         if self._hub is not None:
             self._hub.send(message)
 
 
-def _bounds(policy: TelemetryConfig) -> Bounds:
-    return Bounds(policy.spool_megabytes * 1_000_000, policy.spool_hours * 3600.0)
+def _spool_limits(policy: TelemetryConfig) -> SpoolLimits:
+    return SpoolLimits(policy.spool_megabytes * 1_000_000, policy.spool_hours * 3600.0)
 
 
-def _loss_text(losses: tuple[Loss, ...]) -> tuple[str, dict[str, Any]]:
+def _loss_text(lost_ranges: tuple[LostRange, ...]) -> tuple[str, dict[str, Any]]:
     """The words and the details of the event that tells of messages that were dropped."""
     ranges = [
-        {"output": loss.output, "from": loss.first, "to": loss.last, "reason": loss.reason} for loss in losses
+        {"output": loss.output, "from": loss.first, "to": loss.last, "reason": loss.reason}
+        for loss in lost_ranges
     ]
-    count = sum(loss.last - loss.first + 1 for loss in losses)
-    reasons = ", ".join(sorted({loss.reason for loss in losses}))
+    count = sum(loss.last - loss.first + 1 for loss in lost_ranges)
+    reasons = ", ".join(sorted({loss.reason for loss in lost_ranges}))
     return f"{count} messages were dropped before the hub had them ({reasons})", {
         "messages": count,
         "ranges": ranges,

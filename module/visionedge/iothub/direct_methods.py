@@ -14,10 +14,10 @@ from visionedge.runtime.redaction import redact
 
 log = logging.getLogger(__name__)
 
-MAX_ANSWER_BYTES = 120_000
+MAX_RESULT_BYTES = 120_000
 """Below the 128 KB that IoT Hub takes, as the SDK encodes it."""
 
-_AT_ONCE = 8
+_MAX_CONCURRENT = 8
 
 
 class MethodError(VisionedgeError):
@@ -29,33 +29,33 @@ class MethodError(VisionedgeError):
         self.code = code
 
 
-Handler = Callable[[Mapping[str, Any]], Awaitable[Document]]
+MethodHandler = Callable[[Mapping[str, Any]], Awaitable[Document]]
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class DirectMethod:
     """A method: what it does, how long that may take, and the types of the keys that its payload may have.
 
     `keys` None: the payload is any mapping.
     """
 
-    handler: Handler
+    handler: MethodHandler
     deadline_s: float
     keys: Mapping[str, type] | None = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class MethodResult:
     """What goes back: an HTTP-like status and a JSON document."""
 
     status: int
     document: Document
 
 
-class Methods:
+class MethodDispatcher:
     """The methods by name. `answer` belongs to the asyncio loop, raises nothing and keeps the deadlines."""
 
-    def __init__(self, methods: Mapping[str, Method]) -> None:
+    def __init__(self, methods: Mapping[str, DirectMethod]) -> None:
         self._methods = methods
         self._running = 0
         self.counts: Counter[tuple[str, int]] = Counter()
@@ -63,32 +63,32 @@ class Methods:
     def __repr__(self) -> str:
         return f"<Methods running={self._running} {dict(self.counts)}>"
 
-    async def answer(self, name: str, payload: Any) -> Answer:
+    async def answer(self, name: str, payload: Any) -> MethodResult:
         """Call a method."""
-        if self._running >= _AT_ONCE:
+        if self._running >= _MAX_CONCURRENT:
             return self.busy(name)
         self._running += 1
         try:
             answer = await self._call(name, payload)
         finally:
             self._running -= 1
-        return self._counted(name, answer)
+        return self._count_result(name, answer)
 
-    def busy(self, name: str) -> Answer:
+    def busy(self, name: str) -> MethodResult:
         """The answer to a call when there are too many."""
-        return self._counted(name, _error(MethodError(503, "busy", "too many methods run; call again")))
+        return self._count_result(name, _error(MethodError(503, "busy", "too many methods run; call again")))
 
-    def _counted(self, name: str, answer: Answer) -> Answer:
+    def _count_result(self, name: str, answer: MethodResult) -> MethodResult:
         known = name if name in self._methods else "unknown"
         self.counts[known, answer.status] += 1
         return answer
 
-    async def _call(self, name: str, payload: Any) -> Answer:
+    async def _call(self, name: str, payload: Any) -> MethodResult:
         try:
             method = self._method(name)
-            given = _checked(method, payload)
+            arguments = _validate_payload(method, payload)
             async with asyncio.timeout(method.deadline_s):
-                document = await method.handler(given)
+                document = await method.handler(arguments)
             _check_size(document)
         except TimeoutError:
             return _error(MethodError(504, "timeout", f"{name} did not come to its end in time"))
@@ -99,9 +99,9 @@ class Methods:
         except Exception:
             log.exception("the direct method %s failed", redact(name))
             return _error(MethodError(500, "internal", "internal error; the module's log has the details"))
-        return Answer(200, document)
+        return MethodResult(200, document)
 
-    def _method(self, name: str) -> Method:
+    def _method(self, name: str) -> DirectMethod:
         method = self._methods.get(name)
         if method is None:
             known = ", ".join(sorted(self._methods))
@@ -109,7 +109,7 @@ class Methods:
         return method
 
 
-def answer_bytes(document: Any) -> int:
+def measure_result_bytes(document: Any) -> int:
     """How large a document is as the SDK sends it.
 
     Raises:
@@ -119,11 +119,11 @@ def answer_bytes(document: Any) -> int:
 
 
 def _check_size(document: Document) -> None:
-    if answer_bytes(document) > MAX_ANSWER_BYTES:
+    if measure_result_bytes(document) > MAX_RESULT_BYTES:
         raise MethodError(500, "too_large", "the answer is larger than a direct method may give")
 
 
-def _checked(method: Method, payload: Any) -> Mapping[str, Any]:
+def _validate_payload(method: DirectMethod, payload: Any) -> Mapping[str, Any]:
     """The payload, if it has the keys and types that the method wants; nothing counts as no key."""
     if payload is None or payload == "":
         return {}
@@ -137,13 +137,13 @@ def _checked(method: Method, payload: Any) -> Mapping[str, Any]:
             known = ", ".join(sorted(method.keys)) or "none"
             raise MethodError(400, "bad_payload", f"unknown key '{key[:64]}'; known here: {known}")
         if not isinstance(value, kind):
-            raise MethodError(400, "bad_payload", f"'{key}' must be {_WORDS[kind]}")
+            raise MethodError(400, "bad_payload", f"'{key}' must be {_TYPE_NAMES[kind]}")
     return payload
 
 
-_WORDS: Mapping[type, str] = {str: "a text", bool: "true or false"}
+_TYPE_NAMES: Mapping[type, str] = {str: "a text", bool: "true or false"}
 
 
-def _error(error: MethodError) -> Answer:
+def _error(error: MethodError) -> MethodResult:
     message = redact(str(error))[:2000]
-    return Answer(error.status, {"error": {"code": error.code, "message": message}})
+    return MethodResult(error.status, {"error": {"code": error.code, "message": message}})

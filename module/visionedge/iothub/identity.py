@@ -17,14 +17,14 @@ _GATEWAY = "IOTEDGE_GATEWAYHOSTNAME"
 _GENERATION = "IOTEDGE_MODULEGENERATIONID"
 _WORKLOAD = "IOTEDGE_WORKLOADURI"
 _API = "IOTEDGE_APIVERSION"
-VARIABLES = (_HUB, _DEVICE, _MODULE, _GATEWAY, _GENERATION, _WORKLOAD, _API)
+EDGE_VARIABLES = (_HUB, _DEVICE, _MODULE, _GATEWAY, _GENERATION, _WORKLOAD, _API)
 """The seven that edgeAgent sets; the SDK needs them all."""
 
 _CONNECTION_STRING = "EdgeHubConnectionString"
 _CA_FILE = "EdgeModuleCACertificateFile"
 _PARTS = ("HostName", "GatewayHostName", "DeviceId", "ModuleId", "SharedAccessKey")
 
-_OPEN_TO_ALL = "edgeAgent makes it with mode 0666: restore that, or run the container as root"
+_SOCKET_MODE_HINT = "edgeAgent makes it with mode 0666: restore that, or run the container as root"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Identity:
     generation: str = ""
     workload_uri: str = ""
     api_version: str = ""
-    carrier: Literal["edge", "simulator"] = "edge"
+    environment: Literal["edge", "simulator"] = "edge"
 
     @property
     def owner(self) -> str:
@@ -62,11 +62,11 @@ class Identity:
                 "edgeAgent binds the socket when it makes the container"
             )
         except OSError as error:
-            return f"the workload socket {path} cannot be reached ({error.strerror}); {_OPEN_TO_ALL}"
+            return f"the workload socket {path} cannot be reached ({error.strerror}); {_SOCKET_MODE_HINT}"
         if not is_socket:
             return f"{path} is no socket; restart the module: edgeAgent binds the workload socket there"
         if not os.access(path, os.R_OK | os.W_OK):
-            return f"user {os.getuid()} may not open the workload socket {path}; {_OPEN_TO_ALL}"
+            return f"user {os.getuid()} may not open the workload socket {path}; {_SOCKET_MODE_HINT}"
         return None
 
     @staticmethod
@@ -76,21 +76,21 @@ class Identity:
         Raises:
             ConfigError: part of what IoT Edge (or its simulator) sets is there and part is missing.
         """
-        missing = [name for name in VARIABLES if not environ.get(name)]
+        missing = [name for name in EDGE_VARIABLES if not environ.get(name)]
         if not missing:
             return _from_agent(environ)
         # The SDK falls back to the simulator's two whenever one of the seven is missing; so do we.
         simulator = [name for name in (_CONNECTION_STRING, _CA_FILE) if not environ.get(name)]
         if not simulator:
             return _from_simulator(environ[_CONNECTION_STRING])
-        if len(missing) < len(VARIABLES):
-            raise ConfigError([_half("IOTEDGE_…", missing)])
+        if len(missing) < len(EDGE_VARIABLES):
+            raise ConfigError([_describe_missing("IOTEDGE_…", missing)])
         if len(simulator) == 1:
-            raise ConfigError([_half("the simulator's", simulator)])
+            raise ConfigError([_describe_missing("the simulator's", simulator)])
         return None
 
 
-def _half(which: str, missing: list[str]) -> str:
+def _describe_missing(which: str, missing: list[str]) -> str:
     return (
         f"some of {which} variables are set, but not {', '.join(missing)}; "
         "set all of them, or none to run locally"
@@ -120,5 +120,5 @@ def _from_simulator(connection_string: str) -> Identity:
         device=parts["DeviceId"],
         module=parts["ModuleId"],
         gateway=parts["GatewayHostName"],
-        carrier="simulator",
+        environment="simulator",
     )

@@ -8,28 +8,28 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from visionedge.config.schema import CAMERA_NAME
-from visionedge.frames.types import Result
+from visionedge.config.schema import CAMERA_NAME_PATTERN
+from visionedge.frames.types import FrameResult
 from visionedge.iothub.sdk import InputMessage
 
 log = logging.getLogger(__name__)
 
-INPUT = "frames"
-NUMBERS = "<frames>"
+IMAGE_INPUT = "frames"
+SEQUENCE_NAME = "<frames>"
 """Under this name, which no camera can have, the last number is kept."""
 
-Drop = Literal["full", "busy", "bad-picture", "failed", "input", "untold"]
+ImageDropReason = Literal["full", "busy", "bad-picture", "failed", "input", "untold"]
 """Why a picture got no answer: too many waited, the engine had no room for it or was not ready, it is no
 picture, it could not be computed, it came to an input that there is not, or the answer could not be sent
 (`maxPerDay`, or its size)."""
 
-_MOST_WAITING = 8
-_AT_ONCE = 2
-_TELL_AGAIN_NS = 60_000_000_000
+_MAX_WAITING = 8
+_MAX_CONCURRENT = 2
+_REPORT_INTERVAL_NS = 60_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class ImageRequestDependencies:
     """What answering needs of the module.
 
     `analyse` computes a picture's result, or says why there is none; `answer` sends it with the id of the
@@ -37,27 +37,27 @@ class Means:
     without an answer, with the reason and the camera's name.
     """
 
-    analyse: Callable[[bytes], Awaitable[Result | Drop]]
-    answer: Callable[[Result, str], bool]
+    analyse: Callable[[bytes], Awaitable[FrameResult | ImageDropReason]]
+    answer: Callable[[FrameResult, str], bool]
     cameras: Callable[[], Collection[str]]
-    refused: Callable[[Drop, str], None]
+    on_dropped: Callable[[ImageDropReason, str], None]
     clock: Callable[[], int] = time.monotonic_ns
     wall_clock_s: Callable[[], float] = time.time
 
 
-class Questions:
+class ImageRequests:
     """Takes pictures and answers them, the oldest first; `run` is the task that does. Loop only.
 
     Numbers of these frames rise over all names together and are never below the time in milliseconds, so
     that none repeats for a camera, whichever name a picture is given (`sequences`).
     """
 
-    def __init__(self, means: Means, first_sequence: int) -> None:
-        self._means = means
+    def __init__(self, dependencies: ImageRequestDependencies, first_sequence: int) -> None:
+        self._dependencies = dependencies
         self._next = first_sequence
         self._waiting: deque[InputMessage] = deque()
-        self._news = asyncio.Event()
-        self._told_ns: dict[Drop, int] = {}
+        self._wake = asyncio.Event()
+        self._reported_ns: dict[ImageDropReason, int] = {}
         self.answered = 0
         self.dropped: Counter[str] = Counter()
 
@@ -71,68 +71,68 @@ class Questions:
 
     def put(self, message: InputMessage) -> None:
         """A message has come; when too many wait, the oldest goes unanswered."""
-        if message.input != INPUT:
+        if message.input != IMAGE_INPUT:
             self._drop("input", message)
             return
         self._waiting.append(message)
-        if len(self._waiting) > _MOST_WAITING:
+        if len(self._waiting) > _MAX_WAITING:
             self._drop("full", self._waiting.popleft())
-        self._news.set()
+        self._wake.set()
 
     async def run(self) -> None:
         """Answer until cancelled, a few at once."""
         async with asyncio.TaskGroup() as group:
-            for _ in range(_AT_ONCE):
+            for _ in range(_MAX_CONCURRENT):
                 group.create_task(self._work())
 
     async def _work(self) -> None:
         while True:
-            await self._news.wait()
+            await self._wake.wait()
             if not self._waiting:
-                self._news.clear()
+                self._wake.clear()
                 continue
             message = self._waiting.popleft()
             try:
-                await self._take(message)
+                await self._answer(message)
             except Exception:  # the next one must be answered
                 log.exception("a picture of another module could not be answered")
                 self._drop("failed", message)
 
-    async def _take(self, message: InputMessage) -> None:
-        result = await self._means.analyse(message.body)
-        if not isinstance(result, Result):
+    async def _answer(self, message: InputMessage) -> None:
+        result = await self._dependencies.analyse(message.body)
+        if not isinstance(result, FrameResult):
             self._drop(result, message)
-        elif self._means.answer(self._named(result, message), _question_id(message)):
+        elif self._dependencies.answer(self._renumber(result, message), _read_correlation_id(message)):
             self.answered += 1
         else:
             self._drop("untold", message)
 
-    def _named(self, result: Result, message: InputMessage) -> Result:
-        sequence = max(self._next, round(self._means.wall_clock_s() * 1000))
+    def _renumber(self, result: FrameResult, message: InputMessage) -> FrameResult:
+        sequence = max(self._next, round(self._dependencies.wall_clock_s() * 1000))
         self._next = sequence + 1
-        frame = replace(result.frame, camera=self._name(message), sequence=sequence)
+        frame = replace(result.frame, camera=self._choose_camera_name(message), sequence=sequence)
         return replace(result, frame=frame)
 
-    def _name(self, message: InputMessage) -> str:
+    def _choose_camera_name(self, message: InputMessage) -> str:
         """The camera that the message names, unless that is a real one, which numbers its own frames."""
-        taken = self._means.cameras()
+        taken = self._dependencies.cameras()
         name = message.properties.get("camera", "")
-        if not CAMERA_NAME.fullmatch(name) or name in taken:
-            name = INPUT
+        if not CAMERA_NAME_PATTERN.fullmatch(name) or name in taken:
+            name = IMAGE_INPUT
         while name in taken:
             name += "-in"
         return name
 
-    def _drop(self, reason: Drop, message: InputMessage) -> None:
+    def _drop(self, reason: ImageDropReason, message: InputMessage) -> None:
         self.dropped[reason] += 1
-        now_ns = self._means.clock()
+        now_ns = self._dependencies.clock()
         # A module that sends nonsense all the time is told of now and then.
-        if now_ns - self._told_ns.get(reason, now_ns - _TELL_AGAIN_NS) >= _TELL_AGAIN_NS:
-            self._told_ns[reason] = now_ns
-            self._means.refused(reason, self._name(message))
+        if now_ns - self._reported_ns.get(reason, now_ns - _REPORT_INTERVAL_NS) >= _REPORT_INTERVAL_NS:
+            self._reported_ns[reason] = now_ns
+            self._dependencies.on_dropped(reason, self._choose_camera_name(message))
 
 
-def _question_id(message: InputMessage) -> str:
+def _read_correlation_id(message: InputMessage) -> str:
     """What the answer is told by; IoT Hub's ids have 128 characters at most."""
     return (message.correlation_id or message.message_id)[:128]
 
@@ -141,12 +141,12 @@ def _question_id(message: InputMessage) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class InboundStatistics:
     """Counts since the start: wishes by outcome, patches of reported properties, methods by name and status,
     calls that came too many at once, pictures of other modules. `config` is the last acknowledgement.
     """
 
-    wishes: Mapping[str, int] = field(default_factory=dict)
+    configurations: Mapping[str, int] = field(default_factory=dict)
     patches: int = 0
     methods: Mapping[tuple[str, int], int] = field(default_factory=dict)
     calls_dropped: int = 0

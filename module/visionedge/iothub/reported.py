@@ -12,13 +12,13 @@ from typing import Any, Literal
 from visionedge.config.documents import Document
 from visionedge.config.load import merge
 
-EVERY_NS = 5_000_000_000
+MIN_PATCH_INTERVAL_NS = 5_000_000_000
 MAX_PATCH_BYTES = 28_000
 """Below the 32 KB that edgeHub takes."""
 
-_LONGEST_PAUSE_NS = 300_000_000_000
+_MAX_PATCH_INTERVAL_NS = 300_000_000_000
 
-Outcome = Literal["taken", "refused", "lost"]
+PatchOutcome = Literal["taken", "refused", "lost"]
 """What became of a patch: the hub has it, the hub will not have it, or the link was lost meanwhile."""
 
 
@@ -26,7 +26,7 @@ _UNKNOWN = object()
 """Stands for a value of which nobody knows whether the hub still has it: equal to none."""
 
 
-class Reported:
+class ReportedProperties:
     """Decides what to patch and when; does no I/O. For one thread, with one patch on its way at a time."""
 
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
@@ -40,9 +40,11 @@ class Reported:
     def __repr__(self) -> str:
         return f"<Reported linked={self._known is not None} patches={self.patches} refusals={self._refusals}>"
 
-    def linked(self, reported: Mapping[str, Any]) -> None:
+    def on_connected(self, reported: Mapping[str, Any]) -> None:
         """There is a new link; `reported` is that half of the twin, or nothing where it could not be read."""
-        self._known = _forgotten({key: value for key, value in reported.items() if not key.startswith("$")})
+        self._known = _with_unknown_values(
+            {key: value for key, value in reported.items() if not key.startswith("$")}
+        )
         self._sending = None
 
     def lost(self) -> None:
@@ -57,15 +59,15 @@ class Reported:
         """The patch that brings the hub nearer to `wanted`, to be sent now; None when none may or must go."""
         if not self.due() or self._known is None:
             return None
-        patch = bounded(difference(self._known, wanted))
+        patch = limit_patch_size(compute_merge_patch(self._known, wanted))
         if not patch:
             return None
         self._sending = patch
-        self._next_ns = self._clock() + EVERY_NS
+        self._next_ns = self._clock() + MIN_PATCH_INTERVAL_NS
         self.patches += 1
         return patch
 
-    def settle(self, outcome: Outcome) -> None:
+    def settle(self, outcome: PatchOutcome) -> None:
         """What became of the patch on its way; a refused one is tried again, ever more rarely."""
         patch, self._sending = self._sending, None
         if patch is None or self._known is None:
@@ -75,18 +77,20 @@ class Reported:
             self._known = merge(self._known, patch)
         elif outcome == "refused":
             self._refusals += 1
-            self._next_ns = self._clock() + min(EVERY_NS * 2 ** min(self._refusals, 16), _LONGEST_PAUSE_NS)
+            self._next_ns = self._clock() + min(
+                MIN_PATCH_INTERVAL_NS * 2 ** min(self._refusals, 16), _MAX_PATCH_INTERVAL_NS
+            )
         else:
             self.lost()
 
 
-def difference(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> Document:
+def compute_merge_patch(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> Document:
     """The merge patch that makes `known` into `wanted`."""
     patch: Document = {key: None for key in known if key not in wanted}
     for key, value in wanted.items():
         below = known.get(key)
         if isinstance(value, Mapping) and isinstance(below, Mapping):
-            inner = difference(below, value)
+            inner = compute_merge_patch(below, value)
             if inner:
                 patch[key] = inner
         elif key not in known or below != value:
@@ -94,14 +98,14 @@ def difference(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> Document:
     return patch
 
 
-def bounded(patch: Document) -> Document:
+def limit_patch_size(patch: Document) -> Document:
     """The patch, or a part of it that edgeHub takes: what goes away first, so that there is room."""
     if _size(patch) <= MAX_PATCH_BYTES:
         return patch
     gone = _deletions(patch)
     if gone:
-        return _beginning(gone)
-    return _beginning(patch)
+        return _take_entries_that_fit(gone)
+    return _take_entries_that_fit(patch)
 
 
 def _deletions(patch: Mapping[str, Any]) -> Document:
@@ -114,7 +118,7 @@ def _deletions(patch: Mapping[str, Any]) -> Document:
     return found
 
 
-def _beginning(patch: Mapping[str, Any]) -> Document:
+def _take_entries_that_fit(patch: Mapping[str, Any]) -> Document:
     """As many entries, of the first level and of the second, as fit."""
     part: Document = {}
     left_bytes = MAX_PATCH_BYTES
@@ -132,10 +136,11 @@ def _beginning(patch: Mapping[str, Any]) -> Document:
     return part
 
 
-def _forgotten(known: Mapping[str, Any]) -> Document:
+def _with_unknown_values(known: Mapping[str, Any]) -> Document:
     """The keys that the hub had, with values that have to be told again."""
     return {
-        key: _forgotten(value) if isinstance(value, Mapping) else _UNKNOWN for key, value in known.items()
+        key: _with_unknown_values(value) if isinstance(value, Mapping) else _UNKNOWN
+        for key, value in known.items()
     }
 
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TOKEN_S = 3600
+TOKEN_LIFETIME_S = 3600
 # Seconds; paho also waits this long for a TLS handshake, and finds a dead peer after two of them.
 _KEEP_ALIVE_S = 30
 
@@ -41,7 +41,7 @@ class MethodCall:
     name: str
     payload: Any
     request_id: str
-    line: int = 0
+    connection: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +55,23 @@ class InputMessage:
     correlation_id: str = ""
 
 
-class Ears(Protocol):
+class LinkListener(Protocol):
     """Who hears what comes over a link, from threads of the SDK: must return at once and raise nothing."""
 
-    def patched(self) -> None:
+    def on_desired_changed(self) -> None:
         """The desired properties have changed; what is new in them, only the whole twin tells reliably."""
 
-    def called(self, call: MethodCall) -> None:
+    def on_method_call(self, call: MethodCall) -> None:
         """A direct method is called."""
 
-    def received(self, message: InputMessage) -> None:
+    def on_message(self, message: InputMessage) -> None:
         """A message has come to an input."""
 
 
-class Link(Protocol):
+class HubLink(Protocol):
     """One connection to the hub. Every call may block for ever."""
 
-    def connect(self, ears: Ears | None) -> None:
+    def connect(self, link_listener: LinkListener | None) -> None:
         """Open the connection; `ears` hear what comes from the first moment on. Raises LinkError."""
 
     def send(self, message: Message) -> None:
@@ -83,7 +83,7 @@ class Link(Protocol):
         Raises LinkError.
         """
 
-    def listen(self) -> None:
+    def subscribe(self) -> None:
         """Subscribe to what the ears can hear; once, after `connect`. Raises LinkError."""
 
     def report(self, patch: Mapping[str, Any]) -> bool:
@@ -97,10 +97,10 @@ class Link(Protocol):
 
 
 OnLost = Callable[[str], None]
-OpenLink = Callable[[Identity, OnLost], Link]
+LinkFactory = Callable[[Identity, OnLost], HubLink]
 
 
-def open_link(identity: Identity, on_lost: OnLost) -> Link:
+def open_link(identity: Identity, on_lost: OnLost) -> HubLink:
     """Make a link from the environment of the module: asks the workload API for a token and the trusted CA.
 
     `on_lost` is called, from a thread of the SDK, with the reason when the connection ends. Blocks.
@@ -111,16 +111,16 @@ def open_link(identity: Identity, on_lost: OnLost) -> Link:
     try:
         from azure.iot.device import IoTHubModuleClient
 
-        _quieten()
+        _silence_sdk_logging()
         client = IoTHubModuleClient.create_from_edge_environment(
             product_info=f"visionedge/{__version__}",
             auto_connect=False,
             connection_retry=False,
             keep_alive=_KEEP_ALIVE_S,
-            sastoken_ttl=TOKEN_S,
+            sastoken_ttl=TOKEN_LIFETIME_S,
         )
     except Exception as error:  # the SDK lets through what its layers raise
-        raise LinkError(identity.socket_problem() or describe(error)) from error
+        raise LinkError(identity.socket_problem() or describe_error(error)) from error
     return _AzureLink(client, on_lost)
 
 
@@ -132,9 +132,9 @@ class _AzureLink:
         client.on_connection_state_change = self._state_changed
         client.on_background_exception = self._background_error
 
-    def connect(self, ears: Ears | None) -> None:
-        if ears is not None:
-            self._handlers = _handlers(ears)
+    def connect(self, link_listener: LinkListener | None) -> None:
+        if link_listener is not None:
+            self._handlers = _handlers(link_listener)
         for name, handler in self._handlers.items():
             # Subscribing fails, as it must without a connection. But the handler is there when edgeHub
             # delivers what has waited: at once, where it knows our subscriptions from before.
@@ -163,12 +163,12 @@ class _AzureLink:
         try:
             twin: Mapping[str, Any] = self._sdk(self._client.get_twin)
         except LinkError as error:
-            if not _answered(error):
+            if not _is_hub_error(error):
                 raise
             return None
         return twin
 
-    def listen(self) -> None:
+    def subscribe(self) -> None:
         for name, handler in self._handlers.items():
             self._sdk(partial(setattr, self._client, name, handler))
 
@@ -176,7 +176,7 @@ class _AzureLink:
         try:
             self._sdk(lambda: self._client.patch_twin_reported_properties(dict(patch)))
         except LinkError as error:
-            if not _answered(error):
+            if not _is_hub_error(error):
                 raise
             log.warning("edgeHub refused reported properties: %s", error)
             return False
@@ -199,31 +199,31 @@ class _AzureLink:
         try:
             return function()
         except Exception as error:  # OperationCancelled and others are no ClientError
-            raise LinkError(describe(error)) from error
+            raise LinkError(describe_error(error)) from error
 
     def _state_changed(self) -> None:
         if not self._client.connected:
             self._on_lost("the connection was closed")
 
     def _background_error(self, error: Exception) -> None:
-        self._on_lost(describe(error))
+        self._on_lost(describe_error(error))
 
 
-def _handlers(ears: Ears) -> dict[str, Callable[[Any], None]]:
+def _handlers(link_listener: LinkListener) -> dict[str, Callable[[Any], None]]:
     """What the SDK calls, by the property that takes it; setting that also subscribes.
 
     It runs handlers on threads that its shutdown waits for, so they must do nothing but hand on.
     """
     return {
-        "on_twin_desired_properties_patch_received": lambda _patch: ears.patched(),
-        "on_method_request_received": lambda request: ears.called(
+        "on_twin_desired_properties_patch_received": lambda _patch: link_listener.on_desired_changed(),
+        "on_method_request_received": lambda request: link_listener.on_method_call(
             MethodCall(request.name, request.payload, request.request_id)
         ),
-        "on_message_received": lambda message: ears.received(_input_message(message)),
+        "on_message_received": lambda message: link_listener.on_message(_input_message(message)),
     }
 
 
-def _answered(error: LinkError) -> bool:
+def _is_hub_error(error: LinkError) -> bool:
     """Whether the hub answered, if only with an error: then the link is well."""
     from azure.iot.device.exceptions import ServiceError
 
@@ -241,7 +241,7 @@ def _input_message(message: Any) -> InputMessage:
     )
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """The texts of an error and its causes in one line, each once, without secrets."""
     texts: list[str] = []
     cause: BaseException | None = error
@@ -253,7 +253,7 @@ def describe(error: BaseException) -> str:
     return redact(": ".join(texts))[:500]
 
 
-def _quieten() -> None:
+def _silence_sdk_logging() -> None:
     """What the SDK logs, tracebacks among it, is told by us in one line; only --log debug shows it all."""
     if not log.isEnabledFor(logging.DEBUG):
         for name in ("azure.iot.device", "paho"):

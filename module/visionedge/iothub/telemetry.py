@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from visionedge.config.schema import TelemetryConfig
-from visionedge.frames.types import Result, frame_document, utc_now
+from visionedge.frames.types import FrameResult, build_frame_document, utc_now
 from visionedge.iothub.change_filter import ChangeFilter
 from visionedge.outbound.messages import (
     CORRELATION_ID,
@@ -22,24 +22,24 @@ from visionedge.outbound.messages import (
     MAX_LABELS_BYTES,
     EncodedFrame,
     Event,
+    EventKind,
     FrameTooLargeError,
-    Kind,
     Message,
     Sender,
-    batch_messages,
+    build_batch_messages,
+    build_event_message,
     encode_frame,
     envelope_bytes,
-    event_message,
 )
 from visionedge.outbound.metering import (
     BLOCK_BYTES,
     MAX_PER_DAY,
     S1,
-    UNITS,
-    Bill,
+    UNIT_BLOCKS_PER_DAY,
     DayBudget,
-    Forecast,
-    Meter,
+    MeteredUsage,
+    QuotaForecast,
+    UsageMeter,
     blocks,
 )
 from visionedge.runtime.redaction import redact, redact_document
@@ -47,14 +47,14 @@ from visionedge.runtime.redaction import redact, redact_document
 # How many of the waiting frames make a document that fills its blocks. Pure.
 
 
-WELL_FILLED = 0.9
+MIN_FILL_RATIO = 0.9
 """A document is well filled when its frames use this much of the blocks it is metered as."""
 
 # What IoT Hub may add to the size of a message on its way: names of device, module and hub.
 _MARGIN_BYTES = 96
 
 
-class Weigher:
+class BatchSizeEstimator:
     """The size of a batch message while frames are added to it."""
 
     def __init__(self, envelope_bytes: int) -> None:
@@ -93,33 +93,33 @@ class Weigher:
         )
 
     @property
-    def filled(self) -> bool:
+    def is_well_filled(self) -> bool:
         """Whether its blocks are used well enough."""
-        return self.size_bytes >= WELL_FILLED * BLOCK_BYTES * blocks(self.size_bytes)
+        return self.size_bytes >= MIN_FILL_RATIO * BLOCK_BYTES * blocks(self.size_bytes)
 
 
-def well_filled(frames: Sequence[EncodedFrame], envelope_bytes: int) -> int:
+def count_frames_to_fill(frames: Sequence[EncodedFrame], envelope_bytes: int) -> int:
     """How many of the first frames make the largest well-filled message; 0 when none does yet.
 
     When they are more than one message can carry, the message ends there, filled or not.
     """
-    weigher, best = Weigher(envelope_bytes), 0
+    weigher, best = BatchSizeEstimator(envelope_bytes), 0
     for count, frame in enumerate(frames, 1):
         weigher.add(frame)
         if not weigher.fits:
             return best or count - 1
-        if weigher.filled:
+        if weigher.is_well_filled:
             best = count
     return best
 
 
 log = logging.getLogger(__name__)
 
-Reason = Literal["budget", "pending", "oversize", "invalid"]
+TelemetryDropReason = Literal["budget", "pending", "oversize", "invalid"]
 """Why a frame that should have been told was not: the day's budget is spent, too many waited, it fits in no
 message, or it holds a number that JSON cannot carry."""
 
-Code = Literal[
+TelemetryEventCode = Literal[
     "telemetry-budget-spent",
     "telemetry-budget-at-risk",
     "telemetry-budget-safe",
@@ -129,7 +129,7 @@ Code = Literal[
 """Codes of the events that this makes; their kind is `module`."""
 
 MAX_PENDING_BYTES = 4 * MAX_BYTES
-_FORECAST_EVERY_NS = 60_000_000_000
+_FORECAST_INTERVAL_NS = 60_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,26 +137,26 @@ class TelemetryStatistics:
     """Counts since the start: offered = told + unchanged + muted + waiting + all dropped."""
 
     offered: int
-    told: int
+    published: int
     unchanged: int
     muted: int
     waiting: int
     dropped: Mapping[str, int]
     messages: Mapping[str, int]
     left_today: int
-    bill: Bill
+    usage: MeteredUsage
 
 
 @dataclass(frozen=True, slots=True)
-class Continued:
+class ResumeState:
     """Where an earlier run stopped: the last number of each output, and the blocks sent on each UTC day."""
 
-    numbers: Mapping[str, int] = field(default_factory=dict)
+    last_numbers: Mapping[str, int] = field(default_factory=dict)
     spent: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
+class _PendingFrame:
     frame: EncodedFrame
     since_ns: int
 
@@ -176,25 +176,25 @@ class Telemetry:
         *,
         clock: Callable[[], int] = time.monotonic_ns,
         utc: Callable[[], datetime] = utc_now,
-        continued: Continued | None = None,
+        resume_state: ResumeState | None = None,
     ) -> None:
-        continued = continued or Continued()
+        resume_state = resume_state or ResumeState()
         self._sender = sender
         self._clock = clock
         self._utc = utc
         self._changes = ChangeFilter()
-        self._budget = DayBudget(policy.max_per_day, utc, continued.spent, clock)
-        self._waiting: deque[_Waiting] = deque()
+        self._budget = DayBudget(policy.max_per_day, utc, resume_state.spent, clock)
+        self._waiting: deque[_PendingFrame] = deque()
         self._waiting_bytes = 0
         self._ready: list[Message] = []
-        self._numbers: Counter[str] = Counter(continued.numbers)
-        self._meter = Meter(clock)
-        self._forecast = Forecast()
-        self._forecast_ns = clock() + _FORECAST_EVERY_NS
-        self._stopped = False
+        self._numbers: Counter[str] = Counter(resume_state.last_numbers)
+        self._meter = UsageMeter(clock)
+        self._forecast = QuotaForecast()
+        self._forecast_ns = clock() + _FORECAST_INTERVAL_NS
+        self._is_budget_spent = False
         self._counts: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
-        self._announced: set[object] = set()
+        self._reported: set[object] = set()
         self.apply(policy)
 
     def __repr__(self) -> str:
@@ -204,7 +204,7 @@ class Telemetry:
         """Go on under another policy; what waits, what was told and what was spent today stays."""
         self._policy = policy
         self._interval_ns = round(policy.interval_seconds * 1e9)
-        self._longest_ns = self._interval_ns + round(policy.fill_seconds * 1e9)
+        self._max_wait_ns = self._interval_ns + round(policy.fill_seconds * 1e9)
         self._changes.apply(
             move_threshold=policy.move_threshold,
             heartbeat_s=policy.heartbeat_seconds,
@@ -212,9 +212,9 @@ class Telemetry:
         )
         if self._budget.limit != policy.max_per_day:
             self._budget.limit = policy.max_per_day
-            self._announced.discard(("budget", self._budget.day))
+            self._reported.discard(("budget", self._budget.day))
 
-    def offer(self, result: Result) -> None:
+    def offer(self, result: FrameResult) -> None:
         """A frame was analysed; whether it is told is decided here."""
         self._counts["offered"] += 1
         if self._policy.mode == "none":
@@ -223,18 +223,22 @@ class Telemetry:
             self._counts["unchanged"] += 1
         elif self._budget.left() == 0:
             self._drop("budget")
-            self._announce_spent()
+            self._report_spent()
         else:
             self._gather(result)
 
-    def event(self, kind: Kind, code: str, message: str, details: Mapping[str, Any] | None = None) -> Message:
+    def event(
+        self, kind: EventKind, code: str, message: str, details: Mapping[str, Any] | None = None
+    ) -> Message:
         """The message that tells a change of state; secrets in its texts become ``***``."""
-        event = Event(kind, code, redact(message), self._utc(), redact_document(_plain(details or {})))
-        made = event_message(self._sender, self._number(EVENTS), event)
+        event = Event(
+            kind, code, redact(message), self._utc(), redact_document(_to_json_value(details or {}))
+        )
+        made = build_event_message(self._sender, self._number(EVENTS), event)
         self._meter.count(EVENTS, made.size_bytes)
         return made
 
-    def answer(self, result: Result, correlation_id: str) -> Message | None:
+    def answer(self, result: FrameResult, correlation_id: str) -> Message | None:
         """The message that answers another module's picture, whatever the mode; None when it cannot be told.
 
         It counts for the day's budget.
@@ -242,20 +246,20 @@ class Telemetry:
         self._counts["offered"] += 1
         if self._budget.left() == 0:
             self._drop("budget")
-            self._announce_spent()
+            self._report_spent()
             return None
         frame = self._encoded(result)
         if frame is None:
             return None
-        (made,) = batch_messages(self._sender, self._numbers[DETECTIONS] + 1, [frame])
+        (made,) = build_batch_messages(self._sender, self._numbers[DETECTIONS] + 1, [frame])
         if correlation_id:
             made = replace(made, properties={**made.properties, CORRELATION_ID: correlation_id})
-        return made if self._pay([made]) else None
+        return made if self._charge_budget([made]) else None
 
     def due(self, now_ns: int) -> list[Message]:
         """The messages that shall go out now, oldest first."""
         self._watch_forecast(now_ns)
-        while (count := self._how_many(now_ns)) > 0:
+        while (count := self._count_due(now_ns)) > 0:
             self._pack(count)
         ready, self._ready = self._ready, []
         return ready
@@ -267,17 +271,17 @@ class Telemetry:
         ready, self._ready = self._ready, []
         return ready
 
-    def _how_many(self, now_ns: int) -> int:
+    def _count_due(self, now_ns: int) -> int:
         """How many of the waiting frames shall go now."""
         if not self._waiting:
             return 0
         waited_ns = now_ns - self._waiting[0].since_ns
-        if waited_ns >= self._longest_ns:
+        if waited_ns >= self._max_wait_ns:
             return len(self._waiting)
         if waited_ns < self._interval_ns and self._waiting_bytes < MAX_FRAME_BYTES:
             return 0
         frames = [waiting.frame for waiting in self._waiting]
-        return well_filled(frames, envelope_bytes(self._sender, self._numbers[DETECTIONS] + 1))
+        return count_frames_to_fill(frames, envelope_bytes(self._sender, self._numbers[DETECTIONS] + 1))
 
     def spent(self) -> Mapping[str, int]:
         """What was spent of the budget, by UTC day, to be stored; from any thread."""
@@ -285,47 +289,49 @@ class Telemetry:
 
     def statistics(self) -> TelemetryStatistics:
         """The counts so far."""
-        bill = self._meter.bill()
+        usage = self._meter.usage()
         return TelemetryStatistics(
             offered=self._counts["offered"],
-            told=self._counts["told"],
+            published=self._counts["told"],
             unchanged=self._counts["unchanged"],
             muted=self._counts["muted"],
             waiting=len(self._waiting),
             dropped=MappingProxyType(dict(self._dropped)),
-            messages=bill.messages,
+            messages=usage.messages,
             left_today=self._budget.left(),
-            bill=bill,
+            usage=usage,
         )
 
-    def _gather(self, result: Result) -> None:
+    def _gather(self, result: FrameResult) -> None:
         frame = self._encoded(result)
         if frame is None:
             return
         if self._policy.mode == "changes":
             self._changes.sent(result)
-        self._waiting.append(_Waiting(frame, self._clock()))
+        self._waiting.append(_PendingFrame(frame, self._clock()))
         self._waiting_bytes += len(frame.body)
         while self._waiting_bytes > MAX_PENDING_BYTES:
             self._waiting_bytes -= len(self._waiting.popleft().frame.body)
             self._drop("pending")
 
-    def _encoded(self, result: Result) -> EncodedFrame | None:
+    def _encoded(self, result: FrameResult) -> EncodedFrame | None:
         """The frame object as JSON; None, and told, where there can be none."""
         try:
-            return encode_frame(frame_document(result))
+            return encode_frame(build_frame_document(result))
         except FrameTooLargeError as error:
-            self._refuse("oversize", result.frame.camera, str(error))
+            self._drop_invalid("oversize", result.frame.camera, str(error))
         except ValueError as error:
-            self._refuse("invalid", result.frame.camera, f"a frame object is no JSON: {error}")
+            self._drop_invalid("invalid", result.frame.camera, f"a frame object is no JSON: {error}")
         return None
 
     def _pack(self, count: int) -> None:
         frames = [self._waiting.popleft().frame for _ in range(count)]
         self._waiting_bytes -= sum(len(frame.body) for frame in frames)
-        self._ready += self._pay(batch_messages(self._sender, self._numbers[DETECTIONS] + 1, frames))
+        self._ready += self._charge_budget(
+            build_batch_messages(self._sender, self._numbers[DETECTIONS] + 1, frames)
+        )
 
-    def _pay(self, made: Sequence[Message]) -> list[Message]:
+    def _charge_budget(self, made: Sequence[Message]) -> list[Message]:
         """The messages that the day's budget has blocks for, counted; the first that it has not ends it."""
         going: list[Message] = []
         for message in made:
@@ -340,12 +346,12 @@ class Telemetry:
             # A smaller message might still fit, but then the moment at which detections stop is unclear.
             self._budget.spend(self._budget.left())
             self._drop("budget", message.frames)
-            self._announce_spent()
+            self._report_spent()
         return going
 
-    def _announce_spent(self) -> None:
+    def _report_spent(self) -> None:
         limit = self._policy.max_per_day
-        self._announce(
+        self._report_once(
             ("budget", self._budget.day),
             "telemetry-budget-spent",
             f"telemetry.maxPerDay: the {limit} blocks of 4 KB of this UTC day are spent;"
@@ -357,29 +363,29 @@ class Telemetry:
         """Report once a day, and when it changes, that the projected day passes a limit."""
         if now_ns < self._forecast_ns:
             return
-        self._forecast_ns = now_ns + _FORECAST_EVERY_NS
-        stopped, self._stopped = self._stopped, self._budget.left() == 0
-        if self._stopped:
+        self._forecast_ns = now_ns + _FORECAST_INTERVAL_NS
+        stopped, self._is_budget_spent = self._is_budget_spent, self._budget.left() == 0
+        if self._is_budget_spent:
             return  # while detections are held back, the projection falls for the wrong reason
         if stopped:
-            self._meter.project_anew()
-        bill, limit = self._meter.bill(), self._policy.max_per_day
-        limited = bill.per_day.get(DETECTIONS, 0.0)
-        if self._forecast.update(bill, limited, limit, self._budget.day):
-            self._report_forecast(bill, limited)
+            self._meter.restart_projection()
+        usage, limit = self._meter.usage(), self._policy.max_per_day
+        limited = usage.per_day.get(DETECTIONS, 0.0)
+        if self._forecast.update(usage, limited, limit, self._budget.day):
+            self._report_forecast(usage, limited)
 
-    def _report_forecast(self, bill: Bill, limited: float) -> None:
+    def _report_forecast(self, usage: MeteredUsage, limited: float) -> None:
         limit, exceeded = self._policy.max_per_day, self._forecast.exceeded
         details = {
             "exceeded": list(exceeded),
-            "blocksPerDay": round(bill.blocks_per_day),
+            "blocksPerDay": round(usage.blocks_per_day),
             "detectionsPerDay": round(limited),
             "maxPerDay": limit,
-            "unitBlocks": UNITS[S1],
+            "unitBlocks": UNIT_BLOCKS_PER_DAY[S1],
         }
         text = (
-            f"telemetry: the last {bill.span_s / 60:.0f} minutes project a day of {round(limited):,} blocks"
-            f" of 4 KB on output detections, {round(bill.blocks_per_day):,} in all"
+            f"telemetry: the last {usage.span_s / 60:.0f} minutes project a day of {round(limited):,} blocks"
+            f" of 4 KB on output detections, {round(usage.blocks_per_day):,} in all"
         )
         if not exceeded:
             log.info("%s; that is within its limits again", text)
@@ -388,22 +394,22 @@ class Telemetry:
         if MAX_PER_DAY in exceeded:
             text += f"; telemetry.maxPerDay is {limit:,}, so detections will stop before the day ends"
         if S1 in exceeded:
-            text += f"; one S1 unit of IoT Hub takes {UNITS[S1]:,} a day"
+            text += f"; one S1 unit of IoT Hub takes {UNIT_BLOCKS_PER_DAY[S1]:,} a day"
         log.warning("%s; send less (mode, changeSeconds, moveThreshold, fps) or allow more", text)
         self._ready.append(self.event("module", "telemetry-budget-at-risk", text, details))
 
-    def _refuse(self, reason: Reason, camera: str, text: str) -> None:
+    def _drop_invalid(self, reason: TelemetryDropReason, camera: str, text: str) -> None:
         self._drop(reason)
-        self._announce(
+        self._report_once(
             (reason, camera), f"telemetry-frame-{reason}", f"camera {camera}: {text}", {"camera": camera}
         )
 
-    def _announce(self, once: object, code: str, text: str, details: Mapping[str, Any]) -> None:
-        if once in self._announced:
+    def _report_once(self, once: object, code: str, text: str, details: Mapping[str, Any]) -> None:
+        if once in self._reported:
             return
-        if len(self._announced) >= 1024:
-            self._announced.clear()
-        self._announced.add(once)
+        if len(self._reported) >= 1024:
+            self._reported.clear()
+        self._reported.add(once)
         log.warning("%s", redact(text))
         self._ready.append(self.event("module", code, text, details))
 
@@ -411,11 +417,11 @@ class Telemetry:
         self._numbers[output] += 1
         return self._numbers[output]
 
-    def _drop(self, reason: Reason, frames: int = 1) -> None:
+    def _drop(self, reason: TelemetryDropReason, frames: int = 1) -> None:
         self._dropped[reason] += frames
 
 
-def _plain(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     """Details as they may leave the machine: JSON values only."""
     match value:
         case str() | bool() | int() | None:
@@ -423,8 +429,8 @@ def _plain(value: Any) -> Any:
         case float():
             return value if value - value == 0 else None
         case Mapping():
-            return {str(key): _plain(item) for key, item in value.items()}
+            return {str(key): _to_json_value(item) for key, item in value.items()}
         case list() | tuple():
-            return [_plain(item) for item in value]
+            return [_to_json_value(item) for item in value]
         case _:
             return redact(str(value))

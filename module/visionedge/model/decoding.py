@@ -8,51 +8,53 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.model.analysis.output_ops import Closing
-from visionedge.model.analysis.signature import Signature, Tensor
-from visionedge.model.graph import Nodes
-from visionedge.model.interpretation import NetworkInput, Preprocess, Reading, picture_input
-from visionedge.model.preprocessing import prepared
+from visionedge.model.analysis.output_ops import OutputOps
+from visionedge.model.analysis.signature import ModelSignature, TensorInfo
+from visionedge.model.graph import NodeBuilder
+from visionedge.model.interpretation import ModelInterpretation, NetworkInput, Preprocess, find_picture_input
+from visionedge.model.preprocessing import choose_preprocess
 
-BoxesOf = Callable[[str, int], str]
+BoxDecoding = Callable[[str, int], str]
 """Boxes of some anchors: (int64 [N, count], count) → float32 [N, count, 4], corners in input pixels."""
 
 
-def best_rows(
-    nodes: Nodes,
+def select_best_rows(
+    nodes: NodeBuilder,
     scores: str,
-    boxes_of: BoxesOf,
+    decode_boxes: BoxDecoding,
     *,
     anchors: int,
     classes: int,
     limit: int,
-    activate: Callable[[Nodes, str], str] | None = None,
+    activate: Callable[[NodeBuilder, str], str] | None = None,
     objectness: str | None = None,
-    one_class: bool = False,
+    one_class_per_anchor: bool = False,
 ) -> str:
     """The best (anchor, class) pairs: float32 [N, K, 6] with K = min(limit, anchors * classes).
 
     `scores` is float32 [N, anchors, classes]; `activate` (rising: a sigmoid) is applied to the chosen few.
-    `objectness`: float32 [N, anchors, 1], a factor to them; `one_class`: an anchor counts once, as the best.
-    Two steps, and still exact: the K best pairs lie in the K anchors with the best maxima. So a list of
-    thousands of anchors is sorted once, and boxes are decoded for K of them, not for all.
+    `objectness`: float32 [N, anchors, 1], a factor to them; `one_class_per_anchor`: an anchor counts once, as
+    the best. Two steps, and still exact: the K best pairs lie in the K anchors with the best maxima. So a
+    list of thousands of anchors is sorted once, and boxes are decoded for K of them, not for all.
     """
-    weigh = _weighing(activate, objectness)
+    weigh = _make_weighing(activate, objectness)
     best = min(limit, anchors)
-    count = best if one_class or classes == 1 else min(limit, best * classes)
+    count = best if one_class_per_anchor or classes == 1 else min(limit, best * classes)
     maxima = nodes.reduce_max(scores, 2) if classes > 1 else nodes.reshape(scores, 0, anchors)
     values, chosen = nodes.top(weigh(nodes, maxima, lambda n, factor: n.reshape(factor, 0, anchors)), best)
-    boxes = boxes_of(chosen, best)
+    boxes = decode_boxes(chosen, best)
     if classes == 1:
         ids = nodes.add("Mul", values, nodes.constant(np.zeros(1, np.float32)))
-    elif one_class:
-        ids = nodes.cast(nodes.top(nodes.pick(scores, chosen, best, classes), 1)[1], "float32")
+    elif one_class_per_anchor:
+        ids = nodes.cast(nodes.top(nodes.gather_rows(scores, chosen, best, classes), 1)[1], "float32")
     else:
         pairs = weigh(
-            nodes, nodes.pick(scores, chosen, best, classes), lambda n, f: n.pick(f, chosen, best, 1)
+            nodes,
+            nodes.gather_rows(scores, chosen, best, classes),
+            lambda n, f: n.gather_rows(f, chosen, best, 1),
         )
         values, place = nodes.top(nodes.reshape(pairs, 0, best * classes), count)
-        boxes = nodes.pick(boxes, nodes.add("Div", place, nodes.whole(classes)), count, 4)
+        boxes = nodes.gather_rows(boxes, nodes.add("Div", place, nodes.whole(classes)), count, 4)
         ids = nodes.cast(nodes.add("Mod", place, nodes.whole(classes)), "float32")
     if activate is not None and objectness is None:
         values = activate(nodes, values)
@@ -60,15 +62,15 @@ def best_rows(
     return nodes.add("Concat", boxes, *columns, axis=2)
 
 
-Shaped = Callable[[Nodes, str], str]
+Reshaping = Callable[[NodeBuilder, str], str]
 
 
-def _weighing(
-    activate: Callable[[Nodes, str], str] | None, objectness: str | None
-) -> Callable[[Nodes, str, Shaped], str]:
+def _make_weighing(
+    activate: Callable[[NodeBuilder, str], str] | None, objectness: str | None
+) -> Callable[[NodeBuilder, str, Reshaping], str]:
     """How values are weighed with the objectness, brought to their shape; they are left alone without one."""
 
-    def weigh(nodes: Nodes, values: str, shaped: Shaped) -> str:
+    def weigh(nodes: NodeBuilder, values: str, shaped: Reshaping) -> str:
         if objectness is None:
             return values
         # A factor comes to scores, not to what becomes scores.
@@ -81,50 +83,50 @@ def _weighing(
 # Grids of anchors: how many cells a pyramid of strides has, where they lie, and boxes as corners.
 
 
-PYRAMIDS_PX = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32))
+STRIDE_SETS_PX = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32))
 """The strides that detectors with a pyramid of maps are built with."""
 
 
-def grid(width_px: int, height_px: int, stride_px: int) -> tuple[int, int]:
+def compute_grid(width_px: int, height_px: int, stride_px: int) -> tuple[int, int]:
     """Columns and rows of the map of one stride."""
     return math.ceil(width_px / stride_px), math.ceil(height_px / stride_px)
 
 
-def cells(width_px: int, height_px: int, strides_px: Sequence[int]) -> int:
+def count_cells(width_px: int, height_px: int, strides_px: Sequence[int]) -> int:
     """The cells of all maps together."""
-    return sum(math.prod(grid(width_px, height_px, stride)) for stride in strides_px)
+    return sum(math.prod(compute_grid(width_px, height_px, stride)) for stride in strides_px)
 
 
-def pyramid(
+def find_strides(
     count: int | None,
     width_px: int,
     height_px: int,
-    each: int = 1,
-    among: Sequence[tuple[int, ...]] = PYRAMIDS_PX,
+    anchors_per_cell: int = 1,
+    stride_sets: Sequence[tuple[int, ...]] = STRIDE_SETS_PX,
 ) -> tuple[int, ...] | None:
     """The strides whose maps have `count` anchors over a picture of this size, `each` to a cell."""
-    for strides in among:
-        if each * cells(width_px, height_px, strides) == count:
+    for strides in stride_sets:
+        if anchors_per_cell * count_cells(width_px, height_px, strides) == count:
             return strides
     return None
 
 
-def columns_rows_strides(width_px: int, height_px: int, strides_px: Sequence[int]) -> NDArray[np.float32]:
+def make_cell_table(width_px: int, height_px: int, strides_px: Sequence[int]) -> NDArray[np.float32]:
     """For each cell its column, its row (from 0) and its stride: (cells, 3), map by map, row by row."""
     tables = []
     for stride in strides_px:
-        columns, rows = grid(width_px, height_px, stride)
+        columns, rows = compute_grid(width_px, height_px, stride)
         row, column = np.mgrid[:rows, :columns].reshape(2, -1)
         tables.append(np.stack([column, row, np.full_like(row, stride)], axis=1))
     return np.concatenate(tables).astype(np.float32)
 
 
-def part(nodes: Nodes, tensor: str, start: int, end: int, axis: int) -> str:
+def slice_axis(nodes: NodeBuilder, tensor: str, start: int, end: int, axis: int) -> str:
     """A stretch of a tensor along one axis."""
     return nodes.add("Slice", tensor, nodes.whole(start), nodes.whole(end), nodes.whole(axis))
 
 
-def to_corners(nodes: Nodes, centres: str, sizes: str) -> str:
+def to_corners(nodes: NodeBuilder, centres: str, sizes: str) -> str:
     """Boxes from centres and sizes, each [N, count, 2]: [N, count, 4], left, top, right, bottom."""
     half = nodes.add("Mul", sizes, nodes.constant(np.full(1, 0.5, np.float32)))
     return nodes.add("Concat", nodes.add("Sub", centres, half), nodes.add("Add", centres, half), axis=2)
@@ -133,7 +135,9 @@ def to_corners(nodes: Nodes, centres: str, sizes: str) -> str:
 # From a finished list of boxes to rows, as nodes: the end of heads whose graph chose the boxes itself.
 
 
-def listed_rows(nodes: Nodes, boxes: str, scores: str, ids: str, *, count: int | None, limit: int) -> str:
+def convert_list_to_rows(
+    nodes: NodeBuilder, boxes: str, scores: str, ids: str, *, count: int | None, limit: int
+) -> str:
     """The best of a list: float32 [N, K, 6] by falling score.
 
     `boxes` are float32 [N, n, 4] as corners in input pixels, `scores` and `ids` float32 [N, n]. K is
@@ -141,34 +145,36 @@ def listed_rows(nodes: Nodes, boxes: str, scores: str, ids: str, *, count: int |
     Rows of a negative class are such fillings of the network's own; their score becomes 0 too.
     """
     best = limit if count is None else min(count, limit)
-    real = nodes.add("Min", nodes.add("Max", nodes.add("Add", ids, _one(nodes)), _zero(nodes)), _one(nodes))
+    real = nodes.add(
+        "Min", nodes.add("Max", nodes.add("Add", ids, _add_one(nodes)), _add_zero(nodes)), _add_one(nodes)
+    )
     scores = nodes.add("Mul", scores, real)
     if count is None:
         boxes = nodes.add("Pad", boxes, nodes.whole(0, 0, 0, 0, best, 0))
         scores, ids = (nodes.add("Pad", tensor, nodes.whole(0, 0, 0, best)) for tensor in (scores, ids))
     values, place = nodes.top(scores, best)
-    ids = nodes.add("Max", nodes.add("GatherElements", ids, place, axis=1), _zero(nodes))
+    ids = nodes.add("Max", nodes.add("GatherElements", ids, place, axis=1), _add_zero(nodes))
     columns = [nodes.reshape(column, 0, best, 1) for column in (values, ids)]
-    return nodes.add("Concat", nodes.pick(boxes, place, best, 4), *columns, axis=2)
+    return nodes.add("Concat", nodes.gather_rows(boxes, place, best, 4), *columns, axis=2)
 
 
-def _one(nodes: Nodes) -> str:
+def _add_one(nodes: NodeBuilder) -> str:
     return nodes.floats(1.0)
 
 
-def _zero(nodes: Nodes) -> str:
+def _add_zero(nodes: NodeBuilder) -> str:
     return nodes.floats(0.0)
 
 
 # Raw maps of detectors with anchors: for each cell and anchor box, objectness and classes, undecoded.
 
 
-Order = Literal["channels-first", "channels-last", "anchors-first"]
+AnchorMapOrder = Literal["channels-first", "channels-last", "anchors-first"]
 """[N, anchors * width, h, w]; [N, h, w, anchors (*) width]; [N, anchors, h, w, width]."""
 
 
 @dataclass(frozen=True, slots=True)
-class RawMap:
+class AnchorMap:
     """One output. `anchors` are (width, height) in input pixels; `reach` is how far centres leave their cell.
 
     With a reach of 1 a centre stays in its cell; 2 lets it go half a cell to each side (darknet's scale_x_y).
@@ -180,14 +186,14 @@ class RawMap:
     stride_x_px: float
     stride_y_px: float
     anchors: tuple[tuple[float, float], ...]
-    reach: float = 1.0
+    scale_x_y: float = 1.0
 
     @property
     def count(self) -> int:
         """All anchors of all cells."""
         return self.columns * self.rows * len(self.anchors)
 
-    def table(self, order: Order) -> NDArray[np.float32]:
+    def table(self, order: AnchorMapOrder) -> NDArray[np.float32]:
         """For each anchor, in its order: column, row, strides in x and y, width, height, reach."""
         row, column, anchor = np.mgrid[: self.rows, : self.columns, : len(self.anchors)]
         if order == "anchors-first":
@@ -195,35 +201,37 @@ class RawMap:
         row, column, anchor = (axis.reshape(-1) for axis in (row, column, anchor))
         sizes = np.array(self.anchors, np.float64)[anchor]
         fixed = np.broadcast_to([self.stride_x_px, self.stride_y_px], (len(row), 2))
-        reach = np.full((len(row), 1), self.reach)
-        return np.concatenate([np.stack([column, row], 1), fixed, sizes, reach], axis=1).astype(np.float32)
+        scale_x_y = np.full((len(row), 1), self.scale_x_y)
+        return np.concatenate([np.stack([column, row], 1), fixed, sizes, scale_x_y], axis=1).astype(
+            np.float32
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class MapsDecoder:
+class AnchorMapDecoder:
     """Decodes raw maps. How numbers become boxes: `centre` linear or sigmoid, `size` exp or (2 sigmoid)².
 
     The objectness always goes through a sigmoid; the classes through a sigmoid each or a softmax over all.
     """
 
-    maps: tuple[RawMap, ...]
+    maps: tuple[AnchorMap, ...]
     classes: int
-    order: Order
+    order: AnchorMapOrder
     centre: Literal["sigmoid", "linear"] = "sigmoid"
     size: Literal["exp", "square"] = "exp"
     scores: Literal["sigmoid", "softmax"] = "sigmoid"
 
-    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
+    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
         """Nothing: the picture is the only input."""
         return {}
 
-    def rows(self, nodes: Nodes, limit: int) -> str:
+    def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The best rows, each anchor as its best class; boxes are decoded only for the chosen anchors."""
         tables = [self._reshaped(nodes, raw) for raw in self.maps]
         table = nodes.add("Concat", *tables, axis=1) if len(tables) > 1 else tables[0]
-        scores = part(nodes, table, 5, 5 + self.classes, axis=2)
+        scores = slice_axis(nodes, table, 5, 5 + self.classes, axis=2)
         softmax = self.scores == "softmax"
-        return best_rows(
+        return select_best_rows(
             nodes,
             nodes.add("Softmax", scores, axis=2) if softmax else scores,
             lambda chosen, count: self._boxes(nodes, table, chosen, count),
@@ -231,11 +239,11 @@ class MapsDecoder:
             classes=self.classes,
             limit=limit,
             activate=None if softmax else lambda n, values: n.add("Sigmoid", values),
-            objectness=nodes.add("Sigmoid", part(nodes, table, 4, 5, axis=2)),
-            one_class=True,
+            objectness=nodes.add("Sigmoid", slice_axis(nodes, table, 4, 5, axis=2)),
+            one_class_per_anchor=True,
         )
 
-    def _reshaped(self, nodes: Nodes, raw: RawMap) -> str:
+    def _reshaped(self, nodes: NodeBuilder, raw: AnchorMap) -> str:
         """A map as float32 [N, count, 5 + classes]."""
         tensor, width = nodes.cast(raw.output, "float32"), 5 + self.classes
         if self.order == "channels-first":
@@ -243,14 +251,14 @@ class MapsDecoder:
             tensor = nodes.add("Transpose", tensor, perm=[0, 3, 1, 2])
         return nodes.reshape(tensor, 0, raw.count, width)
 
-    def _boxes(self, nodes: Nodes, table: str, chosen: str, count: int) -> str:
+    def _boxes(self, nodes: NodeBuilder, table: str, chosen: str, count: int) -> str:
         known = np.concatenate([raw.table(self.order) for raw in self.maps])
-        boxes = nodes.pick(part(nodes, table, 0, 4, axis=2), chosen, count, 4)
+        boxes = nodes.gather_rows(slice_axis(nodes, table, 0, 4, axis=2), chosen, count, 4)
 
         def facts(start: int, end: int) -> str:
             return nodes.add("Gather", nodes.constant(known[:, start:end]), chosen, axis=0)
 
-        centres, sizes = part(nodes, boxes, 0, 2, axis=2), part(nodes, boxes, 2, 4, axis=2)
+        centres, sizes = slice_axis(nodes, boxes, 0, 2, axis=2), slice_axis(nodes, boxes, 2, 4, axis=2)
         if self.centre == "sigmoid":
             middle = nodes.add("Sub", nodes.add("Sigmoid", centres), nodes.floats(0.5))
             centres = nodes.add("Add", nodes.add("Mul", middle, facts(6, 7)), nodes.floats(0.5))
@@ -267,7 +275,7 @@ class MapsDecoder:
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
+class CellGrid:
     """The grid of undecoded boxes: centres in strides from their cell, sizes as logarithms of strides."""
 
     width_px: int
@@ -289,38 +297,38 @@ class DenseDecoder:
     classes: int
     objectness: bool
     columns: bool = False
-    cells: Cells | None = None
+    cells: CellGrid | None = None
     corners: bool = False
 
-    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
+    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
         """Nothing: the picture is the only input."""
         return {}
 
-    def rows(self, nodes: Nodes, limit: int) -> str:
+    def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The best rows, each anchor as its best class; boxes are decoded only for the chosen anchors."""
         table = nodes.cast(self.output, "float32")
         if self.columns:
             table = nodes.add("Transpose", table, perm=[0, 2, 1])
         first = 5 if self.objectness else 4
-        boxes = part(nodes, table, 0, 4, axis=2)
-        return best_rows(
+        boxes = slice_axis(nodes, table, 0, 4, axis=2)
+        return select_best_rows(
             nodes,
-            part(nodes, table, first, first + self.classes, axis=2),
+            slice_axis(nodes, table, first, first + self.classes, axis=2),
             lambda chosen, count: self._boxes(nodes, boxes, chosen, count),
             anchors=self.anchors,
             classes=self.classes,
             limit=limit,
-            objectness=part(nodes, table, 4, 5, axis=2) if self.objectness else None,
-            one_class=True,
+            objectness=slice_axis(nodes, table, 4, 5, axis=2) if self.objectness else None,
+            one_class_per_anchor=True,
         )
 
-    def _boxes(self, nodes: Nodes, table: str, chosen: str, count: int) -> str:
-        boxes = nodes.pick(table, chosen, count, 4)
+    def _boxes(self, nodes: NodeBuilder, table: str, chosen: str, count: int) -> str:
+        boxes = nodes.gather_rows(table, chosen, count, 4)
         if self.corners:
             return boxes
-        centres, sizes = part(nodes, boxes, 0, 2, axis=2), part(nodes, boxes, 2, 4, axis=2)
+        centres, sizes = slice_axis(nodes, boxes, 0, 2, axis=2), slice_axis(nodes, boxes, 2, 4, axis=2)
         if self.cells is not None:
-            grid = columns_rows_strides(self.cells.width_px, self.cells.height_px, self.cells.strides_px)
+            grid = make_cell_table(self.cells.width_px, self.cells.height_px, self.cells.strides_px)
             place = nodes.add("Gather", nodes.constant(grid[:, :2]), chosen, axis=0)
             stride = nodes.add("Gather", nodes.constant(grid[:, 2:]), chosen, axis=0)
             centres = nodes.add("Mul", nodes.add("Add", centres, place), stride)
@@ -329,22 +337,22 @@ class DenseDecoder:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class DenseTable:
     """A model of one picture and one output [N, `rows`, `width`], and what its last nodes did."""
 
     picture: NetworkInput
-    output: Tensor
+    output: TensorInfo
     rows: int
     width: int
-    closing: Closing
+    output_ops: OutputOps
 
 
-def table_of(signature: Signature, beside: int | None = None) -> Table | None:
+def find_dense_table(signature: ModelSignature, beside: int | None = None) -> DenseTable | None:
     """The table that a model gives, None if it gives anything else.
 
     Outputs of `beside` dimensions next to it are let pass: those that it was made of.
     """
-    picture = picture_input(signature)
+    picture = find_picture_input(signature)
     tables = [t for t in signature.outputs if t.shape is None or len(t.shape) != beside]
     if picture is None or len(signature.inputs) != 1 or len(tables) != 1:
         return None
@@ -354,27 +362,27 @@ def table_of(signature: Signature, beside: int | None = None) -> Table | None:
     _, rows, width = output.shape
     if not rows or not width:
         return None
-    return Table(picture, output, rows, width, signature.closings.get(output.name, Closing()))
+    return DenseTable(picture, output, rows, width, signature.output_ops.get(output.name, OutputOps()))
 
 
-def dense_reading(
+def interpret_dense_table(
     name: str,
-    signature: Signature,
-    table: Table,
+    signature: ModelSignature,
+    table: DenseTable,
     decoder: DenseDecoder,
     *,
     family: Preprocess,
     evidence: tuple[str, ...],
-) -> Reading:
+) -> ModelInterpretation:
     """The reading of a dense table, prepared as its family is unless the model says otherwise."""
-    way, ways = prepared(signature, table.picture, family)
+    preprocess, preprocess_evidence = choose_preprocess(signature, table.picture, family)
     stated = ("its metadata states the head",) if signature.metadata.get("visionedge.head") == name else ()
-    return Reading(
+    return ModelInterpretation(
         head=name,
         input=table.picture,
-        preprocess=way,
+        preprocess=preprocess,
         decoder=decoder,
         class_count=decoder.classes,
-        suppress=True,
-        evidence=(*stated, *evidence, *ways),
+        needs_nms=True,
+        evidence=(*stated, *evidence, *preprocess_evidence),
     )

@@ -23,28 +23,28 @@ import aiohttp
 from yarl import URL
 
 from visionedge import __version__
-from visionedge.config.addresses import local_path, shown
+from visionedge.config.addresses import file_url_to_path, format_url
 from visionedge.errors import FetchError
-from visionedge.model.model_store import Kept, Part
-from visionedge.runtime.redaction import keep_secret, redact, secrets_in
+from visionedge.model.model_store import ModelStore, PartialModel
+from visionedge.runtime.redaction import find_secrets, redact, register_secrets
 
 # What goes wrong on the way to a server, in one line each, for people who cannot see its wire.
 
 
-_OWN_AUTHORITY = "for an authority of your own let SSL_CERT_FILE name its certificate"
+_CERTIFICATE_HINT = "for an authority of your own let SSL_CERT_FILE name its certificate"
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class DownloadTimeouts:
     """How long one try may wait: for a connection with its TLS, for the next bytes, for everything."""
 
     connect_s: float = 15.0
-    silence_s: float = 30.0
-    all_s: float = 1800.0
+    read_s: float = 30.0
+    total_s: float = 1800.0
 
 
 @contextlib.contextmanager
-def told(patience: Patience) -> Iterator[None]:
+def wrap_network_errors(timeouts: DownloadTimeouts) -> Iterator[None]:
     """Errors of the network become one line.
 
     Raises:
@@ -55,30 +55,34 @@ def told(patience: Patience) -> Iterator[None]:
     except FetchError:
         raise
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise FetchError(" ".join(redact(_words(error, patience)).split())) from None
+        raise FetchError(" ".join(redact(_describe_error(error, timeouts)).split())) from None
 
 
-def _words(error: Exception, patience: Patience) -> str:
-    words = ""
+def _describe_error(error: Exception, timeouts: DownloadTimeouts) -> str:
+    message = ""
     match error:
         case aiohttp.ClientConnectorCertificateError():
-            words = f"its certificate is not trusted ({_certificate(error)}); {_OWN_AUTHORITY}"
+            message = (
+                f"its certificate is not trusted ({_describe_certificate_error(error)}); {_CERTIFICATE_HINT}"
+            )
         case aiohttp.ClientConnectorError():
-            words = f"{_where(error)}: {_system(error.os_error)}"
+            message = f"{_describe_place(error)}: {_describe_system_error(error.os_error)}"
         case aiohttp.ClientHttpProxyError():
-            words = f"the proxy answers {error.status}"
+            message = f"the proxy answers {error.status}"
         case TimeoutError():
-            words = _late(error, patience)
+            message = _describe_timeout(error, timeouts)
         case aiohttp.ClientPayloadError() | aiohttp.ClientConnectionError():
-            words = "the connection broke before all had arrived"
+            message = "the connection broke before all had arrived"
         case aiohttp.ClientError():
-            words = f"the server's answer cannot be read: {redact(str(error))[:200] or type(error).__name__}"
+            message = (
+                f"the server's answer cannot be read: {redact(str(error))[:200] or type(error).__name__}"
+            )
         case _:
-            words = redact(str(error))[:200] or type(error).__name__
-    return words
+            message = redact(str(error))[:200] or type(error).__name__
+    return message
 
 
-def _where(error: aiohttp.ClientConnectorError) -> str:
+def _describe_place(error: aiohttp.ClientConnectorError) -> str:
     match error:
         case aiohttp.ClientSSLError():
             return "no TLS with the server"
@@ -90,22 +94,22 @@ def _where(error: aiohttp.ClientConnectorError) -> str:
             return "the server cannot be reached"
 
 
-def _late(error: TimeoutError, patience: Patience) -> str:
+def _describe_timeout(error: TimeoutError, timeouts: DownloadTimeouts) -> str:
     match error:
         case aiohttp.ConnectionTimeoutError():
-            return f"no connection within {patience.connect_s:g} s"
+            return f"no connection within {timeouts.connect_s:g} s"
         case aiohttp.ServerTimeoutError():
-            return f"nothing came for {patience.silence_s:g} s"
+            return f"nothing came for {timeouts.read_s:g} s"
         case _:
-            return f"not all had arrived within {patience.all_s:g} s"
+            return f"not all had arrived within {timeouts.total_s:g} s"
 
 
-def _certificate(error: aiohttp.ClientConnectorCertificateError) -> str:
+def _describe_certificate_error(error: aiohttp.ClientConnectorCertificateError) -> str:
     cause = error.certificate_error
     return cause.verify_message if isinstance(cause, ssl.SSLCertVerificationError) else str(cause)
 
 
-def _system(error: OSError) -> str:
+def _describe_system_error(error: OSError) -> str:
     """The system's word for it; OpenSSL's are written like constants."""
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.replace("_", " ").lower()
@@ -117,22 +121,22 @@ def _system(error: OSError) -> str:
 # An event loop whose connections end with it.
 
 
-class ConnectionLoop(asyncio.SelectorEventLoop):
+class AbortableEventLoop(asyncio.SelectorEventLoop):
     """A loop that can hang up: TLS would wait for the other side's farewell, which may never come."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._lines: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
+        self._transports: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
 
     async def create_connection(self, *args: Any, **kwargs: Any) -> Any:
         """As ever, and remembered."""
         transport, protocol = await super().create_connection(*args, **kwargs)
-        self._lines.add(transport)
+        self._transports.add(transport)
         return transport, protocol
 
-    async def hang_up(self) -> None:
+    async def abort_connections(self) -> None:
         """End all connections at once."""
-        for transport in tuple(self._lines):
+        for transport in tuple(self._transports):
             transport.abort()
         for _ in range(3):  # each layer tells the next one in the next round
             await asyncio.sleep(0)
@@ -141,13 +145,13 @@ class ConnectionLoop(asyncio.SelectorEventLoop):
 # One try to fetch a model: https with every limit, or a file where that is allowed.
 
 
-_MOST_REDIRECTS = 5
+_MAX_REDIRECTS = 5
 _BLOCK_BYTES = 1 << 20
-_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
-_REDIRECTS = (301, 302, 303, 307, 308)
-_TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_REDIRECT_STATUSES = (301, 302, 303, 307, 308)
+_RETRYABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
-_NO_MODELS = (
+_NOT_A_MODEL = (
     (b"PK\x03\x04", "is a ZIP archive; give the address of the .onnx file itself"),
     (b"\x1f\x8b", "is compressed (gzip); give the address of the .onnx file itself"),
     (b"version https://git-lf", "is a pointer of Git LFS, not the file that it stands for"),
@@ -156,30 +160,32 @@ _NO_MODELS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """Which model, from where; more than `most_bytes` is no model that is wanted."""
+class DownloadRequest:
+    """Which model, from where; more than `max_bytes` is no model that is wanted."""
 
     url: str
     sha256: str
-    most_bytes: int = 1_000_000_000
+    max_bytes: int = 1_000_000_000
 
 
 @dataclass(slots=True)
-class Progress:
+class DownloadProgress:
     """How far a fetch has come; `total_bytes` None where the server does not say. Read by any thread."""
 
     done_bytes: int = 0
     total_bytes: int | None = None
 
     @property
-    def words(self) -> str:
+    def message(self) -> str:
         """``42 %``, or the megabytes where the whole is not known."""
         if self.total_bytes:
             return f"{100 * self.done_bytes // self.total_bytes} %"
         return f"{self.done_bytes / 1e6:.1f} MB"
 
 
-async def attempt(order: Order, part: Part, patience: Patience, progress: Progress) -> None:
+async def download_once(
+    order: DownloadRequest, part: PartialModel, timeouts: DownloadTimeouts, progress: DownloadProgress
+) -> None:
     """Fetch what is missing of a part, until it is whole and has the right sum.
 
     Raises:
@@ -188,44 +194,46 @@ async def attempt(order: Order, part: Part, patience: Patience, progress: Progre
     progress.done_bytes, progress.total_bytes = part.size_bytes, None
     if part.sha256 == order.sha256.lower():
         return  # all had arrived when the module ended
-    goes_on = False
+    resumed = False
     if order.url.startswith("file:"):
-        part.begin_anew()
-        await _copy(order, part, progress)
+        part.discard()
+        await _copy_file(order, part, progress)
     else:
-        goes_on = await _download(order, part, patience, progress)
+        resumed = await _download(order, part, timeouts, progress)
     if part.sha256 != order.sha256.lower():
         found = part.sha256
-        part.begin_anew()
+        part.discard()
         raise FetchError(
             f"has the sha256 {found[:12]}…, not {order.sha256.lower()[:12]}…",
             # Two halves may be of two different files.
-            lasting=not goes_on,
+            permanent=not resumed,
         )
 
 
-async def _copy(order: Order, part: Part, progress: Progress) -> None:
+async def _copy_file(order: DownloadRequest, part: PartialModel, progress: DownloadProgress) -> None:
     try:
         # Opened without waiting: a pipe would never end, and a device neither.
-        handle = os.open(local_path(order.url), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(file_url_to_path(order.url), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(handle, "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise FetchError("is no file", lasting=True)
+                raise FetchError("is no file", permanent=True)
             _check_size(order, part, progress, status.st_size)
             while block := file.read(_BLOCK_BYTES):
-                _take(order, part, progress, block)
+                _write_block(order, part, progress, block)
                 await asyncio.sleep(0)  # so that it can be stopped
     except OSError as error:
-        raise FetchError(f"cannot be read: {error.strerror or error}", lasting=True) from None
+        raise FetchError(f"cannot be read: {error.strerror or error}", permanent=True) from None
 
 
-async def _download(order: Order, part: Part, patience: Patience, progress: Progress) -> bool:
+async def _download(
+    order: DownloadRequest, part: PartialModel, timeouts: DownloadTimeouts, progress: DownloadProgress
+) -> bool:
     """Whether it went on from where the part ended."""
     limits = aiohttp.ClientTimeout(
-        total=patience.all_s, sock_connect=patience.connect_s, sock_read=patience.silence_s
+        total=timeouts.total_s, sock_connect=timeouts.connect_s, sock_read=timeouts.read_s
     )
-    with told(patience):
+    with wrap_network_errors(timeouts):
         # Made anew for each try: SSL_CERT_FILE may have got the missing authority meanwhile.
         connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(), force_close=True)
         async with (
@@ -236,45 +244,45 @@ async def _download(order: Order, part: Part, patience: Patience, progress: Prog
                 auto_decompress=False,
                 headers={"User-Agent": f"visionedge/{__version__}", "Accept-Encoding": "identity"},
             ) as session,
-            _answer(session, order, part.size_bytes) as answer,
+            _open_response(session, order, part.size_bytes) as answer,
         ):
-            goes_on = _goes_on(answer, part)
+            resumed = _is_resumed(answer, part)
             if answer.content_length is not None:
                 _check_size(order, part, progress, part.size_bytes + answer.content_length)
             async for block in answer.content.iter_any():
-                _take(order, part, progress, block)
-    return goes_on
+                _write_block(order, part, progress, block)
+    return resumed
 
 
 @contextlib.asynccontextmanager
-async def _answer(
-    session: aiohttp.ClientSession, order: Order, offset: int
+async def _open_response(
+    session: aiohttp.ClientSession, order: DownloadRequest, offset: int
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """The answer behind all redirects, its status a good one."""
     url = URL(order.url, encoded=order.url.isascii())  # a signature must arrive as it was written
     headers = {"Range": f"bytes={offset}-"} if offset else {}
-    for _ in range(_MOST_REDIRECTS + 1):
-        async with session.get(url, headers=headers, allow_redirects=False, proxy=_proxy(url)) as answer:
-            if answer.status not in _REDIRECTS:
+    for _ in range(_MAX_REDIRECTS + 1):
+        async with session.get(url, headers=headers, allow_redirects=False, proxy=_find_proxy(url)) as answer:
+            if answer.status not in _REDIRECT_STATUSES:
                 _check_status(answer)
                 yield answer
                 return
-            url = _next(url, answer)
-    raise FetchError(f"is redirected more than {_MOST_REDIRECTS} times", lasting=True)
+            url = _follow_redirect(url, answer)
+    raise FetchError(f"is redirected more than {_MAX_REDIRECTS} times", permanent=True)
 
 
-def _next(url: URL, answer: aiohttp.ClientResponse) -> URL:
+def _follow_redirect(url: URL, answer: aiohttp.ClientResponse) -> URL:
     """Where a redirect leads; user and password of an address are for its own host only."""
     target = answer.headers.get("Location", "")
     try:
         there = url.with_user(None).join(URL(target, encoded=target.isascii()))
     except ValueError:
-        raise FetchError("is redirected to what is no address", lasting=True) from None
+        raise FetchError("is redirected to what is no address", permanent=True) from None
     if there.scheme != "https" or not there.host:
         raise FetchError(
-            f"is redirected to {there.scheme or 'nowhere'}:, but only https: is followed", lasting=True
+            f"is redirected to {there.scheme or 'nowhere'}:, but only https: is followed", permanent=True
         )
-    keep_secret(secrets_in([str(there)]))
+    register_secrets(find_secrets([str(there)]))
     return there.with_user(None)
 
 
@@ -286,60 +294,64 @@ def _check_status(answer: aiohttp.ClientResponse) -> None:
     ):
         return
     with contextlib.suppress(ValueError):
-        words = f"{answer.status} {HTTPStatus(answer.status).phrase}"
-        raise FetchError(f"the server answers {words}", lasting=answer.status not in _TRY_AGAIN)
-    raise FetchError(f"the server answers {answer.status}", lasting=True)
+        message = f"{answer.status} {HTTPStatus(answer.status).phrase}"
+        raise FetchError(f"the server answers {message}", permanent=answer.status not in _RETRYABLE_STATUSES)
+    raise FetchError(f"the server answers {answer.status}", permanent=True)
 
 
-def _goes_on(answer: aiohttp.ClientResponse, part: Part) -> bool:
+def _is_resumed(answer: aiohttp.ClientResponse, part: PartialModel) -> bool:
     """Whether the answer continues the part; else the part begins anew.
 
     Raises:
         FetchError: it is of no use, another try without a part may be.
     """
     if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise FetchError("comes compressed, although that was not asked for", lasting=True)
+        raise FetchError("comes compressed, although that was not asked for", permanent=True)
     if answer.status == HTTPStatus.OK:
-        part.begin_anew()
+        part.discard()
         return False
-    match = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+    match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
     if answer.status == HTTPStatus.PARTIAL_CONTENT and match and int(match[1]) == part.size_bytes > 0:
         return True
-    part.begin_anew()
+    part.discard()
     raise FetchError("the server cannot go on where it was interrupted; begun anew")
 
 
-def _check_size(order: Order, part: Part, progress: Progress, total_bytes: int) -> None:
-    if total_bytes > order.most_bytes:
-        part.begin_anew()
-        raise FetchError(_too_large(order, f"{total_bytes / 1e6:,.1f} MB"), lasting=True)
-    part.make_room(total_bytes - part.size_bytes)
+def _check_size(
+    order: DownloadRequest, part: PartialModel, progress: DownloadProgress, total_bytes: int
+) -> None:
+    if total_bytes > order.max_bytes:
+        part.discard()
+        raise FetchError(_too_large(order, f"{total_bytes / 1e6:,.1f} MB"), permanent=True)
+    part.check_free_space(total_bytes - part.size_bytes)
     progress.total_bytes = total_bytes
 
 
-def _take(order: Order, part: Part, progress: Progress, block: bytes) -> None:
-    if part.size_bytes + len(block) > order.most_bytes:
-        part.begin_anew()
-        raise FetchError(_too_large(order, "more"), lasting=True)
+def _write_block(
+    order: DownloadRequest, part: PartialModel, progress: DownloadProgress, block: bytes
+) -> None:
+    if part.size_bytes + len(block) > order.max_bytes:
+        part.discard()
+        raise FetchError(_too_large(order, "more"), permanent=True)
     if part.size_bytes == 0:
-        for beginning, words in _NO_MODELS:
+        for beginning, message in _NOT_A_MODEL:
             if block.startswith(beginning):
-                raise FetchError(words, lasting=True)
+                raise FetchError(message, permanent=True)
     part.write(block)
     progress.done_bytes = part.size_bytes
 
 
-def _too_large(order: Order, size: str) -> str:
-    return f"has {size}, but model.maxMegabytes is {order.most_bytes / 1e6:,.0f}"
+def _too_large(order: DownloadRequest, size: str) -> str:
+    return f"has {size}, but model.maxMegabytes is {order.max_bytes / 1e6:,.0f}"
 
 
-def _proxy(url: URL) -> str | None:
+def _find_proxy(url: URL) -> str | None:
     """What HTTPS_PROXY and NO_PROXY say for this address."""
     proxies = getproxies_environment()
     proxy = proxies.get(url.scheme)
     if not proxy or proxy_bypass(url.host or ""):
         return None
-    keep_secret(secrets_in([proxy]))
+    register_secrets(find_secrets([proxy]))
     return proxy if urlsplit(proxy).scheme else f"http://{proxy}"
 
 
@@ -347,65 +359,65 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Tempo:
+class DownloadRetryPolicy:
     """How long one try may take, and the pauses between them: for what may pass, and for what seldom does."""
 
-    patience: Patience = field(default_factory=Patience)
-    first_pause_s: float = 1.0
-    longest_pause_s: float = 60.0
-    first_lasting_pause_s: float = 60.0
-    longest_lasting_pause_s: float = 3600.0
-    tell_every_s: float = 5.0
+    timeouts: DownloadTimeouts = field(default_factory=DownloadTimeouts)
+    first_wait_s: float = 1.0
+    max_wait_s: float = 60.0
+    first_lasting_wait_s: float = 60.0
+    max_lasting_wait_s: float = 3600.0
+    progress_interval_s: float = 5.0
 
 
-def pause_s(tempo: Tempo, failures: int, *, lasting: bool) -> float:
+def compute_wait_s(retry_policy: DownloadRetryPolicy, failures: int, *, permanent: bool) -> float:
     """How long to wait after so many failures (1 and more): each time twice as long, up to a limit."""
-    first = tempo.first_lasting_pause_s if lasting else tempo.first_pause_s
-    longest = tempo.longest_lasting_pause_s if lasting else tempo.longest_pause_s
+    first = retry_policy.first_lasting_wait_s if permanent else retry_policy.first_wait_s
+    longest = retry_policy.max_lasting_wait_s if permanent else retry_policy.max_wait_s
     return min(longest, first * 2.0 ** min(failures - 1, 30))
 
 
-class Fetch:
+class ModelDownload:
     """One model's way to the disk. `run` belongs to one thread, all else to any.
 
-    `on_trouble` is told, on that thread, why it is tried again, once as long as the reason stays the same.
+    `on_failure` is told, on that thread, why it is tried again, once as long as the reason stays the same.
     With `tries` it gives up after so many, and at once when another would not help; without, it goes on for
     ever: links come back, and files are put where they were missing.
     """
 
     def __init__(
         self,
-        order: Order,
-        kept: Kept,
+        order: DownloadRequest,
+        store: ModelStore,
         *,
         tries: int | None = None,
-        tempo: Tempo | None = None,
+        retry_policy: DownloadRetryPolicy | None = None,
         jitter: Callable[[], float] = random.random,
-        on_trouble: Callable[[str], None] = lambda _words: None,
+        on_failure: Callable[[str], None] = lambda _words: None,
     ) -> None:
         self.order = order
-        self._kept = kept
+        self._store = store
         self._tries = tries
-        self._tempo = tempo or Tempo()
+        self._tempo = retry_policy or DownloadRetryPolicy()
         self._jitter = jitter
-        self._on_trouble = on_trouble
+        self._on_failure = on_failure
         self._lock = threading.Lock()
-        self._progress = Progress()
+        self._progress = DownloadProgress()
         self._error: str | None = None
         self._failed_at_bytes = 0
         self._stopping = False
         self._cancel: Callable[[], None] = lambda: None
-        keep_secret(secrets_in([order.url]))
+        register_secrets(find_secrets([order.url]))
 
     def __repr__(self) -> str:
-        return f"<Fetch {shown(self.order.url)} {self.words}>"
+        return f"<Fetch {format_url(self.order.url)} {self.message}>"
 
     @property
-    def words(self) -> str:
+    def message(self) -> str:
         """How it stands, for people."""
         if self._error is not None and self._progress.done_bytes <= self._failed_at_bytes:
             return f"the model cannot be fetched, and is tried again: {self._error}"
-        return f"the model is being fetched: {self._progress.words}"
+        return f"the model is being fetched: {self._progress.message}"
 
     def run(self) -> Path | None:
         """Fetch the model, or find it kept from before; None if it was stopped. Blocks, for hours maybe.
@@ -413,12 +425,12 @@ class Fetch:
         Raises:
             FetchError: it is given up; one line that begins with the address.
         """
-        kept = self._kept.find(self.order.sha256)
-        if kept is not None:
-            return kept
-        loop = ConnectionLoop()
+        store = self._store.find(self.order.sha256)
+        if store is not None:
+            return store
+        loop = AbortableEventLoop()
         with contextlib.suppress(asyncio.CancelledError), asyncio.Runner(loop_factory=lambda: loop) as runner:
-            return runner.run(self._whole(loop))
+            return runner.run(self._run_cancellable(loop))
         return None
 
     def stop(self) -> None:
@@ -428,9 +440,9 @@ class Fetch:
             cancel = self._cancel
         cancel()
 
-    async def _whole(self, loop: ConnectionLoop) -> Path:
+    async def _run_cancellable(self, loop: AbortableEventLoop) -> Path:
         """Until it is there or given up; whoever stops it cancels the task."""
-        task = asyncio.ensure_future(self._tried())
+        task = asyncio.ensure_future(self._run_with_retries())
 
         def cancel() -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended by itself
@@ -444,40 +456,40 @@ class Fetch:
         try:
             return await task
         finally:
-            await loop.hang_up()
+            await loop.abort_connections()
 
-    async def _tried(self) -> Path:
-        log.info("fetching the model %s", shown(self.order.url))
+    async def _run_with_retries(self) -> Path:
+        log.info("fetching the model %s", format_url(self.order.url))
         failures = 0
         while True:
             try:
-                return await self._once()
+                return await self._run_once()
             except FetchError as error:
                 failures += 1
-                words = f"{shown(self.order.url)}: {error}"
-                if self._tries is not None and (error.lasting or failures >= self._tries):
-                    raise FetchError(words, lasting=error.lasting) from None
-                news = words != self._error
-                self._error, self._failed_at_bytes = words, self._progress.done_bytes
+                message = f"{format_url(self.order.url)}: {error}"
+                if self._tries is not None and (error.permanent or failures >= self._tries):
+                    raise FetchError(message, permanent=error.permanent) from None
+                news = message != self._error
+                self._error, self._failed_at_bytes = message, self._progress.done_bytes
                 if news:
-                    log.warning("the model cannot be fetched, and is tried again: %s", words)
-                    self._on_trouble(words)
-                pause = pause_s(self._tempo, failures, lasting=error.lasting)
+                    log.warning("the model cannot be fetched, and is tried again: %s", message)
+                    self._on_failure(message)
+                pause = compute_wait_s(self._tempo, failures, permanent=error.permanent)
             await asyncio.sleep(pause * (0.5 + 0.5 * self._jitter()))
 
-    async def _once(self) -> Path:
+    async def _run_once(self) -> Path:
         began_s = time.monotonic()
-        teller = asyncio.create_task(self._tell())
+        teller = asyncio.create_task(self._log_progress())
         try:
-            with self._kept.begin(self.order.sha256) as part:
-                await attempt(self.order, part, self._tempo.patience, self._progress)
-                path = self._kept.keep(part, self.order.sha256)
+            with self._store.open_partial(self.order.sha256) as part:
+                await download_once(self.order, part, self._tempo.timeouts, self._progress)
+                path = self._store.commit(part, self.order.sha256)
         finally:
             teller.cancel()
         log.info("the model is fetched: %.1f MB in %.1f s", part.size_bytes / 1e6, time.monotonic() - began_s)
         return path
 
-    async def _tell(self) -> None:
+    async def _log_progress(self) -> None:
         while True:
-            await asyncio.sleep(self._tempo.tell_every_s)
-            log.info("the model is being fetched: %s", self._progress.words)
+            await asyncio.sleep(self._tempo.progress_interval_s)
+            log.info("the model is being fetched: %s", self._progress.message)

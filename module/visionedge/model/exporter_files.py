@@ -5,18 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from visionedge.config.documents import read_file
+from visionedge.config.documents import read_document
 from visionedge.errors import ConfigError, ModelError
-from visionedge.model.analysis.signature import Signature
-from visionedge.model.interpretation import NetworkInput, Preprocess, stated_object
-from visionedge.runtime.files import read_regular
+from visionedge.model.analysis.signature import ModelSignature
+from visionedge.model.interpretation import NetworkInput, Preprocess, read_metadata_object
+from visionedge.runtime.files import read_regular_file
 
 CUSTOM_VISION_KEY = "cvexport.manifest"
 LABELS_JSON = "labels.json"
-_LONGEST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 
 
-def read_export(path: Path) -> Mapping[str, str]:
+def read_custom_vision_manifest(path: Path) -> Mapping[str, str]:
     """The manifest beside the model at `path` as metadata; nothing where there is none, or that of another.
 
     Raises:
@@ -26,7 +26,7 @@ def read_export(path: Path) -> Mapping[str, str]:
     if not beside.is_file():
         return {}
     try:
-        document = json.loads(beside.read_bytes()[:_LONGEST_BYTES].decode("utf-8-sig"))
+        document = json.loads(beside.read_bytes()[:_MAX_BYTES].decode("utf-8-sig"))
     except OSError as error:
         raise ModelError(f"{beside}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
@@ -51,7 +51,7 @@ def read_labels_json(path: Path) -> Mapping[str, str]:
     if not beside.exists():
         return {}
     try:
-        names = json.loads(read_regular(beside, most_bytes=_LONGEST_BYTES).decode("utf-8-sig"))
+        names = json.loads(read_regular_file(beside, max_bytes=_MAX_BYTES).decode("utf-8-sig"))
     except OSError as error:
         raise ModelError(f"{beside}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
@@ -63,13 +63,17 @@ def read_labels_json(path: Path) -> Mapping[str, str]:
     return {"names": json.dumps(names)}
 
 
-def manifest(signature: Signature) -> Mapping[str, Any] | None:
+def parse_custom_vision_manifest(signature: ModelSignature) -> Mapping[str, Any] | None:
     """The manifest of a model, None where there is none for it.
 
     Raises:
         ModelError: the model carries one itself that is none.
     """
-    return stated_object(signature, CUSTOM_VISION_KEY) if CUSTOM_VISION_KEY in signature.metadata else None
+    return (
+        read_metadata_object(signature, CUSTOM_VISION_KEY)
+        if CUSTOM_VISION_KEY in signature.metadata
+        else None
+    )
 
 
 # `infer_cfg.yml`: what PaddleDetection writes beside each export, and how pictures are prepared by it.
@@ -84,11 +88,11 @@ def manifest(signature: Signature) -> Mapping[str, Any] | None:
 
 
 PADDLE_KEY = "infer_cfg.yml"
-_UNREADABLE = "unreadable"
-_STEPS = ("Resize", "NormalizeImage", "Permute")
+_ERROR_KEY = "unreadable"
+_KNOWN_STEPS = ("Resize", "NormalizeImage", "Permute")
 
 
-def read_config(path: Path) -> Mapping[str, str]:
+def read_paddle_config(path: Path) -> Mapping[str, str]:
     """The file beside the model at `path` as metadata; nothing where there is none.
 
     It may be that of another model in the same folder, so what is wrong with it is told when it is asked.
@@ -97,12 +101,12 @@ def read_config(path: Path) -> Mapping[str, str]:
     if not beside.is_file():
         return {}
     try:
-        return {PADDLE_KEY: json.dumps(read_file(beside), default=str)}
+        return {PADDLE_KEY: json.dumps(read_document(beside), default=str)}
     except ConfigError as error:
-        return {PADDLE_KEY: json.dumps({_UNREADABLE: str(error)})}
+        return {PADDLE_KEY: json.dumps({_ERROR_KEY: str(error)})}
 
 
-def told_preparation(signature: Signature, picture: NetworkInput) -> Preprocess | None:
+def parse_paddle_preprocess(signature: ModelSignature, picture: NetworkInput) -> Preprocess | None:
     """The preparation by the file that lies beside a model; None where there is none.
 
     Raises:
@@ -110,26 +114,26 @@ def told_preparation(signature: Signature, picture: NetworkInput) -> Preprocess 
     """
     if PADDLE_KEY not in signature.metadata:
         return None
-    document = stated_object(signature, PADDLE_KEY)
-    if (words := document.get(_UNREADABLE)) is not None:
+    document = read_metadata_object(signature, PADDLE_KEY)
+    if (words := document.get(_ERROR_KEY)) is not None:
         raise ModelError(str(words))
-    steps = {step["type"]: step for step in _steps(document)}
-    if unknown := [name for name in steps if name not in _STEPS]:
-        raise _not_done(f"the step {unknown[0]}")
-    resize, normalize = (steps.get(name, {}) for name in _STEPS[:2])
+    steps = {step["type"]: step for step in _read_steps(document)}
+    if unknown := [name for name in steps if name not in _KNOWN_STEPS]:
+        raise _unsupported(f"the step {unknown[0]}")
+    resize, normalize = (steps.get(name, {}) for name in _KNOWN_STEPS[:2])
     if not resize or not normalize:
-        raise _not_done("Preprocess without Resize and NormalizeImage")
+        raise _unsupported("Preprocess without Resize and NormalizeImage")
     if resize.get("keep_ratio") is not False:
-        raise _not_done("Resize with keep_ratio")
+        raise _unsupported("Resize with keep_ratio")
     if resize.get("target_size") != [picture.height_px, picture.width_px]:
         raise ModelError(
             f"{PADDLE_KEY} beside it is for pictures of {resize.get('target_size')}, but the model takes"
             f" {[picture.height_px, picture.width_px]} (height, width): it is that of another export"
         )
-    return _normalization(normalize)
+    return _read_normalization(normalize)
 
 
-def _steps(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _read_steps(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     steps = document.get("Preprocess")
     if not isinstance(steps, list) or not all(
         isinstance(s, dict) and isinstance(s.get("type"), str) for s in steps
@@ -140,21 +144,21 @@ def _steps(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return steps
 
 
-def _normalization(step: Mapping[str, Any]) -> Preprocess:
+def _read_normalization(step: Mapping[str, Any]) -> Preprocess:
     """RGB times 1/255 where `is_scale`, less `mean` by `std` unless `norm_type` is none."""
     scale = 1 / 255 if step.get("is_scale", True) is True else 1.0
     kind = step.get("norm_type", "mean_std")
     if kind == "none":
         return Preprocess("rgb", scale, fit="stretch")
     if kind != "mean_std":
-        raise _not_done(f"norm_type {kind}")
-    mean, std = (_three(step, key) for key in ("mean", "std"))
+        raise _unsupported(f"norm_type {kind}")
+    mean, std = (_read_three_numbers(step, key) for key in ("mean", "std"))
     if 0 in std:
-        raise _not_done("a std of 0")
+        raise _unsupported("a std of 0")
     return Preprocess("rgb", scale, mean, std, "stretch")
 
 
-def _three(step: Mapping[str, Any], key: str) -> tuple[float, float, float]:
+def _read_three_numbers(step: Mapping[str, Any], key: str) -> tuple[float, float, float]:
     values = step.get(key)
     if isinstance(values, list) and len(values) == 3:
         try:
@@ -163,10 +167,10 @@ def _three(step: Mapping[str, Any], key: str) -> tuple[float, float, float]:
             pass
         else:
             return first, second, third
-    raise _not_done(f"{key}: {values}")
+    raise _unsupported(f"{key}: {values}")
 
 
-def _not_done(what: str) -> ModelError:
+def _unsupported(what: str) -> ModelError:
     return ModelError(
         f"{PADDLE_KEY} beside it wants {what}, which is not done here;"
         " state input in MODEL.yaml if another way fits"

@@ -15,26 +15,26 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Net:
+class GraphIndex:
     """Who makes and who uses the tensors of a graph."""
 
-    makers: Mapping[str, onnx.NodeProto]
+    producers: Mapping[str, onnx.NodeProto]
     users: Mapping[str, list[onnx.NodeProto]]
     constants: Mapping[str, onnx.TensorProto]
     outputs: frozenset[str]
 
     @staticmethod
-    def of(graph: onnx.GraphProto) -> "Net":
+    def of(graph: onnx.GraphProto) -> "GraphIndex":
         """As the graph is now."""
         constants = {tensor.name: tensor for tensor in graph.initializer}
         users: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
                 constants[node.output[0]] = node.attribute[0].t
-            for name in dict.fromkeys(needs(node)):
+            for name in dict.fromkeys(list_inputs(node)):
                 users.setdefault(name, []).append(node)
-        makers = {name: node for node in graph.node for name in node.output}
-        return Net(makers, users, constants, frozenset(output.name for output in graph.output))
+        producers = {name: node for node in graph.node for name in node.output}
+        return GraphIndex(producers, users, constants, frozenset(output.name for output in graph.output))
 
     def only_user(self, name: str) -> onnx.NodeProto | None:
         """The node that alone uses a tensor."""
@@ -47,47 +47,51 @@ class Net:
         return user if user is not None and user.op_type == "Conv" and user.input[0] == name else None
 
 
-def needs(node: onnx.NodeProto) -> Iterator[str]:
+def list_inputs(node: onnx.NodeProto) -> Iterator[str]:
     """The tensors that a node needs; of a loop or a branch also what is needed inside it."""
     yield from node.input
     for attribute in node.attribute:
         for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
             for each in inner.node:
-                yield from needs(each)
+                yield from list_inputs(each)
             yield from (output.name for output in inner.output)
 
 
-def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+def read_attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """What is said of a node: attributes by name."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def constant_weight(net: Net, name: str) -> Floats | None:
+def find_weight(graph_index: GraphIndex, name: str) -> Floats | None:
     """A constant float32 tensor, perhaps kept as float16 and made float32 by a Cast."""
-    maker = net.makers.get(name)
-    kept = net.constants.get(maker.input[0] if maker is not None and maker.op_type == "Cast" else name)
+    producer = graph_index.producers.get(name)
+    kept = graph_index.constants.get(
+        producer.input[0] if producer is not None and producer.op_type == "Cast" else name
+    )
     if kept is None:
         return None
     values = numpy_helper.to_array(kept)
-    if maker is not None and maker.op_type == "Cast":
-        to = next(attribute.i for attribute in maker.attribute if attribute.name == "to")
+    if producer is not None and producer.op_type == "Cast":
+        to = next(attribute.i for attribute in producer.attribute if attribute.name == "to")
         return values.astype(np.float32) if to == onnx.TensorProto.FLOAT else None
     return values.astype(np.float32) if values.dtype == np.float32 else None
 
 
-def by_channel(net: Net, node: onnx.NodeProto | None, operator: str) -> Floats | None:
+def find_channel_constant(
+    graph_index: GraphIndex, node: onnx.NodeProto | None, operator: str
+) -> Floats | None:
     """The constant (1, C, 1, 1) that a node of this kind has; None for any other node."""
-    if node is None or node.op_type != operator or (place := constant_of(net, node)) < 0:
+    if node is None or node.op_type != operator or (place := find_constant_input(graph_index, node)) < 0:
         return None
-    values = numpy_helper.to_array(net.constants[node.input[place]])
+    values = numpy_helper.to_array(graph_index.constants[node.input[place]])
     shape = values.shape
     by_channel = len(shape) == 4 and (shape[0], *shape[2:]) == (1, 1, 1) and values.dtype == np.float32
     return values.astype(np.float32) if by_channel else None
 
 
-def constant_of(net: Net, node: onnx.NodeProto) -> int:
+def find_constant_input(graph_index: GraphIndex, node: onnx.NodeProto) -> int:
     """Which of two inputs is the constant; -1 where none is."""
-    return next((index for index, name in enumerate(node.input) if name in net.constants), -1)
+    return next((index for index, name in enumerate(node.input) if name in graph_index.constants), -1)
 
 
 def set_constant(graph: onnx.GraphProto, node: onnx.NodeProto, index: int, values: NDArray[Any]) -> None:
@@ -101,12 +105,14 @@ def set_constant(graph: onnx.GraphProto, node: onnx.NodeProto, index: int, value
     node.input[index] = name
 
 
-def drop_unused(graph: onnx.GraphProto) -> None:
+def remove_unused(graph: onnx.GraphProto) -> None:
     """Take away a Cast of a weight that nobody wants any more, and constants that nothing needs."""
-    used = {name for node in graph.node for name in needs(node)} | {output.name for output in graph.output}
+    used = {name for node in graph.node for name in list_inputs(node)} | {
+        output.name for output in graph.output
+    }
     for cast in [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in used]:
         graph.node.remove(cast)
-    used = {name for node in graph.node for name in needs(node)}
+    used = {name for node in graph.node for name in list_inputs(node)}
     for constant in [each for each in graph.initializer if each.name not in used]:
         graph.initializer.remove(constant)
 
@@ -114,7 +120,7 @@ def drop_unused(graph: onnx.GraphProto) -> None:
 # Our own nodes in a graph: written one by one, each with a CUDA kernel, in the network's own opset.
 
 
-LEAST_OPSET = 11
+MIN_OPSET = 11
 
 # Each has a CUDA kernel for the types it is used with (float32, uint8 and int64 tensors), from opset 11 on.
 # A node outside this list would pull its tensors to the CPU and back, once for each batch.
@@ -150,7 +156,7 @@ CUDA_OPERATORS = frozenset(
 )
 
 
-class Nodes:
+class NodeBuilder:
     """A growing list of nodes and constants. Names of tensors go in and come out as plain text.
 
     `opset` is the network's: where an operator changed since 11, the form of that opset is written.
@@ -158,8 +164,8 @@ class Nodes:
     """
 
     def __init__(self, opset: int, taken: Iterable[str]) -> None:
-        if opset < LEAST_OPSET:
-            raise ModelError(f"opset {opset} is too old: export the model with opset {LEAST_OPSET} or newer")
+        if opset < MIN_OPSET:
+            raise ModelError(f"opset {opset} is too old: export the model with opset {MIN_OPSET} or newer")
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
@@ -226,7 +232,7 @@ class Nodes:
         values, indices = self.add_many("TopK", [tensor, self.whole(count)], 2, axis=-1, largest=1, sorted=1)
         return values, indices
 
-    def pick(self, tensor: str, rows: str, count: int, width: int) -> str:
+    def gather_rows(self, tensor: str, rows: str, count: int, width: int) -> str:
         """Rows of float32 [N, R, width] by int64 [N, count]: float32 [N, count, width]."""
         wide = self.add("Expand", self.reshape(rows, 0, count, 1), self.whole(1, count, width))
         return self.add("GatherElements", tensor, wide, axis=1)

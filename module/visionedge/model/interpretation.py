@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 from visionedge.errors import ModelError
-from visionedge.frames.types import Anchor, Fit, InputSpec, Resample, Rounding
-from visionedge.model.analysis.signature import Signature, Tensor
-from visionedge.model.graph import Nodes
+from visionedge.frames.types import Anchor, FitMode, InputSpec, Resample, Rounding
+from visionedge.model.analysis.signature import ModelSignature, TensorInfo
+from visionedge.model.graph import NodeBuilder
 
 Color = Literal["bgr", "rgb"]
-STATE_MEAN = (
+MEAN_EXAMPLE = (
     "input: {scale: 0.00392156863, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}   # your model's",
 )
 """For `MODEL.yaml`, where only the range of pixels is not known."""
@@ -45,7 +45,7 @@ class Preprocess:
     scale: float = 1.0
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    fit: Fit = "letterbox"
+    fit: FitMode = "letterbox"
     anchor: Anchor = "center"
     pad: int = 114
     resample: Resample = "bilinear"
@@ -55,10 +55,10 @@ class Preprocess:
 class Decoder(Protocol):
     """The nodes behind (and for more inputs, in front of) a network. Must be a frozen, picklable record."""
 
-    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:
+    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:
         """Tensors for the inputs beside the picture, by name; `pictures` is uint8 [N, H, W, 3]."""
 
-    def rows(self, nodes: Nodes, limit: int) -> str:
+    def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """Decode the outputs to the best rows: float32 [N, K, 6], K fixed and at most `limit`.
 
         A row is left, top, right, bottom (input pixels), score (0-1), class; sorted by falling score.
@@ -66,8 +66,8 @@ class Decoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """One way to understand a model. `suppress` says whether its boxes still need non-maximum suppression.
+class ModelInterpretation:
+    """One way to understand a model. `needs_nms` says whether its boxes still need non-maximum suppression.
 
     `class_count` is 0 where nothing in the model tells it. `background`: class 0 means nothing, and labels
     may leave it out.
@@ -78,26 +78,28 @@ class Reading:
     preprocess: Preprocess
     decoder: Decoder
     class_count: int
-    suppress: bool
+    needs_nms: bool
     evidence: tuple[str, ...]
     background: bool = False
 
     @property
-    def spec(self) -> InputSpec:
+    def input_spec(self) -> InputSpec:
         """What capture has to make of a picture."""
-        way = self.preprocess
+        preprocess = self.preprocess
         size = self.input.width_px, self.input.height_px
-        return InputSpec(*size, way.fit, way.anchor, way.pad, way.resample, way.rounding)
+        return InputSpec(
+            *size, preprocess.fit, preprocess.anchor, preprocess.pad, preprocess.resample, preprocess.rounding
+        )
 
 
-class Head(Protocol):
+class DetectionHead(Protocol):
     """A family of detectors."""
 
     @property
     def name(self) -> str:
         """The word for it in messages and in the metadata key ``visionedge.head``."""
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """How this family reads the model; None if it is not of it.
 
         Raises:
@@ -105,11 +107,11 @@ class Head(Protocol):
         """
 
 
-MOST_BATCH = 256
-MOST_SIDE_PX = 8192
+MAX_BATCH = 256
+MAX_SIDE_PX = 8192
 
 
-def picture_input(signature: Signature) -> NetworkInput | None:
+def find_picture_input(signature: ModelSignature) -> NetworkInput | None:
     """The one input that takes a picture of three channels and a fixed size; None if there is none such.
 
     Raises:
@@ -119,22 +121,22 @@ def picture_input(signature: Signature) -> NetworkInput | None:
     if len(found) != 1:
         return None
     (picture,) = found
-    if (picture.batch or 1) > MOST_BATCH:
+    if (picture.batch or 1) > MAX_BATCH:
         raise ModelError(
-            f"takes {picture.batch:,} pictures at once, and {MOST_BATCH} are the most; export it with a batch"
+            f"takes {picture.batch:,} pictures at once, and {MAX_BATCH} are the most; export it with a batch"
             " of 1, or an open one",
             state=(),
         )
-    if max(picture.width_px, picture.height_px) > MOST_SIDE_PX:
+    if max(picture.width_px, picture.height_px) > MAX_SIDE_PX:
         raise ModelError(
-            f"takes pictures of {picture.width_px} x {picture.height_px}, and {MOST_SIDE_PX} a side are the"
+            f"takes pictures of {picture.width_px} x {picture.height_px}, and {MAX_SIDE_PX} a side are the"
             " most; export it for a smaller size",
             state=(),
         )
     return picture
 
 
-def _as_picture(tensor: Tensor) -> NetworkInput | None:
+def _as_picture(tensor: TensorInfo) -> NetworkInput | None:
     if tensor.shape is None or len(tensor.shape) != 4 or tensor.dtype not in ("float32", "float16", "uint8"):
         return None
     batch, second, third, fourth = tensor.shape
@@ -145,7 +147,7 @@ def _as_picture(tensor: Tensor) -> NetworkInput | None:
     return None
 
 
-def stated_preprocess(signature: Signature, default: Preprocess) -> Preprocess:
+def read_stated_preprocess(signature: ModelSignature, default: Preprocess) -> Preprocess:
     """What the metadata key ``visionedge.input`` says, over `default` for the keys it leaves out.
 
     Raises:
@@ -154,26 +156,26 @@ def stated_preprocess(signature: Signature, default: Preprocess) -> Preprocess:
     text = signature.metadata.get("visionedge.input")
     if text is None:
         return default
-    document = stated_object(signature, "visionedge.input")
+    document = read_metadata_object(signature, "visionedge.input")
     known = {*Preprocess.__slots__, "width", "height"}
     if unknown := sorted(set(document) - known):
         raise ModelError(
             f"metadata visionedge.input: unknown key '{unknown[0]}'; known: {', '.join(sorted(known))}"
         )
     return Preprocess(
-        color=_choice(document, "color", get_args(Color), default.color),
-        scale=_numbers(document, "scale", 1, (default.scale,))[0],
-        mean=_three(document, "mean", default.mean),
-        std=_three(document, "std", default.std),
-        fit=_choice(document, "fit", get_args(Fit), default.fit),
-        anchor=_choice(document, "anchor", get_args(Anchor), default.anchor),
-        pad=_level(document, default.pad),
-        resample=_choice(document, "resample", get_args(Resample), default.resample),
-        rounding=_choice(document, "rounding", get_args(Rounding), default.rounding),
+        color=_read_choice(document, "color", get_args(Color), default.color),
+        scale=_read_numbers(document, "scale", 1, (default.scale,))[0],
+        mean=_read_three_numbers(document, "mean", default.mean),
+        std=_read_three_numbers(document, "std", default.std),
+        fit=_read_choice(document, "fit", get_args(FitMode), default.fit),
+        anchor=_read_choice(document, "anchor", get_args(Anchor), default.anchor),
+        pad=_read_grey_level(document, default.pad),
+        resample=_read_choice(document, "resample", get_args(Resample), default.resample),
+        rounding=_read_choice(document, "rounding", get_args(Rounding), default.rounding),
     )
 
 
-def stated_object(signature: Signature, key: str) -> dict[str, Any]:
+def read_metadata_object(signature: ModelSignature, key: str) -> dict[str, Any]:
     """A metadata value that is a JSON object; empty where the key is absent.
 
     Raises:
@@ -189,14 +191,14 @@ def stated_object(signature: Signature, key: str) -> dict[str, Any]:
     return document
 
 
-def _choice(document: Mapping[str, Any], key: str, choices: tuple[str, ...], default: Any) -> Any:
+def _read_choice(document: Mapping[str, Any], key: str, choices: tuple[str, ...], default: Any) -> Any:
     value = document.get(key, default)
     if value not in choices:
         raise ModelError(f"metadata visionedge.input: {key} must be {' or '.join(choices)}")
     return value
 
 
-def _numbers(
+def _read_numbers(
     document: Mapping[str, Any], key: str, count: int, default: tuple[float, ...]
 ) -> tuple[float, ...]:
     value = document.get(key, default)
@@ -209,14 +211,14 @@ def _numbers(
     return tuple(float(v) for v in values)
 
 
-def _three(
+def _read_three_numbers(
     document: Mapping[str, Any], key: str, default: tuple[float, float, float]
 ) -> tuple[float, float, float]:
-    first, second, third = _numbers(document, key, 3, default)
+    first, second, third = _read_numbers(document, key, 3, default)
     return first, second, third
 
 
-def _level(document: Mapping[str, Any], default: int) -> int:
+def _read_grey_level(document: Mapping[str, Any], default: int) -> int:
     value = document.get("pad", default)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 255:
         raise ModelError("metadata visionedge.input: pad must be a grey level, 0 to 255")

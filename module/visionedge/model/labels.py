@@ -95,16 +95,16 @@ COCO_80 = (
 # The category numbers (1 to 90) that COCO's detection task has no pictures of.
 _UNUSED_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 
-_LONGEST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 
 AUTOML_BACKGROUND = "--bg--"
 """The first label in the labels.json of Azure AutoML's detectors with a background."""
 
-_BACKGROUND = frozenset({"background", "bg", "n/a"})
+_BACKGROUND_NAMES = frozenset({"background", "bg", "n/a"})
 _JOINERS = "\u200c\u200d"  # of letters in many scripts
 
 
-def class_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
+def read_class_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
     """The labels in the metadata key `names`, by class id; None if it is absent.
 
     It may be a JSON or Python list, or a mapping from ids to names; it is read as data, never run.
@@ -115,7 +115,7 @@ def class_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
     text = metadata.get("names")
     if text is None:
         return None
-    value = _literal(text)
+    value = _parse_literal(text)
     if isinstance(value, dict):
         try:
             value = {int(key): name for key, name in value.items()}
@@ -140,8 +140,8 @@ def _printable(label: str) -> str:
     return "".join(shown).strip() or "?"
 
 
-def _literal(text: str) -> object:
-    if len(text) > _LONGEST_BYTES:
+def _parse_literal(text: str) -> object:
+    if len(text) > _MAX_BYTES:
         return None
     try:
         return json.loads(text)
@@ -153,11 +153,11 @@ def _literal(text: str) -> object:
         return None
 
 
-def labels_for(
+def choose_labels(
     path: Path,
     metadata: Mapping[str, str],
     count: int,
-    carrier: str = "its metadata",
+    label_source: str = "its metadata",
     *,
     background: bool = False,
 ) -> tuple[tuple[str, ...], str]:
@@ -169,25 +169,25 @@ def labels_for(
     Raises:
         ModelError: labels are given, but not for that number of classes.
     """
-    names = class_names(metadata)
+    names = read_class_names(metadata)
     if names is not None:
-        return _checked(names, count, carrier, background), carrier
+        return _check_count(names, count, label_source, background), label_source
     for beside in (path.with_name(f"{path.stem}.labels.txt"), path.with_name("labels.txt")):
         if beside.is_file():
-            return _checked(_lines(beside), count, beside.name, background), beside.name
+            return _check_count(_read_lines(beside), count, beside.name, background), beside.name
     if not count:
         return (), "nothing"
     if count == 80:
         return COCO_80, "COCO by their number"
     if count in (90, 91):
-        return _tensorflow(count), "TensorFlow's COCO by their number"
+        return _make_tensorflow_labels(count), "TensorFlow's COCO by their number"
     return tuple(f"class-{i}" for i in range(count)), "nothing"
 
 
-def _checked(names: tuple[str, ...], count: int, origin: str, background: bool) -> tuple[str, ...]:
+def _check_count(names: tuple[str, ...], count: int, origin: str, background: bool) -> tuple[str, ...]:
     """The names, with one for the background in front where they leave it out."""
     behind = names
-    if background and len(names) != count and names[0].strip("-_ ").lower() not in _BACKGROUND:
+    if background and len(names) != count and names[0].strip("-_ ").lower() not in _BACKGROUND_NAMES:
         behind = ("background", *names)
     if len(behind) != count and count:
         more = " (and the background)" if background else ""
@@ -195,22 +195,22 @@ def _checked(names: tuple[str, ...], count: int, origin: str, background: bool) 
     return behind
 
 
-def _lines(path: Path) -> tuple[str, ...]:
+def _read_lines(path: Path) -> tuple[str, ...]:
     try:
         with path.open("rb") as file:
-            content = file.read(_LONGEST_BYTES + 1)
+            content = file.read(_MAX_BYTES + 1)
         text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
         raise ModelError(f"{path}: cannot be read: {reason}") from None
-    if len(content) > _LONGEST_BYTES:
+    if len(content) > _MAX_BYTES:
         raise ModelError(
-            f"{path}: is larger than {_LONGEST_BYTES >> 20} MiB; a list of labels has one label a line"
+            f"{path}: is larger than {_MAX_BYTES >> 20} MiB; a list of labels has one label a line"
         )
     return tuple(_printable(line.strip()) for line in text.rstrip().splitlines())
 
 
-def _tensorflow(count: int) -> tuple[str, ...]:
+def _make_tensorflow_labels(count: int) -> tuple[str, ...]:
     """COCO's category numbers as ids: from 0 where there are 90, behind a background where there are 91."""
     names = iter(COCO_80)
     by_number = [f"class-{n}" if n in _UNUSED_IDS else next(names) for n in range(1, 91)]

@@ -6,17 +6,22 @@ from pathlib import Path
 
 from visionedge.frames.types import InputSpec
 from visionedge.model.analysis.signature import read_signature
-from visionedge.model.exporter_files import LABELS_JSON, read_config, read_export, read_labels_json
-from visionedge.model.heads import recognise
-from visionedge.model.interpretation import Reading
-from visionedge.model.labels import labels_for
-from visionedge.model.onnx_file import blamed_on, read_model
+from visionedge.model.exporter_files import (
+    LABELS_JSON,
+    read_custom_vision_manifest,
+    read_labels_json,
+    read_paddle_config,
+)
+from visionedge.model.heads import interpret_model
+from visionedge.model.interpretation import ModelInterpretation
+from visionedge.model.labels import choose_labels
+from visionedge.model.onnx_file import read_model_file, wrap_model_errors
 from visionedge.model.sidecar import read_sidecar
-from visionedge.runtime.installation import bundled
+from visionedge.runtime.installation import find_bundled_file
 
 log = logging.getLogger(__name__)
 
-BUNDLED = "yolox-nano-416.onnx"
+BUNDLED_MODEL = "yolox-nano-416.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +35,22 @@ class Model:
     path: Path
     sha256: str
     labels: tuple[str, ...]
-    reading: Reading
+    interpretation: ModelInterpretation
 
     @property
     def input(self) -> InputSpec:
         """The picture it wants."""
-        return self.reading.spec
+        return self.interpretation.input_spec
 
     @property
     def head(self) -> str:
         """The family it was recognised as."""
-        return self.reading.head
+        return self.interpretation.head
 
     @property
     def evidence(self) -> tuple[str, ...]:
         """What decided on the head, one clause each."""
-        return self.reading.evidence
+        return self.interpretation.evidence
 
 
 def load_model(path: Path) -> Model:
@@ -55,33 +60,44 @@ def load_model(path: Path) -> Model:
         ModelError: it is missing, damaged, unsafe to follow, or no detector that is known; or what is stated
             beside it is wrong.
     """
-    file = read_model(path)
+    file = read_model_file(path)
     sidecar = read_sidecar(path)
-    with blamed_on(path):
+    with wrap_model_errors(path):
         own = {entry.key for entry in file.proto.metadata_props}
         listed = {} if "names" in own | set(sidecar.metadata) else read_labels_json(path)
-        beside = {**listed, **read_export(path), **read_config(path), **sidecar.metadata}
+        beside = {
+            **listed,
+            **read_custom_vision_manifest(path),
+            **read_paddle_config(path),
+            **sidecar.metadata,
+        }
         signature = read_signature(file.proto, beside)
-        carrier = LABELS_JSON if listed else sidecar.name if "names" in sidecar.metadata else "its metadata"
-        reading = recognise(signature, carrier=carrier)
-        labels, origin = labels_for(
-            path, signature.metadata, reading.class_count, carrier, background=reading.background
+        label_source = (
+            LABELS_JSON if listed else sidecar.name if "names" in sidecar.metadata else "its metadata"
         )
-    if (data_set := sidecar.data_set) is not None:
-        labels, origin = data_set.labels(labels, origin)
-        if data_set.names != labels:
+        interpretation = interpret_model(signature, label_source=label_source)
+        labels, origin = choose_labels(
+            path,
+            signature.metadata,
+            interpretation.class_count,
+            label_source,
+            background=interpretation.background,
+        )
+    if (data_yaml := sidecar.data_yaml) is not None:
+        labels, origin = data_yaml.labels(labels, origin)
+        if data_yaml.names != labels:
             words = "%s: %s describes a training data set with %d class names; the file is ignored"
-            log.warning(words, path, data_set.file, len(data_set.names))
+            log.warning(words, path, data_yaml.file, len(data_yaml.names))
     if origin == "nothing":
         log.warning("%s: no labels; put %s.labels.txt beside it, one a line", path, path.stem)
-    reading = replace(reading, evidence=sidecar.evidence + reading.evidence)
-    return Model(path.stem, path, file.sha256, labels, reading)
+    interpretation = replace(interpretation, evidence=sidecar.evidence + interpretation.evidence)
+    return Model(path.stem, path, file.sha256, labels, interpretation)
 
 
-def bundled_model_path() -> Path:
+def find_bundled_model() -> Path:
     """The model that comes along.
 
     Raises:
         UnavailableError: it is missing from this installation.
     """
-    return bundled(f"models/{BUNDLED}")
+    return find_bundled_file(f"models/{BUNDLED_MODEL}")

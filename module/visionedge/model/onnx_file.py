@@ -18,17 +18,17 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import TensorProto, external_data_helper, helper, numpy_helper, version_converter
 
 from visionedge.errors import ModelError, UnavailableError, VisionedgeError
-from visionedge.model.safety import check_sound
+from visionedge.model.safety import check_model_is_safe
 
 # Files that are given as models and are not ONNX: what they are, and how to get an ONNX file instead.
 
 
-HEAD_BYTES = 1 << 16
+HEADER_BYTES = 1 << 16
 """How much of a file's beginning is enough."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class _FileFormat:
     """`magics` are (offset, bytes) of its beginning; `{name}` in `remedy` is the file's name."""
 
     what: str
@@ -38,100 +38,100 @@ class _Kind:
 
 
 _ULTRALYTICS = "yolo export model={name} format=onnx"
-_KINDS: Sequence[_Kind] = (
-    _Kind(
+_FILE_FORMATS: Sequence[_FileFormat] = (
+    _FileFormat(
         "a Git LFS pointer",
         "fetch the file with: git lfs pull",
         magics=((0, b"version https://git-lfs"),),
     ),
-    _Kind(
+    _FileFormat(
         "a web page",
         "the download gave it instead of the model: download it again",
         magics=((0, b"<!DOCTYPE html"), (0, b"<!doctype html"), (0, b"<html")),
     ),
-    _Kind(
+    _FileFormat(
         "a PyTorch model",
         f"export it to ONNX: {_ULTRALYTICS} (Ultralytics), else torch.onnx.export",
         (".pt", ".pth", ".torchscript", ".ckpt"),
         ((0, b"\x80\x02"), (0, b"\x80\x04")),
     ),
-    _Kind(
+    _FileFormat(
         "a TensorRT engine, which only runs on the kind of GPU that it was built on",
         "give the ONNX file that it was built from; TensorRT builds its own from that",
         (".engine", ".trt", ".plan"),
         ((0, b"ftrt"),),
     ),
-    _Kind(
+    _FileFormat(
         "a TensorFlow Lite model",
         "export the model it was made from to ONNX: yolo export model=best.pt format=onnx (Ultralytics), "
         "or python -m tf2onnx.convert --tflite {name} --output model.onnx",
         (".tflite",),
         ((4, b"TFL3"),),
     ),
-    _Kind(
+    _FileFormat(
         "an OpenVINO model",
         "export the model it was made from to ONNX: yolo export model=best.pt format=onnx (Ultralytics)",
         (".xml", ".bin"),
         ((0, b"<?xml"), (0, b"<net ")),
     ),
-    _Kind(
+    _FileFormat(
         "a Keras model",
         "convert it to ONNX: python -m tf2onnx.convert --keras {name} --output model.onnx",
         (".h5", ".hdf5", ".keras"),
         ((0, b"\x89HDF\r\n"),),
     ),
-    _Kind(
+    _FileFormat(
         "a file of weights alone (safetensors), without the network",
         "load it with the program that trained it, and export ONNX there, as optimum-cli export onnx does",
         (".safetensors",),
         ((8, b'{"'),),
     ),
-    _Kind(
+    _FileFormat(
         "a TensorFlow model",
         "convert it to ONNX: python -m tf2onnx.convert --saved-model FOLDER --output model.onnx",
         (".pb",),
     ),
-    _Kind(
+    _FileFormat(
         "a Core ML model",
         "export the model it was made from to ONNX: yolo export model=best.pt format=onnx (Ultralytics)",
         (".mlmodel", ".mlpackage"),
     ),
-    _Kind(
+    _FileFormat(
         "an ncnn model",
         "export the model it was made from to ONNX",
         (".param",),
         ((0, b"7767517"),),
     ),
-    _Kind(
+    _FileFormat(
         "a Paddle model",
         "convert it to ONNX: paddle2onnx --model_dir FOLDER --save_file model.onnx",
         (".pdmodel", ".pdiparams", ".pdparams"),
     ),
-    _Kind("a Darknet model", "convert it to ONNX with a port of it to PyTorch", (".weights", ".cfg")),
-    _Kind("an RKNN model", "give the ONNX file that it was built from", (".rknn",), ((0, b"RKNN"),)),
-    _Kind("a compressed file", "unpack it", (".gz", ".tgz", ".zip", ".tar"), ((0, b"\x1f\x8b"),)),
+    _FileFormat("a Darknet model", "convert it to ONNX with a port of it to PyTorch", (".weights", ".cfg")),
+    _FileFormat("an RKNN model", "give the ONNX file that it was built from", (".rknn",), ((0, b"RKNN"),)),
+    _FileFormat("a compressed file", "unpack it", (".gz", ".tgz", ".zip", ".tar"), ((0, b"\x1f\x8b"),)),
 )
 
 
-def foreign_kind(path: Path, head: bytes) -> str | None:
+def describe_foreign_format(path: Path, head: bytes) -> str | None:
     """What a file is that is no ONNX, by its first bytes, else by its name; and what to do. None: unknown."""
     # What PyTorch saves is an archive, and Ultralytics writes a description in front of an engine.
     zipped = head.startswith(b"PK\x03\x04")
     if zipped and b"data.pkl" in head:
-        return _words(next(kind for kind in _KINDS if ".pt" in kind.suffixes), path)
-    found = next((kind for kind in _KINDS if _begins(kind, head)), None)
+        return _describe_format(next(kind for kind in _FILE_FORMATS if ".pt" in kind.suffixes), path)
+    found = next((kind for kind in _FILE_FORMATS if _has_magic(kind, head)), None)
     suffix = path.suffix.lower()
-    found = found or next((kind for kind in _KINDS if suffix in kind.suffixes), None)
+    found = found or next((kind for kind in _FILE_FORMATS if suffix in kind.suffixes), None)
     if found is None and zipped:
-        found = _KINDS[-1]
-    return None if found is None else _words(found, path)
+        found = _FILE_FORMATS[-1]
+    return None if found is None else _describe_format(found, path)
 
 
-def _begins(kind: _Kind, head: bytes) -> bool:
+def _has_magic(kind: _FileFormat, head: bytes) -> bool:
     return any(head[start : start + len(magic)] == magic for start, magic in kind.magics)
 
 
-def _words(kind: _Kind, path: Path) -> str:
+def _describe_format(kind: _FileFormat, path: Path) -> str:
     return f"is no ONNX file but {kind.what}; {kind.remedy.replace('{name}', path.name)}"
 
 
@@ -140,30 +140,30 @@ def _words(kind: _Kind, path: Path) -> str:
 # Azure Custom Vision exports opset 7 to 10 and offers no other, so its users cannot export anew.
 
 
-OLDEST = 7
+MIN_CONVERTIBLE_OPSET = 7
 """The oldest opset that onnxruntime runs and onnx can convert."""
 
-LEAST = 11
+MIN_OPSET = 11
 """The oldest opset in which every node of ours exists."""
 
-TARGET = 12
+TARGET_OPSET = 12
 """Converted to: the last opset in which Squeeze, Unsqueeze and ReduceSum take their axes as attributes."""
 
 
-def with_new_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model in an opset of `LEAST` or newer; the very model if it has one already.
+def convert_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in an opset of `MIN_OPSET` or newer; the very model if it has one already.
 
     Raises:
-        ModelError: it is older than `OLDEST`, or holds a node that cannot be converted.
+        ModelError: it is older than `MIN_CONVERTIBLE_OPSET`, or holds a node that cannot be converted.
     """
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    if opset >= LEAST:
+    if opset >= MIN_OPSET:
         return model
-    hint = f"export the model with opset {LEAST} or newer"
-    if opset < OLDEST:
+    hint = f"export the model with opset {MIN_OPSET} or newer"
+    if opset < MIN_CONVERTIBLE_OPSET:
         raise ModelError(f"opset {opset} is too old: {hint}")
     try:
-        converted: onnx.ModelProto = version_converter.convert_version(model, TARGET)
+        converted: onnx.ModelProto = version_converter.convert_version(model, TARGET_OPSET)
     except (RuntimeError, ValueError) as error:
         words = " ".join(str(error).split())[:120]
         raise ModelError(f"opset {opset} is too old and cannot be converted ({words}): {hint}") from None
@@ -176,10 +176,10 @@ def with_new_opset(model: onnx.ModelProto) -> onnx.ModelProto:
 # Networks that take one picture without a batch in front of it: torchvision and detectron2 export such.
 
 
-_TYPES = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8})
+_PICTURE_TYPES = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8})
 
 
-def with_batch_axis(model: onnx.ModelProto) -> onnx.ModelProto:
+def add_batch_axis(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with a batch of one in front of its picture and of each output.
 
     The very model where its one input is no picture of three axes, [3, H, W] or [H, W, 3].
@@ -194,11 +194,11 @@ def with_batch_axis(model: onnx.ModelProto) -> onnx.ModelProto:
     taken = {name for node in graph.node for name in (*node.input, *node.output)} | weights
     picture = next(value for value in graph.input if value.name not in weights)
     inner = picture.name
-    picture.name = _free(f"{inner}.batch", taken)
+    picture.name = _make_free_name(f"{inner}.batch", taken)
     dims = [onnx.TensorShapeProto.Dimension(dim_value=1), *picture.type.tensor_type.shape.dim]
     del picture.type.tensor_type.shape.dim[:]
     picture.type.tensor_type.shape.dim.extend(dims)
-    axis = _free("batch.axis", taken)
+    axis = _make_free_name("batch.axis", taken)
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     by_input = opset >= 13  # from then on axes are an input and no attribute
     given = [axis] if by_input else []
@@ -207,7 +207,7 @@ def with_batch_axis(model: onnx.ModelProto) -> onnx.ModelProto:
         graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), axis))
     nodes = [helper.make_node("Squeeze", [picture.name, *given], [inner], **attributes), *graph.node]
     for value in graph.output:
-        outer = _free(f"{value.name}.batch", taken)
+        outer = _make_free_name(f"{value.name}.batch", taken)
         nodes.append(helper.make_node("Unsqueeze", [value.name, *given], [outer], **attributes))
         value.name = outer
         if value.type.tensor_type.HasField("shape"):
@@ -222,10 +222,10 @@ def with_batch_axis(model: onnx.ModelProto) -> onnx.ModelProto:
 def _is_single_picture(value: onnx.ValueInfoProto) -> bool:
     kind = value.type.tensor_type
     sides = [dim.dim_value for dim in kind.shape.dim]
-    return kind.elem_type in _TYPES and len(sides) == 3 and 3 in (sides[0], sides[2])
+    return kind.elem_type in _PICTURE_TYPES and len(sides) == 3 and 3 in (sides[0], sides[2])
 
 
-def _free(name: str, taken: set[str]) -> str:
+def _make_free_name(name: str, taken: set[str]) -> str:
     while name in taken:
         name += "_"
     taken.add(name)
@@ -237,19 +237,19 @@ def _free(name: str, taken: set[str]) -> str:
 # Onnxruntime sorts nodes by itself and so runs such files; converters to float16 are known to write them.
 
 
-def put_in_order(graph: onnx.GraphProto) -> None:
+def sort_nodes(graph: onnx.GraphProto) -> None:
     """Let every node follow those whose outputs it uses, and change no more than that.
 
     A graph with a circle in it is left as it is.
     """
-    makers = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
+    producers = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
     needs = [
-        {makers[name] for name in _used(node) if makers.get(name, place) != place}
+        {producers[name] for name in _list_inputs(node) if producers.get(name, place) != place}
         for place, node in enumerate(graph.node)
     ]
     if all(max(needed, default=-1) < place for place, needed in enumerate(needs)):
         return
-    order = _order(needs)
+    order = _sort_topologically(needs)
     if len(order) < len(needs):
         return
     nodes = [graph.node[place] for place in order]
@@ -258,7 +258,7 @@ def put_in_order(graph: onnx.GraphProto) -> None:
     graph.node.extend(copies)
 
 
-def _order(needs: list[set[int]]) -> list[int]:
+def _sort_topologically(needs: list[set[int]]) -> list[int]:
     """Places, each behind those that it needs and else as they were; those in circles are left out."""
     users: list[list[int]] = [[] for _ in needs]
     for place, needed in enumerate(needs):
@@ -277,13 +277,13 @@ def _order(needs: list[set[int]]) -> list[int]:
     return order
 
 
-def _used(node: onnx.NodeProto) -> Iterator[str]:
+def _list_inputs(node: onnx.NodeProto) -> Iterator[str]:
     """The tensors that a node needs, those that its loops and branches take from outside included."""
     yield from node.input
     for attribute in node.attribute:
         for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
             for inner in graph.node:
-                yield from _used(inner)
+                yield from _list_inputs(inner)
 
 
 # Suppression by a plugin of TensorRT at the end of a graph: it is taken out, and its inputs become outputs.
@@ -292,15 +292,15 @@ def _used(node: onnx.NodeProto) -> Iterator[str]:
 # anchors, and their attributes say how both are written, so that our own suppression can take their place.
 
 
-KEY = "visionedge.boxes"
-"""The metadata key that says how boxes and scores are written (`BoxesAndScores`), as JSON."""
+NMS_PLUGIN_KEY = "visionedge.boxes"
+"""The metadata key that says how boxes and scores are written (`NmsPluginInputs`), as JSON."""
 
-_EFFICIENT = ("EfficientNMS_TRT",)
-_BATCHED = ("BatchedNMS_TRT", "BatchedNMSDynamic_TRT")
+_EFFICIENT_NMS = ("EfficientNMS_TRT",)
+_BATCHED_NMS = ("BatchedNMS_TRT", "BatchedNMSDynamic_TRT")
 
 
 @dataclass(frozen=True, slots=True)
-class BoxesAndScores:
+class NmsPluginInputs:
     """How a plugin's inputs are written.
 
     `centers`: a box is a centre and a size, else two corners. `relative`: 0-1 instead of pixels; None: not
@@ -314,19 +314,19 @@ class BoxesAndScores:
     background: int = -1
 
 
-def without_plugin(model: onnx.ModelProto) -> onnx.ModelProto:
+def remove_nms_plugin(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the plugin's inputs as its outputs; the very model where there is no such plugin.
 
     Raises:
         ModelError: the plugin has inputs or attributes that are not understood.
     """
-    found = [node for node in model.graph.node if node.op_type in (*_EFFICIENT, *_BATCHED)]
+    found = [node for node in model.graph.node if node.op_type in (*_EFFICIENT_NMS, *_BATCHED_NMS)]
     if not found:
         return model
     node = found[0]
     if len(found) > 1 or len(node.input) != 2 or not all(node.input):
-        raise ModelError(f"uses {node.op_type} in a way that is not known here; {_HINT}")
-    told = _told(node)
+        raise ModelError(f"uses {node.op_type} in a way that is not known here; {_EXPORT_HINT}")
+    told = _read_plugin_inputs(node)
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     graph = changed.graph
@@ -343,25 +343,27 @@ def without_plugin(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.node.extend(kept)
     graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in node.input)
     entry = changed.metadata_props.add()
-    entry.key, entry.value = KEY, json.dumps(asdict(told))
+    entry.key, entry.value = NMS_PLUGIN_KEY, json.dumps(asdict(told))
     return changed
 
 
-_HINT = "export the model without its suppression (such as end2end=False or nms=False)"
+_EXPORT_HINT = "export the model without its suppression (such as end2end=False or nms=False)"
 
 
-def _told(node: onnx.NodeProto) -> BoxesAndScores:
+def _read_plugin_inputs(node: onnx.NodeProto) -> NmsPluginInputs:
     values: Mapping[str, Any] = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-    if node.op_type in _EFFICIENT:
-        return BoxesAndScores(
+    if node.op_type in _EFFICIENT_NMS:
+        return NmsPluginInputs(
             node.op_type,
             centers=values.get("box_coding", 0) == 1,
             logits=values.get("score_activation", 0) == 1,
             background=int(values.get("background_class", -1)),
         )
     if values.get("shareLocation", 1) != 1:
-        raise ModelError(f"uses {node.op_type} with other boxes for each class: not known here; {_HINT}")
-    return BoxesAndScores(
+        raise ModelError(
+            f"uses {node.op_type} with other boxes for each class: not known here; {_EXPORT_HINT}"
+        )
+    return NmsPluginInputs(
         node.op_type,
         relative=values.get("isNormalized", 1) == 1,
         background=int(values.get("backgroundLabelId", -1)),
@@ -371,18 +373,18 @@ def _told(node: onnx.NodeProto) -> BoxesAndScores:
 log = logging.getLogger(__name__)
 
 # Protocol buffers end at 2 GB, and the compiled graph is one.
-_LARGEST_BYTES = (1 << 31) - (1 << 20)
+_MAX_BYTES = (1 << 31) - (1 << 20)
 
 # Types of less than a byte lie packed in the file: two bits a piece at least.
-_PACKED = ("INT2", "INT4", "FLOAT4E2M1", "FLOAT6E2M3", "FLOAT6E3M2")
+_PACKED_TYPES = ("INT2", "INT4", "FLOAT4E2M1", "FLOAT6E2M3", "FLOAT6E3M2")
 
 
 # No more processes or threads: the machine's limits, and no fault of a model.
-_NO_MORE = ("Resource temporarily unavailable", "can't start new thread", "Cannot allocate memory")
+_RESOURCE_ERRORS = ("Resource temporarily unavailable", "can't start new thread", "Cannot allocate memory")
 
 
 @contextmanager
-def blamed_on(path: Path) -> Iterator[None]:
+def wrap_model_errors(path: Path) -> Iterator[None]:
     """What goes wrong in here is the model's fault: a node without its inputs, a weight of another size.
 
     Raises:
@@ -399,7 +401,7 @@ def blamed_on(path: Path) -> Iterator[None]:
     except MemoryError:
         raise UnavailableError(f"{path}: too little memory on this machine to examine this model") from None
     except Exception as error:
-        if isinstance(error, OSError | RuntimeError) and any(sign in str(error) for sign in _NO_MORE):
+        if isinstance(error, OSError | RuntimeError) and any(sign in str(error) for sign in _RESOURCE_ERRORS):
             raise UnavailableError(f"{path}: cannot be examined: {error}") from None
         log.debug("%s", path, exc_info=True)
         words = " ".join(str(error).split())[:200] or type(error).__name__
@@ -414,7 +416,7 @@ class ModelFile:
     sha256: str
 
 
-def read_model(path: Path) -> ModelFile:
+def read_model_file(path: Path) -> ModelFile:
     """Read and parse an ONNX file, with its external data.
 
     Raises:
@@ -428,19 +430,19 @@ def read_model(path: Path) -> ModelFile:
 
 
 def _read(path: Path) -> ModelFile:
-    content = _content(path)
+    content = _read_content(path)
     if not content:
         raise ModelError(f"{path}: is empty; it must be an ONNX file")
     try:
         model = onnx.load_model_from_string(content)
     except (DecodeError, ValueError, RuntimeError, TypeError):
-        raise _no_onnx(path, content, "copy it again") from None
+        raise _make_not_onnx_error(path, content, "copy it again") from None
     if not model.graph.node or not model.opset_import:
-        raise _no_onnx(path, content, "it has no graph")
-    with blamed_on(path):
-        model = without_plugin(model)
-        put_in_order(model.graph)
-        check_sound(model)
+        raise _make_not_onnx_error(path, content, "it has no graph")
+    with wrap_model_errors(path):
+        model = remove_nms_plugin(model)
+        sort_nodes(model.graph)
+        check_model_is_safe(model)
         _check_weights(model, path)
         digest = hashlib.sha256(content)
         for data in _external_files(model, path):
@@ -448,16 +450,16 @@ def _read(path: Path) -> ModelFile:
                 while piece := file.read(1 << 20):
                     digest.update(piece)
         _load_external(model, path)
-        model = with_batch_axis(with_new_opset(model))
+        model = add_batch_axis(convert_opset(model))
     return ModelFile(model, digest.hexdigest())
 
 
-def _no_onnx(path: Path, content: bytes, otherwise: str) -> ModelError:
-    words = foreign_kind(path, content[:HEAD_BYTES])
+def _make_not_onnx_error(path: Path, content: bytes, otherwise: str) -> ModelError:
+    words = describe_foreign_format(path, content[:HEADER_BYTES])
     return ModelError(f"{path}: {words or f'is no ONNX file, or a damaged one; {otherwise}'}", state=())
 
 
-def _content(path: Path) -> bytes:
+def _read_content(path: Path) -> bytes:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -466,7 +468,7 @@ def _content(path: Path) -> bytes:
             )
         if not stat.S_ISREG(status.st_mode):
             raise ModelError(f"{path}: cannot be read: it is no file")  # a pipe would never end, nor a device
-        if status.st_size > _LARGEST_BYTES:
+        if status.st_size > _MAX_BYTES:
             raise ModelError(f"{path}: is larger than 2 GB, which no ONNX file can be")
         return path.read_bytes()
     except FileNotFoundError:
@@ -475,7 +477,7 @@ def _content(path: Path) -> bytes:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def iterate_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """All weights and constants, those of subgraphs and functions included."""
     yield from _graph_tensors(model.graph)
     for function in model.functions:
@@ -509,13 +511,13 @@ def _sparse_tensors(sparse: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.T
 
 def _check_weights(model: onnx.ModelProto, path: Path) -> None:
     """Every weight in the file has all the bytes that its shape promises."""
-    for tensor in tensors(model):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL and not _is_whole(tensor):
+    for tensor in iterate_tensors(model):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL and not _is_complete(tensor):
             shape = " x ".join(str(size) for size in tensor.dims)
             raise ModelError(f"{path}: is damaged: its weight '{tensor.name}' ({shape}) is not all there")
 
 
-def _is_whole(tensor: onnx.TensorProto) -> bool:
+def _is_complete(tensor: onnx.TensorProto) -> bool:
     count = math.prod(tensor.dims)
     if any(size < 0 for size in tensor.dims):
         return False
@@ -526,16 +528,16 @@ def _is_whole(tensor: onnx.TensorProto) -> bool:
         bits = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
     except (KeyError, TypeError, ValueError):
         return True  # a type that onnxruntime may know and this onnx does not
-    packed = onnx.TensorProto.DataType.Name(tensor.data_type).endswith(_PACKED)
+    packed = onnx.TensorProto.DataType.Name(tensor.data_type).endswith(_PACKED_TYPES)
     return bool(len(tensor.raw_data) * 8 >= count * (2 if packed else bits))
 
 
 def _external_files(model: onnx.ModelProto, path: Path) -> list[Path]:
     """The files of external data, each once, each in the model's folder and long enough."""
     files: dict[Path, int] = {}
-    for tensor in tensors(model):
+    for tensor in iterate_tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            file, end = _external_place(tensor, path)
+            file, end = _read_external_range(tensor, path)
             files[file] = max(end, files.get(file, 0))
     for file, end in files.items():
         size = file.stat().st_size
@@ -543,12 +545,12 @@ def _external_files(model: onnx.ModelProto, path: Path) -> list[Path]:
             raise ModelError(
                 f"{path}: its external data {file.name} ends at {size} bytes, but {end} are needed"
             )
-    if sum(files.values()) > _LARGEST_BYTES:
+    if sum(files.values()) > _MAX_BYTES:
         raise ModelError(f"{path}: has more than 2 GB of weights, which one graph cannot hold")
     return sorted(files)
 
 
-def _external_place(tensor: onnx.TensorProto, path: Path) -> tuple[Path, int]:
+def _read_external_range(tensor: onnx.TensorProto, path: Path) -> tuple[Path, int]:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     folder = path.parent.resolve()
@@ -574,6 +576,6 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{path}: its external data cannot be read: {reason}") from None
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors(model)):
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in iterate_tensors(model)):
         # Left as it is, onnxruntime would look for it in the folder that this process happens to stand in.
         raise ModelError(f"{path}: has external data where none is read: in a sparse tensor or a function")

@@ -8,22 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.frames.types import Detections
-from visionedge.model.postprocess import overlaps
+from visionedge.model.postprocess import compute_iou
 
 CONFIDENCE = 0.3
 """Boxes from this score on count: it is what the module reports unless told otherwise."""
 
-LEAST_BOXES = 10
+MIN_BOXES = 10
 """With fewer, pictures say nothing of a variant."""
 
-SAME_IOU = 0.9
+MATCH_IOU = 0.9
 """From this overlap on two boxes are the same thing."""
 
-SMALL_IOU = 0.75
+SMALL_BOX_MATCH_IOU = 0.75
 """As much for people far away, as on the bundled clip: a pixel is a tenth of such a box."""
 
 # A box just above the line in one precision may be just below it in the other.
-PARTNER_CONFIDENCE = CONFIDENCE / 2
+MATCH_CONFIDENCE = CONFIDENCE / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +31,16 @@ class Tolerance:
     """What a variant may cost: boxes without a partner (share), mean shift of scores, loss of AP."""
 
     unmatched: float = 0.10
-    shift: float = 0.05
+    score_shift: float = 0.05
     ap_loss: float = 0.010
 
-    def on_other_pictures(self) -> "Tolerance":
+    def for_other_pictures(self) -> "Tolerance":
         """For pictures that a variant was not made for: twice the shift. A bad one moves by more still."""
-        return replace(self, shift=2 * self.shift)
+        return replace(self, score_shift=2 * self.score_shift)
 
 
 @dataclass(frozen=True, slots=True)
-class Precisions:
+class ApComparison:
     """COCO AP (0.50-0.95) and AP50 of fp32 and of the variant, over so many labelled pictures."""
 
     pictures: int
@@ -55,29 +55,31 @@ class Parity:
     """A variant beside fp32. `boxes` are those that either sees at `CONFIDENCE`.
 
     `matched` is the share of them that the other sees too: same class, an IoU of `iou` or more, at half that
-    score or above, and each is seen once. `shift` and `largest_shift` are how far the scores of matched boxes
-    lie apart.
+    score or above, and each is seen once. `shift` and `max_score_shift` are how far the scores of matched
+    boxes lie apart.
     """
 
     pictures: int
     boxes: int
     matched: float
-    shift: float
-    largest_shift: float
-    ap: Precisions | None = None
-    iou: float = SAME_IOU
+    score_shift: float
+    max_score_shift: float
+    ap: ApComparison | None = None
+    iou: float = MATCH_IOU
 
     def refusal(self, tolerance: Tolerance) -> str | None:
         """Why this is not good enough, in one clause; None where it is."""
-        if self.boxes < LEAST_BOXES:
+        if self.boxes < MIN_BOXES:
             return (
                 f"only {self.boxes} boxes were seen on {self.pictures} pictures, too few to judge by"
-                f" ({LEAST_BOXES} at least)"
+                f" ({MIN_BOXES} at least)"
             )
         if 1 - self.matched > tolerance.unmatched:
             return f"only {self.matched:.1%} of the boxes agree, {1 - tolerance.unmatched:.1%} are wanted"
-        if self.shift > tolerance.shift:
-            return f"scores moved by {self.shift:.3f} on average, {tolerance.shift:.3f} are allowed"
+        if self.score_shift > tolerance.score_shift:
+            return (
+                f"scores moved by {self.score_shift:.3f} on average, {tolerance.score_shift:.3f} are allowed"
+            )
         if self.ap is not None and self.ap.ap_fp32 - self.ap.ap > tolerance.ap_loss:
             lost = self.ap.ap_fp32 - self.ap.ap
             return f"it loses {lost:.4f} of AP {self.ap.ap_fp32:.4f}, {tolerance.ap_loss:.4f} are allowed"
@@ -92,8 +94,8 @@ class Parity:
             "confidence": CONFIDENCE,
             "iou": self.iou,
             "matched": round(self.matched, 4),
-            "scoreShift": round(self.shift, 4),
-            "largestScoreShift": round(self.largest_shift, 4),
+            "scoreShift": round(self.score_shift, 4),
+            "largestScoreShift": round(self.max_score_shift, 4),
             "ap": None
             if ap is None
             else {
@@ -106,7 +108,7 @@ class Parity:
         }
 
     @staticmethod
-    def of_document(document: Mapping[str, Any]) -> "Parity":
+    def from_document(document: Mapping[str, Any]) -> "Parity":
         """The reverse of `document`.
 
         Raises:
@@ -116,69 +118,75 @@ class Parity:
         return Parity(
             int(document["pictures"]),
             int(document["boxes"]),
-            _share(document["matched"]),
-            _share(document["scoreShift"]),
-            _share(document["largestScoreShift"]),
+            _check_share(document["matched"]),
+            _check_share(document["scoreShift"]),
+            _check_share(document["largestScoreShift"]),
             None
             if ap is None
-            else Precisions(
+            else ApComparison(
                 int(ap["pictures"]),
-                _share(ap["fp32"]),
-                _share(ap["variant"]),
-                _share(ap["fp32Ap50"]),
-                _share(ap["variantAp50"]),
+                _check_share(ap["fp32"]),
+                _check_share(ap["variant"]),
+                _check_share(ap["fp32Ap50"]),
+                _check_share(ap["variantAp50"]),
             ),
-            _share(document["iou"]),
+            _check_share(document["iou"]),
         )
 
 
-def _share(value: object) -> float:
+def _check_share(value: object) -> float:
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(f"{value!r} is not from 0 to 1")
     return float(value)
 
 
-def compare(
+def compare_detections(
     reference: Sequence[Detections],
     variant: Sequence[Detections],
-    ap: Precisions | None = None,
+    ap: ApComparison | None = None,
     *,
-    iou: float = SAME_IOU,
+    iou: float = MATCH_IOU,
 ) -> Parity:
     """Compare what two precisions see on the same pictures; detections from half of `CONFIDENCE` on."""
     pairs = zip(reference, variant, strict=True)
-    shifts = np.concatenate([np.zeros(0), *(_shifts(some, others, iou) for some, others in pairs)])
+    shifts = np.concatenate(
+        [np.zeros(0), *(_compute_score_shifts(some, others, iou) for some, others in pairs)]
+    )
     found = shifts[np.isfinite(shifts)]
     return Parity(
         pictures=len(reference),
         boxes=len(shifts),
         matched=len(found) / len(shifts) if len(shifts) else 0.0,
-        shift=float(found.mean()) if len(found) else 0.0,
-        largest_shift=float(found.max(initial=0.0)),
+        score_shift=float(found.mean()) if len(found) else 0.0,
+        max_score_shift=float(found.max(initial=0.0)),
         ap=ap,
         iou=iou,
     )
 
 
-def _shifts(some: Detections, others: Detections, iou: float) -> NDArray[np.float64]:
+def _compute_score_shifts(some: Detections, others: Detections, iou: float) -> NDArray[np.float64]:
     """How far the score of each counting box of either side lies from its partner's; NaN without one."""
     sides = [np.full(len(some), np.nan), np.full(len(others), np.nan)]
-    for one, other in _partners(some, others, iou):
+    for one, other in _match_boxes(some, others, iou):
         away = abs(float(some.scores[one]) - float(others.scores[other]))
         sides[0][one] = sides[1][other] = away
     counting = [side[seen.scores >= CONFIDENCE] for side, seen in zip(sides, (some, others), strict=True)]
     return np.concatenate(counting)
 
 
-def _partners(some: Detections, others: Detections, iou: float) -> Iterator[tuple[int, int]]:
+def _match_boxes(some: Detections, others: Detections, iou: float) -> Iterator[tuple[int, int]]:
     """Pairs of boxes that are the same thing, each box in one pair at most.
 
     The best overlap pairs first, of equal ones the nearest scores: models that suppress nothing may give one
     box twice. What is left to decide then is decided by the values alone, so that neither side goes first.
     """
-    same = _same(some, others)
+    same = _compute_match_iou(some, others)
     ways = sorted(
-        (_rank(float(same[one, other]), _values(some, one), _values(others, other)), one, other)
+        (
+            _match_rank(float(same[one, other]), _sort_values(some, one), _sort_values(others, other)),
+            one,
+            other,
+        )
         for one, other in np.argwhere(same >= iou).tolist()
     )
     taken: tuple[set[int], set[int]] = (set(), set())
@@ -189,16 +197,16 @@ def _partners(some: Detections, others: Detections, iou: float) -> Iterator[tupl
             yield one, other
 
 
-def _values(seen: Detections, index: int) -> list[float]:
+def _sort_values(seen: Detections, index: int) -> list[float]:
     return [float(seen.scores[index]), *seen.boxes[index].tolist()]
 
 
-def _rank(iou: float, one: list[float], other: list[float]) -> tuple[float, float, list[list[float]]]:
+def _match_rank(iou: float, one: list[float], other: list[float]) -> tuple[float, float, list[list[float]]]:
     """For sorting: the pair to make first is the least; the same from either side."""
     return -iou, abs(one[0] - other[0]), sorted([one, other], reverse=True)
 
 
-def _same(some: Detections, others: Detections) -> NDArray[np.float64]:
+def _compute_match_iou(some: Detections, others: Detections) -> NDArray[np.float64]:
     """IoU of each with each, (n, m), 0 where they cannot be partners: other classes, or neither side is sure.
 
     One of the two has to count, and the other to be half as sure at least.
@@ -208,6 +216,6 @@ def _same(some: Detections, others: Detections) -> NDArray[np.float64]:
     lower = np.minimum(some.scores[:, None], others.scores[None, :])
     upper = np.maximum(some.scores[:, None], others.scores[None, :])
     alike = some.class_ids[:, None] == others.class_ids[None, :]
-    fit = alike & (upper >= CONFIDENCE) & (lower >= PARTNER_CONFIDENCE)
-    result: NDArray[np.float64] = overlaps(boxes)[:n, n:] * fit
+    fit = alike & (upper >= CONFIDENCE) & (lower >= MATCH_CONFIDENCE)
+    result: NDArray[np.float64] = compute_iou(boxes)[:n, n:] * fit
     return result

@@ -17,7 +17,9 @@ from visionedge.model.model import Model
 Floats = NDArray[np.floating]
 
 
-def suppress(boxes: Floats, scores: Floats, class_ids: NDArray[np.integer], iou: float) -> NDArray[np.intp]:
+def suppress_non_maxima(
+    boxes: Floats, scores: Floats, class_ids: NDArray[np.integer], iou: float
+) -> NDArray[np.intp]:
     """The indices of the boxes that stay, by falling score.
 
     A box goes where one of its class with a higher score (of equal ones the earlier) overlaps it by more
@@ -25,11 +27,11 @@ def suppress(boxes: Floats, scores: Floats, class_ids: NDArray[np.integer], iou:
     """
     order = np.argsort(-scores, kind="stable")
     sorted_boxes, sorted_ids = boxes[order].astype(np.float64), class_ids[order]
-    rivals = (overlaps(sorted_boxes) > iou) & (sorted_ids[:, None] == sorted_ids[None, :])
-    return order[_kept(rivals)]
+    rivals = (compute_iou(sorted_boxes) > iou) & (sorted_ids[:, None] == sorted_ids[None, :])
+    return order[_select_kept(rivals)]
 
 
-def _kept(rivals: NDArray[np.bool_]) -> list[int]:
+def _select_kept(rivals: NDArray[np.bool_]) -> list[int]:
     """The rows that no kept row before them is a rival of; each is one long number here, a bit for a box."""
     rows = np.packbits(rivals, axis=1, bitorder="little")
     gone, kept = 0, []
@@ -40,7 +42,7 @@ def _kept(rivals: NDArray[np.bool_]) -> list[int]:
     return kept
 
 
-def overlaps(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+def compute_iou(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Intersection over union of each box with each, (n, n); 0 where the union has no area."""
     left, top, right, bottom = np.ascontiguousarray(boxes.T)
     width = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
@@ -52,13 +54,13 @@ def overlaps(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     return iou
 
 
-MOST_DETECTIONS = 100
+MAX_DETECTIONS = 100
 """The most that one picture reports: COCO's own limit, and a bound for messages and pages."""
 
 Rows = NDArray[np.float32]
 """What the engine gives for a picture, (K, 6): left, top, right, bottom (input pixels), score, class."""
 
-_SHOWN = 8
+_MAX_LISTED_CLASSES = 8
 """So many classes of a model stand in an error."""
 
 
@@ -77,34 +79,34 @@ class Selection:
         Raises:
             ConfigError: the model has no such label; all of them are told at once.
         """
-        wanted = None if classes is None else frozenset(_ids(model, classes))
-        return Selection(confidence, iou if model.reading.suppress else None, wanted)
+        wanted = None if classes is None else frozenset(_find_class_ids(model, classes))
+        return Selection(confidence, iou if model.interpretation.needs_nms else None, wanted)
 
     def apply(self, rows: Rows, placement: Placement) -> Detections:
         """The detections among the rows of one picture that lay at `placement`."""
         return to_detections(rows, placement, self.confidence, self.iou, self.class_ids)
 
 
-def _ids(model: Model, classes: Sequence[str]) -> list[int]:
+def _find_class_ids(model: Model, classes: Sequence[str]) -> list[int]:
     unknown = [label for label in classes if label not in model.labels]
     if unknown:
         raise ConfigError(
             [
-                f"inference.classes: {model.name} has no class '{label}'; {_near(label, model)}"
+                f"inference.classes: {model.name} has no class '{label}'; {_suggest_class(label, model)}"
                 for label in unknown
             ]
         )
     return [index for index, label in enumerate(model.labels) if label in classes]
 
 
-def _near(label: str, model: Model) -> str:
+def _suggest_class(label: str, model: Model) -> str:
     """The class that was probably meant, else some of those that there are."""
     by_case = {name.lower(): name for name in reversed(model.labels)}
     close = difflib.get_close_matches(label[:100].lower(), by_case, n=1)
     if close:
         return f"did you mean '{by_case[close[0]]}'?"
-    more = len(model.labels) - _SHOWN
-    return f"it has {', '.join(model.labels[:_SHOWN])}{f' and {more} more' if more > 0 else ''}"
+    more = len(model.labels) - _MAX_LISTED_CLASSES
+    return f"it has {', '.join(model.labels[:_MAX_LISTED_CLASSES])}{f' and {more} more' if more > 0 else ''}"
 
 
 def to_detections(
@@ -114,7 +116,7 @@ def to_detections(
 
     Rows below `confidence`, of other classes than `class_ids` or not finite are left out; boxes of one
     class that overlap by more than `iou` are one (None: none is suppressed); empty boxes go; at most
-    `MOST_DETECTIONS` stay.
+    `MAX_DETECTIONS` stay.
     """
     keep = (rows[:, 4] >= confidence) & np.isfinite(rows).all(axis=1)
     if class_ids is not None:
@@ -123,13 +125,13 @@ def to_detections(
     if iou is None:
         rows = rows[np.argsort(-rows[:, 4], kind="stable")]
     else:
-        rows = rows[suppress(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int32), iou)]
-    boxes = _relative(rows[:, :4], placement)
-    solid = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).nonzero()[0][:MOST_DETECTIONS]
+        rows = rows[suppress_non_maxima(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int32), iou)]
+    boxes = _to_relative(rows[:, :4], placement)
+    solid = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).nonzero()[0][:MAX_DETECTIONS]
     return Detections(boxes[solid], rows[solid, 4], rows[solid, 5].astype(np.int32))
 
 
-def _relative(boxes: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+def _to_relative(boxes: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
     origin = np.array([placement.left_px, placement.top_px] * 2, np.float32)
     size = np.array([placement.width_px, placement.height_px] * 2, np.float32)
     relative: NDArray[np.float32] = np.clip((boxes - origin) / size, 0.0, 1.0)

@@ -6,81 +6,100 @@ import numpy as np
 
 from visionedge.errors import ModelError
 from visionedge.frames.types import Anchor
-from visionedge.model.analysis.input_ops import Bound, Opening
-from visionedge.model.analysis.signature import Signature
-from visionedge.model.interpretation import Color, NetworkInput, Preprocess, stated_object, stated_preprocess
-from visionedge.model.labels import class_names
+from visionedge.model.analysis.input_ops import InputOps, ValueBound
+from visionedge.model.analysis.signature import ModelSignature
+from visionedge.model.interpretation import (
+    Color,
+    NetworkInput,
+    Preprocess,
+    read_metadata_object,
+    read_stated_preprocess,
+)
+from visionedge.model.labels import read_class_names
 
 _HINT = "state input in MODEL.yaml beside it"
-_STATE = "input: {color: rgb, scale: 0.00392156863, mean: [0, 0, 0], std: [1, 1, 1]}   # your model's own"
-_LEAST_LEVELS = 100
-_FARTHEST = 10
+_MODEL_YAML_EXAMPLE = (
+    "input: {color: rgb, scale: 0.00392156863, mean: [0, 0, 0], std: [1, 1, 1]}   # your model's own"
+)
+_MIN_LEVELS = 100
+_MAX_CLIP_RATIO = 10
 _IMAGENET_MEAN = np.array([123.675, 116.28, 103.53])
-_SAME_MEAN = 1.5
+_MEAN_TOLERANCE = 1.5
 
 
-def prepared(
-    signature: Signature, picture: NetworkInput, family: Preprocess, *, by_itself: bool = False
+def choose_preprocess(
+    signature: ModelSignature,
+    picture: NetworkInput,
+    family: Preprocess,
+    *,
+    prepares_bytes_itself: bool = False,
 ) -> tuple[Preprocess, tuple[str, ...]]:
     """The preparation of a model of a family, and the evidence for it.
 
     What is stated (``visionedge.input``, `MODEL.yaml`) wins; then what the first nodes of the network do;
-    then the family's own way. `by_itself`: it is of a family that prepares bytes itself, however it does.
+    then the family's own way. `prepares_bytes_itself`: it is of a family that prepares bytes itself, however
+    it does.
 
     Raises:
         ModelError: the first nodes contradict the family and nothing is stated.
     """
-    stated = stated_object(signature, "visionedge.input")
+    stated = read_metadata_object(signature, "visionedge.input")
     scaled = bool({"scale", "mean", "std"} & set(stated))
-    opening = signature.opening
-    by_itself = by_itself and picture.dtype == "uint8"
-    if opening.unknown and not by_itself and not (scaled and "color" in stated):
-        raise ModelError(_words_of_unknown(opening), state=(_STATE,))
-    way, evidence = family, list[str]()
+    input_ops = signature.input_ops
+    prepares_bytes_itself = prepares_bytes_itself and picture.dtype == "uint8"
+    if input_ops.unknown and not prepares_bytes_itself and not (scaled and "color" in stated):
+        raise ModelError(_describe_unknown(input_ops), state=(_MODEL_YAML_EXAMPLE,))
+    preprocess, evidence = family, list[str]()
     if not scaled:
-        way, evidence = _adapted(opening, picture, family)
-        _check_bounds(opening, way)
-    if opening.swaps and "color" not in stated:
-        way = replace(way, color="bgr" if way.color == "rgb" else "rgb")
+        preprocess, evidence = _adapt_to_input_ops(input_ops, picture, family)
+        _check_bounds(input_ops, preprocess)
+    if input_ops.swaps_red_blue and "color" not in stated:
+        preprocess = replace(preprocess, color="bgr" if preprocess.color == "rgb" else "rgb")
         evidence.append("it swaps red and blue by itself")
-    if "color" not in stated and (order := _order_of_mean(opening)) not in (None, way.color):
+    if "color" not in stated and (order := _find_color_order(input_ops)) not in (None, preprocess.color):
         raise ModelError(
             f"its first nodes subtract ImageNet's mean in the order of {str(order).upper()}, but as its"
-            f" family has it, it would take {way.color.upper()}; state input.color in MODEL.yaml beside it",
-            state=(f"input: {{color: {order}}}   # or {way.color}",),
+            f" family has it, it would take {preprocess.color.upper()}; state input.color in "
+            "MODEL.yaml beside it",
+            state=(f"input: {{color: {order}}}   # or {preprocess.color}",),
         )
     if (
-        way.fit == "letterbox"
+        preprocess.fit == "letterbox"
         and "anchor" not in stated
         and (said := signature.metadata.get("letterbox_pad"))
     ):
-        way = replace(way, anchor=_anchor(said))
+        preprocess = replace(preprocess, anchor=_parse_anchor(said))
         evidence.append(f"its metadata 'letterbox_pad' says {said}")
     if stated:
         evidence.append(f"stated outright: {', '.join(sorted(stated))}")
-    way = stated_preprocess(signature, way)
-    evidence.append(f"takes {way.color.upper()}, {way.fit}")
-    return way, tuple(evidence)
+    preprocess = read_stated_preprocess(signature, preprocess)
+    evidence.append(f"takes {preprocess.color.upper()}, {preprocess.fit}")
+    return preprocess, tuple(evidence)
 
 
-def _words_of_unknown(opening: Opening) -> str:
-    behind = f" behind {', '.join(opening.seen)}" if opening.seen else ""
+def _describe_unknown(input_ops: InputOps) -> str:
+    behind = f" behind {', '.join(input_ops.seen)}" if input_ops.seen else ""
     return (
-        f"its first nodes ({opening.unknown}{behind}) change the picture in a way that is not known here, so"
+        f"its first nodes ({input_ops.unknown}{behind}) change the picture in a way that is not known "
+        "here, so"
         " how to prepare it is not known; state input.color and input.scale (and input.mean, input.std) in"
         " MODEL.yaml beside it, or export the model without these nodes"
     )
 
 
-def _check_bounds(opening: Opening, way: Preprocess) -> None:
+def _check_bounds(input_ops: InputOps, preprocess: Preprocess) -> None:
     """Nothing may be cut off by a Clip, or lost by a Cast to whole numbers, of a picture prepared that way.
 
     Raises:
         ModelError: it would be, so the way is not the right one.
     """
-    ends = [(pixel * way.scale - m) / s for m, s in zip(way.mean, way.std, strict=True) for pixel in (0, 255)]
+    ends = [
+        (pixel * preprocess.scale - m) / s
+        for m, s in zip(preprocess.mean, preprocess.std, strict=True)
+        for pixel in (0, 255)
+    ]
     low, high = min(ends), max(ends)
-    for bound in opening.bounds:
+    for bound in input_ops.bounds:
         if not _fits(bound, low, high):
             what = (
                 "rounds its picture to whole numbers"
@@ -90,34 +109,34 @@ def _check_bounds(opening: Opening, way: Preprocess) -> None:
             raise ModelError(
                 f"{what}, which does not fit pixels of {low:.4g} to {high:.4g} as its family has them;"
                 " state input.scale (and input.mean, input.std) in MODEL.yaml beside it",
-                state=(_STATE,),
+                state=(_MODEL_YAML_EXAMPLE,),
             )
 
 
-def _fits(bound: Bound, low: float, high: float) -> bool:
+def _fits(bound: ValueBound, low: float, high: float) -> bool:
     span = high - low
     if bound.whole:
-        return bound.whole * span >= _LEAST_LEVELS
+        return bound.whole * span >= _MIN_LEVELS
     # A border far beyond all values was made for others: 255 for pixels of 0-1.
-    far = np.isfinite(bound.high) and bound.high - low > _FARTHEST * span
+    far = np.isfinite(bound.high) and bound.high - low > _MAX_CLIP_RATIO * span
     return bool(bound.low <= low + 0.01 * span and bound.high >= high - 0.01 * span and not far)
 
 
-def _order_of_mean(opening: Opening) -> Color | None:
+def _find_color_order(input_ops: InputOps) -> Color | None:
     """The order of the input's channels, where ImageNet's mean is taken off them; None where it is not."""
-    factor, offset = np.array(opening.factor), np.array(opening.offset)
-    if not opening.offset[0] or not factor.all():
+    factor, offset = np.array(input_ops.factor), np.array(input_ops.offset)
+    if not input_ops.offset[0] or not factor.all():
         return None
     for unit in (1.0, 255.0):
         mean = -offset / factor * unit
-        if (np.abs(mean - _IMAGENET_MEAN) < _SAME_MEAN).all():
+        if (np.abs(mean - _IMAGENET_MEAN) < _MEAN_TOLERANCE).all():
             return "rgb"
-        if (np.abs(mean[::-1] - _IMAGENET_MEAN) < _SAME_MEAN).all():
+        if (np.abs(mean[::-1] - _IMAGENET_MEAN) < _MEAN_TOLERANCE).all():
             return "bgr"
     return None
 
 
-def _anchor(said: str) -> Anchor:
+def _parse_anchor(said: str) -> Anchor:
     """Where a picture lies by the key that exporters of LibreYOLO write."""
     anchors: dict[str, Anchor] = {"topleft": "top-left", "center": "center"}
     if said not in anchors:
@@ -125,35 +144,39 @@ def _anchor(said: str) -> Anchor:
     return anchors[said]
 
 
-def _adapted(opening: Opening, picture: NetworkInput, family: Preprocess) -> tuple[Preprocess, list[str]]:
-    if not opening.scales:
+def _adapt_to_input_ops(
+    input_ops: InputOps, picture: NetworkInput, family: Preprocess
+) -> tuple[Preprocess, list[str]]:
+    if not input_ops.changes_values:
         if picture.dtype == "uint8":
-            return _plain(family, 255), ["takes bytes"]
+            return _without_mean(family, 255), ["takes bytes"]
         return family, ["colour and scaling as its family has them"]
-    top = _range(opening)
+    top = _find_pixel_range(input_ops)
     if top is None or (top == 1 and picture.dtype == "uint8"):
         raise ModelError(
-            f"its first nodes scale the picture by {_short(opening.factor)} and add {_short(opening.offset)},"
+            f"its first nodes scale the picture by {_format_values(input_ops.factor)} and add "
+            f"{_format_values(input_ops.offset)},"
             f" which fits neither pixels of 0-255 nor of 0-1; {_HINT}",
-            state=(_STATE,),
+            state=(_MODEL_YAML_EXAMPLE,),
         )
-    if any(family.mean) and not any(opening.offset):
+    if any(family.mean) and not any(input_ops.offset):
         raise ModelError(
-            f"its first nodes scale the picture by {_short(opening.factor)} but subtract no mean, as its"
+            f"its first nodes scale the picture by {_format_values(input_ops.factor)} but subtract no "
+            "mean, as its"
             f" family needs; {_HINT}",
-            state=(_STATE,),
+            state=(_MODEL_YAML_EXAMPLE,),
         )
-    return _plain(family, top), [f"normalises by itself: takes pixels of 0-{top}"]
+    return _without_mean(family, top), [f"normalises by itself: takes pixels of 0-{top}"]
 
 
-def _plain(family: Preprocess, top: int) -> Preprocess:
+def _without_mean(family: Preprocess, top: int) -> Preprocess:
     """Pixels of 0 to `top` and no more."""
     return replace(family, scale=top / 255, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def _range(opening: Opening) -> int | None:
+def _find_pixel_range(input_ops: InputOps) -> int | None:
     """The range of pixels, 255 or 1, that the opening brings to what networks compute with."""
-    factor, offset = np.array(opening.factor), np.array(opening.offset)
+    factor, offset = np.array(input_ops.factor), np.array(input_ops.offset)
     if (np.abs(factor - 1) < 0.1).all() and (offset < -20).all():
         return 255  # a mean is subtracted from pixels, and no more
     for top in (255, 1):
@@ -163,7 +186,7 @@ def _range(opening: Opening) -> int | None:
     return None
 
 
-def _short(values: tuple[float, float, float]) -> str:
+def _format_values(values: tuple[float, float, float]) -> str:
     return "/".join(f"{value:.4g}" for value in values)
 
 
@@ -174,7 +197,7 @@ YOLO_INPUT = Preprocess("rgb", 1 / 255, fit="letterbox", anchor="center", pad=11
 """YOLOv5 to YOLOv12, YOLO26, YOLOv6: RGB from 0 to 1 in the middle of a grey letterbox."""
 
 
-def detects(signature: Signature, classes: int | None = None) -> bool:
+def is_detector(signature: ModelSignature, classes: int | None = None) -> bool:
     """Whether its metadata lets it be a detector of so many classes.
 
     A model for poses or masks has columns that would pass for classes; its task or its names tell.
@@ -183,11 +206,11 @@ def detects(signature: Signature, classes: int | None = None) -> bool:
         return False
     if classes is None:
         return True
-    names = class_names(signature.metadata)
+    names = read_class_names(signature.metadata)
     return classes > 0 and (names is None or len(names) == classes)
 
 
-def origin(signature: Signature) -> tuple[str, ...]:
+def describe_exporter(signature: ModelSignature) -> tuple[str, ...]:
     """What its metadata says of where it comes from, as evidence."""
     author, text = (signature.metadata.get(key, "") for key in ("author", "description"))
     if not author and not text:

@@ -10,30 +10,34 @@ from visionedge.errors import ModelError
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 
 # Parts of onnxruntime that run what is not in the graph: a compiled engine, a path to one, Python code.
-_CLOSED_OPERATORS = frozenset({"EPContext", "PyOp", "PyCustomOp", "PythonOp", "PythonOpGrad", "Snpe"})
+_FORBIDDEN_OPERATORS = frozenset({"EPContext", "PyOp", "PyCustomOp", "PythonOp", "PythonOpGrad", "Snpe"})
 
-_OLDER = "export it with opset 17"
+_OLDER_OPSET_HINT = "export it with opset 17"
 
-MOST = 100
+MAX_ENTRIES = 100
 """Inputs, outputs or opsets that a model may have; raw maps of many scales are a few dozen outputs."""
 
-DEEPEST = 8
+MAX_NESTING = 8
 """How deep loops and branches may nest; detectors have one or two levels."""
 
 
-def check_sound(model: onnx.ModelProto) -> None:
+def check_model_is_safe(model: onnx.ModelProto) -> None:
     """Refuse what no reader could follow, or nothing here could run.
 
     Raises:
         ModelError: it is of a future form, needs operators from elsewhere, or its nodes form no graph.
     """
-    _check_amounts(model)
+    _check_counts(model)
     newest = onnx.defs.onnx_opset_version()
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx") and entry.version > newest:
-            raise ModelError(f"uses opset {entry.version}, which is newer than all known here; {_OLDER}")
+            raise ModelError(
+                f"uses opset {entry.version}, which is newer than all known here; {_OLDER_OPSET_HINT}"
+            )
     if model.ir_version > onnx.IR_VERSION:
-        raise ModelError(f"has IR version {model.ir_version}, which is newer than all known here; {_OLDER}")
+        raise ModelError(
+            f"has IR version {model.ir_version}, which is newer than all known here; {_OLDER_OPSET_HINT}"
+        )
     own = {(function.domain, function.name) for function in model.functions}
     for function in model.functions:
         _check_operators(function.node, own, 0)
@@ -41,7 +45,7 @@ def check_sound(model: onnx.ModelProto) -> None:
     _check_order(model.graph)
 
 
-def _check_amounts(model: onnx.ModelProto) -> None:
+def _check_counts(model: onnx.ModelProto) -> None:
     """Each of these is gone through for each of the others, or is far beyond what a detector has."""
     weights = {tensor.name for tensor in model.graph.initializer}
     counts = {
@@ -50,13 +54,13 @@ def _check_amounts(model: onnx.ModelProto) -> None:
         "opsets": len(model.opset_import),
     }
     for what, count in counts.items():
-        if count > MOST:
-            raise ModelError(f"has {count:,} {what}; no detector has more than {MOST}", state=())
+        if count > MAX_ENTRIES:
+            raise ModelError(f"has {count:,} {what}; no detector has more than {MAX_ENTRIES}", state=())
 
 
 def _check_operators(nodes: Iterable[onnx.NodeProto], own: set[tuple[str, str]], depth: int) -> None:
-    if depth > DEEPEST:
-        raise ModelError(f"nests loops and branches deeper than {DEEPEST} levels; no detector does")
+    if depth > MAX_NESTING:
+        raise ModelError(f"nests loops and branches deeper than {MAX_NESTING} levels; no detector does")
     for node in nodes:
         if node.domain == "com.microsoft.nchwc":
             raise ModelError(
@@ -65,16 +69,16 @@ def _check_operators(nodes: Iterable[onnx.NodeProto], own: set[tuple[str, str]],
                 " ORT_ENABLE_EXTENDED at most"
             )
         known = node.domain in _KNOWN_DOMAINS or (node.domain, node.op_type) in own
-        if not known or node.op_type in _CLOSED_OPERATORS:
+        if not known or node.op_type in _FORBIDDEN_OPERATORS:
             raise ModelError(
                 f"needs the operator '{node.op_type}' of '{node.domain or 'ai.onnx'}', which comes from"
                 " outside; such code is never loaded: export the model without it"
             )
-        for graph in _inner(node):
+        for graph in _iterate_subgraphs(node):
             _check_operators(graph.node, own, depth + 1)
 
 
-def _inner(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+def _iterate_subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     for attribute in node.attribute:
         yield from attribute.graphs
         if attribute.HasField("g"):

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from visionedge.config.documents import read_file
+from visionedge.config.documents import read_document
 from visionedge.errors import ConfigError, ModelError
-from visionedge.frames.types import Anchor, Fit, Resample, Rounding
-from visionedge.model.heads import known_heads
-from visionedge.model.interpretation import MOST_SIDE_PX, Color
+from visionedge.frames.types import Anchor, FitMode, Resample, Rounding
+from visionedge.model.heads import load_heads
+from visionedge.model.interpretation import MAX_SIDE_PX, Color
 
 # A `data.yaml` of Ultralytics, which often lies beside a model under the name of its `MODEL.yaml`.
 #
@@ -31,11 +31,11 @@ from visionedge.model.interpretation import MOST_SIDE_PX, Color
 # are taken, and only where neither the model nor a file of labels names its classes.
 
 
-_DATA_SET_KEYS = frozenset({"path", "train", "val", "test", "nc", "names", "channels", "download"})
+_DATA_YAML_KEYS = frozenset({"path", "train", "val", "test", "nc", "names", "channels", "download"})
 
 
 @dataclass(frozen=True, slots=True)
-class DataSet:
+class DataYaml:
     """The name of the file, and the names of the classes; none where they cannot be read."""
 
     file: str
@@ -51,18 +51,18 @@ class DataSet:
         return (self.names, self.file) if is_guess and fits else (labels, origin)
 
 
-def data_set_of(file: str, document: Mapping[str, Any], keys_of_ours: Collection[str]) -> DataSet | None:
+def parse_data_yaml(file: str, document: Mapping[str, Any], sidecar_keys: Collection[str]) -> DataYaml | None:
     """The data set that a document describes; None where it is a `MODEL.yaml`."""
     keys = set(document)
-    is_one = "train" in keys or "val" in keys or ("names" in keys and keys <= _DATA_SET_KEYS)
-    if not is_one or keys & set(keys_of_ours):
+    is_one = "train" in keys or "val" in keys or ("names" in keys and keys <= _DATA_YAML_KEYS)
+    if not is_one or keys & set(sidecar_keys):
         return None
     names = document.get("names")
     if isinstance(names, Mapping):
         by_id = {str(key): name for key, name in names.items()}
         names = [by_id.get(str(number)) for number in range(len(by_id))]
     readable = isinstance(names, list) and all(isinstance(name, str | int) for name in names)
-    return DataSet(file, tuple(_printable(str(name)) for name in names) if readable and names else ())
+    return DataYaml(file, tuple(_printable(str(name)) for name in names) if readable and names else ())
 
 
 def _printable(name: str) -> str:
@@ -73,24 +73,29 @@ def _printable(name: str) -> str:
 Check = Callable[[Any], str | None]
 """What a value must be, in words; None where it is that."""
 
-_WORDS = {"visionedge.head": "head", "visionedge.input": "input", "visionedge.nms": "nms", "names": "labels"}
+_SIDECAR_KEYS = {
+    "visionedge.head": "head",
+    "visionedge.input": "input",
+    "visionedge.nms": "nms",
+    "names": "labels",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
     """What is stated, as metadata to be laid over the model's own; `name` is the file's.
 
-    `data_set` is what the file describes in place of that, where it is a data.yaml of Ultralytics.
+    `data_yaml` is what the file describes in place of that, where it is a data.yaml of Ultralytics.
     """
 
     name: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    data_set: DataSet | None = None
+    data_yaml: DataYaml | None = None
 
     @property
     def evidence(self) -> tuple[str, ...]:
         """One clause naming what it states; none where there is no file."""
-        words = [_WORDS.get(key, key) for key in self.metadata]
+        words = [_SIDECAR_KEYS.get(key, key) for key in self.metadata]
         return (f"{self.name} states {', '.join(words)}",) if words else ()
 
 
@@ -104,14 +109,14 @@ def read_sidecar(path: Path) -> Sidecar:
     if not beside.is_file():
         return Sidecar()
     try:
-        document = read_file(beside)
+        document = read_document(beside)
     except ConfigError as error:
         raise ModelError(str(error)) from None
-    if (data_set := data_set_of(beside.name, document, _KEYS)) is not None:
-        return Sidecar(data_set=data_set)
+    if (data_yaml := parse_data_yaml(beside.name, document, _KEYS)) is not None:
+        return Sidecar(data_yaml=data_yaml)
     inner = document.get("input")
-    problems = _problems(document, _KEYS, "")
-    problems += _problems(inner, _INPUT, "input.") if isinstance(inner, dict) else []
+    problems = _find_problems(document, _KEYS, "")
+    problems += _find_problems(inner, _INPUT_KEYS, "input.") if isinstance(inner, dict) else []
     if problems:
         raise ModelError(f"{beside}: {'; '.join(problems)}")
     return Sidecar(beside.name, _metadata(document))
@@ -133,7 +138,7 @@ def _metadata(document: Mapping[str, Any]) -> dict[str, str]:
     return stated
 
 
-def _problems(document: Mapping[str, Any], checks: Mapping[str, Check], where: str) -> list[str]:
+def _find_problems(document: Mapping[str, Any], checks: Mapping[str, Check], where: str) -> list[str]:
     problems = []
     for key, value in document.items():
         check = checks.get(key)
@@ -148,16 +153,16 @@ def _suggestion(key: str, known: Mapping[str, Check]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known here: {', '.join(known)}"
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _one_of(*choices: str) -> Check:
+def _check_one_of(*choices: str) -> Check:
     return lambda value: None if value in choices else f"must be {' or '.join(choices)}"
 
 
-def _a_head(value: Any) -> str | None:
-    names = [head.name for head in known_heads() if head.name != "compiled"]
+def _check_head(value: Any) -> str | None:
+    names = [head.name for head in load_heads() if head.name != "compiled"]
     if value in names:
         return None
     close = difflib.get_close_matches(str(value)[:80], names, n=1, cutoff=0.6)
@@ -165,31 +170,31 @@ def _a_head(value: Any) -> str | None:
     return f"must be the name of a known head{hint}; known: {', '.join(names)}"
 
 
-def _a_mapping(value: Any) -> str | None:
+def _check_mapping(value: Any) -> str | None:
     return None if isinstance(value, dict) else "must be a mapping of keys such as 'color:'"
 
 
-def _a_truth(value: Any) -> str | None:
+def _check_boolean(value: Any) -> str | None:
     return None if isinstance(value, bool) else "must be true or false"
 
 
-def _a_scale(value: Any) -> str | None:
-    return None if _number(value) and value > 0 else "must be a number above 0, such as 0.00392156863"
+def _check_scale(value: Any) -> str | None:
+    return None if _is_number(value) and value > 0 else "must be a number above 0, such as 0.00392156863"
 
 
-def _a_level(value: Any) -> str | None:
+def _check_grey_level(value: Any) -> str | None:
     right = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
     return None if right else "must be a grey level, 0 to 255"
 
 
-def _a_side(value: Any) -> str | None:
-    right = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_SIDE_PX
-    return None if right else f"must be a number of pixels, 1 to {MOST_SIDE_PX}"
+def _check_side(value: Any) -> str | None:
+    right = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SIDE_PX
+    return None if right else f"must be a number of pixels, 1 to {MAX_SIDE_PX}"
 
 
-def _three(zero: bool) -> Check:
+def _check_three_numbers(zero: bool) -> Check:
     def check(value: Any) -> str | None:
-        right = isinstance(value, list) and len(value) == 3 and all(_number(v) for v in value)
+        right = isinstance(value, list) and len(value) == 3 and all(_is_number(v) for v in value)
         if right and (zero or 0 not in value):
             return None
         return "must be three numbers" if zero else "must be three numbers, none of them 0"
@@ -197,39 +202,39 @@ def _three(zero: bool) -> Check:
     return check
 
 
-def _some_labels(value: Any) -> str | None:
+def _check_labels(value: Any) -> str | None:
     right = isinstance(value, list) and value and all(isinstance(v, str) and v.strip() for v in value)
     return None if right else "must be a list of words, one for each class"
 
 
-def _some_anchors(value: Any) -> str | None:
+def _check_anchors(value: Any) -> str | None:
     flat: list[Any] = [value]
     while any(isinstance(item, list) for item in flat):
         flat = [inner for item in flat for inner in (item if isinstance(item, list) else [item])]
     right = isinstance(value, list) and len(flat) >= 2 and len(flat) % 2 == 0
-    if right and all(_number(v) and v > 0 for v in flat):
+    if right and all(_is_number(v) and v > 0 for v in flat):
         return None
     return "must be pairs of a width and a height, such as [[10, 13], [16, 30]]"
 
 
 _KEYS: Mapping[str, Check] = {
-    "head": _a_head,
-    "input": _a_mapping,
-    "labels": _some_labels,
-    "nms": _a_truth,
-    "anchors": _some_anchors,
-    "boxes": _one_of("corners", "centers"),
+    "head": _check_head,
+    "input": _check_mapping,
+    "labels": _check_labels,
+    "nms": _check_boolean,
+    "anchors": _check_anchors,
+    "boxes": _check_one_of("corners", "centers"),
 }
-_INPUT: Mapping[str, Check] = {
-    "color": _one_of(*get_args(Color)),
-    "scale": _a_scale,
-    "mean": _three(zero=True),
-    "std": _three(zero=False),
-    "fit": _one_of(*get_args(Fit)),
-    "anchor": _one_of(*get_args(Anchor)),
-    "pad": _a_level,
-    "resample": _one_of(*get_args(Resample)),
-    "rounding": _one_of(*get_args(Rounding)),
-    "width": _a_side,
-    "height": _a_side,
+_INPUT_KEYS: Mapping[str, Check] = {
+    "color": _check_one_of(*get_args(Color)),
+    "scale": _check_scale,
+    "mean": _check_three_numbers(zero=True),
+    "std": _check_three_numbers(zero=False),
+    "fit": _check_one_of(*get_args(FitMode)),
+    "anchor": _check_one_of(*get_args(Anchor)),
+    "pad": _check_grey_level,
+    "resample": _check_one_of(*get_args(Resample)),
+    "rounding": _check_one_of(*get_args(Rounding)),
+    "width": _check_side,
+    "height": _check_side,
 }

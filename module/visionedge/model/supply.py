@@ -6,20 +6,20 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from visionedge.config.addresses import model_name, shown
+from visionedge.config.addresses import format_url, model_name_from_url
 from visionedge.config.schema import ModelConfig
 from visionedge.errors import ModelError
-from visionedge.model.download import Fetch, Order, Tempo
-from visionedge.model.model import Model, bundled_model_path, load_model
-from visionedge.model.model_store import Kept
-from visionedge.runtime.threads import Crew, on_thread
+from visionedge.model.download import DownloadRequest, DownloadRetryPolicy, ModelDownload
+from visionedge.model.model import Model, find_bundled_model, load_model
+from visionedge.model.model_store import ModelStore
+from visionedge.runtime.threads import ThreadGroup, run_on_thread
 
-LIVE_TRIES = 5
+MAX_CHANGE_TRIES = 5
 """So often a change of the model tries to fetch it before it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ModelSource:
     """A model's file; `url` and `sha256` where it was fetched."""
 
     path: Path
@@ -35,95 +35,95 @@ class Source:
         try:
             model = load_model(self.path)
         except ModelError as error:
-            raise ModelError(self.words(error)) from None
+            raise ModelError(self.message(error)) from None
         if self.url is None or self.sha256 is None:
             return model
         if model.sha256 != self.sha256.lower():
             raise ModelError(
-                f"{shown(self.url)}: has weights in other files; a fetched model must be one file"
+                f"{format_url(self.url)}: has weights in other files; a fetched model must be one file"
             )
-        return replace(model, name=model_name(self.url))
+        return replace(model, name=model_name_from_url(self.url))
 
-    def words(self, error: Exception) -> str:
+    def message(self, error: Exception) -> str:
         """What an error says, for people who know the address and not the file."""
         text = str(error)
         if self.url is None:
             return text
         hint = "; a fetched model must be one file" if "external data" in text else ""
-        return text.replace(str(self.path), shown(self.url)) + hint
+        return text.replace(str(self.path), format_url(self.url)) + hint
 
 
-class Supply:
-    """The models of configurations. Loop only where not said; `on_trouble` is called there, too."""
+class ModelProvider:
+    """The models of configurations. Loop only where not said; `on_failure` is called there, too."""
 
     def __init__(
         self,
         data: Path,
-        crew: Crew,
+        thread_group: ThreadGroup,
         *,
-        tempo: Tempo | None = None,
-        on_trouble: Callable[[str], None] = lambda _words: None,
+        retry_policy: DownloadRetryPolicy | None = None,
+        on_failure: Callable[[str], None] = lambda _words: None,
     ) -> None:
-        self._kept = Kept(data)
-        self._crew = crew
-        self._tempo = tempo
-        self._on_trouble = on_trouble
-        self._going: Fetch | None = None
+        self._store = ModelStore(data)
+        self._thread_group = thread_group
+        self._tempo = retry_policy
+        self._on_failure = on_failure
+        self._download: ModelDownload | None = None
 
     def __repr__(self) -> str:
-        return f"<Supply {self._going!r}>"
+        return f"<Supply {self._download!r}>"
 
     @property
-    def words(self) -> str | None:
+    def message(self) -> str | None:
         """How far the model is that is being fetched; None where none is."""
-        return None if self._going is None else self._going.words
+        return None if self._download is None else self._download.message
 
-    def at_hand(self, model: ModelConfig) -> Source | None:
+    def local_source(self, model: ModelConfig) -> ModelSource | None:
         """The model if it is on this machine. Blocks.
 
         Raises:
             UnavailableError: it would be the bundled one, and that is missing.
         """
         if model.url is None or model.sha256 is None:
-            return Source(Path(model.path) if model.path is not None else bundled_model_path())
-        path = self._kept.find(model.sha256)
-        return None if path is None else Source(path, model.url, model.sha256)
+            return ModelSource(Path(model.path) if model.path is not None else find_bundled_model())
+        path = self._store.find(model.sha256)
+        return None if path is None else ModelSource(path, model.url, model.sha256)
 
-    async def fetched(self, model: ModelConfig, *, tries: int | None = None) -> Source | None:
+    async def fetch(self, model: ModelConfig, *, tries: int | None = None) -> ModelSource | None:
         """The model, fetched if need be; None if that was stopped.
 
         Raises:
             FetchError: it is given up after so many `tries`; without these, never.
-            UnavailableError: as `at_hand`.
+            UnavailableError: as `local_source`.
         """
-        at_hand = await on_thread(self._crew, "finding", lambda: self.at_hand(model))
-        if at_hand is not None or model.url is None or model.sha256 is None:
-            return at_hand
+        local_source = await run_on_thread(self._thread_group, "finding", lambda: self.local_source(model))
+        if local_source is not None or model.url is None or model.sha256 is None:
+            return local_source
         loop = asyncio.get_running_loop()
 
-        def trouble(words: str) -> None:
+        def trouble(message: str) -> None:
             with contextlib.suppress(RuntimeError):  # nobody listens any more when the module has ended
-                loop.call_soon_threadsafe(self._on_trouble, words)
+                loop.call_soon_threadsafe(self._on_failure, message)
 
-        going = self._going = Fetch(
-            Order(model.url, model.sha256, model.max_megabytes * 1_000_000),
-            self._kept,
+        download = self._download = ModelDownload(
+            DownloadRequest(model.url, model.sha256, model.max_megabytes * 1_000_000),
+            self._store,
             tries=tries,
-            tempo=self._tempo,
-            on_trouble=trouble,
+            retry_policy=self._tempo,
+            on_failure=trouble,
         )
         try:
-            path = await on_thread(self._crew, "fetching", going.run)
+            path = await run_on_thread(self._thread_group, "fetching", download.run)
         finally:
-            going.stop()
-            self._going = None
-        return None if path is None else Source(path, model.url, model.sha256)
+            download.stop()
+            self._download = None
+        return None if path is None else ModelSource(path, model.url, model.sha256)
 
     def stop(self) -> None:
         """Let what is being fetched be."""
-        if self._going is not None:
-            self._going.stop()
+        if self._download is not None:
+            self._download.stop()
 
-    def tidy(self, in_use: Collection[str]) -> None:
+    def evict(self, in_use: Collection[str]) -> None:
         """Throw away what was fetched long ago, but not these (by sha256). Blocks."""
-        self._kept.tidy(in_use)
+        self._store.evict(in_use)

@@ -17,24 +17,29 @@ from typing import Any, TextIO
 
 import cv2
 
-from visionedge.camera.sources.images import SUFFIXES, check_regular, natural_key, read_picture
+from visionedge.camera.sources.images import (
+    PICTURE_SUFFIXES,
+    check_regular_file,
+    natural_sort_key,
+    read_picture,
+)
 from visionedge.camera.sources.open import open_source
-from visionedge.camera.timing import sane_fps
+from visionedge.camera.timing import plausible_fps
 from visionedge.config.addresses import CameraUri
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.local_engine import Engine, open_engine
-from visionedge.engine.one_shot import analyse, frame_of
-from visionedge.errors import DamagedError, SourceError
-from visionedge.frames.drawing import annotate
-from visionedge.frames.types import Picture, Result, frame_document
-from visionedge.model.model import bundled_model_path, load_model
+from visionedge.engine.local_engine import LocalEngine, open_engine
+from visionedge.engine.one_shot import infer_frames, make_frame
+from visionedge.errors import DamagedPictureError, SourceError
+from visionedge.frames.drawing import draw_detections
+from visionedge.frames.types import FrameResult, Picture, build_frame_document
+from visionedge.model.model import find_bundled_model, load_model
 from visionedge.model.postprocess import Selection
 from visionedge.runtime.redaction import redact
 
 # Annotated pictures and videos in a folder: what `detect --annotate` leaves for people to look at.
 
 
-class Album:
+class AnnotatedOutput:
     """A picture keeps its name, a video becomes NAME.mp4 (MPEG-4); a name that is taken gets a number.
 
     Raises:
@@ -50,7 +55,7 @@ class Album:
         self._taken: set[str] = set()
         self._video: _Video | None = None
 
-    def __enter__(self) -> "Album":
+    def __enter__(self) -> "AnnotatedOutput":
         return self
 
     def __exit__(
@@ -58,19 +63,19 @@ class Album:
     ) -> None:
         self._end_video()
 
-    def add(self, source: Path, position_s: float | None, result: Result) -> None:
+    def add(self, source: Path, position_s: float | None, result: FrameResult) -> None:
         """Draw a result on its picture and keep it; `position_s` is None for a still picture."""
-        picture = annotate(result.frame.full_picture(), result)
+        picture = draw_detections(result.frame.full_picture(), result)
         if position_s is None:
             self._end_video()
-            self._keep(self._place(source.name), picture)
+            self._write_picture(self._output_path(source.name), picture)
             return
         if self._video is None or self._video.source != source:
             self._end_video()
-            self._video = _Video(source, self._place(f"{source.stem}.mp4"))
+            self._video = _Video(source, self._output_path(f"{source.stem}.mp4"))
         self._video.add(picture, position_s)
 
-    def _keep(self, place: Path, picture: Picture) -> None:
+    def _write_picture(self, place: Path, picture: Picture) -> None:
         try:
             place.write_bytes(cv2.imencode(place.suffix, picture)[1].tobytes())
         except OSError as error:
@@ -81,7 +86,7 @@ class Album:
             self._video.close()
         self._video = None
 
-    def _place(self, name: str) -> Path:
+    def _output_path(self, name: str) -> Path:
         wanted, count = Path(name), 1
         while name in self._taken:
             count += 1
@@ -91,7 +96,7 @@ class Album:
 
 
 @dataclass(frozen=True, slots=True)
-class _Page:
+class _VideoFrame:
     picture: Picture
     position_s: float
 
@@ -101,16 +106,16 @@ class _Video:
 
     def __init__(self, source: Path, place: Path) -> None:
         self.source = source
-        self._place = place
-        self._first: _Page | None = None
+        self._output_path = place
+        self._first: _VideoFrame | None = None
         self._writer: cv2.VideoWriter | None = None
 
     def add(self, picture: Picture, position_s: float) -> None:
-        page = _Page(picture, position_s)
+        video_frame = _VideoFrame(picture, position_s)
         if self._writer is not None:
             self._writer.write(picture)
         elif self._first is None:
-            self._first = page
+            self._first = video_frame
         else:
             self._writer = self._open(self._first, position_s - self._first.position_s)
             self._writer.write(picture)
@@ -121,13 +126,13 @@ class _Video:
         if self._writer is not None:
             self._writer.release()
 
-    def _open(self, first: _Page, step_s: float) -> cv2.VideoWriter:
+    def _open(self, first: _VideoFrame, step_s: float) -> cv2.VideoWriter:
         height_px, width_px = first.picture.shape[:2]
-        rate = sane_fps(1 / step_s if step_s > 0 else 0.0)
+        rate = plausible_fps(1 / step_s if step_s > 0 else 0.0)
         code = cv2.VideoWriter.fourcc(*"mp4v")
-        writer = cv2.VideoWriter(str(self._place), code, rate, (width_px, height_px))
+        writer = cv2.VideoWriter(str(self._output_path), code, rate, (width_px, height_px))
         if not writer.isOpened():
-            raise SourceError(f"{self._place} cannot be written")
+            raise SourceError(f"{self._output_path} cannot be written")
         writer.write(first.picture)
         return writer
 
@@ -142,7 +147,7 @@ _PROGRESS_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class DetectRequest:
     """What `visionedge detect` was asked for. `model` None is the bundled one.
 
     Of a video, the first of every `video_stride` pictures is looked at.
@@ -169,7 +174,7 @@ class _Item:
     """Time in its video; None for a still picture."""
 
 
-def detect(request: Request, out: TextIO | None = None) -> int:
+def run_detect(request: DetectRequest, out: TextIO | None = None) -> int:
     """Write one frame object (or one line of words) per picture to `out`; 1 if any could not be read.
 
     Raises:
@@ -177,15 +182,17 @@ def detect(request: Request, out: TextIO | None = None) -> int:
         SourceError: the folder for annotated pictures cannot be written.
     """
     reader = _Reader(request.paths, request.video_stride)
-    if not reader.members:  # nothing is left to look at, and opening a model takes seconds
+    if not reader.inputs:  # nothing is left to look at, and opening a model takes seconds
         return 1
-    model = load_model(request.model or bundled_model_path())
+    model = load_model(request.model or find_bundled_model())
     wanted = request.inference
     selection = Selection.of(model, wanted.confidence, wanted.iou, wanted.classes)
     out = out or sys.stdout
     with ExitStack() as stack:
-        progress = stack.enter_context(closing(Progress(sys.stderr, alone=not out.isatty())))
-        album = stack.enter_context(Album(request.annotate)) if request.annotate else None
+        progress = stack.enter_context(closing(VideoProgress(sys.stderr, owns_terminal=not out.isatty())))
+        annotated_output = (
+            stack.enter_context(AnnotatedOutput(request.annotate)) if request.annotate else None
+        )
         # One picture is done before the best plan for many would be found.
         opened = open_engine(
             model, request.inference, data=request.data, measuring=False, level=logging.DEBUG
@@ -194,22 +201,24 @@ def detect(request: Request, out: TextIO | None = None) -> int:
         for item, result in _results(reader, engine, selection):
             progress.note(item.source, item.number, video=item.position_s is not None)
             _write(item, result, request.as_json, out)
-            if album is not None:
-                album.add(Path(item.source), item.position_s, result)
+            if annotated_output is not None:
+                annotated_output.add(Path(item.source), item.position_s, result)
     return 1 if reader.failed else 0
 
 
-def _results(reader: "_Reader", engine: Engine, selection: Selection) -> Iterator[tuple[_Item, Result]]:
+def _results(
+    reader: "_Reader", engine: LocalEngine, selection: Selection
+) -> Iterator[tuple[_Item, FrameResult]]:
     """Results in the order of the pictures, while later ones are decoded and computed."""
     lanes, batch = engine.plan.lanes, engine.plan.buckets[-1]
-    waiting: deque[tuple[list[_Item], Future[list[Result]]]] = deque()
+    waiting: deque[tuple[list[_Item], Future[list[FrameResult]]]] = deque()
 
-    def work(items: list[_Item]) -> list[Result]:
-        frames = [frame_of(item.picture, engine, item.number) for item in items]
-        return analyse(frames, engine, selection)
+    def work(items: list[_Item]) -> list[FrameResult]:
+        frames = [make_frame(item.picture, engine, item.number) for item in items]
+        return infer_frames(frames, engine, selection)
 
     with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool:
-        for items in _groups(reader, batch):
+        for items in _batched(reader, batch):
             waiting.append((items, pool.submit(work, items)))
             # One group more than there are lanes keeps them busy; more would only hold memory.
             if len(waiting) > lanes:
@@ -218,11 +227,11 @@ def _results(reader: "_Reader", engine: Engine, selection: Selection) -> Iterato
             yield from _finished(*waiting.popleft())
 
 
-def _finished(items: list[_Item], results: Future[list[Result]]) -> Iterator[tuple[_Item, Result]]:
+def _finished(items: list[_Item], results: Future[list[FrameResult]]) -> Iterator[tuple[_Item, FrameResult]]:
     return zip(items, results.result(), strict=True)
 
 
-def _groups(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
+def _batched(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
     group: list[_Item] = []
     for item in items:
         group.append(item)
@@ -242,12 +251,12 @@ class _Reader:
     def __init__(self, paths: tuple[str, ...], video_stride: int) -> None:
         self.failed = 0
         self._stride = video_stride
-        self.members: list[str] = []
+        self.inputs: list[str] = []
         for path in paths:
             try:
-                self.members += _members(path)
+                self.inputs += _list_inputs(path)
             except SourceError as error:
-                self._tell(error)
+                self._report_error(error)
         self._items = self._read()
 
     def __iter__(self) -> Iterator[_Item]:
@@ -257,21 +266,21 @@ class _Reader:
         return next(self._items)
 
     def _read(self) -> Iterator[_Item]:
-        for source in self.members:
+        for source in self.inputs:
             try:
-                if Path(source).suffix.lower() in SUFFIXES:
+                if Path(source).suffix.lower() in PICTURE_SUFFIXES:
                     yield _Item(source, 1, read_picture(Path(source)))
                 else:
                     yield from _video(source, self._stride)
             except SourceError as error:
-                self._tell(error)
+                self._report_error(error)
 
-    def _tell(self, error: SourceError) -> None:
+    def _report_error(self, error: SourceError) -> None:
         self.failed += 1
-        sys.stderr.write(f"visionedge: {_shown(redact(str(error)), sys.stderr)}\n")
+        sys.stderr.write(f"visionedge: {_printable(redact(str(error)), sys.stderr)}\n")
 
 
-class Progress:
+class VideoProgress:
     """How far a video is, for people at a terminal: a line that is written over, and one at its end.
 
     Args:
@@ -279,22 +288,24 @@ class Progress:
         alone: no results go to the terminal at the same time.
     """
 
-    def __init__(self, stream: TextIO, *, alone: bool, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, stream: TextIO, *, owns_terminal: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._stream, self._clock = stream, clock
-        self._shows, self._alone = stream.isatty(), alone
+        self._is_terminal, self._alone = stream.isatty(), owns_terminal
         self._video: str | None = None
-        self._count, self._number, self._began_s, self._told_s = 0, 0, 0.0, 0.0
+        self._count, self._number, self._began_s, self._printed_s = 0, 0, 0.0, 0.0
 
     def note(self, source: str, number: int, *, video: bool) -> None:
         """A picture is done, which has this number in its video."""
         now_s = self._clock()
         if source != self._video:
             self.close()
-            self._video = source if video and self._shows else None
-            self._count, self._began_s, self._told_s = 0, now_s, now_s
+            self._video = source if video and self._is_terminal else None
+            self._count, self._began_s, self._printed_s = 0, now_s, now_s
         self._count, self._number = self._count + 1, number
-        if self._video is not None and self._alone and now_s - self._told_s >= _PROGRESS_S:
-            self._told_s = now_s
+        if self._video is not None and self._alone and now_s - self._printed_s >= _PROGRESS_S:
+            self._printed_s = now_s
             self._stream.write(f"\r{self._line(now_s)}\x1b[K")
             self._stream.flush()
 
@@ -309,11 +320,11 @@ class Progress:
         rate = self._count / max(now_s - self._began_s, 1e-3)
         # Where pictures are left out, the count alone would not tell how far the video is.
         reached = f" (up to number {self._number})" if self._number > self._count else ""
-        video = _shown(self._video or "", self._stream)
+        video = _printable(self._video or "", self._stream)
         return f"{video}: {self._count} frames{reached}, {rate:.1f} frames/s"
 
 
-def _members(source: str) -> list[str]:
+def _list_inputs(source: str) -> list[str]:
     """A folder's pictures and videos in natural order, without hidden ones; else the path itself.
 
     Raises:
@@ -330,11 +341,11 @@ def _members(source: str) -> list[str]:
         entries = [entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(".")]
     except OSError as error:
         raise SourceError(f"{source} cannot be listed: {error.strerror}") from None
-    names = [entry.name for entry in entries if entry.suffix.lower() in SUFFIXES | _VIDEO_SUFFIXES]
+    names = [entry.name for entry in entries if entry.suffix.lower() in PICTURE_SUFFIXES | _VIDEO_SUFFIXES]
     if not names:
         raise SourceError(f"{source} holds no picture and no video")
     # Joined as text: a Path would drop the './' that the path was given with.
-    return [f"{source.rstrip('/')}/{name}" for name in sorted(names, key=natural_key)]
+    return [f"{source.rstrip('/')}/{name}" for name in sorted(names, key=natural_sort_key)]
 
 
 def _is_folder(source: str) -> bool:
@@ -353,7 +364,7 @@ def _is_folder(source: str) -> bool:
         raise SourceError(f"{source!r} cannot be the name of a file") from None
     if stat.S_ISDIR(seen.st_mode):
         return True
-    check_regular(source, seen)
+    check_regular_file(source, seen)
     if not os.access(source, os.R_OK):
         raise SourceError(f"{source} may not be read by this user; change its permissions")
     return False
@@ -371,7 +382,7 @@ def _video(path: str, stride: int) -> Iterator[_Item]:
             looked_at += 1
             try:
                 picture = decoded.picture()
-            except DamagedError as error:
+            except DamagedPictureError as error:
                 damaged, reason = damaged + 1, reason or str(error)
                 continue
             yield _Item(path, number, picture, decoded.position_s)
@@ -381,7 +392,7 @@ def _video(path: str, stride: int) -> Iterator[_Item]:
         raise SourceError(f"{path}: {damaged} of {looked_at} pictures cannot be used: {reason}")
 
 
-def _shown(text: str, out: TextIO) -> str:
+def _printable(text: str, out: TextIO) -> str:
     """A text as it may be written: no control characters, and nothing that the stream cannot encode."""
     plain = "".join(c if c.isprintable() else "?" for c in text)
     encoding = out.encoding or "utf-8"
@@ -397,15 +408,15 @@ def _json_line(document: dict[str, Any], out: TextIO) -> str:
     return line
 
 
-def _in_pixels(box: dict[str, float], width_px: int, height_px: int) -> str:
+def _format_box_px(box: dict[str, float], width_px: int, height_px: int) -> str:
     """A box of a frame object, whose numbers are shares of the picture, as people read it."""
     left, width = round(box["left"] * width_px), round(box["width"] * width_px)
     top, height = round(box["top"] * height_px), round(box["height"] * height_px)
     return f"left {left}, top {top}, {width}x{height} px"
 
 
-def _write(item: _Item, result: Result, as_json: bool, out: TextIO) -> None:
-    document = frame_document(result, source=item.source)
+def _write(item: _Item, result: FrameResult, as_json: bool, out: TextIO) -> None:
+    document = build_frame_document(result, source=item.source)
     if as_json:
         out.write(_json_line(document, out) + "\n")
         return
@@ -413,9 +424,9 @@ def _write(item: _Item, result: Result, as_json: bool, out: TextIO) -> None:
     if item.position_s is not None:
         where += f"#{item.number} at {item.position_s:.2f} s"
     took = f"{document['timing']['inferMs']:.1f} ms on {result.device}"
-    out.write(f"{_shown(where, out)}: {result.frame.width_px}x{result.frame.height_px}, {took}\n")
+    out.write(f"{_printable(where, out)}: {result.frame.width_px}x{result.frame.height_px}, {took}\n")
     for row in document["detections"]:
-        place = _in_pixels(row["box"], result.frame.width_px, result.frame.height_px)
-        out.write(f"  {_shown(row['label'], out):<16} {row['confidence']:.2f}  {place}\n")
+        place = _format_box_px(row["box"], result.frame.width_px, result.frame.height_px)
+        out.write(f"  {_printable(row['label'], out):<16} {row['confidence']:.2f}  {place}\n")
     if not document["detections"]:
         out.write("  nothing\n")

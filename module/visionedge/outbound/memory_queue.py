@@ -8,8 +8,8 @@ from typing import Protocol
 from visionedge.outbound.messages import EVENTS, Message
 
 
-class Waiting(Protocol):
-    """Where messages wait for their acknowledgement: a `Backlog` in memory, or a `Spool` on disk.
+class MessageQueue(Protocol):
+    """Where messages wait for their acknowledgement: a `MemoryQueue` in memory, or a `Spool` on disk.
 
     The first message stays inside until `settle`: it is never lost by being taken out. The hub client holds
     its own lock around every call.
@@ -27,7 +27,7 @@ class Waiting(Protocol):
     def settle(self, message: Message, *, dropped: str | None = None) -> None:
         """Take out the first message: it was acknowledged, or given up for the reason `dropped`."""
 
-    def abandon(self) -> int:
+    def drop_unsaved(self) -> int:
         """The client ends: drop what cannot be kept for the next start; how many messages that were."""
 
     def __len__(self) -> int: ...
@@ -41,7 +41,7 @@ class Waiting(Protocol):
         """Messages that were never sent, by reason."""
 
 
-class Backlog:
+class MemoryQueue:
     """A queue of messages bounded by count and bytes. No lock of its own: its owner holds one.
 
     What is dropped first is the oldest message that is no event; events go only when nothing else is left,
@@ -53,7 +53,7 @@ class Backlog:
         self._limit_bytes = limit_bytes
         self._messages: deque[Message] = deque()
         self._dropped: Counter[str] = Counter()
-        self._handed_out: Message | None = None
+        self._in_flight: Message | None = None
         self._bytes = 0
 
     def __repr__(self) -> str:
@@ -80,16 +80,16 @@ class Backlog:
         self._messages.append(message)
         self._bytes += message.size_bytes
         while len(self._messages) > self._limit or self._bytes > self._limit_bytes:
-            least = self._least()
-            if least is None:
+            index_to_drop = self._find_droppable()
+            if index_to_drop is None:
                 break
-            self._remove(least)
+            self._remove(index_to_drop)
             self._dropped["full"] += 1
 
     def first(self) -> Message | None:
         """The message to send next; it stays inside."""
-        self._handed_out = self._messages[0] if self._messages else None
-        return self._handed_out
+        self._in_flight = self._messages[0] if self._messages else None
+        return self._in_flight
 
     def settle(self, message: Message, *, dropped: str | None = None) -> None:
         """Take out the first message: it was acknowledged, or given up for the reason `dropped`.
@@ -101,7 +101,7 @@ class Backlog:
             if dropped:
                 self._dropped[dropped] += 1
 
-    def abandon(self) -> int:
+    def drop_unsaved(self) -> int:
         """Drop all that is left, counted `closed`; how many that were."""
         left = len(self._messages)
         self._messages.clear()
@@ -110,11 +110,11 @@ class Backlog:
             self._dropped["closed"] += left
         return left
 
-    def _least(self) -> int | None:
+    def _find_droppable(self) -> int | None:
         """The place of the message to drop first; None when only the one in flight is left."""
-        free = [i for i, message in enumerate(self._messages) if message is not self._handed_out]
+        free = [i for i, message in enumerate(self._messages) if message is not self._in_flight]
         return next((i for i in free if self._messages[i].output != EVENTS), free[0] if free else None)
 
-    def _remove(self, place: int) -> None:
-        self._bytes -= self._messages[place].size_bytes
-        del self._messages[place]
+    def _remove(self, index: int) -> None:
+        self._bytes -= self._messages[index].size_bytes
+        del self._messages[index]

@@ -10,13 +10,13 @@ from datetime import datetime
 from typing import Any, Literal
 from urllib.parse import quote
 
-from visionedge.frames.types import utc_text
+from visionedge.frames.types import format_utc
 
 DETECTIONS = "detections"
 EVENTS = "events"
 CONTENT_TYPE = "application/json"
 CONTENT_ENCODING = "utf-8"
-RUN_CHARACTERS = 12
+RUN_ID_CHARACTERS = 12
 """The length of `Sender.run`."""
 
 CORRELATION_ID = "$.cid"
@@ -32,7 +32,7 @@ MAX_LABELS_BYTES = 1_024
 _RESERVED_BYTES = 8_192
 MAX_FRAME_BYTES = MAX_BYTES - _RESERVED_BYTES
 
-Kind = Literal["engine", "camera", "model", "storage", "module"]
+EventKind = Literal["engine", "camera", "model", "storage", "module"]
 
 # Printable ASCII without the comma (it separates), '%' (it escapes) and '*' (it stands for "and more").
 _PLAIN = " !\"#$&'()+-./:;<=>?@[\\]^_`{|}~"
@@ -44,7 +44,7 @@ class Sender:
 
     device: str
     module: str
-    run: str
+    run_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Message:
     body: bytes
     message_id: str
     properties: Mapping[str, str]
-    number: int
+    sequence_number: int
     frames: int = 0
 
     @property
@@ -70,7 +70,7 @@ class Message:
 class Event:
     """A change of state that people or rules in the cloud should hear of."""
 
-    kind: Kind
+    kind: EventKind
     code: str
     message: str
     at: datetime
@@ -112,48 +112,51 @@ def encode_frame(document: Mapping[str, Any]) -> EncodedFrame:
     body = encode(document)
     if len(body) > MAX_FRAME_BYTES:
         raise FrameTooLargeError(f"a frame object of {len(body)} bytes; {MAX_FRAME_BYTES} fit in a message")
-    return _listed(document, body)
+    return _without_body(document, body)
 
 
-def _listed(document: Mapping[str, Any], body: bytes = b"") -> EncodedFrame:
+def _without_body(document: Mapping[str, Any], body: bytes = b"") -> EncodedFrame:
     """What the properties of a message need of a frame object."""
     detections = document["detections"]
     return EncodedFrame(
         body=body,
         camera=document["camera"],
         confidence=max((row["confidence"] for row in detections), default=0.0),
-        labels=frozenset(property_text(row["label"]) for row in detections) - {""},
+        labels=frozenset(escape_property_value(row["label"]) for row in detections) - {""},
     )
 
 
-def property_text(text: str) -> str:
+def escape_property_value(text: str) -> str:
     """A text as it may stand in a property's list: ``,``, ``%``, ``*`` and non-ASCII are percent-encoded."""
     return quote(text, safe=_PLAIN, errors="replace")
 
 
-def batch_messages(sender: Sender, first_number: int, frames: Sequence[EncodedFrame]) -> list[Message]:
+def build_batch_messages(sender: Sender, first_number: int, frames: Sequence[EncodedFrame]) -> list[Message]:
     """Pack frames, in their order, into as few messages as their limits allow, numbered from `first_number`.
 
     A message ends where the next frame would make it too large or its lists of cameras or labels too long;
     only the labels of a single frame are ever cut, and then end with ``*``.
     """
-    return [_batch_message(sender, first_number + index, pack) for index, pack in enumerate(_packs(frames))]
+    return [
+        _batch_message(sender, first_number + index, pack)
+        for index, pack in enumerate(_split_into_messages(frames))
+    ]
 
 
-def envelope_bytes(sender: Sender, number: int) -> int:
+def envelope_bytes(sender: Sender, sequence_number: int) -> int:
     """What a batch message weighs without its frames and without its lists of cameras and labels."""
     nothing = EncodedFrame(b"", "", 0.99999, frozenset())
-    return _batch_message(sender, number, [nothing]).size_bytes
+    return _batch_message(sender, sequence_number, [nothing]).size_bytes
 
 
-def event_message(sender: Sender, number: int, event: Event) -> Message:
+def build_event_message(sender: Sender, sequence_number: int, event: Event) -> Message:
     """The message that tells an event; details that do not fit are left out and said to be."""
     document = {
         "schema": "visionedge/event/1",
         "device": sender.device,
         "module": sender.module,
-        "messageSequence": number,
-        "at": utc_text(event.at),
+        "messageSequence": sequence_number,
+        "at": format_utc(event.at),
         "kind": event.kind,
         "code": event.code,
         "message": event.message[:4096],
@@ -162,11 +165,11 @@ def event_message(sender: Sender, number: int, event: Event) -> Message:
     body = encode(document)
     if len(body) > MAX_FRAME_BYTES:
         body = encode(document | {"details": {"omitted": f"{len(body)} bytes are too many"}})
-    message_id = _message_id(sender, EVENTS, number)
-    return Message(EVENTS, body, message_id, _event_properties(event.kind, event.code), number)
+    message_id = _message_id(sender, EVENTS, sequence_number)
+    return Message(EVENTS, body, message_id, _event_properties(event.kind, event.code), sequence_number)
 
 
-def message_of(body: bytes) -> Message:
+def parse_message(body: bytes) -> Message:
     """The message that a body was sent with, for who counts again; its id is another one of the same length.
 
     Raises:
@@ -174,23 +177,25 @@ def message_of(body: bytes) -> Message:
     """
     try:
         document = json.loads(body)
-        sender = Sender(document["device"], document["module"], "0" * RUN_CHARACTERS)
-        number = int(document["messageSequence"])
+        sender = Sender(document["device"], document["module"], "0" * RUN_ID_CHARACTERS)
+        sequence_number = int(document["messageSequence"])
         if document["schema"] == "visionedge/event/1":
             output, count = EVENTS, 0
             properties = _event_properties(document["kind"], document["code"])
         elif document["schema"] == "visionedge/batch/1":
-            frames = [_listed(frame) for frame in document["frames"]]
+            frames = [_without_body(frame) for frame in document["frames"]]
             output, count = DETECTIONS, len(frames)
             properties = _batch_properties(frames)
         else:
             raise ValueError("its schema is not known here")
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"a key of it is missing or wrong: {error!r}") from None
-    return Message(output, body, _message_id(sender, output, number), properties, number, frames=count)
+    return Message(
+        output, body, _message_id(sender, output, sequence_number), properties, sequence_number, frames=count
+    )
 
 
-def _packs(frames: Iterable[EncodedFrame]) -> list[list[EncodedFrame]]:
+def _split_into_messages(frames: Iterable[EncodedFrame]) -> list[list[EncodedFrame]]:
     packs: list[list[EncodedFrame]] = []
     size, cameras, labels = 0, frozenset[str](), frozenset[str]()
     for frame in frames:
@@ -209,18 +214,20 @@ def _packs(frames: Iterable[EncodedFrame]) -> list[list[EncodedFrame]]:
     return packs
 
 
-def _batch_message(sender: Sender, number: int, frames: Sequence[EncodedFrame]) -> Message:
+def _batch_message(sender: Sender, sequence_number: int, frames: Sequence[EncodedFrame]) -> Message:
     head = encode(
         {
             "schema": "visionedge/batch/1",
             "device": sender.device,
             "module": sender.module,
-            "messageSequence": number,
+            "messageSequence": sequence_number,
         }
     )
     body = head[:-1] + b',"frames":[' + b",".join(frame.body for frame in frames) + b"]}"
-    message_id = _message_id(sender, DETECTIONS, number)
-    return Message(DETECTIONS, body, message_id, _batch_properties(frames), number, frames=len(frames))
+    message_id = _message_id(sender, DETECTIONS, sequence_number)
+    return Message(
+        DETECTIONS, body, message_id, _batch_properties(frames), sequence_number, frames=len(frames)
+    )
 
 
 def _batch_properties(frames: Sequence[EncodedFrame]) -> dict[str, str]:
@@ -233,12 +240,12 @@ def _batch_properties(frames: Sequence[EncodedFrame]) -> dict[str, str]:
 
 
 def _event_properties(kind: str, code: str) -> dict[str, str]:
-    return {"schema": "visionedge/event/1", "kind": kind, "code": property_text(code)[:128]}
+    return {"schema": "visionedge/event/1", "kind": kind, "code": escape_property_value(code)[:128]}
 
 
-def _message_id(sender: Sender, output: str, number: int) -> str:
+def _message_id(sender: Sender, output: str, sequence_number: int) -> str:
     """The same each time the message is sent; no other message of this module ever has it."""
-    return f"{sender.run}-{output}-{number}"
+    return f"{sender.run_id}-{output}-{sequence_number}"
 
 
 def _number_text(value: float) -> str:

@@ -8,7 +8,7 @@ from datetime import date, datetime, timedelta
 from types import MappingProxyType
 
 BLOCK_BYTES = 4_096
-UNITS: Mapping[str, int] = MappingProxyType({"S1": 400_000, "S2": 6_000_000})
+UNIT_BLOCKS_PER_DAY: Mapping[str, int] = MappingProxyType({"S1": 400_000, "S2": 6_000_000})
 """Metered messages (blocks) that one unit of a tier takes in a day."""
 
 S1 = "S1"
@@ -16,10 +16,10 @@ MAX_PER_DAY = "maxPerDay"
 DAY_S = 86_400
 _SLICE_NS = 60_000_000_000
 _SLICES = 60
-_TRUSTED_S = 300.0
+_MIN_PROJECTION_S = 300.0
 """A projection from less time is not reported: starting alone makes many messages."""
 
-_WELL_BELOW = 0.9
+_HYSTERESIS = 0.9
 
 
 def blocks(size_bytes: int) -> int:
@@ -28,7 +28,7 @@ def blocks(size_bytes: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Bill:
+class MeteredUsage:
     """Messages and blocks by output since the start, and what the last `span_s` would come to in a day.
 
     `per_day` has the projected blocks by output; `span_s` is an hour, or what there is of it.
@@ -36,7 +36,7 @@ class Bill:
 
     messages: Mapping[str, int]
     blocks: Mapping[str, int]
-    fill: float
+    fill_ratio: float
     per_day: Mapping[str, float]
     span_s: float
 
@@ -48,10 +48,10 @@ class Bill:
     @property
     def shares(self) -> Mapping[str, float]:
         """Which part of one unit's daily quota that is, by tier."""
-        return {tier: self.blocks_per_day / quota for tier, quota in UNITS.items()}
+        return {tier: self.blocks_per_day / quota for tier, quota in UNIT_BLOCKS_PER_DAY.items()}
 
 
-class Meter:
+class UsageMeter:
     """Counts messages as IoT Hub meters them."""
 
     def __init__(self, clock: Callable[[], int]) -> None:
@@ -77,19 +77,19 @@ class Meter:
             self._slices.append((minute, Counter()))
         self._slices[-1][1][output] += metered
 
-    def project_anew(self) -> None:
+    def restart_projection(self) -> None:
         """Project the day from what is counted from now on; nothing was sent for a while, on purpose."""
         self._slices.clear()
         self._began_ns = self._clock()
 
-    def bill(self) -> Bill:
+    def usage(self) -> MeteredUsage:
         """The counts, and the day they would make."""
         total = self._blocks.total()
         span_s, recent = self._recent()
-        return Bill(
+        return MeteredUsage(
             messages=MappingProxyType(dict(self._messages)),
             blocks=MappingProxyType(dict(self._blocks)),
-            fill=self._bytes / (total * BLOCK_BYTES) if total else 0.0,
+            fill_ratio=self._bytes / (total * BLOCK_BYTES) if total else 0.0,
             per_day=MappingProxyType({output: n * DAY_S / span_s for output, n in recent.items()}),
             span_s=span_s,
         )
@@ -107,7 +107,7 @@ class Meter:
         return max(60.0, (now_ns - since_ns) / 1e9), recent
 
 
-class Forecast:
+class QuotaForecast:
     """Whether the projected day passes a limit: `telemetry.maxPerDay`, or the quota of one S1 unit."""
 
     def __init__(self) -> None:
@@ -117,26 +117,26 @@ class Forecast:
     def __repr__(self) -> str:
         return f"<Forecast exceeded={self.exceeded}>"
 
-    def update(self, bill: Bill, limited: float, max_per_day: int, day: object) -> bool:
+    def update(self, usage: MeteredUsage, limited: float, max_per_day: int, day: object) -> bool:
         """Judge a projection, of which `max_per_day` limits `limited` blocks; whether that is to be reported.
 
         It is when other limits are passed than before, and on each day on which one still is.
         """
-        if bill.span_s < _TRUSTED_S:
+        if usage.span_s < _MIN_PROJECTION_S:
             return False
         # No more than `maxPerDay` is sent, whatever is projected.
-        billed = min(limited, max_per_day) + bill.blocks_per_day - limited
-        values = {MAX_PER_DAY: (limited, max_per_day), S1: (billed, UNITS[S1])}
-        exceeded = tuple(name for name, (value, limit) in values.items() if self._passes(name, value, limit))
+        billed = min(limited, max_per_day) + usage.blocks_per_day - limited
+        values = {MAX_PER_DAY: (limited, max_per_day), S1: (billed, UNIT_BLOCKS_PER_DAY[S1])}
+        exceeded = tuple(name for name, (value, limit) in values.items() if self._exceeds(name, value, limit))
         changed, self.exceeded = exceeded != self.exceeded, exceeded
         if not changed and (not exceeded or day == self._day):
             return False
         self._day = day
         return True
 
-    def _passes(self, name: str, value: float, limit: int) -> bool:
+    def _exceeds(self, name: str, value: float, limit: int) -> bool:
         """A limit that was passed counts as passed until the projection is well below it."""
-        return value > (limit * _WELL_BELOW if name in self.exceeded else limit)
+        return value > (limit * _HYSTERESIS if name in self.exceeded else limit)
 
 
 # How much may still go out on this UTC day, whatever happens to the wall clock. Pure: both clocks are given.
@@ -145,10 +145,10 @@ class Forecast:
 # because the clock was set: neither back nor ahead. What was spent is kept by date; `spent` is to be stored.
 
 
-_SET_BY_S = 60.0
+_CLOCK_STEP_S = 60.0
 """The wall clock was set when it went this much further, or less far, than the monotonic one."""
 
-_REMEMBERED_S = 86_400.0
+_DAY_MEMORY_S = 86_400.0
 """So long a date that was left when the clock was set back is still the day that it was."""
 
 
@@ -168,17 +168,17 @@ class DayBudget:
         self.limit = limit
         self._utc = utc
         self._clock = clock
-        self._seen = (utc(), clock())
-        self._day: date = self._seen[0].date()
+        self._last_reading = (utc(), clock())
+        self._day: date = self._last_reading[0].date()
         today = self._day.isoformat()
         # A later date: the clock is behind, or was ahead before. It is the same day as far as anybody knows.
         later = [count for day, count in spent.items() if day > today]
         self._used = max([spent.get(today, 0), *later])
-        self._came_by_itself = True
-        self._left: dict[date, tuple[int, int]] = {}
+        self._is_real_date = True
+        self._other_days: dict[date, tuple[int, int]] = {}
         for day, count in spent.items():
             if day > today and (known := _date(day)) is not None:
-                self._left[known] = (count, self._seen[1])
+                self._other_days[known] = (count, self._last_reading[1])
         self.spent: Mapping[str, int] = MappingProxyType({today: self._used})
 
     def __repr__(self) -> str:
@@ -187,12 +187,12 @@ class DayBudget:
     @property
     def day(self) -> date:
         """The UTC day that is being counted."""
-        self._look()
+        self._update_day()
         return self._day
 
     def left(self) -> int:
         """How much more may go out today."""
-        self._look()
+        self._update_day()
         return max(0, self.limit - self._used)
 
     def take(self, count: int) -> bool:
@@ -204,28 +204,30 @@ class DayBudget:
 
     def spend(self, count: int) -> None:
         """Count what goes out now."""
-        self._look()
-        self._note(self._used + count)
+        self._update_day()
+        self._set_used(self._used + count)
 
-    def _look(self) -> None:
+    def _update_day(self) -> None:
         """See what day it is, and why."""
         now_utc, now_ns = self._utc(), self._clock()
-        before_utc, before_ns = self._seen
-        self._seen = (now_utc, now_ns)
+        before_utc, before_ns = self._last_reading
+        self._last_reading = (now_utc, now_ns)
         today = now_utc.date()
         if today == self._day:
             return
         passed_s = (now_ns - before_ns) / 1e9
-        was_set = abs((now_utc - before_utc - timedelta(seconds=passed_s)).total_seconds()) > _SET_BY_S
-        if was_set and self._came_by_itself:
+        was_set = abs((now_utc - before_utc - timedelta(seconds=passed_s)).total_seconds()) > _CLOCK_STEP_S
+        if was_set and self._is_real_date:
             # It may come again. One that the clock was set to was perhaps never the date.
-            self._left[self._day] = (self._used, now_ns)
-        self._left = {day: one for day, one in self._left.items() if (now_ns - one[1]) / 1e9 <= _REMEMBERED_S}
-        known = self._left[today][0] if today in self._left else 0
-        self._day, self._came_by_itself = today, not was_set
-        self._note(max(self._used, known) if was_set else known)
+            self._other_days[self._day] = (self._used, now_ns)
+        self._other_days = {
+            day: one for day, one in self._other_days.items() if (now_ns - one[1]) / 1e9 <= _DAY_MEMORY_S
+        }
+        known = self._other_days[today][0] if today in self._other_days else 0
+        self._day, self._is_real_date = today, not was_set
+        self._set_used(max(self._used, known) if was_set else known)
 
-    def _note(self, used: int) -> None:
+    def _set_used(self, used: int) -> None:
         self._used = used
         self.spent = MappingProxyType({self._day.isoformat(): used})
 

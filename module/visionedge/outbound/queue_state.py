@@ -12,15 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from visionedge.outbound.messages import EVENTS, Message
-from visionedge.outbound.sqlite_store import Loss, Reason, Row, Work
+from visionedge.outbound.sqlite_store import LostRange, MessageDropReason, MessageRow, Transaction
 
 # What goes into one transaction at most, so that none takes long.
-_WORK_MESSAGES = 500
-_WORK_BYTES = 4_000_000
+_MAX_TRANSACTION_MESSAGES = 500
+_MAX_TRANSACTION_BYTES = 4_000_000
 
 
 @dataclass(slots=True)
-class Entry:
+class QueuedMessage:
     """A message; `key` is its row in the file, None while it has none."""
 
     message: Message
@@ -28,71 +28,71 @@ class Entry:
     settled: bool = False
 
 
-class Shelves:
+class QueueState:
     """The state of the spool, changed by whoever holds the spool's lock."""
 
     def __init__(self, memory_bytes: int, window: int = 512, window_bytes: int = 4_000_000) -> None:
         self._memory_bytes = memory_bytes
         self._window_limit = window
         self._window_bytes = window_bytes
-        self._fresh: deque[Entry] = deque()
-        self._writing: list[Entry] = []
-        self._window: deque[Entry] = deque()
-        self._handed: Entry | None = None
-        self._work = Work()
+        self._fresh: deque[QueuedMessage] = deque()
+        self._writing: list[QueuedMessage] = []
+        self._window: deque[QueuedMessage] = deque()
+        self._in_flight: QueuedMessage | None = None
+        self._transaction = Transaction()
         self._window_used = 0
         self._unwritten = 0
         self._settled: list[tuple[int, int]] = []
-        self._losses: list[Loss] = []
-        self._told: list[Loss] = []
-        self._telling: dict[tuple[str, int], tuple[Loss, ...]] = {}
-        self._withdrawn: list[Entry] = []
-        self._spilled: dict[str, int] = {}
+        self._losses: list[LostRange] = []
+        self._reported: list[LostRange] = []
+        self._losses_by_report: dict[tuple[str, int], tuple[LostRange, ...]] = {}
+        self._withdrawn: list[QueuedMessage] = []
+        self._bypassed: dict[str, int] = {}
         self.dropped: Counter[str] = Counter()
-        # Rows of the file above `loaded_to` are not in the window; `behind` = there may be such.
-        self.loaded_to = 0
-        self.behind = False
+        # Rows of the file above `last_loaded_key` are not in the window; `behind` = there may be such.
+        self.last_loaded_key = 0
+        self.has_more_on_disk = False
         self.committed: dict[str, int] = {}
         self._reached: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return (
             f"<Shelves fresh={len(self._fresh)} writing={len(self._writing)} window={len(self._window)}"
-            f" settled={len(self._settled)} behind={self.behind}>"
+            f" settled={len(self._settled)} behind={self.has_more_on_disk}>"
         )
 
     # --- the hub's side -------------------------------------------------------------------------------------
 
-    def put(self, message: Message, tells: tuple[Loss, ...] = ()) -> None:
+    def put(self, message: Message, reports: tuple[LostRange, ...] = ()) -> None:
         """Take a message; what does not fit into memory is dropped, the oldest telemetry first."""
-        self._fresh.append(Entry(message))
-        if tells:
-            self._telling[message.output, message.number] = tells
+        self._fresh.append(QueuedMessage(message))
+        if reports:
+            self._losses_by_report[message.output, message.sequence_number] = reports
         self._unwritten += message.size_bytes
-        while self._unwritten > self._memory_bytes and self._drop_least():
+        while self._unwritten > self._memory_bytes and self._drop_oldest():
             pass
 
     def first(self) -> Message | None:
         """What the hub gets next."""
-        self._handed = self._window[0] if self._window else None
-        return self._handed.message if self._handed else None
+        self._in_flight = self._window[0] if self._window else None
+        return self._in_flight.message if self._in_flight else None
 
-    def settle(self, message: Message, dropped: Reason | None) -> None:
+    def settle(self, message: Message, dropped: MessageDropReason | None) -> None:
         """The hub has it, or never will."""
         if not self._window or self._window[0].message is not message:
             return
         entry = self._window.popleft()
         entry.settled = True
-        self._handed = None
+        self._in_flight = None
         self._window_used -= message.size_bytes
         if entry.key is None:
             self._unwritten -= message.size_bytes
         else:
             self._settled.append((entry.key, message.size_bytes))
         if dropped is not None:
-            self._lose(message.output, message.number, dropped)
+            self._record_loss(message.output, message.sequence_number, dropped)
         else:
-            self._told += self._telling.pop((message.output, message.number), ())
+            self._reported += self._losses_by_report.pop((message.output, message.sequence_number), ())
 
     # --- the disk's side ------------------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ class Shelves:
     def unwritten(self) -> int:
         """How many messages are in no file."""
         bare = sum(entry.key is None for entry in self._window)
-        return bare + sum(not self._sending(entry) for entry in (*self._writing, *self._fresh))
+        return bare + sum(not self._is_window_head(entry) for entry in (*self._writing, *self._fresh))
 
     @property
     def unwritten_bytes(self) -> int:
@@ -110,12 +110,12 @@ class Shelves:
     @property
     def pending_rows(self) -> int:
         """Rows that the hub has and the file does not yet know of."""
-        return len(self._settled) + len(self._work.settled)
+        return len(self._settled) + len(self._transaction.settled)
 
     @property
     def pending_bytes(self) -> int:
         """The bytes of these rows."""
-        return sum(size for _, size in (*self._settled, *self._work.settled))
+        return sum(size for _, size in (*self._settled, *self._transaction.settled))
 
     @property
     def has_fresh(self) -> bool:
@@ -123,47 +123,53 @@ class Shelves:
         return bool(self._fresh)
 
     @property
-    def has_traces(self) -> bool:
+    def has_deferred_changes(self) -> bool:
         """Whether something less urgent waits to be written: what was settled, lost or told."""
-        return bool(self._settled or self._losses or self._told or self._spilled)
+        return bool(self._settled or self._losses or self._reported or self._bypassed)
 
     @property
-    def wants_more(self) -> bool:
+    def needs_refill(self) -> bool:
         """Whether the window runs low while the file has more."""
         low = len(self._window) * 2 < self._window_limit and self._window_used * 2 < self._window_bytes
-        return self.behind and low
+        return self.has_more_on_disk and low
 
     @property
-    def room(self) -> tuple[int, int]:
+    def load_limits(self) -> tuple[int, int]:
         """How many messages and bytes the window takes at a time."""
         return self._window_limit, self._window_bytes
 
-    def take_work(self, lived_s: float, spent: Mapping[str, int], most: int = _WORK_MESSAGES) -> Work:
+    def take_transaction(
+        self, running_s: float, spent: Mapping[str, int], max_messages: int = _MAX_TRANSACTION_MESSAGES
+    ) -> Transaction:
         """What to write now; it stays on the shelf `writing` until `written`, `failed` or `rejected`."""
-        left_bytes = _WORK_BYTES
-        while self._fresh and len(self._writing) < most and left_bytes > 0:
+        left_bytes = _MAX_TRANSACTION_BYTES
+        while self._fresh and len(self._writing) < max_messages and left_bytes > 0:
             entry = self._fresh.popleft()
             if not entry.settled:
                 left_bytes -= entry.message.size_bytes
                 self._writing.append(entry)
-        self._work = Work(
+        self._transaction = Transaction(
             append=[entry.message for entry in self._writing],
             settled=self._settled,
-            losses=self._losses,
-            told=self._told,
-            numbers=self._spilled,
-            lived_s=lived_s,
+            lost_ranges=self._losses,
+            reported=self._reported,
+            last_numbers=self._bypassed,
+            running_s=running_s,
             spent=spent,
-            promised=[loss for entry in self._writing for loss in self._tells(entry) if not loss.key],
+            unsaved_reported=[
+                loss for entry in self._writing for loss in self._losses_reported_by(entry) if not loss.key
+            ],
         )
-        self._settled, self._losses, self._told, self._spilled = [], [], [], {}
-        return self._work
+        self._settled, self._losses, self._reported, self._bypassed = [], [], [], {}
+        return self._transaction
 
-    def withdraw(self, going: Iterable[tuple[Row, Reason]]) -> list[tuple[Row, Reason]]:
+    def withdraw(
+        self, going: Iterable[tuple[MessageRow, MessageDropReason]]
+    ) -> list[tuple[MessageRow, MessageDropReason]]:
         """Take rows that shall be dropped out of the window; without what the hub has, or has in hand."""
         keep = {key for key, _ in self._settled}
-        if self._handed and self._handed.key is not None:
-            keep.add(self._handed.key)
+        if self._in_flight and self._in_flight.key is not None:
+            keep.add(self._in_flight.key)
         leaving = [(row, reason) for row, reason in going if row.key not in keep]
         keys = {row.key for row, _ in leaving}
         self._withdrawn = [entry for entry in self._window if entry.key in keys]
@@ -171,45 +177,48 @@ class Shelves:
         self._window_used = sum(entry.message.size_bytes for entry in self._window)
         return leaving
 
-    def written(
-        self, keys: Sequence[int], evicted: Iterable[tuple[Row, Reason]], losses: Iterable[Loss] = ()
+    def mark_written(
+        self,
+        keys: Sequence[int],
+        evicted: Iterable[tuple[MessageRow, MessageDropReason]],
+        lost_ranges: Iterable[LostRange] = (),
     ) -> None:
         """The work is in the file, which knows `losses` now."""
-        known = {(loss.output, loss.first, loss.reason): loss.key for loss in losses}
+        known = {(loss.output, loss.first, loss.reason): loss.key for loss in lost_ranges}
         for entry in self._writing:
-            if tells := self._tells(entry):
-                self._telling[entry.message.output, entry.message.number] = tuple(
+            if reports := self._losses_reported_by(entry):
+                self._losses_by_report[entry.message.output, entry.message.sequence_number] = tuple(
                     replace(loss, key=loss.key or known.get((loss.output, loss.first, loss.reason), 0))
-                    for loss in tells
+                    for loss in reports
                 )
         for row, reason in evicted:
             self.dropped[reason] += 1
-            self._untell(row.output, row.number)
+            self._requeue_losses(row.output, row.sequence_number)
         for entry, key in zip(self._writing, keys, strict=True):
             entry.key = key
-            self.committed[entry.message.output] = entry.message.number
+            self.committed[entry.message.output] = entry.message.sequence_number
             if entry.settled:  # sent without a file, while it was being written
                 self._settled.append((key, entry.message.size_bytes))
                 continue
             self._unwritten -= entry.message.size_bytes
-            if not self._sending(entry):
-                self._shelve(entry, key)
-        self._writing, self._work, self._withdrawn = [], Work(), []
+            if not self._is_window_head(entry):
+                self._add_to_window(entry, key)
+        self._writing, self._transaction, self._withdrawn = [], Transaction(), []
 
-    def failed(self) -> None:
+    def mark_failed(self) -> None:
         """The work is not in the file: all of it waits again, in its order."""
         self._fresh.extendleft(reversed(self._writing))
-        self._settled[:0] = self._work.settled
-        self._losses[:0] = self._work.losses
-        self._told[:0] = self._work.told
-        self._spilled = {**self._work.numbers, **self._spilled}
+        self._settled[:0] = self._transaction.settled
+        self._losses[:0] = self._transaction.lost_ranges
+        self._reported[:0] = self._transaction.reported
+        self._bypassed = {**self._transaction.last_numbers, **self._bypassed}
         # The hub has gone on meanwhile: what had to leave the window for want of room stays out of it.
         for entry in self._withdrawn:
             self._settled.append((entry.key or 0, entry.message.size_bytes))
-            self._lose(entry.message.output, entry.message.number, "full")
-        self._writing, self._work, self._withdrawn = [], Work(), []
+            self._record_loss(entry.message.output, entry.message.sequence_number, "full")
+        self._writing, self._transaction, self._withdrawn = [], Transaction(), []
 
-    def rejected(self) -> str | None:
+    def drop_unwritable(self) -> str | None:
         """The only message of the work is one that the file cannot hold: it goes, the rest waits; its id.
 
         None when there was no message in the work: then something else is wrong.
@@ -217,126 +226,126 @@ class Shelves:
         if len(self._writing) != 1:
             return None
         [entry], self._writing = self._writing, []
-        self.failed()
-        if not entry.settled and not self._sending(entry):
+        self.mark_failed()
+        if not entry.settled and not self._is_window_head(entry):
             self._unwritten -= entry.message.size_bytes
-            self._lose(entry.message.output, entry.message.number, "unwritable")
+            self._record_loss(entry.message.output, entry.message.sequence_number, "unwritable")
         return entry.message.message_id
 
-    def loaded(self, rows: Sequence[tuple[int, Message | Row]]) -> None:
+    def add_loaded(self, rows: Sequence[tuple[int, Message | MessageRow]]) -> None:
         """What the file had next; a row that makes no sense is a loss."""
         known = {entry.key for entry in self._window} | {key for key, _ in self._settled}
         for key, message in rows:
-            self.loaded_to = key
+            self.last_loaded_key = key
             if key in known:
                 continue
-            if isinstance(message, Row):
+            if isinstance(message, MessageRow):
                 self._settled.append((key, message.bytes))
-                self._lose(message.output, message.number, "unreadable")
+                self._record_loss(message.output, message.sequence_number, "unreadable")
                 continue
-            self._append(Entry(message, key))
-        self.behind = bool(rows)
+            self._append(QueuedMessage(message, key))
+        self.has_more_on_disk = bool(rows)
 
-    def spill(self) -> None:
+    def bypass_disk(self) -> None:
         """There is no file to write to: the fresh go straight to the hub, once the file's are through."""
-        if self.behind:
+        if self.has_more_on_disk:
             return
         for entry in self._fresh:
-            if not entry.settled and not self._sending(entry):
+            if not entry.settled and not self._is_window_head(entry):
                 self._append(entry)
-                self._spilled[entry.message.output] = entry.message.number
+                self._bypassed[entry.message.output] = entry.message.sequence_number
         self._fresh.clear()
 
-    def reclaim(self) -> None:
+    def requeue_unsaved(self) -> None:
         """There is a file again: what was to be sent without one becomes fresh, to be written first."""
         bare = [entry for entry in self._window if entry.key is None]
         # The one that the hub has in hand stays there, too.
-        self._window = deque(e for e in self._window if e.key is not None or e is self._handed)
+        self._window = deque(e for e in self._window if e.key is not None or e is self._in_flight)
         self._window_used = sum(entry.message.size_bytes for entry in self._window)
         self._fresh.extendleft(reversed(bare))
 
-    def opened(self, numbers: dict[str, int], first_numbers: dict[str, int]) -> None:
+    def opened(self, last_numbers: dict[str, int], first_numbers: dict[str, int]) -> None:
         """A file was opened that may hold messages."""
-        self.loaded_to, self.behind = 0, True
-        self.committed = dict(numbers)
-        self._reached = {output: number - 1 for output, number in first_numbers.items()}
+        self.last_loaded_key, self.has_more_on_disk = 0, True
+        self.committed = dict(last_numbers)
+        self._reached = {output: sequence_number - 1 for output, sequence_number in first_numbers.items()}
 
-    def forget(self) -> None:
+    def forget_file(self) -> None:
         """The file cannot be read: what only it had is lost, and no key means anything any more."""
-        if self.behind:
+        if self.has_more_on_disk:
             for output, last in self.committed.items():
                 if (first := self._reached.get(output, last) + 1) <= last:
-                    self._losses.append(Loss(output, first, last, "unreadable"))
+                    self._losses.append(LostRange(output, first, last, "unreadable"))
                     self.dropped["unreadable"] += last - first + 1
         for entry in self._window:
             if entry.key is not None:
                 entry.key = None
                 self._unwritten += entry.message.size_bytes
-        self.loaded_to, self.behind = 0, False
+        self.last_loaded_key, self.has_more_on_disk = 0, False
         self._settled.clear()
-        self._told.clear()
-        self._telling.clear()
+        self._reported.clear()
+        self._losses_by_report.clear()
 
     @property
-    def telling(self) -> set[int]:
+    def losses_being_reported(self) -> set[int]:
         """The keys of the losses that messages tell of which the hub does not have yet."""
-        return {loss.key for losses in self._telling.values() for loss in losses}
+        return {loss.key for lost_ranges in self._losses_by_report.values() for loss in lost_ranges}
 
-    def take_losses(self) -> list[Loss]:
+    def take_lost_ranges(self) -> list[LostRange]:
         """The losses that no file knows of, to be told by a message."""
         taken, self._losses = self._losses, []
         return taken
 
-    def _tells(self, entry: Entry) -> tuple[Loss, ...]:
-        return self._telling.get((entry.message.output, entry.message.number), ())
+    def _losses_reported_by(self, entry: QueuedMessage) -> tuple[LostRange, ...]:
+        return self._losses_by_report.get((entry.message.output, entry.message.sequence_number), ())
 
-    def _sending(self, entry: Entry) -> bool:
+    def _is_window_head(self, entry: QueuedMessage) -> bool:
         """Whether an entry is the first of the window, although it is on another shelf, too."""
         return bool(self._window) and self._window[0] is entry
 
-    def _append(self, entry: Entry) -> None:
+    def _append(self, entry: QueuedMessage) -> None:
         self._window.append(entry)
         self._window_used += entry.message.size_bytes
-        self._reached[entry.message.output] = entry.message.number
+        self._reached[entry.message.output] = entry.message.sequence_number
 
-    def _shelve(self, entry: Entry, key: int) -> None:
+    def _add_to_window(self, entry: QueuedMessage, key: int) -> None:
         """Into the window if nothing older is only in the file, and if there is room."""
         full = len(self._window) >= self._window_limit or self._window_used >= self._window_bytes
-        if self.behind or full:
-            self.behind = True
+        if self.has_more_on_disk or full:
+            self.has_more_on_disk = True
             return
         self._append(entry)
-        self.loaded_to = key
+        self.last_loaded_key = key
 
-    def _drop_least(self) -> bool:
+    def _drop_oldest(self) -> bool:
         """Drop the oldest telemetry of the memory, else its oldest event; False if nothing may go."""
         for telemetry in (True, False):
-            for shelf in (self._window, self._fresh):
-                for place, entry in enumerate(shelf):
-                    free = entry.key is None and entry is not self._handed
+            for queue in (self._window, self._fresh):
+                for index, entry in enumerate(queue):
+                    free = entry.key is None and entry is not self._in_flight
                     if free and (entry.message.output != EVENTS) is telemetry:
-                        self._discard(shelf, place)
+                        self._discard(queue, index)
                         return True
         return False
 
-    def _discard(self, shelf: deque[Entry], place: int) -> None:
-        message = shelf[place].message
-        del shelf[place]
+    def _discard(self, queue: deque[QueuedMessage], index: int) -> None:
+        message = queue[index].message
+        del queue[index]
         self._unwritten -= message.size_bytes
-        if shelf is self._window:
+        if queue is self._window:
             self._window_used -= message.size_bytes
-        self._lose(message.output, message.number, "full")
+        self._record_loss(message.output, message.sequence_number, "full")
 
-    def _untell(self, output: str, number: int) -> None:
+    def _requeue_losses(self, output: str, sequence_number: int) -> None:
         """A message is dropped: what it would have told is to be told by another."""
-        losses = self._telling.pop((output, number), ())
-        self._losses += [loss for loss in losses if not loss.key]
+        lost_ranges = self._losses_by_report.pop((output, sequence_number), ())
+        self._losses += [loss for loss in lost_ranges if not loss.key]
 
-    def _lose(self, output: str, number: int, reason: Reason) -> None:
+    def _record_loss(self, output: str, sequence_number: int, reason: MessageDropReason) -> None:
         self.dropped[reason] += 1
-        self._untell(output, number)
+        self._requeue_losses(output, sequence_number)
         last = self._losses[-1] if self._losses else None
-        if last and (last.output, last.last, last.reason) == (output, number - 1, reason):
-            self._losses[-1] = Loss(output, last.first, number, reason)
+        if last and (last.output, last.last, last.reason) == (output, sequence_number - 1, reason):
+            self._losses[-1] = LostRange(output, last.first, sequence_number, reason)
         else:
-            self._losses.append(Loss(output, number, number, reason))
+            self._losses.append(LostRange(output, sequence_number, sequence_number, reason))

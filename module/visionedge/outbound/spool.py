@@ -16,21 +16,21 @@ from types import MappingProxyType
 from typing import Any, Literal, cast
 
 from visionedge.outbound.messages import Message
-from visionedge.outbound.queue_state import Shelves
+from visionedge.outbound.queue_state import QueueState
 from visionedge.outbound.sqlite_store import (
-    Bounds,
-    Connect,
+    DatabaseOpener,
     ForeignFileError,
-    Loss,
-    Reason,
-    Row,
-    Store,
-    broken,
-    salvage_numbers,
+    LostRange,
+    MessageDropReason,
+    MessageRow,
+    MessageStore,
+    SpoolLimits,
+    is_corrupt,
+    recover_last_numbers,
 )
-from visionedge.runtime.files import is_odd, set_aside
+from visionedge.runtime.files import is_special_file, set_aside
 from visionedge.runtime.redaction import redact
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.threads import ThreadGroup
 
 # Which file the spool works with: the old one if it is sound and ours, else a new one, else none.
 
@@ -41,47 +41,49 @@ _COMPANIONS = ("-wal", "-shm", "-journal")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SpoolSettings:
     """Where the file is, whose messages it holds, and its bounds."""
 
     path: Path
     owner: str
-    bounds: Bounds
-    connect: Connect | None = None
+    limits: SpoolLimits
+    connect: DatabaseOpener | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class StoreOpenResult:
     """What came of opening: a store, or why there is none.
 
     `aside` says why an old file was put aside; `upto` are then the last numbers that could be read in it.
     """
 
-    store: Store | None
+    store: MessageStore | None
     reason: str | None = None
-    aside: str | None = None
-    upto: Mapping[str, int] | None = None
+    set_aside_reason: str | None = None
+    last_known_numbers: Mapping[str, int] | None = None
 
 
-def open_store(place: Place, numbers: Mapping[str, int]) -> Opened:
+def open_store(settings: SpoolSettings, last_numbers: Mapping[str, int]) -> StoreOpenResult:
     """Open the file; one that is of no use is put aside and a new one begun, with `numbers`. Blocks."""
     try:
-        place.path.parent.mkdir(parents=True, exist_ok=True)
-        if any(is_odd(place.path.with_name(place.path.name + end)) for end in ("", *_COMPANIONS)):
-            return _begin_anew(place, numbers, "it is no regular file")
-        return Opened(_store(place, numbers))
+        settings.path.parent.mkdir(parents=True, exist_ok=True)
+        if any(
+            is_special_file(settings.path.with_name(settings.path.name + end)) for end in ("", *_COMPANIONS)
+        ):
+            return _start_new_file(settings, last_numbers, "it is no regular file")
+        return StoreOpenResult(_store(settings, last_numbers))
     except ForeignFileError as error:
-        return _begin_anew(place, numbers, str(error))
+        return _start_new_file(settings, last_numbers, str(error))
     except sqlite3.Error as error:
-        if not broken(error):
-            return Opened(None, str(error))
-        known = {**numbers, **salvage_numbers(place.path, place.connect)}
-        return _begin_anew(place, known, str(error))
+        if not is_corrupt(error):
+            return StoreOpenResult(None, str(error))
+        known = {**last_numbers, **recover_last_numbers(settings.path, settings.connect)}
+        return _start_new_file(settings, known, str(error))
     except OSError as error:
-        return Opened(None, error.strerror or str(error))
+        return StoreOpenResult(None, error.strerror or str(error))
 
 
-def put_aside(path: Path) -> None:
+def set_aside_database(path: Path) -> None:
     """Rename a file, its log included; the last few that were put aside are kept.
 
     Raises:
@@ -90,45 +92,47 @@ def put_aside(path: Path) -> None:
     set_aside(path, _COMPANIONS)
 
 
-def _store(place: Place, numbers: Mapping[str, int]) -> Store:
-    return Store(place.path, place.owner, place.bounds, place.connect, numbers)
+def _store(settings: SpoolSettings, last_numbers: Mapping[str, int]) -> MessageStore:
+    return MessageStore(settings.path, settings.owner, settings.limits, settings.connect, last_numbers)
 
 
-def _begin_anew(place: Place, numbers: Mapping[str, int], why: str) -> Opened:
+def _start_new_file(settings: SpoolSettings, last_numbers: Mapping[str, int], why: str) -> StoreOpenResult:
     try:
-        put_aside(place.path)
-        return Opened(_store(place, numbers), aside=why, upto=numbers)
+        set_aside_database(settings.path)
+        return StoreOpenResult(
+            _store(settings, last_numbers), set_aside_reason=why, last_known_numbers=last_numbers
+        )
     except (sqlite3.Error, ForeignFileError) as error:
-        return Opened(None, f"{error}; and it was set aside: {why}", why, numbers)
+        return StoreOpenResult(None, f"{error}; and it was set aside: {why}", why, last_numbers)
     except OSError as error:
-        return Opened(None, f"{why}; it cannot be moved: {error.strerror or error}")
+        return StoreOpenResult(None, f"{why}; it cannot be moved: {error.strerror or error}")
 
 
-FILE_NAME = "spool.db"
+SPOOL_FILE_NAME = "spool.db"
 
-_LONGEST_REASON = 200
+_MAX_REASON_CHARACTERS = 200
 _NS = 1_000_000_000
-_TRACES_NS = 200_000_000
-_REPEAT_NS = 300 * _NS
-_AGES_NS = 60 * _NS
+_FLUSH_DELAY_NS = 200_000_000
+_EVENT_INTERVAL_NS = 300 * _NS
+_EXPIRY_INTERVAL_NS = 60 * _NS
 
 
 @dataclass(frozen=True, slots=True)
-class Tempo:
+class SpoolOptions:
     """How much may wait in memory, and how often a disk that failed is tried again."""
 
     memory_bytes: int = 32_000_000
     retry_s: float = 10.0
 
 
-Code = Literal["spool-memory", "spool-disk", "spool-lost"]
+SpoolEventCode = Literal["spool-memory", "spool-disk", "spool-lost"]
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class SpoolEvent:
     """For the cloud: an event's code, text and details; `upTo` has the last numbers that a lost file knew."""
 
-    code: Code
+    code: SpoolEventCode
     text: str
     details: Mapping[str, Any]
 
@@ -156,47 +160,47 @@ class Spool:
         self,
         path: Path,
         owner: str,
-        crew: Crew,
+        thread_group: ThreadGroup,
         *,
-        bounds: Bounds | None = None,
-        tempo: Tempo | None = None,
+        limits: SpoolLimits | None = None,
+        spool_options: SpoolOptions | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
-        connect: Connect | None = None,
+        connect: DatabaseOpener | None = None,
     ) -> None:
-        self._place = Place(path, owner, bounds or Bounds(), connect)
-        self._crew = crew
-        self._tempo = tempo or Tempo()
+        self._settings = SpoolSettings(path, owner, limits or SpoolLimits(), connect)
+        self._thread_group = thread_group
+        self._options = spool_options or SpoolOptions()
         self._clock = clock
         self._spent: Callable[[], Mapping[str, int]] = lambda: self.spent
         self._wake_client: Callable[[], None] = lambda: None
-        self._store: Store | None = None
-        self._lived_before_s = 0.0
+        self._store: MessageStore | None = None
+        self._running_before_s = 0.0
         self._opened_ns = clock()
         self._finished = threading.Event()
         # Guards all below; held for assignments only.
         self._changed = threading.Condition()
-        self._shelves = Shelves(self._tempo.memory_bytes)
+        self._queue = QueueState(self._options.memory_bytes)
         self._reason: str | None = None
         self._retry_ns = 0
-        self._traces_ns = 0
-        self._ages_ns = clock() + _AGES_NS
+        self._flush_due_ns = 0
+        self._expiry_due_ns = clock() + _EXPIRY_INTERVAL_NS
         self._started = self._closing = self._one_by_one = False
         self._rows = (0, 0)
-        self._losses: list[Loss] = []
-        self._news: list[News] = []
-        self._news_ns: dict[str, int] = {}
-        self.numbers: Mapping[str, int] = {}
+        self._losses: list[LostRange] = []
+        self._events: list[SpoolEvent] = []
+        self._event_ns: dict[str, int] = {}
+        self.last_numbers: Mapping[str, int] = {}
         self.spent: Mapping[str, int] = {}
         self._open()
 
     def __repr__(self) -> str:
         with self._changed:
-            return f"<Spool {'memory' if self._reason else 'disk'} rows={self._rows} {self._shelves!r}>"
+            return f"<Spool {'memory' if self._reason else 'disk'} rows={self._rows} {self._queue!r}>"
 
     def start(self) -> None:
         """Begin to write; once."""
         self._started = True
-        self._crew.start("spool", self._run, vital=True, may_return=True)
+        self._thread_group.start("spool", self._run, vital=True, may_return=True)
 
     # --- for the hub client (`backlog.Waiting`) -------------------------------------------------------------
 
@@ -204,31 +208,31 @@ class Spool:
         """`wake` is called from the thread `spool` when there may be something for the hub."""
         self._wake_client = wake
 
-    def follow_spent(self, spent: Callable[[], Mapping[str, int]]) -> None:
+    def set_spent_source(self, spent: Callable[[], Mapping[str, int]]) -> None:
         """Keep on disk what `spent` gives, with the messages; it is called from the thread `spool`."""
         self._spent = spent
 
-    def put(self, message: Message, tells: tuple[Loss, ...] = ()) -> None:
+    def put(self, message: Message, reports: tuple[LostRange, ...] = ()) -> None:
         """Take a message; the losses that it tells are forgotten once the hub has it."""
         with self._changed:
-            self._shelves.put(message, tells)
+            self._queue.put(message, reports)
             self._changed.notify_all()
 
     def first(self) -> Message | None:
         """The oldest message that is on disk (or, without a disk, in memory)."""
         with self._changed:
-            message = self._shelves.first()
-            if self._shelves.wants_more:
+            message = self._queue.first()
+            if self._queue.needs_refill:
                 self._changed.notify_all()
             return message
 
     def settle(self, message: Message, *, dropped: str | None = None) -> None:
         """The hub has acknowledged it, or it can never be sent."""
         with self._changed:
-            self._shelves.settle(message, cast("Reason | None", dropped))
+            self._queue.settle(message, cast("MessageDropReason | None", dropped))
             self._changed.notify_all()
 
-    def abandon(self) -> int:
+    def drop_unsaved(self) -> int:
         """Nothing is lost yet: what waits is on disk, or will be written by `close`."""
         return 0
 
@@ -246,20 +250,20 @@ class Spool:
     def dropped(self) -> Mapping[str, int]:
         """Messages that the hub will never get, by reason."""
         with self._changed:
-            return MappingProxyType(dict(self._shelves.dropped))
+            return MappingProxyType(dict(self._queue.dropped))
 
     @property
     def unwritten(self) -> int:
         """How many messages are not on disk yet, or cannot be."""
         with self._changed:
-            return self._shelves.unwritten
+            return self._queue.unwritten
 
     # --- for the delivery -----------------------------------------------------------------------------------
 
-    def bound(self, bounds: Bounds) -> None:
+    def set_limits(self, limits: SpoolLimits) -> None:
         """Hold so much from now on; what is too much goes in the next round."""
         with self._changed:
-            self._place, self._ages_ns = replace(self._place, bounds=bounds), self._clock()
+            self._settings, self._expiry_due_ns = replace(self._settings, limits=limits), self._clock()
             self._changed.notify_all()
 
     def status(self) -> SpoolStatus:
@@ -270,22 +274,22 @@ class Spool:
                 reason=self._reason,
                 waiting=self._waiting(),
                 waiting_bytes=self._waiting_bytes(),
-                dropped=MappingProxyType(dict(self._shelves.dropped)),
+                dropped=MappingProxyType(dict(self._queue.dropped)),
             )
 
-    def take_news(self) -> list[News]:
+    def take_events(self) -> list[SpoolEvent]:
         """What happened to the disk since the last call."""
         with self._changed:
-            news, self._news = self._news, []
-            return news
+            events, self._events = self._events, []
+            return events
 
-    def take_losses(self) -> list[Loss]:
+    def take_lost_ranges(self) -> list[LostRange]:
         """The ranges that no message tells of yet; to be handed back with the one that does."""
         with self._changed:
             if self._reason is not None:
-                return self._shelves.take_losses()
-            telling = self._shelves.telling
-            return [loss for loss in self._losses if loss.key not in telling]
+                return self._queue.take_lost_ranges()
+            losses_being_reported = self._queue.losses_being_reported
+            return [loss for loss in self._losses if loss.key not in losses_being_reported]
 
     def close(self, deadline_s: float) -> bool:
         """Write what waits and close the file; False when the disk did not take it in time. Blocks."""
@@ -293,7 +297,7 @@ class Spool:
             self._closing = True
             self._changed.notify_all()
         if not self._started:
-            self._shut()
+            self._close_store()
             return True
         return self._finished.wait(deadline_s)
 
@@ -302,12 +306,12 @@ class Spool:
     def _run(self) -> None:
         try:
             while self._await_work():
-                self._round()
+                self._write_and_refill()
                 self._wake_client()
-            while self._round():
+            while self._write_and_refill():
                 pass
         finally:
-            self._shut()
+            self._close_store()
             self._finished.set()
 
     def _await_work(self) -> bool:
@@ -323,30 +327,30 @@ class Spool:
 
     def _due_ns(self, now_ns: int) -> int:
         """When the next round is due, if nothing else happens until then."""
-        if self._shelves.wants_more:
+        if self._queue.needs_refill:
             return now_ns
         if self._reason is not None:
-            return now_ns if self._shelves.has_fresh and not self._shelves.behind else self._retry_ns
-        if self._shelves.has_fresh:
+            return now_ns if self._queue.has_fresh and not self._queue.has_more_on_disk else self._retry_ns
+        if self._queue.has_fresh:
             return now_ns
-        if not self._shelves.has_traces:
-            return self._ages_ns
+        if not self._queue.has_deferred_changes:
+            return self._expiry_due_ns
         # What was settled gathers for a moment: the less is written, the longer a flash disk lives.
-        self._traces_ns = self._traces_ns or now_ns + _TRACES_NS
-        return self._traces_ns
+        self._flush_due_ns = self._flush_due_ns or now_ns + _FLUSH_DELAY_NS
+        return self._flush_due_ns
 
-    def _round(self) -> bool:
+    def _write_and_refill(self) -> bool:
         """To the disk what is to go there, from it what the hub needs next; whether to go on at once."""
-        self._traces_ns = 0
-        self._ages_ns = self._clock() + _AGES_NS
+        self._flush_due_ns = 0
+        self._expiry_due_ns = self._clock() + _EXPIRY_INTERVAL_NS
         if self._reason is None or self._closing or self._clock() >= self._retry_ns:
             while self._write():
                 pass
         self._refill()
         with self._changed:
             if self._reason is not None:
-                self._shelves.spill()
-        return self._reason is None and self._shelves.has_fresh
+                self._queue.bypass_disk()
+        return self._reason is None and self._queue.has_fresh
 
     def _write(self) -> bool:
         """One transaction; whether another is due, as what was written is too much and may have to go."""
@@ -356,35 +360,35 @@ class Spool:
             return False
         with self._changed:
             if self._reason is not None:
-                self._shelves.reclaim()
-            most = (1,) if self._one_by_one else ()
-            work = self._shelves.take_work(self._lived_s(), self._spent(), *most)
-        store.bounds = self._place.bounds
+                self._queue.requeue_unsaved()
+            max_messages = (1,) if self._one_by_one else ()
+            transaction = self._queue.take_transaction(self._running_s(), self._spent(), *max_messages)
+        store.limits = self._settings.limits
         try:
-            going = store.excess(work)
+            going = store.excess(transaction)
             with self._changed:
-                going = self._shelves.withdraw(going)
-            keys = store.write(replace(work, evicted=going))
+                going = self._queue.withdraw(going)
+            keys = store.write(replace(transaction, evicted=going))
         except (sqlite3.Error, UnicodeDecodeError) as error:
             with self._changed:
-                self._shelves.failed()
-            if broken(error):
+                self._queue.mark_failed()
+            if is_corrupt(error):
                 self._replace(store, str(error))
             else:
-                self._turn(str(error))
+                self._set_mode(str(error))
             return False
         except Exception as error:  # noqa: BLE001 - raised again where no message is to blame
-            self._sort_out(error)
+            self._isolate_unwritable(error)
             return True
         with self._changed:
-            self._one_by_one = self._one_by_one and self._shelves.has_fresh
-            self._shelves.written(keys, going, store.losses)
+            self._one_by_one = self._one_by_one and self._queue.has_fresh
+            self._queue.mark_written(keys, going, store.lost_ranges)
             self._rows = (store.count, store.bytes)
-            self._losses = store.losses
-        self._turn(None)
-        return store.over and bool(going or keys)
+            self._losses = store.lost_ranges
+        self._set_mode(None)
+        return store.is_over_limit and bool(going or keys)
 
-    def _sort_out(self, error: Exception) -> None:
+    def _isolate_unwritable(self, error: Exception) -> None:
         """A value cannot be written: find the message that has it, one by one, and let that one go.
 
         Raises:
@@ -393,112 +397,116 @@ class Spool:
         with self._changed:
             if not self._one_by_one:
                 self._one_by_one = True
-                self._shelves.failed()
+                self._queue.mark_failed()
                 return
-            message_id = self._shelves.rejected()
+            message_id = self._queue.drop_unwritable()
         if message_id is None:
             raise error
         log.warning("message %s cannot be kept on disk and is dropped: %s", message_id, redact(str(error)))
 
     def _refill(self) -> None:
         with self._changed:
-            if not self._shelves.wants_more or self._store is None:
+            if not self._queue.needs_refill or self._store is None:
                 return
-            after, room, store = self._shelves.loaded_to, self._shelves.room, self._store
+            after, load_limits, store = self._queue.last_loaded_key, self._queue.load_limits, self._store
         try:
-            rows = store.load(after, *room)
+            rows = store.load(after, *load_limits)
         except (sqlite3.Error, ValueError) as error:
             # A file that cannot even be read is worth nothing.
             self._replace(store, f"it cannot be read: {error}")
             return
-        if odd := [row for _, row in rows if isinstance(row, Row)]:
+        if odd := [row for _, row in rows if isinstance(row, MessageRow)]:
             log.warning("%d messages on disk cannot be read and are dropped", len(odd))
         with self._changed:
-            self._shelves.loaded(rows)
+            self._queue.add_loaded(rows)
 
     def _open(self) -> None:
         """Open the file, a new one if the old one is of no use; without any, go on in memory."""
-        opened = open_store(self._place, self._shelves.committed)
-        if opened.aside is not None:
-            self._tell_lost(opened.aside, opened.upto or {})
+        opened = open_store(self._settings, self._queue.committed)
+        if opened.set_aside_reason is not None:
+            self._report_lost(opened.set_aside_reason, opened.last_known_numbers or {})
         store = self._store = opened.store
         if store is None:
-            self._turn(opened.reason)
+            self._set_mode(opened.reason)
             return
-        self._lived_before_s, self._opened_ns = store.lived_s, self._clock()
-        self.numbers, self.spent = MappingProxyType(store.numbers), MappingProxyType(store.spent)
+        self._running_before_s, self._opened_ns = store.running_s, self._clock()
+        self.last_numbers, self.spent = MappingProxyType(store.last_numbers), MappingProxyType(store.spent)
         with self._changed:
-            self._shelves.opened(store.numbers, store.first_numbers)
-            self._rows, self._losses = (store.count, store.bytes), store.losses
-            self._shelves.reclaim()
+            self._queue.opened(store.last_numbers, store.first_numbers)
+            self._rows, self._losses = (store.count, store.bytes), store.lost_ranges
+            self._queue.requeue_unsaved()
 
-    def _replace(self, store: Store, why: str) -> None:
+    def _replace(self, store: MessageStore, why: str) -> None:
         """Put a file that turned out to be of no use aside and begin a new one."""
         store.close()
         self._store = None
         with self._changed:
-            self._shelves.forget()
+            self._queue.forget_file()
             self._rows = (0, 0)
         try:
-            put_aside(self._place.path)
+            set_aside_database(self._settings.path)
         except OSError as error:
-            self._turn(f"{why}; it cannot be moved: {error.strerror or error}")
+            self._set_mode(f"{why}; it cannot be moved: {error.strerror or error}")
             return
-        self._tell_lost(why, self._shelves.committed)
+        self._report_lost(why, self._queue.committed)
         self._open()
 
-    def _tell_lost(self, why: str, upto: Mapping[str, int]) -> None:
-        why = " ".join(why.split())[:_LONGEST_REASON]  # it may quote a damaged schema
+    def _report_lost(self, why: str, last_known_numbers: Mapping[str, int]) -> None:
+        why = " ".join(why.split())[:_MAX_REASON_CHARACTERS]  # it may quote a damaged schema
         text = (
-            f"{self._place.path.name} is of no use ({why}): it was set aside, what waited in it is not sent"
+            f"{self._settings.path.name} is of no use ({why}): it was set aside, what waited in it "
+            "is not sent"
         )
-        self._tell("spool-lost", text, {"upTo": dict(upto)} if upto else {})
+        self._report("spool-lost", text, {"upTo": dict(last_known_numbers)} if last_known_numbers else {})
 
-    def _turn(self, reason: str | None) -> None:
+    def _set_mode(self, reason: str | None) -> None:
         """Go on in memory for a reason, or on disk."""
         with self._changed:
             before, self._reason = self._reason, reason
-            self._retry_ns = self._clock() + round(self._tempo.retry_s * _NS)
+            self._retry_ns = self._clock() + round(self._options.retry_s * _NS)
         if before is None and reason is not None:
-            self._tell(
+            self._report(
                 "spool-memory",
-                f"{self._place.path} cannot be written ({reason}): messages wait in memory and are lost at a"
+                f"{self._settings.path} cannot be written ({reason}): messages wait in memory and are "
+                "lost at a"
                 " restart; see that VISIONEDGE_DATA is writable and has room",
             )
         elif before is not None and reason is None:
-            self._tell("spool-disk", "messages wait on disk again")
+            self._report("spool-disk", "messages wait on disk again")
 
-    def _tell(self, code: Code, text: str, details: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def _report(
+        self, code: SpoolEventCode, text: str, details: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         log.log(logging.INFO if code == "spool-disk" else logging.WARNING, "%s", redact(text))
         with self._changed:
             now_ns = self._clock()
             # A disk that is full now and then must not become a stream of events.
-            if now_ns - self._news_ns.get(code, now_ns - _REPEAT_NS) >= _REPEAT_NS:
-                self._news_ns[code] = now_ns
-                self._news.append(News(code, redact(text), details))
+            if now_ns - self._event_ns.get(code, now_ns - _EVENT_INTERVAL_NS) >= _EVENT_INTERVAL_NS:
+                self._event_ns[code] = now_ns
+                self._events.append(SpoolEvent(code, redact(text), details))
 
-    def _shut(self) -> None:
+    def _close_store(self) -> None:
         if self._store is not None:
             try:
                 self._store.close()
             except sqlite3.Error as error:
                 log.debug("the spool did not close well: %s", error)
         with self._changed:
-            waiting, lost = self._waiting(), self._shelves.unwritten
+            waiting, lost = self._waiting(), self._queue.unwritten
         if lost:
-            self._shelves.dropped["closed"] += lost
+            self._queue.dropped["closed"] += lost
             log.warning("closed with %d messages that are not on disk; they are lost", lost)
         if waiting > lost:
             log.info("%d messages wait on disk for the next start", waiting - lost)
 
     # --- under the lock -------------------------------------------------------------------------------------
 
-    def _lived_s(self) -> float:
+    def _running_s(self) -> float:
         """How long the module has run with this file, all its starts together."""
-        return self._lived_before_s + (self._clock() - self._opened_ns) / _NS
+        return self._running_before_s + (self._clock() - self._opened_ns) / _NS
 
     def _waiting(self) -> int:
-        return self._rows[0] - self._shelves.pending_rows + self._shelves.unwritten
+        return self._rows[0] - self._queue.pending_rows + self._queue.unwritten
 
     def _waiting_bytes(self) -> int:
-        return self._rows[1] - self._shelves.pending_bytes + self._shelves.unwritten_bytes
+        return self._rows[1] - self._queue.pending_bytes + self._queue.unwritten_bytes

@@ -19,11 +19,11 @@ from visionedge.outbound.messages import EVENTS, MAX_BYTES, Message
 
 log = logging.getLogger(__name__)
 
-Reason = Literal["full", "old", "refused", "unreadable", "unwritable"]
+MessageDropReason = Literal["full", "old", "refused", "unreadable", "unwritable"]
 """Why messages were dropped: no room, too old, the SDK can never send them, the file could not be read, or
 the file cannot hold what is in them."""
 
-Connect = Callable[[Path], sqlite3.Connection]
+DatabaseOpener = Callable[[Path], sqlite3.Connection]
 
 _VERSION = 1
 _SCHEMA = f"""
@@ -42,33 +42,33 @@ _SCHEMA = f"""
 """
 
 
-_LARGEST = (1 << 53) - 1
-_LONGEST_OUTPUT = 256
-_MOST_TEXT_BYTES = 16_384
-_TEXT = f"typeof({{0}}) != 'text' OR length(CAST({{0}} AS BLOB)) > {_MOST_TEXT_BYTES}"
-_COUNT = f"typeof({{0}}) != 'integer' OR {{0}} < 0 OR {{0}} > {_LARGEST}"
-_REASONS = ", ".join(f"'{reason}'" for reason in get_args(Reason))
-_WRONG: Mapping[str, Mapping[str, str]] = {
+_MAX_INTEGER = (1 << 53) - 1
+_MAX_OUTPUT_CHARACTERS = 256
+_MAX_TEXT_BYTES = 16_384
+_INVALID_TEXT = f"typeof({{0}}) != 'text' OR length(CAST({{0}} AS BLOB)) > {_MAX_TEXT_BYTES}"
+_INVALID_COUNT = f"typeof({{0}}) != 'integer' OR {{0}} < 0 OR {{0}} > {_MAX_INTEGER}"
+_REASONS = ", ".join(f"'{reason}'" for reason in get_args(MessageDropReason))
+_INVALID_VALUES: Mapping[str, Mapping[str, str]] = {
     "message": {
-        **dict.fromkeys(("key", "number", "born_s", "frames"), _COUNT),
-        **dict.fromkeys(("output", "id", "properties"), _TEXT),
+        **dict.fromkeys(("key", "number", "born_s", "frames"), _INVALID_COUNT),
+        **dict.fromkeys(("output", "id", "properties"), _INVALID_TEXT),
         "bytes": f"typeof({{0}}) != 'integer' OR {{0}} < 1 OR {{0}} > {2 * MAX_BYTES}",
         "body": f"typeof({{0}}) != 'blob' OR length({{0}}) > {MAX_BYTES}",
     },
-    "number": {"output": _TEXT, "last": _COUNT},
+    "number": {"output": _INVALID_TEXT, "last": _INVALID_COUNT},
     "loss": {
-        **dict.fromkeys(("key", "first", "last"), _COUNT),
-        "output": _TEXT,
+        **dict.fromkeys(("key", "first", "last"), _INVALID_COUNT),
+        "output": _INVALID_TEXT,
         "reason": f"{{0}} IS NULL OR {{0}} NOT IN ({_REASONS})",
     },
-    "spent": {"day": _TEXT, "messages": _COUNT},
-    "owner": {"name": _TEXT, "lived_s": _COUNT},
+    "spent": {"day": _INVALID_TEXT, "messages": _INVALID_COUNT},
+    "owner": {"name": _INVALID_TEXT, "lived_s": _INVALID_COUNT},
     # Where a key comes from; at its largest value SQLite calls the disk full, for ever.
-    "sqlite_sequence": {"seq": _COUNT},
+    "sqlite_sequence": {"seq": _INVALID_COUNT},
 }
 """For each column the SQL condition of a value that this module never writes."""
 
-_ENVIRONMENT = frozenset(
+_ENVIRONMENT_ERRORS = frozenset(
     {
         *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM),
         *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
@@ -78,7 +78,7 @@ _ENVIRONMENT = frozenset(
 """Errors of the disk or of another process; any other says that the file itself is wrong."""
 
 
-class DamagedFileError(sqlite3.DatabaseError):
+class CorruptDatabaseError(sqlite3.DatabaseError):
     """The file can be read and makes no sense."""
 
 
@@ -87,28 +87,28 @@ class ForeignFileError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class LostRange:
     """Numbers `first` to `last` of an output that the hub will never get; `key` is 0 until it is written."""
 
     output: str
     first: int
     last: int
-    reason: Reason
+    reason: MessageDropReason
     key: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MessageRow:
     """A message in the file, without its body."""
 
     key: int
     output: str
-    number: int
+    sequence_number: int
     bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class SpoolLimits:
     """How much the file may hold, in bytes of messages, and for how long, in seconds that the module ran.
 
     Time without power does not count: a clock that is wrong until the network is there would make everything
@@ -120,7 +120,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Transaction:
     """What one transaction shall do.
 
     `settled` has keys with their bytes, `numbers` the last that were sent while there was no disk, `spent`
@@ -130,13 +130,13 @@ class Work:
 
     append: Sequence[Message] = ()
     settled: Sequence[tuple[int, int]] = ()
-    evicted: Sequence[tuple[Row, Reason]] = ()
-    losses: Sequence[Loss] = ()
-    told: Sequence[Loss] = ()
-    numbers: Mapping[str, int] = field(default_factory=dict)
-    lived_s: float = 0.0
+    evicted: Sequence[tuple[MessageRow, MessageDropReason]] = ()
+    lost_ranges: Sequence[LostRange] = ()
+    reported: Sequence[LostRange] = ()
+    last_numbers: Mapping[str, int] = field(default_factory=dict)
+    running_s: float = 0.0
     spent: Mapping[str, int] = field(default_factory=dict)
-    promised: Sequence[Loss] = ()
+    unsaved_reported: Sequence[LostRange] = ()
 
     @property
     def growth_bytes(self) -> int:
@@ -144,7 +144,7 @@ class Work:
         return sum(m.size_bytes for m in self.append) - sum(size for _, size in self.settled)
 
 
-class Store:
+class MessageStore:
     """One file; `numbers` are what a new one begins with.
 
     Raises:
@@ -156,39 +156,39 @@ class Store:
         self,
         path: Path,
         owner: str,
-        bounds: Bounds,
-        connect: Connect | None = None,
-        numbers: Mapping[str, int] = MappingProxyType({}),
+        limits: SpoolLimits,
+        connect: DatabaseOpener | None = None,
+        last_numbers: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        self.bounds = bounds
+        self.limits = limits
         try:
             self._db = (connect or open_database)(path)
             try:
                 # A text that is no UTF-8 must not keep the sound rows beside it from being read.
-                self._db.text_factory = _lenient
-                self._prepare(owner, numbers)
+                self._db.text_factory = _decode_lenient
+                self._prepare(owner, last_numbers)
             except BaseException:
                 self._db.close()
                 raise
         except (TypeError, ValueError, OverflowError) as error:
             # Even the words of an error may be bytes of the file, which Python then cannot decode.
-            raise DamagedFileError(f"a value in it is not valid ({type(error).__name__})") from error
+            raise CorruptDatabaseError(f"a value in it is not valid ({type(error).__name__})") from error
 
-    def _prepare(self, owner: str, numbers: Mapping[str, int]) -> None:
+    def _prepare(self, owner: str, last_numbers: Mapping[str, int]) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version == 0:
             with self._transaction():
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
                 self._db.execute("INSERT INTO owner VALUES (?, 0)", (owner,))
-                self._db.executemany("INSERT INTO number VALUES (?, ?)", numbers.items())
+                self._db.executemany("INSERT INTO number VALUES (?, ?)", last_numbers.items())
         elif version != _VERSION:
             raise ForeignFileError(f"it has version {version}, and this module knows {_VERSION}")
         self._check()
-        name, self.lived_s = self._db.execute("SELECT name, lived_s FROM owner").fetchone()
+        name, self.running_s = self._db.execute("SELECT name, lived_s FROM owner").fetchone()
         if name != owner:
             raise ForeignFileError("its messages belong to another module")
-        self.numbers: dict[str, int] = dict(self._db.execute("SELECT output, last FROM number"))
+        self.last_numbers: dict[str, int] = dict(self._db.execute("SELECT output, last FROM number"))
         self.count, self.bytes = self._db.execute(
             "SELECT count(*), coalesce(sum(bytes), 0) FROM message"
         ).fetchone()
@@ -196,8 +196,13 @@ class Store:
         self.first_numbers: dict[str, int] = dict(
             self._db.execute("SELECT output, min(number) FROM message GROUP BY output")
         )
-        self.losses = self._read_losses()
-        for text in (*self.numbers, *self.spent, *self.first_numbers, *(loss.output for loss in self.losses)):
+        self.lost_ranges = self._read_losses()
+        for text in (
+            *self.last_numbers,
+            *self.spent,
+            *self.first_numbers,
+            *(loss.output for loss in self.lost_ranges),
+        ):
             text.encode("utf-8")
 
     def _check(self) -> None:
@@ -206,47 +211,53 @@ class Store:
         Raises:
             DamagedFileError: the schema or a value is none that this module writes.
         """
-        if _schema_of(self._db) != _expected_schema():
-            raise DamagedFileError("its schema was changed")
-        for table, columns in _WRONG.items():
+        if _read_schema(self._db) != _expected_schema():
+            raise CorruptDatabaseError("its schema was changed")
+        for table, columns in _INVALID_VALUES.items():
             for column, wrong in columns.items():
                 # Names from the table above: nothing of this is data.
                 query = f"SELECT 1 FROM {table} WHERE {wrong.format(column)} LIMIT 1"  # noqa: S608
                 if self._db.execute(query).fetchone() is not None:
-                    raise DamagedFileError(f"a value of {table}.{column} is not valid")
+                    raise CorruptDatabaseError(f"a value of {table}.{column} is not valid")
         if self._db.execute("SELECT count(*) FROM owner").fetchone() != (1,):
-            raise DamagedFileError("it does not name one owner")
+            raise CorruptDatabaseError("it does not name one owner")
 
     @property
-    def over(self) -> bool:
+    def is_over_limit(self) -> bool:
         """Whether it holds more than it may."""
-        return bool(self.bytes > self.bounds.limit_bytes)
+        return bool(self.bytes > self.limits.limit_bytes)
 
-    def write(self, work: Work) -> list[int]:
+    def write(self, transaction: Transaction) -> list[int]:
         """Do it all or nothing; the keys of the appended messages."""
         with self._transaction():
-            keys = self._append(work)
-            self._spend(work)
-            count, size = self._without([*work.settled, *((row.key, row.bytes) for row, _ in work.evicted)])
-            self._change_losses([*work.losses, *_ranges(work.evicted)], work.told, work.promised)
-            self._db.execute("UPDATE owner SET lived_s = ?", (int(work.lived_s),))
-            losses = self._read_losses()
-        self.spent = dict(work.spent)
+            keys = self._append(transaction)
+            self._write_spent(transaction)
+            count, size = self._delete_settled(
+                [*transaction.settled, *((row.key, row.bytes) for row, _ in transaction.evicted)]
+            )
+            self._change_losses(
+                [*transaction.lost_ranges, *_merge_ranges(transaction.evicted)],
+                transaction.reported,
+                transaction.unsaved_reported,
+            )
+            self._db.execute("UPDATE owner SET lived_s = ?", (int(transaction.running_s),))
+            lost_ranges = self._read_losses()
+        self.spent = dict(transaction.spent)
         self.count = count + len(keys)
-        self.bytes = size + sum(message.size_bytes for message in work.append)
-        self.losses = losses
+        self.bytes = size + sum(message.size_bytes for message in transaction.append)
+        self.lost_ranges = lost_ranges
         return keys
 
-    def excess(self, work: Work) -> list[tuple[Row, Reason]]:
+    def excess(self, transaction: Transaction) -> list[tuple[MessageRow, MessageDropReason]]:
         """What must go: the too old, then the oldest telemetry, then the oldest events, until all fits.
 
         What the work settles goes by itself, and is no loss.
         """
-        sent = {key for key, _ in work.settled}
-        oldest_s = work.lived_s - self.bounds.max_age_s
-        old = (row for row in self._born_before(oldest_s) if row.key not in sent)
-        going: dict[int, tuple[Row, Reason]] = {row.key: (row, "old") for row in old}
-        excess = self.bytes + work.growth_bytes - self.bounds.limit_bytes
+        sent = {key for key, _ in transaction.settled}
+        oldest_s = transaction.running_s - self.limits.max_age_s
+        old = (row for row in self._older_than(oldest_s) if row.key not in sent)
+        going: dict[int, tuple[MessageRow, MessageDropReason]] = {row.key: (row, "old") for row in old}
+        excess = self.bytes + transaction.growth_bytes - self.limits.limit_bytes
         excess -= sum(row.bytes for row, _ in going.values())
         for telemetry in (True, False):
             if excess <= 0:
@@ -259,12 +270,12 @@ class Store:
                     excess -= row.bytes
         return list(going.values())
 
-    def load(self, after: int, limit: int, limit_bytes: int) -> list[tuple[int, Message | Row]]:
+    def load(self, after: int, limit: int, limit_bytes: int) -> list[tuple[int, Message | MessageRow]]:
         """The next messages behind a key, with theirs: within the limits, yet one if there is one.
 
         A row that makes no sense comes as it is, without its body.
         """
-        found: list[tuple[int, Message | Row]] = []
+        found: list[tuple[int, Message | MessageRow]] = []
         for row in self._db.execute(
             "SELECT key, bytes, output, body, id, properties, number, frames FROM message"
             " WHERE key > ? ORDER BY key LIMIT ?",
@@ -291,17 +302,17 @@ class Store:
                 self._db.execute("ROLLBACK")
             raise
 
-    def _append(self, work: Work) -> list[int]:
+    def _append(self, transaction: Transaction) -> list[int]:
         keys = []
-        for message in work.append:
+        for message in transaction.append:
             cursor = self._db.execute(
                 "INSERT INTO message(output, number, bytes, born_s, frames, id, properties, body)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     message.output,
-                    message.number,
+                    message.sequence_number,
                     message.size_bytes,
-                    int(work.lived_s),
+                    int(transaction.running_s),
                     message.frames,
                     message.message_id,
                     json.dumps(dict(message.properties)),
@@ -309,7 +320,10 @@ class Store:
                 ),
             )
             keys.append(int(cursor.lastrowid or 0))
-        last = {**work.numbers, **{message.output: message.number for message in work.append}}
+        last = {
+            **transaction.last_numbers,
+            **{message.output: message.sequence_number for message in transaction.append},
+        }
         self._db.executemany(
             "INSERT INTO number VALUES (?, ?)"
             " ON CONFLICT(output) DO UPDATE SET last = max(last, excluded.last)",
@@ -317,13 +331,13 @@ class Store:
         )
         return keys
 
-    def _spend(self, work: Work) -> None:
+    def _write_spent(self, transaction: Transaction) -> None:
         """Keep what was spent of the day's budget, so that a restart grants no second one."""
-        if work.spent != self.spent:
+        if transaction.spent != self.spent:
             self._db.execute("DELETE FROM spent")
-            self._db.executemany("INSERT INTO spent VALUES (?, ?)", work.spent.items())
+            self._db.executemany("INSERT INTO spent VALUES (?, ?)", transaction.spent.items())
 
-    def _without(self, settled: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    def _delete_settled(self, settled: Iterable[tuple[int, int]]) -> tuple[int, int]:
         """Delete rows by (key, bytes); how many messages and bytes are left."""
         count, size = self.count, self.bytes
         for key, row_bytes in settled:
@@ -331,31 +345,36 @@ class Store:
                 count, size = count - 1, size - row_bytes
         return count, size
 
-    def _born_before(self, moment_s: float) -> Iterator[Row]:
+    def _older_than(self, moment_s: float) -> Iterator[MessageRow]:
         """The oldest rows: who was written first was born first, so it need not look at all."""
         found = self._db.execute("SELECT key, output, number, bytes, born_s FROM message ORDER BY key")
         for *row, born_s in found:
             if born_s >= moment_s:
                 return
-            yield Row(*row)
+            yield MessageRow(*row)
 
-    def _rows(self, telemetry: bool) -> Iterator[Row]:
+    def _rows(self, telemetry: bool) -> Iterator[MessageRow]:
         """The rows of telemetry or of events, oldest first."""
         found = self._db.execute(
             # A literal, for the index knows no parameter.
             f"SELECT key, output, number, bytes FROM message WHERE (output = '{EVENTS}') = ? ORDER BY key",  # noqa: S608
             (not telemetry,),
         )
-        return (Row(*row) for row in found)
+        return (MessageRow(*row) for row in found)
 
-    def _change_losses(self, losses: Iterable[Loss], told: Iterable[Loss], promised: Iterable[Loss]) -> None:
-        for loss in told:
+    def _change_losses(
+        self,
+        lost_ranges: Iterable[LostRange],
+        reported: Iterable[LostRange],
+        unsaved_reported: Iterable[LostRange],
+    ) -> None:
+        for loss in reported:
             # It may have grown since it was told: then only its head goes.
             self._db.execute("DELETE FROM loss WHERE key = ? AND last <= ?", (loss.key, loss.last))
             self._db.execute("UPDATE loss SET first = ? WHERE key = ?", (loss.last + 1, loss.key))
-        for loss in promised:  # never joined to an earlier one, which nobody tells yet
+        for loss in unsaved_reported:  # never joined to an earlier one, which nobody tells yet
             self._insert_loss(loss)
-        for loss in losses:
+        for loss in lost_ranges:
             joined = self._db.execute(
                 "UPDATE loss SET last = ? WHERE output = ? AND reason = ? AND last = ?",
                 (loss.last, loss.output, loss.reason, loss.first - 1),
@@ -363,37 +382,37 @@ class Store:
             if joined.rowcount == 0:
                 self._insert_loss(loss)
 
-    def _insert_loss(self, loss: Loss) -> None:
+    def _insert_loss(self, loss: LostRange) -> None:
         self._db.execute(
             "INSERT INTO loss(output, first, last, reason) VALUES (?, ?, ?, ?)",
             (loss.output, loss.first, loss.last, loss.reason),
         )
 
-    def _read_losses(self) -> list[Loss]:
+    def _read_losses(self) -> list[LostRange]:
         rows = self._db.execute("SELECT output, first, last, reason, key FROM loss ORDER BY key")
-        return [Loss(*row) for row in rows]
+        return [LostRange(*row) for row in rows]
 
 
-def _lenient(text: bytes) -> str:
+def _decode_lenient(text: bytes) -> str:
     return text.decode("utf-8", "surrogateescape")
 
 
-def _message(row: Sequence[Any]) -> Message | Row:
+def _message(row: Sequence[Any]) -> Message | MessageRow:
     """A row as a message; as it is where it cannot have been written like this."""
-    key, size, output, body, message_id, properties, number, frames = row
+    key, size, output, body, message_id, properties, sequence_number, frames = row
     try:
         known = json.loads(properties)
         body.decode("utf-8")
         message_id.encode("utf-8")
         properties.encode("utf-8")
         if message_id and all(isinstance(value, str) for value in known.values()):
-            return Message(output, body, message_id, known, number, frames)
+            return Message(output, body, message_id, known, sequence_number, frames)
     except (ValueError, RecursionError, AttributeError):
         log.debug("row %d of the spool is not valid", key)
-    return Row(key, output, number, size)
+    return MessageRow(key, output, sequence_number, size)
 
 
-def _schema_of(database: sqlite3.Connection) -> list[tuple[object, ...]]:
+def _read_schema(database: sqlite3.Connection) -> list[tuple[object, ...]]:
     rows = database.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name")
     return [(*row, " ".join(str(sql).split())) for *row, sql in rows]
 
@@ -403,7 +422,7 @@ def _expected_schema() -> list[tuple[object, ...]]:
     with closing(sqlite3.connect(":memory:")) as database:
         for statement in _SCHEMA.split(";"):
             database.execute(statement)
-        return _schema_of(database)
+        return _read_schema(database)
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -425,7 +444,7 @@ def open_database(path: Path) -> sqlite3.Connection:
     return database
 
 
-def salvage_numbers(path: Path, connect: Connect | None = None) -> dict[str, int]:
+def recover_last_numbers(path: Path, connect: DatabaseOpener | None = None) -> dict[str, int]:
     """The last numbers in a damaged file, as far as they can still be read."""
     try:
         with closing((connect or open_database)(path)) as database:
@@ -436,29 +455,29 @@ def salvage_numbers(path: Path, connect: Connect | None = None) -> dict[str, int
         output: last
         for output, last in rows
         if isinstance(output, str)
-        and len(output) <= _LONGEST_OUTPUT
+        and len(output) <= _MAX_OUTPUT_CHARACTERS
         and isinstance(last, int)
-        and 0 <= last <= _LARGEST
+        and 0 <= last <= _MAX_INTEGER
     }
 
 
-def broken(error: Exception) -> bool:
+def is_corrupt(error: Exception) -> bool:
     """Whether an error says that the file is no sound database, now and for ever."""
     # The words of an error may be bytes of a damaged schema, which Python then cannot decode.
-    if isinstance(error, DamagedFileError | UnicodeDecodeError):
+    if isinstance(error, CorruptDatabaseError | UnicodeDecodeError):
         return True
     code = getattr(error, "sqlite_errorcode", None)
     # A text that is no UTF-8 has no code: Python's module finds it, not the library.
-    return "decode" in str(error) if code is None else code & 0xFF not in _ENVIRONMENT
+    return "decode" in str(error) if code is None else code & 0xFF not in _ENVIRONMENT_ERRORS
 
 
-def _ranges(evicted: Iterable[tuple[Row, Reason]]) -> list[Loss]:
+def _merge_ranges(evicted: Iterable[tuple[MessageRow, MessageDropReason]]) -> list[LostRange]:
     """Neighbouring numbers of one output and one reason as one loss."""
-    losses: dict[tuple[str, Reason], list[Loss]] = {}
+    lost_ranges: dict[tuple[str, MessageDropReason], list[LostRange]] = {}
     for row, reason in evicted:
-        known = losses.setdefault((row.output, reason), [])
-        if known and known[-1].last == row.number - 1:
-            known[-1] = Loss(row.output, known[-1].first, row.number, reason)
+        known = lost_ranges.setdefault((row.output, reason), [])
+        if known and known[-1].last == row.sequence_number - 1:
+            known[-1] = LostRange(row.output, known[-1].first, row.sequence_number, reason)
         else:
-            known.append(Loss(row.output, row.number, row.number, reason))
-    return [loss for group in losses.values() for loss in group]
+            known.append(LostRange(row.output, row.sequence_number, row.sequence_number, reason))
+    return [loss for group in lost_ranges.values() for loss in group]

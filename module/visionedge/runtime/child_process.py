@@ -17,29 +17,29 @@ from typing import IO, Any
 
 # How variables begin that a child needs: where programs, libraries and caches lie, locale and time zone, what
 # the libraries of the GPU, of arithmetic and of video read, and Python's own.
-_PASSED_ON = (
+_PASSED_PREFIXES = (
     *("PATH", "HOME", "USER", "LANG", "LC_", "TZ", "TMPDIR", "XDG_", "LD_", "PYTHON", "VIRTUAL_ENV"),
     *("CUDA", "CUDNN", "CUBLAS", "NVIDIA", "TENSORRT", "ORT_", "OMP_", "OPENCV_", "MALLOC_", "STUB_"),
 )
 # Of our own variables those that hold no secret; a module that `bench` starts reads them.
-_OURS = frozenset(
+_PASSED_NAMES = frozenset(
     f"VISIONEDGE_{name}" for name in ("DATA", "CONFIG", "MODEL", "DEVICE", "LOG_LEVEL", "INJECT_FAULTS")
 )
 # Whatever begins like one of the above and is called so is none of them (NVIDIA_API_KEY).
 _SECRET_NAME = re.compile(r"(?i)key|token|secret|passw|credential|signature|auth")
 
-KEEP_CORE_DUMPS = "VISIONEDGE_CORE_DUMPS"
+CORE_DUMPS_VARIABLE = "VISIONEDGE_CORE_DUMPS"
 """The variable that lets a crash write its memory to a file, for debugging."""
 
 Pipe = int | IO[Any] | None
 
 
-def environment(environ: Mapping[str, str]) -> dict[str, str]:
+def build_child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of a child: what it needs of ours, and no more."""
     passed_on = {
         name: value
         for name, value in environ.items()
-        if name in _OURS or (name.startswith(_PASSED_ON) and not _SECRET_NAME.search(name))
+        if name in _PASSED_NAMES or (name.startswith(_PASSED_PREFIXES) and not _SECRET_NAME.search(name))
     }
     # The folder of this very package first: a child of a checkout finds it, and no other version.
     root = str(Path(__file__).resolve().parents[2])
@@ -48,7 +48,7 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**passed_on, "PYTHONPATH": os.pathsep.join(paths), "ORT_DISABLE_TELEMETRY": "1"}
 
 
-def start(
+def start_child(
     target: str | Path,
     *arguments: str,
     stdin: Pipe = subprocess.DEVNULL,
@@ -66,11 +66,11 @@ def start(
         stdout=stdout,
         stderr=stderr,
         pass_fds=pass_fds,
-        env=environment(os.environ),
+        env=build_child_environment(os.environ),
     )
 
 
-def start_text(
+def start_text_child(
     target: str | Path,
     *arguments: str,
     stdin: Pipe = subprocess.DEVNULL,
@@ -85,20 +85,20 @@ def start_text(
         stdout=stdout,
         stderr=stderr,
         pass_fds=pass_fds,
-        env=environment(os.environ),
+        env=build_child_environment(os.environ),
         text=True,
         errors="replace",
     )
 
 
-def run(target: str, given: bytes, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
+def run_child(target: str, given: bytes, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
     """Run a module of ours to its end, `given` on its stdin; what it wrote and its exit code.
 
     Raises:
         subprocess.TimeoutExpired: it did not end in time, and was killed.
         OSError: it cannot be started.
     """
-    with start(target, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+    with start_child(target, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         try:
             out, err = child.communicate(given, timeout_s)
         finally:
@@ -114,7 +114,7 @@ def _command(target: str | Path, arguments: Sequence[str]) -> list[str]:
 
 def forbid_core_dumps(environ: Mapping[str, str]) -> None:
     """No crash of this process or of its children leaves its memory, with the secrets in it, in a file."""
-    if environ.get(KEEP_CORE_DUMPS, "") in ("", "0"):
+    if environ.get(CORE_DUMPS_VARIABLE, "") in ("", "0"):
         _, most = resource.getrlimit(resource.RLIMIT_CORE)
         resource.setrlimit(resource.RLIMIT_CORE, (0, most))
 
@@ -132,7 +132,7 @@ _LIMITS = {
 _OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "bad allocation", "Failed to allocate memory")
 
 
-def blames_machine(told: bytes) -> str | None:
+def explain_machine_limit(told: bytes) -> str | None:
     """What a child said that the machine is to blame for, and not the model: a limit was reached.
 
     None where it said nothing of that kind.
@@ -147,7 +147,7 @@ def blames_machine(told: bytes) -> str | None:
     return None
 
 
-def address_space_bytes() -> int:
+def compute_address_space_bytes() -> int:
     """What a child may use at most: the memory that there is, less where this process is limited already."""
     most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + _SPARE_BYTES
     _, hard = resource.getrlimit(resource.RLIMIT_AS)

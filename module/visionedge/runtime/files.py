@@ -13,7 +13,7 @@ from typing import Any
 from visionedge.errors import ConfigError, VisionedgeError
 
 
-def read_regular(path: Path, *, most_bytes: int) -> bytes:
+def read_regular_file(path: Path, *, max_bytes: int) -> bytes:
     """The content of a regular file.
 
     A FIFO would wait for a writer, a device such as /dev/zero never ends, and a file of gigabytes fills the
@@ -23,30 +23,31 @@ def read_regular(path: Path, *, most_bytes: int) -> bytes:
         OSError: it cannot be read, is no regular file or is larger; `strerror` is the reason.
     """
     try:
-        with open(path, "rb", opener=_at_once) as file:
+        with open(path, "rb", opener=_open_nonblocking) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise OSError(errno.EINVAL, "is no regular file")
             # One byte more than allowed: a file that grows meanwhile is noticed, too.
-            content = b"" if found.st_size > most_bytes else file.read(most_bytes + 1)
+            content = b"" if found.st_size > max_bytes else file.read(max_bytes + 1)
     except ValueError:  # a null character
         raise OSError(errno.EINVAL, "no file can have this name") from None
-    if max(found.st_size, len(content)) > most_bytes:
-        raise OSError(errno.EFBIG, f"is larger than {most_bytes / 2**20:.3g} MiB")
+    if max(found.st_size, len(content)) > max_bytes:
+        raise OSError(errno.EFBIG, f"is larger than {max_bytes / 2**20:.3g} MiB")
     return content
 
 
-def _at_once(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     """Open without waiting: the opening of a FIFO blocks until somebody writes to it."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 # Small files of state: read within bounds, written whole or not at all, set aside when they are damaged.
 #
-# A damaged file is renamed, not deleted, so that its content can still be examined; `KEPT_ASIDE` are kept.
+# A damaged file is renamed, not deleted, so that its content can still be examined; `MAX_SET_ASIDE_FILES` are
+# kept.
 
 
-KEPT_ASIDE = 3
+MAX_SET_ASIDE_FILES = 3
 """Damaged files of one name that stay in the folder; the oldest goes first."""
 
 MAX_BYTES = 4_000_000
@@ -55,11 +56,11 @@ MAX_BYTES = 4_000_000
 MAX_DEPTH = 64
 """Deeper than any document of the module, and far from what a recursive walk can take."""
 
-LARGEST_NUMBER = (1 << 53) - 1
+MAX_SAFE_INTEGER = (1 << 53) - 1
 """The largest integer that JSON carries everywhere; a larger one in a state file is damage."""
 
 
-class DamagedError(Exception):
+class DamagedStateFileError(Exception):
     """A state file is there and makes no sense; the message never quotes the file, which may hold secrets."""
 
 
@@ -71,31 +72,33 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
         OSError: it cannot be read now; that says nothing about its content.
         DamagedError: it is no regular file, too large, or no JSON.
     """
-    with contextlib.closing(_Regular(path)) as file:
+    with contextlib.closing(_RegularFile(path)) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise DamagedError(f"it is larger than {max_bytes} bytes")
+        raise DamagedStateFileError(f"it is larger than {max_bytes} bytes")
     try:
-        document = json.loads(content.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
+        document = json.loads(
+            content.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_parse_finite
+        )
     except UnicodeDecodeError:
-        raise DamagedError("it is no UTF-8 text") from None
+        raise DamagedStateFileError("it is no UTF-8 text") from None
     except RecursionError:
-        raise DamagedError("its values are nested too deeply") from None
+        raise DamagedStateFileError("its values are nested too deeply") from None
     except ValueError:
-        raise DamagedError("it is no JSON") from None
+        raise DamagedStateFileError("it is no JSON") from None
     if _depth(document) > MAX_DEPTH:
-        raise DamagedError("its values are nested too deeply")
+        raise DamagedStateFileError("its values are nested too deeply")
     return document
 
 
-def whole_number(value: object, most: int = LARGEST_NUMBER) -> int:
+def parse_count(value: object, most: int = MAX_SAFE_INTEGER) -> int:
     """A number that counts something.
 
     Raises:
         DamagedError: it is anything else.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise DamagedError("a count in it is not a plausible whole number")
+        raise DamagedStateFileError("a count in it is not a plausible whole number")
     return value
 
 
@@ -132,7 +135,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def sweep(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Remove what a kill or a full disk left half-written; blocks, raises nothing."""
     with contextlib.suppress(OSError):
         for left in folder.glob("*.new"):
@@ -153,37 +156,37 @@ def set_aside(path: Path, companions: tuple[str, ...] = (), name: str | None = N
         if not os.path.lexists(old):
             continue
         stem = f"{name or path.name}.aside"
-        names = [f"{stem}{end}", *(f"{stem}.{n}{end}" for n in range(1, KEPT_ASIDE))]
+        names = [f"{stem}{end}", *(f"{stem}.{n}{end}" for n in range(1, MAX_SET_ASIDE_FILES))]
         places = [path.with_name(name) for name in names]
         for younger, older in reversed(list(itertools.pairwise(places))):
             if os.path.lexists(younger):
-                _make_way(older)
+                _remove_empty_folder(older)
                 younger.replace(older)
-        _make_way(places[0])
+        _remove_empty_folder(places[0])
         old.replace(places[0])
 
 
-def drop_damaged(path: Path) -> None:
+def set_aside_damaged(path: Path) -> None:
     """Set a damaged file of a cache aside, under one name for its whole folder; raises nothing."""
     with contextlib.suppress(OSError):
         set_aside(path, name="damaged")
 
 
-def is_odd(path: Path) -> bool:
+def is_special_file(path: Path) -> bool:
     """Whether something lies there that is no regular file: opening it could block or never end."""
     return os.path.lexists(path) and not path.is_file()
 
 
-class _Regular:
+class _RegularFile:
     """An open regular file; a pipe or a device is refused instead of waited for."""
 
     def __init__(self, path: Path) -> None:
-        if is_odd(path):
-            raise DamagedError("it is no regular file")
+        if is_special_file(path):
+            raise DamagedStateFileError("it is no regular file")
         self._handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat.S_ISREG(os.fstat(self._handle).st_mode):
             self.close()
-            raise DamagedError("it is no regular file")
+            raise DamagedStateFileError("it is no regular file")
 
     def read(self, limit_bytes: int) -> bytes:
         parts: list[bytes] = []
@@ -196,11 +199,11 @@ class _Regular:
         os.close(self._handle)
 
 
-def _refuse(word: str) -> None:
+def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is no number")
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError("a number is too large")
@@ -221,7 +224,7 @@ def _depth(document: Any) -> int:
     return depth
 
 
-def _make_way(path: Path) -> None:
+def _remove_empty_folder(path: Path) -> None:
     """A directory cannot be replaced by a file; one that was set aside before has to go first."""
     if path.is_dir() and not path.is_symlink():
         # Only an empty one can go: whatever lies in it is not ours.
@@ -231,7 +234,7 @@ def _make_way(path: Path) -> None:
 # Files that are written whole or not at all.
 
 
-def write_new(path: Path, text: str, *, replace: bool, secret: bool) -> None:
+def write_text_atomically(path: Path, text: str, *, replace: bool, secret: bool) -> None:
     """Write a text file at once; one that is `secret` can be read by its owner only.
 
     Raises:

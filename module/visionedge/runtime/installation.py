@@ -11,7 +11,7 @@ from visionedge.errors import UnavailableError
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def bundled(relative: str) -> Path:
+def find_bundled_file(relative: str) -> Path:
     """The path of a bundled file such as ``media/demo.mp4``.
 
     An installed wheel carries them inside the package, a checkout has them beside ``module/``.
@@ -34,7 +34,7 @@ def bundled(relative: str) -> Path:
 Extra = Literal["av", "eval", "report"]
 
 
-def extra_in_words(name: str) -> str:
+def describe_extra(name: str) -> str:
     """An extra and how it is installed, for texts that do not depend on the machine."""
     return (
         f"the extra '{name}' (in a clone: pip install -e '.[{name}]';"
@@ -42,7 +42,7 @@ def extra_in_words(name: str) -> str:
     )
 
 
-def install_command(extra: Extra) -> str:
+def build_install_command(extra: Extra) -> str:
     """A command line that installs the packages of an extra, from a clone and from a wheel alike.
 
     visionedge is on no package registry, so pip finds nothing under that name. The packages
@@ -60,8 +60,8 @@ def _requirements(extra: Extra) -> list[str]:
     except metadata.PackageNotFoundError:
         return []
     parts = (line.partition(";") for line in lines)
-    return [package.strip() for package, _, marker in parts if _names(marker, extra)]
+    return [package.strip() for package, _, marker in parts if _names_extra(marker, extra)]
 
 
-def _names(marker: str, extra: Extra) -> bool:
+def _names_extra(marker: str, extra: Extra) -> bool:
     return "".join(marker.split()).replace('"', "'") == f"extra=='{extra}'"

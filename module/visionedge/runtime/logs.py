@@ -6,9 +6,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from visionedge.runtime.redaction import TEXT_CHARACTERS, redact
+from visionedge.runtime.redaction import MAX_TEXT_CHARACTERS, redact
 
-_FIRST_LINES, _MOST_LINES = 10, 60
+_FIRST_LINES, _MAX_LINES = 10, 60
 
 
 class RedactingFormatter(logging.Formatter):
@@ -21,42 +21,42 @@ class RedactingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The finished text of a record, without its secrets and not without end."""
         text = super().format(record)
-        if len(text) <= TEXT_CHARACTERS or not record.exc_text:
+        if len(text) <= MAX_TEXT_CHARACTERS or not record.exc_text:
             return redact(text)
         # The end of a long traceback is what matters: it is cut in the middle.
         lines = text.split("\n")
-        left_out = len(lines) - _MOST_LINES
+        left_out = len(lines) - _MAX_LINES
         if left_out > 0:
             lines[_FIRST_LINES : _FIRST_LINES + left_out] = [f"… (cut, {left_out} lines)"]
         return "\n".join(redact(line) for line in lines)
 
 
-class Recent(logging.Handler):
+class RecentLogHandler(logging.Handler):
     """Keeps the newest lines of the log, for a colleague who looks at a module from outside."""
 
-    def __init__(self, most_lines: int = 500, most_chars: int = 2000) -> None:
+    def __init__(self, max_lines: int = 500, max_chars: int = 2000) -> None:
         super().__init__()
-        self._most_chars = most_chars
-        self._lines: deque[str] = deque(maxlen=most_lines)
+        self._max_chars = max_chars
+        self._lines: deque[str] = deque(maxlen=max_lines)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record's text."""
-        self._lines.append(self.format(record)[: self._most_chars])
+        self._lines.append(self.format(record)[: self._max_chars])
 
     def text(self) -> str:
         """The lines, oldest first."""
         return "".join(f"{line}\n" for line in list(self._lines))
 
 
-def recent() -> str:
-    """The newest lines of the log, secrets masked; empty before `set_up`."""
-    return "".join(h.text() for h in logging.getLogger().handlers if isinstance(h, Recent))
+def read_recent_log() -> str:
+    """The newest lines of the log, secrets masked; empty before `configure_logging`."""
+    return "".join(h.text() for h in logging.getLogger().handlers if isinstance(h, RecentLogHandler))
 
 
-def set_up(level: str = "INFO") -> None:
+def configure_logging(level: str = "INFO") -> None:
     """Send the log to stderr, and keep its newest lines. Called once, by the command line."""
     root = logging.getLogger()
-    root.handlers[:] = [logging.StreamHandler(sys.stderr), Recent()]
+    root.handlers[:] = [logging.StreamHandler(sys.stderr), RecentLogHandler()]
     for handler in root.handlers:
         handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(threadName)s: %(message)s"))
     root.setLevel(level.upper())
@@ -68,14 +68,17 @@ def set_up(level: str = "INFO") -> None:
 # Log lines that anybody or anything could cause a thousand times a second, a few of them.
 
 
-EVERY_S = 10.0
+LOG_INTERVAL_S = 10.0
 
 
 class LogLimiter:
     """Lets one line through in `every_s`; the next line says how many were left out. One thread only."""
 
     def __init__(
-        self, log: logging.Logger, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic
+        self,
+        log: logging.Logger,
+        every_s: float = LOG_INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log = log
         self._every_s = every_s

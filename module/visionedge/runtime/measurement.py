@@ -9,24 +9,24 @@ from typing import Any
 
 import numpy as np
 
-MARGIN = 1.1
+MIN_SPEEDUP = 1.1
 """A variant must be faster than fp32 by this factor to be used: a busy machine varies by less."""
 
 _WARM_UP = 2
-_LEAST_ROUNDS = 5
-_MOST_ROUNDS = 25
+_MIN_ROUNDS = 5
+_MAX_ROUNDS = 25
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class RelativeSpeed:
     """The median time of a run, and how often as fast as the first it was (median over the rounds)."""
 
     ms: float
-    times_as_fast: float
+    speedup: float
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class PrecisionChoice:
     """What is used, why in one line, and the milliseconds for a picture of all that were run."""
 
     precision: str
@@ -42,30 +42,30 @@ class Choice:
         }
 
     @staticmethod
-    def of_document(document: Mapping[str, Any]) -> "Choice":
+    def from_document(document: Mapping[str, Any]) -> "PrecisionChoice":
         """The reverse of `document`.
 
         Raises:
             KeyError, TypeError, ValueError, AttributeError: it is none.
         """
         milliseconds = {str(name): float(value) for name, value in document["milliseconds"].items()}
-        return Choice(str(document["precision"]), str(document["reason"]), milliseconds)
+        return PrecisionChoice(str(document["precision"]), str(document["reason"]), milliseconds)
 
 
-def paces(
+def measure_speeds(
     runs: Mapping[str, Callable[[], object]],
     *,
     budget_s: float,
     clock: Callable[[], int] = time.monotonic_ns,
-) -> dict[str, Pace]:
+) -> dict[str, RelativeSpeed]:
     """Run each in turns for about `budget_s`, at least a few times; the others are held against the first.
 
     Raises whatever a run raises.
     """
     taken_ns: dict[str, list[int]] = {name: [] for name in runs}
     began_ns = clock()
-    for turn in range(_WARM_UP + _MOST_ROUNDS):
-        if turn >= _WARM_UP + _LEAST_ROUNDS and clock() - began_ns > budget_s * 1e9:
+    for turn in range(_WARM_UP + _MAX_ROUNDS):
+        if turn >= _WARM_UP + _MIN_ROUNDS and clock() - began_ns > budget_s * 1e9:
             break
         for name, run in runs.items():
             start_ns = clock()
@@ -74,7 +74,7 @@ def paces(
                 taken_ns[name].append(clock() - start_ns)
     first = np.array(next(iter(taken_ns.values())), np.float64)
     return {
-        name: Pace(
+        name: RelativeSpeed(
             float(np.median(taken)) / 1e6,
             float(np.median(first / np.maximum(np.array(taken, np.float64), 1.0))),
         )
@@ -82,44 +82,46 @@ def paces(
     }
 
 
-def choose(
+def choose_fastest(
     runs: Mapping[str, Callable[[], object]],
     *,
-    margin: float = MARGIN,
+    min_speedup: float = MIN_SPEEDUP,
     budget_s: float = 2.0,
     clock: Callable[[], int] = time.monotonic_ns,
-) -> Choice:
+) -> PrecisionChoice:
     """The precision to use: the fastest, if it beats the first (fp32) by `margin`; else the first.
 
     A run computes one batch on the calling thread and is warm. Raises whatever a run raises.
     """
-    measured = paces(runs, budget_s=budget_s, clock=clock)
+    measured = measure_speeds(runs, budget_s=budget_s, clock=clock)
     first, *others = measured
     ms = {name: pace.ms for name, pace in measured.items()}
-    best = max(others, key=lambda name: measured[name].times_as_fast, default=first)
+    best = max(others, key=lambda name: measured[name].speedup, default=first)
     figures = ", ".join(f"{name} {value:.1f} ms" for name, value in ms.items())
-    factor = measured[best].times_as_fast
+    factor = measured[best].speedup
     if best == first:
-        return Choice(first, "there is no other", ms)
-    if factor < margin:
-        return Choice(first, f"{best} was measured {factor:.2f} times as fast here: no gain ({figures})", ms)
-    return Choice(best, f"measured {factor:.2f} times as fast as {first} here ({figures})", ms)
+        return PrecisionChoice(first, "there is no other", ms)
+    if factor < min_speedup:
+        return PrecisionChoice(
+            first, f"{best} was measured {factor:.2f} times as fast here: no gain ({figures})", ms
+        )
+    return PrecisionChoice(best, f"measured {factor:.2f} times as fast as {first} here ({figures})", ms)
 
 
 # How much of the processor other processes used while a benchmark ran.
 
 
-FIELD = "otherProcessesShare"
+OTHER_PROCESSES_KEY = "otherProcessesShare"
 """The key of every report of bench: a share of the cores that this process may use, 0 to 1, or null."""
 
-QUIET = 0.05
+MAX_IDLE_SHARE = 0.05
 """Up to this share, which a desktop or a monitoring agent needs, a machine counts as idle."""
 
-_IDLE = (3, 4)
+_IDLE_COLUMNS = (3, 4)
 """The places of idle and iowait in a line of /proc/stat; guest time is part of user time already."""
 
 
-class OtherProcesses:
+class OtherProcessesLoad:
     """The processor time of everything but this process and its descendants, from now on.
 
     Time that a hypervisor takes away (steal) counts too. `proc` is Linux's, `cores` are the cores to look at.
@@ -159,7 +161,7 @@ class OtherProcesses:
         found = [words[1:9] for words in lines if words and words[0] in wanted]
         if len(found) != len(wanted):
             raise ValueError("not all cores are listed")
-        ticks = sum(int(w) for words in found for place, w in enumerate(words) if place not in _IDLE)
+        ticks = sum(int(w) for words in found for place, w in enumerate(words) if place not in _IDLE_COLUMNS)
         return ticks * self._tick_s
 
     def _own_s(self) -> float:
@@ -181,10 +183,10 @@ class OtherProcesses:
         return sum(ticks[number] for number in ours if number in ticks) * self._tick_s
 
 
-def caution(report: Mapping[str, Any]) -> str:
+def describe_other_load(report: Mapping[str, Any]) -> str:
     """A sentence about the load of others in a report; empty where the machine was idle otherwise."""
-    share = report.get(FIELD)
-    if share is None or share <= QUIET:
+    share = report.get(OTHER_PROCESSES_KEY)
+    if share is None or share <= MAX_IDLE_SHARE:
         return ""
     return (
         f"Other processes used {share:.0%} of the processor during the measurement: on an otherwise idle"

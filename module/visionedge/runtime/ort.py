@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from visionedge.errors import UnavailableError
-from visionedge.runtime.installation import extra_in_words
+from visionedge.runtime.installation import describe_extra
 
 # Its errors come back as exceptions; what it also writes to native stderr would only repeat them.
 _FATAL_ONLY = 4
@@ -29,7 +29,7 @@ def import_onnxruntime(log_severity: int = _FATAL_ONLY) -> Any:
         reason = " ".join(str(error).split())
         raise UnavailableError(
             f"onnxruntime cannot be imported ({reason});"
-            f" install {extra_in_words('cpu')}, or 'gpu', never both"
+            f" install {describe_extra('cpu')}, or 'gpu', never both"
         ) from None
     onnxruntime.set_default_logger_severity(log_severity)
     return onnxruntime
@@ -45,7 +45,7 @@ def load_cuda_libraries(onnxruntime: Any) -> None:
             onnxruntime.preload_dlls()
 
 
-def wheel() -> str:
+def installed_wheel() -> str:
     """Name and version of onnxruntime's package, which is not imported for that; "" where there is none."""
     for name in (_GPU_WHEEL, "onnxruntime"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -53,6 +53,6 @@ def wheel() -> str:
     return ""
 
 
-def made_for_gpu() -> bool:
+def is_gpu_wheel() -> bool:
     """Whether that package can compute on a GPU, if there should be one."""
-    return wheel().startswith(_GPU_WHEEL)
+    return installed_wheel().startswith(_GPU_WHEEL)

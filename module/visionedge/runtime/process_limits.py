@@ -8,7 +8,7 @@ import resource
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-MOST_LANES = 128
+MAX_LANES = 128
 """Each lane has a socket to the engine's process, and one message can hand over 253 at most."""
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
@@ -26,8 +26,8 @@ def usable_cores(
 
 
 def bounded_cores(cores: int | None = None) -> int:
-    """How many threads that each fill a core are worth having: the usable cores, `MOST_LANES` at most."""
-    return min(usable_cores() if cores is None else cores, MOST_LANES)
+    """How many threads that each fill a core are worth having: the usable cores, `MAX_LANES` at most."""
+    return min(usable_cores() if cores is None else cores, MAX_LANES)
 
 
 def cpu_quota(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> float | None:
@@ -38,13 +38,14 @@ def cpu_quota(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> float
     """
     found = [
         quota
-        for version_2, folder in _groups(cgroups, membership)
-        if (quota := _quota(_version_2(folder) if version_2 else _version_1(folder))) is not None
+        for version_2, folder in _cgroup_folders(cgroups, membership)
+        if (quota := _parse_quota(_read_cgroup_v2(folder) if version_2 else _read_cgroup_v1(folder)))
+        is not None
     ]
     return min(found, default=None)
 
 
-def _groups(cgroups: Path, membership: Path) -> Iterator[tuple[bool, Path]]:
+def _cgroup_folders(cgroups: Path, membership: Path) -> Iterator[tuple[bool, Path]]:
     """The folders of this process's groups and of their ancestors, and whether they are of version 2."""
     try:
         lines = membership.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -60,7 +61,7 @@ def _groups(cgroups: Path, membership: Path) -> Iterator[tuple[bool, Path]]:
             yield from ((not controllers, root.joinpath(*parts[:end])) for end in range(1, len(parts) + 1))
 
 
-def _quota(words: Sequence[str]) -> float | None:
+def _parse_quota(words: Sequence[str]) -> float | None:
     """Cores, of a quota and a period in microseconds."""
     try:
         quota, period = float(words[0]), float(words[1])
@@ -69,14 +70,14 @@ def _quota(words: Sequence[str]) -> float | None:
     return quota / period if quota > 0 and period > 0 else None
 
 
-def _version_2(folder: Path) -> list[str]:
+def _read_cgroup_v2(folder: Path) -> list[str]:
     try:
         return (folder / "cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):
         return []
 
 
-def _version_1(folder: Path) -> list[str]:
+def _read_cgroup_v1(folder: Path) -> list[str]:
     try:
         return [
             (folder / f"cpu.cfs_{word}_us").read_text(encoding="ascii").strip()
@@ -89,17 +90,17 @@ def _version_1(folder: Path) -> list[str]:
 # The file descriptors of the process: cameras, connections and files each take one.
 
 
-MOST = 65_536
+MAX_DESCRIPTORS = 65_536
 """More would only make children slower that close all they could have inherited."""
 
 
-def raise_descriptor_limit(most: int = MOST) -> int:
+def raise_descriptor_limit(limit: int = MAX_DESCRIPTORS) -> int:
     """Raise the soft limit to the hard one, at most to `most`, and give the limit that is then in force.
 
     The soft limit of most shells and services is 1024, which cameras and clients together can reach.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = most if hard == resource.RLIM_INFINITY else min(hard, most)
+    wanted = limit if hard == resource.RLIM_INFINITY else min(hard, limit)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return descriptor_limit()
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
@@ -120,7 +121,7 @@ _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 
 
-def settle_allocator() -> None:
+def configure_malloc() -> None:
     """Once, at the start of the module: memory that is given back goes back.
 
     glibc gives each thread a heap of its own, which grows to the most that was ever needed at once and,

@@ -17,7 +17,7 @@ from urllib.parse import quote, quote_plus, unquote
 # addresses, headers and pairs such as ``password=…``.
 
 
-OWN_WORDS = frozenset(
+UNMASKED_WORDS = frozenset(
     """
 abandoned about above absent accept accepted access accuracy acknowledged across action active add added
 address addresses adds adj admin administrator after afterwards again against age agent ages agree aiohttp
@@ -148,7 +148,7 @@ wsl www xtick yaml yard yes yet yml yolov yolox you your ytick yuv yuvj zero zer
 )
 
 
-ESCAPES = "write %23 for '#', %2F for '/', %3F for '?', %40 for '@', %5B for '[' and %5D for ']'"
+ESCAPE_HINT = "write %23 for '#', %2F for '/', %3F for '?', %40 for '@', %5B for '[' and %5D for ']'"
 """The remedy for such characters in a user name or password."""
 
 
@@ -156,15 +156,15 @@ ESCAPES = "write %23 for '#', %2F for '/', %3F for '?', %40 for '@', %5B for '['
 
 _MASK = "***"
 _SEPARATOR = re.compile(r"[/?#]")
-_HOST = re.compile(r"(?P<host>\[[^\[\]@]*\]|[^\[\]@:]*)(?::(?P<port>[0-9]{0,5}))?")
+HOST_PATTERN = re.compile(r"(?P<host>\[[^\[\]@]*\]|[^\[\]@:]*)(?::(?P<port>[0-9]{0,5}))?")
 _PATH_VALUE = re.compile(r"(=|%3[dD])[^/]+")
-_LONGEST_NAME = 64
+_MAX_NAME_CHARACTERS = 64
 # The placeholders of our own hints.
-_HINTS = frozenset({"USER:PASSWORD", "HOST:PORT", "…", ""})
+_PLACEHOLDERS = frozenset({"USER:PASSWORD", "HOST:PORT", "…", ""})
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
+class AddressParts:
     """What follows the ``://`` of an address, by its separators alone, so that nothing in it makes this fail.
 
     `raw`: the user name or password seems to hold a separator that is not escaped.
@@ -173,10 +173,10 @@ class _Parts:
     user: str | None
     host: str
     tail: str
-    raw: bool = False
+    is_ambiguous: bool = False
 
     @staticmethod
-    def of(rest: str) -> "_Parts":
+    def parse(rest: str) -> "AddressParts":
         found = _SEPARATOR.search(rest)
         end = len(rest) if found is None else found.start()
         authority, tail = rest[:end], rest[end:]
@@ -184,16 +184,16 @@ class _Parts:
         # An '@' further on belongs to a path or query, unless what is before it can be a user name and a
         # password with a '/', '?' or '#' in it. Rather a host too many is masked than a password shown.
         if "@" not in tail or _is_host(host, dotted=not at):
-            return _Parts(user if at else None, host, tail)
+            return AddressParts(user if at else None, host, tail)
         user, _, behind = rest.rpartition("@")
         found = _SEPARATOR.search(behind)
         end = len(behind) if found is None else found.start()
-        return _Parts(user, behind[:end], behind[end:], raw=True)
+        return AddressParts(user, behind[:end], behind[end:], is_ambiguous=True)
 
 
 def _is_host(text: str, *, dotted: bool) -> bool:
     """Whether this can only be a host: an IP address, 'localhost', or where `dotted` a name with a dot."""
-    found = _HOST.fullmatch(text)
+    found = HOST_PATTERN.fullmatch(text)
     if found is None:
         return False
     host: str = found["host"]
@@ -206,7 +206,7 @@ def _is_host(text: str, *, dotted: bool) -> bool:
     return True
 
 
-def masked_address(uri: str) -> str:
+def mask_address(uri: str) -> str:
     """An address that may be shown: no user name, no password, and no value of its query or path.
 
     The whole text is one address, so its user name and password may hold blanks and quotes.
@@ -219,7 +219,7 @@ def _masked_rest(rest: str) -> str:
     """What follows a ``://``, masked; further addresses in its path, too."""
     shown = []
     while True:
-        parts = _Parts.of(rest)
+        parts = AddressParts.parse(rest)
         path, nested, behind = parts.tail.partition("://")
         whole = not nested or "?" in path or "#" in path
         shown += [_masked_authority(parts), _masked_tail(parts.tail if whole else path)]
@@ -229,13 +229,15 @@ def _masked_rest(rest: str) -> str:
         rest = behind
 
 
-def _masked_authority(parts: _Parts) -> str:
-    if parts.raw and "?" in (parts.user or ""):
+def _masked_authority(parts: AddressParts) -> str:
+    if parts.is_ambiguous and "?" in (parts.user or ""):
         return _MASK  # the host may be the end of a query value
-    if _HOST.fullmatch(parts.host) is None and parts.host not in _HINTS:
+    if HOST_PATTERN.fullmatch(parts.host) is None and parts.host not in _PLACEHOLDERS:
         return _MASK  # without its '@', a user name and a password look like a host and a port
     return (
-        parts.host if parts.user is None else f"{parts.user if parts.user in _HINTS else _MASK}@{parts.host}"
+        parts.host
+        if parts.user is None
+        else f"{parts.user if parts.user in _PLACEHOLDERS else _MASK}@{parts.host}"
     )
 
 
@@ -249,20 +251,20 @@ def _masked_tail(tail: str) -> str:
 
 def _masked_chunk(chunk: str) -> str:
     name, equals, _ = chunk.partition("=")
-    if not equals or "%3d" in name.lower() or len(name) > _LONGEST_NAME:
-        return chunk if chunk in _HINTS else _MASK
+    if not equals or "%3d" in name.lower() or len(name) > _MAX_NAME_CHARACTERS:
+        return chunk if chunk in _PLACEHOLDERS else _MASK
     return f"{name}={_MASK}"
 
 
 # --- texts -------------------------------------------------------------------------------------------------
 
-TEXT_CHARACTERS = 8192
+MAX_TEXT_CHARACTERS = 8192
 """A longer text is cut before it is masked."""
 
 _KEPT_CHARACTERS = 4096
 # Whatever lies across the end of a text that is cut is shorter, or is masked up to that end.
 _MARGIN_CHARACTERS = 1024
-_MOST_PASSES = 8
+_MAX_PASSES = 8
 
 # Each pattern begins with fixed text, and no unbounded run is tried twice: masking is linear in the text.
 _ADDRESS = re.compile(r"://([^\s\"'<>]+)")
@@ -271,15 +273,15 @@ _HEADER = re.compile(
     r"(?i)\b((?:(?:Bearer|Basic|Digest|SharedAccessSignature)[ \t]{1,8}){1,16})([^\s\"'<>]+)"
 )
 _HEADER_WORDS = ("bearer", "basic", "digest", "sharedaccesssignature")
-_MASKED = (
+_SECRET_NAMES = (
     *("token", "key", "password", "passwd", "pass", "pwd", "psw", "secret", "sig", "signature"),
     *("auth", "credential", "credentials", "user", "username", "login", "usr", "loginuse", "loginpas"),
     *("passphrase", "jwt", "sessionid", "response", "sas"),
 )
-_NAMES = "|".join(sorted(_MASKED, key=len, reverse=True))
-_SECRET_KEY = re.compile(rf"(?i)[\w.-]*(?:{_NAMES})")
+_SECRET_NAMES_PATTERN = "|".join(sorted(_SECRET_NAMES, key=len, reverse=True))
+_SECRET_KEY = re.compile(rf"(?i)[\w.-]*(?:{_SECRET_NAMES_PATTERN})")
 _PAIR = re.compile(
-    rf"(?i)((?:{_NAMES})(?:\[\w{{0,16}}\])?(?:=|%3D))"
+    rf"(?i)((?:{_SECRET_NAMES_PATTERN})(?:\[\w{{0,16}}\])?(?:=|%3D))"
     r"(\"[^\"]{1,256}\"|'[^']{1,256}'|[^&\s\"'<>]+)"
 )
 
@@ -288,16 +290,16 @@ def redact(text: str) -> str:
     """A text without secrets, for logs, errors and answers; a very long one is cut, and says so.
 
     Masked as ``***`` are user names, passwords and query values of addresses, tokens and values of pairs
-    such as ``password=…`` by their place, and what was kept (`keep_secret`) by its value. To redact a text
-    again changes nothing.
+    such as ``password=…`` by their place, and what was kept (`register_secrets`) by its value. To redact a
+    text again changes nothing.
     """
-    shown = _cut(text) if len(text) > TEXT_CHARACTERS else _masked(text)
-    while len(shown) > TEXT_CHARACTERS:  # masks can be longer than what they hide
-        shown = _cut(shown)
+    shown = _truncate(text) if len(text) > MAX_TEXT_CHARACTERS else _masked(text)
+    while len(shown) > MAX_TEXT_CHARACTERS:  # masks can be longer than what they hide
+        shown = _truncate(shown)
     return shown
 
 
-def _cut(text: str) -> str:
+def _truncate(text: str) -> str:
     shown = _masked(text[: _KEPT_CHARACTERS + _MARGIN_CHARACTERS])
     # The end may be the beginning of something that could not be recognised.
     kept = shown[: max(0, min(_KEPT_CHARACTERS, len(shown) - _MARGIN_CHARACTERS))]
@@ -305,7 +307,7 @@ def _cut(text: str) -> str:
 
 
 def _masked(text: str) -> str:
-    for _ in range(_MOST_PASSES):
+    for _ in range(_MAX_PASSES):
         shown = _ADDRESS.sub(_masked_url, _known.mask(text))
         # Most texts hold neither, and to look for a word costs a tenth of trying a pattern.
         if any(word in shown.lower() for word in _HEADER_WORDS):
@@ -326,7 +328,7 @@ def _masked_url(found: re.Match[str]) -> str:
 def _masked_header(found: re.Match[str]) -> str:
     value = found[2].rstrip(_END_OF_SENTENCE)
     # "Bearer TOKEN" of a hint and "Basic challenge" of a sentence hold no secret.
-    if value in _HINTS or value.casefold() in OWN_WORDS:
+    if value in _PLACEHOLDERS or value.casefold() in UNMASKED_WORDS:
         return found[0]
     return f"{found[1]}{_MASK}{found[2][len(value) :]}"
 
@@ -340,21 +342,21 @@ def _masked_pair(found: re.Match[str]) -> str:
 
 # The keys of documents whose values are sentences, of ours and of others. Names, states, codes, labels and
 # devices are words of our own and stay as they are.
-_FREE_TEXTS = frozenset(
+_FREE_TEXT_KEYS = frozenset(
     {
         *("reason", "reasons", "lastError", "message", "error", "sentence", "notes", "note", "problems"),
         *("found", "say", "lines", "words", "detail", "text", "why", "fetching", "remedy", "down"),
     }
 )
-_ADDRESSES = frozenset({"uri", "url"})
+_ADDRESS_KEYS = frozenset({"uri", "url"})
 
 
 def redact_document(document: Any, key: str = "") -> Any:
     """A JSON value with its addresses masked and its sentences redacted, known by the keys that hold them."""
     if isinstance(document, str):
-        if key in _ADDRESSES:
-            return masked_address(document)
-        return redact(document) if key in _FREE_TEXTS else document
+        if key in _ADDRESS_KEYS:
+            return mask_address(document)
+        return redact(document) if key in _FREE_TEXT_KEYS else document
     if isinstance(document, Mapping):
         return {name: redact_document(item, str(name)) for name, item in document.items()}
     if isinstance(document, list | tuple):
@@ -364,7 +366,7 @@ def redact_document(document: Any, key: str = "") -> Any:
 
 # --- known secrets -----------------------------------------------------------------------------------------
 
-_LEAST_CHARACTERS, _MOST_CHARACTERS = 3, 4096
+_MIN_CHARACTERS, _MAX_CHARACTERS = 3, 4096
 _LONG_CHARACTERS = 6
 _SHORT_NUMBER = re.compile(r"[0-9]{1,3}")
 
@@ -374,7 +376,7 @@ class KnownSecrets:
 
     One of six characters or more is masked inside words, too; of three to five only as a word of its own; a
     shorter one cannot be told from ordinary text and is masked only by its place. So is a word of our own
-    (`OWN_WORDS`): masked in our sentences, it would show which word the secret is.
+    (`UNMASKED_WORDS`): masked in our sentences, it would show which word the secret is.
     """
 
     def __init__(self, limit: int = 4_000) -> None:
@@ -385,17 +387,17 @@ class KnownSecrets:
     def __repr__(self) -> str:
         return f"<KnownSecrets {len(self._kept)}>"
 
-    def keep(self, secrets: Iterable[str]) -> None:
+    def add(self, secrets: Iterable[str]) -> None:
         """Mask these from now on; the oldest of very many are forgotten."""
         new = [secret for secret in dict.fromkeys(secrets) if secret not in self._kept]
-        fresh = [secret for secret in new if _can_be_found(secret)][-self._limit :]
+        fresh = [secret for secret in new if _is_searchable(secret)][-self._limit :]
         if not fresh:
             return
-        kept = {**self._kept, **{secret: frozenset(_forms(secret)) for secret in fresh}}
+        kept = {**self._kept, **{secret: frozenset(_spellings(secret)) for secret in fresh}}
         kept = dict([*kept.items()][-self._limit :])
         by_start: dict[str, set[str]] = {}
         for form in frozenset[str]().union(*kept.values()):
-            by_start.setdefault(form[: _start_characters(form)], set()).add(form)
+            by_start.setdefault(form[: _prefix_characters(form)], set()).add(form)
         # Replaced as a whole: other threads read it meanwhile.
         self._kept, self._by_start = kept, {start: tuple(forms) for start, forms in by_start.items()}
 
@@ -404,13 +406,15 @@ class KnownSecrets:
         by_start = self._by_start
         if not by_start:
             return text
-        starts = {text[at : at + _LEAST_CHARACTERS] for at in range(len(text) - _LEAST_CHARACTERS + 1)}
+        starts = {text[at : at + _MIN_CHARACTERS] for at in range(len(text) - _MIN_CHARACTERS + 1)}
         starts |= {text[at : at + _LONG_CHARACTERS] for at in range(len(text) - _LONG_CHARACTERS + 1)}
         found = [form for start in by_start.keys() & starts for form in by_start[start] if form in text]
         if not found:
             return text
         # The longest first: one secret may be the beginning of another.
-        choices = "|".join(_choice(form) for form in sorted(found, key=lambda form: (-len(form), form)))
+        choices = "|".join(
+            _spelling_pattern(form) for form in sorted(found, key=lambda form: (-len(form), form))
+        )
         return re.sub(choices, _MASK, text)
 
 
@@ -419,43 +423,45 @@ class KnownSecrets:
 _known = KnownSecrets()
 
 
-def keep_secret(secrets: Iterable[str]) -> None:
+def register_secrets(secrets: Iterable[str]) -> None:
     """Have `redact` mask these wherever they appear."""
-    _known.keep(secrets)
+    _known.add(secrets)
 
 
-def secrets_in(document: object) -> set[str]:
+def find_secrets(document: object) -> set[str]:
     """The secrets that a document or a list of arguments holds, found by their places.
 
     What is also a key of the document, such as the name of a camera, is no secret: masking it would leave
     nothing readable.
     """
     found, keys = set[str](), set[str]()
-    _gather(document, "", found, keys)
+    _collect_secrets(document, "", found, keys)
     return found - keys
 
 
 # How the command line names a camera.
-_NAMED = re.compile(r"([a-z0-9_-]{1,64})=\w")
+_CAMERA_ARGUMENT = re.compile(r"([a-z0-9_-]{1,64})=\w")
 
 
-def _gather(value: object, key: str, found: set[str], keys: set[str]) -> None:
+def _collect_secrets(value: object, key: str, found: set[str], keys: set[str]) -> None:
     match value:
         case str():
             found |= _secrets_of_text(value)
             keys |= {
-                match[1] for match in [_NAMED.match(value)] if match and not _SECRET_KEY.fullmatch(match[1])
+                match[1]
+                for match in [_CAMERA_ARGUMENT.match(value)]
+                if match and not _SECRET_KEY.fullmatch(match[1])
             }
             if _SECRET_KEY.fullmatch(key):
                 found.add(value)
         case Mapping():
             for name, item in value.items():
                 keys.add(str(name))
-                _gather(str(name), "", found, keys)
-                _gather(item, str(name), found, keys)
+                _collect_secrets(str(name), "", found, keys)
+                _collect_secrets(item, str(name), found, keys)
         case list() | tuple():
             for item in value:
-                _gather(item, key, found, keys)
+                _collect_secrets(item, key, found, keys)
         case int() | float() if _SECRET_KEY.fullmatch(key) and not isinstance(value, bool):
             found.add(str(value))
 
@@ -475,11 +481,11 @@ def _secrets_of_text(text: str) -> set[str]:
         rests.append(text[whole.end() :])
     for rest in rests:
         found |= _secrets_of_address(rest)
-    return found - {"", *_HINTS}
+    return found - {"", *_PLACEHOLDERS}
 
 
 # Query values by these names choose a picture; masked in sentences, they would hide words and numbers.
-_SETTINGS = re.compile(
+_STREAM_PARAMETERS = re.compile(
     r"(?i)(channel|subtype|stream|streamtype|resolution|fps|framerate|width|height|quality|compression|codec|"
     r"videocodec|profile|transport|transportmode|unicast|proto|camera|cam|chn|rotation|sensor|media|video|audio|format)"
 )
@@ -487,9 +493,9 @@ _SETTINGS = re.compile(
 
 def _secrets_of_address(rest: str) -> set[str]:
     """User name, password and query values of what follows a ``://``."""
-    parts = _Parts.of(rest)
+    parts = AddressParts.parse(rest)
     found = set[str]()
-    if parts.user is not None and parts.user not in _HINTS:
+    if parts.user is not None and parts.user not in _PLACEHOLDERS:
         name, _, password = parts.user.partition(":")
         found |= {parts.user, name, password}
     query = parts.tail.partition("#")[0].partition("?")[2]
@@ -497,21 +503,21 @@ def _secrets_of_address(rest: str) -> set[str]:
         name, equals, value = chunk.partition("=")
         if not equals:
             found.add(chunk)
-        elif not _SETTINGS.fullmatch(name):
+        elif not _STREAM_PARAMETERS.fullmatch(name):
             found.add(value)
     return found
 
 
-def _can_be_found(secret: str) -> bool:
+def _is_searchable(secret: str) -> bool:
     """Whether this can be searched for in sentences: see `KnownSecrets`."""
-    if len(secret) > _MOST_CHARACTERS:
+    if len(secret) > _MAX_CHARACTERS:
         return False
     plain = unquote(secret)
-    short = len(plain) < _LEAST_CHARACTERS or _SHORT_NUMBER.fullmatch(plain)
-    return not short and plain.casefold() not in OWN_WORDS and bool(plain.strip("*"))
+    short = len(plain) < _MIN_CHARACTERS or _SHORT_NUMBER.fullmatch(plain)
+    return not short and plain.casefold() not in UNMASKED_WORDS and bool(plain.strip("*"))
 
 
-def _forms(secret: str) -> set[str]:
+def _spellings(secret: str) -> set[str]:
     """How a secret may be spelt: as it is, percent-decoded and -encoded, and inside JSON or Python texts."""
     plain = unquote(secret)
     # JSON can hold half a character, which no text on the wire can.
@@ -530,14 +536,14 @@ def _forms(secret: str) -> set[str]:
         forms.add(repr(form)[1:-1])
     if ":" in plain:  # a login, as HTTP sends it
         forms.add(base64.b64encode(plain.encode(errors="surrogatepass")).decode())
-    return {form for form in forms if len(form) >= _LEAST_CHARACTERS}
+    return {form for form in forms if len(form) >= _MIN_CHARACTERS}
 
 
-def _start_characters(form: str) -> int:
+def _prefix_characters(form: str) -> int:
     """How much of a form is looked up in a text, before the whole of it is searched for."""
-    return _LONG_CHARACTERS if len(form) >= _LONG_CHARACTERS else _LEAST_CHARACTERS
+    return _LONG_CHARACTERS if len(form) >= _LONG_CHARACTERS else _MIN_CHARACTERS
 
 
-def _choice(form: str) -> str:
+def _spelling_pattern(form: str) -> str:
     exact = re.escape(form)
     return exact if len(form) >= _LONG_CHARACTERS else rf"(?<![A-Za-z0-9]){exact}(?![A-Za-z0-9])"

@@ -14,20 +14,20 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-OnDeath = Callable[[str, BaseException | None], None]
+OnThreadExit = Callable[[str, BaseException | None], None]
 """Told, from the dying thread, the name of a thread that had to live, and of what it died."""
 
 
-class Crew:
+class ThreadGroup:
     """The threads of the module.
 
     A thread that is `vital` must live until `stopping`: if its target returns or raises before that,
-    `on_death` is called once, from that thread, with its name and the error (None for a plain return).
+    `on_thread_exit` is called once, from that thread, with its name and the error (None for a plain return).
     One that is vital and `may_return` ends the module only by an error: its owner tells it when to end.
     """
 
-    def __init__(self, on_death: OnDeath) -> None:
-        self._on_death = on_death
+    def __init__(self, on_thread_exit: OnThreadExit) -> None:
+        self._on_thread_exit = on_thread_exit
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self.stopping = threading.Event()
@@ -57,7 +57,7 @@ class Crew:
             log.exception("thread %s died", name)
         ended_well = error is None and may_return
         if vital and not ended_well and not self.stopping.is_set():
-            self._on_death(name, error)
+            self._on_thread_exit(name, error)
 
     def alive(self) -> list[str]:
         """The names of the threads that still run."""
@@ -75,7 +75,7 @@ class Crew:
         return self.alive()
 
 
-class Executor(ThreadPoolExecutor):
+class TimedJoinExecutor(ThreadPoolExecutor):
     """A pool of threads whose end does not wait for a job that hangs.
 
     `shutdown` joins the threads for `join_s` at most. Those that still run then are `left`: the interpreter
@@ -105,13 +105,13 @@ class Executor(ThreadPoolExecutor):
         return [thread.name for thread in tuple(self._all) if thread.is_alive()]
 
 
-def unfinished(others: Collection[threading.Thread] = ()) -> list[str]:
+def non_daemon_threads(others: Collection[threading.Thread] = ()) -> list[str]:
     """The names of the threads, but for `others`, for which the interpreter would wait at its end."""
     known = {threading.main_thread(), *others}
     return [each.name for each in threading.enumerate() if each not in known and not each.daemon]
 
 
-async def on_thread(crew: Crew, name: str, work: Callable[[], T]) -> T:
+async def run_on_thread(thread_group: ThreadGroup, name: str, work: Callable[[], T]) -> T:
     """Run blocking work on a thread of its own, which the module can end without.
 
     Raises whatever the work raises.
@@ -119,7 +119,7 @@ async def on_thread(crew: Crew, name: str, work: Callable[[], T]) -> T:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
-    def settle(result: T | None, error: BaseException | None) -> None:
+    def set_outcome(result: T | None, error: BaseException | None) -> None:
         if done.cancelled():
             return
         if error is not None:
@@ -127,27 +127,27 @@ async def on_thread(crew: Crew, name: str, work: Callable[[], T]) -> T:
         else:
             done.set_result(result)  # type: ignore[arg-type]  # work gave it
 
-    def tell(result: T | None, error: BaseException | None) -> None:
+    def post_outcome(result: T | None, error: BaseException | None) -> None:
         # A thread that was left behind may still speak when the loop is closed; nobody listens then.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, result, error)
+            loop.call_soon_threadsafe(set_outcome, result, error)
 
     def target() -> None:
         try:
             result = work()
         except BaseException as error:  # noqa: BLE001 - raised where it is awaited
-            tell(None, error)
+            post_outcome(None, error)
         else:
-            tell(result, None)
+            post_outcome(result, None)
 
-    crew.start(name, target)
+    thread_group.start(name, target)
     return await done
 
 
 # The door from the threads to the asyncio loop: results and events go out here, and nowhere else.
 
 
-class Outbox(Generic[T]):
+class LoopQueue(Generic[T]):
     """A bounded queue that wakes its reader once each time it turns non-empty.
 
     Any thread may `put` (it never blocks); one reader calls `drain`. When it is full the oldest item goes

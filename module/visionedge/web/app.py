@@ -5,29 +5,29 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from visionedge.web.backend import ModuleView
+from visionedge.web.backend import Backend
 from visionedge.web.connections import Connection
-from visionedge.web.guard import Access
-from visionedge.web.handlers import Api
+from visionedge.web.guard import AccessControl
+from visionedge.web.handlers import ApiHandlers
 from visionedge.web.kserve import InferenceProtocol
-from visionedge.web.kserve import routes as inference_routes
-from visionedge.web.responses import RequestError, error_answer, problem_of, set_common_headers
+from visionedge.web.kserve import build_routes as inference_routes
+from visionedge.web.responses import RequestError, error_response, set_common_headers, to_request_error
 
-_BEGUN = web.RequestKey("begun", bool)
+_RESPONSE_STARTED = web.RequestKey("begun", bool)
 
 
-def make_app(view: ModuleView, access: Access) -> web.Application:
+def make_app(backend: Backend, access: AccessControl) -> web.Application:
     """The whole HTTP side of a module over its view. It owns two threads from start-up to clean-up."""
-    api = Api(view, access)
+    api = ApiHandlers(backend, access)
     app = web.Application(middlewares=[_errors, _guard(access, api)])
-    app.add_routes(routes(api))
+    app.add_routes(build_routes(api))
     app.on_response_prepare.append(_common_headers)
     app.on_shutdown.append(_closing(api))
     app.cleanup_ctx.append(_lifetime(api))
     return app
 
 
-def routes(api: Api) -> list[web.RouteDef]:
+def build_routes(api: ApiHandlers) -> list[web.RouteDef]:
     """Every path that is answered; `openapi.describe` and docs/http.md name each."""
     camera = "/api/v1/cameras/{name}"
     return [
@@ -48,7 +48,7 @@ def routes(api: Api) -> list[web.RouteDef]:
         web.get(f"{camera}/stream.mjpg", api.stream, allow_head=False),
         web.get("/api/v1/frames", api.frames, allow_head=False),
         web.post("/api/v1/detect", api.detect),
-        *inference_routes(InferenceProtocol(api.view, api.shared)),
+        *inference_routes(InferenceProtocol(api.backend, api.shared)),
     ]
 
 
@@ -61,14 +61,14 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except Exception as error:
-        if request.get(_BEGUN, False):
+        if request.get(_RESPONSE_STARTED, False):
             raise  # half an answer is out; the server breaks the connection, which is all that is left
-        return error_answer(request.path, problem_of(error, request))
+        return error_response(request.path, to_request_error(error, request))
     finally:
         connection.end()
 
 
-def _guard(access: Access, api: Api) -> Middleware:
+def _guard(access: AccessControl, api: ApiHandlers) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -89,18 +89,18 @@ def _is_browser(request: web.Request) -> bool:
 
 
 async def _common_headers(request: web.Request, response: web.StreamResponse) -> None:
-    request[_BEGUN] = True
+    request[_RESPONSE_STARTED] = True
     set_common_headers(response.headers)
 
 
-def _closing(api: Api) -> Callable[[web.Application], Awaitable[None]]:
+def _closing(api: ApiHandlers) -> Callable[[web.Application], Awaitable[None]]:
     async def closing(_app: web.Application) -> None:
         api.end_streams()
 
     return closing
 
 
-def _lifetime(api: Api) -> Callable[[web.Application], AsyncIterator[None]]:
+def _lifetime(api: ApiHandlers) -> Callable[[web.Application], AsyncIterator[None]]:
     async def lifetime(_app: web.Application) -> AsyncIterator[None]:
         yield
         await api.close()

@@ -1,4 +1,4 @@
-"""What the service offers to HTTP: `ModuleView`, and nothing else of the module is known in this room."""
+"""What the service offers to HTTP: `Backend`, and nothing else of the module is known in this room."""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.errors import VisionedgeError
-from visionedge.frames.types import InputSpec, Picture, Result
+from visionedge.frames.types import FrameResult, InputSpec, Picture
 
 Document = dict[str, Any]
 
 
-class Busy(VisionedgeError):  # noqa: N818 - a state that the caller waits out, not a fault
+class BusyError(VisionedgeError):
     """No room for this request now; the caller may try again after `retry_after_s`."""
 
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
@@ -23,7 +23,7 @@ class Busy(VisionedgeError):  # noqa: N818 - a state that the caller waits out, 
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFacts:
+class ModelMetadata:
     """What a client of the Open Inference Protocol must know of the loaded model.
 
     One inference takes uint8 (n, input.height_px, input.width_px, 3) BGR with 1 <= n <= `max_batch` and gives
@@ -38,7 +38,7 @@ class ModelFacts:
     labels: tuple[str, ...]
 
 
-class ModuleView(Protocol):
+class Backend(Protocol):
     """The running module as HTTP sees it.
 
     Every method is called on the event loop and returns at once; those that wait are coroutines. Documents
@@ -65,15 +65,15 @@ class ModuleView(Protocol):
         """One `Camera` object; None where no camera has this name."""
         ...
 
-    def knows(self, name: str) -> bool:
+    def has_camera(self, name: str) -> bool:
         """Whether a camera has this name; costs nothing, unlike its object."""
         ...
 
-    def latest(self, name: str) -> Result | None:
+    def latest(self, name: str) -> FrameResult | None:
         """The newest result of a camera; None before its first one."""
         ...
 
-    async def newer(self, name: str, after: int | None, timeout_s: float) -> Result | None:
+    async def wait_for_newer(self, name: str, after: int | None, timeout_s: float) -> FrameResult | None:
         """The newest result with a sequence above `after` (None: any), waiting up to `timeout_s` for it.
 
         None when the time is up or the camera was removed.
@@ -87,11 +87,11 @@ class ModuleView(Protocol):
         """Every frame object from now on as JSON, of one camera or of all (None), in order.
 
         The viewer's buffer is bounded: a slow one loses its own oldest frames. Ends when the camera is
-        removed or the module stops. Entering raises `Busy` when there are too many viewers.
+        removed or the module stops. Entering raises `BusyError` when there are too many viewers.
         """
         ...
 
-    async def detect(self, picture: Picture) -> Result:
+    async def detect(self, picture: Picture) -> FrameResult:
         """Analyse one picture.
 
         Raises:
@@ -112,12 +112,12 @@ class ModuleView(Protocol):
         """All metrics in the Prometheus text format 0.0.4."""
         ...
 
-    def model(self) -> ModelFacts | None:
+    def model(self) -> ModelMetadata | None:
         """The loaded model; None before it is loaded."""
         ...
 
     async def infer_rows(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Run the compiled model; shapes as in `ModelFacts`.
+        """Run the compiled model; shapes as in `ModelMetadata`.
 
         Raises:
             Busy: the engine has no room for it, or is not ready yet.

@@ -18,7 +18,7 @@ from aiohttp.http_exceptions import (
 )
 
 from visionedge.runtime.logs import LogLimiter
-from visionedge.web.responses import RequestError, error_answer, problem_of, set_common_headers
+from visionedge.web.responses import RequestError, error_response, set_common_headers, to_request_error
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ _MALFORMED_BODY = "a client sent a malformed body"
 class _Phase(Enum):
     HEAD = "head"
     ANSWERING = "answering"
-    KEPT = "kept"
+    KEEP_ALIVE = "kept"
 
 
 class Connections:
@@ -48,15 +48,15 @@ class Connections:
     whose request is being answered keep their places.
     """
 
-    def __init__(self, server: web.Server, most: int = CONNECTIONS_AT_ONCE) -> None:
+    def __init__(self, server: web.Server, limit: int = CONNECTIONS_AT_ONCE) -> None:
         self._server = server
-        self._most = most
+        self._limit = limit
         self._open: set[Connection] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self.limiter = LogLimiter(log)
 
     def __repr__(self) -> str:
-        return f"<Connections open={len(self._open)} most={self._most}>"
+        return f"<Connections open={len(self._open)} most={self._limit}>"
 
     def __len__(self) -> int:
         return len(self._open)
@@ -70,12 +70,12 @@ class Connections:
             self._schedule()
         return connection
 
-    def make_room(self) -> bool:
+    def check_free_space(self) -> bool:
         """Whether there is room for one more, also by closing connections that wait for their clients."""
-        while len(self._open) >= self._most:
+        while len(self._open) >= self._limit:
             if not self.drop_idlest():
                 return False
-            self.limiter.warning(f"{self._most} connections are open: closing those that are idle longest")
+            self.limiter.warning(f"{self._limit} connections are open: closing those that are idle longest")
         return True
 
     def drop_idlest(self) -> bool:
@@ -135,7 +135,7 @@ class Connection(web.RequestHandler):
 
     def end(self) -> None:
         """Its answer is made; its last bytes may still have to go out."""
-        self._enter(_Phase.KEPT)
+        self._enter(_Phase.KEEP_ALIVE)
 
     def is_overdue(self) -> bool:
         """Whether the client has had all the time it gets."""
@@ -178,7 +178,7 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
         if data and self._phase is not _Phase.ANSWERING:
-            if self._phase is _Phase.KEPT:
+            if self._phase is _Phase.KEEP_ALIVE:
                 self._enter(_Phase.HEAD)
             self._is_v2 = _V2.match(data) is not None
         super().data_received(data)
@@ -190,7 +190,7 @@ class Connection(web.RequestHandler):
         self._messages.clear()
         body.set_exception(web.RequestPayloadError("malformed"))
         self.close()
-        self._tell(_MALFORMED_BODY)
+        self._warn(_MALFORMED_BODY)
 
     def handle_error(
         self,
@@ -201,19 +201,19 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """The answer to what is no request, or to one that failed beyond the application's own fence."""
         if isinstance(exc, HttpProcessingError):
-            problem = malformed(exc)
-            self._tell(f"{request.remote} sent bytes that are not an HTTP request: {problem}")
+            problem = malformed_request_error(exc)
+            self._warn(f"{request.remote} sent bytes that are not an HTTP request: {problem}")
         elif request.writer.output_size > 0 and isinstance(exc, ConnectionError | asyncio.CancelledError):
             problem = RequestError(status, "the client has gone")
         elif isinstance(exc, UnicodeEncodeError) and hdrs.EXPECT in request.headers:
             # aiohttp quotes the header in its refusal, and fails where that is no text.
-            problem = problem_of(web.HTTPExpectationFailed(), request)
+            problem = to_request_error(web.HTTPExpectationFailed(), request)
         else:
             failure = exc if isinstance(exc, Exception) else RuntimeError(message or "no answer was made")
-            problem = problem_of(failure, request)
+            problem = to_request_error(failure, request)
         if request.writer.output_size > 0:
             raise ConnectionError("a part of the answer is already sent")
-        response = error_answer("/v2" if self._is_v2 else request.path, problem)
+        response = error_response("/v2" if self._is_v2 else request.path, problem)
         set_common_headers(response.headers)
         response.force_close()
         return response
@@ -223,7 +223,7 @@ class Connection(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Errors that aiohttp raises before the application's own fence get the shape of all others."""
         if isinstance(resp, web.HTTPException):
-            resp = error_answer(request.path, problem_of(resp, request))
+            resp = error_response(request.path, to_request_error(resp, request))
             set_common_headers(resp.headers)
             resp.force_close()
         return await super().finish_response(request, resp, start_time)
@@ -232,22 +232,22 @@ class Connection(web.RequestHandler):
         """What aiohttp could not place anywhere; its own words may quote the client's."""
         error = kw.get("exc_info")
         if isinstance(error, HttpProcessingError | web.RequestPayloadError | ConnectionError):
-            self._tell(_MALFORMED_BODY)
+            self._warn(_MALFORMED_BODY)
         else:
             self._connections.limiter.warning("an HTTP connection failed", error=error)
 
-    def _tell(self, text: str) -> None:
+    def _warn(self, text: str) -> None:
         self._connections.limiter.warning(text)
 
 
 _TOO_LONG = "the request line or a header is longer than 8190 bytes"
-_KINDS: dict[type[HttpProcessingError], tuple[int, str]] = {
+_ERRORS_BY_TYPE: dict[type[HttpProcessingError], tuple[int, str]] = {
     LineTooLong: (431, _TOO_LONG),
     BadHttpMethod: (400, "the request does not begin with an HTTP method"),
     InvalidURLError: (400, "the address in the request line cannot be read"),
     BadStatusLine: (400, "the request line cannot be read"),
 }
-_BEGINNINGS: dict[str, tuple[int, str]] = {
+_ERRORS_BY_PREFIX: dict[str, tuple[int, str]] = {
     "Received HTTPS": (400, "this port speaks HTTP, not HTTPS"),
     "Missing 'Host'": (400, "the request has no Host header"),
     "Duplicate '": (400, "a header that may be given once is given twice"),
@@ -255,10 +255,10 @@ _BEGINNINGS: dict[str, tuple[int, str]] = {
 }
 
 
-def malformed(error: HttpProcessingError) -> RequestError:
+def malformed_request_error(error: HttpProcessingError) -> RequestError:
     """What is wrong with bytes that are no request, in our own words: those of aiohttp quote the bytes."""
     text = error.message
-    by_text = (known for beginning, known in _BEGINNINGS.items() if text.startswith(beginning))
-    by_kind = (known for kind, known in _KINDS.items() if isinstance(error, kind))
-    status, words = [*by_text, *by_kind, (400, "the head or the chunks of the request are malformed")][0]
-    return RequestError(status, words)
+    by_text = (known for beginning, known in _ERRORS_BY_PREFIX.items() if text.startswith(beginning))
+    by_kind = (known for kind, known in _ERRORS_BY_TYPE.items() if isinstance(error, kind))
+    status, message = [*by_text, *by_kind, (400, "the head or the chunks of the request are malformed")][0]
+    return RequestError(status, message)

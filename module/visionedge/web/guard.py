@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 
 from visionedge.config.schema import HttpConfig
 from visionedge.web.responses import RequestError
-from visionedge.web.streams import Closing
+from visionedge.web.streams import StopSignal
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """What needs no token: orchestrators ask here and have none."""
@@ -17,23 +17,23 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 _SAFE_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 # These change nothing, but an examination costs seconds of a core, and a stream holds a place.
 _COSTLY = re.compile(r"/api/v1/(doctor|frames|cameras/[^/]*/stream\.mjpg)/?")
-_HOST_MOST = 300
+_MAX_HOST_CHARACTERS = 300
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]/@]*)(:[0-9]{1,5})?")
 # Without a dot: a name of the local network (localhost, a machine, a container), which cannot be registered.
-_MACHINE = re.compile(r"[a-z0-9_-]{1,63}")
+_DOTLESS_NAME = re.compile(r"[a-z0-9_-]{1,63}")
 _ORIGIN = re.compile(r"https?://(.*)")
 
 
-class Access:
+class AccessControl:
     """The rules of one server, which may change while it runs. Loop only.
 
     `own_names` are names of this module that no configuration has to list.
     """
 
     def __init__(self, http: HttpConfig, own_names: Iterable[str] = ()) -> None:
-        self._own_names = frozenset(_small(name) for name in own_names)
+        self._own_names = frozenset(_normalize_name(name) for name in own_names)
         self._read(http)
-        self.streams = Closing()
+        self.stream_stop_signal = StopSignal()
         """Ends the streams that were opened under these rules, when the token changes."""
 
     def __repr__(self) -> str:
@@ -41,7 +41,7 @@ class Access:
 
     def _read(self, http: HttpConfig) -> None:
         self._token = None if http.token is None else http.token.encode()
-        self._names = self._own_names | {_small(name) for name in http.names}
+        self._names = self._own_names | {_normalize_name(name) for name in http.names}
         # The last one that was right: taking it apart costs as much as the rest of an answer's checks.
         self._known_host: str | None = None
 
@@ -50,7 +50,7 @@ class Access:
         before = self._token
         self._read(http)
         if self._token != before:
-            ended, self.streams = self.streams, Closing()
+            ended, self.stream_stop_signal = self.stream_stop_signal, StopSignal()
             ended.set()
 
     def check(self, request: web.Request) -> None:
@@ -60,22 +60,24 @@ class Access:
             RequestError: 403, it comes under a foreign name or from a page of another site; 401, it does not
                 show the token.
         """
-        if self._token is None and not self._is_ours(request.headers.get(hdrs.HOST)):
+        if self._token is None and not self._is_known_host(request.headers.get(hdrs.HOST)):
             raise RequestError(
                 403,
                 "the name in the Host header is not known here: use the IP address, or add the name to"
                 " http.names",
                 code="unknown_host",
             )
-        if _costs(request) and not self._is_same_site(request.headers):
+        if _is_costly(request) and not self._is_same_site(request.headers):
             raise RequestError(403, "a page of another site may not send this request", code="foreign_origin")
-        if request.path not in OPEN_PATHS and not self._opens(request.headers.get(hdrs.AUTHORIZATION, "")):
-            raise unauthorized()
+        if request.path not in OPEN_PATHS and not self._is_authorized(
+            request.headers.get(hdrs.AUTHORIZATION, "")
+        ):
+            raise unauthorized_error()
 
-    def _opens(self, authorization: str) -> bool:
-        return self._token is None or _bears(authorization, self._token)
+    def _is_authorized(self, authorization: str) -> bool:
+        return self._token is None or _has_token(authorization, self._token)
 
-    def _is_ours(self, host: str | None) -> bool:
+    def _is_known_host(self, host: str | None) -> bool:
         """A page can make its own name lead to this machine, but cannot make its browser send another.
 
         The name of such a page has a dot, as all names have that a stranger can register in the DNS.
@@ -83,8 +85,8 @@ class Access:
         """
         if host is None or host == self._known_host:
             return True
-        name = _name_of(host)
-        if name is None or not (name in self._names or _MACHINE.fullmatch(name) or _is_address(name)):
+        name = _parse_host(host)
+        if name is None or not (name in self._names or _DOTLESS_NAME.fullmatch(name) or _is_address(name)):
             return False
         self._known_host = host
         return True
@@ -97,13 +99,13 @@ class Access:
         origin = headers.get(hdrs.ORIGIN)
         if origin is None:
             return True
-        found = _ORIGIN.fullmatch(origin[:_HOST_MOST])
+        found = _ORIGIN.fullmatch(origin[:_MAX_HOST_CHARACTERS])
         if found is None:
             return False
-        return found[1].lower() == headers.get(hdrs.HOST, "").lower() or _name_of(found[1]) in self._names
+        return found[1].lower() == headers.get(hdrs.HOST, "").lower() or _parse_host(found[1]) in self._names
 
 
-def unauthorized() -> RequestError:
+def unauthorized_error() -> RequestError:
     """401, with what to send."""
     return RequestError(
         401,
@@ -117,7 +119,7 @@ def own_names(environ: Mapping[str, str]) -> list[str]:
     return [name for key in ("IOTEDGE_MODULEID", "IOTEDGE_GATEWAYHOSTNAME") if (name := environ.get(key))]
 
 
-def client_of(request: web.Request) -> str:
+def get_client_key(request: web.Request) -> str:
     """Who asks, for shares: the IPv4 address, or the /64 network of IPv6, as a client has many addresses."""
     peer = request.transport.get_extra_info("peername") if request.transport else None
     try:
@@ -131,24 +133,27 @@ def client_of(request: web.Request) -> str:
     return str(address)
 
 
-def _bears(authorization: str, token: bytes) -> bool:
+def _has_token(authorization: str, token: bytes) -> bool:
     kind, _, given = authorization.partition(" ")
     # surrogateescape: the header may hold any bytes, and a wrong token is no reason for an error.
     right = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), token)
     return right and kind.lower() == "bearer"
 
 
-def _costs(request: web.Request) -> bool:
-    return request.method not in _SAFE_METHODS or _COSTLY.fullmatch(request.path[:_HOST_MOST]) is not None
+def _is_costly(request: web.Request) -> bool:
+    return (
+        request.method not in _SAFE_METHODS
+        or _COSTLY.fullmatch(request.path[:_MAX_HOST_CHARACTERS]) is not None
+    )
 
 
-def _name_of(authority: str) -> str | None:
+def _parse_host(authority: str) -> str | None:
     """The host in ``HOST[:PORT]``; None where it is none."""
-    found = _HOST.fullmatch(authority) if len(authority) <= _HOST_MOST else None
-    return _small(found[1].strip("[]")) if found and found[1] else None
+    found = _HOST.fullmatch(authority) if len(authority) <= _MAX_HOST_CHARACTERS else None
+    return _normalize_name(found[1].strip("[]")) if found and found[1] else None
 
 
-def _small(name: str) -> str:
+def _normalize_name(name: str) -> str:
     return name.lower().removesuffix(".")
 
 

@@ -12,32 +12,32 @@ from aiohttp import web
 
 from visionedge.config.schema import json_schema
 from visionedge.errors import SourceError
-from visionedge.frames.types import Result, frame_document, utc_text
+from visionedge.frames.types import FrameResult, build_frame_document, format_utc
 from visionedge.runtime.redaction import redact, redact_document
-from visionedge.web.backend import Busy, Document, ModuleView
-from visionedge.web.guard import Access, client_of, unauthorized
-from visionedge.web.jpeg import Look, Permits, Pictures, RequestResources
-from visionedge.web.openapi import describe
-from visionedge.web.requests import decode_upload, decoding_bytes, read_upload
+from visionedge.web.backend import Backend, BusyError, Document
+from visionedge.web.guard import AccessControl, get_client_key, unauthorized_error
+from visionedge.web.jpeg import ConcurrencyLimit, JpegCache, JpegOptions, RequestResources
+from visionedge.web.openapi import build_openapi
+from visionedge.web.requests import decode_upload, estimate_decoding_bytes, read_upload
 from visionedge.web.responses import (
     RequestError,
-    cut,
-    integer_value,
-    json_answer,
     json_bytes,
-    seconds_value,
-    text_value,
-    truth_value,
+    json_response,
+    query_bool,
+    query_integer,
+    query_seconds,
+    query_text,
+    truncate,
 )
-from visionedge.web.results import Documents
-from visionedge.web.streams import Closing, send_events, send_pictures
+from visionedge.web.results import FrameDocumentCache
+from visionedge.web.streams import StopSignal, send_events, send_mjpeg
 
 # The page at `/`: one document with its styles and its script inside, so that it needs nothing else.
 #
 # It carries no data and no secret: the script fetches those, with the token where there is one.
 
 
-class Page:
+class DashboardPage:
     """The page, put together once from the files of the package."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Page:
         html = (folder / "index.html").read_text(encoding="utf-8")
         self._body = html.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script).encode()
         self._headers = {
-            "Content-Security-Policy": _policy(style, script),
+            "Content-Security-Policy": _content_security_policy(style, script),
             "Referrer-Policy": "no-referrer",
             "X-Frame-Options": "DENY",
             "Cross-Origin-Opener-Policy": "same-origin",
@@ -64,16 +64,16 @@ class Page:
         )
 
 
-def _policy(style: str, script: str) -> str:
+def _content_security_policy(style: str, script: str) -> str:
     """Only this very style and script, and data from where the page came from."""
     return (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        f"default-src 'none'; script-src '{_csp_hash(script)}'; style-src '{_csp_hash(style)}'; "
         "img-src 'self' data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 
-def _hash(text: str) -> str:
+def _csp_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
@@ -84,41 +84,41 @@ PICTURE_STREAMS_AT_ONCE = 32
 EVENT_STREAMS_AT_ONCE = 64
 WAITS_AT_ONCE = 64
 EXAMINATIONS_AT_ONCE = 8
-DOCUMENT_KEPT_S = 0.5
-"""So old may the status, the list of cameras and the log be, where making them is slow (`SharedDocument`)."""
-SNAPSHOT_LEAST_PX, SNAPSHOT_MOST_PX = 16, 8192
+MAX_DOCUMENT_AGE_S = 0.5
+"""So old may the status, the list of cameras and the log be, where making them is slow (`CachedDocument`)."""
+SNAPSHOT_MIN_PX, SNAPSHOT_MAX_PX = 16, 8192
 
-_KEPT_TIMES = 10
-_MOST_ANSWERS = 256
+_CACHE_TIME_FACTOR = 10
+_MAX_CACHED_RESPONSES = 256
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class Api:
+class ApiHandlers:
     """The handlers and what they share; one per application, made and closed by `app.make_app`."""
 
-    def __init__(self, view: ModuleView, access: Access) -> None:
-        self.view = view
+    def __init__(self, backend: Backend, access: AccessControl) -> None:
+        self.backend = backend
         self.shared = RequestResources()
-        self.closing = Closing()
+        self.stop_signal = StopSignal()
         self._access = access
-        self._streams = _places(PICTURE_STREAMS_AT_ONCE, "too many viewers of live streams")
-        self._events = _places(EVENT_STREAMS_AT_ONCE, "too many viewers of frames")
-        self._waits = _places(WAITS_AT_ONCE, "too many requests wait for a frame")
-        self._examinations = Permits(EXAMINATIONS_AT_ONCE, "too many wait for an examination")
-        self._pictures = Pictures(self.shared.desk)
-        self._documents = Documents()
-        self._answers: dict[str, tuple[int, bytes, Mapping[str, str]]] = {}
-        self._status = SharedDocument(lambda: redact_document(self.view.status()), DOCUMENT_KEPT_S)
-        self._cameras = SharedDocument(
-            lambda: {"cameras": redact_document(self.view.cameras())}, DOCUMENT_KEPT_S
+        self._streams = _stream_limit(PICTURE_STREAMS_AT_ONCE, "too many viewers of live streams")
+        self._events = _stream_limit(EVENT_STREAMS_AT_ONCE, "too many viewers of frames")
+        self._waits = _stream_limit(WAITS_AT_ONCE, "too many requests wait for a frame")
+        self._doctor_limit = ConcurrencyLimit(EXAMINATIONS_AT_ONCE, "too many wait for an examination")
+        self._jpeg_cache = JpegCache(self.shared.executor)
+        self._documents = FrameDocumentCache()
+        self._response_cache: dict[str, tuple[int, bytes, Mapping[str, str]]] = {}
+        self._status = CachedDocument(lambda: redact_document(self.backend.status()), MAX_DOCUMENT_AGE_S)
+        self._cameras = CachedDocument(
+            lambda: {"cameras": redact_document(self.backend.cameras())}, MAX_DOCUMENT_AGE_S
         )
-        self._log = SharedDocument(lambda: {"text": self.view.log()}, DOCUMENT_KEPT_S)
-        self._page = Page()
+        self._log = CachedDocument(lambda: {"text": self.backend.log()}, MAX_DOCUMENT_AGE_S)
+        self._page = DashboardPage()
 
     def end_streams(self) -> None:
         """The server closes: streams and waits end."""
-        self.closing.set()
-        self._access.streams.set()
+        self.stop_signal.set()
+        self._access.stream_stop_signal.set()
 
     async def close(self) -> None:
         """End what is under way."""
@@ -134,21 +134,23 @@ class Api:
 
     async def healthz(self, _request: web.Request) -> web.Response:
         """``/healthz``."""
-        return _condition("ok", "unhealthy", self.view.health())
+        return _health_response("ok", "unhealthy", self.backend.health())
 
     async def readyz(self, _request: web.Request) -> web.Response:
         """``/readyz``, with the device, so that a degraded module is not silent about it."""
         engine = self._status.document().get("engine") or {}
         known = {key: engine[key] for key in ("requested", "effective", "degraded") if key in engine}
-        return _condition("ready", "not_ready", self.view.readiness(), {"engine": known} if known else {})
+        return _health_response(
+            "ready", "not_ready", self.backend.readiness(), {"engine": known} if known else {}
+        )
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """``/metrics``."""
-        return web.Response(body=self.view.metrics(), headers={"Content-Type": _METRICS_TYPE})
+        return web.Response(body=self.backend.metrics(), headers={"Content-Type": _METRICS_TYPE})
 
     async def openapi(self, _request: web.Request) -> web.Response:
         """``/openapi.json``."""
-        return json_answer(describe())
+        return json_response(build_openapi())
 
     async def status(self, _request: web.Request) -> web.Response:
         """``/api/v1/status``."""
@@ -156,15 +158,15 @@ class Api:
 
     async def doctor(self, _request: web.Request) -> web.Response:
         """``/api/v1/doctor``."""
-        with self._examinations.one():
-            report = await self.closing.race(self.view.doctor())
+        with self._doctor_limit.acquire():
+            report = await self.stop_signal.run_until_set(self.backend.doctor())
         if report is None:
-            raise Busy("the module is stopping")
-        return json_answer(redact_document(report))
+            raise BusyError("the module is stopping")
+        return json_response(redact_document(report))
 
     async def schema(self, _request: web.Request) -> web.Response:
         """``/api/v1/config/schema``."""
-        return json_answer(json_schema())
+        return json_response(json_schema())
 
     async def log(self, _request: web.Request) -> web.Response:
         """``/api/v1/log``."""
@@ -177,69 +179,69 @@ class Api:
 
     async def camera(self, request: web.Request) -> web.Response:
         """``/api/v1/cameras/{name}``."""
-        camera = self.view.camera(request.match_info["name"])
+        camera = self.backend.camera(request.match_info["name"])
         if camera is None:
-            raise _unknown(request.match_info["name"])
-        return json_answer(redact_document(camera))
+            raise _unknown_camera_error(request.match_info["name"])
+        return json_response(redact_document(camera))
 
-    def _must_know(self, name: str) -> None:
-        if not self.view.knows(name):
-            raise _unknown(name)
+    def _require_camera(self, name: str) -> None:
+        if not self.backend.has_camera(name):
+            raise _unknown_camera_error(name)
 
     async def frame(self, request: web.Request) -> web.Response:
         """``/api/v1/cameras/{name}/frame``; with `after` or `timeout` it waits."""
         name = request.match_info["name"]
-        self._must_know(name)
+        self._require_camera(name)
         if not request.query_string:
-            return self._framed(self._newest(name))
-        after = integer_value(request, "after")
-        timeout_s = seconds_value(request, "timeout", most_s=WAIT_LIMIT_S)
+            return self._frame_response(self._newest(name))
+        after = query_integer(request, "after")
+        timeout_s = query_seconds(request, "timeout", max_s=WAIT_LIMIT_S)
         if after is None and timeout_s is None:
-            return self._framed(self._newest(name))
-        with self._waits.one(client_of(request)):
+            return self._frame_response(self._newest(name))
+        with self._waits.acquire(get_client_key(request)):
             result = await self._newer(name, after, WAIT_DEFAULT_S if timeout_s is None else timeout_s)
         if result is not None:
-            return self._framed(result)
-        self._must_know(name)
+            return self._frame_response(result)
+        self._require_camera(name)
         if after is None:
-            raise _no_frame_yet(name)
+            raise _no_frame_yet_error(name)
         return web.Response(status=204)
 
-    async def _newer(self, name: str, after: int | None, timeout_s: float) -> Result | None:
-        valid = self._access.streams
-        result = await valid.race(self.view.newer(name, after, timeout_s))
-        if self.closing.is_set() and result is None:
-            raise Busy("the module is stopping")
+    async def _newer(self, name: str, after: int | None, timeout_s: float) -> FrameResult | None:
+        valid = self._access.stream_stop_signal
+        result = await valid.run_until_set(self.backend.wait_for_newer(name, after, timeout_s))
+        if self.stop_signal.is_set() and result is None:
+            raise BusyError("the module is stopping")
         if valid.is_set():
-            raise unauthorized()
+            raise unauthorized_error()
         return result
 
-    def _newest(self, name: str) -> Result:
-        result = self.view.latest(name)
+    def _newest(self, name: str) -> FrameResult:
+        result = self.backend.latest(name)
         if result is None:
-            raise _no_frame_yet(name)
+            raise _no_frame_yet_error(name)
         return result
 
-    def _framed(self, result: Result) -> web.Response:
+    def _frame_response(self, result: FrameResult) -> web.Response:
         """A result as an answer, which is made once for all who ask until the camera has a newer one."""
         camera, sequence = result.frame.camera, result.frame.sequence
-        kept = self._answers.get(camera)
+        kept = self._response_cache.get(camera)
         if kept is None or kept[0] != sequence:
             headers = {"Content-Type": "application/json", **_frame_headers(result)}
-            kept = (sequence, self._documents.of(result) + b"\n", headers)
-            if len(self._answers) >= _MOST_ANSWERS:
-                self._answers.clear()
-            self._answers[camera] = kept
+            kept = (sequence, self._documents.to_json(result) + b"\n", headers)
+            if len(self._response_cache) >= _MAX_CACHED_RESPONSES:
+                self._response_cache.clear()
+            self._response_cache[camera] = kept
         return web.Response(body=kept[1], headers=kept[2])
 
     async def snapshot(self, request: web.Request) -> web.Response:
         """``/api/v1/cameras/{name}/snapshot.jpg``."""
         name = request.match_info["name"]
-        self._must_know(name)
-        look = Look(truth_value(request, "annotate"), _width_px(request))
+        self._require_camera(name)
+        options = JpegOptions(query_bool(request, "annotate"), _width_px(request))
         result = self._newest(name)
         try:
-            jpeg = await self._pictures.jpeg(result, look)
+            jpeg = await self._jpeg_cache.jpeg(result, options)
         except SourceError as error:
             raise RequestError(503, str(error), code="no_picture", headers={"Retry-After": "1"}) from None
         return web.Response(body=jpeg, content_type="image/jpeg", headers=_frame_headers(result))
@@ -247,55 +249,57 @@ class Api:
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """``/api/v1/cameras/{name}/stream.mjpg``."""
         name = request.match_info["name"]
-        self._must_know(name)
-        look = Look(annotated=True, width_px=_width_px(request))
-        valid = self._access.streams
-        with self._streams.one(client_of(request)):
-            return await send_pictures(
-                request, self.view, name, pictures=self._pictures, look=look, closing=valid
+        self._require_camera(name)
+        options = JpegOptions(annotated=True, width_px=_width_px(request))
+        valid = self._access.stream_stop_signal
+        with self._streams.acquire(get_client_key(request)):
+            return await send_mjpeg(
+                request, self.backend, name, jpeg_cache=self._jpeg_cache, options=options, stop_signal=valid
             )
 
     async def frames(self, request: web.Request) -> web.StreamResponse:
         """``/api/v1/frames``: server-sent events."""
-        camera = text_value(request, "camera")
+        camera = query_text(request, "camera")
         if camera is not None:
-            self._must_know(camera)
-        valid = self._access.streams
-        with self._events.one(client_of(request)):
-            async with self.view.subscribe(camera) as frames:
+            self._require_camera(camera)
+        valid = self._access.stream_stop_signal
+        with self._events.acquire(get_client_key(request)):
+            async with self.backend.subscribe(camera) as frames:
                 return await send_events(request, frames, valid)
 
     async def detect(self, request: web.Request) -> web.Response:
         """``POST /api/v1/detect``: a picture in, its frame object out."""
         async with AsyncExitStack() as held:
             # The permit comes before the body, so that many large uploads cannot fill the memory.
-            held.enter_context(self.shared.permits.one())
+            held.enter_context(self.shared.permits.acquire())
             data = await read_upload(request)
-            await held.enter_async_context(self.shared.memory.hold(decoding_bytes(data)))
-            work = self._analysed(data, held.pop_all())
+            await held.enter_async_context(self.shared.memory.hold(estimate_decoding_bytes(data)))
+            work = self._decode_and_detect(data, held.pop_all())
             del data
-        return json_answer(frame_document(await self.shared.unattended.run(work), source="upload"))
+        return json_response(
+            build_frame_document(await self.shared.detached_tasks.run(work), source="upload")
+        )
 
-    async def _analysed(self, data: bytes, held: AsyncExitStack) -> Result:
+    async def _decode_and_detect(self, data: bytes, held: AsyncExitStack) -> FrameResult:
         """Decode and analyse; what it holds is free when that is done."""
         async with held:
-            picture = await self.shared.desk.run(partial(decode_upload, data))
+            picture = await self.shared.executor.run(partial(decode_upload, data))
             del data
-            return await self.view.detect(picture)
+            return await self.backend.detect(picture)
 
 
-class SharedDocument:
+class CachedDocument:
     """A document that costs something to make: several who ask for it at once get the same.
 
-    It is kept for ten times as long as it took to make, and `most_s` at most: a small one is always made
+    It is kept for ten times as long as it took to make, and `max_s` at most: a small one is always made
     anew, and a large one takes a tenth of the loop's time, or a little more.
     """
 
     def __init__(
-        self, make: Callable[[], Document], most_s: float, clock: Callable[[], float] = time.monotonic
+        self, make: Callable[[], Document], max_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._make = make
-        self._most_s = most_s
+        self._max_s = max_s
         self._clock = clock
         self._until_s: float | None = None
         self._document: Document = {}
@@ -307,7 +311,7 @@ class SharedDocument:
         if self._until_s is None or begun_s >= self._until_s:
             self._document, self._body = self._make(), b""
             now_s = self._clock()
-            self._until_s = now_s + min(self._most_s, _KEPT_TIMES * (now_s - begun_s))
+            self._until_s = now_s + min(self._max_s, _CACHE_TIME_FACTOR * (now_s - begun_s))
         return self._document
 
     def body(self) -> bytes:
@@ -317,38 +321,38 @@ class SharedDocument:
         return self._body
 
 
-def _places(limit: int, message: str) -> Permits:
+def _stream_limit(limit: int, message: str) -> ConcurrencyLimit:
     """Places of which one address takes half at most; a reverse proxy is one address for all its clients."""
-    return Permits(limit, message, per_client=max(1, limit // 2))
+    return ConcurrencyLimit(limit, message, per_client=max(1, limit // 2))
 
 
-def _condition(good: str, code: str, reasons: list[str], more: Document | None = None) -> web.Response:
+def _health_response(good: str, code: str, reasons: list[str], more: Document | None = None) -> web.Response:
     if not reasons:
-        return json_answer({"status": good, **(more or {})})
+        return json_response({"status": good, **(more or {})})
     reasons = [redact(reason) for reason in reasons]
     error = {"code": code, "message": "; ".join(reasons)}
     document = {"status": code, "reasons": reasons, **(more or {}), "error": error}
-    return json_answer(document, status=503, headers={"Retry-After": "2"})
+    return json_response(document, status=503, headers={"Retry-After": "2"})
 
 
-def _unknown(name: str) -> RequestError:
-    return RequestError(404, f"there is no camera '{cut(name)}'", code="unknown_camera")
+def _unknown_camera_error(name: str) -> RequestError:
+    return RequestError(404, f"there is no camera '{truncate(name)}'", code="unknown_camera")
 
 
-def _no_frame_yet(name: str) -> RequestError:
+def _no_frame_yet_error(name: str) -> RequestError:
     message = f"camera '{name}' has no analysed frame yet; /api/v1/cameras/{name} tells its state"
     return RequestError(503, message, code="no_frame_yet", headers={"Retry-After": "1"})
 
 
-def _frame_headers(result: Result) -> dict[str, str]:
+def _frame_headers(result: FrameResult) -> dict[str, str]:
     """What lets a client match a picture to its frame object."""
     return {
         "X-Visionedge-Camera": result.frame.camera,
         "X-Visionedge-Sequence": str(result.frame.sequence),
         "X-Visionedge-Epoch": str(result.frame.epoch),
-        "X-Visionedge-Captured-At": utc_text(result.frame.captured_utc),
+        "X-Visionedge-Captured-At": format_utc(result.frame.captured_utc),
     }
 
 
 def _width_px(request: web.Request) -> int | None:
-    return integer_value(request, "width", least=SNAPSHOT_LEAST_PX, most=SNAPSHOT_MOST_PX)
+    return query_integer(request, "width", minimum=SNAPSHOT_MIN_PX, maximum=SNAPSHOT_MAX_PX)

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import cv2
 
 from visionedge.errors import SourceError
-from visionedge.frames.drawing import annotate
-from visionedge.frames.types import Frame, Picture, Result
-from visionedge.runtime.threads import Executor
-from visionedge.web.backend import Busy
+from visionedge.frames.drawing import draw_detections
+from visionedge.frames.types import Frame, FrameResult, Picture
+from visionedge.runtime.threads import TimedJoinExecutor
+from visionedge.web.backend import BusyError
 
 T = TypeVar("T")
 
@@ -24,13 +24,13 @@ MEMORY_WAIT_S = 10.0
 _CLOSE_S = 1.0
 
 _QUALITY = 82
-_JPEG_MOST_PX = 65_500
+_JPEG_MAX_PX = 65_500
 _LARGE_PX = 4_096
-_LESS_QUALITY = 60
+_LOW_QUALITY = 60
 _THUMBNAIL_PX = 64
 
 
-class Permits:
+class ConcurrencyLimit:
     """So many at once, and of these only so many for one client; one more has to come again."""
 
     def __init__(self, limit: int, message: str, *, per_client: int | None = None) -> None:
@@ -48,16 +48,16 @@ class Permits:
         return self._clients.total()
 
     @contextmanager
-    def one(self, client: str = "") -> Iterator[None]:
+    def acquire(self, client: str = "") -> Iterator[None]:
         """Hold a permit.
 
         Raises:
             Busy: none is left, or none for this client.
         """
         if self.taken >= self._limit:
-            raise Busy(self._message)
+            raise BusyError(self._message)
         if self._clients[client] >= self._per_client:
-            raise Busy(f"{self._message} from this address")
+            raise BusyError(f"{self._message} from this address")
         self._clients[client] += 1
         try:
             yield
@@ -67,7 +67,7 @@ class Permits:
                 del self._clients[client]
 
 
-class Budget:
+class MemoryBudget:
     """So many bytes for all work at once. What does not fit waits for a time; what never fits takes all."""
 
     def __init__(self, limit_bytes: int, wait_s: float, message: str) -> None:
@@ -93,7 +93,7 @@ class Budget:
                 while self.taken_bytes + size_bytes > self._limit_bytes:
                     await self._change()
         except TimeoutError:
-            raise Busy(self._message) from None
+            raise BusyError(self._message) from None
         self.taken_bytes += size_bytes
         try:
             yield
@@ -112,7 +112,7 @@ class Budget:
             self._wakes.discard(wake)
 
 
-class Unattended:
+class DetachedTasks:
     """Work of requests that goes on to its end when its client leaves, with all that it holds."""
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class Unattended:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_heard)
+        task.add_done_callback(_retrieve_error)
         return await asyncio.shield(task)
 
     async def close(self, timeout_s: float) -> None:
@@ -137,11 +137,11 @@ class Unattended:
             task.cancel()
 
 
-class Desk:
+class BoundedExecutor:
     """A few threads for what must not run on the loop, and no more waiting for them than `limit` jobs."""
 
     def __init__(self, threads: int = 2, limit: int = 32, name: str = "http") -> None:
-        self._executor = Executor(threads, name)
+        self._executor = TimedJoinExecutor(threads, name)
         self._limit = limit
         self._jobs = 0
 
@@ -160,7 +160,7 @@ class Desk:
             Busy: too many jobs wait.
         """
         if self.is_full:
-            raise Busy("too many pictures are being worked on")
+            raise BusyError("too many pictures are being worked on")
         future = asyncio.get_running_loop().run_in_executor(self._executor, job)
         self._jobs += 1
         future.add_done_callback(self._done)
@@ -185,22 +185,22 @@ class RequestResources:
     """What the requests of one server share: threads, permits for bodies that are computed, and memory."""
 
     def __init__(self) -> None:
-        self.desk = Desk()
-        self.permits = Permits(UPLOADS_AT_ONCE, "too many pictures are being analysed for others")
-        self.memory = Budget(MEMORY_BYTES, MEMORY_WAIT_S, "too many large pictures are being analysed")
-        self.unattended = Unattended()
+        self.executor = BoundedExecutor()
+        self.permits = ConcurrencyLimit(UPLOADS_AT_ONCE, "too many pictures are being analysed for others")
+        self.memory = MemoryBudget(MEMORY_BYTES, MEMORY_WAIT_S, "too many large pictures are being analysed")
+        self.detached_tasks = DetachedTasks()
 
     def __repr__(self) -> str:
         return f"<RequestResources {self.permits} {self.memory}>"
 
     async def close(self) -> None:
         """End the work that is under way, and the threads."""
-        await self.unattended.close(_CLOSE_S)
-        await asyncio.to_thread(self.desk.close)
+        await self.detached_tasks.close(_CLOSE_S)
+        await asyncio.to_thread(self.executor.close)
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class JpegOptions:
     """How a picture is wanted: with boxes, not wider than `width_px` (None: as it is), and how well."""
 
     annotated: bool = False
@@ -208,32 +208,32 @@ class Look:
     quality: int = _QUALITY
 
 
-class Pictures:
+class JpegCache:
     """JPEGs of results: each look at a picture is packed once and shared by all who ask for it meanwhile.
 
     Holds the newest of at most `limit` (camera, look) pairs.
     """
 
-    def __init__(self, desk: Desk, limit: int = 48) -> None:
-        self._desk = desk
+    def __init__(self, executor: BoundedExecutor, limit: int = 48) -> None:
+        self._desk = executor
         self._limit = limit
-        self._kept: OrderedDict[tuple[str, Look], tuple[int, asyncio.Task[bytes]]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, JpegOptions], tuple[int, asyncio.Task[bytes]]] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"<Pictures kept={len(self._kept)} limit={self._limit}>"
 
-    async def jpeg(self, result: Result, look: Look) -> bytes:
+    async def jpeg(self, result: FrameResult, options: JpegOptions) -> bytes:
         """The picture of this very result as JPEG.
 
         Raises:
             Busy: too many pictures are being worked on.
             SourceError: the picture cannot be had any more or cannot be a JPEG.
         """
-        key, sequence = (result.frame.camera, look), result.frame.sequence
+        key, sequence = (result.frame.camera, options), result.frame.sequence
         kept = self._kept.get(key)
         if kept is None or kept[0] != sequence or _failed(kept[1]):
-            task = asyncio.create_task(self._desk.run(lambda: pack(result, look)))
-            task.add_done_callback(_heard)
+            task = asyncio.create_task(self._desk.run(lambda: encode_jpeg(result, options)))
+            task.add_done_callback(_retrieve_error)
             if kept is not None and kept[0] > sequence:
                 return await task
             kept = self._kept[key] = (sequence, task)
@@ -247,13 +247,13 @@ def _failed(task: "asyncio.Task[bytes]") -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
 
 
-def _heard(task: asyncio.Task[Any]) -> None:
+def _retrieve_error(task: asyncio.Task[Any]) -> None:
     """Read the error here too, or asyncio would complain of one that no client waited for any more."""
     if not task.cancelled():
         task.exception()
 
 
-def pack(result: Result, look: Look) -> bytes:
+def encode_jpeg(result: FrameResult, options: JpegOptions) -> bytes:
     """The result's picture as JPEG bytes; slow, so never on the loop. Scaled first, so that lines stay crisp.
 
     Raises:
@@ -261,20 +261,20 @@ def pack(result: Result, look: Look) -> bytes:
     """
     picture = result.frame.full_picture()
     height_px, width_px = picture.shape[:2]
-    if look.width_px is not None and look.width_px < width_px:
-        size = (look.width_px, max(1, round(height_px * look.width_px / width_px)))
-        picture = _bytes_picture(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
-    if look.annotated:
-        picture = annotate(picture, result)
-    if max(picture.shape[:2]) > _JPEG_MOST_PX:
+    if options.width_px is not None and options.width_px < width_px:
+        size = (options.width_px, max(1, round(height_px * options.width_px / width_px)))
+        picture = _as_picture(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+    if options.annotated:
+        picture = draw_detections(picture, result)
+    if max(picture.shape[:2]) > _JPEG_MAX_PX:
         raise SourceError(f"a picture of {width_px}x{height_px} is too large for a JPEG; ask with ?width=")
-    done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, look.quality])
+    done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, options.quality])
     if not done:
         raise SourceError(f"the picture of {result.frame.camera} cannot be packed as JPEG")
     return data.tobytes()
 
 
-def pack_within(result: Result, most_bytes: int, *, annotated: bool) -> bytes:
+def encode_jpeg_within(result: FrameResult, max_bytes: int, *, annotated: bool) -> bytes:
     """The result's picture as a JPEG of so many bytes at most: first less well, then ever smaller. Slow.
 
     Raises:
@@ -283,27 +283,27 @@ def pack_within(result: Result, most_bytes: int, *, annotated: bool) -> bytes:
     frame = result.frame
     longest_px = max(frame.width_px, frame.height_px)
     scale, quality = min(1.0, _LARGE_PX / longest_px), _QUALITY
-    while len(jpeg := pack(result, _scaled(frame, scale, quality, annotated))) > most_bytes:
+    while len(jpeg := encode_jpeg(result, _scaled_options(frame, scale, quality, annotated))) > max_bytes:
         if longest_px * scale < _THUMBNAIL_PX:
-            raise SourceError(f"the picture of {frame.camera} does not fit into {most_bytes} bytes")
-        if quality > _LESS_QUALITY:
-            quality = _LESS_QUALITY
+            raise SourceError(f"the picture of {frame.camera} does not fit into {max_bytes} bytes")
+        if quality > _LOW_QUALITY:
+            quality = _LOW_QUALITY
         else:
             # A JPEG has about as many bytes as the square of its sides.
-            scale *= min(0.9, max(0.25, 0.95 * (most_bytes / len(jpeg)) ** 0.5))
+            scale *= min(0.9, max(0.25, 0.95 * (max_bytes / len(jpeg)) ** 0.5))
     return jpeg
 
 
-def _scaled(frame: Frame, scale: float, quality: int, annotated: bool) -> Look:
-    return Look(annotated, max(1, round(frame.width_px * scale)), quality)
+def _scaled_options(frame: Frame, scale: float, quality: int, annotated: bool) -> JpegOptions:
+    return JpegOptions(annotated, max(1, round(frame.width_px * scale)), quality)
 
 
-def is_picture(data: bytes) -> bool:
+def is_supported_image(data: bytes) -> bool:
     """Whether it begins as a JPEG, PNG or WebP: only these three formats of strangers reach a decoder."""
     is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
     return is_webp or data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
 
 
-def _bytes_picture(picture: object) -> Picture:
+def _as_picture(picture: object) -> Picture:
     """What OpenCV gives for a uint8 picture is one; its types say any number."""
     return picture  # type: ignore[return-value]  # cv2's stubs are wider than what it does

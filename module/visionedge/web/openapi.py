@@ -299,7 +299,7 @@ _INTEGER = {"type": "integer"}
 _FLAG = {"type": "string", "enum": ["0", "1", "true", "false", ""]}
 
 
-def describe() -> Document:
+def build_openapi() -> Document:
     """The whole document, OpenAPI 3.1."""
     return {
         "openapi": "3.1.0",
@@ -336,12 +336,12 @@ def _module_paths() -> Document:
     return {
         "/": {"get": _get("page", "The page that shows every camera live.", {"200": page})},
         "/healthz": {
-            "get": _open(
+            "get": _get_without_token(
                 "health", "Whether the module works.", _ok("Health"), {"503": _json("Health", "It does not.")}
             )
         },
         "/readyz": {
-            "get": _open(
+            "get": _get_without_token(
                 "readiness",
                 "Whether a warmed-up engine answers.",
                 _ok("Readiness"),
@@ -370,16 +370,20 @@ def _module_paths() -> Document:
 
 
 def _camera_paths() -> Document:
-    name = _in("path", "name", {"type": "string", "pattern": "^[a-z0-9_-]{1,64}$"}, "The camera's name.")
+    name = _parameter(
+        "path", "name", {"type": "string", "pattern": "^[a-z0-9_-]{1,64}$"}, "The camera's name."
+    )
     unknown = {"404": _error("No camera has this name.")}
     frame = _get("frame", "The newest frame object, or a newer one than `after`.", _ok("Frame"), unknown)
     frame["parameters"] = [
-        _in("query", "after", _INTEGER, "Wait for a frame with a higher sequence than this."),
-        _in("query", "timeout", _NUMBER, "Wait so many seconds at most (10 by default, never above 60)."),
+        _parameter("query", "after", _INTEGER, "Wait for a frame with a higher sequence than this."),
+        _parameter(
+            "query", "timeout", _NUMBER, "Wait so many seconds at most (10 by default, never above 60)."
+        ),
     ]
     frame["responses"] |= {"204": {"description": "No newer frame came in time."}, "503": _not_yet()}
     snapshot = _get("snapshot", "The picture of the newest frame.", {"200": _jpeg()}, unknown)
-    snapshot["parameters"] = [_in("query", "annotate", _FLAG, "1 draws the boxes."), _width()]
+    snapshot["parameters"] = [_parameter("query", "annotate", _FLAG, "1 draws the boxes."), _width()]
     snapshot["responses"]["503"] = _not_yet()
     parts = _content("multipart/x-mixed-replace", {"type": "string"}, "JPEG parts without an end.")
     stream = _get("stream", "Live pictures with boxes, as MJPEG.", {"200": parts}, unknown)
@@ -398,7 +402,7 @@ def _camera_paths() -> Document:
 def _frame_paths() -> Document:
     events = _content("text/event-stream", {"type": "string"}, "One frame object per `data:` line.")
     frames = _get("frames", "Every frame object as it comes, as server-sent events.", {"200": events})
-    frames["parameters"] = [_in("query", "camera", {"type": "string"}, "Only this camera's.")]
+    frames["parameters"] = [_parameter("query", "camera", {"type": "string"}, "Only this camera's.")]
     frames["responses"] |= {"404": _error("No camera has this name."), "503": _error("Too many viewers.")}
     binary = {"schema": {"type": "string", "format": "binary"}}
     form = {"schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}}
@@ -421,8 +425,8 @@ def _frame_paths() -> Document:
 
 
 def _protocol_paths() -> Document:
-    model = _in("path", "model", {"type": "string"}, "The loaded model's name.")
-    version = _in("path", "version", {"const": "1"}, "Always 1.")
+    model = _parameter("path", "model", {"type": "string"}, "The loaded model's name.")
+    version = _parameter("path", "version", {"const": "1"}, "Always 1.")
     return {
         "/v2": {"get": _protocol("v2Server", "The server, in the Open Inference Protocol.")},
         "/v2/health/live": {"get": _protocol("v2Live", "200 when the module works, else 400.")},
@@ -436,7 +440,9 @@ def _protocol_model(path: str, name: str, parameters: list[Document]) -> Documen
     binary = {"schema": {"type": "string", "format": "binary"}}
     tensors = {"application/json": {"schema": {"type": "object"}}, "application/octet-stream": binary}
     infer = _protocol(f"{name}Infer", "Run the compiled model: `images` in, `detections` out.")
-    length = _in("header", "Inference-Header-Content-Length", _INTEGER, "Bytes of JSON before the tensors.")
+    length = _parameter(
+        "header", "Inference-Header-Content-Length", _INTEGER, "Bytes of JSON before the tensors."
+    )
     infer["parameters"] = [length]
     infer["requestBody"] = {"required": True, "content": tensors}
     infer["responses"]["200"]["content"] = tensors
@@ -463,13 +469,13 @@ def _get(name: str, summary: str, good: Document, more: Document | None = None) 
     }
 
 
-def _open(name: str, summary: str, good: Document, more: Document) -> Document:
+def _get_without_token(name: str, summary: str, good: Document, more: Document) -> Document:
     """An operation that never needs the token."""
     responses = {**good, **more, "default": _error("An error.")}
     return {"operationId": name, "summary": summary, "security": [], "responses": responses}
 
 
-def _in(place: str, name: str, schema: Document, description: str) -> Document:
+def _parameter(place: str, name: str, schema: Document, description: str) -> Document:
     return {
         "name": name,
         "in": place,
@@ -481,7 +487,7 @@ def _in(place: str, name: str, schema: Document, description: str) -> Document:
 
 def _width() -> Document:
     schema = {"type": "integer", "minimum": 16, "maximum": 8192}
-    return _in("query", "width", schema, "Scale down to this width in pixels.")
+    return _parameter("query", "width", schema, "Scale down to this width in pixels.")
 
 
 def _content(kind: str, schema: Document, description: str) -> Document:

@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator
 from aiohttp import BodyPartReader, MultipartReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from visionedge.camera.sources.images import decode_picture, picture_size
+from visionedge.camera.sources.images import decode_picture, read_picture_size
 from visionedge.errors import SourceError
 from visionedge.frames.types import Picture
-from visionedge.web.jpeg import is_picture
+from visionedge.web.jpeg import is_supported_image
 from visionedge.web.responses import RequestError
 
 _STEP_BYTES = 2**20
@@ -24,16 +24,16 @@ _PLAIN, _GZIP = frozenset({"", "identity"}), frozenset({"gzip", "x-gzip"})
 _DEFLATE = "deflate"
 
 
-class Body:
+class RequestBody:
     """The body of a request, to be read once, from its beginning."""
 
     def __init__(self, request: web.Request, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._until_s = asyncio.get_running_loop().time() + timeout_s
-        self._pieces = _unpacked(request)
+        self._pieces = _decompressed(request)
         self._ahead = bytearray()
 
-    async def up_to(self, size_bytes: int) -> bytes:
+    async def read_up_to(self, size_bytes: int) -> bytes:
         """The next bytes, so many at most; fewer only where the body ends.
 
         Raises:
@@ -60,21 +60,21 @@ async def read_body(request: web.Request, limit_bytes: int, timeout_s: float) ->
             it cannot be unpacked.
     """
     if (request.content_length or 0) > limit_bytes:
-        raise too_large(limit_bytes)
-    data = await Body(request, timeout_s).up_to(limit_bytes + 1)
+        raise body_too_large_error(limit_bytes)
+    data = await RequestBody(request, timeout_s).read_up_to(limit_bytes + 1)
     if len(data) > limit_bytes:
-        raise too_large(limit_bytes)
+        raise body_too_large_error(limit_bytes)
     if not data:
         raise RequestError(400, "the body is empty", code="empty_body")
     return data
 
 
-def too_large(limit_bytes: int, what: str = "the body") -> RequestError:
+def body_too_large_error(limit_bytes: int, what: str = "the body") -> RequestError:
     """413 with the limit."""
     return RequestError(413, f"{what} is larger than {limit_bytes / 2**20:.3g} MiB")
 
 
-def coding_of(request: web.Request) -> str:
+def read_content_coding(request: web.Request) -> str:
     """The content coding of the body; "" where it is as it is.
 
     Raises:
@@ -88,21 +88,21 @@ def coding_of(request: web.Request) -> str:
     raise RequestError(415, "the content coding of the body is not known; send it plain, as gzip or deflate")
 
 
-async def _unpacked(request: web.Request) -> AsyncIterator[bytes]:
-    coding = coding_of(request)
+async def _decompressed(request: web.Request) -> AsyncIterator[bytes]:
+    coding = read_content_coding(request)
     packed = request.content.iter_any()
     if not coding:
         async for piece in packed:
             yield piece
         return
     try:
-        async for piece in _inflated(packed, coding):
+        async for piece in _inflate(packed, coding):
             yield piece
     except zlib.error:
         raise RequestError(400, f"the body is no {coding}, though its Content-Encoding says so") from None
 
 
-async def _inflated(packed: AsyncIterator[bytes], coding: str) -> AsyncIterator[bytes]:
+async def _inflate(packed: AsyncIterator[bytes], coding: str) -> AsyncIterator[bytes]:
     """Raises zlib.error where it is not of this coding, or is cut off."""
     unpacker = None
     async for piece in packed:
@@ -145,20 +145,20 @@ async def read_upload(request: web.Request) -> bytes:
     Raises:
         RequestError: it did not arrive whole, is too large, or is no JPEG, PNG or WebP.
     """
-    data = await _uploaded(request)
+    data = await _read_upload_bytes(request)
     # The first bytes tell what it is, whatever the client calls it.
-    if not is_picture(data):
+    if not is_supported_image(data):
         raise RequestError(415, "the body is no picture; send a JPEG, PNG or WebP")
     return data
 
 
-def decoding_bytes(data: bytes) -> int:
+def estimate_decoding_bytes(data: bytes) -> int:
     """The memory that decoding takes at most, by the size that the head of the picture tells.
 
     Raises:
         RequestError: 413, there are too many pixels.
     """
-    size = picture_size(data)
+    size = read_picture_size(data)
     if size is None:
         return 0  # decoding refuses it without having taken anything
     width_px, height_px = size
@@ -175,12 +175,12 @@ def decode_upload(data: bytes) -> Picture:
         RequestError: 400, it is damaged.
     """
     try:
-        return decode_picture(without_remarks(data), max_pixels=PIXELS_LIMIT)
+        return decode_picture(strip_png_metadata(data), max_pixels=PIXELS_LIMIT)
     except SourceError as error:
         raise RequestError(400, str(error), code="bad_picture") from None
 
 
-def without_remarks(data: bytes) -> bytes:
+def strip_png_metadata(data: bytes) -> bytes:
     """A PNG without the chunks that do not change its picture: libpng quotes from them on stderr."""
     if not data.startswith(_PNG_SIGNATURE):
         return data
@@ -195,10 +195,10 @@ def without_remarks(data: bytes) -> bytes:
     return b"".join(kept)
 
 
-async def _uploaded(request: web.Request) -> bytes:
+async def _read_upload_bytes(request: web.Request) -> bytes:
     if not request.content_type.startswith("multipart/"):
         return await read_body(request, UPLOAD_LIMIT_BYTES, UPLOAD_LIMIT_S)
-    if coding_of(request):
+    if read_content_coding(request):
         raise RequestError(415, "a form must be sent without a Content-Encoding")
     try:
         async with asyncio.timeout(UPLOAD_LIMIT_S):
@@ -224,7 +224,7 @@ async def _part_bytes(part: BodyPartReader) -> bytes:
     while chunk := await part.read_chunk(65536):
         data += chunk
         if len(data) > UPLOAD_LIMIT_BYTES:
-            raise too_large(UPLOAD_LIMIT_BYTES, "the file")
+            raise body_too_large_error(UPLOAD_LIMIT_BYTES, "the file")
     if not data:
         raise RequestError(400, "the file is empty", code="empty_body")
     return bytes(data)

@@ -12,7 +12,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from visionedge.errors import VisionedgeError
 from visionedge.runtime.redaction import redact
-from visionedge.web.backend import Busy
+from visionedge.web.backend import BusyError
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +32,13 @@ _CODES = {
     503: "unavailable",
 }
 
-_TEXT_MOST = 100
+_MAX_QUOTED_CHARACTERS = 100
 """So many characters of a client's text are quoted, at most: it may be long, and made to be slow to mask."""
-_MESSAGE_MOST = 1000
+_MAX_MESSAGE_CHARACTERS = 1000
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-_TRUTH = {"": True, "1": True, "true": True, "0": False, "false": False}
+_BOOLEANS = {"": True, "1": True, "true": True, "0": False, "false": False}
 
 
 class RequestError(Exception):
@@ -51,9 +51,9 @@ class RequestError(Exception):
         self.headers = dict(headers)
 
 
-def cut(text: str, most: int = _TEXT_MOST) -> str:
+def truncate(text: str, maximum: int = _MAX_QUOTED_CHARACTERS) -> str:
     """The beginning of a text; to be used on any text of a client before it is quoted, masked or logged."""
-    return text if len(text) <= most else text[:most] + "…"
+    return text if len(text) <= maximum else text[:maximum] + "…"
 
 
 def json_bytes(document: Any) -> bytes:
@@ -63,7 +63,7 @@ def json_bytes(document: Any) -> bytes:
     )
 
 
-def json_answer(
+def json_response(
     document: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     """A JSON answer; lines end so that it reads well in a terminal."""
@@ -80,41 +80,42 @@ def set_common_headers(headers: MutableMapping[str, str]) -> None:
     headers["Server"] = "visionedge"
 
 
-def error_answer(path: str, problem: RequestError) -> web.Response:
+def error_response(path: str, problem: RequestError) -> web.Response:
     """The error as JSON: ``{"error": {"code", "message"}}``, and under /v2 as that protocol wants it."""
-    message = redact(cut(str(problem), _MESSAGE_MOST))
+    message = redact(truncate(str(problem), _MAX_MESSAGE_CHARACTERS))
     error = (
         message if path == "/v2" or path.startswith("/v2/") else {"code": problem.code, "message": message}
     )
-    return json_answer({"error": error}, status=problem.status, headers=problem.headers)
+    return json_response({"error": error}, status=problem.status, headers=problem.headers)
 
 
-def problem_of(error: Exception, request: web.BaseRequest) -> RequestError:
+def to_request_error(error: Exception, request: web.BaseRequest) -> RequestError:
     """What an exception of a handler means to the client."""
     if isinstance(error, RequestError):
         return error
-    if isinstance(error, Busy):
+    if isinstance(error, BusyError):
         return RequestError(503, str(error), code="busy", headers={"Retry-After": str(error.retry_after_s)})
     if isinstance(error, web.HTTPException):
-        return _http_problem(error, request)
+        return _from_http_exception(error, request)
     if isinstance(error, web.RequestPayloadError | HttpProcessingError | ConnectionError):
         return RequestError(400, "the body cannot be read: it is malformed or cut off")
     if isinstance(error, VisionedgeError):
         return RequestError(500, str(error), code="failed")
-    log.error("%s %s failed", cut(request.method), redact(cut(request.path)), exc_info=error)
+    log.error("%s %s failed", truncate(request.method), redact(truncate(request.path)), exc_info=error)
     return RequestError(500, "internal error; the module's log has the details")
 
 
-def _http_problem(error: web.HTTPException, request: web.BaseRequest) -> RequestError:
+def _from_http_exception(error: web.HTTPException, request: web.BaseRequest) -> RequestError:
     headers = {}
     message = error.reason or "error"
     if isinstance(error, web.HTTPMethodNotAllowed):
         headers["Allow"] = ", ".join(sorted(error.allowed_methods))
         taken = f"it takes {headers['Allow']}"
-        message = f"{cut(request.path)} does not take {cut(request.method)}; {taken}"
+        message = f"{truncate(request.path)} does not take {truncate(request.method)}; {taken}"
     elif isinstance(error, web.HTTPNotFound):
         message = (
-            f"there is nothing at {cut(request.path) or 'this address'}; /openapi.json lists what there is"
+            f"there is nothing at {truncate(request.path) or 'this address'}; /openapi.json "
+            "lists what there is"
         )
     elif isinstance(error, web.HTTPExpectationFailed):
         message = "the only Expect that is known is 100-continue"
@@ -123,52 +124,52 @@ def _http_problem(error: web.HTTPException, request: web.BaseRequest) -> Request
     return RequestError(error.status, message, headers=headers)
 
 
-def _value(request: web.Request, name: str) -> str | None:
+def _query_value(request: web.Request, name: str) -> str | None:
     values = request.query.getall(name, [])
     if len(values) > 1:
         raise RequestError(400, f"'{name}' is given {len(values)} times")
     return values[0] if values else None
 
 
-def text_value(request: web.Request, name: str) -> str | None:
+def query_text(request: web.Request, name: str) -> str | None:
     """A query value as it is; None where it is absent.
 
     Raises:
         RequestError: 400, it is given more than once (so in the others here, or it is not of their kind).
     """
-    return _value(request, name)
+    return _query_value(request, name)
 
 
-def integer_value(
-    request: web.Request, name: str, *, least: int | None = None, most: int | None = None
+def query_integer(
+    request: web.Request, name: str, *, minimum: int | None = None, maximum: int | None = None
 ) -> int | None:
     """A query value as a whole number within its limits."""
-    text = _value(request, name)
+    text = _query_value(request, name)
     if text is None:
         return None
     if not _INTEGER.fullmatch(text):
         raise RequestError(400, f"'{name}' must be a whole number")
     number = int(text)
-    if (least is not None and number < least) or (most is not None and number > most):
-        raise RequestError(400, f"'{name}' must be from {least} to {most}")
+    if (minimum is not None and number < minimum) or (maximum is not None and number > maximum):
+        raise RequestError(400, f"'{name}' must be from {minimum} to {maximum}")
     return number
 
 
-def seconds_value(request: web.Request, name: str, *, most_s: float) -> float | None:
-    """A query value as seconds, not below 0; above `most_s` it counts as `most_s`."""
-    text = _value(request, name)
+def query_seconds(request: web.Request, name: str, *, max_s: float) -> float | None:
+    """A query value as seconds, not below 0; above `max_s` it counts as `max_s`."""
+    text = _query_value(request, name)
     if text is None:
         return None
     if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
         raise RequestError(400, f"'{name}' must be seconds, such as 10 or 2.5")
-    return min(float(text), most_s)
+    return min(float(text), max_s)
 
 
-def truth_value(request: web.Request, name: str) -> bool:
+def query_bool(request: web.Request, name: str) -> bool:
     """A query value as yes or no: 1, true or just the name, and 0, false or absent."""
-    text = _value(request, name)
+    text = _query_value(request, name)
     if text is None:
         return False
-    if text.lower() not in _TRUTH:
+    if text.lower() not in _BOOLEANS:
         raise RequestError(400, f"'{name}' must be 1 or 0")
-    return _TRUTH[text.lower()]
+    return _BOOLEANS[text.lower()]

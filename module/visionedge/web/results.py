@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
-from visionedge.frames.types import Result, frame_document
-from visionedge.web.backend import Busy
+from visionedge.frames.types import FrameResult, build_frame_document
+from visionedge.web.backend import BusyError
 from visionedge.web.responses import json_bytes
 
 _RATE_WINDOW_NS = 5_000_000_000
@@ -27,7 +27,7 @@ class CameraTraffic:
 
 
 @dataclass(frozen=True, slots=True)
-class BoardStatistics:
+class ViewerStatistics:
     """The board at one moment. `lost` counts what slow viewers missed, over all viewers there ever were."""
 
     cameras: dict[str, CameraTraffic]
@@ -37,35 +37,35 @@ class BoardStatistics:
     refused: int
 
 
-class _Pin:
-    """The newest result of one camera, and the moments of the results of the last seconds."""
+class _Entry:
+    """The newest result of one camera, and when the results of the last seconds were published."""
 
-    __slots__ = ("latest", "moments_ns", "published")
+    __slots__ = ("latest", "published", "published_ns")
 
-    def __init__(self, latest: Result) -> None:
+    def __init__(self, latest: FrameResult) -> None:
         self.latest = latest
         self.published = 0
-        self.moments_ns: deque[int] = deque()
+        self.published_ns: deque[int] = deque()
 
-    def renew(self, result: Result, now_ns: int) -> None:
+    def update(self, result: FrameResult, now_ns: int) -> None:
         self.latest = result
         self.published += 1
-        self.moments_ns.append(now_ns)
-        self.fade(now_ns)
+        self.published_ns.append(now_ns)
+        self.expire(now_ns)
 
-    def fade(self, now_ns: int) -> None:
-        while self.moments_ns and now_ns - self.moments_ns[0] > _RATE_WINDOW_NS:
-            self.moments_ns.popleft()
+    def expire(self, now_ns: int) -> None:
+        while self.published_ns and now_ns - self.published_ns[0] > _RATE_WINDOW_NS:
+            self.published_ns.popleft()
 
     def traffic(self, now_ns: int) -> CameraTraffic:
-        self.fade(now_ns)
-        span_ns = now_ns - self.moments_ns[0] if self.moments_ns else 0
+        self.expire(now_ns)
+        span_ns = now_ns - self.published_ns[0] if self.published_ns else 0
         # n moments span n - 1 intervals; the time since the last counts too: a silent camera's rate falls.
-        fps = (len(self.moments_ns) - 1) * 1e9 / span_ns if span_ns > 0 else 0.0
+        fps = (len(self.published_ns) - 1) * 1e9 / span_ns if span_ns > 0 else 0.0
         return CameraTraffic(self.published, fps, now_ns - self.latest.frame.captured_ns)
 
 
-class Documents:
+class FrameDocumentCache:
     """Frame objects as JSON bytes; the newest of each camera is made once for all who ask for it."""
 
     def __init__(self, limit: int = 256) -> None:
@@ -73,13 +73,13 @@ class Documents:
         # With the number of the frame: the result itself would hold its picture in memory.
         self._kept: dict[str, tuple[int, bytes]] = {}
 
-    def of(self, result: Result) -> bytes:
+    def to_json(self, result: FrameResult) -> bytes:
         """The frame object of this result."""
         camera, sequence = result.frame.camera, result.frame.sequence
         kept = self._kept.get(camera)
         if kept is not None and kept[0] == sequence:
             return kept[1]
-        data = json_bytes(frame_document(result))
+        data = json_bytes(build_frame_document(result))
         self._kept.pop(camera, None)
         self._kept[camera] = (sequence, data)
         if len(self._kept) > self._limit:
@@ -95,8 +95,8 @@ class Subscription:
     oldest go first.
     """
 
-    def __init__(self, board: "Board", camera: str | None, limit: int) -> None:
-        self._board = board
+    def __init__(self, latest_results: "LatestResults", camera: str | None, limit: int) -> None:
+        self._latest_results = latest_results
         self.camera = camera
         self.lost = 0
         self._limit = limit
@@ -108,13 +108,13 @@ class Subscription:
         return f"<Subscription camera={self.camera} waiting={len(self._waiting)} lost={self.lost}>"
 
     async def __aenter__(self) -> "Subscription":
-        self._board._enter(self)  # noqa: SLF001 - the two classes are one thing in two halves
+        self._latest_results._enter(self)  # noqa: SLF001 - the two classes are one thing in two halves
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._board._leave(self)  # noqa: SLF001 - as above
+        self._latest_results._leave(self)  # noqa: SLF001 - as above
 
     def __aiter__(self) -> "Subscription":
         return self
@@ -143,11 +143,11 @@ class Subscription:
         self._wake.set()
 
 
-class Board:
+class LatestResults:
     """The newest result of every camera, and who wants to hear of new ones. Loop only, never blocks.
 
-    At most `max_viewers` subscriptions and as many waits in `newer` at once; further ones raise `Busy`. Each
-    subscription holds at most `buffer` frame objects.
+    At most `max_viewers` subscriptions and as many waits in `newer` at once; further ones raise `BusyError`.
+    Each subscription holds at most `buffer` frame objects.
     """
 
     def __init__(
@@ -156,8 +156,8 @@ class Board:
         self._buffer = buffer
         self._max_viewers = max_viewers
         self._clock = clock
-        self._documents = Documents()
-        self._pins: dict[str, _Pin] = {}
+        self._documents = FrameDocumentCache()
+        self._entries: dict[str, _Entry] = {}
         self._viewers: set[Subscription] = set()
         self._waits: dict[str, set[asyncio.Future[None]]] = {}
         self._waiting = 0
@@ -166,27 +166,27 @@ class Board:
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<Board cameras={len(self._pins)} viewers={len(self._viewers)} waiting={self._waiting}>"
+        return f"<Board cameras={len(self._entries)} viewers={len(self._viewers)} waiting={self._waiting}>"
 
-    def publish(self, result: Result) -> None:
+    def publish(self, result: FrameResult) -> None:
         """Pin a result up and hand it to everyone who waits for it."""
         camera = result.frame.camera
-        pin = self._pins.get(camera)
-        if pin is None:
-            pin = self._pins[camera] = _Pin(result)
-        pin.renew(result, self._clock())
+        entry = self._entries.get(camera)
+        if entry is None:
+            entry = self._entries[camera] = _Entry(result)
+        entry.update(result, self._clock())
         viewers = [viewer for viewer in self._viewers if viewer.camera in (None, camera)]
         if viewers:
-            frame = self._documents.of(result)
+            frame = self._documents.to_json(result)
             self._lost += sum(not viewer.offer(frame) for viewer in viewers)
         self._wake(camera)
 
-    def latest(self, camera: str) -> Result | None:
+    def latest(self, camera: str) -> FrameResult | None:
         """The newest result of a camera; None before its first."""
-        pin = self._pins.get(camera)
-        return pin.latest if pin else None
+        entry = self._entries.get(camera)
+        return entry.latest if entry else None
 
-    async def newer(self, camera: str, after: int | None, timeout_s: float) -> Result | None:
+    async def wait_for_newer(self, camera: str, after: int | None, timeout_s: float) -> FrameResult | None:
         """The newest result with a sequence above `after` (None: any), waiting up to `timeout_s`.
 
         None when the time is up, the camera was forgotten or the board closed.
@@ -199,7 +199,7 @@ class Board:
             return result
         if self._waiting >= self._max_viewers:
             self._refused += 1
-            raise Busy("too many requests wait for a frame")
+            raise BusyError("too many requests wait for a frame")
         self._waiting += 1
         try:
             async with asyncio.timeout(timeout_s):
@@ -209,7 +209,7 @@ class Board:
         finally:
             self._waiting -= 1
 
-    async def _await_above(self, camera: str, after: int | None) -> Result | None:
+    async def _await_above(self, camera: str, after: int | None) -> FrameResult | None:
         """Wait publish by publish; an end (camera forgotten, board closed) cancels the futures."""
         loop = asyncio.get_running_loop()
         while True:
@@ -226,7 +226,7 @@ class Board:
             if result is not None:
                 return result
 
-    def _above(self, camera: str, after: int | None) -> Result | None:
+    def _above(self, camera: str, after: int | None) -> FrameResult | None:
         result = self.latest(camera)
         if result is None or (after is not None and result.frame.sequence <= after):
             return None
@@ -242,13 +242,16 @@ class Board:
             wait.cancel()
 
     def subscribe(self, camera: str | None) -> Subscription:
-        """A stream of every frame object from now on, of one camera or of all; entering may raise `Busy`."""
+        """A stream of every frame object from now on, of one camera or of all.
+
+        Entering may raise `BusyError`.
+        """
         return Subscription(self, camera, self._buffer)
 
     def _enter(self, viewer: Subscription) -> None:
         if len(self._viewers) >= self._max_viewers:
             self._refused += 1
-            raise Busy("too many viewers", retry_after_s=5)
+            raise BusyError("too many viewers", retry_after_s=5)
         self._viewers.add(viewer)
         if self._closed:
             viewer.end()
@@ -258,7 +261,7 @@ class Board:
 
     def forget(self, camera: str) -> None:
         """A camera was removed: its result goes, and the streams and waits for it end."""
-        self._pins.pop(camera, None)
+        self._entries.pop(camera, None)
         self._end_waits(camera)
         for viewer in self._viewers:
             if viewer.camera == camera:
@@ -272,8 +275,8 @@ class Board:
         for viewer in self._viewers:
             viewer.end()
 
-    def statistics(self) -> BoardStatistics:
+    def statistics(self) -> ViewerStatistics:
         """The board at this moment."""
         now_ns = self._clock()
-        traffic = {camera: pin.traffic(now_ns) for camera, pin in self._pins.items()}
-        return BoardStatistics(traffic, len(self._viewers), self._waiting, self._lost, self._refused)
+        traffic = {camera: entry.traffic(now_ns) for camera, entry in self._entries.items()}
+        return ViewerStatistics(traffic, len(self._viewers), self._waiting, self._lost, self._refused)

@@ -14,9 +14,9 @@ from visionedge.errors import UnavailableError
 from visionedge.runtime.logs import LogLimiter
 from visionedge.runtime.process_limits import descriptor_limit
 from visionedge.web.app import make_app
-from visionedge.web.backend import ModuleView
+from visionedge.web.backend import Backend
 from visionedge.web.connections import CONNECTIONS_AT_ONCE, Connection, Connections
-from visionedge.web.guard import Access
+from visionedge.web.guard import AccessControl
 
 # Listening sockets: opened at every address of a name, and silent while there is no room.
 #
@@ -30,17 +30,17 @@ _BACKLOG = 1024
 """The system keeps so many connections until they are accepted; the client of one more waits for 1 s."""
 _ACCEPTS_AT_ONCE = 32
 _PAUSE_S = 0.5
-_ALL = "::"
+_IPV6_ANY = "::"
 
-Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]
+SocketAddress = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]
 
 
-def most_connections() -> int:
+def compute_max_connections() -> int:
     """So many connections leave descriptors for everything else."""
     return min(CONNECTIONS_AT_ONCE, descriptor_limit() // 2)
 
 
-class Listener:
+class HttpListener:
     """Takes connections at one host and port: ``await Listener.open(…)`` … ``close()``. Loop only.
 
     The last descriptors are left to the module: near the limit the connection that has waited longest for its
@@ -54,7 +54,7 @@ class Listener:
         self._reserve = max(32, self._limit // 16)
         self._limiter = LogLimiter(log)
         self._resume: asyncio.TimerHandle | None = None
-        self._begun: set[asyncio.Task[None]] = set()
+        self._accepting: set[asyncio.Task[None]] = set()
         self._listen()
 
     def __repr__(self) -> str:
@@ -62,14 +62,14 @@ class Listener:
         return f"<Listener port={self.port} {state}>"
 
     @staticmethod
-    async def open(host: str, port: int, connections: Connections) -> "Listener":
+    async def open(host: str, port: int, connections: Connections) -> "HttpListener":
         """Listen.
 
         Raises:
             OSError: the address cannot be listened on.
         """
         addresses = await _addresses(host, port)
-        return Listener(_bound(addresses, port), connections)
+        return HttpListener(_open_sockets(addresses, port), connections)
 
     @property
     def port(self) -> int:
@@ -105,9 +105,9 @@ class Listener:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                self._spare(error.strerror or str(error))
+                self._free_descriptor(error.strerror or str(error))
                 return
-            if not self._connections.make_room():
+            if not self._connections.check_free_space():
                 connection.close()
                 self._pause("all connections are in use")
                 return
@@ -115,10 +115,10 @@ class Listener:
             self._serve(connection)
             if is_scarce:
                 # The system gives the lowest descriptor that is free, so nearly all are in use.
-                self._spare(f"nearly all of {self._limit} file descriptors are in use")
+                self._free_descriptor(f"nearly all of {self._limit} file descriptors are in use")
                 return
 
-    def _spare(self, reason: str) -> None:
+    def _free_descriptor(self, reason: str) -> None:
         """Get a descriptor back, which is free before the next connection is taken; if none can be, wait."""
         if not self._connections.drop_idlest():
             self._pause(reason)
@@ -126,8 +126,8 @@ class Listener:
     def _serve(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         task = asyncio.get_running_loop().create_task(self._connect(connection, self._connections.begin()))
-        self._begun.add(task)
-        task.add_done_callback(self._begun.discard)
+        self._accepting.add(task)
+        task.add_done_callback(self._accepting.discard)
 
     async def _connect(self, connection: socket.socket, protocol: Connection) -> None:
         try:
@@ -138,7 +138,7 @@ class Listener:
             self._limiter.warning(f"an HTTP connection could not be accepted: {error.strerror}")
 
 
-async def _addresses(host: str, port: int) -> list[Address]:
+async def _addresses(host: str, port: int) -> list[SocketAddress]:
     """Every address of a host, each once, in the system's order."""
     host = host.removeprefix("[").removesuffix("]")
     found = await asyncio.get_running_loop().getaddrinfo(
@@ -147,7 +147,7 @@ async def _addresses(host: str, port: int) -> list[Address]:
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 
-def _bound(addresses: list[Address], port: int) -> list[socket.socket]:
+def _open_sockets(addresses: list[SocketAddress], port: int) -> list[socket.socket]:
     """Listening sockets; an address that this machine does not have is left out if there is another."""
     with contextlib.ExitStack() as opened:
         sockets: list[socket.socket] = []
@@ -156,7 +156,7 @@ def _bound(addresses: list[Address], port: int) -> list[socket.socket]:
             # Where any free port will do, all addresses have to have the same.
             taken = int(sockets[0].getsockname()[1]) if sockets and port == 0 else port
             try:
-                sockets.append(_listening(family, (address[0], taken, *address[2:])))
+                sockets.append(_open_listening_socket(family, (address[0], taken, *address[2:])))
             except OSError as error:
                 # A port that is free at one address may be taken at another.
                 is_other = port == 0 and bool(sockets) and error.errno == errno.EADDRINUSE
@@ -171,14 +171,14 @@ def _bound(addresses: list[Address], port: int) -> list[socket.socket]:
         return sockets
 
 
-def _listening(family: socket.AddressFamily, address: tuple[object, ...]) -> socket.socket:
+def _open_listening_socket(family: socket.AddressFamily, address: tuple[object, ...]) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setblocking(False)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             # At all addresses IPv4 is meant as well; at one of IPv6 there is none.
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != _ALL))
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != _IPV6_ANY))
         listening.bind(address)
         listening.listen(_BACKLOG)
     except OSError:
@@ -194,16 +194,16 @@ Shorter than the 2 s that `Service` gives to all of `Server.close`: else it woul
 """
 
 
-class Server:
+class HttpServer:
     """HTTP for one module: ``server = await Server.start(view, http)`` … ``await server.close()``."""
 
     def __init__(
         self,
         runner: web.AppRunner,
         connections: Connections,
-        listener: Listener,
+        listener: HttpListener,
         http: HttpConfig,
-        access: Access,
+        access: AccessControl,
     ) -> None:
         self._runner = runner
         self._connections = connections
@@ -215,26 +215,26 @@ class Server:
         return f"<Server {self.url} connections={len(self._connections)}>"
 
     @staticmethod
-    async def start(view: ModuleView, http: HttpConfig, own_names: Iterable[str] = ()) -> "Server":
+    async def start(backend: Backend, http: HttpConfig, own_names: Iterable[str] = ()) -> "HttpServer":
         """Listen and serve; `own_names` are names of this module that `http.names` need not list.
 
         Raises:
             UnavailableError: the address cannot be listened on, such as a port in use.
         """
-        access = Access(http, own_names)
-        app = make_app(view, access)
+        access = AccessControl(http, own_names)
+        app = make_app(backend, access)
         # With cancellation a viewer that leaves frees its place at once, not at the next write.
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_S)
         await runner.setup()
         assert runner.server is not None  # noqa: S101 - it was set up
-        connections = Connections(runner.server, most_connections())
+        connections = Connections(runner.server, compute_max_connections())
         try:
             listener = await _listen(connections, http)
         except UnavailableError:
             await runner.cleanup()
             raise
         _warn_if_open(http)
-        return Server(runner, connections, listener, http, access)
+        return HttpServer(runner, connections, listener, http, access)
 
     async def apply(self, http: HttpConfig) -> None:
         """Listen where another configuration says and ask for its token.
@@ -245,13 +245,13 @@ class Server:
             UnavailableError: the address cannot be listened on; everything stays as it was.
         """
         if (http.host, http.port) != (self._http.host, self._http.port):
-            await self._move(http)
+            await self._rebind(http)
         self._access.change(http)
         if (http.host, http.token is None) != (self._http.host, self._http.token is None):
             _warn_if_open(http)
         self._http = http
 
-    async def _move(self, http: HttpConfig) -> None:
+    async def _rebind(self, http: HttpConfig) -> None:
         former = self._listener
         if http.port != self.port:
             self._listener = await _listen(self._connections, http)
@@ -274,7 +274,9 @@ class Server:
     @property
     def url(self) -> str:
         """Where a browser on this machine finds the page."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(_bare(self._http.host), _bare(self._http.host))  # noqa: S104 - shown, not bound
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(  # noqa: S104 - shown, not bound
+            _strip_brackets(self._http.host), _strip_brackets(self._http.host)
+        )
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
     async def close(self) -> None:
@@ -284,9 +286,9 @@ class Server:
         await self._runner.cleanup()
 
 
-async def _listen(connections: Connections, http: HttpConfig) -> Listener:
+async def _listen(connections: Connections, http: HttpConfig) -> HttpListener:
     try:
-        return await Listener.open(http.host, http.port, connections)
+        return await HttpListener.open(http.host, http.port, connections)
     except OSError as error:
         raise UnavailableError(_cannot_listen(http, error)) from None
 
@@ -300,7 +302,7 @@ def _warn_if_open(http: HttpConfig) -> None:
         )
 
 
-def _bare(host: str) -> str:
+def _strip_brackets(host: str) -> str:
     return host.removeprefix("[").removesuffix("]")
 
 

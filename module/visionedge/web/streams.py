@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from visionedge.errors import SourceError
-from visionedge.frames.types import Result
-from visionedge.web.backend import Busy, ModuleView
-from visionedge.web.jpeg import Look, Pictures
+from visionedge.frames.types import FrameResult
+from visionedge.web.backend import Backend, BusyError
+from visionedge.web.jpeg import JpegCache, JpegOptions
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ WRITE_LIMIT_S = 20.0
 BOUNDARY = "visionedge-picture"
 
 
-class Closing:
+class StopSignal:
     """The end of the server, or of a token, as something that can be waited for."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Closing:
         """Return when it ends."""
         await self._event.wait()
 
-    async def race(self, work: Coroutine[None, None, T]) -> T | None:
+    async def run_until_set(self, work: Coroutine[None, None, T]) -> T | None:
         """The work's result, or None when the end comes first (the work is then cancelled)."""
         task, end = asyncio.ensure_future(work), asyncio.ensure_future(self.wait())
         try:
@@ -59,14 +59,14 @@ async def _cancel(*tasks: asyncio.Future[Any]) -> None:
         await asyncio.wait(open_tasks)
 
 
-async def follow(
-    frames: AsyncIterator[bytes], closing: Closing, heartbeat_s: float
+async def iterate_with_heartbeat(
+    frames: AsyncIterator[bytes], stop_signal: StopSignal, heartbeat_s: float
 ) -> AsyncGenerator[bytes | None, None]:
     """The frames, and None whenever none came for `heartbeat_s`; ends with them or with `closing`."""
-    end = asyncio.ensure_future(closing.wait())
+    end = asyncio.ensure_future(stop_signal.wait())
     upcoming: asyncio.Future[bytes] | None = None
     try:
-        while not closing.is_set():
+        while not stop_signal.is_set():
             upcoming = upcoming or asyncio.ensure_future(anext(frames))
             await asyncio.wait((upcoming, end), timeout=heartbeat_s, return_when=asyncio.FIRST_COMPLETED)
             if not upcoming.done():
@@ -83,39 +83,39 @@ async def follow(
 
 
 async def send_events(
-    request: web.Request, frames: AsyncIterator[bytes], closing: Closing
+    request: web.Request, frames: AsyncIterator[bytes], stop_signal: StopSignal
 ) -> web.StreamResponse:
     """Server-sent events: one frame object each, named by the default event so that `onmessage` hears it."""
-    response = await _begin(request, "text/event-stream; charset=utf-8")
-    with _let_go(request):
+    response = await _start_response(request, "text/event-stream; charset=utf-8")
+    with _ignore_disconnect(request):
         await _write(response, b"retry: 2000\n: frame objects follow\n\n")
-        async with aclosing(follow(frames, closing, HEARTBEAT_S)) as followed:
+        async with aclosing(iterate_with_heartbeat(frames, stop_signal, HEARTBEAT_S)) as followed:
             async for frame in followed:
                 data = b": still here" if frame is None else b"data: " + frame
                 await _write(response, data + b"\n\n")
     return response
 
 
-async def send_pictures(
+async def send_mjpeg(
     request: web.Request,
-    view: ModuleView,
+    backend: Backend,
     camera: str,
     *,
-    pictures: Pictures,
-    look: Look,
-    closing: Closing,
+    jpeg_cache: JpegCache,
+    options: JpegOptions,
+    stop_signal: StopSignal,
 ) -> web.StreamResponse:
     """MJPEG: always the newest picture, so a slow viewer skips some. Ends when the camera is removed."""
-    response = await _begin(request, f"multipart/x-mixed-replace; boundary={BOUNDARY}")
-    with _let_go(request):
+    response = await _start_response(request, f"multipart/x-mixed-replace; boundary={BOUNDARY}")
+    with _ignore_disconnect(request):
         await _write(response, f"--{BOUNDARY}\r\n".encode())
-        parts = Parts(view, camera, lambda result: _part(pictures, result, look), closing)
+        parts = MjpegParts(backend, camera, lambda result: _part(jpeg_cache, result, options), stop_signal)
         async for part in parts.each(HEARTBEAT_S):
             await _write(response, part)
     return response
 
 
-class Parts:
+class MjpegParts:
     """The newest picture of a camera, packed by `pack`, each time one is asked for.
 
     Only packed pictures are kept while a slow viewer takes one: a result would hold its whole picture.
@@ -123,15 +123,15 @@ class Parts:
 
     def __init__(
         self,
-        view: ModuleView,
+        backend: Backend,
         camera: str,
-        pack: Callable[[Result], Awaitable[bytes]],
-        closing: Closing,
+        encode_part: Callable[[FrameResult], Awaitable[bytes]],
+        stop_signal: StopSignal,
     ) -> None:
-        self._view = view
+        self._backend = backend
         self._camera = camera
-        self._pack = pack
-        self._closing = closing
+        self._encode = encode_part
+        self._stop_signal = stop_signal
         self._sequence: int | None = None
         self._part = b""
 
@@ -140,37 +140,37 @@ class Parts:
 
         Ends when the camera is removed, the module stops, or `closing` is set.
         """
-        while not self._closing.is_set() and self._view.knows(self._camera):
-            if not await self._renew(heartbeat_s):
+        while not self._stop_signal.is_set() and self._backend.has_camera(self._camera):
+            if not await self._update(heartbeat_s):
                 return
             if self._part:
                 yield self._part
 
-    async def _renew(self, heartbeat_s: float) -> bool:
+    async def _update(self, heartbeat_s: float) -> bool:
         """Wait for a newer picture and pack it; False where none will come."""
         loop = asyncio.get_running_loop()
         asked_s = loop.time()
-        result = await self._closing.race(self._newer(heartbeat_s))
+        result = await self._stop_signal.run_until_set(self._newer(heartbeat_s))
         if result is None:
             # A wait that is over before its time means that nothing will come.
             return loop.time() - asked_s >= heartbeat_s / 2
         self._sequence = result.frame.sequence
-        self._part = await self._pack(result) or self._part
+        self._part = await self._encode(result) or self._part
         return True
 
-    async def _newer(self, timeout_s: float) -> Result | None:
+    async def _newer(self, timeout_s: float) -> FrameResult | None:
         try:
-            return await self._view.newer(self._camera, self._sequence, timeout_s)
-        except Busy as busy:
+            return await self._backend.wait_for_newer(self._camera, self._sequence, timeout_s)
+        except BusyError as busy:
             await asyncio.sleep(busy.retry_after_s)
-            return self._view.latest(self._camera)
+            return self._backend.latest(self._camera)
 
 
-async def _part(pictures: Pictures, result: Result, look: Look) -> bytes:
+async def _part(jpeg_cache: JpegCache, result: FrameResult, options: JpegOptions) -> bytes:
     """A part with its closing boundary: browsers show a part only when they see what ends it."""
     try:
-        jpeg = await pictures.jpeg(result, look)
-    except (Busy, SourceError):
+        jpeg = await jpeg_cache.jpeg(result, options)
+    except (BusyError, SourceError):
         return b""  # this picture is skipped; the next may come through
     head = (
         f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n"
@@ -179,7 +179,7 @@ async def _part(pictures: Pictures, result: Result, look: Look) -> bytes:
     return head.encode() + jpeg + f"\r\n--{BOUNDARY}\r\n".encode()
 
 
-async def _begin(request: web.Request, content_type: str) -> web.StreamResponse:
+async def _start_response(request: web.Request, content_type: str) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": content_type})
     await response.prepare(request)
     return response
@@ -191,7 +191,7 @@ async def _write(response: web.StreamResponse, data: bytes) -> None:
 
 
 @contextmanager
-def _let_go(request: web.Request) -> Iterator[None]:
+def _ignore_disconnect(request: web.Request) -> Iterator[None]:
     """A client that went away or takes nothing any more ends its stream, and that is no error."""
     try:
         yield

@@ -8,14 +8,14 @@ import pytest
 
 from clips import make_clip
 from model_server import ModelServer, content
-from visionedge.camera.registry import _certificates
-from visionedge.camera.sources.base import Limits
+from visionedge.camera.registry import _certificates_file
+from visionedge.camera.sources.base import SourceLimits
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
-from visionedge.config.load import validate
+from visionedge.config.load import parse_config
 from visionedge.errors import ConfigError, SourceError
 
-LIMITS = Limits(library="pyav")
+LIMITS = SourceLimits(library="pyav")
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_the_setting_says_what_is_trusted() -> None:
 
     def trusted(tls: dict[str, object] | None) -> str | None:
         camera = uri if tls is None else {**uri, "tls": tls}
-        return _certificates(validate({"cameras": {"dock": camera}}).cameras["dock"].tls)
+        return _certificates_file(parse_config({"cameras": {"dock": camera}}).cameras["dock"].tls)
 
     assert trusted(None) is None
     assert trusted({"verify": False}) is None

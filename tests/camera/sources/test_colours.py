@@ -12,9 +12,9 @@ import pytest
 
 from colour_clips import MATRICES, RANGES, frame_of, scene, turn, write_clip
 from slow_resizing import slow_fit
-from visionedge.camera.sources.base import Decoded, Library, Limits, Source
+from visionedge.camera.sources.base import DecodedPicture, DecoderLibrary, FrameSource, SourceLimits
 from visionedge.camera.sources.open import open_source
-from visionedge.camera.sources.opencv_setup import bound_ffmpeg, reports_error, settle_libraries
+from visionedge.camera.sources.opencv_setup import configure_opencv, limit_ffmpeg, reports_error
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 from visionedge.frames.types import InputSpec, Picture
@@ -32,15 +32,15 @@ CASES = [
 ]
 
 
-def _open(path: Path, library: Library = "pyav") -> Source:
-    return open_source(parse_camera_uri(str(path)), Limits(library=library))
+def _open(path: Path, library: DecoderLibrary = "pyav") -> FrameSource:
+    return open_source(parse_camera_uri(str(path)), SourceLimits(library=library))
 
 
-def _first(path: Path, library: Library = "pyav") -> Decoded:
+def _first(path: Path, library: DecoderLibrary = "pyav") -> DecodedPicture:
     source = _open(path, library)
     decoded = source.read()
     assert decoded is not None
-    decoded.fill(SPEC)
+    decoded.fit_to_input(SPEC)
     source.close()
     return decoded
 
@@ -69,7 +69,7 @@ def test_every_kind_of_planes_gives_the_colours_that_were_there(
     if pix_fmt.startswith("gray"):
         picture = _grey(picture)
     decoded = _first(clip)
-    image, placement = decoded.fill(SPEC, SLOT)
+    image, placement = decoded.fit_to_input(SPEC, SLOT)
     assert image is SLOT
     assert placement == SPEC.place(160, 90)
     assert _error(image, slow_fit(picture, SPEC)) < 1
@@ -85,25 +85,25 @@ def test_pictures_that_shrink_to_a_part_keep_their_colours(
     """Colour may be half as fine as brightness then, as it is in most video; to odd sizes, too."""
     picture = scene(*size_px)
     clip = write_clip(tmp_path / "c.mkv", [frame_of(picture, pix_fmt, matrix, span)])
-    assert _error(_first(clip).fill(SPEC)[0], slow_fit(picture, SPEC)) < 2
+    assert _error(_first(clip).fit_to_input(SPEC)[0], slow_fit(picture, SPEC)) < 2
 
 
 @pytest.mark.parametrize("pix_fmt", ["nv12", "p010le"])
 def test_planes_of_two_channels_as_a_gpu_gives_them_are_right(pix_fmt: str) -> None:
-    from visionedge.camera.sources.pyav import planes_of
-    from visionedge.camera.sources.yuv import whole_picture
+    from visionedge.camera.sources.pyav import read_planes
+    from visionedge.camera.sources.yuv import convert_full_size
 
     picture = scene(160, 90)
-    planes = planes_of(frame_of(picture, pix_fmt, "bt709", "limited"))
+    planes = read_planes(frame_of(picture, pix_fmt, "bt709", "limited"))
     assert planes is not None
-    assert _error(whole_picture(planes), picture) < 1
+    assert _error(convert_full_size(planes), picture) < 1
 
 
 @pytest.mark.parametrize("span", list(RANGES))
 def test_ycgco_gives_the_colours_that_were_there(span: str) -> None:
     """Its own formula, which FFmpeg's converter refuses."""
-    from visionedge.camera.sources.pyav import planes_of
-    from visionedge.camera.sources.yuv import whole_picture
+    from visionedge.camera.sources.pyav import read_planes
+    from visionedge.camera.sources.yuv import convert_full_size
 
     picture = scene(160, 90)
     frame = frame_of(picture, "yuv444p", "bt601", span)
@@ -115,16 +115,16 @@ def test_ycgco_gives_the_colours_that_were_there(span: str) -> None:
         rows[:90, :160] = np.rint(part * scale + zero).clip(0, 255)
         plane.update(rows.tobytes())
     frame.colorspace = 8
-    planes = planes_of(frame)
+    planes = read_planes(frame)
     assert planes is not None
-    assert _error(whole_picture(planes), picture) < 1
+    assert _error(convert_full_size(planes), picture) < 1
 
 
 @pytest.mark.parametrize("number", [0, 3, 11, 12, 13, 14, 15, 200])
 def test_an_unknown_matrix_is_taken_for_that_of_its_primaries(number: int) -> None:
     """As near as can be, and never an error; FFmpeg's converter refuses most of them."""
     from visionedge.camera.sources.pyav import PyavPicture
-    from visionedge.camera.sources.yuv import Painter
+    from visionedge.camera.sources.yuv import YuvConverter
 
     picture = scene(160, 90)
     # 0 and 3 are no matrices at all, and BT.601 to FFmpeg, too.
@@ -132,20 +132,20 @@ def test_an_unknown_matrix_is_taken_for_that_of_its_primaries(number: int) -> No
     for matrix, primaries in kinds:
         frame = frame_of(picture, "yuv420p", matrix, "limited")
         frame.colorspace, frame.color_primaries = number, primaries
-        shown = PyavPicture(partial(_itself, frame), Painter(), (160, 90), None, 1)
+        shown = PyavPicture(partial(_itself, frame), YuvConverter(), (160, 90), None, 1)
         assert _error(shown.picture(), picture) < 1
-        assert _error(shown.fill(SPEC)[0], slow_fit(picture, SPEC)) < 1
+        assert _error(shown.fit_to_input(SPEC)[0], slow_fit(picture, SPEC)) < 1
 
 
 @pytest.mark.parametrize("number", [8, 11, 12, 14])
 def test_packed_colours_of_such_a_matrix_are_converted_all_the_same(number: int) -> None:
     from visionedge.camera.sources.pyav import PyavPicture
-    from visionedge.camera.sources.yuv import Painter
+    from visionedge.camera.sources.yuv import YuvConverter
 
     picture = scene(160, 90)
     frame = frame_of(picture, "yuv422p", "bt601", "limited").reformat(format="yuyv422")
     frame.colorspace = number
-    shown = PyavPicture(lambda: frame, Painter(), (160, 90), None, 1)
+    shown = PyavPicture(lambda: frame, YuvConverter(), (160, 90), None, 1)
     assert _error(shown.picture(), picture) < 2
 
 
@@ -175,12 +175,12 @@ def _raw_h264(folder: Path, *parts: tuple[int, dict[str, str]]) -> Path:
     return clip
 
 
-def _seen(source: Source) -> int:
+def _seen(source: FrameSource) -> int:
     """How many pictures there are, each looked at."""
     seen = 0
     try:
         while (decoded := source.read()) is not None:
-            decoded.fill(SPEC)
+            decoded.fit_to_input(SPEC)
             seen += 1
     except SourceError as error:
         error.add_note(f"seen: {seen}")
@@ -220,8 +220,8 @@ def _elsewhere(action: Callable[[], object]) -> None:
 
 def test_errors_are_asked_about_for_one_thread_and_one_action_alone(tmp_path: Path) -> None:
     clip = _raw_h264(tmp_path, (3, {}), (25, {"flags": "+ildct"}))
-    settle_libraries()
-    bound_ffmpeg()
+    configure_opencv()
+    limit_ffmpeg()
     capture = cv2.VideoCapture(str(clip), cv2.CAP_FFMPEG)
     found = []
     for _ in range(6):
@@ -238,7 +238,7 @@ def test_what_is_no_brightness_and_colour_goes_the_way_over_ffmpeg(tmp_path: Pat
     picture = scene(160, 90)
     frame = av.VideoFrame.from_ndarray(picture, format="bgr24").reformat(format=pix_fmt)
     decoded = _first(write_clip(tmp_path / "c.mkv", [frame]))
-    assert _error(decoded.fill(SPEC)[0], slow_fit(picture, SPEC)) < 1
+    assert _error(decoded.fit_to_input(SPEC)[0], slow_fit(picture, SPEC)) < 1
     assert _error(decoded.picture(), picture) < 1
 
 
@@ -249,7 +249,7 @@ def test_odd_sizes_are_right(tmp_path: Path, size_px: tuple[int, int]) -> None:
     decoded = _first(clip)
     assert (decoded.width_px, decoded.height_px) == size_px
     # Chroma reaches up to a pixel over an odd edge.
-    assert _error(decoded.fill(SPEC)[0], slow_fit(picture, SPEC)) < 2
+    assert _error(decoded.fit_to_input(SPEC)[0], slow_fit(picture, SPEC)) < 2
     assert _error(decoded.picture(), picture) < 2
 
 
@@ -266,7 +266,7 @@ def test_what_says_nothing_of_its_colours_is_bt601_with_both_decoders(tmp_path: 
 @pytest.mark.parametrize("library", ["pyav", "opencv"])
 @pytest.mark.parametrize("size_px", [(160, 90), (640, 360)])
 def test_a_turned_picture_is_turned_back(
-    tmp_path: Path, library: Library, degrees: int, size_px: tuple[int, int]
+    tmp_path: Path, library: DecoderLibrary, degrees: int, size_px: tuple[int, int]
 ) -> None:
     picture = scene(*size_px)
     frame = frame_of(picture, "yuv420p", "bt601", "limited")
@@ -274,7 +274,7 @@ def test_a_turned_picture_is_turned_back(
     upright = np.ascontiguousarray(np.rot90(picture, -degrees // 90))
     decoded = _first(clip, library)
     assert _error(decoded.picture(), upright) < 2
-    assert _error(decoded.fill(SPEC)[0], slow_fit(upright, SPEC)) < 2
+    assert _error(decoded.fit_to_input(SPEC)[0], slow_fit(upright, SPEC)) < 2
     assert (decoded.width_px, decoded.height_px) == (upright.shape[1], upright.shape[0])
 
 
@@ -288,7 +288,7 @@ def test_pictures_that_no_other_refers_to_are_nearly_as_a_plain_decoder_gives_th
     clip = write_clip(tmp_path / "c.mp4", frames, "libx264", {"bf": "2", "crf": "30", "b-pyramid": "none"})
     with av.open(str(clip)) as plain, av.open(str(clip)) as ours:
         decoder = PyavDecoder(ours.streams.video[0].codec_context, 1)
-        given = [frame for packet in ours.demux(video=0) for frame in decoder.pictures(packet)]
+        given = [frame for packet in ours.demux(video=0) for frame in decoder.decode(packet)]
         wanted = list(plain.decode(video=0))
     assert len(given) == len(wanted) == 24
     differences: dict[bool, list[float]] = {True: [], False: []}
@@ -313,7 +313,7 @@ def test_a_change_of_size_in_mid_stream_is_followed(tmp_path: Path) -> None:
     for size_px in sizes_px:
         decoded = source.read()
         assert decoded is not None
-        image, placement = decoded.fill(SPEC)
+        image, placement = decoded.fit_to_input(SPEC)
         assert placement == SPEC.place(*size_px)
         assert (decoded.width_px, decoded.height_px) == size_px
         assert _error(image, slow_fit(scene(*size_px), SPEC)) < 2
@@ -328,7 +328,7 @@ def test_a_kept_picture_can_be_had_long_after_its_frame(tmp_path: Path) -> None:
     source = _open(write_clip(tmp_path / "c.mp4", frames, "libx264", {"crf": "1", "bf": "0"}))
     kept = []
     while (decoded := source.read()) is not None:
-        decoded.fill(SPEC)
+        decoded.fit_to_input(SPEC)
         kept.append(decoded)
     source.close()
     assert [round(float(decoded.picture().mean()), -1) for decoded in kept] == levels

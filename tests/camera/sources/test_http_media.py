@@ -14,7 +14,7 @@ from camera_doubles import SPEC, Basket, running
 from clips import make_clip, number_of, numbered_picture
 from scripted_http import ScriptedServer, always, answer
 from visionedge.camera.camera import Camera
-from visionedge.camera.sources.base import Library, Limits
+from visionedge.camera.sources.base import DecoderLibrary, SourceLimits
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
@@ -27,7 +27,7 @@ def moved(where: str) -> bytes:
     return answer(b"", "", status="302 Found", more=f"Location: {where}\r\n")
 
 
-def why(server: ScriptedServer, limits: Limits | None = None, *, login: str = "") -> str:
+def why(server: ScriptedServer, limits: SourceLimits | None = None, *, login: str = "") -> str:
     with pytest.raises(SourceError) as caught:
         open_source(parse_camera_uri(server.url("/video.cgi", login)), limits)
     text = str(caught.value)
@@ -60,17 +60,17 @@ def why(server: ScriptedServer, limits: Limits | None = None, *, login: str = ""
     ],
 )
 def test_what_an_address_answers_instead_of_pictures_is_told(
-    data: bytes, reason: str, library: Library
+    data: bytes, reason: str, library: DecoderLibrary
 ) -> None:
     with ScriptedServer(always(data)) as server:
-        assert re.search(reason, why(server, Limits(library=library)))
+        assert re.search(reason, why(server, SourceLimits(library=library)))
 
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])
-def test_what_is_no_video_is_told_whatever_its_address_ends_with(library: Library) -> None:
+def test_what_is_no_video_is_told_whatever_its_address_ends_with(library: DecoderLibrary) -> None:
     """FFmpeg takes anything behind `.cgi` for a video, and finds out only when it reads."""
     archive = answer(b"PK\3\4" + bytes(900), "application/octet-stream")
-    limits = Limits(library=library)
+    limits = SourceLimits(library=library)
     with (
         ScriptedServer(always(archive)) as server,
         pytest.raises(SourceError) as caught,
@@ -109,7 +109,7 @@ def test_another_host_is_followed_only_where_it_is_allowed_and_without_the_login
     ):
         assert "points to another host" in why(server, login="user:pw@")
         assert other.requests == []
-        assert "(401)" in why(server, Limits(redirects="any"), login="user:pw@")
+        assert "(401)" in why(server, SourceLimits(redirects="any"), login="user:pw@")
         assert len(other.requests) == 1
         assert "Authorization" not in other.requests[0]
 
@@ -119,7 +119,7 @@ def test_a_link_local_address_is_not_asked_whatever_is_allowed(target: str) -> N
     """Nothing answers there on a machine without a cloud; what matters is that no picture is looked for."""
     with ScriptedServer(always(moved(target))) as server:
         assert "points to another host" in why(server)
-        allowed = why(server, Limits(redirects="any", open_timeout_s=0.5))
+        allowed = why(server, SourceLimits(redirects="any", open_timeout_s=0.5))
     assert "a link-local or loopback address, which is never followed" in allowed
 
 
@@ -133,7 +133,7 @@ def test_a_proxy_of_the_environment_is_not_asked(tmp_path: Path, monkeypatch: py
     with ScriptedServer(always(PAGE)) as proxy, ScriptedServer(serve) as server:
         for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url(""))
-        for limits in (Limits(), Limits(library="opencv")):
+        for limits in (SourceLimits(), SourceLimits(library="opencv")):
             source = open_source(parse_camera_uri(server.url("/c.mp4")), limits)
             assert source.read() is not None
             source.close()
@@ -202,10 +202,10 @@ def _segments(folder: Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])
-def test_a_live_playlist_is_rationed_by_its_own_time(tmp_path: Path, library: Library) -> None:
+def test_a_live_playlist_is_rationed_by_its_own_time(tmp_path: Path, library: DecoderLibrary) -> None:
     """Its pictures come a segment at a time; five a second are five of each second, evenly."""
     basket = Basket()
-    limits = Limits(library=library)
+    limits = SourceLimits(library=library)
     with ScriptedServer(Live(tmp_path)) as server:
         camera = Camera("dock", server.url("/live.m3u8"), SPEC, basket, fps=5, limits=limits)
         with running(camera):
@@ -222,7 +222,7 @@ def test_a_playlist_that_points_to_another_host_is_not_followed_and_said(tmp_pat
             with pytest.raises(SourceError, match=r"points to another host, 127\.0\.0\.2"):
                 open_source(parse_camera_uri(server.url("/live.m3u8")))
             assert other.requests == []
-            source = open_source(parse_camera_uri(server.url("/live.m3u8")), Limits(redirects="any"))
+            source = open_source(parse_camera_uri(server.url("/live.m3u8")), SourceLimits(redirects="any"))
             assert source.read() is not None
             source.close()
 
@@ -232,7 +232,7 @@ def test_a_playlist_that_has_no_more_segments_does_not_hang_for_ever(tmp_path: P
     live.segments = live.segments[:3]
     began_s = time.monotonic()
     with ScriptedServer(live) as server:
-        source = open_source(parse_camera_uri(server.url("/live.m3u8")), Limits(read_timeout_s=1.0))
+        source = open_source(parse_camera_uri(server.url("/live.m3u8")), SourceLimits(read_timeout_s=1.0))
         source.interrupt()
         assert source.read() is None
         source.close()

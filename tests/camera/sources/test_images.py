@@ -12,8 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clips import make_picture, number_of, numbered_picture
-from visionedge.camera.sources.images import natural_key, picture_files, picture_size
-from visionedge.camera.sources.open import decode_picture, read_picture
+from visionedge.camera.sources.images import (
+    decode_picture,
+    list_pictures,
+    natural_sort_key,
+    read_picture,
+    read_picture_size,
+)
 from visionedge.errors import SourceError
 from visionedge.frames.types import Picture
 
@@ -34,7 +39,7 @@ def test_every_format_is_decoded_to_bgr(suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_the_size_is_known_without_decoding(suffix: str) -> None:
-    assert picture_size(_encoded(suffix)) == (37, 21)
+    assert read_picture_size(_encoded(suffix)) == (37, 21)
 
 
 def _photograph() -> Picture:
@@ -76,11 +81,11 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
 
 def test_a_lossless_webp_and_one_with_transparency_are_measured() -> None:
     lossless = cv2.imencode(".webp", numbered_picture(1, 37, 21), [cv2.IMWRITE_WEBP_QUALITY, 101])[1]
-    assert picture_size(lossless.tobytes()) == (37, 21)
+    assert read_picture_size(lossless.tobytes()) == (37, 21)
     clear = np.zeros((21, 37, 4), np.uint8)
     clear[:, :20] = (10, 20, 30, 128)
     lossy = cv2.imencode(".webp", clear, [cv2.IMWRITE_WEBP_QUALITY, 50])[1].tobytes()
-    assert picture_size(lossy) == (37, 21)
+    assert read_picture_size(lossy) == (37, 21)
     assert decode_picture(lossy).shape == (21, 37, 3)
 
 
@@ -120,7 +125,7 @@ def test_damaged_headers_never_raise_anything_else(data: st.DataObject) -> None:
     whole = bytearray(_encoded(data.draw(st.sampled_from(SUFFIXES))))
     for _ in range(data.draw(st.integers(1, 6))):
         whole[data.draw(st.integers(0, min(60, len(whole) - 1)))] = data.draw(st.integers(0, 255))
-    size = picture_size(bytes(whole[: data.draw(st.integers(0, len(whole)))]))
+    size = read_picture_size(bytes(whole[: data.draw(st.integers(0, len(whole)))]))
     assert size is None or len(size) == 2
 
 
@@ -177,16 +182,16 @@ def test_a_folder_is_read_in_natural_order_without_other_files(tmp_path: Path) -
     (tmp_path / "notes.txt").write_text("not a picture")
     (tmp_path / "below").mkdir()
     make_picture(tmp_path / "below" / "deep.png")
-    assert [p.name for p in picture_files(tmp_path)] == ["b.jpg", "IMG1.png", "img2.png", "img10.png"]
+    assert [p.name for p in list_pictures(tmp_path)] == ["b.jpg", "IMG1.png", "img2.png", "img10.png"]
 
 
 @given(st.lists(st.text(max_size=12), max_size=8))
 def test_any_names_can_be_sorted(names: list[str]) -> None:
-    in_order = sorted(names, key=natural_key)
+    in_order = sorted(names, key=natural_sort_key)
     names.reverse()
-    assert sorted(names, key=natural_key) == in_order
+    assert sorted(names, key=natural_sort_key) == in_order
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="nowhere does not exist"):
-        picture_files(tmp_path / "nowhere")
+        list_pictures(tmp_path / "nowhere")

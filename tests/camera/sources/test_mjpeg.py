@@ -14,7 +14,7 @@ from camera_doubles import SPEC, Basket, Changes, running
 from clips import number_of, numbered_picture
 from scripted_http import ScriptedServer, Serve
 from visionedge.camera.camera import Camera
-from visionedge.camera.sources.base import Library, Limits
+from visionedge.camera.sources.base import DecoderLibrary, SourceLimits
 from visionedge.camera.sources.http_camera import JpegScanner
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
@@ -112,19 +112,19 @@ QUIRKS: dict[str, Serve] = {
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])
 @pytest.mark.parametrize("quirk", QUIRKS)
-def test_small_faults_are_forgiven(quirk: str, library: Library) -> None:
+def test_small_faults_are_forgiven(quirk: str, library: DecoderLibrary) -> None:
     """Each picture comes once, in order and as it was sent, over one connection."""
     with ScriptedServer(QUIRKS[quirk]) as server:
-        source = open_source(parse_camera_uri(server.url()), Limits(library=library))
+        source = open_source(parse_camera_uri(server.url()), SourceLimits(library=library))
         shown: list[tuple[int, int]] = []
         while len(shown) < 8 and (decoded := source.read()) is not None:
-            shown.append((number_of(decoded.picture()), decoded.covers))
+            shown.append((number_of(decoded.picture()), decoded.source_frames))
         source.close()
         assert source.live
         assert len(server.requests) == 1
     numbers = [number for number, _ in shown]
     assert numbers == [(numbers[0] + n) % 24 for n in range(8)]
-    assert {covers for _, covers in shown} == {1}
+    assert {source_frames for _, source_frames in shown} == {1}
 
 
 def test_a_damaged_picture_is_left_out_and_those_around_it_are_not() -> None:
@@ -143,7 +143,7 @@ def test_a_damaged_picture_is_left_out_and_those_around_it_are_not() -> None:
 
 def test_an_endless_part_does_not_fill_the_memory() -> None:
     """256 MB that call themselves one picture: bounded to a small part of that, and said."""
-    limits = Limits(picture_timeout_s=0.5, first_picture_s=0.5)
+    limits = SourceLimits(picture_timeout_s=0.5, first_picture_s=0.5)
 
     def serve(server: ScriptedServer, connection: socket.socket, _head: str) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: " + MIX.encode() + b"frame\r\n\r\n--frame\r\n")
@@ -166,7 +166,7 @@ def test_an_endless_part_does_not_fill_the_memory() -> None:
 
 def test_a_slow_camera_is_no_silent_one() -> None:
     """Its distance between pictures is four times the limit for silence, and it is never lost."""
-    limits = Limits(silence_s=0.1, first_picture_s=5.0)
+    limits = SourceLimits(silence_s=0.1, first_picture_s=5.0)
 
     def serve(server: ScriptedServer, connection: socket.socket, _head: str) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: " + MIX.encode() + b"frame\r\n\r\n")
@@ -201,15 +201,15 @@ def test_a_stream_that_the_camera_closes_is_lost_and_opened_again() -> None:
 def test_what_came_too_late_to_be_looked_at_is_left_out_and_counted() -> None:
     """The newest picture, not the oldest that lies in a buffer."""
     with ScriptedServer(stream(part)) as server:
-        source = open_source(parse_camera_uri(server.url()), Limits(late_s=0.0))
+        source = open_source(parse_camera_uri(server.url()), SourceLimits(late_s=0.0))
         first = source.read()
         assert first is not None
         number = number_of(first.picture())
         server.ended.wait(0.2)  # time for some to come
         later = source.read()
         assert later is not None
-        assert later.covers > 1
-        assert (number_of(later.picture()) - number) % 24 == later.covers % 24
+        assert later.source_frames > 1
+        assert (number_of(later.picture()) - number) % 24 == later.source_frames % 24
         source.close()
 
 
@@ -237,7 +237,7 @@ def test_nothing_upsets_the_scanner(noise: bytes, step: int) -> None:
             pass
     scanner.feed(bytes(70_000) + PICTURES[0])
     scanner.take()
-    assert scanner.held_bytes <= 80_000 + len(PICTURES[0])
+    assert scanner.buffered_bytes <= 80_000 + len(PICTURES[0])
 
 
 def test_a_grey_picture_is_no_damaged_one() -> None:

@@ -16,8 +16,9 @@ from camera_doubles import SPEC, Basket, Changes, running
 from clips import make_clip, number_of, numbered_picture
 from rtsp_server import RtspServer, free_port
 from rtsp_stand_in import DIGEST_ASKED, digest_shown
-from visionedge.camera.camera import Camera, Means
-from visionedge.camera.sources.open import Limits, open_source
+from visionedge.camera.camera import Camera, CameraDependencies
+from visionedge.camera.sources.base import SourceLimits
+from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 from visionedge.frames.types import Frame
@@ -25,7 +26,7 @@ from visionedge.frames.types import Frame
 LOGIN = "user:ge%40heim@"
 AUTHORIZATION = "Basic " + b64encode(b"user:ge@heim").decode()
 
-SOON = Means(wait=lambda event, timeout_s: event.wait(min(timeout_s, 0.2)))
+SOON = CameraDependencies(wait=lambda event, timeout_s: event.wait(min(timeout_s, 0.2)))
 """Tries again soon, so that a test need not wait for the back-off (its own tests do)."""
 
 
@@ -129,7 +130,7 @@ def test_a_killed_server_comes_back_with_the_next_epoch_while_the_others_never_p
     with RtspServer(clips) as dock, RtspServer(clips) as yard:
         long_file = make_clip(clips / "long.mp4", pictures=600, fps=25)
         cameras = [
-            Camera("dock", dock.uri("cam.mp4"), SPEC, basket, on_change=changes, means=SOON),
+            Camera("dock", dock.uri("cam.mp4"), SPEC, basket, on_change=changes, dependencies=SOON),
             Camera("yard", yard.uri("cam.mp4"), SPEC, basket),
             Camera("file", str(long_file), SPEC, basket),
         ]
@@ -152,10 +153,16 @@ def test_a_killed_server_comes_back_with_the_next_epoch_while_the_others_never_p
 
 def test_a_halted_server_is_a_loss_within_the_read_limit_and_stop_is_prompt(clips: Path) -> None:
     basket, changes = Basket(), Changes()
-    limits = Limits(open_timeout_s=1.0, read_timeout_s=1.0)
+    limits = SourceLimits(open_timeout_s=1.0, read_timeout_s=1.0)
     with RtspServer(clips) as server:
         camera = Camera(
-            "dock", server.uri("cam.mp4", LOGIN), SPEC, basket, on_change=changes, limits=limits, means=SOON
+            "dock",
+            server.uri("cam.mp4", LOGIN),
+            SPEC,
+            basket,
+            on_change=changes,
+            limits=limits,
+            dependencies=SOON,
         )
         with running(camera, end_limit_s=0.7):
             basket.wait_for(lambda f: len(f) > 20)
@@ -175,7 +182,7 @@ def test_an_rtsp_stream_with_b_pictures_gives_its_last_pictures_and_is_opened_ag
     basket, changes = Basket(), Changes()
     with RtspServer(clips) as server:
         uri = server.uri("b.mp4").replace("play_count=0", "play_count=1")
-        camera = Camera("dock", uri, SPEC, basket, on_change=changes, means=SOON)
+        camera = Camera("dock", uri, SPEC, basket, on_change=changes, dependencies=SOON)
         with running(camera):
             assert changes.wait_for("reconnecting").last_error is not None
             basket.wait_for(lambda f: has_epoch(f, "dock", 2))
@@ -203,11 +210,11 @@ def test_an_mjpeg_camera_with_a_login_is_live(tmp_path: Path, path: str) -> None
 
 def test_an_mjpeg_camera_that_falls_silent_or_goes_away_is_lost_and_comes_back(tmp_path: Path) -> None:
     basket, changes = Basket(), Changes()
-    limits = Limits(silence_s=0.6)
+    limits = SourceLimits(silence_s=0.6)
     port = free_port()
     with serving(tmp_path, port) as server:
         uri = f"http://127.0.0.1:{port}/stream"
-        camera = Camera("dock", uri, SPEC, basket, on_change=changes, limits=limits, means=SOON)
+        camera = Camera("dock", uri, SPEC, basket, on_change=changes, limits=limits, dependencies=SOON)
         with running(camera):
             basket.wait_for(lambda f: count(f, "dock") > 4)  # only a rate that is known makes silence a loss
             server.silent.set()
@@ -257,6 +264,6 @@ def test_a_server_that_never_answers_costs_no_more_than_the_open_limit(clips: Pa
         server.halt()
         began_s = time.monotonic()
         with pytest.raises(SourceError, match=r"gave no picture within 0\.5 s"):
-            open_source(parse_camera_uri(server.uri("cam.mp4")), Limits(open_timeout_s=0.5))
+            open_source(parse_camera_uri(server.uri("cam.mp4")), SourceLimits(open_timeout_s=0.5))
         assert time.monotonic() - began_s < 2
         server.resume()

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from clips import make_clip, make_picture, number_of
-from visionedge.camera.sources.base import Library
-from visionedge.camera.sources.open import Limits, LoopedSource, Source, open_source, open_video
+from visionedge.camera.sources.base import DecoderLibrary, FrameSource, SourceLimits
+from visionedge.camera.sources.open import LoopedSource, open_source, open_video
 from visionedge.config.addresses import CameraUri, parse_camera_uri
 from visionedge.errors import SourceError, UnavailableError
-from visionedge.runtime.installation import bundled
+from visionedge.runtime.installation import find_bundled_file
 
 
-def _open(uri: str | Path, limits: Limits | None = None) -> Source:
+def _open(uri: str | Path, limits: SourceLimits | None = None) -> FrameSource:
     return open_source(parse_camera_uri(str(uri)), limits)
 
 
-def _numbers(source: Source, most: int = 1000) -> list[int]:
+def _numbers(source: FrameSource, most: int = 1000) -> list[int]:
     found: list[int] = []
     while len(found) < most and (decoded := source.read()) is not None:
         found.append(number_of(decoded.picture()))
@@ -44,20 +44,20 @@ def test_a_video_gives_every_picture_once_and_ends(tmp_path: Path, name: str, co
 @pytest.mark.parametrize("pictures", [1, 2, 3, 25, 37])
 @pytest.mark.parametrize("library", ["pyav", "opencv"])
 def test_a_video_with_b_pictures_gives_every_picture_once_and_ends(
-    tmp_path: Path, library: Library, pictures: int
+    tmp_path: Path, library: DecoderLibrary, pictures: int
 ) -> None:
     """The decoder holds some of them back, and gives the last ones only when no packet is left."""
     options = {"bf": "3", "g": "12", "x264-params": "b-adapt=0"}
     clip = make_clip(tmp_path / "b.mp4", pictures=pictures, options=options)
-    source = _open(clip, Limits(library=library))
+    source = _open(clip, SourceLimits(library=library))
     seen = []
     while (decoded := source.read()) is not None:
-        seen.append((number_of(decoded.picture()), decoded.position_s, decoded.covers))
+        seen.append((number_of(decoded.picture()), decoded.position_s, decoded.source_frames))
     source.close()
     assert [number for number, _, _ in seen] == [n % 24 for n in range(pictures)]
     assert [at_s for _, at_s, _ in seen] == pytest.approx([n / 10 for n in range(pictures)])
-    assert all(covers >= 1 for _, _, covers in seen)
-    assert sum(covers for _, _, covers in seen) == pictures
+    assert all(source_frames >= 1 for _, _, source_frames in seen)
+    assert sum(source_frames for _, _, source_frames in seen) == pictures
 
 
 def test_a_video_tells_size_and_media_time(clip: Path) -> None:
@@ -131,7 +131,7 @@ def test_missing_and_unsuitable_files_are_named(tmp_path: Path) -> None:
 
 
 def test_a_video_too_large_is_refused(clip: Path) -> None:
-    source = _open(clip, Limits(max_pixels=1000))
+    source = _open(clip, SourceLimits(max_pixels=1000))
     with pytest.raises(SourceError, match=r"160 x 120 pixels, more than 0\.001 megapixels"):
         source.read()
     source.close()
@@ -160,7 +160,7 @@ def test_a_folder_plays_in_order_and_leaves_out_what_is_broken(
 def test_a_folder_plays_at_the_rate_asked_for(tmp_path: Path) -> None:
     for number in range(3):
         make_picture(tmp_path / f"{number}.png", number)
-    source = _open(tmp_path, Limits(pictures_per_s=4))
+    source = _open(tmp_path, SourceLimits(pictures_per_s=4))
     assert [d.position_s for _ in range(3) if (d := source.read())] == [0, 0.25, 0.5]
     source.close()
 
@@ -201,7 +201,7 @@ def test_a_device_that_is_none_is_refused_at_once(tmp_path: Path) -> None:
 
 def test_a_loop_goes_on_with_rising_media_time(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "c.mp4", pictures=4)
-    source = LoopedSource(lambda: open_video(clip, Limits()))
+    source = LoopedSource(lambda: open_video(clip, SourceLimits()))
     seen = [d for _ in range(10) if (d := source.read())]
     assert [d.position_s for d in seen] == pytest.approx([n / 10 for n in range(10)])
     assert _numbers(source, 5) == [2, 3, 0, 1, 2]
@@ -212,7 +212,7 @@ def test_a_loop_goes_on_with_rising_media_time(tmp_path: Path) -> None:
 def test_a_folder_that_begins_again_goes_on_at_its_rate(tmp_path: Path, fps: float | None) -> None:
     for number in range(2):
         make_picture(tmp_path / f"{number}.png", number)
-    source = _open(tmp_path, Limits(loop=True, pictures_per_s=fps))
+    source = _open(tmp_path, SourceLimits(loop=True, pictures_per_s=fps))
     seen = [d for _ in range(5) if (d := source.read())]
     assert [d.position_s for d in seen] == pytest.approx([n / (fps or 1) for n in range(5)])
     assert [number_of(d.picture()) for d in seen] == [0, 1, 0, 1, 0]
@@ -220,20 +220,20 @@ def test_a_folder_that_begins_again_goes_on_at_its_rate(tmp_path: Path, fps: flo
 
 
 def test_one_picture_that_begins_again_is_given_once_a_second(tmp_path: Path) -> None:
-    source = _open(make_picture(tmp_path / "a.png", 3), Limits(loop=True))
+    source = _open(make_picture(tmp_path / "a.png", 3), SourceLimits(loop=True))
     assert [d.position_s for _ in range(3) if (d := source.read())] == pytest.approx([0, 1, 2])
     source.close()
 
 
 def test_a_video_that_begins_again_is_read_on_over_its_end(tmp_path: Path) -> None:
-    source = _open(make_clip(tmp_path / "c.mp4", pictures=4), Limits(loop=True))
+    source = _open(make_clip(tmp_path / "c.mp4", pictures=4), SourceLimits(loop=True))
     assert _numbers(source, 10) == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
     source.close()
 
 
 def test_a_loop_over_a_file_that_is_not_there_is_told_as_any_other(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"none\.mp4 does not exist"):
-        _open(tmp_path / "none.mp4", Limits(loop=True))
+        _open(tmp_path / "none.mp4", SourceLimits(loop=True))
 
 
 class _Empty:
@@ -245,7 +245,7 @@ class _Empty:
     def read(self) -> None:
         return None
 
-    def want(self, pictures_per_s: float | None) -> None:
+    def set_wanted_rate(self, pictures_per_s: float | None) -> None:
         pass
 
     def interrupt(self) -> None:
@@ -269,20 +269,21 @@ def test_demo_opens_the_bundled_clip() -> None:
 
 
 def test_bundled_files_are_found_and_a_missing_one_is_named() -> None:
-    assert bundled("media/demo.mp4").is_file()
+    assert find_bundled_file("media/demo.mp4").is_file()
     with pytest.raises(UnavailableError, match=r"models/none\.onnx is missing; install visionedge again"):
-        bundled("models/none.onnx")
+        find_bundled_file("models/none.onnx")
 
 
 _CHATTER = """
 import sys
-from visionedge.camera.sources.base import Library
-from visionedge.camera.sources.open import Limits, open_source
+from visionedge.camera.sources.base import DecoderLibrary
+from visionedge.camera.sources.open import open_source
+from visionedge.camera.sources.base import SourceLimits
 from visionedge.errors import SourceError
 from visionedge.config.addresses import parse_camera_uri
 for uri in sys.argv[1:]:
     try:
-        open_source(parse_camera_uri(uri), Limits(open_timeout_s=1)).read()
+        open_source(parse_camera_uri(uri), SourceLimits(open_timeout_s=1)).read()
     except SourceError as error:
         print(error)
 """
@@ -317,7 +318,7 @@ def test_nobody_prints_a_password(clean_environment: dict[str, str], tmp_path: P
 
 def test_the_users_own_ffmpeg_options_stay(clean_environment: dict[str, str]) -> None:
     code = (
-        "import os, sys; from visionedge.camera.sources.opencv_setup import settle_libraries;"
+        "import os, sys; from visionedge.camera.sources.opencv_setup import configure_opencv;"
         "settle_libraries();"
         "print(os.environ['OPENCV_FFMPEG_CAPTURE_OPTIONS'])"
     )

@@ -12,8 +12,8 @@ from camera_doubles import SPEC, Basket, Changes, running
 from clips import make_clip
 from rtsp_server import RtspServer
 from visionedge.camera.camera import Camera
-from visionedge.camera.sources.base import Limits
-from visionedge.camera.sources.opencv import Turns, answers
+from visionedge.camera.sources.base import SourceLimits
+from visionedge.camera.sources.opencv import PriorityLock, answers_http
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def listening(answer: bytes | None) -> Iterator[str]:
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_server_that_accepts_and_says_nothing_does_not_answer(scheme: str) -> None:
     with listening(None) as address:
-        assert not answers(f"{scheme}://u:p@{address}/x?y=1", 0.2)
+        assert not answers_http(f"{scheme}://u:p@{address}/x?y=1", 0.2)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_server_that_accepts_and_says_nothing_does_not_answer(scheme: str) -> 
 )
 def test_a_server_that_begins_and_then_hangs_does_not_answer(reply: bytes) -> None:
     with listening(reply) as address:
-        assert not answers(f"http://{address}/x", 0.2)
+        assert not answers_http(f"http://{address}/x", 0.2)
 
 
 @pytest.mark.parametrize(
@@ -70,25 +70,25 @@ def test_a_server_that_begins_and_then_hangs_does_not_answer(reply: bytes) -> No
 )
 def test_a_server_that_answers_whatever_it_is_has_answered(reply: bytes) -> None:
     with listening(reply) as address:
-        assert answers(f"http://{address}/x", 5)
+        assert answers_http(f"http://{address}/x", 5)
 
 
 def test_a_server_that_hangs_up_or_is_not_there_does_not_answer() -> None:
     with listening(b"") as address:
         pass
-    assert not answers(f"http://{address}/x", 0.2)
+    assert not answers_http(f"http://{address}/x", 0.2)
 
 
 def test_the_lowest_rank_has_its_turn_first_and_equals_in_their_order() -> None:
-    turns, order, inside, leave = Turns(), [], threading.Event(), threading.Event()
+    turns, order, inside, leave = PriorityLock(), [], threading.Event(), threading.Event()
 
     def first() -> None:
-        with turns.turn(0):
+        with turns.hold(0):
             inside.set()
             assert leave.wait(5)
 
     def later(rank: float, name: str) -> None:
-        with turns.turn(rank):
+        with turns.hold(rank):
             order.append(name)
 
     threads = [threading.Thread(target=first)]
@@ -106,10 +106,10 @@ def test_the_lowest_rank_has_its_turn_first_and_equals_in_their_order() -> None:
 
 
 def test_a_turn_ends_with_an_error_too() -> None:
-    turns = Turns()
-    with pytest.raises(ValueError, match="within"), turns.turn(0):
+    turns = PriorityLock()
+    with pytest.raises(ValueError, match="within"), turns.hold(0):
         raise ValueError("within")
-    with turns.turn(0):
+    with turns.hold(0):
         assert "taken=True" in repr(turns)
     assert "taken=False" in repr(turns)
 
@@ -117,7 +117,7 @@ def test_a_turn_ends_with_an_error_too() -> None:
 def test_a_good_camera_opens_beside_many_that_never_answer(tmp_path: Path) -> None:
     """They are given no chance to hold OpenCV's lock: it is live before the first of them is given up."""
     make_clip(tmp_path / "cam.mp4", pictures=50, fps=25)
-    limits = Limits(library="opencv", open_timeout_s=30)
+    limits = SourceLimits(library="opencv", open_timeout_s=30)
     basket, changes = Basket(), Changes()
     with ExitStack() as stack:
         for number in range(4):

@@ -5,16 +5,16 @@ import pytest
 from camera_doubles import SPEC, Basket, Changes, running
 from clips import number_of
 from rtsp_stand_in import RtspStandIn
-from visionedge.camera.camera import Camera, Means
-from visionedge.camera.sources.base import Library, Transport
-from visionedge.camera.sources.open import Limits, open_source
+from visionedge.camera.camera import Camera, CameraDependencies
+from visionedge.camera.sources.base import DecoderLibrary, RtspTransport, SourceLimits
+from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 
 LOGIN = ("user", "ge@heim")
 SHOWN = "user:ge%40heim@"
 
-SOON = Means(wait=lambda event, timeout_s: event.wait(min(timeout_s, 0.2)))
+SOON = CameraDependencies(wait=lambda event, timeout_s: event.wait(min(timeout_s, 0.2)))
 """Tries again soon, so that a test need not wait for the back-off (its own tests do)."""
 
 
@@ -29,10 +29,10 @@ SOON = Means(wait=lambda event, timeout_s: event.wait(min(timeout_s, 0.2)))
         ("mjpeg", "udp", "mjpeg"),
     ],
 )
-def test_every_codec_comes_over_either_transport(codec: str, transport: Transport, name: str) -> None:
+def test_every_codec_comes_over_either_transport(codec: str, transport: RtspTransport, name: str) -> None:
     basket = Basket()
     with RtspStandIn(codec) as server:
-        camera = Camera("dock", server.uri(), SPEC, basket, limits=Limits(transport=transport))
+        camera = Camera("dock", server.uri(), SPEC, basket, limits=SourceLimits(transport=transport))
         with running(camera):
             frames = basket.wait_for(lambda f: len(f) > 10)
             assert camera.status().decoder == f"pyav {name}"
@@ -43,16 +43,16 @@ def test_every_codec_comes_over_either_transport(codec: str, transport: Transpor
 
 def test_auto_goes_over_udp_where_the_server_refuses_tcp() -> None:
     with RtspStandIn(udp_only=True) as server:
-        source = open_source(parse_camera_uri(server.uri()), Limits(transport="auto"))
+        source = open_source(parse_camera_uri(server.uri()), SourceLimits(transport="auto"))
         assert source.read() is not None
         source.close()
         assert server.transports == ["udp"]
 
 
 @pytest.mark.parametrize("library", ["pyav", "opencv"])
-def test_a_digest_login_is_shown_when_it_is_asked_for(library: Library) -> None:
+def test_a_digest_login_is_shown_when_it_is_asked_for(library: DecoderLibrary) -> None:
     with RtspStandIn(login=LOGIN) as server:
-        source = open_source(parse_camera_uri(server.uri(SHOWN)), Limits(library=library))
+        source = open_source(parse_camera_uri(server.uri(SHOWN)), SourceLimits(library=library))
         decoded = source.read()
         assert decoded is not None
         assert (decoded.width_px, decoded.height_px) == (160, 120)
@@ -75,9 +75,11 @@ def test_without_the_right_login_the_reason_is_told_and_nothing_secret(login: st
 def test_a_camera_that_sends_but_shows_nothing_is_lost_and_comes_back() -> None:
     """Its packets come as ever, so no limit of silence would notice."""
     basket, changes = Basket(), Changes()
-    limits = Limits(picture_timeout_s=0.5)
+    limits = SourceLimits(picture_timeout_s=0.5)
     with RtspStandIn() as server:
-        camera = Camera("dock", server.uri(), SPEC, basket, on_change=changes, limits=limits, means=SOON)
+        camera = Camera(
+            "dock", server.uri(), SPEC, basket, on_change=changes, limits=limits, dependencies=SOON
+        )
         with running(camera):
             basket.wait_for(lambda f: len(f) > 5)
             server.rubbish.set()

@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from scripted_http import ScriptedServer, Serve, always, answer
-from visionedge.camera.sources.base import Library, Limits
+from visionedge.camera.sources.base import DecoderLibrary, SourceLimits
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
@@ -74,7 +74,7 @@ def either(head: str) -> bool:
 
 
 def why(
-    server: ScriptedServer, *, scheme: str = "rtsp", login: str = "", limits: Limits | None = None
+    server: ScriptedServer, *, scheme: str = "rtsp", login: str = "", limits: SourceLimits | None = None
 ) -> str:
     with pytest.raises(SourceError) as caught:
         open_source(parse_camera_uri(server.url("/cam", login, scheme)), limits)
@@ -102,15 +102,15 @@ def why(
     ],
 )
 def test_what_is_refused_is_named_with_its_number(
-    statuses: dict[str, str], reason: str, library: Library
+    statuses: dict[str, str], reason: str, library: DecoderLibrary
 ) -> None:
     with ScriptedServer(rtsp(statuses)) as server:
-        assert reason in why(server, limits=Limits(library=library))
+        assert reason in why(server, limits=SourceLimits(library=library))
 
 
 def test_a_camera_that_refuses_udp_is_to_be_asked_over_tcp() -> None:
     with ScriptedServer(rtsp({"SETUP": "461 Unsupported Transport"})) as server:
-        assert "set transport: auto or tcp" in why(server, limits=Limits(transport="udp"))
+        assert "set transport: auto or tcp" in why(server, limits=SourceLimits(transport="udp"))
 
 
 @pytest.mark.parametrize(
@@ -181,25 +181,25 @@ def test_a_port_that_speaks_no_tls_is_named(scheme: str) -> None:
     """It waits for the end of a request that never comes, so only the limit ends it."""
     serve = rtsp() if scheme == "rtsps" else always(answer(b"", status="400 Bad Request"))
     with ScriptedServer(serve) as server:
-        reason = why(server, scheme=scheme, limits=Limits(open_timeout_s=0.5))
+        reason = why(server, scheme=scheme, limits=SourceLimits(open_timeout_s=0.5))
     assert f"does not speak TLS; write {scheme[:-1]}://" in reason
 
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])
 def test_a_proxy_of_the_environment_is_not_asked_for_rtsps(
-    library: Library, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+    library: DecoderLibrary, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FFmpeg takes `http_proxy` for any connection with TLS."""
     with ScriptedServer(always(answer(b"", status="503 Oops"))) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url(""))
         with ScriptedServer(rtsp({"SETUP": "500 Oops"}), tls=tls) as server:
-            why(server, scheme="rtsps", limits=Limits(library=library))
+            why(server, scheme="rtsps", limits=SourceLimits(library=library))
             assert sum("SETUP" in head for head in server.requests) > 1
         assert proxy.requests == []
 
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])
-def test_an_answer_of_2_gb_takes_no_memory(library: Library) -> None:
+def test_an_answer_of_2_gb_takes_no_memory(library: DecoderLibrary) -> None:
     """FFmpeg would reserve what the answer claims, and fill it as fast as the camera sends."""
     sent = 0
 
@@ -216,5 +216,5 @@ def test_an_answer_of_2_gb_takes_no_memory(library: Library) -> None:
             sent += len(block)
 
     with ScriptedServer(serve) as server:
-        why(server, limits=Limits(open_timeout_s=1.0, library=library))
+        why(server, limits=SourceLimits(open_timeout_s=1.0, library=library))
     assert sent < 150 << 20

@@ -10,10 +10,10 @@ import trustme
 
 from rtsp_stand_in import RtspStandIn
 from scripted_http import ScriptedServer, always
-from visionedge.camera.sources.base import Library, Limits
+from visionedge.camera.sources.base import DecoderLibrary, SourceLimits
 from visionedge.camera.sources.open import open_source
-from visionedge.camera.sources.redirects import with_login
-from visionedge.camera.sources.rtsp_redirects import follow
+from visionedge.camera.sources.redirects import copy_login
+from visionedge.camera.sources.rtsp_redirects import resolve_rtsp_redirects
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 from visionedge.runtime.redaction import redact
@@ -24,13 +24,13 @@ SHOWN = "user:ge%40heim@"
 both = pytest.mark.parametrize("library", ["pyav", "opencv"])
 
 
-def opens(uri: str, limits: Limits) -> bool:
+def opens(uri: str, limits: SourceLimits) -> bool:
     """Whether it gives a picture."""
     with closing(open_source(parse_camera_uri(uri), limits)) as source:
         return source.read() is not None
 
 
-def why(uri: str, limits: Limits) -> str:
+def why(uri: str, limits: SourceLimits) -> str:
     with pytest.raises(SourceError) as caught:
         open_source(parse_camera_uri(uri), limits)
     text = str(caught.value)
@@ -45,65 +45,67 @@ def paths(server: RtspStandIn, method: str = "DESCRIBE") -> list[str]:
 
 @both
 @pytest.mark.parametrize("status", ["301 Moved", "302 Moved", "303 See", "305 Proxy", "307 Moved"])
-def test_a_redirect_within_the_host_is_followed_whatever_its_number(status: str, library: Library) -> None:
+def test_a_redirect_within_the_host_is_followed_whatever_its_number(
+    status: str, library: DecoderLibrary
+) -> None:
     with RtspStandIn(status=status) as server:
         server.moved["/old"] = server.uri(path="/cam")
-        assert opens(server.uri(path="/old"), Limits(library=library))
+        assert opens(server.uri(path="/old"), SourceLimits(library=library))
         assert paths(server).count("/old") == 1, "FFmpeg was given the address that it leads to"
 
 
 @both
-def test_the_login_goes_along_within_the_host_and_to_another_port(library: Library) -> None:
+def test_the_login_goes_along_within_the_host_and_to_another_port(library: DecoderLibrary) -> None:
     """A path alone is an address, too."""
     with RtspStandIn(login=LOGIN) as second, RtspStandIn(login=LOGIN) as server:
         server.moved = {"/old": "/older", "/older": second.uri()}
-        assert opens(server.uri(SHOWN, "/old"), Limits(library=library))
+        assert opens(server.uri(SHOWN, "/old"), SourceLimits(library=library))
 
 
 @both
-def test_another_host_is_not_even_asked_where_only_the_own_one_is_allowed(library: Library) -> None:
+def test_another_host_is_not_even_asked_where_only_the_own_one_is_allowed(library: DecoderLibrary) -> None:
     with RtspStandIn(host="127.0.0.2") as other, RtspStandIn() as server:
         server.moved["/cam"] = other.uri()
-        reason = why(server.uri(), Limits(library=library))
+        reason = why(server.uri(), SourceLimits(library=library))
         assert "points to another host, 127.0.0.2; use its address, or set followRedirects: any" in reason
         assert other.visits == 0
         assert server.visits == 1
 
 
 @both
-def test_another_host_is_followed_where_it_is_allowed(library: Library) -> None:
+def test_another_host_is_followed_where_it_is_allowed(library: DecoderLibrary) -> None:
     with RtspStandIn(host="127.0.0.2") as other, RtspStandIn(login=LOGIN) as server:
         server.moved["/cam"] = other.uri("someone:else@")
-        assert opens(server.uri(SHOWN), Limits(library=library, redirects="any"))
+        assert opens(server.uri(SHOWN), SourceLimits(library=library, redirects="any"))
         assert not any("authorization" in headers for _, _, headers in other.asked)
 
 
 @both
-def test_another_host_that_asks_for_a_login_gets_none(library: Library) -> None:
+def test_another_host_that_asks_for_a_login_gets_none(library: DecoderLibrary) -> None:
     """FFmpeg would keep the login of the first address."""
     with RtspStandIn(host="127.0.0.2", login=LOGIN) as other, RtspStandIn(login=LOGIN) as server:
         server.moved["/cam"] = other.uri()
-        assert "(401)" in why(server.uri(SHOWN), Limits(library=library, redirects="any"))
+        assert "(401)" in why(server.uri(SHOWN), SourceLimits(library=library, redirects="any"))
         assert other.visits > 0
         assert not any("authorization" in headers for _, _, headers in other.asked)
 
 
 @both
 @pytest.mark.parametrize("host", ["169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]"])
-def test_a_link_local_address_is_not_followed_whatever_is_allowed(host: str, library: Library) -> None:
+def test_a_link_local_address_is_not_followed_whatever_is_allowed(host: str, library: DecoderLibrary) -> None:
     with RtspStandIn() as server:
         server.moved["/cam"] = f"rtsp://{host}/latest"
-        assert "points to another host" in why(server.uri(), Limits(library=library))
-        reason = why(server.uri(), Limits(library=library, redirects="any"))
+        assert "points to another host" in why(server.uri(), SourceLimits(library=library))
+        reason = why(server.uri(), SourceLimits(library=library, redirects="any"))
         assert "a link-local or loopback address, which is never followed" in reason
         assert paths(server, "OPTIONS") == [], "FFmpeg was not let in"
 
 
 @both
-def test_a_circle_ends_after_five_redirects_and_is_named(library: Library) -> None:
+def test_a_circle_ends_after_five_redirects_and_is_named(library: DecoderLibrary) -> None:
     with RtspStandIn() as server:
         server.moved = {"/cam": server.uri(path="/other"), "/other": server.uri()}
-        assert "redirects in a circle; check the path" in why(server.uri(), Limits(library=library))
+        assert "redirects in a circle; check the path" in why(server.uri(), SourceLimits(library=library))
         assert len(server.asked) == 6
 
 
@@ -119,10 +121,10 @@ def test_a_circle_ends_after_five_redirects_and_is_named(library: Library) -> No
         ("rtsp://127.0.0.1:1/cam", "127.0.0.1:1 refuses connections"),
     ],
 )
-def test_a_redirect_that_leads_nowhere_is_named(where: str, reason: str, library: Library) -> None:
+def test_a_redirect_that_leads_nowhere_is_named(where: str, reason: str, library: DecoderLibrary) -> None:
     with RtspStandIn() as server:
         server.moved["/cam"] = where
-        assert reason in why(server.uri(), Limits(library=library))
+        assert reason in why(server.uri(), SourceLimits(library=library))
         assert paths(server, "OPTIONS") == [], "FFmpeg was not let in"
 
 
@@ -135,24 +137,26 @@ def test_a_camera_that_redirects_to_itself_and_then_falls_silent_is_not_left_to_
             connection.shutdown(socket.SHUT_RDWR)
 
     with ScriptedServer(serve) as server:
-        assert "hung up without an answer" in why(server.url("/cam", scheme="rtsp"), Limits(library="pyav"))
+        assert "hung up without an answer" in why(
+            server.url("/cam", scheme="rtsp"), SourceLimits(library="pyav")
+        )
         assert not any(head.startswith("OPTIONS rtsp:") for head in server.requests)
 
 
 @both
-def test_a_camera_that_allows_one_connection_opens(library: Library) -> None:
+def test_a_camera_that_allows_one_connection_opens(library: DecoderLibrary) -> None:
     with RtspStandIn(one_visitor=True, login=LOGIN) as server:
-        assert opens(server.uri(SHOWN), Limits(library=library))
+        assert opens(server.uri(SHOWN), SourceLimits(library=library))
 
 
 @both
-def test_a_camera_that_is_slow_to_answer_opens(library: Library) -> None:
+def test_a_camera_that_is_slow_to_answer_opens(library: DecoderLibrary) -> None:
     with RtspStandIn(late_s=0.2) as server:
-        assert opens(server.uri(), Limits(library=library, open_timeout_s=20))
+        assert opens(server.uri(), SourceLimits(library=library, open_timeout_s=20))
 
 
 @both
-def test_a_redirect_to_tls_is_checked_where_certificates_are(library: Library, tmp_path: Path) -> None:
+def test_a_redirect_to_tls_is_checked_where_certificates_are(library: DecoderLibrary, tmp_path: Path) -> None:
     """OpenCV cannot check them itself, so it does not get the address."""
     good, other = trustme.CA(), trustme.CA()
     for name, authority in (("good", good), ("other", other)):
@@ -162,18 +166,18 @@ def test_a_redirect_to_tls_is_checked_where_certificates_are(library: Library, t
     found = always(b"RTSP/1.0 404 Not Found\r\nCSeq: 1\r\n\r\n")
     with ScriptedServer(found, tls=context) as secure, RtspStandIn() as server:
         server.moved["/cam"] = secure.url("/cam", scheme="rtsps")
-        trusting = Limits(library=library, certificates=str(tmp_path / "good"))
+        trusting = SourceLimits(library=library, certificates=str(tmp_path / "good"))
         expected = "only PyAV checks certificates" if library == "opencv" else "is not found on the server"
         assert expected in why(server.uri(), trusting)
-        wary = Limits(library=library, certificates=str(tmp_path / "other"))
+        wary = SourceLimits(library=library, certificates=str(tmp_path / "other"))
         assert "is not trusted" in why(server.uri(), wary)
         assert paths(server, "OPTIONS") == [], "FFmpeg was not let in"
 
 
 @both
-def test_a_normal_camera_is_asked_once_before_it_is_opened(library: Library) -> None:
+def test_a_normal_camera_is_asked_once_before_it_is_opened(library: DecoderLibrary) -> None:
     with RtspStandIn() as server:
-        assert opens(server.uri(), Limits(library=library))
+        assert opens(server.uri(), SourceLimits(library=library))
         methods = [method for method, _, _ in server.asked if method != "TEARDOWN"]
         assert methods == ["DESCRIBE", "OPTIONS", "DESCRIBE", "SETUP", "PLAY"]
         assert server.visits == 2
@@ -187,7 +191,7 @@ def test_a_camera_that_takes_the_whole_time_to_answer_is_not_left_to_ffmpeg() ->
 
     with ScriptedServer(serve) as server:
         uri = server.url("/cam", scheme="rtsp")
-        reason = why(uri, Limits(library="pyav", open_timeout_s=0.5))
+        reason = why(uri, SourceLimits(library="pyav", open_timeout_s=0.5))
         assert "gave no picture within 0.5 s" in reason
         assert not any(head.startswith("OPTIONS rtsp:") for head in server.requests)
 
@@ -201,14 +205,14 @@ def test_a_camera_that_answers_byte_by_byte_is_given_up_at_the_limit() -> None:
 
     with ScriptedServer(serve) as server:
         uri = parse_camera_uri(server.url("/cam", scheme="rtsp"))
-        assert follow(uri, Limits(open_timeout_s=0.3)).described is None
+        assert resolve_rtsp_redirects(uri, SourceLimits(open_timeout_s=0.3)).describe_reply is None
 
 
 @both
-def test_a_wrong_password_is_shown_once_by_us_and_once_by_the_decoder(library: Library) -> None:
+def test_a_wrong_password_is_shown_once_by_us_and_once_by_the_decoder(library: DecoderLibrary) -> None:
     """Some cameras lock a user out after a few logins that fail."""
     with RtspStandIn(login=LOGIN) as server:
-        reason = why(server.uri("user:wrong@"), Limits(library=library))
+        reason = why(server.uri("user:wrong@"), SourceLimits(library=library))
         assert "does not accept the user name or password (401)" in reason
         shown = [headers for _, _, headers in server.asked if "visionedge" in headers.get("user-agent", "")]
         assert sum("authorization" in headers for headers in shown) == 1
@@ -226,4 +230,4 @@ def test_a_wrong_password_is_shown_once_by_us_and_once_by_the_decoder(library: L
     ],
 )
 def test_the_login_goes_only_to_its_own_host_and_not_out_of_tls(url: str, target: str, expected: str) -> None:
-    assert with_login(url, target) == expected
+    assert copy_login(url, target) == expected

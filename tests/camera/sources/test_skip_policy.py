@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from clips import make_clip, number_of
-from visionedge.camera.sources.base import Limits, Source
+from visionedge.camera.sources.base import FrameSource, SourceLimits
 from visionedge.camera.sources.open import open_source
-from visionedge.camera.sources.skip_policy import Level, StreamClock, Thinning
+from visionedge.camera.sources.skip_policy import DecodeLevel, SkipPolicy, StreamClockCheck
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 from visionedge.frames.types import InputSpec
@@ -22,28 +22,28 @@ PLAIN = {"bf": "0", "g": "10", "sc_threshold": "0"}
 
 
 class Stream:
-    """Plays a stream of so many pictures per second to a `Thinning`, as a decoder would."""
+    """Plays a stream of so many pictures per second to a `SkipPolicy`, as a decoder would."""
 
     def __init__(
-        self, wanted_per_s: float | None, *, fps: int = 30, key_every: int = 60, pattern: str = "Pbbb"
+        self, looked_at_per_s: float | None, *, fps: int = 30, key_every: int = 60, pattern: str = "Pbbb"
     ):
-        self.thinning = Thinning(wanted_per_s)
+        self.skip_policy = SkipPolicy(looked_at_per_s)
         self.decoded: list[float] = []
         self._fps, self._key_every, self._pattern = fps, key_every, pattern
         self._number = 0
 
-    def play(self, seconds: float, *, key_every: int | None = None) -> Counter[Level]:
+    def play(self, seconds: float, *, key_every: int | None = None) -> Counter[DecodeLevel]:
         """How many packets were played at which level."""
         self._key_every = key_every or self._key_every
-        levels: Counter[Level] = Counter()
+        levels: Counter[DecodeLevel] = Counter()
         for _ in range(round(seconds * self._fps)):
             at_s, key = self._number / self._fps, self._number % self._key_every == 0
             referred = key or self._pattern[self._number % len(self._pattern)] != "b"
-            wanted = self.thinning.packet(at_s, key=key)
-            level = self.thinning.level
-            if wanted and (referred or level is Level.ALL):
+            wanted = self.skip_policy.packet(at_s, key=key)
+            level = self.skip_policy.level
+            if wanted and (referred or level is DecodeLevel.ALL):
                 self.decoded.append(at_s)
-                self.thinning.picture(at_s)
+                self.skip_policy.picture(at_s)
             levels[level] += 1
             self._number += 1
         return levels
@@ -51,33 +51,33 @@ class Stream:
 
 def test_all_pictures_wanted_are_all_decoded() -> None:
     stream = Stream(None)
-    assert stream.play(10) == {Level.ALL: 300}
+    assert stream.play(10) == {DecodeLevel.ALL: 300}
 
 
 def test_pictures_that_no_other_refers_to_are_left_out_where_the_rest_is_enough() -> None:
     stream = Stream(5)  # one in four is referred to: 7.5 per second
-    assert stream.play(20) == {Level.REFERENCES: 600}
+    assert stream.play(20) == {DecodeLevel.REFERENCES: 600}
     assert len(stream.decoded) == 150
 
 
 def test_everything_is_decoded_where_the_rest_is_too_little() -> None:
     stream = Stream(10)
     levels = stream.play(20)
-    assert levels[Level.REFERENCES] < 15  # it took two pictures to see
-    assert levels[Level.ALL] > 585
+    assert levels[DecodeLevel.REFERENCES] < 15  # it took two pictures to see
+    assert levels[DecodeLevel.ALL] > 585
 
 
 def test_a_level_that_was_too_little_is_tried_again_now_and_then_and_ever_more_seldom() -> None:
     stream = Stream(10)
     stream.play(30)
-    tried = [stream.play(60)[Level.REFERENCES] > 0 for _ in range(8)]
+    tried = [stream.play(60)[DecodeLevel.REFERENCES] > 0 for _ in range(8)]
     assert 1 <= sum(tried) <= 3
 
 
 def test_key_pictures_alone_are_decoded_where_they_come_often_enough() -> None:
     stream = Stream(0.5)
     stream.play(10)
-    assert stream.play(20) == {Level.KEYS: 600}
+    assert stream.play(20) == {DecodeLevel.KEYS: 600}
     assert len(stream.decoded) < 100
 
 
@@ -85,39 +85,39 @@ def test_a_stream_of_key_pictures_further_apart_goes_back_to_more() -> None:
     """Cameras stretch the distance when nothing moves; a hole of one distance cannot be helped."""
     stream = Stream(0.5)
     stream.play(20)
-    assert stream.thinning.level is Level.KEYS
+    assert stream.skip_policy.level is DecodeLevel.KEYS
     stream.play(12, key_every=180)
-    assert stream.play(60)[Level.KEYS] == 0
+    assert stream.play(60)[DecodeLevel.KEYS] == 0
 
 
 def test_a_clock_of_the_stream_that_jumps_harms_nothing() -> None:
-    thinning = Thinning(0.5)
+    skip_policy = SkipPolicy(0.5)
     for at_s in (0, 2, 4, 6, 8, 9000, 9002, 9004, 9006, 9008, 100, 102, 104, 106, 108):
-        thinning.packet(at_s, key=True)
-        thinning.picture(at_s)
-    assert thinning.level is Level.KEYS
+        skip_policy.packet(at_s, key=True)
+        skip_policy.picture(at_s)
+    assert skip_policy.level is DecodeLevel.KEYS
 
 
-def _wrong(clock: StreamClock, times_s: Iterable[tuple[float, float]]) -> list[bool]:
+def _wrong(clock: StreamClockCheck, times_s: Iterable[tuple[float, float]]) -> list[bool]:
     """What is thought of the stream's clock behind each packet: (its own time, the time of its arrival)."""
     found = []
     for at_s, now_s in times_s:
         clock.note(at_s, now_s)
-        found.append(clock.wrong)
+        found.append(clock.is_wrong)
     return found
 
 
 @pytest.mark.parametrize("rate", [1 / 90, 0.2, 0.6, 1.7, 5.0, 90.0])
 def test_a_clock_of_a_stream_that_runs_wrong_is_found_out_within_ten_seconds(rate: float) -> None:
     times_s = [(5000 + number / 5 * rate, number / 5) for number in range(200)]
-    found = _wrong(StreamClock(), times_s)
+    found = _wrong(StreamClockCheck(), times_s)
     assert not any(found[:25])
     assert all(found[50:])
 
 
 @pytest.mark.parametrize("rate", [0.9, 1.0, 1.1])
 def test_a_clock_of_a_stream_that_is_about_right_is_believed(rate: float) -> None:
-    assert not any(_wrong(StreamClock(), [(number / 5 * rate, number / 5) for number in range(200)]))
+    assert not any(_wrong(StreamClockCheck(), [(number / 5 * rate, number / 5) for number in range(200)]))
 
 
 def test_a_stall_and_the_burst_behind_it_do_not_make_a_clock_wrong() -> None:
@@ -125,30 +125,30 @@ def test_a_stall_and_the_burst_behind_it_do_not_make_a_clock_wrong() -> None:
     times_s = [(number / 25, number / 25) for number in range(250)]
     times_s += [(number / 25, 20 + (number - 250) / 500) for number in range(250, 500)]
     times_s += [(number / 25, number / 25 + 0.5) for number in range(500, 1000)]
-    assert not any(_wrong(StreamClock(), times_s))
+    assert not any(_wrong(StreamClockCheck(), times_s))
 
 
 def test_a_server_that_begins_with_what_it_has_kept_does_not_make_a_clock_wrong() -> None:
     times_s = [(number / 25, max(0, number - 200) / 25) for number in range(1000)]
-    assert not any(_wrong(StreamClock(), times_s))
+    assert not any(_wrong(StreamClockCheck(), times_s))
 
 
 def test_a_clock_of_a_stream_is_believed_again_once_it_runs_right() -> None:
-    clock = StreamClock()
+    clock = StreamClockCheck()
     assert _wrong(clock, [(number / 500, number / 5) for number in range(100)])[-1]
     assert not _wrong(clock, [(0.2 + number / 5, 20 + number / 5) for number in range(100)])[-1]
 
 
 def test_another_clock_begins_anew() -> None:
     """Key pictures every 22 ms by one clock are every 2 s by the other, which is too seldom."""
-    thinning = Thinning(5)
+    skip_policy = SkipPolicy(5)
     for number in range(10):
-        thinning.packet(number * 0.022, key=True)
-    assert thinning.level is Level.KEYS
-    thinning.change_clock()
+        skip_policy.packet(number * 0.022, key=True)
+    assert skip_policy.level is DecodeLevel.KEYS
+    skip_policy.change_clock()
     for number in range(10):
-        thinning.packet(1000 + number * 2.0, key=True)
-        assert thinning.level is not Level.KEYS
+        skip_policy.packet(1000 + number * 2.0, key=True)
+        assert skip_policy.level is not DecodeLevel.KEYS
 
 
 class _Camera:
@@ -174,7 +174,7 @@ class _Camera:
         self._container.close()
 
 
-def _times_until_closed(source: Source, camera: _Camera) -> Iterator[float]:
+def _times_until_closed(source: FrameSource, camera: _Camera) -> Iterator[float]:
     with contextlib.suppress(SourceError):  # a live stream does not end, it is lost
         while source.read() is not None:
             yield camera.now_s
@@ -190,7 +190,7 @@ def test_a_live_stream_whose_clock_runs_wrong_gives_as_many_pictures_as_are_want
 
     container = av.open(str(make_clip(tmp_path / "c.mkv", pictures=1000, fps=25, options=PLAIN)))
     camera, stream = _Camera(container, rate), container.streams.video[0]
-    limits = Limits(library="pyav", pictures_per_s=5.0)
+    limits = SourceLimits(library="pyav", pictures_per_s=5.0)
     source = PyavSource(cast("Any", camera), stream, "a camera", live=True, limits=limits, clock=camera.clock)
     times_s = list(_times_until_closed(source, camera))
     source.close()
@@ -200,16 +200,18 @@ def test_a_live_stream_whose_clock_runs_wrong_gives_as_many_pictures_as_are_want
     assert max(gaps_s) < 0.25
 
 
-def _open(path: Path, wanted_per_s: float | None) -> Source:
-    return open_source(parse_camera_uri(str(path)), Limits(library="pyav", pictures_per_s=wanted_per_s))
+def _open(path: Path, looked_at_per_s: float | None) -> FrameSource:
+    return open_source(
+        parse_camera_uri(str(path)), SourceLimits(library="pyav", pictures_per_s=looked_at_per_s)
+    )
 
 
-def _numbers(source: Source) -> list[tuple[int, float, int]]:
+def _numbers(source: FrameSource) -> list[tuple[int, float, int]]:
     found = []
     while (decoded := source.read()) is not None:
         assert decoded.position_s is not None
-        image, _ = decoded.fill(SPEC)
-        found.append((number_of(image[4:-4]), round(decoded.position_s, 3), decoded.covers))
+        image, _ = decoded.fit_to_input(SPEC)
+        found.append((number_of(image[4:-4]), round(decoded.position_s, 3), decoded.source_frames))
     source.close()
     return found
 
@@ -229,7 +231,7 @@ def test_a_real_stream_is_thinned_and_what_is_left_is_right(with_b_pictures: Pat
     thinned = _numbers(_open(with_b_pictures, 2.0))
     assert 10 < len(thinned) < 40
     assert all(everything[position_s] == number for number, position_s, _ in thinned)
-    assert sum(covers for _, _, covers in thinned) == 48
+    assert sum(source_frames for _, _, source_frames in thinned) == 48
 
 
 def test_a_real_stream_of_which_key_pictures_are_enough_gives_only_those(with_b_pictures: Path) -> None:
@@ -243,7 +245,7 @@ def test_pictures_of_an_mjpeg_stream_are_decoded_when_somebody_looks(tmp_path: P
     source = _open(make_clip(tmp_path / "c.avi", codec="mjpeg"), None)
     seen = [source.read() for _ in range(6)]
     assert seen[5] is not None
-    assert number_of(seen[5].fill(SPEC)[0][4:-4]) == 5
+    assert number_of(seen[5].fit_to_input(SPEC)[0][4:-4]) == 5
     source.close()
 
 
@@ -252,16 +254,16 @@ def test_other_wishes_are_followed_while_a_stream_plays(pattern: str) -> None:
     """Behind key pictures alone everything waits for the next one; else nothing could be decoded."""
     stream = Stream(None, pattern=pattern)
     stream.play(10.5)
-    stream.thinning.want(0.5)
+    stream.skip_policy.set_wanted_rate(0.5)
     stream.play(10)
-    assert stream.play(20) == {Level.KEYS: 600}
+    assert stream.play(20) == {DecodeLevel.KEYS: 600}
 
-    stream.thinning.want(None)
+    stream.skip_policy.set_wanted_rate(None)
     before = len(stream.decoded)
     stream.play(5.5)
     assert stream.decoded[before] % 2 == 0  # of key pictures there is one every two seconds
-    assert stream.thinning.level is Level.ALL
+    assert stream.skip_policy.level is DecodeLevel.ALL
     assert len(stream.decoded) - before == round(5.5 * 30) - 45
 
-    stream.thinning.want(25.0)
-    assert stream.play(20)[Level.KEYS] == 0
+    stream.skip_policy.set_wanted_rate(25.0)
+    assert stream.play(20)[DecodeLevel.KEYS] == 0

@@ -15,14 +15,14 @@ from camera_doubles import SPEC, Basket, Changes, running
 from clips import number_of, numbered_picture
 from scripted_http import ScriptedServer, Serve, always, answer, in_turn
 from visionedge.camera.camera import Camera
-from visionedge.camera.sources.base import Library, Limits
-from visionedge.camera.sources.network import Login, challenges_in
+from visionedge.camera.sources.base import DecoderLibrary, SourceLimits
+from visionedge.camera.sources.network import HttpLogin, parse_challenges
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 
 REALM = r"cam, \"the\" one"
-FAST = Limits(pictures_per_s=200)
+FAST = SourceLimits(pictures_per_s=200)
 
 
 def jpeg(number: int) -> bytes:
@@ -64,10 +64,12 @@ CAMERAS: dict[str, tuple[str, Serve]] = {
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])
 @pytest.mark.parametrize("camera", CAMERAS)
-def test_a_still_is_fetched_again_and_again(camera: str, library: Library) -> None:
+def test_a_still_is_fetched_again_and_again(camera: str, library: DecoderLibrary) -> None:
     path, serve = CAMERAS[camera]
     with ScriptedServer(serve) as server:
-        source = open_source(parse_camera_uri(server.url(path)), Limits(library=library, pictures_per_s=200))
+        source = open_source(
+            parse_camera_uri(server.url(path)), SourceLimits(library=library, pictures_per_s=200)
+        )
         shown: list[int] = []
         while len(shown) < 5 and (decoded := source.read()) is not None:
             assert decoded.position_s is None
@@ -139,7 +141,7 @@ def test_what_is_no_picture_any_more_is_told(later: bytes, reason: str) -> None:
 
 
 def test_a_still_that_is_too_large_is_refused() -> None:
-    limits = Limits(max_pixels=1000)
+    limits = SourceLimits(max_pixels=1000)
     with ScriptedServer(counting()) as server:
         source = open_source(parse_camera_uri(server.url("/a.jpg")), limits)
         with pytest.raises(SourceError, match=r"is 160 x 120 pixels, more than 0\.001 megapixels"):
@@ -252,15 +254,15 @@ def test_a_login_is_shown_only_when_it_is_asked_for() -> None:
 
 
 def test_challenges_are_read_as_servers_write_them() -> None:
-    found = challenges_in(['Basic realm="a, Digest b", charset="UTF-8", NTLM', "digest nonce=x,realm=y"])
+    found = parse_challenges(['Basic realm="a, Digest b", charset="UTF-8", NTLM', "digest nonce=x,realm=y"])
     assert [c.scheme for c in found] == ["basic", "ntlm", "digest"]
     assert found[0].parameters == {"realm": "a, Digest b", "charset": "UTF-8"}
     assert found[2].parameters == {"nonce": "x", "realm": "y"}
 
 
 def test_a_password_that_was_meant_for_tls_is_not_sent_as_basic_without_it() -> None:
-    login = Login("user", "ge@heim")
-    assert not login.accept(challenges_in(['Basic realm="x"']), basic=False)
+    login = HttpLogin("user", "ge@heim")
+    assert not login.accept(parse_challenges(['Basic realm="x"']), basic=False)
     assert login.header("GET", "/") is None
 
 

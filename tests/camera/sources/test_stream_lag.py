@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from visionedge.camera.sources.base import Backlog
+from visionedge.camera.sources.base import StreamLag
 
 STEP_S = 0.04
 
 
 def test_a_stream_that_comes_in_time_is_never_late() -> None:
-    backlog, rng = Backlog(), np.random.default_rng(1)
+    backlog, rng = StreamLag(), np.random.default_rng(1)
     late_s = [
         backlog.late_s(n * STEP_S, 1000 + n * STEP_S + rng.uniform(0, 0.03), 0.035) for n in range(5000)
     ]
@@ -18,7 +18,7 @@ def test_a_stream_that_comes_in_time_is_never_late() -> None:
 
 def test_a_queue_that_grows_is_late_by_what_lies_in_it() -> None:
     """Each picture takes a tenth longer than it should, and none has to be waited for."""
-    backlog = Backlog()
+    backlog = StreamLag()
     late_s = [backlog.late_s(n * STEP_S, 1000 + n * STEP_S * 1.1, 0.0001) for n in range(1000)]
     assert late_s[-1] == pytest.approx(999 * STEP_S * 0.1, rel=0.05)
 
@@ -26,14 +26,14 @@ def test_a_queue_that_grows_is_late_by_what_lies_in_it() -> None:
 @pytest.mark.parametrize("drift", [-2e-4, 2e-4])
 def test_a_clock_of_the_camera_that_runs_a_little_wrong_is_no_queue(drift: float) -> None:
     """For an hour, and although the machine is so busy that no wait is ever seen."""
-    backlog = Backlog()
+    backlog = StreamLag()
     late_s = [backlog.late_s(n * STEP_S, 1000 + n * STEP_S * (1 + drift), 0.0) for n in range(90_000)]
     assert max(late_s) < 0.01
 
 
 def test_what_comes_in_a_burst_after_a_stall_is_not_let_go() -> None:
     """The network held back three seconds, then gave them all at once."""
-    backlog = Backlog()
+    backlog = StreamLag()
     for number in range(100):
         backlog.late_s(number * STEP_S, 1000 + number * STEP_S, 0.039)
     burst = [
@@ -45,7 +45,7 @@ def test_what_comes_in_a_burst_after_a_stall_is_not_let_go() -> None:
 
 @pytest.mark.parametrize("leap_s", [-1000.0, 1000.0])
 def test_a_leap_of_the_streams_clock_begins_anew(leap_s: float) -> None:
-    backlog = Backlog()
+    backlog = StreamLag()
     for number in range(100):
         backlog.late_s(number * STEP_S, 1000 + number * STEP_S, 0.0)
     late_s = [backlog.late_s(leap_s + n * STEP_S, 1000 + n * STEP_S, 0.0) for n in range(100, 200)]
@@ -54,14 +54,14 @@ def test_a_leap_of_the_streams_clock_begins_anew(leap_s: float) -> None:
 
 def test_times_that_are_only_guessed_do_no_harm_while_reads_wait() -> None:
     """MJPEG over HTTP has no times of its own: FFmpeg counts 25 per second, and only 10 come."""
-    backlog = Backlog()
+    backlog = StreamLag()
     late_s = [backlog.late_s(n * 0.04, 1000 + n * 0.1, 0.095) for n in range(1000)]
     assert max(late_s) < 0.01
 
 
 def test_what_cannot_be_helped_is_forgotten() -> None:
-    backlog = Backlog()
+    backlog = StreamLag()
     backlog.late_s(0.0, 1000.0, 0.0)
     assert backlog.late_s(1.0, 1005.0, 0.0) > 3
-    backlog.forget()
+    backlog.reset()
     assert backlog.late_s(2.0, 1007.0, 0.0) == 0

@@ -6,8 +6,8 @@ import contextlib
 import pytest
 
 from scripted_http import ScriptedServer, in_turn
-from visionedge.camera.sources.base import Limits
-from visionedge.camera.sources.diagnosis import why_not_open
+from visionedge.camera.sources.base import SourceLimits
+from visionedge.camera.sources.diagnosis import diagnose_rtsp_open
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
@@ -24,9 +24,9 @@ def answer(status: str, *headers: str, protocol: str) -> bytes:
 def ask(url: str) -> str:
     """Why the camera does not open: over HTTP we open it ourselves, for RTSP the decoder tried before."""
     if url.startswith("rtsp"):
-        return why_not_open(url, 0, 4)
+        return diagnose_rtsp_open(url, 0, 4)
     with pytest.raises(SourceError) as caught:
-        open_source(parse_camera_uri(url), Limits())
+        open_source(parse_camera_uri(url), SourceLimits())
     return str(caught.value)
 
 

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 
 from visionedge.config.schema import TelemetryConfig
-from visionedge.frames.types import Detections, Frame, InputSpec, Result, Timing, utc_now
-from visionedge.iothub.client import Errand, HubClient
+from visionedge.frames.types import Detections, Frame, FrameResult, InputSpec, Timing, utc_now
+from visionedge.iothub.client import HubClient, LinkTask
 from visionedge.iothub.deadlines import EXIT_STUCK, Deadlines
 from visionedge.iothub.delivery import Delivery, MessagesFile
 from visionedge.iothub.identity import Identity
-from visionedge.iothub.sdk import InputMessage, Link, MethodCall
-from visionedge.outbound.spool import FILE_NAME, Spool, Tempo
-from visionedge.outbound.sqlite_store import Bounds
-from visionedge.runtime.threads import Crew
+from visionedge.iothub.sdk import HubLink, InputMessage, MethodCall
+from visionedge.outbound.spool import SPOOL_FILE_NAME, Spool, SpoolOptions
+from visionedge.outbound.sqlite_store import SpoolLimits
+from visionedge.runtime.threads import ThreadGroup
 
 LABELS = ("person", "car")
 POLICY = TelemetryConfig.model_validate({"mode": "all", "intervalSeconds": 0.1})
@@ -35,7 +35,7 @@ POLICY = TelemetryConfig.model_validate({"mode": "all", "intervalSeconds": 0.1})
 log = logging.getLogger(__name__)
 
 
-def result(camera: str, sequence: int, *, score: float = 0.87) -> Result:
+def result(camera: str, sequence: int, *, score: float = 0.87) -> FrameResult:
     """A frame with one person on it, somewhere else each time."""
     left = sequence % 5 / 10
     frame = Frame(
@@ -55,7 +55,7 @@ def result(camera: str, sequence: int, *, score: float = 0.87) -> Result:
         np.array([score], np.float32),
         np.zeros(1, np.int32),
     )
-    return Result(frame, found, Timing(1_000_000, 8_000_000, 12_000_000, 1), "cpu", "tiny", LABELS)
+    return FrameResult(frame, found, Timing(1_000_000, 8_000_000, 12_000_000, 1), "cpu", "tiny", LABELS)
 
 
 class Echo:
@@ -67,29 +67,29 @@ class Echo:
         self.desired: dict[str, Any] = {}
         self.inputs: list[str] = []
         self.outcomes: list[str] = []
-        self.line = 0
+        self.connection = 0
         self.news = 0
         self.changed = threading.Condition()
         self._settled = threading.Event()
 
-    def twin(self, twin: Mapping[str, Any] | None, line: int) -> None:
+    def twin(self, twin: Mapping[str, Any] | None, connection: int) -> None:
         """Remember what is desired."""
-        self.line = line
-        self.twins.append(line)
+        self.connection = connection
+        self.twins.append(connection)
         self.desired = dict((twin or {}).get("desired", {}))
         self._tell()
 
-    def called(self, call: MethodCall) -> None:
+    def on_method_call(self, call: MethodCall) -> None:
         """Answer at once."""
 
-        def send(link: Link) -> bool:
+        def send(link: HubLink) -> bool:
             link.answer(call.request_id, 200, {"name": call.name, "payload": call.payload})
             return True
 
         assert self.delivery is not None
-        self.delivery.errand(Errand("an answer", call.line, send))
+        self.delivery.link_task(LinkTask("an answer", call.connection, send))
 
-    def received(self, message: InputMessage) -> None:
+    def on_message(self, message: InputMessage) -> None:
         """Remember it."""
         self.inputs.append(f"{message.input} {message.message_id} {message.body.decode()}")
         self._tell()
@@ -98,7 +98,9 @@ class Echo:
         """Report properties over the newest line; what became of it."""
         assert self.delivery is not None
         self._settled.clear()
-        self.delivery.errand(Errand("a report", self.line, lambda link: link.report(patch), self._settle))
+        self.delivery.link_task(
+            LinkTask("a report", self.connection, lambda link: link.report(patch), self._settle)
+        )
         self._settled.wait()
         return self.outcomes[-1]
 
@@ -116,7 +118,7 @@ class Driver:
     """One delivery and the commands to it."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self._crew = Crew(lambda name, error: log.error("%s died: %s", name, error))
+        self._thread_group = ThreadGroup(lambda name, error: log.error("%s died: %s", name, error))
         identity = Identity.from_environ(os.environ)
         deadlines = Deadlines(**options.get("deadlines", {}))
         self._written = threading.Event()
@@ -126,14 +128,14 @@ class Driver:
         if identity:
             hub = HubClient(
                 identity,
-                self._crew,
+                self._thread_group,
                 deadlines=deadlines,
-                backlog=spool,
+                message_queue=spool,
                 listener=self._echo if options.get("listen") else None,
                 on_stuck=lambda: os._exit(EXIT_STUCK),
             )
-        journal = MessagesFile(Path(options["file"]), self._crew) if "file" in options else None
-        self._delivery = Delivery(POLICY, identity, hub=hub, journal=journal, spool=spool)
+        messages_file = MessagesFile(Path(options["file"]), self._thread_group) if "file" in options else None
+        self._delivery = Delivery(POLICY, identity, hub=hub, messages_file=messages_file, spool=spool)
         self._echo.delivery = self._delivery
         self._delivery.start()
         self._sequence = time.time_ns() // 1_000_000
@@ -142,9 +144,11 @@ class Driver:
     def _open_spool(self, identity: Identity | None, options: dict[str, Any]) -> Spool | None:
         if identity is None or "data" not in options:
             return None
-        bounds = Bounds(**options.get("bounds", {}))
-        path = Path(options["data"]) / FILE_NAME
-        return Spool(path, identity.owner, self._crew, bounds=bounds, tempo=Tempo(retry_s=0.2))
+        limits = SpoolLimits(**options.get("bounds", {}))
+        path = Path(options["data"]) / SPOOL_FILE_NAME
+        return Spool(
+            path, identity.owner, self._thread_group, limits=limits, spool_options=SpoolOptions(retry_s=0.2)
+        )
 
     def frames(self, camera: str, count: int) -> dict[str, Any]:
         """Offer frames and send them without waiting for the interval."""
@@ -195,7 +199,7 @@ class Driver:
         began_s = time.monotonic()
         self.clean = self._delivery.close(deadline_s)
         took_s = time.monotonic() - began_s
-        left = self._crew.join(0.5) if self.clean else self._crew.alive()
+        left = self._thread_group.join(0.5) if self.clean else self._thread_group.alive()
         return {
             "clean": self.clean,
             "took_s": took_s,
@@ -216,8 +220,8 @@ def main() -> None:
     """Obey until `close` or the end of stdin."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     driver = Driver(json.loads(sys.argv[1]))
-    for line in sys.stdin:
-        command = json.loads(line)
+    for connection in sys.stdin:
+        command = json.loads(connection)
         name = command.pop("do")
         answer = getattr(driver, name)(**command)
         sys.stdout.write(json.dumps(answer) + "\n")

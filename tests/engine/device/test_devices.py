@@ -10,14 +10,14 @@ from visionedge.engine.device.devices import (
     REMEDIES,
     DeviceState,
     ProbeOutput,
-    Reason,
-    classify,
-    effective_of,
-    probe,
+    ReasonCode,
+    classify_provider_error,
+    device_preference,
+    get_effective_device,
+    probe_device,
     run_probe,
-    wishes,
 )
-from visionedge.engine.device.session import KNOWN_OPTIONS, choices, provider_options
+from visionedge.engine.device.session import KNOWN_OPTIONS, check_provider_options, list_provider_configs
 
 # What onnxruntime-gpu 1.26.0 really wrote, on machines without a GPU and with a scripted driver.
 NO_CUBLAS = (
@@ -43,43 +43,47 @@ def cuda_failure(number: int, text: str) -> str:
 
 
 COMPLAINTS = [
-    (NO_CUBLAS, Reason.LIBRARY_MISSING, "libcublasLt.so.12 is missing"),
-    (NO_LIBCUDA, Reason.DRIVER_MISSING, "libcuda.so.1, the NVIDIA driver, is missing"),
+    (NO_CUBLAS, ReasonCode.LIBRARY_MISSING, "libcublasLt.so.12 is missing"),
+    (NO_LIBCUDA, ReasonCode.DRIVER_MISSING, "libcuda.so.1, the NVIDIA driver, is missing"),
     (
         "Please install TensorRT libraries as …",
-        Reason.LIBRARY_MISSING,
+        ReasonCode.LIBRARY_MISSING,
         "the libraries of TensorRT are missing",
     ),
-    ("first\nsomething quite new\n", Reason.PROVIDER_REFUSED, "the provider refused: something quite new"),
-    ("", Reason.PROVIDER_REFUSED, "the provider refused: it gave no reason"),
+    (
+        "first\nsomething quite new\n",
+        ReasonCode.PROVIDER_REFUSED,
+        "the provider refused: something quite new",
+    ),
+    ("", ReasonCode.PROVIDER_REFUSED, "the provider refused: it gave no reason"),
 ]
 CUDA_FAILURES = [
-    (100, "no CUDA-capable device is detected", Reason.NO_DEVICE),
-    (35, "CUDA driver version is insufficient for CUDA runtime version", Reason.DRIVER_TOO_OLD),
-    (803, "system has unsupported display driver / cuda driver combination", Reason.DRIVER_MISMATCH),
-    (209, "no kernel image is available for execution on the device", Reason.DEVICE_UNSUPPORTED),
-    (2, "out of memory", Reason.OUT_OF_MEMORY),
-    (999, "unknown error", Reason.CUDA_ERROR),
+    (100, "no CUDA-capable device is detected", ReasonCode.NO_DEVICE),
+    (35, "CUDA driver version is insufficient for CUDA runtime version", ReasonCode.DRIVER_TOO_OLD),
+    (803, "system has unsupported display driver / cuda driver combination", ReasonCode.DRIVER_MISMATCH),
+    (209, "no kernel image is available for execution on the device", ReasonCode.DEVICE_UNSUPPORTED),
+    (2, "out of memory", ReasonCode.OUT_OF_MEMORY),
+    (999, "unknown error", ReasonCode.CUDA_ERROR),
 ]
 
 
 @pytest.mark.parametrize(("text", "code", "words"), COMPLAINTS)
-def test_a_real_complaint_becomes_its_reason(text: str, code: Reason, words: str) -> None:
-    verdict = classify(text, driver_present=True)
+def test_a_real_complaint_becomes_its_reason(text: str, code: ReasonCode, words: str) -> None:
+    verdict = classify_provider_error(text, driver_present=True)
     assert (verdict.code, verdict.reason) == (code, words)
 
 
 @pytest.mark.parametrize(("number", "text", "code"), CUDA_FAILURES)
-def test_a_failure_of_cuda_becomes_its_reason(number: int, text: str, code: Reason) -> None:
+def test_a_failure_of_cuda_becomes_its_reason(number: int, text: str, code: ReasonCode) -> None:
     """In its own words, without paths of a build machine or names of hosts."""
-    verdict = classify(cuda_failure(number, text), driver_present=True)
+    verdict = classify_provider_error(cuda_failure(number, text), driver_present=True)
     assert (verdict.code, verdict.reason) == (code, f"CUDA failure {number}: {text}")
 
 
 def test_insufficient_without_any_driver_means_that_it_is_missing() -> None:
     """CUDA says the same of an old driver and of none."""
     text = cuda_failure(35, "CUDA driver version is insufficient for CUDA runtime version")
-    assert classify(text, driver_present=False).code is Reason.DRIVER_MISSING
+    assert classify_provider_error(text, driver_present=False).code is ReasonCode.DRIVER_MISSING
 
 
 CUDA = PROVIDERS["cuda"]
@@ -92,19 +96,19 @@ def scripted(exit_code: int | None, stderr: str = "", **document: object) -> Pro
 @pytest.mark.parametrize(
     ("output", "code"),
     [
-        (scripted(0, providers=[CUDA, "CPUExecutionProvider"], error=""), Reason.OK),
-        (scripted(0, NO_CUBLAS, providers=["CPUExecutionProvider"], error=""), Reason.LIBRARY_MISSING),
-        (scripted(0, providers=[], error=cuda_failure(100, "no device")), Reason.NO_DEVICE),
-        (scripted(0, providers=[CUDA], error=cuda_failure(209, "no kernel")), Reason.DEVICE_UNSUPPORTED),
-        (scripted(None), Reason.PROBE_TIMEOUT),
-        (scripted(-11), Reason.PROBE_CRASHED),
-        (scripted(1, "ImportError: libfoo.so.1: cannot open shared object file"), Reason.LIBRARY_MISSING),
-        (ProbeOutput(0, "no JSON", ""), Reason.PROVIDER_REFUSED),
+        (scripted(0, providers=[CUDA, "CPUExecutionProvider"], error=""), ReasonCode.OK),
+        (scripted(0, NO_CUBLAS, providers=["CPUExecutionProvider"], error=""), ReasonCode.LIBRARY_MISSING),
+        (scripted(0, providers=[], error=cuda_failure(100, "no device")), ReasonCode.NO_DEVICE),
+        (scripted(0, providers=[CUDA], error=cuda_failure(209, "no kernel")), ReasonCode.DEVICE_UNSUPPORTED),
+        (scripted(None), ReasonCode.PROBE_TIMEOUT),
+        (scripted(-11), ReasonCode.PROBE_CRASHED),
+        (scripted(1, "ImportError: libfoo.so.1: cannot open shared object file"), ReasonCode.LIBRARY_MISSING),
+        (ProbeOutput(0, "no JSON", ""), ReasonCode.PROVIDER_REFUSED),
     ],
 )
-def test_what_a_probe_left_behind_is_read(output: ProbeOutput, code: Reason) -> None:
+def test_what_a_probe_left_behind_is_read(output: ProbeOutput, code: ReasonCode) -> None:
     """Also a session that comes up and then cannot compute, a child that hangs, and one that dies."""
-    verdict = probe("cuda", run=lambda _provider, _timeout: output, driver_present=lambda: True)
+    verdict = probe_device("cuda", run=lambda _provider, _timeout: output, driver_present=lambda: True)
     assert verdict.code is code
 
 
@@ -118,58 +122,62 @@ def test_a_probe_that_takes_too_long_is_killed() -> None:
     assert run_probe(PROVIDERS["cpu"], 0.001).exit_code is None
 
 
-def state(requested: str, effective: str, code: Reason, reason: str = "why") -> DeviceState:
+def state(requested: str, effective: str, code: ReasonCode, reason: str = "why") -> DeviceState:
     utc = datetime(2026, 11, 22, tzinfo=UTC)
     return DeviceState(requested, effective, code, reason, utc)  # type: ignore[arg-type]  # words of the closed lists
 
 
 def test_one_line_says_requested_effective_and_why() -> None:
-    missing = state("auto", "cpu", Reason.LIBRARY_MISSING, "libcublasLt.so.12 is missing")
+    missing = state("auto", "cpu", ReasonCode.LIBRARY_MISSING, "libcublasLt.so.12 is missing")
     assert missing.describe() == (
         "requested auto, effective cpu: libcublasLt.so.12 is missing (library-missing)"
     )
-    assert state("auto", "cuda", Reason.OK).describe() == "requested auto, effective cuda"
+    assert state("auto", "cuda", ReasonCode.OK).describe() == "requested auto, effective cuda"
 
 
 @pytest.mark.parametrize(
     ("requested", "code", "degraded"),
     [
-        ("auto", Reason.OK, False),
-        ("cpu", Reason.ASKED_CPU, False),
-        ("auto", Reason.NO_GPU_BUILD, False),  # a CPU image on a CPU: nobody is missing anything
-        ("cuda", Reason.NO_GPU_BUILD, True),
-        ("auto", Reason.DRIVER_MISSING, True),
-        ("cuda", Reason.NO_DEVICE, True),
+        ("auto", ReasonCode.OK, False),
+        ("cpu", ReasonCode.CPU_REQUESTED, False),
+        ("auto", ReasonCode.NO_GPU_BUILD, False),  # a CPU image on a CPU: nobody is missing anything
+        ("cuda", ReasonCode.NO_GPU_BUILD, True),
+        ("auto", ReasonCode.DRIVER_MISSING, True),
+        ("cuda", ReasonCode.NO_DEVICE, True),
     ],
 )
-def test_less_than_was_asked_for_is_degraded(requested: str, code: Reason, degraded: bool) -> None:
+def test_less_than_was_asked_for_is_degraded(requested: str, code: ReasonCode, degraded: bool) -> None:
     assert state(requested, "cpu", code).degraded is degraded
 
 
 def test_the_effective_device_is_the_first_provider_of_a_session() -> None:
     tensorrt, cuda, cpu = PROVIDERS["tensorrt"], PROVIDERS["cuda"], PROVIDERS["cpu"]
-    assert effective_of([cuda, cpu]) == "cuda"
-    assert effective_of([tensorrt, cuda, cpu]) == "tensorrt"
-    assert effective_of([cpu]) == "cpu"
+    assert get_effective_device([cuda, cpu]) == "cuda"
+    assert get_effective_device([tensorrt, cuda, cpu]) == "tensorrt"
+    assert get_effective_device([cpu]) == "cpu"
 
 
 def test_tensorrt_is_tried_only_when_it_is_asked_for() -> None:
-    assert [wishes(r) for r in ("auto", "cuda", "cpu")] == [("cuda", "cpu"), ("cuda", "cpu"), ("cpu",)]
-    assert wishes("tensorrt") == ("tensorrt", "cuda", "cpu")
+    assert [device_preference(r) for r in ("auto", "cuda", "cpu")] == [
+        ("cuda", "cpu"),
+        ("cuda", "cpu"),
+        ("cpu",),
+    ]
+    assert device_preference("tensorrt") == ("tensorrt", "cuda", "cpu")
 
 
 def test_every_option_we_pass_is_known_and_a_text() -> None:
     """A misspelt option raises only where CUDA really loads, so it is caught here."""
     for choice in (
-        *choices("cuda", b"", max_batch=8, data=None),
-        *choices("cpu", b"", max_batch=8, data=None),
+        *list_provider_configs("cuda", b"", max_batch=8, data=None),
+        *list_provider_configs("cpu", b"", max_batch=8, data=None),
     ):
         for device, options in choice.options.items():
             assert set(options) <= KNOWN_OPTIONS[PROVIDERS[device]]
             assert all(isinstance(value, str) for value in options.values())
     with pytest.raises(ValueError, match="arena_extend_stratgy"):
-        provider_options(PROVIDERS["cuda"], {"arena_extend_stratgy": "kSameAsRequested"})
+        check_provider_options(PROVIDERS["cuda"], {"arena_extend_stratgy": "kSameAsRequested"})
 
 
 def test_every_reason_that_can_stop_a_demanded_device_has_a_remedy() -> None:
-    assert set(REMEDIES) >= set(Reason) - {Reason.OK, Reason.ASKED_CPU}
+    assert set(REMEDIES) >= set(ReasonCode) - {ReasonCode.OK, ReasonCode.CPU_REQUESTED}

@@ -2,8 +2,15 @@
 
 import pytest
 
-from visionedge.engine.device.devices import Reason, lost
-from visionedge.engine.device.faults import FATAL, MEANINGS, Fault, failure_in, fault_of, words_in
+from visionedge.engine.device.devices import ReasonCode, classify_device_loss
+from visionedge.engine.device.faults import (
+    FATAL_FAULTS,
+    FAULT_DESCRIPTIONS,
+    Fault,
+    classify_fault,
+    find_cuda_failure,
+    shorten_error_text,
+)
 
 PLACE = (
     "; GPU=0 ; hostname=secret-host ; file=/onnxruntime_src/core/providers/cuda/gpu_data_transfer.cc"
@@ -76,50 +83,52 @@ def test_a_failure_of_nvidias_libraries_becomes_its_kind(
 ) -> None:
     """And is told in one line, without the names of hosts and files."""
     text = raised(library, number, words)
-    assert fault_of(text, on_gpu=True) is fault
-    assert words_in(text) == str(failure_in(text)) == f"{library} failure {number}: {words}"
+    assert classify_fault(text, on_gpu=True) is fault
+    assert shorten_error_text(text) == str(find_cuda_failure(text)) == f"{library} failure {number}: {words}"
 
 
 @pytest.mark.parametrize(("text", "fault"), OTHERS)
 def test_other_words_become_their_kind(text: str, fault: Fault) -> None:
-    assert fault_of(text, on_gpu=True) is fault
-    assert "ONNXRuntimeError" not in words_in(text)
+    assert classify_fault(text, on_gpu=True) is fault
+    assert "ONNXRuntimeError" not in shorten_error_text(text)
 
 
 def test_on_the_cpu_no_device_is_to_blame() -> None:
     """Whatever the words are, the next batch may be computed; only memory is short there as well."""
-    kinds = {fault_of(raised(library, number, words), on_gpu=False) for library, number, words, _ in FAILURES}
-    kinds |= {fault_of(text, on_gpu=False) for text, _ in OTHERS}
+    kinds = {
+        classify_fault(raised(library, number, words), on_gpu=False) for library, number, words, _ in FAILURES
+    }
+    kinds |= {classify_fault(text, on_gpu=False) for text, _ in OTHERS}
     assert kinds == {Fault.REFUSED, Fault.OUT_OF_MEMORY}
-    assert fault_of("std::bad_alloc", on_gpu=False) is Fault.OUT_OF_MEMORY
+    assert classify_fault("std::bad_alloc", on_gpu=False) is Fault.OUT_OF_MEMORY
 
 
 def test_a_failure_of_cuda_counts_by_its_number_whatever_its_place_quotes() -> None:
     text = raised("CUDA", 700, "an illegal memory access was encountered") + "msg=out of memory"
-    assert fault_of(text, on_gpu=True) is Fault.STICKY
+    assert classify_fault(text, on_gpu=True) is Fault.STICKY
 
 
 def test_every_kind_has_its_meaning_and_those_that_spoil_a_process_are_known() -> None:
-    assert set(MEANINGS) == set(Fault)
-    assert set(Fault) - {Fault.REFUSED, Fault.OUT_OF_MEMORY} == FATAL
+    assert set(FAULT_DESCRIPTIONS) == set(Fault)
+    assert set(Fault) - {Fault.REFUSED, Fault.OUT_OF_MEMORY} == FATAL_FAULTS
 
 
 @pytest.mark.parametrize(
     ("fault", "words", "code"),
     [
-        (Fault.STICKY, "CUDA failure 700: an illegal memory access was encountered", Reason.CUDA_ERROR),
-        (Fault.GONE, "CUDA failure 100: no CUDA-capable device is detected", Reason.NO_DEVICE),
-        (Fault.GONE, "CUDA failure 35: CUDA driver version is insufficient", Reason.DRIVER_TOO_OLD),
-        (Fault.STICKY, "CUDNN failure 2000: CUDNN_STATUS_EXECUTION_FAILED", Reason.CUDA_ERROR),
-        (Fault.STICKY, "1 : FAIL : TensorRT EP execution context enqueue failed.", Reason.DEVICE_FAILED),
-        (Fault.REFUSED, "9 : NOT_IMPLEMENTED : no kernel", Reason.DEVICE_FAILED),
-        (Fault.OUT_OF_MEMORY, "CUDA failure 2: out of memory", Reason.OUT_OF_MEMORY),
-        (Fault.HANG, "gave no answer within 30 s", Reason.RUN_TIMEOUT),
-        (Fault.DIED, "died of signal 11 (SIGSEGV)", Reason.ENGINE_DIED),
-        (Fault.GARBAGE, "3 of 300 rows are no numbers", Reason.WRONG_ROWS),
+        (Fault.STICKY, "CUDA failure 700: an illegal memory access was encountered", ReasonCode.CUDA_ERROR),
+        (Fault.GONE, "CUDA failure 100: no CUDA-capable device is detected", ReasonCode.NO_DEVICE),
+        (Fault.GONE, "CUDA failure 35: CUDA driver version is insufficient", ReasonCode.DRIVER_TOO_OLD),
+        (Fault.STICKY, "CUDNN failure 2000: CUDNN_STATUS_EXECUTION_FAILED", ReasonCode.CUDA_ERROR),
+        (Fault.STICKY, "1 : FAIL : TensorRT EP execution context enqueue failed.", ReasonCode.DEVICE_FAILED),
+        (Fault.REFUSED, "9 : NOT_IMPLEMENTED : no kernel", ReasonCode.DEVICE_FAILED),
+        (Fault.OUT_OF_MEMORY, "CUDA failure 2: out of memory", ReasonCode.OUT_OF_MEMORY),
+        (Fault.HANG, "gave no answer within 30 s", ReasonCode.RUN_TIMEOUT),
+        (Fault.DIED, "died of signal 11 (SIGSEGV)", ReasonCode.ENGINE_DIED),
+        (Fault.INVALID_OUTPUT, "3 of 300 rows are no numbers", ReasonCode.INVALID_OUTPUT),
     ],
 )
-def test_a_device_that_was_lost_gets_a_reason_code(fault: Fault, words: str, code: Reason) -> None:
+def test_a_device_that_was_lost_gets_a_reason_code(fault: Fault, words: str, code: ReasonCode) -> None:
     """From the same list as a device that never started."""
-    verdict = lost(fault, words)
+    verdict = classify_device_loss(fault, words)
     assert (verdict.code, verdict.reason) == (code, words)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stub_driver import Script, script, stub_folder
-from visionedge.engine.device.session import CUDA, CUDA_GRAPHS, CUDA_LEAST
+from visionedge.engine.device.session import CUDA_GRAPH_OPTIONS, CUDA_MINIMAL_OPTIONS, CUDA_OPTIONS
 
 __all__ = ["script", "stub_folder"]
 
@@ -28,7 +28,7 @@ pytestmark = [
 ASK = """
 import json, sys
 import onnx
-from visionedge.engine.device.probe import _tiny
+from visionedge.engine.device.probe import _make_tiny_model
 from visionedge.runtime.ort import import_onnxruntime, load_cuda_libraries
 onnxruntime = import_onnxruntime()
 load_cuda_libraries(onnxruntime)
@@ -55,7 +55,9 @@ def words_on(options: dict[str, str]) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("options", [CUDA, CUDA_GRAPHS, CUDA_LEAST], ids=["all", "graphs", "least"])
+@pytest.mark.parametrize(
+    "options", [CUDA_OPTIONS, CUDA_GRAPH_OPTIONS, CUDA_MINIMAL_OPTIONS], ids=["all", "graphs", "least"]
+)
 def test_the_provider_takes_them_all_and_fails_only_for_want_of_a_device(
     script: Script, options: dict[str, str]
 ) -> None:
@@ -69,6 +71,6 @@ def test_the_provider_takes_them_all_and_fails_only_for_want_of_a_device(
 def test_a_misspelt_one_is_told_by_its_name(script: Script, name: str, value: str) -> None:
     """So the test above can fail."""
     script(init=100)
-    words = words_on({**CUDA, name: value})
+    words = words_on({**CUDA_OPTIONS, name: value})
     assert "CUDA failure" not in words
     assert f'option: "{name}"' in words or f'option "{name}"' in words

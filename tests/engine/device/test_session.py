@@ -13,16 +13,16 @@ from tiny_models import TinyDetector, pictures
 from visionedge.engine.device import session as providers
 from visionedge.engine.device.devices import PROVIDERS
 from visionedge.engine.device.session import (
-    CUDA,
-    CUDA_GRAPHS,
-    CUDA_LEAST,
+    CUDA_GRAPH_OPTIONS,
+    CUDA_MINIMAL_OPTIONS,
+    CUDA_OPTIONS,
     KNOWN_OPTIONS,
     EngineError,
-    NodePlaces,
+    NodePlacement,
     Session,
-    choices,
+    list_provider_configs,
+    make_tensorrt_options,
     open_session,
-    tensorrt,
 )
 from visionedge.model.compiler.compile import compile_model
 from visionedge.model.model import load_model
@@ -166,21 +166,21 @@ class Node:
 
 
 def test_on_the_cpu_every_node_is_in_its_place(graph: bytes) -> None:
-    places = open_session(graph, "cpu", max_batch=1).places
-    assert places.on_cpu == ()
-    assert places.on_device > 10, "onnxruntime recorded them"
+    node_placement = open_session(graph, "cpu", max_batch=1).node_placement
+    assert node_placement.on_cpu == ()
+    assert node_placement.on_device > 10, "onnxruntime recorded them"
 
 
 def test_nodes_that_fell_to_the_cpu_are_counted_and_named(graph: bytes) -> None:
-    from visionedge.engine.device.session import _places
+    from visionedge.engine.device.session import _read_node_placement
 
     dealt = Dealt(
         raw_session(graph),
         cuda=[("Conv", "backbone/0"), ("TopK", "visionedge.TopK.30")],
         cpu=[("NonMaxSuppression", "nms"), ("Shape", "")],
     )
-    assert _places(dealt, "cuda") == NodePlaces(2, ("NonMaxSuppression nms", "Shape"))
-    assert _places(dealt, "cpu").on_cpu == ()
+    assert _read_node_placement(dealt, "cuda") == NodePlacement(2, ("NonMaxSuppression nms", "Shape"))
+    assert _read_node_placement(dealt, "cpu").on_cpu == ()
 
 
 # --- options ------------------------------------------------------------------------------------------------
@@ -190,9 +190,11 @@ def test_a_choice_that_a_session_refuses_is_dropped_with_its_words(
     graph: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As CUDA graphs are for a model with nodes on the CPU: the next choice is taken, and the reason kept."""
-    refused = providers.Choice("odd options", {"cpu": {"no_such_option": "1"}})
-    plain = providers.Choice("CPU")
-    monkeypatch.setattr("visionedge.engine.device.session.choices", lambda *_a, **_k: (refused, plain))
+    refused = providers.ProviderConfig("odd options", {"cpu": {"no_such_option": "1"}})
+    plain = providers.ProviderConfig("CPU")
+    monkeypatch.setattr(
+        "visionedge.engine.device.session.list_provider_configs", lambda *_a, **_k: (refused, plain)
+    )
     session = open_session(graph, "cpu", max_batch=1)
     assert session.notes == ("odd options refused: CPUExecutionProvider has no option no_such_option",)
     assert session.run(pictures(1), 1).shape[0] == 1
@@ -201,8 +203,10 @@ def test_a_choice_that_a_session_refuses_is_dropped_with_its_words(
 def test_when_the_last_choice_is_refused_too_that_is_the_error(
     graph: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = providers.Choice("odd options", {"cpu": {"no_such_option": "1"}})
-    monkeypatch.setattr("visionedge.engine.device.session.choices", lambda *_a, **_k: (refused,))
+    refused = providers.ProviderConfig("odd options", {"cpu": {"no_such_option": "1"}})
+    monkeypatch.setattr(
+        "visionedge.engine.device.session.list_provider_configs", lambda *_a, **_k: (refused,)
+    )
     with pytest.raises(ValueError, match="no_such_option"):
         open_session(graph, "cpu", max_batch=1)
 
@@ -216,7 +220,7 @@ def test_captured_runs_all_happen_on_one_thread(graph: bytes) -> None:
             seen.add(threading.current_thread().name)
             self._raw.run_with_iobinding(binding, options)
 
-    session = Session(Watched(raw_session(graph)), "cpu", graphs=True)
+    session = Session(Watched(raw_session(graph)), "cpu", cuda_graphs=True)
     images = pictures(3)
     lanes = [threading.Thread(target=session.run, args=(images[i : i + 1], 1)) for i in range(3)]
     for lane in lanes:
@@ -240,17 +244,17 @@ def test_a_replay_that_gives_other_rows_is_refused(graph: bytes) -> None:
 
 
 def test_cuda_is_tried_with_graphs_first_and_plain_last() -> None:
-    tried = choices("cuda", b"", max_batch=8, data=None)
-    wanted = [(True, CUDA_GRAPHS), (False, CUDA), (False, CUDA_LEAST)]
-    assert [(choice.graphs, choice.options["cuda"]) for choice in tried] == wanted
-    assert CUDA["arena_extend_strategy"] == "kSameAsRequested"
-    assert "enable_cuda_graph" not in CUDA
+    tried = list_provider_configs("cuda", b"", max_batch=8, data=None)
+    wanted = [(True, CUDA_GRAPH_OPTIONS), (False, CUDA_OPTIONS), (False, CUDA_MINIMAL_OPTIONS)]
+    assert [(choice.cuda_graphs, choice.options["cuda"]) for choice in tried] == wanted
+    assert CUDA_OPTIONS["arena_extend_strategy"] == "kSameAsRequested"
+    assert "enable_cuda_graph" not in CUDA_OPTIONS
 
 
 def test_tensorrt_gets_one_profile_for_all_batches_and_keeps_what_it_built(
     graph: bytes, tmp_path: Path
 ) -> None:
-    options = tensorrt(graph, 8, tmp_path / "data")
+    options = make_tensorrt_options(graph, 8, tmp_path / "data")
     assert options["trt_profile_min_shapes"] == "visionedge.pictures:1x48x64x3"
     assert options["trt_profile_max_shapes"] == "visionedge.pictures:8x48x64x3"
     assert Path(options["trt_engine_cache_path"]).is_dir()
@@ -262,4 +266,4 @@ def test_tensorrt_gets_one_profile_for_all_batches_and_keeps_what_it_built(
 def test_tensorrt_needs_no_profile_where_the_batch_is_fixed(tmp_path: Path) -> None:
     fixed = compile_model(load_model(TinyDetector(batch=2).save(tmp_path / "pair.onnx")))
     assert onnx.ModelProto.FromString(fixed).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
-    assert tensorrt(fixed, 8, None) == {"device_id": "0"}
+    assert make_tensorrt_options(fixed, 8, None) == {"device_id": "0"}

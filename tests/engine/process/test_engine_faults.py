@@ -9,12 +9,17 @@ import pytest
 
 from scripted_faults import GONE, NO_MEMORY, REFUSED, STICKY
 from tiny_models import TinyDetector, pictures
-from visionedge.engine.device.devices import DeviceState, Effective, Reason
+from visionedge.engine.device.devices import DeviceState, EffectiveDevice, ReasonCode
 from visionedge.engine.device.faults import Fault
-from visionedge.engine.device.session import EngineError, NodePlaces, Pictures
-from visionedge.engine.local_engine import Engine
+from visionedge.engine.device.session import EngineError, NodePlacement, PictureBatch
+from visionedge.engine.local_engine import LocalEngine
 from visionedge.engine.plan import Plan
-from visionedge.engine.process.fault_injection import When, read_script, seam_of, tuning_of
+from visionedge.engine.process.fault_injection import (
+    FaultCondition,
+    make_device_backend,
+    make_tuning,
+    read_fault_script,
+)
 from visionedge.errors import ConfigError, ModelError
 from visionedge.model.model import Model, load_model
 
@@ -30,7 +35,7 @@ class Session:
     """A session that does as it is told, from `act` on; before that it is well."""
 
     rows = 9
-    places = NodePlaces(1)
+    node_placement = NodePlacement(1)
     notes: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -38,11 +43,11 @@ class Session:
         self.kept: list[set[int]] = []
         self.sizes: list[int] = []
 
-    def run(self, pictures: Pictures, size: int) -> np.ndarray:
+    def run(self, pictures: PictureBatch, size: int) -> np.ndarray:
         self.sizes.append(size)
         return self.act(size)[: len(pictures)]
 
-    def keep(self, sizes: Collection[int]) -> None:
+    def keep_only(self, sizes: Collection[int]) -> None:
         self.kept.append(set(sizes))
 
     def close(self) -> None:
@@ -68,15 +73,15 @@ def no_numbers(size: int) -> np.ndarray:
     return rows
 
 
-def engine_on(model: Model, session: Session, device: Effective = "cuda") -> Engine:
-    state = DeviceState("auto", device, Reason.OK, "usable", datetime(2026, 11, 27, tzinfo=UTC))
-    return Engine(model, session, state, Plan(2, (1, 2, 4, 8), "test"))
+def engine_on(model: Model, session: Session, device: EffectiveDevice = "cuda") -> LocalEngine:
+    state = DeviceState("auto", device, ReasonCode.OK, "usable", datetime(2026, 11, 27, tzinfo=UTC))
+    return LocalEngine(model, session, state, Plan(2, (1, 2, 4, 8), "test"))
 
 
 def test_too_little_memory_makes_batches_smaller_for_good_and_loses_no_picture(model: Model) -> None:
     session = Session()
     engine, plans = engine_on(model, session), list[Plan]()
-    engine.on_plan = plans.append
+    engine.on_plan_reduced = plans.append
     session.act = raising(NO_MEMORY, from_size=4)
     assert engine.infer(pictures(8)).shape == (8, 9, 6)
     assert engine.plan.buckets == (1, 2)
@@ -124,8 +129,8 @@ def test_rows_that_are_no_numbers_are_the_devices_fault_but_never_the_cpus(model
     session.act = no_numbers
     with pytest.raises(EngineError) as caught:
         engine.infer(pictures(1))
-    assert caught.value.fault is Fault.GARBAGE
-    engine.checks_numbers = False
+    assert caught.value.fault is Fault.INVALID_OUTPUT
+    engine.checks_finite = False
     assert engine.infer(pictures(1)).shape == (1, 9, 6)
     session = Session()
     engine = engine_on(model, session, "cpu")
@@ -157,20 +162,20 @@ def test_a_device_that_fails_while_it_warms_up_is_not_taken_for_one_with_smaller
 def test_a_fault_happens_when_all_that_is_said_holds(tmp_path: Path) -> None:
     here = tmp_path / "now"
     cases = [
-        (When(), (1, 0.0, 1), True),
-        (When(batch=3), (2, 0.0, 1), False),
-        (When(batch=3), (3, 0.0, 1), True),
-        (When(every=4), (8, 0.0, 1), True),
-        (When(every=4), (9, 0.0, 1), False),
-        (When(after=1, until=2), (1, 1.5, 1), True),
-        (When(after=1, until=2), (1, 2.0, 1), False),
-        (When(least_batch=4), (1, 0.0, 2), False),
-        (When(least_batch=4, batch=1), (1, 0.0, 4), True),
-        (When(file=str(here)), (1, 0.0, 1), False),
+        (FaultCondition(), (1, 0.0, 1), True),
+        (FaultCondition(batch=3), (2, 0.0, 1), False),
+        (FaultCondition(batch=3), (3, 0.0, 1), True),
+        (FaultCondition(every=4), (8, 0.0, 1), True),
+        (FaultCondition(every=4), (9, 0.0, 1), False),
+        (FaultCondition(after=1, until=2), (1, 1.5, 1), True),
+        (FaultCondition(after=1, until=2), (1, 2.0, 1), False),
+        (FaultCondition(min_batch=4), (1, 0.0, 2), False),
+        (FaultCondition(min_batch=4, batch=1), (1, 0.0, 4), True),
+        (FaultCondition(file=str(here)), (1, 0.0, 1), False),
     ]
-    assert [when.holds(*moment) for when, moment, _ in cases] == [expected for *_, expected in cases]
+    assert [when.is_met(*moment) for when, moment, _ in cases] == [expected for *_, expected in cases]
     here.touch()
-    assert cases[-1][0].holds(1, 0.0, 1)
+    assert cases[-1][0].is_met(1, 0.0, 1)
 
 
 def test_a_script_is_read_and_what_makes_no_sense_is_named(tmp_path: Path) -> None:
@@ -178,14 +183,16 @@ def test_a_script_is_read_and_what_makes_no_sense_is_named(tmp_path: Path) -> No
     path.write_text(
         f"device: tensorrt\npatience: {{firstSeconds: 0.5}}\nfaults: [{{at: probe, raise: '{GONE}'}}]\n"
     )
-    script = read_script(path)
-    tuning, seam = tuning_of(script), seam_of(script)
-    assert tuning.patience is not None
-    assert tuning.patience.first_s == 0.5
-    assert (seam.built_in("tensorrt"), seam.built_in("cuda")) == (True, False)
-    assert [seam.probe(device).code for device in ("tensorrt", "cuda")] == [Reason.NO_DEVICE] * 2
+    script = read_fault_script(path)
+    tuning, backend = make_tuning(script), make_device_backend(script)
+    assert tuning.timing is not None
+    assert tuning.timing.first_wait_s == 0.5
+    assert (backend.has_provider("tensorrt"), backend.has_provider("cuda")) == (True, False)
+    assert [backend.probe_device(device).code for device in ("tensorrt", "cuda")] == [
+        ReasonCode.NO_DEVICE
+    ] * 2
     path.write_text("faults: [{at: lunch}, {when: {batch: soon}}]\nwhat: 1\n")
     with pytest.raises(ConfigError) as caught:
-        read_script(path)
-    places = [problem.split(": ")[1] for problem in caught.value.problems]
-    assert places == ["faults.0.at", "faults.1.when.batch", "what"]
+        read_fault_script(path)
+    node_placement = [problem.split(": ")[1] for problem in caught.value.problems]
+    assert node_placement == ["faults.0.at", "faults.1.when.batch", "what"]

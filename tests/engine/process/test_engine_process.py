@@ -18,17 +18,17 @@ import pytest
 
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.device.session import EngineAwayError, EngineError
-from visionedge.engine.interface import EngineNews
+from visionedge.engine.device.session import EngineError, EngineUnavailableError
+from visionedge.engine.interface import EngineEvent
 from visionedge.engine.local_engine import open_engine
-from visionedge.engine.process.client import EngineProcess
-from visionedge.engine.process.shared_memory import Arena
-from visionedge.engine.process.worker import Limits
+from visionedge.engine.process.client import EngineClient
+from visionedge.engine.process.shared_memory import SharedFramePool
+from visionedge.engine.process.worker import WorkerLimits
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Picture
 from visionedge.model.model import Model, load_model
 from visionedge.runtime import child_process
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.threads import ThreadGroup
 
 CPU = InferenceConfig(device="cpu")
 SHM = Path("/dev/shm")  # noqa: S108 - looked at only
@@ -40,8 +40,8 @@ def model(tmp_path: Path) -> Model:
 
 
 @pytest.fixture
-def arena(model: Model) -> Iterator[Arena]:
-    made = Arena(model.input, 16)
+def frame_pool(model: Model) -> Iterator[SharedFramePool]:
+    made = SharedFramePool(model.input, 16)
     yield made
     made.close()
 
@@ -49,9 +49,13 @@ def arena(model: Model) -> Iterator[Arena]:
 class Opened:
     """An engine process and what it tells; closed when a test leaves it."""
 
-    def __init__(self, model: Model, arena: Arena, inference: InferenceConfig = CPU, **limits: float) -> None:
-        self.news: queue.SimpleQueue[EngineNews] = queue.SimpleQueue()
-        self.engine = EngineProcess(model, inference, arena, limits=Limits(**limits), on_change=self.news.put)
+    def __init__(
+        self, model: Model, frame_pool: SharedFramePool, inference: InferenceConfig = CPU, **limits: float
+    ) -> None:
+        self.news: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
+        self.engine = EngineClient(
+            model, inference, frame_pool, limits=WorkerLimits(**limits), on_change=self.news.put
+        )
 
     def __enter__(self) -> "Opened":
         self.engine.open()
@@ -66,22 +70,22 @@ class Opened:
         assert pid is not None
         return pid
 
-    def told(self) -> EngineNews:
+    def told(self) -> EngineEvent:
         """The next piece of news, waited for."""
         return self.news.get(timeout=30)
 
 
 @pytest.fixture
-def opened(model: Model, arena: Arena) -> Iterator[Opened]:
-    with Opened(model, arena) as made:
+def opened(model: Model, frame_pool: SharedFramePool) -> Iterator[Opened]:
+    with Opened(model, frame_pool) as made:
         yield made
 
 
-def placed(arena: Arena, images: np.ndarray) -> list[Picture]:
+def placed(frame_pool: SharedFramePool, images: np.ndarray) -> list[Picture]:
     """Pictures written into shared memory, as a camera does."""
     found = []
     for image in images:
-        picture = arena.allocate()
+        picture = frame_pool.allocate()
         assert picture is not None
         picture[:] = image
         found.append(picture)
@@ -99,11 +103,13 @@ def alive(pid: int) -> bool:
 # --- the same engine ----------------------------------------------------------------------------------------
 
 
-def test_rows_are_those_of_this_process_bit_for_bit(opened: Opened, model: Model, arena: Arena) -> None:
+def test_rows_are_those_of_this_process_bit_for_bit(
+    opened: Opened, model: Model, frame_pool: SharedFramePool
+) -> None:
     """From shared memory, from anywhere else, mixed, one array, none; and with a least score."""
     here, images = open_engine(model, CPU), pictures(5)
     expected = here.infer(images)
-    shared = placed(arena, images)
+    shared = placed(frame_pool, images)
     ways = (shared, list(images), [shared[0], images[1], shared[2], images[3], shared[4]], images)
     for way in ways:
         np.testing.assert_array_equal(opened.engine.infer(way), expected)
@@ -115,8 +121,8 @@ def test_rows_are_those_of_this_process_bit_for_bit(opened: Opened, model: Model
     assert opened.engine.infer(shared, 2.0).shape == (5, 0, 6)
 
 
-def test_no_row_at_the_least_score_is_left_out(opened: Opened, arena: Arena) -> None:
-    shared = placed(arena, pictures(4))
+def test_no_row_at_the_least_score_is_left_out(opened: Opened, frame_pool: SharedFramePool) -> None:
+    shared = placed(frame_pool, pictures(4))
     whole = opened.engine.infer(shared)
     for score in (0.0, 0.2, 0.5, 0.9):
         few = opened.engine.infer(shared, score)
@@ -125,7 +131,7 @@ def test_no_row_at_the_least_score_is_left_out(opened: Opened, arena: Arena) -> 
 
 def test_it_tells_what_an_engine_tells(opened: Opened, model: Model) -> None:
     here, engine = open_engine(model, CPU), opened.engine
-    assert (engine.rows, engine.plan, engine.places) == (here.rows, here.plan, here.places)
+    assert (engine.rows, engine.plan, engine.node_placement) == (here.rows, here.plan, here.node_placement)
     assert engine.device.describe() == here.device.describe()
     assert engine.unplanned_shapes == 0
     assert (engine.process.restarts, engine.process.down) == (0, None)
@@ -136,14 +142,16 @@ def test_it_tells_what_an_engine_tells(opened: Opened, model: Model) -> None:
 def test_one_more_lane_than_compute_hides_the_way_to_the_child(opened: Opened, model: Model) -> None:
     """And the child has a line for it, beside those for pictures that come over HTTP."""
     here = open_engine(model, CPU)
-    assert here.callers == here.plan.lanes
-    assert opened.engine.callers == opened.engine.plan.lanes + 1
+    assert here.concurrency == here.plan.lanes
+    assert opened.engine.concurrency == opened.engine.plan.lanes + 1
 
 
-def test_many_lanes_at_once_get_each_their_own(opened: Opened, model: Model, arena: Arena) -> None:
+def test_many_lanes_at_once_get_each_their_own(
+    opened: Opened, model: Model, frame_pool: SharedFramePool
+) -> None:
     """More threads than there are lines."""
     images = pictures(8)
-    expected, shared = open_engine(model, CPU).infer(images), placed(arena, images)
+    expected, shared = open_engine(model, CPU).infer(images), placed(frame_pool, images)
     wrong: list[int] = []
 
     def lane(index: int) -> None:
@@ -164,10 +172,12 @@ def test_pictures_of_another_shape_never_reach_the_child(opened: Opened) -> None
     assert opened.engine.infer(pictures(1)).shape[0] == 1
 
 
-def test_its_log_comes_out_of_ours(model: Model, arena: Arena, caplog: pytest.LogCaptureFixture) -> None:
+def test_its_log_comes_out_of_ours(
+    model: Model, frame_pool: SharedFramePool, caplog: pytest.LogCaptureFixture
+) -> None:
     """With its level, and once."""
     caplog.set_level(logging.INFO)
-    with Opened(model, arena):
+    with Opened(model, frame_pool):
         pass
     lines = [r for r in caplog.records if r.getMessage().startswith("engine ready: tiny on cpu")]
     assert [record.levelno for record in lines] == [logging.INFO]
@@ -183,7 +193,7 @@ def test_it_gets_what_it_needs_of_the_environment_and_no_secret() -> None:
         "IOTEDGE_WORKLOADURI": "unix:///x",
         "EdgeHubConnectionString": "SharedAccessKey=hunter2",
     }
-    theirs = child_process.environment(ours)
+    theirs = child_process.build_child_environment(ours)
     assert "hunter2" not in "".join(theirs.values())
     assert {"PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "ORT_DISABLE_TELEMETRY"} == set(
         theirs
@@ -207,10 +217,10 @@ def test_it_has_no_socket_of_ours_but_its_own(opened: Opened) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_child_that_dies_is_replaced_at_once(
-    opened: Opened, arena: Arena, number: signal.Signals, caplog: pytest.LogCaptureFixture
+    opened: Opened, frame_pool: SharedFramePool, number: signal.Signals, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Said once, with the reason; the next one gives the same rows from the same memory."""
-    shared = placed(arena, pictures(2))
+    shared = placed(frame_pool, pictures(2))
     before, first = opened.engine.infer(shared), opened.pid
     os.kill(first, number)
     lost, back = opened.told(), opened.told()
@@ -224,9 +234,11 @@ def test_a_child_that_dies_is_replaced_at_once(
     assert [f"process {first} died" in r.getMessage() for r in errors] == [True]
 
 
-def test_batches_in_progress_fail_and_those_after_wait_for_the_next_child(model: Model, arena: Arena) -> None:
-    shared = placed(arena, pictures(1))
-    with Opened(model, arena, absent_s=30.0) as opened:
+def test_batches_in_progress_fail_and_those_after_wait_for_the_next_child(
+    model: Model, frame_pool: SharedFramePool
+) -> None:
+    shared = placed(frame_pool, pictures(1))
+    with Opened(model, frame_pool, worker_wait_s=30.0) as opened:
         failed, stop = [0], threading.Event()
 
         def lane() -> None:
@@ -249,9 +261,9 @@ def test_batches_in_progress_fail_and_those_after_wait_for_the_next_child(model:
         assert opened.engine.infer(shared).shape[0] == 1
 
 
-def test_a_child_that_hangs_is_killed_and_replaced(model: Model, arena: Arena) -> None:
+def test_a_child_that_hangs_is_killed_and_replaced(model: Model, frame_pool: SharedFramePool) -> None:
     """Stopped in the middle, it answers no more: that is found out by the time a batch takes."""
-    with Opened(model, arena, run_s=0.5) as opened:
+    with Opened(model, frame_pool, run_s=0.5) as opened:
         first = opened.pid
         os.kill(first, signal.SIGSTOP)
         with pytest.raises(EngineError, match=f"process {first} was lost"):
@@ -263,11 +275,11 @@ def test_a_child_that_hangs_is_killed_and_replaced(model: Model, arena: Arena) -
 
 
 def test_without_a_child_a_batch_fails_after_a_moment_and_says_why(
-    model: Model, arena: Arena, tmp_path: Path
+    model: Model, frame_pool: SharedFramePool, tmp_path: Path
 ) -> None:
     """The model's file is gone, so no child can open it again; when it is back, so is the engine."""
     path = tmp_path / "tiny.onnx"
-    with Opened(model, arena, absent_s=0.1) as opened:
+    with Opened(model, frame_pool, worker_wait_s=0.1) as opened:
         content = path.read_bytes()
         path.unlink()
         os.kill(opened.pid, signal.SIGKILL)
@@ -283,26 +295,26 @@ def test_without_a_child_a_batch_fails_after_a_moment_and_says_why(
 
 
 def test_a_child_that_hangs_is_noticed_long_before_the_most_that_a_batch_may_take(
-    model: Model, arena: Arena
+    model: Model, frame_pool: SharedFramePool
 ) -> None:
     """By what its batches took before."""
-    with Opened(model, arena) as opened:
+    with Opened(model, frame_pool) as opened:
         for _ in range(10):
             opened.engine.infer(pictures(1))
         stopped = os.pidfd_open(opened.pid)
         os.kill(opened.pid, signal.SIGSTOP)
         os.waitid(os.P_PIDFD, stopped, os.WSTOPPED | os.WNOWAIT)
         os.close(stopped)
-        with pytest.raises(EngineAwayError):
+        with pytest.raises(EngineUnavailableError):
             opened.engine.infer(pictures(1))
         found = re.search(r"gave no answer within ([\d.]+) s", opened.told().message)
         assert found is not None
-        assert float(found[1]) < Limits().run_s / 2
+        assert float(found[1]) < WorkerLimits().run_s / 2
 
 
-def test_close_ends_child_threads_and_what_waits(model: Model, arena: Arena) -> None:
+def test_close_ends_child_threads_and_what_waits(model: Model, frame_pool: SharedFramePool) -> None:
     """A closed engine says so."""
-    with Opened(model, arena) as opened:
+    with Opened(model, frame_pool) as opened:
         pid = opened.pid
     assert not alive(pid)
     with pytest.raises(EngineError, match="closed"):
@@ -310,7 +322,7 @@ def test_close_ends_child_threads_and_what_waits(model: Model, arena: Arena) -> 
     assert opened.news.empty(), "an end that was asked for is no news"
 
 
-class Interrupting(Crew):
+class Interrupting(ThreadGroup):
     """Does something to the child as soon as it is there."""
 
     def __init__(self, act: Callable[[int], None]) -> None:
@@ -325,7 +337,7 @@ class Interrupting(Crew):
         return super().start(name, target, vital=vital, may_return=may_return)
 
 
-def test_close_while_it_opens_ends_at_once(model: Model, arena: Arena) -> None:
+def test_close_while_it_opens_ends_at_once(model: Model, frame_pool: SharedFramePool) -> None:
     """As when somebody presses Ctrl-C during a long warm-up."""
     seen: list[int] = []
 
@@ -334,7 +346,7 @@ def test_close_while_it_opens_ends_at_once(model: Model, arena: Arena) -> None:
         os.kill(pid, signal.SIGSTOP)  # it will not be ready by chance
         closing.start()
 
-    engine = EngineProcess(model, CPU, arena, crew=Interrupting(stop))
+    engine = EngineClient(model, CPU, frame_pool, thread_group=Interrupting(stop))
     closing = threading.Thread(target=engine.close)
     with pytest.raises(EngineError):
         engine.open()
@@ -342,7 +354,7 @@ def test_close_while_it_opens_ends_at_once(model: Model, arena: Arena) -> None:
     assert not alive(seen[0])
 
 
-def test_a_first_child_that_is_killed_gets_one_more_try(model: Model, arena: Arena) -> None:
+def test_a_first_child_that_is_killed_gets_one_more_try(model: Model, frame_pool: SharedFramePool) -> None:
     """By whoever wanted its memory: the second one opens the same and computes."""
     seen: list[int] = []
 
@@ -351,15 +363,15 @@ def test_a_first_child_that_is_killed_gets_one_more_try(model: Model, arena: Are
         if len(seen) == 1:
             os.kill(pid, signal.SIGKILL)
 
-    engine = EngineProcess(model, CPU, arena, crew=Interrupting(kill))
+    engine = EngineClient(model, CPU, frame_pool, thread_group=Interrupting(kill))
     engine.open()
     assert len(seen) == 2
     assert engine.process.down is None
     engine.close()
 
 
-def test_close_before_it_opens_leaves_nothing_to_open(model: Model, arena: Arena) -> None:
-    engine = EngineProcess(model, CPU, arena)
+def test_close_before_it_opens_leaves_nothing_to_open(model: Model, frame_pool: SharedFramePool) -> None:
+    engine = EngineClient(model, CPU, frame_pool)
     engine.close()
     with pytest.raises(EngineError, match="closed"):
         engine.open()
@@ -370,27 +382,29 @@ def test_close_before_it_opens_leaves_nothing_to_open(model: Model, arena: Arena
 
 def test_a_model_that_cannot_be_opened_is_the_same_error_as_here(tmp_path: Path) -> None:
     model = load_model(TinyDetector(poison=float("nan")).save(tmp_path / "nan.onnx"))
-    arena = Arena(model.input, 1)
+    frame_pool = SharedFramePool(model.input, 1)
     with pytest.raises(ModelError, match=r"nan\.onnx: .*NaN or infinity") as caught:
-        EngineProcess(model, CPU, arena).open()
+        EngineClient(model, CPU, frame_pool).open()
     assert caught.value.exit_code == 2
-    arena.close()
+    frame_pool.close()
 
 
-def test_a_device_that_was_demanded_is_the_same_error_as_here(model: Model, arena: Arena) -> None:
+def test_a_device_that_was_demanded_is_the_same_error_as_here(
+    model: Model, frame_pool: SharedFramePool
+) -> None:
     """Exit 3, with its reason code."""
     config = InferenceConfig(device="cuda", fallback="exit")
     with pytest.raises(DeviceError) as caught:
-        EngineProcess(model, config, arena).open()
+        EngineClient(model, config, frame_pool).open()
     assert caught.value.exit_code == 3
     assert caught.value.code in str(caught.value)
 
 
-def test_a_child_that_dies_over_a_model_blames_the_model(model: Model, arena: Arena) -> None:
+def test_a_child_that_dies_over_a_model_blames_the_model(model: Model, frame_pool: SharedFramePool) -> None:
     """When nothing was ever opened, there is nothing to try again."""
-    crew = Interrupting(lambda pid: os.kill(pid, signal.SIGSEGV))
+    thread_group = Interrupting(lambda pid: os.kill(pid, signal.SIGSEGV))
     with pytest.raises(ModelError, match=r"tiny\.onnx: the engine's process died of signal 11 \(SIGSEGV\)"):
-        EngineProcess(model, CPU, arena, crew=crew).open()
+        EngineClient(model, CPU, frame_pool, thread_group=thread_group).open()
 
 
 # --- nothing stays behind -----------------------------------------------------------------------------------
@@ -401,8 +415,8 @@ import sys, time
 from pathlib import Path
 from visionedge.config.schema import InferenceConfig
 from visionedge.model.model import load_model
-from visionedge.engine.process.client import EngineProcess
-from visionedge.engine.process.shared_memory import Arena
+from visionedge.engine.process.client import EngineClient
+from visionedge.engine.process.shared_memory import SharedFramePool
 model = load_model(Path(sys.argv[1]))
 engine = EngineProcess(model, InferenceConfig(device="cpu"), Arena(model.input, 4))
 engine.open()
@@ -414,7 +428,7 @@ sys.stdin.read()
 @pytest.mark.parametrize("stopped", [False, True])
 def test_when_the_module_is_killed_its_child_is_gone_too(model: Model, stopped: bool) -> None:
     """Even a child that hangs."""
-    environ = child_process.environment(os.environ)
+    environ = child_process.build_child_environment(os.environ)
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(model.path)],
         stdin=subprocess.PIPE,
@@ -436,9 +450,9 @@ def test_when_the_module_is_killed_its_child_is_gone_too(model: Model, stopped: 
     os.close(handle)
 
 
-def test_shared_memory_has_no_name_that_could_stay(opened: Opened, arena: Arena) -> None:
+def test_shared_memory_has_no_name_that_could_stay(opened: Opened, frame_pool: SharedFramePool) -> None:
     before = set(SHM.iterdir())
-    placed(arena, pictures(3))
+    placed(frame_pool, pictures(3))
     assert set(SHM.iterdir()) == before
     maps = Path(f"/proc/{opened.pid}/maps").read_text()
     assert re.search(r"r--s .*/memfd:visionedge-pictures", maps), "mapped by the child, read only"

@@ -17,11 +17,11 @@ import pytest
 from scripted_faults import Faults
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.device.session import EngineAwayError, EngineError
-from visionedge.engine.interface import EngineNews
+from visionedge.engine.device.session import EngineError, EngineUnavailableError
+from visionedge.engine.interface import EngineEvent
 from visionedge.engine.local_engine import open_engine
-from visionedge.engine.process.client import EngineProcess
-from visionedge.engine.process.shared_memory import Arena
+from visionedge.engine.process.client import EngineClient
+from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.errors import DeviceError
 from visionedge.model.model import Model, load_model
 
@@ -35,8 +35,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture(scope="module")
-def arena(model: Model) -> Iterator[Arena]:
-    made = Arena(model.input, 16)
+def frame_pool(model: Model) -> Iterator[SharedFramePool]:
+    made = SharedFramePool(model.input, 16)
     yield made
     made.close()
 
@@ -53,10 +53,12 @@ def expected(model: Model) -> np.ndarray:
 class Opened:
     """An engine with a pretended device, and what it tells; closed when a test leaves it."""
 
-    def __init__(self, model: Model, arena: Arena, faults: Faults, **inference: object) -> None:
+    def __init__(
+        self, model: Model, frame_pool: SharedFramePool, faults: Faults, **inference: object
+    ) -> None:
         config = InferenceConfig.model_validate({"device": "auto", **inference})
-        self.news: queue.SimpleQueue[EngineNews] = queue.SimpleQueue()
-        self.engine = EngineProcess(model, config, arena, on_change=self.news.put, inject=faults.path)
+        self.news: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
+        self.engine = EngineClient(model, config, frame_pool, on_change=self.news.put, inject=faults.path)
 
     def __enter__(self) -> "Opened":
         self.engine.open()
@@ -65,7 +67,7 @@ class Opened:
     def __exit__(self, *_error: object) -> None:
         self.engine.close()
 
-    def told(self, code: str) -> EngineNews:
+    def told(self, code: str) -> EngineEvent:
         """The next piece of news, waited for, which must be this."""
         news = self.news.get(timeout=60)
         assert news.code == code, news
@@ -74,7 +76,7 @@ class Opened:
     @property
     def spare(self) -> int | None:
         """The process that only waits for an order."""
-        spare = self.engine._conductor._children._spare
+        spare = self.engine._supervisor._workers._spare
         return None if spare is None else spare.pid
 
     @property
@@ -86,7 +88,7 @@ class Opened:
 class Lanes:
     """Two threads that compute without end; `failed` counts the batches that did not come to anything."""
 
-    def __init__(self, engine: EngineProcess, expected: np.ndarray) -> None:
+    def __init__(self, engine: EngineClient, expected: np.ndarray) -> None:
         self._engine = engine
         self._expected = expected
         self._stop = threading.Event()
@@ -135,7 +137,7 @@ LOSSES = {
 
 def test_a_fault_loses_the_device_the_cpu_takes_over_and_the_device_comes_back(
     model: Model,
-    arena: Arena,
+    frame_pool: SharedFramePool,
     expected: np.ndarray,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -143,7 +145,7 @@ def test_a_fault_loses_the_device_the_cpu_takes_over_and_the_device_comes_back(
     """One engine, fault after fault, two lanes all the while: no row is wrong, none lost on the way back."""
     caplog.set_level(logging.INFO)
     faults = Faults(tmp_path)
-    with Opened(model, arena, faults) as opened, Lanes(opened.engine, expected) as lanes:
+    with Opened(model, frame_pool, faults) as opened, Lanes(opened.engine, expected) as lanes:
         lanes.more()
         assert opened.state == ("cuda", "ok")
         for number, (name, (code, fault, words)) in enumerate(LOSSES.items(), 1):
@@ -166,9 +168,9 @@ def test_a_fault_loses_the_device_the_cpu_takes_over_and_the_device_comes_back(
             assert lanes.failed == failed, "no batch is lost on the way back"
             recovery = opened.engine.recovery
             assert recovery.faults[fault] >= 1
-            assert recovery.change_overs == number
-            frames = opened.engine.proof.likenesses[-1]
-            assert (frames.on, frames.pictures, frames.rows) == ("frames", 4, 1.0)
+            assert recovery.device_recoveries == number
+            frames = opened.engine.device_check.parity_results[-1]
+            assert (frames.source, frames.pictures, frames.rows) == ("frames", 4, 1.0)
         assert opened.engine.unplanned_shapes == 0
     assert lanes.wrong == 0
     assert opened.news.empty()
@@ -178,11 +180,11 @@ def test_a_fault_loses_the_device_the_cpu_takes_over_and_the_device_comes_back(
 
 
 def test_a_batch_for_which_memory_does_not_suffice_is_computed_in_smaller_ones(
-    model: Model, arena: Arena, expected: np.ndarray, tmp_path: Path
+    model: Model, frame_pool: SharedFramePool, expected: np.ndarray, tmp_path: Path
 ) -> None:
     """The process lives on, the plan says so, nothing fails; when not even one fits, the device is lost."""
     faults = Faults(tmp_path)
-    with Opened(model, arena, faults) as opened:
+    with Opened(model, frame_pool, faults) as opened:
         pid = opened.engine.process.pid
         faults.begin("memory")
         np.testing.assert_array_equal(opened.engine.infer(IMAGES), expected)
@@ -205,12 +207,12 @@ def test_a_batch_for_which_memory_does_not_suffice_is_computed_in_smaller_ones(
 
 
 def test_a_candidate_that_computes_otherwise_than_the_cpu_stays_out_until_it_does_not(
-    model: Model, arena: Arena, expected: np.ndarray, tmp_path: Path
+    model: Model, frame_pool: SharedFramePool, expected: np.ndarray, tmp_path: Path
 ) -> None:
     """Told once, however often it is tried. That a candidate cannot be opened is no news."""
     faults = Faults(tmp_path)
     faults.begin("absent")
-    with Opened(model, arena, faults) as opened, Lanes(opened.engine, expected) as lanes:
+    with Opened(model, frame_pool, faults) as opened, Lanes(opened.engine, expected) as lanes:
         assert opened.state == ("cpu", "no-device")
         faults.begin("absent-session")
         faults.end("absent")
@@ -219,8 +221,8 @@ def test_a_candidate_that_computes_otherwise_than_the_cpu_stays_out_until_it_doe
         faults.begin("wrong")
         faults.end("absent-session")
         assert "of its strongest rows are the CPU's" in opened.told("parity-refused").message
-        tries = opened.engine.recovery.outlook.vain
-        _until(lambda: opened.engine.recovery.outlook.vain > tries)
+        tries = opened.engine.recovery.recovery_state.failed_attempts
+        _until(lambda: opened.engine.recovery.recovery_state.failed_attempts > tries)
         faults.end("wrong")
         opened.told("device-back")
         lanes.more()
@@ -234,25 +236,27 @@ def test_a_candidate_that_computes_otherwise_than_the_cpu_stays_out_until_it_doe
     [("refuse", ("cpu", "parity-refused")), ("warn", ("cuda", "ok")), ("off", ("cuda", "ok"))],
 )
 def test_at_the_start_a_device_is_held_against_the_cpu(
-    model: Model, arena: Arena, tmp_path: Path, parity: str, state: tuple[str, str]
+    model: Model, frame_pool: SharedFramePool, tmp_path: Path, parity: str, state: tuple[str, str]
 ) -> None:
     """`inference.parity` says what becomes of one that computes something else."""
     faults = Faults(tmp_path, first_s=60.0)
     faults.begin("wrong")
-    with Opened(model, arena, faults, parity=parity) as opened:
+    with Opened(model, frame_pool, faults, parity=parity) as opened:
         assert opened.state == state
-        seen, notes = opened.engine.proof.likenesses, " ".join(opened.engine.notes)
-        assert [likeness.refusal is None for likeness in seen] == ([False] if parity == "warn" else [])
+        seen, notes = opened.engine.device_check.parity_results, " ".join(opened.engine.notes)
+        assert [parity_result.refusal is None for parity_result in seen] == (
+            [False] if parity == "warn" else []
+        )
         assert ("of its strongest rows are the CPU's" in notes) is (parity == "warn")
 
 
 def test_hold_computes_nothing_until_the_device_is_there(
-    model: Model, arena: Arena, expected: np.ndarray, tmp_path: Path
+    model: Model, frame_pool: SharedFramePool, expected: np.ndarray, tmp_path: Path
 ) -> None:
     """At the start and after a loss; why nothing is computed is said."""
     faults = Faults(tmp_path)
     faults.begin("absent")
-    opened = Opened(model, arena, faults, device="cuda", fallback="hold")
+    opened = Opened(model, frame_pool, faults, device="cuda", fallback="hold")
     opening = threading.Thread(target=opened.engine.open)
     opening.start()
     assert "waiting for it (inference.fallback: hold)" in opened.told("device-held").message
@@ -265,18 +269,20 @@ def test_hold_computes_nothing_until_the_device_is_there(
     with pytest.raises(EngineError):
         opened.engine.infer(IMAGES)
     assert "waiting for it" in opened.told("device-lost").message
-    with pytest.raises(EngineAwayError, match="cuda is lost: CUDA failure 700"):
+    with pytest.raises(EngineUnavailableError, match="cuda is lost: CUDA failure 700"):
         opened.engine.infer(IMAGES)
     assert opened.engine.process.pid is None
     opened.engine.close()
 
 
-def test_exit_ends_with_3_when_the_device_is_lost(model: Model, arena: Arena, tmp_path: Path) -> None:
+def test_exit_ends_with_3_when_the_device_is_lost(
+    model: Model, frame_pool: SharedFramePool, tmp_path: Path
+) -> None:
     faults = Faults(tmp_path)
-    with Opened(model, arena, faults, fallback="exit") as opened:
+    with Opened(model, frame_pool, faults, fallback="exit") as opened:
         assert opened.spare is None, "there is nothing to take over with"
         faults.begin("crashed")
-        with pytest.raises(EngineAwayError):
+        with pytest.raises(EngineUnavailableError):
             opened.engine.infer(IMAGES)
         lost = opened.told("device-lost")
         assert lost.exit_code == 3
@@ -284,17 +290,17 @@ def test_exit_ends_with_3_when_the_device_is_lost(model: Model, arena: Arena, tm
 
 
 def test_a_device_that_crashes_its_process_at_the_start_leaves_the_cpu(
-    model: Model, arena: Arena, expected: np.ndarray, tmp_path: Path
+    model: Model, frame_pool: SharedFramePool, expected: np.ndarray, tmp_path: Path
 ) -> None:
     """The module starts all the same, degraded, and goes on looking for the device."""
     faults = Faults(tmp_path, first_s=60.0)
     faults.begin("crashes-opening")
-    with Opened(model, arena, faults) as opened:
+    with Opened(model, frame_pool, faults) as opened:
         assert opened.state == ("cpu", "engine-died")
-        assert opened.engine.recovery.outlook.stage == "waiting"
+        assert opened.engine.recovery.recovery_state.stage == "waiting"
         np.testing.assert_array_equal(opened.engine.infer(IMAGES), expected)
     with pytest.raises(DeviceError) as caught:
-        Opened(model, arena, faults, fallback="exit", device="cuda").engine.open()
+        Opened(model, frame_pool, faults, fallback="exit", device="cuda").engine.open()
     assert (caught.value.exit_code, caught.value.code) == (3, "engine-died")
 
 

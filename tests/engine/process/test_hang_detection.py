@@ -5,15 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from visionedge.engine.process.worker import LEAST_S, UsualTime, await_reply
+from visionedge.engine.process.worker import MIN_LIMIT_S, AdaptiveTimeout, wait_for_reply
 
 
 def test_the_limit_is_ten_times_the_usual_within_bounds() -> None:
-    usual = UsualTime(30)
+    usual = AdaptiveTimeout(30)
     assert usual.limit_s == 30
     for _ in range(5):
         usual.note(0.02)
-    assert usual.limit_s == LEAST_S
+    assert usual.limit_s == MIN_LIMIT_S
     for _ in range(5):
         usual.note(0.5)
     assert usual.limit_s == pytest.approx(5)
@@ -23,7 +23,7 @@ def test_the_limit_is_ten_times_the_usual_within_bounds() -> None:
 
 def test_one_short_batch_does_not_make_long_ones_too_long() -> None:
     """The longest of the last ones counts: batches of one and of eight come in any order."""
-    usual = UsualTime(30)
+    usual = AdaptiveTimeout(30)
     for _ in range(20):
         usual.note(1.0)
         usual.note(0.1)
@@ -31,7 +31,7 @@ def test_one_short_batch_does_not_make_long_ones_too_long() -> None:
 
 
 def test_limits_below_the_least_are_kept() -> None:
-    usual = UsualTime(0.5)
+    usual = AdaptiveTimeout(0.5)
     for _ in range(9):
         usual.note(0.01)
     assert usual.limit_s == 0.5
@@ -64,17 +64,17 @@ def line() -> Iterator[socket.socket]:
 def test_a_reply_that_never_comes_is_given_up_at_the_limit(line: socket.socket) -> None:
     time = Time([0.0] * 100)
     with pytest.raises(TimeoutError):
-        await_reply(line, 2.0, clock=time.clock, readable=time.readable)
+        wait_for_reply(line, 2.0, clock=time.clock, readable=time.readable)
     assert time.now_s == pytest.approx(2.0)
 
 
 def test_time_in_which_nobody_ran_is_not_the_childs(line: socket.socket) -> None:
     """Everything is stopped for two minutes and goes on: a healthy child then answers."""
     time = Time([0.0, 120.0, 0.0])
-    await_reply(line, 2.0, clock=time.clock, readable=time.readable)
+    wait_for_reply(line, 2.0, clock=time.clock, readable=time.readable)
     assert time.now_s > 120
 
 
 def test_the_end_of_the_other_side_ends_the_wait(line: socket.socket) -> None:
     line.shutdown(socket.SHUT_RDWR)
-    await_reply(line, 60.0)
+    wait_for_reply(line, 60.0)

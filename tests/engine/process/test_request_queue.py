@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tiny_models import pictures
-from visionedge.engine.device.session import EngineError, Pictures
+from visionedge.engine.device.session import EngineError, PictureBatch
 from visionedge.engine.process import protocol
-from visionedge.engine.process.server import Desk
-from visionedge.engine.process.shared_memory import Arena, Window
+from visionedge.engine.process.server import RequestLoop
+from visionedge.engine.process.shared_memory import FrameView, SharedFramePool
 from visionedge.frames.types import InputSpec
 from visionedge.model.postprocess import Rows
 
@@ -30,7 +30,7 @@ class Counted:
         self.go_on = threading.Event()
         self._lock = threading.Lock()
 
-    def infer(self, images: Pictures, least_score: float | None = None) -> Rows:
+    def infer(self, images: PictureBatch, min_score: float | None = None) -> Rows:
         """See `Engine.infer`."""
         with self._lock:
             self.busy += 1
@@ -40,20 +40,22 @@ class Counted:
             self.busy -= 1
         if images[0].min() == 255:
             raise EngineError("it is too bright")
-        return np.array([[[*image[0, 0], 0, 0, least_score]] for image in images], np.float32)
+        return np.array([[[*image[0, 0], 0, 0, min_score]] for image in images], np.float32)
 
 
 class Child:
     """A desk with its lanes on threads of this process, and the module's ends of queue and lines."""
 
-    def __init__(self, arena: Arena, stack: ExitStack) -> None:
+    def __init__(self, frame_pool: SharedFramePool, stack: ExitStack) -> None:
         self.engine = Counted()
         self.queue, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pairs = [socket.socketpair() for _ in range(LINES)]
         self.lines = [ours for ours, _ in pairs]
         for each in (self.queue, theirs, *self.lines, *(end for _, end in pairs)):
             stack.callback(each.close)
-        desk = Desk(theirs, [end for _, end in pairs], self.engine, Window(arena.fd, SPEC), SPEC)
+        desk = RequestLoop(
+            theirs, [end for _, end in pairs], self.engine, FrameView(frame_pool.fd, SPEC), SPEC
+        )
         threads = [threading.Thread(target=desk.serve) for _ in range(LANES)]
         for thread in threads:
             thread.start()
@@ -62,7 +64,7 @@ class Child:
 
     def ask(self, line: int, blocks: tuple[int, ...]) -> None:
         """Put a request into the queue."""
-        self.queue.send(protocol.request_message(protocol.Request(line, blocks, 0.5)))
+        self.queue.send(protocol.encode_request(protocol.InferRequest(line, blocks, 0.5)))
 
     def answer(self, line: int, count: int = 1) -> Rows:
         """What comes on a line."""
@@ -72,29 +74,29 @@ class Child:
 
 
 @pytest.fixture
-def arena() -> Iterator[Arena]:
-    made = Arena(SPEC, LINES)
+def frame_pool() -> Iterator[SharedFramePool]:
+    made = SharedFramePool(SPEC, LINES)
     yield made
     made.close()
 
 
 @pytest.fixture
-def child(arena: Arena) -> Iterator[Child]:
+def child(frame_pool: SharedFramePool) -> Iterator[Child]:
     with ExitStack() as stack:
-        yield Child(arena, stack)
+        yield Child(frame_pool, stack)
 
 
 def test_each_line_gets_its_own_answer_and_no_more_are_computed_at_a_time_than_lanes(
-    arena: Arena, child: Child
+    frame_pool: SharedFramePool, child: Child
 ) -> None:
     """Six ask at once; two compute."""
     held = []
     for line in range(LINES):
-        picture = arena.allocate()
+        picture = frame_pool.allocate()
         assert picture is not None
         picture[:] = line
         held.append(picture)
-        block = arena.block_of(picture)
+        block = frame_pool.block_of(picture)
         assert block is not None
         child.ask(line, (block,))
     child.engine.go_on.set()

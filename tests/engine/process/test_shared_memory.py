@@ -11,100 +11,100 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visionedge.engine.process.shared_memory import Arena, Window, blocks_for
+from visionedge.engine.process.shared_memory import FrameView, SharedFramePool, compute_block_count
 from visionedge.frames.types import InputSpec, Picture
 
 SPEC = InputSpec(20, 10)
 
 
 @pytest.fixture
-def arena() -> Iterator[Arena]:
-    made = Arena(SPEC, 4)
+def frame_pool() -> Iterator[SharedFramePool]:
+    made = SharedFramePool(SPEC, 4)
     yield made
     made.close()
 
 
-def allocated(arena: Arena) -> Picture:
+def allocated(frame_pool: SharedFramePool) -> Picture:
     """A picture that there must be room for."""
-    picture = arena.allocate()
+    picture = frame_pool.allocate()
     assert picture is not None
     return picture
 
 
-def test_a_picture_is_a_plain_array_of_the_models_size(arena: Arena) -> None:
-    picture = allocated(arena)
+def test_a_picture_is_a_plain_array_of_the_models_size(frame_pool: SharedFramePool) -> None:
+    picture = allocated(frame_pool)
     assert picture.shape == (10, 20, 3)
     assert picture.dtype == np.uint8
     assert picture.flags.c_contiguous
     assert picture.flags.writeable
 
 
-def test_what_is_written_is_seen_at_the_other_end(arena: Arena) -> None:
-    window = Window(arena.fd, SPEC)
-    pictures = [allocated(arena) for _ in range(4)]
+def test_what_is_written_is_seen_at_the_other_end(frame_pool: SharedFramePool) -> None:
+    window = FrameView(frame_pool.fd, SPEC)
+    pictures = [allocated(frame_pool) for _ in range(4)]
     for number, picture in enumerate(pictures):
         picture[:] = number
     for number, picture in enumerate(pictures):
-        block = arena.block_of(picture)
+        block = frame_pool.block_of(picture)
         assert block is not None
         assert (window.picture(block) == number).all()
 
 
-def test_the_other_end_cannot_write(arena: Arena) -> None:
+def test_the_other_end_cannot_write(frame_pool: SharedFramePool) -> None:
     """Neither through its window nor by a mapping of its own, nor can it cut the memory short under us."""
-    seen = Window(arena.fd, SPEC).picture(0)
+    seen = FrameView(frame_pool.fd, SPEC).picture(0)
     with pytest.raises(ValueError, match="read-only"):
         seen[0] = 1
     with pytest.raises(PermissionError):
-        os.ftruncate(arena.fd, 0)
+        os.ftruncate(frame_pool.fd, 0)
     with pytest.raises(PermissionError):
-        os.pwrite(arena.fd, b"x", 0)
+        os.pwrite(frame_pool.fd, b"x", 0)
 
 
 @pytest.mark.parametrize("block", [-1, 4, 1 << 30])
-def test_a_block_that_there_is_not_is_an_error(arena: Arena, block: int) -> None:
+def test_a_block_that_there_is_not_is_an_error(frame_pool: SharedFramePool, block: int) -> None:
     with pytest.raises(IndexError):
-        Window(arena.fd, SPEC).picture(block)
+        FrameView(frame_pool.fd, SPEC).picture(block)
 
 
-def test_without_a_free_block_there_is_none_and_it_is_counted(arena: Arena) -> None:
-    held = [allocated(arena) for _ in range(4)]
-    assert arena.allocate() is None
-    assert arena.allocate() is None
-    assert (arena.dry, arena.free) == (2, 0)
+def test_without_a_free_block_there_is_none_and_it_is_counted(frame_pool: SharedFramePool) -> None:
+    held = [allocated(frame_pool) for _ in range(4)]
+    assert frame_pool.allocate() is None
+    assert frame_pool.allocate() is None
+    assert (frame_pool.exhausted_count, frame_pool.free) == (2, 0)
     held.pop()
-    assert allocated(arena) is not None
+    assert allocated(frame_pool) is not None
 
 
-def test_a_view_keeps_its_block(arena: Arena) -> None:
+def test_a_view_keeps_its_block(frame_pool: SharedFramePool) -> None:
     """Of whatever kind: a slice of a slice, another shape, a bare buffer."""
-    kept = [allocated(arena)[2:][1:], allocated(arena).reshape(-1), allocated(arena).data]
+    kept = [allocated(frame_pool)[2:][1:], allocated(frame_pool).reshape(-1), allocated(frame_pool).data]
     gc.collect()
-    assert arena.free == 1
+    assert frame_pool.free == 1
     kept.clear()
     gc.collect()
-    assert arena.free == 4
+    assert frame_pool.free == 4
 
 
 def test_pictures_outlive_their_arena() -> None:
-    arena = Arena(SPEC, 1)
-    picture = allocated(arena)
-    arena.close()
-    del arena
+    frame_pool = SharedFramePool(SPEC, 1)
+    picture = allocated(frame_pool)
+    frame_pool.close()
+    del frame_pool
     gc.collect()
     picture[:] = 7
     assert int(picture.sum()) == 7 * picture.size
 
 
-def test_only_whole_pictures_are_in_a_block(arena: Arena) -> None:
-    picture = allocated(arena)
-    assert arena.block_of(picture) is not None
-    assert arena.block_of(picture.copy()) is None
-    assert arena.block_of(picture[:, ::-1]) is None
-    assert arena.block_of(picture[:5]) is None
-    assert arena.block_of(np.zeros((10, 20, 3), np.uint8)) is None
-    other = Arena(SPEC, 4)
-    assert arena.block_of(allocated(other)) is None
+def test_only_whole_pictures_are_in_a_block(frame_pool: SharedFramePool) -> None:
+    picture = allocated(frame_pool)
+    assert frame_pool.block_of(picture) is not None
+    assert frame_pool.block_of(picture.copy()) is None
+    assert frame_pool.block_of(picture[:, ::-1]) is None
+    assert frame_pool.block_of(picture[:5]) is None
+    assert frame_pool.block_of(np.zeros((10, 20, 3), np.uint8)) is None
+    other = SharedFramePool(SPEC, 4)
+    assert frame_pool.block_of(allocated(other)) is None
     other.close()
 
 
@@ -112,37 +112,37 @@ def test_only_whole_pictures_are_in_a_block(arena: Arena) -> None:
 @settings(deadline=None)
 def test_held_pictures_are_always_different_blocks(steps: list[int | None]) -> None:
     """Whatever is taken (None) and let go (a number) in which order; and none is lost."""
-    arena = Arena(SPEC, 5)
+    frame_pool = SharedFramePool(SPEC, 5)
     held: list[Picture] = []
     for step in steps:
         if step is None:
-            picture = arena.allocate()
+            picture = frame_pool.allocate()
             assert (picture is None) == (len(held) == 5)
             if picture is not None:
                 held.append(picture)
             del picture
         elif held:
             held.pop(step % len(held))
-        blocks = [arena.block_of(picture) for picture in held]
+        blocks = [frame_pool.block_of(picture) for picture in held]
         assert len(set(blocks)) == len(held)
         assert None not in blocks
-        assert arena.free == 5 - len(held)
-    arena.close()
+        assert frame_pool.free == 5 - len(held)
+    frame_pool.close()
 
 
 def test_threads_never_see_each_others_pictures() -> None:
     """Eight threads write their own number, hold some pictures for a while, and find only it later on."""
-    arena = Arena(SPEC, 12)
+    frame_pool = SharedFramePool(SPEC, 12)
     wrong: list[int] = []
-    dry: list[int] = []
+    exhausted_count: list[int] = []
 
     def camera(number: int) -> None:
         chance = random.Random(number)  # noqa: S311 - of no secret
         held: list[Picture] = []
         for _ in range(2000):
-            picture = arena.allocate()
+            picture = frame_pool.allocate()
             if picture is None:
-                dry.append(number)
+                exhausted_count.append(number)
             else:
                 picture[:] = number
                 held.append(picture)
@@ -157,11 +157,11 @@ def test_threads_never_see_each_others_pictures() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert arena.dry == len(dry)
-    assert arena.free == 12
-    arena.close()
+    assert frame_pool.exhausted_count == len(exhausted_count)
+    assert frame_pool.free == 12
+    frame_pool.close()
 
 
 def test_there_are_blocks_for_every_camera() -> None:
-    assert blocks_for(0) >= 32
-    assert blocks_for(50) >= 50 * 4
+    assert compute_block_count(0) >= 32
+    assert compute_block_count(50) >= 50 * 4

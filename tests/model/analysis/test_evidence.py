@@ -201,8 +201,8 @@ def test_a_graph_that_prepares_its_picture_sees_what_it_sees_without_that(
     pictures = noise_pictures(2, WIDTH_PX, HEIGHT_PX)
     model, before = load_model(_with(path, *fronts)), load_model(path)
     assert model.head == before.head
-    color = before.reading.preprocess.color
-    assert model.reading.preprocess.color == (ORDERS[color] if swaps else color)
+    color = before.interpretation.preprocess.color
+    assert model.interpretation.preprocess.color == (ORDERS[color] if swaps else color)
     np.testing.assert_allclose(compiled_rows(model, pictures), _rows(path, pictures), rtol=1e-4, atol=2e-3)
 
 
@@ -219,7 +219,7 @@ def test_first_nodes_that_are_not_known_are_refused_with_what_was_seen(
     with pytest.raises(ModelError):
         load_model(path)
     state(path, input={"color": "rgb", "scale": 1.0})
-    assert load_model(path).reading.preprocess.scale == 1.0
+    assert load_model(path).interpretation.preprocess.scale == 1.0
 
 
 def test_a_clip_that_would_cut_pixels_off_is_refused(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_mean_in_the_other_order_of_colours_is_refused(tmp_path: Path) -> None
     path = detr.raw_detr_model(tmp_path / "m.onnx")
     with pytest.raises(ModelError, match=r"order of BGR.*input\.color"):
         load_model(_with(path, less))
-    assert load_model(_with(path, less, _split)).reading.preprocess.color == "bgr"
+    assert load_model(_with(path, less, _split)).interpretation.preprocess.color == "bgr"
 
 
 @pytest.mark.parametrize("family", ["yolov10", "detr-raw", "yolov6"])
@@ -319,7 +319,7 @@ def test_nanodet_and_picodet_with_their_mean_in_the_graph_are_not_normalised_twi
     front = _with(path, *((_as_bytes, mean) if bytes_in else (mean,)))
     pictures = noise_pictures(2, WIDTH_PX, HEIGHT_PX)
     model = load_model(front)
-    assert model.reading.preprocess.mean == (0.0, 0.0, 0.0)
+    assert model.interpretation.preprocess.mean == (0.0, 0.0, 0.0)
     np.testing.assert_allclose(compiled_rows(model, pictures), _rows(path, pictures), rtol=1e-3, atol=2e-3)
 
 
@@ -371,7 +371,7 @@ def test_a_dynamically_quantised_model_is_read_as_the_model_that_it_was(
     path = QUANTISABLE[family](tmp_path / "m.onnx")
     before, after = load_model(path), load_model(_quantised(path, kind))
     for name in ("head", "preprocess", "input", "class_count", "suppress", "decoder"):
-        assert getattr(after.reading, name) == getattr(before.reading, name), name
+        assert getattr(after.interpretation, name) == getattr(before.interpretation, name), name
     assert [c for c in after.evidence if "starts with" in c] == [
         c for c in before.evidence if "starts with" in c
     ]
@@ -401,7 +401,7 @@ def test_a_statically_quantised_model_is_read_as_the_model_that_it_was(
     quantize_static(path, to, _Reader(path), quant_format=form)
     before, after = load_model(path), load_model(to)
     for name in ("head", "preprocess", "class_count", "suppress"):
-        assert getattr(after.reading, name) == getattr(before.reading, name), name
+        assert getattr(after.interpretation, name) == getattr(before.interpretation, name), name
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "yolox", "yolov6", "softmax", "divided"])
@@ -415,7 +415,7 @@ def test_a_model_that_onnxruntime_optimised_is_read_as_the_model_that_it_was(
     onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     before, after = load_model(path), load_model(tmp_path / "optimised.onnx")
     for name in ("head", "preprocess", "class_count", "suppress", "decoder"):
-        assert getattr(after.reading, name) == getattr(before.reading, name), name
+        assert getattr(after.interpretation, name) == getattr(before.interpretation, name), name
 
 
 def test_a_picodet_that_a_tool_changed_needs_its_head_stated(tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_a_picodet_that_a_tool_changed_needs_its_head_stated(tmp_path: Path) -> 
         load_model(path)
     state(path, head="picodet")
     after = load_model(path)
-    assert (after.head, after.reading.preprocess) == ("picodet", before.reading.preprocess)
+    assert (after.head, after.interpretation.preprocess) == ("picodet", before.interpretation.preprocess)
 
 
 def test_a_centernet_stays_one_when_it_is_quantised(tmp_path: Path) -> None:
@@ -459,7 +459,7 @@ def test_a_wrong_number_of_labels_is_named_as_that(
     build = QUANTISABLE[family]
     path = build(tmp_path / "m.onnx")
     before = load_model(path)
-    labels = [f"thing {i}" for i in range(before.reading.class_count - 1)]
+    labels = [f"thing {i}" for i in range(before.interpretation.class_count - 1)]
     stated = {"head": before.head} if head else {}
     if by == "metadata":
         model = onnx.load(path)
@@ -468,8 +468,8 @@ def test_a_wrong_number_of_labels_is_named_as_that(
         state(path, **stated)
     else:
         state(path, labels=labels, **stated)
-    carrier = "m.yaml" if by == "MODEL.yaml" else "its metadata"
-    words = f"it has {before.reading.class_count} classes, but {carrier} names {len(labels)}"
+    label_source = "m.yaml" if by == "MODEL.yaml" else "its metadata"
+    words = f"it has {before.interpretation.class_count} classes, but {label_source} names {len(labels)}"
     with pytest.raises(ModelError, match=words):
         load_model(path)
 

@@ -6,14 +6,14 @@ import onnx
 import pytest
 
 from tiny_graphs import Graph
-from visionedge.model.analysis.shape_inference import shape_of, tensor_types
+from visionedge.model.analysis.shape_inference import infer_node_by_node, read_shape
 from visionedge.model.analysis.signature import read_signature
 
 
 def output_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
     """The shapes of the outputs that are known."""
-    types = tensor_types(model)
-    shapes = {output.name: shape_of(types.get(output.name)) for output in model.graph.output}
+    types = infer_node_by_node(model)
+    shapes = {output.name: read_shape(types.get(output.name)) for output in model.graph.output}
     return {name: shape for name, shape in shapes.items() if shape is not None}
 
 

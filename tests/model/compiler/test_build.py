@@ -18,19 +18,19 @@ from tiny_models import TinyDetector, pictures
 from visionedge.errors import ModelError, UnavailableError
 from visionedge.model.compiler import build as batch
 from visionedge.model.compiler import trial_run
-from visionedge.model.compiler.build import build, imprint_of, ready
-from visionedge.model.compiler.trial_run import compared, same_rows
+from visionedge.model.compiler.build import build_graph, load_or_compile_with_batch, require_compiled_metadata
+from visionedge.model.compiler.trial_run import compare_outputs, compute_matching_share
 from visionedge.model.model import load_model
-from visionedge.model.stamp import Imprint
+from visionedge.model.stamp import CompiledMetadata
 
 FIXED = TinyDetector(batch=1)
 
 
-def built(path: Path) -> tuple[onnxruntime.InferenceSession, Imprint]:
+def built(path: Path) -> tuple[onnxruntime.InferenceSession, CompiledMetadata]:
     """The graph of a model, opened, and what it says of itself."""
-    graph = build(load_model(path))
+    graph = build_graph(load_model(path))
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    return session, imprint_of(onnx.load_model_from_string(graph))
+    return session, require_compiled_metadata(onnx.load_model_from_string(graph))
 
 
 def run(session: onnxruntime.InferenceSession, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -61,10 +61,10 @@ def on_scores(proto: onnx.ModelProto, *nodes: onnx.NodeProto) -> onnx.ModelProto
 
 def test_a_batch_that_was_fixed_at_one_is_opened(tmp_path: Path) -> None:
     """Three pictures at once give the rows of a slow reference, which takes them one by one."""
-    session, imprint = built(FIXED.save(tmp_path / "fixed.onnx"))
+    session, compiled_metadata = built(FIXED.save(tmp_path / "fixed.onnx"))
     assert session.get_inputs()[0].shape == ["N", 48, 64, 3]
-    assert imprint.batch is None
-    assert imprint.batch_words.startswith("fixed at 1 in the file; open: ")
+    assert compiled_metadata.batch is None
+    assert compiled_metadata.batch_reason.startswith("fixed at 1 in the file; open: ")
     images = pictures(3)
     rows, expected = run(session, images)[:, :40], np.array(FIXED.rows(images, 40))
     np.testing.assert_array_equal(rows[..., 5], expected[..., 5])
@@ -74,22 +74,22 @@ def test_a_batch_that_was_fixed_at_one_is_opened(tmp_path: Path) -> None:
 def test_an_engine_knows_that_a_batch_was_opened(tmp_path: Path) -> None:
     """So it forms batches; without a data folder nothing is tried, and it runs as the file has it."""
     model = load_model(FIXED.save(tmp_path / "fixed.onnx"))
-    opened, _ = ready(model, tmp_path / "data")
-    assert opened.reading.input.batch is None
-    again, _ = ready(opened, tmp_path / "data")
-    assert again.reading.input.batch is None  # an engine may be opened again for the model of another
-    assert ready(model, None)[0].reading.input.batch == 1
+    opened, _ = load_or_compile_with_batch(model, tmp_path / "data")
+    assert opened.interpretation.input.batch is None
+    again, _ = load_or_compile_with_batch(opened, tmp_path / "data")
+    assert again.interpretation.input.batch is None  # an engine may be opened again for the model of another
+    assert load_or_compile_with_batch(model, None)[0].interpretation.input.batch == 1
 
 
 def test_an_open_batch_stays_open(tmp_path: Path) -> None:
-    session, imprint = built(TinyDetector().save(tmp_path / "open.onnx"))
+    session, compiled_metadata = built(TinyDetector().save(tmp_path / "open.onnx"))
     assert session.get_inputs()[0].shape[0] == "N"
-    assert imprint.batch_words.startswith("open in the file; open: ")
+    assert compiled_metadata.batch_reason.startswith("open in the file; open: ")
 
 
 def test_a_larger_fixed_batch_is_left_as_it_is(tmp_path: Path) -> None:
-    session, imprint = built(TinyDetector(batch=2).save(tmp_path / "two.onnx"))
-    assert session.get_inputs()[0].shape[0] == imprint.batch == 2
+    session, compiled_metadata = built(TinyDetector(batch=2).save(tmp_path / "two.onnx"))
+    assert session.get_inputs()[0].shape[0] == compiled_metadata.batch == 2
     assert run(session, pictures(2)).shape[0] == 2
 
 
@@ -117,18 +117,18 @@ def test_a_network_that_mixes_its_pictures_runs_one_by_one(
     proto = on_scores(TinyDetector(batch=declared).proto(), *nodes)
     proto.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "half"))
     proto.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "first"))
-    session, imprint = built(saved(proto, tmp_path / "mixing.onnx"))
-    assert session.get_inputs()[0].shape[0] == imprint.batch == 1
-    assert "one by one: " in imprint.batch_words
+    session, compiled_metadata = built(saved(proto, tmp_path / "mixing.onnx"))
+    assert session.get_inputs()[0].shape[0] == compiled_metadata.batch == 1
+    assert "one by one: " in compiled_metadata.batch_reason
 
 
 def test_a_network_whose_answer_has_no_fixed_length_runs_one_by_one(tmp_path: Path) -> None:
     """Suppression in the graph gives each picture another number of boxes."""
     proto = FIXED.proto()
     proto.graph.node.append(helper.make_node("NonZero", ["scores.8"], ["places"]))
-    _, imprint = built(saved(proto, tmp_path / "counting.onnx"))
-    assert imprint.batch == 1
-    assert "NonZero gives another number of values for each picture" in imprint.batch_words
+    _, compiled_metadata = built(saved(proto, tmp_path / "counting.onnx"))
+    assert compiled_metadata.batch == 1
+    assert "NonZero gives another number of values for each picture" in compiled_metadata.batch_reason
 
 
 def test_sizes_of_a_resize_become_factors(tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_sizes_of_a_resize_become_factors(tmp_path: Path) -> None:
     back = helper.make_node("Resize", ["smaller", "", "", "large"], ["resized"], mode="linear")
     graph.node.insert(0, there)
     graph.node.insert(1, back)
-    _, imprint = built(saved(proto, tmp_path / "resizing.onnx"))
-    assert imprint.batch is None, imprint.batch_words
+    _, compiled_metadata = built(saved(proto, tmp_path / "resizing.onnx"))
+    assert compiled_metadata.batch is None, compiled_metadata.batch_reason
 
 
 def test_a_batch_that_is_merged_with_windows_is_opened() -> None:
@@ -162,7 +162,7 @@ def test_a_batch_that_is_merged_with_windows_is_opened() -> None:
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 4, 36])
     graph = helper.make_graph(nodes, "windows", [image], [out], weights)
     network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    opened = batch.opened(network)
+    opened = batch.make_batch_dynamic(network)
     assert isinstance(opened, onnx.ModelProto)
     session = onnxruntime.InferenceSession(opened.SerializeToString(), providers=["CPUExecutionProvider"])
     images = np.random.default_rng(0).normal(size=(3, 4, 6, 6)).astype(np.float32)
@@ -182,8 +182,8 @@ def test_a_batch_that_is_merged_with_windows_is_opened() -> None:
 )
 def test_what_becomes_of_the_batch_of_real_models(shared_data: Path, name: str, open_: bool) -> None:
     """Two are opened, one is open, and one suppresses in its graph."""
-    _, imprint = built(shared_data / "models" / f"{name}.onnx")
-    assert (imprint.batch is None) == open_, imprint.batch_words
+    _, compiled_metadata = built(shared_data / "models" / f"{name}.onnx")
+    assert (compiled_metadata.batch is None) == open_, compiled_metadata.batch_reason
 
 
 # --- comparing --------------------------------------------------------------------------------------------
@@ -192,32 +192,32 @@ def test_what_becomes_of_the_batch_of_real_models(shared_data: Path, name: str, 
 def test_values_are_the_same_up_to_another_order_of_adding_up() -> None:
     together = np.array([[100.0, 1.0], [3.0, 0.0]], np.float32)
     alone = [[together[:1] + 0.005], [together[1:]]]
-    assert compared(["a"], [together], alone)[0]
-    assert not compared(["a"], [together], [[together[:1] + 0.05], [together[1:]]])[0]
-    assert "differs by" in compared(["a"], [together], [[together[:1] + 1], [together[1:]]])[1]
+    assert compare_outputs(["a"], [together], alone)[0]
+    assert not compare_outputs(["a"], [together], [[together[:1] + 0.05], [together[1:]]])[0]
+    assert "differs by" in compare_outputs(["a"], [together], [[together[:1] + 1], [together[1:]]])[1]
 
 
 @pytest.mark.parametrize("broken", [np.array([[np.nan], [1]], np.float32), np.ones((1, 1), np.float32)])
 def test_no_numbers_and_other_shapes_are_never_the_same(broken: NDArray[np.float32]) -> None:
     ones = np.ones((1, 1), np.float32)
-    assert not compared(["a"], [broken], [[ones], [ones]])[0]
+    assert not compare_outputs(["a"], [broken], [[ones], [ones]])[0]
 
 
 def test_whole_numbers_are_the_same_or_not() -> None:
     whole = np.array([[1], [2]], np.int64)
-    assert compared(["ids"], [whole], [[whole[:1]], [whole[1:]]])[0]
-    assert not compared(["ids"], [whole], [[whole[:1]], [whole[1:] + 1]])[0]
+    assert compare_outputs(["ids"], [whole], [[whole[:1]], [whole[1:]]])[0]
+    assert not compare_outputs(["ids"], [whole], [[whole[:1]], [whole[1:] + 1]])[0]
 
 
 def test_rows_may_change_places_but_not_pictures() -> None:
     """Equal scores stand in any order; the share is that of the picture with the fewest alike."""
     random = np.random.default_rng(0)
     rows = np.asarray(random.uniform(0, 1, (2, 10, 6)) * [400, 400, 400, 400, 1, 80], np.float32)
-    assert same_rows(rows, rows[:, ::-1]) == 1
-    assert same_rows(rows, rows[::-1]) == 0
+    assert compute_matching_share(rows, rows[:, ::-1]) == 1
+    assert compute_matching_share(rows, rows[::-1]) == 0
     moved = rows.copy()
     moved[1, :5, 0] += 3
-    assert same_rows(rows, moved) == 0.5
+    assert compute_matching_share(rows, moved) == 0.5
 
 
 # --- the first run ----------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_a_first_run_that_ends_badly_is_the_models_fault(
     model = load_model(TinyDetector().save(tmp_path / "m.onnx"))
     monkeypatch.setattr(sys, "executable", interpreter(tmp_path / "python", f"cat >/dev/null; {script}"))
     with pytest.raises(ModelError, match=words) as caught:
-        build(model)
+        build_graph(model)
     assert str(caught.value).startswith(f"{model.path}: ")
 
 
@@ -259,9 +259,9 @@ def test_a_comparison_that_ends_badly_leaves_one_by_one(
     script = f"cat >/dev/null; echo '{json.dumps(found)}'; kill -SEGV $$"
     model = load_model(FIXED.save(tmp_path / "m.onnx"))
     monkeypatch.setattr(sys, "executable", interpreter(tmp_path / "python", script))
-    imprint = imprint_of(onnx.load_model_from_string(build(model)))
-    assert imprint.batch == 1
-    assert "crash (SIGSEGV)" in imprint.batch_words
+    compiled_metadata = require_compiled_metadata(onnx.load_model_from_string(build_graph(model)))
+    assert compiled_metadata.batch == 1
+    assert "crash (SIGSEGV)" in compiled_metadata.batch_reason
 
 
 def test_without_onnxruntime_it_is_the_machine_that_is_not_up_to_it(
@@ -272,7 +272,7 @@ def test_without_onnxruntime_it_is_the_machine_that_is_not_up_to_it(
     script = 'cat >/dev/null; echo \'{"unavailable": "onnxruntime cannot be imported"}\''
     monkeypatch.setattr(sys, "executable", interpreter(tmp_path / "python", script))
     with pytest.raises(UnavailableError, match="cannot be imported"):
-        build(model)
+        build_graph(model)
 
 
 def test_the_child_imports_nothing_from_the_folder_it_stands_in(
@@ -282,15 +282,15 @@ def test_the_child_imports_nothing_from_the_folder_it_stands_in(
     model = load_model(TinyDetector().save(tmp_path / "m.onnx"))
     (tmp_path / "onnxruntime.py").write_text("raise SystemExit('taken over')\n")
     monkeypatch.chdir(tmp_path)
-    assert build(model)
+    assert build_graph(model)
 
 
 def test_the_pictures_of_a_first_run_are_unlike_each_other_and_always_the_same() -> None:
-    first, again = trial_run.pictures(30, 50), trial_run.pictures(30, 50)
-    assert first.shape == (trial_run.TOGETHER, 30, 50, 3)
+    first, again = trial_run.make_test_pictures(30, 50), trial_run.make_test_pictures(30, 50)
+    assert first.shape == (trial_run.COMPARED_PICTURES, 30, 50, 3)
     np.testing.assert_array_equal(first, again)
     assert all((first[i] != first[j]).mean() > 0.9 for i, j in ((0, 1), (0, 2), (1, 2)))
-    assert trial_run.pictures(1, 1).shape == (trial_run.TOGETHER, 1, 1, 3)
+    assert trial_run.make_test_pictures(1, 1).shape == (trial_run.COMPARED_PICTURES, 1, 1, 3)
 
 
 # --- what a compiled graph says of itself -----------------------------------------------------------------
@@ -300,21 +300,21 @@ def test_a_compiled_graph_is_a_model_again(tmp_path: Path) -> None:
     """With the same labels, head, picture and rows; what described the network before is gone."""
     tiny = TinyDetector(batch=1, metadata=TinyDetector().metadata | {"names": '["a","b","c","d","e"]'})
     first = load_model(tiny.save(tmp_path / "tiny.onnx"))
-    (tmp_path / "again.onnx").write_bytes(build(first))
+    (tmp_path / "again.onnx").write_bytes(build_graph(first))
     again = load_model(tmp_path / "again.onnx")
     assert (again.head, again.labels, again.input) == (first.head, first.labels, first.input)
-    assert again.reading.suppress == first.reading.suppress
+    assert again.interpretation.needs_nms == first.interpretation.needs_nms
     assert again.evidence[0].startswith("was compiled by visionedge")
     images = pictures(2)
-    once = onnxruntime.InferenceSession(build(first), providers=["CPUExecutionProvider"])
-    twice = onnxruntime.InferenceSession(build(again, 7), providers=["CPUExecutionProvider"])
+    once = onnxruntime.InferenceSession(build_graph(first), providers=["CPUExecutionProvider"])
+    twice = onnxruntime.InferenceSession(build_graph(again, 7), providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(run(twice, images), run(once, images)[:, :7])
 
 
 def test_a_compiled_graph_says_all_in_its_metadata(tmp_path: Path) -> None:
     """Whoever has the file needs nothing of ours to use it."""
     model = load_model(TinyDetector().save(tmp_path / "tiny.onnx"))
-    proto = onnx.load_model_from_string(build(model))
+    proto = onnx.load_model_from_string(build_graph(model))
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     assert json.loads(metadata["names"]) == list(model.labels)
     assert json.loads(metadata["visionedge.input"]) == {
@@ -325,14 +325,18 @@ def test_a_compiled_graph_says_all_in_its_metadata(tmp_path: Path) -> None:
         "rounding": "nearest",
     }
     assert metadata["visionedge.nms"] == "true"
-    imprint: dict[str, Any] = json.loads(metadata["visionedge.compiled"])
-    assert (imprint["sha256"], imprint["rows"], imprint["classes"]) == (model.sha256, 320, 5)
+    compiled_metadata: dict[str, Any] = json.loads(metadata["visionedge.compiled"])
+    assert (compiled_metadata["sha256"], compiled_metadata["rows"], compiled_metadata["classes"]) == (
+        model.sha256,
+        320,
+        5,
+    )
     onnx.checker.check_model(proto)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', "null"])
 def test_a_damaged_imprint_is_refused(tmp_path: Path, text: str) -> None:
-    proto = onnx.load_model_from_string(build(load_model(TinyDetector().save(tmp_path / "tiny.onnx"))))
+    proto = onnx.load_model_from_string(build_graph(load_model(TinyDetector().save(tmp_path / "tiny.onnx"))))
     for entry in proto.metadata_props:
         entry.value = text if entry.key == "visionedge.compiled" else entry.value
     with pytest.raises(ModelError, match=r"visionedge\.compiled is not as this version writes it"):
@@ -341,7 +345,7 @@ def test_a_damaged_imprint_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_another_graph_that_claims_to_be_compiled_is_refused(tmp_path: Path) -> None:
     """The metadata is believed only as far as the shapes agree."""
-    built_ = onnx.load_model_from_string(build(load_model(TinyDetector().save(tmp_path / "tiny.onnx"))))
+    built_ = onnx.load_model_from_string(build_graph(load_model(TinyDetector().save(tmp_path / "tiny.onnx"))))
     proto = TinyDetector().proto()
     helper.set_model_props(proto, {entry.key: entry.value for entry in built_.metadata_props})
     with pytest.raises(ModelError, match="says that it was compiled here, but is not so"):
@@ -351,7 +355,7 @@ def test_another_graph_that_claims_to_be_compiled_is_refused(tmp_path: Path) -> 
 def test_plain_onnxruntime_runs_a_compiled_graph_without_this_package(tmp_path: Path) -> None:
     """One input of bytes, one output of rows, and nothing to install but onnxruntime and numpy."""
     path = tmp_path / "compiled.onnx"
-    path.write_bytes(build(load_model(TinyDetector().save(tmp_path / "tiny.onnx"))))
+    path.write_bytes(build_graph(load_model(TinyDetector().save(tmp_path / "tiny.onnx"))))
     script = (
         "import sys, numpy as np, onnxruntime as o;"
         "s = o.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider']);"

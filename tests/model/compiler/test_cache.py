@@ -11,7 +11,7 @@ import pytest
 from tiny_models import TinyDetector
 from visionedge.errors import ModelError
 from visionedge.model.compiler import build
-from visionedge.model.compiler.build import FOLDER, compiled
+from visionedge.model.compiler.build import CACHE_FOLDER, load_or_compile
 from visionedge.model.compiler.compile import compile_model
 from visionedge.model.model import Model, load_model
 
@@ -19,7 +19,7 @@ from visionedge.model.model import Model, load_model
 @pytest.fixture(autouse=True)
 def _no_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is built is another matter (see test_inference_building): here the quick half of it will do."""
-    monkeypatch.setattr(build, "build", compile_model)
+    monkeypatch.setattr(build, "build_graph", compile_model)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
 
 def entries(data: Path) -> list[Path]:
     """All files in the cache, those that should not be there included."""
-    return sorted((data / FOLDER).iterdir())
+    return sorted((data / CACHE_FOLDER).iterdir())
 
 
 def only(data: Path) -> Path:
@@ -45,15 +45,15 @@ def only(data: Path) -> Path:
 
 def test_a_model_is_compiled_once(model: Model, data: Path) -> None:
     """The second time the file of the model is not even opened."""
-    first = compiled(model, data)
+    first = load_or_compile(model, data)
     assert first == compile_model(model)
     model.path.unlink()
-    assert compiled(model, data) == first
+    assert load_or_compile(model, data) == first
     assert only(data).suffix == ".graph"
 
 
 def test_without_a_folder_nothing_is_kept(model: Model, tmp_path: Path) -> None:
-    assert compiled(model, None) == compile_model(model)
+    assert load_or_compile(model, None) == compile_model(model)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
 
 
@@ -61,13 +61,17 @@ def test_other_weights_another_understanding_and_another_limit_are_other_entries
     model: Model, data: Path, tmp_path: Path
 ) -> None:
     """Each of them alone makes another graph, or may."""
-    stretched = replace(model.reading, preprocess=replace(model.reading.preprocess, fit="stretch"))
+    stretched = replace(
+        model.interpretation, preprocess=replace(model.interpretation.preprocess, fit="stretch")
+    )
     others = [
         load_model(TinyDetector(seed=1).save(tmp_path / "other.onnx")),
-        replace(model, reading=stretched),
+        replace(model, interpretation=stretched),
         replace(model, labels=tuple("vwxyz")),
     ]
-    graphs = [compiled(each, data) for each in (model, *others)] + [compiled(model, data, rows=7)]
+    graphs = [load_or_compile(each, data) for each in (model, *others)] + [
+        load_or_compile(model, data, rows=7)
+    ]
     assert len(entries(data)) == 5
     assert graphs[4] == compile_model(model, 7) != graphs[0]
 
@@ -77,13 +81,13 @@ def test_another_version_makes_it_again(
     model: Model, data: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     """Of visionedge, of onnx, and of the compiler's own source."""
-    compiled(model, data)
-    before = build.key_of(model, 500)
+    load_or_compile(model, data)
+    before = build.compute_cache_key(model, 500)
     if version == "onnx":
         monkeypatch.setattr("onnx.__version__", "0.0.1")
     else:
         monkeypatch.setattr(build, version, "0.0.1" if version == "__version__" else lambda: "another")
-    assert build.key_of(model, 500) != before
+    assert build.compute_cache_key(model, 500) != before
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "changed", "text"])
@@ -91,14 +95,14 @@ def test_a_damaged_entry_is_told_and_made_again(
     model: Model, data: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     """And what is given is right at once."""
-    good = compiled(model, data)
+    good = load_or_compile(model, data)
     content = only(data).read_bytes()
     changed = bytearray(content)
     changed[len(changed) // 2] ^= 1
     only(data).write_bytes(
         {"empty": b"", "cut": content[:-9], "changed": bytes(changed), "text": b"hello"}[damage]
     )
-    assert compiled(model, data) == good
+    assert load_or_compile(model, data) == good
     assert "made again" in caplog.text
     assert only(data).read_bytes() == content
 
@@ -106,18 +110,18 @@ def test_a_damaged_entry_is_told_and_made_again(
 def test_an_entry_under_another_name_is_not_believed(model: Model, data: Path, tmp_path: Path) -> None:
     """The graph of one model must never run as another's."""
     other = load_model(TinyDetector(seed=1).save(tmp_path / "other.onnx"))
-    compiled(model, data)
+    load_or_compile(model, data)
     entry = only(data)
-    compiled(other, data)
+    load_or_compile(other, data)
     (stranger,) = set(entries(data)) - {entry}
     stranger.replace(entry)
-    assert compiled(model, data) == compile_model(model)
+    assert load_or_compile(model, data) == compile_model(model)
 
 
 def test_a_model_that_cannot_be_compiled_leaves_nothing(data: Path, tmp_path: Path) -> None:
     model = load_model(TinyDetector(dtype="uint8").save(tmp_path / "bytes.onnx"))
     with pytest.raises(ModelError, match="takes bytes"):
-        compiled(model, data)
+        load_or_compile(model, data)
     assert not data.exists()
 
 
@@ -126,7 +130,7 @@ def test_a_folder_that_cannot_be_made_is_a_warning_and_no_more(
 ) -> None:
     """A read-only data folder must not stop the module."""
     (tmp_path / "file").touch()
-    assert compiled(model, tmp_path / "file") == compile_model(model)
+    assert load_or_compile(model, tmp_path / "file") == compile_model(model)
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "cannot be kept" in warning.getMessage()
 
@@ -138,7 +142,7 @@ def test_a_disk_that_is_full_leaves_no_half_entry(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    assert compiled(model, data) == compile_model(model)
+    assert load_or_compile(model, data) == compile_model(model)
     assert entries(data) == []
 
 
@@ -146,25 +150,25 @@ def test_what_was_used_longest_ago_goes_first(
     model: Model, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Being read counts as used; what a dead process left half written goes too."""
-    monkeypatch.setattr(build, "MOST_ENTRIES", 3)
+    monkeypatch.setattr(build, "MAX_CACHE_ENTRIES", 3)
     for age_s, rows in enumerate((3, 2, 1)):
-        compiled(model, data, rows=rows)
-        (newest,) = [path for path in entries(data) if build.key_of(model, rows) in path.name]
+        load_or_compile(model, data, rows=rows)
+        (newest,) = [path for path in entries(data) if build.compute_cache_key(model, rows) in path.name]
         os.utime(newest, (1000 - age_s, 1000 - age_s))
-    (data / FOLDER / "left.part").write_bytes(b"half")
-    os.utime(data / FOLDER / "left.part", (1, 1))
-    compiled(model, data, rows=1)
-    compiled(model, data, rows=4)
+    (data / CACHE_FOLDER / "left.part").write_bytes(b"half")
+    os.utime(data / CACHE_FOLDER / "left.part", (1, 1))
+    load_or_compile(model, data, rows=1)
+    load_or_compile(model, data, rows=4)
     kept = {path.name for path in entries(data)}
-    assert kept == {f"{build.key_of(model, rows)}.graph" for rows in (1, 3, 4)}
+    assert kept == {f"{build.compute_cache_key(model, rows)}.graph" for rows in (1, 3, 4)}
 
 
 def test_the_folder_keeps_to_its_bytes(model: Model, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest stays even when it alone is larger."""
-    monkeypatch.setattr(build, "MOST_BYTES", 10)
-    compiled(model, data, rows=1)
-    compiled(model, data, rows=2)
-    assert only(data).stem == build.key_of(model, 2)
+    monkeypatch.setattr(build, "MAX_CACHE_BYTES", 10)
+    load_or_compile(model, data, rows=1)
+    load_or_compile(model, data, rows=2)
+    assert only(data).stem == build.compute_cache_key(model, 2)
 
 
 def test_several_at_once_all_get_the_same_whole_graph(model: Model, data: Path) -> None:
@@ -174,7 +178,7 @@ def test_several_at_once_all_get_the_same_whole_graph(model: Model, data: Path) 
 
     def compile_together() -> None:
         ready.wait()
-        graphs.append(compiled(model, data))
+        graphs.append(load_or_compile(model, data))
 
     threads = [threading.Thread(target=compile_together) for _ in range(4)]
     for thread in threads:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from visionedge.model.compiler import compile as compiler
 from visionedge.model.compiler.compile import compile_model
 from visionedge.model.compiler.passes import fold_layout
-from visionedge.model.model import bundled_model_path, load_model
+from visionedge.model.model import find_bundled_model, load_model
 
 HEIGHT_PX, WIDTH_PX = 16, 24
 
@@ -128,6 +128,6 @@ def front(path: Path) -> list[str]:
 def test_the_bundled_model_goes_over_the_bytes_as_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the package of onnxruntime for CPUs; for GPUs the picture is transposed."""
     monkeypatch.setattr(compiler, "made_for_gpu", lambda: False)
-    assert front(bundled_model_path()) == ["Reshape", "Cast", "Identity", "Conv"]
+    assert front(find_bundled_model()) == ["Reshape", "Cast", "Identity", "Conv"]
     monkeypatch.setattr(compiler, "made_for_gpu", lambda: True)
-    assert front(bundled_model_path()) == ["Transpose", "Cast", "Identity", "Conv"]
+    assert front(find_bundled_model()) == ["Transpose", "Cast", "Identity", "Conv"]

@@ -14,8 +14,8 @@ from tiny_models import PLAIN_INPUT, TinyDetector, pictures
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import read_signature
 from visionedge.model.compiler.compile import compile_graph, compile_model
-from visionedge.model.graph import CUDA_OPERATORS, Nodes
-from visionedge.model.heads import recognise
+from visionedge.model.graph import CUDA_OPERATORS, NodeBuilder
+from visionedge.model.heads import interpret_model
 from visionedge.model.model import load_model
 
 
@@ -26,7 +26,7 @@ def described(**changes: Any) -> dict[str, str]:
 
 def compiled(tiny: TinyDetector, limit: int) -> onnxruntime.InferenceSession:
     model = tiny.proto()
-    graph = compile_graph(model, recognise(read_signature(model)), limit)
+    graph = compile_graph(model, interpret_model(read_signature(model)), limit)
     return onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
@@ -105,18 +105,18 @@ def test_bytes_cannot_be_scaled_in_front_of_a_network_that_takes_bytes(tmp_path:
 
 def test_our_names_never_meet_those_of_the_network() -> None:
     """A network with tensors named as ours would be wired wrong; ours give way."""
-    nodes = Nodes(17, ["visionedge.Add.0", "_visionedge.x"])
+    nodes = NodeBuilder(17, ["visionedge.Add.0", "_visionedge.x"])
     assert nodes.add("Add", "a", "b") == "__visionedge.Add.0"
 
 
 def test_an_operator_that_is_not_known_to_run_on_a_gpu_cannot_be_added() -> None:
     with pytest.raises(ValueError, match="NonMaxSuppression"):
-        Nodes(17, []).add("NonMaxSuppression", "a")
+        NodeBuilder(17, []).add("NonMaxSuppression", "a")
 
 
 def test_an_old_opset_is_refused_with_the_remedy() -> None:
     with pytest.raises(ModelError, match="opset 9 is too old: export the model with opset 11 or newer"):
-        Nodes(9, [])
+        NodeBuilder(9, [])
 
 
 @pytest.mark.shared

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from visionedge.model.compiler.compile import compile_model
 from visionedge.model.compiler.passes import fold_scale
-from visionedge.model.model import bundled_model_path, load_model
+from visionedge.model.model import find_bundled_model, load_model
 
 FACTOR = np.array([0.5, 2.0, 3.0], np.float32).reshape(1, 3, 1, 1)
 OFFSET = np.array([-1.0, 4.0, 0.25], np.float32).reshape(1, 3, 1, 1)
@@ -125,6 +125,6 @@ def test_a_real_model_is_normalised_in_its_first_weights(shared_data: Path) -> N
 
 def test_the_bundled_model_takes_pixels_as_they_are() -> None:
     """It has neither mean nor factor, so nothing is computed before its first convolution."""
-    graph = onnx.load_from_string(compile_model(load_model(bundled_model_path()))).graph
+    graph = onnx.load_from_string(compile_model(load_model(find_bundled_model()))).graph
     kinds = [node.op_type for node in graph.node]
     assert kinds[kinds.index("Cast") : kinds.index("Conv")] == ["Cast", "Identity"]

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from tiny_yolos import yolov8
 from visionedge.errors import ModelError
-from visionedge.model.compiler.build import build
-from visionedge.model.compiler.trial_run import doubt
+from visionedge.model.compiler.build import build_graph
+from visionedge.model.compiler.trial_run import check_plausibility
 from visionedge.model.model import load_model
 
 WIDTH_PX, HEIGHT_PX = 320, 240
@@ -26,21 +26,21 @@ def _rows(count: int = 200) -> NDArray[np.float32]:
 
 
 def test_detections_all_over_the_picture_raise_no_doubt() -> None:
-    assert doubt(_rows(), WIDTH_PX, HEIGHT_PX) == ""
+    assert check_plausibility(_rows(), WIDTH_PX, HEIGHT_PX) == ""
 
 
 @pytest.mark.parametrize("count", [0, 1, 10])
 def test_few_rows_say_nothing_of_where_boxes_lie(count: int) -> None:
     rows = _rows(count)
     rows[:, :4] /= 1000
-    assert doubt(rows, WIDTH_PX, HEIGHT_PX) == ""
+    assert check_plausibility(rows, WIDTH_PX, HEIGHT_PX) == ""
 
 
 def test_fillings_of_score_0_do_not_count() -> None:
     rows = _rows()
     rows[10:, :5] = 0
     rows[:10, :4] /= 10
-    assert doubt(rows, WIDTH_PX, HEIGHT_PX) == ""
+    assert check_plausibility(rows, WIDTH_PX, HEIGHT_PX) == ""
 
 
 @pytest.mark.parametrize(("factor", "away"), [(7.0, 0.0), (1.0, -0.5)])
@@ -48,13 +48,13 @@ def test_numbers_beyond_0_and_1_are_no_scores(factor: float, away: float) -> Non
     """They are logits, or coordinates of a landmark."""
     rows = _rows()
     rows[:, 4] = rows[:, 4] * factor + away
-    assert "scores" in doubt(rows, WIDTH_PX, HEIGHT_PX)
+    assert "scores" in check_plausibility(rows, WIDTH_PX, HEIGHT_PX)
 
 
 def test_proportions_are_no_pixels() -> None:
     rows = _rows()
     rows[:, :4] /= WIDTH_PX
-    assert "unit" in doubt(rows, WIDTH_PX, HEIGHT_PX)
+    assert "unit" in check_plausibility(rows, WIDTH_PX, HEIGHT_PX)
 
 
 def test_corners_are_no_centres_and_sizes() -> None:
@@ -62,14 +62,14 @@ def test_corners_are_no_centres_and_sizes() -> None:
     rows = _rows()
     corner, other = rows[:, :2].copy(), rows[:, 2:4].copy()
     rows[:, :2], rows[:, 2:4] = corner - other / 2, corner + other / 2
-    assert "corners" in doubt(rows, WIDTH_PX, HEIGHT_PX)
+    assert "corners" in check_plausibility(rows, WIDTH_PX, HEIGHT_PX)
 
 
 def test_boxes_as_large_as_the_picture_raise_no_doubt() -> None:
     """A network that answers queries may give them everywhere for noise."""
     rows = _rows()
     rows[:, :4] = np.array([2, 2, WIDTH_PX, HEIGHT_PX]) + rows[:, :4] / 100
-    assert doubt(rows, WIDTH_PX, HEIGHT_PX) == ""
+    assert check_plausibility(rows, WIDTH_PX, HEIGHT_PX) == ""
 
 
 def test_boxes_larger_than_the_picture_raise_no_doubt_either() -> None:
@@ -77,34 +77,34 @@ def test_boxes_larger_than_the_picture_raise_no_doubt_either() -> None:
     rows = _rows()
     centres, sizes = rows[:, :2].copy(), rows[:, 2:4] - rows[:, :2] + 2 * WIDTH_PX
     rows[:, :2], rows[:, 2:4] = centres - sizes / 2, centres + sizes / 2
-    assert doubt(rows, WIDTH_PX, HEIGHT_PX) == ""
+    assert check_plausibility(rows, WIDTH_PX, HEIGHT_PX) == ""
 
 
 def test_cells_of_a_map_are_no_pixels() -> None:
     rows = _rows()
     rows[:, :4] /= 4
-    assert "unit" in doubt(rows, WIDTH_PX, HEIGHT_PX)
+    assert "unit" in check_plausibility(rows, WIDTH_PX, HEIGHT_PX)
 
 
 def test_centres_and_sizes_are_no_corners() -> None:
     rows = _rows()
     rows[:, 2:4] -= rows[:, :2]
-    assert "end before they begin" in doubt(rows, WIDTH_PX, HEIGHT_PX)
+    assert "end before they begin" in check_plausibility(rows, WIDTH_PX, HEIGHT_PX)
 
 
 @pytest.mark.parametrize("value", [0.5, -1.0])
 def test_other_columns_are_no_classes(value: float) -> None:
     rows = _rows()
     rows[3, 5] = value
-    assert "classes" in doubt(rows, WIDTH_PX, HEIGHT_PX)
+    assert "classes" in check_plausibility(rows, WIDTH_PX, HEIGHT_PX)
 
 
 def test_a_model_whose_boxes_are_in_another_unit_is_refused_at_its_first_run(tmp_path: Path) -> None:
     """Shapes and nodes are those of YOLOv8; only its numbers tell."""
     model = load_model(yolov8(tmp_path / "m.onnx", relative=True))
     with pytest.raises(ModelError, match=r"all its boxes lie within.*state its head in MODEL\.yaml"):
-        build(model)
+        build_graph(model)
 
 
 def test_a_model_whose_boxes_are_pixels_passes_its_first_run(tmp_path: Path) -> None:
-    assert build(load_model(yolov8(tmp_path / "m.onnx")))
+    assert build_graph(load_model(yolov8(tmp_path / "m.onnx")))

@@ -95,7 +95,11 @@ def test_raw_maps_are_decoded_as_their_activations_tell(
     path = raw_map_model(tmp_path / "m.onnx", order, activation=activation)
     state(path, anchors=[list(pair) for pair in ANCHORS])
     model = load_model(path)
-    assert (model.head, model.reading.class_count, model.reading.suppress) == (head, CLASSES, True)
+    assert (model.head, model.interpretation.class_count, model.interpretation.needs_nms) == (
+        head,
+        CLASSES,
+        True,
+    )
     pictures = noise_pictures(count, WIDTH_PX, HEIGHT_PX)
     for rows, tensor in zip(compiled_rows(model, pictures), _planes(pictures), strict=True):
         _agree(rows, _slow(network(path, {"images": tensor[None]}), order, head))
@@ -112,7 +116,7 @@ def test_anchors_come_from_metadata_in_any_nesting_and_order(tmp_path: Path) -> 
     decoders = set()
     for index, way in enumerate(ways):
         path = raw_map_model(tmp_path / f"m{index}.onnx", metadata={"anchors": str(way)})
-        decoders.add(load_model(path).reading.decoder)
+        decoders.add(load_model(path).interpretation.decoder)
     assert len(decoders) == 1
 
 
@@ -187,7 +191,11 @@ def test_maps_that_went_through_a_sigmoid_are_not_raw(tmp_path: Path) -> None:
 def test_fastestdet_is_decoded_cell_by_cell(tmp_path: Path, count: int) -> None:
     path = fastestdet_model(tmp_path / "m.onnx")
     model = load_model(path)
-    assert (model.head, model.input.fit, model.reading.preprocess.color) == ("fastestdet", "stretch", "bgr")
+    assert (model.head, model.input.fit, model.interpretation.preprocess.color) == (
+        "fastestdet",
+        "stretch",
+        "bgr",
+    )
     pictures = noise_pictures(count, WIDTH_PX, HEIGHT_PX)
     for rows, tensor in zip(compiled_rows(model, pictures), _planes(pictures, bgr=True), strict=True):
         made = network(path, {"input.1": tensor[None]})["758"][0]
@@ -212,7 +220,11 @@ def test_a_map_that_is_not_made_as_fastestdets_is_refused(tmp_path: Path, keys: 
 def test_an_end_to_end_list_is_taken_as_it_is(tmp_path: Path, count: int, limit: int) -> None:
     path = end_to_end_model(tmp_path / "m.onnx")
     model = load_model(path)
-    assert (model.head, model.reading.suppress, model.reading.class_count) == ("yolov10", False, CLASSES)
+    assert (model.head, model.interpretation.needs_nms, model.interpretation.class_count) == (
+        "yolov10",
+        False,
+        CLASSES,
+    )
     pictures = noise_pictures(count, WIDTH_PX, HEIGHT_PX)
     for rows, tensor in zip(compiled_rows(model, pictures, limit), _planes(pictures), strict=True):
         expected = network(path, {"images": tensor[None]})["output0"][0][:limit]
@@ -287,7 +299,11 @@ def _with_suppression(path: Path, batch: int | str = 1) -> Path:
 def test_rows_of_seven_are_one_picture_at_a_time(tmp_path: Path, batch: int | str) -> None:
     path = _with_suppression(tmp_path / "m.onnx", batch)
     model = load_model(path)
-    assert (model.head, model.reading.suppress, model.reading.input.batch) == ("yolov7-nms", False, 1)
+    assert (model.head, model.interpretation.needs_nms, model.interpretation.input.batch) == (
+        "yolov7-nms",
+        False,
+        1,
+    )
     pictures = noise_pictures(3, WIDTH_PX, HEIGHT_PX)
     for rows, tensor in zip(compiled_rows(model, pictures, limit=60), _planes(pictures), strict=True):
         table = network(path, {"images": tensor[None]})["output"].tolist()

@@ -84,7 +84,11 @@ def test_boxes_and_scores_are_read_whatever_their_order_and_layout(
     path = _apart(tmp_path / "m.onnx", sub=sub, columns=columns)
     state(path, input=LETTERBOX)
     model = load_model(path)
-    assert (model.head, model.reading.class_count, model.reading.suppress) == ("boxes-scores", CLASSES, True)
+    assert (model.head, model.interpretation.class_count, model.interpretation.needs_nms) == (
+        "boxes-scores",
+        CLASSES,
+        True,
+    )
     pictures = noise_pictures(2, WIDTH_PX, HEIGHT_PX)
     given = network(path, {"input": _rgb(pictures)})
     scores = given["boxes"].transpose(0, 2, 1) if columns else given["boxes"]
@@ -108,9 +112,9 @@ def test_how_pictures_are_prepared_is_never_guessed(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="prepared in different ways; state input"):
         load_model(path)
     scaled = load_model(_apart(tmp_path / "scaled.onnx", scaled=True))
-    assert scaled.reading.preprocess.scale == 1.0
+    assert scaled.interpretation.preprocess.scale == 1.0
     known = load_model(_apart(tmp_path / "known.onnx", metadata=ULTRALYTICS))
-    assert known.reading.preprocess.scale == 1 / 255
+    assert known.interpretation.preprocess.scale == 1 / 255
 
 
 def test_boxes_that_no_node_tells_the_form_of_have_to_be_stated(tmp_path: Path) -> None:
@@ -186,7 +190,11 @@ def test_a_plugin_of_tensorrt_is_replaced_by_our_own_suppression(
     """Its attributes say how boxes and scores are written."""
     path = _with_plugin(tmp_path / "m.onnx", plugin, centers=centers, sigmoid=sigmoid, **attributes)
     model = load_model(path)
-    assert (model.head, model.reading.class_count, model.reading.suppress) == ("boxes-scores", CLASSES, True)
+    assert (model.head, model.interpretation.class_count, model.interpretation.needs_nms) == (
+        "boxes-scores",
+        CLASSES,
+        True,
+    )
     assert any(plugin in clause for clause in model.evidence)
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     given = network(tmp_path / "plain.onnx", {"images": _rgb(pictures)})
@@ -204,7 +212,7 @@ def test_a_background_class_is_no_class(tmp_path: Path) -> None:
     """The plugin names it, first or last; what is left is counted from 0."""
     path = _with_plugin(tmp_path / "m.onnx", "EfficientNMS_TRT", background_class=0)
     model = load_model(path)
-    assert model.reading.class_count == CLASSES - 1
+    assert model.interpretation.class_count == CLASSES - 1
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     given = network(tmp_path / "plain.onnx", {"images": _rgb(pictures)})
     wanted = _wanted(given["b"][0], given["s"][0][:, 1:])

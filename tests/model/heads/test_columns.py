@@ -37,7 +37,7 @@ def _six(path: Path, order: str, first: int = 0) -> Path:
 
 def test_box_score_and_class_from_0_are_the_yolos(tmp_path: Path) -> None:
     model = load_model(_six(tmp_path / "m.onnx", "bsc"))
-    assert (model.head, model.reading.class_count) == ("yolov10", CLASSES)
+    assert (model.head, model.interpretation.class_count) == ("yolov10", CLASSES)
 
 
 @pytest.mark.parametrize(("order", "first"), [("bsc", 1), ("bcs", 0), ("csb", 0), ("scb", 0)])

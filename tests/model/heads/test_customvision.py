@@ -108,8 +108,12 @@ def test_compact_is_decoded_as_its_definition_says(
     """Colours and range are those of the metadata, pictures are stretched, anchors are the usual ones."""
     path = _compact(tmp_path / "model.onnx", metadata=metadata)
     model = load_model(path)
-    assert (model.head, model.reading.class_count, model.input.fit) == ("customvision", CLASSES, "stretch")
-    assert model.reading.suppress
+    assert (model.head, model.interpretation.class_count, model.input.fit) == (
+        "customvision",
+        CLASSES,
+        "stretch",
+    )
+    assert model.interpretation.needs_nms
     pictures = noise_pictures(count, SIDE_PX, SIDE_PX)
     for rows, tensor in zip(compiled_rows(model, pictures), _tensor(pictures, bgr=bgr, top=top), strict=True):
         (table,) = network(path, {"data": tensor[None]}).values()
@@ -125,7 +129,7 @@ def test_anchors_and_labels_come_from_what_lies_beside(tmp_path: Path, shared_da
     model = load_model(path)
     assert (model.labels[0], model.labels[-1], len(model.labels)) == ("aeroplane", "tvmonitor", 20)
     assert "anchors as cvexport.manifest says" in model.evidence
-    assert model.reading.preprocess.color == "rgb"
+    assert model.interpretation.preprocess.color == "rgb"
     pictures = noise_pictures(1, 416, 416)
     (table,) = network(path, {"data": _tensor(pictures, bgr=False, top=255)}).values()
     anchors = [(1.08, 1.19), (3.42, 4.41), (6.63, 11.38), (9.42, 5.11), (16.62, 10.52)]
@@ -166,7 +170,7 @@ def test_a_range_that_is_nowhere_said_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"range of its pixels.*input\.scale"):
         load_model(path)
     state(path, input={"scale": 1.0, "color": "bgr"})
-    assert load_model(path).reading.preprocess.color == "bgr"
+    assert load_model(path).interpretation.preprocess.color == "bgr"
 
 
 def test_orders_of_colours_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
@@ -241,7 +245,11 @@ def test_s1_gives_a_list_that_is_taken_as_it_is(tmp_path: Path, rank: int, dtype
     path = _s1(tmp_path / "model.onnx", names, rank=rank, dtype=dtype, metadata=PARTS)
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n")
     model = load_model(path)
-    assert (model.head, model.reading.suppress, model.input.fit) == ("customvision-s1", False, "stretch")
+    assert (model.head, model.interpretation.needs_nms, model.input.fit) == (
+        "customvision-s1",
+        False,
+        "stretch",
+    )
     pictures = noise_pictures(2, SIDE_PX, SIDE_PX)
     for rows, tensor in zip(compiled_rows(model, pictures), _tensor(pictures, bgr=False, top=1), strict=True):
         boxes, classes, scores = (network(path, {"image_tensor": tensor[None]})[name] for name in names)

@@ -52,7 +52,7 @@ def test_each_cell_is_a_row_and_boxes_still_overlap(tmp_path: Path) -> None:
     """Unlike a list that the graph chose: so they are suppressed here."""
     path = _deepstream(tmp_path / "m.onnx")
     model = load_model(path)
-    assert (model.head, model.reading.suppress, model.reading.preprocess.scale) == (
+    assert (model.head, model.interpretation.needs_nms, model.interpretation.preprocess.scale) == (
         "deepstream-yolo",
         True,
         1 / 255,
@@ -66,7 +66,7 @@ def test_each_cell_is_a_row_and_boxes_still_overlap(tmp_path: Path) -> None:
 def test_metadata_of_ultralytics_does_not_make_it_a_finished_list(tmp_path: Path) -> None:
     """Nobody chose its rows: read as a list, each thing would be found many times."""
     metadata = {"author": "Ultralytics", "task": "detect"}
-    assert load_model(_deepstream(tmp_path / "m.onnx", metadata=metadata)).reading.suppress
+    assert load_model(_deepstream(tmp_path / "m.onnx", metadata=metadata)).interpretation.needs_nms
 
 
 @pytest.mark.parametrize("how", [{"converted": False}, {"exponential": True}])
@@ -76,4 +76,4 @@ def test_other_families_have_to_state_their_pictures(tmp_path: Path, how: dict[s
     with pytest.raises(ModelError, match="state input"):
         load_model(path)
     state(path, input={"color": "bgr", "scale": 1, "fit": "letterbox"})
-    assert load_model(path).reading.preprocess.color == "bgr"
+    assert load_model(path).interpretation.preprocess.color == "bgr"

@@ -66,8 +66,8 @@ def test_a_finished_list_comes_back_in_input_pixels_whatever_its_outputs_are_cal
     pictures = noise_pictures(count, WIDTH_PX, HEIGHT_PX)
     rows = compiled_rows(model, pictures)
     assert model.head == "detr"
-    assert model.reading.class_count == CLASSES
-    assert not model.reading.suppress
+    assert model.interpretation.class_count == CLASSES
+    assert not model.interpretation.needs_nms
     assert rows.shape == (count, 20, 6)
     sizes = np.array([[WIDTH_PX, HEIGHT_PX]] * count, np.int64)
     bare = network(path, {"images": _plain(pictures), "orig_target_sizes": sizes})
@@ -98,7 +98,7 @@ def test_logits_and_boxes_become_the_best_pairs_of_query_and_class(tmp_path: Pat
     model = load_model(path)
     pictures = noise_pictures(count, WIDTH_PX, HEIGHT_PX)
     rows = compiled_rows(model, pictures, limit=50)
-    assert (model.head, model.reading.class_count, model.input.fit) == ("detr-raw", CLASSES, "stretch")
+    assert (model.head, model.interpretation.class_count, model.input.fit) == ("detr-raw", CLASSES, "stretch")
     bare = network(path, {"pixel_values": _plain(pictures)})
     for i in range(count):
         expected = _slow_rows(_sigmoid(bare["logits"][i]), bare["pred_boxes"][i], 50)
@@ -161,7 +161,7 @@ def test_queries_that_are_chosen_behind_a_transformer_get_imagenets_mean(
         chosen = graph.add("GatherElements", tensor, wide, axis=1)
         answer = chosen if name == "dets" else graph.add("MatMul", chosen, graph.noise(CLASSES, CLASSES))
         graph.output(answer, name, "float32", "N", 9, width)
-    assert load_model(graph.save(tmp_path / "m.onnx")).reading.preprocess.mean == mean
+    assert load_model(graph.save(tmp_path / "m.onnx")).interpretation.preprocess.mean == mean
 
 
 @pytest.mark.parametrize(("opening", "scale"), [("imagenet", 1 / 255), ("bytes", 1.0)])
@@ -169,7 +169,7 @@ def test_a_model_that_normalises_by_itself_is_not_normalised_again(
     tmp_path: Path, opening: str, scale: float
 ) -> None:
     model = load_model(raw_detr_model(tmp_path / "m.onnx", opening=opening))
-    way = model.reading.preprocess
+    way = model.interpretation.preprocess
     assert way.scale == pytest.approx(scale)
     assert (way.mean, way.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     assert any("normalises by itself" in clause for clause in model.evidence)
@@ -182,7 +182,7 @@ def test_scaling_without_the_mean_that_the_family_needs_is_refused_unless_it_is_
     with pytest.raises(ModelError, match="subtract no mean"):
         load_model(path)
     state(path, input={"scale": 1, "mean": [0, 0, 0], "std": [1, 1, 1]})
-    assert load_model(path).reading.preprocess.scale == 1
+    assert load_model(path).interpretation.preprocess.scale == 1
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -216,7 +216,7 @@ def test_the_first_detrs_are_told_by_their_boxes_and_no_object_is_no_class(
     """A softmax over all classes and "no object", one class for a query, for any number of queries."""
     path = raw_detr_model(tmp_path / "m.onnx", side=7, activation=activation, refined=False)
     model = load_model(path)
-    assert (model.head, model.reading.class_count) == ("detr-softmax", CLASSES - 1)
+    assert (model.head, model.interpretation.class_count) == ("detr-softmax", CLASSES - 1)
     pictures = noise_pictures(2, WIDTH_PX, HEIGHT_PX)
     mean, std = (each.astype(np.float32).reshape(1, 3, 1, 1) for each in (MEAN, STD))
     bare = network(path, {"pixel_values": (_plain(pictures) - mean) / std})
@@ -237,7 +237,7 @@ def test_owners_may_say_that_the_scores_of_such_a_graph_are_sigmoids(tmp_path: P
     assert load_model(path).head == "detr-softmax"
     state(path, head="detr-raw")
     model = load_model(path)
-    assert (model.head, model.reading.class_count) == ("detr-raw", CLASSES)
+    assert (model.head, model.interpretation.class_count) == ("detr-raw", CLASSES)
 
 
 def test_a_part_of_a_softmax_is_refused_and_a_part_of_sigmoids_is_done(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_the_last_slot_of_an_rfdetr_is_the_background(tmp_path: Path, slots: int
     """Its own decoder drops it; with four slots scores are as wide as boxes, and nodes tell them apart."""
     path = raw_detr_model(tmp_path / "m.onnx", classes=slots, names=("dets", "labels"))
     model = load_model(path)
-    assert (model.head, model.reading.class_count) == ("detr-raw", slots - 1)
+    assert (model.head, model.interpretation.class_count) == ("detr-raw", slots - 1)
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     bare = network(path, {"pixel_values": _plain(pictures)})
     expected = _slow_rows(_sigmoid(bare["labels"][0])[:, : slots - 1], bare["dets"][0], 20)
@@ -265,11 +265,11 @@ def test_the_last_slot_of_an_rfdetr_is_the_background(tmp_path: Path, slots: int
 def test_an_rfdetr_of_coco_or_with_a_name_for_each_slot_keeps_them_all(tmp_path: Path) -> None:
     """COCO's 91 slots are the numbers of its categories."""
     coco = load_model(raw_detr_model(tmp_path / "coco.onnx", classes=91, names=("dets", "labels")))
-    assert (coco.reading.class_count, coco.labels[1], coco.labels[90]) == (91, "person", "toothbrush")
+    assert (coco.interpretation.class_count, coco.labels[1], coco.labels[90]) == (91, "person", "toothbrush")
     named = raw_detr_model(
         tmp_path / "named.onnx", classes=3, names=("dets", "labels"), metadata={"names": '["a", "b", "c"]'}
     )
-    assert load_model(named).reading.class_count == 3
+    assert load_model(named).interpretation.class_count == 3
 
 
 def test_scores_and_boxes_for_cells_are_no_queries(tmp_path: Path) -> None:

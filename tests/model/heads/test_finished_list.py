@@ -79,7 +79,7 @@ def test_a_detector_of_torchvision_gets_pixels_of_0_to_1_and_its_classes_count_f
     path = _made(tmp_path / "m.onnx", "torchvision", batch=batch)
     (tmp_path / "labels.txt").write_text("cat\ndog\nfish\nbird\n")
     model = load_model(path)
-    assert (model.head, model.reading.suppress) == ("torchvision", False)
+    assert (model.head, model.interpretation.needs_nms) == ("torchvision", False)
     assert model.labels == ("background", "cat", "dog", "fish", "bird")
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     wanted = _wanted(path, pictures, bgr=False, scale=1 / 255, batch=batch)
@@ -104,7 +104,7 @@ def test_a_detector_of_automl_is_prepared_as_its_own_script_does_it(tmp_path: Pa
         load_model(path)
     (tmp_path / "labels.json").write_text(json.dumps(["--bg--", "can", "carton", "milk", "bottle"]))
     model = load_model(path)
-    way = model.reading.preprocess
+    way = model.interpretation.preprocess
     assert (way.fit, way.color, way.mean, way.std) == ("stretch", "rgb", RGB_MEAN, RGB_STD)
     assert model.labels[1:] == ("can", "carton", "milk", "bottle")
 

@@ -111,7 +111,7 @@ def test_a_family_gives_the_same_whatever_the_form_of_its_picture(
     model = load_model(path)
     found = compiled_rows(model, picture, limit=40)
     assert (model.head, model.input, model.labels) == (usual.head, usual.input, usual.labels)
-    assert model.reading.input.dtype == FORMS[form].dtype
+    assert model.interpretation.input.dtype == FORMS[form].dtype
     half = FORMS[form].dtype == "float16"
     np.testing.assert_allclose(found[..., 4], expected[..., 4], atol=1e-2 if half else 1e-4)
     np.testing.assert_allclose(found[:, 0, :4], expected[:, 0, :4], atol=1.0 if half else 0.05)

@@ -67,7 +67,7 @@ def test_scores_and_bins_in_one_table(
     split, named = classes == 80, classes != 80
     path = _table(tmp_path / "m.onnx", strides, classes, split=split, named=named)
     model = load_model(path)
-    assert (model.head, model.reading.class_count, model.input.fit) == ("nanodet-joined", classes, fit)
+    assert (model.head, model.interpretation.class_count, model.input.fit) == ("nanodet-joined", classes, fit)
     pictures = noise_pictures(2, WIDTH_PX, HEIGHT_PX)
     planes = ((pictures - MEAN) / STD).transpose(0, 3, 1, 2).astype(np.float32)
     (tables,) = network(path, {"data": np.ascontiguousarray(planes)}).values()
@@ -89,15 +89,15 @@ def test_outputs_without_a_batch_are_those_of_one_picture(tmp_path: Path) -> Non
     detector = TinyDetector(batch=1)
     whole = load_model(detector.save(tmp_path / "whole.onnx"))
     proto = onnx.load(whole.path)
-    makers = {name: node for node in proto.graph.node for name in node.output}
+    producers = {name: node for node in proto.graph.node for name in node.output}
     proto.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), "front"))
     for value in proto.graph.output:
-        maker = makers[value.name]
-        maker.output[list(maker.output).index(value.name)] = f"{value.name}.whole"
+        producer = producers[value.name]
+        producer.output[list(producer.output).index(value.name)] = f"{value.name}.whole"
         proto.graph.node.append(helper.make_node("Squeeze", [f"{value.name}.whole", "front"], [value.name]))
         del value.type.tensor_type.shape.dim[0]
     onnx.save(proto, tmp_path / "flat.onnx")
     flat = load_model(tmp_path / "flat.onnx")
-    assert (flat.head, flat.reading.class_count) == (whole.head, whole.reading.class_count)
+    assert (flat.head, flat.interpretation.class_count) == (whole.head, whole.interpretation.class_count)
     shots = pictures(1)
     np.testing.assert_allclose(compiled_rows(flat, shots), compiled_rows(whole, shots), rtol=1e-5, atol=1e-4)

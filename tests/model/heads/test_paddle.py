@@ -118,8 +118,12 @@ def test_a_list_of_any_length_becomes_rows_of_a_fixed_number(
     model = load_model(path)
     pictures = noise_pictures(3, WIDTH_PX, HEIGHT_PX)
     rows = compiled_rows(model, pictures, limit=30)
-    assert (model.head, model.reading.suppress, model.reading.input.batch) == ("paddle", False, 1)
-    assert (model.reading.class_count, model.input.fit) == (CLASSES, "stretch")
+    assert (model.head, model.interpretation.needs_nms, model.interpretation.input.batch) == (
+        "paddle",
+        False,
+        1,
+    )
+    assert (model.interpretation.class_count, model.input.fit) == (CLASSES, "stretch")
     assert rows.shape == (3, 30, 6)
     for i in range(3):
         expected = _expected(path, _tensor(pictures[i], imagenet=False), im_shape)
@@ -182,7 +186,7 @@ def test_paddles_other_scalings_are_taken_as_they_are_told(
 ) -> None:
     """Its SSD has a mean of its own, its YOLOX takes pixels of 0-255."""
     path = _told(_paddle(tmp_path / "m.onnx"), RESIZE, {"type": "NormalizeImage"} | step, PERMUTE)
-    found = load_model(path).reading.preprocess
+    found = load_model(path).interpretation.preprocess
     assert (found.scale, found.mean[0], found.std[0], found.color) == (*way, "rgb")
 
 
@@ -194,7 +198,7 @@ def test_without_that_file_it_is_refused_unless_it_is_stated(tmp_path: Path) -> 
     ):
         load_model(path)
     state(path, input={"mean": MEAN.tolist(), "std": STD.tolist()})
-    way = load_model(path).reading.preprocess
+    way = load_model(path).interpretation.preprocess
     assert way.mean == tuple(MEAN.tolist())
     assert way.scale == pytest.approx(1 / 255)
 
@@ -240,7 +244,7 @@ def test_a_mean_that_is_taken_off_in_the_graph_needs_no_file(tmp_path: Path) -> 
     rows = graph.add("Reshape", _first(graph, normal), graph.whole(-1))
     rows = graph.add("Slice", rows, graph.whole(0), graph.whole(60), graph.whole(0))
     graph.output(graph.add("Reshape", rows, graph.whole(10, 6)), "rows", "float32", 10, 6)
-    way = load_model(graph.save(tmp_path / "m.onnx")).reading.preprocess
+    way = load_model(graph.save(tmp_path / "m.onnx")).interpretation.preprocess
     assert (way.scale, way.mean, way.std) == (1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 

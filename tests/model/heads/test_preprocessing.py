@@ -29,7 +29,7 @@ def _ended(graph: Graph, picture: str, path: Path, metadata: dict[str, str] | No
 
 
 def _way(path: Path) -> Preprocess:
-    return load_model(path).reading.preprocess
+    return load_model(path).interpretation.preprocess
 
 
 def test_bytes_are_fed_as_bytes_and_the_graphs_own_scaling_stays(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_graph_that_swaps_red_and_blue_is_fed_the_other_order(tmp_path: Path, 
         swapped = graph.add("Slice", picture, *ends)
     path = _ended(graph, swapped, tmp_path / "m.onnx")
     model = load_model(path)
-    assert model.reading.preprocess.color == "bgr"
+    assert model.interpretation.preprocess.color == "bgr"
     assert any("swaps red and blue" in clause for clause in model.evidence)
     state(path, input={"color": "rgb"})
     assert _way(path).color == "rgb"

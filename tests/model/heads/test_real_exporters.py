@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tiny_graphs import compiled_rows
 from visionedge.model.model import Model, load_model
-from visionedge.model.postprocess import suppress
+from visionedge.model.postprocess import suppress_non_maxima
 
 # The packages warn of many things that are theirs.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
@@ -63,8 +63,8 @@ def _ours(model: Model, picture: NDArray[np.uint8]) -> Rows:
     assert (model.input.height_px, model.input.width_px) == picture.shape[:2]
     rows: Rows = compiled_rows(model, picture[None])[0].astype(np.float64)
     found: Rows = rows[rows[:, 4] > 0]
-    if model.reading.suppress:
-        found = found[suppress(found[:, :4], found[:, 4], found[:, 5].astype(np.int64), IOU)]
+    if model.interpretation.needs_nms:
+        found = found[suppress_non_maxima(found[:, :4], found[:, 4], found[:, 5].astype(np.int64), IOU)]
     return found
 
 

@@ -112,7 +112,11 @@ def test_boxes_come_back_in_input_pixels_and_classes_count_from_0(tmp_path: Path
     model = load_model(path)
     pictures = noise_pictures(3, WIDTH_PX, HEIGHT_PX)
     rows = compiled_rows(model, pictures)
-    assert (model.head, model.reading.class_count, model.reading.suppress) == ("tfod", CLASSES, False)
+    assert (model.head, model.interpretation.class_count, model.interpretation.needs_nms) == (
+        "tfod",
+        CLASSES,
+        False,
+    )
     assert any(f"count from {first}" in clause for clause in model.evidence)
     assert rows.shape == (3, KEPT, 6)
     for i in range(3):
@@ -133,7 +137,7 @@ def test_floats_are_normalised_as_tflite_wants_them_where_nothing_in_the_graph_d
 
 
 def test_floats_are_left_alone_where_the_graph_normalises(tmp_path: Path) -> None:
-    way = load_model(_tfod(tmp_path / "ssd.onnx", dtype="float32")).reading.preprocess
+    way = load_model(_tfod(tmp_path / "ssd.onnx", dtype="float32")).interpretation.preprocess
     assert (way.scale, way.mean, way.color) == (1.0, (0.0, 0.0, 0.0), "rgb")
 
 
@@ -184,7 +188,7 @@ def test_classes_that_no_node_tells_from_scores_are_refused(tmp_path: Path) -> N
     with pytest.raises(ModelError, match="no detector"):
         load_model(path)
     state(path, head="tfod", labels=["a", "b"])
-    assert load_model(path).reading.decoder.rows is not None
+    assert load_model(path).interpretation.decoder.rows is not None
     assert load_model(path).labels == ("a", "b")
 
 
@@ -272,7 +276,7 @@ def test_an_efficientdet_for_floats_that_normalises_nothing_is_refused_unless_st
     with pytest.raises(ModelError, match=r"input\.mean"):
         load_model(path)
     state(path, input={"scale": 1, "mean": [127, 127, 127], "std": [128, 128, 128]})
-    assert load_model(path).reading.preprocess.mean == (127.0, 127.0, 127.0)
+    assert load_model(path).interpretation.preprocess.mean == (127.0, 127.0, 127.0)
 
 
 @pytest.mark.shared

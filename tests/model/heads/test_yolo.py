@@ -27,7 +27,7 @@ from tiny_yolos import (
     yolox,
 )
 from visionedge.errors import ModelError
-from visionedge.frames.letterbox import fit
+from visionedge.frames.letterbox import fit_to_input
 from visionedge.model.model import load_model
 from visionedge.model.postprocess import to_detections
 
@@ -80,7 +80,11 @@ def test_a_raw_yolox_is_decoded_cell_by_cell(tmp_path: Path, count: int, opset: 
     path = yolox(tmp_path / "m.onnx", opset=opset)
     pictures = noise_pictures(count, WIDTH_PX, HEIGHT_PX)
     model = load_model(path)
-    assert (model.head, model.reading.class_count, model.reading.suppress) == ("yolox", CLASSES, True)
+    assert (model.head, model.interpretation.class_count, model.interpretation.needs_nms) == (
+        "yolox",
+        CLASSES,
+        True,
+    )
     assert (model.input.fit, model.input.anchor, model.input.pad) == ("letterbox", "top-left", 114)
     _agree(path, _bgr(pictures), lambda table: _raw_yolox(table, cells()), pictures)
 
@@ -123,7 +127,7 @@ def test_yolov5_has_three_rows_for_each_cell(tmp_path: Path, way: Any, maps: boo
     path = yolov5(tmp_path / "m.onnx", way=way, maps=maps)
     pictures = noise_pictures(3, WIDTH_PX, HEIGHT_PX)
     model = load_model(path)
-    assert (model.head, model.reading.class_count, model.input.anchor) == ("yolov5", CLASSES, "center")
+    assert (model.head, model.interpretation.class_count, model.input.anchor) == ("yolov5", CLASSES, "center")
     _agree(path, _rgb(pictures), _with_objectness, pictures)
 
 
@@ -133,7 +137,7 @@ def test_yolov8_has_a_column_or_a_row_for_each_cell(tmp_path: Path, columns: boo
     path = yolov8(tmp_path / "m.onnx", columns=columns)
     pictures = noise_pictures(count, WIDTH_PX, HEIGHT_PX)
     model = load_model(path)
-    assert (model.head, model.reading.class_count) == ("yolov8", CLASSES)
+    assert (model.head, model.interpretation.class_count) == ("yolov8", CLASSES)
     _agree(path, _rgb(pictures), lambda t: _without_objectness(t.T if columns else t), pictures)
 
 
@@ -162,10 +166,10 @@ def test_metadata_may_say_where_a_letterboxed_picture_lies(tmp_path: Path, word:
 
 @pytest.mark.parametrize(("family", "suppress"), [("yolo9", True), ("yolo9_e2e", False)])
 def test_a_yolov9_that_finds_each_thing_once_is_not_suppressed(
-    tmp_path: Path, family: str, suppress: bool
+    tmp_path: Path, family: str, needs_nms: bool
 ) -> None:
     model = load_model(yolov8(tmp_path / "m.onnx", corners=True, metadata={"model_family": family}))
-    assert model.reading.suppress is suppress
+    assert model.interpretation.needs_nms is needs_nms
 
 
 def test_a_letterbox_that_lies_nowhere_known_is_refused(tmp_path: Path) -> None:
@@ -185,7 +189,7 @@ def test_half_floats_are_widened_before_they_are_decoded(tmp_path: Path) -> None
 def test_a_network_that_divides_by_255_is_given_pixels(tmp_path: Path) -> None:
     path = yolov8(tmp_path / "m.onnx", scaled=True)
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
-    assert load_model(path).reading.preprocess.scale == 1.0
+    assert load_model(path).interpretation.preprocess.scale == 1.0
     _agree(path, _rgb(pictures) * 255, lambda table: _without_objectness(table.T), pictures)
 
 
@@ -284,7 +288,7 @@ def test_a_yolox_that_subtracts_a_mean_has_to_say_the_order_of_its_colours(tmp_p
     with pytest.raises(ModelError, match=r"input\.color in MODEL\.yaml"):
         load_model(path)
     state(path, input={"color": "rgb"})
-    assert load_model(path).reading.preprocess.color == "rgb"
+    assert load_model(path).interpretation.preprocess.color == "rgb"
 
 
 def _boxes_and_scores(path: Path, *, four: bool = True, each: int = 3) -> Path:
@@ -307,7 +311,11 @@ def _boxes_and_scores(path: Path, *, four: bool = True, each: int = 3) -> Path:
 def test_yolov4_gives_boxes_in_proportion_and_scores(tmp_path: Path) -> None:
     path = _boxes_and_scores(tmp_path / "m.onnx")
     model = load_model(path)
-    assert (model.head, model.input.fit, model.reading.class_count) == ("yolov4-boxes", "stretch", CLASSES)
+    assert (model.head, model.input.fit, model.interpretation.class_count) == (
+        "yolov4-boxes",
+        "stretch",
+        CLASSES,
+    )
     pictures = noise_pictures(1, WIDTH_PX, HEIGHT_PX)
     made = network(path, {"input": _rgb(pictures)})
     size = np.array([WIDTH_PX, HEIGHT_PX] * 2)
@@ -334,7 +342,7 @@ def test_a_real_yolox_finds_on_photos_what_its_definition_gives(shared_data: Pat
     for name in ("darknet_dog.jpg", "darknet_horses.jpg"):
         photo = cv2.imread(str(shared_data / "photos" / name))
         assert photo is not None
-        picture, placement = fit(photo.astype(np.uint8), model.input)
+        picture, placement = fit_to_input(photo.astype(np.uint8), model.input)
         (table,) = network(YOLOX_NANO, {"images": _bgr(picture[None])}).values()
         slow = to_detections(_raw_yolox(table[0], places).astype(np.float32), placement, 0.4, 0.5, None)
         rows = compiled_rows(model, picture[None])[0]

@@ -18,10 +18,16 @@ from tiny_deep import deep_detector, save_deep
 from tiny_models import MEAN, STD, TinyDetector, pictures
 from visionedge.errors import ModelError
 from visionedge.model.model import Model, load_model
-from visionedge.model.quantization.calibration import Values, folded, observe
-from visionedge.model.quantization.int8 import Recipe, Tuner, open_on_cpu, quantised, recipes
+from visionedge.model.quantization.calibration import TensorRanges, collect_statistics, fold_constants
+from visionedge.model.quantization.int8 import (
+    QuantizationRecipe,
+    RangeTuner,
+    generate_recipes,
+    open_cpu_session,
+    quantize,
+)
 
-EVERYTHING = Recipe()
+EVERYTHING = QuantizationRecipe()
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +37,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(scope="module")
 def simple() -> onnx.ModelProto:
-    return folded(deep_detector())
+    return fold_constants(deep_detector())
 
 
 @pytest.fixture(scope="module")
-def values(model: Model, simple: onnx.ModelProto) -> Values:
-    return observe(simple, model.reading, list(pictures(8))).values("all")
+def values(model: Model, simple: onnx.ModelProto) -> TensorRanges:
+    return collect_statistics(simple, model.interpretation, list(pictures(8))).values("all")
 
 
 def run(network: onnx.ModelProto, seed: int = 3) -> dict[str, NDArray[Any]]:
@@ -61,7 +67,7 @@ def away(some: dict[str, NDArray[Any]], others: dict[str, NDArray[Any]]) -> floa
     return max(float(np.abs(some[name] - others[name]).max()) for name in some)
 
 
-def test_values_are_looked_at_in_the_units_of_the_network_itself(values: Values) -> None:
+def test_values_are_looked_at_in_the_units_of_the_network_itself(values: TensorRanges) -> None:
     """The compiler may put the normalisation's factor into the first convolution; ranges are set without."""
     low, high = values.ranges["image"]
     mean, std = np.array(MEAN), np.array(STD)
@@ -69,28 +75,28 @@ def test_values_are_looked_at_in_the_units_of_the_network_itself(values: Values)
     assert high == pytest.approx(((255 - mean) / std).max(), abs=0.05)
 
 
-def test_every_recipe_gives_nearly_what_float_gives(simple: onnx.ModelProto, values: Values) -> None:
+def test_every_recipe_gives_nearly_what_float_gives(simple: onnx.ModelProto, values: TensorRanges) -> None:
     """Within a few steps of 8 bits, for pictures that no range was set by."""
-    tried = list(recipes(simple, values))
+    tried = list(generate_recipes(simple, values))
     assert len(tried) >= 4
     expected = run(simple)
     spread = max(float(array.std()) for array in expected.values())
     for recipe in tried:
-        assert away(expected, run(quantised(simple, values, recipe))) < 0.35 * spread, str(recipe)
+        assert away(expected, run(quantize(simple, values, recipe))) < 0.35 * spread, str(recipe)
 
 
-def test_recipes_differ_and_say_what_they_are(simple: onnx.ModelProto, values: Values) -> None:
+def test_recipes_differ_and_say_what_they_are(simple: onnx.ModelProto, values: TensorRanges) -> None:
     """No two of them make the same graph or have the same words."""
-    tried = list(recipes(simple, values))
-    graphs = {quantised(simple, values, recipe).SerializeToString() for recipe in tried}
+    tried = list(generate_recipes(simple, values))
+    graphs = {quantize(simple, values, recipe).SerializeToString() for recipe in tried}
     assert len(graphs) == len(tried) == len({str(recipe) for recipe in tried})
 
 
 def test_integer_kernels_compute_what_is_inside(
-    simple: onnx.ModelProto, values: Values, tmp_path: Path
+    simple: onnx.ModelProto, values: TensorRanges, tmp_path: Path
 ) -> None:
     """All but the last convolutions, the sum and the activation; the last ones stay in floats."""
-    operators = computed(quantised(simple, values, EVERYTHING), tmp_path)
+    operators = computed(quantize(simple, values, EVERYTHING), tmp_path)
     assert operators.count("QLinearConv") == 3
     assert {"QLinearLeakyRelu", "QLinearAdd"} <= set(operators)
     assert sum(operator in ("Conv", "FusedConv") for operator in operators) == 6
@@ -99,31 +105,37 @@ def test_integer_kernels_compute_what_is_inside(
 
 @pytest.mark.parametrize(
     ("recipe", "integers"),
-    [(Recipe(front=1), 2), (Recipe(depthwise=False), 2), (Recipe(front=2, depthwise=False), 1)],
+    [
+        (QuantizationRecipe(skip_first=1), 2),
+        (QuantizationRecipe(depthwise=False), 2),
+        (QuantizationRecipe(skip_first=2, depthwise=False), 1),
+    ],
 )
 def test_a_recipe_leaves_out_what_it_says(
-    simple: onnx.ModelProto, values: Values, tmp_path: Path, recipe: Recipe, integers: int
+    simple: onnx.ModelProto, values: TensorRanges, tmp_path: Path, recipe: QuantizationRecipe, integers: int
 ) -> None:
     """Those in front, and those of one channel each, stay in floats."""
-    assert computed(quantised(simple, values, recipe), tmp_path).count("QLinearConv") == integers
+    assert computed(quantize(simple, values, recipe), tmp_path).count("QLinearConv") == integers
 
 
-@pytest.mark.parametrize("recipe", [Recipe(front=1), Recipe(depthwise=False)])
-def test_the_largest_of_floats_is_taken_before_they_are_rounded(recipe: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", [QuantizationRecipe(skip_first=1), QuantizationRecipe(depthwise=False)])
+def test_the_largest_of_floats_is_taken_before_they_are_rounded(
+    recipe: QuantizationRecipe, tmp_path: Path
+) -> None:
     """A MaxPool behind a convolution in floats: onnxruntime's own way, integers first, is slow."""
     network = pooled()
-    ranges = Values(dict.fromkeys(("image", "first", "leaky", "pooled", "second"), (-4.0, 4.0)), {})
-    made = quantised(network, ranges, recipe)
+    ranges = TensorRanges(dict.fromkeys(("image", "first", "leaky", "pooled", "second"), (-4.0, 4.0)), {})
+    made = quantize(network, ranges, recipe)
     computed(made, tmp_path)
     nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
-    makers = {name: node for node in nodes for name in node.output}
+    producers = {name: node for node in nodes for name in node.output}
     assert "QLinearConv" in {node.op_type for node in nodes}
     (pool,) = (node for node in nodes if node.op_type == "MaxPool")
-    maker = makers[pool.input[0]]
+    producer = producers[pool.input[0]]
     # Which layout a convolution computes in, and which operator fits it in, is a matter of the processor.
-    while maker.op_type in ("ReorderInput", "ReorderOutput", "Transpose"):
-        maker = makers[maker.input[0]]
-    assert maker.op_type in ("Conv", "FusedConv", "LeakyRelu")
+    while producer.op_type in ("ReorderInput", "ReorderOutput", "Transpose"):
+        producer = producers[producer.input[0]]
+    assert producer.op_type in ("Conv", "FusedConv", "LeakyRelu")
     assert away(run_image(network), run_image(made)) < 4 * 8 / 255
 
 
@@ -164,7 +176,7 @@ def test_what_is_put_beside_others_is_rounded_as_they_are_unless_that_is_much_co
     ]
     network = network_of(nodes, weights, {"image": (1, 8, 16, 16)}, {"y": (1, 8, 16, 16)})
     ranges = {"image": (-1.0, 1.0), "one": (-4.0, 4.0), "two": (-reach, reach), "both": (-4.0, 4.0)}
-    made = quantised(network, Values(ranges, {}), EVERYTHING)
+    made = quantize(network, TensorRanges(ranges, {}), EVERYTHING)
     scales = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
     one, two, both = (float(scales[f"int8:{name}:scale"]) for name in ("one", "two", "both"))
     assert one == both
@@ -177,9 +189,9 @@ def run_image(network: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     return {"y": session.run(None, {"image": image})[0]}
 
 
-def test_inputs_outputs_and_metadata_stay(simple: onnx.ModelProto, values: Values) -> None:
+def test_inputs_outputs_and_metadata_stay(simple: onnx.ModelProto, values: TensorRanges) -> None:
     """It can stand wherever the model stood, and is a sound graph."""
-    made = quantised(simple, values, EVERYTHING)
+    made = quantize(simple, values, EVERYTHING)
     onnx.checker.check_model(made)
     original = deep_detector()
     assert [str(v) for v in made.graph.input] == [str(v) for v in original.graph.input]
@@ -187,20 +199,22 @@ def test_inputs_outputs_and_metadata_stay(simple: onnx.ModelProto, values: Value
     assert list(made.metadata_props) == list(original.metadata_props)
 
 
-def test_wrong_ranges_show(simple: onnx.ModelProto, values: Values) -> None:
+def test_wrong_ranges_show(simple: onnx.ModelProto, values: TensorRanges) -> None:
     """Ranges of a tenth cut everything off: the outputs are far away."""
-    narrow = Values({name: (low / 10, high / 10) for name, (low, high) in values.ranges.items()}, {})
+    reduced_range = TensorRanges(
+        {name: (low / 10, high / 10) for name, (low, high) in values.ranges.items()}, {}
+    )
     expected = run(simple)
-    near = away(expected, run(quantised(simple, values, EVERYTHING)))
-    assert away(expected, run(quantised(simple, narrow, EVERYTHING))) > 3 * near
+    near = away(expected, run(quantize(simple, values, EVERYTHING)))
+    assert away(expected, run(quantize(simple, reduced_range, EVERYTHING))) > 3 * near
 
 
 def test_values_that_nobody_looked_at_stay_in_floats(
-    simple: onnx.ModelProto, values: Values, tmp_path: Path
+    simple: onnx.ModelProto, values: TensorRanges, tmp_path: Path
 ) -> None:
     """A tensor without a range takes its nodes out, and no more."""
-    known = Values({name: each for name, each in values.ranges.items() if name != "both"}, {})
-    made = quantised(simple, known, EVERYTHING)
+    known = TensorRanges({name: each for name, each in values.ranges.items() if name != "both"}, {})
+    made = quantize(simple, known, EVERYTHING)
     assert "QLinearAdd" not in computed(made, tmp_path)
     assert away(run(simple), run(made)) < 1
 
@@ -218,7 +232,7 @@ def network_of(
     )
     constants = [numpy_helper.from_array(values, name) for name, values in weights.items()]
     graph = helper.make_graph(nodes, "network", x, y, constants)
-    return folded(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    return fold_constants(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
 def two_convolutions(kernel: NDArray[np.float32], bias: NDArray[np.float32]) -> onnx.ModelProto:
@@ -243,7 +257,7 @@ def test_a_channel_of_tiny_weights_and_a_large_bias_is_right() -> None:
     kernel[1] = 1e-12
     network = two_convolutions(kernel, np.array([0, 7], np.float32))
     x = np.random.default_rng(0).random((1, 3, 8, 8), np.float32)
-    made = quantised(network, Values({"x": (0, 1), "middle": (0, 7)}, {}), EVERYTHING)
+    made = quantize(network, TensorRanges({"x": (0, 1), "middle": (0, 7)}, {}), EVERYTHING)
     np.testing.assert_allclose(run_two(made, x)[0, 1], 7, atol=0.05)
 
 
@@ -255,9 +269,9 @@ def test_rounded_weights_do_not_move_the_mean() -> None:
     x = np.full((1, 3, 8, 8), 200, np.float32)
     ranges = {"x": (0.0, 255.0), "middle": (0.0, 255.0)}
     expected = run_two(network, x)
-    wide = Recipe(narrow=False)
-    plain = run_two(quantised(network, Values(ranges, {}), wide), x)
-    corrected = run_two(quantised(network, Values(ranges, {"x": np.full(3, 200.0)}), wide), x)
+    wide = QuantizationRecipe(reduced_range=False)
+    plain = run_two(quantize(network, TensorRanges(ranges, {}), wide), x)
+    corrected = run_two(quantize(network, TensorRanges(ranges, {"x": np.full(3, 200.0)}), wide), x)
     assert np.abs(plain - expected).max() > 1
     assert np.abs(corrected - expected).max() <= 0.51
 
@@ -276,7 +290,7 @@ def test_no_two_narrow_weights_of_a_sign_pass_128_and_none_is_far_from_what_it_w
 ) -> None:
     """255 * 128 is the most that fits into 16 bits with a sign; seven of eight bits are left at least."""
     network = two_convolutions(kernel, np.zeros(2, np.float32))
-    made = quantised(network, Values({"x": (0, 1), "middle": (-9, 9)}, {}), EVERYTHING)
+    made = quantize(network, TensorRanges({"x": (0, 1), "middle": (-9, 9)}, {}), EVERYTHING)
     integers = weights_of(made)
     pairs = [a + b for row in integers.tolist() for a, b in itertools.combinations(row, 2) if a * b > 0]
     assert max(map(abs, pairs), default=0) <= 128
@@ -298,19 +312,19 @@ def test_narrow_weights_are_right_where_kernels_add_up_in_16_bits(sign: int) -> 
     """The largest values meet the largest weights, which this processor may or may not cut off at."""
     kernel = np.full((2, 3, 1, 1), sign, np.float32)
     network = two_convolutions(kernel, np.zeros(2, np.float32))
-    ranges = Values({"x": (0.0, 255.0), "middle": (-765.0, 765.0)}, {})
-    made = quantised(network, ranges, EVERYTHING).SerializeToString()
+    ranges = TensorRanges({"x": (0.0, 255.0), "middle": (-765.0, 765.0)}, {})
+    made = quantize(network, ranges, EVERYTHING).SerializeToString()
     x = np.full((1, 3, 8, 8), 255, np.float32)
-    exact, own = (open_on_cpu(made, exact=exact).run(None, {"x": x})[0] for exact in (True, False))
+    exact, own = (open_cpu_session(made, exact=exact).run(None, {"x": x})[0] for exact in (True, False))
     np.testing.assert_allclose(own, exact, atol=0.01)
     np.testing.assert_allclose(exact, sign * 765.0, atol=6)
 
 
-def test_integer_kernels_give_what_is_written(simple: onnx.ModelProto, values: Values) -> None:
+def test_integer_kernels_give_what_is_written(simple: onnx.ModelProto, values: TensorRanges) -> None:
     """The same as without them, but for a step here and there."""
-    made = quantised(simple, values, EVERYTHING).SerializeToString()
+    made = quantize(simple, values, EVERYTHING).SerializeToString()
     tensor = TinyDetector().tensor(pictures(1, seed=3))
-    exact, own = (open_on_cpu(made, exact=exact) for exact in (True, False))
+    exact, own = (open_cpu_session(made, exact=exact) for exact in (True, False))
     outputs = [session.run(None, {"image": tensor}) for session in (exact, own)]
     for one, other in zip(*outputs, strict=True):
         assert np.abs(one - other).max() < 0.1 * one.std()
@@ -319,12 +333,14 @@ def test_integer_kernels_give_what_is_written(simple: onnx.ModelProto, values: V
 def test_ranges_tensor_by_tensor_are_never_worse(model: Model, simple: onnx.ModelProto) -> None:
     """They bring the outputs nearer to those of fp32 than the best one way for all does."""
     images = list(pictures(4))
-    tuner = Tuner(simple, model.reading, observe(simple, model.reading, images), images[:2])
-    _, uniform = tuner.one_for_all(EVERYTHING)
+    tuner = RangeTuner(
+        simple, model.interpretation, collect_statistics(simple, model.interpretation, images), images[:2]
+    )
+    _, uniform = tuner.choose_method(EVERYTHING)
     finer = tuner.each(EVERYTHING, uniform)
 
-    def distance(some: Values) -> float:
-        network = quantised(simple, some, EVERYTHING)
+    def distance(some: TensorRanges) -> float:
+        network = quantize(simple, some, EVERYTHING)
         expected, outputs = run(simple, seed=1), run(network, seed=1)
         return float(np.mean([np.mean((outputs[name] - expected[name]) ** 2) for name in expected]))
 
@@ -339,15 +355,17 @@ def test_a_network_that_gives_no_numbers_is_refused(model: Model) -> None:
         if tensor.name == "first.bias":
             tensor.CopyFrom(numpy_helper.from_array(np.full(8, np.nan, np.float32), tensor.name))
     with pytest.raises(ModelError, match="NaN or infinity"):
-        observe(folded(network), model.reading, list(pictures(1)))
+        collect_statistics(fold_constants(network), model.interpretation, list(pictures(1)))
 
 
 def test_old_opsets_and_fixed_batches_are_taken(tmp_path: Path) -> None:
     """Opset 11 has no scale for each channel: it is brought to one that has."""
     detector = TinyDetector(opset=11, batch=2)
     model = load_model(save_deep(tmp_path / "old.onnx", detector))
-    simple = folded(onnx.load(model.path))
+    simple = fold_constants(onnx.load(model.path))
     assert simple.opset_import[0].version >= 13
-    made = quantised(simple, observe(simple, model.reading, list(pictures(3))).values("all"), EVERYTHING)
+    made = quantize(
+        simple, collect_statistics(simple, model.interpretation, list(pictures(3))).values("all"), EVERYTHING
+    )
     onnx.checker.check_model(made)
     assert "QuantizeLinear" in {node.op_type for node in made.graph.node}

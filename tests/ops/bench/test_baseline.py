@@ -9,8 +9,8 @@ import pytest
 import tiny_yolos
 from tiny_models import TinyDetector
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.local_engine import noise, open_engine
-from visionedge.model.model import Model, bundled_model_path, load_model
+from visionedge.engine.local_engine import make_noise_pictures, open_engine
+from visionedge.model.model import Model, find_bundled_model, load_model
 from visionedge.ops.bench.baseline import PlainNetwork, can_decode
 
 CPU = InferenceConfig(device="cpu")
@@ -38,7 +38,7 @@ def yolov8(path: Path) -> Path:
 
 def agree(model: Model) -> int:
     """Compare all candidates above a score; how many there were."""
-    picture = noise(model.input, 1)[0]
+    picture = make_noise_pictures(model.input, 1)[0]
     network = PlainNetwork(model, threads=1, device="cpu")
     rows = open_engine(model, CPU).infer([picture])[0]
     outputs = network.run(network.tensor(picture))
@@ -62,7 +62,7 @@ def test_numpy_around_the_network_finds_what_the_compiled_graph_finds(
 
 
 def test_the_same_with_the_bundled_model() -> None:
-    assert agree(load_model(bundled_model_path())) > 5
+    assert agree(load_model(find_bundled_model())) > 5
 
 
 @pytest.mark.shared

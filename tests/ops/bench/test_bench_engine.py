@@ -12,8 +12,8 @@ from tiny_models import TinyDetector
 from tiny_slow import save_with_variant
 from visionedge.__main__ import main
 from visionedge.config.schema import InferenceConfig
-from visionedge.ops.bench.engine import EngineLoad, bench_engine, caution, words
-from visionedge.runtime.installation import install_command
+from visionedge.ops.bench.engine import EngineLoad, bench_engine, caution, format_report
+from visionedge.runtime.installation import build_install_command
 
 CPU = InferenceConfig.model_validate({"device": "cpu", "maxBatch": 4})
 
@@ -77,7 +77,7 @@ def test_no_size_is_met_that_was_not_warmed_up(report: dict[str, Any]) -> None:
 
 def test_the_report_is_a_document_and_a_text(report: dict[str, Any]) -> None:
     assert json.loads(json.dumps(report)) == report
-    text = words(report)
+    text = format_report(report)
     lines = text.splitlines()
     (chosen,) = [line for line in lines if line.startswith(">")]
     assert chosen.endswith("the plan")
@@ -90,7 +90,7 @@ def test_a_model_that_fixes_its_batch_is_run_with_that_one(tmp_path: Path) -> No
     choice = (found["choice"]["lanes"], 2)
     assert pairs(found["table"]) == {(1, 2), choice}
     assert found["onePicture"] == {}
-    assert "no plain decoder" in words(found)
+    assert "no plain decoder" in format_report(found)
 
 
 def test_a_variant_that_may_be_used_is_timed_in_turns_with_fp32(tmp_path: Path) -> None:
@@ -100,12 +100,12 @@ def test_a_variant_that_may_be_used_is_timed_in_turns_with_fp32(tmp_path: Path) 
     (int8,) = found["precisions"]
     assert (int8["precision"], int8["batch"]) == ("int8", 1)
     assert int8["fp32Ms"] / int8["ms"] == pytest.approx(int8["timesAsFast"], rel=0.1)  # both are rounded
-    assert "times as fast as fp32" in words(found)
+    assert "times as fast as fp32" in format_report(found)
 
 
 def test_a_model_without_variants_tells_none(report: dict[str, Any]) -> None:
     assert report["precisions"] == []
-    assert "as fp32" not in words(report)
+    assert "as fp32" not in format_report(report)
 
 
 def test_progress_is_told_by_the_round(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_progress_is_told_by_the_round(tmp_path: Path) -> None:
 def test_figures_of_a_busy_machine_come_with_a_warning(report: dict[str, Any]) -> None:
     busy = {**report, "processorShare": 0.31}
     assert "got 31% of the processor" in caution(busy)
-    assert caution(busy) in words(busy)
+    assert caution(busy) in format_report(busy)
     assert caution({**report, "processorShare": 0.97}) == ""
     assert caution({**report, "processorShare": None}) == "", "a GPU has no such figure"
 
@@ -162,7 +162,7 @@ def test_without_matplotlib_a_page_is_refused_before_anything_is_measured(
     assert code == 3
     assert out == ""
     (line,) = (line for line in err.splitlines() if "matplotlib" in line)
-    needs = f"a page with plots needs matplotlib: {install_command('report')}; or leave --html out"
+    needs = f"a page with plots needs matplotlib: {build_install_command('report')}; or leave --html out"
     assert line == f"visionedge: {needs}"
     assert "-m pip install matplotlib==" in line
     assert "round" not in err

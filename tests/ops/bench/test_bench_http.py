@@ -12,8 +12,8 @@ from aiohttp import web
 
 from visionedge.__main__ import main
 from visionedge.errors import VisionedgeError
-from visionedge.ops.bench.http import HttpLoad, caution, measure, words
-from visionedge.ops.bench.http_clients import Clients, Order, answer_of
+from visionedge.ops.bench.http import HttpLoad, caution, format_report, measure_module
+from visionedge.ops.bench.http_clients import ClientLoad, LoadClients, parse_response
 
 LOAD = HttpLoad(clients=4, rate=100.0, seconds=0.3, rounds=2)
 
@@ -57,7 +57,7 @@ def measured(module: FakeModule, load: HttpLoad = LOAD) -> dict[str, Any]:
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
             url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-            return await asyncio.to_thread(measure, load, url, lambda _line: None, os.getpid())
+            return await asyncio.to_thread(measure_module, load, url, lambda _line: None, os.getpid())
         finally:
             await runner.cleanup()
 
@@ -95,15 +95,15 @@ def test_what_the_clients_cost_is_told_apart_from_what_the_module_does() -> None
     assert report["http"]["clientCpuMsPerAnswer"] > 0
     assert 0 < report["pipeline"]["clientShare"] < 1
     assert report["http"]["serverCpuMsPerAnswer"] > 0
-    assert "ms an answer" in words(report)
+    assert "ms an answer" in format_report(report)
 
 
 def test_clients_that_ask_nobody_do_the_same_work() -> None:
     """They keep the same schedule and read answers as long, without a server: nothing listens there."""
-    order = Order(
-        "127.0.0.1", 9, tls=False, clients=3, rate=200.0, seconds=0.2, requests=("GET",), nobody=True
+    client_load = ClientLoad(
+        "127.0.0.1", 9, tls=False, clients=3, rate=200.0, seconds=0.2, requests=("GET",), loopback=True
     )
-    clients = Clients(order)
+    clients = LoadClients(client_load)
     told = clients.run()
     clients.close()
     assert told.statuses == {"200": 40}
@@ -129,16 +129,16 @@ def test_a_connection_that_breaks_is_counted_and_opened_again() -> None:
     ],
 )
 def test_an_answer_is_read_by_its_status_and_length(data: bytes, found: tuple[str, int] | None) -> None:
-    assert answer_of(data) == found
+    assert parse_response(data) == found
 
 
 def test_an_answer_of_no_known_length_is_an_error() -> None:
     with pytest.raises(ValueError, match="without a length"):
-        answer_of(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        parse_response(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
 
 
 def test_a_pipeline_with_time_to_spare_is_told_to_prove_nothing() -> None:
-    assert "Give more --cameras" in words(measured(FakeModule(replaced=0)))
+    assert "Give more --cameras" in format_report(measured(FakeModule(replaced=0)))
 
 
 def test_a_module_that_wants_a_token_is_told_in_one_line() -> None:

@@ -12,21 +12,28 @@ from tiny_models import TinyDetector
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.local_engine import open_engine
 from visionedge.frames.types import Detections, Picture
-from visionedge.model.model import bundled_model_path, load_model
+from visionedge.model.model import find_bundled_model, load_model
 from visionedge.model.postprocess import Selection
 from visionedge.ops.bench.baseline import PlainLoop
-from visionedge.ops.bench.pipeline import Bare, Ceiling, ceiling_document, sameness
-from visionedge.ops.bench.pipeline_run import Cost, Row, run_of
+from visionedge.ops.bench.pipeline import (
+    Ceiling,
+    CeilingMeasurement,
+    build_ceiling_document,
+    measure_baseline_agreement,
+)
+from visionedge.ops.bench.pipeline_run import ResultRecord, RunCost, summarize_run
 from visionedge.runtime.process_limits import usable_cores
 
 MS = 1_000_000
 
 
 def test_the_ceiling_is_what_all_cores_could_do_at_the_price_of_the_bare_parts() -> None:
-    alone, at_once = Bare(1, 2, 8, 99), Bare(2, 3, 9, 160)
+    alone, at_once = CeilingMeasurement(1, 2, 8, 99), CeilingMeasurement(2, 3, 9, 160)
     assert alone.ceiling_per_s == pytest.approx(usable_cores() * 100)
-    rows = [Row("a", at_ms * MS, at_ms * MS + MS, MS, 1) for at_ms in range(0, 1000, 10)]
-    found = ceiling_document([(alone, at_once)] * 3, [run_of(rows, Cost(1.0, 1.15, {}, 10.0), 50)] * 3)
+    rows = [ResultRecord("a", at_ms * MS, at_ms * MS + MS, MS, 1) for at_ms in range(0, 1000, 10)]
+    found = build_ceiling_document(
+        [(alone, at_once)] * 3, [summarize_run(rows, RunCost(1.0, 1.15, {}, 10.0), 50)] * 3
+    )
     assert found["alone"]["speedToCeiling"] == pytest.approx(1 / usable_cores())
     assert found["alone"]["cpuToBare"] == pytest.approx(1.15)
     assert found["atOnce"]["cpuToBare"] == pytest.approx(11.5 / 12, abs=0.001)
@@ -44,19 +51,19 @@ def test_the_ceiling_is_measured_on_as_many_threads_as_wanted(tmp_path: Path) ->
 class Askew(PlainLoop):
     """A plain loop that sees everything a little too far to the right."""
 
-    def see(self, picture: Picture, selection: Selection) -> Detections:
-        found = super().see(picture, selection)
+    def detect(self, picture: Picture, selection: Selection) -> Detections:
+        found = super().detect(picture, selection)
         return replace(found, boxes=found.boxes + np.array([0.2, 0, 0.2, 0], np.float32))
 
 
 @pytest.mark.parametrize(("kind", "least", "most"), [(PlainLoop, 0.85, 1.0), (Askew, 0.0, 0.2)])
 def test_what_both_see_is_counted(kind: type[PlainLoop], least: float, most: float) -> None:
     """The ways to the model's size differ a little; what the bundled model sees hardly does."""
-    model = load_model(bundled_model_path())
+    model = load_model(find_bundled_model())
     selection = Selection.of(model, 0.4, 0.6)
     plain = kind(model, selection, source="demo:", cameras=1, threads=1, device="cpu")
     with closing(plain), closing(open_engine(model, InferenceConfig(device="cpu"))) as engine:
-        found = sameness("demo:", engine, selection, plain, pictures=3)
+        found = measure_baseline_agreement("demo:", engine, selection, plain, pictures=3)
     assert found["pictures"] == 3
     assert found["boxes"] > 10
     assert least <= found["matched"] <= most

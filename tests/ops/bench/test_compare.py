@@ -12,9 +12,15 @@ import pytest
 
 from visionedge.__main__ import main
 from visionedge.errors import ConfigError
-from visionedge.ops.bench.compare import compare, judged, overall, ratio_interval, words
-from visionedge.ops.bench.report import fingerprint
-from visionedge.ops.doctor.host import Answer, this_host
+from visionedge.ops.bench.compare import (
+    combine_verdicts,
+    compare_figure,
+    compare_reports,
+    compute_ratio_interval,
+    format_report,
+)
+from visionedge.ops.bench.report import read_hardware
+from visionedge.ops.doctor.host import ProbeResult, this_host
 
 MACHINE = {
     "cpu": "a CPU",
@@ -53,32 +59,32 @@ def verdicts(document: Mapping[str, Any]) -> dict[str, str]:
     ("factor", "verdict"), [(0.8, "worse"), (1.25, "better"), (1.0, "same"), (0.99, "same")]
 )
 def test_a_change_beyond_noise_and_tolerance_is_told(factor: float, verdict: str) -> None:
-    document = compare(report(QUIET), report(scaled(QUIET, factor)))
+    document = compare_reports(report(QUIET), report(scaled(QUIET, factor)))
     assert verdicts(document)["frames/s"] == document["verdict"] == verdict
 
 
 def test_the_same_change_under_large_noise_is_undecided() -> None:
     noisy = (60.0, 140.0, 100.0, 80.0, 120.0)
-    assert compare(report(noisy), report(scaled(noisy, 0.9)))["verdict"] == "undecided"
+    assert compare_reports(report(noisy), report(scaled(noisy, 0.9)))["verdict"] == "undecided"
 
 
 def test_less_processor_time_is_better_and_more_is_worse() -> None:
     cheap, dear = report(QUIET, [10.0, 10.1, 9.9, 10.0, 10.0]), report(QUIET, [13.0, 13.1, 12.9, 13.0, 13.0])
-    assert verdicts(compare(cheap, dear))["CPU ms a frame"] == "worse"
-    assert verdicts(compare(dear, cheap))["CPU ms a frame"] == "better"
+    assert verdicts(compare_reports(cheap, dear))["CPU ms a frame"] == "worse"
+    assert verdicts(compare_reports(dear, cheap))["CPU ms a frame"] == "better"
 
 
 def test_a_slow_hour_of_the_machine_is_taken_out_by_the_plain_loop_beside_it() -> None:
     before, after = report(QUIET), report(scaled(QUIET, 0.5))
     before["baseline"] = {"framesPerSecondAll": scaled(QUIET, 0.7)}
     after["baseline"] = {"framesPerSecondAll": scaled(QUIET, 0.35)}
-    assert verdicts(compare(before, after))["frames/s to the plain loop"] == "same"
+    assert verdicts(compare_reports(before, after))["frames/s to the plain loop"] == "same"
 
 
 def test_three_rounds_each_are_believed_with_ninety_percent_and_two_not_at_all() -> None:
-    assert ratio_interval((1, 2, 3), (1, 2, 3)).confidence == 0.9
+    assert compute_ratio_interval((1, 2, 3), (1, 2, 3)).confidence == 0.9
     with pytest.raises(ConfigError, match="3 rounds"):
-        compare(report(QUIET[:2]), report(QUIET[:2]))
+        compare_reports(report(QUIET[:2]), report(QUIET[:2]))
 
 
 def test_the_interval_holds_the_true_ratio_as_often_as_it_says() -> None:
@@ -86,17 +92,17 @@ def test_the_interval_holds_the_true_ratio_as_often_as_it_says() -> None:
     held = 0
     for _ in range(400):
         before, after = ([dice.lognormvariate(mean, 0.2) for _ in range(5)] for mean in (0.0, 0.0))
-        interval = ratio_interval(before, after)
+        interval = compute_ratio_interval(before, after)
         assert interval.confidence == pytest.approx(0.968, abs=0.001)
         held += interval.low <= 1 <= interval.high
     assert 0.94 <= held / 400 <= 0.99
 
 
 def test_a_single_figure_that_is_worse_makes_the_whole_worse() -> None:
-    assert overall(["same", "better", "worse"]) == "worse"
-    assert overall(["same", "undecided", "better"]) == "undecided"
-    assert overall(["same", "better"]) == "better"
-    finding = judged("x", QUIET, scaled(QUIET, 0.98), higher_is_better=True, tolerance=0.03)
+    assert combine_verdicts(["same", "better", "worse"]) == "worse"
+    assert combine_verdicts(["same", "undecided", "better"]) == "undecided"
+    assert combine_verdicts(["same", "better"]) == "better"
+    finding = compare_figure("x", QUIET, scaled(QUIET, 0.98), higher_is_better=True, tolerance=0.03)
     assert finding.verdict != "worse"
 
 
@@ -107,22 +113,22 @@ def test_a_single_figure_that_is_worse_makes_the_whole_worse() -> None:
 def test_unlike_machines_are_refused_unless_that_is_wanted(other: dict[str, Any]) -> None:
     before, after = report(QUIET), report(QUIET, **other)
     with pytest.raises(ConfigError, match=next(iter(other))):
-        compare(before, after)
-    document = compare(before, after, unlike=True)
+        compare_reports(before, after)
+    document = compare_reports(before, after, unlike=True)
     assert document["verdict"] == "same"
-    assert "unlike: " + next(iter(other)) in words(document)
+    assert "unlike: " + next(iter(other)) in format_report(document)
 
 
 def test_another_load_is_refused_and_more_rounds_of_it_are_not() -> None:
     other = report(QUIET)
     other["load"] = other["load"] | {"cameras": 8}
     with pytest.raises(ConfigError, match="cameras: 4 became 8"):
-        compare(report(QUIET), other)
-    assert compare(report(QUIET), report(QUIET * 2))["verdict"] == "same"
+        compare_reports(report(QUIET), other)
+    assert compare_reports(report(QUIET), report(QUIET * 2))["verdict"] == "same"
 
 
 def test_other_versions_are_told_and_no_reason_to_refuse() -> None:
-    document = compare(report(QUIET), report(QUIET, python="3.13"))
+    document = compare_reports(report(QUIET), report(QUIET, python="3.13"))
     assert document["software"] == ["python: 3.11 became 3.13"]
 
 
@@ -153,7 +159,7 @@ CPUINFO = "processor : 0\nflags\t\t: fpu avx2 avx512_vnni fma ssse3\n"
 
 
 def test_a_machine_without_a_gpu_is_told_as_such_and_no_driver_is_asked(tmp_path: Path) -> None:
-    def never(question: str, _arguments: dict[str, Any], _limit_s: float) -> Answer:
+    def never(question: str, _arguments: dict[str, Any], _limit_s: float) -> ProbeResult:
         raise AssertionError(question)
 
     root = files(
@@ -164,7 +170,7 @@ def test_a_machine_without_a_gpu_is_told_as_such_and_no_driver_is_asked(tmp_path
             "proc/sys/kernel/osrelease": "6.1.0\n",
         },
     )
-    assert fingerprint(dataclasses.replace(this_host({}), root=root, ask=never)) == {
+    assert read_hardware(dataclasses.replace(this_host({}), root=root, probe=never)) == {
         "cpuFlags": ["avx2", "avx512_vnni", "fma"],
         "memoryMiB": 4096,
         "kernel": "6.1.0",
@@ -175,9 +181,11 @@ def test_a_machine_without_a_gpu_is_told_as_such_and_no_driver_is_asked(tmp_path
 
 
 def test_a_gpu_is_told_with_its_driver_and_its_way_in(tmp_path: Path) -> None:
-    def driver(_question: str, _arguments: dict[str, Any], _limit_s: float) -> Answer:
-        return Answer({"devices": {"devices": [{"name": "Tesla T4"}]}, "management": {"driver": "550.54"}})
+    def driver(_question: str, _arguments: dict[str, Any], _limit_s: float) -> ProbeResult:
+        return ProbeResult(
+            {"devices": {"devices": [{"name": "Tesla T4"}]}, "management": {"driver": "550.54"}}
+        )
 
     root = files(tmp_path, {"dev/nvidia0": "", "dev/nvidiactl": "", "proc/sys/kernel/osrelease": "6.1.0"})
-    found = fingerprint(dataclasses.replace(this_host({}), root=root, ask=driver))
+    found = read_hardware(dataclasses.replace(this_host({}), root=root, probe=driver))
     assert (found["gpu"], found["gpuDriver"], found["passthrough"]) == ("Tesla T4", "550.54", "native")

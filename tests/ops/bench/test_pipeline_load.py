@@ -15,24 +15,24 @@ from clips import make_clip
 from visionedge.__main__ import main
 from visionedge.camera.camera import Camera
 from visionedge.errors import ConfigError
-from visionedge.frames.types import Detections, Frame, InputSpec, Placement, Result, Timing
-from visionedge.ops.bench.pipeline import most_that_hold, saturation
+from visionedge.frames.types import Detections, Frame, FrameResult, InputSpec, Placement, Timing
+from visionedge.ops.bench.pipeline import find_largest_passing, find_saturation
 from visionedge.ops.bench.pipeline_run import (
-    Cost,
-    Load,
-    Row,
-    Run,
+    PipelineLoad,
+    PipelineRun,
+    ResultRecord,
+    RunCost,
     _quiet_cameras,
-    ages_ns,
+    compute_ages_ns,
     fairness,
-    row_of,
-    run_of,
+    make_record,
+    summarize_run,
 )
 from visionedge.ops.bench.virtual_cameras import (
-    Arrivals,
+    ArrivalSchedule,
     StampedFrame,
-    Synthetic,
     SyntheticSource,
+    SyntheticSpec,
     VirtualCamera,
 )
 
@@ -40,7 +40,7 @@ MS = 1_000_000
 IMAGE = np.zeros((2, 2, 3), np.uint8)
 
 
-def schedule(arrivals: Arrivals, seconds: int = 120, fps: int = 10) -> list[float]:
+def schedule(arrivals: ArrivalSchedule, seconds: int = 120, fps: int = 10) -> list[float]:
     return [arrivals.at_s(number / fps) for number in range(seconds * fps)]
 
 
@@ -48,18 +48,18 @@ def schedule(arrivals: Arrivals, seconds: int = 120, fps: int = 10) -> list[floa
 
 
 def test_without_jitter_and_drop_outs_pictures_come_at_their_media_time() -> None:
-    assert schedule(Arrivals(1), 2) == [number / 10 for number in range(20)]
+    assert schedule(ArrivalSchedule(1), 2) == [number / 10 for number in range(20)]
 
 
 def test_jitter_moves_a_picture_within_its_bound_and_never_before_the_last_one() -> None:
-    times_s = schedule(Arrivals(1, jitter_s=0.08))
+    times_s = schedule(ArrivalSchedule(1, jitter_s=0.08))
     assert all(abs(at_s - number / 10) <= 0.17 for number, at_s in enumerate(times_s))
     assert len({round(at_s - number / 10, 6) for number, at_s in enumerate(times_s)}) > 100
     assert times_s == sorted(times_s)
 
 
 def test_a_drop_out_is_followed_by_all_that_it_held_back() -> None:
-    times_s = schedule(Arrivals(3, dropouts_s=20))
+    times_s = schedule(ArrivalSchedule(3, dropouts_s=20))
     gaps_s = [after - before for before, after in pairwise(times_s)]
     silences = [gap for gap in gaps_s if gap > 0.9]
     assert 2 <= len(silences) <= 20
@@ -69,7 +69,7 @@ def test_a_drop_out_is_followed_by_all_that_it_held_back() -> None:
 
 
 def test_the_same_camera_has_the_same_arrivals_in_each_run_and_another_one_others() -> None:
-    first, again, other = (schedule(Arrivals(seed, jitter_s=0.01)) for seed in (1, 1, 2))
+    first, again, other = (schedule(ArrivalSchedule(seed, jitter_s=0.01)) for seed in (1, 1, 2))
     assert first == again != other
 
 
@@ -97,14 +97,14 @@ class Stage:
     def wait_taken(self, camera: str, timeout_s: float) -> bool:
         raise AssertionError(camera, timeout_s)
 
-    def play(self, pictures: int, fps: float) -> list[StampedFrame]:
-        virtual = VirtualCamera(self, Arrivals(1), clock=lambda: self.now_ns, wait=self.wait)
-        source = virtual.play(SyntheticSource(Synthetic(8, 8, fps)))
+    def wrap_source(self, pictures: int, fps: float) -> list[StampedFrame]:
+        virtual = VirtualCamera(self, ArrivalSchedule(1), clock=lambda: self.now_ns, wait=self.wait)
+        source = virtual.wrap_source(SyntheticSource(SyntheticSpec(8, 8, fps)))
         assert source.live
         for number in range(pictures):
             decoded = source.read()
             assert decoded is not None
-            decoded.fill(InputSpec(8, 8))
+            decoded.fit_to_input(InputSpec(8, 8))
             self.now_ns += self.decode_ms * MS
             virtual.put(frame(self.now_ns, number))
         return [each for each in self.put_frames if isinstance(each, StampedFrame)]
@@ -126,7 +126,7 @@ def frame(captured_ns: int, sequence: int = 1) -> Frame:
 
 
 def test_frames_are_stamped_with_when_they_were_due() -> None:
-    frames = Stage(decode_ms=10).play(5, fps=20)
+    frames = Stage(decode_ms=10).wrap_source(5, fps=20)
     assert [each.captured_ns // MS for each in frames] == [0, 50, 100, 150, 200]
     assert {each.decode_ns // MS for each in frames} == {10}
     assert {(each.put_ns - each.captured_ns) // MS for each in frames} == {10}
@@ -134,7 +134,7 @@ def test_frames_are_stamped_with_when_they_were_due() -> None:
 
 def test_a_camera_that_cannot_keep_up_is_charged_for_it() -> None:
     """No coordinated omission: pictures are due at their rate, however late they are decoded."""
-    frames = Stage(decode_ms=80).play(5, fps=20)
+    frames = Stage(decode_ms=80).wrap_source(5, fps=20)
     assert [each.captured_ns // MS for each in frames] == [0, 50, 100, 150, 200]
     assert [(each.put_ns - each.captured_ns) // MS for each in frames] == [80, 110, 140, 170, 200]
 
@@ -144,11 +144,11 @@ def test_a_camera_that_cannot_keep_up_is_charged_for_it() -> None:
 )
 def test_a_synthetic_camera_that_is_none_is_told(wrong: str) -> None:
     with pytest.raises(ConfigError, match="synthetic:WIDTHxHEIGHT@FPS"):
-        Synthetic.parse(wrong)
+        SyntheticSpec.parse(wrong)
 
 
 def test_a_synthetic_camera_moves_and_has_its_size() -> None:
-    source = SyntheticSource(Synthetic(64, 48, 30))
+    source = SyntheticSource(SyntheticSpec(64, 48, 30))
     first, second = source.read(), source.read()
     assert first is not None
     assert second is not None
@@ -169,25 +169,25 @@ def test_the_stages_of_a_result_add_up_to_its_latency() -> None:
         put_ns=130 * MS,
     )
     timing = Timing(wait_ns=50 * MS, infer_ns=20 * MS, total_ns=75 * MS, batch_size=1)
-    row = row_of(Result(stamped, Detections.none(), timing, "cpu", "tiny", ()), 180 * MS)
+    row = make_record(FrameResult(stamped, Detections.none(), timing, "cpu", "tiny", ()), 180 * MS)
     stages = (row.late_ns, row.decode_ns, row.wait_ns, row.infer_ns, row.deliver_ns)
     assert [stage // MS for stage in stages] == [20, 10, 20, 20, 10]
     assert sum(stages) == row.total_ns == 80 * MS
 
 
-def result(at_ms: int, camera: str = "a", latency_ms: int = 20) -> Row:
-    return Row(camera, (at_ms - latency_ms) * MS, at_ms * MS, 5 * MS, 1)
+def result(at_ms: int, camera: str = "a", latency_ms: int = 20) -> ResultRecord:
+    return ResultRecord(camera, (at_ms - latency_ms) * MS, at_ms * MS, 5 * MS, 1)
 
 
 def test_the_age_grows_with_every_frame_that_was_let_go() -> None:
     steady = [result(100), result(300), result(500), result(310, "b")]
-    assert [age // MS for age in ages_ns(steady)] == [220, 220]
-    assert max(ages_ns([result(100), result(500)])) == 420 * MS
+    assert [age // MS for age in compute_ages_ns(steady)] == [220, 220]
+    assert max(compute_ages_ns([result(100), result(500)])) == 420 * MS
 
 
 def test_goodput_counts_only_what_came_in_time() -> None:
     rows = [result(100), result(200), result(300, latency_ms=90), result(400)]
-    run = run_of(rows, Cost(2.0, 0.04, {"replaced": 3, "stale": 0}, 10.0), slo_ms=50)
+    run = summarize_run(rows, RunCost(2.0, 0.04, {"replaced": 3, "stale": 0}, 10.0), slo_ms=50)
     assert (run.frames_per_s, run.goodput_per_s) == (2.0, 1.5)
     assert run.cpu_ms_per_frame == pytest.approx(10)
     assert run.dropped == {"replaced": 3}
@@ -210,7 +210,7 @@ def test_the_search_finds_the_edge_in_few_trials(edge: int) -> None:
         asked.append(number)
         return number <= edge
 
-    assert most_that_hold(holds, 64) == min(edge, 64)
+    assert find_largest_passing(holds, 64) == min(edge, 64)
     assert len(asked) <= 13
     assert len(set(asked)) == len(asked)
 
@@ -218,13 +218,13 @@ def test_the_search_finds_the_edge_in_few_trials(edge: int) -> None:
 def test_a_trial_that_fails_once_is_tried_again_and_one_that_fails_twice_is_too_much() -> None:
     hiccup = iter((600.0,))
 
-    def run(load: Load) -> Run:
+    def run(load: PipelineLoad) -> PipelineRun:
         age_ms = next(hiccup, 300.0) if load.cameras < 5 else 900.0
         rows = [result(1000), result(1000 + int(age_ms) - 20)]
-        return run_of(rows, Cost(1.0, 0.1, {}, 10.0), load.slo_ms)
+        return summarize_run(rows, RunCost(1.0, 0.1, {}, 10.0), load.slo_ms)
 
-    load = Load(Path("tiny.onnx"), "demo:", fps=5.0, slo_ms=500.0, most=16)
-    found = saturation(load, run, lambda _line: None)
+    load = PipelineLoad(Path("tiny.onnx"), "demo:", fps=5.0, slo_ms=500.0, max_cameras=16)
+    found = find_saturation(load, run, lambda _line: None)
     assert found["cameras"] == 4
     assert [trial["cameras"] for trial in found["trials"]] == [1, 1, 2, 4, 8, 8, 6, 6, 5, 5]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from visionedge.ops.bench.engine_page import engine_page
-from visionedge.ops.bench.pages import Page, Section, Tile, render, table
+from visionedge.ops.bench.pages import ReportPage, ReportSection, ReportTile, render_page, render_table
 from visionedge.ops.bench.pipeline_page import pipeline_page
 
 MACHINE = {
@@ -231,16 +231,16 @@ def test_the_page_of_the_pipeline_has_both_sides() -> None:
 
 def test_words_from_outside_are_text_and_never_markup() -> None:
     bad = "<script>alert(1)</script>"
-    page = Page(
+    page = ReportPage(
         kind="engine",
         title=bad,
         lead=bad,
-        tiles=(Tile(bad, bad, bad),),
-        sections=(Section(bad, bad, (table([bad], [[bad]], marked=[0], words={0}),)),),
+        tiles=(ReportTile(bad, bad, bad),),
+        sections=(ReportSection(bad, bad, (render_table([bad], [[bad]], marked=[0], words={0}),)),),
         machine=MACHINE | {"cpu": bad},
         load=bad,
         caution=bad,
     )
-    html = render(page)
+    html = render_page(page)
     assert "<script" not in html
     assert html.count("&lt;script&gt;") == 13

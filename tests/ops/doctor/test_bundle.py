@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doctor_machines import DATA, Machine, linux
-from visionedge.config.load import validate
+from visionedge.config.load import parse_config
 from visionedge.config.schema import Config
 from visionedge.errors import VisionedgeError
-from visionedge.ops.doctor.bundle import Scrub, write_bundle
-from visionedge.ops.doctor.gather import Request
+from visionedge.ops.doctor.bundle import SecretScrubber, write_bundle
+from visionedge.ops.doctor.gather import DoctorRequest
 from visionedge.ops.doctor.report import examine
-from visionedge.runtime.redaction import OWN_WORDS
+from visionedge.runtime.redaction import UNMASKED_WORDS
 
 PASSWORD, USER, TOKEN, QUERY, SIGNATURE, KEY = (
     'p@ss/w"rd#Ü',
@@ -84,7 +84,7 @@ def secretive(root: Path) -> Machine:
 def configuration(port: int) -> Config:
     """One with a secret wherever one can be."""
     uri = f"rtsp://{USER}:{quote(PASSWORD, safe='')}@192.0.2.5/stream1?token={QUERY}"
-    return validate(
+    return parse_config(
         {
             "cameras": {"dock": {"uri": uri}},
             "model": {"url": f"https://blobs.example.net/m.onnx?sig={SIGNATURE}", "sha256": "ab" * 32},
@@ -97,7 +97,7 @@ def bundled(tmp_path: Path, config: Config) -> dict[str, str]:
     """The texts of the bundle on a secretive machine."""
     host = secretive(tmp_path / "root").host()
     path = tmp_path / "doctor.zip"
-    write_bundle(path, examine(Request("auto", config, DATA), host), config, host)
+    write_bundle(path, examine(DoctorRequest("auto", config, DATA), host), config, host)
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name).decode() for name in archive.namelist()}
 
@@ -142,7 +142,7 @@ def test_without_a_running_module_it_says_so(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     host = secretive(tmp_path / "root").host()
     config = configuration(1)
-    report = examine(Request("auto", config, DATA), host)
+    report = examine(DoctorRequest("auto", config, DATA), host)
     with pytest.raises(VisionedgeError, match=r"no-such/doctor\.zip: cannot be written: No such file"):
         write_bundle(tmp_path / "no-such" / "doctor.zip", report, config, host)
 
@@ -151,22 +151,22 @@ TEXTS = st.text(st.characters(exclude_characters="*", exclude_categories=["Cs", 
 
 
 @given(
-    secret=TEXTS.filter(lambda text: len(text) >= 6 and text.casefold() not in OWN_WORDS),
+    secret=TEXTS.filter(lambda text: len(text) >= 6 and text.casefold() not in UNMASKED_WORDS),
     before=TEXTS,
     after=TEXTS,
 )
 def test_a_known_secret_is_found_in_every_spelling_wherever_it_stands(
     secret: str, before: str, after: str
 ) -> None:
-    scrub = Scrub([secret])
+    scrub = SecretScrubber([secret])
     for spelling in spellings(secret):
         assert spelling not in scrub(f"{before}{spelling}{after}")
 
 
 def test_words_of_ours_and_names_of_cameras_stay_readable() -> None:
     """A user `live` makes no state unreadable, and a camera may be called like a password."""
-    config = validate({"cameras": {"harbour-7": {"uri": "rtsp://live:harbour-7@192.0.2.5/s"}}})
-    scrub = Scrub.of(config, {"http_proxy": "http://me:proxy-word@192.0.2.9:3128"})
+    config = parse_config({"cameras": {"harbour-7": {"uri": "rtsp://live:harbour-7@192.0.2.5/s"}}})
+    scrub = SecretScrubber.of(config, {"http_proxy": "http://me:proxy-word@192.0.2.9:3128"})
     status = {
         "name": "harbour-7",
         "state": "live",
@@ -178,4 +178,4 @@ def test_words_of_ours_and_names_of_cameras_stay_readable() -> None:
 def test_a_long_document_in_one_line_is_not_cut() -> None:
     """The status of two hundred cameras is longer than any text that is redacted as a whole."""
     status = {"cameras": [{"name": f"camera-{number}", "state": "live"} for number in range(1_000)]}
-    assert json.loads(Scrub([])(json.dumps(status))) == status
+    assert json.loads(SecretScrubber([])(json.dumps(status))) == status

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from visionedge.ops.doctor.report import FRESH_NS, Visits
+from visionedge.ops.doctor.report import MAX_AGE_NS, CachedReport
 
 
 class Examiner:
@@ -26,18 +26,18 @@ class Examiner:
         return {"number": number}
 
 
-def visiting(story: Callable[[Examiner, Visits], Awaitable[None]]) -> None:
+def visiting(story: Callable[[Examiner, CachedReport], Awaitable[None]]) -> None:
     """Tell a story with an examiner and the visits to it."""
 
     async def whole() -> None:
         examiner = Examiner()
-        await story(examiner, Visits(examiner, lambda: examiner.now_ns))
+        await story(examiner, CachedReport(examiner, lambda: examiner.now_ns))
 
     asyncio.run(whole())
 
 
 def test_those_who_ask_at_once_share_one_examination() -> None:
-    async def story(examiner: Examiner, visits: Visits) -> None:
+    async def story(examiner: Examiner, visits: CachedReport) -> None:
         asked = [asyncio.create_task(visits.report()) for _ in range(5)]
         await asyncio.sleep(0)
         examiner.go.set()
@@ -48,10 +48,10 @@ def test_those_who_ask_at_once_share_one_examination() -> None:
 
 
 def test_a_report_is_fresh_for_a_minute() -> None:
-    async def story(examiner: Examiner, visits: Visits) -> None:
+    async def story(examiner: Examiner, visits: CachedReport) -> None:
         examiner.go.set()
         numbers = []
-        for now_ns in (0, FRESH_NS - 1, FRESH_NS, FRESH_NS + 1):
+        for now_ns in (0, MAX_AGE_NS - 1, MAX_AGE_NS, MAX_AGE_NS + 1):
             examiner.now_ns = now_ns
             numbers.append((await visits.report())["number"])
         assert numbers == [1, 1, 2, 2]
@@ -60,7 +60,7 @@ def test_a_report_is_fresh_for_a_minute() -> None:
 
 
 def test_one_who_leaves_takes_nothing_from_the_others() -> None:
-    async def story(examiner: Examiner, visits: Visits) -> None:
+    async def story(examiner: Examiner, visits: CachedReport) -> None:
         leaving, staying = (asyncio.create_task(visits.report()) for _ in range(2))
         await asyncio.sleep(0)
         leaving.cancel()
@@ -74,7 +74,7 @@ def test_one_who_leaves_takes_nothing_from_the_others() -> None:
 
 
 def test_an_examination_that_failed_is_not_kept() -> None:
-    async def story(examiner: Examiner, visits: Visits) -> None:
+    async def story(examiner: Examiner, visits: CachedReport) -> None:
         examiner.go.set()
         examiner.fails = True
         with pytest.raises(OSError, match="no child"):

@@ -14,11 +14,11 @@ import pytest
 
 from doctor_machines import DATA, linux
 from stub_driver import Script, script, stub_folder
-from visionedge.config.load import validate
-from visionedge.engine.device.devices import Reason, probe, run_probe
-from visionedge.ops.doctor.gather import Request
-from visionedge.ops.doctor.host import Answer, Host, ask_child, this_host
-from visionedge.ops.doctor.report import Report, examine
+from visionedge.config.load import parse_config
+from visionedge.engine.device.devices import ReasonCode, probe_device, run_probe
+from visionedge.ops.doctor.gather import DoctorRequest
+from visionedge.ops.doctor.host import Host, ProbeResult, run_probe_child, this_host
+from visionedge.ops.doctor.report import DoctorReport, examine
 
 __all__ = ["script", "stub_folder"]
 
@@ -34,9 +34,9 @@ pytestmark = [
 VERSION = re.compile(r"lib\w+ \d+\.\d+")
 
 
-def _ask(question: str, arguments: dict[str, Any], limit_s: float) -> Answer:
+def _ask(question: str, arguments: dict[str, Any], limit_s: float) -> ProbeResult:
     """The real children, but for the device nodes, which only the made-up root has."""
-    return ask_child(question, arguments | ({"nodes": []} if question == "driver" else {}), limit_s)
+    return run_probe_child(question, arguments | ({"nodes": []} if question == "driver" else {}), limit_s)
 
 
 @pytest.fixture
@@ -47,18 +47,18 @@ def with_a_gpu(tmp_path: Path) -> Host:
     below = machine.root / str(here.site).lstrip("/")
     below.parent.mkdir(parents=True)
     below.symlink_to(here.site)
-    return replace(machine.host(), packages=here.packages, site=here.site, ask=_ask, session=run_probe)
+    return replace(machine.host(), packages=here.packages, site=here.site, probe=_ask, session=run_probe)
 
 
-Examine = Callable[[], Report]
+Examine = Callable[[], DoctorReport]
 
 
 @pytest.fixture
 def report(with_a_gpu: Host) -> Examine:
-    return lambda: examine(Request("auto", validate({}), DATA), with_a_gpu)
+    return lambda: examine(DoctorRequest("auto", parse_config({}), DATA), with_a_gpu)
 
 
-def found(report: Report, name: str) -> str:
+def found(report: DoctorReport, name: str) -> str:
     """What was found of a link."""
     return next(finding.found for finding in report.chain if finding.name == name)
 
@@ -73,7 +73,7 @@ def test_every_library_is_loaded_and_tells_its_version(report: Examine, script: 
 def test_without_a_driver_it_is_the_driver_that_is_missing(report: Examine) -> None:
     """Though CUDA itself speaks of one that is too old."""
     told = report()
-    assert told.code is Reason.DRIVER_MISSING
+    assert told.code is ReasonCode.DRIVER_MISSING
     assert told.first_broken is not None
     assert (told.first_broken.name, told.first_broken.found) == ("libcuda", "libcuda.so.1 is missing")
 
@@ -81,17 +81,17 @@ def test_without_a_driver_it_is_the_driver_that_is_missing(report: Examine) -> N
 @pytest.mark.parametrize(
     ("init", "code"),
     [
-        (3, Reason.CUDA_ERROR),
-        (100, Reason.NO_DEVICE),
-        (101, Reason.NO_DEVICE),
-        (802, Reason.CUDA_ERROR),
-        (803, Reason.DRIVER_MISMATCH),
-        (804, Reason.DRIVER_MISMATCH),
-        (999, Reason.CUDA_ERROR),
+        (3, ReasonCode.CUDA_ERROR),
+        (100, ReasonCode.NO_DEVICE),
+        (101, ReasonCode.NO_DEVICE),
+        (802, ReasonCode.CUDA_ERROR),
+        (803, ReasonCode.DRIVER_MISMATCH),
+        (804, ReasonCode.DRIVER_MISMATCH),
+        (999, ReasonCode.CUDA_ERROR),
     ],
 )
 def test_a_driver_that_fails_to_start_is_named_by_chain_and_session(
-    report: Examine, script: Script, init: int, code: Reason
+    report: Examine, script: Script, init: int, code: ReasonCode
 ) -> None:
     """The genuine text of the provider becomes the reason, and the chain breaks at the same place."""
     script(init=init)
@@ -106,7 +106,7 @@ def test_a_driver_that_fails_to_start_is_named_by_chain_and_session(
 def test_a_driver_that_is_too_old_is_named_by_chain_and_session(report: Examine, script: Script) -> None:
     script(init=0, version=11000)
     told = report()
-    assert told.code is Reason.DRIVER_TOO_OLD
+    assert told.code is ReasonCode.DRIVER_TOO_OLD
     assert told.first_broken is not None
     assert told.first_broken.name == "driver-version"
 
@@ -122,9 +122,9 @@ def test_a_driver_that_starts_and_cannot_compute_breaks_the_session(report: Exam
 
 def test_a_driver_that_crashes_takes_the_probe_and_not_us(script: Script) -> None:
     script(does="crash")
-    assert probe("cuda").code is Reason.PROBE_CRASHED
+    assert probe_device("cuda").code is ReasonCode.PROBE_CRASHED
 
 
 def test_a_driver_that_hangs_costs_the_probe_its_time(script: Script) -> None:
     script(does="hang")
-    assert probe("cuda", timeout_s=3).code is Reason.PROBE_TIMEOUT
+    assert probe_device("cuda", timeout_s=3).code is ReasonCode.PROBE_TIMEOUT

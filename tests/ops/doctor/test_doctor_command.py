@@ -14,18 +14,18 @@ import pytest
 from doctor_machines import DATA, Machine, linux
 from module_process import ModuleProcess
 from visionedge.__main__ import main
-from visionedge.cli.arguments import shows_colours
-from visionedge.config.load import validate
-from visionedge.engine.device.devices import DeviceState, Reason
-from visionedge.engine.device.session import NodePlaces
+from visionedge.cli.arguments import supports_colours
+from visionedge.config.load import parse_config
+from visionedge.engine.device.devices import DeviceState, ReasonCode
+from visionedge.engine.device.session import NodePlacement
 from visionedge.frames.types import utc_now
-from visionedge.model.model_store import Kept
-from visionedge.ops.doctor.gather import Request, Running
-from visionedge.ops.doctor.host import look_around, this_host
+from visionedge.model.model_store import ModelStore
+from visionedge.ops.doctor.gather import DoctorRequest, RunningEngine
+from visionedge.ops.doctor.host import detect_environment, this_host
 from visionedge.ops.doctor.report import examine
 from visionedge.runtime import logs
 
-NO_GPU_HERE = look_around(this_host(os.environ)).passthrough in ("none", "intel")
+NO_GPU_HERE = detect_environment(this_host(os.environ)).passthrough in ("none", "intel")
 without_gpu = pytest.mark.skipif(not NO_GPU_HERE, reason="this machine has a GPU")
 
 
@@ -130,7 +130,7 @@ def test_colours_are_for_terminals_that_want_them(
     stream: io.StringIO, environ: dict[str, str], shown: bool
 ) -> None:
     """Not for files and pipes, and not with NO_COLOR."""
-    assert shows_colours(stream, environ) == shown
+    assert supports_colours(stream, environ) == shown
 
 
 def test_a_plan_is_words_or_json_and_no_is_3(capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,15 +148,15 @@ def whole(root: Path) -> Machine:
 
 
 def state(effective: str) -> DeviceState:
-    code = Reason.OK if effective == "cuda" else Reason.CUDA_ERROR
+    code = ReasonCode.OK if effective == "cuda" else ReasonCode.CUDA_ERROR
     return DeviceState("auto", effective, code, "as it is", utc_now())  # type: ignore[arg-type]  # of the closed list
 
 
 def test_an_engine_that_computes_on_the_gpu_is_believed_and_not_disturbed(tmp_path: Path) -> None:
     """No second session is opened beside it, which could take memory that it needs."""
     machine = whole(tmp_path / "root")
-    running = Running(state("cuda"), NodePlaces(99, ("Loop post",)))
-    report = examine(Request("auto", validate({}), DATA, running), machine.host())
+    running = RunningEngine(state("cuda"), NodePlacement(99, ("Loop post",)))
+    report = examine(DoctorRequest("auto", parse_config({}), DATA, running), machine.host())
     assert report.effective == "cuda"
     assert not [question for question in machine.asked if question.startswith(("session", "placement"))]
     assert report.chain[-1].found == "99 nodes on cuda, 1 on the CPU: Loop post"
@@ -169,8 +169,8 @@ def test_a_gpu_that_is_no_faster_than_a_core_of_the_cpu_is_doubted(tmp_path: Pat
     machine = whole(tmp_path / "root")
     assert machine.placement is not None
     machine.placement["doubt"] = doubt
-    running = Running(state("cuda"), NodePlaces(99), doubt) if runs else None
-    report = examine(Request("auto", validate({}), DATA, running), machine.host())
+    running = RunningEngine(state("cuda"), NodePlacement(99), doubt) if runs else None
+    report = examine(DoctorRequest("auto", parse_config({}), DATA, running), machine.host())
     last = report.chain[-1]
     assert (last.name, last.state, last.found) == ("placement", "warning", doubt)
     assert report.effective == "cuda"
@@ -179,8 +179,8 @@ def test_a_gpu_that_is_no_faster_than_a_core_of_the_cpu_is_doubted(tmp_path: Pat
 def test_an_engine_that_fell_to_the_cpu_is_examined_anew(tmp_path: Path) -> None:
     """The GPU may be well again, and then doctor says so."""
     machine = whole(tmp_path / "root")
-    running = Running(state("cpu"), NodePlaces(99))
-    report = examine(Request("auto", validate({}), DATA, running), machine.host())
+    running = RunningEngine(state("cpu"), NodePlacement(99))
+    report = examine(DoctorRequest("auto", parse_config({}), DATA, running), machine.host())
     assert report.effective == "cuda"
     assert "session CUDAExecutionProvider" in machine.asked
 
@@ -188,36 +188,38 @@ def test_an_engine_that_fell_to_the_cpu_is_examined_anew(tmp_path: Path) -> None
 def test_a_model_by_address_is_placed_once_it_was_fetched(tmp_path: Path) -> None:
     """Before that nothing is said of it, rather than something of another one."""
     machine = whole(tmp_path / "root")
-    config = validate({"model": {"url": "https://192.0.2.5/m.onnx", "sha256": "ab" * 32}})
-    report = examine(Request("auto", config, tmp_path), machine.host())
+    config = parse_config({"model": {"url": "https://192.0.2.5/m.onnx", "sha256": "ab" * 32}})
+    report = examine(DoctorRequest("auto", config, tmp_path), machine.host())
     assert report.chain[-1].found == "not known: the model was not fetched yet"
-    with Kept(tmp_path).begin("ab" * 32) as part:
-        Kept(tmp_path).keep(part, "ab" * 32)
-    report = examine(Request("auto", config, tmp_path), machine.host())
+    with ModelStore(tmp_path).open_partial("ab" * 32) as part:
+        ModelStore(tmp_path).commit(part, "ab" * 32)
+    report = examine(DoctorRequest("auto", config, tmp_path), machine.host())
     assert report.chain[-1].found == "all 212 nodes of the model on cuda"
 
 
 def test_nothing_is_started_that_no_question_needs(tmp_path: Path) -> None:
     """Without CUDA in the package no session, without cameras and IoT Edge no network."""
     machine = linux(tmp_path / "root").cpu_wheel()
-    examine(Request("auto", validate({}), DATA), machine.host())
+    examine(DoctorRequest("auto", parse_config({}), DATA), machine.host())
     assert sorted(machine.asked) == ["clock", "driver", "libraries"]
 
 
 def test_a_clock_before_the_files_of_the_installation_is_wrong(tmp_path: Path) -> None:
     machine = linux(tmp_path / "root").cpu_wheel()
     past = utc_now().replace(year=2019)
-    report = examine(Request("auto", validate({}), DATA), replace(machine.host(), utc_now=lambda: past))
-    clock = next(finding for finding in report.surroundings if finding.name == "clock")
+    report = examine(
+        DoctorRequest("auto", parse_config({}), DATA), replace(machine.host(), utc_now=lambda: past)
+    )
+    clock = next(finding for finding in report.system_checks if finding.name == "clock")
     assert "days behind the files of this installation" in clock.found
 
 
 def test_the_newest_lines_of_the_log_are_kept_bounded_and_masked() -> None:
-    logs.set_up("info")
+    logs.configure_logging("info")
     for number in range(600):
         logging.getLogger("visionedge.test").info("line %d rtsp://me:hunter2@192.0.2.5/", number)
     logging.getLogger("visionedge.test").info("x" * 10_000)
-    lines = logs.recent().splitlines()
+    lines = logs.read_recent_log().splitlines()
     assert len(lines) == 500
     assert "line 599 rtsp://***@192.0.2.5/" in lines[-2]
     assert len(lines[-1]) == 2000
@@ -256,7 +258,7 @@ def test_http_that_is_open_to_other_machines_is_told(
     http: dict[str, str], states: list[str], tmp_path: Path
 ) -> None:
     machine = linux(tmp_path / "root").cpu_wheel()
-    report = examine(Request("auto", validate({"http": http}), DATA), machine.host())
-    found = [finding for finding in report.surroundings if finding.name == "http"]
+    report = examine(DoctorRequest("auto", parse_config({"http": http}), DATA), machine.host())
+    found = [finding for finding in report.system_checks if finding.name == "http"]
     assert [finding.state for finding in found] == states
     assert all("without a token" in finding.found and finding.remedies for finding in found)

@@ -3,13 +3,13 @@
 import pytest
 
 from stub_driver import Script, script, stub_folder
-from visionedge.ops.doctor.host import Answer, ask_child
+from visionedge.ops.doctor.host import ProbeResult, run_probe_child
 
 __all__ = ["script", "stub_folder"]
 
 
-def ask(limit_s: float = 10) -> Answer:
-    return ask_child("driver", {"nodes": []}, limit_s)
+def ask(limit_s: float = 10) -> ProbeResult:
+    return run_probe_child("driver", {"nodes": []}, limit_s)
 
 
 def test_a_driver_with_a_device_is_asked_for_all_of_it(script: Script) -> None:
@@ -45,5 +45,5 @@ def test_a_driver_that_hangs_is_left_with_what_was_told(script: Script) -> None:
 def test_a_driver_that_crashes_takes_the_child_only(script: Script) -> None:
     script(does="crash")
     answer = ask()
-    assert (answer.ended, answer.words) == ("died", "signal 11")
+    assert (answer.ended, answer.reason) == ("died", "signal 11")
     assert "starting" in answer.steps

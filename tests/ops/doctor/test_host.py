@@ -10,13 +10,13 @@ import pytest
 
 from tiny_models import TinyDetector
 from visionedge.engine.device.session import open_session
-from visionedge.engine.device_parity import Pace
-from visionedge.engine.placement import pace_beside_cpu
-from visionedge.model.compiler.build import compiled
-from visionedge.model.model import bundled_model_path, load_model
+from visionedge.engine.device_parity import SpeedCheck
+from visionedge.engine.placement import measure_speed_check
+from visionedge.model.compiler.build import load_or_compile
+from visionedge.model.model import find_bundled_model, load_model
 from visionedge.ops.doctor import probe_child
-from visionedge.ops.doctor.host import Answer, ask_child, this_host
-from visionedge.ops.doctor.wheel import needed_by
+from visionedge.ops.doctor.host import ProbeResult, run_probe_child, this_host
+from visionedge.ops.doctor.wheel import read_needed_libraries
 
 NO_LIBRARY = "libvisionedge-is-not-here.so.7"
 
@@ -26,16 +26,16 @@ def test_a_child_tells_step_by_step_and_what_it_told_outlives_its_time() -> None
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         question = {"resolve": ["localhost"], "reach": {}, "date": [f"127.0.0.1:{port}"]}
-        answer = ask_child("network", question, 1.5)
+        answer = run_probe_child("network", question, 1.5)
     assert answer.ended == "late"
-    assert answer.words == "no answer within 1.5 s"
+    assert answer.reason == "no answer within 1.5 s"
     assert "127.0.0.1" in answer.step("resolve:localhost")["addresses"]
 
 
 def test_a_child_that_dies_leaves_what_it_told_and_how_it_died() -> None:
     """A question that nobody knows is an error of the child, in one line."""
-    answer = ask_child("riddle", {}, 10)
-    assert answer == Answer({}, "died", "KeyError: 'riddle'")
+    answer = run_probe_child("riddle", {}, 10)
+    assert answer == ProbeResult({}, "died", "KeyError: 'riddle'")
 
 
 def test_doors_are_knocked_at_and_names_looked_up_side_by_side() -> None:
@@ -43,7 +43,7 @@ def test_doors_are_knocked_at_and_names_looked_up_side_by_side() -> None:
         port = door.getsockname()[1]
         reach = {"dock": ["127.0.0.1", port], "yard": ["127.0.0.1", 1]}
         question = {"resolve": ["no-such-name.invalid"], "reach": reach, "date": []}
-        answer = ask_child("network", question, 10)
+        answer = run_probe_child("network", question, 10)
     assert answer.ended == "fine"
     assert answer.step("reach:dock") == {"step": "reach:dock", "reached": True}
     assert answer.step("reach:yard")["error"] == "Connection refused"
@@ -51,7 +51,7 @@ def test_doors_are_knocked_at_and_names_looked_up_side_by_side() -> None:
 
 
 def test_libraries_are_really_loaded_and_a_missing_one_is_told_in_the_words_of_the_loader() -> None:
-    answer = ask_child("libraries", {"folders": [], "names": ["libc.so.6", NO_LIBRARY]}, 10)
+    answer = run_probe_child("libraries", {"folders": [], "names": ["libc.so.6", NO_LIBRARY]}, 10)
     assert Path(answer.step("libc.so.6")["path"]).name.startswith("libc")
     assert answer.step(NO_LIBRARY)["error"].startswith(f"{NO_LIBRARY}: cannot open shared object file")
 
@@ -59,56 +59,56 @@ def test_libraries_are_really_loaded_and_a_missing_one_is_told_in_the_words_of_t
 def test_a_library_of_a_package_goes_before_the_systems(tmp_path: Path) -> None:
     """One that is damaged too, as onnxruntime would meet it."""
     (tmp_path / "libc.so.6").write_text("no library at all")
-    answer = ask_child("libraries", {"folders": [str(tmp_path)], "names": ["libc.so.6"]}, 10)
+    answer = run_probe_child("libraries", {"folders": [str(tmp_path)], "names": ["libc.so.6"]}, 10)
     assert "file too short" in answer.step("libc.so.6")["error"]
 
 
 def test_device_nodes_are_really_opened(tmp_path: Path) -> None:
-    answer = ask_child("driver", {"nodes": ["/dev/null", str(tmp_path / "nvidia0")]}, 10)
+    answer = run_probe_child("driver", {"nodes": ["/dev/null", str(tmp_path / "nvidia0")]}, 10)
     assert answer.step("open")["errors"] == {"/dev/null": None, str(tmp_path / "nvidia0"): "ENOENT"}
 
 
 def test_the_kernel_tells_whether_its_clock_is_kept() -> None:
-    assert isinstance(ask_child("clock", {}, 10).step("kernel")["synchronised"], bool)
+    assert isinstance(run_probe_child("clock", {}, 10).step("kernel")["synchronised"], bool)
 
 
 def test_the_child_knows_every_question_and_needs_nothing_but_the_standard_library() -> None:
-    assert set(probe_child.QUESTIONS) == {"driver", "libraries", "network", "clock"}
+    assert set(probe_child.PROBES) == {"driver", "libraries", "network", "clock"}
     source = Path(probe_child.__file__).read_text()
     imports = [line.split()[1] for line in source.splitlines() if line.startswith(("import", "from"))]
     assert {name.partition(".")[0] for name in imports} <= sys.stdlib_module_names
 
 
 def test_the_nodes_of_a_model_are_placed_in_a_child() -> None:
-    answer = ask_child("placement", {"device": "cpu", "model": str(bundled_model_path())}, 60)
+    answer = run_probe_child("placement", {"device": "cpu", "model": str(find_bundled_model())}, 60)
     placed = answer.step("placement")
     assert (placed["device"], placed["onCpu"]) == ("cpu", [])
-    assert placed["model"] == bundled_model_path().stem
+    assert placed["model"] == find_bundled_model().stem
     assert placed["onDevice"] > 50
 
 
 def test_a_session_is_timed_beside_one_on_the_cpu(tmp_path: Path) -> None:
     """Two on the CPU take about the same, which is no pace for a GPU."""
     model = load_model(TinyDetector().save(tmp_path / "tiny.onnx"))
-    graph = compiled(model, None)
+    graph = load_or_compile(model, None)
     session = open_session(graph, "cpu", max_batch=1)
-    pace = pace_beside_cpu(session, graph, model)
+    pace = measure_speed_check(session, graph, model)
     session.close()
     assert min(pace.device_ms, pace.cpu_ms) > 0
-    assert Pace(pace.cpu_ms, pace.cpu_ms).doubt("cuda") is not None
+    assert SpeedCheck(pace.cpu_ms, pace.cpu_ms).doubt("cuda") is not None
 
 
 def test_a_model_that_cannot_be_placed_is_told(tmp_path: Path) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"no model")
-    answer = ask_child("placement", {"device": "cpu", "model": str(path)}, 60)
+    answer = run_probe_child("placement", {"device": "cpu", "model": str(path)}, 60)
     assert "broken.onnx" in answer.step("placement")["error"]
 
 
 def test_the_needs_of_a_real_library_are_read_from_its_header() -> None:
     with Path("/proc/self/maps").open() as maps:
         loaded = {line.split()[-1] for line in maps if ".so" in line}
-    read = {path: needed_by(Path(path)) for path in loaded}
+    read = {path: read_needed_libraries(Path(path)) for path in loaded}
     assert any("libc.so.6" in names for names in read.values())
     assert all(name.startswith(("lib", "ld-")) for names in read.values() for name in names)
 
@@ -127,8 +127,8 @@ def test_the_needs_of_a_real_library_are_read_from_its_header() -> None:
 )
 def test_a_file_that_is_no_library_needs_nothing(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.so").write_bytes(content)
-    assert needed_by(tmp_path / "x.so") == ()
-    assert needed_by(tmp_path / "absent.so") == ()
+    assert read_needed_libraries(tmp_path / "x.so") == ()
+    assert read_needed_libraries(tmp_path / "absent.so") == ()
 
 
 def test_this_machine_is_described_by_itself() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from visionedge.errors import ConfigError
-from visionedge.ops.doctor.plan import family_of, make_plan
+from visionedge.ops.doctor.plan import classify_gpu, make_eflow_plan
 
 DDA, PV = "DirectDeviceAssignment", "ParaVirtualization"
 
@@ -23,9 +23,9 @@ DDA, PV = "DirectDeviceAssignment", "ParaVirtualization"
     ],
 )
 def test_a_pair_in_the_table_is_supported(build: str, edition: str, gpu: str, passthrough: str) -> None:
-    plan = make_plan(build, edition, gpu)
+    plan = make_eflow_plan(build, edition, gpu)
     assert (plan.supported, plan.passthrough) == (True, passthrough)
-    assert f'-gpuPassthroughType {passthrough} -gpuCount 1 -gpuName "{gpu}"' in plan.words()
+    assert f'-gpuPassthroughType {passthrough} -gpuCount 1 -gpuName "{gpu}"' in plan.to_text()
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_pair_in_the_table_is_supported(build: str, edition: str, gpu: str, pa
 )
 def test_anything_else_is_not_and_says_why(build: str, edition: str, gpu: str, why: str) -> None:
     """What is left is a line that deploys without a GPU."""
-    plan = make_plan(build, edition, gpu)
+    plan = make_eflow_plan(build, edition, gpu)
     assert not plan.supported
     assert why in plan.why
     assert "-gpu" not in "".join(line for step in plan.steps for line in step.lines)
@@ -53,7 +53,7 @@ def test_anything_else_is_not_and_says_why(build: str, edition: str, gpu: str, w
 
 def test_an_rtx_a2000_is_no_a2_and_a_t400_is_no_t4() -> None:
     names = ("NVIDIA A2", "NVIDIA RTX A2000", "Tesla T4", "NVIDIA T400", "NVIDIA A10")
-    assert [family_of(name) for name in names] == [
+    assert [classify_gpu(name) for name in names] == [
         "datacenter",
         "graphics",
         "datacenter",
@@ -63,36 +63,37 @@ def test_an_rtx_a2000_is_no_a2_and_a_t400_is_no_t4() -> None:
 
 
 def test_an_intel_gpu_is_supported_and_still_no_cuda() -> None:
-    plan = make_plan("22631", "pro", "Intel(R) Iris(R) Xe Graphics")
+    plan = make_eflow_plan("22631", "pro", "Intel(R) Iris(R) Xe Graphics")
     assert plan.supported
     assert not plan.cuda
-    assert "computes on the CPU" in plan.words()
-    assert "DeviceRequests" not in plan.words()
+    assert "computes on the CPU" in plan.to_text()
+    assert "DeviceRequests" not in plan.to_text()
 
 
 def test_windows_10_needs_wsl_for_gpu_pv_and_windows_11_does_not() -> None:
-    assert "wsl --install" in make_plan("19045", "pro", "NVIDIA GeForce RTX 3060").words()
-    assert "wsl --install" not in make_plan("22631", "pro", "NVIDIA GeForce RTX 3060").words()
-    assert "wsl --install" not in make_plan("19045", "pro", "NVIDIA A2").words()
+    assert "wsl --install" in make_eflow_plan("19045", "pro", "NVIDIA GeForce RTX 3060").to_text()
+    assert "wsl --install" not in make_eflow_plan("22631", "pro", "NVIDIA GeForce RTX 3060").to_text()
+    assert "wsl --install" not in make_eflow_plan("19045", "pro", "NVIDIA A2").to_text()
 
 
 def test_a_build_without_its_revision_is_to_be_looked_up_where_it_matters() -> None:
-    assert "winver" in make_plan("19044", "pro", "NVIDIA A2").words()
+    assert "winver" in make_eflow_plan("19044", "pro", "NVIDIA A2").to_text()
     for build, edition in (("19044.1620", "pro"), ("19045", "pro"), ("17763", "server")):
-        assert "winver" not in make_plan(build, edition, "NVIDIA A2").words()
+        assert "winver" not in make_eflow_plan(build, edition, "NVIDIA A2").to_text()
 
 
 def test_a_plan_goes_from_windows_to_a_look_at_the_chain() -> None:
-    words = make_plan("19044.1620", "pro", "NVIDIA A2").words()
+    to_text = make_eflow_plan("19044.1620", "pro", "NVIDIA A2").to_text()
     assert (
-        words.splitlines()[0] == "NVIDIA A2 on Windows 10 pro (19044.1620): supported: DirectDeviceAssignment"
+        to_text.splitlines()[0]
+        == "NVIDIA A2 on Windows 10 pro (19044.1620): supported: DirectDeviceAssignment"
     )
     wanted = (
         "Deploy-Eflow -cpuCount 4 -memoryInMB 8192 -vmDataSize 20",
         '"DeviceRequests"',
         "visionedge doctor",
     )
-    places = [words.index(text) for text in wanted]
+    places = [to_text.index(text) for text in wanted]
     assert places == sorted(places)
 
 
@@ -112,5 +113,5 @@ def test_what_makes_no_sense_is_told_and_never_put_into_a_line(
     build: str | None, edition: str | None, gpu: str | None, key: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        make_plan(build, edition, gpu)
+        make_eflow_plan(build, edition, gpu)
     assert str(raised.value).startswith(key)

@@ -15,23 +15,23 @@ from doctor_breakages import BROKEN, PARAVIRTUAL
 from doctor_machines import DATA, linux
 from doctor_situations import BESIDE, GOOD, NO_GPU, NOT_GIVEN, Situation
 from visionedge import __version__
-from visionedge.config.load import validate
-from visionedge.engine.device.devices import REMEDIES, Reason
-from visionedge.ops.doctor.finding import State
-from visionedge.ops.doctor.gather import Request
-from visionedge.ops.doctor.gpu_checks import CHAIN
-from visionedge.ops.doctor.report import Report, examine
-from visionedge.ops.doctor.system_checks import THINGS
+from visionedge.config.load import parse_config
+from visionedge.engine.device.devices import REMEDIES, ReasonCode
+from visionedge.ops.doctor.finding import CheckState
+from visionedge.ops.doctor.gather import DoctorRequest
+from visionedge.ops.doctor.gpu_checks import GPU_CHECKS
+from visionedge.ops.doctor.report import DoctorReport, examine
+from visionedge.ops.doctor.system_checks import SYSTEM_CHECKS
 
 SITUATIONS = [*NO_GPU, *NOT_GIVEN, *BROKEN, *PARAVIRTUAL, *GOOD, *BESIDE]
 GOLDEN = Path(__file__).parents[2] / "golden" / "doctor"
 
 
-def examined(situation: Situation, root: Path) -> Report:
+def examined(situation: Situation, root: Path) -> DoctorReport:
     """The report on a machine in this situation."""
-    config = validate(situation.config | {"inference": {"device": situation.device}})
+    config = parse_config(situation.config | {"inference": {"device": situation.device}})
     machine = situation.machine(root)
-    return examine(Request(config.inference.device, config, DATA), machine.host())
+    return examine(DoctorRequest(config.inference.device, config, DATA), machine.host())
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.name)
@@ -48,11 +48,11 @@ def test_without_a_gpu_nothing_is_called_broken(name: str, tmp_path: Path) -> No
     """Nobody demanded one; the chain is still there to be read."""
     (situation,) = (each for each in SITUATIONS if each.name == name)
     report = examined(situation, tmp_path / "root")
-    words = report.words()
-    assert "✗" not in words
-    assert "broken" not in words
-    assert words.endswith("no NVIDIA GPU here: the CPU computes\n")
-    assert len(report.chain) == len(CHAIN)
+    to_text = report.to_text()
+    assert "✗" not in to_text
+    assert "broken" not in to_text
+    assert to_text.endswith("no NVIDIA GPU here: the CPU computes\n")
+    assert len(report.chain) == len(GPU_CHECKS)
 
 
 @pytest.mark.parametrize(("quota", "told"), [(None, None), (4.0, None), (1.5, "info"), (0.5, "warning")])
@@ -62,8 +62,8 @@ def test_a_cpu_quota_is_told_where_it_is_a_limit(
     """On a machine of 4 cores."""
     machine = linux(tmp_path).cpu_wheel()
     machine.cpu_quota = quota
-    report = examine(Request("auto", validate({}), DATA), machine.host())
-    states = [str(found.state) for found in report.surroundings if found.name == "cpu-quota"]
+    report = examine(DoctorRequest("auto", parse_config({}), DATA), machine.host())
+    states = [str(found.state) for found in report.system_checks if found.name == "cpu-quota"]
     assert states == ([] if told is None else [told])
 
 
@@ -71,20 +71,20 @@ def test_marks_have_colours_on_a_terminal_and_nothing_else_changes(tmp_path: Pat
     """Red for what is broken, green for what is right, grey for what needs no attention."""
     (situation,) = (each for each in SITUATIONS if each.name == "everything-beside-in-trouble")
     report = examined(situation, tmp_path / "root")
-    coloured = report.words(colours=True)
+    coloured = report.to_text(colours=True)
     for mark, code in (("✓", 32), ("!", 33), ("✗", 31), ("-", 90), ("·", 90)):
         assert f"\x1b[{code}m  {mark}" in coloured
-    assert re.sub(r"\x1b\[\d+m", "", coloured) == report.words()
+    assert re.sub(r"\x1b\[\d+m", "", coloured) == report.to_text()
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.name)
 def test_every_word_is_the_golden_one(situation: Situation, tmp_path: Path) -> None:
-    words = examined(situation, tmp_path / "root").words().replace(__version__, "VERSION")
+    to_text = examined(situation, tmp_path / "root").to_text().replace(__version__, "VERSION")
     golden = GOLDEN / f"{situation.name}.txt"
     if os.environ.get("VISIONEDGE_GOLDEN") == "write":
         golden.parent.mkdir(parents=True, exist_ok=True)
-        golden.write_text(words)
-    assert words == golden.read_text()
+        golden.write_text(to_text)
+    assert to_text == golden.read_text()
 
 
 def test_no_golden_file_is_left_over_and_there_are_enough() -> None:
@@ -95,8 +95,8 @@ def test_no_golden_file_is_left_over_and_there_are_enough() -> None:
 
 def test_the_docs_show_a_green_doctor_in_its_own_words() -> None:
     """docs/gpu.md quotes a whole report."""
-    words = (GOLDEN / "dda-good.txt").read_text()
-    quoted = "".join(f"    {line}" if line.strip() else line for line in words.splitlines(keepends=True))
+    to_text = (GOLDEN / "dda-good.txt").read_text()
+    quoted = "".join(f"    {line}" if line.strip() else line for line in to_text.splitlines(keepends=True))
     assert quoted in (GOLDEN.parents[2] / "docs" / "gpu.md").read_text()
 
 
@@ -105,29 +105,29 @@ def test_a_broken_link_comes_with_a_remedy_and_nothing_behind_it_is_judged_by_it
     situation: Situation, tmp_path: Path
 ) -> None:
     report = examined(situation, tmp_path / "root")
-    assert [finding.name for finding in report.chain] == [link.name for link in CHAIN]
-    alone = {link.name for link in CHAIN if link.alone}
+    assert [finding.name for finding in report.chain] == [link.name for link in GPU_CHECKS]
+    independent = {link.name for link in GPU_CHECKS if link.independent}
     first = report.first_broken
     if first is None:
-        assert report.gpu_is_absent or not [f for f in report.chain if f.state is State.SKIPPED]
+        assert report.gpu_is_absent or not [f for f in report.chain if f.state is CheckState.SKIPPED]
         return
     assert first.remedies
     behind = report.chain[report.chain.index(first) + 1 :]
-    assert all(f.name in alone or f.state is State.SKIPPED for f in behind)
-    assert not [f for f in behind if f.state is State.BROKEN and f.remedies]
+    assert all(f.name in independent or f.state is CheckState.SKIPPED for f in behind)
+    assert not [f for f in behind if f.state is CheckState.BROKEN and f.remedies]
 
 
 def test_every_link_breaks_in_some_situation() -> None:
     """But for those that only tell, and the last, which cannot break where the one before it holds."""
     telling = {"container", "iot-edge", "kernel", "placement"}
-    assert {s.broken for s in SITUATIONS} - {None} == {link.name for link in CHAIN} - telling
+    assert {s.broken for s in SITUATIONS} - {None} == {link.name for link in GPU_CHECKS} - telling
 
 
 def test_every_passthrough_is_met_broken_and_whole(tmp_path: Path) -> None:
     met: dict[str, set[bool]] = {}
     for number, situation in enumerate(SITUATIONS):
         report = examined(situation, tmp_path / str(number))
-        met.setdefault(report.place.passthrough, set()).add(report.first_broken is None)
+        met.setdefault(report.environment.passthrough, set()).add(report.first_broken is None)
     ways = ("dda", "gpu-pv", "native", "intel", "none")
     assert met == {way: {True, False} for way in ways}, (
         "without a GPU nothing is broken unless one is demanded"
@@ -149,13 +149,18 @@ def test_a_line_for_windows_is_always_whole() -> None:
 
 
 def test_every_reason_that_stops_a_device_has_a_word_in_the_engine_too() -> None:
-    assert set(REMEDIES) >= {Reason(s.code) for s in SITUATIONS} - {Reason.OK, Reason.ASKED_CPU}
+    assert set(REMEDIES) >= {ReasonCode(s.code) for s in SITUATIONS} - {
+        ReasonCode.OK,
+        ReasonCode.CPU_REQUESTED,
+    }
 
 
 def test_every_link_and_everything_beside_the_chain_is_documented() -> None:
     text = (REPOSITORY / "docs" / "gpu.md").read_text()
-    assert not [link.name for link in CHAIN if f"| `{link.name}` |" not in text]
-    assert not [name for name in ("camera", *(thing.name for thing in THINGS)) if f"`{name}`" not in text]
+    assert not [link.name for link in GPU_CHECKS if f"| `{link.name}` |" not in text]
+    assert not [
+        name for name in ("camera", *(thing.name for thing in SYSTEM_CHECKS)) if f"`{name}`" not in text
+    ]
 
 
 def test_no_secret_of_a_camera_is_in_any_word() -> None:

@@ -12,8 +12,8 @@ import pytest
 from command_line import CommandLine
 from conftest import REPOSITORY
 from manifests import forgetful
-from visionedge.config.load import validate
-from visionedge.ops.manifest.lint import lint
+from visionedge.config.load import parse_config
+from visionedge.ops.manifest.lint import lint_manifest
 
 __all__ = ["forgetful"]
 
@@ -112,7 +112,7 @@ def test_lint_has_nothing_to_say_about_what_is_generated(
         arguments = (*form, *image, "--gpu", gpu, *itertools.chain(*rest), *next(ids))
         outcome = visionedge("manifest", "generate", *arguments)
         assert outcome.code == 0, outcome.err
-        report = lint(outcome.out.encode(), "deployment.json")
+        report = lint_manifest(outcome.out.encode(), "deployment.json")
         assert report.findings == (), arguments
         assert len(report.modules) == 1
 
@@ -122,7 +122,7 @@ def test_cameras_become_desired_properties(visionedge: CommandLine) -> None:
     outcome = visionedge("manifest", "generate", "--image", IMAGE, "--camera", "dock=rtsp://192.0.2.5/a")
     desired = vision(outcome.out)
     assert desired["cameras"] == {"dock": {"uri": "rtsp://192.0.2.5/a"}}
-    assert validate(desired).telemetry.mode == "changes"
+    assert parse_config(desired).telemetry.mode == "changes"
     assert outcome.err == ""
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from manifests import HOST, IN_MODULE, IN_OPTIONS, MODULE, VISION, at, change, forgetful, judge, sound, told
-from visionedge.ops.manifest.gpu_options import image_kind
+from visionedge.ops.manifest.gpu_options import classify_image
 
 __all__ = ["forgetful"]
 
@@ -88,7 +88,7 @@ def test_a_loader_that_does_not_look_for_gpu_pv_is_told() -> None:
 )
 def test_an_image_says_by_its_name_what_it_is_for(image: str, kind: str) -> None:
     """In its own name, tag or platform; not in that of the registry."""
-    assert image_kind(image) == kind
+    assert classify_image(image) == kind
 
 
 @pytest.mark.parametrize(

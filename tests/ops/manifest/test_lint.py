@@ -29,8 +29,8 @@ from manifests import (
     told,
 )
 from visionedge.errors import ConfigError
-from visionedge.ops.manifest.generate import Request, generate
-from visionedge.ops.manifest.lint import MAX_TWIN_BYTES, lint
+from visionedge.ops.manifest.generate import ManifestRequest, generate_manifest
+from visionedge.ops.manifest.lint import MAX_TWIN_BYTES, lint_manifest
 
 __all__ = ["forgetful"]
 
@@ -156,8 +156,8 @@ def test_an_object_for_create_options_is_for_templates() -> None:
     """A deployment has a text there; a template may have either."""
     manifest = sound()
     data = json.dumps(manifest).encode()
-    assert ("error", IN_OPTIONS) in told(lint(data, "deployment.json"))
-    assert lint(data, "deployment.template.json").findings == ()
+    assert ("error", IN_OPTIONS) in told(lint_manifest(data, "deployment.json"))
+    assert lint_manifest(data, "deployment.template.json").findings == ()
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_twin_has_limits(value: Any, word: str) -> None:
 def test_numbers_that_nothing_can_hold_are_told() -> None:
     """JSON has them, and Python makes an infinity of them."""
     text = json.dumps(sound()).replace('"fps": 5', '"fps": 1e999')
-    assert "nothing can hold" in lint(text.encode(), "m.template.json").words()
+    assert "nothing can hold" in lint_manifest(text.encode(), "m.template.json").to_text()
 
 
 def test_a_key_that_is_given_twice_is_told() -> None:
@@ -198,12 +198,14 @@ def test_a_key_that_is_given_twice_is_told() -> None:
     text = json.dumps(sound()).replace(
         '"restartPolicy": "always"', '"restartPolicy": "always", "restartPolicy": "never"'
     )
-    assert ("error", f"{IN_MODULE}.restartPolicy") in told(lint(text.encode(), "m.template.json"))
+    assert ("error", f"{IN_MODULE}.restartPolicy") in told(lint_manifest(text.encode(), "m.template.json"))
 
 
 def test_a_layered_deployment_is_judged_without_what_lies_below_it() -> None:
     """Nothing is missing that the base may have; what is there is judged at its own key."""
-    layer = json.loads(generate(Request(image="r.example.com/visionedge:1.0-cpu", form="layered"), {}).text)
+    layer = json.loads(
+        generate_manifest(ManifestRequest(image="r.example.com/visionedge:1.0-cpu", form="layered"), {}).text
+    )
     assert judge(layer).findings == ()
     content = layer["content"]["modulesContent"]
     content["vision"] = {"properties.desired.cameras.yard": {"uri": "demo:", "fps": 0}}
@@ -249,7 +251,7 @@ def test_secrets_are_never_shown_and_a_template_should_hold_none() -> None:
     }
     for name in ("deployment.json", "deployment.template.json"):
         report = judge(manifest, name)
-        text = report.words() + json.dumps(report.document())
+        text = report.to_text() + json.dumps(report.document())
         assert not any(secret in text for secret in ("hunter2", "hunter3"))
         warned = {f.path for f in report.findings if "secret" in f.problem}
         assert (f"{IN_VISION}.cameras.dock.uri" in warned) == name.endswith(".template.json")
@@ -264,7 +266,7 @@ def test_placeholders_are_at_home_in_templates() -> None:
     assert judge(manifest, "a.template.json").findings == ()
     report = judge(manifest)
     assert report.errors >= 3
-    assert "$CONTAINER_REGISTRY_ADDRESS" in report.words()
+    assert "$CONTAINER_REGISTRY_ADDRESS" in report.to_text()
 
 
 def test_a_module_is_known_by_its_id_its_image_or_by_name() -> None:

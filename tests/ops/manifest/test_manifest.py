@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import visionedge
-from visionedge.config.load import validate
+from visionedge.config.load import parse_config
 from visionedge.outbound.messages import DETECTIONS, EVENTS
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -144,7 +144,7 @@ def test_create_options_are_objects_and_small_enough(agent: dict[str, Any]) -> N
 
 def test_the_example_twin_is_a_right_configuration(content: dict[str, Any]) -> None:
     """Desired properties are the configuration, so the shipped ones pass its schema."""
-    config = validate(content["vision"]["properties.desired"])
+    config = parse_config(content["vision"]["properties.desired"])
     assert config.cameras
     assert len(json.dumps(content["vision"])) < 32_768
 

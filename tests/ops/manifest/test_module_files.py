@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from conftest import REPOSITORY
-from visionedge.ops.manifest.lint import Report, lint
+from visionedge.ops.manifest.lint import LintReport, lint_manifest
 
 IMAGE = "${MODULEDIR<./module>.amd64.gpu}"
 
@@ -23,12 +23,12 @@ def solution(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def judge(solution: Path, image: str) -> Report:
+def judge(solution: Path, image: str) -> LintReport:
     """The template in the folder with another image."""
     template = solution / "deployment.template.json"
     text = template.read_text()
     assert text.count(IMAGE) == 1
-    return lint(text.replace(IMAGE, image).encode(), template.name, folder=solution)
+    return lint_manifest(text.replace(IMAGE, image).encode(), template.name, folder=solution)
 
 
 def errors(solution: Path, image: str) -> list[tuple[str, str]]:
@@ -40,7 +40,7 @@ def errors(solution: Path, image: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("name", ["deployment.template.json", "deployment.cpu.template.json"])
 def test_the_shipped_templates_lead_to_the_module_of_this_repository(name: str) -> None:
     """As `iotedgedev` and VS Code resolve them, with the Dockerfile of the platform."""
-    report = lint((REPOSITORY / name).read_bytes(), name, folder=REPOSITORY)
+    report = lint_manifest((REPOSITORY / name).read_bytes(), name, folder=REPOSITORY)
     assert report.findings == ()
     assert "vision" in report.modules
 
@@ -96,7 +96,9 @@ def test_a_module_file_that_is_none_is_one_finding(solution: Path, text: str) ->
 def test_a_template_from_elsewhere_is_judged_without_its_folder(solution: Path) -> None:
     """From stdin nobody knows where it lies."""
     text = (solution / "deployment.template.json").read_text().replace("./module", "./nowhere")
-    assert not [each for each in lint(text.encode(), "stdin").findings if each.path.endswith(".image")]
+    assert not [
+        each for each in lint_manifest(text.encode(), "stdin").findings if each.path.endswith(".image")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_the_file_of_a_model_has_to_be_in_the_container(solution: Path, path: st
     """Else the device rejects the section, and the bundled model computes instead."""
     document = json.loads((solution / "deployment.template.json").read_text())
     document["modulesContent"]["vision"]["properties.desired"]["model"] = {"path": path}
-    report = lint(json.dumps(document).encode(), "a.template.json", folder=solution)
+    report = lint_manifest(json.dumps(document).encode(), "a.template.json", folder=solution)
     found = [finding.problem for finding in report.findings if finding.path.endswith("model.path")]
     assert found == ([f"{path} {says}"] if says else [])
     assert report.errors == 0

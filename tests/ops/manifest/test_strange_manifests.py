@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from command_line import CommandLine
 from conftest import REPOSITORY
 from manifests import change, forgetful, judge, sound
-from visionedge.ops.manifest.lint import lint
+from visionedge.ops.manifest.lint import lint_manifest
 
 __all__ = ["forgetful"]
 
@@ -120,8 +120,8 @@ DOCUMENTS = st.recursive(
 @given(DOCUMENTS, st.sampled_from(["a.json", "a.template.json"]))
 def test_no_document_is_too_strange(document: Any, name: str) -> None:
     """Whatever JSON holds, lint tells what it thinks of it, in lines that can be printed."""
-    report = lint(json.dumps(document).encode(), name)
-    assert all(line.isprintable() for line in report.words().splitlines())
+    report = lint_manifest(json.dumps(document).encode(), name)
+    assert all(line.isprintable() for line in report.to_text().splitlines())
     assert json.dumps(report.document(), ensure_ascii=False).encode()
 
 
@@ -157,7 +157,7 @@ def test_a_sound_manifest_with_anything_anywhere_is_judged(data: st.DataObject) 
     manifest = json.loads(GPU_PV)
     change(manifest, data.draw(st.sampled_from(PLACES)), data.draw(DOCUMENTS))
     for name in ("a.json", "a.template.json"):
-        assert judge(manifest, name).words()
+        assert judge(manifest, name).to_text()
 
 
 def test_lint_leaves_no_file_behind(visionedge: CommandLine, tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ from tiny_models import TinyDetector
 from visionedge.config.schema import InferenceConfig
 from visionedge.errors import ConfigError
 from visionedge.model.labels import COCO_80
-from visionedge.model.model import bundled_model_path
+from visionedge.model.model import find_bundled_model
 from visionedge.ops.models.evaluate import (
     Annotations,
-    Found,
-    Request,
-    average_precision,
-    categories_of,
+    CocoDetection,
+    EvaluationRequest,
+    compute_average_precision,
     evaluate,
+    match_categories,
     read_annotations,
 )
 
@@ -199,7 +199,7 @@ def test_on_a_terminal_progress_is_a_bar(tmp_path: Path, model: Path, data: Path
     """One line that grows, and is left at the end."""
     coco = written(annotated(tmp_path / "in"), tmp_path / "coco.json")
     screen = Terminal()
-    request = Request(model, coco, tmp_path / "in", InferenceConfig(device="cpu"), data)
+    request = EvaluationRequest(model, coco, tmp_path / "in", InferenceConfig(device="cpu"), data)
     evaluate(request, screen)
     last = screen.getvalue().rstrip().split("\r")[-1]
     assert last.startswith("[##############################] 3/3 pictures")
@@ -213,8 +213,8 @@ def test_the_bundled_model_sees_as_well_as_its_card_says(
     """AP 0.330 on 128 pictures of COCO."""
     with tarfile.open(shared_data / "labelled" / "coco128.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
-    request = Request(
-        bundled_model_path(),
+    request = EvaluationRequest(
+        find_bundled_model(),
         tmp_path / "annotations" / "instances_val2017.json",
         tmp_path / "val2017",
         InferenceConfig(device="cpu"),
@@ -223,7 +223,7 @@ def test_the_bundled_model_sees_as_well_as_its_card_says(
     report = evaluate(request, io.StringIO())
     assert report["precision"] == "fp32"
     assert report["ap"] == pytest.approx(0.3301, abs=0.005)
-    card = bundled_model_path().with_suffix(".md").read_text(encoding="utf-8")
+    card = find_bundled_model().with_suffix(".md").read_text(encoding="utf-8")
     assert "| **0.3301** | **0.5125** |" in card
     assert (report["pictures"], report["classesWithCategory"]) == (128, 80)
     shutil.rmtree(tmp_path / "val2017")
@@ -239,7 +239,7 @@ def categories(**names: int) -> Annotations:
 def test_classes_meet_categories_by_name_whatever_the_numbers() -> None:
     """COCO's numbers have gaps; words may be spelt as Darknet spells them."""
     named = categories(person=1, traffic_light=10, dining_table=67, tv=72)
-    assert categories_of(["tvmonitor", "Person", "diningtable", "traffic-light", "ghost"], named) == {
+    assert match_categories(["tvmonitor", "Person", "diningtable", "traffic-light", "ghost"], named) == {
         0: 72,
         1: 1,
         2: 67,
@@ -250,11 +250,11 @@ def test_classes_meet_categories_by_name_whatever_the_numbers() -> None:
 def test_nameless_classes_meet_categories_by_order() -> None:
     """Only where the model has no words at all, and as many classes as there are categories."""
     named = categories(b=9, a=4)
-    assert categories_of(["class-0", "class-1"], named) == {0: 4, 1: 9}
+    assert match_categories(["class-0", "class-1"], named) == {0: 4, 1: 9}
     with pytest.raises(ConfigError):
-        categories_of(["class-0", "class-1", "class-2"], named)
+        match_categories(["class-0", "class-1", "class-2"], named)
     with pytest.raises(ConfigError):
-        categories_of(["x", "y"], named)
+        match_categories(["x", "y"], named)
 
 
 # --- the figures --------------------------------------------------------------------------------------------
@@ -283,27 +283,27 @@ BOX = [10.0, 10.0, 50.0, 40.0]
 def test_perfect_boxes_are_1_and_none_at_all_is_0(tmp_path: Path) -> None:
     annotations = truth([(1, 3, BOX), (2, 8, BOX)], tmp_path)
     place = (10.0, 10.0, 50.0, 40.0)
-    perfect = [Found(1, 3, place, 0.9), Found(2, 8, place, 0.4)]
-    assert average_precision(annotations, [1, 2], perfect)["ap"] == pytest.approx(1)
-    figures = average_precision(annotations, [1, 2], [])
+    perfect = [CocoDetection(1, 3, place, 0.9), CocoDetection(2, 8, place, 0.4)]
+    assert compute_average_precision(annotations, [1, 2], perfect)["ap"] == pytest.approx(1)
+    figures = compute_average_precision(annotations, [1, 2], [])
     assert (figures["ap"], figures["ar100"], figures["apSmall"]) == (0, 0, None)
 
 
 def test_a_box_of_the_wrong_class_or_on_another_picture_is_none(tmp_path: Path) -> None:
     annotations = truth([(1, 3, BOX)], tmp_path)
     place = (10.0, 10.0, 50.0, 40.0)
-    assert average_precision(annotations, [1, 2], [Found(1, 8, place, 0.9)])["ap"] == 0
-    assert average_precision(annotations, [1, 2], [Found(2, 3, place, 0.9)])["ap"] == 0
+    assert compute_average_precision(annotations, [1, 2], [CocoDetection(1, 8, place, 0.9)])["ap"] == 0
+    assert compute_average_precision(annotations, [1, 2], [CocoDetection(2, 3, place, 0.9)])["ap"] == 0
 
 
 def test_pictures_that_were_not_looked_at_do_not_count(tmp_path: Path) -> None:
     annotations = truth([(1, 3, BOX), (2, 3, BOX)], tmp_path)
-    found = [Found(1, 3, (10.0, 10.0, 50.0, 40.0), 0.9)]
-    assert average_precision(annotations, [1], found)["ap"] == pytest.approx(1)
-    assert average_precision(annotations, [1, 2], found)["ar100"] == pytest.approx(0.5)
+    found = [CocoDetection(1, 3, (10.0, 10.0, 50.0, 40.0), 0.9)]
+    assert compute_average_precision(annotations, [1], found)["ap"] == pytest.approx(1)
+    assert compute_average_precision(annotations, [1, 2], found)["ar100"] == pytest.approx(0.5)
 
 
 def test_labels_of_coco_are_all_among_its_categories() -> None:
     """Each of the eighty meets a category of its own."""
     named = Annotations({}, (), {number * 2: name for number, name in enumerate(COCO_80)})
-    assert len(set(categories_of(COCO_80, named).values())) == 80
+    assert len(set(match_categories(COCO_80, named).values())) == 80

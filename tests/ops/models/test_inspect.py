@@ -13,12 +13,12 @@ from command_line import CommandLine
 from raw_map_models import raw_map_model
 from tiny_graphs import state
 from tiny_models import TinyDetector, classifier
-from visionedge.model.analysis.cuda_kernels import kernels, missing_kernel, opsets_of
-from visionedge.model.analysis.shape_inference import tensor_types
-from visionedge.model.compiler.build import build
+from visionedge.model.analysis.cuda_kernels import explain_missing_kernel, load_cuda_kernels, read_opsets
+from visionedge.model.analysis.shape_inference import infer_node_by_node
+from visionedge.model.compiler.build import build_graph
 from visionedge.model.graph import CUDA_OPERATORS
-from visionedge.model.model import Model, bundled_model_path, load_model
-from visionedge.ops.models.inspect import amount, inspect, operators_of, words
+from visionedge.model.model import Model, find_bundled_model, load_model
+from visionedge.ops.models.inspect import compute_cost, count_operators, format_report, inspect_model
 
 TINY = TinyDetector(batch=1)
 
@@ -100,14 +100,14 @@ def test_work_and_weights_of_real_models_are_what_their_makers_state(
     shared_data: Path, data: Path, model: str, gigamacs: float, megaweights: float
 ) -> None:
     """To a twentieth: makers count a bias here and an activation there."""
-    facts = inspect(shared_data / "models" / f"{model}.onnx", data).document
+    facts = inspect_model(shared_data / "models" / f"{model}.onnx", data).document
     assert facts["macsPerPicture"] / 1e9 == pytest.approx(gigamacs, rel=0.05)
     assert facts["parameters"] / 1e6 == pytest.approx(megaweights, rel=0.05)
 
 
 def test_the_bundled_model_needs_no_cpu_on_a_gpu(data: Path) -> None:
     """None of its nodes, ours included, would fall to the CPU."""
-    facts = inspect(bundled_model_path(), data).document
+    facts = inspect_model(find_bundled_model(), data).document
     assert facts["cuda"]["withoutKernel"] == []
     assert facts["macsPerPicture"] == pytest.approx(0.54e9, rel=0.05)  # 1.08 GFLOPs, say its makers
 
@@ -171,11 +171,11 @@ def test_what_is_suggested_is_what_the_refusal_misses(visionedge: CommandLine, t
 def test_a_model_that_cannot_be_run_is_told_with_its_head(tmp_path: Path, data: Path) -> None:
     """What was understood is told; what a first run found is the refusal."""
     path = TinyDetector(poison=float("nan")).save(tmp_path / "nan.onnx")
-    inspection = inspect(path, data)
+    inspection = inspect_model(path, data)
     assert inspection.document["head"] == "nanodet"
     assert inspection.refused is not None
     assert "contains NaN or infinity" in inspection.refused
-    assert "It is read as nanodet" in words(inspection)
+    assert "It is read as nanodet" in format_report(inspection)
 
 
 def test_where_its_nodes_really_lie_is_told_when_asked_for(visionedge: CommandLine, tmp_path: Path) -> None:
@@ -248,28 +248,32 @@ FLOAT, HALF, BYTES, WHOLE, TEXT = (
 def test_kernels_are_known_by_operator_version_and_type(
     operator: str, opset: int, types: dict[str, int], missing: bool
 ) -> None:
-    why = missing_kernel(node(operator, 2), {"": opset}, types)
+    why = explain_missing_kernel(node(operator, 2), {"": opset}, types)
     assert (why is not None) == missing, why
 
 
 def test_operators_of_onnxruntime_itself_are_listed_too() -> None:
-    assert missing_kernel(node("FusedConv", 2, "com.microsoft"), {"": 17, "com.microsoft": 1}, {}) is None
     assert (
-        missing_kernel(node("QLinearAdd", 2, "com.microsoft"), {"": 17, "com.microsoft": 1}, {}) is not None
+        explain_missing_kernel(node("FusedConv", 2, "com.microsoft"), {"": 17, "com.microsoft": 1}, {})
+        is None
+    )
+    assert (
+        explain_missing_kernel(node("QLinearAdd", 2, "com.microsoft"), {"": 17, "com.microsoft": 1}, {})
+        is not None
     )
 
 
 def test_the_list_is_read_whole() -> None:
     """Versions as ranges, types by constraint."""
-    assert len(kernels()) > 200
-    conv, gather = kernels()["ai.onnx", "Conv"], kernels()["ai.onnx", "Gather"]
-    assert all(conv.serves(version) for version in (1, 11, 21, 22, 99))
+    assert len(load_cuda_kernels()) > 200
+    conv, gather = load_cuda_kernels()["ai.onnx", "Conv"], load_cuda_kernels()["ai.onnx", "Gather"]
+    assert all(conv.supports(version) for version in (1, 11, 21, 22, 99))
     assert set(gather.types) == {"T", "Tind"}
-    assert not kernels()["ai.onnx", "Trilu"].serves(13)
+    assert not load_cuda_kernels()["ai.onnx", "Trilu"].supports(13)
 
 
 def test_every_operator_that_the_compiler_may_add_has_a_kernel() -> None:
-    listed = {operator for domain, operator in kernels() if domain == "ai.onnx"}
+    listed = {operator for domain, operator in load_cuda_kernels() if domain == "ai.onnx"}
     assert listed >= CUDA_OPERATORS
 
 
@@ -288,14 +292,16 @@ COMPILED = {
 
 def fallen(model: Model) -> list[str]:
     """The nodes of a compiled graph that were added by us and have no kernel for their types."""
-    graph = onnx.load_model_from_string(build(model))
-    types = {name: kind.tensor_type.elem_type for name, kind in tensor_types(graph).items()}
+    graph = onnx.load_model_from_string(build_graph(model))
+    types = {name: kind.tensor_type.elem_type for name, kind in infer_node_by_node(graph).items()}
     ours = [n for n in graph.graph.node if n.name.lstrip("_").startswith("visionedge.")]
     assert len(ours) > 1
     named = {name for n in ours for name in (*n.input, *n.output) if name}
     assert named <= set(types), "every type is known, so nothing is let off"
     return [
-        f"{n.op_type}: {why}" for n in ours if (why := missing_kernel(n, opsets_of(graph), types)) is not None
+        f"{n.op_type}: {why}"
+        for n in ours
+        if (why := explain_missing_kernel(n, read_opsets(graph), types)) is not None
     ]
 
 
@@ -358,13 +364,13 @@ def network(nodes: list[onnx.NodeProto], weights: dict[str, tuple[int, ...]]) ->
 def test_multiply_adds_are_counted_by_definition(
     made: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], macs: int
 ) -> None:
-    count = amount(network([made], {}), shapes)
+    count = compute_cost(network([made], {}), shapes)
     assert (count.macs, count.uncounted) == (macs, 0)
 
 
 def test_what_cannot_be_counted_is_counted_as_that() -> None:
     """A product of unknown shapes is no zero."""
-    count = amount(network([helper.make_node("MatMul", ["x", "w"], ["y"])], {}), {"w": (4, 4)})
+    count = compute_cost(network([helper.make_node("MatMul", ["x", "w"], ["y"])], {}), {"w": (4, 4)})
     assert (count.macs, count.counted, count.uncounted) == (0, 0, 1)
 
 
@@ -374,5 +380,5 @@ def test_weights_are_counted_and_shapes_are_not() -> None:
     model.graph.node.append(
         helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.zeros(5, np.float32)))
     )
-    assert amount(model, {}).parameters == 17
-    assert operators_of(model) == {"Relu": 1, "Constant": 1}
+    assert compute_cost(model, {}).parameters == 17
+    assert count_operators(model) == {"Relu": 1, "Constant": 1}

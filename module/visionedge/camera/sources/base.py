@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from visionedge.frames.letterbox import fit
+from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import InputSpec, Picture, Placement
 
 # Decoder threads, counted for the whole module: a camera that needs more than its own asks here.
@@ -42,11 +42,11 @@ class ThreadBudget:
 # How far a live source is behind: what it sent long ago and still lies in buffers on the way.
 
 
-_DRIFT = 0.0005
-_LEAP_S = 10.0
+_CLOCK_DRIFT = 0.0005
+_MAX_STEP_S = 10.0
 
 
-class Backlog:
+class StreamLag:
     """Compares the stream's own times with the clock; only their difference counts, not their zero.
 
     The shortest way so far is taken for no delay at all. It may lengthen by 0.05 % of the time that passes,
@@ -73,38 +73,38 @@ class Backlog:
         """
         way_s = now_s - sent_s
         step_s = sent_s - self._sent_s
-        if self._base_s is None or not -1 < step_s < _LEAP_S:
+        if self._base_s is None or not -1 < step_s < _MAX_STEP_S:
             self._base_s = way_s
         else:
             if step_s > 0:
                 self._step_s += (step_s - self._step_s) / 8
             waited = waited_s > max(0.005, self._step_s / 2)
-            allowed_s = self._base_s + _DRIFT * (now_s - self._now_s)
+            allowed_s = self._base_s + _CLOCK_DRIFT * (now_s - self._now_s)
             self._base_s = way_s if waited else min(way_s, allowed_s)
         self._sent_s, self._now_s = sent_s, now_s
         return way_s - self._base_s
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Begin anew: what is late now counts as in time."""
         self._base_s = None
 
 
-Library = Literal["auto", "pyav", "opencv"]
+DecoderLibrary = Literal["auto", "pyav", "opencv"]
 """Who decodes videos and streams; `auto` is PyAV where it is installed."""
 
-Transport = Literal["tcp", "udp", "auto"]
+RtspTransport = Literal["tcp", "udp", "auto"]
 """What RTSP brings its pictures over; `auto` is TCP, and UDP where the server refuses that."""
 
-Redirects = Literal["same-host", "any"]
+RedirectPolicy = Literal["same-host", "any"]
 """Where a camera may send us, by a redirect or in a playlist: only to its own host, or to any."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SourceLimits:
     """The bounds of a source, and how it is to be opened within them.
 
     A decoder that opens or reads cannot be interrupted, but its thread can be left behind. Where the first
-    limit for opening was too short, later tries get `open_timeout_most_s`: some cameras send their first
+    limit for opening was too short, later tries get `max_open_timeout_s`: some cameras send their first
     picture 15 s after they were asked, and at one picture per second FFmpeg needs 8 s to know an RTSP stream.
 
     A source that usually brings many pictures per second is lost after `silence_s` without data, a slower
@@ -119,7 +119,7 @@ class Limits:
     """
 
     open_timeout_s: float = 4.0
-    open_timeout_most_s: float = 20.0
+    max_open_timeout_s: float = 20.0
     silence_s: float = 4.0
     first_picture_s: float = 20.0
     read_timeout_s: float = 30.0
@@ -127,16 +127,16 @@ class Limits:
     late_s: float = 1.0
     max_pixels: int = 100_000_000
     pictures_per_s: float | None = None
-    library: Library = "auto"
-    transport: Transport = "tcp"
+    library: DecoderLibrary = "auto"
+    transport: RtspTransport = "tcp"
     certificates: str | None = None
-    redirects: Redirects = "same-host"
+    redirects: RedirectPolicy = "same-host"
     hardware: bool = False
     loop: bool = False
     spare_threads: ThreadBudget = field(default_factory=lambda: ThreadBudget(0), compare=False)
 
 
-class Decoded(Protocol):
+class DecodedPicture(Protocol):
     """One decoded picture, or one that is decoded when it is looked at.
 
     Call `fill` or `picture` before the next `read`, or never: leaving it out saves the conversion, and with
@@ -152,7 +152,7 @@ class Decoded(Protocol):
     width_px: int
     height_px: int
     position_s: float | None
-    covers: int
+    source_frames: int
     key: bool
 
     def picture(self) -> Picture:
@@ -163,7 +163,7 @@ class Decoded(Protocol):
             SourceError: neither can any other that follows.
         """
 
-    def fill(self, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:
+    def fit_to_input(self, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:
         """The picture at the model's size, as `fitting.fit` gives it; in `out` where that is given.
 
         Raises:
@@ -174,7 +174,7 @@ class Decoded(Protocol):
 
 
 class WholePicture:
-    """The slow way, for a source that can give nothing but whole pictures; see `Decoded`.
+    """The slow way, for a source that can give nothing but whole pictures; see `DecodedPicture`.
 
     `take` gives the picture and is called once.
     """
@@ -191,7 +191,7 @@ class WholePicture:
         self.width_px = width_px
         self.height_px = height_px
         self.position_s = position_s
-        self.covers = 1
+        self.source_frames = 1
         self.key = key
         self._take = take
         self._picture: Picture | None = None
@@ -203,12 +203,12 @@ class WholePicture:
             self.height_px, self.width_px = self._picture.shape[:2]
         return self._picture
 
-    def fill(self, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:
+    def fit_to_input(self, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:
         """See `Decoded.fill`."""
-        return fit(self.picture(), spec, out)
+        return fit_to_input(self.picture(), spec, out)
 
 
-class Source(Protocol):
+class FrameSource(Protocol):
     """Pictures in a row. Used by one thread, but for `interrupt`.
 
     One that waits for data from outside says so in an attribute `waiting_since_s`: the moment (monotonic)
@@ -223,7 +223,7 @@ class Source(Protocol):
     def decoder(self) -> str:
         """Who decodes, for people."""
 
-    def read(self) -> Decoded | None:
+    def read(self) -> DecodedPicture | None:
         """The next picture; None at a clean end, or when interrupted.
 
         A silent source blocks no longer than the read limit; its thread may be left behind sooner.
@@ -232,7 +232,7 @@ class Source(Protocol):
             SourceError: the source is lost or never was one.
         """
 
-    def want(self, pictures_per_s: float | None) -> None:
+    def set_wanted_rate(self, pictures_per_s: float | None) -> None:
         """So many pictures are looked at from now on (None: all), so that the others need not be decoded."""
 
     def interrupt(self) -> None:
@@ -242,7 +242,7 @@ class Source(Protocol):
         """Give everything back; safe to call twice."""
 
 
-def waiting_since_s(source: Source) -> float | None:
+def waiting_since_s(source: FrameSource) -> float | None:
     """Since when (monotonic) a source has been waiting for data; None where it is not, or cannot tell."""
     since_s: float | None = getattr(source, "waiting_since_s", None)
     return since_s

@@ -3,8 +3,8 @@
 import logging
 from pathlib import Path
 
-from visionedge.camera.sources.base import Decoded, Limits, WholePicture
-from visionedge.camera.sources.images import SUFFIXES, picture_files, read_picture
+from visionedge.camera.sources.base import DecodedPicture, SourceLimits, WholePicture
+from visionedge.camera.sources.images import PICTURE_SUFFIXES, list_pictures, read_picture
 from visionedge.errors import SourceError
 from visionedge.frames.types import Picture
 
@@ -15,13 +15,13 @@ _PICTURES_PER_S = 1.0
 """A folder has no rate of its own."""
 
 
-class PicturesSource:
+class FolderSource:
     """Pictures from files; unreadable ones are left out and counted in `skipped`. See `Source`."""
 
     live = False
     decoder = "opencv"
 
-    def __init__(self, name: str, paths: list[Path], limits: Limits) -> None:
+    def __init__(self, name: str, paths: list[Path], limits: SourceLimits) -> None:
         self.skipped = 0
         self.step_s = 1 / (limits.pictures_per_s or _PICTURES_PER_S)
         self._name = name
@@ -32,7 +32,7 @@ class PicturesSource:
     def __repr__(self) -> str:
         return f"<PicturesSource {self._name} left={len(self._left)} skipped={self.skipped}>"
 
-    def read(self) -> Decoded | None:
+    def read(self) -> DecodedPicture | None:
         """See `Source.read`."""
         while self._left:
             try:
@@ -44,7 +44,7 @@ class PicturesSource:
         self._judge_end()
         return None
 
-    def want(self, pictures_per_s: float | None) -> None:
+    def set_wanted_rate(self, pictures_per_s: float | None) -> None:
         """See `Source.want`: they are played at the rate they began with."""
 
     def interrupt(self) -> None:
@@ -54,7 +54,7 @@ class PicturesSource:
         """See `Source.close`."""
         self._left.clear()
 
-    def _decoded(self, picture: Picture) -> Decoded:
+    def _decoded(self, picture: Picture) -> DecodedPicture:
         position_s = self._given * self.step_s
         self._given += 1
         return WholePicture(lambda: picture, picture.shape[1], picture.shape[0], position_s)
@@ -71,23 +71,25 @@ class PicturesSource:
             log.warning("%d pictures of %s could not be read", self.skipped, self._name)
 
 
-def open_folder(folder: Path, limits: Limits) -> PicturesSource:
+def open_folder(folder: Path, limits: SourceLimits) -> FolderSource:
     """Open a folder of pictures.
 
     Raises:
         SourceError: it cannot be listed or holds no picture.
     """
-    paths = picture_files(folder)
+    paths = list_pictures(folder)
     if not paths:
-        raise SourceError(f"{folder} holds no pictures ({', '.join(sorted(s[1:] for s in SUFFIXES))})")
-    return PicturesSource(str(folder), paths, limits)
+        raise SourceError(
+            f"{folder} holds no pictures ({', '.join(sorted(s[1:] for s in PICTURE_SUFFIXES))})"
+        )
+    return FolderSource(str(folder), paths, limits)
 
 
-def open_picture(path: Path, limits: Limits) -> PicturesSource:
+def open_picture(path: Path, limits: SourceLimits) -> FolderSource:
     """Open one picture: a folder of one.
 
     Raises:
         SourceError: it is no picture; read at once, so that the reason names it.
     """
     read_picture(path, max_pixels=limits.max_pixels)
-    return PicturesSource(str(path), [path], limits)
+    return FolderSource(str(path), [path], limits)

@@ -13,30 +13,30 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from visionedge.camera.sources import diagnosis
-from visionedge.camera.sources.base import Limits
-from visionedge.camera.sources.network import Login, challenges_in, without_login
-from visionedge.camera.sources.redirects import allowed, connected, joined
+from visionedge.camera.sources.base import SourceLimits
+from visionedge.camera.sources.network import HttpLogin, parse_challenges, strip_login
+from visionedge.camera.sources.redirects import check_redirect, connect_guarded, resolve_location
 from visionedge.errors import SourceError
-from visionedge.runtime.redaction import masked_address
+from visionedge.runtime.redaction import mask_address
 
-_HEAD_MOST_BYTES = 65536
+_MAX_HEAD_BYTES = 65536
 _CHUNK_BYTES = 65536
-_REDIRECTS_MOST = 8
+_MAX_REDIRECTS = 8
 _SCHEMES = ("http", "https")
 _STATUS = re.compile(r"[1-9][0-9][0-9]")
 _LENGTH = re.compile(r"[0-9]{1,15}")
 _CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]{1,12}")
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_FIRST_WORDS = (b"HTTP/", b"ICY ")
+_REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
+_STATUS_LINE_STARTS = (b"HTTP/", b"ICY ")
 _URI_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"
 
 
-class ClosedError(SourceError):
+class ConnectionClosedError(SourceError):
     """The other end hung up, where more was to come."""
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ResponseHead:
     """What an answer begins with; names of headers in small letters."""
 
     status: int
@@ -68,7 +68,7 @@ class Head:
         return int(text)
 
     @property
-    def keeps(self) -> bool:
+    def keeps_alive(self) -> bool:
         """Whether another request may follow on the connection."""
         said = self.get("connection").lower()
         return "close" not in said and (self.protocol == "HTTP/1.1" or "keep-alive" in said)
@@ -79,12 +79,12 @@ class Head:
         return "chunked" in self.get("transfer-encoding").lower()
 
 
-class _Plain:
+class _PlainBody:
     """A body as it is, of `left` bytes or up to the end of the connection (None)."""
 
     def __init__(self, left: int | None) -> None:
         self._left = left
-        self.over = left == 0
+        self.is_finished = left == 0
 
     def take(self, raw: bytearray) -> bytes:
         size = len(raw) if self._left is None else min(len(raw), self._left)
@@ -92,21 +92,21 @@ class _Plain:
         del raw[:size]
         if self._left is not None:
             self._left -= size
-            self.over = self._left == 0
+            self.is_finished = self._left == 0
         return data
 
 
-class _Chunked:
+class _ChunkedBody:
     """A body in chunks; `over` after the last one."""
 
     def __init__(self) -> None:
         self._left = 0
         self._first = True
-        self.over = False
+        self.is_finished = False
 
     def take(self, raw: bytearray) -> bytes:
         data = bytearray()
-        while raw and not self.over:
+        while raw and not self.is_finished:
             if self._left == 0 and not self._size(raw):
                 break
             size = min(self._left, len(raw))
@@ -123,36 +123,36 @@ class _Chunked:
         end = raw.find(b"\n", start)
         if end < 0:
             if len(raw) > 1024:
-                raise ClosedError("a chunk without a length")
+                raise ConnectionClosedError("a chunk without a length")
             return False
         size = bytes(raw[start:end]).partition(b";")[0].strip()
         if not _CHUNK_SIZE.fullmatch(size):
-            raise ClosedError("a chunk without a length")
+            raise ConnectionClosedError("a chunk without a length")
         self._left = int(size, 16)
         del raw[: end + 1]
-        self._first, self.over = False, self._left == 0
-        return not self.over
+        self._first, self.is_finished = False, self._left == 0
+        return not self.is_finished
 
 
-class Answer:
+class HttpResponse:
     """One answer of the server: its head, and its body to be read."""
 
-    def __init__(self, head: Head, url: str, raw: bytearray, connection: socket.socket) -> None:
+    def __init__(self, head: ResponseHead, url: str, raw: bytearray, connection: socket.socket) -> None:
         self.head, self.url = head, url
         self._raw, self._connection = raw, connection
-        self._body = _Chunked() if head.chunked else _Plain(head.length)
+        self._body = _ChunkedBody() if head.chunked else _PlainBody(head.length)
         self._closed = False
 
     @property
-    def over(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether the whole body was read."""
-        return self._body.over or (self._closed and not self._raw)
+        return self._body.is_finished or (self._closed and not self._raw)
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the body ended where it was to end."""
-        return self._body.over or (
-            self._closed and isinstance(self._body, _Plain) and self.head.length is None
+        return self._body.is_finished or (
+            self._closed and isinstance(self._body, _PlainBody) and self.head.length is None
         )
 
     def read(self, timeout_s: float) -> bytes:
@@ -161,15 +161,15 @@ class Answer:
         Raises:
             TimeoutError: nothing came in that time.
         """
-        while not self.over:
+        while not self.is_finished:
             try:
                 data = self._body.take(self._raw)
-            except ClosedError:  # what comes from here on cannot be told apart
+            except ConnectionClosedError:  # what comes from here on cannot be told apart
                 self._raw.clear()
                 self._closed, data = True, b""
             if self._closed and not data:
                 self._raw.clear()  # the beginning of a chunk that will never come
-            if data or self.over:
+            if data or self.is_finished:
                 return data
             try:
                 self._connection.settimeout(timeout_s)
@@ -193,15 +193,15 @@ class HttpClient:
         limits: `open_timeout_s` bounds the way to the head of an answer, redirects and login included.
     """
 
-    def __init__(self, target: str, limits: Limits) -> None:
+    def __init__(self, target: str, limits: SourceLimits) -> None:
         self._target, self._limits = target, limits
-        self.name = masked_address(target)
+        self.name = mask_address(target)
         self.origin = urlsplit(target)
         user, password = self.origin.username, self.origin.password
-        self._login = None if user is None else Login(unquote(user), unquote(password or ""))
+        self._login = None if user is None else HttpLogin(unquote(user), unquote(password or ""))
         self._connection: socket.socket | None = None
-        self._place: tuple[str, str | None, int | None] | None = None
-        self._answer: Answer | None = None
+        self._peer: tuple[str, str | None, int | None] | None = None
+        self._response: HttpResponse | None = None
         self.interrupted = False
 
     def __repr__(self) -> str:
@@ -212,7 +212,7 @@ class HttpClient:
         """Whether there is a connection."""
         return self._connection is not None
 
-    def get(self, headers: dict[str, str] | None = None, url: str | None = None) -> Answer:
+    def get(self, headers: dict[str, str] | None = None, url: str | None = None) -> HttpResponse:
         """The answer for the camera's own address, or for another one that the camera named.
 
         Raises:
@@ -220,16 +220,16 @@ class HttpClient:
         """
         deadline_s = time.monotonic() + self._limits.open_timeout_s
         url = self._target if url is None else url
-        for _ in range(_REDIRECTS_MOST):
-            parts = allowed(self.name, self.origin, url, _SCHEMES, self._limits.redirects)
-            answer = self._exchange(parts, headers or {}, deadline_s)
-            if answer.head.status == 401 and self._answers(answer.head, parts):
-                answer = self._exchange(parts, headers or {}, deadline_s)
-            where = answer.head.get("location")
-            if answer.head.status not in _REDIRECTS or not where:
-                return answer
-            url = joined(url, where)
-        raise SourceError(diagnosis.circle(self.name))
+        for _ in range(_MAX_REDIRECTS):
+            parts = check_redirect(self.name, self.origin, url, _SCHEMES, self._limits.redirects)
+            response = self._exchange(parts, headers or {}, deadline_s)
+            if response.head.status == 401 and self._can_authenticate(response.head, parts):
+                response = self._exchange(parts, headers or {}, deadline_s)
+            where = response.head.get("location")
+            if response.head.status not in _REDIRECT_STATUSES or not where:
+                return response
+            url = resolve_location(url, where)
+        raise SourceError(diagnosis.redirect_loop(self.name))
 
     def interrupt(self) -> None:
         """Let whatever waits end at once; called by any thread."""
@@ -243,59 +243,59 @@ class HttpClient:
         """Hang up."""
         if self._connection is not None:
             self._connection.close()
-        self._connection, self._place, self._answer = None, None, None
+        self._connection, self._peer, self._response = None, None, None
 
-    def _answers(self, head: Head, parts: SplitResult) -> bool:
+    def _can_authenticate(self, head: ResponseHead, parts: SplitResult) -> bool:
         """Whether the login can be shown for what the server asks; never to another host."""
         if self._login is None or parts.hostname != self.origin.hostname:
             return False
         # A password that was meant for TLS is not sent without it.
         basic = parts.scheme.lower() == self.origin.scheme.lower() or parts.scheme.lower() == "https"
-        return self._login.accept(challenges_in(head.all("www-authenticate")), basic=basic)
+        return self._login.accept(parse_challenges(head.all("www-authenticate")), basic=basic)
 
-    def _exchange(self, parts: SplitResult, headers: dict[str, str], deadline_s: float) -> Answer:
-        place = (parts.scheme.lower(), parts.hostname, parts.port)
-        last = self._answer
-        kept = last is not None and last.complete and last.head.keeps and place == self._place
+    def _exchange(self, parts: SplitResult, headers: dict[str, str], deadline_s: float) -> HttpResponse:
+        peer = (parts.scheme.lower(), parts.hostname, parts.port)
+        last = self._response
+        kept = last is not None and last.is_complete and last.head.keeps_alive and peer == self._peer
         if kept and self._connection is not None:
             # It may end at any moment, which means nothing: then a new one is made.
-            with contextlib.suppress(OSError, ClosedError):
-                return self._ask(self._connection, parts, headers, deadline_s)
+            with contextlib.suppress(OSError, ConnectionClosedError):
+                return self._send_request(self._connection, parts, headers, deadline_s)
         self.close()
         if self.interrupted:
-            raise SourceError(diagnosis.closed(self.name))
+            raise SourceError(diagnosis.connection_closed(self.name))
         try:
-            self._connection, self._place = self._connected(parts, deadline_s), place
-            return self._ask(self._connection, parts, headers, deadline_s)
-        except (OSError, ClosedError) as error:
+            self._connection, self._peer = self._open_connection(parts, deadline_s), peer
+            return self._send_request(self._connection, parts, headers, deadline_s)
+        except (OSError, ConnectionClosedError) as error:
             self.close()
             if self.interrupted:
-                raise SourceError(diagnosis.closed(self.name)) from None
+                raise SourceError(diagnosis.connection_closed(self.name)) from None
             limit_s = self._limits.open_timeout_s
-            raise SourceError(diagnosis.why_no_answer(self.name, parts, error, limit_s)) from None
+            raise SourceError(diagnosis.diagnose_connection_error(self.name, parts, error, limit_s)) from None
 
-    def _connected(self, parts: SplitResult, deadline_s: float) -> socket.socket:
-        return connected(
+    def _open_connection(self, parts: SplitResult, deadline_s: float) -> socket.socket:
+        return connect_guarded(
             self.name,
             self.origin,
             parts,
-            _left_s(deadline_s),
+            _remaining_s(deadline_s),
             tls=parts.scheme.lower() == "https",
             certificates=self._limits.certificates,
         )
 
-    def _ask(
+    def _send_request(
         self, connection: socket.socket, parts: SplitResult, headers: dict[str, str], deadline_s: float
-    ) -> Answer:
-        self._answer = None
-        connection.settimeout(_left_s(deadline_s))
+    ) -> HttpResponse:
+        self._response = None
+        connection.settimeout(_remaining_s(deadline_s))
         connection.sendall(self._request(parts, headers))
         raw = bytearray()
         head = self._head(connection, parts, raw, deadline_s)
         while 100 <= head.status < 200:
             head = self._head(connection, parts, raw, deadline_s)
-        self._answer = Answer(head, without_login(parts.geturl()), raw, connection)
-        return self._answer
+        self._response = HttpResponse(head, strip_login(parts.geturl()), raw, connection)
+        return self._response
 
     def _request(self, parts: SplitResult, headers: dict[str, str]) -> bytes:
         path = quote(parts.path or "/", safe=_URI_CHARACTERS)
@@ -315,23 +315,29 @@ class HttpClient:
             raise SourceError(f"{self.name} holds a line break; take it out of the address")
         return "\r\n".join([*lines, "", ""]).encode("utf-8", "replace")
 
-    def _head(self, connection: socket.socket, parts: SplitResult, raw: bytearray, deadline_s: float) -> Head:
+    def _head(
+        self, connection: socket.socket, parts: SplitResult, raw: bytearray, deadline_s: float
+    ) -> ResponseHead:
         while (end := _end_of_head(raw)) is None:
-            if len(raw) > _HEAD_MOST_BYTES or (len(raw) >= 5 and not raw.startswith(_FIRST_WORDS)):
+            if len(raw) > _MAX_HEAD_BYTES or (len(raw) >= 5 and not raw.startswith(_STATUS_LINE_STARTS)):
                 raise SourceError(diagnosis.not_http(self.name, parts, bytes(raw[:16])))
-            connection.settimeout(_left_s(deadline_s))
+            connection.settimeout(_remaining_s(deadline_s))
             more = connection.recv(4096)
             if not more:
-                raise ClosedError("no answer")
+                raise ConnectionClosedError("no answer")
             raw += more
         first, *lines = bytes(raw[:end]).decode("latin-1").splitlines()
         del raw[:end]
         words = first.split(None, 2)
-        if len(words) < 2 or not _STATUS.fullmatch(words[1]) or not first.encode().startswith(_FIRST_WORDS):
+        if (
+            len(words) < 2
+            or not _STATUS.fullmatch(words[1])
+            or not first.encode().startswith(_STATUS_LINE_STARTS)
+        ):
             raise SourceError(diagnosis.not_http(self.name, parts, first.encode()[:16]))
         pairs = (line.partition(":") for line in lines if ":" in line)
         headers = tuple((name.strip().lower(), value.strip()) for name, _, value in pairs)
-        return Head(int(words[1]), headers, words[0].upper())
+        return ResponseHead(int(words[1]), headers, words[0].upper())
 
 
 def _end_of_head(raw: bytearray) -> int | None:
@@ -339,7 +345,7 @@ def _end_of_head(raw: bytearray) -> int | None:
     return min(ends, default=None)
 
 
-def _left_s(deadline_s: float) -> float:
+def _remaining_s(deadline_s: float) -> float:
     left_s = deadline_s - time.monotonic()
     if left_s <= 0:
         raise TimeoutError

@@ -9,13 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from visionedge.camera.sources.base import Limits
-from visionedge.camera.sources.opencv_setup import settle_libraries
+from visionedge.camera.sources.base import SourceLimits
+from visionedge.camera.sources.opencv_setup import configure_opencv
 from visionedge.errors import SourceError
 from visionedge.frames.types import Picture
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+PICTURE_FORMATS = "JPEG, PNG, WebP, BMP or TIFF"
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """A picture at the pixel limit, uncompressed, still fits."""
@@ -24,12 +24,12 @@ _FILLER_BYTES = 64
 """More than the last part of a picture takes that the library decodes at once."""
 
 # Markers of JPEG without a length, and those that carry the size (all frame headers but DHT, JPG and DAC).
-_BARE = frozenset({0x01, *range(0xD0, 0xD8)})
+_STANDALONE_MARKERS = frozenset({0x01, *range(0xD0, 0xD8)})
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def decode_picture(
-    data: bytes, *, name: str = "the picture", max_pixels: int = Limits().max_pixels
+    data: bytes, *, name: str = "the picture", max_pixels: int = SourceLimits().max_pixels
 ) -> Picture:
     """Decode JPEG, PNG, WebP, BMP or TIFF, turned upright where its EXIF data says so.
 
@@ -39,24 +39,24 @@ def decode_picture(
     Raises:
         SourceError: it is none of these, is cut off, or is larger than `max_pixels`.
     """
-    size = picture_size(data)
+    size = read_picture_size(data)
     if size is None:
-        raise SourceError(f"{name} is no picture that can be read; give {FORMATS}")
+        raise SourceError(f"{name} is no picture that can be read; give {PICTURE_FORMATS}")
     width, height = size
     if width * height > max_pixels:
         raise SourceError(
             f"{name} is {width} x {height} pixels, more than {max_pixels / 1e6:g} megapixels; make it smaller"
         )
-    settle_libraries()
-    picture = _decoded(data)
+    configure_opencv()
+    picture = _decode(data)
     if picture is None and data[:3] == b"\xff\xd8\xff":
-        picture = _without_its_end(data)
+        picture = _decode_without_end_marker(data)
     if picture is None:
         raise SourceError(f"{name} is a damaged picture; save it again")
     return picture
 
 
-def _decoded(data: bytes) -> Picture | None:
+def _decode(data: bytes) -> Picture | None:
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except (cv2.error, MemoryError):
@@ -64,28 +64,28 @@ def _decoded(data: bytes) -> Picture | None:
     return None if picture is None or picture.size == 0 else np.asarray(picture, np.uint8)
 
 
-def _without_its_end(data: bytes) -> Picture | None:
+def _decode_without_end_marker(data: bytes) -> Picture | None:
     """A baseline JPEG of which nothing but the end marker is missing, as some cameras send it; else None.
 
     Then it does not matter what follows the data; where more is missing, what follows would show in the
     picture. No end marker is put behind it: where data is missing the library would complain on stderr.
     """
     data = data[:-1] if data.endswith(b"\xff") else data
-    one, other = (_decoded(data + filler * _FILLER_BYTES) for filler in (b"\x00", b"\x55"))
+    one, other = (_decode(data + filler * _FILLER_BYTES) for filler in (b"\x00", b"\x55"))
     if one is None or other is None or not np.array_equal(one, other):
         return None
     return one
 
 
-def read_picture(path: Path, *, max_pixels: int = Limits().max_pixels) -> Picture:
+def read_picture(path: Path, *, max_pixels: int = SourceLimits().max_pixels) -> Picture:
     """Read and decode a picture file; see `decode_picture`.
 
     Raises:
         SourceError: the file is missing, cannot be opened, or is no such picture.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            check_regular(str(path), os.fstat(file.fileno()))
+        with open(path, "rb", opener=_open_nonblocking) as file:
+            check_regular_file(str(path), os.fstat(file.fileno()))
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise SourceError(f"{path} does not exist; check the path") from None
@@ -98,7 +98,7 @@ def read_picture(path: Path, *, max_pixels: int = Limits().max_pixels) -> Pictur
     return decode_picture(data, name=str(path), max_pixels=max_pixels)
 
 
-def check_regular(name: str, seen: os.stat_result) -> None:
+def check_regular_file(name: str, seen: os.stat_result) -> None:
     """Refuse what is no file, and would never end or never begin to be read: a pipe, a device, a socket.
 
     Raises:
@@ -110,34 +110,36 @@ def check_regular(name: str, seen: os.stat_result) -> None:
         raise SourceError(f"{name} is empty")
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     # A pipe that nobody writes to would keep us waiting for ever.
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def picture_files(folder: Path) -> list[Path]:
+def list_pictures(folder: Path) -> list[Path]:
     """The picture files in a folder (not below it, none that is hidden), in natural order: 2 before 10.
 
     Raises:
         SourceError: the folder cannot be listed.
     """
     try:
-        found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+        found = [
+            p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")
+        ]
     except FileNotFoundError:
         raise SourceError(f"{folder} does not exist; check the path") from None
     except OSError as error:
         raise SourceError(f"{folder} cannot be listed: {error.strerror}") from None
-    return sorted(found, key=lambda p: natural_key(p.name))
+    return sorted(found, key=lambda p: natural_sort_key(p.name))
 
 
-def natural_key(name: str) -> tuple[tuple[int, str], ...]:
+def natural_sort_key(name: str) -> tuple[tuple[int, str], ...]:
     """A sort key that takes runs of digits as numbers."""
     parts = re.findall(r"([0-9]+)|([^0-9]+)", name.casefold())
     # Equal but for case or leading zeros: the name itself decides, so that the order is always the same.
     return (*((int(digits or -1), text) for digits, text in parts), (-1, name))
 
 
-def picture_size(data: bytes) -> tuple[int, int] | None:
+def read_picture_size(data: bytes) -> tuple[int, int] | None:
     """Width and height in px as the header says; None for anything that is no header of our formats."""
     try:
         if data[:3] == b"\xff\xd8\xff":
@@ -165,7 +167,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
         marker = data[at + 1]
         if marker == 0xFF:  # padding
             at += 1
-        elif marker in _BARE:
+        elif marker in _STANDALONE_MARKERS:
             at += 2
         elif marker in _FRAME_HEADERS:
             height, width = struct.unpack_from(">HH", data, at + 5)

@@ -13,15 +13,15 @@ from urllib.parse import SplitResult, urlsplit
 # Connections to cameras, without a proxy; certificates are checked where that is asked for.
 
 
-PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
+DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 
 
-def where(parts: SplitResult) -> str:
+def format_host_port(parts: SplitResult) -> str:
     """Host and port of an address, for people."""
     return f"{parts.hostname}:{port_of(parts)}"
 
 
-def without_login(url: str) -> str:
+def strip_login(url: str) -> str:
     """The address without user name and password."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
@@ -29,7 +29,7 @@ def without_login(url: str) -> str:
 
 def port_of(parts: SplitResult) -> int:
     """The port of an address, or that of its scheme."""
-    return parts.port or PORTS[parts.scheme.lower()]
+    return parts.port or DEFAULT_PORTS[parts.scheme.lower()]
 
 
 def connect(
@@ -45,7 +45,7 @@ def connect(
     plain = socket.create_connection((parts.hostname, port_of(parts)), timeout_s)
     try:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return _tls(certificates).wrap_socket(plain, server_hostname=parts.hostname) if tls else plain
+        return _tls_context(certificates).wrap_socket(plain, server_hostname=parts.hostname) if tls else plain
     except BaseException:
         plain.close()
         raise
@@ -60,7 +60,7 @@ def speaks_tls(parts: SplitResult, timeout_s: float) -> bool:
     return True
 
 
-def speaks_plainly(parts: SplitResult, timeout_s: float) -> bool:
+def speaks_plaintext(parts: SplitResult, timeout_s: float) -> bool:
     """Whether the server of an address answers a question without TLS."""
     rtsp = parts.scheme.lower().startswith("rtsp")
     question = b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n" if rtsp else b"HEAD / HTTP/1.0\r\n\r\n"
@@ -72,7 +72,7 @@ def speaks_plainly(parts: SplitResult, timeout_s: float) -> bool:
         return False
 
 
-def _tls(certificates: str | None) -> ssl.SSLContext:
+def _tls_context(certificates: str | None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if certificates is not None:
         context.load_verify_locations(certificates)
@@ -109,7 +109,7 @@ class Challenge:
         return self.parameters.get("algorithm", "MD5").upper().removesuffix("-SESS")
 
 
-def challenges_in(headers: Iterable[str]) -> list[Challenge]:
+def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
     """The challenges of all `WWW-Authenticate` headers, in their order."""
     found = []
     for header in headers:
@@ -122,7 +122,7 @@ def challenges_in(headers: Iterable[str]) -> list[Challenge]:
     return found
 
 
-class Login:
+class HttpLogin:
     """A user name and a password, and the answer to the strongest challenge that was met."""
 
     def __init__(self, user: str, password: str) -> None:
@@ -140,16 +140,16 @@ class Login:
             challenges: what the server asks for.
             basic: whether the password may be sent as it is.
         """
-        able = [
+        answerable = [
             c
             for c in challenges
             if c.scheme == "digest" and c.algorithm in _HASHES and "nonce" in c.parameters
         ]
-        able.sort(key=lambda c: list(_HASHES).index(c.algorithm), reverse=True)
+        answerable.sort(key=lambda c: list(_HASHES).index(c.algorithm), reverse=True)
         if basic:
-            able += [c for c in challenges if c.scheme == "basic"]
-        self._challenge, self._count = (able[0] if able else None), 0
-        return bool(able)
+            answerable += [c for c in challenges if c.scheme == "basic"]
+        self._challenge, self._count = (answerable[0] if answerable else None), 0
+        return bool(answerable)
 
     def header(self, method: str, uri: str) -> str | None:
         """The value of `Authorization` for this request; None before any challenge."""
@@ -162,24 +162,28 @@ class Login:
     def _digest(self, challenge: Challenge, method: str, uri: str) -> str:
         said = challenge.parameters
         self._count += 1
-        nonce, count, ours = said["nonce"], f"{self._count:08x}", secrets.token_hex(8)
+        nonce, count, client_nonce = said["nonce"], f"{self._count:08x}", secrets.token_hex(8)
 
         def digest(*words: str) -> str:
             return hashlib.new(_HASHES[challenge.algorithm], ":".join(words).encode()).hexdigest()
 
-        account = digest(self._user, said.get("realm", ""), self._password)
+        ha1 = digest(self._user, said.get("realm", ""), self._password)
         if said.get("algorithm", "").upper().endswith("-SESS"):
-            account = digest(account, nonce, ours)
+            ha1 = digest(ha1, nonce, client_nonce)
         # 'auth-int' alone would hash the body; a GET has none, and no camera asks for it.
         protects = "auth" in re.split(r"[\s,]+", said.get("qop", ""))
-        middle = (count, ours, "auth") if protects else ()
+        middle = (count, client_nonce, "auth") if protects else ()
         # What the server quoted goes back and into the hash as it came, escapes included (RFC 7616, `unq`).
         parts = {"username": re.sub(r'(["\\])', r"\\\1", self._user), "realm": said.get("realm", "")}
         parts |= {"nonce": nonce, "uri": uri}
-        parts["response"] = digest(account, nonce, *middle, digest(method, uri))
+        parts["response"] = digest(ha1, nonce, *middle, digest(method, uri))
         text = ", ".join(f'{name}="{value}"' for name, value in parts.items())
         text += f', opaque="{said["opaque"]}"' if "opaque" in said else ""
         text += f", algorithm={said['algorithm']}" if "algorithm" in said else ""
-        text += f', qop=auth, nc={count}, cnonce="{ours}"' if protects else ""
-        text += f', cnonce="{ours}"' if not protects and "-SESS" in said.get("algorithm", "").upper() else ""
+        text += f', qop=auth, nc={count}, cnonce="{client_nonce}"' if protects else ""
+        text += (
+            f', cnonce="{client_nonce}"'
+            if not protects and "-SESS" in said.get("algorithm", "").upper()
+            else ""
+        )
         return f"Digest {text}"

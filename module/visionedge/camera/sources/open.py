@@ -6,23 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from visionedge.camera.sources import opencv
-from visionedge.camera.sources.base import Decoded, Library, Limits, Source
-from visionedge.camera.sources.folder import PicturesSource, open_folder, open_picture
+from visionedge.camera.sources.base import DecodedPicture, DecoderLibrary, FrameSource, SourceLimits
+from visionedge.camera.sources.folder import FolderSource, open_folder, open_picture
 from visionedge.camera.sources.http_camera import open_http
-from visionedge.camera.sources.images import SUFFIXES, decode_picture, read_picture
+from visionedge.camera.sources.images import PICTURE_SUFFIXES
 from visionedge.camera.sources.opencv import open_device
-from visionedge.camera.timing import sane_fps
+from visionedge.camera.timing import plausible_fps
 from visionedge.config.addresses import CameraUri
 from visionedge.errors import SourceError
-from visionedge.runtime.installation import bundled, extra_in_words
+from visionedge.runtime.installation import describe_extra, find_bundled_file
 
 # Videos and streams, by whichever decoder is here, and the loop over a source.
 
 
-_NO_PYAV = f"decoder 'pyav' is not installed; install {extra_in_words('av')}, or use 'opencv'"
+_NO_PYAV = f"decoder 'pyav' is not installed; install {describe_extra('av')}, or use 'opencv'"
 
 
-def library(wanted: Library) -> Library:
+def choose_library(wanted: DecoderLibrary) -> DecoderLibrary:
     """Who is going to decode: PyAV unless OpenCV is wanted, or PyAV is not installed.
 
     Raises:
@@ -34,20 +34,20 @@ def library(wanted: Library) -> Library:
     return "pyav" if installed and wanted != "opencv" else "opencv"
 
 
-def open_video(path: Path, limits: Limits) -> Source:
+def open_video(path: Path, limits: SourceLimits) -> FrameSource:
     """Open a video file; `path` exists and is a regular file.
 
     Raises:
         SourceError: it is no video, or one of an impossible size.
     """
-    if library(limits.library) == "opencv":
+    if choose_library(limits.library) == "opencv":
         return opencv.open_video(path, limits)
     from visionedge.camera.sources import pyav
 
     return pyav.open_video(path, limits)
 
 
-def open_stream(uri: CameraUri, limits: Limits) -> Source:
+def open_stream(uri: CameraUri, limits: SourceLimits) -> FrameSource:
     """Open an RTSP or HTTP address.
 
     Raises:
@@ -55,20 +55,20 @@ def open_stream(uri: CameraUri, limits: Limits) -> Source:
     """
     if uri.kind == "http":
         return open_http(uri, limits, _open_media)
-    if library(limits.library) == "opencv":
+    if choose_library(limits.library) == "opencv":
         if limits.transport != "tcp" and uri.kind == "rtsp":
             raise SourceError(f"{uri}: only PyAV brings RTSP over UDP; install the extra 'av', or use 'tcp'")
-        opencv.refuse_unchecked(uri.target, limits)
+        opencv.refuse_certificate_check(uri.target, limits)
         return opencv.open_stream(uri, limits)
     from visionedge.camera.sources import pyav
 
     return pyav.open_stream(uri, limits)
 
 
-def _open_media(target: str, limits: Limits, playlist: bool) -> Source:
+def _open_media(target: str, limits: SourceLimits, playlist: bool) -> FrameSource:
     """A video file, a playlist or another stream than JPEG, over HTTP."""
-    if library(limits.library) == "opencv":
-        opencv.refuse_unchecked(target, limits)
+    if choose_library(limits.library) == "opencv":
+        opencv.refuse_certificate_check(target, limits)
         return opencv.open_media(target, limits, playlist=playlist)
     from visionedge.camera.sources import pyav
 
@@ -80,14 +80,14 @@ class LoopedSource:
 
     live = False
 
-    def __init__(self, opener: Callable[[], Source]) -> None:
+    def __init__(self, opener: Callable[[], FrameSource]) -> None:
         self._opener = opener
         self._source = opener()
         self.decoder = self._source.decoder
         self._begin_s = 0.0
         self._last_s = 0.0
         self._step_s = (
-            self._source.step_s if isinstance(self._source, PicturesSource) else 1.0 / sane_fps(0.0)
+            self._source.step_s if isinstance(self._source, FolderSource) else 1.0 / plausible_fps(0.0)
         )
         self._wanted: tuple[float | None] | None = None
         self._interrupted = False
@@ -95,7 +95,7 @@ class LoopedSource:
     def __repr__(self) -> str:
         return f"<LoopedSource {self._source!r}>"
 
-    def read(self) -> Decoded | None:
+    def read(self) -> DecodedPicture | None:
         """See `Source.read`; None only where the source holds no picture at all."""
         decoded = self._source.read()
         if decoded is None:
@@ -104,7 +104,7 @@ class LoopedSource:
             self._source.close()
             self._source = self._opener()
             if self._wanted is not None:
-                self._source.want(*self._wanted)
+                self._source.set_wanted_rate(*self._wanted)
             # The last picture of a round stays as long as the one before it did.
             self._begin_s = self._last_s + self._step_s
             decoded = self._source.read()
@@ -117,10 +117,10 @@ class LoopedSource:
         decoded.position_s = position_s
         return decoded
 
-    def want(self, pictures_per_s: float | None) -> None:
+    def set_wanted_rate(self, pictures_per_s: float | None) -> None:
         """See `Source.want`; in all rounds to come."""
         self._wanted = (pictures_per_s,)
-        self._source.want(pictures_per_s)
+        self._source.set_wanted_rate(pictures_per_s)
 
     def interrupt(self) -> None:
         """See `Source.interrupt`."""
@@ -132,12 +132,10 @@ class LoopedSource:
         self._source.close()
 
 
-__all__ = ["Decoded", "Limits", "Source", "decode_picture", "open_source", "read_picture"]
-
 DEMO_CLIP = "media/demo.mp4"
 
 
-def open_source(uri: CameraUri, limits: Limits | None = None) -> Source:
+def open_source(uri: CameraUri, limits: SourceLimits | None = None) -> FrameSource:
     """Open what a URI names; blocks no longer than the open limit, but for name resolution and dead mounts.
 
     A still picture is a folder of one: it is given once.
@@ -147,32 +145,32 @@ def open_source(uri: CameraUri, limits: Limits | None = None) -> Source:
         UnavailableError: `demo:` without the bundled clip.
     """
     try:
-        return _open(uri, limits or Limits())
+        return _open(uri, limits or SourceLimits())
     except OSError as error:
         raise SourceError(f"{uri} cannot be opened: {error.strerror or error}") from None
 
 
-def _open(uri: CameraUri, limits: Limits) -> Source:
+def _open(uri: CameraUri, limits: SourceLimits) -> FrameSource:
     match uri.kind:
         case "rtsp" | "http":
             return open_stream(uri, limits)
         case "v4l2":
             return open_device(Path(uri.target), limits)
         case "folder":
-            return _repeated(lambda: open_folder(Path(uri.target), limits), limits)
+            return _open_looped(lambda: open_folder(Path(uri.target), limits), limits)
         case "demo":
-            clip = bundled(DEMO_CLIP)
+            clip = find_bundled_file(DEMO_CLIP)
             return LoopedSource(lambda: open_video(clip, limits))
         case "file":
-            return _repeated(lambda: _open_file(Path(uri.target), limits), limits)
+            return _open_looped(lambda: _open_file(Path(uri.target), limits), limits)
 
 
-def _repeated(opener: Callable[[], Source], limits: Limits) -> Source:
+def _open_looped(opener: Callable[[], FrameSource], limits: SourceLimits) -> FrameSource:
     """The source, begun again at its end where that is wanted."""
     return LoopedSource(opener) if limits.loop else opener()
 
 
-def _open_file(path: Path, limits: Limits) -> Source:
+def _open_file(path: Path, limits: SourceLimits) -> FrameSource:
     if not path.exists():
         raise SourceError(f"{path} does not exist; check the path")
     if path.is_dir():
@@ -182,6 +180,6 @@ def _open_file(path: Path, limits: Limits) -> Source:
         raise SourceError(f"{path} is no regular file")
     if not os.access(path, os.R_OK):
         raise SourceError(f"{path} may not be read by this user; change its permissions")
-    if path.suffix.lower() in SUFFIXES:
+    if path.suffix.lower() in PICTURE_SUFFIXES:
         return open_picture(path, limits)
     return open_video(path, limits)

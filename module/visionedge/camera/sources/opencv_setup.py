@@ -11,45 +11,45 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from visionedge.camera.sources.base import Limits
+from visionedge.camera.sources.base import SourceLimits
 from visionedge.frames.types import Picture
 
 # Read by OpenCV's FFmpeg each time a stream is opened, for the whole process: so one set for all kinds.
 # TCP: UDP loses packets and stops at firewalls. fpsprobesize 0: a rate is not needed, and counting pictures
 # for it takes 3 s at 10 fps. analyzeduration: still time for a late key picture, within the open limit.
 _CAPTURE_OPTIONS = "rtsp_transport;tcp|fpsprobesize;0|analyzeduration;2000000"
-_ALLOCATION_MOST_BYTES = 96 << 20
+_MAX_ALLOCATION_BYTES = 96 << 20
 """A plane of 100 megapixels, the most that is decoded at all."""
 
 _UTIL_LIBRARY = re.compile(r"(/\S*/libavutil[^/\s]*)$", re.MULTILINE)
 
-_bounded: set[str] = set()
+_limited_libraries: set[str] = set()
 _lock = threading.Lock()
-_done = False
+_is_configured = False
 
 
-def settle_libraries() -> None:
+def configure_opencv() -> None:
     """Once, before OpenCV first opens or decodes: our FFmpeg options, one thread, and silence.
 
     Silence, because both libraries print URIs with the passwords in them. What the user has set in the
     environment stays.
     """
-    global _done  # noqa: PLW0603 - the environment is process-wide, and so is this flag
+    global _is_configured  # noqa: PLW0603 - the environment is process-wide, and so is this flag
     with _lock:
-        if _done:
+        if _is_configured:
             return
         # Cameras are many, each with a thread: more of them for a small resize cost more than they bring.
         cv2.setNumThreads(1)
         os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", _CAPTURE_OPTIONS)
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
-        os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", f"{Limits().silence_s:.0f}")
+        os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", f"{SourceLimits().silence_s:.0f}")
         if "OPENCV_LOG_LEVEL" not in os.environ:
             # Typed as if levels were an enumeration; they are plain numbers.
             cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-        _done = True
+        _is_configured = True
 
 
-def bound_ffmpeg() -> None:
+def limit_ffmpeg() -> None:
     """Before each opening: no FFmpeg that is loaded believes what a camera claims, or asks a proxy for it.
 
     A length of 2 GB in an answer is one line for a camera to write, and FFmpeg would take so much memory.
@@ -58,14 +58,14 @@ def bound_ffmpeg() -> None:
     """
     with _lock:
         os.unsetenv("http_proxy")
-        for path in set(_UTIL_LIBRARY.findall(Path("/proc/self/maps").read_text())) - _bounded:
-            ctypes.CDLL(path).av_max_alloc(ctypes.c_size_t(_ALLOCATION_MOST_BYTES))
-            _bounded.add(path)
+        for path in set(_UTIL_LIBRARY.findall(Path("/proc/self/maps").read_text())) - _limited_libraries:
+            ctypes.CDLL(path).av_max_alloc(ctypes.c_size_t(_MAX_ALLOCATION_BYTES))
+            _limited_libraries.add(path)
 
 
 _LOG_ERROR = 16
 _PYAV_FOLDER = "/av.libs/"
-_listening = threading.Lock()
+_callback_lock = threading.Lock()
 _erring_threads: set[int] = set()
 
 
@@ -81,15 +81,15 @@ _on_message = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_voi
 
 
 def reports_error(action: Callable[[], object]) -> bool:
-    """Whether OpenCV's FFmpeg reports an error in this thread while `action` runs; call `bound_ffmpeg` first.
+    """Whether OpenCV's FFmpeg reports an error in this thread while `action` runs; call `limit_ffmpeg` first.
 
     The report is the only trace of some errors: OpenCV ignores what FFmpeg's converter returns. FFmpeg calls
     for each message, printed or not, so this is for the few pictures about which there is a doubt.
     """
     with _lock:
         # PyAV brings an FFmpeg of its own, in which it may have set a callback of its own.
-        paths = [path for path in sorted(_bounded) if _PYAV_FOLDER not in path]
-    with _listening:
+        paths = [path for path in sorted(_limited_libraries) if _PYAV_FOLDER not in path]
+    with _callback_lock:
         libraries = [ctypes.CDLL(path) for path in paths]
         _erring_threads.discard(threading.get_ident())
         for library in libraries:
@@ -104,19 +104,19 @@ def reports_error(action: Callable[[], object]) -> bool:
 
 _M_PERTURB = -6
 _MARK = 0xA5
-_UNWRITTEN = 0.99
-_marking = threading.Lock()
+_MIN_UNWRITTEN_SHARE = 0.99
+_fill_lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def memory_marked() -> Iterator[None]:
+def fill_new_memory() -> Iterator[None]:
     """Memory that any thread gets in the body is filled with a mark, where the C library can do so (glibc).
 
     OpenCV says that a picture was retrieved although its FFmpeg refused to convert it; then what it gives is
     memory that nobody has written. It reserves that memory when the first picture is retrieved, so marked
     memory shows it: see `is_unwritten`.
     """
-    with _marking:
+    with _fill_lock:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is None:
             yield
@@ -129,8 +129,8 @@ def memory_marked() -> Iterator[None]:
 
 
 def is_unwritten(picture: Picture) -> bool:
-    """Whether a picture that was retrieved within `memory_marked` is nothing but marked memory.
+    """Whether a picture that was retrieved within `fill_new_memory` is nothing but marked memory.
 
     Not each byte: the allocator keeps notes of its own at the ends.
     """
-    return float(np.mean(picture == _MARK)) > _UNWRITTEN
+    return float(np.mean(picture == _MARK)) > _MIN_UNWRITTEN_SHARE

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from visionedge.camera.sources import diagnosis
-from visionedge.camera.sources.base import Redirects
-from visionedge.camera.sources.network import connect, without_login
+from visionedge.camera.sources.base import RedirectPolicy
+from visionedge.camera.sources.network import connect, strip_login
 from visionedge.errors import SourceError
 
 
-def joined(url: str, where: str) -> str:
+def resolve_location(url: str, where: str) -> str:
     """The address that a `Location` names, seen from `url`."""
     try:
         return urljoin(url, where)
@@ -20,8 +20,8 @@ def joined(url: str, where: str) -> str:
         return where  # which is looked at next
 
 
-def allowed(
-    name: str, origin: SplitResult, url: str, schemes: tuple[str, ...], redirects: Redirects
+def check_redirect(
+    name: str, origin: SplitResult, url: str, schemes: tuple[str, ...], redirects: RedirectPolicy
 ) -> SplitResult:
     """The parts of an address that the camera may send us to.
 
@@ -39,15 +39,15 @@ def allowed(
         parts = urlsplit(url)
         _ = parts.port  # raises where it is no number
     except ValueError:
-        raise SourceError(diagnosis.no_address(name)) from None
+        raise SourceError(diagnosis.redirect_without_address(name)) from None
     if parts.scheme.lower() not in schemes or not parts.hostname:
-        raise SourceError(diagnosis.other_scheme(name, parts.scheme))
+        raise SourceError(diagnosis.redirect_to_other_scheme(name, parts.scheme))
     if parts.hostname != origin.hostname and redirects != "any":
-        raise SourceError(diagnosis.other_host(name, parts.hostname))
+        raise SourceError(diagnosis.redirect_to_other_host(name, parts.hostname))
     return parts
 
 
-def connected(
+def connect_guarded(
     name: str,
     origin: SplitResult,
     parts: SplitResult,
@@ -65,25 +65,25 @@ def connected(
     other = parts.hostname != origin.hostname
     if other:
         found = socket.getaddrinfo(parts.hostname, None, proto=socket.IPPROTO_TCP)
-        _refuse_inner(name, origin, parts, (str(place[4][0]) for place in found))
+        _refuse_local(name, origin, parts, (str(place[4][0]) for place in found))
     if tls and certificates is not None and not os.access(certificates, os.R_OK):
-        raise SourceError(diagnosis.no_certificates(name, certificates))
+        raise SourceError(diagnosis.unreadable_certificates(name, certificates))
     connection = connect(parts, timeout_s, tls=tls, certificates=certificates)
     try:
         if other:  # the name may mean another address by now
-            _refuse_inner(name, origin, parts, [str(connection.getpeername()[0])])
+            _refuse_local(name, origin, parts, [str(connection.getpeername()[0])])
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def with_login(url: str, target: str) -> str:
+def copy_login(url: str, target: str) -> str:
     """The address that the camera led to, with the login only if it is at the same host.
 
     A login that was meant for TLS is not sent without it. A login in `url` itself is left out.
     """
-    parts, origin = urlsplit(without_login(url)), urlsplit(target)
+    parts, origin = urlsplit(strip_login(url)), urlsplit(target)
     login, at, _ = origin.netloc.rpartition("@")
     secure_enough = parts.scheme.lower().startswith(origin.scheme.lower())  # the same, or with TLS
     if not at or parts.hostname != origin.hostname or not secure_enough:
@@ -91,13 +91,13 @@ def with_login(url: str, target: str) -> str:
     return parts._replace(netloc=f"{login}@{parts.netloc}").geturl()
 
 
-def _refuse_inner(name: str, origin: SplitResult, parts: SplitResult, addresses: Iterable[str]) -> None:
+def _refuse_local(name: str, origin: SplitResult, parts: SplitResult, addresses: Iterable[str]) -> None:
     """Another host may not be this machine or a link-local one, such as a cloud's metadata service."""
     own = socket.getaddrinfo(origin.hostname, None, proto=socket.IPPROTO_TCP)
-    at_home = _address(str(own[0][4][0])).is_loopback
+    is_origin_loopback = _address(str(own[0][4][0])).is_loopback
     for address in map(_address, addresses):
-        if address.is_link_local or (address.is_loopback and not at_home):
-            raise SourceError(diagnosis.inner_host(name, parts.hostname or ""))
+        if address.is_link_local or (address.is_loopback and not is_origin_loopback):
+            raise SourceError(diagnosis.redirect_to_local_host(name, parts.hostname or ""))
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
 from visionedge.camera.sources import diagnosis
-from visionedge.camera.sources.base import Limits
-from visionedge.camera.sources.redirects import allowed, connected, joined, with_login
-from visionedge.camera.sources.rtsp import Refusal, SilentError, describe
+from visionedge.camera.sources.base import SourceLimits
+from visionedge.camera.sources.redirects import check_redirect, connect_guarded, copy_login, resolve_location
+from visionedge.camera.sources.rtsp import NoRtspReplyError, RtspResult, send_describe
 from visionedge.config.addresses import CameraUri
 from visionedge.errors import SourceError
 
-_REDIRECTS_MOST = 5
+_MAX_REDIRECTS = 5
 _SCHEMES = ("rtsp", "rtsps")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RtspTarget:
     """Where an RTSP address leads.
 
     `target` is what a decoder has to open, with the login if its server may get it. `described` is how that
@@ -24,10 +24,10 @@ class Found:
     """
 
     target: str
-    described: Refusal | None
+    describe_reply: RtspResult | None
 
 
-def follow(uri: CameraUri, limits: Limits) -> Found:
+def resolve_rtsp_redirects(uri: CameraUri, limits: SourceLimits) -> RtspTarget:
     """Ask for the description of a camera, and go where it redirects to.
 
     Every connection is closed before this returns: some cameras allow one only. If the camera's own address
@@ -39,29 +39,33 @@ def follow(uri: CameraUri, limits: Limits) -> Found:
     name, origin = str(uri), urlsplit(uri.target)
     deadline_s = time.monotonic() + limits.open_timeout_s
     url = uri.target
-    for hop in range(_REDIRECTS_MOST + 1):
+    for hop in range(_MAX_REDIRECTS + 1):
         parts = urlsplit(url)
         try:
-            described = _described(name, origin, parts, limits, deadline_s)
-        except (OSError, ValueError, SilentError) as error:
+            describe_reply = _describe(name, origin, parts, limits, deadline_s)
+        except (OSError, ValueError, NoRtspReplyError) as error:
             if hop == 0:
-                return Found(url, None)
-            raise SourceError(diagnosis.why_no_rtsp(name, parts, error, limits.open_timeout_s)) from None
-        if not 300 <= described.status < 400:
-            return Found(url, described)
-        if not described.location:
-            raise SourceError(diagnosis.no_address(name))
-        url = joined(url, described.location)
-        allowed(name, origin, url, _SCHEMES, limits.redirects)
-        url = with_login(url, uri.target)
-    raise SourceError(diagnosis.circle(name))
+                return RtspTarget(url, None)
+            raise SourceError(
+                diagnosis.diagnose_rtsp_error(name, parts, error, limits.open_timeout_s)
+            ) from None
+        if not 300 <= describe_reply.status < 400:
+            return RtspTarget(url, describe_reply)
+        if not describe_reply.location:
+            raise SourceError(diagnosis.redirect_without_address(name))
+        url = resolve_location(url, describe_reply.location)
+        check_redirect(name, origin, url, _SCHEMES, limits.redirects)
+        url = copy_login(url, uri.target)
+    raise SourceError(diagnosis.redirect_loop(name))
 
 
-def _described(
-    name: str, origin: SplitResult, parts: SplitResult, limits: Limits, deadline_s: float
-) -> Refusal:
+def _describe(
+    name: str, origin: SplitResult, parts: SplitResult, limits: SourceLimits, deadline_s: float
+) -> RtspResult:
     left_s, tls = deadline_s - time.monotonic(), parts.scheme.lower() == "rtsps"
     if left_s <= 0:
         raise TimeoutError
-    with connected(name, origin, parts, left_s, tls=tls, certificates=limits.certificates) as connection:
-        return describe(connection, parts, deadline_s)
+    with connect_guarded(
+        name, origin, parts, left_s, tls=tls, certificates=limits.certificates
+    ) as connection:
+        return send_describe(connection, parts, deadline_s)

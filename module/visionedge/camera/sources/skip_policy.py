@@ -8,16 +8,16 @@ from collections import deque
 from enum import IntEnum
 
 _TOLERANCE = 1.01
-_KEYS_SEEN = 3
-_KEY_GAP_MOST_S = 8.0
-_LEAP_S = 20.0
+_MIN_KEY_GAPS = 3
+_MAX_KEY_GAP_S = 8.0
+_MAX_STEP_S = 20.0
 _BAN_S = 60.0
-_BAN_MOST_S = 3600.0
-_COMPARED_S = 3.0
-_RATE_MOST = 1.5
+_MAX_BAN_S = 3600.0
+_COMPARE_INTERVAL_S = 3.0
+_MAX_CLOCK_RATE = 1.5
 
 
-class Level(IntEnum):
+class DecodeLevel(IntEnum):
     """What is decoded: all pictures, those that others refer to, or key pictures alone."""
 
     ALL = 0
@@ -25,7 +25,7 @@ class Level(IntEnum):
     KEYS = 2
 
 
-class StreamClock:
+class StreamClockCheck:
     """Whether a live stream's own times run like the clock; some cameras count in another unit than they say.
 
     Twice in a row, and wrong in the same direction, decides: a stall and the burst behind it are wrong once
@@ -33,80 +33,80 @@ class StreamClock:
     """
 
     def __init__(self) -> None:
-        self.wrong = False
+        self.is_wrong = False
         self._began_s: tuple[float, float] | None = None
         self._direction = 0
 
     def __repr__(self) -> str:
-        return f"<StreamClock wrong={self.wrong}>"
+        return f"<StreamClock wrong={self.is_wrong}>"
 
     def note(self, at_s: float, now_s: float) -> bool:
         """Note a packet by its own time and that of its arrival; whether `wrong` has changed."""
         if self._began_s is None:
             self._began_s = at_s, now_s
         passed_s = now_s - self._began_s[1]
-        if passed_s < _COMPARED_S:
+        if passed_s < _COMPARE_INTERVAL_S:
             return False
         rate = (at_s - self._began_s[0]) / passed_s
         self._began_s = at_s, now_s
-        last, self._direction = self._direction, (rate > _RATE_MOST) - (rate < 1 / _RATE_MOST)
-        was_wrong = self.wrong
+        last, self._direction = self._direction, (rate > _MAX_CLOCK_RATE) - (rate < 1 / _MAX_CLOCK_RATE)
+        was_wrong = self.is_wrong
         if self._direction == last:
-            self.wrong = last != 0
-        return self.wrong != was_wrong
+            self.is_wrong = last != 0
+        return self.is_wrong != was_wrong
 
 
-class Thinning:
+class SkipPolicy:
     """Chooses the level; one that gave too little is left for a while. Times, in s, are all of one clock.
 
     Args:
         wanted_per_s: how many pictures per second are looked at; None: all of them.
     """
 
-    def __init__(self, wanted_per_s: float | None) -> None:
-        self.level = Level.ALL
+    def __init__(self, looked_at_per_s: float | None) -> None:
+        self.level = DecodeLevel.ALL
         self._last_key_s: float | None = None
         self._key_gaps_s: deque[float] = deque(maxlen=8)
-        self.want(wanted_per_s)
+        self.set_wanted_rate(looked_at_per_s)
 
     def __repr__(self) -> str:
         return f"<Thinning {self.level.name} keys={[round(gap_s, 2) for gap_s in self._key_gaps_s]}>"
 
-    def want(self, wanted_per_s: float | None) -> None:
+    def set_wanted_rate(self, looked_at_per_s: float | None) -> None:
         """So many pictures are looked at from now on; the level follows at a key picture, or sooner."""
-        self._most_s = 0.0 if wanted_per_s is None else _TOLERANCE / wanted_per_s
-        self._thins = wanted_per_s is not None
+        self._max_gap_s = 0.0 if looked_at_per_s is None else _TOLERANCE / looked_at_per_s
+        self._skips = looked_at_per_s is not None
         self._last_picture_s: float | None = None
-        self._banned_until_s = {Level.REFERENCES: -1e18, Level.KEYS: -1e18}
-        self._ban_s = {Level.REFERENCES: _BAN_S, Level.KEYS: _BAN_S}
-        if self.level is not Level.KEYS:  # what comes behind a key picture alone could not be decoded
-            self.level = Level.REFERENCES if self._thins else Level.ALL
+        self._banned_until_s = {DecodeLevel.REFERENCES: -1e18, DecodeLevel.KEYS: -1e18}
+        self._ban_s = {DecodeLevel.REFERENCES: _BAN_S, DecodeLevel.KEYS: _BAN_S}
+        if self.level is not DecodeLevel.KEYS:  # what comes behind a key picture alone could not be decoded
+            self.level = DecodeLevel.REFERENCES if self._skips else DecodeLevel.ALL
 
     def packet(self, at_s: float, *, key: bool) -> bool:
         """Note a packet; whether it is to be decoded. The level may have changed."""
-        if not self._thins:
-            self.level = Level.ALL if key else self.level
-            return self.level is not Level.KEYS
+        if not self._skips:
+            self.level = DecodeLevel.ALL if key else self.level
+            return self.level is not DecodeLevel.KEYS
         if key:
             self._note_key(at_s)
             self.level = self._level_from(at_s)
-        elif self.level is Level.KEYS:
-            if self._last_key_s is not None and at_s - self._last_key_s > 1.5 * self._most_s:
-                self._ban(Level.KEYS, at_s)  # from the next key picture on
+        elif self.level is DecodeLevel.KEYS:
+            if self._last_key_s is not None and at_s - self._last_key_s > 1.5 * self._max_gap_s:
+                self._ban(DecodeLevel.KEYS, at_s)  # from the next key picture on
             return False
-        elif self.level is Level.ALL and at_s >= self._banned_until_s[Level.REFERENCES]:
-            self.level = Level.REFERENCES
+        elif self.level is DecodeLevel.ALL and at_s >= self._banned_until_s[DecodeLevel.REFERENCES]:
+            self.level = DecodeLevel.REFERENCES
             self._last_picture_s = None
         return True
 
     def picture(self, at_s: float) -> None:
         """Note a picture that was decoded: too long after the one before is too little."""
         last_s, self._last_picture_s = self._last_picture_s, at_s
-        if self.level is not Level.REFERENCES or last_s is None:
+        if self.level is not DecodeLevel.REFERENCES or last_s is None:
             return
-        if self._most_s < at_s - last_s < _LEAP_S:
-            self._ban(Level.REFERENCES, at_s)
-            self.level = Level.ALL
+        if self._max_gap_s < at_s - last_s < _MAX_STEP_S:
+            self._ban(DecodeLevel.REFERENCES, at_s)
+            self.level = DecodeLevel.ALL
 
     def pause(self) -> None:
         """Pictures are let go for another reason: what is missing now says nothing about the level."""
@@ -121,25 +121,29 @@ class Thinning:
     def _note_key(self, at_s: float) -> None:
         if self._last_key_s is not None:
             gap_s = at_s - self._last_key_s
-            if 0 < gap_s < _LEAP_S:
+            if 0 < gap_s < _MAX_STEP_S:
                 self._key_gaps_s.append(gap_s)
             else:  # the clock of the stream has jumped
                 self._key_gaps_s.clear()
                 self._banned_until_s = dict.fromkeys(self._banned_until_s, at_s)
         self._last_key_s = at_s
 
-    def _level_from(self, at_s: float) -> Level:
+    def _level_from(self, at_s: float) -> DecodeLevel:
         gaps_s = self._key_gaps_s
-        enough = len(gaps_s) >= _KEYS_SEEN and max(gaps_s) <= min(self._most_s, _KEY_GAP_MOST_S)
-        if enough and at_s >= self._banned_until_s[Level.KEYS]:
-            return Level.KEYS
-        if self.level is Level.KEYS:
+        enough = len(gaps_s) >= _MIN_KEY_GAPS and max(gaps_s) <= min(self._max_gap_s, _MAX_KEY_GAP_S)
+        if enough and at_s >= self._banned_until_s[DecodeLevel.KEYS]:
+            return DecodeLevel.KEYS
+        if self.level is DecodeLevel.KEYS:
             self._last_picture_s = None
-            return Level.REFERENCES if at_s >= self._banned_until_s[Level.REFERENCES] else Level.ALL
+            return (
+                DecodeLevel.REFERENCES
+                if at_s >= self._banned_until_s[DecodeLevel.REFERENCES]
+                else DecodeLevel.ALL
+            )
         return self.level
 
-    def _ban(self, level: Level, at_s: float) -> None:
+    def _ban(self, level: DecodeLevel, at_s: float) -> None:
         if at_s < self._banned_until_s[level]:
             return
         self._banned_until_s[level] = at_s + self._ban_s[level]
-        self._ban_s[level] = min(_BAN_MOST_S, 2 * self._ban_s[level])
+        self._ban_s[level] = min(_MAX_BAN_S, 2 * self._ban_s[level])

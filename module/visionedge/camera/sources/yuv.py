@@ -17,10 +17,10 @@ from visionedge.frames.types import Picture, Resample
 
 Plane = NDArray[np.uint8] | NDArray[np.uint16]
 
-Matrix = Literal["bt601", "bt709", "smpte240m", "fcc", "bt2020", "ycgco"]
+ColourMatrix = Literal["bt601", "bt709", "smpte240m", "fcc", "bt2020", "ycgco"]
 
 # How much red and blue make luma; the rest is green. From the standards of these names (YCgCo has none).
-_LUMA: dict[Matrix, tuple[float, float]] = {
+_LUMA: dict[ColourMatrix, tuple[float, float]] = {
     "bt601": (0.299, 0.114),
     "bt709": (0.2126, 0.0722),
     "smpte240m": (0.212, 0.087),
@@ -28,11 +28,11 @@ _LUMA: dict[Matrix, tuple[float, float]] = {
     "bt2020": (0.2627, 0.0593),
 }
 
-_TURNS = {1: cv2.ROTATE_90_CLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_COUNTERCLOCKWISE}
+_ROTATIONS = {1: cv2.ROTATE_90_CLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
 
 @dataclass(frozen=True, slots=True)
-class Planes:
+class YuvPlanes:
     """A picture as a video decoder leaves it.
 
     `luma` is (height, width). `chroma` is two planes, or one of two channels, or none for a grey picture; of
@@ -45,7 +45,7 @@ class Planes:
     chroma: tuple[Plane, ...]
     white: int = 255
     full_range: bool = False
-    matrix: Matrix = "bt601"
+    matrix: ColourMatrix = "bt601"
     quarter_turns: int = 0
 
     @property
@@ -55,87 +55,87 @@ class Planes:
         return (height, width) if self.quarter_turns % 2 else (width, height)
 
 
-class Painter:
+class YuvConverter:
     """Paints planes at a size. Keeps its working memory from picture to picture, so it is for one thread."""
 
     def __init__(self) -> None:
-        self._small: dict[tuple[int, tuple[int, ...]], Picture] = {}
+        self._buffers: dict[tuple[int, tuple[int, ...]], Picture] = {}
 
-    def paint(self, planes: Planes, window: Picture, resample: Resample = "bilinear") -> None:
+    def convert(self, planes: YuvPlanes, window: Picture, resample: Resample = "bilinear") -> None:
         """Fill `window`, uint8 (height, width, 3), with the whole upright picture in BGR."""
         height, width = window.shape[:2]
         turns = planes.quarter_turns % 4
         if turns % 2:
             width, height = height, width
-        out = self._memory(8, (height, width, 3)) if turns else window
+        out = self._buffer(8, (height, width, 3)) if turns else window
         if resample == "antialias":
-            self._paint_antialiased(planes, out)
-        elif _is_plain(planes, (height, width)):
-            self._paint_plain(planes, out)
+            self._convert_antialiased(planes, out)
+        elif _is_i420(planes, (height, width)):
+            self._convert_i420(planes, out)
         else:
-            self._paint_any(planes, out)
+            self._convert_any(planes, out)
         if turns:
-            _into(window, cv2.rotate(out, _TURNS[turns], dst=window))
+            _copy_if_needed(window, cv2.rotate(out, _ROTATIONS[turns], dst=window))
 
-    def _paint_plain(self, planes: Planes, out: Picture) -> None:
+    def _convert_i420(self, planes: YuvPlanes, out: Picture) -> None:
         """The commonest planes by far, made small in one sheet of I420, which OpenCV paints itself."""
         height, width = out.shape[:2]
-        sheet = self._memory(7, (height + height // 2, width))
-        luma, colours = sheet[:height], sheet[height:].reshape(2, height // 2, width // 2)
+        i420 = self._buffer(7, (height + height // 2, width))
+        luma, colours = i420[:height], i420[height:].reshape(2, height // 2, width // 2)
         _resize_into(planes.luma, luma, _interpolation(planes.luma.shape, luma.shape, colour=False))
         for plane, colour in zip(planes.chroma, colours, strict=True):
             _resize_into(plane, colour, cv2.INTER_NEAREST_EXACT)
-        _into(out, cv2.cvtColor(sheet, cv2.COLOR_YUV2BGR_I420, dst=out))
+        _copy_if_needed(out, cv2.cvtColor(i420, cv2.COLOR_YUV2BGR_I420, dst=out))
 
-    def _paint_antialiased(self, planes: Planes, out: Picture) -> None:
+    def _convert_antialiased(self, planes: YuvPlanes, out: Picture) -> None:
         """Each plane by itself, as both the mean over pixels and the change of colours are linear."""
         height, width = out.shape[:2]
-        whole = (_eight_bits(plane, planes.white) for plane in (planes.luma, *planes.chroma))
+        whole = (_to_8_bit(plane, planes.white) for plane in (planes.luma, *planes.chroma))
         parts = [_antialiased(plane, width, height) for plane in whole]
-        _colour(parts, planes, self._memory(9, (height, width, 3)), out)
+        _apply_matrix(parts, planes, self._buffer(9, (height, width, 3)), out)
 
-    def _paint_any(self, planes: Planes, out: Picture) -> None:
+    def _convert_any(self, planes: YuvPlanes, out: Picture) -> None:
         height, width = out.shape[:2]
         parts = [
             self._resized(n, p, planes, (width, height)) for n, p in enumerate((planes.luma, *planes.chroma))
         ]
-        _colour(parts, planes, self._memory(9, (height, width, 3)), out)
+        _apply_matrix(parts, planes, self._buffer(9, (height, width, 3)), out)
 
-    def _resized(self, number: int, plane: Plane, planes: Planes, size_px: tuple[int, int]) -> Picture:
+    def _resized(self, number: int, plane: Plane, planes: YuvPlanes, size_px: tuple[int, int]) -> Picture:
         width, height = size_px
         if plane.shape[:2] != (height, width):
             how = _interpolation(plane.shape, (height, width), colour=number > 0)
             if plane.dtype == np.uint8:
-                if number > 0 and _is_large(plane.shape, (height, width)):
+                if number > 0 and _is_twice_as_large(plane.shape, (height, width)):
                     plane = self._coarse(number, plane, (height, width))
                     how = cv2.INTER_NEAREST_EXACT
-                memory = self._memory(number, (height, width, *plane.shape[2:]))
-                return np.asarray(cv2.resize(plane, size_px, dst=memory, interpolation=how))
+                buffer = self._buffer(number, (height, width, *plane.shape[2:]))
+                return np.asarray(cv2.resize(plane, size_px, dst=buffer, interpolation=how))
             plane = np.asarray(cv2.resize(plane, size_px, interpolation=how), np.uint16)
-        return _eight_bits(plane, planes.white)
+        return _to_8_bit(plane, planes.white)
 
     def _coarse(self, number: int, plane: Plane, size: tuple[int, int]) -> Plane:
         """A plane of colour at half the height and width that are wanted, each rounded up."""
         height, width = (-(-side // 2) for side in size)
-        memory = self._memory(10 + number, (height, width, *plane.shape[2:]))
+        buffer = self._buffer(10 + number, (height, width, *plane.shape[2:]))
         return np.asarray(
-            cv2.resize(plane, (width, height), dst=memory, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
+            cv2.resize(plane, (width, height), dst=buffer, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
         )
 
-    def _memory(self, number: int, shape: tuple[int, ...]) -> Picture:
-        memory = self._small.get((number, shape))
-        if memory is None:
+    def _buffer(self, number: int, shape: tuple[int, ...]) -> Picture:
+        buffer = self._buffers.get((number, shape))
+        if buffer is None:
             # Another size than before: the old ones are not needed any more.
-            self._small = {k: m for k, m in self._small.items() if k[0] != number}
-            memory = self._small[number, shape] = np.empty(shape, np.uint8)
-        return memory
+            self._buffers = {k: m for k, m in self._buffers.items() if k[0] != number}
+            buffer = self._buffers[number, shape] = np.empty(shape, np.uint8)
+        return buffer
 
 
-def whole_picture(planes: Planes) -> Picture:
+def convert_full_size(planes: YuvPlanes) -> Picture:
     """The picture at its own size, BGR uint8 (height, width, 3)."""
     width, height = planes.size_px
     picture: Picture = np.empty((height, width, 3), np.uint8)
-    Painter().paint(planes, picture)
+    YuvConverter().convert(planes, picture)
     return picture
 
 
@@ -151,7 +151,7 @@ def _interpolation(old: tuple[int, ...], new: tuple[int, int], *, colour: bool) 
     return cv2.INTER_NEAREST_EXACT if middle or coarse else cv2.INTER_LINEAR
 
 
-def _eight_bits(plane: Plane, white: int) -> Picture:
+def _to_8_bit(plane: Plane, white: int) -> Picture:
     if plane.dtype == np.uint8:
         return np.asarray(plane, np.uint8)
     # Powers of two on both sides, so that black, grey and white of 8 bits are met exactly.
@@ -165,7 +165,7 @@ def _antialiased(plane: Picture, width_px: int, height_px: int) -> Picture:
     return np.dstack([resize_antialiased(channel, width_px, height_px) for channel in channels])
 
 
-def _is_large(old: tuple[int, ...], new: tuple[int, int]) -> bool:
+def _is_twice_as_large(old: tuple[int, ...], new: tuple[int, int]) -> bool:
     """Whether a plane of colour is at least twice as high and wide as it is wanted.
 
     Then every second line and column of it will do: colour as coarse as in nearly all video and JPEG. Half as
@@ -174,7 +174,7 @@ def _is_large(old: tuple[int, ...], new: tuple[int, int]) -> bool:
     return all(before >= 2 * after for before, after in zip(old, new, strict=False))
 
 
-def _is_plain(planes: Planes, size: tuple[int, int]) -> bool:
+def _is_i420(planes: YuvPlanes, size: tuple[int, int]) -> bool:
     """Whether OpenCV paints them as they are: BT.601 of 8 bits as broadcasting has it, two planes of colour.
 
     At a size of which colour is wanted half as fine, and with as many lines and columns as that takes.
@@ -182,30 +182,30 @@ def _is_plain(planes: Planes, size: tuple[int, int]) -> bool:
     return (
         (planes.matrix, planes.full_range, planes.white) == ("bt601", False, 255)
         and len(planes.chroma) == 2
-        and all(_is_large(plane.shape, size) for plane in planes.chroma)
+        and all(_is_twice_as_large(plane.shape, size) for plane in planes.chroma)
         and size[0] % 2 == size[1] % 2 == 0
     )
 
 
 def _resize_into(plane: Plane, out: Picture, how: int) -> None:
-    _into(out, cv2.resize(plane, (out.shape[1], out.shape[0]), dst=out, interpolation=how))
+    _copy_if_needed(out, cv2.resize(plane, (out.shape[1], out.shape[0]), dst=out, interpolation=how))
 
 
-def _colour(parts: list[Picture], planes: Planes, merged: Picture, out: Picture) -> None:
+def _apply_matrix(parts: list[Picture], planes: YuvPlanes, merged: Picture, out: Picture) -> None:
     matrix = _to_bgr(planes.matrix, planes.full_range, grey=len(parts) == 1)
     # `merge` takes planes of one and of two channels alike.
     joined = parts[0][:, :, None] if len(parts) == 1 else cv2.merge(parts, dst=merged)
-    _into(out, cv2.transform(joined, matrix, dst=out))
+    _copy_if_needed(out, cv2.transform(joined, matrix, dst=out))
 
 
-def _into(out: Picture, given: object) -> None:
+def _copy_if_needed(out: Picture, given: object) -> None:
     # OpenCV writes through a view of rows; should it ever answer with an array of its own, that one counts.
     answer = np.asarray(given, np.uint8)
     if answer is not out and not np.shares_memory(answer, out):
         out[:] = answer
 
 
-def _rows(name: Matrix) -> NDArray[np.float64]:
+def _yuv_to_bgr_rows(name: ColourMatrix) -> NDArray[np.float64]:
     """What turns Y, U and V of full range into B, G and R."""
     if name == "ycgco":  # U is how green, V how orange it is
         return np.array([[1.0, -1.0, -1.0], [1.0, 1.0, 0.0], [1.0, -1.0, 1.0]])
@@ -222,10 +222,10 @@ def _rows(name: Matrix) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=32)
-def _to_bgr(name: Matrix, full_range: bool, *, grey: bool) -> NDArray[np.float32]:
+def _to_bgr(name: ColourMatrix, full_range: bool, *, grey: bool) -> NDArray[np.float32]:
     """What turns (Y, U, V, 1), or (Y, 1), of 8 bits into B, G, R."""
     luma, chroma, black = (1.0, 1.0, 0.0) if full_range else (255 / 219, 255 / 224, 16.0)
-    rows = _rows(name) * np.array([luma, chroma, chroma])
+    rows = _yuv_to_bgr_rows(name) * np.array([luma, chroma, chroma])
     offset = -rows @ np.array([black, 128.0, 128.0])
     if grey:
         rows, offset = rows[:, :1], np.full(3, -luma * black)

@@ -17,11 +17,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
-from visionedge.engine.device.faults import Fault, failure_in, lacks_memory
-from visionedge.runtime.child_process import start_text
+from visionedge.engine.device.faults import Fault, find_cuda_failure, is_out_of_memory
+from visionedge.runtime.child_process import start_text_child
 
-Requested = Literal["auto", "cuda", "tensorrt", "cpu"]
-Effective = Literal["cuda", "tensorrt", "cpu"]
+RequestedDevice = Literal["auto", "cuda", "tensorrt", "cpu"]
+EffectiveDevice = Literal["cuda", "tensorrt", "cpu"]
 
 PROVIDERS: Mapping[str, str] = {
     "tensorrt": "TensorrtExecutionProvider",
@@ -30,14 +30,14 @@ PROVIDERS: Mapping[str, str] = {
 }
 
 PROBE_TIMEOUT_S = 60.0
-_KILLED_WITHIN_S = 5.0
+_KILL_TIMEOUT_S = 5.0
 
 
-class Reason(StrEnum):
+class ReasonCode(StrEnum):
     """Why the effective device is what it is. Closed: documentation, metrics and messages list the same."""
 
     OK = "ok"
-    ASKED_CPU = "asked-cpu"
+    CPU_REQUESTED = "asked-cpu"
     NO_GPU_BUILD = "no-gpu-build"
     LIBRARY_MISSING = "library-missing"
     DRIVER_MISSING = "driver-missing"
@@ -53,30 +53,32 @@ class Reason(StrEnum):
     DEVICE_FAILED = "device-failed"
     RUN_TIMEOUT = "run-timeout"
     ENGINE_DIED = "engine-died"
-    WRONG_ROWS = "wrong-rows"
+    INVALID_OUTPUT = "wrong-rows"
     PARITY_REFUSED = "parity-refused"
 
 
 _GPU_EXTRA = "(in a clone: VISIONEDGE_EXTRA=gpu make run), or use the GPU image"
 _GIVE_GPU = "give the container the GPU (DeviceRequests, --gpus all)"
-REMEDIES: Mapping[Reason, str] = {
-    Reason.NO_GPU_BUILD: f"install the extra 'gpu' instead of 'cpu' {_GPU_EXTRA}",
-    Reason.LIBRARY_MISSING: f"install the extra 'gpu' with all its libraries {_GPU_EXTRA}",
-    Reason.DRIVER_MISSING: f"install the NVIDIA driver, and {_GIVE_GPU}",
-    Reason.DRIVER_TOO_OLD: "install a newer NVIDIA driver: CUDA 12 needs 525.60 or newer",
-    Reason.DRIVER_MISMATCH: "restart the container: its driver must be that of the host",
-    Reason.NO_DEVICE: f"{_GIVE_GPU} and check CUDA_VISIBLE_DEVICES",
-    Reason.DEVICE_UNSUPPORTED: "use a GPU that this onnxruntime was built for, or the CPU",
-    Reason.OUT_OF_MEMORY: "free memory on the GPU, or use the CPU",
-    Reason.CUDA_ERROR: "restart the machine or its driver, and see `visionedge doctor`",
-    Reason.PROVIDER_REFUSED: "see `visionedge doctor`",
-    Reason.PROBE_TIMEOUT: "the driver hangs: restart the machine, and see `visionedge doctor`",
-    Reason.PROBE_CRASHED: "the driver or its libraries crash: reinstall them, and see `visionedge doctor`",
-    Reason.DEVICE_FAILED: "it is tried again by itself; see `visionedge doctor` if it does not come back",
-    Reason.RUN_TIMEOUT: "it is tried again by itself; restart the machine if it hangs again",
-    Reason.ENGINE_DIED: "it is tried again by itself; see `visionedge doctor` if it dies again",
-    Reason.WRONG_ROWS: "it is tried again by itself; have the GPU examined if it happens again",
-    Reason.PARITY_REFUSED: "have the GPU examined; or take it as it is: inference.parity: warn",
+REMEDIES: Mapping[ReasonCode, str] = {
+    ReasonCode.NO_GPU_BUILD: f"install the extra 'gpu' instead of 'cpu' {_GPU_EXTRA}",
+    ReasonCode.LIBRARY_MISSING: f"install the extra 'gpu' with all its libraries {_GPU_EXTRA}",
+    ReasonCode.DRIVER_MISSING: f"install the NVIDIA driver, and {_GIVE_GPU}",
+    ReasonCode.DRIVER_TOO_OLD: "install a newer NVIDIA driver: CUDA 12 needs 525.60 or newer",
+    ReasonCode.DRIVER_MISMATCH: "restart the container: its driver must be that of the host",
+    ReasonCode.NO_DEVICE: f"{_GIVE_GPU} and check CUDA_VISIBLE_DEVICES",
+    ReasonCode.DEVICE_UNSUPPORTED: "use a GPU that this onnxruntime was built for, or the CPU",
+    ReasonCode.OUT_OF_MEMORY: "free memory on the GPU, or use the CPU",
+    ReasonCode.CUDA_ERROR: "restart the machine or its driver, and see `visionedge doctor`",
+    ReasonCode.PROVIDER_REFUSED: "see `visionedge doctor`",
+    ReasonCode.PROBE_TIMEOUT: "the driver hangs: restart the machine, and see `visionedge doctor`",
+    ReasonCode.PROBE_CRASHED: (
+        "the driver or its libraries crash: reinstall them, and see `visionedge doctor`"
+    ),
+    ReasonCode.DEVICE_FAILED: "it is tried again by itself; see `visionedge doctor` if it does not come back",
+    ReasonCode.RUN_TIMEOUT: "it is tried again by itself; restart the machine if it hangs again",
+    ReasonCode.ENGINE_DIED: "it is tried again by itself; see `visionedge doctor` if it dies again",
+    ReasonCode.INVALID_OUTPUT: "it is tried again by itself; have the GPU examined if it happens again",
+    ReasonCode.PARITY_REFUSED: "have the GPU examined; or take it as it is: inference.parity: warn",
 }
 
 
@@ -84,51 +86,53 @@ REMEDIES: Mapping[Reason, str] = {
 class DeviceState:
     """Requested and effective device, with the reason, as status, logs, twin and messages show them."""
 
-    requested: Requested
-    effective: Effective
-    code: Reason
+    requested: RequestedDevice
+    effective: EffectiveDevice
+    code: ReasonCode
     reason: str
     since_utc: datetime
 
     @property
     def degraded(self) -> bool:
         """Whether this is less than what was asked for; `auto` asks for a GPU if there is one."""
-        fine = {Reason.OK, Reason.ASKED_CPU} | ({Reason.NO_GPU_BUILD} if self.requested == "auto" else set())
+        fine = {ReasonCode.OK, ReasonCode.CPU_REQUESTED} | (
+            {ReasonCode.NO_GPU_BUILD} if self.requested == "auto" else set()
+        )
         return self.code not in fine
 
     def describe(self) -> str:
         """One line: ``requested auto, effective cpu: libcublasLt.so.12 is missing (library-missing)``."""
         line = f"requested {self.requested}, effective {self.effective}"
-        return line if self.code is Reason.OK else f"{line}: {self.reason} ({self.code})"
+        return line if self.code is ReasonCode.OK else f"{line}: {self.reason} ({self.code})"
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class DeviceVerdict:
     """What became of one provider: `code` OK, or why it cannot be used, in one line."""
 
-    code: Reason
+    code: ReasonCode
     reason: str
 
 
-USABLE = Verdict(Reason.OK, "usable")
+USABLE = DeviceVerdict(ReasonCode.OK, "usable")
 
 
 @dataclass(frozen=True, slots=True)
-class Assignment:
+class DeviceAssignment:
     """A device to open and no other, without asking whether it is usable; and why just this one."""
 
-    device: Effective
-    because: Verdict
+    device: EffectiveDevice
+    verdict: DeviceVerdict
 
 
-def wishes(requested: Requested) -> tuple[Effective, ...]:
+def device_preference(requested: RequestedDevice) -> tuple[EffectiveDevice, ...]:
     """The devices to try, best first. TensorRT builds its engines for minutes, so it has to be asked for."""
     if requested == "tensorrt":
         return ("tensorrt", "cuda", "cpu")
     return ("cpu",) if requested == "cpu" else ("cuda", "cpu")
 
 
-def effective_of(providers: list[str]) -> Effective:
+def get_effective_device(providers: list[str]) -> EffectiveDevice:
     """The device of a session by its `get_providers()`: the first is the one that computes."""
     for device in ("tensorrt", "cuda"):
         if providers and providers[0] == PROVIDERS[device]:
@@ -137,52 +141,54 @@ def effective_of(providers: list[str]) -> Effective:
 
 
 _LIBRARY = re.compile(r"(?P<library>lib[\w.+-]+\.so[\w.]*): cannot open shared object file")
-_CODES: Mapping[int, Reason] = {
-    35: Reason.DRIVER_TOO_OLD,
-    100: Reason.NO_DEVICE,
-    101: Reason.NO_DEVICE,
-    209: Reason.DEVICE_UNSUPPORTED,
-    803: Reason.DRIVER_MISMATCH,
-    804: Reason.DRIVER_MISMATCH,
+_CUDA_ERROR_CODES: Mapping[int, ReasonCode] = {
+    35: ReasonCode.DRIVER_TOO_OLD,
+    100: ReasonCode.NO_DEVICE,
+    101: ReasonCode.NO_DEVICE,
+    209: ReasonCode.DEVICE_UNSUPPORTED,
+    803: ReasonCode.DRIVER_MISMATCH,
+    804: ReasonCode.DRIVER_MISMATCH,
 }
 
 
-def classify(text: str, *, driver_present: bool) -> Verdict:
+def classify_provider_error(text: str, *, driver_present: bool) -> DeviceVerdict:
     """The reason in what a failed provider wrote (its exception and its native stderr)."""
-    if failure := failure_in(text):
-        code = _CODES.get(failure.number, Reason.CUDA_ERROR)
+    if failure := find_cuda_failure(text):
+        code = _CUDA_ERROR_CODES.get(failure.number, ReasonCode.CUDA_ERROR)
         if failure.library != "CUDA":
-            code = Reason.CUDA_ERROR  # its numbers are its own
+            code = ReasonCode.CUDA_ERROR  # its numbers are its own
         # Without any driver CUDA says "insufficient" as well.
-        if code is Reason.DRIVER_TOO_OLD and not driver_present:
-            return Verdict(Reason.DRIVER_MISSING, "libcuda.so.1, the NVIDIA driver, is missing")
-        return Verdict(Reason.OUT_OF_MEMORY if lacks_memory(text) else code, str(failure))
+        if code is ReasonCode.DRIVER_TOO_OLD and not driver_present:
+            return DeviceVerdict(ReasonCode.DRIVER_MISSING, "libcuda.so.1, the NVIDIA driver, is missing")
+        return DeviceVerdict(ReasonCode.OUT_OF_MEMORY if is_out_of_memory(text) else code, str(failure))
     if found := _LIBRARY.search(text):
         library = found["library"]
         if library.startswith("libcuda.so"):
-            return Verdict(Reason.DRIVER_MISSING, f"{library}, the NVIDIA driver, is missing")
-        return Verdict(Reason.LIBRARY_MISSING, f"{library} is missing")
+            return DeviceVerdict(ReasonCode.DRIVER_MISSING, f"{library}, the NVIDIA driver, is missing")
+        return DeviceVerdict(ReasonCode.LIBRARY_MISSING, f"{library} is missing")
     if "install TensorRT libraries" in text:
-        return Verdict(Reason.LIBRARY_MISSING, "the libraries of TensorRT are missing")
+        return DeviceVerdict(ReasonCode.LIBRARY_MISSING, "the libraries of TensorRT are missing")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    words = lines[-1][:200] if lines else "it gave no reason"
-    return Verdict(Reason.PROVIDER_REFUSED, f"the provider refused: {words}")
+    message = lines[-1][:200] if lines else "it gave no reason"
+    return DeviceVerdict(ReasonCode.PROVIDER_REFUSED, f"the provider refused: {message}")
 
 
-_LOST: Mapping[Fault, Reason] = {
-    Fault.OUT_OF_MEMORY: Reason.OUT_OF_MEMORY,
-    Fault.HANG: Reason.RUN_TIMEOUT,
-    Fault.DIED: Reason.ENGINE_DIED,
-    Fault.GARBAGE: Reason.WRONG_ROWS,
+_FAULT_REASONS: Mapping[Fault, ReasonCode] = {
+    Fault.OUT_OF_MEMORY: ReasonCode.OUT_OF_MEMORY,
+    Fault.HANG: ReasonCode.RUN_TIMEOUT,
+    Fault.DIED: ReasonCode.ENGINE_DIED,
+    Fault.INVALID_OUTPUT: ReasonCode.INVALID_OUTPUT,
 }
 
 
-def lost(fault: Fault, words: str) -> Verdict:
+def classify_device_loss(fault: Fault, message: str) -> DeviceVerdict:
     """The reason why a device that computed until now does not any more, from the fault and its words."""
-    if fault in _LOST:
-        return Verdict(_LOST[fault], words)
-    seen = classify(words, driver_present=True)
-    return Verdict(Reason.DEVICE_FAILED, words) if seen.code is Reason.PROVIDER_REFUSED else seen
+    if fault in _FAULT_REASONS:
+        return DeviceVerdict(_FAULT_REASONS[fault], message)
+    seen = classify_provider_error(message, driver_present=True)
+    return (
+        DeviceVerdict(ReasonCode.DEVICE_FAILED, message) if seen.code is ReasonCode.PROVIDER_REFUSED else seen
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +200,7 @@ class ProbeOutput:
     stderr: str
 
 
-ProbeRun = Callable[[str, float], ProbeOutput]
+ProbeRunner = Callable[[str, float], ProbeOutput]
 """Runs the probe of a provider within so many seconds."""
 
 
@@ -204,7 +210,7 @@ def run_probe(
     started: Callable[[subprocess.Popen[str]], None] = lambda _process: None,
 ) -> ProbeOutput:
     """Run `probe.py` in a child process; it is killed when its time is up. `started` may end it before."""
-    child = start_text("visionedge.engine.device.probe", provider, stderr=subprocess.PIPE)
+    child = start_text_child("visionedge.engine.device.probe", provider, stderr=subprocess.PIPE)
     started(child)
     try:
         stdout, stderr = child.communicate(timeout=timeout_s)
@@ -212,36 +218,38 @@ def run_probe(
         child.kill()
         # A child that hangs inside the driver does not even die; then it is left behind, not waited for.
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.communicate(timeout=_KILLED_WITHIN_S)
+            child.communicate(timeout=_KILL_TIMEOUT_S)
         return ProbeOutput(None, "", "")
     return ProbeOutput(child.returncode, stdout, stderr)
 
 
-def probe(
-    device: Effective,
-    run: ProbeRun = run_probe,
+def probe_device(
+    device: EffectiveDevice,
+    run: ProbeRunner = run_probe,
     timeout_s: float = PROBE_TIMEOUT_S,
     driver_present: Callable[[], bool] | None = None,
-) -> Verdict:
+) -> DeviceVerdict:
     """Whether a session on this device really starts and computes, and if not, why. Takes a second or two."""
     provider = PROVIDERS[device]
     output = run(provider, timeout_s)
     if output.exit_code is None:
-        return Verdict(Reason.PROBE_TIMEOUT, f"a first session did not start within {timeout_s:.0f} s")
+        return DeviceVerdict(
+            ReasonCode.PROBE_TIMEOUT, f"a first session did not start within {timeout_s:.0f} s"
+        )
     if output.exit_code < 0:
-        return Verdict(Reason.PROBE_CRASHED, f"a first session died of signal {-output.exit_code}")
+        return DeviceVerdict(ReasonCode.PROBE_CRASHED, f"a first session died of signal {-output.exit_code}")
     try:
         document = json.loads(output.stdout.strip().splitlines()[-1])
         providers, error = list(document["providers"]), str(document["error"])
     except (ValueError, IndexError, KeyError, TypeError):
-        return classify(output.stderr, driver_present=True)
+        return classify_provider_error(output.stderr, driver_present=True)
     if provider in providers and not error:
         return USABLE
-    present = (driver_present or has_driver)()
-    return classify(f"{output.stderr}\n{error}", driver_present=present)
+    present = (driver_present or has_nvidia_driver)()
+    return classify_provider_error(f"{output.stderr}\n{error}", driver_present=present)
 
 
-def has_driver() -> bool:
+def has_nvidia_driver() -> bool:
     """Whether the NVIDIA driver's library can be loaded; nothing in it is called."""
     try:
         ctypes.CDLL("libcuda.so.1")

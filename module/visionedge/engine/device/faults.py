@@ -17,35 +17,35 @@ class Fault(StrEnum):
     OUT_OF_MEMORY = "out-of-memory"
     STICKY = "sticky"
     GONE = "device-gone"
-    GARBAGE = "garbage"
+    INVALID_OUTPUT = "garbage"
     HANG = "hang"
     DIED = "died"
 
 
-MEANINGS: Mapping[Fault, str] = {
+FAULT_DESCRIPTIONS: Mapping[Fault, str] = {
     Fault.REFUSED: "the batch or the model is to blame; the device is well, the next batch may do",
     Fault.OUT_OF_MEMORY: "there was not enough memory for a batch of this size; a smaller one may fit",
     Fault.STICKY: "the device failed in a way that spoils everything later in this process",
     Fault.GONE: "the device or its driver is not there any more",
-    Fault.GARBAGE: "the device gave rows that are no numbers (NaN or infinity)",
+    Fault.INVALID_OUTPUT: "the device gave rows that are no numbers (NaN or infinity)",
     Fault.HANG: "a batch did not end in time",
     Fault.DIED: "the engine's process died",
 }
 
-FATAL = frozenset({Fault.STICKY, Fault.GONE, Fault.GARBAGE, Fault.HANG, Fault.DIED})
+FATAL_FAULTS = frozenset({Fault.STICKY, Fault.GONE, Fault.INVALID_OUTPUT, Fault.HANG, Fault.DIED})
 """After these a process on a GPU is of no use any more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class CudaFailure:
     """What one of NVIDIA's libraries said: ``CUDA failure 700: an illegal memory access was encountered``."""
 
     library: str
     number: int
-    words: str
+    message: str
 
     def __str__(self) -> str:
-        return f"{self.library} failure {self.number}: {self.words}"
+        return f"{self.library} failure {self.number}: {self.message}"
 
 
 _FAILURE = re.compile(
@@ -59,7 +59,7 @@ _NO_MEMORY = re.compile(
     re.IGNORECASE,
 )
 # A device's words without a number: older wrappers of CUDA, TensorRT's, the provider's own kind of error.
-_OF_DEVICE = re.compile(
+_DEVICE_ERROR = re.compile(
     r"(?:CUDA|CUDNN|CUBLAS) error executing|\bEP_FAIL\b|TensorRT|Cuda Runtime"
     r"|CUDNN_(?:STATUS|BACKEND)|cudaError",
 )
@@ -70,44 +70,46 @@ _REFUSED_NUMBERS = frozenset({1, 9, 98, 209, 218, 222, 801})
 _REFUSED_NAMES = re.compile(r"BAD_PARAM|NOT_SUPPORTED|INVALID_VALUE|ARCH_MISMATCH")
 
 
-def failure_in(text: str) -> Failure | None:
+def find_cuda_failure(text: str) -> CudaFailure | None:
     """The first failure of one of NVIDIA's libraries in a text, without the names of hosts and files."""
     found = _FAILURE.search(text)
-    return None if found is None else Failure(found["library"], int(found["number"]), found["words"].strip())
+    return (
+        None if found is None else CudaFailure(found["library"], int(found["number"]), found["words"].strip())
+    )
 
 
-def lacks_memory(text: str) -> bool:
+def is_out_of_memory(text: str) -> bool:
     """Whether a text complains of too little memory."""
-    failure = failure_in(text)
+    failure = find_cuda_failure(text)
     if failure is not None and failure.library == "CUDA":
         return failure.number == _MEMORY_NUMBER  # the rest of the line may quote anything
     return _NO_MEMORY.search(text) is not None
 
 
-def fault_of(text: str, *, on_gpu: bool) -> Fault:
+def classify_fault(text: str, *, on_gpu: bool) -> Fault:
     """The kind of fault in what onnxruntime raised for a batch; on the CPU no device can be to blame."""
-    if lacks_memory(text):
+    if is_out_of_memory(text):
         return Fault.OUT_OF_MEMORY
     if not on_gpu:
         return Fault.REFUSED
-    failure = failure_in(text)
+    failure = find_cuda_failure(text)
     if failure is not None:
-        return _fault_of_failure(failure)
-    return Fault.STICKY if _OF_DEVICE.search(text) else Fault.REFUSED
+        return _classify_cuda_failure(failure)
+    return Fault.STICKY if _DEVICE_ERROR.search(text) else Fault.REFUSED
 
 
-def _fault_of_failure(failure: Failure) -> Fault:
+def _classify_cuda_failure(failure: CudaFailure) -> Fault:
     """Whatever is not known to be harmless spoils the process: going on with it would fail for ever."""
     if failure.library != "CUDA":
-        return Fault.REFUSED if _REFUSED_NAMES.search(failure.words) else Fault.STICKY
+        return Fault.REFUSED if _REFUSED_NAMES.search(failure.message) else Fault.STICKY
     if failure.number in _GONE_NUMBERS:
         return Fault.GONE
     return Fault.REFUSED if failure.number in _REFUSED_NUMBERS else Fault.STICKY
 
 
-def words_in(text: str, limit: int = 300) -> str:
+def shorten_error_text(text: str, limit: int = 300) -> str:
     """The telling part of what onnxruntime raised, in one line, without its codes and hosts' names."""
-    failure = failure_in(text)
+    failure = find_cuda_failure(text)
     if failure is not None:
         return str(failure)
     line = " ".join(text.split())

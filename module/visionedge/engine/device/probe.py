@@ -23,7 +23,7 @@ def main(provider: str) -> None:
     providers: list[str] = []
     error = ""
     try:
-        session = onnxruntime.InferenceSession(_tiny(), providers=[provider], enable_fallback=0)
+        session = onnxruntime.InferenceSession(_make_tiny_model(), providers=[provider], enable_fallback=0)
         session.disable_fallback()
         providers = session.get_providers()
         session.run(None, {"x": np.ones(8, np.float32)})
@@ -32,7 +32,7 @@ def main(provider: str) -> None:
     sys.stdout.write(json.dumps({"providers": providers, "error": error}) + "\n")
 
 
-def _tiny() -> bytes:
+def _make_tiny_model() -> bytes:
     node = helper.make_node("Add", ["x", "x"], ["y"])
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [8]) for name in ("x", "y"))
     graph = helper.make_graph([node], "probe", [x], [y])

@@ -17,7 +17,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from visionedge.engine.device.devices import PROVIDERS, Effective, Verdict, effective_of, probe, wishes
+from visionedge.engine.device.devices import (
+    PROVIDERS,
+    DeviceVerdict,
+    EffectiveDevice,
+    device_preference,
+    get_effective_device,
+    probe_device,
+)
 from visionedge.engine.device.faults import Fault
 from visionedge.errors import VisionedgeError
 from visionedge.frames.types import Picture
@@ -48,7 +55,7 @@ KNOWN_OPTIONS: Mapping[str, frozenset[str]] = {
 # the exhaustive search for convolution algorithms runs once for each bucket, at warm-up. TF32 is what
 # onnxruntime takes by itself from Ampere on; it stands here so that a new default changes nothing. One stream
 # for all threads, as lanes only wait for each other. NHWC stays off until somebody has measured it.
-CUDA: Mapping[str, str] = {
+CUDA_OPTIONS: Mapping[str, str] = {
     "device_id": "0",
     "arena_extend_strategy": "kSameAsRequested",
     "cudnn_conv_algo_search": "EXHAUSTIVE",
@@ -58,20 +65,20 @@ CUDA: Mapping[str, str] = {
     "prefer_nhwc": "0",
     "use_ep_level_unified_stream": "1",
 }
-CUDA_GRAPHS: Mapping[str, str] = {**CUDA, "enable_cuda_graph": "1"}
-CUDA_LEAST: Mapping[str, str] = {
-    name: CUDA[name] for name in ("device_id", "arena_extend_strategy", "cudnn_conv_algo_search")
+CUDA_GRAPH_OPTIONS: Mapping[str, str] = {**CUDA_OPTIONS, "enable_cuda_graph": "1"}
+CUDA_MINIMAL_OPTIONS: Mapping[str, str] = {
+    name: CUDA_OPTIONS[name] for name in ("device_id", "arena_extend_strategy", "cudnn_conv_algo_search")
 }
 """For a provider that is older or newer than the ones we know; better than no GPU at all."""
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ProviderConfig:
     """One way to open a session: options by device, and whether its runs are captured as CUDA graphs."""
 
     name: str
     options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    graphs: bool = False
+    cuda_graphs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,25 +98,31 @@ class GraphInput:
         return GraphInput(source.name, batch if isinstance(batch, int) else None, height_px, width_px)
 
 
-def choices(device: Effective, graph: bytes, *, max_batch: int, data: Path | None) -> tuple[Choice, ...]:
+def list_provider_configs(
+    device: EffectiveDevice, graph: bytes, *, max_batch: int, data: Path | None
+) -> tuple[ProviderConfig, ...]:
     """The ways to open a session on a device, best first; the last one is plain."""
     if device == "cuda":
         return (
-            Choice("CUDA graphs", {"cuda": CUDA_GRAPHS}, graphs=True),
-            Choice("CUDA with all our options", {"cuda": CUDA}),
-            Choice("CUDA", {"cuda": CUDA_LEAST}),
+            ProviderConfig("CUDA graphs", {"cuda": CUDA_GRAPH_OPTIONS}, cuda_graphs=True),
+            ProviderConfig("CUDA with all our options", {"cuda": CUDA_OPTIONS}),
+            ProviderConfig("CUDA", {"cuda": CUDA_MINIMAL_OPTIONS}),
         )
     if device == "tensorrt":
-        return (Choice("TensorRT", {"tensorrt": tensorrt(graph, max_batch, data), "cuda": CUDA}),)
-    return (Choice("CPU"),)
+        return (
+            ProviderConfig(
+                "TensorRT", {"tensorrt": make_tensorrt_options(graph, max_batch, data), "cuda": CUDA_OPTIONS}
+            ),
+        )
+    return (ProviderConfig("CPU"),)
 
 
-def tensorrt(graph: bytes, max_batch: int, data: Path | None) -> dict[str, str]:
+def make_tensorrt_options(graph: bytes, max_batch: int, data: Path | None) -> dict[str, str]:
     """TensorRT's options: one engine for all batch sizes, kept on disk, as building takes minutes.
 
     It is its own business to see whether a kept engine still fits graph, GPU and version.
     """
-    options = {"device_id": "0", **_profile(graph, max_batch)}
+    options = {"device_id": "0", **_make_shape_profile(graph, max_batch)}
     if data is None:
         return options
     folder = data / "tensorrt"
@@ -122,7 +135,7 @@ def tensorrt(graph: bytes, max_batch: int, data: Path | None) -> dict[str, str]:
     }
 
 
-def _profile(graph: bytes, max_batch: int) -> dict[str, str]:
+def _make_shape_profile(graph: bytes, max_batch: int) -> dict[str, str]:
     """The least, usual and largest shapes; none where the shape is fixed."""
     source = onnx.ModelProto.FromString(graph).graph.input[0]
     batch, *rest = source.type.tensor_type.shape.dim
@@ -133,7 +146,7 @@ def _profile(graph: bytes, max_batch: int) -> dict[str, str]:
     return {f"trt_profile_{name}_shapes": f"{source.name}:{count}x{size}" for name, count in shapes.items()}
 
 
-def provider_options(provider: str, options: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+def check_provider_options(provider: str, options: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     """A provider as a session takes it.
 
     Raises:
@@ -146,10 +159,10 @@ def provider_options(provider: str, options: Mapping[str, str]) -> tuple[str, di
 
 log = logging.getLogger(__name__)
 
-_SCORE_SHIFT = 0.01
+_SCORE_TOLERANCE = 0.01
 """Two runs on one device may pick different algorithms; more than this is an error."""
 
-Pictures = Sequence[Picture] | NDArray[np.uint8]
+PictureBatch = Sequence[Picture] | NDArray[np.uint8]
 """Pictures at a model's input size, uint8 (H, W, 3) each: a sequence, or one array (n, H, W, 3)."""
 
 
@@ -161,12 +174,12 @@ class EngineError(VisionedgeError):
         self.fault = fault
 
 
-class EngineAwayError(EngineError):
+class EngineUnavailableError(EngineError):
     """There is no engine just now, which whoever watches over it has told already."""
 
 
 @dataclass(frozen=True, slots=True)
-class NodePlaces:
+class NodePlacement:
     """Where the nodes of a session lie: how many on its device, and which of them on the CPU instead.
 
     `on_cpu` is empty for a session on the CPU: none of its nodes fell.
@@ -183,19 +196,19 @@ class Session:
     """
 
     def __init__(
-        self, raw: Any, device: Effective, *, graphs: bool = False, notes: Sequence[str] = ()
+        self, raw: Any, device: EffectiveDevice, *, cuda_graphs: bool = False, notes: Sequence[str] = ()
     ) -> None:
         self.device = device
-        self.graphs = graphs
+        self.cuda_graphs = cuda_graphs
         self.notes = tuple(notes)
-        self.places = _places(raw, device)
+        self.node_placement = _read_node_placement(raw, device)
         self._raw: Any = raw
         self._source = GraphInput.of(raw)
         self._result = raw.get_outputs()[0].name
-        self._idle: dict[int, list[_Desk]] = {}
+        self._idle: dict[int, list[_BindingSet]] = {}
         self._numbers = itertools.count(1)
         # A captured graph belongs to the thread that captured it.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="graphs") if graphs else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="graphs") if cuda_graphs else None
         self.rows = 0
         try:
             self._check()
@@ -205,10 +218,10 @@ class Session:
 
     def __repr__(self) -> str:
         state = "closed" if self._raw is None else "open"
-        graphs = ", with CUDA graphs" if self.graphs else ""
-        return f"<Session {state} on {self.device}{graphs} K={self.rows}>"
+        cuda_graphs = ", with CUDA_OPTIONS graphs" if self.cuda_graphs else ""
+        return f"<Session {state} on {self.device}{cuda_graphs} K={self.rows}>"
 
-    def run(self, pictures: Pictures, size: int) -> Rows:
+    def run(self, pictures: PictureBatch, size: int) -> Rows:
         """Compute pictures as one batch, padded to `size`; their rows float32 (n, K, 6), in own memory.
 
         Raises:
@@ -218,16 +231,16 @@ class Session:
         raw = self._raw
         if raw is None:
             raise EngineError("the engine is closed")
-        desk = self._desk(raw, size)
+        bindings = self._take_bindings(raw, size)
         if self._thread is None:
-            rows = desk.compute(pictures)
+            rows = bindings.compute(pictures)
         else:
-            rows = self._thread.submit(desk.compute, pictures).result()
+            rows = self._thread.submit(bindings.compute, pictures).result()
         # Only now: a desk whose run failed is not used again.
-        self._idle.setdefault(size, []).append(desk)
+        self._idle.setdefault(size, []).append(bindings)
         return rows[: len(pictures)]
 
-    def keep(self, sizes: Collection[int]) -> None:
+    def keep_only(self, sizes: Collection[int]) -> None:
         """Let go of the memory that other batch sizes took; no run may be in progress."""
         for size in set(self._idle) - set(sizes):
             del self._idle[size]
@@ -245,13 +258,13 @@ class Session:
         if self._thread is not None:
             self._thread.shutdown()
 
-    def _desk(self, raw: Any, size: int) -> "_Desk":
+    def _take_bindings(self, raw: Any, size: int) -> "_BindingSet":
         try:
             return self._idle[size].pop()
         except (KeyError, IndexError):
-            number = next(self._numbers) if self.graphs else None
+            number = next(self._numbers) if self.cuda_graphs else None
             shape = (size, self._source.height_px, self._source.width_px, 3)
-            return _Desk(
+            return _BindingSet(
                 raw,
                 names=(self._source.name, self._result),
                 pictures=shape,
@@ -271,13 +284,13 @@ class Session:
         if plain.ndim != 3 or len(plain) != size or plain.shape[2] != 6:
             raise EngineError(f"it gave {plain.shape} for a batch of {size}")
         self.rows = int(plain.shape[1])
-        for _ in range(2 if self.graphs else 1):  # captured, and then replayed
+        for _ in range(2 if self.cuda_graphs else 1):  # captured, and then replayed
             bound = self.run(noise, size)
-            if not np.allclose(bound[..., 4], plain[..., 4], atol=_SCORE_SHIFT, equal_nan=True):
+            if not np.allclose(bound[..., 4], plain[..., 4], atol=_SCORE_TOLERANCE, equal_nan=True):
                 raise EngineError("a run with bound buffers gave other rows than one without")
 
 
-class _Desk:
+class _BindingSet:
     """What one caller needs for batches of one size: two tensors, bound.
 
     `names` and shapes are those of the input and the output. The CPU reads pictures where they lie, if they
@@ -296,7 +309,7 @@ class _Desk:
     ) -> None:
         onnxruntime = import_onnxruntime()
         tensor: Callable[..., Any] = onnxruntime.OrtValue.ortvalue_from_shape_and_type
-        self._over: Callable[..., Any] = onnxruntime.OrtValue.ortvalue_from_numpy
+        self._wrap_array: Callable[..., Any] = onnxruntime.OrtValue.ortvalue_from_numpy
         self._raw = raw
         self._input = names[0]
         self._host = np.zeros(pictures, np.uint8)
@@ -310,18 +323,18 @@ class _Desk:
         if graph is not None:
             self._options.add_run_config_entry("gpu_graph_id", str(graph))
 
-    def compute(self, pictures: Pictures) -> Rows:
+    def compute(self, pictures: PictureBatch) -> Rows:
         """The rows of the pictures, and of what pads them."""
-        whole = self._whole(pictures)
+        whole = self._to_contiguous(pictures)
         if self._pictures is None:
-            self._binding.bind_ortvalue_input(self._input, self._over(whole))
+            self._binding.bind_ortvalue_input(self._input, self._wrap_array(whole))
         else:
             self._pictures.update_inplace(whole)
         self._raw.run_with_iobinding(self._binding, self._options)
         rows: Rows = self._rows.numpy().copy()  # on the CPU the tensor itself, which the next run overwrites
         return rows
 
-    def _whole(self, pictures: Pictures) -> NDArray[np.uint8]:
+    def _to_contiguous(self, pictures: PictureBatch) -> NDArray[np.uint8]:
         """The batch in one piece: as it lies there, or gathered."""
         if len(pictures) == len(self._host):
             whole = pictures if isinstance(pictures, np.ndarray) else pictures[0][None]
@@ -332,7 +345,9 @@ class _Desk:
         return self._host  # what lies behind them is left over from before, and nobody's business
 
 
-def open_session(graph: bytes, device: Effective, *, max_batch: int, data: Path | None = None) -> Session:
+def open_session(
+    graph: bytes, device: EffectiveDevice, *, max_batch: int, data: Path | None = None
+) -> Session:
     """Open a compiled graph on a device, with the best of our options that it takes.
 
     The session may come up on a lesser device: look at its `device`. Raises what onnxruntime raises.
@@ -341,45 +356,49 @@ def open_session(graph: bytes, device: Effective, *, max_batch: int, data: Path 
     if device != "cpu":
         load_cuda_libraries(onnxruntime)
     notes: list[str] = []
-    *hopes, last = choices(device, graph, max_batch=max_batch, data=data)
-    for choice in hopes:
+    *preferred, last = list_provider_configs(device, graph, max_batch=max_batch, data=data)
+    for choice in preferred:
         try:
-            return _opened(onnxruntime, graph, device, choice, notes)
+            return _open_with(onnxruntime, graph, device, choice, notes)
         except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other base
-            notes.append(f"{choice.name} refused: {words_of(error)}")
+            notes.append(f"{choice.name} refused: {describe_error(error)}")
             log.info("%s on %s", notes[-1], device)
-    return _opened(onnxruntime, graph, device, last, notes)
+    return _open_with(onnxruntime, graph, device, last, notes)
 
 
-def _opened(onnxruntime: Any, graph: bytes, device: Effective, choice: Choice, notes: list[str]) -> Session:
+def _open_with(
+    onnxruntime: Any, graph: bytes, device: EffectiveDevice, choice: ProviderConfig, notes: list[str]
+) -> Session:
     options = onnxruntime.SessionOptions()
     # One thread each: lanes bring the parallelism, and a GPU needs none.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     providers = [
-        provider_options(PROVIDERS[name], choice.options.get(name, {}))
-        for name in wishes("cpu" if device == "cpu" else device)
+        check_provider_options(PROVIDERS[name], choice.options.get(name, {}))
+        for name in device_preference("cpu" if device == "cpu" else device)
     ]
     raw = onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
     raw.disable_fallback()
-    effective = effective_of(raw.get_providers())
-    return Session(raw, effective, graphs=choice.graphs and effective == device, notes=notes)
+    effective = get_effective_device(raw.get_providers())
+    return Session(raw, effective, cuda_graphs=choice.cuda_graphs and effective == device, notes=notes)
 
 
-def _places(raw: Any, device: Effective) -> NodePlaces:
+def _read_node_placement(raw: Any, device: EffectiveDevice) -> NodePlacement:
     """What onnxruntime recorded when it dealt the nodes out; older ones record nothing."""
     recorded: Sequence[Any] = getattr(raw, "get_provider_graph_assignment_info", list)()
-    places = [
+    node_placement = [
         (part.ep_name, f"{node.op_type} {node.name}".rstrip())
         for part in recorded
         for node in part.get_nodes()
     ]
-    fallen = tuple(name for provider, name in places if device != "cpu" and provider == PROVIDERS["cpu"])
-    return NodePlaces(len(places) - len(fallen), fallen)
+    on_cpu_nodes = tuple(
+        name for provider, name in node_placement if device != "cpu" and provider == PROVIDERS["cpu"]
+    )
+    return NodePlacement(len(node_placement) - len(on_cpu_nodes), on_cpu_nodes)
 
 
-def words_of(error: BaseException, limit: int = 300) -> str:
+def describe_error(error: BaseException, limit: int = 300) -> str:
     """What onnxruntime says, in one line, without its codes."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.rsplit("[ONNXRuntimeError] : ", 1)[-1][:limit]
@@ -388,7 +407,7 @@ def words_of(error: BaseException, limit: int = 300) -> str:
 # The seam: the one place where an engine touches a device, so that a test can put a failing one there.
 
 
-class Runs(Protocol):
+class RunnableSession(Protocol):
     """What an engine asks of a session (`session.Session`)."""
 
     @property
@@ -396,50 +415,52 @@ class Runs(Protocol):
         """K: the rows that a picture gives."""
 
     @property
-    def places(self) -> NodePlaces:
+    def node_placement(self) -> NodePlacement:
         """Where its nodes lie."""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Options that it refused."""
 
-    def run(self, pictures: Pictures, size: int) -> Rows:
+    def run(self, pictures: PictureBatch, size: int) -> Rows:
         """Compute pictures as one batch, padded to `size`."""
 
-    def keep(self, sizes: Collection[int]) -> None:
+    def keep_only(self, sizes: Collection[int]) -> None:
         """Let go of the memory of other batch sizes."""
 
     def close(self) -> None:
         """Let go of it."""
 
 
-class OnDevice(Runs, Protocol):
+class DeviceSession(RunnableSession, Protocol):
     """A session that says where it really came up."""
 
     @property
-    def device(self) -> Effective:
+    def device(self) -> EffectiveDevice:
         """Its device."""
 
 
-class Opens(Protocol):
+class SessionOpener(Protocol):
     """`session.open_session`."""
 
-    def __call__(self, graph: bytes, device: Effective, *, max_batch: int, data: Path | None) -> OnDevice:
+    def __call__(
+        self, graph: bytes, device: EffectiveDevice, *, max_batch: int, data: Path | None
+    ) -> DeviceSession:
         """Open a compiled graph on a device; raises what onnxruntime raises."""
 
 
-def built_in(device: Effective) -> bool:
+def has_provider(device: EffectiveDevice) -> bool:
     """Whether this onnxruntime was built for a device: absence is the truth, presence is not."""
     return PROVIDERS[device] in import_onnxruntime().get_available_providers()
 
 
 @dataclass(frozen=True, slots=True)
-class Seam:
+class DeviceBackend:
     """Whether a device was built in, whether it is usable, and how a session is opened on it."""
 
-    built_in: Callable[[Effective], bool] = built_in
-    probe: Callable[[Effective], Verdict] = probe
-    open: Opens = open_session
+    has_provider: Callable[[EffectiveDevice], bool] = has_provider
+    probe_device: Callable[[EffectiveDevice], DeviceVerdict] = probe_device
+    open: SessionOpener = open_session
 
 
-REAL = Seam()
+ORT_BACKEND = DeviceBackend()

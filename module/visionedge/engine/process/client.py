@@ -13,36 +13,36 @@ from pathlib import Path
 
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.devices import DeviceState
-from visionedge.engine.device.faults import FATAL, Fault
-from visionedge.engine.device.session import EngineAwayError, EngineError, NodePlaces, Pictures
-from visionedge.engine.device_parity import Proof
-from visionedge.engine.interface import Computed, EngineNews, ProcessStatus, Recovery
+from visionedge.engine.device.faults import FATAL_FAULTS, Fault
+from visionedge.engine.device.session import EngineError, EngineUnavailableError, NodePlacement, PictureBatch
+from visionedge.engine.device_parity import DeviceCheck
+from visionedge.engine.interface import EngineEvent, Inference, ProcessStatus, RecoveryStatistics
 from visionedge.engine.local_engine import check_pictures
 from visionedge.engine.plan import Plan
 from visionedge.engine.process import protocol
-from visionedge.engine.process.recovery_policy import Ladder, Policy
-from visionedge.engine.process.shared_memory import Arena
-from visionedge.engine.process.supervisor import Conductor, Stage
-from visionedge.engine.process.worker import Limits, RetiredError, Tuning, Worker
+from visionedge.engine.process.recovery_policy import FallbackPolicy, RecoveryPolicy
+from visionedge.engine.process.shared_memory import SharedFramePool
+from visionedge.engine.process.supervisor import ActiveWorker, Supervisor
+from visionedge.engine.process.worker import SupervisionTuning, Worker, WorkerDrainedError, WorkerLimits
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Rows
-from visionedge.runtime.measurement import Choice
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.measurement import PrecisionChoice
+from visionedge.runtime.threads import ThreadGroup
 
-_END_S = 2.0
+_CLOSE_TIMEOUT_S = 2.0
 
 
-def _scripted(script: Path) -> Tuning:
+def _read_scripted_tuning(script: Path) -> SupervisionTuning:
     from visionedge.engine.process import fault_injection  # not in the images
 
-    return fault_injection.tuning_of(fault_injection.read_script(script))
+    return fault_injection.make_tuning(fault_injection.read_fault_script(script))
 
 
-def _ignore(_news: EngineNews) -> None:
+def _ignore(_news: EngineEvent) -> None:
     """Nobody wants to hear of it."""
 
 
-class EngineProcess:
+class EngineClient:
     """An engine (`any_engine.AnyEngine`) in a child; pictures that lie in `arena` are not copied to it.
 
     `open` and `close` once, on any thread; any number of threads may call `infer`. `on_change` is called from
@@ -55,27 +55,33 @@ class EngineProcess:
         self,
         model: Model,
         inference: InferenceConfig,
-        arena: Arena,
+        frame_pool: SharedFramePool,
         *,
         data: Path | None = None,
-        crew: Crew | None = None,
-        limits: Limits | None = None,
-        on_change: Callable[[EngineNews], None] = _ignore,
-        waits: bool = True,
+        thread_group: ThreadGroup | None = None,
+        limits: WorkerLimits | None = None,
+        on_change: Callable[[EngineEvent], None] = _ignore,
+        wait_for_device: bool = True,
         inject: Path | None = None,
     ) -> None:
         self.model = model
-        self._crew = crew or Crew(lambda _name, _error: None)
-        tuning = Tuning(limits or Limits()) if inject is None else _scripted(inject)
+        self._thread_group = thread_group or ThreadGroup(lambda _name, _error: None)
+        tuning = (
+            SupervisionTuning(limits or WorkerLimits()) if inject is None else _read_scripted_tuning(inject)
+        )
         self._limits = tuning.limits
-        self._stage = Stage()
-        self._conductor = Conductor(
-            protocol.Order(model, inference, data, logging.getLogger().getEffectiveLevel(), inject=inject),
-            arena,
-            self._crew,
+        self._active = ActiveWorker()
+        self._supervisor = Supervisor(
+            protocol.StartRequest(
+                model, inference, data, logging.getLogger().getEffectiveLevel(), inject=inject
+            ),
+            frame_pool,
+            self._thread_group,
             limits=self._limits,
-            ladder=Ladder(inference.device, inference.fallback, tuning.patience, waits=waits),
-            stage=self._stage,
+            recovery_policy=RecoveryPolicy(
+                inference.device, inference.fallback, tuning.timing, wait_for_device=wait_for_device
+            ),
+            active=self._active,
             on_change=on_change,
             prober=tuning.prober,
         )
@@ -93,41 +99,41 @@ class EngineProcess:
             DeviceError, ModelError, UnavailableError: as `startup.open_engine`.
             EngineError: the child died over it, or `close` was called meanwhile.
         """
-        self._crew.start("engine", self._conductor.run, vital=True)
+        self._thread_group.start("engine", self._supervisor.run, vital=True)
         try:
-            self._conductor.first.result()
+            self._supervisor.first.result()
         except BaseException:
             self.close()
             raise
 
-    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
+    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Rows:
         """Compute pictures in the child; see `engine.Engine.infer`. Waits a moment for one that is not there.
 
         Raises:
             EngineError: as in this process; or the child was lost, and no other is ready yet.
         """
-        return self.compute(pictures, least_score).rows
+        return self.compute(pictures, min_score).rows
 
-    def compute(self, pictures: Pictures, least_score: float | None = None) -> Computed:
+    def compute(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
         """The same, and the device of the child that computed them."""
         check_pictures(pictures, self.model.input, self.model.name)
         while True:
-            serving = self._stage.serving(self._limits.absent_s)
+            serving = self._active.serving(self._limits.worker_wait_s)
             try:
-                rows = serving.worker.compute(pictures, least_score)
-            except RetiredError:
+                rows = serving.worker.compute(pictures, min_score)
+            except WorkerDrainedError:
                 continue  # another one serves already
-            except EngineAwayError:
-                self._stage.lose(serving.worker)
+            except EngineUnavailableError:
+                self._active.mark_lost(serving.worker)
                 raise
             except EngineError as error:
-                if error.fault is Fault.GARBAGE:
-                    self._conductor.recent.suspect(pictures)
+                if error.fault is Fault.INVALID_OUTPUT:
+                    self._supervisor.recent.record_invalid_output(pictures)
                 self._failed(serving.worker, error)
                 raise
-            self._conductor.well()
-            self._conductor.recent.offer(pictures)
-            return Computed(rows, serving.facts.device.effective)
+            self._supervisor.record_success()
+            self._supervisor.recent.offer(pictures)
+            return Inference(rows, serving.info.device.effective)
 
     def _failed(self, worker: Worker, error: EngineError) -> None:
         """A batch failed on a child.
@@ -135,34 +141,34 @@ class EngineProcess:
         Raises:
             EngineAwayError: the child is of no use any more, which is told once by whoever conducts it.
         """
-        if error.fault in FATAL:
-            self._stage.lose(worker)
-        self._conductor.report(worker, error)
-        if error.fault in FATAL:
-            raise EngineAwayError(str(error), error.fault) from None
+        if error.fault in FATAL_FAULTS:
+            self._active.mark_lost(worker)
+        self._supervisor.report_failure(worker, error)
+        if error.fault in FATAL_FAULTS:
+            raise EngineUnavailableError(str(error), error.fault) from None
 
-    def follow(self, fallback: Policy) -> None:
+    def set_fallback(self, fallback: FallbackPolicy) -> None:
         """From now on do this without the device that was asked for; also while the first engine opens."""
-        self._conductor.follow(fallback)
+        self._supervisor.set_fallback(fallback)
 
     def close(self) -> None:
         """End the children and their threads; batches in progress fail."""
-        self._crew.stopping.set()
-        self._conductor.close()
-        self._crew.join(_END_S)
+        self._thread_group.stopping.set()
+        self._supervisor.close()
+        self._thread_group.join(_CLOSE_TIMEOUT_S)
 
     @property
     def device(self) -> DeviceState:
         """Where the child computes, or did when it was last there, and why there."""
-        return self._stage.facts.device
+        return self._active.info.device
 
     @property
     def plan(self) -> Plan:
         """Its lanes and batch sizes."""
-        return self._stage.facts.plan
+        return self._active.info.plan
 
     @property
-    def callers(self) -> int:
+    def concurrency(self) -> int:
         """How many threads keep it busy.
 
         While a batch is on its way to the child or back, a core has nothing to do, unless one more is there:
@@ -171,41 +177,41 @@ class EngineProcess:
         return self.plan.lanes + (1 if self.device.effective == "cpu" else 0)
 
     @property
-    def precision(self) -> Choice:
+    def precision(self) -> PrecisionChoice:
         """The precision it computes in."""
-        return self._stage.facts.precision
+        return self._active.info.precision
 
     @property
-    def places(self) -> NodePlaces:
+    def node_placement(self) -> NodePlacement:
         """Where the nodes of its graph lie."""
-        return self._stage.facts.places
+        return self._active.info.node_placement
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Options that were refused."""
-        return self._stage.facts.notes
+        return self._active.info.notes
 
     @property
-    def proof(self) -> Proof:
+    def device_check(self) -> DeviceCheck:
         """How its device was held against the CPU."""
-        return self._stage.facts.proof
+        return self._active.info.device_check
 
     @property
     def rows(self) -> int:
         """K: the most rows for a picture."""
-        return self._stage.facts.rows
+        return self._active.info.rows
 
     @property
     def unplanned_shapes(self) -> int:
         """Over all children there were; must stay 0."""
-        return self._stage.unplanned_shapes
+        return self._active.unplanned_shapes
 
     @property
     def process(self) -> ProcessStatus:
         """How the child is."""
-        return self._stage.process
+        return self._active.process
 
     @property
-    def recovery(self) -> Recovery:
+    def recovery(self) -> RecoveryStatistics:
         """What failed so far, and where the way back to the device stands."""
-        return self._conductor.recovery
+        return self._supervisor.recovery

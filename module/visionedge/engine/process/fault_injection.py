@@ -24,12 +24,23 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from visionedge.config.documents import read_file
-from visionedge.engine.device.devices import Effective, Reason, Verdict, classify
-from visionedge.engine.device.faults import FATAL, fault_of
-from visionedge.engine.device.session import NodePlaces, OnDevice, Pictures, Seam, open_session
-from visionedge.engine.process.recovery_policy import Patience
-from visionedge.engine.process.worker import Limits, Tuning
+from visionedge.config.documents import read_document
+from visionedge.engine.device.devices import (
+    DeviceVerdict,
+    EffectiveDevice,
+    ReasonCode,
+    classify_provider_error,
+)
+from visionedge.engine.device.faults import FATAL_FAULTS, classify_fault
+from visionedge.engine.device.session import (
+    DeviceBackend,
+    DeviceSession,
+    NodePlacement,
+    PictureBatch,
+    open_session,
+)
+from visionedge.engine.process.recovery_policy import RecoveryTiming
+from visionedge.engine.process.worker import SupervisionTuning, WorkerLimits
 from visionedge.errors import ConfigError
 from visionedge.model.postprocess import Rows
 
@@ -40,10 +51,10 @@ class _Part(BaseModel):
     )
 
 
-class When(_Part):
+class FaultCondition(_Part):
     """When a fault happens: all that is given must hold. Seconds and runs count from the session's opening.
 
-    `batch`: at this run; `every`: at each so-many-th; `file`: while this file is there; `least_batch`: in
+    `batch`: at this run; `every`: at each so-many-th; `file`: while this file is there; `min_batch`: in
     runs of so many pictures and more. Runs of the warm-up count.
     """
 
@@ -52,9 +63,9 @@ class When(_Part):
     after: float | None = None
     until: float | None = None
     file: str | None = None
-    least_batch: int = 1
+    min_batch: int = 1
 
-    def holds(self, run: int, seconds: float, size: int) -> bool:
+    def is_met(self, run: int, seconds: float, size: int) -> bool:
         """Whether it is now, at run number `run` with `size` pictures."""
         return (
             self.batch in (None, run)
@@ -62,15 +73,15 @@ class When(_Part):
             and (self.after is None or seconds >= self.after)
             and (self.until is None or seconds < self.until)
             and (self.file is None or Path(self.file).exists())
-            and size >= self.least_batch
+            and size >= self.min_batch
         )
 
 
-class Failing(_Part):
+class ScriptedFault(_Part):
     """One fault: where, when, and what. `rows` instead of the right ones: `wrong` ones have moved boxes."""
 
     at: Literal["open", "run", "probe"] = "run"
-    when: When = When()
+    when: FaultCondition = FaultCondition()
     raises: str | None = Field(default=None, alias="raise")
     hang: bool = False
     signal: Literal["SIGKILL", "SIGSEGV", "SIGABRT"] | None = None
@@ -78,83 +89,88 @@ class Failing(_Part):
     rows: Literal["nan", "zeros", "wrong"] | None = None
 
 
-class Waits(_Part):
+class ScriptedTiming(_Part):
     """`recovery.Patience`, where it is not the usual one."""
 
     first_seconds: float = 5.0
-    most_seconds: float = 300.0
+    max_wait_seconds: float = 300.0
     window_seconds: float = 30.0
     healthy_seconds: float = 600.0
 
 
-class Times(_Part):
+class ScriptedLimits(_Part):
     """`worker.Limits`, where they are not the usual ones."""
 
     run_seconds: float = 30.0
     open_seconds: float = 1800.0
 
 
-class Script(_Part):
+class FaultScript(_Part):
     """The whole file."""
 
     device: Literal["cuda", "tensorrt"] = "cuda"
-    patience: Waits = Waits()
-    limits: Times = Times()
-    faults: tuple[Failing, ...] = Field(default=(), strict=False)
+    patience: ScriptedTiming = ScriptedTiming()
+    limits: ScriptedLimits = ScriptedLimits()
+    faults: tuple[ScriptedFault, ...] = Field(default=(), strict=False)
 
 
-def read_script(path: Path) -> Script:
+def read_fault_script(path: Path) -> FaultScript:
     """Read a script.
 
     Raises:
         ConfigError: it cannot be read or understood.
     """
     try:
-        return Script.model_validate(read_file(path))
+        return FaultScript.model_validate(read_document(path))
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
-        places = [".".join(str(part) for part in problem["loc"]) for problem in problems]
+        node_placement = [".".join(str(part) for part in problem["loc"]) for problem in problems]
         raise ConfigError(
-            [f"{path}: {place}: {problem['msg']}" for place, problem in zip(places, problems, strict=True)]
+            [
+                f"{path}: {place}: {problem['msg']}"
+                for place, problem in zip(node_placement, problems, strict=True)
+            ]
         ) from None
 
 
-def seam_of(script: Script) -> Seam:
+def make_device_backend(script: FaultScript) -> DeviceBackend:
     """A seam with the script's device in it."""
-    probing = _Stage(script, "probe")
+    probing = _FaultPoint(script, "probe")
 
-    def opened(graph: bytes, device: Effective, *, max_batch: int, data: Path | None) -> OnDevice:
+    def opened(graph: bytes, device: EffectiveDevice, *, max_batch: int, data: Path | None) -> DeviceSession:
         if device != script.device:
             return open_session(graph, device, max_batch=max_batch, data=data)
-        for fault in _Stage(script, "open").due(1):
-            _strike(fault)
-        return FailingSession(open_session(graph, "cpu", max_batch=max_batch, data=data), script)
+        for fault in _FaultPoint(script, "open").due(1):
+            _trigger(fault)
+        return FaultySession(open_session(graph, "cpu", max_batch=max_batch, data=data), script)
 
-    def probed(device: Effective) -> Verdict:
+    def probed(device: EffectiveDevice) -> DeviceVerdict:
         if device != script.device:
-            return Verdict(Reason.NO_DEVICE, f"{device} is not the device of the script")
+            return DeviceVerdict(ReasonCode.NO_DEVICE, f"{device} is not the device of the script")
         for fault in probing.due(1):
             time.sleep(fault.slow_seconds)
             if fault.hang:
-                return Verdict(Reason.PROBE_TIMEOUT, "a first session did not start in time")
+                return DeviceVerdict(ReasonCode.PROBE_TIMEOUT, "a first session did not start in time")
             if fault.raises is not None:
-                return classify(fault.raises, driver_present=True)
-        return Verdict(Reason.OK, "usable")
+                return classify_provider_error(fault.raises, driver_present=True)
+        return DeviceVerdict(ReasonCode.OK, "usable")
 
-    return Seam(built_in=lambda device: device == script.device, probe=probed, open=opened)
+    return DeviceBackend(
+        has_provider=lambda device: device == script.device, probe_device=probed, open=opened
+    )
 
 
-def tuning_of(script: Script) -> Tuning:
+def make_tuning(script: FaultScript) -> SupervisionTuning:
     """The script's waits and limits, and its answers to probes."""
     waits, times = script.patience, script.limits
-    patience = Patience(
-        waits.first_seconds, waits.most_seconds, waits.window_seconds, waits.healthy_seconds, jitter=0.0
+    patience = RecoveryTiming(
+        waits.first_seconds, waits.max_wait_seconds, waits.window_seconds, waits.healthy_seconds, jitter=0.0
     )
-    limits = Limits(run_s=times.run_seconds, open_s=times.open_seconds)
-    return Tuning(limits, patience, seam_of(script).probe)
+    limits = WorkerLimits(run_s=times.run_seconds, open_s=times.open_seconds)
+    return SupervisionTuning(limits, patience, make_device_backend(script).probe_device)
 
 
-def _strike(fault: Failing) -> None:
+def _trigger(fault: ScriptedFault) -> None:
     """Let it happen to this process.
 
     Raises:
@@ -170,12 +186,12 @@ def _strike(fault: Failing) -> None:
         raise RuntimeError(fault.raises)
 
 
-class _Stage:
+class _FaultPoint:
     """A place where faults happen, with its clock and its count of runs. Thread-safe."""
 
     def __init__(
         self,
-        script: Script,
+        script: FaultScript,
         at: Literal["open", "run", "probe"],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -184,20 +200,20 @@ class _Stage:
         self._began_s = clock()
         self._runs = itertools.count(1)
 
-    def due(self, size: int) -> list[Failing]:
+    def due(self, size: int) -> list[ScriptedFault]:
         """Count a run with so many pictures; the faults that happen to it, in the script's order."""
         run, seconds = next(self._runs), self._clock() - self._began_s
-        return [fault for fault in self._faults if fault.when.holds(run, seconds, size)]
+        return [fault for fault in self._faults if fault.when.is_met(run, seconds, size)]
 
 
-class FailingSession:
+class FaultySession:
     """A session that pretends to be on the script's device (`seam.OnDevice`)."""
 
-    def __init__(self, inner: OnDevice, script: Script) -> None:
+    def __init__(self, inner: DeviceSession, script: FaultScript) -> None:
         self._inner = inner
-        self._stage = _Stage(script, "run")
-        self._spoiled: str | None = None
-        self.device: Effective = script.device
+        self._fault_point = _FaultPoint(script, "run")
+        self._failed_with: str | None = None
+        self.device: EffectiveDevice = script.device
 
     @property
     def rows(self) -> int:
@@ -205,30 +221,30 @@ class FailingSession:
         return self._inner.rows
 
     @property
-    def places(self) -> NodePlaces:
+    def node_placement(self) -> NodePlacement:
         """As the real one."""
-        return self._inner.places
+        return self._inner.node_placement
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Says that this is no device."""
         return (*self._inner.notes, f"{self.device} is pretended, with faults by script")
 
-    def run(self, pictures: Pictures, size: int) -> Rows:
+    def run(self, pictures: PictureBatch, size: int) -> Rows:
         """Compute on the CPU, unless a fault is due. What spoils a real process spoils this session, too."""
-        if self._spoiled is not None:
-            raise RuntimeError(self._spoiled)
-        due = self._stage.due(size)
+        if self._failed_with is not None:
+            raise RuntimeError(self._failed_with)
+        due = self._fault_point.due(size)
         for fault in due:
-            if fault.raises is not None and fault_of(fault.raises, on_gpu=True) in FATAL:
-                self._spoiled = fault.raises
-            _strike(fault)
+            if fault.raises is not None and classify_fault(fault.raises, on_gpu=True) in FATAL_FAULTS:
+                self._failed_with = fault.raises
+            _trigger(fault)
         rows = self._inner.run(pictures, size)
         for fault in due:
-            rows = _spoiled(rows, fault.rows)
+            rows = _corrupt_rows(rows, fault.rows)
         return rows
 
-    def keep(self, sizes: Collection[int]) -> None:
+    def keep_only(self, sizes: Collection[int]) -> None:
         """Nothing: runs may be in progress, as on a GPU."""
 
     def close(self) -> None:
@@ -236,7 +252,7 @@ class FailingSession:
         self._inner.close()
 
 
-def _spoiled(rows: Rows, how: Literal["nan", "zeros", "wrong"] | None) -> Rows:
+def _corrupt_rows(rows: Rows, how: Literal["nan", "zeros", "wrong"] | None) -> Rows:
     if how == "nan":
         return np.full_like(rows, np.nan)
     if how == "zeros":

@@ -24,34 +24,34 @@ from typing import Any
 import numpy as np
 
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.device.devices import Assignment, DeviceState, Reason
+from visionedge.engine.device.devices import DeviceAssignment, DeviceState, ReasonCode
 from visionedge.engine.device.faults import Fault
-from visionedge.engine.device.session import EngineError, NodePlaces
-from visionedge.engine.device_parity import Likeness, Pace, Proof
-from visionedge.engine.plan import Measured, Plan
+from visionedge.engine.device.session import EngineError, NodePlacement
+from visionedge.engine.device_parity import DeviceCheck, ParityResult, SpeedCheck
+from visionedge.engine.plan import AutotuneResult, Plan
 from visionedge.errors import DeviceError, ModelError, UnavailableError, VisionedgeError
 from visionedge.frames.types import Picture
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Rows
-from visionedge.runtime.measurement import Choice
+from visionedge.runtime.measurement import PrecisionChoice
 
 _LENGTH = struct.Struct("<I")
 _REQUEST = struct.Struct("<IId")
 _REPLY = struct.Struct("<IIII")
 _ROWS, _FAILED = 0, 1
-_MOST_BYTES = 64 << 20
+_MAX_BYTES = 64 << 20
 """Of one message; more can only be a mistake."""
 
-_MOST_REQUEST_BYTES = 64 << 10
+_MAX_REQUEST_BYTES = 64 << 10
 """Ten thousand pictures and more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class StartRequest:
     """What a child is asked to open. Pickled: it goes to our own child, nothing comes back this way.
 
     `plans` are used without measuring, by device: a child that takes over goes on as the last one did. `only`
-    names the one device to open. Without `checks_numbers` the model itself gives rows that are none. `inject`
+    names the one device to open. Without `checks_finite` the model itself gives rows that are none. `inject`
     is a script of faults, for tests.
     """
 
@@ -60,44 +60,44 @@ class Order:
     data: Path | None
     log_level: int
     plans: Mapping[str, Plan] = field(default_factory=dict)
-    only: Assignment | None = None
+    only: DeviceAssignment | None = None
     measuring: bool = True
-    checks_numbers: bool = True
+    checks_finite: bool = True
     inject: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class EngineInfo:
     """What the child opened: the facts of `any_engine.AnyEngine`."""
 
     device: DeviceState
     plan: Plan
-    precision: Choice
-    places: NodePlaces
+    precision: PrecisionChoice
+    node_placement: NodePlacement
     notes: tuple[str, ...]
     rows: int
-    proof: Proof
+    device_check: DeviceCheck
 
 
-def send(sock: socket.socket, payload: bytes) -> None:
+def send_message(sock: socket.socket, payload: bytes) -> None:
     """Send one message."""
     sock.sendall(_LENGTH.pack(len(payload)) + payload)
 
 
-def receive(sock: socket.socket) -> bytes:
+def receive_message(sock: socket.socket) -> bytes:
     """Receive one message.
 
     Raises:
         EOFError: the other side is gone.
         OSError: as sockets raise; TimeoutError when nothing came in time.
     """
-    (length,) = _LENGTH.unpack(_exactly(sock, _LENGTH.size))
-    if length > _MOST_BYTES:
+    (length,) = _LENGTH.unpack(_receive_exactly(sock, _LENGTH.size))
+    if length > _MAX_BYTES:
         raise EOFError(f"a message of {length} bytes")
-    return bytes(_exactly(sock, length))
+    return bytes(_receive_exactly(sock, length))
 
 
-def _exactly(sock: socket.socket, count: int) -> bytearray:
+def _receive_exactly(sock: socket.socket, count: int) -> bytearray:
     data = bytearray(count)
     _fill(sock, memoryview(data))
     return data
@@ -115,9 +115,9 @@ def _fill(sock: socket.socket, view: memoryview) -> None:
 # --- the answer to the order --------------------------------------------------------------------------------
 
 
-def facts_message(facts: Facts) -> bytes:
+def encode_info(info: EngineInfo) -> bytes:
     """An engine that is open, told."""
-    device, plan = facts.device, facts.plan
+    device, plan = info.device, info.plan
     document = {
         "device": {
             "requested": device.requested,
@@ -127,12 +127,12 @@ def facts_message(facts: Facts) -> bytes:
             "since": device.since_utc.isoformat(),
         },
         "plan": _plan_document(plan),
-        "precision": facts.precision.document(),
-        "places": {"onDevice": facts.places.on_device, "onCpu": facts.places.on_cpu},
-        "notes": facts.notes,
-        "rows": facts.rows,
-        "parity": [likeness.document() for likeness in facts.proof.likenesses],
-        "pace": None if facts.proof.pace is None else asdict(facts.proof.pace),
+        "precision": info.precision.document(),
+        "places": {"onDevice": info.node_placement.on_device, "onCpu": info.node_placement.on_cpu},
+        "notes": info.notes,
+        "rows": info.rows,
+        "parity": [parity_result.document() for parity_result in info.device_check.parity_results],
+        "pace": None if info.device_check.speed_check is None else asdict(info.device_check.speed_check),
     }
     return json.dumps(document).encode()
 
@@ -146,33 +146,33 @@ def _plan_document(plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan_message(plan: Plan) -> bytes:
+def encode_plan(plan: Plan) -> bytes:
     """Another plan, told while the engine runs: larger batches did not fit into memory."""
     return json.dumps(_plan_document(plan)).encode()
 
 
-def read_plan(payload: bytes) -> Plan:
+def decode_plan(payload: bytes) -> Plan:
     """The plan in such a message."""
-    return _plan(json.loads(payload))
+    return _parse_plan(json.loads(payload))
 
 
-def refusal_message(error: BaseException) -> bytes:
+def encode_start_error(error: BaseException) -> bytes:
     """An engine that could not be opened, told: the kind of the error, its words, its code."""
-    words = str(error)
+    message = str(error)
     if not isinstance(error, VisionedgeError):
-        words = f"the engine could not be opened: {type(error).__name__}: {words}"
+        message = f"the engine could not be opened: {type(error).__name__}: {message}"
     code = error.code if isinstance(error, DeviceError) else ""
-    return json.dumps({"error": type(error).__name__, "message": words, "code": code}).encode()
+    return json.dumps({"error": type(error).__name__, "message": message, "code": code}).encode()
 
 
-_KINDS: Mapping[str, type[VisionedgeError]] = {
+_ERROR_TYPES: Mapping[str, type[VisionedgeError]] = {
     "ModelError": ModelError,
     "UnavailableError": UnavailableError,
     "EngineError": EngineError,
 }
 
 
-def read_answer(payload: bytes) -> Facts:
+def decode_start_reply(payload: bytes) -> EngineInfo:
     """The facts in the answer to an order.
 
     Raises:
@@ -180,38 +180,38 @@ def read_answer(payload: bytes) -> Facts:
     """
     document = json.loads(payload)
     if "error" in document:
-        kind, words = document["error"], document["message"]
+        kind, message = document["error"], document["message"]
         if kind == "DeviceError":
-            raise DeviceError(words, document["code"])
-        raise _KINDS.get(kind, VisionedgeError)(words)
-    device, plan, places = document["device"], document["plan"], document["places"]
-    return Facts(
+            raise DeviceError(message, document["code"])
+        raise _ERROR_TYPES.get(kind, VisionedgeError)(message)
+    device, plan, node_placement = document["device"], document["plan"], document["places"]
+    return EngineInfo(
         DeviceState(
             device["requested"],
             device["effective"],
-            Reason(device["code"]),
+            ReasonCode(device["code"]),
             device["reason"],
             datetime.fromisoformat(device["since"]),
         ),
-        _plan(plan),
-        Choice.of_document(document["precision"]),
-        NodePlaces(places["onDevice"], tuple(places["onCpu"])),
+        _parse_plan(plan),
+        PrecisionChoice.from_document(document["precision"]),
+        NodePlacement(node_placement["onDevice"], tuple(node_placement["onCpu"])),
         tuple(document["notes"]),
         document["rows"],
-        Proof(
-            tuple(Likeness.of_document(likeness) for likeness in document["parity"]),
-            None if document["pace"] is None else Pace(**document["pace"]),
+        DeviceCheck(
+            tuple(ParityResult.from_document(parity_result) for parity_result in document["parity"]),
+            None if document["pace"] is None else SpeedCheck(**document["pace"]),
         ),
     )
 
 
-def _plan(document: Mapping[str, Any]) -> Plan:
+def _parse_plan(document: Mapping[str, Any]) -> Plan:
     measured = document["measured"]
     return Plan(
         document["lanes"],
         tuple(document["buckets"]),
         document["reason"],
-        Measured.of_document(measured) if measured else None,
+        AutotuneResult.from_document(measured) if measured else None,
     )
 
 
@@ -219,74 +219,74 @@ def _plan(document: Mapping[str, Any]) -> Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class InferRequest:
     """Pictures to compute, by the block that they lie in; those in none (-1) follow on the line, in order."""
 
-    line: int
+    channel: int
     blocks: tuple[int, ...]
-    least_score: float | None
+    min_score: float | None
 
 
-def request_message(request: Request) -> bytes:
+def encode_request(request: InferRequest) -> bytes:
     """What goes into the queue, in one piece."""
     count = len(request.blocks)
-    least = math.nan if request.least_score is None else request.least_score
-    return _REQUEST.pack(request.line, count, least) + struct.pack(f"<{count}i", *request.blocks)
+    least = math.nan if request.min_score is None else request.min_score
+    return _REQUEST.pack(request.channel, count, least) + struct.pack(f"<{count}i", *request.blocks)
 
 
-def next_request(queue: socket.socket) -> Request:
+def receive_request(queue: socket.socket) -> InferRequest:
     """Wait for a request; any number of threads may.
 
     Raises:
         EOFError, OSError: the module is gone.
     """
-    message = queue.recv(_MOST_REQUEST_BYTES)
+    message = queue.recv(_MAX_REQUEST_BYTES)
     if not message:
         raise EOFError("the module is gone")
-    line, count, least = _REQUEST.unpack_from(message)
+    channel, count, least = _REQUEST.unpack_from(message)
     blocks = struct.unpack_from(f"<{count}i", message, _REQUEST.size)
-    return Request(line, blocks, None if math.isnan(least) else least)
+    return InferRequest(channel, blocks, None if math.isnan(least) else least)
 
 
-def send_pictures(line: socket.socket, loose: Sequence[Picture]) -> None:
+def send_pictures(channel: socket.socket, loose: Sequence[Picture]) -> None:
     """Send the pictures of a request that lie in no block."""
     for picture in loose:
-        line.sendall(np.ascontiguousarray(picture).reshape(-1).data)
+        channel.sendall(np.ascontiguousarray(picture).reshape(-1).data)
 
 
-def receive_rows(line: socket.socket, count: int, most_rows: int) -> tuple[Rows, int]:
+def receive_rows(channel: socket.socket, count: int, most_rows: int) -> tuple[Rows, int]:
     """Wait for the answer to a request of `count` pictures: the rows, and the child's unplanned shapes.
 
     Raises:
         EngineError: the child could not compute them.
         EOFError, OSError: the child is gone, or out of its mind.
     """
-    kind, pictures, size, unplanned = _REPLY.unpack(_exactly(line, _REPLY.size))
+    kind, pictures, size, unplanned = _REPLY.unpack(_receive_exactly(channel, _REPLY.size))
     if kind == _FAILED:
-        fault, _, words = (
-            bytes(_exactly(line, min(size, _MOST_BYTES))).decode(errors="replace").partition("\n")
+        fault, _, message = (
+            bytes(_receive_exactly(channel, min(size, _MAX_BYTES))).decode(errors="replace").partition("\n")
         )
-        raise EngineError(words, Fault(fault) if fault in set(Fault) else None)
+        raise EngineError(message, Fault(fault) if fault in set(Fault) else None)
     if kind != _ROWS or pictures != count or size > most_rows:
         raise EOFError(f"a reply of {pictures} x {size} rows for {count} pictures")
     rows: Rows = np.empty((pictures, size, 6), np.float32)
     if rows.size:
-        _fill(line, rows.data.cast("B"))
+        _fill(channel, rows.data.cast("B"))
     return rows, unplanned
 
 
 def receive_picture(sock: socket.socket, shape: tuple[int, int, int]) -> Picture:
     """The next loose picture of a request."""
-    return np.frombuffer(_exactly(sock, math.prod(shape)), np.uint8).reshape(shape)
+    return np.frombuffer(_receive_exactly(sock, math.prod(shape)), np.uint8).reshape(shape)
 
 
-def reply_rows(sock: socket.socket, rows: Rows, unplanned: int) -> None:
+def send_rows(sock: socket.socket, rows: Rows, unplanned: int) -> None:
     """Answer a request with rows (n, k, 6)."""
     head = _REPLY.pack(_ROWS, len(rows), rows.shape[1], unplanned)
     sock.sendall(head + np.ascontiguousarray(rows, "<f4").tobytes())
 
 
-def reply_failure(sock: socket.socket, error: EngineError, unplanned: int) -> None:
+def send_error(sock: socket.socket, error: EngineError, unplanned: int) -> None:
     """Answer a request with the reason why it failed."""
     text = f"{error.fault or ''}\n{error}".encode()
     sock.sendall(_REPLY.pack(_FAILED, 0, len(text), unplanned) + text)

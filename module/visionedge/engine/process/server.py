@@ -17,15 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from visionedge.engine.device.session import REAL, EngineError, Pictures, Seam
-from visionedge.engine.local_engine import Engine, open_engine
+from visionedge.engine.device.session import ORT_BACKEND, DeviceBackend, EngineError, PictureBatch
+from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.process import protocol
-from visionedge.engine.process.shared_memory import Window
+from visionedge.engine.process.shared_memory import FrameView
 from visionedge.errors import UnavailableError
 from visionedge.frames.types import InputSpec
 from visionedge.model.postprocess import Rows
 from visionedge.runtime.ort import import_onnxruntime
-from visionedge.runtime.process_limits import settle_allocator
+from visionedge.runtime.process_limits import configure_malloc
 
 log = logging.getLogger(__name__)
 
@@ -33,75 +33,75 @@ LOG_FORMAT = "%(levelname)s %(message)s"
 """What the module takes apart again."""
 
 _PR_SET_PDEATHSIG = 1
-_FIRST_TO_GO = "500"
-_MOST_LINES = 250
+_OOM_SCORE_ADJ = "500"
+_MAX_CHANNELS = 250
 
-_YIELDS = 1
+_NICE_INCREMENT = 1
 """By how much it is nicer than the module, whose cameras, lanes and answers over HTTP need a moment each; the
 kernel would let a batch that computes all the time go on for milliseconds before it is their turn."""
 
 
 def main(control_fd: int, pictures_fd: int, parent: int) -> None:
     """Serve until the module is gone; never returns."""
-    settle_allocator()
-    os.nice(_YIELDS)
-    _depend_on(parent)
+    configure_malloc()
+    os.nice(_NICE_INCREMENT)
+    _tie_to_parent(parent)
     control = socket.socket(fileno=control_fd)
     # A spare child waits here until it is needed, with all that is slow to load; what is wrong shows later.
     with contextlib.suppress(UnavailableError):
         import_onnxruntime()
-    order: protocol.Order = pickle.loads(protocol.receive(control))  # noqa: S301 - from the module, whose child this is
-    logging.basicConfig(format=LOG_FORMAT, level=order.log_level, stream=sys.stderr)
+    start_request: protocol.StartRequest = pickle.loads(protocol.receive_message(control))  # noqa: S301 - from the module, whose child this is
+    logging.basicConfig(format=LOG_FORMAT, level=start_request.log_level, stream=sys.stderr)
     try:
-        engine = _opened(order)
+        engine = _open_engine(start_request)
     except Exception as error:  # noqa: BLE001 - told to the module, which raises it again
-        protocol.send(control, protocol.refusal_message(error))
+        protocol.send_message(control, protocol.encode_start_error(error))
         return
-    window = Window(pictures_fd, order.model.input)
-    protocol.send(control, protocol.facts_message(_facts(engine)))
-    engine.checks_numbers &= order.checks_numbers
-    engine.on_plan = lambda plan: protocol.send(control, protocol.plan_message(plan))
-    _, fds, _, _ = socket.recv_fds(control, 1, _MOST_LINES)
-    requests, *lines = [socket.socket(fileno=fd) for fd in fds]
-    desk = Desk(requests, lines, engine, window, order.model.input)
+    frame_view = FrameView(pictures_fd, start_request.model.input)
+    protocol.send_message(control, protocol.encode_info(_collect_info(engine)))
+    engine.checks_finite &= start_request.checks_finite
+    engine.on_plan_reduced = lambda plan: protocol.send_message(control, protocol.encode_plan(plan))
+    _, fds, _, _ = socket.recv_fds(control, 1, _MAX_CHANNELS)
+    requests, *channels = [socket.socket(fileno=fd) for fd in fds]
+    request_loop = RequestLoop(requests, channels, engine, frame_view, start_request.model.input)
     for number in range(engine.plan.lanes):
-        threading.Thread(target=desk.serve, name=f"lane:{number}", daemon=True).start()
+        threading.Thread(target=request_loop.serve, name=f"lane:{number}", daemon=True).start()
     control.recv(1)  # nothing more is ever said: this waits for the module's end
 
 
-def _opened(order: protocol.Order) -> Engine:
+def _open_engine(start_request: protocol.StartRequest) -> LocalEngine:
     return open_engine(
-        order.model,
-        order.inference,
-        data=order.data,
-        plans=order.plans,
-        measuring=order.measuring,
-        only=order.only,
-        seam=_seam(order.inject),
+        start_request.model,
+        start_request.inference,
+        data=start_request.data,
+        plans=start_request.plans,
+        measuring=start_request.measuring,
+        only=start_request.only,
+        backend=_select_backend(start_request.inject),
     )
 
 
-def _seam(script: Path | None) -> Seam:
+def _select_backend(script: Path | None) -> DeviceBackend:
     if script is None:
-        return REAL
+        return ORT_BACKEND
     from visionedge.engine.process import fault_injection  # not in the images
 
-    return fault_injection.seam_of(fault_injection.read_script(script))
+    return fault_injection.make_device_backend(fault_injection.read_fault_script(script))
 
 
-def _facts(engine: Engine) -> protocol.Facts:
-    return protocol.Facts(
+def _collect_info(engine: LocalEngine) -> protocol.EngineInfo:
+    return protocol.EngineInfo(
         engine.device,
         engine.plan,
         engine.precision,
-        engine.places,
+        engine.node_placement,
         engine.notes,
         engine.rows,
-        engine.proof,
+        engine.device_check,
     )
 
 
-def _depend_on(parent: int) -> None:
+def _tie_to_parent(parent: int) -> None:
     """End with the module, end before it when memory is short, and leave Ctrl-C to it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -109,21 +109,21 @@ def _depend_on(parent: int) -> None:
     if os.getppid() != parent:
         os._exit(0)  # it was gone before that could be said
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO, encoding="ascii")
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ, encoding="ascii")
 
 
-class _Computes(Protocol):
+class _SupportsInfer(Protocol):
     """What the desk asks of an engine."""
 
     @property
     def unplanned_shapes(self) -> int:
         """Runs with a batch size that was not warmed up."""
 
-    def infer(self, pictures: Pictures, least_score: float | None = None) -> Rows:
+    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Rows:
         """See `engine.Engine.infer`."""
 
 
-class Desk:
+class RequestLoop:
     """Where requests come and are answered; `serve` is the target of as many threads as the plan has lanes.
 
     No more than these compute at a time: they would only take each other's caches away.
@@ -132,35 +132,35 @@ class Desk:
     def __init__(
         self,
         requests: socket.socket,
-        lines: Sequence[socket.socket],
-        engine: _Computes,
-        window: Window,
+        channels: Sequence[socket.socket],
+        engine: _SupportsInfer,
+        frame_view: FrameView,
         spec: InputSpec,
     ) -> None:
         self._requests = requests
-        self._lines = lines
+        self._channels = channels
         self._engine = engine
-        self._window = window
+        self._frame_view = frame_view
         self._shape = (spec.height_px, spec.width_px, 3)
 
     def serve(self) -> None:
         """Compute until the module hangs up."""
         with contextlib.suppress(EOFError, OSError):
             while True:
-                self._answer(protocol.next_request(self._requests))
+                self._answer(protocol.receive_request(self._requests))
 
-    def _answer(self, request: protocol.Request) -> None:
-        line = self._lines[request.line]
+    def _answer(self, request: protocol.InferRequest) -> None:
+        channel = self._channels[request.channel]
         pictures = [
-            self._window.picture(block) if block >= 0 else protocol.receive_picture(line, self._shape)
+            self._frame_view.picture(block) if block >= 0 else protocol.receive_picture(channel, self._shape)
             for block in request.blocks
         ]
         try:
-            rows = self._engine.infer(pictures, request.least_score)
+            rows = self._engine.infer(pictures, request.min_score)
         except EngineError as error:
-            protocol.reply_failure(line, error, self._engine.unplanned_shapes)
+            protocol.send_error(channel, error, self._engine.unplanned_shapes)
             return
-        protocol.reply_rows(line, rows, self._engine.unplanned_shapes)
+        protocol.send_rows(channel, rows, self._engine.unplanned_shapes)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ _F_SEAL_FUTURE_WRITE = 0x10
 """Of Linux 5.1 and later; Python has no name for it."""
 
 
-class Arena:
+class SharedFramePool:
     """Blocks of one picture each, uint8 (H, W, 3). `allocate` may be called by any thread.
 
     A block is free again as soon as nobody holds the picture any more, nor any view of it; so one that is
@@ -36,9 +36,9 @@ class Arena:
     def __init__(self, spec: InputSpec, blocks: int) -> None:
         self.spec = spec
         self.blocks = blocks
-        self.dry = 0
+        self.exhausted_count = 0
         self._shape = (spec.height_px, spec.width_px, 3)
-        self._stride_bytes = stride_bytes(spec)
+        self._stride_bytes = compute_stride_bytes(spec)
         self.fd = os.memfd_create("visionedge-pictures", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, blocks * self._stride_bytes)
         self._memory = mmap.mmap(self.fd, blocks * self._stride_bytes)
@@ -49,7 +49,7 @@ class Arena:
         self._counting = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"<Arena {self._shape} free={len(self._free)}/{self.blocks} dry={self.dry}>"
+        return f"<Arena {self._shape} free={len(self._free)}/{self.blocks} dry={self.exhausted_count}>"
 
     @property
     def free(self) -> int:
@@ -62,7 +62,7 @@ class Arena:
             block = self._free.pop()
         except IndexError:
             with self._counting:
-                self.dry += 1
+                self.exhausted_count += 1
             return None
         # Its base is the memory itself, no array: so every view of the picture keeps the picture alive.
         picture: Picture = np.ndarray(self._shape, np.uint8, self._memory, block * self._stride_bytes)
@@ -84,12 +84,12 @@ class Arena:
             self.fd = -1
 
 
-class Window:
+class FrameView:
     """The other end: the blocks of an arena as the child sees them, read only."""
 
     def __init__(self, fd: int, spec: InputSpec) -> None:
         self._shape = (spec.height_px, spec.width_px, 3)
-        self._stride_bytes = stride_bytes(spec)
+        self._stride_bytes = compute_stride_bytes(spec)
         self._memory = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
         self._blocks = len(self._memory) // self._stride_bytes
 
@@ -111,12 +111,12 @@ def _seal(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE)
 
 
-def stride_bytes(spec: InputSpec) -> int:
+def compute_stride_bytes(spec: InputSpec) -> int:
     """From one block to the next."""
     size_bytes = spec.height_px * spec.width_px * 3
     return -(-size_bytes // _ALIGNED_BYTES) * _ALIGNED_BYTES
 
 
-def blocks_for(cameras: int) -> int:
+def compute_block_count(cameras: int) -> int:
     """Enough for so many cameras: each has pictures waiting, being computed, newest, and held by viewers."""
     return 8 * max(8, cameras)

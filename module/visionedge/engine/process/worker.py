@@ -14,18 +14,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from visionedge.engine.device.devices import Effective, Verdict
+from visionedge.engine.device.devices import DeviceVerdict, EffectiveDevice
 from visionedge.engine.device.faults import Fault
-from visionedge.engine.device.session import EngineAwayError, EngineError, Pictures
+from visionedge.engine.device.session import EngineError, EngineUnavailableError, PictureBatch
 from visionedge.engine.plan import Plan
 from visionedge.engine.process import protocol
-from visionedge.engine.process.recovery_policy import Patience
-from visionedge.engine.process.shared_memory import Arena
+from visionedge.engine.process.recovery_policy import RecoveryTiming
+from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.errors import VisionedgeError
 from visionedge.model.postprocess import Rows
-from visionedge.runtime.child_process import start_text
+from visionedge.runtime.child_process import start_text_child
 from visionedge.runtime.redaction import redact
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.threads import ThreadGroup
 
 # How long the answer to a batch is waited for before its process counts as hung.
 #
@@ -33,26 +33,26 @@ from visionedge.runtime.threads import Crew
 # the machine was) is not the child's.
 
 
-LEAST_S = 2.0
+MIN_LIMIT_S = 2.0
 """A busy machine may keep a healthy process from its work for this long."""
 
-_TIMES = 10
-_FADES = 0.98
-_KNOWN_AFTER = 5
+_USUAL_FACTOR = 10
+_DECAY = 0.98
+_MIN_BATCHES = 5
 _SLICE_S = 0.25
-_MOST_OF_A_SLICE_S = 2 * _SLICE_S
+_MAX_SLICE_S = 2 * _SLICE_S
 
 Readable = Callable[[socket.socket, float], bool]
 
 
-class UsualTime:
+class AdaptiveTimeout:
     """What a batch usually takes, from the batches of one process: the longest of the last hundred or so.
 
     Any thread may call; a note that is lost in between does no harm.
     """
 
-    def __init__(self, most_s: float) -> None:
-        self._most_s = most_s
+    def __init__(self, max_s: float) -> None:
+        self._most_s = max_s
         self._count = 0
         self._usual_s = 0.0
 
@@ -62,17 +62,17 @@ class UsualTime:
     def note(self, took_s: float) -> None:
         """A batch was answered after this time, its wait for a free lane included."""
         self._count += 1
-        self._usual_s = max(took_s, self._usual_s * _FADES)
+        self._usual_s = max(took_s, self._usual_s * _DECAY)
 
     @property
     def limit_s(self) -> float:
         """How long the next batch may take."""
-        if self._count < _KNOWN_AFTER:
+        if self._count < _MIN_BATCHES:
             return self._most_s
-        return min(self._most_s, max(LEAST_S, _TIMES * self._usual_s))
+        return min(self._most_s, max(MIN_LIMIT_S, _USUAL_FACTOR * self._usual_s))
 
 
-def await_reply(
+def wait_for_reply(
     line: socket.socket,
     limit_s: float,
     *,
@@ -89,7 +89,7 @@ def await_reply(
     while not ready(line, min(_SLICE_S, max(0.0, limit_s - waited_s))):
         now_s = clock()
         # A slice that took much longer is one in which nobody ran.
-        waited_s += min(now_s - before_s, _MOST_OF_A_SLICE_S)
+        waited_s += min(now_s - before_s, _MAX_SLICE_S)
         before_s = now_s
         if waited_s >= limit_s:
             raise TimeoutError(f"no reply within {limit_s:g} s")
@@ -103,18 +103,18 @@ def _readable(line: socket.socket, timeout_s: float) -> bool:
 
 log = logging.getLogger(__name__)
 
-_SPARE_LINES = 3
+_SPARE_CHANNELS = 3
 """Beside those of the plan's lanes: for one lane more, and for pictures that come over HTTP."""
 
-_LINE_CHARACTERS = 1000
-_LINES_PER_S = 50
-_POLITE_S = 0.5
-_GONE_WITHIN_S = 5.0
-_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+_LOG_LINE_CHARACTERS = 1000
+_LOG_LINES_PER_S = 50
+_EXIT_TIMEOUT_S = 0.5
+_KILL_TIMEOUT_S = 5.0
+_CRASH_SIGNALS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class WorkerLimits:
     """How long to wait: for a batch, for a child to open (TensorRT builds for minutes), for one to come.
 
     `run_s` is the most for a batch; how long batches usually take makes it less (`hang_watch`).
@@ -122,19 +122,19 @@ class Limits:
 
     run_s: float = 30.0
     open_s: float = 1800.0
-    absent_s: float = 1.0
+    worker_wait_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Tuning:
+class SupervisionTuning:
     """How long to wait for what, and how a device is probed where that is not the usual way."""
 
-    limits: Limits
-    patience: Patience | None = None
-    prober: Callable[[Effective], Verdict] | None = None
+    limits: WorkerLimits
+    timing: RecoveryTiming | None = None
+    prober: Callable[[EffectiveDevice], DeviceVerdict] | None = None
 
 
-class StillbornError(EngineError):
+class WorkerStartError(EngineError):
     """A child ended, or hung, before it had opened its engine: `why` in a few words.
 
     `crashed`: by itself; `killed`: by a signal that somebody sent, such as the kernel for want of memory.
@@ -147,12 +147,12 @@ class StillbornError(EngineError):
         self.killed = killed
 
 
-class RetiredError(EngineError):
+class WorkerDrainedError(EngineError):
     """Another child serves now; nothing of the batch was computed here."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class _ReplyChannel:
     """Where the reply to a request comes, and its number in the child."""
 
     number: int
@@ -167,31 +167,31 @@ class Worker:
     it was lost, once it is.
     """
 
-    def __init__(self, arena: Arena, limits: Limits, crew: Crew) -> None:
+    def __init__(self, frame_pool: SharedFramePool, limits: WorkerLimits, thread_group: ThreadGroup) -> None:
         self.unplanned_shapes = 0
         self.fault = Fault.DIED
         self.began_s = time.monotonic()
-        self._arena = arena
+        self._arena = frame_pool
         self._limits = limits
-        self._usual = UsualTime(limits.run_s)
+        self._usual = AdaptiveTimeout(limits.run_s)
         self._rows = 0
         self._count = 0
         self._verdict: str | None = None
-        self._gone = False
-        self._retired = False
-        self._lines: queue.SimpleQueue[_Line | None] = queue.SimpleQueue()
+        self._closed = False
+        self._drained = False
+        self._channels: queue.SimpleQueue[_ReplyChannel | None] = queue.SimpleQueue()
         self._queue: socket.socket | None = None
-        self._asking = threading.Lock()
+        self._send_lock = threading.Lock()
         self._control, theirs = socket.socketpair()
         with theirs:
-            self._process = _spawned(theirs, arena)
-        crew.start(f"engine-log:{self.pid}", self._forward_log)
+            self._process = _spawn(theirs, frame_pool)
+        thread_group.start(f"engine-log:{self.pid}", self._forward_log)
 
-    def begin(self, order: protocol.Order) -> None:
+    def begin(self, start_request: protocol.StartRequest) -> None:
         """Order the child to open an engine; it may have been started long before."""
         self.began_s = time.monotonic()
         with contextlib.suppress(OSError):  # that it is gone already shows when it is waited for
-            protocol.send(self._control, pickle.dumps(order))
+            protocol.send_message(self._control, pickle.dumps(start_request))
 
     def __repr__(self) -> str:
         return f"<Worker {self.pid} {'ready' if self._rows else 'opening'}>"
@@ -206,7 +206,7 @@ class Worker:
         """Whether the process is there."""
         return self._process.poll() is None
 
-    def opened(self) -> protocol.Facts:
+    def opened(self) -> protocol.EngineInfo:
         """Wait until the child has opened its engine, and connect the lines.
 
         Raises:
@@ -215,21 +215,21 @@ class Worker:
         """
         self._control.settimeout(self._limits.open_s)
         try:
-            facts = protocol.read_answer(protocol.receive(self._control))
-            self._connect(facts.plan.lanes + _SPARE_LINES)
+            info = protocol.decode_start_reply(protocol.receive_message(self._control))
+            self._open_channels(info.plan.lanes + _SPARE_CHANNELS)
         except TimeoutError:
             self.end(f"did not open its engine within {self._limits.open_s:g} s", Fault.HANG)
-            raise self._stillborn() from None
+            raise self._make_start_error() from None
         except VisionedgeError:
-            self._buried()
+            self._reap()
             raise
         except (EOFError, OSError):
-            raise self._stillborn() from None
+            raise self._make_start_error() from None
         self._control.settimeout(None)
-        self._rows = facts.rows
-        return facts
+        self._rows = info.rows
+        return info
 
-    def _connect(self, count: int) -> None:
+    def _open_channels(self, count: int) -> None:
         self._count = count
         requests, their_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pairs = [socket.socketpair() for _ in range(count)]
@@ -242,9 +242,9 @@ class Worker:
             for number, (ours, end) in enumerate(pairs):
                 end.close()
                 ours.settimeout(self._limits.run_s)
-                self._lines.put(_Line(number, ours))
+                self._channels.put(_ReplyChannel(number, ours))
 
-    def compute(self, pictures: Pictures, least_score: float | None) -> Rows:
+    def compute(self, pictures: PictureBatch, min_score: float | None) -> Rows:
         """Let the child compute pictures: rows float32 (n, k, 6).
 
         Raises:
@@ -254,79 +254,81 @@ class Worker:
         """
         blocks = [self._arena.block_of(picture) for picture in pictures]
         loose = [picture for picture, block in zip(pictures, blocks, strict=True) if block is None]
-        line = self._free_line()
+        line = self._take_channel()
         numbers = tuple(-1 if block is None else block for block in blocks)
         limit_s, began_s = self._usual.limit_s, time.monotonic()
         try:
-            self._ask(protocol.Request(line.number, numbers, least_score))
+            self._send_request(protocol.InferRequest(line.number, numbers, min_score))
             protocol.send_pictures(line.socket, loose)
-            await_reply(line.socket, limit_s)
+            wait_for_reply(line.socket, limit_s)
             rows, unplanned = protocol.receive_rows(line.socket, len(blocks), self._rows)
         except EngineError:
-            self._give(line)
+            self._return_channel(line)
             raise
         except (EOFError, OSError) as error:
             line.socket.close()
             if isinstance(error, TimeoutError):
                 self.end(f"gave no answer within {limit_s:.3g} s", Fault.HANG)
             else:
-                self._part()  # it is dead or dying, and its own exit code says of what
-            raise EngineAwayError(f"the engine's process {self.pid} was lost over this batch") from None
-        self._give(line)
+                self._disconnect()  # it is dead or dying, and its own exit code says of what
+            raise EngineUnavailableError(
+                f"the engine's process {self.pid} was lost over this batch"
+            ) from None
+        self._return_channel(line)
         self._usual.note(time.monotonic() - began_s)
         self.unplanned_shapes = max(self.unplanned_shapes, unplanned)
         return rows
 
-    def _ask(self, request: protocol.Request) -> None:
-        with self._asking:
+    def _send_request(self, request: protocol.InferRequest) -> None:
+        with self._send_lock:
             if self._queue is None:
                 raise EOFError("it is gone")
-            self._queue.send(protocol.request_message(request))
+            self._queue.send(protocol.encode_request(request))
 
-    def _free_line(self) -> _Line:
+    def _take_channel(self) -> _ReplyChannel:
         try:
-            line = self._lines.get(timeout=self._limits.run_s)
+            line = self._channels.get(timeout=self._limits.run_s)
         except queue.Empty:
             raise EngineError("the engine is too busy") from None
-        if line is None or self._retired:
-            self._lines.put(line)  # for the next who waits
-            if self._retired:
-                raise RetiredError(f"the engine's process {self.pid} computes nothing more")
-            raise EngineAwayError(f"the engine's process {self.pid} is gone")
+        if line is None or self._drained:
+            self._channels.put(line)  # for the next who waits
+            if self._drained:
+                raise WorkerDrainedError(f"the engine's process {self.pid} computes nothing more")
+            raise EngineUnavailableError(f"the engine's process {self.pid} is gone")
         return line
 
-    def _give(self, line: _Line) -> None:
-        self._lines.put(line)
-        if self._gone:
-            self._hang_up()
+    def _return_channel(self, line: _ReplyChannel) -> None:
+        self._channels.put(line)
+        if self._closed:
+            self._close_channels()
 
-    def _hang_up(self) -> None:
+    def _close_channels(self) -> None:
         """Close the lines that nobody uses, and let nobody wait for one."""
-        self._gone = True
+        self._closed = True
         with contextlib.suppress(queue.Empty):
             while True:
-                line = self._lines.get_nowait()
+                line = self._channels.get_nowait()
                 if line is not None:
                     line.socket.close()
-        self._lines.put(None)
+        self._channels.put(None)
 
-    def wait(self, on_plan: Callable[[Plan], None]) -> str:
+    def wait(self, on_plan_reduced: Callable[[Plan], None]) -> str:
         """Wait until the child is gone, and hand on what it says of its plan meanwhile; why it went."""
         with contextlib.suppress(EOFError, OSError, ValueError, KeyError):
             while True:
-                on_plan(protocol.read_plan(protocol.receive(self._control)))
-        return self._buried()
+                on_plan_reduced(protocol.decode_plan(protocol.receive_message(self._control)))
+        return self._reap()
 
-    def retire(self) -> None:
+    def drain(self) -> None:
         """Take no more batches, finish those that are computed, and end. Blocks as long as one may take."""
-        self._retired = True
+        self._drained = True
         with contextlib.suppress(queue.Empty):
             for _ in range(self._count):
-                line = self._lines.get(timeout=self._limits.run_s)
+                line = self._channels.get(timeout=self._limits.run_s)
                 if line is None:
                     break  # it is gone
                 line.socket.close()
-        self._lines.put(None)
+        self._channels.put(None)
         self.leave()
 
     def end(self, verdict: str, fault: Fault = Fault.DIED) -> None:
@@ -337,50 +339,50 @@ class Worker:
 
     def leave(self) -> None:
         """Hang up, so that it ends by itself; soon after it is killed."""
-        self._part()
+        self._disconnect()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_POLITE_S)
+            self._process.wait(_EXIT_TIMEOUT_S)
             return
         self.end("was asked to end and did not")
 
-    def bury(self) -> None:
+    def discard(self) -> None:
         """Kill it and forget it, before it was ever begun."""
         self.end("was never needed")
-        self._buried()
+        self._reap()
 
-    def _part(self) -> None:
+    def _disconnect(self) -> None:
         """Nothing is said any more: the child ends by itself, and `wait` comes to its end."""
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
 
-    def _buried(self) -> str:
+    def _reap(self) -> str:
         """Everything of it closed; why it went."""
         try:
             # It hung up; should it live on nevertheless, it is of no use any more.
-            code: int | None = self._process.wait(_POLITE_S)
+            code: int | None = self._process.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.end("hung up and did not end")
-            code = self._killed()
+            code = self._wait_killed()
         self._control.close()
-        with self._asking:
+        with self._send_lock:
             if self._queue is not None:
                 self._queue.close()
                 self._queue = None
-        self._hang_up()
-        return _words(code, self._verdict)
+        self._close_channels()
+        return _describe_exit(code, self._verdict)
 
-    def _killed(self) -> int | None:
+    def _wait_killed(self) -> int | None:
         try:
-            return self._process.wait(_GONE_WITHIN_S)
+            return self._process.wait(_KILL_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return None  # it hangs inside a driver; it is left behind
 
-    def _stillborn(self) -> StillbornError:
-        why = self._buried()
+    def _make_start_error(self) -> WorkerStartError:
+        why = self._reap()
         signal_number = -(self._process.returncode or 0)
-        crashed = signal_number in _CRASHES
+        crashed = signal_number in _CRASH_SIGNALS
         killed = signal_number > 0 and not crashed and self._verdict is None
-        return StillbornError(why, crashed=crashed, killed=killed)
+        return WorkerStartError(why, crashed=crashed, killed=killed)
 
     def _forward_log(self) -> None:
         """Hand on what the child writes, line by line; a flood is cut, and said to be."""
@@ -388,21 +390,23 @@ class Worker:
         assert source is not None  # noqa: S101 - it was started with a pipe
         second, lines = 0, 0
         with source:
-            for line in iter(lambda: source.readline(_LINE_CHARACTERS), ""):
+            for line in iter(lambda: source.readline(_LOG_LINE_CHARACTERS), ""):
                 now = int(time.monotonic())
                 if now != second:
-                    if lines > _LINES_PER_S:
-                        log.warning("%d lines of the engine's log were left out", lines - _LINES_PER_S)
+                    if lines > _LOG_LINES_PER_S:
+                        log.warning("%d lines of the engine's log were left out", lines - _LOG_LINES_PER_S)
                     second, lines = now, 0
                 lines += 1
-                if lines <= _LINES_PER_S:
+                if lines <= _LOG_LINES_PER_S:
                     _log_line(line.rstrip())
 
 
-def _spawned(control: socket.socket, arena: Arena) -> subprocess.Popen[str]:
-    words = [str(number) for number in (control.fileno(), arena.fd, os.getpid())]
-    fds = (control.fileno(), arena.fd)
-    return start_text("visionedge.engine.process.server", *words, stderr=subprocess.STDOUT, pass_fds=fds)
+def _spawn(control: socket.socket, frame_pool: SharedFramePool) -> subprocess.Popen[str]:
+    message = [str(number) for number in (control.fileno(), frame_pool.fd, os.getpid())]
+    fds = (control.fileno(), frame_pool.fd)
+    return start_text_child(
+        "visionedge.engine.process.server", *message, stderr=subprocess.STDOUT, pass_fds=fds
+    )
 
 
 def _log_line(line: str) -> None:
@@ -415,7 +419,7 @@ def _log_line(line: str) -> None:
         log.log(level, "%s", redact(rest))
 
 
-def _words(code: int | None, verdict: str | None) -> str:
+def _describe_exit(code: int | None, verdict: str | None) -> str:
     """Why a child ended; our verdict counts where we killed it."""
     if code is None:
         return f"{verdict or 'hangs'}, and does not even die"

@@ -12,56 +12,70 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.engine.device.devices import Effective, ProbeOutput, Reason, Verdict, lost, probe, run_probe
+from visionedge.engine.device.devices import (
+    DeviceVerdict,
+    EffectiveDevice,
+    ProbeOutput,
+    ReasonCode,
+    classify_device_loss,
+    probe_device,
+    run_probe,
+)
 from visionedge.engine.device.faults import Fault
-from visionedge.engine.device.session import EngineError, Pictures
-from visionedge.engine.device_parity import Likeness, likeness
+from visionedge.engine.device.session import EngineError, PictureBatch
+from visionedge.engine.device_parity import ParityResult, compare_rows
 from visionedge.engine.plan import Plan
 from visionedge.engine.process import protocol
-from visionedge.engine.process.shared_memory import Arena
-from visionedge.engine.process.worker import Limits, Worker
+from visionedge.engine.process.shared_memory import SharedFramePool
+from visionedge.engine.process.worker import Worker, WorkerLimits
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Rows
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.threads import ThreadGroup
 
-UNWANTED = "is not needed any more"
+NOT_NEEDED = "is not needed any more"
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class WorkerEvents:
     """Whom a child's life is told to; called from a thread that follows it."""
 
-    ready: Callable[[Worker, protocol.Facts], None]
-    not_opened: Callable[[Worker, Exception], None]
-    narrowed: Callable[[Worker, Plan], None]
-    gone: Callable[[Worker, str], None]
+    on_ready: Callable[[Worker, protocol.EngineInfo], None]
+    on_start_failed: Callable[[Worker, Exception], None]
+    on_plan_reduced: Callable[[Worker, Plan], None]
+    on_exit: Callable[[Worker, str], None]
 
 
-class Children:
+class WorkerPool:
     """One thread starts children, and lives as long as they do; any may `close`.
 
     Before a child can open anything it takes a second or two to start. The spare one has done that already.
     """
 
-    def __init__(self, arena: Arena, limits: Limits, crew: Crew, told: Told) -> None:
-        self._arena = arena
+    def __init__(
+        self,
+        frame_pool: SharedFramePool,
+        limits: WorkerLimits,
+        thread_group: ThreadGroup,
+        events: WorkerEvents,
+    ) -> None:
+        self._arena = frame_pool
         self._limits = limits
-        self._crew = crew
-        self._told = told
+        self._thread_group = thread_group
+        self._events = events
         self._spare: Worker | None = None
-        self._alive: set[Worker] = set()
+        self._live_workers: set[Worker] = set()
         self._lock = threading.Lock()
         self._closed = False
 
-    def start(self, order: protocol.Order) -> Worker:
+    def start(self, start_request: protocol.StartRequest) -> Worker:
         """A child that opens what it is ordered to, and a thread that follows it to its end.
 
         Raises:
             OSError: there is no room for another process.
         """
-        worker = self._usable_spare() or self._born()
-        worker.begin(order)
-        self._crew.start(f"engine-child:{worker.pid}", partial(self._follow, worker))
+        worker = self._usable_spare() or self._spawn()
+        worker.begin(start_request)
+        self._thread_group.start(f"engine-child:{worker.pid}", partial(self._follow, worker))
         return worker
 
     def keep_spare(self) -> None:
@@ -69,12 +83,12 @@ class Children:
         spare = self._usable_spare()
         if spare is None:
             with contextlib.suppress(OSError):  # then it takes longer, no more
-                spare = self._born()
+                spare = self._spawn()
         with self._lock:
             if not self._closed:
                 self._spare, spare = spare, None
         if spare is not None:
-            spare.bury()
+            spare.discard()
 
     def _usable_spare(self) -> Worker | None:
         """The spare one, which is nobody's spare from now on."""
@@ -82,37 +96,37 @@ class Children:
             spare, self._spare = self._spare, None
         if spare is None or spare.alive:
             return spare
-        spare.bury()
+        spare.discard()
         return None
 
     def close(self) -> None:
         """Kill them all."""
         with self._lock:
             self._closed = True
-            alive = list(self._alive)
+            alive = list(self._live_workers)
         for worker in alive:
-            worker.end(UNWANTED)
+            worker.end(NOT_NEEDED)
         spare = self._usable_spare()
         if spare is not None:
-            spare.bury()
+            spare.discard()
 
-    def _born(self) -> Worker:
-        worker = Worker(self._arena, self._limits, self._crew)
+    def _spawn(self) -> Worker:
+        worker = Worker(self._arena, self._limits, self._thread_group)
         with self._lock:
-            self._alive = {other for other in self._alive if other.alive} | {worker}
+            self._live_workers = {other for other in self._live_workers if other.alive} | {worker}
             closed = self._closed
         if closed:
-            worker.end(UNWANTED)
+            worker.end(NOT_NEEDED)
         return worker
 
     def _follow(self, worker: Worker) -> None:
         try:
-            facts = worker.opened()
+            info = worker.opened()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told to who decides
-            self._told.not_opened(worker, error)
+            self._events.on_start_failed(worker, error)
             return
-        self._told.ready(worker, facts)
-        self._told.gone(worker, worker.wait(partial(self._told.narrowed, worker)))
+        self._events.on_ready(worker, info)
+        self._events.on_exit(worker, worker.wait(partial(self._events.on_plan_reduced, worker)))
 
 
 # Asking a device whether it is usable, in a process of its own, while frames are computed elsewhere.
@@ -121,17 +135,19 @@ class Children:
 log = logging.getLogger(__name__)
 
 
-class Probing:
+class DeviceProber:
     """Asks one device at a time on a thread of `crew`, and counts the answers. Any thread may `close`."""
 
-    def __init__(self, crew: Crew, prober: Callable[[Effective], Verdict] | None = None) -> None:
-        self._crew = crew
-        self._prober = prober or partial(probe, run=self._run)
+    def __init__(
+        self, thread_group: ThreadGroup, prober: Callable[[EffectiveDevice], DeviceVerdict] | None = None
+    ) -> None:
+        self._thread_group = thread_group
+        self._prober = prober or partial(probe_device, run=self._run)
         self._process: subprocess.Popen[str] | None = None
         self._closing = threading.Event()
-        self._counts = dict.fromkeys(Reason, 0)
+        self._counts = dict.fromkeys(ReasonCode, 0)
 
-    def ask(self, device: Effective, then: Callable[[Effective, Verdict], None]) -> None:
+    def ask(self, device: EffectiveDevice, then: Callable[[EffectiveDevice, DeviceVerdict], None]) -> None:
         """Ask; `then` is called from the thread that asked."""
 
         def asked() -> None:
@@ -139,11 +155,11 @@ class Probing:
                 verdict = self._prober(device)
             except Exception as error:
                 log.exception("%s could not be asked", device)
-                verdict = Verdict(Reason.PROBE_CRASHED, f"it could not be asked: {error}")
+                verdict = DeviceVerdict(ReasonCode.PROBE_CRASHED, f"it could not be asked: {error}")
             self._counts[verdict.code] += 1
             then(device, verdict)
 
-        self._crew.start("engine-probe", asked)
+        self._thread_group.start("engine-probe", asked)
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -172,37 +188,37 @@ class Probing:
 # The last test of a candidate: the newest pictures, computed by it and by the engine that serves.
 
 
-FRAMES = 4
+COMPARED_PICTURES = 4
 """How many pictures are compared."""
 
-GATHER_S = 2.0
+GATHER_TIMEOUT_S = 2.0
 """How long they are waited for; where cameras give none, what the candidate showed at its opening counts."""
 
 
-class Asked(Protocol):
+class ComparedWorker(Protocol):
     """A child, as far as it is asked here (`worker.Worker`)."""
 
-    def compute(self, pictures: Pictures, least_score: float | None) -> Rows:
+    def compute(self, pictures: PictureBatch, min_score: float | None) -> Rows:
         """Pictures to rows float32 (n, k, 6)."""
 
 
-class Recent:
+class RecentPictures:
     """The newest pictures that were computed, kept while somebody wants them. Thread-safe.
 
     `suspects` are those of the last batch that came to no numbers: the device may be to blame, or the model.
     """
 
-    def __init__(self, most: int = FRAMES) -> None:
-        self._most = most
+    def __init__(self, max_count: int = COMPARED_PICTURES) -> None:
+        self._most = max_count
         self._changed = threading.Condition()
         self._kept: list[NDArray[np.uint8]] | None = None
-        self.suspects: list[NDArray[np.uint8]] = []
+        self.suspect_pictures: list[NDArray[np.uint8]] = []
 
-    def suspect(self, pictures: Pictures) -> None:
+    def record_invalid_output(self, pictures: PictureBatch) -> None:
         """For these a device gave rows that are no numbers."""
-        self.suspects = [np.array(picture) for picture in pictures[: self._most]]
+        self.suspect_pictures = [np.array(picture) for picture in pictures[: self._most]]
 
-    def offer(self, pictures: Pictures) -> None:
+    def offer(self, pictures: PictureBatch) -> None:
         """Pictures were computed; they are copied if they are wanted."""
         if self._kept is None:
             return
@@ -228,50 +244,59 @@ class Recent:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """What came of it: a likeness, or why there is none; `lost`: the candidate failed over it."""
+class CandidateComparison:
+    """What came of it: the result of the comparison, or why there is none; `loss`.
 
-    likeness: Likeness | None
-    words: str
-    lost: Verdict | None = None
+    The candidate failed meanwhile.
+    """
+
+    parity_result: ParityResult | None
+    message: str
+    loss: DeviceVerdict | None = None
 
 
-def is_the_model(serving: Asked | None, suspects: Sequence[NDArray[np.uint8]]) -> bool:
+def is_model_fault(serving: ComparedWorker | None, suspect_pictures: Sequence[NDArray[np.uint8]]) -> bool:
     """Whether the CPU gives no numbers for these pictures either."""
-    if serving is None or not suspects:
+    if serving is None or not suspect_pictures:
         return False
     try:
-        return not np.isfinite(serving.compute(suspects, None)).all()
+        return not np.isfinite(serving.compute(suspect_pictures, None)).all()
     except EngineError:
         return False  # it says nothing now
 
 
 def compare_candidate(
-    model: Model, serving: Asked | None, candidate: Asked, recent: Recent, timeout_s: float = GATHER_S
-) -> Comparison:
+    model: Model,
+    serving: ComparedWorker | None,
+    candidate: ComparedWorker,
+    recent: RecentPictures,
+    timeout_s: float = GATHER_TIMEOUT_S,
+) -> CandidateComparison:
     """Wait for pictures and compute them on both. Never raises: an answer is waited for."""
     pictures = [] if serving is None else recent.gather(timeout_s)
     if serving is None or not pictures:
-        return Comparison(None, "there was no frame to compare")
+        return CandidateComparison(None, "there was no frame to compare")
     try:
-        return _compared(model, serving, candidate, pictures)
+        return _compare(model, serving, candidate, pictures)
     except Exception as error:
         log.exception("the candidate could not be compared")
-        return Comparison(
-            None, str(error), Verdict(Reason.DEVICE_FAILED, f"it could not be compared: {error}")
+        return CandidateComparison(
+            None, str(error), DeviceVerdict(ReasonCode.DEVICE_FAILED, f"it could not be compared: {error}")
         )
 
 
-def _compared(
-    model: Model, serving: Asked, candidate: Asked, pictures: Sequence[NDArray[np.uint8]]
-) -> Comparison:
+def _compare(
+    model: Model, serving: ComparedWorker, candidate: ComparedWorker, pictures: Sequence[NDArray[np.uint8]]
+) -> CandidateComparison:
     try:
         expected = serving.compute(pictures, None)
     except EngineError as error:
-        return Comparison(None, f"the CPU could not be asked: {error}")
+        return CandidateComparison(None, f"the CPU could not be asked: {error}")
     try:
         rows = candidate.compute(pictures, None)
     except EngineError as error:
-        return Comparison(None, str(error), lost(error.fault or Fault.DIED, str(error)))
-    seen = likeness(model, expected, rows, "frames")
-    return Comparison(seen, seen.words)
+        return CandidateComparison(
+            None, str(error), classify_device_loss(error.fault or Fault.DIED, str(error))
+        )
+    seen = compare_rows(model, expected, rows, "frames")
+    return CandidateComparison(seen, seen.message)

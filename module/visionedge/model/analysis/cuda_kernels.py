@@ -11,10 +11,10 @@ import onnx
 from onnx import defs, helper
 
 # What never becomes a kernel's work: it is folded into the graph before anything runs.
-_FOLDED = frozenset({"Constant"})
+_FOLDED_OPERATORS = frozenset({"Constant"})
 
 # Types of older versions where they are fewer: (operator, from which version on the list holds).
-_NARROW: Mapping[str, tuple[int, frozenset[str]]] = {
+_TYPES_BEFORE_VERSION: Mapping[str, tuple[int, frozenset[str]]] = {
     "Clip": (12, frozenset({"float"})),
     **{
         operator: (14, frozenset({"bfloat16", "double", "float", "float16", "int32", "int64"}))
@@ -22,74 +22,80 @@ _NARROW: Mapping[str, tuple[int, frozenset[str]]] = {
     },
 }
 
-_RANGE = re.compile(r"(\d+)\+|\[(\d+), (\d+)\]|(\d+)")
+_VERSION_RANGE = re.compile(r"(\d+)\+|\[(\d+), (\d+)\]|(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
-    """`versions` are ranges of the operator's version, `types` those of each constraint (see `_typed`)."""
+class CudaKernel:
+    """`versions` are ranges of the operator's version.
+
+    `types` those of each constraint (see `_constraint_types`).
+    """
 
     versions: tuple[tuple[int, int], ...]
     types: Mapping[str, frozenset[str]]
 
-    def serves(self, version: int) -> bool:
+    def supports(self, version: int) -> bool:
         """Whether this version of the operator is among them."""
         return any(low <= version <= high for low, high in self.versions)
 
 
 @functools.cache
-def kernels() -> Mapping[tuple[str, str], Kernel]:
+def load_cuda_kernels() -> Mapping[tuple[str, str], CudaKernel]:
     """All kernels by (domain, operator)."""
     text = (
         resources.files("visionedge.model.analysis").joinpath("cuda_kernels.tsv").read_text(encoding="utf-8")
     )
     rows = csv.reader((line for line in text.splitlines() if not line.startswith("#")), delimiter="\t")
     return {
-        (domain, operator): Kernel(_versions(ranges), _types(types))
+        (domain, operator): CudaKernel(_parse_versions(ranges), _parse_types(types))
         for domain, operator, ranges, types in rows
     }
 
 
-def _versions(text: str) -> tuple[tuple[int, int], ...]:
+def _parse_versions(text: str) -> tuple[tuple[int, int], ...]:
     newest = 1 << 30
     return tuple(
-        (int(m[1] or m[2] or m[4]), newest if m[1] else int(m[3] or m[4])) for m in _RANGE.finditer(text)
+        (int(m[1] or m[2] or m[4]), newest if m[1] else int(m[3] or m[4]))
+        for m in _VERSION_RANGE.finditer(text)
     )
 
 
-def _types(text: str) -> dict[str, frozenset[str]]:
+def _parse_types(text: str) -> dict[str, frozenset[str]]:
     named = [part.rpartition("=") for part in text.split(";") if part]
     return {name: frozenset(types.split(",")) for name, _, types in named}
 
 
-def missing_kernel(node: onnx.NodeProto, opsets: Mapping[str, int], types: Mapping[str, int]) -> str | None:
+def explain_missing_kernel(
+    node: onnx.NodeProto, opsets: Mapping[str, int], types: Mapping[str, int]
+) -> str | None:
     """Why a node would be computed on the CPU, in words; None where CUDA has a kernel for it.
 
     `opsets` are the versions of the domains that the graph imports, `types` the element types of its tensors
     as far as they are known: what is not known is not held against a node.
     """
     domain = node.domain or "ai.onnx"
-    if domain == "ai.onnx" and node.op_type in _FOLDED:
+    if domain == "ai.onnx" and node.op_type in _FOLDED_OPERATORS:
         return None
-    kernel = kernels().get((domain, node.op_type))
+    kernel = load_cuda_kernels().get((domain, node.op_type))
     schema = _schema(node, opsets)
     if kernel is None:
         # onnxruntime writes such an operator out in others where it has no kernel for it.
-        return None if _is_written_out(schema) else "there is no CUDA kernel for it"
+        return None if _has_function_body(schema) else "there is no CUDA kernel for it"
     if schema is None:
         return None
     version = schema.since_version
-    if not kernel.serves(version):
+    if not kernel.supports(version):
         return f"there is no CUDA kernel for its version {version}"
-    for constraint, name in _typed(node, schema, types):
+    for constraint, name in _constraint_types(node, schema, types):
         allowed = kernel.types.get(constraint, frozenset())
-        since, fewer = _NARROW.get(node.op_type, (0, allowed))
+        since, fewer = _TYPES_BEFORE_VERSION.get(node.op_type, (0, allowed))
         if allowed and name not in (allowed if version >= since else fewer):
             return f"its CUDA kernel does not take {name}"
     return None
 
 
-def _is_written_out(schema: defs.OpSchema | None) -> bool:
+def _has_function_body(schema: defs.OpSchema | None) -> bool:
     flags = ("has_function", "has_context_dependent_function")
     return any(getattr(schema, flag, False) for flag in flags)
 
@@ -102,7 +108,7 @@ def _schema(node: onnx.NodeProto, opsets: Mapping[str, int]) -> defs.OpSchema | 
         return None
 
 
-def _typed(
+def _constraint_types(
     node: onnx.NodeProto, schema: defs.OpSchema, types: Mapping[str, int]
 ) -> Iterator[tuple[str, str]]:
     """(type constraint, type) of a node's tensors whose types are known; the last parameter may repeat.
@@ -114,12 +120,12 @@ def _typed(
         for index, name in enumerate(names):
             if name in types and parameters:
                 parameter = parameters[min(index, len(parameters) - 1)]
-                yield parameter.type_str, _name(types[name])
+                yield parameter.type_str, _type_name(types[name])
                 if parameter.type_str == first:
-                    yield "", _name(types[name])
+                    yield "", _type_name(types[name])
 
 
-def _name(code: int) -> str:
+def _type_name(code: int) -> str:
     try:
         words = helper.tensor_dtype_to_string(code).removeprefix("TensorProto.").lower()
     except KeyError:
@@ -127,6 +133,6 @@ def _name(code: int) -> str:
     return str(words)
 
 
-def opsets_of(model: onnx.ModelProto) -> dict[str, int]:
+def read_opsets(model: onnx.ModelProto) -> dict[str, int]:
     """The version of each domain that a model imports; "" is ONNX itself."""
     return {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}

@@ -25,7 +25,7 @@ class FloatView:
 
 Graph = onnx.GraphProto | FloatView
 
-_INTEGER = {"ConvInteger": "Conv", "MatMulInteger": "MatMul"}
+_INTEGER_OPERATORS = {"ConvInteger": "Conv", "MatMulInteger": "MatMul"}
 # operator: (its float form, the inputs that carry values)
 _QLINEAR: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "QLinearConv": ("Conv", (0, 3, 8)),
@@ -46,23 +46,23 @@ _QLINEAR: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "FusedMatMul": ("MatMul", (0, 1)),
     "NhwcFusedConv": ("Conv", (0, 1, 2)),
 }
-_FUSED = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
+_FUSED_OPERATORS = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
 # They leave values as they are, so what was quantised still is behind them.
-_MOVERS = frozenset(
+_VALUE_PRESERVING = frozenset(
     {"Concat", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Slice", "Split"}
     | {"Squeeze", "Transpose", "Unsqueeze"}
 )
-_SMALL_VALUES = 64
+_MAX_SMALL_VALUES = 64
 
 
-def float_view(graph: onnx.GraphProto) -> Graph:
+def make_float_view(graph: onnx.GraphProto) -> Graph:
     """The graph as its floats; itself where nothing in it is quantised."""
-    if not any(node.op_type in _ALL for node in graph.node):
+    if not any(node.op_type in _QUANTIZED_OPERATORS for node in graph.node):
         return graph
-    return _View(graph).made()
+    return _FloatViewBuilder(graph).build()
 
 
-class _View:
+class _FloatViewBuilder:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.graph = graph
         self.nodes: list[onnx.NodeProto] = []
@@ -78,22 +78,22 @@ class _View:
         self.products: dict[str, tuple[onnx.NodeProto, onnx.NodeProto]] = {}  # (as it is here, as it was)
         self.outputs = {value.name for value in graph.output}
 
-    def made(self) -> FloatView:
+    def build(self) -> FloatView:
         """All nodes in their order, each as its float form."""
         for node in self.graph.node:
-            if not self._passed(node):
-                self._keep(node)
+            if not self._convert(node):
+                self._copy(node)
         return FloatView(
             self.nodes, [*self.graph.initializer, *self.added], self.graph.input, self.graph.output
         )
 
-    def _passed(self, node: onnx.NodeProto) -> bool:
+    def _convert(self, node: onnx.NodeProto) -> bool:
         """Whether a node was dealt with as one of quantisation."""
-        change = _CHANGES.get(node.op_type)
+        change = _HANDLERS.get(node.op_type)
         return change is not None and change(self, node)
 
-    def _keep(self, node: onnx.NodeProto) -> None:
-        if node.op_type in _MOVERS and node.input and node.input[0] in self.quantised:
+    def _copy(self, node: onnx.NodeProto) -> None:
+        if node.op_type in _VALUE_PRESERVING and node.input and node.input[0] in self.quantised:
             self.quantised.update(node.output)
         if any(name in self.alias for name in node.input):
             copy = onnx.NodeProto()
@@ -103,7 +103,7 @@ class _View:
             node = copy
         self.nodes.append(node)
 
-    def _leads_to(self, output: str, source: str) -> None:
+    def _add_alias(self, output: str, source: str) -> None:
         """Let one tensor stand for another; one that the graph gives has to be made by a node."""
         source = self.alias.get(source, source)
         if output in self.outputs:
@@ -123,18 +123,18 @@ class _View:
 
     # --- the operators --------------------------------------------------------------------------------------
 
-    def dynamic(self, node: onnx.NodeProto) -> bool:
+    def dynamic_quantize(self, node: onnx.NodeProto) -> bool:
         """DynamicQuantizeLinear: its values are those that came in; scale and zero say nothing."""
-        self._leads_to(node.output[0], node.input[0])
+        self._add_alias(node.output[0], node.input[0])
         self.quantised.add(node.output[0])
         for name, kind in zip(node.output[1:], (np.float32, np.uint8), strict=False):
             self._constant(name, numpy_helper.from_array(np.ones((), kind)))
             self.scales[name] = ""
         return True
 
-    def by_integers(self, node: onnx.NodeProto) -> bool:
+    def integer_product(self, node: onnx.NodeProto) -> bool:
         """ConvInteger, MatMulInteger."""
-        self._replace(node, _INTEGER[node.op_type], node.input[:2])
+        self._replace(node, _INTEGER_OPERATORS[node.op_type], node.input[:2])
         self.integer.update(node.output)
         self.products[node.output[0]] = (self.nodes[-1], node)
         return True
@@ -143,7 +143,7 @@ class _View:
         """A Cast behind a ConvInteger is a part of it."""
         if node.input[0] not in self.integer:
             return False
-        self._leads_to(node.output[0], node.input[0])
+        self._add_alias(node.output[0], node.input[0])
         self.integer.add(node.output[0])
         return True
 
@@ -160,11 +160,11 @@ class _View:
         scales = [name for name in node.input if name in self.scales]
         if len(values) != 1 or len(scales) != 1:
             return False
-        self._weigh(self.alias.get(values[0], values[0]), self.scales[scales[0]])
-        self._leads_to(node.output[0], values[0])
+        self._add_float_weights(self.alias.get(values[0], values[0]), self.scales[scales[0]])
+        self._add_alias(node.output[0], values[0])
         return True
 
-    def _weigh(self, product: str, scale: str) -> None:
+    def _add_float_weights(self, product: str, scale: str) -> None:
         """Give a small layer its weights as floats: it may be no layer, but a part of the preparation."""
         node, integer = self.products.get(product, (None, None))
         if node is None or integer is None:
@@ -184,14 +184,14 @@ class _View:
         values, shape = [numpy_helper.to_array(part) for part in parts if part is not None]
         if 0 in shape:
             return False
-        made = numpy_helper.from_array(np.reshape(values, [int(side) for side in np.ravel(shape)]))
-        self._constant(node.output[0], made)
-        self.constants[node.output[0]] = made
+        build = numpy_helper.from_array(np.reshape(values, [int(side) for side in np.ravel(shape)]))
+        self._constant(node.output[0], build)
+        self.constants[node.output[0]] = build
         return True
 
     def quantize(self, node: onnx.NodeProto) -> bool:
         """QuantizeLinear: values as they were."""
-        self._leads_to(node.output[0], node.input[0])
+        self._add_alias(node.output[0], node.input[0])
         self.quantised.add(node.output[0])
         return True
 
@@ -199,13 +199,13 @@ class _View:
         """DequantizeLinear: of what was quantised, or of weights; that of a picture stays what it is."""
         source = node.input[0]
         if source in self.quantised:
-            self._leads_to(node.output[0], source)
+            self._add_alias(node.output[0], source)
             return True
         if source not in self.constants:
             return False
         small = self._dequantised(node)
         if small is None:
-            self._leads_to(node.output[0], source)
+            self._add_alias(node.output[0], source)
         else:
             self._constant(node.output[0], small)
         return True
@@ -213,7 +213,7 @@ class _View:
     def _dequantised(self, node: onnx.NodeProto) -> onnx.TensorProto | None:
         """The values of a small constant; None for weights."""
         parts = [self.constants.get(name) for name in node.input]
-        if any(part is None or int(np.prod(part.dims)) > _SMALL_VALUES for part in parts):
+        if any(part is None or int(np.prod(part.dims)) > _MAX_SMALL_VALUES for part in parts):
             return None
         values, *rest = [numpy_helper.to_array(part).astype(np.float32) for part in parts if part is not None]
         if any(each.size != 1 for each in rest):
@@ -221,14 +221,14 @@ class _View:
         zero = rest[1] if len(rest) > 1 else np.zeros((), np.float32)
         return numpy_helper.from_array(((values - zero.ravel()[:1]) * rest[0].ravel()[:1]).astype(np.float32))
 
-    def linear(self, node: onnx.NodeProto) -> bool:
+    def qlinear(self, node: onnx.NodeProto) -> bool:
         """QLinear operators and fused products."""
         operator, places = _QLINEAR[node.op_type]
         self._replace(node, operator, [node.input[place] for place in places if place < len(node.input)])
         self.quantised.update(node.output)
         return True
 
-    def joined(self, node: onnx.NodeProto) -> bool:
+    def qlinear_concat(self, node: onnx.NodeProto) -> bool:
         """QLinearConcat: scale and zero of what it gives, then tensor, scale and zero of each part."""
         self._replace(node, "Concat", list(node.input)[2::3])
         self.quantised.update(node.output)
@@ -239,26 +239,26 @@ class _View:
         words = {a.name: a.s.decode(errors="replace") for a in node.attribute if a.name == "activation"}
         activation, (output, *_) = words.get("activation", ""), node.output
         if not activation:
-            self._replace(node, _FUSED[node.op_type], node.input)
+            self._replace(node, _FUSED_OPERATORS[node.op_type], node.input)
             return True
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         copy.output[0] = f"{output}/before.{activation}"
-        self._replace(copy, _FUSED[node.op_type], node.input)
+        self._replace(copy, _FUSED_OPERATORS[node.op_type], node.input)
         self.nodes.append(helper.make_node(activation, [copy.output[0]], [output]))
         return True
 
 
-_CHANGES: Mapping[str, Callable[[_View, onnx.NodeProto], bool]] = {
-    "DynamicQuantizeLinear": _View.dynamic,
-    "Cast": _View.cast,
-    "Mul": _View.multiply,
-    "QuantizeLinear": _View.quantize,
-    "DequantizeLinear": _View.dequantize,
-    "QLinearConcat": _View.joined,
-    "Reshape": _View.reshape,
-    **dict.fromkeys(_INTEGER, _View.by_integers),
-    **dict.fromkeys(_QLINEAR, _View.linear),
-    **dict.fromkeys(_FUSED, _View.fused),
+_HANDLERS: Mapping[str, Callable[[_FloatViewBuilder, onnx.NodeProto], bool]] = {
+    "DynamicQuantizeLinear": _FloatViewBuilder.dynamic_quantize,
+    "Cast": _FloatViewBuilder.cast,
+    "Mul": _FloatViewBuilder.multiply,
+    "QuantizeLinear": _FloatViewBuilder.quantize,
+    "DequantizeLinear": _FloatViewBuilder.dequantize,
+    "QLinearConcat": _FloatViewBuilder.qlinear_concat,
+    "Reshape": _FloatViewBuilder.reshape,
+    **dict.fromkeys(_INTEGER_OPERATORS, _FloatViewBuilder.integer_product),
+    **dict.fromkeys(_QLINEAR, _FloatViewBuilder.qlinear),
+    **dict.fromkeys(_FUSED_OPERATORS, _FloatViewBuilder.fused),
 }
-_ALL = frozenset(_CHANGES) - {"Cast", "Mul", "Reshape"}
+_QUANTIZED_OPERATORS = frozenset(_HANDLERS) - {"Cast", "Mul", "Reshape"}

@@ -15,27 +15,27 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from visionedge.model.analysis.float_view import Graph
-from visionedge.model.graph import needs
+from visionedge.model.graph import list_inputs
 
-LAYERS = frozenset(
+LAYER_OPERATORS = frozenset(
     {"Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "FusedConv", "FusedGemm", "Gemm"}
     | {"MatMul", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
     | {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"}
 )
-_LOOKERS = frozenset({"Shape", "Size"})  # ask for the shape only
-_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
-_WHOLE = frozenset(
+_SHAPE_OPERATORS = frozenset({"Shape", "Size"})  # ask for the shape only
+_FLOAT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
+_INTEGER_TYPES = frozenset(
     {TensorProto.UINT8, TensorProto.UINT16, TensorProto.INT16, TensorProto.UINT32}
     | {TensorProto.INT32, TensorProto.UINT64, TensorProto.INT64}
 )
-_DROPPED = -1
-_FAR = 1 << 20
-_DEEPEST = 8
-_MOST_TOLD = 6
+_REMOVED_AXIS = -1
+_SLICE_TO_END = 1 << 20
+_MAX_DEPTH = 8
+_MAX_LISTED = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class ValueBound:
     """Values of the input (in its own unit) are cut off below `low` and above `high`.
 
     `whole` is not 0 where they are made whole numbers after they were multiplied by it.
@@ -47,7 +47,7 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class InputOps:
     """Value * factor + offset for each channel in the input's order; `swaps` = red and blue trade places.
 
     `kernels` are (side, stride) of the convolutions that come next: large patches are a transformer's.
@@ -57,32 +57,32 @@ class Opening:
 
     factor: tuple[float, float, float] = (1.0, 1.0, 1.0)
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    swaps: bool = False
+    swaps_red_blue: bool = False
     kernels: frozenset[tuple[int, int]] = frozenset()
     unknown: str = ""
     seen: tuple[str, ...] = ()
-    bounds: tuple[Bound, ...] = ()
+    bounds: tuple[ValueBound, ...] = ()
     size_px: tuple[int, int] | None = None
-    until: "Way | None" = None
+    known_transform: "PictureTransform | None" = None
 
     @property
-    def scales(self) -> bool:
+    def changes_values(self) -> bool:
         """Whether it changes values at all."""
         return self.factor != (1.0, 1.0, 1.0) or self.offset != (0.0, 0.0, 0.0)
 
 
-def read_opening(
+def read_input_ops(
     graph: Graph, name: str, channel: int, size_px: tuple[int | None, int | None] = (None, None)
-) -> Opening:
+) -> InputOps:
     """The opening of the input `name` [N, 3, H, W] or [N, H, W, 3], whose axis of channels is `channel`.
 
     `size_px` is (width, height) of the input.
     """
     walk = _Walk(graph)
-    walk.known[name] = _Pixels(channel, 4, tuple(_Channel(i) for i in range(3)), size_px)
+    walk.known[name] = _PictureTensor(channel, 4, tuple(_Channel(i) for i in range(3)), size_px)
     for node in graph.node:
         walk.step(node)
-    return walk.opening(size_px)
+    return walk.input_ops(size_px)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class _Channel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pixels:
+class _PictureTensor:
     """A tensor that still is the picture. `axis` is that of its channels: None where it cannot be told.
 
     `parts`: into how many pictures of a lower resolution it was taken apart.
@@ -116,73 +116,75 @@ class _Walk:
 
     def __init__(self, graph: Graph) -> None:
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.makers: dict[str, onnx.NodeProto] = {}
+        self.producers: dict[str, onnx.NodeProto] = {}
         self.users: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
                 self.constants[node.output[0]] = node.attribute[0].t
-            self.makers.update(dict.fromkeys(node.output, node))
+            self.producers.update(dict.fromkeys(node.output, node))
             for key in dict.fromkeys(node.input):
                 self.users.setdefault(key, []).append(node)
-        self.known: dict[str, _Pixels] = {}
-        self.ends: list[_Pixels] = []
+        self.known: dict[str, _PictureTensor] = {}
+        self.ends: list[_PictureTensor] = []
         self.kernels: set[tuple[int, int]] = set()
-        self.bounds: list[Bound] = []
+        self.bounds: list[ValueBound] = []
         self.seen: dict[str, None] = {}
         self.unknown: dict[str, None] = {}
-        self.until: Way | None = None
+        self.known_transform: PictureTransform | None = None
 
     def step(self, node: onnx.NodeProto) -> None:
         """Take in what a node makes of the picture, if it gets it."""
-        mine = [name for name in dict.fromkeys(needs(node)) if name in self.known]
-        if not mine or node.op_type in _LOOKERS:
+        mine = [name for name in dict.fromkeys(list_inputs(node)) if name in self.known]
+        if not mine or node.op_type in _SHAPE_OPERATORS:
             return
-        change = _CHANGES.get(node.op_type) if mine[0] in node.input else None
+        change = _HANDLERS.get(node.op_type) if mine[0] in node.input else None
         made = change(self, node, self.known[mine[0]]) if change is not None else None
         if made is not None:
             self.seen[node.op_type] = None
             self.known.update(zip(node.output, made, strict=False))
-        elif node.op_type in LAYERS:
+        elif node.op_type in LAYER_OPERATORS:
             self._layer(node, mine)
         else:
             self.unknown[node.op_type] = None
-            self.until = self.until or _summary(self.known[mine[0]])
+            self.known_transform = self.known_transform or _summary(self.known[mine[0]])
 
     def _layer(self, node: onnx.NodeProto, mine: list[str]) -> None:
         self.ends.extend(self.known[name] for name in mine)
         if "Conv" in node.op_type:
             self.kernels.add(self.kernel(node))
 
-    def opening(self, size_px: tuple[int | None, int | None]) -> Opening:
+    def input_ops(self, size_px: tuple[int | None, int | None]) -> InputOps:
         """All that was seen, summed up."""
-        seen = tuple(self.seen)[:_MOST_TOLD]
-        unknown = ", ".join(list(self.unknown)[:_MOST_TOLD])
+        seen = tuple(self.seen)[:_MAX_LISTED]
+        unknown = ", ".join(list(self.unknown)[:_MAX_LISTED])
         summaries = {_summary(pixels) for pixels in self.ends}
         if unknown or len(summaries) != 1 or None in summaries:
             said = unknown or (
                 "no layer behind" if not self.ends else "several ways to its layers, or mixed channels"
             )
-            until = self.until if unknown else None
-            return Opening(kernels=frozenset(self.kernels), unknown=said, seen=seen, until=until)
+            known_transform = self.known_transform if unknown else None
+            return InputOps(
+                kernels=frozenset(self.kernels), unknown=said, seen=seen, known_transform=known_transform
+            )
         (summary,) = summaries
         assert summary is not None  # noqa: S101 - looked for above
-        factor, offset, swaps, last = summary
+        factor, offset, swaps_red_blue, last = summary
         resized = (last[0] or 0, last[1] or 0) if last != size_px else None
         bounds = tuple(dict.fromkeys(self.bounds))
-        return Opening(factor, offset, swaps, frozenset(self.kernels), "", seen, bounds, resized)
+        return InputOps(factor, offset, swaps_red_blue, frozenset(self.kernels), "", seen, bounds, resized)
 
     # --- constants ------------------------------------------------------------------------------------------
 
     def constant(self, name: str) -> Values | None:
         """The constant behind a name, perhaps cast or reshaped; None where it is computed."""
         shapes: list[onnx.NodeProto] = []
-        for _ in range(_DEEPEST):
+        for _ in range(_MAX_DEPTH):
             if name in self.constants:
                 values: Values = numpy_helper.to_array(self.constants[name])
                 for shape in reversed(shapes):
                     values = self._reshaped(shape, values)
                 return values
-            node = self.makers.get(name)
+            node = self.producers.get(name)
             if node is None or node.op_type not in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
                 return None
             shapes.append(node)
@@ -215,10 +217,12 @@ class _Walk:
         return (side or (int(weight.dims[-1]) if weight is not None and weight.dims else 0), stride)
 
 
-Way = tuple[tuple[float, float, float], tuple[float, float, float], bool, tuple[int | None, int | None]]
+PictureTransform = tuple[
+    tuple[float, float, float], tuple[float, float, float], bool, tuple[int | None, int | None]
+]
 
 
-def _summary(pixels: _Pixels) -> Way | None:
+def _summary(pixels: _PictureTensor) -> PictureTransform | None:
     """(factor, offset, swaps, size) of a picture that comes to a layer; None if its channels are mixed."""
     ways: dict[int, _Channel] = {}
     for channel in pixels.channels:
@@ -233,34 +237,34 @@ def _summary(pixels: _Pixels) -> Way | None:
 
 # --- what nodes do to a picture: the tensors that they give, None where that is not known -------------------
 
-Made = Sequence[_Pixels] | None
+_PictureTensors = Sequence[_PictureTensor] | None
 
 
-def _same(_: _Walk, __: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _identity(_: _Walk, __: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     return [pixels]
 
 
-def _cast(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _cast(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     to = next((a.i for a in node.attribute if a.name == "to"), 0)
-    if to in _FLOATS:
+    if to in _FLOAT_TYPES:
         return [pixels]
-    return _rounded(walk, node, pixels) if to in _WHOLE else None
+    return _rounded(walk, node, pixels) if to in _INTEGER_TYPES else None
 
 
-def _rounded(walk: _Walk, _: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _rounded(walk: _Walk, _: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     factors = [abs(channel.factor) for channel in pixels.channels]
-    walk.bounds.append(Bound(-np.inf, np.inf, whole=min(factors)))
+    walk.bounds.append(ValueBound(-np.inf, np.inf, whole=min(factors)))
     return [pixels]
 
 
-def _transpose(_: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _transpose(_: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     order = [int(i) for a in node.attribute if a.name == "perm" for i in a.ints]
     order = order or list(range(pixels.rank))[::-1]
     known = pixels.axis is not None and pixels.axis in order
     return [replace(pixels, axis=order.index(pixels.axis or 0) if known else None)]
 
 
-def _reshape(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _reshape(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     """The channels stay where they were if the shape says so in full; else where they are is not known."""
     shape = walk.numbers(node, "shape", 1)
     if shape is None:
@@ -273,31 +277,31 @@ def _reshape(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
     return [replace(pixels, axis=None, rank=len(shape))]
 
 
-def _flatten(_: _Walk, __: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _flatten(_: _Walk, __: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     return [replace(pixels, axis=None, rank=2)]
 
 
-def _unsqueeze(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _unsqueeze(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     axes = walk.numbers(node, "axes", 1)
     if axes is None or len(axes) != 1:
         return [replace(pixels, axis=None)]
     axis = axes[0] % (pixels.rank + 1)
-    if pixels.axis == _DROPPED:
+    if pixels.axis == _REMOVED_AXIS:
         return [replace(pixels, axis=axis, rank=pixels.rank + 1)]
     moved = pixels.axis if pixels.axis is None or pixels.axis < axis else pixels.axis + 1
     return [replace(pixels, axis=moved, rank=pixels.rank + 1)]
 
 
-def _squeeze(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _squeeze(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     axes = walk.numbers(node, "axes", 1)
-    if axes is None or len(axes) != 1 or pixels.axis in (None, _DROPPED):
+    if axes is None or len(axes) != 1 or pixels.axis in (None, _REMOVED_AXIS):
         return [replace(pixels, axis=None, rank=pixels.rank - 1)]
     axis, mine = axes[0] % pixels.rank, pixels.axis or 0
-    moved = _DROPPED if mine == axis else mine - (mine > axis)
+    moved = _REMOVED_AXIS if mine == axis else mine - (mine > axis)
     return [replace(pixels, axis=moved, rank=pixels.rank - 1)]
 
 
-def _gather(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _gather(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     """Channels in another order, or one of them."""
     axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 0) % pixels.rank
     places = walk.constant(node.input[1])
@@ -309,11 +313,11 @@ def _gather(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
         return None
     channels = tuple(pixels.channels[n] for n in numbers)
     if places.ndim == 0:
-        return [replace(pixels, axis=_DROPPED, rank=pixels.rank - 1, channels=channels)]
+        return [replace(pixels, axis=_REMOVED_AXIS, rank=pixels.rank - 1, channels=channels)]
     return [replace(pixels, channels=channels)]
 
 
-def _slice(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _slice(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     """Some channels, or every second row or column; never a part of the picture."""
     starts, ends = walk.numbers(node, "starts", 1), walk.numbers(node, "ends", 2)
     if starts is None or ends is None:
@@ -332,19 +336,19 @@ def _slice(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
     return [pixels]
 
 
-def _cut(pixels: _Pixels, axis: int, start: int, end: int, step: int) -> _Pixels | None:
+def _cut(pixels: _PictureTensor, axis: int, start: int, end: int, step: int) -> _PictureTensor | None:
     if axis == pixels.axis:
         stop = None if step < 0 and end < -len(pixels.channels) else end
         return replace(pixels, channels=pixels.channels[start:stop:step])
     if axis == 0 or pixels.axis is None or step < 1:
-        return None if (start, step) != (0, 1) or end < _FAR else pixels
-    whole = end >= _FAR or end in pixels.size_px
+        return None if (start, step) != (0, 1) or end < _SLICE_TO_END else pixels
+    whole = end >= _SLICE_TO_END or end in pixels.size_px
     if not whole or not 0 <= start < step:
         return None
     return replace(pixels, parts=pixels.parts * step)
 
 
-def _split(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _split(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 0) % pixels.rank
     count = len(pixels.channels)
     sizes = walk.numbers(node, "split", 1) or [count // len(node.output)] * len(node.output)
@@ -356,7 +360,7 @@ def _split(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
     ]
 
 
-def _concat(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _concat(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     """Channels, or the parts of a picture, beside each other."""
     axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 0) % pixels.rank
     parts = [walk.known.get(name) for name in node.input]
@@ -367,13 +371,13 @@ def _concat(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
     return [replace(pixels, channels=tuple(channel for part in found for channel in part.channels))]
 
 
-def _space_to_depth(_: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _space_to_depth(_: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     side = next((int(a.i) for a in node.attribute if a.name == "blocksize"), 1)
     many = side * side
     return [replace(pixels, channels=pixels.channels * many, parts=pixels.parts * many)]
 
 
-def _resize(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _resize(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     """A picture of another fixed size; the channels and the batch stay as they are."""
     width, height = pixels.size_px
     known = pixels.rank == 4 and pixels.axis in (1, 3) and width and height
@@ -402,7 +406,7 @@ def _sides(walk: _Walk, node: onnx.NodeProto, before: list[int]) -> list[int] | 
     return [int(np.floor(side * factor)) for side, factor in zip(before, factors, strict=True)]
 
 
-def _pad(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _pad(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     """A border that belongs to the convolutions behind: narrower than their kernel."""
     pads = walk.numbers(node, "pads", 1)
     if pads is None or len(pads) != 2 * pixels.rank or min(pads) < 0:
@@ -422,13 +426,13 @@ def _pad(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
 Floats = NDArray[np.float64]
 
 
-def _changed(pixels: _Pixels, factor: Floats, offset: Floats) -> Made:
+def _apply_affine(pixels: _PictureTensor, factor: Floats, offset: Floats) -> _PictureTensors:
     rows = zip(pixels.channels, factor.tolist(), offset.tolist(), strict=True)
     channels = tuple(_Channel(c.source, c.factor * by, c.offset * by + plus) for c, by, plus in rows)
     return [replace(pixels, channels=channels)]
 
 
-def _by_channel(pixels: _Pixels, values: Values | None) -> Floats | None:
+def _per_channel(pixels: _PictureTensor, values: Values | None) -> Floats | None:
     """A constant as one number for each channel; None if it is something else."""
     count = len(pixels.channels)
     if values is None or values.size not in (1, count) or values.dtype.kind not in "fiu":
@@ -441,40 +445,40 @@ def _by_channel(pixels: _Pixels, values: Values | None) -> Floats | None:
     return np.broadcast_to(np.ravel(values).astype(np.float64), (count,))
 
 
-def _arithmetic(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _arithmetic(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     first, second = node.input[:2]
     left = first in walk.known
-    value = _by_channel(pixels, walk.constant(second if left else first))
+    value = _per_channel(pixels, walk.constant(second if left else first))
     if value is None or (left and second in walk.known):
         return None
     zero, one = np.zeros(len(value)), np.ones(len(value))
     if node.op_type == "Div":
-        return _changed(pixels, 1 / value, zero) if left and value.all() else None
+        return _apply_affine(pixels, 1 / value, zero) if left and value.all() else None
     if node.op_type == "Mul":
-        return _changed(pixels, value, zero) if value.all() else None
+        return _apply_affine(pixels, value, zero) if value.all() else None
     if node.op_type == "Add":
-        return _changed(pixels, one, value)
-    return _changed(pixels, one, -value) if left else _changed(pixels, -one, value)
+        return _apply_affine(pixels, one, value)
+    return _apply_affine(pixels, one, -value) if left else _apply_affine(pixels, -one, value)
 
 
-def _negative(_: _Walk, __: onnx.NodeProto, pixels: _Pixels) -> Made:
-    return _changed(pixels, -np.ones(len(pixels.channels)), np.zeros(len(pixels.channels)))
+def _negate(_: _Walk, __: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
+    return _apply_affine(pixels, -np.ones(len(pixels.channels)), np.zeros(len(pixels.channels)))
 
 
-def _dequantize(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
-    scale = _by_channel(pixels, walk.constant(node.input[1]))
+def _dequantize(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
+    scale = _per_channel(pixels, walk.constant(node.input[1]))
     shift = np.zeros(len(pixels.channels))
     if len(node.input) > 2 and node.input[2]:
-        known = _by_channel(pixels, walk.constant(node.input[2]))
+        known = _per_channel(pixels, walk.constant(node.input[2]))
         if known is None:
             return None
         shift = known
     if scale is None or not scale.all():
         return None
-    return _changed(pixels, scale, -shift * scale)
+    return _apply_affine(pixels, scale, -shift * scale)
 
 
-def _normalize(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _batch_norm(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     if pixels.axis != 1:
         return None
     parts = [walk.constant(key) for key in node.input[1:5]]
@@ -484,17 +488,17 @@ def _normalize(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
     gain, bias, mean, variance = (np.ravel(p).astype(np.float64) for p in parts if p is not None)
     epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
     factor = gain / np.sqrt(variance + epsilon)
-    return _changed(pixels, factor, bias - mean * factor) if factor.all() else None
+    return _apply_affine(pixels, factor, bias - mean * factor) if factor.all() else None
 
 
-def _pointwise(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _pointwise_convolution(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     """A convolution that only scales and swaps channels; None for one that learned, which is a layer."""
     weight = walk.constants.get(node.input[1])
     if weight is None or list(weight.dims) not in ([3, 3, 1, 1], [3, 1, 1, 1]) or pixels.axis != 1:
         return None
     if walk.kernel(node)[1] != 1 or len(pixels.channels) != 3:
         return None
-    if weight.data_type not in _FLOATS:
+    if weight.data_type not in _FLOAT_TYPES:
         return None
     values = numpy_helper.to_array(weight).astype(np.float64).reshape(3, -1)
     matrix = np.diag(values[:, 0]) if values.shape[1] == 1 else values
@@ -507,13 +511,13 @@ def _pointwise(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
         return None
     order = (matrix != 0).argmax(axis=1)
     swapped = replace(pixels, channels=tuple(pixels.channels[i] for i in order.tolist()))
-    return _changed(swapped, matrix[np.arange(3), order], np.ravel(bias).astype(np.float64))
+    return _apply_affine(swapped, matrix[np.arange(3), order], np.ravel(bias).astype(np.float64))
 
 
 # --- bounds -------------------------------------------------------------------------------------------------
 
 
-def _clip(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _clip(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     limits = {a.name: float(a.f) for a in node.attribute}
     for word, place in (("min", 1), ("max", 2)):
         if place < len(node.input) and node.input[place]:
@@ -521,10 +525,10 @@ def _clip(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
             if value is None or value.size != 1:
                 return None
             limits[word] = float(np.ravel(value)[0])
-    return _bounded(walk, pixels, limits.get("min", -np.inf), limits.get("max", np.inf))
+    return _add_bounds(walk, pixels, limits.get("min", -np.inf), limits.get("max", np.inf))
 
 
-def _extreme(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
+def _min_max(walk: _Walk, node: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
     """Min and Max with constants."""
     others = [walk.constant(name) for name in node.input if name not in walk.known]
     if len(others) != len(node.input) - 1 or any(value is None or value.size != 1 for value in others):
@@ -533,24 +537,24 @@ def _extreme(walk: _Walk, node: onnx.NodeProto, pixels: _Pixels) -> Made:
     if not numbers:
         return [pixels]
     if node.op_type == "Min":
-        return _bounded(walk, pixels, -np.inf, min(numbers))
-    return _bounded(walk, pixels, max(numbers), np.inf)
+        return _add_bounds(walk, pixels, -np.inf, min(numbers))
+    return _add_bounds(walk, pixels, max(numbers), np.inf)
 
 
-def _relu(walk: _Walk, _: onnx.NodeProto, pixels: _Pixels) -> Made:
-    return _bounded(walk, pixels, 0.0, np.inf)
+def _relu(walk: _Walk, _: onnx.NodeProto, pixels: _PictureTensor) -> _PictureTensors:
+    return _add_bounds(walk, pixels, 0.0, np.inf)
 
 
-def _bounded(walk: _Walk, pixels: _Pixels, low: float, high: float) -> Made:
+def _add_bounds(walk: _Walk, pixels: _PictureTensor, low: float, high: float) -> _PictureTensors:
     for channel in pixels.channels:
         ends = sorted((end - channel.offset) / channel.factor for end in (low, high))
-        walk.bounds.append(Bound(ends[0], ends[1]))
+        walk.bounds.append(ValueBound(ends[0], ends[1]))
     return [pixels]
 
 
-_CHANGES: Mapping[str, Callable[[_Walk, onnx.NodeProto, _Pixels], Made]] = {
-    "Identity": _same,
-    "Dropout": _same,
+_HANDLERS: Mapping[str, Callable[[_Walk, onnx.NodeProto, _PictureTensor], _PictureTensors]] = {
+    "Identity": _identity,
+    "Dropout": _identity,
     "Cast": _cast,
     "Floor": _rounded,
     "Round": _rounded,
@@ -571,12 +575,12 @@ _CHANGES: Mapping[str, Callable[[_Walk, onnx.NodeProto, _Pixels], Made]] = {
     "Sub": _arithmetic,
     "Mul": _arithmetic,
     "Div": _arithmetic,
-    "Neg": _negative,
+    "Neg": _negate,
     "DequantizeLinear": _dequantize,
-    "BatchNormalization": _normalize,
-    "Conv": _pointwise,
+    "BatchNormalization": _batch_norm,
+    "Conv": _pointwise_convolution,
     "Clip": _clip,
-    "Min": _extreme,
-    "Max": _extreme,
+    "Min": _min_max,
+    "Max": _min_max,
     "Relu": _relu,
 }

@@ -20,37 +20,37 @@ from visionedge.model.analysis.float_view import Graph
 # the cell less some of them and the cell plus the others; a centre and a size come from two such corners.
 
 
-Form = Literal["corners", "centres", ""]
+BoxEncoding = Literal["corners", "centres", ""]
 """The last where nodes do not tell."""
 
-Makers = Mapping[str, onnx.NodeProto]
+Producers = Mapping[str, onnx.NodeProto]
 
 _SCALERS = frozenset({"Mul", "Div"})
-_SHAPES = frozenset({"Shape", "Size", "ConstantOfShape"})
+_SHAPE_OPERATORS = frozenset({"Shape", "Size", "ConstantOfShape"})
 
 
-def _one(sums: set[tuple[str, int]]) -> tuple[str, int]:
+def _single_sum(sums: set[tuple[str, int]]) -> tuple[str, int]:
     return next(iter(sums)) if len(sums) == 1 else ("", 0)
 
 
-class Forms:
+class BoxEncodingReader:
     """The forms of boxes in a graph, whose `makers` are in its order.
 
     `movers` are operators whose first input is what comes out; `ends` tells of a tensor whether a network's
     weights made it. Each tensor is looked at once, however many ask.
     """
 
-    def __init__(self, makers: Makers, movers: frozenset[str], ends: Callable[[str], bool]) -> None:
-        self._makers = makers
+    def __init__(self, producers: Producers, movers: frozenset[str], ends: Callable[[str], bool]) -> None:
+        self._makers = producers
         self._movers = movers
         self._depends: set[str] = set()
-        for name, node in makers.items():
+        for name, node in producers.items():
             if ends(name) or (
-                node.op_type not in _SHAPES and self._depends.intersection(self._carried(node))
+                node.op_type not in _SHAPE_OPERATORS and self._depends.intersection(self._carried(node))
             ):
                 self._depends.add(name)
 
-    def form(self, output: str) -> Form:
+    def box_encoding(self, output: str) -> BoxEncoding:
         """The form of the boxes that an output begins with."""
         table = self._back(output)
         if table is None or table.op_type != "Concat":
@@ -58,11 +58,11 @@ class Forms:
         # Boxes with something behind them, or boxes alone.
         return self._form(self._back(table.input[0])) or self._form(table)
 
-    def _form(self, boxes: onnx.NodeProto | None) -> Form:
+    def _form(self, boxes: onnx.NodeProto | None) -> BoxEncoding:
         if boxes is None or boxes.op_type != "Concat" or len(boxes.input) not in (2, 4):
             return ""
         half = len(boxes.input) // 2
-        first, second = (_one(self._sums(names)) for names in (boxes.input[:half], boxes.input[half:]))
+        first, second = (_single_sum(self._sums(names)) for names in (boxes.input[:half], boxes.input[half:]))
         if (first, second) == (("Sub", 1), ("Add", 1)):
             return "corners"
         if (first, second) == (("Add", 1), ("Add", 1)) and all(map(self._subtracts, boxes.input[:half])):
@@ -103,11 +103,11 @@ class Forms:
         }
 
 
-WEIGHTED = frozenset(
+WEIGHTED_OPERATORS = frozenset(
     {"Conv", "ConvInteger", "ConvTranspose", "FusedConv", "Gemm", "MatMul", "MatMulInteger", "QLinearConv"}
 )
 # They move values: what made them lies behind their first input.
-_MOVERS = frozenset(
+_VALUE_PRESERVING = frozenset(
     {
         "Cast",
         "DequantizeLinear",
@@ -121,7 +121,7 @@ _MOVERS = frozenset(
     }
 )
 # Of these only the first input carries values; the others are shapes, places and numbers.
-_FIRST_ONLY = _MOVERS | {
+_FIRST_INPUT_ONLY = _VALUE_PRESERVING | {
     "Clip",
     "Expand",
     "Gather",
@@ -137,13 +137,13 @@ _FIRST_ONLY = _MOVERS | {
     "TopK",
 }
 _CONSTANT = "constant"
-_A_BOX = 8
-_MOST_PARTS = 1000
-_WHOLE = frozenset({TensorProto.INT32, TensorProto.INT64})
+_MAX_BOX_VALUES = 8
+_MAX_PARTS = 1000
+_INTEGER_TYPES = frozenset({TensorProto.INT32, TensorProto.INT64})
 
 
 @dataclass(frozen=True, slots=True)
-class Closing:
+class OutputOps:
     """`operators` lie between an output and the weights behind it, those with the weights left out.
 
     `parts` are the operators that made what the output is concatenated from, in order and without repetition
@@ -156,14 +156,14 @@ class Closing:
 
     operators: frozenset[str] = frozenset()
     parts: tuple[str, ...] = ()
-    weighted: bool = False
+    has_weights: bool = False
     modulus: int = 0
-    form: Form = ""
-    sigmoids: int = 0
+    box_encoding: BoxEncoding = ""
+    sigmoid_count: int = 0
     factors: frozenset[float] = frozenset()
 
     @property
-    def computes(self) -> bool:
+    def has_arithmetic(self) -> bool:
         """Whether numbers are added or multiplied: boxes are decoded at least in part."""
         return bool(self.operators & {"Add", "Div", "Exp", "Mul", "Pow", "Sub"})
 
@@ -173,19 +173,23 @@ class Closing:
         return bool({_CONSTANT, "ConstantOfShape", "Constant", "Expand"} & set(self.parts))
 
 
-def read_closings(graph: Graph) -> Mapping[str, Closing]:
+def read_output_ops(graph: Graph) -> Mapping[str, OutputOps]:
     """The closing of each output, by its name."""
-    makers = {name: node for node in graph.node for name in node.output if name}
+    producers = {name: node for node in graph.node for name in node.output if name}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
             constants[node.output[0]] = node.attribute[0].t if node.attribute else onnx.TensorProto()
 
     def ends(name: str) -> bool:
-        return name in makers and name not in constants and _has_weights(makers[name], makers, constants)
+        return (
+            name in producers
+            and name not in constants
+            and _has_weights(producers[name], producers, constants)
+        )
 
-    walk = _Walk(makers, constants, Forms(makers, _MOVERS, ends))
-    return {output.name: _closing(output.name, walk) for output in graph.output}
+    walk = _Walk(producers, constants, BoxEncodingReader(producers, _VALUE_PRESERVING, ends))
+    return {output.name: _read_output(output.name, walk) for output in graph.output}
 
 
 Constants = Mapping[str, onnx.TensorProto]
@@ -195,17 +199,22 @@ Constants = Mapping[str, onnx.TensorProto]
 class _Walk:
     """What all outputs of a graph have in common. `moved` keeps what lies behind movers."""
 
-    makers: Makers
+    producers: Producers
     constants: Constants
-    forms: Forms
+    box_encodings: BoxEncodingReader
     moved: dict[str, str] = field(default_factory=dict)
 
     def behind(self, name: str) -> str:
         """The tensor behind all that only moves values; each is looked for once."""
         passed = []
         while name not in self.moved:
-            node = self.makers.get(name)
-            if node is None or node.op_type not in _MOVERS or name in self.constants or not node.input:
+            node = self.producers.get(name)
+            if (
+                node is None
+                or node.op_type not in _VALUE_PRESERVING
+                or name in self.constants
+                or not node.input
+            ):
                 break
             passed.append(name)
             name = node.input[0]
@@ -214,81 +223,81 @@ class _Walk:
         return name
 
 
-def _closing(output: str, walk: _Walk) -> Closing:
-    makers, constants = walk.makers, walk.constants
+def _read_output(output: str, walk: _Walk) -> OutputOps:
+    producers, constants = walk.producers, walk.constants
     seen: set[str] = set()
-    weighted = False
+    has_weights = False
     moduli: set[int] = set()
     factors: set[float] = set()
     found: set[str] = set()
     waiting = [output]
     while waiting:
         name = waiting.pop()
-        node = makers.get(name)
+        node = producers.get(name)
         if node is None or name in seen or name in constants:
             continue
         seen.add(name)
-        if _has_weights(node, makers, constants):
-            weighted = True
+        if _has_weights(node, producers, constants):
+            has_weights = True
             continue
         found.add(node.op_type)
-        moduli |= _moduli(node, constants)
-        factors |= _factors(node, constants)
-        waiting.extend(node.input[:1] if node.op_type in _FIRST_ONLY else node.input)
-    leaves = _leaves(output, walk)
-    return Closing(
+        moduli |= _read_moduli(node, constants)
+        factors |= _read_factors(node, constants)
+        waiting.extend(node.input[:1] if node.op_type in _FIRST_INPUT_ONLY else node.input)
+    leaves = _list_concat_parts(output, walk)
+    return OutputOps(
         frozenset(found),
         tuple(word for place, word in enumerate(leaves) if leaves[place - 1 : place] != [word]),
-        weighted,
+        has_weights,
         max(moduli) if len(moduli) == 1 else 0,
-        walk.forms.form(output),
+        walk.box_encodings.box_encoding(output),
         leaves.count("Sigmoid"),
         frozenset(factors),
     )
 
 
-def _moduli(node: onnx.NodeProto, constants: Constants) -> set[int]:
+def _read_moduli(node: onnx.NodeProto, constants: Constants) -> set[int]:
     """The whole number that a node divides by."""
     divisor = constants.get(node.input[1]) if node.op_type in ("Div", "Mod") else None
-    if divisor is None or divisor.data_type not in _WHOLE:
+    if divisor is None or divisor.data_type not in _INTEGER_TYPES:
         return set()
     values = numpy_helper.to_array(divisor)
     return {int(values.reshape(()))} if values.size == 1 else set()
 
 
-def _factors(node: onnx.NodeProto, constants: Constants) -> set[float]:
+def _read_factors(node: onnx.NodeProto, constants: Constants) -> set[float]:
     """The few constants that a node multiplies or divides by: those of a box, and no table's."""
     known = [constants[name] for name in node.input if name in constants]
-    if node.op_type not in ("Div", "Mul") or len(known) != 1 or math.prod(known[0].dims) > _A_BOX:
+    if node.op_type not in ("Div", "Mul") or len(known) != 1 or math.prod(known[0].dims) > _MAX_BOX_VALUES:
         return set()
     return {float(value) for value in np.ravel(numpy_helper.to_array(known[0]))}
 
 
-def _has_weights(node: onnx.NodeProto, makers: Makers, constants: Constants) -> bool:
+def _has_weights(node: onnx.NodeProto, producers: Producers, constants: Constants) -> bool:
     """Whether it multiplies by weights, or adds a bias or normalises what such a node made."""
-    if node.op_type in WEIGHTED:
+    if node.op_type in WEIGHTED_OPERATORS:
         return True
     known = [constants[name] for name in node.input if name in constants]
     if node.op_type not in ("Add", "BatchNormalization") or not known:
         return False
     if node.op_type == "Add" and sum(side > 1 for side in known[0].dims) > 1:
         return False  # a table, such as reference points, and no bias
-    behind = [makers[name] for name in node.input if name in makers and name not in constants]
-    return bool(behind) and all(n.op_type in WEIGHTED for n in behind)
+    behind = [producers[name] for name in node.input if name in producers and name not in constants]
+    return bool(behind) and all(n.op_type in WEIGHTED_OPERATORS for n in behind)
 
 
-def _leaves(output: str, walk: _Walk) -> list[str]:
+def _list_concat_parts(output: str, walk: _Walk) -> list[str]:
     """The operators that made what an output is concatenated from, in order."""
     parts: list[str] = []
     waiting = [output]
-    while waiting and len(parts) < _MOST_PARTS:
+    while waiting and len(parts) < _MAX_PARTS:
         name = walk.behind(waiting.pop())
-        node = walk.makers.get(name)
+        node = walk.producers.get(name)
         if node is not None and node.op_type == "Concat":
             waiting.extend(reversed(node.input))
             continue
         word = _CONSTANT
         if node is not None and name not in walk.constants:
-            word = "Conv" if _has_weights(node, walk.makers, walk.constants) else node.op_type
+            word = "Conv" if _has_weights(node, walk.producers, walk.constants) else node.op_type
         parts.append(word)
     return parts

@@ -8,10 +8,10 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from visionedge.model.analysis.float_view import Graph
-from visionedge.model.analysis.shape_inference import infer
+from visionedge.model.analysis.shape_inference import infer_types
 
 # Operators whose first input is what comes out, at other places or padded.
-_CARRIERS = frozenset(
+_VALUE_PRESERVING = frozenset(
     {
         "Cast",
         "Concat",
@@ -30,17 +30,17 @@ _CARRIERS = frozenset(
         "Unsqueeze",
     }
 )
-_CUTTERS = frozenset({"Clip", "Max", "Min"})
-_WHOLE_MAKERS = frozenset({"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Shape"})
-_WHOLE_TYPES = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.INT8})
-_SAME_TYPE = frozenset({"Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", *_CARRIERS}) - {"Cast"}
-_DEEPEST = 64
-_LEAST_ANCHORS = 100
-_MOST_COLUMNS = 16
+_CLIPPING_OPERATORS = frozenset({"Clip", "Max", "Min"})
+_INTEGER_OPERATORS = frozenset({"ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Shape"})
+_INTEGER_TYPES = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.INT8})
+_TYPE_PRESERVING = frozenset({"Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", *_VALUE_PRESERVING}) - {"Cast"}
+_MAX_DEPTH = 64
+_MIN_ANCHORS = 100
+_MAX_COLUMNS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class OutputSource:
     """`whole`: its values were whole numbers; `plus`: the constant that was added to them on the way.
 
     `maker` is the operator behind all that only moves values; for a Concat, `parts` are those of its inputs,
@@ -50,20 +50,20 @@ class Origin:
     the picture's border.
     """
 
-    maker: str = ""
+    operator: str = ""
     whole: bool = False
-    plus: float = 0.0
+    offset: float = 0.0
     parts: tuple[str, ...] = ()
     count: int | None = None
     modulus: int | None = None
-    ceiling: float | None = None
-    wholes: tuple[bool, ...] = ()
+    clip_max: float | None = None
+    part_is_integer: tuple[bool, ...] = ()
     added: tuple[float, ...] = ()
 
 
-class _Tracer:
+class _SourceTracer:
     def __init__(self, graph: Graph) -> None:
-        self.makers = {name: node for node in graph.node for name in node.output if name}
+        self.producers = {name: node for node in graph.node for name in node.output if name}
         self.types = {t.name: t.data_type for t in graph.initializer}
         self.types |= {value.name: value.type.tensor_type.elem_type for value in graph.input}
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -72,52 +72,54 @@ class _Tracer:
                 self.constants[node.output[0]] = node.attribute[0].t
                 self.types[node.output[0]] = node.attribute[0].t.data_type
 
-    def origin(self, name: str) -> Origin:
+    def trace(self, name: str) -> OutputSource:
         """Walk back from a tensor for as long as it only carries, or has a constant added."""
-        name, whole, plus = self._walked(name)
-        node = self.makers.get(name)
+        name, whole, offset = self._follow(name)
+        node = self.producers.get(name)
         if node is None or node.op_type == "Constant":
-            return Origin(whole=whole or self._counts(name), plus=plus)
+            return OutputSource(whole=whole or self._holds_integers(name), offset=offset)
         columns = list(node.input) if node.op_type == "Concat" else []
-        walked = [self._walked(key) for key in columns[:_MOST_COLUMNS]]
-        return Origin(
+        walked = [self._follow(key) for key in columns[:_MAX_COLUMNS]]
+        return OutputSource(
             node.op_type,
             whole,
-            plus,
-            tuple(self.behind(key) for key in columns),
+            offset,
+            tuple(self.source_operator(key) for key in columns),
             self._count(node),
             self._modulus(node),
             self._ceiling(name),
             tuple(whole for _, whole, _ in walked),
-            tuple(plus for *_, plus in walked),
+            tuple(offset for *_, offset in walked),
         )
 
-    def _walked(self, name: str) -> tuple[str, bool, float]:
+    def _follow(self, name: str) -> tuple[str, bool, float]:
         """(the tensor behind all that carries or adds a constant, whether it was whole, what was added)."""
-        whole, plus = self.is_whole(name), 0.0
-        for _ in range(_DEEPEST):
-            node = self.makers.get(name)
-            step = None if node is None else self._back(node)
+        whole, offset = self.is_integer(name), 0.0
+        for _ in range(_MAX_DEPTH):
+            node = self.producers.get(name)
+            step = None if node is None else self._step_back(node)
             if step is None:
                 break
             name, added = step
-            plus, whole = plus + added, whole or self.is_whole(name)
-        return name, whole, plus
+            offset, whole = offset + added, whole or self.is_integer(name)
+        return name, whole, offset
 
     def _ceiling(self, name: str) -> float | None:
         """The largest constant of the nearest Clip or Min."""
-        for _ in range(_DEEPEST):
-            node = self.makers.get(name)
-            if node is None or node.op_type not in _CUTTERS | _CARRIERS | {"Mul"}:
+        for _ in range(_MAX_DEPTH):
+            node = self.producers.get(name)
+            if node is None or node.op_type not in _CLIPPING_OPERATORS | _VALUE_PRESERVING | {"Mul"}:
                 return None
             if node.op_type in ("Clip", "Min"):
                 found = [self._largest(key) for key in node.input[1:] if key in self.constants]
                 if found:
                     return max(found)
-            name = next((key for key in node.input if key in self.makers and key not in self.constants), "")
+            name = next(
+                (key for key in node.input if key in self.producers and key not in self.constants), ""
+            )
         return None
 
-    def _counts(self, name: str) -> bool:
+    def _holds_integers(self, name: str) -> bool:
         """Whether a constant holds whole numbers, and more than a yes or no."""
         if name not in self.constants:
             return False
@@ -134,7 +136,7 @@ class _Tracer:
         """The C of x mod C, or of x - x / C * C."""
         if node.op_type == "Mod":
             return self._number(node.input[1])
-        product = self.makers.get(node.input[1]) if node.op_type == "Sub" else None
+        product = self.producers.get(node.input[1]) if node.op_type == "Sub" else None
         if product is None or product.op_type != "Mul":
             return None
         return self._number(product.input[1]) or self._number(product.input[0])
@@ -145,36 +147,36 @@ class _Tracer:
             int(numpy_helper.to_array(tensor).reshape(())) if tensor and np.prod(tensor.dims) == 1 else None
         )
 
-    def behind(self, name: str) -> str:
+    def source_operator(self, name: str) -> str:
         """The operator that made a tensor's values; "" for an input or a constant."""
-        for _ in range(_DEEPEST):
-            node = self.makers.get(name)
-            if node is None or node.op_type not in _CARRIERS - {"Concat", "Gather", "Slice"}:
+        for _ in range(_MAX_DEPTH):
+            node = self.producers.get(name)
+            if node is None or node.op_type not in _VALUE_PRESERVING - {"Concat", "Gather", "Slice"}:
                 return "" if node is None else node.op_type
             name = node.input[0]
         return ""
 
-    def is_whole(self, name: str, depth: int = 0) -> bool:
+    def is_integer(self, name: str, depth: int = 0) -> bool:
         """Whether a tensor is of a whole type, as far as the nodes behind it tell."""
         if name in self.types:
-            return self.types[name] in _WHOLE_TYPES
-        node = self.makers.get(name)
-        if node is None or depth > _DEEPEST:
+            return self.types[name] in _INTEGER_TYPES
+        node = self.producers.get(name)
+        if node is None or depth > _MAX_DEPTH:
             return False
         if node.op_type == "Cast":
-            return any(a.name == "to" and a.i in _WHOLE_TYPES for a in node.attribute)
+            return any(a.name == "to" and a.i in _INTEGER_TYPES for a in node.attribute)
         if node.op_type == "TopK" and len(node.output) > 1 and name == node.output[1]:
             return True
-        if node.op_type in _WHOLE_MAKERS:
+        if node.op_type in _INTEGER_OPERATORS:
             return True
-        return node.op_type in _SAME_TYPE and self.is_whole(node.input[0], depth + 1)
+        return node.op_type in _TYPE_PRESERVING and self.is_integer(node.input[0], depth + 1)
 
-    def _back(self, node: onnx.NodeProto) -> tuple[str, float] | None:
+    def _step_back(self, node: onnx.NodeProto) -> tuple[str, float] | None:
         """The tensor whose values a node carries on, and what it adds; None where it makes new ones."""
         if node.op_type == "Concat":
-            computed = [key for key in node.input if key in self.makers and key not in self.constants]
+            computed = [key for key in node.input if key in self.producers and key not in self.constants]
             return (computed[0], 0.0) if len(computed) == 1 else None  # the others only fill it up
-        if node.op_type in _CARRIERS:
+        if node.op_type in _VALUE_PRESERVING:
             return node.input[0], 0.0
         if node.op_type not in ("Add", "Sub"):
             return None
@@ -187,23 +189,23 @@ class _Tracer:
         return None
 
 
-def read_origins(graph: Graph) -> Mapping[str, Origin]:
+def read_output_sources(graph: Graph) -> Mapping[str, OutputSource]:
     """The origin of each output."""
-    tracer = _Tracer(graph)
-    return {value.name: tracer.origin(value.name) for value in graph.output}
+    tracer = _SourceTracer(graph)
+    return {value.name: tracer.trace(value.name) for value in graph.output}
 
 
-def operators(graph: Graph) -> frozenset[str]:
+def list_operators(graph: Graph) -> frozenset[str]:
     """All operators of a graph, those of loops and branches included."""
-    return frozenset(node.op_type for node in _nodes(graph))
+    return frozenset(node.op_type for node in _walk_nodes(graph))
 
 
-def _nodes(graph: Graph) -> Iterator[onnx.NodeProto]:
+def _walk_nodes(graph: Graph) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _nodes(inner)
+                yield from _walk_nodes(inner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,37 +217,38 @@ class ClassCounts:
     that classifies regions, its background included.
     """
 
-    suppressed: int | None = None
-    scored: int | None = None
-    classified: int | None = None
+    from_nms: int | None = None
+    from_scores: int | None = None
+    from_classifier: int | None = None
 
 
 def count_classes(model: onnx.ModelProto) -> ClassCounts:
     """The counts of a graph; those of a suppression take a shape inference to find them."""
-    if "NonMaxSuppression" not in operators(model.graph):
-        return ClassCounts(classified=_classified(model.graph))
+    if "NonMaxSuppression" not in list_operators(model.graph):
+        return ClassCounts(from_classifier=_count_softmax_classes(model.graph))
     shapes = {
-        name: [d.dim_value for d in kind.tensor_type.shape.dim] for name, kind in infer(model).onnx.items()
+        name: [d.dim_value for d in kind.tensor_type.shape.dim]
+        for name, kind in infer_types(model).onnx.items()
     }
-    suppressed, scored = set(), set()
+    from_nms, from_scores = set(), set()
     for node in model.graph.node:
         shape = shapes.get(node.input[1] if node.op_type == "NonMaxSuppression" else node.output[0], [])
         if len(shape) == 3 and node.op_type == "NonMaxSuppression" and shape[1] > 1:
-            suppressed.add(shape[1])
-        elif len(shape) == 3 and node.op_type in ("Sigmoid", "Softmax") and shape[1] >= _LEAST_ANCHORS:
-            scored.add(shape[2])
+            from_nms.add(shape[1])
+        elif len(shape) == 3 and node.op_type in ("Sigmoid", "Softmax") and shape[1] >= _MIN_ANCHORS:
+            from_scores.add(shape[2])
     return ClassCounts(
-        suppressed.pop() if len(suppressed) == 1 else None,
-        scored.pop() if len(scored) == 1 else None,
-        _classified(model.graph),
+        from_nms.pop() if len(from_nms) == 1 else None,
+        from_scores.pop() if len(from_scores) == 1 else None,
+        _count_softmax_classes(model.graph),
     )
 
 
-def _classified(graph: onnx.GraphProto) -> int | None:
+def _count_softmax_classes(graph: onnx.GraphProto) -> int | None:
     """The width of the one fully connected layer whose outputs a softmax takes."""
-    makers = {name: node for node in graph.node for name in node.output}
+    producers = {name: node for node in graph.node for name in node.output}
     weights = {tensor.name: tensor.dims for tensor in graph.initializer}
-    layers = [makers.get(node.input[0]) for node in graph.node if node.op_type == "Softmax"]
+    layers = [producers.get(node.input[0]) for node in graph.node if node.op_type == "Softmax"]
     if len(layers) != 1 or layers[0] is None or layers[0].op_type != "Gemm":
         return None
     across = any(a.name == "transB" and a.i for a in layers[0].attribute)

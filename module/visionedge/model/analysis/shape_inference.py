@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
 
 from visionedge.errors import ModelError, UnavailableError
-from visionedge.runtime.child_process import address_space_bytes, blames_machine, run
+from visionedge.runtime.child_process import compute_address_space_bytes, explain_machine_limit, run_child
 
 # Shapes that ONNX's own inference gives up on: those that a graph computes from the shape of its input.
 #
@@ -35,10 +35,10 @@ from visionedge.runtime.child_process import address_space_bytes, blames_machine
 Values = NDArray[np.generic]
 
 # Of shapes, places and their parts; what is larger is part of the picture's way.
-MOST_NUMBERS = 4096
+MAX_VALUES = 4096
 _DOMAINS = ("", "ai.onnx")
 # onnx raises one of these for a node that it cannot make sense of, and its evaluator whatever numpy does.
-_CANNOT = (
+_INFERENCE_ERRORS = (
     shape_inference.InferenceError,
     defs.SchemaError,
     ValueError,
@@ -49,19 +49,19 @@ _CANNOT = (
 )
 
 
-def tensor_types(model: onnx.ModelProto) -> Mapping[str, TypeProto]:
+def infer_node_by_node(model: onnx.ModelProto) -> Mapping[str, TypeProto]:
     """The types of all tensors of a graph whose shape or element type follows from its inputs.
 
     An open first side of an input counts as 1, and so does what follows from it. Only for a process that may
     be lost (see `inferring`): what infers a node is native code, and it asserts.
     """
-    walk = _Walk(model)
+    walk = _NodeInference(model)
     for node in model.graph.node:
         walk.step(node)
     return walk.types
 
 
-class _Walk:
+class _NodeInference:
     """The types of all tensors so far, and the values of the small ones that are constant."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -71,10 +71,10 @@ class _Walk:
         self.types: dict[str, TypeProto] = {}
         self.values: dict[str, Values] = {}
         for value in graph.input:
-            self.types[value.name] = _closed(value.type)
+            self.types[value.name] = _with_batch_of_one(value.type)
         for tensor in graph.initializer:
             self.types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
-            if math.prod(tensor.dims) <= MOST_NUMBERS and tensor.data_type != TensorProto.STRING:
+            if math.prod(tensor.dims) <= MAX_VALUES and tensor.data_type != TensorProto.STRING:
                 self.values[tensor.name] = numpy_helper.to_array(tensor)
 
     def step(self, node: onnx.NodeProto) -> None:
@@ -84,7 +84,7 @@ class _Walk:
         try:
             self._infer(node)
             self._compute(node)
-        except _CANNOT:
+        except _INFERENCE_ERRORS:
             return  # nothing is known of them, then
 
     def _infer(self, node: onnx.NodeProto) -> None:
@@ -100,10 +100,10 @@ class _Walk:
         if node.op_type == "Shape":
             self._take_shape(node)
             return
-        if any(name and name not in self.values for name in node.input) or not _is_arithmetic(node):
+        if any(name and name not in self.values for name in node.input) or not _is_self_contained(node):
             return
-        shapes = [shape_of(self.types.get(name)) for name in node.output]
-        if any(shape is None or None in shape or _size(shape) > MOST_NUMBERS for shape in shapes):
+        shapes = [read_shape(self.types.get(name)) for name in node.output]
+        if any(shape is None or None in shape or _size(shape) > MAX_VALUES for shape in shapes):
             return
         feeds = {name: self.values[name] for name in node.input if name}
         inputs = [helper.make_value_info(name, self.types[name]) for name in feeds]
@@ -118,14 +118,14 @@ class _Walk:
         self.values.update(zip(node.output, map(np.asarray, results), strict=False))
 
     def _take_shape(self, node: onnx.NodeProto) -> None:
-        shape = shape_of(self.types.get(node.input[0]))
+        shape = read_shape(self.types.get(node.input[0]))
         if shape is not None and None not in shape:
             ends = {attribute.name: attribute.i for attribute in node.attribute}
             part = shape[ends.get("start", 0) : ends.get("end", len(shape))]
             self.values[node.output[0]] = np.array(part, np.int64)
 
 
-def _closed(kind: TypeProto) -> TypeProto:
+def _with_batch_of_one(kind: TypeProto) -> TypeProto:
     """A tensor's type with 1 for an open first side."""
     closed = TypeProto()
     closed.CopyFrom(kind)
@@ -135,7 +135,7 @@ def _closed(kind: TypeProto) -> TypeProto:
     return closed
 
 
-def shape_of(kind: TypeProto | None) -> tuple[int | None, ...] | None:
+def read_shape(kind: TypeProto | None) -> tuple[int | None, ...] | None:
     """The shape of a type, open sides as None; None where not even the rank is known."""
     if kind is None or not kind.tensor_type.HasField("shape"):
         return None
@@ -146,48 +146,48 @@ def _size(shape: tuple[int | None, ...]) -> int:
     return math.prod(side or 0 for side in shape)
 
 
-def _is_arithmetic(node: onnx.NodeProto) -> bool:
+def _is_self_contained(node: onnx.NodeProto) -> bool:
     """Whether a node is done when it is done: loops may never be, and nothing else needs a graph or text."""
     return not any(a.HasField("g") or a.graphs or a.HasField("s") or a.strings for a in node.attribute)
 
 
-INFERRED_WITHIN_S = 60
-_SPARE_S = 10
-_KEPT = 8
+INFERENCE_TIMEOUT_S = 60
+_EXTRA_TIMEOUT_S = 10
+_MAX_CACHED = 8
 
-Types = Mapping[str, TypeProto]
+TensorTypes = Mapping[str, TypeProto]
 
 
 @dataclass(frozen=True, slots=True)
-class Inferred:
+class InferredTypes:
     """The types of tensors: `onnx` as its own inference has them, `walked` as `shapes` works them out."""
 
-    onnx: Types
-    walked: Types
+    onnx: TensorTypes
+    node_by_node: TensorTypes
 
 
-_kept: dict[str, Inferred] = {}
+_cache: dict[str, InferredTypes] = {}
 
 
-def infer(model: onnx.ModelProto) -> Inferred:
+def infer_types(model: onnx.ModelProto) -> InferredTypes:
     """The types of a graph's tensors, as far as its inputs tell; those of the last few graphs are kept.
 
     Raises:
         ModelError: the inference crashes or does not end.
         UnavailableError: no process can be started.
     """
-    sent = without_weights(model).SerializeToString()
+    sent = strip_weights(model).SerializeToString()
     key = hashlib.sha256(sent).hexdigest()
-    if key not in _kept:
-        found = _asked(sent)
-        while len(_kept) >= _KEPT:
+    if key not in _cache:
+        found = _infer_in_child(sent)
+        while len(_cache) >= _MAX_CACHED:
             with contextlib.suppress(KeyError, StopIteration):
-                del _kept[next(iter(_kept))]
-        _kept[key] = found
-    return _kept[key]
+                del _cache[next(iter(_cache))]
+        _cache[key] = found
+    return _cache[key]
 
 
-def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+def strip_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy whose large constants have a shape and a type, but no values."""
     copy = onnx.ModelProto(ir_version=model.ir_version)
     copy.opset_import.extend(model.opset_import)
@@ -200,7 +200,7 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     to.value_info.extend(graph.value_info)
     to.sparse_initializer.extend(graph.sparse_initializer)
     for tensor in graph.initializer:
-        if math.prod(tensor.dims) <= MOST_NUMBERS:
+        if math.prod(tensor.dims) <= MAX_VALUES:
             to.initializer.append(tensor)
         else:
             to.initializer.append(
@@ -209,30 +209,32 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _asked(sent: bytes) -> Inferred:
+def _infer_in_child(sent: bytes) -> InferredTypes:
     try:
-        done = run("visionedge.model.analysis.shape_inference", sent, INFERRED_WITHIN_S + _SPARE_S)
+        done = run_child(
+            "visionedge.model.analysis.shape_inference", sent, INFERENCE_TIMEOUT_S + _EXTRA_TIMEOUT_S
+        )
     except subprocess.TimeoutExpired:
-        raise ModelError(_death(-signal.SIGALRM)) from None
+        raise ModelError(_describe_exit(-signal.SIGALRM)) from None
     except OSError as error:
         raise UnavailableError(f"no process can be started to examine the model: {error.strerror}") from None
     if done.returncode:
-        if (words := blames_machine(done.stderr)) is not None:
+        if (words := explain_machine_limit(done.stderr)) is not None:
             raise UnavailableError(f"the process that examines the model cannot run: {words}")
-        raise ModelError(_death(done.returncode))
+        raise ModelError(_describe_exit(done.returncode))
     (first,) = struct.unpack_from("<Q", done.stdout)
     parts = (done.stdout[8 : 8 + first], done.stdout[8 + first :])
-    ours, walked = (onnx.GraphProto.FromString(part) for part in parts)
-    return Inferred(_types(ours), _types(walked))
+    ours, node_by_node = (onnx.GraphProto.FromString(part) for part in parts)
+    return InferredTypes(_types_of_graph(ours), _types_of_graph(node_by_node))
 
 
-def _types(graph: onnx.GraphProto) -> Types:
+def _types_of_graph(graph: onnx.GraphProto) -> TensorTypes:
     return {value.name: value.type for value in graph.value_info}
 
 
-def _death(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code == -signal.SIGALRM:
-        return f"the shapes of its tensors cannot be worked out within {INFERRED_WITHIN_S} s"
+        return f"the shapes of its tensors cannot be worked out within {INFERENCE_TIMEOUT_S} s"
     how = signal.Signals(-code).name if code < 0 else f"code {code}"
     return f"makes onnx's shape inference crash ({how}): its graph cannot be right; export it again"
 
@@ -243,17 +245,17 @@ def _death(code: int) -> str:
 def main() -> None:
     """Answer for the model on stdin."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes(),) * 2)
-    signal.alarm(INFERRED_WITHIN_S)
+    resource.setrlimit(resource.RLIMIT_AS, (compute_address_space_bytes(),) * 2)
+    signal.alarm(INFERENCE_TIMEOUT_S)
     model = onnx.ModelProto.FromString(sys.stdin.buffer.read())
-    walked = onnx.GraphProto()
-    for name, kind in tensor_types(model).items():
-        walked.value_info.add(name=name).type.CopyFrom(kind)
-    ours = _inferred(model).SerializeToString()
-    sys.stdout.buffer.write(struct.pack("<Q", len(ours)) + ours + walked.SerializeToString())
+    node_by_node = onnx.GraphProto()
+    for name, kind in infer_node_by_node(model).items():
+        node_by_node.value_info.add(name=name).type.CopyFrom(kind)
+    ours = _infer_with_onnx(model).SerializeToString()
+    sys.stdout.buffer.write(struct.pack("<Q", len(ours)) + ours + node_by_node.SerializeToString())
 
 
-def _inferred(model: onnx.ModelProto) -> onnx.GraphProto:
+def _infer_with_onnx(model: onnx.ModelProto) -> onnx.GraphProto:
     """What ONNX infers; as declared where it fails (it is a help, never a judge)."""
     found = onnx.GraphProto()
     try:

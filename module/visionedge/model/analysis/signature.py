@@ -10,39 +10,39 @@ import onnx
 from onnx import helper
 
 from visionedge.errors import ModelError
-from visionedge.model.analysis.float_view import Graph, float_view
-from visionedge.model.analysis.input_ops import Opening, read_opening
-from visionedge.model.analysis.output_ops import Closing, read_closings
+from visionedge.model.analysis.float_view import Graph, make_float_view
+from visionedge.model.analysis.input_ops import InputOps, read_input_ops
+from visionedge.model.analysis.output_ops import OutputOps, read_output_ops
 from visionedge.model.analysis.output_sources import (
     ClassCounts,
-    Origin,
+    OutputSource,
     count_classes,
-    operators,
-    read_origins,
+    list_operators,
+    read_output_sources,
 )
-from visionedge.model.analysis.shape_inference import infer, shape_of
+from visionedge.model.analysis.shape_inference import infer_types, read_shape
 
 # Whether the features that queries are chosen from come from a transformer: such are trained otherwise.
 
 
-_PARTS = frozenset({"Attention", "LayerNormalization", "MultiHeadAttention", "Softmax"})
+_TRANSFORMER_OPERATORS = frozenset({"Attention", "LayerNormalization", "MultiHeadAttention", "Softmax"})
 
 
-def transformer_parts(graph: Graph) -> int:
+def count_transformer_parts(graph: Graph) -> int:
     """How many attentions and normalisations of layers lie behind the first choice of queries.
 
     A network of convolutions with an encoder on its coarsest map has four or so, a transformer dozens; 0
     where nothing is chosen.
     """
-    makers = {name: node for node in graph.node for name in node.output if name}
+    producers = {name: node for node in graph.node for name in node.output if name}
     first = next((node for node in graph.node if node.op_type == "TopK"), None)
     found, waiting, seen = 0, list(first.input[:1]) if first is not None else [], set[str]()
     while waiting:
-        node = makers.get(waiting.pop())
+        node = producers.get(waiting.pop())
         if node is None or node.output[0] in seen:
             continue
         seen.add(node.output[0])
-        found += node.op_type in _PARTS
+        found += node.op_type in _TRANSFORMER_OPERATORS
         waiting.extend(node.input)
     return found
 
@@ -50,20 +50,20 @@ def transformer_parts(graph: Graph) -> int:
 # The size of a picture input that the model leaves open: stated, or exported with, or the usual one.
 
 
-USUAL_PX = 640
+DEFAULT_SIZE_PX = 640
 """What the exporters of detectors with an open size take where nobody says otherwise."""
 
-_KINDS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8})
+_PICTURE_TYPES = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8})
 
 
 @contextmanager
-def sized(model: onnx.ModelProto, metadata: Mapping[str, str]) -> Iterator[str]:
+def fix_open_size(model: onnx.ModelProto, metadata: Mapping[str, str]) -> Iterator[str]:
     """While it lasts, an open size of the picture is fixed; gives the evidence for it, "" if none was open.
 
     Raises:
         ModelError: a size is stated, but the model has a fixed other one; or it is no size.
     """
-    value = _picture(model.graph)
+    value = _find_picture(model.graph)
     if value is None:
         yield ""
         return
@@ -71,7 +71,7 @@ def sized(model: onnx.ModelProto, metadata: Mapping[str, str]) -> Iterator[str]:
     channel = 3 if dims[3].dim_value == 3 and dims[1].dim_value != 3 else 1
     tall, wide = (1, 2) if channel == 3 else (2, 3)
     seen = (dims[wide].dim_value, dims[tall].dim_value)
-    width, height, origin = _size(metadata, seen)
+    width, height, origin = _choose_size(metadata, seen)
     before = value.type.tensor_type.shape.SerializeToString()
     dims[channel].dim_value, dims[tall].dim_value, dims[wide].dim_value = 3, height, width
     try:
@@ -80,7 +80,7 @@ def sized(model: onnx.ModelProto, metadata: Mapping[str, str]) -> Iterator[str]:
         value.type.tensor_type.shape.ParseFromString(before)
 
 
-def _picture(graph: onnx.GraphProto) -> onnx.ValueInfoProto | None:
+def _find_picture(graph: onnx.GraphProto) -> onnx.ValueInfoProto | None:
     """The one input that may be a picture: four dimensions, three channels or an open number of them."""
     weights = {tensor.name for tensor in graph.initializer}
     found = [v for v in graph.input if v.name not in weights and _may_be_picture(v)]
@@ -90,14 +90,14 @@ def _picture(graph: onnx.GraphProto) -> onnx.ValueInfoProto | None:
 def _may_be_picture(value: onnx.ValueInfoProto) -> bool:
     kind = value.type.tensor_type
     dims = [d.dim_value for d in kind.shape.dim]
-    if kind.elem_type not in _KINDS or len(dims) != 4:
+    if kind.elem_type not in _PICTURE_TYPES or len(dims) != 4:
         return False
     return bool(dims[1] == 3 or dims[3] == 3 or dims[1] == dims[2] == dims[3] == 0)
 
 
-def _size(metadata: Mapping[str, str], seen: tuple[int, int]) -> tuple[int, int, str]:
+def _choose_size(metadata: Mapping[str, str], seen: tuple[int, int]) -> tuple[int, int, str]:
     """(width, height, where it comes from) for a size in which 0 is open."""
-    stated = _numbers(metadata.get("visionedge.input"), ("width", "height"))
+    stated = _read_two_numbers(metadata.get("visionedge.input"), ("width", "height"))
     for word, fixed, wanted in zip(("width", "height"), seen, stated, strict=True):
         if fixed and wanted and fixed != wanted:
             raise ModelError(
@@ -105,16 +105,16 @@ def _size(metadata: Mapping[str, str], seen: tuple[int, int]) -> tuple[int, int,
             )
     if all(seen):
         return *seen, ""
-    exported = tuple(reversed(_numbers(metadata.get("imgsz"), (0, 1))))
+    exported = tuple(reversed(_read_two_numbers(metadata.get("imgsz"), (0, 1))))
     for size, origin in ((stated, "as stated"), (exported, "as its metadata 'imgsz' says")):
         if any(size):
             width, height = (a or b or max(size) for a, b in zip(seen, size, strict=True))
             return width, height, origin
-    width, height = (a or max(seen) or USUAL_PX for a in seen)
+    width, height = (a or max(seen) or DEFAULT_SIZE_PX for a in seen)
     return width, height, "as is usual; MODEL.yaml can state another as input.width and input.height"
 
 
-def _numbers(text: str | None, keys: tuple[str, str] | tuple[int, int]) -> tuple[int, int]:
+def _read_two_numbers(text: str | None, keys: tuple[str, str] | tuple[int, int]) -> tuple[int, int]:
     """Two numbers of a JSON document, 0 where they are not given."""
     try:
         document = json.loads(text or "{}")
@@ -136,14 +136,14 @@ Shape = tuple[int | None, ...]
 """Dimensions; None where the model leaves one open."""
 
 # Operators that move values without changing them: what made an output is looked for in front of these.
-_MOVERS = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast"})
+_VALUE_PRESERVING = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast"})
 
 
-_MOST_TOLD = 12
+_MAX_LISTED = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class TensorInfo:
     """An input or output: `dtype` as numpy names it, `shape` None where not even the rank is said."""
 
     name: str
@@ -156,38 +156,38 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Signature:
-    """Inputs, outputs and metadata of a model; `made_by`: the operator that made each output's values.
+class ModelSignature:
+    """Inputs, outputs and metadata of a model.
 
-    `origins` and `closings` tell more of each output, `opening` what is done to the picture first and
-    `operators` which occur at all. `classes` is what a suppression in the graph tells of their number,
-    `size` the evidence for the size of a picture that the model leaves open. `transformer_parts`: how many
-    attentions and the like its queries are chosen behind.
+    `output_operators`: the operator that made each output's values; `output_sources` and `output_ops` tell more
+    of each, `input_ops` what is done to the picture first and `operators` which occur at all. `classes` is what a suppression in the graph tells of their number,
+    `size` the evidence for the size of a picture that the model leaves open. `count_transformer_parts`: how
+    many attentions and the like its queries are chosen behind.
     """
 
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
     producer: str = ""
-    made_by: Mapping[str, str] = field(default_factory=dict)
-    origins: Mapping[str, Origin] = field(default_factory=dict)
-    opening: Opening = field(default_factory=Opening)
+    output_operators: Mapping[str, str] = field(default_factory=dict)
+    output_sources: Mapping[str, OutputSource] = field(default_factory=dict)
+    input_ops: InputOps = field(default_factory=InputOps)
     operators: frozenset[str] = frozenset()
-    closings: Mapping[str, Closing] = field(default_factory=dict)
+    output_ops: Mapping[str, OutputOps] = field(default_factory=dict)
     classes: ClassCounts = field(default_factory=ClassCounts)
     size: str = ""
     transformer_parts: int = 0
 
     def __str__(self) -> str:
-        return f"inputs {_listed(self.inputs)}; outputs {_listed(self.outputs)}"
+        return f"inputs {_join_tensors(self.inputs)}; outputs {_join_tensors(self.outputs)}"
 
 
-def _listed(tensors: tuple[Tensor, ...]) -> str:
-    words = ", ".join(str(tensor) for tensor in tensors[:_MOST_TOLD]) or "none"
-    return words if len(tensors) <= _MOST_TOLD else f"{words} and {len(tensors) - _MOST_TOLD} more"
+def _join_tensors(tensors: tuple[TensorInfo, ...]) -> str:
+    words = ", ".join(str(tensor) for tensor in tensors[:_MAX_LISTED]) or "none"
+    return words if len(tensors) <= _MAX_LISTED else f"{words} and {len(tensors) - _MAX_LISTED} more"
 
 
-def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = None) -> Signature:
+def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = None) -> ModelSignature:
     """The signature of a parsed model; shapes that it leaves out are inferred where that is possible.
 
     `stated` is laid over its metadata: what its owner says of it.
@@ -198,57 +198,57 @@ def read_signature(model: onnx.ModelProto, stated: Mapping[str, str] | None = No
     graph = model.graph
     metadata = {entry.key: entry.value for entry in model.metadata_props} | dict(stated or {})
     weights = {tensor.name for tensor in graph.initializer}
-    with sized(model, metadata) as size:
+    with fix_open_size(model, metadata) as size:
         inputs = _tensors(value for value in graph.input if value.name not in weights)
         outputs = _tensors(graph.output)
         if any(t.shape is None or None in t.shape[1:] for t in outputs):
-            outputs = _inferred(model, outputs)
+            outputs = _infer_outputs(model, outputs)
         classes = count_classes(model)
-    floats = float_view(graph)
-    return Signature(
+    floats = make_float_view(graph)
+    return ModelSignature(
         inputs=inputs,
         outputs=outputs,
         metadata=metadata,
-        producer=_producer(model),
-        made_by=_makers(floats),
-        closings=read_closings(floats),
-        origins=read_origins(floats),
-        opening=_opening(floats, inputs),
-        operators=operators(floats),
+        producer=_read_producer(model),
+        output_operators=_find_output_operators(floats),
+        output_ops=read_output_ops(floats),
+        output_sources=read_output_sources(floats),
+        input_ops=_read_input_ops(floats, inputs),
+        operators=list_operators(floats),
         classes=classes,
         size=size,
-        transformer_parts=transformer_parts(floats),
+        transformer_parts=count_transformer_parts(floats),
     )
 
 
-def _producer(model: onnx.ModelProto) -> str:
+def _read_producer(model: onnx.ModelProto) -> str:
     """Who made it: Paddle's domain of operators tells, even where the last tool named itself, or nobody."""
     return next((i.domain for i in model.opset_import if i.domain == "Paddle"), model.producer_name)
 
 
-def _opening(graph: Graph, inputs: tuple[Tensor, ...]) -> Opening:
+def _read_input_ops(graph: Graph, inputs: tuple[TensorInfo, ...]) -> InputOps:
     """What is done first to the one input that may be a picture."""
     pictures = [t for t in inputs if t.shape is not None and len(t.shape) == 4]
     if len(pictures) != 1:
-        return Opening()
+        return InputOps()
     shape = pictures[0].shape or ()
     last = shape[3] == 3 and shape[1] != 3
     size_px = (shape[2], shape[1]) if last else (shape[3], shape[2])
-    return read_opening(graph, pictures[0].name, 3 if last else 1, size_px)
+    return read_input_ops(graph, pictures[0].name, 3 if last else 1, size_px)
 
 
-def _tensors(values: Iterable[onnx.ValueInfoProto]) -> tuple[Tensor, ...]:
+def _tensors(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorInfo, ...]:
     return tuple(_tensor(value) for value in values)
 
 
-def _tensor(value: onnx.ValueInfoProto) -> Tensor:
+def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
-        return Tensor(value.name, value.type.WhichOneof("value") or "unknown", None)
+        return TensorInfo(value.name, value.type.WhichOneof("value") or "unknown", None)
     shape: Shape | None = None
     if kind.HasField("shape"):
         shape = tuple(d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim)
-    return Tensor(value.name, _dtype(kind.elem_type), shape)
+    return TensorInfo(value.name, _dtype(kind.elem_type), shape)
 
 
 def _dtype(elem_type: int) -> str:
@@ -258,9 +258,9 @@ def _dtype(elem_type: int) -> str:
         return f"type-{elem_type}"
 
 
-def _inferred(model: onnx.ModelProto, declared: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _infer_outputs(model: onnx.ModelProto, declared: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
     """Outputs as shape inference sees them; as declared where it fails (it is a help, never a judge)."""
-    found = infer(model)
+    found = infer_types(model)
     outputs = []
     for tensor in declared:
         kind = found.onnx.get(tensor.name)
@@ -269,10 +269,12 @@ def _inferred(model: onnx.ModelProto, declared: tuple[Tensor, ...]) -> tuple[Ten
         outputs.append(seen)
     if not any(tensor.shape is None or None in tensor.shape[1:] for tensor in outputs):
         return tuple(outputs)
-    return tuple(_closed(tensor, shape_of(found.walked.get(tensor.name))) for tensor in outputs)
+    return tuple(
+        _fill_open_sides(tensor, read_shape(found.node_by_node.get(tensor.name))) for tensor in outputs
+    )
 
 
-def _closed(tensor: Tensor, found: Shape | None) -> Tensor:
+def _fill_open_sides(tensor: TensorInfo, found: Shape | None) -> TensorInfo:
     """A tensor with the sides that were found for those it leaves open; the first is the batch."""
     if found is None or (tensor.shape is not None and len(tensor.shape) != len(found)):
         return tensor
@@ -281,12 +283,12 @@ def _closed(tensor: Tensor, found: Shape | None) -> Tensor:
     return replace(tensor, shape=(*seen[:1], *sides))
 
 
-def _makers(graph: Graph) -> dict[str, str]:
+def _find_output_operators(graph: Graph) -> dict[str, str]:
     maker = {name: node for node in graph.node for name in node.output}
-    made_by = {}
+    output_operators = {}
     for value in graph.output:
         node = maker.get(value.name)
-        while node is not None and node.op_type in _MOVERS and node.input:
+        while node is not None and node.op_type in _VALUE_PRESERVING and node.input:
             node = maker.get(node.input[0])
-        made_by[value.name] = node.op_type if node is not None else ""
-    return made_by
+        output_operators[value.name] = node.op_type if node is not None else ""
+    return output_operators

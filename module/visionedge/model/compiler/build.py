@@ -18,68 +18,78 @@ from onnx import helper, numpy_helper
 
 from visionedge import __version__
 from visionedge.errors import ModelError
-from visionedge.model.analysis.shape_inference import infer
-from visionedge.model.compiler.compile import ROWS, checked_network, compile_graph, compile_model
-from visionedge.model.compiler.trial_run import first_run
+from visionedge.model.analysis.shape_inference import infer_types
+from visionedge.model.compiler.compile import MAX_ROWS, compile_graph, compile_model, read_unchanged_network
+from visionedge.model.compiler.trial_run import run_trial
 from visionedge.model.model import Model
-from visionedge.model.onnx_file import blamed_on
-from visionedge.model.stamp import _OUTDATED, _RESIZING, HEAD, KEY, SIGNATURE, Imprint, read_imprint
-from visionedge.runtime.files import drop_damaged, is_odd
-from visionedge.runtime.ort import wheel
+from visionedge.model.onnx_file import wrap_model_errors
+from visionedge.model.stamp import (
+    _OUTDATED_KEYS,
+    _RESIZE_KEYS,
+    COMPILED_HEAD,
+    COMPILED_KEY,
+    COMPILED_SIGNATURE,
+    CompiledMetadata,
+    read_compiled_metadata,
+)
+from visionedge.runtime.files import is_special_file, set_aside_damaged
+from visionedge.runtime.ort import installed_wheel
 
 
-def stamp(graph: onnx.ModelProto, model: Model, *, rows: int, batch: int | None, batch_words: str) -> None:
+def write_compiled_metadata(
+    graph: onnx.ModelProto, model: Model, *, rows: int, batch: int | None, batch_reason: str
+) -> None:
     """Write into a compiled graph what it is, over what the network said of itself."""
-    reading, way = model.reading, model.reading.preprocess
-    imprint = Imprint(
-        *(__version__, model.name, model.sha256, model.head, reading.class_count, model.evidence),
-        *(rows, batch, batch_words),
+    interpretation, preprocess = model.interpretation, model.interpretation.preprocess
+    compiled_metadata = CompiledMetadata(
+        *(__version__, model.name, model.sha256, model.head, interpretation.class_count, model.evidence),
+        *(rows, batch, batch_reason),
     )
-    metadata = {entry.key: entry.value for entry in graph.metadata_props if entry.key not in _OUTDATED}
+    metadata = {entry.key: entry.value for entry in graph.metadata_props if entry.key not in _OUTDATED_KEYS}
     metadata |= {
-        KEY: json.dumps(asdict(imprint)),
-        "visionedge.head": HEAD,
-        "visionedge.input": json.dumps({key: getattr(way, key) for key in _RESIZING}),
-        "visionedge.nms": json.dumps(reading.suppress),
+        COMPILED_KEY: json.dumps(asdict(compiled_metadata)),
+        "visionedge.head": COMPILED_HEAD,
+        "visionedge.input": json.dumps({key: getattr(preprocess, key) for key in _RESIZE_KEYS}),
+        "visionedge.nms": json.dumps(interpretation.needs_nms),
     }
     if model.labels:
         metadata["names"] = json.dumps(model.labels)
     del graph.metadata_props[:]
     helper.set_model_props(graph, metadata)
     graph.producer_name, graph.producer_version = "visionedge", __version__
-    graph.doc_string = f"{model.name}, compiled by visionedge: {SIGNATURE}"
+    graph.doc_string = f"{model.name}, compiled by visionedge: {COMPILED_SIGNATURE}"
 
 
-def imprint_of(graph: onnx.ModelProto) -> Imprint:
+def require_compiled_metadata(graph: onnx.ModelProto) -> CompiledMetadata:
     """What a graph says of itself that was built here.
 
     Raises:
         ModelError: it was not.
     """
-    imprint = read_imprint({entry.key: entry.value for entry in graph.metadata_props})
-    if imprint is None:
+    compiled_metadata = read_compiled_metadata({entry.key: entry.value for entry in graph.metadata_props})
+    if compiled_metadata is None:
         raise ModelError("was not compiled here")
-    return imprint
+    return compiled_metadata
 
 
 # A network whose batch was fixed at one, opened to any number of pictures.
 #
 # Exporters write the one into shapes all over a graph. Here it is taken out again where it can stand for the
-# batch; that this is right is never assumed: `first_run` computes several pictures at once and one by one.
+# batch; that this is right is never assumed: `run_trial` computes several pictures at once and one by one.
 
 
 # How many values these give depends on the pictures, so several of them do not stack.
-UNSTACKABLE = frozenset(
+UNBATCHABLE_OPERATORS = frozenset(
     {"NonMaxSuppression", "NonZero", "Unique", "Compress", "If", "Loop", "Scan", "SequenceConstruct"}
     | {"SplitToSequence", "ConcatFromSequence", "SequenceInsert", "SequenceEmpty"}
 )
 
-OPEN = "N"
+DYNAMIC_BATCH = "N"
 
 
-def opened(network: onnx.ModelProto) -> onnx.ModelProto | str:
+def make_batch_dynamic(network: onnx.ModelProto) -> onnx.ModelProto | str:
     """A copy that may take any number of pictures, or why there can be none, in words."""
-    operators = sorted({node.op_type for node in network.graph.node} & UNSTACKABLE)
+    operators = sorted({node.op_type for node in network.graph.node} & UNBATCHABLE_OPERATORS)
     if operators:
         return f"its {operators[0]} gives another number of values for each picture"
     copy = onnx.ModelProto()
@@ -91,16 +101,16 @@ def opened(network: onnx.ModelProto) -> onnx.ModelProto | str:
         dims = value.type.tensor_type.shape.dim
         if not dims or dims[0].dim_value != 1:
             return f"its input '{value.name}' has no batch of one in front"
-        dims[0].dim_param = OPEN
-    shapes = _shapes(network)
+        dims[0].dim_param = DYNAMIC_BATCH
+    shapes = _infer_shapes(network)
     del graph.value_info[:]
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
-    _open_nodes(graph, {value.name for value in inputs}, shapes)
+    _make_nodes_dynamic(graph, {value.name for value in inputs}, shapes)
     return copy
 
 
-def _open_nodes(graph: onnx.GraphProto, moving: set[str], shapes: dict[str, list[int]]) -> None:
+def _make_nodes_dynamic(graph: onnx.GraphProto, moving: set[str], shapes: dict[str, list[int]]) -> None:
     """Take the one out of the nodes that see pictures; `moving` are the tensors that do."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
@@ -110,7 +120,7 @@ def _open_nodes(graph: onnx.GraphProto, moving: set[str], shapes: dict[str, list
         if moving.isdisjoint(node.input):
             continue
         moving.update(node.output)
-        change = _CHANGES.get(node.op_type)
+        change = _HANDLERS.get(node.op_type)
         if change is not None and node.input[0] in moving:
             change(node, constants, shapes, graph)
 
@@ -132,7 +142,7 @@ def _reshape(
         shape = np.concatenate([[-1], shape[1:]])
     elif shape[0] == 1 and not keeps_zero:
         shape = np.concatenate([[0], shape[1:]])
-    node.input[1] = _constant(graph, shape.astype(np.int64))
+    node.input[1] = _add_constant(graph, shape.astype(np.int64))
 
 
 def _resize(
@@ -152,13 +162,13 @@ def _resize(
     factors = np.nextafter((sizes / np.array(before)).astype(np.float32), np.float32(np.inf))
     factors[sizes == before] = 1
     del node.input[3]
-    node.input[2] = _constant(graph, factors)
+    node.input[2] = _add_constant(graph, factors)
 
 
-_CHANGES = {"Reshape": _reshape, "Resize": _resize}
+_HANDLERS = {"Reshape": _reshape, "Resize": _resize}
 
 
-def _constant(graph: onnx.GraphProto, values: NDArray[np.generic]) -> str:
+def _add_constant(graph: onnx.GraphProto, values: NDArray[np.generic]) -> str:
     """A new constant: the old one may serve other nodes too."""
     taken = {tensor.name for tensor in graph.initializer} | {name for n in graph.node for name in n.output}
     name = next(name for i in itertools.count() if (name := f"open.batch.{i}") not in taken)
@@ -166,17 +176,17 @@ def _constant(graph: onnx.GraphProto, values: NDArray[np.generic]) -> str:
     return name
 
 
-def _shapes(network: onnx.ModelProto) -> dict[str, list[int]]:
+def _infer_shapes(network: onnx.ModelProto) -> dict[str, list[int]]:
     """The whole shapes that are known of tensors, with the batch of one; none where inference fails."""
     try:
-        types = infer(network).onnx
+        types = infer_types(network).onnx
     except ModelError:
         return {}  # what runs it will tell whether that matters
     sides = {name: [d.dim_value for d in kind.tensor_type.shape.dim] for name, kind in types.items()}
     return {name: dims for name, dims in sides.items() if all(side > 0 for side in dims)}
 
 
-def build(model: Model, rows: int = ROWS) -> bytes:
+def build_graph(model: Model, rows: int = MAX_ROWS) -> bytes:
     """The graph that runs, serialised, with its imprint. Takes seconds: other processes are started.
 
     Its batch is open wherever several pictures at once were found to give what each alone gives.
@@ -185,67 +195,69 @@ def build(model: Model, rows: int = ROWS) -> bytes:
         ModelError: the model changed, cannot be compiled, or its first run does not end well.
         UnavailableError: onnxruntime cannot be used.
     """
-    network = checked_network(model)
-    with blamed_on(model.path):
-        if model.reading.input.batch is None and _declared(model, network) == 1:
+    network = read_unchanged_network(model)
+    with wrap_model_errors(model.path):
+        if model.interpretation.input.batch is None and _declared_batch(model, network) == 1:
             model = with_batch(model, 1)  # opened before, but the file is as it was
-        return _built(model, network, rows)
+        return _build(model, network, rows)
 
 
 def with_batch(model: Model, batch: int | None) -> Model:
     """The model for so many pictures at a time; None: any number."""
-    picture = replace(model.reading.input, batch=batch)
-    return replace(model, reading=replace(model.reading, input=picture))
+    picture = replace(model.interpretation.input, batch=batch)
+    return replace(model, interpretation=replace(model.interpretation, input=picture))
 
 
-def _built(model: Model, network: onnx.ModelProto, rows: int) -> bytes:
-    batch = model.reading.input.batch
-    wide = _wide(model, network)
-    single = _compiled(network, model, batch or 1, rows)
-    many = None if isinstance(wide, str) else _compiled(wide, model, None, rows)
-    found = first_run(
-        _with_outputs(single, network.graph.output),
+def _build(model: Model, network: onnx.ModelProto, rows: int) -> bytes:
+    batch = model.interpretation.input.batch
+    wide = _dynamic_network(model, network)
+    fixed_graph = _compile_copy(network, model, batch or 1, rows)
+    many = None if isinstance(wide, str) else _compile_copy(wide, model, None, rows)
+    found = run_trial(
+        _with_outputs(fixed_graph, network.graph.output),
         batch or 1,
         None if many is None else _with_outputs(many, network.graph.output),
         [value.name for value in network.graph.output],
         declared=batch is None,
     )
     if isinstance(wide, str):
-        found = replace(found, stacks=False, words=wide)
-    chosen = many if many is not None and found.stacks else single
-    after = "open" if found.stacks else "one by one" if batch in (None, 1) else "left as it is"
-    words = f"{_as_it_was(model, network)}; {after}: {found.words}"
-    stamp(chosen, model, rows=found.rows, batch=None if found.stacks else batch or 1, batch_words=words)
+        found = replace(found, batchable=False, reason=wide)
+    chosen = many if many is not None and found.batchable else fixed_graph
+    after = "open" if found.batchable else "one by one" if batch in (None, 1) else "left as it is"
+    reason = f"{_describe_declared_batch(model, network)}; {after}: {found.reason}"
+    write_compiled_metadata(
+        chosen, model, rows=found.rows, batch=None if found.batchable else batch or 1, batch_reason=reason
+    )
     return bytes(chosen.SerializeToString())
 
 
-def _wide(model: Model, network: onnx.ModelProto) -> onnx.ModelProto | str:
+def _dynamic_network(model: Model, network: onnx.ModelProto) -> onnx.ModelProto | str:
     """The network for any number of pictures, or why there is none."""
-    batch = model.reading.input.batch
+    batch = model.interpretation.input.batch
     if batch is None:
         return network
     if batch != 1:
         return "only a batch of one is opened"
-    if _declared(model, network) != 1:
+    if _declared_batch(model, network) != 1:
         return f"what {model.head} gives for several pictures is one list"
-    return opened(network)
+    return make_batch_dynamic(network)
 
 
-def _declared(model: Model, network: onnx.ModelProto) -> int:
+def _declared_batch(model: Model, network: onnx.ModelProto) -> int:
     """The batch of the picture's input in the file; 0 where it is open."""
     inputs = {value.name: value.type.tensor_type.shape.dim for value in network.graph.input}
-    return int(inputs[model.reading.input.name][0].dim_value)
+    return int(inputs[model.interpretation.input.name][0].dim_value)
 
 
-def _as_it_was(model: Model, network: onnx.ModelProto) -> str:
-    declared = _declared(model, network)
+def _describe_declared_batch(model: Model, network: onnx.ModelProto) -> str:
+    declared = _declared_batch(model, network)
     return f"fixed at {declared} in the file" if declared > 0 else "open in the file"
 
 
-def _compiled(network: onnx.ModelProto, model: Model, batch: int | None, rows: int) -> onnx.ModelProto:
+def _compile_copy(network: onnx.ModelProto, model: Model, batch: int | None, rows: int) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
-    return compile_graph(copy, with_batch(model, batch).reading, rows)
+    return compile_graph(copy, with_batch(model, batch).interpretation, rows)
 
 
 def _with_outputs(graph: onnx.ModelProto, outputs: Iterable[onnx.ValueInfoProto]) -> bytes:
@@ -266,15 +278,15 @@ def _with_outputs(graph: onnx.ModelProto, outputs: Iterable[onnx.ValueInfoProto]
 
 log = logging.getLogger(__name__)
 
-FOLDER = "compiled"
-SUFFIX = ".graph"
+CACHE_FOLDER = "compiled"
+CACHE_SUFFIX = ".graph"
 
-MOST_BYTES = 2 << 30
-MOST_ENTRIES = 32
-_CHECK_BYTES = 32
+MAX_CACHE_BYTES = 2 << 30
+MAX_CACHE_ENTRIES = 32
+_CHECKSUM_BYTES = 32
 
 
-def compiled(model: Model, folder: Path | None, *, rows: int = ROWS) -> bytes:
+def load_or_compile(model: Model, folder: Path | None, *, rows: int = MAX_ROWS) -> bytes:
     """The compiled graph of a model: from the data folder `folder` if it is there, else built and kept.
 
     A folder that cannot be written costs a warning and the time to build it again. None keeps nothing and
@@ -286,35 +298,37 @@ def compiled(model: Model, folder: Path | None, *, rows: int = ROWS) -> bytes:
     """
     if folder is None:
         return compile_model(model, rows)
-    entry = folder / FOLDER / f"{key_of(model, rows)}{SUFFIX}"
-    graph = _read(entry)
+    entry = folder / CACHE_FOLDER / f"{compute_cache_key(model, rows)}{CACHE_SUFFIX}"
+    graph = _read_entry(entry)
     if graph is None:
         log.info("compiling %s and trying it in a process of its own: some seconds, once", model.name)
-        graph = build(model, rows)
-        if _write(entry, graph):
-            _tidy(entry)
+        graph = build_graph(model, rows)
+        if _write_entry(entry, graph):
+            _evict(entry)
     return graph
 
 
-def ready(model: Model, folder: Path | None, *, rows: int = ROWS) -> tuple[Model, bytes]:
+def load_or_compile_with_batch(
+    model: Model, folder: Path | None, *, rows: int = MAX_ROWS
+) -> tuple[Model, bytes]:
     """The model with the batch that its compiled graph has, and that graph (see `compiled`)."""
-    graph = compiled(model, folder, rows=rows)
+    graph = load_or_compile(model, folder, rows=rows)
     if folder is None:
         return model, graph
     dims = onnx.load_model_from_string(graph).graph.input[0].type.tensor_type.shape.dim
     return with_batch(model, dims[0].dim_value or None), graph
 
 
-def key_of(model: Model, rows: int) -> str:
+def compute_cache_key(model: Model, rows: int) -> str:
     """What tells one entry from another: the model and how it is understood, and all that compiles it."""
-    reading = (model.sha256, model.name, model.labels, model.reading, rows)
-    versions = (__version__, onnx.__version__, wheel(), _compiler())
-    parts = (*(repr(part) for part in reading), *versions)
+    interpretation = (model.sha256, model.name, model.labels, model.interpretation, rows)
+    versions = (__version__, onnx.__version__, installed_wheel(), _compiler_version())
+    parts = (*(repr(part) for part in interpretation), *versions)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
 
 
 @functools.cache
-def _compiler() -> str:
+def _compiler_version() -> str:
     """The version of this very compiler: its source, which changes more often than the release does."""
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parents[1].rglob("*.py")):
@@ -322,22 +336,22 @@ def _compiler() -> str:
     return digest.hexdigest()
 
 
-def _check(entry: Path, graph: bytes) -> bytes:
+def _checksum(entry: Path, graph: bytes) -> bytes:
     """Bound to the name too, so that an entry that was moved is not taken for another."""
     return hashlib.sha256(entry.name.encode() + graph).digest()
 
 
-def _read(entry: Path) -> bytes | None:
-    if is_odd(entry):  # a pipe would be waited for
+def _read_entry(entry: Path) -> bytes | None:
+    if is_special_file(entry):  # a pipe would be waited for
         log.warning("%s: is no regular file and set aside", entry)
-        drop_damaged(entry)
+        set_aside_damaged(entry)
         return None
     try:
         content = entry.read_bytes()
     except OSError:
         return None
-    check, graph = content[:_CHECK_BYTES], content[_CHECK_BYTES:]
-    if check != _check(entry, graph):
+    check, graph = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
+    if check != _checksum(entry, graph):
         log.warning("%s: is damaged and made again", entry)
         return None
     try:
@@ -347,7 +361,7 @@ def _read(entry: Path) -> bytes | None:
     return graph
 
 
-def _write(entry: Path, graph: bytes) -> bool:
+def _write_entry(entry: Path, graph: bytes) -> bool:
     """Whole or not at all: readers see the old entry or the new one. Whether it is there."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
@@ -358,7 +372,7 @@ def _write(entry: Path, graph: bytes) -> bool:
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(_check(entry, graph))
+            file.write(_checksum(entry, graph))
             file.write(graph)
         part.replace(entry)
     except OSError as error:
@@ -368,21 +382,21 @@ def _write(entry: Path, graph: bytes) -> bool:
     return True
 
 
-def _tidy(newest: Path) -> None:
+def _evict(newest: Path) -> None:
     """Let go of what was used longest ago, until the folder is within its bounds again."""
     total, count = 0, 0
-    for age, path, size in sorted(_entries(newest.parent), key=lambda entry: entry[0], reverse=True):
+    for age, path, size in sorted(_list_entries(newest.parent), key=lambda entry: entry[0], reverse=True):
         count, total = count + 1, total + size
-        if path != newest and (count > MOST_ENTRIES or total > MOST_BYTES):
+        if path != newest and (count > MAX_CACHE_ENTRIES or total > MAX_CACHE_BYTES):
             path.unlink(missing_ok=True)
             log.info("%s: let go, last used at %d", path, age)
 
 
-def _entries(folder: Path) -> list[tuple[float, Path, int]]:
+def _list_entries(folder: Path) -> list[tuple[float, Path, int]]:
     """(last used, path, bytes) of each entry, and of parts that a process left when it died."""
     found = []
     for path in folder.iterdir():
-        if path.suffix in (SUFFIX, ".part"):
+        if path.suffix in (CACHE_SUFFIX, ".part"):
             try:
                 status = path.stat()
             except FileNotFoundError:

@@ -15,88 +15,98 @@ from onnx import TensorProto, helper
 
 from visionedge.errors import ModelError
 from visionedge.model.compiler.passes import fold_focus, fold_layout, fold_scale
-from visionedge.model.graph import Nodes
-from visionedge.model.interpretation import NetworkInput, Preprocess, Reading
+from visionedge.model.graph import NodeBuilder
+from visionedge.model.interpretation import ModelInterpretation, NetworkInput, Preprocess
 from visionedge.model.model import Model
-from visionedge.model.onnx_file import blamed_on, read_model
-from visionedge.runtime.ort import made_for_gpu
+from visionedge.model.onnx_file import read_model_file, wrap_model_errors
+from visionedge.runtime.ort import is_gpu_wheel
 
-ROWS = 500
+MAX_ROWS = 500
 """The most rows a picture gives. With NanoDet-g on 128 COCO pictures at a score floor of 0.01, AP
 grows up to 300 rows (0.328 at 100, 0.344 at 300) and not beyond; 500 cost 1 % of its time, 1000 cost 2 %."""
 
 
-def compile_model(model: Model, rows: int = ROWS) -> bytes:
+def compile_model(model: Model, rows: int = MAX_ROWS) -> bytes:
     """The compiled graph of a model, serialised; nothing of it was run yet (see `building.build`).
 
     Raises:
         ModelError: the file changed since it was loaded, or cannot be compiled.
     """
-    network = checked_network(model)
-    with blamed_on(model.path):
-        return bytes(compile_graph(network, model.reading, rows).SerializeToString())
+    network = read_unchanged_network(model)
+    with wrap_model_errors(model.path):
+        return bytes(compile_graph(network, model.interpretation, rows).SerializeToString())
 
 
-def checked_network(model: Model) -> onnx.ModelProto:
+def read_unchanged_network(model: Model) -> onnx.ModelProto:
     """The network in a model's file, which must be the very bytes that were recognised.
 
     Raises:
         ModelError: they are not, or cannot be read any more.
     """
-    file = read_model(model.path)
+    file = read_model_file(model.path)
     if file.sha256 != model.sha256:
         raise ModelError(f"{model.path}: changed while it was in use; start again")
     return file.proto
 
 
 def compile_graph(
-    network: onnx.ModelProto, reading: Reading, rows: int = ROWS, *, watched: Sequence[str] = ()
+    network: onnx.ModelProto,
+    interpretation: ModelInterpretation,
+    rows: int = MAX_ROWS,
+    *,
+    watched: Sequence[str] = (),
 ) -> onnx.ModelProto:
     """`network` with our nodes around it; it is changed in place and returned.
 
     The float tensors `watched` become outputs too, with the values that they have in the network itself.
     """
     graph = network.graph
-    nodes = Nodes(_opset(network), _names(graph))
+    nodes = NodeBuilder(_read_opset(network), _list_names(graph))
     pictures, result = nodes.name("pictures"), nodes.name("rows")
     feeds = {
-        reading.input.name: _prepared(nodes, pictures, reading.input, reading.preprocess),
-        **reading.decoder.feeds(nodes, pictures),
+        interpretation.input.name: _add_preprocessing(
+            nodes, pictures, interpretation.input, interpretation.preprocess
+        ),
+        **interpretation.decoder.feeds(nodes, pictures),
     }
     for name, tensor in feeds.items():
         nodes.add("Identity", tensor, output=name)
     front = len(nodes.nodes)
     ours = {node.name for node in nodes.nodes}
-    nodes.add("Identity", reading.decoder.rows(nodes, rows), output=result)
+    nodes.add("Identity", interpretation.decoder.rows(nodes, rows), output=result)
     body = list(graph.node)
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend([*nodes.nodes[:front], *body, *nodes.nodes[front:]])
     graph.initializer.extend(nodes.constants)
-    _declare(graph, pictures, result, reading.input)
+    _declare_inputs_outputs(graph, pictures, result, interpretation.input)
     graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in watched)
     fold_focus(graph)
     for cast in [node for node in graph.node if node.op_type == "Cast" and node.name in ours]:
         fold_scale(graph, cast.output[0])
-    if not made_for_gpu():
+    if not is_gpu_wheel():
         fold_layout(graph, pictures)
     return network
 
 
-def _declare(graph: onnx.GraphProto, pictures: str, result: str, picture: NetworkInput) -> None:
+def _declare_inputs_outputs(
+    graph: onnx.GraphProto, pictures: str, result: str, picture: NetworkInput
+) -> None:
     batch, size = picture.batch or "N", [picture.height_px, picture.width_px, 3]
     graph.input.append(helper.make_tensor_value_info(pictures, TensorProto.UINT8, [batch, *size]))
     graph.output.append(helper.make_tensor_value_info(result, TensorProto.FLOAT, [batch, None, 6]))
 
 
-def _prepared(nodes: Nodes, pictures: str, target: NetworkInput, way: Preprocess) -> str:
+def _add_preprocessing(
+    nodes: NodeBuilder, pictures: str, target: NetworkInput, preprocess: Preprocess
+) -> str:
     """The pictures as the network wants them; they are moved as bytes and made floats after."""
     tensor = pictures
     if target.layout == "NCHW":
         tensor = nodes.add("Transpose", tensor, perm=[0, 3, 1, 2])
     channels = (1, 3, 1, 1) if target.layout == "NCHW" else (1, 1, 1, 3)
-    if way.color == "rgb":
+    if preprocess.color == "rgb":
         tensor = nodes.add("Gather", tensor, nodes.whole(2, 1, 0), axis=channels.index(3))
-    factor, offset = _affine(way)
+    factor, offset = _as_affine(preprocess)
     plain = bool((factor == 1).all() and (offset == 0).all())
     if target.dtype == "uint8":
         if not plain:
@@ -109,17 +119,17 @@ def _prepared(nodes: Nodes, pictures: str, target: NetworkInput, way: Preprocess
     return tensor if target.dtype == "float32" else nodes.cast(tensor, target.dtype)
 
 
-def _affine(way: Preprocess) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _as_affine(preprocess: Preprocess) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(pixel * scale - mean) / std as pixel * factor + offset."""
-    mean, std = np.array(way.mean), np.array(way.std)
-    return (way.scale / std).astype(np.float32), (-mean / std).astype(np.float32)
+    mean, std = np.array(preprocess.mean), np.array(preprocess.std)
+    return (preprocess.scale / std).astype(np.float32), (-mean / std).astype(np.float32)
 
 
-def _opset(network: onnx.ModelProto) -> int:
+def _read_opset(network: onnx.ModelProto) -> int:
     return max((o.version for o in network.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
-def _names(graph: onnx.GraphProto) -> set[str]:
+def _list_names(graph: onnx.GraphProto) -> set[str]:
     """All names of tensors and nodes of the network."""
     names = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
     for node in graph.node:

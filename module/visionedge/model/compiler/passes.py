@@ -14,12 +14,12 @@ from onnx import helper, numpy_helper
 
 from visionedge.model.graph import (
     Floats,
-    Net,
-    attributes,
-    by_channel,
-    constant_of,
-    constant_weight,
-    drop_unused,
+    GraphIndex,
+    find_channel_constant,
+    find_constant_input,
+    find_weight,
+    read_attributes,
+    remove_unused,
     set_constant,
 )
 
@@ -40,28 +40,28 @@ def fold_focus(graph: onnx.GraphProto) -> int:
     """Fold every Focus of a graph [N, C, H, W] into its convolution, in place; how many there were."""
     folded = 0
     for concat in [node for node in graph.node if node.op_type == "Concat" and len(node.input) == 4]:
-        net = Net.of(graph)
-        quarters = [_quarter(net, name) for name in concat.input]
-        convolution = net.only_convolution(concat.output[0])
+        graph_index = GraphIndex.of(graph)
+        quarters = [_read_quarter(graph_index, name) for name in concat.input]
+        convolution = graph_index.only_convolution(concat.output[0])
         if convolution is None or not _is_focus(concat, quarters):
             continue
-        weight = net.constants.get(convolution.input[1])
+        weight = graph_index.constants.get(convolution.input[1])
         if weight is None or not _is_plain(convolution):
             continue
         slices = [each for each in quarters if each is not None]
-        kernel = _interleaved(numpy_helper.to_array(weight), slices)
+        kernel = _interleave_kernel(numpy_helper.to_array(weight), slices)
         if kernel is not None:
             _replace(graph, convolution, kernel, slices[0].source)
-            _prune(graph, concat.output[0])
+            _remove_unused(graph, concat.output[0])
             folded += 1
     return folded
 
 
-def _quarter(net: Net, name: str) -> _Slice | None:
+def _read_quarter(graph_index: GraphIndex, name: str) -> _Slice | None:
     """What a tensor is of the picture, if Slices made it that take every second row and column."""
     row = column = None
-    while (node := net.makers.get(name)) is not None and node.op_type == "Slice":
-        for axis, start in _steps(net, node):
+    while (node := graph_index.producers.get(name)) is not None and node.op_type == "Slice":
+        for axis, start in _read_steps(graph_index, node):
             if axis in _ROWS and row is None:
                 row = start
             elif axis in _COLUMNS and column is None:
@@ -72,9 +72,9 @@ def _quarter(net: Net, name: str) -> _Slice | None:
     return None if row is None or column is None else _Slice(name, row, column)
 
 
-def _steps(net: Net, node: onnx.NodeProto) -> Iterator[tuple[int, int]]:
+def _read_steps(graph_index: GraphIndex, node: onnx.NodeProto) -> Iterator[tuple[int, int]]:
     """(axis, start) of a Slice that takes every second to the end; (0, 0) for any other."""
-    values = [net.constants.get(name) for name in node.input[1:]]
+    values = [graph_index.constants.get(name) for name in node.input[1:]]
     known = [numpy_helper.to_array(value).ravel().tolist() for value in values if value is not None]
     if len(known) != 4 or len(values) != 4:
         yield 0, 0
@@ -102,7 +102,7 @@ def _is_plain(convolution: onnx.NodeProto) -> bool:
     return True
 
 
-def _interleaved(weight: NDArray[np.generic], slices: list[_Slice]) -> NDArray[np.generic] | None:
+def _interleave_kernel(weight: NDArray[np.generic], slices: list[_Slice]) -> NDArray[np.generic] | None:
     """The weight [O, 4 * C, h, w] of the quarters as one [O, C, 2 * h, 2 * w] of the whole."""
     if weight.ndim != 4 or weight.shape[1] % 4:
         return None
@@ -131,17 +131,17 @@ def _replace(
     convolution.input[0], convolution.input[1] = source, name
 
 
-def _prune(graph: onnx.GraphProto, unused: str) -> None:
+def _remove_unused(graph: onnx.GraphProto, unused: str) -> None:
     """Take away what made a tensor that nobody uses any more, and constants that only that needed."""
     waiting = [unused]
     while waiting:
         name = waiting.pop()
         used = any(name in node.input for node in graph.node)
-        maker = next((node for node in graph.node if name in node.output), None)
-        if used or maker is None or len(maker.output) != 1:
+        producer = next((node for node in graph.node if name in node.output), None)
+        if used or producer is None or len(producer.output) != 1:
             continue
-        waiting.extend(maker.input)
-        graph.node.remove(maker)
+        waiting.extend(producer.input)
+        graph.node.remove(producer)
     needed = {name for node in graph.node for name in (*node.input, *node.output)}
     for constant in [each for each in graph.initializer if each.name not in needed]:
         graph.initializer.remove(constant)
@@ -163,7 +163,7 @@ _COLOURS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class _Front:
+class _InputLayers:
     """From bytes to a convolution: the Transpose, perhaps a Gather, what has a constant for each colour.
 
     `order` says which colour of a pixel is which channel of the convolution, `between` which tensors lie
@@ -181,9 +181,9 @@ class _Front:
 
 def fold_layout(graph: onnx.GraphProto, pictures: str) -> bool:
     """Fold the transposition of the input `pictures` [N, H, W, 3], in place; whether that could be done."""
-    net = Net.of(graph)
-    front = _front(net, pictures)
-    size = _size(graph, pictures)
+    graph_index = GraphIndex.of(graph)
+    front = _find_input_layers(graph_index, pictures)
+    size = _read_size(graph, pictures)
     if front is None or size is None:
         return False
     height_px, width_px = size
@@ -193,45 +193,48 @@ def fold_layout(graph: onnx.GraphProto, pictures: str) -> bool:
     if front.gather is not None:
         _bypass(graph, front.gather)
     for node in front.by_colour:
-        values = by_channel(net, node, node.op_type)
+        values = find_channel_constant(graph_index, node, node.op_type)
         assert values is not None  # noqa: S101 - it was found by having some
-        row = np.tile(_by_place(values.ravel(), front.order), width_px)
-        set_constant(graph, node, constant_of(net, node), row.reshape(1, 1, 1, -1))
+        row = np.tile(_in_pixel_order(values.ravel(), front.order), width_px)
+        set_constant(graph, node, find_constant_input(graph_index, node), row.reshape(1, 1, 1, -1))
     _widen(graph, front)
     for value in [each for each in graph.value_info if each.name in front.between]:
         graph.value_info.remove(value)  # of another shape now
-    drop_unused(graph)
+    remove_unused(graph)
     return True
 
 
-def _front(net: Net, pictures: str) -> _Front | None:
+def _find_input_layers(graph_index: GraphIndex, pictures: str) -> _InputLayers | None:
     """What lies between the pictures and the first convolution, if it is all known."""
-    transpose = next((n for n in net.users.get(pictures, []) if n.op_type == "Transpose"), None)
-    if transpose is None or attributes(transpose).get("perm") != [0, 3, 1, 2]:
+    transpose = next((n for n in graph_index.users.get(pictures, []) if n.op_type == "Transpose"), None)
+    if transpose is None or read_attributes(transpose).get("perm") != [0, 3, 1, 2]:
         return None
     gather, order, by_colour = None, tuple(range(_COLOURS)), list[onnx.NodeProto]()
-    node, between = net.only_user(transpose.output[0]), [transpose.output[0]]
+    node, between = graph_index.only_user(transpose.output[0]), [transpose.output[0]]
     while node is not None and node.op_type != "Conv":
         if node.op_type == "Gather" and gather is None and not by_colour:
-            gather, order = node, _order(net, node)
-        elif by_channel(net, node, "Mul") is not None or by_channel(net, node, "Add") is not None:
+            gather, order = node, _read_color_order(graph_index, node)
+        elif (
+            find_channel_constant(graph_index, node, "Mul") is not None
+            or find_channel_constant(graph_index, node, "Add") is not None
+        ):
             by_colour.append(node)
         elif node.op_type not in ("Cast", "Identity"):
             return None
         between.append(node.output[0])
-        node = net.only_user(node.output[0])
+        node = graph_index.only_user(node.output[0])
     if node is None or node.input[0] != between[-1] or not order or not _is_plain_convolution(node):
         return None
-    weight = constant_weight(net, node.input[1])
+    weight = find_weight(graph_index, node.input[1])
     if weight is None or weight.ndim != 4 or weight.shape[1] != _COLOURS:
         return None
-    return _Front(transpose, gather, order, tuple(by_colour), frozenset(between), node, weight)
+    return _InputLayers(transpose, gather, order, tuple(by_colour), frozenset(between), node, weight)
 
 
-def _order(net: Net, gather: onnx.NodeProto) -> tuple[int, ...]:
+def _read_color_order(graph_index: GraphIndex, gather: onnx.NodeProto) -> tuple[int, ...]:
     """The order of colours that a Gather takes; empty where it does something else."""
-    indices = net.constants.get(gather.input[1])
-    if indices is None or attributes(gather).get("axis", 0) != 1:
+    indices = graph_index.constants.get(gather.input[1])
+    if indices is None or read_attributes(gather).get("axis", 0) != 1:
         return ()
     order = tuple(int(index) for index in numpy_helper.to_array(indices).ravel())
     return order if sorted(order) == list(range(_COLOURS)) and len(indices.dims) == 1 else ()
@@ -239,7 +242,7 @@ def _order(net: Net, gather: onnx.NodeProto) -> tuple[int, ...]:
 
 def _is_plain_convolution(convolution: onnx.NodeProto) -> bool:
     """One group, neighbouring pixels, pads that are said."""
-    said = attributes(convolution)
+    said = read_attributes(convolution)
     return (
         said.get("group", 1) == 1
         and said.get("dilations", [1, 1])[1] == 1
@@ -247,16 +250,16 @@ def _is_plain_convolution(convolution: onnx.NodeProto) -> bool:
     )
 
 
-def _size(graph: onnx.GraphProto, pictures: str) -> tuple[int, int] | None:
+def _read_size(graph: onnx.GraphProto, pictures: str) -> tuple[int, int] | None:
     """Height and width of the input, if they are fixed."""
     value = next(each for each in graph.input if each.name == pictures)
     sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
     return (sizes[1], sizes[2]) if len(sizes) == 4 and sizes[1] > 0 and sizes[2] > 0 else None
 
 
-def _widen(graph: onnx.GraphProto, front: _Front) -> None:
+def _widen(graph: onnx.GraphProto, front: _InputLayers) -> None:
     """Give the convolution the kernel, stride and pads for colours that lie side by side."""
-    convolution, weight, said = front.convolution, front.weight, attributes(front.convolution)
+    convolution, weight, said = front.convolution, front.weight, read_attributes(front.convolution)
     outputs, _, rows, columns = weight.shape
     kernel = np.zeros((outputs, 1, rows, _COLOURS * columns), np.float32)
     for channel, place in enumerate(front.order):
@@ -276,7 +279,7 @@ def _widen(graph: onnx.GraphProto, front: _Front) -> None:
     )
 
 
-def _by_place(values: NDArray[np.float32], order: tuple[int, ...]) -> NDArray[np.float32]:
+def _in_pixel_order(values: NDArray[np.float32], order: tuple[int, ...]) -> NDArray[np.float32]:
     """The constants of the channels in the order in which the colours lie in a pixel."""
     lying = np.empty_like(values)
     lying[list(order)] = values
@@ -299,7 +302,7 @@ def _bypass(graph: onnx.GraphProto, gather: onnx.NodeProto) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scaled:
+class _ScaledConvolution:
     """x * factor (+ offset), each a constant for a channel, and what alone uses that: a convolution."""
 
     multiply: onnx.NodeProto
@@ -312,40 +315,42 @@ class _Scaled:
 
 def fold_scale(graph: onnx.GraphProto, source: str) -> bool:
     """Fold the factor that the tensor `source` is multiplied with, in place; whether there was one."""
-    net = Net.of(graph)
-    found = _found(net, source)
+    graph_index = GraphIndex.of(graph)
+    found = _find_scaled_convolution(graph_index, source)
     if found is None:
         return False
     set_constant(graph, found.convolution, 1, found.weight * found.factor.reshape(1, -1, 1, 1))
     if found.add is not None:
-        set_constant(graph, found.add, constant_of(net, found.add), found.offset / found.factor)
+        set_constant(
+            graph, found.add, find_constant_input(graph_index, found.add), found.offset / found.factor
+        )
     for node in graph.node:
         for index, name in enumerate(node.input):
             if name == found.multiply.output[0]:
                 node.input[index] = source
     graph.node.remove(found.multiply)
-    drop_unused(graph)
+    remove_unused(graph)
     return True
 
 
-def _found(net: Net, source: str) -> _Scaled | None:
-    multiply = net.only_user(source)
-    factor = by_channel(net, multiply, "Mul")
+def _find_scaled_convolution(graph_index: GraphIndex, source: str) -> _ScaledConvolution | None:
+    multiply = graph_index.only_user(source)
+    factor = find_channel_constant(graph_index, multiply, "Mul")
     if multiply is None or factor is None or not factor.all():
         return None
     name = multiply.output[0]
-    add = net.only_user(name)
-    offset = by_channel(net, add, "Add")
+    add = graph_index.only_user(name)
+    offset = find_channel_constant(graph_index, add, "Add")
     if add is not None and offset is not None:
         name = add.output[0]
     else:
         add, offset = None, np.zeros_like(factor)
-    while (user := net.only_user(name)) is not None and user.op_type == "Identity":
+    while (user := graph_index.only_user(name)) is not None and user.op_type == "Identity":
         name = user.output[0]
-    convolution = net.only_convolution(name)
-    weight = None if convolution is None else constant_weight(net, convolution.input[1])
+    convolution = graph_index.only_convolution(name)
+    weight = None if convolution is None else find_weight(graph_index, convolution.input[1])
     if convolution is None or weight is None:
         return None
     if weight.ndim != 4 or weight.shape[1] != factor.size:  # in groups each would see other channels
         return None
-    return _Scaled(multiply, factor, add, offset, convolution, weight)
+    return _ScaledConvolution(multiply, factor, add, offset, convolution, weight)

@@ -5,22 +5,24 @@ import pkgutil
 from dataclasses import replace
 
 from visionedge.errors import ModelError
-from visionedge.model.analysis.signature import Signature
-from visionedge.model.interpretation import Head, Reading
-from visionedge.model.labels import class_names
-from visionedge.model.resized_input import as_resized, resized_back
+from visionedge.model.analysis.signature import ModelSignature
+from visionedge.model.interpretation import DetectionHead, ModelInterpretation
+from visionedge.model.labels import read_class_names
+from visionedge.model.resized_input import scale_boxes_back, skip_resize
 
 
-def known_heads() -> tuple[Head, ...]:
+def load_heads() -> tuple[DetectionHead, ...]:
     """All heads, in the order of their modules' names."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
     return tuple(head for module in modules for head in module.HEADS)
 
 
-def recognise(
-    signature: Signature, heads: tuple[Head, ...] | None = None, carrier: str = "its metadata"
-) -> Reading:
+def interpret_model(
+    signature: ModelSignature,
+    heads: tuple[DetectionHead, ...] | None = None,
+    label_source: str = "its metadata",
+) -> ModelInterpretation:
     """The one reading that fits; a model is never guessed at.
 
     ``visionedge.head`` in its metadata (or `head` in `MODEL.yaml`) states it outright; the shapes must agree
@@ -30,37 +32,37 @@ def recognise(
     Raises:
         ModelError: none fits, or several do; the message says what was seen.
     """
-    heads = known_heads() if heads is None else heads
+    heads = load_heads() if heads is None else heads
     stated = signature.metadata.get("visionedge.head")
     if stated is not None:
         heads = tuple(head for head in heads if head.name == stated)
         if not heads:
-            raise ModelError(f"the head stated for it, '{stated}', is unknown; {_known()}")
+            raise ModelError(f"the head stated for it, '{stated}', is unknown; {_describe_known_heads()}")
     _check_task(signature)
-    readings = _readings(signature, heads)
+    readings = _interpret(signature, heads)
     if len(readings) == 1:
-        return _with_stated(resized_back(signature, readings[0]), signature)
+        return _with_stated(scale_boxes_back(signature, readings[0]), signature)
     if readings:
-        names = " and ".join(reading.head for reading in readings)
+        names = " and ".join(interpretation.head for interpretation in readings)
         raise ModelError(
             f"several heads fit ({names}); state one as head in MODEL.yaml beside it. Seen: {signature}",
             state=(f"head: {readings[0].head}   # or {', '.join(r.head for r in readings[1:])}",),
         )
-    _check_labels(signature, heads, carrier)
+    _check_labels(signature, heads, label_source)
     _check_channels(signature)
     if stated is not None:
         raise ModelError(
             f"the head stated for it, '{stated}', does not fit its shapes. Seen: {signature}", state=()
         )
-    raise ModelError(f"is no detector that is known here. Seen: {signature}; {_known()}")
+    raise ModelError(f"is no detector that is known here. Seen: {signature}; {_describe_known_heads()}")
 
 
-def _readings(signature: Signature, heads: tuple[Head, ...]) -> list[Reading]:
-    readings = (head.read(as_resized(signature, head.name)) for head in heads)
-    return [reading for reading in readings if reading is not None]
+def _interpret(signature: ModelSignature, heads: tuple[DetectionHead, ...]) -> list[ModelInterpretation]:
+    readings = (head.read(skip_resize(signature, head.name)) for head in heads)
+    return [interpretation for interpretation in readings if interpretation is not None]
 
 
-def _check_task(signature: Signature) -> None:
+def _check_task(signature: ModelSignature) -> None:
     """Exporters say in the metadata what a model is for."""
     task = signature.metadata.get("task", "detect")
     if task != "detect":
@@ -71,24 +73,24 @@ def _check_task(signature: Signature) -> None:
         )
 
 
-def _check_labels(signature: Signature, heads: tuple[Head, ...], carrier: str) -> None:
+def _check_labels(signature: ModelSignature, heads: tuple[DetectionHead, ...], label_source: str) -> None:
     """Whether it would be understood, were it not for the number of its labels."""
-    names = class_names(signature.metadata)
+    names = read_class_names(signature.metadata)
     if names is None:
         return
     unnamed = {key: value for key, value in signature.metadata.items() if key != "names"}
     try:
-        readings = _readings(replace(signature, metadata=unnamed), heads)
+        readings = _interpret(replace(signature, metadata=unnamed), heads)
     except ModelError:
         return
-    counts = sorted({reading.class_count for reading in readings} - {0, len(names)})
+    counts = sorted({interpretation.class_count for interpretation in readings} - {0, len(names)})
     if counts:
         raise ModelError(
-            f"it has {' or '.join(map(str, counts))} classes, but {carrier} names {len(names)}", state=()
+            f"it has {' or '.join(map(str, counts))} classes, but {label_source} names {len(names)}", state=()
         )
 
 
-def _check_channels(signature: Signature) -> None:
+def _check_channels(signature: ModelSignature) -> None:
     """Models that were trained with grey pictures."""
     shapes = [t.shape for t in signature.inputs if t.shape is not None and len(t.shape) == 4]
     if any(3 in (shape[1], shape[3]) for shape in shapes):
@@ -101,18 +103,18 @@ def _check_channels(signature: Signature) -> None:
         )
 
 
-def _with_stated(reading: Reading, signature: Signature) -> Reading:
+def _with_stated(interpretation: ModelInterpretation, signature: ModelSignature) -> ModelInterpretation:
     """The reading with the evidence for an open size, and with what ``visionedge.nms`` says."""
-    evidence = reading.evidence + ((signature.size,) if signature.size else ())
+    evidence = interpretation.evidence + ((signature.size,) if signature.size else ())
     stated = signature.metadata.get("visionedge.nms")
     if stated is None:
-        return replace(reading, evidence=evidence)
+        return replace(interpretation, evidence=evidence)
     if stated not in ("true", "false"):
         raise ModelError("visionedge.nms must be true or false")
-    suppress = stated == "true"
-    clause = f"boxes are {'' if suppress else 'not '}suppressed, as stated"
-    return replace(reading, suppress=suppress, evidence=(*evidence, clause))
+    needs_nms = stated == "true"
+    clause = f"boxes are {'' if needs_nms else 'not '}suppressed, as stated"
+    return replace(interpretation, needs_nms=needs_nms, evidence=(*evidence, clause))
 
 
-def _known() -> str:
-    return f"known heads: {', '.join(head.name for head in known_heads())}"
+def _describe_known_heads() -> str:
+    return f"known heads: {', '.join(head.name for head in load_heads())}"

@@ -4,27 +4,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from visionedge.errors import ModelError
-from visionedge.model.analysis.signature import Signature
-from visionedge.model.decoding import part
-from visionedge.model.graph import Nodes
-from visionedge.model.interpretation import Preprocess, Reading, picture_input, stated_preprocess
-from visionedge.model.stamp import read_imprint
+from visionedge.model.analysis.signature import ModelSignature
+from visionedge.model.decoding import slice_axis
+from visionedge.model.graph import NodeBuilder
+from visionedge.model.interpretation import (
+    ModelInterpretation,
+    Preprocess,
+    find_picture_input,
+    read_stated_preprocess,
+)
+from visionedge.model.stamp import read_compiled_metadata
 
 
 @dataclass(frozen=True, slots=True)
-class CompiledRows:
+class CompiledDecoder:
     """Rows that are rows already, `count` of them."""
 
     output: str
     count: int
 
-    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
+    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
         """Nothing: the picture is the only input."""
         return {}
 
-    def rows(self, nodes: Nodes, limit: int) -> str:
+    def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The rows, or the first of them."""
-        return self.output if self.count <= limit else part(nodes, self.output, 0, limit, 1)
+        return self.output if self.count <= limit else slice_axis(nodes, self.output, 0, limit, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +38,16 @@ class CompiledHead:
 
     name: str = "compiled"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading with the head that was compiled.
 
         Raises:
             ModelError: the metadata is damaged, or the graph is not what it says.
         """
-        imprint = read_imprint(signature.metadata)
-        if imprint is None:
+        compiled_metadata = read_compiled_metadata(signature.metadata)
+        if compiled_metadata is None:
             return None
-        picture = picture_input(signature)
+        picture = find_picture_input(signature)
         rows = signature.outputs[0] if len(signature.outputs) == 1 else None
         shape = None if rows is None else rows.shape
         if (
@@ -54,14 +59,14 @@ class CompiledHead:
             or not shape[1]
         ):
             raise ModelError(f"says that it was compiled here, but is not so. Seen: {signature}")
-        return Reading(
-            head=imprint.head,
+        return ModelInterpretation(
+            head=compiled_metadata.head,
             input=picture,
-            preprocess=stated_preprocess(signature, Preprocess()),
-            decoder=CompiledRows(rows.name, shape[1]),
-            class_count=imprint.classes,
-            suppress=signature.metadata.get("visionedge.nms") != "false",
-            evidence=(f"was compiled by visionedge {imprint.version}", *imprint.evidence),
+            preprocess=read_stated_preprocess(signature, Preprocess()),
+            decoder=CompiledDecoder(rows.name, shape[1]),
+            class_count=compiled_metadata.classes,
+            needs_nms=signature.metadata.get("visionedge.nms") != "false",
+            evidence=(f"was compiled by visionedge {compiled_metadata.version}", *compiled_metadata.evidence),
         )
 
 

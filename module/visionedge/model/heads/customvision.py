@@ -10,37 +10,37 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from visionedge.errors import ModelError
-from visionedge.model.analysis.input_ops import Opening
-from visionedge.model.analysis.signature import Signature, Tensor
-from visionedge.model.decoding import MapsDecoder, RawMap, listed_rows
-from visionedge.model.exporter_files import manifest
-from visionedge.model.graph import Nodes
+from visionedge.model.analysis.input_ops import InputOps
+from visionedge.model.analysis.signature import ModelSignature, TensorInfo
+from visionedge.model.decoding import AnchorMap, AnchorMapDecoder, convert_list_to_rows
+from visionedge.model.exporter_files import parse_custom_vision_manifest
+from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
     Color,
+    ModelInterpretation,
     NetworkInput,
     Preprocess,
-    Reading,
-    picture_input,
-    stated_object,
+    find_picture_input,
+    read_metadata_object,
 )
-from visionedge.model.labels import class_names
-from visionedge.model.preprocessing import prepared
+from visionedge.model.labels import read_class_names
+from visionedge.model.preprocessing import choose_preprocess
 
-ANCHORS = ((0.573, 0.677), (1.87, 2.06), (3.34, 5.47), (7.88, 3.53), (9.77, 9.17))
+DEFAULT_ANCHORS = ((0.573, 0.677), (1.87, 2.06), (3.34, 5.47), (7.88, 3.53), (9.77, 9.17))
 """In cells of the map, as all exports have them that state no others."""
 
 _STRIDE_PX = 32
-_RANGES: Mapping[str, tuple[float, float, float]] = {
+_PIXEL_RANGES: Mapping[str, tuple[float, float, float]] = {
     # name in the metadata: scale, mean, std
     "NominalRange_0_255": (1.0, 0.0, 1.0),
     "Normalized_0_1": (1 / 255, 0.0, 1.0),
     "Normalized_1_1": (1 / 255, 0.5, 0.5),
 }
-_COLORS: Mapping[str, Color] = {"bgr8": "bgr", "rgb8": "rgb", "bgr": "bgr", "rgb": "rgb"}
+_COLOR_NAMES: Mapping[str, Color] = {"bgr8": "bgr", "rgb8": "rgb", "bgr": "bgr", "rgb": "rgb"}
 
 
 @dataclass(frozen=True, slots=True)
-class ListedBoxes:
+class CustomVisionListDecoder:
     """Decodes `boxes` [N, n, 4] (or [n, 4]) from 0 to 1, `classes` and `scores` [N, n] (or [n])."""
 
     boxes: str
@@ -50,46 +50,48 @@ class ListedBoxes:
     width_px: int
     height_px: int
 
-    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
+    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
         """Nothing: the picture is the only input."""
         return {}
 
-    def rows(self, nodes: Nodes, limit: int) -> str:
+    def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""
         boxes = nodes.reshape(nodes.cast(self.boxes, "float32"), 1, -1, 4)
         scores, classes = (
             nodes.reshape(nodes.cast(tensor, "float32"), 1, -1) for tensor in (self.scores, self.classes)
         )
         boxes = nodes.add("Mul", boxes, nodes.floats(*[self.width_px, self.height_px] * 2))
-        return listed_rows(nodes, boxes, scores, classes, count=self.count, limit=limit)
+        return convert_list_to_rows(nodes, boxes, scores, classes, count=self.count, limit=limit)
 
 
 @dataclass(frozen=True, slots=True)
-class Compact:
+class CustomVisionCompact:
     """*General (compact)*: [N, anchors * (5 + classes), rows, columns]."""
 
     name: str = "customvision"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where there is one raw map at stride 32 and something says that it is Custom Vision's.
 
         Raises:
             ModelError: its metadata contradicts itself, or leaves open how pixels are scaled.
         """
-        picture = _picture_of(signature, self.name)
-        found = _map_of(signature, picture) if picture is not None else None
+        picture = _find_picture(signature, self.name)
+        found = _find_map(signature, picture) if picture is not None else None
         if picture is None or found is None:
             return None
         output, width = found
-        anchors, origin = _anchors(signature)
+        anchors, origin = _read_anchors(signature)
         classes = width // len(anchors) - 5
         if classes < 1 or width % len(anchors):
             return None
         rows, columns = picture.height_px // _STRIDE_PX, picture.width_px // _STRIDE_PX
         sizes = tuple((width * _STRIDE_PX, height * _STRIDE_PX) for width, height in anchors)
-        raw = RawMap(output, columns, rows, _STRIDE_PX, _STRIDE_PX, sizes)
-        decoder = MapsDecoder((raw,), classes, "channels-first", centre=_centre(signature), scores="softmax")
-        return _reading(
+        raw = AnchorMap(output, columns, rows, _STRIDE_PX, _STRIDE_PX, sizes)
+        decoder = AnchorMapDecoder(
+            (raw,), classes, "channels-first", centre=_read_centre_decoding(signature), scores="softmax"
+        )
+        return _interpret(
             self.name,
             signature,
             picture,
@@ -100,75 +102,79 @@ class Compact:
 
 
 @dataclass(frozen=True, slots=True)
-class CompactS1:
+class CustomVisionCompactS1:
     """*General (compact) [S1]*: boxes, classes and scores, suppressed already; one picture at a time."""
 
     name: str = "customvision-s1"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where there are three such outputs and something says that they are Custom Vision's.
 
         Raises:
             ModelError: its metadata contradicts itself, or leaves open how pixels are scaled.
         """
-        picture = _picture_of(signature, self.name)
-        found = _list_of(signature)
+        picture = _find_picture(signature, self.name)
+        found = _find_list(signature)
         if picture is None or found is None or picture.batch not in (None, 1):
             return None
         boxes, classes, scores = found
-        names = class_names(signature.metadata)
+        names = read_class_names(signature.metadata)
         count = (boxes.shape or (None, None))[-2]
         names_of = (boxes.name, classes.name, scores.name)
-        return _reading(
+        return _interpret(
             self.name,
             signature,
             replace(picture, batch=1),
-            ListedBoxes(*names_of, count, picture.width_px, picture.height_px),
-            classes=signature.classes.suppressed or (len(names) if names is not None else 0),
+            CustomVisionListDecoder(*names_of, count, picture.width_px, picture.height_px),
+            classes=signature.classes.from_nms or (len(names) if names is not None else 0),
             evidence=("three outputs: boxes 0-1, classes and scores",),
         )
 
 
-HEADS = (Compact(), CompactS1())
+HEADS = (CustomVisionCompact(), CustomVisionCompactS1())
 
 
-def _picture_of(signature: Signature, name: str) -> NetworkInput | None:
+def _find_picture(signature: ModelSignature, name: str) -> NetworkInput | None:
     """The picture of a model that something says is a detector of Custom Vision; None for all others."""
-    document = manifest(signature)
+    document = parse_custom_vision_manifest(signature)
     if document is not None and document.get("DomainType", "ObjectDetection") != "ObjectDetection":
         return None
     told = document is not None or signature.metadata.get("visionedge.head") == name
     told = told or any(key.startswith("CustomVision.") for key in signature.metadata)
     # Windows ML's TinyYOLOv2 has that key as well, but it scales its pixels itself, as no export does.
-    told = told or ("Image.BitmapPixelFormat" in signature.metadata and not signature.opening.scales)
-    return picture_input(signature) if told and len(signature.inputs) == 1 else None
+    told = told or (
+        "Image.BitmapPixelFormat" in signature.metadata and not signature.input_ops.changes_values
+    )
+    return find_picture_input(signature) if told and len(signature.inputs) == 1 else None
 
 
-def _map_of(signature: Signature, picture: NetworkInput) -> tuple[str, int] | None:
+def _find_map(signature: ModelSignature, picture: NetworkInput) -> tuple[str, int] | None:
     """The one raw map at stride 32 and its number of channels."""
     if len(signature.outputs) != 1:
         return None
     (output,) = signature.outputs
-    shape, closing = output.shape, signature.closings.get(output.name)
+    shape, output_ops = output.shape, signature.output_ops.get(output.name)
     sides = (picture.height_px // _STRIDE_PX, picture.width_px // _STRIDE_PX)
     if shape is None or len(shape) != 4 or shape[2:] != sides or not shape[1]:
         return None
-    if closing is None or (closing.weighted and (closing.parts != ("Conv",) or closing.computes)):
+    if output_ops is None or (
+        output_ops.has_weights and (output_ops.parts != ("Conv",) or output_ops.has_arithmetic)
+    ):
         return None
     return output.name, shape[1]
 
 
-def _anchors(signature: Signature) -> tuple[tuple[tuple[float, float], ...], str]:
+def _read_anchors(signature: ModelSignature) -> tuple[tuple[tuple[float, float], ...], str]:
     """The anchors in cells, and where they come from."""
     stated = signature.metadata.get("anchors")
     exported = signature.metadata.get("CustomVision.Postprocess.Yolo.Biases", "null")
-    document = manifest(signature) or {}
+    document = parse_custom_vision_manifest(signature) or {}
     for text, origin in (
         (stated, "anchors as stated"),
         (exported, "anchors as its metadata says"),
         (json.dumps(document.get("Anchors")), "anchors as cvexport.manifest says"),
     ):
-        value = _parsed(text)
+        value = _parse_list(text)
         if value is None:
             continue
         flat = [number for item in value for number in (item if isinstance(item, list) else [item])]
@@ -176,10 +182,10 @@ def _anchors(signature: Signature) -> tuple[tuple[tuple[float, float], ...], str
         if not right or not flat or len(flat) % 2:
             raise ModelError(f"{origin} are no list of widths and heights")
         return tuple(zip(flat[::2], flat[1::2], strict=True)), origin
-    return ANCHORS, "anchors as all exports have them"
+    return DEFAULT_ANCHORS, "anchors as all exports have them"
 
 
-def _parsed(text: str | None) -> list[Any] | None:
+def _parse_list(text: str | None) -> list[Any] | None:
     """A list in JSON; None where there is nothing."""
     try:
         value = json.loads(text or "null")
@@ -188,24 +194,24 @@ def _parsed(text: str | None) -> list[Any] | None:
     return value if isinstance(value, list) else None
 
 
-def _centre(signature: Signature) -> Any:
+def _read_centre_decoding(signature: ModelSignature) -> Any:
     """How centres are decoded: as Custom Vision's own samples do, unless stated."""
-    centre = stated_object(signature, "visionedge.decode").get("centre", "linear")
+    centre = read_metadata_object(signature, "visionedge.decode").get("centre", "linear")
     if centre not in ("linear", "sigmoid"):
         raise ModelError("metadata visionedge.decode: centre must be linear or sigmoid")
     return centre
 
 
-def _family(signature: Signature) -> tuple[Preprocess, tuple[str, ...]]:
+def _choose_family_preprocess(signature: ModelSignature) -> tuple[Preprocess, tuple[str, ...]]:
     """How pictures are prepared: stretched, in the order and range that the metadata says.
 
     Raises:
         ModelError: order or range is unknown to us, contradicts the manifest, or is nowhere said.
     """
-    stated = stated_object(signature, "visionedge.input")
+    stated = read_metadata_object(signature, "visionedge.input")
     said = signature.metadata.get("Image.BitmapPixelFormat")
-    written = (manifest(signature) or {}).get("InputFormat")
-    orders = {_COLORS.get(str(word).lower(), "") for word in (said, written) if word is not None}
+    written = (parse_custom_vision_manifest(signature) or {}).get("InputFormat")
+    orders = {_COLOR_NAMES.get(str(word).lower(), "") for word in (said, written) if word is not None}
     if (len(orders) > 1 or "" in orders) and "color" not in stated:
         raise ModelError(
             f"its order of colours is {said} in its metadata and {written} in cvexport.manifest; state "
@@ -213,19 +219,23 @@ def _family(signature: Signature) -> tuple[Preprocess, tuple[str, ...]]:
             state=("input: {color: rgb}   # or bgr",),
         )
     spread = signature.metadata.get("Image.NominalPixelRange")
-    if spread not in _RANGES and not {"scale", "mean", "std"} & set(stated) and not signature.opening.scales:
+    if (
+        spread not in _PIXEL_RANGES
+        and not {"scale", "mean", "std"} & set(stated)
+        and not signature.input_ops.changes_values
+    ):
         raise ModelError(
             f"its metadata says {spread or 'nothing'} of the range of its pixels (Image.NominalPixelRange); "
             "state input.scale in MODEL.yaml beside it",
             state=("input: {scale: 1}   # pixels of 0-255; 0.00392156863: of 0-1",),
         )
-    scale, mean, std = _RANGES.get(spread or "", (1.0, 0.0, 1.0))
+    scale, mean, std = _PIXEL_RANGES.get(spread or "", (1.0, 0.0, 1.0))
     color: Color = "bgr" if orders == {"bgr"} else "rgb"
     evidence = (f"pixels are {said or written or 'RGB'}, {spread or 'as stated'}",)
     return Preprocess(color, scale, (mean,) * 3, (std,) * 3, "stretch"), evidence
 
 
-def _list_of(signature: Signature) -> tuple[Tensor, Tensor, Tensor] | None:
+def _find_list(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo, TensorInfo] | None:
     """(boxes, classes, scores): by shape, the last two by type or, where that is the same, by name."""
     outputs = signature.outputs
     boxes = [t for t in outputs if t.shape is not None and t.shape[-1:] == (4,) and len(t.shape) in (2, 3)]
@@ -241,28 +251,30 @@ def _list_of(signature: Signature) -> tuple[Tensor, Tensor, Tensor] | None:
     return (boxes[0], whole[0], scores) if scores.dtype.startswith("float") else None
 
 
-def _reading(
+def _interpret(
     name: str,
-    signature: Signature,
+    signature: ModelSignature,
     picture: NetworkInput,
-    decoder: MapsDecoder | ListedBoxes,
+    decoder: AnchorMapDecoder | CustomVisionListDecoder,
     *,
     classes: int,
     evidence: tuple[str, ...],
-) -> Reading:
-    family, pixels = _family(signature)
+) -> ModelInterpretation:
+    family, pixels = _choose_family_preprocess(signature)
     if "Image.NominalPixelRange" in signature.metadata:
         # That is said of what goes in, whatever its first nodes do with it.
-        signature = replace(signature, opening=Opening())
-    way, ways = prepared(signature, picture, family)
+        signature = replace(signature, input_ops=InputOps())
+    preprocess, preprocess_evidence = choose_preprocess(signature, picture, family)
     stated = ("its metadata states the head",) if signature.metadata.get("visionedge.head") == name else ()
-    beside = ("cvexport.manifest lies beside it",) if manifest(signature) is not None else ()
-    return Reading(
+    beside = (
+        ("cvexport.manifest lies beside it",) if parse_custom_vision_manifest(signature) is not None else ()
+    )
+    return ModelInterpretation(
         head=name,
         input=picture,
-        preprocess=way,
+        preprocess=preprocess,
         decoder=decoder,
         class_count=classes,
-        suppress=isinstance(decoder, MapsDecoder),
-        evidence=(*stated, *beside, *evidence, *pixels, *ways),
+        needs_nms=isinstance(decoder, AnchorMapDecoder),
+        evidence=(*stated, *beside, *evidence, *pixels, *preprocess_evidence),
     )

@@ -13,39 +13,45 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from visionedge.errors import ModelError
-from visionedge.model.analysis.output_ops import Closing
-from visionedge.model.analysis.signature import Signature, Tensor
-from visionedge.model.decoding import best_rows, listed_rows, part, pyramid, to_corners
-from visionedge.model.graph import Nodes
+from visionedge.model.analysis.output_ops import OutputOps
+from visionedge.model.analysis.signature import ModelSignature, TensorInfo
+from visionedge.model.decoding import (
+    convert_list_to_rows,
+    find_strides,
+    select_best_rows,
+    slice_axis,
+    to_corners,
+)
+from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
-    STATE_MEAN,
+    MEAN_EXAMPLE,
+    ModelInterpretation,
     NetworkInput,
     Preprocess,
-    Reading,
-    picture_input,
-    stated_object,
+    find_picture_input,
+    read_metadata_object,
 )
-from visionedge.model.labels import class_names
-from visionedge.model.preprocessing import detects, prepared
+from visionedge.model.labels import read_class_names
+from visionedge.model.preprocessing import choose_preprocess, is_detector
 
 PLAIN_INPUT = Preprocess("rgb", 1 / 255, fit="stretch", resample="antialias")
 IMAGENET_INPUT = replace(PLAIN_INPUT, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
-Form = Literal["logits", "done"]
+ScoreEncoding = Literal["logits", "done"]
 
-MOST_QUERIES = 2000
-_NEVER = -1e4  # as a logit
-_ATTENTIONS = frozenset({"Attention", "MultiHeadAttention"})
-_PRODUCTS = frozenset({"Einsum", "FusedMatMul", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"})
+MAX_QUERIES = 2000
+_ZERO_SCORE_LOGIT = -1e4  # as a logit
+_ATTENTION_OPERATORS = frozenset({"Attention", "MultiHeadAttention"})
+_PRODUCT_OPERATORS = frozenset({"Einsum", "FusedMatMul", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"})
 # What later DETRs have and the first ones have not: queries that are chosen, sample, and refine their boxes.
-_REFINERS = frozenset({"GridSample", "Log", "TopK"})
-_LEAST_PATCH = 4
-_COCO_SLOTS = (90, 91)
-_MOST_ENCODER_PARTS = 8
+_REFINING_OPERATORS = frozenset({"GridSample", "Log", "TopK"})
+_MIN_PATCH = 4
+_COCO_CLASS_COUNTS = (90, 91)
+_MAX_ENCODER_PARTS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class DetrList:
+class DetrListDecoder:
     """Decodes a finished list; `sizes` is the input that takes (width, height), float or whole."""
 
     labels: str
@@ -57,17 +63,17 @@ class DetrList:
     width_px: int
     height_px: int
 
-    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:
+    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:
         """A size of 1 x 1, so that boxes come relative: so it does not matter if it is (w, h) or (h, w)."""
-        corner = part(nodes, part(nodes, part(nodes, pictures, 0, 1, 1), 0, 1, 2), 0, 1, 3)
+        corner = slice_axis(nodes, slice_axis(nodes, slice_axis(nodes, pictures, 0, 1, 1), 0, 1, 2), 0, 1, 3)
         nothing = nodes.add("Mul", nodes.cast(nodes.reshape(corner, -1, 1), "float32"), nodes.floats(0.0))
         ones = nodes.add("Add", nothing, nodes.floats(1.0, 1.0))
         return {self.sizes: nodes.cast(ones, self.sizes_dtype)}
 
-    def rows(self, nodes: Nodes, limit: int) -> str:
+    def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""
         scale = nodes.floats(*[self.width_px, self.height_px] * 2)
-        return listed_rows(
+        return convert_list_to_rows(
             nodes,
             nodes.add("Mul", nodes.cast(self.boxes, "float32"), scale),
             nodes.cast(self.scores, "float32"),
@@ -78,7 +84,7 @@ class DetrList:
 
 
 @dataclass(frozen=True, slots=True)
-class QueryDecoder:
+class DetrQueryDecoder:
     """Decodes scores [N, Q, C] and boxes [N, Q, 4] (centre and size, 0-1), or both in one [N, Q, 4 + C].
 
     `queries` is Q where it is known. `form` is what scores are: logits of a sigmoid or of a softmax, or done;
@@ -91,30 +97,33 @@ class QueryDecoder:
     classes: int
     width_px: int
     height_px: int
-    form: Form
+    score_encoding: ScoreEncoding
     softmax: bool = False
     background: bool = False
 
-    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
+    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
         """Nothing: the picture is the only input."""
         return {}
 
-    def rows(self, nodes: Nodes, limit: int) -> str:
+    def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The best pairs of query and class."""
         boxes = nodes.cast(self.boxes, "float32")
         scores = boxes if self.boxes == self.scores else nodes.cast(self.scores, "float32")
         if self.softmax:
-            scores = nodes.add("Softmax", scores, axis=2) if self.form == "logits" else scores
+            scores = nodes.add("Softmax", scores, axis=2) if self.score_encoding == "logits" else scores
         if self.softmax or self.background:
-            scores = part(nodes, scores, 0, self.classes, 2)
-        sigmoid = self.form == "logits" and not self.softmax
+            scores = slice_axis(nodes, scores, 0, self.classes, 2)
+        sigmoid = self.score_encoding == "logits" and not self.softmax
         if self.boxes == self.scores:
-            boxes, scores = part(nodes, boxes, 0, 4, 2), part(nodes, boxes, 4, 4 + self.classes, 2)
+            boxes, scores = (
+                slice_axis(nodes, boxes, 0, 4, 2),
+                slice_axis(nodes, boxes, 4, 4 + self.classes, 2),
+            )
         if self.queries is None:
             more = nodes.whole(0, 0, 0, 0, limit, 0)
             boxes = nodes.add("Pad", boxes, more)
-            scores = nodes.add("Pad", scores, more, nodes.floats(_NEVER if sigmoid else 0.0))
-        return best_rows(
+            scores = nodes.add("Pad", scores, more, nodes.floats(_ZERO_SCORE_LOGIT if sigmoid else 0.0))
+        return select_best_rows(
             nodes,
             scores,
             lambda chosen, count: self._corners(nodes, boxes, chosen, count),
@@ -122,13 +131,13 @@ class QueryDecoder:
             classes=self.classes,
             limit=limit,
             activate=(lambda n, values: n.add("Sigmoid", values)) if sigmoid else None,
-            one_class=self.softmax,
+            one_class_per_anchor=self.softmax,
         )
 
-    def _corners(self, nodes: Nodes, boxes: str, chosen: str, count: int) -> str:
+    def _corners(self, nodes: NodeBuilder, boxes: str, chosen: str, count: int) -> str:
         scale = nodes.floats(*[self.width_px, self.height_px] * 2)
-        picked = nodes.add("Mul", nodes.pick(boxes, chosen, count, 4), scale)
-        return to_corners(nodes, part(nodes, picked, 0, 2, 2), part(nodes, picked, 2, 4, 2))
+        picked = nodes.add("Mul", nodes.gather_rows(boxes, chosen, count, 4), scale)
+        return to_corners(nodes, slice_axis(nodes, picked, 0, 2, 2), slice_axis(nodes, picked, 2, 4, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,19 +146,21 @@ class Detr:
 
     name: str = "detr"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where two inputs and three outputs fit, told apart by shapes and types."""
-        picture = picture_input(signature)
-        sizes = _sizes(signature)
-        found = _list(signature)
+        picture = find_picture_input(signature)
+        sizes = _find_sizes_input(signature)
+        found = _find_list(signature)
         if picture is None or sizes is None or found is None:
             return None
         labels, boxes, scores = found
-        origin = signature.origins.get(scores.name)
-        count = _known(boxes, 1) or _known(scores, 1) or (origin.count if origin is not None else None)
-        remainder = signature.origins.get(labels.name)
+        source = signature.output_sources.get(scores.name)
+        count = (
+            _read_side(boxes, 1) or _read_side(scores, 1) or (source.count if source is not None else None)
+        )
+        remainder = signature.output_sources.get(labels.name)
         classes = (remainder.modulus if remainder is not None else None) or 0
-        decoder = DetrList(
+        decoder = DetrListDecoder(
             labels.name,
             boxes.name,
             scores.name,
@@ -164,7 +175,7 @@ class Detr:
         ]
         if classes:
             clauses.append(f"labels are the remainder of {classes}")
-        return _reading(self.name, signature, picture, decoder, classes=classes, clauses=clauses)
+        return _interpret(self.name, signature, picture, decoder, classes=classes, clauses=clauses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,24 +184,24 @@ class DetrRaw:
 
     name: str = "detr-raw"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where scores and boxes answer the same queries of a transformer.
 
         Raises:
             ModelError: its scores are a part of what a softmax gave.
         """
-        found = _queries(signature)
+        found = _find_queries(signature)
         stated = signature.metadata.get("visionedge.head") == self.name
-        if found is None or (not stated and _first_kind(signature, found)):
+        if found is None or (not stated and _is_first_generation(signature, found)):
             return None
-        form = _form(signature, found)
-        if form is None or found.made == "Softmax":
+        score_encoding = _read_score_encoding(signature, found)
+        if score_encoding is None or found.score_operator == "Softmax":
             return None
-        decoder = found.decoder(form, background=_has_background(signature, found))
+        decoder = found.decoder(score_encoding, background=_has_background(signature, found))
         clauses = [f"scores of {found.width} classes and boxes for {found.count or 'some'} queries"]
         if decoder.classes < found.width:
             clauses.append("its outputs are called as RF-DETR's, whose last class is the background")
-        return _reading(
+        return _interpret(
             self.name, signature, found.picture, decoder, classes=decoder.classes, clauses=clauses
         )
 
@@ -201,60 +212,66 @@ class DetrSoftmax:
 
     name: str = "detr-softmax"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where nothing chooses queries, samples for them, or refines their boxes.
 
         Raises:
             ModelError: its scores are a part of what a softmax gave.
         """
-        found = _queries(signature)
+        found = _find_queries(signature)
         stated = signature.metadata.get("visionedge.head") == self.name
-        if found is None or found.width < 2 or not (stated or _first_kind(signature, found)):
+        if found is None or found.width < 2 or not (stated or _is_first_generation(signature, found)):
             return None
-        form = _form(signature, found)
-        if form is None or found.made == "Sigmoid":
+        score_encoding = _read_score_encoding(signature, found)
+        if score_encoding is None or found.score_operator == "Sigmoid":
             return None
-        decoder = found.decoder(form, softmax=True)
+        decoder = found.decoder(score_encoding, softmax=True)
         clauses = [
             f"scores of {decoder.classes} classes and of no object, and boxes, for {found.count} queries",
             "boxes come straight from a layer, as those of the first DETRs: scores are a softmax's",
         ]
-        return _reading(
+        return _interpret(
             self.name, signature, found.picture, decoder, classes=decoder.classes, clauses=clauses
         )
 
 
 @dataclass(frozen=True, slots=True)
-class DetrJoined:
+class DetrSingleOutput:
     """RT-DETR as Ultralytics exports it: boxes and scores of each query side by side."""
 
     name: str = "rtdetr-ultralytics"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where the one output joins boxes and a sigmoid's scores, for queries, not for cells."""
-        picture = picture_input(signature)
+        picture = find_picture_input(signature)
         if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 1:
             return None
         output = signature.outputs[0]
-        origin = signature.origins.get(output.name)
-        parts = origin.parts if origin is not None else ()
-        queries, width = _known(output, 1), _known(output, 2) or 0
+        source = signature.output_sources.get(output.name)
+        parts = source.parts if source is not None else ()
+        queries, width = _read_side(output, 1), _read_side(output, 2) or 0
         if _rank(output) != 3 or width < 5 or len(parts) != 2 or parts[1] != "Sigmoid":
             return None
         if queries is None or not all(_may_be_queries(n, picture, signature) for n in (queries, width)):
             return None
-        if not _answers(signature) or not detects(signature, width - 4):
+        if not _is_transformer(signature) or not is_detector(signature, width - 4):
             return None
-        decoder = QueryDecoder(
-            output.name, output.name, queries, width - 4, picture.width_px, picture.height_px, form="done"
+        decoder = DetrQueryDecoder(
+            output.name,
+            output.name,
+            queries,
+            width - 4,
+            picture.width_px,
+            picture.height_px,
+            score_encoding="done",
         )
         clauses = [
             f"one output joins the boxes and a sigmoid's scores of {queries} queries, which are no cells"
         ]
-        return _reading(self.name, signature, picture, decoder, classes=width - 4, clauses=clauses)
+        return _interpret(self.name, signature, picture, decoder, classes=width - 4, clauses=clauses)
 
 
-HEADS = (Detr(), DetrRaw(), DetrSoftmax(), DetrJoined())
+HEADS = (Detr(), DetrRaw(), DetrSoftmax(), DetrSingleOutput())
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,59 +279,61 @@ class _Queries:
     """Scores [N, count, width], which an operator `made`, and boxes [N, count, 4] for the queries."""
 
     picture: NetworkInput
-    scores: Tensor
-    boxes: Tensor
+    scores: TensorInfo
+    boxes: TensorInfo
     count: int | None
     width: int
-    made: str
+    score_operator: str
 
-    def decoder(self, form: Form, *, softmax: bool = False, background: bool = False) -> QueryDecoder:
+    def decoder(
+        self, score_encoding: ScoreEncoding, *, softmax: bool = False, background: bool = False
+    ) -> DetrQueryDecoder:
         """Of scores of that form; the last class means nothing where a softmax or a background has it."""
         names, size = (self.boxes.name, self.scores.name), (self.picture.width_px, self.picture.height_px)
         classes = self.width - (softmax or background)
-        return QueryDecoder(*names, self.count, classes, *size, form, softmax, background)
+        return DetrQueryDecoder(*names, self.count, classes, *size, score_encoding, softmax, background)
 
 
-def _queries(signature: Signature) -> _Queries | None:
+def _find_queries(signature: ModelSignature) -> _Queries | None:
     """Scores and boxes that a transformer gives for the same queries."""
-    picture = picture_input(signature)
-    pair = _pair(signature)
-    if picture is None or pair is None or len(signature.inputs) != 1 or not _answers(signature):
+    picture = find_picture_input(signature)
+    pair = _find_scores_and_boxes(signature)
+    if picture is None or pair is None or len(signature.inputs) != 1 or not _is_transformer(signature):
         return None
     scores, boxes = pair
-    count, width = _known(scores, 1), _known(scores, 2) or 0
+    count, width = _read_side(scores, 1), _read_side(scores, 2) or 0
     if not _may_be_queries(count, picture, signature) or (count is None and width < 2):
         return None
-    return _Queries(picture, scores, boxes, count, width, signature.made_by.get(scores.name, ""))
+    return _Queries(picture, scores, boxes, count, width, signature.output_operators.get(scores.name, ""))
 
 
-def _has_background(signature: Signature, found: _Queries) -> bool:
+def _has_background(signature: ModelSignature, found: _Queries) -> bool:
     """Whether it is an RF-DETR of somebody's own classes: its last slot is the background, which it drops.
 
     Trained on COCO it has 91 slots, for the numbers of categories, and all of them count.
     """
     called = {found.boxes.name, found.scores.name} == {"dets", "labels"}
-    names = class_names(signature.metadata)
+    names = read_class_names(signature.metadata)
     whole = names is not None and len(names) == found.width
-    return called and found.width > 1 and found.width not in _COCO_SLOTS and not whole
+    return called and found.width > 1 and found.width not in _COCO_CLASS_COUNTS and not whole
 
 
-def _first_kind(signature: Signature, found: _Queries) -> bool:
+def _is_first_generation(signature: ModelSignature, found: _Queries) -> bool:
     """Whether it is one of the first DETRs; any number of queries may be theirs."""
-    closing = signature.closings.get(found.boxes.name)
-    straight = closing is not None and closing.weighted and not closing.computes
-    return straight and not signature.operators & _REFINERS
+    output_ops = signature.output_ops.get(found.boxes.name)
+    straight = output_ops is not None and output_ops.has_weights and not output_ops.has_arithmetic
+    return straight and not signature.operators & _REFINING_OPERATORS
 
 
-def _form(signature: Signature, found: _Queries) -> Form | None:
+def _read_score_encoding(signature: ModelSignature, found: _Queries) -> ScoreEncoding | None:
     """What the scores are; None where an operator made them that is not known to.
 
     Raises:
         ModelError: they are a part of what a softmax gave, and which part is not known.
     """
-    origin = signature.origins.get(found.scores.name)
-    behind = origin.maker if origin is not None else ""
-    if found.made in ("Sigmoid", "Softmax") or behind == "Sigmoid":
+    source = signature.output_sources.get(found.scores.name)
+    behind = source.operator if source is not None else ""
+    if found.score_operator in ("Sigmoid", "Softmax") or behind == "Sigmoid":
         return "done"
     if behind == "Softmax":
         raise ModelError(
@@ -325,119 +344,125 @@ def _form(signature: Signature, found: _Queries) -> Form | None:
     return "logits"
 
 
-def _reading(
+def _interpret(
     name: str,
-    signature: Signature,
+    signature: ModelSignature,
     picture: NetworkInput,
-    decoder: DetrList | QueryDecoder,
+    decoder: DetrListDecoder | DetrQueryDecoder,
     *,
     classes: int,
     clauses: list[str],
-) -> Reading:
-    family, reason = _family(signature)
-    way, evidence = prepared(signature, picture, family)
+) -> ModelInterpretation:
+    family, reason = _choose_family_preprocess(signature)
+    preprocess, evidence = choose_preprocess(signature, picture, family)
     if signature.metadata.get("visionedge.head") == name:
         clauses = ["the head is stated", *clauses]
-    return Reading(
+    return ModelInterpretation(
         head=name,
         input=picture,
-        preprocess=way,
+        preprocess=preprocess,
         decoder=decoder,
         class_count=classes,
-        suppress=False,
+        needs_nms=False,
         evidence=(*clauses, reason, *evidence),
     )
 
 
-def _family(signature: Signature) -> tuple[Preprocess, str]:
+def _choose_family_preprocess(signature: ModelSignature) -> tuple[Preprocess, str]:
     """How backbones were trained: transformers and the first ResNets with ImageNet's mean, others without."""
-    kernels = signature.opening.kernels
+    kernels = signature.input_ops.kernels
     if (
         not kernels
-        and not signature.opening.unknown
-        and not {"mean", "std"} <= set(stated_object(signature, "visionedge.input"))
+        and not signature.input_ops.unknown
+        and not {"mean", "std"} <= set(read_metadata_object(signature, "visionedge.input"))
     ):
         raise ModelError(
             "is a DETR whose first layers are no convolutions that can be seen, and these tell whether"
             " ImageNet's mean is taken off its pixels; state input.scale, input.mean and input.std in"
             " MODEL.yaml beside it",
-            state=STATE_MEAN,
+            state=MEAN_EXAMPLE,
         )
-    if any(side == stride and side >= _LEAST_PATCH for side, stride in kernels):
+    if any(side == stride and side >= _MIN_PATCH for side, stride in kernels):
         return (
             IMAGENET_INPUT,
             "it starts with patches, as transformers do: ImageNet's mean and deviation",
         )
     if any(side == 7 for side, _ in kernels):
         return IMAGENET_INPUT, "it starts with 7 x 7, as the first ResNets do: ImageNet's mean and deviation"
-    if signature.transformer_parts > _MOST_ENCODER_PARTS:
+    if signature.transformer_parts > _MAX_ENCODER_PARTS:
         return IMAGENET_INPUT, "its queries are chosen behind a transformer: ImageNet's mean and deviation"
     return PLAIN_INPUT, "it starts with small convolutions: pixels of 0-1 and no mean"
 
 
-def _list(signature: Signature) -> tuple[Tensor, Tensor, Tensor] | None:
+def _find_list(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo, TensorInfo] | None:
     """(labels, boxes, scores): whole [N, n], float [N, n, 4], float [N, n]."""
     if len(signature.outputs) != 3:
         return None
     labels = [t for t in signature.outputs if _rank(t) == 2 and t.dtype in ("int64", "int32")]
-    boxes = [t for t in signature.outputs if _rank(t) == 3 and _known(t, 2) == 4 and _is_float(t)]
+    boxes = [t for t in signature.outputs if _rank(t) == 3 and _read_side(t, 2) == 4 and _is_float(t)]
     scores = [t for t in signature.outputs if _rank(t) == 2 and _is_float(t)]
     if not len(labels) == len(boxes) == len(scores) == 1:
         return None
     found = labels[0], boxes[0], scores[0]
-    return found if len({_known(t, 1) for t in found} - {None}) <= 1 else None
+    return found if len({_read_side(t, 1) for t in found} - {None}) <= 1 else None
 
 
-def _sizes(signature: Signature) -> Tensor | None:
+def _find_sizes_input(signature: ModelSignature) -> TensorInfo | None:
     """The second of two inputs, if it is whole [N, 2]."""
-    others = [t for t in signature.inputs if _rank(t) == 2 and _known(t, 1) in (2, None)]
+    others = [t for t in signature.inputs if _rank(t) == 2 and _read_side(t, 1) in (2, None)]
     if len(signature.inputs) != 2 or len(others) != 1 or others[0].dtype not in ("int64", "int32"):
         return None
     return others[0]
 
 
-def _pair(signature: Signature) -> tuple[Tensor, Tensor] | None:
+def _find_scores_and_boxes(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo] | None:
     """(scores, boxes) of the same queries; where both are four wide, a sigmoid makes the boxes."""
     outputs = signature.outputs
-    if len(outputs) != 2 or not all(_rank(t) == 3 and _is_float(t) and _known(t, 2) for t in outputs):
+    if len(outputs) != 2 or not all(_rank(t) == 3 and _is_float(t) and _read_side(t, 2) for t in outputs):
         return None
-    ways = [(a, b) for a, b in (outputs, outputs[::-1]) if _known(b, 2) == 4 and _known(a, 1) == _known(b, 1)]
+    ways = [
+        (a, b)
+        for a, b in (outputs, outputs[::-1])
+        if _read_side(b, 2) == 4 and _read_side(a, 1) == _read_side(b, 1)
+    ]
     if len(ways) > 1:
-        ways = _of_boxes(ways, lambda t: signature.made_by.get(t.name) == "Sigmoid") or _of_boxes(
-            ways, lambda t: signature.closings.get(t.name, Closing()).computes
+        ways = _pairs_with_refined_boxes(
+            ways, lambda t: signature.output_operators.get(t.name) == "Sigmoid"
+        ) or _pairs_with_refined_boxes(
+            ways, lambda t: signature.output_ops.get(t.name, OutputOps()).has_arithmetic
         )
     return ways[0] if len(ways) == 1 else None
 
 
-def _of_boxes(
-    ways: list[tuple[Tensor, Tensor]], refined: Callable[[Tensor], bool]
-) -> list[tuple[Tensor, Tensor]]:
+def _pairs_with_refined_boxes(
+    ways: list[tuple[TensorInfo, TensorInfo]], refined: Callable[[TensorInfo], bool]
+) -> list[tuple[TensorInfo, TensorInfo]]:
     """The way in which the boxes alone are refined by nodes behind the last layer, where there is one."""
     return [(scores, boxes) for scores, boxes in ways if refined(boxes) and not refined(scores)]
 
 
-def _answers(signature: Signature) -> bool:
+def _is_transformer(signature: ModelSignature) -> bool:
     """Whether it attends, and suppresses nothing."""
     used = signature.operators
-    attends = used & _ATTENTIONS or ("Softmax" in used and used & _PRODUCTS)
+    attends = used & _ATTENTION_OPERATORS or ("Softmax" in used and used & _PRODUCT_OPERATORS)
     return bool(attends) and "NonMaxSuppression" not in used
 
 
-def _may_be_queries(count: int | None, picture: NetworkInput, signature: Signature) -> bool:
+def _may_be_queries(count: int | None, picture: NetworkInput, signature: ModelSignature) -> bool:
     """Whether so many are queries and not cells; an open number of them is chosen or sampled for."""
     if count is None:
         return bool({"GridSample", "TopK"} & signature.operators)
-    cells = (pyramid(count, picture.width_px, picture.height_px, each) for each in (1, 3))
-    return 0 < count <= MOST_QUERIES and not any(cells)
+    cells = (find_strides(count, picture.width_px, picture.height_px, each) for each in (1, 3))
+    return 0 < count <= MAX_QUERIES and not any(cells)
 
 
-def _rank(tensor: Tensor) -> int:
+def _rank(tensor: TensorInfo) -> int:
     return -1 if tensor.shape is None else len(tensor.shape)
 
 
-def _known(tensor: Tensor, axis: int) -> int | None:
+def _read_side(tensor: TensorInfo, axis: int) -> int | None:
     return tensor.shape[axis] if tensor.shape is not None and len(tensor.shape) > axis else None
 
 
-def _is_float(tensor: Tensor) -> bool:
+def _is_float(tensor: TensorInfo) -> bool:
     return tensor.dtype in ("float32", "float16")

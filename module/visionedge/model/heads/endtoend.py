@@ -9,25 +9,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
-from visionedge.model.analysis.signature import Signature, Tensor
-from visionedge.model.decoding import listed_rows, part, pyramid, to_corners
-from visionedge.model.graph import Nodes
-from visionedge.model.interpretation import NetworkInput, Preprocess, Reading, picture_input
-from visionedge.model.labels import class_names
-from visionedge.model.preprocessing import YOLO_INPUT, detects, origin, prepared
+from visionedge.model.analysis.signature import ModelSignature, TensorInfo
+from visionedge.model.decoding import convert_list_to_rows, find_strides, slice_axis, to_corners
+from visionedge.model.graph import NodeBuilder
+from visionedge.model.interpretation import ModelInterpretation, NetworkInput, Preprocess, find_picture_input
+from visionedge.model.labels import read_class_names
+from visionedge.model.preprocessing import YOLO_INPUT, choose_preprocess, describe_exporter, is_detector
 
 CENTERNET_INPUT = Preprocess("bgr", 1 / 255, (0.408, 0.447, 0.470), (0.289, 0.274, 0.278), pad=0)
 
-_MOST_ROWS = 2000
-_CHOOSERS = frozenset({"NonMaxSuppression", "TopK"})
+_MAX_ROWS = 2000
+_SELECTING_OPERATORS = frozenset({"NonMaxSuppression", "TopK"})
 # What finds or computes boxes; a list whose first part is something else has other columns in front.
-_BOX_MAKERS = frozenset(
+_BOX_OPERATORS = frozenset(
     {"Add", "Clip", "Div", "Gather", "GatherElements", "GatherND", "Mul", "Pad", "Slice", "Split", "Sub"}
 )
 
 
 @dataclass(frozen=True, slots=True)
-class ListDecoder:
+class EndToEndDecoder:
     """Decodes [N, n, 6]: box, score, class; or [n, 7] of one picture: its place, box, class, score.
 
     Boxes are corners in input pixels, or with `relative_to` (width, height) centres and sizes as parts of it.
@@ -38,11 +38,11 @@ class ListDecoder:
     width: int
     relative_to: tuple[int, int] | None = None
 
-    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
+    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
         """Nothing: the picture is the only input."""
         return {}
 
-    def rows(self, nodes: Nodes, limit: int) -> str:
+    def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""
         table = nodes.cast(self.output, "float32")
         first, score, label = 0, 4, 5
@@ -50,13 +50,16 @@ class ListDecoder:
             table = nodes.reshape(table, 1, -1, 7)
             first, score, label = 1, 6, 5
         scores, labels = (
-            nodes.reshape(part(nodes, table, column, column + 1, axis=2), 0, -1) for column in (score, label)
+            nodes.reshape(slice_axis(nodes, table, column, column + 1, axis=2), 0, -1)
+            for column in (score, label)
         )
-        boxes = part(nodes, table, first, first + 4, axis=2)
+        boxes = slice_axis(nodes, table, first, first + 4, axis=2)
         if self.relative_to is not None:
             boxes = nodes.add("Mul", boxes, nodes.floats(*self.relative_to * 2))
-            boxes = to_corners(nodes, part(nodes, boxes, 0, 2, axis=2), part(nodes, boxes, 2, 4, axis=2))
-        return listed_rows(nodes, boxes, scores, labels, count=self.count, limit=limit)
+            boxes = to_corners(
+                nodes, slice_axis(nodes, boxes, 0, 2, axis=2), slice_axis(nodes, boxes, 2, 4, axis=2)
+            )
+        return convert_list_to_rows(nodes, boxes, scores, labels, count=self.count, limit=limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,34 +68,34 @@ class DeepStream:
 
     name: str = "deepstream-yolo"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where a maximum over the classes made the last two columns and boxes came from centres.
 
         Raises:
             ModelError: its boxes are not made as the YOLOs' are, so its pictures may be prepared otherwise.
         """
-        found = _list_of(signature, 6, most_rows=None)
-        if found is None or not _per_cell(signature, found[1]):
+        found = _find_list(signature, 6, most_rows=None)
+        if found is None or not _has_row_per_cell(signature, found[1]):
             return None
         picture, output = found
         count = (output.shape or (0, 0))[1] or 0
-        if not any(pyramid(count, picture.width_px, picture.height_px, each) for each in (1, 3)):
+        if not any(find_strides(count, picture.width_px, picture.height_px, each) for each in (1, 3)):
             return None
         stated = "visionedge.input" in signature.metadata
         # The 4 x 4 that makes corners of centres and sizes; with an exponential they are YOLOX's.
         plain = "MatMul" in signature.operators and "Exp" not in signature.operators
-        if not (plain or stated or origin(signature) or signature.opening.scales):
+        if not (plain or stated or describe_exporter(signature) or signature.input_ops.changes_values):
             raise ModelError(
                 "gives a box, its best score and its class for each cell, as exports for DeepStream do, but"
                 " not as a YOLO whose preparation is known; state input (color, scale, mean, std, fit) in"
                 " MODEL.yaml beside it",
                 state=("input: {color: rgb, scale: 0.00392156863, fit: letterbox}   # your model's own",),
             )
-        reading = _reading(self.name, signature, picture, output, YOLO_INPUT)
-        if reading is None:
+        interpretation = _interpret(self.name, signature, picture, output, YOLO_INPUT)
+        if interpretation is None:
             return None
         clause = "each row is a cell with its best class, as exports for DeepStream are: boxes overlap"
-        return replace(reading, suppress=True, evidence=(*reading.evidence, clause))
+        return replace(interpretation, needs_nms=True, evidence=(*interpretation.evidence, clause))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,24 +104,26 @@ class EndToEnd:
 
     name: str = "yolov10"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where nodes choose the rows, or its metadata says that it is one of Ultralytics."""
-        found = _list_of(signature, 6)
-        if found is None or _per_cell(signature, found[1]):
+        found = _find_list(signature, 6)
+        if found is None or _has_row_per_cell(signature, found[1]):
             return None
         picture, output = found
-        closing = signature.closings[output.name]
+        output_ops = signature.output_ops[output.name]
         stated = signature.metadata.get("visionedge.head") == self.name
-        chosen = bool({"TopK", "NonMaxSuppression"} & (closing.operators | signature.operators))
-        if not (stated or origin(signature) or chosen or not closing.weighted):
+        chosen = bool({"TopK", "NonMaxSuppression"} & (output_ops.operators | signature.operators))
+        if not (stated or describe_exporter(signature) or chosen or not output_ops.has_weights):
             return None
-        if _samples(signature, output) and not stated:
+        if _samples_picture(signature, output) and not stated:
             return None
-        if _columns(signature, output) not in ("score, class", None):
+        if _describe_columns(signature, output) not in ("score, class", None):
             return None
-        if "MaxPool" in closing.operators or (len(closing.parts) > 1 and closing.parts[0] not in _BOX_MAKERS):
+        if "MaxPool" in output_ops.operators or (
+            len(output_ops.parts) > 1 and output_ops.parts[0] not in _BOX_OPERATORS
+        ):
             return None
-        return _reading(self.name, signature, picture, output, YOLO_INPUT)
+        return _interpret(self.name, signature, picture, output, YOLO_INPUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +132,15 @@ class RtDetrList:
 
     name: str = "rtdetr-list"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where queries sample the picture and its metadata says that it is one of Ultralytics."""
-        found = _list_of(signature, 6)
+        found = _find_list(signature, 6)
         stated = signature.metadata.get("visionedge.head") == self.name
-        if found is None or not (stated or (_samples(signature, found[1]) and origin(signature))):
+        if found is None or not (
+            stated or (_samples_picture(signature, found[1]) and describe_exporter(signature))
+        ):
             return None
-        return _reading(self.name, signature, *found, replace(YOLO_INPUT, fit="stretch"), relative=True)
+        return _interpret(self.name, signature, *found, replace(YOLO_INPUT, fit="stretch"), relative=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,18 +149,18 @@ class CenterNet:
 
     name: str = "centernet"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where a pooling finds the rows.
 
         Raises:
             ModelError: nothing states how its pictures are prepared, which differs from export to export.
         """
-        found = _list_of(signature, 6)
+        found = _find_list(signature, 6)
         if found is None:
             return None
         picture, output = found
         stated = signature.metadata.get("visionedge.head") == self.name
-        if not stated and "MaxPool" not in signature.closings[output.name].operators:
+        if not stated and "MaxPool" not in signature.output_ops[output.name].operators:
             return None
         if "visionedge.input" not in signature.metadata:
             raise ModelError(
@@ -164,111 +171,111 @@ class CenterNet:
                     " std: [0.289, 0.274, 0.278], fit: letterbox}   # your model's",
                 ),
             )
-        return _reading(self.name, signature, picture, output, CENTERNET_INPUT)
+        return _interpret(self.name, signature, picture, output, CENTERNET_INPUT)
 
 
 @dataclass(frozen=True, slots=True)
-class YoloWithSuppression:
+class YoloWithNms:
     """YOLOv6 and v7 exported with onnxruntime's suppression: [n, 7], one picture at a time."""
 
     name: str = "yolov7-nms"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where the graph suppresses and rows have seven numbers, the score behind the class."""
-        found = _list_of(signature, 7)
+        found = _find_list(signature, 7)
         if found is None or "NonMaxSuppression" not in signature.operators:
             return None
         picture, output = found
-        if picture.batch not in (None, 1) or _columns(signature, output) != "class, score":
+        if picture.batch not in (None, 1) or _describe_columns(signature, output) != "class, score":
             return None
-        return _reading(self.name, signature, replace(picture, batch=1), output, YOLO_INPUT)
+        return _interpret(self.name, signature, replace(picture, batch=1), output, YOLO_INPUT)
 
 
-HEADS = (DeepStream(), EndToEnd(), RtDetrList(), CenterNet(), YoloWithSuppression())
+HEADS = (DeepStream(), EndToEnd(), RtDetrList(), CenterNet(), YoloWithNms())
 
 
-def _per_cell(signature: Signature, output: Tensor) -> bool:
+def _has_row_per_cell(signature: ModelSignature, output: TensorInfo) -> bool:
     """Whether the last columns are the maximum over the classes and where it stood, of rows nobody chose."""
-    origin = signature.origins.get(output.name)
+    origin = signature.output_sources.get(output.name)
     parts = origin.parts if origin is not None else ()
-    return parts[-2:] == ("ReduceMax", "ArgMax") and not _CHOOSERS & signature.operators
+    return parts[-2:] == ("ReduceMax", "ArgMax") and not _SELECTING_OPERATORS & signature.operators
 
 
-def _list_of(
-    signature: Signature, width: int, most_rows: int | None = _MOST_ROWS
-) -> tuple[NetworkInput, Tensor] | None:
+def _find_list(
+    signature: ModelSignature, width: int, most_rows: int | None = _MAX_ROWS
+) -> tuple[NetworkInput, TensorInfo] | None:
     """The picture and the one output with rows of this width: [N, n, 6], or [n, 7]."""
-    picture = picture_input(signature)
+    picture = find_picture_input(signature)
     if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 1:
         return None
     (output,) = signature.outputs
     shape = output.shape
-    if shape is None or output.name not in signature.closings or not output.dtype.startswith("float"):
+    if shape is None or output.name not in signature.output_ops or not output.dtype.startswith("float"):
         return None
     if len(shape) != (3 if width == 6 else 2) or shape[-1] != width:
         return None
     if width == 6 and most_rows is not None and (shape[1] or 0) > most_rows:
         return None
-    return (picture, output) if detects(signature) else None
+    return (picture, output) if is_detector(signature) else None
 
 
-def _columns(signature: Signature, output: Tensor) -> str | None:
+def _describe_columns(signature: ModelSignature, output: TensorInfo) -> str | None:
     """What the last two columns are, by where they come from; None where nodes do not show columns.
 
     Classes come from whole numbers. From 1 they are counted by other families, whose pictures are prepared
     otherwise as well.
     """
-    origin = signature.origins.get(output.name)
-    if origin is None or len(origin.wholes) < 3:
+    origin = signature.output_sources.get(output.name)
+    if origin is None or len(origin.part_is_integer) < 3:
         return None
-    if origin.wholes[-2:] == (False, True):
+    if origin.part_is_integer[-2:] == (False, True):
         return "score, class" if origin.added[-1] == 0 else "score, class from another number"
-    return "class, score" if origin.wholes[-2:] == (True, False) else "something else"
+    return "class, score" if origin.part_is_integer[-2:] == (True, False) else "something else"
 
 
-def _samples(signature: Signature, output: Tensor) -> bool:
+def _samples_picture(signature: ModelSignature, output: TensorInfo) -> bool:
     """Whether queries sample the picture at places that they refine: a DETR, whose boxes are parts of it."""
-    refines = "Log" in signature.closings[output.name].operators
+    refines = "Log" in signature.output_ops[output.name].operators
     return refines or "GridSample" in signature.operators
 
 
-def _class_count(signature: Signature, output: Tensor) -> int | None:
+def _count_classes(signature: ModelSignature, output: TensorInfo) -> int | None:
     """How many classes its nodes or its names tell, 0 if none do; None where they contradict each other."""
-    names = class_names(signature.metadata)
-    told = signature.closings[output.name].modulus or signature.classes.suppressed or 0
+    names = read_class_names(signature.metadata)
+    told = signature.output_ops[output.name].modulus or signature.classes.from_nms or 0
     if names is not None and told and len(names) != told:
         return None
     return told or (len(names) if names is not None else 0)
 
 
-def _reading(
+def _interpret(
     name: str,
-    signature: Signature,
+    signature: ModelSignature,
     picture: NetworkInput,
-    output: Tensor,
+    output: TensorInfo,
     family: Preprocess,
     *,
     relative: bool = False,
-) -> Reading | None:
+) -> ModelInterpretation | None:
     shape, size = output.shape or (), (picture.width_px, picture.height_px)
     count = shape[1] if len(shape) == 3 else None
-    classes = _class_count(signature, output)
+    classes = _count_classes(signature, output)
     if classes is None:
         return None
-    way, ways = prepared(signature, picture, family)
+    preprocess, preprocess_evidence = choose_preprocess(signature, picture, family)
     evidence = (
         *(("its metadata states the head",) if signature.metadata.get("visionedge.head") == name else ()),
         f"its output is a list of {count if count is not None else 'open length'}, {shape[-1]} numbers a row",
         f"{classes} classes are seen in it" if classes else "nothing in it tells the number of classes",
-        *origin(signature),
-        *ways,
+        *describe_exporter(signature),
+        *preprocess_evidence,
     )
-    return Reading(
+    return ModelInterpretation(
         head=name,
         input=picture,
-        preprocess=way,
-        decoder=ListDecoder(output.name, count, shape[-1] or 0, size if relative else None),
+        preprocess=preprocess,
+        decoder=EndToEndDecoder(output.name, count, shape[-1] or 0, size if relative else None),
         class_count=classes,
-        suppress=False,
+        needs_nms=False,
         evidence=evidence,
     )

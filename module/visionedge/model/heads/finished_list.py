@@ -9,32 +9,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
-from visionedge.model.analysis.input_ops import Opening
-from visionedge.model.analysis.signature import Signature, Tensor
-from visionedge.model.decoding import listed_rows, part
-from visionedge.model.graph import Nodes
+from visionedge.model.analysis.input_ops import InputOps
+from visionedge.model.analysis.signature import ModelSignature, TensorInfo
+from visionedge.model.decoding import convert_list_to_rows, slice_axis
+from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
-    STATE_MEAN,
+    MEAN_EXAMPLE,
+    ModelInterpretation,
     NetworkInput,
     Preprocess,
-    Reading,
-    picture_input,
-    stated_object,
+    find_picture_input,
+    read_metadata_object,
 )
-from visionedge.model.labels import AUTOML_BACKGROUND, class_names
-from visionedge.model.preprocessing import prepared
+from visionedge.model.labels import AUTOML_BACKGROUND, read_class_names
+from visionedge.model.preprocessing import choose_preprocess
 
 # These take a picture of any shape and resize it inside; ours keeps its proportions.
 RGB_INPUT = Preprocess("rgb", 1 / 255, fit="letterbox", anchor="top-left")
 BGR_INPUT = Preprocess("bgr", 1.0, fit="letterbox", anchor="top-left")
 AUTOML_INPUT = Preprocess("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "stretch")
 
-_OWN_TRANSFORM = frozenset({"Pad", "Resize"})
-_LARGE_FACTOR = 50  # of pixels of 0-1: brought to 0-255
+_TRANSFORM_OPERATORS = frozenset({"Pad", "Resize"})
+_MIN_LARGE_FACTOR = 50  # of pixels of 0-1: brought to 0-255
 
 
 @dataclass(frozen=True, slots=True)
-class FinishedList:
+class FinishedListDecoder:
     """Decodes boxes [N, n, 4], corners in input pixels, classes and scores [N, n] or [N, n, 1].
 
     With `scores` empty they are the fifth column of the boxes. `count` is n where it is known.
@@ -45,11 +45,11 @@ class FinishedList:
     scores: str
     count: int | None
 
-    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
+    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
         """Nothing: the picture is the only input."""
         return {}
 
-    def rows(self, nodes: Nodes, limit: int) -> str:
+    def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""
         table = nodes.cast(self.boxes, "float32")
         if self.scores:
@@ -57,9 +57,9 @@ class FinishedList:
             scores = nodes.cast(self.scores, "float32")
         else:
             table = nodes.reshape(table, 1, -1, 5)
-            boxes, scores = part(nodes, table, 0, 4, 2), part(nodes, table, 4, 5, 2)
+            boxes, scores = slice_axis(nodes, table, 0, 4, 2), slice_axis(nodes, table, 4, 5, 2)
         ids = nodes.cast(self.classes, "float32")
-        return listed_rows(
+        return convert_list_to_rows(
             nodes,
             boxes,
             nodes.reshape(scores, 1, -1),
@@ -75,22 +75,22 @@ class Torchvision:
 
     name: str = "torchvision"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where there are boxes, whole classes and scores, and nothing else.
 
         Raises:
             ModelError: nothing tells how its pictures are prepared.
         """
-        picture = picture_input(signature)
-        found = _three(signature)
+        picture = find_picture_input(signature)
+        found = _find_outputs(signature)
         if picture is None or found is None or picture.batch not in (None, 1):
             return None
         stated = signature.metadata.get("visionedge.head") == self.name
         if not stated and signature.producer != "pytorch":
             return None  # Custom Vision's lists look the same
         boxes, classes, scores = found
-        names = class_names(signature.metadata) or ()
-        automl = names[:1] == (AUTOML_BACKGROUND,) and not signature.opening.until
+        names = read_class_names(signature.metadata) or ()
+        automl = names[:1] == (AUTOML_BACKGROUND,) and not signature.input_ops.known_transform
         family = AUTOML_INPUT if automl else RGB_INPUT
         reason = (
             f"labels.json beside it begins with {AUTOML_BACKGROUND}, as Azure AutoML writes it"
@@ -99,11 +99,13 @@ class Torchvision:
         )
         if not automl:
             _check_normalises(signature)
-        decoder = FinishedList(boxes.name, classes.name, scores.name, _count(boxes))
-        reading = _reading(signature, picture, decoder, family, (self.name, reason))
+        decoder = FinishedListDecoder(boxes.name, classes.name, scores.name, _read_count(boxes))
+        interpretation = _interpret(signature, picture, decoder, family, (self.name, reason))
         clause = "class 0 is the background, as torchvision and AutoML have it"
-        count = signature.classes.classified or 0
-        return replace(reading, class_count=count, background=True, evidence=(*reading.evidence, clause))
+        count = signature.classes.from_classifier or 0
+        return replace(
+            interpretation, class_count=count, background=True, evidence=(*interpretation.evidence, clause)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,23 +114,23 @@ class Detectron2:
 
     name: str = "detectron2"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where the fourth output is two whole numbers.
 
         Raises:
             ModelError: nothing tells how its pictures are prepared.
         """
-        picture = picture_input(signature)
+        picture = find_picture_input(signature)
         sizes = [t for t in signature.outputs if (t.shape or ())[-1:] == (2,) and t.dtype.startswith("int")]
         rest = tuple(t for t in signature.outputs if t not in sizes)
-        found = _three(replace(signature, outputs=rest)) if len(sizes) == 1 else None
+        found = _find_outputs(replace(signature, outputs=rest)) if len(sizes) == 1 else None
         if picture is None or found is None or picture.batch not in (None, 1):
             return None
         _check_normalises(signature)
         boxes, classes, scores = found
-        decoder = FinishedList(boxes.name, classes.name, scores.name, _count(boxes))
+        decoder = FinishedListDecoder(boxes.name, classes.name, scores.name, _read_count(boxes))
         reason = "its first nodes subtract a mean, as detectron2's do"
-        return _reading(signature, picture, decoder, BGR_INPUT, (self.name, reason))
+        return _interpret(signature, picture, decoder, BGR_INPUT, (self.name, reason))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +139,13 @@ class MmDeploy:
 
     name: str = "mmdeploy"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where the two outputs are [N, n, 5] and whole [N, n].
 
         Raises:
             ModelError: nothing tells how its pictures are prepared.
         """
-        picture = picture_input(signature)
+        picture = find_picture_input(signature)
         if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 2:
             return None
         boxes = [t for t in signature.outputs if (t.shape or ())[-1:] == (5,) and t.dtype.startswith("float")]
@@ -151,15 +153,15 @@ class MmDeploy:
         if len(boxes) != 1 or len(classes) != 1 or picture.batch not in (None, 1):
             return None
         _check_normalises(signature)
-        decoder = FinishedList(boxes[0].name, classes[0].name, "", _count(boxes[0]))
+        decoder = FinishedListDecoder(boxes[0].name, classes[0].name, "", _read_count(boxes[0]))
         reason = "boxes with their score and classes apart, as MMDeploy writes them"
-        return _reading(signature, picture, decoder, RGB_INPUT, (self.name, reason))
+        return _interpret(signature, picture, decoder, RGB_INPUT, (self.name, reason))
 
 
 HEADS = (Torchvision(), Detectron2(), MmDeploy())
 
 
-def _three(signature: Signature) -> tuple[Tensor, Tensor, Tensor] | None:
+def _find_outputs(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo, TensorInfo] | None:
     """(boxes, classes, scores): float [.., n, 4], whole [.., n], float [.., n], whatever they are called."""
     if len(signature.inputs) != 1 or len(signature.outputs) != 3:
         return None
@@ -172,71 +174,86 @@ def _three(signature: Signature) -> tuple[Tensor, Tensor, Tensor] | None:
     return boxes[0], classes[0], scores[0]
 
 
-def _count(boxes: Tensor) -> int | None:
+def _read_count(boxes: TensorInfo) -> int | None:
     return (boxes.shape or (None, None))[-2]
 
 
-def _check_normalises(signature: Signature) -> None:
+def _check_normalises(signature: ModelSignature) -> None:
     """Pictures are prepared in the graph, or it is stated how they are.
 
     Raises:
         ModelError: neither.
     """
-    stated = stated_object(signature, "visionedge.input")
-    if {"scale", "mean"} & set(stated) or signature.opening.scales or signature.opening.until:
+    stated = read_metadata_object(signature, "visionedge.input")
+    if (
+        {"scale", "mean"} & set(stated)
+        or signature.input_ops.changes_values
+        or signature.input_ops.known_transform
+    ):
         return
     raise ModelError(
         "gives a finished list of boxes, classes and scores, but nothing in it subtracts a mean, so how its"
         " pictures are prepared is not known; for Azure AutoML put its labels.json beside it, else state"
         " input.scale, input.mean and input.std in MODEL.yaml",
-        state=STATE_MEAN,
+        state=MEAN_EXAMPLE,
     )
 
 
-def _reading(
-    signature: Signature,
+def _interpret(
+    signature: ModelSignature,
     picture: NetworkInput,
-    decoder: FinishedList,
+    decoder: FinishedListDecoder,
     family: Preprocess,
     head: tuple[str, str],
-) -> Reading:
+) -> ModelInterpretation:
     """The reading of a head of that name, for that reason."""
     name, reason = head
-    way, ways = prepared(_before_transform(signature), picture, _at_range(signature, family))
-    names = class_names(signature.metadata)
+    preprocess, preprocess_evidence = choose_preprocess(
+        _before_transform(signature), picture, _with_color_of_mean(signature, family)
+    )
+    names = read_class_names(signature.metadata)
     stated = ("the head is stated",) if signature.metadata.get("visionedge.head") == name else ()
-    return Reading(
+    return ModelInterpretation(
         head=name,
         input=replace(picture, batch=1),
-        preprocess=way,
+        preprocess=preprocess,
         decoder=decoder,
         class_count=len(names) if names is not None else 0,
-        suppress=False,
-        evidence=(*stated, "a finished list: boxes in pixels, whole classes and scores", reason, *ways),
+        needs_nms=False,
+        evidence=(
+            *stated,
+            "a finished list: boxes in pixels, whole classes and scores",
+            reason,
+            *preprocess_evidence,
+        ),
     )
 
 
-def _before_transform(signature: Signature) -> Signature:
+def _before_transform(signature: ModelSignature) -> ModelSignature:
     """The signature with what is done to the picture before the graph resizes and pads it.
 
     It scales boxes back itself, so that only colour and scaling matter here.
     """
-    opening = signature.opening
-    if opening.until is None or not set(opening.unknown.split(", ")) <= _OWN_TRANSFORM:
+    input_ops = signature.input_ops
+    if input_ops.known_transform is None or not set(input_ops.unknown.split(", ")) <= _TRANSFORM_OPERATORS:
         return signature
-    factor, offset, swaps, _ = opening.until
-    if max(factor) > _LARGE_FACTOR:  # 0-255 is made of 0-1 there, by a deviation of 1/255
+    factor, offset, swaps_red_blue, _ = input_ops.known_transform
+    if max(factor) > _MIN_LARGE_FACTOR:  # 0-255 is made of 0-1 there, by a deviation of 1/255
         factor, offset = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
-    return replace(signature, opening=Opening(factor, offset, swaps, opening.kernels, "", opening.seen))
+    return replace(
+        signature, input_ops=InputOps(factor, offset, swaps_red_blue, input_ops.kernels, "", input_ops.seen)
+    )
 
 
-def _at_range(signature: Signature, family: Preprocess) -> Preprocess:
+def _with_color_of_mean(signature: ModelSignature, family: Preprocess) -> Preprocess:
     """Colours in the order of the mean that the graph subtracts: ImageNet's red is the largest."""
-    until = signature.opening.until
-    offset = until[1] if until else signature.opening.offset
+    known_transform = signature.input_ops.known_transform
+    offset = known_transform[1] if known_transform else signature.input_ops.offset
     means = [
         abs(low / factor)
-        for low, factor in zip(offset, (until[0] if until else signature.opening.factor), strict=True)
+        for low, factor in zip(
+            offset, (known_transform[0] if known_transform else signature.input_ops.factor), strict=True
+        )
     ]
     if len(set(means)) < 3:
         return family

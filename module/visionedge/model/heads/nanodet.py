@@ -12,13 +12,25 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from visionedge.errors import ModelError
-from visionedge.model.analysis.output_ops import Closing
-from visionedge.model.analysis.signature import Signature, Tensor
-from visionedge.model.decoding import Table, best_rows, grid, part, pyramid, table_of
-from visionedge.model.graph import Nodes
-from visionedge.model.interpretation import Preprocess, Reading, picture_input, stated_object
-from visionedge.model.labels import class_names
-from visionedge.model.preprocessing import prepared
+from visionedge.model.analysis.output_ops import OutputOps
+from visionedge.model.analysis.signature import ModelSignature, TensorInfo
+from visionedge.model.decoding import (
+    DenseTable,
+    compute_grid,
+    find_dense_table,
+    find_strides,
+    select_best_rows,
+    slice_axis,
+)
+from visionedge.model.graph import NodeBuilder
+from visionedge.model.interpretation import (
+    ModelInterpretation,
+    Preprocess,
+    find_picture_input,
+    read_metadata_object,
+)
+from visionedge.model.labels import read_class_names
+from visionedge.model.preprocessing import choose_preprocess
 
 STRIDES_PX = (4, 8, 16, 32, 64, 128)
 
@@ -27,7 +39,7 @@ PICODET_INPUT = Preprocess("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224,
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class NanoDetScale:
     """One pair of maps: `scores` [N, n, classes] and `boxes` [N, n, 4 * bins], n = columns * rows."""
 
     scores: str
@@ -45,7 +57,7 @@ class DflDecoder:
     `flat`: maps are [n, …], of one picture.
     """
 
-    scales: tuple[Scale, ...]
+    scales: tuple[NanoDetScale, ...]
     classes: int
     bins: int
     sigmoid: bool
@@ -53,20 +65,20 @@ class DflDecoder:
     joined: str = ""
     flat: bool = False
 
-    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - has no more inputs
+    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - has no more inputs
         """Nothing: the picture is the only input."""
         return {}
 
-    def rows(self, nodes: Nodes, limit: int) -> str:
+    def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The best rows; boxes are decoded only for the cells that are among them."""
         if self.joined:
             table = nodes.cast(self.joined, "float32")
-            scores = part(nodes, table, 0, self.classes, axis=2)
-            distances = part(nodes, table, self.classes, self.classes + 4 * self.bins, axis=2)
+            scores = slice_axis(nodes, table, 0, self.classes, axis=2)
+            distances = slice_axis(nodes, table, self.classes, self.classes + 4 * self.bins, axis=2)
         else:
             scores = self._joined(nodes, [scale.scores for scale in self.scales], self.classes)
             distances = self._joined(nodes, [scale.boxes for scale in self.scales], 4 * self.bins)
-        return best_rows(
+        return select_best_rows(
             nodes,
             scores,
             lambda chosen, count: self._boxes(nodes, distances, chosen, count),
@@ -76,13 +88,13 @@ class DflDecoder:
             activate=(lambda n, values: n.add("Sigmoid", values)) if self.sigmoid else None,
         )
 
-    def _joined(self, nodes: Nodes, maps: list[str], width: int) -> str:
+    def _joined(self, nodes: NodeBuilder, maps: list[str], width: int) -> str:
         floats = [nodes.cast(tensor, "float32") for tensor in maps]
         whole = nodes.add("Concat", *floats, axis=0 if self.flat else 1) if len(floats) > 1 else floats[0]
         return nodes.reshape(whole, 1, -1, width) if self.flat else whole
 
-    def _boxes(self, nodes: Nodes, distances: str, chosen: str, count: int) -> str:
-        bins = nodes.pick(distances, chosen, count, 4 * self.bins)
+    def _boxes(self, nodes: NodeBuilder, distances: str, chosen: str, count: int) -> str:
+        bins = nodes.gather_rows(distances, chosen, count, 4 * self.bins)
         weights = nodes.add("Softmax", nodes.reshape(bins, 0, count, 4, self.bins), axis=-1)
         steps = nodes.constant(np.arange(self.bins, dtype=np.float32).reshape(-1, 1))
         strides = nodes.reshape(nodes.add("MatMul", weights, steps), 0, count, 4)
@@ -107,14 +119,14 @@ class NanoDet:
 
     name: str = "nanodet"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where pairs of maps fit and nothing speaks for PicoDet.
 
         Raises:
             ModelError: it may be a PicoDet that another tool wrote.
         """
         stated = signature.metadata.get("visionedge.head") == self.name
-        decoder = _pairs(signature)
+        decoder = _find_pairs(signature)
         if decoder is None or (not stated and _is_paddle(signature)):
             return None
         # With four scales NanoDet-Plus sets its centres otherwise, so that one has to say so itself.
@@ -127,7 +139,7 @@ class NanoDet:
             )
         if len(decoder.scales) != 3 and not stated:
             return None
-        return _reading(self.name, signature, decoder, NANODET_INPUT)
+        return _interpret(self.name, signature, decoder, NANODET_INPUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,24 +148,26 @@ class PicoDet:
 
     name: str = "picodet"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where pairs of maps fit and the model comes from Paddle (or says that it is one)."""
         stated = signature.metadata.get("visionedge.head") == self.name
-        decoder = _pairs(signature)
+        decoder = _find_pairs(signature)
         if decoder is None or not (stated or _is_paddle(signature)):
             return None
-        return _reading(self.name, signature, decoder, PICODET_INPUT)
+        return _interpret(self.name, signature, decoder, PICODET_INPUT)
 
 
-def _is_paddle(signature: Signature) -> bool:
+def _is_paddle(signature: ModelSignature) -> bool:
     return signature.producer.lower().startswith("paddle")
 
 
-def _reading(name: str, signature: Signature, decoder: DflDecoder, default: Preprocess) -> Reading:
-    picture = picture_input(signature)
+def _interpret(
+    name: str, signature: ModelSignature, decoder: DflDecoder, default: Preprocess
+) -> ModelInterpretation:
+    picture = find_picture_input(signature)
     assert picture is not None  # noqa: S101 - pairs were found for its size
     decoder = _with_stated(signature, decoder)
-    way, ways = prepared(signature, picture, default)
+    way, ways = choose_preprocess(signature, picture, default)
     strides = ", ".join(str(scale.stride_px) for scale in decoder.scales)
     evidence = [
         f"outputs pair up as {decoder.classes} scores and 4 x {decoder.bins} bins at strides {strides}",
@@ -164,20 +178,20 @@ def _reading(name: str, signature: Signature, decoder: DflDecoder, default: Prep
         evidence.insert(0, "its metadata states the head")
     elif _is_paddle(signature):
         evidence.insert(0, f"made by {signature.producer}")
-    return Reading(
+    return ModelInterpretation(
         head=name,
         input=picture,
         preprocess=way,
         decoder=decoder,
         class_count=decoder.classes,
-        suppress=True,
+        needs_nms=True,
         evidence=tuple(evidence),
     )
 
 
-def _with_stated(signature: Signature, decoder: DflDecoder) -> DflDecoder:
+def _with_stated(signature: ModelSignature, decoder: DflDecoder) -> DflDecoder:
     """The decoder with what ``visionedge.decode`` adds; what shapes tell as well must agree with them."""
-    document = stated_object(signature, "visionedge.decode")
+    document = read_metadata_object(signature, "visionedge.decode")
     facts = {"strides": [s.stride_px for s in decoder.scales], "reg_max": decoder.bins - 1}
     for key, seen in facts.items():
         if document.get(key, seen) != seen:
@@ -190,9 +204,9 @@ def _with_stated(signature: Signature, decoder: DflDecoder) -> DflDecoder:
     return replace(decoder, cell_offset=float(offset))
 
 
-def _pairs(signature: Signature) -> DflDecoder | None:
+def _find_pairs(signature: ModelSignature) -> DflDecoder | None:
     """Outputs as pairs of maps of one scale each; None unless each has its partner in one way only."""
-    picture = picture_input(signature)
+    picture = find_picture_input(signature)
     if picture is None or len(signature.inputs) != 1:
         return None
     # Some exporters take the batch off the outputs of a model for one picture.
@@ -205,17 +219,19 @@ def _pairs(signature: Signature) -> DflDecoder | None:
     flat = {len(t.shape or ()) for t in maps} == {2}
     if not maps or len(maps) != len(signature.outputs) or len({len(t.shape or ()) for t in maps}) != 1:
         return None
-    by_cells: dict[int, list[Tensor]] = {}
+    by_cells: dict[int, list[TensorInfo]] = {}
     for tensor in maps:
-        by_cells.setdefault(_cells(tensor), []).append(tensor)
-    parted = [_part(signature, by_cells[cells]) for cells in sorted(by_cells, reverse=True)]
-    grids = [_grid(cells, picture.width_px, picture.height_px) for cells in sorted(by_cells, reverse=True)]
+        by_cells.setdefault(_read_cells(tensor), []).append(tensor)
+    parted = [_order_pair(signature, by_cells[cells]) for cells in sorted(by_cells, reverse=True)]
+    grids = [
+        _find_grid(cells, picture.width_px, picture.height_px) for cells in sorted(by_cells, reverse=True)
+    ]
     scales = [
-        Scale(pair[0].name, pair[1].name, *grid)
+        NanoDetScale(pair[0].name, pair[1].name, *grid)
         for pair, grid in zip(parted, grids, strict=True)
         if pair is not None and grid is not None
     ]
-    widths = {(_width(pair[0]), _width(pair[1])) for pair in parted if pair is not None}
+    widths = {(_read_width(pair[0]), _read_width(pair[1])) for pair in parted if pair is not None}
     if len(scales) != len(by_cells) or len(widths) != 1:
         return None
     classes, width = widths.pop()
@@ -223,15 +239,15 @@ def _pairs(signature: Signature) -> DflDecoder | None:
     return DflDecoder(tuple(scales), classes, width // 4, sigmoid=sigmoid, flat=flat)
 
 
-def _cells(tensor: Tensor) -> int:
+def _read_cells(tensor: TensorInfo) -> int:
     return (tensor.shape or (0, 0))[-2] or 0
 
 
-def _width(tensor: Tensor) -> int:
+def _read_width(tensor: TensorInfo) -> int:
     return (tensor.shape or (0, 0))[-1] or 0
 
 
-def _part(signature: Signature, pair: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+def _order_pair(signature: ModelSignature, pair: list[TensorInfo]) -> tuple[TensorInfo, TensorInfo] | None:
     """(scores, boxes) of one scale, if it can be told which is which.
 
     A width that is no multiple of four is that of scores; a sigmoid makes scores, never bins; else
@@ -240,22 +256,22 @@ def _part(signature: Signature, pair: list[Tensor]) -> tuple[Tensor, Tensor] | N
     ways = [
         (scores, boxes)
         for scores, boxes in itertools.permutations(pair, 2)
-        if len(pair) == 2 and _width(boxes) % 4 == 0 and _width(boxes) >= 8
+        if len(pair) == 2 and _read_width(boxes) % 4 == 0 and _read_width(boxes) >= 8
     ]
-    names = class_names(signature.metadata)
-    reg_max = stated_object(signature, "visionedge.decode").get("reg_max")
-    clues: tuple[Callable[[Tensor, Tensor], bool], ...] = (
-        lambda scores, _: signature.made_by.get(scores.name) == "Sigmoid",
-        lambda _, boxes: _width(boxes) / 4 - 1 == reg_max,
-        lambda scores, _: names is not None and _width(scores) == len(names),
-        lambda scores, _: _width(scores) == 80,
+    names = read_class_names(signature.metadata)
+    reg_max = read_metadata_object(signature, "visionedge.decode").get("reg_max")
+    clues: tuple[Callable[[TensorInfo, TensorInfo], bool], ...] = (
+        lambda scores, _: signature.output_operators.get(scores.name) == "Sigmoid",
+        lambda _, boxes: _read_width(boxes) / 4 - 1 == reg_max,
+        lambda scores, _: names is not None and _read_width(scores) == len(names),
+        lambda scores, _: _read_width(scores) == 80,
     )
     for clue in clues:
         ways = [way for way in ways if clue(*way)] or ways
     return ways[0] if len(ways) == 1 else None
 
 
-def _grid(cells: int, width_px: int, height_px: int) -> tuple[int, int, int] | None:
+def _find_grid(cells: int, width_px: int, height_px: int) -> tuple[int, int, int] | None:
     """(stride, columns, rows) of a map with so many cells over a picture of this size."""
     for stride in STRIDES_PX:
         columns, rows = math.ceil(width_px / stride), math.ceil(height_px / stride)
@@ -264,8 +280,8 @@ def _grid(cells: int, width_px: int, height_px: int) -> tuple[int, int, int] | N
     return None
 
 
-def _has_sigmoid(signature: Signature, scales: list[Scale]) -> bool:
-    made = {signature.made_by.get(scale.scores) for scale in scales}
+def _has_sigmoid(signature: ModelSignature, scales: list[NanoDetScale]) -> bool:
+    made = {signature.output_operators.get(scale.scores) for scale in scales}
     if len(made & {"Sigmoid"}) and made != {"Sigmoid"}:
         raise ModelError("some of its score maps went through a sigmoid and some did not")
     return made == {"Sigmoid"}
@@ -277,38 +293,40 @@ def _has_sigmoid(signature: Signature, scales: list[Scale]) -> bool:
 # NanoDets have three, centres in the middle, and keep the shape of pictures.
 
 
-_PYRAMIDS_PX = ((8, 16, 32), (8, 16, 32, 64))
+_STRIDE_SETS_PX = ((8, 16, 32), (8, 16, 32, 64))
 _BINS = range(4, 33)
-_RAW = frozenset({"Conv", "Slice", "Split"})
+_RAW_OPERATORS = frozenset({"Conv", "Slice", "Split"})
 
 
 @dataclass(frozen=True, slots=True)
-class NanoDetJoined:
+class NanoDetSingleOutput:
     """NanoDet, first and Plus: BGR, the mean taken off."""
 
     name: str = "nanodet-joined"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where scores of a sigmoid and bins follow each other for each scale, undecoded."""
-        table = table_of(signature)
+        table = find_dense_table(signature)
         if table is None:
             return None
-        strides = pyramid(table.rows, table.picture.width_px, table.picture.height_px, among=_PYRAMIDS_PX)
-        classes = _classes(signature, table)
+        strides = find_strides(
+            table.rows, table.picture.width_px, table.picture.height_px, stride_sets=_STRIDE_SETS_PX
+        )
+        classes = _count_classes(signature, table)
         if strides is None or classes is None:
             return None
-        if not _alternates(table.closing, len(strides)):
+        if not _has_alternating_parts(table.output_ops, len(strides)):
             return None
         plus = len(strides) == 4
         family = replace(NANODET_INPUT, fit="stretch" if plus else "letterbox")
-        way, ways = prepared(signature, table.picture, family)
+        way, ways = choose_preprocess(signature, table.picture, family)
         bins = (table.width - classes) // 4
-        return Reading(
+        return ModelInterpretation(
             head=self.name,
             input=table.picture,
             preprocess=way,
             decoder=DflDecoder(
-                _scales(table, strides),
+                _make_scales(table, strides),
                 classes,
                 bins,
                 sigmoid=False,
@@ -316,7 +334,7 @@ class NanoDetJoined:
                 joined=table.output.name,
             ),
             class_count=classes,
-            suppress=True,
+            needs_nms=True,
             evidence=(
                 f"{table.rows} rows are the cells at strides {', '.join(map(str, strides))}",
                 f"each has {classes} scores of a sigmoid, then 4 x {bins} bins",
@@ -326,23 +344,23 @@ class NanoDetJoined:
         )
 
 
-HEADS = (NanoDet(), PicoDet(), NanoDetJoined())
+HEADS = (NanoDet(), PicoDet(), NanoDetSingleOutput())
 
 
-def _alternates(closing: Closing, scales: int) -> bool:
+def _has_alternating_parts(output_ops: OutputOps, scales: int) -> bool:
     """Whether each scale has scores of a sigmoid and then what the weights gave, and nothing is decoded."""
-    scores, boxes = closing.parts[::2], closing.parts[1::2]
-    return scores == ("Sigmoid",) * scales and len(boxes) == scales and set(boxes) <= _RAW
+    scores, boxes = output_ops.parts[::2], output_ops.parts[1::2]
+    return scores == ("Sigmoid",) * scales and len(boxes) == scales and set(boxes) <= _RAW_OPERATORS
 
 
-def _classes(signature: Signature, table: Table) -> int | None:
+def _count_classes(signature: ModelSignature, table: DenseTable) -> int | None:
     """The number of classes: that of its names, or COCO's; None where the rest would be no bins."""
-    names = class_names(signature.metadata)
+    names = read_class_names(signature.metadata)
     classes = 80 if names is None else len(names)
     bins, rest = divmod(table.width - classes, 4)
     return classes if bins in _BINS and not rest else None
 
 
-def _scales(table: Table, strides: tuple[int, ...]) -> tuple[Scale, ...]:
+def _make_scales(table: DenseTable, strides: tuple[int, ...]) -> tuple[NanoDetScale, ...]:
     size = (table.picture.width_px, table.picture.height_px)
-    return tuple(Scale("", "", stride, *grid(*size, stride)) for stride in strides)
+    return tuple(NanoDetScale("", "", stride, *compute_grid(*size, stride)) for stride in strides)

@@ -8,26 +8,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
-from visionedge.model.analysis.signature import Signature, Tensor
-from visionedge.model.decoding import listed_rows, part
-from visionedge.model.exporter_files import PADDLE_KEY, told_preparation
-from visionedge.model.graph import Nodes
+from visionedge.model.analysis.signature import ModelSignature, TensorInfo
+from visionedge.model.decoding import convert_list_to_rows, slice_axis
+from visionedge.model.exporter_files import PADDLE_KEY, parse_paddle_preprocess
+from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
-    STATE_MEAN,
+    MEAN_EXAMPLE,
+    ModelInterpretation,
     NetworkInput,
     Preprocess,
-    Reading,
-    picture_input,
-    stated_object,
+    find_picture_input,
+    read_metadata_object,
 )
-from visionedge.model.labels import class_names
-from visionedge.model.preprocessing import prepared
+from visionedge.model.labels import read_class_names
+from visionedge.model.preprocessing import choose_preprocess
 
 PLAIN_INPUT = Preprocess("rgb", 1 / 255, fit="stretch")
 IMAGENET_INPUT = Preprocess("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "stretch")
 
-_ATTENTION = frozenset({"Softmax", "MatMul"})
-_SMALL = frozenset({(3, 2)})
+_ATTENTION_OPERATORS = frozenset({"Softmax", "MatMul"})
+_SMALL_KERNELS = frozenset({(3, 2)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,69 +42,74 @@ class PaddleDecoder:
     width_px: int
     height_px: int
 
-    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - sizes are constants
+    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - sizes are constants
         """No scaling, and the input's own size."""
         feeds = {self.scale: nodes.reshape(nodes.floats(1.0, 1.0), 1, 2)}
         if self.shape is not None:
             feeds[self.shape] = nodes.reshape(nodes.floats(self.height_px, self.width_px), 1, 2)
         return feeds
 
-    def rows(self, nodes: Nodes, limit: int) -> str:
+    def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""
         table, count = nodes.cast(self.table, "float32"), self.count
         if self.number is not None:
             end = nodes.cast(nodes.reshape(self.number, -1), "int64")
             table = nodes.add("Slice", table, nodes.whole(0), end, nodes.whole(0))
             count = None
-        ids, scores = (nodes.reshape(part(nodes, table, column, column + 1, 1), 1, -1) for column in (0, 1))
-        boxes = nodes.reshape(part(nodes, table, 2, 6, 1), 1, -1, 4)
+        ids, scores = (
+            nodes.reshape(slice_axis(nodes, table, column, column + 1, 1), 1, -1) for column in (0, 1)
+        )
+        boxes = nodes.reshape(slice_axis(nodes, table, 2, 6, 1), 1, -1, 4)
         most = limit if self.count is None else min(limit, self.count)
-        return listed_rows(nodes, boxes, scores, ids, count=count, limit=most)
+        return convert_list_to_rows(nodes, boxes, scores, ids, count=count, limit=most)
 
 
 @dataclass(frozen=True, slots=True)
-class Paddle:
+class PaddleHead:
     """PP-YOLOE, PP-YOLO, YOLOv3, PicoDet and RT-DETR of PaddleDetection."""
 
     name: str = "paddle"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where inputs and outputs are those.
 
         Raises:
             ModelError: nothing tells how its pixels are scaled, or it is said to be as is not done here.
         """
-        picture = picture_input(signature)
-        sizes = _sizes(signature)
-        found = _outputs(signature)
+        picture = find_picture_input(signature)
+        sizes = _find_size_inputs(signature)
+        found = _find_outputs(signature)
         if picture is None or sizes is None or found is None:
             return None
-        family, reason = _family(signature, picture)
-        way, ways = prepared(signature, picture, family)
-        names = class_names(signature.metadata)
+        family, reason = _choose_family_preprocess(signature, picture)
+        preprocess, preprocess_evidence = choose_preprocess(signature, picture, family)
+        names = read_class_names(signature.metadata)
         stated = signature.metadata.get("visionedge.head") == self.name
-        return Reading(
+        return ModelInterpretation(
             head=self.name,
             input=replace(picture, batch=1),
-            preprocess=way,
-            decoder=_decoder(found, sizes, picture.width_px, picture.height_px),
-            class_count=signature.classes.suppressed or (len(names) if names is not None else 0),
-            suppress=False,
+            preprocess=preprocess,
+            decoder=_make_decoder(found, sizes, picture.width_px, picture.height_px),
+            class_count=signature.classes.from_nms or (len(names) if names is not None else 0),
+            needs_nms=False,
             evidence=(
                 *(("the head is stated",) if stated else ()),
                 f"outputs are a list of class, score and box{' and its length' if found[1] else ''}",
                 f"{sizes[0].name} takes what the picture was scaled by",
                 reason,
-                *ways,
+                *preprocess_evidence,
             ),
         )
 
 
-HEADS = (Paddle(),)
+HEADS = (PaddleHead(),)
 
 
-def _decoder(
-    outputs: tuple[Tensor, Tensor | None], sizes: tuple[Tensor, Tensor | None], width_px: int, height_px: int
+def _make_decoder(
+    outputs: tuple[TensorInfo, TensorInfo | None],
+    sizes: tuple[TensorInfo, TensorInfo | None],
+    width_px: int,
+    height_px: int,
 ) -> PaddleDecoder:
     table, number = outputs
     scale, shape = sizes
@@ -119,7 +124,7 @@ def _decoder(
     )
 
 
-def _outputs(signature: Signature) -> tuple[Tensor, Tensor | None] | None:
+def _find_outputs(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo | None] | None:
     """(list, number): float [n, 6], and whole with one number for each picture."""
     tables = [t for t in signature.outputs if t.shape is not None and len(t.shape) == 2 and t.shape[1] == 6]
     numbers = [t for t in signature.outputs if t.shape is not None and len(t.shape) <= 1]
@@ -132,7 +137,7 @@ def _outputs(signature: Signature) -> tuple[Tensor, Tensor | None] | None:
     return tables[0], numbers[0] if numbers else None
 
 
-def _sizes(signature: Signature) -> tuple[Tensor, Tensor | None] | None:
+def _find_size_inputs(signature: ModelSignature) -> tuple[TensorInfo, TensorInfo | None] | None:
     """(scale_factor, im_shape): float [N, 2]; of the same shape, so that here the names have to tell."""
     others = [t for t in signature.inputs if t.shape is not None and len(t.shape) == 2]
     if len(others) != len(signature.inputs) - 1 or not 1 <= len(others) <= 2:
@@ -146,29 +151,29 @@ def _sizes(signature: Signature) -> tuple[Tensor, Tensor | None] | None:
     return scales[0], shapes[0] if shapes else None
 
 
-def _family(signature: Signature, picture: NetworkInput) -> tuple[Preprocess, str]:
+def _choose_family_preprocess(signature: ModelSignature, picture: NetworkInput) -> tuple[Preprocess, str]:
     """How its pictures were prepared in training, which its shapes do not tell.
 
     ImageNet's mean is taken off for PP-YOLOE and PicoDet, not for PP-YOLOE+ and RT-DETR; SSD has a mean of
     its own, YOLOX takes 0-255. So the file that the exporter wrote has to say it, or the owner. Of those that
     attend and suppress nothing RT-DETR alone begins with small convolutions; DETR and DINO take the mean off.
     """
-    if {"scale", "mean", "std"} & set(stated_object(signature, "visionedge.input")):
+    if {"scale", "mean", "std"} & set(read_metadata_object(signature, "visionedge.input")):
         return PLAIN_INPUT, "its scaling is stated"
     if "RoiAlign" in signature.operators:
         raise ModelError(
             "is a Paddle model of two stages, which wants pictures of changing sizes: not known here"
         )
-    if (told := told_preparation(signature, picture)) is not None:
+    if (told := parse_paddle_preprocess(signature, picture)) is not None:
         return told, f"{PADDLE_KEY} beside it says how pictures are prepared"
-    if any(signature.opening.offset):
+    if any(signature.input_ops.offset):
         return IMAGENET_INPUT, "its first nodes take a mean off"
-    attends = "NonMaxSuppression" not in signature.operators and signature.operators >= _ATTENTION
-    if attends and signature.opening.kernels == _SMALL:
+    attends = "NonMaxSuppression" not in signature.operators and signature.operators >= _ATTENTION_OPERATORS
+    if attends and signature.input_ops.kernels == _SMALL_KERNELS:
         return PLAIN_INPUT, "it attends and suppresses nothing, as RT-DETR: pixels of 0-1 and no mean"
     raise ModelError(
         "is a Paddle model, but nothing in it tells whether ImageNet's mean is taken off its pixels (as for"
         f" PP-YOLOE and PicoDet) or not (PP-YOLOE+); put the {PADDLE_KEY} of its export beside it, or state"
         " input.scale, input.mean and input.std in MODEL.yaml",
-        state=STATE_MEAN,
+        state=MEAN_EXAMPLE,
     )

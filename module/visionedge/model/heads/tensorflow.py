@@ -8,26 +8,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from visionedge.errors import ModelError
-from visionedge.model.analysis.signature import Signature, Tensor
-from visionedge.model.decoding import listed_rows, part
-from visionedge.model.graph import Nodes
+from visionedge.model.analysis.signature import ModelSignature, TensorInfo
+from visionedge.model.decoding import convert_list_to_rows, slice_axis
+from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
-    STATE_MEAN,
+    MEAN_EXAMPLE,
+    ModelInterpretation,
     NetworkInput,
     Preprocess,
-    Reading,
-    picture_input,
-    stated_object,
+    find_picture_input,
+    read_metadata_object,
 )
-from visionedge.model.labels import class_names
-from visionedge.model.preprocessing import prepared
+from visionedge.model.labels import read_class_names
+from visionedge.model.preprocessing import choose_preprocess
 
 BYTES_INPUT = Preprocess("rgb", 1.0, fit="stretch")
 FLOAT_INPUT = Preprocess("rgb", 1.0, (127.5, 127.5, 127.5), (127.5, 127.5, 127.5), "stretch")
 
 
 @dataclass(frozen=True, slots=True)
-class ListedBoxes:
+class TensorFlowListDecoder:
     """Boxes [N, n, 4] as top, left, bottom, right (0-1, or pixels), classes and scores [N, n].
 
     `first` is the id of the first class. `count` is n where it is known.
@@ -42,11 +42,11 @@ class ListedBoxes:
     height_px: int
     relative: bool = True
 
-    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
+    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
         """Nothing: the picture is the only input."""
         return {}
 
-    def rows(self, nodes: Nodes, limit: int) -> str:
+    def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""
         boxes = nodes.add("Gather", nodes.cast(self.boxes, "float32"), nodes.whole(1, 0, 3, 2), axis=2)
         if self.relative:
@@ -55,19 +55,19 @@ class ListedBoxes:
         if self.first:
             ids = nodes.add("Sub", ids, nodes.floats(self.first))
         scores = nodes.cast(self.scores, "float32")
-        return listed_rows(nodes, boxes, scores, ids, count=self.count, limit=limit)
+        return convert_list_to_rows(nodes, boxes, scores, ids, count=self.count, limit=limit)
 
 
 @dataclass(frozen=True, slots=True)
-class Four:
+class FourOutputs:
     """Four outputs that belong together; `first` is the id of the first class, `told` how it is known."""
 
-    boxes: Tensor
-    classes: Tensor
-    scores: Tensor
-    number: Tensor
+    boxes: TensorInfo
+    classes: TensorInfo
+    scores: TensorInfo
+    number: TensorInfo
     first: int
-    told: str
+    evidence: str
 
     @property
     def count(self) -> int | None:
@@ -77,76 +77,78 @@ class Four:
 
 
 @dataclass(frozen=True, slots=True)
-class Tfod:
+class TensorFlowDetection:
     """SSD and its kin as that API exports them: relative boxes."""
 
     name: str = "tfod"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where there are such four outputs and boxes are relative."""
-        picture = picture_input(signature)
-        four = four_outputs(signature)
+        picture = find_picture_input(signature)
+        four = find_four_outputs(signature)
         if picture is None or four is None or len(signature.inputs) != 1:
             return None
-        if in_pixels(signature, four) is not False:
+        if are_boxes_in_pixels(signature, four) is not False:
             return None
         family = BYTES_INPUT if picture.dtype == "uint8" else FLOAT_INPUT
-        return reading_of_four(
+        return interpret_four_outputs(
             self.name, signature, picture, four, relative=True, family=family, background=True
         )
 
 
-def reading_of_four(
+def interpret_four_outputs(
     name: str,
-    signature: Signature,
+    signature: ModelSignature,
     picture: NetworkInput,
-    four: Four,
+    four: FourOutputs,
     *,
     relative: bool,
     family: Preprocess,
     background: bool,
-) -> Reading:
+) -> ModelInterpretation:
     """The reading of four outputs; a graph that chooses boxes itself counts as made for one picture.
 
     `background`: a score for each anchor to be none of the classes counts among those that its nodes show.
     """
-    way, ways = prepared(signature, picture, family, by_itself=True)
-    classes = _class_count(signature, four, background)
+    preprocess, preprocess_evidence = choose_preprocess(
+        signature, picture, family, prepares_bytes_itself=True
+    )
+    classes = _count_classes(signature, four, background)
     boxes, ids, scores = four.boxes.name, four.classes.name, four.scores.name
     size = picture.width_px, picture.height_px
     stated = signature.metadata.get("visionedge.head") == name
-    return Reading(
+    return ModelInterpretation(
         head=name,
         input=replace(picture, batch=1) if "NonMaxSuppression" in signature.operators else picture,
-        preprocess=way,
-        decoder=ListedBoxes(boxes, ids, scores, four.count, four.first, *size, relative),
+        preprocess=preprocess,
+        decoder=TensorFlowListDecoder(boxes, ids, scores, four.count, four.first, *size, relative),
         class_count=classes,
-        suppress=False,
+        needs_nms=False,
         evidence=(
             *(("the head is stated",) if stated else ()),
             f"four outputs: boxes {'0-1' if relative else 'in pixels'}, classes, scores and their number",
-            four.told,
+            four.evidence,
             f"{classes} classes are seen in it" if classes else "nothing in it tells the number of classes",
-            *ways,
+            *preprocess_evidence,
         ),
     )
 
 
-def _class_count(signature: Signature, four: Four, background: bool) -> int:
+def _count_classes(signature: ModelSignature, four: FourOutputs, background: bool) -> int:
     """How many classes: as its nodes or its labels say, 0 where nothing does."""
-    names = class_names(signature.metadata)
-    origin = signature.origins.get(four.classes.name)
+    names = read_class_names(signature.metadata)
+    source = signature.output_sources.get(four.classes.name)
     seen = signature.classes
-    if seen.suppressed is not None:
-        return seen.suppressed
-    if origin is not None and origin.modulus is not None:
-        return origin.modulus
-    if seen.scored is not None and seen.scored > background:
-        return seen.scored - background
+    if seen.from_nms is not None:
+        return seen.from_nms
+    if source is not None and source.modulus is not None:
+        return source.modulus
+    if seen.from_scores is not None and seen.from_scores > background:
+        return seen.from_scores - background
     return len(names) if names is not None else 0
 
 
-def four_outputs(signature: Signature) -> Four | None:
+def find_four_outputs(signature: ModelSignature) -> FourOutputs | None:
     """Boxes, classes, scores and number, each told by shape and origin; names only where nodes say nothing.
 
     A saved model has more outputs (raw boxes, anchors, scores of all classes): those without a part in this
@@ -155,47 +157,53 @@ def four_outputs(signature: Signature) -> Four | None:
     """
     if signature.producer == "pytorch" and "visionedge.head" not in signature.metadata:
         return None
-    boxes = [t for t in signature.outputs if _fits(t, 3) and (t.shape or ())[2] == 4 and not _hints(t, "raw")]
-    columns = [t for t in signature.outputs if _fits(t, 2)]
-    columns = [t for t in columns if not _hints(t, "anchor")]
+    boxes = [
+        t
+        for t in signature.outputs
+        if _has_rank(t, 3) and (t.shape or ())[2] == 4 and not _name_contains(t, "raw")
+    ]
+    columns = [t for t in signature.outputs if _has_rank(t, 2)]
+    columns = [t for t in columns if not _name_contains(t, "anchor")]
     numbers = [t for t in signature.outputs if t.shape is not None and len(t.shape) <= 1]
     if len(boxes) != 1 or len(columns) != 2 or len(numbers) != 1:
         return None
     known = {shape[1] for t in (*boxes, *columns) if (shape := t.shape) is not None} - {None}
     if len(known) > 1:
         return None
-    told = _told_apart(signature, columns)
-    if told is None:
+    evidence = _tell_classes_from_scores(signature, columns)
+    if evidence is None:
         return None
-    classes, scores, reason = told
-    origin = signature.origins.get(classes.name)
-    plus = origin.plus if origin is not None else 0.0
-    first = 1 if plus == 1 else 0
-    if plus not in (0, 1):
+    classes, scores, reason = evidence
+    source = signature.output_sources.get(classes.name)
+    offset = source.offset if source is not None else 0.0
+    first = 1 if offset == 1 else 0
+    if offset not in (0, 1):
         return None
-    return Four(boxes[0], classes, scores, numbers[0], first, f"{reason}; they count from {first}")
+    return FourOutputs(boxes[0], classes, scores, numbers[0], first, f"{reason}; they count from {first}")
 
 
-def _told_apart(signature: Signature, columns: list[Tensor]) -> tuple[Tensor, Tensor, str] | None:
+def _tell_classes_from_scores(
+    signature: ModelSignature, columns: list[TensorInfo]
+) -> tuple[TensorInfo, TensorInfo, str] | None:
     """(classes, scores, why) of two outputs of one shape."""
-    whole = [t for t in columns if _is_whole(signature, t)]
+    whole = [t for t in columns if _is_integer(signature, t)]
     if len(whole) == 1:
         other = next(t for t in columns if t is not whole[0])
         return whole[0], other, "classes are the ones that come from whole numbers"
     if "visionedge.head" not in signature.metadata:
         return None
     for classes, scores in (columns, columns[::-1]):
-        if _hints(classes, "class") and _hints(scores, "score"):
+        if _name_contains(classes, "class") and _name_contains(scores, "score"):
             return classes, scores, "classes and scores are told by their names, as the head is stated"
     return None
 
 
-def _is_whole(signature: Signature, tensor: Tensor) -> bool:
-    origin = signature.origins.get(tensor.name)
-    return tensor.dtype.startswith("int") or (origin is not None and (origin.whole or origin.plus == 1))
+def _is_integer(signature: ModelSignature, tensor: TensorInfo) -> bool:
+    source = signature.output_sources.get(tensor.name)
+    return tensor.dtype.startswith("int") or (source is not None and (source.whole or source.offset == 1))
 
 
-def in_pixels(signature: Signature, four: Four) -> bool | None:
+def are_boxes_in_pixels(signature: ModelSignature, four: FourOutputs) -> bool | None:
     """Whether boxes are in pixels; None where that cannot be known.
 
     Told by what they are cut off at. Where nothing cuts them, this API's number of boxes is a float, and its
@@ -204,18 +212,18 @@ def in_pixels(signature: Signature, four: Four) -> bool | None:
     stated = signature.metadata.get("visionedge.head")
     if stated is not None:
         return stated != "tfod"
-    origin = signature.origins.get(four.boxes.name)
-    ceiling = origin.ceiling if origin is not None else None
-    if ceiling is not None:
-        return None if 2 < ceiling < 32 else ceiling >= 32
+    source = signature.output_sources.get(four.boxes.name)
+    clip_max = source.clip_max if source is not None else None
+    if clip_max is not None:
+        return None if 2 < clip_max < 32 else clip_max >= 32
     return False if four.number.dtype.startswith("float") else None
 
 
-def _fits(tensor: Tensor, rank: int) -> bool:
+def _has_rank(tensor: TensorInfo, rank: int) -> bool:
     return tensor.shape is not None and len(tensor.shape) == rank
 
 
-def _hints(tensor: Tensor, word: str) -> bool:
+def _name_contains(tensor: TensorInfo, word: str) -> bool:
     return word in tensor.name.lower()
 
 
@@ -229,7 +237,7 @@ _AUTOML_INPUT = Preprocess("rgb", 1.0, fit="letterbox", anchor="top-left", pad=1
 
 
 @dataclass(frozen=True, slots=True)
-class SevenColumns:
+class SevenColumnDecoder:
     """Decodes [N, n, 7]: picture, box, score, class from 1; a box is top, left, bottom, right in pixels.
 
     With `sizes` it is left, top, width, height.
@@ -239,21 +247,23 @@ class SevenColumns:
     count: int | None
     sizes: bool
 
-    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
+    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
         """Nothing: the picture is the only input."""
         return {}
 
-    def rows(self, nodes: Nodes, limit: int) -> str:
+    def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The list, by falling score."""
         table = nodes.cast(self.output, "float32")
         if self.sizes:
-            corner, size = part(nodes, table, 1, 3, 2), part(nodes, table, 3, 5, 2)
+            corner, size = slice_axis(nodes, table, 1, 3, 2), slice_axis(nodes, table, 3, 5, 2)
             boxes = nodes.add("Concat", corner, nodes.add("Add", corner, size), axis=2)
         else:
             boxes = nodes.add("Gather", table, nodes.whole(2, 1, 4, 3), axis=2)
-        scores, ids = (nodes.reshape(part(nodes, table, column, column + 1, 2), 0, -1) for column in (5, 6))
+        scores, ids = (
+            nodes.reshape(slice_axis(nodes, table, column, column + 1, 2), 0, -1) for column in (5, 6)
+        )
         ids = nodes.add("Sub", ids, nodes.floats(1.0))
-        return listed_rows(nodes, boxes, scores, ids, count=self.count, limit=limit)
+        return convert_list_to_rows(nodes, boxes, scores, ids, count=self.count, limit=limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,59 +272,66 @@ class EfficientDet:
 
     name: str = "efficientdet"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where the outputs fit one of them.
 
         Raises:
             ModelError: it takes floats that nothing in it normalises, so how is not known.
         """
-        picture = picture_input(signature)
+        picture = find_picture_input(signature)
         if picture is None or len(signature.inputs) != 1:
             return None
-        four = four_outputs(signature)
-        if four is not None and in_pixels(signature, four):
+        four = find_four_outputs(signature)
+        if four is not None and are_boxes_in_pixels(signature, four):
             _check_range(signature, picture)
-            return reading_of_four(
+            return interpret_four_outputs(
                 self.name, signature, picture, four, relative=False, family=_AUTOML_INPUT, background=False
             )
-        found = _seven(signature)
+        found = _find_seven_columns(signature)
         if found is None:
             return None
         _check_range(signature, picture)
-        return _reading(self.name, signature, picture, *found)
+        return _interpret(self.name, signature, picture, *found)
 
 
-HEADS = (Tfod(), EfficientDet())
+HEADS = (TensorFlowDetection(), EfficientDet())
 
 
-def _reading(name: str, signature: Signature, picture: NetworkInput, output: Tensor, sizes: bool) -> Reading:
-    way, ways = prepared(signature, picture, _AUTOML_INPUT, by_itself=True)
-    names = class_names(signature.metadata)
-    seen = signature.classes.suppressed or signature.classes.scored
+def _interpret(
+    name: str, signature: ModelSignature, picture: NetworkInput, output: TensorInfo, sizes: bool
+) -> ModelInterpretation:
+    preprocess, preprocess_evidence = choose_preprocess(
+        signature, picture, _AUTOML_INPUT, prepares_bytes_itself=True
+    )
+    names = read_class_names(signature.metadata)
+    seen = signature.classes.from_nms or signature.classes.from_scores
     box = "left, top, width, height" if sizes else "top, left, bottom, right"
-    clauses = [f"one list of seven columns: picture, {box} in pixels, score, class from 1", *ways]
+    clauses = [
+        f"one list of seven columns: picture, {box} in pixels, score, class from 1",
+        *preprocess_evidence,
+    ]
     if signature.metadata.get("visionedge.head") == name:
         clauses.insert(0, "the head is stated")
-    return Reading(
+    return ModelInterpretation(
         head=name,
         input=replace(picture, batch=1) if "NonMaxSuppression" in signature.operators else picture,
-        preprocess=way,
-        decoder=SevenColumns(output.name, (output.shape or (1, None))[1], sizes),
+        preprocess=preprocess,
+        decoder=SevenColumnDecoder(output.name, (output.shape or (1, None))[1], sizes),
         class_count=seen or (len(names) if names is not None else 0),
-        suppress=False,
+        needs_nms=False,
         evidence=tuple(clauses),
     )
 
 
-def _seven(signature: Signature) -> tuple[Tensor, bool] | None:
+def _find_seven_columns(signature: ModelSignature) -> tuple[TensorInfo, bool] | None:
     """The output of seven columns, and whether its boxes have sizes; only where its nodes show columns."""
     if len(signature.outputs) != 1 or "NonMaxSuppression" not in signature.operators:
         return None
     output = signature.outputs[0]
     if output.shape is None or len(output.shape) != 3 or output.shape[2] != 7:
         return None
-    origin = signature.origins.get(output.name)
-    parts = origin.parts if origin is not None else ()
+    source = signature.output_sources.get(output.name)
+    parts = source.parts if source is not None else ()
     if len(parts) not in (4, 7) and signature.metadata.get("visionedge.head") != "efficientdet":
         return None
     sizes = len(parts) == 7 and parts[3] == parts[4] == "Sub"
@@ -323,12 +340,16 @@ def _seven(signature: Signature) -> tuple[Tensor, bool] | None:
     return output, sizes
 
 
-def _check_range(signature: Signature, picture: NetworkInput) -> None:
-    stated = stated_object(signature, "visionedge.input")
-    if picture.dtype == "uint8" or signature.opening.scales or {"scale", "mean", "std"} & set(stated):
+def _check_range(signature: ModelSignature, picture: NetworkInput) -> None:
+    stated = read_metadata_object(signature, "visionedge.input")
+    if (
+        picture.dtype == "uint8"
+        or signature.input_ops.changes_values
+        or {"scale", "mean", "std"} & set(stated)
+    ):
         return
     raise ModelError(
         "is an EfficientDet that takes floats and normalises nothing itself: whether with ImageNet's mean or "
         "its own is not known; state input.scale, input.mean and input.std in MODEL.yaml beside it",
-        state=STATE_MEAN,
+        state=MEAN_EXAMPLE,
     )

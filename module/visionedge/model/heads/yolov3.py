@@ -7,32 +7,32 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from visionedge.errors import ModelError
-from visionedge.model.analysis.signature import Shape, Signature
-from visionedge.model.decoding import MapsDecoder, Order, RawMap, grid
-from visionedge.model.interpretation import NetworkInput, Preprocess, Reading, picture_input
-from visionedge.model.preprocessing import YOLO_INPUT, detects, prepared
+from visionedge.model.analysis.signature import ModelSignature, Shape
+from visionedge.model.decoding import AnchorMap, AnchorMapDecoder, AnchorMapOrder, compute_grid
+from visionedge.model.interpretation import ModelInterpretation, NetworkInput, Preprocess, find_picture_input
+from visionedge.model.preprocessing import YOLO_INPUT, choose_preprocess, is_detector
 
 DARKNET_INPUT = replace(YOLO_INPUT, pad=128)
 
 _STRIDES_PX = (4, 8, 16, 32, 64)
 # How far YOLOv4 lets a centre leave its cell, by the stride of the map.
-_V4_REACH = {8: 1.2, 16: 1.1, 32: 1.05}
+_V4_SCALE_X_Y = {8: 1.2, 16: 1.1, 32: 1.05}
 # YOLOv4-tiny has the anchors of YOLOv3-tiny, but gives its finer map others of them.
-_TINY = (10, 14, 23, 27, 37, 58, 81, 82, 135, 169, 344, 319)
+_TINY_ANCHORS = (10, 14, 23, 27, 37, 58, 81, 82, 135, 169, 344, 319)
 
-Pairs = tuple[tuple[float, float], ...]
+AnchorSizes = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class MatchedMaps:
     """Maps that fit together: their names and strides, finest first, and how their numbers lie."""
 
     picture: NetworkInput
     names: tuple[str, ...]
     strides_px: tuple[int, ...]
-    order: Order
+    order: AnchorMapOrder
     width: int
-    each: int | None
+    anchors_per_cell: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,49 +42,49 @@ class RawYolo:
     name: str
     size: Literal["exp", "square"]
     family: Preprocess
-    reach: Mapping[int, float]
+    scale_x_y: Mapping[int, float]
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where all outputs are maps of one width at different strides, as weights give them.
 
         Raises:
             ModelError: they are, but their anchors are not stated, or not for these maps.
         """
-        found = _maps(signature)
+        found = _find_maps(signature)
         stated = signature.metadata.get("visionedge.head") == self.name
-        if found is None or not (stated or _style(signature, found) == self.name):
+        if found is None or not (stated or _find_head_name(signature, found) == self.name):
             return None
-        anchors = _anchors(signature, found)
-        classes = found.width // (1 if found.each else len(anchors[0])) - 5
-        if classes < 1 or not detects(signature, classes):
+        anchors = _read_anchors(signature, found)
+        classes = found.width // (1 if found.anchors_per_cell else len(anchors[0])) - 5
+        if classes < 1 or not is_detector(signature, classes):
             return None
-        way, ways = prepared(signature, found.picture, self.family)
+        way, ways = choose_preprocess(signature, found.picture, self.family)
         strides = ", ".join(map(str, found.strides_px))
         evidence = (
             *(("its metadata states the head",) if stated else ()),
             f"raw maps of {len(anchors[0])} anchors and {classes} classes at strides {strides}",
             "anchors as stated",
         )
-        return Reading(
+        return ModelInterpretation(
             head=self.name,
             input=found.picture,
             preprocess=way,
-            decoder=MapsDecoder(self._maps(found, anchors), classes, found.order, size=self.size),
+            decoder=AnchorMapDecoder(self._maps(found, anchors), classes, found.order, size=self.size),
             class_count=classes,
-            suppress=True,
+            needs_nms=True,
             evidence=evidence + ways,
         )
 
-    def _maps(self, found: Found, anchors: tuple[Pairs, ...]) -> tuple[RawMap, ...]:
-        picture, farthest = found.picture, max(self.reach.values())
+    def _maps(self, found: MatchedMaps, anchors: tuple[AnchorSizes, ...]) -> tuple[AnchorMap, ...]:
+        picture, farthest = found.picture, max(self.scale_x_y.values())
         return tuple(
-            RawMap(
+            AnchorMap(
                 name,
-                *grid(picture.width_px, picture.height_px, stride),
+                *compute_grid(picture.width_px, picture.height_px, stride),
                 stride,
                 stride,
                 pairs,
-                self.reach.get(stride, farthest),
+                self.scale_x_y.get(stride, farthest),
             )
             for name, stride, pairs in zip(found.names, found.strides_px, anchors, strict=True)
         )
@@ -92,12 +92,12 @@ class RawYolo:
 
 HEADS = (
     RawYolo("yolov3", "exp", DARKNET_INPUT, {8: 1.0}),
-    RawYolo("yolov4", "exp", DARKNET_INPUT, _V4_REACH),
+    RawYolo("yolov4", "exp", DARKNET_INPUT, _V4_SCALE_X_Y),
     RawYolo("yolov5-raw", "square", YOLO_INPUT, {8: 2.0}),
 )
 
 
-def _style(signature: Signature, found: Found) -> str | None:
+def _find_head_name(signature: ModelSignature, found: MatchedMaps) -> str | None:
     """The head that the network's activations speak for; None where they leave it open."""
     used = signature.operators
     if used & {"Mish", "Softplus"}:
@@ -106,44 +106,52 @@ def _style(signature: Signature, found: Found) -> str | None:
         return None if found.order == "anchors-first" else "yolov3"
     if used & {"Sigmoid", "HardSwish", "HardSigmoid", "Swish"}:
         return "yolov5-raw" if found.order == "anchors-first" else None
-    return "yolov3" if found.each is None else None
+    return "yolov3" if found.anchors_per_cell is None else None
 
 
-def _maps(signature: Signature) -> Found | None:
+def _find_maps(signature: ModelSignature) -> MatchedMaps | None:
     """All outputs as maps of different strides; None if they are not, or if nodes decoded them already."""
-    picture = picture_input(signature)
-    closings = [signature.closings.get(t.name) for t in signature.outputs]
+    picture = find_picture_input(signature)
+    output_ops = [signature.output_ops.get(t.name) for t in signature.outputs]
     if picture is None or len(signature.inputs) != 1 or not 2 <= len(signature.outputs) <= 5:
         return None
-    if any(c is None or "Sigmoid" in c.operators or (c.weighted and c.parts != ("Conv",)) for c in closings):
+    if any(
+        c is None or "Sigmoid" in c.operators or (c.has_weights and c.parts != ("Conv",)) for c in output_ops
+    ):
         return None
-    orders: tuple[Order, ...] = ("channels-first", "channels-last", "anchors-first")
-    ways = [way for order in orders if (way := _in_order(signature, picture, order)) is not None]
+    orders: tuple[AnchorMapOrder, ...] = ("channels-first", "channels-last", "anchors-first")
+    ways = [way for order in orders if (way := _match_order(signature, picture, order)) is not None]
     return ways[0] if len(ways) == 1 else None
 
 
-def _in_order(signature: Signature, picture: NetworkInput, order: Order) -> Found | None:
+def _match_order(
+    signature: ModelSignature, picture: NetworkInput, order: AnchorMapOrder
+) -> MatchedMaps | None:
     """The maps if their numbers lie in this order."""
     found: dict[int, str] = {}
     widths = set()
     for tensor in signature.outputs:
-        taken = _taken(tensor.shape, order)
+        taken = _read_shape(tensor.shape, order)
         if taken is None:
             return None
-        rows, columns, each, width = taken
-        strides = [s for s in _STRIDES_PX if grid(picture.width_px, picture.height_px, s) == (columns, rows)]
+        rows, columns, anchors_per_cell, width = taken
+        strides = [
+            s for s in _STRIDES_PX if compute_grid(picture.width_px, picture.height_px, s) == (columns, rows)
+        ]
         if len(strides) != 1 or strides[0] in found:
             return None
         found[strides[0]] = tensor.name
-        widths.add((each, width))
+        widths.add((anchors_per_cell, width))
     if len(widths) != 1:
         return None
-    each, width = widths.pop()
+    anchors_per_cell, width = widths.pop()
     strides_px = tuple(sorted(found))
-    return Found(picture, tuple(found[s] for s in strides_px), strides_px, order, width, each)
+    return MatchedMaps(
+        picture, tuple(found[s] for s in strides_px), strides_px, order, width, anchors_per_cell
+    )
 
 
-def _taken(shape: Shape | None, order: Order) -> tuple[int, int, int | None, int] | None:
+def _read_shape(shape: Shape | None, order: AnchorMapOrder) -> tuple[int, int, int | None, int] | None:
     """(rows, columns, anchors, width) of a map; anchors None where they are part of the width."""
     if shape is None or None in shape[1:]:
         return None
@@ -153,14 +161,14 @@ def _taken(shape: Shape | None, order: Order) -> tuple[int, int, int | None, int
         return rows, columns, None, width
     if len(sides) == 4 and order != "channels-first":
         if order == "anchors-first":
-            each, rows, columns, width = sides
+            anchors_per_cell, rows, columns, width = sides
         else:
-            rows, columns, each, width = sides
-        return (rows, columns, each, width) if 1 <= each <= 9 and width >= 6 else None
+            rows, columns, anchors_per_cell, width = sides
+        return (rows, columns, anchors_per_cell, width) if 1 <= anchors_per_cell <= 9 and width >= 6 else None
     return None
 
 
-def _anchors(signature: Signature, found: Found) -> tuple[Pairs, ...]:
+def _read_anchors(signature: ModelSignature, found: MatchedMaps) -> tuple[AnchorSizes, ...]:
     """The anchors of each map, finest first, in input pixels.
 
     Raises:
@@ -173,38 +181,50 @@ def _anchors(signature: Signature, found: Found) -> tuple[Pairs, ...]:
             f"'anchors: [[width, height], …]' in input pixels into MODEL.yaml beside it. Seen: {signature}",
             state=("anchors: [[10, 13], [16, 30], [33, 23]]   # widths and heights in pixels of its input",),
         )
-    document, flat = _numbers(text)
+    document, flat = _parse_numbers(text)
     pairs = tuple(zip(flat[::2], flat[1::2], strict=False))
     scales = len(found.strides_px)
-    each = len(pairs) // scales
-    right = len(flat) == 2 * each * scales and min(flat, default=0) > 0 and all(map(math.isfinite, flat))
-    if not right or found.each not in (None, each) or (found.each is None and found.width % each):
+    anchors_per_cell = len(pairs) // scales
+    right = (
+        len(flat) == 2 * anchors_per_cell * scales
+        and min(flat, default=0) > 0
+        and all(map(math.isfinite, flat))
+    )
+    if (
+        not right
+        or found.anchors_per_cell not in (None, anchors_per_cell)
+        or (found.anchors_per_cell is None and found.width % anchors_per_cell)
+    ):
         raise ModelError(f"states {len(pairs)} anchors, which its {scales} maps cannot share out")
     if max(flat) <= max(found.picture.width_px, found.picture.height_px) / found.strides_px[-1]:
         raise ModelError("states anchors that are no larger than a grid; they must be in pixels of its input")
-    if flat == _TINY and not _by_map(document, scales) and signature.operators & {"Split", "Slice"}:
+    if (
+        flat == _TINY_ANCHORS
+        and not _is_list_per_map(document, scales)
+        and signature.operators & {"Split", "Slice"}
+    ):
         raise ModelError(
             "states the six anchors of YOLO-tiny, of which v4 uses some twice; state them map by map"
         )
-    groups = [pairs[start : start + each] for start in range(0, len(pairs), each)]
+    groups = [pairs[start : start + anchors_per_cell] for start in range(0, len(pairs), anchors_per_cell)]
     return tuple(sorted(groups, key=lambda group: sum(width * height for width, height in group)))
 
 
-def _numbers(text: str) -> tuple[Sequence[Any], tuple[float, ...]]:
+def _parse_numbers(text: str) -> tuple[Sequence[Any], tuple[float, ...]]:
     """A list of numbers as it is nested, and flat."""
     try:
         document = json.loads(text)
-        return document, tuple(float(number) for number in _flat(document))
+        return document, tuple(float(number) for number in _flatten(document))
     except (ValueError, TypeError):
         raise ModelError("its metadata 'anchors' is no list of widths and heights") from None
 
 
-def _by_map(document: Sequence[Any], scales: int) -> bool:
+def _is_list_per_map(document: Sequence[Any], scales: int) -> bool:
     """Whether the anchors are given as one list for each map."""
     return len(document) == scales and all(isinstance(group, list) for group in document)
 
 
-def _flat(value: Any) -> list[Any]:
+def _flatten(value: Any) -> list[Any]:
     if isinstance(value, list):
-        return [number for inner in value for number in _flat(inner)]
+        return [number for inner in value for number in _flatten(inner)]
     return [value]

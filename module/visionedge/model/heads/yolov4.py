@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from visionedge.model.analysis.signature import Signature
-from visionedge.model.decoding import BoxesOf, best_rows, pyramid
-from visionedge.model.graph import Nodes
-from visionedge.model.interpretation import Reading, picture_input
-from visionedge.model.preprocessing import YOLO_INPUT, detects, prepared
+from visionedge.model.analysis.signature import ModelSignature
+from visionedge.model.decoding import BoxDecoding, find_strides, select_best_rows
+from visionedge.model.graph import NodeBuilder
+from visionedge.model.interpretation import ModelInterpretation, find_picture_input
+from visionedge.model.preprocessing import YOLO_INPUT, choose_preprocess, is_detector
 
 
 @dataclass(frozen=True, slots=True)
-class BoxesAndScores:
+class YoloV4Decoder:
     """Decodes both outputs over a picture of this size."""
 
     boxes: str
@@ -21,26 +21,26 @@ class BoxesAndScores:
     width_px: int
     height_px: int
 
-    def feeds(self, nodes: Nodes, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
+    def feeds(self, nodes: NodeBuilder, pictures: str) -> Mapping[str, str]:  # noqa: ARG002 - one input is all there is
         """Nothing: the picture is the only input."""
         return {}
 
-    def rows(self, nodes: Nodes, limit: int) -> str:
+    def rows(self, nodes: NodeBuilder, limit: int) -> str:
         """The best rows, each anchor as its best class."""
-        return best_rows(
+        return select_best_rows(
             nodes,
             nodes.cast(self.scores, "float32"),
             self._boxes_of(nodes),
             anchors=self.anchors,
             classes=self.classes,
             limit=limit,
-            one_class=True,
+            one_class_per_anchor=True,
         )
 
-    def _boxes_of(self, nodes: Nodes) -> BoxesOf:
+    def _boxes_of(self, nodes: NodeBuilder) -> BoxDecoding:
         boxes = nodes.reshape(nodes.cast(self.boxes, "float32"), 0, self.anchors, 4)
         scale = nodes.floats(*[self.width_px, self.height_px] * 2)
-        return lambda chosen, count: nodes.add("Mul", nodes.pick(boxes, chosen, count, 4), scale)
+        return lambda chosen, count: nodes.add("Mul", nodes.gather_rows(boxes, chosen, count, 4), scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ class YoloV4Boxes:
 
     name: str = "yolov4-boxes"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where boxes of four dimensions go with scores for three anchors in each cell."""
-        picture = picture_input(signature)
+        picture = find_picture_input(signature)
         boxes = [t for t in signature.outputs if t.shape is not None and t.shape[2:] == (1, 4)]
         scores = [t for t in signature.outputs if t.shape is not None and len(t.shape) == 3]
         if picture is None or len(signature.inputs) != 1 or len(signature.outputs) != 2:
@@ -59,23 +59,25 @@ class YoloV4Boxes:
         if len(boxes) != 1 or len(scores) != 1:
             return None
         anchors, classes = (scores[0].shape or (0, 0, 0))[1:]
-        strides = pyramid(anchors, picture.width_px, picture.height_px, each=3)
+        strides = find_strides(anchors, picture.width_px, picture.height_px, anchors_per_cell=3)
         if not anchors or not classes or strides is None or (boxes[0].shape or ())[1] != anchors:
             return None
-        if not detects(signature, classes):
+        if not is_detector(signature, classes):
             return None
-        way, ways = prepared(signature, picture, replace(YOLO_INPUT, fit="stretch"))
+        preprocess, preprocess_evidence = choose_preprocess(
+            signature, picture, replace(YOLO_INPUT, fit="stretch")
+        )
         size = (picture.width_px, picture.height_px)
-        return Reading(
+        return ModelInterpretation(
             head=self.name,
             input=picture,
-            preprocess=way,
-            decoder=BoxesAndScores(boxes[0].name, scores[0].name, anchors, classes, *size),
+            preprocess=preprocess,
+            decoder=YoloV4Decoder(boxes[0].name, scores[0].name, anchors, classes, *size),
             class_count=classes,
-            suppress=True,
+            needs_nms=True,
             evidence=(
                 f"{anchors} boxes and scores are 3 for each cell at strides {', '.join(map(str, strides))}",
-                *ways,
+                *preprocess_evidence,
             ),
         )
 

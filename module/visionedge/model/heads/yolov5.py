@@ -2,14 +2,21 @@
 
 from dataclasses import dataclass
 
-from visionedge.model.analysis.signature import Signature
-from visionedge.model.decoding import DenseDecoder, Table, dense_reading, grid, pyramid, table_of
-from visionedge.model.interpretation import Reading
-from visionedge.model.preprocessing import YOLO_INPUT, detects, origin
+from visionedge.model.analysis.signature import ModelSignature
+from visionedge.model.decoding import (
+    DenseDecoder,
+    DenseTable,
+    compute_grid,
+    find_dense_table,
+    find_strides,
+    interpret_dense_table,
+)
+from visionedge.model.interpretation import ModelInterpretation
+from visionedge.model.preprocessing import YOLO_INPUT, describe_exporter, is_detector
 
-_ANCHORS = 3
+_ANCHORS_PER_CELL = 3
 # What leaves the scores as a sigmoid made them, beside boxes that are computed.
-_SCORES = frozenset({"Sigmoid", "Slice", "Split"})
+_SCORE_OPERATORS = frozenset({"Sigmoid", "Slice", "Split"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,18 +25,22 @@ class YoloV5:
 
     name: str = "yolov5"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where there are three rows for each cell, and the last nodes decode them."""
-        table = table_of(signature, beside=5)
+        table = find_dense_table(signature, beside=5)
         if table is None or table.width < 6:
             return None
         size = (table.picture.width_px, table.picture.height_px)
-        strides = pyramid(table.rows, *size, each=_ANCHORS)
-        if strides is None or not _decoded(table, len(strides)) or not detects(signature, table.width - 5):
+        strides = find_strides(table.rows, *size, anchors_per_cell=_ANCHORS_PER_CELL)
+        if (
+            strides is None
+            or not _is_decoded(table, len(strides))
+            or not is_detector(signature, table.width - 5)
+        ):
             return None
-        if not _maps_belong(signature, table, strides):
+        if not _are_maps_of_table(signature, table, strides):
             return None
-        return dense_reading(
+        return interpret_dense_table(
             self.name,
             signature,
             table,
@@ -38,7 +49,7 @@ class YoloV5:
             evidence=(
                 f"{table.rows} rows are 3 for each cell at strides {', '.join(map(str, strides))}",
                 "its last nodes decode the boxes",
-                *origin(signature),
+                *describe_exporter(signature),
             ),
         )
 
@@ -46,23 +57,25 @@ class YoloV5:
 HEADS = (YoloV5(),)
 
 
-def _decoded(table: Table, scales: int) -> bool:
+def _is_decoded(table: DenseTable, scales: int) -> bool:
     """Whether the last nodes decode boxes and put one stretch of scores behind them, for all or each scale.
 
     Landmarks or key points behind the boxes would be more stretches.
     """
-    closing = table.closing
-    if "Sigmoid" not in closing.operators:
+    output_ops = table.output_ops
+    if "Sigmoid" not in output_ops.operators:
         return True  # nothing to see; what is no score shows when it runs
-    if not closing.computes:
+    if not output_ops.has_arithmetic:
         return False
-    scores = sum(maker in _SCORES for maker in closing.parts)
-    return closing.parts == ("ScatterND",) or (scores in (1, scales) and closing.parts[-1] in _SCORES)
+    scores = sum(operator in _SCORE_OPERATORS for operator in output_ops.parts)
+    return output_ops.parts == ("ScatterND",) or (
+        scores in (1, scales) and output_ops.parts[-1] in _SCORE_OPERATORS
+    )
 
 
-def _maps_belong(signature: Signature, table: Table, strides: tuple[int, ...]) -> bool:
+def _are_maps_of_table(signature: ModelSignature, table: DenseTable, strides: tuple[int, ...]) -> bool:
     """Whether all other outputs are the maps [N, 3, rows, columns, 5 + classes] that the table is made of."""
     maps = sorted(t.shape[1:] for t in signature.outputs if t.shape is not None and t is not table.output)
-    grids = (grid(table.picture.width_px, table.picture.height_px, stride) for stride in strides)
-    wanted = sorted((_ANCHORS, rows, columns, table.width) for columns, rows in grids)
+    grids = (compute_grid(table.picture.width_px, table.picture.height_px, stride) for stride in strides)
+    wanted = sorted((_ANCHORS_PER_CELL, rows, columns, table.width) for columns, rows in grids)
     return not maps or maps == wanted

@@ -2,15 +2,21 @@
 
 from dataclasses import dataclass, replace
 
-from visionedge.model.analysis.output_ops import Closing
-from visionedge.model.analysis.signature import Signature
-from visionedge.model.decoding import DenseDecoder, Table, dense_reading, pyramid, table_of
-from visionedge.model.interpretation import Reading
-from visionedge.model.labels import class_names
-from visionedge.model.preprocessing import YOLO_INPUT, detects, origin
+from visionedge.model.analysis.output_ops import OutputOps
+from visionedge.model.analysis.signature import ModelSignature
+from visionedge.model.decoding import (
+    DenseDecoder,
+    DenseTable,
+    find_dense_table,
+    find_strides,
+    interpret_dense_table,
+)
+from visionedge.model.interpretation import ModelInterpretation
+from visionedge.model.labels import read_class_names
+from visionedge.model.preprocessing import YOLO_INPUT, describe_exporter, is_detector
 
 # A turned box is decoded with them, a list that was chosen already comes from the others.
-_FOREIGN = frozenset({"Cos", "Sin", "Exp", "TopK", "NonMaxSuppression"})
+_FOREIGN_OPERATORS = frozenset({"Cos", "Sin", "Exp", "TopK", "NonMaxSuppression"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,19 +25,19 @@ class YoloV8:
 
     name: str = "yolov8"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where one side of the table counts the cells and the last nodes decode boxes."""
-        table = table_of(signature)
+        table = find_dense_table(signature)
         if table is None:
             return None
-        if table.closing.operators & _FOREIGN or not _decoded(table.closing):
+        if table.output_ops.operators & _FOREIGN_OPERATORS or not _is_decoded(table.output_ops):
             return None
-        ways = _ways(signature, table)
+        ways = _find_layouts(signature, table)
         if len(ways) != 1:
             return None
         columns, cells, classes, strides = ways[0]
-        corners = table.closing.form == "corners"
-        reading = dense_reading(
+        corners = table.output_ops.box_encoding == "corners"
+        interpretation = interpret_dense_table(
             self.name,
             signature,
             table,
@@ -44,38 +50,42 @@ class YoloV8:
                 f"{', '.join(map(str, strides))}",
                 "its last nodes are those of a decoded table without an objectness"
                 f"{', of corners' if corners else ''}",
-                *origin(signature),
+                *describe_exporter(signature),
             ),
         )
         if not signature.metadata.get("model_family", "").endswith("_e2e"):
-            return reading
+            return interpretation
         clause = "its metadata says that each thing is found by one cell: boxes are not suppressed"
-        return replace(reading, suppress=False, evidence=(*reading.evidence, clause))
+        return replace(interpretation, needs_nms=False, evidence=(*interpretation.evidence, clause))
 
 
 HEADS = (YoloV8(),)
 
 
-def _ways(signature: Signature, table: Table) -> list[tuple[bool, int, int, tuple[int, ...]]]:
+def _find_layouts(
+    signature: ModelSignature, table: DenseTable
+) -> list[tuple[bool, int, int, tuple[int, ...]]]:
     """(whether columns are cells, how many, classes, strides) for each side of the table that fits."""
     size = (table.picture.width_px, table.picture.height_px)
     return [
         (columns, cells, width - 4, strides)
         for columns, cells, width in ((True, table.width, table.rows), (False, table.rows, table.width))
-        if (strides := pyramid(cells, *size)) is not None
-        and detects(signature, width - 4)
-        and (columns or _rows_for_sure(signature, table.closing, width - 4))
+        if (strides := find_strides(cells, *size)) is not None
+        and is_detector(signature, width - 4)
+        and (columns or _has_no_objectness(signature, table.output_ops, width - 4))
     ]
 
 
-def _rows_for_sure(signature: Signature, closing: Closing, classes: int) -> bool:
+def _has_no_objectness(signature: ModelSignature, output_ops: OutputOps, classes: int) -> bool:
     """Whether a row for each cell cannot have an objectness: its nodes or the number of its classes tell."""
-    return "Sigmoid" in closing.operators or classes == 80 or class_names(signature.metadata) is not None
+    return (
+        "Sigmoid" in output_ops.operators or classes == 80 or read_class_names(signature.metadata) is not None
+    )
 
 
-def _decoded(closing: Closing) -> bool:
+def _is_decoded(output_ops: OutputOps) -> bool:
     """Whether boxes are decoded and only scores follow them: no angle, no masks, no key points."""
-    if "Sigmoid" not in closing.operators:
+    if "Sigmoid" not in output_ops.operators:
         return True  # nothing to see; what is no score shows when it runs
-    scores = closing.parts.count("Sigmoid") == 1 and closing.parts[-1] == "Sigmoid"
-    return scores and closing.computes and not closing.has_constant
+    scores = output_ops.parts.count("Sigmoid") == 1 and output_ops.parts[-1] == "Sigmoid"
+    return scores and output_ops.has_arithmetic and not output_ops.has_constant

@@ -7,11 +7,18 @@ ones. Nothing but the last nodes tells the three from each other.
 from dataclasses import dataclass
 
 from visionedge.errors import ModelError
-from visionedge.model.analysis.signature import Signature
-from visionedge.model.decoding import Cells, DenseDecoder, Table, dense_reading, pyramid, table_of
-from visionedge.model.interpretation import Preprocess, Reading
-from visionedge.model.labels import class_names
-from visionedge.model.preprocessing import YOLO_INPUT, detects
+from visionedge.model.analysis.signature import ModelSignature
+from visionedge.model.decoding import (
+    CellGrid,
+    DenseDecoder,
+    DenseTable,
+    find_dense_table,
+    find_strides,
+    interpret_dense_table,
+)
+from visionedge.model.interpretation import ModelInterpretation, Preprocess
+from visionedge.model.labels import read_class_names
+from visionedge.model.preprocessing import YOLO_INPUT, is_detector
 
 YOLOX_INPUT = Preprocess("bgr", 1.0, fit="letterbox", anchor="top-left", pad=114, rounding="down")
 
@@ -22,35 +29,35 @@ class YoloX:
 
     name: str = "yolox"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where there is a row for each cell and the last nodes are those of YOLOX.
 
         Raises:
             ModelError: it subtracts a mean by itself, so it is one whose order of colours is not known.
         """
-        found = _cells(signature)
+        found = _find_cells(signature)
         if found is None:
             return None
         table, cells = found
-        raw = not (table.closing.computes and table.closing.weighted)
-        if raw and table.closing.weighted and not _is_raw(signature, table, cells):
+        raw = not (table.output_ops.has_arithmetic and table.output_ops.has_weights)
+        if raw and table.output_ops.has_weights and not _is_raw(signature, table, cells):
             return None
-        if not raw and (table.closing.has_constant or "Exp" not in table.closing.operators):
+        if not raw and (table.output_ops.has_constant or "Exp" not in table.output_ops.operators):
             return None
-        if any(signature.opening.offset) and "visionedge.input" not in signature.metadata:
+        if any(signature.input_ops.offset) and "visionedge.input" not in signature.metadata:
             raise ModelError(
                 "is a YOLOX that subtracts a mean by itself, as the first ones did, so the order of its "
                 "colours is not known; state input.color in MODEL.yaml beside it",
                 state=("input: {color: rgb}   # or bgr",),
             )
-        return dense_reading(
+        return interpret_dense_table(
             self.name,
             signature,
             table,
             DenseDecoder(table.output.name, table.rows, table.width - 5, True, cells=cells if raw else None),
             family=YOLOX_INPUT,
             evidence=(
-                f"{table.rows} rows are the cells at strides {_words(cells)}",
+                f"{table.rows} rows are the cells at strides {_format_strides(cells)}",
                 "no node decodes the boxes yet" if raw else "its last nodes decode the boxes",
             ),
         )
@@ -62,24 +69,24 @@ class YoloV6:
 
     name: str = "yolov6"
 
-    def read(self, signature: Signature) -> Reading | None:
+    def read(self, signature: ModelSignature) -> ModelInterpretation | None:
         """A reading where there is a row for each cell, decoded, and a constant beside boxes and scores."""
-        found = _cells(signature)
+        found = _find_cells(signature)
         if found is None:
             return None
         table, cells = found
-        closing = table.closing
-        decoded = closing.weighted and closing.computes and "Exp" not in closing.operators
-        if not decoded or not closing.has_constant:
+        output_ops = table.output_ops
+        decoded = output_ops.has_weights and output_ops.has_arithmetic and "Exp" not in output_ops.operators
+        if not decoded or not output_ops.has_constant:
             return None
-        return dense_reading(
+        return interpret_dense_table(
             self.name,
             signature,
             table,
             DenseDecoder(table.output.name, table.rows, table.width - 5, True),
             family=YOLO_INPUT,
             evidence=(
-                f"{table.rows} rows are the cells at strides {_words(cells)}",
+                f"{table.rows} rows are the cells at strides {_format_strides(cells)}",
                 "its last nodes decode the boxes and put a constant for the objectness",
             ),
         )
@@ -88,29 +95,29 @@ class YoloV6:
 HEADS = (YoloX(), YoloV6())
 
 
-def _cells(signature: Signature) -> tuple[Table, Cells] | None:
+def _find_cells(signature: ModelSignature) -> tuple[DenseTable, CellGrid] | None:
     """A table of one row for each cell whose scores went through a sigmoid, and its grid."""
-    table = table_of(signature)
+    table = find_dense_table(signature)
     if table is None:
         return None
     size = (table.picture.width_px, table.picture.height_px)
-    strides = pyramid(table.rows, *size)
-    scored = "Sigmoid" in table.closing.operators or not table.closing.weighted
+    strides = find_strides(table.rows, *size)
+    scored = "Sigmoid" in table.output_ops.operators or not table.output_ops.has_weights
     if strides is None or table.width < 6 or not scored:
         return None
-    return (table, Cells(*size, strides)) if detects(signature, table.width - 5) else None
+    return (table, CellGrid(*size, strides)) if is_detector(signature, table.width - 5) else None
 
 
-def _is_raw(signature: Signature, table: Table, cells: Cells) -> bool:
+def _is_raw(signature: ModelSignature, table: DenseTable, cells: CellGrid) -> bool:
     """Whether boxes come first, and the objectness by itself or the number of classes is known.
 
     Else the column behind the box may be the first class of a family without an objectness.
     """
     classes = table.width - 5
-    known = classes == 80 or class_names(signature.metadata) is not None
-    apart = table.closing.sigmoids == 2 * len(cells.strides_px)
-    return table.closing.parts[:1] == ("Conv",) and (known or apart)
+    known = classes == 80 or read_class_names(signature.metadata) is not None
+    apart = table.output_ops.sigmoid_count == 2 * len(cells.strides_px)
+    return table.output_ops.parts[:1] == ("Conv",) and (known or apart)
 
 
-def _words(cells: Cells) -> str:
+def _format_strides(cells: CellGrid) -> str:
     return ", ".join(str(stride) for stride in cells.strides_px)

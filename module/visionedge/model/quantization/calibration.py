@@ -16,19 +16,22 @@ from visionedge.errors import ModelError
 from visionedge.frames.types import Picture
 from visionedge.model.compiler.compile import compile_graph
 from visionedge.model.compiler.passes import fold_focus
-from visionedge.model.interpretation import Reading
+from visionedge.model.interpretation import ModelInterpretation
 from visionedge.runtime.ort import import_onnxruntime
 
 # Progress of work that takes minutes: a line at least every few seconds, but not one for each step.
 
 
-EVERY_S = 3.0
+REPORT_INTERVAL_S = 3.0
 
 Item = TypeVar("Item")
 
 
-class Progress:
-    """Hands every line that it is called with to `tell`, and a step only after `EVERY_S` without a line."""
+class ProgressReporter:
+    """Hands every line that it is called with to `tell`.
+
+    And a step only after `REPORT_INTERVAL_S` without a line.
+    """
 
     def __init__(self, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._tell = tell
@@ -42,35 +45,35 @@ class Progress:
 
     def step(self, line: str) -> None:
         """A part of it is done, which is worth a line only if there was none for a while."""
-        if self._clock() - self._last_s >= EVERY_S:
+        if self._clock() - self._last_s >= REPORT_INTERVAL_S:
             self(f"  {line}")
 
-    def over(self, items: Sequence[Item], words: str) -> Iterator[Item]:
+    def track(self, items: Sequence[Item], words: str) -> Iterator[Item]:
         """The items; each is a step: `words`, and how many of them are done."""
         for number, item in enumerate(items, 1):
             yield item
             self.step(f"{words}: {number} of {len(items)}")
 
 
-def silent() -> Progress:
+def make_silent_reporter() -> ProgressReporter:
     """Progress that no line comes from."""
-    return Progress(lambda _: None)
+    return ProgressReporter(lambda _: None)
 
 
-OPSET = 17
+TARGET_OPSET = 17
 """Older networks are brought here: before 13 a weight cannot have a scale for each channel."""
 
-Range = tuple[float, float]
-Method = Literal["p99.99", "p99.999", "mean", "all"]
+ValueRange = tuple[float, float]
+RangeMethod = Literal["p99.99", "p99.999", "mean", "all"]
 """How much of the values a range covers: nearly all, all, or the mean of each picture's extremes."""
-METHODS: tuple[Method, ...] = get_args(Method)
+RANGE_METHODS: tuple[RangeMethod, ...] = get_args(RangeMethod)
 
 _BINS = 2048
-_TOGETHER = 48  # tensors that are looked at in one run: their values lie in memory at once
-_SHARES = {"p99.99": 0.9999, "p99.999": 0.99999}
+_TENSORS_PER_RUN = 48  # tensors that are looked at in one run: their values lie in memory at once
+_COVERED_SHARES = {"p99.99": 0.9999, "p99.999": 0.99999}
 
 
-def folded(network: onnx.ModelProto) -> onnx.ModelProto:
+def fold_constants(network: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with its constants computed and at an opset that integers can be written in.
 
     Raises:
@@ -84,18 +87,18 @@ def folded(network: onnx.ModelProto) -> onnx.ModelProto:
     copy.graph.input.extend(kept)
     try:
         if max(o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")) < 13:
-            copy = onnx.version_converter.convert_version(copy, OPSET)
-        simple = _simplified(copy)
+            copy = onnx.version_converter.convert_version(copy, TARGET_OPSET)
+        simple = _simplify(copy)
         fold_focus(simple.graph)  # as the compiler does, so that nothing is looked at that will not be there
         simple = onnx.shape_inference.infer_shapes(simple)
     except Exception as error:
         words = " ".join(str(error).split())[:200]
         raise ModelError(f"cannot be rewritten for another precision: {words}") from error
-    _put_back(simple, network)
+    _restore_metadata(simple, network)
     return simple
 
 
-def _simplified(network: onnx.ModelProto) -> onnx.ModelProto:
+def _simplify(network: onnx.ModelProto) -> onnx.ModelProto:
     """As onnxruntime writes it after its plainest optimisations, which use no operators of its own."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
@@ -108,7 +111,7 @@ def _simplified(network: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.load(path)
 
 
-def _put_back(simple: onnx.ModelProto, network: onnx.ModelProto) -> None:
+def _restore_metadata(simple: onnx.ModelProto, network: onnx.ModelProto) -> None:
     """What onnxruntime adds goes, and what it forgets comes back."""
     used = {node.domain for node in simple.graph.node}
     kept = [o for o in simple.opset_import if o.domain in used | {"", "ai.onnx"}]
@@ -122,7 +125,7 @@ def _put_back(simple: onnx.ModelProto, network: onnx.ModelProto) -> None:
         node.name = node.name or f"{node.op_type}.{index}"
 
 
-def float_tensors(graph: onnx.GraphProto) -> set[str]:
+def list_float_tensors(graph: onnx.GraphProto) -> set[str]:
     """The names of all computed tensors of float32, inputs included."""
     kinds = {
         value.name: value.type.tensor_type.elem_type
@@ -134,14 +137,14 @@ def float_tensors(graph: onnx.GraphProto) -> set[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Values:
+class TensorRanges:
     """What is known of tensors: the range of each, and for [N, C, H, W] the mean of each channel."""
 
-    ranges: Mapping[str, Range]
+    ranges: Mapping[str, ValueRange]
     means: Mapping[str, NDArray[np.float64]]
 
 
-class Observed:
+class TensorStatistics:
     """The values of tensors over some pictures, summed up: extremes of each picture, means, a histogram."""
 
     def __init__(self) -> None:
@@ -154,9 +157,9 @@ class Observed:
         pictures = len(next(iter(self.lows.values()), []))
         return f"<Observed tensors={len(self.lows)} pictures={pictures}>"
 
-    def values(self, method: Method) -> "Values":
+    def values(self, method: RangeMethod) -> "TensorRanges":
         """The range of each tensor; 0 is always in it, as padding needs it."""
-        return Values({name: self._range(name, method) for name in self.lows}, self._means())
+        return TensorRanges({name: self._range(name, method) for name in self.lows}, self._means())
 
     def add_extremes(self, name: str, values: NDArray[np.float32]) -> None:
         """One picture's lowest and highest value, and the means of its channels (axis 1)."""
@@ -178,56 +181,56 @@ class Observed:
         counts = np.bincount(places, minlength=_BINS)
         self._counts[name] = self._counts.get(name, 0) + counts
 
-    def _range(self, name: str, method: Method) -> Range:
+    def _range(self, name: str, method: RangeMethod) -> ValueRange:
         low, high = min(self.lows[name]), max(self.highs[name])
         if method == "mean":
             low, high = float(np.mean(self.lows[name])), float(np.mean(self.highs[name]))
-        elif method in _SHARES and name in self._counts:
+        elif method in _COVERED_SHARES and name in self._counts:
             counts = self._counts[name]
             below = np.cumsum(counts) / counts.sum()
-            share, width = _SHARES[method], (high - low) / (_BINS - 1)
+            share, width = _COVERED_SHARES[method], (high - low) / (_BINS - 1)
             first, last = np.searchsorted(below, 1 - share), np.searchsorted(below, share)
             low, high = low + float(first) * width, low + float(last + 1) * width
         return min(low, 0.0), max(high, 0.0)
 
 
-def observe(
+def collect_statistics(
     network: onnx.ModelProto,
-    reading: Reading,
+    interpretation: ModelInterpretation,
     pictures: Sequence[Picture],
-    progress: Progress | None = None,
-) -> Observed:
+    progress: ProgressReporter | None = None,
+) -> TensorStatistics:
     """Run a network on pictures at its input size and take down every float tensor's values.
 
     Raises:
         ModelError: a tensor contains NaN or infinity, or it cannot be run.
     """
-    observed = Observed()
-    watched = _Watched(network, reading)
+    statistics = TensorStatistics()
+    watched = _InstrumentedNetwork(network, interpretation)
     names = watched.names
-    groups = [names[start : start + _TOGETHER] for start in range(0, len(names), _TOGETHER)]
-    progress, passes = progress or silent(), 2 * len(groups)
+    groups = [names[start : start + _TENSORS_PER_RUN] for start in range(0, len(names), _TENSORS_PER_RUN)]
+    progress, passes = progress or make_silent_reporter(), 2 * len(groups)
     for number, group in enumerate(groups):
         first, second = (
-            progress.over(pictures, f"pass {2 * number + each} of {passes}, pictures") for each in (1, 2)
+            progress.track(pictures, f"pass {2 * number + each} of {passes}, pictures") for each in (1, 2)
         )
         for name, values in watched.values(group, first):
             if not np.isfinite(values).all():
                 raise ModelError(f"tensor '{name}' contains NaN or infinity")
-            observed.add_extremes(name, values)
+            statistics.add_extremes(name, values)
         for name, values in watched.values(group, second):
-            observed.add_counts(name, values)
-    return observed
+            statistics.add_counts(name, values)
+    return statistics
 
 
-class _Watched:
+class _InstrumentedNetwork:
     """The compiled graph with inner tensors as outputs: what goes into the network is what it gets in use."""
 
-    def __init__(self, network: onnx.ModelProto, reading: Reading) -> None:
+    def __init__(self, network: onnx.ModelProto, interpretation: ModelInterpretation) -> None:
         copy = onnx.ModelProto()
         copy.CopyFrom(network)
-        self.names = sorted(float_tensors(network.graph))
-        graph = compile_graph(copy, reading, watched=self.names)
+        self.names = sorted(list_float_tensors(network.graph))
+        graph = compile_graph(copy, interpretation, watched=self.names)
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         # An optimised graph no longer has the tensors that are asked for as they were.
@@ -238,7 +241,7 @@ class _Watched:
             graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         self._source = self._session.get_inputs()[0].name
-        self._batch = reading.input.batch or 1
+        self._batch = interpretation.input.batch or 1
 
     def values(
         self, names: Sequence[str], pictures: Iterable[Picture]

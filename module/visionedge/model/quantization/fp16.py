@@ -12,12 +12,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from visionedge.model.analysis.cuda_kernels import missing_kernel, opsets_of
-from visionedge.model.quantization.calibration import float_tensors
+from visionedge.model.analysis.cuda_kernels import explain_missing_kernel, read_opsets
+from visionedge.model.quantization.calibration import list_float_tensors
 
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_WEIGHTED_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Sums over many values, and what states a type of its own.
-_FLOAT_ONLY = frozenset(
+_FP32_ONLY = frozenset(
     {
         "Cast",
         "CastLike",
@@ -32,43 +32,43 @@ _FLOAT_ONLY = frozenset(
         "Range",
     }
 )
-_LARGEST = 65504.0
+_MAX_FP16 = 65504.0
 # Inputs that ONNX wants as float32 whatever the values are.
-_STAYS_FLOAT = {"Resize": (2,), "Upsample": (1,)}
+_FP32_INPUTS = {"Resize": (2,), "Upsample": (1,)}
 
 
-def halved(network: onnx.ModelProto) -> onnx.ModelProto:
+def convert_to_fp16(network: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a folded network that computes in float16 where that is safe."""
-    return _rewritten(network, pretend=False)
+    return _rewrite(network, simulate=False)
 
 
-def rounded(network: onnx.ModelProto) -> onnx.ModelProto:
+def simulate_fp16(network: onnx.ModelProto) -> onnx.ModelProto:
     """A copy that computes in float32 and rounds every value that `halved` has in float16.
 
     It tells on a CPU what float16 costs: onnxruntime has no such kernels there and quietly computes a network
     in float16 without rounding anything.
     """
-    return _rewritten(network, pretend=True)
+    return _rewrite(network, simulate=True)
 
 
-def _rewritten(network: onnx.ModelProto, *, pretend: bool) -> onnx.ModelProto:
+def _rewrite(network: onnx.ModelProto, *, simulate: bool) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
-    _Halver(copy.graph, opsets_of(copy), pretend).halve()
+    _Fp16Converter(copy.graph, read_opsets(copy), simulate).convert()
     del copy.graph.value_info[:]  # their types are no longer so
     return copy
 
 
 @dataclass(slots=True)
-class _Halver:
+class _Fp16Converter:
     """Casts where a tensor passes from one precision to the other, each once."""
 
     graph: onnx.GraphProto
     opsets: dict[str, int]
-    pretend: bool
+    simulate: bool
     floats: set[str] = field(init=False)
     weights: dict[str, onnx.TensorProto] = field(init=False)
-    halves: set[str] = field(init=False, default_factory=set)
+    fp16_tensors: set[str] = field(init=False, default_factory=set)
     body: list[onnx.NodeProto] = field(init=False, default_factory=list)
     made: dict[str, str] = field(init=False, default_factory=dict)
     constants: list[onnx.TensorProto] = field(init=False, default_factory=list)
@@ -77,21 +77,21 @@ class _Halver:
         self.weights = {
             tensor.name: tensor for tensor in self.graph.initializer if tensor.data_type == TensorProto.FLOAT
         }
-        self.floats = float_tensors(self.graph)
+        self.floats = list_float_tensors(self.graph)
 
-    def halve(self) -> None:
-        inner = _up_to_the_last_weights(self.graph)
+    def convert(self) -> None:
+        inner = _find_nodes_up_to_last_weights(self.graph)
         outputs = {value.name for value in self.graph.output}
         for node in self.graph.node:
-            half = node.name in inner and self._takes_half(node)
-            stays = _STAYS_FLOAT.get(node.op_type, ())
+            half = node.name in inner and self._can_convert(node)
+            stays = _FP32_INPUTS.get(node.op_type, ())
             for place, name in enumerate(node.input):
                 if name in self.weights or name in self.floats:
                     node.input[place] = self._as(name, half and place not in stays)
             self.body.append(node)
             if half:
                 self._outputs_of(node, outputs)
-        used = {name for node in self.body for name in node.input} | _inside(self.body)
+        used = {name for node in self.body for name in node.input} | _list_subgraph_inputs(self.body)
         kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.node[:], self.graph.initializer[:]
         self.graph.node.extend(self.body)
@@ -103,38 +103,38 @@ class _Halver:
             if name not in self.floats:
                 continue
             if name in outputs:
-                node.output[place] = _half_name(name)
-                self.made[_half_name(name)] = _half_name(name)
-                self._cast(_half_name(name), name, TensorProto.FLOAT)
-            elif self.pretend:
-                self._cast(name, _half_name(name), TensorProto.FLOAT16)
-                self.made[_half_name(name)] = self.made[_float_name(name)] = _half_name(name)
+                node.output[place] = _fp16_name(name)
+                self.made[_fp16_name(name)] = _fp16_name(name)
+                self._cast(_fp16_name(name), name, TensorProto.FLOAT)
+            elif self.simulate:
+                self._cast(name, _fp16_name(name), TensorProto.FLOAT16)
+                self.made[_fp16_name(name)] = self.made[_fp32_name(name)] = _fp16_name(name)
             else:
-                self.halves.add(name)
+                self.fp16_tensors.add(name)
 
-    def _takes_half(self, node: onnx.NodeProto) -> bool:
+    def _can_convert(self, node: onnx.NodeProto) -> bool:
         """Whether it has something to halve, and a CUDA kernel for that."""
-        if node.op_type in _FLOAT_ONLY or any(a.HasField("g") or a.graphs for a in node.attribute):
+        if node.op_type in _FP32_ONLY or any(a.HasField("g") or a.graphs for a in node.attribute):
             return False
-        stays = _STAYS_FLOAT.get(node.op_type, ())
+        stays = _FP32_INPUTS.get(node.op_type, ())
         types = {
             name: TensorProto.FLOAT16
             for place, name in enumerate((*node.input, *node.output))
             if place not in stays and (name in self.floats or name in self.weights)
         }
-        return bool(types) and missing_kernel(node, self.opsets, types) is None
+        return bool(types) and explain_missing_kernel(node, self.opsets, types) is None
 
     def _as(self, name: str, half: bool) -> str:
         """The name of a tensor in the wanted precision; made where it is not there yet."""
-        wanted = _half_name(name) if half else _float_name(name)
+        wanted = _fp16_name(name) if half else _fp32_name(name)
         if wanted in self.made:
             return self.made[wanted]
-        if half == (name in self.halves):
+        if half == (name in self.fp16_tensors):
             return name
         self.made[wanted] = wanted
         if name in self.weights:
-            values = _to_half(numpy_helper.to_array(self.weights[name]))
-            kept = values.astype(np.float32) if self.pretend else values
+            values = _to_fp16(numpy_helper.to_array(self.weights[name]))
+            kept = values.astype(np.float32) if self.simulate else values
             self.constants.append(numpy_helper.from_array(kept, wanted))
         else:
             self._cast(name, wanted, TensorProto.FLOAT16 if half else TensorProto.FLOAT)
@@ -142,7 +142,7 @@ class _Halver:
 
     def _cast(self, name: str, made: str, kind: int) -> None:
         between = name
-        if self.pretend:
+        if self.simulate:
             between, kind = f"{made}:rounded", TensorProto.FLOAT
             self._node(name, between, TensorProto.FLOAT16)
         self._node(between, made, kind)
@@ -151,20 +151,20 @@ class _Halver:
         self.body.append(helper.make_node("Cast", [name], [made], name=f"{made}.Cast", to=kind))
 
 
-def _half_name(name: str) -> str:
+def _fp16_name(name: str) -> str:
     return f"half:{name}"
 
 
-def _float_name(name: str) -> str:
+def _fp32_name(name: str) -> str:
     return f"float:{name}"
 
 
-def _to_half(values: NDArray[np.float32]) -> NDArray[np.float16]:
-    result: NDArray[np.float16] = np.clip(values, -_LARGEST, _LARGEST).astype(np.float16)
+def _to_fp16(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    result: NDArray[np.float16] = np.clip(values, -_MAX_FP16, _MAX_FP16).astype(np.float16)
     return result
 
 
-def _up_to_the_last_weights(graph: onnx.GraphProto) -> set[str]:
+def _find_nodes_up_to_last_weights(graph: onnx.GraphProto) -> set[str]:
     """The nodes with weights, and all that have such a node behind them."""
     users: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -173,12 +173,12 @@ def _up_to_the_last_weights(graph: onnx.GraphProto) -> set[str]:
     inner: set[str] = set()
     for node in reversed(graph.node):
         behind = [user for name in node.output for user in users.get(name, [])]
-        if node.op_type in _WEIGHTED or any(user.name in inner for user in behind):
+        if node.op_type in _WEIGHTED_OPERATORS or any(user.name in inner for user in behind):
             inner.add(node.name)
     return inner
 
 
-def _inside(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+def _list_subgraph_inputs(nodes: Iterable[onnx.NodeProto]) -> set[str]:
     """Names that graphs inside of nodes use from outside."""
     graphs = [a.g for node in nodes for a in node.attribute if a.HasField("g")]
     names: set[str] = set()

@@ -16,21 +16,21 @@ from onnx import helper, numpy_helper
 
 from visionedge.frames.types import Picture
 from visionedge.model.compiler.compile import compile_graph
-from visionedge.model.interpretation import Reading
+from visionedge.model.interpretation import ModelInterpretation
 from visionedge.model.quantization.calibration import (
-    METHODS,
-    Method,
-    Observed,
-    Progress,
-    Range,
-    Values,
-    float_tensors,
-    silent,
+    RANGE_METHODS,
+    ProgressReporter,
+    RangeMethod,
+    TensorRanges,
+    TensorStatistics,
+    ValueRange,
+    list_float_tensors,
+    make_silent_reporter,
 )
 from visionedge.runtime.ort import import_onnxruntime
 
-_CONVOLUTIONS = frozenset({"Conv", "Relu", "Clip"})
-_EVERYTHING = _CONVOLUTIONS | {
+_CONVOLUTION_OPERATORS = frozenset({"Conv", "Relu", "Clip"})
+_ALL_OPERATORS = _CONVOLUTION_OPERATORS | {
     "Add",
     "Concat",
     "LeakyRelu",
@@ -42,21 +42,21 @@ _EVERYTHING = _CONVOLUTIONS | {
     "Split",
 }
 # They only move values, so their outputs are the same integers as their input.
-_MOVERS = frozenset({"MaxPool", "Resize", "Slice", "Split"})
-_VALUE_BY_VALUE = frozenset({"Add", "Clip", "LeakyRelu", "Mul", "Relu", "Sigmoid"})
+_VALUE_PRESERVING = frozenset({"MaxPool", "Resize", "Slice", "Split"})
+_ELEMENTWISE = frozenset({"Add", "Clip", "LeakyRelu", "Mul", "Relu", "Sigmoid"})
 # What stays in floats behind a convolution in floats. The largest of rounded values is the rounded largest,
 # and behind a MaxPool fewer are left to round.
-_FOLLOWERS = _VALUE_BY_VALUE | {"MaxPool"}
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_SMALLEST_SCALE = 1e-9
+_FOLLOWING_OPERATORS = _ELEMENTWISE | {"MaxPool"}
+_WEIGHTED_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_MIN_SCALE = 1e-9
 # What is put beside others of a range up to twice as wide is rounded as they are: once instead of twice, and
 # then it is only copied.
-_SPAN_TO_JOIN = 0.5
-_LARGEST_BIAS = 2.0**30  # in steps; an int32 holds twice that
+_MIN_SPAN_TO_JOIN = 0.5
+_MAX_BIAS = 2.0**30  # in steps; an int32 holds twice that
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class QuantizationRecipe:
     """Which nodes become integers. `front` convolutions from the picture on stay as they are.
 
     The last convolutions, which give scores and boxes, always stay, and so does all behind them.
@@ -68,11 +68,11 @@ class Recipe:
 
     everything: bool = True
     depthwise: bool = True
-    front: int = 0
-    narrow: bool = True
+    skip_first: int = 0
+    reduced_range: bool = True
 
     def __str__(self) -> str:
-        return f"{self.nodes}; {'narrow' if self.narrow else 'wide'} weights"
+        return f"{self.nodes}; {'narrow' if self.reduced_range else 'wide'} weights"
 
     @property
     def nodes(self) -> str:
@@ -80,50 +80,57 @@ class Recipe:
         words = "everything" if self.everything else "convolutions"
         if not self.depthwise:
             words += " but depthwise"
-        return f"{words}, behind the first {self.front}" if self.front else words
+        return f"{words}, behind the first {self.skip_first}" if self.skip_first else words
 
 
-def recipes(network: onnx.ModelProto, values: Values) -> Iterator[Recipe]:
+def generate_recipes(network: onnx.ModelProto, values: TensorRanges) -> Iterator[QuantizationRecipe]:
     """The recipes worth trying for a network; no two of them make the same."""
     convolutions = sum(node.op_type == "Conv" for node in network.graph.node)
     fronts = sorted({0, 1, convolutions // 12, convolutions // 6, convolutions // 3})
     seen = {network.SerializeToString()}
     for everything in (True, False):
         for depthwise in (True, False):
-            for front in fronts:
-                recipe = Recipe(everything, depthwise, front)
-                made = quantised(network, values, recipe).SerializeToString()
+            for skip_first in fronts:
+                recipe = QuantizationRecipe(everything, depthwise, skip_first)
+                made = quantize(network, values, recipe).SerializeToString()
                 if made not in seen and b"QuantizeLinear" in made:
                     seen.add(made)
                     yield recipe
 
 
-def quantised(network: onnx.ModelProto, values: Values, recipe: Recipe) -> onnx.ModelProto:
+def quantize(network: onnx.ModelProto, values: TensorRanges, recipe: QuantizationRecipe) -> onnx.ModelProto:
     """A copy of a folded network in integers by a recipe; `values` are those of its float tensors."""
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
-    _Weaver(copy.graph, values, recipe).weave()
+    _QdqInserter(copy.graph, values, recipe).insert_pairs()
     del copy.graph.value_info[:]  # some of it is about tensors that are no more
     return copy
 
 
-def _chosen(graph: onnx.GraphProto, recipe: Recipe, weights: set[str], values: Values) -> frozenset[str]:
+def _choose_nodes(
+    graph: onnx.GraphProto, recipe: QuantizationRecipe, weights: set[str], values: TensorRanges
+) -> frozenset[str]:
     """The names of the nodes that become integers: those whose values are all known."""
-    unknown = float_tensors(graph) - set(values.ranges)
-    operators = _EVERYTHING if recipe.everything else _CONVOLUTIONS
-    inner = _before_the_last(graph)
+    unknown = list_float_tensors(graph) - set(values.ranges)
+    operators = _ALL_OPERATORS if recipe.everything else _CONVOLUTION_OPERATORS
+    inner = _find_nodes_before_last_weights(graph)
     chosen: set[str] = set()
     loose: set[str] = set()  # made by a convolution in floats, or by what follows one
     passed = 0
     for node in graph.node:
         passed += node.op_type == "Conv"
         known = unknown.isdisjoint((*node.input, *node.output))
-        if passed <= recipe.front or node.op_type not in operators or node.name not in inner or not known:
+        if (
+            passed <= recipe.skip_first
+            or node.op_type not in operators
+            or node.name not in inner
+            or not known
+        ):
             continue
         if node.op_type == "Conv":
             follows = _is_wanted(node, recipe, weights)
         else:
-            follows = node.op_type not in _FOLLOWERS or loose.isdisjoint(node.input)
+            follows = node.op_type not in _FOLLOWING_OPERATORS or loose.isdisjoint(node.input)
         if follows:
             chosen.add(node.name)
         else:
@@ -131,13 +138,13 @@ def _chosen(graph: onnx.GraphProto, recipe: Recipe, weights: set[str], values: V
     return frozenset(chosen)
 
 
-def _is_wanted(convolution: onnx.NodeProto, recipe: Recipe, weights: set[str]) -> bool:
+def _is_wanted(convolution: onnx.NodeProto, recipe: QuantizationRecipe, weights: set[str]) -> bool:
     """Whether a recipe has this convolution; its weights and bias must be constants."""
     constant = all(name in weights for name in convolution.input[1:] if name)
-    return constant and (recipe.depthwise or _groups(convolution) == 1)
+    return constant and (recipe.depthwise or _read_groups(convolution) == 1)
 
 
-def _before_the_last(graph: onnx.GraphProto) -> set[str]:
+def _find_nodes_before_last_weights(graph: onnx.GraphProto) -> set[str]:
     """The nodes with another weighted node behind them: all but the ends of the network."""
     users: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -146,41 +153,41 @@ def _before_the_last(graph: onnx.GraphProto) -> set[str]:
     inner: set[str] = set()
     for node in reversed(graph.node):
         behind = [user for name in node.output for user in users.get(name, [])]
-        if any(user.op_type in _WEIGHTED or user.name in inner for user in behind):
+        if any(user.op_type in _WEIGHTED_OPERATORS or user.name in inner for user in behind):
             inner.add(node.name)
     return inner
 
 
-def _groups(node: onnx.NodeProto) -> int:
+def _read_groups(node: onnx.NodeProto) -> int:
     return next((int(a.i) for a in node.attribute if a.name == "group"), 1)
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _QuantizationParameters:
     """value = (integer - zero) * scale, integers from 0 to 255."""
 
     scale: np.float32
-    zero: np.uint8
+    zero_point: np.uint8
 
     @staticmethod
-    def of(values: Range) -> "_Step":
+    def of(values: ValueRange) -> "_QuantizationParameters":
         low, high = min(values[0], 0.0), max(values[1], 0.0)
-        scale = np.float32(max((high - low) / 255, _SMALLEST_SCALE))
-        return _Step(scale, np.uint8(np.clip(round(-low / float(scale)), 0, 255)))
+        scale = np.float32(max((high - low) / 255, _MIN_SCALE))
+        return _QuantizationParameters(scale, np.uint8(np.clip(round(-low / float(scale)), 0, 255)))
 
     def integers(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        steps = np.round(values / self.scale) + float(self.zero)
+        steps = np.round(values / self.scale) + float(self.zero_point)
         result: NDArray[np.uint8] = np.clip(steps, 0, 255).astype(np.uint8)
         return result
 
 
-def _largest(kernels: NDArray[np.float64], *, narrow: bool) -> NDArray[np.float64]:
+def _compute_kernel_ranges(kernels: NDArray[np.float64], *, reduced_range: bool) -> NDArray[np.float64]:
     """What 127 steps have to reach in each kernel [out, n]: its largest weight, or two of them together.
 
     255 * (a + b) stays within 16 bits for a + b of 128 at most, and rounding adds 1 to the 127 aimed at.
     Only weights of the same sign add up, and which two meet differs from processor to processor.
     """
-    if not narrow or kernels.shape[1] == 1:
+    if not reduced_range or kernels.shape[1] == 1:
         plain: NDArray[np.float64] = np.abs(kernels).max(axis=1)
         return plain
     lowest_first = np.sort(kernels, axis=1)
@@ -189,7 +196,9 @@ def _largest(kernels: NDArray[np.float64], *, narrow: bool) -> NDArray[np.float6
     return pairs
 
 
-def _drift(away: NDArray[np.float64], means: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
+def _compute_bias_shift(
+    away: NDArray[np.float64], means: NDArray[np.float64], groups: int
+) -> NDArray[np.float64]:
     """By how much the mean of each output moves when weights are `away` [out, in / groups, h, w] from right.
 
     The rounding of a kernel's weights does not cancel out where its inputs have a mean.
@@ -199,74 +208,76 @@ def _drift(away: NDArray[np.float64], means: NDArray[np.float64], groups: int) -
     return moved
 
 
-def _named(tensor: str, part: str) -> str:
+def _make_name(tensor: str, part: str) -> str:
     """The name of a part of a tensor's pair; no exporter writes such names."""
     return f"int8:{tensor}:{part}"
 
 
 @dataclass(slots=True)
-class _Weaver:
+class _QdqInserter:
     """Puts the pairs into a graph, node by node."""
 
     graph: onnx.GraphProto
-    values: Values
-    recipe: Recipe
+    values: TensorRanges
+    recipe: QuantizationRecipe
     weights: dict[str, onnx.TensorProto] = field(init=False)
     chosen: frozenset[str] = field(init=False)
-    steps: dict[str, _Step] = field(init=False)
+    steps: dict[str, _QuantizationParameters] = field(init=False)
     left: set[str] = field(init=False)
     body: list[onnx.NodeProto] = field(init=False, default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.weights = {tensor.name: tensor for tensor in self.graph.initializer}
-        self.chosen = _chosen(self.graph, self.recipe, set(self.weights), self.values)
+        self.chosen = _choose_nodes(self.graph, self.recipe, set(self.weights), self.values)
         self.steps = self._steps()
-        self.left = self._left_in_floats()
+        self.left = self._find_float_outputs()
 
-    def weave(self) -> None:
+    def insert_pairs(self) -> None:
         for value in self.graph.input:
-            self._pair(value.name)
+            self._insert_pair(value.name)
         for node in self.graph.node:
             if node.name in self.chosen:
-                self._weights_of(node)
+                self._quantize_weights(node)
             for place, name in enumerate(node.input):
                 if name in self.steps:
-                    node.input[place] = _named(name, "floats")
+                    node.input[place] = _make_name(name, "floats")
             self.body.append(node)
             for name in node.output:
-                self._pair(name)
+                self._insert_pair(name)
         used = {name for node in self.body for name in node.input}
         kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.node[:], self.graph.initializer[:]
         self.graph.node.extend(self.body)
         self.graph.initializer.extend([*kept, *self.constants.values()])
 
-    def _steps(self) -> dict[str, _Step]:
+    def _steps(self) -> dict[str, _QuantizationParameters]:
         """The step of each tensor that becomes an integer: all that go into or come out of chosen nodes."""
-        floats = float_tensors(self.graph)
+        floats = list_float_tensors(self.graph)
         nodes = [node for node in self.graph.node if node.name in self.chosen]
         wanted = {name for node in nodes for name in (*node.input, *node.output) if name in floats}
-        wanted -= self._swallowed(nodes)
-        same = {out: node.input[0] for node in nodes if node.op_type in _MOVERS for out in node.output}
+        wanted -= self._find_fused_activations(nodes)
+        same = {
+            out: node.input[0] for node in nodes if node.op_type in _VALUE_PRESERVING for out in node.output
+        }
         for node in nodes:
             if node.op_type == "Concat":
                 for name in wanted.intersection(node.input) - same.keys():
-                    if self._span(name) >= _SPAN_TO_JOIN * self._span(node.output[0]):
+                    if self._span(name) >= _MIN_SPAN_TO_JOIN * self._span(node.output[0]):
                         same[name] = node.output[0]
         steps = {}
         for name in wanted:
             origin = name
             while origin in same:
                 origin = same[origin]
-            steps[name] = _Step.of(self.values.ranges[origin])
+            steps[name] = _QuantizationParameters.of(self.values.ranges[origin])
         return steps
 
     def _span(self, name: str) -> float:
         low, high = self.values.ranges[name]
         return high - low
 
-    def _swallowed(self, nodes: list[onnx.NodeProto]) -> set[str]:
+    def _find_fused_activations(self, nodes: list[onnx.NodeProto]) -> set[str]:
         """What lies between a convolution and its Relu or Clip: the integers' own range cuts it as well."""
         users = [name for node in self.graph.node for name in node.input]
         convolutions = {node.output[0] for node in nodes if node.op_type == "Conv"}
@@ -278,16 +289,18 @@ class _Weaver:
             and users.count(node.input[0]) == 1
         }
 
-    def _pair(self, name: str) -> None:
+    def _insert_pair(self, name: str) -> None:
         if (step := self.steps.get(name)) is None:
             return
-        scale = self._constant(_named(name, "scale"), np.array(step.scale))
-        zero = self._constant(_named(name, "zero"), np.array(step.zero))
-        source = self._guarded(name, step) if name in self.left else name
-        self._add("QuantizeLinear", [source, scale, zero], _named(name, "integers"))
-        self._add("DequantizeLinear", [_named(name, "integers"), scale, zero], _named(name, "floats"))
+        scale = self._constant(_make_name(name, "scale"), np.array(step.scale))
+        zero_point = self._constant(_make_name(name, "zero"), np.array(step.zero_point))
+        source = self._add_clip(name, step) if name in self.left else name
+        self._add("QuantizeLinear", [source, scale, zero_point], _make_name(name, "integers"))
+        self._add(
+            "DequantizeLinear", [_make_name(name, "integers"), scale, zero_point], _make_name(name, "floats")
+        )
 
-    def _guarded(self, name: str, step: _Step) -> str:
+    def _add_clip(self, name: str, step: _QuantizationParameters) -> str:
         """Cut to the range by a Clip, which costs little, and nothing where it goes into a convolution.
 
         Without it onnxruntime takes a convolution in floats between two pairs for one to be made integers,
@@ -295,56 +308,58 @@ class _Weaver:
         instead of behind it: among integers that are not laid out as its convolutions want them, a MaxPool
         takes 15 times as long (onnxruntime 1.31 on x86: a fifth of NanoDet-g's time).
         """
-        low = np.float32(-float(step.zero) * float(step.scale))
-        high = np.float32((254.75 - float(step.zero)) * float(step.scale))
+        low = np.float32(-float(step.zero_point) * float(step.scale))
+        high = np.float32((254.75 - float(step.zero_point)) * float(step.scale))
         bounds = [
-            self._constant(_named(name, word), np.array(value))
+            self._constant(_make_name(name, word), np.array(value))
             for word, value in (("low", low), ("high", high))
         ]
-        self._add("Clip", [name, *bounds], _named(name, "cut"))
-        return _named(name, "cut")
+        self._add("Clip", [name, *bounds], _make_name(name, "cut"))
+        return _make_name(name, "cut")
 
-    def _left_in_floats(self) -> set[str]:
+    def _find_float_outputs(self) -> set[str]:
         """What MaxPools and convolutions make that stay in floats, the latter also through a Relu or Clip."""
         left: set[str] = set()
         for node in self.graph.node:
             behind = node.op_type in ("Relu", "Clip") and node.input[0] in left
             pools = node.op_type == "MaxPool" and node.input[0] not in self.steps
-            if node.name not in self.chosen and (node.op_type in _WEIGHTED or behind or pools):
+            if node.name not in self.chosen and (node.op_type in _WEIGHTED_OPERATORS or behind or pools):
                 left.update(node.output)
         return left
 
-    def _weights_of(self, node: onnx.NodeProto) -> None:
+    def _quantize_weights(self, node: onnx.NodeProto) -> None:
         """The weights of a chosen node as integers; the small numbers of Clip, Resize and so on stay."""
         if node.op_type == "Conv":
-            self._convolution(node)
+            self._quantize_convolution(node)
         elif node.op_type in ("Add", "Mul", "Concat"):
             for place, name in enumerate(node.input):
                 if name in self.weights:
-                    node.input[place] = self._plain(name)
+                    node.input[place] = self._quantize_constant(name)
 
-    def _plain(self, name: str) -> str:
+    def _quantize_constant(self, name: str) -> str:
         values = numpy_helper.to_array(self.weights[name])
-        step = _Step.of((float(values.min()), float(values.max())))
-        return self._dequantised(name, step.integers(values), np.array(step.scale), np.array(step.zero))
+        step = _QuantizationParameters.of((float(values.min()), float(values.max())))
+        return self._dequantised(name, step.integers(values), np.array(step.scale), np.array(step.zero_point))
 
-    def _convolution(self, node: onnx.NodeProto) -> None:
+    def _quantize_convolution(self, node: onnx.NodeProto) -> None:
         kernel = numpy_helper.to_array(self.weights[node.input[1]]).astype(np.float64)
         bias = np.zeros(len(kernel))
         if len(node.input) > 2 and node.input[2]:
             bias = numpy_helper.to_array(self.weights[node.input[2]]).astype(np.float64)
         source = float(self.steps[node.input[0]].scale)
         # What sees one channel at a time is added up in 32 bits everywhere.
-        narrow = self.recipe.narrow and kernel.shape[1] > 1
-        scales = _largest(kernel.reshape(len(kernel), -1), narrow=narrow) / 127
+        reduced_range = self.recipe.reduced_range and kernel.shape[1] > 1
+        scales = _compute_kernel_ranges(kernel.reshape(len(kernel), -1), reduced_range=reduced_range) / 127
         # A channel of tiny weights and a large bias would not fit; coarser weights cost it nothing.
-        least = np.maximum(np.abs(bias) / (source * _LARGEST_BIAS), _SMALLEST_SCALE)
+        least = np.maximum(np.abs(bias) / (source * _MAX_BIAS), _MIN_SCALE)
         scales = np.maximum(scales, least).astype(np.float32)
         wide = scales.reshape(-1, *([1] * (kernel.ndim - 1)))
         integers = np.clip(np.round(kernel / wide), -127, 127).astype(np.int8)
         means = self.values.means.get(node.input[0])
         if means is not None and kernel.ndim == 4:
-            bias = bias - _drift(integers * wide.astype(np.float64) - kernel, means, _groups(node))
+            bias = bias - _compute_bias_shift(
+                integers * wide.astype(np.float64) - kernel, means, _read_groups(node)
+            )
         both = (np.float32(source) * scales).astype(np.float32)
         zeros = np.zeros(len(kernel), np.int8)
         made = [
@@ -365,15 +380,15 @@ class _Weaver:
         name: str,
         integers: NDArray[Any],
         scale: NDArray[Any],
-        zero: NDArray[Any],
+        zero_point: NDArray[Any],
         **attributes: int,
     ) -> str:
         """Integers as a constant and what makes them floats; the name of the floats."""
-        made = _named(name, "floats")
-        if _named(name, "integers") not in self.constants:
+        made = _make_name(name, "floats")
+        if _make_name(name, "integers") not in self.constants:
             parts = [
-                self._constant(_named(name, word), values)
-                for word, values in (("integers", integers), ("scale", scale), ("zero", zero))
+                self._constant(_make_name(name, word), values)
+                for word, values in (("integers", integers), ("scale", scale), ("zero", zero_point))
             ]
             self._add("DequantizeLinear", parts, made, **attributes)
         return made
@@ -397,7 +412,7 @@ class _Weaver:
 # same on every machine, slower than floats, and what an integer kernel that keeps all its bits gives.
 
 
-def open_on_cpu(graph: bytes, *, exact: bool, threads: int = 0) -> Any:
+def open_cpu_session(graph: bytes, *, exact: bool, threads: int = 0) -> Any:
     """A session of a graph on the CPU; `exact` without integer kernels. `threads` 0 is as many as there are.
 
     Raises what onnxruntime raises.
@@ -418,95 +433,99 @@ def open_on_cpu(graph: bytes, *, exact: bool, threads: int = 0) -> Any:
 # picture on, is given each of the ranges, with all others as they are by then, and keeps the best.
 
 
-MOST_TRIES = 240
+MAX_TRIES = 240
 """Each opens the network anew; the tensors next to the picture, which matter most, come first."""
 
-Outputs = list[NDArray[np.float64]]
+NetworkOutputs = list[NDArray[np.float64]]
 
 
-class Tuner:
+class RangeTuner:
     """Sets the ranges of a network's values so that its outputs on some pictures stay near those of fp32."""
 
     def __init__(
         self,
         simple: onnx.ModelProto,
-        reading: Reading,
-        observed: Observed,
+        interpretation: ModelInterpretation,
+        statistics: TensorStatistics,
         pictures: Sequence[Picture],
-        progress: Progress | None = None,
+        progress: ProgressReporter | None = None,
     ) -> None:
         self._simple = simple
-        self._reading = reading
-        self._ways = {method: observed.values(method) for method in METHODS}
+        self._reading = interpretation
+        self._ways = {method: statistics.values(method) for method in RANGE_METHODS}
         self._pictures = pictures
-        self._progress = progress or silent()
-        self._distance = distance_to(outputs_of(simple, reading, pictures))
+        self._progress = progress or make_silent_reporter()
+        self._distance = make_distance(run_network(simple, interpretation, pictures))
 
-    def one_for_all(self, recipe: Recipe) -> tuple[Method, Values]:
+    def choose_method(self, recipe: QuantizationRecipe) -> tuple[RangeMethod, TensorRanges]:
         """The way to set all ranges after which the outputs are nearest."""
-        method = min(METHODS, key=lambda way: self._away(recipe, self._ways[way]))
+        method = min(RANGE_METHODS, key=lambda way: self._measure_distance(recipe, self._ways[way]))
         return method, self._ways[method]
 
-    def each(self, recipe: Recipe, start: Values) -> Values:
+    def each(self, recipe: QuantizationRecipe, start: TensorRanges) -> TensorRanges:
         """The range that suits each tensor best, beginning with those of `start`; takes minutes."""
-        ranges: dict[str, Range] = dict(start.ranges)
-        least, tries = self._away(recipe, start), 0
-        names = _tensors(quantised(self._simple, start, recipe), ranges)
+        ranges: dict[str, ValueRange] = dict(start.ranges)
+        least, tries = self._measure_distance(recipe, start), 0
+        names = _list_quantized_tensors(quantize(self._simple, start, recipe), ranges)
         for number, name in enumerate(names):
             self._progress.step(f"{number} of {len(names)} tensors; {least:.4f} away from fp32")
             ways = dict.fromkeys(way.ranges[name] for way in self._ways.values())
             for candidate in [way for way in ways if way != ranges[name]]:
-                if tries == MOST_TRIES:
-                    return Values(ranges, start.means)
+                if tries == MAX_TRIES:
+                    return TensorRanges(ranges, start.means)
                 tries += 1
                 before, ranges[name] = ranges[name], candidate
-                now = self._away(recipe, Values(ranges, start.means))
+                now = self._measure_distance(recipe, TensorRanges(ranges, start.means))
                 if now < least:
                     least = now
                 else:
                     ranges[name] = before
-        return Values(ranges, start.means)
+        return TensorRanges(ranges, start.means)
 
-    def _away(self, recipe: Recipe, values: Values) -> float:
+    def _measure_distance(self, recipe: QuantizationRecipe, values: TensorRanges) -> float:
         # Narrow weights give the same with integer kernels, and sooner.
-        network, exact = quantised(self._simple, values, recipe), not recipe.narrow
-        pictures = self._progress.over(self._pictures, "comparing ranges, pictures")
-        return self._distance(outputs_of(network, self._reading, pictures, exact=exact))
+        network, exact = quantize(self._simple, values, recipe), not recipe.reduced_range
+        pictures = self._progress.track(self._pictures, "comparing ranges, pictures")
+        return self._distance(run_network(network, self._reading, pictures, exact=exact))
 
 
-def _tensors(network: onnx.ModelProto, ranges: Mapping[str, Range]) -> list[str]:
+def _list_quantized_tensors(network: onnx.ModelProto, ranges: Mapping[str, ValueRange]) -> list[str]:
     """The tensors that become integers, in the order of the graph."""
     names = [node.input[0] for node in network.graph.node if node.op_type == "QuantizeLinear"]
     return [name for name in names if name in ranges]
 
 
-def outputs_of(
-    network: onnx.ModelProto, reading: Reading, pictures: Iterable[Picture], *, exact: bool = False
-) -> list[Outputs]:
+def run_network(
+    network: onnx.ModelProto,
+    interpretation: ModelInterpretation,
+    pictures: Iterable[Picture],
+    *,
+    exact: bool = False,
+) -> list[NetworkOutputs]:
     """The network's own outputs for each picture, behind the preparation that the compiler gives it."""
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
     own = [
         value for value in network.graph.output if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     ]
-    graph = compile_graph(copy, reading)
+    graph = compile_graph(copy, interpretation)
     graph.graph.output.extend(own)
-    session = open_on_cpu(graph.SerializeToString(), exact=exact)
+    session = open_cpu_session(graph.SerializeToString(), exact=exact)
     source, names = session.get_inputs()[0].name, [value.name for value in own]
-    batch = reading.input.batch or 1
+    batch = interpretation.input.batch or 1
     return [
         [values.astype(np.float64) for values in session.run(names, {source: np.repeat(p[None], batch, 0)})]
         for p in pictures
     ]
 
 
-def distance_to(expected: list[Outputs]) -> Callable[[list[Outputs]], float]:
+def make_distance(expected: list[NetworkOutputs]) -> Callable[[list[NetworkOutputs]], float]:
     """Root of the mean square by which outputs differ, each in parts of how much it varies by itself."""
     spreads = [
         max(float(np.mean([values.var() for values in each])), 1e-12) for each in zip(*expected, strict=True)
     ]
 
-    def distance(outputs: list[Outputs]) -> float:
+    def distance(outputs: list[NetworkOutputs]) -> float:
         errors = [
             float(np.mean((values - wanted) ** 2)) / spread
             for some, others in zip(outputs, expected, strict=True)

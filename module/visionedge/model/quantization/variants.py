@@ -20,14 +20,14 @@ import onnx
 
 from visionedge.errors import ModelError, VisionedgeError
 from visionedge.model.model import Model
-from visionedge.model.onnx_file import read_model
+from visionedge.model.onnx_file import read_model_file
 from visionedge.model.parity import Parity, Tolerance
 from visionedge.model.quantization.search import Precision
 
 log = logging.getLogger(__name__)
 
-SCHEMA = "visionedge/parity/1"
-FOLDER = "variants"
+REPORT_SCHEMA = "visionedge/parity/1"
+VARIANTS_FOLDER = "variants"
 PRECISIONS: tuple[Precision, ...] = ("int8", "fp16")
 
 
@@ -49,7 +49,7 @@ class Variant:
         return replace(model, path=self.path, sha256=self.sha256)
 
 
-def variants(model: Model, data: Path | None = None, into: Path | None = None) -> tuple[Variant, ...]:
+def find_variants(model: Model, data: Path | None = None, into: Path | None = None) -> tuple[Variant, ...]:
     """The variants of a model, for each precision the one that was made last.
 
     They are looked for beside the model (or in the folder `into` instead) and in the data folder.
@@ -58,34 +58,38 @@ def variants(model: Model, data: Path | None = None, into: Path | None = None) -
     """
     newest: dict[Precision, Variant] = {}
     for precision in PRECISIONS:
-        found = [_read(model, precision, report) for report in _reports(model, precision, data, into)]
+        found = [
+            _read_variant(model, precision, report) for report in _list_reports(model, precision, data, into)
+        ]
         if there := [variant for variant in found if variant is not None]:
             newest[precision] = max(there, key=lambda variant: variant.made_at)
     return tuple(newest.values())
 
 
-def usable(variant: Variant, tolerance: Tolerance | None = None) -> bool:
+def is_usable(variant: Variant, tolerance: Tolerance | None = None) -> bool:
     """Whether it is as alike as wanted: by default as it was wanted when it was made."""
     return variant.parity.refusal(tolerance or variant.tolerance) is None
 
 
-def place_of(
+def make_variant_path(
     model: Model, precision: Precision, folder: Path | None = None, data: Path | None = None
 ) -> Path:
     """Where a variant of a model lies: in `folder` under the model's name, or under `data` by its sum."""
     if data is not None:
-        return data / FOLDER / f"{model.sha256[:32]}.{precision}.onnx"
+        return data / VARIANTS_FOLDER / f"{model.sha256[:32]}.{precision}.onnx"
     return (folder or model.path.parent) / f"{model.path.stem}.{precision}.onnx"
 
 
-def preparation_of(model: Model) -> str:
+def hash_preprocess(model: Model) -> str:
     """A sum of how pictures are prepared for a model: ranges are set for that and no other."""
-    reading = model.reading
-    size = (reading.input.name, reading.input.width_px, reading.input.height_px)
-    return hashlib.sha256(repr((reading.head, size, reading.preprocess)).encode()).hexdigest()[:32]
+    interpretation = model.interpretation
+    size = (interpretation.input.name, interpretation.input.width_px, interpretation.input.height_px)
+    return hashlib.sha256(repr((interpretation.head, size, interpretation.preprocess)).encode()).hexdigest()[
+        :32
+    ]
 
 
-def store(
+def save_variant(
     path: Path, network: onnx.ModelProto, model: Model, precision: Precision, report: Mapping[str, Any]
 ) -> None:
     """Write a variant and its report, the report last: without it the network is not used.
@@ -97,8 +101,8 @@ def store(
     """
     content = network.SerializeToString()
     document = {
-        "schema": SCHEMA,
-        "model": {"name": model.name, "sha256": model.sha256, "preparation": preparation_of(model)},
+        "schema": REPORT_SCHEMA,
+        "model": {"name": model.name, "sha256": model.sha256, "preparation": hash_preprocess(model)},
         "variant": {"precision": precision, "sha256": hashlib.sha256(content).hexdigest()},
         **report,
     }
@@ -118,22 +122,22 @@ def _write(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def _reports(model: Model, precision: Precision, data: Path | None, into: Path | None) -> Iterator[Path]:
-    places = [place_of(model, precision, data=data)] if data is not None else []
-    for place in (*places, place_of(model, precision, into)):
+def _list_reports(model: Model, precision: Precision, data: Path | None, into: Path | None) -> Iterator[Path]:
+    places = [make_variant_path(model, precision, data=data)] if data is not None else []
+    for place in (*places, make_variant_path(model, precision, into)):
         report = place.with_suffix(".json")
         if report.is_file() and place != model.path:
             yield report
 
 
-def _read(model: Model, precision: Precision, report: Path) -> Variant | None:
+def _read_variant(model: Model, precision: Precision, report: Path) -> Variant | None:
     path = report.with_suffix(".onnx")
     try:
-        document = _document(report)
-        if (words := _elsewhere(document, model, precision)) is not None:
+        document = _read_document(report)
+        if (words := _explain_mismatch(document, model, precision)) is not None:
             log.warning("%s: %s; not used", path, words)
             return None
-        sha256 = _sum_of(path, document["variant"]["sha256"])
+        sha256 = _check_sum(path, document["variant"]["sha256"])
         return _variant(document, precision, path, sha256)
     except (
         OSError,
@@ -150,46 +154,52 @@ def _read(model: Model, precision: Precision, report: Path) -> Variant | None:
 
 
 def _variant(document: Mapping[str, Any], precision: Precision, path: Path, sha256: str) -> Variant:
-    parity, tolerance = Parity.of_document(document["parity"]), _tolerance(document["tolerance"])
+    parity, tolerance = Parity.from_document(document["parity"]), _parse_tolerance(document["tolerance"])
     refusal = document.get("refused") or parity.refusal(tolerance)
     made_at = str(document["made"]["at"])
     return Variant(precision, path, sha256, str(document["recipe"]), parity, tolerance, refusal, made_at)
 
 
-def _document(report: Path) -> Mapping[str, Any]:
+def _read_document(report: Path) -> Mapping[str, Any]:
     document: Mapping[str, Any] = json.loads(report.read_bytes())
-    if document["schema"] != SCHEMA:
+    if document["schema"] != REPORT_SCHEMA:
         raise ValueError(f"its schema is {document['schema']}")
     return document
 
 
-def _sum_of(path: Path, expected: str) -> str:
-    if (sha256 := read_model(path).sha256) != expected:
+def _check_sum(path: Path, expected: str) -> str:
+    if (sha256 := read_model_file(path).sha256) != expected:
         raise ValueError("the network is not the one it was written for")
     return sha256
 
 
-def _elsewhere(document: Mapping[str, Any], model: Model, precision: Precision) -> str | None:
+def _explain_mismatch(document: Mapping[str, Any], model: Model, precision: Precision) -> str | None:
     """Why a report is not about this model as it is read now; None where it is."""
     if document["variant"]["precision"] != precision:
         return f"is {document['variant']['precision']} by its report"
     if document["model"]["sha256"] != model.sha256:
         return f"is a variant of another version of {model.name}"
-    if document["model"]["preparation"] != preparation_of(model):
+    if document["model"]["preparation"] != hash_preprocess(model):
         return f"was made when pictures were prepared otherwise for {model.name}"
     return None
 
 
-def tolerance_document(tolerance: Tolerance) -> dict[str, float]:
+def make_tolerance_document(tolerance: Tolerance) -> dict[str, float]:
     """A tolerance as reports have it."""
-    return {"unmatched": tolerance.unmatched, "scoreShift": tolerance.shift, "apLoss": tolerance.ap_loss}
+    return {
+        "unmatched": tolerance.unmatched,
+        "scoreShift": tolerance.score_shift,
+        "apLoss": tolerance.ap_loss,
+    }
 
 
-def _tolerance(document: Mapping[str, Any]) -> Tolerance:
+def _parse_tolerance(document: Mapping[str, Any]) -> Tolerance:
     return Tolerance(float(document["unmatched"]), float(document["scoreShift"]), float(document["apLoss"]))
 
 
-def demanded(model: Model, precision: Precision, data: Path | None, into: Path | None = None) -> Variant:
+def require_variant(
+    model: Model, precision: Precision, data: Path | None, into: Path | None = None
+) -> Variant:
     """The variant that somebody asked for outright (see `variants`).
 
     Raises:
@@ -197,7 +207,7 @@ def demanded(model: Model, precision: Precision, data: Path | None, into: Path |
     """
     remedy = f"visionedge model compile {model.path} --precision {precision}"
     remedy += " --calibrate DIR" if precision == "int8" else ""
-    variant = next((v for v in variants(model, data, into) if v.precision == precision), None)
+    variant = next((v for v in find_variants(model, data, into) if v.precision == precision), None)
     if variant is None:
         raise ModelError(f"{model.path}: has no {precision} variant; make one: {remedy}")
     if variant.refusal is not None:

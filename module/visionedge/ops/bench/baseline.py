@@ -16,27 +16,27 @@ from numpy.typing import NDArray
 from visionedge.camera.sources.open import DEMO_CLIP
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
-from visionedge.frames.letterbox import fit
+from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import Detections, Picture
 from visionedge.model.compiler.compile import compile_model
 from visionedge.model.decoding import DenseDecoder
-from visionedge.model.heads.nanodet import DflDecoder, Scale
+from visionedge.model.heads.nanodet import DflDecoder, NanoDetScale
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
-from visionedge.runtime.installation import bundled
+from visionedge.runtime.installation import find_bundled_file
 from visionedge.runtime.ort import import_onnxruntime
-from visionedge.runtime.redaction import masked_address
+from visionedge.runtime.redaction import mask_address
 
 # A network as people run it by hand: numpy in front of it, the original graph, numpy behind it.
 #
 # It is a yardstick, so it is written well, only plainly: whole arrays, nothing done that does nothing.
 
 
-Floats = NDArray[np.float32]
-Candidates = tuple[Floats, Floats, NDArray[np.intp]]
+FloatArray = NDArray[np.float32]
+Candidates = tuple[FloatArray, FloatArray, NDArray[np.intp]]
 """boxes (n, 4) in input pixels (corners), scores (n,), classes (n,)."""
 
-Outputs = Mapping[str, Floats]
+Outputs = Mapping[str, FloatArray]
 
 
 class PlainNetwork:
@@ -47,13 +47,13 @@ class PlainNetwork:
 
     def __init__(self, model: Model, *, threads: int, device: str) -> None:
         self._model = model
-        self._session = plain_session(str(model.path), threads, device)
+        self._session = open_plain_session(str(model.path), threads, device)
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def tensor(self, image: Picture) -> Floats:
+    def tensor(self, image: Picture) -> FloatArray:
         """A picture at the model's input size as the network wants it: float32 (1, 3, H, W)."""
-        way = self._model.reading.preprocess
+        way = self._model.interpretation.preprocess
         if way.color == "rgb":
             image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
         tensor = image.astype(np.float32)
@@ -65,7 +65,7 @@ class PlainNetwork:
             tensor = np.divide(tensor, np.array(way.std, np.float32))
         return np.ascontiguousarray(tensor.transpose(2, 0, 1)[None])
 
-    def run(self, tensor: Floats) -> dict[str, Floats]:
+    def run(self, tensor: FloatArray) -> dict[str, FloatArray]:
         """The network itself."""
         outputs = self._session.run(None, {self._input: tensor})
         return dict(zip(self._outputs, outputs, strict=True))
@@ -77,7 +77,7 @@ class PlainNetwork:
         keep = scores >= confidence
         return boxes[keep], scores[keep], ids[keep]
 
-    def rows(self, outputs: Outputs, limit: int) -> Floats:
+    def rows(self, outputs: Outputs, limit: int) -> FloatArray:
         """The outputs decoded to what the compiled graph gives: the best rows (K, 6) by falling score."""
         boxes, every, one_class = self._decoded(outputs)
         if one_class:
@@ -90,9 +90,9 @@ class PlainNetwork:
         anchors, ids = np.divmod(best, every.shape[1])
         return np.column_stack([boxes[anchors], flat[best], ids]).astype(np.float32)
 
-    def _decoded(self, outputs: Outputs) -> tuple[Floats, Floats, bool]:
+    def _decoded(self, outputs: Outputs) -> tuple[FloatArray, FloatArray, bool]:
         """Boxes (n, 4), the scores of all classes (n, C), and whether an anchor counts once."""
-        decoder = self._model.reading.decoder
+        decoder = self._model.interpretation.decoder
         if isinstance(decoder, DflDecoder):
             return *_dfl(outputs, decoder), False
         if isinstance(decoder, DenseDecoder):
@@ -102,12 +102,12 @@ class PlainNetwork:
 
 def can_decode(model: Model) -> bool:
     """Whether a model can be run by hand here."""
-    target = model.reading.input
+    target = model.interpretation.input
     plain = target.dtype == "float32" and target.layout == "NCHW" and target.batch in (None, 1)
-    return plain and isinstance(model.reading.decoder, DflDecoder | DenseDecoder)
+    return plain and isinstance(model.interpretation.decoder, DflDecoder | DenseDecoder)
 
 
-def plain_session(graph: str | bytes, threads: int, device: str) -> Any:
+def open_plain_session(graph: str | bytes, threads: int, device: str) -> Any:
     """A session as it comes, on the device or else the CPU. Raises what onnxruntime raises."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
@@ -118,14 +118,14 @@ def plain_session(graph: str | bytes, threads: int, device: str) -> Any:
     return onnxruntime.InferenceSession(graph, options, providers=providers)
 
 
-def _dfl(outputs: Outputs, decoder: DflDecoder) -> tuple[Floats, Floats]:
+def _dfl(outputs: Outputs, decoder: DflDecoder) -> tuple[FloatArray, FloatArray]:
     """Boxes (n, 4) and the scores of all classes (n, C): pairs of maps [1, n, C] and [1, n, 4 * bins]."""
     scores = np.concatenate([outputs[scale.scores][0] for scale in decoder.scales])
     boxes = np.concatenate([_distances(outputs[s.boxes][0], s, decoder.cell_offset) for s in decoder.scales])
     return boxes.astype(np.float32), 1 / (1 + np.exp(-scores)) if decoder.sigmoid else scores
 
 
-def _distances(bins: Floats, scale: Scale, cell_offset: float) -> Floats:
+def _distances(bins: FloatArray, scale: NanoDetScale, cell_offset: float) -> FloatArray:
     """Boxes of one scale: to each side of the cell's centre the mean bin of a softmax, in strides."""
     weights = bins.reshape(len(bins), 4, -1)
     weights = np.exp(weights - weights.max(2, keepdims=True))
@@ -136,7 +136,7 @@ def _distances(bins: Floats, scale: Scale, cell_offset: float) -> Floats:
     return np.concatenate([centre - distance[:, :2], centre + distance[:, 2:]], axis=1)
 
 
-def _table(outputs: Outputs, decoder: DenseDecoder) -> tuple[Floats, Floats]:
+def _table(outputs: Outputs, decoder: DenseDecoder) -> tuple[FloatArray, FloatArray]:
     """Boxes (n, 4) and the scores of all classes (n, C): centre, size, perhaps objectness, classes."""
     table = outputs[decoder.output][0]
     if decoder.columns:
@@ -164,29 +164,29 @@ class PlainLoop:
         self.threads = threads
         self._model = model
         self._selection = selection
-        self._source = clip_of(source)
+        self._source = resolve_clip(source)
         self._captures = [_open(self._source) for _ in range(cameras)]
         self._turn = 0
-        self._network = network_of(model, threads=threads, device=device)
+        self._network = open_network(model, threads=threads, device=device)
         self.decode = "numpy" if isinstance(self._network, PlainNetwork) else "compiled graph"
 
     def step(self) -> tuple[int, int]:
         """One frame of the camera whose turn it is: the ns in `session.run`, and how many were found."""
         picture = self._read()
-        image, _ = fit(picture, self._model.input)
+        image, _ = fit_to_input(picture, self._model.input)
         tensor = self._network.tensor(image)
         began_ns = time.monotonic_ns()
         outputs = self._network.run(tensor)
         infer_ns = time.monotonic_ns() - began_ns
         found = self._network.candidates(outputs, self._selection.confidence)
-        return infer_ns, len(_suppressed(*found, self._selection))
+        return infer_ns, len(_suppress(*found, self._selection))
 
-    def see(self, picture: Picture, selection: Selection) -> Detections:
+    def detect(self, picture: Picture, selection: Selection) -> Detections:
         """What it finds on one picture, relative to it."""
-        image, placement = fit(picture, self._model.input)
+        image, placement = fit_to_input(picture, self._model.input)
         outputs = self._network.run(self._network.tensor(image))
         boxes, scores, ids = self._network.candidates(outputs, selection.confidence)
-        kept = _suppressed(boxes, scores, ids, selection)
+        kept = _suppress(boxes, scores, ids, selection)
         rows = np.column_stack([boxes, scores, ids])[kept].astype(np.float32)
         return replace(selection, iou=None).apply(rows, placement)
 
@@ -210,28 +210,28 @@ class PlainLoop:
             self._captures[index] = _open(self._source)
             good, picture = self._captures[index].read()
             if not good:
-                raise SourceError(f"{masked_address(self._source)} gives no picture")
+                raise SourceError(f"{mask_address(self._source)} gives no picture")
         return np.asarray(picture, np.uint8)
 
 
-def clip_of(source: str) -> str:
+def resolve_clip(source: str) -> str:
     """The video file that a source plays."""
     uri = parse_camera_uri(source)
-    return str(bundled(DEMO_CLIP)) if uri.kind == "demo" else uri.target
+    return str(find_bundled_file(DEMO_CLIP)) if uri.kind == "demo" else uri.target
 
 
-def _suppressed(boxes: Floats, scores: Floats, ids: NDArray[np.intp], wanted: Selection) -> list[int]:
+def _suppress(boxes: FloatArray, scores: FloatArray, ids: NDArray[np.intp], wanted: Selection) -> list[int]:
     corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     iou = 1.0 if wanted.iou is None else wanted.iou
     kept = cv2.dnn.NMSBoxesBatched(corners.tolist(), scores.tolist(), ids.tolist(), wanted.confidence, iou)
     return [int(index) for index in np.asarray(kept).ravel()]
 
 
-def network_of(model: Model, *, threads: int, device: str) -> "PlainNetwork | CompiledNetwork":
+def open_network(model: Model, *, threads: int, device: str) -> "PlainNetwork | CompiledNetwork":
     """The network of a model as it was given; its compiled graph where there is no plain decoder for it."""
     if can_decode(model):
         return PlainNetwork(model, threads=threads, device=device)
-    return CompiledNetwork(plain_session(compile_model(model), threads, device))
+    return CompiledNetwork(open_plain_session(compile_model(model), threads, device))
 
 
 class CompiledNetwork:
@@ -244,10 +244,10 @@ class CompiledNetwork:
     def tensor(self, image: Picture) -> Any:
         return image[None]
 
-    def run(self, tensor: Any) -> Mapping[str, Floats]:
+    def run(self, tensor: Any) -> Mapping[str, FloatArray]:
         return {"rows": self._session.run(None, {self._input: tensor})[0]}
 
-    def candidates(self, outputs: Mapping[str, Floats], confidence: float) -> Candidates:
+    def candidates(self, outputs: Mapping[str, FloatArray], confidence: float) -> Candidates:
         rows = outputs["rows"][0]
         rows = rows[rows[:, 4] >= confidence]
         return rows[:, :4], rows[:, 4], rows[:, 5].astype(np.intp)
@@ -256,5 +256,5 @@ class CompiledNetwork:
 def _open(source: str) -> cv2.VideoCapture:
     capture = cv2.VideoCapture(source)
     if not capture.isOpened():
-        raise SourceError(f"{masked_address(source)} cannot be opened by the plain loop; give a video file")
+        raise SourceError(f"{mask_address(source)} cannot be opened by the plain loop; give a video file")
     return capture

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from visionedge.errors import ConfigError
 
-Report = Mapping[str, Any]
-Word = Literal["worse", "better", "same", "undecided"]
+BenchReport = Mapping[str, Any]
+ComparisonVerdict = Literal["worse", "better", "same", "undecided"]
 
 SCHEMA = "visionedge/bench-compare/1"
-LEAST_ROUNDS = 3
+MIN_ROUNDS = 3
 _CONFIDENCE = 0.95
 _HARDWARE = (
     *("cpu", "cpuFlags", "cores", "usableCores", "memoryMiB"),
@@ -28,7 +28,7 @@ _SOFTWARE = ("visionedge", "python", "kernel", "packages")
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class ConfidenceInterval:
     """The ratio of two figures, its bounds, and how sure these are (0-1)."""
 
     ratio: float
@@ -38,19 +38,19 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class FigureComparison:
     """One figure of both reports. `before` and `after` are medians; `interval` is after to before."""
 
     figure: str
     higher_is_better: bool
     before: float
     after: float
-    interval: Interval
-    verdict: Word
+    interval: ConfidenceInterval
+    verdict: ComparisonVerdict
 
 
-def compare(
-    before: Report, after: Report, *, tolerance: float = 0.03, unlike: bool = False
+def compare_reports(
+    before: BenchReport, after: BenchReport, *, tolerance: float = 0.03, unlike: bool = False
 ) -> dict[str, Any]:
     """The verdict as a document; changes up to `tolerance` (0-1) are none.
 
@@ -58,66 +58,68 @@ def compare(
         ConfigError: they are no reports of one kind, have too few rounds, or are of unlike machines or loads
             and `unlike` does not allow that.
     """
-    _must_be_of_one_kind(before, after)
+    _check_comparable_schemas(before, after)
     differences = _differences(before, after)
     if differences and not unlike:
         raise ConfigError(
             [f"the reports cannot be compared: {'; '.join(differences)}; --unlike compares them nevertheless"]
         )
-    theirs, ours = figures(before), figures(after)
+    theirs, ours = collect_figures(before), collect_figures(after)
     findings = [
-        judged(name, theirs[name][1], ours[name][1], higher_is_better=theirs[name][0], tolerance=tolerance)
+        compare_figure(
+            name, theirs[name][1], ours[name][1], higher_is_better=theirs[name][0], tolerance=tolerance
+        )
         for name in theirs
         if name in ours
     ]
     if not findings:
-        raise ConfigError([f"the reports have no figure with {LEAST_ROUNDS} rounds in common; give --rounds"])
+        raise ConfigError([f"the reports have no figure with {MIN_ROUNDS} rounds in common; give --rounds"])
     return {
         "schema": SCHEMA,
-        "verdict": overall(finding.verdict for finding in findings),
+        "verdict": combine_verdicts(finding.verdict for finding in findings),
         "tolerance": tolerance,
         "unlike": differences,
-        "software": _changed(before["machine"], after["machine"], _SOFTWARE),
-        "figures": [_finding(finding) for finding in findings],
+        "software": _describe_changes(before["machine"], after["machine"], _SOFTWARE),
+        "figures": [_comparison_document(finding) for finding in findings],
     }
 
 
-def overall(words: Iterable[Word]) -> Word:
+def combine_verdicts(words: Iterable[ComparisonVerdict]) -> ComparisonVerdict:
     """One word for all: what is worse counts most, and what is not known counts more than what is better."""
     found = set(words)
-    order: tuple[Word, ...] = ("worse", "undecided", "better", "same")
+    order: tuple[ComparisonVerdict, ...] = ("worse", "undecided", "better", "same")
     return next((word for word in order if word in found), "undecided")
 
 
-def judged(
+def compare_figure(
     figure: str, before: Sequence[float], after: Sequence[float], *, higher_is_better: bool, tolerance: float
-) -> Finding:
+) -> FigureComparison:
     """The verdict on one figure of so many rounds each.
 
     Worse or better is only what lies beyond the tolerance and, with its whole interval, on one side of no
     change; the same is what lies within the tolerance with its whole interval.
     """
-    interval = ratio_interval(before, after)
-    good = interval if higher_is_better else _inverse(interval)
-    verdict: Word = "undecided"
+    interval = compute_ratio_interval(before, after)
+    good = interval if higher_is_better else _invert(interval)
+    verdict: ComparisonVerdict = "undecided"
     if good.ratio < 1 - tolerance and good.high < 1:
         verdict = "worse"
     elif good.ratio > 1 + tolerance and good.low > 1:
         verdict = "better"
     elif good.low >= 1 - tolerance and good.high <= 1 / (1 - tolerance):
         verdict = "same"
-    return Finding(figure, higher_is_better, median(before), median(after), interval, verdict)
+    return FigureComparison(figure, higher_is_better, median(before), median(after), interval, verdict)
 
 
-def _inverse(interval: Interval) -> Interval:
-    return Interval(1 / interval.ratio, 1 / interval.high, 1 / interval.low, interval.confidence)
+def _invert(interval: ConfidenceInterval) -> ConfidenceInterval:
+    return ConfidenceInterval(1 / interval.ratio, 1 / interval.high, 1 / interval.low, interval.confidence)
 
 
-def ratio_interval(before: Sequence[float], after: Sequence[float]) -> Interval:
+def compute_ratio_interval(before: Sequence[float], after: Sequence[float]) -> ConfidenceInterval:
     """The ratio of `after` to `before` (all above 0): the middle of all pairs, and its interval by ranks."""
     logs = sorted(math.log(b) - math.log(a) for a in before for b in after)
     cut, confidence = _cut(len(before), len(after))
-    return Interval(
+    return ConfidenceInterval(
         math.exp(median(logs)), math.exp(logs[cut]), math.exp(logs[len(logs) - 1 - cut]), round(confidence, 4)
     )
 
@@ -127,28 +129,28 @@ def _cut(first: int, second: int) -> tuple[int, float]:
     ways = math.comb(first + second, first)
     tail, cut = 0, 0
     for wins in range(first * second // 2):
-        tail += _orders(first, second, wins)
+        tail += _count_orderings(first, second, wins)
         if 2 * tail / ways > 1 - _CONFIDENCE:
-            tail -= _orders(first, second, wins)
+            tail -= _count_orderings(first, second, wins)
             break
         cut = wins
     return cut, 1 - 2 * max(tail, 1) / ways
 
 
 @cache
-def _orders(first: int, second: int, wins: int) -> int:
+def _count_orderings(first: int, second: int, wins: int) -> int:
     """In how many orders of both samples the first wins exactly so many of the pairs."""
     if wins < 0:
         return 0
     if first == 0 or second == 0:
         return int(wins == 0)
-    return _orders(first - 1, second, wins - second) + _orders(first, second - 1, wins)
+    return _count_orderings(first - 1, second, wins - second) + _count_orderings(first, second - 1, wins)
 
 
 # --- what the reports hold ----------------------------------------------------------------------------------
 
 
-def figures(report: Report) -> dict[str, tuple[bool, list[float]]]:
+def collect_figures(report: BenchReport) -> dict[str, tuple[bool, list[float]]]:
     """By name, whether more is better and the figure of each round; only those with enough rounds."""
     found: dict[str, tuple[bool, list[float]]] = {}
     if "pipeline" in report:
@@ -160,11 +162,11 @@ def figures(report: Report) -> dict[str, tuple[bool, list[float]]]:
     return {
         name: (more, values)
         for name, (more, values) in found.items()
-        if len(values) >= LEAST_ROUNDS and min(values) > 0
+        if len(values) >= MIN_ROUNDS and min(values) > 0
     }
 
 
-def _pipeline_figures(report: Report) -> dict[str, tuple[bool, list[float]]]:
+def _pipeline_figures(report: BenchReport) -> dict[str, tuple[bool, list[float]]]:
     ours = report["pipeline"]
     found = {"frames/s": (True, list(ours["framesPerSecondAll"]))}
     rounds = ours.get("rounds", [])
@@ -178,7 +180,7 @@ def _pipeline_figures(report: Report) -> dict[str, tuple[bool, list[float]]]:
     return found
 
 
-def _must_be_of_one_kind(before: Report, after: Report) -> None:
+def _check_comparable_schemas(before: BenchReport, after: BenchReport) -> None:
     schemas = [str(report.get("schema")) for report in (before, after)]
     if schemas[0] != schemas[1] or not schemas[0].startswith("visionedge/bench-") or schemas[0] == SCHEMA:
         raise ConfigError([f"two reports of one kind are wanted, these are {schemas[0]} and {schemas[1]}"])
@@ -186,21 +188,21 @@ def _must_be_of_one_kind(before: Report, after: Report) -> None:
         raise ConfigError(["a report without the machine it was made on cannot be compared"])
 
 
-def _differences(before: Report, after: Report) -> list[str]:
+def _differences(before: BenchReport, after: BenchReport) -> list[str]:
     """What must be alike and is not."""
-    found = _changed(before["machine"], after["machine"], _HARDWARE)
+    found = _describe_changes(before["machine"], after["machine"], _HARDWARE)
     loads = [{**report.get("load", {}), "model": _model(report)} for report in (before, after)]
     # More rounds or longer ones are the same load, only better known.
     names = sorted({*loads[0], *loads[1]} - {"rounds", "seconds"})
-    return found + _changed(loads[0], loads[1], names)
+    return found + _describe_changes(loads[0], loads[1], names)
 
 
-def _model(report: Report) -> object:
+def _model(report: BenchReport) -> object:
     model = report.get("model")
     return model.get("name") if isinstance(model, Mapping) else model
 
 
-def _changed(before: Mapping[str, Any], after: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+def _describe_changes(before: Mapping[str, Any], after: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     return [
         f"{name}: {_shown(before.get(name))} became {_shown(after.get(name))}"
         for name in names
@@ -216,7 +218,7 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
+def _comparison_document(finding: FigureComparison) -> dict[str, Any]:
     interval = {name: round(value, 4) for name, value in asdict(finding.interval).items()}
     return {
         "figure": finding.figure,
@@ -238,7 +240,7 @@ _SENTENCES: Mapping[str, str] = {
 }
 
 
-def words(document: Mapping[str, Any]) -> str:
+def format_report(document: Mapping[str, Any]) -> str:
     """The verdict for people."""
     lines = [f"{'':<28} {'before':>10} {'after':>10}   ratio  (interval)"]
     lines += [

@@ -19,30 +19,30 @@ from typing import Any
 import cv2
 import numpy as np
 
-from visionedge.camera.sources.base import Library, Limits, Source
+from visionedge.camera.sources.base import DecoderLibrary, FrameSource, SourceLimits
 from visionedge.camera.sources.open import DEMO_CLIP, open_source
 from visionedge.camera.sources.opencv import open_video as open_with_opencv
-from visionedge.camera.sources.opencv_setup import settle_libraries
-from visionedge.camera.timing import Due
+from visionedge.camera.sources.opencv_setup import configure_opencv
+from visionedge.camera.timing import FrameSampler
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError, UnavailableError
 from visionedge.frames.types import InputSpec, Picture
-from visionedge.ops.bench.report import machine
-from visionedge.runtime.installation import bundled, install_command
+from visionedge.ops.bench.report import describe_machine
+from visionedge.runtime.installation import build_install_command, find_bundled_file
 
-Report = dict[str, Any]
-Way = Iterator[int]
+BenchReport = dict[str, Any]
+DecodePlayback = Iterator[int]
 """Plays the clip to its end; after each step the number of pictures of the clip that it has covered."""
 
-_COMPARED = 6
-_SETTLING = 1 / 3
+_COMPARED_FRAMES = 6
+_WARM_UP_SHARE = 1 / 3
 """So much of the clip is played before the measuring begins: what to leave out is learnt from the stream."""
 
-_STRETCH = 30
+_TURN_FRAMES = 30
 """Pictures of the clip that a way covers before it is another one's turn."""
 
-_TINY = InputSpec(32, 32)
-_ROUNDS_OF_THE_DEMO = 3
+_TINY_INPUT = InputSpec(32, 32)
+_DEMO_REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class DecodeLoad:
     rounds: int = 5
 
 
-def bench_decode(load: DecodeLoad, tell: Callable[[str], None]) -> Report:
+def bench_decode(load: DecodeLoad, progress: Callable[[str], None]) -> BenchReport:
     """Measure, and give the report as a document. `tell` hears of the progress.
 
     Raises:
@@ -70,35 +70,39 @@ def bench_decode(load: DecodeLoad, tell: Callable[[str], None]) -> Report:
     try:
         import av  # noqa: F401 - only whether it is there
     except ImportError:
-        raise UnavailableError(f"bench decode needs PyAV; install it with: {install_command('av')}") from None
-    settle_libraries()
-    with _clip(load, tell) as clip:
+        raise UnavailableError(
+            f"bench decode needs PyAV; install it with: {build_install_command('av')}"
+        ) from None
+    configure_opencv()
+    with _clip(load, progress) as clip:
         taken_ms: dict[str, list[float]] = {}
         for number in range(load.rounds):
-            for name, ms in _cpu_ms(_ways(clip, load), _count(clip)).items():
+            for name, ms in _cpu_ms(_open_playbacks(clip, load), _count(clip)).items():
                 taken_ms.setdefault(name, []).append(ms)
-            tell(f"round {number + 1}/{load.rounds}: " + _figures({n: t[-1] for n, t in taken_ms.items()}))
+            progress(
+                f"round {number + 1}/{load.rounds}: " + _figures({n: t[-1] for n, t in taken_ms.items()})
+            )
         return _report(load, clip, taken_ms, _errors(clip, load.spec))
 
 
 # --- the ways -----------------------------------------------------------------------------------------------
 
 
-def _ways(clip: Path, load: DecodeLoad) -> dict[str, Way]:
+def _open_playbacks(clip: Path, load: DecodeLoad) -> dict[str, DecodePlayback]:
     spec = load.spec
     return {
-        "bare": _bare(clip),
-        "grab": _plain(clip, None),
-        "ours": _ours(clip, "pyav", spec),
-        "plain": _plain(clip, spec),
-        "oursOpencv": _ours(clip, "opencv", spec),
+        "bare": _play_with_pyav(clip),
+        "grab": _play_with_opencv(clip, None),
+        "ours": _play_with_source(clip, "pyav", spec),
+        "plain": _play_with_opencv(clip, spec),
+        "oursOpencv": _play_with_source(clip, "opencv", spec),
         # A tiny picture, as only the decoding is asked about, and some is done when a picture is looked at.
-        "fps": _ours(clip, "pyav", _TINY, load.fps),
-        "keyFps": _ours(clip, "pyav", _TINY, load.key_fps),
+        "fps": _play_with_source(clip, "pyav", _TINY_INPUT, load.fps),
+        "keyFps": _play_with_source(clip, "pyav", _TINY_INPUT, load.key_fps),
     }
 
 
-def _bare(clip: Path) -> Way:
+def _play_with_pyav(clip: Path) -> DecodePlayback:
     """PyAV and one thread; nothing is done with the pictures."""
     import av
 
@@ -108,7 +112,7 @@ def _bare(clip: Path) -> Way:
         yield from (number for number, _ in enumerate(container.decode(stream), 1))
 
 
-def _plain(clip: Path, spec: InputSpec | None) -> Way:
+def _play_with_opencv(clip: Path, spec: InputSpec | None) -> DecodePlayback:
     """OpenCV's `read` and a letterbox as people write it; without `spec` only `grab`."""
     capture = cv2.VideoCapture(str(clip), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     number = 0
@@ -129,30 +133,32 @@ def _letterboxed(capture: cv2.VideoCapture, spec: InputSpec) -> bool:
     return good
 
 
-def _ours(clip: Path, library: Library, spec: InputSpec, fps: float | None = None) -> Way:
+def _play_with_source(
+    clip: Path, library: DecoderLibrary, spec: InputSpec, fps: float | None = None
+) -> DecodePlayback:
     """A camera's own source, filling one slot again and again with the pictures that are due."""
     slot: Picture = np.empty((spec.height_px, spec.width_px, 3), np.uint8)
-    due, covered = Due(fps), 0
+    due, covered = FrameSampler(fps), 0
     with closing(_open(clip, library, fps)) as source:
         while (decoded := source.read()) is not None:
             if due.take(decoded.position_s or 0.0):
-                decoded.fill(spec, slot)
-            covered += decoded.covers
+                decoded.fit_to_input(spec, slot)
+            covered += decoded.source_frames
             yield covered
 
 
-def _open(clip: Path, library: Library, fps: float | None) -> Source:
-    limits = Limits(pictures_per_s=fps, library=library)
+def _open(clip: Path, library: DecoderLibrary, fps: float | None) -> FrameSource:
+    limits = SourceLimits(pictures_per_s=fps, library=library)
     if library == "opencv":
         return open_with_opencv(clip, limits)
     return open_source(parse_camera_uri(str(clip)), limits)
 
 
-class _Played:
+class _TimedPlayback:
     """A way, how much of the clip it has covered, and what the part that counts has cost."""
 
-    def __init__(self, way: Way) -> None:
-        self._way = way
+    def __init__(self, playback: DecodePlayback) -> None:
+        self._way = playback
         self._covered = 0
         self._counted = 0
         self._cpu_s = 0.0
@@ -172,12 +178,12 @@ class _Played:
         return self._cpu_s * 1000 / max(1, self._counted)
 
 
-def _cpu_ms(ways: Mapping[str, Way], pictures: int) -> dict[str, float]:
+def _cpu_ms(playbacks: Mapping[str, DecodePlayback], pictures: int) -> dict[str, float]:
     """CPU per picture of the clip, from where the ways have settled."""
-    played = {name: _Played(way) for name, way in ways.items()}
-    for until in range(_STRETCH, pictures + _STRETCH, _STRETCH):
+    played = {name: _TimedPlayback(playback) for name, playback in playbacks.items()}
+    for until in range(_TURN_FRAMES, pictures + _TURN_FRAMES, _TURN_FRAMES):
         for each in played.values():
-            each.play(until, counts=until > pictures * _SETTLING)
+            each.play(until, counts=until > pictures * _WARM_UP_SHARE)
     return {name: each.ms for name, each in played.items()}
 
 
@@ -196,13 +202,13 @@ def _errors(clip: Path, spec: InputSpec) -> list[float]:
     """
     import av
 
-    every = max(1, _count(clip) // _COMPARED)
+    every = max(1, _count(clip) // _COMPARED_FRAMES)
     errors = []
     with av.open(str(clip)) as container, closing(_open(clip, "pyav", None)) as source:
         for number, frame in enumerate(container.decode(video=0)):
             decoded = source.read()
             if number % every == 0 and decoded is not None:
-                image, place = decoded.fill(spec)
+                image, place = decoded.fit_to_input(spec)
                 left, top = int(place.left_px), int(place.top_px)
                 width, height = int(place.width_px), int(place.height_px)
                 expected = _resized(frame.to_ndarray(format="bgr24"), width, height)
@@ -230,17 +236,17 @@ def _between(old: int, new: int) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _clip(load: DecodeLoad, tell: Callable[[str], None]) -> Iterator[Path]:
+def _clip(load: DecodeLoad, progress: Callable[[str], None]) -> Iterator[Path]:
     if load.source is not None:
         with closing(open_source(parse_camera_uri(str(load.source)))):
             yield load.source
         return
     with TemporaryDirectory(prefix="visionedge-bench-") as folder:
-        tell("making a clip: 1080p H.264 with B-pictures, 30 per second, a key picture every 2 s")
-        yield _made(Path(folder) / "clip.mp4")
+        progress("making a clip: 1080p H.264 with B-pictures, 30 per second, a key picture every 2 s")
+        yield _encode_clip(Path(folder) / "clip.mp4")
 
 
-def _made(path: Path) -> Path:
+def _encode_clip(path: Path) -> Path:
     """The bundled clip three times, enlarged, as x264 codes it by itself."""
     import av
 
@@ -258,8 +264,8 @@ def _enlarged() -> Iterator[Any]:
     import av
     from av.video.frame import PictureType
 
-    for _ in range(_ROUNDS_OF_THE_DEMO):
-        with av.open(str(bundled(DEMO_CLIP))) as source:
+    for _ in range(_DEMO_REPEATS):
+        with av.open(str(find_bundled_file(DEMO_CLIP))) as source:
             for frame in source.decode(video=0):
                 large = frame.reformat(1920, 1080, "yuv420p")
                 # Else the encoder would take the picture types over, and code no B-pictures.
@@ -281,11 +287,13 @@ def _count(clip: Path) -> int:
 # --- figures ------------------------------------------------------------------------------------------------
 
 
-def _report(load: DecodeLoad, clip: Path, taken_ms: dict[str, list[float]], errors: list[float]) -> Report:
-    above_ms = {name: _less(taken_ms[name], taken_ms["bare"]) for name in ("ours", "plain")}
+def _report(
+    load: DecodeLoad, clip: Path, taken_ms: dict[str, list[float]], errors: list[float]
+) -> BenchReport:
+    above_ms = {name: _subtract(taken_ms[name], taken_ms["bare"]) for name in ("ours", "plain")}
     return {
         "schema": "visionedge/bench-decode/1",
-        "machine": machine(),
+        "machine": describe_machine(),
         "load": {
             "source": None if load.source is None else str(load.source),
             "pictures": _count(clip),
@@ -306,7 +314,7 @@ def _report(load: DecodeLoad, clip: Path, taken_ms: dict[str, list[float]], erro
     }
 
 
-def _less(some_ms: list[float], others_ms: list[float]) -> list[float]:
+def _subtract(some_ms: list[float], others_ms: list[float]) -> list[float]:
     return [one - other for one, other in zip(some_ms, others_ms, strict=True)]
 
 
@@ -316,7 +324,7 @@ def _ratio(some_ms: list[float], others_ms: list[float]) -> float:
     return round(median(one / (other or 1e-6) for one, other in pairs), 3)
 
 
-def words(report: Report) -> str:
+def format_report(report: BenchReport) -> str:
     """The report for people."""
     load, cost, ratio = report["load"], report["cpuMsPerPicture"], report["ratio"]
     above, error = report["aboveDecodingMs"], report["meanErrorGreyLevels"]

@@ -15,27 +15,35 @@ from typing import Any
 import numpy as np
 
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.autotune import Run, Sample, Wanted, fit, measure, paces, run_in_turns
+from visionedge.engine.autotune import (
+    AutotuneRequest,
+    BatchRunner,
+    ThroughputSample,
+    autotune_plan,
+    compute_relative_speeds,
+    fit_latency,
+    run_interleaved,
+)
 from visionedge.engine.device.devices import PROVIDERS
-from visionedge.engine.local_engine import Engine, noise, open_engine
-from visionedge.engine.plan import Fit, Measured, Pair, Plan, batch_sizes
-from visionedge.engine.precision_choice import contenders
+from visionedge.engine.local_engine import LocalEngine, make_noise_pictures, open_engine
+from visionedge.engine.plan import AutotuneResult, LatencyFit, OperatingPoint, Plan, list_batch_sizes
+from visionedge.engine.precision_choice import list_eligible_variants
 from visionedge.frames.types import Picture
-from visionedge.model.compiler.build import ready
-from visionedge.model.compiler.compile import ROWS
+from visionedge.model.compiler.build import load_or_compile_with_batch
+from visionedge.model.compiler.compile import MAX_ROWS
 from visionedge.model.model import Model, load_model
 from visionedge.model.quantization.variants import PRECISIONS
-from visionedge.ops.bench.baseline import PlainNetwork, can_decode, plain_session
-from visionedge.ops.bench.report import machine
+from visionedge.ops.bench.baseline import PlainNetwork, can_decode, open_plain_session
+from visionedge.ops.bench.report import describe_machine
 from visionedge.runtime.process_limits import usable_cores
 
-Key = tuple[str, Pair]
+RunKey = tuple[str, OperatingPoint]
 """What ran, and lanes and batch: ``engine`` by itself, ``beside`` (the engine) in turns with ``bare``, and in
 turns ``compiled``, ``original`` and ``plain``, and ``fp32`` with the precisions that a model comes in."""
 
-_ONE = Pair(1, 1)
+_ONE = OperatingPoint(1, 1)
 _NO_LIMIT = 1_000_000
-_QUIET = 0.85
+_IDLE_MACHINE_SHARE = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,39 +62,41 @@ class EngineLoad:
     data: Path | None = None
 
 
-def bench_engine(load: EngineLoad, tell: Callable[[str], None]) -> dict[str, Any]:
+def bench_engine(load: EngineLoad, progress: Callable[[str], None]) -> dict[str, Any]:
     """Measure, and give the report as a document. `tell` hears of the progress.
 
     Raises:
         ModelError, DeviceError: the engine cannot be had.
     """
     loaded = load_model(load.model)
-    model, graph = ready(loaded, load.data)
+    model, graph = load_or_compile_with_batch(loaded, load.data)
     # The engine and the bare session run the same graph; what `auto` would take is another question.
     inference = load.inference.model_copy(update={"precision": "fp32"})
-    fixed = model.reading.input.batch
-    most = max(load.batches or (load.inference.max_batch,))
-    sizes = (fixed,) if fixed else tuple(sorted({*batch_sizes(most), *(load.batches or ())}))
+    fixed = model.interpretation.input.batch
+    max_count = max(load.batches or (load.inference.max_batch,))
+    sizes = (fixed,) if fixed else tuple(sorted({*list_batch_sizes(max_count), *(load.batches or ())}))
     plan = Plan(1, sizes, "every batch size, to be measured")
     with closing(
         open_engine(loaded, inference, data=load.data, plans=dict.fromkeys(PROVIDERS, plan))
     ) as engine:
-        tell(f"{model.name}: {engine.device.describe()}")
-        pictures = np.asarray(noise(model.input, engine.plan.max_batch), np.uint8)
-        wanted = Wanted(engine.device.effective, engine.plan.max_batch, fixed, usable_cores())
+        progress(f"{model.name}: {engine.device.describe()}")
+        pictures = np.asarray(make_noise_pictures(model.input, engine.plan.max_batch), np.uint8)
+        wanted = AutotuneRequest(engine.device.effective, engine.plan.max_batch, fixed, usable_cores())
         measured = _measured(engine, pictures, wanted, load.inference.latency_budget_ms)
-        tell(f"plan: {measured.reason}")
+        progress(f"plan: {measured.reason}")
         pairs = _pairs(load, engine.plan.buckets, wanted, measured.choice)
-        works = _works(engine, graph, pictures, pairs, measured.choice)
-        works += _one_picture_works(model, graph, pictures[:1], engine.device.effective)
+        runs = _collect_runs(engine, graph, pictures, pairs, measured.choice)
+        runs += _one_picture_runs(model, graph, pictures[:1], engine.device.effective)
         graphs = {"fp32": graph, **_other_graphs(loaded, engine.device.effective, load.data)}
-        works += _precision_works(graphs, pictures, Pair(1, fixed or 1), engine.device.effective)
-        samples = _sweep(works, load, tell)
+        runs += _precision_runs(graphs, pictures, OperatingPoint(1, fixed or 1), engine.device.effective)
+        samples = _sweep(runs, load, progress)
         return _report(load, engine, measured, samples)
 
 
-def _measured(engine: Engine, pictures: Picture, wanted: Wanted, budget_ms: float | None) -> Measured:
-    return measure(
+def _measured(
+    engine: LocalEngine, pictures: Picture, wanted: AutotuneRequest, budget_ms: float | None
+) -> AutotuneResult:
+    return autotune_plan(
         lambda batch: engine.infer(pictures[:batch]),
         device=wanted.device,
         max_batch=wanted.max_batch,
@@ -96,44 +106,50 @@ def _measured(engine: Engine, pictures: Picture, wanted: Wanted, budget_ms: floa
     )
 
 
-def _pairs(load: EngineLoad, buckets: Sequence[int], wanted: Wanted, choice: Pair) -> list[Pair]:
+def _pairs(
+    load: EngineLoad, buckets: Sequence[int], wanted: AutotuneRequest, choice: OperatingPoint
+) -> list[OperatingPoint]:
     """The pairs asked for that can be run, and the plan's choice."""
     batches = [size for size in load.batches or wanted.batches() if size in buckets]
-    asked = {Pair(lanes, batch) for lanes in load.lanes or wanted.lanes() for batch in batches}
+    asked = {OperatingPoint(lanes, batch) for lanes in load.lanes or wanted.lanes() for batch in batches}
     return sorted(asked | {choice})
 
 
 # --- what runs ----------------------------------------------------------------------------------------------
 
 
-Works = Mapping[Key, Run]
+RunsByKey = Mapping[RunKey, BatchRunner]
 """What computes a batch, by its key; those of one mapping have lanes and batch in common and take turns."""
 
 
-def _works(
-    engine: Engine, graph: bytes, pictures: Picture, pairs: Iterable[Pair], choice: Pair
-) -> list[Works]:
+def _collect_runs(
+    engine: LocalEngine,
+    graph: bytes,
+    pictures: Picture,
+    pairs: Iterable[OperatingPoint],
+    choice: OperatingPoint,
+) -> list[RunsByKey]:
     """All that is to run, what is compared side by side."""
     bare = _bare(graph, pictures, engine.device.effective)
 
-    def whole(batch: int) -> object:
+    def run_engine(batch: int) -> object:
         return engine.infer(pictures[:batch])
 
-    works: list[Works] = []
-    for pair in pairs:
-        works.append({("engine", pair): whole})
-        if pair.batch == choice.batch:
-            works.append({("beside", pair): whole, ("bare", pair): bare})
-    return works
+    runs: list[RunsByKey] = []
+    for point in pairs:
+        runs.append({("engine", point): run_engine})
+        if point.batch == choice.batch:
+            runs.append({("beside", point): run_engine, ("bare", point): bare})
+    return runs
 
 
-def _bare(graph: bytes, pictures: Picture, device: str) -> Run:
-    session = plain_session(graph, 1, device)
+def _bare(graph: bytes, pictures: Picture, device: str) -> BatchRunner:
+    session = open_plain_session(graph, 1, device)
     name = session.get_inputs()[0].name
     return lambda batch: session.run(None, {name: pictures[:batch]})
 
 
-def _one_picture_works(model: Model, graph: bytes, pictures: Picture, device: str) -> list[Works]:
+def _one_picture_runs(model: Model, graph: bytes, pictures: Picture, device: str) -> list[RunsByKey]:
     """The compiled graph on one picture, the original network, and that with numpy around it."""
     if not can_decode(model):
         return []
@@ -141,9 +157,9 @@ def _one_picture_works(model: Model, graph: bytes, pictures: Picture, device: st
     tensor = network.tensor(pictures[0])
 
     def plain(_: int) -> object:
-        return network.rows(network.run(network.tensor(pictures[0])), ROWS)
+        return network.rows(network.run(network.tensor(pictures[0])), MAX_ROWS)
 
-    one: dict[Key, Run] = {
+    one: dict[RunKey, BatchRunner] = {
         ("compiled", _ONE): _bare(graph, pictures, device),
         ("original", _ONE): lambda _: network.run(tensor),
         ("plain", _ONE): plain,
@@ -153,55 +169,61 @@ def _one_picture_works(model: Model, graph: bytes, pictures: Picture, device: st
 
 def _other_graphs(loaded: Model, device: str, data: Path | None) -> dict[str, bytes]:
     """The compiled graphs of the variants that may be used on a device, by their precision."""
-    found = contenders(loaded, device=device, data=data)
-    return {variant.precision: ready(variant.of(loaded), data)[1] for variant in found}
+    found = list_eligible_variants(loaded, device=device, data=data)
+    return {variant.precision: load_or_compile_with_batch(variant.of(loaded), data)[1] for variant in found}
 
 
-def _precision_works(graphs: Mapping[str, bytes], pictures: Picture, pair: Pair, device: str) -> list[Works]:
+def _precision_runs(
+    graphs: Mapping[str, bytes], pictures: Picture, point: OperatingPoint, device: str
+) -> list[RunsByKey]:
     """The compiled graph in fp32 and in other precisions, if there are any."""
     if len(graphs) == 1:
         return []
-    return [{(name, pair): _bare(graph, pictures, device) for name, graph in graphs.items()}]
+    return [{(name, point): _bare(graph, pictures, device) for name, graph in graphs.items()}]
 
 
-Samples = Mapping[Key, Sequence[Sample]]
+SamplesByKey = Mapping[RunKey, Sequence[ThroughputSample]]
 
 
-def _sweep(works: Sequence[Works], load: EngineLoad, tell: Callable[[str], None]) -> Samples:
+def _sweep(runs: Sequence[RunsByKey], load: EngineLoad, progress: Callable[[str], None]) -> SamplesByKey:
     """Every work once a round."""
-    samples: dict[Key, list[Sample]] = {key: [] for each in works for key in each}
+    samples: dict[RunKey, list[ThroughputSample]] = {key: [] for each in runs for key in each}
     for number in range(load.rounds):
         # Backwards every other time: nobody always runs after the same neighbour.
-        for each in works[:: 1 if number % 2 else -1]:
-            pair = next(iter(each))[1]
-            for key, sample in run_in_turns(each, pair, load.seconds, most=_NO_LIMIT).items():
+        for each in runs[:: 1 if number % 2 else -1]:
+            point = next(iter(each))[1]
+            for key, sample in run_interleaved(each, point, load.seconds, max_count=_NO_LIMIT).items():
                 samples[key].append(sample)
         best = max((samples[key][-1].frames_per_s, key[1]) for key in samples if key[0] == "engine")
-        tell(f"round {number + 1}/{load.rounds}: best {best[1]}, {best[0]:.1f} frames/s")
+        progress(f"round {number + 1}/{load.rounds}: best {best[1]}, {best[0]:.1f} frames/s")
     return samples
 
 
 # --- figures ------------------------------------------------------------------------------------------------
 
 
-def _report(load: EngineLoad, engine: Engine, measured: Measured, samples: Samples) -> dict[str, Any]:
+def _report(
+    load: EngineLoad, engine: LocalEngine, measured: AutotuneResult, samples: SamplesByKey
+) -> dict[str, Any]:
     model, choice = engine.model, measured.choice
-    speeds = paces({pair: given for (kind, pair), given in samples.items() if kind == "engine"})
-    pairs, best = list(speeds), max(speeds, key=lambda pair: speeds[pair])
+    speeds = compute_relative_speeds(
+        {point: given for (kind, point), given in samples.items() if kind == "engine"}
+    )
+    pairs, best = list(speeds), max(speeds, key=lambda point: speeds[point])
     return {
         "schema": "visionedge/bench-engine/1",
-        "machine": machine(engine.device),
+        "machine": describe_machine(engine.device),
         "load": {"seconds": load.seconds, "rounds": load.rounds},
         "model": {
             "name": model.name,
             "head": model.head,
             "width": model.input.width_px,
             "height": model.input.height_px,
-            "fixedBatch": model.reading.input.batch,
+            "fixedBatch": model.interpretation.input.batch,
         },
         "device": engine.device.describe(),
         "plan": measured.document(),
-        "table": [_line(pair, samples["engine", pair]) for pair in pairs],
+        "table": [_line(point, samples["engine", point]) for point in pairs],
         "fits": [_fit_line(found) for found in _fits(pairs, samples)],
         "choice": {
             "lanes": choice.lanes,
@@ -212,11 +234,11 @@ def _report(load: EngineLoad, engine: Engine, measured: Measured, samples: Sampl
         "best": {"lanes": best.lanes, "batch": best.batch},
         "bare": [
             {
-                **_line(pair, given),
-                "engineToBare": _ratio(samples["beside", pair], given, _by_speed),
-                "engineToBareByCpu": _ratio(given, samples["beside", pair], _by_cpu),
+                **_line(point, given),
+                "engineToBare": _ratio(samples["beside", point], given, _by_speed),
+                "engineToBareByCpu": _ratio(given, samples["beside", point], _by_cpu),
             }
-            for (kind, pair), given in samples.items()
+            for (kind, point), given in samples.items()
             if kind == "bare"
         ],
         "onePicture": _one_picture(samples),
@@ -225,7 +247,7 @@ def _report(load: EngineLoad, engine: Engine, measured: Measured, samples: Sampl
     }
 
 
-def _processor_share(engine: Engine, choice: Pair, samples: Samples) -> float | None:
+def _processor_share(engine: LocalEngine, choice: OperatingPoint, samples: SamplesByKey) -> float | None:
     """What the plan's lanes got of the processor they could use; None on a GPU."""
     if engine.device.effective != "cpu":
         return None
@@ -234,10 +256,10 @@ def _processor_share(engine: Engine, choice: Pair, samples: Samples) -> float | 
     return round(busy / min(choice.lanes, usable_cores()), 3)
 
 
-def _line(pair: Pair, given: Sequence[Sample]) -> dict[str, Any]:
+def _line(point: OperatingPoint, given: Sequence[ThroughputSample]) -> dict[str, Any]:
     return {
-        "lanes": pair.lanes,
-        "batch": pair.batch,
+        "lanes": point.lanes,
+        "batch": point.batch,
         "framesPerSecond": round(_speed(given), 2),
         "framesPerSecondAll": [round(sample.frames_per_s, 2) for sample in given],
         "batchMs": round(_batch_ms(given), 3),
@@ -245,15 +267,15 @@ def _line(pair: Pair, given: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def _fits(pairs: Iterable[Pair], samples: Samples) -> list[Fit]:
+def _fits(pairs: Iterable[OperatingPoint], samples: SamplesByKey) -> list[LatencyFit]:
     """How long a batch takes, by the number of lanes."""
     points: dict[int, dict[int, float]] = {}
-    for pair in pairs:
-        points.setdefault(pair.lanes, {})[pair.batch] = _batch_ms(samples["engine", pair])
-    return [fit(lanes, given) for lanes, given in points.items() if len(given) > 1]
+    for point in pairs:
+        points.setdefault(point.lanes, {})[point.batch] = _batch_ms(samples["engine", point])
+    return [fit_latency(lanes, given) for lanes, given in points.items() if len(given) > 1]
 
 
-def _fit_line(found: Fit) -> dict[str, Any]:
+def _fit_line(found: LatencyFit) -> dict[str, Any]:
     return {
         "lanes": found.lanes,
         "msPerPicture": round(found.ms_per_picture, 3),
@@ -261,7 +283,7 @@ def _fit_line(found: Fit) -> dict[str, Any]:
     }
 
 
-def _one_picture(samples: Samples) -> dict[str, Any]:
+def _one_picture(samples: SamplesByKey) -> dict[str, Any]:
     """One picture at a time on one thread: the compiled graph beside the network it was made from."""
     given = {
         kind: samples[kind, _ONE] for kind in ("original", "compiled", "plain") if (kind, _ONE) in samples
@@ -275,45 +297,49 @@ def _one_picture(samples: Samples) -> dict[str, Any]:
     return found
 
 
-def _precisions(samples: Samples) -> list[dict[str, Any]]:
+def _precisions(samples: SamplesByKey) -> list[dict[str, Any]]:
     """The precisions of the model beside fp32: a batch on one thread, and how many times as fast."""
     fp32 = next((given for (kind, _), given in samples.items() if kind == "fp32"), ())
     return [
         {
             "precision": kind,
-            "batch": pair.batch,
+            "batch": point.batch,
             "ms": round(_batch_ms(given), 3),
             "fp32Ms": round(_batch_ms(fp32), 3),
             "timesAsFast": _ratio(fp32, given, _by_duration),
             "timesAsFastByCpu": _ratio(fp32, given, _by_cpu),
         }
-        for (kind, pair), given in samples.items()
+        for (kind, point), given in samples.items()
         if kind in PRECISIONS
     ]
 
 
-def _speed(given: Iterable[Sample]) -> float:
+def _speed(given: Iterable[ThroughputSample]) -> float:
     return float(median(sample.frames_per_s for sample in given))
 
 
-def _batch_ms(given: Iterable[Sample]) -> float:
+def _batch_ms(given: Iterable[ThroughputSample]) -> float:
     return float(median(sample.batch_ms for sample in given))
 
 
-def _by_speed(sample: Sample) -> float:
+def _by_speed(sample: ThroughputSample) -> float:
     return sample.frames_per_s
 
 
-def _by_duration(sample: Sample) -> float:
+def _by_duration(sample: ThroughputSample) -> float:
     return sample.batch_ms
 
 
-def _by_cpu(sample: Sample) -> float:
+def _by_cpu(sample: ThroughputSample) -> float:
     # What a busy machine spoils least; on a GPU it is the host's part only.
     return max(sample.cpu_ms, 1e-6)
 
 
-def _ratio(ours: Sequence[Sample], theirs: Sequence[Sample], figure: Callable[[Sample], float]) -> float:
+def _ratio(
+    ours: Sequence[ThroughputSample],
+    theirs: Sequence[ThroughputSample],
+    figure: Callable[[ThroughputSample], float],
+) -> float:
     """The median of the rounds' ratios."""
     return round(float(np.median([figure(a) / figure(b) for a, b in zip(ours, theirs, strict=True)])), 3)
 
@@ -324,7 +350,7 @@ def _ratio(ours: Sequence[Sample], theirs: Sequence[Sample], figure: Callable[[S
 def caution(report: Mapping[str, Any]) -> str:
     """What to know before anybody believes the figures; nothing if the machine was quiet."""
     share = report["processorShare"]
-    if share is None or share > _QUIET:
+    if share is None or share > _IDLE_MACHINE_SHARE:
         return ""
     return (
         f"The machine was busy with other things: the plan's lanes got {share:.0%} of the processor. Speeds"
@@ -332,7 +358,7 @@ def caution(report: Mapping[str, Any]) -> str:
     )
 
 
-def words(report: Mapping[str, Any]) -> str:
+def format_report(report: Mapping[str, Any]) -> str:
     """The report for people."""
     model, on = report["model"], report["machine"]
     lines = [
@@ -355,7 +381,7 @@ def words(report: Mapping[str, Any]) -> str:
         *bare,
         "",
         f"plan: {report['plan']['reason']}",
-        f"plan/best: {report['choice']['shareOfBest']:.3f} of {Pair(best['lanes'], best['batch'])}",
+        f"plan/best: {report['choice']['shareOfBest']:.3f} of {OperatingPoint(best['lanes'], best['batch'])}",
         *_one_picture_words(report["onePicture"]),
         *map(_precision_words, report["precisions"]),
         *filter(None, [caution(report)]),
@@ -381,7 +407,7 @@ def _precision_words(found: Mapping[str, Any]) -> str:
     )
 
 
-_WAYS = {
+_ONE_PICTURE_TITLES = {
     "original": "in the original network",
     "compiled": "in the compiled graph",
     "plain": "in the original network with numpy before it and behind it, to the same rows",
@@ -391,9 +417,9 @@ _WAYS = {
 def _one_picture_words(one: Mapping[str, Any]) -> list[str]:
     if "compiledToPlain" not in one:
         return ["compiled/original: not measured; there is no plain decoder for this head"]
-    ways = [f"{one[f'{kind}Ms']:.2f} ms {words}" for kind, words in _WAYS.items()]
+    titles = [f"{one[f'{kind}Ms']:.2f} ms {words}" for kind, words in _ONE_PICTURE_TITLES.items()]
     return [
-        f"one picture, one thread: {', '.join(ways)}",
+        f"one picture, one thread: {', '.join(titles)}",
         f"compiled/original: {_both(one, 'compiledToOriginal')}",
         f"compiled/plain: {_both(one, 'compiledToPlain')}",
     ]

@@ -3,21 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from visionedge.engine.plan import Fit, Pair
+from visionedge.engine.plan import LatencyFit, OperatingPoint
 from visionedge.ops.bench.engine import caution
-from visionedge.ops.bench.pages import Page, Section, Tile, render, table
-from visionedge.ops.bench.plots import Limit, Line, bars, lines
+from visionedge.ops.bench.pages import ReportPage, ReportSection, ReportTile, render_page, render_table
+from visionedge.ops.bench.plots import LimitMark, LineSeries, plot_bars, plot_lines
 from visionedge.runtime import measurement
 
-Report = Mapping[str, Any]
+BenchReport = Mapping[str, Any]
 
-_ONE = {"original": "Network alone", "compiled": "Compiled graph", "plain": "Network + numpy"}
+_ONE_PICTURE_TITLES = {"original": "Network alone", "compiled": "Compiled graph", "plain": "Network + numpy"}
 
 
-def engine_page(report: Report) -> str:
+def engine_page(report: BenchReport) -> str:
     """The report of `bench_engine` as an HTML document."""
-    return render(
-        Page(
+    return render_page(
+        ReportPage(
             kind="engine",
             title=f"{report['model']['name']} on {report['machine']['cpu']}",
             lead=_lead(report),
@@ -31,23 +31,23 @@ def engine_page(report: Report) -> str:
                 _plan(report),
             ),
             machine=report["machine"],
-            caution=f"{caution(report)} {measurement.caution(report)}".strip(),
+            caution=f"{caution(report)} {measurement.describe_other_load(report)}".strip(),
             load=f"{report['load']['rounds']} rounds, {report['load']['seconds']:g} s each time, in turns",
         )
     )
 
 
-def _chosen(report: Report) -> Mapping[str, Any]:
+def _chosen(report: BenchReport) -> Mapping[str, Any]:
     choice = report["choice"]
     found: Mapping[str, Any] = next(row for row in report["table"] if _pair(row) == _pair(choice))
     return found
 
 
-def _pair(row: Mapping[str, Any]) -> Pair:
-    return Pair(row["lanes"], row["batch"])
+def _pair(row: Mapping[str, Any]) -> OperatingPoint:
+    return OperatingPoint(row["lanes"], row["batch"])
 
 
-def _lead(report: Report) -> str:
+def _lead(report: BenchReport) -> str:
     row = _chosen(report)
     model = report["model"]
     return (
@@ -60,38 +60,44 @@ def _device(sentence: str) -> str:
     return f"Device: {sentence}."
 
 
-def _tiles(report: Report) -> list[Tile]:
+def _tiles(report: BenchReport) -> list[ReportTile]:
     row, one = _chosen(report), report["onePicture"]
     tiles = [
-        Tile("the plan", f"{row['framesPerSecond']:.1f} /s", str(_pair(row))),
-        Tile("plan to best pair", f"{report['choice']['shareOfBest']:.3f}", f"best: {_pair(report['best'])}"),
+        ReportTile("the plan", f"{row['framesPerSecond']:.1f} /s", str(_pair(row))),
+        ReportTile(
+            "plan to best pair", f"{report['choice']['shareOfBest']:.3f}", f"best: {_pair(report['best'])}"
+        ),
     ]
     bare = next((each for each in report["bare"] if _pair(each) == _pair(row)), None)
     if bare is not None:
-        tiles.append(Tile("engine to session.run", f"{bare['engineToBare']:.3f}", "from as many threads"))
+        tiles.append(
+            ReportTile("engine to session.run", f"{bare['engineToBare']:.3f}", "from as many threads")
+        )
     if "compiledToOriginal" in one:
-        tiles.append(Tile("compiled to original", f"{one['compiledToOriginal']:.3f}", "time for one picture"))
+        tiles.append(
+            ReportTile("compiled to original", f"{one['compiledToOriginal']:.3f}", "time for one picture")
+        )
     return tiles
 
 
-def _speeds(report: Report) -> Section:
+def _speeds(report: BenchReport) -> ReportSection:
     chosen = _chosen(report)
     series = [
-        Line(
+        LineSeries(
             _lanes(lanes),
             [(row["batch"], row["framesPerSecond"]) for row in rows],
             number,
-            ring=(chosen["batch"], chosen["framesPerSecond"]) if lanes == chosen["lanes"] else None,
+            highlight=(chosen["batch"], chosen["framesPerSecond"]) if lanes == chosen["lanes"] else None,
         )
         for number, (lanes, rows) in enumerate(_by_lanes(report).items())
     ]
     colors = {lanes: number for number, lanes in enumerate(_by_lanes(report))}
     limits = [
-        Limit("bare session.run", row["batch"], row["framesPerSecond"], colors[row["lanes"]])
+        LimitMark("bare session.run", row["batch"], row["framesPerSecond"], colors[row["lanes"]])
         for row in report["bare"]
     ]
     labels = ("pictures in a batch", "frames/s")
-    plot = lines("Frames per second by batch size", labels, series, limits=limits)
+    plot = plot_lines("Frames per second by batch size", labels, series, limits=limits)
     rows = report["table"]
     cells = [
         (
@@ -106,36 +112,38 @@ def _speeds(report: Report) -> Section:
     ]
     heads = ("lanes", "batch", "frames/s", "over the rounds", "ms a batch", "CPU ms a picture")
     marked = [number for number, row in enumerate(rows) if row is chosen]
-    return Section(
+    return ReportSection(
         "Speed by lanes and batch",
         "A lane is a thread that computes one batch after the other. The ring marks the plan, the dashes are"
         " what session.run gives by itself from as many threads. Medians over the rounds.",
-        (plot, table(heads, cells, marked=marked)),
+        (plot, render_table(heads, cells, marked=marked)),
     )
 
 
-def _durations(report: Report) -> Section:
-    fits = {fit["lanes"]: Fit(fit["lanes"], fit["msPerPicture"], fit["msFixed"]) for fit in report["fits"]}
-    series: list[Line] = []
+def _durations(report: BenchReport) -> ReportSection:
+    fits = {
+        fit["lanes"]: LatencyFit(fit["lanes"], fit["msPerPicture"], fit["msFixed"]) for fit in report["fits"]
+    }
+    series: list[LineSeries] = []
     for number, (lanes, rows) in enumerate(_by_lanes(report).items()):
-        series.append(Line(_lanes(lanes), [(row["batch"], row["batchMs"]) for row in rows], number))
+        series.append(LineSeries(_lanes(lanes), [(row["batch"], row["batchMs"]) for row in rows], number))
         if lanes in fits:
             fitted = [(row["batch"], fits[lanes].batch_ms(row["batch"])) for row in rows]
-            series.append(Line("", fitted, number, fitted=True))
+            series.append(LineSeries("", fitted, number, fitted=True))
     words = "; ".join(
         f"{_lanes(lanes)} {fit.ms_per_picture:.2f} ms a picture + {fit.ms_fixed:.2f} ms"
         for lanes, fit in fits.items()
     )
-    return Section(
+    return ReportSection(
         "How long a batch takes",
         f"Fitted (dashed) as a time for each picture and one for each batch: {words}."
         if words
         else "Only one batch size could be run, so there is nothing to fit.",
-        (lines("Duration of a batch by its size", ("pictures in a batch", "ms"), series, even=False),),
+        (plot_lines("Duration of a batch by its size", ("pictures in a batch", "ms"), series, even=False),),
     )
 
 
-def _limit(report: Report) -> list[Section]:
+def _limit(report: BenchReport) -> list[ReportSection]:
     if not report["bare"]:
         return []
     cells = [
@@ -153,21 +161,24 @@ def _limit(report: Report) -> list[Section]:
         " an engine can be. The ratio is the median of the rounds' ratios."
     )
     heads = ("", "engine, /s", "session.run, /s", "engine / bare", "by processor time")
-    return [Section("The limit", text, (table(heads, cells, words={0}),))]
+    return [ReportSection("The limit", text, (render_table(heads, cells, words={0}),))]
 
 
-def _one_picture(report: Report) -> list[Section]:
+def _one_picture(report: BenchReport) -> list[ReportSection]:
     one = report["onePicture"]
     if "compiledToPlain" not in one:
         return []
-    values = {words: (one[f"{kind}Ms"], 0 if kind == "compiled" else None) for kind, words in _ONE.items()}
+    values = {
+        words: (one[f"{kind}Ms"], 0 if kind == "compiled" else None)
+        for kind, words in _ONE_PICTURE_TITLES.items()
+    }
     return [
-        Section(
+        ReportSection(
             "What compiling costs and saves",
             "One picture, one thread. The network alone takes floats and gives raw maps; the compiled graph"
             f" takes bytes and gives finished rows, in {one['compiledToOriginal']:.3f} of its time."
             f" Getting the same rows with numpy takes {1 / one['compiledToPlain']:.2f} times as long.",
-            (bars("Milliseconds for one picture", "ms", values), _one_picture_table(one)),
+            (plot_bars("Milliseconds for one picture", "ms", values), _one_picture_table(one)),
         )
     ]
 
@@ -177,10 +188,12 @@ def _one_picture_table(one: Mapping[str, Any]) -> str:
         (words, f"{one[f'compiledTo{kind}']:.3f}", f"{one[f'compiledTo{kind}ByCpu']:.3f}")
         for kind, words in (("Original", "to the network alone"), ("Plain", "to the network + numpy"))
     ]
-    return table(("compiled graph, ratio of times", "as it was", "by processor time"), cells, words={0})
+    return render_table(
+        ("compiled graph, ratio of times", "as it was", "by processor time"), cells, words={0}
+    )
 
 
-def _precisions(report: Report) -> list[Section]:
+def _precisions(report: BenchReport) -> list[ReportSection]:
     rows = report["precisions"]
     if not rows:
         return []
@@ -200,10 +213,10 @@ def _precisions(report: Report) -> list[Section]:
         " module takes one by itself (inference.precision: auto) where it is 1.1 times as fast or more and"
         " sees the same."
     )
-    return [Section("Other precisions", text, (table(heads, cells, words={0}),))]
+    return [ReportSection("Other precisions", text, (render_table(heads, cells, words={0}),))]
 
 
-def _plan(report: Report) -> Section:
+def _plan(report: BenchReport) -> ReportSection:
     plan = report["plan"]
     cells = [
         (
@@ -216,17 +229,17 @@ def _plan(report: Report) -> Section:
         for row in plan["table"]
     ]
     marked = [n for n, row in enumerate(plan["table"]) if _pair(row) == _pair(plan["choice"])]
-    body = table(
+    body = render_table(
         ("", "frames/s", "ms a batch", "rounds", "left out because"), cells, marked=marked, words={0, 4}
     )
-    return Section(
+    return ReportSection(
         "What the plan saw",
         f"At start-up the module looks for itself, in seconds: {plan['reason']}.",
         (body,),
     )
 
 
-def _by_lanes(report: Report) -> dict[int, list[Mapping[str, Any]]]:
+def _by_lanes(report: BenchReport) -> dict[int, list[Mapping[str, Any]]]:
     found: dict[int, list[Mapping[str, Any]]] = {}
     for row in report["table"]:
         found.setdefault(row["lanes"], []).append(row)

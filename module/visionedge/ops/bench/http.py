@@ -26,11 +26,11 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 
 from visionedge.errors import VisionedgeError
-from visionedge.ops.bench.http_clients import Order
-from visionedge.ops.bench.report import cameras_in_words, machine
-from visionedge.runtime.child_process import start, start_text
+from visionedge.ops.bench.http_clients import ClientLoad
+from visionedge.ops.bench.report import describe_machine, format_camera_count
+from visionedge.runtime.child_process import start_child, start_text_child
 from visionedge.runtime.process_limits import usable_cores
-from visionedge.runtime.redaction import masked_address, redact
+from visionedge.runtime.redaction import mask_address, redact
 
 # A module in a process of its own, for a load that is put on it.
 
@@ -40,7 +40,7 @@ _STOP_S = 15.0
 
 
 @contextmanager
-def own_module(cameras: int, arguments: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
+def run_module(cameras: int, arguments: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
     """A module with so many cameras of the clip, its address and the number of its process; stopped after.
 
     `arguments` are for `visionedge run`.
@@ -52,9 +52,9 @@ def own_module(cameras: int, arguments: Sequence[str] = ()) -> Iterator[tuple[st
     words = ("run", "--http", "127.0.0.1:0", *given, *arguments)
     # A file, not a pipe: nobody reads it while the bench runs, and it must never fill up.
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
-        module = start("visionedge", *words, stdout=log, stderr=log)
+        module = start_child("visionedge", *words, stdout=log, stderr=log)
         try:
-            yield _address(module, log.fileno()), module.pid
+            yield _wait_for_address(module, log.fileno()), module.pid
         finally:
             module.terminate()
             try:
@@ -64,7 +64,7 @@ def own_module(cameras: int, arguments: Sequence[str] = ()) -> Iterator[tuple[st
                 module.wait()
 
 
-def _address(module: "subprocess.Popen[bytes]", log: int) -> str:
+def _wait_for_address(module: "subprocess.Popen[bytes]", log: int) -> str:
     """Where the module listens, as soon as it is ready."""
 
     while True:
@@ -101,10 +101,10 @@ class HttpLoad:
 
 
 @dataclass(slots=True)
-class Stretch:
+class LoadPhase:
     """One stretch: the latencies of its answers in ms, their statuses, and the frames analysed meanwhile.
 
-    `loop_s` is the processor time of the module's main thread; None where that cannot be seen.
+    `main_thread_cpu_s` is the processor time of the module's main thread; None where that cannot be seen.
     """
 
     latencies_ms: list[float] = field(default_factory=list)
@@ -112,8 +112,8 @@ class Stretch:
     took_s: float = 0.0
     frames: int = 0
     replaced: int = 0
-    clients_s: float = 0.0
-    loop_s: float | None = None
+    clients_cpu_s: float = 0.0
+    main_thread_cpu_s: float | None = None
 
     @property
     def frames_per_s(self) -> float:
@@ -121,115 +121,117 @@ class Stretch:
         return self.frames / self.took_s
 
 
-Ask = Callable[[], Mapping[str, Any]]
+RunClients = Callable[[], Mapping[str, Any]]
 """Lets the clients ask, waits until they are done, and gives what they told."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class LoadPhases:
     """The stretches: with clients that ask, beside clients that ask nobody, without any. As many of each."""
 
-    asked: list[Stretch] = field(default_factory=list)
-    beside: list[Stretch] = field(default_factory=list)
-    left_alone: list[Stretch] = field(default_factory=list)
+    loaded: list[LoadPhase] = field(default_factory=list)
+    loopback: list[LoadPhase] = field(default_factory=list)
+    unloaded: list[LoadPhase] = field(default_factory=list)
 
 
-def bench_http(load: HttpLoad, tell: Callable[[str], None]) -> dict[str, Any]:
+def bench_http(load: HttpLoad, progress: Callable[[str], None]) -> dict[str, Any]:
     """Measure, and give the report as a document. `tell` hears of the progress.
 
     Raises:
         VisionedgeError: the module cannot be started or reached, or answers nothing.
     """
     if load.url is not None:
-        return measure(load, load.url.rstrip("/"), tell)
-    tell(f"starting a module with {cameras_in_words(load.cameras)}")
-    with own_module(load.cameras, load.arguments) as (url, pid):
-        return measure(load, url, tell, pid)
+        return measure_module(load, load.url.rstrip("/"), progress)
+    progress(f"starting a module with {format_camera_count(load.cameras)}")
+    with run_module(load.cameras, load.arguments) as (url, pid):
+        return measure_module(load, url, progress, pid)
 
 
-def measure(load: HttpLoad, url: str, tell: Callable[[str], None], pid: int | None = None) -> dict[str, Any]:
+def measure_module(
+    load: HttpLoad, url: str, progress: Callable[[str], None], pid: int | None = None
+) -> dict[str, Any]:
     """Measure a module that runs at this address, as process `pid` of this machine; see `bench_http`."""
-    module = _Module(url, load.token, pid)
+    module = _ModuleClient(url, load.token, pid)
     status = module.status()
     names = [camera["name"] for camera in status["cameras"]]
     if not names:
-        raise VisionedgeError(f"{masked_address(url)} has no camera to ask for")
-    order = module.order(load, [f"/api/v1/cameras/{quote(name)}/frame" for name in names])
-    seen = Seen()
-    kinds: list[tuple[list[Stretch], Callable[[], AbstractContextManager[Ask | None]]]] = [
-        (seen.left_alone, no_clients),
-        (seen.beside, partial(_clients, replace(order, nobody=True))),
-        (seen.asked, partial(_clients, order)),
+        raise VisionedgeError(f"{mask_address(url)} has no camera to ask for")
+    client_load = module.client_load(load, [f"/api/v1/cameras/{quote(name)}/frame" for name in names])
+    phases = LoadPhases()
+    kinds: list[tuple[list[LoadPhase], Callable[[], AbstractContextManager[RunClients | None]]]] = [
+        (phases.unloaded, run_no_clients),
+        (phases.loopback, partial(_clients, replace(client_load, loopback=True))),
+        (phases.loaded, partial(_clients, client_load)),
     ]
     for number in range(load.rounds):
         # Forwards and backwards: none always comes after the same.
-        for stretches, with_clients in kinds if number % 2 == 0 else reversed(kinds):
-            with with_clients() as ask:
-                stretches.append(_stretch(module, load.seconds, ask))
+        for phase_list, with_clients in kinds if number % 2 == 0 else reversed(kinds):
+            with with_clients() as run_clients:
+                phase_list.append(_measure_phase(module, load.seconds, run_clients))
             time.sleep(_SETTLE_S)
-        tell(_progress(number + 1, load, seen))
-    return _report(load, status, seen)
+        progress(_progress(number + 1, load, phases))
+    return _report(load, status, phases)
 
 
 @contextmanager
-def _clients(order: Order) -> Iterator[Ask]:
+def _clients(client_load: ClientLoad) -> Iterator[RunClients]:
     """Clients that have connected; they are gone afterwards.
 
     Raises:
         VisionedgeError: they could not.
     """
-    with start_text("visionedge.ops.bench.http_clients", stdin=subprocess.PIPE, stderr=None) as process:
+    with start_text_child("visionedge.ops.bench.http_clients", stdin=subprocess.PIPE, stderr=None) as process:
         assert process.stdin is not None  # noqa: S101 - both were asked for
         assert process.stdout is not None  # noqa: S101
         # Over stdin: the token is none of those who list processes.
-        process.stdin.write(json.dumps(asdict(order)) + "\n")
+        process.stdin.write(json.dumps(asdict(client_load)) + "\n")
         process.stdin.flush()
         if process.stdout.readline() != "ready\n":
             raise VisionedgeError("the clients could not connect")
 
-        def ask() -> Mapping[str, Any]:
-            told, _ = process.communicate("go\n")
-            found: Mapping[str, Any] = json.loads(told)
+        def run_clients() -> Mapping[str, Any]:
+            results, _ = process.communicate("go\n")
+            found: Mapping[str, Any] = json.loads(results)
             return found
 
         try:
-            yield ask
+            yield run_clients
         finally:
             process.kill()
 
 
 @contextmanager
-def no_clients() -> Iterator[None]:
+def run_no_clients() -> Iterator[None]:
     """Nobody there."""
     yield None
 
 
-def _stretch(module: "_Module", seconds: float, ask: Ask | None) -> Stretch:
-    stretch = Stretch()
-    before, loop_s, began_s = module.counted(), module.loop_s(), time.monotonic()
-    if ask is not None:
-        told = ask()
-        stretch.latencies_ms, stretch.clients_s = told["latencies_ms"], told["cpu_s"]
-        stretch.statuses = Counter(told["statuses"])
+def _measure_phase(module: "_ModuleClient", seconds: float, run_clients: RunClients | None) -> LoadPhase:
+    phase = LoadPhase()
+    before, main_thread_cpu_s, began_s = module.count_frames(), module.main_thread_cpu_s(), time.monotonic()
+    if run_clients is not None:
+        results = run_clients()
+        phase.latencies_ms, phase.clients_cpu_s = results["latencies_ms"], results["cpu_s"]
+        phase.statuses = Counter(results["statuses"])
     time.sleep(max(0.0, began_s + seconds - time.monotonic()))
-    loop_end_s, after = module.loop_s(), module.counted()
-    stretch.frames, stretch.replaced = after[0] - before[0], after[1] - before[1]
-    stretch.took_s = time.monotonic() - began_s
-    if loop_s is not None and loop_end_s is not None:
-        stretch.loop_s = loop_end_s - loop_s
-    return stretch
+    loop_end_s, after = module.main_thread_cpu_s(), module.count_frames()
+    phase.frames, phase.replaced = after[0] - before[0], after[1] - before[1]
+    phase.took_s = time.monotonic() - began_s
+    if main_thread_cpu_s is not None and loop_end_s is not None:
+        phase.main_thread_cpu_s = loop_end_s - main_thread_cpu_s
+    return phase
 
 
-class _Module:
+class _ModuleClient:
     """The module that is measured, asked now and then how it does."""
 
     def __init__(self, url: str, token: str | None, pid: int | None) -> None:
-        self._shown = masked_address(url)
+        self._shown = mask_address(url)
         self._parts = urlsplit(url)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._pid = pid
 
-    def order(self, load: HttpLoad, paths: list[str]) -> Order:
+    def client_load(self, load: HttpLoad, paths: list[str]) -> ClientLoad:
         """What the clients are to do."""
         host, tls = self._parts.hostname or "", self._parts.scheme == "https"
         port = self._parts.port or (443 if tls else 80)
@@ -237,7 +239,7 @@ class _Module:
         lines += [f"{name}: {value}" for name, value in self._headers.items()]
         heads = [f"GET {self._parts.path}{path} HTTP/1.1" for path in paths]
         requests = tuple("\r\n".join([head, *lines, "", ""]) for head in heads)
-        return Order(host, port, tls, load.clients, load.rate, load.seconds, requests, _LIMIT_S)
+        return ClientLoad(host, port, tls, load.clients, load.rate, load.seconds, requests, _LIMIT_S)
 
     def status(self) -> dict[str, Any]:
         """The module's status.
@@ -264,13 +266,13 @@ class _Module:
             ) from None
         return found
 
-    def counted(self) -> tuple[int, int]:
+    def count_frames(self) -> tuple[int, int]:
         """Frames so far: analysed, and replaced by newer ones."""
         cameras = self.status()["cameras"]
         analysed = sum(int(camera["framesAnalysed"]) for camera in cameras)
         return analysed, sum(int(camera["dropped"].get("replaced", 0)) for camera in cameras)
 
-    def loop_s(self) -> float | None:
+    def main_thread_cpu_s(self) -> float | None:
         """The processor time of its main thread, on which the loop runs; None where it cannot be seen."""
         if self._pid is None:
             return None
@@ -284,13 +286,13 @@ class _Module:
 # --- figures ------------------------------------------------------------------------------------------------
 
 
-def _report(load: HttpLoad, status: dict[str, Any], seen: Seen) -> dict[str, Any]:
-    asked = seen.asked
-    statuses = sum((stretch.statuses for stretch in asked), Counter[str]())
-    pairs = list(zip(asked, seen.left_alone, strict=True))
+def _report(load: HttpLoad, status: dict[str, Any], phases: LoadPhases) -> dict[str, Any]:
+    loaded = phases.loaded
+    statuses = sum((phase.statuses for phase in loaded), Counter[str]())
+    pairs = list(zip(loaded, phases.unloaded, strict=True))
     return {
         "schema": "visionedge/bench-http/2",
-        "machine": machine() | {"effectiveDevice": status["engine"].get("effective")},
+        "machine": describe_machine() | {"effectiveDevice": status["engine"].get("effective")},
         "load": {
             "clients": load.clients,
             "rate": load.rate,
@@ -301,77 +303,79 @@ def _report(load: HttpLoad, status: dict[str, Any], seen: Seen) -> dict[str, Any
         },
         "model": (status.get("model") or {}).get("name"),
         "http": {
-            "answersPerSecond": round(median(len(s.latencies_ms) / s.took_s for s in asked), 2),
+            "answersPerSecond": round(median(len(s.latencies_ms) / s.took_s for s in loaded), 2),
             "latencyMs": {
-                f"p{q}": round(median(float(np.percentile(s.latencies_ms, q)) for s in asked), 3)
+                f"p{q}": round(median(float(np.percentile(s.latencies_ms, q)) for s in loaded), 3)
                 for q in (50, 95, 99)
             },
             "statuses": dict(sorted(statuses.items())),
             "serverCpuMsPerAnswer": _server_ms(pairs),
-            "clientCpuMsPerAnswer": round(median(_each_ms(s.clients_s, s) for s in asked), 4),
+            "clientCpuMsPerAnswer": round(median(_ms_per_response(s.clients_cpu_s, s) for s in loaded), 4),
             "rounds": [
                 {f"p{q}": round(float(np.percentile(s.latencies_ms, q)), 3) for q in (50, 95, 99)}
-                for s in asked
+                for s in loaded
             ],
         },
         "pipeline": {
-            "withClients": _speeds(asked),
-            "besideClients": _speeds(seen.beside),
-            "withoutClients": _speeds(seen.left_alone),
-            "kept": _kept(asked, seen.beside),
-            "keptInAll": _kept(asked, seen.left_alone),
+            "withClients": _collect_speeds(loaded),
+            "besideClients": _collect_speeds(phases.loopback),
+            "withoutClients": _collect_speeds(phases.unloaded),
+            "kept": _kept(loaded, phases.loopback),
+            "keptInAll": _kept(loaded, phases.unloaded),
             "serverShare": _server_share(pairs),
-            "clientShare": round(median(s.clients_s / s.took_s for s in asked) / usable_cores(), 4),
-            "replacedWithoutClients": sum(stretch.replaced for stretch in seen.left_alone),
+            "clientShare": round(median(s.clients_cpu_s / s.took_s for s in loaded) / usable_cores(), 4),
+            "replacedWithoutClients": sum(phase.replaced for phase in phases.unloaded),
         },
     }
 
 
-def _speeds(stretches: list[Stretch]) -> list[float]:
-    return [round(stretch.frames_per_s, 3) for stretch in stretches]
+def _collect_speeds(phase_list: list[LoadPhase]) -> list[float]:
+    return [round(phase.frames_per_s, 3) for phase in phase_list]
 
 
-def _kept(asked: list[Stretch], other: list[Stretch]) -> float | None:
+def _kept(loaded: list[LoadPhase], other: list[LoadPhase]) -> float | None:
     """The median over the rounds of frames/s to those of the same round's other stretch."""
-    ratios = [a.frames_per_s / b.frames_per_s for a, b in zip(asked, other, strict=True) if b.frames]
+    ratios = [a.frames_per_s / b.frames_per_s for a, b in zip(loaded, other, strict=True) if b.frames]
     return round(median(ratios), 4) if ratios else None
 
 
-def _each_ms(used_s: float, stretch: Stretch) -> float:
-    return used_s * 1000 / max(1, len(stretch.latencies_ms))
+def _ms_per_response(used_s: float, phase: LoadPhase) -> float:
+    return used_s * 1000 / max(1, len(phase.latencies_ms))
 
 
-def _server_ms(pairs: list[tuple[Stretch, Stretch]]) -> float | None:
+def _server_ms(pairs: list[tuple[LoadPhase, LoadPhase]]) -> float | None:
     """What an answer costs the module's loop in ms of processor time, beyond what it does without clients."""
     costs = [
-        _each_ms(used_s, asked)
-        for asked, alone in pairs
-        if (used_s := _loop_more_s(asked, alone)) is not None
+        _ms_per_response(used_s, loaded)
+        for loaded, unloaded in pairs
+        if (used_s := _added_loop_s(loaded, unloaded)) is not None
     ]
     return round(median(costs), 4) if costs else None
 
 
-def _server_share(pairs: list[tuple[Stretch, Stretch]]) -> float | None:
+def _server_share(pairs: list[tuple[LoadPhase, LoadPhase]]) -> float | None:
     """The same as a share of all cores."""
     shares = [
-        used_s / asked.took_s for asked, alone in pairs if (used_s := _loop_more_s(asked, alone)) is not None
+        used_s / loaded.took_s
+        for loaded, unloaded in pairs
+        if (used_s := _added_loop_s(loaded, unloaded)) is not None
     ]
     return round(median(shares) / usable_cores(), 4) if shares else None
 
 
-def _loop_more_s(asked: Stretch, alone: Stretch) -> float | None:
-    if asked.loop_s is None or alone.loop_s is None:
+def _added_loop_s(loaded: LoadPhase, unloaded: LoadPhase) -> float | None:
+    if loaded.main_thread_cpu_s is None or unloaded.main_thread_cpu_s is None:
         return None
-    return asked.loop_s - alone.loop_s * asked.took_s / alone.took_s
+    return loaded.main_thread_cpu_s - unloaded.main_thread_cpu_s * loaded.took_s / unloaded.took_s
 
 
-def _progress(number: int, load: HttpLoad, seen: Seen) -> str:
-    asked = seen.asked[-1]
-    p99_ms = float(np.percentile(asked.latencies_ms, 99))
+def _progress(number: int, load: HttpLoad, phases: LoadPhases) -> str:
+    loaded = phases.loaded[-1]
+    p99_ms = float(np.percentile(loaded.latencies_ms, 99))
     return (
-        f"round {number}/{load.rounds}: p99 {p99_ms:.1f} ms; pipeline {asked.frames_per_s:.1f} frames/s with"
-        f" clients, {seen.beside[-1].frames_per_s:.1f} beside clients that ask nobody,"
-        f" {seen.left_alone[-1].frames_per_s:.1f} without"
+        f"round {number}/{load.rounds}: p99 {p99_ms:.1f} ms; pipeline {loaded.frames_per_s:.1f} frames/s with"
+        f" clients, {phases.loopback[-1].frames_per_s:.1f} beside clients that ask nobody,"
+        f" {phases.unloaded[-1].frames_per_s:.1f} without"
     )
 
 
@@ -385,7 +389,7 @@ def caution(report: Mapping[str, Any]) -> str:
     )
 
 
-def words(report: Mapping[str, Any]) -> str:
+def format_report(report: Mapping[str, Any]) -> str:
     """The report for people."""
     load, http, pipeline = report["load"], report["http"], report["pipeline"]
     latency = "  ".join(f"{key} {value:.1f}" for key, value in http["latencyMs"].items())
@@ -396,7 +400,7 @@ def words(report: Mapping[str, Any]) -> str:
         )
     return (
         f"{load['clients']} clients, {load['rate']:g} requests/s on the newest frames of"
-        f" {cameras_in_words(load['cameras'])}\n"
+        f" {format_camera_count(load['cameras'])}\n"
         f"  {http['answersPerSecond']:.1f} answers/s  latency ms {latency}  {http['statuses']}\n"
         f"  processor: {_cost(http['serverCpuMsPerAnswer'], pipeline['serverShare'])} in the module,"
         f" {_cost(http['clientCpuMsPerAnswer'], pipeline['clientShare'])} in the clients\n"
@@ -407,10 +411,10 @@ def words(report: Mapping[str, Any]) -> str:
     ).rstrip() + "\n"
 
 
-def _cost(each_ms: float | None, share: float | None) -> str:
-    if each_ms is None or share is None:
+def _cost(ms_per_response: float | None, share: float | None) -> str:
+    if ms_per_response is None or share is None:
         return "unknown"
-    return f"{each_ms:.2f} ms an answer ({share:.1%} of the cores)"
+    return f"{ms_per_response:.2f} ms an answer ({share:.1%} of the cores)"
 
 
 def _range(values: list[float]) -> str:

@@ -21,11 +21,13 @@ _CONNECT_S = 5.0
 _CHUNK_BYTES = 1 << 16
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = b"\r\ncontent-length:"
-_NO_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000  # as long as many a frame
+_LOOPBACK_RESPONSE = (
+    b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000
+)  # as long as many a frame
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ClientLoad:
     """Whom to ask, and how often: `rate` requests per second in all, taken in turn from `requests`.
 
     `requests` are the whole heads, as they go out. What is not answered `limit_s` after the end is given up.
@@ -40,11 +42,11 @@ class Order:
     seconds: float
     requests: tuple[str, ...]
     limit_s: float = 10.0
-    nobody: bool = False
+    loopback: bool = False
 
 
 @dataclass(slots=True)
-class Told:
+class ClientResults:
     """What came of it: latencies in ms from when each request was due, statuses, and processor time used."""
 
     latencies_ms: list[float] = field(default_factory=list)
@@ -56,7 +58,7 @@ class Told:
         return {"latencies_ms": self.latencies_ms, "statuses": dict(self.statuses), "cpu_s": self.cpu_s}
 
 
-def answer_of(data: bytes) -> tuple[str, int] | None:
+def parse_response(data: bytes) -> tuple[str, int] | None:
     """The status of an answer and its length in bytes with its head; None while it is not all there.
 
     Raises:
@@ -77,7 +79,7 @@ def answer_of(data: bytes) -> tuple[str, int] | None:
     return (status, whole) if len(data) >= whole else None
 
 
-class Client:
+class LoadClient:
     """One connection. A request that is due while another is under way waits, and is late for it."""
 
     def __init__(self, connect: Callable[[], socket.socket], selector: selectors.BaseSelector) -> None:
@@ -98,31 +100,31 @@ class Client:
         self._selector.register(self._socket, selectors.EVENT_READ, self)
         self._data = b""
 
-    def ask(self, due_s: float, request: bytes, told: Told) -> None:
+    def submit(self, due_s: float, request: bytes, results: ClientResults) -> None:
         """Send a request, or let it wait for its turn."""
         self.waiting.append((due_s, request))
         if len(self.waiting) == 1:
-            self._send(told)
+            self._send(results)
 
-    def hear(self, told: Told) -> None:
+    def receive(self, results: ClientResults) -> None:
         """Read what has come, and send what waits."""
         assert self._socket is not None  # noqa: S101 - the selector knows it
         try:
             chunk = self._socket.recv(_CHUNK_BYTES)
             if not chunk:
-                self._broken("closed", told)
+                self._connection_lost("closed", results)
                 return
             self._data += chunk
-            answer = answer_of(self._data)
+            response = parse_response(self._data)
         except (BlockingIOError, ssl.SSLWantReadError):
             return
         except (OSError, ValueError) as error:
-            self._broken(type(error).__name__, told)
+            self._connection_lost(type(error).__name__, results)
             return
-        if answer is None or not self.waiting:
+        if response is None or not self.waiting:
             return
-        self._data = self._data[answer[1] :]
-        self._done(answer[0], told)
+        self._data = self._data[response[1] :]
+        self._record_result(response[0], results)
 
     def close(self) -> None:
         """Hang up."""
@@ -131,100 +133,100 @@ class Client:
             self._socket.close()
             self._socket = None
 
-    def _send(self, told: Told) -> None:
+    def _send(self, results: ClientResults) -> None:
         try:
             if self._socket is None:
                 self.open()
             assert self._socket is not None  # noqa: S101 - it was opened
             self._socket.send(self.waiting[0][1])
         except OSError as error:
-            self._broken(type(error).__name__, told)
+            self._connection_lost(type(error).__name__, results)
 
-    def _broken(self, why: str, told: Told) -> None:
+    def _connection_lost(self, why: str, results: ClientResults) -> None:
         """The connection is lost; the next request opens another."""
         self.close()
         if self.waiting:
-            self._done(why, told)
+            self._record_result(why, results)
 
-    def _done(self, status: str, told: Told) -> None:
+    def _record_result(self, status: str, results: ClientResults) -> None:
         due_s, _ = self.waiting.popleft()
-        told.statuses[status] += 1
-        told.latencies_ms.append((time.monotonic() - due_s) * 1000)
+        results.statuses[status] += 1
+        results.latencies_ms.append((time.monotonic() - due_s) * 1000)
         if self.waiting:
-            self._send(told)
+            self._send(results)
 
 
-class Nobody:
+class LoopbackPeer:
     """The other end of a connection of clients that ask themselves: answers whatever comes."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
 
-    def hear(self, _told: Told) -> None:
+    def receive(self, _results: ClientResults) -> None:
         """Answer at once."""
         if self._socket.recv(_CHUNK_BYTES):
-            self._socket.send(_NO_ANSWER)
+            self._socket.send(_LOOPBACK_RESPONSE)
 
 
-class Clients:
+class LoadClients:
     """All of them, connected."""
 
-    def __init__(self, order: Order) -> None:
-        self._order = order
-        self._requests = [request.encode() for request in order.requests]
+    def __init__(self, load: ClientLoad) -> None:
+        self._load = load
+        self._requests = [request.encode() for request in load.requests]
         self._selector = selectors.DefaultSelector()
-        self._others: list[socket.socket] = []
-        connect = self._to_nobody if order.nobody else lambda: _connected(order)
-        self._clients = [Client(connect, self._selector) for _ in range(order.clients)]
+        self._loopback_sockets: list[socket.socket] = []
+        connect = self._connect_loopback if load.loopback else lambda: _open_socket(load)
+        self._clients = [LoadClient(connect, self._selector) for _ in range(load.clients)]
         for client in self._clients:
             client.open()
 
-    def run(self) -> Told:
+    def run(self) -> ClientResults:
         """Ask on schedule until all was answered."""
-        order, told = self._order, Told()
+        load, results = self._load, ClientResults()
         used_s, began_s = _cpu_s(), time.monotonic()
-        due = [began_s + number / order.rate for number in range(round(order.rate * order.seconds))]
-        number, until_s = 0, began_s + order.seconds + order.limit_s
-        while number < len(due) or self._open():
+        due = [began_s + number / load.rate for number in range(round(load.rate * load.seconds))]
+        number, until_s = 0, began_s + load.seconds + load.limit_s
+        while number < len(due) or self._count_waiting():
             now_s = time.monotonic()
             if now_s > until_s:
-                told.statuses["no answer"] += self._open() + len(due) - number
+                results.statuses["no answer"] += self._count_waiting() + len(due) - number
                 break
             while number < len(due) and due[number] <= now_s:
                 client = self._clients[number % len(self._clients)]
-                client.ask(due[number], self._requests[number % len(self._requests)], told)
+                client.submit(due[number], self._requests[number % len(self._requests)], results)
                 number += 1
             next_s = due[number] if number < len(due) else until_s
             for key, _ in self._selector.select(max(0.0, next_s - time.monotonic())):
-                key.data.hear(told)
-        told.cpu_s = _cpu_s() - used_s
-        return told
+                key.data.receive(results)
+        results.cpu_s = _cpu_s() - used_s
+        return results
 
     def close(self) -> None:
         """Hang up."""
         for client in self._clients:
             client.close()
-        for other in self._others:
+        for other in self._loopback_sockets:
             other.close()
         self._selector.close()
 
-    def _to_nobody(self) -> socket.socket:
+    def _connect_loopback(self) -> socket.socket:
         ours, other = socket.socketpair()
         for end in (ours, other):
             end.setblocking(False)
-        self._others.append(other)
-        self._selector.register(other, selectors.EVENT_READ, Nobody(other))
+        self._loopback_sockets.append(other)
+        self._selector.register(other, selectors.EVENT_READ, LoopbackPeer(other))
         return ours
 
-    def _open(self) -> int:
+    def _count_waiting(self) -> int:
         return sum(len(client.waiting) for client in self._clients)
 
 
-def _connected(order: Order) -> socket.socket:
-    sock = socket.create_connection((order.host, order.port), _CONNECT_S)
+def _open_socket(load: ClientLoad) -> socket.socket:
+    sock = socket.create_connection((load.host, load.port), _CONNECT_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if order.tls:
-        sock = ssl.create_default_context().wrap_socket(sock, server_hostname=order.host)
+    if load.tls:
+        sock = ssl.create_default_context().wrap_socket(sock, server_hostname=load.host)
     sock.setblocking(False)
     return sock
 
@@ -236,7 +238,7 @@ def _cpu_s() -> float:
 
 def main() -> None:
     """Take the order, connect, wait for the word, ask, tell."""
-    clients = Clients(Order(**json.loads(sys.stdin.readline())))
+    clients = LoadClients(ClientLoad(**json.loads(sys.stdin.readline())))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     if sys.stdin.readline():

@@ -4,58 +4,58 @@ from collections.abc import Mapping
 from typing import Any
 
 from visionedge.ops.bench.http import caution
-from visionedge.ops.bench.pages import Page, Section, Tile, render
-from visionedge.ops.bench.plots import Line, lines
+from visionedge.ops.bench.pages import ReportPage, ReportSection, ReportTile, render_page
+from visionedge.ops.bench.plots import LineSeries, plot_lines
 from visionedge.runtime import measurement
 
-Report = Mapping[str, Any]
+BenchReport = Mapping[str, Any]
 
 
-def http_page(report: Report) -> str:
+def http_page(report: BenchReport) -> str:
     """The report of `bench_http` as an HTML document."""
     load, http, pipeline = report["load"], report["http"], report["pipeline"]
     latency = http["latencyMs"]
     kept = "?" if pipeline["kept"] is None else f"{pipeline['kept']:.1%}"
-    return render(
-        Page(
+    return render_page(
+        ReportPage(
             kind="http",
             title=f"{load['rate']:g} requests a second from {load['clients']} clients",
             lead=f"99 % of the answers came within {latency['p99']:.1f} ms of their moment, and the pipeline"
             f" kept {kept} of its frames.",
             tiles=(
-                Tile("answers/s", f"{http['answersPerSecond']:.0f}", "median of the rounds"),
-                Tile("latency", f"{latency['p50']:.1f} ms", f"99 % within {latency['p99']:.1f} ms"),
-                Tile("pipeline", kept, "frames/s with clients to those beside clients that ask nobody"),
+                ReportTile("answers/s", f"{http['answersPerSecond']:.0f}", "median of the rounds"),
+                ReportTile("latency", f"{latency['p50']:.1f} ms", f"99 % within {latency['p99']:.1f} ms"),
+                ReportTile("pipeline", kept, "frames/s with clients to those beside clients that ask nobody"),
             ),
             sections=(_pipeline(pipeline), _latency(http)),
             machine=report["machine"],
-            caution=f"{caution(report)} {measurement.caution(report)}".strip(),
+            caution=f"{caution(report)} {measurement.describe_other_load(report)}".strip(),
             load=f"{load['rounds']} rounds of {load['seconds']:g} s each way, {load['cameras']} cameras",
         )
     )
 
 
-def _pipeline(pipeline: Report) -> Section:
+def _pipeline(pipeline: BenchReport) -> ReportSection:
     series = [
-        Line("without clients", list(enumerate(pipeline["withoutClients"], 1)), 0),
-        Line("beside clients that ask nobody", list(enumerate(pipeline["besideClients"], 1)), 2),
-        Line("with clients", list(enumerate(pipeline["withClients"], 1)), 1),
+        LineSeries("without clients", list(enumerate(pipeline["withoutClients"], 1)), 0),
+        LineSeries("beside clients that ask nobody", list(enumerate(pipeline["besideClients"], 1)), 2),
+        LineSeries("with clients", list(enumerate(pipeline["withClients"], 1)), 1),
     ]
-    return Section(
+    return ReportSection(
         "What the clients cost the pipeline",
         "Three kinds of stretches take turns. The clients run on the same machine and take their part of it:"
         " those that do as much and ask nobody show how large that is.",
-        (lines("Frames per second in each round", ("round", "frames/s"), series),),
+        (plot_lines("Frames per second in each round", ("round", "frames/s"), series),),
     )
 
 
-def _latency(http: Report) -> Section:
+def _latency(http: BenchReport) -> ReportSection:
     series = [
-        Line(name, [(number, each[name]) for number, each in enumerate(http["rounds"], 1)], color)
+        LineSeries(name, [(number, each[name]) for number, each in enumerate(http["rounds"], 1)], color)
         for color, name in enumerate(("p50", "p95", "p99"))
     ]
-    return Section(
+    return ReportSection(
         "Latency of the answers",
         "From the moment that a request was due, waiting for a connection included.",
-        (lines("Latency in each round", ("round", "ms"), series),),
+        (plot_lines("Latency in each round", ("round", "ms"), series),),
     )

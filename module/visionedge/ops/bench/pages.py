@@ -11,7 +11,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
+class ReportTile:
     """One large figure at the top: what it is, the figure with its unit, and what it means."""
 
     label: str
@@ -20,7 +20,7 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class ReportSection:
     """A heading, a paragraph, and what is shown below it (HTML: see `table`, and `plots`)."""
 
     heading: str
@@ -29,7 +29,7 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ReportPage:
     """A whole report. `lead` says the result in a sentence or two; `kind` is the load it is of.
 
     `caution` is what to know before anybody believes the figures.
@@ -38,14 +38,14 @@ class Page:
     kind: str
     title: str
     lead: str
-    tiles: tuple[Tile, ...]
-    sections: tuple[Section, ...]
+    tiles: tuple[ReportTile, ...]
+    sections: tuple[ReportSection, ...]
     machine: Mapping[str, Any]
     load: str
     caution: str = ""
 
 
-def render(page: Page) -> str:
+def render_page(page: ReportPage) -> str:
     """The page as a self-contained HTML document."""
     tiles = "".join(map(_tile, page.tiles))
     sections = "".join(map(_section, page.sections))
@@ -66,7 +66,7 @@ def _style() -> str:
     return Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 
 
-def table(
+def render_table(
     heads: Sequence[str],
     rows: Iterable[Sequence[str]],
     *,
@@ -86,18 +86,18 @@ def table(
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _tile(tile: Tile) -> str:
+def _tile(tile: ReportTile) -> str:
     meaning = f'<p class="meaning">{escape(tile.meaning)}</p>' if tile.meaning else ""
     label, figure = f"<p>{escape(tile.label)}</p>", f'<p class="figure">{escape(tile.figure)}</p>'
     return f'<div class="tile">{label}{figure}{meaning}</div>'
 
 
-def _section(section: Section) -> str:
+def _section(section: ReportSection) -> str:
     text = f"<p>{escape(section.text)}</p>" if section.text else ""
     return f"<section><h2>{escape(section.heading)}</h2>{text}{''.join(section.parts)}</section>\n"
 
 
-def _footer(page: Page) -> str:
+def _footer(page: ReportPage) -> str:
     on = page.machine
     packages = ", ".join(f"{name} {version}" for name, version in on["packages"].items())
     when = on["measuredAt"].replace("T", " ").partition(".")[0].removesuffix("Z")

@@ -19,84 +19,84 @@ import numpy as np
 
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
-from visionedge.engine.interface import AnyEngine
+from visionedge.engine.interface import Engine
 from visionedge.errors import ConfigError
 from visionedge.frames.types import Detections
 from visionedge.model.model import Model, load_model
-from visionedge.model.parity import PARTNER_CONFIDENCE, compare
+from visionedge.model.parity import MATCH_CONFIDENCE, compare_detections
 from visionedge.model.postprocess import Selection
-from visionedge.ops.bench.baseline import PlainLoop, clip_of, network_of
+from visionedge.ops.bench.baseline import PlainLoop, open_network, resolve_clip
 from visionedge.ops.bench.pipeline_run import (
-    Cost,
-    Load,
-    Row,
-    Run,
+    PipelineLoad,
+    PipelineRun,
+    ResultRecord,
+    RunCost,
     cpu_s,
-    pipeline_run,
-    rig_of,
+    open_engine_setup,
     rss_mib,
-    run_of,
-    summed,
+    run_pipeline,
+    sum_dropped,
+    summarize_run,
 )
-from visionedge.ops.bench.report import cameras_in_words, machine
-from visionedge.ops.bench.virtual_cameras import Synthetic
+from visionedge.ops.bench.report import describe_machine, format_camera_count
+from visionedge.ops.bench.virtual_cameras import SyntheticSpec
 from visionedge.runtime.process_limits import usable_cores
 
 # How many cameras until it is too much? Decided purely: doubling, then halving the gap.
 
 
-def most_that_hold(holds: Callable[[int], bool], limit: int) -> int:
+def find_largest_passing(passes: Callable[[int], bool], limit: int) -> int:
     """The largest number up to `limit` of which `holds` says yes, 0 if not even 1; asks about 2 log2 times.
 
     `holds` is taken to say yes to everything below a yes. Near the edge, where it would say now this and now
     that, the answer is one of the numbers there.
     """
     good, bad = 0, 1
-    while bad <= limit and holds(bad):
+    while bad <= limit and passes(bad):
         good, bad = bad, bad * 2
     if good and bad > limit:
-        if good == limit or holds(limit):
+        if good == limit or passes(limit):
             return limit
         bad = limit
     while bad - good > 1:
         middle = (good + bad) // 2
-        good, bad = (middle, bad) if holds(middle) else (good, middle)
+        good, bad = (middle, bad) if passes(middle) else (good, middle)
     return good
 
 
 # Whether the pipeline sees what the plain loop sees: both look at the same pictures of a clip.
 
 
-_EVERY = 10
+_AGREEMENT_STEP = 10
 
 
-def sameness(
-    source: str, engine: AnyEngine, selection: Selection, plain: PlainLoop, pictures: int = 30
+def measure_baseline_agreement(
+    source: str, engine: Engine, selection: Selection, plain: PlainLoop, pictures: int = 30
 ) -> dict[str, Any]:
     """The share of boxes that both see (as `parity.compare` counts them), and how far their scores lie apart.
 
     They may differ a little: the pipeline brings pictures to the model's size by a shorter way.
     """
-    low = replace(selection, confidence=PARTNER_CONFIDENCE)
-    shown = islice(plain.pictures(), 0, pictures * _EVERY, _EVERY)
+    low = replace(selection, confidence=MATCH_CONFIDENCE)
+    shown = islice(plain.pictures(), 0, pictures * _AGREEMENT_STEP, _AGREEMENT_STEP)
     pairs = list(
-        zip((plain.see(picture, low) for picture in shown), _ours(source, engine, low), strict=False)
+        zip((plain.detect(picture, low) for picture in shown), _ours(source, engine, low), strict=False)
     )
-    parity = compare([theirs for theirs, _ in pairs], [ours for _, ours in pairs])
+    parity = compare_detections([theirs for theirs, _ in pairs], [ours for _, ours in pairs])
     return {
         "pictures": parity.pictures,
         "boxes": parity.boxes,
         "matched": round(parity.matched, 4),
-        "scoreShift": round(parity.shift, 4),
+        "scoreShift": round(parity.score_shift, 4),
     }
 
 
-def _ours(source: str, engine: AnyEngine, selection: Selection) -> Iterator[Detections]:
-    with closing(open_source(parse_camera_uri(clip_of(source)))) as played:
+def _ours(source: str, engine: Engine, selection: Selection) -> Iterator[Detections]:
+    with closing(open_source(parse_camera_uri(resolve_clip(source)))) as played:
         number = 0
         while (decoded := played.read()) is not None:
-            if number % _EVERY == 0:
-                image, placement = decoded.fill(engine.model.input)
+            if number % _AGREEMENT_STEP == 0:
+                image, placement = decoded.fit_to_input(engine.model.input)
                 (rows,) = engine.infer([image], selection.confidence)
                 yield selection.apply(rows, placement)
             number += 1
@@ -113,7 +113,7 @@ _STARTED_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Bare:
+class CeilingMeasurement:
     """Processor ms of decoding one picture and of one run, and what `threads` of them gave a second."""
 
     threads: int
@@ -136,13 +136,13 @@ class Ceiling:
     """Decodes `source`, a video file, and runs the network of `model` as it was given: nothing else."""
 
     def __init__(self, model: Model, source: str) -> None:
-        self._clip = clip_of(source)
-        network = network_of(model, threads=1, device="cpu")
+        self._clip = resolve_clip(source)
+        network = open_network(model, threads=1, device="cpu")
         size = (model.input.height_px, model.input.width_px, 3)
         tensor = network.tensor(np.random.default_rng(0).integers(0, 256, size, np.uint8))
         self._run: Callable[[], object] = lambda: network.run(tensor)
 
-    def measure(self, seconds: float, threads: int) -> Bare:
+    def measure(self, seconds: float, threads: int) -> CeilingMeasurement:
         """Let so many threads work for so long, each on its own decoder."""
         together = threading.Barrier(threads)
 
@@ -162,10 +162,10 @@ class Ceiling:
             pictures.close()
             return count, decode_ns, run_ns, time.monotonic_ns() - began_ns
 
-        with ThreadPoolExecutor(threads, "bare") as crew:
-            done = list(crew.map(work, range(threads)))
+        with ThreadPoolExecutor(threads, "bare") as thread_group:
+            done = list(thread_group.map(work, range(threads)))
         count = sum(each[0] for each in done)
-        return Bare(
+        return CeilingMeasurement(
             threads,
             decode_ms=sum(each[1] for each in done) / 1e6 / count,
             run_ms=sum(each[2] for each in done) / 1e6 / count,
@@ -178,7 +178,7 @@ def _decoded(clip: str) -> Generator[object, None, None]:
     try:
         import av
     except ImportError:
-        yield from _grabbed(clip)
+        yield from _grab_frames(clip)
         return
     while True:
         with av.open(clip) as container:
@@ -187,7 +187,7 @@ def _decoded(clip: str) -> Generator[object, None, None]:
             yield from container.decode(stream)
 
 
-def _grabbed(clip: str) -> Generator[object, None, None]:
+def _grab_frames(clip: str) -> Generator[object, None, None]:
     while True:
         capture = cv2.VideoCapture(clip, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         while capture.grab():
@@ -195,7 +195,9 @@ def _grabbed(clip: str) -> Generator[object, None, None]:
         capture.release()
 
 
-def ceiling_document(bare: Sequence[tuple[Bare, Bare]], runs: Sequence[Run]) -> dict[str, Any]:
+def build_ceiling_document(
+    bare: Sequence[tuple[CeilingMeasurement, CeilingMeasurement]], runs: Sequence[PipelineRun]
+) -> dict[str, Any]:
     """The ceiling and how near the runs came: medians, by one thread alone and by as many as lanes at once.
 
     `bare` are (alone, at once) of each round, beside its run. On a machine that others use as well nothing
@@ -215,7 +217,7 @@ def ceiling_document(bare: Sequence[tuple[Bare, Bare]], runs: Sequence[Run]) -> 
     }
 
 
-def _side(bare: Sequence[Bare], runs: Sequence[Run]) -> dict[str, float]:
+def _side(bare: Sequence[CeilingMeasurement], runs: Sequence[PipelineRun]) -> dict[str, float]:
     pairs = list(zip(runs, bare, strict=True))
     figures = {
         "decodeCpuMs": [each.decode_ms for each in bare],
@@ -237,7 +239,7 @@ _OTHER = {False: "inProcess", True: "ownProcess"}
 """The way that is compared with, by whether the pipeline's engine runs in this process."""
 
 
-def bench_pipeline(load: Load, tell: Callable[[str], None]) -> dict[str, Any]:
+def bench_pipeline(load: PipelineLoad, progress: Callable[[str], None]) -> dict[str, Any]:
     """Measure, and give the report as a document. `tell` hears of the progress.
 
     Raises:
@@ -248,77 +250,95 @@ def bench_pipeline(load: Load, tell: Callable[[str], None]) -> dict[str, Any]:
     selection = Selection.of(model, load.inference.confidence, load.inference.iou)
     _check(load)
     with ExitStack() as stack:
-        room = replace(load, cameras=load.most if load.saturate else load.cameras)
-        rig = stack.enter_context(closing(rig_of(room, model, own_process=not load.in_process)))
-        engine = rig.engine
-        tell(f"{engine.device.describe()}; {engine.plan.reason}")
+        largest_load = replace(load, cameras=load.max_cameras if load.saturate else load.cameras)
+        setup = stack.enter_context(
+            closing(open_engine_setup(largest_load, model, own_process=not load.in_process))
+        )
+        engine = setup.engine
+        progress(f"{engine.device.describe()}; {engine.plan.reason}")
         found = (
-            saturation(load, lambda less: pipeline_run(less, rig, selection), tell) if load.saturate else {}
+            find_saturation(load, lambda less: run_pipeline(less, setup, selection), progress)
+            if load.saturate
+            else {}
         )
         load = replace(load, cameras=max(1, found.get("cameras", load.cameras)))
-        beside = _beside(load, model, engine, selection, tell) if load.baseline else None
-        sides: dict[str, Callable[[], Run]] = {"pipeline": lambda: pipeline_run(load, rig, selection, tell)}
+        references = _open_references(load, model, engine, selection, progress) if load.baseline else None
+        sides: dict[str, Callable[[], PipelineRun]] = {
+            "pipeline": lambda: run_pipeline(load, setup, selection, progress)
+        }
         if load.compare_process:
             other = stack.enter_context(
-                closing(rig_of(load, model, own_process=load.in_process, like=engine))
+                closing(open_engine_setup(load, model, own_process=load.in_process, like=engine))
             )
-            sides[_OTHER[load.in_process]] = lambda: pipeline_run(load, other, selection, tell)
-        if beside is not None:
-            plain = stack.enter_context(closing(beside.plain))
+            sides[_OTHER[load.in_process]] = lambda: run_pipeline(load, other, selection, progress)
+        if references is not None:
+            plain = stack.enter_context(closing(references.plain))
             sides["baseline"] = lambda: _plain_run(plain, load.seconds, load.slo_ms)
-        runs = _in_turns(sides, load.rounds, tell, beside.measure if beside else _nothing)
+        runs = _in_turns(sides, load.rounds, progress, references.measure if references else _do_nothing)
         report = _report(load, engine, runs)
-        if beside is not None:
-            report |= _compared(report, runs, beside) | {
-                "sameness": sameness(load.source, engine, selection, beside.plain)
+        if references is not None:
+            report |= _compared(report, runs, references) | {
+                "sameness": measure_baseline_agreement(load.source, engine, selection, references.plain)
             }
         return report | {"saturation": found} if found else report
 
 
-def _check(load: Load) -> None:
+def _check(load: PipelineLoad) -> None:
     """Tell what is wrong with a load before the engine warms up."""
-    if Synthetic.parse(load.source) is None:
+    if SyntheticSpec.parse(load.source) is None:
         with closing(open_source(parse_camera_uri(load.source))):
             return
     if load.baseline:
         raise ConfigError([f"--source {load.source}: the plain loop of --baseline needs a video file"])
 
 
-def saturation(load: Load, run: Callable[[Load], Run], tell: Callable[[str], None]) -> dict[str, Any]:
+def find_saturation(
+    load: PipelineLoad, run: Callable[[PipelineLoad], PipelineRun], progress: Callable[[str], None]
+) -> dict[str, Any]:
     """How many cameras at the load's rate until the age of what is known passes its objective."""
     trials: list[dict[str, Any]] = []
 
-    def once(cameras: int) -> bool:
+    def passes_slo(cameras: int) -> bool:
         measured = run(replace(load, cameras=cameras))
         age_ms = measured.age_ms["p99"]
         trials.append(
             {"cameras": cameras, "ageMs": round(age_ms, 1), "framesPerSecond": measured.frames_per_s}
         )
-        tell(f"{cameras_in_words(cameras)}: {measured.frames_per_s:.1f} frames/s, age p99 {age_ms:.0f} ms")
+        progress(
+            f"{format_camera_count(cameras)}: {measured.frames_per_s:.1f} frames/s, age p99 {age_ms:.0f} ms"
+        )
         return age_ms <= load.slo_ms
 
     # One moment in which the machine was busy with other things is not yet too many cameras.
-    cameras = most_that_hold(lambda number: once(number) or once(number), load.most)
-    return {"cameras": cameras, "most": load.most, "sloMs": load.slo_ms, "fps": load.fps, "trials": trials}
+    cameras = find_largest_passing(lambda number: passes_slo(number) or passes_slo(number), load.max_cameras)
+    return {
+        "cameras": cameras,
+        "most": load.max_cameras,
+        "sloMs": load.slo_ms,
+        "fps": load.fps,
+        "trials": trials,
+    }
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     """Nothing else is measured in a round."""
 
 
 def _in_turns(
-    sides: Mapping[str, Callable[[], Run]],
+    sides: Mapping[str, Callable[[], PipelineRun]],
     rounds: int,
-    tell: Callable[[str], None],
-    also: Callable[[], None] = _nothing,
-) -> dict[str, list[Run]]:
+    progress: Callable[[str], None],
+    between_rounds: Callable[[], None] = _do_nothing,
+) -> dict[str, list[PipelineRun]]:
     """Every side once a round, none is always the first; `also` is called in between."""
-    runs: dict[str, list[Run]] = {name: [] for name in sides}
+    runs: dict[str, list[PipelineRun]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
             runs[name].append(sides[name]())
-            tell(f"round {number + 1}/{rounds}: {_TITLES[name]} {runs[name][-1].frames_per_s:.1f} frames/s")
-        also()
+            progress(
+                f"round {number + 1}/{rounds}: {_TITLES[name]} {runs[name][-1].frames_per_s:.1f} frames/s"
+            )
+        between_rounds()
     return runs
 
 
@@ -326,14 +346,14 @@ def _in_turns(
 
 
 @dataclass(slots=True)
-class _Beside:
+class _References:
     """What the pipeline is held against: the plain loop in fp32, and in fp32 on a CPU the ceiling."""
 
     plain: PlainLoop
     ceiling: Ceiling | None
     seconds: float
     lanes: int
-    bare: list[tuple[Bare, Bare]] = field(default_factory=list)
+    bare: list[tuple[CeilingMeasurement, CeilingMeasurement]] = field(default_factory=list)
 
     def measure(self) -> None:
         """The ceiling of this round: on one thread, and on as many at once as there are lanes."""
@@ -342,18 +362,18 @@ class _Beside:
             self.bare.append((alone, at_once))
 
 
-def _beside(
-    load: Load, model: Model, engine: AnyEngine, selection: Selection, tell: Callable[[str], None]
-) -> _Beside:
+def _open_references(
+    load: PipelineLoad, model: Model, engine: Engine, selection: Selection, progress: Callable[[str], None]
+) -> _References:
     # The ceiling is that of the network as it was given.
     comparable = engine.device.effective == "cpu" and engine.precision.precision == "fp32"
     ceiling = Ceiling(model, load.source) if comparable else None
-    plain = _best_plain(load, model, engine.device.effective, selection, tell)
-    return _Beside(plain, ceiling, max(0.5, load.seconds / 4), engine.plan.lanes)
+    plain = _best_plain(load, model, engine.device.effective, selection, progress)
+    return _References(plain, ceiling, max(0.5, load.seconds / 4), engine.plan.lanes)
 
 
 def _best_plain(
-    load: Load, model: Model, device: str, selection: Selection, tell: Callable[[str], None]
+    load: PipelineLoad, model: Model, device: str, selection: Selection, progress: Callable[[str], None]
 ) -> PlainLoop:
     """The plain loop at its best thread setting: whoever compares with a bad setting fools himself."""
     cores = os.cpu_count() or 1
@@ -368,7 +388,7 @@ def _best_plain(
             device=device,
         )
         speed = _plain_run(loop, max(1.0, load.seconds / 4), load.slo_ms).frames_per_s
-        tell(f"plain loop, {threads or 'default'} threads: {speed:.1f} frames/s")
+        progress(f"plain loop, {threads or 'default'} threads: {speed:.1f} frames/s")
         trials.append((speed, loop))
     best = max(trials, key=lambda trial: trial[0])[1]
     for _, loop in trials:
@@ -377,21 +397,21 @@ def _best_plain(
     return best
 
 
-def _plain_run(loop: PlainLoop, seconds: float, slo_ms: float) -> Run:
+def _plain_run(loop: PlainLoop, seconds: float, slo_ms: float) -> PipelineRun:
     loop.step()  # the first frame warms up
-    rows: list[Row] = []
+    rows: list[ResultRecord] = []
     used_s, began_s = cpu_s(), time.monotonic()
     while time.monotonic() - began_s < seconds:
         began_ns = time.monotonic_ns()
         infer_ns, found = loop.step()
-        rows.append(Row("plain", began_ns, time.monotonic_ns(), infer_ns, found))
-    return run_of(rows, Cost(time.monotonic() - began_s, cpu_s() - used_s, {}, rss_mib()), slo_ms)
+        rows.append(ResultRecord("plain", began_ns, time.monotonic_ns(), infer_ns, found))
+    return summarize_run(rows, RunCost(time.monotonic() - began_s, cpu_s() - used_s, {}, rss_mib()), slo_ms)
 
 
-def _report(load: Load, engine: AnyEngine, runs: Mapping[str, list[Run]]) -> dict[str, Any]:
+def _report(load: PipelineLoad, engine: Engine, runs: Mapping[str, list[PipelineRun]]) -> dict[str, Any]:
     report: dict[str, Any] = {
         "schema": "visionedge/bench-pipeline/1",
-        "machine": machine(engine.device),
+        "machine": describe_machine(engine.device),
         "load": {
             "source": load.source,
             "cameras": load.cameras,
@@ -416,19 +436,21 @@ def _report(load: Load, engine: AnyEngine, runs: Mapping[str, list[Run]]) -> dic
     return report
 
 
-def _compared(report: Mapping[str, Any], runs: Mapping[str, list[Run]], beside: _Beside) -> dict[str, Any]:
+def _compared(
+    report: Mapping[str, Any], runs: Mapping[str, list[PipelineRun]], references: _References
+) -> dict[str, Any]:
     """What the pipeline is to the plain loop and to the ceiling."""
-    plain = {"threads": beside.plain.threads, "decode": beside.plain.decode}
+    plain = {"threads": references.plain.threads, "decode": references.plain.decode}
     found = {
         "baseline": report["baseline"] | plain,
         "ratio": _ratio(runs["pipeline"], runs["baseline"]),
     }
-    if beside.bare:
-        found["ceiling"] = ceiling_document(beside.bare, runs["pipeline"])
+    if references.bare:
+        found["ceiling"] = build_ceiling_document(references.bare, runs["pipeline"])
     return found
 
 
-def _ratio(ours: list[Run], theirs: list[Run]) -> dict[str, float]:
+def _ratio(ours: list[PipelineRun], theirs: list[PipelineRun]) -> dict[str, float]:
     """The medians of the rounds' ratios."""
     names = {"framesPerSecond": "frames_per_s", "cpuMsPerFrame": "cpu_ms_per_frame"}
     pairs = list(zip(ours, theirs, strict=True))
@@ -438,24 +460,24 @@ def _ratio(ours: list[Run], theirs: list[Run]) -> dict[str, float]:
     }
 
 
-def _medians(runs: list[Run]) -> dict[str, Any]:
+def _medians(runs: list[PipelineRun]) -> dict[str, Any]:
     return {
         "framesPerSecond": round(_median(runs, "frames_per_s"), 3),
         "framesPerSecondAll": [round(run.frames_per_s, 2) for run in runs],
         "rounds": [_round(run) for run in runs],
         "cpuMsPerFrame": round(_median(runs, "cpu_ms_per_frame"), 3),
-        "latencyMs": _middle([run.latency_ms for run in runs]),
-        "ageMs": _middle([run.age_ms for run in runs]),
+        "latencyMs": _median_by_key([run.latency_ms for run in runs]),
+        "ageMs": _median_by_key([run.age_ms for run in runs]),
         "goodputPerSecond": round(_median(runs, "goodput_per_s"), 3),
-        "stagesMs": _middle([run.stages_ms for run in runs]),
-        "dropped": summed(runs),
+        "stagesMs": _median_by_key([run.stages_ms for run in runs]),
+        "dropped": sum_dropped(runs),
         "rssMiB": round(max(run.rss_mib for run in runs), 1),
         "detectionsPerFrame": round(_median(runs, "detections_per_frame"), 3),
         "fairness": round(_median(runs, "fairness"), 4),
     }
 
 
-def _round(run: Run) -> dict[str, Any]:
+def _round(run: PipelineRun) -> dict[str, Any]:
     return {
         "framesPerSecond": round(run.frames_per_s, 3),
         "cpuMsPerFrame": round(run.cpu_ms_per_frame, 3),
@@ -464,49 +486,50 @@ def _round(run: Run) -> dict[str, Any]:
     }
 
 
-def _middle(figures: list[Mapping[str, float]]) -> dict[str, float]:
+def _median_by_key(figures: list[Mapping[str, float]]) -> dict[str, float]:
     return {key: round(statistics.median(f[key] for f in figures), 3) for key in figures[0]}
 
 
-def _median(runs: list[Run], name: str) -> float:
+def _median(runs: list[PipelineRun], name: str) -> float:
     return float(statistics.median(getattr(run, name) for run in runs))
 
 
-def words(report: dict[str, Any]) -> str:
+def format_report(report: dict[str, Any]) -> str:
     """The report for people."""
     load = report["load"]
-    beside = "; the plain loop in fp32" if "baseline" in report and report["precision"] != "fp32" else ""
+    references = "; the plain loop in fp32" if "baseline" in report and report["precision"] != "fp32" else ""
     lines = [
-        f"{report['model']} in {report['precision']}, {cameras_in_words(load['cameras'])} of"
-        f" {load['source']}, {report['device']}{beside}"
+        f"{report['model']} in {report['precision']}, {format_camera_count(load['cameras'])} of"
+        f" {load['source']}, {report['device']}{references}"
     ]
     lines.extend(
         f"  {title:<24} {_figures(report[name])}" for name, title in _TITLES.items() if name in report
     )
     if load["fps"] is not None:
-        lines.append(_bound_words(report["pipeline"], load["fps"]))
+        lines.append(_format_latency_bound(report["pipeline"], load["fps"]))
     for key, title in (("ratio", "ratio to the plain loop"), ("processRatio", "ratio, own process/none")):
         if ratio := report.get(key):
             speed, cost = ratio["framesPerSecond"], ratio["cpuMsPerFrame"]
             lines.append(f"  {title:<24} {speed:8.2f} x frames/s  {cost:6.2f} x CPU per frame")
     if ceiling := report.get("ceiling"):
-        lines.extend(_ceiling_words(ceiling))
-    if same := report.get("sameness"):
+        lines.extend(_format_ceiling(ceiling))
+    if agreement := report.get("sameness"):
         lines.append(
-            f"  {same['matched']:.1%} of {same['boxes']} boxes on {same['pictures']} pictures are the plain"
-            f" loop's too; their scores lie {same['scoreShift']:.3f} apart"
+            f"  {agreement['matched']:.1%} of {agreement['boxes']} boxes on {agreement['pictures']} "
+            "pictures are the plain"
+            f" loop's too; their scores lie {agreement['scoreShift']:.3f} apart"
         )
     if found := report.get("saturation"):
         more = " (no more were tried)" if found["cameras"] == found["most"] else ""
         rate = "flat out" if found["fps"] is None else f"at {found['fps']:g} frames/s"
         lines.append(
-            f"  {cameras_in_words(found['cameras'])} {rate} keep{'s' if found['cameras'] == 1 else ''}"
+            f"  {format_camera_count(found['cameras'])} {rate} keep{'s' if found['cameras'] == 1 else ''}"
             f" an age p99 within {found['sloMs']:g} ms{more}"
         )
     return "\n".join(lines) + "\n"
 
 
-def _bound_words(ours: Mapping[str, Any], fps: float) -> str:
+def _format_latency_bound(ours: Mapping[str, Any], fps: float) -> str:
     """Latency beside what is unavoidable under overload: a batch under way, one's own, and a turn's frame."""
     batch_ms = ours["stagesMs"]["infer"]
     return (
@@ -515,7 +538,7 @@ def _bound_words(ours: Mapping[str, Any], fps: float) -> str:
     )
 
 
-def _ceiling_words(ceiling: Mapping[str, Any]) -> list[str]:
+def _format_ceiling(ceiling: Mapping[str, Any]) -> list[str]:
     """The ceiling, and how near it the pipeline is, by one thread alone and by as many at once as lanes."""
     at_once = ceiling["atOnce"]
     more = (

@@ -3,40 +3,40 @@
 from collections.abc import Mapping
 from typing import Any
 
-from visionedge.ops.bench.pages import Page, Section, Tile, render, table
-from visionedge.ops.bench.plots import Line, bars, groups, lines
-from visionedge.ops.bench.report import cameras_in_words
-from visionedge.runtime.measurement import caution
+from visionedge.ops.bench.pages import ReportPage, ReportSection, ReportTile, render_page, render_table
+from visionedge.ops.bench.plots import LineSeries, plot_bars, plot_grouped_bars, plot_lines
+from visionedge.ops.bench.report import format_camera_count
+from visionedge.runtime.measurement import describe_other_load
 
-Report = Mapping[str, Any]
+BenchReport = Mapping[str, Any]
 
-_NAMES = {"pipeline": "visionedge", "baseline": "plain loop"}
+_SIDE_TITLES = {"pipeline": "visionedge", "baseline": "plain loop"}
 
 
-def pipeline_page(report: Report) -> str:
+def pipeline_page(report: BenchReport) -> str:
     """The report of `bench_pipeline` as an HTML document."""
     load = report["load"]
-    return render(
-        Page(
+    return render_page(
+        ReportPage(
             kind="pipeline",
-            title=f"{cameras_in_words(load['cameras'])} through {report['model']}",
+            title=f"{format_camera_count(load['cameras'])} through {report['model']}",
             lead=_lead(report),
             tiles=tuple(_tiles(report)),
             sections=(_speeds(report), _latency(report), _cost(report), _stages(report)),
             machine=report["machine"],
-            caution=caution(report),
+            caution=describe_other_load(report),
             load=f"{load['rounds']} rounds of {load['seconds']:g} s, {load['source']}, "
             + ("flat out" if load["fps"] is None else f"{load['fps']:g} frames/s from each camera"),
         )
     )
 
 
-def _sides(report: Report) -> dict[str, Mapping[str, Any]]:
+def _sides(report: BenchReport) -> dict[str, Mapping[str, Any]]:
     """What was run, by its key."""
-    return {key: report[key] for key in _NAMES if key in report}
+    return {key: report[key] for key in _SIDE_TITLES if key in report}
 
 
-def _lead(report: Report) -> str:
+def _lead(report: BenchReport) -> str:
     ours = report["pipeline"]
     latency_ms = ours["latencyMs"]["p50"]
     text = f"{ours['framesPerSecond']:.1f} frames a second, analysed {latency_ms:.0f} ms after capture"
@@ -48,62 +48,64 @@ def _lead(report: Report) -> str:
     return f"{text}. Device: {report['device']}."
 
 
-def _tiles(report: Report) -> list[Tile]:
+def _tiles(report: BenchReport) -> list[ReportTile]:
     ours = report["pipeline"]
     latency_ms = ours["latencyMs"]
     tiles = [
-        Tile("frames/s", f"{ours['framesPerSecond']:.1f}", "median of the rounds"),
-        Tile("latency", f"{latency_ms['p50']:.0f} ms", f"95 % within {latency_ms['p95']:.0f} ms"),
-        Tile("CPU a frame", f"{ours['cpuMsPerFrame']:.1f} ms", "decoding included"),
+        ReportTile("frames/s", f"{ours['framesPerSecond']:.1f}", "median of the rounds"),
+        ReportTile("latency", f"{latency_ms['p50']:.0f} ms", f"95 % within {latency_ms['p95']:.0f} ms"),
+        ReportTile("CPU a frame", f"{ours['cpuMsPerFrame']:.1f} ms", "decoding included"),
     ]
     if ratio := report.get("ratio"):
-        tiles.append(Tile("to the plain loop", f"{ratio['framesPerSecond']:.2f} x", "frames/s, same run"))
+        tiles.append(
+            ReportTile("to the plain loop", f"{ratio['framesPerSecond']:.2f} x", "frames/s, same run")
+        )
     if ceiling := report.get("ceiling"):
         alone = ceiling["alone"]
         words = f"{alone['framesPerSecond']:.0f}: bare decoding and bare session.run"
-        tiles.append(Tile("of the ceiling", f"{alone['speedToCeiling']:.2f}", words))
+        tiles.append(ReportTile("of the ceiling", f"{alone['speedToCeiling']:.2f}", words))
     return tiles
 
 
-def _speeds(report: Report) -> Section:
+def _speeds(report: BenchReport) -> ReportSection:
     sides = _sides(report)
     series = [
-        Line(_NAMES[key], list(enumerate(side["framesPerSecondAll"], 1)), number)
+        LineSeries(_SIDE_TITLES[key], list(enumerate(side["framesPerSecondAll"], 1)), number)
         for number, (key, side) in enumerate(sides.items())
     ]
     text = "Both take turns in one run, so that a busy moment of the machine is one for both."
-    return Section(
+    return ReportSection(
         "Frames per second, round by round",
         text if len(sides) > 1 else "",
-        (lines("Frames per second in each round", ("round", "frames/s"), series),),
+        (plot_lines("Frames per second in each round", ("round", "frames/s"), series),),
     )
 
 
-def _latency(report: Report) -> Section:
+def _latency(report: BenchReport) -> ReportSection:
     sides = _sides(report)
     names = list(report["pipeline"]["latencyMs"])
     words = {"p50": "half of the frames", "p95": "95 %", "p99": "99 %"}
     series = {
-        _NAMES[key]: ([side["latencyMs"][name] for name in names], number)
+        _SIDE_TITLES[key]: ([side["latencyMs"][name] for name in names], number)
         for number, (key, side) in enumerate(sides.items())
     }
-    return Section(
+    return ReportSection(
         "Latency",
         "From the moment a picture is decoded until its result is there. That of the plain loop begins when"
         " it reads a frame: its cameras take turns, and nobody counts how long the others wait.",
-        (groups("Latency percentiles", "ms", [words.get(name, name) for name in names], series),),
+        (plot_grouped_bars("Latency percentiles", "ms", [words.get(name, name) for name in names], series),),
     )
 
 
-def _cost(report: Report) -> Section:
+def _cost(report: BenchReport) -> ReportSection:
     sides = _sides(report)
     values = {
-        _NAMES[key]: (side["cpuMsPerFrame"], number) for number, (key, side) in enumerate(sides.items())
+        _SIDE_TITLES[key]: (side["cpuMsPerFrame"], number) for number, (key, side) in enumerate(sides.items())
     }
     heads = ("", "frames/s", "CPU ms a frame", "p50 ms", "p95 ms", "p99 ms", "detections a frame", "dropped")
     cells = [
         (
-            _NAMES[key],
+            _SIDE_TITLES[key],
             f"{side['framesPerSecond']:.1f}",
             f"{side['cpuMsPerFrame']:.2f}",
             *(f"{side['latencyMs'][name]:.1f}" for name in ("p50", "p95", "p99")),
@@ -112,14 +114,17 @@ def _cost(report: Report) -> Section:
         )
         for key, side in sides.items()
     ]
-    return Section(
+    return ReportSection(
         "What a frame costs",
         "Processor time of the whole process for each analysed frame, decoding included.",
-        (bars("CPU milliseconds for each frame", "CPU ms a frame", values), table(heads, cells, words={0})),
+        (
+            plot_bars("CPU milliseconds for each frame", "CPU ms a frame", values),
+            render_table(heads, cells, words={0}),
+        ),
     )
 
 
-def _stages(report: Report) -> Section:
+def _stages(report: BenchReport) -> ReportSection:
     plan = report["plan"]
     stages = report["pipeline"]["stagesMs"]
     words = {
@@ -131,8 +136,8 @@ def _stages(report: Report) -> Section:
     }
     values = {words.get(name, name): (value, 0) for name, value in stages.items()}
     sizes = ", ".join(map(str, plan["buckets"]))
-    return Section(
+    return ReportSection(
         "Where the time goes",
         f"Medians of the pipeline's frames. The plan: lanes {plan['lanes']}, batch sizes {sizes}.",
-        (bars("Milliseconds by stage", "ms", values),),
+        (plot_bars("Milliseconds by stage", "ms", values),),
     )

@@ -14,31 +14,31 @@ from pathlib import Path
 
 import numpy as np
 
-from visionedge.camera.camera import Camera, Means
-from visionedge.camera.sources.base import Limits, Source
+from visionedge.camera.camera import Camera, CameraDependencies
+from visionedge.camera.sources.base import FrameSource, SourceLimits
 from visionedge.camera.sources.open import LoopedSource, open_source
 from visionedge.config.addresses import CameraUri
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.batcher import Batcher
-from visionedge.engine.interface import AnyEngine
-from visionedge.engine.lanes import Lineup
+from visionedge.engine.interface import Engine
+from visionedge.engine.lanes import LanePool
 from visionedge.engine.local_engine import open_engine
 from visionedge.engine.plan import Plan
-from visionedge.engine.process.client import EngineProcess
-from visionedge.engine.process.shared_memory import Arena, blocks_for
+from visionedge.engine.process.client import EngineClient
+from visionedge.engine.process.shared_memory import SharedFramePool, compute_block_count
 from visionedge.errors import SourceError, VisionedgeError
-from visionedge.frames.types import Result
+from visionedge.frames.types import FrameResult
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.ops.bench.virtual_cameras import (
-    Arrivals,
+    ArrivalSchedule,
     StampedFrame,
-    Synthetic,
     SyntheticSource,
+    SyntheticSpec,
     VirtualCamera,
-    ring,
+    make_synthetic_pictures,
 )
-from visionedge.runtime.threads import Crew
+from visionedge.runtime.threads import ThreadGroup
 
 # What a measured stretch gave: every result noted as it is delivered, and the figures made of them.
 
@@ -47,7 +47,7 @@ _QUANTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ResultRecord:
     """One result. Times in ns: `captured_ns` (when it was due) and `delivered_ns` are monotonic."""
 
     camera: str
@@ -67,7 +67,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class RunCost:
     """What a stretch took: seconds, processor seconds, frames let go by reason, and memory at its end."""
 
     took_s: float
@@ -77,7 +77,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class PipelineRun:
     """The figures of one measured stretch.
 
     Latency is from capture to result, in ms. Age is how old the newest result of a camera has become when the
@@ -98,26 +98,26 @@ class Run:
     fairness: float
 
 
-class Tally:
+class ResultRecorder:
     """Collects results; lanes deliver, the measurer takes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._rows: list[Row] = []
+        self._rows: list[ResultRecord] = []
 
-    def deliver(self, result: Result) -> None:
+    def deliver(self, result: FrameResult) -> None:
         """Note a result, now."""
-        row = row_of(result, time.monotonic_ns())
+        row = make_record(result, time.monotonic_ns())
         with self._lock:
             self._rows.append(row)
 
-    def take(self) -> list[Row]:
+    def take(self) -> list[ResultRecord]:
         """Everything since the last time."""
         with self._lock:
             rows, self._rows = self._rows, []
         return rows
 
-    def progress(self, elapsed_s: float, seconds: float) -> str:
+    def progress_line(self, elapsed_s: float, seconds: float) -> str:
         """How it goes, in a line."""
         with self._lock:
             rows = list(self._rows)
@@ -127,14 +127,14 @@ class Tally:
         )
 
 
-def row_of(result: Result, now_ns: int) -> Row:
+def make_record(result: FrameResult, now_ns: int) -> ResultRecord:
     """A result with its stages: late, decode, wait, infer, deliver; together they are its latency."""
     frame, timing = result.frame, result.timing
     taken_ns = frame.captured_ns + timing.wait_ns
     put_ns, decode_ns = frame.captured_ns, 0
     if isinstance(frame, StampedFrame):
         put_ns, decode_ns = frame.put_ns, frame.decode_ns
-    return Row(
+    return ResultRecord(
         camera=frame.camera,
         captured_ns=frame.captured_ns,
         delivered_ns=now_ns,
@@ -148,7 +148,9 @@ def row_of(result: Result, now_ns: int) -> Row:
     )
 
 
-def run_of(rows: Sequence[Row], cost: Cost, slo_ms: float, cameras: int = 1) -> Run:
+def summarize_run(
+    rows: Sequence[ResultRecord], cost: RunCost, slo_ms: float, cameras: int = 1
+) -> PipelineRun:
     """The figures of a stretch with so many cameras.
 
     Raises:
@@ -158,12 +160,12 @@ def run_of(rows: Sequence[Row], cost: Cost, slo_ms: float, cameras: int = 1) -> 
         raise SourceError("no frame came through in the time given; give --seconds more, or another --source")
     total_ms = np.array([row.total_ns for row in rows]) / 1e6
     stages = {name: [getattr(row, f"{name}_ns") for row in rows] for name in STAGES}
-    return Run(
+    return PipelineRun(
         frames_per_s=len(rows) / cost.took_s,
         goodput_per_s=float((total_ms <= slo_ms).sum()) / cost.took_s,
         cpu_ms_per_frame=cost.cpu_s * 1000 / len(rows),
         latency_ms=_percentiles(total_ms),
-        age_ms=_percentiles(np.array(ages_ns(rows) or [0]) / 1e6),
+        age_ms=_percentiles(np.array(compute_ages_ns(rows) or [0]) / 1e6),
         stages_ms={name: float(np.median(each)) / 1e6 for name, each in stages.items()},
         dropped={reason: count for reason, count in sorted(cost.dropped.items()) if count},
         detections_per_frame=float(np.mean([row.found for row in rows])),
@@ -180,9 +182,9 @@ def fairness(shares: Sequence[int], among: int) -> float:
 STAGES = ("late", "decode", "wait", "infer", "deliver")
 
 
-def ages_ns(rows: Sequence[Row]) -> list[int]:
+def compute_ages_ns(rows: Sequence[ResultRecord]) -> list[int]:
     """How old each camera's newest result was each time that the next one came."""
-    by_camera: dict[str, list[Row]] = defaultdict(list)
+    by_camera: dict[str, list[ResultRecord]] = defaultdict(list)
     for row in rows:
         by_camera[row.camera].append(row)
     return [
@@ -196,18 +198,18 @@ def _percentiles(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> dict
     return {f"p{q}": float(np.percentile(values, q)) for q in _QUANTILES}
 
 
-def summed(runs: Sequence[Run]) -> dict[str, int]:
+def sum_dropped(runs: Sequence[PipelineRun]) -> dict[str, int]:
     """The frames that were let go in all of them, by reason."""
     return dict(sum((Counter(run.dropped) for run in runs), Counter()))
 
 
 _WARM_UP_S = 1.0
 _STOP_S = 5.0
-_TELL_EVERY_S = 2.0
+_PROGRESS_INTERVAL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class PipelineLoad:
     """What to run: `fps` None is flat out, each camera as fast as its frames are taken.
 
     With `fps` the pictures of files and synthetic cameras come at their own rate, `jitter_ms` early or late,
@@ -227,7 +229,7 @@ class Load:
     dropouts_s: float | None = None
     slo_ms: float = 500.0
     saturate: bool = False
-    most: int = 64
+    max_cameras: int = 64
     seconds: float = 8.0
     rounds: int = 3
     baseline: bool = False
@@ -238,20 +240,22 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Rig:
+class EngineSetup:
     """An engine that is open, in its own process where there is an arena."""
 
-    engine: AnyEngine
-    arena: Arena | None = None
+    engine: Engine
+    frame_pool: SharedFramePool | None = None
 
     def close(self) -> None:
         """Let go of both."""
         self.engine.close()
-        if self.arena is not None:
-            self.arena.close()
+        if self.frame_pool is not None:
+            self.frame_pool.close()
 
 
-def rig_of(load: Load, model: Model, *, own_process: bool, like: AnyEngine | None = None) -> Rig:
+def open_engine_setup(
+    load: PipelineLoad, model: Model, *, own_process: bool, like: Engine | None = None
+) -> EngineSetup:
     """Open an engine for a load, on the plan of another one where that is given.
 
     Raises:
@@ -259,70 +263,73 @@ def rig_of(load: Load, model: Model, *, own_process: bool, like: AnyEngine | Non
     """
     plans: dict[str, Plan] = {like.device.effective: like.plan} if like else {}
     if not own_process:
-        return Rig(open_engine(model, load.inference, data=load.data, plans=plans))
-    arena = Arena(model.input, blocks_for(load.cameras))
-    engine = EngineProcess(model, load.inference, arena, data=load.data)
+        return EngineSetup(open_engine(model, load.inference, data=load.data, plans=plans))
+    frame_pool = SharedFramePool(model.input, compute_block_count(load.cameras))
+    engine = EngineClient(model, load.inference, frame_pool, data=load.data)
     try:
         engine.open()
     except BaseException:
-        arena.close()
+        frame_pool.close()
         raise
-    return Rig(engine, arena)
+    return EngineSetup(engine, frame_pool)
 
 
-def pipeline_run(
-    load: Load, rig: Rig, selection: Selection, tell: Callable[[str], None] | None = None
-) -> Run:
+def run_pipeline(
+    load: PipelineLoad,
+    setup: EngineSetup,
+    selection: Selection,
+    progress: Callable[[str], None] | None = None,
+) -> PipelineRun:
     """Let the load run for its seconds; `tell` hears how it goes every other second.
 
     Raises:
         SourceError: no frame came through.
         VisionedgeError: a thread died, or did not end.
     """
-    tally = Tally()
-    with _quiet_cameras(), _running(load, rig, selection, tally) as (batcher, broken):
-        broken.wait(_WARM_UP_S)
-        tally.take()
-        before, cpu, began_s = _dropped(batcher), cpu_s(rig.engine), time.monotonic()
-        while not broken.is_set() and (left_s := began_s + load.seconds - time.monotonic()) > 0:
-            broken.wait(min(left_s, _TELL_EVERY_S))
-            if tell is not None and left_s > _TELL_EVERY_S:
-                tell(tally.progress(time.monotonic() - began_s, load.seconds))
-        rows, took_s, cpu = tally.take(), time.monotonic() - began_s, cpu_s(rig.engine) - cpu
-        dropped, rss = _dropped(batcher) - before, rss_mib(rig.engine)
-    return run_of(rows, Cost(took_s, cpu, dropped, rss), load.slo_ms, load.cameras)
+    recorder = ResultRecorder()
+    with _quiet_cameras(), _run_cameras(load, setup, selection, recorder) as (batcher, failed):
+        failed.wait(_WARM_UP_S)
+        recorder.take()
+        before, cpu, began_s = _dropped(batcher), cpu_s(setup.engine), time.monotonic()
+        while not failed.is_set() and (left_s := began_s + load.seconds - time.monotonic()) > 0:
+            failed.wait(min(left_s, _PROGRESS_INTERVAL_S))
+            if progress is not None and left_s > _PROGRESS_INTERVAL_S:
+                progress(recorder.progress_line(time.monotonic() - began_s, load.seconds))
+        rows, took_s, cpu = recorder.take(), time.monotonic() - began_s, cpu_s(setup.engine) - cpu
+        dropped, rss = _dropped(batcher) - before, rss_mib(setup.engine)
+    return summarize_run(rows, RunCost(took_s, cpu, dropped, rss), load.slo_ms, load.cameras)
 
 
 @contextmanager
-def _running(
-    load: Load, rig: Rig, selection: Selection, tally: Tally
+def _run_cameras(
+    load: PipelineLoad, setup: EngineSetup, selection: Selection, recorder: ResultRecorder
 ) -> Iterator[tuple[Batcher, threading.Event]]:
     """Cameras, batcher and lanes at work, and an event that tells of a death; all are gone afterwards."""
-    broken, engine = threading.Event(), rig.engine
-    crew = Crew(lambda _name, _error: broken.set())
+    failed, engine = threading.Event(), setup.engine
+    thread_group = ThreadGroup(lambda _name, _error: failed.set())
     batcher = Batcher(engine.plan.max_batch, int(load.inference.max_age_seconds * 1e9))
-    made_up = Synthetic.parse(load.source)
-    pictures = ring(made_up) if made_up else None
+    made_up = SyntheticSpec.parse(load.source)
+    pictures = make_synthetic_pictures(made_up) if made_up else None
 
-    def opener(uri: CameraUri, limits: Limits) -> Source:
-        return SyntheticSource(made_up, pictures) if made_up else _looped(uri, limits)
+    def opener(uri: CameraUri, limits: SourceLimits) -> FrameSource:
+        return SyntheticSource(made_up, pictures) if made_up else _open_looped(uri, limits)
 
-    cameras = [_camera(load, number, rig, batcher, opener) for number in range(load.cameras)]
-    lineup = Lineup(batcher, crew, tally.deliver)
-    lineup.adopt(engine, selection)
+    cameras = [_camera(load, number, setup, batcher, opener) for number in range(load.cameras)]
+    lineup = LanePool(batcher, thread_group, recorder.deliver)
+    lineup.swap_engine(engine, selection)
     for camera in cameras:
         batcher.open(camera.name)
-        crew.start(f"camera:{camera.name}", camera.run)
+        thread_group.start(f"camera:{camera.name}", camera.run)
     try:
-        yield batcher, broken
+        yield batcher, failed
     finally:
-        crew.stopping.set()  # from here on a lane that ends is no accident
+        thread_group.stopping.set()  # from here on a lane that ends is no accident
         for camera in cameras:
             camera.stop()
         lineup.close()
         batcher.close()
-        left = crew.join(_STOP_S)
-    if broken.is_set() or left:
+        left = thread_group.join(_STOP_S)
+    if failed.is_set() or left:
         raise VisionedgeError(f"the bench broke; see the log ({', '.join(left) or 'a thread died'})")
 
 
@@ -342,26 +349,28 @@ def _quiet_cameras() -> Iterator[None]:
         cameras.setLevel(before)
 
 
-Opener = Callable[[CameraUri, Limits], Source]
+OpenSource = Callable[[CameraUri, SourceLimits], FrameSource]
 
 
-def _camera(load: Load, number: int, rig: Rig, batcher: Batcher, opener: Opener) -> Camera:
+def _camera(
+    load: PipelineLoad, number: int, setup: EngineSetup, batcher: Batcher, opener: OpenSource
+) -> Camera:
     """One camera of the load; every one of them has its own jitter and drop-outs, the same in each run."""
-    arrivals = Arrivals(number, jitter_s=load.jitter_ms / 1000, dropouts_s=load.dropouts_s)
+    arrivals = ArrivalSchedule(number, jitter_s=load.jitter_ms / 1000, dropouts_s=load.dropouts_s)
     virtual = VirtualCamera(batcher, None if load.fps is None else arrivals)
     return Camera(
         f"bench-{number}",
-        load.source if Synthetic.parse(load.source) is None else "demo:",
-        rig.engine.model.input,
+        load.source if SyntheticSpec.parse(load.source) is None else "demo:",
+        setup.engine.model.input,
         virtual,
         fps=load.fps,
         paced=load.fps is not None,
-        allocate=rig.arena.allocate if rig.arena else None,
-        means=Means(opener=lambda uri, limits: virtual.play(opener(uri, limits))),
+        allocate=setup.frame_pool.allocate if setup.frame_pool else None,
+        dependencies=CameraDependencies(opener=lambda uri, limits: virtual.wrap_source(opener(uri, limits))),
     )
 
 
-def _looped(uri: CameraUri, limits: Limits) -> Source:
+def _open_looped(uri: CameraUri, limits: SourceLimits) -> FrameSource:
     source = open_source(uri, limits)
     if source.live:
         return source
@@ -376,7 +385,7 @@ def _dropped(batcher: Batcher) -> Counter[str]:
     return total
 
 
-def cpu_s(engine: AnyEngine | None = None) -> float:
+def cpu_s(engine: Engine | None = None) -> float:
     """The processor time of this process so far, with that of an engine's own."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     child = engine.process if engine else None
@@ -389,7 +398,7 @@ def _child_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def rss_mib(engine: AnyEngine | None = None) -> float:
+def rss_mib(engine: Engine | None = None) -> float:
     """The memory of this process that is resident now, with that of an engine's own."""
     child = engine.process if engine else None
     pids = [os.getpid(), *([child.pid] if child and child.pid else [])]

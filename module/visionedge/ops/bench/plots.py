@@ -13,31 +13,31 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from visionedge.errors import UnavailableError
-from visionedge.runtime.installation import install_command
+from visionedge.runtime.installation import build_install_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _NAMES = ("ink", "faint", "line", "card", "muted", *(f"series-{number}" for number in range(6)))
-_STAND_INS = {name: f"#01{number:02x}f1" for number, name in enumerate(_NAMES)}
-_SERIES = tuple(_STAND_INS[f"series-{number}"] for number in range(6))
-_INK, _FAINT, _LINE, _CARD, _MUTED = (_STAND_INS[name] for name in _NAMES[:5])
+_PLACEHOLDER_COLORS = {name: f"#01{number:02x}f1" for number, name in enumerate(_NAMES)}
+_SERIES = tuple(_PLACEHOLDER_COLORS[f"series-{number}"] for number in range(6))
+_INK, _FAINT, _LINE, _CARD, _MUTED = (_PLACEHOLDER_COLORS[name] for name in _NAMES[:5])
 _WIDTH_IN = 8.4
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class LineSeries:
     """A series of points (x, y); `fitted` is drawn thin, without points. `ring` marks one of the points."""
 
     label: str
     points: Sequence[tuple[float, float]]
     color: int
     fitted: bool = False
-    ring: tuple[float, float] | None = None
+    highlight: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
+class LimitMark:
     """A short dash at (x, y): as far as it can go."""
 
     label: str
@@ -56,17 +56,17 @@ def import_matplotlib() -> Any:
         import matplotlib as mpl
     except ImportError:
         raise UnavailableError(
-            f"a page with plots needs matplotlib: {install_command('report')}; or leave --html out"
+            f"a page with plots needs matplotlib: {build_install_command('report')}; or leave --html out"
         ) from None
     return mpl
 
 
-def lines(
+def plot_lines(
     caption: str,
     labels: tuple[str, str],
-    series: Sequence[Line],
+    series: Sequence[LineSeries],
     *,
-    limits: Sequence[Limit] = (),
+    limits: Sequence[LimitMark] = (),
     even: bool = True,
 ) -> str:
     """Lines over a few steps; `labels` are those of x and y. `even` puts the steps at even distances."""
@@ -91,24 +91,24 @@ def lines(
         axes.grid(axis="y")
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
 
-    return _figure(caption, draw, height_in=3.1)
+    return _render_figure(caption, draw, height_in=3.1)
 
 
-def _draw_line(axes: "Axes", line: Line, place: Mapping[float, float]) -> None:
+def _draw_line(axes: "Axes", line: LineSeries, place: Mapping[float, float]) -> None:
     xs, ys = [place[x] for x, _ in line.points], [y for _, y in line.points]
     color = _color(line.color)
     if line.fitted:
         axes.plot(xs, ys, color=color, linewidth=1, linestyle=(0, (4, 3)))
         return
     axes.plot(xs, ys, color=color, linewidth=2, marker="o", markersize=5, label=line.label)
-    if line.ring is not None:
-        x, y = line.ring
+    if line.highlight is not None:
+        x, y = line.highlight
         axes.plot(
             [place[x]], [y], "o", color=_INK, markersize=13, markerfacecolor="none", markeredgewidth=1.4
         )
 
 
-def bars(caption: str, x_label: str, values: Mapping[str, tuple[float, int | None]]) -> str:
+def plot_bars(caption: str, x_label: str, values: Mapping[str, tuple[float, int | None]]) -> str:
     """Horizontal bars, one for each name: (value, number of its colour; None is a muted one)."""
 
     def draw(axes: "Axes") -> None:
@@ -122,10 +122,10 @@ def bars(caption: str, x_label: str, values: Mapping[str, tuple[float, int | Non
         axes.tick_params(axis="y", labelcolor=_INK)
         axes.grid(axis="x")
 
-    return _figure(caption, draw, height_in=0.75 + 0.42 * len(values))
+    return _render_figure(caption, draw, height_in=0.75 + 0.42 * len(values))
 
 
-def groups(
+def plot_grouped_bars(
     caption: str, y_label: str, names: Sequence[str], series: Mapping[str, tuple[Sequence[float], int]]
 ) -> str:
     """Bars side by side: for each of `names` one bar of each series, (values, number of its colour)."""
@@ -143,14 +143,14 @@ def groups(
         if len(series) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
 
-    return _figure(caption, draw, height_in=2.9)
+    return _render_figure(caption, draw, height_in=2.9)
 
 
 def _color(number: int | None) -> str:
     return _MUTED if number is None else _SERIES[number % len(_SERIES)]
 
 
-def _figure(caption: str, draw: Callable[["Axes"], None], *, height_in: float) -> str:
+def _render_figure(caption: str, draw: Callable[["Axes"], None], *, height_in: float) -> str:
     """A drawing as a figure of the page."""
     mpl = import_matplotlib()
     with mpl.rc_context(_style()):
@@ -166,7 +166,7 @@ def _figure(caption: str, draw: Callable[["Axes"], None], *, height_in: float) -
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    for name, color in _STAND_INS.items():
+    for name, color in _PLACEHOLDER_COLORS.items():
         svg = svg.replace(color, f"var(--{name})")
     # The page's own letters, whatever matplotlib reckoned with.
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)

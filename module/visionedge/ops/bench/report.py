@@ -11,10 +11,10 @@ from typing import Any
 
 from visionedge import __version__
 from visionedge.engine.device.devices import DeviceState
-from visionedge.engine.plan import processor
+from visionedge.engine.plan import read_cpu_name
 from visionedge.errors import ConfigError, SourceError
-from visionedge.frames.types import utc_now, utc_text
-from visionedge.ops.doctor.host import Host, Place, look_around, this_host
+from visionedge.frames.types import format_utc, utc_now
+from visionedge.ops.doctor.host import Host, HostEnvironment, detect_environment, this_host
 from visionedge.runtime.process_limits import usable_cores
 
 # The hardware that a report was made on, as far as figures depend on it.
@@ -32,21 +32,21 @@ _FLAGS = frozenset(
 _DRIVER_LIMIT_S = 10.0
 
 
-def fingerprint(host: Host | None = None) -> dict[str, Any]:
+def read_hardware(host: Host | None = None) -> dict[str, Any]:
     """Processor flags, memory, kernel, GPU, driver and its passthrough; None where there is none.
 
     The driver is asked in a child, and only where something points to a GPU.
     """
     host = this_host(os.environ) if host is None else host
-    place = look_around(host)
-    gpu, driver = _gpu(host, place)
+    environment = detect_environment(host)
+    gpu, driver = _gpu(host, environment)
     return {
         "cpuFlags": _flags(host.text("/proc/cpuinfo")),
         "memoryMiB": _memory_mib(host.text("/proc/meminfo")),
-        "kernel": place.release or None,
+        "kernel": environment.release or None,
         "gpu": gpu,
         "gpuDriver": driver,
-        "passthrough": place.passthrough,
+        "passthrough": environment.passthrough,
     }
 
 
@@ -65,30 +65,30 @@ def _memory_mib(meminfo: str) -> int | None:
     return None
 
 
-def _gpu(host: Host, place: Place) -> tuple[str | None, str | None]:
+def _gpu(host: Host, environment: HostEnvironment) -> tuple[str | None, str | None]:
     """The names of the GPUs that can be used, and the version of their driver."""
-    if place.passthrough in ("none", "intel") and place.offered == "none":
+    if environment.passthrough in ("none", "intel") and environment.host_gpu == "none":
         return None, None
-    answer = host.ask("driver", {"nodes": []}, _DRIVER_LIMIT_S)
+    answer = host.probe("driver", {"nodes": []}, _DRIVER_LIMIT_S)
     devices: list[Mapping[str, Any]] = answer.step("devices").get("devices", [])
     names = ", ".join(str(device["name"]) for device in devices)
-    told = answer.step("management").get("driver")
-    return names or None, str(told) if told else place.kernel_driver or None
+    probed = answer.step("management").get("driver")
+    return names or None, str(probed) if probed else environment.kernel_driver or None
 
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "av", "numpy")
 
 
-def machine(device: DeviceState | None = None) -> dict[str, Any]:
+def describe_machine(device: DeviceState | None = None) -> dict[str, Any]:
     """What was measured on: figures of unlike machines must not be compared. `device` where one was used."""
     return {
-        "measuredAt": utc_text(utc_now()),
+        "measuredAt": format_utc(utc_now()),
         "visionedge": __version__,
         "python": platform.python_version(),
-        "cpu": processor(),
+        "cpu": read_cpu_name(),
         "cores": os.cpu_count(),
         "usableCores": usable_cores(),
-        **fingerprint(),
+        **read_hardware(),
         "loadAverage": round(os.getloadavg()[0], 2),
         **({} if device is None else {"effectiveDevice": device.effective}),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
@@ -102,7 +102,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def cameras_in_words(number: int) -> str:
+def format_camera_count(number: int) -> str:
     """1 camera, 2 cameras."""
     return f"{number} camera{'' if number == 1 else 's'}"
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from visionedge.camera.camera import FrameSink
-from visionedge.camera.sources.base import Decoded, Source, WholePicture
+from visionedge.camera.sources.base import DecodedPicture, FrameSource, WholePicture
 from visionedge.errors import ConfigError
 from visionedge.frames.types import Frame, Picture
 
 _SYNTHETIC = re.compile(r"synthetic:(\d{2,5})x(\d{2,5})@(\d+(?:\.\d+)?)")
-_RING = 8
+_SYNTHETIC_PICTURES = 8
 _DROPOUT_S = (1.0, 3.0)
-_MOST_PIXELS = 100_000_000
+_MAX_PIXELS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class StampedFrame(Frame):
     put_ns: int
 
 
-class Arrivals:
+class ArrivalSchedule:
     """When the pictures of a camera arrive: evenly, with jitter, in order, and with drop-outs.
 
     Args:
@@ -43,27 +43,27 @@ class Arrivals:
     """
 
     def __init__(self, seed: int, *, jitter_s: float = 0.0, dropouts_s: float | None = None) -> None:
-        self._dice = random.Random(seed)  # noqa: S311 - a load that can be repeated, no secret
+        self._random = random.Random(seed)  # noqa: S311 - a load that can be repeated, no secret
         self._jitter_s = jitter_s
         self._every_s = dropouts_s
         self._last_s = 0.0
-        self._silence = self._next_silence(0.0)
+        self._dropout = self._next_dropout(0.0)
 
     def at_s(self, position_s: float) -> float:
         """When the picture of this media time arrives, in s after the start; never before the last one."""
-        due_s = position_s + self._dice.uniform(-self._jitter_s, self._jitter_s)
-        while self._silence is not None and due_s >= self._silence[1]:
-            self._silence = self._next_silence(self._silence[1])
-        if self._silence is not None and due_s >= self._silence[0]:
-            due_s = self._silence[1]
+        due_s = position_s + self._random.uniform(-self._jitter_s, self._jitter_s)
+        while self._dropout is not None and due_s >= self._dropout[1]:
+            self._dropout = self._next_dropout(self._dropout[1])
+        if self._dropout is not None and due_s >= self._dropout[0]:
+            due_s = self._dropout[1]
         self._last_s = max(self._last_s, due_s)
         return self._last_s
 
-    def _next_silence(self, after_s: float) -> tuple[float, float] | None:
+    def _next_dropout(self, after_s: float) -> tuple[float, float] | None:
         if self._every_s is None:
             return None
-        begin_s = after_s + self._dice.expovariate(1 / self._every_s)
-        return begin_s, begin_s + self._dice.uniform(*_DROPOUT_S)
+        begin_s = after_s + self._random.expovariate(1 / self._every_s)
+        return begin_s, begin_s + self._random.uniform(*_DROPOUT_S)
 
 
 class VirtualCamera:
@@ -76,7 +76,7 @@ class VirtualCamera:
     def __init__(
         self,
         sink: FrameSink,
-        arrivals: Arrivals | None,
+        arrivals: ArrivalSchedule | None,
         *,
         clock: Callable[[], int] = time.monotonic_ns,
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
@@ -91,13 +91,15 @@ class VirtualCamera:
         self._fill_from_ns = 0
         self._due_ns: int | None = None
 
-    def play(self, source: Source) -> Source:
+    def wrap_source(self, source: FrameSource) -> FrameSource:
         """The source as it arrives."""
-        return _Arriving(self, source)
+        return _ScheduledSource(self, source)
 
     # --- between the source and the camera ------------------------------------------------------------------
 
-    def arrived(self, read: Callable[[], Decoded | None], stop: threading.Event) -> Decoded | None:
+    def read_when_due(
+        self, read: Callable[[], DecodedPicture | None], stop: threading.Event
+    ) -> DecodedPicture | None:
         """Read the next picture, and hold it back until it is due."""
         began_ns = self._clock()
         decoded = read()
@@ -137,23 +139,23 @@ class VirtualCamera:
         return self._sink.wait_taken(camera, timeout_s)
 
 
-class _Arriving:
+class _ScheduledSource:
     """A source whose pictures come when they are due."""
 
-    def __init__(self, camera: VirtualCamera, source: Source) -> None:
+    def __init__(self, camera: VirtualCamera, source: FrameSource) -> None:
         self._camera = camera
         self._source = source
         self._stop = threading.Event()
         self.live = source.live or camera.scheduled
         self.decoder = source.decoder
 
-    def read(self) -> Decoded | None:
+    def read(self) -> DecodedPicture | None:
         """See `Source.read`."""
-        return self._camera.arrived(self._source.read, self._stop)
+        return self._camera.read_when_due(self._source.read, self._stop)
 
-    def want(self, pictures_per_s: float | None) -> None:
+    def set_wanted_rate(self, pictures_per_s: float | None) -> None:
         """See `Source.want`."""
-        self._source.want(pictures_per_s)
+        self._source.set_wanted_rate(pictures_per_s)
 
     def interrupt(self) -> None:
         """See `Source.interrupt`."""
@@ -166,7 +168,7 @@ class _Arriving:
 
 
 @dataclass(frozen=True, slots=True)
-class Synthetic:
+class SyntheticSpec:
     """A made-up camera: its size in px and its pictures per second."""
 
     width_px: int
@@ -174,7 +176,7 @@ class Synthetic:
     fps: float
 
     @staticmethod
-    def parse(text: str) -> "Synthetic | None":
+    def parse(text: str) -> "SyntheticSpec | None":
         """Out of ``synthetic:1280x720@30``; None where the text names another kind of source.
 
         Raises:
@@ -183,9 +185,9 @@ class Synthetic:
         if not text.startswith("synthetic:"):
             return None
         found = _SYNTHETIC.fullmatch(text)
-        if found is None or float(found[3]) <= 0 or int(found[1]) * int(found[2]) > _MOST_PIXELS:
+        if found is None or float(found[3]) <= 0 or int(found[1]) * int(found[2]) > _MAX_PIXELS:
             raise ConfigError([f"--source {text}: a synthetic camera is synthetic:WIDTHxHEIGHT@FPS"])
-        return Synthetic(int(found[1]), int(found[2]), float(found[3]))
+        return SyntheticSpec(int(found[1]), int(found[2]), float(found[3]))
 
 
 class SyntheticSource:
@@ -194,22 +196,22 @@ class SyntheticSource:
     live = False
     decoder = "synthetic"
 
-    def __init__(self, of: Synthetic, pictures: list[Picture] | None = None) -> None:
-        self._of = of
-        self._pictures = pictures or ring(of)
+    def __init__(self, spec: SyntheticSpec, pictures: list[Picture] | None = None) -> None:
+        self._spec = spec
+        self._pictures = pictures or make_synthetic_pictures(spec)
         self._count = 0
         self._ended = False
 
-    def read(self) -> Decoded | None:
+    def read(self) -> DecodedPicture | None:
         """See `Source.read`."""
         if self._ended:
             return None
         picture = self._pictures[self._count % len(self._pictures)]
-        position_s = self._count / self._of.fps
+        position_s = self._count / self._spec.fps
         self._count += 1
-        return WholePicture(lambda: picture, self._of.width_px, self._of.height_px, position_s)
+        return WholePicture(lambda: picture, self._spec.width_px, self._spec.height_px, position_s)
 
-    def want(self, pictures_per_s: float | None) -> None:
+    def set_wanted_rate(self, pictures_per_s: float | None) -> None:
         """See `Source.want`: nothing is decoded anyway."""
 
     def interrupt(self) -> None:
@@ -220,15 +222,15 @@ class SyntheticSource:
         """See `Source.close`."""
 
 
-def ring(of: Synthetic) -> list[Picture]:
+def make_synthetic_pictures(spec: SyntheticSpec) -> list[Picture]:
     """The pictures of a synthetic camera; all cameras of a load may share them."""
-    return list(_pictures(of))
+    return list(_pictures(spec))
 
 
-def _pictures(of: Synthetic) -> Iterator[Picture]:
-    noise = np.random.default_rng(1).integers(0, 64, (of.height_px, of.width_px, 3), np.uint8)
-    step_px = max(1, of.width_px // _RING)
-    for number in range(_RING):
+def _pictures(spec: SyntheticSpec) -> Iterator[Picture]:
+    noise = np.random.default_rng(1).integers(0, 64, (spec.height_px, spec.width_px, 3), np.uint8)
+    step_px = max(1, spec.width_px // _SYNTHETIC_PICTURES)
+    for number in range(_SYNTHETIC_PICTURES):
         picture = noise.copy()
         picture[:, number * step_px : (number + 1) * step_px] = 230
         yield picture

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from visionedge import __version__
-from visionedge.config.load import redacted
+from visionedge.config.load import redact_config
 from visionedge.config.schema import Config
 from visionedge.errors import VisionedgeError
 from visionedge.ops.doctor.host import Host
-from visionedge.ops.doctor.report import Report
-from visionedge.runtime.redaction import KnownSecrets, redact, secrets_in
+from visionedge.ops.doctor.report import DoctorReport
+from visionedge.runtime.redaction import KnownSecrets, find_secrets, redact
 
 _TIMEOUT_S = 3.0
-_MOST_BYTES = 8 * 2**20
-_PAGES = {
+_MAX_BYTES = 8 * 2**20
+_MODULE_FILES = {
     "module/status.json": "/api/v1/status",
     "module/cameras.json": "/api/v1/cameras",
     "module/ready.json": "/readyz",
@@ -39,24 +39,24 @@ _SHOWN_VARIABLES = re.compile(
 _SECRET_VARIABLE = re.compile(
     r"(?i)token|password|passwd|secret|key|credential|connectionstring|sas|signature"
 )
-_LEAST_VARIABLE_CHARS = 6
+_MIN_VARIABLE_CHARS = 6
 
 
-def write_bundle(path: Path, report: Report, config: Config, host: Host) -> str:
+def write_bundle(path: Path, report: DoctorReport, config: Config, host: Host) -> str:
     """Write the zip; a line that says what is in it.
 
     Raises:
         VisionedgeError: it cannot be written.
     """
-    scrub = Scrub.of(config, host.environ)
+    scrub = SecretScrubber.of(config, host.environ)
     texts = {
-        "doctor.txt": report.words(),
-        "doctor.json": _pretty(report.document()),
-        "config.json": _pretty(redacted(config)),
-        "versions.json": _pretty(
+        "doctor.txt": report.to_text(),
+        "doctor.json": _format_json(report.document()),
+        "config.json": _format_json(redact_config(config)),
+        "versions.json": _format_json(
             {"visionedge": __version__, "system": host.system, "packages": dict(host.packages)}
         ),
-        "environment.json": _pretty(_environment(host.environ)),
+        "environment.json": _format_json(_environment(host.environ)),
         **_module(config),
     }
     try:
@@ -68,18 +68,18 @@ def write_bundle(path: Path, report: Report, config: Config, host: Host) -> str:
     return f"{path} holds {', '.join(texts)}; look through it before you send it"
 
 
-class Scrub:
+class SecretScrubber:
     """Takes known secrets out of texts, by their value and in every spelling, and what looks like one."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         self._known = KnownSecrets()
-        self._known.keep(secrets)
+        self._known.add(secrets)
 
     @staticmethod
-    def of(config: Config, environ: Mapping[str, str]) -> "Scrub":
+    def of(config: Config, environ: Mapping[str, str]) -> "SecretScrubber":
         """For the secrets of a configuration and an environment; the names of cameras stay readable."""
         document = config.model_dump(by_alias=True, mode="json", exclude_none=True)
-        return Scrub((secrets_in(document) | set(_secrets(environ))) - config.cameras.keys())
+        return SecretScrubber((find_secrets(document) | set(_secrets(environ))) - config.cameras.keys())
 
     def __call__(self, text: str) -> str:
         """A text of lines, or a JSON object, whose values are masked one by one: it may be one long line."""
@@ -88,7 +88,7 @@ class Scrub:
         except ValueError:
             document = None
         if isinstance(document, dict):
-            return _pretty(self._value(document))
+            return _format_json(self._value(document))
         return "\n".join(self._line(line) for line in text.split("\n"))
 
     def _line(self, line: str) -> str:
@@ -107,10 +107,10 @@ class Scrub:
 
 def _secrets(environ: Mapping[str, str]) -> Iterator[str]:
     for name, value in environ.items():
-        yield from secrets_in(value)  # the password of a proxy, for one
+        yield from find_secrets(value)  # the password of a proxy, for one
         if not _SECRET_VARIABLE.search(name):
             continue
-        if len(value) >= _LEAST_VARIABLE_CHARS:  # "true" or a number is none
+        if len(value) >= _MIN_VARIABLE_CHARS:  # "true" or a number is none
             yield value
         # A connection string is a row of pairs, of which some are secret.
         for pair in value.split(";"):
@@ -130,7 +130,7 @@ def _module(config: Config) -> dict[str, str]:
     headers = {"Authorization": f"Bearer {config.http.token}"} if config.http.token else {}
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     texts: dict[str, str] = {}
-    for name, page in _PAGES.items():
+    for name, page in _MODULE_FILES.items():
         request = urllib.request.Request(base + page, headers=headers)  # noqa: S310 - always http
         try:
             texts[name] = _body(opener, request)
@@ -143,13 +143,13 @@ def _module(config: Config) -> dict[str, str]:
 def _body(opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> str:
     try:
         with opener.open(request, timeout=_TIMEOUT_S) as answer:
-            data = answer.read(_MOST_BYTES)
+            data = answer.read(_MAX_BYTES)
     except urllib.error.HTTPError as error:
         if error.code != 503:  # /readyz has its reasons in there
             raise
-        data = error.read(_MOST_BYTES)
+        data = error.read(_MAX_BYTES)
     return str(data.decode(errors="replace"))
 
 
-def _pretty(document: object) -> str:
+def _format_json(document: object) -> str:
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"

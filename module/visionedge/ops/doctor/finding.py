@@ -7,7 +7,7 @@ from typing import Any
 Document = dict[str, Any]
 
 
-class State(StrEnum):
+class CheckState(StrEnum):
     """How a thing stands."""
 
     OK = "ok"
@@ -21,29 +21,29 @@ class State(StrEnum):
 class Remedy:
     """A sentence, and the lines to type or to put somewhere."""
 
-    say: str
+    instruction: str
     lines: tuple[str, ...] = ()
 
     def document(self) -> Document:
         """As JSON."""
-        return {"say": self.say, "lines": list(self.lines)}
+        return {"say": self.instruction, "lines": list(self.lines)}
 
 
 Remedies = tuple[Remedy, ...]
 
 
-def one(say: str, *lines: str) -> Remedies:
+def one_remedy(instruction: str, *lines: str) -> Remedies:
     """A single remedy."""
-    return (Remedy(say, lines),)
+    return (Remedy(instruction, lines),)
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One thing that was looked at. `name` is for programs, `title` and `found` for people."""
 
     name: str
     title: str
-    state: State
+    state: CheckState
     found: str
     remedies: Remedies = ()
 
@@ -59,29 +59,29 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class CheckOutcome:
     """A finding before it has a name: what a check of a link gives."""
 
-    state: State
+    state: CheckState
     found: str
     remedies: Remedies = ()
 
 
-def ok(found: str) -> Judged:
+def ok(found: str) -> CheckOutcome:
     """All is well."""
-    return Judged(State.OK, found)
+    return CheckOutcome(CheckState.OK, found)
 
 
-def info(found: str) -> Judged:
+def info(found: str) -> CheckOutcome:
     """Neither good nor bad."""
-    return Judged(State.INFO, found)
+    return CheckOutcome(CheckState.INFO, found)
 
 
-def warning(found: str, *remedies: Remedy) -> Judged:
+def warning(found: str, *remedies: Remedy) -> CheckOutcome:
     """It works, and yet."""
-    return Judged(State.WARNING, found, remedies)
+    return CheckOutcome(CheckState.WARNING, found, remedies)
 
 
-def broken(found: str, *remedies: Remedy) -> Judged:
+def broken(found: str, *remedies: Remedy) -> CheckOutcome:
     """It does not work."""
-    return Judged(State.BROKEN, found, remedies)
+    return CheckOutcome(CheckState.BROKEN, found, remedies)

@@ -11,13 +11,21 @@ from urllib.parse import urlsplit
 
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.config.schema import Config, ModelConfig
-from visionedge.engine.device.devices import DeviceState, Effective, Reason, Requested, Verdict, probe, wishes
-from visionedge.engine.device.session import NodePlaces
+from visionedge.engine.device.devices import (
+    DeviceState,
+    DeviceVerdict,
+    EffectiveDevice,
+    ReasonCode,
+    RequestedDevice,
+    device_preference,
+    probe_device,
+)
+from visionedge.engine.device.session import NodePlacement
 from visionedge.errors import ConfigError
 from visionedge.iothub.identity import Identity
-from visionedge.model.model_store import kept_path
-from visionedge.ops.doctor.host import DXG, Answer, Host, Place, Space, look_around
-from visionedge.ops.doctor.wheel import Wheel, look_at_wheel
+from visionedge.model.model_store import make_model_path
+from visionedge.ops.doctor.host import DXG, DiskSpace, Host, HostEnvironment, ProbeResult, detect_environment
+from visionedge.ops.doctor.wheel import OnnxruntimeWheel, read_wheel
 
 _DRIVER_LIMIT_S = 10.0
 _LIBRARIES_LIMIT_S = 20.0
@@ -30,26 +38,26 @@ _KIB = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunningEngine:
     """The engine of a module that runs in this very process; `doubt`: its pace is none of a GPU."""
 
     device: DeviceState
-    places: NodePlaces
+    node_placement: NodePlacement
     doubt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class DoctorRequest:
     """What doctor is asked: for which device, with which configuration (None: none is known)."""
 
-    device: Requested = "auto"
+    device: RequestedDevice = "auto"
     config: Config | None = None
     data: Path = Path("/data")
-    running: Running | None = None
+    running: RunningEngine | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemorySize:
     """Main memory in bytes; `total_bytes` is the container's limit where that is less."""
 
     total_bytes: int
@@ -58,31 +66,31 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ProbeResults:
     """What the children told; `effective` and `verdict` are those of a session or of the engine here."""
 
-    driver: Answer
-    libraries: Answer
-    network: Answer
-    clock: Answer
-    placement: Answer
-    effective: Effective
-    verdict: Verdict
+    driver: ProbeResult
+    libraries: ProbeResult
+    network: ProbeResult
+    clock: ProbeResult
+    placement: ProbeResult
+    effective: EffectiveDevice
+    verdict: DeviceVerdict
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class HostFacts:
     """Everything that was seen; judged by `links` and `surroundings`."""
 
-    request: Request
-    place: Place
-    wheel: Wheel
-    told: Told
+    request: DoctorRequest
+    environment: HostEnvironment
+    wheel: OnnxruntimeWheel
+    probed: ProbeResults
     environ: Mapping[str, str]
     cores: int
     uid: int
-    memory: Memory
-    space: Space | None
+    memory: MemorySize
+    space: DiskSpace | None
     writable: bool
     socket: str
     cameras: Mapping[str, str] = field(default_factory=dict)
@@ -91,12 +99,12 @@ class Facts:
     cpu_quota: float | None = None
 
     @property
-    def works(self) -> bool:
+    def gpu_works(self) -> bool:
         """Whether a session on a GPU computed, which no other sign can contradict."""
-        return self.told.effective != "cpu"
+        return self.probed.effective != "cpu"
 
     @property
-    def demanded(self) -> bool:
+    def gpu_required(self) -> bool:
         """Whether nothing but a GPU will do."""
         return self.request.device in ("cuda", "tensorrt")
 
@@ -106,34 +114,34 @@ class Facts:
 
         A VM on Windows, and a container that cannot see the PCI bus, may be without one that the host has.
         """
-        place = self.place
-        nothing = place.offered == "none" and place.passthrough in ("none", "intel")
-        looked = place.kernel == "linux" and (place.bus or not place.container)
-        return nothing and looked and not self.demanded
+        environment = self.environment
+        is_missing = environment.host_gpu == "none" and environment.passthrough in ("none", "intel")
+        is_visible = environment.kernel == "linux" and (environment.pci_visible or not environment.container)
+        return is_missing and is_visible and not self.gpu_required
 
     @property
     def fulfilled(self) -> bool:
         """Whether it is the GPU, and the way of using it, that was asked for."""
-        return self.works and self.request.device in ("auto", self.told.effective)
+        return self.gpu_works and self.request.device in ("auto", self.probed.effective)
 
 
-def gather(request: Request, host: Host) -> Facts:
+def gather_facts(request: DoctorRequest, host: Host) -> HostFacts:
     """Look at everything; children run side by side, each with its limit."""
-    place = look_around(host)
-    wheel = look_at_wheel(host, tensorrt=request.device == "tensorrt")
+    environment = detect_environment(host)
+    wheel = read_wheel(host, tensorrt=request.device == "tensorrt")
     cameras, addresses = _cameras(request.config, host)
-    return Facts(
+    return HostFacts(
         request=request,
-        place=place,
+        environment=environment,
         wheel=wheel,
-        told=_ask(request, host, (place, wheel), addresses),
+        probed=_run_probes(request, host, (environment, wheel), addresses),
         environ=host.environ,
         cores=host.cores,
         uid=host.uid,
         memory=_memory(host),
         space=host.space(request.data),
-        writable=_writable(host, request.data),
-        socket=_socket(host),
+        writable=_is_writable(host, request.data),
+        socket=_check_socket(host),
         cameras=cameras,
         now_s=host.utc_now().timestamp(),
         newest_file_s=_newest_file_s(host),
@@ -141,65 +149,68 @@ def gather(request: Request, host: Host) -> Facts:
     )
 
 
-def _ask(
-    request: Request, host: Host, seen: tuple[Place, Wheel], addresses: Mapping[str, tuple[str, int]]
-) -> Told:
-    place, wheel = seen
-    nodes = {"nodes": [*place.nodes, *([DXG] if host.exists(DXG) else [])]}
+def _run_probes(
+    request: DoctorRequest,
+    host: Host,
+    examined: tuple[HostEnvironment, OnnxruntimeWheel],
+    addresses: Mapping[str, tuple[str, int]],
+) -> ProbeResults:
+    environment, wheel = examined
+    nodes = {"nodes": [*environment.nodes, *([DXG] if host.exists(DXG) else [])]}
     wanted = {"folders": [str(folder) for folder in wheel.folders], "names": list(wheel.needed)}
     with ThreadPoolExecutor(4, thread_name_prefix="doctor") as pool:
-        driver = pool.submit(host.ask, "driver", nodes, _DRIVER_LIMIT_S)
-        libraries = pool.submit(host.ask, "libraries", wanted, _LIBRARIES_LIMIT_S)
-        network = pool.submit(_ask_network, host, addresses)
-        clock = pool.submit(host.ask, "clock", {}, _CLOCK_LIMIT_S)
-        effective, verdict = _session(request, host, wheel, driver.result)
+        driver = pool.submit(host.probe, "driver", nodes, _DRIVER_LIMIT_S)
+        libraries = pool.submit(host.probe, "libraries", wanted, _LIBRARIES_LIMIT_S)
+        network = pool.submit(_probe_network, host, addresses)
+        clock = pool.submit(host.probe, "clock", {}, _CLOCK_LIMIT_S)
+        effective, verdict = _find_effective_device(request, host, wheel, driver.result)
         placement = _placement(request, host, effective)
-        told = (driver.result(), libraries.result(), network.result(), clock.result())
-    return Told(*told, placement, effective, verdict)
+        probed = (driver.result(), libraries.result(), network.result(), clock.result())
+    return ProbeResults(*probed, placement, effective, verdict)
 
 
-def _session(
-    request: Request, host: Host, wheel: Wheel, driver: Callable[[], Answer]
-) -> tuple[Effective, Verdict]:
+def _find_effective_device(
+    request: DoctorRequest, host: Host, wheel: OnnxruntimeWheel, driver: Callable[[], ProbeResult]
+) -> tuple[EffectiveDevice, DeviceVerdict]:
     """Where a first session really computes; the engine that runs here knows it better than a probe."""
     if request.running is not None and request.running.device.effective != "cpu":
         device = request.running.device
-        return device.effective, Verdict(device.code, device.reason)
+        return device.effective, DeviceVerdict(device.code, device.reason)
     if request.device == "cpu":
-        return "cpu", Verdict(Reason.ASKED_CPU, "the CPU was asked for")
+        return "cpu", DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was asked for")
     if not wheel.cuda:
-        return "cpu", Verdict(Reason.NO_GPU_BUILD, f"{wheel.name} was built without CUDA")
-    first: Verdict | None = None
-    for wish in wishes(request.device)[:-1]:
-        found = probe(
-            wish,
+        return "cpu", DeviceVerdict(ReasonCode.NO_GPU_BUILD, f"{wheel.name} was built without CUDA")
+    first: DeviceVerdict | None = None
+    for candidate in device_preference(request.device)[:-1]:
+        found = probe_device(
+            candidate,
             host.session,
             _SESSION_LIMIT_S,
             driver_present=lambda: "path" in driver().step("library"),
         )
-        if found.code is Reason.OK:
-            return wish, first or found
+        if found.code is ReasonCode.OK:
+            return candidate, first or found
         first = first or found
-    return "cpu", first or Verdict(Reason.ASKED_CPU, "the CPU was asked for")
+    return "cpu", first or DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was asked for")
 
 
-def _placement(request: Request, host: Host, effective: Effective) -> Answer:
+def _placement(request: DoctorRequest, host: Host, effective: EffectiveDevice) -> ProbeResult:
     """Where the nodes of the model lie, worth asking only where a GPU works."""
     if effective == "cpu":
-        return Answer({})
+        return ProbeResult({})
     if request.running is not None and request.running.device.effective == effective:
-        places = request.running.places
-        told: dict[str, Any] = {"device": effective, "doubt": request.running.doubt}
-        told |= {"onDevice": places.on_device, "onCpu": list(places.on_cpu)}
-        return Answer({"placement": told})
+        node_placement = request.running.node_placement
+        probed: dict[str, Any] = {"device": effective, "doubt": request.running.doubt}
+        probed |= {"onDevice": node_placement.on_device, "onCpu": list(node_placement.on_cpu)}
+        return ProbeResult({"placement": probed})
     model = request.config.model if request.config else ModelConfig()
     path = model.path
     if model.sha256 is not None:
-        kept = kept_path(request.data, model.sha256)
+        kept = make_model_path(request.data, model.sha256)
         if not kept.is_file():
-            return Answer({}, words="the model was not fetched yet")
+            return ProbeResult({}, reason="the model was not fetched yet")
         path = str(kept)
-    return host.ask("placement", {"device": effective, "model": path}, _PLACEMENT_LIMIT_S)
+    return host.probe("placement", {"device": effective, "model": path}, _PLACEMENT_LIMIT_S)
 
 
 def _cameras(config: Config | None, host: Host) -> tuple[dict[str, str], dict[str, tuple[str, int]]]:
@@ -217,11 +228,11 @@ def _cameras(config: Config | None, host: Host) -> tuple[dict[str, str], dict[st
         elif uri.kind == "demo":
             states[name] = ""
         else:
-            states[name] = _local(host, uri.target)
+            states[name] = _check_local(host, uri.target)
     return states, addresses
 
 
-def _local(host: Host, target: str) -> str:
+def _check_local(host: Host, target: str) -> str:
     path = host.at(target) if target.startswith("/") else Path(target)
     try:
         path.stat()
@@ -230,16 +241,16 @@ def _local(host: Host, target: str) -> str:
     return "" if host.access(path, os.R_OK) else "Permission denied"
 
 
-def _ask_network(host: Host, addresses: Mapping[str, tuple[str, int]]) -> Answer:
+def _probe_network(host: Host, addresses: Mapping[str, tuple[str, int]]) -> ProbeResult:
     identity = _identity(host)
-    question: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "resolve": [identity.gateway] if identity else [],
         "reach": {name: list(address) for name, address in addresses.items()},
         "date": [identity.hub] if identity else [],
     }
-    if not any(question.values()):
-        return Answer({})
-    return host.ask("network", question, _NETWORK_LIMIT_S)
+    if not any(arguments.values()):
+        return ProbeResult({})
+    return host.probe("network", arguments, _NETWORK_LIMIT_S)
 
 
 def _identity(host: Host) -> Identity | None:
@@ -249,27 +260,27 @@ def _identity(host: Host) -> Identity | None:
         return None
 
 
-def _memory(host: Host) -> Memory:
+def _memory(host: Host) -> MemorySize:
     kib = {}
     for line in host.text("/proc/meminfo").splitlines():
-        words = line.split()
-        if len(words) >= 2 and words[1].isdigit():
-            kib[words[0].rstrip(":")] = int(words[1])
+        reason = line.split()
+        if len(reason) >= 2 and reason[1].isdigit():
+            kib[reason[0].rstrip(":")] = int(reason[1])
     total, available = kib.get("MemTotal", 0) * _KIB, kib.get("MemAvailable", 0) * _KIB
     text = host.text("/sys/fs/cgroup/memory.max") or host.text("/sys/fs/cgroup/memory/memory.limit_in_bytes")
     limit = int(text) if text.strip().isdigit() else total
-    return Memory(min(total, limit), min(available, limit), limit < total)
+    return MemorySize(min(total, limit), min(available, limit), limit < total)
 
 
-def _writable(host: Host, data: Path) -> bool:
+def _is_writable(host: Host, data: Path) -> bool:
     """Whether the data folder, or the nearest parent in which it would be made, can be written."""
-    for place in (data, *data.parents):
-        if host.exists(place):
-            return host.access(host.at(place), os.W_OK | os.X_OK)
+    for environment in (data, *data.parents):
+        if host.exists(environment):
+            return host.access(host.at(environment), os.W_OK | os.X_OK)
     return False
 
 
-def _socket(host: Host) -> str:
+def _check_socket(host: Host) -> str:
     """What is wrong with the workload socket; empty where all is well or there is none."""
     identity = _identity(host)
     uri = urlsplit(identity.workload_uri) if identity else None

@@ -17,11 +17,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from visionedge.engine.device.devices import ProbeRun, run_probe
+from visionedge.engine.device.devices import ProbeRunner, run_probe
 from visionedge.errors import ConfigError
 from visionedge.frames.types import utc_now
 from visionedge.iothub.identity import Identity
-from visionedge.runtime.child_process import start_text
+from visionedge.runtime.child_process import start_text_child
 from visionedge.runtime.process_limits import cpu_quota
 
 Document = dict[str, Any]
@@ -30,7 +30,7 @@ _KILLED_WITHIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProbeResult:
     """What a child told before it ended: one document for each step it came to.
 
     `ended` is "late" when its time was up, "died" when a signal or an error ended it; `words` says more.
@@ -38,7 +38,7 @@ class Answer:
 
     steps: Mapping[str, Document]
     ended: Literal["fine", "late", "died"] = "fine"
-    words: str = ""
+    reason: str = ""
 
     def step(self, name: str) -> Document:
         """What it told of a step; empty where it never came to it."""
@@ -46,14 +46,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
+class DiskSpace:
     """A file system, in bytes."""
 
     total_bytes: int
     free_bytes: int
 
 
-Ask = Callable[[str, Document, float], Answer]
+RunProbe = Callable[[str, Document, float], ProbeResult]
 """Puts a question of `ask.py`, with its arguments, to a child that has so many seconds."""
 
 
@@ -68,9 +68,9 @@ class Host:
     system: str
     cores: int
     uid: int
-    ask: Ask
-    session: ProbeRun
-    space: Callable[[Path], Space | None]
+    probe: RunProbe
+    session: ProbeRunner
+    space: Callable[[Path], DiskSpace | None]
     access: Callable[[Path, int], bool]
     utc_now: Callable[[], datetime]
     cpu_quota: float | None = None
@@ -110,7 +110,7 @@ def this_host(environ: Mapping[str, str]) -> Host:
         system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         cores=len(os.sched_getaffinity(0)),
         uid=os.geteuid(),
-        ask=ask_child,
+        probe=run_probe_child,
         session=run_probe,
         space=_space,
         access=os.access,
@@ -119,31 +119,31 @@ def this_host(environ: Mapping[str, str]) -> Host:
     )
 
 
-def ask_child(question: str, arguments: Document, limit_s: float) -> Answer:
+def run_probe_child(probe_name: str, arguments: Document, limit_s: float) -> ProbeResult:
     """Ask in a child of `probe_child.py`, which knows the standard library only and starts in no time."""
     module = "visionedge.engine.placement"
-    target = module if question == "placement" else Path(__file__).with_name("probe_child.py")
-    child = start_text(target, question, json.dumps(arguments), stderr=subprocess.PIPE)
+    target = module if probe_name == "placement" else Path(__file__).with_name("probe_child.py")
+    child = start_text_child(target, probe_name, json.dumps(arguments), stderr=subprocess.PIPE)
     try:
-        told, complaint = child.communicate(timeout=limit_s)
+        output, error_text = child.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
         child.kill()
-        told = ""
+        output = ""
         # A child that hangs inside the driver does not even die; then it is left behind, not waited for.
         with contextlib.suppress(subprocess.TimeoutExpired):
-            told, _ = child.communicate(timeout=_KILLED_WITHIN_S)
-        return Answer(_steps(told), "late", f"no answer within {limit_s:g} s")
+            output, _ = child.communicate(timeout=_KILLED_WITHIN_S)
+        return ProbeResult(_steps(output), "late", f"no answer within {limit_s:g} s")
     if child.returncode < 0:
-        return Answer(_steps(told), "died", f"signal {-child.returncode}")
+        return ProbeResult(_steps(output), "died", f"signal {-child.returncode}")
     if child.returncode:
-        words = complaint.strip().splitlines() or [f"exit code {child.returncode}"]
-        return Answer(_steps(told), "died", words[-1][:300])
-    return Answer(_steps(told))
+        reason = error_text.strip().splitlines() or [f"exit code {child.returncode}"]
+        return ProbeResult(_steps(output), "died", reason[-1][:300])
+    return ProbeResult(_steps(output))
 
 
-def _steps(told: str) -> dict[str, Document]:
+def _steps(output: str) -> dict[str, Document]:
     steps: dict[str, Document] = {}
-    for line in told.splitlines():
+    for line in output.splitlines():
         # A line that was cut off by a crash, or that a library printed, is no step.
         with contextlib.suppress(ValueError, KeyError, TypeError):
             document = json.loads(line)
@@ -170,22 +170,22 @@ def _site() -> Path:
     return Path(__file__).resolve().parents[3]
 
 
-def _space(path: Path) -> Space | None:
+def _space(path: Path) -> DiskSpace | None:
     """The file system of a path, or of its nearest parent that is there."""
-    for place in (path, *path.parents):
+    for environment in (path, *path.parents):
         with contextlib.suppress(OSError):
-            usage = shutil.disk_usage(place)
-            return Space(usage.total, usage.free)
+            usage = shutil.disk_usage(environment)
+            return DiskSpace(usage.total, usage.free)
     return None
 
 
 # Where we are: container or not, IoT Edge or not, whose kernel, and which way a GPU comes in.
 
 
-Edge = Literal["no", "edge", "simulator", "half"]
+IotEdge = Literal["no", "edge", "simulator", "half"]
 Kernel = Literal["eflow", "wsl", "hyper-v", "linux"]
 Passthrough = Literal["dda", "gpu-pv", "native", "intel", "none"]
-Offer = Literal["driver", "dxg", "pci", "none"]
+HostGpu = Literal["driver", "dxg", "pci", "none"]
 
 WSL_LIBRARIES = "/usr/lib/wsl/lib"
 WSL_DRIVERS = "/usr/lib/wsl/drivers"
@@ -200,7 +200,7 @@ _DISPLAY_CLASS = "0x03"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class HostEnvironment:
     """The surroundings of this process.
 
     `passthrough`: DDA (the VM owns the whole GPU), GPU-PV (it is shared with Windows), native (no VM of
@@ -210,12 +210,12 @@ class Place:
     """
 
     container: bool
-    edge: Edge
+    edge: IotEdge
     kernel: Kernel
     release: str
     passthrough: Passthrough
-    offered: Offer
-    bus: bool
+    host_gpu: HostGpu
+    pci_visible: bool
     nodes: tuple[str, ...]
     kernel_driver: str
     wsl_libraries: tuple[str, ...]
@@ -232,28 +232,28 @@ class Place:
         return self.edge in ("edge", "half")
 
 
-def look_around(host: Host) -> Place:
+def detect_environment(host: Host) -> HostEnvironment:
     """Read the place off a machine's files and environment; nothing is started."""
     edge = _edge(host)
     kernel = _kernel(host, edge)
     nodes = tuple(f"/dev/{name}" for name in host.names("/dev") if _NODE.fullmatch(name))
     vendors = _display_vendors(host)
-    offered = _offered(host, vendors)
+    host_gpu = _detect_host_gpu(host, vendors)
     stores = {name: host.names(f"{WSL_DRIVERS}/{name}") for name in host.names(WSL_DRIVERS)}
     libraries = host.names(WSL_LIBRARIES)
-    passthrough: Passthrough = "intel" if offered == "none" and _INTEL in vendors else "none"
+    passthrough: Passthrough = "intel" if host_gpu == "none" and _INTEL in vendors else "none"
     if nodes:
         passthrough = "native" if kernel == "linux" else "dda"
     elif host.exists(DXG):
-        passthrough = "intel" if _only_intel(libraries, stores) else "gpu-pv"
-    return Place(
+        passthrough = "intel" if _is_intel_only(libraries, stores) else "gpu-pv"
+    return HostEnvironment(
         container=_container(host),
         edge=edge,
         kernel=kernel,
         release=host.text("/proc/sys/kernel/osrelease").strip(),
         passthrough=passthrough,
-        offered=offered,
-        bus=bool(host.names("/sys/bus/pci/devices")),
+        host_gpu=host_gpu,
+        pci_visible=bool(host.names("/sys/bus/pci/devices")),
         nodes=nodes,
         kernel_driver=_kernel_driver(host),
         wsl_libraries=libraries,
@@ -266,15 +266,15 @@ def _container(host: Host) -> bool:
     return marked or "container" in host.environ or bool(_IN_CONTAINER.search(host.text("/proc/1/cgroup")))
 
 
-def _edge(host: Host) -> Edge:
+def _edge(host: Host) -> IotEdge:
     try:
         identity = Identity.from_environ(host.environ)
     except ConfigError:
         return "half"
-    return "no" if identity is None else identity.carrier
+    return "no" if identity is None else identity.environment
 
 
-def _kernel(host: Host, edge: Edge) -> Kernel:
+def _kernel(host: Host, edge: IotEdge) -> Kernel:
     release = host.text("/proc/sys/kernel/osrelease").lower()
     if "wsl" in release:
         return "wsl"
@@ -306,7 +306,7 @@ def _display_vendors(host: Host) -> frozenset[str]:
     )
 
 
-def _offered(host: Host, vendors: frozenset[str]) -> Offer:
+def _detect_host_gpu(host: Host, vendors: frozenset[str]) -> HostGpu:
     if _kernel_driver(host) or re.search(r"^\s*195 nvidia", host.text("/proc/devices"), re.MULTILINE):
         return "driver"
     if re.search(r"^\s*\d+ dxg$", host.text("/proc/misc"), re.MULTILINE):
@@ -314,7 +314,7 @@ def _offered(host: Host, vendors: frozenset[str]) -> Offer:
     return "pci" if _NVIDIA in vendors else "none"
 
 
-def _only_intel(libraries: tuple[str, ...], stores: Mapping[str, tuple[str, ...]]) -> bool:
+def _is_intel_only(libraries: tuple[str, ...], stores: Mapping[str, tuple[str, ...]]) -> bool:
     nvidia = any(name.startswith("libcuda.so") for name in libraries)
     nvidia = nvidia or any(name.lower().startswith("nv") for name in stores)
     return not nvidia and any(name.lower().startswith(("iig", "igfx", "igd")) for name in stores)

@@ -10,35 +10,35 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from visionedge.errors import ConfigError
-from visionedge.ops.doctor.finding import Remedy, one
-from visionedge.ops.doctor.passthrough import NO_REQUIRE, WANTED_CORES, WANTED_MEMORY_MIB
-from visionedge.ops.doctor.wheel import LEAST_WINDOWS_DRIVER
-from visionedge.ops.manifest.gpu_options import GPU_OPTIONS, compact
+from visionedge.ops.doctor.finding import Remedy, one_remedy
+from visionedge.ops.doctor.passthrough import DISABLE_REQUIRE_ENV, MIN_CORES, MIN_MEMORY_MIB
+from visionedge.ops.doctor.wheel import MIN_WINDOWS_DRIVER
+from visionedge.ops.manifest.gpu_options import GPU_OPTIONS, to_compact_json
 
 Document = dict[str, Any]
-Family = Literal["datacenter", "graphics", "maxwell", "intel", "unknown"]
-Way = Literal["DirectDeviceAssignment", "ParaVirtualization", "none"]
+GpuFamily = Literal["datacenter", "graphics", "maxwell", "intel", "unknown"]
+PassthroughType = Literal["DirectDeviceAssignment", "ParaVirtualization", "none"]
 
 SCHEMA = "visionedge/doctor-plan/1"
 EDITIONS = ("pro", "enterprise", "iot-enterprise", "server", "home")
 DATA_DISK_GB = 20
 
-_LEAST_WINDOWS_10 = (19044, 1620)
+_MIN_WINDOWS_10 = (19044, 1620)
 _WINDOWS_11 = 22000
 _SERVERS = {17763: "Windows Server 2019", 20348: "Windows Server 2022"}
 # What PowerShell would read as something else than a name.
-_STRANGE = re.compile(r"[\"'`$;\x00-\x1f]")
+_UNSAFE_GPU_NAME = re.compile(r"[\"'`$;\x00-\x1f]")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EflowPlan:
     """The answer: whether GPU passthrough is supported, which one, why, and what to type on Windows."""
 
     windows: str
     gpu: str
     supported: bool
     cuda: bool
-    passthrough: Way
+    passthrough: PassthroughType
     why: str
     steps: tuple[Remedy, ...]
 
@@ -55,16 +55,16 @@ class Plan:
             "steps": [step.document() for step in self.steps],
         }
 
-    def words(self) -> str:
+    def to_text(self) -> str:
         """For people."""
         answer = f"supported: {self.passthrough}" if self.supported else "not supported"
         lines = [f"{self.gpu} on {self.windows}: {answer}", f"  {self.why}", ""]
         for number, step in enumerate(self.steps, 1):
-            lines += [f"{number}. {step.say}", *(f"     {line}" for line in step.lines)]
+            lines += [f"{number}. {step.instruction}", *(f"     {line}" for line in step.lines)]
         return "\n".join(lines).rstrip() + "\n"
 
 
-def make_plan(build: str | None, edition: str | None, gpu: str | None) -> Plan:
+def make_eflow_plan(build: str | None, edition: str | None, gpu: str | None) -> EflowPlan:
     """What to do on a Windows of this build ("19045" or "19044.1620") and edition, with this GPU.
 
     Raises:
@@ -75,17 +75,20 @@ def make_plan(build: str | None, edition: str | None, gpu: str | None) -> Plan:
     edition = _edition(edition)
     gpu = _gpu(gpu)
     windows, windows_fault = _windows(number, revision, edition)
-    family = family_of(gpu)
-    way, way_fault = _way(family, edition)
-    fault = windows_fault or way_fault
+    family = classify_gpu(gpu)
+    passthrough_type, gpu_fault = _choose_passthrough(family, edition)
+    fault = windows_fault or gpu_fault
     if fault:
-        return Plan(windows, gpu, False, False, "none", fault, one(*_without(gpu)))
-    why = _why(family, way)
-    steps = _steps(family, way, gpu, is_windows_10=number < 20000)
-    if number == _LEAST_WINDOWS_10[0] and revision is None:
-        least = ".".join(map(str, _LEAST_WINDOWS_10))
-        steps = (*one(f"see in winver that the build is {least} or newer, else update Windows"), *steps)
-    return Plan(windows, gpu, True, family != "intel", way, why, steps)
+        return EflowPlan(windows, gpu, False, False, "none", fault, one_remedy(*_deploy_without_gpu(gpu)))
+    why = _explain(family, passthrough_type)
+    steps = _steps(family, passthrough_type, gpu, is_windows_10=number < 20000)
+    if number == _MIN_WINDOWS_10[0] and revision is None:
+        least = ".".join(map(str, _MIN_WINDOWS_10))
+        steps = (
+            *one_remedy(f"see in winver that the build is {least} or newer, else update Windows"),
+            *steps,
+        )
+    return EflowPlan(windows, gpu, True, family != "intel", passthrough_type, why, steps)
 
 
 def _check(build: str | None, edition: str | None, gpu: str | None) -> None:
@@ -100,7 +103,7 @@ def _check(build: str | None, edition: str | None, gpu: str | None) -> None:
         raise ConfigError(problems)
 
 
-def family_of(gpu: str) -> Family:
+def classify_gpu(gpu: str) -> GpuFamily:
     """What a GPU is, by the name that Windows gives it; an RTX A2000 is no A2."""
     if re.search(r"\b(tesla\s+)?t4\b|\ba2\b", gpu, re.IGNORECASE):
         return "datacenter"
@@ -119,17 +122,17 @@ def _build(text: str | None) -> tuple[int, int | None]:
 
 
 def _edition(text: str | None) -> str:
-    words = re.sub(r"[\s_]+", "-", (text or "").strip().lower())
+    to_text = re.sub(r"[\s_]+", "-", (text or "").strip().lower())
     # "Windows 11 IoT Enterprise LTSC" and the like, as Windows says it.
     for edition in ("iot-enterprise", "enterprise", "server", "pro", "home"):
-        if edition in words:
+        if edition in to_text:
             return edition
     raise ConfigError([f"--edition: {_shown(text)}; write one of {', '.join(EDITIONS)}"])
 
 
 def _gpu(text: str | None) -> str:
     name = (text or "").strip()
-    if not name or _STRANGE.search(name):
+    if not name or _UNSAFE_GPU_NAME.search(name):
         raise ConfigError([f"--gpu: {_shown(text)}; write its name as Windows gives it, such as NVIDIA A2"])
     return name
 
@@ -145,18 +148,18 @@ def _windows(number: int, revision: int | None, edition: str) -> tuple[str, str]
         known = number in _SERVERS
         return f"{name} ({number})", "" if known else "the table knows Windows Server 2019 and 2022 only"
     name = "Windows 11" if number >= _WINDOWS_11 else "Windows 10"
-    told = f"{name} {edition} ({number}{'' if revision is None else f'.{revision}'})"
+    windows = f"{name} {edition} ({number}{'' if revision is None else f'.{revision}'})"
     if edition == "home":
-        return told, "EFLOW needs Pro, Enterprise, IoT Enterprise or Server"
-    if number in _SERVERS and number > _LEAST_WINDOWS_10[0]:
-        return told, f"build {number} is that of {_SERVERS[number]}, not of Windows 10"
-    least = ".".join(map(str, _LEAST_WINDOWS_10))
-    if (number, _LEAST_WINDOWS_10[1] if revision is None else revision) < _LEAST_WINDOWS_10:
-        return told, f"GPU passthrough needs build {least} or newer: update Windows"
-    return told, ""
+        return windows, "EFLOW needs Pro, Enterprise, IoT Enterprise or Server"
+    if number in _SERVERS and number > _MIN_WINDOWS_10[0]:
+        return windows, f"build {number} is that of {_SERVERS[number]}, not of Windows 10"
+    least = ".".join(map(str, _MIN_WINDOWS_10))
+    if (number, _MIN_WINDOWS_10[1] if revision is None else revision) < _MIN_WINDOWS_10:
+        return windows, f"GPU passthrough needs build {least} or newer: update Windows"
+    return windows, ""
 
 
-def _way(family: Family, edition: str) -> tuple[Way, str]:
+def _choose_passthrough(family: GpuFamily, edition: str) -> tuple[PassthroughType, str]:
     match family:
         case "datacenter":
             return "DirectDeviceAssignment", ""
@@ -173,43 +176,49 @@ def _way(family: Family, edition: str) -> tuple[Way, str]:
             )
 
 
-def _why(family: Family, way: Way) -> str:
+def _explain(family: GpuFamily, passthrough_type: PassthroughType) -> str:
     if family == "intel":
         return "GPU-PV is supported, but an Intel GPU is no CUDA device: visionedge computes on the CPU"
-    if way == "DirectDeviceAssignment":
+    if passthrough_type == "DirectDeviceAssignment":
         return "DDA: the GPU leaves Windows and belongs to the VM, which drives it with its own Linux driver"
     return "GPU-PV: the GPU is shared with Windows, whose NVIDIA driver serves the VM, too"
 
 
-def _without(gpu: str) -> tuple[str, str]:
-    say = f"deploy without {gpu}; visionedge computes on the CPU"
-    return say, f"Deploy-Eflow -cpuCount {WANTED_CORES} -memoryInMB 4096 -vmDataSize {DATA_DISK_GB}"
+def _deploy_without_gpu(gpu: str) -> tuple[str, str]:
+    instruction = f"deploy without {gpu}; visionedge computes on the CPU"
+    return instruction, f"Deploy-Eflow -cpuCount {MIN_CORES} -memoryInMB 4096 -vmDataSize {DATA_DISK_GB}"
 
 
-def _steps(family: Family, way: Way, gpu: str, *, is_windows_10: bool) -> tuple[Remedy, ...]:
+def _steps(
+    family: GpuFamily, passthrough_type: PassthroughType, gpu: str, *, is_windows_10: bool
+) -> tuple[Remedy, ...]:
     line = (
-        f"Deploy-Eflow -cpuCount {WANTED_CORES} -memoryInMB {WANTED_MEMORY_MIB} -vmDataSize {DATA_DISK_GB}"
-        f' -gpuPassthroughType {way} -gpuCount 1 -gpuName "{gpu}"'
+        f"Deploy-Eflow -cpuCount {MIN_CORES} -memoryInMB {MIN_MEMORY_MIB} -vmDataSize {DATA_DISK_GB}"
+        f' -gpuPassthroughType {passthrough_type} -gpuCount 1 -gpuName "{gpu}"'
     )
-    deploy = one("in an elevated PowerShell (EFLOW inside a VM gets no GPU)", line)
+    deploy = one_remedy("in an elevated PowerShell (EFLOW inside a VM gets no GPU)", line)
     if family == "intel":
         return deploy
-    before = _before(way, is_windows_10=is_windows_10)
-    options = one("the module's createOptions", compact(GPU_OPTIONS))
-    if way == "ParaVirtualization":
-        options += one("and its env, for images that set NVIDIA_REQUIRE_CUDA", NO_REQUIRE)
-    check = one(
+    before = _before(passthrough_type, is_windows_10=is_windows_10)
+    options = one_remedy("the module's createOptions", to_compact_json(GPU_OPTIONS))
+    if passthrough_type == "ParaVirtualization":
+        options += one_remedy("and its env, for images that set NVIDIA_REQUIRE_CUDA", DISABLE_REQUIRE_ENV)
+    check = one_remedy(
         "then look at the chain from inside",
         'Invoke-EflowVmCommand "sudo docker exec vision visionedge doctor"',
     )
     return (*before, *deploy, *options, *check)
 
 
-def _before(way: Way, *, is_windows_10: bool) -> tuple[Remedy, ...]:
-    if way == "DirectDeviceAssignment":
-        mitigation = one("on Windows, install NVIDIA's device mitigation driver for a T4 (recommended)")
-        return (*one("all cumulative updates of Windows must be installed"), *mitigation)
-    least = LEAST_WINDOWS_DRIVER[12]
-    driver = one(f"on Windows, NVIDIA's driver {least} or newer (CUDA 12); in the VM none is ever installed")
-    wsl = one("Windows 10 also needs WSL, for its libraries", "wsl --install") if is_windows_10 else ()
+def _before(passthrough_type: PassthroughType, *, is_windows_10: bool) -> tuple[Remedy, ...]:
+    if passthrough_type == "DirectDeviceAssignment":
+        mitigation = one_remedy(
+            "on Windows, install NVIDIA's device mitigation driver for a T4 (recommended)"
+        )
+        return (*one_remedy("all cumulative updates of Windows must be installed"), *mitigation)
+    least = MIN_WINDOWS_DRIVER[12]
+    driver = one_remedy(
+        f"on Windows, NVIDIA's driver {least} or newer (CUDA 12); in the VM none is ever installed"
+    )
+    wsl = one_remedy("Windows 10 also needs WSL, for its libraries", "wsl --install") if is_windows_10 else ()
     return (*driver, *wsl)

@@ -19,39 +19,39 @@ from typing import Any
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_…
 _NAME_BYTES = 100
-_printing = threading.Lock()
+_print_lock = threading.Lock()
 
 
-def tell(step: str, **facts: Any) -> None:
+def report_step(step: str, **facts: Any) -> None:
     """One line for the parent."""
     line = json.dumps({"step": step, **facts})
-    with _printing:
+    with _print_lock:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
 
-def ask_driver(arguments: dict[str, Any]) -> None:
+def probe_driver(arguments: dict[str, Any]) -> None:
     """Open the device nodes, load libcuda, start it, count devices, ask for their memory."""
-    tell("open", errors={node: _open_error(node) for node in arguments["nodes"]})
+    report_step("open", errors={node: _open_error(node) for node in arguments["nodes"]})
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
-        tell("library", error=str(error))
+        report_step("library", error=str(error))
         return
-    tell("library", path=_loaded("libcuda.so"))
+    report_step("library", path=_loaded_path("libcuda.so"))
     version = ctypes.c_int()
     driver.cuDriverGetVersion(ctypes.byref(version))
-    tell("version", cuda=version.value)
-    _ask_management()
-    tell("starting")
+    report_step("version", cuda=version.value)
+    _probe_nvml()
+    report_step("starting")
     code = driver.cuInit(0)
-    tell("init", code=code, name=_error_name(driver, code))
+    report_step("init", code=code, name=_error_name(driver, code))
     if code == 0:
         count = ctypes.c_int()
         driver.cuDeviceGetCount(ctypes.byref(count))
-        tell("devices", devices=[_device(driver, index) for index in range(count.value)])
+        report_step("devices", devices=[_device(driver, index) for index in range(count.value)])
         if count.value:
-            tell("memory", **_memory(driver))
+            report_step("memory", **_memory(driver))
 
 
 def _open_error(node: str) -> str | None:
@@ -62,7 +62,7 @@ def _open_error(node: str) -> str | None:
     return None
 
 
-def _loaded(name: str) -> str:
+def _loaded_path(name: str) -> str:
     """The file that a library was loaded from."""
     with suppress(OSError):
         for line in Path("/proc/self/maps").read_text().splitlines():
@@ -105,18 +105,18 @@ def _memory(driver: Any) -> dict[str, int]:
     return {"code": code, "freeBytes": free.value, "totalBytes": total.value}
 
 
-def _ask_management() -> None:
+def _probe_nvml() -> None:
     """The driver's own version, by NVML; under WSL it may refuse any question."""
     with suppress(OSError, AttributeError):
         management = ctypes.CDLL("libnvidia-ml.so.1")
         text = ctypes.create_string_buffer(_NAME_BYTES)
         if management.nvmlInit_v2() == 0:
             if management.nvmlSystemGetDriverVersion(text, _NAME_BYTES) == 0:
-                tell("management", driver=text.value.decode(errors="replace"))
+                report_step("management", driver=text.value.decode(errors="replace"))
             management.nvmlShutdown()
 
 
-def ask_libraries(arguments: dict[str, Any]) -> None:
+def probe_libraries(arguments: dict[str, Any]) -> None:
     """Load libraries in turn, from a folder of packages where they lie there, and ask for their versions.
 
     That is how onnxruntime finds them: what came as packages first, then whatever the loader knows.
@@ -124,13 +124,13 @@ def ask_libraries(arguments: dict[str, Any]) -> None:
     folders = [Path(folder) for folder in arguments["folders"]]
     for name in arguments["names"]:
         found = next((folder / name for folder in folders if (folder / name).exists()), None)
-        tell(name, loading=True)
+        report_step(name, loading=True)
         try:
             library = ctypes.CDLL(str(found or name), mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
-            tell(name, error=str(error))
+            report_step(name, error=str(error))
             continue
-        tell(name, path=str(found or _loaded(name)), version=_version(name, library))
+        report_step(name, path=str(found or _loaded_path(name)), version=_version(name, library))
 
 
 def _version(name: str, library: Any) -> int:
@@ -162,15 +162,18 @@ def _property(library: Any, which: int) -> int:
     return value.value
 
 
-def ask_network(arguments: dict[str, Any]) -> None:
+def probe_network(arguments: dict[str, Any]) -> None:
     """Look names up, knock at ports and read a server's clock, all at once; the parent sets the limit."""
     work = [
         *(threading.Thread(target=_resolve, args=(name,), daemon=True) for name in arguments["resolve"]),
         *(
-            threading.Thread(target=_knock, args=(key, *address), daemon=True)
+            threading.Thread(target=_try_connect, args=(key, *address), daemon=True)
             for key, address in arguments["reach"].items()
         ),
-        *(threading.Thread(target=_date, args=(name,), daemon=True) for name in arguments["date"]),
+        *(
+            threading.Thread(target=_read_server_date, args=(name,), daemon=True)
+            for name in arguments["date"]
+        ),
     ]
     for thread in work:
         thread.start()
@@ -182,21 +185,21 @@ def _resolve(name: str) -> None:
     try:
         found = socket.getaddrinfo(name, None, proto=socket.IPPROTO_TCP)
     except OSError as error:
-        tell(f"resolve:{name}", error=error.strerror or str(error))
+        report_step(f"resolve:{name}", error=error.strerror or str(error))
     else:
-        tell(f"resolve:{name}", addresses=sorted({str(item[4][0]) for item in found}))
+        report_step(f"resolve:{name}", addresses=sorted({str(item[4][0]) for item in found}))
 
 
-def _knock(key: str, host: str, port: int) -> None:
+def _try_connect(key: str, host: str, port: int) -> None:
     try:
         socket.create_connection((host, port), timeout=10).close()
     except OSError as error:
-        tell(f"reach:{key}", error=error.strerror or str(error))
+        report_step(f"reach:{key}", error=error.strerror or str(error))
     else:
-        tell(f"reach:{key}", reached=True)
+        report_step(f"reach:{key}", reached=True)
 
 
-def _date(name: str) -> None:
+def _read_server_date(name: str) -> None:
     """The clock of a server. Unverified on purpose: with a wrong clock no certificate is valid."""
     context = ssl.create_default_context()
     context.check_hostname = False
@@ -207,9 +210,9 @@ def _date(name: str) -> None:
         date = connection.getresponse().getheader("Date")
         connection.close()
     except (OSError, http.client.HTTPException) as error:
-        tell("date", error=str(error))
+        report_step("date", error=str(error))
     else:
-        tell("date", date=date)
+        report_step("date", date=date)
 
 
 class _Timex(ctypes.Structure):
@@ -226,16 +229,21 @@ class _Timex(ctypes.Structure):
     )
 
 
-def ask_clock(_arguments: dict[str, Any]) -> None:
+def probe_clock(_arguments: dict[str, Any]) -> None:
     """Whether the kernel believes that its clock is kept by somebody."""
     state = _Timex()
     unsynchronised = 0x40
     if ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(state)) >= 0:
         kept = not state.status & unsynchronised
-        tell("kernel", synchronised=kept, errorMs=state.most_error_us / 1000)
+        report_step("kernel", synchronised=kept, errorMs=state.most_error_us / 1000)
 
 
-QUESTIONS = {"driver": ask_driver, "libraries": ask_libraries, "network": ask_network, "clock": ask_clock}
+PROBES = {
+    "driver": probe_driver,
+    "libraries": probe_libraries,
+    "network": probe_network,
+    "clock": probe_clock,
+}
 
 if __name__ == "__main__":
-    QUESTIONS[sys.argv[1]](json.loads(sys.argv[2]))
+    PROBES[sys.argv[1]](json.loads(sys.argv[2]))

@@ -7,43 +7,55 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from visionedge import __version__
-from visionedge.engine.device.devices import Effective, Reason, Requested
-from visionedge.frames.types import utc_text
-from visionedge.ops.doctor.finding import Document, Finding, State
-from visionedge.ops.doctor.gather import Request, gather
-from visionedge.ops.doctor.gpu_checks import walk
-from visionedge.ops.doctor.host import Host, Place
-from visionedge.ops.doctor.system_checks import look
+from visionedge.engine.device.devices import EffectiveDevice, ReasonCode, RequestedDevice
+from visionedge.frames.types import format_utc
+from visionedge.ops.doctor.finding import CheckResult, CheckState, Document
+from visionedge.ops.doctor.gather import DoctorRequest, gather_facts
+from visionedge.ops.doctor.gpu_checks import run_gpu_checks
+from visionedge.ops.doctor.host import Host, HostEnvironment
+from visionedge.ops.doctor.system_checks import run_system_checks
 from visionedge.runtime.redaction import redact, redact_document
 
 SCHEMA = "visionedge/doctor/1"
 
 _WIDTH = 104
-_MARKS = {State.OK: "✓", State.INFO: "·", State.WARNING: "!", State.BROKEN: "✗", State.SKIPPED: "-"}
+_MARKS = {
+    CheckState.OK: "✓",
+    CheckState.INFO: "·",
+    CheckState.WARNING: "!",
+    CheckState.BROKEN: "✗",
+    CheckState.SKIPPED: "-",
+}
 
-_COLOURS = {State.OK: 32, State.INFO: 90, State.WARNING: 33, State.BROKEN: 31, State.SKIPPED: 90}
+_COLOURS = {
+    CheckState.OK: 32,
+    CheckState.INFO: 90,
+    CheckState.WARNING: 33,
+    CheckState.BROKEN: 31,
+    CheckState.SKIPPED: 90,
+}
 """Green, grey, yellow, red, grey: the codes of a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DoctorReport:
     """What was found. `chain` leads to the GPU, `surroundings` is everything else."""
 
     at: str
     system: str
-    place: Place
-    requested: Requested
-    effective: Effective
-    code: Reason
+    environment: HostEnvironment
+    requested: RequestedDevice
+    effective: EffectiveDevice
+    code: ReasonCode
     reason: str
-    chain: tuple[Finding, ...]
-    surroundings: tuple[Finding, ...]
+    chain: tuple[CheckResult, ...]
+    system_checks: tuple[CheckResult, ...]
     gpu_is_absent: bool = False
 
     @property
-    def first_broken(self) -> Finding | None:
+    def first_broken(self) -> CheckResult | None:
         """The first broken link of the chain."""
-        return next((finding for finding in self.chain if finding.state is State.BROKEN), None)
+        return next((finding for finding in self.chain if finding.state is CheckState.BROKEN), None)
 
     @property
     def fulfilled(self) -> bool:
@@ -66,23 +78,23 @@ class Report:
                 "reason": self.reason,
             },
             "environment": {
-                "container": self.place.container,
-                "iotEdge": self.place.edge,
-                "kernel": self.place.kernel,
-                "release": self.place.release,
-                "passthrough": self.place.passthrough,
+                "container": self.environment.container,
+                "iotEdge": self.environment.edge,
+                "kernel": self.environment.kernel,
+                "release": self.environment.release,
+                "passthrough": self.environment.passthrough,
             },
             "firstBroken": first.name if first else None,
             "chain": [finding.document() for finding in self.chain],
-            "surroundings": [finding.document() for finding in self.surroundings],
+            "surroundings": [finding.document() for finding in self.system_checks],
         }
         masked: Document = redact_document(document)
         return masked
 
-    def words(self, *, colours: bool = False) -> str:
+    def to_text(self, *, colours: bool = False) -> str:
         """For people, secrets masked; the marks with the colours of a terminal."""
         device = f"requested {self.requested}, effective {self.effective}"
-        if self.code is not Reason.OK:
+        if self.code is not ReasonCode.OK:
             device += f": {redact(self.reason)} ({self.code})"
         lines = [
             f"visionedge {__version__}, {self.system}",
@@ -92,7 +104,7 @@ class Report:
             *_table(self.chain, but=self.first_broken, colours=colours),
             "",
             "Beside it",
-            *_table(self.surroundings, colours=colours),
+            *_table(self.system_checks, colours=colours),
             "",
             *self._summary(),
         ]
@@ -106,57 +118,59 @@ class Report:
             return ["the chain to the GPU is whole" if self.effective != "cpu" else "no link is broken"]
         instead = {"cpu": "the CPU", "cuda": "CUDA"}.get(self.effective, self.effective)
         fine = f"; {instead} computes instead" if self.fulfilled else ""
-        lines = _wrapped("", f"first broken link: {first.title}: {first.found}{fine}")
+        lines = _wrap("", f"first broken link: {first.title}: {first.found}{fine}")
         lines += _remedies(first)
-        later = [f"{f.title}: {f.found}" for f in self.chain if f.state is State.BROKEN and f is not first]
-        return lines + (_wrapped("", f"also broken: {'; '.join(later)}") if later else [])
+        later = [
+            f"{f.title}: {f.found}" for f in self.chain if f.state is CheckState.BROKEN and f is not first
+        ]
+        return lines + (_wrap("", f"also broken: {'; '.join(later)}") if later else [])
 
 
-def examine(request: Request, host: Host) -> Report:
+def examine(request: DoctorRequest, host: Host) -> DoctorReport:
     """Look at a machine and judge it. Takes a second or two, at most what its children are given."""
-    facts = gather(request, host)
-    return Report(
-        at=utc_text(host.utc_now()),
+    facts = gather_facts(request, host)
+    return DoctorReport(
+        at=format_utc(host.utc_now()),
         system=host.system,
-        place=facts.place,
+        environment=facts.environment,
         requested=request.device,
-        effective=facts.told.effective,
-        code=facts.told.verdict.code,
-        reason=facts.told.verdict.reason,
-        chain=walk(facts),
-        surroundings=look(facts),
+        effective=facts.probed.effective,
+        code=facts.probed.verdict.code,
+        reason=facts.probed.verdict.reason,
+        chain=run_gpu_checks(facts),
+        system_checks=run_system_checks(facts),
         gpu_is_absent=facts.gpu_is_absent,
     )
 
 
-def _table(findings: tuple[Finding, ...], but: Finding | None = None, *, colours: bool) -> list[str]:
+def _table(findings: tuple[CheckResult, ...], but: CheckResult | None = None, *, colours: bool) -> list[str]:
     """One line a finding, and what to do below it; of `but` that is told elsewhere."""
     width = max(len(finding.title) for finding in findings)
     lines = []
     for finding in findings:
         head = f"  {_MARKS[finding.state]} {finding.title:<{width}}  "
-        first, *more = _wrapped(head, finding.found)
-        lines += [_painted(first, finding.state) if colours else first, *more]
+        first, *more = _wrap(head, finding.found)
+        lines += [_colour_line(first, finding.state) if colours else first, *more]
         if finding is not but:
             lines += [f"      {line}" for line in _remedies(finding)]
     return lines
 
 
-def _painted(line: str, state: State) -> str:
+def _colour_line(line: str, state: CheckState) -> str:
     """A line of a table with its mark in colour; what needs no attention is grey, the whole line."""
-    end = len(line) if state in (State.INFO, State.SKIPPED) else 3
+    end = len(line) if state in (CheckState.INFO, CheckState.SKIPPED) else 3
     return f"\x1b[{_COLOURS[state]}m{line[:end]}\x1b[0m{line[end:]}"
 
 
-def _remedies(finding: Finding) -> list[str]:
+def _remedies(finding: CheckResult) -> list[str]:
     lines: list[str] = []
     for remedy in finding.remedies:
-        lines += _wrapped("  → ", remedy.say)
+        lines += _wrap("  → ", remedy.instruction)
         lines += [f"        {redact(line)}" for line in remedy.lines]  # to be copied, so never broken
     return lines
 
 
-def _wrapped(head: str, text: str) -> list[str]:
+def _wrap(head: str, text: str) -> list[str]:
     return textwrap.wrap(
         head + redact(text),  # before it is broken: a secret may hold a blank
         _WIDTH,
@@ -169,10 +183,10 @@ def _wrapped(head: str, text: str) -> list[str]:
 # Doctor for a module that runs: one examination at a time, and none oftener than once a minute.
 
 
-FRESH_NS = 60_000_000_000
+MAX_AGE_NS = 60_000_000_000
 
 
-class Visits:
+class CachedReport:
     """Answers from the last examination while it is fresh. Loop only.
 
     `examine` makes a new one; whoever asks meanwhile waits for the same, and if one of them leaves, the
@@ -198,4 +212,4 @@ class Visits:
         if not task.done():
             return False
         failed = task.cancelled() or task.exception() is not None
-        return failed or self._clock() - self._begun_ns >= FRESH_NS
+        return failed or self._clock() - self._begun_ns >= MAX_AGE_NS

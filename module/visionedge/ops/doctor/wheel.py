@@ -13,11 +13,11 @@ from visionedge.ops.doctor.host import Host
 
 _NEEDED, _STRINGS, _END = 1, 5, 0
 _DYNAMIC, _LOAD = 2, 1
-_MOST_ENTRIES, _MOST_SEGMENTS, _SEGMENT_BYTES = 4096, 128, 56
-_MOST_NAME_BYTES = 256
+_MAX_ENTRIES, _MAX_SEGMENTS, _SEGMENT_BYTES = 4096, 128, 56
+_MAX_NAME_BYTES = 256
 
 
-def needed_by(path: Path) -> tuple[str, ...]:
+def read_needed_libraries(path: Path) -> tuple[str, ...]:
     """The libraries that the loader will want for a 64-bit little-endian ELF file, in its order.
 
     Nothing where the file is no such thing: whoever asks has a table to fall back on.
@@ -36,20 +36,20 @@ def _read(file: BinaryIO) -> tuple[str, ...]:
         return ()
     (start,) = struct.unpack_from("<Q", header, 32)
     size, count = struct.unpack_from("<HH", header, 54)
-    if size != _SEGMENT_BYTES or count > _MOST_SEGMENTS:
+    if size != _SEGMENT_BYTES or count > _MAX_SEGMENTS:
         return ()
     file.seek(start)
     segments = [_segment(file.read(size)) for _ in range(count)]
     dynamic = next(segment for segment in segments if segment[0] == _DYNAMIC)
     file.seek(dynamic[1])
-    entries = _entries(file.read(min(dynamic[3], 16 * _MOST_ENTRIES)))
+    entries = _entries(file.read(min(dynamic[3], 16 * _MAX_ENTRIES)))
     strings = _file_offset(segments, next(value for tag, value in entries if tag == _STRINGS))
     return tuple(_name(file, strings + value) for tag, value in entries if tag == _NEEDED)
 
 
 def _name(file: BinaryIO, offset: int) -> str:
     file.seek(offset)
-    return file.read(_MOST_NAME_BYTES).split(b"\0")[0].decode(errors="replace")
+    return file.read(_MAX_NAME_BYTES).split(b"\0")[0].decode(errors="replace")
 
 
 def _segment(data: bytes) -> tuple[int, int, int, int]:
@@ -79,9 +79,9 @@ def _file_offset(segments: list[tuple[int, int, int, int]], address: int) -> int
 
 _FOLDER = "onnxruntime/capi"
 _PROVIDER = "libonnxruntime_providers_cuda.so"
-_STATED = re.compile(r"^(\w+) = '([^']*)'", re.MULTILINE)
-_OURS = re.compile(r"onnxruntime(-gpu|-openvino|-rocm|-training|-directml|-qnn)?")
-_NVIDIAS = re.compile(r"lib(cublas|cudart|cufft|curand|cudnn|cuda|nv|cusparse)")
+_BUILD_INFO = re.compile(r"^(\w+) = '([^']*)'", re.MULTILINE)
+_ONNXRUNTIME_NAME = re.compile(r"onnxruntime(-gpu|-openvino|-rocm|-training|-directml|-qnn)?")
+_CUDA_LIBRARY_NAME = re.compile(r"lib(cublas|cudart|cufft|curand|cudnn|cuda|nv|cusparse)")
 _TENSORRT = ("libnvinfer.so.10", "libnvonnxparser.so.10")
 
 # What the providers of CUDA 12 and 13 load, in the order in which the loader asks.
@@ -95,18 +95,18 @@ _FIRST_CUDA_13 = (1, 27)
 _SASS = {12: (60, 70, 75, 80, 86, 90), 13: (75, 80, 86, 89, 90, 120)}
 _PTX: dict[int, tuple[int, ...]] = {12: (90,), 13: ()}
 
-LEAST_DRIVER = {12: "525.60.13", 13: "580"}
+MIN_DRIVER = {12: "525.60.13", 13: "580"}
 """On Linux, by CUDA."""
-LEAST_WINDOWS_DRIVER = {12: "527.41", 13: "580"}
+MIN_WINDOWS_DRIVER = {12: "527.41", 13: "580"}
 """On Windows, whose driver serves GPU-PV."""
 
 # Read from the machine code in 9.10.2 and in 9.28.0, both for CUDA 12.
 _CUDNN_SASS = (50, 60, 61, 70, 75, 80, 86, 90, 100, 120)
-_CUDNN_LEFT_VOLTA = 91100
+_CUDNN_WITHOUT_VOLTA = 91100
 
 
 @dataclass(frozen=True, slots=True)
-class Wheel:
+class OnnxruntimeWheel:
     """The installed onnxruntime; `cuda` is 0 where it was built without.
 
     `others` own the same folder. `has_provider` tells whether the provider's file lies in it. `folders` hold
@@ -128,46 +128,46 @@ class Wheel:
         """As people write it: ``onnxruntime-gpu 1.26.0``."""
         return f"{self.package} {self.version}" if self.package else "no onnxruntime"
 
-    def carries(self, capability: int) -> bool:
+    def supports(self, capability: int) -> bool:
         """Whether its kernels run on a device of this compute capability (75 for 7.5)."""
-        return carried(capability, self.sass) or any(capability >= least for least in self.ptx)
+        return sass_supports(capability, self.sass) or any(capability >= least for least in self.ptx)
 
 
-def carried(capability: int, sass: tuple[int, ...]) -> bool:
+def sass_supports(capability: int, sass: tuple[int, ...]) -> bool:
     """Machine code runs on its own major generation, from its own minor on."""
     return any(code // 10 == capability // 10 and code <= capability for code in sass)
 
 
 def cudnn_sass(version: int, cuda: int) -> tuple[int, ...]:
     """What a cuDNN 9 has kernels for, by `cudnnGetVersion`; for CUDA 13 all of them begin with Turing."""
-    from_turing = cuda > 12 or version >= _CUDNN_LEFT_VOLTA
+    from_turing = cuda > 12 or version >= _CUDNN_WITHOUT_VOLTA
     return tuple(code for code in _CUDNN_SASS if code >= 75 or not from_turing)
 
 
-def dotted(capability: int) -> str:
+def format_capability(capability: int) -> str:
     """A compute capability as NVIDIA writes it: 7.5."""
     return f"{capability // 10}.{capability % 10}"
 
 
-def look_at_wheel(host: Host, *, tensorrt: bool = False) -> Wheel:
+def read_wheel(host: Host, *, tensorrt: bool = False) -> OnnxruntimeWheel:
     """Which onnxruntime is there; with `tensorrt` its libraries are wanted, too."""
-    installed = sorted(name for name in host.packages if _OURS.fullmatch(name))
+    installed = sorted(name for name in host.packages if _ONNXRUNTIME_NAME.fullmatch(name))
     # The folder itself says whose it is: with two packages in it the last one installed won.
-    stated = dict(_STATED.findall(host.text(host.site / _FOLDER / "build_and_package_info.py")))
+    stated = dict(_BUILD_INFO.findall(host.text(host.site / _FOLDER / "build_and_package_info.py")))
     package = stated.get("package_name") or (installed[-1] if installed else "")
     if not package:
-        return Wheel("", "", (), 0)
+        return OnnxruntimeWheel("", "", (), 0)
     version = stated.get("__version__") or host.packages[package]
     others = tuple(name for name in installed if name != package)
     provider = host.site / _FOLDER / _PROVIDER
     is_there = host.exists(provider)
     if package == "onnxruntime" or not (is_there or package == "onnxruntime-gpu"):
-        return Wheel(package, version, others, 0)
-    asked = tuple(n for n in needed_by(host.at(provider)) if _NVIDIAS.match(n))
-    cuda = _cuda(stated.get("cuda_version", ""), version, asked)
-    needed = dict.fromkeys([*asked, *_LIBRARIES[cuda], _CUDNN, *(_TENSORRT if tensorrt else ())])
+        return OnnxruntimeWheel(package, version, others, 0)
+    linked = tuple(n for n in read_needed_libraries(host.at(provider)) if _CUDA_LIBRARY_NAME.match(n))
+    cuda = _cuda(stated.get("cuda_version", ""), version, linked)
+    needed = dict.fromkeys([*linked, *_LIBRARIES[cuda], _CUDNN, *(_TENSORRT if tensorrt else ())])
     folders = [host.site / "nvidia" / name / "lib" for name in host.names(host.site / "nvidia")]
-    return Wheel(
+    return OnnxruntimeWheel(
         package=package,
         version=version,
         others=others,
@@ -180,11 +180,11 @@ def look_at_wheel(host: Host, *, tensorrt: bool = False) -> Wheel:
     )
 
 
-def _cuda(stated: str, version: str, asked: tuple[str, ...]) -> int:
+def _cuda(stated: str, version: str, linked: tuple[str, ...]) -> int:
     """The CUDA of the provider: as it says, else by what it asks for, else by the number of the wheel."""
     if (major := stated.split(".", maxsplit=1)[0]) in ("12", "13"):
         return int(major)
-    for name in asked:
+    for name in linked:
         if found := re.fullmatch(r"libcu(?:blasLt|blas|dart)\.so\.(12|13)", name):
             return int(found[1])
     number = re.match(r"(\d+)\.(\d+)", version)

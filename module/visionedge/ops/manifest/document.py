@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal, NoReturn
 
-from visionedge.config.documents import kind_of
+from visionedge.config.documents import describe_type
 from visionedge.errors import ConfigError
 from visionedge.runtime.redaction import redact
 
@@ -21,12 +21,12 @@ MAX_DEPTH = 64
 MAX_TEXT_BYTES = 4096
 """What IoT Hub takes as one text of a twin."""
 
-_LONGEST_KEY = 128
+_MAX_KEY_CHARS = 128
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class JsonNode:
     """A value and where it stands.
 
     `path` is a JSONPath; lists are tuples and objects mappings of places. `twice` names keys of an object
@@ -34,17 +34,17 @@ class Place:
     """
 
     path: str
-    value: "bool | int | float | str | tuple[Place, ...] | Mapping[str, Place] | None"
-    twice: tuple[str, ...] = ()
+    value: "bool | int | float | str | tuple[JsonNode, ...] | Mapping[str, JsonNode] | None"
+    duplicate_keys: tuple[str, ...] = ()
     partial: bool = False
 
     @property
-    def entries(self) -> "Mapping[str, Place]":
+    def entries(self) -> "Mapping[str, JsonNode]":
         """The entries of an object; none of anything else."""
         return self.value if isinstance(self.value, Mapping) else {}
 
     @property
-    def items(self) -> "tuple[Place, ...]":
+    def items(self) -> "tuple[JsonNode, ...]":
         """The items of a list; none of anything else."""
         return self.value if isinstance(self.value, tuple) else ()
 
@@ -61,35 +61,35 @@ class Place:
             return self.value[:MAX_TEXT_BYTES]
         return [item.plain() for item in self.value] if isinstance(self.value, tuple) else self.value
 
-    def at(self, *keys: str) -> "Place | None":
+    def at(self, *keys: str) -> "JsonNode | None":
         """What stands below these keys, if anything does."""
-        found: Place | None = self
+        found: JsonNode | None = self
         for key in keys:
             found = None if found is None else found.entries.get(key)
         return found
 
-    def walk(self) -> "Iterator[Place]":
+    def walk(self) -> "Iterator[JsonNode]":
         """This place, and all below it."""
         yield self
         for item in (*self.entries.values(), *self.items):
             yield from item.walk()
 
-    def laid(self, keys: tuple[str, ...], item: "Place") -> "Place":
+    def with_overlay(self, keys: tuple[str, ...], item: "JsonNode") -> "JsonNode":
         """This object with `item` below these keys, as a layered deployment lays it over what is there."""
         if not keys:
             return item
-        below = self.entries.get(keys[0], Place(item.path, {}, partial=True))
-        return replace(self, value={**self.entries, keys[0]: below.laid(keys[1:], item)})
+        below = self.entries.get(keys[0], JsonNode(item.path, {}, partial=True))
+        return replace(self, value={**self.entries, keys[0]: below.with_overlay(keys[1:], item)})
 
 
-def below(path: str, key: str) -> str:
+def child_path(path: str, key: str) -> str:
     """The path of a key."""
     if _PLAIN_KEY.fullmatch(key):
         return f"{path}.{key}"
-    return f"{path}[{json.dumps(key if len(key) <= _LONGEST_KEY else key[:_LONGEST_KEY] + '…')}]"
+    return f"{path}[{json.dumps(key if len(key) <= _MAX_KEY_CHARS else key[:_MAX_KEY_CHARS] + '…')}]"
 
 
-def parse(text: str, path: str = "$") -> Place:
+def parse_json(text: str, path: str = "$") -> JsonNode:
     """A JSON text as places, the first of them at `path`.
 
     Raises:
@@ -104,7 +104,7 @@ def parse(text: str, path: str = "$") -> Place:
         raise
     except ValueError as error:
         raise ConfigError([str(error).partition(";")[0]]) from None
-    return _placed(document, path, 0)
+    return _to_node(document, path, 0)
 
 
 class _Object(dict[str, Any]):
@@ -113,22 +113,24 @@ class _Object(dict[str, Any]):
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
         seen = set[str]()
-        self.twice = tuple(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # add gives None
+        self.duplicate_keys = tuple(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # add gives None
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number that JSON knows")
 
 
-def _placed(value: Any, path: str, depth: int) -> Place:
+def _to_node(value: Any, path: str, depth: int) -> JsonNode:
     if depth > MAX_DEPTH:
         raise ConfigError([f"is nested deeper than {MAX_DEPTH} levels"])
     if isinstance(value, _Object):
-        entries = {key: _placed(item, below(path, key), depth + 1) for key, item in value.items()}
-        return Place(path, entries, tuple(dict.fromkeys(value.twice)))
+        entries = {key: _to_node(item, child_path(path, key), depth + 1) for key, item in value.items()}
+        return JsonNode(path, entries, tuple(dict.fromkeys(value.duplicate_keys)))
     if isinstance(value, list):
-        return Place(path, tuple(_placed(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)))
-    return Place(path, value)
+        return JsonNode(
+            path, tuple(_to_node(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value))
+        )
+    return JsonNode(path, value)
 
 
 # Placeholders, `${NAME}` or `$LIKE_THIS`: where they are, and what they become.
@@ -143,25 +145,25 @@ def has_placeholder(text: str) -> bool:
     return _PLACEHOLDER.search(text) is not None
 
 
-def names_in(text: str) -> list[str]:
+def find_placeholders(text: str) -> list[str]:
     """The placeholders of a text, as they are written."""
     return [match[0] for match in _PLACEHOLDER.finditer(text)]
 
 
-def fill(value: Any, environ: Mapping[str, str], missing: set[str]) -> Any:
+def fill_placeholders(value: Any, environ: Mapping[str, str], missing: set[str]) -> Any:
     """A JSON value with its placeholders filled from the environment; names that it lacks go to `missing`."""
 
-    def known(match: re.Match[str]) -> str:
+    def known_entries(match: re.Match[str]) -> str:
         name = match["braced"] or match["bare"] or ""
         if name not in environ:
             missing.add(name)
         return environ.get(name, match[0])
 
     if isinstance(value, str):
-        return _PLACEHOLDER.sub(known, value)
+        return _PLACEHOLDER.sub(known_entries, value)
     if isinstance(value, dict):
-        return {key: fill(item, environ, missing) for key, item in value.items()}
-    return [fill(item, environ, missing) for item in value] if isinstance(value, list) else value
+        return {key: fill_placeholders(item, environ, missing) for key, item in value.items()}
+    return [fill_placeholders(item, environ, missing) for item in value] if isinstance(value, list) else value
 
 
 # What lint found: one line each, and the readers that tell what has a wrong type.
@@ -173,7 +175,7 @@ _LONG_WORD = re.compile(r"\S{301,}")
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class LintFinding:
     """One problem: where it is, what it is, and what to do about it. Secrets are masked, all is one line."""
 
     severity: Severity
@@ -195,85 +197,91 @@ class Finding:
         }
 
 
-class Findings:
+class LintFindings:
     """Gathers problems. Its readers give a value of the type that is wanted, or tell that it is another."""
 
     def __init__(self) -> None:
-        self._found: dict[Finding, None] = {}
+        self._found: dict[LintFinding, None] = {}
 
     def __repr__(self) -> str:
         return f"<Findings {len(self._found)}>"
 
-    def all(self) -> tuple[Finding, ...]:
+    def all(self) -> tuple[LintFinding, ...]:
         """Errors first, otherwise in the order in which they were found; none of them twice."""
         return tuple(sorted(self._found, key=lambda finding: finding.severity))
 
-    def error(self, where: Place | str, problem: str, remedy: str) -> None:
+    def error(self, where: JsonNode | str, problem: str, remedy: str) -> None:
         """What IoT Edge or the module will not take."""
         self._add("error", where, problem, remedy)
 
-    def warning(self, where: Place | str, problem: str, remedy: str) -> None:
+    def warning(self, where: JsonNode | str, problem: str, remedy: str) -> None:
         """What will be taken, and is hardly what was meant."""
         self._add("warning", where, problem, remedy)
 
-    def _add(self, severity: Severity, where: Place | str, problem: str, remedy: str) -> None:
-        path = where.path if isinstance(where, Place) else where
-        self._found[Finding(severity, one_line(path), one_line(problem), one_line(remedy))] = None
+    def _add(self, severity: Severity, where: JsonNode | str, problem: str, remedy: str) -> None:
+        path = where.path if isinstance(where, JsonNode) else where
+        self._found[LintFinding(severity, to_one_line(path), to_one_line(problem), to_one_line(remedy))] = (
+            None
+        )
 
-    def needed(self, parent: Place, key: str, remedy: str) -> Place | None:
+    def required(self, parent: JsonNode, key: str, remedy: str) -> JsonNode | None:
         """What stands at a key; it is told when nothing does, unless the rest of `parent` is elsewhere."""
         found = parent.entries.get(key)
         if found is None and isinstance(parent.value, Mapping) and not parent.partial:
-            self.error(below(parent.path, key), "is missing", remedy)
+            self.error(child_path(parent.path, key), "is missing", remedy)
         return found
 
-    def mapping(self, place: Place | None) -> Mapping[str, Place]:
+    def mapping(self, node: JsonNode | None) -> Mapping[str, JsonNode]:
         """The entries of what has to be an object."""
-        if place is None:
+        if node is None:
             return {}
-        if not isinstance(place.value, Mapping):
-            self._wrong(place, "an object")
-        for key in place.twice:
-            self.error(below(place.path, key), "is given twice, and the last one wins", "keep one of them")
-        return place.entries
+        if not isinstance(node.value, Mapping):
+            self._wrong(node, "an object")
+        for key in node.duplicate_keys:
+            self.error(
+                child_path(node.path, key), "is given twice, and the last one wins", "keep one of them"
+            )
+        return node.entries
 
-    def items(self, place: Place | None) -> tuple[Place, ...]:
+    def items(self, node: JsonNode | None) -> tuple[JsonNode, ...]:
         """The items of what has to be a list."""
-        if place is not None and not isinstance(place.value, tuple):
-            self._wrong(place, "a list")
-        return place.items if place is not None else ()
+        if node is not None and not isinstance(node.value, tuple):
+            self._wrong(node, "a list")
+        return node.items if node is not None else ()
 
-    def text(self, place: Place | None) -> str | None:
+    def text(self, node: JsonNode | None) -> str | None:
         """What has to be a text."""
-        if place is None or isinstance(place.value, str):
-            return None if place is None else place.text
-        self._wrong(place, "a text")
+        if node is None or isinstance(node.value, str):
+            return None if node is None else node.text
+        self._wrong(node, "a text")
         return None
 
-    def choice(self, place: Place | None, choices: Collection[str]) -> str | None:
+    def choice(self, node: JsonNode | None, choices: Collection[str]) -> str | None:
         """A text that has to be one of these."""
-        text = self.text(place)
-        if place is None or text is None or text in choices or has_placeholder(text):
+        text = self.text(node)
+        if node is None or text is None or text in choices or has_placeholder(text):
             return text
-        self.error(place, "is none of the values that IoT Edge knows", f"write {' or '.join(choices)}")
+        self.error(node, "is none of the values that IoT Edge knows", f"write {' or '.join(choices)}")
         return None
 
-    def whole(self, place: Place | None, least: int, most: int) -> int | None:
+    def whole(self, node: JsonNode | None, minimum: int, maximum: int) -> int | None:
         """A whole number within bounds."""
-        if place is None:
+        if node is None:
             return None
-        value = place.value
+        value = node.value
         if isinstance(value, bool) or not isinstance(value, int):
-            self._wrong(place, "a whole number")
+            self._wrong(node, "a whole number")
             return None
-        if not least <= value <= most:
-            self.error(place, "is out of range", f"write {least} to {most}")
+        if not minimum <= value <= maximum:
+            self.error(node, "is out of range", f"write {minimum} to {maximum}")
             return None
         return value
 
-    def known(self, place: Place | None, keys: Collection[str], reader: str) -> Mapping[str, Place]:
+    def known_entries(
+        self, node: JsonNode | None, keys: Collection[str], reader: str
+    ) -> Mapping[str, JsonNode]:
         """The entries of an object of which `reader` knows these keys only."""
-        entries = self.mapping(place)
+        entries = self.mapping(node)
         for key, item in entries.items():
             if key not in keys:
                 close = difflib.get_close_matches(key[:64], keys, n=1)
@@ -281,23 +289,23 @@ class Findings:
                 self.warning(item, f"{reader} knows no such key", remedy)
         return entries
 
-    def _wrong(self, place: Place, wanted: str) -> None:
-        kind = "an object" if isinstance(place.value, Mapping) else _kind(place.value)
-        self.error(place, f"is {kind}", f"it has to be {wanted}")
+    def _wrong(self, node: JsonNode, wanted: str) -> None:
+        kind = "an object" if isinstance(node.value, Mapping) else _kind(node.value)
+        self.error(node, f"is {kind}", f"it has to be {wanted}")
 
 
 def _kind(value: object) -> str:
-    return "null" if value is None else kind_of(list(value) if isinstance(value, tuple) else value)
+    return "null" if value is None else describe_type(list(value) if isinstance(value, tuple) else value)
 
 
-def one_line(text: str) -> str:
+def to_one_line(text: str) -> str:
     """A text that breaks no line and no terminal, and holds no secret."""
     plain = "".join(c if c.isprintable() else " " for c in redact(text))
     return _LONG_WORD.sub(lambda word: f"{word[0][:120]}…{word[0][-40:]}", plain)
 
 
-AGENT = "$edgeAgent"
-HUB = "$edgeHub"
+EDGE_AGENT = "$edgeAgent"
+EDGE_HUB = "$edgeHub"
 
 _DESIRED = "properties.desired"
 _TEMPLATE_KEY = "$schema-template"
@@ -312,8 +320,8 @@ class Manifest:
     not here. `content` is where all the modules stand.
     """
 
-    content: Place
-    twins: Mapping[str, Place]
+    content: JsonNode
+    twins: Mapping[str, JsonNode]
     template: bool
     layered: bool
 
@@ -323,52 +331,54 @@ class Manifest:
         return "template" if self.template else "layered" if self.layered else "deployment"
 
 
-def read_content(document: Place, name: str, findings: Findings) -> Manifest:
+def read_manifest(document: JsonNode, name: str, findings: LintFindings) -> Manifest:
     """The manifest in a document; `name` is that of its file."""
     top = findings.mapping(document)
     template = _TEMPLATE_KEY in top or PurePath(name).name.endswith(_TEMPLATE_NAME)
     outer = top.get("content")
     holder = document if outer is None or "modulesContent" in top else outer
     findings.mapping(holder)
-    content = findings.needed(holder, "modulesContent", "put all modules below it")
+    content = findings.required(holder, "modulesContent", "put all modules below it")
     if content is None:
-        return Manifest(Place(below(document.path, "modulesContent"), {}), {}, template, layered=False)
+        return Manifest(
+            JsonNode(child_path(document.path, "modulesContent"), {}), {}, template, layered=False
+        )
     twins = {key: _twin(key, item, findings) for key, item in findings.mapping(content).items()}
     return Manifest(content, twins, template, layered=_is_layered(twins))
 
 
-def _is_layered(twins: Mapping[str, Place]) -> bool:
-    agent = twins.get(AGENT)
+def _is_layered(twins: Mapping[str, JsonNode]) -> bool:
+    agent = twins.get(EDGE_AGENT)
     return any(twin.partial for twin in twins.values()) and (agent is None or agent.partial)
 
 
-def _twin(module: str, place: Place, findings: Findings) -> Place:
+def _twin(module: str, node: JsonNode, findings: LintFindings) -> JsonNode:
     """The desired properties of a module, those of `properties.desired.KEY` laid over the whole ones."""
-    entries = findings.mapping(place)
+    entries = findings.mapping(node)
     whole = entries.get(_DESIRED)
     if whole is not None:
         findings.mapping(whole)
     dotted = {key: item for key, item in entries.items() if key.startswith(f"{_DESIRED}.")}
     for key, item in entries.items():
         if key != _DESIRED and key not in dotted:
-            remedy = f"write {_DESIRED}, or {_DESIRED}.KEY in a layered deployment"
+            remedy = f"write {_DESIRED}, or {_DESIRED}.CREATE_OPTIONS in a layered deployment"
             findings.error(item, f"IoT Hub knows no such key of {module}", remedy)
     if whole is None and not dotted:
-        findings.error(place, "has no desired properties", f"put them below {_DESIRED}")
-    twin = whole or Place(place.path, {}, partial=bool(dotted))
+        findings.error(node, "has no desired properties", f"put them below {_DESIRED}")
+    twin = whole or JsonNode(node.path, {}, partial=bool(dotted))
     for key, item in dotted.items():
         keys = tuple(key.removeprefix(f"{_DESIRED}.").split("."))
         if not all(keys):
             findings.error(item, "has an empty name between two dots", f"write {_DESIRED}.KEY")
             continue
-        twin = twin.laid(keys, item)
+        twin = twin.with_overlay(keys, item)
     return twin
 
 
 # createOptions: what Docker is asked for a module, as an object, a text, or a text in pieces.
 
 
-KEY = "createOptions"
+CREATE_OPTIONS = "createOptions"
 
 MAX_PIECE_CHARACTERS = 512
 """Where the agent itself cuts, and many a tool."""
@@ -376,33 +386,40 @@ MAX_PIECE_CHARACTERS = 512
 _PIECE = re.compile(r"createoptions(\d*)", re.IGNORECASE)
 
 
-def is_options(key: str) -> bool:
+def is_create_options(key: str) -> bool:
     """Whether a key of a module's settings is one of its createOptions."""
     return _PIECE.fullmatch(key) is not None
 
 
-def read_options(settings: Place, *, template: bool, findings: Findings) -> Place | None:
+def read_create_options(settings: JsonNode, *, template: bool, findings: LintFindings) -> JsonNode | None:
     """The createOptions of a module's settings as places; None where there are none that can be read."""
-    pieces = {key.lower(): item for key, item in settings.entries.items() if is_options(key)}
-    whole = pieces.get(KEY.lower())
+    pieces = {key.lower(): item for key, item in settings.entries.items() if is_create_options(key)}
+    whole = pieces.get(CREATE_OPTIONS.lower())
     if whole is not None and isinstance(whole.value, Mapping):
         if not template:
             remedy = "write it as a text that holds the JSON; only templates have objects here"
             findings.error(whole, "is an object", remedy)
-        return _shaped(whole, findings)
+        return _check_option_types(whole, findings)
     if not pieces or not _are_pieces(pieces, findings):
         return None
-    return _parsed("".join(pieces[key].text for key in sorted(pieces)), below(settings.path, KEY), findings)
+    return _parsed(
+        "".join(pieces[key].text for key in sorted(pieces)),
+        child_path(settings.path, CREATE_OPTIONS),
+        findings,
+    )
 
 
-def _are_pieces(pieces: dict[str, Place], findings: Findings) -> bool:
+def _are_pieces(pieces: dict[str, JsonNode], findings: LintFindings) -> bool:
     """Whether the pieces are texts that follow one another, as the agent wants them."""
     told = [findings.text(item) for item in pieces.values()]
     sound = None not in told
-    names = [f"{KEY}{number:02d}" if number else KEY for number in range(len(pieces))]
+    names = [f"{CREATE_OPTIONS}{number:02d}" if number else CREATE_OPTIONS for number in range(len(pieces))]
     for key, item in pieces.items():
         if key not in (name.lower() for name in names) or len(pieces) > 100:
-            remedy = f"number the pieces without a gap: {KEY}, {KEY}01, {KEY}02 … {KEY}99"
+            remedy = (
+                f"number the pieces without a gap: {CREATE_OPTIONS}, {CREATE_OPTIONS}01, "
+                f"{CREATE_OPTIONS}02 … {CREATE_OPTIONS}99"
+            )
             findings.error(item, "is not the next piece: the agent does not read it", remedy)
             sound = False
         if len(pieces) > 1 and len(item.text) > MAX_PIECE_CHARACTERS:
@@ -411,12 +428,12 @@ def _are_pieces(pieces: dict[str, Place], findings: Findings) -> bool:
     return sound
 
 
-def _parsed(text: str, path: str, findings: Findings) -> Place | None:
+def _parsed(text: str, path: str, findings: LintFindings) -> JsonNode | None:
     # The agent takes an empty text and the text null for no options.
     if not text.strip() or text.strip().lower() == "null":
         return None
     try:
-        options = parse(text, path)
+        options = parse_json(text, path)
     except json.JSONDecodeError as error:
         remedy = "the text has to be JSON by itself, all quotes inside it escaped"
         findings.error(path, f"is no JSON at character {error.pos + 1}: {error.msg}", remedy)
@@ -424,10 +441,10 @@ def _parsed(text: str, path: str, findings: Findings) -> Place | None:
     except ConfigError as error:
         findings.error(path, str(error), "write what Docker's API takes")
         return None
-    return _shaped(options, findings)
+    return _check_option_types(options, findings)
 
 
-def _shaped(options: Place, findings: Findings) -> Place:
+def _check_option_types(options: JsonNode, findings: LintFindings) -> JsonNode:
     """The options, after a look at whether those that matter here have the types that Docker wants."""
     findings.mapping(options)
     findings.mapping(options.at("HostConfig"))

@@ -11,13 +11,13 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from visionedge.errors import ConfigError, VisionedgeError
-from visionedge.outbound.messages import DETECTIONS, MAX_BYTES, Message, message_of
-from visionedge.outbound.metering import BLOCK_BYTES, DAY_S, UNITS, blocks
+from visionedge.outbound.messages import DETECTIONS, MAX_BYTES, Message, parse_message
+from visionedge.outbound.metering import BLOCK_BYTES, DAY_S, UNIT_BLOCKS_PER_DAY, blocks
 
 _SHORT_S = 600.0
-_SPENT = "telemetry-budget-spent"
+_BUDGET_SPENT = "telemetry-budget-spent"
 _STATUS = "/api/v1/status"
-_ANSWER_BYTES = 4_000_000
+_MAX_RESPONSE_BYTES = 4_000_000
 _TIMEOUT_S = 10.0
 
 
@@ -62,13 +62,13 @@ class Estimate:
 
     def units(self, tier: str) -> tuple[float, int]:
         """The share of one unit's daily quota, and how many units that takes."""
-        share = self.billed_blocks / UNITS[tier]
+        share = self.billed_blocks / UNIT_BLOCKS_PER_DAY[tier]
         return share, max(1, -int(-share // 1))
 
     def document(self) -> dict[str, Any]:
         """One JSON document."""
         measured, scale = self.measured, DAY_S / self.measured.seconds
-        units = {tier: self.units(tier) for tier in UNITS}
+        units = {tier: self.units(tier) for tier in UNIT_BLOCKS_PER_DAY}
         counted = sum(measured.blocks.values())
         return {
             "source": measured.source,
@@ -88,18 +88,19 @@ class Estimate:
         }
 
 
-def words(made: Estimate) -> str:
+def to_text(estimate: Estimate) -> str:
     """The estimate for people."""
-    document, measured = made.document(), made.measured
+    document, measured = estimate.document(), estimate.measured
     frames = "".join(f", {count} frames of {camera}" for camera, count in measured.frames.items())
     lines = [
         f"{measured.source}: {sum(measured.messages.values())} messages in {measured.seconds:.0f} s{frames}",
         f"  a day: {document['messagesPerDay']:,} messages, {document['bytesPerDay'] / 1e6:,.1f} MB,"
         f" {document['blocksPerDay']:,} blocks of 4 KB ({document['blockFill']:.0%} full)",
     ]
-    if made.kept < 1:
+    if estimate.kept < 1:
         lines.append(
-            f"  telemetry.maxPerDay ({made.max_per_day:,}) is spent after {document['budgetLastsHours']} h:"
+            f"  telemetry.maxPerDay ({estimate.max_per_day:,}) is spent after "
+            f"{document['budgetLastsHours']} h:"
             f" {document['billedBlocksPerDay']:,} blocks are sent"
         )
     for tier, need in document["units"].items():
@@ -114,7 +115,7 @@ def words(made: Estimate) -> str:
 # --- from a file --------------------------------------------------------------------------------------------
 
 
-def from_file(path: Path) -> MeasuredMessages:
+def measure_messages_file(path: Path) -> MeasuredMessages:
     """Count the messages of a file that `run --messages` wrote, from the first frame in it to the last.
 
     A file that several runs appended to counts each for itself, and a run as far as its daily budget lasted.
@@ -122,27 +123,27 @@ def from_file(path: Path) -> MeasuredMessages:
     Raises:
         ConfigError: it cannot be read, holds something else, or too little.
     """
-    tally = _Tally()
+    counter = _MessageCounter()
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(_lines(file), 1):
+            for sequence_number, line in enumerate(_lines(file), 1):
                 try:
-                    tally.add(line)
+                    counter.add(line)
                 except ValueError as error:
                     raise ConfigError(
-                        [f"{path}: line {number} is no message of this module: {str(error)[:200]}"]
+                        [f"{path}: line {sequence_number} is no message of this module: {str(error)[:200]}"]
                     ) from None
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
-    if tally.seconds <= 0:
+    if counter.seconds <= 0:
         raise ConfigError([f"{path}: it holds fewer than two messages with frames, so no time was measured"])
     return MeasuredMessages(
         str(path),
-        tally.seconds,
-        tally.messages,
-        tally.blocks,
-        tally.size_bytes,
-        dict(sorted(tally.frames.items())),
+        counter.seconds,
+        counter.messages,
+        counter.blocks,
+        counter.size_bytes,
+        dict(sorted(counter.frames.items())),
     )
 
 
@@ -154,7 +155,7 @@ def _lines(file: BinaryIO) -> Iterable[bytes]:
         yield line  # too long for a message: the reader reports it
 
 
-class _Tally:
+class _MessageCounter:
     """Counts messages and the time in which they were made, run by run."""
 
     def __init__(self) -> None:
@@ -174,15 +175,15 @@ class _Tally:
         Raises:
             ValueError: it is none.
         """
-        message, document = message_of(body), json.loads(body)
-        now = max((_captured(frame) for frame in document.get("frames", ())), default=None)
-        if message.number <= self._numbers.get(message.output, 0):
+        message, document = parse_message(body), json.loads(body)
+        now = max((_captured_at(frame) for frame in document.get("frames", ())), default=None)
+        if message.sequence_number <= self._numbers.get(message.output, 0):
             # Another run begins; the events after the last frame were those of the end.
             self._numbers, self._last, self._spent, self._events = {}, None, False, []
-        self._numbers[message.output] = message.number
+        self._numbers[message.output] = message.sequence_number
         if now is not None:
             self._pass_time(now, message, document)
-        elif document["code"] == _SPENT:
+        elif document["code"] == _BUDGET_SPENT:
             self._spent = True
         elif self._last is not None:
             self._events.append(message)
@@ -204,7 +205,7 @@ class _Tally:
         self.size_bytes += message.size_bytes
 
 
-def _captured(frame: Mapping[str, Any]) -> datetime:
+def _captured_at(frame: Mapping[str, Any]) -> datetime:
     """When a frame was captured.
 
     Raises:
@@ -217,7 +218,7 @@ def _captured(frame: Mapping[str, Any]) -> datetime:
 # --- from a running module ----------------------------------------------------------------------------------
 
 
-def from_module(url: str, token: str | None) -> MeasuredMessages:
+def measure_running_module(url: str, token: str | None) -> MeasuredMessages:
     """What a running module projects from the last hour of its messages (`hub.bill` of its status).
 
     Raises:
@@ -233,14 +234,14 @@ def from_module(url: str, token: str | None) -> MeasuredMessages:
             f"{url}: the module runs outside IoT Edge and makes no messages; start it with --messages FILE"
         )
     try:
-        return _projected(url, bill)
+        return _from_projection(url, bill)
     except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError):
         raise VisionedgeError(
             f"{url}: its status cannot be read; is it the same version of visionedge?"
         ) from None
 
 
-def _projected(url: str, bill: Mapping[str, Any]) -> MeasuredMessages:
+def _from_projection(url: str, bill: Mapping[str, Any]) -> MeasuredMessages:
     """The messages behind the projection of a bill: its blocks, and as many messages to a block as ever."""
     seconds = float(bill["projectedFromSeconds"])
     if seconds < 1:
@@ -284,14 +285,14 @@ def _get(url: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
         raise ConfigError(["--url: is no address, such as http://127.0.0.1:8080"]) from None
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
         raise ConfigError(["--url: give the address of a module, such as http://127.0.0.1:8080"])
-    opened = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    connection = opened(parts.hostname, port, timeout=_TIMEOUT_S)
+    connection_type = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    connection = connection_type(parts.hostname, port, timeout=_TIMEOUT_S)
     try:
         connection.request(
             "GET", parts.path.rstrip("/").removesuffix(_STATUS) + _STATUS, headers=dict(headers)
         )
         response = connection.getresponse()
-        return response.status, response.read(_ANSWER_BYTES)
+        return response.status, response.read(_MAX_RESPONSE_BYTES)
     except (OSError, HTTPException, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise VisionedgeError(f"{url}: does not answer: {reason or type(error).__name__}") from None

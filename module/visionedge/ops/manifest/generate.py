@@ -8,29 +8,41 @@ from typing import Any, Literal
 
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.config.documents import Document
-from visionedge.config.load import local_only, merge, validate
+from visionedge.config.load import find_local_only_problems, merge, parse_config
 from visionedge.config.schema import Config
 from visionedge.errors import ConfigError
-from visionedge.ops.manifest.document import AGENT, HUB, KEY, fill, has_placeholder
-from visionedge.ops.manifest.gpu_options import BY_HAND_OPTIONS, GPU_OPTIONS, WSL, compact
-from visionedge.ops.manifest.lint import lint
-from visionedge.ops.manifest.module_settings import BUILT, DATA, IMAGE_PORT, MODULE, is_loopback
+from visionedge.ops.manifest.document import (
+    CREATE_OPTIONS,
+    EDGE_AGENT,
+    EDGE_HUB,
+    fill_placeholders,
+    has_placeholder,
+)
+from visionedge.ops.manifest.gpu_options import BY_HAND_OPTIONS, GPU_OPTIONS, WSL_FOLDER, to_compact_json
+from visionedge.ops.manifest.lint import lint_manifest
+from visionedge.ops.manifest.module_settings import (
+    BUILT_IMAGE_PREFIX,
+    DATA_FOLDER,
+    IMAGE_PORT,
+    MODULE_ID,
+    is_loopback,
+)
 from visionedge.ops.manifest.routes import OUTPUTS
-from visionedge.runtime.redaction import redact, secrets_in
+from visionedge.runtime.redaction import find_secrets, redact
 
 Gpu = Literal["none", "dda", "gpu-pv", "gpu-pv-by-hand"]
 
-TOKEN = "${VISIONEDGE_HTTP_TOKEN}"  # noqa: S105 - a placeholder for one
+TOKEN_PLACEHOLDER = "${VISIONEDGE_HTTP_TOKEN}"  # noqa: S105 - a placeholder for one
 TEMPLATE_SCHEMA = "4.0.0"
-_STORE = "/iotedge/storage"
-_LOGS = {"LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}}}
+_HUB_STORE = "/iotedge/storage"
+_LOG_OPTIONS = {"LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}}}
 _HUB_PORTS = (5671, 8883, 443)
 _DAY_S = 86_400
 _PRIORITIES = {"events": (0, 7 * _DAY_S), "detections": (5, _DAY_S)}
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ManifestRequest:
     """What a manifest is wanted for.
 
     Args:
@@ -52,7 +64,7 @@ class Request:
     document: Document | None = None
     cameras: Document = field(default_factory=dict)
     registries: Mapping[str, str] = field(default_factory=dict)
-    module: str = MODULE
+    module: str = MODULE_ID
     published: tuple[str, int] | None = ("127.0.0.1", IMAGE_PORT)
     runtime: str = "1.5"
     binds: tuple[str, ...] = ()
@@ -60,7 +72,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class GeneratedManifest:
     """A manifest as text, what is to be said about it, and whether it holds secrets."""
 
     text: str
@@ -68,50 +80,51 @@ class Made:
     secret: bool
 
 
-def generate(request: Request, environ: Mapping[str, str]) -> Made:
+def generate_manifest(request: ManifestRequest, environ: Mapping[str, str]) -> GeneratedManifest:
     """Make a manifest; placeholders are filled from the environment, except in a template.
 
     Raises:
         ConfigError: the configuration is wrong, a variable is missing, or lint would refuse the manifest.
     """
-    wishes, notes = _wishes(request)
-    document = _document(request, wishes)
+    desired, notes = _desired_properties(request)
+    document = _document(request, desired)
     if request.form != "template":
         missing: set[str] = set()
-        document = _as_texts(fill(document, environ, missing))
+        document = _encode_create_options(fill_placeholders(document, environ, missing))
         if missing:
             remedy = "set it, or leave it to the tools with --template"
             raise ConfigError([f"the environment has no {name}; {remedy}" for name in sorted(missing)])
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    report = lint(text.encode(errors="surrogatepass"), "the manifest", [request.module])
+    report = lint_manifest(text.encode(errors="surrogatepass"), "the manifest", [request.module])
     if report.errors:
         raise ConfigError([finding.line() for finding in report.findings if finding.severity == "error"])
     notes += [finding.line() for finding in report.findings]
-    secret = any(not has_placeholder(text) for text in secrets_in(document))
-    return Made(text, tuple(notes), secret)
+    secret = any(not has_placeholder(text) for text in find_secrets(document))
+    return GeneratedManifest(text, tuple(notes), secret)
 
 
-def _wishes(request: Request) -> tuple[Document, list[str]]:
+def _desired_properties(request: ManifestRequest) -> tuple[Document, list[str]]:
     """The desired properties of the module, checked, and what has to be said about them."""
     base = _example(request.gpu) if request.document is None else request.document
     if request.cameras and request.document is None:
         base = {**base, "cameras": {}}
-    wishes = merge(base, {"cameras": request.cameras} if request.cameras else {})
-    checked = _checked(wishes, published=request.published is not None)
-    wishes, notes = _published(request, wishes)
-    seen = [name for name, camera in checked.cameras.items() if _has_secret(camera.uri)]
-    if seen and request.form != "template":
+    desired = merge(base, {"cameras": request.cameras} if request.cameras else {})
+    checked = _checked(desired, published=request.published is not None)
+    desired, notes = _publish_http(request, desired)
+    cameras_with_secrets = [name for name, camera in checked.cameras.items() if _has_secret(camera.uri)]
+    if cameras_with_secrets and request.form != "template":
         notes.append(
-            f"the passwords of {', '.join(seen)} will stand in the module twin, for all who may read it; to "
+            f"the passwords of {', '.join(cameras_with_secrets)} will stand in the module twin, for "
+            "all who may read it; to "
             "keep them on the device, put these cameras into a file there and name it in VISIONEDGE_CONFIG"
         )
-    return wishes, notes
+    return desired, notes
 
 
-def _checked(wishes: Document, *, published: bool) -> Config:
-    problems = local_only(wishes)
+def _checked(desired: Document, *, published: bool) -> Config:
+    problems = find_local_only_problems(desired)
     try:
-        checked = validate(wishes)
+        checked = parse_config(desired)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     if published and checked.http.port == 0:
@@ -121,23 +134,23 @@ def _checked(wishes: Document, *, published: bool) -> Config:
     return checked
 
 
-def _published(request: Request, wishes: Document) -> tuple[Document, list[str]]:
+def _publish_http(request: ManifestRequest, desired: Document) -> tuple[Document, list[str]]:
     """The wishes of a module whose HTTP is published; they may come from a bare machine's file."""
     if request.published is None:
-        return wishes, []
+        return desired, []
     notes = []
-    http = dict(wishes.get("http") or {})
+    http = dict(desired.get("http") or {})
     if is_loopback(http.get("host")):
         notes.append("http.host is left out: it would be the container's own loopback")
         del http["host"]
     if not is_loopback(request.published[0]) and not http.get("token"):
-        http["token"] = TOKEN
-    rest = {key: value for key, value in wishes.items() if key != "http"}
+        http["token"] = TOKEN_PLACEHOLDER
+    rest = {key: value for key, value in desired.items() if key != "http"}
     return {**rest, **({"http": http} if http else {})}, notes
 
 
 def _has_secret(uri: str) -> bool:
-    return any(not has_placeholder(secret) for secret in secrets_in(uri))
+    return any(not has_placeholder(secret) for secret in find_secrets(uri))
 
 
 def _example(gpu: Gpu) -> Document:
@@ -155,31 +168,31 @@ def _example(gpu: Gpu) -> Document:
     }
 
 
-def _document(request: Request, wishes: Document) -> Document:
-    module, routes = _module(request, wishes), _routes(request.module)
+def _document(request: ManifestRequest, desired: Document) -> Document:
+    module, routes = _module(request, desired), _routes(request.module)
     if request.form == "layered":
         content: Document = {
-            AGENT: {f"properties.desired.modules.{request.module}": module},
-            HUB: {f"properties.desired.routes.{name}": route for name, route in routes.items()},
-            request.module: {"properties.desired": wishes},
+            EDGE_AGENT: {f"properties.desired.modules.{request.module}": module},
+            EDGE_HUB: {f"properties.desired.routes.{name}": route for name, route in routes.items()},
+            request.module: {"properties.desired": desired},
         }
         return {"content": {"modulesContent": content}}
     content = {
-        AGENT: {"properties.desired": _agent(request, module)},
-        HUB: {
+        EDGE_AGENT: {"properties.desired": _agent(request, module)},
+        EDGE_HUB: {
             "properties.desired": {
                 "schemaVersion": "1.1",
                 "routes": routes,
                 "storeAndForwardConfiguration": {"timeToLiveSecs": _DAY_S},
             }
         },
-        request.module: {"properties.desired": wishes},
+        request.module: {"properties.desired": desired},
     }
     head = {"$schema-template": TEMPLATE_SCHEMA} if request.form == "template" else {}
     return {**head, "modulesContent": content}
 
 
-def _agent(request: Request, module: Document) -> Document:
+def _agent(request: ManifestRequest, module: Document) -> Document:
     settings: Document = {"minDockerVersion": "v1.25", "loggingOptions": ""}
     if request.registries:
         settings["registryCredentials"] = _credentials(request.registries)
@@ -193,13 +206,13 @@ def _agent(request: Request, module: Document) -> Document:
                 "status": "running",
                 "restartPolicy": "always",
                 "startupOrder": 0,
-                "env": {"StorageFolder": {"value": _STORE}},
+                "env": {"StorageFolder": {"value": _HUB_STORE}},
                 "settings": _system(
                     "hub",
                     request.runtime,
                     {
                         "PortBindings": {f"{port}/tcp": [{"HostPort": str(port)}] for port in _HUB_PORTS},
-                        "Binds": [f"visionedge-edgehub:{_STORE}"],
+                        "Binds": [f"visionedge-edgehub:{_HUB_STORE}"],
                     },
                 ),
             },
@@ -209,7 +222,10 @@ def _agent(request: Request, module: Document) -> Document:
 
 
 def _system(name: str, tag: str, host: Document) -> Document:
-    return {"image": f"mcr.microsoft.com/azureiotedge-{name}:{tag}", KEY: {"HostConfig": {**host, **_LOGS}}}
+    return {
+        "image": f"mcr.microsoft.com/azureiotedge-{name}:{tag}",
+        CREATE_OPTIONS: {"HostConfig": {**host, **_LOG_OPTIONS}},
+    }
 
 
 def _credentials(registries: Mapping[str, str]) -> Document:
@@ -240,9 +256,9 @@ def _routes(module: str) -> Document:
     return routes
 
 
-def _module(request: Request, wishes: Document) -> Document:
+def _module(request: ManifestRequest, desired: Document) -> Document:
     kind = "cpu" if request.gpu == "none" else "gpu"
-    image = request.image or f"{BUILT}.amd64.{kind}}}"
+    image = request.image or f"{BUILT_IMAGE_PREFIX}.amd64.{kind}}}"
     # Images that set NVIDIA_REQUIRE_CUDA are refused under GPU-PV without it.
     env = {"env": {"NVIDIA_DISABLE_REQUIRE": {"value": "1"}}} if request.gpu == "gpu-pv" else {}
     return {
@@ -253,22 +269,24 @@ def _module(request: Request, wishes: Document) -> Document:
         "startupOrder": 1,
         "imagePullPolicy": "on-create",
         **env,
-        "settings": {"image": image, KEY: _options(request, wishes)},
+        "settings": {"image": image, CREATE_OPTIONS: _options(request, desired)},
     }
 
 
-def _options(request: Request, wishes: Document) -> Document:
+def _options(request: ManifestRequest, desired: Document) -> Document:
     """As little as the module needs: read-only, no capabilities, a volume for its state."""
-    handed: Mapping[str, Any] = {"none": {}, "gpu-pv-by-hand": BY_HAND_OPTIONS}.get(request.gpu, GPU_OPTIONS)
-    host: Document = dict(handed.get("HostConfig", {}))
-    host["Binds"] = [*host.get("Binds", []), f"{_volume(request.module)}:{DATA}", *request.binds]
-    if nodes := _video_nodes(wishes.get("cameras") or {}):
+    access_options: Mapping[str, Any] = {"none": {}, "gpu-pv-by-hand": BY_HAND_OPTIONS}.get(
+        request.gpu, GPU_OPTIONS
+    )
+    host: Document = dict(access_options.get("HostConfig", {}))
+    host["Binds"] = [*host.get("Binds", []), f"{_volume(request.module)}:{DATA_FOLDER}", *request.binds]
+    if nodes := _video_nodes(desired.get("cameras") or {}):
         host["Devices"] = [*host.get("Devices", []), *map(_device, nodes)]
         host["GroupAdd"] = ["video"]
     ports: Document = {}
     if request.published is not None:
         address, port = request.published
-        inner = f"{(wishes.get('http') or {}).get('port', IMAGE_PORT)}/tcp"
+        inner = f"{(desired.get('http') or {}).get('port', IMAGE_PORT)}/tcp"
         ports = {"ExposedPorts": {inner: {}}}
         host["PortBindings"] = {inner: [{"HostIp": address, "HostPort": str(port)}]}
     host |= {
@@ -277,27 +295,33 @@ def _options(request: Request, wishes: Document) -> Document:
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges"],
         "Init": True,  # somebody has to reap what `docker exec` leaves behind
-        **_LOGS,
+        **_LOG_OPTIONS,
     }
-    return {**({"Env": handed["Env"]} if "Env" in handed else {}), **ports, "HostConfig": host}
+    return {
+        **({"Env": access_options["Env"]} if "Env" in access_options else {}),
+        **ports,
+        "HostConfig": host,
+    }
 
 
 def check_binds(binds: Sequence[str], gpu: Gpu) -> list[str]:
     """What is wrong with the binds of a request, a line each."""
     problems = []
-    taken = {DATA, "/tmp", *([WSL] if gpu == "gpu-pv-by-hand" else [])}  # noqa: S108 - inside the container
+    taken = {DATA_FOLDER, "/tmp", *([WSL_FOLDER] if gpu == "gpu-pv-by-hand" else [])}  # noqa: S108 - inside the container
     for bind in binds:
         source, target, mode = [*bind.split(":"), "", ""][:3]
         shown = "".join(c if c.isprintable() else "?" for c in redact(bind))
-        said = f"--bind {shown}:"
+        problem = f"--bind {shown}:"
         if bind.count(":") not in (1, 2) or (bind.count(":") == 2 and mode not in ("ro", "rw")):
-            problems.append(f"{said} write HOST:CONTAINER or HOST:CONTAINER:ro")
+            problems.append(f"{problem} write HOST:CONTAINER or HOST:CONTAINER:ro")
         elif not all(_is_plain_path(path) for path in (source, target)):
             problems.append(
-                f"{said} both paths must be absolute, without '.', '..', '//' and control characters"
+                f"{problem} both paths must be absolute, without '.', '..', '//' and control characters"
             )
         elif target.rstrip("/") in ("", *taken):
-            problems.append(f"{said} {target} is in use in the container already; choose another path there")
+            problems.append(
+                f"{problem} {target} is in use in the container already; choose another path there"
+            )
         taken.add(target.rstrip("/"))
     return problems
 
@@ -310,7 +334,7 @@ def _is_plain_path(path: str) -> bool:
 
 def _volume(module: str) -> str:
     """Two modules cannot share one."""
-    return "visionedge-data" if module == MODULE else f"{module}-data"
+    return "visionedge-data" if module == MODULE_ID else f"{module}-data"
 
 
 def _video_nodes(cameras: Mapping[str, Any]) -> Sequence[str]:
@@ -322,8 +346,11 @@ def _device(node: str) -> Document:
     return {"PathOnHost": node, "PathInContainer": node, "CgroupPermissions": "rw"}
 
 
-def _as_texts(value: Any) -> Any:
+def _encode_create_options(value: Any) -> Any:
     """A document with its createOptions as texts, as a deployment wants them."""
     if not isinstance(value, dict):
         return value
-    return {key: compact(item) if key == KEY else _as_texts(item) for key, item in value.items()}
+    return {
+        key: to_compact_json(item) if key == CREATE_OPTIONS else _encode_create_options(item)
+        for key, item in value.items()
+    }

@@ -5,115 +5,127 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from visionedge.ops.manifest.agent import Module
-from visionedge.ops.manifest.document import Findings, Place, below, has_placeholder
+from visionedge.ops.manifest.agent import EdgeModule
+from visionedge.ops.manifest.document import JsonNode, LintFindings, child_path, has_placeholder
 
 GPU_OPTIONS = {"HostConfig": {"DeviceRequests": [{"Count": -1, "Capabilities": [["gpu"]]}]}}
 """Both kinds of passthrough, where the host has an NVIDIA runtime (EFLOW has)."""
 
 DXG = "/dev/dxg"
-WSL = "/usr/lib/wsl"
+WSL_FOLDER = "/usr/lib/wsl"
 BY_HAND_OPTIONS = {
-    "Env": [f"LD_LIBRARY_PATH={WSL}/lib"],
+    "Env": [f"LD_LIBRARY_PATH={WSL_FOLDER}/lib"],
     "HostConfig": {
         "Devices": [{"PathOnHost": DXG, "PathInContainer": DXG, "CgroupPermissions": "rwm"}],
-        "Binds": [f"{WSL}:{WSL}:ro"],
+        "Binds": [f"{WSL_FOLDER}:{WSL_FOLDER}:ro"],
     },
 }
 """GPU-PV without the help of an NVIDIA runtime."""
 
-_NODES = "/dev/nvidia"
+_NVIDIA_NODES = "/dev/nvidia"
 _KIND = re.compile(r"(?<![a-z])(?:cpu|gpu|cuda)(?![a-z])")
-_ASKS = "put {} into its createOptions"
+_ADD_TO_OPTIONS = "put {} into its createOptions"
 
 
-def compact(document: object) -> str:
+def to_compact_json(document: object) -> str:
     """JSON in one line, as createOptions want it."""
     return json.dumps(document, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
-class Mount:
+class ContainerMount:
     """What a container sees at `target`: a folder of the host, or a volume of Docker's by its name."""
 
-    place: Place
+    node: JsonNode
     source: str
     target: str
     read_only: bool
 
 
-def mounts(module: Module) -> Iterator[Mount]:
+def read_mounts(module: EdgeModule) -> Iterator[ContainerMount]:
     """The binds and mounts of a module's createOptions."""
     host = module.options.at("HostConfig") if module.options else None
     for bind in _items(host, "Binds"):
         # Of host folders of Windows nothing is known here: EFLOW's and IoT Edge's hosts are Linux.
         source, _, rest = bind.text.partition(":")
         target, _, mode = rest.partition(":")
-        yield Mount(bind, source, (target or source).rstrip("/"), "ro" in mode.split(","))
+        yield ContainerMount(bind, source, (target or source).rstrip("/"), "ro" in mode.split(","))
     for mount in _items(host, "Mounts"):
-        source, target = texts(mount, "Source", "Target")
+        source, target = read_texts(mount, "Source", "Target")
         read_only = mount.at("ReadOnly")
-        yield Mount(mount, source, target.rstrip("/"), read_only is not None and read_only.value is True)
+        yield ContainerMount(
+            mount, source, target.rstrip("/"), read_only is not None and read_only.value is True
+        )
     volumes = module.options.at("Volumes") if module.options else None
     for target, volume in (volumes.entries if volumes else {}).items():
-        yield Mount(volume, "", target.rstrip("/"), read_only=False)
+        yield ContainerMount(volume, "", target.rstrip("/"), read_only=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class ContainerDevice:
     """A device node of the host, and what the container calls it."""
 
-    place: Place
+    node: JsonNode
     source: str
     target: str
 
 
-def devices(module: Module) -> Iterator[Device]:
+def read_devices(module: EdgeModule) -> Iterator[ContainerDevice]:
     """The device nodes that a module is handed."""
     host = module.options.at("HostConfig") if module.options else None
     for device in _items(host, "Devices"):
-        source, target = texts(device, "PathOnHost", "PathInContainer")
-        yield Device(device, source, target or source)
+        source, target = read_texts(device, "PathOnHost", "PathInContainer")
+        yield ContainerDevice(device, source, target or source)
 
 
-def texts(place: Place, *keys: str) -> list[str]:
+def read_texts(node: JsonNode, *keys: str) -> list[str]:
     """The texts that stand at these keys; an empty one where none does."""
-    return [found.text if (found := place.at(key)) else "" for key in keys]
+    return [found.text if (found := node.at(key)) else "" for key in keys]
 
 
-def passthrough(module: Module) -> str:
+def describe_gpu_access(module: EdgeModule) -> str:
     """What GPU a module is handed, and for which kind of passthrough, in a few words."""
-    if _runtime(module) is not None:
+    if _find_gpu_request(module) is not None:
         return "a GPU through the NVIDIA runtime, for DDA as well as GPU-PV"
-    nodes = [device.source for device in devices(module)]
+    nodes = [device.source for device in read_devices(module)]
     if DXG in nodes:
         return "a GPU by hand, for GPU-PV alone"
-    return "device nodes of a GPU" if any(node.startswith(_NODES) for node in nodes) else "no GPU"
+    return (
+        "device nodes of a GPU"
+        if any(device_node.startswith(_NVIDIA_NODES) for device_node in nodes)
+        else "no GPU"
+    )
 
 
-def check_gpu(module: Module, device: str | None, findings: Findings) -> None:
+def check_gpu_options(module: EdgeModule, device: str | None, findings: LintFindings) -> None:
     """Judge how a module is handed a GPU, and whether it can use it; `device` is what it is told to use."""
     host = module.options.at("HostConfig") if module.options else None
     for request in _items(host, "DeviceRequests"):
-        _request(request, findings)
-    asked = _runtime(module)
-    nodes = {d.source: d.place for d in devices(module) if d.source == DXG or d.source.startswith(_NODES)}
-    libraries = [m for m in mounts(module) if m.source == WSL or m.source.startswith(f"{WSL}/")]
-    _by_hand(module, nodes.get(DXG), libraries, findings)
-    bare = next((place for node, place in nodes.items() if node != DXG), None)
-    if bare is not None and asked is None:
+        _check_device_request(request, findings)
+    gpu_request = _find_gpu_request(module)
+    nodes = {
+        d.source: d.node
+        for d in read_devices(module)
+        if d.source == DXG or d.source.startswith(_NVIDIA_NODES)
+    }
+    libraries = [
+        m for m in read_mounts(module) if m.source == WSL_FOLDER or m.source.startswith(f"{WSL_FOLDER}/")
+    ]
+    _check_manual_gpu_pv(module, nodes.get(DXG), libraries, findings)
+    device_only = next((node for device_node, node in nodes.items() if device_node != DXG), None)
+    if device_only is not None and gpu_request is None:
         what = "bare device nodes are not enough: the driver's libraries come with a request for the GPU"
-        findings.warning(bare, what, _ASKS.format(compact(GPU_OPTIONS)))
-    pv = nodes.get(DXG) or (libraries[0].place if libraries else None)
-    if asked is not None and pv is not None:
+        findings.warning(device_only, what, _ADD_TO_OPTIONS.format(to_compact_json(GPU_OPTIONS)))
+    gpu_pv = nodes.get(DXG) or (libraries[0].node if libraries else None)
+    if gpu_request is not None and gpu_pv is not None:
         what = "hands GPU-PV over by hand beside a request to the NVIDIA runtime, which does the same"
-        findings.warning(pv, what, "keep the request, or keep /dev/dxg and /usr/lib/wsl")
-    if asked is not None:
-        _hidden(environment(module), findings)
-    _fits(module, asked or pv or bare, device, findings)
+        findings.warning(gpu_pv, what, "keep the request, or keep /dev/dxg and /usr/lib/wsl")
+    if gpu_request is not None:
+        _check_nvidia_variables(read_module_environment(module), findings)
+    _check_image_and_device(module, gpu_request or gpu_pv or device_only, device, findings)
 
 
-def _hidden(variables: Mapping[str, Place], findings: Findings) -> None:
+def _check_nvidia_variables(variables: Mapping[str, JsonNode], findings: LintFindings) -> None:
     """The variables with which the NVIDIA runtime is asked for less than a GPU that computes."""
     visible, able = (variables.get(f"NVIDIA_{what}") for what in ("VISIBLE_DEVICES", "DRIVER_CAPABILITIES"))
     if visible is not None and visible.text.lower() in ("", "none", "void"):
@@ -126,7 +138,7 @@ def _hidden(variables: Mapping[str, Place], findings: Findings) -> None:
         findings.warning(able, "leaves compute out", "write compute,utility,video, or leave it out")
 
 
-def _runtime(module: Module) -> Place | None:
+def _find_gpu_request(module: EdgeModule) -> JsonNode | None:
     """Where the NVIDIA runtime is asked for a GPU."""
     host = module.options.at("HostConfig") if module.options else None
     runtime = host.at("Runtime") if host else None
@@ -135,14 +147,14 @@ def _runtime(module: Module) -> Place | None:
     return next((request for request in _items(host, "DeviceRequests") if _wants_gpu(request)), None)
 
 
-def _wants_gpu(request: Place) -> bool:
+def _wants_gpu(request: JsonNode) -> bool:
     driver, capabilities = request.at("Driver"), request.at("Capabilities")
     if driver is not None and driver.text == "nvidia":
         return True
     return any("gpu" in [i.text for i in (*item.items, item)] for item in (capabilities or request).items)
 
 
-def _request(request: Place, findings: Findings) -> None:
+def _check_device_request(request: JsonNode, findings: LintFindings) -> None:
     capabilities = findings.mapping(request).get("Capabilities")
     if capabilities is not None and any(item.text for item in capabilities.items):
         remedy = 'mind the double brackets: "Capabilities": [["gpu"]]'
@@ -154,31 +166,37 @@ def _request(request: Place, findings: Findings) -> None:
         findings.warning(request, "asks for no GPU in particular", 'write "Count": -1 for all')
 
 
-def _by_hand(module: Module, dxg: Place | None, libraries: list[Mount], findings: Findings) -> None:
+def _check_manual_gpu_pv(
+    module: EdgeModule, dxg: JsonNode | None, libraries: list[ContainerMount], findings: LintFindings
+) -> None:
     """GPU-PV takes the device, the whole folder of libraries, and a loader that looks there."""
     if dxg is None and not libraries:
         return
-    whole = any(mount.source.rstrip("/") == WSL for mount in libraries)
-    where = dxg or libraries[0].place
+    whole = any(mount.source.rstrip("/") == WSL_FOLDER for mount in libraries)
+    where = dxg or libraries[0].node
     if dxg is None:
         findings.warning(where, f"are the libraries of GPU-PV without {DXG}", _add("Devices"))
     elif not libraries:
         findings.warning(where, "is GPU-PV without its libraries", _add("Binds"))
     elif not whole:
         findings.warning(
-            libraries[0].place, f"is a part of {WSL}: what is in lib loads from drivers", _add("Binds")
+            libraries[0].node, f"is a part of {WSL_FOLDER}: what is in lib loads from drivers", _add("Binds")
         )
-    path = environment(module).get("LD_LIBRARY_PATH")
-    if path is not None and f"{WSL}/lib" not in path.text.split(":") and not has_placeholder(path.text):
-        findings.warning(path, "hides the libraries of GPU-PV from the loader", f"add {WSL}/lib to it")
+    path = read_module_environment(module).get("LD_LIBRARY_PATH")
+    if (
+        path is not None
+        and f"{WSL_FOLDER}/lib" not in path.text.split(":")
+        and not has_placeholder(path.text)
+    ):
+        findings.warning(path, "hides the libraries of GPU-PV from the loader", f"add {WSL_FOLDER}/lib to it")
 
 
 def _add(key: str) -> str:
     host = BY_HAND_OPTIONS["HostConfig"]
-    return f"add {compact({'HostConfig': {key: host[key]}})}" if isinstance(host, dict) else ""
+    return f"add {to_compact_json({'HostConfig': {key: host[key]}})}" if isinstance(host, dict) else ""
 
 
-def environment(module: Module) -> dict[str, Place]:
+def read_module_environment(module: EdgeModule) -> dict[str, JsonNode]:
     """The variables of a module: those of createOptions, those of edgeAgent's `env` over them.
 
     The places of the former hold `NAME=value` in the manifest; here they are the value alone.
@@ -186,43 +204,47 @@ def environment(module: Module) -> dict[str, Place]:
     found = {}
     for item in _items(module.options, "Env"):
         name, _, value = item.text.partition("=")
-        found[name] = Place(item.path, value)
-    return {**found, **{name: Place(place.path, _text(place.value)) for name, place in module.env.items()}}
+        found[name] = JsonNode(item.path, value)
+    return {**found, **{name: JsonNode(node.path, _text(node.value)) for name, node in module.env.items()}}
 
 
 def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _fits(module: Module, handed: Place | None, device: str | None, findings: Findings) -> None:
+def _check_image_and_device(
+    module: EdgeModule, gpu_node: JsonNode | None, device: str | None, findings: LintFindings
+) -> None:
     """Whether the image, the device that is asked for and what is handed in belong together."""
-    kind = image_kind(module.image)
-    image = module.image_place()
-    if kind == "gpu" and handed is None and device != "cpu":
-        findings.warning(image, "is for a GPU, and none is handed in", _ASKS.format(compact(GPU_OPTIONS)))
-    elif kind == "cpu" and handed is not None:
+    kind = classify_image(module.image)
+    image = module.image_node()
+    if kind == "gpu" and gpu_node is None and device != "cpu":
+        findings.warning(
+            image, "is for a GPU, and none is handed in", _ADD_TO_OPTIONS.format(to_compact_json(GPU_OPTIONS))
+        )
+    elif kind == "cpu" and gpu_node is not None:
         what = "hands in a GPU, which this image cannot use; where there is none it does not even start"
-        findings.warning(handed, what, "take the GPU image, or leave this out")
-    elif device in ("cuda", "tensorrt") and (kind == "cpu" or handed is None):
+        findings.warning(gpu_node, what, "take the GPU image, or leave this out")
+    elif device in ("cuda", "tensorrt") and (kind == "cpu" or gpu_node is None):
         what = f"cannot use a GPU, and inference.device asks for {device}"
         findings.warning(image, what, "take the GPU image and hand a GPU in, or ask for auto or cpu")
-    elif device == "cpu" and handed is not None:
+    elif device == "cpu" and gpu_node is not None:
         what = "hands in a GPU that inference.device does not use"
-        findings.warning(handed, what, "ask for auto, or leave this out")
+        findings.warning(gpu_node, what, "ask for auto, or leave this out")
 
 
-def image_kind(image: str) -> str:
+def classify_image(image: str) -> str:
     """`gpu` or `cpu` where the name of an image, its tag or the key of its platform says so; else empty."""
     kinds = {found.replace("cuda", "gpu") for found in _KIND.findall(image.lower().rpartition("/")[2])}
     return kinds.pop() if len(kinds) == 1 else ""
 
 
-def _items(place: Place | None, key: str) -> tuple[Place, ...]:
-    found = place.at(key) if place is not None else None
+def _items(node: JsonNode | None, key: str) -> tuple[JsonNode, ...]:
+    found = node.at(key) if node is not None else None
     return found.items if found is not None else ()
 
 
-def options_path(module: Module) -> str:
+def create_options_path(module: EdgeModule) -> str:
     """Where the createOptions of a module stand, or should."""
-    settings = below(module.place.path, "settings")
-    return module.options.path if module.options is not None else below(settings, "createOptions")
+    settings = child_path(module.node.path, "settings")
+    return module.options.path if module.options is not None else child_path(settings, "createOptions")

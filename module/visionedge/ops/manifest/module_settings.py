@@ -4,27 +4,39 @@ from collections.abc import Mapping, Sequence
 
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.config.documents import Document
-from visionedge.config.load import from_environment, local_only, merge, validate
+from visionedge.config.load import find_local_only_problems, merge, parse_config, read_environment
 from visionedge.errors import ConfigError
-from visionedge.ops.manifest.agent import SYSTEM, Module
-from visionedge.ops.manifest.document import Findings, Manifest, Place, below, has_placeholder
-from visionedge.ops.manifest.gpu_options import check_gpu, devices, environment, mounts, options_path
+from visionedge.ops.manifest.agent import SYSTEM_MODULES, EdgeModule
+from visionedge.ops.manifest.document import JsonNode, LintFindings, Manifest, child_path, has_placeholder
+from visionedge.ops.manifest.gpu_options import (
+    check_gpu_options,
+    create_options_path,
+    read_devices,
+    read_module_environment,
+    read_mounts,
+)
 
 IMAGE_PORT = 8080
-DATA = "/data"
-MODULE = "vision"
+DATA_FOLDER = "/data"
+MODULE_ID = "vision"
 """The module id in the shipped manifests."""
 
-BUILT = "${MODULEDIR<./module>"
+BUILT_IMAGE_PREFIX = "${MODULEDIR<./module>"
 """So begins the image of this project in a template: the folder of its module.json, seen from there."""
 
-_BUILT = (f"{BUILT}.", f"{BUILT}}}", "${MODULES.vision.", "${MODULES.vision}")
+_BUILT_IMAGE_PREFIXES = (
+    f"{BUILT_IMAGE_PREFIX}.",
+    f"{BUILT_IMAGE_PREFIX}}}",
+    "${MODULES.vision.",
+    "${MODULES.vision}",
+)
 
 _PRODUCT = "visionedge"
 _LOOPBACK = ("127.", "localhost", "::1", "[::1]")
-_OURS = "VISIONEDGE_"
+_VARIABLE_PREFIX = "VISIONEDGE_"
 _VARIABLES = frozenset(
-    f"{_OURS}{name}" for name in ("CONFIG", "DATA", "MODEL", "DEVICE", "HTTP", "HTTP_TOKEN", "LOG_LEVEL")
+    f"{_VARIABLE_PREFIX}{name}"
+    for name in ("CONFIG", "DATA_FOLDER", "MODEL", "DEVICE", "HTTP", "HTTP_TOKEN", "LOG_LEVEL")
 )
 
 
@@ -33,32 +45,34 @@ def is_loopback(host: object) -> bool:
     return isinstance(host, str) and host.startswith(_LOOPBACK)
 
 
-def which(modules: Mapping[str, Module], named: Sequence[str]) -> list[str]:
+def find_visionedge_modules(modules: Mapping[str, EdgeModule], named: Sequence[str]) -> list[str]:
     """The modules that are visionedge: those that are named, else by module id or image."""
     if named:
         return [name for name in named if name in modules]
-    others = {name: module for name, module in modules.items() if name not in SYSTEM}
-    return [name for name, module in others.items() if name == MODULE or _is_ours(module.image)]
+    others = {name: module for name, module in modules.items() if name not in SYSTEM_MODULES}
+    return [
+        name for name, module in others.items() if name == MODULE_ID or _is_visionedge_image(module.image)
+    ]
 
 
-def _is_ours(image: str) -> bool:
+def _is_visionedge_image(image: str) -> bool:
     first, _, rest = image.lower().partition("/")
     is_host = bool(rest) and any(c in first for c in ".:$")
-    return _PRODUCT in (rest if is_host else image.lower()) or image.startswith(_BUILT)
+    return _PRODUCT in (rest if is_host else image.lower()) or image.startswith(_BUILT_IMAGE_PREFIXES)
 
 
-def check_vision(module: Module, manifest: Manifest, findings: Findings) -> None:
+def check_visionedge_module(module: EdgeModule, manifest: Manifest, findings: LintFindings) -> None:
     """Judge a module that is visionedge."""
     twin = manifest.twins.get(module.name)
-    variables = environment(module)
+    variables = read_module_environment(module)
     from_variables = _variables(variables, findings)
     check_configuration(module, manifest, findings)
     document = merge(from_variables, _document(twin))
     if twin is None or not twin.partial:
-        _cameras_given(module, twin, variables, findings)
+        _check_cameras(module, twin, variables, findings)
     inference = document.get("inference")
     device = inference.get("device") if isinstance(inference, Mapping) else None
-    check_gpu(module, device if isinstance(device, str) else None, findings)
+    check_gpu_options(module, device if isinstance(device, str) else None, findings)
     _data(module, variables, findings)
     _container(module, findings)
     _http(module, document, findings)
@@ -66,23 +80,25 @@ def check_vision(module: Module, manifest: Manifest, findings: Findings) -> None
         _files(module, twin, findings)
 
 
-def _document(twin: Place | None) -> Document:
+def _document(twin: JsonNode | None) -> Document:
     return twin.plain() if twin is not None and twin.entries else {}
 
 
-def _variables(variables: Mapping[str, Place], findings: Findings) -> Document:
+def _variables(variables: Mapping[str, JsonNode], findings: LintFindings) -> Document:
     """The configuration that the variables carry, judged; placeholders count as absent."""
-    sure = {name: place.text for name, place in variables.items() if not has_placeholder(place.text)}
-    for name, place in variables.items():
-        if name.startswith(_OURS) and name not in _VARIABLES:
+    without_placeholders = {
+        name: node.text for name, node in variables.items() if not has_placeholder(node.text)
+    }
+    for name, node in variables.items():
+        if name.startswith(_VARIABLE_PREFIX) and name not in _VARIABLES:
             findings.warning(
-                place, "is no variable that visionedge knows", f"known: {', '.join(sorted(_VARIABLES))}"
+                node, "is no variable that visionedge knows", f"known: {', '.join(sorted(_VARIABLES))}"
             )
     found: Document = {}
-    for name in sorted(_VARIABLES & sure.keys()):
+    for name in sorted(_VARIABLES & without_placeholders.keys()):
         try:
-            document = from_environment({name: sure[name]})
-            validate(document)
+            document = read_environment({name: without_placeholders[name]})
+            parse_config(document)
         except ConfigError as error:
             for problem in error.problems:
                 findings.error(variables[name], problem, "see docs/configuration.md")
@@ -91,63 +107,69 @@ def _variables(variables: Mapping[str, Place], findings: Findings) -> Document:
     return found
 
 
-def check_configuration(module: Module, manifest: Manifest, findings: Findings) -> None:
+def check_configuration(module: EdgeModule, manifest: Manifest, findings: LintFindings) -> None:
     """Judge the desired properties of a module as a configuration, every problem at its place."""
     twin = manifest.twins.get(module.name)
     if twin is None or not twin.entries:
         return
-    problems = local_only(twin.plain())
+    problems = find_local_only_problems(twin.plain())
     try:
-        validate(twin.plain())
+        parse_config(twin.plain())
     except ConfigError as error:
         problems += error.problems
     # What is missing here may stand in the file on the device, or in the deployment below this one.
-    elsewhere = twin.partial or f"{_OURS}CONFIG" in environment(module)
+    elsewhere = twin.partial or f"{_VARIABLE_PREFIX}CONFIG" in read_module_environment(module)
     for problem in problems:
-        where, reason = _where(twin, problem)
-        open_yet = has_placeholder(where.text) or (elsewhere and reason == "is missing")
-        if not open_yet:
+        where, reason = _locate_problem(twin, problem)
+        may_be_elsewhere = has_placeholder(where.text) or (elsewhere and reason == "is missing")
+        if not may_be_elsewhere:
             findings.error(where, reason, "see docs/configuration.md, or `visionedge manifest schema`")
 
 
-def _where(twin: Place, problem: str) -> tuple[Place, str]:
+def _locate_problem(twin: JsonNode, problem: str) -> tuple[JsonNode, str]:
     """The place that a problem names in the beginning of its line, and what it says of it."""
     dotted, _, reason = problem.partition(": ")
-    place = twin
+    node = twin
     while dotted:
-        key = max((k for k in place.entries if f"{dotted}.".startswith(f"{k}.")), key=len, default=None)
-        item = None if key is None else place.entries[key]
+        key = max((k for k in node.entries if f"{dotted}.".startswith(f"{k}.")), key=len, default=None)
+        item = None if key is None else node.entries[key]
         if key is None or item is None:
-            return Place(below(place.path, dotted), None), reason
-        place, dotted = item, dotted[len(key) + 1 :]
-    return place, reason
+            return JsonNode(child_path(node.path, dotted), None), reason
+        node, dotted = item, dotted[len(key) + 1 :]
+    return node, reason
 
 
-def _cameras_given(
-    module: Module, twin: Place | None, variables: Mapping[str, Place], findings: Findings
+def _check_cameras(
+    module: EdgeModule, twin: JsonNode | None, variables: Mapping[str, JsonNode], findings: LintFindings
 ) -> None:
     cameras = twin.at("cameras") if twin is not None else None
-    if (cameras is None or cameras.value in ({}, None)) and f"{_OURS}CONFIG" not in variables:
-        where: Place | str = cameras or twin or module.place
+    if (cameras is None or cameras.value in ({}, None)) and f"{_VARIABLE_PREFIX}CONFIG" not in variables:
+        where: JsonNode | str = cameras or twin or module.node
         findings.warning(where, f"{module.name} is given no camera", "add cameras to its desired properties")
 
 
-def _data(module: Module, variables: Mapping[str, Place], findings: Findings) -> None:
-    folder = variables[f"{_OURS}DATA"].text.rstrip("/") if f"{_OURS}DATA" in variables else DATA
-    found = [m for m in mounts(module) if m.target and m.source and f"{folder}/".startswith(f"{m.target}/")]
+def _data(module: EdgeModule, variables: Mapping[str, JsonNode], findings: LintFindings) -> None:
+    folder = (
+        variables[f"{_VARIABLE_PREFIX}DATA_FOLDER"].text.rstrip("/")
+        if f"{_VARIABLE_PREFIX}DATA_FOLDER" in variables
+        else DATA_FOLDER
+    )
+    found = [
+        m for m in read_mounts(module) if m.target and m.source and f"{folder}/".startswith(f"{m.target}/")
+    ]
     if not found:
         what = f"nothing is bound to {folder}: what waits for IoT Hub is lost when the container is made anew"
         remedy = f'add {{"HostConfig":{{"Binds":["{_PRODUCT}-data:{folder}"]}}}}'
-        findings.warning(options_path(module), what, remedy)
+        findings.warning(create_options_path(module), what, remedy)
     for mount in found:
         if mount.read_only:
             what = f"{folder} is read-only: messages wait in memory and nothing is kept"
-            findings.error(mount.place, what, "take 'ro' away")
+            findings.error(mount.node, what, "take 'ro' away")
 
 
-def _container(module: Module, findings: Findings) -> None:
+def _container(module: EdgeModule, findings: LintFindings) -> None:
     """What the agent does not undo, and what ends the module for good."""
-    policy = module.place.entries.get("restartPolicy")
+    policy = module.node.entries.get("restartPolicy")
     if policy is not None and policy.text == "never":
         what = "the module ends itself (exit code 75) when it has to be started again"
         findings.warning(policy, what, "write always")
@@ -164,12 +186,12 @@ def _container(module: Module, findings: Findings) -> None:
         )
 
 
-def _on_host(module: Module) -> bool:
+def _on_host(module: EdgeModule) -> bool:
     mode = module.options.at("HostConfig", "NetworkMode") if module.options else None
     return mode is not None and mode.text == "host"
 
 
-def _http(module: Module, document: Document, findings: Findings) -> None:
+def _http(module: EdgeModule, document: Document, findings: LintFindings) -> None:
     """Who reaches the module over HTTP, and whether anybody asks them for a token."""
     http = document.get("http")
     http = http if isinstance(http, Mapping) else {}
@@ -180,7 +202,7 @@ def _http(module: Module, document: Document, findings: Findings) -> None:
     if _on_host(module) and not loopback and not token:
         mode = module.options.at("HostConfig", "NetworkMode") if module.options else None
         findings.warning(
-            mode or module.place, "other machines reach HTTP, and nobody asks for a token", remedy
+            mode or module.node, "other machines reach HTTP, and nobody asks for a token", remedy
         )
     for inner, bindings in (ports.entries if ports else {}).items():
         if loopback:
@@ -194,32 +216,32 @@ def _http(module: Module, document: Document, findings: Findings) -> None:
             findings.warning(bindings, "other machines reach HTTP, and nobody asks for a token", remedy)
 
 
-def _is_public(binding: Place) -> bool:
+def _is_public(binding: JsonNode) -> bool:
     address = binding.at("HostIp")
     return address is None or not is_loopback(address.text)
 
 
-def _files(module: Module, twin: Place, findings: Findings) -> None:
+def _files(module: EdgeModule, twin: JsonNode, findings: LintFindings) -> None:
     """Devices and files of the host that the configuration names, and that the container does not see."""
-    nodes = [device.target for device in devices(module)]
-    targets = [mount.target for mount in mounts(module) if mount.target] + [DATA]
+    nodes = [device.target for device in read_devices(module)]
+    targets = [mount.target for mount in read_mounts(module) if mount.target] + [DATA_FOLDER]
     cameras = twin.at("cameras")
     uris = [camera.at("uri") for camera in (cameras.entries.values() if cameras else ())]
     model = twin.at("model", "path")
     paths = [(uri, _path(uri.text)) for uri in uris if uri is not None]
     paths += [(model, model.text)] if model is not None else []
-    for place, path in paths:
-        if not path or has_placeholder(place.text):
+    for node, path in paths:
+        if not path or has_placeholder(node.text):
             continue
         if path.startswith("/dev/"):
             if path not in nodes and "/dev" not in targets:
-                findings.warning(place, f"{path} is not handed to the module", _device(path))
+                findings.warning(node, f"{path} is not handed to the module", _device(path))
         elif not path.startswith("/"):
-            what = f"{path} is relative: in the container it is looked for in {DATA}"
-            findings.warning(place, what, f"write its path in the container; {_BIND}")
+            what = f"{path} is relative: in the container it is looked for in {DATA_FOLDER}"
+            findings.warning(node, what, f"write its path in the container; {_BIND}")
         elif not any(f"{path}/".startswith(f"{target}/") for target in targets):
             what = f"{path} is in no folder that is bound into the module"
-            findings.warning(place, what, _BIND)
+            findings.warning(node, what, _BIND)
 
 
 _BIND = (

@@ -5,29 +5,29 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from visionedge.camera.sources.images import SUFFIXES, natural_key, read_picture
+from visionedge.camera.sources.images import PICTURE_SUFFIXES, natural_sort_key, read_picture
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import CameraUri
-from visionedge.engine.precision_choice import samples_for
+from visionedge.engine.precision_choice import make_sample_pictures
 from visionedge.errors import ConfigError, SourceError
-from visionedge.frames.letterbox import fit
+from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import Detections, Picture
-from visionedge.model.model import Model, bundled_model_path
-from visionedge.model.quantization.search import Material, MeasureAp, Precision, Sample
+from visionedge.model.model import Model, find_bundled_model
+from visionedge.model.quantization.search import CalibrationData, CalibrationSample, MeasureAp, Precision
 from visionedge.ops.models.evaluate import (
     Annotations,
-    Found,
-    average_precision,
-    categories_of,
+    CocoDetection,
+    compute_average_precision,
+    match_categories,
     read_annotations,
     require_pycocotools,
 )
-from visionedge.runtime.installation import bundled
+from visionedge.runtime.installation import find_bundled_file
 
 # Pictures from all over a video, however long it is.
 
 
-def excerpt(path: Path, most: int) -> list[Picture]:
+def sample_video(path: Path, most: int) -> list[Picture]:
     """At most so many pictures of a video, equally far apart; half as many at least where it has them.
 
     Raises:
@@ -48,32 +48,32 @@ def excerpt(path: Path, most: int) -> list[Picture]:
     return kept
 
 
-LEAST_PICTURES = 8
-MOST_CALIBRATION = 64
-MOST_JUDGED = 64
+MIN_PICTURES = 8
+MAX_CALIBRATION_PICTURES = 64
+MAX_VALIDATION_PICTURES = 64
 """Without labels; with them all labelled pictures that no ranges are set by are judged."""
 
-_MOST_FILES = 1024  # of a folder without labels
-_FRAMES = 192  # of a video
+_MAX_FILES = 1024  # of a folder without labels
+_MAX_VIDEO_FRAMES = 192  # of a video
 
 
 @dataclass(frozen=True, slots=True)
-class _Photo:
+class _CalibrationImage:
     """A picture at the model's input size, its own size, and its number in the annotations, if any."""
 
-    sample: Sample
+    sample: CalibrationSample
     width_px: int
     height_px: int
     number: int | None = None
 
 
-def gather(
+def read_calibration_data(
     model: Model,
     precision: Precision,
     folder: Path | None,
     labels: Path | None,
     progress: Callable[[str], None],
-) -> Material:
+) -> CalibrationData:
     """Read the pictures of a folder (or a video; None: the bundled clip), every second one to judge by.
 
     Raises:
@@ -85,34 +85,34 @@ def gather(
     if labels is not None:
         require_pycocotools()
         annotations = read_annotations(labels)
-        categories_of(model.labels, annotations)
+        match_categories(model.labels, annotations)
     source = _source(model, precision, folder, progress)
     photos = _photos(source, model, annotations, progress)
-    if len(photos) < LEAST_PICTURES:
+    if len(photos) < MIN_PICTURES:
         raise SourceError(
-            f"{source}: holds {len(photos)} different pictures; {LEAST_PICTURES} are the least"
+            f"{source}: holds {len(photos)} different pictures; {MIN_PICTURES} are the least"
             " that ranges can be set by, some dozens are better"
         )
     # float16 has no ranges to set, so all can judge it.
-    judged = photos[1::2] if precision == "int8" else photos
-    told = [photo for photo in judged if photo.number is not None]
-    if annotations is not None and not told:
+    validation = photos[1::2] if precision == "int8" else photos
+    labelled = [photo for photo in validation if photo.number is not None]
+    if annotations is not None and not labelled:
         raise ConfigError([f"--labels {labels}: (almost) none of its pictures is in {source}"])
-    others = [photo for photo in judged if photo.number is None]
-    calibration = _spread(photos[::2], MOST_CALIBRATION)
-    return Material(
+    unlabelled = [photo for photo in validation if photo.number is None]
+    calibration = _sample_evenly(photos[::2], MAX_CALIBRATION_PICTURES)
+    return CalibrationData(
         tuple(photo.sample for photo in calibration),
-        tuple(photo.sample for photo in (*told, *_spread(others, MOST_JUDGED))),
-        None if annotations is None else _ap(annotations, told, model),
-        len(told),
-        tuple(samples_for(model.input)),
+        tuple(photo.sample for photo in (*labelled, *_sample_evenly(unlabelled, MAX_VALIDATION_PICTURES))),
+        None if annotations is None else _make_ap_measure(annotations, labelled, model),
+        len(labelled),
+        tuple(make_sample_pictures(model.input)),
     )
 
 
 def _source(model: Model, precision: Precision, folder: Path | None, progress: Callable[[str], None]) -> Path:
     if folder is not None:
         return folder
-    if precision == "int8" and model.path.resolve() != bundled_model_path().resolve():
+    if precision == "int8" and model.path.resolve() != find_bundled_model().resolve():
         raise ConfigError(
             [
                 "--calibrate DIR: int8 needs pictures, some dozens such as the cameras will see:"
@@ -120,10 +120,10 @@ def _source(model: Model, precision: Precision, folder: Path | None, progress: C
             ]
         )
     progress("no --calibrate: pictures of the bundled clip are used")
-    return bundled("media/demo.mp4")
+    return find_bundled_file("media/demo.mp4")
 
 
-def _spread(photos: Sequence[_Photo], most: int) -> list[_Photo]:
+def _sample_evenly(photos: Sequence[_CalibrationImage], most: int) -> list[_CalibrationImage]:
     """At most so many, from all over the list."""
     if len(photos) <= most:
         return list(photos)
@@ -132,35 +132,35 @@ def _spread(photos: Sequence[_Photo], most: int) -> list[_Photo]:
 
 def _photos(
     source: Path, model: Model, annotations: Annotations | None, progress: Callable[[str], None]
-) -> list[_Photo]:
+) -> list[_CalibrationImage]:
     """Each picture once, in the order of their names."""
     if source.is_dir():
         numbers = {Path(p.file).name: p.number for p in annotations.photos} if annotations else {}
-        pictures = _of_folder(source, numbers, progress)
+        pictures = _read_folder(source, numbers, progress)
     else:
-        pictures = ((picture, None) for picture in _of_video(source))
+        pictures = ((picture, None) for picture in _read_video(source))
     seen: set[bytes] = set()
     photos = []
     for picture, number in pictures:
-        sample = Sample(*fit(picture, model.input))
+        sample = CalibrationSample(*fit_to_input(picture, model.input))
         digest = hashlib.sha256(sample.image.tobytes()).digest()
         if digest not in seen:
             seen.add(digest)
-            photos.append(_Photo(sample, picture.shape[1], picture.shape[0], number))
+            photos.append(_CalibrationImage(sample, picture.shape[1], picture.shape[0], number))
     return photos
 
 
-def _of_folder(
+def _read_folder(
     folder: Path, numbers: dict[str, int], progress: Callable[[str], None]
 ) -> Iterator[tuple[Picture, int | None]]:
     """Pictures with their number in the annotations; what cannot be read is told and left out."""
     try:
-        entries = [entry for entry in folder.iterdir() if entry.suffix.lower() in SUFFIXES]
+        entries = [entry for entry in folder.iterdir() if entry.suffix.lower() in PICTURE_SUFFIXES]
     except OSError as error:
         raise SourceError(f"{folder} cannot be listed: {error.strerror}") from None
-    files = sorted(entries, key=lambda entry: natural_key(entry.name))
-    if not numbers and len(files) > _MOST_FILES:
-        files = [files[index * len(files) // _MOST_FILES] for index in range(_MOST_FILES)]
+    files = sorted(entries, key=lambda entry: natural_sort_key(entry.name))
+    if not numbers and len(files) > _MAX_FILES:
+        files = [files[index * len(files) // _MAX_FILES] for index in range(_MAX_FILES)]
     for file in files:
         try:
             yield read_picture(file), numbers.get(file.name)
@@ -168,7 +168,7 @@ def _of_folder(
             progress(str(error))
 
 
-def _of_video(path: Path) -> Iterable[Picture]:
+def _read_video(path: Path) -> Iterable[Picture]:
     """Pictures from all over a video.
 
     Raises:
@@ -176,34 +176,38 @@ def _of_video(path: Path) -> Iterable[Picture]:
     """
     if not path.exists():
         raise SourceError(f"{path}: there is no such folder or video")
-    return excerpt(path, _FRAMES)
+    return sample_video(path, _MAX_VIDEO_FRAMES)
 
 
 # --- average precision --------------------------------------------------------------------------------------
 
 
-def _ap(annotations: Annotations, told: Sequence[_Photo], model: Model) -> MeasureAp:
+def _make_ap_measure(
+    annotations: Annotations, labelled: Sequence[_CalibrationImage], model: Model
+) -> MeasureAp:
     """AP and AP50 by what is seen on the judged pictures, of which those with labels are the first."""
-    categories = categories_of(model.labels, annotations)
-    numbers = [photo.number for photo in told if photo.number is not None]
+    categories = match_categories(model.labels, annotations)
+    numbers = [photo.number for photo in labelled if photo.number is not None]
 
     def measured(seen: Sequence[Detections]) -> tuple[float, float]:
         found = [
             one
-            for photo, detections in zip(told, seen, strict=False)
+            for photo, detections in zip(labelled, seen, strict=False)
             for one in _found(photo, detections, categories)
         ]
-        figures = average_precision(annotations, numbers, found)
+        figures = compute_average_precision(annotations, numbers, found)
         return figures["ap"] or 0.0, figures["ap50"] or 0.0
 
     return measured
 
 
-def _found(photo: _Photo, detections: Detections, categories: dict[int, int]) -> Iterator[Found]:
+def _found(
+    photo: _CalibrationImage, detections: Detections, categories: dict[int, int]
+) -> Iterator[CocoDetection]:
     for box, score, class_id in zip(
         detections.boxes.tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True
     ):
         if class_id in categories and photo.number is not None:
             left, top = box[0] * photo.width_px, box[1] * photo.height_px
             width, height = box[2] * photo.width_px - left, box[3] * photo.height_px - top
-            yield Found(photo.number, categories[class_id], (left, top, width, height), score)
+            yield CocoDetection(photo.number, categories[class_id], (left, top, width, height), score)

@@ -10,23 +10,34 @@ from typing import Any, TextIO
 import onnx
 
 from visionedge import __version__
-from visionedge.engine.plan import processor
+from visionedge.engine.plan import read_cpu_name
 from visionedge.errors import ConfigError, VisionedgeError
-from visionedge.frames.types import utc_now, utc_text
-from visionedge.model.compiler.build import compiled, imprint_of
-from visionedge.model.compiler.compile import ROWS
-from visionedge.model.model import Model, bundled_model_path, load_model
+from visionedge.frames.types import format_utc, utc_now
+from visionedge.model.compiler.build import load_or_compile, require_compiled_metadata
+from visionedge.model.compiler.compile import MAX_ROWS
+from visionedge.model.model import Model, find_bundled_model, load_model
 from visionedge.model.parity import Tolerance
-from visionedge.model.quantization.search import Made, Material, Precision, Tried, make
-from visionedge.model.quantization.variants import demanded, place_of, store, tolerance_document
-from visionedge.ops.models.calibration_data import gather
-from visionedge.runtime.ort import wheel
+from visionedge.model.quantization.search import (
+    CalibrationData,
+    CandidateResult,
+    Precision,
+    QuantizationResult,
+    make_variant,
+)
+from visionedge.model.quantization.variants import (
+    make_tolerance_document,
+    make_variant_path,
+    require_variant,
+    save_variant,
+)
+from visionedge.ops.models.calibration_data import read_calibration_data
+from visionedge.runtime.ort import installed_wheel
 from visionedge.runtime.redaction import redact
 
 # `visionedge model compile`: the compiled graph as a file that anybody's onnxruntime runs.
 
 
-def compile_to(path: Path, output: Path, data: Path, rows: int | None = None) -> str:
+def compile_file(path: Path, output: Path, data: Path, rows: int | None = None) -> str:
     """Write the compiled graph of the model at `path` to `output`, whole or not at all; what it is, in words.
 
     Raises:
@@ -37,17 +48,23 @@ def compile_to(path: Path, output: Path, data: Path, rows: int | None = None) ->
     model = load_model(path)
     if output.exists() and output.samefile(path):
         raise ConfigError([f"-o {output}: is the model itself; name another file"])
-    return write_compiled(model, output, data, rows)
+    return write_compiled_graph(model, output, data, rows)
 
 
-def write_compiled(model: Model, output: Path, data: Path, rows: int | None = None) -> str:
-    """As `compile_to`, for a model that is loaded."""
-    graph = compiled(model, data, rows=rows or ROWS)
+def write_compiled_graph(model: Model, output: Path, data: Path, rows: int | None = None) -> str:
+    """As `compile_file`, for a model that is loaded."""
+    graph = load_or_compile(model, data, rows=rows or MAX_ROWS)
     _write(output, graph)
-    imprint, spec = imprint_of(onnx.load_model_from_string(graph)), model.input
-    batch = imprint.batch or "N"
-    takes, gives = f"[{batch},{spec.height_px},{spec.width_px},3] BGR", f"[{batch},{imprint.rows},6]"
-    return f"{output}: uint8 {takes} -> float32 {gives}, {imprint.head}; batch {imprint.batch_words}"
+    compiled_metadata, spec = require_compiled_metadata(onnx.load_model_from_string(graph)), model.input
+    batch = compiled_metadata.batch or "N"
+    takes, gives = (
+        f"[{batch},{spec.height_px},{spec.width_px},3] BGR",
+        f"[{batch},{compiled_metadata.rows},6]",
+    )
+    return (
+        f"{output}: uint8 {takes} -> float32 {gives}, {compiled_metadata.head}; batch "
+        f"{compiled_metadata.batch_reason}"
+    )
 
 
 def _write(output: Path, content: bytes) -> None:
@@ -63,7 +80,7 @@ def _write(output: Path, content: bytes) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class CompileRequest:
     """What was asked for. `unmatched` None is the usual tolerance, `output` None writes no compiled graph.
 
     `recipe` names the only one to try for integers, `thorough` sets their ranges tensor by tensor.
@@ -82,7 +99,7 @@ class Request:
     thorough: bool = False
 
 
-def compile_variant(request: Request, out: TextIO | None = None, tell: TextIO | None = None) -> int:
+def compile_variant(request: CompileRequest, out: TextIO | None = None, tell: TextIO | None = None) -> int:
     """Make, judge and keep a variant; the table goes to `out` (stdout), progress to `tell` (stderr).
 
     Raises:
@@ -92,7 +109,7 @@ def compile_variant(request: Request, out: TextIO | None = None, tell: TextIO | 
     """
     out, tell = out or sys.stdout, tell or sys.stderr
     model = load_model(request.model)
-    if request.output is not None and request.output.absolute() in _places(request, model):
+    if request.output is not None and request.output.absolute() in _candidate_paths(request, model):
         raise ConfigError([f"-o {request.output}: is where the variant itself goes; name another file"])
 
     def progress(line: str) -> None:
@@ -100,10 +117,10 @@ def compile_variant(request: Request, out: TextIO | None = None, tell: TextIO | 
         tell.flush()
 
     began_s = time.monotonic()
-    material = gather(model, request.precision, request.calibrate, request.labels, progress)
+    material = read_calibration_data(model, request.precision, request.calibrate, request.labels, progress)
     usual = Tolerance()
     tolerance = Tolerance(usual.unmatched if request.unmatched is None else request.unmatched)
-    made = make(
+    made = make_variant(
         model,
         request.precision,
         material,
@@ -112,23 +129,23 @@ def compile_variant(request: Request, out: TextIO | None = None, tell: TextIO | 
         only=request.recipe,
         thorough=request.thorough,
     )
-    out.write(table(made))
+    out.write(format_variants(made))
     if made.refusal is not None:
         raise VisionedgeError(
             f"{request.model}: {request.precision} is refused: {made.refusal}; nothing was kept."
             " Give more and better pictures, or a wider --tolerance"
         )
     report = _report(made, material, tolerance, time.monotonic() - began_s)
-    progress(f"kept as {_keep(request, model, made, report)}; {_advice(made, request.precision)}")
+    progress(f"kept as {_store_variant(request, model, made, report)}; {_advice(made, request.precision)}")
     if request.output is not None:
         folder = None if request.into is not None else request.data
-        variant = demanded(model, request.precision, folder, request.into)
-        progress(write_compiled(variant.of(model), request.output, request.data, request.rows))
+        variant = require_variant(model, request.precision, folder, request.into)
+        progress(write_compiled_graph(variant.of(model), request.output, request.data, request.rows))
     return 0
 
 
-def _advice(made: Made, precision: Precision) -> str:
-    times = made.chosen.pace.times_as_fast
+def _advice(made: QuantizationResult, precision: Precision) -> str:
+    times = made.chosen.pace.speedup
     if precision == "fp16":
         return "a GPU that is faster with it will use it"
     if times < 1.1:
@@ -139,21 +156,23 @@ def _advice(made: Made, precision: Precision) -> str:
 # --- where it goes ------------------------------------------------------------------------------------------
 
 
-def _places(request: Request, model: Model) -> list[Path]:
+def _candidate_paths(request: CompileRequest, model: Model) -> list[Path]:
     """The places to try, the best first."""
     if request.into is not None:
-        return [place_of(model, request.precision, request.into).absolute()]
-    in_data = place_of(model, request.precision, data=request.data).absolute()
-    if model.path.resolve() == bundled_model_path().resolve() and request.calibrate is None:
+        return [make_variant_path(model, request.precision, request.into).absolute()]
+    in_data = make_variant_path(model, request.precision, data=request.data).absolute()
+    if model.path.resolve() == find_bundled_model().resolve() and request.calibrate is None:
         return [in_data]  # what comes along is not overwritten by a run with nothing but the clip
-    return [place_of(model, request.precision).absolute(), in_data]
+    return [make_variant_path(model, request.precision).absolute(), in_data]
 
 
-def _keep(request: Request, model: Model, made: Made, report: dict[str, Any]) -> Path:
+def _store_variant(
+    request: CompileRequest, model: Model, made: QuantizationResult, report: dict[str, Any]
+) -> Path:
     problems = []
-    for path in _places(request, model):
+    for path in _candidate_paths(request, model):
         try:
-            store(path, made.network, model, request.precision, report)
+            save_variant(path, made.network, model, request.precision, report)
         except OSError as error:
             problems.append(f"{path}: cannot be written: {error.strerror}")
         else:
@@ -161,53 +180,67 @@ def _keep(request: Request, model: Model, made: Made, report: dict[str, Any]) ->
     raise VisionedgeError("; ".join(problems))
 
 
-def _report(made: Made, material: Material, tolerance: Tolerance, seconds: float) -> dict[str, Any]:
-    parity, here, common = made.chosen.parity, made.chosen.here, made.chosen.common
+def _report(
+    made: QuantizationResult, material: CalibrationData, tolerance: Tolerance, seconds: float
+) -> dict[str, Any]:
+    parity, with_integer_kernels, common = (
+        made.chosen.parity,
+        made.chosen.with_integer_kernels,
+        made.chosen.common,
+    )
     return {
-        "recipe": made.chosen.words,
+        "recipe": made.chosen.description,
         "refused": made.refusal,
         "parity": None if parity is None else parity.document(),
-        "parityHere": None if here is None else here.document(),
+        "parityHere": None if with_integer_kernels is None else with_integer_kernels.document(),
         "parityClip": None if common is None else common.document(),
-        "tolerance": tolerance_document(tolerance),
+        "tolerance": make_tolerance_document(tolerance),
         "speed": {
             "fp32Ms": round(made.fp32_ms, 2),
             "ms": round(made.chosen.pace.ms, 2),
-            "timesAsFast": round(made.chosen.pace.times_as_fast, 3),
+            "timesAsFast": round(made.chosen.pace.speedup, 3),
         },
         "tried": [_line(tried) for tried in made.tried],
         "made": {
-            "at": utc_text(utc_now()),
+            "at": format_utc(utc_now()),
             "seconds": round(seconds, 1),
             "visionedge": __version__,
             "onnx": onnx.__version__,
-            "onnxruntime": wheel() or "unknown",
-            "processor": processor(),
+            "onnxruntime": installed_wheel() or "unknown",
+            "processor": read_cpu_name(),
             "calibrationPictures": len(material.calibration),
         },
     }
 
 
-def _line(tried: Tried) -> dict[str, Any]:
+def _line(tried: CandidateResult) -> dict[str, Any]:
     return {
-        "recipe": tried.words,
+        "recipe": tried.description,
         "ms": round(tried.pace.ms, 2),
-        "timesAsFast": round(tried.pace.times_as_fast, 3),
+        "timesAsFast": round(tried.pace.speedup, 3),
         "matched": None if tried.parity is None else round(tried.parity.matched, 4),
-        "scoreShift": None if tried.parity is None else round(tried.parity.shift, 4),
-        "matchedHere": None if tried.here is None else round(tried.here.matched, 4),
+        "scoreShift": None if tried.parity is None else round(tried.parity.score_shift, 4),
+        "matchedHere": None
+        if tried.with_integer_kernels is None
+        else round(tried.with_integer_kernels.matched, 4),
         "matchedClip": None if tried.common is None else round(tried.common.matched, 4),
         "refused": tried.refusal,
     }
 
 
-def table(made: Made) -> str:
+def format_variants(made: QuantizationResult) -> str:
     """What was tried, for people, the chosen one marked; `here` is with the kernels of this machine."""
     rows = [("fp32", f"{made.fp32_ms:.1f}", "1.00", "", "", "", "", "")]
     for tried in made.tried:
         mark = "" if tried is not made.chosen else ("<- chosen" if tried.refusal is None else "<- refused")
         rows.append(
-            (tried.words, f"{tried.pace.ms:.1f}", f"{tried.pace.times_as_fast:.2f}", *_seen(tried), mark)
+            (
+                tried.description,
+                f"{tried.pace.ms:.1f}",
+                f"{tried.pace.speedup:.2f}",
+                *_format_agreement(tried),
+                mark,
+            )
         )
     head = ("tried", "ms", "x fp32", "agree", "shift", "AP loss", "here", "")
     wide = max(len(row[0]) for row in rows)
@@ -218,14 +251,14 @@ def table(made: Made) -> str:
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
-def _seen(tried: Tried) -> tuple[str, str, str, str]:
-    parity, here = tried.parity, tried.here
+def _format_agreement(tried: CandidateResult) -> tuple[str, str, str, str]:
+    parity, with_integer_kernels = tried.parity, tried.with_integer_kernels
     if parity is None:
         return ("-", "-", "", "")
     loss = "" if parity.ap is None else f"{parity.ap.ap_fp32 - parity.ap.ap:+.4f}"
     return (
         f"{parity.matched:.1%}",
-        f"{parity.shift:.3f}",
+        f"{parity.score_shift:.3f}",
         loss,
-        "" if here is None else f"{here.matched:.1%}",
+        "" if with_integer_kernels is None else f"{with_integer_kernels.matched:.1%}",
     )

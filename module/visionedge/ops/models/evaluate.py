@@ -17,20 +17,20 @@ from typing import Any, TextIO
 
 from visionedge.camera.sources.images import read_picture
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.local_engine import Engine, open_engine
-from visionedge.engine.one_shot import analyse, frame_of
+from visionedge.engine.local_engine import LocalEngine, open_engine
+from visionedge.engine.one_shot import infer_frames, make_frame
 from visionedge.errors import ConfigError, SourceError, UnavailableError
-from visionedge.frames.types import Result
+from visionedge.frames.types import FrameResult
 from visionedge.model.model import load_model
 from visionedge.model.postprocess import Selection
-from visionedge.runtime.installation import install_command
+from visionedge.runtime.installation import build_install_command
 from visionedge.runtime.redaction import redact
 
 # Annotations as COCO writes them, a model's labels among their categories, and average precision.
 
 
 # The words of older data sets and of Darknet for COCO's own.
-_OTHER_WORDS = {
+_LABEL_SYNONYMS = {
     "aeroplane": "airplane",
     "motorbike": "motorcycle",
     "diningtable": "dining table",
@@ -52,7 +52,7 @@ _FIGURES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
+class AnnotatedImage:
     """A picture of the annotations: its number there and the name of its file."""
 
     number: int
@@ -64,12 +64,12 @@ class Annotations:
     """Pictures with boxes that people drew; `categories` are the names by their numbers."""
 
     document: Mapping[str, Any]
-    photos: tuple[Photo, ...]
+    photos: tuple[AnnotatedImage, ...]
     categories: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CocoDetection:
     """One detection, in pixels of its picture: left, top, width, height."""
 
     photo: int
@@ -91,7 +91,9 @@ def read_annotations(path: Path) -> Annotations:
     except (ValueError, RecursionError):
         raise ConfigError([f"--coco {path}: is no JSON file"]) from None
     try:
-        photos = tuple(Photo(int(image["id"]), str(image["file_name"])) for image in document["images"])
+        photos = tuple(
+            AnnotatedImage(int(image["id"]), str(image["file_name"])) for image in document["images"]
+        )
         categories = {int(entry["id"]): str(entry["name"]) for entry in document["categories"]}
         boxes = [_box(entry, number) for number, entry in enumerate(document["annotations"], start=1)]
     except (KeyError, TypeError, ValueError):
@@ -118,14 +120,16 @@ def _box(entry: Mapping[str, Any], number: int) -> dict[str, Any]:
     }
 
 
-def categories_of(labels: Sequence[str], annotations: Annotations) -> dict[int, int]:
+def match_categories(labels: Sequence[str], annotations: Annotations) -> dict[int, int]:
     """The category of each class of a model that has one: by name, or by order where it has no names.
 
     Raises:
         ConfigError: no label is the name of a category.
     """
-    numbers = {_key(name): number for number, name in annotations.categories.items()}
-    matched = {index: numbers[key] for index, name in enumerate(labels) if (key := _key(name)) in numbers}
+    numbers = {_normalize_label(name): number for number, name in annotations.categories.items()}
+    matched = {
+        index: numbers[key] for index, name in enumerate(labels) if (key := _normalize_label(name)) in numbers
+    }
     if matched:
         return matched
     nameless = all(re.fullmatch(r"class-\d+", label) for label in labels)
@@ -140,9 +144,9 @@ def categories_of(labels: Sequence[str], annotations: Annotations) -> dict[int, 
     )
 
 
-def _key(name: str) -> str:
+def _normalize_label(name: str) -> str:
     plain = re.sub(r"[\s_-]+", " ", name.strip().lower())
-    return _OTHER_WORDS.get(plain, plain)
+    return _LABEL_SYNONYMS.get(plain, plain)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -160,12 +164,12 @@ def require_pycocotools() -> None:
     except ImportError:
         raise UnavailableError(
             "pycocotools, which computes average precision, is not installed; install it with: "
-            f"{install_command('eval')}"
+            f"{build_install_command('eval')}"
         ) from None
 
 
-def average_precision(
-    annotations: Annotations, photos: Sequence[int], found: Sequence[Found]
+def compute_average_precision(
+    annotations: Annotations, photos: Sequence[int], found: Sequence[CocoDetection]
 ) -> dict[str, float | None]:
     """COCO's figures over some of the pictures; None where there is nothing to measure by."""
     from pycocotools.coco import COCO
@@ -186,7 +190,7 @@ def average_precision(
     return {name: figures[index] if figures[index] >= 0 else None for name, index in _FIGURES.items()}
 
 
-def _entry(found: Found, number: int) -> dict[str, Any]:
+def _entry(found: CocoDetection, number: int) -> dict[str, Any]:
     return {
         "id": number,
         "image_id": found.photo,
@@ -202,11 +206,11 @@ SCORE_FLOOR = 0.01
 """Average precision is over the whole curve; what is less sure than this changes nothing any more."""
 
 
-_Outcome = Result | SourceError
+_Outcome = FrameResult | SourceError
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class EvaluationRequest:
     """What `visionedge model eval` was asked for. `limit` takes only the first pictures; `auto` is fp32."""
 
     model: Path
@@ -218,15 +222,15 @@ class Request:
 
 
 @dataclass(slots=True)
-class _Tally:
+class _EvaluationState:
     """What came of the pictures so far."""
 
-    found: list[Found]
+    found: list[CocoDetection]
     done: list[int]
     failed: list[str]
 
 
-def evaluate(request: Request, tell: TextIO | None = None) -> dict[str, Any]:
+def evaluate(request: EvaluationRequest, log: TextIO | None = None) -> dict[str, Any]:
     """The figures of a model as a document; progress and what could not be read goes to `tell` (stderr).
 
     Raises:
@@ -234,12 +238,12 @@ def evaluate(request: Request, tell: TextIO | None = None) -> dict[str, Any]:
         ModelError, DeviceError, UnavailableError: nothing can be computed.
         SourceError: not one of the pictures is there.
     """
-    tell = tell or sys.stderr
+    log = log or sys.stderr
     require_pycocotools()
     annotations = read_annotations(request.coco)
     model = load_model(request.model)
-    categories = categories_of(model.labels, annotations)
-    photos = _present(annotations, request, tell)
+    categories = match_categories(model.labels, annotations)
+    photos = _present(annotations, request, log)
     selection = Selection.of(model, SCORE_FLOOR, request.inference.iou)
     # What is measured must not depend on what this machine happened to choose before.
     plain = {"precision": "fp32"} if request.inference.precision == "auto" else {}
@@ -248,33 +252,35 @@ def evaluate(request: Request, tell: TextIO | None = None) -> dict[str, Any]:
         open_engine(model, inference, data=request.data, measuring=False, level=logging.DEBUG)
     ) as engine:
         began_ns = time.monotonic_ns()
-        look = _looking(request.images, engine, selection)
-        tally = _all(photos, look, engine.plan.lanes, categories, _Bar(len(photos), tell))
+        detect_image = _make_detector(request.images, engine, selection)
+        state = _evaluate_images(
+            photos, detect_image, engine.plan.lanes, categories, _ProgressBar(len(photos), log)
+        )
         took_s = (time.monotonic_ns() - began_ns) / 1e9
         device, precision = engine.device.effective, engine.precision.precision
-    for words in tally.failed:
-        tell.write(f"visionedge: {redact(words)}\n")
+    for words in state.failed:
+        log.write(f"visionedge: {redact(words)}\n")
     return {
         "model": model.name,
         "sha256": model.sha256,
         "device": device,
         "precision": precision,
-        "pictures": len(tally.done),
-        "missing": _asked(annotations, request) - len(tally.done),
+        "pictures": len(state.done),
+        "missing": _requested_count(annotations, request) - len(state.done),
         "classes": len(model.labels),
         "classesWithCategory": len(categories),
-        "detections": len(tally.found),
+        "detections": len(state.found),
         "scoreFloor": SCORE_FLOOR,
-        "picturesPerSecond": round(len(tally.done) / took_s, 2) if took_s else None,
-        **average_precision(annotations, tally.done, tally.found),
+        "picturesPerSecond": round(len(state.done) / took_s, 2) if took_s else None,
+        **compute_average_precision(annotations, state.done, state.found),
     }
 
 
-def _asked(annotations: Annotations, request: Request) -> int:
+def _requested_count(annotations: Annotations, request: EvaluationRequest) -> int:
     return min(len(annotations.photos), request.limit or len(annotations.photos))
 
 
-def _present(annotations: Annotations, request: Request, tell: TextIO) -> list[Photo]:
+def _present(annotations: Annotations, request: EvaluationRequest, log: TextIO) -> list[AnnotatedImage]:
     """The pictures that are there; one line for all that are not.
 
     Raises:
@@ -288,7 +294,7 @@ def _present(annotations: Annotations, request: Request, tell: TextIO) -> list[P
             f"{request.images}: none of the {len(photos)} pictures is there, such as {missing[0]}"
         )
     if missing:
-        tell.write(
+        log.write(
             redact(
                 f"visionedge: {request.images}: {len(missing)} of {len(photos)} pictures are not there,"
                 f" such as {missing[0]}\n"
@@ -297,44 +303,46 @@ def _present(annotations: Annotations, request: Request, tell: TextIO) -> list[P
     return present
 
 
-def _looking(folder: Path, engine: Engine, selection: Selection) -> Callable[[Photo], _Outcome]:
-    def look(photo: Photo) -> _Outcome:
+def _make_detector(
+    folder: Path, engine: LocalEngine, selection: Selection
+) -> Callable[[AnnotatedImage], _Outcome]:
+    def detect_image(photo: AnnotatedImage) -> _Outcome:
         try:
             picture = read_picture(folder / photo.file)
         except SourceError as error:
             return error
-        return analyse([frame_of(picture, engine)], engine, selection)[0]
+        return infer_frames([make_frame(picture, engine)], engine, selection)[0]
 
-    return look
+    return detect_image
 
 
-def _all(
-    photos: Sequence[Photo],
-    look: Callable[[Photo], _Outcome],
+def _evaluate_images(
+    photos: Sequence[AnnotatedImage],
+    detect_image: Callable[[AnnotatedImage], _Outcome],
     lanes: int,
     categories: dict[int, int],
-    bar: "_Bar",
-) -> _Tally:
-    tally = _Tally([], [], [])
-    with closing(bar):
-        for photo, result in _in_order(photos, look, lanes):
-            bar.step()
+    progress_bar: "_ProgressBar",
+) -> _EvaluationState:
+    state = _EvaluationState([], [], [])
+    with closing(progress_bar):
+        for photo, result in _in_order(photos, detect_image, lanes):
+            progress_bar.step()
             if isinstance(result, SourceError):
-                tally.failed.append(str(result))
+                state.failed.append(str(result))
                 continue
-            tally.done.append(photo.number)
-            tally.found += _found(photo, result, categories)
-    return tally
+            state.done.append(photo.number)
+            state.found += _to_coco(photo, result, categories)
+    return state
 
 
 def _in_order(
-    photos: Sequence[Photo], look: Callable[[Photo], _Outcome], lanes: int
-) -> Iterator[tuple[Photo, _Outcome]]:
+    photos: Sequence[AnnotatedImage], detect_image: Callable[[AnnotatedImage], _Outcome], lanes: int
+) -> Iterator[tuple[AnnotatedImage, _Outcome]]:
     """Each picture with what came of it, while the next ones are computed."""
-    waiting: deque[tuple[Photo, Future[_Outcome]]] = deque()
+    waiting: deque[tuple[AnnotatedImage, Future[_Outcome]]] = deque()
     with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool:
         for photo in photos:
-            waiting.append((photo, pool.submit(look, photo)))
+            waiting.append((photo, pool.submit(detect_image, photo)))
             if len(waiting) > lanes + 1:
                 first, result = waiting.popleft()
                 yield first, result.result()
@@ -343,7 +351,9 @@ def _in_order(
             yield first, result.result()
 
 
-def _found(photo: Photo, result: Result, categories: dict[int, int]) -> Iterator[Found]:
+def _to_coco(
+    photo: AnnotatedImage, result: FrameResult, categories: dict[int, int]
+) -> Iterator[CocoDetection]:
     width_px, height_px = result.frame.width_px, result.frame.height_px
     columns = result.detections
     for box, score, class_id in zip(
@@ -355,10 +365,10 @@ def _found(photo: Photo, result: Result, categories: dict[int, int]) -> Iterator
                 *(left * width_px, top * height_px),
                 *((right - left) * width_px, (bottom - top) * height_px),
             )
-            yield Found(photo.number, categories[class_id], place, score)
+            yield CocoDetection(photo.number, categories[class_id], place, score)
 
 
-class _Bar:
+class _ProgressBar:
     """Progress on a terminal as a line that grows, elsewhere as a line now and then."""
 
     WIDTH = 30
@@ -393,7 +403,7 @@ class _Bar:
         return f"\r[{'#' * full}{'.' * (self.WIDTH - full)}] {words}   "
 
 
-def words(report: dict[str, Any]) -> str:
+def format_report(report: dict[str, Any]) -> str:
     """The figures for people, in the order that COCO has them."""
     rows = [
         ("AP", "ap", "IoU 0.50-0.95"),

@@ -13,18 +13,18 @@ import onnx
 from onnx import TensorProto
 
 from visionedge.errors import ModelError
-from visionedge.model.analysis.cuda_kernels import missing_kernel, opsets_of
-from visionedge.model.analysis.shape_inference import infer
-from visionedge.model.analysis.signature import Tensor, read_signature, sized
-from visionedge.model.compiler.build import imprint_of, ready
-from visionedge.model.exporter_files import read_export
-from visionedge.model.heads import known_heads
+from visionedge.model.analysis.cuda_kernels import explain_missing_kernel, read_opsets
+from visionedge.model.analysis.shape_inference import infer_types
+from visionedge.model.analysis.signature import TensorInfo, fix_open_size, read_signature
+from visionedge.model.compiler.build import load_or_compile_with_batch, require_compiled_metadata
+from visionedge.model.exporter_files import read_custom_vision_manifest
+from visionedge.model.heads import load_heads
 from visionedge.model.interpretation import Preprocess
-from visionedge.model.labels import labels_for
+from visionedge.model.labels import choose_labels
 from visionedge.model.model import Model, load_model
-from visionedge.model.onnx_file import ModelFile, blamed_on, read_model, tensors
+from visionedge.model.onnx_file import ModelFile, iterate_tensors, read_model_file, wrap_model_errors
 from visionedge.model.sidecar import read_sidecar
-from visionedge.runtime.child_process import start
+from visionedge.runtime.child_process import start_child
 
 # How much there is in a network: its weights, and the multiplications it takes to look at one picture.
 
@@ -38,7 +38,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Amount:
+class ModelCost:
     """`parameters`: values of weights. `macs`: multiply-and-adds for one picture, of the `counted` nodes.
 
     `uncounted` nodes multiply too, but their shapes are known only when they run.
@@ -50,11 +50,11 @@ class Amount:
     uncounted: int
 
 
-def amount(network: onnx.ModelProto, shapes: Shapes) -> Amount:
+def compute_cost(network: onnx.ModelProto, shapes: Shapes) -> ModelCost:
     """Count a network whose shapes are those for one picture."""
     known, total, missing = 0, 0, 0
     for node in network.graph.node:
-        count = _COUNTS.get(node.op_type)
+        count = _MAC_COUNTERS.get(node.op_type)
         if count is None:
             continue
         macs = count(node, shapes)
@@ -62,11 +62,11 @@ def amount(network: onnx.ModelProto, shapes: Shapes) -> Amount:
             missing += 1
         else:
             known, total = known + 1, total + macs
-    weights = sum(math.prod(t.dims) for t in tensors(network) if t.data_type in _WEIGHTS)
-    return Amount(weights, total, known, missing)
+    weights = sum(math.prod(t.dims) for t in iterate_tensors(network) if t.data_type in _WEIGHTS)
+    return ModelCost(weights, total, known, missing)
 
 
-def operators_of(network: onnx.ModelProto) -> Counter[str]:
+def count_operators(network: onnx.ModelProto) -> Counter[str]:
     """How many nodes there are of each operator; those of other domains with theirs in front."""
     return Counter(
         node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
@@ -99,7 +99,7 @@ def _product(node: onnx.NodeProto, shapes: Shapes, second: int = 1) -> int | Non
     return math.prod(left) * columns * batch
 
 
-def _general(node: onnx.NodeProto, shapes: Shapes) -> int | None:
+def _gemm(node: onnx.NodeProto, shapes: Shapes) -> int | None:
     right, out = _shape(node, 1, shapes), shapes.get(node.output[0])
     if right is None or out is None:
         return None
@@ -107,7 +107,7 @@ def _general(node: onnx.NodeProto, shapes: Shapes) -> int | None:
     return math.prod(out) * right[1 if turned else 0]
 
 
-_COUNTS: Mapping[str, Callable[[onnx.NodeProto, Shapes], int | None]] = {
+_MAC_COUNTERS: Mapping[str, Callable[[onnx.NodeProto, Shapes], int | None]] = {
     "Conv": _convolution,
     "ConvInteger": _convolution,
     "QLinearConv": lambda node, shapes: _convolution(node, shapes, 3),
@@ -115,7 +115,7 @@ _COUNTS: Mapping[str, Callable[[onnx.NodeProto, Shapes], int | None]] = {
     "MatMul": _product,
     "MatMulInteger": _product,
     "QLinearMatMul": lambda node, shapes: _product(node, shapes, 3),
-    "Gemm": _general,
+    "Gemm": _gemm,
 }
 
 
@@ -136,7 +136,7 @@ class Inspection:
     state: tuple[str, ...] | None = None
 
 
-def inspect(path: Path, data: Path, device: str | None = None) -> Inspection:
+def inspect_model(path: Path, data: Path, device: str | None = None) -> Inspection:
     """Look into a model, compile it and run it once; `data` is the folder where compiled models are kept.
 
     `device` ("cuda", "cpu"): also open it there, and tell where its nodes really lie.
@@ -145,39 +145,41 @@ def inspect(path: Path, data: Path, device: str | None = None) -> Inspection:
         ModelError: the file cannot even be read.
         UnavailableError: onnxruntime cannot be used.
     """
-    file = read_model(path)
+    file = read_model_file(path)
     document: Document = {"path": str(path)}
     try:
         document |= _file_facts(file, path)
         model = load_model(path)
-        document |= _understood(model, file)
-        model, graph = ready(model, data)
+        document |= _interpretation_facts(model, file)
+        model, graph = load_or_compile_with_batch(model, data)
         document |= _compiled_facts(model, onnx.load_model_from_string(graph))
         if device is not None:
-            document["placed"] = {"asked": device} | _placed(path, device)
+            document["placed"] = {"asked": device} | _probe_placement(path, device)
     except ModelError as error:
-        return Inspection(document | {"refused": str(error), "heads": _heads()}, str(error), error.state)
+        return Inspection(document | {"refused": str(error), "heads": _head_names()}, str(error), error.state)
     return Inspection(document | {"refused": None}, None)
 
 
-def _heads() -> list[str]:
-    return [head.name for head in known_heads() if head.name != "compiled"]
+def _head_names() -> list[str]:
+    return [head.name for head in load_heads() if head.name != "compiled"]
 
 
 def _file_facts(file: ModelFile, path: Path) -> Document:
     """What can be said of any ONNX file."""
     model = file.proto
-    with blamed_on(path):
-        signature = read_signature(model, {**read_export(path), **read_sidecar(path).metadata})
-        with sized(model, signature.metadata):
-            types = infer(model).walked
-        count = amount(model, _shapes(types))
+    with wrap_model_errors(path):
+        signature = read_signature(
+            model, {**read_custom_vision_manifest(path), **read_sidecar(path).metadata}
+        )
+        with fix_open_size(model, signature.metadata):
+            types = infer_types(model).node_by_node
+        count = compute_cost(model, _shapes(types))
     return {
         "name": path.stem,
         "sha256": file.sha256,
         "bytes": path.stat().st_size,
         "producer": " ".join(filter(None, (model.producer_name, model.producer_version.strip("None ")))),
-        "opset": opsets_of(model),
+        "opset": read_opsets(model),
         "irVersion": model.ir_version,
         "inputs": [_tensor(tensor) for tensor in signature.inputs],
         "outputs": [_tensor(tensor) for tensor in signature.outputs],
@@ -185,11 +187,11 @@ def _file_facts(file: ModelFile, path: Path) -> Document:
         "macsPerPicture": count.macs,
         "macsUncountedNodes": count.uncounted,
         "nodes": len(model.graph.node),
-        "operators": dict(operators_of(model).most_common()),
+        "operators": dict(count_operators(model).most_common()),
     }
 
 
-def _tensor(tensor: Tensor) -> Document:
+def _tensor(tensor: TensorInfo) -> Document:
     shape = None if tensor.shape is None else list(tensor.shape)
     return {"name": tensor.name, "type": tensor.dtype, "shape": shape}
 
@@ -200,23 +202,27 @@ def _shapes(types: Mapping[str, onnx.TypeProto]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(dims) for name, dims in sides.items() if all(side > 0 for side in dims)}
 
 
-def _understood(model: Model, file: ModelFile) -> Document:
+def _interpretation_facts(model: Model, file: ModelFile) -> Document:
     """What recognition made of it."""
-    way, spec, sidecar = model.reading.preprocess, model.input, read_sidecar(model.path)
+    way, spec, sidecar = model.interpretation.preprocess, model.input, read_sidecar(model.path)
     metadata = {entry.key: entry.value for entry in file.proto.metadata_props} | dict(sidecar.metadata)
-    carrier = sidecar.name if "names" in sidecar.metadata else "its metadata"
-    _, origin = labels_for(
-        model.path, metadata, model.reading.class_count, carrier, background=model.reading.background
+    label_source = sidecar.name if "names" in sidecar.metadata else "its metadata"
+    _, origin = choose_labels(
+        model.path,
+        metadata,
+        model.interpretation.class_count,
+        label_source,
+        background=model.interpretation.background,
     )
-    if sidecar.data_set is not None:
-        _, origin = sidecar.data_set.labels(model.labels, origin)
+    if sidecar.data_yaml is not None:
+        _, origin = sidecar.data_yaml.labels(model.labels, origin)
     return {
         "head": model.head,
         "evidence": list(model.evidence),
-        "classes": model.reading.class_count,
+        "classes": model.interpretation.class_count,
         "labels": list(model.labels),
         "labelsFrom": origin,
-        "suppression": model.reading.suppress,
+        "suppression": model.interpretation.needs_nms,
         "picture": {
             "width": spec.width_px,
             "height": spec.height_px,
@@ -235,28 +241,28 @@ def _understood(model: Model, file: ModelFile) -> Document:
 
 def _compiled_facts(model: Model, graph: onnx.ModelProto) -> Document:
     """What the compiler makes of it, and which of its nodes CUDA has no kernel for."""
-    types = infer(graph).walked
-    imprint = imprint_of(graph)
+    types = infer_types(graph).node_by_node
+    compiled_metadata = require_compiled_metadata(graph)
     ours = [node for node in graph.graph.node if node.name.lstrip("_").startswith("visionedge.")]
-    spec, batch = model.input, model.reading.input.batch
+    spec, batch = model.input, model.interpretation.input.batch
     return {
         "batch": {
             "open": batch is None,
             "size": batch,
-            "why": imprint.batch_words,
+            "why": compiled_metadata.batch_reason,
         },
         "compiled": {
             "takes": f"uint8 [{batch or 'N'},{spec.height_px},{spec.width_px},3]",
-            "gives": f"float32 [{batch or 'N'},{imprint.rows},6]",
-            "rows": imprint.rows,
+            "gives": f"float32 [{batch or 'N'},{compiled_metadata.rows},6]",
+            "rows": compiled_metadata.rows,
             "nodes": len(graph.graph.node),
-            "added": dict(operators_of(_only(ours)).most_common()),
+            "added": dict(count_operators(_model_of(ours)).most_common()),
         },
         "cuda": {"nodes": len(graph.graph.node), "withoutKernel": _without_kernel(graph, types)},
     }
 
 
-def _only(nodes: Iterable[onnx.NodeProto]) -> onnx.ModelProto:
+def _model_of(nodes: Iterable[onnx.NodeProto]) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.graph.node.extend(nodes)
     return model
@@ -264,37 +270,37 @@ def _only(nodes: Iterable[onnx.NodeProto]) -> onnx.ModelProto:
 
 def _without_kernel(graph: onnx.ModelProto, types: Mapping[str, onnx.TypeProto]) -> list[Document]:
     """The nodes that would be computed on the CPU, by operator and reason."""
-    opsets = opsets_of(graph)
+    opsets = read_opsets(graph)
     kinds = {name: kind.tensor_type.elem_type for name, kind in types.items()}
     found: dict[tuple[str, str], list[str]] = {}
     for node in graph.graph.node:
-        why = missing_kernel(node, opsets, kinds)
+        why = explain_missing_kernel(node, opsets, kinds)
         if why is not None:
             found.setdefault((node.op_type, why), []).append(node.name or node.output[0])
     return [{"operator": operator, "why": why, "nodes": names} for (operator, why), names in found.items()]
 
 
-def _placed(path: Path, device: str) -> Document:
+def _probe_placement(path: Path, device: str) -> Document:
     """What a session on the device says of itself; it is opened in another process, which may be lost."""
     asked = json.dumps({"device": device, "model": str(path.resolve())})
-    with start("visionedge.engine.placement", "placement", asked) as child:
+    with start_child("visionedge.engine.placement", "placement", asked) as child:
         try:
-            said, _ = child.communicate(timeout=_PLACED_WITHIN_S)
+            stdout, _ = child.communicate(timeout=_PLACED_WITHIN_S)
         except subprocess.TimeoutExpired:
             return {"error": f"its session did not start within {_PLACED_WITHIN_S} s"}
         finally:
             child.kill()
     try:
-        told = json.loads(said.splitlines()[-1])
+        placement = json.loads(stdout.splitlines()[-1])
     except (ValueError, IndexError):
         return {"error": f"its session ended with code {child.returncode} and no answer"}
-    return {key: told[key] for key in ("device", "onDevice", "onCpu", "error") if key in told}
+    return {key: placement[key] for key in ("device", "onDevice", "onCpu", "error") if key in placement}
 
 
 # --- words --------------------------------------------------------------------------------------------------
 
 
-def words(inspection: Inspection) -> str:
+def format_report(inspection: Inspection) -> str:
     """The document for people."""
     facts = inspection.document
     lines = [facts["path"]]
@@ -390,8 +396,8 @@ def _about_the_graph(facts: Document) -> list[str]:
     lines += [_words_of_placement(facts["placed"])] if "placed" in facts else []
     if not cuda["withoutKernel"]:
         return [*lines, f"  on CUDA  each of its {cuda['nodes']} nodes has a kernel"]
-    fallen = sum(len(entry["nodes"]) for entry in cuda["withoutKernel"])
-    lines.append(f"  on CUDA  {fallen} of its {cuda['nodes']} nodes would be computed on the CPU:")
+    on_cpu_count = sum(len(entry["nodes"]) for entry in cuda["withoutKernel"])
+    lines.append(f"  on CUDA  {on_cpu_count} of its {cuda['nodes']} nodes would be computed on the CPU:")
     for entry in cuda["withoutKernel"]:
         names = ", ".join(name[:60] for name in entry["nodes"][:3])
         more = " …" if len(entry["nodes"]) > 3 else ""
