@@ -149,7 +149,7 @@ _WANTED: Mapping[str, Sequence[Wanted]] = {
         ("frames/s to bare threads at once", _at("ceiling", "atOnce", "toMeasured"), {"least": 0.85}),
         ("CPU of a frame to the bare parts", _at("ceiling", "alone", "cpuToBare"), {"most": 1.15}),
         ("the same, bare parts at once", _at("ceiling", "atOnce", "cpuToBare"), {"most": 1.15}),
-        ("boxes that the plain loop sees too", _at("sameness", "matched"), {"least": 0.9}),
+        ("boxes that the plain loop sees too", _at("baselineAgreement", "matched"), {"least": 0.9}),
     ],
     "process": [("own process/none", _at("processRatio", "framesPerSecond"), {"least": 0.97})],
     "overload": [

@@ -19,8 +19,7 @@ from tiny_models import TinyDetector, classifier
 from visionedge.config.load import parse_config
 from visionedge.engine.batcher import DropReason
 from visionedge.iothub.delivery import Delivery
-from visionedge.model.download import DownloadRetryPolicy, DownloadTimeouts
-from visionedge.model.model_store import MODELS_FOLDER
+from visionedge.model.download import MODELS_FOLDER, DownloadRetryPolicy, DownloadTimeouts
 from visionedge.runtime.threads import ThreadGroup
 
 IMPATIENT = DownloadRetryPolicy(DownloadTimeouts(connect_s=10, read_s=0.3, total_s=20), 0.0, 0.0, 0.0, 0.0)

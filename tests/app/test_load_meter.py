@@ -123,7 +123,7 @@ def test_the_document_holds_totals_and_each_camera() -> None:
     assert (told["demandedPerSecond"], told["deliveredPerSecond"]) == (35.0, 10.0)
     assert told["cameras"]["door"] == {
         "demandedPerSecond": 10.0,
-        "letInPerSecond": 10.0,
+        "admittedPerSecond": 10.0,
         "deliveredPerSecond": 5.0,
         "decodeCores": 0.2,
     }

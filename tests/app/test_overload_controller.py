@@ -139,7 +139,7 @@ class Stage:
 
     @property
     def codes(self) -> list[tuple[str, str]]:
-        return [(code, details.get("rung", "")) for code, _, details in self.told]
+        return [(code, details.get("level", "")) for code, _, details in self.told]
 
 
 @dataclass
@@ -191,14 +191,14 @@ def test_a_device_that_was_lost_makes_the_cameras_slower_and_says_so(tmp_path: P
         "18.0 of 60.0 frames/s: the CPU carries them with a motion gate on dock, gate and yard and"
         " dock, gate and yard at 6 fps"
     )
-    assert [level["rung"] for level in status["overload"]["rungs"]] == ["gate", "fps"]
+    assert [level["level"] for level in status["overload"]["levels"]] == ["gate", "fps"]
     assert status["overload"]["active"]
     assert stage.told[1][2] == {
-        "rung": "fps",
+        "level": "fps",
         "framesPerSecond": 18.0,
         "demandedPerSecond": 60.0,
         "deliveredPerSecond": 20.0,
-        "rungs": ["gate", "fps"],
+        "levels": ["gate", "fps"],
     }
 
 
@@ -214,7 +214,7 @@ def test_a_cpu_that_was_always_the_device_lowers_nothing_by_itself(tmp_path: Pat
         "active": False,
         "exhausted": False,
         "since": None,
-        "rungs": [],
+        "levels": [],
     }
 
 
@@ -382,11 +382,11 @@ def test_the_metrics_show_what_is_given_up(tmp_path: Path) -> None:
     stage = play(story, tmp_path)
     stage.state.engine = None
     samples = {(name, labels): value for name, labels, value in report.collect_samples(stage.state)}
-    assert samples["overload_rung", ("gate",)] == 1
-    assert samples["overload_rung", ("variant",)] == 0
+    assert samples["overload_level", ("gate",)] == 1
+    assert samples["overload_level", ("variant",)] == 0
     assert samples["overload_steps_total", ("gate", "taken")] == 1
     assert samples["overload_steps_total", ("gate", "returned")] == 0
     assert samples["overload_exhausted", ()] == 0
     assert samples["camera_fps_limit", ("dock",)] == 6
-    assert samples["let_in_frames_per_second", ("dock",)] == 6
+    assert samples["admitted_frames_per_second", ("dock",)] == 6
     assert samples["demanded_frames_per_second", ("dock",)] == 20

@@ -487,7 +487,7 @@ def test_the_pipeline_bench_reports_both_sides(visionedge: CommandLine, tmp_path
         assert document["ceiling"][side]["cpuToBare"] > 0
     assert document["ceiling"]["atOnce"]["threads"] == document["plan"]["lanes"]
     assert outcome.out.count("ceiling, ") == 2
-    assert document["sameness"]["pictures"] == 2
+    assert document["baselineAgreement"]["pictures"] == 2
     assert (document["precision"], document["load"]["precision"]) == ("fp32", "fp32")
 
 

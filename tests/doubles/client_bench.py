@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from visionedge.iothub.client import HubClient
-from visionedge.iothub.deadlines import Deadlines
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.sdk import (
     InputMessage,
@@ -16,6 +15,7 @@ from visionedge.iothub.sdk import (
     MethodCall,
     OnLost,
 )
+from visionedge.iothub.sdk_calls import Deadlines
 from visionedge.outbound.memory_queue import MemoryQueue
 from visionedge.outbound.messages import Message
 from visionedge.runtime.threads import ThreadGroup

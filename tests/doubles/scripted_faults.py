@@ -13,7 +13,7 @@ REFUSED = "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : no kernel for this node"
 FAULTS: dict[str, dict[str, Any]] = {
     "sticky": {"raise": STICKY},
     "gone": {"raise": GONE},
-    "memory": {"raise": NO_MEMORY, "when": {"leastBatch": 4}},
+    "memory": {"raise": NO_MEMORY, "when": {"minBatch": 4}},
     "no-memory": {"raise": NO_MEMORY},
     "refused": {"raise": REFUSED},
     "hang": {"hang": True},
@@ -33,7 +33,7 @@ class Faults:
     def __init__(self, folder: Path, *, run_s: float = 30.0, first_s: float = 0.3, **patience: float) -> None:
         self._folder = folder
         self.path = folder / "faults.yaml"
-        waits = {"firstSeconds": first_s, "mostSeconds": 1.0, "windowSeconds": 0.1, "healthySeconds": 0.1}
+        waits = {"firstSeconds": first_s, "maxWaitSeconds": 1.0, "windowSeconds": 0.1, "healthySeconds": 0.1}
         faults = [
             {**fault, "when": {**fault.get("when", {}), "file": str(folder / name)}}
             for name, fault in FAULTS.items()

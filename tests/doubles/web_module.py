@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from visionedge.config.schema import HttpConfig
 from visionedge.frames.types import Detections, Frame, FrameResult, InputSpec, Picture, Timing
 from visionedge.web.backend import Backend, BusyError, Document, ModelMetadata
-from visionedge.web.results import LatestResults
+from visionedge.web.latest_results import LatestResults
 from visionedge.web.server import HttpServer
 
 LABELS = ("person", "bicycle", "car")
@@ -113,7 +113,7 @@ class FakeModule:
             },
             "firstBroken": "passthrough",
             "chain": [],
-            "surroundings": [],
+            "systemChecks": [],
         }
         self.facts: ModelMetadata | None = ModelMetadata("nano", "ab" * 32, SPEC, 5, 4, LABELS)
         self.last_error: str | None = None

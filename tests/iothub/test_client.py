@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from client_bench import QUICK, Bench, message, quick
-from visionedge.iothub.deadlines import HubStatus
 from visionedge.iothub.sdk import (
     LinkError,
     MessageRefusedError,
     describe_error,
 )
+from visionedge.iothub.sdk_calls import HubStatus
 from visionedge.outbound.memory_queue import MemoryQueue
 from visionedge.runtime.threads import ThreadGroup
 

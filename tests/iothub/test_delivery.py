@@ -11,9 +11,9 @@ import pytest
 from edge_runtime.driver import result
 from visionedge.config.schema import TelemetryConfig
 from visionedge.iothub.client import HubClient
-from visionedge.iothub.deadlines import AbandonableCalls, CallTimeoutError, StuckError
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.identity import Identity
+from visionedge.iothub.sdk_calls import AbandonableCalls, CallTimeoutError, StuckError
 from visionedge.outbound.memory_queue import MemoryQueue
 from visionedge.outbound.messages import Message
 from visionedge.outbound.spool import Spool

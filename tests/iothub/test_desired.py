@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from visionedge.config.schema import Config
-from visionedge.iothub.desired import ConfigurationSources, DesiredDocument, DesiredProperties, LastGoodFile
+from visionedge.iothub.desired_properties import (
+    ConfigurationSources,
+    DesiredDocument,
+    DesiredProperties,
+    LastGoodFile,
+)
 
 LOCAL: dict[str, Any] = {"telemetry": {"intervalSeconds": 5}, "model": {"path": "local.onnx"}}
 
@@ -342,7 +347,7 @@ def test_what_a_full_disk_does_not_take_is_acknowledged_so_and_written_when_ther
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill after that brings back nothing that was switched off."""
-    monkeypatch.setattr("visionedge.iothub.desired._SAVE_RETRY_S", 0.01)
+    monkeypatch.setattr("visionedge.iothub.desired_properties._SAVE_RETRY_S", 0.01)
     module = Module(tmp_path)
     module.fill_disk(full=True)
 

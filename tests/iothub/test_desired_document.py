@@ -9,7 +9,7 @@ import pytest
 from edge_runtime.twin import check_reported
 from visionedge.config.load import parse_config
 from visionedge.errors import ConfigError
-from visionedge.iothub.desired import (
+from visionedge.iothub.desired_properties import (
     MAX_ACKNOWLEDGEMENT_BYTES,
     DesiredDocument,
     LastGoodFile,

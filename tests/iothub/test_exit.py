@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from visionedge.app.service import RunOptions, Service
-from visionedge.iothub.deadlines import EXIT_STUCK
-from visionedge.iothub.desired import ConfigurationSources
+from visionedge.iothub.desired_properties import ConfigurationSources
+from visionedge.iothub.sdk_calls import EXIT_STUCK
 
 
 class StuckService(Service):

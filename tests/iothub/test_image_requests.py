@@ -40,7 +40,7 @@ class Module:
 
     def answer(self, result: FrameResult, correlation_id: str) -> bool:
         """Sent, unless the id says otherwise."""
-        if correlation_id == "untold":
+        if correlation_id == "not-delivered":
             return False
         self.answers.append((result, correlation_id))
         return True
@@ -135,11 +135,11 @@ def test_what_gets_no_answer_is_counted_by_its_reason() -> None:
         picture(body=b"junk"),
         picture(body=b"busy"),
         picture(body=b"crash"),
-        picture(message_id="untold"),
+        picture(message_id="not-delivered"),
         InputMessage("others", b"", {}),
         picture("last"),
     )
-    assert questions.dropped == {"bad-picture": 1, "busy": 1, "failed": 1, "untold": 1, "input": 1}
+    assert questions.dropped == {"bad-picture": 1, "busy": 1, "failed": 1, "not-delivered": 1, "input": 1}
     assert [result.frame.camera for result, _ in module.answers] == ["last"]
     assert len(module.refusals) == 5
 

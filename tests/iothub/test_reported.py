@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from edge_runtime.twin import Twin
 from visionedge.app.hub_bridge import MAX_CAMERAS_BYTES, fit_camera_states
-from visionedge.iothub.desired import DesiredDocument, acknowledgement
-from visionedge.iothub.reported import (
+from visionedge.iothub.desired_properties import DesiredDocument, acknowledgement
+from visionedge.iothub.reported_properties import (
     MAX_PATCH_BYTES,
     MIN_PATCH_INTERVAL_NS,
     ReportedProperties,

@@ -60,7 +60,7 @@ def test_a_session_that_the_hub_lost_silently_is_found_out_and_everything_heard_
     assert edge_runtime.invoke("echo").status == 200
     version = edge_runtime.desire({"z": 1})
     heard(module, lambda told: told["desired"].get("$version") == version)
-    assert module.do("status")["hub"]["rungs"]["silent"] >= 1
+    assert module.do("status")["hub"]["faults"]["silent"] >= 1
 
 
 def test_a_hub_that_confirms_no_subscription_still_gets_its_messages(

@@ -26,14 +26,15 @@ from model_server import (
 )
 from visionedge.errors import FetchError
 from visionedge.model.download import (
+    MODELS_FOLDER,
     DownloadProgress,
     DownloadRequest,
     DownloadRetryPolicy,
     DownloadTimeouts,
     ModelDownload,
+    ModelStore,
     compute_wait_s,
 )
-from visionedge.model.model_store import MODELS_FOLDER, ModelStore
 
 DATA = b"\x08\x08" + os.urandom(300_000)
 SUM = hashlib.sha256(DATA).hexdigest()

@@ -13,9 +13,15 @@ from conftest import REPOSITORY
 from visionedge.config.addresses import format_url, model_name_from_url
 from visionedge.config.load import find_local_only_problems, parse_config
 from visionedge.errors import ConfigError, FetchError
-from visionedge.model.download import DownloadRetryPolicy, DownloadTimeouts
-from visionedge.model.model_store import MAX_BYTES, MAX_MODELS, MODELS_FOLDER, ModelStore
-from visionedge.model.supply import MAX_CHANGE_TRIES
+from visionedge.model.download import (
+    MAX_BYTES,
+    MAX_MODELS,
+    MODELS_FOLDER,
+    DownloadRetryPolicy,
+    DownloadTimeouts,
+    ModelStore,
+)
+from visionedge.model.provider import MAX_CHANGE_TRIES
 
 
 def put(kept: ModelStore, data: bytes, age_s: int) -> str:

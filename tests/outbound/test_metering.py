@@ -430,7 +430,7 @@ def status_of(seconds: int) -> dict[str, Any]:
         meter.count("detections", 4000)
         if sequence_number % 10 == 0:
             meter.count("events", 300)
-    return {"hub": {"state": "connected", "bill": status.build_metering(meter.usage())}}
+    return {"hub": {"state": "connected", "metering": status.build_metering(meter.usage())}}
 
 
 def test_a_running_module_is_asked_what_it_sent(command_line: CommandLine) -> None:
@@ -465,8 +465,8 @@ def test_the_token_comes_by_option_or_environment(
     ("document", "reason"),
     [
         ({"hub": {"state": "starting"}}, "counted no messages yet"),
-        ({"hub": {"state": "local", "bill": {}}}, "start it with --messages FILE"),
-        ({"hub": {"state": "connected", "bill": {"blocks": 3}}}, "its status cannot be read"),
+        ({"hub": {"state": "local", "metering": {}}}, "start it with --messages FILE"),
+        ({"hub": {"state": "connected", "metering": {"blocks": 3}}}, "its status cannot be read"),
         ({}, "counted no messages yet"),
         ([], "no status of visionedge"),
     ],

@@ -28,7 +28,7 @@ PIPELINE: dict[str, Any] = {
         "alone": {"speedToCeiling": 0.9, "cpuToBare": 1.0},
         "atOnce": {"toMeasured": 0.9, "cpuToBare": 1.2},
     },
-    "sameness": {"matched": 0.95},
+    "baselineAgreement": {"matched": 0.95},
 }
 
 

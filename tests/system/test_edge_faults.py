@@ -8,7 +8,7 @@ from edge_runtime.account import Received
 from edge_runtime.contract import check_messages
 from edge_runtime.fixtures import Drive, Driven
 from edge_runtime.runtime import EdgeRuntime
-from visionedge.iothub.deadlines import EXIT_STUCK
+from visionedge.iothub.sdk_calls import EXIT_STUCK
 
 BRIEF = {"send_s": 0.4, "answer_s": 0.4, "connect_s": 2.0, "farewell_s": 0.4, "build_s": 2.0}
 
@@ -155,7 +155,7 @@ def test_silence_ends_at_our_deadline(
 
     check_messages(edge_runtime.wait_for(arrived(3)))
     status = module.close()
-    assert status["hub"]["rungs"]["overdue"] >= 1
+    assert status["hub"]["faults"]["overdue"] >= 1
 
 
 def test_a_hub_that_hangs_and_comes_back_gets_all(
@@ -199,7 +199,7 @@ def test_a_session_that_the_hub_lost_is_noticed(
     module.wait_for_log("connected to IoT Hub through", times=2)
     send(module)
     edge_runtime.wait_for(arrived(1))
-    assert module.close()["hub"]["rungs"]["silent"] >= 1
+    assert module.close()["hub"]["faults"]["silent"] >= 1
 
 
 def test_a_twin_that_answers_with_an_error_is_alive(
@@ -212,7 +212,7 @@ def test_a_twin_that_answers_with_an_error_is_alive(
         send(module)
     edge_runtime.wait_for(arrived(5))
     status = module.close()
-    assert status["hub"]["rungs"] == {}
+    assert status["hub"]["faults"] == {}
     assert edge_runtime.broker.connects == 1
 
 

@@ -21,7 +21,7 @@ from visionedge.engine.batcher import BatcherStatistics
 from visionedge.engine.interface import Engine
 from visionedge.engine.lanes import LanePool
 from visionedge.iothub.delivery import Delivery
-from visionedge.iothub.desired import ConfigurationSources
+from visionedge.iothub.desired_properties import ConfigurationSources
 from visionedge.model.model import Model, find_bundled_model, load_model
 from visionedge.runtime.process_limits import descriptor_limit, raise_descriptor_limit
 from visionedge.runtime.threads import ThreadGroup

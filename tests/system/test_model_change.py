@@ -14,7 +14,7 @@ from edge_runtime.runtime import EdgeRuntime
 from model_server import Answer, ModelServer, content, redirect, status
 from module_process import ModuleProcess
 from tiny_models import TinyDetector
-from visionedge.iothub.desired import DESIRED_FILE_NAME
+from visionedge.iothub.desired_properties import DESIRED_FILE_NAME
 
 SECRET = "s3cret-signature"
 CAMERAS = ("dock", "yard")

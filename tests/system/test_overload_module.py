@@ -74,28 +74,28 @@ def test_the_ladder_goes_down_under_load_and_comes_back_after_it(tmp_path: Path)
             module.wait_for_log(TAKEN_GATE, WAIT_S)
             module.wait_for_log(TAKEN_FPS, WAIT_S)
             load, cameras = load_of(module), module.cameras()
-            assert [level["rung"] for level in load["overload"]["rungs"]] == ["gate", "fps"]
+            assert [level["level"] for level in load["overload"]["levels"]] == ["gate", "fps"]
             assert load["overload"]["active"]
             assert load["deliveredPerSecond"] < load["demandedPerSecond"]
             assert "with a motion gate on dock, gate and till and" in load["sentence"]
             assert cameras["dock"]["throttle"] == cameras["gate"]["throttle"]
             assert cameras["dock"]["throttle"]["gate"]
             seen = samples(module)
-            assert (seen['overload_rung{rung="gate"}'], seen['overload_rung{rung="variant"}']) == (1, 0)
+            assert (seen['overload_level{rung="gate"}'], seen['overload_level{rung="variant"}']) == (1, 0)
             prove_that_frames_add_up(seen)
 
             server.set_fps(0.4)
             module.wait_for_log(RETURNED_FPS, WAIT_S)
             module.wait_for_log(RETURNED_GATE, WAIT_S)
             load, cameras = load_of(module), module.cameras()
-            assert load["overload"]["rungs"] == []
+            assert load["overload"]["levels"] == []
             assert {name: camera["throttle"] for name, camera in cameras.items()} == dict.fromkeys(cameras)
             assert {camera["epoch"] for camera in cameras.values()} == {1}
             seen = samples(module)
             prove_that_frames_add_up(seen)
             assert module.stop(10) == 0
     events = [json.loads(line) for line in out.read_text().splitlines()]
-    steps = [(e["code"], e["details"].get("rung")) for e in events if e["code"].startswith("overload-")]
+    steps = [(e["code"], e["details"].get("level")) for e in events if e["code"].startswith("overload-")]
     assert steps[:2] == [("overload-taken", "gate"), ("overload-taken", "fps")]
     assert steps[-2:] == [("overload-returned", "fps"), ("overload-returned", "gate")]
     for level in ("gate", "fps"):

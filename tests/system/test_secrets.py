@@ -21,7 +21,7 @@ from module_process import ModuleProcess
 from visionedge.config.documents import read_document
 from visionedge.config.load import parse_config
 from visionedge.errors import ConfigError
-from visionedge.iothub.desired import DESIRED_FILE_NAME as LAST_GOOD
+from visionedge.iothub.desired_properties import DESIRED_FILE_NAME as LAST_GOOD
 from visionedge.runtime.logs import RedactingFormatter
 from visionedge.runtime.redaction import KnownSecrets, find_secrets, redact, register_secrets
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from visionedge.app.service import RunOptions, Service
-from visionedge.iothub.desired import ConfigurationSources
-from visionedge.model import supply
+from visionedge.iothub.desired_properties import ConfigurationSources
+from visionedge.model import provider
 from visionedge.model.model import Model, load_model
 
 WAIT_S = 60
@@ -32,7 +32,7 @@ def test_a_model_that_takes_long_to_read_does_not_keep_the_module_from_stopping(
         assert stopped.wait(WAIT_S)
         return load_model(path)
 
-    monkeypatch.setattr(supply, "load_model", slow)
+    monkeypatch.setattr(provider, "load_model", slow)
     document = {"inference": {"process": False, "device": "cpu"}, "http": {"port": 0}}
     service = Service(RunOptions(ConfigurationSources.read(document), tmp_path, duration_s=60, environ={}))
     ended = service._shut_down
@@ -67,7 +67,7 @@ def test_the_address_is_told_and_answers_before_the_model_is_read(
             os.kill(os.getpid(), signal.SIGTERM)
         return load_model(path)
 
-    monkeypatch.setattr(supply, "load_model", slow)
+    monkeypatch.setattr(provider, "load_model", slow)
     document = {"inference": {"process": False, "device": "cpu"}, "http": {"port": 0}}
     with caplog.at_level(logging.INFO, "visionedge"):
         assert (

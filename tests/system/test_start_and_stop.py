@@ -31,7 +31,7 @@ from visionedge.camera.camera import Camera, CameraState, CameraStatus
 from visionedge.config.load import parse_config
 from visionedge.engine.lanes import LanePool
 from visionedge.iothub.client import LinkTask
-from visionedge.iothub.desired import ConfigurationSources
+from visionedge.iothub.desired_properties import ConfigurationSources
 from visionedge.iothub.sdk import MethodCall
 from visionedge.runtime.threads import ThreadGroup
 
@@ -128,7 +128,7 @@ HANGING = """
     import asyncio, sys, threading
     from pathlib import Path
     import visionedge.app.service as service
-    from visionedge.iothub.desired import ConfigurationSources
+    from visionedge.iothub.desired_properties import ConfigurationSources
 
     class Hanging(service.Service):
         async def _begin(self, *_):

@@ -22,8 +22,8 @@ from visionedge.engine.plan import (
     PlanCache,
     PlanKey,
 )
-from visionedge.iothub.desired import ConfigurationSources, DesiredDocument, LastGoodFile
-from visionedge.model.model_store import ModelStore
+from visionedge.iothub.desired_properties import ConfigurationSources, DesiredDocument, LastGoodFile
+from visionedge.model.download import ModelStore
 from visionedge.outbound.messages import Message
 from visionedge.outbound.spool import Spool, SpoolOptions
 from visionedge.outbound.sqlite_store import LostRange, MessageStore

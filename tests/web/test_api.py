@@ -48,7 +48,7 @@ def test_readiness_is_not_silent_about_the_device() -> None:
 
 def test_the_examination_of_the_way_to_the_gpu_is_given_with_secrets_masked() -> None:
     module = FakeModule()
-    remedy = {"say": "ask rtsp://me:secret@192.0.2.5/", "lines": []}
+    remedy = {"instruction": "ask rtsp://me:secret@192.0.2.5/", "lines": []}
     link = {"name": "passthrough", "title": "GPU", "state": "broken", "found": "none", "remedies": [remedy]}
     module.examination["chain"] = [link]
 
@@ -57,7 +57,7 @@ def test_the_examination_of_the_way_to_the_gpu_is_given_with_secrets_masked() ->
             document = await answer.json()
             assert answer.status == 200
             assert document["firstBroken"] == "passthrough"
-            assert document["chain"][0]["remedies"][0]["say"] == "ask rtsp://***@192.0.2.5/"
+            assert document["chain"][0]["remedies"][0]["instruction"] == "ask rtsp://***@192.0.2.5/"
 
     talk(module, conversation)
 

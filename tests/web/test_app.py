@@ -13,8 +13,8 @@ import pytest
 from visionedge.config.schema import HttpConfig
 from visionedge.errors import UnavailableError
 from visionedge.frames.types import build_frame_document
+from visionedge.web.access_control import AccessControl
 from visionedge.web.app import make_app
-from visionedge.web.guard import AccessControl
 from visionedge.web.openapi import build_openapi
 from visionedge.web.server import HttpServer
 from web_module import LABELS, Client, FakeModule, error_of, result, talk

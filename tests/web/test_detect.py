@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from visionedge.web import jpeg as pictures
-from visionedge.web import requests
+from visionedge.web import request_body
 from visionedge.web.backend import BusyError
 from web_module import Client, FakeModule, error_of, grey, jpeg, talk, until
 
@@ -76,7 +76,7 @@ def test_a_broken_form_is_refused() -> None:
 def test_a_body_above_the_limit_is_refused_whether_or_not_it_says_its_length(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(requests, "UPLOAD_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(request_body, "UPLOAD_LIMIT_BYTES", 1000)
 
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(50):
@@ -95,7 +95,7 @@ def test_a_body_above_the_limit_is_refused_whether_or_not_it_says_its_length(
 
 
 def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "UPLOAD_LIMIT_S", 0.05)
+    monkeypatch.setattr(request_body, "UPLOAD_LIMIT_S", 0.05)
 
     async def conversation(client: Client) -> None:
         never = asyncio.Event()
@@ -313,7 +313,7 @@ def test_what_an_uploader_wrote_beside_the_picture_is_not_printed(capfd: pytest.
     profile = b"iCCPwords of an uploader\x00\x00broken"
     chunk = struct.pack(">I", len(profile) - 4) + profile + struct.pack(">I", zlib.crc32(profile))
     remarked = packed[:33] + chunk + packed[33:]
-    assert requests.strip_png_metadata(remarked) == requests.strip_png_metadata(packed)
-    picture = requests.decode_upload(remarked)
+    assert request_body.strip_png_metadata(remarked) == request_body.strip_png_metadata(packed)
+    picture = request_body.decode_upload(remarked)
     assert picture.shape == (8, 8, 3)
     assert "uploader" not in capfd.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 
 from visionedge.config.schema import HttpConfig
 from visionedge.web import handlers
-from visionedge.web.guard import own_names
+from visionedge.web.access_control import own_names
 from visionedge.web.server import HttpServer
 from web_module import Client, FakeModule, error_of, jpeg, result, talk, until
 

@@ -9,7 +9,7 @@ import pytest
 
 from visionedge.frames.types import Picture
 from visionedge.web.backend import BusyError
-from visionedge.web.results import LatestResults
+from visionedge.web.latest_results import LatestResults
 from web_module import grey, result
 
 

@@ -12,7 +12,7 @@ from visionedge.frames.types import FrameResult, Picture, build_frame_document
 from visionedge.web import handlers
 from visionedge.web.backend import BusyError
 from visionedge.web.jpeg import BoundedExecutor, JpegCache, JpegOptions
-from visionedge.web.results import FrameDocumentCache, LatestResults
+from visionedge.web.latest_results import FrameDocumentCache, LatestResults
 from visionedge.web.streams import MjpegParts, StopSignal, iterate_with_heartbeat
 from web_module import Client, FakeModule, error_of, grey, result, serving, talk, unpacked, until
 

@@ -26,7 +26,7 @@ from visionedge.errors import ConfigError, ModelError, VisionedgeError
 from visionedge.model.download import DownloadRetryPolicy
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
-from visionedge.model.supply import MAX_CHANGE_TRIES, ModelProvider, ModelSource
+from visionedge.model.provider import MAX_CHANGE_TRIES, ModelProvider, ModelSource
 from visionedge.runtime.threads import OnThreadExit, ThreadGroup, run_on_thread
 
 # What computes: a model and its engine, and what was made for the two.

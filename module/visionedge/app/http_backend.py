@@ -10,13 +10,13 @@ from visionedge.engine.interface import Engine
 from visionedge.engine.lanes import LanePool
 from visionedge.engine.one_shot import infer_frames, make_frame
 from visionedge.frames.types import FrameResult, Picture
-from visionedge.ops.doctor.gather import DoctorRequest, RunningEngine
+from visionedge.ops.doctor.facts import DoctorRequest, RunningEngine
 from visionedge.ops.doctor.host import this_host
 from visionedge.ops.doctor.report import CachedReport, examine
 from visionedge.runtime import logs
 from visionedge.web.backend import BusyError, Document, ModelMetadata
 from visionedge.web.jpeg import BoundedExecutor
-from visionedge.web.results import Subscription
+from visionedge.web.latest_results import Subscription
 
 _MAX_CONCURRENT_REQUESTS = 4
 

@@ -24,7 +24,7 @@ from visionedge.config.schema import Config
 from visionedge.errors import VisionedgeError
 from visionedge.frames.types import FrameResult, format_utc, utc_now
 from visionedge.iothub.client import LinkTask, TaskOutcome
-from visionedge.iothub.desired import ConfigurationSources, DesiredProperties
+from visionedge.iothub.desired_properties import ConfigurationSources, DesiredProperties
 from visionedge.iothub.direct_methods import MethodDispatcher
 from visionedge.iothub.image_requests import (
     IMAGE_INPUT,
@@ -34,13 +34,13 @@ from visionedge.iothub.image_requests import (
     ImageRequests,
     InboundStatistics,
 )
-from visionedge.iothub.reported import ReportedProperties
+from visionedge.iothub.reported_properties import ReportedProperties
 from visionedge.iothub.sdk import HubLink, InputMessage, MethodCall
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import LoopQueue
 from visionedge.web.backend import BusyError
 from visionedge.web.jpeg import MEMORY_BYTES, MEMORY_WAIT_S, BoundedExecutor, MemoryBudget, is_supported_image
-from visionedge.web.requests import decode_upload, estimate_decoding_bytes
+from visionedge.web.request_body import decode_upload, estimate_decoding_bytes
 from visionedge.web.responses import RequestError
 
 # The reported properties: what the twin says of the module, cut to what a twin may hold. Pure.

@@ -198,7 +198,7 @@ def build_load_document(seen: LoadMeasurement) -> dict[str, Any]:
     return {
         "windowSeconds": round(seen.seconds, 1),
         "demandedPerSecond": round(seen.demanded, 2),
-        "letInPerSecond": round(seen.admitted, 2),
+        "admittedPerSecond": round(seen.admitted, 2),
         "deliveredPerSecond": round(seen.delivered, 2),
         "cores": seen.cores,
         "cpuQuota": None if seen.quota is None else round(seen.quota, 3),
@@ -208,7 +208,7 @@ def build_load_document(seen: LoadMeasurement) -> dict[str, Any]:
         "cameras": {
             name: {
                 "demandedPerSecond": round(camera.demanded, 2),
-                "letInPerSecond": round(camera.admitted, 2),
+                "admittedPerSecond": round(camera.admitted, 2),
                 "deliveredPerSecond": round(camera.delivered, 2),
                 "decodeCores": round(camera.decode_cores, 3),
             }

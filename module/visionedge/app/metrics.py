@@ -79,7 +79,7 @@ SCRAPED_METRICS: Mapping[str, MetricDeclaration] = {
     "demanded_frames_per_second": MetricDeclaration(
         "gauge", ("camera",), "Frames that the camera is asked for."
     ),
-    "let_in_frames_per_second": MetricDeclaration(
+    "admitted_frames_per_second": MetricDeclaration(
         "gauge", ("camera",), "Frames of these that overload leaves."
     ),
     "delivered_frames_per_second": MetricDeclaration(
@@ -89,9 +89,9 @@ SCRAPED_METRICS: Mapping[str, MetricDeclaration] = {
     "bottleneck": MetricDeclaration(
         "gauge", ("bottleneck",), "Always 1; the limit: none, quota, decode, engine, others or idle."
     ),
-    "overload_rung": MetricDeclaration("gauge", ("rung",), "1 while it is given up: variant, gate or fps."),
+    "overload_level": MetricDeclaration("gauge", ("level",), "1 while it is given up: variant, gate or fps."),
     "overload_steps_total": MetricDeclaration(
-        "counter", ("rung", "direction"), "Steps of the overload ladder: taken or returned."
+        "counter", ("level", "direction"), "Steps of the overload ladder: taken or returned."
     ),
     "overload_exhausted": MetricDeclaration(
         "gauge", (), "1 when it is too much still, and nothing is left to give up."
@@ -107,8 +107,8 @@ SCRAPED_METRICS: Mapping[str, MetricDeclaration] = {
     "hub_messages_sent_total": MetricDeclaration("counter", (), "Messages acknowledged by edgeHub."),
     "hub_messages_waiting": MetricDeclaration("gauge", (), "Messages that wait for their acknowledgement."),
     "hub_messages_dropped_total": MetricDeclaration("counter", ("reason",), "Messages let go, by reason."),
-    "hub_rungs_total": MetricDeclaration(
-        "counter", ("rung",), "What was done about a hub or an SDK that failed."
+    "hub_faults_total": MetricDeclaration(
+        "counter", ("fault",), "What was done about a hub or an SDK that failed."
     ),
     "message_blocks_total": MetricDeclaration(
         "counter", ("output",), "Blocks of 4 KB that IoT Hub meters for the messages."
@@ -134,7 +134,7 @@ SCRAPED_METRICS: Mapping[str, MetricDeclaration] = {
     "input_pictures_dropped_total": MetricDeclaration(
         "counter", ("reason",), "Pictures of other modules that got none, by reason."
     ),
-    "outbox_dropped_total": MetricDeclaration(
+    "result_queue_dropped_total": MetricDeclaration(
         "counter", (), "Results lost between the lanes and the loop; must stay 0."
     ),
 }

@@ -227,7 +227,7 @@ class OverloadController:
         self._event(
             "overload-taken" if direction == "taken" else "overload-returned",
             words,
-            {"rung": level, **budget},
+            {"level": level, **budget},
         )
 
     def _event(self, code: OverloadEventCode, words: str, details: Mapping[str, Any]) -> None:
@@ -235,7 +235,7 @@ class OverloadController:
         rates = {} if seen is None else {
             "demandedPerSecond": round(seen.demanded, 2), "deliveredPerSecond": round(seen.delivered, 2)
         }  # fmt: skip
-        self._emit_event(code, words, {**details, **rates, "rungs": list(self._since_utc)})
+        self._emit_event(code, words, {**details, **rates, "levels": list(self._since_utc)})
 
     def _reason(self, direction: StepDirection) -> str:
         if direction == "taken":

@@ -463,8 +463,8 @@ class OverloadStatus:
             "since": format_utc(min(each.since_utc for each in self.taken_levels))
             if self.taken_levels
             else None,
-            "rungs": [
-                {"rung": each.level, "since": format_utc(each.since_utc), "what": each.words}
+            "levels": [
+                {"level": each.level, "since": format_utc(each.since_utc), "what": each.words}
                 for each in self.taken_levels
             ],
         }

@@ -29,17 +29,17 @@ from visionedge.config.schema import Config
 from visionedge.engine.interface import Engine, EngineEvent
 from visionedge.errors import UnavailableError, VisionedgeError
 from visionedge.frames.types import FrameResult
-from visionedge.iothub.deadlines import EXIT_STUCK
 from visionedge.iothub.delivery import Delivery
-from visionedge.iothub.desired import ConfigurationSources
+from visionedge.iothub.desired_properties import ConfigurationSources
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.image_requests import SEQUENCE_NAME
+from visionedge.iothub.sdk_calls import EXIT_STUCK
 from visionedge.runtime.files import remove_partial_files
 from visionedge.runtime.logs import LogLimiter
 from visionedge.runtime.process_limits import configure_malloc, raise_descriptor_limit
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import ThreadGroup, TimedJoinExecutor, non_daemon_threads, run_on_thread
-from visionedge.web.guard import own_names
+from visionedge.web.access_control import own_names
 from visionedge.web.server import HttpServer
 
 log = logging.getLogger(__name__)

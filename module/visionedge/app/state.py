@@ -18,9 +18,9 @@ from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.image_requests import InboundStatistics
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
-from visionedge.model.supply import ModelProvider
+from visionedge.model.provider import ModelProvider
 from visionedge.runtime.threads import LoopQueue
-from visionedge.web.results import LatestResults
+from visionedge.web.latest_results import LatestResults
 
 
 @dataclass(slots=True)

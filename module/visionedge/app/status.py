@@ -21,7 +21,7 @@ from visionedge.iothub.delivery import Delivery
 from visionedge.outbound.metering import MeteredUsage
 from visionedge.runtime.redaction import mask_address
 from visionedge.web.backend import ModelMetadata
-from visionedge.web.results import CameraTraffic
+from visionedge.web.latest_results import CameraTraffic
 
 Document = dict[str, Any]
 
@@ -87,7 +87,7 @@ def build_engine(running: Engine) -> Document:
         "unplannedShapes": running.unplanned_shapes,
         "process": asdict(running.process) if running.process else None,
         "parity": [parity_result.document() for parity_result in running.device_check.parity_results],
-        "pace": running.device_check.speed_check.document(device.effective)
+        "speedCheck": running.device_check.speed_check.document(device.effective)
         if running.device_check.speed_check
         else None,
         "recovery": _build_recovery(running.recovery) if running.recovery else None,
@@ -119,7 +119,7 @@ def _build_recovery(seen: RecoveryStatistics) -> Document:
     recovery_state = seen.recovery_state
     return {
         "stage": recovery_state.stage,
-        "vainTries": recovery_state.failed_attempts,
+        "failedAttempts": recovery_state.failed_attempts,
         "reasonCode": recovery_state.reason.code if recovery_state.reason else None,
         "reason": recovery_state.reason.reason if recovery_state.reason else None,
         "nextTrySeconds": None if recovery_state.retry_in_s is None else round(recovery_state.retry_in_s, 1),
@@ -222,7 +222,7 @@ def build_hub(delivery: Delivery | None) -> Document:
             "lastError": client.last_error,
             "rebuilds": client.rebuilds,
             "abandonedCalls": client.abandoned,
-            "rungs": dict(client.faults),
+            "faults": dict(client.faults),
         }
     if seen.spool is not None:
         document["spool"] = {
@@ -234,13 +234,13 @@ def build_hub(delivery: Delivery | None) -> Document:
         }
     document["telemetry"] = {
         "framesOffered": published.offered,
-        "framesTold": published.published,
+        "framesPublished": published.published,
         "framesUnchanged": published.unchanged,
         "framesDropped": dict(published.dropped),
         "messages": dict(published.messages),
         "leftToday": published.left_today,
     }
-    document["bill"] = build_metering(published.usage)
+    document["metering"] = build_metering(published.usage)
     if messages_file is not None:
         document["messagesFile"] = {"written": messages_file.written, "lastError": messages_file.last_error}
     return document
@@ -294,7 +294,7 @@ def collect_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], flo
     yield "info", (__version__, model), 1
     yield "uptime_seconds", (), _uptime_s(state)
     yield "ready", (), float(not state.readiness())
-    yield "outbox_dropped_total", (), state.loop_queue.dropped
+    yield "result_queue_dropped_total", (), state.loop_queue.dropped
     if state.engine is not None:
         device = state.engine.device
         yield "engine_device", (device.requested, device.effective, device.code), 1
@@ -346,7 +346,7 @@ def _capacity_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], f
         return
     for name, camera in seen.cameras.items():
         yield "demanded_frames_per_second", (name,), camera.demanded
-        yield "let_in_frames_per_second", (name,), camera.admitted
+        yield "admitted_frames_per_second", (name,), camera.admitted
         yield "delivered_frames_per_second", (name,), camera.delivered
     for purpose, cores in load_meter.cores_by_purpose(seen).items():
         yield "cores_used", (purpose,), cores
@@ -360,7 +360,7 @@ def _overload_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], f
     for (level, direction), count in overload_status.steps.items():
         yield "overload_steps_total", (level, direction), count
     for level in DEGRADATION_LEVELS:
-        yield "overload_rung", (level,), float(level in taken_levels)
+        yield "overload_level", (level,), float(level in taken_levels)
     for name, throttle in overload_status.throttles.items():
         if throttle.fps is not None:
             yield "camera_fps_limit", (name,), throttle.fps
@@ -385,7 +385,7 @@ def _hub_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]
         for reason, count in seen.hub.dropped.items():
             yield "hub_messages_dropped_total", (reason,), count
         for level, count in seen.hub.faults.items():
-            yield "hub_rungs_total", (level,), count
+            yield "hub_faults_total", (level,), count
     if seen.spool is not None:
         yield "spool_bytes", (), seen.spool.waiting_bytes
         yield "spool_on_disk", (), float(seen.spool.mode == "disk")

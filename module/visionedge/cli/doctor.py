@@ -61,7 +61,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         return _plan(arguments)
     from visionedge.ops.doctor.bundle import write_bundle
-    from visionedge.ops.doctor.gather import DoctorRequest
+    from visionedge.ops.doctor.facts import DoctorRequest
     from visionedge.ops.doctor.host import this_host
     from visionedge.ops.doctor.report import examine
 
@@ -96,7 +96,7 @@ def _read_document(arguments: argparse.Namespace) -> Document:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from visionedge.ops.doctor.plan import make_eflow_plan
+    from visionedge.ops.doctor.eflow_plan import make_eflow_plan
 
     plan = make_eflow_plan(arguments.windows_build, arguments.edition, arguments.gpu)
     if arguments.json:

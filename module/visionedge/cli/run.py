@@ -93,7 +93,7 @@ def _fault_injection_enabled(environ: Mapping[str, str]) -> bool:
 
 def _run(arguments: argparse.Namespace) -> int:
     from visionedge.app.service import RunOptions, run
-    from visionedge.iothub.desired import DESIRED_FILE_NAME, ConfigurationSources, LastGoodFile
+    from visionedge.iothub.desired_properties import DESIRED_FILE_NAME, ConfigurationSources, LastGoodFile
     from visionedge.iothub.identity import Identity
 
     identity, data = Identity.from_environ(os.environ), data_folder(os.environ)

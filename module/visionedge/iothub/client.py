@@ -15,16 +15,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from visionedge.iothub.deadlines import (
-    AbandonableCalls,
-    CallTimeoutError,
-    Deadlines,
-    FaultCounter,
-    HubFault,
-    HubState,
-    HubStatus,
-    StuckError,
-)
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.sdk import (
     HubLink,
@@ -34,6 +24,16 @@ from visionedge.iothub.sdk import (
     MessageRefusedError,
     MethodCall,
     open_link,
+)
+from visionedge.iothub.sdk_calls import (
+    AbandonableCalls,
+    CallTimeoutError,
+    Deadlines,
+    FaultCounter,
+    HubFault,
+    HubState,
+    HubStatus,
+    StuckError,
 )
 from visionedge.outbound.memory_queue import MemoryQueue, MessageQueue
 from visionedge.outbound.messages import Message

@@ -15,8 +15,8 @@ from visionedge.config.schema import TelemetryConfig
 from visionedge.errors import ConfigError
 from visionedge.frames.types import FrameResult
 from visionedge.iothub.client import HubClient, HubListener, LinkTask
-from visionedge.iothub.deadlines import HubStatus
 from visionedge.iothub.identity import Identity
+from visionedge.iothub.sdk_calls import HubStatus
 from visionedge.iothub.telemetry import ResumeState, Telemetry, TelemetryStatistics
 from visionedge.outbound.messages import RUN_ID_CHARACTERS, EventKind, Message, Sender
 from visionedge.outbound.spool import SPOOL_FILE_NAME, Spool, SpoolStatus

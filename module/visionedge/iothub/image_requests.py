@@ -18,7 +18,7 @@ IMAGE_INPUT = "frames"
 SEQUENCE_NAME = "<frames>"
 """Under this name, which no camera can have, the last number is kept."""
 
-ImageDropReason = Literal["full", "busy", "bad-picture", "failed", "input", "untold"]
+ImageDropReason = Literal["full", "busy", "bad-picture", "failed", "input", "not-delivered"]
 """Why a picture got no answer: too many waited, the engine had no room for it or was not ready, it is no
 picture, it could not be computed, it came to an input that there is not, or the answer could not be sent
 (`maxPerDay`, or its size)."""
@@ -105,7 +105,7 @@ class ImageRequests:
         elif self._dependencies.answer(self._renumber(result, message), _read_correlation_id(message)):
             self.answered += 1
         else:
-            self._drop("untold", message)
+            self._drop("not-delivered", message)
 
     def _renumber(self, result: FrameResult, message: InputMessage) -> FrameResult:
         sequence = max(self._next, round(self._dependencies.wall_clock_s() * 1000))

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from visionedge.web.access_control import AccessControl
 from visionedge.web.backend import Backend
 from visionedge.web.connections import Connection
-from visionedge.web.guard import AccessControl
 from visionedge.web.handlers import ApiHandlers
 from visionedge.web.kserve import InferenceProtocol
 from visionedge.web.kserve import build_routes as inference_routes

@@ -14,11 +14,12 @@ from visionedge.config.schema import json_schema
 from visionedge.errors import SourceError
 from visionedge.frames.types import FrameResult, build_frame_document, format_utc
 from visionedge.runtime.redaction import redact, redact_document
+from visionedge.web.access_control import AccessControl, get_client_key, unauthorized_error
 from visionedge.web.backend import Backend, BusyError, Document
-from visionedge.web.guard import AccessControl, get_client_key, unauthorized_error
 from visionedge.web.jpeg import ConcurrencyLimit, JpegCache, JpegOptions, RequestResources
+from visionedge.web.latest_results import FrameDocumentCache
 from visionedge.web.openapi import build_openapi
-from visionedge.web.requests import decode_upload, estimate_decoding_bytes, read_upload
+from visionedge.web.request_body import decode_upload, estimate_decoding_bytes, read_upload
 from visionedge.web.responses import (
     RequestError,
     json_bytes,
@@ -29,7 +30,6 @@ from visionedge.web.responses import (
     query_text,
     truncate,
 )
-from visionedge.web.results import FrameDocumentCache
 from visionedge.web.streams import StopSignal, send_events, send_mjpeg
 
 # The page at `/`: one document with its styles and its script inside, so that it needs nothing else.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from visionedge import __version__
 from visionedge.web.backend import Backend, BusyError, Document, ModelMetadata
 from visionedge.web.jpeg import RequestResources
-from visionedge.web.requests import RequestBody
+from visionedge.web.request_body import RequestBody
 from visionedge.web.responses import RequestError, json_bytes, json_response, truncate
 
 INPUT_NAME, OUTPUT_NAME = "images", "detections"

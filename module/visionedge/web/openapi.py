@@ -110,7 +110,7 @@ _ENGINE = _object(
             **_list({"type": "object"}),
             "description": "How the device was held against the CPU: on bundled pictures, on frames.",
         },
-        "pace": {
+        "speedCheck": {
             "type": ["object", "null"],
             "description": "Milliseconds for a picture on the device and on one core of the CPU; doubt.",
         },
@@ -123,7 +123,7 @@ _ENGINE = _object(
 
 _RUNG = _object(
     {
-        "rung": {"type": "string", "enum": ["variant", "gate", "fps"]},
+        "level": {"type": "string", "enum": ["variant", "gate", "fps"]},
         "since": _MOMENT,
         "what": {**_TEXT, "description": "What that means just now."},
     }
@@ -133,7 +133,7 @@ _CAPACITY = _object(
     {
         "windowSeconds": {**_NUMBER, "description": "All rates are over so long."},
         "demandedPerSecond": {**_NUMBER, "description": "Frames that the configuration asks for."},
-        "letInPerSecond": {**_NUMBER, "description": "Frames of these that the overload ladder leaves."},
+        "admittedPerSecond": {**_NUMBER, "description": "Frames of these that the overload ladder leaves."},
         "deliveredPerSecond": {**_NUMBER, "description": "Frames that are analysed."},
         "bottleneck": {"type": "string", "enum": ["none", "quota", "decode", "engine", "others", "idle"]},
         "sentence": {**_TEXT, "description": "All of it for people, with the knob to turn."},
@@ -142,7 +142,7 @@ _CAPACITY = _object(
                 "active": {"type": "boolean", "description": "Something may be given up (`overload.when`)."},
                 "exhausted": {"type": "boolean", "description": "Too much still, and nothing is left."},
                 "since": {"type": ["string", "null"], "description": "Since when something is given up."},
-                "rungs": {**_list(_RUNG), "description": "What is given up, in its order."},
+                "levels": {**_list(_RUNG), "description": "What is given up, in its order."},
             }
         ),
     },
@@ -234,7 +234,7 @@ _FINDING = _object(
         "title": _TEXT,
         "state": {"type": "string", "enum": ["ok", "info", "warning", "broken", "skipped"]},
         "found": _TEXT,
-        "remedies": _list(_object({"say": _TEXT, "lines": _list(_TEXT)})),
+        "remedies": _list(_object({"instruction": _TEXT, "lines": _list(_TEXT)})),
     }
 )
 
@@ -264,7 +264,7 @@ _DOCTOR = _object(
         ),
         "firstBroken": {**_TEXT_OR_NULL, "description": "The name of the first broken link of the chain."},
         "chain": {**_list(_ref("Finding")), "description": "The way to the GPU, link by link."},
-        "surroundings": _list(_ref("Finding")),
+        "systemChecks": _list(_ref("Finding")),
     }
 )
 

@@ -13,10 +13,10 @@ from visionedge.config.schema import HttpConfig
 from visionedge.errors import UnavailableError
 from visionedge.runtime.logs import LogLimiter
 from visionedge.runtime.process_limits import descriptor_limit
+from visionedge.web.access_control import AccessControl
 from visionedge.web.app import make_app
 from visionedge.web.backend import Backend
 from visionedge.web.connections import CONNECTIONS_AT_ONCE, Connection, Connections
-from visionedge.web.guard import AccessControl
 
 # Listening sockets: opened at every address of a name, and silent while there is no room.
 #

@@ -12,8 +12,7 @@ from rtsp_stand_in import RtspStandIn
 from scripted_http import ScriptedServer, always
 from visionedge.camera.sources.base import DecoderLibrary, SourceLimits
 from visionedge.camera.sources.open import open_source
-from visionedge.camera.sources.redirects import copy_login
-from visionedge.camera.sources.rtsp_redirects import resolve_rtsp_redirects
+from visionedge.camera.sources.redirects import copy_login, resolve_rtsp_redirects
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
 from visionedge.runtime.redaction import redact

@@ -21,10 +21,10 @@ import numpy as np
 from visionedge.config.schema import TelemetryConfig
 from visionedge.frames.types import Detections, Frame, FrameResult, InputSpec, Timing, utc_now
 from visionedge.iothub.client import HubClient, LinkTask
-from visionedge.iothub.deadlines import EXIT_STUCK, Deadlines
 from visionedge.iothub.delivery import Delivery, MessagesFile
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.sdk import HubLink, InputMessage, MethodCall
+from visionedge.iothub.sdk_calls import EXIT_STUCK, Deadlines
 from visionedge.outbound.spool import SPOOL_FILE_NAME, Spool, SpoolOptions
 from visionedge.outbound.sqlite_store import SpoolLimits
 from visionedge.runtime.threads import ThreadGroup

@@ -16,12 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tiny_models import TinyDetector, pictures
 from visionedge.errors import ModelError, UnavailableError
+from visionedge.model.compiled_metadata import CompiledMetadata
 from visionedge.model.compiler import build as batch
 from visionedge.model.compiler import trial_run
 from visionedge.model.compiler.build import build_graph, load_or_compile_with_batch, require_compiled_metadata
 from visionedge.model.compiler.trial_run import compare_outputs, compute_matching_share
 from visionedge.model.model import load_model
-from visionedge.model.stamp import CompiledMetadata
 
 FIXED = TinyDetector(batch=1)
 

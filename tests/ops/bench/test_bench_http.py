@@ -83,8 +83,8 @@ def test_a_slow_answer_makes_the_ones_after_it_late_and_they_are_charged_for_it(
 def test_the_pipelines_share_is_that_of_stretches_side_by_side() -> None:
     report = measured(FakeModule())
     assert report["pipeline"]["kept"] == pytest.approx(1.0, abs=0.3)
-    assert report["pipeline"]["keptInAll"] == pytest.approx(1.0, abs=0.3)
-    kinds = ("withClients", "besideClients", "withoutClients")
+    assert report["pipeline"]["keptVersusNoClients"] == pytest.approx(1.0, abs=0.3)
+    kinds = ("withClients", "withLoopbackClients", "withoutClients")
     assert [len(report["pipeline"][kind]) for kind in kinds] == [2, 2, 2]
     assert caution(report) == ""
     assert json.loads(json.dumps(report)) == report
@@ -92,9 +92,9 @@ def test_the_pipelines_share_is_that_of_stretches_side_by_side() -> None:
 
 def test_what_the_clients_cost_is_told_apart_from_what_the_module_does() -> None:
     report = measured(FakeModule())
-    assert report["http"]["clientCpuMsPerAnswer"] > 0
+    assert report["http"]["clientCpuMsPerResponse"] > 0
     assert 0 < report["pipeline"]["clientShare"] < 1
-    assert report["http"]["serverCpuMsPerAnswer"] > 0
+    assert report["http"]["serverCpuMsPerResponse"] > 0
     assert "ms an answer" in format_report(report)
 
 

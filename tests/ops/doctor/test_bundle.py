@@ -18,7 +18,7 @@ from visionedge.config.load import parse_config
 from visionedge.config.schema import Config
 from visionedge.errors import VisionedgeError
 from visionedge.ops.doctor.bundle import SecretScrubber, write_bundle
-from visionedge.ops.doctor.gather import DoctorRequest
+from visionedge.ops.doctor.facts import DoctorRequest
 from visionedge.ops.doctor.report import examine
 from visionedge.runtime.redaction import UNMASKED_WORDS
 

@@ -16,7 +16,7 @@ from doctor_machines import DATA, linux
 from stub_driver import Script, script, stub_folder
 from visionedge.config.load import parse_config
 from visionedge.engine.device.devices import ReasonCode, probe_device, run_probe
-from visionedge.ops.doctor.gather import DoctorRequest
+from visionedge.ops.doctor.facts import DoctorRequest
 from visionedge.ops.doctor.host import Host, ProbeResult, run_probe_child, this_host
 from visionedge.ops.doctor.report import DoctorReport, examine
 

@@ -19,8 +19,8 @@ from visionedge.config.load import parse_config
 from visionedge.engine.device.devices import DeviceState, ReasonCode
 from visionedge.engine.device.session import NodePlacement
 from visionedge.frames.types import utc_now
-from visionedge.model.model_store import ModelStore
-from visionedge.ops.doctor.gather import DoctorRequest, RunningEngine
+from visionedge.model.download import ModelStore
+from visionedge.ops.doctor.facts import DoctorRequest, RunningEngine
 from visionedge.ops.doctor.host import detect_environment, this_host
 from visionedge.ops.doctor.report import examine
 from visionedge.runtime import logs
@@ -75,7 +75,7 @@ def test_cameras_of_a_configuration_are_looked_at_and_their_secrets_stay(
     more = ("--config", str(path), "--http", "127.0.0.1:1", "--bundle", str(bundle))
     assert main(["doctor", "--json", *more]) == 0
     captured = capsys.readouterr()
-    found = json.loads(captured.out)["surroundings"]
+    found = json.loads(captured.out)["systemChecks"]
     cameras = {f["title"]: f["state"] for f in found if f["name"] == "camera"}
     assert cameras == {"camera dock": "broken", "camera clip": "ok"}
     assert "look through it before you send it" in captured.err
@@ -232,7 +232,7 @@ def test_a_running_module_is_examined_over_http_and_bundled(
         report = module.get("/api/v1/doctor")
         assert report["schema"] == "visionedge/doctor/1"
         assert report["device"]["requested"] == "auto"
-        assert [f["title"] for f in report["surroundings"] if f["name"] == "camera"] == ["camera dock"]
+        assert [f["title"] for f in report["systemChecks"] if f["name"] == "camera"] == ["camera dock"]
         bundle = tmp_path / "doctor.zip"
         address = module.ready().removeprefix("http://").rstrip("/")
         assert main(["doctor", "--http", address, "--bundle", str(bundle)]) == 0

@@ -3,7 +3,7 @@
 import pytest
 
 from visionedge.errors import ConfigError
-from visionedge.ops.doctor.plan import classify_gpu, make_eflow_plan
+from visionedge.ops.doctor.eflow_plan import classify_gpu, make_eflow_plan
 
 DDA, PV = "DirectDeviceAssignment", "ParaVirtualization"
 

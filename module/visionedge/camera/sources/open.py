@@ -7,9 +7,8 @@ from pathlib import Path
 
 from visionedge.camera.sources import opencv
 from visionedge.camera.sources.base import DecodedPicture, DecoderLibrary, FrameSource, SourceLimits
-from visionedge.camera.sources.folder import FolderSource, open_folder, open_picture
 from visionedge.camera.sources.http_camera import open_http
-from visionedge.camera.sources.images import PICTURE_SUFFIXES
+from visionedge.camera.sources.images import PICTURE_SUFFIXES, FolderSource, open_folder, open_picture
 from visionedge.camera.sources.opencv import open_device
 from visionedge.camera.timing import plausible_fps
 from visionedge.config.addresses import CameraUri

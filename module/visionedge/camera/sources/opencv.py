@@ -37,7 +37,7 @@ from visionedge.camera.sources.opencv_setup import (
     limit_ffmpeg,
     reports_error,
 )
-from visionedge.camera.sources.rtsp_redirects import resolve_rtsp_redirects
+from visionedge.camera.sources.redirects import resolve_rtsp_redirects
 from visionedge.camera.timing import Timeline
 from visionedge.config.addresses import CameraUri
 from visionedge.errors import DamagedPictureError, SourceError

@@ -45,7 +45,7 @@ from visionedge.camera.sources.diagnosis import (
 )
 from visionedge.camera.sources.http_camera import HttpFile, HttpFileOpener
 from visionedge.camera.sources.opencv_setup import limit_ffmpeg
-from visionedge.camera.sources.rtsp_redirects import resolve_rtsp_redirects
+from visionedge.camera.sources.redirects import resolve_rtsp_redirects
 from visionedge.camera.sources.skip_policy import DecodeLevel, SkipPolicy, StreamClockCheck
 from visionedge.camera.sources.yuv import ColourMatrix, Plane, YuvConverter, YuvPlanes, convert_full_size
 from visionedge.camera.timing import Timeline

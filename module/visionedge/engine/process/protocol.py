@@ -132,7 +132,7 @@ def encode_info(info: EngineInfo) -> bytes:
         "notes": info.notes,
         "rows": info.rows,
         "parity": [parity_result.document() for parity_result in info.device_check.parity_results],
-        "pace": None if info.device_check.speed_check is None else asdict(info.device_check.speed_check),
+        "speedCheck": None if info.device_check.speed_check is None else asdict(info.device_check.speed_check),
     }
     return json.dumps(document).encode()
 
@@ -200,7 +200,7 @@ def decode_start_reply(payload: bytes) -> EngineInfo:
         document["rows"],
         DeviceCheck(
             tuple(ParityResult.from_document(parity_result) for parity_result in document["parity"]),
-            None if document["pace"] is None else SpeedCheck(**document["pace"]),
+            None if document["speedCheck"] is None else SpeedCheck(**document["speedCheck"]),
         ),
     )
 

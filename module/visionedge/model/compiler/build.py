@@ -19,11 +19,7 @@ from onnx import helper, numpy_helper
 from visionedge import __version__
 from visionedge.errors import ModelError
 from visionedge.model.analysis.shape_inference import infer_types
-from visionedge.model.compiler.compile import MAX_ROWS, compile_graph, compile_model, read_unchanged_network
-from visionedge.model.compiler.trial_run import run_trial
-from visionedge.model.model import Model
-from visionedge.model.onnx_file import wrap_model_errors
-from visionedge.model.stamp import (
+from visionedge.model.compiled_metadata import (
     _OUTDATED_KEYS,
     _RESIZE_KEYS,
     COMPILED_HEAD,
@@ -32,6 +28,10 @@ from visionedge.model.stamp import (
     CompiledMetadata,
     read_compiled_metadata,
 )
+from visionedge.model.compiler.compile import MAX_ROWS, compile_graph, compile_model, read_unchanged_network
+from visionedge.model.compiler.trial_run import run_trial
+from visionedge.model.model import Model
+from visionedge.model.onnx_file import wrap_model_errors
 from visionedge.runtime.files import is_special_file, set_aside_damaged
 from visionedge.runtime.ort import installed_wheel
 

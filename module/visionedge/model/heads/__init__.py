@@ -8,7 +8,7 @@ from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import ModelSignature
 from visionedge.model.interpretation import DetectionHead, ModelInterpretation
 from visionedge.model.labels import read_class_names
-from visionedge.model.resized_input import scale_boxes_back, skip_resize
+from visionedge.model.preprocessing import scale_boxes_back, skip_resize
 
 
 def load_heads() -> tuple[DetectionHead, ...]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from visionedge.errors import ModelError
 from visionedge.model.analysis.signature import ModelSignature
+from visionedge.model.compiled_metadata import read_compiled_metadata
 from visionedge.model.decoding import slice_axis
 from visionedge.model.graph import NodeBuilder
 from visionedge.model.interpretation import (
@@ -13,7 +14,6 @@ from visionedge.model.interpretation import (
     find_picture_input,
     read_stated_preprocess,
 )
-from visionedge.model.stamp import read_compiled_metadata
 
 
 @dataclass(frozen=True, slots=True)

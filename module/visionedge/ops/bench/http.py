@@ -303,14 +303,14 @@ def _report(load: HttpLoad, status: dict[str, Any], phases: LoadPhases) -> dict[
         },
         "model": (status.get("model") or {}).get("name"),
         "http": {
-            "answersPerSecond": round(median(len(s.latencies_ms) / s.took_s for s in loaded), 2),
+            "responsesPerSecond": round(median(len(s.latencies_ms) / s.took_s for s in loaded), 2),
             "latencyMs": {
                 f"p{q}": round(median(float(np.percentile(s.latencies_ms, q)) for s in loaded), 3)
                 for q in (50, 95, 99)
             },
             "statuses": dict(sorted(statuses.items())),
-            "serverCpuMsPerAnswer": _server_ms(pairs),
-            "clientCpuMsPerAnswer": round(median(_ms_per_response(s.clients_cpu_s, s) for s in loaded), 4),
+            "serverCpuMsPerResponse": _server_ms(pairs),
+            "clientCpuMsPerResponse": round(median(_ms_per_response(s.clients_cpu_s, s) for s in loaded), 4),
             "rounds": [
                 {f"p{q}": round(float(np.percentile(s.latencies_ms, q)), 3) for q in (50, 95, 99)}
                 for s in loaded
@@ -318,10 +318,10 @@ def _report(load: HttpLoad, status: dict[str, Any], phases: LoadPhases) -> dict[
         },
         "pipeline": {
             "withClients": _collect_speeds(loaded),
-            "besideClients": _collect_speeds(phases.loopback),
+            "withLoopbackClients": _collect_speeds(phases.loopback),
             "withoutClients": _collect_speeds(phases.unloaded),
             "kept": _kept(loaded, phases.loopback),
-            "keptInAll": _kept(loaded, phases.unloaded),
+            "keptVersusNoClients": _kept(loaded, phases.unloaded),
             "serverShare": _server_share(pairs),
             "clientShare": round(median(s.clients_cpu_s / s.took_s for s in loaded) / usable_cores(), 4),
             "replacedWithoutClients": sum(phase.replaced for phase in phases.unloaded),
@@ -394,18 +394,18 @@ def format_report(report: Mapping[str, Any]) -> str:
     load, http, pipeline = report["load"], report["http"], report["pipeline"]
     latency = "  ".join(f"{key} {value:.1f}" for key, value in http["latencyMs"].items())
     kept = "no frames came"
-    if None not in (pipeline["kept"], pipeline["keptInAll"]):
+    if None not in (pipeline["kept"], pipeline["keptVersusNoClients"]):
         kept = (
-            f"{pipeline['kept']:.1%} of its frames/s kept, {pipeline['keptInAll']:.1%} with the clients' part"
+            f"{pipeline['kept']:.1%} of its frames/s kept, {pipeline['keptVersusNoClients']:.1%} with the clients' part"
         )
     return (
         f"{load['clients']} clients, {load['rate']:g} requests/s on the newest frames of"
         f" {format_camera_count(load['cameras'])}\n"
-        f"  {http['answersPerSecond']:.1f} answers/s  latency ms {latency}  {http['statuses']}\n"
-        f"  processor: {_cost(http['serverCpuMsPerAnswer'], pipeline['serverShare'])} in the module,"
-        f" {_cost(http['clientCpuMsPerAnswer'], pipeline['clientShare'])} in the clients\n"
+        f"  {http['responsesPerSecond']:.1f} answers/s  latency ms {latency}  {http['statuses']}\n"
+        f"  processor: {_cost(http['serverCpuMsPerResponse'], pipeline['serverShare'])} in the module,"
+        f" {_cost(http['clientCpuMsPerResponse'], pipeline['clientShare'])} in the clients\n"
         f"  pipeline: {kept}\n  {_range(pipeline['withClients'])} frames/s with clients,"
-        f" {_range(pipeline['besideClients'])} beside clients that ask nobody,"
+        f" {_range(pipeline['withLoopbackClients'])} beside clients that ask nobody,"
         f" {_range(pipeline['withoutClients'])} without\n"
         f"{caution(report)}"
     ).rstrip() + "\n"

@@ -23,7 +23,7 @@ def http_page(report: BenchReport) -> str:
             lead=f"99 % of the answers came within {latency['p99']:.1f} ms of their moment, and the pipeline"
             f" kept {kept} of its frames.",
             tiles=(
-                ReportTile("answers/s", f"{http['answersPerSecond']:.0f}", "median of the rounds"),
+                ReportTile("answers/s", f"{http['responsesPerSecond']:.0f}", "median of the rounds"),
                 ReportTile("latency", f"{latency['p50']:.1f} ms", f"99 % within {latency['p99']:.1f} ms"),
                 ReportTile("pipeline", kept, "frames/s with clients to those beside clients that ask nobody"),
             ),
@@ -38,7 +38,7 @@ def http_page(report: BenchReport) -> str:
 def _pipeline(pipeline: BenchReport) -> ReportSection:
     series = [
         LineSeries("without clients", list(enumerate(pipeline["withoutClients"], 1)), 0),
-        LineSeries("beside clients that ask nobody", list(enumerate(pipeline["besideClients"], 1)), 2),
+        LineSeries("beside clients that ask nobody", list(enumerate(pipeline["withLoopbackClients"], 1)), 2),
         LineSeries("with clients", list(enumerate(pipeline["withClients"], 1)), 1),
     ]
     return ReportSection(

@@ -278,7 +278,7 @@ def bench_pipeline(load: PipelineLoad, progress: Callable[[str], None]) -> dict[
         report = _report(load, engine, runs)
         if references is not None:
             report |= _compared(report, runs, references) | {
-                "sameness": measure_baseline_agreement(load.source, engine, selection, references.plain)
+                "baselineAgreement": measure_baseline_agreement(load.source, engine, selection, references.plain)
             }
         return report | {"saturation": found} if found else report
 
@@ -513,7 +513,7 @@ def format_report(report: dict[str, Any]) -> str:
             lines.append(f"  {title:<24} {speed:8.2f} x frames/s  {cost:6.2f} x CPU per frame")
     if ceiling := report.get("ceiling"):
         lines.extend(_format_ceiling(ceiling))
-    if agreement := report.get("sameness"):
+    if agreement := report.get("baselineAgreement"):
         lines.append(
             f"  {agreement['matched']:.1%} of {agreement['boxes']} boxes on {agreement['pictures']} "
             "pictures are the plain"

@@ -4,9 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from visionedge.ops.doctor import passthrough, remedies
-from visionedge.ops.doctor.finding import CheckOutcome, CheckResult, CheckState, broken, info, ok, warning
-from visionedge.ops.doctor.gather import HostFacts
-from visionedge.ops.doctor.host import DXG, WSL_LIBRARIES
+from visionedge.ops.doctor.facts import HostFacts
+from visionedge.ops.doctor.host import (
+    DXG,
+    WSL_LIBRARIES,
+    CheckOutcome,
+    CheckResult,
+    CheckState,
+    broken,
+    info,
+    ok,
+    warning,
+)
 from visionedge.ops.doctor.wheel import MIN_DRIVER, cudnn_sass, format_capability, sass_supports
 
 _MIB = 2**20

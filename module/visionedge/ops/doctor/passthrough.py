@@ -1,7 +1,7 @@
 """How a GPU gets to this process: what to set on Windows, on the host, and in the deployment."""
 
-from visionedge.ops.doctor.finding import Remedies, Remedy, one_remedy
-from visionedge.ops.doctor.gather import HostFacts
+from visionedge.ops.doctor.facts import HostFacts
+from visionedge.ops.doctor.host import Remedies, Remedy, one_remedy
 from visionedge.ops.doctor.wheel import format_capability
 from visionedge.ops.manifest.gpu_options import BY_HAND_OPTIONS, GPU_OPTIONS, to_compact_json
 

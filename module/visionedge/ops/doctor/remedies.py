@@ -1,8 +1,8 @@
 """What to do about a driver, a library or a session that does not work, in the words of the place."""
 
 from visionedge.engine.device.devices import ReasonCode
-from visionedge.ops.doctor.finding import Remedies, one_remedy
-from visionedge.ops.doctor.gather import HostFacts
+from visionedge.ops.doctor.facts import HostFacts
+from visionedge.ops.doctor.host import Remedies, one_remedy
 from visionedge.ops.doctor.passthrough import (
     RESTART_VM_COMMANDS,
     eflow_vm_command,

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from visionedge import __version__
 from visionedge.engine.device.devices import EffectiveDevice, ReasonCode, RequestedDevice
 from visionedge.frames.types import format_utc
-from visionedge.ops.doctor.finding import CheckResult, CheckState, Document
-from visionedge.ops.doctor.gather import DoctorRequest, gather_facts
+from visionedge.ops.doctor.facts import DoctorRequest, gather_facts
 from visionedge.ops.doctor.gpu_checks import run_gpu_checks
-from visionedge.ops.doctor.host import Host, HostEnvironment
+from visionedge.ops.doctor.host import CheckResult, CheckState, Document, Host, HostEnvironment
 from visionedge.ops.doctor.system_checks import run_system_checks
 from visionedge.runtime.redaction import redact, redact_document
 
@@ -86,7 +85,7 @@ class DoctorReport:
             },
             "firstBroken": first.name if first else None,
             "chain": [finding.document() for finding in self.chain],
-            "surroundings": [finding.document() for finding in self.system_checks],
+            "systemChecks": [finding.document() for finding in self.system_checks],
         }
         masked: Document = redact_document(document)
         return masked

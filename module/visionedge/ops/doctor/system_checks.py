@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from visionedge.ops.doctor.finding import (
+from visionedge.ops.doctor.facts import HostFacts
+from visionedge.ops.doctor.host import (
     CheckOutcome,
     CheckResult,
     Remedies,
@@ -14,7 +15,6 @@ from visionedge.ops.doctor.finding import (
     one_remedy,
     warning,
 )
-from visionedge.ops.doctor.gather import HostFacts
 from visionedge.ops.doctor.passthrough import RESTART_VM_COMMANDS, set_eflow_vm_command
 from visionedge.runtime.redaction import redact
 

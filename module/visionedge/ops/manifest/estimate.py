@@ -226,7 +226,7 @@ def measure_running_module(url: str, token: str | None) -> MeasuredMessages:
         VisionedgeError: the module does not answer, or makes no messages.
     """
     hub = _status(url, token).get("hub")
-    bill = hub.get("bill") if isinstance(hub, dict) else None
+    bill = hub.get("metering") if isinstance(hub, dict) else None
     if not isinstance(hub, dict) or not isinstance(bill, dict):
         raise VisionedgeError(f"{url}: the module has counted no messages yet; ask again when it is ready")
     if hub.get("state") == "local" and "messagesFile" not in hub:

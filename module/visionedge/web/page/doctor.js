@@ -15,7 +15,7 @@ function typed(lines) {
 function remedyList(finding) {
   const list = make("div", "remedies");
   for (const remedy of finding.remedies) {
-    list.append(make("p", "", remedy.say));
+    list.append(make("p", "", remedy.instruction));
     if (remedy.lines.length) list.append(typed(remedy.lines));
   }
   return list;
@@ -59,7 +59,7 @@ async function openDoctor() {
     body.replaceChildren(
       verdict(report),
       ...findingList("The chain to the GPU", report.chain, report.firstBroken),
-      ...findingList("Beside it", report.surroundings, null),
+      ...findingList("Beside it", report.systemChecks, null),
     );
   } catch (error) {
     if (error instanceof Refused) {

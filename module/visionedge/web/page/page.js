@@ -102,7 +102,7 @@ function outlook(recovery) {
 
 function doubts(engine) {
   const refusals = (engine.parity || []).map((likeness) => likeness.refusal);
-  return [engine.pace && engine.pace.doubt, ...refusals].filter(Boolean);
+  return [engine.speedCheck && engine.speedCheck.doubt, ...refusals].filter(Boolean);
 }
 
 function banners(status, readiness) {
@@ -117,10 +117,10 @@ function banners(status, readiness) {
     const words = NO_GPU[engine.reasonCode] || "No GPU can be used.";
     nodes.push(hideable(withDoctor(banner("note", "Computing on the CPU", words))));
   }
-  const overload = (status.capacity || {}).overload || { rungs: [] };
-  if (overload.rungs.length || overload.exhausted) {
+  const overload = (status.capacity || {}).overload || { levels: [] };
+  if (overload.levels.length || overload.exhausted) {
     const title = overload.exhausted ? "Too much, and nothing is left to give up" : "Given up, to keep up";
-    nodes.push(banner("warn", title, overload.rungs.map((rung) => rung.what).join("; ")));
+    nodes.push(banner("warn", title, overload.levels.map((level) => level.what).join("; ")));
   }
   if (engine.effective !== "cpu" && doubts(engine).length) {
     nodes.push(withDoctor(banner("warn", `${word(engine.effective)} is in doubt`, doubts(engine).join("; "))));

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from visionedge.errors import ConfigError
-from visionedge.ops.doctor.finding import Remedy, one_remedy
+from visionedge.ops.doctor.host import Remedy, one_remedy
 from visionedge.ops.doctor.passthrough import DISABLE_REQUIRE_ENV, MIN_CORES, MIN_MEMORY_MIB
 from visionedge.ops.doctor.wheel import MIN_WINDOWS_DRIVER
 from visionedge.ops.manifest.gpu_options import GPU_OPTIONS, to_compact_json
