@@ -132,7 +132,7 @@ def encode_info(info: EngineInfo) -> bytes:
         "notes": info.notes,
         "rows": info.rows,
         "parity": [parity_result.document() for parity_result in info.device_check.parity_results],
-        "speedCheck": None if info.device_check.speed_check is None else asdict(info.device_check.speed_check),
+        "speedCheck": info.device_check.speed_check and asdict(info.device_check.speed_check),
     }
     return json.dumps(document).encode()
 

@@ -396,7 +396,8 @@ def format_report(report: Mapping[str, Any]) -> str:
     kept = "no frames came"
     if None not in (pipeline["kept"], pipeline["keptVersusNoClients"]):
         kept = (
-            f"{pipeline['kept']:.1%} of its frames/s kept, {pipeline['keptVersusNoClients']:.1%} with the clients' part"
+            f"{pipeline['kept']:.1%} of its frames/s kept,"
+            f" {pipeline['keptVersusNoClients']:.1%} with the clients' part"
         )
     return (
         f"{load['clients']} clients, {load['rate']:g} requests/s on the newest frames of"

@@ -278,7 +278,9 @@ def bench_pipeline(load: PipelineLoad, progress: Callable[[str], None]) -> dict[
         report = _report(load, engine, runs)
         if references is not None:
             report |= _compared(report, runs, references) | {
-                "baselineAgreement": measure_baseline_agreement(load.source, engine, selection, references.plain)
+                "baselineAgreement": measure_baseline_agreement(
+                    load.source, engine, selection, references.plain
+                )
             }
         return report | {"saturation": found} if found else report
 

@@ -352,7 +352,8 @@ class LintReport:
             "file": to_one_line(self.name),
             "kind": self.kind,
             "modules": [
-                {"id": to_one_line(name), "gpuAccess": gpu_access} for name, gpu_access in self.modules.items()
+                {"id": to_one_line(name), "gpuAccess": gpu_access}
+                for name, gpu_access in self.modules.items()
             ],
             "errors": self.errors,
             "warnings": len(self.findings) - self.errors,
