@@ -160,9 +160,10 @@ class ModelSignature:
     """Inputs, outputs and metadata of a model.
 
     `output_operators`: the operator that made each output's values; `output_sources` and `output_ops` tell
-    more of each, `input_ops` what is done to the picture first and `operators` which occur at all. `classes` is
-    what a suppression in the graph tells of their number, `size` the evidence for the size of a picture that the
-    model leaves open. `transformer_parts`: how many attentions and the like its queries are chosen behind.
+    more of each, `input_ops` what is done to the picture first and `operators` which occur at all.
+    `classes`: what a suppression in the graph tells of their number. `size`: the evidence for the size of a
+    picture that the model leaves open. `transformer_parts`: how many attentions and the like come before the
+    choice of its queries.
     """
 
     inputs: tuple[TensorInfo, ...]
