@@ -267,7 +267,7 @@ def test_cameras_of_a_high_priority_keep_their_rate(tmp_path: Path) -> None:
             name: {"uri": "demo:", "priority": 9 if name == "dock" else 0}
             for name in stage.camera_registry.by_name
         }
-        config = parse_config({"cameras": cameras, "overload": {**FAST, "ladder": ["fps"]}})
+        config = parse_config({"cameras": cameras, "overload": {**FAST, "levels": ["fps"]}})
         stage.state.config = config
         await stage.read(4, carries=30)
 
@@ -279,7 +279,7 @@ def test_cameras_of_a_high_priority_keep_their_rate(tmp_path: Path) -> None:
 def test_a_camera_that_comes_later_is_held_like_the_others(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         cameras = {name: {"uri": "demo:"} for name in ("dock", "gate", "yard", "roof")}
-        stage.state.config = parse_config({"cameras": cameras, "overload": {**FAST, "ladder": ["fps"]}})
+        stage.state.config = parse_config({"cameras": cameras, "overload": {**FAST, "levels": ["fps"]}})
         await stage.read(4, carries=30)
         assert set(stage.camera_registry.throttles) == {"dock", "gate", "yard"}
         stage.camera_registry.run(*cameras)
@@ -297,7 +297,7 @@ def test_a_gate_is_left_alone_where_the_configuration_has_a_word_on_it(tmp_path:
             name: {"uri": "demo:"} | ({"gate": gates[name]} if name in gates else {})
             for name in stage.camera_registry.by_name
         }
-        stage.state.config = parse_config({"cameras": cameras, "overload": {**FAST, "ladder": ["gate"]}})
+        stage.state.config = parse_config({"cameras": cameras, "overload": {**FAST, "levels": ["gate"]}})
         await stage.read(8, carries=15)
 
     stage = play(story, tmp_path)

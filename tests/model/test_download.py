@@ -168,7 +168,7 @@ REFUSED: dict[str, tuple[Answer, str]] = {
 }
 
 
-@pytest.mark.parametrize(("answer", "words"), REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.parametrize(("answer", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_cannot_get_better_is_refused_at_once(
     tmp_path: Path, server: ModelServer, answer: Answer, message: str
 ) -> None:
@@ -197,7 +197,7 @@ PASSING: dict[str, tuple[Answer, str]] = {
 }
 
 
-@pytest.mark.parametrize(("answer", "words"), PASSING.values(), ids=PASSING.keys())
+@pytest.mark.parametrize(("answer", "message"), PASSING.values(), ids=PASSING.keys())
 def test_what_may_pass_is_tried_again(
     tmp_path: Path, server: ModelServer, answer: Answer, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -259,7 +259,7 @@ def test_a_server_without_tls_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "words"),
+    ("host", "message"),
     [("127.0.0.1:9", "cannot be reached: .*refused"), ("no-such-host.invalid", "cannot be found")],
 )
 def test_a_server_that_is_not_there(tmp_path: Path, host: str, message: str) -> None:

@@ -276,7 +276,7 @@ def test_no_process_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def refused(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(shape_inference, "run", refused)
+    monkeypatch.setattr(shape_inference, "run_child", refused)
     with pytest.raises(UnavailableError, match="no process can be started"):
         load_model(path)
 

@@ -29,8 +29,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 IOT_EDGE = (DOCS / "iot-edge.md").read_text()
 
 
-@pytest.mark.parametrize("rung", get_args(HubFault))
-def test_every_rung_is_documented(fault: str) -> None:
+@pytest.mark.parametrize("fault", get_args(HubFault))
+def test_every_fault_is_documented(fault: str) -> None:
     """In the table of what is done."""
     assert f"`{fault}`" in IOT_EDGE
 

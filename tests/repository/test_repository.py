@@ -198,7 +198,7 @@ def test_the_wheel_carries_the_model_the_clip_the_page_and_the_types(wheel: Path
         for file in (REPOSITORY / "module/visionedge").rglob("*")
         if file.is_file() and file.suffix != ".pyc"
     }
-    assert (wanted | sources) - names_in(wheel) == {"visionedge/inference/inject.py"}
+    assert (wanted | sources) - names_in(wheel) == {"visionedge/engine/process/fault_injection.py"}
 
 
 def test_the_wheel_carries_nothing_else(wheel: Path) -> None:
@@ -212,7 +212,7 @@ def test_an_installed_wheel_finds_its_model_and_clip_by_itself(wheel: Path, tmp_
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     asking = (
-        "from visionedge.runtime.installation import bundled as b;"
+        "from visionedge.runtime.installation import find_bundled_file as b;"
         "print(b('media/demo.mp4')); print(b('models/%s.onnx'))"
     )
     answer = subprocess.run(

@@ -184,7 +184,7 @@ def _add_arrivals(pipeline: argparse.ArgumentParser) -> None:
         help="search the highest number of cameras with an age p99 within --slo-ms",
     )
     pipeline.add_argument(
-        "--most",
+        "--max-cameras",
         type=positive_integer,
         default=64,
         metavar="N",

@@ -157,7 +157,11 @@ def _problem(item: dict[str, Any]) -> str:
     context = item.get("ctx", {})
     match item["type"]:
         case "extra_forbidden":
-            reason = "unknown key" + _suggestion(str(where[-1]), _known_keys(where[:-1]))
+            new = _RENAMED_KEYS.get(path)
+            hint = (
+                f"; it is called '{new}' now" if new else _suggestion(str(where[-1]), _known_keys(where[:-1]))
+            )
+            reason = "unknown key" + hint
         case "missing":
             reason = "is missing"
         case "model_type" | "dict_type" | "model_attributes_type":
@@ -204,6 +208,9 @@ def _known_keys(where: tuple[Any, ...]) -> list[str]:
 
 
 _MAX_SHOWN_CHARACTERS = 100
+
+_RENAMED_KEYS = {"overload.ladder": "levels"}
+"""Keys of version 0.1 and their present names."""
 
 _MAX_KEY_CHARACTERS = 40
 """Above that a key is no slip of the pen."""

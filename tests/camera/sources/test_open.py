@@ -319,7 +319,7 @@ def test_nobody_prints_a_password(clean_environment: dict[str, str], tmp_path: P
 def test_the_users_own_ffmpeg_options_stay(clean_environment: dict[str, str]) -> None:
     code = (
         "import os, sys; from visionedge.camera.sources.opencv_setup import configure_opencv;"
-        "settle_libraries();"
+        "configure_opencv();"
         "print(os.environ['OPENCV_FFMPEG_CAPTURE_OPTIONS'])"
     )
 

@@ -370,7 +370,7 @@ def test_a_dynamically_quantised_model_is_read_as_the_model_that_it_was(
     """Head, preparation, classes and all: quantisation changes weights, and no picture's preparation."""
     path = QUANTISABLE[family](tmp_path / "m.onnx")
     before, after = load_model(path), load_model(_quantised(path, kind))
-    for name in ("head", "preprocess", "input", "class_count", "suppress", "decoder"):
+    for name in ("head", "preprocess", "input", "class_count", "needs_nms", "decoder"):
         assert getattr(after.interpretation, name) == getattr(before.interpretation, name), name
     assert [c for c in after.evidence if "starts with" in c] == [
         c for c in before.evidence if "starts with" in c
@@ -400,7 +400,7 @@ def test_a_statically_quantised_model_is_read_as_the_model_that_it_was(
     to = tmp_path / "static.onnx"
     quantize_static(path, to, _Reader(path), quant_format=form)
     before, after = load_model(path), load_model(to)
-    for name in ("head", "preprocess", "class_count", "suppress"):
+    for name in ("head", "preprocess", "class_count", "needs_nms"):
         assert getattr(after.interpretation, name) == getattr(before.interpretation, name), name
 
 
@@ -414,7 +414,7 @@ def test_a_model_that_onnxruntime_optimised_is_read_as_the_model_that_it_was(
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     before, after = load_model(path), load_model(tmp_path / "optimised.onnx")
-    for name in ("head", "preprocess", "class_count", "suppress", "decoder"):
+    for name in ("head", "preprocess", "class_count", "needs_nms", "decoder"):
         assert getattr(after.interpretation, name) == getattr(before.interpretation, name), name
 
 

@@ -164,7 +164,7 @@ def test_metadata_may_say_where_a_letterboxed_picture_lies(tmp_path: Path, word:
     assert load_model(model.path).input.anchor == "center"
 
 
-@pytest.mark.parametrize(("family", "suppress"), [("yolo9", True), ("yolo9_e2e", False)])
+@pytest.mark.parametrize(("family", "needs_nms"), [("yolo9", True), ("yolo9_e2e", False)])
 def test_a_yolov9_that_finds_each_thing_once_is_not_suppressed(
     tmp_path: Path, family: str, needs_nms: bool
 ) -> None:

@@ -255,7 +255,7 @@ def test_the_search_for_the_most_cameras_is_in_the_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip, report = make_clip(tmp_path / "clip.mp4", pictures=20), tmp_path / "report.json"
-    arguments = ["--source", str(clip), "--fps", "5", "--saturate", "--most", "2", "--slo-ms", "60000"]
+    arguments = ["--source", str(clip), "--fps", "5", "--saturate", "--max-cameras", "2", "--slo-ms", "60000"]
     short = ["--seconds", "1", "--rounds", "1", "--device", "cpu", "--in-process", "--json", str(report)]
     assert main(["bench", "pipeline", *arguments, *short]) == 0
     found = json.loads(report.read_text())["saturation"]
@@ -271,7 +271,7 @@ def test_the_search_for_the_most_cameras_logs_no_line_for_each_camera_that_it_op
 ) -> None:
     """It opens hundreds, and the few lines of its progress would be lost between theirs."""
     search = ["bench", "pipeline", "--source", "synthetic:320x240@20", "--fps", "5", "--saturate"]
-    short = ["--most", "2", "--slo-ms", "60000", "--seconds", "1", "--rounds", "1", "--device", "cpu"]
+    short = ["--max-cameras", "2", "--slo-ms", "60000", "--seconds", "1", "--rounds", "1", "--device", "cpu"]
     assert main([*search, *short, "--in-process"]) == 0
     told = capsys.readouterr().err
     assert "2 cameras: " in told
