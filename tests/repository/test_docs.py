@@ -115,14 +115,3 @@ def test_the_exit_codes_are_those_of_the_readme() -> None:
     codes = [line.split(maxsplit=1) for line in describe_exit_codes().splitlines()[1:]]
     assert [code for code, _ in codes] == ["0", "1", "2", "3", "75"]
     assert all(f"{code} {words}" in readme for code, words in codes if code != "75")
-
-
-def test_only_one_room_knows_onnxruntime_and_one_azure() -> None:
-    """`inference/` imports onnxruntime and `edge/` imports azure; nobody else does."""
-    for library, room in (("onnxruntime", "inference"), ("azure", "edge")):
-        for path in (ROOT / "module" / "visionedge").rglob("*.py"):
-            words = [line.split() for line in path.read_text().splitlines()]
-            imports = any(
-                w[:1] in (["import"], ["from"]) and w[1].split(".")[0] == library for w in words if w[1:]
-            )
-            assert not imports or room in path.parts, path
