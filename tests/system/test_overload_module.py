@@ -18,7 +18,7 @@ cameras:
 model: {{path: '{model}'}}
 inference: {{device: cpu, maxAgeSeconds: 30}}
 telemetry: {{mode: none}}
-overload: {{when: always, ladder: [gate, fps], afterSeconds: 1, backAfterSeconds: 2}}
+overload: {{when: always, levels: [gate, fps], afterSeconds: 1, backAfterSeconds: 2}}
 """
 TAKEN_GATE = re.compile(
     r"WARNING .*overload: too much for the CPU \(.* frames/s\): a motion gate on dock, gate"
