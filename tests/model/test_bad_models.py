@@ -397,6 +397,7 @@ def test_a_file_of_more_than_2_gb_is_not_even_read(visionedge: CommandLine, tmp_
 def test_a_file_that_may_not_be_read(visionedge: CommandLine, tmp_path: Path) -> None:
     """Root may read everything, so for the moment of the command this process is somebody else."""
     path = DETECTOR.save(tmp_path / "secret.onnx")
+    assert visionedge("model", "inspect", path).code == 0  # imports what somebody else may not read
     path.chmod(0)
     user = os.geteuid()
     os.seteuid(user or 65534)
