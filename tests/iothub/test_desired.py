@@ -8,12 +8,9 @@ from typing import Any
 import pytest
 
 from visionedge.config.schema import Config
-from visionedge.iothub.desired_properties import (
-    ConfigurationSources,
-    DesiredDocument,
-    DesiredProperties,
-    LastGoodFile,
-)
+from visionedge.iothub import desired_properties
+from visionedge.iothub.desired_document import DesiredDocument
+from visionedge.iothub.desired_properties import ConfigurationSources, DesiredProperties, LastGoodFile
 
 LOCAL: dict[str, Any] = {"telemetry": {"intervalSeconds": 5}, "model": {"path": "local.onnx"}}
 
@@ -190,7 +187,7 @@ def test_a_change_that_fails_altogether_is_rejected_and_the_next_one_heard(tmp_p
     async def story(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, telemetry={"mode": "all"}))
         told = await acknowledged(desired, 2)
-        assert told["telemetry"]["reasons"] == ["applying it failed: rtsp://***@h broke"]
+        assert told["telemetry"]["reasons"] == ["applying failed: rtsp://***@h broke"]
         module.error = None
         desired.on_twin(twin(3))
         desired.on_twin(twin(4, telemetry={}))
@@ -251,7 +248,7 @@ def test_what_was_in_force_and_fits_no_more_is_left_aside(
     start = Module(tmp_path).config_sources().start
     assert start.desired is None
     assert start.config.telemetry.interval_seconds == 5
-    assert "fit no more" in caplog.text
+    assert "are not valid any more" in caplog.text
 
 
 def test_only_the_local_file_may_allow_what_is_insecure(tmp_path: Path) -> None:
@@ -347,7 +344,7 @@ def test_what_a_full_disk_does_not_take_is_acknowledged_so_and_written_when_ther
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill after that brings back nothing that was switched off."""
-    monkeypatch.setattr("visionedge.iothub.desired_properties._SAVE_RETRY_S", 0.01)
+    monkeypatch.setattr(desired_properties, "_SAVE_RETRY_S", 0.01)
     module = Module(tmp_path)
     module.fill_disk(full=True)
 
@@ -421,7 +418,7 @@ def test_the_local_document_can_be_read_again_and_the_twin_stays_on_top(
         desired.reload(lambda: {"telemetry": {"intervalSeconds": 7, "mode": "none"}, "http": {"port": 1}})
         await until(lambda: "the configuration file is applied: http, model, telemetry" in caplog.text)
         desired.reload(lambda: {"telemetry": {"intervalSeconds": -7, "x": 1}})
-        await until(lambda: "(2 problems): it is not used" in caplog.text)
+        await until(lambda: "the configuration file is not used: 2 problems" in caplog.text)
         desired.on_twin(twin(3, telemetry={}))
         await acknowledged(desired, 3)
 

@@ -96,7 +96,7 @@ def test_an_unknown_method_is_answered_with_404(name: str) -> None:
     """And told which there are."""
     answer = call(name)
     assert code(answer) == (404, "unknown_method")
-    assert "there are any, echo, fail, hang" in answer.document["error"]["message"]
+    assert "known methods: any, echo, fail, hang" in answer.document["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.twin import Twin
 from visionedge.app.hub_bridge import MAX_CAMERAS_BYTES, fit_camera_states
-from visionedge.iothub.desired_properties import DesiredDocument, acknowledgement
+from visionedge.iothub.desired_document import DesiredDocument, build_acknowledgement
 from visionedge.iothub.reported_properties import (
     MAX_PATCH_BYTES,
     MIN_PATCH_INTERVAL_NS,
@@ -133,7 +133,7 @@ def test_all_together_stays_below_what_a_twin_holds() -> None:
     states = {f"{n:03}" + "c" * 61: "reconnecting" for n in range(300)}
     desired = DesiredDocument(2**31, {f"section-{n}": {} for n in range(100)})
     problems = {key: [f"{key}.{n}: " + "ü" * 200 for n in range(50)] for key in desired.document}
-    wanted = {"config": acknowledgement(desired, problems, {}), "cameras": fit_camera_states(states)}
+    wanted = {"config": build_acknowledgement(desired, problems, {}), "cameras": fit_camera_states(states)}
     hub = Hub()
     hub.step(wanted)
     assert hub.twin.reported == wanted

@@ -9,7 +9,7 @@ from telemetry_world import MAN, Box, World, documents
 from visionedge.config.schema import TelemetryConfig
 from visionedge.iothub.telemetry import Telemetry
 from visionedge.outbound.messages import CORRELATION_ID, Message
-from visionedge.outbound.metering import blocks
+from visionedge.outbound.metering import count_blocks
 from visionedge.outbound.sqlite_store import SpoolLimits
 
 __all__ = ["world"]  # the fixture
@@ -135,7 +135,7 @@ def test_the_budget_counts_blocks_of_4_kb_not_messages() -> None:
     for _ in range(8):
         telemetry.offer(clock.result([MAN] * 60))
         sent += [each for each in telemetry.due(clock.pass_s(1)) if each.frames]
-    [size] = {blocks(message.size_bytes) for message in sent}
+    [size] = {count_blocks(message.size_bytes) for message in sent}
     assert size > 1
     assert len(sent) == 10 // size
     assert telemetry.statistics().usage.blocks["detections"] == len(sent) * size
@@ -160,7 +160,7 @@ def test_an_answer_takes_as_many_blocks_as_it_has() -> None:
     telemetry = clock.telemetry(maxPerDay=3)
     made = telemetry.answer(clock.result([MAN] * 60), "")
     assert made is not None
-    assert telemetry.statistics().left_today == 3 - blocks(made.size_bytes) < 2
+    assert telemetry.statistics().left_today == 3 - count_blocks(made.size_bytes) < 2
     assert telemetry.answer(clock.result([MAN] * 60), "") is None
 
 
@@ -174,7 +174,7 @@ def test_a_restart_remembers_blocks(world: SpoolWorld) -> None:
     spool.put(made)
     turn(spool)
     spool.close(0)
-    assert dict(world.spool().spent) == {clock.utc.date().isoformat(): blocks(made.size_bytes)}
+    assert dict(world.spool().spent) == {clock.utc.date().isoformat(): count_blocks(made.size_bytes)}
 
 
 def rate(clock: World, telemetry: Telemetry, per_minute: int, minutes: int) -> list[dict[str, Any]]:

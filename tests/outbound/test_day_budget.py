@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from visionedge.outbound.metering import DayBudget
+from visionedge.outbound.day_budget import DayBudget
 
 
 class Clocks:
@@ -28,10 +28,10 @@ class Clocks:
 def test_a_day_has_its_limit_and_the_next_one_again() -> None:
     clocks = Clocks()
     budget = clocks.budget()
-    assert budget.take(60)
-    assert not budget.take(41)
-    assert budget.take(40)
-    assert (budget.left(), budget.take(1)) == (0, False)
+    budget.spend(60)
+    assert budget.left() == 40
+    budget.spend(40)
+    assert budget.left() == 0
     clocks.passes(13.9)
     assert budget.left() == 0
     clocks.passes(0.2)

@@ -22,8 +22,8 @@ from visionedge.outbound.messages import (
     Sender,
     build_batch_messages,
     build_event_message,
-    encode,
     encode_frame,
+    encode_json,
     escape_property_value,
 )
 
@@ -130,7 +130,7 @@ def test_no_message_is_too_large_and_no_frame_is_lost(parts: list[tuple[int, str
     assert all(m.size_bytes <= MAX_BYTES for m in messages)
     assert all(len(m.properties["cameras"]) <= MAX_CAMERAS_BYTES for m in messages)
     assert all(len(m.properties["labels"]) <= MAX_LABELS_BYTES for m in messages)
-    bodies = [encode(f) for m in messages for f in json.loads(m.body)["frames"]]
+    bodies = [encode_json(f) for m in messages for f in json.loads(m.body)["frames"]]
     assert bodies == [f.body for f in frames]
 
 
@@ -166,7 +166,7 @@ def test_what_json_cannot_carry_is_refused() -> None:
 
 def test_a_text_that_is_no_utf8_does_not_break_a_message() -> None:
     """A file name with a stray byte reaches us as a lone surrogate."""
-    assert encode({"model": "caf\udce9", "label": "Türe"}) == '{"model":"caf?","label":"Türe"}'.encode()
+    assert encode_json({"model": "caf\udce9", "label": "Türe"}) == '{"model":"caf?","label":"Türe"}'.encode()
 
 
 def test_an_event_is_the_contracts_document() -> None:

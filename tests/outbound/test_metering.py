@@ -14,18 +14,21 @@ from command_line import CommandLine
 from telemetry_world import MAN, World, documents
 from visionedge.app import status
 from visionedge.config.schema import TelemetryConfig
-from visionedge.iothub.telemetry import MIN_FILL_RATIO, BatchSizeEstimator, Telemetry, count_frames_to_fill
+from visionedge.iothub.telemetry import Telemetry
 from visionedge.outbound.messages import (
+    MIN_FILL_RATIO,
+    BatchSizeEstimator,
     EncodedFrame,
     Event,
     Message,
     Sender,
     build_batch_messages,
     build_event_message,
+    count_frames_to_fill,
     envelope_bytes,
     parse_message,
 )
-from visionedge.outbound.metering import BLOCK_BYTES, UsageMeter, blocks
+from visionedge.outbound.metering import BLOCK_BYTES, UsageMeter, count_blocks
 
 SENDER = Sender("press-7", "vision", "a1b2c3")
 MINUTE_NS = 60_000_000_000
@@ -42,7 +45,7 @@ def frame(size: int, camera: str = "dock", labels: tuple[str, ...] = ("person",)
 @pytest.mark.parametrize(("size", "count"), [(0, 1), (1, 1), (4096, 1), (4097, 2), (200_000, 49)])
 def test_a_message_is_metered_in_blocks_of_4_kb(size: int, count: int) -> None:
     """Begun blocks count whole."""
-    assert blocks(size) == count
+    assert count_blocks(size) == count
 
 
 def test_the_meter_projects_the_last_hour_to_a_day() -> None:
@@ -105,7 +108,7 @@ def test_frames_go_only_when_their_blocks_are_well_used(frames: list[EncodedFram
     count = count_frames_to_fill(frames, envelope)
     if count:
         [message] = build_batch_messages(SENDER, 7, frames[:count])
-        assert message.size_bytes + 200 >= MIN_FILL_RATIO * BLOCK_BYTES * blocks(message.size_bytes)
+        assert message.size_bytes + 200 >= MIN_FILL_RATIO * BLOCK_BYTES * count_blocks(message.size_bytes)
     longer = BatchSizeEstimator(envelope)
     for sequence_number, each in enumerate(frames, 1):
         longer.add(each)
@@ -138,8 +141,8 @@ def test_a_block_that_is_full_goes_at_the_end_of_the_interval_and_the_rest_waits
         world.pass_s(0.05)
     [message] = telemetry.due(world.now_ns)
     assert 0 < telemetry.statistics().waiting < 20
-    assert message.size_bytes >= MIN_FILL_RATIO * BLOCK_BYTES * blocks(message.size_bytes)
-    assert telemetry.statistics().usage.blocks == {"detections": blocks(message.size_bytes)}
+    assert message.size_bytes >= MIN_FILL_RATIO * BLOCK_BYTES * count_blocks(message.size_bytes)
+    assert telemetry.statistics().usage.blocks == {"detections": count_blocks(message.size_bytes)}
 
 
 def test_in_a_steady_stream_hardly_any_block_is_wasted() -> None:

@@ -20,7 +20,7 @@ SECOND_NS = 1_000_000_000
 def acknowledge(spool: Spool, count: int) -> None:
     """The hub gets the next messages and says so."""
     for _ in range(count):
-        following = spool.first()
+        following = spool.peek()
         assert following is not None
         spool.settle(following)
 
@@ -37,12 +37,12 @@ def test_a_message_is_handed_out_only_when_it_is_on_disk(world: SpoolWorld) -> N
     """Else a restart could give its number, which was already sent, to another message."""
     spool = world.spool()
     spool.put(message(1))
-    assert spool.first() is None
+    assert spool.peek() is None
     assert len(spool) == 1
 
     turn(spool)
 
-    first = spool.first()
+    first = spool.peek()
     assert first is not None
     assert first.message_id == "detections-1"
 
@@ -54,7 +54,7 @@ def test_what_was_not_acknowledged_comes_again_after_a_kill_the_same(world: Spoo
     for each in before:
         spool.put(each)
     turn(spool)
-    first = spool.first()
+    first = spool.peek()
     assert first is not None
     spool.settle(first)
     turn(spool)
@@ -71,7 +71,7 @@ def test_an_acknowledgement_that_the_disk_did_not_hear_of_means_a_duplicate(worl
     spool = world.spool()
     spool.put(message(1))
     turn(spool)
-    first = spool.first()
+    first = spool.peek()
     assert first is not None
     spool.settle(first)
     world.crash()
@@ -176,7 +176,7 @@ def test_the_message_that_the_hub_has_in_hand_is_not_dropped(world: SpoolWorld) 
     spool = world.spool(limit_bytes=2 * message(1).size_bytes)
     spool.put(message(1))
     turn(spool)
-    first = spool.first()
+    first = spool.peek()
     assert first is not None
     for sequence_number in (2, 3, 4):
         spool.put(message(sequence_number))
@@ -240,7 +240,7 @@ def test_what_is_too_old_goes_whatever_room_there_is(world: SpoolWorld) -> None:
     turn(again)
 
     assert len(again) == 0
-    assert again.first() is None
+    assert again.peek() is None
     assert [(loss.first, loss.last, loss.reason) for loss in again.take_lost_ranges()] == [(1, 1, "old")]
 
 
@@ -275,7 +275,7 @@ def test_a_message_that_the_sdk_refuses_is_a_loss_too(world: SpoolWorld) -> None
     for sequence_number in (1, 2):
         spool.put(message(sequence_number))
     turn(spool)
-    first = spool.first()
+    first = spool.peek()
     assert first is not None
     spool.settle(first, dropped="refused")
     turn(spool)
@@ -296,6 +296,43 @@ def test_memory_is_bounded_when_the_disk_is_slow(world: SpoolWorld) -> None:
     assert ids(drain(spool)) == ["events-1", *(f"detections-{n}" for n in range(loss.last + 1, 21))]
 
 
+def test_in_memory_the_message_being_sent_is_not_dropped_for_others(world: SpoolWorld) -> None:
+    """It may arrive at any moment; its acknowledgement removes only this message."""
+    size = message(1).size_bytes
+    spool = world.spool(memory_bytes=2 * size)
+    world.read_only(on=True)
+    for sequence_number in (1, 2, 3):
+        spool.put(message(sequence_number))
+        turn(spool)
+    first = spool.peek()
+    assert first is not None
+    assert first.sequence_number == 2
+    spool.put(message(4, "events"))
+    turn(spool)
+    assert spool.peek() is first
+
+    spool.settle(first)
+
+    left = spool.peek()
+    assert left is not None
+    assert (left.output, left.sequence_number) == ("events", 4)
+    assert spool.dropped == {"full": 2}
+
+
+def test_in_memory_a_message_larger_than_the_limit_is_dropped_alone(world: SpoolWorld) -> None:
+    """The message being sent stays, and nothing is dropped twice."""
+    spool = world.spool(memory_bytes=200)
+    world.read_only(on=True)
+    spool.put(message(1, size=50))
+    turn(spool)
+    assert spool.peek() is not None
+    spool.put(message(2, size=500))
+    turn(spool)
+    assert len(spool) == 1
+    assert spool.bytes <= 200
+    assert spool.dropped == {"full": 1}
+
+
 # --- disks ------------------------------------------------------------------------------------------------
 
 
@@ -311,11 +348,11 @@ def test_a_disk_that_takes_nothing_means_memory_with_an_event_and_back(world: Sp
     assert spool.status().mode == "memory"
     assert "readonly" in str(spool.status().reason)
     assert [news.code for news in spool.take_events()] == ["spool-memory"]
-    first = spool.first()
+    first = spool.peek()
     assert first is not None
     assert first.sequence_number == 1
     spool.settle(first)
-    second = spool.first()
+    second = spool.peek()
     assert second is not None
     assert second.sequence_number == 2, "it goes on in memory"
 
@@ -488,7 +525,7 @@ def test_two_thousand_messages_a_second_go_through_the_disk(tmp_path: Path) -> N
     for sequence_number in range(1, total + 1):
         spool.put(Message("detections", body, f"d-{sequence_number}", {"schema": "s"}, sequence_number))
     while taken < total:
-        following = spool.first()
+        following = spool.peek()
         if following is None:
             ready.wait(1)
             ready.clear()
@@ -519,6 +556,6 @@ def test_the_client_is_woken_when_its_message_is_on_disk(world: SpoolWorld) -> N
     spool.attach(woken.set)
     spool.start()
     spool.put(message(1))
-    wait_until(lambda: spool.first() is not None, woken)
+    wait_until(lambda: spool.peek() is not None, woken)
     assert spool.close(5)
     assert world.thread_group.join(5) == []

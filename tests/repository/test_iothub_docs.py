@@ -13,12 +13,12 @@ from visionedge.app.hub_bridge import MAX_CAMERAS_BYTES
 from visionedge.app.overload_controller import OverloadEventCode as OverloadCode
 from visionedge.camera.camera import CameraState
 from visionedge.config.load import parse_config
-from visionedge.iothub.desired_properties import MAX_ACKNOWLEDGEMENT_BYTES
+from visionedge.iothub.client import EXIT_STUCK, Deadlines, HubFault
+from visionedge.iothub.desired_document import MAX_ACKNOWLEDGEMENT_BYTES
 from visionedge.iothub.desired_properties import ConfigEventCode as ConfigCode
 from visionedge.iothub.direct_methods import MAX_RESULT_BYTES, DirectMethod
 from visionedge.iothub.image_requests import ImageDropReason
 from visionedge.iothub.reported_properties import MAX_PATCH_BYTES, MIN_PATCH_INTERVAL_NS
-from visionedge.iothub.sdk_calls import EXIT_STUCK, Deadlines, HubFault
 from visionedge.iothub.telemetry import TelemetryEventCode as TelemetryCode
 from visionedge.outbound.messages import MAX_BYTES, EventKind
 from visionedge.outbound.metering import UNIT_BLOCKS_PER_DAY

@@ -1,4 +1,4 @@
-"""The messages file: bodies as lines, off the loop, with errors that are told once."""
+"""The messages file: bodies as lines, written by a thread, with errors that are logged once."""
 
 import logging
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from visionedge.errors import ConfigError
-from visionedge.iothub.delivery import MAX_WAITING_BYTES, MessagesFile
 from visionedge.outbound.messages import Message
+from visionedge.outbound.messages_file import MAX_WAITING_BYTES, MessagesFile
 from visionedge.runtime.threads import ThreadGroup
 
 
