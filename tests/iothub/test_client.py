@@ -331,7 +331,7 @@ def test_an_error_is_described_with_its_causes_in_one_line() -> None:
 # --- unexpected errors --------------------------------------------------------------------------------------
 
 
-def test_a_message_that_fails_in_an_unknown_way_goes_alone(bench: Bench) -> None:
+def test_a_message_that_fails_in_an_unknown_way_is_dropped_alone(bench: Bench) -> None:
     """It is counted, the connection stays, and later messages arrive."""
     client = bench.client()
     client.start()

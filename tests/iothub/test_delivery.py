@@ -162,7 +162,7 @@ def taken(spool: Spool) -> list[Message]:
 
 
 def test_news_of_the_disk_become_events(tmp_path: Path) -> None:
-    """A damaged file is told to the cloud, with the kind `storage`."""
+    """A damaged file is reported to the cloud with the kind `storage`."""
     (tmp_path / "spool.db").write_bytes(b"no database at all" * 100)
     thread_group = ThreadGroup(lambda _name, _error: None)
     spool = Spool(tmp_path / "spool.db", "me", thread_group)

@@ -156,7 +156,7 @@ def test_a_patch_that_was_refused_is_tried_again_at_growing_intervals() -> None:
     assert hub.twin.reported == {"a": 1}
 
 
-def test_a_patch_whose_link_was_lost_goes_again_over_the_next_one() -> None:
+def test_a_patch_whose_connection_was_lost_is_sent_again_over_the_next_one() -> None:
     """The patch may have arrived or not."""
     hub = Hub()
     assert hub.reported.next_patch({"a": 1}) == {"a": 1}

@@ -118,7 +118,7 @@ def test_labels_in_properties_are_plain_ascii(label: str, text: str) -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_no_message_is_too_large_and_no_frame_is_lost(parts: list[tuple[int, str, int]]) -> None:
-    """Whatever the sizes, cameras and labels: within limits, frames whole and in order, numbers rising."""
+    """For any sizes, cameras and labels: within limits, frames whole and in order, numbers rising."""
     frames = [
         encoded(size, camera, frozenset(f"{camera[:40]}-{i}" for i in range(labels)))
         for size, camera, labels in parts
@@ -159,7 +159,7 @@ def test_a_frame_that_fits_in_no_message_is_refused() -> None:
 
 
 def test_what_json_cannot_carry_is_refused() -> None:
-    """NaN is no JSON, whatever Python thinks."""
+    """NaN is not JSON, although Python writes it."""
     with pytest.raises(ValueError, match="JSON"):
         encode_frame(frame(labels=("person",), confidence=math.nan))
 
@@ -191,7 +191,7 @@ def test_an_event_is_the_contracts_document() -> None:
 
 
 def test_details_that_do_not_fit_are_left_out_and_said_to_be() -> None:
-    """An event always goes out."""
+    """An event is always sent."""
     message = build_event_message(SENDER, 1, Event("module", "big", "text", NOON, {"x": "y" * MAX_BYTES}))
 
     assert message.size_bytes <= MAX_BYTES

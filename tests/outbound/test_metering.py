@@ -90,14 +90,14 @@ FRAMES = st.lists(
 
 @given(FRAMES)
 @settings(max_examples=150, deadline=None)
-def test_the_weigher_never_says_less_than_the_message_weighs(frames: list[EncodedFrame]) -> None:
+def test_the_estimated_size_is_never_below_the_size_of_the_message(frames: list[EncodedFrame]) -> None:
     """And hardly more: a block that it calls full is not split in two by IoT Hub."""
-    weigher = BatchSizeEstimator(envelope_bytes(SENDER, 7))
+    estimator = BatchSizeEstimator(envelope_bytes(SENDER, 7))
     for each in frames:
-        weigher.add(each)
-    if frames and weigher.fits:
+        estimator.add(each)
+    if frames and estimator.fits:
         [message] = build_batch_messages(SENDER, 7, frames)
-        assert message.size_bytes <= weigher.size_bytes <= message.size_bytes + 200
+        assert message.size_bytes <= estimator.size_bytes <= message.size_bytes + 200
 
 
 @given(FRAMES)
@@ -115,7 +115,7 @@ def test_frames_go_only_when_their_blocks_are_well_used(frames: list[EncodedFram
         assert sequence_number <= count or not longer.fits or not longer.is_well_filled
 
 
-def test_a_message_that_is_as_large_as_one_may_be_goes_whatever_its_blocks() -> None:
+def test_a_message_of_the_maximum_size_is_sent_however_its_blocks_are_filled() -> None:
     """The limit of 200 KB comes first."""
     frames = [frame(60_000) for _ in range(5)]
     assert 0 < count_frames_to_fill(frames, envelope_bytes(SENDER, 1)) <= 3
@@ -247,7 +247,7 @@ def test_the_estimate_agrees_with_an_independent_count(
 
 @given(st.lists(st.tuples(st.sampled_from(["dock", "yard-7"]), st.integers(0, 9)), min_size=1, max_size=9))
 @settings(max_examples=60, deadline=None)
-def test_a_body_tells_what_its_message_weighed(frames: list[tuple[str, int]]) -> None:
+def test_the_size_of_a_message_follows_from_its_body(frames: list[tuple[str, int]]) -> None:
     """Nothing of a message is missing in the file but its id, whose length is known."""
     world, labels = World(), ("person", "größe, 50 %", "car")
     telemetry = Telemetry(TelemetryConfig(mode="all"), Sender("edge-ö", "vision", "a1b2c3a1b2c3"))
@@ -300,7 +300,7 @@ def test_the_estimate_counts_events_beside_frames(tmp_path: Path, command_line: 
     assert flaky["blocksPerDay"] - quiet["blocksPerDay"] == pytest.approx(1440, rel=0.03)
 
 
-def test_the_estimate_says_when_the_budget_is_spent(tmp_path: Path, command_line: CommandLine) -> None:
+def test_the_estimate_shows_when_the_budget_is_spent(tmp_path: Path, command_line: CommandLine) -> None:
     """And bills only what is sent; `--config` brings the limit."""
     config = tmp_path / "vision.yaml"
     config.write_text("telemetry: {maxPerDay: 7200}\n")

@@ -1,4 +1,4 @@
-"""The spool as a property: whatever happens in whatever order, every number arrives or is told as lost."""
+"""The spool as a state machine: in any order of events, every number arrives or is reported as lost."""
 
 import sqlite3
 import tempfile

@@ -5,12 +5,11 @@ own deadline. Other threads only append to the spool, or submit tasks to the cur
 is never repaired; it is closed and a new one is made. What is done about failures, by the name of the fault:
 
 overdue   a call did not return within its deadline: its thread is abandoned, and another one continues
-silent    the twin was not answered, although messages may still be accepted
+silent    the hub did not answer the read of the twin, although it may still accept messages
 rebuild   the connection is closed with its SDK client, and a new client is made on a new thread
 poison    one message was being sent when several good connections were lost: it is dropped
 stuck     so many threads hang that another one would hang, too: after a while the module ends with
-`EXIT_STUCK`,
-          so that edgeAgent starts a new process
+          `EXIT_STUCK`, so that edgeAgent starts a new process
 """
 
 import logging

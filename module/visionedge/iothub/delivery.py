@@ -90,8 +90,7 @@ class Delivery:
         on_stuck: Callable[[], None] = lambda: None,
         listener: HubListener | None = None,
     ) -> "Delivery":
-        """Build the delivery of a module: a hub client inside IoT Edge, a messages file if `messages_path` is
-        set.
+        """Build the delivery of a module: with a hub client inside IoT Edge, with a messages file on request.
 
         Messages for the hub wait in a spool in the folder `data`; opening it may block for some seconds.
         `on_stuck` and `listener` are called from threads of the hub client.

@@ -53,11 +53,11 @@ SendConfigEvent = Callable[[ConfigEventCode, str, Mapping[str, Any]], None]
 
 
 class LastGoodFile:
-    """The last desired properties that were in force, in a file. Only its user can read it: it contains
-    secrets.
+    """The file with the last desired properties that were in force.
 
-    The file belongs to one module of one hub (`Identity.owner`); a file of another module is not used. `lost`
-    says why a file was set aside, None if none was.
+    It contains secrets, so only its user can read it. The file belongs to one module of one hub
+    (`Identity.owner`); a file of another module is not used. `lost` says why a file was set aside, None if
+    none was.
     """
 
     def __init__(self, path: Path, owner: str) -> None:
@@ -163,8 +163,7 @@ class ConfigurationSources:
 
 
 class DesiredProperties:
-    """Processes one desired document after the other, always the newest. For the asyncio loop; `run` is its
-    task.
+    """Processes desired documents, always the newest. For the asyncio loop; `run` is its only task.
 
     Args:
         config_sources: the local document, the configuration that runs now, and the last good file.

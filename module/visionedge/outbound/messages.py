@@ -244,8 +244,7 @@ def build_event_message(sender: Sender, sequence_number: int, event: Event) -> M
 
 
 def parse_message(body: bytes) -> Message:
-    """Rebuild a message from its body, to count its size again; the run id is replaced by one of equal
-    length.
+    """Rebuild a message from its body, to measure its size; it gets another run id of the same length.
 
     Raises:
         ValueError: the body is not that of a message of this module.

@@ -282,8 +282,7 @@ class MessageStore:
         return list(evicted.values())
 
     def load(self, after: int, limit: int, limit_bytes: int) -> list[tuple[int, Message | MessageRow]]:
-        """The next messages after a key, each with its key: within the limits, but at least one if there is
-        one.
+        """The next messages after a key, each with its key: within the limits, but at least one.
 
         A row that is not valid is returned as a `MessageRow`, without its body.
         """
