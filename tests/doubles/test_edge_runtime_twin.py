@@ -120,7 +120,7 @@ def test_a_patch_for_nobody_is_not_kept(edge_runtime: EdgeRuntime) -> None:
     ("patch", "why"),
     [
         ('{"a": NaN}', "not JSON"),
-        ("[1]", "no object"),
+        ("[1]", "not an object"),
         ('{"a.b": 1}', "the key"),
         ('{"a b": 1}', "the key"),
         ('{"$a": 1}', "the key"),

@@ -241,7 +241,7 @@ def test_a_spool_thread_that_cannot_go_on_ends_the_module(
     def fails(*_: object) -> list[int]:
         raise TypeError("no such thing")
 
-    monkeypatch.setattr(MessageStore, "excess", fails)
+    monkeypatch.setattr(MessageStore, "select_evictions", fails)
     spool.start()
     spool.set_limits(spool._settings.limits)  # wakes it with nothing to write
     assert deaths.get(timeout=10) == "spool"
