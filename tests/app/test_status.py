@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from pydantic import BaseModel
 
 from visionedge.app.load_meter import CameraLoad, LoadMeasurement
 from visionedge.app.overload_policy import OverloadStatus, TakenLevel
 from visionedge.app.state import AppState
-from visionedge.app.status import build_camera, build_engine_event, build_status
+from visionedge.app.status import build_camera, build_capacity, build_engine_event, build_status
 from visionedge.camera.camera import Camera, CameraStatus
 from visionedge.camera.motion_gate import GateSettings
 from visionedge.camera.registry import CameraRegistry
@@ -35,6 +36,7 @@ from visionedge.model.parity import ApComparison, Parity
 from visionedge.outbound.metering import MeteredUsage
 from visionedge.outbound.spool import SpoolStatus
 from visionedge.runtime.measurement import PrecisionChoice
+from visionedge.web.documents import EngineEventDocument, StatusDocument
 from visionedge.web.latest_results import LatestResults
 from web_module import result
 
@@ -260,6 +262,25 @@ def fixed(status: dict[str, Any]) -> dict[str, Any]:
     return {**status, "version": "0", "uptimeSeconds": 1.5}
 
 
+def paths(document: object, path: str = "") -> list[str]:
+    """Where each value is, in the order of the keys."""
+    if isinstance(document, dict):
+        return [inner for key, value in document.items() for inner in paths(value, f"{path}.{key}")]
+    if isinstance(document, list):
+        return [inner for index, value in enumerate(document) for inner in paths(value, f"{path}[{index}]")]
+    return [path]
+
+
+def undescribed(document: object) -> list[str]:
+    """The keys of a document that its model does not have."""
+    if isinstance(document, BaseModel):
+        inner = [key for value in dict(document).values() for key in undescribed(value)]
+        return [f"{type(document).__name__}.{key}" for key in document.model_extra or {}] + inner
+    if isinstance(document, dict):
+        return [key for value in document.values() for key in undescribed(value)]
+    return [key for value in document for key in undescribed(value)] if isinstance(document, list) else []
+
+
 @pytest.mark.parametrize("name", STATES)
 def test_every_key_of_status_and_its_place_is_the_golden_one(name: str, tmp_path: Path) -> None:
     """The order of the keys as well: people read the document as it is."""
@@ -269,11 +290,21 @@ def test_every_key_of_status_and_its_place_is_the_golden_one(name: str, tmp_path
         "engineEvent": build_engine_event(state.engine) if state.engine else None,
     }
     text = json.dumps(documents, indent=1, allow_nan=False) + "\n"
-    golden = GOLDEN / f"{name}.json"
+    file = GOLDEN / f"{name}.json"
     if os.environ.get("VISIONEDGE_GOLDEN") == "write":
-        golden.parent.mkdir(parents=True, exist_ok=True)
-        golden.write_text(text, encoding="utf-8")
-    assert text == golden.read_text(encoding="utf-8")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    golden = json.loads(file.read_text(encoding="utf-8"))
+    assert json.loads(text) == golden
+    assert paths(documents) == paths(golden)
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_every_key_of_status_is_described_in_its_model(name: str, tmp_path: Path) -> None:
+    state = STATES[name](tmp_path)
+    assert undescribed(StatusDocument.model_validate(build_status(state))) == []
+    if state.engine is not None:
+        assert undescribed(EngineEventDocument.model_validate(build_engine_event(state.engine))) == []
 
 
 def test_one_camera_has_the_same_document_as_in_the_list(tmp_path: Path) -> None:
@@ -283,3 +314,33 @@ def test_one_camera_has_the_same_document_as_in_the_list(tmp_path: Path) -> None
     assert same == {key: value for key, value in dock.items() if key != "since"}
     assert build_camera(state, "yard") == yard
     assert build_camera(state, "attic") is None
+
+
+def test_the_capacity_holds_totals_and_each_camera(tmp_path: Path) -> None:
+    state = empty_state(tmp_path)
+    assert build_capacity(state) is None
+    state.meter.measurement = LoadMeasurement(
+        seconds=5.0,
+        cameras={
+            "yard": CameraLoad(25.0, 25.0, 25.0, 5.0, 20.0, 1.02),
+            "door": CameraLoad(10.0, 10.0, 10.0, 5.0, 5.0, 0.2),
+        },
+        cores=2,
+        decode_cores=1.22,
+        infer_cores=0.6,
+        other_cores=0.1,
+        external_cores=0.0,
+        gpu=False,
+        quota=0.5,
+    )
+    capacity = build_capacity(state)
+    assert capacity is not None
+    assert (capacity["demandedPerSecond"], capacity["deliveredPerSecond"]) == (35.0, 10.0)
+    assert capacity["cameras"]["door"] == {
+        "demandedPerSecond": 10.0,
+        "admittedPerSecond": 10.0,
+        "deliveredPerSecond": 5.0,
+        "decodeCores": 0.2,
+    }
+    assert capacity["coresUsed"] == {"decode": 1.22, "infer": 0.6, "other": 0.1}
+    assert capacity["cpuQuota"] == 0.5

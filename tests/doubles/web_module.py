@@ -88,7 +88,7 @@ class FakeModule:
             "requested": "auto",
             "effective": "cpu",
             "reason": "no NVIDIA device is visible here",
-            "reasonCode": "no_device",
+            "reasonCode": "no-device",
             "degraded": False,
             "since": "2026-11-22T10:00:00.000Z",
         }
@@ -131,9 +131,20 @@ class FakeModule:
         return {
             "version": "0.1.0",
             "uptimeSeconds": 12.5,
+            "ready": not self.unready,
+            "reasons": self.unready,
             "engine": self.engine,
-            "model": {"name": "nano", "sha256": "ab" * 32},
+            "model": {
+                "name": "nano",
+                "sha256": "ab" * 32,
+                "head": "yolox",
+                "classes": 3,
+                "inputWidth": SPEC.width_px,
+                "inputHeight": SPEC.height_px,
+            },
+            "fetching": None,
             "cameras": self.cameras(),
+            "capacity": None,
             "hub": {"state": "local"},
         }
 
@@ -147,6 +158,8 @@ class FakeModule:
         latest = self.latest_results.latest(name)
         return {
             "name": name,
+            "uri": "demo:",
+            "enabled": True,
             "state": "live",
             "epoch": 3,
             "framesRead": 10,
@@ -155,6 +168,9 @@ class FakeModule:
             "fps": 4.5,
             "ageMs": 80.0 if latest else None,
             "lastError": self.last_error,
+            "nextTrySeconds": None,
+            "throttle": None,
+            "sequence": latest.frame.sequence if latest else None,
         }
 
     def has_camera(self, name: str) -> bool:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.app import status as report
+from visionedge.app import status
 from visionedge.app.metrics import Metrics
 from visionedge.app.state import AppState
 from visionedge.engine.interface import Engine
@@ -45,15 +45,15 @@ class HttpBackend:
 
     def status(self) -> Document:
         """Version, uptime, engine, model, cameras, hub."""
-        return report.build_status(self._state)
+        return status.build_status(self._state)
 
     def cameras(self) -> list[Document]:
         """One object per configured camera."""
-        return report.build_cameras(self._state)
+        return status.build_cameras(self._state)
 
     def camera(self, name: str) -> Document | None:
         """One camera's object."""
-        return report.build_camera(self._state, name)
+        return status.build_camera(self._state, name)
 
     def has_camera(self, name: str) -> bool:
         """Whether a camera is configured under this name."""
@@ -94,7 +94,9 @@ class HttpBackend:
         engine = self._state.engine
         if engine is None:
             return None
-        return report.build_model_facts(engine, self._state.config.inference.max_batch)
+        # The configured batch, not the plan's: clients must not break when the device changes.
+        max_batch, model = self._state.config.inference.max_batch, engine.model
+        return ModelMetadata(model.name, model.sha256, model.input, engine.rows, max_batch, model.labels)
 
     async def detect(self, picture: Picture) -> FrameResult:
         """Analyse one picture of a request."""

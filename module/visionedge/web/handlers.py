@@ -16,6 +16,12 @@ from visionedge.frames.types import FrameResult, build_frame_document, format_ut
 from visionedge.runtime.redaction import redact, redact_document
 from visionedge.web.access_control import AccessControl, get_client_key, unauthorized_error
 from visionedge.web.backend import Backend, BusyError, Document
+from visionedge.web.documents import (
+    ErrorDetailsDocument,
+    HealthDocument,
+    ReadinessDeviceDocument,
+    ReadinessDocument,
+)
 from visionedge.web.jpeg import ConcurrencyLimit, JpegCache, JpegOptions, RequestResources
 from visionedge.web.latest_results import FrameDocumentCache
 from visionedge.web.openapi import build_openapi
@@ -134,15 +140,19 @@ class ApiHandlers:
 
     async def healthz(self, _request: web.Request) -> web.Response:
         """``/healthz``."""
-        return _health_response("ok", "unhealthy", self.backend.health())
+        reasons = self.backend.health()
+        document = HealthDocument(status="unhealthy" if reasons else "ok")
+        return _health_response(document, reasons)
 
     async def readyz(self, _request: web.Request) -> web.Response:
         """``/readyz``, with the device, so that a degraded module is not silent about it."""
         engine = self._status.document().get("engine") or {}
         known = {key: engine[key] for key in ("requested", "effective", "degraded") if key in engine}
-        return _health_response(
-            "ready", "not_ready", self.backend.readiness(), {"engine": known} if known else {}
-        )
+        reasons = self.backend.readiness()
+        document = ReadinessDocument(status="not_ready" if reasons else "ready")
+        if known:
+            document.engine = ReadinessDeviceDocument(**known)
+        return _health_response(document, reasons)
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """``/metrics``."""
@@ -326,13 +336,12 @@ def _stream_limit(limit: int, message: str) -> ConcurrencyLimit:
     return ConcurrencyLimit(limit, message, per_client=max(1, limit // 2))
 
 
-def _health_response(good: str, code: str, reasons: list[str], more: Document | None = None) -> web.Response:
+def _health_response(document: HealthDocument | ReadinessDocument, reasons: list[str]) -> web.Response:
     if not reasons:
-        return json_response({"status": good, **(more or {})})
-    reasons = [redact(reason) for reason in reasons]
-    error = {"code": code, "message": "; ".join(reasons)}
-    document = {"status": code, "reasons": reasons, **(more or {}), "error": error}
-    return json_response(document, status=503, headers={"Retry-After": "2"})
+        return json_response(document.dump())
+    document.reasons = [redact(reason) for reason in reasons]
+    document.error = ErrorDetailsDocument(code=document.status, message="; ".join(document.reasons))
+    return json_response(document.dump(), status=503, headers={"Retry-After": "2"})
 
 
 def _unknown_camera_error(name: str) -> RequestError:
