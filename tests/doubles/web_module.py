@@ -11,9 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from visionedge.config.documents import Document
 from visionedge.config.schema import HttpConfig
+from visionedge.errors import BusyError
 from visionedge.frames.types import Detections, Frame, FrameResult, InputSpec, Picture, Timing
-from visionedge.web.backend import Backend, BusyError, Document, ModelMetadata
+from visionedge.web.backend import Backend, ModelMetadata
 from visionedge.web.latest_results import LatestResults
 from visionedge.web.server import HttpServer
 

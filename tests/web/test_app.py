@@ -15,10 +15,9 @@ from visionedge.config.schema import HttpConfig
 from visionedge.errors import UnavailableError
 from visionedge.frames.types import build_frame_document
 from visionedge.web.access_control import AccessControl
-from visionedge.web.app import make_app
 from visionedge.web.documents import FrameDocument
 from visionedge.web.openapi import build_openapi, build_schemas
-from visionedge.web.server import HttpServer
+from visionedge.web.server import HttpServer, make_app
 from web_module import LABELS, Client, FakeModule, error_of, result, talk
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -3,19 +3,21 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.app import status
+from visionedge.app import status as report
 from visionedge.app.metrics import Metrics
 from visionedge.app.state import AppState
+from visionedge.config.documents import Document
 from visionedge.engine.interface import Engine
 from visionedge.engine.lanes import LanePool
 from visionedge.engine.one_shot import infer_frames, make_frame
+from visionedge.errors import BusyError
 from visionedge.frames.types import FrameResult, Picture
 from visionedge.ops.doctor.facts import DoctorRequest, RunningEngine
 from visionedge.ops.doctor.host import this_host
 from visionedge.ops.doctor.report import CachedReport, examine
 from visionedge.runtime import logs
-from visionedge.web.backend import BusyError, Document, ModelMetadata
-from visionedge.web.jpeg import BoundedExecutor
+from visionedge.runtime.limits import BoundedExecutor
+from visionedge.web.backend import ModelMetadata
 from visionedge.web.latest_results import Subscription
 
 _MAX_CONCURRENT_REQUESTS = 4
@@ -45,15 +47,15 @@ class HttpBackend:
 
     def status(self) -> Document:
         """Version, uptime, engine, model, cameras, hub."""
-        return status.build_status(self._state)
+        return report.build_status(self._state)
 
     def cameras(self) -> list[Document]:
         """One object per configured camera."""
-        return status.build_cameras(self._state)
+        return report.build_cameras(self._state)
 
     def camera(self, name: str) -> Document | None:
         """One camera's object."""
-        return status.build_camera(self._state, name)
+        return report.build_camera(self._state, name)
 
     def has_camera(self, name: str) -> bool:
         """Whether a camera is configured under this name."""
@@ -94,9 +96,7 @@ class HttpBackend:
         engine = self._state.engine
         if engine is None:
             return None
-        # The configured batch, not the plan's: clients must not break when the device changes.
-        max_batch, model = self._state.config.inference.max_batch, engine.model
-        return ModelMetadata(model.name, model.sha256, model.input, engine.rows, max_batch, model.labels)
+        return report.build_model_facts(engine, self._state.config.inference.max_batch)
 
     async def detect(self, picture: Picture) -> FrameResult:
         """Analyse one picture of a request."""

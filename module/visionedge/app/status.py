@@ -27,6 +27,7 @@ from visionedge.model.model import Model
 from visionedge.outbound.metering import MeteredUsage
 from visionedge.outbound.spool import SpoolStatus
 from visionedge.runtime.redaction import mask_address
+from visionedge.web.backend import ModelMetadata
 from visionedge.web.documents import (
     CameraDocument,
     CameraLoadDocument,
@@ -122,6 +123,15 @@ def describe_camera(camera: CameraStatus) -> str:
     """The message of an event about a camera's new state."""
     because = f": {camera.last_error}" if camera.last_error and camera.state != "live" else ""
     return f"camera {camera.name} is {camera.state}{because}"
+
+
+def build_model_facts(engine: Engine, max_batch: int) -> ModelMetadata:
+    """What a client of the Open Inference Protocol has to know of the model.
+
+    `max_batch` is the configured one, not the plan's: clients must not break when the device changes.
+    """
+    model = engine.model
+    return ModelMetadata(model.name, model.sha256, model.input, engine.rows, max_batch, model.labels)
 
 
 def uptime_s(state: AppState) -> float:
