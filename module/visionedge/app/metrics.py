@@ -37,36 +37,30 @@ class MetricDeclaration(NamedTuple):
 
 
 SCRAPED_METRICS: Mapping[str, MetricDeclaration] = {
-    "info": MetricDeclaration("gauge", ("version", "model"), "Always 1; the version and the model."),
-    "uptime_seconds": MetricDeclaration("gauge", (), "Since the module started."),
+    "info": MetricDeclaration("gauge", ("version", "model"), "Version and model."),
+    "uptime_seconds": MetricDeclaration("gauge", (), "Since the start of the module."),
     "ready": MetricDeclaration("gauge", (), "1 when a warmed-up engine answers."),
     "engine_device": MetricDeclaration(
-        "gauge", ("requested", "effective", "code"), "Always 1; the requested and the effective device."
+        "gauge", ("requested", "effective", "code"), "Where frames are computed."
     ),
     "engine_info": MetricDeclaration(
         "gauge",
         ("model", "device", "precision"),
-        "Always 1; the model, its device and its precision.",
+        "Model, device and precision.",
     ),
     "engine_degraded": MetricDeclaration(
-        "gauge", (), "1 when the effective device is not what was asked for."
+        "gauge", (), "1 when the effective device is not the requested one."
     ),
-    "engine_restarts_total": MetricDeclaration(
-        "counter", (), "How often the engine's process was restarted."
-    ),
+    "engine_restarts_total": MetricDeclaration("counter", (), "Restarts of the engine process."),
     "engine_faults_total": MetricDeclaration(
-        "counter", ("fault",), "Batches and processes that failed, by fault."
+        "counter", ("fault",), "Failed batches and processes, by fault."
     ),
-    "engine_recovering": MetricDeclaration("gauge", (), "1 while a lost or absent device is probed for."),
-    "engine_probes_total": MetricDeclaration("counter", ("code",), "Probes for a device, by answer."),
-    "engine_change_overs_total": MetricDeclaration(
-        "counter", (), "How often a device was taken back into use."
-    ),
-    "nodes_on_cpu": MetricDeclaration(
-        "gauge", (), "Nodes of the graph on the CPU while the others are on a GPU."
-    ),
+    "engine_recovering": MetricDeclaration("gauge", (), "1 while a lost or absent device is probed."),
+    "engine_probes_total": MetricDeclaration("counter", ("code",), "Probes of a device, by result."),
+    "engine_change_overs_total": MetricDeclaration("counter", (), "Returns of a device to use."),
+    "nodes_on_cpu": MetricDeclaration("gauge", (), "Nodes on the CPU while the rest is on a GPU."),
     "pictures_copied_total": MetricDeclaration(
-        "counter", (), "Frames that were copied to the engine because the shared memory was full."
+        "counter", (), "Frames copied to the engine because shared memory was full."
     ),
     "unplanned_shape_total": MetricDeclaration(
         "counter", (), "Batches of a size that was not warmed up; must stay 0."
@@ -75,88 +69,70 @@ SCRAPED_METRICS: Mapping[str, MetricDeclaration] = {
         "counter", ("camera",), "Frames that reached the camera's slot."
     ),
     "frames_analysed_total": MetricDeclaration("counter", ("camera",), "Frames that were computed."),
-    "frames_dropped_total": MetricDeclaration(
-        "counter", ("camera", "reason"), "Frames that were dropped, by reason."
-    ),
+    "frames_dropped_total": MetricDeclaration("counter", ("camera", "reason"), "Dropped frames, by reason."),
     "frames_waiting": MetricDeclaration("gauge", ("camera",), "Frames in the slot or in flight."),
-    "camera_state": MetricDeclaration("gauge", ("camera", "state"), "Always 1; the camera's state."),
+    "camera_state": MetricDeclaration("gauge", ("camera", "state"), "The camera's state."),
     "camera_epoch": MetricDeclaration("gauge", ("camera",), "Grows by one at each reconnect."),
     "camera_frames_read_total": MetricDeclaration(
         "counter", ("camera",), "Pictures decoded from the source."
     ),
     "camera_frame_age_seconds": MetricDeclaration("gauge", ("camera",), "Age of the newest picture."),
     "demanded_frames_per_second": MetricDeclaration(
-        "gauge", ("camera",), "Frames that the camera is asked for."
+        "gauge", ("camera",), "Frames that the configuration asks for."
     ),
     "admitted_frames_per_second": MetricDeclaration(
-        "gauge", ("camera",), "Frames of these that overload leaves."
+        "gauge", ("camera",), "Frames that remain after degradation."
     ),
-    "delivered_frames_per_second": MetricDeclaration(
-        "gauge", ("camera",), "Frames of the camera that are analysed."
-    ),
-    "cores_used": MetricDeclaration("gauge", ("purpose",), "Cores in use for decode, infer and other work."),
+    "delivered_frames_per_second": MetricDeclaration("gauge", ("camera",), "Analysed frames."),
+    "cores_used": MetricDeclaration("gauge", ("purpose",), "Cores used for decode, infer and other work."),
     "bottleneck": MetricDeclaration(
-        "gauge", ("bottleneck",), "Always 1; the limit: none, quota, decode, engine, others or idle."
+        "gauge", ("bottleneck",), "The limit: none, quota, decode, engine, others, idle."
     ),
     "overload_level": MetricDeclaration(
         "gauge", ("level",), "1 while the level is in force: variant, gate or fps."
     ),
     "overload_steps_total": MetricDeclaration(
-        "counter", ("level", "direction"), "Levels that were taken or returned."
+        "counter", ("level", "direction"), "Degradation steps, taken or returned."
     ),
-    "overload_exhausted": MetricDeclaration(
-        "gauge", (), "1 when the load is still too high and no level is left."
-    ),
+    "overload_exhausted": MetricDeclaration("gauge", (), "1 when overloaded with no level left."),
     "camera_fps_limit": MetricDeclaration(
-        "gauge", ("camera",), "Frames per second that overload limits the camera to."
+        "gauge", ("camera",), "The limit in frames per second that overload sets."
     ),
     "hub_connected": MetricDeclaration("gauge", (), "1 when connected to edgeHub."),
-    "messages_total": MetricDeclaration("counter", ("output",), "Messages that were built, by output."),
+    "messages_total": MetricDeclaration("counter", ("output",), "Messages made."),
     "telemetry_frames_dropped_total": MetricDeclaration(
-        "counter", ("reason",), "Frames that were not published, by reason."
+        "counter", ("reason",), "Frames not sent, by reason."
     ),
     "hub_messages_sent_total": MetricDeclaration("counter", (), "Messages acknowledged by edgeHub."),
-    "hub_messages_waiting": MetricDeclaration("gauge", (), "Messages that wait for their acknowledgement."),
-    "hub_messages_dropped_total": MetricDeclaration(
-        "counter", ("reason",), "Messages that were dropped, by reason."
-    ),
-    "hub_faults_total": MetricDeclaration(
-        "counter", ("fault",), "Faults of the hub or the SDK, by what was done."
-    ),
-    "message_blocks_total": MetricDeclaration(
-        "counter", ("output",), "Blocks of 4 KB that IoT Hub meters for the messages."
-    ),
+    "hub_messages_waiting": MetricDeclaration("gauge", (), "Messages without an acknowledgement yet."),
+    "hub_messages_dropped_total": MetricDeclaration("counter", ("reason",), "Dropped messages, by reason."),
+    "hub_faults_total": MetricDeclaration("counter", ("fault",), "Faults of hub or SDK, by reaction."),
+    "message_blocks_total": MetricDeclaration("counter", ("output",), "Blocks of 4 KB that IoT Hub bills."),
     "hub_unit_share": MetricDeclaration(
-        "gauge", ("tier",), "Part of one unit's daily quota that the last hour projects."
+        "gauge", ("tier",), "Share of one unit's daily quota, projected from the last hour."
     ),
-    "spool_bytes": MetricDeclaration("gauge", (), "Bytes of messages that wait for the hub."),
-    "spool_on_disk": MetricDeclaration("gauge", (), "1 when messages wait on disk, 0 when only in memory."),
+    "spool_bytes": MetricDeclaration("gauge", (), "Bytes of waiting messages."),
+    "spool_on_disk": MetricDeclaration("gauge", (), "1 when messages wait on disk, 0 in memory only."),
     "twin_configurations_total": MetricDeclaration(
-        "counter", ("outcome",), "Desired properties that were applied or rejected."
+        "counter", ("outcome",), "Desired properties, applied or rejected."
     ),
     "twin_patches_total": MetricDeclaration("counter", (), "Patches of reported properties."),
-    "method_calls_total": MetricDeclaration(
-        "counter", ("method", "status"), "Direct methods that were called."
-    ),
+    "method_calls_total": MetricDeclaration("counter", ("method", "status"), "Direct method calls."),
     "method_calls_dropped_total": MetricDeclaration(
-        "counter", (), "Direct methods that were refused because too many came at once."
+        "counter", (), "Direct method calls dropped because too many waited."
     ),
-    "input_pictures_answered_total": MetricDeclaration(
-        "counter", (), "Pictures of other modules that were answered."
-    ),
+    "input_pictures_answered_total": MetricDeclaration("counter", (), "Answered pictures of other modules."),
     "input_pictures_dropped_total": MetricDeclaration(
-        "counter", ("reason",), "Pictures of other modules that were not answered, by reason."
+        "counter", ("reason",), "Unanswered pictures of other modules, by reason."
     ),
     "result_queue_dropped_total": MetricDeclaration(
-        "counter", (), "Results lost between the lanes and the event loop; must stay 0."
+        "counter", (), "Results lost between lanes and loop; must stay 0."
     ),
 }
 """Scraped metrics, without the prefix ``visionedge_``."""
 
 HISTOGRAMS: Mapping[str, MetricDeclaration] = {
-    "frame_wait_seconds": MetricDeclaration(
-        "histogram", ("camera",), "From capture to being taken into a batch."
-    ),
+    "frame_wait_seconds": MetricDeclaration("histogram", ("camera",), "From capture to the batch."),
     "frame_infer_seconds": MetricDeclaration("histogram", ("device",), "In the engine, per batch."),
     "frame_total_seconds": MetricDeclaration("histogram", ("camera",), "From capture to result."),
 }
