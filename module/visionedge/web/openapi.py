@@ -1,4 +1,7 @@
-"""The OpenAPI description at ``/openapi.json``: every path and its answers; `documents` has the shapes."""
+"""The OpenAPI 3.1 description at ``/openapi.json``.
+
+The paths and their answers are written here; the schemas are made of the models in `documents`.
+"""
 
 from functools import cache
 from typing import Any
@@ -35,7 +38,7 @@ def build_openapi() -> Document:
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "Needed everywhere but at the health checks when `http.token` is set.",
+                    "description": "Needed on every path but the health checks when `http.token` is set.",
                 }
             },
         },
@@ -79,7 +82,10 @@ def _module_paths() -> Document:
         "/": {"get": _get("page", "The page that shows every camera live.", {"200": page})},
         "/healthz": {
             "get": _get_without_token(
-                "health", "Whether the module works.", _ok("Health"), {"503": _json("Health", "It does not.")}
+                "health",
+                "Whether the module works.",
+                _ok("Health"),
+                {"503": _json("Health", "The module does not work.")},
             )
         },
         "/readyz": {
@@ -87,24 +93,26 @@ def _module_paths() -> Document:
                 "readiness",
                 "Whether a warmed-up engine answers.",
                 _ok("Readiness"),
-                {"503": _json("Readiness", "It does not yet.")},
+                {"503": _json("Readiness", "No engine answers yet.")},
             )
         },
         "/metrics": {"get": _get("metrics", "All metrics, Prometheus text 0.0.4.", {"200": text})},
         "/openapi.json": {
             "get": _get(
-                "openapi", "This document.", {"200": _content("application/json", {"type": "object"}, "It.")}
+                "openapi",
+                "This document.",
+                {"200": _content("application/json", {"type": "object"}, "The description.")},
             )
         },
         "/api/v1/status": {"get": _get("status", "The module in one document.", _ok("Status"))},
         "/api/v1/doctor": {
-            "get": _get("doctor", "The way to the GPU, link by link, and the remedy.", _ok("Doctor"))
+            "get": _get("doctor", "The checks of the chain to the GPU, with remedies.", _ok("Doctor"))
         },
         "/api/v1/config/schema": {
             "get": _get(
                 "configSchema",
                 "The JSON Schema of the configuration, of files and desired properties alike.",
-                {"200": _content("application/json", {"type": "object"}, "It.")},
+                {"200": _content("application/json", {"type": "object"}, "The schema.")},
             )
         },
         "/api/v1/log": {"get": _get("log", "The newest lines of the log, secrets masked.", {"200": lines})},
@@ -119,14 +127,14 @@ def _camera_paths() -> Document:
     frame["parameters"] = [
         _parameter("query", "after", _INTEGER, "Wait for a frame with a higher sequence than this."),
         _parameter(
-            "query", "timeout", _NUMBER, "Wait so many seconds at most (10 by default, never above 60)."
+            "query", "timeout", _NUMBER, "Wait at most so many seconds: 10 by default, never more than 60."
         ),
     ]
     frame["responses"] |= {"204": {"description": "No newer frame came in time."}, "503": _not_yet()}
     snapshot = _get("snapshot", "The picture of the newest frame.", {"200": _jpeg()}, unknown)
     snapshot["parameters"] = [_parameter("query", "annotate", _FLAG, "1 draws the boxes."), _width()]
     snapshot["responses"]["503"] = _not_yet()
-    parts = _content("multipart/x-mixed-replace", {"type": "string"}, "JPEG parts without an end.")
+    parts = _content("multipart/x-mixed-replace", {"type": "string"}, "JPEG parts; the stream does not end.")
     stream = _get("stream", "Live pictures with boxes, as MJPEG.", {"200": parts}, unknown)
     stream["parameters"] = [_width()]
     stream["responses"]["503"] = _error("Too many viewers.")
@@ -142,8 +150,10 @@ def _camera_paths() -> Document:
 
 def _frame_paths() -> Document:
     events = _content("text/event-stream", {"type": "string"}, "One frame object per `data:` line.")
-    frames = _get("frames", "Every frame object as it comes, as server-sent events.", {"200": events})
-    frames["parameters"] = [_parameter("query", "camera", {"type": "string"}, "Only this camera's.")]
+    frames = _get("frames", "Every frame object when it is computed, as server-sent events.", {"200": events})
+    frames["parameters"] = [
+        _parameter("query", "camera", {"type": "string"}, "Only frame objects of this camera.")
+    ]
     frames["responses"] |= {"404": _error("No camera has this name."), "503": _error("Too many viewers.")}
     binary = {"schema": {"type": "string", "format": "binary"}}
     form = {"schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}}
@@ -155,12 +165,12 @@ def _frame_paths() -> Document:
         "content": {**dict.fromkeys(kinds, binary), "multipart/form-data": form},
     }
     detect["responses"] |= {
-        "400": _error("The body is empty or its picture is broken."),
+        "400": _error("The body is empty or its picture is damaged."),
         "408": _error("The body did not arrive in time."),
-        "403": _error("A page of another site asks."),
+        "403": _error("A page of another site sent the request."),
         "413": _error("The body, or its picture, is too large."),
-        "415": _error("The body is no JPEG, PNG or WebP, or its content coding is not known."),
-        "503": _error("Too many at once, or the engine is not ready; see Retry-After."),
+        "415": _error("The body is not a JPEG, PNG or WebP, or its content coding is not supported."),
+        "503": _error("Too many requests at once, or the engine is not ready; see Retry-After."),
     }
     return {"/api/v1/frames": {"get": frames}, "/api/v1/detect": {"post": detect}}
 
@@ -171,7 +181,7 @@ def _protocol_paths() -> Document:
     return {
         "/v2": {"get": _protocol("v2Server", "The server, in the Open Inference Protocol.")},
         "/v2/health/live": {"get": _protocol("v2Live", "200 when the module works, else 400.")},
-        "/v2/health/ready": {"get": _protocol("v2Ready", "200 when it is ready, else 400.")},
+        "/v2/health/ready": {"get": _protocol("v2Ready", "200 when the module is ready, else 400.")},
         **_protocol_model("/v2/models/{model}", "v2Model", [model]),
         **_protocol_model("/v2/models/{model}/versions/{version}", "v2Version", [model, version]),
     }
@@ -196,12 +206,13 @@ def _protocol_model(path: str, name: str, parameters: list[Document]) -> Documen
 
 def _protocol(name: str, summary: str) -> Document:
     """An operation of the Open Inference Protocol, whose errors are ``{"error": "text"}``."""
-    good = _content("application/json", {"type": "object"}, "As the protocol has it.")
+    good = _content("application/json", {"type": "object"}, "As in the protocol.")
     bad = _json("ProtocolError", "An error.")
     return {"operationId": name, "summary": summary, "responses": {"200": good, "default": bad}}
 
 
 def _get(name: str, summary: str, good: Document, more: Document | None = None) -> Document:
+    """An operation that needs the token where one is set."""
     responses = {**good, **(more or {}), "401": _error("The token is missing or wrong.")}
     return {
         "operationId": name,
@@ -216,11 +227,11 @@ def _get_without_token(name: str, summary: str, good: Document, more: Document) 
     return {"operationId": name, "summary": summary, "security": [], "responses": responses}
 
 
-def _parameter(place: str, name: str, schema: Document, description: str) -> Document:
+def _parameter(location: str, name: str, schema: Document, description: str) -> Document:
     return {
         "name": name,
-        "in": place,
-        "required": place == "path",
+        "in": location,
+        "required": location == "path",
         "schema": schema,
         "description": description,
     }
@@ -240,7 +251,7 @@ def _json(schema: str, description: str) -> Document:
 
 
 def _ok(schema: str) -> Document:
-    return {"200": _json(schema, "Fine.")}
+    return {"200": _json(schema, "The document.")}
 
 
 def _error(description: str) -> Document:
@@ -248,7 +259,7 @@ def _error(description: str) -> Document:
 
 
 def _not_yet() -> Document:
-    return _error("The camera has no analysed frame yet, or too many wait; see Retry-After.")
+    return _error("The camera has no analysed frame yet, or too many requests wait; see Retry-After.")
 
 
 def _jpeg() -> Document:
