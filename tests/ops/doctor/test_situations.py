@@ -69,8 +69,10 @@ def test_a_cpu_quota_is_told_where_it_is_a_limit(
     assert states == ([] if told is None else [told])
 
 
-def test_the_report_as_json_has_the_described_keys_in_their_order(tmp_path: Path) -> None:
-    (situation,) = (each for each in SITUATIONS if each.name == "everything-beside-in-trouble")
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.name)
+def test_the_report_as_json_has_the_described_keys_in_their_order(
+    situation: Situation, tmp_path: Path
+) -> None:
     report = examined(situation, tmp_path / "root")
     document = report.document()
     keys = "schema version at system fulfilled device environment firstBroken chain systemChecks"
