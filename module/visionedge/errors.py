@@ -4,6 +4,7 @@
     ├── SourceError          1  a picture, video or camera cannot be read
     │   └── DamagedError     1  one picture of a source cannot be decoded; the next one may be
     ├── FetchError           1  a model cannot be fetched from its address
+    ├── BusyError            1  no capacity for a request now; the caller may try again
     ├── ConfigError          2  arguments or configuration are wrong (every problem at once)
     ├── ModelError           2  a model cannot be loaded or understood
     └── UnavailableError     3  the machine cannot do what was demanded
@@ -39,6 +40,14 @@ class FetchError(VisionedgeError):
     def __init__(self, message: str, *, permanent: bool = False) -> None:
         super().__init__(message)
         self.permanent = permanent
+
+
+class BusyError(VisionedgeError):
+    """There is no capacity for this request now; the caller may try again after `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 _MAX_SHOWN = 20

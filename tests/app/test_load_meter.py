@@ -14,7 +14,6 @@ from visionedge.app.load_meter import (
     LoadMeasurement,
     LoadMeter,
     LoadSample,
-    build_load_document,
     compute_load,
     find_bottleneck,
 )
@@ -109,25 +108,13 @@ def test_a_quota_bounds_what_others_can_take_away() -> None:
     after = sample(4, {}, {}, process_s=1.6, machine_s=96.0)
     seen = compute_load(sample(0, {}, {}), after, cores=1, machine_cores=24, gpu=False, quota=0.5)
     assert seen.external_cores == pytest.approx(0.1)
-    assert build_load_document(seen)["cpuQuota"] == 0.5
+    assert seen.quota == 0.5
 
 
 def test_without_frames_nothing_is_the_limit() -> None:
     assert find_bottleneck(replace(SLOW, cameras={})).bottleneck == "idle"
     still = {"yard": load(0.0, 0.0, 0.1)}
     assert find_bottleneck(replace(SLOW, cameras=still)).sentence == "no camera hands on frames"
-
-
-def test_the_document_holds_totals_and_each_camera() -> None:
-    told = build_load_document(SLOW)
-    assert (told["demandedPerSecond"], told["deliveredPerSecond"]) == (35.0, 10.0)
-    assert told["cameras"]["door"] == {
-        "demandedPerSecond": 10.0,
-        "admittedPerSecond": 10.0,
-        "deliveredPerSecond": 5.0,
-        "decodeCores": 0.2,
-    }
-    assert told["coresUsed"] == {"decode": 1.22, "infer": 0.6, "other": 0.1}
 
 
 def counted(demanded: int, delivered: int) -> FrameCounters:

@@ -11,6 +11,7 @@ import pytest
 from camera_doubles import SPEC, Basket
 from visionedge.app import status as report
 from visionedge.app.load_meter import CameraLoad, LoadMeasurement
+from visionedge.app.metrics import collect_samples
 from visionedge.app.overload_controller import OverloadController
 from visionedge.app.state import AppState
 from visionedge.camera.camera import Camera, InputResizer
@@ -381,7 +382,7 @@ def test_the_metrics_show_what_is_given_up(tmp_path: Path) -> None:
 
     stage = play(story, tmp_path)
     stage.state.engine = None
-    samples = {(name, labels): value for name, labels, value in report.collect_samples(stage.state)}
+    samples = {(name, labels): value for name, labels, value in collect_samples(stage.state)}
     assert samples["overload_level", ("gate",)] == 1
     assert samples["overload_level", ("variant",)] == 0
     assert samples["overload_steps_total", ("gate", "taken")] == 1

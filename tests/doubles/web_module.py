@@ -11,9 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from visionedge.config.documents import Document
 from visionedge.config.schema import HttpConfig
+from visionedge.errors import BusyError
 from visionedge.frames.types import Detections, Frame, FrameResult, InputSpec, Picture, Timing
-from visionedge.web.backend import Backend, BusyError, Document, ModelMetadata
+from visionedge.web.backend import Backend, ModelMetadata
 from visionedge.web.latest_results import LatestResults
 from visionedge.web.server import HttpServer
 
@@ -88,7 +90,7 @@ class FakeModule:
             "requested": "auto",
             "effective": "cpu",
             "reason": "no NVIDIA device is visible here",
-            "reasonCode": "no_device",
+            "reasonCode": "no-device",
             "degraded": False,
             "since": "2026-11-22T10:00:00.000Z",
         }
@@ -131,9 +133,20 @@ class FakeModule:
         return {
             "version": "0.1.0",
             "uptimeSeconds": 12.5,
+            "ready": not self.unready,
+            "reasons": self.unready,
             "engine": self.engine,
-            "model": {"name": "nano", "sha256": "ab" * 32},
+            "model": {
+                "name": "nano",
+                "sha256": "ab" * 32,
+                "head": "yolox",
+                "classes": 3,
+                "inputWidth": SPEC.width_px,
+                "inputHeight": SPEC.height_px,
+            },
+            "fetching": None,
             "cameras": self.cameras(),
+            "capacity": None,
             "hub": {"state": "local"},
         }
 
@@ -147,6 +160,8 @@ class FakeModule:
         latest = self.latest_results.latest(name)
         return {
             "name": name,
+            "uri": "demo:",
+            "enabled": True,
             "state": "live",
             "epoch": 3,
             "framesRead": 10,
@@ -155,6 +170,9 @@ class FakeModule:
             "fps": 4.5,
             "ageMs": 80.0 if latest else None,
             "lastError": self.last_error,
+            "nextTrySeconds": None,
+            "throttle": None,
+            "sequence": latest.frame.sequence if latest else None,
         }
 
     def has_camera(self, name: str) -> bool:

@@ -21,7 +21,8 @@ from visionedge.iothub.direct_methods import (
     MethodResult,
     measure_result_bytes,
 )
-from visionedge.web.jpeg import BoundedExecutor, encode_jpeg_within
+from visionedge.runtime.limits import BoundedExecutor
+from visionedge.web.jpeg import encode_jpeg_within
 
 
 async def echo(given: Mapping[str, Any]) -> dict[str, Any]:

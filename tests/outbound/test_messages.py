@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from visionedge.app.status import shorten
+from visionedge.frames.types import build_frame_document
 from visionedge.outbound.messages import (
     MAX_BYTES,
     MAX_CAMERAS_BYTES,
@@ -26,6 +28,8 @@ from visionedge.outbound.messages import (
     encode_json,
     escape_property_value,
 )
+from visionedge.web.documents import BatchDocument, EventDocument
+from web_module import result
 
 SENDER = Sender("press-7", "vision", "a1b2c3")
 NOON = datetime(2026, 11, 22, 12, 0, 0, 123_456, tzinfo=UTC)
@@ -40,6 +44,18 @@ def frame(camera: str = "dock", *, labels: tuple[str, ...] = (), confidence: flo
 def encoded(size: int, camera: str = "dock", labels: frozenset[str] = frozenset()) -> EncodedFrame:
     """A frame of so many bytes."""
     return EncodedFrame(b'"' + b"x" * (size - 2) + b'"', camera, 0.5, labels)
+
+
+def described_keys(model: type[BaseModel]) -> set[str]:
+    """The keys that /openapi.json describes."""
+    return {field.alias or name for name, field in model.model_fields.items()}
+
+
+def test_a_batch_of_whole_frames_has_the_described_shape() -> None:
+    """Batches are built without their model, for every interval; so the two are held together here."""
+    [message] = build_batch_messages(SENDER, 41, [encode_frame(build_frame_document(result()))])
+    document = json.loads(message.body)
+    assert BatchDocument.model_validate(document, strict=True).dump() == document
 
 
 def test_a_batch_has_the_documents_keys_and_the_properties_to_filter_by() -> None:
@@ -60,6 +76,7 @@ def test_a_batch_has_the_documents_keys_and_the_properties_to_filter_by() -> Non
     }
     assert message.output == "detections"
     assert message.frames == 2
+    assert set(json.loads(message.body)) == described_keys(BatchDocument)
     assert message.properties == {
         "schema": "visionedge/batch/1",
         "cameras": "dock,gate",
@@ -186,6 +203,7 @@ def test_an_event_is_the_contracts_document() -> None:
         "message": "camera dock: no picture",
         "details": {"camera": "dock"},
     }
+    assert EventDocument.model_validate_json(message.body, strict=True).dump() == json.loads(message.body)
     assert (message.output, message.message_id) == ("events", "a1b2c3-events-3")
     assert message.properties == {"schema": "visionedge/event/1", "kind": "camera", "code": "camera-lost"}
 

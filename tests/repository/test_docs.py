@@ -1,10 +1,12 @@
 """Docs are a tested contract: settings, metrics, drop reasons, reason codes and exit codes stand in them."""
 
+import contextlib
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
@@ -15,6 +17,8 @@ from visionedge.config.schema import CameraConfig, Config
 from visionedge.engine.batcher import DropReason
 from visionedge.engine.device.devices import ReasonCode
 from visionedge.model.heads import load_heads
+from visionedge.outbound.messages import EventKind
+from visionedge.web.documents import EngineEventDocument, EventDocument, FrameDocument
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -47,6 +51,33 @@ def test_every_metric_is_documented_with_its_labels(name: str) -> None:
     assert len(rows) == 1, f"docs/metrics.md has {len(rows)} rows for it; one is wanted: {wanted}"
     right = declared.kind in rows[0] and all(f"`{label}`" in rows[0] for label in declared.labels)
     assert right, f"docs/metrics.md has '{rows[0]}'; wanted: {wanted}"
+    text = re.sub(r" \(\[[^]]*\]\([^)]*\)\)", "", rows[0].split("|")[-2].strip())
+    assert text == declared.help, "docs/metrics.md and the HELP line of the metric are one text"
+
+
+def test_the_documents_in_the_docs_have_the_described_shapes() -> None:
+    """The frame object and the event of docs/messages.md can be copied into a test of a reader."""
+    blocks = re.findall(r"(?:^    .*\n)+", (DOCS / "messages.md").read_text(), re.MULTILINE)
+    models: dict[str, type[BaseModel]] = {
+        "visionedge/frame/1": FrameDocument,
+        "visionedge/event/1": EventDocument,
+    }
+    shown = []
+    for block in blocks:
+        with contextlib.suppress(json.JSONDecodeError):  # a part of a document, or a command
+            document = json.loads(block)
+            models[document["schema"]].model_validate(document)
+            shown.append(document["schema"])
+    assert sorted(shown) == sorted(models)
+
+
+def test_the_kinds_of_events_and_the_details_of_the_engine_are_documented() -> None:
+    """docs/messages.md has a row for each kind; that of the engine names all details."""
+    rows = re.findall(r"^\| `([a-z]+)` \| (.*) \|$", (DOCS / "messages.md").read_text(), re.MULTILINE)
+    kinds = {kind: text for kind, text in rows if kind in get_args(EventKind)}
+    assert set(kinds) == set(get_args(EventKind))
+    details = {str(field.alias) for field in EngineEventDocument.model_fields.values()}
+    assert {key for key in details if f"`{key}`" not in kinds["engine"]} == set()
 
 
 FAMILY_WORDS = {"head", "anchors", "nms=True", "scale_factor"}

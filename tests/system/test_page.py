@@ -272,13 +272,13 @@ def test_captions_are_read_well_on_the_colour_of_every_class() -> None:
             return 0.2126 * r + 0.7152 * g + 0.0722 * b;
           };
           return Math.min(...Array.from({ length: 100 }, (_, id) => {
-            const [a, b] = [luminance(colourOf(id)), luminance(inkOf(id))].sort((x, y) => y - x);
+            const [a, b] = [luminance(colourOf(id)), luminance(textColourOf(id))].sort((x, y) => y - x);
             return (a + 0.05) / (b + 0.05);
           }));
         })()"""
         async with browser() as chromium, served(Module([camera("dock")])) as (url, _):
             tab = await chromium.open(url)
-            await tab.until("typeof inkOf", "function")
+            await tab.until("typeof textColourOf", "function")
             assert await tab.evaluate(contrast) >= 4.5
 
     asyncio.run(drive())

@@ -5,10 +5,10 @@ import asyncio
 import numpy as np
 import pytest
 
+from visionedge.config.documents import Document
 from visionedge.errors import ModelError, SourceError
 from visionedge.frames.types import Picture, build_frame_document
 from visionedge.web import handlers
-from visionedge.web.backend import Document
 from web_module import Client, FakeModule, error_of, grey, jpeg, result, talk, unpacked, until
 
 

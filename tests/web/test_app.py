@@ -9,14 +9,15 @@ from typing import Any
 
 import aiohttp
 import pytest
+from pydantic import ValidationError
 
 from visionedge.config.schema import HttpConfig
 from visionedge.errors import UnavailableError
 from visionedge.frames.types import build_frame_document
 from visionedge.web.access_control import AccessControl
-from visionedge.web.app import make_app
-from visionedge.web.openapi import build_openapi
-from visionedge.web.server import HttpServer
+from visionedge.web.documents import FrameDocument
+from visionedge.web.openapi import build_openapi, build_schemas
+from visionedge.web.server import HttpServer, make_app
 from web_module import LABELS, Client, FakeModule, error_of, result, talk
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -156,10 +157,13 @@ def test_the_description_holds_every_shape_it_refers_to() -> None:
 
 
 def conforms(value: Any, shape: dict[str, Any], where: str = "$") -> None:
-    """A small reading of JSON Schema: types, required and closed keys, items, references."""
-    schemas = build_openapi()["components"]["schemas"]
+    """A small reading of JSON Schema: types, values, required and closed keys, items, references, choices."""
     if "$ref" in shape:
-        return conforms(value, schemas[shape["$ref"].rsplit("/", 1)[1]], where)
+        return conforms(value, build_schemas()[shape["$ref"].rsplit("/", 1)[1]], where)
+    if "anyOf" in shape:
+        assert any(fits(value, choice) for choice in shape["anyOf"]), where
+    assert value == shape.get("const", value), where
+    assert value in shape.get("enum", [value]), where
     kinds = {
         "object": dict,
         "array": list,
@@ -184,14 +188,66 @@ def conforms(value: Any, shape: dict[str, Any], where: str = "$") -> None:
     return None
 
 
+def fits(value: Any, shape: dict[str, Any]) -> bool:
+    try:
+        conforms(value, shape)
+    except AssertionError:
+        return False
+    return True
+
+
+def described(name: str) -> dict[str, Any]:
+    """A reference to a schema of the description."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
 def test_what_is_answered_has_the_described_shapes() -> None:
     module = FakeModule("dock")
     module.latest_results.publish(result())
-    conforms(module.status(), {"$ref": "#/components/schemas/Status"})
-    conforms({"cameras": module.cameras()}, {"$ref": "#/components/schemas/Cameras"})
-    conforms(build_frame_document(result()), {"$ref": "#/components/schemas/Frame"})
-    with pytest.raises(AssertionError):
-        conforms({**build_frame_document(result()), "more": 1}, {"$ref": "#/components/schemas/Frame"})
+    module.unready = ["the engine warms up"]
+
+    async def conversation(client: Client) -> None:
+        for path, name in (
+            ("/healthz", "Health"),
+            ("/readyz", "Readiness"),
+            ("/api/v1/status", "Status"),
+            ("/api/v1/cameras", "Cameras"),
+            ("/api/v1/cameras/dock", "Camera"),
+            ("/api/v1/cameras/dock/frame", "Frame"),
+            ("/api/v1/doctor", "Doctor"),
+            ("/api/v1/cameras/attic", "Error"),
+            ("/v2/models/none", "ProtocolError"),
+        ):
+            async with client.get(path) as answer:
+                conforms(await answer.json(), described(name))
+        module.unhealthy = ["lane 0 died"]
+        async with client.get("/healthz") as answer:
+            conforms(await answer.json(), described("Health"))
+
+    talk(module, conversation)
+
+
+@pytest.mark.parametrize("source", [None, "upload"])
+def test_a_frame_object_has_exactly_the_described_keys(source: str | None) -> None:
+    """It is built without its model, for every frame; so the two are held together here."""
+    frame = build_frame_document(result(boxes=[[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]), source=source)
+    assert FrameDocument.model_validate(frame, strict=True).dump() == frame
+    conforms(frame, described("Frame"))
+    more = {**frame, "more": 1}
+    assert not fits(more, described("Frame"))
+    with pytest.raises(ValidationError, match="more"):
+        FrameDocument.model_validate(more)
+
+
+def test_every_key_of_the_description_says_what_it_is_or_has_a_name_that_does() -> None:
+    """No name of a Python field and no title that repeats a key gets into the description."""
+    for name, schema in build_schemas().items():
+        assert not name.endswith("Document")
+        assert schema["description"], name
+        for key, shape in schema.get("properties", {}).items():
+            assert re.fullmatch(r"[a-z][A-Za-z0-9]*", key), f"{name}.{key}"
+            assert "title" not in shape, f"{name}.{key}"
+            assert "default" not in shape, f"{name}.{key}"
 
 
 def test_the_description_is_served() -> None:

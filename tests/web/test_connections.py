@@ -14,7 +14,6 @@ import pytest
 from visionedge.config.schema import HttpConfig
 from visionedge.runtime.logs import LogLimiter
 from visionedge.web import connections
-from visionedge.web import server as listener
 from visionedge.web.server import HttpServer
 from web_module import FakeModule, result, until
 
@@ -156,7 +155,7 @@ def test_a_client_that_takes_nothing_of_its_answers_is_let_go(monkeypatch: pytes
 
 
 def test_when_all_places_are_taken_the_longest_idle_one_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "CONNECTIONS_AT_ONCE", 3)
+    monkeypatch.setattr(connections, "CONNECTIONS_AT_ONCE", 3)
 
     async def story(server: HttpServer, _module: FakeModule) -> None:
         async with connected(server) as first, connected(server) as second, connected(server) as third:
@@ -172,7 +171,7 @@ def test_when_all_places_are_taken_the_longest_idle_one_goes_first(monkeypatch: 
 
 
 def test_a_stream_keeps_its_place_however_many_connect(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "CONNECTIONS_AT_ONCE", 4)
+    monkeypatch.setattr(connections, "CONNECTIONS_AT_ONCE", 4)
 
     async def story(server: HttpServer, module: FakeModule) -> None:
         async with connected(server) as (reader, writer):

@@ -12,9 +12,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from visionedge.web import jpeg as pictures
+from visionedge.errors import BusyError
+from visionedge.runtime.limits import MemoryBudget
 from visionedge.web import request_body
-from visionedge.web.backend import BusyError
 from web_module import Client, FakeModule, error_of, grey, jpeg, talk, until
 
 
@@ -120,13 +120,13 @@ def test_more_uploads_than_there_are_permits_are_told_to_come_again() -> None:
             async with client.post("/api/v1/detect", data=jpeg()) as answer:
                 return answer.status
 
-        held = [asyncio.create_task(upload()) for _ in range(pictures.UPLOADS_AT_ONCE)]
-        await until(lambda: len(module.seen) == pictures.UPLOADS_AT_ONCE)
+        held = [asyncio.create_task(upload()) for _ in range(request_body.UPLOADS_AT_ONCE)]
+        await until(lambda: len(module.seen) == request_body.UPLOADS_AT_ONCE)
         async with client.post("/api/v1/detect", data=jpeg()) as answer:
             assert (await error_of(answer))[:2] == (503, "busy")
             assert answer.headers["Retry-After"] == "1"
         module.hold.set()
-        assert await asyncio.gather(*held) == [200] * pictures.UPLOADS_AT_ONCE
+        assert await asyncio.gather(*held) == [200] * request_body.UPLOADS_AT_ONCE
         assert await upload() == 200
 
     talk(module, conversation)
@@ -184,7 +184,7 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded() -> None:
 
 def test_pictures_whose_decoding_takes_too_much_memory_at_once_wait_for_each_other() -> None:
     async def story() -> None:
-        budget = pictures.MemoryBudget(100, 10.0, "too large")
+        budget = MemoryBudget(100, 10.0, "too large")
         order: list[str] = []
 
         async def take(name: str, size_bytes: int, until_set: asyncio.Event) -> None:
@@ -209,12 +209,12 @@ def test_pictures_whose_decoding_takes_too_much_memory_at_once_wait_for_each_oth
 
 def test_a_picture_that_gets_no_memory_in_time_is_told_to_come_again() -> None:
     async def story() -> None:
-        budget = pictures.MemoryBudget(100, 0.01, "too many large pictures")
+        budget = MemoryBudget(100, 0.01, "too many large pictures")
         async with budget.hold(100):
             with pytest.raises(BusyError, match="too many large"):
                 async with budget.hold(1):
                     pass
-        assert repr(budget) == "<Budget taken_bytes=0 waiting=0>"
+        assert repr(budget) == "<MemoryBudget taken_bytes=0 waiting=0>"
 
     asyncio.run(story())
 
@@ -224,7 +224,7 @@ def test_a_permit_goes_back_when_the_work_ends_and_not_when_its_client_leaves() 
 
     async def conversation(client: Client) -> None:
         module.hold = asyncio.Event()
-        for number in range(1, pictures.UPLOADS_AT_ONCE + 1):
+        for number in range(1, request_body.UPLOADS_AT_ONCE + 1):
             gone = asyncio.create_task(client.post("/api/v1/detect", data=jpeg()))
             await until(partial(lambda wanted: len(module.seen) == wanted, number))
             gone.cancel()
@@ -232,7 +232,7 @@ def test_a_permit_goes_back_when_the_work_ends_and_not_when_its_client_leaves() 
         for _ in range(40):
             async with client.post("/api/v1/detect", data=jpeg()) as answer:
                 assert (await error_of(answer))[:2] == (503, "busy")
-        assert len(module.seen) == pictures.UPLOADS_AT_ONCE
+        assert len(module.seen) == request_body.UPLOADS_AT_ONCE
         module.hold.set()
 
         async def answered() -> int:

@@ -7,8 +7,8 @@ from typing import cast
 
 import pytest
 
+from visionedge.errors import BusyError
 from visionedge.frames.types import Picture
-from visionedge.web.backend import BusyError
 from visionedge.web.latest_results import LatestResults
 from web_module import grey, result
 
@@ -185,4 +185,4 @@ def test_the_rate_is_that_of_the_last_seconds_and_falls_when_a_camera_is_silent(
 def test_its_state_can_be_read_in_one_line() -> None:
     latest_results = LatestResults()
     latest_results.publish(result())
-    assert repr(latest_results) == "<Board cameras=1 viewers=0 waiting=0>"
+    assert repr(latest_results) == "<LatestResults cameras=1 viewers=0 waiting=0>"

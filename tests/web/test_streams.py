@@ -4,15 +4,19 @@ import asyncio
 import json
 import weakref
 from contextlib import aclosing
+from typing import cast
 
 import aiohttp
 import pytest
 
+from visionedge.config.schema import HttpConfig
+from visionedge.errors import BusyError
 from visionedge.frames.types import FrameResult, Picture, build_frame_document
+from visionedge.runtime.limits import BoundedExecutor
 from visionedge.web import handlers
-from visionedge.web.backend import BusyError
-from visionedge.web.jpeg import BoundedExecutor, JpegCache, JpegOptions
-from visionedge.web.latest_results import FrameDocumentCache, LatestResults
+from visionedge.web.access_control import AccessControl
+from visionedge.web.jpeg import JpegCache, JpegOptions
+from visionedge.web.latest_results import LatestResults
 from visionedge.web.streams import MjpegParts, StopSignal, iterate_with_heartbeat
 from web_module import Client, FakeModule, error_of, grey, result, serving, talk, unpacked, until
 
@@ -179,13 +183,13 @@ def test_kept_pictures_are_bounded() -> None:
         pictures = JpegCache(executor, limit=3)
         for number in range(9):
             await pictures.jpeg(result(f"camera-{number}", 1), JpegOptions())
-        assert repr(pictures) == "<Pictures kept=3 limit=3>"
+        assert repr(pictures) == "<JpegCache kept=3 limit=3>"
         executor.close()
 
     asyncio.run(story())
 
 
-def test_a_desk_takes_only_so_many_jobs() -> None:
+def test_an_executor_takes_only_so_many_jobs() -> None:
     async def story() -> None:
         executor = BoundedExecutor(threads=1, limit=0)
         with pytest.raises(BusyError):
@@ -195,14 +199,27 @@ def test_a_desk_takes_only_so_many_jobs() -> None:
     asyncio.run(story())
 
 
-def test_a_frame_object_is_written_once_for_all_its_readers() -> None:
-    documents = FrameDocumentCache(limit=2)
+def test_a_frame_object_is_written_once_for_all_its_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "_MAX_CACHED_RESPONSES", 2)
+    api = handlers.ApiHandlers(FakeModule(), AccessControl(HttpConfig()))
     made = result("dock", 1)
-    assert documents.to_json(made) is documents.to_json(made)
-    assert json.loads(documents.to_json(result("dock", 2)))["sequence"] == 2
+    body = api._frame_response(made).body
+    assert body is not None
+    assert api._frame_response(made).body is body
+    assert json.loads(cast("bytes", api._frame_response(result("dock", 2)).body))["sequence"] == 2
     for number in range(5):
-        documents.to_json(result(f"camera-{number}", 1))
-    assert len(documents._kept) == 2
+        api._frame_response(result(f"camera-{number}", 1))
+        assert len(api._response_cache) <= 2
+
+
+def test_a_frame_object_is_the_same_bytes_for_all_viewers() -> None:
+    async def story() -> None:
+        latest_results = LatestResults()
+        async with latest_results.subscribe(None) as one, latest_results.subscribe("dock") as other:
+            latest_results.publish(result("dock", 1))
+            assert await anext(one) is await anext(other)
+
+    asyncio.run(story())
 
 
 def test_a_silent_stream_says_that_it_lives() -> None:

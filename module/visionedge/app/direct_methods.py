@@ -12,12 +12,12 @@ from visionedge.app.state import AppState
 from visionedge.camera.sources.images import read_picture_size
 from visionedge.config.documents import Document
 from visionedge.config.schema import Config
-from visionedge.errors import ConfigError, SourceError
+from visionedge.errors import BusyError, ConfigError, SourceError
 from visionedge.frames.types import FrameResult, format_utc, utc_now
 from visionedge.iothub.direct_methods import MAX_RESULT_BYTES, DirectMethod, MethodError, measure_result_bytes
+from visionedge.runtime.limits import BoundedExecutor
 from visionedge.runtime.redaction import redact, redact_document
-from visionedge.web.backend import BusyError
-from visionedge.web.jpeg import BoundedExecutor, encode_jpeg_within
+from visionedge.web.jpeg import encode_jpeg_within
 
 T = TypeVar("T")
 

@@ -6,16 +6,18 @@ from numpy.typing import NDArray
 from visionedge.app import status as report
 from visionedge.app.metrics import Metrics
 from visionedge.app.state import AppState
+from visionedge.config.documents import Document
 from visionedge.engine.interface import Engine
 from visionedge.engine.lanes import LanePool
 from visionedge.engine.one_shot import infer_frames, make_frame
+from visionedge.errors import BusyError
 from visionedge.frames.types import FrameResult, Picture
 from visionedge.ops.doctor.facts import DoctorRequest, RunningEngine
 from visionedge.ops.doctor.host import this_host
 from visionedge.ops.doctor.report import CachedReport, examine
 from visionedge.runtime import logs
-from visionedge.web.backend import BusyError, Document, ModelMetadata
-from visionedge.web.jpeg import BoundedExecutor
+from visionedge.runtime.limits import BoundedExecutor
+from visionedge.web.backend import ModelMetadata
 from visionedge.web.latest_results import Subscription
 
 _MAX_CONCURRENT_REQUESTS = 4

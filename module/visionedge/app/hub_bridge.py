@@ -21,7 +21,7 @@ from visionedge.app.http_backend import HttpBackend
 from visionedge.app.state import AppState, InboundStatistics
 from visionedge.config.documents import Document
 from visionedge.config.schema import Config
-from visionedge.errors import VisionedgeError
+from visionedge.errors import BusyError, VisionedgeError
 from visionedge.frames.types import FrameResult, format_utc, utc_now
 from visionedge.iothub.client import LinkTask, TaskOutcome
 from visionedge.iothub.desired_properties import ConfigurationSources, DesiredProperties
@@ -35,11 +35,16 @@ from visionedge.iothub.image_requests import (
 )
 from visionedge.iothub.reported_properties import ReportedProperties
 from visionedge.iothub.sdk import HubLink, InputMessage, MethodCall
+from visionedge.runtime.limits import BoundedExecutor, MemoryBudget
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import LoopQueue
-from visionedge.web.backend import BusyError
-from visionedge.web.jpeg import MEMORY_BYTES, MEMORY_WAIT_S, BoundedExecutor, MemoryBudget, is_supported_image
-from visionedge.web.request_body import decode_upload, estimate_decoding_bytes
+from visionedge.web.request_body import (
+    MEMORY_BYTES,
+    MEMORY_WAIT_S,
+    decode_upload,
+    estimate_decoding_bytes,
+    is_supported_image,
+)
 from visionedge.web.responses import RequestError
 
 # The reported properties: what the twin says of the module, cut to what a twin may hold. Pure.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from visionedge.camera.timing import AdmissionCounts
 from visionedge.engine.batcher import BatcherStatistics, CameraStatistics, DropReason
@@ -190,31 +190,6 @@ def is_nearly(delivered: float, wanted: float) -> bool:
 def _camera_with_highest(seen: LoadMeasurement, figure: Callable[[CameraLoad], float]) -> str:
     """The camera that has most of it."""
     return max(sorted(seen.cameras), key=lambda name: figure(seen.cameras[name]))
-
-
-def build_load_document(seen: LoadMeasurement) -> dict[str, Any]:
-    """The object `capacity` of status."""
-    verdict = find_bottleneck(seen)
-    return {
-        "windowSeconds": round(seen.seconds, 1),
-        "demandedPerSecond": round(seen.demanded, 2),
-        "admittedPerSecond": round(seen.admitted, 2),
-        "deliveredPerSecond": round(seen.delivered, 2),
-        "cores": seen.cores,
-        "cpuQuota": None if seen.quota is None else round(seen.quota, 3),
-        "coresUsed": {name: round(cores, 3) for name, cores in cores_by_purpose(seen).items()},
-        "bottleneck": verdict.bottleneck,
-        "sentence": verdict.sentence,
-        "cameras": {
-            name: {
-                "demandedPerSecond": round(camera.demanded, 2),
-                "admittedPerSecond": round(camera.admitted, 2),
-                "deliveredPerSecond": round(camera.delivered, 2),
-                "decodeCores": round(camera.decode_cores, 3),
-            }
-            for name, camera in seen.cameras.items()
-        },
-    }
 
 
 def cores_by_purpose(seen: LoadMeasurement) -> dict[str, float]:

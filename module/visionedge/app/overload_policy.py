@@ -12,14 +12,13 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from visionedge.app.load_meter import LoadMeasurement, is_nearly
 from visionedge.camera.motion_gate import GateSettings
 from visionedge.camera.timing import Throttle
 from visionedge.config.schema import CameraConfig
 from visionedge.engine.device.devices import EffectiveDevice
-from visionedge.frames.types import format_utc
 
 DegradationLevel = Literal["variant", "gate", "fps"]
 """The faster variant of the model; a motion gate on cameras that have none; fewer frames per second."""
@@ -454,20 +453,6 @@ class OverloadStatus:
             (level, way): 0 for level in DEGRADATION_LEVELS for way in ("taken", "returned")
         }
     )
-
-    def document(self) -> dict[str, Any]:
-        """The object `overload` of the status' `capacity`."""
-        return {
-            "active": self.may_act,
-            "exhausted": self.exhausted,
-            "since": format_utc(min(each.since_utc for each in self.taken_levels))
-            if self.taken_levels
-            else None,
-            "levels": [
-                {"level": each.level, "since": format_utc(each.since_utc), "what": each.words}
-                for each in self.taken_levels
-            ],
-        }
 
 
 def describe_overload(seen: LoadMeasurement, promise: OverloadStatus, device: str) -> str:

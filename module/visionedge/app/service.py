@@ -19,7 +19,7 @@ from visionedge.app import status
 from visionedge.app.engine_host import EngineHost
 from visionedge.app.http_backend import HttpBackend
 from visionedge.app.hub_bridge import HubBridge
-from visionedge.app.metrics import Metrics
+from visionedge.app.metrics import Metrics, collect_samples
 from visionedge.app.overload_controller import OverloadController, OverloadEventCode
 from visionedge.app.state import AppState
 from visionedge.camera.camera import CameraStatus, InputResizer
@@ -131,7 +131,7 @@ class Service:
         self._hub_threads = ThreadGroup(
             self._on_thread_exit
         )  # must outlive the others: the last messages go through it
-        self._metrics = Metrics(lambda: status.collect_samples(self.state))
+        self._metrics = Metrics(lambda: collect_samples(self.state))
         for folder in (options.data, options.data / "plans"):
             remove_partial_files(folder)
         self._sequences = SequenceStore(options.data / "sequences.json")

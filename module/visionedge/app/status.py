@@ -1,410 +1,411 @@
-"""What the module says of itself: the documents of status and cameras, and the samples of the metrics.
+"""The documents of status and cameras, and the texts and details of events.
 
-Pure readings of the rooms' own statistics; nothing is counted here.
+Everything is read from the statistics of the parts; nothing is counted here. The documents are built as the
+models of `web.documents` and given away as plain dicts.
 """
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from visionedge import __version__
-from visionedge.app import load_meter
-from visionedge.app.overload_policy import DEGRADATION_LEVELS, describe_device, describe_overload
+from visionedge.app.load_meter import LoadMeasurement, cores_by_purpose, find_bottleneck
+from visionedge.app.overload_policy import OverloadStatus, describe_device, describe_overload
 from visionedge.app.state import AppState
 from visionedge.camera.camera import CameraStatus
+from visionedge.config.documents import Document
 from visionedge.engine.batcher import CameraStatistics
-from visionedge.engine.interface import Engine, RecoveryStatistics
+from visionedge.engine.device_parity import SpeedCheck
+from visionedge.engine.interface import Engine, ProcessStatus, RecoveryStatistics
+from visionedge.engine.plan import Plan
 from visionedge.frames.types import format_utc, utc_now
-from visionedge.iothub.delivery import Delivery
+from visionedge.iothub.delivery import Delivery, MessagesFileStatus
+from visionedge.iothub.sdk_calls import HubStatus
+from visionedge.iothub.telemetry import TelemetryStatistics
+from visionedge.model.model import Model
 from visionedge.outbound.metering import MeteredUsage
+from visionedge.outbound.spool import SpoolStatus
 from visionedge.runtime.redaction import mask_address
 from visionedge.web.backend import ModelMetadata
+from visionedge.web.documents import (
+    CameraDocument,
+    CameraLoadDocument,
+    CapacityDocument,
+    EngineDocument,
+    EngineEventDocument,
+    EngineProcessDocument,
+    HubDocument,
+    InputPicturesDocument,
+    LoadedModelDocument,
+    MessagesFileDocument,
+    MeteringDocument,
+    OverloadDocument,
+    OverloadLevelDocument,
+    ParityDocument,
+    PlanDocument,
+    PlanMeasurementDocument,
+    PrecisionDocument,
+    RecoveryDocument,
+    SpeedCheckDocument,
+    SpoolDocument,
+    StatusDocument,
+    TelemetryDocument,
+    ThrottleDocument,
+)
 from visionedge.web.latest_results import CameraTraffic
-
-Document = dict[str, Any]
-
-
-def build_status(state: AppState) -> Document:
-    """The `Status` object of HTTP."""
-    reasons = state.readiness()
-    loaded_model = state.loaded_model
-    return {
-        "version": __version__,
-        "uptimeSeconds": round(_uptime_s(state), 3),
-        "ready": not reasons,
-        "reasons": reasons,
-        "engine": build_engine(state.engine) if state.engine else _build_missing_engine(state),
-        "model": None
-        if loaded_model is None
-        else {
-            "name": loaded_model.name,
-            "sha256": loaded_model.sha256,
-            "head": loaded_model.head,
-            "classes": len(loaded_model.labels),
-            "inputWidth": loaded_model.input.width_px,
-            "inputHeight": loaded_model.input.height_px,
-        },
-        "fetching": state.fetch_progress,
-        "cameras": build_cameras(state),
-        "capacity": build_capacity(state),
-        "hub": build_hub(state.delivery) | _build_inbound(state),
-    }
-
-
-def build_capacity(state: AppState) -> Document | None:
-    """What is delivered of what is asked, what limits that, and what is given up for it."""
-    seen, overload_status = state.meter.measurement, state.overload_status
-    if seen is None:
-        return None
-    document = load_meter.build_load_document(seen)
-    if overload_status.taken_levels or overload_status.exhausted:
-        device = describe_device(state.engine.device.effective) if state.engine else "the engine"
-        document["sentence"] = describe_overload(seen, overload_status, device)
-    return {**document, "overload": overload_status.document()}
-
-
-def build_engine(running: Engine) -> Document:
-    """Where frames are computed, where they were asked to be, and why."""
-    device, plan = running.device, running.plan
-    return {
-        "requested": device.requested,
-        "effective": device.effective,
-        "degraded": device.degraded,
-        "reasonCode": device.code,
-        "reason": device.reason,
-        "since": format_utc(device.since_utc),
-        "plan": {
-            "lanes": plan.lanes,
-            "buckets": list(plan.buckets),
-            "reason": plan.reason,
-            "measured": plan.measured.document() if plan.measured else None,
-        },
-        "precision": running.precision.document(),
-        "nodesOnCpu": list(running.node_placement.on_cpu),
-        "notes": list(running.notes),
-        "unplannedShapes": running.unplanned_shapes,
-        "process": asdict(running.process) if running.process else None,
-        "parity": [parity_result.document() for parity_result in running.device_check.parity_results],
-        "speedCheck": running.device_check.speed_check.document(device.effective)
-        if running.device_check.speed_check
-        else None,
-        "recovery": _build_recovery(running.recovery) if running.recovery else None,
-    }
-
 
 _EVENT_REASON_CHARACTERS = 500
 
 
-def build_engine_event(running: Engine) -> Document:
-    """What the cloud needs of `engine` with an event: what is used, and why. The tables stay in status."""
-    seen = build_engine(running)
-    recovery = seen["recovery"] or {}
-    return {
-        **{key: seen[key] for key in ("requested", "effective", "degraded", "reasonCode", "since")},
-        "reason": shorten(seen["reason"]),
-        "precision": seen["precision"]["precision"],
-        "recoveryStage": recovery.get("stage"),
-    }
-
-
-def shorten(text: str) -> str:
-    """A sentence in the length of an event: what libraries report can be pages."""
-    return text if len(text) <= _EVENT_REASON_CHARACTERS else f"{text[: _EVENT_REASON_CHARACTERS - 1]}…"
-
-
-def _build_recovery(seen: RecoveryStatistics) -> Document:
-    """Where the way back of a device stands, and what happened so far."""
-    recovery_state = seen.recovery_state
-    return {
-        "stage": recovery_state.stage,
-        "failedAttempts": recovery_state.failed_attempts,
-        "reasonCode": recovery_state.reason.code if recovery_state.reason else None,
-        "reason": recovery_state.reason.reason if recovery_state.reason else None,
-        "nextTrySeconds": None if recovery_state.retry_in_s is None else round(recovery_state.retry_in_s, 1),
-        "changeOvers": seen.device_recoveries,
-        "faults": dict(seen.faults),
-        "probes": dict(seen.probes),
-    }
-
-
-def _build_missing_engine(state: AppState) -> Document:
-    return {
-        "requested": state.config.inference.device,
-        "effective": None,
-        "reasonCode": "warming-up",
-        "reason": state.fetch_progress or state.waiting_reason or "the engine is warming up",
-    }
+def build_status(state: AppState) -> Document:
+    """`StatusDocument`: the whole module."""
+    reasons, counters = state.readiness(), _CameraCounters.read(state)
+    return StatusDocument(
+        version=__version__,
+        uptime_seconds=round(uptime_s(state), 3),
+        ready=not reasons,
+        reasons=reasons,
+        engine=_engine(state.engine) if state.engine else _missing_engine(state),
+        model=_model(state.loaded_model) if state.loaded_model else None,
+        fetching=state.fetch_progress,
+        cameras=[_camera(state, name, counters) for name in state.config.cameras],
+        capacity=_capacity(state),
+        hub=_hub(state),
+    ).dump()
 
 
 def build_cameras(state: AppState) -> list[Document]:
-    """One `Camera` object per configured camera."""
-    counted = _CameraCounters(state.batcher.statistics().cameras, state.latest_results.statistics().cameras)
-    return [_build_camera(state, name, counted) for name in state.config.cameras]
+    """`CameraDocument` of each configured camera, in the order of the configuration."""
+    counters = _CameraCounters.read(state)
+    return [_camera(state, name, counters).dump() for name in state.config.cameras]
 
 
 def build_camera(state: AppState, name: str) -> Document | None:
-    """One of them; None where no camera is configured under this name."""
+    """`CameraDocument` of one camera; None where no camera is configured under this name."""
     if name not in state.config.cameras:
         return None
-    return _build_camera(
-        state,
-        name,
-        _CameraCounters(state.batcher.statistics().cameras, state.latest_results.statistics().cameras),
+    return _camera(state, name, _CameraCounters.read(state)).dump()
+
+
+def build_capacity(state: AppState) -> Document | None:
+    """`CapacityDocument`: the object `capacity` of status; None before the load was measured."""
+    capacity = _capacity(state)
+    return None if capacity is None else capacity.dump()
+
+
+def build_engine_event(engine: Engine) -> Document:
+    """`EngineEventDocument`: the details of an event about the engine. The tables stay in status."""
+    device, recovery = engine.device, engine.recovery
+    return EngineEventDocument(
+        requested=device.requested,
+        effective=device.effective,
+        degraded=device.degraded,
+        reason_code=device.code,
+        since=format_utc(device.since_utc),
+        reason=shorten(device.reason),
+        precision=engine.precision.precision,
+        recovery_stage=recovery.recovery_state.stage if recovery else None,
+    ).dump()
+
+
+def build_metering(usage: MeteredUsage) -> Document:
+    """`MeteringDocument`: the object `hub.metering` of status."""
+    return _metering(usage).dump()
+
+
+def shorten(text: str) -> str:
+    """A text cut to the length that an event may have: libraries report errors of several pages."""
+    return text if len(text) <= _EVENT_REASON_CHARACTERS else f"{text[: _EVENT_REASON_CHARACTERS - 1]}…"
+
+
+def describe_camera(camera: CameraStatus) -> str:
+    """The message of an event about a camera's new state."""
+    because = f": {camera.last_error}" if camera.last_error and camera.state != "live" else ""
+    return f"camera {camera.name} is {camera.state}{because}"
+
+
+def build_model_facts(engine: Engine, max_batch: int) -> ModelMetadata:
+    """What a client of the Open Inference Protocol has to know of the model.
+
+    `max_batch` is the configured one, not the plan's: clients must not break when the device changes.
+    """
+    model = engine.model
+    return ModelMetadata(model.name, model.sha256, model.input, engine.rows, max_batch, model.labels)
+
+
+def uptime_s(state: AppState) -> float:
+    """The time since the module started."""
+    return (time.monotonic_ns() - state.started_ns) / 1e9
+
+
+# --- the engine ---------------------------------------------------------------------------------------------
+
+
+def _engine(engine: Engine) -> EngineDocument:
+    device, check = engine.device, engine.device_check
+    return EngineDocument(
+        requested=device.requested,
+        effective=device.effective,
+        degraded=device.degraded,
+        reason_code=device.code,
+        reason=device.reason,
+        since=format_utc(device.since_utc),
+        plan=_plan(engine.plan),
+        precision=PrecisionDocument.model_validate(engine.precision.document()),
+        nodes_on_cpu=list(engine.node_placement.on_cpu),
+        notes=list(engine.notes),
+        unplanned_shapes=engine.unplanned_shapes,
+        process=_process(engine.process) if engine.process else None,
+        parity=[ParityDocument.model_validate(result.document()) for result in check.parity_results],
+        speed_check=_speed_check(check.speed_check, device.effective) if check.speed_check else None,
+        recovery=_recovery(engine.recovery) if engine.recovery else None,
     )
 
 
+def _missing_engine(state: AppState) -> EngineDocument:
+    return EngineDocument(
+        requested=state.config.inference.device,
+        effective=None,
+        reason_code="warming-up",
+        reason=state.fetch_progress or state.waiting_reason or "the engine is warming up",
+    )
+
+
+def _plan(plan: Plan) -> PlanDocument:
+    measured = plan.measured
+    return PlanDocument(
+        lanes=plan.lanes,
+        buckets=list(plan.buckets),
+        reason=plan.reason,
+        measured=PlanMeasurementDocument.model_validate(measured.document()) if measured else None,
+    )
+
+
+def _process(process: ProcessStatus) -> EngineProcessDocument:
+    return EngineProcessDocument(pid=process.pid, restarts=process.restarts, down=process.down)
+
+
+def _speed_check(check: SpeedCheck, device: str) -> SpeedCheckDocument:
+    return SpeedCheckDocument.model_validate(check.document(device))
+
+
+def _recovery(statistics: RecoveryStatistics) -> RecoveryDocument:
+    state = statistics.recovery_state
+    return RecoveryDocument(
+        stage=state.stage,
+        failed_attempts=state.failed_attempts,
+        reason_code=state.reason.code if state.reason else None,
+        reason=state.reason.reason if state.reason else None,
+        next_try_seconds=_round_or_none(state.retry_in_s),
+        change_overs=statistics.device_recoveries,
+        faults=dict(statistics.faults),
+        probes=dict(statistics.probes),
+    )
+
+
+def _model(model: Model) -> LoadedModelDocument:
+    return LoadedModelDocument(
+        name=model.name,
+        sha256=model.sha256,
+        head=model.head,
+        classes=len(model.labels),
+        input_width=model.input.width_px,
+        input_height=model.input.height_px,
+    )
+
+
+# --- cameras and capacity -----------------------------------------------------------------------------------
+
+
 class _CameraCounters(NamedTuple):
-    """What was counted of all cameras: a snapshot is taken once for as many as are told of."""
+    """The counters of all cameras: one snapshot for all documents that are built together."""
 
     slots: Mapping[str, CameraStatistics]
     traffic: Mapping[str, CameraTraffic]
 
+    @staticmethod
+    def read(state: AppState) -> "_CameraCounters":
+        return _CameraCounters(state.batcher.statistics().cameras, state.latest_results.statistics().cameras)
 
-def _build_camera(state: AppState, name: str, counted: _CameraCounters) -> Document:
-    configured = state.config.cameras[name]
-    worker = state.running_cameras.get(name)
-    slot, traffic = counted.slots.get(name), counted.traffic.get(name)
-    document: Document = {
-        "name": name,
-        "uri": mask_address(configured.uri),
-        "enabled": configured.enabled,
-        "state": "waiting" if configured.enabled and state.camera_registry is None else "disabled",
-        "epoch": 0,
-        "framesRead": 0,
-        "framesAnalysed": slot.analysed if slot else 0,
-        "dropped": dict(slot.dropped) if slot else {},
-        "fps": round(traffic.fps, 2) if traffic else 0.0,
-        "ageMs": round(traffic.age_ns / 1e6, 1) if traffic else None,
-        "lastError": None,
-        "nextTrySeconds": None,
-    }
-    if worker is not None:
-        seen = worker.status()
-        document |= {
-            "state": seen.state,
-            "since": format_utc(
-                utc_now() - timedelta(microseconds=(time.monotonic_ns() - seen.since_ns) / 1e3)
-            ),
-            "epoch": seen.epoch,
-            "framesRead": seen.frames_read,
-            "sourceFps": round(seen.fps, 2),
-            "lastError": seen.last_error,
-            "nextTrySeconds": None if seen.next_try_s is None else round(seen.next_try_s, 1),
-            "width": seen.width or None,
-            "height": seen.height or None,
-            "decoder": seen.decoder,
-        }
-    throttle = state.overload_status.throttles.get(name)
-    document["throttle"] = None if throttle is None else {
-        "fps": throttle.fps, "gate": throttle.gate is not None
-    }  # fmt: skip
-    latest = state.latest_results.latest(name)
-    document["sequence"] = latest.frame.sequence if latest else None
+
+def _camera(state: AppState, name: str, counters: _CameraCounters) -> CameraDocument:
+    configured, slot, traffic = (
+        state.config.cameras[name],
+        counters.slots.get(name),
+        counters.traffic.get(name),
+    )
+    throttle, latest = state.overload_status.throttles.get(name), state.latest_results.latest(name)
+    document = CameraDocument(
+        name=name,
+        uri=mask_address(configured.uri),
+        enabled=configured.enabled,
+        state="waiting" if configured.enabled and state.camera_registry is None else "disabled",
+        epoch=0,
+        frames_read=0,
+        frames_analysed=slot.analysed if slot else 0,
+        dropped={str(reason): count for reason, count in slot.dropped.items()} if slot else {},
+        fps=round(traffic.fps, 2) if traffic else 0.0,
+        age_ms=round(traffic.age_ns / 1e6, 1) if traffic else None,
+        last_error=None,
+        next_try_seconds=None,
+        throttle=ThrottleDocument(fps=throttle.fps, gate=throttle.gate is not None) if throttle else None,
+        sequence=latest.frame.sequence if latest else None,
+    )
+    camera = state.running_cameras.get(name)
+    if camera is not None:
+        _add_camera_status(document, camera.status())
     return document
 
 
-def build_hub(delivery: Delivery | None) -> Document:
-    """What goes to IoT Hub, and whether it arrives."""
-    if delivery is None:
-        return {"state": "starting"}
-    seen = delivery.status()
-    published, client, messages_file = seen.telemetry, seen.hub, seen.messages_file
-    document: Document = {"state": "local", "device": seen.device, "module": seen.module}
-    if client is not None:
-        document |= {
-            "state": client.state,
-            "connected": client.connected,
-            "sent": client.sent,
-            "waiting": client.queued,
-            "dropped": dict(client.dropped),
-            "lastError": client.last_error,
-            "rebuilds": client.rebuilds,
-            "abandonedCalls": client.abandoned,
-            "faults": dict(client.faults),
-        }
-    if seen.spool is not None:
-        document["spool"] = {
-            "mode": seen.spool.mode,
-            "reason": seen.spool.reason,
-            "waiting": seen.spool.waiting,
-            "waitingBytes": seen.spool.waiting_bytes,
-            "dropped": dict(seen.spool.dropped),
-        }
-    document["telemetry"] = {
-        "framesOffered": published.offered,
-        "framesPublished": published.published,
-        "framesUnchanged": published.unchanged,
-        "framesDropped": dict(published.dropped),
-        "messages": dict(published.messages),
-        "leftToday": published.left_today,
-    }
-    document["metering"] = build_metering(published.usage)
-    if messages_file is not None:
-        document["messagesFile"] = {"written": messages_file.written, "lastError": messages_file.last_error}
-    return document
+def _add_camera_status(document: CameraDocument, status: CameraStatus) -> None:
+    """What is known of a camera that runs."""
+    age = timedelta(microseconds=(time.monotonic_ns() - status.since_ns) / 1e3)
+    document.state = status.state
+    document.since = format_utc(utc_now() - age)
+    document.epoch = status.epoch
+    document.frames_read = status.frames_read
+    document.source_fps = round(status.fps, 2)
+    document.last_error = status.last_error
+    document.next_try_seconds = _round_or_none(status.next_try_s)
+    document.width = status.width or None
+    document.height = status.height or None
+    document.decoder = status.decoder
 
 
-def _build_inbound(state: AppState) -> Document:
-    """What the cloud and other modules have asked for; nothing outside IoT Edge, where nobody can."""
-    if state.inbound_statistics is None or state.delivery is None or not state.delivery.inside_edge:
-        return {}
-    seen = state.inbound_statistics()
+def _capacity(state: AppState) -> CapacityDocument | None:
+    load, overload = state.meter.measurement, state.overload_status
+    if load is None:
+        return None
+    verdict = find_bottleneck(load)
+    sentence = verdict.sentence
+    if overload.taken_levels or overload.exhausted:
+        device = describe_device(state.engine.device.effective) if state.engine else "the engine"
+        sentence = describe_overload(load, overload, device)
+    return CapacityDocument(
+        window_seconds=round(load.seconds, 1),
+        demanded_per_second=round(load.demanded, 2),
+        admitted_per_second=round(load.admitted, 2),
+        delivered_per_second=round(load.delivered, 2),
+        cores=load.cores,
+        cpu_quota=None if load.quota is None else round(load.quota, 3),
+        cores_used={purpose: round(cores, 3) for purpose, cores in cores_by_purpose(load).items()},
+        bottleneck=verdict.bottleneck,
+        sentence=sentence,
+        cameras=_camera_loads(load),
+        overload=_overload(overload),
+    )
+
+
+def _camera_loads(load: LoadMeasurement) -> dict[str, CameraLoadDocument]:
     return {
-        "config": dict(seen.config),
-        "configurations": dict(seen.configurations),
-        "reportedPatches": seen.patches,
-        "methodCalls": sum(seen.methods.values()),
-        "inputPictures": {"answered": seen.pictures_answered, "dropped": dict(seen.pictures_dropped)},
+        name: CameraLoadDocument(
+            demanded_per_second=round(camera.demanded, 2),
+            admitted_per_second=round(camera.admitted, 2),
+            delivered_per_second=round(camera.delivered, 2),
+            decode_cores=round(camera.decode_cores, 3),
+        )
+        for name, camera in load.cameras.items()
     }
 
 
-def build_metering(counted: MeteredUsage) -> Document:
-    """Messages as IoT Hub meters them, and which part of a unit's day the last hour would come to."""
-    return {
-        "messages": dict(counted.messages),
-        "blocks": dict(counted.blocks),
-        "blockFill": round(counted.fill_ratio, 3),
-        "blocksPerDay": round(counted.blocks_per_day),
-        "blocksPerDayByOutput": {output: round(count) for output, count in counted.per_day.items()},
-        "projectedFromSeconds": round(counted.span_s),
-        "unitShare": {tier: round(share, 5) for tier, share in counted.shares.items()},
-    }
+def _overload(overload: OverloadStatus) -> OverloadDocument:
+    taken = overload.taken_levels
+    return OverloadDocument(
+        active=overload.may_act,
+        exhausted=overload.exhausted,
+        since=format_utc(min(each.since_utc for each in taken)) if taken else None,
+        levels=[
+            OverloadLevelDocument(level=each.level, since=format_utc(each.since_utc), what=each.words)
+            for each in taken
+        ],
+    )
 
 
-def describe_camera(seen: CameraStatus) -> str:
-    """One line about a camera's new state, for people who read events."""
-    because = f": {seen.last_error}" if seen.last_error and seen.state != "live" else ""
-    return f"camera {seen.name} is {seen.state}{because}"
+# --- IoT Hub ------------------------------------------------------------------------------------------------
 
 
-def build_model_facts(running: Engine, max_batch: int) -> ModelMetadata:
-    """What a client of the Open Inference Protocol must know.
-
-    `max_batch` is the configured one, whatever the plan is: clients must not break when the device changes.
-    """
-    model = running.model
-    return ModelMetadata(model.name, model.sha256, model.input, running.rows, max_batch, model.labels)
-
-
-def collect_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
-    """The scraped metrics (`metrics.DECLARED`), read off the rooms."""
-    model = state.loaded_model.name if state.loaded_model else ""
-    yield "info", (__version__, model), 1
-    yield "uptime_seconds", (), _uptime_s(state)
-    yield "ready", (), float(not state.readiness())
-    yield "result_queue_dropped_total", (), state.loop_queue.dropped
-    if state.engine is not None:
-        device = state.engine.device
-        yield "engine_device", (device.requested, device.effective, device.code), 1
-        yield "engine_info", (state.engine.model.name, device.effective, state.engine.precision.precision), 1
-        yield "engine_degraded", (), float(device.degraded)
-        yield "unplanned_shape_total", (), state.engine.unplanned_shapes
-        yield "nodes_on_cpu", (), len(state.engine.node_placement.on_cpu)
-        if state.engine.process is not None:
-            yield "engine_restarts_total", (), state.engine.process.restarts
-        if state.engine.recovery is not None:
-            yield from _recovery_samples(state.engine.recovery)
-    if state.frame_pool is not None:
-        yield "pictures_copied_total", (), state.frame_pool.exhausted_count
-    for name, slot in state.batcher.statistics().cameras.items():
-        yield "frames_offered_total", (name,), slot.offered
-        yield "frames_analysed_total", (name,), slot.analysed
-        yield "frames_waiting", (name,), slot.waiting + slot.in_flight
-        for reason, count in slot.dropped.items():
-            yield "frames_dropped_total", (name, reason), count
-    yield from _camera_samples(state)
-    yield from _capacity_samples(state)
-    yield from _overload_samples(state)
-    yield from _hub_samples(state)
-    yield from _inbound_samples(state)
-
-
-def _recovery_samples(seen: RecoveryStatistics) -> Iterable[tuple[str, tuple[str, ...], float]]:
-    yield "engine_recovering", (), float(seen.recovery_state.stage != "settled")
-    yield "engine_change_overs_total", (), seen.device_recoveries
-    for fault, count in seen.faults.items():
-        yield "engine_faults_total", (fault,), count
-    for code, count in seen.probes.items():
-        yield "engine_probes_total", (code,), count
-
-
-def _camera_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
-    for name, worker in state.running_cameras.items():
-        seen = worker.status()
-        yield "camera_state", (name, seen.state), 1
-        yield "camera_epoch", (name,), seen.epoch
-        yield "camera_frames_read_total", (name,), seen.frames_read
-        if seen.age_ms is not None:
-            yield "camera_frame_age_seconds", (name,), seen.age_ms / 1000
-
-
-def _capacity_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
-    seen = state.meter.measurement
-    if seen is None:
-        return
-    for name, camera in seen.cameras.items():
-        yield "demanded_frames_per_second", (name,), camera.demanded
-        yield "admitted_frames_per_second", (name,), camera.admitted
-        yield "delivered_frames_per_second", (name,), camera.delivered
-    for purpose, cores in load_meter.cores_by_purpose(seen).items():
-        yield "cores_used", (purpose,), cores
-    yield "bottleneck", (load_meter.find_bottleneck(seen).bottleneck,), 1
-
-
-def _overload_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
-    overload_status = state.overload_status
-    taken_levels = {each.level for each in overload_status.taken_levels}
-    yield "overload_exhausted", (), float(overload_status.exhausted)
-    for (level, direction), count in overload_status.steps.items():
-        yield "overload_steps_total", (level, direction), count
-    for level in DEGRADATION_LEVELS:
-        yield "overload_level", (level,), float(level in taken_levels)
-    for name, throttle in overload_status.throttles.items():
-        if throttle.fps is not None:
-            yield "camera_fps_limit", (name,), throttle.fps
-
-
-def _hub_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
+def _hub(state: AppState) -> HubDocument:
     if state.delivery is None:
+        return HubDocument(state="starting")
+    status = state.delivery.status()
+    document = HubDocument(state="local", device=status.device, module=status.module)
+    if status.hub is not None:
+        _add_hub_status(document, status.hub)
+    if status.spool is not None:
+        document.spool = _spool(status.spool)
+    document.telemetry = _telemetry(status.telemetry)
+    document.metering = _metering(status.telemetry.usage)
+    if status.messages_file is not None:
+        document.messages_file = _messages_file(status.messages_file)
+    _add_inbound(document, state, state.delivery)
+    return document
+
+
+def _add_hub_status(document: HubDocument, hub: HubStatus) -> None:
+    """The connection to edgeHub."""
+    document.state = hub.state
+    document.connected = hub.connected
+    document.sent = hub.sent
+    document.waiting = hub.queued
+    document.dropped = dict(hub.dropped)
+    document.last_error = hub.last_error
+    document.rebuilds = hub.rebuilds
+    document.abandoned_calls = hub.abandoned
+    document.faults = dict(hub.faults)
+
+
+def _spool(spool: SpoolStatus) -> SpoolDocument:
+    return SpoolDocument(
+        mode=spool.mode,
+        reason=spool.reason,
+        waiting=spool.waiting,
+        waiting_bytes=spool.waiting_bytes,
+        dropped=dict(spool.dropped),
+    )
+
+
+def _telemetry(telemetry: TelemetryStatistics) -> TelemetryDocument:
+    return TelemetryDocument(
+        frames_offered=telemetry.offered,
+        frames_published=telemetry.published,
+        frames_unchanged=telemetry.unchanged,
+        frames_dropped=dict(telemetry.dropped),
+        messages=dict(telemetry.messages),
+        left_today=telemetry.left_today,
+    )
+
+
+def _metering(usage: MeteredUsage) -> MeteringDocument:
+    return MeteringDocument(
+        messages=dict(usage.messages),
+        blocks=dict(usage.blocks),
+        block_fill=round(usage.fill_ratio, 3),
+        blocks_per_day=round(usage.blocks_per_day),
+        blocks_per_day_by_output={output: round(blocks) for output, blocks in usage.per_day.items()},
+        projected_from_seconds=round(usage.span_s),
+        unit_share={tier: round(share, 5) for tier, share in usage.shares.items()},
+    )
+
+
+def _messages_file(file: MessagesFileStatus) -> MessagesFileDocument:
+    return MessagesFileDocument(written=file.written, last_error=file.last_error)
+
+
+def _add_inbound(document: HubDocument, state: AppState, delivery: Delivery) -> None:
+    """What the cloud and other modules sent: only inside IoT Edge."""
+    if state.inbound_statistics is None or not delivery.inside_edge:
         return
-    seen = state.delivery.status()
-    for output, count in seen.telemetry.messages.items():
-        yield "messages_total", (output,), count
-    for output, count in seen.telemetry.usage.blocks.items():
-        yield "message_blocks_total", (output,), count
-    for tier, share in seen.telemetry.usage.shares.items():
-        yield "hub_unit_share", (tier,), share
-    for reason, count in seen.telemetry.dropped.items():
-        yield "telemetry_frames_dropped_total", (reason,), count
-    if seen.hub is not None:
-        yield "hub_connected", (), float(seen.hub.connected)
-        yield "hub_messages_sent_total", (), seen.hub.sent
-        yield "hub_messages_waiting", (), seen.hub.queued
-        for reason, count in seen.hub.dropped.items():
-            yield "hub_messages_dropped_total", (reason,), count
-        for level, count in seen.hub.faults.items():
-            yield "hub_faults_total", (level,), count
-    if seen.spool is not None:
-        yield "spool_bytes", (), seen.spool.waiting_bytes
-        yield "spool_on_disk", (), float(seen.spool.mode == "disk")
+    statistics = state.inbound_statistics()
+    document.config = dict(statistics.config)
+    document.configurations = dict(statistics.configurations)
+    document.reported_patches = statistics.patches
+    document.method_calls = sum(statistics.methods.values())
+    document.input_pictures = InputPicturesDocument(
+        answered=statistics.pictures_answered, dropped=dict(statistics.pictures_dropped)
+    )
 
 
-def _inbound_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
-    if state.inbound_statistics is None:
-        return
-    seen = state.inbound_statistics()
-    for outcome, count in seen.configurations.items():
-        yield "twin_configurations_total", (outcome,), count
-    yield "twin_patches_total", (), seen.patches
-    for (method, status_code), count in seen.methods.items():
-        yield "method_calls_total", (method, str(status_code)), count
-    yield "method_calls_dropped_total", (), seen.calls_dropped
-    yield "input_pictures_answered_total", (), seen.pictures_answered
-    for reason, count in seen.pictures_dropped.items():
-        yield "input_pictures_dropped_total", (reason,), count
-
-
-def _uptime_s(state: AppState) -> float:
-    return (time.monotonic_ns() - state.started_ns) / 1e9
+def _round_or_none(seconds: float | None) -> float | None:
+    """To a tenth of a second."""
+    return None if seconds is None else round(seconds, 1)

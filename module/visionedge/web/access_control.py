@@ -1,4 +1,7 @@
-"""Who may ask: the token; without one the names that this module goes by; and no page of another site."""
+"""Which requests are answered: those with the token; without a token, those under a known host name.
+
+Requests from pages of other sites that change something or cost much are refused in both cases.
+"""
 
 import hmac
 import ipaddress
@@ -12,41 +15,41 @@ from visionedge.web.responses import RequestError
 from visionedge.web.streams import StopSignal
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-"""What needs no token: orchestrators ask here and have none."""
+"""Paths without a token: orchestrators that check the health have none."""
 
 _SAFE_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
-# These change nothing, but an examination costs seconds of a core, and a stream holds a place.
+# These change nothing, but a doctor report takes seconds of a core, and a stream holds a place.
 _COSTLY = re.compile(r"/api/v1/(doctor|frames|cameras/[^/]*/stream\.mjpg)/?")
 _MAX_HOST_CHARACTERS = 300
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]/@]*)(:[0-9]{1,5})?")
-# Without a dot: a name of the local network (localhost, a machine, a container), which cannot be registered.
+# A name without a dot (localhost, a machine, a container) cannot be registered in the DNS.
 _DOTLESS_NAME = re.compile(r"[a-z0-9_-]{1,63}")
 _ORIGIN = re.compile(r"https?://(.*)")
 
 
 class AccessControl:
-    """The rules of one server, which may change while it runs. Loop only.
+    """The rules of one server; they may change while it runs. Loop only.
 
-    `own_names` are names of this module that no configuration has to list.
+    `own_names` are names of this module that `http.names` need not list.
     """
 
     def __init__(self, http: HttpConfig, own_names: Iterable[str] = ()) -> None:
         self._own_names = frozenset(_normalize_name(name) for name in own_names)
         self._read(http)
         self.stream_stop_signal = StopSignal()
-        """Ends the streams that were opened under these rules, when the token changes."""
+        """Ends the streams that were opened with the present token when the token changes."""
 
     def __repr__(self) -> str:
-        return f"<Access {'open' if self._token is None else 'token'} names={len(self._names)}>"
+        return f"<AccessControl {'open' if self._token is None else 'token'} names={len(self._names)}>"
 
     def _read(self, http: HttpConfig) -> None:
         self._token = None if http.token is None else http.token.encode()
         self._names = self._own_names | {_normalize_name(name) for name in http.names}
-        # The last one that was right: taking it apart costs as much as the rest of an answer's checks.
+        # The last host that was accepted: parsing a host costs as much as all other checks of a request.
         self._known_host: str | None = None
 
     def change(self, http: HttpConfig) -> None:
-        """Ask for another token, or none, and know other names from now on."""
+        """Change the token and the names."""
         before = self._token
         self._read(http)
         if self._token != before:
@@ -54,17 +57,16 @@ class AccessControl:
             ended.set()
 
     def check(self, request: web.Request) -> None:
-        """Whether a request may be answered.
+        """Refuse a request that may not be answered.
 
         Raises:
-            RequestError: 403, it comes under a foreign name or from a page of another site; 401, it does not
-                show the token.
+            RequestError: 403, its host name is not known or a page of another site sent it; 401, the token is
+                missing or wrong.
         """
         if self._token is None and not self._is_known_host(request.headers.get(hdrs.HOST)):
             raise RequestError(
                 403,
-                "the name in the Host header is not known here: use the IP address, or add the name to"
-                " http.names",
+                "the name in the Host header is not known: use the IP address, or add the name to http.names",
                 code="unknown_host",
             )
         if _is_costly(request) and not self._is_same_site(request.headers):
@@ -78,10 +80,11 @@ class AccessControl:
         return self._token is None or _has_token(authorization, self._token)
 
     def _is_known_host(self, host: str | None) -> bool:
-        """A page can make its own name lead to this machine, but cannot make its browser send another.
+        """Whether the host is an address, a name without a dot, or one of the names.
 
-        The name of such a page has a dot, as all names have that a stranger can register in the DNS.
-        Only HTTP/1.0 may leave Host out, and no browser speaks that.
+        A foreign page can make its own name resolve to this machine (DNS rebinding), but its browser still
+        sends that name, which has a dot, as all names have that can be registered in the DNS. Only HTTP/1.0
+        requests may have no Host, and no browser sends those.
         """
         if host is None or host == self._known_host:
             return True
@@ -92,7 +95,7 @@ class AccessControl:
         return True
 
     def _is_same_site(self, headers: Mapping[str, str]) -> bool:
-        """Whether no page asks, or one that came from here; behind a proxy only the browser knows that."""
+        """Whether no page or a page of this module sent it; behind a proxy only the browser knows."""
         relation = headers.get("Sec-Fetch-Site")
         if relation is not None:
             return relation in ("same-origin", "none")
@@ -106,7 +109,7 @@ class AccessControl:
 
 
 def unauthorized_error() -> RequestError:
-    """401, with what to send."""
+    """The answer 401, with the header to send."""
     return RequestError(
         401,
         "this needs the token, in a header such as 'Authorization: Bearer <token>'",
@@ -115,12 +118,12 @@ def unauthorized_error() -> RequestError:
 
 
 def own_names(environ: Mapping[str, str]) -> list[str]:
-    """The names by which other modules and machines reach this one inside IoT Edge."""
+    """The names by which other modules and machines reach this module inside IoT Edge."""
     return [name for key in ("IOTEDGE_MODULEID", "IOTEDGE_GATEWAYHOSTNAME") if (name := environ.get(key))]
 
 
 def get_client_key(request: web.Request) -> str:
-    """Who asks, for shares: the IPv4 address, or the /64 network of IPv6, as a client has many addresses."""
+    """The client, for limits per client: its IPv4 address, or its /64 network of IPv6."""
     peer = request.transport.get_extra_info("peername") if request.transport else None
     try:
         address = ipaddress.ip_address(peer[0].partition("%")[0]) if peer else None
@@ -135,7 +138,7 @@ def get_client_key(request: web.Request) -> str:
 
 def _has_token(authorization: str, token: bytes) -> bool:
     kind, _, given = authorization.partition(" ")
-    # surrogateescape: the header may hold any bytes, and a wrong token is no reason for an error.
+    # surrogateescape: the header may hold any bytes, and a wrong token must not raise UnicodeEncodeError.
     right = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), token)
     return right and kind.lower() == "bearer"
 
@@ -148,7 +151,7 @@ def _is_costly(request: web.Request) -> bool:
 
 
 def _parse_host(authority: str) -> str | None:
-    """The host in ``HOST[:PORT]``; None where it is none."""
+    """The host of ``HOST[:PORT]``; None where it is malformed."""
     found = _HOST.fullmatch(authority) if len(authority) <= _MAX_HOST_CHARACTERS else None
     return _normalize_name(found[1].strip("[]")) if found and found[1] else None
 

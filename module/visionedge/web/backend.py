@@ -1,33 +1,23 @@
-"""What the service offers to HTTP: `Backend`, and nothing else of the module is known in this room."""
+"""What the HTTP handlers ask of the running module: `Backend`. They know nothing else of it."""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.errors import VisionedgeError
+from visionedge.config.documents import Document
 from visionedge.frames.types import FrameResult, InputSpec, Picture
-
-Document = dict[str, Any]
-
-
-class BusyError(VisionedgeError):
-    """No room for this request now; the caller may try again after `retry_after_s`."""
-
-    def __init__(self, message: str, retry_after_s: int = 1) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """What a client of the Open Inference Protocol must know of the loaded model.
+    """What a client of the Open Inference Protocol has to know of the loaded model.
 
-    One inference takes uint8 (n, input.height_px, input.width_px, 3) BGR with 1 <= n <= `max_batch` and gives
-    float32 (n, `rows`, 6): left, top, right, bottom in input pixels, score, class.
+    One inference takes uint8 (n, input.height_px, input.width_px, 3) BGR with 1 <= n <= `max_batch` and
+    returns float32 (n, `rows`, 6): left, top, right, bottom in input pixels, score, class.
     """
 
     name: str
@@ -39,10 +29,10 @@ class ModelMetadata:
 
 
 class Backend(Protocol):
-    """The running module as HTTP sees it.
+    """The running module.
 
     Every method is called on the event loop and returns at once; those that wait are coroutines. Documents
-    are plain JSON values in the shapes of ``/openapi.json`` (see `schemas`), secrets already masked.
+    are plain JSON values in the shapes of `web.documents`, secrets already masked.
     """
 
     def health(self) -> list[str]:
@@ -54,19 +44,19 @@ class Backend(Protocol):
         ...
 
     def status(self) -> Document:
-        """The `Status` object: version, uptime, engine, model, cameras, hub."""
+        """`StatusDocument`."""
         ...
 
     def cameras(self) -> list[Document]:
-        """One `Camera` object per configured camera, in the order people should see them."""
+        """`CameraDocument` of each configured camera, in the order of the configuration."""
         ...
 
     def camera(self, name: str) -> Document | None:
-        """One `Camera` object; None where no camera has this name."""
+        """`CameraDocument` of one camera; None where no camera has this name."""
         ...
 
     def has_camera(self, name: str) -> bool:
-        """Whether a camera has this name; costs nothing, unlike its object."""
+        """Whether a camera has this name; much cheaper than its document."""
         ...
 
     def latest(self, name: str) -> FrameResult | None:
@@ -76,18 +66,18 @@ class Backend(Protocol):
     async def wait_for_newer(self, name: str, after: int | None, timeout_s: float) -> FrameResult | None:
         """The newest result with a sequence above `after` (None: any), waiting up to `timeout_s` for it.
 
-        None when the time is up or the camera was removed.
+        None after `timeout_s`, or when the camera was removed.
 
         Raises:
-            Busy: too many wait already.
+            BusyError: too many requests wait.
         """
         ...
 
     def subscribe(self, camera: str | None) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Every frame object from now on as JSON, of one camera or of all (None), in order.
 
-        The viewer's buffer is bounded: a slow one loses its own oldest frames. Ends when the camera is
-        removed or the module stops. Entering raises `BusyError` when there are too many viewers.
+        The viewer's buffer is bounded: a slow viewer loses its own oldest frames. The stream ends when the
+        camera is removed or the module stops. Entering raises `BusyError` when there are too many viewers.
         """
         ...
 
@@ -95,13 +85,13 @@ class Backend(Protocol):
         """Analyse one picture.
 
         Raises:
-            Busy: the engine has no room for it, or is not ready yet.
+            BusyError: the engine has no capacity now or is not ready yet.
             VisionedgeError: it could not be computed.
         """
         ...
 
     async def doctor(self) -> Document:
-        """The `Doctor` object: the way to the GPU examined, at most once a minute."""
+        """`DoctorDocument`; made at most once a minute."""
         ...
 
     def log(self) -> str:
@@ -120,7 +110,7 @@ class Backend(Protocol):
         """Run the compiled model; shapes as in `ModelMetadata`.
 
         Raises:
-            Busy: the engine has no room for it, or is not ready yet.
+            BusyError: the engine has no capacity now or is not ready yet.
             VisionedgeError: it could not be computed.
         """
         ...

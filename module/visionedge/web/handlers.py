@@ -1,4 +1,4 @@
-"""The handlers of the JSON API: each reads its question, asks the view, and answers."""
+"""The handlers of the JSON API, and the page: each reads its request, asks the backend, and answers."""
 
 import base64
 import hashlib
@@ -10,16 +10,23 @@ from importlib.resources import files
 
 from aiohttp import web
 
+from visionedge.config.documents import Document
 from visionedge.config.schema import json_schema
-from visionedge.errors import SourceError
+from visionedge.errors import BusyError, SourceError
 from visionedge.frames.types import FrameResult, build_frame_document, format_utc
+from visionedge.runtime.limits import ConcurrencyLimit
 from visionedge.runtime.redaction import redact, redact_document
 from visionedge.web.access_control import AccessControl, get_client_key, unauthorized_error
-from visionedge.web.backend import Backend, BusyError, Document
-from visionedge.web.jpeg import ConcurrencyLimit, JpegCache, JpegOptions, RequestResources
-from visionedge.web.latest_results import FrameDocumentCache
+from visionedge.web.backend import Backend
+from visionedge.web.documents import (
+    ErrorDetailsDocument,
+    HealthDocument,
+    ReadinessDeviceDocument,
+    ReadinessDocument,
+)
+from visionedge.web.jpeg import JpegCache, JpegOptions
 from visionedge.web.openapi import build_openapi
-from visionedge.web.request_body import decode_upload, estimate_decoding_bytes, read_upload
+from visionedge.web.request_body import RequestResources, decode_upload, estimate_decoding_bytes, read_upload
 from visionedge.web.responses import (
     RequestError,
     json_bytes,
@@ -32,51 +39,6 @@ from visionedge.web.responses import (
 )
 from visionedge.web.streams import StopSignal, send_events, send_mjpeg
 
-# The page at `/`: one document with its styles and its script inside, so that it needs nothing else.
-#
-# It carries no data and no secret: the script fetches those, with the token where there is one.
-
-
-class DashboardPage:
-    """The page, put together once from the files of the package."""
-
-    def __init__(self) -> None:
-        folder = files("visionedge.web") / "page"
-        style = (folder / "style.css").read_text(encoding="utf-8")
-        scripts = ("stream.js", "tiles.js", "page.js", "doctor.js")
-        script = "".join((folder / name).read_text(encoding="utf-8") for name in scripts)
-        html = (folder / "index.html").read_text(encoding="utf-8")
-        self._body = html.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script).encode()
-        self._headers = {
-            "Content-Security-Policy": _content_security_policy(style, script),
-            "Referrer-Policy": "no-referrer",
-            "X-Frame-Options": "DENY",
-            "Cross-Origin-Opener-Policy": "same-origin",
-        }
-
-    def answer(self, status: int = 200) -> web.Response:
-        """The page; with status 401 it is the same one, and its script asks for the token."""
-        headers = dict(self._headers)
-        if status == 401:
-            headers["WWW-Authenticate"] = 'Bearer realm="visionedge"'
-        return web.Response(
-            body=self._body, status=status, content_type="text/html", charset="utf-8", headers=headers
-        )
-
-
-def _content_security_policy(style: str, script: str) -> str:
-    """Only this very style and script, and data from where the page came from."""
-    return (
-        f"default-src 'none'; script-src '{_csp_hash(script)}'; style-src '{_csp_hash(style)}'; "
-        "img-src 'self' data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-
-def _csp_hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
 WAIT_LIMIT_S = 60.0
 """The longest `?timeout=` of a frame."""
 WAIT_DEFAULT_S = 10.0
@@ -85,7 +47,8 @@ EVENT_STREAMS_AT_ONCE = 64
 WAITS_AT_ONCE = 64
 EXAMINATIONS_AT_ONCE = 8
 MAX_DOCUMENT_AGE_S = 0.5
-"""So old may the status, the list of cameras and the log be, where making them is slow (`CachedDocument`)."""
+"""The greatest age of the status, the list of cameras and the log (see `CachedDocument`)."""
+
 SNAPSHOT_MIN_PX, SNAPSHOT_MAX_PX = 16, 8192
 
 _CACHE_TIME_FACTOR = 10
@@ -94,7 +57,7 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class ApiHandlers:
-    """The handlers and what they share; one per application, made and closed by `app.make_app`."""
+    """The handlers and what they share: one object for each application, made by `server.make_app`."""
 
     def __init__(self, backend: Backend, access: AccessControl) -> None:
         self.backend = backend
@@ -104,9 +67,8 @@ class ApiHandlers:
         self._streams = _stream_limit(PICTURE_STREAMS_AT_ONCE, "too many viewers of live streams")
         self._events = _stream_limit(EVENT_STREAMS_AT_ONCE, "too many viewers of frames")
         self._waits = _stream_limit(WAITS_AT_ONCE, "too many requests wait for a frame")
-        self._doctor_limit = ConcurrencyLimit(EXAMINATIONS_AT_ONCE, "too many wait for an examination")
+        self._doctor_limit = ConcurrencyLimit(EXAMINATIONS_AT_ONCE, "too many requests wait for a report")
         self._jpeg_cache = JpegCache(self.shared.executor)
-        self._documents = FrameDocumentCache()
         self._response_cache: dict[str, tuple[int, bytes, Mapping[str, str]]] = {}
         self._status = CachedDocument(lambda: redact_document(self.backend.status()), MAX_DOCUMENT_AGE_S)
         self._cameras = CachedDocument(
@@ -116,12 +78,12 @@ class ApiHandlers:
         self._page = DashboardPage()
 
     def end_streams(self) -> None:
-        """The server closes: streams and waits end."""
+        """End the streams and the waits: the server closes."""
         self.stop_signal.set()
         self._access.stream_stop_signal.set()
 
     async def close(self) -> None:
-        """End what is under way."""
+        """End the work that runs."""
         await self.shared.close()
 
     async def page(self, _request: web.Request) -> web.Response:
@@ -129,20 +91,24 @@ class ApiHandlers:
         return self._page.answer()
 
     def sign_in(self) -> web.Response:
-        """The page for a browser that has not shown a token yet: 401, and it asks for one."""
+        """The page for a browser without a token: status 401, and the page asks for the token."""
         return self._page.answer(401)
 
     async def healthz(self, _request: web.Request) -> web.Response:
         """``/healthz``."""
-        return _health_response("ok", "unhealthy", self.backend.health())
+        reasons = self.backend.health()
+        document = HealthDocument(status="unhealthy" if reasons else "ok")
+        return _health_response(document, reasons)
 
     async def readyz(self, _request: web.Request) -> web.Response:
         """``/readyz``, with the device, so that a degraded module is not silent about it."""
         engine = self._status.document().get("engine") or {}
         known = {key: engine[key] for key in ("requested", "effective", "degraded") if key in engine}
-        return _health_response(
-            "ready", "not_ready", self.backend.readiness(), {"engine": known} if known else {}
-        )
+        reasons = self.backend.readiness()
+        document = ReadinessDocument(status="not_ready" if reasons else "ready")
+        if known:
+            document.engine = ReadinessDeviceDocument(**known)
+        return _health_response(document, reasons)
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """``/metrics``."""
@@ -223,12 +189,12 @@ class ApiHandlers:
         return result
 
     def _frame_response(self, result: FrameResult) -> web.Response:
-        """A result as an answer, which is made once for all who ask until the camera has a newer one."""
+        """A result as an answer. It is encoded once for all clients, until the camera has a newer result."""
         camera, sequence = result.frame.camera, result.frame.sequence
         kept = self._response_cache.get(camera)
         if kept is None or kept[0] != sequence:
             headers = {"Content-Type": "application/json", **_frame_headers(result)}
-            kept = (sequence, self._documents.to_json(result) + b"\n", headers)
+            kept = (sequence, json_bytes(build_frame_document(result)) + b"\n", headers)
             if len(self._response_cache) >= _MAX_CACHED_RESPONSES:
                 self._response_cache.clear()
             self._response_cache[camera] = kept
@@ -270,7 +236,7 @@ class ApiHandlers:
     async def detect(self, request: web.Request) -> web.Response:
         """``POST /api/v1/detect``: a picture in, its frame object out."""
         async with AsyncExitStack() as held:
-            # The permit comes before the body, so that many large uploads cannot fill the memory.
+            # The place is taken before the body is read, so that many large uploads cannot fill the memory.
             held.enter_context(self.shared.permits.acquire())
             data = await read_upload(request)
             await held.enter_async_context(self.shared.memory.hold(estimate_decoding_bytes(data)))
@@ -281,7 +247,7 @@ class ApiHandlers:
         )
 
     async def _decode_and_detect(self, data: bytes, held: AsyncExitStack) -> FrameResult:
-        """Decode and analyse; what it holds is free when that is done."""
+        """Decode and analyse a picture; then release what is held for it."""
         async with held:
             picture = await self.shared.executor.run(partial(decode_upload, data))
             del data
@@ -289,10 +255,10 @@ class ApiHandlers:
 
 
 class CachedDocument:
-    """A document that costs something to make: several who ask for it at once get the same.
+    """A document that takes time to make; requests that come close together get the same one.
 
-    It is kept for ten times as long as it took to make, and `max_s` at most: a small one is always made
-    anew, and a large one takes a tenth of the loop's time, or a little more.
+    It is kept for ten times as long as it took to make, at most `max_s`. So a small document is nearly always
+    made anew, and a large one takes about a tenth of the event loop's time.
     """
 
     def __init__(
@@ -306,7 +272,7 @@ class CachedDocument:
         self._body = b""
 
     def document(self) -> Document:
-        """The document, not to be changed."""
+        """The document; callers must not change it."""
         begun_s = self._clock()
         if self._until_s is None or begun_s >= self._until_s:
             self._document, self._body = self._make(), b""
@@ -315,24 +281,23 @@ class CachedDocument:
         return self._document
 
     def body(self) -> bytes:
-        """The same as JSON, which ends its line."""
+        """The document as one line of JSON."""
         document = self.document()
         self._body = self._body or json_bytes(document) + b"\n"
         return self._body
 
 
 def _stream_limit(limit: int, message: str) -> ConcurrencyLimit:
-    """Places of which one address takes half at most; a reverse proxy is one address for all its clients."""
+    """At most half of the places for one address: a reverse proxy is one address for all its clients."""
     return ConcurrencyLimit(limit, message, per_client=max(1, limit // 2))
 
 
-def _health_response(good: str, code: str, reasons: list[str], more: Document | None = None) -> web.Response:
+def _health_response(document: HealthDocument | ReadinessDocument, reasons: list[str]) -> web.Response:
     if not reasons:
-        return json_response({"status": good, **(more or {})})
-    reasons = [redact(reason) for reason in reasons]
-    error = {"code": code, "message": "; ".join(reasons)}
-    document = {"status": code, "reasons": reasons, **(more or {}), "error": error}
-    return json_response(document, status=503, headers={"Retry-After": "2"})
+        return json_response(document.dump())
+    document.reasons = [redact(reason) for reason in reasons]
+    document.error = ErrorDetailsDocument(code=document.status, message="; ".join(document.reasons))
+    return json_response(document.dump(), status=503, headers={"Retry-After": "2"})
 
 
 def _unknown_camera_error(name: str) -> RequestError:
@@ -340,12 +305,12 @@ def _unknown_camera_error(name: str) -> RequestError:
 
 
 def _no_frame_yet_error(name: str) -> RequestError:
-    message = f"camera '{name}' has no analysed frame yet; /api/v1/cameras/{name} tells its state"
+    message = f"camera '{name}' has no analysed frame yet; /api/v1/cameras/{name} shows its state"
     return RequestError(503, message, code="no_frame_yet", headers={"Retry-After": "1"})
 
 
 def _frame_headers(result: FrameResult) -> dict[str, str]:
-    """What lets a client match a picture to its frame object."""
+    """Headers by which a client matches a picture to its frame object."""
     return {
         "X-Visionedge-Camera": result.frame.camera,
         "X-Visionedge-Sequence": str(result.frame.sequence),
@@ -356,3 +321,49 @@ def _frame_headers(result: FrameResult) -> dict[str, str]:
 
 def _width_px(request: web.Request) -> int | None:
     return query_integer(request, "width", minimum=SNAPSHOT_MIN_PX, maximum=SNAPSHOT_MAX_PX)
+
+
+# --- the page ----------------------------------------------------------------------------------------------
+
+
+class DashboardPage:
+    """The page at ``/``: one document with its styles and scripts inside, assembled once.
+
+    It holds no data and no secret: its scripts fetch the data, with the token where there is one.
+    """
+
+    def __init__(self) -> None:
+        folder = files("visionedge.web") / "page"
+        style = (folder / "style.css").read_text(encoding="utf-8")
+        scripts = ("stream.js", "tiles.js", "page.js", "doctor.js")
+        script = "".join((folder / name).read_text(encoding="utf-8") for name in scripts)
+        html = (folder / "index.html").read_text(encoding="utf-8")
+        self._body = html.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script).encode()
+        self._headers = {
+            "Content-Security-Policy": _content_security_policy(style, script),
+            "Referrer-Policy": "no-referrer",
+            "X-Frame-Options": "DENY",
+            "Cross-Origin-Opener-Policy": "same-origin",
+        }
+
+    def answer(self, status: int = 200) -> web.Response:
+        """The page. With status 401 it is the same page, and its script asks for the token."""
+        headers = dict(self._headers)
+        if status == 401:
+            headers["WWW-Authenticate"] = 'Bearer realm="visionedge"'
+        return web.Response(
+            body=self._body, status=status, content_type="text/html", charset="utf-8", headers=headers
+        )
+
+
+def _content_security_policy(style: str, script: str) -> str:
+    """Allow this style, this script, and data from the server of the page; nothing else."""
+    return (
+        f"default-src 'none'; script-src '{_csp_hash(script)}'; style-src '{_csp_hash(style)}'; "
+        "img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _csp_hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

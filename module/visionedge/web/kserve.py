@@ -1,7 +1,7 @@
 """The Open Inference Protocol (KServe v2 REST) for the loaded model, binary tensors included.
 
 One input `images`, UINT8 [n, H, W, 3], BGR at the model's size; one output `detections`, FP32 [n, K, 6]:
-left, top, right, bottom in input pixels, score, class. This is the compiled graph as it is: no letterbox, no
+left, top, right, bottom in input pixels, score, class. It runs the compiled graph alone: no letterbox, no
 threshold, no NMS.
 """
 
@@ -19,9 +19,10 @@ from aiohttp import web
 from numpy.typing import NDArray
 
 from visionedge import __version__
-from visionedge.web.backend import Backend, BusyError, Document, ModelMetadata
-from visionedge.web.jpeg import RequestResources
-from visionedge.web.request_body import RequestBody
+from visionedge.config.documents import Document
+from visionedge.errors import BusyError
+from visionedge.web.backend import Backend, ModelMetadata
+from visionedge.web.request_body import RequestBody, RequestResources
 from visionedge.web.responses import RequestError, json_bytes, json_response, truncate
 
 INPUT_NAME, OUTPUT_NAME = "images", "detections"
@@ -31,18 +32,20 @@ JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 BODY_LIMIT_S = 30.0
 _WRONG_DATATYPE = f"'{INPUT_NAME}' must be UINT8"
 JSON_LIMIT_BYTES = 2**20
-"""Beyond this a tensor has to come as binary data: Python would be busy with the JSON for seconds."""
+"""A larger tensor must come as binary data: Python would parse its JSON for seconds."""
+
 _MAX_CONTAINERS = 140_000
-"""As many lists as 1 MiB of ``[0,0,0],`` holds. Of empty ones there could be three times as many."""
+"""As many lists as 1 MiB of ``[0,0,0],`` holds. 1 MiB of ``[],`` holds more than twice as many."""
+
 _MAX_ID_CHARACTERS = 1024
 _DATATYPE = re.compile(rb'"datatype"\s{0,8}:\s{0,8}"([A-Z0-9]{1,16})"')
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
-    """The JSON part of a request understood: the shape, how the answer is wanted, and values given in it.
+    """The JSON part of a request. `binary`: the answer is wanted as binary data.
 
-    Without values so many bytes as the shape takes have to follow.
+    With `values` None, the bytes of the shape follow the JSON part.
     """
 
     shape: tuple[int, int, int, int]
@@ -52,14 +55,14 @@ class InferenceRequest:
 
 
 class InferenceProtocol:
-    """The handlers under ``/v2``; they share resources with the rest of the API."""
+    """The handlers under ``/v2``. They share the resources of the rest of the API."""
 
     def __init__(self, backend: Backend, shared: RequestResources) -> None:
         self._backend = backend
         self._shared = shared
 
     async def live(self, _request: web.Request) -> web.Response:
-        """``/v2/health/live``; that protocol wants 4xx for no."""
+        """``/v2/health/live``; the protocol wants 4xx for false."""
         fine = not self._backend.health()
         return json_response({"live": fine}, status=200 if fine else 400)
 
@@ -106,7 +109,7 @@ class InferenceProtocol:
         images: NDArray[np.uint8],
         held: AsyncExitStack,
     ) -> web.Response:
-        """Compute and answer; what it holds is free when that is done."""
+        """Compute and answer; then release what is held for it."""
         async with held:
             rows = await self._backend.infer_rows(images)
             return await self._shared.executor.run(
@@ -126,7 +129,7 @@ class InferenceProtocol:
 
 
 def build_routes(handlers: InferenceProtocol) -> list[web.RouteDef]:
-    """The paths of the protocol; a model may be asked for with or without its version."""
+    """The paths of the protocol; those of a model work with and without its version."""
     found = [
         web.get("/v2", handlers.server),
         web.get("/v2/health/live", handlers.live),
@@ -142,7 +145,7 @@ def build_routes(handlers: InferenceProtocol) -> list[web.RouteDef]:
 
 
 def build_metadata(model_metadata: ModelMetadata) -> Document:
-    """The model as the protocol describes it; -1 stands for 1 to `max_batch_size` pictures."""
+    """The model as the protocol describes it; -1 means 1 to `max_batch_size` pictures."""
     shape = [-1, model_metadata.input.height_px, model_metadata.input.width_px, 3]
     return {
         "name": model_metadata.name,
@@ -158,7 +161,7 @@ async def _read_json_part(body: RequestBody, header_length: str | None) -> bytes
     """The JSON part of the body.
 
     Raises:
-        RequestError: 400, its length is none; 413, it is too long.
+        RequestError: 400, its length is malformed; 413, it is too large.
     """
     if header_length is None:
         head = await body.read_up_to(JSON_LIMIT_BYTES + 1)
@@ -183,7 +186,7 @@ def _is_too_large(head: bytes) -> bool:
 
 
 def _too_large_error(head: bytes) -> RequestError:
-    """What is wrong with a JSON part above the limit: the datatype where that shows, else the size."""
+    """The error of a JSON part above the limit: a wrong datatype where it shows, else the size."""
     found = _DATATYPE.search(head)
     if found is not None and found[1] != b"UINT8":
         return RequestError(400, _WRONG_DATATYPE)
@@ -194,7 +197,7 @@ def _too_large_error(head: bytes) -> RequestError:
 
 
 async def _images(body: RequestBody, inference_request: InferenceRequest, count: int) -> NDArray[np.uint8]:
-    """The pictures: the values of the JSON part, or the bytes behind it, of which none may be too many."""
+    """The pictures: the values of the JSON part, or the bytes after it. Their number must be exact."""
     if inference_request.values is not None:
         if await body.read_up_to(1):
             raise RequestError(400, "bytes follow the JSON part, but no input has 'binary_data_size'")
@@ -212,15 +215,15 @@ def _describe_size(size_bytes: int, count: int) -> str:
 
 
 def parse_request(head: bytes, model_metadata: ModelMetadata) -> InferenceRequest:
-    """Understand the JSON part of an inference request; not on the loop.
+    """Parse the JSON part of an inference request. Blocks: not for the event loop.
 
     Raises:
-        RequestError: 400, it is not what the protocol or the model wants.
+        RequestError: 400, it does not follow the protocol or does not fit the model.
     """
     try:
         document = json.loads(head)
     except (ValueError, RecursionError):
-        raise RequestError(400, "the inference request is no JSON") from None
+        raise RequestError(400, "the inference request is not JSON") from None
     if not isinstance(document, dict):
         raise RequestError(400, "the inference request must be an object")
     name = document.get("id")
@@ -262,7 +265,7 @@ def _parameters(owner: Document) -> Document:
 
 
 def _values(tensor: Document, count: int) -> NDArray[np.uint8] | None:
-    """The values given in JSON; None where they follow as bytes."""
+    """The values in the JSON part; None where they follow as bytes."""
     parameters = _parameters(tensor)
     if any(key.startswith("shared_memory") for key in parameters):
         raise RequestError(400, "shared memory is not supported; send the tensor in the body")
@@ -277,9 +280,9 @@ def _values(tensor: Document, count: int) -> NDArray[np.uint8] | None:
 
 
 def _array_from_json(data: object, count: int) -> NDArray[np.uint8]:
-    """Values given in JSON, flat or nested as deep as the shape.
+    """The values in the JSON part, flat or nested like the shape.
 
-    By Python's own quick means: numpy looks at nested lists for seconds, and holds the interpreter meanwhile.
+    Without numpy, which takes seconds for nested lists and holds the interpreter's lock meanwhile.
     """
     wrong = RequestError(400, f"'data' must hold {count} whole numbers from 0 to 255")
     values = data if isinstance(data, list) else []

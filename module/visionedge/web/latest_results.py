@@ -1,6 +1,6 @@
-"""The board where results are pinned up: the newest of each camera, and bounded streams for viewers.
+"""The newest result of each camera, waits for a newer one, and bounded streams of results for viewers.
 
-Everything here belongs to the event loop; threads reach it through the outbox only.
+Everything here is for the event loop; threads hand results over through the `LoopQueue` of the service.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
+from visionedge.errors import BusyError
 from visionedge.frames.types import FrameResult, build_frame_document
-from visionedge.web.backend import BusyError
 from visionedge.web.responses import json_bytes
 
 _RATE_WINDOW_NS = 5_000_000_000
@@ -19,7 +19,7 @@ _RATE_WINDOW_NS = 5_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class CameraTraffic:
-    """What was published for one camera: how many, how many a second lately, and how old the newest is."""
+    """The results of one camera: their count, their rate over the last 5 s, and the age of the newest."""
 
     published: int
     fps: float
@@ -28,7 +28,7 @@ class CameraTraffic:
 
 @dataclass(frozen=True, slots=True)
 class ViewerStatistics:
-    """The board at one moment. `lost` counts what slow viewers missed, over all viewers there ever were."""
+    """The counters at one moment. `lost` are the frame objects that slow viewers missed, since the start."""
 
     cameras: dict[str, CameraTraffic]
     viewers: int
@@ -38,7 +38,7 @@ class ViewerStatistics:
 
 
 class _Entry:
-    """The newest result of one camera, and when the results of the last seconds were published."""
+    """The newest result of one camera, and when those of the last 5 s were published."""
 
     __slots__ = ("latest", "published", "published_ns")
 
@@ -60,39 +60,17 @@ class _Entry:
     def traffic(self, now_ns: int) -> CameraTraffic:
         self.expire(now_ns)
         span_ns = now_ns - self.published_ns[0] if self.published_ns else 0
-        # n moments span n - 1 intervals; the time since the last counts too: a silent camera's rate falls.
+        # n moments span n - 1 intervals. The time since the last one counts, so a silent camera's rate falls.
         fps = (len(self.published_ns) - 1) * 1e9 / span_ns if span_ns > 0 else 0.0
         return CameraTraffic(self.published, fps, now_ns - self.latest.frame.captured_ns)
 
 
-class FrameDocumentCache:
-    """Frame objects as JSON bytes; the newest of each camera is made once for all who ask for it."""
-
-    def __init__(self, limit: int = 256) -> None:
-        self._limit = limit
-        # With the number of the frame: the result itself would hold its picture in memory.
-        self._kept: dict[str, tuple[int, bytes]] = {}
-
-    def to_json(self, result: FrameResult) -> bytes:
-        """The frame object of this result."""
-        camera, sequence = result.frame.camera, result.frame.sequence
-        kept = self._kept.get(camera)
-        if kept is not None and kept[0] == sequence:
-            return kept[1]
-        data = json_bytes(build_frame_document(result))
-        self._kept.pop(camera, None)
-        self._kept[camera] = (sequence, data)
-        if len(self._kept) > self._limit:
-            self._kept.pop(next(iter(self._kept)))
-        return data
-
-
 class Subscription:
-    """One viewer's stream of frame objects as JSON: ``async with board.subscribe(…) as frames``.
+    """One viewer's stream of frame objects as JSON: ``async with latest_results.subscribe(…) as frames``.
 
-    Bytes wait here, the same for all viewers, and no results: those would hold their pictures in memory for
-    as long as the slowest viewer takes. `lost` counts the frames that this viewer was too slow for; the
-    oldest go first.
+    The JSON waits here, the same bytes for all viewers, not the results: those would keep their pictures in
+    memory for as long as the slowest viewer takes. When `limit` frame objects wait, the oldest is dropped;
+    `lost` counts them.
     """
 
     def __init__(self, latest_results: "LatestResults", camera: str | None, limit: int) -> None:
@@ -128,7 +106,7 @@ class Subscription:
         return self._waiting.popleft()
 
     def offer(self, frame: bytes) -> bool:
-        """Hand a frame object over; False when an older one was lost for it."""
+        """Queue a frame object; False when the oldest one was dropped for it."""
         kept = len(self._waiting) < self._limit
         if not kept:
             self._waiting.popleft()
@@ -138,16 +116,16 @@ class Subscription:
         return kept
 
     def end(self) -> None:
-        """No frame will follow; those that wait are still delivered."""
+        """End the stream after the frame objects that wait."""
         self._ended = True
         self._wake.set()
 
 
 class LatestResults:
-    """The newest result of every camera, and who wants to hear of new ones. Loop only, never blocks.
+    """The newest result of every camera, and the viewers and requests that wait for new ones. Loop only.
 
-    At most `max_viewers` subscriptions and as many waits in `newer` at once; further ones raise `BusyError`.
-    Each subscription holds at most `buffer` frame objects.
+    At most `max_viewers` subscriptions, and as many waits in `wait_for_newer`; further ones raise
+    `BusyError`. Each subscription holds at most `buffer` frame objects.
     """
 
     def __init__(
@@ -156,7 +134,6 @@ class LatestResults:
         self._buffer = buffer
         self._max_viewers = max_viewers
         self._clock = clock
-        self._documents = FrameDocumentCache()
         self._entries: dict[str, _Entry] = {}
         self._viewers: set[Subscription] = set()
         self._waits: dict[str, set[asyncio.Future[None]]] = {}
@@ -166,10 +143,11 @@ class LatestResults:
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<Board cameras={len(self._entries)} viewers={len(self._viewers)} waiting={self._waiting}>"
+        cameras, viewers = len(self._entries), len(self._viewers)
+        return f"<LatestResults cameras={cameras} viewers={viewers} waiting={self._waiting}>"
 
     def publish(self, result: FrameResult) -> None:
-        """Pin a result up and hand it to everyone who waits for it."""
+        """Keep a result as the newest of its camera and pass it to all that wait for it."""
         camera = result.frame.camera
         entry = self._entries.get(camera)
         if entry is None:
@@ -177,7 +155,7 @@ class LatestResults:
         entry.update(result, self._clock())
         viewers = [viewer for viewer in self._viewers if viewer.camera in (None, camera)]
         if viewers:
-            frame = self._documents.to_json(result)
+            frame = json_bytes(build_frame_document(result))  # once for all viewers
             self._lost += sum(not viewer.offer(frame) for viewer in viewers)
         self._wake(camera)
 
@@ -189,10 +167,10 @@ class LatestResults:
     async def wait_for_newer(self, camera: str, after: int | None, timeout_s: float) -> FrameResult | None:
         """The newest result with a sequence above `after` (None: any), waiting up to `timeout_s`.
 
-        None when the time is up, the camera was forgotten or the board closed.
+        None after `timeout_s`, or when the camera was forgotten or the module stops.
 
         Raises:
-            Busy: too many wait already.
+            BusyError: too many requests wait.
         """
         result = self._above(camera, after)
         if result is not None or timeout_s <= 0 or self._closed:
@@ -210,7 +188,7 @@ class LatestResults:
             self._waiting -= 1
 
     async def _await_above(self, camera: str, after: int | None) -> FrameResult | None:
-        """Wait publish by publish; an end (camera forgotten, board closed) cancels the futures."""
+        """Wait from result to result; `forget` and `close` cancel the future that is waited for."""
         loop = asyncio.get_running_loop()
         while True:
             wait: asyncio.Future[None] = loop.create_future()
@@ -242,7 +220,7 @@ class LatestResults:
             wait.cancel()
 
     def subscribe(self, camera: str | None) -> Subscription:
-        """A stream of every frame object from now on, of one camera or of all.
+        """A stream of every frame object from now on, of one camera or of all (None).
 
         Entering may raise `BusyError`.
         """
@@ -260,7 +238,7 @@ class LatestResults:
         self._viewers.discard(viewer)
 
     def forget(self, camera: str) -> None:
-        """A camera was removed: its result goes, and the streams and waits for it end."""
+        """Drop the result of a camera that was removed, and end the streams and waits for it."""
         self._entries.pop(camera, None)
         self._end_waits(camera)
         for viewer in self._viewers:
@@ -268,7 +246,7 @@ class LatestResults:
                 viewer.end()
 
     def close(self) -> None:
-        """The module stops: every stream and every wait ends."""
+        """End every stream and every wait: the module stops."""
         self._closed = True
         for camera in list(self._waits):
             self._end_waits(camera)
@@ -276,7 +254,7 @@ class LatestResults:
             viewer.end()
 
     def statistics(self) -> ViewerStatistics:
-        """The board at this moment."""
+        """The counters at this moment."""
         now_ns = self._clock()
         traffic = {camera: entry.traffic(now_ns) for camera, entry in self._entries.items()}
         return ViewerStatistics(traffic, len(self._viewers), self._waiting, self._lost, self._refused)

@@ -1,301 +1,21 @@
-"""The OpenAPI description at ``/openapi.json``: every route, every answer, every shape."""
+"""The OpenAPI 3.1 description at ``/openapi.json``.
+
+The paths and their answers are written here; the schemas are made of the models in `documents`.
+"""
+
+from functools import cache
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
+from pydantic_core import core_schema
 
 from visionedge import __version__
-from visionedge.web.backend import Document
-
-# The shapes of the JSON documents, as JSON Schema: what `ModuleView` gives and what clients get.
-
-
-def _object(required: Document, optional: Document | None = None, *, closed: bool = False) -> Document:
-    shape: Document = {
-        "type": "object",
-        "properties": {**required, **(optional or {})},
-        "required": list(required),
-    }
-    return {**shape, "additionalProperties": False} if closed else shape
-
-
-def _list(items: Document) -> Document:
-    return {"type": "array", "items": items}
-
-
-def _ref(name: str) -> Document:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-_TEXT = {"type": "string"}
-_TEXT_OR_NULL = {"type": ["string", "null"]}
-_NUMBER = {"type": "number"}
-_NUMBER_OR_NULL = {"type": ["number", "null"]}
-_COUNT = {"type": "integer", "minimum": 0}
-_SHARE = {"type": "number", "minimum": 0, "maximum": 1}
-_MOMENT = {"type": "string", "format": "date-time"}
-_DEVICE_ASKED = {"type": "string", "enum": ["auto", "cuda", "tensorrt", "cpu"]}
-
-_ERROR = _object({"code": {"type": "string", "pattern": "^[a-z_]+$"}, "message": _TEXT}, closed=True)
-
-_CAMERA = _object(
-    {
-        "name": {"type": "string", "pattern": "^[a-z0-9_-]{1,64}$"},
-        "state": {
-            "type": "string",
-            "description": "disabled, waiting, connecting, live, stale, frozen, black, reconnecting, failed, "
-            "ended or stopped.",
-        },
-        "epoch": {**_COUNT, "description": "Grows by one at each reconnect."},
-        "framesRead": {**_COUNT, "description": "Pictures decoded from the source."},
-        "framesAnalysed": _COUNT,
-        "dropped": {
-            "type": "object",
-            "additionalProperties": _COUNT,
-            "description": "Frames let go, by reason.",
-        },
-        "fps": {**_NUMBER, "description": "Analysed frames per second, over the last seconds."},
-        "ageMs": {
-            **_NUMBER_OR_NULL,
-            "description": "Age of the newest picture; null before the first one.",
-        },
-        "lastError": {
-            **_TEXT_OR_NULL,
-            "description": "The newest error, secrets masked; null without one.",
-        },
-    },
-    {
-        "uri": {**_TEXT, "description": "Secrets masked."},
-        "since": {**_MOMENT, "description": "When the state began."},
-        "width": {"type": ["integer", "null"]},
-        "height": {"type": ["integer", "null"]},
-        "decoder": _TEXT_OR_NULL,
-        "nextTrySeconds": {
-            **_NUMBER_OR_NULL,
-            "description": "A camera that is reconnecting or failed: when the next try begins, counted from "
-            "now; null unless it waits for one.",
-        },
-        "throttle": {
-            **_object({"fps": _NUMBER_OR_NULL, "gate": {"type": "boolean"}}),
-            "type": ["object", "null"],
-            "description": "What overload holds it to: frames per second, a motion gate; null: nothing.",
-        },
-    },
-)
-
-_ENGINE = _object(
-    {
-        "requested": _DEVICE_ASKED,
-        "effective": {
-            **_TEXT_OR_NULL,
-            "description": "Where frames are really computed; null before warm-up.",
-        },
-        "reason": {**_TEXT_OR_NULL, "description": "Why this device, for people."},
-    },
-    {
-        "reasonCode": {**_TEXT_OR_NULL, "description": "Why this device, for programs."},
-        "degraded": {
-            "type": "boolean",
-            "description": "The effective device is less than what was asked for.",
-        },
-        "since": {**_MOMENT, "description": "When the effective device was taken."},
-        "plan": {
-            "type": "object",
-            "description": "Lanes, batch sizes, why in one line, and the table that was measured.",
-        },
-        "precision": {"type": "object", "description": "What it computes in, why, and what was measured."},
-        "notes": {**_list(_TEXT), "description": "Options that the device or the model refused, and why."},
-        "nodesOnCpu": {**_list(_TEXT), "description": "Nodes that fell to the CPU beside a GPU."},
-        "process": {
-            "type": ["object", "null"],
-            "description": "The engine's own process: pid, restarts, and why it is down, null if it is not.",
-        },
-        "parity": {
-            **_list({"type": "object"}),
-            "description": "How the device was held against the CPU: on bundled pictures, on frames.",
-        },
-        "speedCheck": {
-            "type": ["object", "null"],
-            "description": "Milliseconds for a picture on the device and on one core of the CPU; doubt.",
-        },
-        "recovery": {
-            "type": ["object", "null"],
-            "description": "Faults and probes so far, and where the way back to a lost device stands.",
-        },
-    },
-)
-
-_RUNG = _object(
-    {
-        "level": {"type": "string", "enum": ["variant", "gate", "fps"]},
-        "since": _MOMENT,
-        "what": {**_TEXT, "description": "What that means just now."},
-    }
-)
-
-_CAPACITY = _object(
-    {
-        "windowSeconds": {**_NUMBER, "description": "All rates are over so long."},
-        "demandedPerSecond": {**_NUMBER, "description": "Frames that the configuration asks for."},
-        "admittedPerSecond": {**_NUMBER, "description": "Frames of these that the overload ladder leaves."},
-        "deliveredPerSecond": {**_NUMBER, "description": "Frames that are analysed."},
-        "bottleneck": {"type": "string", "enum": ["none", "quota", "decode", "engine", "others", "idle"]},
-        "sentence": {**_TEXT, "description": "All of it for people, with the knob to turn."},
-        "overload": _object(
-            {
-                "active": {"type": "boolean", "description": "Something may be given up (`overload.when`)."},
-                "exhausted": {"type": "boolean", "description": "Too much still, and nothing is left."},
-                "since": {"type": ["string", "null"], "description": "Since when something is given up."},
-                "levels": {**_list(_RUNG), "description": "What is given up, in its order."},
-            }
-        ),
-    },
-    {
-        "cores": _COUNT,
-        "coresUsed": {"type": "object", "additionalProperties": _NUMBER},
-        "cameras": {"type": "object", "description": "Demanded, let in and delivered by camera."},
-    },
-)
-
-_STATUS = _object(
-    {
-        "version": _TEXT,
-        "uptimeSeconds": _NUMBER,
-        "engine": _ref("Engine"),
-        "cameras": _list(_ref("Camera")),
-        "hub": _object(
-            {"state": {"type": "string", "description": "local, connecting, connected, disconnected …"}},
-            {"lastError": _TEXT_OR_NULL},
-        ),
-    },
-    {
-        "started": _MOMENT,
-        "capacity": {
-            **_CAPACITY,
-            "type": ["object", "null"],
-            "description": "What is delivered of what is asked; null in the first seconds.",
-        },
-        "model": {
-            **_object({"name": _TEXT, "sha256": _TEXT}),
-            "type": ["object", "null"],
-            "description": "null before the model is loaded.",
-        },
-        "fetching": {
-            **_TEXT_OR_NULL,
-            "description": "How far the model is that is being fetched, or why not.",
-        },
-    },
-)
-
-_BOX = _object({"left": _SHARE, "top": _SHARE, "width": _SHARE, "height": _SHARE}, closed=True)
-
-_DETECTION = _object(
-    {"label": _TEXT, "classId": _COUNT, "confidence": _SHARE, "box": _ref("Box")}, closed=True
-)
-
-_TIMING = _object(
-    {
-        "waitMs": _NUMBER,
-        "inferMs": _NUMBER,
-        "totalMs": _NUMBER,
-        "batchSize": {"type": "integer", "minimum": 1},
-    },
-    closed=True,
-)
-
-_FRAME = {
-    **_object(
-        {
-            "schema": {"const": "visionedge/frame/1"},
-            "sequence": {**_COUNT, "description": "Rises; never repeats for a camera, restarts included."},
-            "epoch": _COUNT,
-            "capturedAt": _MOMENT,
-            "width": _COUNT,
-            "height": _COUNT,
-            "model": _TEXT,
-            "device": {**_TEXT, "description": "Where this frame was really computed."},
-            "timing": _ref("Timing"),
-            "detections": {**_list(_ref("Detection")), "description": "Sorted by falling confidence."},
-        },
-        {
-            "camera": {"type": "string", "description": "Absent for a picture that was uploaded."},
-            "source": {"type": "string", "description": "Instead of `camera`: 'upload'."},
-        },
-        closed=True,
-    ),
-    "oneOf": [{"required": ["camera"]}, {"required": ["source"]}],
-}
-
-
-def _condition(good: str, bad: str, more: Document | None = None) -> Document:
-    told = {"reasons": _list(_TEXT), "error": _ERROR}
-    return _object({"status": {"type": "string", "enum": [good, bad]}}, {**told, **(more or {})})
-
-
-_FINDING = _object(
-    {
-        "name": {"type": "string", "pattern": "^[a-z-]+$"},
-        "title": _TEXT,
-        "state": {"type": "string", "enum": ["ok", "info", "warning", "broken", "skipped"]},
-        "found": _TEXT,
-        "remedies": _list(_object({"instruction": _TEXT, "lines": _list(_TEXT)})),
-    }
-)
-
-_DOCTOR = _object(
-    {
-        "schema": {"const": "visionedge/doctor/1"},
-        "version": _TEXT,
-        "at": _MOMENT,
-        "system": _TEXT,
-        "fulfilled": {"type": "boolean", "description": "The machine does what is asked of it."},
-        "device": _object(
-            {
-                "requested": _DEVICE_ASKED,
-                "effective": {"type": "string", "enum": ["cuda", "tensorrt", "cpu"]},
-                "reasonCode": _TEXT,
-                "reason": _TEXT,
-            }
-        ),
-        "environment": _object(
-            {
-                "container": {"type": "boolean"},
-                "iotEdge": {"type": "string", "enum": ["no", "edge", "simulator", "half"]},
-                "kernel": {"type": "string", "enum": ["eflow", "wsl", "hyper-v", "linux"]},
-                "release": _TEXT,
-                "passthrough": {"type": "string", "enum": ["dda", "gpu-pv", "native", "intel", "none"]},
-            }
-        ),
-        "firstBroken": {**_TEXT_OR_NULL, "description": "The name of the first broken link of the chain."},
-        "chain": {**_list(_ref("Finding")), "description": "The way to the GPU, link by link."},
-        "systemChecks": _list(_ref("Finding")),
-    }
-)
-
-SCHEMAS: Document = {
-    "Error": _object({"error": _ERROR}),
-    "ProtocolError": _object({"error": _TEXT}),
-    "Health": _condition("ok", "unhealthy"),
-    "Readiness": _condition(
-        "ready",
-        "not_ready",
-        {
-            "engine": _object(
-                {}, {"requested": _DEVICE_ASKED, "effective": _TEXT_OR_NULL, "degraded": {"type": "boolean"}}
-            )
-        },
-    ),
-    "Status": _STATUS,
-    "Engine": _ENGINE,
-    "Camera": _CAMERA,
-    "Cameras": _object({"cameras": _list(_ref("Camera"))}),
-    "Doctor": _DOCTOR,
-    "Finding": _FINDING,
-    "Frame": _FRAME,
-    "Detection": _DETECTION,
-    "Box": _BOX,
-    "Timing": _TIMING,
-}
-"""Components by name; the shapes of frames are closed, others may gain keys."""
-
+from visionedge.config.documents import Document
+from visionedge.config.schema import CAMERA_NAME_PATTERN
+from visionedge.web.documents import DOCUMENTS, schema_name
 
 _INTEGER = {"type": "integer"}
+_NUMBER = {"type": "number"}
 _FLAG = {"type": "string", "enum": ["0", "1", "true", "false", ""]}
 
 
@@ -313,16 +33,41 @@ def build_openapi() -> Document:
         "security": [{"token": []}, {}],
         "paths": _paths(),
         "components": {
-            "schemas": SCHEMAS,
+            "schemas": build_schemas(),
             "securitySchemes": {
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "Needed everywhere but at the health checks when `http.token` is set.",
+                    "description": "Needed on every path but the health checks when `http.token` is set.",
                 }
             },
         },
     }
+
+
+class _SchemaGenerator(GenerateJsonSchema):
+    """Names without "Document", no titles of fields, and no defaults: a key that is not set is left out."""
+
+    def normalize_name(self, name: str) -> str:
+        return schema_name(super().normalize_name(name))
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - pydantic's
+        return False
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+
+@cache
+def build_schemas() -> Document:
+    """The JSON Schema of each document that leaves the process, and of each model inside one, by name."""
+    _, schemas = models_json_schema(
+        [(model, "serialization") for model in DOCUMENTS],
+        ref_template="#/components/schemas/{model}",
+        schema_generator=_SchemaGenerator,
+    )
+    found: Document = schemas["$defs"]
+    return found
 
 
 def _paths() -> Document:
@@ -337,7 +82,10 @@ def _module_paths() -> Document:
         "/": {"get": _get("page", "The page that shows every camera live.", {"200": page})},
         "/healthz": {
             "get": _get_without_token(
-                "health", "Whether the module works.", _ok("Health"), {"503": _json("Health", "It does not.")}
+                "health",
+                "Whether the module works.",
+                _ok("Health"),
+                {"503": _json("Health", "The module does not work.")},
             )
         },
         "/readyz": {
@@ -345,24 +93,26 @@ def _module_paths() -> Document:
                 "readiness",
                 "Whether a warmed-up engine answers.",
                 _ok("Readiness"),
-                {"503": _json("Readiness", "It does not yet.")},
+                {"503": _json("Readiness", "No engine answers yet.")},
             )
         },
         "/metrics": {"get": _get("metrics", "All metrics, Prometheus text 0.0.4.", {"200": text})},
         "/openapi.json": {
             "get": _get(
-                "openapi", "This document.", {"200": _content("application/json", {"type": "object"}, "It.")}
+                "openapi",
+                "This document.",
+                {"200": _content("application/json", {"type": "object"}, "The description.")},
             )
         },
         "/api/v1/status": {"get": _get("status", "The module in one document.", _ok("Status"))},
         "/api/v1/doctor": {
-            "get": _get("doctor", "The way to the GPU, link by link, and the remedy.", _ok("Doctor"))
+            "get": _get("doctor", "The checks of the chain to the GPU, with remedies.", _ok("Doctor"))
         },
         "/api/v1/config/schema": {
             "get": _get(
                 "configSchema",
                 "The JSON Schema of the configuration, of files and desired properties alike.",
-                {"200": _content("application/json", {"type": "object"}, "It.")},
+                {"200": _content("application/json", {"type": "object"}, "The schema.")},
             )
         },
         "/api/v1/log": {"get": _get("log", "The newest lines of the log, secrets masked.", {"200": lines})},
@@ -370,22 +120,21 @@ def _module_paths() -> Document:
 
 
 def _camera_paths() -> Document:
-    name = _parameter(
-        "path", "name", {"type": "string", "pattern": "^[a-z0-9_-]{1,64}$"}, "The camera's name."
-    )
+    pattern = {"type": "string", "pattern": f"^{CAMERA_NAME_PATTERN.pattern}$"}
+    name = _parameter("path", "name", pattern, "The camera's name.")
     unknown = {"404": _error("No camera has this name.")}
     frame = _get("frame", "The newest frame object, or a newer one than `after`.", _ok("Frame"), unknown)
     frame["parameters"] = [
         _parameter("query", "after", _INTEGER, "Wait for a frame with a higher sequence than this."),
         _parameter(
-            "query", "timeout", _NUMBER, "Wait so many seconds at most (10 by default, never above 60)."
+            "query", "timeout", _NUMBER, "Wait at most so many seconds: 10 by default, never more than 60."
         ),
     ]
     frame["responses"] |= {"204": {"description": "No newer frame came in time."}, "503": _not_yet()}
     snapshot = _get("snapshot", "The picture of the newest frame.", {"200": _jpeg()}, unknown)
     snapshot["parameters"] = [_parameter("query", "annotate", _FLAG, "1 draws the boxes."), _width()]
     snapshot["responses"]["503"] = _not_yet()
-    parts = _content("multipart/x-mixed-replace", {"type": "string"}, "JPEG parts without an end.")
+    parts = _content("multipart/x-mixed-replace", {"type": "string"}, "JPEG parts; the stream does not end.")
     stream = _get("stream", "Live pictures with boxes, as MJPEG.", {"200": parts}, unknown)
     stream["parameters"] = [_width()]
     stream["responses"]["503"] = _error("Too many viewers.")
@@ -401,8 +150,10 @@ def _camera_paths() -> Document:
 
 def _frame_paths() -> Document:
     events = _content("text/event-stream", {"type": "string"}, "One frame object per `data:` line.")
-    frames = _get("frames", "Every frame object as it comes, as server-sent events.", {"200": events})
-    frames["parameters"] = [_parameter("query", "camera", {"type": "string"}, "Only this camera's.")]
+    frames = _get("frames", "Every frame object when it is computed, as server-sent events.", {"200": events})
+    frames["parameters"] = [
+        _parameter("query", "camera", {"type": "string"}, "Only frame objects of this camera.")
+    ]
     frames["responses"] |= {"404": _error("No camera has this name."), "503": _error("Too many viewers.")}
     binary = {"schema": {"type": "string", "format": "binary"}}
     form = {"schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}}
@@ -414,12 +165,12 @@ def _frame_paths() -> Document:
         "content": {**dict.fromkeys(kinds, binary), "multipart/form-data": form},
     }
     detect["responses"] |= {
-        "400": _error("The body is empty or its picture is broken."),
+        "400": _error("The body is empty or its picture is damaged."),
         "408": _error("The body did not arrive in time."),
-        "403": _error("A page of another site asks."),
+        "403": _error("A page of another site sent the request."),
         "413": _error("The body, or its picture, is too large."),
-        "415": _error("The body is no JPEG, PNG or WebP, or its content coding is not known."),
-        "503": _error("Too many at once, or the engine is not ready; see Retry-After."),
+        "415": _error("The body is not a JPEG, PNG or WebP, or its content coding is not supported."),
+        "503": _error("Too many requests at once, or the engine is not ready; see Retry-After."),
     }
     return {"/api/v1/frames": {"get": frames}, "/api/v1/detect": {"post": detect}}
 
@@ -430,7 +181,7 @@ def _protocol_paths() -> Document:
     return {
         "/v2": {"get": _protocol("v2Server", "The server, in the Open Inference Protocol.")},
         "/v2/health/live": {"get": _protocol("v2Live", "200 when the module works, else 400.")},
-        "/v2/health/ready": {"get": _protocol("v2Ready", "200 when it is ready, else 400.")},
+        "/v2/health/ready": {"get": _protocol("v2Ready", "200 when the module is ready, else 400.")},
         **_protocol_model("/v2/models/{model}", "v2Model", [model]),
         **_protocol_model("/v2/models/{model}/versions/{version}", "v2Version", [model, version]),
     }
@@ -455,12 +206,13 @@ def _protocol_model(path: str, name: str, parameters: list[Document]) -> Documen
 
 def _protocol(name: str, summary: str) -> Document:
     """An operation of the Open Inference Protocol, whose errors are ``{"error": "text"}``."""
-    good = _content("application/json", {"type": "object"}, "As the protocol has it.")
+    good = _content("application/json", {"type": "object"}, "As in the protocol.")
     bad = _json("ProtocolError", "An error.")
     return {"operationId": name, "summary": summary, "responses": {"200": good, "default": bad}}
 
 
 def _get(name: str, summary: str, good: Document, more: Document | None = None) -> Document:
+    """An operation that needs the token where one is set."""
     responses = {**good, **(more or {}), "401": _error("The token is missing or wrong.")}
     return {
         "operationId": name,
@@ -475,11 +227,11 @@ def _get_without_token(name: str, summary: str, good: Document, more: Document) 
     return {"operationId": name, "summary": summary, "security": [], "responses": responses}
 
 
-def _parameter(place: str, name: str, schema: Document, description: str) -> Document:
+def _parameter(location: str, name: str, schema: Document, description: str) -> Document:
     return {
         "name": name,
-        "in": place,
-        "required": place == "path",
+        "in": location,
+        "required": location == "path",
         "schema": schema,
         "description": description,
     }
@@ -499,7 +251,7 @@ def _json(schema: str, description: str) -> Document:
 
 
 def _ok(schema: str) -> Document:
-    return {"200": _json(schema, "Fine.")}
+    return {"200": _json(schema, "The document.")}
 
 
 def _error(description: str) -> Document:
@@ -507,7 +259,7 @@ def _error(description: str) -> Document:
 
 
 def _not_yet() -> Document:
-    return _error("The camera has no analysed frame yet, or too many wait; see Retry-After.")
+    return _error("The camera has no analysed frame yet, or too many requests wait; see Retry-After.")
 
 
 def _jpeg() -> Document:

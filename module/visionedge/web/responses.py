@@ -1,4 +1,4 @@
-"""Answers and questions: JSON documents, errors in the one shape, and query values that are checked."""
+"""Answers and queries: JSON documents, errors in the one shape, and checked query values."""
 
 import json
 import logging
@@ -10,9 +10,8 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from visionedge.errors import VisionedgeError
+from visionedge.errors import BusyError, VisionedgeError
 from visionedge.runtime.redaction import redact
-from visionedge.web.backend import BusyError
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,8 @@ _CODES = {
 }
 
 _MAX_QUOTED_CHARACTERS = 100
-"""So many characters of a client's text are quoted, at most: it may be long, and made to be slow to mask."""
+"""A client's text is cut to this before it is quoted: masking a long one could take long."""
+
 _MAX_MESSAGE_CHARACTERS = 1000
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
@@ -42,7 +42,7 @@ _BOOLEANS = {"": True, "1": True, "true": True, "0": False, "false": False}
 
 
 class RequestError(Exception):
-    """A request that gets an error for an answer: status, code for programs, message for people."""
+    """A request that is answered with an error: status, code for programs, message for people."""
 
     def __init__(self, status: int, message: str, *, code: str = "", headers: Mapping[str, str] = {}) -> None:
         super().__init__(message)
@@ -52,12 +52,12 @@ class RequestError(Exception):
 
 
 def truncate(text: str, maximum: int = _MAX_QUOTED_CHARACTERS) -> str:
-    """The beginning of a text; to be used on any text of a client before it is quoted, masked or logged."""
+    """The beginning of a text. For every text of a client before it is quoted, masked or logged."""
     return text if len(text) <= maximum else text[:maximum] + "…"
 
 
 def json_bytes(document: Any) -> bytes:
-    """The document as compact UTF-8 JSON; half a surrogate becomes '?'. ValueError where it holds a NaN."""
+    """The document as compact UTF-8 JSON; a lone surrogate becomes '?'. Raises ValueError for NaN."""
     return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
         errors="replace"
     )
@@ -66,16 +66,16 @@ def json_bytes(document: Any) -> bytes:
 def json_response(
     document: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """A JSON answer; lines end so that it reads well in a terminal."""
+    """A JSON answer that ends with a line feed, for terminals."""
     body = json_bytes(document) + b"\n"
     return web.Response(body=body, status=status, headers=headers, content_type="application/json")
 
 
 def set_common_headers(headers: MutableMapping[str, str]) -> None:
-    """What every answer says: it is not to be kept, its type not to be guessed."""
+    """The headers of every answer: clients must not cache it or guess its type."""
     headers.setdefault("Cache-Control", "no-store")
     headers.setdefault("X-Content-Type-Options", "nosniff")
-    # Or any page of another site could show the pictures in an <img>.
+    # Otherwise a page of another site could show the pictures in an <img>.
     headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
     headers["Server"] = "visionedge"
 
@@ -90,7 +90,7 @@ def error_response(path: str, problem: RequestError) -> web.Response:
 
 
 def to_request_error(error: Exception, request: web.BaseRequest) -> RequestError:
-    """What an exception of a handler means to the client."""
+    """The error that a client gets for an exception of a handler."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, BusyError):
@@ -110,15 +110,12 @@ def _from_http_exception(error: web.HTTPException, request: web.BaseRequest) -> 
     message = error.reason or "error"
     if isinstance(error, web.HTTPMethodNotAllowed):
         headers["Allow"] = ", ".join(sorted(error.allowed_methods))
-        taken = f"it takes {headers['Allow']}"
-        message = f"{truncate(request.path)} does not take {truncate(request.method)}; {taken}"
+        allowed = headers["Allow"]
+        message = f"{truncate(request.path)} does not take {truncate(request.method)}; it takes {allowed}"
     elif isinstance(error, web.HTTPNotFound):
-        message = (
-            f"there is nothing at {truncate(request.path) or 'this address'}; /openapi.json "
-            "lists what there is"
-        )
+        message = f"nothing is at {truncate(request.path) or 'this address'}; /openapi.json lists all paths"
     elif isinstance(error, web.HTTPExpectationFailed):
-        message = "the only Expect that is known is 100-continue"
+        message = "the only supported Expect is 100-continue"
     elif isinstance(error, web.HTTPRequestEntityTooLarge):
         message = "the body is too large"
     return RequestError(error.status, message, headers=headers)
@@ -132,10 +129,11 @@ def _query_value(request: web.Request, name: str) -> str | None:
 
 
 def query_text(request: web.Request, name: str) -> str | None:
-    """A query value as it is; None where it is absent.
+    """A query value as text; None where it is absent.
 
     Raises:
-        RequestError: 400, it is given more than once (so in the others here, or it is not of their kind).
+        RequestError: 400, it is given more than once. The other functions here also raise it for a value of
+            another kind.
     """
     return _query_value(request, name)
 
@@ -166,7 +164,7 @@ def query_seconds(request: web.Request, name: str, *, max_s: float) -> float | N
 
 
 def query_bool(request: web.Request, name: str) -> bool:
-    """A query value as yes or no: 1, true or just the name, and 0, false or absent."""
+    """A query value as a bool: true for 1, true or the bare name; false for 0, false or absent."""
     text = _query_value(request, name)
     if text is None:
         return False

@@ -1,4 +1,4 @@
-"""Answers without an end: server-sent events and MJPEG. A slow viewer loses only its own frames."""
+"""Answers that do not end: server-sent events and MJPEG. A slow viewer loses only its own frames."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
@@ -7,42 +7,42 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from visionedge.errors import SourceError
+from visionedge.errors import BusyError, SourceError
 from visionedge.frames.types import FrameResult
-from visionedge.web.backend import Backend, BusyError
+from visionedge.web.backend import Backend
 from visionedge.web.jpeg import JpegCache, JpegOptions
 
 T = TypeVar("T")
 
 HEARTBEAT_S = 15.0
-"""A silent stream says this often that it lives, so that dead clients are found."""
+"""A silent stream sends a sign of life this often, so that lost clients are found."""
 
 WRITE_LIMIT_S = 20.0
-"""A client that takes nothing for so long is let go, so that it does not hold a viewer's place for ever."""
+"""A client that reads nothing for so long is disconnected, so that it does not keep a viewer's place."""
 
 BOUNDARY = "visionedge-picture"
 
 
 class StopSignal:
-    """The end of the server, or of a token, as something that can be waited for."""
+    """Set once when the server stops or the token changes; streams wait for it."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def set(self) -> None:
-        """It ends: every `race` returns."""
+        """Set it: every `run_until_set` returns."""
         self._event.set()
 
     def is_set(self) -> bool:
-        """Whether it has ended."""
+        """Whether it is set."""
         return self._event.is_set()
 
     async def wait(self) -> None:
-        """Return when it ends."""
+        """Return when it is set."""
         await self._event.wait()
 
     async def run_until_set(self, work: Coroutine[None, None, T]) -> T | None:
-        """The work's result, or None when the end comes first (the work is then cancelled)."""
+        """The result of the work, or None when the signal is set first; the work is then cancelled."""
         task, end = asyncio.ensure_future(work), asyncio.ensure_future(self.wait())
         try:
             await asyncio.wait((task, end), return_when=asyncio.FIRST_COMPLETED)
@@ -62,7 +62,7 @@ async def _cancel(*tasks: asyncio.Future[Any]) -> None:
 async def iterate_with_heartbeat(
     frames: AsyncIterator[bytes], stop_signal: StopSignal, heartbeat_s: float
 ) -> AsyncGenerator[bytes | None, None]:
-    """The frames, and None whenever none came for `heartbeat_s`; ends with them or with `closing`."""
+    """The frames, and None when none came for `heartbeat_s`. Ends with the frames or with the signal."""
     end = asyncio.ensure_future(stop_signal.wait())
     upcoming: asyncio.Future[bytes] | None = None
     try:
@@ -85,7 +85,7 @@ async def iterate_with_heartbeat(
 async def send_events(
     request: web.Request, frames: AsyncIterator[bytes], stop_signal: StopSignal
 ) -> web.StreamResponse:
-    """Server-sent events: one frame object each, named by the default event so that `onmessage` hears it."""
+    """Server-sent events: one frame object each, as the default event that `onmessage` receives."""
     response = await _start_response(request, "text/event-stream; charset=utf-8")
     with _ignore_disconnect(request):
         await _write(response, b"retry: 2000\n: frame objects follow\n\n")
@@ -116,9 +116,9 @@ async def send_mjpeg(
 
 
 class MjpegParts:
-    """The newest picture of a camera, packed by `pack`, each time one is asked for.
+    """The newest picture of a camera as a part of an MJPEG stream, encoded by `encode_part`.
 
-    Only packed pictures are kept while a slow viewer takes one: a result would hold its whole picture.
+    While a slow viewer reads a part only the encoded part is kept: a result would keep its whole picture.
     """
 
     def __init__(
@@ -136,9 +136,9 @@ class MjpegParts:
         self._part = b""
 
     async def each(self, heartbeat_s: float) -> AsyncGenerator[bytes, None]:
-        """A part, and the last one again when none came for `heartbeat_s`: MJPEG knows no other heartbeat.
+        """Each part, and the last one again when none came for `heartbeat_s`: MJPEG has no other heartbeat.
 
-        Ends when the camera is removed, the module stops, or `closing` is set.
+        Ends when the camera is removed, the module stops, or the signal is set.
         """
         while not self._stop_signal.is_set() and self._backend.has_camera(self._camera):
             if not await self._update(heartbeat_s):
@@ -147,12 +147,12 @@ class MjpegParts:
                 yield self._part
 
     async def _update(self, heartbeat_s: float) -> bool:
-        """Wait for a newer picture and pack it; False where none will come."""
+        """Wait for a newer picture and encode it; False where none will come."""
         loop = asyncio.get_running_loop()
         asked_s = loop.time()
         result = await self._stop_signal.run_until_set(self._newer(heartbeat_s))
         if result is None:
-            # A wait that is over before its time means that nothing will come.
+            # A wait that returns before its time: the camera was removed or the module stops.
             return loop.time() - asked_s >= heartbeat_s / 2
         self._sequence = result.frame.sequence
         self._part = await self._encode(result) or self._part
@@ -167,11 +167,11 @@ class MjpegParts:
 
 
 async def _part(jpeg_cache: JpegCache, result: FrameResult, options: JpegOptions) -> bytes:
-    """A part with its closing boundary: browsers show a part only when they see what ends it."""
+    """A part with its closing boundary: browsers show a part only when its boundary has arrived."""
     try:
         jpeg = await jpeg_cache.jpeg(result, options)
     except (BusyError, SourceError):
-        return b""  # this picture is skipped; the next may come through
+        return b""  # skip this picture; the next one may work
     head = (
         f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n"
         f"X-Visionedge-Sequence: {result.frame.sequence}\r\n\r\n"
@@ -192,7 +192,7 @@ async def _write(response: web.StreamResponse, data: bytes) -> None:
 
 @contextmanager
 def _ignore_disconnect(request: web.Request) -> Iterator[None]:
-    """A client that went away or takes nothing any more ends its stream, and that is no error."""
+    """End the stream without an error when the client has disconnected or reads nothing."""
     try:
         yield
     except (ConnectionError, TimeoutError):

@@ -4,6 +4,7 @@ The words lie in tests/golden/doctor. After a change that is meant, `VISIONEDGE_
 `ARGS="-k doctor"` writes them anew, to be read before they are kept.
 """
 
+import json
 import os
 import re
 from pathlib import Path
@@ -22,6 +23,7 @@ from visionedge.ops.doctor.gpu_checks import GPU_CHECKS
 from visionedge.ops.doctor.host import CheckState
 from visionedge.ops.doctor.report import DoctorReport, examine
 from visionedge.ops.doctor.system_checks import SYSTEM_CHECKS
+from visionedge.web.documents import DoctorDocument
 
 SITUATIONS = [*NO_GPU, *NOT_GIVEN, *BROKEN, *PARAVIRTUAL, *GOOD, *BESIDE]
 GOLDEN = Path(__file__).parents[2] / "golden" / "doctor"
@@ -65,6 +67,26 @@ def test_a_cpu_quota_is_told_where_it_is_a_limit(
     report = examine(DoctorRequest("auto", parse_config({}), DATA), machine.host())
     states = [str(found.state) for found in report.system_checks if found.name == "cpu-quota"]
     assert states == ([] if told is None else [told])
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.name)
+def test_the_report_as_json_has_the_described_keys_in_their_order(
+    situation: Situation, tmp_path: Path
+) -> None:
+    report = examined(situation, tmp_path / "root")
+    document = report.document()
+    keys = "schema version at system fulfilled device environment firstBroken chain systemChecks"
+    assert list(document) == keys.split()
+    assert list(document["device"]) == ["requested", "effective", "reasonCode", "reason"]
+    assert list(document["environment"]) == ["container", "iotEdge", "kernel", "release", "passthrough"]
+    assert document["firstBroken"] == (report.first_broken.name if report.first_broken else None)
+    assert len(document["chain"]) == len(report.chain)
+    for finding in document["chain"] + document["systemChecks"]:
+        assert list(finding) == ["name", "title", "state", "found", "remedies"]
+        for remedy in finding["remedies"]:
+            assert list(remedy) == ["instruction", "lines"]
+    assert DoctorDocument.model_validate(document).dump() == document
+    assert json.loads(json.dumps(document)) == document
 
 
 def test_marks_have_colours_on_a_terminal_and_nothing_else_changes(tmp_path: Path) -> None:

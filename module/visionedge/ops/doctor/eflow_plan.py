@@ -52,7 +52,7 @@ class EflowPlan:
             "cuda": self.cuda,
             "passthrough": self.passthrough,
             "why": self.why,
-            "steps": [step.document() for step in self.steps],
+            "steps": [step.document().dump() for step in self.steps],
         }
 
     def to_text(self) -> str:

@@ -24,6 +24,7 @@ from visionedge.frames.types import utc_now
 from visionedge.iothub.identity import Identity
 from visionedge.runtime.child_process import start_text_child
 from visionedge.runtime.process_limits import cpu_quota
+from visionedge.web.documents import FindingDocument, RemedyDocument
 
 # What doctor says about one thing: its state, what was found, and what to do about it.
 
@@ -48,9 +49,9 @@ class Remedy:
     instruction: str
     lines: tuple[str, ...] = ()
 
-    def document(self) -> Document:
-        """As JSON."""
-        return {"instruction": self.instruction, "lines": list(self.lines)}
+    def document(self) -> RemedyDocument:
+        """For JSON."""
+        return RemedyDocument(instruction=self.instruction, lines=list(self.lines))
 
 
 Remedies = tuple[Remedy, ...]
@@ -71,15 +72,15 @@ class CheckResult:
     found: str
     remedies: Remedies = ()
 
-    def document(self) -> Document:
-        """As JSON."""
-        return {
-            "name": self.name,
-            "title": self.title,
-            "state": str(self.state),
-            "found": self.found,
-            "remedies": [remedy.document() for remedy in self.remedies],
-        }
+    def document(self) -> FindingDocument:
+        """For JSON."""
+        return FindingDocument(
+            name=self.name,
+            title=self.title,
+            state=self.state.value,
+            found=self.found,
+            remedies=[remedy.document() for remedy in self.remedies],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,7 @@ from visionedge.ops.doctor.gpu_checks import run_gpu_checks
 from visionedge.ops.doctor.host import CheckResult, CheckState, Document, Host, HostEnvironment
 from visionedge.ops.doctor.system_checks import run_system_checks
 from visionedge.runtime.redaction import redact, redact_document
-
-SCHEMA = "visionedge/doctor/1"
+from visionedge.web.documents import DoctorDeviceDocument, DoctorDocument, DoctorEnvironmentDocument
 
 _WIDTH = 104
 _MARKS = {
@@ -64,30 +63,30 @@ class DoctorReport:
     def document(self) -> Document:
         """As JSON, secrets masked."""
         first = self.first_broken
-        document = {
-            "schema": SCHEMA,
-            "version": __version__,
-            "at": self.at,
-            "system": self.system,
-            "fulfilled": self.fulfilled,
-            "device": {
-                "requested": self.requested,
-                "effective": self.effective,
-                "reasonCode": str(self.code),
-                "reason": self.reason,
-            },
-            "environment": {
-                "container": self.environment.container,
-                "iotEdge": self.environment.edge,
-                "kernel": self.environment.kernel,
-                "release": self.environment.release,
-                "passthrough": self.environment.passthrough,
-            },
-            "firstBroken": first.name if first else None,
-            "chain": [finding.document() for finding in self.chain],
-            "systemChecks": [finding.document() for finding in self.system_checks],
-        }
-        masked: Document = redact_document(document)
+        document = DoctorDocument(
+            schema="visionedge/doctor/1",
+            version=__version__,
+            at=self.at,
+            system=self.system,
+            fulfilled=self.fulfilled,
+            device=DoctorDeviceDocument(
+                requested=self.requested,
+                effective=self.effective,
+                reason_code=self.code,
+                reason=self.reason,
+            ),
+            environment=DoctorEnvironmentDocument(
+                container=self.environment.container,
+                iot_edge=self.environment.edge,
+                kernel=self.environment.kernel,
+                release=self.environment.release,
+                passthrough=self.environment.passthrough,
+            ),
+            first_broken=first.name if first else None,
+            chain=[finding.document() for finding in self.chain],
+            system_checks=[finding.document() for finding in self.system_checks],
+        )
+        masked: Document = redact_document(document.dump())
         return masked
 
     def to_text(self, *, colours: bool = False) -> str:

@@ -1,10 +1,10 @@
-/* The doctor's dialog: the chain to the GPU link by link, and what to do about the first broken one. */
+/* The doctor's dialog: the checks of the chain to the GPU, and what to do about the first broken one. */
 
 const MARKS = { ok: "✓", info: "·", warning: "!", broken: "✗", skipped: "–" };
-const SPOKEN = { ok: "fine", info: "noted", warning: "look at this", broken: "broken", skipped: "not looked at" };
+const STATE_LABELS = { ok: "ok", info: "info", warning: "warning", broken: "broken", skipped: "skipped" };
 
-/* A line to be copied: it may wrap, but not behind the hyphen of an option. */
-function typed(lines) {
+/* Lines to be copied: they may wrap, but not after the hyphen of an option. */
+function commandBlock(lines) {
   const block = make("pre");
   for (const word of lines.join("\n").split(/(?<= |\n)/)) {
     block.append(word.startsWith("-") ? make("span", "option", word) : word);
@@ -16,7 +16,7 @@ function remedyList(finding) {
   const list = make("div", "remedies");
   for (const remedy of finding.remedies) {
     list.append(make("p", "", remedy.instruction));
-    if (remedy.lines.length) list.append(typed(remedy.lines));
+    if (remedy.lines.length) list.append(commandBlock(remedy.lines));
   }
   return list;
 }
@@ -25,7 +25,7 @@ function findingRow(finding, isFirst) {
   const row = make("li", finding.state);
   const mark = make("span", "mark", MARKS[finding.state] || "·");
   mark.setAttribute("role", "img");
-  mark.setAttribute("aria-label", SPOKEN[finding.state] || finding.state);
+  mark.setAttribute("aria-label", STATE_LABELS[finding.state] || finding.state);
   const text = make("div", "text");
   text.append(make("span", "what", finding.found));
   if (finding.remedies.length) text.append(remedyList(finding));
@@ -43,7 +43,7 @@ function findingList(title, findings, first) {
 function verdict(report) {
   const { requested, effective, reason, reasonCode } = report.device;
   const line = make("p", "verdict");
-  line.append(make("strong", "", `${word(requested)} was asked for, ${word(effective)} computes`));
+  line.append(make("strong", "", `${deviceName(requested)} was requested, ${deviceName(effective)} is used`));
   if (reasonCode !== "ok") line.append(make("span", "", `: ${reason} (${reasonCode})`));
   return line;
 }
@@ -53,7 +53,7 @@ async function openDoctor() {
   body.replaceChildren(make("p", "quiet", "Looking at this machine…"));
   if (!$("doctor").open) $("doctor").showModal();
   try {
-    const answer = await wire.get("api/v1/doctor", { signal: AbortSignal.timeout(120000) });
+    const answer = await api.get("api/v1/doctor", { signal: AbortSignal.timeout(120000) });
     const report = await answer.json();
     if (!answer.ok) throw new Error(report.error.message);
     body.replaceChildren(
@@ -62,7 +62,7 @@ async function openDoctor() {
       ...findingList("Beside it", report.systemChecks, null),
     );
   } catch (error) {
-    if (error instanceof Refused) {
+    if (error instanceof Unauthorized) {
       $("doctor").close();
       return signOut("This token is not the right one.");
     }

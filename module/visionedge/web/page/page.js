@@ -1,4 +1,4 @@
-/* The page: asks for the state every two seconds, follows the frames, and fetches pictures in fair turns. */
+/* The page: polls the status every 2 s, follows the frames, and fetches the pictures of the tiles in turn. */
 
 const PICTURES_AT_ONCE = 4; // a browser opens six connections to a host; one is the stream, one the state
 const $ = (id) => document.getElementById(id);
@@ -10,15 +10,15 @@ let lostSince = 0; // when the module stopped answering; 0 while it answers
 const frames = new SharedFrames((frame) => {
   const tile = tiles.get(frame.camera);
   if (tile) tile.remember(frame);
-  turn();
+  refreshTiles();
 });
 
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) entry.target.tile.visible = entry.isIntersecting;
-  turn();
+  refreshTiles();
 }, { rootMargin: "60% 0px" }); // a tile that is about to be scrolled to has its picture already
 
-function arrange(cameras) {
+function updateTiles(cameras) {
   const names = cameras.map((camera) => camera.name);
   for (const [name, tile] of tiles) {
     if (names.includes(name)) continue;
@@ -36,7 +36,7 @@ function arrange(cameras) {
     }
     // In the order of the configuration, whenever a camera came to it.
     if ($("grid").children[place] !== tile.node) $("grid").insertBefore(tile.node, $("grid").children[place] || null);
-    tile.tell(camera);
+    tile.update(camera);
   }
   const widths = cameras.length <= 2 ? "480px" : cameras.length <= 9 ? "370px" : "270px";
   $("grid").style.setProperty("--tile", widths);
@@ -45,8 +45,8 @@ function arrange(cameras) {
   $("grid").hidden = cameras.length === 0;
 }
 
-const WORDS = { cpu: "CPU", cuda: "CUDA", tensorrt: "TensorRT", auto: "auto" };
-const word = (device) => WORDS[device] || device || "none yet";
+const DEVICE_NAMES = { cpu: "CPU", cuda: "CUDA", tensorrt: "TensorRT", auto: "auto" };
+const deviceName = (device) => DEVICE_NAMES[device] || device || "none yet";
 
 function banner(tone, title, text) {
   const node = make("div", "banner " + tone);
@@ -57,7 +57,7 @@ function banner(tone, title, text) {
 
 const HIDDEN_KEY = "visionedge.hidden";
 
-/* A note that is read once and may be hidden then; another one is shown again. */
+/* A note that can be hidden; another note is shown again. */
 function hideable(node) {
   const text = node.textContent;
   if (localStorage.getItem(HIDDEN_KEY) === text) return null;
@@ -85,23 +85,23 @@ function withDoctor(node) {
   return node;
 }
 
-const LOOKING = "It is looked for, and put back when it is well.";
-const STAGES = {
-  waiting: LOOKING,
-  probing: LOOKING,
+const PROBING = "The module probes for it, and uses it again when it works.";
+const RECOVERY_STAGES = {
+  waiting: PROBING,
+  probing: PROBING,
   opening: "It answers again: an engine warms up on it.",
-  comparing: "It answers again, and is held against the CPU.",
+  comparing: "It answers again, and is compared with the CPU.",
 };
 
-/* What becomes of a device that was lost; without seconds, as every change is read out. */
-function outlook(recovery) {
-  if (!recovery || !STAGES[recovery.stage]) return "";
+/* The state of the recovery of a lost device; without seconds, because a screen reader reads every change. */
+function describeRecovery(recovery) {
+  if (!recovery || !RECOVERY_STAGES[recovery.stage]) return "";
   const refused = recovery.reasonCode === "parity-refused" ? ` The last try: ${recovery.reason}.` : "";
-  return ` ${STAGES[recovery.stage]}${refused}`;
+  return ` ${RECOVERY_STAGES[recovery.stage]}${refused}`;
 }
 
-function doubts(engine) {
-  const refusals = (engine.parity || []).map((likeness) => likeness.refusal);
+function deviceDoubts(engine) {
+  const refusals = (engine.parity || []).map((result) => result.refusal);
   return [engine.speedCheck && engine.speedCheck.doubt, ...refusals].filter(Boolean);
 }
 
@@ -111,19 +111,19 @@ function banners(status, readiness) {
   const degraded = engine.degraded ?? !["auto", engine.effective].includes(engine.requested);
   const reason = engine.reason || "";
   if (engine.effective && degraded) {
-    const title = `Degraded: ${word(engine.requested)} was asked for, the ${word(engine.effective)} is used`;
-    nodes.push(withDoctor(banner("warn", title, `${reason}.${outlook(engine.recovery)}`)));
+    const title = `Degraded: ${deviceName(engine.requested)} was requested, the ${deviceName(engine.effective)} is used`;
+    nodes.push(withDoctor(banner("warn", title, `${reason}.${describeRecovery(engine.recovery)}`)));
   } else if (engine.requested === "auto" && engine.effective === "cpu" && reason) {
     const words = NO_GPU[engine.reasonCode] || "No GPU can be used.";
     nodes.push(hideable(withDoctor(banner("note", "Computing on the CPU", words))));
   }
   const overload = (status.capacity || {}).overload || { levels: [] };
   if (overload.levels.length || overload.exhausted) {
-    const title = overload.exhausted ? "Too much, and nothing is left to give up" : "Given up, to keep up";
+    const title = overload.exhausted ? "Overloaded, and nothing is left to reduce" : "Overloaded: the load is reduced";
     nodes.push(banner("warn", title, overload.levels.map((level) => level.what).join("; ")));
   }
-  if (engine.effective !== "cpu" && doubts(engine).length) {
-    nodes.push(withDoctor(banner("warn", `${word(engine.effective)} is in doubt`, doubts(engine).join("; "))));
+  if (engine.effective !== "cpu" && deviceDoubts(engine).length) {
+    nodes.push(withDoctor(banner("warn", `${deviceName(engine.effective)} may not compute correctly`, deviceDoubts(engine).join("; "))));
   }
   if (readiness.reasons) nodes.push(banner("bad", "Not ready", readiness.reasons.join("; ")));
   const shown = nodes.filter(Boolean);
@@ -135,42 +135,42 @@ function banners(status, readiness) {
 
 function head(status, cameras) {
   const engine = status.engine || {};
-  put($("version"), status.version || "");
+  setText($("version"), status.version || "");
   const to = make("span", "to", "→");
   to.setAttribute("aria-label", "in effect");
-  $("device").replaceChildren(word(engine.requested), to, word(engine.effective));
-  put($("model"), (status.model && status.model.name) || "–");
+  $("device").replaceChildren(deviceName(engine.requested), to, deviceName(engine.effective));
+  setText($("model"), (status.model && status.model.name) || "–");
   const capacity = status.capacity || {};
   // Both of the same window of time: else more could seem to be analysed than was asked for.
   const limited = ["quota", "decode", "engine", "others"].includes(capacity.bottleneck);
   const sum = cameras.reduce((total, camera) => total + (camera.fps || 0), 0);
   const rate = limited ? `${capacity.deliveredPerSecond.toFixed(1)} of ${capacity.demandedPerSecond.toFixed(1)}` : sum.toFixed(1);
-  put($("rate"), rate + " fps");
+  setText($("rate"), rate + " fps");
   $("rate").title = capacity.sentence || "";
-  put($("hub"), (status.hub && status.hub.state) || "–");
-  put($("uptime"), duration((status.uptimeSeconds || 0) * 1000));
+  setText($("hub"), (status.hub && status.hub.state) || "–");
+  setText($("uptime"), duration((status.uptimeSeconds || 0) * 1000));
 }
 
 async function poll() {
   if (polling || document.hidden || signedOut) return;
   polling = true;
   try {
-    const status = await wire.json("api/v1/status");
-    const { cameras } = await wire.json("api/v1/cameras");
-    const readiness = await wire.json("readyz", [200, 503]);
+    const status = await api.json("api/v1/status");
+    const { cameras } = await api.json("api/v1/cameras");
+    const readiness = await api.json("readyz", [200, 503]);
     head(status, cameras);
     banners(status, readiness);
-    arrange(cameras);
-    put($("link"), "Connected");
+    updateTiles(cameras);
+    setText($("link"), "Connected");
     lostSince = 0;
-    $("forget").hidden = !wire.token;
+    $("forget").hidden = !api.token;
   } catch (error) {
-    if (error instanceof Refused) return signOut(wire.token ? "This token is not the right one." : "");
-    put($("link"), "No answer from the module; trying again");
+    if (error instanceof Unauthorized) return signOut(api.token ? "This token is not the right one." : "");
+    setText($("link"), "No answer from the module; trying again");
     $("banners").dataset.key = "";
     $("banners").replaceChildren(banner("bad", "No connection", "The module does not answer; what you see is out of date."));
     lostSince = lostSince || Date.now();
-    for (const tile of tiles.values()) tile.lose(lostSince);
+    for (const tile of tiles.values()) tile.showNoAnswer(lostSince);
   } finally {
     polling = false;
     document.body.classList.remove("starting");
@@ -179,39 +179,39 @@ async function poll() {
 
 function signOut(problem) {
   signedOut = true;
-  wire.remember(null);
+  api.remember(null);
   frames.keep(false);
-  put($("sign-in-problem"), problem);
+  setText($("sign-in-problem"), problem);
   if (!$("sign-in").open) $("sign-in").showModal();
 }
 
-/* Give the free places to the tiles that waited longest; with many cameras each gets fewer pictures. */
-function turn() {
+/* Fetch pictures for the tiles that have waited longest; with many cameras each gets fewer pictures. */
+function refreshTiles() {
   const now = performance.now();
   const leastMs = tiles.size <= 4 ? 66 : tiles.size <= 9 ? 150 : 300;
   const busy = [...tiles.values()].filter((tile) => tile.fetching).length;
   const waiting = [...tiles.values()].filter((tile) => tile.wants(now)).sort((a, b) => a.notBefore - b.notBefore);
   for (const tile of waiting.slice(0, Math.max(0, PICTURES_AT_ONCE - busy))) {
-    tile.refresh(leastMs).then(turn, () => (tile.notBefore = performance.now() + 1000));
+    tile.refresh(leastMs).then(refreshTiles, () => (tile.notBefore = performance.now() + 1000));
   }
 }
 
-/* With a token a plain link would be refused: fetch it and show it here. */
-async function openPaper(event) {
+/* With a token a plain link would be refused: fetch the document and show it in a dialog. */
+async function openLinkedDocument(event) {
   const link = event.target.closest("footer nav a");
-  if (!link || !wire.token) return;
+  if (!link || !api.token) return;
   event.preventDefault();
-  const answer = await wire.get(link.dataset.path);
+  const answer = await api.get(link.dataset.path);
   const text = await answer.text();
-  put($("paper-title"), link.textContent);
+  setText($("viewer-title"), link.textContent);
   const isJson = (answer.headers.get("Content-Type") || "").includes("json");
-  put($("paper-text"), isJson ? JSON.stringify(JSON.parse(text), null, 2) : text);
-  $("paper").showModal();
+  setText($("viewer-text"), isJson ? JSON.stringify(JSON.parse(text), null, 2) : text);
+  $("viewer").showModal();
 }
 
 $("sign-in-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  wire.remember($("token").value.trim());
+  api.remember($("token").value.trim());
   $("token").value = "";
   signedOut = false;
   $("sign-in").close();
@@ -219,8 +219,8 @@ $("sign-in-form").addEventListener("submit", (event) => {
 });
 $("sign-in").addEventListener("cancel", (event) => event.preventDefault());
 $("forget").addEventListener("click", () => signOut(""));
-$("paper-close").addEventListener("click", () => $("paper").close());
-document.addEventListener("click", openPaper);
+$("viewer-close").addEventListener("click", () => $("viewer").close());
+document.addEventListener("click", openLinkedDocument);
 document.addEventListener("visibilitychange", tick);
 window.addEventListener("pagehide", () => frames.keep(false));
 for (const link of document.querySelectorAll("a[data-path]")) link.href = BASE + link.dataset.path;
@@ -233,5 +233,5 @@ async function tick() {
   frames.keep(!document.hidden && !signedOut);
 }
 setInterval(tick, 2000);
-setInterval(turn, 250);
+setInterval(refreshTiles, 250);
 tick();

@@ -1,14 +1,14 @@
 "use strict";
 
-/* How the page talks to the module: every request carries the token, and one stream carries all frame objects. */
+/* Requests to the module, each with the token, and one stream that brings all frame objects. */
 
 const TOKEN_KEY = "visionedge.token";
-/* Where the page lies: a reverse proxy may serve it below a path, and everything else below the same one. */
+/* The path of the page: a reverse proxy may serve the module below a path. */
 const BASE = location.pathname.replace(/[^/]*$/, "");
 
-class Refused extends Error {}
+class Unauthorized extends Error {}
 
-const wire = {
+const api = {
   aheadMs: 0, // how far this browser's clock is ahead of the module's
 
   get token() {
@@ -24,7 +24,7 @@ const wire = {
   async get(path, options = {}) {
     const headers = this.token ? { Authorization: "Bearer " + this.token } : {};
     const answer = await fetch(BASE + path, { cache: "no-store", ...options, headers });
-    if (answer.status === 401) throw new Refused("the token is missing or wrong");
+    if (answer.status === 401) throw new Unauthorized("the token is missing or wrong");
     const date = Date.parse(answer.headers.get("Date"));
     if (date) this.aheadMs = Date.now() - date;
     return answer;
@@ -39,7 +39,7 @@ const wire = {
 
 /* Server-sent events through fetch, since EventSource cannot send the token. Calls back with each frame object. */
 async function followFrames(signal, onHeard, onFrame) {
-  const answer = await wire.get("api/v1/frames", { signal });
+  const answer = await api.get("api/v1/frames", { signal });
   if (!answer.ok) throw new Error("the stream of frames answered " + answer.status);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -56,7 +56,7 @@ async function followFrames(signal, onHeard, onFrame) {
   }
 }
 
-const SILENT_MS = 40000; // the module says something every 15 s; a stream that is silent for longer is dead
+const SILENT_MS = 40000; // the module sends a comment every 15 s; a stream that is silent for 40 s is lost
 const LEADER_GONE_MS = 5000; // the leader announces itself every 2 s
 const ANSWER_MS = 400; // so long a window waits for a leader's answer before it leads itself
 
@@ -126,7 +126,7 @@ class SharedFrames {
       });
     } catch (error) {
       // The next poll reports it; the stream is opened again by the next `keep`.
-      if (!(error instanceof Refused) && error.name !== "AbortError") console.info(error.message);
+      if (!(error instanceof Unauthorized) && error.name !== "AbortError") console.info(error.message);
     } finally {
       this.stream = null;
     }

@@ -2,7 +2,7 @@
 
 const MEMORY = 90; // frame objects kept per camera, to find the one that belongs to a picture
 
-// state of the API: tone, word, what stands in place of a picture, what is written over the last one
+// by state of the API: tone, label, text in place of a picture, text over the last picture
 const STATES = {
   live: { tone: "good", word: "live", empty: "Waiting for the first frame" },
   connecting: { tone: "warn", word: "connecting", empty: "Connecting…" },
@@ -17,14 +17,14 @@ const STATES = {
   disabled: { tone: "", word: "disabled", empty: "Switched off in the configuration", over: () => "Switched off in the configuration" },
 };
 const UNKNOWN = { tone: "warn", empty: "Waiting for the first frame" };
-const LOST = { tone: "bad", word: "no answer", empty: "No connection to the module", over: (for_) => `No connection to the module for ${for_}` };
+const NO_ANSWER = { tone: "bad", word: "no answer", empty: "No connection to the module", over: (for_) => `No connection to the module for ${for_}` };
 
 // The same colours as the module draws into its annotated pictures.
 const hueOf = (classId) => ((classId * 0.381966) % 1) * 360;
 const colourOf = (classId) => `hsl(${hueOf(classId)} 85% 60%)`;
 
 /* Black or white, whichever has the higher contrast (WCAG) with a class's colour; it is 4.5 or more. */
-function inkOf(classId) {
+function textColourOf(classId) {
   const channel = (n) => {
     const k = (n + hueOf(classId) / 30) % 12;
     const value = 0.6 - 0.34 * Math.max(-1, Math.min(k - 3, 9 - k, 1));
@@ -41,7 +41,7 @@ function make(kind, className, text) {
   return node;
 }
 
-function put(node, text) {
+function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
@@ -54,7 +54,7 @@ function duration(ms) {
   return hours < 48 ? `${hours} h ${minutes % 60} min` : Math.floor(hours / 24) + " days";
 }
 
-/* When a lost camera is tried again, which says more of it than its rate. */
+/* When the next attempt for a lost camera begins; shown in place of its rate. */
 function nextTry({ state, nextTrySeconds }) {
   if (!["reconnecting", "failed"].includes(state)) return "";
   return typeof nextTrySeconds === "number" ? `next try in ${Math.max(1, Math.ceil(nextTrySeconds))} s` : "trying now";
@@ -106,47 +106,47 @@ class Tile {
     this.view = view;
   }
 
-  /* What /api/v1/cameras says of it. */
-  tell(camera) {
-    this.since = Date.parse(camera.since) + wire.aheadMs;
+  /* Show a camera's object of /api/v1/cameras. */
+  update(camera) {
+    this.since = Date.parse(camera.since) + api.aheadMs;
     this.node.classList.toggle("tall", (camera.height || 0) > (camera.width || 0) * 1.1);
     this.show({ word: camera.state, ...(STATES[camera.state] || UNKNOWN) });
     if (this.newest < 0 && typeof camera.ageMs === "number") this.catchUp();
     const most = (camera.throttle || {}).fps;
-    put(this.fps, nextTry(camera) || (camera.fps || 0).toFixed(1) + " fps" + (most ? `, limit ${most}` : ""));
-    put(this.age, camera.ageMs === null || camera.ageMs === undefined ? "" : " · " + duration(camera.ageMs) + " old");
+    setText(this.fps, nextTry(camera) || (camera.fps || 0).toFixed(1) + " fps" + (most ? `, limit ${most}` : ""));
+    setText(this.age, camera.ageMs === null || camera.ageMs === undefined ? "" : " · " + duration(camera.ageMs) + " old");
     const error = camera.state === "live" ? "" : camera.lastError || "";
     this.error.hidden = !error;
     this.found.hidden = Boolean(error) || Boolean(STATES[camera.state] && STATES[camera.state].over);
-    put(this.error, error);
+    setText(this.error, error);
     this.error.title = error;
   }
 
-  /* The module does not answer: nothing that this tile says is known to be so any more. */
-  lose(since) {
+  /* The module does not answer, so the camera's state is unknown. */
+  showNoAnswer(since) {
     this.since = since;
-    this.show(LOST);
-    put(this.fps, "");
-    put(this.age, "");
+    this.show(NO_ANSWER);
+    setText(this.fps, "");
+    setText(this.age, "");
     this.found.hidden = true;
   }
 
   show(state) {
     this.badge.className = "badge " + state.tone;
-    put(this.badge, state.word);
-    put(this.hint, state.empty);
+    setText(this.badge, state.word);
+    setText(this.hint, state.empty);
     const words = state.over || state.note;
     const seen = this.shown >= 0;
     this.note.hidden = !(seen && words);
     this.canvas.classList.toggle("old", Boolean(state.over));
     // In whole seconds: the clock of the answer is no finer.
-    if (words) put(this.note, words(this.since ? duration(Math.max(1000, Date.now() - this.since)) : "some time"));
+    if (words) setText(this.note, words(this.since ? duration(Math.max(1000, Date.now() - this.since)) : "some time"));
   }
 
-  /* A camera that gives nothing new: its last frame is asked for once, the stream will not bring it. */
+  /* Fetch the last frame object once: the stream sends none while a camera sends no new pictures. */
   async catchUp() {
     this.newest = 0;
-    const answer = await wire.get(`api/v1/cameras/${encodeURIComponent(this.name)}/frame`).catch(() => null);
+    const answer = await api.get(`api/v1/cameras/${encodeURIComponent(this.name)}/frame`).catch(() => null);
     if (answer && answer.ok) this.remember(await answer.json());
   }
 
@@ -168,7 +168,7 @@ class Tile {
     try {
       const width = Math.min(1920, Math.ceil((this.view.clientWidth * Math.min(devicePixelRatio, 2)) / 160) * 160);
       const path = `api/v1/cameras/${encodeURIComponent(this.name)}/snapshot.jpg?width=${Math.max(320, width)}`;
-      const answer = await wire.get(path, { signal: AbortSignal.timeout(8000) });
+      const answer = await api.get(path, { signal: AbortSignal.timeout(8000) });
       if (!answer.ok) {
         this.notBefore = performance.now() + 1000;
         return;
@@ -257,7 +257,7 @@ class Tile {
   drawCaption(pen, { left, top, w, tall, size, text, classId }, scale) {
     pen.fillStyle = colourOf(classId);
     pen.fillRect(left, top, w, tall);
-    pen.fillStyle = inkOf(classId);
+    pen.fillStyle = textColourOf(classId);
     pen.textBaseline = "middle";
     pen.fillText(text, left + size * 0.4, top + tall / 2 + scale * 0.5);
   }
@@ -295,7 +295,7 @@ class Tile {
     this.found.append(more);
     for (let hidden = 1; hidden < items.length; hidden += 1) {
       items[items.length - hidden].remove();
-      put(more, `+${hidden}`);
+      setText(more, `+${hidden}`);
       if (this.found.scrollWidth <= most) break;
     }
     more.title = items.map((item) => item.textContent).join(", ");

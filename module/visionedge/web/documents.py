@@ -1,0 +1,599 @@
+"""The JSON documents that leave the process: one model each, with what every key means and its unit.
+
+`app.status` and `ops.doctor` build their documents as models and give them away with `dump`; `openapi` makes
+the schemas of /openapi.json of all models. Frame objects and messages are built for every frame, so they are
+plain dicts (`frames.types`, `outbound.messages`): their models here only describe them, and tests hold the
+two together.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from visionedge.camera.camera import CameraState
+from visionedge.config.documents import Document
+from visionedge.config.schema import CAMERA_NAME_PATTERN
+from visionedge.engine.device.devices import EffectiveDevice, ReasonCode, RequestedDevice
+from visionedge.engine.interface import RecoveryStage
+from visionedge.iothub.sdk_calls import HubState
+from visionedge.outbound.messages import EventKind
+
+_SUFFIX = "Document"
+
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+"""UTC with milliseconds: ``2026-11-22T10:00:00.123Z``."""
+
+CameraName = Annotated[str, Field(pattern=f"^{CAMERA_NAME_PATTERN.pattern}$")]
+
+
+def schema_name(model_name: str) -> str:
+    """The name of a model in /openapi.json: `Status` of `StatusDocument`."""
+    return model_name.removesuffix(_SUFFIX)
+
+
+def _absent(description: str) -> Any:
+    """A key that is left out where it has no meaning: it is neither required nor null."""
+    return Field(default=None, description=description)
+
+
+class _Document(BaseModel):
+    """Keys are camelCase. Programs must expect more keys than these: a later version may add some."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        validate_by_name=True,
+        serialize_by_alias=True,
+        extra="allow",
+        model_title_generator=lambda model: schema_name(model.__name__),
+    )
+
+    def dump(self) -> Document:
+        """The plain document: the keys that were set, in the order of the fields."""
+        return self.model_dump(exclude_unset=True)
+
+
+class _ClosedDocument(_Document):
+    """Exactly these keys; a change needs a new number in `schema`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+# --- errors and health --------------------------------------------------------------------------------------
+
+
+class ErrorDetailsDocument(_ClosedDocument):
+    """What went wrong."""
+
+    code: str = Field(pattern="^[a-z_]+$", description="For programs; docs/http.md lists the codes.")
+    message: str = Field(description="For people: one line, secrets masked.")
+
+
+class ErrorDocument(_Document):
+    """The answer to a request that failed."""
+
+    error: ErrorDetailsDocument
+
+
+class ProtocolErrorDocument(_Document):
+    """The same under /v2, as the Open Inference Protocol wants it."""
+
+    error: str
+
+
+class HealthDocument(_Document):
+    """Whether the module works."""
+
+    status: Literal["ok", "unhealthy"]
+    reasons: list[str] = _absent("Why the module is not healthy; absent when it is.")
+    error: ErrorDetailsDocument = _absent("The same as an error; absent when the module is healthy.")
+
+
+class ReadinessDeviceDocument(_Document):
+    """The device, so that a module that computes on the CPU in place of a GPU is not silent about it."""
+
+    requested: RequestedDevice
+    effective: EffectiveDevice | None
+    degraded: bool = _absent("The effective device is less than what was requested.")
+
+
+class ReadinessDocument(_Document):
+    """Whether a warmed-up engine answers."""
+
+    status: Literal["ready", "not_ready"]
+    reasons: list[str] = _absent("Why the module is not ready; absent when it is.")
+    engine: ReadinessDeviceDocument = _absent("The requested and the effective device.")
+    error: ErrorDetailsDocument = _absent("The same as an error; absent when the module is ready.")
+
+
+# --- the engine ---------------------------------------------------------------------------------------------
+
+
+class OperatingPointDocument(_Document):
+    """A number of lanes and a batch size."""
+
+    lanes: Count
+    batch: Count
+
+
+class MeasuredPointDocument(OperatingPointDocument):
+    """One measurement of the warm-up: medians over `rounds`, null where it was not run."""
+
+    frames_per_second: float | None
+    batch_ms: float | None = Field(description="Milliseconds for one batch while all lanes work.")
+    cpu_ms: float | None = Field(description="Milliseconds of processor time for one picture.")
+    rounds: Count
+    note: str = Field(description="Why it was not run or not run again, or how it failed; else empty.")
+
+
+class LatencyFitDocument(_Document):
+    """With so many lanes a batch of n takes n * `msPerPicture` + `msFixed` milliseconds."""
+
+    lanes: Count
+    ms_per_picture: float
+    ms_fixed: float
+
+
+class PlanMeasurementDocument(_Document):
+    """What the warm-up measured, and what was chosen by it."""
+
+    choice: OperatingPointDocument
+    buckets: list[int]
+    reason: str
+    spent_seconds: float = Field(description="How long measuring took.")
+    table: list[MeasuredPointDocument]
+    fits: list[LatencyFitDocument]
+
+
+class PlanDocument(_Document):
+    """Lanes and batch sizes of the engine."""
+
+    lanes: Count
+    buckets: list[int] = Field(description="The only batch sizes that run, rising.")
+    reason: str = Field(description="Why this plan, in one line.")
+    measured: PlanMeasurementDocument | None = Field(description="null where a rule decided.")
+
+
+class PrecisionDocument(_Document):
+    """The precision that the engine computes in."""
+
+    precision: str = Field(description="fp32, fp16 or int8.")
+    reason: str
+    milliseconds: dict[str, float] = Field(description="Milliseconds for one picture, by precision.")
+
+
+class ApComparisonDocument(_Document):
+    """Average precision on labelled pictures: fp32, and the variant."""
+
+    pictures: Count
+    fp32: float
+    variant: float
+    fp32_ap50: float
+    variant_ap50: float
+
+
+class ParityBoxesDocument(_Document):
+    """How far the boxes of two engines agree."""
+
+    pictures: Count
+    boxes: Count = Field(description="Boxes that were compared.")
+    confidence: Share = Field(description="Boxes below this confidence do not count.")
+    iou: Share = Field(description="Two boxes match from this overlap on.")
+    matched: Share = Field(description="The part of the boxes that match.")
+    score_shift: float = Field(description="The mean difference of the scores of boxes that match.")
+    largest_score_shift: float
+    ap: ApComparisonDocument | None
+
+
+class ParityDocument(_Document):
+    """A comparison of the device with the CPU."""
+
+    on: Literal["pictures", "frames"] = Field(description="Bundled pictures, or frames of the cameras.")
+    pictures: Count
+    rows: Share | None = Field(
+        description="The part of the strongest output rows that both have; null where neither has any."
+    )
+    boxes: ParityBoxesDocument
+    refusal: str | None = Field(description="Why the device cannot be trusted; null where it can.")
+
+
+class SpeedCheckDocument(_Document):
+    """Milliseconds for one picture on the device, and on one core of the CPU."""
+
+    device_ms: float
+    cpu_ms: float
+    doubt: str | None = Field(description="Why the device is implausibly slow; null where it is not.")
+
+
+class EngineProcessDocument(_Document):
+    """The process that the engine runs in."""
+
+    pid: int | None = Field(description="null while no process runs.")
+    restarts: Count
+    down: str | None = Field(description="Why the process computes nothing now; null where it computes.")
+
+
+class RecoveryDocument(_Document):
+    """Faults and probes since the start, and the state of the recovery of a lost device."""
+
+    stage: RecoveryStage = Field(description="settled: no device is looked for.")
+    failed_attempts: Count
+    reason_code: ReasonCode | None
+    reason: str | None
+    next_try_seconds: float | None = Field(description="When the next attempt begins, from now.")
+    change_overs: Count = Field(description="How often a device was put back to use.")
+    faults: dict[str, int] = Field(description="By kind of fault.")
+    probes: dict[str, int] = Field(description="By the reason code of the answer.")
+
+
+class EngineDocument(_Document):
+    """The device that computes frames, the one that was requested, and why they differ."""
+
+    requested: RequestedDevice
+    effective: EffectiveDevice | None = Field(description="The device that computes; null before warm-up.")
+    degraded: bool = _absent("The effective device is less than what was requested.")
+    reason_code: ReasonCode | Literal["warming-up"] = Field(description="Why this device, for programs.")
+    reason: str = Field(description="Why this device, for people.")
+    since: Moment = _absent("When the effective device was taken.")
+    plan: PlanDocument = _absent("Lanes and batch sizes, the reason in one line, and the measurements.")
+    precision: PrecisionDocument = _absent("The precision, the reason, and the measurements.")
+    nodes_on_cpu: list[str] = _absent("Nodes of the graph that run on the CPU beside a GPU.")
+    notes: list[str] = _absent("Options that the device or the model refused, and why.")
+    unplanned_shapes: Count = _absent("Batches of a size that was not warmed up; stays 0.")
+    process: EngineProcessDocument | None = _absent("null where the engine runs in the module's process.")
+    parity: list[ParityDocument] = _absent("How the device compared with the CPU.")
+    speed_check: SpeedCheckDocument | None = _absent("The speed of the device; null where it is the CPU.")
+    recovery: RecoveryDocument | None = _absent("The recovery of a lost device.")
+
+
+class EngineEventDocument(_Document):
+    """The `details` of an event about the engine; everything else is in the status."""
+
+    requested: RequestedDevice
+    effective: EffectiveDevice
+    degraded: bool
+    reason_code: ReasonCode
+    since: Moment
+    reason: str = Field(max_length=500)
+    precision: str
+    recovery_stage: RecoveryStage | None
+
+
+# --- cameras ------------------------------------------------------------------------------------------------
+
+
+class ThrottleDocument(_Document):
+    """What overload limits a camera to."""
+
+    fps: float | None = Field(description="Analysed frames per second at most; null: no limit.")
+    gate: bool = Field(description="Pictures without motion are not analysed.")
+
+
+class CameraDocument(_Document):
+    """A configured camera."""
+
+    name: CameraName
+    uri: str = Field(description="Secrets masked.")
+    enabled: bool
+    state: CameraState | Literal["disabled"] = Field(description="docs/cameras.md explains the states.")
+    epoch: Count = Field(description="Grows by one at each reconnect.")
+    frames_read: Count = Field(description="Pictures decoded from the source.")
+    frames_analysed: Count
+    dropped: dict[str, int] = Field(description="Frames that were dropped, by reason.")
+    fps: float = Field(description="Analysed frames per second, over the last 5 s.")
+    age_ms: float | None = Field(description="Age of the newest result in ms; null before the first one.")
+    last_error: str | None = Field(description="The newest error, secrets masked; null without one.")
+    next_try_seconds: float | None = Field(
+        description="When the next connection attempt begins, from now; null unless the camera waits for one."
+    )
+    since: Moment = _absent("When the state began.")
+    source_fps: float = _absent("Pictures per second that the source sends, over the last 5 s.")
+    width: int | None = _absent("Of the source in px; null before the first picture.")
+    height: int | None = _absent("Of the source in px; null before the first picture.")
+    decoder: str | None = _absent("What decodes the source.")
+    throttle: ThrottleDocument | None = Field(description="What overload limits it to; null: nothing.")
+    sequence: int | None = Field(description="Of the newest result; null before the first one.")
+
+
+class CamerasDocument(_Document):
+    """All configured cameras."""
+
+    cameras: list[CameraDocument]
+
+
+# --- capacity and overload ----------------------------------------------------------------------------------
+
+
+class CameraLoadDocument(_Document):
+    """The rates of one camera."""
+
+    demanded_per_second: float
+    admitted_per_second: float
+    delivered_per_second: float
+    decode_cores: float = Field(description="Cores that its thread uses.")
+
+
+class OverloadLevelDocument(_Document):
+    """A level of degradation that is in force."""
+
+    level: Literal["variant", "gate", "fps"]
+    since: Moment
+    what: str = Field(description="What it means now, in a few words.")
+
+
+class OverloadDocument(_Document):
+    """What is given up to keep up."""
+
+    active: bool = Field(description="The configuration allows it (`overload.when`).")
+    exhausted: bool = Field(description="The load is still too high, and no level is left.")
+    since: Moment | None = Field(description="Since when something is given up; null: nothing is.")
+    levels: list[OverloadLevelDocument] = Field(description="The levels in force, in their order.")
+
+
+class CapacityDocument(_Document):
+    """How many frames are analysed of those that the cameras are asked for, and what limits it."""
+
+    window_seconds: float = Field(description="All rates are averages over so long.")
+    demanded_per_second: float = Field(description="Frames that the configuration asks for.")
+    admitted_per_second: float = Field(description="Frames that overload leaves of these.")
+    delivered_per_second: float = Field(description="Frames that are analysed.")
+    cores: Count = Field(description="Cores that the process may use.")
+    cpu_quota: float | None = Field(description="Cores that a CPU quota allows; null without one.")
+    cores_used: dict[str, float] = Field(description="By purpose: decode, infer, other.")
+    bottleneck: Literal["none", "quota", "decode", "engine", "others", "idle"]
+    sentence: str = Field(description="All of it for people, with the setting to change.")
+    cameras: dict[str, CameraLoadDocument]
+    overload: OverloadDocument
+
+
+# --- IoT Hub ------------------------------------------------------------------------------------------------
+
+
+class SpoolDocument(_Document):
+    """The messages that wait for the hub."""
+
+    mode: Literal["disk", "memory"]
+    reason: str | None = Field(description="Why only in memory; null on disk.")
+    waiting: Count = Field(description="Messages.")
+    waiting_bytes: Count
+    dropped: dict[str, int] = Field(description="Messages that were dropped, by reason.")
+
+
+class TelemetryDocument(_Document):
+    """What became of the results since the start; `telemetry.mode` and the budget decide."""
+
+    frames_offered: Count
+    frames_published: Count
+    frames_unchanged: Count
+    frames_dropped: dict[str, int] = Field(description="By reason.")
+    messages: dict[str, int] = Field(description="By output.")
+    left_today: int = Field(description="Blocks of 4 KB that `telemetry.maxPerDay` still allows today.")
+
+
+class MeteringDocument(_Document):
+    """Messages as IoT Hub meters them, in blocks of 4 KB, and what the last hour projects for a day."""
+
+    messages: dict[str, int] = Field(description="By output.")
+    blocks: dict[str, int] = Field(description="By output.")
+    block_fill: float = Field(description="The mean part of a block that is used.")
+    blocks_per_day: int
+    blocks_per_day_by_output: dict[str, int]
+    projected_from_seconds: int = Field(description="3600, or less in the first hour.")
+    unit_share: dict[str, float] = Field(description="The part of one unit's daily quota, by tier.")
+
+
+class MessagesFileDocument(_Document):
+    """The file of `--messages`."""
+
+    written: Count = Field(description="Lines.")
+    last_error: str | None
+
+
+class InputPicturesDocument(_Document):
+    """Pictures that other modules sent."""
+
+    answered: Count
+    dropped: dict[str, int] = Field(description="By reason.")
+
+
+class HubDocument(_Document):
+    """What goes to IoT Hub and comes from it; outside IoT Edge only `state`, telemetry and metering."""
+
+    state: HubState | Literal["local"] = Field(description="local: outside IoT Edge.")
+    device: str = _absent("The device id of the messages.")
+    module: str = _absent("The module id of the messages.")
+    connected: bool = _absent("edgeHub answers.")
+    sent: Count = _absent("Messages acknowledged by edgeHub.")
+    waiting: Count = _absent("Messages that wait for their acknowledgement.")
+    dropped: dict[str, int] = _absent("Messages that were dropped, by reason.")
+    last_error: str | None = _absent("The newest error, secrets masked; null without one.")
+    rebuilds: Count = _absent("How often the SDK's client was made anew.")
+    abandoned_calls: Count = _absent("Calls into the SDK that did not return in time.")
+    faults: dict[str, int] = _absent("What was done about a hub or an SDK that failed.")
+    spool: SpoolDocument = _absent("The messages that wait for the hub.")
+    telemetry: TelemetryDocument = _absent("What became of the results.")
+    metering: MeteringDocument = _absent("Messages as IoT Hub meters them.")
+    messages_file: MessagesFileDocument = _absent("The file of `--messages`.")
+    config: dict[str, Any] = _absent("The module's answer to its desired properties.")
+    configurations: dict[str, int] = _absent("Desired properties, by outcome.")
+    reported_patches: Count = _absent("Patches of reported properties that were sent.")
+    method_calls: Count = _absent("Direct methods that were called.")
+    input_pictures: InputPicturesDocument = _absent("Pictures that other modules sent.")
+
+
+# --- status -------------------------------------------------------------------------------------------------
+
+
+class LoadedModelDocument(_Document):
+    """The loaded model."""
+
+    name: str
+    sha256: str
+    head: str = Field(description="The family it was recognised as.")
+    classes: Count
+    input_width: int = Field(description="px")
+    input_height: int = Field(description="px")
+
+
+class StatusDocument(_Document):
+    """The whole module."""
+
+    version: str
+    uptime_seconds: float
+    ready: bool
+    reasons: list[str] = Field(description="Why no frame can be computed now; empty when ready.")
+    engine: EngineDocument
+    model: LoadedModelDocument | None = Field(description="null before the model is loaded.")
+    fetching: str | None = Field(description="The state of a model download; null without one.")
+    cameras: list[CameraDocument]
+    capacity: CapacityDocument | None = Field(description="null in the first seconds.")
+    hub: HubDocument
+
+
+# --- frames and messages: described here, built as plain dicts ----------------------------------------------
+
+
+class BoxDocument(_ClosedDocument):
+    """Relative to the picture, 0 to 1, clipped to it."""
+
+    left: Share
+    top: Share
+    width: Share
+    height: Share
+
+
+class DetectionDocument(_ClosedDocument):
+    """One detected object."""
+
+    label: str
+    class_id: Count
+    confidence: Share
+    box: BoxDocument
+
+
+class TimingDocument(_ClosedDocument):
+    """How long a frame took."""
+
+    wait_ms: float = Field(description="From capture to being taken into a batch.")
+    infer_ms: float = Field(description="In the engine.")
+    total_ms: float = Field(description="From capture to result.")
+    batch_size: int = Field(ge=1)
+
+
+class FrameDocument(_ClosedDocument):
+    """What was detected in one picture."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["camera"]}, {"required": ["source"]}]}
+    )
+
+    schema_: Literal["visionedge/frame/1"] = Field(alias="schema")
+    camera: str = _absent("Absent for a picture that was uploaded or given to `detect`.")
+    source: str = _absent("Instead of `camera`: 'upload', or the picture as it was given.")
+    sequence: Count = Field(description="Rises; never repeats for a camera, restarts included.")
+    epoch: Count = Field(description="Grows by one at each reconnect of the camera.")
+    captured_at: Moment
+    width: Count = Field(description="px")
+    height: Count = Field(description="px")
+    model: str
+    device: str = Field(description="The device that computed this frame.")
+    timing: TimingDocument
+    detections: list[DetectionDocument] = Field(description="Sorted by falling confidence.")
+
+
+class _MessageDocument(_ClosedDocument):
+    device: str = Field(description="The device id in IoT Hub; outside IoT Edge the name of the host.")
+    module: str = Field(description="The module id in IoT Hub; outside IoT Edge 'vision'.")
+    message_sequence: Count = Field(description="Counts the messages of an output without a gap.")
+
+
+class BatchDocument(_MessageDocument):
+    """The body of a message of the output `detections`."""
+
+    schema_: Literal["visionedge/batch/1"] = Field(alias="schema")
+    frames: list[FrameDocument]
+
+
+class EventDocument(_MessageDocument):
+    """The body of a message of the output `events`."""
+
+    schema_: Literal["visionedge/event/1"] = Field(alias="schema")
+    at: Moment
+    kind: EventKind
+    code: str = Field(description="docs/messages.md lists the codes.")
+    message: str = Field(description="For people: one line, secrets masked.")
+    details: dict[str, Any]
+
+
+# --- doctor -------------------------------------------------------------------------------------------------
+
+
+class RemedyDocument(_Document):
+    """What to do."""
+
+    instruction: str
+    lines: list[str] = Field(description="To be typed or copied.")
+
+
+class FindingDocument(_Document):
+    """The result of one check."""
+
+    name: str = Field(pattern="^[a-z-]+$")
+    title: str
+    state: Literal["ok", "info", "warning", "broken", "skipped"]
+    found: str
+    remedies: list[RemedyDocument]
+
+
+class DoctorDeviceDocument(_Document):
+    """The device that this machine offers."""
+
+    requested: RequestedDevice
+    effective: EffectiveDevice
+    reason_code: ReasonCode
+    reason: str
+
+
+class DoctorEnvironmentDocument(_Document):
+    """What surrounds the process."""
+
+    container: bool
+    iot_edge: Literal["no", "edge", "simulator", "half"]
+    kernel: Literal["eflow", "wsl", "hyper-v", "linux"]
+    release: str = Field(description="Of the kernel.")
+    passthrough: Literal["dda", "gpu-pv", "native", "intel", "none"] = Field(
+        description="How a GPU gets into the virtual machine."
+    )
+
+
+class DoctorDocument(_Document):
+    """What this machine offers, and the first broken check of the chain to the GPU."""
+
+    schema_: Literal["visionedge/doctor/1"] = Field(alias="schema")
+    version: str
+    at: Moment
+    system: str
+    fulfilled: bool = Field(description="The machine does what is requested of it.")
+    device: DoctorDeviceDocument
+    environment: DoctorEnvironmentDocument
+    first_broken: str | None = Field(description="The name of the first broken check of the chain.")
+    chain: list[FindingDocument] = Field(description="The checks up to the GPU, in their order.")
+    system_checks: list[FindingDocument]
+
+
+DOCUMENTS: tuple[type[_Document], ...] = (
+    ErrorDocument,
+    ProtocolErrorDocument,
+    HealthDocument,
+    ReadinessDocument,
+    StatusDocument,
+    CamerasDocument,
+    FrameDocument,
+    BatchDocument,
+    EventDocument,
+    EngineEventDocument,
+    DoctorDocument,
+)
+"""The documents that leave the process; the models inside them follow from these."""
