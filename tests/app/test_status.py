@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from visionedge.app.load_meter import CameraLoad, LoadMeasurement
 from visionedge.app.overload_policy import OverloadStatus, TakenLevel
-from visionedge.app.state import AppState
+from visionedge.app.state import AppState, InboundStatistics
 from visionedge.app.status import build_camera, build_capacity, build_engine_event, build_status
 from visionedge.camera.camera import Camera, CameraStatus
 from visionedge.camera.motion_gate import GateSettings
@@ -27,12 +27,12 @@ from visionedge.engine.device.session import NodePlacement
 from visionedge.engine.device_parity import DeviceCheck, ParityResult, SpeedCheck
 from visionedge.engine.interface import Engine, ProcessStatus, RecoveryState, RecoveryStatistics
 from visionedge.engine.plan import AutotuneResult, LatencyFit, MeasuredPoint, OperatingPoint, Plan
-from visionedge.iothub.delivery import Delivery, DeliveryStatus, MessagesFileStatus
-from visionedge.iothub.image_requests import InboundStatistics
-from visionedge.iothub.sdk_calls import HubStatus
+from visionedge.iothub.client import HubStatus
+from visionedge.iothub.delivery import Delivery, DeliveryStatus
 from visionedge.iothub.telemetry import TelemetryStatistics
 from visionedge.model.model import find_bundled_model, load_model
 from visionedge.model.parity import ApComparison, Parity
+from visionedge.outbound.messages_file import MessagesFileStatus
 from visionedge.outbound.metering import MeteredUsage
 from visionedge.outbound.spool import SpoolStatus
 from visionedge.runtime.measurement import PrecisionChoice

@@ -16,12 +16,11 @@ from prometheus_client.registry import Collector
 from visionedge import __version__
 from visionedge.app.load_meter import cores_by_purpose, find_bottleneck
 from visionedge.app.overload_policy import DEGRADATION_LEVELS
-from visionedge.app.state import AppState
+from visionedge.app.state import AppState, InboundStatistics
 from visionedge.app.status import uptime_s
 from visionedge.engine.interface import Engine, RecoveryStatistics
 from visionedge.frames.types import FrameResult
 from visionedge.iothub.delivery import Delivery
-from visionedge.iothub.image_requests import InboundStatistics
 
 Labels = tuple[str, ...]
 Sample = tuple[str, Labels, float]

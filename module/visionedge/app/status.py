@@ -20,10 +20,11 @@ from visionedge.engine.device_parity import SpeedCheck
 from visionedge.engine.interface import Engine, ProcessStatus, RecoveryStatistics
 from visionedge.engine.plan import Plan
 from visionedge.frames.types import format_utc, utc_now
-from visionedge.iothub.delivery import Delivery, MessagesFileStatus
-from visionedge.iothub.sdk_calls import HubStatus
+from visionedge.iothub.client import HubStatus
+from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.telemetry import TelemetryStatistics
 from visionedge.model.model import Model
+from visionedge.outbound.messages_file import MessagesFileStatus
 from visionedge.outbound.metering import MeteredUsage
 from visionedge.outbound.spool import SpoolStatus
 from visionedge.runtime.redaction import mask_address

@@ -16,7 +16,7 @@ from visionedge.config.documents import Document
 from visionedge.config.schema import CAMERA_NAME_PATTERN
 from visionedge.engine.device.devices import EffectiveDevice, ReasonCode, RequestedDevice
 from visionedge.engine.interface import RecoveryStage
-from visionedge.iothub.sdk_calls import HubState
+from visionedge.iothub.client import HubState
 from visionedge.outbound.messages import EventKind
 
 _SUFFIX = "Document"

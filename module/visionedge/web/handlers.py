@@ -14,6 +14,7 @@ from visionedge.config.documents import Document
 from visionedge.config.schema import json_schema
 from visionedge.errors import BusyError, SourceError
 from visionedge.frames.types import FrameResult, build_frame_document, format_utc
+from visionedge.outbound.messages import encode_json
 from visionedge.runtime.limits import ConcurrencyLimit
 from visionedge.runtime.redaction import redact, redact_document
 from visionedge.web.access_control import AccessControl, get_client_key, unauthorized_error
@@ -29,7 +30,6 @@ from visionedge.web.openapi import build_openapi
 from visionedge.web.request_body import RequestResources, decode_upload, estimate_decoding_bytes, read_upload
 from visionedge.web.responses import (
     RequestError,
-    json_bytes,
     json_response,
     query_bool,
     query_integer,
@@ -194,7 +194,7 @@ class ApiHandlers:
         kept = self._response_cache.get(camera)
         if kept is None or kept[0] != sequence:
             headers = {"Content-Type": "application/json", **_frame_headers(result)}
-            kept = (sequence, json_bytes(build_frame_document(result)) + b"\n", headers)
+            kept = (sequence, encode_json(build_frame_document(result)) + b"\n", headers)
             if len(self._response_cache) >= _MAX_CACHED_RESPONSES:
                 self._response_cache.clear()
             self._response_cache[camera] = kept
@@ -283,7 +283,7 @@ class CachedDocument:
     def body(self) -> bytes:
         """The document as one line of JSON."""
         document = self.document()
-        self._body = self._body or json_bytes(document) + b"\n"
+        self._body = self._body or encode_json(document) + b"\n"
         return self._body
 
 

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from visionedge import __version__
 from visionedge.config.documents import Document
 from visionedge.errors import BusyError
+from visionedge.outbound.messages import encode_json
 from visionedge.web.backend import Backend, ModelMetadata
 from visionedge.web.request_body import RequestBody, RequestResources
-from visionedge.web.responses import RequestError, json_bytes, json_response, truncate
+from visionedge.web.responses import RequestError, json_response, truncate
 
 INPUT_NAME, OUTPUT_NAME = "images", "detections"
 VERSION = "1"
@@ -327,9 +328,9 @@ def _build_response(
         document["id"] = inference_request.id
     if not inference_request.binary:
         output["data"] = rows.ravel().tolist()
-        return web.Response(body=json_bytes(document), content_type="application/json")
+        return web.Response(body=encode_json(document), content_type="application/json")
     tensor = rows.astype("<f4").tobytes()
     output["parameters"] = {"binary_data_size": len(tensor)}
-    head = json_bytes(document)
+    head = encode_json(document)
     headers = {"Content-Type": "application/octet-stream", JSON_LENGTH_HEADER: str(len(head))}
     return web.Response(body=head + tensor, headers=headers)

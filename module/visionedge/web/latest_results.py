@@ -12,7 +12,7 @@ from types import TracebackType
 
 from visionedge.errors import BusyError
 from visionedge.frames.types import FrameResult, build_frame_document
-from visionedge.web.responses import json_bytes
+from visionedge.outbound.messages import encode_json
 
 _RATE_WINDOW_NS = 5_000_000_000
 
@@ -155,7 +155,7 @@ class LatestResults:
         entry.update(result, self._clock())
         viewers = [viewer for viewer in self._viewers if viewer.camera in (None, camera)]
         if viewers:
-            frame = json_bytes(build_frame_document(result))  # once for all viewers
+            frame = encode_json(build_frame_document(result))  # once for all viewers
             self._lost += sum(not viewer.offer(frame) for viewer in viewers)
         self._wake(camera)
 

@@ -1,6 +1,5 @@
 """Answers and queries: JSON documents, errors in the one shape, and checked query values."""
 
-import json
 import logging
 import math
 import re
@@ -11,6 +10,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from visionedge.errors import BusyError, VisionedgeError
+from visionedge.outbound.messages import encode_json
 from visionedge.runtime.redaction import redact
 
 log = logging.getLogger(__name__)
@@ -56,18 +56,11 @@ def truncate(text: str, maximum: int = _MAX_QUOTED_CHARACTERS) -> str:
     return text if len(text) <= maximum else text[:maximum] + "…"
 
 
-def json_bytes(document: Any) -> bytes:
-    """The document as compact UTF-8 JSON; a lone surrogate becomes '?'. Raises ValueError for NaN."""
-    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
-        errors="replace"
-    )
-
-
 def json_response(
     document: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     """A JSON answer that ends with a line feed, for terminals."""
-    body = json_bytes(document) + b"\n"
+    body = encode_json(document) + b"\n"
     return web.Response(body=body, status=status, headers=headers, content_type="application/json")
 
 
