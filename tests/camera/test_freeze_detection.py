@@ -162,7 +162,7 @@ def test_only_a_camera_that_repeats_its_picture_is_frozen_behind_a_codec(
         at_s = decoded.position_s or 0.0
         now_ns = round(at_s * 1e9)
         watched = watch.note(now_ns, key=decoded.key)
-        if due.take(at_s) or watched:
+        if due.is_due(at_s) or watched:
             states.add(watch.inspect(decoded.fit_to_input(InputSpec(416, 416))[0], now_ns, key=decoded.key))
     source.close()
     assert ("frozen" in states) == frozen

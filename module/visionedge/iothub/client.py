@@ -6,7 +6,6 @@ What is done about failures is told in `ladder`.
 """
 
 import logging
-import random
 import threading
 import time
 from collections import deque
@@ -38,6 +37,7 @@ from visionedge.iothub.sdk_calls import (
 from visionedge.outbound.memory_queue import MemoryQueue, MessageQueue
 from visionedge.outbound.messages import Message
 from visionedge.runtime.redaction import redact
+from visionedge.runtime.retry import RetryPolicy
 from visionedge.runtime.threads import ThreadGroup
 
 # One connection and what is known of it; how it is made, listened to and ended, each within its deadline.
@@ -589,11 +589,8 @@ class HubClient:
     def _wait_before_retry(self) -> None:
         """Wait before the next attempt, longer each time, not in step with others; closing ends it."""
         with self._wake:
-            longest_s = min(
-                self._deadlines.max_wait_s,
-                self._deadlines.first_wait_s * 2.0 ** min(self._failures - 1, 16),
-            )
-            wait_s = longest_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+            policy = RetryPolicy(self._deadlines.first_wait_s, self._deadlines.max_wait_s, jitter=0.5)
+            wait_s = policy.wait_s(self._failures)
             self._wake.wait_for(lambda: self._flush_until_ns is not None, wait_s)
 
     def _set_state(self, state: HubState) -> None:

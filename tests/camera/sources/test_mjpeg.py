@@ -15,7 +15,7 @@ from clips import number_of, numbered_picture
 from scripted_http import ScriptedServer, Serve
 from visionedge.camera.camera import Camera
 from visionedge.camera.sources.base import DecoderLibrary, SourceLimits
-from visionedge.camera.sources.http_camera import JpegScanner
+from visionedge.camera.sources.images import JpegScanner
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
@@ -156,7 +156,7 @@ def test_an_endless_part_does_not_fill_the_memory() -> None:
         source = open_source(parse_camera_uri(server.url()), limits)
         tracemalloc.start()
         try:
-            with pytest.raises(SourceError, match="sends no JPEG picture"):
+            with pytest.raises(SourceError, match="no JPEG picture in the stream"):
                 source.read()
             assert tracemalloc.get_traced_memory()[1] < 100 << 20
         finally:

@@ -57,7 +57,7 @@ def test_a_server_that_asks_for_no_basic_login_gets_none(scheme: str, first: tup
 @pytest.mark.parametrize("scheme", ["http", "rtsp"])
 @pytest.mark.parametrize(
     ("second", "words"),
-    [("401 Unauthorized", "does not accept the user name"), ("404 Not Found", "not found on the server")],
+    [("401 Unauthorized", "login refused"), ("404 Not Found", "not found on the server")],
 )
 def test_a_basic_challenge_is_answered_once(scheme: str, second: str, words: str) -> None:
     """Only so a wrong password can be told from a wrong path."""

@@ -91,7 +91,7 @@ class Stage:
     def put(self, frame: Frame) -> None:
         self.put_frames.append(frame)
 
-    def gate(self, camera: str) -> None:
+    def count_gated(self, camera: str) -> None:
         raise AssertionError(camera)
 
     def wait_taken(self, camera: str, timeout_s: float) -> bool:
