@@ -418,7 +418,7 @@ from visionedge.model.model import load_model
 from visionedge.engine.process.client import EngineClient
 from visionedge.engine.process.shared_memory import SharedFramePool
 model = load_model(Path(sys.argv[1]))
-engine = EngineProcess(model, InferenceConfig(device="cpu"), Arena(model.input, 4))
+engine = EngineClient(model, InferenceConfig(device="cpu"), SharedFramePool(model.input, 4))
 engine.open()
 print(engine.process.pid, flush=True)
 sys.stdin.read()
