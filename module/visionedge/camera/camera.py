@@ -55,7 +55,7 @@ _MIN_GAPS = 8
 """Gaps before the rate counts as known: a decoder gives the first pictures, which it buffered, at once."""
 
 _JOIN_TIMEOUT_S = 0.3
-"""Wait for a connection thread that was told to end; a source that hangs is left behind."""
+"""How long to wait for an abandoned connection thread, so that a source that responds is closed."""
 
 _MAX_ERROR_CHARACTERS = 400
 
@@ -76,7 +76,7 @@ CameraState = Literal[
 ]
 
 CONNECTED_STATES: frozenset[CameraState] = frozenset({"live", "stale", "frozen", "black"})
-"""The states of a camera that is connected, whatever its pictures show."""
+"""The states of a camera that is connected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,7 +414,7 @@ class Camera:
         self._released.set()
 
     def stop(self) -> None:
-        """End `run` at once, whatever the source does; a source that opens later is closed again.
+        """End `run` at once, even if the source hangs; a source that opens later is closed again.
 
         When this returns, no more frames are offered, and `next_sequence` and `epoch` are final.
         """

@@ -108,11 +108,6 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    @staticmethod
-    def none() -> "Detections":
-        """No detection at all."""
-        return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
-
 
 @dataclass(frozen=True, slots=True)
 class Timing:

@@ -148,7 +148,7 @@ _OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "bad allocation", "Failed to alloc
 def explain_machine_limit(stderr: bytes) -> str | None:
     """Return the limit of this machine that a child reports on stderr, or None if it reports no such limit.
 
-    It tells a child that failed because of the machine from one that failed because of its model.
+    Without such a limit, the failure of a child is the fault of its model.
     """
     text = stderr.decode(errors="replace")
     for sign, limit in _MACHINE_LIMITS.items():

@@ -27,7 +27,8 @@ algo alias alike alive all alloc allocate allow allowed allows allowzero almost 
 although always amd among amx analyse analysed analyzeduration ancestors anchor anchors and anew annotate
 annotations anonymous another answer answered answering answers any anything anywhere apart api append
 application applied applying archive are area arena args arguments aria around array arrive arrived ascii
-asctime aside asimd asimddp ask asked asking asks assign assignment assumed asyncio attends attributes
+asctime aside asimd asimddp ask asked asking
+asks assign assignment assumed asyncio attempts attends attributes
 audio auth authenticate authentication author authority authorization auto automatically available average
 avi avx away axes axis azl azure azureiotedge back background bad bare base baseline basic batch batches
 bbox bear bearer became because become becomes before began begin begins begun behind being belong belongs
@@ -44,13 +45,16 @@ closes closing coalesce coco code codec codes col colleague color colour colours
 comm common compare compared compares comparing compatibility compile compiled compiling complete
 components compressed compression compute computed computes computing condition confidence config
 configuration configurations configured connect connected connecting connection connections connects
-considers const constant constants constrained container containerd containerenv content context conv
+considers const constant constants constrained container
+containerd containerenv content context conv convert converted
 convolutions copied copy core cores corners cost costs could count counted counter counts cpu cpuinfo
 crash crashed crashes create createoptions credential credentials crf css ctl ctx cublas cuda cudart cudnn
 cufft cumulative curand cusparse customvision cut cvexport daily damaged dark dart dashed dashes data
-datacenter datatype date day days dda debug decode decoded decoder decodes decoding deeds deeper default
+datacenter datatype date day days dda debug decodable
+decode decoded decoder decodes decoding deeds deeper default
 defs degrade degraded deliver delivered delivering delivery demanded demo denied dependent deploy deployed
-deployment depthwise description desired detail details detect detection detections detector detr dev
+deployment depthwise describes description desired detail
+details detect detection detections detector detr dev
 deviation device devices dict did die died dies differ difference different differs digest digits
 dilations dim direct direction directml disable disabled discarded disconnect disconnected disk div dmi
 dock docker dockerenv docs doctor doctype document does done door dots double doubt down download dozens
@@ -58,7 +62,8 @@ draft draws drew driver drivers drives drop dropouts dropped drops dry dtype due
 eased echo edge edgecolor edgehub edition effect effective efficientdet eflow elevated else elsewhere
 empty enable enabled end ended ending endpoints ends engine enough enterprise enum env environment epoch
 epsilon error errorcode errors escaped estimate eval even event events ever every everything everywhere
-evidence exactly examine examined examines example examples excluded exec executing exhausted exist exit
+evidence exactly examine examined examines example examples
+exception excluded exec executing exhausted exist exit
 exp expectation expected explains export exports extend extensions external extra fabric fabricmanager
 fail failed fails failure faint fainter fairness fall fallback falling false family far fast faster
 fastest fastestdet fault faults fcc fell fetched fetching few figure figures file files fill filled fills
@@ -99,29 +104,35 @@ original osrelease other others otherwise our ours out outbox outcome outgoing o
 outside over overdue overlap overlapping overload overs oversize own owner pace paces package packages
 packed packets pad paddle pads page paho pair pairs parameters parent parity part particular parts pass
 passphrase passthrough passw passwd password passwords patch patches path paths pattern payload pci
-pending people per percentiles period perm permissions person phone photo photos picodet picture pictures
+pending people per percentiles period perm permission
+permissions person phone photo photos picodet picture pictures
 pid piece pieces ping pip pipeline pixel pixels place placed placeholder placeholders placement places
-plain plan plans plant platform plays plots plug png pointer poison port ports post power precision
+plain plan plans plant platform plays plots plug png pointer points poison port ports post power precision
 precisions prefer prefix preparation prepared preset pretended primary priority privileges pro probe
 probes probing problem problems proc process processes processor producer product profile program programs
 properties proto protocol provider providers proxy psw public publish published publishes pulled purpose
 put pwd pyav pycocotools python pytorch qdq qnn quadro quality quant queries query quota quote quotes
-raise ran range ranges rate rates rather ratio ratios raw reach reached read readiness reads ready readyz
+raise ran range ranges rate rates rather ratio ratios
+raw reach reached read readable readiness reading reads ready readyz
 really realm reason reasons rebuild rebuilds recall received recipe recommended reconnect reconnecting
-record recovering recovery red redirected ref reference referrer refusal refusals refuse refused refuses
-reg registry regular reinstall rejected release remainder remedies remedy remote remove renew renewed
+record recovering recovery red redirect redirected redirects reduce ref
+reference referrer refusal refusals refuse refused refuses
+reg registry regular reinstall rejected release remainder
+remedies remedy remote remove removed renamed renew renewed
 repeatable repeats replace replaced replaces reply report reported reporting reports request requested
 requests required resample resized resolution resolve resolved response responses rest restart restarted
-restarting restarts result results retiring return returned reverse rewritten rgb right rights ring rise
+restarting restarts result results retiring retrying return
+returned reverse rewritten rgb right rights ring rise
 rocm role room root rotation round rounded rounds route routes row rows rtdetr rtsp rtsps rtx rule rules
 run rung rungs running runs runtime rwm safe said same sameness sans sas saturate saturation save saves
 saw say says scale scaled scales scaling scene schedstat schedule schema schemas scheme scope score scores
-script sdp search second seconds secret secrets section sections security see seen sees self send sends
+script sdp search second seconds secret secrets section
+sections security see seen sees segment self send sends
 sense sensor sent sentence sequence sequences series serif served server servers serves service serving
 session sessionid set sets setting settings settled seven several severity sha shape shapes share shared
 sharing sheep shift shm should show shows shutdown side sig sigmoid sign signal signature silence silent
-simple simulator since single sink site six size sizes skip skipped sleeps slo slot slow slowed slows
-small smaller smi smpte snapshot socket softmax software some something source spare sparse speaks speed
+simple simulator since single sink site six size sizes skip skipped sleeps slo slot slow slowed slower slows
+small smaller smi smpte snapshot socket softmax software some something source spare sparse speak speaks speed
 spent spinning spoils spool sqlite square src sreadyz sse stable stacks stage stages stale stand stands
 start started starting starts stat state stated states statm status statuses stay stays std stderr stdin
 stdout step steps sticky still stop stopped stopping stops storage store str strategy stream streams

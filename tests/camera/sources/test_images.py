@@ -150,12 +150,12 @@ def test_a_picture_that_would_fill_the_memory_is_refused_by_its_header() -> None
 
 
 def test_the_limit_can_be_lower() -> None:
-    with pytest.raises(SourceError, match="make it smaller"):
+    with pytest.raises(SourceError, match="use a smaller picture"):
         decode_picture(_encoded(".jpg"), max_pixels=100)
 
 
 def test_errors_of_files_name_the_file(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"none\.jpg does not exist"):
+    with pytest.raises(SourceError, match=r"none\.jpg: does not exist"):
         read_picture(tmp_path / "none.jpg")
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(SourceError, match=r"text\.jpg is no picture"):
@@ -193,5 +193,5 @@ def test_any_names_can_be_sorted(names: list[str]) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="nowhere does not exist"):
+    with pytest.raises(SourceError, match="nowhere: does not exist"):
         list_pictures(tmp_path / "nowhere")

@@ -64,9 +64,8 @@ def decode_picture(
         raise SourceError(f"{name}: not a readable picture; supported are {PICTURE_FORMATS}")
     width, height = size
     if width * height > max_pixels:
-        raise SourceError(
-            f"{name}: {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} megapixels"
-        )
+        limit = f"more than the limit of {max_pixels / 1e6:g} megapixels"
+        raise SourceError(f"{name}: {width} x {height} pixels, {limit}; use a smaller picture")
     configure_opencv()
     picture = _decode(data)
     if picture is None and data.startswith(JPEG_START):

@@ -326,7 +326,7 @@ class OpencvSource:
         """Return a picture that is not the first of its size.
 
         If FFmpeg refuses to convert a picture, OpenCV returns the last one again and reports success. A still
-        scene gives equal pictures, too; an error that FFmpeg reports tells the two cases apart.
+        scene gives equal pictures, too; an error that FFmpeg reports separates the two cases.
 
         Raises:
             DamagedPictureError: it cannot be decoded.

@@ -68,7 +68,7 @@ def probe_rtsp(target: str, timeout_s: float, transport: str, certificates: str 
 
 
 def send_describe(connection: socket.socket, parts: SplitResult, deadline_s: float) -> RtspResult:
-    """Send DESCRIBE and return the answer, whatever its status; the login is sent if the camera asks for it.
+    """Send DESCRIBE and return the answer, with any status; the login is sent if the camera asks for it.
 
     Raises:
         OSError: the connection broke, or (TimeoutError) no complete answer came before `deadline_s`.
