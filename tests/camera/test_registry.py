@@ -115,7 +115,7 @@ def test_numbers_and_epochs_go_on_over_changes_and_absence(clip: Path) -> None:
 
 
 def test_the_end_of_a_camera_that_has_a_successor_is_not_told(clip: Path) -> None:
-    """Removing one is: nobody else would say it."""
+    """The removal is an event; the camera itself reports none."""
     slots, changes = Slots(), Changes()
     with running(slots, changes) as camera_registry:
         camera_registry.apply(_config({"dock": {"uri": str(clip)}}).cameras)
@@ -220,7 +220,7 @@ def test_a_file_that_waits_can_be_taken_away(clip: Path) -> None:
 
 
 def test_a_looped_file_goes_on_in_the_same_epoch(tmp_path: Path) -> None:
-    """Its numbers go on, and nothing is told of its end."""
+    """Its numbers continue, and its end is not reported."""
     short = str(make_clip(tmp_path / "short.mp4", pictures=5, fps=25))
     slots, changes = Slots(), Changes()
     with running(slots, changes) as camera_registry:

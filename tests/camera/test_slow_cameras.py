@@ -94,7 +94,7 @@ class _Halting:
 def test_a_silent_source_is_left_behind_when_its_time_is_over_and_not_before(
     pictures: int, patience_s: float
 ) -> None:
-    """What it gives after all is handed on to nobody, and it is closed then."""
+    """A picture that comes too late becomes no frame, and the source is closed."""
     clock, basket, changes = JumpClock(), Basket(), Changes()
     halting = _Halting(clock, pictures)
     again = threading.Event()

@@ -1,4 +1,4 @@
-"""Whatever a camera sends, the model sees the colours that were there: measured against a slow reference."""
+"""The model sees the original colours for every pixel format: measured against a slow reference."""
 
 import threading
 from collections.abc import Callable

@@ -167,7 +167,7 @@ def ranged(data: bytes, head: str) -> bytes:
 
 
 class Live:
-    """A live playlist: of `segments` of one second, one more is told each time it is asked for."""
+    """A live playlist: of `segments` of one second, each request names one more."""
 
     def __init__(self, folder: Path, base: str = "") -> None:
         self.base = base

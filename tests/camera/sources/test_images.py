@@ -68,7 +68,7 @@ def test_a_jpeg_of_which_more_is_missing_is_refused_and_the_library_is_silent(
 
 
 def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
-    """A pipe that nobody writes to, and a device that never ends."""
+    """A pipe without a writer, and a device that never ends."""
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")
     for name in ("pipe.jpg", "zero.jpg"):
@@ -158,7 +158,7 @@ def test_errors_of_files_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"none\.jpg: does not exist"):
         read_picture(tmp_path / "none.jpg")
     (tmp_path / "text.jpg").write_text("no picture")
-    with pytest.raises(SourceError, match=r"text\.jpg is no picture"):
+    with pytest.raises(SourceError, match=r"text\.jpg: not a readable picture"):
         read_picture(tmp_path / "text.jpg")
     with pytest.raises(SourceError, match="cannot be read: Is a directory"):
         read_picture(tmp_path)

@@ -49,7 +49,7 @@ def stream(
     more: str = "",
     chunked: bool = False,
 ) -> Serve:
-    """Parts for ever, 100 a second."""
+    """Parts without end, 100 per second."""
 
     def serve(server: ScriptedServer, connection: socket.socket, _head: str) -> None:
         head = f"{status}\r\n" + (f"Content-Type: {content_type}\r\n" if content_type else "") + more
@@ -229,7 +229,7 @@ def test_pictures_are_found_however_the_stream_is_cut(numbers: list[int], data: 
 
 @given(st.binary(max_size=3000), st.integers(1, 500))
 def test_nothing_upsets_the_scanner(noise: bytes, step: int) -> None:
-    """Whatever it is fed, it keeps to its bound, and finds the picture behind it or takes it for the rest."""
+    """For any bytes it keeps to its bound, and finds the picture after them or takes it for their rest."""
     scanner = JpegScanner(4096)
     for at in range(0, len(noise), step):
         scanner.feed(noise[at : at + step])

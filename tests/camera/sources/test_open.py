@@ -69,7 +69,7 @@ def test_a_video_tells_size_and_media_time(clip: Path) -> None:
 
 
 def test_a_picture_kept_stays_as_it_is(clip: Path) -> None:
-    """The decoder must not write into a picture that somebody still holds."""
+    """The decoder must not write into a picture that is still in use."""
     source = _open(clip)
     kept = [d.picture() for _ in range(12) if (d := source.read()) is not None]
     source.close()

@@ -76,7 +76,7 @@ def test_a_still_is_fetched_again_and_again(camera: str, library: DecoderLibrary
             shown.append(number_of(decoded.picture()))
         source.close()
     assert shown == [0, 1, 2, 3, 4]
-    # We ask, so nothing is lost while nobody does.
+    # The source is polled, so nothing is lost between two polls.
     assert not source.live
 
 
