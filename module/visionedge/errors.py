@@ -2,7 +2,7 @@
 
     VisionedgeError          1  the work failed
     ├── SourceError          1  a picture, video or camera cannot be read
-    │   └── DamagedError     1  one picture of a source cannot be decoded; the next one may be
+    │   └── DamagedPictureError  1  one picture of a source cannot be decoded; the next one may be
     ├── FetchError           1  a model cannot be fetched from its address
     ├── BusyError            1  no capacity for a request now; the caller may try again
     ├── ConfigError          2  arguments or configuration are wrong (every problem at once)
@@ -21,7 +21,7 @@ _LONG_WORD = re.compile(r"\S{401,}")
 
 
 class VisionedgeError(Exception):
-    """Base of all errors that are meant for people; never carries a secret (see `uris.redact`)."""
+    """Base of all errors whose message is shown to users; it never contains a secret (see `redact`)."""
 
     exit_code = 1
 

@@ -27,7 +27,7 @@ from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import Frame, Picture
 
 URI = "rtsp://user:geheim@192.0.2.1/x?token=geheim"
-LOST = SourceError("the other end hung up")
+LOST = SourceError("the server closed the connection")
 
 
 class Stage:
@@ -110,7 +110,7 @@ def test_a_camera_never_reached_is_failed_and_tried_for_ever() -> None:
     assert stage.opener.opened == 50
     assert stage.clock.waits_s[:6] == [1, 2, 4, 8, 16, 30]
     assert stage.changes.states == ["failed", "stopped"]
-    assert stage.changes.heard[0].last_error == "the other end hung up"
+    assert stage.changes.heard[0].last_error == "the server closed the connection"
     assert stage.changes.heard[0].epoch == 0
 
 
@@ -189,9 +189,9 @@ def test_a_change_is_logged_once_and_tries_are_not(caplog: pytest.LogCaptureFixt
     stage.play()
     lines = [r.message for r in caplog.records]
     assert len(lines) == 4
-    assert "reconnecting: the other end hung up" in lines[1]
+    assert "camera dock: the server closed the connection; retrying in 1 s" in lines[1]
     # 1 + 2 + 4 + 8 + 16 and five times 30 s.
-    assert "live again after 181.0 s: 160 x 120 px" in lines[2]
+    assert "live again after 181.0 s, 160 x 120 px" in lines[2]
 
 
 def test_a_uri_that_cannot_be_understood_fails_with_the_reason() -> None:
@@ -212,7 +212,7 @@ def test_a_listener_that_raises_harms_nothing(caplog: pytest.LogCaptureFixture) 
         "dock", URI, SPEC, stage.basket, clock=stage.clock, on_change=listener, dependencies=dependencies
     ).run()
     assert len(stage.basket.frames) == 1
-    assert "telling of a change of camera dock failed" in caplog.text
+    assert "camera dock: reporting the state live failed" in caplog.text
 
 
 class _Unshown(ScriptedSource):

@@ -65,7 +65,7 @@ def test_no_key_picture_for_three_times_the_usual_is_frozen_where_they_are_rare(
 
 @pytest.mark.parametrize("size_px", [2, 8])
 def test_anything_that_moves_however_small_is_no_frozen_picture(size_px: int) -> None:
-    """Somebody far away, or a clock that the camera writes into its pictures."""
+    """A person far away, or a clock that the camera writes into its pictures."""
     still = _noisy(120, 1)
     pictures = [still.copy() for _ in range(90)]
     for number, picture in enumerate(pictures):
@@ -162,7 +162,7 @@ def test_only_a_camera_that_repeats_its_picture_is_frozen_behind_a_codec(
         at_s = decoded.position_s or 0.0
         now_ns = round(at_s * 1e9)
         watched = watch.note(now_ns, key=decoded.key)
-        if due.take(at_s) or watched:
+        if due.is_due(at_s) or watched:
             states.add(watch.inspect(decoded.fit_to_input(InputSpec(416, 416))[0], now_ns, key=decoded.key))
     source.close()
     assert ("frozen" in states) == frozen

@@ -1,4 +1,4 @@
-"""The motion gate: still pictures stay out, whatever light and noise do, and a person gets in."""
+"""The motion gate: still pictures are held back under any light and noise, and a person passes."""
 
 from collections.abc import Callable
 from functools import cache
@@ -73,7 +73,7 @@ def test_vtest_passes(shared_data: Path) -> None:
 @pytest.mark.parametrize("sigma", [0, 4, 10, 20])
 def test_a_still_scene_with_noise_gives_only_heartbeats(street: list[Picture], sigma: float) -> None:
     passed = _passed(lambda n: _noisy(street[0], sigma, n), 45)
-    # The first two seconds belong to the first picture, which nobody has seen before; then every 10 s.
+    # The first picture opens the gate for two seconds; then one passes every 10 s.
     assert [n for n in passed if n >= 2 * FPS] == [59, 109, 159, 209]
 
 
@@ -154,7 +154,7 @@ def test_a_person_who_enters_passes_at_once_and_stays_in(street: list[Picture], 
 
 
 def test_another_scene_passes_and_is_learnt(street: list[Picture]) -> None:
-    """Somebody turned the camera."""
+    """The camera was turned."""
     other = np.ascontiguousarray(street[0][::-1, ::-1])
     passed = _passed(lambda n: _noisy(street[0] if n < 100 else other, 4, n), 60)
     assert 100 in passed

@@ -25,7 +25,7 @@ def play(
 ) -> int:
     """Read so many pictures, each of which covers several of the source's; how many were due."""
     moments = [(first + (n + 1) * source_frames) / fps for n in range(count)]
-    return sum(admission.take(at_s, source_frames) for at_s in moments)
+    return sum(admission.admits(at_s, source_frames) for at_s in moments)
 
 
 def test_a_throttle_lowers_what_is_handed_on_and_not_what_is_asked_for() -> None:
@@ -49,7 +49,7 @@ def test_pictures_that_are_not_even_decoded_are_asked_for_all_the_same() -> None
     """A key picture every two seconds of a source of 25 per second, of which 5 are asked for."""
     counts = AdmissionCounts()
     admission = FrameAdmission(5, None, counts)
-    admission.take(0.0, 1)
+    admission.admits(0.0, 1)
     admission.set_throttle(Throttle(fps=0.5))
     assert play(admission, 0, 30, fps=25, source_frames=50) == 30
     assert counts.demanded == pytest.approx(5 * 60, abs=2)
@@ -60,7 +60,7 @@ def test_a_change_of_the_rate_keeps_the_distance_to_the_last_picture() -> None:
     """Otherwise every change would cost a picture, and changes come every few seconds."""
     admission = FrameAdmission(None, None, AdmissionCounts())
     admission.set_throttle(Throttle(fps=1))
-    admission.take(0.0, 1)
+    admission.admits(0.0, 1)
     admission.set_throttle(Throttle(fps=0.9))
     assert play(admission, 0, 9) == 1
     admission.set_throttle(Throttle(fps=1.0))
@@ -87,8 +87,8 @@ def still(admission: FrameAdmission, first: int, count: int) -> int:
     """Show pictures on which nothing moves; how many pass."""
     passed = 0
     for number in range(first, first + count):
-        if admission.take(number / 10, 1):
-            passed += admission.passes(STILL, round(number * 1e8))
+        if admission.admits(number / 10, 1):
+            passed += admission.passes_gate(STILL, round(number * 1e8))
     return passed
 
 

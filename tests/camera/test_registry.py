@@ -49,7 +49,7 @@ def running(
     clock: Callable[[], int] = time.monotonic_ns,
     last_epoch: int = 0,
     *,
-    held: bool = False,
+    start_paused: bool = False,
 ) -> Iterator[CameraRegistry]:
     thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name} died: {error}"))
     camera_registry = CameraRegistry(
@@ -60,7 +60,7 @@ def running(
         on_change=on_change,
         last_epoch=lambda _name: last_epoch,
         clock=clock,
-        held=held,
+        start_paused=start_paused,
     )
     try:
         yield camera_registry
@@ -115,7 +115,7 @@ def test_numbers_and_epochs_go_on_over_changes_and_absence(clip: Path) -> None:
 
 
 def test_the_end_of_a_camera_that_has_a_successor_is_not_told(clip: Path) -> None:
-    """Removing one is: nobody else would say it."""
+    """The removal is an event; the camera itself reports none."""
     slots, changes = Slots(), Changes()
     with running(slots, changes) as camera_registry:
         camera_registry.apply(_config({"dock": {"uri": str(clip)}}).cameras)
@@ -194,7 +194,7 @@ def test_a_file_waits_until_frames_can_be_analysed_and_then_plays_from_its_begin
     """Also one that is added meanwhile; one that is added later plays at once."""
     short = str(make_clip(tmp_path / "short.mp4", pictures=10, fps=20))
     slots, changes = Slots(), Changes()
-    with running(slots, changes, held=True) as camera_registry:
+    with running(slots, changes, start_paused=True) as camera_registry:
         camera_registry.apply(_config({"a": {"uri": short}}).cameras)
         camera_registry.apply(_config({"a": {"uri": short}, "b": {"uri": short}}).cameras)
         while changes.states.count("waiting") < 2:
@@ -211,7 +211,7 @@ def test_a_file_waits_until_frames_can_be_analysed_and_then_plays_from_its_begin
 
 def test_a_file_that_waits_can_be_taken_away(clip: Path) -> None:
     slots, changes = Slots(), Changes()
-    with running(slots, changes, held=True) as camera_registry:
+    with running(slots, changes, start_paused=True) as camera_registry:
         camera_registry.apply(_config({"a": {"uri": str(clip)}}).cameras)
         changes.wait_for("waiting")
         camera_registry.apply({})
@@ -220,7 +220,7 @@ def test_a_file_that_waits_can_be_taken_away(clip: Path) -> None:
 
 
 def test_a_looped_file_goes_on_in_the_same_epoch(tmp_path: Path) -> None:
-    """Its numbers go on, and nothing is told of its end."""
+    """Its numbers continue, and its end is not reported."""
     short = str(make_clip(tmp_path / "short.mp4", pictures=5, fps=25))
     slots, changes = Slots(), Changes()
     with running(slots, changes) as camera_registry:

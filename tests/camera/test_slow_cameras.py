@@ -17,7 +17,7 @@ FIRST = 20 * S
 def _seen(*gaps_s: float) -> tuple[CameraProgress, int]:
     """What is known of a live camera whose pictures came so far apart, and when the last one came."""
     progress, now_ns = CameraProgress(0, 0, 1, state="live", live=True), 5 * S
-    progress.begin()
+    progress.begin_connection()
     for gap_s in (0.0, *gaps_s):
         now_ns += round(gap_s * S)
         progress.note(WholePicture(lambda: numbered_picture(0), 160, 120, None), now_ns)
@@ -29,21 +29,21 @@ def test_a_camera_of_one_picture_in_some_seconds_is_never_stale_between_two(gap_
     """From its first picture on, when nothing is known of its rate."""
     for count in range(12):
         progress, now_ns = _seen(*[gap_s] * count)
-        assert not progress.stale(now_ns + round(1.9 * gap_s * S), FIRST)
-        assert progress.stale(now_ns + round(max(3 * gap_s, 20) * S) + S, FIRST)
+        assert not progress.is_stale(now_ns + round(1.9 * gap_s * S), FIRST)
+        assert progress.is_stale(now_ns + round(max(3 * gap_s, 20) * S) + S, FIRST)
 
 
 def test_pictures_that_the_decoder_kept_while_it_opened_say_nothing_about_the_rate() -> None:
     """They come at once, and the next one in its own time."""
     progress, now_ns = _seen(0.0, 0.001, 0.001)
-    assert not progress.stale(now_ns + 10 * S, FIRST)
+    assert not progress.is_stale(now_ns + 10 * S, FIRST)
     assert progress.silence_limit_ns(4 * S, FIRST) == FIRST
 
 
 def test_a_fast_camera_is_stale_after_two_seconds_and_lost_after_the_least_silence() -> None:
     progress, now_ns = _seen(*[0.04] * 9)
-    assert not progress.stale(now_ns + 2 * S, FIRST)
-    assert progress.stale(now_ns + 2 * S + 1, FIRST)
+    assert not progress.is_stale(now_ns + 2 * S, FIRST)
+    assert progress.is_stale(now_ns + 2 * S + 1, FIRST)
     assert progress.silence_limit_ns(4 * S, FIRST) == 4 * S
 
 
@@ -54,9 +54,9 @@ def test_a_camera_that_pauses_now_and_then_is_given_three_times_its_longest_paus
 
 def test_another_connection_is_learnt_anew() -> None:
     progress, now_ns = _seen(10.0, 10.0)
-    progress.begin()
+    progress.begin_connection()
     assert progress.silence_limit_ns(4 * S, FIRST) == FIRST
-    assert not progress.stale(now_ns + 99 * S, FIRST)
+    assert not progress.is_stale(now_ns + 99 * S, FIRST)
 
 
 class _Halting:
@@ -94,7 +94,7 @@ class _Halting:
 def test_a_silent_source_is_left_behind_when_its_time_is_over_and_not_before(
     pictures: int, patience_s: float
 ) -> None:
-    """What it gives after all is handed on to nobody, and it is closed then."""
+    """A picture that comes too late becomes no frame, and the source is closed."""
     clock, basket, changes = JumpClock(), Basket(), Changes()
     halting = _Halting(clock, pictures)
     again = threading.Event()
@@ -120,7 +120,7 @@ def test_a_silent_source_is_left_behind_when_its_time_is_over_and_not_before(
         clock.now_ns += round(0.2 * S)
         camera.check_liveness()
         lost = changes.wait_for("reconnecting" if pictures else "failed")
-        assert f"gave no picture for {patience_s:g} s" in (lost.last_error or "")
+        assert f"no picture for {patience_s:g} s" in (lost.last_error or "")
         halting.released.set()
         assert halting.closed.wait(5)
     assert len(basket.frames) == pictures

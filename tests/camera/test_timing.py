@@ -11,7 +11,6 @@ from visionedge.camera.timing import (
     FrameRate,
     FrameSampler,
     PlaybackClock,
-    ReconnectBackoff,
     Timeline,
     plausible_fps,
 )
@@ -19,38 +18,38 @@ from visionedge.camera.timing import (
 
 def test_half_the_rate_is_exactly_every_second_picture() -> None:
     due = FrameSampler(5)
-    assert [n for n in range(20) if due.take(n * 0.1)] == list(range(0, 20, 2))
+    assert [n for n in range(20) if due.is_due(n * 0.1)] == list(range(0, 20, 2))
 
 
 def test_no_rate_means_every_picture() -> None:
     due = FrameSampler(None)
-    assert all(due.take(n * 0.1) for n in range(10))
+    assert all(due.is_due(n * 0.1) for n in range(10))
 
 
 @given(source_fps=st.integers(2, 60), asked=st.integers(1, 60))
 def test_over_ten_seconds_the_rate_is_met_without_drift(source_fps: int, asked: int) -> None:
     due = FrameSampler(asked)
-    taken = sum(due.take(n / source_fps) for n in range(10 * source_fps))
+    taken = sum(due.is_due(n / source_fps) for n in range(10 * source_fps))
     assert abs(taken - 10 * min(asked, source_fps)) <= 1
 
 
 def test_a_camera_asked_for_its_own_rate_loses_nothing_to_jitter() -> None:
     due = FrameSampler(10)
     jitter_s = [0.0, 0.012, -0.015, 0.02, -0.02, 0.003]
-    assert all(due.take(n * 0.1 + jitter_s[n % 6]) for n in range(200))
+    assert all(due.is_due(n * 0.1 + jitter_s[n % 6]) for n in range(200))
 
 
 def test_what_was_missed_in_a_gap_is_not_made_up_for() -> None:
     due = FrameSampler(1)
-    assert due.take(0.0)
-    assert due.take(100.0)
-    assert [n for n in range(1, 21) if due.take(100 + n * 0.1)] == [8, 18]
+    assert due.is_due(0.0)
+    assert due.is_due(100.0)
+    assert [n for n in range(1, 21) if due.is_due(100 + n * 0.1)] == [8, 18]
 
 
 def test_pictures_that_come_in_one_burst_count_as_one() -> None:
     """After a reconnect the decoder hands out what it had buffered all at once."""
     due = FrameSampler(5)
-    assert [due.take(7 + n * 0.0002) for n in range(8)] == [True] + [False] * 7
+    assert [due.is_due(7 + n * 0.0002) for n in range(8)] == [True] + [False] * 7
 
 
 def test_a_paced_picture_waits_for_its_time_and_a_late_one_does_not() -> None:
@@ -90,20 +89,6 @@ def test_a_leap_in_the_media_time_is_one_ordinary_step() -> None:
 @pytest.mark.parametrize(("claimed", "taken"), [(30, 30), (0, 25), (-1, 25), (math.nan, 25), (90_000, 25)])
 def test_an_impossible_rate_becomes_25(claimed: float, taken: float) -> None:
     assert plausible_fps(claimed) == taken
-
-
-def test_waits_double_from_1_to_30_s() -> None:
-    backoff = ReconnectBackoff(random_fraction=lambda: 0.0)
-    assert [backoff.next_s() for _ in range(8)] == [1, 2, 4, 8, 16, 30, 30, 30]
-    backoff.reset()
-    assert backoff.next_s() == 1
-
-
-@given(st.floats(0, 1))
-def test_jitter_shortens_a_wait_by_a_quarter_at_most(random_fraction: float) -> None:
-    backoff = ReconnectBackoff(random_fraction=lambda: random_fraction)
-    for whole_s in (1, 2, 4, 8, 16, 30, 30):
-        assert 0.75 * whole_s <= backoff.next_s() <= whole_s
 
 
 def test_the_measured_rate_follows_and_falls_when_pictures_stop() -> None:

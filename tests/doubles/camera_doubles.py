@@ -29,7 +29,7 @@ class Basket:
             self.frames.append(frame)
             self._changed.notify_all()
 
-    def gate(self, camera: str) -> None:  # noqa: ARG002 - the protocol's
+    def count_gated(self, camera: str) -> None:  # noqa: ARG002 - the protocol's
         with self._changed:
             self.gated += 1
             self._changed.notify_all()

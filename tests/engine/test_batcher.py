@@ -115,7 +115,7 @@ class River(RuleBasedStateMachine):
     def gate(self, data: st.DataObject) -> None:
         camera = data.draw(st.sampled_from(sorted(self.known)))
         self.offered[camera] += 1
-        self.batcher.gate(camera)
+        self.batcher.count_gated(camera)
 
     @rule(ns=st.integers(1, 2 * MAX_AGE_NS))
     def time_goes_by(self, ns: int) -> None:

@@ -49,7 +49,7 @@ def test_planes_of_a_video_are_antialiased_like_a_whole_picture() -> None:
 
 
 def test_planes_of_ten_bits_and_turned_ones_are_antialiased_too() -> None:
-    """Whatever a decoder gives; black stays black and white stays white."""
+    """For all planes of a decoder; black stays black and white stays white."""
     luma = np.full((480, 640), 940, np.uint16)
     grey = np.full((240, 320), 512, np.uint16)
     window = np.empty((160, 120, 3), np.uint8)

@@ -37,7 +37,7 @@ def test_it_equals_a_slow_bilinear_reference(width_px: int, height_px: int, spec
 @settings(deadline=None, max_examples=150)
 @given(width_px=sides_px, height_px=sides_px, spec=specs)
 def test_the_whole_of_a_given_array_is_overwritten(width_px: int, height_px: int, spec: InputSpec) -> None:
-    """`out` is used in place, whatever lay in it before."""
+    """`out` is used in place, with any content before."""
     picture = _noise(width_px, height_px)
     fresh, placement = fit_to_input(picture, spec)
     out = np.full((spec.height_px, spec.width_px, 3), 77, np.uint8)

@@ -30,13 +30,14 @@ class Module:
         self.retry_s = 3600.0
 
     def fill_disk(self, *, full: bool) -> None:
-        """A folder in the place of the file that is written first: it cannot be made, or can be again."""
-        fresh = self.path.with_suffix(".new")
+        """A file in the place of the folder: nothing can be written there, or can be again."""
+        folder, away = self.path.parent, self.path.parent.with_name("away")
         if full:
-            (fresh / "full").mkdir(parents=True)
+            folder.rename(away)
+            folder.touch()
         else:
-            (fresh / "full").rmdir()
-            fresh.rmdir()
+            folder.unlink()
+            away.rename(folder)
 
     def config_sources(self) -> ConfigurationSources:
         """What a start of the module finds."""

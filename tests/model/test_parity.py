@@ -150,7 +150,7 @@ def test_a_score_that_moved_is_told_from_both_sides() -> None:
 
 def test_a_box_that_only_the_variant_sees_counts_against_it() -> None:
     """Inventions are as bad as losses."""
-    parity = compare_detections([Detections.none()], [detections((0.1, 0.1, 0.4, 0.4, 0.6, 0))])
+    parity = compare_detections([detections()], [detections((0.1, 0.1, 0.4, 0.4, 0.6, 0))])
     assert (parity.boxes, parity.matched) == (1, 0.0)
 
 

@@ -138,7 +138,7 @@ KINDS = [_engine, _probe, _first_run, _questions, _inspection, _load, _module]
 def test_a_child_gets_no_secret_and_imports_nothing_from_where_it_stands(
     witness: Witness, tmp_path: Path, start: Callable[[Path], None]
 ) -> None:
-    """Whatever kind of child it is, for each that is really started."""
+    """For every kind of child, and each process that is really started."""
     start(tmp_path)
     environments, commands = witness.environments(), witness.commands()
     assert environments
@@ -169,7 +169,7 @@ def test_there_is_no_other_way_to_start_a_process() -> None:
 
 
 def test_the_environment_of_a_child_is_made_from_a_list() -> None:
-    """What libraries and the locale need is passed on; whatever is called like a secret is not."""
+    """What libraries and the locale need is passed on; a variable that is named like a secret is not."""
     needed = {
         "PATH": "/bin",
         "HOME": "/srv/app",

@@ -115,7 +115,7 @@ def test_harmless_text_is_left_alone(text: str) -> None:
 
 
 def test_a_name_that_no_disk_could_hold_is_still_a_file() -> None:
-    """Impossible names are told when they are opened, not with a traceback."""
+    """Impossible names are reported when they are opened, without a traceback."""
     assert parse_camera_uri("x" * 5000).kind == "file"
 
 
@@ -258,7 +258,7 @@ def test_to_redact_again_changes_nothing_in_long_texts(text: str, characters: in
 
 
 def test_a_hint_is_not_masked() -> None:
-    """The remedy that tells how to write an address or a header has to be readable."""
+    """The remedy with the form of an address or a header must be readable."""
     for hint in (
         "write rtsp://USER:PASSWORD@192.0.2.5/…",
         "this needs the header 'Authorization: Bearer TOKEN'",
@@ -317,7 +317,7 @@ def holds_bait(text: str) -> bool:
 
 @pytest.mark.parametrize("uri", [*ADDRESSES, *RAW])
 def test_an_address_is_shown_without_anything_secret(uri: str) -> None:
-    """User names, passwords, every query value and whatever a path holds after '='."""
+    """User names, passwords, every query value and every value of a path after '='."""
     assert not holds_bait(mask_address(uri))
     assert mask_address(uri).startswith(uri.partition("://")[0])
 
@@ -409,7 +409,7 @@ def test_a_password_that_is_a_word_of_ours_leaves_sentences_readable(user: str, 
 
 
 def test_every_state_and_code_is_made_of_words_of_ours() -> None:
-    """Whatever is a state, a device or a reason is never masked, even if a password is the same word."""
+    """A state, a device or a reason is never masked, even if a password is the same word."""
     kinds = (
         camera_status.CameraState,
         devices.RequestedDevice,
@@ -420,7 +420,7 @@ def test_every_state_and_code_is_made_of_words_of_ours() -> None:
     )
     codes = {str(code) for kind in kinds for code in get_args(kind)} | set(devices.ReasonCode)
     words = {word for code in codes for word in code.split("-") if word.isalpha() and len(word) > 2}
-    assert words - UNMASKED_WORDS == set(), "add them to visionedge/vocabulary.py"
+    assert words - UNMASKED_WORDS == set(), "add them to UNMASKED_WORDS in visionedge/runtime/redaction.py"
 
 
 def test_a_camera_may_be_called_like_a_password() -> None:
@@ -466,10 +466,10 @@ def test_whatever_a_password_is_made_of_it_is_not_shown(password: str) -> None:
     assert shown in ("rtsp://***@192.0.2.5/s", "rtsp://***/s")
     assert mask_address(shown) == shown
     assert redact(f"{shown}: refused") == f"{shown}: refused"
-    told = ""
+    message = ""
     try:
         assert password in parse_camera_uri(uri).target
     except ConfigError as error:
-        told = str(error)
-    assert f"me:{password}" not in told
-    assert f"{password}@" not in told
+        message = str(error)
+    assert f"me:{password}" not in message
+    assert f"{password}@" not in message

@@ -19,7 +19,7 @@ def test_a_vital_thread_that_dies_is_told_with_its_error(caplog: pytest.LogCaptu
     thread_group.start("lane:1", lambda: None, vital=True).join()
     assert [name for name, _ in deaths] == ["lane:0", "lane:1"]
     assert isinstance(deaths[0][1], RuntimeError)
-    assert "lane:0 died" in caplog.text
+    assert "lane:0: ended by an exception" in caplog.text
 
 
 def test_threads_may_end_while_the_module_stops() -> None:
@@ -62,7 +62,7 @@ def test_the_end_of_an_executor_does_not_wait_for_a_job_that_hangs() -> None:
     hanging, waiting = executor.submit(hang), executor.submit(hang)
     assert begun.wait(5)
     executor.shutdown(wait=True, cancel_futures=True)
-    assert executor.left() == ["request_0"]
+    assert executor.alive() == ["request_0"]
     assert "request_0" in non_daemon_threads()
     assert waiting.cancelled()
     release.set()
@@ -70,7 +70,7 @@ def test_the_end_of_an_executor_does_not_wait_for_a_job_that_hangs() -> None:
     for thread in threading.enumerate():
         if thread.name == "request_0":
             thread.join(5)
-    assert executor.left() == []
+    assert executor.alive() == []
     assert "request_0" not in non_daemon_threads()
 
 
@@ -78,4 +78,4 @@ def test_the_end_of_an_executor_waits_for_a_job_that_ends() -> None:
     executor = TimedJoinExecutor(2, "request")
     done = executor.submit(lambda: "result")
     executor.shutdown(wait=True)
-    assert (done.result(0), executor.left()) == ("result", [])
+    assert (done.result(0), executor.alive()) == ("result", [])

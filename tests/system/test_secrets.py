@@ -289,7 +289,7 @@ def test_no_secret_comes_out_anywhere(tmp_path: Path, edge_runtime: EdgeRuntime)
     for login, name in WORDS.items():
         assert words[name]["uri"] == "rtsp://***@127.0.0.1:9/s"
         assert words[name]["state"] == "failed"
-        assert f"camera {name} is failed" in module.log
+        assert f"camera {name}: connection refused by 127.0.0.1:9" in module.log
         assert [where for where, what in seen.items() if f"{login}@".encode() in what] == []
     secrets = (RTSP, QUERY, HTTP, TOKEN, LATE, TWIN, WRONG, ASKED, PROXY, FETCHED, key, "viewer-user", *BAITS)
     assert len(BAITS) > 40

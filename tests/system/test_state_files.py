@@ -326,7 +326,7 @@ def test_a_pipe_in_the_place_of_a_state_file_is_not_waited_for(tmp_path: Path) -
     """It is set aside as any other damage."""
     path = tmp_path / "sequences.json"
     os.mkfifo(path)
-    assert SequenceStore(path, lambda: 2.0).lost == "it is no regular file"
+    assert SequenceStore(path, lambda: 2.0).lost == "it is not a regular file"
 
 
 def test_a_few_damaged_files_are_kept_and_the_oldest_goes(tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_no_half(
         write_json(path, {"a": 2})
     assert [file.name for file in tmp_path.iterdir()] == ["sequences.json"]
     assert read_json(path) == {"a": 1}
-    (tmp_path / "left.new").touch()
+    (tmp_path / ".left.json.0a1b2c3d.part").touch()
     remove_partial_files(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["sequences.json"]
 

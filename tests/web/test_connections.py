@@ -355,7 +355,7 @@ def test_the_line_about_malformed_requests_counts_those_it_stands_for(
     limiter.warning("a client sent nonsense")
     assert [record.getMessage() for record in caplog.records] == [
         "a client sent nonsense",
-        "a client sent nonsense (4 more such lines were left out)",
+        "a client sent nonsense (4 more such lines were suppressed)",
     ]
 
 

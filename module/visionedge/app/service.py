@@ -307,7 +307,7 @@ class Service:
             last_epoch=self._sequences.last_epoch,
             on_change=self.state.loop_queue.put,
             hardware=self.state.config.inference.device != "cpu",
-            held=True,
+            start_paused=True,
         )
 
     async def reconfigure(self, config: Config) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""Cameras: opened, decoded, time-stamped, reconnected, counted."""
+"""Cameras: open a source, decode its pictures, make frames of them, reconnect."""

@@ -1,4 +1,9 @@
-"""A camera: opens its source, reads it, stamps what comes, and tries again when it is lost."""
+"""One camera: opens its source, reads pictures, stamps and offers them as frames, reconnects after a loss.
+
+`Camera.run` is the loop. Every connection runs on a thread of its own (`ConnectionThread`), because a decoder
+that hangs cannot be interrupted: the camera leaves that thread behind and opens the source again. The state
+that users see is a `CameraStatus`.
+"""
 
 import contextlib
 import logging
@@ -22,16 +27,40 @@ from visionedge.camera.timing import (
     FrameAdmission,
     FrameRate,
     PlaybackClock,
-    ReconnectBackoff,
     Throttle,
 )
 from visionedge.config.addresses import CameraUri, parse_camera_uri
 from visionedge.errors import DamagedPictureError, SourceError, VisionedgeError
 from visionedge.frames.types import Frame, InputSpec, Picture, Placement, utc_now
 from visionedge.runtime.redaction import mask_address, redact
+from visionedge.runtime.retry import Backoff, RetryPolicy
 
-# What a camera is doing: as it is shown, and as the camera itself keeps it.
+log = logging.getLogger(__name__)
 
+RECONNECT_POLICY = RetryPolicy(first_wait_s=1.0, max_wait_s=30.0, jitter=0.25)
+
+HEALTHY_NS = 60_000_000_000
+"""A connection that lasted this long resets the backoff: the first wait is short again."""
+
+_STALE_NS = 2_000_000_000
+"""A camera of many pictures per second is stale after this silence."""
+
+_STALE_GAP_FACTOR = 3
+"""A slower camera is stale after this many times its longest usual gap."""
+
+_MAX_GAPS = 64
+"""Gaps between pictures that are remembered; the longest of them is the usual one."""
+
+_MIN_GAPS = 8
+"""Gaps before the rate counts as known: a decoder gives the first pictures, which it buffered, at once."""
+
+_JOIN_TIMEOUT_S = 0.3
+"""How long to wait for an abandoned connection thread, so that a source that responds is closed."""
+
+_MAX_ERROR_CHARACTERS = 400
+
+
+# --- state --------------------------------------------------------------------------------------------------
 
 CameraState = Literal[
     "connecting",
@@ -47,29 +76,21 @@ CameraState = Literal[
 ]
 
 CONNECTED_STATES: frozenset[CameraState] = frozenset({"live", "stale", "frozen", "black"})
-"""The states of a camera that is connected, whatever it shows."""
-
-_STALE_NS = 2_000_000_000
-_STALE_GAP_FACTOR = 3
-_MAX_GAPS = 64
-"""Longest of so many distances between pictures: what is usual for a camera."""
-
-_MIN_GAPS = 8
-"""The first pictures come in a row, as the decoder kept them while it learnt what the stream is."""
+"""The states of a camera that is connected."""
 
 
 @dataclass(frozen=True, slots=True)
 class CameraStatus:
-    """What a camera is doing, safe to show: `uri` and `last_error` are redacted.
+    """The state of a camera, safe to show: `uri` and `last_error` are redacted.
 
-    `state`: `connecting` (first try); `waiting` (a file or folder, until frames can be analysed); when
-    connected `live`, `stale` (nothing has come for a while), `frozen` (the picture does not change at all),
-    `black`; `reconnecting` (was connected, is lost), `failed` (never was connected yet, is tried again),
-    `ended` (a file or folder has been played), `stopped`. `since_ns` is
-    monotonic. `epoch` is 0 before the first picture. `frames_read` counts pictures that were read, handed on
-    or not; `fps` is the rate of the source over the last 5 s, pictures included that need not be decoded;
-    `age_ms` is how long ago the newest came. `width` and `height` are in px, 0 before the first picture.
-    `next_try_s` is how long it still waits before it opens its source again, None unless it waits for that.
+    `state`: `connecting` (first attempt); `waiting` (a file or folder, until frames can be analysed); when
+    connected `live`, `stale` (no picture has come for a while), `frozen` (the picture does not change at
+    all), `black`; `reconnecting` (was connected, is lost), `failed` (was never connected, is tried again),
+    `ended` (a file or folder was played to its end), `stopped`. `since_ns` is monotonic. `epoch` is 0 before
+    the first picture. `frames_read` counts pictures that were read, analysed or not; `fps` is the rate of the
+    source over the last 5 s, with pictures that were not decoded; `age_ms` is the age of the newest picture.
+    `width` and `height` are in px, 0 before the first picture. `next_try_s` is the time until the next
+    attempt to open the source, None while the camera does not wait for one.
     """
 
     name: str
@@ -89,7 +110,7 @@ class CameraStatus:
 
 @dataclass(slots=True)
 class CameraProgress:
-    """How far a camera has come; written by its own thread alone."""
+    """The mutable state behind `CameraStatus`; written by the threads of one camera, one at a time."""
 
     since_ns: int
     epoch: int
@@ -108,8 +129,13 @@ class CameraProgress:
     decoder: str | None = None
     rate: FrameRate = field(default_factory=FrameRate)
 
+    def begin_connection(self) -> None:
+        """Forget the gaps of the last connection: they say nothing about the next one."""
+        self.connection_newest_ns = None
+        self.gaps_ns.clear()
+
     def note(self, decoded: DecodedPicture, now_ns: int) -> None:
-        """A picture was read."""
+        """Count a picture that was read."""
         if self.connection_newest_ns is not None:
             self.gaps_ns.append(now_ns - self.connection_newest_ns)
         self.frames_read += 1
@@ -117,32 +143,25 @@ class CameraProgress:
         self.size_px = (decoded.width_px, decoded.height_px)
         self.rate.add(now_ns, decoded.source_frames)
 
-    def begin(self) -> None:
-        """Another connection begins: what was usual on the one before says nothing about it."""
-        self.connection_newest_ns = None
-        self.gaps_ns.clear()
-
     def silence_limit_ns(self, min_ns: int, first_ns: int) -> int:
-        """How long a camera may be silent, which is more than its pictures usually lie apart.
+        """Return how long the camera may be silent: three times its longest usual gap, at least `min_ns`.
 
-        Args:
-            least_ns: for a camera of many pictures per second.
-            first_ns: while its rate is not known.
+        While its rate is not known, at least `first_ns`.
         """
         min_ns = min_ns if len(self.gaps_ns) >= _MIN_GAPS else first_ns
         return max(min_ns, _STALE_GAP_FACTOR * max(self.gaps_ns, default=0))
 
-    def stale(self, now_ns: int, first_ns: int) -> bool:
-        """Whether a source that sets the pace itself is silent, for longer than its pictures lie apart."""
+    def is_stale(self, now_ns: int, first_ns: int) -> bool:
+        """Whether a live source has been silent for longer than its usual gaps."""
         if not self.live or self.connection_newest_ns is None or self.state not in CONNECTED_STATES:
             return False
         return now_ns - self.connection_newest_ns > self.silence_limit_ns(_STALE_NS, first_ns)
 
-    def shown(self, name: str, uri: str, now_ns: int, *, stale: bool) -> CameraStatus:
-        """As it is shown; `uri` without secrets."""
+    def to_status(self, name: str, masked_uri: str, now_ns: int, *, stale: bool) -> CameraStatus:
+        """Return a snapshot."""
         return CameraStatus(
             name=name,
-            uri=uri,
+            uri=masked_uri,
             state="stale" if stale else self.state,
             since_ns=self.since_ns,
             epoch=self.epoch,
@@ -157,39 +176,42 @@ class CameraProgress:
         )
 
 
-# Work of a decoder on a thread that can be left behind, because a decoder cannot be interrupted.
+# --- the thread of a connection -----------------------------------------------------------------------------
 
 
 class ConnectionThread:
-    """One connection of a camera. `take` belongs to one thread, `abandon` may be called by any.
+    """Runs one connection of a camera, and can be abandoned while a decoder hangs in it.
+
+    `run` belongs to the camera's thread; any thread may call `abandon`.
 
     Args:
-        name: of its thread.
-        work: opens and plays a source; it looks at `left` after each step that may have taken long, and then
-            closes what it opened and returns.
+        name: of the thread.
+        work: opens and reads a source. After each step that may take long it checks `is_abandoned`; if true,
+        it
+            closes the source and returns.
     """
 
     def __init__(self, name: str, work: "Callable[[ConnectionThread], None]") -> None:
         self._work = work
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run_work, name=name, daemon=True)
         self._settled = threading.Event()
         self._lock = threading.Lock()
         self._abandoned = False
         self._error: Exception | None = None
 
     def __repr__(self) -> str:
-        return f"<Attempt {self._thread.name} settled={self._settled.is_set()}>"
+        return f"<ConnectionThread {self._thread.name} settled={self._settled.is_set()}>"
 
     @property
-    def left(self) -> bool:
-        """Whether `take` has returned, or is about to, before the work ended."""
+    def is_abandoned(self) -> bool:
+        """Whether `abandon` ended `run` before the work ended."""
         return self._abandoned
 
-    def take(self) -> None:
-        """Do the work and wait for its end, or until it is given up.
+    def run(self) -> None:
+        """Start the work and wait until it ends or is abandoned.
 
         Raises:
-            Exception: what the work raised, or what it was given up with.
+            Exception: the error of the work, or the one given to `abandon`.
         """
         self._thread.start()
         self._settled.wait()
@@ -197,18 +219,18 @@ class ConnectionThread:
             raise self._error
 
     def abandon(self, error: Exception | None = None) -> None:
-        """Let `take` return at once, or raise this; too late where the work has ended."""
+        """Let `run` return at once, or raise `error`. No effect if the work has ended."""
         with self._lock:
             if not self._settled.is_set():
                 self._abandoned, self._error = True, error
                 self._settled.set()
 
     def join(self, timeout_s: float) -> None:
-        """After it was given up: wait for the work to end, so that a source that answers is closed."""
+        """Wait for abandoned work to end, so that a source that still responds is closed."""
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
-    def _run(self) -> None:
+    def _run_work(self) -> None:
         error: Exception | None = None
         try:
             self._work(self)
@@ -220,63 +242,56 @@ class ConnectionThread:
                 self._settled.set()
 
 
-log = logging.getLogger(__name__)
-
-HEALTHY_NS = 60_000_000_000
-"""After so long a time without a loss, waits begin short again."""
-
-_MAX_ERROR_CHARACTERS = 400
-
-_JOIN_TIMEOUT_S = 0.3
-"""A source that still answers takes no longer to end; one that hangs is left behind."""
+# --- what a camera needs ------------------------------------------------------------------------------------
 
 
 class FrameSink(Protocol):
-    """Where frames go."""
+    """Takes the frames of cameras."""
 
     def put(self, frame: Frame) -> None:
         """Take a frame; never blocks."""
 
-    def gate(self, camera: str) -> None:
-        """Count a picture on which nothing moved, and which is therefore no frame; never blocks."""
+    def count_gated(self, camera: str) -> None:
+        """Count a picture that the motion gate held back; never blocks."""
 
     def wait_taken(self, camera: str, timeout_s: float) -> bool:
-        """Whether the last frame of the camera has been taken, waiting up to `timeout_s` for it."""
-
-
-def _ignore(_status: CameraStatus) -> None:
-    """Nobody wants to hear of changes."""
+        """Wait up to `timeout_s` until the camera's last frame is taken; return whether it is."""
 
 
 AllocatePicture = Callable[[], Picture | None]
-"""Gives an array of the model's input size to write the next picture into; None where there is none."""
+"""Returns an array of the model's input size for the next picture; None: the picture gets a new array."""
 
 
 def _allocate_none() -> None:
-    """Every picture gets an array of its own."""
+    """See `AllocatePicture`."""
+
+
+def _ignore(_status: CameraStatus) -> None:
+    """An `on_change` that does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputResizer:
-    """The input that pictures are brought to, and where they are written then."""
+    """Resizes pictures to the model's input, into memory from `allocate`."""
 
     spec: InputSpec
     allocate: AllocatePicture = _allocate_none
 
     def fit_to_input(self, decoded: DecodedPicture) -> tuple[Picture, Placement]:
-        """The decoded picture at the model's size, and where it lies in there.
+        """Return the picture at the model's input size, and its place in that input.
 
         Raises:
-            DamagedError: it cannot be converted.
+            DamagedPictureError: it cannot be decoded.
         """
         return decoded.fit_to_input(self.spec, self.allocate())
 
 
 @dataclass(frozen=True, slots=True)
 class CameraDependencies:
-    """What a camera needs of the world beside its clock; a test brings its own.
+    """Functions that a test replaces.
 
-    `opener` opens the source, `wait` waits for an event up to so many seconds, `chance` is in 0-1.
+    `opener` opens the source, `wait` waits for an event for at most so many seconds, `random_fraction`
+    returns a random number from 0 to 1 for the jitter of reconnects.
     """
 
     opener: Callable[[CameraUri, SourceLimits], FrameSource] = open_source
@@ -284,48 +299,49 @@ class CameraDependencies:
     random_fraction: Callable[[], float] = random.random
 
 
-class _ConnectionState:
-    """What is remembered from picture to picture of one connection."""
+class _Connection:
+    """State of one connection, from picture to picture."""
 
-    def __init__(self, attempt: ConnectionThread, source: FrameSource, admission: FrameAdmission) -> None:
-        self.attempt = attempt
+    def __init__(self, thread: ConnectionThread, source: FrameSource, admission: FrameAdmission) -> None:
+        self.thread = thread
         self.source = source
         self.admission = admission
-        self.content = FreezeDetector()
-        self.connected = False
+        self.freeze_detector = FreezeDetector()
+        self.has_picture = False
         self.damaged: DamagedPictureError | None = None
         self.damaged_since_ns: int | None = None
 
     def damaged_for_ns(self, now_ns: int) -> int:
-        """A picture is damaged: for how long no other has come."""
+        """Return for how long every picture has been damaged; called for a damaged one."""
         if self.damaged_since_ns is None:
             self.damaged_since_ns = now_ns
         return now_ns - self.damaged_since_ns
 
 
-class Camera:
-    """One camera, run by one thread (`run`); `begin`, `stop`, `watch` and `status` may be called by any.
+# --- the camera ---------------------------------------------------------------------------------------------
 
-    Each connection has a thread of its own, which is left behind where a decoder hangs in it.
+
+class Camera:
+    """One camera. One thread calls `run`; any thread may call the other methods.
 
     Args:
-        name: as in the configuration.
-        uri: any camera URI of the contract; understood when it is opened, so a folder may be mounted later.
+        name: the camera's name in the configuration.
+        uri: any camera URI of the contract; parsed at each opening, so a folder may be mounted later.
         spec: the model's input.
         sink: takes the frames.
-        fps: hand on so many pictures per second at most; None: all. For pictures of a folder, their rate.
-        first_sequence: the number of the first frame; they rise by one, over reconnects too.
+        fps: pictures per second that become frames, at most; None: all. For a folder, its rate.
+        first_sequence: the number of the first frame; numbers rise by one, over reconnects too.
         last_epoch: the epoch before the first connection.
-        paced: play files at their own rate. Without it a frame of a file waits until the sink has taken the
-            one before, so that none is replaced.
+        paced: play files at their own rate. If false, a frame of a file waits until the sink has taken the
+            frame before it, so that none is replaced.
         clock: monotonic ns.
-        limits: time and size limits, and how to open.
-        gate: hand on only pictures on which something moves; None: all.
-        allocate: where the pictures at the model's size are to be written.
-        throttle: hand on less than that, for a while; see `ease`.
-        on_change: told of each change of state, once, from the camera's thread or that of `watch`.
-        means: how to open, wait and throw dice.
-        held: what has an end (a file, a folder) is not played before `begin`.
+        limits: time and size limits, and how to open the source.
+        gate: only pictures with motion become frames; None: all.
+        allocate: returns memory for pictures at the model's input size.
+        throttle: a limit below `fps`; see the method `throttle`.
+        on_change: called once for each change of state, by the camera's threads or by that of
+        `check_liveness`. dependencies: functions that a test replaces. start_paused: do not play a file or
+        folder before `begin`.
     """
 
     def __init__(
@@ -346,30 +362,28 @@ class Camera:
         throttle: Throttle = UNTHROTTLED,
         on_change: Callable[[CameraStatus], None] = _ignore,
         dependencies: CameraDependencies | None = None,
-        held: bool = False,
+        start_paused: bool = False,
     ) -> None:
         self.name = name
+        self.counts = AdmissionCounts()
         self._uri, self._sink = uri, sink
-        self._fps = fps
+        self._fps, self._gate, self._throttle = fps, gate, throttle
         self._paced = paced
         self._clock = clock
         limits = limits or SourceLimits()
         self._limits = limits if fps is None else replace(limits, pictures_per_s=fps)
-        self._gate = gate
-        self._throttle = throttle
         self._resizer = InputResizer(spec, allocate or _allocate_none)
         self._on_change = on_change
         self._dependencies = dependencies or CameraDependencies()
-        self._backoff = ReconnectBackoff(random_fraction=self._dependencies.random_fraction)
-        self._attempt: ConnectionThread | None = None
+        self._backoff = Backoff(RECONNECT_POLICY, self._dependencies.random_fraction)
+        self._thread: ConnectionThread | None = None
         self._source: FrameSource | None = None
         self._stop, self._released = threading.Event(), threading.Event()
-        if not held:
+        if not start_paused:
             self._released.set()
         self._lock = threading.Lock()
         self._handover_lock = threading.Lock()
         self._progress = CameraProgress(clock(), last_epoch, first_sequence)
-        self.counts = AdmissionCounts()
 
     def __repr__(self) -> str:
         return (
@@ -380,119 +394,113 @@ class Camera:
 
     @property
     def next_sequence(self) -> int:
-        """The number that the next frame gets: where a camera that takes over goes on."""
+        """The number of the next frame; a camera that replaces this one continues from it."""
         return self._progress.next_sequence
 
     @property
     def epoch(self) -> int:
-        """The epoch now: where a camera that takes over goes on."""
+        """The number of the current connection; a camera that replaces this one continues from it."""
         return self._progress.epoch
 
+    def status(self) -> CameraStatus:
+        """Return the state now."""
+        now_ns = self._clock()
+        stale = self._is_stale(now_ns)
+        with self._lock:
+            return self._progress.to_status(self.name, mask_address(self._uri), now_ns, stale=stale)
+
+    def begin(self) -> None:
+        """Play the file or folder that was paused: frames can be analysed now."""
+        self._released.set()
+
+    def stop(self) -> None:
+        """End `run` at once, even if the source hangs; a source that opens later is closed again.
+
+        When this returns, no more frames are offered, and `next_sequence` and `epoch` are final.
+        """
+        with self._handover_lock:
+            self._stop.set()
+        self._released.set()
+        if self._thread is not None:
+            self._thread.abandon()
+        if self._source is not None:
+            self._source.interrupt()
+
+    def change_input(self, resizer: InputResizer) -> None:
+        """Resize pictures for another model; when this returns, no frame comes for the model before it."""
+        with self._handover_lock:
+            self._resizer = resizer
+
+    def throttle(self, throttle: Throttle) -> None:
+        """Offer no more frames than `throttle` admits, from one of the next pictures on."""
+        self._throttle = throttle
+
+    # --- open, read, retry: the camera's thread -------------------------------------------------------------
+
     def run(self) -> None:
-        """Play the source, again after each loss, until `stop` or the end of a file; a thread's target."""
+        """Read the source, and open it again after each loss, until `stop` or the end of a file."""
         while not self._stop.is_set():
-            if self._connect_and_read():
+            try:
+                self._run_connection()
+            except Exception as error:  # noqa: BLE001 - any exception of a decoder is a lost source
+                self._wait_for_retry(error)
+            else:
                 break
-            self._wait_for_next_try()
         if self._stop.is_set():
             self._set_state("stopped")
-            if self._attempt is not None:
-                self._attempt.join(_JOIN_TIMEOUT_S)
+            if self._thread is not None:
+                self._thread.join(_JOIN_TIMEOUT_S)
 
-    def _wait_for_next_try(self) -> None:
-        wait_s = self._backoff.next_s()
+    def _run_connection(self) -> None:
+        """Run one connection on a thread of its own until its end; raises what ended it if it is a loss."""
+        self._source = None
+        with self._lock:
+            self._progress.begin_connection()
+        self._thread = thread = ConnectionThread(f"source:{self.name}", self._open_and_read)
+        # Checked after `stop` can see the thread: `stop` sets the event first and then abandons the thread.
+        if self._stop.is_set():
+            return
+        thread.run()
+        if not self._stop.is_set():
+            self._set_state("ended")
+
+    def _wait_for_retry(self, error: Exception) -> None:
+        """Report a loss and wait before the next attempt."""
+        if self._stop.is_set():
+            return
+        now_ns = self._clock()
+        was_connected = self._progress.state in CONNECTED_STATES
+        if was_connected and now_ns - self._progress.connected_ns >= HEALTHY_NS:
+            self._backoff.reset()
+        wait_s = self._backoff.next_wait_s()
+        if self._progress.lost_ns is None:
+            self._progress.lost_ns = now_ns
+        reason = _one_line(error)
+        with self._lock:
+            self._progress.last_error = reason
+        was_connected = was_connected or self._progress.state == "reconnecting"
+        state: CameraState = "reconnecting" if was_connected else "failed"
+        if state != self._progress.state:  # later attempts that fail are not logged
+            short = reason.removeprefix(f"{mask_address(self._uri)}: ")
+            log.warning("camera %s: %s; retrying in %.0f s", self.name, short, wait_s)
+        self._set_state(state)
         with self._lock:
             self._progress.next_try_ns = self._clock() + round(wait_s * 1e9)
         self._dependencies.wait(self._stop, wait_s)
         with self._lock:
             self._progress.next_try_ns = None
 
-    def begin(self) -> None:
-        """Frames can be analysed now: play what was held."""
-        self._released.set()
+    # --- open, read, stamp, offer: the connection's thread --------------------------------------------------
 
-    def stop(self) -> None:
-        """End `run` at once, whatever the source does; what opens or is read later is closed again.
-
-        When this returns, no frame is handed on any more, and `next_sequence` and `epoch` are final.
-        """
-        with self._handover_lock:
-            self._stop.set()
-        self._released.set()
-        if self._attempt is not None:
-            self._attempt.abandon()
-        if self._source is not None:
-            self._source.interrupt()
-
-    def change_input(self, resizer: InputResizer) -> None:
-        """Bring pictures to another model's input; once this returns, no frame comes for the one before."""
-        with self._handover_lock:
-            self._resizer = resizer
-
-    def throttle(self, throttle: Throttle) -> None:
-        """Hand on no more than this lets in, from one of the next pictures on; the source stays open."""
-        self._throttle = throttle
-
-    def check_liveness(self) -> None:
-        """Notice that nothing comes, which the source's own thread cannot as it waits; to be called often."""
-        now_ns = self._clock()
-        if self._stale(now_ns):
-            self._set_state("stale")
-        attempt, source = self._attempt, self._source
-        since_s = None if source is None else waiting_since_s(source)
-        if attempt is None or since_s is None:
-            return
-        with self._lock:
-            silence_limit_ns = self._progress.silence_limit_ns(
-                round(self._limits.silence_s * 1e9), round(self._limits.first_picture_s * 1e9)
-            )
-        if now_ns - round(since_s * 1e9) > silence_limit_ns:
-            with self._handover_lock:  # from here on nothing comes from this connection
-                attempt.abandon(
-                    SourceError(
-                        no_picture_received(mask_address(self._uri), round(silence_limit_ns / 1e9, 1))
-                    )
-                )
-
-    def status(self) -> CameraStatus:
-        """What it is doing now."""
-        now_ns = self._clock()
-        stale = self._stale(now_ns)
-        with self._lock:
-            return self._progress.shown(self.name, mask_address(self._uri), now_ns, stale=stale)
-
-    def _stale(self, now_ns: int) -> bool:
-        with self._lock:
-            return self._progress.stale(now_ns, round(self._limits.first_picture_s * 1e9))
-
-    def _connect_and_read(self) -> bool:
-        """Open and read until the end (True) or a loss (False)."""
-        self._source = None
-        with self._lock:
-            self._progress.begin()
-        self._attempt = attempt = ConnectionThread(f"source:{self.name}", self._run_connection)
-        # Looked at after the attempt can be seen: `stop` sets its event first and then gives up the attempt.
-        if self._stop.is_set():
-            return True
-        try:
-            attempt.take()
-        except Exception as error:  # noqa: BLE001 - whatever a decoder raises is a lost source, no dead thread
-            self._handle_loss(error)
-            return False
-        if not self._stop.is_set():
-            self._set_state("ended")
-        return True
-
-    def _run_connection(self, attempt: ConnectionThread) -> None:
-        """One connection from opening to closing; in the thread of the attempt."""
+    def _open_and_read(self, thread: ConnectionThread) -> None:
         with contextlib.closing(self._open()) as source:
-            if attempt.left:
+            if thread.is_abandoned:
                 return
             if not (source.live or self._released.is_set()):
                 self._set_state("waiting")
                 self._released.wait()
             self._source = source
-            self._read(source, attempt)
+            self._read(source, thread)
 
     def _open(self) -> FrameSource:
         began_ns = self._clock()
@@ -504,62 +512,63 @@ class Camera:
                 self._limits = replace(limits, open_timeout_s=limits.max_open_timeout_s)
             raise
 
-    def _read(self, source: FrameSource, attempt: ConnectionThread) -> None:
+    def _read(self, source: FrameSource, thread: ConnectionThread) -> None:
+        """Read pictures until the end of the source, `stop`, or a loss (raised)."""
         admission = FrameAdmission(self._fps, self._gate, self.counts)
-        connection = _ConnectionState(attempt, source, admission)
-        pace: PlaybackClock | None = None
+        connection = _Connection(thread, source, admission)
+        playback: PlaybackClock | None = None
         while not self._stop.is_set():
             if admission.set_throttle(self._throttle):
                 source.set_wanted_rate(admission.fps)
             decoded = source.read()
-            if attempt.left:
+            if thread.is_abandoned:
                 return
             if decoded is None:
                 break
-            at_s = decoded.position_s
-            if at_s is not None and self._paced:
-                pace = pace or PlaybackClock(at_s, self._clock())
-                self._dependencies.wait(self._stop, pace.delay_s(at_s, self._clock()))
+            position_s = decoded.position_s
+            if position_s is not None and self._paced:
+                playback = playback or PlaybackClock(position_s, self._clock())
+                self._dependencies.wait(self._stop, playback.delay_s(position_s, self._clock()))
             if self._stop.is_set():
                 return
             if self._process(decoded, connection) and not (self._paced or source.live):
                 self._wait_taken()
-        if connection.damaged is not None and not connection.connected:
-            raise connection.damaged  # it had pictures, and none of them could be shown
+        if connection.damaged is not None and not connection.has_picture:
+            raise connection.damaged  # the source had pictures, and none could be decoded
 
-    def _process(self, decoded: DecodedPicture, connection: _ConnectionState) -> bool:
-        """Take note of a picture, and hand it on if it is due; whether it was."""
+    def _process(self, decoded: DecodedPicture, connection: _Connection) -> bool:
+        """Stamp a picture, and offer it if it is due; return whether it became a frame."""
         captured_ns, captured_utc = self._clock(), utc_now()
         with self._lock:
             self._progress.note(decoded, captured_ns)
-        watched = connection.content.note(captured_ns, key=decoded.key)
+        is_checked = connection.freeze_detector.note(captured_ns, key=decoded.key)
         at_s = captured_ns / 1e9 if decoded.position_s is None else decoded.position_s
-        if connection.admission.take(at_s, decoded.source_frames):
-            return self._emit(decoded, connection, captured_ns, captured_utc)
-        if watched:
-            self._inspect(decoded, connection, captured_ns)
+        if connection.admission.admits(at_s, decoded.source_frames):
+            return self._offer(decoded, connection, captured_ns, captured_utc)
+        if is_checked:
+            self._check_freeze(decoded, connection, captured_ns)
         if self._progress.state == "stale":
             self._set_state("live")
         return False
 
-    def _emit(
-        self, decoded: DecodedPicture, connection: _ConnectionState, captured_ns: int, captured_utc: datetime
+    def _offer(
+        self, decoded: DecodedPicture, connection: _Connection, captured_ns: int, captured_utc: datetime
     ) -> bool:
-        """Make a frame of what was decoded and give it to the sink; False where there is no frame."""
+        """Resize a picture and put the frame into the sink; False if it is damaged, gated or too late."""
         resizer = self._resizer
         resized = self._resize(decoded, connection, resizer, captured_ns)
         if resized is None:
             return False
         image, placement = resized
-        shown = _content_region(image, placement)
-        self._set_state(connection.content.inspect(shown, captured_ns, key=decoded.key))
-        if not connection.admission.passes(shown, captured_ns):
-            self._sink.gate(self.name)
+        content = _content_region(image, placement)
+        self._set_state(connection.freeze_detector.inspect(content, captured_ns, key=decoded.key))
+        if not connection.admission.passes_gate(content, captured_ns):
+            self._sink.count_gated(self.name)
             return False
         with self._handover_lock:
-            if self._stop.is_set() or connection.attempt.left:
+            if self._stop.is_set() or connection.thread.is_abandoned:
                 return False
-            if resizer is not self._resizer:  # another model has come since: its pictures are others
+            if resizer is not self._resizer:  # the model changed meanwhile
                 resizer = self._resizer
                 image, placement = resizer.fit_to_input(decoded)
             frame = Frame(
@@ -580,12 +589,14 @@ class Camera:
         return True
 
     def _resize(
-        self, decoded: DecodedPicture, connection: _ConnectionState, resizer: InputResizer, captured_ns: int
+        self, decoded: DecodedPicture, connection: _Connection, resizer: InputResizer, captured_ns: int
     ) -> tuple[Picture, Placement] | None:
-        """The picture at the model's size, with which the connection counts as one; None where it is damaged.
+        """Return the picture at the model's input size, None if it is damaged.
+
+        The first picture that can be decoded completes the connection.
 
         Raises:
-            DamagedError: as others have been for long.
+            DamagedPictureError: all pictures of the last `picture_timeout_s` were damaged.
         """
         try:
             resized = resizer.fit_to_input(decoded)
@@ -595,23 +606,47 @@ class Camera:
                 raise
             return None
         connection.damaged_since_ns = None
-        if not connection.connected:
+        if not connection.has_picture:
             self._mark_connected(connection.source)
-            connection.connected = True
+            connection.has_picture = True
         return resized
 
-    def _inspect(self, decoded: DecodedPicture, connection: _ConnectionState, captured_ns: int) -> None:
-        """Look at a picture that is not handed on."""
+    def _check_freeze(self, decoded: DecodedPicture, connection: _Connection, captured_ns: int) -> None:
+        """Show a key picture that does not become a frame to the freeze detector."""
         with contextlib.suppress(DamagedPictureError):
             image, placement = decoded.fit_to_input(self._resizer.spec)
-            connection.content.inspect(_content_region(image, placement), captured_ns, key=True)
+            connection.freeze_detector.inspect(_content_region(image, placement), captured_ns, key=True)
 
     def _wait_taken(self) -> None:
         while not self._stop.is_set() and not self._sink.wait_taken(self.name, 0.2):
             pass
 
+    # --- state changes --------------------------------------------------------------------------------------
+
+    def check_liveness(self) -> None:
+        """Detect a stale or lost source while its thread waits for data; to be called every few 100 ms."""
+        now_ns = self._clock()
+        if self._is_stale(now_ns):
+            self._set_state("stale")
+        thread, source = self._thread, self._source
+        since_s = None if source is None else waiting_since_s(source)
+        if thread is None or since_s is None:
+            return
+        with self._lock:
+            silence_limit_ns = self._progress.silence_limit_ns(
+                round(self._limits.silence_s * 1e9), round(self._limits.first_picture_s * 1e9)
+            )
+        if now_ns - round(since_s * 1e9) > silence_limit_ns:
+            silence_s = round(silence_limit_ns / 1e9, 1)
+            with self._handover_lock:  # afterwards no frame comes from this connection
+                thread.abandon(SourceError(no_picture_received(mask_address(self._uri), silence_s)))
+
+    def _is_stale(self, now_ns: int) -> bool:
+        with self._lock:
+            return self._progress.is_stale(now_ns, round(self._limits.first_picture_s * 1e9))
+
     def _mark_connected(self, source: FrameSource) -> None:
-        """The first picture of a connection can be shown: only now it counts as one."""
+        """Count a connection, at its first picture that can be decoded."""
         with self._lock:
             self._progress.epoch += 1
             self._progress.last_error = None
@@ -625,28 +660,9 @@ class Camera:
             again += f" after {(self._clock() - self._progress.lost_ns) / 1e9:.1f} s"
             self._progress.lost_ns = None
         log.info(
-            "camera %s is live%s: %d x %d px, %s", self.name, again, width, height, mask_address(self._uri)
+            "camera %s: live%s, %d x %d px, %s", self.name, again, width, height, mask_address(self._uri)
         )
         self._set_state("live")
-
-    def _handle_loss(self, error: Exception) -> None:
-        if self._stop.is_set():
-            return
-        text = _one_line(error)
-        now_ns = self._clock()
-        was_live = self._progress.state in CONNECTED_STATES
-        if was_live and now_ns - self._progress.connected_ns >= HEALTHY_NS:
-            self._backoff.reset()
-        if self._progress.lost_ns is None:
-            self._progress.lost_ns = now_ns
-        with self._lock:
-            self._progress.last_error = text
-        state: CameraState = (
-            "reconnecting" if was_live or self._progress.state == "reconnecting" else "failed"
-        )
-        if state != self._progress.state:
-            log.warning("camera %s is %s: %s; trying again until it connects", self.name, state, text)
-        self._set_state(state)
 
     def _set_state(self, state: CameraState) -> None:
         with self._lock:
@@ -655,20 +671,20 @@ class Camera:
             self._progress.state = state
             self._progress.since_ns = self._clock()
         if state in ("ended", "stopped"):
-            log.info("camera %s has %s", self.name, state)
+            log.info("camera %s: %s", self.name, state)
         try:
             self._on_change(self.status())
         except Exception:
-            log.exception("telling of a change of camera %s failed", self.name)
+            log.exception("camera %s: reporting the state %s failed", self.name, state)
 
 
 def _content_region(image: Picture, placement: Placement) -> Picture:
-    """The part of the model's input that shows the source."""
+    """Return the part of the model's input that shows the source, without the padding."""
     left, top = int(placement.left_px), int(placement.top_px)
     return image[top : top + int(placement.height_px), left : left + int(placement.width_px)]
 
 
 def _one_line(error: Exception) -> str:
-    """What to show of an error: ours as they are, others with their kind; one line, no secret."""
+    """Return the text of an error in one line without secrets; foreign errors with their type."""
     text = str(error) if isinstance(error, VisionedgeError) else f"{type(error).__name__}: {error}"
     return " ".join(redact(text).split())[:_MAX_ERROR_CHARACTERS]

@@ -1,9 +1,9 @@
-"""What a live picture may hide: that it is black, or that it has not changed for a long time.
+"""Detects a live camera whose picture is black, or frozen.
 
-A camera that works shows noise, but behind a codec it need not: at a low bit rate a quiet scene is coded as
-"nothing has changed" for many seconds, until the next key picture. A key picture is coded on its own, with
-the noise of its moment. So a picture counts as frozen when key pictures are the same in every pixel; where
-none comes, when nothing has changed at all for far longer than they usually lie apart.
+The picture of a working camera has noise, but a codec can hide it: at a low bit rate a quiet scene is coded
+as "unchanged" for many seconds, until the next key picture, which is coded on its own with new noise. So a
+camera is frozen if its key pictures are equal in every pixel; without key pictures, if no pixel changes for
+much longer than the usual gap between them.
 """
 
 import zlib
@@ -23,14 +23,15 @@ _FROZEN_REPEATS = 3
 _FROZEN_WITHOUT_KEYS_NS = 30_000_000_000
 _KEY_GAP_FACTOR = 3
 
-# About so many points across and down are looked at for darkness.
 _POINTS = 64
+"""About this many points across and down are sampled for darkness."""
+
 _MAX_DARK_LEVEL = 16
 _MAX_BRIGHT_SHARE = 0.02
 
 
 class _StillPeriod:
-    """How long pictures have been the same, in every pixel."""
+    """Measures how long pictures have been equal in every pixel."""
 
     def __init__(self) -> None:
         self._seen: int | None = None
@@ -38,19 +39,19 @@ class _StillPeriod:
         self.repeats = 0
 
     def note(self, digest: int, now_ns: int) -> None:
-        """Another picture; compared with the first of a row, so that what changes slowly is not still."""
+        """Compare a picture with the first of a series of equal ones."""
         if digest == self._seen:
             self.repeats += 1
         else:
             self._seen, self._since_ns, self.repeats = digest, now_ns, 0
 
     def duration_ns(self, now_ns: int) -> int:
-        """For how long."""
+        """Return how long the pictures have been equal."""
         return now_ns - self._since_ns if self._seen is not None else 0
 
 
 class FreezeDetector:
-    """Looks once a second. Black or frozen is what stays so; one other picture ends it."""
+    """Inspects a picture once a second; one picture that differs ends `black` or `frozen`."""
 
     def __init__(self) -> None:
         self._content: ContentState = "live"
@@ -63,12 +64,12 @@ class FreezeDetector:
         self._all_are_keys = True
 
     def __repr__(self) -> str:
-        return f"<ContentWatch {self._content} repeats={self._keys.repeats}>"
+        return f"<FreezeDetector {self._content} repeats={self._keys.repeats}>"
 
     def note(self, now_ns: int, *, key: bool) -> bool:
-        """A picture has come; whether it should be looked at although nobody else wants it.
+        """Note a picture; return whether it must be inspected even if it is not analysed.
 
-        Where only some are key pictures, those that are due to be analysed may never be among them.
+        If only some pictures are key pictures, the analysed ones may never be among them.
         """
         if not key:
             self._all_are_keys = False
@@ -79,7 +80,7 @@ class FreezeDetector:
         return not self._all_are_keys and self._wants_key(now_ns)
 
     def inspect(self, picture: Picture, now_ns: int, *, key: bool) -> ContentState:
-        """What the picture (BGR, any size) and those before it show; `key`: it is a key picture."""
+        """Inspect a picture (BGR, any size) and return the state; `key`: it is a key picture."""
         for_keys = key and self._wants_key(now_ns)
         if for_keys or self._looked_ns is None or now_ns - self._looked_ns >= _INSPECT_INTERVAL_NS:
             self._looked_ns = now_ns

@@ -1,9 +1,9 @@
-"""The motion gate: whether something moves on a picture, so that still ones need not be analysed.
+"""The motion gate: detects motion, so that still pictures need not be analysed.
 
-A picture is compared with a background that is learnt, at 96 cells across. What light does is taken out
-first: brightness and contrast of the whole, then all that changes smoothly over a quarter of the picture.
-What is left counts where it exceeds the noise that the cell is known for, and where enough such cells lie
-together. All that stays is learnt in the end, noise and flicker too, so nothing holds the gate open for ever.
+A picture is reduced to 96 cells across and compared with a learnt background. Changes of light are removed
+first: brightness and contrast of the whole picture, then changes that are smooth over a quarter of it. A cell
+moves if the rest exceeds its usual noise; the picture moves if enough such cells touch. Everything that stays
+is learnt in the end, noise and flicker too, so the gate does not stay open without motion.
 """
 
 import math
@@ -31,10 +31,10 @@ _MAX_GAP_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class GateSettings:
-    """`every_s`: a picture passes at least so often.
+    """`every_s`: a picture passes at least this often.
 
-    `sensitivity` 0-1: more sees smaller and fainter things. At 0.5 eight cells that differ by ten grey
-    levels are enough: a person who is a sixth as high as the picture has forty.
+    `sensitivity` 0-1: a higher value detects smaller and fainter objects. At 0.5, eight cells that differ by
+    ten grey levels are enough; a person of a sixth of the picture's height covers forty.
     """
 
     every_s: float = 10.0
@@ -42,17 +42,17 @@ class GateSettings:
 
     @property
     def contrast(self) -> float:
-        """Grey levels by which a cell must differ beside its noise."""
+        """Grey levels by which a cell must differ, beyond its noise."""
         return 18.0 - 16.0 * self.sensitivity
 
     @property
     def cells(self) -> int:
-        """How many such cells must lie together."""
+        """Number of such cells that must touch."""
         return round(12 - 8 * self.sensitivity)
 
 
 class MotionGate:
-    """The gate of one camera and one connection; `opens` is called for each picture in turn."""
+    """The gate of one connection of a camera; call `passes` for each picture in turn."""
 
     def __init__(self, settings: GateSettings) -> None:
         self._settings = settings
@@ -67,7 +67,7 @@ class MotionGate:
         return f"<MotionGate moving={float(self._moving.mean()):.1%}>"
 
     def passes(self, picture: Picture, now_ns: int) -> bool:
-        """Whether a picture, BGR of any size, is to be analysed."""
+        """Whether a picture, BGR of any size, should be analysed."""
         if self._moves(_cells(picture), now_ns):
             self._moved_ns = now_ns
         elif now_ns - self._moved_ns >= _HOLD_NS and now_ns - self._passed_ns < self._settings.every_s * 1e9:
@@ -99,7 +99,7 @@ class MotionGate:
         self._moving = np.zeros(cells.shape, np.bool_)
 
     def _learn(self, cells: _Cells, strength: _Cells, passed_s: float) -> None:
-        """Quickly where nothing moves, slowly where something does."""
+        """Learn background and noise: quickly in still cells, slowly in moving ones."""
         still, moving = (1 - math.exp(-passed_s / time_s) for time_s in (_LEARN_S, _LEARN_MOVING_S))
         rate = np.where(self._moving, np.float32(moving), np.float32(still))
         self._background = self._background + rate * (cells - self._background)
@@ -115,7 +115,7 @@ def _cells(picture: Picture) -> _Cells:
 
 
 def _match_brightness(background: _Cells, cells: _Cells, still: NDArray[np.bool_]) -> _Cells:
-    """The background, brightened and contrasted as the picture is, going by where nothing moved."""
+    """Return the background at the brightness and contrast of the picture, fitted on still cells."""
     if int(still.sum()) < still.size // 4:
         return background
     old, new = background[still], cells[still]
@@ -127,6 +127,6 @@ def _match_brightness(background: _Cells, cells: _Cells, still: NDArray[np.bool_
 
 
 def _largest_group_cells(moving: NDArray[np.bool_]) -> int:
-    """The size of the largest group of cells that touch each other."""
+    """Return the size of the largest group of cells that touch each other."""
     count, _, statistics, _ = cv2.connectedComponentsWithStats(moving.astype(np.uint8), connectivity=8)
     return int(statistics[1:, cv2.CC_STAT_AREA].max()) if count > 1 else 0

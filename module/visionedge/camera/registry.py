@@ -1,4 +1,8 @@
-"""The cameras that run: opened, changed, disabled and removed as the configuration says, each by itself."""
+"""The cameras that run (`CameraRegistry`), and their frame numbers, which never repeat (`SequenceStore`).
+
+The registry opens, changes and closes each camera when the configuration changes, without touching the
+others.
+"""
 
 import logging
 import ssl
@@ -18,182 +22,67 @@ from visionedge.runtime.files import DamagedStateFileError, parse_count, read_js
 from visionedge.runtime.process_limits import bounded_cores
 from visionedge.runtime.threads import ThreadGroup
 
-# Sequence numbers and epochs that never repeat for a camera, whatever happened to the module before.
-
-
 log = logging.getLogger(__name__)
 
+FORGET_AFTER_NS = 3600 * 1_000_000_000
+"""Counters and metrics of a camera are forgotten this long after it left the configuration."""
+
 MAX_CAMERA_NAMES = 10_000
-"""Cameras whose last numbers are kept; those that ran longest ago go first."""
+"""Cameras whose last numbers are stored; those that ran longest ago are dropped first."""
 
 RETENTION_S = 400 * 86_400
+"""Last numbers of a camera that does not run are stored this long."""
+
+_SEQUENCES_SCHEMA = "visionedge/sequences/2"
+
+_SEQUENCE_MARGIN = 100_000
+"""More frames than a camera gives between two calls of `SequenceStore.remember`."""
 
 _MAX_SEQUENCE = 10**14
-"""As milliseconds the year 5138; a larger number is damage, and would soon be more than JSON carries."""
-
-_SCHEMA = "visionedge/sequences/2"
-_SEQUENCE_MARGIN = 100_000
-"""More frames than a camera gives between two calls of `remember`."""
+"""As milliseconds since 1970 this is the year 5138; a larger number in a file is damage."""
 
 
 @dataclass(frozen=True, slots=True)
 class SequencePosition:
-    """Where a camera is: the number of its next frame, and its epoch."""
+    """The number of a camera's next frame, and its epoch."""
 
     sequence: int
     epoch: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _SavedPosition:
-    position: SequencePosition
-    used_s: int
-
-
-class SequenceStore:
-    """Where each camera's numbers start.
-
-    The first number of a run is the time in milliseconds since 1970, so that it rises above all earlier runs
-    even where nothing could be kept (no camera gives 1,000 frames a second for ever). The clock of a virtual
-    machine can go back, so the last numbers are kept in `path` as well: where the clock is behind them, a run
-    starts well above them. `lost` says why the file was set aside, None where it was not.
-    """
-
-    def __init__(self, path: Path, wall_clock_s: Callable[[], float] = time.time) -> None:
-        self.lost: str | None = None
-        self._lock = threading.Lock()
-        self.path = path
-        self._wall_clock_s = wall_clock_s
-        self._kept = self._read()
-
-    def _read(self) -> dict[str, _SavedPosition]:
-        try:
-            return _parse_positions(read_json(self.path), int(self._wall_clock_s()))
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            log.warning("%s cannot be read (%s): numbers start from the clock", self.path, error.strerror)
-        except DamagedStateFileError as error:
-            self._set_aside(str(error))
-        return {}
-
-    def _set_aside(self, why: str) -> None:
-        self.lost = why
-        try:
-            set_aside(self.path)
-        except OSError as error:
-            self.lost = f"{why}; it cannot be moved: {error.strerror or error}"
-        log.warning("%s is damaged (%s): numbers start from the clock", self.path, self.lost)
-
-    def first(self, camera: str) -> int:
-        """The number of the camera's first frame in this run."""
-        kept = self._kept.get(camera)
-        now = int(self._wall_clock_s() * 1000)
-        # Not the larger of the two: a run that is killed before it could keep anything would be given the
-        # same number above the kept one as the next run.
-        if kept is None or now > kept.position.sequence:
-            return now
-        return kept.position.sequence + _SEQUENCE_MARGIN
-
-    def last_epoch(self, camera: str) -> int:
-        """The epoch that the camera reached before; 0 where nothing is known."""
-        kept = self._kept.get(camera)
-        return 0 if kept is None else kept.position.epoch
-
-    def remember(self, last: Mapping[str, SequencePosition]) -> None:
-        """Keep where the cameras are on disk (atomically); called off the loop, every few seconds.
-
-        What has not been used for `RETENTION_S` goes, and the oldest of more than `MAX_CAMERA_NAMES`.
-
-        Raises:
-            OSError: the folder cannot be written; the clock alone protects the numbers then.
-        """
-        with self._lock:  # the last call may come while one before it still waits for the disk
-            self._remember(last, int(self._wall_clock_s()))
-
-    def _remember(self, last: Mapping[str, SequencePosition], now_s: int) -> None:
-        kept = {name: one for name, one in self._kept.items() if now_s - one.used_s <= RETENTION_S}
-        kept |= {name: _SavedPosition(position, now_s) for name, position in last.items()}
-        by_age = sorted(kept, key=lambda name: (name in last, kept[name].used_s), reverse=True)
-        self._kept = {name: kept[name] for name in sorted(by_age[:MAX_CAMERA_NAMES])}
-        write_json(
-            self.path,
-            {"schema": _SCHEMA, "cameras": {n: _position_document(k) for n, k in self._kept.items()}},
-        )
-
-
-def _position_document(kept: _SavedPosition) -> dict[str, int]:
-    return {"next": kept.position.sequence, "epoch": kept.position.epoch, "usedAt": kept.used_s}
-
-
-def _parse_positions(document: Any, now_s: int) -> dict[str, _SavedPosition]:
-    """What a file says; one of an earlier version has only the numbers, by name.
-
-    Raises:
-        DamagedError: it is neither.
-    """
-    if not isinstance(document, dict):
-        raise DamagedStateFileError("it is no mapping")
-    if "schema" not in document:
-        return {
-            name: _SavedPosition(SequencePosition(_parse_sequence(last)), now_s)
-            for name, last in document.items()
-        }
-    cameras = document.get("cameras")
-    if document["schema"] != _SCHEMA or not isinstance(cameras, dict):
-        raise DamagedStateFileError("its schema is not known here")
-    return {name: _parse_position(entry, now_s) for name, entry in cameras.items()}
-
-
-def _parse_position(entry: Any, now_s: int) -> _SavedPosition:
-    if not isinstance(entry, dict):
-        raise DamagedStateFileError("an entry in it is no mapping")
-    position = SequencePosition(_parse_sequence(entry.get("next")), parse_count(entry.get("epoch"), 10**9))
-    # A time in the future would keep an entry for ever.
-    return _SavedPosition(position, min(now_s, parse_count(entry.get("usedAt"))))
-
-
-def _parse_sequence(value: Any) -> int:
-    return parse_count(value, _MAX_SEQUENCE)
-
-
-FORGET_AFTER_NS = 3600 * 1_000_000_000
-"""So long after it left the configuration a camera's counters and metrics go."""
-
-
 class FrameSlots(FrameSink, Protocol):
-    """Where frames go, camera by camera."""
+    """Takes frames, with one slot per camera."""
 
     def open(self, camera: str) -> None:
-        """Take frames of a camera from now on."""
+        """Accept frames of a camera."""
 
     def close_camera(self, camera: str) -> None:
-        """Take no more frames of a camera."""
+        """Accept no more frames of a camera."""
 
     def forget(self, camera: str) -> None:
-        """Let go of a closed camera's counters."""
+        """Drop the counters of a closed camera."""
 
 
 @dataclass(frozen=True, slots=True)
 class _ClosedCamera:
-    """A camera that was closed: where it was, and the monotonic time."""
+    """The position of a camera when it was closed, and the monotonic time."""
 
     position: SequencePosition
     at_ns: int
 
 
 class CameraRegistry:
-    """The cameras, by name. `watch` and `counts` may be called by any thread, all else belongs to one.
+    """The cameras, by name. Any thread may call `check_liveness` and `counts`; one thread calls the rest.
 
     Args:
-        fitting: the model's input, and where pictures of its size are written.
-        slots: take the frames.
-        crew: runs a thread for each camera.
-        first_sequence: the number of a camera's first frame in this run.
-        last_epoch: the epoch that a camera reached in an earlier run.
-        on_change: told of each change of a camera's state, from any thread.
+        resizer: resizes pictures to the model's input.
+        slots: takes the frames.
+        thread_group: runs a thread for each camera.
+        first_sequence: returns the number of a camera's first frame in this run.
+        last_epoch: returns the epoch that a camera reached in an earlier run.
+        on_change: called at each change of a camera's state, from any thread.
         hardware: videos may be decoded on a GPU.
-        held: files and folders are not played before `begin`.
+        start_paused: do not play files and folders before `begin`.
     """
 
     def __init__(
@@ -206,7 +95,7 @@ class CameraRegistry:
         on_change: Callable[[CameraStatus], None],
         last_epoch: Callable[[str], int] = lambda _name: 0,
         hardware: bool = False,
-        held: bool = False,
+        start_paused: bool = False,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.by_name: dict[str, Camera] = {}
@@ -216,79 +105,78 @@ class CameraRegistry:
         self._clock = clock
         self._on_change = on_change
         self._hardware = hardware
-        self._held = held
-        # One more thread for each core, whatever the cameras: theirs are waiting most of the time.
+        self._start_paused = start_paused
+        # One per core, however many cameras there are: the cameras' own threads wait most of the time.
         self._spare_threads = ThreadBudget(bounded_cores())
         self._settings: dict[str, CameraConfig] = {}
         self._throttles: Mapping[str, Throttle] = {}
         self._closed: dict[str, _ClosedCamera] = {}
 
     def __repr__(self) -> str:
-        return f"<Fleet {' '.join(f'{n}={c.status().state}' for n, c in self.by_name.items())}>"
+        return f"<CameraRegistry {' '.join(f'{n}={c.status().state}' for n, c in self.by_name.items())}>"
 
     def apply(self, wanted: Mapping[str, CameraConfig]) -> None:
-        """Run these cameras and no others; one whose settings stay as they are is not touched."""
+        """Run exactly these cameras; one whose settings are unchanged is not touched."""
         enabled = {name: settings for name, settings in wanted.items() if settings.enabled}
-        for name in [
-            n for n, settings in self._settings.items() if not _is_unchanged(enabled.get(n), settings)
-        ]:
-            self._close(name)
+        for name, settings in tuple(self._settings.items()):
+            if not _is_unchanged(enabled.get(name), settings):
+                self._close(name)
         for name, settings in enabled.items():
             if name not in self.by_name:
                 self._open(name, settings)
 
     def begin(self) -> None:
-        """Frames can be analysed now: files and folders begin to play."""
-        self._held = False
+        """Play files and folders: frames can be analysed now."""
+        self._start_paused = False
         for camera in self.by_name.values():
             camera.begin()
 
     def restart(self, name: str) -> None:
-        """Close a camera that runs and open it anew, as if it had been lost; its numbers go on.
+        """Close a camera that runs and open it again; its frame numbers continue.
 
         Raises:
-            KeyError: no such camera runs.
+            KeyError: no camera of this name runs.
         """
         settings = self._settings[name]
         self._close(name)
         self._open(name, settings)
 
     def change_input(self, resizer: InputResizer) -> None:
-        """Bring the pictures of all cameras to the input of another model, from the next one on."""
+        """Resize the pictures of all cameras for another model, from the next picture on."""
         self._resizer = resizer
         for camera in self.by_name.values():
             camera.change_input(resizer)
 
     def throttle(self, throttles: Mapping[str, Throttle]) -> None:
-        """Throttle these cameras and no others, also when they are opened again; none is opened for that."""
+        """Throttle exactly these cameras, also after they are opened again; the sources stay open."""
         self._throttles = dict(throttles)
         for name, camera in self.by_name.items():
             camera.throttle(self._throttles.get(name, UNTHROTTLED))
 
     def counts(self) -> dict[str, AdmissionCounts]:
-        """By name, how many pictures a camera that runs was asked for since it was opened."""
+        """Return the counts of the cameras that run, by name."""
         return {name: camera.counts for name, camera in tuple(self.by_name.items())}
 
     def check_liveness(self) -> None:
-        """Let each camera notice what its own thread cannot; to be called a few times a second."""
+        """Detect stale and lost sources; to be called a few times a second."""
         for camera in tuple(self.by_name.values()):
             camera.check_liveness()
 
     def stop(self) -> None:
-        """Let all cameras end; their threads are the crew's."""
+        """Stop all cameras; the thread group joins their threads."""
         for camera in self.by_name.values():
             camera.stop()
 
     def positions(self) -> dict[str, SequencePosition]:
-        """By name, the epoch and the number of the next frame, also of cameras that were closed."""
+        """Return epoch and next frame number by name, also of cameras that were closed."""
         closed = {name: one.position for name, one in self._closed.items()}
         running = {name: SequencePosition(one.next_sequence, one.epoch) for name, one in self.by_name.items()}
         return closed | running
 
     def forget_removed(self, configured: Collection[str]) -> list[str]:
-        """Let go of the cameras that left the configuration an hour ago; which ones these are.
+        """Forget the cameras that left the configuration an hour ago, and return their names.
 
-        Where they were is on disk by then (`positions` was remembered while they were known here).
+        Their positions are on disk by then: `SequenceStore.remember` stores `positions` every few seconds.
         """
         now_ns = self._clock()
         gone = [
@@ -327,7 +215,7 @@ class CameraRegistry:
             allocate=self._resizer.allocate,
             throttle=self._throttles.get(name, UNTHROTTLED),
             on_change=lambda status: self._changed(camera, status),
-            held=self._held,
+            start_paused=self._start_paused,
         )
         self._slots.open(name)
         self.by_name[name], self._settings[name] = camera, settings
@@ -341,21 +229,21 @@ class CameraRegistry:
         self._closed[name] = _ClosedCamera(
             SequencePosition(camera.next_sequence, camera.epoch), self._clock()
         )
-        log.info("camera %s is closed: it was changed, taken away or is to be opened anew", name)
+        log.info("camera %s: closed (changed, removed or to be opened again)", name)
 
     def _changed(self, camera: Camera, status: CameraStatus) -> None:
-        # The end of one that has a successor would be read as the end of that.
+        # The end of a camera that was replaced would be taken for the end of the new one.
         if self.by_name.get(camera.name, camera) is camera:
             self._on_change(status)
 
 
 def _is_unchanged(wanted: CameraConfig | None, settings: CameraConfig) -> bool:
-    """Whether a camera can stay open; its priority is nothing that it knows of."""
+    """Whether a camera can stay open: only its priority, which it does not use, may have changed."""
     return wanted is not None and wanted.model_copy(update={"priority": settings.priority}) == settings
 
 
 def _certificates_file(tls: TlsConfig | None) -> str | None:
-    """The file with the certificates that a camera's has to come from; None: it is not checked."""
+    """Return the file of trusted certificates for a camera; None: its certificate is not checked."""
     if tls is None or not tls.verify:
         return None
     system = ssl.get_default_verify_paths()
@@ -366,3 +254,121 @@ def _gate_settings(settings: GateConfig | None) -> GateSettings | None:
     if settings is None or not settings.enabled:
         return None
     return GateSettings(every_s=settings.every_seconds, sensitivity=settings.sensitivity)
+
+
+@dataclass(frozen=True, slots=True)
+class _SavedPosition:
+    position: SequencePosition
+    used_s: int
+
+
+class SequenceStore:
+    """The first frame number of each camera, higher than in every earlier run.
+
+    The first number is the time in milliseconds since 1970: it exceeds all earlier numbers even if nothing
+    could be stored, because no camera gives 1,000 frames per second for long. The clock of a virtual machine
+    can go back, so the last numbers are also stored in `path`; a run whose clock is behind them starts well
+    above them. `lost` is the reason why the file was set aside, None if it was not.
+    """
+
+    def __init__(self, path: Path, wall_clock_s: Callable[[], float] = time.time) -> None:
+        self.lost: str | None = None
+        self._lock = threading.Lock()
+        self.path = path
+        self._wall_clock_s = wall_clock_s
+        self._kept = self._read()
+
+    def _read(self) -> dict[str, _SavedPosition]:
+        try:
+            return _parse_positions(read_json(self.path), int(self._wall_clock_s()))
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            log.warning(
+                "%s: cannot be read (%s); frame numbers start from the clock", self.path, error.strerror
+            )
+        except DamagedStateFileError as error:
+            self._set_aside(str(error))
+        return {}
+
+    def _set_aside(self, why: str) -> None:
+        self.lost = why
+        try:
+            set_aside(self.path)
+        except OSError as error:
+            self.lost = f"{why}; it cannot be renamed: {error.strerror or error}"
+        log.warning("%s: damaged (%s); frame numbers start from the clock", self.path, self.lost)
+
+    def first(self, camera: str) -> int:
+        """Return the number of the camera's first frame in this run."""
+        kept = self._kept.get(camera)
+        now = int(self._wall_clock_s() * 1000)
+        # Not the larger of clock and stored number + margin: a run that is killed before it stored anything
+        # would get the same first number as the next run.
+        if kept is None or now > kept.position.sequence:
+            return now
+        return kept.position.sequence + _SEQUENCE_MARGIN
+
+    def last_epoch(self, camera: str) -> int:
+        """Return the epoch that the camera reached in an earlier run; 0 if none is known."""
+        kept = self._kept.get(camera)
+        return 0 if kept is None else kept.position.epoch
+
+    def remember(self, last: Mapping[str, SequencePosition]) -> None:
+        """Store the positions of the cameras; blocks, called every few seconds.
+
+        Drops cameras that were not used for `RETENTION_S`, and the oldest above `MAX_CAMERA_NAMES`.
+
+        Raises:
+            OSError: it cannot be written; then the clock alone keeps the numbers rising.
+        """
+        with self._lock:  # the last call can come while an earlier one waits for the disk
+            self._remember(last, int(self._wall_clock_s()))
+
+    def _remember(self, last: Mapping[str, SequencePosition], now_s: int) -> None:
+        kept = {name: one for name, one in self._kept.items() if now_s - one.used_s <= RETENTION_S}
+        kept |= {name: _SavedPosition(position, now_s) for name, position in last.items()}
+        by_age = sorted(kept, key=lambda name: (name in last, kept[name].used_s), reverse=True)
+        self._kept = {name: kept[name] for name in sorted(by_age[:MAX_CAMERA_NAMES])}
+        write_json(
+            self.path,
+            {
+                "schema": _SEQUENCES_SCHEMA,
+                "cameras": {n: _position_document(k) for n, k in self._kept.items()},
+            },
+        )
+
+
+def _position_document(kept: _SavedPosition) -> dict[str, int]:
+    return {"next": kept.position.sequence, "epoch": kept.position.epoch, "usedAt": kept.used_s}
+
+
+def _parse_positions(document: Any, now_s: int) -> dict[str, _SavedPosition]:
+    """Parse a sequences file; the first version holds only the numbers, by name.
+
+    Raises:
+        DamagedStateFileError: it has neither form.
+    """
+    if not isinstance(document, dict):
+        raise DamagedStateFileError("it is not a mapping")
+    if "schema" not in document:
+        return {
+            name: _SavedPosition(SequencePosition(_parse_sequence(last)), now_s)
+            for name, last in document.items()
+        }
+    cameras = document.get("cameras")
+    if document["schema"] != _SEQUENCES_SCHEMA or not isinstance(cameras, dict):
+        raise DamagedStateFileError("its schema is unknown")
+    return {name: _parse_position(entry, now_s) for name, entry in cameras.items()}
+
+
+def _parse_position(entry: Any, now_s: int) -> _SavedPosition:
+    if not isinstance(entry, dict):
+        raise DamagedStateFileError("an entry in it is not a mapping")
+    position = SequencePosition(_parse_sequence(entry.get("next")), parse_count(entry.get("epoch"), 10**9))
+    # A time in the future would keep an entry without limit.
+    return _SavedPosition(position, min(now_s, parse_count(entry.get("usedAt"))))
+
+
+def _parse_sequence(value: Any) -> int:
+    return parse_count(value, _MAX_SEQUENCE)

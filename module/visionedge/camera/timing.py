@@ -1,9 +1,10 @@
-"""Time, decided purely: when a picture is due, when it is shown, how long to wait before the next try."""
+"""Timing of a camera, without I/O: media times, playback, sampling, rate, lag, and admission of frames.
+
+Every class takes the time as an argument, so that tests set it.
+"""
 
 import math
-import random
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,14 +18,19 @@ _MAX_GAP_S = 10.0
 _RATE_WINDOW_NS = 5_000_000_000
 _MAX_LATE_NS = 2_000_000_000
 
+_CLOCK_DRIFT = 0.0005
+"""Clocks of cameras run fast or slow by up to 0.05 %."""
+
+_MAX_STEP_S = 10.0
+
 
 def plausible_fps(fps: float) -> float:
-    """The rate that a file claims, or 25 where that cannot be."""
+    """Return the rate that a file claims, or 25 if that is impossible."""
     return fps if math.isfinite(fps) and 0 < fps <= _MAX_FPS else _FALLBACK_FPS
 
 
 class Timeline:
-    """Media times that always rise, whatever a file's own say (missing, falling, leaping)."""
+    """Media times that always rise, even if the time stamps of a file are missing, fall or jump."""
 
     def __init__(self, fps: float) -> None:
         self._step_s = 1.0 / plausible_fps(fps)
@@ -32,7 +38,7 @@ class Timeline:
         self._position_s = 0.0
 
     def advance(self, raw_s: float) -> float:
-        """The position of the next picture, in s, from what its own time stamp says."""
+        """Return the position of the next picture, in s, from its time stamp (NaN: it has none)."""
         if not math.isfinite(raw_s):
             raw_s = -1.0
         if self._raw_s is not None:
@@ -43,7 +49,7 @@ class Timeline:
 
 
 class FrameSampler:
-    """Which pictures to hand on for `fps` per second (None: all): without drift, at even distances."""
+    """Selects `fps` pictures per second (None: all), evenly spaced and without drift."""
 
     def __init__(self, fps: float | None) -> None:
         self._interval_s = None if fps is None else 1.0 / fps
@@ -52,97 +58,112 @@ class FrameSampler:
         self._last_s: float | None = None
 
     def change(self, fps: float | None) -> None:
-        """Go on at another rate, at its distance from the last picture that was due."""
+        """Continue at another rate, one interval after the last picture that was due."""
         self._interval_s = None if fps is None else 1.0 / fps
         if self._interval_s is not None and self._taken_s is not None:
             self._next_s = self._taken_s + self._interval_s
 
-    def take(self, at_s: float) -> bool:
-        """Whether the picture of this moment is due; the moments rise."""
+    def is_due(self, at_s: float) -> bool:
+        """Whether the picture of this time is due; times rise from call to call."""
         if self._interval_s is None:
             self._taken_s = at_s
             return True
         if self._next_s is None:
             self._next_s = at_s
-        # A quarter of the interval is allowed for: a camera that is asked for its own rate jitters around it.
+        # A picture may be early by a quarter of the interval, for the jitter of a camera at its own rate.
         if at_s < self._next_s - self._interval_s / 4:
             return False
         self._taken_s = at_s
         self._next_s += self._interval_s
-        if self._next_s <= at_s:  # after a gap, what was missed is not made up for
+        if self._next_s <= at_s:  # pictures missed in a gap are not made up for
             self._next_s = at_s + self._interval_s
         return True
 
-    def count(self, at_s: float, pictures: int) -> int:
-        """How many pictures were due, of so many that came at even distances since the last one counted."""
+    def count_due(self, at_s: float, pictures: int) -> int:
+        """Return how many pictures were due, of `pictures` evenly spaced ones since the last call."""
         last_s, self._last_s = self._last_s, at_s
         if pictures <= 1 or last_s is None:
-            return int(self.take(at_s))
+            return int(self.is_due(at_s))
         step_s = (at_s - last_s) / pictures
-        return sum(self.take(last_s + step_s * (number + 1)) for number in range(pictures))
+        return sum(self.is_due(last_s + step_s * (number + 1)) for number in range(pictures))
 
 
 class PlaybackClock:
-    """Plays media times on the monotonic clock. A late picture is due at once; lateness never adds up.
+    """Plays media times on the monotonic clock. A late picture is due at once; delays do not add up.
 
-    What is late by more than two seconds is not caught up with: after a halted machine goes on, or where
-    decoding takes longer than playing, the pictures go on at their own rate from there.
+    After a delay of more than 2 s (a suspended machine, or decoding slower than playing) playback continues
+    at its own rate from there, instead of catching up.
     """
 
     def __init__(self, position_s: float, now_ns: int) -> None:
         self._offset_ns = now_ns - round(position_s * 1e9)
 
     def delay_s(self, position_s: float, now_ns: int) -> float:
-        """How long until the picture is due, in s; 0 where it is late."""
+        """Return the time until the picture is due, in s; 0 if it is late."""
         early_ns = round(position_s * 1e9) + self._offset_ns - now_ns
         if early_ns < -_MAX_LATE_NS:
             self._offset_ns -= early_ns
         return max(0, early_ns) / 1e9
 
 
-class ReconnectBackoff:
-    """Waits between tries: doubled from 1 s to 30 s, each shortened by up to a quarter at random.
+class StreamLag:
+    """How far a live stream is behind: its time stamps compared with the clock.
 
-    The jitter keeps many cameras behind one switch from coming back in the same moment.
+    The zero of the time stamps is not known, so the smallest difference so far counts as no delay. It may
+    grow by 0.05 % of the time that passes, for the drift of the camera's clock. A read that had to wait for
+    its packet proves that no older packet is buffered, so its delay counts as none.
     """
 
-    def __init__(
-        self,
-        *,
-        first_s: float = 1.0,
-        limit_s: float = 30.0,
-        random_fraction: Callable[[], float] = random.random,
-    ) -> None:
-        self._first_s = first_s
-        self._limit_s = limit_s
-        self._random_fraction = random_fraction
-        self._base_s = first_s
+    def __init__(self) -> None:
+        self._base_s: float | None = None
+        self._sent_s = 0.0
+        self._now_s = 0.0
+        self._step_s = 0.0
 
-    def next_s(self) -> float:
-        """How long to wait now, in s."""
-        base_s, self._base_s = self._base_s, min(self._limit_s, self._base_s * 2)
-        return base_s * (1 - 0.25 * self._random_fraction())
+    def __repr__(self) -> str:
+        return f"<StreamLag base={self._base_s}>"
+
+    def late_s(self, sent_s: float, now_s: float, waited_s: float) -> float:
+        """Return the delay of a packet, in s.
+
+        Args:
+            sent_s: the packet's time stamp.
+            now_s: the clock when it was read.
+            waited_s: how long the read waited for it.
+        """
+        delay_s = now_s - sent_s
+        step_s = sent_s - self._sent_s
+        if self._base_s is None or not -1 < step_s < _MAX_STEP_S:
+            self._base_s = delay_s
+        else:
+            if step_s > 0:
+                self._step_s += (step_s - self._step_s) / 8
+            waited = waited_s > max(0.005, self._step_s / 2)
+            drifted_s = self._base_s + _CLOCK_DRIFT * (now_s - self._now_s)
+            self._base_s = delay_s if waited else min(delay_s, drifted_s)
+        self._sent_s, self._now_s = sent_s, now_s
+        return delay_s - self._base_s
 
     def reset(self) -> None:
-        """Begin with short waits again."""
-        self._base_s = self._first_s
+        """Count the next packet as in time."""
+        self._base_s = None
 
 
 class FrameRate:
     """Pictures per second over the last 5 s."""
 
     def __init__(self) -> None:
-        # 200 per second and more are averaged over fewer seconds.
-        self._came: deque[tuple[int, int]] = deque(maxlen=1000)
+        # At more than 200 per second, 1000 pictures are fewer than 5 s.
+        self._pictures: deque[tuple[int, int]] = deque(maxlen=1000)
 
     def add(self, now_ns: int, count: int = 1) -> None:
-        """So many pictures came since the last time."""
-        self._came.append((now_ns, count))
+        """Count pictures that came since the last call."""
+        self._pictures.append((now_ns, count))
 
     def per_s(self, now_ns: int) -> float:
-        """The rate now: falls as soon as a picture is overdue."""
-        # A copy first: the camera's thread may add while another one asks.
-        recent = [came for came in tuple(self._came) if now_ns - came[0] <= _RATE_WINDOW_NS]
+        """Return the rate now; it falls as soon as a picture is overdue."""
+        # Copied first: the camera's thread may add a picture meanwhile.
+        recent = [picture for picture in tuple(self._pictures) if now_ns - picture[0] <= _RATE_WINDOW_NS]
         if len(recent) < 2:
             return 0.0
         times_ns = [time_ns for time_ns, _ in recent]
@@ -151,15 +172,9 @@ class FrameRate:
         return sum(count for _, count in recent[1:]) / (span_ns / 1e9) if span_ns > 0 else 0.0
 
 
-# What of a camera's pictures is handed on: what it was asked for, or less while a throttle is on.
-#
-# What the configuration asks for is counted beside what a throttle lets in, also over pictures that need not
-# even be decoded then: otherwise a camera that is throttled would seem to be asked for no more.
-
-
 @dataclass(frozen=True, slots=True)
 class Throttle:
-    """For a while: so many pictures per second at most, a gate where there is none."""
+    """A temporary limit: at most `fps` pictures per second, and a motion gate for a camera that has none."""
 
     fps: float | None = None
     gate: GateSettings | None = None
@@ -170,9 +185,9 @@ UNTHROTTLED = Throttle()
 
 @dataclass(slots=True)
 class AdmissionCounts:
-    """Pictures of a camera: that the configuration asks for, and of those the ones that a throttle lets in.
+    """Pictures that the configuration demands, and those of them that a throttle admits.
 
-    Neither counts what a gate of the configuration holds back. Written by the camera's own thread alone.
+    Neither counts pictures that a gate of the configuration holds back. Written by the camera's thread only.
     """
 
     demanded: int = 0
@@ -180,52 +195,57 @@ class AdmissionCounts:
 
 
 class FrameAdmission:
-    """Decides picture by picture, for one connection; belongs to the camera's thread.
+    """Decides which pictures of one connection become frames; belongs to the camera's thread.
+
+    It counts the pictures that the configuration demands beside those that a throttle admits, also over
+    pictures that are not decoded: otherwise the demand of a throttled camera would seem to fall.
 
     Args:
-        fps: so many pictures per second are asked for; None: all.
-        gate: only those on which something moves are.
-        counts: goes on from connection to connection.
+        fps: pictures per second that the configuration demands; None: all.
+        gate: the motion gate of the configuration; None: it has none.
+        counts: continues from connection to connection.
     """
 
     def __init__(self, fps: float | None, gate: GateSettings | None, counts: AdmissionCounts) -> None:
         self._fps, self._own_gate = fps, gate
         self._counts = counts
         self._throttle = UNTHROTTLED
-        self._asked, self._due = FrameSampler(fps), FrameSampler(fps)
+        self._demanded, self._admitted = FrameSampler(fps), FrameSampler(fps)
         self._gate = None if gate is None else MotionGate(gate)
         self._moves = True
 
     def __repr__(self) -> str:
-        return f"<Ration fps={self.fps} {self._gate!r}>"
+        return f"<FrameAdmission fps={self.fps} {self._gate!r}>"
 
     @property
     def fps(self) -> float | None:
-        """How many pictures per second are handed on now; None: all."""
+        """Pictures per second that are admitted now; None: all."""
         rates = [rate for rate in (self._fps, self._throttle.fps) if rate is not None]
         return min(rates, default=None)
 
     def set_throttle(self, throttle: Throttle) -> bool:
-        """Keep to this throttle from now on; whether that changes how many pictures are wanted."""
+        """Use this throttle from now on; return whether `fps` has changed."""
         if throttle is self._throttle:
             return False
-        before, self._throttle = (self.fps, self._throttle), throttle
-        self._due.change(self.fps)
-        if self._own_gate is None and throttle.gate != before[1].gate:
+        old_fps, old_throttle = self.fps, self._throttle
+        self._throttle = throttle
+        self._admitted.change(self.fps)
+        if self._own_gate is None and throttle.gate != old_throttle.gate:
             self._gate = None if throttle.gate is None else MotionGate(throttle.gate)
             self._moves = True
-        return self.fps != before[0]
+        return self.fps != old_fps
 
-    def take(self, at_s: float, source_frames: int) -> bool:
-        """Whether the picture of this moment is to be handed on; it stands for `covers` of the source's."""
-        demanded, due = self._asked.count(at_s, source_frames), self._due.count(at_s, source_frames)
-        # What was not looked at would have been as still as what was.
+    def admits(self, at_s: float, source_frames: int) -> bool:
+        """Whether the picture of this time is due; it represents `source_frames` pictures of the source."""
+        demanded = self._demanded.count_due(at_s, source_frames)
+        due = self._admitted.count_due(at_s, source_frames)
+        # The gate's last verdict is assumed for pictures that it did not see.
         self._counts.demanded += demanded if self._moves or self._own_gate is None else 0
         self._counts.admitted += due if self._moves else 0
         return due > 0
 
-    def passes(self, picture: Picture, now_ns: int) -> bool:
-        """Whether something moves on a picture that is due, as far as a gate asks for that."""
+    def passes_gate(self, picture: Picture, now_ns: int) -> bool:
+        """Whether a picture that is due passes the motion gate; true without a gate."""
         if self._gate is not None:
             self._moves = self._gate.passes(picture, now_ns)
         return self._moves

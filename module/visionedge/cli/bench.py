@@ -19,7 +19,7 @@ from visionedge.cli.arguments import (
 )
 from visionedge.config.load import parse_config
 from visionedge.errors import ConfigError
-from visionedge.runtime.measurement import OTHER_PROCESSES_KEY, OtherProcessesLoad, describe_other_load
+from visionedge.ops.bench.system_load import OTHER_PROCESSES_KEY, OtherProcessesLoad, describe_other_load
 from visionedge.runtime.process_limits import configure_malloc
 
 

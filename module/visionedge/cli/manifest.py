@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from visionedge.cli.arguments import Parser, Subparsers, add_command, add_line_numbers, parse_cameras
 from visionedge.config.documents import read_document, without_extensions
 from visionedge.config.load import parse_config, parse_http_address
-from visionedge.errors import ConfigError
-from visionedge.runtime.files import read_regular_file
+from visionedge.errors import ConfigError, VisionedgeError
+from visionedge.runtime.files import read_regular_file, write_atomically
 from visionedge.runtime.redaction import redact
 
 if TYPE_CHECKING:
@@ -177,17 +177,32 @@ def _add_lint(commands: Subparsers) -> None:
 
 def _generate(arguments: argparse.Namespace) -> int:
     from visionedge.ops.manifest.generate import generate_manifest
-    from visionedge.runtime.files import write_text_atomically
 
     with add_line_numbers(Path(arguments.config) if arguments.config else None, os.environ):
         made = generate_manifest(_build_request(arguments), os.environ)
     for note in made.notes:
         print(f"visionedge: {redact(note)}", file=sys.stderr)
     if arguments.output:
-        write_text_atomically(Path(arguments.output), made.text, replace=arguments.force, secret=made.secret)
+        _write_manifest(Path(arguments.output), made.text, replace=arguments.force, secret=made.secret)
     else:
         sys.stdout.write(made.text)
     return 0
+
+
+def _write_manifest(path: Path, text: str, *, replace: bool, secret: bool) -> None:
+    """Write a manifest; one that is `secret` can be read by its owner only.
+
+    Raises:
+        ConfigError: the file exists, and `replace` is false.
+        VisionedgeError: it cannot be written; nothing is left behind.
+    """
+    if os.path.lexists(path) and not replace:
+        raise ConfigError([f"{path}: exists already; --force replaces it"])
+    try:
+        write_atomically(path, text.encode(), durable=True, mode=0o600 if secret else 0o666)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a valid file name or text"
+        raise VisionedgeError(f"{path}: cannot be written: {reason}") from None
 
 
 def _build_request(arguments: argparse.Namespace) -> "ManifestRequest":

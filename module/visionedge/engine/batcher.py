@@ -162,7 +162,7 @@ class Batcher:
             if slot.in_flight is None:
                 self._work.notify()
 
-    def gate(self, camera: str) -> None:
+    def count_gated(self, camera: str) -> None:
         """Count a frame that was seen and held back before it became one for the engine."""
         with self._work:
             slot = self._slots[camera]

@@ -1,1 +1,1 @@
-"""What flows through the pipeline: frames, detections, timings, and how pictures are fitted and drawn."""
+"""The data of the pipeline: frames, detections, timings; resizing and drawing of pictures."""

@@ -1,4 +1,4 @@
-"""Boxes and labels drawn on a picture, for people."""
+"""Draws boxes and labels on a picture."""
 
 import colorsys
 import unicodedata
@@ -10,19 +10,19 @@ from visionedge.frames.types import FrameResult, Picture
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _GOLDEN_ANGLE = 0.381966
-"""Of a full turn: hues of neighbouring classes fall far from each other, however many classes there are."""
+"""Share of the colour circle between the hues of two neighbouring classes."""
 
 Colour = tuple[int, int, int]
 
 
 def draw_detections(picture: Picture, result: FrameResult) -> Picture:
-    """A copy of the picture with boxes, labels and percents.
+    """Return a copy of the picture with boxes, labels and scores in percent.
 
-    `picture` is uint8 (h, w, 3) BGR; any size of the same scene will do.
+    `picture` is uint8 (h, w, 3) BGR, at any size.
     """
     canvas = np.ascontiguousarray(picture).copy()
     found = result.detections
-    # The surest are drawn last, so that they lie on top.
+    # The highest scores are drawn last, on top of the others.
     for row in range(len(found) - 1, -1, -1):
         class_id = int(found.class_ids[row])
         left, top, right, bottom = _corners(found.boxes[row].tolist(), canvas)
@@ -33,20 +33,20 @@ def draw_detections(picture: Picture, result: FrameResult) -> Picture:
 
 
 def class_colour(class_id: int) -> Colour:
-    """The BGR colour of a class: always the same one, bright, and unlike its neighbours'."""
+    """Return the BGR colour of a class: constant, bright, and different from neighbouring classes."""
     red, green, blue = colorsys.hls_to_rgb((class_id * _GOLDEN_ANGLE) % 1.0, 0.6, 0.85)
     return round(blue * 255), round(green * 255), round(red * 255)
 
 
 def to_ascii(text: str) -> str:
-    """The text in what OpenCV's fonts can draw: accents fall off, other signs become '?'."""
+    """Return the text in ASCII for OpenCV's fonts: without accents, other characters become '?'."""
     folded = unicodedata.normalize("NFKD", text)
     kept = (sign for sign in folded if not unicodedata.combining(sign))
     return "".join(sign if " " <= sign <= "~" else "?" for sign in kept)
 
 
 def _corners(box: list[float], canvas: Picture) -> tuple[int, int, int, int]:
-    """A relative box in whole pixels, kept so far inside that its line is seen at the border."""
+    """Return a relative box in pixels, moved inside so far that its line is visible at the border."""
     height, width = canvas.shape[:2]
     inset = _line_px(canvas) // 2
     last_x, last_y = max(inset, width - 1 - inset), max(inset, height - 1 - inset)
@@ -64,7 +64,7 @@ def _line_px(canvas: Picture) -> int:
 def _draw(canvas: Picture, corners: tuple[int, int, int, int], caption: str, colour: Colour) -> None:
     left, top, right, bottom = corners
     line_px = _line_px(canvas)
-    # A dark rim keeps the box visible on a background of its own colour.
+    # A dark outline keeps the box visible on a background of the same colour.
     cv2.rectangle(canvas, (left, top), (right, bottom), (24, 24, 24), line_px + 2, cv2.LINE_AA)
     cv2.rectangle(canvas, (left, top), (right, bottom), colour, line_px, cv2.LINE_AA)
     scale = max(0.35, min(canvas.shape[:2]) / 1000)
@@ -79,13 +79,13 @@ def _draw(canvas: Picture, corners: tuple[int, int, int, int], caption: str, col
 
 
 def _caption_position(canvas: Picture, corner: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Above the box where there is room, else inside it; never out of the picture."""
+    """Return a position above the box, or inside if there is no space; always inside the picture."""
     left, top = corner
     y = top - size[1] if top >= size[1] else top
     return max(0, min(left, canvas.shape[1] - size[0])), max(0, min(y, canvas.shape[0] - size[1]))
 
 
 def _text_colour(colour: Colour) -> Colour:
-    """Black or white, whichever is read better on this colour."""
+    """Return black or white, for contrast with `colour` (luma of BT.601)."""
     blue, green, red = colour
     return (16, 16, 16) if 0.114 * blue + 0.587 * green + 0.299 * red > 120 else (255, 255, 255)

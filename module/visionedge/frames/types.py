@@ -1,4 +1,4 @@
-"""The vocabulary: what travels from a camera to the cloud, with shapes and units. No I/O, no vendor names."""
+"""The data that flows from a camera to the cloud, with shapes and units, and its JSON documents. No I/O."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
-"""A picture: uint8 (height, width, 3), colour order BGR, as OpenCV has it."""
+"""A picture: uint8 (height, width, 3), colour order BGR, as in OpenCV."""
 
 FitMode = Literal["letterbox", "stretch"]
 Anchor = Literal["center", "top-left"]
@@ -19,7 +19,7 @@ Rounding = Literal["nearest", "down"]
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the whole source picture lies inside the model's input, in input pixels."""
+    """The rectangle of the source picture inside the model's input, in input pixels."""
 
     left_px: float
     top_px: float
@@ -29,11 +29,11 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """The picture a model wants: its size and how a source of another shape is brought to it.
+    """The input picture of a model: its size, and how a source of another size is resized to it.
 
-    `letterbox` keeps the aspect ratio and fills the rest with `pad` (a grey level 0-255); `stretch` does not.
-    `anchor` says where the scaled picture lies in the letterbox, `rounding` what becomes of a side of 233.6
-    pixels there. `resample`: how pixels are combined where the picture gets smaller.
+    `fit`: `letterbox` keeps the aspect ratio and fills the rest with `pad` (a grey level 0-255), `stretch`
+    does not. `anchor`: position of the picture in the letterbox. `rounding`: of its sides to whole pixels.
+    `resample`: interpolation.
     """
 
     width_px: int
@@ -45,7 +45,7 @@ class InputSpec:
     rounding: Rounding = "nearest"
 
     def place(self, width_px: int, height_px: int) -> Placement:
-        """Where a source of this size lies in the input. Whole pixels, as resizing can only make those."""
+        """Return the placement of a source of this size, in whole pixels."""
         if self.fit == "stretch":
             return Placement(0.0, 0.0, float(self.width_px), float(self.height_px))
         scale = min(self.width_px / width_px, self.height_px / height_px)
@@ -66,11 +66,11 @@ class InputSpec:
 class Frame:
     """One picture of one camera on its way to the engine.
 
-    `sequence` never repeats for a camera, restarts included; `epoch` grows by one at each reconnect.
-    `captured_ns` is monotonic and taken right after decode: ages come from it alone.
-    `image` is the picture at the model's input size, brought to it as `spec` says; `full_picture()` gives it
-    at the source's size (converted only when somebody asks). `spec` tells models apart while one takes over
-    from another; None fits whichever there is.
+    `sequence` never repeats for a camera, not even after a restart; `epoch` grows by one at each reconnect.
+    `captured_ns` is monotonic, taken right after decoding; ages are computed from it. `image` is the picture
+    at the model's input size, resized as `spec` says; `full_picture()` converts and returns it at the
+    source's size. `spec` distinguishes the inputs of two models while one replaces the other; None fits every
+    model.
     """
 
     camera: str
@@ -88,10 +88,10 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """What was found, as columns of one length n, sorted by falling score.
+    """Detected objects as columns of length n, sorted by descending score.
 
-    `boxes` float32 (n, 4): left, top, right, bottom, relative to the source picture, clipped to 0-1.
-    `scores` float32 (n,) in 0-1. `class_ids` int32 (n,); words are put to them only in sinks.
+    `boxes` float32 (n, 4): left, top, right, bottom, relative to the source picture, clipped to 0-1. `scores`
+    float32 (n,) in 0-1. `class_ids` int32 (n,), indices into the labels.
     """
 
     boxes: NDArray[np.float32]
@@ -108,15 +108,10 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    @staticmethod
-    def none() -> "Detections":
-        """No detection at all."""
-        return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
-
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long a frame took: waiting in its slot, in the engine, and from capture to result; in ns."""
+    """Durations of a frame in ns: waiting in its slot, in the engine, and from capture to result."""
 
     wait_ns: int
     infer_ns: int
@@ -126,7 +121,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class FrameResult:
-    """A frame and what was found on it; `device` is where it was really computed."""
+    """A frame and its detections; `device` is the device that computed them."""
 
     frame: Frame
     detections: Detections
@@ -137,17 +132,17 @@ class FrameResult:
 
 
 def utc_now() -> datetime:
-    """The wall clock, for people and the cloud only."""
+    """Return the wall-clock time, for display and the cloud; durations use monotonic clocks."""
     return datetime.now(UTC)
 
 
 def format_utc(moment: datetime) -> str:
-    """``2026-11-22T10:00:00.123Z``: UTC with milliseconds, as every document has it."""
+    """Return ``2026-11-22T10:00:00.123Z``: UTC with milliseconds, the format of all documents."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def build_detection_documents(detections: Detections, labels: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The rows of the `detections` key of a frame object."""
+    """Return the rows of the `detections` key of a frame object."""
     rows = []
     for box, score, class_id in zip(
         detections.boxes.tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True
@@ -171,9 +166,9 @@ def build_detection_documents(detections: Detections, labels: tuple[str, ...]) -
 
 
 def build_frame_document(result: FrameResult, *, source: str | None = None) -> dict[str, Any]:
-    """The frame object of the contract (``visionedge/frame/1``): the same in HTTP, telemetry, files.
+    """Return the frame object (``visionedge/frame/1``), the same in HTTP, telemetry and files.
 
-    With `source` (the picture or video as it was given) the `camera` key is left out.
+    With `source` (the path of a picture or video) the key `source` replaces `camera`.
     """
     frame, timing = result.frame, result.timing
     return {

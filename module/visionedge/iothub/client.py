@@ -13,7 +13,6 @@ stuck     so many threads hang that another one would hang, too: after a while t
 """
 
 import logging
-import random
 import threading
 import time
 from collections import Counter, deque
@@ -37,6 +36,7 @@ from visionedge.iothub.sdk_calls import AbandonableCalls, CallTimeoutError, Stuc
 from visionedge.outbound.messages import Message
 from visionedge.outbound.spool import Spool
 from visionedge.runtime.redaction import redact
+from visionedge.runtime.retry import RetryPolicy
 from visionedge.runtime.threads import ThreadGroup
 
 log = logging.getLogger(__name__)
@@ -649,11 +649,8 @@ class HubClient:
     def _wait_before_retry(self) -> None:
         """Wait before the next attempt: longer each time, with jitter, until the client closes."""
         with self._wake:
-            longest_s = min(
-                self._deadlines.max_wait_s,
-                self._deadlines.first_wait_s * 2.0 ** min(self._failures - 1, 16),
-            )
-            wait_s = longest_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+            policy = RetryPolicy(self._deadlines.first_wait_s, self._deadlines.max_wait_s, jitter=0.5)
+            wait_s = policy.wait_s(self._failures)
             self._wake.wait_for(lambda: self._flush_until_ns is not None, wait_s)
 
     def _set_state(self, state: HubState) -> None:

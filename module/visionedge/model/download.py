@@ -31,6 +31,7 @@ from visionedge.config.addresses import file_url_to_path, format_url
 from visionedge.errors import FetchError
 from visionedge.runtime.files import is_special_file, set_aside_damaged
 from visionedge.runtime.redaction import find_secrets, redact, register_secrets
+from visionedge.runtime.retry import RetryPolicy
 
 # The models that were fetched, on disk: each under its sha256, whole or not at all.
 #
@@ -576,7 +577,7 @@ def compute_wait_s(retry_policy: DownloadRetryPolicy, failures: int, *, permanen
     """How long to wait after so many failures (1 and more): each time twice as long, up to a limit."""
     first = retry_policy.first_lasting_wait_s if permanent else retry_policy.first_wait_s
     longest = retry_policy.max_lasting_wait_s if permanent else retry_policy.max_wait_s
-    return min(longest, first * 2.0 ** min(failures - 1, 30))
+    return RetryPolicy(first, longest).wait_s(failures)
 
 
 class ModelDownload:

@@ -19,7 +19,6 @@ import cv2
 
 from visionedge.camera.sources.images import (
     PICTURE_SUFFIXES,
-    check_regular_file,
     natural_sort_key,
     read_picture,
 )
@@ -364,7 +363,10 @@ def _is_folder(source: str) -> bool:
         raise SourceError(f"{source!r} cannot be the name of a file") from None
     if stat.S_ISDIR(seen.st_mode):
         return True
-    check_regular_file(source, seen)
+    if not stat.S_ISREG(seen.st_mode):
+        raise SourceError(f"{source}: not a regular file")
+    if seen.st_size == 0:
+        raise SourceError(f"{source}: empty file")
     if not os.access(source, os.R_OK):
         raise SourceError(f"{source} may not be read by this user; change its permissions")
     return False

@@ -1,1 +1,1 @@
-"""What every process of the module needs: threads, children, files, logs, redaction, onnxruntime."""
+"""Shared by all packages: threads, child processes, files, retries, logs, redaction, onnxruntime."""

@@ -1,4 +1,9 @@
-"""Reading files that somebody else gives us: a regular file, no larger than its kind can be."""
+"""Files: the one bounded reader, the one atomic writer, and small JSON files of state.
+
+`read_regular_file` reads a file that others supply, `write_atomically` writes a file whole or not at all.
+`read_json` and `write_json` do the same for the module's own state. A damaged state file is renamed
+(`set_aside`), not deleted, so that its content can still be examined.
+"""
 
 import contextlib
 import errno
@@ -6,127 +11,96 @@ import itertools
 import json
 import math
 import os
+import secrets
 import stat
 from pathlib import Path
 from typing import Any
 
-from visionedge.errors import ConfigError, VisionedgeError
+MAX_SET_ASIDE_FILES = 3
+"""Damaged files of one name that are kept in a folder; the oldest is replaced first."""
+
+MAX_BYTES = 4_000_000
+"""Largest state file that is read: far more than the module writes into one."""
+
+MAX_DEPTH = 64
+"""Deepest nesting that is read: deeper than any document of the module, safe for recursive functions."""
+
+MAX_SAFE_INTEGER = (1 << 53) - 1
+"""The largest integer that every JSON parser reads exactly; a larger one in a state file is damage."""
+
+_PART_SUFFIX = ".part"
+
+
+class DamagedStateFileError(Exception):
+    """A state file exists and cannot be used. The message never quotes the file, which may hold secrets."""
 
 
 def read_regular_file(path: Path, *, max_bytes: int) -> bytes:
-    """The content of a regular file.
+    """Read a whole file, after its kind and its size were checked.
 
-    A FIFO would wait for a writer, a device such as /dev/zero never ends, and a file of gigabytes fills the
-    memory before any parser can refuse it; so the kind and the size are looked at before anything is read.
+    Opening a FIFO would block until a process writes to it, /dev/zero never ends, and a file of gigabytes
+    would fill the memory before a parser can refuse it.
 
     Raises:
-        OSError: it cannot be read, is no regular file or is larger; `strerror` is the reason.
+        OSError: it cannot be read, is not a regular file, or is larger than `max_bytes`; `strerror` is the
+            reason.
     """
     try:
         with open(path, "rb", opener=_open_nonblocking) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise OSError(errno.EINVAL, "is no regular file")
-            # One byte more than allowed: a file that grows meanwhile is noticed, too.
-            content = b"" if found.st_size > max_bytes else file.read(max_bytes + 1)
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            # One byte more than allowed, so that a file that grows meanwhile is refused, too.
+            content = b"" if status.st_size > max_bytes else file.read(max_bytes + 1)
     except ValueError:  # a null character
-        raise OSError(errno.EINVAL, "no file can have this name") from None
-    if max(found.st_size, len(content)) > max_bytes:
-        raise OSError(errno.EFBIG, f"is larger than {max_bytes / 2**20:.3g} MiB")
+        raise OSError(errno.EINVAL, "not a valid file name") from None
+    if max(status.st_size, len(content)) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes / 2**20:.3g} MiB")
     return content
 
 
 def _open_nonblocking(path: str, flags: int) -> int:
-    """Open without waiting: the opening of a FIFO blocks until somebody writes to it."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-# Small files of state: read within bounds, written whole or not at all, set aside when they are damaged.
-#
-# A damaged file is renamed, not deleted, so that its content can still be examined; `MAX_SET_ASIDE_FILES` are
-# kept.
+def is_special_file(path: Path) -> bool:
+    """Whether `path` exists and is not a regular file: opening it could block, reading it never end."""
+    return os.path.lexists(path) and not path.is_file()
 
 
-MAX_SET_ASIDE_FILES = 3
-"""Damaged files of one name that stay in the folder; the oldest goes first."""
+def write_atomically(path: Path, data: bytes, *, durable: bool = False, mode: int = 0o666) -> None:
+    """Write or replace a file: readers see the old content or the new content, never a part of it.
 
-MAX_BYTES = 4_000_000
-"""Far above anything that the module itself writes into a small file of state."""
-
-MAX_DEPTH = 64
-"""Deeper than any document of the module, and far from what a recursive walk can take."""
-
-MAX_SAFE_INTEGER = (1 << 53) - 1
-"""The largest integer that JSON carries everywhere; a larger one in a state file is damage."""
-
-
-class DamagedStateFileError(Exception):
-    """A state file is there and makes no sense; the message never quotes the file, which may hold secrets."""
-
-
-def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
-    """The JSON document in a file.
+    Args:
+        path: in a folder that exists.
+        data: the whole content.
+        durable: when this returns, the new content survives a power cut (fsync of file and folder).
+        mode: permissions of the file, reduced by the umask; 0o600 for a file that may hold secrets.
 
     Raises:
-        FileNotFoundError: there is none.
-        OSError: it cannot be read now; that says nothing about its content.
-        DamagedError: it is no regular file, too large, or no JSON.
+        OSError: it cannot be written; the old content stays, and no partial file is left.
+        ValueError: `path` is not a valid file name.
     """
-    with contextlib.closing(_RegularFile(path)) as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise DamagedStateFileError(f"it is larger than {max_bytes} bytes")
+    # A name of its own for each call: other threads and processes may write the same file.
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART_SUFFIX}")
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        document = json.loads(
-            content.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_parse_finite
-        )
-    except UnicodeDecodeError:
-        raise DamagedStateFileError("it is no UTF-8 text") from None
-    except RecursionError:
-        raise DamagedStateFileError("its values are nested too deeply") from None
-    except ValueError:
-        raise DamagedStateFileError("it is no JSON") from None
-    if _depth(document) > MAX_DEPTH:
-        raise DamagedStateFileError("its values are nested too deeply")
-    return document
-
-
-def parse_count(value: object, most: int = MAX_SAFE_INTEGER) -> int:
-    """A number that counts something.
-
-    Raises:
-        DamagedError: it is anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise DamagedStateFileError("a count in it is not a plausible whole number")
-    return value
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Replace a file, readable for its owner alone. When this returns, the content outlives a power cut.
-
-    Raises:
-        OSError: it cannot be written; what was there stays, and nothing half-written is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)  # one that was left half-written may have other rights
-    try:
-        made = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(made, "w", encoding="utf-8") as file:
-            json.dump(document, file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-        _sync_folder(path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        part.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
         raise
+    if durable:
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the new name on disk; a file system that cannot do that is no reason to fail."""
+    """Write the new file name to the disk; not every file system supports this."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -136,71 +110,56 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what a kill or a full disk left half-written; blocks, raises nothing."""
+    """Delete the partial files that a killed process left in `folder`; blocks, raises nothing."""
     with contextlib.suppress(OSError):
-        for left in folder.glob("*.new"):
+        for part in folder.glob(f".*{_PART_SUFFIX}"):
             with contextlib.suppress(OSError):
-                left.unlink()
+                part.unlink()
 
 
-def set_aside(path: Path, companions: tuple[str, ...] = (), name: str | None = None) -> None:
-    """Rename a file to `NAME.aside`, and older ones to `NAME.aside.1` …; with files named `NAME` + companion.
-
-    `name`: instead of the file's own, for many files of which only a few damaged ones are worth keeping.
+def write_json(path: Path, document: Any) -> None:
+    """Write a state file atomically and durably, readable for its owner only. Makes the folder if needed.
 
     Raises:
-        OSError: it stays where it is.
+        OSError: it cannot be written; the old content stays.
     """
-    for end in (*companions, ""):
-        old = path.with_name(path.name + end)
-        if not os.path.lexists(old):
-            continue
-        stem = f"{name or path.name}.aside"
-        names = [f"{stem}{end}", *(f"{stem}.{n}{end}" for n in range(1, MAX_SET_ASIDE_FILES))]
-        places = [path.with_name(name) for name in names]
-        for younger, older in reversed(list(itertools.pairwise(places))):
-            if os.path.lexists(younger):
-                _remove_empty_folder(older)
-                younger.replace(older)
-        _remove_empty_folder(places[0])
-        old.replace(places[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(document).encode(), durable=True, mode=0o600)
 
 
-def set_aside_damaged(path: Path) -> None:
-    """Set a damaged file of a cache aside, under one name for its whole folder; raises nothing."""
-    with contextlib.suppress(OSError):
-        set_aside(path, name="damaged")
+def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
+    """Read a state file.
 
-
-def is_special_file(path: Path) -> bool:
-    """Whether something lies there that is no regular file: opening it could block or never end."""
-    return os.path.lexists(path) and not path.is_file()
-
-
-class _RegularFile:
-    """An open regular file; a pipe or a device is refused instead of waited for."""
-
-    def __init__(self, path: Path) -> None:
-        if is_special_file(path):
-            raise DamagedStateFileError("it is no regular file")
-        self._handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        if not stat.S_ISREG(os.fstat(self._handle).st_mode):
-            self.close()
-            raise DamagedStateFileError("it is no regular file")
-
-    def read(self, limit_bytes: int) -> bytes:
-        parts: list[bytes] = []
-        while limit_bytes > 0 and (part := os.read(self._handle, min(limit_bytes, 1 << 20))):
-            parts.append(part)
-            limit_bytes -= len(part)
-        return b"".join(parts)
-
-    def close(self) -> None:
-        os.close(self._handle)
+    Raises:
+        FileNotFoundError: it does not exist.
+        OSError: it cannot be read now; its content may be intact.
+        DamagedStateFileError: it is not a regular file, too large, or not JSON.
+    """
+    if is_special_file(path):
+        raise DamagedStateFileError("it is not a regular file")
+    try:
+        content = read_regular_file(path, max_bytes=max_bytes)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EFBIG):
+            raise DamagedStateFileError(f"it is {error.strerror}") from None
+        raise
+    try:
+        document = json.loads(
+            content.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_parse_finite
+        )
+    except UnicodeDecodeError:
+        raise DamagedStateFileError("it is not UTF-8 text") from None
+    except RecursionError:
+        raise DamagedStateFileError("its values are nested too deeply") from None
+    except ValueError:
+        raise DamagedStateFileError("it is not JSON") from None
+    if _depth(document) > MAX_DEPTH:
+        raise DamagedStateFileError("its values are nested too deeply")
+    return document
 
 
 def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} is no number")
+    raise ValueError(f"{word} is not a number")
 
 
 def _parse_finite(text: str) -> float:
@@ -211,7 +170,7 @@ def _parse_finite(text: str) -> float:
 
 
 def _depth(document: Any) -> int:
-    """How deep values are nested; without recursion, and no deeper than it has to look."""
+    """Nesting depth of a JSON value, without recursion; counts no further than `MAX_DEPTH` + 1."""
     depth, level = 0, [document]
     while level and depth <= MAX_DEPTH:
         depth += 1
@@ -224,38 +183,53 @@ def _depth(document: Any) -> int:
     return depth
 
 
-def _remove_empty_folder(path: Path) -> None:
-    """A directory cannot be replaced by a file; one that was set aside before has to go first."""
-    if path.is_dir() and not path.is_symlink():
-        # Only an empty one can go: whatever lies in it is not ours.
-        path.rmdir()
-
-
-# Files that are written whole or not at all.
-
-
-def write_text_atomically(path: Path, text: str, *, replace: bool, secret: bool) -> None:
-    """Write a text file at once; one that is `secret` can be read by its owner only.
+def parse_count(value: object, max_value: int = MAX_SAFE_INTEGER) -> int:
+    """Return a count from a state file: an integer from 0 to `max_value`.
 
     Raises:
-        ConfigError: there is one already, and `replace` is not wanted.
-        VisionedgeError: it cannot be written; nothing is left behind.
+        DamagedStateFileError: `value` is anything else.
     """
-    if os.path.lexists(path) and not replace:
-        raise ConfigError([f"{path}: is there already; --force replaces it"])
-    try:
-        fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
-        made = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o666)
-        try:
-            with os.fdopen(made, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                fresh.unlink()
-            raise
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "its name or text cannot be written"
-        raise VisionedgeError(f"{path}: cannot be written: {reason}") from None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= max_value:
+        raise DamagedStateFileError("a count in it is not a plausible whole number")
+    return value
+
+
+def set_aside(path: Path, companions: tuple[str, ...] = (), name: str | None = None) -> None:
+    """Rename a damaged file to `NAME.aside`, and older ones to `NAME.aside.1` …
+
+    Args:
+        path: the file.
+        companions: suffixes of files that belong to it (`NAME` + suffix) and are renamed with it.
+        name: used instead of the file's name, for a folder of many files of which few damaged ones are kept.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    for suffix in (*companions, ""):
+        old = path.with_name(path.name + suffix)
+        if not os.path.lexists(old):
+            continue
+        stem = f"{name or path.name}.aside"
+        names = [f"{stem}{suffix}", *(f"{stem}.{n}{suffix}" for n in range(1, MAX_SET_ASIDE_FILES))]
+        targets = [path.with_name(target) for target in names]
+        for younger, older in reversed(list(itertools.pairwise(targets))):
+            if os.path.lexists(younger):
+                _remove_empty_folder(older)
+                younger.replace(older)
+        _remove_empty_folder(targets[0])
+        old.replace(targets[0])
+
+
+def set_aside_damaged(path: Path) -> None:
+    """Set a damaged file of a cache aside, under one name for its whole folder; raises nothing."""
+    with contextlib.suppress(OSError):
+        set_aside(path, name="damaged")
+
+
+def _remove_empty_folder(path: Path) -> None:
+    """Make way for a file: a folder that was set aside before cannot be replaced by a file.
+
+    A folder that is not empty holds files of others and stays.
+    """
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()

@@ -1,4 +1,4 @@
-"""Where the files that come with the package lie: the bundled model and the demo clip."""
+"""The installation: paths of bundled files (model, demo clip), and how to install optional packages."""
 
 import shlex
 import sys
@@ -8,34 +8,31 @@ from typing import Literal
 
 from visionedge.errors import UnavailableError
 
+Extra = Literal["av", "eval", "report"]
+"""Names of the optional dependencies in pyproject.toml."""
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def find_bundled_file(relative: str) -> Path:
-    """The path of a bundled file such as ``media/demo.mp4``.
+    """Return the path of a bundled file such as ``media/demo.mp4``.
 
-    An installed wheel carries them inside the package, a checkout has them beside ``module/``.
+    A wheel has these files inside the package, a checkout beside ``module/``.
 
     Raises:
-        UnavailableError: the file is in neither place.
+        UnavailableError: the file is missing.
     """
     for folder in (_PACKAGE / "_bundled", _PACKAGE.parents[1]):
         path = folder / relative
         if path.is_file():
             return path
     raise UnavailableError(
-        f"the bundled file {relative} is missing; install visionedge again or use a complete checkout"
+        f"{relative}: bundled file is missing; install visionedge again, or use a complete checkout"
     )
 
 
-# The optional packages: how to install the ones that an extra names, in the environment that runs now.
-
-
-Extra = Literal["av", "eval", "report"]
-
-
 def describe_extra(name: str) -> str:
-    """An extra and how it is installed, for texts that do not depend on the machine."""
+    """Return the name of an extra and how to install it, the same on every machine."""
     return (
         f"the extra '{name}' (in a clone: pip install -e '.[{name}]';"
         f" from a wheel: pip install 'FILE.whl[{name}]')"
@@ -43,10 +40,10 @@ def describe_extra(name: str) -> str:
 
 
 def build_install_command(extra: Extra) -> str:
-    """A command line that installs the packages of an extra, from a clone and from a wheel alike.
+    """Return a command line that installs the packages of an extra into the running environment.
 
-    visionedge is on no package registry, so pip finds nothing under that name. The packages
-    themselves are, with the versions that this installation names.
+    visionedge is not on a package registry, so the command names the packages, with the versions that this
+    installation requires.
     """
     wanted = " ".join(shlex.quote(requirement) for requirement in _requirements(extra))
     python = shlex.quote(sys.executable or "python3")
@@ -54,7 +51,7 @@ def build_install_command(extra: Extra) -> str:
 
 
 def _requirements(extra: Extra) -> list[str]:
-    """The pinned packages of the extra; none where visionedge runs from its sources, without metadata."""
+    """Return the pinned packages of the extra; none if visionedge runs from its sources, without metadata."""
     try:
         lines = metadata.requires("visionedge") or []
     except metadata.PackageNotFoundError:

@@ -164,7 +164,7 @@ class BoundedExecutor:
         With `wait` it blocks until they have ended, for 2 s at most.
         """
         self._executor.shutdown(wait=wait, cancel_futures=True)
-        return self._executor.left()
+        return self._executor.alive()
 
 
 def retrieve_error(future: "asyncio.Future[Any]") -> None:

@@ -1,4 +1,4 @@
-"""onnxruntime, imported in this one place: quiet, without telemetry, and only when it is needed."""
+"""The only file that imports onnxruntime: on demand, without telemetry, and without messages on stderr."""
 
 import contextlib
 import importlib.metadata
@@ -10,17 +10,17 @@ from typing import Any
 from visionedge.errors import UnavailableError
 from visionedge.runtime.installation import describe_extra
 
-# Its errors come back as exceptions; what it also writes to native stderr would only repeat them.
+# onnxruntime raises its errors as exceptions and also writes them to stderr, which would repeat them.
 _FATAL_ONLY = 4
 
 _GPU_WHEEL = "onnxruntime-gpu"
 
 
 def import_onnxruntime(log_severity: int = _FATAL_ONLY) -> Any:
-    """The onnxruntime module, set up for us; cheap after the first call.
+    """Return the configured onnxruntime module; cheap after the first call.
 
     Raises:
-        UnavailableError: it is not installed, or its native part cannot be loaded.
+        UnavailableError: it is not installed, or its native library cannot be loaded.
     """
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read by the wheel while it is imported
     try:
@@ -36,9 +36,9 @@ def import_onnxruntime(log_severity: int = _FATAL_ONLY) -> Any:
 
 
 def load_cuda_libraries(onnxruntime: Any) -> None:
-    """Load CUDA and cuDNN where they came as Python packages; the system's own need no help.
+    """Load CUDA and cuDNN from Python packages, if they are installed; system libraries need no such step.
 
-    A library that is missing shows when a session asks for it, so the complaints printed here are dropped.
+    The messages about missing libraries are dropped: a session reports them when it needs them.
     """
     if importlib.util.find_spec("nvidia") is not None:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -46,7 +46,7 @@ def load_cuda_libraries(onnxruntime: Any) -> None:
 
 
 def installed_wheel() -> str:
-    """Name and version of onnxruntime's package, which is not imported for that; "" where there is none."""
+    """Return name and version of the onnxruntime package without importing it; "" if there is none."""
     for name in (_GPU_WHEEL, "onnxruntime"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return f"{name} {importlib.metadata.version(name)}"
@@ -54,5 +54,5 @@ def installed_wheel() -> str:
 
 
 def is_gpu_wheel() -> bool:
-    """Whether that package can compute on a GPU, if there should be one."""
+    """Whether the installed package supports GPUs."""
     return installed_wheel().startswith(_GPU_WHEEL)

@@ -1,4 +1,4 @@
-"""Processor cores that the module plans for."""
+"""Limits of this process: usable processor cores, file descriptors, and the memory allocator's settings."""
 
 import contextlib
 import ctypes
@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 MAX_LANES = 128
-"""Each lane has a socket to the engine's process, and one message can hand over 253 at most."""
+"""Each lane has a socket to the engine's process, and one message can carry at most 253 of them."""
+
+MAX_DESCRIPTORS = 65_536
+"""More would slow down the start of children, which close all descriptors that they could inherit."""
+
+# Parameters of glibc's mallopt.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 
@@ -19,22 +28,22 @@ def usable_cores(
     cgroups: Path = _CGROUPS,
     membership: Path = _MEMBERSHIP,
 ) -> int:
-    """The cores this process may really use: its affinity, or less where the CPU quota says so."""
+    """Return the cores that this process can use: its affinity, or less under a CPU quota."""
     quota = cpu_quota(cgroups, membership)
     cores = affinity()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def bounded_cores(cores: int | None = None) -> int:
-    """How many threads that each fill a core are worth having: the usable cores, `MAX_LANES` at most."""
+    """Return how many compute-bound threads are useful: the usable cores, `MAX_LANES` at most."""
     return min(usable_cores() if cores is None else cores, MAX_LANES)
 
 
 def cpu_quota(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> float | None:
-    """The cores that the quota of the control groups (version 2, else 1) allows; None without a quota.
+    """Return the cores that the quota of the control groups (version 1 or 2) allows; None without a quota.
 
-    A container sees its own group at the root. Outside one, as for a service of systemd, `membership` names
-    the group, and the smallest quota of it and of its ancestors counts.
+    A container sees its own group at the root. Elsewhere, such as in a systemd service, `membership` names
+    the group, and the smallest quota of the group and its ancestors counts.
     """
     found = [
         quota
@@ -46,7 +55,7 @@ def cpu_quota(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> float
 
 
 def _cgroup_folders(cgroups: Path, membership: Path) -> Iterator[tuple[bool, Path]]:
-    """The folders of this process's groups and of their ancestors, and whether they are of version 2."""
+    """Yield the folders of this process's groups and their ancestors, and whether they are of version 2."""
     try:
         lines = membership.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -62,7 +71,7 @@ def _cgroup_folders(cgroups: Path, membership: Path) -> Iterator[tuple[bool, Pat
 
 
 def _parse_quota(words: Sequence[str]) -> float | None:
-    """Cores, of a quota and a period in microseconds."""
+    """Return the cores of a quota and a period, both in microseconds."""
     try:
         quota, period = float(words[0]), float(words[1])
     except (ValueError, IndexError):
@@ -87,17 +96,10 @@ def _read_cgroup_v1(folder: Path) -> list[str]:
         return []
 
 
-# The file descriptors of the process: cameras, connections and files each take one.
-
-
-MAX_DESCRIPTORS = 65_536
-"""More would only make children slower that close all they could have inherited."""
-
-
 def raise_descriptor_limit(limit: int = MAX_DESCRIPTORS) -> int:
-    """Raise the soft limit to the hard one, at most to `most`, and give the limit that is then in force.
+    """Raise the soft limit of file descriptors to the hard one, at most to `limit`; return the new limit.
 
-    The soft limit of most shells and services is 1024, which cameras and clients together can reach.
+    The soft limit of most shells and services is 1024. Each camera, connection and file takes one descriptor.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = limit if hard == resource.RLIM_INFINITY else min(hard, limit)
@@ -108,26 +110,18 @@ def raise_descriptor_limit(limit: int = MAX_DESCRIPTORS) -> int:
 
 
 def descriptor_limit() -> int:
-    """The soft limit that is in force; at most 2**31 where there is none."""
+    """Return the soft limit of file descriptors; 2**31 if there is none."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 2**31 if soft == resource.RLIM_INFINITY else soft
 
 
-# The C library's allocator, told what kind of program this is.
-
-
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
-_M_ARENA_MAX = -8
-
-
 def configure_malloc() -> None:
-    """Once, at the start of the module: memory that is given back goes back.
+    """Make glibc return freed memory to the system; to be called once, at the start of the module.
 
-    glibc gives each thread a heap of its own, which grows to the most that was ever needed at once and,
-    broken up by small things that stay, never shrinks. With a thread for each camera and pictures of
-    megabytes that was a seventh of all memory, and rising. So: two heaps, and anything large by itself.
-    Other C libraries have no such call, and no such habit.
+    glibc gives each thread its own heap, which grows to its peak and does not shrink, because small blocks
+    that stay fragment it. With a thread per camera and pictures of megabytes this was a seventh of all
+    memory, and rising. So two heaps are used, and large blocks are mapped one by one. Other C libraries
+    neither need nor have this call.
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)

@@ -1,4 +1,8 @@
-"""URIs of cameras: what they may look like, and how a text is made safe to show (`redact`)."""
+"""Masks secrets before they are shown: in texts (`redact`), addresses (`mask_address`) and documents.
+
+Secrets are found by their place (user names, passwords and query values of addresses, tokens in headers,
+pairs such as ``password=…``) and by their value, once `register_secrets` was called with them.
+"""
 
 import base64
 import ipaddress
@@ -10,13 +14,11 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
-# The words of our own messages, states and codes, and the user names that cameras come with.
+# Words of our own messages, states and codes, and default user names of cameras.
 #
-# A password may be such a word. Masking it by its value would make each sentence with that word unreadable,
-# and would tell which word the password is. So these words are masked only where a secret has its place: in
-# addresses, headers and pairs such as ``password=…``.
-
-
+# A password may be such a word. Masking it by its value would make every sentence with the word unreadable,
+# and would reveal the password. So these words are masked only by their place: in addresses, headers and
+# pairs.
 UNMASKED_WORDS = frozenset(
     """
 abandoned about above absent accept accepted access accuracy acknowledged across action active add added
@@ -25,7 +27,8 @@ algo alias alike alive all alloc allocate allow allowed allows allowzero almost 
 although always amd among amx analyse analysed analyzeduration ancestors anchor anchors and anew annotate
 annotations anonymous another answer answered answering answers any anything anywhere apart api append
 application applied applying archive are area arena args arguments aria around array arrive arrived ascii
-asctime aside asimd asimddp ask asked asking asks assign assignment assumed asyncio attends attributes
+asctime aside asimd asimddp ask asked asking
+asks assign assignment assumed asyncio attempts attends attributes
 audio auth authenticate authentication author authority authorization auto automatically available average
 avi avx away axes axis azl azure azureiotedge back background bad bare base baseline basic batch batches
 bbox bear bearer became because become becomes before began begin begins begun behind being belong belongs
@@ -42,13 +45,16 @@ closes closing coalesce coco code codec codes col colleague color colour colours
 comm common compare compared compares comparing compatibility compile compiled compiling complete
 components compressed compression compute computed computes computing condition confidence config
 configuration configurations configured connect connected connecting connection connections connects
-considers const constant constants constrained container containerd containerenv content context conv
+considers const constant constants constrained container
+containerd containerenv content context conv convert converted
 convolutions copied copy core cores corners cost costs could count counted counter counts cpu cpuinfo
 crash crashed crashes create createoptions credential credentials crf css ctl ctx cublas cuda cudart cudnn
 cufft cumulative curand cusparse customvision cut cvexport daily damaged dark dart dashed dashes data
-datacenter datatype date day days dda debug decode decoded decoder decodes decoding deeds deeper default
+datacenter datatype date day days dda debug decodable
+decode decoded decoder decodes decoding deeds deeper default
 defs degrade degraded deliver delivered delivering delivery demanded demo denied dependent deploy deployed
-deployment depthwise description desired detail details detect detection detections detector detr dev
+deployment depthwise describes description desired detail
+details detect detection detections detector detr dev
 deviation device devices dict did die died dies differ difference different differs digest digits
 dilations dim direct direction directml disable disabled discarded disconnect disconnected disk div dmi
 dock docker dockerenv docs doctor doctype document does done door dots double doubt down download dozens
@@ -56,7 +62,8 @@ draft draws drew driver drivers drives drop dropouts dropped drops dry dtype due
 eased echo edge edgecolor edgehub edition effect effective efficientdet eflow elevated else elsewhere
 empty enable enabled end ended ending endpoints ends engine enough enterprise enum env environment epoch
 epsilon error errorcode errors escaped estimate eval even event events ever every everything everywhere
-evidence exactly examine examined examines example examples excluded exec executing exhausted exist exit
+evidence exactly examine examined examines example examples
+exception excluded exec executing exhausted exist exit
 exp expectation expected explains export exports extend extensions external extra fabric fabricmanager
 fail failed fails failure faint fainter fairness fall fallback falling false family far fast faster
 fastest fastestdet fault faults fcc fell fetched fetching few figure figures file files fill filled fills
@@ -97,29 +104,35 @@ original osrelease other others otherwise our ours out outbox outcome outgoing o
 outside over overdue overlap overlapping overload overs oversize own owner pace paces package packages
 packed packets pad paddle pads page paho pair pairs parameters parent parity part particular parts pass
 passphrase passthrough passw passwd password passwords patch patches path paths pattern payload pci
-pending people per percentiles period perm permissions person phone photo photos picodet picture pictures
+pending people per percentiles period perm permission
+permissions person phone photo photos picodet picture pictures
 pid piece pieces ping pip pipeline pixel pixels place placed placeholder placeholders placement places
-plain plan plans plant platform plays plots plug png pointer poison port ports post power precision
+plain plan plans plant platform plays plots plug png pointer points poison port ports post power precision
 precisions prefer prefix preparation prepared preset pretended primary priority privileges pro probe
 probes probing problem problems proc process processes processor producer product profile program programs
 properties proto protocol provider providers proxy psw public publish published publishes pulled purpose
 put pwd pyav pycocotools python pytorch qdq qnn quadro quality quant queries query quota quote quotes
-raise ran range ranges rate rates rather ratio ratios raw reach reached read readiness reads ready readyz
+raise ran range ranges rate rates rather ratio ratios
+raw reach reached read readable readiness reading reads ready readyz
 really realm reason reasons rebuild rebuilds recall received recipe recommended reconnect reconnecting
-record recovering recovery red redirected ref reference referrer refusal refusals refuse refused refuses
-reg registry regular reinstall rejected release remainder remedies remedy remote remove renew renewed
+record recovering recovery red redirect redirected redirects reduce ref
+reference referrer refusal refusals refuse refused refuses
+reg registry regular reinstall rejected release remainder
+remedies remedy remote remove removed renamed renew renewed
 repeatable repeats replace replaced replaces reply report reported reporting reports request requested
 requests required resample resized resolution resolve resolved response responses rest restart restarted
-restarting restarts result results retiring return returned reverse rewritten rgb right rights ring rise
+restarting restarts result results retiring retrying return
+returned reverse rewritten rgb right rights ring rise
 rocm role room root rotation round rounded rounds route routes row rows rtdetr rtsp rtsps rtx rule rules
 run rung rungs running runs runtime rwm safe said same sameness sans sas saturate saturation save saves
 saw say says scale scaled scales scaling scene schedstat schedule schema schemas scheme scope score scores
-script sdp search second seconds secret secrets section sections security see seen sees self send sends
+script sdp search second seconds secret secrets section
+sections security see seen sees segment self send sends
 sense sensor sent sentence sequence sequences series serif served server servers serves service serving
 session sessionid set sets setting settings settled seven several severity sha shape shapes share shared
 sharing sheep shift shm should show shows shutdown side sig sigmoid sign signal signature silence silent
-simple simulator since single sink site six size sizes skip skipped sleeps slo slot slow slowed slows
-small smaller smi smpte snapshot socket softmax software some something source spare sparse speaks speed
+simple simulator since single sink site six size sizes skip skipped sleeps slo slot slow slowed slower slows
+small smaller smi smpte snapshot socket softmax software some something source spare sparse speak speaks speed
 spent spinning spoils spool sqlite square src sreadyz sse stable stacks stage stages stale stand stands
 start started starting starts stat state stated states statm status statuses stay stays std stderr stdin
 stdout step steps sticky still stop stopped stopping stops storage store str strategy stream streams
@@ -149,7 +162,7 @@ wsl www xtick yaml yard yes yet yml yolov yolox you your ytick yuv yuvj zero zer
 
 
 ESCAPE_HINT = "write %23 for '#', %2F for '/', %3F for '?', %40 for '@', %5B for '[' and %5D for ']'"
-"""The remedy for such characters in a user name or password."""
+"""The remedy for reserved characters in a user name or password."""
 
 
 # --- addresses, by their structure -------------------------------------------------------------------------
@@ -159,15 +172,15 @@ _SEPARATOR = re.compile(r"[/?#]")
 HOST_PATTERN = re.compile(r"(?P<host>\[[^\[\]@]*\]|[^\[\]@:]*)(?::(?P<port>[0-9]{0,5}))?")
 _PATH_VALUE = re.compile(r"(=|%3[dD])[^/]+")
 _MAX_NAME_CHARACTERS = 64
-# The placeholders of our own hints.
+# Placeholders in our own hints.
 _PLACEHOLDERS = frozenset({"USER:PASSWORD", "HOST:PORT", "…", ""})
 
 
 @dataclass(frozen=True, slots=True)
 class AddressParts:
-    """What follows the ``://`` of an address, by its separators alone, so that nothing in it makes this fail.
+    """The parts of an address after its ``://``, split by separators only, so that parsing never fails.
 
-    `raw`: the user name or password seems to hold a separator that is not escaped.
+    `is_ambiguous`: the user name or password seems to contain a separator that is not escaped.
     """
 
     user: str | None
@@ -181,8 +194,8 @@ class AddressParts:
         end = len(rest) if found is None else found.start()
         authority, tail = rest[:end], rest[end:]
         user, at, host = authority.rpartition("@")
-        # An '@' further on belongs to a path or query, unless what is before it can be a user name and a
-        # password with a '/', '?' or '#' in it. Rather a host too many is masked than a password shown.
+        # A later '@' belongs to a path or query, unless the text before it can be a user name and a password
+        # that contain '/', '?' or '#'. In doubt a host is masked, so that no password is shown.
         if "@" not in tail or _is_host(host, dotted=not at):
             return AddressParts(user if at else None, host, tail)
         user, _, behind = rest.rpartition("@")
@@ -192,7 +205,7 @@ class AddressParts:
 
 
 def _is_host(text: str, *, dotted: bool) -> bool:
-    """Whether this can only be a host: an IP address, 'localhost', or where `dotted` a name with a dot."""
+    """Whether this can only be a host: an IP address, 'localhost', or, if `dotted`, a name with a dot."""
     found = HOST_PATTERN.fullmatch(text)
     if found is None:
         return False
@@ -207,16 +220,16 @@ def _is_host(text: str, *, dotted: bool) -> bool:
 
 
 def mask_address(uri: str) -> str:
-    """An address that may be shown: no user name, no password, and no value of its query or path.
+    """Return an address without user name, password, and values in its query or path.
 
-    The whole text is one address, so its user name and password may hold blanks and quotes.
+    The whole text is one address, so its user name and password may contain blanks and quotes.
     """
     scheme, separator, rest = uri.partition("://")
     return f"{scheme}://{_masked_rest(rest)}" if separator else _PAIR.sub(_masked_pair, uri)
 
 
 def _masked_rest(rest: str) -> str:
-    """What follows a ``://``, masked; further addresses in its path, too."""
+    """Mask the text after a ``://``, also further addresses in its path."""
     shown = []
     while True:
         parts = AddressParts.parse(rest)
@@ -233,7 +246,7 @@ def _masked_authority(parts: AddressParts) -> str:
     if parts.is_ambiguous and "?" in (parts.user or ""):
         return _MASK  # the host may be the end of a query value
     if HOST_PATTERN.fullmatch(parts.host) is None and parts.host not in _PLACEHOLDERS:
-        return _MASK  # without its '@', a user name and a password look like a host and a port
+        return _MASK  # without an '@', a user name and a password look like a host and a port
     return (
         parts.host
         if parts.user is None
@@ -262,7 +275,7 @@ MAX_TEXT_CHARACTERS = 8192
 """A longer text is cut before it is masked."""
 
 _KEPT_CHARACTERS = 4096
-# Whatever lies across the end of a text that is cut is shorter, or is masked up to that end.
+# A secret at the end of a cut text is shorter than this, or is masked up to that end.
 _MARGIN_CHARACTERS = 1024
 _MAX_PASSES = 8
 
@@ -287,11 +300,10 @@ _PAIR = re.compile(
 
 
 def redact(text: str) -> str:
-    """A text without secrets, for logs, errors and answers; a very long one is cut, and says so.
+    """Return a text without secrets, for logs, errors and answers; a very long text is cut.
 
-    Masked as ``***`` are user names, passwords and query values of addresses, tokens and values of pairs
-    such as ``password=…`` by their place, and what was kept (`register_secrets`) by its value. To redact a
-    text again changes nothing.
+    User names, passwords and query values of addresses, tokens, and values of pairs such as ``password=…``
+    become ``***``, and so do registered secrets (`register_secrets`). Redacting a text twice changes nothing.
     """
     shown = _truncate(text) if len(text) > MAX_TEXT_CHARACTERS else _masked(text)
     while len(shown) > MAX_TEXT_CHARACTERS:  # masks can be longer than what they hide
@@ -301,7 +313,7 @@ def redact(text: str) -> str:
 
 def _truncate(text: str) -> str:
     shown = _masked(text[: _KEPT_CHARACTERS + _MARGIN_CHARACTERS])
-    # The end may be the beginning of something that could not be recognised.
+    # The end may be the start of a secret that could not be recognised.
     kept = shown[: max(0, min(_KEPT_CHARACTERS, len(shown) - _MARGIN_CHARACTERS))]
     return _masked(f"{kept} … (cut, {len(text)} characters)")
 
@@ -309,7 +321,7 @@ def _truncate(text: str) -> str:
 def _masked(text: str) -> str:
     for _ in range(_MAX_PASSES):
         shown = _ADDRESS.sub(_masked_url, _known.mask(text))
-        # Most texts hold neither, and to look for a word costs a tenth of trying a pattern.
+        # Most texts contain neither, and searching for a word costs a tenth of a pattern.
         if any(word in shown.lower() for word in _HEADER_WORDS):
             shown = _HEADER.sub(_masked_header, shown)
         if "=" in shown or "%3" in shown:
@@ -327,7 +339,7 @@ def _masked_url(found: re.Match[str]) -> str:
 
 def _masked_header(found: re.Match[str]) -> str:
     value = found[2].rstrip(_END_OF_SENTENCE)
-    # "Bearer TOKEN" of a hint and "Basic challenge" of a sentence hold no secret.
+    # "Bearer TOKEN" in a hint and "Basic challenge" in a sentence are not secrets.
     if value in _PLACEHOLDERS or value.casefold() in UNMASKED_WORDS:
         return found[0]
     return f"{found[1]}{_MASK}{found[2][len(value) :]}"
@@ -340,8 +352,8 @@ def _masked_pair(found: re.Match[str]) -> str:
     return f"{found[1]}{_MASK if value else ''}{found[2][len(value) :]}"
 
 
-# The keys of documents whose values are sentences, of ours and of others. Names, states, codes, labels and
-# devices are words of our own and stay as they are.
+# Keys of documents whose values are sentences. Names, states, codes, labels and devices are our own words and
+# are not redacted.
 _FREE_TEXT_KEYS = frozenset(
     {
         *("reason", "reasons", "lastError", "message", "error", "sentence", "notes", "note", "problems"),
@@ -352,7 +364,7 @@ _ADDRESS_KEYS = frozenset({"uri", "url"})
 
 
 def redact_document(document: Any, key: str = "") -> Any:
-    """A JSON value with its addresses masked and its sentences redacted, known by the keys that hold them."""
+    """Return a JSON value with addresses masked and sentences redacted, both found by their keys."""
     if isinstance(document, str):
         if key in _ADDRESS_KEYS:
             return mask_address(document)
@@ -372,11 +384,11 @@ _SHORT_NUMBER = re.compile(r"[0-9]{1,3}")
 
 
 class KnownSecrets:
-    """Secrets to be masked wherever they appear, also far from any URI and in another escaping.
+    """Secrets that are masked by value, anywhere in a text and in any escaping.
 
-    One of six characters or more is masked inside words, too; of three to five only as a word of its own; a
-    shorter one cannot be told from ordinary text and is masked only by its place. So is a word of our own
-    (`UNMASKED_WORDS`): masked in our sentences, it would show which word the secret is.
+    A secret of six characters or more is masked inside words, one of three to five only as a whole word. A
+    shorter one is masked only by its place, because it looks like ordinary text; so is one of
+    `UNMASKED_WORDS`.
     """
 
     def __init__(self, limit: int = 4_000) -> None:
@@ -388,7 +400,7 @@ class KnownSecrets:
         return f"<KnownSecrets {len(self._kept)}>"
 
     def add(self, secrets: Iterable[str]) -> None:
-        """Mask these from now on; the oldest of very many are forgotten."""
+        """Mask these secrets from now on; above the limit the oldest are forgotten."""
         new = [secret for secret in dict.fromkeys(secrets) if secret not in self._kept]
         fresh = [secret for secret in new if _is_searchable(secret)][-self._limit :]
         if not fresh:
@@ -398,11 +410,11 @@ class KnownSecrets:
         by_start: dict[str, set[str]] = {}
         for form in frozenset[str]().union(*kept.values()):
             by_start.setdefault(form[: _prefix_characters(form)], set()).add(form)
-        # Replaced as a whole: other threads read it meanwhile.
+        # Replaced, not changed: other threads read them meanwhile.
         self._kept, self._by_start = kept, {start: tuple(forms) for start, forms in by_start.items()}
 
     def mask(self, text: str) -> str:
-        """The text with the known secrets masked. The number of known secrets costs next to nothing."""
+        """Return the text with known secrets masked; the cost hardly depends on their number."""
         by_start = self._by_start
         if not by_start:
             return text
@@ -411,35 +423,35 @@ class KnownSecrets:
         found = [form for start in by_start.keys() & starts for form in by_start[start] if form in text]
         if not found:
             return text
-        # The longest first: one secret may be the beginning of another.
+        # Longest first: one secret may be the start of another.
         choices = "|".join(
             _spelling_pattern(form) for form in sorted(found, key=lambda form: (-len(form), form))
         )
         return re.sub(choices, _MASK, text)
 
 
-# One for the process: texts are masked at every edge of it, in log handlers and threads of libraries as well,
-# where nobody could hand it in.
+# One for the process: texts are masked in log handlers and in threads of libraries, which cannot get it as an
+# argument.
 _known = KnownSecrets()
 
 
 def register_secrets(secrets: Iterable[str]) -> None:
-    """Have `redact` mask these wherever they appear."""
+    """Make `redact` mask these secrets wherever they appear."""
     _known.add(secrets)
 
 
 def find_secrets(document: object) -> set[str]:
-    """The secrets that a document or a list of arguments holds, found by their places.
+    """Return the secrets of a document or a list of arguments, found by their place.
 
-    What is also a key of the document, such as the name of a camera, is no secret: masking it would leave
-    nothing readable.
+    A word that is also a key of the document, such as the name of a camera, is not a secret: masking it would
+    make the texts unreadable.
     """
     found, keys = set[str](), set[str]()
     _collect_secrets(document, "", found, keys)
     return found - keys
 
 
-# How the command line names a camera.
+# A camera on the command line: NAME=URI.
 _CAMERA_ARGUMENT = re.compile(r"([a-z0-9_-]{1,64})=\w")
 
 
@@ -466,12 +478,12 @@ def _collect_secrets(value: object, key: str, found: set[str], keys: set[str]) -
             found.add(str(value))
 
 
-# A text that is one address, with a name before it on the command line: what follows may hold blanks.
+# A text that is one address, on the command line with a name before it; it may contain blanks.
 _WHOLE_ADDRESS = re.compile(r"\s*([\w-]{1,64}=)?[a-zA-Z][a-zA-Z0-9+.-]{0,31}://")
 
 
 def _secrets_of_text(text: str) -> set[str]:
-    """Those of a text that is an address, or that holds addresses, headers or pairs."""
+    """Return the secrets of a text that is an address, or contains addresses, headers or pairs."""
     found = {match[2] for match in _HEADER.finditer(text)}
     pairs = {match[2].strip("\"'") for match in _PAIR.finditer(text)}
     # In a connection string the value ends before the ';'.
@@ -484,7 +496,8 @@ def _secrets_of_text(text: str) -> set[str]:
     return found - {"", *_PLACEHOLDERS}
 
 
-# Query values by these names choose a picture; masked in sentences, they would hide words and numbers.
+# Query values of these names choose a stream; masked in sentences, they would hide ordinary words and
+# numbers.
 _STREAM_PARAMETERS = re.compile(
     r"(?i)(channel|subtype|stream|streamtype|resolution|fps|framerate|width|height|quality|compression|codec|"
     r"videocodec|profile|transport|transportmode|unicast|proto|camera|cam|chn|rotation|sensor|media|video|audio|format)"
@@ -492,7 +505,7 @@ _STREAM_PARAMETERS = re.compile(
 
 
 def _secrets_of_address(rest: str) -> set[str]:
-    """User name, password and query values of what follows a ``://``."""
+    """Return user name, password and query values of the text after a ``://``."""
     parts = AddressParts.parse(rest)
     found = set[str]()
     if parts.user is not None and parts.user not in _PLACEHOLDERS:
@@ -509,7 +522,7 @@ def _secrets_of_address(rest: str) -> set[str]:
 
 
 def _is_searchable(secret: str) -> bool:
-    """Whether this can be searched for in sentences: see `KnownSecrets`."""
+    """Whether a secret can be masked by value: see `KnownSecrets`."""
     if len(secret) > _MAX_CHARACTERS:
         return False
     plain = unquote(secret)
@@ -518,9 +531,9 @@ def _is_searchable(secret: str) -> bool:
 
 
 def _spellings(secret: str) -> set[str]:
-    """How a secret may be spelt: as it is, percent-decoded and -encoded, and inside JSON or Python texts."""
+    """Return the spellings of a secret: plain, percent-encoded, and inside JSON or Python texts."""
     plain = unquote(secret)
-    # JSON can hold half a character, which no text on the wire can.
+    # JSON can contain half a surrogate pair, which UTF-8 cannot.
     percent = partial(quote, plain, errors="surrogatepass")
     forms = {
         secret,
@@ -540,7 +553,7 @@ def _spellings(secret: str) -> set[str]:
 
 
 def _prefix_characters(form: str) -> int:
-    """How much of a form is looked up in a text, before the whole of it is searched for."""
+    """Return the length of the prefix that is looked up first."""
     return _LONG_CHARACTERS if len(form) >= _LONG_CHARACTERS else _MIN_CHARACTERS
 
 

@@ -1,4 +1,8 @@
-"""The one place where threads are made: named, watched, and counted at the end."""
+"""Threads and queues: every thread of the module is started here, is named, and is joined at the end.
+
+`ThreadGroup` runs long-lived threads, `TimedJoinExecutor` short jobs. `LoopQueue` is the only way for results
+and events from threads to the asyncio loop.
+"""
 
 import asyncio
 import contextlib
@@ -15,15 +19,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OnThreadExit = Callable[[str, BaseException | None], None]
-"""Told, from the dying thread, the name of a thread that had to live, and of what it died."""
+"""Called on a vital thread that ended: its name, and its exception (None: it returned)."""
 
 
 class ThreadGroup:
     """The threads of the module.
 
-    A thread that is `vital` must live until `stopping`: if its target returns or raises before that,
-    `on_thread_exit` is called once, from that thread, with its name and the error (None for a plain return).
-    One that is vital and `may_return` ends the module only by an error: its owner tells it when to end.
+    A `vital` thread must run until `stopping`: if its target returns or raises before, `on_thread_exit` is
+    called once, on that thread. A vital thread that `may_return` calls it only for an exception.
     """
 
     def __init__(self, on_thread_exit: OnThreadExit) -> None:
@@ -33,12 +36,12 @@ class ThreadGroup:
         self.stopping = threading.Event()
 
     def __repr__(self) -> str:
-        return f"<Crew alive={self.alive()}>"
+        return f"<ThreadGroup alive={self.alive()}>"
 
     def start(
         self, name: str, target: Callable[[], None], *, vital: bool = False, may_return: bool = False
     ) -> threading.Thread:
-        """Start a daemon thread that runs `target` and never lets an exception escape unseen."""
+        """Start a daemon thread that runs `target`; an exception is logged."""
         thread = threading.Thread(
             target=self._run, args=(name, target, vital, may_return), name=name, daemon=True
         )
@@ -52,20 +55,20 @@ class ThreadGroup:
         error: BaseException | None = None
         try:
             target()
-        except BaseException as caught:  # the last fence: told, never lost
+        except BaseException as caught:  # logged, and reported for vital threads
             error = caught
-            log.exception("thread %s died", name)
+            log.exception("thread %s: ended by an exception", name)
         ended_well = error is None and may_return
         if vital and not ended_well and not self.stopping.is_set():
             self._on_thread_exit(name, error)
 
     def alive(self) -> list[str]:
-        """The names of the threads that still run."""
+        """Return the names of the threads that still run."""
         with self._lock:
             return [t.name for t in self._threads if t.is_alive()]
 
     def join(self, timeout_s: float) -> list[str]:
-        """Wait for all threads, `timeout_s` in all; the names of those that are still there."""
+        """Wait for all threads, `timeout_s` in total; return the names of those that still run."""
         self.stopping.set()
         deadline = time.monotonic() + timeout_s
         with self._lock:
@@ -76,10 +79,10 @@ class ThreadGroup:
 
 
 class TimedJoinExecutor(ThreadPoolExecutor):
-    """A pool of threads whose end does not wait for a job that hangs.
+    """A thread pool whose shutdown does not wait for a job that hangs.
 
-    `shutdown` joins the threads for `join_s` at most. Those that still run then are `left`: the interpreter
-    would wait for them when it ends, so the process has to end by `os._exit` (see `unfinished`).
+    `shutdown` joins the threads for `join_s` at most. The interpreter would wait at its exit for threads that
+    are still `alive`, so the process must then end with `os._exit` (see `non_daemon_threads`).
     """
 
     def __init__(self, threads: int, name: str, join_s: float = 2.0) -> None:
@@ -88,33 +91,33 @@ class TimedJoinExecutor(ThreadPoolExecutor):
         self._all: list[threading.Thread] = []
 
     def __repr__(self) -> str:
-        return f"<Executor alive={self.left()}>"
+        return f"<TimedJoinExecutor alive={self.alive()}>"
 
     def _started(self) -> None:
         self._all.append(threading.current_thread())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Drop the jobs that wait for a thread if asked for; join the threads, for a bounded time."""
+        """Join the threads for `join_s` at most; with `cancel_futures` drop the queued jobs."""
         super().shutdown(wait=False, cancel_futures=cancel_futures)
         deadline_s = time.monotonic() + (self._join_s if wait else 0.0)
         for thread in tuple(self._all):
             thread.join(max(0.0, deadline_s - time.monotonic()))
 
-    def left(self) -> list[str]:
-        """The names of the threads that are alive."""
+    def alive(self) -> list[str]:
+        """Return the names of the threads that still run."""
         return [thread.name for thread in tuple(self._all) if thread.is_alive()]
 
 
 def non_daemon_threads(others: Collection[threading.Thread] = ()) -> list[str]:
-    """The names of the threads, but for `others`, for which the interpreter would wait at its end."""
+    """Return the names of threads, except `others`, for which the interpreter would wait at its exit."""
     known = {threading.main_thread(), *others}
     return [each.name for each in threading.enumerate() if each not in known and not each.daemon]
 
 
 async def run_on_thread(thread_group: ThreadGroup, name: str, work: Callable[[], T]) -> T:
-    """Run blocking work on a thread of its own, which the module can end without.
+    """Run blocking work on a thread of its own, which cannot delay the end of the module.
 
-    Raises whatever the work raises.
+    Raises the exception of the work.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -128,7 +131,7 @@ async def run_on_thread(thread_group: ThreadGroup, name: str, work: Callable[[],
             done.set_result(result)  # type: ignore[arg-type]  # work gave it
 
     def post_outcome(result: T | None, error: BaseException | None) -> None:
-        # A thread that was left behind may still speak when the loop is closed; nobody listens then.
+        # The loop may be closed already when an abandoned thread finishes.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(set_outcome, result, error)
 
@@ -144,15 +147,12 @@ async def run_on_thread(thread_group: ThreadGroup, name: str, work: Callable[[],
     return await done
 
 
-# The door from the threads to the asyncio loop: results and events go out here, and nowhere else.
-
-
 class LoopQueue(Generic[T]):
-    """A bounded queue that wakes its reader once each time it turns non-empty.
+    """A bounded queue from threads to the asyncio loop.
 
-    Any thread may `put` (it never blocks); one reader calls `drain`. When it is full the oldest item goes
-    first and is counted in `dropped`. `wake` is called outside the lock; a service gives
-    ``lambda: loop.call_soon_threadsafe(…)``.
+    Any thread may `put`, which never blocks; one reader calls `drain`. `wake` is called, outside the lock,
+    each time the queue becomes non-empty; usually ``lambda: loop.call_soon_threadsafe(…)``. A full queue
+    drops its oldest item and counts it in `dropped`.
     """
 
     def __init__(self, wake: Callable[[], None], limit: int = 1024) -> None:
@@ -163,21 +163,21 @@ class LoopQueue(Generic[T]):
         self.dropped = 0
 
     def __repr__(self) -> str:
-        return f"<Outbox waiting={len(self._items)} limit={self._limit} dropped={self.dropped}>"
+        return f"<LoopQueue waiting={len(self._items)} limit={self._limit} dropped={self.dropped}>"
 
     def put(self, item: T) -> None:
-        """Hand an item over; called by lanes, cameras and hub threads."""
+        """Append an item; called by lanes, cameras and hub threads."""
         with self._lock:
-            turned = not self._items
+            was_empty = not self._items
             if len(self._items) >= self._limit:
                 self._items.popleft()
                 self.dropped += 1
             self._items.append(item)
-        if turned:
+        if was_empty:
             self._wake()
 
     def drain(self) -> list[T]:
-        """All items, oldest first; the box is empty afterwards."""
+        """Remove and return all items, oldest first."""
         with self._lock:
             items = list(self._items)
             self._items.clear()

@@ -1,4 +1,4 @@
-"""Whatever a camera sends, the model sees the colours that were there: measured against a slow reference."""
+"""The model sees the original colours for every pixel format: measured against a slow reference."""
 
 import threading
 from collections.abc import Callable
@@ -157,7 +157,7 @@ def test_what_opencv_cannot_convert_is_refused_and_never_unwritten_memory(
     frames = [frame_of(scene(160, 96), "yuv420p", "bt601", "limited") for _ in range(3)]
     clip = write_clip(tmp_path / "c.mp4", frames, "libx264", {"crf": "1", **options})
     for _ in range(2):  # the second time the memory of the first could be had again
-        with pytest.raises(SourceError, match=r"OpenCV cannot convert its pictures .* use 'decoder: pyav'"):
+        with pytest.raises(SourceError, match=r"OpenCV cannot convert the pictures .* use 'decoder: pyav'"):
             _first(clip, "opencv")
     assert _first(clip, "pyav").picture().shape == (96, 160, 3)
 
@@ -198,7 +198,7 @@ def test_a_stream_that_changes_to_what_opencv_cannot_convert_is_refused_then(
     """It gives the last good picture again and again, and says that each was retrieved."""
     clip = _raw_h264(tmp_path, (before, {}), (25, options))
     with pytest.raises(
-        SourceError, match=r"OpenCV cannot convert its pictures .* use 'decoder: pyav'"
+        SourceError, match=r"OpenCV cannot convert the pictures .* use 'decoder: pyav'"
     ) as found:
         _seen(_open(clip, "opencv"))
     assert int(found.value.__notes__[0].removeprefix("seen: ")) <= max(before, 8)

@@ -39,24 +39,24 @@ def why(server: ScriptedServer, limits: SourceLimits | None = None, *, login: st
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (PAGE, r"with no picture or video but with text \(text/html\); is it a login page\?"),
-        (answer(b'{"error": "login"}', "application/json"), r"but with text \(application/json\)"),
-        (answer(b"<html>", ""), r"but with text \(no content type\)"),
-        (answer(b"", "text/plain"), "answers with an empty body"),
-        (answer(b"", ""), "answers with an empty body"),
-        (answer(b"", "", status="503 Oops"), r"refused by the server \(503 Service Unavailable\)"),
-        (moved("/video.cgi"), "redirects in a circle"),
+        (PAGE, r"the answer is text \(text/html\), not a picture or video \(a login page\?\)"),
+        (answer(b'{"error": "login"}', "application/json"), r"the answer is text \(application/json\)"),
+        (answer(b"<html>", ""), r"the answer is text \(no content type\)"),
+        (answer(b"", "text/plain"), "empty answer"),
+        (answer(b"", ""), "empty answer"),
+        (answer(b"", "", status="503 Oops"), r"the server refuses the request \(503 Service Unavailable\)"),
+        (moved("/video.cgi"), "redirect loop"),
         (moved("rtsp://127.0.0.1/x"), "points to an address of kind 'rtsp:'"),
         (moved("http://127.0.0.2:1/x"), r"points to another host, 127\.0\.0\.2; .* followRedirects: any"),
-        (moved("http://[x/"), "redirects to something that is no address"),
-        (moved("http://127.0.0.1:x/"), "redirects to something that is no address"),
+        (moved("http://[x/"), "redirects to an invalid address"),
+        (moved("http://127.0.0.1:x/"), "redirects to an invalid address"),
         (b"HTTP/1.1 " + b"9" * 5000 + b"\r\n\r\n", "does not speak HTTP"),
         (b"HTTP/1.1 \xb2\xb2\xb2\r\n\r\n", "does not speak HTTP"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabc", "empty body"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", "empty body"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabc", "empty answer"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", "empty answer"),
         (b"SSH-2.0-dropbear\r\n", "does not speak HTTP; check the port"),
-        (b"RTSP/1.0 400 Bad Request\r\n\r\n", "speaks RTSP, not HTTP; write rtsp://"),
-        (b"", "hung up without an answer"),
+        (b"RTSP/1.0 400 Bad Request\r\n\r\n", "speaks RTSP, not HTTP; use rtsp://"),
+        (b"", "closed the connection without an answer"),
     ],
 )
 def test_what_an_address_answers_instead_of_pictures_is_told(
@@ -77,7 +77,7 @@ def test_what_is_no_video_is_told_whatever_its_address_ends_with(library: Decode
         closing(open_source(parse_camera_uri(server.url("/a.cgi")), limits)) as source,
     ):
         source.read()
-    assert "nothing that can be decoded as video" in str(caught.value)
+    assert "the answer cannot be decoded as video" in str(caught.value)
 
 
 def test_a_redirect_on_the_same_host_is_followed_with_the_login(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def ranged(data: bytes, head: str) -> bytes:
 
 
 class Live:
-    """A live playlist: of `segments` of one second, one more is told each time it is asked for."""
+    """A live playlist: of `segments` of one second, each request names one more."""
 
     def __init__(self, folder: Path, base: str = "") -> None:
         self.base = base

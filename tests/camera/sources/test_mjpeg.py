@@ -15,7 +15,7 @@ from clips import number_of, numbered_picture
 from scripted_http import ScriptedServer, Serve
 from visionedge.camera.camera import Camera
 from visionedge.camera.sources.base import DecoderLibrary, SourceLimits
-from visionedge.camera.sources.http_camera import JpegScanner
+from visionedge.camera.sources.images import JpegScanner
 from visionedge.camera.sources.open import open_source
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.errors import SourceError
@@ -49,7 +49,7 @@ def stream(
     more: str = "",
     chunked: bool = False,
 ) -> Serve:
-    """Parts for ever, 100 a second."""
+    """Parts without end, 100 per second."""
 
     def serve(server: ScriptedServer, connection: socket.socket, _head: str) -> None:
         head = f"{status}\r\n" + (f"Content-Type: {content_type}\r\n" if content_type else "") + more
@@ -156,7 +156,7 @@ def test_an_endless_part_does_not_fill_the_memory() -> None:
         source = open_source(parse_camera_uri(server.url()), limits)
         tracemalloc.start()
         try:
-            with pytest.raises(SourceError, match="sends no JPEG picture"):
+            with pytest.raises(SourceError, match="no JPEG picture in the stream"):
                 source.read()
             assert tracemalloc.get_traced_memory()[1] < 100 << 20
         finally:
@@ -229,7 +229,7 @@ def test_pictures_are_found_however_the_stream_is_cut(numbers: list[int], data: 
 
 @given(st.binary(max_size=3000), st.integers(1, 500))
 def test_nothing_upsets_the_scanner(noise: bytes, step: int) -> None:
-    """Whatever it is fed, it keeps to its bound, and finds the picture behind it or takes it for the rest."""
+    """For any bytes it keeps to its bound, and finds the picture after them or takes it for their rest."""
     scanner = JpegScanner(4096)
     for at in range(0, len(noise), step):
         scanner.feed(noise[at : at + step])

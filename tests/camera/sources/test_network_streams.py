@@ -171,7 +171,7 @@ def test_a_halted_server_is_a_loss_within_the_read_limit_and_stop_is_prompt(clip
             # Next it hangs in opening, as the halted server still accepts connections.
         server.resume()
     assert lost.last_error is not None
-    assert "gave no picture for 1 s" in lost.last_error
+    assert "no picture for 1 s" in lost.last_error
     assert "heim" not in repr(changes.heard)
     assert camera.status().state == "stopped"
 
@@ -192,7 +192,7 @@ def test_an_rtsp_stream_with_b_pictures_gives_its_last_pictures_and_is_opened_ag
 
 
 def test_an_rtsp_path_that_is_not_there_is_named(clips: Path) -> None:
-    with RtspServer(clips) as server, pytest.raises(SourceError, match=r"none\.mp4.* is not found .*404"):
+    with RtspServer(clips) as server, pytest.raises(SourceError, match=r"none\.mp4.*: not found .*404"):
         open_source(parse_camera_uri(server.uri("none.mp4")))
 
 
@@ -218,7 +218,7 @@ def test_an_mjpeg_camera_that_falls_silent_or_goes_away_is_lost_and_comes_back(t
         with running(camera):
             basket.wait_for(lambda f: count(f, "dock") > 4)  # only a rate that is known makes silence a loss
             server.silent.set()
-            assert "gave no picture for 0.6 s" in (changes.wait_for("reconnecting").last_error or "")
+            assert "no picture for 0.6 s" in (changes.wait_for("reconnecting").last_error or "")
             server.silent.clear()
             basket.wait_for(lambda f: has_epoch(f, "dock", 2))
             server.close()
@@ -239,10 +239,10 @@ def test_a_file_over_http_is_played_to_its_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "login", "reason"),
     [
-        ("locked", "", r"asks for a login \(401\); write USER:PASSWORD@ before 127\.0\.0\.1"),
-        ("locked", "user:wrong@", r"does not accept the user name or password \(401\)"),
-        ("nothing", "", r"is not found on the server \(404\)"),
-        ("files/notes.txt", "", r"no picture or video but with text \(text/plain\)"),
+        ("locked", "", r"login required \(401\); write USER:PASSWORD@ before 127\.0\.0\.1"),
+        ("locked", "user:wrong@", r"login refused \(401\); check user name and password"),
+        ("nothing", "", r"not found on the server \(404\)"),
+        ("files/notes.txt", "", r"the answer is text \(text/plain\), not a picture or video"),
     ],
 )
 def test_the_reason_of_an_http_refusal_is_told(tmp_path: Path, path: str, login: str, reason: str) -> None:
@@ -253,9 +253,9 @@ def test_the_reason_of_an_http_refusal_is_told(tmp_path: Path, path: str, login:
 
 
 def test_a_port_where_nobody_listens_and_a_name_nobody_knows_are_told_apart() -> None:
-    with pytest.raises(SourceError, match="refuses connections; is the camera on"):
+    with pytest.raises(SourceError, match=r"connection refused by .* \(camera off, or another port\?\)"):
         open_source(parse_camera_uri(f"rtsp://127.0.0.1:{free_port()}/x"))
-    with pytest.raises(SourceError, match=r"the host name no-such-host\.invalid is not known"):
+    with pytest.raises(SourceError, match=r"unknown host name no-such-host\.invalid"):
         open_source(parse_camera_uri("http://no-such-host.invalid/x"))
 
 
@@ -263,7 +263,7 @@ def test_a_server_that_never_answers_costs_no_more_than_the_open_limit(clips: Pa
     with RtspServer(clips) as server:
         server.halt()
         began_s = time.monotonic()
-        with pytest.raises(SourceError, match=r"gave no picture within 0\.5 s"):
+        with pytest.raises(SourceError, match=r"no picture within 0\.5 s"):
             open_source(parse_camera_uri(server.uri("cam.mp4")), SourceLimits(open_timeout_s=0.5))
         assert time.monotonic() - began_s < 2
         server.resume()

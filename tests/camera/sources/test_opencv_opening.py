@@ -53,9 +53,15 @@ def test_a_server_that_accepts_and_says_nothing_does_not_answer(scheme: str) -> 
 
 
 @pytest.mark.parametrize(
-    "reply", [b"?", b"HTTP/1.1 200 OK\r\nServer", b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n"]
+    "reply",
+    [
+        b"?",
+        b"RTSP/1.0 400 Bad Request\r\nCSeq: 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nServer",
+        b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n",
+    ],
 )
-def test_a_server_that_begins_and_then_hangs_does_not_answer(reply: bytes) -> None:
+def test_a_server_that_begins_and_then_hangs_or_speaks_no_http_does_not_answer(reply: bytes) -> None:
     with listening(reply) as address:
         assert not answers_http(f"http://{address}/x", 0.2)
 
@@ -63,12 +69,11 @@ def test_a_server_that_begins_and_then_hangs_does_not_answer(reply: bytes) -> No
 @pytest.mark.parametrize(
     "reply",
     [
-        b"RTSP/1.0 400 Bad Request\r\nCSeq: 1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n\r\n--f",
         b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
     ],
 )
-def test_a_server_that_answers_whatever_it_is_has_answered(reply: bytes) -> None:
+def test_a_server_that_answers_http_has_answered_even_with_a_refusal(reply: bytes) -> None:
     with listening(reply) as address:
         assert answers_http(f"http://{address}/x", 5)
 

@@ -62,8 +62,8 @@ def test_a_digest_login_is_shown_when_it_is_asked_for(library: DecoderLibrary) -
 @pytest.mark.parametrize(
     ("login", "reason"),
     [
-        ("", r"asks for a login \(401\)"),
-        ("user:wrong@", r"does not accept the user name or password \(401\)"),
+        ("", r"login required \(401\)"),
+        ("user:wrong@", r"login refused \(401\); check user name and password"),
     ],
 )
 def test_without_the_right_login_the_reason_is_told_and_nothing_secret(login: str, reason: str) -> None:
@@ -85,7 +85,7 @@ def test_a_camera_that_sends_but_shows_nothing_is_lost_and_comes_back() -> None:
             server.rubbish.set()
             lost = changes.wait_for("reconnecting")
             assert lost.last_error is not None
-            assert "sends, but nothing that gives a picture for 0.5 s" in lost.last_error
+            assert "data without a decodable picture for 0.5 s" in lost.last_error
             server.rubbish.clear()
             frames = basket.wait_for(lambda f: f[-1].epoch == 2)
     numbers = [frame.sequence for frame in frames]

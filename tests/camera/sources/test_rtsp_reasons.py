@@ -90,14 +90,14 @@ def why(
     ("statuses", "reason"),
     [
         ({"SETUP": "461 Unsupported Transport"}, "(461); set transport: auto or udp"),
-        ({"SETUP": "453 Not Enough Bandwidth"}, "has too many viewers (453 to SETUP); close some"),
-        ({"PLAY": "453 Not Enough Bandwidth"}, "has too many viewers (453 to PLAY)"),
+        ({"SETUP": "453 Not Enough Bandwidth"}, "too many viewers (453 to SETUP); close some"),
+        ({"PLAY": "453 Not Enough Bandwidth"}, "too many viewers (453 to PLAY)"),
         ({"SETUP": "500 Oops"}, "the camera refuses SETUP (500 Internal Server Error)"),
         ({"PLAY": "455 Oops"}, "the camera refuses PLAY (455 Method Not Valid in This State)"),
-        ({"DESCRIBE": "404 Oops"}, "is not found on the server (404); check the path"),
+        ({"DESCRIBE": "404 Oops"}, "not found on the server (404); check the path"),
         ({"DESCRIBE": "454 Oops"}, "the camera refuses DESCRIBE (454 Session Not Found)"),
         ({"OPTIONS": "501 Oops", "DESCRIBE": "503 Oops"}, "refuses DESCRIBE (503 Service Unavailable)"),
-        ({"DESCRIBE": "302 Moved"}, "redirects to something that is no address; check the path"),
+        ({"DESCRIBE": "302 Moved"}, "redirects to an invalid address; check the path"),
         ({"SETUP": "302 Moved"}, "redirects (302) to an address that does not open"),
     ],
 )
@@ -116,18 +116,18 @@ def test_a_camera_that_refuses_udp_is_to_be_asked_over_tcp() -> None:
 @pytest.mark.parametrize(
     ("asked", "admits", "login", "reason"),
     [
-        ((MD5,), knows("md5"), "", "asks for a login (401); write USER:PASSWORD@ before 127.0.0.1"),
-        ((MD5,), knows("md5"), "user:wrong@", "does not accept the user name or password (401)"),
-        ((SHA256,), knows("sha256"), "user:wrong@", "does not accept the user name or password (401)"),
+        ((MD5,), knows("md5"), "", "login required (401); write USER:PASSWORD@ before 127.0.0.1"),
+        ((MD5,), knows("md5"), "user:wrong@", "login refused (401); check user name and password"),
+        ((SHA256,), knows("sha256"), "user:wrong@", "login refused (401); check user name and password"),
         (
             (SHA256,),
             knows("sha256"),
             "user:ge%40heim@",
-            "asks for SHA-256 (digest), and RTSP can only be opened with MD5",
+            "asks for SHA-256 (digest), and the decoder supports only MD5",
         ),
         ((MD5, SHA256), either, "user:ge%40heim@", "asks for MD5 and SHA-256 (digest)"),
         ((MD5, SHA256), knows("md5"), "user:ge%40heim@", "asks for MD5 and SHA-256 (digest)"),
-        (("Bearer",), knows("md5"), "user:ge%40heim@", "asks for a login of another kind (bearer)"),
+        (("Bearer",), knows("md5"), "user:ge%40heim@", "unsupported kind of login (bearer)"),
     ],
 )
 def test_a_wrong_login_and_one_that_cannot_be_shown_are_told_apart(
@@ -147,8 +147,11 @@ def test_a_login_is_not_shown_before_it_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("serve", "reason"),
     [
-        (lambda _s, connection, _h: connection.shutdown(socket.SHUT_RDWR), "hung up without an answer"),
-        (always(answer(b"", status="400 Bad Request")), "speaks HTTP, not RTSP; write http://"),
+        (
+            lambda _s, connection, _h: connection.shutdown(socket.SHUT_RDWR),
+            "closed the connection without an answer",
+        ),
+        (always(answer(b"", status="400 Bad Request")), "speaks HTTP, not RTSP; use http://"),
         (always(b"SSH-2.0-dropbear\r\n"), "does not speak RTSP; check the port"),
     ],
 )
@@ -160,7 +163,7 @@ def test_a_server_of_another_kind_is_named(serve: Serve, reason: str) -> None:
 def test_a_camera_without_a_video_is_named() -> None:
     only_audio = SDP.partition("m=video")[0]
     with ScriptedServer(rtsp(sdp=only_audio)) as server:
-        assert "no video" in why(server)
+        assert "not a readable video" in why(server)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +176,7 @@ def tls() -> ssl.SSLContext:
 @pytest.mark.parametrize("scheme", ["rtsp", "http"])
 def test_a_port_that_speaks_tls_is_named(scheme: str, tls: ssl.SSLContext) -> None:
     with ScriptedServer(rtsp(), tls=tls) as server:
-        assert f"speaks TLS; write {scheme}s://" in why(server, scheme=scheme)
+        assert f"speaks TLS; use {scheme}s://" in why(server, scheme=scheme)
 
 
 @pytest.mark.parametrize("scheme", ["rtsps", "https"])
@@ -182,7 +185,7 @@ def test_a_port_that_speaks_no_tls_is_named(scheme: str) -> None:
     serve = rtsp() if scheme == "rtsps" else always(answer(b"", status="400 Bad Request"))
     with ScriptedServer(serve) as server:
         reason = why(server, scheme=scheme, limits=SourceLimits(open_timeout_s=0.5))
-    assert f"does not speak TLS; write {scheme[:-1]}://" in reason
+    assert f"does not speak TLS; use {scheme[:-1]}://" in reason
 
 
 @pytest.mark.parametrize("library", ["auto", "opencv"])

@@ -76,7 +76,7 @@ def test_a_still_is_fetched_again_and_again(camera: str, library: DecoderLibrary
             shown.append(number_of(decoded.picture()))
         source.close()
     assert shown == [0, 1, 2, 3, 4]
-    # We ask, so nothing is lost while nobody does.
+    # The source is polled, so nothing is lost between two polls.
     assert not source.live
 
 
@@ -116,7 +116,7 @@ def test_two_failures_are_tolerated_and_the_third_is_told() -> None:
             decoded = source.read()
             assert decoded is not None
             assert number_of(decoded.picture()) == 3
-        with pytest.raises(SourceError, match=r"refused by the server \(503 Service Unavailable"):
+        with pytest.raises(SourceError, match=r"the server refuses the request \(503 Service Unavailable"):
             source.read()
         source.close()
         assert len(server.requests) == 7
@@ -125,10 +125,10 @@ def test_two_failures_are_tolerated_and_the_third_is_told() -> None:
 @pytest.mark.parametrize(
     ("later", "reason"),
     [
-        (answer(b"<html>log in</html>", "text/html"), "gives a damaged picture"),
-        (answer(jpeg(1)[:-900]), "gives a damaged picture"),
-        (answer(b""), "gives a damaged picture"),
-        (answer(png(1)[:-40], "image/png"), "gives a damaged picture"),
+        (answer(b"<html>log in</html>", "text/html"), "damaged picture"),
+        (answer(jpeg(1)[:-900]), "damaged picture"),
+        (answer(b""), "damaged picture"),
+        (answer(png(1)[:-40], "image/png"), "damaged picture"),
     ],
 )
 def test_what_is_no_picture_any_more_is_told(later: bytes, reason: str) -> None:
@@ -144,7 +144,9 @@ def test_a_still_that_is_too_large_is_refused() -> None:
     limits = SourceLimits(max_pixels=1000)
     with ScriptedServer(counting()) as server:
         source = open_source(parse_camera_uri(server.url("/a.jpg")), limits)
-        with pytest.raises(SourceError, match=r"is 160 x 120 pixels, more than 0\.001 megapixels"):
+        with pytest.raises(
+            SourceError, match=r": 160 x 120 pixels, more than the limit of 0\.001 megapixels"
+        ):
             source.read()
         source.close()
 
@@ -155,7 +157,7 @@ def test_a_still_without_an_end_does_not_fill_the_memory() -> None:
         while not server.ended.is_set():
             connection.sendall(bytes(1 << 20))
 
-    with ScriptedServer(serve) as server, pytest.raises(SourceError, match="more than 24 MiB; make it"):
+    with ScriptedServer(serve) as server, pytest.raises(SourceError, match="more than 24 MiB; reduce its"):
         open_source(parse_camera_uri(server.url("/a.png")))
 
 

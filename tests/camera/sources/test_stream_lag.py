@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from visionedge.camera.sources.base import StreamLag
+from visionedge.camera.timing import StreamLag
 
 STEP_S = 0.04
 

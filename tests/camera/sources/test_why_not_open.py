@@ -1,4 +1,4 @@
-"""Asking a server why a camera did not open: the password is sent to nobody who did not ask for it."""
+"""Asking a server why a camera did not open: the password is sent only after a challenge."""
 
 import base64
 import contextlib
@@ -44,7 +44,7 @@ def ask(url: str) -> str:
     ],
 )
 def test_a_server_that_asks_for_no_basic_login_gets_none(scheme: str, first: tuple[str, ...]) -> None:
-    """Whatever it answers, and in whatever order it offers its challenges."""
+    """For every answer and every order of challenges."""
     protocol = "RTSP/1.0" if scheme == "rtsp" else "HTTP/1.1"
     with ScriptedServer(in_turn(answer(*first, protocol=protocol))) as server:
         ask(server.url("/cam", "admin:hunter2x@", scheme))
@@ -57,18 +57,18 @@ def test_a_server_that_asks_for_no_basic_login_gets_none(scheme: str, first: tup
 @pytest.mark.parametrize("scheme", ["http", "rtsp"])
 @pytest.mark.parametrize(
     ("second", "words"),
-    [("401 Unauthorized", "does not accept the user name"), ("404 Not Found", "not found on the server")],
+    [("401 Unauthorized", "login refused"), ("404 Not Found", "not found on the server")],
 )
 def test_a_basic_challenge_is_answered_once(scheme: str, second: str, words: str) -> None:
-    """Only so a wrong password can be told from a wrong path."""
+    """Only so a wrong password can be distinguished from a wrong path."""
     protocol = "RTSP/1.0" if scheme == "rtsp" else "HTTP/1.1"
     script = in_turn(
         answer("401 Unauthorized", BASIC, protocol=protocol), answer(second, BASIC, protocol=protocol)
     )
     with ScriptedServer(script) as server:
-        told = ask(server.url("/cam", "admin:hunter2x@", scheme))
+        reason = ask(server.url("/cam", "admin:hunter2x@", scheme))
         sent = list(server.requests)
-    assert words in told
+    assert words in reason
     assert [LOGIN in request for request in sent] == [False, True]
 
 

@@ -91,7 +91,7 @@ class Stage:
     def put(self, frame: Frame) -> None:
         self.put_frames.append(frame)
 
-    def gate(self, camera: str) -> None:
+    def count_gated(self, camera: str) -> None:
         raise AssertionError(camera)
 
     def wait_taken(self, camera: str, timeout_s: float) -> bool:
@@ -169,7 +169,8 @@ def test_the_stages_of_a_result_add_up_to_its_latency() -> None:
         put_ns=130 * MS,
     )
     timing = Timing(wait_ns=50 * MS, infer_ns=20 * MS, total_ns=75 * MS, batch_size=1)
-    row = make_record(FrameResult(stamped, Detections.none(), timing, "cpu", "tiny", ()), 180 * MS)
+    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
+    row = make_record(FrameResult(stamped, nothing, timing, "cpu", "tiny", ()), 180 * MS)
     stages = (row.late_ns, row.decode_ns, row.wait_ns, row.infer_ns, row.deliver_ns)
     assert [stage // MS for stage in stages] == [20, 10, 20, 20, 10]
     assert sum(stages) == row.total_ns == 80 * MS

@@ -1,1 +1,1 @@
-"""Where pictures come from: streams, files, folders, devices, HTTP, and why they fail."""
+"""Sources of pictures: streams, files, folders, devices and HTTP, and the reasons why they fail."""

@@ -1,4 +1,4 @@
-"""What every decoder gives and keeps to: the seam between the camera and whoever decodes for it."""
+"""Picture sources: the protocols (`FrameSource`, `DecodedPicture`) and their limits (`SourceLimits`)."""
 
 import threading
 from collections.abc import Callable
@@ -8,11 +8,9 @@ from typing import Literal, Protocol
 from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import InputSpec, Picture, Placement
 
-# Decoder threads, counted for the whole module: a camera that needs more than its own asks here.
-
 
 class ThreadBudget:
-    """So many threads beside the cameras' own, for whoever comes first. Thread-safe."""
+    """Decoder threads beside the cameras' own, for the whole module. Thread-safe."""
 
     def __init__(self, total: int) -> None:
         self._left = total
@@ -23,99 +21,52 @@ class ThreadBudget:
 
     @property
     def left(self) -> int:
-        """How many nobody has."""
+        """Threads that are free."""
         return self._left
 
-    def take(self, wanted: int) -> int:
-        """As many of the wanted as there are; the caller owes them back."""
+    def acquire(self, wanted: int) -> int:
+        """Acquire up to `wanted` threads and return how many; the caller must release them."""
         with self._lock:
-            given = max(0, min(wanted, self._left))
-            self._left -= given
-            return given
+            granted = max(0, min(wanted, self._left))
+            self._left -= granted
+            return granted
 
-    def give_back(self, count: int) -> None:
-        """Return what was taken."""
+    def release(self, count: int) -> None:
+        """Return threads that were acquired."""
         with self._lock:
             self._left += count
 
 
-# How far a live source is behind: what it sent long ago and still lies in buffers on the way.
-
-
-_CLOCK_DRIFT = 0.0005
-_MAX_STEP_S = 10.0
-
-
-class StreamLag:
-    """Compares the stream's own times with the clock; only their difference counts, not their zero.
-
-    The shortest way so far is taken for no delay at all. It may lengthen by 0.05 % of the time that passes,
-    as clocks of cameras do not run exactly; and a read that had to wait for its packet shows that nothing
-    else lies in front of it.
-    """
-
-    def __init__(self) -> None:
-        self._base_s: float | None = None
-        self._sent_s = 0.0
-        self._now_s = 0.0
-        self._step_s = 0.0
-
-    def __repr__(self) -> str:
-        return f"<Backlog base={self._base_s}>"
-
-    def late_s(self, sent_s: float, now_s: float, waited_s: float) -> float:
-        """How late a packet is, in s.
-
-        Args:
-            sent_s: the stream's time of the packet.
-            now_s: the clock when it was read.
-            waited_s: how long reading it took.
-        """
-        way_s = now_s - sent_s
-        step_s = sent_s - self._sent_s
-        if self._base_s is None or not -1 < step_s < _MAX_STEP_S:
-            self._base_s = way_s
-        else:
-            if step_s > 0:
-                self._step_s += (step_s - self._step_s) / 8
-            waited = waited_s > max(0.005, self._step_s / 2)
-            allowed_s = self._base_s + _CLOCK_DRIFT * (now_s - self._now_s)
-            self._base_s = way_s if waited else min(way_s, allowed_s)
-        self._sent_s, self._now_s = sent_s, now_s
-        return way_s - self._base_s
-
-    def reset(self) -> None:
-        """Begin anew: what is late now counts as in time."""
-        self._base_s = None
-
-
 DecoderLibrary = Literal["auto", "pyav", "opencv"]
-"""Who decodes videos and streams; `auto` is PyAV where it is installed."""
+"""The library that decodes videos and streams; `auto` is PyAV if it is installed."""
 
 RtspTransport = Literal["tcp", "udp", "auto"]
-"""What RTSP brings its pictures over; `auto` is TCP, and UDP where the server refuses that."""
+"""The transport of RTSP; `auto` is TCP, and UDP if the server refuses TCP."""
 
 RedirectPolicy = Literal["same-host", "any"]
-"""Where a camera may send us, by a redirect or in a playlist: only to its own host, or to any."""
+"""Hosts that a redirect or a playlist of a camera may name: its own, or any."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceLimits:
-    """The bounds of a source, and how it is to be opened within them.
+    """The time and size limits of a source, and how it is opened.
 
-    A decoder that opens or reads cannot be interrupted, but its thread can be left behind. Where the first
-    limit for opening was too short, later tries get `max_open_timeout_s`: some cameras send their first
-    picture 15 s after they were asked, and at one picture per second FFmpeg needs 8 s to know an RTSP stream.
+    Opening: `open_timeout_s`; once that was too short, later attempts get `max_open_timeout_s`. Some cameras
+    send their first picture 15 s after the request, and at one picture per second FFmpeg needs 8 s to analyse
+    an RTSP stream.
 
-    A source that usually brings many pictures per second is lost after `silence_s` without data, a slower
-    one after three times its usual distance, and one whose rate is not known yet after `first_picture_s`; at
-    `read_timeout_s` the decoder itself gives up. `picture_timeout_s` is how long it may send what cannot be
-    decoded. A TLS server has to show one of the `certificates` in this file, or one signed by them; None: any
-    will do. `pictures_per_s` is how many pictures will be looked at, so that the others need not be decoded;
-    None: all (of a folder, which has no rate of its own, one per second). `late_s` is how far a live source
-    may fall behind before pictures are let go. A source that one thread cannot decode takes further ones
-    from `spare_threads`, which all sources share. `hardware` allows a GPU's video decoder. `redirects`
-    says which hosts a camera may lead to. `loop` lets a file or folder begin again at its end.
+    Reading: a source of many pictures per second is lost after `silence_s` without data, a slower one after
+    three times its usual gap, one whose rate is not known yet after `first_picture_s`; the decoder itself
+    gives up after `read_timeout_s`. A source may send undecodable data for `picture_timeout_s`, and a live
+    source may be `late_s` behind before pictures are skipped. A picture has at most `max_pixels`.
+
+    Decoding: `library` is the decoder. `pictures_per_s` pictures are looked at, so that others need not be
+    decoded (None: all; a folder, which has no rate of its own, then plays one per second). A source that one
+    thread cannot decode acquires more from `spare_threads`, which all sources share. `hardware` allows the
+    video decoder of a GPU. `loop` plays a file or folder again at its end.
+
+    Network: `transport` of RTSP, `redirects` for the hosts that may be followed. `certificates` is a file: a
+    TLS server must present one of them, or one signed by them; None: certificates are not checked.
     """
 
     open_timeout_s: float = 4.0
@@ -137,16 +88,15 @@ class SourceLimits:
 
 
 class DecodedPicture(Protocol):
-    """One decoded picture, or one that is decoded when it is looked at.
+    """A picture of a source, decoded at the latest when it is converted.
 
-    Call `fill` or `picture` before the next `read`, or never: leaving it out saves the conversion, and with
-    some sources the decoding. Once one of them was called, `picture` may be called at any time, by any
-    thread.
+    Call `fit_to_input` or `picture` before the next `read`, or not at all, which saves the conversion and
+    with some sources the decoding. After one of these calls, any thread may call `picture` at any time.
 
-    `width_px` and `height_px` are those of the upright picture, certain after `fill` or `picture`.
-    `position_s` is the media time, always rising; None where the source is live. `covers` counts the pictures
-    of the source that this one stands for: itself, and those before it that were not decoded; so at least 1.
-    `key` says whether it was coded without reference to any other picture.
+    `width_px` and `height_px` are those of the upright picture, exact after `fit_to_input` or `picture`.
+    `position_s` is the media time, always rising; None if the source is live. `source_frames` counts the
+    pictures of the source that this one represents: itself, and those before it that were not decoded (at
+    least 1). `key` is true for a picture that was coded without reference to others.
     """
 
     width_px: int
@@ -156,32 +106,29 @@ class DecodedPicture(Protocol):
     key: bool
 
     def picture(self) -> Picture:
-        """The whole picture: BGR, uint8 (height, width, 3).
+        """Return the whole picture: BGR, uint8 (height, width, 3).
 
         Raises:
-            DamagedError: it cannot be decoded.
-            SourceError: neither can any other that follows.
+            DamagedPictureError: it cannot be decoded.
+            SourceError: neither this picture nor any later one can be decoded.
         """
 
     def fit_to_input(self, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:
-        """The picture at the model's size, as `fitting.fit` gives it; in `out` where that is given.
+        """Return the picture at the model's input size and its place there; in `out` if given.
 
         Raises:
-            DamagedError: it cannot be decoded.
-            SourceError: neither can any other that follows.
+            DamagedPictureError: it cannot be decoded.
+            SourceError: neither this picture nor any later one can be decoded.
             ValueError: `out` has another shape or type.
         """
 
 
 class WholePicture:
-    """The slow way, for a source that can give nothing but whole pictures; see `DecodedPicture`.
-
-    `take` gives the picture and is called once.
-    """
+    """A `DecodedPicture` of a source that gives only whole pictures in BGR; `decode` is called once."""
 
     def __init__(
         self,
-        take: Callable[[], Picture],
+        decode: Callable[[], Picture],
         width_px: int,
         height_px: int,
         position_s: float | None,
@@ -193,56 +140,56 @@ class WholePicture:
         self.position_s = position_s
         self.source_frames = 1
         self.key = key
-        self._take = take
+        self._decode = decode
         self._picture: Picture | None = None
 
     def picture(self) -> Picture:
-        """See `Decoded.picture`."""
+        """See `DecodedPicture.picture`."""
         if self._picture is None:
-            self._picture = self._take()
+            self._picture = self._decode()
             self.height_px, self.width_px = self._picture.shape[:2]
         return self._picture
 
     def fit_to_input(self, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:
-        """See `Decoded.fill`."""
+        """See `DecodedPicture.fit_to_input`."""
         return fit_to_input(self.picture(), spec, out)
 
 
 class FrameSource(Protocol):
-    """Pictures in a row. Used by one thread, but for `interrupt`.
+    """A sequence of pictures. One thread uses it; any thread may call `interrupt`.
 
-    One that waits for data from outside says so in an attribute `waiting_since_s`: the moment (monotonic)
-    since which it has been waiting, None while it is not. `waiting_since_s` below asks for it.
+    A source that waits for data from outside has an attribute `waiting_since_s`: the monotonic time since
+    when it has been waiting, None while it is not. The function `waiting_since_s` reads it.
     """
 
     @property
     def live(self) -> bool:
-        """Whether the source sets the pace itself, so that waiting loses pictures."""
+        """Whether the source sends at its own rate, so that pictures are lost while they are not read."""
 
     @property
     def decoder(self) -> str:
-        """Who decodes, for people."""
+        """The name of the decoder, for status."""
 
     def read(self) -> DecodedPicture | None:
-        """The next picture; None at a clean end, or when interrupted.
+        """Return the next picture; None at a clean end, or after `interrupt`.
 
-        A silent source blocks no longer than the read limit; its thread may be left behind sooner.
+        A silent source blocks for `SourceLimits.read_timeout_s` at most.
 
         Raises:
-            SourceError: the source is lost or never was one.
+            SourceError: the source is lost, or cannot be decoded at all.
         """
 
     def set_wanted_rate(self, pictures_per_s: float | None) -> None:
-        """So many pictures are looked at from now on (None: all), so that the others need not be decoded."""
+        """Set how many pictures per second will be looked at (None: all); others need not be decoded."""
 
     def interrupt(self) -> None:
-        """Let `read` end as soon as it can; called by any thread."""
+        """End `read` as soon as possible; called by any thread."""
 
     def close(self) -> None:
-        """Give everything back; safe to call twice."""
+        """Release all resources; safe to call twice."""
 
 
 def waiting_since_s(source: FrameSource) -> float | None:
-    """Since when (monotonic) a source has been waiting for data; None where it is not, or cannot tell."""
+    """Return since when a source has been waiting for data (monotonic); None if it is not, or not known."""
     since_s: float | None = getattr(source, "waiting_since_s", None)
     return since_s

@@ -1,7 +1,7 @@
-"""HTTP as cameras speak it: one GET after the other, with a login, redirects and bounds.
+"""An HTTP client for cameras: sequential GET requests with login, checked redirects and time limits.
 
-FFmpeg's own HTTP follows redirects and `http_proxy` wherever they lead, and the standard library's refuses
-answers that cameras give (`ICY 200 OK`, lengths that are wrong). So cameras are read with this.
+FFmpeg's HTTP client follows redirects and `http_proxy` to any host, and the client of the standard library
+refuses answers that cameras give (`ICY 200 OK`, wrong lengths).
 """
 
 import contextlib
@@ -32,55 +32,55 @@ _URI_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"
 
 
 class ConnectionClosedError(SourceError):
-    """The other end hung up, where more was to come."""
+    """The server closed the connection before the end of its answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """What an answer begins with; names of headers in small letters."""
+    """Status line and headers of an answer; header names in lower case."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
     protocol: str = "HTTP/1.1"
 
-    def all(self, name: str) -> list[str]:
-        """The values of a header, as often as it is there."""
+    def get_all(self, name: str) -> list[str]:
+        """Return all values of a header."""
         return [value for key, value in self.headers if key == name]
 
     def get(self, name: str) -> str:
-        """The value of a header; empty where it is not there."""
-        return next(iter(self.all(name)), "")
+        """Return the first value of a header; empty if it is missing."""
+        return next(iter(self.get_all(name)), "")
 
     @property
     def content_type(self) -> str:
-        """The media type in small letters, without parameters."""
+        """The media type in lower case, without parameters."""
         return self.get("content-type").partition(";")[0].strip().lower()
 
     @property
     def length(self) -> int | None:
-        """How long the body is; None where that is not known before it ends."""
+        """Length of the body in bytes; None if it ends with the connection or is chunked."""
         text = self.get("content-length")
         if self.status in (204, 304):
             return 0
-        # The length of a stream of pictures is made up: it is as long as the connection.
+        # Cameras invent a length for an endless stream of pictures.
         if self.chunked or not _LENGTH.fullmatch(text) or self.content_type.startswith("multipart/"):
             return None
         return int(text)
 
     @property
     def keeps_alive(self) -> bool:
-        """Whether another request may follow on the connection."""
-        said = self.get("connection").lower()
-        return "close" not in said and (self.protocol == "HTTP/1.1" or "keep-alive" in said)
+        """Whether the connection can be used for another request."""
+        connection = self.get("connection").lower()
+        return "close" not in connection and (self.protocol == "HTTP/1.1" or "keep-alive" in connection)
 
     @property
     def chunked(self) -> bool:
-        """Whether the body comes in chunks, each with its length."""
+        """Whether the body is sent in chunks."""
         return "chunked" in self.get("transfer-encoding").lower()
 
 
 class _PlainBody:
-    """A body as it is, of `left` bytes or up to the end of the connection (None)."""
+    """A body of `left` bytes, or up to the end of the connection (None)."""
 
     def __init__(self, left: int | None) -> None:
         self._left = left
@@ -97,7 +97,7 @@ class _PlainBody:
 
 
 class _ChunkedBody:
-    """A body in chunks; `over` after the last one."""
+    """A body in chunks."""
 
     def __init__(self) -> None:
         self._left = 0
@@ -116,8 +116,8 @@ class _ChunkedBody:
         return bytes(data)
 
     def _size(self, raw: bytearray) -> bool:
-        """Read the line with the size of the next chunk; False where it is not there yet."""
-        start = 0 if self._first else raw.find(b"\n") + 1  # the end of line behind the chunk before
+        """Read the line with the size of the next chunk; False if it is incomplete."""
+        start = 0 if self._first else raw.find(b"\n") + 1  # skips the line end of the last chunk
         if not self._first and start == 0:
             return False
         end = raw.find(b"\n", start)
@@ -135,7 +135,7 @@ class _ChunkedBody:
 
 
 class HttpResponse:
-    """One answer of the server: its head, and its body to be read."""
+    """An answer: its head, and its body to be read."""
 
     def __init__(self, head: ResponseHead, url: str, raw: bytearray, connection: socket.socket) -> None:
         self.head, self.url = head, url
@@ -150,25 +150,25 @@ class HttpResponse:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the body ended where it was to end."""
+        """Whether the body was received completely."""
         return self._body.is_finished or (
             self._closed and isinstance(self._body, _PlainBody) and self.head.length is None
         )
 
     def read(self, timeout_s: float) -> bytes:
-        """More of the body; empty at its end. `timeout_s` 0 gives what is there, which may be nothing.
+        """Return more of the body; empty at its end. `timeout_s` 0: only data that has arrived, perhaps none.
 
         Raises:
-            TimeoutError: nothing came in that time.
+            TimeoutError: no data came within `timeout_s`.
         """
         while not self.is_finished:
             try:
                 data = self._body.take(self._raw)
-            except ConnectionClosedError:  # what comes from here on cannot be told apart
+            except ConnectionClosedError:  # the rest cannot be parsed
                 self._raw.clear()
                 self._closed, data = True, b""
             if self._closed and not data:
-                self._raw.clear()  # the beginning of a chunk that will never come
+                self._raw.clear()  # the start of an incomplete chunk
             if data or self.is_finished:
                 return data
             try:
@@ -186,11 +186,11 @@ class HttpResponse:
 
 
 class HttpClient:
-    """Gets what one address names. Used by one thread, but for `interrupt`.
+    """Sends GET requests to one camera. One thread uses it; any thread may call `interrupt`.
 
     Args:
         target: the address with its secrets.
-        limits: `open_timeout_s` bounds the way to the head of an answer, redirects and login included.
+        limits: `open_timeout_s` is for one `get`, including redirects and login.
     """
 
     def __init__(self, target: str, limits: SourceLimits) -> None:
@@ -213,10 +213,10 @@ class HttpClient:
         return self._connection is not None
 
     def get(self, headers: dict[str, str] | None = None, url: str | None = None) -> HttpResponse:
-        """The answer for the camera's own address, or for another one that the camera named.
+        """Request the camera's own address, or another `url` that the camera named.
 
         Raises:
-            SourceError: there is none, or one that leads nowhere; statuses of 400 and above are answers.
+            SourceError: no answer, or a redirect that is not followed. A status of 400 or above is an answer.
         """
         deadline_s = time.monotonic() + self._limits.open_timeout_s
         url = self._target if url is None else url
@@ -232,33 +232,33 @@ class HttpClient:
         raise SourceError(diagnosis.redirect_loop(self.name))
 
     def interrupt(self) -> None:
-        """Let whatever waits end at once; called by any thread."""
+        """End waiting reads at once; called by any thread."""
         self.interrupted = True
         if (connection := self._connection) is not None:
-            # TLS's own shutdown would take away what the thread that reads is using.
+            # The shutdown of the TLS socket would change state that the reading thread uses.
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
         self._connection, self._peer, self._response = None, None, None
 
     def _can_authenticate(self, head: ResponseHead, parts: SplitResult) -> bool:
-        """Whether the login can be shown for what the server asks; never to another host."""
+        """Whether the login answers the server's challenge; never for another host."""
         if self._login is None or parts.hostname != self.origin.hostname:
             return False
-        # A password that was meant for TLS is not sent without it.
+        # The password of an https address is not sent without TLS.
         basic = parts.scheme.lower() == self.origin.scheme.lower() or parts.scheme.lower() == "https"
-        return self._login.accept(parse_challenges(head.all("www-authenticate")), basic=basic)
+        return self._login.accept(parse_challenges(head.get_all("www-authenticate")), basic=basic)
 
     def _exchange(self, parts: SplitResult, headers: dict[str, str], deadline_s: float) -> HttpResponse:
         peer = (parts.scheme.lower(), parts.hostname, parts.port)
         last = self._response
         kept = last is not None and last.is_complete and last.head.keeps_alive and peer == self._peer
         if kept and self._connection is not None:
-            # It may end at any moment, which means nothing: then a new one is made.
+            # The server may close an idle connection at any time; then a new one is opened.
             with contextlib.suppress(OSError, ConnectionClosedError):
                 return self._send_request(self._connection, parts, headers, deadline_s)
         self.close()
@@ -306,13 +306,13 @@ class HttpClient:
             "Accept": "*/*",
             **headers,
         }
-        ours = parts.hostname == self.origin.hostname
-        shown = self._login.header("GET", path) if self._login is not None and ours else None
-        if shown is not None:
-            fields["Authorization"] = shown
+        is_origin = parts.hostname == self.origin.hostname
+        authorization = self._login.header("GET", path) if self._login is not None and is_origin else None
+        if authorization is not None:
+            fields["Authorization"] = authorization
         lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
         if any("\r" in line or "\n" in line for line in lines):
-            raise SourceError(f"{self.name} holds a line break; take it out of the address")
+            raise SourceError(f"{self.name}: line break in the address; remove it")
         return "\r\n".join([*lines, "", ""]).encode("utf-8", "replace")
 
     def _head(

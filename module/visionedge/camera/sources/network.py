@@ -1,4 +1,4 @@
-"""Connections to cameras and logins over them: plain or TLS, without a proxy, HTTP basic and digest."""
+"""Connections to cameras (plain or TLS, never through a proxy) and logins for HTTP and RTSP (RFC 7616)."""
 
 import base64
 import hashlib
@@ -10,37 +10,34 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
-# Connections to cameras, without a proxy; certificates are checked where that is asked for.
-
-
 DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 
 
 def format_host_port(parts: SplitResult) -> str:
-    """Host and port of an address, for people."""
+    """Return host and port of an address, to show."""
     return f"{parts.hostname}:{port_of(parts)}"
 
 
 def strip_login(url: str) -> str:
-    """The address without user name and password."""
+    """Return the address without user name and password."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def port_of(parts: SplitResult) -> int:
-    """The port of an address, or that of its scheme."""
+    """Return the port of an address, or the default port of its scheme."""
     return parts.port or DEFAULT_PORTS[parts.scheme.lower()]
 
 
 def connect(
     parts: SplitResult, timeout_s: float, *, tls: bool, certificates: str | None = None
 ) -> socket.socket:
-    """A connection to the server of an address.
+    """Connect to the server of an address.
 
-    With `certificates` a TLS server has to show one of those in this file, or one signed by them.
+    With `certificates` (a file) a TLS server must present one of them, or one signed by them.
 
     Raises:
-        OSError: there is none, or (ssl.SSLCertVerificationError) the server cannot be trusted.
+        OSError: no connection, or (ssl.SSLCertVerificationError) the server is not trusted.
     """
     plain = socket.create_connection((parts.hostname, port_of(parts)), timeout_s)
     try:
@@ -52,7 +49,7 @@ def connect(
 
 
 def speaks_tls(parts: SplitResult, timeout_s: float) -> bool:
-    """Whether the server of an address begins a connection with TLS."""
+    """Whether the server of an address accepts TLS."""
     try:
         connect(parts, timeout_s, tls=True).close()
     except (OSError, ValueError):
@@ -61,12 +58,12 @@ def speaks_tls(parts: SplitResult, timeout_s: float) -> bool:
 
 
 def speaks_plaintext(parts: SplitResult, timeout_s: float) -> bool:
-    """Whether the server of an address answers a question without TLS."""
+    """Whether the server of an address answers a request without TLS."""
     rtsp = parts.scheme.lower().startswith("rtsp")
-    question = b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n" if rtsp else b"HEAD / HTTP/1.0\r\n\r\n"
+    request = b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n" if rtsp else b"HEAD / HTTP/1.0\r\n\r\n"
     try:
         with connect(parts, timeout_s, tls=False) as connection:
-            connection.sendall(question)
+            connection.sendall(request)
             return connection.recv(5).startswith((b"RTSP", b"HTTP"))
     except (OSError, ValueError):
         return False
@@ -77,7 +74,7 @@ def _tls_context(certificates: str | None) -> ssl.SSLContext:
     if certificates is not None:
         context.load_verify_locations(certificates)
         return context
-    # Cameras sign their own certificates, and old ones know nothing newer than TLS 1.0.
+    # Cameras sign their own certificates, and old ones support only TLS 1.0.
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_ciphers("ALL:@SECLEVEL=0")
@@ -85,35 +82,32 @@ def _tls_context(certificates: str | None) -> ssl.SSLContext:
     return context
 
 
-# Logins that a camera asks for over HTTP or RTSP: basic, and digest with MD5 or SHA-256 (RFC 7616).
-
-
 _HASHES = {"MD5": "md5", "SHA-256": "sha256", "SHA-512-256": "sha512_256"}
-"""Names of digests and of hashlib, the weakest first."""
+"""Digest algorithms and their names in hashlib, the weakest first."""
 
-# A scheme begins a header or follows a comma and is not followed by '=': one header may hold two challenges.
+# One header may hold two challenges: a scheme begins a header or follows a comma, and has no '=' after it.
 _SCHEME = re.compile(r"(?:^|,)\s*([A-Za-z][A-Za-z0-9-]*)(?=\s+[A-Za-z]|\s*(?:,|$))")
 _PARAMETER = re.compile(r'([A-Za-z][\w-]*)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*))')
 
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """What a server asks for; `scheme` in small letters, the names of the parameters too."""
+    """A login that a server asks for; `scheme` and the names of `parameters` in lower case."""
 
     scheme: str
     parameters: dict[str, str] = field(default_factory=dict)
 
     @property
     def algorithm(self) -> str:
-        """The hash of a digest in capitals, without `-SESS`."""
+        """The hash algorithm of a digest in upper case, without `-SESS`."""
         return self.parameters.get("algorithm", "MD5").upper().removesuffix("-SESS")
 
 
 def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
-    """The challenges of all `WWW-Authenticate` headers, in their order."""
+    """Parse all `WWW-Authenticate` headers into challenges, in their order."""
     found = []
     for header in headers:
-        # Quoted text may look like a scheme, so it is blanked while schemes are looked for.
+        # Quoted text may look like a scheme, so it is blanked for the search.
         starts = list(_SCHEME.finditer(re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: "_" * len(m[0]), header)))
         for number, start in enumerate(starts):
             end = starts[number + 1].start() if number + 1 < len(starts) else len(header)
@@ -123,7 +117,7 @@ def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
 
 
 class HttpLogin:
-    """A user name and a password, and the answer to the strongest challenge that was met."""
+    """A user name and a password, and the challenge that they answer."""
 
     def __init__(self, user: str, password: str) -> None:
         self._user, self._password = user, password
@@ -131,14 +125,14 @@ class HttpLogin:
         self._count = 0
 
     def __repr__(self) -> str:
-        return f"<Login {self._challenge.scheme if self._challenge else 'unasked'}>"
+        return f"<HttpLogin {self._challenge.scheme if self._challenge else 'unasked'}>"
 
     def accept(self, challenges: Iterable[Challenge], *, basic: bool) -> bool:
-        """Answer one of these from now on; False where none can be answered.
+        """Choose the strongest supported challenge for `header`; False if none is supported.
 
         Args:
-            challenges: what the server asks for.
-            basic: whether the password may be sent as it is.
+            challenges: the challenges of the server.
+            basic: whether the password may be sent in clear.
         """
         answerable = [
             c
@@ -152,7 +146,7 @@ class HttpLogin:
         return bool(answerable)
 
     def header(self, method: str, uri: str) -> str | None:
-        """The value of `Authorization` for this request; None before any challenge."""
+        """Return the `Authorization` header of a request; None before a challenge."""
         if self._challenge is None:
             return None
         if self._challenge.scheme == "basic":
@@ -160,30 +154,30 @@ class HttpLogin:
         return self._digest(self._challenge, method, uri)
 
     def _digest(self, challenge: Challenge, method: str, uri: str) -> str:
-        said = challenge.parameters
+        asked = challenge.parameters
         self._count += 1
-        nonce, count, client_nonce = said["nonce"], f"{self._count:08x}", secrets.token_hex(8)
+        nonce, count, client_nonce = asked["nonce"], f"{self._count:08x}", secrets.token_hex(8)
 
         def digest(*words: str) -> str:
             return hashlib.new(_HASHES[challenge.algorithm], ":".join(words).encode()).hexdigest()
 
-        ha1 = digest(self._user, said.get("realm", ""), self._password)
-        if said.get("algorithm", "").upper().endswith("-SESS"):
+        ha1 = digest(self._user, asked.get("realm", ""), self._password)
+        if asked.get("algorithm", "").upper().endswith("-SESS"):
             ha1 = digest(ha1, nonce, client_nonce)
-        # 'auth-int' alone would hash the body; a GET has none, and no camera asks for it.
-        protects = "auth" in re.split(r"[\s,]+", said.get("qop", ""))
-        middle = (count, client_nonce, "auth") if protects else ()
-        # What the server quoted goes back and into the hash as it came, escapes included (RFC 7616, `unq`).
-        parts = {"username": re.sub(r'(["\\])', r"\\\1", self._user), "realm": said.get("realm", "")}
+        # 'auth-int' alone would need a hash of the body; no camera asks for it.
+        uses_auth = "auth" in re.split(r"[\s,]+", asked.get("qop", ""))
+        middle = (count, client_nonce, "auth") if uses_auth else ()
+        # Values of the server are returned and hashed as received, with their escapes (RFC 7616, `unq`).
+        parts = {"username": re.sub(r'(["\\])', r"\\\1", self._user), "realm": asked.get("realm", "")}
         parts |= {"nonce": nonce, "uri": uri}
         parts["response"] = digest(ha1, nonce, *middle, digest(method, uri))
         text = ", ".join(f'{name}="{value}"' for name, value in parts.items())
-        text += f', opaque="{said["opaque"]}"' if "opaque" in said else ""
-        text += f", algorithm={said['algorithm']}" if "algorithm" in said else ""
-        text += f', qop=auth, nc={count}, cnonce="{client_nonce}"' if protects else ""
+        text += f', opaque="{asked["opaque"]}"' if "opaque" in asked else ""
+        text += f", algorithm={asked['algorithm']}" if "algorithm" in asked else ""
+        text += f', qop=auth, nc={count}, cnonce="{client_nonce}"' if uses_auth else ""
         text += (
             f', cnonce="{client_nonce}"'
-            if not protects and "-SESS" in said.get("algorithm", "").upper()
+            if not uses_auth and "-SESS" in asked.get("algorithm", "").upper()
             else ""
         )
         return f"Digest {text}"

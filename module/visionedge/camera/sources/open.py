@@ -1,4 +1,7 @@
-"""From a camera URI to an open source of pictures, whatever its kind."""
+"""Opens a camera URI of any kind as a `FrameSource` (`open_source`).
+
+Videos and streams go to PyAV or OpenCV, HTTP addresses first to `http_camera`, pictures to `images`.
+"""
 
 import importlib.util
 import os
@@ -15,17 +18,64 @@ from visionedge.config.addresses import CameraUri
 from visionedge.errors import SourceError
 from visionedge.runtime.installation import describe_extra, find_bundled_file
 
-# Videos and streams, by whichever decoder is here, and the loop over a source.
-
+DEMO_CLIP = "media/demo.mp4"
 
 _NO_PYAV = f"decoder 'pyav' is not installed; install {describe_extra('av')}, or use 'opencv'"
 
 
-def choose_library(wanted: DecoderLibrary) -> DecoderLibrary:
-    """Who is going to decode: PyAV unless OpenCV is wanted, or PyAV is not installed.
+def open_source(uri: CameraUri, limits: SourceLimits | None = None) -> FrameSource:
+    """Open a camera URI. Blocks for the open limit at most, except for name resolution and dead mounts.
 
     Raises:
-        SourceError: PyAV is wanted and not installed.
+        SourceError: it cannot be opened; one line with the reason and the remedy, without secrets.
+        UnavailableError: the clip of `demo:` is missing.
+    """
+    try:
+        return _open(uri, limits or SourceLimits())
+    except OSError as error:
+        raise SourceError(f"{uri}: cannot be opened: {error.strerror or error}") from None
+
+
+def _open(uri: CameraUri, limits: SourceLimits) -> FrameSource:
+    match uri.kind:
+        case "rtsp" | "http":
+            return open_stream(uri, limits)
+        case "v4l2":
+            return open_device(Path(uri.target), limits)
+        case "folder":
+            return _open_looped(lambda: open_folder(Path(uri.target), limits), limits)
+        case "demo":
+            clip = find_bundled_file(DEMO_CLIP)
+            return LoopedSource(lambda: open_video(clip, limits))
+        case "file":
+            return _open_looped(lambda: _open_file(Path(uri.target), limits), limits)
+
+
+def _open_looped(opener: Callable[[], FrameSource], limits: SourceLimits) -> FrameSource:
+    """Open the source, as a loop if configured."""
+    return LoopedSource(opener) if limits.loop else opener()
+
+
+def _open_file(path: Path, limits: SourceLimits) -> FrameSource:
+    if not path.exists():
+        raise SourceError(f"{path}: does not exist; check the path")
+    if path.is_dir():
+        return open_folder(path, limits)
+    # Opening a pipe would block.
+    if not path.is_file():
+        raise SourceError(f"{path}: not a regular file")
+    if not os.access(path, os.R_OK):
+        raise SourceError(f"{path}: no read permission; change its permissions")
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        return open_picture(path, limits)
+    return open_video(path, limits)
+
+
+def choose_library(wanted: DecoderLibrary) -> DecoderLibrary:
+    """Return the decoder: PyAV, unless OpenCV is configured or PyAV is not installed.
+
+    Raises:
+        SourceError: PyAV is configured and not installed.
     """
     installed = importlib.util.find_spec("av") is not None
     if wanted == "pyav" and not installed:
@@ -37,7 +87,7 @@ def open_video(path: Path, limits: SourceLimits) -> FrameSource:
     """Open a video file; `path` exists and is a regular file.
 
     Raises:
-        SourceError: it is no video, or one of an impossible size.
+        SourceError: it cannot be decoded as video, or is too large.
     """
     if choose_library(limits.library) == "opencv":
         return opencv.open_video(path, limits)
@@ -50,13 +100,15 @@ def open_stream(uri: CameraUri, limits: SourceLimits) -> FrameSource:
     """Open an RTSP or HTTP address.
 
     Raises:
-        SourceError: with the reason, as far as one more question to the server tells it.
+        SourceError: it cannot be opened; the server is asked for the reason.
     """
     if uri.kind == "http":
         return open_http(uri, limits, _open_media)
     if choose_library(limits.library) == "opencv":
         if limits.transport != "tcp" and uri.kind == "rtsp":
-            raise SourceError(f"{uri}: only PyAV brings RTSP over UDP; install the extra 'av', or use 'tcp'")
+            raise SourceError(
+                f"{uri}: only PyAV supports RTSP over UDP; install the extra 'av', or set transport: tcp"
+            )
         opencv.refuse_certificate_check(uri.target, limits)
         return opencv.open_stream(uri, limits)
     from visionedge.camera.sources import pyav
@@ -65,7 +117,7 @@ def open_stream(uri: CameraUri, limits: SourceLimits) -> FrameSource:
 
 
 def _open_media(target: str, limits: SourceLimits, playlist: bool) -> FrameSource:
-    """A video file, a playlist or another stream than JPEG, over HTTP."""
+    """Open a video file, a playlist or a stream over HTTP."""
     if choose_library(limits.library) == "opencv":
         opencv.refuse_certificate_check(target, limits)
         return opencv.open_media(target, limits, playlist=playlist)
@@ -75,7 +127,7 @@ def _open_media(target: str, limits: SourceLimits, playlist: bool) -> FrameSourc
 
 
 class LoopedSource:
-    """Plays a source again and again as one, with media times that go on rising."""
+    """A source that begins again at its end, with media times that keep rising."""
 
     live = False
 
@@ -95,7 +147,7 @@ class LoopedSource:
         return f"<LoopedSource {self._source!r}>"
 
     def read(self) -> DecodedPicture | None:
-        """See `Source.read`; None only where the source holds no picture at all."""
+        """See `FrameSource.read`; None only if the source has no picture at all."""
         decoded = self._source.read()
         if decoded is None:
             if self._interrupted:
@@ -104,11 +156,11 @@ class LoopedSource:
             self._source = self._opener()
             if self._wanted is not None:
                 self._source.set_wanted_rate(*self._wanted)
-            # The last picture of a round stays as long as the one before it did.
+            # The last picture of a round is shown as long as the one before it.
             self._begin_s = self._last_s + self._step_s
             decoded = self._source.read()
             if decoded is None:
-                return None  # a source without a picture would spin for ever
+                return None  # a source without a picture would be opened again without end
         position_s = self._begin_s + (decoded.position_s or 0.0)
         if position_s > self._last_s:
             self._step_s = position_s - self._last_s
@@ -117,68 +169,15 @@ class LoopedSource:
         return decoded
 
     def set_wanted_rate(self, pictures_per_s: float | None) -> None:
-        """See `Source.want`; in all rounds to come."""
+        """See `FrameSource.set_wanted_rate`; also for later rounds."""
         self._wanted = (pictures_per_s,)
         self._source.set_wanted_rate(pictures_per_s)
 
     def interrupt(self) -> None:
-        """See `Source.interrupt`."""
+        """See `FrameSource.interrupt`."""
         self._interrupted = True
         self._source.interrupt()
 
     def close(self) -> None:
-        """See `Source.close`."""
+        """See `FrameSource.close`."""
         self._source.close()
-
-
-DEMO_CLIP = "media/demo.mp4"
-
-
-def open_source(uri: CameraUri, limits: SourceLimits | None = None) -> FrameSource:
-    """Open what a URI names; blocks no longer than the open limit, but for name resolution and dead mounts.
-
-    A still picture is a folder of one: it is given once.
-
-    Raises:
-        SourceError: it cannot be opened; one line with the reason and the remedy, without secrets.
-        UnavailableError: `demo:` without the bundled clip.
-    """
-    try:
-        return _open(uri, limits or SourceLimits())
-    except OSError as error:
-        raise SourceError(f"{uri} cannot be opened: {error.strerror or error}") from None
-
-
-def _open(uri: CameraUri, limits: SourceLimits) -> FrameSource:
-    match uri.kind:
-        case "rtsp" | "http":
-            return open_stream(uri, limits)
-        case "v4l2":
-            return open_device(Path(uri.target), limits)
-        case "folder":
-            return _open_looped(lambda: open_folder(Path(uri.target), limits), limits)
-        case "demo":
-            clip = find_bundled_file(DEMO_CLIP)
-            return LoopedSource(lambda: open_video(clip, limits))
-        case "file":
-            return _open_looped(lambda: _open_file(Path(uri.target), limits), limits)
-
-
-def _open_looped(opener: Callable[[], FrameSource], limits: SourceLimits) -> FrameSource:
-    """The source, begun again at its end where that is wanted."""
-    return LoopedSource(opener) if limits.loop else opener()
-
-
-def _open_file(path: Path, limits: SourceLimits) -> FrameSource:
-    if not path.exists():
-        raise SourceError(f"{path} does not exist; check the path")
-    if path.is_dir():
-        return open_folder(path, limits)
-    # Opening a pipe or a device would wait for ever.
-    if not path.is_file():
-        raise SourceError(f"{path} is no regular file")
-    if not os.access(path, os.R_OK):
-        raise SourceError(f"{path} may not be read by this user; change its permissions")
-    if path.suffix.lower() in PICTURE_SUFFIXES:
-        return open_picture(path, limits)
-    return open_video(path, limits)

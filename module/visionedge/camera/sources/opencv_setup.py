@@ -1,4 +1,7 @@
-"""OpenCV and its FFmpeg, brought to behave: options that only the environment can give, silence, a check."""
+"""Settings and checks of OpenCV and its FFmpeg that are process-wide: environment, logging, memory limits.
+
+Call `configure_opencv` before the first use of OpenCV, and `limit_ffmpeg` before each opening.
+"""
 
 import contextlib
 import ctypes
@@ -14,12 +17,12 @@ import numpy as np
 from visionedge.camera.sources.base import SourceLimits
 from visionedge.frames.types import Picture
 
-# Read by OpenCV's FFmpeg each time a stream is opened, for the whole process: so one set for all kinds.
-# TCP: UDP loses packets and stops at firewalls. fpsprobesize 0: a rate is not needed, and counting pictures
-# for it takes 3 s at 10 fps. analyzeduration: still time for a late key picture, within the open limit.
+# OpenCV's FFmpeg reads these options at each opening, for the whole process, so all kinds of streams share
+# them. TCP: UDP loses packets and is blocked by firewalls. fpsprobesize 0: the rate is not needed, and
+# measuring it takes 3 s at 10 fps. analyzeduration 2 s: enough for a late key picture, within the open limit.
 _CAPTURE_OPTIONS = "rtsp_transport;tcp|fpsprobesize;0|analyzeduration;2000000"
 _MAX_ALLOCATION_BYTES = 96 << 20
-"""A plane of 100 megapixels, the most that is decoded at all."""
+"""Largest allocation of FFmpeg: a plane of 100 megapixels, the limit of a picture."""
 
 _UTIL_LIBRARY = re.compile(r"(/\S*/libavutil[^/\s]*)$", re.MULTILINE)
 
@@ -29,32 +32,31 @@ _is_configured = False
 
 
 def configure_opencv() -> None:
-    """Once, before OpenCV first opens or decodes: our FFmpeg options, one thread, and silence.
+    """Set FFmpeg's options, one thread and no logging, before OpenCV first opens or decodes.
 
-    Silence, because both libraries print URIs with the passwords in them. What the user has set in the
-    environment stays.
+    Logging is off because both libraries print URIs with passwords. Variables that the user has set are kept.
     """
     global _is_configured  # noqa: PLW0603 - the environment is process-wide, and so is this flag
     with _lock:
         if _is_configured:
             return
-        # Cameras are many, each with a thread: more of them for a small resize cost more than they bring.
+        # Each camera has a thread; more threads for a small resize cost more than they save.
         cv2.setNumThreads(1)
         os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", _CAPTURE_OPTIONS)
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
         os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", f"{SourceLimits().silence_s:.0f}")
         if "OPENCV_LOG_LEVEL" not in os.environ:
-            # Typed as if levels were an enumeration; they are plain numbers.
+            # Typed as an enumeration, but the levels are plain numbers.
             cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
         _is_configured = True
 
 
 def limit_ffmpeg() -> None:
-    """Before each opening: no FFmpeg that is loaded believes what a camera claims, or asks a proxy for it.
+    """Bound the memory of every loaded FFmpeg, and keep it from using a proxy. Call it before each opening.
 
-    A length of 2 GB in an answer is one line for a camera to write, and FFmpeg would take so much memory.
-    FFmpeg reads `http_proxy` of the environment, for TLS as well; cameras are in the local network. It is
-    taken out of the environment that libraries see; Python's own (`os.environ`) keeps it.
+    A camera can claim a length of 2 GB, and FFmpeg would allocate it. FFmpeg uses `http_proxy` of the
+    environment, for TLS as well, but cameras are in the local network. The variable is removed from the
+    environment that libraries see; Python's `os.environ` keeps it.
     """
     with _lock:
         os.unsetenv("http_proxy")
@@ -70,11 +72,11 @@ _erring_threads: set[int] = set()
 
 
 def _note_error(_source: int | None, level: int, _text: int | None, _arguments: int | None) -> None:
-    if level & 0xFF <= _LOG_ERROR:  # a colour for terminals may stand above the level
+    if level & 0xFF <= _LOG_ERROR:  # the higher bits can hold a terminal colour
         _erring_threads.add(threading.get_ident())
 
 
-# Kept for good: another thread may still be within it when FFmpeg's own is set again.
+# Never freed: another thread may still run it after FFmpeg's own callback is set again.
 _on_message = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(
     _note_error
 )
@@ -83,11 +85,11 @@ _on_message = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_voi
 def reports_error(action: Callable[[], object]) -> bool:
     """Whether OpenCV's FFmpeg reports an error in this thread while `action` runs; call `limit_ffmpeg` first.
 
-    The report is the only trace of some errors: OpenCV ignores what FFmpeg's converter returns. FFmpeg calls
-    for each message, printed or not, so this is for the few pictures about which there is a doubt.
+    The report is the only sign of some errors, because OpenCV ignores the return value of FFmpeg's converter.
+    FFmpeg calls back for every message, printed or not, so use this only for the few doubtful pictures.
     """
     with _lock:
-        # PyAV brings an FFmpeg of its own, in which it may have set a callback of its own.
+        # PyAV has its own FFmpeg, in which it may have set its own callback.
         paths = [path for path in sorted(_limited_libraries) if _PYAV_FOLDER not in path]
     with _callback_lock:
         libraries = [ctypes.CDLL(path) for path in paths]
@@ -110,11 +112,10 @@ _fill_lock = threading.Lock()
 
 @contextlib.contextmanager
 def fill_new_memory() -> Iterator[None]:
-    """Memory that any thread gets in the body is filled with a mark, where the C library can do so (glibc).
+    """Fill memory that any thread allocates in the body with a mark, if the C library supports it (glibc).
 
-    OpenCV says that a picture was retrieved although its FFmpeg refused to convert it; then what it gives is
-    memory that nobody has written. It reserves that memory when the first picture is retrieved, so marked
-    memory shows it: see `is_unwritten`.
+    If FFmpeg refuses to convert a picture, OpenCV reports success and returns memory that was not written. It
+    allocates that memory for the first picture, so the mark shows the error: see `is_unwritten`.
     """
     with _fill_lock:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -129,8 +130,8 @@ def fill_new_memory() -> Iterator[None]:
 
 
 def is_unwritten(picture: Picture) -> bool:
-    """Whether a picture that was retrieved within `fill_new_memory` is nothing but marked memory.
+    """Whether a picture that was retrieved within `fill_new_memory` is only marked memory.
 
-    Not each byte: the allocator keeps notes of its own at the ends.
+    The allocator writes its own data at the ends, so a share of 99 % is enough.
     """
     return float(np.mean(picture == _MARK)) > _MIN_UNWRITTEN_SHARE

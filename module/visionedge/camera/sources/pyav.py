@@ -1,6 +1,6 @@
-"""Videos and streams through PyAV: straight to the model's size, and decoding no more than is wanted.
+"""Opens and reads videos and streams with PyAV, and converts pictures straight to the model's size.
 
-Imported only where PyAV is installed.
+Imported only if PyAV is installed.
 """
 
 import errno
@@ -29,7 +29,7 @@ from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
 from av.video.stream import VideoStream
 
-from visionedge.camera.sources.base import DecodedPicture, SourceLimits, StreamLag
+from visionedge.camera.sources.base import DecodedPicture, SourceLimits
 from visionedge.camera.sources.diagnosis import (
     connection_closed,
     diagnose_rtsp_open,
@@ -47,16 +47,15 @@ from visionedge.camera.sources.http_camera import HttpFile, HttpFileOpener
 from visionedge.camera.sources.opencv_setup import limit_ffmpeg
 from visionedge.camera.sources.redirects import resolve_rtsp_redirects
 from visionedge.camera.sources.skip_policy import DecodeLevel, SkipPolicy, StreamClockCheck
-from visionedge.camera.sources.yuv import ColourMatrix, Plane, YuvConverter, YuvPlanes, convert_full_size
-from visionedge.camera.timing import Timeline
+from visionedge.camera.sources.yuv import ColourMatrix, YuvConverter, YuvPlanes, convert_full_size
+from visionedge.camera.timing import StreamLag, Timeline
 from visionedge.config.addresses import CameraUri
 from visionedge.errors import DamagedPictureError, SourceError
-from visionedge.frames.letterbox import draw_to_input, fit_to_input
+from visionedge.frames.letterbox import Plane, draw_to_input, fit_to_input
 from visionedge.frames.types import InputSpec, Picture, Placement
 from visionedge.runtime.redaction import mask_address
 
-# PyAV's decoder of one stream, and what its pictures become.
-
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     VideoPacket = Packet[VideoStream]
@@ -65,14 +64,14 @@ else:
 
 _SKIP_FRAME = {DecodeLevel.ALL: "DEFAULT", DecodeLevel.REFERENCES: "NONREF", DecodeLevel.KEYS: "DEFAULT"}
 
-# Names of pixel formats whose planes are taken as they are; all others go the way over FFmpeg's own BGR.
+# Pixel formats whose planes are used directly; FFmpeg converts all others to BGR.
 _PLANAR = re.compile(r"(?:yuvj?4\d\dp|gray)(?:(9|10|12|14|16)le)?")
 _FULL_RANGE_BY_NAME: Mapping[str, bool | None] = {"yuvj": True, "gray": None}
 _SAMPLE_TYPES = np.dtype(np.uint8), np.dtype("<u2")
 _SEMI_PLANAR = {"nv12": 255, "nv16": 255, "nv24": 255, "p010le": 65535, "p210le": 65535, "p410le": 65535}
 
-# FFmpeg's numbers. What a stream does not say (2) is BT.601, as FFmpeg and OpenCV have it. What is not here
-# (11 and above: seldom seen, and not linear for the most part) is taken for the matrix of its primaries.
+# FFmpeg's numbers of colour matrices. An unspecified matrix (2) is BT.601, as in FFmpeg and OpenCV. Others
+# (11 and above: rare, and mostly not linear) are replaced by the matrix of their primaries.
 _MATRICES: dict[int, ColourMatrix] = {
     0: "bt601",
     1: "bt709",
@@ -91,223 +90,11 @@ _FULL_RANGE = 2
 _LIMITED_RANGE = 1
 
 
-class PyavDecoder:
-    """A codec context that survives damaged packets, which give no picture; `damaged` tells of the last."""
-
-    def __init__(self, context: VideoCodecContext, threads: int) -> None:
-        context.thread_count = threads
-        context.thread_type = "AUTO"
-        # Smoothing the edges of blocks is a good part of decoding. Where no other picture refers to one,
-        # nothing spreads, and it changes 1080p by a twentieth of a grey level.
-        context.options = {"skip_loop_filter": "noref"}
-        self.intra_only = context.codec.intra_only
-        self.damaged = False
-        self._context = context
-        self._level = DecodeLevel.ALL
-        self._on_gpu = False
-
-    @property
-    def name(self) -> str:
-        """Who decodes, for people."""
-        return f"pyav {self._context.name}{' (nvdec)' if self._on_gpu else ''}"
-
-    def decode(self, packet: VideoPacket | None) -> list[VideoFrame]:
-        """The pictures that come out when the packet goes in; at None, those still inside."""
-        try:
-            frames = self._context.decode(packet)
-        except FFmpegError:
-            self.damaged = True
-            return []
-        if frames:
-            self.damaged = False
-            # What was decoded on a GPU comes back with two planes, which no decoder of ours on the CPU gives.
-            self._on_gpu = self._context.is_hwaccel and frames[0].format.name in _SEMI_PLANAR
-        return frames
-
-    def decode_key_picture(self, packet: VideoPacket) -> VideoFrame | None:
-        """The picture of a key picture's packet, at once and whatever came before; None if it is damaged."""
-        frames = self.decode(packet)
-        if not frames:
-            frames = self.drain()
-            self.flush()
-        self.damaged = not frames
-        return frames[0] if frames else None
-
-    def drain(self) -> list[VideoFrame]:
-        """The pictures still inside; `flush` before going on."""
-        return self.decode(None)
-
-    def flush(self) -> None:
-        """Forget what came before: the next packet is a key picture's."""
-        if self._context.is_open:
-            self._context.flush_buffers()
-
-    def set_level(self, level: DecodeLevel) -> None:
-        """Decode no more than this from now on."""
-        if level is self._level:
-            return
-        if DecodeLevel.KEYS in (level, self._level):
-            self.flush()
-        self._context.skip_frame = _SKIP_FRAME[level]  # type: ignore[assignment]  # typed as the names themselves
-        self._level = level
-
-
-class PyavPicture:
-    """See `DecodedPicture`. Keeps the frame as it was decoded: BGR is made of it when somebody asks.
-
-    Nothing in it may refer back to it: frames are large, and must not wait for the garbage collector.
-    """
-
-    def __init__(
-        self,
-        decode_frame: Callable[[], VideoFrame],
-        converter: YuvConverter,
-        size_px: tuple[int, int],
-        position_s: float | None,
-        source_frames: int,
-        *,
-        key: bool = False,
-    ) -> None:
-        self.width_px, self.height_px = size_px
-        self.position_s = position_s
-        self.source_frames = source_frames
-        self.key = key
-        self._decode_frame = decode_frame
-        self._converter: YuvConverter | None = converter
-        self._seen = False
-
-    def fit_to_input(self, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:
-        """See `Decoded.fill`."""
-        planes = read_planes(self._load_frame())
-        converter, self._converter = self._converter or YuvConverter(), None
-        if planes is None:
-            return fit_to_input(self.picture(), spec, out)
-        return draw_to_input(
-            planes.size_px, spec, out, lambda window: converter.convert(planes, window, spec.resample)
-        )
-
-    def picture(self) -> Picture:
-        """See `Decoded.picture`; made anew each time, as the frame is half its size."""
-        frame = self._load_frame()
-        planes = read_planes(frame)
-        return _convert_upright(frame) if planes is None else convert_full_size(planes)
-
-    def _load_frame(self) -> VideoFrame:
-        frame = self._decode_frame()
-        if not self._seen:
-            turned = _quarter_turns(frame) % 2 == 1
-            self.width_px = frame.height if turned else frame.width
-            self.height_px = frame.width if turned else frame.height
-            # What is kept is the frame, and not the packet and all that it came from.
-            self._decode_frame, self._seen = (lambda: frame), True
-        return frame
-
-
-def read_planes(frame: VideoFrame) -> YuvPlanes | None:
-    """The planes of a frame, not copied; None for a pixel format that is none of brightness and colour."""
-    layout = _layout(frame.format.name)
-    if layout is None:
-        return None
-    matrix = _MATRICES.get(frame.colorspace)
-    if matrix is None:
-        matrix = _MATRICES_OF_PRIMARIES.get(frame.color_primaries, "bt601")
-    luma, *chroma = frame.planes
-    # Grey has no colour to be squeezed for broadcasting, so it is full unless it says otherwise.
-    kept = layout.full if layout.full is not None else frame.color_range != _LIMITED_RANGE
-    return YuvPlanes(
-        _array(luma, layout.dtype),
-        tuple(_array(plane, layout.dtype, layout.channels) for plane in chroma),
-        layout.white,
-        kept or frame.color_range == _FULL_RANGE,
-        matrix,
-        _quarter_turns(frame),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """How the planes of a pixel format lie: samples, white, colours together in one plane.
-
-    `full` None: full range unless the frame says otherwise.
-    """
-
-    dtype: np.dtype[Any]
-    white: int
-    channels: int = 1
-    full: bool | None = False
-
-
-@lru_cache(maxsize=64)
-def _layout(name: str) -> _Layout | None:
-    if (white := _SEMI_PLANAR.get(name)) is not None:
-        return _Layout(_SAMPLE_TYPES[white > 255], white, channels=2)
-    planar = _PLANAR.fullmatch(name)
-    if planar is None:
-        return None
-    white = (1 << int(planar[1] or 8)) - 1
-    return _Layout(_SAMPLE_TYPES[white > 255], white, full=_FULL_RANGE_BY_NAME.get(name[:4], False))
-
-
-def _array(plane: VideoPlane, dtype: np.dtype[Any], channels: int = 1) -> Plane:
-    shape = (plane.height, plane.width) if channels == 1 else (plane.height, plane.width, channels)
-    pixel_bytes = channels * dtype.itemsize
-    strides = (plane.line_size, pixel_bytes, dtype.itemsize)[: len(shape)]
-    return np.ndarray(shape, dtype, memoryview(plane), strides=strides)
-
-
-def _quarter_turns(frame: VideoFrame) -> int:
-    """Clockwise, to be upright: FFmpeg tells by how much it stands turned anticlockwise."""
-    return round(-frame.rotation / 90) % 4
-
-
-def _convert_upright(frame: VideoFrame) -> Picture:
-    picture = _convert(frame)
-    turns = _quarter_turns(frame)
-    code = {1: cv2.ROTATE_90_CLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_COUNTERCLOCKWISE}
-    return picture if turns == 0 else np.asarray(cv2.rotate(picture, code[turns]), np.uint8)
-
-
-def _convert(frame: VideoFrame) -> Picture:
-    try:
-        return np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
-    except FFmpegError:  # FFmpeg knows the matrix and cannot compute it
-        frame.colorspace = _UNSPECIFIED_MATRIX
-    try:
-        return np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
-    except (FFmpegError, ValueError):
-        raise DamagedPictureError(
-            f"pictures of the pixel format {frame.format.name} cannot be converted"
-        ) from None
-
-
-# NVIDIA's video decoder through PyAV: whether there is one, asked once.
-
-
-log = logging.getLogger(__name__)
-
-# One CUDA context for all cameras: each of its own would cost hundreds of megabytes.
+# One CUDA context for all cameras: a context for each would cost hundreds of megabytes.
 _HWACCEL_OPTIONS: dict[str, object] = {"primary_ctx": "1"}
 
-
-@lru_cache(maxsize=1)
-def find_hardware_decoder() -> HWAccel | None:
-    """What `av.open` takes to decode on the GPU; None where this machine or this PyAV has none.
-
-    A stream that the GPU cannot decode goes to the CPU by itself.
-    """
-    if "cuda" not in hwdevices_available():
-        return None
-    wanted = HWAccel("cuda", allow_software_fallback=True, options=_HWACCEL_OPTIONS)
-    try:
-        wanted.create(av.Codec("h264", "r"))
-    except (FFmpegError, RuntimeError, NotImplementedError) as error:
-        log.debug("videos are decoded on the CPU: the GPU's decoder is not usable (%s)", error)
-        return None
-    return wanted
-
-
-# fpsprobesize 0: a rate is not needed, and counting pictures for it takes 3 s at 10 fps. analyzeduration:
-# still time for a late key picture, within the open limit.
+# fpsprobesize 0: the rate is not needed, and measuring it takes 3 s at 10 fps. analyzeduration 2 s: enough
+# for a late key picture, within the open limit.
 _PROBE_OPTIONS = {"fpsprobesize": "0", "analyzeduration": "2000000"}
 
 _TRANSPORTS = {
@@ -316,7 +103,7 @@ _TRANSPORTS = {
     "auto": {"rtsp_transport": "udp+tcp", "rtsp_flags": "prefer_tcp"},
 }
 
-# One thread decodes so many pixels per second with ease; above that a source asks for further ones.
+# One thread decodes 4K at 40 pictures per second; above that a source acquires more threads.
 _PIXELS_PER_S_OF_A_THREAD = 3840 * 2160 * 40
 _MAX_THREADS = 4
 
@@ -324,17 +111,17 @@ _CATCH_UP_S = 5.0
 
 _CLOSED_ERRORS = (av.error.EOFError, ConnectionError)
 _MAX_UNDECODED_PACKETS = 5
-"""A decoder may hold back so many pictures."""
+"""A decoder may buffer this many pictures."""
 
 
 def open_video(path: Path, limits: SourceLimits) -> "PyavSource":
     """Open a video file; `path` exists and is a regular file.
 
     Raises:
-        SourceError: it is no video, or one of an impossible size.
+        SourceError: it cannot be decoded as video, or is too large.
     """
     try:
-        # An absolute path: FFmpeg takes what stands before a colon for a protocol.
+        # An absolute path: FFmpeg takes the text before a colon for a protocol.
         container = _open(str(path.absolute()), {}, limits)
     except FFmpegError:
         raise SourceError(no_video(str(path))) from None
@@ -345,7 +132,7 @@ def open_stream(uri: CameraUri, limits: SourceLimits) -> "PyavSource":
     """Open an RTSP address.
 
     Raises:
-        SourceError: with the reason, as far as one more question to the server tells it.
+        SourceError: it cannot be opened; the server is asked for the reason.
     """
     began_s = time.monotonic()
     found = resolve_rtsp_redirects(uri, limits)
@@ -369,10 +156,10 @@ def open_stream(uri: CameraUri, limits: SourceLimits) -> "PyavSource":
 
 
 def _remaining_limits(limits: SourceLimits, began_s: float) -> SourceLimits:
-    """The limits for a decoder, after something else took part of the time for opening.
+    """Return the limits for the decoder, after our own requests took part of the time for opening.
 
     Raises:
-        TimeoutError: nearly nothing is left; a server that was too slow for us may still redirect FFmpeg.
+        TimeoutError: less than 5 % is left. FFmpeg must not open then: a slow server could still redirect it.
     """
     left_s = limits.open_timeout_s - (time.monotonic() - began_s)
     if left_s < limits.open_timeout_s * 0.05:
@@ -381,20 +168,20 @@ def _remaining_limits(limits: SourceLimits, began_s: float) -> SourceLimits:
 
 
 def _tls_options(uri: CameraUri, certificates: str) -> dict[str, str]:
-    """FFmpeg's options that refuse a server whose certificate is not trusted or is another host's."""
+    """Return FFmpeg's options for checking the certificate and the host name of a server."""
     if not os.access(certificates, os.R_OK):
         raise SourceError(unreadable_certificates(str(uri), certificates))
     return {"tls_verify": "1", "ca_file": certificates}
 
 
 def open_media(target: str, limits: SourceLimits, *, playlist: bool) -> "PyavSource":
-    """Open a video file, a playlist or a stream behind an HTTP address that answers.
+    """Open a video file, a playlist or a stream at an HTTP address.
 
     Raises:
-        SourceError: it is none that can be read.
+        SourceError: it cannot be read.
     """
     files = HttpFileOpener(target, limits, hides_name=not playlist)
-    # Without http_persistent FFmpeg would go on with connections that are not its own.
+    # http_persistent 0: FFmpeg must not reuse connections that `HttpFileOpener` owns.
     options = {**_PROBE_OPTIONS, "http_persistent": "0"} if playlist else dict(_PROBE_OPTIONS)
     with ExitStack() as failing:
         failing.callback(files.close)
@@ -454,13 +241,30 @@ def _source(
     )
 
 
+@lru_cache(maxsize=1)
+def find_hardware_decoder() -> HWAccel | None:
+    """Return the argument for `av.open` to decode on an NVIDIA GPU; None if that is not possible.
+
+    A stream that the GPU cannot decode is decoded on the CPU.
+    """
+    if "cuda" not in hwdevices_available():
+        return None
+    wanted = HWAccel("cuda", allow_software_fallback=True, options=_HWACCEL_OPTIONS)
+    try:
+        wanted.create(av.Codec("h264", "r"))
+    except (FFmpegError, RuntimeError, NotImplementedError) as error:
+        log.debug("videos are decoded on the CPU: the GPU's decoder cannot be used (%s)", error)
+        return None
+    return wanted
+
+
 class PyavSource:
-    """One opened container; see `Source`.
+    """One opened container; see `FrameSource`.
 
-    A stream of which every picture is a key picture, and one of which only key pictures are wanted, is
-    decoded when somebody looks at a picture; everything else is decoded as it comes.
+    If every picture is a key picture, or only key pictures are wanted, decoding waits for the conversion;
+    otherwise packets are decoded as they come.
 
-    `paced`: it is live, but comes in bursts (segments of a playlist), and is to be played at its own rate.
+    `paced`: a live source that comes in bursts (segments of a playlist) is played at its own rate.
     """
 
     def __init__(
@@ -483,7 +287,7 @@ class PyavSource:
         self._spare = _take_spare_threads(stream, limits)
         self._decoder = PyavDecoder(stream.codec_context, 1 + self._spare)
         self._packets = container.demux(stream)
-        # Of the stream, not of each picture: what comes out at the end has lost its unit.
+        # Time base of the stream, because frames that are drained at the end have none.
         self._tick_s = float(stream.time_base or 0)
         self._converter = YuvConverter()
         self._timeline = Timeline(float(stream.average_rate or 0))
@@ -505,11 +309,11 @@ class PyavSource:
 
     @property
     def decoder(self) -> str:
-        """See `Source.decoder`."""
+        """See `FrameSource.decoder`."""
         return self._decoder.name
 
     def read(self) -> DecodedPicture | None:
-        """See `Source.read`."""
+        """See `FrameSource.read`."""
         while not self._interrupted:
             if self._ready:
                 return self._decoded(self._ready.popleft())
@@ -525,23 +329,23 @@ class PyavSource:
         return None
 
     def set_wanted_rate(self, pictures_per_s: float | None) -> None:
-        """See `Source.want`."""
+        """See `FrameSource.want`."""
         self._skip_policy.set_wanted_rate(pictures_per_s)
 
     def interrupt(self) -> None:
-        """See `Source.interrupt`."""
+        """See `FrameSource.interrupt`."""
         self._interrupted = True
         if self._files is not None:
             self._files.interrupt()
 
     def close(self) -> None:
-        """See `Source.close`."""
+        """See `FrameSource.close`."""
         if not self._closed:
             self._closed = True
             self._container.close()
             if self._files is not None:
                 self._files.close()
-            self._limits.spare_threads.give_back(self._spare)
+            self._limits.spare_threads.release(self._spare)
 
     # --- packets --------------------------------------------------------------------------------------------
 
@@ -558,7 +362,7 @@ class PyavSource:
         return (packet if packet is not None and packet.size else None), self._clock() - began_s
 
     def _process_packet(self, packet: VideoPacket, waited_s: float) -> DecodedPicture | None:
-        """Decode a packet into `_ready`, or give a picture that is decoded later, or let it go."""
+        """Decode a packet into `_ready`, or return a picture that is decoded later, or skip it."""
         self._packet_count += 1
         self._refuse_large(self._stream.codec_context.width, self._stream.codec_context.height)
         if self.live:
@@ -580,24 +384,24 @@ class PyavSource:
 
     def _undecoded(self, packet: VideoPacket) -> DecodedPicture | None:
         first: VideoFrame | None = None
-        if self._given_count == 0:  # only a picture that was seen proves that there are any
+        if self._given_count == 0:  # the first picture must prove that the source has pictures
             first = self._decoder.decode_key_picture(packet)
             if first is None:
                 return None
-        self._buffered_count = 0  # what the decoder held is gone, or is this picture
+        self._buffered_count = 0  # the decoder buffers nothing now
         context = self._stream.codec_context
         raw_s = self._seconds(packet.pts)
 
         def decode_frame() -> VideoFrame:
             frame = first or self._decoder.decode_key_picture(packet)
             if frame is None:
-                raise DamagedPictureError(f"a picture of {self._name} cannot be decoded")
+                raise DamagedPictureError(f"{self._name}: a picture cannot be decoded")
             return frame
 
         return self._make_picture(decode_frame, (context.width, context.height), raw_s, key=True)
 
     def _is_dropped(self, packet: VideoPacket, waited_s: float) -> bool:
-        """Whether the packet is let go, so as not to fall behind; afterwards a key picture comes first."""
+        """Whether to skip the packet because the source is late; decoding resumes at a key picture."""
         now_s = self._clock()
         late_s = self._lag.late_s(self._time_of(packet), now_s, waited_s)
         if self._behind_since_s is None:
@@ -606,7 +410,7 @@ class PyavSource:
             self._behind_since_s = now_s
             return True
         if now_s - self._behind_since_s > _CATCH_UP_S:
-            self._lag.reset()  # even leaving pictures out does not help: better late ones than none
+            self._lag.reset()  # skipping did not help; late pictures are better than none
         elif late_s > self._limits.late_s / 4:
             return True
         self._behind_since_s, self._needs_key = None, True
@@ -619,7 +423,7 @@ class PyavSource:
         return self._needs_key
 
     def _judge_clock(self, packet: VideoPacket) -> None:
-        """What comes in bursts of several seconds arrives at no rate that says anything."""
+        """Compare time stamps with the clock, except for sources that come in bursts."""
         if not self._paced and self._stream_clock.note(self._time_of(packet), self._clock()):
             self._skip_policy.change_clock()
 
@@ -648,15 +452,15 @@ class PyavSource:
         self._given_count += 1
         if not self._decoder.damaged:
             self._unseen_since_s, self._unseen_count = None, 0
-        source_frames = self._covers()
+        source_frames = self._count_source_frames()
         position_s = self._timeline.advance(raw_s) if self._paced else None
         return PyavPicture(decode_frame, self._converter, size_px, position_s, source_frames, key=key)
 
-    def _covers(self) -> int:
-        """How many packets a picture stands for, which are all in the end.
+    def _count_source_frames(self) -> int:
+        """Return how many packets a picture represents; the sum over all pictures is the number of packets.
 
-        Behind B-pictures the decoder holds some back: it may give two for one packet, and the last ones for
-        none at all. Each of them stands for itself.
+        With B-pictures the decoder buffers some: it may return two pictures for one packet, and the last ones
+        at the end. Each of them represents itself.
         """
         if self._given_count == 1:
             self._buffered_count = self._packet_count - 1
@@ -673,7 +477,7 @@ class PyavSource:
     # --- ends and losses ------------------------------------------------------------------------------------
 
     def _check_decodable(self) -> None:
-        """A packet has come: no picture for long is a loss, but not where packets themselves are rare."""
+        """Raise if packets came for `picture_timeout_s` without a picture; rare packets are no loss."""
         now_s = self._clock()
         if self._unseen_since_s is None:
             self._unseen_since_s = now_s
@@ -683,7 +487,7 @@ class PyavSource:
             raise SourceError(undecodable_stream(self._name, self._limits.picture_timeout_s))
 
     def _judge_loss(self, waited_s: float, error: FFmpegError) -> None:
-        """A file that cannot be read further has ended; anything else is lost."""
+        """Raise the reason of a loss; a local file that cannot be read further has ended."""
         self._judge_files()
         if not self.live and not self._remote:
             return
@@ -691,22 +495,22 @@ class PyavSource:
             raise SourceError(no_picture_received(self._name, self._limits.read_timeout_s)) from None
         if isinstance(error, _CLOSED_ERRORS) or error.errno == errno.EIO:
             raise SourceError(connection_closed(self._name)) from None
-        # FFmpeg's words for the number alone: the whole text holds the address with its secrets.
+        # Only FFmpeg's text for the error number: the whole message contains the address with its secrets.
         raise SourceError(read_failed(self._name, error.strerror or type(error).__name__)) from None
 
     def _judge_files(self) -> None:
-        """FFmpeg does not say why it could not open a segment."""
+        """Raise the reason why a segment did not open, which FFmpeg does not report."""
         if self._files is not None and self._files.error is not None and not self._interrupted:
             raise self._files.error
 
     def _judge_end(self) -> None:
-        """PyAV ends cleanly where a server was killed, too."""
+        """Raise unless this is a clean end: PyAV also ends without an error if the server was killed."""
         self._judge_files()
         if self.live:
             raise SourceError(connection_closed(self._name))
         if self._given_count == 0:
             raise SourceError(no_video(self._name))
-        # The number is an estimate in some containers, hence the tenth.
+        # The number of pictures is an estimate in some containers, hence the factor 0.9.
         if self._remote and self._packet_count < 0.9 * _expected_pictures(self._container, self._stream):
             raise SourceError(ended_early(self._name, self._packet_count))
 
@@ -714,7 +518,7 @@ class PyavSource:
 def _take_spare_threads(stream: VideoStream, limits: SourceLimits) -> int:
     context = stream.codec_context
     load = context.width * context.height * float(stream.average_rate or 30)
-    return limits.spare_threads.take(min(_MAX_THREADS, math.ceil(load / _PIXELS_PER_S_OF_A_THREAD)) - 1)
+    return limits.spare_threads.acquire(min(_MAX_THREADS, math.ceil(load / _PIXELS_PER_S_OF_A_THREAD)) - 1)
 
 
 def _expected_pictures(container: InputContainer, stream: VideoStream) -> float:
@@ -723,3 +527,192 @@ def _expected_pictures(container: InputContainer, stream: VideoStream) -> float:
     if container.duration is None or stream.average_rate is None:
         return 0.0
     return container.duration / av.time_base * float(stream.average_rate)
+
+
+class PyavDecoder:
+    """A codec context that survives damaged packets; `damaged`: the last packet gave no picture."""
+
+    def __init__(self, context: VideoCodecContext, threads: int) -> None:
+        context.thread_count = threads
+        context.thread_type = "AUTO"
+        # The deblocking filter is a large part of decoding. Without it on pictures that no other picture
+        # refers to, errors do not spread, and 1080p changes by 0.05 grey levels.
+        context.options = {"skip_loop_filter": "noref"}
+        self.intra_only = context.codec.intra_only
+        self.damaged = False
+        self._context = context
+        self._level = DecodeLevel.ALL
+        self._on_gpu = False
+
+    @property
+    def name(self) -> str:
+        """The name of the decoder, for status."""
+        return f"pyav {self._context.name}{' (nvdec)' if self._on_gpu else ''}"
+
+    def decode(self, packet: VideoPacket | None) -> list[VideoFrame]:
+        """Decode a packet and return the pictures that come out; None: those still buffered."""
+        try:
+            frames = self._context.decode(packet)
+        except FFmpegError:
+            self.damaged = True
+            return []
+        if frames:
+            self.damaged = False
+            # Pictures from a GPU have two planes; no decoder on the CPU gives such pictures.
+            self._on_gpu = self._context.is_hwaccel and frames[0].format.name in _SEMI_PLANAR
+        return frames
+
+    def decode_key_picture(self, packet: VideoPacket) -> VideoFrame | None:
+        """Return the picture of a key picture's packet at once; None if it is damaged."""
+        frames = self.decode(packet)
+        if not frames:
+            frames = self.drain()
+            self.flush()
+        self.damaged = not frames
+        return frames[0] if frames else None
+
+    def drain(self) -> list[VideoFrame]:
+        """Return the pictures that are still buffered; call `flush` before decoding more."""
+        return self.decode(None)
+
+    def flush(self) -> None:
+        """Drop buffered pictures; the next packet must be a key picture."""
+        if self._context.is_open:
+            self._context.flush_buffers()
+
+    def set_level(self, level: DecodeLevel) -> None:
+        """Set the decode level."""
+        if level is self._level:
+            return
+        if DecodeLevel.KEYS in (level, self._level):
+            self.flush()
+        self._context.skip_frame = _SKIP_FRAME[level]  # type: ignore[assignment]  # typed as the names themselves
+        self._level = level
+
+
+class PyavPicture:
+    """See `DecodedPicture`. Keeps the decoded frame and converts it to BGR on demand.
+
+    It must not be part of a reference cycle: frames are large and must not wait for the garbage collector.
+    """
+
+    def __init__(
+        self,
+        decode_frame: Callable[[], VideoFrame],
+        converter: YuvConverter,
+        size_px: tuple[int, int],
+        position_s: float | None,
+        source_frames: int,
+        *,
+        key: bool = False,
+    ) -> None:
+        self.width_px, self.height_px = size_px
+        self.position_s = position_s
+        self.source_frames = source_frames
+        self.key = key
+        self._decode_frame = decode_frame
+        self._converter: YuvConverter | None = converter
+        self._seen = False
+
+    def fit_to_input(self, spec: InputSpec, out: Picture | None = None) -> tuple[Picture, Placement]:
+        """See `DecodedPicture.fit_to_input`."""
+        planes = read_planes(self._load_frame())
+        converter, self._converter = self._converter or YuvConverter(), None
+        if planes is None:
+            return fit_to_input(self.picture(), spec, out)
+        return draw_to_input(
+            planes.size_px, spec, out, lambda window: converter.convert(planes, window, spec.resample)
+        )
+
+    def picture(self) -> Picture:
+        """See `DecodedPicture.picture`; converted at each call, because the frame takes half the memory."""
+        frame = self._load_frame()
+        planes = read_planes(frame)
+        return _convert_upright(frame) if planes is None else convert_full_size(planes)
+
+    def _load_frame(self) -> VideoFrame:
+        frame = self._decode_frame()
+        if not self._seen:
+            turned = _quarter_turns(frame) % 2 == 1
+            self.width_px = frame.height if turned else frame.width
+            self.height_px = frame.width if turned else frame.height
+            # Keep the frame, but not the packet that it came from.
+            self._decode_frame, self._seen = (lambda: frame), True
+        return frame
+
+
+def read_planes(frame: VideoFrame) -> YuvPlanes | None:
+    """Return the planes of a frame without a copy; None for a pixel format that is not luma and chroma."""
+    layout = _layout(frame.format.name)
+    if layout is None:
+        return None
+    matrix = _MATRICES.get(frame.colorspace)
+    if matrix is None:
+        matrix = _MATRICES_OF_PRIMARIES.get(frame.color_primaries, "bt601")
+    luma, *chroma = frame.planes
+    # Grey is full range unless the frame says otherwise.
+    kept = layout.full if layout.full is not None else frame.color_range != _LIMITED_RANGE
+    return YuvPlanes(
+        _array(luma, layout.dtype),
+        tuple(_array(plane, layout.dtype, layout.channels) for plane in chroma),
+        layout.white,
+        kept or frame.color_range == _FULL_RANGE,
+        matrix,
+        _quarter_turns(frame),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Memory layout of a pixel format: sample type, white level, chroma channels per plane.
+
+    `full` None: full range unless the frame says otherwise.
+    """
+
+    dtype: np.dtype[Any]
+    white: int
+    channels: int = 1
+    full: bool | None = False
+
+
+@lru_cache(maxsize=64)
+def _layout(name: str) -> _Layout | None:
+    if (white := _SEMI_PLANAR.get(name)) is not None:
+        return _Layout(_SAMPLE_TYPES[white > 255], white, channels=2)
+    planar = _PLANAR.fullmatch(name)
+    if planar is None:
+        return None
+    white = (1 << int(planar[1] or 8)) - 1
+    return _Layout(_SAMPLE_TYPES[white > 255], white, full=_FULL_RANGE_BY_NAME.get(name[:4], False))
+
+
+def _array(plane: VideoPlane, dtype: np.dtype[Any], channels: int = 1) -> Plane:
+    shape = (plane.height, plane.width) if channels == 1 else (plane.height, plane.width, channels)
+    pixel_bytes = channels * dtype.itemsize
+    strides = (plane.line_size, pixel_bytes, dtype.itemsize)[: len(shape)]
+    return np.ndarray(shape, dtype, memoryview(plane), strides=strides)
+
+
+def _quarter_turns(frame: VideoFrame) -> int:
+    """Return the clockwise quarter turns that make a frame upright; FFmpeg counts anticlockwise."""
+    return round(-frame.rotation / 90) % 4
+
+
+def _convert_upright(frame: VideoFrame) -> Picture:
+    picture = _convert(frame)
+    turns = _quarter_turns(frame)
+    code = {1: cv2.ROTATE_90_CLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_COUNTERCLOCKWISE}
+    return picture if turns == 0 else np.asarray(cv2.rotate(picture, code[turns]), np.uint8)
+
+
+def _convert(frame: VideoFrame) -> Picture:
+    try:
+        return np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
+    except FFmpegError:  # FFmpeg cannot convert from this matrix
+        frame.colorspace = _UNSPECIFIED_MATRIX
+    try:
+        return np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
+    except (FFmpegError, ValueError):
+        raise DamagedPictureError(
+            f"pictures of the pixel format {frame.format.name} cannot be converted"
+        ) from None

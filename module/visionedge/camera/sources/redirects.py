@@ -1,4 +1,7 @@
-"""Where a camera may send us with a redirect: one rule for HTTP and RTSP."""
+"""Redirects of cameras: which ones are followed, for HTTP and RTSP alike, and following them for RTSP.
+
+FFmpeg would follow an RTSP redirect to any host, so `resolve_rtsp_redirects` does it before a decoder opens.
+"""
 
 import ipaddress
 import os
@@ -15,33 +18,36 @@ from visionedge.camera.sources.rtsp import NoRtspReplyError, RtspResult, send_de
 from visionedge.config.addresses import CameraUri
 from visionedge.errors import SourceError
 
+_MAX_RTSP_REDIRECTS = 5
+_RTSP_SCHEMES = ("rtsp", "rtsps")
+
 
 def resolve_location(url: str, where: str) -> str:
-    """The address that a `Location` names, seen from `url`."""
+    """Return the absolute address of a `Location` header in an answer from `url`."""
     try:
         return urljoin(url, where)
     except ValueError:
-        return where  # which is looked at next
+        return where  # `check_redirect` refuses it
 
 
 def check_redirect(
     name: str, origin: SplitResult, url: str, schemes: tuple[str, ...], redirects: RedirectPolicy
 ) -> SplitResult:
-    """The parts of an address that the camera may send us to.
+    """Check the address of a redirect and return its parts.
 
     Args:
-        name: the camera, as it may be shown.
+        name: the camera's address without secrets.
         origin: the camera's own address.
-        url: where it sends us.
-        schemes: those that are followed.
-        redirects: which hosts it may lead to.
+        url: the address of the redirect.
+        schemes: the schemes that are followed.
+        redirects: the hosts that are followed.
 
     Raises:
-        SourceError: it may not be followed.
+        SourceError: the redirect is not followed.
     """
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises where it is no number
+        _ = parts.port  # raises if it is not a number
     except ValueError:
         raise SourceError(diagnosis.redirect_without_address(name)) from None
     if parts.scheme.lower() not in schemes or not parts.hostname:
@@ -60,11 +66,13 @@ def connect_guarded(
     tls: bool,
     certificates: str | None,
 ) -> socket.socket:
-    """A connection to an address that is allowed; one to another host only where that is no inner host.
+    """Connect to an address that passed `check_redirect`, but never to this machine or a link-local address.
+
+    The camera's own address may be local.
 
     Raises:
-        OSError: there is none, or its certificate is not trusted.
-        SourceError: the other host is this machine or a link-local one, or no certificates can be read.
+        OSError: no connection, or the certificate is not trusted.
+        SourceError: another host has a local address, or the file of certificates cannot be read.
     """
     other = parts.hostname != origin.hostname
     if other:
@@ -74,7 +82,7 @@ def connect_guarded(
         raise SourceError(diagnosis.unreadable_certificates(name, certificates))
     connection = connect(parts, timeout_s, tls=tls, certificates=certificates)
     try:
-        if other:  # the name may mean another address by now
+        if other:  # DNS may return another address by now
             _refuse_local(name, origin, parts, [str(connection.getpeername()[0])])
     except BaseException:
         connection.close()
@@ -83,9 +91,9 @@ def connect_guarded(
 
 
 def copy_login(url: str, target: str) -> str:
-    """The address that the camera led to, with the login only if it is at the same host.
+    """Return `url` with the login of `target`, if it is the same host and not less secure.
 
-    A login that was meant for TLS is not sent without it. A login in `url` itself is left out.
+    The login of a TLS address is not sent without TLS. A login in `url` itself is removed.
     """
     parts, origin = urlsplit(strip_login(url)), urlsplit(target)
     login, at, _ = origin.netloc.rpartition("@")
@@ -96,7 +104,7 @@ def copy_login(url: str, target: str) -> str:
 
 
 def _refuse_local(name: str, origin: SplitResult, parts: SplitResult, addresses: Iterable[str]) -> None:
-    """Another host may not be this machine or a link-local one, such as a cloud's metadata service."""
+    """Refuse another host on this machine or a link-local address, such as a cloud's metadata service."""
     own = socket.getaddrinfo(origin.hostname, None, proto=socket.IPPROTO_TCP)
     is_origin_loopback = _address(str(own[0][4][0])).is_loopback
     for address in map(_address, addresses):
@@ -109,19 +117,12 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-# Follows an RTSP camera's redirects before a decoder opens it: FFmpeg would follow them to any host.
-
-
-_MAX_REDIRECTS = 5
-_SCHEMES = ("rtsp", "rtsps")
-
-
 @dataclass(frozen=True, slots=True)
 class RtspTarget:
-    """Where an RTSP address leads.
+    """The end of a chain of RTSP redirects.
 
-    `target` is what a decoder has to open, with the login if its server may get it. `described` is how that
-    server answered DESCRIBE; None where the camera's own address gave no answer.
+    `target` is the address for the decoder, with the login if its server may get it. `describe_reply` is that
+    server's answer to DESCRIBE; None if the camera's own address did not answer.
     """
 
     target: str
@@ -129,18 +130,18 @@ class RtspTarget:
 
 
 def resolve_rtsp_redirects(uri: CameraUri, limits: SourceLimits) -> RtspTarget:
-    """Ask for the description of a camera, and go where it redirects to.
+    """Send DESCRIBE to a camera and follow its redirects.
 
-    Every connection is closed before this returns: some cameras allow one only. If the camera's own address
-    gives no answer, a decoder may still try it; its time is up if the answer took `open_timeout_s`.
+    Every connection is closed before this returns, because some cameras allow only one. If the camera's own
+    address does not answer, a decoder may still try it in the rest of `open_timeout_s`.
 
     Raises:
-        SourceError: a redirect leads where it is not followed, in a circle, or to a server without an answer.
+        SourceError: a redirect is not followed, loops, or leads to a server that does not answer.
     """
     name, origin = str(uri), urlsplit(uri.target)
     deadline_s = time.monotonic() + limits.open_timeout_s
     url = uri.target
-    for hop in range(_MAX_REDIRECTS + 1):
+    for hop in range(_MAX_RTSP_REDIRECTS + 1):
         parts = urlsplit(url)
         try:
             describe_reply = _describe(name, origin, parts, limits, deadline_s)
@@ -155,7 +156,7 @@ def resolve_rtsp_redirects(uri: CameraUri, limits: SourceLimits) -> RtspTarget:
         if not describe_reply.location:
             raise SourceError(diagnosis.redirect_without_address(name))
         url = resolve_location(url, describe_reply.location)
-        check_redirect(name, origin, url, _SCHEMES, limits.redirects)
+        check_redirect(name, origin, url, _RTSP_SCHEMES, limits.redirects)
         url = copy_login(url, uri.target)
     raise SourceError(diagnosis.redirect_loop(name))
 

@@ -1,6 +1,6 @@
-"""Asks an RTSP camera ourselves: where it redirects to before a decoder opens it, and what it refuses.
+"""A small RTSP client: asks a camera for redirects before it is opened, and for the reason of a refusal.
 
-A decoder follows redirects to any host, and does not say why it could not open a camera.
+A decoder follows redirects to any host, and does not report why it could not open a camera.
 """
 
 import re
@@ -21,9 +21,9 @@ RtspStep = Literal["DESCRIBE", "SETUP", "PLAY"]
 
 @dataclass(frozen=True, slots=True)
 class RtspResult:
-    """The last answer: of which step, its status, what login was asked for, and whether ours was right.
+    """The answer to the last step: its status, the challenges, and whether the login was accepted.
 
-    `media` says whether the camera described a video at all, `location` where it redirects to.
+    `media`: the camera described a video. `location`: the address of a redirect.
     """
 
     step: RtspStep
@@ -35,11 +35,11 @@ class RtspResult:
 
 
 class NoRtspReplyError(Exception):
-    """The server hung up, or said what is not RTSP (`words`)."""
+    """The server closed the connection (`reply` is empty), or answered something that is not RTSP."""
 
-    def __init__(self, words: bytes) -> None:
+    def __init__(self, reply: bytes) -> None:
         super().__init__("no RTSP answer")
-        self.words = words
+        self.reply = reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +48,16 @@ class _Reply:
     headers: list[tuple[str, str]]
     body: str
 
-    def all(self, name: str) -> list[str]:
+    def get_all(self, name: str) -> list[str]:
         return [value for key, value in self.headers if key == name]
 
 
 def probe_rtsp(target: str, timeout_s: float, transport: str, certificates: str | None = None) -> RtspResult:
-    """Describe, set up and play; the first step that is refused, or the last.
+    """Send DESCRIBE, SETUP and PLAY; return the answer to the first refused step, or to the last one.
 
     Raises:
         OSError: no connection.
-        SilentError: no RTSP answer.
+        NoRtspReplyError: no RTSP answer.
     """
     parts = urlsplit(target)
     connection = connect(parts, timeout_s, tls=parts.scheme.lower() == "rtsps", certificates=certificates)
@@ -68,17 +68,17 @@ def probe_rtsp(target: str, timeout_s: float, transport: str, certificates: str 
 
 
 def send_describe(connection: socket.socket, parts: SplitResult, deadline_s: float) -> RtspResult:
-    """The answer to DESCRIBE alone, whatever its status, with the login of the address where it is asked for.
+    """Send DESCRIBE and return the answer, with any status; the login is sent if the camera asks for it.
 
     Raises:
-        OSError: the connection broke, or (TimeoutError) no whole answer came before `deadline_s`.
-        SilentError: no RTSP answer.
+        OSError: the connection broke, or (TimeoutError) no complete answer came before `deadline_s`.
+        NoRtspReplyError: no RTSP answer.
     """
     return _RtspSession(connection, parts, deadline_s - time.monotonic(), deadline_s).describe_reply()
 
 
 class _RtspSession:
-    """One conversation, over before `deadline_s`; each wait takes `wait_s` at most."""
+    """One RTSP session; ends before `deadline_s`, and each read waits for `wait_s` at most."""
 
     def __init__(
         self, connection: socket.socket, parts: SplitResult, wait_s: float, deadline_s: float
@@ -99,7 +99,7 @@ class _RtspSession:
         control = _video_control(describe_reply.body)
         if describe_reply.status != 200 or control is None:
             return self._refusal("DESCRIBE", describe_reply.status, media=control is not None)
-        base = next(iter(describe_reply.all("content-base")), self._url)
+        base = next(iter(describe_reply.get_all("content-base")), self._url)
         track = (
             control
             if control.startswith("rtsp")
@@ -112,25 +112,25 @@ class _RtspSession:
             set_up = self._request("SETUP", track, {"Transport": _TRANSPORTS["udp"]})
         if set_up.status != 200:
             return self._refusal("SETUP", set_up.status)
-        session = next(iter(set_up.all("session")), "").partition(";")[0]
+        session = next(iter(set_up.get_all("session")), "").partition(";")[0]
         return self._refusal("PLAY", self._request("PLAY", self._url, {"Session": session}).status)
 
     def describe_reply(self) -> RtspResult:
         reply = self._describe()
-        where = next(iter(reply.all("location")), "")
+        where = next(iter(reply.get_all("location")), "")
         media = _video_control(reply.body) is not None
         return self._refusal("DESCRIBE", reply.status, media=media, location=where)
 
     def _describe(self) -> _Reply:
         reply = self._request("DESCRIBE", self._url, {"Accept": "application/sdp"})
         if reply.status == 401:
-            self._challenges = parse_challenges(reply.all("www-authenticate"))
+            self._challenges = parse_challenges(reply.get_all("www-authenticate"))
             reply = self._retry_with_login(reply)
         return reply
 
     def _retry_with_login(self, describe_reply: _Reply) -> _Reply:
-        """The answer to our login; each challenge is tried, as some cameras satisfy only one of theirs."""
-        # A server that offers a digest as well is never sent the password itself.
+        """Try the login with each challenge, as some cameras accept only one of theirs."""
+        # A server that also offers digest never gets the password in clear.
         basic = all(challenge.scheme != "digest" for challenge in self._challenges)
         for challenge in self._challenges:
             if self._login is not None and self._login.accept([challenge], basic=basic):
@@ -167,20 +167,20 @@ class _RtspSession:
             name, _, value = line.partition(":")
             headers.append((name.strip().lower(), value.strip()))
         length = next((value for name, value in headers if name == "content-length"), "0")
-        # Nothing follows a redirect on this connection, so its body need not be waited for.
+        # The connection ends after a redirect, so its body is not read.
         bare = words[1].startswith(b"3") or not re.fullmatch(r"[0-9]{1,15}", length)
         body = self._read_bytes(0 if bare else min(int(length), _MAX_BODY_BYTES))
         return _Reply(int(words[1]), headers, body.decode("latin-1"))
 
     def _read_line(self) -> bytes:
-        """The next line with its end, or what came of it: before the connection ended, or of a long one."""
+        """Return the next line, or a part of it if the connection ended or the line is too long."""
         while (size := self._received.find(b"\n") + 1) == 0 and len(self._received) < _MAX_LINE_BYTES:
             if not self._receive_more():
                 break
         return self._read_bytes(size or min(len(self._received), _MAX_LINE_BYTES))
 
     def _read_bytes(self, size: int) -> bytes:
-        """So many bytes, or fewer where the connection ended."""
+        """Return `size` bytes, or fewer if the connection ended."""
         while len(self._received) < size and self._receive_more():
             pass
         taken = bytes(self._received[:size])
@@ -188,7 +188,7 @@ class _RtspSession:
         return taken
 
     def _receive_more(self) -> bool:
-        """Wait for more; False where the connection has ended."""
+        """Wait for more data; False if the connection has ended."""
         left_s = self._deadline_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
@@ -205,7 +205,7 @@ _TRANSPORTS = {
 
 
 def _video_control(sdp: str) -> str | None:
-    """The address of the first video in a description; None where there is no video."""
+    """Return the control address of the first video in a description; None without a video."""
     media = re.search(r"^m=video\b.*?(?=^m=|\Z)", sdp, re.MULTILINE | re.DOTALL)
     if media is None:
         return None

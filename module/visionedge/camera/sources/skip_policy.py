@@ -1,7 +1,8 @@
-"""Which pictures need no decoding when only some are wanted: decided from what the stream turns out to be.
+"""Decides which pictures need no decoding when only some per second are wanted.
 
-Two steps save work and can never spoil a picture that is decoded: leaving out pictures that no other one
-refers to, and leaving out all but the key pictures. Which of them still gives enough is seen while it plays.
+Two levels save work and never damage a decoded picture: skipping pictures that no other picture refers to,
+and skipping all but key pictures. The policy measures while the stream plays which level still gives enough
+pictures.
 """
 
 from collections import deque
@@ -18,7 +19,7 @@ _MAX_CLOCK_RATE = 1.5
 
 
 class DecodeLevel(IntEnum):
-    """What is decoded: all pictures, those that others refer to, or key pictures alone."""
+    """The pictures that are decoded: all, those that others refer to, or key pictures only."""
 
     ALL = 0
     REFERENCES = 1
@@ -26,10 +27,10 @@ class DecodeLevel(IntEnum):
 
 
 class StreamClockCheck:
-    """Whether a live stream's own times run like the clock; some cameras count in another unit than they say.
+    """Checks whether a live stream's time stamps run like the clock; some cameras count in a wrong unit.
 
-    Twice in a row, and wrong in the same direction, decides: a stall and the burst behind it are wrong once
-    each way, and a server that begins with what it has kept is wrong once.
+    Two deviations in a row in the same direction decide. A stall and the burst after it deviate once in each
+    direction, and a server that begins with buffered pictures deviates once.
     """
 
     def __init__(self) -> None:
@@ -38,10 +39,10 @@ class StreamClockCheck:
         self._direction = 0
 
     def __repr__(self) -> str:
-        return f"<StreamClock wrong={self.is_wrong}>"
+        return f"<StreamClockCheck wrong={self.is_wrong}>"
 
     def note(self, at_s: float, now_s: float) -> bool:
-        """Note a packet by its own time and that of its arrival; whether `wrong` has changed."""
+        """Note the time stamp and the arrival of a packet; return whether `is_wrong` has changed."""
         if self._began_s is None:
             self._began_s = at_s, now_s
         passed_s = now_s - self._began_s[1]
@@ -57,10 +58,12 @@ class StreamClockCheck:
 
 
 class SkipPolicy:
-    """Chooses the level; one that gave too little is left for a while. Times, in s, are all of one clock.
+    """Chooses the decode level; a level that gave too few pictures is banned for a while.
+
+    All times are in s, of one clock: the stream's time stamps, or the monotonic clock if they are wrong.
 
     Args:
-        wanted_per_s: how many pictures per second are looked at; None: all of them.
+        looked_at_per_s: pictures per second that are wanted; None: all.
     """
 
     def __init__(self, looked_at_per_s: float | None) -> None:
@@ -70,20 +73,20 @@ class SkipPolicy:
         self.set_wanted_rate(looked_at_per_s)
 
     def __repr__(self) -> str:
-        return f"<Thinning {self.level.name} keys={[round(gap_s, 2) for gap_s in self._key_gaps_s]}>"
+        return f"<SkipPolicy {self.level.name} keys={[round(gap_s, 2) for gap_s in self._key_gaps_s]}>"
 
     def set_wanted_rate(self, looked_at_per_s: float | None) -> None:
-        """So many pictures are looked at from now on; the level follows at a key picture, or sooner."""
+        """Set the wanted rate (None: all); the level follows at the next key picture at the latest."""
         self._max_gap_s = 0.0 if looked_at_per_s is None else _TOLERANCE / looked_at_per_s
         self._skips = looked_at_per_s is not None
         self._last_picture_s: float | None = None
         self._banned_until_s = {DecodeLevel.REFERENCES: -1e18, DecodeLevel.KEYS: -1e18}
         self._ban_s = {DecodeLevel.REFERENCES: _BAN_S, DecodeLevel.KEYS: _BAN_S}
-        if self.level is not DecodeLevel.KEYS:  # what comes behind a key picture alone could not be decoded
+        if self.level is not DecodeLevel.KEYS:  # until the next key picture, others cannot be decoded
             self.level = DecodeLevel.REFERENCES if self._skips else DecodeLevel.ALL
 
     def packet(self, at_s: float, *, key: bool) -> bool:
-        """Note a packet; whether it is to be decoded. The level may have changed."""
+        """Note a packet and return whether to decode it. The level may have changed."""
         if not self._skips:
             self.level = DecodeLevel.ALL if key else self.level
             return self.level is not DecodeLevel.KEYS
@@ -100,7 +103,7 @@ class SkipPolicy:
         return True
 
     def picture(self, at_s: float) -> None:
-        """Note a picture that was decoded: too long after the one before is too little."""
+        """Note a decoded picture; too long a gap bans the level."""
         last_s, self._last_picture_s = self._last_picture_s, at_s
         if self.level is not DecodeLevel.REFERENCES or last_s is None:
             return
@@ -109,11 +112,11 @@ class SkipPolicy:
             self.level = DecodeLevel.ALL
 
     def pause(self) -> None:
-        """Pictures are let go for another reason: what is missing now says nothing about the level."""
+        """Ignore the next gap: pictures are skipped for another reason."""
         self._last_picture_s = None
 
     def change_clock(self) -> None:
-        """From now on times come from another clock, so those so far say nothing."""
+        """Forget all times: from now on they come from another clock."""
         self._last_key_s = self._last_picture_s = None
         self._key_gaps_s.clear()
         self._banned_until_s = dict.fromkeys(self._banned_until_s, -1e18)

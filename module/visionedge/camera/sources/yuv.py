@@ -1,7 +1,7 @@
-"""From the planes of a decoded picture to BGR at any size: resized small first, coloured small after.
+"""Converts the planes of a decoded picture to BGR at any size: resized first, converted afterwards.
 
-That order is what makes it cheap: a picture of two megapixels is read once, and everything else happens at
-the size of the model's input. It knows nothing of decoders.
+This order is cheap: a picture of two megapixels is read once, and the conversion works on the size of the
+model's input. The file is independent of the decoder.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.frames.antialias import resize_antialiased
+from visionedge.frames.letterbox import Plane, copy_if_separate, resize_into
 from visionedge.frames.types import Picture, Resample
-
-Plane = NDArray[np.uint8] | NDArray[np.uint16]
 
 ColourMatrix = Literal["bt601", "bt709", "smpte240m", "fcc", "bt2020", "ycgco"]
 
-# How much red and blue make luma; the rest is green. From the standards of these names (YCgCo has none).
+# Shares of red and blue in luma; the rest is green. From the standards of these names (YCgCo has no shares).
 _LUMA: dict[ColourMatrix, tuple[float, float]] = {
     "bt601": (0.299, 0.114),
     "bt709": (0.2126, 0.0722),
@@ -33,12 +32,12 @@ _ROTATIONS = {1: cv2.ROTATE_90_CLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CO
 
 @dataclass(frozen=True, slots=True)
 class YuvPlanes:
-    """A picture as a video decoder leaves it.
+    """A picture as a video decoder gives it.
 
     `luma` is (height, width). `chroma` is two planes, or one of two channels, or none for a grey picture; of
-    any size, each covering the whole picture. Samples are uint8, or uint16 of which `white` is the largest
-    value. `full_range` says whether black and white are 0 and `white`, or lie within as broadcasting has it.
-    `quarter_turns` clockwise make it upright.
+    any size, each covering the whole picture. Samples are uint8, or uint16 with `white` as the largest value.
+    `full_range`: black is 0 and white is `white`; false: the limited range of broadcasting (16 to 235 of
+    255). `quarter_turns` clockwise make the picture upright.
     """
 
     luma: Plane
@@ -56,7 +55,7 @@ class YuvPlanes:
 
 
 class YuvConverter:
-    """Paints planes at a size. Keeps its working memory from picture to picture, so it is for one thread."""
+    """Converts planes to BGR at a given size. Reuses its working memory, so it belongs to one thread."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[int, tuple[int, ...]], Picture] = {}
@@ -75,20 +74,20 @@ class YuvConverter:
         else:
             self._convert_any(planes, out)
         if turns:
-            _copy_if_needed(window, cv2.rotate(out, _ROTATIONS[turns], dst=window))
+            copy_if_separate(cv2.rotate(out, _ROTATIONS[turns], dst=window), window)
 
     def _convert_i420(self, planes: YuvPlanes, out: Picture) -> None:
-        """The commonest planes by far, made small in one sheet of I420, which OpenCV paints itself."""
+        """The most common planes: resized into one I420 buffer, which OpenCV converts in one call."""
         height, width = out.shape[:2]
         i420 = self._buffer(7, (height + height // 2, width))
         luma, colours = i420[:height], i420[height:].reshape(2, height // 2, width // 2)
-        _resize_into(planes.luma, luma, _interpolation(planes.luma.shape, luma.shape, colour=False))
+        resize_into(planes.luma, luma, _interpolation(planes.luma.shape, luma.shape, colour=False))
         for plane, colour in zip(planes.chroma, colours, strict=True):
-            _resize_into(plane, colour, cv2.INTER_NEAREST_EXACT)
-        _copy_if_needed(out, cv2.cvtColor(i420, cv2.COLOR_YUV2BGR_I420, dst=out))
+            resize_into(plane, colour, cv2.INTER_NEAREST_EXACT)
+        copy_if_separate(cv2.cvtColor(i420, cv2.COLOR_YUV2BGR_I420, dst=out), out)
 
     def _convert_antialiased(self, planes: YuvPlanes, out: Picture) -> None:
-        """Each plane by itself, as both the mean over pixels and the change of colours are linear."""
+        """Resize each plane by itself: the mean over pixels and the colour matrix are both linear."""
         height, width = out.shape[:2]
         whole = (_to_8_bit(plane, planes.white) for plane in (planes.luma, *planes.chroma))
         parts = [_antialiased(plane, width, height) for plane in whole]
@@ -115,7 +114,7 @@ class YuvConverter:
         return _to_8_bit(plane, planes.white)
 
     def _coarse(self, number: int, plane: Plane, size: tuple[int, int]) -> Plane:
-        """A plane of colour at half the height and width that are wanted, each rounded up."""
+        """Resize a chroma plane to half the wanted height and width, each rounded up."""
         height, width = (-(-side // 2) for side in size)
         buffer = self._buffer(10 + number, (height, width, *plane.shape[2:]))
         return np.asarray(
@@ -125,14 +124,14 @@ class YuvConverter:
     def _buffer(self, number: int, shape: tuple[int, ...]) -> Picture:
         buffer = self._buffers.get((number, shape))
         if buffer is None:
-            # Another size than before: the old ones are not needed any more.
+            # The size has changed; buffers of the old size are dropped.
             self._buffers = {k: m for k, m in self._buffers.items() if k[0] != number}
             buffer = self._buffers[number, shape] = np.empty(shape, np.uint8)
         return buffer
 
 
 def convert_full_size(planes: YuvPlanes) -> Picture:
-    """The picture at its own size, BGR uint8 (height, width, 3)."""
+    """Return the picture at its own size, BGR uint8 (height, width, 3)."""
     width, height = planes.size_px
     picture: Picture = np.empty((height, width, 3), np.uint8)
     YuvConverter().convert(planes, picture)
@@ -140,12 +139,12 @@ def convert_full_size(planes: YuvPlanes) -> Picture:
 
 
 def _interpolation(old: tuple[int, ...], new: tuple[int, int], *, colour: bool) -> int:
-    """Bilinear, but for what is cheaper and no worse.
+    """Return bilinear, or nearest where it is cheaper and no worse.
 
-    Where that falls on the middle of a pixel each time, as with a third, taking the pixel is the same. And
-    colour that gets smaller was coarse before: on real 1080p pictures the mean error stays what it was.
+    At an odd factor such as 3, bilinear samples the centre of a pixel, so nearest gives the same. Chroma is
+    coarse already; with nearest the mean error of real 1080p pictures stays the same.
     """
-    sides = list(zip(old, new, strict=False))  # a third length is that of two channels
+    sides = list(zip(old, new, strict=False))  # `old` may end with the number of channels
     middle = all(before % after == 0 and before // after % 2 for before, after in sides)
     coarse = colour and all(before >= after for before, after in sides)
     return cv2.INTER_NEAREST_EXACT if middle or coarse else cv2.INTER_LINEAR
@@ -154,7 +153,7 @@ def _interpolation(old: tuple[int, ...], new: tuple[int, int], *, colour: bool) 
 def _to_8_bit(plane: Plane, white: int) -> Picture:
     if plane.dtype == np.uint8:
         return np.asarray(plane, np.uint8)
-    # Powers of two on both sides, so that black, grey and white of 8 bits are met exactly.
+    # A ratio of powers of two maps black, grey and white exactly to their 8-bit values.
     return np.asarray(cv2.convertScaleAbs(plane, alpha=256 / (white + 1)), np.uint8)
 
 
@@ -166,18 +165,18 @@ def _antialiased(plane: Picture, width_px: int, height_px: int) -> Picture:
 
 
 def _is_twice_as_large(old: tuple[int, ...], new: tuple[int, int]) -> bool:
-    """Whether a plane of colour is at least twice as high and wide as it is wanted.
+    """Whether a chroma plane is at least twice as high and wide as wanted.
 
-    Then every second line and column of it will do: colour as coarse as in nearly all video and JPEG. Half as
-    much memory is read, which is most of the cost: a tenth of all that is above decoding a 1080p picture.
+    Then chroma at half the wanted size is enough, as coarse as in nearly all video and JPEG (4:2:0). It reads
+    half as much memory, which saves a tenth of the conversion of a 1080p picture.
     """
     return all(before >= 2 * after for before, after in zip(old, new, strict=False))
 
 
 def _is_i420(planes: YuvPlanes, size: tuple[int, int]) -> bool:
-    """Whether OpenCV paints them as they are: BT.601 of 8 bits as broadcasting has it, two planes of colour.
+    """Whether OpenCV's I420 conversion applies: 8-bit BT.601 in limited range with two chroma planes.
 
-    At a size of which colour is wanted half as fine, and with as many lines and columns as that takes.
+    The wanted size must be even, and chroma at least twice as large.
     """
     return (
         (planes.matrix, planes.full_range, planes.white) == ("bt601", False, 255)
@@ -187,27 +186,16 @@ def _is_i420(planes: YuvPlanes, size: tuple[int, int]) -> bool:
     )
 
 
-def _resize_into(plane: Plane, out: Picture, how: int) -> None:
-    _copy_if_needed(out, cv2.resize(plane, (out.shape[1], out.shape[0]), dst=out, interpolation=how))
-
-
 def _apply_matrix(parts: list[Picture], planes: YuvPlanes, merged: Picture, out: Picture) -> None:
     matrix = _to_bgr(planes.matrix, planes.full_range, grey=len(parts) == 1)
     # `merge` takes planes of one and of two channels alike.
     joined = parts[0][:, :, None] if len(parts) == 1 else cv2.merge(parts, dst=merged)
-    _copy_if_needed(out, cv2.transform(joined, matrix, dst=out))
-
-
-def _copy_if_needed(out: Picture, given: object) -> None:
-    # OpenCV writes through a view of rows; should it ever answer with an array of its own, that one counts.
-    answer = np.asarray(given, np.uint8)
-    if answer is not out and not np.shares_memory(answer, out):
-        out[:] = answer
+    copy_if_separate(cv2.transform(joined, matrix, dst=out), out)
 
 
 def _yuv_to_bgr_rows(name: ColourMatrix) -> NDArray[np.float64]:
-    """What turns Y, U and V of full range into B, G and R."""
-    if name == "ycgco":  # U is how green, V how orange it is
+    """Return the matrix from full-range Y, U, V to B, G, R."""
+    if name == "ycgco":  # U is green, V is orange
         return np.array([[1.0, -1.0, -1.0], [1.0, 1.0, 0.0], [1.0, -1.0, 1.0]])
     red, blue = _LUMA[name]
     green = 1 - red - blue
@@ -223,7 +211,7 @@ def _yuv_to_bgr_rows(name: ColourMatrix) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=32)
 def _to_bgr(name: ColourMatrix, full_range: bool, *, grey: bool) -> NDArray[np.float32]:
-    """What turns (Y, U, V, 1), or (Y, 1), of 8 bits into B, G, R."""
+    """Return the matrix from 8-bit (Y, U, V, 1), or (Y, 1), to B, G, R."""
     luma, chroma, black = (1.0, 1.0, 0.0) if full_range else (255 / 219, 255 / 224, 16.0)
     rows = _yuv_to_bgr_rows(name) * np.array([luma, chroma, chroma])
     offset = -rows @ np.array([black, 128.0, 128.0])

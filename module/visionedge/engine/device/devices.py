@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Literal
 
 from visionedge.engine.device.faults import Fault, find_cuda_failure, is_out_of_memory
-from visionedge.runtime.child_process import start_text_child
+from visionedge.runtime.child_process import start_child
 
 RequestedDevice = Literal["auto", "cuda", "tensorrt", "cpu"]
 EffectiveDevice = Literal["cuda", "tensorrt", "cpu"]
@@ -210,7 +210,7 @@ def run_probe(
     started: Callable[[subprocess.Popen[str]], None] = lambda _process: None,
 ) -> ProbeOutput:
     """Run `probe.py` in a child process; it is killed when its time is up. `started` may end it before."""
-    child = start_text_child("visionedge.engine.device.probe", provider, stderr=subprocess.PIPE)
+    child = start_child("visionedge.engine.device.probe", provider, stderr=subprocess.PIPE, text=True)
     started(child)
     try:
         stdout, stderr = child.communicate(timeout=timeout_s)

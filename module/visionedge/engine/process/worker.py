@@ -23,7 +23,7 @@ from visionedge.engine.process.recovery_policy import RecoveryTiming
 from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.errors import VisionedgeError
 from visionedge.model.postprocess import Rows
-from visionedge.runtime.child_process import start_text_child
+from visionedge.runtime.child_process import start_child
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import ThreadGroup
 
@@ -404,8 +404,8 @@ class Worker:
 def _spawn(control: socket.socket, frame_pool: SharedFramePool) -> subprocess.Popen[str]:
     message = [str(number) for number in (control.fileno(), frame_pool.fd, os.getpid())]
     fds = (control.fileno(), frame_pool.fd)
-    return start_text_child(
-        "visionedge.engine.process.server", *message, stderr=subprocess.STDOUT, pass_fds=fds
+    return start_child(
+        "visionedge.engine.process.server", *message, stderr=subprocess.STDOUT, pass_fds=fds, text=True
     )
 
 

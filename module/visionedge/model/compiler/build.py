@@ -6,7 +6,6 @@ import itertools
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from visionedge.model.compiler.compile import MAX_ROWS, compile_graph, compile_m
 from visionedge.model.compiler.trial_run import run_trial
 from visionedge.model.model import Model
 from visionedge.model.onnx_file import wrap_model_errors
-from visionedge.runtime.files import is_special_file, set_aside_damaged
+from visionedge.runtime.files import is_special_file, set_aside_damaged, write_atomically
 from visionedge.runtime.ort import installed_wheel
 
 
@@ -365,19 +364,9 @@ def _write_entry(entry: Path, graph: bytes) -> bool:
     """Whole or not at all: readers see the old entry or the new one. Whether it is there."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=entry.parent, suffix=".part")
+        write_atomically(entry, _checksum(entry, graph) + graph, mode=0o600)
     except OSError as error:
         log.warning("%s: compiled models cannot be kept there: %s", entry.parent, error.strerror)
-        return False
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(_checksum(entry, graph))
-            file.write(graph)
-        part.replace(entry)
-    except OSError as error:
-        log.warning("%s: compiled models cannot be kept there: %s", entry.parent, error.strerror)
-        part.unlink(missing_ok=True)
         return False
     return True
 

@@ -37,7 +37,7 @@ from visionedge.model.quantization.int8 import (
     open_cpu_session,
     quantize,
 )
-from visionedge.runtime.measurement import RelativeSpeed, measure_speeds
+from visionedge.runtime.measurement import RelativeSpeed, interleaved_medians
 
 Precision = Literal["fp16", "int8"]
 
@@ -308,7 +308,7 @@ class _QuantizationSearch:
             "fp32": _CompiledNetwork(self.model, self.network, threads=1).make_timed_run(image),
             "other": _CompiledNetwork(self.model, network, threads=1).make_timed_run(image),
         }
-        measured = measure_speeds(runs, budget_s=_TIMING_BUDGET_S, clock=time.monotonic_ns)
+        measured = interleaved_medians(runs, budget_s=_TIMING_BUDGET_S, clock=time.monotonic_ns)
         return measured["other"], measured["fp32"]
 
     def _time_recipes(

@@ -10,7 +10,6 @@ another version of it, or prepared otherwise is never used.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from visionedge.model.model import Model
 from visionedge.model.onnx_file import read_model_file
 from visionedge.model.parity import Parity, Tolerance
 from visionedge.model.quantization.search import Precision
+from visionedge.runtime.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -109,17 +109,8 @@ def save_variant(
     path.parent.mkdir(parents=True, exist_ok=True)
     report_path = path.with_suffix(".json")
     report_path.unlink(missing_ok=True)
-    _write(path, content)
-    _write(report_path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomically(path, content)
+    write_atomically(report_path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _list_reports(model: Model, precision: Precision, data: Path | None, into: Path | None) -> Iterator[Path]:

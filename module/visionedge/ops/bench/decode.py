@@ -141,7 +141,7 @@ def _play_with_source(
     due, covered = FrameSampler(fps), 0
     with closing(_open(clip, library, fps)) as source:
         while (decoded := source.read()) is not None:
-            if due.take(decoded.position_s or 0.0):
+            if due.is_due(decoded.position_s or 0.0):
                 decoded.fit_to_input(spec, slot)
             covered += decoded.source_frames
             yield covered

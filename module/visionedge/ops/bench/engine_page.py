@@ -7,7 +7,7 @@ from visionedge.engine.plan import LatencyFit, OperatingPoint
 from visionedge.ops.bench.engine import caution
 from visionedge.ops.bench.pages import ReportPage, ReportSection, ReportTile, render_page, render_table
 from visionedge.ops.bench.plots import LimitMark, LineSeries, plot_bars, plot_lines
-from visionedge.runtime import measurement
+from visionedge.ops.bench.system_load import describe_other_load
 
 BenchReport = Mapping[str, Any]
 
@@ -31,7 +31,7 @@ def engine_page(report: BenchReport) -> str:
                 _plan(report),
             ),
             machine=report["machine"],
-            caution=f"{caution(report)} {measurement.describe_other_load(report)}".strip(),
+            caution=f"{caution(report)} {describe_other_load(report)}".strip(),
             load=f"{report['load']['rounds']} rounds, {report['load']['seconds']:g} s each time, in turns",
         )
     )

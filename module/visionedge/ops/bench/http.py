@@ -28,7 +28,7 @@ import numpy as np
 from visionedge.errors import VisionedgeError
 from visionedge.ops.bench.http_clients import ClientLoad
 from visionedge.ops.bench.report import describe_machine, format_camera_count
-from visionedge.runtime.child_process import start_child, start_text_child
+from visionedge.runtime.child_process import start_child
 from visionedge.runtime.process_limits import usable_cores
 from visionedge.runtime.redaction import mask_address, redact
 
@@ -180,7 +180,9 @@ def _clients(client_load: ClientLoad) -> Iterator[RunClients]:
     Raises:
         VisionedgeError: they could not.
     """
-    with start_text_child("visionedge.ops.bench.http_clients", stdin=subprocess.PIPE, stderr=None) as process:
+    with start_child(
+        "visionedge.ops.bench.http_clients", stdin=subprocess.PIPE, stderr=None, text=True
+    ) as process:
         assert process.stdin is not None  # noqa: S101 - both were asked for
         assert process.stdout is not None  # noqa: S101
         # Over stdin: the token is none of those who list processes.

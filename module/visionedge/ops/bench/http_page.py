@@ -6,7 +6,7 @@ from typing import Any
 from visionedge.ops.bench.http import caution
 from visionedge.ops.bench.pages import ReportPage, ReportSection, ReportTile, render_page
 from visionedge.ops.bench.plots import LineSeries, plot_lines
-from visionedge.runtime import measurement
+from visionedge.ops.bench.system_load import describe_other_load
 
 BenchReport = Mapping[str, Any]
 
@@ -29,7 +29,7 @@ def http_page(report: BenchReport) -> str:
             ),
             sections=(_pipeline(pipeline), _latency(http)),
             machine=report["machine"],
-            caution=f"{caution(report)} {measurement.describe_other_load(report)}".strip(),
+            caution=f"{caution(report)} {describe_other_load(report)}".strip(),
             load=f"{load['rounds']} rounds of {load['seconds']:g} s each way, {load['cameras']} cameras",
         )
     )

@@ -6,7 +6,7 @@ from typing import Any
 from visionedge.ops.bench.pages import ReportPage, ReportSection, ReportTile, render_page, render_table
 from visionedge.ops.bench.plots import LineSeries, plot_bars, plot_grouped_bars, plot_lines
 from visionedge.ops.bench.report import format_camera_count
-from visionedge.runtime.measurement import describe_other_load
+from visionedge.ops.bench.system_load import describe_other_load
 
 BenchReport = Mapping[str, Any]
 

@@ -130,9 +130,9 @@ class VirtualCamera:
         decode_ns = self._read_ns + now_ns - self._fill_from_ns
         self._sink.put(StampedFrame(**values, decode_ns=decode_ns, put_ns=now_ns))
 
-    def gate(self, camera: str) -> None:
+    def count_gated(self, camera: str) -> None:
         """See `FrameSink.gate`."""
-        self._sink.gate(camera)
+        self._sink.count_gated(camera)
 
     def wait_taken(self, camera: str, timeout_s: float) -> bool:
         """See `FrameSink.wait_taken`."""

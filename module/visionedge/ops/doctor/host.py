@@ -22,7 +22,7 @@ from visionedge.engine.device.devices import ProbeRunner, run_probe
 from visionedge.errors import ConfigError
 from visionedge.frames.types import utc_now
 from visionedge.iothub.identity import Identity
-from visionedge.runtime.child_process import start_text_child
+from visionedge.runtime.child_process import start_child
 from visionedge.runtime.process_limits import cpu_quota
 from visionedge.web.documents import FindingDocument, RemedyDocument
 
@@ -209,7 +209,7 @@ def run_probe_child(probe_name: str, arguments: Document, limit_s: float) -> Pro
     """Ask in a child of `probe_child.py`, which knows the standard library only and starts in no time."""
     module = "visionedge.engine.placement"
     target = module if probe_name == "placement" else Path(__file__).with_name("probe_child.py")
-    child = start_text_child(target, probe_name, json.dumps(arguments), stderr=subprocess.PIPE)
+    child = start_child(target, probe_name, json.dumps(arguments), stderr=subprocess.PIPE, text=True)
     try:
         output, error_text = child.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:

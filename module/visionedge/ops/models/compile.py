@@ -1,7 +1,6 @@
 """`visionedge model compile --precision`: a variant of a model, judged on pictures, kept with its report."""
 
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,6 +46,7 @@ from visionedge.ops.models.evaluate import (
     read_annotations,
     require_pycocotools,
 )
+from visionedge.runtime.files import write_atomically
 from visionedge.runtime.installation import find_bundled_file
 from visionedge.runtime.ort import installed_wheel
 from visionedge.runtime.redaction import redact
@@ -277,13 +277,8 @@ def write_compiled_graph(model: Model, output: Path, data: Path, rows: int | Non
 
 
 def _write(output: Path, content: bytes) -> None:
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
-        try:
-            part.write_bytes(content)
-            part.replace(output)
-        finally:
-            part.unlink(missing_ok=True)
+        write_atomically(output, content)
     except OSError as error:
         raise VisionedgeError(f"{output}: cannot be written: {error.strerror}") from None
 
