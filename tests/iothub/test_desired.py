@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from visionedge.config.applied import SECTIONS, Applied, SectionOutcome
 from visionedge.config.schema import Config
 from visionedge.iothub.desired_properties import (
     ConfigurationSources,
@@ -25,6 +26,7 @@ class Module:
         self.path = folder / "desired.json"
         self.local = LOCAL if local is None else local
         self.applied: list[Config] = []
+        self.started_with: Config | None = None
         self.refuse: dict[str, str] = {}
         self.error: Exception | None = None
         self.events: list[tuple[str, str, Mapping[str, Any]]] = []
@@ -45,22 +47,36 @@ class Module:
         """What a start of the module finds."""
         return ConfigurationSources.read(self.local, LastGoodFile(self.path, "me"))
 
-    async def apply(self, config: Config) -> Mapping[str, str]:
-        """Make this the running configuration."""
-        self.applied.append(config)
+    async def apply(self, wanted: Config) -> Applied:
+        """Make this the running configuration, but for the sections to refuse."""
+        self.applied.append(wanted)
         if self.hold is not None:
             await self.hold.wait()
         if self.error is not None:
             raise self.error
-        return self.refuse
+        return outcome(self.refuse)
+
+    def compare(self, wanted: Config) -> Applied:
+        """What differs from the configuration that was applied last."""
+        running = self.applied[-1] if self.applied else self.started_with
+        return outcome(
+            {
+                key: "other"
+                for key, name in SECTIONS.items()
+                if getattr(running, name) != getattr(wanted, name)
+            }
+            | self.refuse
+        )
 
     def talk(self, story: Callable[[DesiredProperties], Awaitable[None]]) -> None:
         """Run a story with the task of a desired that belongs to a start of the module."""
 
         async def whole() -> None:
+            sources = self.config_sources()
+            self.started_with = sources.start.config
             desired = DesiredProperties(
-                self.config_sources(),
-                self.apply,
+                sources,
+                self,
                 lambda *event: self.events.append(event),
                 cancel_pending_model=self.given_way.set,
                 retry_s=self.retry_s,
@@ -78,6 +94,16 @@ class Module:
     def kept(self) -> DesiredDocument | None:
         """What lies on the disk."""
         return LastGoodFile(self.path, "me").read()
+
+
+def outcome(refused: Mapping[str, str]) -> Applied:
+    """Every section is applied, but for those refused."""
+    return Applied(
+        {
+            key: SectionOutcome("rejected", refused[key]) if key in refused else SectionOutcome("applied")
+            for key in SECTIONS
+        }
+    )
 
 
 def twin(version: int, **desired: Any) -> dict[str, Any]:
@@ -275,7 +301,7 @@ def test_a_wish_that_came_too_late_for_this_start_is_kept_for_the_next(tmp_path:
 
     async def story() -> None:
         desired = DesiredProperties(
-            module.config_sources(), module.apply, lambda *event: module.events.append(event)
+            module.config_sources(), module, lambda *event: module.events.append(event)
         )
         await desired.save_pending()
         assert module.kept is None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from visionedge import __version__
 from visionedge.app import load_meter
 from visionedge.app.overload_policy import DEGRADATION_LEVELS, describe_device, describe_overload
-from visionedge.app.state import AppState
+from visionedge.app.state import StateSnapshot
 from visionedge.camera.camera import CameraStatus
 from visionedge.engine.batcher import CameraStatistics
 from visionedge.engine.interface import Engine, RecoveryStatistics
@@ -26,7 +26,7 @@ from visionedge.web.latest_results import CameraTraffic
 Document = dict[str, Any]
 
 
-def build_status(state: AppState) -> Document:
+def build_status(state: StateSnapshot) -> Document:
     """The `Status` object of HTTP."""
     reasons = state.readiness()
     loaded_model = state.loaded_model
@@ -53,7 +53,7 @@ def build_status(state: AppState) -> Document:
     }
 
 
-def build_capacity(state: AppState) -> Document | None:
+def build_capacity(state: StateSnapshot) -> Document | None:
     """What is delivered of what is asked, what limits that, and what is given up for it."""
     seen, overload_status = state.meter.measurement, state.overload_status
     if seen is None:
@@ -129,22 +129,22 @@ def _build_recovery(seen: RecoveryStatistics) -> Document:
     }
 
 
-def _build_missing_engine(state: AppState) -> Document:
+def _build_missing_engine(state: StateSnapshot) -> Document:
     return {
         "requested": state.config.inference.device,
         "effective": None,
         "reasonCode": "warming-up",
-        "reason": state.fetch_progress or state.waiting_reason or "the engine is warming up",
+        "reason": state.no_engine_reason,
     }
 
 
-def build_cameras(state: AppState) -> list[Document]:
+def build_cameras(state: StateSnapshot) -> list[Document]:
     """One `Camera` object per configured camera."""
     counted = _CameraCounters(state.batcher.statistics().cameras, state.latest_results.statistics().cameras)
     return [_build_camera(state, name, counted) for name in state.config.cameras]
 
 
-def build_camera(state: AppState, name: str) -> Document | None:
+def build_camera(state: StateSnapshot, name: str) -> Document | None:
     """One of them; None where no camera is configured under this name."""
     if name not in state.config.cameras:
         return None
@@ -162,7 +162,7 @@ class _CameraCounters(NamedTuple):
     traffic: Mapping[str, CameraTraffic]
 
 
-def _build_camera(state: AppState, name: str, counted: _CameraCounters) -> Document:
+def _build_camera(state: StateSnapshot, name: str, counted: _CameraCounters) -> Document:
     configured = state.config.cameras[name]
     worker = state.running_cameras.get(name)
     slot, traffic = counted.slots.get(name), counted.traffic.get(name)
@@ -246,7 +246,7 @@ def build_hub(delivery: Delivery | None) -> Document:
     return document
 
 
-def _build_inbound(state: AppState) -> Document:
+def _build_inbound(state: StateSnapshot) -> Document:
     """What the cloud and other modules have asked for; nothing outside IoT Edge, where nobody can."""
     if state.inbound_statistics is None or state.delivery is None or not state.delivery.inside_edge:
         return {}
@@ -288,7 +288,7 @@ def build_model_facts(running: Engine, max_batch: int) -> ModelMetadata:
     return ModelMetadata(model.name, model.sha256, model.input, running.rows, max_batch, model.labels)
 
 
-def collect_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
+def collect_samples(state: StateSnapshot) -> Iterable[tuple[str, tuple[str, ...], float]]:
     """The scraped metrics (`metrics.DECLARED`), read off the rooms."""
     model = state.loaded_model.name if state.loaded_model else ""
     yield "info", (__version__, model), 1
@@ -330,7 +330,7 @@ def _recovery_samples(seen: RecoveryStatistics) -> Iterable[tuple[str, tuple[str
         yield "engine_probes_total", (code,), count
 
 
-def _camera_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
+def _camera_samples(state: StateSnapshot) -> Iterable[tuple[str, tuple[str, ...], float]]:
     for name, worker in state.running_cameras.items():
         seen = worker.status()
         yield "camera_state", (name, seen.state), 1
@@ -340,7 +340,7 @@ def _camera_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], flo
             yield "camera_frame_age_seconds", (name,), seen.age_ms / 1000
 
 
-def _capacity_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
+def _capacity_samples(state: StateSnapshot) -> Iterable[tuple[str, tuple[str, ...], float]]:
     seen = state.meter.measurement
     if seen is None:
         return
@@ -353,7 +353,7 @@ def _capacity_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], f
     yield "bottleneck", (load_meter.find_bottleneck(seen).bottleneck,), 1
 
 
-def _overload_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
+def _overload_samples(state: StateSnapshot) -> Iterable[tuple[str, tuple[str, ...], float]]:
     overload_status = state.overload_status
     taken_levels = {each.level for each in overload_status.taken_levels}
     yield "overload_exhausted", (), float(overload_status.exhausted)
@@ -366,7 +366,7 @@ def _overload_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], f
             yield "camera_fps_limit", (name,), throttle.fps
 
 
-def _hub_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
+def _hub_samples(state: StateSnapshot) -> Iterable[tuple[str, tuple[str, ...], float]]:
     if state.delivery is None:
         return
     seen = state.delivery.status()
@@ -391,7 +391,7 @@ def _hub_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]
         yield "spool_on_disk", (), float(seen.spool.mode == "disk")
 
 
-def _inbound_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
+def _inbound_samples(state: StateSnapshot) -> Iterable[tuple[str, tuple[str, ...], float]]:
     if state.inbound_statistics is None:
         return
     seen = state.inbound_statistics()
@@ -406,5 +406,5 @@ def _inbound_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], fl
         yield "input_pictures_dropped_total", (reason,), count
 
 
-def _uptime_s(state: AppState) -> float:
+def _uptime_s(state: StateSnapshot) -> float:
     return (time.monotonic_ns() - state.started_ns) / 1e9
