@@ -188,7 +188,7 @@ def test_a_device_that_was_lost_makes_the_cameras_slower_and_says_so(tmp_path: P
     assert status["demandedPerSecond"] == 60
     assert status["deliveredPerSecond"] == pytest.approx(18)
     assert status["sentence"] == (
-        "18.0 of 60.0 frames/s: the CPU carries them with a motion gate on dock, gate and yard and"
+        "18.0 of 60.0 frames/s: the CPU keeps up, with a motion gate on dock, gate and yard and"
         " dock, gate and yard at 6 fps"
     )
     assert [level["level"] for level in status["overload"]["levels"]] == ["gate", "fps"]

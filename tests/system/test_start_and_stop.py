@@ -89,7 +89,7 @@ def test_a_hang_up_reads_the_file_again_and_a_wrong_one_changes_nothing(tmp_path
         assert "cameras.third.fsp" in module.log
         path.write_text("{")
         os.kill(module.pid, signal.SIGHUP)
-        module.wait_for_log(re.compile("is no JSON"))
+        module.wait_for_log(re.compile("is not valid JSON"))
         assert list(module.cameras()) == ["other"]
         assert module.stop(10) == 0
 
