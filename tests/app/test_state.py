@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from visionedge.app.service import RunOptions, Service
 from visionedge.app.state import AppState
 from visionedge.config.applied import SECTIONS, Applied, SectionOutcome
 from visionedge.config.load import parse_config
 from visionedge.config.schema import Config
+from visionedge.iothub.desired_properties import ConfigurationSources
 
 OTHER: dict[str, Any] = {
     "cameras": {"yard": {"uri": "demo:"}},
@@ -112,6 +114,15 @@ def test_a_section_has_one_writer() -> None:
     for section in ("http", "no-such-section"):
         with pytest.raises(ValueError, match="does not exist or has a writer"):
             Writer(state, "adopt", section)
+
+
+def test_the_running_module_has_a_writer_for_every_section(tmp_path: Path) -> None:
+    """So a section that is added to the schema needs one before it can be acknowledged."""
+    service = Service(RunOptions(ConfigurationSources.read({}, None), tmp_path, environ={}))
+    for section in SECTIONS:
+        with pytest.raises(ValueError, match="has a writer"):
+            Writer(service.state, "adopt", section)
+    service.executor.shutdown(wait=True)
 
 
 def test_a_writer_cannot_change_the_sections_of_another() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -28,6 +28,7 @@ class Module:
         self.applied: list[Config] = []
         self.started_with: Config | None = None
         self.refuse: dict[str, str] = {}
+        self.status: Literal["pending", "rejected"] = "rejected"
         self.error: Exception | None = None
         self.events: list[tuple[str, str, Mapping[str, Any]]] = []
         self.hold: asyncio.Event | None = None
@@ -54,7 +55,7 @@ class Module:
             await self.hold.wait()
         if self.error is not None:
             raise self.error
-        return outcome(self.refuse)
+        return outcome(self.refuse, self.status)
 
     def compare(self, wanted: Config) -> Applied:
         """What differs from the configuration that was applied last."""
@@ -65,7 +66,8 @@ class Module:
                 for key, name in SECTIONS.items()
                 if getattr(running, name) != getattr(wanted, name)
             }
-            | self.refuse
+            | self.refuse,
+            self.status,
         )
 
     def talk(self, story: Callable[[DesiredProperties], Awaitable[None]]) -> None:
@@ -96,11 +98,11 @@ class Module:
         return LastGoodFile(self.path, "me").read()
 
 
-def outcome(refused: Mapping[str, str]) -> Applied:
+def outcome(refused: Mapping[str, str], status: Literal["pending", "rejected"]) -> Applied:
     """Every section is applied, but for those refused."""
     return Applied(
         {
-            key: SectionOutcome("rejected", refused[key]) if key in refused else SectionOutcome("applied")
+            key: SectionOutcome(status, refused[key]) if key in refused else SectionOutcome("applied")
             for key in SECTIONS
         }
     )
@@ -258,6 +260,29 @@ def test_a_start_without_a_hub_uses_what_was_in_force(tmp_path: Path) -> None:
         desired.on_twin(twin(7, telemetry={"mode": "all"}))
         await asyncio.sleep(0)
         await acknowledged(desired, 7)
+
+    module.talk(story)
+    assert module.applied == []
+    assert module.events == []
+
+
+def test_what_the_start_has_not_put_in_force_yet_has_no_acknowledgement(tmp_path: Path) -> None:
+    """Sections that wait for the first engine are acknowledged when it is there, without any event."""
+    wished: dict[str, Any] = {"telemetry": {"mode": "all"}, "inference": {"confidence": 0.9}}
+    Module(tmp_path).talk(lambda desired: _wish(desired, 7, **wished))
+    module = Module(tmp_path)
+    module.refuse = dict.fromkeys(("model", "inference"), "not in use yet: the engine is warming up")
+    module.status = "pending"
+    in_force = {"status": "applied", "version": 7}
+
+    async def story(desired: DesiredProperties) -> None:
+        assert desired.acknowledgement == {"telemetry": in_force}
+        desired.on_twin(twin(7, **wished))
+        await until(lambda: "version=7" in repr(desired))
+        assert desired.acknowledgement == {"telemetry": in_force}
+        module.refuse = {}
+        desired.retry()
+        await until(lambda: desired.acknowledgement == {"telemetry": in_force, "inference": in_force})
 
     module.talk(story)
     assert module.applied == []
