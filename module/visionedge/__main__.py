@@ -1,7 +1,7 @@
 """The command line: commands, arguments and exit codes.
 
-0 fine · 1 the work failed · 2 bad arguments or configuration · 3 the machine cannot do what was demanded.
-Results go to stdout, everything else to stderr. Errors for people are one line and no traceback.
+Exit codes: 0 success, 1 the work failed, 2 wrong arguments or configuration, 3 the machine cannot do what was
+demanded. Results go to stdout, everything else to stderr. An error is one line without a traceback.
 """
 
 import argparse
@@ -18,16 +18,16 @@ from visionedge.runtime.child_process import forbid_core_dumps
 from visionedge.runtime.redaction import find_secrets, redact, register_secrets
 
 MAX_PROBLEM_LINES = 20
-"""The most problems that are printed; of more, their number."""
+"""At most so many problems are printed, and the number of the others."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code."""
+    """Run a command; returns the exit code."""
     forbid_core_dumps(os.environ)
     words = sys.argv[1:] if arguments is None else arguments
     register_secrets([*find_secrets(list(words)), *find_secrets(_secret_variables(os.environ))])
     parsed = build_parser().parse_command(words)
-    if parsed.log_level.lower() not in LOG_LEVELS:  # argparse checks what is given, but no default
+    if parsed.log_level.lower() not in LOG_LEVELS:  # argparse does not check defaults
         problem = f"VISIONEDGE_LOG_LEVEL: '{parsed.log_level}' is not one of {', '.join(LOG_LEVELS)}"
         return _fail(ConfigError.exit_code, [problem])
     logs.configure_logging(parsed.log_level)
@@ -40,14 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of stdout has left (`| head`): nothing more to say, and nothing to complain of.
+        # The reader of stdout has closed it (`| head`): stop without a message.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code
 
 
 def _secret_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that may hold secrets of ours, and the addresses of proxies."""
+    """The environment variables that may hold secrets, those with the addresses of proxies included."""
     ours = ("VISIONEDGE_", "IOTEDGE_", "EdgeHub")
     return {
         name: value

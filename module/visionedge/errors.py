@@ -1,27 +1,30 @@
-"""What can go wrong, by who has to mend it; `__main__` turns each kind into its exit code.
+"""The errors that people see, by what has to be corrected; `__main__` turns each into its exit code.
 
-    VisionedgeError          1  the work failed
-    ├── SourceError          1  a picture, video or camera cannot be read
-    │   └── DamagedPictureError  1  one picture of a source cannot be decoded; the next one may be
-    ├── FetchError           1  a model cannot be fetched from its address
-    ├── BusyError            1  no capacity for a request now; the caller may try again
-    ├── ConfigError          2  arguments or configuration are wrong (every problem at once)
-    ├── ModelError           2  a model cannot be loaded or understood
-    └── UnavailableError     3  the machine cannot do what was demanded
-        └── DeviceError      3  the demanded device is not usable and fallback is off
+    VisionedgeError                1  the work failed
+    ├── SourceError                1  a picture, video or camera cannot be read
+    │   └── DamagedPictureError    1  one picture of a source cannot be decoded; the next one may be
+    ├── FetchError                 1  a model cannot be downloaded
+    ├── BusyError                  1  no capacity for a request now; the caller may try again
+    ├── ConfigError                2  arguments or configuration are wrong (every problem at once)
+    ├── ModelError                 2  a model cannot be loaded or understood
+    └── UnavailableError           3  the machine cannot do what was demanded
+        └── DeviceError            3  the demanded device is not usable and fallback is off
 
-The message of each is one line that names the thing and the remedy: it is shown to people as it is.
+Each message is one line that names the object and the remedy, and is shown as it is.
 """
 
 import re
 from collections.abc import Sequence
 
-# Longer than any path that is of use, and what would hide the rest of a line.
+# Longer than any useful path; longer words are shortened, as they would hide the rest of the line.
 _LONG_WORD = re.compile(r"\S{401,}")
+
+_MAX_SHOWN = 20
+"""Problems in the text of a ConfigError."""
 
 
 class VisionedgeError(Exception):
-    """Base of all errors whose message is shown to users; it never contains a secret (see `redact`)."""
+    """Base of all errors that people see; their messages hold no secrets (see `runtime.redaction`)."""
 
     exit_code = 1
 
@@ -35,7 +38,7 @@ class DamagedPictureError(SourceError):
 
 
 class FetchError(VisionedgeError):
-    """A model cannot be fetched; `lasting` where another try would hardly end otherwise."""
+    """A model cannot be downloaded; `permanent`: another try would most likely fail, too."""
 
     def __init__(self, message: str, *, permanent: bool = False) -> None:
         super().__init__(message)
@@ -48,9 +51,6 @@ class BusyError(VisionedgeError):
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-
-
-_MAX_SHOWN = 20
 
 
 class ConfigError(VisionedgeError):
@@ -72,8 +72,8 @@ class ConfigError(VisionedgeError):
 class ModelError(VisionedgeError):
     """A model cannot be loaded, understood or run.
 
-    Names out of a model are others' words: what would break the line or the terminal is left out of it.
-    `state` are the lines for `MODEL.yaml` that would help: none where nothing would, None where that is open.
+    Names from a model file are not trusted: characters that would break the line or the terminal are blanks.
+    `state` holds the lines for `MODEL.yaml` that would help: empty if no line would, None if that is unknown.
     """
 
     exit_code = 2
@@ -85,13 +85,13 @@ class ModelError(VisionedgeError):
 
 
 class UnavailableError(VisionedgeError):
-    """This machine cannot do what was demanded: a port in use, a missing package, no such device."""
+    """This machine cannot do what was demanded: a port is in use, a package or a device is missing."""
 
     exit_code = 3
 
 
 class DeviceError(UnavailableError):
-    """The demanded device is not usable here; `code` is from the closed list in docs."""
+    """The demanded device cannot be used; `code` is one of the reason codes in the docs."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)

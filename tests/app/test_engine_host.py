@@ -36,13 +36,14 @@ def test_another_model_takes_over_and_no_frame_is_lost(
 
     async def story(module: Module) -> None:
         await module.until(lambda r: all(len(of(r, name)) >= 3 for name in ("dock", "gate", "yard")))
-        assert await module.apply({"model": {"path": str(models / "large.onnx")}}) == {}
+        assert (await module.apply({"model": {"path": str(models / "large.onnx")}})).is_complete
         await module.until(
             lambda r: all(any(e.model == "large" for e in of(r, n)[-3:]) for n in ("dock", "gate", "yard"))
         )
-        assert module.state.loaded_model is not None
-        assert module.state.loaded_model.name == "large"
-        assert module.state.config.model.path == str(models / "large.onnx")
+        now = module.state.snapshot()
+        assert now.loaded_model is not None
+        assert now.loaded_model.name == "large"
+        assert now.config.model.path == str(models / "large.onnx")
 
     module = play(story, document(clip, models, process=process), tmp_path)
     for camera, seen in module.state.batcher.statistics().cameras.items():
@@ -65,13 +66,13 @@ def test_a_model_that_cannot_be_had_leaves_the_old_one_at_work(
             ("empty", "empty"),
             ("poisoned", "nan or infinity"),
         ):
-            refused = await module.apply({"model": {"path": str(models / f"{name}.onnx")}})
-            assert set(refused) == {"model"}
-            assert words in refused["model"].lower()
+            applied = await module.apply({"model": {"path": str(models / f"{name}.onnx")}})
+            assert applied.unapplied.keys() == applied.rejected.keys() == {"model"}
+            assert words in applied.rejected["model"].lower()
         count = len(module.results)
         await module.until(lambda r: len(r) >= count + 6)
         assert {each.model for each in module.results} == {"small"}
-        assert module.state.config.model.path == str(models / "small.onnx")
+        assert module.state.snapshot().config.model.path == str(models / "small.onnx")
 
     module = play(story, document(clip, models, process=True), tmp_path)
     assert all(c.dropped[DropReason.FAILED] == 0 for c in module.state.batcher.statistics().cameras.values())
@@ -84,11 +85,11 @@ def test_what_counts_as_a_detection_changes_without_another_engine(
 
     async def story(module: Module) -> None:
         await module.until(lambda r: len(r) >= 3)
-        engine = module.state.engine
-        assert await module.apply({"inference": {**start["inference"], "confidence": 1.0}}) == {}
+        engine = module.state.snapshot().engine
+        assert (await module.apply({"inference": {**start["inference"], "confidence": 1.0}})).is_complete
         count = len(module.results)
         await module.until(lambda r: len(r) >= count + 9)
-        assert module.state.engine is engine
+        assert module.state.snapshot().engine is engine
         assert {len(each.detections) for each in module.results[-3:]} == {0}
 
     module = play(story, start, tmp_path)
@@ -101,9 +102,9 @@ def test_classes_that_the_model_does_not_know_are_a_problem_of_inference(
     start = document(clip, models, process=False)
 
     async def story(module: Module) -> None:
-        refused = await module.apply({"inference": {**start["inference"], "classes": ["unicorn"]}})
-        assert "unicorn" in refused["inference"]
-        assert module.state.config.inference.classes is None
+        applied = await module.apply({"inference": {**start["inference"], "classes": ["unicorn"]}})
+        assert "unicorn" in applied.rejected["inference"]
+        assert module.state.snapshot().config.inference.classes is None
 
     play(story, start, tmp_path)
 
@@ -120,7 +121,7 @@ def _held(clip: Path, models: Path) -> dict[str, Any]:
 
 async def _until_held(module: Module) -> None:
     await module.until_told("device-held")
-    module.state.waiting_reason = "the device is not there"  # as the service notes it
+    module.state.set_waiting_reason("the device is not there")  # as the service notes it
 
 
 def test_what_waits_for_the_first_engine_is_not_in_force(
@@ -136,16 +137,18 @@ def test_what_waits_for_the_first_engine_is_not_in_force(
         with monkeypatch.context() as patched:
             patched.setattr("visionedge.app.engine_host._FIRST_ENGINE_TIMEOUT_S", 0.01)
             for _ in range(2):
-                refused = await module.apply({"inference": {**start["inference"], "confidence": 0.9}})
-                assert refused.keys() == {"model", "inference"}
-                assert "not in use yet: the device is not there" in refused["inference"]
+                applied = await module.apply({"inference": {**start["inference"], "confidence": 0.9}})
+                assert applied.rejected == {}
+                assert applied.pending.keys() == {"model", "inference"}
+                assert "not in use yet: the device is not there" in applied.pending["inference"]
         over = {**start["inference"], "confidence": 0.9, "fallback": "degrade"}
-        assert await module.apply({"inference": over}) == {}
-        assert module.state.engine is not None
-        assert module.state.engine.device.effective == "cpu"
-        assert module.state.config.inference.fallback == "degrade"
-        assert module.state.selection is not None
-        assert module.state.selection.confidence == pytest.approx(0.9)
+        assert (await module.apply({"inference": over})).is_complete
+        now = module.state.snapshot()
+        assert now.engine is not None
+        assert now.engine.device.effective == "cpu"
+        assert now.config.inference.fallback == "degrade"
+        assert now.selection is not None
+        assert now.selection.confidence == pytest.approx(0.9)
 
     play(story, start, tmp_path, begun=False, inject=faults.path)
 
@@ -160,10 +163,11 @@ def test_another_device_takes_the_place_of_one_that_is_waited_for(
 
     async def story(module: Module) -> None:
         await _until_held(module)
-        refused = await module.apply({"inference": {**start["inference"], "maxBatch": 2}})
-        assert refused.keys() == {"inference"}
-        assert module.state.engine is None
-        assert await module.apply({"inference": {**start["inference"], "device": "cpu"}}) == {}
+        applied = await module.apply({"inference": {**start["inference"], "maxBatch": 2}})
+        assert applied.rejected.keys() == {"inference"}
+        assert applied.pending.keys() == {"model"}
+        assert module.state.snapshot().engine is None
+        assert (await module.apply({"inference": {**start["inference"], "device": "cpu"}})).is_complete
         await module.until(lambda r: all(len(of(r, name)) >= 2 for name in ("dock", "gate", "yard")))
         assert {each.device for each in module.results} == {"cpu"}
 
@@ -175,11 +179,11 @@ def test_the_policy_of_a_running_engine_changes_without_another_one(
 ) -> None:
     async def story(module: Module) -> None:
         await module.until(lambda r: len(r) >= 3)
-        before = module.state.engine
+        before = module.state.snapshot().engine
         for policy in ("hold", "exit", "degrade"):
             over = {**module.document["inference"], "fallback": policy}
-            assert await module.apply({"inference": over}) == {}
-            assert module.state.config.inference.fallback == policy
-            assert module.state.engine is before
+            assert (await module.apply({"inference": over})).is_complete
+            assert module.state.snapshot().config.inference.fallback == policy
+            assert module.state.snapshot().engine is before
 
     play(story, document(clip, models, process=True), tmp_path)

@@ -110,21 +110,21 @@ def test_a_model_that_cannot_be_had_changes_nothing_and_the_right_one_takes_over
         threads = ThreadGroup(lambda *_: None)
         delivery = Delivery.build(parse_config({}).telemetry, None, events, threads, data=tmp_path)
         delivery.start()
-        module.state.delivery = delivery
+        module.state.set_delivery(delivery)
         for path, (answer, promised, words) in cases.items():
             server.answers[path] = answer
             before = len(module.results)
-            refused = await module.apply(wanted(server, path, promised))
-            assert set(refused) == {"model"}, path
-            assert words in refused["model"]
-            assert server.url(path) in refused["model"]
+            applied = await module.apply(wanted(server, path, promised))
+            assert applied.unapplied.keys() == applied.rejected.keys() == {"model"}, path
+            assert words in applied.rejected["model"]
+            assert server.url(path) in applied.rejected["model"]
             if path == "/gone":  # tried again, it is refused again, and told once
-                assert await module.apply(wanted(server, path, promised)) == refused
+                assert await module.apply(wanted(server, path, promised)) == applied
             await module.until(lambda r, before=before: len(r) > before)  # type: ignore[misc]
         server.answers["/forklift-v3.onnx"] = content(right)
-        assert await module.apply(wanted(server, "/forklift-v3.onnx", right)) == {}
+        assert (await module.apply(wanted(server, "/forklift-v3.onnx", right))).is_complete
         await module.until(lambda r: all(of(r, n)[-1].model == "forklift-v3" for n in CAMERAS))
-        assert module.state.config.model.sha256 == hashlib.sha256(right).hexdigest()
+        assert module.state.snapshot().config.model.sha256 == hashlib.sha256(right).hexdigest()
         assert await asyncio.to_thread(delivery.close, 5)
 
     data = tmp_path / "data"
@@ -157,12 +157,13 @@ def test_a_newer_change_does_not_wait_for_an_older_one(
     async def story(module: Module) -> None:
         older = asyncio.ensure_future(module.apply(wanted(server, "/slow", b"x")))
         await asyncio.to_thread(server.wait_for_requests, 1)
-        assert module.state.fetch_progress == "the model is being fetched: 0.0 MB"
-        assert await module.apply(wanted(server, "/b.onnx", right)) == {}
-        assert "another change" in (await older)["model"]
-        assert module.state.loaded_model is not None
-        assert module.state.loaded_model.name == "b"
-        assert module.state.fetch_progress is None
+        assert module.state.snapshot().fetch_progress == "the model is being fetched: 0.0 MB"
+        assert (await module.apply(wanted(server, "/b.onnx", right))).is_complete
+        assert "a newer change" in (await older).rejected["model"]
+        loaded_model = module.state.snapshot().loaded_model
+        assert loaded_model is not None
+        assert loaded_model.name == "b"
+        assert module.state.snapshot().fetch_progress is None
 
     play(story, document(clip, tmp_path, process=False), tmp_path / "data")
 
@@ -176,16 +177,17 @@ def test_a_first_model_that_never_comes_may_be_replaced(
     start = document(clip, tmp_path, process=False) | wanted(server, "/wrong", right)
 
     async def story(module: Module) -> None:
-        told = module.state.delivery = Told()  # type: ignore[assignment]  # as much of it as is used
+        told = Told()
+        module.state.set_delivery(told)  # type: ignore[arg-type]  # as much of it as is used
         await asyncio.wait_for(told.first.wait(), 20)
         assert told.events[0][:2] == ("model", "model-waiting")
         assert "the server answers 404 Not Found" in told.events[0][2]
-        (reason,) = module.state.readiness()
+        (reason,) = module.state.snapshot().readiness()
         assert reason.startswith("the model cannot be fetched, and is tried again: ")
-        assert module.state.running_cameras == {}
-        assert await module.apply(wanted(server, "/a.onnx", right)) == {}
+        assert module.state.snapshot().running_cameras == {}
+        assert (await module.apply(wanted(server, "/a.onnx", right))).is_complete
         await module.until(lambda r: all(of(r, name) for name in CAMERAS))
-        assert module.state.readiness() == []
+        assert module.state.snapshot().readiness() == []
 
     module = play(story, start, tmp_path / "data", begun=False)
     assert {each.model for each in module.results} == {"a"}

@@ -93,7 +93,7 @@ def test_a_cpu_quota_that_is_used_up_is_the_limit() -> None:
         replace(SLOW, cores=1, quota=0.5, decode_cores=0.2, infer_cores=0.25, other_cores=0.04)
     )
     assert verdict.bottleneck == "quota"
-    assert "uses 98 % of 0.5 core, all that its CPU quota allows: raise the quota" in verdict.sentence
+    assert "uses 98 % of 0.5 core, its whole CPU quota: raise the quota" in verdict.sentence
 
 
 def test_a_cpu_quota_above_what_is_used_is_not_the_limit() -> None:
@@ -114,7 +114,7 @@ def test_a_quota_bounds_what_others_can_take_away() -> None:
 def test_without_frames_nothing_is_the_limit() -> None:
     assert find_bottleneck(replace(SLOW, cameras={})).bottleneck == "idle"
     still = {"yard": load(0.0, 0.0, 0.1)}
-    assert find_bottleneck(replace(SLOW, cameras=still)).sentence == "no camera hands on frames"
+    assert find_bottleneck(replace(SLOW, cameras=still)).sentence == "no camera delivers frames"
 
 
 def counted(demanded: int, delivered: int) -> FrameCounters:

@@ -102,8 +102,8 @@ class Stage:
 
     def __post_init__(self) -> None:
         self.camera_registry = Still()
-        self.camera_registry.run(*self.state.config.cameras)
-        self.state.camera_registry = self.camera_registry
+        self.camera_registry.run(*self.state.snapshot().config.cameras)
+        self.state.set_camera_registry(self.camera_registry)
         self.controller = OverloadController(
             self.state,
             self.engines,
@@ -158,7 +158,7 @@ def play(story: Callable[[Stage], Awaitable[None]], tmp_path: Path, **overload: 
             "overload": {**FAST, **overload},
         }
         state = AppState.of(parse_config(document), tmp_path, {}, lambda: None)
-        state.engine = cast("Engine", Seen())
+        state.set_engine(cast("Engine", Seen()))
         stage = Stage(state, Engines(), [])
         await story(stage)
         await stage.controller.close()
@@ -169,13 +169,13 @@ def play(story: Callable[[Stage], Awaitable[None]], tmp_path: Path, **overload: 
 
 def told_of(stage: Stage) -> dict[str, Any]:
     """The object `capacity` of status."""
-    document = report.build_capacity(stage.state)
+    document = report.build_capacity(stage.state.snapshot())
     assert document is not None
     return document
 
 
 def device(stage: Stage, state: DeviceState) -> None:
-    stage.state.engine = cast("Engine", Seen(state))
+    stage.state.set_engine(cast("Engine", Seen(state)))
 
 
 def test_a_device_that_was_lost_makes_the_cameras_slower_and_says_so(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_device_that_was_lost_makes_the_cameras_slower_and_says_so(tmp_path: P
     assert status["demandedPerSecond"] == 60
     assert status["deliveredPerSecond"] == pytest.approx(18)
     assert status["sentence"] == (
-        "18.0 of 60.0 frames/s: the CPU carries them with a motion gate on dock, gate and yard and"
+        "18.0 of 60.0 frames/s: the CPU keeps up, with a motion gate on dock, gate and yard and"
         " dock, gate and yard at 6 fps"
     )
     assert [level["level"] for level in status["overload"]["levels"]] == ["gate", "fps"]
@@ -243,9 +243,9 @@ def test_all_is_returned_at_once_when_the_device_is_back(tmp_path: Path) -> None
 
     stage = play(story, tmp_path)
     assert stage.codes == [("overload-returned", "fps"), ("overload-returned", "gate")]
-    assert stage.told[0][1] == "the device is what was asked for: all cameras at the rates that are asked for"
+    assert stage.told[0][1] == "the requested device is in use: all cameras at their configured rates"
     assert stage.camera_registry.throttles == {}
-    assert stage.state.overload_status.taken_levels == ()
+    assert stage.state.snapshot().overload_status.taken_levels == ()
 
 
 def test_while_nothing_is_computed_nothing_is_concluded_and_nothing_returned(tmp_path: Path) -> None:
@@ -254,12 +254,12 @@ def test_while_nothing_is_computed_nothing_is_concluded_and_nothing_returned(tmp
     async def story(stage: Stage) -> None:
         await stage.read(6, carries=15)
         before = list(stage.told)
-        stage.state.engine = cast("Engine", Seen(LOST, ProcessStatus(None, 0, "the engine is restarting")))
+        stage.state.set_engine(cast("Engine", Seen(LOST, ProcessStatus(None, 0, "the engine is restarting"))))
         await stage.read(20, carries=0)
         assert stage.told == before
 
     stage = play(story, tmp_path)
-    assert "gate" in {each.level for each in stage.state.overload_status.taken_levels}
+    assert "gate" in {each.level for each in stage.state.snapshot().overload_status.taken_levels}
 
 
 def test_cameras_of_a_high_priority_keep_their_rate(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_cameras_of_a_high_priority_keep_their_rate(tmp_path: Path) -> None:
             for name in stage.camera_registry.by_name
         }
         config = parse_config({"cameras": cameras, "overload": {**FAST, "levels": ["fps"]}})
-        stage.state.config = config
+        stage.state.restart_with(config)
         await stage.read(4, carries=30)
 
     throttles = play(story, tmp_path).camera_registry.throttles
@@ -280,7 +280,7 @@ def test_cameras_of_a_high_priority_keep_their_rate(tmp_path: Path) -> None:
 def test_a_camera_that_comes_later_is_held_like_the_others(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         cameras = {name: {"uri": "demo:"} for name in ("dock", "gate", "yard", "roof")}
-        stage.state.config = parse_config({"cameras": cameras, "overload": {**FAST, "levels": ["fps"]}})
+        stage.state.restart_with(parse_config({"cameras": cameras, "overload": {**FAST, "levels": ["fps"]}}))
         await stage.read(4, carries=30)
         assert set(stage.camera_registry.throttles) == {"dock", "gate", "yard"}
         stage.camera_registry.run(*cameras)
@@ -298,7 +298,7 @@ def test_a_gate_is_left_alone_where_the_configuration_has_a_word_on_it(tmp_path:
             name: {"uri": "demo:"} | ({"gate": gates[name]} if name in gates else {})
             for name in stage.camera_registry.by_name
         }
-        stage.state.config = parse_config({"cameras": cameras, "overload": {**FAST, "levels": ["gate"]}})
+        stage.state.restart_with(parse_config({"cameras": cameras, "overload": {**FAST, "levels": ["gate"]}}))
         await stage.read(8, carries=15)
 
     stage = play(story, tmp_path)
@@ -362,8 +362,8 @@ def test_a_stand_in_that_another_engine_has_replaced_is_told_to_be_gone(tmp_path
 
     stage = play(story, tmp_path, levels=["variant"])
     assert stage.codes == [("overload-taken", "variant"), ("overload-returned", "variant")]
-    assert stage.told[1][1] == "another engine computes: the model computes as it is"
-    assert stage.state.overload_status.steps["variant", "returned"] == 1
+    assert stage.told[1][1] == "another engine is in use: the model in its configured precision"
+    assert stage.state.snapshot().overload_status.steps["variant", "returned"] == 1
 
 
 def test_one_reading_is_looked_at_once(tmp_path: Path) -> None:
@@ -381,8 +381,8 @@ def test_the_metrics_show_what_is_given_up(tmp_path: Path) -> None:
         await stage.read(10, carries=20)
 
     stage = play(story, tmp_path)
-    stage.state.engine = None
-    samples = {(name, labels): value for name, labels, value in collect_samples(stage.state)}
+    stage.state.set_engine(None)
+    samples = {(name, labels): value for name, labels, value in collect_samples(stage.state.snapshot())}
     assert samples["overload_level", ("gate",)] == 1
     assert samples["overload_level", ("variant",)] == 0
     assert samples["overload_steps_total", ("gate", "taken")] == 1

@@ -5,7 +5,7 @@ The expected documents are in tests/golden/status; `VISIONEDGE_GOLDEN=write make
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from visionedge.app.load_meter import CameraLoad, LoadMeasurement
 from visionedge.app.overload_policy import OverloadStatus, TakenLevel
-from visionedge.app.state import AppState, InboundStatistics
+from visionedge.app.state import AppState, InboundStatistics, StateSnapshot
 from visionedge.app.status import build_camera, build_capacity, build_engine_event, build_status
 from visionedge.camera.camera import Camera, CameraStatus
 from visionedge.camera.motion_gate import GateSettings
@@ -93,9 +93,9 @@ class StatusDelivery:
         return self.seen
 
 
-def empty_state(tmp_path: Path) -> AppState:
+def empty_state(tmp_path: Path) -> StateSnapshot:
     document = {"cameras": {"dock": {"uri": "rtsp://user:secret@192.0.2.5/s"}, "yard": {"uri": "demo:"}}}
-    return AppState.of(parse_config(document), tmp_path, {}, lambda: None)
+    return AppState.of(parse_config(document), tmp_path, {}, lambda: None).snapshot()
 
 
 def lost_gpu() -> StatusEngine:
@@ -159,12 +159,12 @@ def delivered(*, inside_edge: bool) -> Delivery:
     )
 
 
-def running_state(tmp_path: Path, engine: StatusEngine) -> AppState:
+def running_state(tmp_path: Path, engine: StatusEngine) -> StateSnapshot:
     """`dock` runs and was analysed, `yard` does not run."""
     state = empty_state(tmp_path)
-    state.loaded_model = load_model(find_bundled_model())
-    state.engine = cast("Engine", engine)
-    state.latest_results = LatestResults(clock=lambda: 43_210_000)
+    state = replace(state, loaded_model=load_model(find_bundled_model()))
+    state = replace(state, engine=cast("Engine", engine))
+    state = replace(state, latest_results=LatestResults(clock=lambda: 43_210_000))
     state.latest_results.publish(result("dock", 2))
     state.batcher.open("dock")
     for sequence in (1, 2):
@@ -185,21 +185,23 @@ def running_state(tmp_path: Path, engine: StatusEngine) -> AppState:
         next_try_s=3.96,
     )
     registry = StatusRegistry({"dock": cast("Camera", StatusCamera(seen))})
-    state.camera_registry = cast("CameraRegistry", registry)
-    return state
+    return replace(state, camera_registry=cast("CameraRegistry", registry))
 
 
-def starting(tmp_path: Path) -> AppState:
+def starting(tmp_path: Path) -> StateSnapshot:
     """Before the engine is there."""
     return empty_state(tmp_path)
 
 
-def degraded_in_edge(tmp_path: Path) -> AppState:
+def degraded_in_edge(tmp_path: Path) -> StateSnapshot:
     """A GPU was lost, the cameras are slowed, everything goes to the hub."""
     state = running_state(tmp_path, lost_gpu())
-    state.delivery = delivered(inside_edge=True)
-    state.inbound_statistics = lambda: InboundStatistics(
-        {"applied": 2}, 3, {("status", 200): 4, ("ping", 200): 1}, 0, 5, {"busy": 1}, {"version": 7}
+    state = replace(state, delivery=delivered(inside_edge=True))
+    state = replace(
+        state,
+        inbound_statistics=lambda: InboundStatistics(
+            {"applied": 2}, 3, {("status", 200): 4, ("ping", 200): 1}, 0, 5, {"busy": 1}, {"version": 7}
+        ),
     )
     state.meter.measurement = LoadMeasurement(
         seconds=5.04,
@@ -212,22 +214,24 @@ def degraded_in_edge(tmp_path: Path) -> AppState:
         gpu=False,
         quota=1.23456,
     )
-    state.overload_status = OverloadStatus(
-        may_act=True,
-        taken_levels=(
-            TakenLevel("fps", SINCE, "dock at 10 fps"),
-            TakenLevel("gate", SINCE, "a gate on dock"),
+    return replace(
+        state,
+        overload_status=OverloadStatus(
+            may_act=True,
+            taken_levels=(
+                TakenLevel("fps", SINCE, "dock at 10 fps"),
+                TakenLevel("gate", SINCE, "a gate on dock"),
+            ),
+            throttles={"dock": Throttle(10.0, GateSettings())},
         ),
-        throttles={"dock": Throttle(10.0, GateSettings())},
     )
-    return state
 
 
-def local_on_cpu(tmp_path: Path) -> AppState:
+def local_on_cpu(tmp_path: Path) -> StateSnapshot:
     """As on a laptop; the load is measured, and nothing is given up."""
     state = running_state(tmp_path, plain_cpu())
-    state.delivery = delivered(inside_edge=False)
-    state.inbound_statistics = InboundStatistics
+    state = replace(state, delivery=delivered(inside_edge=False))
+    state = replace(state, inbound_statistics=InboundStatistics)
     state.meter.measurement = LoadMeasurement(
         seconds=5.0,
         cameras={},

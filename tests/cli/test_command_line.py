@@ -143,6 +143,26 @@ def test_wrong_arguments_are_one_line_and_exit_2(visionedge: CommandLine, argume
     assert outcome.out == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("run", "--duration", "0"), "argument --duration: '0': must be greater than 0"),
+        (("run", "--duration", "soon"), "argument --duration: 'soon': must be a number"),
+        (("run", "--duration", "nan"), "argument --duration: 'nan': must be a number"),
+        (("detect", "x", "--iou", "2"), "argument --iou: '2': must be between 0 and 1"),
+        (("detect", "x", "--iou", "half"), "argument --iou: 'half': must be a number"),
+        (("bench", "http", "--clients", "0"), "argument --clients: '0': must be 1 or more"),
+        (("bench", "http", "--clients", "1.5"), "argument --clients: '1.5': must be a whole number"),
+        (("bench", "engine", "--lanes", "1,x"), "argument --lanes: 'x': must be a whole number"),
+    ],
+)
+def test_a_wrong_number_is_refused_in_plain_words(
+    visionedge: CommandLine, words: tuple[str, ...], line: str
+) -> None:
+    (complaint,) = visionedge(*words).complaints
+    assert complaint.partition(": ")[2].startswith(f"{line}; see ")
+
+
 @pytest.mark.parametrize(("level", "code"), [("loud", 2), ("DEBUG", 0), ("info", 0)])
 def test_a_wrong_log_level_of_the_environment_is_one_line(
     visionedge: CommandLine, monkeypatch: pytest.MonkeyPatch, level: str, code: int

@@ -101,7 +101,9 @@ def test_a_name_that_is_none_is_told_as_it_is_written(tmp_path: Path, written: s
     file = tmp_path / "c.yaml"
     file.write_text(f"cameras:\n  {written}: {{uri: 'demo:'}}\n")
     (problem,) = problems(read_document(file))
-    assert problem == f"cameras.{written}: a camera's name is 1 to 64 of a-z, 0-9, '_' and '-'"
+    assert (
+        problem == f"cameras.{written}: a camera's name must be 1 to 64 characters of a-z, 0-9, '_' and '-'"
+    )
 
 
 def test_a_camera_name_may_have_underscores() -> None:
@@ -170,10 +172,10 @@ def test_yaml_and_json_files_read_alike(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("a.yaml", "a: [1", "is no YAML"),
+        ("a.yaml", "a: [1", "is not valid YAML"),
         ("a.yaml", "a: 1\na: 2\n", "given twice"),
         ("a.yaml", "- 1\n", "must be a mapping"),
-        ("a.json", "{", "is no JSON"),
+        ("a.json", "{", "is not valid JSON"),
         ("a.json", None, "cannot be read"),
     ],
 )
@@ -225,7 +227,7 @@ def test_an_address_may_be_a_port_alone(text: str, document: dict[str, object]) 
 
 @pytest.mark.parametrize("text", ["", "localhost", "localhost:", "a:b", "80x", "\uff18\uff10"])
 def test_an_address_without_a_port_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"--http: .* is not HOST:PORT or PORT, such as"):
+    with pytest.raises(ConfigError, match=r"--http: .* must be HOST:PORT or PORT, such as"):
         parse_http_address(text, "--http")
 
 

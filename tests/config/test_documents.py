@@ -63,13 +63,13 @@ def bomb(item: str) -> str:
         ("a-little-deep.json", f'{{"a": {"[" * 51}{"]" * 51}}}', "nested deeper than 50 levels"),
         ("twice.json", '{"http": {"port": 1, "host": "a", "port": 2}}', "key 'port' is given twice"),
         ("twice.yaml", "http: {port: 1, host: a, port: 2}", "key 'port' is given twice"),
-        ("nan.json", '{"a": NaN}', "NaN is no number that JSON knows"),
+        ("nan.json", '{"a": NaN}', "NaN is not a number in JSON"),
         ("digits.json", f'{{"a": {"1" * 5_000}}}', "a number or a date that cannot be read"),
         ("digits.yaml", f"a: {'1' * 5_000}", "a number or a date that cannot be read"),
         ("date.yaml", "a: 2026-02-31", "a number or a date that cannot be read"),
-        ("key.yaml", "? [a, b]\n: 1", "a key is no text"),
-        ("large.yaml", "a: 1\n" + "#" * 2**20, "larger than 1 MiB"),
-        ("bytes.yaml", "a: \0", "is no YAML"),
+        ("key.yaml", "? [a, b]\n: 1", "a key is not a text"),
+        ("large.yaml", "a: 1\n" + "#" * 2**20, "is larger than 1 MiB"),
+        ("bytes.yaml", "a: \0", "is not valid YAML"),
     ],
 )
 def test_a_file_that_is_made_to_do_harm_is_refused_in_one_line(
@@ -232,7 +232,7 @@ def test_a_variable_that_is_not_there_is_a_problem_with_its_line(tmp_path: Path)
     with pytest.raises(ConfigError) as caught:
         read_configuration(path, {})
     first, second = caught.value.problems
-    assert first.startswith(f"{path}:2: http.token: the environment has no variable NO_SUCH_TOKEN")
+    assert first.startswith(f"{path}:2: http.token: the environment variable NO_SUCH_TOKEN is not set")
     assert second == f"{path}:3: http.host: '${{…}}' must hold the name of an environment variable"
     assert fill_variables({"a": [{"b": "${X}"}]}, {"X": "1"}) == {"a": [{"b": "1"}]}
 

@@ -13,6 +13,7 @@ from visionedge.app.engine_host import EngineHost
 from visionedge.app.state import AppState
 from visionedge.camera.camera import CameraStatus
 from visionedge.camera.registry import CameraRegistry
+from visionedge.config.applied import Applied
 from visionedge.config.load import parse_config
 from visionedge.engine.interface import EngineEvent
 from visionedge.frames.types import FrameResult
@@ -68,9 +69,9 @@ class Module:
 
         await self.until(told)
 
-    async def apply(self, over: dict[str, Any]) -> dict[Any, str]:
+    async def apply(self, over: dict[str, Any]) -> Applied:
         """Change to the document with these sections."""
-        return await self.engine_host.apply(parse_config({**self.document, **over}))
+        return await self.state.apply(parse_config({**self.document, **over}))
 
     async def begin(self) -> None:
         """Cameras and engine, as soon as the model is there."""
@@ -80,10 +81,11 @@ class Module:
             """Nobody asks."""
 
         resizer = self.engine_host.load() or await self.engine_host.fetch()
-        state.camera_registry = CameraRegistry(
+        registry = CameraRegistry(
             resizer, state.batcher, self.thread_group, first_sequence=lambda _name: 1, on_change=ignore
         )
-        state.camera_registry.apply(state.config.cameras)
+        state.set_camera_registry(registry)
+        registry.apply(state.snapshot().config.cameras)
         await self.engine_host.open()
 
 
@@ -107,10 +109,10 @@ async def running(
     finally:
         beginning.cancel()
         module.thread_group.stopping.set()
-        if state.camera_registry is not None:
-            state.camera_registry.stop()
+        if (registry := state.snapshot().camera_registry) is not None:
+            registry.stop()
         state.batcher.close()
-        module.engine_host.lineup.close()
+        module.engine_host.lanes.close()
         still_running = await asyncio.to_thread(module.thread_group.join, 10)
         await asyncio.to_thread(module.engine_host.close)
         assert still_running + module.engine_host.still_running() == []

@@ -55,8 +55,9 @@ def data(kept: Path) -> Iterator[Path]:
 
 
 def store(module: Module, data: Path) -> None:
-    assert module.state.loaded_model is not None
-    store_quick_variant(module.state.loaded_model, data)
+    loaded_model = module.state.snapshot().loaded_model
+    assert loaded_model is not None
+    store_quick_variant(loaded_model, data)
 
 
 async def some_more(module: Module) -> None:
@@ -68,10 +69,10 @@ async def some_more(module: Module) -> None:
 def test_without_a_variant_there_is_nobody_to_call(data: Path, clip: Path, models: Path) -> None:
     async def story(module: Module) -> None:
         await some_more(module)
-        engine = module.state.engine
+        engine = module.state.snapshot().engine
         assert not await module.engine_host.can_try_faster_variant()
         assert await module.engine_host.start_substitute() is None
-        assert module.state.engine is engine
+        assert module.state.snapshot().engine is engine
         await some_more(module)
 
     play(story, document(clip, models, process=False), data)
@@ -96,28 +97,30 @@ def test_it_computes_until_it_is_dismissed_and_a_change_of_the_model_does_that_t
     async def story(module: Module) -> None:
         engine_host, state = module.engine_host, module.state
         await some_more(module)
-        engine = state.engine
+        engine = state.snapshot().engine
         store(module, data)
         assert await engine_host.can_try_faster_variant()
         assert await engine_host.start_substitute() == "int8"
-        assert isinstance(state.engine, SubstituteEngine)
-        assert state.engine.precision.precision == engine_host.substitute_precision == "int8"
+        substitute = state.snapshot().engine
+        assert isinstance(substitute, SubstituteEngine)
+        assert substitute.precision.precision == engine_host.substitute_precision == "int8"
         assert not await engine_host.can_try_faster_variant()
         start["inference"]["confidence"] = 0.99
-        assert await module.apply({"inference": start["inference"]}) == {}
+        assert (await module.apply({"inference": start["inference"]})).is_complete
         assert engine_host.substitute_precision == "int8"
         await some_more(module)
 
         await engine_host.stop_substitute()
-        assert state.engine is engine
+        assert state.snapshot().engine is engine
         assert engine_host.substitute_precision is None
-        assert state.selection is not None
-        assert state.selection.confidence == 0.99
+        selection = state.snapshot().selection
+        assert selection is not None
+        assert selection.confidence == 0.99
         await some_more(module)
 
         assert await engine_host.can_try_faster_variant()
         assert await engine_host.start_substitute() == "int8"
-        assert await module.apply({"model": {"path": str(models / "other.onnx")}}) == {}
+        assert (await module.apply({"model": {"path": str(models / "other.onnx")}})).is_complete
         assert engine_host.substitute_precision is None
         await module.until(lambda r: r[-1].model == "other")
 
@@ -145,16 +148,17 @@ def test_a_lost_device_comes_back_behind_the_stand_in(
         assert await engine_host.can_try_faster_variant()
         assert await engine_host.start_substitute() == "int8"
         await some_more(module)
-        assert state.engine is not None
-        device = state.engine.device
+        engine = state.snapshot().engine
+        assert engine is not None
+        device = engine.device
         assert (device.requested, device.effective, device.degraded) == ("auto", "cpu", True)
-        assert state.engine.recovery is not None
-        assert state.engine.recovery.recovery_state.stage != "settled"
+        assert engine.recovery is not None
+        assert engine.recovery.recovery_state.stage != "settled"
 
         faults.end("sticky", "absent")
         await module.until_told("device-back")
-        assert not state.engine.device.degraded
-        assert state.engine.device.effective == "cpu"  # where frames are still computed
+        assert not engine.device.degraded
+        assert engine.device.effective == "cpu"  # where frames are still computed
         await engine_host.stop_substitute()
         await module.until(lambda r: r[-1].device == "cuda")
 

@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from visionedge.config.applied import SECTIONS, Applied, SectionOutcome
 from visionedge.config.schema import Config
 from visionedge.iothub import desired_properties
 from visionedge.iothub.desired_document import DesiredDocument
@@ -22,7 +23,9 @@ class Module:
         self.path = folder / "desired.json"
         self.local = LOCAL if local is None else local
         self.applied: list[Config] = []
+        self.started_with: Config | None = None
         self.refuse: dict[str, str] = {}
+        self.status: Literal["pending", "rejected"] = "rejected"
         self.error: Exception | None = None
         self.events: list[tuple[str, str, Mapping[str, Any]]] = []
         self.hold: asyncio.Event | None = None
@@ -43,22 +46,37 @@ class Module:
         """What a start of the module finds."""
         return ConfigurationSources.read(self.local, LastGoodFile(self.path, "me"))
 
-    async def apply(self, config: Config) -> Mapping[str, str]:
-        """Make this the running configuration."""
-        self.applied.append(config)
+    async def apply(self, wanted: Config) -> Applied:
+        """Make this the running configuration, but for the sections to refuse."""
+        self.applied.append(wanted)
         if self.hold is not None:
             await self.hold.wait()
         if self.error is not None:
             raise self.error
-        return self.refuse
+        return outcome(self.refuse, self.status)
+
+    def compare(self, wanted: Config) -> Applied:
+        """What differs from the configuration that was applied last."""
+        running = self.applied[-1] if self.applied else self.started_with
+        return outcome(
+            {
+                key: "other"
+                for key, name in SECTIONS.items()
+                if getattr(running, name) != getattr(wanted, name)
+            }
+            | self.refuse,
+            self.status,
+        )
 
     def talk(self, story: Callable[[DesiredProperties], Awaitable[None]]) -> None:
         """Run a story with the task of a desired that belongs to a start of the module."""
 
         async def whole() -> None:
+            sources = self.config_sources()
+            self.started_with = sources.start.config
             desired = DesiredProperties(
-                self.config_sources(),
-                self.apply,
+                sources,
+                self,
                 lambda *event: self.events.append(event),
                 cancel_pending_model=self.given_way.set,
                 retry_s=self.retry_s,
@@ -76,6 +94,16 @@ class Module:
     def kept(self) -> DesiredDocument | None:
         """The document on disk."""
         return LastGoodFile(self.path, "me").read()
+
+
+def outcome(refused: Mapping[str, str], status: Literal["pending", "rejected"]) -> Applied:
+    """Every section is applied, but for those refused."""
+    return Applied(
+        {
+            key: SectionOutcome(status, refused[key]) if key in refused else SectionOutcome("applied")
+            for key in SECTIONS
+        }
+    )
 
 
 def twin(version: int, **desired: Any) -> dict[str, Any]:
@@ -236,6 +264,29 @@ def test_a_start_without_a_hub_uses_what_was_in_force(tmp_path: Path) -> None:
     assert module.events == []
 
 
+def test_what_the_start_has_not_put_in_force_yet_has_no_acknowledgement(tmp_path: Path) -> None:
+    """Sections that wait for the first engine are acknowledged when it is there, without any event."""
+    wished: dict[str, Any] = {"telemetry": {"mode": "all"}, "inference": {"confidence": 0.9}}
+    Module(tmp_path).talk(lambda desired: _wish(desired, 7, **wished))
+    module = Module(tmp_path)
+    module.refuse = dict.fromkeys(("model", "inference"), "not in use yet: the engine is warming up")
+    module.status = "pending"
+    in_force = {"status": "applied", "version": 7}
+
+    async def story(desired: DesiredProperties) -> None:
+        assert desired.acknowledgement == {"telemetry": in_force}
+        desired.on_twin(twin(7, **wished))
+        await until(lambda: "version=7" in repr(desired))
+        assert desired.acknowledgement == {"telemetry": in_force}
+        module.refuse = {}
+        desired.retry()
+        await until(lambda: desired.acknowledgement == {"telemetry": in_force, "inference": in_force})
+
+    module.talk(story)
+    assert module.applied == []
+    assert module.events == []
+
+
 async def _wish(desired: DesiredProperties, version: int, **document: Any) -> None:
     desired.on_twin(twin(version, **document))
     await acknowledged(desired, version)
@@ -273,7 +324,7 @@ def test_a_document_that_came_too_late_for_this_start_is_kept_for_the_next(tmp_p
 
     async def story() -> None:
         desired = DesiredProperties(
-            module.config_sources(), module.apply, lambda *event: module.events.append(event)
+            module.config_sources(), module, lambda *event: module.events.append(event)
         )
         await desired.save_pending()
         assert module.kept is None

@@ -189,15 +189,15 @@ def test_an_address_is_shown_without_its_secrets_and_not_without_end() -> None:
 
 SUM = "ab" * 32
 WRONG = {
-    "http://h/m.onnx": "http: is not safe",
-    "file:///m.onnx": "file: is not safe",
+    "http://h/m.onnx": "http: is not secure",
+    "file:///m.onnx": "file: is not secure",
     "ftp://h/m.onnx": "must be an https:// address",
     "/models/m.onnx": "must be an https:// address",
-    "https:///m.onnx": "names no host",
+    "https:///m.onnx": "has no host",
     "https://h:port/m.onnx": "cannot be read as an address",
     "https://[::1/m.onnx": "cannot be read as an address",
-    "https://h/my model.onnx": "has blanks in it",
-    "https://h/m\n.onnx": "has blanks in it",
+    "https://h/my model.onnx": "has spaces in it",
+    "https://h/m\n.onnx": "has spaces in it",
 }
 
 

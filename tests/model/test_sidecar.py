@@ -222,7 +222,7 @@ def test_every_problem_is_told_at_once_with_its_path(tmp_path: Path) -> None:
         ("input: [1, 2]", "input: must be a mapping"),
         ("- head", "must be a mapping"),
         ("head: a\nhead: b", "given twice"),
-        ("head: [", "is no YAML"),
+        ("head: [", "is not valid YAML"),
         ("head: 3", "head: must be the name of a known head"),
         ("made_up: 1", "made_up: unknown key; known here: head, input, labels, nms, anchors"),
         ("input: {mean: [.nan, 0, 0]}", "input.mean: must be three numbers"),

@@ -55,14 +55,14 @@ def test_an_error_of_housekeeping_is_logged_now_and_then_and_the_module_goes_on(
 
     async def story() -> None:
         for _ in range(30):
-            await service._tick(cast("Delivery", delivery))
+            await service.housekeeping.tick(cast("Delivery", delivery))
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(story())
     assert delivery.ticks == 30
     assert len(caplog.records) == 1
     assert "the delivery failed" in caplog.text
-    assert "trying again" in caplog.text
+    assert "retrying" in caplog.text
     assert (caplog.records[0].exc_info is not None) == traceback
     service.executor.shutdown(wait=True)
 
@@ -97,7 +97,7 @@ def app_state_of(tmp_path: Path) -> AppState:
 
 
 def test_the_status_tells_the_reason_before_the_engine_is_open_too(tmp_path: Path) -> None:
-    engine = build_status(app_state_of(tmp_path))["engine"]
+    engine = build_status(app_state_of(tmp_path).snapshot())["engine"]
     assert engine["reasonCode"] == "warming-up"
     assert "code" not in engine
     assert engine["reason"] == "the engine is warming up"
@@ -108,8 +108,8 @@ def test_work_of_requests_keeps_its_place_until_it_ends_and_leaves_the_modules_o
 ) -> None:
     """Forty clients that hang up must not hold what the module needs for itself."""
     state = app_state_of(tmp_path)
-    lineup = LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _: None)
-    backend = HttpBackend(state, lineup, Metrics(lambda: ()))
+    lanes = LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _: None)
+    backend = HttpBackend(state.snapshot, lanes, Metrics(lambda: ()))
     release = threading.Event()
 
     async def story() -> None:
@@ -138,9 +138,11 @@ class OneAtATime:
 def test_clients_may_send_the_configured_batch_whatever_the_plan_of_the_device_is(tmp_path: Path) -> None:
     """A client that works beside a GPU must not break when the CPU takes over; the engine splits batches."""
     state = AppState.of(parse_config({"inference": {"maxBatch": 6}}), tmp_path, {}, lambda: None)
-    state.engine = cast("Engine", OneAtATime(load_model(find_bundled_model())))
+    state.set_engine(cast("Engine", OneAtATime(load_model(find_bundled_model()))))
     backend = HttpBackend(
-        state, LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _: None), Metrics(lambda: ())
+        state.snapshot,
+        LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _: None),
+        Metrics(lambda: ()),
     )
     facts = backend.model()
     assert facts is not None

@@ -24,8 +24,8 @@ TAKEN_GATE = re.compile(
     r"WARNING .*overload: too much for the CPU \(.* frames/s\): a motion gate on dock, gate"
 )
 TAKEN_FPS = re.compile(r"WARNING .*overload: too much for the CPU \(.* frames/s\): .* fps")
-RETURNED_FPS = re.compile(r"INFO .*overload: the load has eased: all cameras at the rates that are asked for")
-RETURNED_GATE = re.compile(r"INFO .*overload: the load has eased: no motion gate but those of the config")
+RETURNED_FPS = re.compile(r"INFO .*overload: the load is lower: all cameras at their configured rates")
+RETURNED_GATE = re.compile(r"INFO .*overload: the load is lower: no motion gates but those of the config")
 PICTURE_MS = 25.0
 WAIT_S = 180.0
 

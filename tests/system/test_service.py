@@ -16,7 +16,7 @@ from edge_runtime.runtime import EdgeRuntime
 from module_process import ModuleProcess
 from rtsp_server import RtspServer
 from tiny_models import TinyDetector
-from visionedge.app.service import describe_unwritable_folder
+from visionedge.app.housekeeping import describe_unwritable_folder
 from visionedge.camera.registry import SequencePosition, SequenceStore
 from visionedge.ops.manifest.estimate import measure_messages_file
 

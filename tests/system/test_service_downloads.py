@@ -13,7 +13,7 @@ from model_server import ModelServer, content, hanging, in_turn, status
 from module_process import ModuleProcess
 from tiny_models import TinyDetector
 
-_LISTENS = re.compile(r"has to be fetched first: (http://\S+/)readyz")
+_LISTENS = re.compile(r"model is downloaded first; (http://\S+/)readyz")
 SECRET = "s3cret-signature"
 
 

@@ -89,7 +89,7 @@ def test_a_hang_up_reads_the_file_again_and_a_wrong_one_changes_nothing(tmp_path
         assert "cameras.third.fsp" in module.log
         path.write_text("{")
         os.kill(module.pid, signal.SIGHUP)
-        module.wait_for_log(re.compile("is no JSON"))
+        module.wait_for_log(re.compile("is not valid JSON"))
         assert list(module.cameras()) == ["other"]
         assert module.stop(10) == 0
 
@@ -178,20 +178,16 @@ def test_a_thousand_calls_at_once_are_all_answered(tmp_path: Path) -> None:
     async def story() -> None:
         loop = asyncio.get_running_loop()
         state = AppState.of(parse_config({}), tmp_path, {}, lambda: None)
-        lineup = LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _item: None)
-
-        async def refuse(_config: Any) -> dict[str, str]:
-            return {}
+        lanes = LanePool(state.batcher, ThreadGroup(lambda *_: None), lambda _item: None)
 
         def call_soon(work: Callable[[], None]) -> None:
             loop.call_soon_threadsafe(work)
 
         remote = Sends(
             state,
-            HttpBackend(state, lineup, Metrics(lambda: ())),
+            HttpBackend(state.snapshot, lanes, Metrics(lambda: ())),
             call_soon,
             ConfigurationSources.read({}),
-            apply=refuse,
             cancel_pending_model=lambda: None,
             first_sequence=1,
         )
@@ -245,16 +241,17 @@ def test_one_result_that_cannot_be_handled_costs_none_behind_it(
     document = {"inference": {"process": False, "device": "cpu"}, "http": {"port": 0}}
     service = Service(RunOptions(ConfigurationSources.read(document), tmp_path, environ={}))
     monkeypatch.setattr(service, "_call_soon", lambda _call: None)  # there is no loop
-    delivery = service.state.delivery = Picky()  # type: ignore[assignment]  # the half that is used
+    delivery = Picky()
+    service.state.set_delivery(delivery)  # type: ignore[arg-type]  # the half that is used
     for state in ("live", "stale", "frozen"):
         service.state.loop_queue.put(_status(state))
-    service._drain_outbox()
+    service.drain_queue()
     assert delivery.taken == ["live", "frozen"]
-    assert not service.state.failed
+    assert not service.state.snapshot().failed
     for _ in range(60):
         service.state.loop_queue.put(_status("stale"))
-    service._drain_outbox()
-    assert service.state.failed
+    service.drain_queue()
+    assert service.state.snapshot().failed
 
 
 def _status(state: CameraState) -> CameraStatus:

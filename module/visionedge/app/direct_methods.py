@@ -1,4 +1,4 @@
-"""The direct methods of the contract, over the rooms of the running module."""
+"""The direct methods of IoT Hub: what each one does, and how its answer is kept to the size of the hub."""
 
 import base64
 import time
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from visionedge import __version__
 from visionedge.app.http_backend import HttpBackend
-from visionedge.app.state import AppState
+from visionedge.app.state import SnapshotReader
 from visionedge.camera.sources.images import read_picture_size
 from visionedge.config.documents import Document
 from visionedge.config.schema import Config
@@ -22,7 +22,7 @@ from visionedge.web.jpeg import encode_jpeg_within
 T = TypeVar("T")
 
 MAX_JPEG_BYTES = 88_000
-"""As base64 in an answer below 120,000 bytes."""
+"""118,000 characters in base64: an answer of 120,000 bytes still holds it."""
 
 _MAX_PROBLEM_CHARACTERS = 500
 _MAX_NODES = 20
@@ -30,25 +30,25 @@ _CAMERA_FIELD: Mapping[str, type] = {"camera": str}
 
 
 class DirectMethods:
-    """What each method does. On the loop; what takes long is done at the desk.
+    """What each method does. For the loop; slow work runs on the threads of `executor`.
 
-    `judge` reads a desired document as the module would, and raises ConfigError with every problem.
+    `validate` reads desired properties as the module would, and raises ConfigError with every problem.
     """
 
     def __init__(
         self,
-        state: AppState,
+        snapshot: SnapshotReader,
         backend: HttpBackend,
         executor: BoundedExecutor,
         validate: Callable[[Mapping[str, Any]], Config],
     ) -> None:
-        self._state = state
+        self._snapshot = snapshot
         self._backend = backend
         self._executor = executor
         self._validate = validate
 
     def methods(self) -> dict[str, DirectMethod]:
-        """The methods by name, with deadlines below the least time that IoT Hub lets callers wait (5 s)."""
+        """The methods by name, with deadlines below 5 s, the shortest timeout that callers can set."""
         return {
             "ping": DirectMethod(self.ping, 1.0, None),
             "status": DirectMethod(self.status, 4.0, {"doctor": bool}),
@@ -58,18 +58,18 @@ class DirectMethods:
         }
 
     async def ping(self, _given: Mapping[str, Any]) -> Document:
-        """The module lives: its version, and the time as it knows it."""
-        uptime_s = (time.monotonic_ns() - self._state.started_ns) / 1e9
+        """The version of the module, its uptime and its clock."""
+        uptime_s = (time.monotonic_ns() - self._snapshot().started_ns) / 1e9
         return {"version": __version__, "at": format_utc(utc_now()), "uptimeSeconds": round(uptime_s, 3)}
 
     async def status(self, payload: Mapping[str, Any]) -> Document:
-        """The status object of HTTP, cut where there are very many cameras; the doctor's report if asked."""
-        # First, as it may take its time: a call that comes too early finds it done when it is repeated.
+        """The status object of HTTP, shortened to the size of an answer; on request with a doctor report."""
+        # First, because a report takes seconds: if this call times out, the next one finds the report ready.
         asked = {"doctor": await self._backend.doctor()} if payload.get("doctor", False) else {}
         return await self._run_bounded(partial(fit_status, {**self._backend.status(), **asked}))
 
     async def snapshot(self, payload: Mapping[str, Any]) -> Document:
-        """The picture of the newest frame of a camera; without a name, of the only one."""
+        """The newest analysed frame of a camera as JPEG; the name may be left out if there is one camera."""
         name = self._resolve_camera(payload)
         result = self._backend.latest(name)
         if result is None:
@@ -81,7 +81,7 @@ class DirectMethods:
             raise MethodError(503, "no_picture", str(error)) from None
 
     async def validate_config(self, payload: Mapping[str, Any]) -> Document:
-        """What would become of a desired document; nothing is changed."""
+        """The problems that a desired document would have; nothing is changed."""
         try:
             await self._run_bounded(partial(self._validate, payload))
         except ConfigError as error:
@@ -89,17 +89,21 @@ class DirectMethods:
         return fit_problems([])
 
     async def restart_camera(self, payload: Mapping[str, Any]) -> Document:
-        """Close a camera and open it anew."""
+        """Close a camera and open it again."""
         name = self._resolve_camera(payload)
-        camera_registry = self._state.camera_registry
+        camera_registry = self._snapshot().camera_registry
         if camera_registry is None or name not in camera_registry.by_name:
-            raise MethodError(409, "not_running", f"camera '{name}' does not run; it is disabled")
+            raise MethodError(409, "not_running", f"camera '{name}' does not run: it is disabled")
         camera_registry.restart(name)
         return {"camera": name, "state": camera_registry.by_name[name].status().state}
 
     def _resolve_camera(self, payload: Mapping[str, Any]) -> str:
-        """The camera that is meant."""
-        known = self._state.config.cameras
+        """The name of the camera in a payload.
+
+        Raises:
+            MethodError: it is missing, or no camera has it.
+        """
+        known = self._snapshot().config.cameras
         name = payload.get("camera")
         if name is None and len(known) == 1:
             (name,) = known
@@ -117,15 +121,15 @@ class DirectMethods:
 
 
 def fit_status(status: Document) -> Document:
-    """The status without secrets, in the size of an answer: less of each camera, then fewer cameras.
+    """The status without secrets, in the size of an answer: fewer keys of each camera, then fewer cameras.
 
-    The tables behind the engine's plan stay at `/api/v1/status`, for people at the device.
+    The measurements behind the engine's plan are only in `/api/v1/status`.
     """
     document: Document = _drop_tables(redact_document(status))
     if measure_result_bytes(document) <= MAX_RESULT_BYTES:
         return document
     cameras = [{"name": camera["name"], "state": camera["state"]} for camera in document["cameras"]]
-    # Beside the cameras only the loads by camera can be long.
+    # Apart from the cameras, only `capacity` grows with their number.
     document |= {"cameras": [], "camerasOmitted": len(cameras), "capacity": None}
     left_bytes = MAX_RESULT_BYTES - measure_result_bytes(document)
     for camera in cameras:
@@ -150,7 +154,7 @@ def _drop_tables(status: Document) -> Document:
 
 
 def fit_problems(problems: list[str]) -> Document:
-    """The answer of `validateConfig`; of very many problems the first ones, and how many there are."""
+    """The answer of `validateConfig`: as many problems as fit, and their number."""
     shown: list[str] = []
     left_bytes = MAX_RESULT_BYTES - 200
     for problem in problems:

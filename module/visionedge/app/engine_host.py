@@ -1,7 +1,7 @@
-"""The engine room: which model and engine compute, and how others take their place while the module runs.
+"""The model and the engine in use, and how others take their place while the module runs.
 
-Another engine is opened and warmed up beside the one in use, and only then changed over to; when any step
-fails, the old one has never stopped.
+Another engine is opened and warmed up beside the one in use, and frames go to it only then; when any step
+fails, the old one has never stopped. `EngineHost` is the writer of the sections `model` and `inference`.
 """
 
 import asyncio
@@ -29,14 +29,23 @@ from visionedge.model.postprocess import Selection
 from visionedge.model.provider import MAX_CHANGE_TRIES, ModelProvider, ModelSource
 from visionedge.runtime.threads import OnThreadExit, ThreadGroup, run_on_thread
 
-# What computes: a model and its engine, and what was made for the two.
+log = logging.getLogger(__name__)
+
+ModelEventCode = Literal["model-changed", "model-refused", "model-waiting"]
+
+_DRAIN_TIMEOUT_S = 10.0
+_FIRST_ENGINE_TIMEOUT_S = 10.0
+
+_KEYS_NEEDING_NEW_ENGINE = ("device", "parity", "max_batch", "precision", "latency_budget_ms", "process")
+"""Fields of `InferenceConfig` that an open engine cannot change."""
 
 
 @dataclass(slots=True)
 class EngineInstance:
-    """A model, its engine once that is open, and what was made for the two. `crew` is the engine's alone.
+    """A model, its engine once that is open, and what was made for the two.
 
-    `has_candidate_variants`: there are variants that may be faster on the CPU; None: nobody has looked yet.
+    `thread_group` is for the engine alone. `has_candidate_variants`: some variants may be faster on the
+    CPU; None: not looked up yet.
     """
 
     source: ModelSource
@@ -51,12 +60,12 @@ class EngineInstance:
 
     @property
     def resizer(self) -> InputResizer:
-        """How cameras prepare pictures for it."""
+        """How cameras prepare frames for the model."""
         spec = self.model.input
         return InputResizer(spec) if self.frame_pool is None else InputResizer(spec, self.frame_pool.allocate)
 
     def close(self) -> None:
-        """End the engine, also one that still opens, and give its memory back. Blocks."""
+        """Close the engine, also one that is still opening, and free its memory. Blocks."""
         closing = self.engine_process or self.engine
         if closing is not None:
             closing.close()
@@ -64,23 +73,16 @@ class EngineInstance:
             self.frame_pool.close()
 
 
-log = logging.getLogger(__name__)
-
-ConfigSection = Literal["model", "inference"]
-ModelEventCode = Literal["model-changed", "model-refused", "model-waiting"]
-
-_DRAIN_TIMEOUT_S = 10.0
-_FIRST_ENGINE_TIMEOUT_S = 10.0
-
-# What an engine cannot take over while it runs: a change of these needs another one.
-_KEYS_NEEDING_NEW_ENGINE = ("device", "parity", "max_batch", "precision", "latency_budget_ms", "process")
-
-
 class EngineHost:
-    """Loads models and opens engines off the loop; everything else belongs to the loop.
+    """Loads models and opens engines on threads; every other method is for the loop.
 
-    `crew` runs the lanes and what is opened; `on_thread_exit` is told of a thread of an engine that ended.
-    `tempo` is for models that are fetched, `inject` a script of faults, for tests.
+    Args:
+        state: what the host publishes the engine and its sections to.
+        data: the data folder.
+        thread_group: the threads of the lanes, and those that load and open.
+        on_thread_exit: called when a thread of an engine has ended.
+        retry_policy: the pauses between tries of a download.
+        inject: a script of faults, for tests.
     """
 
     def __init__(
@@ -106,44 +108,50 @@ class EngineHost:
         self._thread_groups: list[ThreadGroup] = []
         self._first_engine_ready = asyncio.Event()
         self._last_refusal: tuple[str, str] | None = None
-        self.lineup = LanePool(state.batcher, thread_group, state.loop_queue.put)
-        self._supply = state.supply = ModelProvider(
+        self.lanes = LanePool(state.batcher, thread_group, state.loop_queue.put)
+        self._provider = ModelProvider(
             data, thread_group, retry_policy=retry_policy, on_failure=self._report_download_wait
         )
+        state.set_fetch_progress(lambda: self._provider.message)
+        self._sections = state.register("model", "inference", apply=self.apply, pending=self._pending_reason)
+
+    @property
+    def _config(self) -> Config:
+        return self._state.snapshot().config
 
     def load(self) -> InputResizer | None:
-        """Load the model of the configuration; how cameras prepare pictures for it. Blocks.
+        """Load the model of the configuration; return how cameras prepare frames for it. Blocks.
 
-        None if it has to be fetched first.
+        None if the model has to be downloaded first.
 
         Raises:
-            ConfigError, ModelError, UnavailableError: it cannot be had.
+            ConfigError, ModelError, UnavailableError: the model cannot be used.
         """
-        source = self._supply.local_source(self._state.config.model)
-        return None if source is None else self._set_first_instance(self._prepare(source, self._state.config))
+        source = self._provider.local_source(self._config.model)
+        return None if source is None else self._set_first_instance(self._prepare(source, self._config))
 
     async def fetch(self) -> InputResizer:
-        """Fetch the model of the configuration, however long that takes, and load it.
+        """Download the model of the configuration, with no limit of time, and load it.
 
         Raises:
             ConfigError, ModelError, UnavailableError: as `load`.
         """
         while True:
-            config = self._state.config
-            source = await self._supply.fetch(config.model)
+            config = self._config
+            source = await self._provider.fetch(config.model)
             if source is None:
-                continue  # stopped: another configuration came
+                continue  # stopped, because another configuration came
             prepared = functools.partial(self._prepare, source, config)
             instance = await run_on_thread(self._thread_group, "loading", prepared)
-            if (config.model, config.inference) == (self._state.config.model, self._state.config.inference):
+            if (config.model, config.inference) == (self._config.model, self._config.inference):
                 return self._set_first_instance(instance)
             await asyncio.to_thread(instance.close)
 
     async def open(self) -> Engine:
-        """Open and warm the engine of the model that was loaded, and start its lanes.
+        """Open and warm up the engine of the model that was loaded, and start its lanes.
 
         Raises:
-            VisionedgeError: as `startup.open_engine`, or it was closed meanwhile.
+            VisionedgeError: the engine cannot be opened, or it was closed meanwhile.
         """
         assert self._first_instance is not None  # noqa: S101 - `load` comes first
         instance = self._first_instance
@@ -152,47 +160,47 @@ class EngineHost:
         except VisionedgeError:
             if self._current is None or self._current.engine is None:
                 raise
-            return self._current.engine  # one of another configuration came first and took its place
+            return self._current.engine  # the engine of a newer configuration was opened first
         self._activate(instance)
         await run_on_thread(
-            self._thread_group, "tidying", lambda: self._supply.evict([instance.model.sha256])
+            self._thread_group, "tidying", lambda: self._provider.evict([instance.model.sha256])
         )
         return engine
 
     async def apply(self, wanted: Config) -> dict[str, str]:
-        """Make model and inference those of another configuration; what could not be done, and why.
+        """Make model and inference those of another configuration; the section that is rejected, and why.
 
-        A section that is refused stays as it was.
+        Waits a while for the first engine where there is none yet; the sections are pending after that.
         """
-        if wanted.model != self._state.config.model:
-            self._supply.stop()  # what is being fetched for an earlier change is not wanted any more
+        if wanted.model != self._config.model:
+            self._provider.stop()  # a newer change supersedes a download for an older one
         first = self._first_instance if self._current is None else None
         if first is not None:
-            waits_for_device = self._state.waiting_reason is not None
-            if wanted.model == self._state.config.model and not _needs_new_engine(
+            waits_for_device = self._state.snapshot().waiting_reason is not None
+            if wanted.model == self._config.model and not _needs_new_engine(
                 first.inference, wanted.inference
             ):
-                _apply_fallback(
-                    first, wanted.inference
-                )  # it may wait for its device because of what is changed here
+                # The engine may be waiting for its device only because of the fallback that changes here.
+                _apply_fallback(first, wanted.inference)
                 waits_for_device = False
-            if not waits_for_device and (late := await self._wait_for_first_engine()):
-                return late
+            if not waits_for_device and not await self._wait_for_first_engine():
+                return {}
         async with self._change_lock:
             try:
                 await self._apply(wanted)
             except VisionedgeError as error:
                 return self._report_refusal(wanted, error)
             self._last_refusal = None
-        return await self._wait_for_first_engine()
+        await self._wait_for_first_engine()
+        return {}
 
     def cancel_pending_model(self) -> None:
-        """Let a model be that is still being fetched for a change: another change is to come."""
-        self._supply.stop()
+        """Cancel the download of a pending model change; a newer change supersedes it."""
+        self._provider.stop()
 
     def close(self) -> None:
-        """End the engines, also one that still opens. Blocks."""
-        self.lineup.close()
+        """Close the engines, also one that is still opening. Blocks."""
+        self.lanes.close()
         for instance in (self._first_instance, self._candidate, self._substitute, self._current):
             if instance is not None:
                 instance.close()
@@ -201,20 +209,20 @@ class EngineHost:
         """The threads of engines that still run."""
         return [name for thread_group in self._thread_groups for name in thread_group.alive()]
 
-    # --- a faster engine for a while (`overload.keeper.Engines`) --------------------------------------------
+    # --- a faster engine for a while (`overload_controller.VariantSwitcher`) --------------------------------
 
     @property
     def substitute_precision(self) -> str | None:
-        """The precision that computes in place of the one of the configuration; None: that one does."""
+        """The precision of the substitute engine; None without a substitute."""
         substitute = self._substitute
         return (
             None if substitute is None or substitute.engine is None else substitute.engine.precision.precision
         )
 
     async def can_try_faster_variant(self) -> bool:
-        """Whether another precision might compute more than the engine in use.
+        """Whether another precision may be faster than the engine in use.
 
-        Only on the CPU, only where any precision will do, and only where none was tried here yet.
+        Only on the CPU, only with `precision: auto`, and only before a first try with this engine.
         """
         instance = self._current
         if instance is None or instance.engine is None or self._substitute is not None:
@@ -230,20 +238,20 @@ class EngineHost:
         return instance.has_candidate_variants
 
     async def start_substitute(self) -> str | None:
-        """Open the fastest precision on the CPU and let it compute; None where that is no other one.
+        """Open the fastest precision on the CPU and send frames to it; None if no other one is faster.
 
-        The engine in use stays open, and goes on looking for a device that was lost.
+        The engine of the configuration stays open, and goes on probing for a lost device.
 
         Raises:
-            VisionedgeError: it cannot be opened.
+            VisionedgeError: the substitute cannot be opened.
         """
         async with self._change_lock:
             previous = self._current
             if previous is None or previous.engine is None or self._substitute is not None:
                 return self.substitute_precision
             previous.has_candidate_variants = False  # one try for each engine
-            inference = self._state.config.inference.model_copy(update={"device": "cpu"})
-            config = self._state.config.model_copy(update={"inference": inference})
+            inference = self._config.inference.model_copy(update={"device": "cpu"})
+            config = self._config.model_copy(update={"inference": inference})
             instance = await self._open_candidate(previous.source, config)
             engine = instance.engine
             if engine is None or engine.precision.precision == previous.engine.precision.precision:
@@ -252,11 +260,11 @@ class EngineHost:
             previous.has_candidate_variants = True
             self._substitute = instance
             self._switch_to(instance, SubstituteEngine(engine, previous.engine))
-            await asyncio.to_thread(self.lineup.drain_previous, _DRAIN_TIMEOUT_S)
+            await asyncio.to_thread(self.lanes.drain_previous, _DRAIN_TIMEOUT_S)
             return self.substitute_precision
 
     async def stop_substitute(self) -> None:
-        """Let the engine of the configuration compute again, and close the one that stood in."""
+        """Send frames to the engine of the configuration again, and close the substitute."""
         async with self._change_lock:
             substitute, previous = self._substitute, self._current
             if substitute is None or previous is None or previous.engine is None:
@@ -265,51 +273,53 @@ class EngineHost:
             self._switch_to(previous, previous.engine)
             await asyncio.to_thread(self._drain_and_close, substitute)
 
-    async def _wait_for_first_engine(self) -> dict[str, str]:
-        """Nothing when an engine computes; before the first one does, wait for it a while."""
+    async def _wait_for_first_engine(self) -> bool:
+        """Wait for the first engine, `_FIRST_ENGINE_TIMEOUT_S` at most; whether there is one."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._first_engine_ready.wait(), _FIRST_ENGINE_TIMEOUT_S)
-        if self._first_engine_ready.is_set():
-            return {}
-        why = self._state.fetch_progress or self._state.waiting_reason or "the engine is warming up"
-        return dict.fromkeys(("model", "inference"), f"not in use yet: {why}")
+        return self._first_engine_ready.is_set()
 
-    # --- what is told ---------------------------------------------------------------------------------------
+    def _pending_reason(self) -> str | None:
+        if self._first_engine_ready.is_set():
+            return None
+        return f"not in use yet: {self._state.snapshot().no_engine_reason}"
+
+    # --- log and events -------------------------------------------------------------------------------------
 
     def _report_refusal(self, wanted: Config, error: VisionedgeError) -> dict[str, str]:
-        """The section that stays as it was, and why."""
-        changes = wanted.model != self._state.config.model
-        section: ConfigSection = "model" if changes and not isinstance(error, ConfigError) else "inference"
-        # Whoever tries it again need not hear it again.
+        """Log a change that failed; the section that stays as it was, and why."""
+        changes = wanted.model != self._config.model
+        section = "model" if changes and not isinstance(error, ConfigError) else "inference"
+        # A rejected change is tried again every few minutes, with the same result: log it once.
         news, self._last_refusal = (section, str(error)) != self._last_refusal, (section, str(error))
         if news:
             log.warning("%s stays as it was: %s", section, error)
         if news and section == "model":
-            running = self._state.loaded_model
+            running = self._state.snapshot().loaded_model
             details = {"name": running.name, "sha256": running.sha256} if running else {}
             self._event("model-refused", f"the model stays as it was: {error}", {"running": details})
         return {section: str(error)}
 
     def _report_model_change(self, previous: Model, now: Model) -> None:
         if previous.sha256 != now.sha256:
-            log.info("the model is changed: %s computes instead of %s", now.name, previous.name)
+            log.info("model changed: %s replaces %s", now.name, previous.name)
             self._event(
                 "model-changed",
-                f"{now.name} computes instead of {previous.name}",
+                f"{now.name} replaces {previous.name}",
                 {
                     "running": {"name": now.name, "sha256": now.sha256},
                     "before": {"name": previous.name, "sha256": previous.sha256},
                 },
             )
 
-    def _report_download_wait(self, words: str) -> None:
-        """At the start nothing computes before the model is there: somebody should hear why it is not."""
+    def _report_download_wait(self, message: str) -> None:
+        """Send an event at the start only: no frame is analysed before the first model is there."""
         if self._current is None:
-            self._event("model-waiting", f"the model cannot be fetched, and is tried again: {words}", {})
+            self._event("model-waiting", f"the model cannot be downloaded, retrying: {message}", {})
 
     def _event(self, code: ModelEventCode, message: str, details: Mapping[str, object]) -> None:
-        if self._state.delivery is not None:
-            self._state.delivery.event("model", code, message, details)
+        if (delivery := self._state.snapshot().delivery) is not None:
+            delivery.event("model", code, message, details)
 
     # --- steps ----------------------------------------------------------------------------------------------
 
@@ -317,44 +327,45 @@ class EngineHost:
         state, instance = self._state, self._current
         inference = wanted.inference
         if instance is None and self._first_instance is None:
-            # The first model is still being fetched; from now on it may be another one.
-            if wanted.model != state.config.model:
-                self._supply.stop()
-            state.config = state.config.model_copy(update={"model": wanted.model, "inference": inference})
+            # The first model is still being downloaded, and `fetch` goes on with the new configuration.
+            if wanted.model != self._config.model:
+                self._provider.stop()
+            self._sections.adopt(wanted)
             return
         if instance is None or (
-            wanted.model != state.config.model or _needs_new_engine(instance.inference, inference)
+            wanted.model != self._config.model or _needs_new_engine(instance.inference, inference)
         ):
             await self._replace_engine(wanted)
         else:
             _apply_fallback(instance, inference)
-            state.selection = instance.selection = _make_selection(instance.model, inference)
-            self.lineup.select(instance.selection)
+            instance.selection = _make_selection(instance.model, inference)
+            state.set_selection(instance.selection)
+            self.lanes.select(instance.selection)
             if self._substitute is not None:
                 self._substitute.selection = instance.selection
         state.batcher.limit(inference.max_batch, int(inference.max_age_seconds * 1e9))
-        state.config = state.config.model_copy(update={"model": wanted.model, "inference": inference})
+        self._sections.adopt(wanted)
 
     async def _replace_engine(self, wanted: Config) -> None:
-        """Open another engine beside the one in use, change over to it, and close the old one."""
+        """Open another engine beside the one in use, send frames to it, and close the old one."""
         previous = self._current
         first = self._first_instance if previous is None else None
-        source = await self._supply.fetch(wanted.model, tries=MAX_CHANGE_TRIES)
+        source = await self._provider.fetch(wanted.model, tries=MAX_CHANGE_TRIES)
         if source is None:
-            raise VisionedgeError("another change of the model came before it was fetched")
+            raise VisionedgeError("a newer change of the model came before it was downloaded")
         instance = await self._open_candidate(source, wanted)
-        previous = self._current  # a first one may have come meanwhile
+        previous = self._current  # the first engine may have been opened meanwhile
         leaving = [
             each for each in (previous, self._substitute, None if previous else first) if each is not None
         ]
         self._activate(instance)
         await asyncio.to_thread(self._drain_and_close, *leaving)
-        await asyncio.to_thread(self._supply.evict, [instance.model.sha256])
+        await asyncio.to_thread(self._provider.evict, [instance.model.sha256])
         if previous is not None:
             self._report_model_change(previous.model, instance.model)
 
     async def _open_candidate(self, source: ModelSource, config: Config) -> EngineInstance:
-        """Another machinery, its engine open, beside the one in use."""
+        """Another instance with an open engine, beside the one in use."""
         prepared = functools.partial(self._prepare, source, config)
         instance = await run_on_thread(self._thread_group, "loading", prepared)
         self._candidate = instance
@@ -368,7 +379,7 @@ class EngineHost:
         return instance
 
     def _drain_and_close(self, *previous: EngineInstance) -> None:
-        self.lineup.drain_previous(_DRAIN_TIMEOUT_S)
+        self.lanes.drain_previous(_DRAIN_TIMEOUT_S)
         for instance in previous:
             instance.close()
 
@@ -393,10 +404,10 @@ class EngineHost:
             raise ModelError(instance.source.message(error)) from None
 
     def _make_opener(self, instance: EngineInstance, *, wait_for_device: bool) -> Callable[[], Engine]:
-        """What opens the engine, in a process of its own or in this one; slow."""
+        """A function that opens the engine, in a process of its own or in this one; it takes seconds."""
         if instance.frame_pool is None:
             return lambda: open_engine(instance.model, instance.inference, data=self._data)
-        # Kept from now on: a child is ended also while it opens.
+        # Set before it is open, so that `close` also ends a process that is still starting.
         engine_process = instance.engine_process = EngineClient(
             instance.model,
             instance.inference,
@@ -404,7 +415,7 @@ class EngineHost:
             data=self._data,
             thread_group=instance.thread_group,
             on_change=self._state.loop_queue.put,
-            # One in use goes on meanwhile, and whoever wants another shall hear that it cannot be had.
+            # Only the first engine waits for its device; a change is rejected, as the engine in use goes on.
             wait_for_device=wait_for_device,
             inject=self._inject,
         )
@@ -422,27 +433,21 @@ class EngineHost:
         self._switch_to(instance, instance.engine)
 
     def _switch_to(self, instance: EngineInstance, engine: Engine) -> None:
-        """Compute with this engine, which is that of the machinery or stands in with it, from now on."""
-        self.lineup.swap_engine(engine, instance.selection)
-        # From here on: pictures that were prepared for the old one are still computed there.
-        if self._state.camera_registry is not None:
-            self._state.camera_registry.change_input(instance.resizer)
+        """Send frames to this engine, which is the instance's own or a substitute with it, from now on."""
+        self.lanes.swap_engine(engine, instance.selection)
+        # After the swap: frames that were prepared for the old engine are still analysed there.
+        if (registry := self._state.snapshot().camera_registry) is not None:
+            registry.change_input(instance.resizer)
         self._publish_state(instance, engine)
 
     def _set_first_instance(self, instance: EngineInstance) -> InputResizer:
-        """A first model: what is to be opened next."""
+        """Take a model as the first one: `open` opens its engine."""
         self._first_instance = instance
         self._publish_state(instance, None)
         return instance.resizer
 
     def _publish_state(self, instance: EngineInstance, engine: Engine | None) -> None:
-        state = self._state
-        state.loaded_model, state.selection, state.frame_pool = (
-            instance.model,
-            instance.selection,
-            instance.frame_pool,
-        )
-        state.engine = engine
+        self._state.set_engine(engine, instance.model, instance.selection, instance.frame_pool)
 
 
 def _make_selection(model: Model, inference: InferenceConfig) -> Selection:
@@ -450,7 +455,7 @@ def _make_selection(model: Model, inference: InferenceConfig) -> Selection:
 
 
 def _apply_fallback(instance: EngineInstance, wanted: InferenceConfig) -> None:
-    """Take over what an engine can take over while it runs, or while it opens."""
+    """Change the fallback, the one setting that an engine can change while it runs or opens."""
     instance.inference = instance.inference.model_copy(update={"fallback": wanted.fallback})
     if instance.engine_process is not None:
         instance.engine_process.set_fallback(wanted.fallback)

@@ -1,11 +1,11 @@
-"""What HTTP sees of the running module: `web.view.ModuleView` over its rooms."""
+"""What the HTTP handlers ask of the running module: `web.backend.Backend`, answered from its state."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visionedge.app import status as report
+from visionedge.app import status as documents
 from visionedge.app.metrics import Metrics
-from visionedge.app.state import AppState
+from visionedge.app.state import SnapshotReader
 from visionedge.config.documents import Document
 from visionedge.engine.interface import Engine
 from visionedge.engine.lanes import LanePool
@@ -24,13 +24,13 @@ _MAX_CONCURRENT_REQUESTS = 4
 
 
 class HttpBackend:
-    """Answers for HTTP; every method is called on the loop and returns at once or is awaited."""
+    """Answers HTTP requests. Every method is for the loop; it returns at once or is awaited."""
 
-    def __init__(self, state: AppState, lineup: LanePool, metrics: Metrics) -> None:
-        self._state = state
-        self._lineup = lineup
+    def __init__(self, snapshot: SnapshotReader, lanes: LanePool, metrics: Metrics) -> None:
+        self._snapshot = snapshot
+        self._lanes = lanes
         self._metrics = metrics
-        # Of their own: what requests take must not be taken from the module's housekeeping.
+        # Threads of their own, so that requests take none from the module's housekeeping.
         self._executor = BoundedExecutor(
             threads=_MAX_CONCURRENT_REQUESTS, limit=_MAX_CONCURRENT_REQUESTS, name="request"
         )
@@ -38,51 +38,51 @@ class HttpBackend:
         self._doctor_report = CachedReport(self._examine)
 
     def health(self) -> list[str]:
-        """Why the module is not healthy."""
-        return ["a thread that must live has died"] if self._state.failed else []
+        """Why the module is not healthy; empty when it is."""
+        return ["a thread that the module cannot do without has ended"] if self._snapshot().failed else []
 
     def readiness(self) -> list[str]:
-        """Why it cannot answer yet."""
-        return self._state.readiness()
+        """Why the module is not ready."""
+        return self._snapshot().readiness()
 
     def status(self) -> Document:
         """Version, uptime, engine, model, cameras, hub."""
-        return report.build_status(self._state)
+        return documents.build_status(self._snapshot())
 
     def cameras(self) -> list[Document]:
         """One object per configured camera."""
-        return report.build_cameras(self._state)
+        return documents.build_cameras(self._snapshot())
 
     def camera(self, name: str) -> Document | None:
         """One camera's object."""
-        return report.build_camera(self._state, name)
+        return documents.build_camera(self._snapshot(), name)
 
     def has_camera(self, name: str) -> bool:
         """Whether a camera is configured under this name."""
-        return name in self._state.config.cameras
+        return name in self._snapshot().config.cameras
 
     def latest(self, name: str) -> FrameResult | None:
         """The newest result of a camera."""
-        return self._state.latest_results.latest(name)
+        return self._snapshot().latest_results.latest(name)
 
     async def wait_for_newer(self, name: str, after: int | None, timeout_s: float) -> FrameResult | None:
-        """The newest result above `after`, waited for."""
-        return await self._state.latest_results.wait_for_newer(name, after, timeout_s)
+        """Wait for a result with a sequence above `after`; None after `timeout_s`."""
+        return await self._snapshot().latest_results.wait_for_newer(name, after, timeout_s)
 
     def subscribe(self, camera: str | None) -> Subscription:
-        """Every frame object from now on."""
-        return self._state.latest_results.subscribe(camera)
+        """The results from now on, of one camera or of all."""
+        return self._snapshot().latest_results.subscribe(camera)
 
     def metrics(self) -> bytes:
         """Prometheus text."""
         return self._metrics.render()
 
     async def doctor(self) -> Document:
-        """The way to the GPU, examined at most once a minute."""
+        """The report of `doctor`, made at most once a minute."""
         return await self._doctor_report.report()
 
     async def _examine(self) -> Document:
-        state = self._state
+        state = self._snapshot()
         running = _describe_running_engine(state.engine) if state.engine else None
         request = DoctorRequest(state.config.inference.device, state.config, state.data, running)
         return await self._doctor_executor.run(lambda: examine(request, this_host(state.environ)).document())
@@ -93,45 +93,53 @@ class HttpBackend:
 
     def model(self) -> ModelMetadata | None:
         """The loaded model, for the Open Inference Protocol."""
-        engine = self._state.engine
+        engine = self._snapshot().engine
         if engine is None:
             return None
-        return report.build_model_facts(engine, self._state.config.inference.max_batch)
+        return documents.build_model_facts(engine, self._snapshot().config.inference.max_batch)
 
     async def detect(self, picture: Picture) -> FrameResult:
-        """Analyse one picture of a request."""
+        """Analyse one picture of a request.
+
+        Raises:
+            BusyError: the engine is not ready, or too many pictures are in work.
+        """
         self._admit()
 
-        def analysed() -> FrameResult:
-            with self._lineup.use() as running:
+        def analyse() -> FrameResult:
+            with self._lanes.use() as running:
                 frame = make_frame(picture, running.engine)
                 return infer_frames([frame], running.engine, running.selection)[0]
 
-        return await self._executor.run(analysed)
+        return await self._executor.run(analyse)
 
     async def infer_rows(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Run the compiled model on pictures at its own size."""
+        """Run the compiled model on uint8 images (n, H, W, 3) of its input size; float32 rows (n, k, 6).
+
+        Raises:
+            BusyError: as `detect`.
+        """
         self._admit()
 
-        def inferred() -> NDArray[np.float32]:
-            with self._lineup.use() as running:
+        def infer() -> NDArray[np.float32]:
+            with self._lanes.use() as running:
                 return running.engine.infer(images)
 
-        return await self._executor.run(inferred)
+        return await self._executor.run(infer)
 
     def _admit(self) -> None:
-        if reasons := self._state.readiness():
+        if reasons := self._snapshot().readiness():
             raise BusyError("; ".join(reasons))
         if self._executor.is_full:
             raise BusyError("too many pictures at once")
 
     def close(self) -> list[str]:
-        """End the threads; the names of those that hang. Blocks for a bounded time."""
+        """End the threads; returns the names of those that hang. Blocks for a bounded time."""
         return self._executor.close() + self._doctor_executor.close()
 
 
 def _describe_running_engine(engine: Engine) -> RunningEngine:
-    """The engine, as the doctor looks at it."""
+    """What the doctor reports of the engine in use."""
     device, speed_check = engine.device, engine.device_check.speed_check
     return RunningEngine(
         device, engine.node_placement, speed_check.doubt(device.effective) if speed_check else None

@@ -1,10 +1,12 @@
-"""What IoT Hub and other modules see of the running module, and what they may ask of it.
+"""Joins the running module to IoT Hub: the twin, the direct methods, and images that other modules send.
 
-twin ──▶ Desired ──▶ another configuration        status, snapshot, … ◀──▶ Methods
-     ◀── Reported ◀── properties of the rooms     input `frames` ──▶ Questions ──▶ output `detections`
+    desired properties  ──▶ DesiredProperties  ──▶ AppState.apply
+    reported properties ◀── ReportedProperties ◀── AppState.snapshot
+    direct methods      ◀─▶ MethodDispatcher   ◀─▶ DirectMethods
+    input `frames`      ──▶ ImageRequests      ──▶ output `detections`
 
-What comes from the threads of the hub client goes through two bounded boxes to the loop, and everything here
-happens there; pictures and documents are worked on by a few threads of its own.
+Calls and messages from the threads of the hub client come to the loop through two bounded queues. Images and
+documents are processed on a few threads of the bridge.
 """
 
 import asyncio
@@ -18,9 +20,8 @@ from typing import Any
 from visionedge import __version__
 from visionedge.app.direct_methods import DirectMethods
 from visionedge.app.http_backend import HttpBackend
-from visionedge.app.state import AppState, InboundStatistics
+from visionedge.app.state import AppState, InboundStatistics, StateSnapshot
 from visionedge.config.documents import Document
-from visionedge.config.schema import Config
 from visionedge.errors import BusyError, VisionedgeError
 from visionedge.frames.types import FrameResult, format_utc, utc_now
 from visionedge.iothub.client import LinkTask, TaskOutcome
@@ -47,85 +48,32 @@ from visionedge.web.request_body import (
 )
 from visionedge.web.responses import RequestError
 
-# The reported properties: what the twin says of the module, cut to what a twin may hold. Pure.
-
+log = logging.getLogger(__name__)
 
 MAX_CAMERAS_BYTES = 17_000
-"""200 cameras with the longest names; with the acknowledgement still below the 32 KB of a twin."""
+"""200 cameras with the longest names; together with the acknowledgement below the 32 KB of a twin."""
 
 _HEALTHY_STATES = ("live", "disabled", "ended")
-
-
-def build_reported_properties(
-    state: AppState, acknowledgement: Mapping[str, Any], started: datetime
-) -> Document:
-    """All that is reported; without nulls, which would take keys away."""
-    document: Document = {
-        "config": dict(acknowledgement),
-        "engine": _build_engine_properties(state),
-        "cameras": fit_camera_states(_camera_states(state)),
-        "module": {"version": __version__, "started": format_utc(started)},
-    }
-    if state.loaded_model is not None:
-        document["model"] = {"name": state.loaded_model.name[:256], "sha256": state.loaded_model.sha256}
-    return document
-
-
-def _build_engine_properties(state: AppState) -> Document:
-    if state.engine is None:
-        return {"requested": state.config.inference.device, "reasonCode": "warming-up"}
-    device = state.engine.device
-    return {
-        "requested": device.requested,
-        "effective": device.effective,
-        "precision": state.engine.precision.precision,
-        "reasonCode": device.code,
-        "since": format_utc(device.since_utc),
-    }
-
-
-def _camera_states(state: AppState) -> dict[str, str]:
-    running = state.running_cameras
-    return {
-        name: running[name].status().state if name in running else "disabled" for name in state.config.cameras
-    }
-
-
-def fit_camera_states(states: Mapping[str, str]) -> Document:
-    """The states by name; of more than fit those that are in trouble are kept, and the rest is counted."""
-    left_bytes = MAX_CAMERAS_BYTES
-    kept: Document = {}
-    for name in sorted(states, key=lambda name: (states[name] in _HEALTHY_STATES, name)):
-        left_bytes -= len(json.dumps({name: states[name]}))
-        if left_bytes < 0:
-            kept["_more"] = f"{len(states) - len(kept)} cameras more"
-            break
-        kept[name] = states[name]
-    return dict(sorted(kept.items()))
-
-
-log = logging.getLogger(__name__)
 
 _POLL_INTERVAL_S = 1.0
 _STOP_TIMEOUT_S = 1.0
 _MAX_QUEUED_CALLS = 2_000
 _MAX_PENDING_ANSWERS = 64
-"""Answers of full size on their way to the hub; the calls behind them are told at once to come again."""
+"""Answers on their way to the hub; calls beyond them are answered 503 at once."""
 
 _MAX_QUEUED_MESSAGES = 8
 
 
 class HubBridge:
-    """A `Listener` for the hub client; everything that it does not inherit from there belongs to the loop.
+    """A `Listener` of the hub client. Its methods are called on any thread, all others on the loop.
 
     Args:
-        rooms: what is reported, and whom answers go through.
-        view: what methods and pictures ask.
-        call_soon: runs something on the loop, from any thread.
-        carriers: where the configuration comes from.
-        apply: makes the module that of another configuration.
-        give_way: lets a model be that is still being fetched for an earlier configuration.
-        first_sequence: the number of the first picture of another module.
+        state: what desired properties are applied to, and what is reported.
+        backend: answers direct methods and analyses images.
+        call_soon: runs a function on the loop, from any thread.
+        config_sources: where the configuration comes from.
+        cancel_pending_model: cancels the download of a model for an earlier configuration.
+        first_sequence: the sequence number of the first image of another module.
     """
 
     def __init__(
@@ -135,7 +83,6 @@ class HubBridge:
         call_soon: Callable[[Callable[[], None]], None],
         config_sources: ConfigurationSources,
         *,
-        apply: Callable[[Config], Awaitable[Mapping[str, str]]],
         cancel_pending_model: Callable[[], None],
         first_sequence: int,
     ) -> None:
@@ -143,7 +90,7 @@ class HubBridge:
         self._backend = backend
         self._call_soon = call_soon
         self._executor = BoundedExecutor(threads=2, limit=16, name="remote")
-        # A message of 256 KB may hold a picture of 40 megapixels.
+        # A message of 256 KB may hold an image of 40 megapixels.
         self._memory = MemoryBudget(MEMORY_BYTES, MEMORY_WAIT_S, "too many large pictures at once")
         self._calls: LoopQueue[MethodCall] = LoopQueue(
             lambda: call_soon(self._handle_calls), _MAX_QUEUED_CALLS
@@ -157,68 +104,68 @@ class HubBridge:
         self._pending_answers = 0
         self._reported = ReportedProperties()
         self._desired = DesiredProperties(
-            config_sources, apply, self._event, cancel_pending_model=cancel_pending_model
+            config_sources, state, self._event, cancel_pending_model=cancel_pending_model
         )
         self._methods = MethodDispatcher(
-            DirectMethods(state, backend, self._executor, self._desired.validate_desired).methods()
+            DirectMethods(state.snapshot, backend, self._executor, self._desired.validate_desired).methods()
         )
         dependencies = ImageRequestDependencies(
-            self._analyse, self._send_result, lambda: state.config.cameras, self._report_unanswered
+            self._analyse, self._send_result, lambda: state.snapshot().config.cameras, self._report_unanswered
         )
         self._image_requests = ImageRequests(dependencies, first_sequence)
 
     def __repr__(self) -> str:
-        return f"<Remote {self._desired!r} {self._reported!r} {self._methods!r} {self._image_requests!r}>"
+        return f"<HubBridge {self._desired!r} {self._reported!r} {self._methods!r} {self._image_requests!r}>"
 
-    # --- from the threads of the hub client and the SDK (`line.Listener`) -----------------------------------
+    # --- from the threads of the hub client and the SDK (`client.Listener`) ---------------------------------
 
     def twin(self, twin: Mapping[str, Any] | None, connection_number: int) -> None:
         """The twin was read."""
         self._call_soon(lambda: self._on_twin(twin, connection_number))
 
     def on_method_call(self, call: MethodCall) -> None:
-        """A direct method is called."""
+        """A direct method was called."""
         self._calls.put(call)
 
     def on_message(self, message: InputMessage) -> None:
-        """A message has come to an input."""
+        """A message came to an input."""
         self._messages.put(message)
 
-    # --- the life -------------------------------------------------------------------------------------------
+    # --- start and stop -------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Report, answer and take wishes from now on; the delivery is there."""
+        """Report, answer and apply desired properties from now on; the delivery is in the state."""
         self._start_task(self._report())
-        self._start_task(self._run_forever("taking desired properties", self._desired.run))
-        self._start_task(self._run_forever("answering pictures of other modules", self._image_requests.run))
+        self._start_task(self._run_forever("applying desired properties", self._desired.run))
+        self._start_task(self._run_forever("answering images of other modules", self._image_requests.run))
 
     async def close(self) -> None:
-        """End what is under way; whoever called a method hears nothing more."""
+        """Cancel what is under way; open method calls get no answer."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_STOP_TIMEOUT_S)
-        # A picture that is worked on may take its time, and the stop does not wait for it.
+        # Decoding an image can take seconds; the stop does not wait for it.
         self._executor.close(wait=False)
 
     def reload(self, read: Callable[[], Document]) -> None:
-        """Take the local document anew, as `read` gives it."""
+        """Apply the local document again, as `read` returns it."""
         self._desired.reload(read)
 
     def retry(self) -> None:
-        """Something that was refused may be possible now: try it at once."""
+        """Try rejected sections again at once, because the engine is ready now."""
         self._desired.retry()
 
     def next_sequences(self) -> dict[str, int]:
-        """What has to be remembered, so that the numbers of pictures never repeat (`sequences`)."""
+        """The sequence number to store, so that numbers of images never repeat (`SequenceStore`)."""
         return {SEQUENCE_NAME: self._image_requests.next_sequence}
 
     async def save_desired(self) -> None:
-        """The module could not be started as it was wished before: keep what is wished now for next time."""
+        """Store the newest desired properties for the next start, as this one has failed with older ones."""
         await self._desired.save_pending()
 
     def statistics(self) -> InboundStatistics:
-        """The counts so far."""
+        """The counts since the start."""
         return InboundStatistics(
             configurations=dict(self._desired.counts),
             patches=self._reported.patches,
@@ -238,12 +185,12 @@ class HubBridge:
         task.add_done_callback(self._on_task_done)
 
     async def _run_forever(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Work that must go on as long as the module does: begun again after an error that it let through."""
+        """Run work as long as the module runs, and start it again after an error."""
         while True:
             try:
                 await work()
             except Exception:
-                log.exception("%s failed; starting it again", what)
+                log.exception("%s failed; retrying in %g s", what, _POLL_INTERVAL_S)
             await asyncio.sleep(_POLL_INTERVAL_S)
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
@@ -269,13 +216,15 @@ class HubBridge:
                 if self._reported.due():
                     self._report_now()
                 failed = False
-            except Exception:  # the next report must go out; the same failure is told once
+            except Exception:  # an error must not end the reports; log it once until one succeeds
                 if not failed:
-                    log.exception("reporting properties failed; trying again")
+                    log.exception("reporting properties failed; retrying every %g s", _POLL_INTERVAL_S)
                 failed = True
 
     def _report_now(self) -> None:
-        wanted = build_reported_properties(self._state, self._desired.acknowledgement, self._started_utc)
+        wanted = build_reported_properties(
+            self._state.snapshot(), self._desired.acknowledgement, self._started_utc
+        )
         patch = self._reported.next_patch(wanted)
         if patch is not None:
             self._submit_link_task(
@@ -288,8 +237,8 @@ class HubBridge:
         self._call_soon(lambda: self._reported.settle(outcome))
 
     def _event(self, code: str, text: str, details: Mapping[str, Any]) -> None:
-        if self._state.delivery is not None:
-            self._state.delivery.event("module", code, text, details)
+        if (delivery := self._state.snapshot().delivery) is not None:
+            delivery.event("module", code, text, details)
 
     # --- direct methods -------------------------------------------------------------------------------------
 
@@ -320,12 +269,12 @@ class HubBridge:
         self._pending_answers -= 1
 
     def _submit_link_task(self, link_task: LinkTask) -> None:
-        if self._state.delivery is not None:
-            self._state.delivery.submit(link_task)
+        if (delivery := self._state.snapshot().delivery) is not None:
+            delivery.submit(link_task)
         else:
             link_task.done("lost")
 
-    # --- pictures of other modules --------------------------------------------------------------------------
+    # --- images of other modules ----------------------------------------------------------------------------
 
     def _handle_messages(self) -> None:
         for message in self._messages.drain():
@@ -343,18 +292,66 @@ class HubBridge:
         except BusyError:
             return "busy"
         except VisionedgeError as error:
-            log.warning("a picture of another module: %s", redact(str(error)))
+            log.warning("an image of another module cannot be analysed: %s", redact(str(error)))
             return "failed"
 
     def _send_result(self, result: FrameResult, correlation_id: str) -> bool:
-        delivery = self._state.delivery
+        delivery = self._state.snapshot().delivery
         return delivery is not None and delivery.answer(result, correlation_id)
 
     def _report_unanswered(self, reason: ImageDropReason, camera: str) -> None:
-        camera = redact(camera)  # whatever another module wrote there
-        text = f"a picture on input {IMAGE_INPUT} for {camera} got no answer: {reason}"
+        camera = redact(camera)  # text of another module, which may hold secrets
+        text = f"an image on input {IMAGE_INPUT} for {camera} got no answer: {reason}"
         log.warning("%s", text)
         self._event("input-picture-refused", text, {"camera": camera, "reason": reason})
+
+
+def build_reported_properties(
+    state: StateSnapshot, acknowledgement: Mapping[str, Any], started: datetime
+) -> Document:
+    """The reported properties; without nulls, which would delete keys in the twin."""
+    document: Document = {
+        "config": dict(acknowledgement),
+        "engine": _build_engine_properties(state),
+        "cameras": fit_camera_states(_camera_states(state)),
+        "module": {"version": __version__, "started": format_utc(started)},
+    }
+    if state.loaded_model is not None:
+        document["model"] = {"name": state.loaded_model.name[:256], "sha256": state.loaded_model.sha256}
+    return document
+
+
+def _build_engine_properties(state: StateSnapshot) -> Document:
+    if state.engine is None:
+        return {"requested": state.config.inference.device, "reasonCode": "warming-up"}
+    device = state.engine.device
+    return {
+        "requested": device.requested,
+        "effective": device.effective,
+        "precision": state.engine.precision.precision,
+        "reasonCode": device.code,
+        "since": format_utc(device.since_utc),
+    }
+
+
+def _camera_states(state: StateSnapshot) -> dict[str, str]:
+    running = state.running_cameras
+    return {
+        name: running[name].status().state if name in running else "disabled" for name in state.config.cameras
+    }
+
+
+def fit_camera_states(states: Mapping[str, str]) -> Document:
+    """The states by name, within `MAX_CAMERAS_BYTES`: unhealthy cameras first, the rest is counted."""
+    left_bytes = MAX_CAMERAS_BYTES
+    kept: Document = {}
+    for name in sorted(states, key=lambda name: (states[name] in _HEALTHY_STATES, name)):
+        left_bytes -= len(json.dumps({name: states[name]}))
+        if left_bytes < 0:
+            kept["_more"] = f"{len(states) - len(kept)} cameras more"
+            break
+        kept[name] = states[name]
+    return dict(sorted(kept.items()))
 
 
 def _send_patch(patch: Mapping[str, Any], link: HubLink) -> bool:

@@ -1,6 +1,8 @@
-"""Demanded and delivered frames, and in one sentence what holds the module back and which knob to turn.
+"""Measures the load: frames per second demanded and delivered, CPU cores in use, and the bottleneck.
 
-`judge` decides purely; `LoadMeter` reads the processor times of threads and processes, as Linux tells them.
+`LoadMeter` takes samples of the frame counters and of the CPU times in `/proc`; `compute_load` makes a
+`LoadMeasurement` of two samples; `find_bottleneck` names the limit and the setting that helps. Both functions
+are pure.
 """
 
 import os
@@ -24,15 +26,16 @@ _SLACK_PER_S = 0.5
 _SATURATED_SHARE = 0.85
 _OTHER_PROGRAMS_SHARE = 0.25
 _FFMPEG_THREAD_PREFIX = "av:"
-"""What FFmpeg calls the threads that decode beside the cameras' own."""
+"""The names of FFmpeg's decoding threads begin with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class CameraLoad:
-    """A camera's frames per second, and the cores that its thread uses.
+    """A camera's frames per second, and the CPU cores that its thread uses.
 
-    `demanded` is what the configuration asks for, `admitted` what the overload ladder leaves of it, `offered`
-    what the camera hands on, `delivered` what is analysed, `lost` what another frame or its age pushed out.
+    `demanded`: the configured rate; `admitted`: the rate that the overload levels leave of it; `offered`:
+    frames that the camera put into its slot; `delivered`: frames that were analysed; `lost`: frames that were
+    replaced by a newer one or became too old.
     """
 
     demanded: float
@@ -45,11 +48,11 @@ class CameraLoad:
 
 @dataclass(frozen=True, slots=True)
 class LoadMeasurement:
-    """A stretch of time: loads by camera, and cores in use on average.
+    """The load between two samples: rates by camera, and the average number of CPU cores in use.
 
-    `cores` is what this process may use, `other_cores` what it uses for neither decoding nor inference,
-    `external_cores` those of `cores` that other programs of the machine leave no time on. `gpu` tells whether
-    the engine computes on one. `quota` is the number of cores that a CPU quota allows; None without one.
+    `cores`: cores that this process may use; `other_cores`: those that it uses for neither decoding nor
+    inference; `external_cores`: those of `cores` that other programs use. `gpu`: the engine runs on a GPU.
+    `quota`: the number of cores that a CPU quota allows; None without one.
     """
 
     seconds: float
@@ -63,66 +66,68 @@ class LoadMeasurement:
     quota: float | None = None
 
     @property
-    def limit(self) -> float:
-        """The cores that can be used up: fewer than `cores` where a quota says so."""
+    def available_cores(self) -> float:
+        """The cores that the module can use: fewer than `cores` under a quota."""
         return self.cores if self.quota is None else min(self.cores, self.quota)
 
     @property
     def demanded(self) -> float:
-        """Frames per second that the cameras are asked for."""
+        """The configured frames per second of all cameras."""
         return sum(camera.demanded for camera in self.cameras.values())
 
     @property
     def admitted(self) -> float:
-        """Frames per second that the overload ladder leaves of them."""
+        """The frames per second that the overload levels leave of them."""
         return sum(camera.admitted for camera in self.cameras.values())
 
     @property
     def offered(self) -> float:
-        """Frames per second that the cameras hand on."""
+        """The frames per second that cameras put into their slots."""
         return sum(camera.offered for camera in self.cameras.values())
 
     @property
     def lost(self) -> float:
-        """Frames per second that were handed on in vain."""
+        """The frames per second that were replaced or became too old."""
         return sum(camera.lost for camera in self.cameras.values())
 
     @property
     def delivered(self) -> float:
-        """Frames per second that are analysed."""
+        """The frames per second that were analysed."""
         return sum(camera.delivered for camera in self.cameras.values())
 
     @property
     def used_cores(self) -> float:
-        """All cores that the module uses."""
+        """The cores that the module uses."""
         return self.decode_cores + self.infer_cores + self.other_cores
 
     @property
     def is_saturated(self) -> bool:
-        """Whether the cores are as good as all in use."""
-        return self.used_cores + self.external_cores >= _SATURATED_SHARE * self.limit
+        """Whether at least 85 % of the available cores are in use, by any program."""
+        return self.used_cores + self.external_cores >= _SATURATED_SHARE * self.available_cores
 
-    def share(self, cores: float) -> str:
-        """So many cores in words."""
-        plural = "s" if self.limit > 1 else ""
-        return f"{cores / self.limit:.0%} of {self.limit:.3g} core{plural}".replace("%", " %")
+    def describe_cores(self, cores: float) -> str:
+        """A number of cores as text: ``40 % of 4 cores``."""
+        plural = "s" if self.available_cores > 1 else ""
+        return f"{cores / self.available_cores:.0%} of {self.available_cores:.3g} core{plural}".replace(
+            "%", " %"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class BottleneckVerdict:
-    """What is the limit, and a sentence that names it and the knob."""
+    """The bottleneck, and a sentence that names it and the setting that helps."""
 
     bottleneck: Bottleneck
     sentence: str
 
 
 def find_bottleneck(seen: LoadMeasurement) -> BottleneckVerdict:
-    """What holds the module back."""
+    """The bottleneck of the module, by the rates and the cores in use."""
     if not seen.demanded:
-        return BottleneckVerdict("idle", "no camera hands on frames")
+        return BottleneckVerdict("idle", "no camera delivers frames")
     rates = f"{seen.delivered:.1f} of {seen.demanded:.1f} frames/s"
     if is_nearly(seen.delivered, seen.demanded):
-        return BottleneckVerdict("none", f"keeps up: {rates} with {seen.share(seen.used_cores)}")
+        return BottleneckVerdict("none", f"keeps up: {rates} with {seen.describe_cores(seen.used_cores)}")
     most_demanding = _camera_with_highest(seen, lambda camera: camera.demanded)
     if (
         seen.quota is not None
@@ -131,12 +136,12 @@ def find_bottleneck(seen: LoadMeasurement) -> BottleneckVerdict:
     ):
         return BottleneckVerdict(
             "quota",
-            f"{rates}: the module uses {seen.share(seen.used_cores)}, all that its CPU quota allows: raise"
+            f"{rates}: the module uses {seen.describe_cores(seen.used_cores)}, its whole CPU quota: raise"
             f" the quota (docker run --cpus, HostConfig.NanoCpus), or lower fps of {most_demanding}",
         )
     if (
         seen.is_saturated
-        and seen.external_cores >= _OTHER_PROGRAMS_SHARE * seen.limit
+        and seen.external_cores >= _OTHER_PROGRAMS_SHARE * seen.available_cores
         and seen.external_cores > seen.decode_cores
     ):
         return BottleneckVerdict(
@@ -148,13 +153,13 @@ def find_bottleneck(seen: LoadMeasurement) -> BottleneckVerdict:
 
 
 def _decode_verdict(seen: LoadMeasurement, rates: str) -> BottleneckVerdict | None:
-    """The verdict where decoding is the limit: of all cores, or of the one that a camera's thread has."""
+    """The verdict if decoding is the limit: of all cores, or of the one core of a camera's thread."""
     if seen.is_saturated and seen.decode_cores > seen.infer_cores:
         costly = _camera_with_highest(seen, lambda camera: camera.decode_cores)
         return BottleneckVerdict(
             "decode",
-            f"{rates}: decode takes {seen.share(seen.decode_cores)}: lower fps of {costly}, or give it a"
-            " substream of lower resolution",
+            f"{rates}: decode takes {seen.describe_cores(seen.decode_cores)}: lower fps of {costly}, or give"
+            " it a substream of lower resolution",
         )
     if seen.is_saturated or seen.lost >= seen.admitted - seen.offered:
         return None
@@ -162,8 +167,8 @@ def _decode_verdict(seen: LoadMeasurement, rates: str) -> BottleneckVerdict | No
     slow = seen.cameras[name]
     return BottleneckVerdict(
         "decode",
-        f"{rates}: {name} is decoded at {slow.offered:.1f} of {slow.admitted:.1f} frames/s, all that its"
-        " thread can: give it a substream of lower resolution",
+        f"{rates}: {name} is decoded at {slow.offered:.1f} of {slow.admitted:.1f} frames/s, the limit of its"
+        " thread: give it a substream of lower resolution",
     )
 
 
@@ -171,38 +176,37 @@ def _engine_verdict(seen: LoadMeasurement, rates: str, most_demanding: str) -> B
     if seen.gpu:
         return BottleneckVerdict(
             "engine",
-            f"{rates}: the GPU is the limit, the module uses only {seen.share(seen.used_cores)}: lower fps of"
-            f" {most_demanding}, or take a smaller model",
+            f"{rates}: the GPU is the limit, the module uses only {seen.describe_cores(seen.used_cores)}:"
+            f" lower fps of {most_demanding}, or use a smaller model",
         )
     return BottleneckVerdict(
         "engine",
-        f"{rates}: the model takes {seen.share(seen.infer_cores)}: lower fps of {most_demanding}, "
-        "take a smaller"
-        " model or its int8 variant, or use a GPU",
+        f"{rates}: the model takes {seen.describe_cores(seen.infer_cores)}: lower fps of {most_demanding},"
+        " use a smaller model, its int8 variant or a GPU",
     )
 
 
 def is_nearly(delivered: float, wanted: float) -> bool:
-    """Whether a rate is as good as the one that was wanted."""
+    """Whether a rate is at least 95 % of the wanted one, or at most 0.5 frames/s below it."""
     return delivered >= min(_KEEPS_UP_SHARE * wanted, wanted - _SLACK_PER_S)
 
 
 def _camera_with_highest(seen: LoadMeasurement, figure: Callable[[CameraLoad], float]) -> str:
-    """The camera that has most of it."""
+    """The camera with the highest figure."""
     return max(sorted(seen.cameras), key=lambda name: figure(seen.cameras[name]))
 
 
 def cores_by_purpose(seen: LoadMeasurement) -> dict[str, float]:
-    """The cores in use, by what for."""
+    """The cores in use, by purpose."""
     return {"decode": seen.decode_cores, "infer": seen.infer_cores, "other": seen.other_cores}
 
 
-# --- reading ------------------------------------------------------------------------------------------------
+# --- measuring ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class FrameCounters:
-    """A camera's frames until one moment; see `CameraLoad`."""
+    """A camera's frames since its start; the fields are those of `CameraLoad`."""
 
     demanded: int
     admitted: int
@@ -213,7 +217,7 @@ class FrameCounters:
 
 @dataclass(frozen=True, slots=True)
 class LoadSample:
-    """Counters at one moment: seconds of processor time, and frames by camera."""
+    """Counters at one moment: CPU seconds by thread and process, and frames by camera."""
 
     at_ns: int
     threads: Mapping[int, tuple[str, float]]
@@ -232,14 +236,14 @@ def compute_load(
     gpu: bool,
     quota: float | None = None,
 ) -> LoadMeasurement:
-    """What happened from one moment to a later one; the machine may have more cores than we may use."""
+    """The load between two samples. `machine_cores` may be more than `cores`, which this process may use."""
     seconds = max(1e-9, (after.at_ns - before.at_ns) / 1e9)
     cores_by_name: dict[str, float] = {}
     for number, (name, cpu_s) in after.threads.items():
         was_s = before.threads.get(number, (name, 0.0))[1]
         cores_by_name[name] = cores_by_name.get(name, 0.0) + max(0.0, cpu_s - was_s) / seconds
     cameras = {
-        # Of one that was not there before it is not known what came within this time.
+        # Cameras that are not in both samples are left out, as their rates are unknown.
         name: _compute_camera_load(
             before.frames[name], counted, seconds, cores_by_name.get(f"camera:{name}", 0.0)
         )
@@ -268,7 +272,7 @@ def _compute_camera_load(
     before: FrameCounters, after: FrameCounters, seconds: float, decode_cores: float
 ) -> CameraLoad:
     def per_s(was: int, now: int) -> float:
-        return (now - was if now >= was else now) / seconds  # a camera that was opened again counts anew
+        return (now - was if now >= was else now) / seconds  # counters restart when a camera is reopened
 
     return CameraLoad(
         demanded=per_s(before.demanded, after.demanded),
@@ -280,10 +284,10 @@ def _compute_camera_load(
     )
 
 
-def _count_frames(asked: AdmissionCounts, seen: CameraStatistics) -> FrameCounters:
+def _count_frames(counts: AdmissionCounts, seen: CameraStatistics) -> FrameCounters:
     return FrameCounters(
-        demanded=asked.demanded,
-        admitted=asked.admitted,
+        demanded=counts.demanded,
+        admitted=counts.admitted,
         offered=seen.offered - seen.dropped[DropReason.GATED],
         delivered=seen.analysed,
         lost=seen.dropped[DropReason.REPLACED] + seen.dropped[DropReason.STALE],
@@ -295,7 +299,7 @@ def _sum(cores: Mapping[str, float], prefixes: tuple[str, ...]) -> float:
 
 
 class LoadMeter:
-    """Takes a sample now and then; `reading` is what happened between the last two. `proc` is Linux's."""
+    """Takes samples; `measurement` is the load between the last two, None before. `proc` is Linux's /proc."""
 
     def __init__(self, proc: Path = Path("/proc"), clock: Callable[[], int] = time.monotonic_ns) -> None:
         self.measurement: LoadMeasurement | None = None
@@ -305,14 +309,19 @@ class LoadMeter:
         self._tick_s = 1 / os.sysconf("SC_CLK_TCK")
 
     def take_sample(
-        self, frames: BatcherStatistics, asked: Mapping[str, AdmissionCounts], *, child: int | None, gpu: bool
+        self,
+        frames: BatcherStatistics,
+        counts: Mapping[str, AdmissionCounts],
+        *,
+        child: int | None,
+        gpu: bool,
     ) -> None:
-        """Take a sample of the cameras that are `asked`, by name. Reads files; quick.
+        """Take a sample of the cameras in `counts`. Reads files of /proc, which is quick.
 
-        `child` is the process id of the engine where it has one.
+        `child` is the process id of the engine, None if it has no process of its own.
 
         Raises:
-            OSError: the threads cannot be listed, as when no descriptor is left; nothing is noted.
+            OSError: the threads cannot be listed, for example without a free descriptor; no sample is taken.
         """
         sample = LoadSample(
             at_ns=self._clock(),
@@ -321,9 +330,9 @@ class LoadMeter:
             child_s=self._cpu_s(self._proc / str(child) / "stat") if child else 0.0,
             machine_s=self._machine_s(),
             frames={
-                name: _count_frames(asked[name], camera)
+                name: _count_frames(counts[name], camera)
                 for name, camera in frames.cameras.items()
-                if name in asked
+                if name in counts
             },
         )
         if self._last is not None:
@@ -348,12 +357,12 @@ class LoadMeter:
         return found
 
     def _cpu_s(self, path: Path) -> float:
-        """User and system time; 0 of what is gone."""
+        """User and system time in seconds; 0 if the thread or process has ended."""
         fields = _read_text(path).rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) * self._tick_s if len(fields) > 12 else 0.0
 
     def _machine_s(self) -> float:
-        """The time in which the machine's cores were not idle."""
+        """The seconds in which the machine's cores were not idle, summed over the cores."""
         fields = _read_text(self._proc / "stat").partition("\n")[0].split()[1:9]
         # user nice system idle iowait irq softirq steal
         return sum(int(field) for place, field in enumerate(fields) if place not in (3, 4)) * self._tick_s

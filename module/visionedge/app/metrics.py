@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from visionedge import __version__
 from visionedge.app.load_meter import cores_by_purpose, find_bottleneck
 from visionedge.app.overload_policy import DEGRADATION_LEVELS
-from visionedge.app.state import AppState, InboundStatistics
+from visionedge.app.state import InboundStatistics, StateSnapshot
 from visionedge.app.status import uptime_s
 from visionedge.engine.interface import Engine, RecoveryStatistics
 from visionedge.frames.types import FrameResult
@@ -198,7 +198,7 @@ class Metrics:
 # --- the samples of a scrape --------------------------------------------------------------------------------
 
 
-def collect_samples(state: AppState) -> Iterator[Sample]:
+def collect_samples(state: StateSnapshot) -> Iterator[Sample]:
     """The samples of `SCRAPED_METRICS` at this moment."""
     yield "info", (__version__, state.loaded_model.name if state.loaded_model else ""), 1
     yield "uptime_seconds", (), uptime_s(state)
@@ -239,7 +239,7 @@ def _recovery_samples(recovery: RecoveryStatistics) -> Iterator[Sample]:
         yield "engine_probes_total", (code,), count
 
 
-def _camera_samples(state: AppState) -> Iterator[Sample]:
+def _camera_samples(state: StateSnapshot) -> Iterator[Sample]:
     for name, slot in state.batcher.statistics().cameras.items():
         yield "frames_offered_total", (name,), slot.offered
         yield "frames_analysed_total", (name,), slot.analysed
@@ -255,7 +255,7 @@ def _camera_samples(state: AppState) -> Iterator[Sample]:
             yield "camera_frame_age_seconds", (name,), status.age_ms / 1000
 
 
-def _load_samples(state: AppState) -> Iterator[Sample]:
+def _load_samples(state: StateSnapshot) -> Iterator[Sample]:
     load = state.meter.measurement
     if load is None:
         return
@@ -268,7 +268,7 @@ def _load_samples(state: AppState) -> Iterator[Sample]:
     yield "bottleneck", (find_bottleneck(load).bottleneck,), 1
 
 
-def _overload_samples(state: AppState) -> Iterator[Sample]:
+def _overload_samples(state: StateSnapshot) -> Iterator[Sample]:
     overload = state.overload_status
     taken_levels = {each.level for each in overload.taken_levels}
     yield "overload_exhausted", (), float(overload.exhausted)

@@ -1,7 +1,7 @@
-"""Keeps the promise: shows the overload ladder what is measured, and does what it says.
+"""Acts while the module is overloaded: gives the measured load to `DegradationPolicy`, and does its steps.
 
-The variant changes over in the engine room, which takes seconds and goes on beside the loop; everything else
-is done by cameras that run, and none is opened again.
+`EngineHost` opens the faster variant, which takes seconds and runs beside the loop; the other levels throttle
+cameras that run, and no camera is opened again.
 """
 
 import asyncio
@@ -46,34 +46,34 @@ log = logging.getLogger(__name__)
 
 OverloadEventCode = Literal["overload-taken", "overload-returned", "overload-exhausted"]
 EventCallback = Callable[[OverloadEventCode, str, Mapping[str, Any]], None]
-"""Tells an event: code, words, details."""
+"""Sends an event: code, message, details."""
 
 _RETURNED_TEXT: Mapping[DegradationLevel, str] = {
-    "variant": "the model computes as it is",
-    "gate": "no motion gate but those of the configuration",
-    "fps": "all cameras at the rates that are asked for",
+    "variant": "the model in its configured precision",
+    "gate": "no motion gates but those of the configuration",
+    "fps": "all cameras at their configured rates",
 }
 
 
 class VariantSwitcher(Protocol):
-    """What the keeper asks of the engine room."""
+    """What the controller needs of `EngineHost`."""
 
     @property
     def substitute_precision(self) -> str | None:
-        """The precision that computes in place of the one of the configuration; None: that one does."""
+        """The precision of the substitute engine; None without a substitute."""
 
     async def can_try_faster_variant(self) -> bool:
-        """Whether another precision might compute more than the engine in use."""
+        """Whether another precision may be faster than the engine in use."""
 
     async def start_substitute(self) -> str | None:
-        """Let the fastest precision compute; which one that is, or None where there is no faster one."""
+        """Send frames to the fastest precision, and return it; None if no other one is faster."""
 
     async def stop_substitute(self) -> None:
-        """Let the engine of the configuration compute again."""
+        """Send frames to the engine of the configuration again."""
 
 
 class OverloadController:
-    """Loop only: `step` after each measurement; `close` before the engines are closed."""
+    """For the loop: call `step` after each measurement, and `close` before the engines are closed."""
 
     def __init__(
         self,
@@ -94,10 +94,10 @@ class OverloadController:
         self._variant_change: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<Keeper {self._degradation!r}>"
+        return f"<OverloadController {self._degradation!r}>"
 
     async def step(self) -> None:
-        """Look at the newest reading, and act; quick, as what takes long goes on beside it."""
+        """Act on the newest measurement. Quick: a change of the variant goes on as a task."""
         seen = self._state.meter.measurement
         if seen is None or seen is self._last_measurement:
             return
@@ -110,7 +110,7 @@ class OverloadController:
         self._publish_status()
 
     async def close(self) -> None:
-        """End what goes on beside the loop."""
+        """Cancel a change of the variant that is under way."""
         if self._variant_change is not None:
             self._variant_change.cancel()
             with contextlib.suppress(asyncio.CancelledError, VisionedgeError):
@@ -120,28 +120,30 @@ class OverloadController:
 
     @property
     def _may_act(self) -> bool:
-        config, engine = self._state.config.overload, self._state.engine
+        now = self._state.snapshot()
+        config, engine = now.config.overload, now.engine
         degraded = engine is not None and engine.device.degraded
         return bool(config.levels) and (config.when == "always" or degraded)
 
     async def _decide(self, seen: LoadMeasurement) -> tuple[DegradationStep, ...]:
-        now_s, settings = self._clock() / 1e9, _make_settings(self._state.config.overload)
-        if self._state.readiness():
-            # Nothing is computed: that says nothing of what the device carries, nor of which one comes next.
+        now = self._state.snapshot()
+        now_s, settings = self._clock() / 1e9, _make_settings(now.config.overload)
+        if now.readiness():
+            # No frame is analysed, so the measurement says nothing about this device or the next one.
             self._is_settled = False
             return self._degradation.decide(settings, None, now_s) if self._may_act else ()
         if not self._may_act:
             return self._degradation.return_all(now_s)
         if "variant" in self._degradation.active and self._variant_switcher.substitute_precision is None:
             self._degradation.drop_level("variant")
-            self._report_step(ReturnLevel("variant"), "another engine computes")
-        # The first reading after a change is of both sides of it.
+            self._report_step(ReturnLevel("variant"), "another engine is in use")
+        # The first measurement after a step covers the time before it, too.
         snapshot = await self._take_snapshot(seen) if self._is_settled else None
         self._is_settled = True
         return self._degradation.decide(settings, snapshot, now_s)
 
     async def _take_snapshot(self, seen: LoadMeasurement) -> LoadSnapshot:
-        config, cameras = self._state.config.overload, self._cameras()
+        config, cameras = self._state.snapshot().config.overload, self._cameras()
         requests = self._demand.requests(cameras)
         available_levels: set[DegradationLevel] = {"fps"}
         if find_gateable_cameras(cameras):
@@ -158,19 +160,18 @@ class OverloadController:
         )
 
     def _cameras(self) -> dict[str, CameraConfig]:
-        """Those that run."""
-        running = self._state.running_cameras
-        return {name: each for name, each in self._state.config.cameras.items() if name in running}
+        """The settings of the cameras that run."""
+        now = self._state.snapshot()
+        return {name: each for name, each in now.config.cameras.items() if name in now.running_cameras}
 
     # --- acting ---------------------------------------------------------------------------------------------
 
     def _execute(self, step: DegradationStep) -> None:
         self._is_settled = False
         if isinstance(step, Exhausted):
-            log.warning("overload: %s: nothing is left to be given up", self._describe_overload())
-            self._event(
-                "overload-exhausted", f"{self._describe_overload()}: nothing is left to be given up", {}
-            )
+            message = f"{self._describe_overload()}: no level is left to reduce the load"
+            log.warning("overload: %s", message)
+            self._event("overload-exhausted", message, {})
         elif step.level == "variant":
             change = self._take_variant() if isinstance(step, TakeLevel) else self._return_variant()
             self._variant_change = asyncio.ensure_future(change)
@@ -182,7 +183,7 @@ class OverloadController:
         try:
             precision = await self._variant_switcher.start_substitute()
         except VisionedgeError as error:
-            log.warning("overload: the faster variant does not compute: %s", error)
+            log.warning("overload: the faster variant cannot be used: %s", error)
             precision = None
         self._is_settled = False
         if precision is None:
@@ -198,19 +199,20 @@ class OverloadController:
         self._publish_status()
 
     def _throttle_cameras(self) -> None:
-        """Throttle the cameras as far as what is given up says."""
+        """Throttle the cameras as the active levels require."""
         active, cameras = self._degradation.active, self._cameras()
-        requests, least_per_s = self._demand.requests(cameras), self._state.config.overload.min_fps
+        requests, least_per_s = self._demand.requests(cameras), self._state.snapshot().config.overload.min_fps
         self._fps_limits = compute_fps_limits(active, requests, least_per_s, self._fps_limits)
         wanted = build_throttles(active, cameras, self._fps_limits)
-        if self._state.camera_registry is not None and wanted != self._state.overload_status.throttles:
-            self._state.camera_registry.throttle(wanted)
-            self._state.overload_status = replace(self._state.overload_status, throttles=wanted)
+        now = self._state.snapshot()
+        if now.camera_registry is not None and wanted != now.overload_status.throttles:
+            now.camera_registry.throttle(wanted)
+            self._state.set_overload_status(replace(now.overload_status, throttles=wanted))
 
-    # --- telling --------------------------------------------------------------------------------------------
+    # --- log, events and status -----------------------------------------------------------------------------
 
     def _report_step(self, step: TakeLevel | ReturnLevel, why: str | None = None) -> None:
-        """A step is done: counted, and told once."""
+        """Count a step that is done, and report it to the log and as an event."""
         level, direction = step.level, _direction_of(step)
         if level in self._degradation.active:
             self._since_utc.setdefault(level, utc_now())
@@ -218,41 +220,42 @@ class OverloadController:
         else:
             self._since_utc.pop(level, None)
             what = _RETURNED_TEXT[level]
-        overload_status = self._state.overload_status
+        overload_status = self._state.snapshot().overload_status
         steps = {**overload_status.steps, (level, direction): overload_status.steps[level, direction] + 1}
-        self._state.overload_status = replace(overload_status, steps=steps)
-        words = f"{why or self._reason(direction)}: {what}"
-        log.log(logging.WARNING if direction == "taken" else logging.INFO, "overload: %s", words)
+        self._state.set_overload_status(replace(overload_status, steps=steps))
+        message = f"{why or self._reason(direction)}: {what}"
+        log.log(logging.WARNING if direction == "taken" else logging.INFO, "overload: %s", message)
         budget = {} if step.budget_per_s is None else {"framesPerSecond": round(step.budget_per_s, 2)}
         self._event(
             "overload-taken" if direction == "taken" else "overload-returned",
-            words,
+            message,
             {"level": level, **budget},
         )
 
-    def _event(self, code: OverloadEventCode, words: str, details: Mapping[str, Any]) -> None:
+    def _event(self, code: OverloadEventCode, message: str, details: Mapping[str, Any]) -> None:
         seen = self._last_measurement
         rates = {} if seen is None else {
             "demandedPerSecond": round(seen.demanded, 2), "deliveredPerSecond": round(seen.delivered, 2)
         }  # fmt: skip
-        self._emit_event(code, words, {**details, **rates, "levels": list(self._since_utc)})
+        self._emit_event(code, message, {**details, **rates, "levels": list(self._since_utc)})
 
     def _reason(self, direction: StepDirection) -> str:
         if direction == "taken":
             return self._describe_overload()
         if self._may_act:
-            return "the load has eased"
-        return "the device is what was asked for" if self._state.config.overload.levels else "switched off"
+            return "the load is lower"
+        levels = self._state.snapshot().config.overload.levels
+        return "the requested device is in use" if levels else "switched off"
 
     def _describe_overload(self) -> str:
-        """What is delivered of what is asked for, and by whom."""
-        engine = self._state.engine
+        """The device and its rates, in a few words."""
+        engine = self._state.snapshot().engine
         device = describe_device(engine.device.effective) if engine is not None else "the engine"
         rates = "" if self._last_measurement is None else describe_rates(self._last_measurement)
         return f"too much for {device} ({rates})"
 
     def _describe_level(self, level: DegradationLevel) -> str:
-        """What a rung that is taken means just now."""
+        """What an active level means now, in a few words."""
         if level == "variant":
             return self._variant_switcher.substitute_precision or "a faster variant"
         if level == "gate":
@@ -265,11 +268,13 @@ class OverloadController:
             for level in self._degradation.active
             if level in self._since_utc
         )
-        self._state.overload_status = replace(
-            self._state.overload_status,
-            may_act=self._may_act,
-            exhausted=self._degradation.exhausted,
-            taken_levels=taken_levels,
+        self._state.set_overload_status(
+            replace(
+                self._state.snapshot().overload_status,
+                may_act=self._may_act,
+                exhausted=self._degradation.exhausted,
+                taken_levels=taken_levels,
+            )
         )
 
 

@@ -1,11 +1,11 @@
-"""The overload ladder: what is given up while the device cannot carry what is asked, and how it comes back.
+"""Decides how the load is reduced while the device is overloaded, and how that is taken back.
 
-    variant ──▶ gate ──▶ fps ──▶ lower fps …    overloaded for `after_s`: the next rung is taken
-       ◀──────────◀────────◀────────◀           fine for the rung's patience: the last one is returned
+    variant ──▶ gate ──▶ fps ──▶ lower fps …    overloaded for `after_s`: the next level is taken
+       ◀──────────◀────────◀────────◀           fine for the level's return delay: the last one is returned
 
-Whoever keeps the promise (`keeper`) tells the ladder what is seen, and does the steps that it gets back. It
-is pure: the time is given. Any two steps lie `after_s` apart, but when the ladder has no say any more: then
-everything is returned at once.
+Everything here is pure; the time is an argument. `OverloadController` gives `DegradationPolicy` the measured
+load and does the steps that it returns. Any two steps are at least `after_s` apart, except when no level may
+be taken any more: then all are returned at once.
 """
 
 import math
@@ -21,25 +21,25 @@ from visionedge.config.schema import CameraConfig
 from visionedge.engine.device.devices import EffectiveDevice
 
 DegradationLevel = Literal["variant", "gate", "fps"]
-"""The faster variant of the model; a motion gate on cameras that have none; fewer frames per second."""
+"""A faster variant of the model; a motion gate on cameras without one; fewer frames per second."""
 
 DEGRADATION_LEVELS: tuple[DegradationLevel, ...] = ("variant", "gate", "fps")
 
 LoadState = Literal["over", "between", "fine"]
-"""The device does not carry what is let in; it does; or it cannot be said."""
+"""over: frames are lost because the device is too slow; fine: they are not; between: neither is clear."""
 
-_DELIVERED_FACTOR = 0.9  # of what the device was seen to carry: it has to have some air
-_MAX_BUDGET_FACTOR = 0.9  # of the budget before
-_MIN_BUDGET_FACTOR = 0.25  # a short stall is no measure of a device
+_DELIVERED_FACTOR = 0.9  # of the delivered rate, so that the device has a reserve
+_MAX_BUDGET_FACTOR = 0.9  # of the previous budget
+_MIN_BUDGET_FACTOR = 0.25  # of the previous budget, as a short stall does not show the speed of a device
 _RAISE_FACTOR = 2.0
 _MAX_DOUBLINGS = 5
-_SOON_IN_DELAYS = 3.0  # patiences
-_SIMILAR_BUDGET, _EQUAL_BUDGET = 0.75, 0.95  # budgets beside one that was too much
+_SOON_IN_DELAYS = 3.0  # return delays
+_SIMILAR_BUDGET, _EQUAL_BUDGET = 0.75, 0.95  # of a budget that was too much
 
 
 @dataclass(frozen=True, slots=True)
 class DegradationSettings:
-    """The rungs in the order in which they are taken; how long to be overloaded, and how long to be fine."""
+    """The levels in the order in which they are taken, and the times before a step, in seconds."""
 
     levels: tuple[DegradationLevel, ...] = DEGRADATION_LEVELS
     after_s: float = 15.0
@@ -48,10 +48,10 @@ class DegradationSettings:
 
 @dataclass(frozen=True, slots=True)
 class LoadSnapshot:
-    """What is seen, in frames per second where it is a rate.
+    """The measured load; rates are in frames per second.
 
-    `demanded` is what the configuration asks for, `least` what is left of it when every camera is as low as
-    it may be. `room`: the processor has time to spare. `available_levels`: rungs that would change something.
+    `demanded`: the configured rates; `min_total_per_s`: the sum with every camera at its minimum.
+    `headroom`: the CPU is not saturated. `available_levels`: levels that would change something.
     """
 
     load: LoadState
@@ -64,7 +64,7 @@ class LoadSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class TakeLevel:
-    """Take a rung; fps: let in so many frames per second of all cameras together."""
+    """Take a level; with fps, `budget_per_s` is the rate of all cameras together."""
 
     level: DegradationLevel
     budget_per_s: float | None = None
@@ -72,7 +72,7 @@ class TakeLevel:
 
 @dataclass(frozen=True, slots=True)
 class ReturnLevel:
-    """Give a rung back; fps with a budget: let in so many from now on, which is more than before."""
+    """Return a level; fps with a budget is only raised to that rate."""
 
     level: DegradationLevel
     budget_per_s: float | None = None
@@ -80,7 +80,7 @@ class ReturnLevel:
 
 @dataclass(frozen=True, slots=True)
 class Exhausted:
-    """Still overloaded, and nothing is left to be taken."""
+    """Still overloaded, and no level is left to take."""
 
 
 DegradationStep = TakeLevel | ReturnLevel | Exhausted
@@ -88,7 +88,7 @@ DegradationStep = TakeLevel | ReturnLevel | Exhausted
 
 @dataclass(frozen=True, slots=True)
 class ActiveLevel:
-    """A rung that is taken: since when, and the frames per second that fps lets in."""
+    """A level that is taken: since when, and the budget of fps in frames per second."""
 
     since_s: float
     budget_per_s: float | None = None
@@ -96,9 +96,10 @@ class ActiveLevel:
 
 @dataclass(slots=True)
 class _LevelHistory:
-    """What is remembered of a rung: how often in a row it had to be taken again soon after its return.
+    """The past of a level.
 
-    `raised_to` is what was let in since `returned_s` (infinity: all), `failed_at` what was too much.
+    `doublings`: how often in a row it was taken again soon after its return, each doubles the return delay.
+    `raised_to`: the rate admitted since `returned_s` (infinity: all); `failed_at`: the rate that failed.
     """
 
     doublings: int = 0
@@ -108,9 +109,9 @@ class _LevelHistory:
 
 
 class DegradationPolicy:
-    """Decides, by what it is shown; one thread. `held` are the rungs that are taken, in their order.
+    """Decides which levels are taken and returned; for one thread. `active` holds the taken ones in order.
 
-    `exhausted`: still overloaded, or not fine for long enough since, and nothing is left to be taken.
+    `exhausted`: no level is left to take, and the load has not been fine for long enough since.
     """
 
     def __init__(self) -> None:
@@ -121,12 +122,13 @@ class DegradationPolicy:
         self._fine_since_s: float | None = None
 
     def __repr__(self) -> str:
-        return f"<Ladder {' '.join(self.active) or 'nothing taken'}{' at the end' if self.exhausted else ''}>"
+        levels = " ".join(self.active) or "no level"
+        return f"<DegradationPolicy {levels}{' exhausted' if self.exhausted else ''}>"
 
     def decide(
         self, settings: DegradationSettings, snapshot: LoadSnapshot | None, now_s: float
     ) -> tuple[DegradationStep, ...]:
-        """What to do now. Nothing where nothing is known (None): what was seen before counts no more."""
+        """The steps to do now. An unknown load (None) gives none, and restarts the times before a step."""
         if stray := [level for level in self.active if level not in settings.levels]:
             return tuple(self._return_level(level, now_s) for level in stray)
         if snapshot is None:
@@ -141,21 +143,21 @@ class DegradationPolicy:
         return ()
 
     def return_all(self, now_s: float) -> tuple[DegradationStep, ...]:
-        """The ladder has no say any more: everything is returned, last rung first, and the past forgotten."""
+        """Return all levels, the last one first, and forget the past; for when no level may be taken."""
         steps = tuple(self._return_level(level, now_s) for level in reversed(tuple(self.active)))
         self._history.clear()
         self.exhausted = False
         return steps
 
     def drop_level(self, level: DegradationLevel) -> None:
-        """A rung could not be taken after all, or is gone by itself."""
+        """Remove a level that could not be taken, or that ended by itself."""
         self.active.pop(level, None)
         self._reset_timers()
 
     def return_delay_s(
         self, settings: DegradationSettings, level: DegradationLevel, budget_per_s: float = math.inf
     ) -> float:
-        """How long all has to be fine before the rung is returned, or raised to a budget."""
+        """The seconds without overload before a level is returned, or raised to a budget."""
         history = self._history_of(level)
         doublings = history.doublings if budget_per_s >= _SIMILAR_BUDGET * history.failed_at else 0
         return max(settings.after_s, settings.back_after_s) * 2.0**doublings
@@ -183,8 +185,8 @@ class DegradationPolicy:
                     settings, level, ActiveLevel(now_s if active is None else active.since_s, budget)
                 )
                 return (TakeLevel(level, budget),)
-        told, self.exhausted = self.exhausted, True
-        return () if told else (Exhausted(),)
+        reported, self.exhausted = self.exhausted, True
+        return () if reported else (Exhausted(),)
 
     def _activate_level(
         self, settings: DegradationSettings, level: DegradationLevel, how: ActiveLevel
@@ -209,7 +211,7 @@ class DegradationPolicy:
             return ()
         history = self._history_of(level)
         if history.returned_s is not None and history.raised_to >= _EQUAL_BUDGET * history.failed_at:
-            history.doublings, history.failed_at = 0, math.inf  # what was too much is carried now
+            history.doublings, history.failed_at = 0, math.inf  # the rate that was too much is fine now
         if to == math.inf:
             return (self._return_level(level, now_s),)
         self.active[level] = ActiveLevel(active.since_s, to)
@@ -225,7 +227,7 @@ class DegradationPolicy:
         return ReturnLevel(level)
 
     def _record_retake(self, settings: DegradationSettings, level: DegradationLevel, now_s: float) -> None:
-        """A rung is taken: soon after its return that costs it patience, later it makes up for all."""
+        """Note that a level is taken again: soon after its return its delay doubles, later it is reset."""
         history = self._history_of(level)
         if history.returned_s is None:
             return
@@ -237,12 +239,12 @@ class DegradationPolicy:
         return self._history.setdefault(level, _LevelHistory())
 
     def _reset_timers(self) -> None:
-        """What was seen until now was seen under other circumstances."""
+        """Restart the times before a step, as the load was measured under other conditions."""
         self._over_since_s = self._fine_since_s = None
 
 
 def _lower_budget(active: ActiveLevel | None, snapshot: LoadSnapshot) -> float | None:
-    """The next lower budget of frames per second; None where there is none."""
+    """The next lower budget in frames per second; None if it cannot be lowered."""
     now = snapshot.demanded if active is None or active.budget_per_s is None else active.budget_per_s
     now = min(now, snapshot.demanded)
     carried = max(_DELIVERED_FACTOR * snapshot.delivered, _MIN_BUDGET_FACTOR * now)
@@ -251,16 +253,16 @@ def _lower_budget(active: ActiveLevel | None, snapshot: LoadSnapshot) -> float |
 
 
 def max_return_delay_s(settings: DegradationSettings) -> float:
-    """The longest patience there is."""
+    """The longest return delay."""
     return max(settings.after_s, settings.back_after_s) * 2.0**_MAX_DOUBLINGS
 
 
-# Who gets how much of what the device carries: by priority, and evenly among equals.
+# --- rates: how a budget is shared by priority, and evenly within one --------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class RateRequest:
-    """What a camera asks for, in frames per second, and how long it is to be kept: higher is longer."""
+    """The configured frames per second of a camera, and its priority: lower ones are slowed first."""
 
     asked_per_s: float
     priority: int = 0
@@ -269,11 +271,11 @@ class RateRequest:
 def allocate_rates(
     requests: Mapping[str, RateRequest], budget_per_s: float, least_per_s: float
 ) -> dict[str, float]:
-    """The frames per second that each camera may have at most; one that is not lowered is not in it.
+    """The highest frames per second of each camera; cameras that are not slowed are left out.
 
-    Every camera keeps `least_per_s` (or what it asks for, where that is less), even if that is more than the
-    budget. What is left goes to the highest priority first; within one, those that ask for most are lowered
-    first, to the same rate.
+    Every camera keeps `least_per_s` (or its request, if that is less), even if that exceeds the budget. The
+    rest goes to the highest priority first; within one priority, the highest requests are lowered first, to
+    the same rate (max-min fairness).
     """
     left_per_s = budget_per_s - sum(min(request.asked_per_s, least_per_s) for request in requests.values())
     lowered: dict[str, float] = {}
@@ -290,12 +292,12 @@ def allocate_rates(
 
 
 def sum_of_minimums(requests: Mapping[str, RateRequest], least_per_s: float) -> float:
-    """The frames per second of all cameras together when none can be lowered any further."""
+    """The frames per second of all cameras together, each at its minimum."""
     return sum(min(request.asked_per_s, least_per_s) for request in requests.values())
 
 
 def _compute_fair_cap(amounts: list[float], total: float) -> float:
-    """The level at which a total is used up when everyone takes the smaller of it and its own amount."""
+    """The cap at which the sum of ``min(cap, amount)`` equals the total."""
     left = total
     for place, amount in enumerate(sorted(amounts)):
         sharers = len(amounts) - place
@@ -306,15 +308,14 @@ def _compute_fair_cap(amounts: list[float], total: float) -> float:
 
 
 def _round_down(rate: float) -> float:
-    """Two digits, never more than it was: for people, and so that noise changes nothing."""
+    """Rounded down to two digits, for readable limits that do not change with noise."""
     if rate <= 0:
         return 0.0
     step = 10.0 ** (math.floor(math.log10(rate)) - 1)
     return float(f"{math.floor(rate / step + 1e-9) * step:.6g}")
 
 
-# From a reading of the load to what the overload ladder looks at. Pure.
-
+# --- load: from a measurement to a `LoadState` --------------------------------------------------------------
 
 _OVERLOADED_LOST_SHARE = 0.1
 _FINE_LOST_SHARE = 0.05
@@ -324,9 +325,9 @@ _HEADROOM_SHARE = 0.85
 
 
 def classify_load(seen: LoadMeasurement) -> LoadState:
-    """Whether the device carries what is let in.
+    """Whether the device is overloaded by the admitted frames.
 
-    One camera that its own thread cannot decode is no overload: others would be slowed for nothing.
+    A single camera that its thread cannot decode in time is no overload, as slowing others would not help.
     """
     behind = seen.is_saturated and not is_nearly(seen.offered, seen.admitted)
     if behind or seen.lost > max(_OVERLOADED_LOST_SHARE * seen.offered, _OVERLOADED_LOST_PER_S):
@@ -335,8 +336,8 @@ def classify_load(seen: LoadMeasurement) -> LoadState:
 
 
 def has_headroom(seen: LoadMeasurement) -> bool:
-    """Whether more could be computed; of a GPU that is not known, so it has to be tried."""
-    return seen.gpu or seen.used_cores < _HEADROOM_SHARE * seen.limit
+    """Whether the CPU has a reserve. The load of a GPU is unknown, so a higher rate has to be tried."""
+    return seen.gpu or seen.used_cores < _HEADROOM_SHARE * seen.available_cores
 
 
 def describe_rates(seen: LoadMeasurement) -> str:
@@ -345,29 +346,28 @@ def describe_rates(seen: LoadMeasurement) -> str:
 
 
 def describe_device(effective: EffectiveDevice) -> str:
-    """The device that computes, for people."""
+    """The device in use, for messages."""
     return "the CPU" if effective == "cpu" else "the GPU"
 
 
-# What cameras ask for, and how far each is throttled for what is given up.
+# --- cameras: their demand, and the throttle of each -------------------------------------------------------
 
-
-_NEWEST_WEIGHT = 0.5  # part of a rate that the newest reading makes up
+_NEWEST_WEIGHT = 0.5  # of the newest measurement in the smoothed rate
 _SIMILAR_FPS = 0.08
 _GATE = GateSettings()
 
 
 class CameraDemand:
-    """The frames per second that cameras are asked for, without the noise of single readings."""
+    """The demanded frames per second by camera, smoothed over measurements."""
 
     def __init__(self) -> None:
         self.per_s: dict[str, float] = {}
 
     def __repr__(self) -> str:
-        return f"<Asked {sum(self.per_s.values()):.1f} frames/s of {len(self.per_s)} cameras>"
+        return f"<CameraDemand {sum(self.per_s.values()):.1f} frames/s of {len(self.per_s)} cameras>"
 
     def update(self, seen: LoadMeasurement) -> None:
-        """A newer reading is there."""
+        """Take a newer measurement into account."""
         before = self.per_s
         self.per_s = {
             name: _NEWEST_WEIGHT * camera.demanded + (1 - _NEWEST_WEIGHT) * before.get(name, camera.demanded)
@@ -375,7 +375,7 @@ class CameraDemand:
         }
 
     def requests(self, cameras: Mapping[str, CameraConfig]) -> dict[str, RateRequest]:
-        """By name, what these cameras ask for; one that has not been seen yet asks for nothing."""
+        """The requests of cameras by name; 0 for a camera that was not measured yet."""
         return {
             name: RateRequest(self.per_s.get(name, 0.0), settings.priority)
             for name, settings in cameras.items()
@@ -383,7 +383,7 @@ class CameraDemand:
 
 
 def find_gateable_cameras(cameras: Mapping[str, CameraConfig]) -> list[str]:
-    """The cameras that a motion gate can be put on: one that is switched off was meant to be off."""
+    """The cameras without a gate in their configuration; a configured one that is off stays off."""
     return sorted(name for name, settings in cameras.items() if settings.gate is None)
 
 
@@ -395,7 +395,7 @@ def compute_fps_limits(
 ) -> Mapping[str, float]:
     """The frames per second of the cameras that are slowed.
 
-    Those `before` stay as they are where what is asked for now would make hardly any difference.
+    The limits in `before` are kept if the new ones differ by 8 % at most.
     """
     budget = active["fps"].budget_per_s if "fps" in active else None
     if budget is None:
@@ -411,7 +411,7 @@ def build_throttles(
     cameras: Mapping[str, CameraConfig],
     slowed: Mapping[str, float],
 ) -> dict[str, Throttle]:
-    """By name, what each camera is held to; one that is not throttled is not in it."""
+    """The throttle of each camera by name; cameras that are not throttled are left out."""
     gates = frozenset(find_gateable_cameras(cameras) if "gate" in active else [])
     return {
         name: Throttle(slowed.get(name), _GATE if name in gates else None)
@@ -420,8 +420,7 @@ def build_throttles(
     }
 
 
-# What is given up at this moment, as status, metrics and events tell it, and the sentences for people.
-
+# --- status: the levels in force, and the sentences about them ---------------------------------------------
 
 StepDirection = Literal["taken", "returned"]
 
@@ -430,18 +429,18 @@ _MAX_NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class TakenLevel:
-    """A rung that is taken: since when, and what that means just now in a few words."""
+    """A level that is taken: since when, and what it means now, in a few words."""
 
     level: DegradationLevel
     since_utc: datetime
-    words: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class OverloadStatus:
-    """How the promise stands. `may_act`: the ladder may act; `throttles` are those of cameras, by name.
+    """How the load is reduced now. `may_act`: levels may be taken; `throttles`: those of cameras, by name.
 
-    `steps` counts what was done since the start.
+    `steps` counts the steps since the start.
     """
 
     may_act: bool = False
@@ -455,28 +454,26 @@ class OverloadStatus:
     )
 
 
-def describe_overload(seen: LoadMeasurement, promise: OverloadStatus, device: str) -> str:
-    """How the promise is kept while something is given up, in one sentence."""
+def describe_overload(seen: LoadMeasurement, status: OverloadStatus, device: str) -> str:
+    """The load and the levels in force, in one sentence."""
     rates = describe_rates(seen)
-    taken_levels = (
-        join_with_and([each.words for each in promise.taken_levels]) or "nothing that may be given up"
-    )
+    levels = join_with_and([each.text for each in status.taken_levels]) or "no level that reduces the load"
     if classify_load(seen) != "over":
-        return f"{rates}: {device} carries them with {taken_levels}"
-    return f"{rates}: too much for {device}{' even' if promise.exhausted else ''} with {taken_levels}"
+        return f"{rates}: {device} keeps up, with {levels}"
+    return f"{rates}: too much for {device}{' even' if status.exhausted else ''} with {levels}"
 
 
 def describe_fps_limits(limits: Mapping[str, float], asked: Mapping[str, float]) -> str:
-    """The cameras that a limit slows, and to what."""
+    """The cameras that are slowed, and their rates."""
     rates = {name: limit for name, limit in limits.items() if limit < asked.get(name, 0.0)}
     if not rates:
-        return "no camera slowed just now"
+        return "no camera slowed now"
     low, high = min(rates.values()), max(rates.values())
     return f"{describe_cameras(rates)} at {f'{low:g} to {high:g}' if low < high else f'{low:g}'} fps"
 
 
 def describe_cameras(names: Collection[str]) -> str:
-    """Cameras by their names, or how many."""
+    """Up to three camera names, else their number."""
     return join_with_and(sorted(names)) if len(names) <= _MAX_NAMED else f"{len(names)} cameras"
 
 

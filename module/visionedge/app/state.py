@@ -1,8 +1,16 @@
-"""The rooms of a running module side by side, as far as they are built: what reports and HTTP look at."""
+"""The state of the running module: one owner, one writer for each part, snapshots for readers.
 
+`AppState` owns the configuration in force and what the service has built. Each section of the configuration
+has one writer, which registers once and is the only one that can put the section in force. `apply` asks the
+writers to change to another configuration and returns an `Applied`, computed from the configuration that the
+writers have put in force, not from the one that was wanted. HTTP, the twin and the metrics read a
+`StateSnapshot`, which never changes.
+"""
+
+import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +18,7 @@ from visionedge.app.load_meter import LoadMeter
 from visionedge.app.overload_policy import OverloadStatus
 from visionedge.camera.camera import Camera, CameraStatus
 from visionedge.camera.registry import CameraRegistry
+from visionedge.config.applied import SECTIONS, Applied, SectionOutcome
 from visionedge.config.schema import Config
 from visionedge.engine.batcher import Batcher
 from visionedge.engine.interface import Engine, EngineEvent
@@ -18,9 +27,10 @@ from visionedge.frames.types import FrameResult
 from visionedge.iothub.delivery import Delivery
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
-from visionedge.model.provider import ModelProvider
 from visionedge.runtime.threads import LoopQueue
 from visionedge.web.latest_results import LatestResults
+
+_WARMING_UP = "the engine is warming up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +51,22 @@ class InboundStatistics:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class AppState:
-    """What the service has built. Loop only; None where a room is not there yet."""
+@dataclass(frozen=True, slots=True)
+class StateSnapshot:
+    """The module at one moment: its configuration in force, and its parts, None while they are not built yet.
+
+    Parts such as `batcher` and `delivery` go on counting; their own `statistics` and `status` are snapshots.
+    """
 
     config: Config
     data: Path
     environ: Mapping[str, str]
+    started_ns: int
     batcher: Batcher
     loop_queue: LoopQueue[FrameResult | CameraStatus | EngineEvent]
-    started_ns: int = field(default_factory=time.monotonic_ns)
-    latest_results: LatestResults = field(default_factory=LatestResults)
-    meter: LoadMeter = field(default_factory=LoadMeter)
-    overload_status: OverloadStatus = field(default_factory=OverloadStatus)
+    latest_results: LatestResults
+    meter: LoadMeter
+    overload_status: OverloadStatus
     loaded_model: Model | None = None
     selection: Selection | None = None
     frame_pool: SharedFramePool | None = None
@@ -61,17 +74,10 @@ class AppState:
     engine: Engine | None = None
     delivery: Delivery | None = None
     waiting_reason: str | None = None
+    read_fetch_progress: Callable[[], str | None] = lambda: None
     inbound_statistics: Callable[[], InboundStatistics] | None = None
-    supply: ModelProvider | None = None
     stopping: bool = False
     failed: bool = False
-
-    @staticmethod
-    def of(config: Config, data: Path, environ: Mapping[str, str], wake: Callable[[], None]) -> "AppState":
-        """The rooms that are there from the beginning; `wake` is the outbox's."""
-        inference = config.inference
-        batcher = Batcher(inference.max_batch, int(inference.max_age_seconds * 1e9))
-        return AppState(config, data, environ, batcher, LoopQueue(wake))
 
     @property
     def running_cameras(self) -> Mapping[str, Camera]:
@@ -80,14 +86,205 @@ class AppState:
 
     @property
     def fetch_progress(self) -> str | None:
-        """How far the model is that is being fetched; None where none is."""
-        return None if self.supply is None else self.supply.message
+        """How far the download of a model is; None without a download."""
+        return self.read_fetch_progress()
+
+    @property
+    def no_engine_reason(self) -> str:
+        """Why there is no engine yet."""
+        return self.fetch_progress or self.waiting_reason or _WARMING_UP
 
     def readiness(self) -> list[str]:
         """Why no frame can be computed now; empty when one can."""
         if self.stopping:
             return ["stopping"]
         if self.engine is None:
-            return [self.fetch_progress or self.waiting_reason or "the engine is warming up"]
+            return [self.no_engine_reason]
         process = self.engine.process
         return [process.down] if process is not None and process.down else []
+
+
+SnapshotReader = Callable[[], StateSnapshot]
+"""Returns the module as it is now: `AppState.snapshot`, without the right to write."""
+
+ApplySections = Callable[[Config], Awaitable[Mapping[str, str]]]
+"""Puts the writer's sections of a configuration in force; returns the reasons of those that it rejects."""
+
+
+class AppState:
+    """Owns the state. `register`, `apply` and `compare` are for the loop, everything else for any thread.
+
+    `batcher`, `loop_queue`, `latest_results` and `meter` exist from the beginning and are never replaced.
+    """
+
+    def __init__(self, initial: StateSnapshot) -> None:
+        self.batcher, self.loop_queue = initial.batcher, initial.loop_queue
+        self.latest_results, self.meter = initial.latest_results, initial.meter
+        self._now = initial
+        self._lock = threading.Lock()
+        self._writers: list[SectionWriter] = []
+
+    def __repr__(self) -> str:
+        return f"<AppState {'; '.join(self._now.readiness()) or 'ready'}>"
+
+    @staticmethod
+    def of(config: Config, data: Path, environ: Mapping[str, str], wake: Callable[[], None]) -> "AppState":
+        """The state before anything is built; `wake` is called when `loop_queue` turns non-empty."""
+        inference = config.inference
+        return AppState(
+            StateSnapshot(
+                config=config,
+                data=data,
+                environ=environ,
+                started_ns=time.monotonic_ns(),
+                batcher=Batcher(inference.max_batch, int(inference.max_age_seconds * 1e9)),
+                loop_queue=LoopQueue(wake),
+                latest_results=LatestResults(),
+                meter=LoadMeter(),
+                overload_status=OverloadStatus(),
+            )
+        )
+
+    def snapshot(self) -> StateSnapshot:
+        """The module as it is now."""
+        return self._now
+
+    # --- the configuration in force -------------------------------------------------------------------------
+
+    def register(
+        self, *sections: str, apply: ApplySections, pending: Callable[[], str | None] = lambda: None
+    ) -> "SectionWriter":
+        """Make the caller the writer of these sections (keys of `SECTIONS`).
+
+        `pending` returns the reason why what they configure does not run yet, or None.
+
+        Raises:
+            ValueError: a section does not exist, or has a writer.
+        """
+        for section in sections:
+            if section not in SECTIONS or any(section in writer.sections for writer in self._writers):
+                raise ValueError(f"section '{section}' does not exist or has a writer")
+        writer = SectionWriter(sections, apply, pending, self._adopt)
+        self._writers.append(writer)
+        return writer
+
+    async def apply(self, wanted: Config) -> Applied:
+        """Make the running module that of another configuration, without disturbing what stays as it is.
+
+        Sections that are rejected stay as they were. When a writer raises an error, its sections count as
+        rejected until it has applied a configuration.
+        """
+        reasons: dict[str, str] = {}
+        for writer in self._writers:
+            try:
+                reasons |= await writer.apply(wanted)
+            except BaseException:
+                writer.failed = True
+                raise
+            writer.failed = False
+        return self._compare(wanted, reasons)
+
+    def compare(self, wanted: Config) -> Applied:
+        """What of a configuration is in force now; changes nothing."""
+        return self._compare(wanted, {})
+
+    def _compare(self, wanted: Config, reasons: Mapping[str, str]) -> Applied:
+        return Applied(
+            {section: self._outcome(section, wanted, reasons.get(section)) for section in SECTIONS}
+        )
+
+    def _outcome(self, section: str, wanted: Config, reason: str | None) -> SectionOutcome:
+        writer = next((each for each in self._writers if section in each.sections), None)
+        if reason is not None:
+            return SectionOutcome("rejected", reason)
+        if writer is not None and writer.failed:
+            return SectionOutcome("rejected", "its last change failed halfway")
+        if writer is not None and (why := writer.pending()) is not None:
+            return SectionOutcome("pending", why)
+        field = SECTIONS[section]
+        if getattr(self._now.config, field) != getattr(wanted, field):
+            return SectionOutcome("rejected", "it is not in force")
+        return SectionOutcome("applied")
+
+    def _adopt(self, sections: tuple[str, ...], wanted: Config) -> None:
+        fields = (SECTIONS[section] for section in sections)
+        update = {field: getattr(wanted, field) for field in fields}
+        with self._lock:
+            self._now = replace(self._now, config=self._now.config.model_copy(update=update))
+
+    def restart_with(self, config: Config) -> None:
+        """Begin with another configuration, as the one that the start began with cannot be used."""
+        self._update(config=config)
+
+    # --- the parts, each with its writer --------------------------------------------------------------------
+
+    def set_engine(
+        self,
+        engine: Engine | None,
+        model: Model | None = None,
+        selection: Selection | None = None,
+        frame_pool: SharedFramePool | None = None,
+    ) -> None:
+        """The engine in use, or its model while the engine still opens. Written by `EngineHost`."""
+        self._update(engine=engine, loaded_model=model, selection=selection, frame_pool=frame_pool)
+
+    def set_selection(self, selection: Selection) -> None:
+        """What counts as a detection. Written by `EngineHost`."""
+        self._update(selection=selection)
+
+    def set_fetch_progress(self, read: Callable[[], str | None]) -> None:
+        """What reports how far a download is. Written by `EngineHost`."""
+        self._update(read_fetch_progress=read)
+
+    def set_overload_status(self, status: OverloadStatus) -> None:
+        """What is given up while the module is overloaded. Written by `OverloadController`."""
+        self._update(overload_status=status)
+
+    def set_waiting_reason(self, reason: str) -> None:
+        """Why the engine that is being opened waits. Written by `Service`."""
+        self._update(waiting_reason=reason)
+
+    def set_camera_registry(self, registry: CameraRegistry) -> None:
+        """The cameras. Written by `Service`."""
+        self._update(camera_registry=registry)
+
+    def set_delivery(self, delivery: Delivery | None) -> None:
+        """The way to IoT Hub. Written by `Service`."""
+        self._update(delivery=delivery)
+
+    def set_inbound_statistics(self, read: Callable[[], InboundStatistics]) -> None:
+        """What counts the requests of the cloud and of other modules. Written by `Service`."""
+        self._update(inbound_statistics=read)
+
+    def mark_stopping(self) -> None:
+        """The module stops. Written by `Service`."""
+        self._update(stopping=True)
+
+    def mark_failed(self) -> None:
+        """A thread that the module cannot do without has ended. Written by `Service`, from any thread."""
+        self._update(failed=True)
+
+    def _update(self, **changes: Any) -> None:
+        with self._lock:
+            self._now = replace(self._now, **changes)
+
+
+class SectionWriter:
+    """The only one that can put its sections in force; made by `AppState.register`."""
+
+    def __init__(
+        self,
+        sections: tuple[str, ...],
+        apply: ApplySections,
+        pending: Callable[[], str | None],
+        adopt: Callable[[tuple[str, ...], Config], None],
+    ) -> None:
+        self.sections = sections
+        self.apply = apply
+        self.pending = pending
+        self.failed = False
+        self._adopt = adopt
+
+    def adopt(self, wanted: Config) -> None:
+        """Record that the writer's sections of a configuration are in force from now on."""
+        self._adopt(self.sections, wanted)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from visionedge import __version__
 from visionedge.app.load_meter import LoadMeasurement, cores_by_purpose, find_bottleneck
 from visionedge.app.overload_policy import OverloadStatus, describe_device, describe_overload
-from visionedge.app.state import AppState
+from visionedge.app.state import StateSnapshot
 from visionedge.camera.camera import CameraStatus
 from visionedge.config.documents import Document
 from visionedge.engine.batcher import CameraStatistics
@@ -59,7 +59,7 @@ from visionedge.web.latest_results import CameraTraffic
 _EVENT_REASON_CHARACTERS = 500
 
 
-def build_status(state: AppState) -> Document:
+def build_status(state: StateSnapshot) -> Document:
     """`StatusDocument`: the whole module."""
     reasons, counters = state.readiness(), _CameraCounters.read(state)
     return StatusDocument(
@@ -76,20 +76,20 @@ def build_status(state: AppState) -> Document:
     ).dump()
 
 
-def build_cameras(state: AppState) -> list[Document]:
+def build_cameras(state: StateSnapshot) -> list[Document]:
     """`CameraDocument` of each configured camera, in the order of the configuration."""
     counters = _CameraCounters.read(state)
     return [_camera(state, name, counters).dump() for name in state.config.cameras]
 
 
-def build_camera(state: AppState, name: str) -> Document | None:
+def build_camera(state: StateSnapshot, name: str) -> Document | None:
     """`CameraDocument` of one camera; None where no camera is configured under this name."""
     if name not in state.config.cameras:
         return None
     return _camera(state, name, _CameraCounters.read(state)).dump()
 
 
-def build_capacity(state: AppState) -> Document | None:
+def build_capacity(state: StateSnapshot) -> Document | None:
     """`CapacityDocument`: the object `capacity` of status; None before the load was measured."""
     capacity = _capacity(state)
     return None if capacity is None else capacity.dump()
@@ -135,7 +135,7 @@ def build_model_facts(engine: Engine, max_batch: int) -> ModelMetadata:
     return ModelMetadata(model.name, model.sha256, model.input, engine.rows, max_batch, model.labels)
 
 
-def uptime_s(state: AppState) -> float:
+def uptime_s(state: StateSnapshot) -> float:
     """The time since the module started."""
     return (time.monotonic_ns() - state.started_ns) / 1e9
 
@@ -164,7 +164,7 @@ def _engine(engine: Engine) -> EngineDocument:
     )
 
 
-def _missing_engine(state: AppState) -> EngineDocument:
+def _missing_engine(state: StateSnapshot) -> EngineDocument:
     return EngineDocument(
         requested=state.config.inference.device,
         effective=None,
@@ -226,11 +226,11 @@ class _CameraCounters(NamedTuple):
     traffic: Mapping[str, CameraTraffic]
 
     @staticmethod
-    def read(state: AppState) -> "_CameraCounters":
+    def read(state: StateSnapshot) -> "_CameraCounters":
         return _CameraCounters(state.batcher.statistics().cameras, state.latest_results.statistics().cameras)
 
 
-def _camera(state: AppState, name: str, counters: _CameraCounters) -> CameraDocument:
+def _camera(state: StateSnapshot, name: str, counters: _CameraCounters) -> CameraDocument:
     configured, slot, traffic = (
         state.config.cameras[name],
         counters.slots.get(name),
@@ -274,7 +274,7 @@ def _add_camera_status(document: CameraDocument, status: CameraStatus) -> None:
     document.decoder = status.decoder
 
 
-def _capacity(state: AppState) -> CapacityDocument | None:
+def _capacity(state: StateSnapshot) -> CapacityDocument | None:
     load, overload = state.meter.measurement, state.overload_status
     if load is None:
         return None
@@ -317,7 +317,7 @@ def _overload(overload: OverloadStatus) -> OverloadDocument:
         exhausted=overload.exhausted,
         since=format_utc(min(each.since_utc for each in taken)) if taken else None,
         levels=[
-            OverloadLevelDocument(level=each.level, since=format_utc(each.since_utc), what=each.words)
+            OverloadLevelDocument(level=each.level, since=format_utc(each.since_utc), what=each.text)
             for each in taken
         ],
     )
@@ -326,7 +326,7 @@ def _overload(overload: OverloadStatus) -> OverloadDocument:
 # --- IoT Hub ------------------------------------------------------------------------------------------------
 
 
-def _hub(state: AppState) -> HubDocument:
+def _hub(state: StateSnapshot) -> HubDocument:
     if state.delivery is None:
         return HubDocument(state="starting")
     status = state.delivery.status()
@@ -393,7 +393,7 @@ def _messages_file(file: MessagesFileStatus) -> MessagesFileDocument:
     return MessagesFileDocument(written=file.written, last_error=file.last_error)
 
 
-def _add_inbound(document: HubDocument, state: AppState, delivery: Delivery) -> None:
+def _add_inbound(document: HubDocument, state: StateSnapshot, delivery: Delivery) -> None:
     """What the cloud and other modules sent: only inside IoT Edge."""
     if state.inbound_statistics is None or not delivery.inside_edge:
         return

@@ -1,17 +1,23 @@
-"""What the verbs share: the parser with one-line errors, exit codes, and the kinds of arguments."""
+"""What the commands share: the parser with one-line errors, exit codes, types of arguments, common options.
+
+`build_document` merges file, environment and arguments, for the commands that take a configuration.
+"""
 
 import argparse
 import contextlib
 import itertools
+import json
 import logging
+import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from visionedge.config.documents import Document, add_locations, read_configuration
-from visionedge.config.load import parse_config
+from visionedge.config.load import merge, parse_config, parse_http_address, read_environment
 from visionedge.config.schema import CAMERA_NAME_PATTERN
 from visionedge.errors import ConfigError
 from visionedge.runtime.redaction import mask_address, redact
@@ -31,14 +37,14 @@ DEVICES = ("auto", "cuda", "tensorrt", "cpu")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors that name the help of the command that was called."""
+    """argparse with errors of one line that name the help of the command."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {redact(message)}; see {self.prog} --help\n")
 
     def parse_command(self, words: Sequence[str]) -> argparse.Namespace:
-        """The arguments of the command that these words call."""
-        # argparse's parse_args reports what no parser understood as an error of the outermost parser.
+        """The arguments of the command in `words`; exits with 2 if they are wrong."""
+        # argparse's own parse_args reports unknown arguments as an error of the outermost parser.
         arguments, unknown = self.parse_known_args(words)
         if unknown:
             called: Parser = getattr(arguments, "parser", self)
@@ -51,7 +57,7 @@ Subparsers = Any
 
 
 def describe_exit_codes(*codes: int) -> str:
-    """These exit codes and what they mean, for a help text; all of them without arguments."""
+    """Exit codes and their meaning, for a help text; all of them without arguments."""
     lines = [f"  {code:<3} {_EXIT_CODES[code]}" for code in codes or _EXIT_CODES]
     return "\n".join(["exit codes:", *lines])
 
@@ -66,7 +72,7 @@ def add_command(
     codes: Sequence[int] = (0, 2),
     notes: str = "",
 ) -> argparse.ArgumentParser:
-    """A command with its examples, its notes, the exit codes that it can end with, and the common options."""
+    """Add a command with its examples, its notes, its exit codes and the common options."""
     paragraphs = (f"examples:\n{examples}", notes, describe_exit_codes(*codes))
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
@@ -86,7 +92,7 @@ def add_command(
 
 
 def add_model_and_device(parser: argparse.ArgumentParser, *, from_environment: bool = True) -> None:
-    """What every command that computes takes; most of them look into the environment, too."""
+    """Add the options of every command that runs a model; most of them also read the environment."""
     model, device = ("VISIONEDGE_MODEL, else ", "VISIONEDGE_DEVICE, else ") if from_environment else ("", "")
     parser.add_argument(
         "--model",
@@ -101,7 +107,7 @@ def add_model_and_device(parser: argparse.ArgumentParser, *, from_environment: b
 
 
 def data_folder(environ: Mapping[str, str]) -> Path:
-    """Where state lives: VISIONEDGE_DATA, else the user's data folder."""
+    """The folder of state files: VISIONEDGE_DATA, else visionedge in the user's data folder."""
     if folder := environ.get("VISIONEDGE_DATA"):
         return Path(folder)
     base = environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
@@ -114,15 +120,36 @@ def configuration_file(arguments: argparse.Namespace, environ: Mapping[str, str]
     return Path(path) if path else None
 
 
-@contextlib.contextmanager
-def add_line_numbers(path: Path | None, environ: Mapping[str, str]) -> Iterator[None]:
-    """Problems of the configuration that is read within, those of the file with its name and their line.
-
-    The document may also come from the environment and from arguments; what the file alone is wrong in
-    is a problem of the file.
+def build_document(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Document:
+    """The configuration document of a command: the file, the environment over it, the arguments over both.
 
     Raises:
-        ConfigError: the one that was raised within, its problems told so.
+        ConfigError: the file cannot be read, or an argument is wrong.
+    """
+    path = configuration_file(arguments, environ)
+    document = merge(read_configuration(path, environ) if path else {}, read_environment(environ))
+    overrides: Document = {}
+    if cameras := getattr(arguments, "camera", None):
+        configured = document.get("cameras")
+        overrides["cameras"] = parse_cameras(cameras, configured if isinstance(configured, dict) else ())
+    if arguments.model:
+        overrides["model"] = {"path": arguments.model, "url": None, "sha256": None}
+    if arguments.device:
+        overrides["inference"] = {"device": arguments.device}
+    if arguments.http:
+        overrides["http"] = parse_http_address(arguments.http, "--http")
+    return merge(document, overrides)
+
+
+@contextlib.contextmanager
+def add_line_numbers(path: Path | None, environ: Mapping[str, str]) -> Iterator[None]:
+    """Add the name of the file and the line to problems of a configuration that is read in this context.
+
+    The document may also come from the environment and from arguments; only problems that the file has by
+    itself get a line.
+
+    Raises:
+        ConfigError: the one that was raised in the context, with lines.
     """
     try:
         yield
@@ -140,42 +167,63 @@ def add_line_numbers(path: Path | None, environ: Mapping[str, str]) -> Iterator[
 
 
 def supports_colours(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Whether a stream is a terminal that shows colours, and NO_COLOR does not forbid them."""
+    """Whether a stream is a terminal with colours, and NO_COLOR is not set."""
     return stream.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
 
 
+def print_json(document: Document) -> None:
+    """Print one JSON document on stdout, for people and programs."""
+    sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+# Types of arguments. argparse shows the name of a type function for a ValueError, so they raise none.
+
+
 def positive_number(text: str) -> float:
-    """An argument above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
+    """A number greater than 0."""
+    value = _parse_number(text)
+    if value <= 0:
         raise argparse.ArgumentTypeError(f"'{text}': must be greater than 0")
     return value
 
 
 def fraction(text: str) -> float:
-    """An argument from 0 to 1."""
-    value = float(text)
+    """A number from 0 to 1."""
+    value = _parse_number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"'{text}': must be between 0 and 1")
     return value
 
 
 def positive_integer(text: str) -> int:
-    """An argument of 1 or more."""
-    value = int(text)
+    """A whole number of 1 or more."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}': must be a whole number") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"'{text}': must be 1 or more")
     return value
 
 
-def parse_cameras(values: Sequence[str], others: Iterable[str] = ()) -> Document:
-    """The values of `--camera`, each NAME=URI or a URI alone, as the cameras of a configuration.
+def _parse_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"'{text}': must be a number")
+    return value
 
-    A URI alone gets the first free name of cam1, cam2 and so on; `others` are the names in the configuration
-    file, which are not free either.
+
+def parse_cameras(values: Sequence[str], others: Iterable[str] = ()) -> Document:
+    """The values of `--camera`, each NAME=URI or only a URI, as the section `cameras` of a configuration.
+
+    Without a name a camera gets the first free one of cam1, cam2 and so on; `others` are the names in the
+    configuration file, which are not free.
 
     Raises:
-        ConfigError: a value names no camera, or two have the same name.
+        ConfigError: a value is no camera, or two have the same name.
     """
     given: list[tuple[str | None, str]] = []
     problems: list[str] = []
@@ -208,12 +256,12 @@ def _split_camera(value: str) -> tuple[str | None, str]:
     if exists or (is_alone and any(character in uri for character in "/:.")):
         return None, uri
     raise ConfigError(
-        [f"--camera {redact(value)}: write a URI or NAME=URI, with a NAME of a-z, 0-9, '_' and '-'"]
+        [f"--camera {redact(value)}: write URI or NAME=URI, with a NAME of a-z, 0-9, '_' and '-'"]
     )
 
 
 def _expand_video_device(uri: str) -> str:
-    """The URI; of a video device where that is given by its number or its path."""
+    """The URI of a video device if its number or path is given, else the URI as it is."""
     device = re.fullmatch(r"(?:/dev/video)?([0-9]{1,3})", uri)
     return f"v4l2:///dev/video{int(device[1])}" if device else uri
 

@@ -1,4 +1,4 @@
-"""`visionedge bench`: the load script."""
+"""`visionedge bench`: measure the engine, the pipeline, decoding and HTTP, and compare two reports."""
 
 import argparse
 import os
@@ -24,7 +24,7 @@ from visionedge.runtime.process_limits import configure_malloc
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add the verb `bench`."""
+    """Add the command `bench`."""
     parser = add_command(
         subparsers,
         "bench",
@@ -49,7 +49,7 @@ def _add_engine(benchmarks: Subparsers) -> None:
         benchmarks,
         "engine",
         _bench_engine,
-        "the engine by itself: lanes x batch, beside bare session.run and the network it was compiled from",
+        "measure the engine alone: lanes x batch, next to session.run and the original network",
         "  visionedge bench engine --html report.html\n"
         "  visionedge bench engine --model yolox.onnx --lanes 1,2,4 --batch 1,8 --json -",
         codes=(0, 1, 2, 3),
@@ -95,7 +95,7 @@ def _add_pipeline(benchmarks: Subparsers) -> None:
         benchmarks,
         "pipeline",
         _bench_pipeline,
-        "cameras from a file through the whole pipeline: frames/s, latency, CPU per frame, drops",
+        "measure the whole pipeline with cameras from a file: frames/s, latency, CPU per frame, drops",
         "  visionedge bench pipeline --cameras 4 --source yard.mp4 --baseline --json report.json\n"
         "  visionedge bench pipeline --fps 5 --saturate --slo-ms 500 --source synthetic:1280x720@30",
         codes=(0, 1, 2, 3),
@@ -158,7 +158,7 @@ def _add_pipeline(benchmarks: Subparsers) -> None:
 
 
 def _add_arrivals(pipeline: argparse.ArgumentParser) -> None:
-    """How frames come, and how many cameras are too many."""
+    """Options of how frames arrive, and of the search for the highest number of cameras."""
     pipeline.add_argument(
         "--jitter",
         type=positive_number,
@@ -197,7 +197,7 @@ def _add_decode(benchmarks: Subparsers) -> None:
         benchmarks,
         "decode",
         _bench_decode,
-        "from a camera's packets to the model's input, beside OpenCV's read and a letterbox",
+        "measure decoding, from a camera's packets to the model's input, next to OpenCV and a letterbox",
         "  visionedge bench decode\n  visionedge bench decode --source yard.mp4 --size 416 --fps 5 --json -",
         codes=(0, 1, 2, 3),
     )
@@ -239,7 +239,7 @@ def _add_http(benchmarks: Subparsers) -> None:
         benchmarks,
         "http",
         _bench_http,
-        "clients on the result endpoints: rate, percentiles, and what they cost the pipeline",
+        "measure HTTP clients: rate, percentiles, and the CPU that they take from the pipeline",
         "  visionedge bench http --clients 16 --rate 200\n"
         "  visionedge bench http --url http://127.0.0.1:8080 --json report.json",
         codes=(0, 1, 2, 3),
@@ -296,7 +296,7 @@ def _add_compare(benchmarks: Subparsers) -> None:
         benchmarks,
         "compare",
         _bench_compare,
-        "is the second report worse than the first, or is the difference noise?",
+        "compare two reports: is the second one worse, or is the difference noise?",
         "  visionedge bench compare before.json after.json\n"
         "  visionedge bench compare before.json after.json --tolerance 0.05 --json -",
         codes=(0, 1, 2),
@@ -354,12 +354,16 @@ def _bench_pipeline(arguments: argparse.Namespace) -> int:
     from visionedge.ops.bench.pipeline_page import pipeline_page
     from visionedge.ops.bench.pipeline_run import PipelineLoad
 
-    configure_malloc()  # as the module does, or its memory would be another
+    configure_malloc()  # as `run` does, for the same memory use
     if arguments.fps is None and (arguments.jitter or arguments.dropouts or arguments.saturate):
-        raise ConfigError(["--jitter, --dropouts and --saturate need --fps: flat out has no schedule"])
+        raise ConfigError(
+            ["--jitter, --dropouts and --saturate need --fps: without it frames have no schedule"]
+        )
     if arguments.saturate and arguments.dropouts:
-        raise ConfigError(["--saturate goes without --dropouts: silence ages a camera on any machine"])
-    # Beside the plain loop only the same precision is a comparison of how it is done.
+        raise ConfigError(
+            ["--saturate: cannot be combined with --dropouts, which age results on any machine"]
+        )
+    # With --baseline both sides use the same precision, so that only the pipelines differ.
     precision = arguments.precision or ("fp32" if arguments.baseline else "auto")
     inference = {"device": arguments.device, "precision": precision}
     page = _select_page_renderer(arguments, pipeline_page)
@@ -421,7 +425,7 @@ def _bench_http(arguments: argparse.Namespace) -> int:
         arguments=tuple(word for name, value in given.items() if value for word in (name, value)),
     )
     others = OtherProcessesLoad()
-    # A module that runs already is no descendant of this process, so its part cannot be told from others'.
+    # The load of a module that already ran cannot be separated from that of other processes.
     report = bench.bench_http(load, _print_progress)
     report[OTHER_PROCESSES_KEY] = others.share() if load.url is None else None
     return _write_outputs(arguments, report, bench.format_report(report), page)
@@ -443,7 +447,7 @@ Report = dict[str, Any]
 def _select_page_renderer(
     arguments: argparse.Namespace, page: Callable[[Report], str]
 ) -> Callable[[Report], str] | None:
-    """What makes the page, if one is wanted; that it can be made is checked before anything is measured."""
+    """The function that makes the page, or None without --html; checks matplotlib before the measurement."""
     if arguments.html is None:
         return None
     from visionedge.ops.bench.plots import import_matplotlib
@@ -455,7 +459,7 @@ def _select_page_renderer(
 def _write_outputs(
     arguments: argparse.Namespace, report: Report, text: str, page: Callable[[Report], str] | None
 ) -> int:
-    """The report where it is wanted: in words on stdout, as JSON, as a page."""
+    """Write the report: as text on stdout, as JSON with --json, as a page with --html."""
     from visionedge.ops.bench.report import write_json, write_text
 
     if "-" not in (arguments.json, arguments.html):

@@ -1,7 +1,7 @@
-"""`visionedge completion`: a script that lets a shell complete verbs, options and their choices.
+"""`visionedge completion`: a script for a shell that completes commands, options and their choices.
 
-The script is made from the parser itself, so it knows what this version knows. It asks nothing of visionedge
-while somebody types, as starting Python for each key would be slow.
+The script is generated from the parser of this version. It does not call visionedge at each key, because
+starting Python takes too long for that.
 """
 
 import argparse
@@ -15,22 +15,22 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 class CompletionEntry(NamedTuple):
-    """What may come behind a verb: the words below it, its options, and the choices of these."""
+    """What may follow a command: its subcommands, its options, and the choices of the options."""
 
     commands: Mapping[str, str]
     options: Mapping[str, tuple[str, ...] | None]
-    """By option its choices; empty where it takes any value, None where it takes none."""
+    """The choices by option; empty: it takes any value; None: it takes no value."""
 
 
 def add_parser(commands: Subparsers, build_parser: Callable[[], argparse.ArgumentParser]) -> None:
-    """Add the verb `completion`; `whole` makes the parser that it describes."""
+    """Add the command `completion`; `build_parser` makes the parser that the script describes."""
     parser = add_command(
         commands,
         "completion",
         lambda arguments: _print(arguments.shell, build_parser()),
-        "a script that completes commands and options in your shell",
+        "print a script that completes commands and options in your shell",
         "  source <(visionedge completion bash)                  in ~/.bashrc\n"
-        "  source <(visionedge completion zsh)                   in ~/.zshrc, behind compinit\n"
+        "  source <(visionedge completion zsh)                   in ~/.zshrc, after compinit\n"
         "  visionedge completion fish | source                   in ~/.config/fish/config.fish",
     )
     parser.add_argument("shell", choices=SHELLS, help="the shell that reads the script")
@@ -56,10 +56,10 @@ CommandTree = Mapping[tuple[str, ...], CompletionEntry]
 def _collect_entries(
     parser: argparse.ArgumentParser, path: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], CompletionEntry]]:
-    """The parser and those below it, by the words that lead to them."""
+    """An entry for the parser and each parser below it, by the words of the command."""
     commands: dict[str, str] = {}
     options: dict[str, tuple[str, ...] | None] = {}
-    # argparse has no public way to list what was added to a parser.
+    # argparse has no public way to list the actions of a parser.
     for action in parser._actions:  # noqa: SLF001
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             helps = {choice.dest: choice.help or "" for choice in action._choices_actions}  # noqa: SLF001
@@ -113,7 +113,7 @@ _BASH = """\
 }}
 complete -o default -F {function} {program}
 """
-"""Without a word of ours the shell completes files (`-o default`)."""
+"""Without a match the shell completes file names (`-o default`)."""
 
 
 def _fish_script(program: str, tree: CommandTree) -> str:

@@ -1,4 +1,4 @@
-"""`visionedge config`: is a configuration file right, and what may it hold?"""
+"""`visionedge config`: check a configuration file, and print the schema of configurations."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from visionedge.cli.arguments import Parser, Subparsers, add_command, add_line_numbers
+from visionedge.cli.arguments import Parser, Subparsers, add_command, add_line_numbers, print_json
 from visionedge.config.documents import read_configuration
 from visionedge.config.load import parse_config
 from visionedge.errors import ConfigError
@@ -17,12 +17,12 @@ SCHEMA = "visionedge/config-check/1"
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add the verb `config`."""
+    """Add the command `config`."""
     parser = add_command(
         subparsers,
         "config",
         lambda _: 2,
-        "check a configuration file before a module gets it; the schema of configurations",
+        "check a configuration file before it is deployed; print the schema of configurations",
         "  visionedge config check vision.yaml          every problem, with its line\n"
         "  visionedge config schema > vision.schema.json    for editors and pipelines",
     )
@@ -33,17 +33,22 @@ def add_parser(subparsers: Subparsers) -> None:
         _check,
         "read a file as `run` would, and report every problem with its line",
         "  visionedge config check vision.yaml\n"
-        "  DOCK_PASSWORD=test visionedge config check vision.yaml --json     ${DOCK_PASSWORD} is filled in",
+        "  DOCK_PASSWORD=test visionedge config check vision.yaml --json     sets ${DOCK_PASSWORD}",
         notes="exit code 2 also means that the file has a problem",
     )
     check.add_argument("file", metavar="FILE", help="a configuration, YAML or JSON")
     check.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_schema_command(commands, "config")
+
+
+def add_schema_command(commands: Subparsers, group: str) -> None:
+    """Add the command `schema` below the command `group`."""
     add_command(
         commands,
         "schema",
         _schema,
         "the JSON Schema of a configuration, the same for files and for desired properties",
-        "  visionedge config schema > vision.schema.json",
+        f"  visionedge {group} schema > vision.schema.json",
     )
 
 
@@ -55,19 +60,19 @@ def _check(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         if not arguments.json:
             raise
-        _print(path, error.problems)
+        _print_problems(path, error.problems)
         return ConfigError.exit_code
     if arguments.json:
-        _print(path, ())
+        _print_problems(path, ())
     else:
         cameras = ", ".join(checked.cameras) or "none"
         sys.stdout.write(f"{path}: no problems found; cameras: {cameras}\n")
     return 0
 
 
-def _print(path: Path, problems: Sequence[str]) -> None:
+def _print_problems(path: Path, problems: Sequence[str]) -> None:
     shown = {"schema": SCHEMA, "file": str(path), "problems": [redact(each) for each in problems]}
-    sys.stdout.write(json.dumps(shown, indent=1, ensure_ascii=False) + "\n")
+    print_json(shown)
 
 
 def _schema(_arguments: argparse.Namespace) -> int:

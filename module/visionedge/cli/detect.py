@@ -1,4 +1,4 @@
-"""`visionedge detect`: objects in pictures, folders and videos."""
+"""`visionedge detect`: find objects in pictures, folders of pictures, and videos."""
 
 import argparse
 import os
@@ -17,14 +17,14 @@ from visionedge.config.load import merge, parse_config, read_environment
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add the verb `detect`."""
+    """Add the command `detect`."""
     parser = add_command(
         subparsers,
         "detect",
         _detect,
         "find objects in pictures, folders of pictures, and videos",
         "  visionedge detect photo.jpg\n"
-        "  visionedge detect photos/ clip.mp4 --annotate out/     look at the boxes\n"
+        "  visionedge detect photos/ clip.mp4 --annotate out/     draw the boxes\n"
         "  visionedge detect clip.mp4 --vid-stride 5              every fifth frame of a video\n"
         "  visionedge detect photos/ --json --confidence 0.25 | jq '.detections[].label'",
         codes=(0, 1, 2, 3),
@@ -59,7 +59,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--iou",
         type=fraction,
         metavar="X",
-        help="boxes of one class that overlap more are one, 0 to 1 (default: 0.5)",
+        help="boxes of one class with a higher overlap (IoU) count as one object, 0 to 1 (default: 0.5)",
     )
     parser.add_argument(
         "--classes",

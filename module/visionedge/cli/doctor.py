@@ -1,7 +1,6 @@
-"""`visionedge doctor`: what this machine offers, what is used, the first broken link and its remedy."""
+"""`visionedge doctor`: is there a usable GPU, and if not, what is broken and what is the remedy?"""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -11,17 +10,18 @@ from visionedge.cli.arguments import (
     add_command,
     add_line_numbers,
     add_model_and_device,
+    build_document,
     configuration_file,
     data_folder,
+    print_json,
     supports_colours,
 )
-from visionedge.config.documents import Document, read_configuration
-from visionedge.config.load import merge, parse_config, parse_http_address, read_environment
+from visionedge.config.load import parse_config
 from visionedge.errors import UnavailableError
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add the verb `doctor`."""
+    """Add the command `doctor`."""
     parser = add_command(
         subparsers,
         "doctor",
@@ -29,8 +29,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "what this machine offers, what is used, the first broken link to the GPU and its remedy",
         "  visionedge doctor                                     is there a GPU, and if it is not used, why\n"
         "  visionedge doctor --device cuda || echo 'no GPU'      exit code 3 where the GPU cannot be used\n"
-        "  visionedge doctor --config vision.yaml --json         cameras and all, for programs\n"
-        "  visionedge doctor --bundle doctor.zip                 what a colleague needs, without secrets\n"
+        "  visionedge doctor --config vision.yaml --json         with cameras, for programs\n"
+        "  visionedge doctor --bundle doctor.zip                 a report for support, without secrets\n"
         '  visionedge doctor --plan --windows-build 19044.1620 --edition pro --gpu "NVIDIA A2"',
         codes=(0, 2, 3),
         notes="Marks have colours on a terminal, unless NO_COLOR is set.",
@@ -46,7 +46,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="also write a zip file: this report, the configuration, the state of the running module",
     )
     parser.add_argument("--http", metavar="HOST:PORT", help="the address of the running module, for --bundle")
-    plan = parser.add_argument_group("a plan for EFLOW, made anywhere")
+    plan = parser.add_argument_group("a plan for EFLOW (on any machine)")
     plan.add_argument(
         "--plan", action="store_true", help="print which passthrough a Windows machine supports"
     )
@@ -65,13 +65,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from visionedge.ops.doctor.host import this_host
     from visionedge.ops.doctor.report import examine
 
-    document = _read_document(arguments)
+    document = build_document(arguments, os.environ)
     with add_line_numbers(configuration_file(arguments, os.environ), os.environ):
         checked = parse_config(document)
     host = this_host(os.environ)
     report = examine(DoctorRequest(checked.inference.device, checked, data_folder(os.environ)), host)
     if arguments.json:
-        sys.stdout.write(json.dumps(report.document(), indent=1, ensure_ascii=False) + "\n")
+        print_json(report.document())
     else:
         sys.stdout.write(report.to_text(colours=supports_colours(sys.stdout, os.environ)))
     if arguments.bundle:
@@ -80,27 +80,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0 if report.fulfilled else UnavailableError.exit_code
 
 
-def _read_document(arguments: argparse.Namespace) -> Document:
-    """The configuration as `run` would have it: the file, the environment, the arguments."""
-    path = configuration_file(arguments, os.environ)
-    document = read_configuration(path, os.environ) if path else {}
-    document = merge(document, read_environment(os.environ))
-    overrides: Document = {}
-    if arguments.model:
-        overrides["model"] = {"path": arguments.model, "url": None, "sha256": None}
-    if arguments.device:
-        overrides["inference"] = {"device": arguments.device}
-    if arguments.http:
-        overrides["http"] = parse_http_address(arguments.http, "--http")
-    return merge(document, overrides)
-
-
 def _plan(arguments: argparse.Namespace) -> int:
     from visionedge.ops.doctor.eflow_plan import make_eflow_plan
 
     plan = make_eflow_plan(arguments.windows_build, arguments.edition, arguments.gpu)
     if arguments.json:
-        sys.stdout.write(json.dumps(plan.document(), indent=1, ensure_ascii=False) + "\n")
+        print_json(plan.document())
     else:
         sys.stdout.write(plan.to_text())
     return 0 if plan.supported else UnavailableError.exit_code

@@ -1,4 +1,4 @@
-"""`visionedge manifest`: deployment manifests, what they cost, the schema of their configuration."""
+"""`visionedge manifest`: deployment manifests, their cost in IoT Hub, the schema of their configuration."""
 
 import argparse
 import json
@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visionedge.cli.arguments import Parser, Subparsers, add_command, add_line_numbers, parse_cameras
+from visionedge.cli.arguments import (
+    Parser,
+    Subparsers,
+    add_command,
+    add_line_numbers,
+    parse_cameras,
+    print_json,
+)
+from visionedge.cli.config import add_schema_command
 from visionedge.config.documents import read_document, without_extensions
 from visionedge.config.load import parse_config, parse_http_address
 from visionedge.errors import ConfigError, VisionedgeError
@@ -27,12 +35,12 @@ _NO_MESSAGES_GIVEN = (
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add the verb `manifest`."""
+    """Add the command `manifest`."""
     parser = add_command(
         subparsers,
         "manifest",
         lambda _: 2,
-        "deployment manifests of IoT Edge, what they cost, and the schema of their configuration",
+        "make and check deployment manifests of IoT Edge, and estimate their cost",
         "  visionedge manifest generate --image registry.example.com/visionedge:1.0-gpu --gpu dda\n"
         "  visionedge manifest lint deployment.json           every problem, with its place and its remedy\n"
         "  visionedge manifest estimate --messages out.jsonl  messages, 4 KB blocks, IoT Hub units a day\n"
@@ -42,13 +50,7 @@ def add_parser(subparsers: Subparsers) -> None:
     _add_generate(commands)
     _add_lint(commands)
     _add_estimate(commands)
-    add_command(
-        commands,
-        "schema",
-        _schema,
-        "the JSON Schema of a configuration, the same for files and for desired properties",
-        "  visionedge manifest schema > vision.schema.json",
-    )
+    add_schema_command(commands, "manifest")
 
 
 def _add_generate(commands: Subparsers) -> None:
@@ -56,7 +58,7 @@ def _add_generate(commands: Subparsers) -> None:
         commands,
         "generate",
         _generate,
-        "a deployment manifest; placeholders (${NAME}, $LIKE_THIS) are filled from the environment",
+        "make a deployment manifest; placeholders (${NAME}, $NAME) are filled from the environment",
         "  visionedge manifest generate --image registry.example.com/visionedge:1.0-gpu --gpu dda \\\n"
         "      --camera dock=rtsp://192.0.2.5/stream1 -o deployment.json\n"
         "  visionedge manifest generate --image registry.example.com/visionedge:1.0-cpu \\\n"
@@ -70,7 +72,7 @@ def _add_generate(commands: Subparsers) -> None:
     )
     _add_module_options(parser)
     _add_configuration_options(parser)
-    forms = parser.add_argument_group("what comes out")
+    forms = parser.add_argument_group("the manifest")
     either = forms.add_mutually_exclusive_group()
     either.add_argument(
         "--template",
@@ -87,7 +89,7 @@ def _add_generate(commands: Subparsers) -> None:
 
 
 def _add_module_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what runs")
+    group = parser.add_argument_group("the module")
     group.add_argument(
         "--image", metavar="NAME", default="", help="the module's image; required except with --template"
     )
@@ -95,23 +97,23 @@ def _add_module_options(parser: argparse.ArgumentParser) -> None:
         "--gpu",
         choices=("none", "dda", "gpu-pv", "gpu-pv-by-hand"),
         default="none",
-        help="how the host hands a GPU over: dda, gpu-pv: by its NVIDIA runtime (what gpu-pv gives does for "
-        "dda, too); gpu-pv-by-hand: /dev/dxg and /usr/lib/wsl, without one (default: %(default)s)",
+        help="how the host passes a GPU through: dda and gpu-pv by its NVIDIA runtime (a gpu-pv manifest "
+        "also fits dda); gpu-pv-by-hand: /dev/dxg and /usr/lib/wsl, no runtime (default: %(default)s)",
     )
     group.add_argument(
         "--registry",
         action="append",
         default=[],
         metavar="NAME=ADDRESS",
-        help="repeatable; user and password are $CONTAINER_REGISTRY_USERNAME and _PASSWORD, with _NAME "
-        "behind both if there are several",
+        help="repeatable; user and password are $CONTAINER_REGISTRY_USERNAME and _PASSWORD; with several "
+        "registries _NAME is appended to both",
     )
     group.add_argument(
         "--bind",
         action="append",
         default=[],
         metavar="HOST:CONTAINER[:ro]",
-        help="repeatable: a folder or file of the host that the module sees, as absolute paths",
+        help="repeatable: a folder or file of the host to mount into the module, as absolute paths",
     )
     group.add_argument(
         "--module-id",
@@ -145,8 +147,8 @@ def _add_configuration_options(parser: argparse.ArgumentParser) -> None:
         "--http",
         default="127.0.0.1:8080",
         metavar="HOST:PORT",
-        help="where the device publishes HTTP (default: %(default)s); for other machines it takes a token: "
-        "http.token of the configuration, else ${VISIONEDGE_HTTP_TOKEN}",
+        help="the address on the device where HTTP is published (default: %(default)s); beyond 127.0.0.1 it "
+        "needs a token: http.token of the configuration, else ${VISIONEDGE_HTTP_TOKEN}",
     )
     group.add_argument("--no-http", action="store_true", help="publish no HTTP port on the device")
 
@@ -156,7 +158,7 @@ def _add_lint(commands: Subparsers) -> None:
         commands,
         "lint",
         _lint,
-        "every problem of a deployment manifest, with its place and its remedy",
+        "check a deployment manifest: every problem, with its place and its remedy",
         "  visionedge manifest lint deployment.template.json\n"
         "  visionedge manifest lint deployment.json --module dock-camera --json\n"
         "  visionedge manifest generate --image … | visionedge manifest lint -",
@@ -206,10 +208,10 @@ def _write_manifest(path: Path, text: str, *, replace: bool, secret: bool) -> No
 
 
 def _build_request(arguments: argparse.Namespace) -> "ManifestRequest":
-    """The arguments as what a manifest is wanted for.
+    """The request in the arguments.
 
     Raises:
-        ConfigError: some of them are wrong, or do not go together.
+        ConfigError: some arguments are wrong, or cannot be combined.
     """
     from visionedge.ops.manifest.generate import ManifestRequest, check_binds
 
@@ -218,7 +220,7 @@ def _build_request(arguments: argparse.Namespace) -> "ManifestRequest":
         problems.append("--image: name the module's image, such as registry.example.com/visionedge:1.0-gpu")
     if arguments.registry and arguments.layered:
         problems.append(
-            "--registry: the credentials are those of the deployment that lies below a layered one"
+            "--registry: cannot be combined with --layered; the base deployment holds the credentials"
         )
     if problems:
         raise ConfigError(problems)
@@ -259,14 +261,14 @@ def _lint(arguments: argparse.Namespace) -> int:
     folder = None if arguments.file == "-" else Path(arguments.file).parent
     report = lint_manifest(_read_manifest(arguments.file), name, arguments.module, folder=folder)
     if arguments.json:
-        sys.stdout.write(json.dumps(report.document(), indent=1, ensure_ascii=False) + "\n")
+        print_json(report.document())
     else:
         sys.stdout.write(report.to_text())
     return ConfigError.exit_code if report.errors else 0
 
 
 def _read_manifest(file: str) -> bytes:
-    """The content of a file, or a little more than a manifest can be."""
+    """The content of a file or of stdin, up to one byte more than a manifest may have."""
     from visionedge.ops.manifest.lint import MAX_MANIFEST_BYTES
 
     try:
@@ -282,7 +284,7 @@ def _add_estimate(commands: Subparsers) -> None:
         commands,
         "estimate",
         _estimate,
-        "what a day costs in IoT Hub: messages, 4 KB blocks and units, counted from real messages",
+        "estimate the cost of a day in IoT Hub: messages, 4 KB blocks and units, from real messages",
         "  visionedge run --config vision.yaml --messages out.jsonl --duration 3600\n"
         "  visionedge manifest estimate --messages out.jsonl --config vision.yaml\n"
         "  visionedge manifest estimate --url http://127.0.0.1:8080 --json      of a running module",
@@ -299,7 +301,7 @@ def _add_estimate(commands: Subparsers) -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="YAML or JSON whose telemetry.maxPerDay limits the day; also VISIONEDGE_CONFIG",
+        help="the configuration with telemetry.maxPerDay, the limit of a day (default: VISIONEDGE_CONFIG)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
 
@@ -324,11 +326,4 @@ def _estimate(arguments: argparse.Namespace) -> int:
         raise ConfigError([_NO_MESSAGES_GIVEN])
     made = Estimate(measured, policy.max_per_day)
     sys.stdout.write(json.dumps(made.document()) + "\n" if arguments.json else to_text(made))
-    return 0
-
-
-def _schema(_arguments: argparse.Namespace) -> int:
-    from visionedge.config.schema import json_schema
-
-    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
     return 0

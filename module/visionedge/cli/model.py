@@ -21,14 +21,14 @@ from visionedge.runtime.installation import build_install_command
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add the verb `model`."""
+    """Add the command `model`."""
     parser = add_command(
         subparsers,
         "model",
         lambda _: 2,
         "inspect a model, compile it, measure its accuracy",
-        "  visionedge model inspect yolov8n.onnx                 what it is, and what will become of it\n"
-        "  visionedge model compile yolov8n.onnx -o fast.onnx    one graph from bytes to boxes\n"
+        "  visionedge model inspect yolov8n.onnx                 what it is, and how it will be compiled\n"
+        "  visionedge model compile yolov8n.onnx -o fast.onnx    one graph from pixels to boxes\n"
         "  visionedge model eval yolov8n.onnx --coco instances.json --images photos/",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
@@ -45,16 +45,18 @@ def _add_inspect(commands: Subparsers) -> None:
         commands,
         "inspect",
         _inspect,
-        "what a model is, on what evidence, what compiling it will do, and what would run where",
+        "report what a model is, on what evidence, how it is compiled, and where its nodes run",
         "  visionedge model inspect yolov8n.onnx\n"
         "  visionedge model inspect yolov8n.onnx --json | jq .cuda.withoutKernel",
         codes=(0, 2, 3),
-        notes="A refused model is also described, as far as it could be read; the exit code is then 2.",
+        notes="A model that cannot be used is described as far as it could be read; the exit code is then 2.",
     )
     parser.add_argument("path", metavar="PATH", help="the model, an ONNX file")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     parser.add_argument(
-        "--device", choices=("cuda", "cpu"), help="also open the model there, and report where each node runs"
+        "--device",
+        choices=("cuda", "cpu"),
+        help="also open the model on this device, and report where each node runs",
     )
 
 
@@ -80,19 +82,18 @@ def _add_compile(commands: Subparsers) -> None:
         commands,
         "compile",
         _compile,
-        "one graph from bytes to boxes, as ONNX that any onnxruntime runs; and other precisions of a model",
+        "compile a model to one graph from pixels to boxes, for any onnxruntime; make other precisions of it",
         "  visionedge model compile yolov8n.onnx -o fast.onnx\n"
-        "  visionedge detect photo.jpg --model fast.onnx         it is a model as any other\n"
+        "  visionedge detect photo.jpg --model fast.onnx         the result is an ordinary model\n"
         "  visionedge model compile yolov8n.onnx --precision int8 --calibrate photos/",
         codes=(0, 1, 2, 3),
-        notes="what it takes: one input, uint8 [N, H, W, 3], BGR, resized as its metadata"
-        " visionedge.input says\n"
-        "what it gives: one output, float32 [N, K, 6]: left, top, right, bottom in pixels of the input,\n"
-        "               score 0-1, class; by falling score; boxes overlap where visionedge.nms is true\n"
-        "what it says:  metadata names (the labels, a JSON list) and visionedge.compiled (all the rest)\n\n"
-        "With --precision a variant of the model is made, judged beside fp32, and kept beside the model as\n"
-        "MODEL.int8.onnx and MODEL.int8.json (the report), where the engine finds it. One that differs too\n"
-        "much is refused, with 1. See docs/precision.md.",
+        notes="input:    uint8 [N, H, W, 3], BGR, resized as the metadata visionedge.input says\n"
+        "output:   float32 [N, K, 6]: left, top, right, bottom in pixels of the input, score 0-1, class;\n"
+        "          sorted by falling score; boxes may overlap where visionedge.nms is true\n"
+        "metadata: names (the labels, a JSON list) and visionedge.compiled (everything else)\n\n"
+        "With --precision a variant of the model is made, compared with fp32, and written beside the model\n"
+        "as MODEL.int8.onnx and MODEL.int8.json (the report), where the engine finds it. A variant that\n"
+        "differs too much is rejected, with exit code 1. See docs/precision.md.",
     )
     parser.add_argument("path", metavar="PATH", help="the model, an ONNX file")
     parser.add_argument("-o", "--output", metavar="OUT", help="the file to write the compiled graph to")
@@ -116,7 +117,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibrate",
         metavar="DIR",
-        help="pictures (or a video) such as the cameras will see: half sets the ranges, half judges",
+        help="pictures (or a video) like those of the cameras: half set the ranges, half are the test",
     )
     parser.add_argument(
         "--labels",
@@ -132,18 +133,18 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         metavar="WORDS",
-        help="use this recipe for int8, as a report names it ('everything, behind the first 1'), instead of"
-        " the one that is fastest here: for a variant that other machines will use",
+        help="the recipe for int8, as in a report ('everything, behind the first 1'), instead of the fastest"
+        " one on this machine: for a variant that other machines use",
     )
     parser.add_argument(
         "--thorough",
         action="store_true",
-        help="set the ranges of int8 tensor by tensor (minutes more), and not only where they must be",
+        help="tune the int8 ranges of every tensor (takes minutes longer), not only of those that need it",
     )
     parser.add_argument(
         "--into",
         metavar="DIR",
-        help="where the variant goes (default: beside the model, else the data folder)",
+        help="the folder for the variant (default: that of the model, else the data folder)",
     )
 
 
@@ -156,7 +157,11 @@ def _compile(arguments: argparse.Namespace) -> int:
     extra = [f"--{name}" for name in others if getattr(arguments, name)]
     if extra or not arguments.output:
         raise ConfigError(
-            [f"{extra[0]}: goes with --precision int8 or fp16" if extra else "-o OUT: say where to write"]
+            [
+                f"{extra[0]}: needs --precision int8 or fp16"
+                if extra
+                else "-o OUT: is missing; name the file to write"
+            ]
         )
     path, output = Path(arguments.path), Path(arguments.output)
     print(compile_file(path, output, data_folder(os.environ), arguments.rows), file=sys.stderr)
@@ -169,7 +174,7 @@ def _compile_variant(arguments: argparse.Namespace) -> int:
     if arguments.precision != "int8":
         for name in ("recipe", "thorough"):
             if getattr(arguments, name):
-                raise ConfigError([f"--{name}: goes with --precision int8"])
+                raise ConfigError([f"--{name}: needs --precision int8"])
 
     def path_of(name: str) -> Path | None:
         value = getattr(arguments, name)
@@ -200,12 +205,12 @@ def _add_eval(commands: Subparsers) -> None:
         commands,
         "eval",
         _eval,
-        "average precision on pictures with boxes that people drew, as COCO computes it",
+        "measure average precision (AP) on annotated pictures, as COCO computes it",
         "  visionedge model eval yolov8n.onnx --coco instances_val2017.json --images val2017/\n"
         "  visionedge model eval yolov8n.onnx --coco mine.json --images mine/ --json | jq .ap",
         codes=(0, 1, 2, 3),
-        notes="It takes every detection of 0.01 and more, 100 a picture at most, through the same pipeline\n"
-        "as detect. Classes meet categories by name. It needs pycocotools:\n"
+        notes="It uses the same pipeline as detect, every detection with a score of 0.01 or more, and 100\n"
+        "per picture at most. Classes are matched with categories by name. It needs pycocotools:\n"
         f"{build_install_command('eval')}",
     )
     parser.add_argument("path", metavar="PATH", help="the model, an ONNX file")

@@ -1,4 +1,4 @@
-"""`visionedge run`: the module."""
+"""`visionedge run`: analyse cameras, answer over HTTP, and send results to IoT Hub."""
 
 import argparse
 import importlib.util
@@ -12,20 +12,20 @@ from visionedge.cli.arguments import (
     add_command,
     add_line_numbers,
     add_model_and_device,
+    build_document,
     configuration_file,
     data_folder,
-    parse_cameras,
     positive_number,
 )
 from visionedge.config.addresses import URI_FORMS
-from visionedge.config.documents import Document, read_configuration
-from visionedge.config.load import merge, parse_config, parse_http_address, read_environment
+from visionedge.config.documents import Document
+from visionedge.config.load import parse_config
 
 FAULT_INJECTION_VARIABLE = "VISIONEDGE_INJECT_FAULTS"
-"""The variable that lets `--inject` exist."""
+"""Set to 1, `run` has the option `--inject`."""
 
 DEMO_CONFIDENCE = 0.4
-"""With the bundled model on the bundled clip, which shows no bird and no ball from here on (see its card)."""
+"""For the bundled model on the bundled clip: the least confidence without false birds and balls."""
 
 _VARIABLES = """\
   VISIONEDGE_CONFIG      the configuration file; --config wins
@@ -44,16 +44,16 @@ _STATE_FILES = ("spool.db", "sequences.json", "desired.json")
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add the verb `run`."""
+    """Add the command `run`."""
     parser = add_command(
         subparsers,
         "run",
         _run,
-        "the module: analyse cameras, answer over HTTP, send what was seen to IoT Hub",
+        "run the module: analyse cameras, answer over HTTP, send results to IoT Hub",
         "  visionedge run                                        the bundled clip, on http://127.0.0.1:8080/\n"
         "  visionedge run --camera dock=rtsp://192.0.2.5/stream1 --camera yard=yard.mp4\n"
         "  visionedge run --config vision.yaml --http 0.0.0.0:8080\n"
-        "  visionedge run --messages out.jsonl --duration 60     see what IoT Hub would get",
+        "  visionedge run --messages out.jsonl --duration 60     the messages for IoT Hub, in a file",
         codes=(0, 1, 2, 3, 75),
         notes=f"environment variables:\n{_VARIABLES}",
     )
@@ -84,7 +84,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _fault_injection_enabled(environ: Mapping[str, str]) -> bool:
-    """Whether faults may be injected: only if asked for, and never where the package leaves that part out."""
+    """Whether faults may be injected: only on request, and never if the installed package lacks that part."""
     return (
         environ.get(FAULT_INJECTION_VARIABLE) == "1"
         and importlib.util.find_spec(_FAULT_INJECTION_MODULE) is not None
@@ -123,10 +123,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def private_files(data: Path) -> Iterator[None]:
-    """Let the owner alone read what the module writes: it holds what cameras see, and their passwords.
+    """Let only the owner read the files that the module writes: they hold frames, and passwords of cameras.
 
-    That covers every file and folder that is made meanwhile, also by SQLite and by child processes. State
-    files that an earlier version left readable in `data` are closed to others.
+    That covers every file and folder that is made in this context, also by SQLite and by child processes. The
+    access to state files of an earlier version in `data` is closed to other users.
     """
     before = os.umask(0o077)
     try:
@@ -142,13 +142,10 @@ def private_files(data: Path) -> Iterator[None]:
 def build_run_document(
     arguments: argparse.Namespace, environ: Mapping[str, str], *, inside_iot_edge: bool
 ) -> Document:
-    """The configuration document of `run`: the file, the environment over it, the arguments over both."""
-    path = configuration_file(arguments, environ)
-    document = read_configuration(path, environ) if path else {}
-    document = merge(document, read_environment(environ))
-    document = merge(document, _overrides(arguments, document))
+    """The configuration document of `run`; the bundled clip where no camera is configured."""
+    path, document = configuration_file(arguments, environ), build_document(arguments, environ)
     if not document.get("cameras") and not path and not inside_iot_edge:
-        # Somebody who just wants to see it run gets something to look at.
+        # Without any configuration the bundled clip is shown.
         document["cameras"] = {"demo": {"uri": "demo:"}}
     if not path and _is_demo(document):
         document["inference"] = {"confidence": DEMO_CONFIDENCE, **document.get("inference", {})}
@@ -156,22 +153,6 @@ def build_run_document(
 
 
 def _is_demo(document: Document) -> bool:
-    """Whether the bundled model looks at the bundled clip and at nothing else."""
+    """Whether the bundled model analyses the bundled clip and nothing else."""
     cameras = document.get("cameras", {})
     return not document.get("model") and bool(cameras) and all(c["uri"] == "demo:" for c in cameras.values())
-
-
-def _overrides(arguments: argparse.Namespace, document: Document) -> Document:
-    overrides: Document = {}
-    if arguments.camera:
-        configured = document.get("cameras")
-        overrides["cameras"] = parse_cameras(
-            arguments.camera, configured if isinstance(configured, dict) else ()
-        )
-    if arguments.model:
-        overrides["model"] = {"path": arguments.model, "url": None, "sha256": None}
-    if arguments.device:
-        overrides["inference"] = {"device": arguments.device}
-    if arguments.http:
-        overrides["http"] = parse_http_address(arguments.http, "--http")
-    return overrides

@@ -1,4 +1,4 @@
-"""URIs of cameras: what they may look like, and what a decoder opens."""
+"""URIs of cameras and addresses of models: which forms they may have, and the parts that the code needs."""
 
 import ipaddress
 import os
@@ -23,14 +23,17 @@ _KIND_BY_SCHEME: dict[str, CameraKind] = {
     "demo": "demo",
 }
 URI_FORMS = "rtsp://, rtsps://, http(s)://, a file, a folder of pictures, v4l2:///dev/video0 or demo:"
-"""What a camera URI may be, for messages."""
+"""The forms of a camera URI, for messages."""
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):(//)?")
+
+_MAX_NAME_CHARACTERS = 64
+_MAX_SHOWN_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class CameraUri:
-    """A camera URI understood: its kind and what the decoder opens (`target`, with its secrets)."""
+    """A parsed camera URI: its kind, and the address that the decoder opens (`target`, with secrets)."""
 
     kind: CameraKind
     target: str
@@ -43,17 +46,17 @@ class CameraUri:
 
 
 def parse_camera_uri(uri: str) -> CameraUri:
-    """Understand a camera URI; nothing is opened. Blanks around it do not count.
+    """Parse a camera URI; nothing is opened. Spaces around it are ignored.
 
     Raises:
-        ConfigError: the scheme is unknown, or the host or path is missing or cannot be read. Its text holds
-            nothing of a user name or password.
+        ConfigError: the scheme is unknown, or the host or path is missing or cannot be read. The message
+            has no part of a user name or password.
     """
     uri = uri.strip()
     if not uri:
-        raise ConfigError([f"an empty camera URI; give {URI_FORMS}"])
+        raise ConfigError([f"the camera URI is empty; give {URI_FORMS}"])
     found = _SCHEME.match(uri)
-    # One letter before a colon is a drive of Windows, not a scheme.
+    # One letter before a colon is a Windows drive, not a scheme.
     if found is None or len(found[1]) == 1:
         return _local_uri(uri)
     scheme = found[1].lower()
@@ -75,24 +78,22 @@ def parse_camera_uri(uri: str) -> CameraUri:
 
 
 def _local_uri(path: str) -> CameraUri:
-    # A name that is too long or lies behind a closed folder is told when it is opened.
+    # A name that is too long, or in a folder that cannot be read, is reported when it is opened.
     return CameraUri("folder" if os.path.isdir(path) else "file", path)  # noqa: PTH112 - as above, False and no error
 
 
 def _file_path(rest: str) -> str:
-    """The path of a file address: no host or this one, and percent-encoded."""
+    """The decoded path of a file address without a host, or with localhost."""
     return unquote(rest.removeprefix("localhost") if rest.startswith("localhost/") else rest)
 
 
 def _normalise_network_address(rest: str) -> str:
-    """What follows the scheme, as FFmpeg takes it: a user name has a colon, an IPv6 zone a bare '%'."""
+    """The part after the scheme in FFmpeg's form: a colon after the user name, a bare '%' in an IPv6 zone."""
     parts = AddressParts.parse(rest)
     if any(character in rest for character in "\r\n\0"):
-        raise ConfigError(["the camera URI holds a line break; write the address in one line"])
+        raise ConfigError(["the camera URI has a line break; write the address in one line"])
     if parts.is_ambiguous or (parts.user is not None and any(character in parts.user for character in "[]")):
-        reason = (
-            "the user name or password in the camera URI holds '#', '/', '?', '[' or ']' (or its path '@')"
-        )
+        reason = "the user name or password in the camera URI has '#', '/', '?', '[' or ']' (or its path '@')"
         raise ConfigError([f"{reason}; {ESCAPE_HINT}"])
     host, port = _host_and_port(parts.host)
     user = "" if parts.user is None else parts.user if ":" in parts.user else f"{parts.user}:"
@@ -103,51 +104,44 @@ def _host_and_port(text: str) -> tuple[str, str]:
     """The host of an address and ``:PORT`` (or nothing)."""
     found = HOST_PATTERN.fullmatch(text)
     if found is None or int(found["port"] or 0) > 65535:
-        # Where the '@' was forgotten, the text behind the colon is a password: it is not shown.
+        # Not shown: if the '@' was forgotten, the text after the colon is a password.
         raise ConfigError(
             ["the host or the port in the camera URI cannot be read; write HOST, HOST:PORT or [IPV6]:PORT"]
         )
     host = found["host"]
     if not host:
-        raise ConfigError(["the camera URI names no host"])
+        raise ConfigError(["the camera URI has no host"])
     if host.startswith("["):
         host = host.replace("%25", "%")
         try:
             ipaddress.IPv6Address(host[1:-1])
         except ValueError:
-            raise ConfigError(["the camera URI has brackets around what is no IPv6 address"]) from None
+            raise ConfigError(["the brackets in the camera URI do not hold an IPv6 address"]) from None
     return host, f":{found['port']}" if found["port"] else ""
 
 
 def _device_path(uri: str, path: str) -> str:
     if not path.startswith("/"):
-        raise ConfigError([f"camera URI {mask_address(uri)} names no device; write v4l2:///dev/video0"])
+        raise ConfigError([f"camera URI {mask_address(uri)} has no device; write v4l2:///dev/video0"])
     return path
 
 
-# Addresses of models: what they may look like, and what a model from there is called.
-
-
-_MAX_NAME_CHARACTERS = 64
-_MAX_SHOWN_CHARACTERS = 200
-
-
 def check_model_url(url: str, *, insecure: bool) -> None:
-    """Refuse what no model can be fetched from; `insecure` lets http: and file: pass. Nothing is opened.
+    """Check an address of a model; `insecure` allows http: and file:. Nothing is opened.
 
     Raises:
-        ValueError: with what is wrong, secrets masked.
+        ValueError: the reason why no model can be downloaded from it, with secrets masked.
     """
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port  # the port raises where it is no number
-    except ValueError:  # its text quotes the address
+        host, _ = parts.hostname, parts.port  # reading the port raises if it is not a number
+    except ValueError:  # its message quotes the address
         raise ValueError(f"cannot be read as an address; in a user name or password {ESCAPE_HINT}") from None
     if any(ord(character) <= 32 for character in url):
-        raise ValueError("has blanks in it; write %20 for a blank")
+        raise ValueError("has spaces in it; write %20 for a space")
     if parts.scheme in ("http", "file") and not insecure:
         raise ValueError(
-            f"{parts.scheme}: is not safe, give an https:// address; "
+            f"{parts.scheme}: is not secure, give an https:// address; "
             "'model.allowInsecure: true' in the local file allows it"
         )
     if parts.scheme not in ("https", "http", "file"):
@@ -156,22 +150,22 @@ def check_model_url(url: str, *, insecure: bool) -> None:
         if host not in (None, "localhost") or not parts.path.startswith("/"):
             raise ValueError("a file on this machine is written file:///folder/model.onnx")
     elif not host:
-        raise ValueError("names no host")
+        raise ValueError("has no host")
 
 
 def file_url_to_path(url: str) -> str:
-    """The path that a file: address names."""
+    """The path in a file: address."""
     return url2pathname(urlsplit(url).path)
 
 
 def model_name_from_url(url: str) -> str:
-    """What the model is called in frames and status: its file's name without the ending."""
+    """The name of a model in frames and status: its file name without the suffix."""
     last = unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2].removesuffix(".onnx")
     return re.sub(r"[^\w.+-]+", "-", last)[:_MAX_NAME_CHARACTERS].strip("-.") or "model"
 
 
 def format_url(url: str) -> str:
-    """The address for people: not what is secret in it, neither the query, and not without end."""
+    """The address for messages: without secrets and query, and at most 200 characters."""
     plain, query, _ = url.partition("?")
     text = mask_address(plain) + ("?…" if query else "")
     return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[: _MAX_SHOWN_CHARACTERS - 1]}…"

@@ -1,7 +1,7 @@
-"""Documents in YAML or JSON files, as plain values; what is wrong with a file is one line.
+"""Reads YAML and JSON files as plain values; an error is one line with the file and the line number.
 
-A file may be wrong in any way, or be made to do harm: it is bounded in bytes, depth and in what its aliases
-come to, so that reading it takes a second at most and little memory.
+A file may be broken or malicious. Its bytes, its depth, and its values with all aliases expanded are limited,
+so that reading takes one second at most and little memory.
 """
 
 import json
@@ -21,20 +21,20 @@ Document = dict[str, Any]
 MAX_BYTES = 2**20
 MAX_DEPTH = 50
 MAX_VALUES = 100_000
-"""Values in a document, each alias counted as all that it stands for."""
+"""Values in a document; an alias counts as all values of its anchor."""
 
 EXTENSION_PREFIX = "x-"
-"""A top-level key of a configuration that begins so is ignored."""
+"""Top-level keys of a configuration with this prefix are ignored."""
 
 _VARIABLE = re.compile(r"\$\{([^{}$]*)\}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def read_document(path: Path) -> Document:
-    """The document in a YAML or JSON file (by its name; `.json` is JSON).
+    """The document in a file: JSON if the name ends with `.json`, else YAML.
 
     Raises:
-        ConfigError: it cannot be read or parsed, is too large or too deep, or is no mapping.
+        ConfigError: the file cannot be read or parsed, is too large or too deep, or is not a mapping.
     """
     document = _parse(_read_text(path), path)
     if document is None:
@@ -49,10 +49,10 @@ def read_document(path: Path) -> Document:
 def read_configuration(path: Path, environ: Mapping[str, str]) -> Document:
     """The configuration document in a file, its ``${NAME}`` filled from the environment.
 
-    Keys that are ignored are left out, so that a variable which only they name need not be set.
+    Ignored keys are left out first, so that variables in them need not be set.
 
     Raises:
-        ConfigError: as `read_document`, or a variable is missing; each line names the file and the line.
+        ConfigError: as `read_document`, or a variable is missing; each problem has the file and the line.
     """
     document = without_extensions(read_document(path))
     try:
@@ -70,7 +70,7 @@ def fill_variables(document: Document, environ: Mapping[str, str]) -> Document:
     """The document with each ``${NAME}`` in its texts replaced by the variable of the environment.
 
     Raises:
-        ConfigError: the environment lacks some of them; one line for each place, with the path of its key.
+        ConfigError: variables are not set; one problem for each place, with the path of its key.
     """
     problems: list[str] = []
     filled: Document = _fill(document, "", environ, problems)
@@ -86,7 +86,7 @@ def _fill(value: Any, path: str, environ: Mapping[str, str], problems: list[str]
             problems.append(f"{path}: '${{…}}' must hold the name of an environment variable")
         elif name not in environ:
             problems.append(
-                f"{path}: the environment has no variable {name}; set it, or write the value here"
+                f"{path}: the environment variable {name} is not set; set it, or write the value here"
             )
         return environ.get(name, "")
 
@@ -100,9 +100,9 @@ def _fill(value: Any, path: str, environ: Mapping[str, str], problems: list[str]
 
 
 def add_locations(problems: Sequence[str], path: Path) -> list[str]:
-    """Problems of a document (``cameras.dock.fps: …``) with the file and the line that they are about.
+    """Problems of a document (``cameras.dock.fps: …``) with the file and the line of their key.
 
-    A problem of what does not stand in the file, such as a value from the environment, stays as it is.
+    A problem with a key that is not in the file, such as one from the environment, is returned unchanged.
     """
     try:
         root = yaml.compose(_read_text(path).replace("\t", " "), _BoundedLoader)
@@ -112,7 +112,7 @@ def add_locations(problems: Sequence[str], path: Path) -> list[str]:
 
 
 def _line_of(problem: str, root: yaml.Node | None) -> int | None:
-    """The line of the deepest key in the file that the path of a problem leads to."""
+    """The line of the deepest key in the file that is part of the path of a problem."""
     rest = problem.partition(": ")[0]
     line, node = None, root
     while node is not None and rest:
@@ -125,7 +125,7 @@ def _line_of(problem: str, root: yaml.Node | None) -> int | None:
 
 
 def _entries(node: yaml.Node) -> Iterator[tuple[yaml.Node, yaml.Node, str]]:
-    """What stands below a node: where its key is written, its value, and its name in a path."""
+    """The entries below a node: the node of the key, the node of the value, and the name in a path."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
@@ -136,12 +136,12 @@ def _entries(node: yaml.Node) -> Iterator[tuple[yaml.Node, yaml.Node, str]]:
 
 
 def describe_type(value: object) -> str:
-    """What a value is, for people who write YAML."""
+    """The type of a value, in the words of YAML."""
     names = {
         dict: "a mapping",
         list: "a list",
         str: "a text",
-        bool: "a truth value",
+        bool: "a boolean",
         int: "a number",
         float: "a number",
     }
@@ -152,35 +152,38 @@ def _read_text(path: Path) -> str:
     try:
         return read_regular_file(path, max_bytes=MAX_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
 
 
 def _parse(text: str, path: Path) -> object:
     try:
-        # JSON is read as YAML too, but json tells its own errors better.
+        # YAML would read JSON, too, but the errors of `json` are clearer.
         if path.suffix.lower() == ".json":
             return _bounded_json(
                 json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
             )
         return yaml.load(text, _BoundedLoader)  # noqa: S506 - a SafeLoader
     except json.JSONDecodeError as error:
-        raise ConfigError([f"{path}:{error.lineno}: is no JSON: {error.msg}"]) from None
+        raise ConfigError([f"{path}:{error.lineno}: is not valid JSON: {error.msg}"]) from None
     except yaml.YAMLError as error:
-        raise ConfigError([f"{path}{_yaml_location(error)}: is no YAML: {_yaml_reason(error)}"]) from None
+        raise ConfigError(
+            [f"{path}{_yaml_location(error)}: is not valid YAML: {_yaml_reason(error)}"]
+        ) from None
     except RecursionError:
         raise ConfigError([f"{path}: {_TOO_DEEP}"]) from None
     except _RefusedError as error:
         raise ConfigError([f"{path}{error.place}: {error}"]) from None
     except (ValueError, OverflowError):  # a number of thousands of digits, a date such as 2026-02-31
-        say = "holds a number or a date that cannot be read; quote it if it is a text"
-        raise ConfigError([f"{path}: {say}"]) from None
+        raise ConfigError(
+            [f"{path}: has a number or a date that cannot be read; quote it if it is a text"]
+        ) from None
 
 
 class _RefusedError(Exception):
-    """The file could be parsed, and is refused all the same.
+    """The file can be parsed, but must not be used.
 
-    `mark` is PyYAML's, of the place in the file; `place` is its line, as `:12`.
+    `mark` is PyYAML's position in the file; `place` is its line, as `:12`.
     """
 
     def __init__(self, reason: str, mark: Any = None) -> None:
@@ -189,11 +192,11 @@ class _RefusedError(Exception):
 
 
 _TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
-_TOO_MANY = f"holds more than {MAX_VALUES} values (an alias counts as all that it stands for)"
+_TOO_MANY = f"has more than {MAX_VALUES} values (an alias counts as all values of its anchor)"
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> Document:
-    """A JSON object, as long as no key of it is given twice: the second would silently win."""
+    """A JSON object; a key that is given twice is refused, because the second value would silently win."""
     document: Document = {}
     for key, value in pairs:
         if key in document:
@@ -203,11 +206,11 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Document:
 
 
 def _refuse_constant(constant: str) -> float:
-    raise _RefusedError(f"{constant} is no number that JSON knows")
+    raise _RefusedError(f"{constant} is not a number in JSON")
 
 
 def _bounded_json(value: object) -> object:
-    """The value, as long as it is no deeper than YAML may be; its size is bounded by that of the file."""
+    """The value, if it is not nested too deep; its number of values is limited by the size of the file."""
     level: list[object] = [value]
     for _ in range(MAX_DEPTH + 1):
         if not level:
@@ -221,9 +224,9 @@ def _children(value: object) -> Iterator[object]:
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """YAML that is bounded, whose keys are texts, and that refuses a key given twice.
+    """A YAML loader with limits; keys are texts, and a key that is given twice is refused.
 
-    A key is the text that stands there: ``off:`` is the name off, and not a truth value.
+    A key is the text as it is written: ``off:`` is the name off, not a boolean.
     """
 
     def __init__(self, stream: str) -> None:
@@ -232,7 +235,7 @@ class _BoundedLoader(yaml.SafeLoader):
         self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """See `yaml.composer.Composer`, which does this by recursion."""
+        """Override of `yaml.composer.Composer`, which calls it recursively; checks depth and size."""
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]  # of PyYAML
         self._depth += 1
         if self._depth > MAX_DEPTH:
@@ -246,7 +249,7 @@ class _BoundedLoader(yaml.SafeLoader):
         return node
 
     def _size(self, node: yaml.Node) -> int:
-        """How many values a node comes to; the nodes below it were composed, and so measured, before."""
+        """The number of values of a node; those of the nodes below it are known, as they come first."""
         if id(node) not in self._sizes:
             below = node.value if isinstance(node, yaml.CollectionNode) else ()
             inner = (each for item in below for each in (item if isinstance(item, tuple) else (item,)))
@@ -256,23 +259,23 @@ class _BoundedLoader(yaml.SafeLoader):
 
 def _construct_mapping(loader: _BoundedLoader, node: yaml.MappingNode) -> Document:
     _check_keys(node)
-    # Puts what `<<` merges in front, so that a mapping's own keys win.
+    # Puts the keys that `<<` merges first, so that the mapping's own keys win.
     loader.flatten_mapping(node)
     pairs: Iterator[tuple[yaml.Node, yaml.Node]] = iter(node.value)
     document: Document = {}
     for key_node, value_node in pairs:
-        if not isinstance(key_node, yaml.ScalarNode):  # of a mapping that was merged
-            raise _RefusedError("a key is no text", key_node.start_mark)
+        if not isinstance(key_node, yaml.ScalarNode):  # in a mapping that was merged
+            raise _RefusedError("a key is not a text", key_node.start_mark)
         document[str(key_node.value)] = loader.construct_object(value_node, deep=True)
     return document
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
-    """Refuse a mapping as it is written whose keys are no texts, or are given twice."""
+    """Refuse a mapping with keys that are not texts, or that are given twice."""
     written: set[str] = set()
     for key_node, _ in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
-            raise _RefusedError("a key is no text", key_node.start_mark)
+            raise _RefusedError("a key is not a text", key_node.start_mark)
         key = str(key_node.value)
         if key in written:
             raise _RefusedError(f"key '{redact(key[:100])}' is given twice", key_node.start_mark)
@@ -289,6 +292,6 @@ def _yaml_location(error: yaml.YAMLError) -> str:
 
 def _yaml_reason(error: yaml.YAMLError) -> str:
     reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-    # An unquoted value that begins with '*', '&' or '!' is quoted back as the name of an alias or a tag.
+    # PyYAML quotes an unquoted value that begins with '*', '&' or '!' as the name of an alias or a tag.
     hidden = re.sub(r"(alias|anchor|tag) '[^']*'", r"\1 '***'", str(reason))
     return redact(hidden)

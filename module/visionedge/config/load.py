@@ -1,13 +1,16 @@
-"""Loads the configuration: merges its carriers, checks the whole, and reports every problem at once."""
+"""Loads the configuration: merges its sources, checks the result, and reports every problem at once.
+
+Sources, later ones win: a file (YAML or JSON), the environment (`VISIONEDGE_…`), the command line, the
+desired properties of the twin. Each gives a document with the same camelCase keys; `merge` lays one over
+another, and `parse_config` checks the result. A document with problems gives no `Config`, so it cannot
+replace a working one.
+"""
 
 import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import BaseModel, ValidationError
 from pydantic.alias_generators import to_camel
 
 from visionedge.config.documents import Document, describe_type, without_extensions
@@ -15,19 +18,30 @@ from visionedge.config.schema import MAX_PROBLEMS, CameraConfig, CameraDefaults,
 from visionedge.errors import ConfigError
 from visionedge.runtime.redaction import find_secrets, mask_address, redact, register_secrets
 
+_RENAMED_KEYS = {"overload.ladder": "levels"}
+"""Keys of version 0.1 and their present names."""
+
+_EXPECTED = {
+    "string_type": "a text; quote it (YAML reads on, off, yes and no as booleans)",
+    "bool_type": "true or false, without quotes",
+}
+_MAX_SHOWN_CHARACTERS = 100
+_MAX_KEY_CHARACTERS = 40
+"""A longer unknown key is not a misspelled one."""
+
 
 def parse_config(document: object) -> Config:
-    """Read a whole document; its top-level keys that begin with ``x-`` are ignored.
+    """Check a whole document; its top-level keys that begin with ``x-`` are ignored.
 
     Raises:
         ConfigError: with every problem, each starting with the path of its key.
     """
-    # From here on they are masked wherever they turn up, also if the document is refused.
+    # Registered first, so that secrets are also masked if the document is refused.
     register_secrets(find_secrets(document))
     if not isinstance(document, dict):
         raise ConfigError([f"the configuration is {describe_type(document)}; it must be a mapping of keys"])
     given = _with_defaults(_without_nulls(without_extensions(document)))
-    # Looked at here: pydantic would look at a section as a whole only when each of its keys is right.
+    # Checked here, because pydantic checks a section as a whole only if each of its keys is right.
     whole = _model_problems(given.get("model"))
     try:
         config = Config.model_validate(given)
@@ -43,9 +57,9 @@ def parse_config(document: object) -> Config:
 
 
 def _with_defaults(document: Document) -> Document:
-    """The document with `cameraDefaults` laid under each camera, as far as its keys are right.
+    """The document with `cameraDefaults` laid under each camera.
 
-    A wrong key is reported once, where it stands.
+    Wrong keys of `cameraDefaults` are left out, so that they are reported once and not for each camera.
     """
     defaults, cameras = document.get("cameraDefaults"), document.get("cameras")
     if not isinstance(defaults, Mapping) or not isinstance(cameras, Mapping):
@@ -55,15 +69,15 @@ def _with_defaults(document: Document) -> Document:
     except ValidationError as error:
         wrong = {item["loc"][0] for item in error.errors(include_url=False) if item["loc"]}
         defaults = {key: value for key, value in defaults.items() if key not in wrong}
-    laid = {
+    merged = {
         name: merge(defaults, camera) if isinstance(camera, Mapping) else camera
         for name, camera in cameras.items()
     }
-    return {**document, "cameras": laid}
+    return {**document, "cameras": merged}
 
 
 def _model_problems(model: object) -> list[str]:
-    """What is wrong with the keys of `model` together."""
+    """Problems of keys of `model` that do not fit together."""
     if not isinstance(model, Mapping):
         return []
     problems = []
@@ -75,7 +89,7 @@ def _model_problems(model: object) -> list[str]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Document:
-    """`over` laid over `base`, mapping by mapping; a null in `over` takes the key away."""
+    """`over` laid over `base`, mapping by mapping; a null in `over` removes the key."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
@@ -89,7 +103,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Document:
 
 
 def find_local_only_problems(document: object) -> list[str]:
-    """The problems of a document from outside this machine: what only the local file may say."""
+    """The problems of desired properties with keys that only the local file may have."""
     model = document.get("model") if isinstance(document, Mapping) else None
     if isinstance(model, Mapping) and model.get("allowInsecure") is not None:
         return ["model.allowInsecure: can only be set in the local configuration file"]
@@ -97,7 +111,7 @@ def find_local_only_problems(document: object) -> list[str]:
 
 
 def read_environment(environ: Mapping[str, str]) -> Document:
-    """The document that the environment carries: the few keys that a container needs.
+    """The document in the environment: the few keys that a container needs.
 
     VISIONEDGE_MODEL, VISIONEDGE_DEVICE, VISIONEDGE_HTTP (HOST:PORT) and VISIONEDGE_HTTP_TOKEN.
     """
@@ -117,14 +131,17 @@ def read_environment(environ: Mapping[str, str]) -> Document:
 
 
 def parse_http_address(text: str, label_source: str) -> Document:
-    """``HOST:PORT`` (or ``[::1]:PORT``) as the keys of the `http` section.
+    """``HOST:PORT`` (or ``[::1]:PORT``) as the keys of the section `http`.
 
-    ``PORT`` and ``:PORT`` give the port alone, and the host stays what it is.
+    ``PORT`` and ``:PORT`` give only the port. `label_source` names the argument or variable in the error.
+
+    Raises:
+        ConfigError: there is no port.
     """
     host, _, port = text.strip().rpartition(":")
     if not port.isascii() or not port.isdigit():
         raise ConfigError(
-            [f"{label_source}: '{text}' is not HOST:PORT or PORT, such as 127.0.0.1:8080 or 8080"]
+            [f"{label_source}: '{text}' must be HOST:PORT or PORT, such as 127.0.0.1:8080 or 8080"]
         )
     document: Document = {"port": int(port)}
     if host:
@@ -133,7 +150,7 @@ def parse_http_address(text: str, label_source: str) -> Document:
 
 
 def redact_config(config: Config) -> Document:
-    """The configuration as a document that may be shown: secrets are ``***``."""
+    """The configuration as a document in which secrets are ``***``."""
     document = config.model_dump(by_alias=True, mode="json", exclude_none=True)
     for camera in document["cameras"].values():
         camera["uri"] = mask_address(camera["uri"])
@@ -151,7 +168,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _problem(item: dict[str, Any]) -> str:
-    """One line in our words for one of pydantic's findings; never the value itself, it may hold a secret."""
+    """One line for an error of pydantic; without the value, which may be a secret."""
     where = tuple(part for part in item["loc"] if part != "[key]")
     path = ".".join(str(part)[:_MAX_SHOWN_CHARACTERS] for part in where) or "configuration"
     context = item.get("ctx", {})
@@ -181,43 +198,24 @@ def _problem(item: dict[str, Any]) -> str:
     return redact(f"{path}: {reason}")
 
 
-_EXPECTED = {
-    "string_type": "a text; quote it (YAML reads on, off, yes and no as truth values)",
-    "bool_type": "true or false, without quotes",
-}
-
-
 def _list_hint(where: tuple[Any, ...], value: object) -> str:
-    """How a single value is written as a list; no other value than a label is shown, it may be a secret."""
+    """How to write a single value as a list; only labels are shown, as other values may be secrets."""
     return f": [{value}]" if where[-1] == "classes" and isinstance(value, str) and len(value) < 100 else ""
 
 
 def _known_keys(where: tuple[Any, ...]) -> list[str]:
-    """The keys that the section at this path knows."""
+    """The keys of the section at a path."""
     section: Any = Config
     for part in where:
         if section is Config and part != "cameras":
-            section = {_camel_key(n): f for n, f in Config.model_fields.items()}[str(part)].annotation
+            section = {to_camel(n): f for n, f in Config.model_fields.items()}[str(part)].annotation
         elif section is Config:
             section = dict
         else:
             section = {"gate": GateConfig, "tls": TlsConfig}.get(str(part), CameraConfig)
     if not (isinstance(section, type) and issubclass(section, BaseModel)):
         return []
-    return [_camel_key(name) for name in section.model_fields]
-
-
-_MAX_SHOWN_CHARACTERS = 100
-
-_RENAMED_KEYS = {"overload.ladder": "levels"}
-"""Keys of version 0.1 and their present names."""
-
-_MAX_KEY_CHARACTERS = 40
-"""Above that a key is no slip of the pen."""
-
-
-def _camel_key(name: str) -> str:
-    return to_camel(name)
+    return [to_camel(name) for name in section.model_fields]
 
 
 def _suggestion(key: str, known: list[str]) -> str:

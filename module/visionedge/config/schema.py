@@ -1,9 +1,7 @@
-"""The configuration: one schema, several carriers, every problem at once.
+"""The schema of the configuration: sections, keys, defaults and limits, and the JSON Schema for editors.
 
-Carriers, later ones win: a file (YAML or JSON), the environment (`VISIONEDGE_…`), the command line, the
-module twin. Each gives a plain document with the same camelCase keys; `merge` lays one over the other and
-`validate` reads the whole. A document with problems gives no `Config` at all, so it can never replace a
-working one.
+The models are frozen, and their fields are the camelCase keys of documents in snake case. `load.parse_config`
+makes a `Config` of a document; constructing one directly skips the checks across keys.
 """
 
 import ipaddress
@@ -26,7 +24,7 @@ from visionedge.config.documents import EXTENSION_PREFIX
 from visionedge.errors import ConfigError
 
 MAX_PROBLEMS = 500
-"""So many are put into words; of more, only their number."""
+"""At most so many problems of a document are reported, and the number of the others."""
 
 CAMERA_NAME_PATTERN = re.compile(r"[a-z0-9_-]{1,64}")
 _HOST_NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63}){0,31}\.?")
@@ -41,17 +39,17 @@ def _check_uri(uri: str) -> str:
 
 
 def _fallback_from_bool(value: object) -> object:
-    """It was a truth value once."""
+    """Accept the booleans of earlier versions."""
     return {True: "degrade", False: "exit"}[value] if isinstance(value, bool) else value
 
 
 def _integer_from_float(value: object) -> object:
-    """A whole number, also where a tool wrote it as 8.0: JSON and twins know one kind of number only."""
+    """Accept 8.0 as the whole number 8, because tools that write JSON may not distinguish the two."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _off_from_false(value: object) -> object:
-    """The word off, which YAML reads as a truth value where it is not quoted."""
+    """Accept the word off without quotes, which YAML reads as a boolean."""
     return "off" if value is False else value
 
 
@@ -74,7 +72,7 @@ def _is_loopback(host: str) -> bool:
 
 def _check_camera_name(name: str) -> str:
     if not CAMERA_NAME_PATTERN.fullmatch(name):
-        raise ValueError("a camera's name is 1 to 64 of a-z, 0-9, '_' and '-'")
+        raise ValueError("a camera's name must be 1 to 64 characters of a-z, 0-9, '_' and '-'")
     return name
 
 
@@ -90,14 +88,17 @@ class _Section(BaseModel):
 
 
 class GateConfig(_Section):
-    """The motion gate of a camera: what does not move is not analysed."""
+    """The motion gate of a camera: frames without motion are not analysed."""
 
-    enabled: bool = Field(default=True, description="false keeps the settings and lets everything pass.")
+    enabled: bool = Field(default=True, description="false keeps the settings and analyses every frame.")
     every_seconds: float = Field(
-        default=10.0, ge=0.1, le=86400, description="A picture is analysed at least so often."
+        default=10.0, ge=0.1, le=86400, description="At least one frame is analysed in this time."
     )
     sensitivity: float = Field(
-        default=0.5, ge=0, le=1, description="More sees smaller and fainter things, and more that is none."
+        default=0.5,
+        ge=0,
+        le=1,
+        description="A higher value finds smaller and fainter motion, and more false motion.",
     )
 
 
@@ -110,7 +111,7 @@ class TlsConfig(_Section):
     ca_file: str | None = Field(
         default=None,
         min_length=1,
-        description="PEM: the certificate of the camera or of its authority; absent = the system's ones.",
+        description="PEM: the certificate of the camera or its authority; absent = the system's authorities.",
     )
 
     @field_validator("ca_file", mode="after")
@@ -125,25 +126,33 @@ class CameraDefaults(_Section):
     """Settings for all cameras; a camera's own keys win."""
 
     fps: float | None = Field(
-        default=None, gt=0, le=1000, description="Analysed frames per second; absent = as fast as the camera."
+        default=None,
+        gt=0,
+        le=1000,
+        description="Analysed frames per second; absent = every frame of the camera.",
     )
     enabled: bool = Field(default=True, description="false closes the camera and keeps its settings.")
-    gate: GateConfig | None = Field(default=None, description="Analyse only what moves; absent = everything.")
+    gate: GateConfig | None = Field(
+        default=None, description="Analyse only frames with motion; absent = all frames."
+    )
     priority: WholeNumber = Field(
-        default=0, ge=-1000, le=1000, description="In an overload, cameras of a lower one are slowed first."
+        default=0,
+        ge=-1000,
+        le=1000,
+        description="In an overload, cameras with a lower priority are slowed first.",
     )
     transport: Literal["tcp", "udp", "auto"] = Field(
-        default="tcp", description="RTSP: auto = TCP, and UDP where the camera refuses that."
+        default="tcp", description="RTSP: auto = TCP, or UDP if the camera refuses TCP."
     )
     decoder: Literal["auto", "pyav", "opencv"] = Field(
-        default="auto", description="auto = PyAV where it is installed, else OpenCV."
+        default="auto", description="auto = PyAV if it is installed, else OpenCV."
     )
     tls: TlsConfig | None = Field(default=None, description="absent = certificates are not checked.")
     follow_redirects: Literal["same-host", "any"] = Field(
         default="same-host",
-        description="HTTP and RTSP: where redirects and playlists may lead; any = other hosts, too.",
+        description="HTTP and RTSP: the hosts that redirects may lead to; any = other hosts, too.",
     )
-    loop: bool = Field(default=False, description="A file or a folder begins again at its end.")
+    loop: bool = Field(default=False, description="A file or a folder starts again at its end.")
 
 
 class CameraConfig(CameraDefaults):
@@ -159,14 +168,14 @@ class ModelConfig(_Section):
 
     path: str | None = Field(default=None, description="An ONNX file.")
     allow_insecure: bool = Field(
-        default=False, description="Let 'url' be http: or file:, too; only the local file may say so."
+        default=False, description="Also allow http: and file: in 'url'; only in the local file."
     )
     max_megabytes: WholeNumber = Field(
-        default=1000, ge=1, le=2000, description="A file behind 'url' that is larger is refused."
+        default=1000, ge=1, le=2000, description="A larger file at 'url' is refused."
     )
     url: str | None = Field(default=None, description="An https address of an ONNX file.")
     sha256: str | None = Field(
-        default=None, pattern=r"^[0-9a-fA-F]{64}$", description="Of the file behind `url`."
+        default=None, pattern=r"^[0-9a-fA-F]{64}$", description="The SHA-256 of the file at 'url'."
     )
 
     @field_validator("url", mode="after")
@@ -178,10 +187,10 @@ class ModelConfig(_Section):
 
 
 class InferenceConfig(_Section):
-    """How frames are computed and what counts as a detection."""
+    """How frames are analysed, and what counts as a detection."""
 
     device: Literal["auto", "cuda", "tensorrt", "cpu"] = Field(
-        default="auto", description="auto = CUDA where it works, else the CPU."
+        default="auto", description="auto = CUDA if it works, else the CPU."
     )
     fallback: Annotated[
         Literal["degrade", "hold", "exit"],
@@ -190,27 +199,36 @@ class InferenceConfig(_Section):
         ),
     ] = Field(
         default="degrade",
-        description="Without the device: degrade = the CPU computes, hold = wait for it, exit = end with 3.",
+        description="Without the device: degrade = use the CPU, hold = wait, exit = end with exit code 3.",
     )
     parity: Annotated[Literal["refuse", "warn", "off"], BeforeValidator(_off_from_false)] = Field(
-        default="refuse", description="What becomes of a device that computes otherwise than the CPU."
+        default="refuse",
+        description="A device with other results than the CPU: refuse = not used, warn = a log line.",
     )
-    confidence: float = Field(default=0.3, ge=0, le=1, description="The least score that is reported.")
-    iou: float = Field(default=0.5, ge=0, le=1, description="Boxes that overlap more are one.")
-    max_batch: WholeNumber = Field(
-        default=8, ge=1, le=64, description="The largest batch that may be formed."
+    confidence: float = Field(
+        default=0.3, ge=0, le=1, description="The lowest score of a detection that is reported."
     )
+    iou: float = Field(
+        default=0.5, ge=0, le=1, description="Boxes of one class with a higher overlap count as one object."
+    )
+    max_batch: WholeNumber = Field(default=8, ge=1, le=64, description="The largest batch.")
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
-        default="auto", description="auto = the fastest here, of those that stay within their tolerance."
+        default="auto", description="auto = the fastest one on this machine that stays within its tolerance."
     )
     latency_budget_ms: float | None = Field(
-        default=None, gt=0, description="The longest that computing a batch should take; absent = no limit."
+        default=None,
+        gt=0,
+        description="The longest time that a batch should take, in milliseconds; absent = no limit.",
     )
     process: bool = Field(
-        default=True, description="Compute in a process of its own, which the module survives."
+        default=True,
+        description="Run the engine in a process of its own, so that its crash does not end the module.",
     )
     max_age_seconds: float = Field(
-        default=2.0, gt=0, le=3600, description="A waiting frame older than this is dropped, counted 'stale'."
+        default=2.0,
+        gt=0,
+        le=3600,
+        description="A frame that waited longer is dropped and counted as 'stale'.",
     )
     classes: tuple[str, ...] | None = Field(
         default=None, strict=False, description="Only these labels are reported; absent = all."
@@ -219,47 +237,49 @@ class InferenceConfig(_Section):
 
 def _check_unique(levels: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(levels)) < len(levels):
-        raise ValueError("each rung can be taken once")
+        raise ValueError("has a level twice")
     return levels
 
 
 class OverloadConfig(_Section):
-    """What is given up while the device cannot carry what the cameras are asked for."""
+    """How the load is reduced while the device cannot analyse the configured rates."""
 
     when: Literal["degraded", "always"] = Field(
         default="degraded",
-        description="degraded = only while the device is less than what was asked for.",
+        description="degraded = only while a lesser device than the requested one is in use.",
     )
     levels: Annotated[
         tuple[Literal["variant", "gate", "fps"], ...], Field(strict=False), AfterValidator(_check_unique)
     ] = Field(
         default=("variant", "gate", "fps"),
-        description="In this order, and back in reverse; empty = nothing is ever given up.",
+        description="The steps in their order, taken back in reverse; empty = the load is never reduced.",
     )
-    min_fps: float = Field(default=0.5, ge=0.01, le=1000, description="fps: no camera is slowed below this.")
+    min_fps: float = Field(
+        default=0.5, ge=0.01, le=1000, description="fps: no camera is slowed below this rate."
+    )
     after_seconds: float = Field(
-        default=15.0, ge=1, le=3600, description="Overloaded for so long, before a rung is taken."
+        default=15.0, ge=1, le=3600, description="The time of overload before each step."
     )
     back_after_seconds: float = Field(
-        default=60.0, ge=1, le=86400, description="Fine for so long, before a rung is given back."
+        default=60.0, ge=1, le=86400, description="The time without overload before a step is taken back."
     )
 
 
 class TelemetryConfig(_Section):
-    """What goes to IoT Hub, and how often."""
+    """Which messages go to IoT Hub, and how often."""
 
     interval_seconds: float = Field(
-        default=1.0, ge=0.1, le=86400, description="Frames are gathered this long."
+        default=1.0, ge=0.1, le=86400, description="Frames are collected for this time before they are sent."
     )
     mode: Literal["changes", "all", "none"] = Field(
         default="changes",
-        description="changes = only frames in which something differs from the last one that was sent.",
+        description="changes = only frames that differ from the last one that was sent.",
     )
     change_seconds: float = Field(
         default=1.0,
         ge=0,
         le=3600,
-        description="changes: a box, its absence or its class must hold this long before it counts.",
+        description="changes: a box, its absence or its class must last this long before it counts.",
     )
     max_per_day: WholeNumber = Field(
         default=100_000,
@@ -270,43 +290,61 @@ class TelemetryConfig(_Section):
         default=0.05,
         ge=0,
         le=1,
-        description="changes: a box has moved when an edge is further away;"
-        " for that alone a camera sends one frame in changeSeconds at most.",
+        description="changes: a box has moved when an edge moved further, as a part of the frame;"
+        " for motion alone a camera sends one frame in changeSeconds at most.",
     )
     heartbeat_seconds: float = Field(
-        default=60.0, ge=1, le=86400, description="changes: a camera is told this often in any case."
+        default=60.0,
+        ge=1,
+        le=86400,
+        description="changes: a frame of each camera is sent at least this often.",
     )
     fill_seconds: float = Field(
-        default=4.0, ge=0, le=86400, description="How much longer frames may wait for their block to fill."
+        default=4.0,
+        ge=0,
+        le=86400,
+        description="The longest additional time that frames wait until their 4 KB block is full.",
     )
     spool_megabytes: WholeNumber = Field(
-        default=256, ge=1, le=1_000_000, description="What waits for the hub on disk, at most."
+        default=256,
+        ge=1,
+        le=1_000_000,
+        description="The most megabytes of messages that wait on disk for the hub.",
     )
     spool_hours: float = Field(
-        default=168.0, gt=0, le=87600, description="How long a message waits, in hours that the module ran."
+        default=168.0,
+        gt=0,
+        le=87600,
+        description="How long a message waits, counted in hours in which the module ran.",
     )
 
 
 class HttpConfig(_Section):
-    """Where HTTP is served."""
+    """The address of HTTP, and its access control."""
 
-    host: str = Field(default="127.0.0.1", min_length=1, description="0.0.0.0 serves other machines too.")
-    port: WholeNumber = Field(default=8080, ge=0, le=65535, description="0 = any free one.")
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="The address to listen on; 0.0.0.0 serves other machines, too.",
+    )
+    port: WholeNumber = Field(
+        default=8080, ge=0, le=65535, description="The port to listen on; 0 = any free port."
+    )
     token: str | None = Field(
         default=None,
         min_length=1,
-        description="Asked as 'Authorization: Bearer …' by all but the health checks.",
+        description="Clients must send it as 'Authorization: Bearer …', except to the health checks.",
     )
     names: tuple[Annotated[str, AfterValidator(_check_host_name)], ...] = Field(
         default=(),
         max_length=100,
         strict=False,
-        description="Host names by which clients reach the module; without a token others are refused.",
+        description="Host names that clients use for the module; without a token other names are refused.",
     )
 
     @property
     def is_open(self) -> bool:
-        """Whether other machines may ask without a token."""
+        """Whether other machines have access without a token."""
         return self.token is None and not _is_loopback(self.host)
 
 
@@ -324,16 +362,13 @@ class Config(_Section):
     http: HttpConfig = Field(default_factory=HttpConfig)
 
 
-# The configuration's schema for others: JSON Schema, for editors, pipelines and whoever writes a twin.
-
-
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a configuration document, the same for a file and for desired properties.
 
-    It says what can be said of a key by itself; `config.validate` also reads the URIs of cameras.
+    It describes each key by itself; `load.parse_config` also checks the URIs of cameras.
     """
     schema = _without_titles(Config.model_json_schema(by_alias=True))
     schema["properties"]["cameras"]["propertyNames"] = {"pattern": f"^{CAMERA_NAME_PATTERN.pattern}$"}
@@ -341,13 +376,13 @@ def json_schema() -> dict[str, Any]:
         "not": {"required": ["path", "url"]},
         "dependentRequired": {"url": ["sha256"], "sha256": ["url"]},
     }
-    # Any value: they are there for YAML anchors and are not read.
+    # Any value: these keys hold YAML anchors and are ignored.
     schema["patternProperties"] = {f"^{EXTENSION_PREFIX}": {}}
     return {"$schema": SCHEMA_DIALECT, **schema, "title": "visionedge configuration"}
 
 
 def _without_titles(value: Any) -> Any:
-    """Without the titles that pydantic makes of the names: they say nothing more than those."""
+    """Without the titles that pydantic makes of names, which repeat the names."""
     if isinstance(value, dict):
         return {key: _without_titles(item) for key, item in value.items() if key != "title"}
     return [_without_titles(item) for item in value] if isinstance(value, list) else value

@@ -12,11 +12,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from visionedge.config.applied import Applied, ConfigTarget
 from visionedge.config.documents import Document
 from visionedge.config.load import find_local_only_problems, parse_config
 from visionedge.config.schema import Config
@@ -43,9 +44,6 @@ _SAVE_RETRY_S = 2.0
 _MAX_LOG_LINES = 50
 _MAX_EVENT_PROBLEMS = 500
 """The limits of problems in the log and in an event: a twin of 32 KB can have thousands of them."""
-
-ApplyConfig = Callable[[Config], Awaitable[Mapping[str, str]]]
-"""Applies a configuration to the running module; returns the reasons of sections that stay as they were."""
 
 ConfigEventCode = Literal["config-applied", "config-rejected"]
 SendConfigEvent = Callable[[ConfigEventCode, str, Mapping[str, Any]], None]
@@ -167,17 +165,17 @@ class DesiredProperties:
 
     Args:
         config_sources: the local document, the configuration that runs now, and the last good file.
-        apply: applies a configuration; rejected sections are tried again at growing intervals, up to one
+        target: the running module; a section that it rejects is tried again at growing intervals, up to one
             hour.
         send_event: sends an event.
-        cancel_pending_model: called when another model is desired while `apply` may be downloading one.
+        cancel_pending_model: called when another model is desired while the target may be downloading one.
         retry_s: the wait before rejected sections are tried again, at first.
     """
 
     def __init__(
         self,
         config_sources: ConfigurationSources,
-        apply: ApplyConfig,
+        target: ConfigTarget,
         send_event: SendConfigEvent,
         *,
         cancel_pending_model: Callable[[], None] = lambda: None,
@@ -186,15 +184,16 @@ class DesiredProperties:
     ) -> None:
         start = config_sources.start
         self._local = config_sources.local
-        # The configuration of which every section is in force; None if a section may not be.
-        self._running: Config | None = None
+        self._target = target
+        # Whether the last change put every section in force: then only a different configuration is applied.
+        self._last_complete = True
         self._started_with = start.desired
+        self._start_config = start.config
         self._effective: Document = {} if start.desired is None else start.desired.document
         self._kept = start.desired
         self._to_keep: DesiredDocument | None = None
         self._retry_now = False
         self._local_reader: Callable[[], Document] | None = None
-        self._apply = apply
         self._last_good = config_sources.last_good
         self._send_event = send_event
         self._cancel_pending_model = cancel_pending_model
@@ -208,9 +207,8 @@ class DesiredProperties:
         self._last_validated: DesiredDocument | None = None
         self._waiting: DesiredDocument | None = None
         self._wake = asyncio.Event()
-        self.acknowledgement: Document = (
-            {} if start.desired is None else build_acknowledgement(start.desired, {}, self._effective)
-        )
+        self.acknowledgement: Document = {}
+        self._acknowledge_start()
         self.counts = {"applied": 0, "rejected": 0}
 
     def __repr__(self) -> str:
@@ -247,6 +245,8 @@ class DesiredProperties:
 
     def retry(self) -> None:
         """Try rejected sections again at once, because the reason may be gone."""
+        if self._last_validated is None:
+            self._acknowledge_start()
         if self._rejected:
             self._retry_now = True
             self._wake.set()
@@ -309,14 +309,12 @@ class DesiredProperties:
         for reason in (reason for reasons in rejected.values() for reason in reasons):
             log.warning("configuration file: %s; this section stays as it was", redact(reason))
         if "" in rejected:
-            self._running = None
             return
         changed = {key for key in {*local, *self._local} if local.get(key) != self._local.get(key)}
         self._local = {
             **{key: value for key, value in local.items() if key not in rejected},
             **{key: self._local[key] for key in rejected if key in self._local},
         }
-        self._running = None if rejected else config
         applied = sorted(changed - rejected.keys())
         log.info("the configuration file is applied: %s", ", ".join(applied) or "nothing in it has changed")
 
@@ -338,22 +336,22 @@ class DesiredProperties:
         except ConfigError as error:
             self._report_rejected(desired, group_problems_by_section(desired, error.problems))
             return
-        if desired == self._started_with:
-            self._running = config  # the module is starting with it
+        if desired == self._started_with and not self._target.compare(config).rejected:
+            self._await_start(config)
+            if self._rejected:
+                return
         self._started_with = None
         rejected = await self._apply_and_collect(config)
         rejected = self._only_known_sections(desired, rejected)
         again, self._last_reported = (desired, rejected) == self._last_reported, (desired, rejected)
         self._rejected, self._rejected_s = rejected, self._clock_s()
         if "" in rejected:
-            self._running = None
             self._report_rejected(desired, rejected, again=again)
             return
         before, self._effective = (
             self._effective,
             compute_effective_document(desired, self._effective, rejected),
         )
-        self._running = None if rejected else config
         changed = sorted(
             key for key in {*before, *self._effective} if before.get(key) != self._effective.get(key)
         )
@@ -371,19 +369,34 @@ class DesiredProperties:
         known = {"", *desired.document, *self._effective}
         return {key: reasons for key, reasons in rejected.items() if key in known}
 
+    def _await_start(self, config: Config) -> None:
+        """The module is starting with this document: look again later at the sections that are pending."""
+        self._acknowledge_start()
+        self._rejected, self._rejected_s = _reasons_by_section(self._target.compare(config)), self._clock_s()
+
+    def _acknowledge_start(self) -> None:
+        """Acknowledge of the document that the module starts with the sections that are in force already."""
+        if self._started_with is None:
+            return
+        waiting = self._target.compare(self._start_config).unapplied
+        document = {key: value for key, value in self._started_with.document.items() if key not in waiting}
+        in_force = DesiredDocument(self._started_with.version, document)
+        self.acknowledgement = build_acknowledgement(in_force, {}, self._effective)
+
     async def _apply_and_collect(self, config: Config) -> RejectionReasons:
-        """Apply a configuration; returns the rejected sections."""
-        if config == self._running:
+        """Apply a configuration; returns the sections that are not in force after that."""
+        if self._last_complete and self._target.compare(config).is_complete:
             return {}
-        self._applying = True
+        self._applying, self._last_complete = True, False
         try:
-            rejected = await self._apply(config)
+            applied = await self._target.apply(config)
         except Exception as error:
             log.exception("applying desired properties failed")
             return {"": [f"applying failed: {redact(str(error))}"]}
         finally:
             self._applying = False
-        return {section: [_with_path(section, reason)] for section, reason in rejected.items()}
+        self._last_complete = applied.is_complete
+        return _reasons_by_section(applied)
 
     def _report_applied(self, desired: DesiredDocument, changed: list[str]) -> None:
         self.counts["applied"] += 1
@@ -442,6 +455,10 @@ class DesiredProperties:
         if known is not None:
             log.info("the desired properties, version %d, are on disk now", desired.version)
             self._acknowledge()
+
+
+def _reasons_by_section(applied: Applied) -> RejectionReasons:
+    return {section: [_with_path(section, reason)] for section, reason in applied.unapplied.items()}
 
 
 def _with_path(section: str, reason: str) -> str:
