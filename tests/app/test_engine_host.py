@@ -142,7 +142,7 @@ def test_what_waits_for_the_first_engine_is_not_in_force(
         over = {**start["inference"], "confidence": 0.9, "fallback": "degrade"}
         assert await module.apply({"inference": over}) == {}
         assert module.state.engine is not None
-        assert module.state.engine.device.effective == "cpu"
+        assert module.state.engine.info().device.effective == "cpu"
         assert module.state.config.inference.fallback == "degrade"
         assert module.state.selection is not None
         assert module.state.selection.confidence == pytest.approx(0.9)

@@ -15,12 +15,12 @@ from visionedge.engine.device.faults import Fault
 from visionedge.engine.device.session import EngineError, EngineUnavailableError, PictureBatch
 from visionedge.engine.device_parity import ParityResult, SpeedCheck, check_against_cpu, compare_rows
 from visionedge.engine.local_engine import LocalEngine, open_engine
-from visionedge.engine.process.worker_pool import (
-    DeviceProber,
+from visionedge.engine.process.candidate_comparison import (
     RecentPictures,
     compare_candidate,
     is_model_fault,
 )
+from visionedge.engine.process.device_prober import DeviceProber
 from visionedge.model.model import load_model
 from visionedge.model.postprocess import Rows
 from visionedge.runtime.threads import ThreadGroup
@@ -36,17 +36,17 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> LocalEngine:
 
 @pytest.fixture(scope="module")
 def expected(engine: LocalEngine) -> Rows:
-    return engine.infer(IMAGES)
+    return engine.infer(IMAGES).rows
 
 
 def test_the_same_rows_agree_in_whatever_order(engine: LocalEngine, expected: Rows) -> None:
     shuffled = np.random.default_rng(1).permuted(expected, axis=1)
     order = np.random.default_rng(1).permutation(expected.shape[1])
     for rows in (expected, expected[:, order]):
-        seen = compare_rows(engine.model, expected, rows, "frames")
+        seen = compare_rows(engine.info().model, expected, rows, "frames")
         assert (seen.rows, seen.refusal, seen.pictures) == (1.0, None, 3)
         assert seen.boxes.matched == 1.0
-    assert compare_rows(engine.model, expected, shuffled, "frames").refusal is not None
+    assert compare_rows(engine.info().model, expected, shuffled, "frames").refusal is not None
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -56,7 +56,7 @@ def test_what_floats_may_differ_by_is_agreed_with(engine: LocalEngine, expected:
     rows = expected.copy()
     rows[..., :4] += random.normal(0, 0.1, rows[..., :4].shape).astype(np.float32)
     rows[..., 4] *= 1 + random.normal(0, 2e-3, rows.shape[:2]).astype(np.float32)
-    assert compare_rows(engine.model, expected, rows, "pictures").refusal is None
+    assert compare_rows(engine.info().model, expected, rows, "pictures").refusal is None
 
 
 def spoil(how: Callable[[Rows], object]) -> Callable[[Rows], Rows]:
@@ -86,7 +86,7 @@ def spoil(how: Callable[[Rows], object]) -> Callable[[Rows], Rows]:
 def test_a_device_that_computes_something_else_is_refused(
     engine: LocalEngine, expected: Rows, spoiled: Callable[[Rows], Rows]
 ) -> None:
-    seen = compare_rows(engine.model, expected, spoiled(expected), "frames")
+    seen = compare_rows(engine.info().model, expected, spoiled(expected), "frames")
     assert seen.refusal is not None
     assert ParityResult.from_document(seen.document()).refusal == seen.refusal
 
@@ -94,16 +94,16 @@ def test_a_device_that_computes_something_else_is_refused(
 def test_where_nothing_is_seen_nothing_is_judged(engine: LocalEngine, expected: Rows) -> None:
     nothing = expected.copy()
     nothing[..., 4] = 1e-4
-    seen = compare_rows(engine.model, nothing, nothing[:, ::-1], "frames")
+    seen = compare_rows(engine.info().model, nothing, nothing[:, ::-1], "frames")
     assert (seen.rows, seen.refusal) == (None, None)
     assert seen.message == "on 3 frames neither it nor the CPU saw anything"
-    assert compare_rows(engine.model, nothing, expected, "frames").refusal is not None, (
+    assert compare_rows(engine.info().model, nothing, expected, "frames").refusal is not None, (
         "only one of them saw nothing"
     )
 
 
 def test_its_document_comes_back_as_it_was(engine: LocalEngine, expected: Rows) -> None:
-    seen = compare_rows(engine.model, expected, expected, "frames")
+    seen = compare_rows(engine.info().model, expected, expected, "frames")
     assert ParityResult.from_document(seen.document()) == seen
     assert seen.document()["refusal"] is None
 
@@ -126,8 +126,15 @@ def test_an_engine_is_held_against_the_cpu_and_timed(engine: LocalEngine) -> Non
     ticks = count(step=1_000_000)
     session = engine._session
     assert session is not None
-    device_check = check_against_cpu(engine, session, IMAGES, ticks.__next__)
-    assert device_check.speed_check == SpeedCheck(1.0 / engine.plan.max_batch, 1.0)
+    device_check = check_against_cpu(
+        engine.info().model,
+        lambda images: engine.infer(images).rows,
+        session,
+        IMAGES,
+        max_batch=engine.info().plan.max_batch,
+        clock=ticks.__next__,
+    )
+    assert device_check.speed_check == SpeedCheck(1.0 / engine.info().plan.max_batch, 1.0)
     assert [(seen.source, seen.rows) for seen in device_check.parity_results] == [("pictures", 1.0)]
 
 
@@ -161,10 +168,10 @@ class Frames(RecentPictures):
 
 def test_a_candidate_and_the_cpu_compute_the_same_pictures(engine: LocalEngine, expected: Rows) -> None:
     same, other = Child(expected), Child(np.zeros_like(expected))
-    seen = compare_candidate(engine.model, same, same, Frames(*IMAGES))
+    seen = compare_candidate(engine.info().model, same, same, Frames(*IMAGES))
     assert seen.parity_result is not None
     assert seen.parity_result.refusal is None
-    seen = compare_candidate(engine.model, same, other, Frames(*IMAGES))
+    seen = compare_candidate(engine.info().model, same, other, Frames(*IMAGES))
     assert seen.parity_result is not None
     assert seen.parity_result.refusal is not None
 
@@ -173,14 +180,14 @@ def test_without_frames_or_a_cpu_that_answers_its_opening_counts(engine: LocalEn
     """So it is never waited for in vain."""
     same, gone = Child(expected), Child(EngineUnavailableError("the engine is restarting"))
     for serving, images in ((None, Frames(*IMAGES)), (same, Frames()), (gone, Frames(*IMAGES))):
-        seen = compare_candidate(engine.model, serving, same, images)
+        seen = compare_candidate(engine.info().model, serving, same, images)
         assert (seen.parity_result, seen.loss) == (None, None)
         assert seen.message
 
 
 def test_a_candidate_that_fails_over_them_is_lost(engine: LocalEngine, expected: Rows) -> None:
     failing = Child(EngineError("CUDA failure 700: an illegal memory access was encountered", Fault.STICKY))
-    seen = compare_candidate(engine.model, Child(expected), failing, Frames(*IMAGES))
+    seen = compare_candidate(engine.info().model, Child(expected), failing, Frames(*IMAGES))
     assert seen.loss is not None
     assert seen.loss.code is ReasonCode.CUDA_ERROR
 
@@ -189,7 +196,7 @@ def test_whatever_happens_there_is_an_answer(
     engine: LocalEngine, expected: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rows of another shape, say: that is told, and the candidate is not used."""
-    seen = compare_candidate(engine.model, Child(expected), Child(expected[:1]), Frames(*IMAGES))
+    seen = compare_candidate(engine.info().model, Child(expected), Child(expected[:1]), Frames(*IMAGES))
     assert seen.loss is not None
     assert seen.loss.code is ReasonCode.DEVICE_FAILED
     assert "could not be compared" in caplog.text
@@ -201,11 +208,11 @@ def test_a_device_that_cannot_even_be_asked_is_not_usable(caplog: pytest.LogCapt
 
     answers: queue.SimpleQueue[DeviceVerdict] = queue.SimpleQueue()
     probing = DeviceProber(ThreadGroup(lambda _name, _error: None), failing)
-    probing.ask("cuda", lambda _device, verdict: answers.put(verdict))
+    probing.start("cuda", lambda _device, verdict: answers.put(verdict))
     verdict = answers.get(timeout=20)
     assert (verdict.code, verdict.reason) == (
         ReasonCode.PROBE_CRASHED,
-        "it could not be asked: no more processes",
+        "could not be probed: no more processes",
     )
     assert probing.counts == {"probe-crashed": 1}
     assert "no more processes" in caplog.text

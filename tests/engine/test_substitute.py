@@ -13,7 +13,6 @@ from scripted_faults import Faults
 from tiny_models import TinyDetector
 from tiny_slow import save_slow, store_quick_variant
 from visionedge.engine.batcher import DropReason
-from visionedge.engine.interface import SubstituteEngine
 from visionedge.engine.precision_choice import PRECISION_FOLDER as CHOICES
 from visionedge.model.quantization.variants import VARIANTS_FOLDER
 
@@ -100,8 +99,10 @@ def test_it_computes_until_it_is_dismissed_and_a_change_of_the_model_does_that_t
         store(module, data)
         assert await engine_host.can_try_faster_variant()
         assert await engine_host.start_substitute() == "int8"
-        assert isinstance(state.engine, SubstituteEngine)
-        assert state.engine.precision.precision == engine_host.substitute_precision == "int8"
+        assert state.requested_engine is engine
+        info = state.engine_info()
+        assert info is not None
+        assert info.precision.precision == engine_host.substitute_precision == "int8"
         assert not await engine_host.can_try_faster_variant()
         start["inference"]["confidence"] = 0.99
         assert await module.apply({"inference": start["inference"]}) == {}
@@ -110,6 +111,7 @@ def test_it_computes_until_it_is_dismissed_and_a_change_of_the_model_does_that_t
 
         await engine_host.stop_substitute()
         assert state.engine is engine
+        assert state.requested_engine is None
         assert engine_host.substitute_precision is None
         assert state.selection is not None
         assert state.selection.confidence == 0.99
@@ -145,18 +147,21 @@ def test_a_lost_device_comes_back_behind_the_stand_in(
         assert await engine_host.can_try_faster_variant()
         assert await engine_host.start_substitute() == "int8"
         await some_more(module)
-        assert state.engine is not None
-        device = state.engine.device
+        info = state.engine_info()
+        assert info is not None
+        device = info.device
         assert (device.requested, device.effective, device.degraded) == ("auto", "cpu", True)
-        assert state.engine.recovery is not None
-        assert state.engine.recovery.recovery_state.stage != "settled"
+        assert info.recovery is not None
+        assert info.recovery.recovery_state.stage != "settled"
 
         faults.end("sticky", "absent")
         await module.until_told("device-back")
-        assert not state.engine.device.degraded
-        assert state.engine.device.effective == "cpu"  # where frames are still computed
+        info = state.engine_info()
+        assert info is not None
+        assert not info.device.degraded
+        assert info.device.effective == "cpu"  # where frames are still computed
         await engine_host.stop_substitute()
-        await module.until(lambda r: r[-1].device == "cuda")
+        await module.until(lambda r: of(r, "dock")[-1].device == "cuda")
 
     start = document(clip, models, process=True)
     start["inference"]["device"] = "auto"

@@ -16,7 +16,7 @@ from typing import Literal
 from visionedge.app.state import AppState
 from visionedge.camera.camera import InputResizer
 from visionedge.config.schema import Config, InferenceConfig
-from visionedge.engine.interface import Engine, SubstituteEngine
+from visionedge.engine.interface import Engine
 from visionedge.engine.lanes import LanePool
 from visionedge.engine.local_engine import open_engine
 from visionedge.engine.precision_choice import list_eligible_variants
@@ -207,9 +207,7 @@ class EngineHost:
     def substitute_precision(self) -> str | None:
         """The precision that computes in place of the one of the configuration; None: that one does."""
         substitute = self._substitute
-        return (
-            None if substitute is None or substitute.engine is None else substitute.engine.precision.precision
-        )
+        return None if substitute is None or substitute.engine is None else _find_precision(substitute.engine)
 
     async def can_try_faster_variant(self) -> bool:
         """Whether another precision might compute more than the engine in use.
@@ -219,8 +217,8 @@ class EngineHost:
         instance = self._current
         if instance is None or instance.engine is None or self._substitute is not None:
             return False
-        precision = instance.engine.precision
-        if precision.precision != "fp32" or precision.ms or instance.engine.device.effective != "cpu":
+        info = instance.engine.info()
+        if info.precision.precision != "fp32" or info.precision.ms or info.device.effective != "cpu":
             return False
         if instance.inference.precision != "auto":
             return False
@@ -245,13 +243,13 @@ class EngineHost:
             inference = self._state.config.inference.model_copy(update={"device": "cpu"})
             config = self._state.config.model_copy(update={"inference": inference})
             instance = await self._open_candidate(previous.source, config)
-            engine = instance.engine
-            if engine is None or engine.precision.precision == previous.engine.precision.precision:
+            engine, requested = instance.engine, previous.engine
+            if engine is None or _find_precision(engine) == _find_precision(requested):
                 await asyncio.to_thread(instance.close)
                 return None
             previous.has_candidate_variants = True
             self._substitute = instance
-            self._switch_to(instance, SubstituteEngine(engine, previous.engine))
+            self._switch_to(instance, engine, in_place_of=requested)
             await asyncio.to_thread(self.lineup.drain_previous, _DRAIN_TIMEOUT_S)
             return self.substitute_precision
 
@@ -421,13 +419,16 @@ class EngineHost:
         self._first_engine_ready.set()
         self._switch_to(instance, instance.engine)
 
-    def _switch_to(self, instance: EngineInstance, engine: Engine) -> None:
-        """Compute with this engine, which is that of the machinery or stands in with it, from now on."""
+    def _switch_to(
+        self, instance: EngineInstance, engine: Engine, *, in_place_of: Engine | None = None
+    ) -> None:
+        """Compute with the engine of this instance from now on; `in_place_of` stays open meanwhile."""
         self.lineup.swap_engine(engine, instance.selection)
         # From here on: pictures that were prepared for the old one are still computed there.
         if self._state.camera_registry is not None:
             self._state.camera_registry.change_input(instance.resizer)
         self._publish_state(instance, engine)
+        self._state.requested_engine = in_place_of
 
     def _set_first_instance(self, instance: EngineInstance) -> InputResizer:
         """A first model: what is to be opened next."""
@@ -442,7 +443,11 @@ class EngineHost:
             instance.selection,
             instance.frame_pool,
         )
-        state.engine = engine
+        state.engine, state.requested_engine = engine, None
+
+
+def _find_precision(engine: Engine) -> str:
+    return engine.info().precision.precision
 
 
 def _make_selection(model: Model, inference: InferenceConfig) -> Selection:

@@ -6,9 +6,8 @@ from numpy.typing import NDArray
 from visionedge.app import status as report
 from visionedge.app.metrics import Metrics
 from visionedge.app.state import AppState
-from visionedge.engine.interface import Engine
-from visionedge.engine.lanes import LanePool
-from visionedge.engine.one_shot import infer_frames, make_frame
+from visionedge.engine.interface import EngineInfo
+from visionedge.engine.lanes import LanePool, infer_frames, make_frame
 from visionedge.frames.types import FrameResult, Picture
 from visionedge.ops.doctor.facts import DoctorRequest, RunningEngine
 from visionedge.ops.doctor.host import this_host
@@ -81,7 +80,8 @@ class HttpBackend:
 
     async def _examine(self) -> Document:
         state = self._state
-        running = _describe_running_engine(state.engine) if state.engine else None
+        info = state.engine_info()
+        running = _describe_running_engine(info) if info else None
         request = DoctorRequest(state.config.inference.device, state.config, state.data, running)
         return await self._doctor_executor.run(lambda: examine(request, this_host(state.environ)).document())
 
@@ -91,10 +91,10 @@ class HttpBackend:
 
     def model(self) -> ModelMetadata | None:
         """The loaded model, for the Open Inference Protocol."""
-        engine = self._state.engine
-        if engine is None:
+        info = self._state.engine_info()
+        if info is None:
             return None
-        return report.build_model_facts(engine, self._state.config.inference.max_batch)
+        return report.build_model_facts(info, self._state.config.inference.max_batch)
 
     async def detect(self, picture: Picture) -> FrameResult:
         """Analyse one picture of a request."""
@@ -113,7 +113,7 @@ class HttpBackend:
 
         def inferred() -> NDArray[np.float32]:
             with self._lineup.use() as running:
-                return running.engine.infer(images)
+                return running.engine.infer(images).rows
 
         return await self._executor.run(inferred)
 
@@ -128,9 +128,9 @@ class HttpBackend:
         return self._executor.close() + self._doctor_executor.close()
 
 
-def _describe_running_engine(engine: Engine) -> RunningEngine:
+def _describe_running_engine(info: EngineInfo) -> RunningEngine:
     """The engine, as the doctor looks at it."""
-    device, speed_check = engine.device, engine.device_check.speed_check
+    device, speed_check = info.device, info.device_check.speed_check
     return RunningEngine(
-        device, engine.node_placement, speed_check.doubt(device.effective) if speed_check else None
+        device, info.node_placement, speed_check.doubt(device.effective) if speed_check else None
     )

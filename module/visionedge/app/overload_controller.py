@@ -120,8 +120,8 @@ class OverloadController:
 
     @property
     def _may_act(self) -> bool:
-        config, engine = self._state.config.overload, self._state.engine
-        degraded = engine is not None and engine.device.degraded
+        config, info = self._state.config.overload, self._state.engine_info()
+        degraded = info is not None and info.device.degraded
         return bool(config.levels) and (config.when == "always" or degraded)
 
     async def _decide(self, seen: LoadMeasurement) -> tuple[DegradationStep, ...]:
@@ -246,8 +246,8 @@ class OverloadController:
 
     def _describe_overload(self) -> str:
         """What is delivered of what is asked for, and by whom."""
-        engine = self._state.engine
-        device = describe_device(engine.device.effective) if engine is not None else "the engine"
+        info = self._state.engine_info()
+        device = describe_device(info.device.effective) if info is not None else "the engine"
         rates = "" if self._last_measurement is None else describe_rates(self._last_measurement)
         return f"too much for {device} ({rates})"
 

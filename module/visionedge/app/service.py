@@ -268,8 +268,9 @@ class Service:
         await self._save_positions(self._thread_group)
         engine = await self._engine_host.open()
         state.camera_registry.begin()
-        words = status.shorten(engine.device.describe())
-        delivery.event("engine", engine.device.code, words, status.build_engine_event(engine))
+        device = engine.info().device
+        words = status.shorten(device.describe())
+        delivery.event("engine", device.code, words, status.build_engine_event(engine.info()))
         if self._hub_bridge is not None:
             self._hub_bridge.retry()  # what waited for an engine can be in force now
         log.info("ready: open %s to look", self._server.url)
@@ -420,9 +421,10 @@ class Service:
 
     def _measure(self, engine: Engine) -> None:
         """Note what the threads use, and what the cameras demand and get."""
-        child = engine.process.pid if engine.process else None
+        info = engine.info()
+        child = info.process.pid if info.process else None
         asked = {} if self.state.camera_registry is None else self.state.camera_registry.counts()
-        frames, gpu = self.state.batcher.statistics(), engine.device.effective != "cpu"
+        frames, gpu = self.state.batcher.statistics(), info.device.effective != "cpu"
         self.state.meter.take_sample(frames, asked, child=child, gpu=gpu)
 
     def _send_overload_event(self, code: OverloadEventCode, words: str, details: Mapping[str, Any]) -> None:
@@ -559,7 +561,8 @@ class Service:
 
     def _on_engine_news(self, news: EngineEvent, delivery: Delivery) -> None:
         self._engine_host.lineup.start_lanes()
-        details = status.build_engine_event(self.state.engine) if self.state.engine else {}
+        info = self.state.engine_info()
+        details = status.build_engine_event(info) if info else {}
         delivery.event("engine", news.code, status.shorten(news.message), details)
         if self.state.engine is None:
             self.state.waiting_reason = news.message  # why there is none yet

@@ -11,7 +11,7 @@ from visionedge.camera.camera import Camera, CameraStatus
 from visionedge.camera.registry import CameraRegistry
 from visionedge.config.schema import Config
 from visionedge.engine.batcher import Batcher
-from visionedge.engine.interface import Engine, EngineEvent
+from visionedge.engine.interface import Engine, EngineEvent, EngineInfo
 from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.frames.types import FrameResult
 from visionedge.iothub.delivery import Delivery
@@ -41,6 +41,8 @@ class AppState:
     frame_pool: SharedFramePool | None = None
     camera_registry: CameraRegistry | None = None
     engine: Engine | None = None
+    requested_engine: Engine | None = None
+    """The engine of the configuration, while a substitute computes in its place; else None."""
     delivery: Delivery | None = None
     waiting_reason: str | None = None
     inbound_statistics: Callable[[], InboundStatistics] | None = None
@@ -65,11 +67,19 @@ class AppState:
         """How far the model is that is being fetched; None where none is."""
         return None if self.supply is None else self.supply.message
 
+    def engine_info(self) -> EngineInfo | None:
+        """The engine that computes, with what was requested; None before the first engine is ready."""
+        if self.engine is None:
+            return None
+        info = self.engine.info()
+        return info if self.requested_engine is None else info.as_substitute_for(self.requested_engine.info())
+
     def readiness(self) -> list[str]:
         """Why no frame can be computed now; empty when one can."""
         if self.stopping:
             return ["stopping"]
-        if self.engine is None:
+        info = self.engine_info()
+        if info is None:
             return [self.fetch_progress or self.waiting_reason or "the engine is warming up"]
-        process = self.engine.process
+        process = info.process
         return [process.down] if process is not None and process.down else []

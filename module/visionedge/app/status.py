@@ -15,7 +15,7 @@ from visionedge.app.overload_policy import DEGRADATION_LEVELS, describe_device, 
 from visionedge.app.state import AppState
 from visionedge.camera.camera import CameraStatus
 from visionedge.engine.batcher import CameraStatistics
-from visionedge.engine.interface import Engine, RecoveryStatistics
+from visionedge.engine.interface import EngineInfo, RecoveryStatistics
 from visionedge.frames.types import format_utc, utc_now
 from visionedge.iothub.delivery import Delivery
 from visionedge.outbound.metering import MeteredUsage
@@ -29,13 +29,13 @@ Document = dict[str, Any]
 def build_status(state: AppState) -> Document:
     """The `Status` object of HTTP."""
     reasons = state.readiness()
-    loaded_model = state.loaded_model
+    loaded_model, info = state.loaded_model, state.engine_info()
     return {
         "version": __version__,
         "uptimeSeconds": round(_uptime_s(state), 3),
         "ready": not reasons,
         "reasons": reasons,
-        "engine": build_engine(state.engine) if state.engine else _build_missing_engine(state),
+        "engine": build_engine(info) if info else _build_missing_engine(state),
         "model": None
         if loaded_model is None
         else {
@@ -60,12 +60,13 @@ def build_capacity(state: AppState) -> Document | None:
         return None
     document = load_meter.build_load_document(seen)
     if overload_status.taken_levels or overload_status.exhausted:
-        device = describe_device(state.engine.device.effective) if state.engine else "the engine"
+        info = state.engine_info()
+        device = describe_device(info.device.effective) if info else "the engine"
         document["sentence"] = describe_overload(seen, overload_status, device)
     return {**document, "overload": overload_status.document()}
 
 
-def build_engine(running: Engine) -> Document:
+def build_engine(running: EngineInfo) -> Document:
     """Where frames are computed, where they were asked to be, and why."""
     device, plan = running.device, running.plan
     return {
@@ -97,7 +98,7 @@ def build_engine(running: Engine) -> Document:
 _EVENT_REASON_CHARACTERS = 500
 
 
-def build_engine_event(running: Engine) -> Document:
+def build_engine_event(running: EngineInfo) -> Document:
     """What the cloud needs of `engine` with an event: what is used, and why. The tables stay in status."""
     seen = build_engine(running)
     recovery = seen["recovery"] or {}
@@ -122,11 +123,15 @@ def _build_recovery(seen: RecoveryStatistics) -> Document:
         "failedAttempts": recovery_state.failed_attempts,
         "reasonCode": recovery_state.reason.code if recovery_state.reason else None,
         "reason": recovery_state.reason.reason if recovery_state.reason else None,
-        "nextTrySeconds": None if recovery_state.retry_in_s is None else round(recovery_state.retry_in_s, 1),
+        "nextTrySeconds": _remaining_s(recovery_state.retry_at_s),
         "changeOvers": seen.device_recoveries,
         "faults": dict(seen.faults),
         "probes": dict(seen.probes),
     }
+
+
+def _remaining_s(at_s: float | None) -> float | None:
+    return None if at_s is None else round(max(0.0, at_s - time.monotonic()), 1)
 
 
 def _build_missing_engine(state: AppState) -> Document:
@@ -279,13 +284,13 @@ def describe_camera(seen: CameraStatus) -> str:
     return f"camera {seen.name} is {seen.state}{because}"
 
 
-def build_model_facts(running: Engine, max_batch: int) -> ModelMetadata:
+def build_model_facts(running: EngineInfo, max_batch: int) -> ModelMetadata:
     """What a client of the Open Inference Protocol must know.
 
     `max_batch` is the configured one, whatever the plan is: clients must not break when the device changes.
     """
     model = running.model
-    return ModelMetadata(model.name, model.sha256, model.input, running.rows, max_batch, model.labels)
+    return ModelMetadata(model.name, model.sha256, model.input, running.max_rows, max_batch, model.labels)
 
 
 def collect_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], float]]:
@@ -295,17 +300,17 @@ def collect_samples(state: AppState) -> Iterable[tuple[str, tuple[str, ...], flo
     yield "uptime_seconds", (), _uptime_s(state)
     yield "ready", (), float(not state.readiness())
     yield "result_queue_dropped_total", (), state.loop_queue.dropped
-    if state.engine is not None:
-        device = state.engine.device
+    if (info := state.engine_info()) is not None:
+        device = info.device
         yield "engine_device", (device.requested, device.effective, device.code), 1
-        yield "engine_info", (state.engine.model.name, device.effective, state.engine.precision.precision), 1
+        yield "engine_info", (info.model.name, device.effective, info.precision.precision), 1
         yield "engine_degraded", (), float(device.degraded)
-        yield "unplanned_shape_total", (), state.engine.unplanned_shapes
-        yield "nodes_on_cpu", (), len(state.engine.node_placement.on_cpu)
-        if state.engine.process is not None:
-            yield "engine_restarts_total", (), state.engine.process.restarts
-        if state.engine.recovery is not None:
-            yield from _recovery_samples(state.engine.recovery)
+        yield "unplanned_shape_total", (), info.unplanned_shapes
+        yield "nodes_on_cpu", (), len(info.node_placement.on_cpu)
+        if info.process is not None:
+            yield "engine_restarts_total", (), info.process.restarts
+        if info.recovery is not None:
+            yield from _recovery_samples(info.recovery)
     if state.frame_pool is not None:
         yield "pictures_copied_total", (), state.frame_pool.exhausted_count
     for name, slot in state.batcher.statistics().cameras.items():

@@ -7,13 +7,12 @@ results could tell the two apart.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.engine.device.session import PictureBatch, RunnableSession
-from visionedge.engine.plan import Plan
 from visionedge.frames.types import Detections, InputSpec, Placement
 from visionedge.model.compiler.trial_run import compute_matching_share
 from visionedge.model.model import Model
@@ -129,41 +128,29 @@ class DeviceCheck:
     speed_check: SpeedCheck | None = None
 
 
-class EngineUnderTest(Protocol):
-    """What is asked of an engine here."""
-
-    @property
-    def model(self) -> Model:
-        """What it computes."""
-
-    @property
-    def plan(self) -> Plan:
-        """Its batch sizes."""
-
-    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Rows:
-        """Pictures to rows."""
-
-
 def check_against_cpu(
-    engine: EngineUnderTest,
+    model: Model,
+    infer: Callable[[PictureBatch], Rows],
     cpu: RunnableSession,
     images: NDArray[np.uint8],
+    *,
+    max_batch: int,
     clock: Callable[[], int] = time.monotonic_ns,
 ) -> DeviceCheck:
-    """Let an engine and a session on the CPU compute the same pictures (n, H, W, 3): a few batches of each.
+    """Compute the same pictures (n, H, W, 3) on a device and on the CPU: a few batches of each.
 
-    Raises what they raise.
+    `infer` computes any number of pictures on the device, `max_batch` of them at once. Raises what it or the
+    session raises.
     """
-    batch = engine.model.interpretation.input.batch or 1
+    batch = model.interpretation.input.batch or 1
     expected, cpu_ms = [], []
     for index in range(len(images)):
         start_ns = clock()
         expected.append(cpu.run(images[index : index + 1], batch))
         cpu_ms.append((clock() - start_ns) / 1e6 / batch)
-    seen = compare_rows(engine.model, np.concatenate(expected), engine.infer(images), "pictures")
-    max_count = engine.plan.max_batch
-    full = images[np.arange(max_count) % len(images)]
-    device_ms = measure_median_ms(lambda: engine.infer(full), rounds=_ROUNDS, clock=clock) / max_count
+    seen = compare_rows(model, np.concatenate(expected), infer(images), "pictures")
+    full = images[np.arange(max_batch) % len(images)]
+    device_ms = measure_median_ms(lambda: infer(full), rounds=_ROUNDS, clock=clock) / max_batch
     return DeviceCheck((seen,), SpeedCheck(device_ms, float(np.median(cpu_ms))))
 
 

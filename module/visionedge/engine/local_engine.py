@@ -3,8 +3,9 @@
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ from visionedge.engine.device.session import (
     describe_error,
 )
 from visionedge.engine.device_parity import DeviceCheck, check_against_cpu
-from visionedge.engine.interface import Inference, ProcessStatus, RecoveryStatistics
+from visionedge.engine.interface import EngineInfo, Inference
 from visionedge.engine.plan import (
     OperatingPoint,
     Plan,
@@ -71,12 +72,11 @@ log = logging.getLogger(__name__)
 
 
 class LocalEngine:
-    """A compiled model on a device, warmed up. Any number of lanes may call `infer` at the same time.
+    """A compiled model on a device, warmed up. Any number of threads may call `infer` at the same time.
 
-    `unplanned_shapes` counts runs with a batch size that was not warmed up; it must stay 0. When memory does
-    not suffice for a batch, its size and all above are left out of the plan, `on_plan_reduced` is told, and
-    the pictures are computed in smaller ones. `checks_finite`: rows that are none (NaN or infinity) are a
-    fault of the device.
+    When memory does not suffice for a batch, its size and all larger sizes are removed from the plan,
+    `on_plan_reduced` is called, and the pictures are computed in smaller batches. `checks_finite`: NaN or
+    infinity in the rows is a fault of the device.
     """
 
     def __init__(
@@ -87,47 +87,41 @@ class LocalEngine:
         plan: Plan,
         precision: PrecisionChoice | None = None,
     ) -> None:
-        self.model = model
-        self.device = device
-        self.precision = precision or choose_fp32("as the model is")
-        self.unplanned_shapes = 0
-        self.process: ProcessStatus | None = None
-        self.recovery: RecoveryStatistics | None = None
-        self.device_check = DeviceCheck()
         self.checks_finite = device.effective != "cpu"
         self.on_plan_reduced: Callable[[Plan], None] = lambda _plan: None
         self._session: RunnableSession | None = session
-        self.node_placement = session.node_placement
-        self.notes = session.notes
-        self.rows = session.rows
         self._warm: set[int] = set()
         self._lock = threading.Lock()
-        self.plan = self._warm_up(plan)
+        self._info = EngineInfo(
+            model,
+            device,
+            precision or choose_fp32("as the model is"),
+            plan,
+            session.node_placement,
+            DeviceCheck(),
+            session.notes,
+            session.rows,
+        )
+        self._update(plan=self._warm_up(plan))
 
     def __repr__(self) -> str:
-        state = "closed" if self._session is None else "open"
-        return f"<Engine {state} {self.model.name} on {self.device.effective} buckets={self.plan.buckets}>"
+        state, info = "closed" if self._session is None else "open", self._info
+        return (
+            f"<LocalEngine {state} {info.model.name} on {info.device.effective} buckets={info.plan.buckets}>"
+        )
 
-    @property
-    def concurrency(self) -> int:
-        """How many threads keep it busy: the lanes of its plan."""
-        return self.plan.lanes
-
-    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Rows:
-        """Compute pictures at the model's input size, uint8 (H, W, 3) BGR each: rows float32 (n, k, 6).
-
-        A row is left, top, right, bottom (input pixels), score, class; by falling score. Any n will do: it
-        is cut and padded to the sizes of the plan. With `min_score` only as many rows are given as some
-        picture has at that score or above; without it k is K.
+    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
+        """Compute pictures; see `Engine.infer`. Any number will do: it is cut and padded to the plan's sizes.
 
         Raises:
-            EngineError: the pictures are of another shape, the engine is closed, or the device failed.
+            EngineError: the pictures have another shape, the engine is closed, or the device failed.
         """
-        check_pictures(pictures, self.model.input, self.model.name)
+        info = self._info
+        check_pictures(pictures, info.model.input, info.model.name)
         parts: list[Rows] = []
         start = 0
         while start < len(pictures):
-            plan = self.plan
+            plan = self._info.plan
             part = pictures[start : start + plan.max_batch]
             size = plan.bucket(len(part))
             try:
@@ -138,36 +132,43 @@ class LocalEngine:
             else:
                 start += len(part)
         if not parts:
-            return np.zeros((0, self.rows, 6), np.float32)
+            return Inference(np.zeros((0, info.max_rows, 6), np.float32), info.device.effective)
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return rows if min_score is None else trim_rows(rows, min_score)
+        return Inference(rows if min_score is None else trim_rows(rows, min_score), info.device.effective)
 
-    def compute(self, pictures: PictureBatch, min_score: float | None = None) -> Inference:
-        """The same, and the device."""
-        return Inference(self.infer(pictures, min_score), self.device.effective)
+    def info(self) -> EngineInfo:
+        """A snapshot; see `Engine.info`."""
+        return self._info
 
     def close(self) -> None:
-        """Let go of the session; batches that run are finished."""
+        """Free the session; batches in progress are finished."""
         session, self._session = self._session, None
         if session is not None:
             session.close()
 
     def set_plan(self, plan: Plan) -> None:
-        """Go on with another plan, all of whose sizes were warmed up; no batch may be running."""
-        self.plan = plan
+        """Use another plan, all of whose sizes were warmed up; no batch may be running."""
+        self._update(plan=plan)
         self._warm &= set(plan.buckets)
         if self._session is not None:
             self._session.keep_only(plan.buckets)
 
+    def set_device_check(self, device_check: DeviceCheck, doubts: Iterable[str]) -> None:
+        """Show how the device compares with the CPU, and add the doubts to the notes."""
+        self._update(device_check=device_check, notes=(*self._info.notes, *doubts))
+
+    def _update(self, **changes: Any) -> None:
+        self._info = dataclasses.replace(self._info, **changes)
+
     def _run_bucket(self, pictures: PictureBatch, size: int) -> Rows:
         if size not in self._warm:
             with self._lock:
-                self.unplanned_shapes += 1
+                self._update(unplanned_shapes=self._info.unplanned_shapes + 1)
         return self._run(pictures, size)
 
     def _run(self, pictures: PictureBatch, size: int) -> Rows:
-        """Run pictures padded to `size`; the rows of the real ones."""
-        session, device = self._session, self.device.effective
+        """Run pictures padded to `size`; the rows of the pictures, without those of the padding."""
+        session, name, device = self._session, self._info.model.name, self._info.device.effective
         if session is None:
             raise EngineError("the engine is closed")
         try:
@@ -177,49 +178,51 @@ class LocalEngine:
         except Exception as error:
             fault = classify_fault(f"{type(error).__name__}: {error}", on_gpu=device != "cpu")
             message = shorten_error_text(str(error)) or type(error).__name__
-            raise EngineError(f"{self.model.name} failed on {device}: {message}", fault) from error
+            raise EngineError(f"{name} failed on {device}: {message}", fault) from error
         if self.checks_finite and not np.isfinite(rows).all():
             raise EngineError(
-                f"{self.model.name} gave rows that are no numbers on {device}", Fault.INVALID_OUTPUT
+                f"{name} failed on {device}: output contains NaN or infinity", Fault.INVALID_OUTPUT
             )
         return rows
 
     def _reduce_plan(self, size: int, error: EngineError) -> bool:
-        """Leave batches of `size` and more out of the plan; False where there is no smaller one."""
+        """Remove batches of `size` and more from the plan; False where no smaller one is left."""
         with self._lock:
-            plan = self.plan
+            plan = self._info.plan
             if plan.max_batch < size:
-                return True  # another lane did it
+                return True  # another thread has done it
             smaller = tuple(bucket for bucket in plan.buckets if bucket < size)
             if not smaller or self._session is None:
                 return False
             reason = f"{plan.reason}; batches of {size} and more did not fit into memory"
-            self.plan = dataclasses.replace(plan, buckets=smaller, reason=reason)
-            if self.device.effective != "cpu":  # elsewhere runs would have to be stopped for that
+            plan = dataclasses.replace(plan, buckets=smaller, reason=reason)
+            self._update(plan=plan)
+            if self._info.device.effective != "cpu":  # on the CPU no run may be in progress for this
                 self._session.keep_only(smaller)
-        log.warning("batches of %d pictures and more are left out: %s", size, error)
-        self.on_plan_reduced(self.plan)
+        log.warning("out of memory for %d pictures at once: %s; using smaller batches", size, error)
+        self.on_plan_reduced(plan)
         return True
 
     def _warm_up(self, plan: Plan) -> Plan:
-        """Run every bucket of a plan; what is left of it when the model refuses the larger ones.
+        """Run every bucket of a plan; the plan without the larger buckets if the model refuses them.
 
         Raises:
             EngineError: not even the smallest runs.
             ModelError: its output contains NaN or infinity.
         """
-        pictures = make_noise_pictures(self.model.input, plan.max_batch)
+        model = self._info.model
+        pictures = make_noise_pictures(model.input, plan.max_batch)
         for bucket in plan.buckets:
             try:
                 rows = self._run(pictures[:bucket], bucket)
             except EngineError as error:
                 if not self._warm or error.fault in FATAL_FAULTS:
                     raise
-                log.warning("%s: batches of %d and more are left out: %s", self.model.name, bucket, error)
+                log.warning("%s: batches of %d and more are not used: %s", model.name, bucket, error)
                 reason = f"{plan.reason}; batches of {bucket} and more failed"
                 return dataclasses.replace(plan, buckets=tuple(sorted(self._warm)), reason=reason)
             if not np.isfinite(rows).all():
-                raise ModelError(f"{self.model.path}: output contains NaN or infinity for a plain picture")
+                raise ModelError(f"{model.path}: output contains NaN or infinity for a noise picture")
             self._warm.add(bucket)
         return plan
 
@@ -383,20 +386,20 @@ class _EngineOpener:
         """The engine, if it computes what the CPU does, or that does not matter; else why it is refused."""
         from visionedge.engine.precision_choice import make_sample_pictures  # it brings OpenCV along
 
-        policy, device = self.inference.parity, engine.device.effective
+        policy, info = self.inference.parity, engine.info()
         if policy == "off":
             return engine
         cpu = self._open(self.graph, "cpu")
         try:
-            samples = make_sample_pictures(self.model.input)[::2]
-            engine.device_check = check_against_cpu(
-                engine, cpu, np.stack([sample.image for sample in samples])
+            images = np.stack([sample.image for sample in make_sample_pictures(self.model.input)[::2]])
+            check = check_against_cpu(
+                info.model, lambda batch: engine.infer(batch).rows, cpu, images, max_batch=info.plan.max_batch
             )
         finally:
             cpu.close()
-        (seen,), speed_check = engine.device_check.parity_results, engine.device_check.speed_check
-        doubts = [seen.refusal, None if speed_check is None else speed_check.doubt(device)]
-        engine.notes += tuple(doubt for doubt in doubts if doubt is not None)
+        (seen,), speed_check = check.parity_results, check.speed_check
+        doubts = [seen.refusal, None if speed_check is None else speed_check.doubt(info.device.effective)]
+        engine.set_device_check(check, [doubt for doubt in doubts if doubt is not None])
         if seen.refusal is not None and policy == "refuse":
             engine.close()
             return DeviceVerdict(
@@ -496,32 +499,31 @@ class _EngineOpener:
             return open_with(rule)
         sizes = list_batch_sizes(max_count) if fixed is None else rule.buckets
         engine = open_with(dataclasses.replace(rule, buckets=sizes, reason=""))
-        pictures = make_noise_pictures(self.model.input, engine.plan.max_batch)
+        warm = engine.info().plan
+        pictures = make_noise_pictures(self.model.input, warm.max_batch)
         log.info("measuring this machine for the fastest number of lanes and batch size: about 5 s, once")
         measured = autotune_plan(
             lambda batch: engine.infer(pictures[:batch]),
             device=device,
-            max_batch=engine.plan.max_batch,
+            max_batch=warm.max_batch,
             fixed_batch=fixed,
             cores=self.cores,
             latency_budget_ms=budget_ms,
         )
-        measured = dataclasses.replace(measured, reason=measured.reason + engine.plan.reason)
+        measured = dataclasses.replace(measured, reason=measured.reason + warm.reason)
         plans.store(key, measured)
         engine.set_plan(Plan.of(measured))
         return engine
 
 
-def format_ready_line(engine: LocalEngine) -> str:
-    """What computes where, in one short line.
+def format_ready_line(info: EngineInfo) -> str:
+    """The model, its device and its plan in one short line.
 
     ``engine ready: yolox-nano on cpu (fp32), 2 lanes x batch 1, 14.2 ms; no GPU: onnxruntime without CUDA``
     """
-    device, plan = engine.device, engine.plan
+    device, plan = info.device, info.plan
     point = OperatingPoint(plan.lanes, plan.max_batch)
-    parts = [
-        f"engine ready: {engine.model.name} on {device.effective} ({engine.precision.precision}), {point}"
-    ]
+    parts = [f"engine ready: {info.model.name} on {device.effective} ({info.precision.precision}), {point}"]
     table = plan.measured.table if plan.measured else ()
     parts += [
         f"{line.batch_ms:.1f} ms" for line in table if line.point == point and line.batch_ms is not None
@@ -534,25 +536,23 @@ def _format_gpu_reason(device: DeviceState) -> str:
         return ""
     if device.code is ReasonCode.NO_GPU_BUILD and not device.degraded:
         return "; no GPU: onnxruntime without CUDA"
-    return f"; {device.requested} was asked for: {device.reason} ({device.code})"
+    return f"; {device.requested} was requested: {device.reason} ({device.code})"
 
 
 def _log_opened(engine: LocalEngine, level: int) -> LocalEngine:
-    log.log(logging.WARNING if engine.device.degraded else level, "%s", format_ready_line(engine))
-    precision = f"{engine.precision.precision}: {engine.precision.reason}"
-    message = (engine.model.name, engine.device.describe(), precision, engine.plan.reason)
-    log.debug("engine: %s; %s; %s; %s", *message)
-    for parity_result in engine.device_check.parity_results:
-        log.info("parity of %s with the CPU: %s", engine.device.effective, parity_result.message)
+    info = engine.info()
+    device = info.device.effective
+    log.log(logging.WARNING if info.device.degraded else level, "%s", format_ready_line(info))
+    precision = f"{info.precision.precision}: {info.precision.reason}"
+    details = (info.model.name, info.device.describe(), precision, info.plan.reason)
+    log.debug("engine: %s; %s; %s; %s", *details)
+    for parity_result in info.device_check.parity_results:
+        log.info("parity of %s with the CPU: %s", device, parity_result.message)
         if parity_result.refusal is not None:
-            log.warning(
-                "%s computes otherwise than the CPU: %s", engine.device.effective, parity_result.refusal
-            )
-    if (speed_check := engine.device_check.speed_check) and (
-        doubt := speed_check.doubt(engine.device.effective)
-    ):
+            log.warning("%s differs from the CPU: %s", device, parity_result.refusal)
+    if (speed_check := info.device_check.speed_check) and (doubt := speed_check.doubt(device)):
         log.warning("%s", doubt)
-    if fallen := engine.node_placement.on_cpu:
-        some = ", ".join(fallen[:8]) + (" …" if len(fallen) > 8 else "")
-        log.warning("%d nodes of %s are computed on the CPU: %s", len(fallen), engine.model.name, some)
+    if on_cpu := info.node_placement.on_cpu:
+        some = ", ".join(on_cpu[:8]) + (" …" if len(on_cpu) > 8 else "")
+        log.warning("%d nodes of %s are computed on the CPU: %s", len(on_cpu), info.model.name, some)
     return engine

@@ -4,16 +4,20 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tiny_models import pictures
+from engine_infos import make_engine_info
+from tiny_models import TinyDetector, pictures
 from visionedge.engine.device.session import EngineError, PictureBatch
+from visionedge.engine.interface import EngineInfo, Inference
 from visionedge.engine.process import protocol
 from visionedge.engine.process.server import RequestLoop
 from visionedge.engine.process.shared_memory import FrameView, SharedFramePool
 from visionedge.frames.types import InputSpec
+from visionedge.model.model import load_model
 from visionedge.model.postprocess import Rows
 
 SPEC = InputSpec(64, 48)
@@ -23,14 +27,13 @@ LANES, LINES = 2, 6
 class Counted:
     """Gives one row that holds the picture's first value; knows how many compute at a time."""
 
-    unplanned_shapes = 0
-
-    def __init__(self) -> None:
+    def __init__(self, info: EngineInfo) -> None:
+        self._info = info
         self.most = self.busy = 0
         self.go_on = threading.Event()
         self._lock = threading.Lock()
 
-    def infer(self, images: PictureBatch, min_score: float | None = None) -> Rows:
+    def infer(self, images: PictureBatch, min_score: float | None = None) -> Inference:
         """See `Engine.infer`."""
         with self._lock:
             self.busy += 1
@@ -40,14 +43,21 @@ class Counted:
             self.busy -= 1
         if images[0].min() == 255:
             raise EngineError("it is too bright")
-        return np.array([[[*image[0, 0], 0, 0, min_score]] for image in images], np.float32)
+        rows = np.array([[[*image[0, 0], 0, 0, min_score]] for image in images], np.float32)
+        return Inference(rows, "cpu")
+
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Child:
     """A desk with its lanes on threads of this process, and the module's ends of queue and lines."""
 
-    def __init__(self, frame_pool: SharedFramePool, stack: ExitStack) -> None:
-        self.engine = Counted()
+    def __init__(self, frame_pool: SharedFramePool, stack: ExitStack, info: EngineInfo) -> None:
+        self.engine = Counted(info)
         self.queue, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pairs = [socket.socketpair() for _ in range(LINES)]
         self.lines = [ours for ours, _ in pairs]
@@ -81,9 +91,10 @@ def frame_pool() -> Iterator[SharedFramePool]:
 
 
 @pytest.fixture
-def child(frame_pool: SharedFramePool) -> Iterator[Child]:
+def child(frame_pool: SharedFramePool, tmp_path: Path) -> Iterator[Child]:
+    info = make_engine_info(load_model(TinyDetector().save(tmp_path / "tiny.onnx")))
     with ExitStack() as stack:
-        yield Child(frame_pool, stack)
+        yield Child(frame_pool, stack, info)
 
 
 def test_each_line_gets_its_own_answer_and_no_more_are_computed_at_a_time_than_lanes(

@@ -40,7 +40,8 @@ from visionedge.engine.device.session import (
     open_session,
 )
 from visionedge.engine.process.recovery_policy import RecoveryTiming
-from visionedge.engine.process.worker import SupervisionTuning, WorkerLimits
+from visionedge.engine.process.supervisor import SupervisionTuning
+from visionedge.engine.process.worker import WorkerLimits
 from visionedge.errors import ConfigError
 from visionedge.model.postprocess import Rows
 

@@ -28,6 +28,7 @@ from visionedge.engine.device.devices import DeviceAssignment, DeviceState, Reas
 from visionedge.engine.device.faults import Fault
 from visionedge.engine.device.session import EngineError, NodePlacement
 from visionedge.engine.device_parity import DeviceCheck, ParityResult, SpeedCheck
+from visionedge.engine.interface import EngineInfo
 from visionedge.engine.plan import AutotuneResult, Plan
 from visionedge.errors import DeviceError, ModelError, UnavailableError, VisionedgeError
 from visionedge.frames.types import Picture
@@ -64,19 +65,6 @@ class StartRequest:
     measuring: bool = True
     checks_finite: bool = True
     inject: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EngineInfo:
-    """What the child opened: the facts of `any_engine.AnyEngine`."""
-
-    device: DeviceState
-    plan: Plan
-    precision: PrecisionChoice
-    node_placement: NodePlacement
-    notes: tuple[str, ...]
-    rows: int
-    device_check: DeviceCheck
 
 
 def send_message(sock: socket.socket, payload: bytes) -> None:
@@ -117,7 +105,7 @@ def _fill(sock: socket.socket, view: memoryview) -> None:
 
 def encode_info(info: EngineInfo) -> bytes:
     """An engine that is open, told."""
-    device, plan = info.device, info.plan
+    device = info.device
     document = {
         "device": {
             "requested": device.requested,
@@ -126,11 +114,11 @@ def encode_info(info: EngineInfo) -> bytes:
             "reason": device.reason,
             "since": device.since_utc.isoformat(),
         },
-        "plan": _plan_document(plan),
+        "plan": _plan_document(info.plan),
         "precision": info.precision.document(),
         "places": {"onDevice": info.node_placement.on_device, "onCpu": info.node_placement.on_cpu},
         "notes": info.notes,
-        "rows": info.rows,
+        "rows": info.max_rows,
         "parity": [parity_result.document() for parity_result in info.device_check.parity_results],
         "speedCheck": info.device_check.speed_check and asdict(info.device_check.speed_check),
     }
@@ -172,11 +160,11 @@ _ERROR_TYPES: Mapping[str, type[VisionedgeError]] = {
 }
 
 
-def decode_start_reply(payload: bytes) -> EngineInfo:
-    """The facts in the answer to an order.
+def decode_start_reply(payload: bytes, model: Model) -> EngineInfo:
+    """The engine for this model in the answer to a start request.
 
     Raises:
-        VisionedgeError: of the kind that it was in the child.
+        VisionedgeError: the engine could not be opened; of the class that was raised in the worker.
     """
     document = json.loads(payload)
     if "error" in document:
@@ -184,8 +172,9 @@ def decode_start_reply(payload: bytes) -> EngineInfo:
         if kind == "DeviceError":
             raise DeviceError(message, document["code"])
         raise _ERROR_TYPES.get(kind, VisionedgeError)(message)
-    device, plan, node_placement = document["device"], document["plan"], document["places"]
+    device, placement, speed_check = document["device"], document["places"], document["speedCheck"]
     return EngineInfo(
+        model,
         DeviceState(
             device["requested"],
             device["effective"],
@@ -193,15 +182,15 @@ def decode_start_reply(payload: bytes) -> EngineInfo:
             device["reason"],
             datetime.fromisoformat(device["since"]),
         ),
-        _parse_plan(plan),
         PrecisionChoice.from_document(document["precision"]),
-        NodePlacement(node_placement["onDevice"], tuple(node_placement["onCpu"])),
-        tuple(document["notes"]),
-        document["rows"],
+        _parse_plan(document["plan"]),
+        NodePlacement(placement["onDevice"], tuple(placement["onCpu"])),
         DeviceCheck(
             tuple(ParityResult.from_document(parity_result) for parity_result in document["parity"]),
-            None if document["speedCheck"] is None else SpeedCheck(**document["speedCheck"]),
+            None if speed_check is None else SpeedCheck(**speed_check),
         ),
+        tuple(document["notes"]),
+        document["rows"],
     )
 
 

@@ -15,15 +15,14 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
-from visionedge.engine.device.session import ORT_BACKEND, DeviceBackend, EngineError, PictureBatch
+from visionedge.engine.device.session import ORT_BACKEND, DeviceBackend, EngineError
+from visionedge.engine.interface import Engine
 from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.process import protocol
 from visionedge.engine.process.shared_memory import FrameView
 from visionedge.errors import UnavailableError
 from visionedge.frames.types import InputSpec
-from visionedge.model.postprocess import Rows
 from visionedge.runtime.ort import import_onnxruntime
 from visionedge.runtime.process_limits import configure_malloc
 
@@ -58,13 +57,13 @@ def main(control_fd: int, pictures_fd: int, parent: int) -> None:
         protocol.send_message(control, protocol.encode_start_error(error))
         return
     frame_view = FrameView(pictures_fd, start_request.model.input)
-    protocol.send_message(control, protocol.encode_info(_collect_info(engine)))
+    protocol.send_message(control, protocol.encode_info(engine.info()))
     engine.checks_finite &= start_request.checks_finite
     engine.on_plan_reduced = lambda plan: protocol.send_message(control, protocol.encode_plan(plan))
     _, fds, _, _ = socket.recv_fds(control, 1, _MAX_CHANNELS)
     requests, *channels = [socket.socket(fileno=fd) for fd in fds]
     request_loop = RequestLoop(requests, channels, engine, frame_view, start_request.model.input)
-    for number in range(engine.plan.lanes):
+    for number in range(engine.info().plan.lanes):
         threading.Thread(target=request_loop.serve, name=f"lane:{number}", daemon=True).start()
     control.recv(1)  # nothing more is ever said: this waits for the module's end
 
@@ -89,18 +88,6 @@ def _select_backend(script: Path | None) -> DeviceBackend:
     return fault_injection.make_device_backend(fault_injection.read_fault_script(script))
 
 
-def _collect_info(engine: LocalEngine) -> protocol.EngineInfo:
-    return protocol.EngineInfo(
-        engine.device,
-        engine.plan,
-        engine.precision,
-        engine.node_placement,
-        engine.notes,
-        engine.rows,
-        engine.device_check,
-    )
-
-
 def _tie_to_parent(parent: int) -> None:
     """End with the module, end before it when memory is short, and leave Ctrl-C to it."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -110,17 +97,6 @@ def _tie_to_parent(parent: int) -> None:
         os._exit(0)  # it was gone before that could be said
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ, encoding="ascii")
-
-
-class _SupportsInfer(Protocol):
-    """What the desk asks of an engine."""
-
-    @property
-    def unplanned_shapes(self) -> int:
-        """Runs with a batch size that was not warmed up."""
-
-    def infer(self, pictures: PictureBatch, min_score: float | None = None) -> Rows:
-        """See `engine.Engine.infer`."""
 
 
 class RequestLoop:
@@ -133,7 +109,7 @@ class RequestLoop:
         self,
         requests: socket.socket,
         channels: Sequence[socket.socket],
-        engine: _SupportsInfer,
+        engine: Engine,
         frame_view: FrameView,
         spec: InputSpec,
     ) -> None:
@@ -156,11 +132,11 @@ class RequestLoop:
             for block in request.blocks
         ]
         try:
-            rows = self._engine.infer(pictures, request.min_score)
+            rows = self._engine.infer(pictures, request.min_score).rows
         except EngineError as error:
-            protocol.send_error(channel, error, self._engine.unplanned_shapes)
+            protocol.send_error(channel, error, self._engine.info().unplanned_shapes)
             return
-        protocol.send_rows(channel, rows, self._engine.unplanned_shapes)
+        protocol.send_rows(channel, rows, self._engine.info().unplanned_shapes)
 
 
 if __name__ == "__main__":
