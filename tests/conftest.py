@@ -1,7 +1,6 @@
 """What all tests share: where the data lies, and that nobody leaves a thread behind."""
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -10,12 +9,9 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.fixtures import drive, edge_runtime
+from repository_paths import SHARED
 
 __all__ = ["drive", "edge_runtime"]
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("VISIONEDGE_SHARED") or REPOSITORY.parent / "shared") / "data"
-"""Pictures, videos and models that are too large for the repository."""
 
 
 @pytest.fixture(scope="session")

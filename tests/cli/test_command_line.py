@@ -17,7 +17,7 @@ import pytest
 
 from clips import make_clip, make_picture
 from command_line import CommandLine
-from conftest import REPOSITORY
+from repository_paths import REPOSITORY
 from tiny_models import classifier
 from tiny_slow import save_with_variant
 from visionedge.__main__ import build_parser

@@ -12,7 +12,7 @@ from visionedge.iothub.sdk_calls import EXIT_STUCK
 class StuckService(Service):
     """Its hub client finds, before any engine is there, that the SDK hangs for good."""
 
-    async def _begin(self, *_: Any) -> None:
+    async def _start_cameras_and_engine(self, *_: Any) -> None:
         await asyncio.to_thread(self._on_hub_stuck)
 
 

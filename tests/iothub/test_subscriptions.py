@@ -52,7 +52,7 @@ def test_a_session_that_the_hub_lost_silently_is_found_out_and_everything_heard_
     edge_runtime: EdgeRuntime, drive: Drive
 ) -> None:
     """Messages go on all the time; the twin's silence means another link, which subscribes anew."""
-    module = drive(edge_runtime.environ, listen=True, deadlines={"probe_s": 0.5, "answer_s": 1.0})
+    module = drive(edge_runtime.environ, listen=True, deadlines={"probe_s": 0.5, "request_s": 1.0})
     heard(module, lambda told: len(told["twins"]) >= 1)
     edge_runtime.lose_sessions()
     assert edge_runtime.invoke("echo").status == 404
@@ -68,7 +68,7 @@ def test_a_hub_that_confirms_no_subscription_still_gets_its_messages(
 ) -> None:
     """It is asked ever more rarely; when it confirms them again, everything is heard."""
     edge_runtime.faults.swallow_subacks = True
-    module = drive(edge_runtime.environ, listen=True, deadlines={"probe_s": 0.2, "answer_s": 0.5})
+    module = drive(edge_runtime.environ, listen=True, deadlines={"probe_s": 0.2, "request_s": 0.5})
     for _ in range(3):
         module.do("frames", camera="dock", count=1)
     edge_runtime.wait_for(at_least(3))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from conftest import REPOSITORY
+from repository_paths import REPOSITORY
 from visionedge.config.addresses import format_url, model_name_from_url
 from visionedge.config.load import find_local_only_problems, parse_config
 from visionedge.errors import ConfigError, FetchError

@@ -22,7 +22,7 @@ from itertools import chain
 
 import pytest
 
-from conftest import REPOSITORY
+from repository_paths import REPOSITORY
 
 VARIANTS = ["cpu", "gpu"]
 TIME_LIMIT_S = 120.0

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from command_line import CommandLine
-from conftest import REPOSITORY
+from repository_paths import REPOSITORY
 from visionedge.__main__ import build_parser
 from visionedge.cli.run import FAULT_INJECTION_VARIABLE
 from visionedge.config.load import parse_config

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from conftest import REPOSITORY
+from repository_paths import REPOSITORY
 from visionedge import __version__
 
 LOCKS = {file.stem: file.read_text() for file in sorted((REPOSITORY / "requirements").glob("*.txt"))}

@@ -12,7 +12,7 @@ import pytest
 
 import gpu_present
 import prepare
-from conftest import REPOSITORY
+from repository_paths import REPOSITORY
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPOSITORY
+from repository_paths import REPOSITORY
 from visionedge.runtime.installation import Extra, build_install_command, describe_extra
 
 TEXTS = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]

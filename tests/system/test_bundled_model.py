@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from conftest import SHARED
+from repository_paths import SHARED
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.local_engine import open_engine
 from visionedge.frames.letterbox import fit_to_input

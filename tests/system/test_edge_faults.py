@@ -10,7 +10,7 @@ from edge_runtime.fixtures import Drive, Driven
 from edge_runtime.runtime import EdgeRuntime
 from visionedge.iothub.sdk_calls import EXIT_STUCK
 
-BRIEF = {"send_s": 0.4, "answer_s": 0.4, "connect_s": 2.0, "farewell_s": 0.4, "build_s": 2.0}
+BRIEF = {"send_s": 0.4, "request_s": 0.4, "connect_s": 2.0, "disconnect_s": 0.4, "build_s": 2.0}
 
 
 def numbers(messages: list[Received], output: str = "detections") -> list[int]:
@@ -235,7 +235,7 @@ def test_a_workload_api_that_hangs_for_good_ends_the_module(
 ) -> None:
     """The last rung: a distinct exit code for edgeAgent, and what waits is on disk for the next start."""
     edge_runtime.faults.hang_signing = True
-    deadlines = {"build_s": 0.1, "lost_threads": 2, "stuck_s": 0.2}
+    deadlines = {"build_s": 0.1, "max_hung_threads": 2, "stuck_s": 0.2}
     module = drive(edge_runtime.environ, data=str(tmp_path), deadlines=deadlines)
     send(module, 2)
     module.do("settle")

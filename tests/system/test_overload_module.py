@@ -18,7 +18,7 @@ cameras:
 model: {{path: '{model}'}}
 inference: {{device: cpu, maxAgeSeconds: 30}}
 telemetry: {{mode: none}}
-overload: {{when: always, ladder: [gate, fps], afterSeconds: 1, backAfterSeconds: 2}}
+overload: {{when: always, levels: [gate, fps], afterSeconds: 1, backAfterSeconds: 2}}
 """
 TAKEN_GATE = re.compile(
     r"WARNING .*overload: too much for the CPU \(.* frames/s\): a motion gate on dock, gate"
@@ -81,7 +81,7 @@ def test_the_ladder_goes_down_under_load_and_comes_back_after_it(tmp_path: Path)
             assert cameras["dock"]["throttle"] == cameras["gate"]["throttle"]
             assert cameras["dock"]["throttle"]["gate"]
             seen = samples(module)
-            assert (seen['overload_level{rung="gate"}'], seen['overload_level{rung="variant"}']) == (1, 0)
+            assert (seen['overload_level{level="gate"}'], seen['overload_level{level="variant"}']) == (1, 0)
             prove_that_frames_add_up(seen)
 
             server.set_fps(0.4)
@@ -101,5 +101,5 @@ def test_the_ladder_goes_down_under_load_and_comes_back_after_it(tmp_path: Path)
     for level in ("gate", "fps"):
         for direction in ("taken", "returned"):
             told = steps.count((f"overload-{direction}", level))
-            assert seen[f'overload_steps_total{{direction="{direction}",rung="{level}"}}'] == told
+            assert seen[f'overload_steps_total{{direction="{direction}",level="{level}"}}'] == told
     assert len(re.findall(" overload: ", module.log)) == len(steps)

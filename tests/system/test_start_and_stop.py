@@ -131,20 +131,20 @@ HANGING = """
     from visionedge.iothub.desired_properties import ConfigurationSources
 
     class Hanging(service.Service):
-        async def _begin(self, *_):
+        async def _start_cameras_and_engine(self, *_):
             if sys.argv[2] == "executor":
                 asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
             else:
-                self._crew.start("hangs", threading.Event().wait)
+                self._thread_group.start("hangs", threading.Event().wait)
                 self._sequences.remember = lambda _last: threading.Event().wait()
             await asyncio.sleep(0.1)
             self._exit_code = 7
             self._stop()
 
     service.Service = Hanging
-    service.STOP_WITHIN_S = 4.0
+    service.STOP_TIMEOUT_S = 4.0
     document = {"inference": {"process": False, "device": "cpu"}, "http": {"port": 0}}
-    options = service.Options(Carriers.read(document), Path(sys.argv[1]), environ={})
+    options = service.RunOptions(ConfigurationSources.read(document), Path(sys.argv[1]), environ={})
     sys.exit(service.run(options))
 """
 
@@ -171,7 +171,7 @@ def test_a_thousand_calls_at_once_are_all_answered(tmp_path: Path) -> None:
             statuses.append(status_code)
 
     class Sends(HubBridge):
-        def _errand(self, link_task: LinkTask) -> None:
+        def _submit_link_task(self, link_task: LinkTask) -> None:
             link_task.do(Answers())  # type: ignore[arg-type]  # the half of a link that answers
             link_task.done("taken")
 

@@ -332,17 +332,17 @@ class AbortableEventLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         super().__init__()
-        self._transports: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
+        self._open_transports: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
 
     async def create_connection(self, *args: Any, **kwargs: Any) -> Any:
         """As ever, and remembered."""
         transport, protocol = await super().create_connection(*args, **kwargs)
-        self._transports.add(transport)
+        self._open_transports.add(transport)
         return transport, protocol
 
     async def abort_connections(self) -> None:
         """End all connections at once."""
-        for transport in tuple(self._transports):
+        for transport in tuple(self._open_transports):
             transport.abort()
         for _ in range(3):  # each layer tells the next one in the next round
             await asyncio.sleep(0)

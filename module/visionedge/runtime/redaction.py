@@ -345,7 +345,7 @@ def _masked_pair(found: re.Match[str]) -> str:
 _FREE_TEXT_KEYS = frozenset(
     {
         *("reason", "reasons", "lastError", "message", "error", "sentence", "notes", "note", "problems"),
-        *("found", "say", "lines", "words", "detail", "text", "why", "fetching", "remedy", "down"),
+        *("found", "instruction", "lines", "words", "detail", "text", "why", "fetching", "remedy", "down"),
     }
 )
 _ADDRESS_KEYS = frozenset({"uri", "url"})

@@ -144,7 +144,7 @@ class Driver:
     def _open_spool(self, identity: Identity | None, options: dict[str, Any]) -> Spool | None:
         if identity is None or "data" not in options:
             return None
-        limits = SpoolLimits(**options.get("bounds", {}))
+        limits = SpoolLimits(**options.get("limits", {}))
         path = Path(options["data"]) / SPOOL_FILE_NAME
         return Spool(
             path, identity.owner, self._thread_group, limits=limits, spool_options=SpoolOptions(retry_s=0.2)

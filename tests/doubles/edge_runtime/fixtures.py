@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edge_runtime.runtime import EdgeRuntime
 
 _TESTS = Path(__file__).resolve().parents[1]
-QUICK = {"first_wait_s": 0.05, "longest_wait_s": 0.2, "farewell_s": 2.0}
+QUICK = {"first_wait_s": 0.05, "max_wait_s": 0.2, "disconnect_s": 2.0}
 """Waits of tests; the deadlines of calls stay as they are unless a test is about them."""
 
 

@@ -76,7 +76,7 @@ def test_other_weights_another_understanding_and_another_limit_are_other_entries
     assert graphs[4] == compile_model(model, 7) != graphs[0]
 
 
-@pytest.mark.parametrize("version", ["__version__", "onnx", "_compiler"])
+@pytest.mark.parametrize("version", ["__version__", "onnx", "_compiler_version"])
 def test_another_version_makes_it_again(
     model: Model, data: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:

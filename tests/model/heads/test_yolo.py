@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from conftest import SHARED
+from repository_paths import SHARED
 from tiny_graphs import Graph, compiled_rows, network, noise_pictures, state
 from tiny_yolos import (
     CLASSES,

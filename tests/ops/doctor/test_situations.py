@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPOSITORY
 from doctor_breakages import BROKEN, PARAVIRTUAL
 from doctor_machines import DATA, linux
 from doctor_situations import BESIDE, GOOD, NO_GPU, NOT_GIVEN, Situation
+from repository_paths import REPOSITORY
 from visionedge import __version__
 from visionedge.config.load import parse_config
 from visionedge.engine.device.devices import REMEDIES, ReasonCode

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from command_line import CommandLine
-from conftest import REPOSITORY
 from manifests import forgetful
+from repository_paths import REPOSITORY
 from visionedge.config.load import parse_config
 from visionedge.ops.manifest.lint import lint_manifest
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from command_line import CommandLine
-from conftest import REPOSITORY
 from manifests import (
     AGENT,
     FAULTS,
@@ -28,6 +27,7 @@ from manifests import (
     sound,
     told,
 )
+from repository_paths import REPOSITORY
 from visionedge.errors import ConfigError
 from visionedge.ops.manifest.generate import ManifestRequest, generate_manifest
 from visionedge.ops.manifest.lint import MAX_TWIN_BYTES, lint_manifest

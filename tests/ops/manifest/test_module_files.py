@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conftest import REPOSITORY
+from repository_paths import REPOSITORY
 from visionedge.ops.manifest.lint import LintReport, lint_manifest
 
 IMAGE = "${MODULEDIR<./module>.amd64.gpu}"

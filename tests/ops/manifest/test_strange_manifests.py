@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from command_line import CommandLine
-from conftest import REPOSITORY
 from manifests import change, forgetful, judge, sound
+from repository_paths import REPOSITORY
 from visionedge.ops.manifest.lint import lint_manifest
 
 __all__ = ["forgetful"]

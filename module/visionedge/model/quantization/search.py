@@ -216,7 +216,7 @@ class _QuantizationSearch:
             _sample_evenly(pictures, _TUNING_PICTURES),
             self.tell,
         )
-        attempts: list[_Attempt] = []
+        attempts: list[_Trial] = []
         while wanted and not (attempts and attempts[-1].tried.refusal is None):
             ways.remove(wanted[0])
             attempts += self._try_weight_ranges(*wanted.pop(0), tuner, reference)
@@ -236,7 +236,7 @@ class _QuantizationSearch:
         pace: RelativeSpeed,
         tuner: RangeTuner,
         reference: Sequence[Detections],
-    ) -> Iterator["_Attempt"]:
+    ) -> Iterator["_Trial"]:
         """A recipe in narrow weights; where that is nearly good enough, in wide ones, of the same pace."""
         reduced_range = self._attempt(recipe, pace, tuner, reference)
         yield reduced_range
@@ -257,16 +257,14 @@ class _QuantizationSearch:
         pace: RelativeSpeed,
         tuner: RangeTuner,
         reference: Sequence[Detections],
-    ) -> "_Attempt":
+    ) -> "_Trial":
         """A recipe with the one way to set all ranges that suits it best."""
         method, values = tuner.choose_method(recipe)
         network = quantize(self.simple, values, recipe)
         way = self._evaluate(CandidateResult(f"{recipe}; ranges {method}", pace), network, reference)
-        return _Attempt(way, network, recipe, values)
+        return _Trial(way, network, recipe, values)
 
-    def _tune_ranges(
-        self, attempt: "_Attempt", tuner: RangeTuner, reference: Sequence[Detections]
-    ) -> "_Attempt":
+    def _tune_ranges(self, attempt: "_Trial", tuner: RangeTuner, reference: Sequence[Detections]) -> "_Trial":
         """With ranges set tensor by tensor, which takes minutes."""
         self.tell(f"setting the ranges of '{attempt.recipe}' tensor by tensor")
         values = tuner.each(attempt.recipe, attempt.values)
@@ -390,7 +388,7 @@ def _sample_evenly(pictures: Sequence[Picture], most: int) -> list[Picture]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Attempt:
+class _Trial:
     """A recipe carried out with ranges, and what came of it."""
 
     tried: CandidateResult
@@ -399,7 +397,7 @@ class _Attempt:
     values: TensorRanges
 
 
-def _ranking_key(attempt: _Attempt) -> tuple[bool, float]:
+def _ranking_key(attempt: _Trial) -> tuple[bool, float]:
     """For comparing: what is not refused goes first, then what is more alike."""
     parity = attempt.tried.parity
     if parity is None:
