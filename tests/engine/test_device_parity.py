@@ -11,8 +11,8 @@ import pytest
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.devices import DeviceVerdict, EffectiveDevice, ReasonCode
-from visionedge.engine.device.faults import Fault
-from visionedge.engine.device.session import EngineError, EngineUnavailableError, PictureBatch
+from visionedge.engine.device.faults import EngineError, EngineUnavailableError, Fault
+from visionedge.engine.device.session import PictureBatch
 from visionedge.engine.device_parity import ParityResult, SpeedCheck, check_against_cpu, compare_rows
 from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.process.candidate_comparison import (
@@ -96,7 +96,7 @@ def test_where_nothing_is_seen_nothing_is_judged(engine: LocalEngine, expected: 
     nothing[..., 4] = 1e-4
     seen = compare_rows(engine.info().model, nothing, nothing[:, ::-1], "frames")
     assert (seen.rows, seen.refusal) == (None, None)
-    assert seen.message == "on 3 frames neither it nor the CPU saw anything"
+    assert seen.message == "on 3 frames neither it nor the CPU detected anything"
     assert compare_rows(engine.info().model, nothing, expected, "frames").refusal is not None, (
         "only one of them saw nothing"
     )

@@ -13,7 +13,8 @@ import pytest
 from engine_infos import make_engine_info
 from tiny_models import TinyDetector
 from visionedge.engine.batcher import Batcher, DropReason
-from visionedge.engine.device.session import EngineError, PictureBatch
+from visionedge.engine.device.faults import EngineError
+from visionedge.engine.device.session import PictureBatch
 from visionedge.engine.interface import EngineInfo, Inference, ProcessStatus
 from visionedge.engine.lanes import LanePool
 from visionedge.engine.plan import Plan

@@ -11,7 +11,8 @@ import pytest
 from engine_infos import make_engine_info
 from tiny_models import TinyDetector
 from visionedge.engine.batcher import Batcher, DropReason
-from visionedge.engine.device.session import EngineError, EngineUnavailableError, PictureBatch
+from visionedge.engine.device.faults import EngineError, EngineUnavailableError
+from visionedge.engine.device.session import PictureBatch
 from visionedge.engine.interface import EngineInfo, Inference
 from visionedge.engine.lanes import BatchErrorLog, Lane, LanePool
 from visionedge.engine.plan import Plan

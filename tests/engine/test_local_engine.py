@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.devices import DeviceVerdict, EffectiveDevice, ReasonCode
-from visionedge.engine.device.session import EngineError, NodePlacement, PictureBatch
+from visionedge.engine.device.faults import EngineError
+from visionedge.engine.device.session import NodePlacement, PictureBatch
 from visionedge.engine.local_engine import LocalEngine, open_engine
 from visionedge.engine.plan import Plan
 from visionedge.errors import DeviceError, ModelError
@@ -254,7 +255,7 @@ def test_without_variants_it_is_as_the_model_is_and_says_why(model: Model, tmp_p
     assert auto.precision == "fp32"
     assert auto.reason == ("the model file is used as it is: no variant of it in another precision was found")
     asked = open_engine(model, InferenceConfig(device="cpu", precision="fp32")).info().precision
-    assert (asked.precision, asked.reason) == ("fp32", "fp32 was asked for")
+    assert (asked.precision, asked.reason) == ("fp32", "fp32 was requested")
 
 
 # --- devices ------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from visionedge.engine.batcher import Batch, Batcher, Outcome
-from visionedge.engine.device.session import EngineError, EngineUnavailableError
+from visionedge.engine.device.faults import EngineError, EngineUnavailableError
 from visionedge.engine.interface import Engine, EngineInfo, Inference
 from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import Frame, FrameResult, InputSpec, Picture, Timing, utc_now

@@ -1,4 +1,8 @@
-"""How an engine is opened: on the best device that works, and honest about which that is."""
+"""The engine in this process, and how it is opened: on the best device that works.
+
+`open_engine` compiles the model, tries the devices in order, picks the precision, compares the device with
+the CPU, and measures the plan. `LocalEngine` then computes batches: uint8 pictures in, float32 rows out.
+"""
 
 import dataclasses
 import logging
@@ -11,6 +15,7 @@ import numpy as np
 
 from visionedge.config.schema import InferenceConfig
 from visionedge.engine.autotune import autotune_plan
+from visionedge.engine.device.backend import ORT_BACKEND, DeviceBackend, DeviceSession, RunnableSession
 from visionedge.engine.device.devices import (
     PROVIDERS,
     REMEDIES,
@@ -25,26 +30,19 @@ from visionedge.engine.device.devices import (
     device_preference,
     has_nvidia_driver,
 )
-from visionedge.engine.device.faults import FATAL_FAULTS, Fault, classify_fault, shorten_error_text
-from visionedge.engine.device.session import (
-    ORT_BACKEND,
-    DeviceBackend,
-    DeviceSession,
+from visionedge.engine.device.faults import (
+    FATAL_FAULTS,
     EngineError,
-    PictureBatch,
-    RunnableSession,
+    Fault,
+    classify_fault,
     describe_error,
+    shorten_error_text,
 )
+from visionedge.engine.device.session import PictureBatch
 from visionedge.engine.device_parity import DeviceCheck, check_against_cpu
 from visionedge.engine.interface import EngineInfo, Inference
-from visionedge.engine.plan import (
-    OperatingPoint,
-    Plan,
-    PlanCache,
-    PlanKey,
-    list_batch_sizes,
-    make_default_plan,
-)
+from visionedge.engine.plan import OperatingPoint, Plan, list_batch_sizes, make_default_plan
+from visionedge.engine.plan_cache import PlanCache, PlanKey
 from visionedge.engine.precision_choice import (
     PrecisionCandidate,
     PrecisionTrials,
@@ -54,6 +52,7 @@ from visionedge.engine.precision_choice import (
     measure_output_distance,
     pick_precision,
 )
+from visionedge.engine.sample_pictures import make_sample_pictures
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Detections, InputSpec, utc_now
 from visionedge.model.compiler.build import load_or_compile_with_batch
@@ -64,9 +63,6 @@ from visionedge.model.quantization.search import CalibrationSample
 from visionedge.model.quantization.variants import require_variant
 from visionedge.runtime.measurement import PrecisionChoice
 from visionedge.runtime.process_limits import usable_cores
-
-# The engine: bytes in, rows out, on one device. `startup` opens it.
-
 
 log = logging.getLogger(__name__)
 
@@ -228,16 +224,16 @@ class LocalEngine:
 
 
 def make_noise_pictures(spec: InputSpec, count: int) -> PictureBatch:
-    """Pictures that mean nothing, the same each time; for warming up and measuring."""
+    """Random pictures, the same each time; for warming up and measuring."""
     size = (count, spec.height_px, spec.width_px, 3)
     return np.random.default_rng(0).integers(0, 256, size, np.uint8)
 
 
 def check_pictures(pictures: PictureBatch, spec: InputSpec, name: str) -> None:
-    """Refuse pictures that are not as the model wants them.
+    """Check the shape and type of pictures.
 
     Raises:
-        EngineError: what is wanted, and what was given.
+        EngineError: a picture does not have the model's input size.
     """
     shape = (spec.height_px, spec.width_px, 3)
     for picture in pictures:
@@ -249,7 +245,7 @@ def check_pictures(pictures: PictureBatch, spec: InputSpec, name: str) -> None:
 
 
 def trim_rows(rows: Rows, min_score: float) -> Rows:
-    """As many rows (n, k, 6) of each picture as some picture has at this score or above."""
+    """The first k rows of each picture (n, k, 6), where k is the largest number with at least this score."""
     counted = np.flatnonzero((rows[..., 4] >= min_score).any(axis=0))
     return rows[:, : int(counted[-1]) + 1 if len(counted) else 0]
 
@@ -269,17 +265,17 @@ def open_engine(
 ) -> LocalEngine:
     """Compile a model and open it on the best device that works, warmed up. Takes seconds.
 
-    `data` is the folder where compiled graphs and measured plans are kept; None keeps nothing, and then the
-    plan is that of a rule and not measured. `plans` are those to use as they are, by device. Without
-    `measuring`, which takes seconds, a plan that was measured before is used, or the rule. `only` names the
-    one device to open, whatever the configuration says. `level` is that of the line that says what came of
-    it, where all is as it was asked for.
+    `data` is the folder for compiled graphs and measured plans; with None nothing is cached, and the default
+    plan is used. `plans` are used as they are, by device. Without `measuring`, which takes seconds, a cached
+    plan or the default one is used. `only` is the one device to open, whatever the configuration says.
+    `level` is that of the log line "engine ready", unless the device is degraded.
 
     Raises:
-        DeviceError: `cuda` or `tensorrt` was demanded without the CPU as a way out, and is not usable; or
-            `only` is not.
+        DeviceError: `cuda` or `tensorrt` was demanded without fallback to the CPU and is not usable; or
+        `only` is
+            not.
         ModelError: the model cannot be compiled or run.
-        UnavailableError: onnxruntime itself is not there.
+        UnavailableError: onnxruntime is not installed.
     """
     if prober is not None:
         backend = dataclasses.replace(backend, probe_device=prober)
@@ -307,7 +303,7 @@ def _make_device_error(device: EffectiveDevice, verdict: DeviceVerdict) -> Devic
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _EngineOpener:
-    """What is needed to open one graph on one device after the other; `original` is the model as given."""
+    """Opens one graph on one device after the other; `original` is the model as it was given."""
 
     original: Model
     model: Model
@@ -324,7 +320,7 @@ class _EngineOpener:
         """The engine on the best device that works.
 
         Raises:
-            DeviceError: a device was demanded, and the CPU may not stand in for it.
+            DeviceError: a device was demanded without fallback to the CPU, and is not usable.
         """
         first: DeviceVerdict | None = None
         for device in device_preference(self.inference.device)[:-1]:
@@ -334,7 +330,7 @@ class _EngineOpener:
                 if isinstance(opened, LocalEngine):
                     return opened
                 verdict = opened
-                self.on_cpu(verdict).close()  # a model that the CPU cannot run either is to blame itself
+                self.on_cpu(verdict).close()  # raises ModelError if the CPU cannot run the model either
             if self.inference.fallback != "degrade" and self.inference.device != "auto":
                 raise _make_device_error(device, verdict)
             first = first or verdict
@@ -344,7 +340,7 @@ class _EngineOpener:
         """The engine on this device.
 
         Raises:
-            DeviceError: it does not work there.
+            DeviceError: the device is not usable.
         """
         if assigned.device == "cpu":
             return self.on_cpu(assigned.verdict)
@@ -354,7 +350,7 @@ class _EngineOpener:
         return opened
 
     def verdict_on(self, device: EffectiveDevice) -> DeviceVerdict:
-        """Whether a device other than the CPU is worth a session."""
+        """Whether a session on a device other than the CPU should be tried."""
         if not self.backend.has_provider(device):
             return DeviceVerdict(
                 ReasonCode.NO_GPU_BUILD, f"this onnxruntime was built without {PROVIDERS[device]}"
@@ -362,13 +358,13 @@ class _EngineOpener:
         return self.backend.probe_device(device)
 
     def attempt(self, device: EffectiveDevice, verdict: DeviceVerdict) -> LocalEngine | DeviceVerdict:
-        """The engine on this device, or why it is not there."""
+        """The engine on this device, or the reason why it could not be opened."""
         try:
             session = self._open(self.graph, device)
             if session.device != device:
                 session.close()
                 return DeviceVerdict(
-                    ReasonCode.PROVIDER_REFUSED, f"its session came up on {session.device} only"
+                    ReasonCode.PROVIDER_REFUSED, f"its session started on {session.device} only"
                 )
             return self._check_device(self._engine(session, device, verdict))
         except ModelError:
@@ -383,9 +379,7 @@ class _EngineOpener:
             )
 
     def _check_device(self, engine: LocalEngine) -> LocalEngine | DeviceVerdict:
-        """The engine, if it computes what the CPU does, or that does not matter; else why it is refused."""
-        from visionedge.engine.precision_choice import make_sample_pictures  # it brings OpenCV along
-
+        """The engine, or why it is refused: its results differ from those of the CPU."""
         policy, info = self.inference.parity, engine.info()
         if policy == "off":
             return engine
@@ -403,12 +397,16 @@ class _EngineOpener:
         if seen.refusal is not None and policy == "refuse":
             engine.close()
             return DeviceVerdict(
-                ReasonCode.PARITY_REFUSED, f"it computes, but not what the CPU does: {seen.refusal}"
+                ReasonCode.PARITY_REFUSED, f"its results differ from the CPU: {seen.refusal}"
             )
         return engine
 
     def on_cpu(self, verdict: DeviceVerdict) -> LocalEngine:
-        """The engine on the CPU, which always works or it is the model's fault."""
+        """The engine on the CPU.
+
+        Raises:
+            ModelError: the CPU cannot run the model.
+        """
         try:
             return self._engine(self._open(self.graph, "cpu"), "cpu", verdict)
         except ModelError:
@@ -435,16 +433,16 @@ class _EngineOpener:
     def _pick_precision(
         self, session: DeviceSession, device: EffectiveDevice
     ) -> tuple[PrecisionCandidate[DeviceSession], PrecisionChoice]:
-        """The network in the precision that was asked for, or the fastest one here, and why that."""
+        """The model in the requested precision, or in the fastest one here, and why."""
         fp32, wanted = PrecisionCandidate(self.model, self.graph, session), self.inference.precision
         if wanted == "fp32":
-            return fp32, choose_fp32("fp32 was asked for")
+            return fp32, choose_fp32("fp32 was requested")
         if wanted != "auto":
             variant = require_variant(self.original, wanted, self.data)
             session.close()
             model, graph = load_or_compile_with_batch(variant.of(self.original), self.data)
             return PrecisionCandidate(model, graph, self._open(graph, device)), PrecisionChoice(
-                wanted, "it was asked for", {}
+                wanted, "it was requested", {}
             )
         if self.data is None:
             return fp32, choose_fp32("nothing was measured")
@@ -464,9 +462,7 @@ class _EngineOpener:
         variant: PrecisionCandidate[DeviceSession],
         tolerance: Tolerance,
     ) -> VariantAgreement:
-        """Whether a variant sees what fp32 sees, on this device."""
-        from visionedge.engine.precision_choice import make_sample_pictures  # it brings OpenCV along
-
+        """Whether the detections of a variant agree with those of fp32, on this device."""
         samples = make_sample_pictures(self.model.input)
         before = [self._detect(fp32, sample) for sample in samples]
         after = [self._detect(variant, sample) for sample in samples]
@@ -487,7 +483,7 @@ class _EngineOpener:
         rule: Plan,
         data: Path,
     ) -> LocalEngine:
-        """The engine with the plan that was measured here, now or earlier."""
+        """The engine with the plan that was measured on this machine, now or earlier."""
         budget_ms, fixed = self.inference.latency_budget_ms, chosen.model.interpretation.input.batch
         device, max_count, plans = chosen.session.device, self.inference.max_batch, PlanCache(data / "plans")
         key = PlanKey.of(

@@ -10,8 +10,8 @@ import pytest
 from scripted_faults import GONE, NO_MEMORY, REFUSED, STICKY
 from tiny_models import TinyDetector, pictures
 from visionedge.engine.device.devices import DeviceState, EffectiveDevice, ReasonCode
-from visionedge.engine.device.faults import Fault
-from visionedge.engine.device.session import EngineError, NodePlacement, PictureBatch
+from visionedge.engine.device.faults import EngineError, Fault
+from visionedge.engine.device.session import NodePlacement, PictureBatch
 from visionedge.engine.local_engine import LocalEngine
 from visionedge.engine.plan import Plan
 from visionedge.engine.process.fault_injection import (

@@ -18,7 +18,7 @@ import pytest
 
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.device.session import EngineError, EngineUnavailableError
+from visionedge.engine.device.faults import EngineError, EngineUnavailableError
 from visionedge.engine.interface import EngineEvent, ProcessStatus
 from visionedge.engine.local_engine import open_engine
 from visionedge.engine.process.client import EngineClient

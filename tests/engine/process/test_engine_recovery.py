@@ -17,7 +17,7 @@ import pytest
 from scripted_faults import Faults
 from tiny_models import TinyDetector, pictures
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.device.session import EngineError, EngineUnavailableError
+from visionedge.engine.device.faults import EngineError, EngineUnavailableError
 from visionedge.engine.interface import EngineEvent, ProcessStatus, RecoveryStatistics
 from visionedge.engine.local_engine import open_engine
 from visionedge.engine.process.client import EngineClient
@@ -233,7 +233,7 @@ def test_a_candidate_that_computes_otherwise_than_the_cpu_stays_out_until_it_doe
         assert opened.news.empty()
         faults.begin("wrong")
         faults.end("absent-session")
-        assert "of its strongest rows are the CPU's" in opened.told("parity-refused").message
+        assert "of its strongest rows match the CPU's" in opened.told("parity-refused").message
         tries = opened.recovery.recovery_state.failed_attempts
         _until(lambda: opened.recovery.recovery_state.failed_attempts > tries)
         faults.end("wrong")
@@ -261,7 +261,7 @@ def test_at_the_start_a_device_is_held_against_the_cpu(
         assert [parity_result.refusal is None for parity_result in seen] == (
             [False] if parity == "warn" else []
         )
-        assert ("of its strongest rows are the CPU's" in notes) is (parity == "warn")
+        assert ("of its strongest rows match the CPU's" in notes) is (parity == "warn")
 
 
 def test_hold_computes_nothing_until_the_device_is_there(

@@ -11,7 +11,8 @@ import pytest
 
 from engine_infos import make_engine_info
 from tiny_models import TinyDetector, pictures
-from visionedge.engine.device.session import EngineError, PictureBatch
+from visionedge.engine.device.faults import EngineError
+from visionedge.engine.device.session import PictureBatch
 from visionedge.engine.interface import EngineInfo, Inference
 from visionedge.engine.process import protocol
 from visionedge.engine.process.server import RequestLoop

@@ -4,7 +4,7 @@ import threading
 from dataclasses import replace
 from typing import Any
 
-from visionedge.engine.device.session import EngineUnavailableError
+from visionedge.engine.device.faults import EngineUnavailableError
 from visionedge.engine.interface import EngineInfo, ProcessStatus, RecoveryStatistics
 from visionedge.engine.process.worker import Worker
 

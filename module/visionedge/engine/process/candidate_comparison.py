@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionedge.engine.device.devices import DeviceVerdict, ReasonCode, classify_device_loss
-from visionedge.engine.device.faults import Fault
-from visionedge.engine.device.session import EngineError, PictureBatch
+from visionedge.engine.device.faults import EngineError, Fault
+from visionedge.engine.device.session import PictureBatch
 from visionedge.engine.device_parity import ParityResult, compare_rows
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Rows

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from visionedge.config.schema import InferenceConfig
-from visionedge.engine.device.faults import FATAL_FAULTS, Fault
-from visionedge.engine.device.session import EngineError, EngineUnavailableError, PictureBatch
+from visionedge.engine.device.faults import FATAL_FAULTS, EngineError, EngineUnavailableError, Fault
+from visionedge.engine.device.session import PictureBatch
 from visionedge.engine.interface import EngineEvent, EngineInfo, Inference
 from visionedge.engine.local_engine import check_pictures
 from visionedge.engine.process.active_worker import ActiveWorker

@@ -24,8 +24,7 @@ from visionedge.engine.device.devices import (
     ReasonCode,
     classify_device_loss,
 )
-from visionedge.engine.device.faults import Fault
-from visionedge.engine.device.session import EngineError
+from visionedge.engine.device.faults import EngineError, Fault
 from visionedge.engine.interface import EngineEvent, EngineInfo, RecoveryStatistics
 from visionedge.engine.plan import Plan
 from visionedge.engine.process.active_worker import ActiveWorker

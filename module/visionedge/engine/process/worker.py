@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from visionedge.engine.device.devices import EffectiveDevice
-from visionedge.engine.device.faults import Fault
-from visionedge.engine.device.session import EngineError, EngineUnavailableError, PictureBatch
+from visionedge.engine.device.faults import EngineError, EngineUnavailableError, Fault
+from visionedge.engine.device.session import PictureBatch
 from visionedge.engine.interface import EngineInfo
 from visionedge.engine.plan import Plan
 from visionedge.engine.process import protocol
