@@ -119,7 +119,7 @@ def _held(clip: Path, models: Path) -> dict[str, Any]:
 
 
 async def _until_held(module: Module) -> None:
-    await module.until_told("device-held")
+    await module.until_event("device-held")
     module.state.waiting_reason = "the device is not there"  # as the service notes it
 
 

@@ -45,7 +45,7 @@ GPU_STATES = ("fine", "absent", "hangs", "opens-not", "dies-opening", "lies", "s
 
 @dataclass
 class World:
-    """A machine whose GPU is now this, now that, whose CPU children die at times; and a shell for the ladder.
+    """A machine whose GPU fails in many ways, and whose CPU workers die; a supervisor for the policy.
 
     Answers come after a while, from a heap of what will happen; the clock jumps from one to the next.
     """
@@ -138,7 +138,7 @@ class World:
             self.dark_s.append(self.now_s - self.dark_since_s)
             self.dark_since_s = None
 
-    # What the shell does.
+    # What the supervisor does.
 
     def do(self, steps: list[Step]) -> None:
         for step in steps:

@@ -1,4 +1,4 @@
-"""The lineup: one engine takes over from another; every frame is computed once, by the engine it fits."""
+"""A hot swap: one engine replaces another; every frame is computed once, by the engine that it fits."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -77,7 +77,7 @@ class Delivered:
 
 
 class Stage:
-    """A lineup on real threads."""
+    """A lane pool on real threads."""
 
     def __init__(self) -> None:
         self.deaths: list[str] = []

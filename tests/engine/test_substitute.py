@@ -155,7 +155,7 @@ def test_a_lost_device_comes_back_behind_the_stand_in(
         assert info.recovery.recovery_state.stage != "settled"
 
         faults.end("sticky", "absent")
-        await module.until_told("device-back")
+        await module.until_event("device-back")
         info = state.engine_info()
         assert info is not None
         assert not info.device.degraded
@@ -167,6 +167,6 @@ def test_a_lost_device_comes_back_behind_the_stand_in(
     start["inference"]["device"] = "auto"
     module = play(story, start, data, inject=faults.path)
     prove_that_frames_add_up(module)
-    assert [news.code for news in module.news] == ["device-lost", "engine-back", "device-back"]
+    assert [event.code for event in module.events] == ["device-lost", "engine-back", "device-back"]
     devices = [each.device for each in of(module.results, "dock")]
     assert [device for device, _ in groupby(devices)] == ["cuda", "cpu", "cuda"]

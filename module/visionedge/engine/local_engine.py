@@ -271,9 +271,7 @@ def open_engine(
     `level` is that of the log line "engine ready", unless the device is degraded.
 
     Raises:
-        DeviceError: `cuda` or `tensorrt` was demanded without fallback to the CPU and is not usable; or
-        `only` is
-            not.
+        DeviceError: a device was demanded without fallback to the CPU, or by `only`, and is not usable.
         ModelError: the model cannot be compiled or run.
         UnavailableError: onnxruntime is not installed.
     """

@@ -1,4 +1,4 @@
-"""What an engine makes of what its session raises: smaller batches, a kind of fault, or nothing at all."""
+"""How an engine handles what its session raises: smaller batches, a kind of fault, or nothing at all."""
 
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
@@ -181,7 +181,7 @@ def test_a_fault_happens_when_all_that_is_said_holds(tmp_path: Path) -> None:
 def test_a_script_is_read_and_what_makes_no_sense_is_named(tmp_path: Path) -> None:
     path = tmp_path / "faults.yaml"
     path.write_text(
-        f"device: tensorrt\npatience: {{firstSeconds: 0.5}}\nfaults: [{{at: probe, raise: '{GONE}'}}]\n"
+        f"device: tensorrt\ntiming: {{firstSeconds: 0.5}}\nfaults: [{{at: probe, raise: '{GONE}'}}]\n"
     )
     script = read_fault_script(path)
     tuning, backend = make_tuning(script), make_device_backend(script)
@@ -194,5 +194,5 @@ def test_a_script_is_read_and_what_makes_no_sense_is_named(tmp_path: Path) -> No
     path.write_text("faults: [{at: lunch}, {when: {batch: soon}}]\nwhat: 1\n")
     with pytest.raises(ConfigError) as caught:
         read_fault_script(path)
-    node_placement = [problem.split(": ")[1] for problem in caught.value.problems]
-    assert node_placement == ["faults.0.at", "faults.1.when.batch", "what"]
+    locations = [problem.split(": ")[1] for problem in caught.value.problems]
+    assert locations == ["faults.0.at", "faults.1.when.batch", "what"]

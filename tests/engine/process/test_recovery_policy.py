@@ -1,4 +1,4 @@
-"""The recovery ladder, without any process: what it decides; and that it is never stuck, whatever fails."""
+"""The recovery policy, without any process: the steps it gives; and that it is never stuck."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Requests to the engine's child: one queue for all, a reply on the line that asked, one thread a lane."""
+"""Requests to a worker: one queue for all, a reply on the channel that asked, one thread a lane."""
 
 import socket
 import threading
@@ -55,7 +55,7 @@ class Counted:
 
 
 class Child:
-    """A desk with its lanes on threads of this process, and the module's ends of queue and lines."""
+    """A request loop with its lanes on threads of this process, and the module's ends of queue and lines."""
 
     def __init__(self, frame_pool: SharedFramePool, stack: ExitStack, info: EngineInfo) -> None:
         self.engine = Counted(info)
@@ -64,10 +64,10 @@ class Child:
         self.lines = [ours for ours, _ in pairs]
         for each in (self.queue, theirs, *self.lines, *(end for _, end in pairs)):
             stack.callback(each.close)
-        desk = RequestLoop(
+        request_loop = RequestLoop(
             theirs, [end for _, end in pairs], self.engine, FrameView(frame_pool.fd, SPEC), SPEC
         )
-        threads = [threading.Thread(target=desk.serve) for _ in range(LANES)]
+        threads = [threading.Thread(target=request_loop.serve) for _ in range(LANES)]
         for thread in threads:
             thread.start()
             stack.callback(thread.join)

@@ -1,7 +1,7 @@
 """Faults by script, for tests: a session on the CPU that pretends to be a GPU, and fails as the script says.
 
     device: cuda                      the device that sessions pretend to be; sessions on the CPU never fail
-    patience: {firstSeconds: 0.5}     the waits of the recovery policy, shorter for tests
+    timing: {firstSeconds: 0.5}       the waits of the recovery policy, shorter for tests
     limits: {runSeconds: 2}
     faults:
       - {at: run, when: {batch: 40}, raise: "CUDA failure 700: an illegal memory access was encountered"}
@@ -105,7 +105,7 @@ class FaultScript(_Part):
     """The whole file."""
 
     device: Literal["cuda", "tensorrt"] = "cuda"
-    patience: ScriptedTiming = ScriptedTiming()
+    timing: ScriptedTiming = ScriptedTiming()
     limits: ScriptedLimits = ScriptedLimits()
     faults: tuple[ScriptedFault, ...] = Field(default=(), strict=False)
 
@@ -154,7 +154,7 @@ def make_device_backend(script: FaultScript) -> DeviceBackend:
 
 def make_tuning(script: FaultScript) -> SupervisionTuning:
     """The script's waits and limits, and its results of probes."""
-    waits, times = script.patience, script.limits
+    waits, times = script.timing, script.limits
     timing = RecoveryTiming(
         waits.first_seconds, waits.max_wait_seconds, waits.window_seconds, waits.healthy_seconds, jitter=0.0
     )
