@@ -20,7 +20,6 @@ from visionedge.engine.process.recovery_policy import (
     EngineFailed,
     EngineReady,
     EngineStartFailed,
-    FallbackPolicy,
     GiveUp,
     ProbeDevice,
     PublishEvent,
@@ -34,6 +33,7 @@ from visionedge.engine.process.recovery_policy import (
     SwitchToCandidate,
     TimePassed,
 )
+from visionedge.engine.settings import FallbackPolicy
 
 OK = DeviceVerdict(ReasonCode.OK, "usable")
 ABSENT = DeviceVerdict(ReasonCode.NO_DEVICE, "CUDA failure 100: no CUDA-capable device is detected")

@@ -20,9 +20,6 @@ from visionedge.model.model import Model
 from visionedge.model.parity import MATCH_CONFIDENCE, MIN_BOXES, Parity, Tolerance, compare_detections
 from visionedge.model.postprocess import Rows, to_detections
 
-ParityPolicy = Literal["refuse", "warn", "off"]
-"""A device that differs from the CPU is not used, is used with a warning, or is not compared at all."""
-
 MAX_COMPARED_ROWS = 10
 """Rows compared for each picture: rows further down have similar scores and may change places."""
 

@@ -9,11 +9,10 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visionedge.config.schema import InferenceConfig
 from visionedge.engine.autotune import autotune_plan
 from visionedge.engine.device.backend import ORT_BACKEND, DeviceBackend, DeviceSession, RunnableSession
 from visionedge.engine.device.devices import (
@@ -53,6 +52,7 @@ from visionedge.engine.precision_choice import (
     pick_precision,
 )
 from visionedge.engine.sample_pictures import make_sample_pictures
+from visionedge.engine.settings import EngineSettings
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Detections, InputSpec, utc_now
 from visionedge.model.compiler.build import load_or_compile_with_batch
@@ -63,6 +63,9 @@ from visionedge.model.quantization.search import CalibrationSample
 from visionedge.model.quantization.variants import require_variant
 from visionedge.runtime.measurement import PrecisionChoice
 from visionedge.runtime.process_limits import usable_cores
+
+if TYPE_CHECKING:
+    from visionedge.config.schema import InferenceConfig
 
 log = logging.getLogger(__name__)
 
@@ -252,7 +255,7 @@ def trim_rows(rows: Rows, min_score: float) -> Rows:
 
 def open_engine(
     model: Model,
-    inference: InferenceConfig,
+    inference: "InferenceConfig | EngineSettings",
     *,
     data: Path | None = None,
     plans: Mapping[str, Plan] | None = None,
@@ -281,7 +284,7 @@ def open_engine(
     opening = _EngineOpener(
         model,
         *load_or_compile_with_batch(model, data),
-        inference,
+        EngineSettings.of(inference),
         cores,
         data,
         plans or {},
@@ -306,7 +309,7 @@ class _EngineOpener:
     original: Model
     model: Model
     graph: bytes
-    inference: InferenceConfig
+    settings: EngineSettings
     cores: int
     data: Path | None
     plans: Mapping[str, Plan]
@@ -321,7 +324,7 @@ class _EngineOpener:
             DeviceError: a device was demanded without fallback to the CPU, and is not usable.
         """
         first: DeviceVerdict | None = None
-        for device in device_preference(self.inference.device)[:-1]:
+        for device in device_preference(self.settings.device)[:-1]:
             verdict = self.verdict_on(device)
             if verdict.code is ReasonCode.OK:
                 opened = self.attempt(device, first or USABLE)
@@ -329,7 +332,7 @@ class _EngineOpener:
                     return opened
                 verdict = opened
                 self.on_cpu(verdict).close()  # raises ModelError if the CPU cannot run the model either
-            if self.inference.fallback != "degrade" and self.inference.device != "auto":
+            if self.settings.fallback != "degrade" and self.settings.device != "auto":
                 raise _make_device_error(device, verdict)
             first = first or verdict
         return self.on_cpu(first or DeviceVerdict(ReasonCode.CPU_REQUESTED, "the CPU was asked for"))
@@ -378,7 +381,7 @@ class _EngineOpener:
 
     def _check_device(self, engine: LocalEngine) -> LocalEngine | DeviceVerdict:
         """The engine, or why it is refused: its results differ from those of the CPU."""
-        policy, info = self.inference.parity, engine.info()
+        policy, info = self.settings.parity, engine.info()
         if policy == "off":
             return engine
         cpu = self._open(self.graph, "cpu")
@@ -413,10 +416,10 @@ class _EngineOpener:
             raise ModelError(f"{self.model.path}: cannot be run: {describe_error(error)}") from error
 
     def _open(self, graph: bytes, device: EffectiveDevice) -> DeviceSession:
-        return self.backend.open(graph, device, max_batch=self.inference.max_batch, data=self.data)
+        return self.backend.open(graph, device, max_batch=self.settings.max_batch, data=self.data)
 
     def _engine(self, session: DeviceSession, device: EffectiveDevice, verdict: DeviceVerdict) -> LocalEngine:
-        state = DeviceState(self.inference.device, device, verdict.code, verdict.reason, utc_now())
+        state = DeviceState(self.settings.device, device, verdict.code, verdict.reason, utc_now())
         chosen, why = self._pick_precision(session, device)
 
         def engine(plan: Plan) -> LocalEngine:
@@ -425,14 +428,14 @@ class _EngineOpener:
         if (given := self.plans.get(device)) is not None:
             return engine(given)
         fixed = chosen.model.interpretation.input.batch
-        rule = make_default_plan(device, self.inference.max_batch, fixed, self.cores)
+        rule = make_default_plan(device, self.settings.max_batch, fixed, self.cores)
         return engine(rule) if self.data is None else self._autotune(engine, chosen, rule, self.data)
 
     def _pick_precision(
         self, session: DeviceSession, device: EffectiveDevice
     ) -> tuple[PrecisionCandidate[DeviceSession], PrecisionChoice]:
         """The model in the requested precision, or in the fastest one here, and why."""
-        fp32, wanted = PrecisionCandidate(self.model, self.graph, session), self.inference.precision
+        fp32, wanted = PrecisionCandidate(self.model, self.graph, session), self.settings.precision
         if wanted == "fp32":
             return fp32, choose_fp32("fp32 was requested")
         if wanted != "auto":
@@ -471,7 +474,7 @@ class _EngineOpener:
     def _detect(self, candidate: PrecisionCandidate[DeviceSession], sample: CalibrationSample) -> Detections:
         size = candidate.model.interpretation.input.batch or 1
         rows = candidate.session.run(sample.image[None], size)[0]
-        selection = Selection.of(candidate.model, MATCH_CONFIDENCE, self.inference.iou)
+        selection = Selection.of(candidate.model, MATCH_CONFIDENCE, self.settings.iou)
         return selection.apply(rows, sample.placement)
 
     def _autotune(
@@ -482,8 +485,8 @@ class _EngineOpener:
         data: Path,
     ) -> LocalEngine:
         """The engine with the plan that was measured on this machine, now or earlier."""
-        budget_ms, fixed = self.inference.latency_budget_ms, chosen.model.interpretation.input.batch
-        device, max_count, plans = chosen.session.device, self.inference.max_batch, PlanCache(data / "plans")
+        budget_ms, fixed = self.settings.latency_budget_ms, chosen.model.interpretation.input.batch
+        device, max_count, plans = chosen.session.device, self.settings.max_batch, PlanCache(data / "plans")
         key = PlanKey.of(
             chosen.graph, device=device, cores=self.cores, max_batch=max_count, latency_budget_ms=budget_ms
         )

@@ -3,8 +3,6 @@
 import logging
 from contextlib import closing
 
-from visionedge.camera.sources.open import open_source
-from visionedge.config.addresses import CameraUri
 from visionedge.errors import SourceError, UnavailableError
 from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import InputSpec, Picture, Placement
@@ -33,6 +31,9 @@ def make_sample_pictures(spec: InputSpec) -> list[CalibrationSample]:
 
 def _read_clip_pictures() -> list[Picture]:
     """Pictures a second apart, from its beginning; none if it cannot be read."""
+    from visionedge.camera.sources.open import open_source  # takes 50 ms that other processes do not need
+    from visionedge.config.addresses import CameraUri
+
     found: list[Picture] = []
     try:
         with closing(open_source(CameraUri("file", str(find_bundled_file(_CLIP))))) as source:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import queue
 import re
 import select
@@ -22,8 +23,10 @@ from visionedge.engine.device.faults import EngineError, EngineUnavailableError
 from visionedge.engine.interface import EngineEvent, ProcessStatus
 from visionedge.engine.local_engine import open_engine
 from visionedge.engine.process.client import EngineClient
+from visionedge.engine.process.protocol import StartRequest
 from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.engine.process.worker import WorkerLimits
+from visionedge.engine.settings import EngineSettings
 from visionedge.errors import DeviceError, ModelError
 from visionedge.frames.types import Picture
 from visionedge.model.model import Model, load_model
@@ -220,6 +223,19 @@ def test_it_has_no_socket_of_ours_but_its_own(opened: Opened) -> None:
         theirs = [entry.readlink() for entry in Path(f"/proc/{opened.pid}/fd").iterdir()]
     assert any(str(link).startswith("socket:") for link in theirs)
     assert ours not in theirs
+
+
+def test_it_starts_without_pydantic(model: Model) -> None:
+    """It would take a sixth of the time that the process needs before it can open anything."""
+    request = pickle.dumps(StartRequest(model, EngineSettings.of(CPU), None, logging.INFO))
+    code = """
+import pickle, sys
+import visionedge.engine.process.server
+pickle.loads(sys.stdin.buffer.read())
+assert "pydantic" not in sys.modules
+"""
+    environ = child_process.build_child_environment(os.environ)
+    subprocess.run([sys.executable, "-c", code], input=request, env=environ, check=True)
 
 
 # --- how it can go wrong ------------------------------------------------------------------------------------
@@ -428,6 +444,7 @@ from pathlib import Path
 from visionedge.config.schema import InferenceConfig
 from visionedge.model.model import load_model
 from visionedge.engine.process.client import EngineClient
+from visionedge.engine.process.protocol import StartRequest
 from visionedge.engine.process.shared_memory import SharedFramePool
 model = load_model(Path(sys.argv[1]))
 engine = EngineClient(model, InferenceConfig(device="cpu"), SharedFramePool(model.input, 4))

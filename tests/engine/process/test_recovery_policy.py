@@ -17,7 +17,6 @@ from visionedge.engine.process.recovery_policy import (
     EngineReady,
     EngineStartFailed,
     FallbackChanged,
-    FallbackPolicy,
     GiveUp,
     ProbeDevice,
     PublishEvent,
@@ -32,6 +31,7 @@ from visionedge.engine.process.recovery_policy import (
     SwitchToCandidate,
     TimePassed,
 )
+from visionedge.engine.settings import FallbackPolicy
 
 PLAIN = RecoveryTiming(first_wait_s=5, max_wait_s=40, min_interval_s=30, healthy_s=100, jitter=0)
 

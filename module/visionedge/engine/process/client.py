@@ -18,10 +18,11 @@ from visionedge.engine.interface import EngineEvent, EngineInfo, Inference
 from visionedge.engine.local_engine import check_pictures
 from visionedge.engine.process.active_worker import ActiveWorker
 from visionedge.engine.process.protocol import StartRequest
-from visionedge.engine.process.recovery_policy import FallbackPolicy, RecoveryPolicy
+from visionedge.engine.process.recovery_policy import RecoveryPolicy
 from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.engine.process.supervisor import SupervisionTuning, Supervisor
 from visionedge.engine.process.worker import WorkerDrainedError, WorkerLimits
+from visionedge.engine.settings import EngineSettings, FallbackPolicy
 from visionedge.model.model import Model
 from visionedge.runtime.threads import ThreadGroup
 
@@ -58,7 +59,13 @@ class EngineClient:
         self._limits = tuning.limits
         self._active = ActiveWorker()
         self._supervisor = Supervisor(
-            StartRequest(model, inference, data, logging.getLogger().getEffectiveLevel(), inject=inject),
+            StartRequest(
+                model,
+                EngineSettings.of(inference),
+                data,
+                logging.getLogger().getEffectiveLevel(),
+                inject=inject,
+            ),
             frame_pool,
             self._thread_group,
             limits=self._limits,

@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from visionedge.config.schema import InferenceConfig
 from visionedge.engine.device.devices import DeviceAssignment, DeviceState, ReasonCode
 from visionedge.engine.device.faults import EngineError, Fault
 from visionedge.engine.device.session import NodePlacement
 from visionedge.engine.device_parity import DeviceCheck, ParityResult, SpeedCheck
 from visionedge.engine.interface import EngineInfo
 from visionedge.engine.plan import AutotuneResult, Plan
+from visionedge.engine.settings import EngineSettings
 from visionedge.errors import DeviceError, ModelError, UnavailableError, VisionedgeError
 from visionedge.frames.types import Picture
 from visionedge.model.model import Model
@@ -57,7 +57,7 @@ class StartRequest:
     """
 
     model: Model
-    inference: InferenceConfig
+    settings: EngineSettings
     data: Path | None
     log_level: int
     plans: Mapping[str, Plan] = field(default_factory=dict)

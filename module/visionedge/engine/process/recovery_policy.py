@@ -12,7 +12,6 @@ the time and random numbers are arguments. Every wait has a deadline after which
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from visionedge.engine.device.devices import (
     DeviceVerdict,
@@ -24,9 +23,7 @@ from visionedge.engine.device.devices import (
 )
 from visionedge.engine.device.faults import Fault
 from visionedge.engine.interface import EngineEventCode, RecoveryStage, RecoveryState
-
-FallbackPolicy = Literal["degrade", "hold", "exit"]
-"""Without the requested device: the CPU computes, nothing computes until it is back, or the module ends."""
+from visionedge.engine.settings import FallbackPolicy
 
 
 @dataclass(frozen=True, slots=True)

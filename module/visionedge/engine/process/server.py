@@ -72,7 +72,7 @@ def main(control_fd: int, pictures_fd: int, parent: int) -> None:
 def _open_engine(start_request: protocol.StartRequest) -> LocalEngine:
     return open_engine(
         start_request.model,
-        start_request.inference,
+        start_request.settings,
         data=start_request.data,
         plans=start_request.plans,
         measuring=start_request.measuring,

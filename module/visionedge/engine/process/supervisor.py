@@ -47,7 +47,6 @@ from visionedge.engine.process.recovery_policy import (
     EngineReady,
     EngineStartFailed,
     FallbackChanged,
-    FallbackPolicy,
     GiveUp,
     ProbeDevice,
     PublishEvent,
@@ -74,6 +73,7 @@ from visionedge.engine.process.worker_pool import (
     WorkerReady,
     WorkerStartFailed,
 )
+from visionedge.engine.settings import FallbackPolicy
 from visionedge.errors import DeviceError, ModelError, UnavailableError
 from visionedge.runtime.threads import ThreadGroup
 
@@ -344,7 +344,7 @@ class Supervisor:
             check = replace(check, parity_results=(*check.parity_results, parity_result))
             self._candidate_info = replace(self._candidate_info, device_check=check)
             refusal = parity_result.refusal
-        if refusal is not None and self._start_request.inference.parity == "warn":
+        if refusal is not None and self._start_request.settings.parity == "warn":
             log.warning(
                 "the device differs from the CPU: %s; used nevertheless (inference.parity: warn)", refusal
             )
@@ -365,8 +365,8 @@ class Supervisor:
                         event.verdict.code,
                     )
         if isinstance(event, FallbackChanged):
-            inference = self._start_request.inference.model_copy(update={"fallback": event.fallback})
-            self._start_request = replace(self._start_request, inference=inference)
+            settings = replace(self._start_request.settings, fallback=event.fallback)
+            self._start_request = replace(self._start_request, settings=settings)
             if event.fallback == "degrade" and self._policy.serving not in (None, "cpu"):
                 self._workers.keep_spare()
 
@@ -428,7 +428,7 @@ class Supervisor:
                 ComparisonDone(candidate, CandidateComparison(None, message, loss), model_fault=True)
             )
             return
-        compares = self._start_request.inference.parity != "off"
+        compares = self._start_request.settings.parity != "off"
         comparison = compare_candidate(
             self._start_request.model, main if compares else None, candidate, self.recent
         )
@@ -457,7 +457,7 @@ class Supervisor:
             self._start_request, plans={**self._start_request.plans, device: info.plan}
         )
         self._active.set_serving(worker, info)
-        if device != "cpu" and self._start_request.inference.fallback == "degrade":
+        if device != "cpu" and self._start_request.settings.fallback == "degrade":
             self._workers.keep_spare()  # for the CPU, if the device is lost
         if not self.first.done():
             self._first_device = device
