@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from visionedge.engine.batcher import Batch, Batcher, Outcome
 from visionedge.engine.device.faults import EngineError, EngineUnavailableError
-from visionedge.engine.interface import Engine, EngineInfo, Inference
+from visionedge.engine.interface import Engine, EngineInfo
 from visionedge.frames.letterbox import fit_to_input
 from visionedge.frames.types import Frame, FrameResult, InputSpec, Picture, Timing, utc_now
 from visionedge.model.model import Model
@@ -77,22 +77,9 @@ class Lane:
                     self._batcher.done(part, outcome)  # only now: the results of a camera stay in order
 
     def _process(self, batch: Batch) -> Outcome:
-        frames = batch.frames
         try:
-            with self._pool.use(frames[0].spec) as running:
-                started_ns = self._clock()
-                inference = running.engine.infer(
-                    [frame.image for frame in frames], running.selection.confidence
-                )
-                infer_ns = self._clock() - started_ns
-                for result in _make_results(
-                    frames,
-                    inference,
-                    running,
-                    started_ns=batch.taken_ns,
-                    infer_ns=infer_ns,
-                    clock=self._clock,
-                ):
+            with self._pool.use(batch.frames[0].spec) as running:
+                for result in _infer(batch.frames, running, self._clock, batch.taken_ns):
                     self._deliver(result)
         except EngineUnavailableError:
             return Outcome.FAILED  # the supervisor has reported it
@@ -119,37 +106,36 @@ def infer_frames(frames: list[Frame], engine: Engine, selection: Selection) -> l
         EngineError: the engine failed on them.
     """
     running = EngineWithSelection(engine, selection, engine.info().model)
-    started_ns = time.monotonic_ns()
-    inference = engine.infer([frame.image for frame in frames], selection.confidence)
-    infer_ns = time.monotonic_ns() - started_ns
-    return list(_make_results(frames, inference, running, started_ns=started_ns, infer_ns=infer_ns))
+    return list(_infer(frames, running, time.monotonic_ns))
 
 
-def _make_results(
+def _infer(
     frames: Sequence[Frame],
-    inference: Inference,
     running: EngineWithSelection,
-    *,
-    started_ns: int,
-    infer_ns: int,
-    clock: Callable[[], int] = time.monotonic_ns,
+    clock: Callable[[], int],
+    taken_ns: int | None = None,
 ) -> Iterator[FrameResult]:
-    """The results of a batch, one after the other: each is timed when it is made.
+    """Compute frames as one batch, and give their results one after the other, each timed when it is made.
+
+    `taken_ns` is when the batch was taken; None: now.
 
     Raises:
-        EngineError: the engine gave another number of results.
+        EngineError: the engine failed on them, or gave another number of results.
     """
+    engine, selection, model = running.engine, running.selection, running.model
+    started_ns = clock()
+    inference = engine.infer([frame.image for frame in frames], selection.confidence)
+    infer_ns = clock() - started_ns
     if len(inference.rows) != len(frames):
         raise EngineError(f"the engine gave {len(inference.rows)} results for {len(frames)} pictures")
     for frame, rows in zip(frames, inference.rows, strict=True):
-        detections = running.selection.apply(rows, frame.placement)
+        detections = selection.apply(rows, frame.placement)
         timing = Timing(
-            wait_ns=started_ns - frame.captured_ns,
+            wait_ns=(started_ns if taken_ns is None else taken_ns) - frame.captured_ns,
             infer_ns=infer_ns,
             total_ns=clock() - frame.captured_ns,
             batch_size=len(frames),
         )
-        model = running.model
         yield FrameResult(frame, detections, timing, inference.device, model.name, model.labels)
 
 

@@ -314,7 +314,6 @@ class _EngineOpener:
     data: Path | None
     plans: Mapping[str, Plan]
     measuring: bool
-
     backend: DeviceBackend
 
     def best(self) -> LocalEngine:
