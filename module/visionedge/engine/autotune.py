@@ -262,15 +262,13 @@ def _run_final_rounds(measurements: "_Measurements", trial: TrialRunner, left_s:
             break
         for point in finalists if number % 2 else reversed(finalists):
             measurements.run(trial, point, _TRIAL_S)
-    samples_of_point = {
-        point: measurements.samples[point] for point in finalists if point in measurements.samples
-    }
-    if len(samples_of_point) < 2:
+    runs = {point: measurements.samples[point] for point in finalists if point in measurements.samples}
+    if len(runs) < 2:
         return
-    final_samples = {point: samples[before[point] :] for point, samples in samples_of_point.items()}
+    final_samples = {point: samples[before[point] :] for point, samples in runs.items()}
     rounds = min(map(len, final_samples.values()))
     if rounds == 0:  # there was no time: use the earlier measurements
-        final_samples, rounds = samples_of_point, min(map(len, samples_of_point.values()))
+        final_samples, rounds = runs, min(map(len, runs.values()))
     measurements.final_samples = {point: samples[:rounds] for point, samples in final_samples.items()}
 
 
@@ -322,13 +320,10 @@ def choose_point(
     return best, f"{_describe_sample(best, within[best])}{limit}{kept}"
 
 
-def _clearly_better(
-    samples_of_point: Sequence[ThroughputSample], reference: Sequence[ThroughputSample]
-) -> bool:
+def _clearly_better(runs: Sequence[ThroughputSample], reference: Sequence[ThroughputSample]) -> bool:
     """Whether one point is faster than another by more than measurement noise."""
     ratios = sorted(
-        ours.frames_per_s / theirs.frames_per_s
-        for ours, theirs in zip(samples_of_point, reference, strict=True)
+        ours.frames_per_s / theirs.frames_per_s for ours, theirs in zip(runs, reference, strict=True)
     )
     if len(ratios) < _MIN_SURE_ROUNDS:
         return ratios[0] > (1.25 if len(ratios) == 1 else 1.1)
@@ -339,15 +334,9 @@ def _summarize_complete(
     samples: Mapping[OperatingPoint, Sequence[ThroughputSample]],
 ) -> tuple[dict[OperatingPoint, ThroughputSample], dict[OperatingPoint, float]]:
     """The points that were run in every round: their medians, and their relative speeds."""
-    max_count = max(len(samples_of_point) for samples_of_point in samples.values())
-    finals = {
-        point: samples_of_point
-        for point, samples_of_point in samples.items()
-        if len(samples_of_point) == max_count
-    }
-    return {
-        point: _median_sample(samples_of_point) for point, samples_of_point in finals.items()
-    }, compute_relative_speeds(finals)
+    max_count = max(len(runs) for runs in samples.values())
+    finals = {point: runs for point, runs in samples.items() if len(runs) == max_count}
+    return {point: _median_sample(runs) for point, runs in finals.items()}, compute_relative_speeds(finals)
 
 
 def compute_relative_speeds(
@@ -360,10 +349,8 @@ def compute_relative_speeds(
     rounds = zip(*samples.values(), strict=True)
     usual = [median(sample.frames_per_s for sample in each) for each in rounds]
     return {
-        point: median(
-            sample.frames_per_s / speed for sample, speed in zip(samples_of_point, usual, strict=True)
-        )
-        for point, samples_of_point in samples.items()
+        point: median(sample.frames_per_s / speed for sample, speed in zip(runs, usual, strict=True))
+        for point, runs in samples.items()
     }
 
 
@@ -377,8 +364,8 @@ def _describe_sample(point: OperatingPoint, sample: ThroughputSample) -> str:
     return f"{point} gave {sample.frames_per_s:.1f} frames/s at {sample.batch_ms:.1f} ms a batch"
 
 
-def _median_sample(samples_of_point: Iterable[ThroughputSample]) -> ThroughputSample:
-    rows = list(samples_of_point)
+def _median_sample(runs: Iterable[ThroughputSample]) -> ThroughputSample:
+    rows = list(runs)
     return ThroughputSample(
         median(s.frames_per_s for s in rows), median(s.batch_ms for s in rows), median(s.cpu_ms for s in rows)
     )
@@ -410,11 +397,7 @@ class _Measurements:
             self.notes[point] = f"failed: {message[:200]}"
             if point.lanes == 1:
                 self.failed = point.batch
-                self.samples = {
-                    p: samples_of_point
-                    for p, samples_of_point in self.samples.items()
-                    if p.batch < point.batch
-                }
+                self.samples = {p: runs for p, runs in self.samples.items() if p.batch < point.batch}
             return
         self.samples.setdefault(point, []).append(sample)
 
@@ -426,15 +409,11 @@ class _Measurements:
             return None
         expected_ms, sure = self._expected_ms(point)
         budget_ms = self.request.latency_budget_ms
-        least_ms = min(
-            _median_sample(samples_of_point).batch_ms for samples_of_point in self.samples.values()
-        )
+        least_ms = min(_median_sample(runs).batch_ms for runs in self.samples.values())
         if budget_ms is not None and expected_ms > _LATENCY_TOLERANCE * max(budget_ms, least_ms):
             return f"about {expected_ms:.0f} ms by the fit, over the budget"
         speed = point.lanes * point.batch * 1000 / expected_ms
-        best = max(
-            _median_sample(samples_of_point).frames_per_s for samples_of_point in self.samples.values()
-        )
+        best = max(_median_sample(runs).frames_per_s for runs in self.samples.values())
         if sure and speed < _MIN_PREDICTED_SHARE * best:
             return f"at most about {speed:.1f} frames/s by the fit"
         if self.cost_s(point, _TRIAL_S) > left_s:
@@ -458,8 +437,8 @@ class _Measurements:
 
     def _durations_ms(self, lanes: int) -> dict[int, float]:
         return {
-            point.batch: _median_sample(samples_of_point).batch_ms
-            for point, samples_of_point in self.samples.items()
+            point.batch: _median_sample(runs).batch_ms
+            for point, runs in self.samples.items()
             if point.lanes == lanes
         }
 
@@ -487,7 +466,7 @@ class _Measurements:
 
     def _affordable(self, running: list[OperatingPoint], left_s: float) -> list[OperatingPoint]:
         """As many of the first points as can be run until one is sure; else two of them, or none."""
-        done = max(len(samples_of_point) for samples_of_point in self.samples.values())
+        done = max(len(runs) for runs in self.samples.values())
         costs_s = [self.cost_s(point, _TRIAL_S) for point in running]
         for count in range(len(running), 1, -1):
             rounds = max(1, _MIN_SURE_ROUNDS - done) if count > 2 else 1
@@ -543,15 +522,15 @@ class _Measurements:
         return sample.cpu_ms * sample.frames_per_s / 1000 / min(point.lanes, self.request.cores)
 
     def _make_row(self, point: OperatingPoint) -> MeasuredPoint:
-        samples_of_point = self.samples.get(point)
-        if not samples_of_point:
+        runs = self.samples.get(point)
+        if not runs:
             return MeasuredPoint(point, note=self.notes.get(point, f"a batch of {self.failed} failed"))
-        middle = _median_sample(samples_of_point)
+        middle = _median_sample(runs)
         return MeasuredPoint(
             point,
             middle.frames_per_s,
             middle.batch_ms,
             middle.cpu_ms,
-            len(samples_of_point),
+            len(runs),
             self.notes.get(point, ""),
         )
