@@ -20,7 +20,7 @@ BASE_IMAGE ?=
 IMAGE ?= visionedge:$(VARIANT)
 UV = uv==0.13.9
 
-.PHONY: help run demo-edge chaos soak test test-gpu-libs check format bench figures image lock setup clean
+.PHONY: help run demo-edge chaos soak test test-system test-gpu-libs coverage wheel check format bench figures image lock setup clean
 
 # Brings .venv up to date for `run` or `dev`; the second time it finds nothing to do.
 define prepare
@@ -50,10 +50,30 @@ demo-edge: ## the module inside a stand-in for IoT Edge, its messages printed, w
 	$(prepare) dev
 	@PYTHONPATH=tests/doubles VISIONEDGE_DATA='$(VISIONEDGE_DATA)' exec .venv/bin/python -m edge_runtime $(if $(BODIES),--bodies) run $(ARGS)
 
-test: ## the whole test suite (what it writes to the temporary folder goes with it)
+# The tests side by side on all cores; what they write to the temporary folder goes with it.
+define run_tests
+@folder=$$(mktemp -d) || exit 1; trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
+	TMPDIR="$$folder" .venv/bin/python -m pytest -n auto --dist loadfile
+endef
+
+test: ## the quick tests, some minutes on two cores: every part by itself
 	$(prepare) dev
-	@folder=$$(mktemp -d) || exit 1; trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
-	TMPDIR="$$folder" .venv/bin/python -m pytest $(ARGS)
+	$(run_tests) -m "not system and not cuda-libs and not exporters" $(ARGS)
+
+test-system: ## the tests that start a whole module, a server or a browser
+	$(prepare) dev
+	$(run_tests) -m "system" $(ARGS)
+
+coverage: ## which branches the quick tests run through, at least 90 %
+	$(prepare) dev
+	@.venv/bin/coverage erase
+	.venv/bin/coverage run -m pytest -m "not system and not cuda-libs and not exporters" $(ARGS)
+	@.venv/bin/coverage combine --quiet
+	.venv/bin/coverage report --skip-covered --show-missing
+
+wheel: ## build the wheel, install it into an empty environment of every Python here, try it
+	$(prepare) dev
+	.venv/bin/python tools/try_wheel.py
 
 test-gpu-libs: export VISIONEDGE_VENV := build/gpu-libs
 test-gpu-libs: export VISIONEDGE_EXTRA := gpu

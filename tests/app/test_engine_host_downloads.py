@@ -107,7 +107,8 @@ def test_a_model_that_cannot_be_had_changes_nothing_and_the_right_one_takes_over
     cases = bad(tmp_path)
 
     async def story(module: Module) -> None:
-        delivery = Delivery.build(parse_config({}).telemetry, None, events, ThreadGroup(lambda *_: None))
+        threads = ThreadGroup(lambda *_: None)
+        delivery = Delivery.build(parse_config({}).telemetry, None, events, threads, data=tmp_path)
         delivery.start()
         module.state.delivery = delivery
         for path, (answer, promised, words) in cases.items():

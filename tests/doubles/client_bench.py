@@ -1,12 +1,13 @@
-"""The hub client over a scripted connection, for tests."""
+"""The hub client with a scripted connection and a real spool, for tests."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from visionedge.iothub.client import HubClient
+from visionedge.iothub.client import Deadlines, HubClient, HubState
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.sdk import (
     InputMessage,
@@ -15,9 +16,9 @@ from visionedge.iothub.sdk import (
     MethodCall,
     OnLost,
 )
-from visionedge.iothub.sdk_calls import Deadlines
-from visionedge.outbound.memory_queue import MemoryQueue
 from visionedge.outbound.messages import Message
+from visionedge.outbound.spool import Spool
+from visionedge.outbound.sqlite_store import SpoolLimits
 from visionedge.runtime.threads import ThreadGroup
 
 IDENTITY = Identity(hub="hub", device="press-7", module="vision", gateway="gateway")
@@ -27,12 +28,12 @@ QUICK = Deadlines(
 
 
 def message(number: int, output: str = "detections", size: int = 10) -> Message:
-    """A message with a body of so many bytes."""
+    """A message with a body of `size` bytes."""
     return Message(output, b"x" * size, f"{output}-{number}", {}, number)
 
 
 class Hub:
-    """What links are scripted with and what they did. `hold` makes a call hang until it is set."""
+    """A script for links, and a record of their calls. A call hangs until its event in `hold` is set."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -52,7 +53,7 @@ class Hub:
         self.on_lost: OnLost = lambda _reason: None
 
     def open(self, _identity: Identity, on_lost: OnLost) -> "ScriptedLink":
-        """The connector to give to a client."""
+        """The link factory of a client."""
         self.on_lost = on_lost
         self.note(lambda: setattr(self, "opened", self.opened + 1))
         self.step("build")
@@ -84,14 +85,14 @@ class Hub:
 
 
 class ScriptedLink:
-    """A link that does as its hub says."""
+    """A link that follows the script of its hub."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
 
     def connect(self, link_listener: LinkListener | None) -> None:
         self._hub.step("connect")
-        self._ears = link_listener
+        self._link_listener = link_listener
 
     def send(self, message: Message) -> None:
         if self._hub.flapping:
@@ -110,9 +111,9 @@ class ScriptedLink:
         return {"desired": {}, "reported": {}}
 
     def subscribe(self) -> None:
-        self._hub.step("listen")
-        assert self._ears is not None
-        link_listener = self._ears
+        self._hub.step("subscribe")
+        assert self._link_listener is not None
+        link_listener = self._link_listener
         self._hub.note(lambda: self._hub.link_listener.append(link_listener))
 
     def report(self, patch: Mapping[str, Any]) -> bool:
@@ -129,10 +130,29 @@ class ScriptedLink:
         self._hub.note(lambda: setattr(self._hub, "closed", self._hub.closed + 1))
 
 
-class Bench:
-    """A client, its hub and its crew."""
+class RecordedClient(HubClient):
+    """A hub client that records its states; an empty text when it is woken."""
 
-    def __init__(self) -> None:
+    def __init__(self, *args: Any, record: Callable[[str], None], **kwargs: Any) -> None:
+        self._record = record
+        super().__init__(*args, **kwargs)
+
+    def _notify(self) -> None:
+        super()._notify()
+        self._record("")
+
+    def _set_state(self, state: HubState) -> None:
+        with self._wake:
+            changed = self._state not in (state, "closed")
+        super()._set_state(state)
+        if changed:
+            self._record(state)
+
+
+class Bench:
+    """A client with its hub, its spool (in `folder`) and its threads."""
+
+    def __init__(self, folder: Path) -> None:
         self.hub = Hub()
         self.thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
         self.states: list[str] = []
@@ -140,36 +160,65 @@ class Bench:
         self.calls: list[MethodCall] = []
         self.inputs: list[InputMessage] = []
         self.clients: list[HubClient] = []
+        self.spools: list[Spool] = []
+        self._folder = folder
 
-    def twin(self, twin: Mapping[str, Any] | None, connection: int) -> None:
-        """See `Listener`."""
-        self.hub.note(lambda: self.twins.append((twin, connection)))
+    def twin(self, twin: Mapping[str, Any] | None, connection_number: int) -> None:
+        """See `HubListener`."""
+        self.hub.note(lambda: self.twins.append((twin, connection_number)))
 
     def on_method_call(self, call: MethodCall) -> None:
-        """See `Listener`."""
+        """See `HubListener`."""
         self.hub.note(lambda: self.calls.append(call))
 
     def on_message(self, message: InputMessage) -> None:
-        """See `Listener`."""
+        """See `HubListener`."""
         self.hub.note(lambda: self.inputs.append(message))
 
-    def client(self, deadlines: Deadlines = QUICK, message_queue: MemoryQueue | None = None) -> HubClient:
-        """A client that is not started yet."""
-        client = HubClient(
+    def client(self, deadlines: Deadlines = QUICK, limits: SpoolLimits | None = None) -> HubClient:
+        """A client that is not started; its spool is."""
+        spool = Spool(self._folder / "spool.db", "me", self.thread_group, limits=limits)
+        spool.start()
+        client = RecordedClient(
             IDENTITY,
             self.thread_group,
+            spool,
             deadlines=deadlines,
-            message_queue=message_queue,
             link_factory=self.hub.open,
-            on_change=lambda status: self.hub.note(lambda: self.states.append(status.state)),
             listener=self,
-            on_stuck=lambda: self.hub.note(lambda: self.states.append("on_stuck")),
+            on_stuck=lambda: self._record("on_stuck"),
+            record=self._record,
         )
         self.clients.append(client)
+        self.spools.append(spool)
         return client
+
+    def close(self) -> None:
+        """Release hanging calls, and close clients and spools."""
+        self.hub.release()
+        for client in self.clients:
+            client.close(5)
+        for spool in self.spools:
+            assert spool.close(5)
+
+    def wait_until_written(self) -> None:
+        """Wait until the spools have written all messages."""
+        self.hub.wait(lambda: not any(spool.unwritten for spool in self.spools))
+
+    def _record(self, state: str) -> None:
+        self.hub.note(lambda: self.states.append(state) if state else None)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A bench whose threads all end."""
+    bench = Bench(tmp_path)
+    yield bench
+    bench.close()
+    assert bench.thread_group.join(5) == []
 
 
 def quick(**changes: float) -> Deadlines:
-    """The quick deadlines with some changed."""
+    """`QUICK` with some deadlines changed."""
     values = {name: getattr(QUICK, name) for name in Deadlines.__dataclass_fields__}
     return Deadlines(**{**values, **changes})

@@ -85,11 +85,11 @@ def drain(spool: Spool) -> list[Message]:
     got: list[Message] = []
     for _ in range(10_000):
         turn(spool)
-        following = spool.first()
+        following = spool.peek()
         if following is None and not len(spool):
             return got
         while following is not None:
             got.append(following)
             spool.settle(following)
-            following = spool.first()
+            following = spool.peek()
     raise AssertionError(f"never empty: {spool!r}")

@@ -119,8 +119,8 @@ def test_a_patch_for_nobody_is_not_kept(edge_runtime: EdgeRuntime) -> None:
 @pytest.mark.parametrize(
     ("patch", "why"),
     [
-        ('{"a": NaN}', "no JSON"),
-        ("[1]", "no object"),
+        ('{"a": NaN}', "not JSON"),
+        ("[1]", "not an object"),
         ('{"a.b": 1}', "the key"),
         ('{"a b": 1}', "the key"),
         ('{"$a": 1}', "the key"),

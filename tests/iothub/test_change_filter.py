@@ -1,4 +1,4 @@
-"""`telemetry.mode: changes`: which frames are worth sending, judged by time and not by frames."""
+"""`telemetry.mode: changes`: which frames are worth sending, by time and not by the number of frames."""
 
 import json
 import random
@@ -72,7 +72,7 @@ def walker(at_s: float, *, speed: float = 0.1) -> Box:
 
 
 @pytest.mark.parametrize("interval_s", INTERVALS_S)
-def test_who_comes_and_goes_is_sent_once_each_whatever_the_rate(interval_s: float) -> None:
+def test_each_object_is_sent_once_when_it_appears_and_disappears_at_any_rate(interval_s: float) -> None:
     """After `changeSeconds`, and at most two frames; the rest are heartbeats."""
     play = Play()
     play.run(interval_s, 120, lambda at: [(0, MAN)] if 20 <= at < 80 else [])
@@ -121,7 +121,7 @@ def test_a_person_who_is_hidden_for_a_moment_has_not_gone() -> None:
 
 @pytest.mark.parametrize("interval_s", INTERVALS_S)
 def test_a_class_that_wavers_on_one_box_is_no_change(interval_s: float) -> None:
-    """Person, car, person, car: nobody came and nobody left. Heartbeats, and what corrects them."""
+    """Person, car, person, car is one object. Heartbeats are sent, and frames that correct them."""
     play = Play()
     for number in range(round(300 / interval_s)):
         play.frame([(number % 2, MAN)], after_s=interval_s)
@@ -230,7 +230,7 @@ def test_a_dropout_in_the_frame_that_was_sent_is_corrected() -> None:
 
 
 def test_a_reconnect_to_the_same_scene_is_no_change() -> None:
-    """The epoch alone is told by the camera's own event."""
+    """The camera sends its own event about a new epoch."""
     play = Play()
     play.run(0.1, 5, lambda _at: [(0, MAN)])
     play.frame([(0, MAN)], after_s=20, epoch=2)
@@ -300,7 +300,7 @@ def test_what_was_sent_as_there_is_sent_as_gone(
 def test_movement_alone_sends_at_most_one_frame_in_change_seconds(
     steps: list[tuple[float, float]], change_s: float
 ) -> None:
-    """Whatever the path, the rate and the threshold: one box that is always seen."""
+    """For any path, rate and threshold: one object that every frame shows."""
     play, left = Play(change_s=change_s, move_threshold=0.001), 0.3
     for after_s, speed in steps:
         left = min(0.7, max(0.0, left + speed * after_s))

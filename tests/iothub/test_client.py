@@ -1,39 +1,27 @@
-"""The hub client with a scripted link: bounds, order, errors, and calls that never return."""
+"""The hub client with a scripted link: limits, order, errors, and calls that never return."""
 
 import logging
 import queue
 import threading
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from client_bench import QUICK, Bench, message, quick
+from visionedge.iothub.client import HubStatus
 from visionedge.iothub.sdk import (
     LinkError,
     MessageRefusedError,
     describe_error,
 )
-from visionedge.iothub.sdk_calls import HubStatus
-from visionedge.outbound.memory_queue import MemoryQueue
+from visionedge.outbound.sqlite_store import SpoolLimits
 from visionedge.runtime.threads import ThreadGroup
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    """Ends its clients and sets free what hangs."""
-    bench = Bench()
-    yield bench
-    bench.hub.release()
-    for client in bench.clients:
-        client.close(5)
-    assert bench.thread_group.join(5) == []
-
 
 # --- the client -------------------------------------------------------------------------------------------
 
 
-def test_messages_go_in_order_and_states_are_told(bench: Bench) -> None:
-    """Sent before and after the start, all arrive in order; connecting, connected and closed are told."""
+def test_messages_go_in_order_and_states_follow_the_connection(bench: Bench) -> None:
+    """Messages sent before and after the start arrive in order; the states are recorded."""
     client = bench.client()
     client.send(message(1))
     client.start()
@@ -61,12 +49,13 @@ def test_closing_sends_what_still_waits(bench: Bench) -> None:
     assert bench.hub.closed == bench.hub.opened == 1
 
 
-def test_a_full_backlog_drops_the_oldest_detections_and_keeps_events(bench: Bench) -> None:
-    """Offline, what waits is bounded; drops are counted by reason."""
-    client = bench.client(message_queue=MemoryQueue(limit=3))
+def test_a_full_spool_drops_the_oldest_detections_and_keeps_events(bench: Bench) -> None:
+    """Offline, waiting messages are bounded; drops are counted by reason."""
+    client = bench.client(limits=SpoolLimits(limit_bytes=3 * message(1).size_bytes))
     for number in range(4):
         client.send(message(number))
     client.send(message(4, "events"))
+    bench.wait_until_written()
     assert client.status().dropped == {"full": 2}
 
     client.start()
@@ -117,7 +106,7 @@ def test_a_lost_link_is_replaced_without_anything_to_send(bench: Bench) -> None:
 
 
 def test_a_token_that_cannot_be_renewed_keeps_its_connection(bench: Bench) -> None:
-    """The old token is good for a while: messages go on over the old link until the new one can be made."""
+    """The old token is valid for a while: messages use the old link until the new one can be made."""
     client = bench.client(quick(renew_s=0.05))
     client.start()
     bench.hub.wait(lambda: "connected" in bench.states)
@@ -134,7 +123,7 @@ def test_a_token_that_cannot_be_renewed_keeps_its_connection(bench: Bench) -> No
 
 
 def test_a_call_that_never_returns_costs_a_thread_and_no_message(bench: Bench) -> None:
-    """After the deadline another thread goes on, with another link; the message is sent by that."""
+    """After the deadline another thread sends the message over another link."""
     held = bench.hub.hold["send"] = threading.Event()
     client = bench.client(quick(send_s=0.05))
     client.send(message(1))
@@ -150,7 +139,7 @@ def test_a_call_that_never_returns_costs_a_thread_and_no_message(bench: Bench) -
 
 
 def test_too_many_lost_threads_are_reported_as_stuck_and_end_with_them(bench: Bench) -> None:
-    """The client makes no more threads than its limit, says so, and recovers when they come back."""
+    """The client starts no more threads than its limit, and recovers when they return."""
     bench.hub.hold["build"] = threading.Event()
     client = bench.client(quick(build_s=0.02))
     client.send(message(1))
@@ -166,7 +155,7 @@ def test_too_many_lost_threads_are_reported_as_stuck_and_end_with_them(bench: Be
 
 @pytest.mark.parametrize("where", ["build", "connect", "send", "close"])
 def test_close_keeps_its_deadline_wherever_the_sdk_hangs(bench: Bench, where: str) -> None:
-    """Whatever hangs, `close` comes back and says that the process should not wait for threads."""
+    """`close` returns, and says that the process must not wait for threads."""
     bench.hub.hold[where] = threading.Event()
     client = bench.client(quick(disconnect_s=5))
     client.start()
@@ -183,15 +172,15 @@ def test_close_keeps_its_deadline_wherever_the_sdk_hangs(bench: Bench, where: st
 
 
 def test_a_client_that_never_started_closes_at_once(bench: Bench) -> None:
-    """And what it held is counted as lost."""
+    """Its messages stay in the spool."""
     client = bench.client()
     client.send(message(1))
     assert client.close(5)
-    assert client.status().dropped == {"closed": 1}
+    assert (client.status().queued, client.status().dropped) == (1, {})
 
 
 def test_closing_tries_a_dead_hub_once_and_no_more(bench: Bench) -> None:
-    """Messages that no hub takes are counted, and the end does not wait for the whole deadline."""
+    """Messages stay in the spool, and closing does not wait for the whole deadline."""
     bench.hub.errors = [LinkError("refused")] * 100_000
     client = bench.client()
     client.send(message(1))
@@ -202,7 +191,7 @@ def test_closing_tries_a_dead_hub_once_and_no_more(bench: Bench) -> None:
     assert client.close(30)
 
     assert bench.hub.opened <= opened + 2
-    assert client.status().dropped == {"closed": 1}
+    assert (client.status().queued, client.status().dropped) == (1, {})
 
 
 def test_the_same_failure_is_logged_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -219,7 +208,7 @@ def test_the_same_failure_is_logged_once(bench: Bench, caplog: pytest.LogCapture
 
 
 def test_secrets_never_reach_the_status(bench: Bench) -> None:
-    """What the SDK says is masked like everything else."""
+    """Texts of the SDK are redacted like all others."""
     bench.hub.errors = [LinkError("bad SharedAccessSignature sr=x&sig=abcdef&se=1 for key=hunter2")]
     client = bench.client()
     client.start()
@@ -229,11 +218,11 @@ def test_secrets_never_reach_the_status(bench: Bench) -> None:
     assert "hunter2" not in str(client.status())
 
 
-# --- the ladder -------------------------------------------------------------------------------------------
+# --- faults ------------------------------------------------------------------------------------------------
 
 
-def test_the_twin_is_asked_for_at_once_and_then_regularly(bench: Bench) -> None:
-    """Its answer proves that the hub lives, and is handed on."""
+def test_the_twin_is_read_at_once_and_then_regularly(bench: Bench) -> None:
+    """The answer proves that the hub works, and is passed on."""
     client = bench.client(quick(probe_s=0.05))
     client.start()
     bench.hub.wait(lambda: bench.hub.asked >= 3)
@@ -242,7 +231,7 @@ def test_the_twin_is_asked_for_at_once_and_then_regularly(bench: Bench) -> None:
 
 
 def test_a_silent_twin_costs_the_connection_although_messages_are_taken(bench: Bench) -> None:
-    """A session that the hub has lost looks well to whoever only sends."""
+    """A session that the hub has lost still acknowledges messages."""
     bench.hub.hold["twin"] = threading.Event()
     client = bench.client(quick(request_s=0.05))
     client.start()
@@ -255,11 +244,11 @@ def test_a_silent_twin_costs_the_connection_although_messages_are_taken(bench: B
     faults = client.status().faults
     assert faults["silent"] >= 1
     assert faults["overdue"] >= 1
-    assert "the twin did not return" in str(client.status().last_error)
+    assert "reading the twin did not return" in str(client.status().last_error)
 
 
 def test_a_hub_that_never_answers_the_twin_still_gets_its_messages(bench: Bench) -> None:
-    """It is asked ever more rarely, so that asking does not cost the messages their connection."""
+    """The twin is read at longer and longer intervals, because each attempt costs the connection."""
     bench.hub.hold["twin"] = threading.Event()
     client = bench.client(quick(request_s=0.01, probe_s=0.02, max_hung_threads=1000))
     client.start()
@@ -270,7 +259,7 @@ def test_a_hub_that_never_answers_the_twin_still_gets_its_messages(bench: Bench)
 
 
 def test_a_message_that_costs_every_connection_is_given_up(bench: Bench) -> None:
-    """A poison message must not hold up all others for ever; others that fail now and then are not lost."""
+    """A poison message must not block all others for ever; others that fail now and then are not lost."""
     bench.hub.errors = [LinkError("send")]
     client = bench.client(quick(poison_tries=3, poison_pause_s=0.05))
     client.send(message(1))
@@ -308,8 +297,8 @@ def test_a_hub_that_is_away_poisons_nothing(bench: Bench) -> None:
     assert client.status().dropped == {}
 
 
-def test_the_last_rung_is_another_process(bench: Bench) -> None:
-    """When no thread comes back for a while, the module is told to end; threads that return prevent it."""
+def test_a_client_that_stays_stuck_asks_for_another_process(bench: Bench) -> None:
+    """If no thread returns for a while, `on_stuck` is called; threads that return prevent it."""
     bench.hub.hold["build"] = threading.Event()
     client = bench.client(quick(build_s=0.01, stuck_s=0.05))
     client.start()
@@ -319,7 +308,7 @@ def test_the_last_rung_is_another_process(bench: Bench) -> None:
 
 
 def test_a_short_jam_does_not_end_the_module(bench: Bench) -> None:
-    """`stuck` alone is no reason."""
+    """Being stuck for a short time is no reason."""
     held = bench.hub.hold["build"] = threading.Event()
     client = bench.client(quick(build_s=0.1, stuck_s=60))
     client.send(message(1))
@@ -331,7 +320,7 @@ def test_a_short_jam_does_not_end_the_module(bench: Bench) -> None:
 
 
 def test_an_error_is_described_with_its_causes_in_one_line() -> None:
-    """`Could not connect: refused` says more than either; repeated texts once."""
+    """All texts of the chain of causes; repeated texts once."""
     error = RuntimeError("Could not connect\nto IoTHub")
     error.__cause__ = OSError(111, "Connection refused")
     error.__cause__.__cause__ = ValueError("Connection refused")
@@ -339,11 +328,11 @@ def test_an_error_is_described_with_its_causes_in_one_line() -> None:
     assert describe_error(RuntimeError()) == "RuntimeError"
 
 
-# --- errors that nobody expects -----------------------------------------------------------------------------
+# --- unexpected errors --------------------------------------------------------------------------------------
 
 
-def test_a_message_that_fails_in_an_unknown_way_goes_alone(bench: Bench) -> None:
-    """It is counted, the connection stays, and those behind it arrive."""
+def test_a_message_that_fails_in_an_unknown_way_is_dropped_alone(bench: Bench) -> None:
+    """It is counted, the connection stays, and later messages arrive."""
     client = bench.client()
     client.start()
     bench.hub.wait(lambda: "connected" in bench.states)
@@ -365,15 +354,14 @@ def test_a_connection_that_fails_in_an_unknown_way_is_made_anew(bench: Bench) ->
     assert bench.hub.opened == 2
 
 
-def test_a_client_that_fails_again_and_again_ends_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its thread dies in sight of the crew."""
-    monkeypatch.setattr("visionedge.iothub.client._MAX_CONSECUTIVE_ERRORS", 3)
+def test_a_client_that_fails_again_and_again_ends_the_module(tmp_path: Path) -> None:
+    """The error of its thread reaches the thread group."""
     deaths: queue.SimpleQueue[str] = queue.SimpleQueue()
-    bench = Bench()
+    bench = Bench(tmp_path)
     bench.thread_group = ThreadGroup(lambda name, _error: deaths.put(name))
     bench.hub.errors = [TypeError("no such thing")] * 9
-    client = bench.client()
+    client = bench.client(quick(max_unexpected_errors=3))
     client.start()
     assert deaths.get(timeout=10) == "hub:client"
-    client.close(1)
+    bench.close()
     assert bench.thread_group.join(5) == []

@@ -1,4 +1,4 @@
-"""The parts around the hub client: the backlog, calls that can be lost, and the facade of it all."""
+"""The delivery, and calls that may never return."""
 
 import json
 import logging
@@ -14,7 +14,6 @@ from visionedge.iothub.client import HubClient
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.sdk_calls import AbandonableCalls, CallTimeoutError, StuckError
-from visionedge.outbound.memory_queue import MemoryQueue
 from visionedge.outbound.messages import Message
 from visionedge.outbound.spool import Spool
 from visionedge.outbound.sqlite_store import SpoolLimits
@@ -28,48 +27,8 @@ def message(sequence_number: int, output: str = "detections", size: int = 10) ->
     return Message(output, b"x" * size, f"{output}-{sequence_number}", {}, sequence_number)
 
 
-def test_the_backlog_is_bounded_by_bytes() -> None:
-    """Large messages push out more than one."""
-    message_queue = MemoryQueue(limit_bytes=1000)
-    for sequence_number in range(5):
-        message_queue.put(message(sequence_number, size=200))
-    message_queue.put(message(9, size=500))
-    assert message_queue.bytes <= 1000
-    assert len(message_queue) < 5
-
-
-def test_the_message_in_flight_is_never_dropped_for_others() -> None:
-    """It may arrive any moment: others go, and its acknowledgement takes out just itself."""
-    message_queue = MemoryQueue(limit=2)
-    for sequence_number in (1, 2, 3):
-        message_queue.put(message(sequence_number))
-    first = message_queue.first()
-    assert first is not None
-    assert first.sequence_number == 2
-    message_queue.put(message(4, "events"))
-    assert message_queue.first() is first
-
-    message_queue.settle(first)
-
-    left = message_queue.first()
-    assert left is not None
-    assert left.sequence_number == 4
-    assert message_queue.dropped == {"full": 2}
-
-
-def test_a_message_in_flight_larger_than_the_backlog_keeps_it_empty() -> None:
-    """Nothing is dropped twice, nothing spins."""
-    message_queue = MemoryQueue(limit_bytes=100)
-    message_queue.put(message(1, size=50))
-    assert message_queue.first() is not None
-    message_queue.put(message(2, size=500))
-    assert len(message_queue) == 1
-    assert message_queue.drop_unsaved() == 1
-    assert message_queue.bytes == 0
-
-
-def test_a_losable_call_gives_results_and_errors() -> None:
-    """As if it had been called directly, on one thread for all of them."""
+def test_a_call_gives_results_and_errors() -> None:
+    """As if it had been called directly; all calls use one thread."""
     thread_group = ThreadGroup(lambda _name, _error: None)
     calls = AbandonableCalls(thread_group, "calls")
     names = {calls.call("name", lambda: threading.current_thread().name, 5) for _ in range(3)}
@@ -80,8 +39,8 @@ def test_a_losable_call_gives_results_and_errors() -> None:
     assert thread_group.join(5) == []
 
 
-def test_a_lost_thread_that_comes_back_ends_and_counts_no_more() -> None:
-    """`Stuck` is not for ever."""
+def test_an_abandoned_thread_that_returns_ends_and_does_not_count() -> None:
+    """Then calls work again."""
     thread_group = ThreadGroup(lambda _name, _error: None)
     calls = AbandonableCalls(thread_group, "calls", limit=1)
     held = threading.Event()
@@ -97,7 +56,7 @@ def test_a_lost_thread_that_comes_back_ends_and_counts_no_more() -> None:
     assert thread_group.join(5) == []
 
 
-def test_a_result_that_comes_too_late_is_taken_care_of() -> None:
+def test_a_late_result_is_passed_to_its_handler() -> None:
     """A client that was made after its deadline must be closed, or its threads stay for ever."""
     thread_group = ThreadGroup(lambda _name, _error: None)
     calls = AbandonableCalls(thread_group, "calls")
@@ -115,11 +74,11 @@ def test_a_result_that_comes_too_late_is_taken_care_of() -> None:
     assert late == ["a client"]
 
 
-def test_outside_without_a_file_nothing_is_gathered(caplog: pytest.LogCaptureFixture) -> None:
+def test_outside_without_a_file_nothing_is_gathered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Locally, frames cost nothing and the log says once why nothing is sent."""
     caplog.set_level(logging.INFO, logger="visionedge.iothub")
     thread_group = ThreadGroup(lambda _name, _error: None)
-    delivery = Delivery.build(TelemetryConfig(), None, None, thread_group)
+    delivery = Delivery.build(TelemetryConfig(), None, None, thread_group, data=tmp_path)
     delivery.start()
     delivery.event("module", "started", "started")
     delivery.tick()
@@ -186,7 +145,7 @@ def test_dropped_messages_become_one_event_with_their_ranges(tmp_path: Path) -> 
     assert lost["from"] == 1
     assert event["details"]["messages"] == lost["to"]
     assert lost["reason"] == "full"
-    spool.settle(spool.first() or message(0), dropped="refused")
+    spool.settle(spool.peek() or message(0), dropped="refused")
     delivery.tick()
     assert [m for m in taken(spool) if m.output == "events"] == [], "not yet again"
     assert spool.close(5)
@@ -195,7 +154,7 @@ def test_dropped_messages_become_one_event_with_their_ranges(tmp_path: Path) -> 
 def taken(spool: Spool) -> list[Message]:
     """All that a hub would get now."""
     got = []
-    while (following := spool.first()) is not None:
+    while (following := spool.peek()) is not None:
         got.append(following)
         spool.settle(following)
         spool._write_and_refill()
@@ -203,7 +162,7 @@ def taken(spool: Spool) -> list[Message]:
 
 
 def test_news_of_the_disk_become_events(tmp_path: Path) -> None:
-    """A damaged file is told to the cloud, with the kind `storage`."""
+    """A damaged file is reported to the cloud with the kind `storage`."""
     (tmp_path / "spool.db").write_bytes(b"no database at all" * 100)
     thread_group = ThreadGroup(lambda _name, _error: None)
     spool = Spool(tmp_path / "spool.db", "me", thread_group)
@@ -227,7 +186,9 @@ class SendingHub:
 def test_inside_a_file_and_a_hub_are_made(tmp_path: Path) -> None:
     """The identity names the sender."""
     thread_group = ThreadGroup(lambda _name, _error: None)
-    delivery = Delivery.build(TelemetryConfig(), IDENTITY, tmp_path / "messages.jsonl", thread_group)
+    delivery = Delivery.build(
+        TelemetryConfig(), IDENTITY, tmp_path / "messages.jsonl", thread_group, data=tmp_path
+    )
     status = delivery.status()
     assert delivery.close(1)
     assert (status.device, status.module, status.inside_edge) == ("press-7", "vision", True)

@@ -1,4 +1,4 @@
-"""Desired properties as a carrier: one wish after the other, applied, acknowledged, told, and kept."""
+"""Desired properties as a source of the configuration: applied, acknowledged, reported and kept on disk."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -8,18 +8,15 @@ from typing import Any
 import pytest
 
 from visionedge.config.schema import Config
-from visionedge.iothub.desired_properties import (
-    ConfigurationSources,
-    DesiredDocument,
-    DesiredProperties,
-    LastGoodFile,
-)
+from visionedge.iothub import desired_properties
+from visionedge.iothub.desired_document import DesiredDocument
+from visionedge.iothub.desired_properties import ConfigurationSources, DesiredProperties, LastGoodFile
 
 LOCAL: dict[str, Any] = {"telemetry": {"intervalSeconds": 5}, "model": {"path": "local.onnx"}}
 
 
 class Module:
-    """Takes configurations as the service does, refuses sections on demand, and hears the events."""
+    """Applies configurations like the service, rejects sections on demand, and records events."""
 
     def __init__(self, folder: Path, local: dict[str, Any] | None = None) -> None:
         self.path = folder / "desired.json"
@@ -76,7 +73,7 @@ class Module:
 
     @property
     def kept(self) -> DesiredDocument | None:
-        """What lies on the disk."""
+        """The document on disk."""
         return LastGoodFile(self.path, "me").read()
 
 
@@ -100,8 +97,8 @@ async def acknowledged(desired: DesiredProperties, version: int) -> dict[str, An
     return desired.acknowledgement
 
 
-def test_a_right_document_is_applied_acknowledged_told_and_kept(tmp_path: Path) -> None:
-    """Laid over the local document; a key that goes means the local value, or the default, again."""
+def test_a_valid_document_is_applied_acknowledged_reported_and_kept(tmp_path: Path) -> None:
+    """Merged over the local document; a removed key means the local value, or the default, again."""
     module = Module(tmp_path)
 
     async def story(desired: DesiredProperties) -> None:
@@ -163,7 +160,7 @@ def test_the_same_twin_read_again_is_no_news(tmp_path: Path) -> None:
 
 
 def test_a_section_that_cannot_be_applied_is_rejected_alone(tmp_path: Path) -> None:
-    """The others are in force; on the disk lies what is, so that a restart finds the same."""
+    """The others are in force; the document on disk is the one in force, so a restart uses the same."""
     module = Module(tmp_path)
     module.refuse = {"model": "new.onnx does not exist"}
 
@@ -182,15 +179,15 @@ def test_a_section_that_cannot_be_applied_is_rejected_alone(tmp_path: Path) -> N
     assert module.kept == DesiredDocument(3, {"model": {"path": "newer.onnx"}, "telemetry": {"mode": "all"}})
 
 
-def test_a_change_that_fails_altogether_is_rejected_and_the_next_one_heard(tmp_path: Path) -> None:
-    """Whatever it runs into, secrets in its words masked."""
+def test_a_change_that_fails_is_rejected_and_the_next_one_is_processed(tmp_path: Path) -> None:
+    """Any error, with its secrets masked."""
     module = Module(tmp_path)
     module.error = RuntimeError("rtsp://me:hunter2@h broke")
 
     async def story(desired: DesiredProperties) -> None:
         desired.on_twin(twin(2, telemetry={"mode": "all"}))
         told = await acknowledged(desired, 2)
-        assert told["telemetry"]["reasons"] == ["applying it failed: rtsp://***@h broke"]
+        assert told["telemetry"]["reasons"] == ["applying failed: rtsp://***@h broke"]
         module.error = None
         desired.on_twin(twin(3))
         desired.on_twin(twin(4, telemetry={}))
@@ -202,7 +199,7 @@ def test_a_change_that_fails_altogether_is_rejected_and_the_next_one_heard(tmp_p
     assert module.kept == DesiredDocument(4, {"telemetry": {}})
 
 
-def test_of_many_wishes_while_one_is_applied_the_newest_is_next(tmp_path: Path) -> None:
+def test_of_many_documents_while_one_is_applied_the_newest_is_next(tmp_path: Path) -> None:
     """Those between would be undone at once."""
     module = Module(tmp_path)
 
@@ -251,11 +248,11 @@ def test_what_was_in_force_and_fits_no_more_is_left_aside(
     start = Module(tmp_path).config_sources().start
     assert start.desired is None
     assert start.config.telemetry.interval_seconds == 5
-    assert "fit no more" in caplog.text
+    assert "are not valid any more" in caplog.text
 
 
 def test_only_the_local_file_may_allow_what_is_insecure(tmp_path: Path) -> None:
-    """The twin is told so by the path of the key, beside all other problems."""
+    """The acknowledgement has the path of the key, beside all other problems."""
     module = Module(tmp_path, {})
     model = {"url": "http://h/m.onnx", "sha256": "0" * 64, "allowInsecure": True}
 
@@ -269,8 +266,8 @@ def test_only_the_local_file_may_allow_what_is_insecure(tmp_path: Path) -> None:
     assert module.applied == []
 
 
-def test_a_wish_that_came_too_late_for_this_start_is_kept_for_the_next(tmp_path: Path) -> None:
-    """Where the engine cannot be opened as it was wished before, the twin must be able to mend it."""
+def test_a_document_that_came_too_late_for_this_start_is_kept_for_the_next(tmp_path: Path) -> None:
+    """If the engine cannot be opened with the last good document, the twin must be able to correct it."""
     module = Module(tmp_path)
 
     async def story() -> None:
@@ -290,7 +287,7 @@ def test_a_wish_that_came_too_late_for_this_start_is_kept_for_the_next(tmp_path:
     assert module.applied == []
 
 
-def test_what_could_not_be_had_is_tried_again_and_told_once(tmp_path: Path) -> None:
+def test_a_rejected_section_is_tried_again_and_reported_once(tmp_path: Path) -> None:
     """A model server that comes back is found without another word from the cloud."""
     module = Module(tmp_path)
     module.refuse = {"model": "the server does not answer"}
@@ -343,11 +340,11 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def test_what_a_full_disk_does_not_take_is_acknowledged_so_and_written_when_there_is_room(
+def test_a_document_that_a_full_disk_rejects_is_acknowledged_as_not_kept_and_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill after that brings back nothing that was switched off."""
-    monkeypatch.setattr("visionedge.iothub.desired_properties._SAVE_RETRY_S", 0.01)
+    monkeypatch.setattr(desired_properties, "_SAVE_RETRY_S", 0.01)
     module = Module(tmp_path)
     module.fill_disk(full=True)
 
@@ -411,7 +408,7 @@ def test_a_refusal_is_no_reason_to_believe_that_the_rest_runs(tmp_path: Path) ->
 def test_the_local_document_can_be_read_again_and_the_twin_stays_on_top(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is wrong, alone or under the twin, is told with every problem and never used."""
+    """A document that is not valid, alone or with the twin, is logged with every problem and not used."""
     caplog.set_level("INFO")
     module = Module(tmp_path)
 
@@ -421,7 +418,7 @@ def test_the_local_document_can_be_read_again_and_the_twin_stays_on_top(
         desired.reload(lambda: {"telemetry": {"intervalSeconds": 7, "mode": "none"}, "http": {"port": 1}})
         await until(lambda: "the configuration file is applied: http, model, telemetry" in caplog.text)
         desired.reload(lambda: {"telemetry": {"intervalSeconds": -7, "x": 1}})
-        await until(lambda: "(2 problems): it is not used" in caplog.text)
+        await until(lambda: "the configuration file is not used: 2 problems" in caplog.text)
         desired.on_twin(twin(3, telemetry={}))
         await acknowledged(desired, 3)
 

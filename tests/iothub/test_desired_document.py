@@ -1,4 +1,4 @@
-"""Desired properties, purely: laid over the local document, judged whole, acknowledged section by section."""
+"""The desired document: merged over the local one, validated as a whole, acknowledged by section."""
 
 import json
 from pathlib import Path
@@ -9,16 +9,16 @@ import pytest
 from edge_runtime.twin import check_reported
 from visionedge.config.load import parse_config
 from visionedge.errors import ConfigError
-from visionedge.iothub.desired_properties import (
+from visionedge.iothub.desired_document import (
     MAX_ACKNOWLEDGEMENT_BYTES,
     DesiredDocument,
-    LastGoodFile,
-    acknowledgement,
+    build_acknowledgement,
     compute_effective_document,
     group_problems_by_section,
     overlay_desired,
     read_desired_document,
 )
+from visionedge.iothub.desired_properties import LastGoodFile
 
 
 def rejected(document: dict[str, Any], before: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -26,7 +26,9 @@ def rejected(document: dict[str, Any], before: dict[str, Any] | None = None) -> 
     desired = DesiredDocument(7, document)
     with pytest.raises(ConfigError) as caught:
         parse_config(document)
-    told = acknowledgement(desired, group_problems_by_section(desired, caught.value.problems), before or {})
+    told = build_acknowledgement(
+        desired, group_problems_by_section(desired, caught.value.problems), before or {}
+    )
     check_reported({"config": told})
     return told
 
@@ -38,12 +40,12 @@ def test_a_key_that_begins_with_x_dash_changes_nothing_and_is_no_fault() -> None
     """As in a file; it is acknowledged like every key."""
     document = {"x-site": {"any": ["thing"]}, "http": {"port": 1}}
     assert parse_config(overlay_desired({}, document)) == parse_config({"http": {"port": 1}})
-    told = acknowledgement(DesiredDocument(7, document), {}, document)
+    told = build_acknowledgement(DesiredDocument(7, document), {}, document)
     assert told["x-site"] == {"status": "applied", "version": 7}
     check_reported({"config": told})
 
 
-def test_what_the_hub_adds_is_no_wish() -> None:
+def test_metadata_of_the_hub_is_not_part_of_the_document() -> None:
     """`$version` and `$metadata` are the hub's; the version is kept for the answer."""
     twin = {"desired": {"http": {"port": 1}, "$version": 4, "$metadata": {"x": 1}}, "reported": {}}
     assert read_desired_document(twin) == DesiredDocument(4, {"http": {"port": 1}})
@@ -52,7 +54,7 @@ def test_what_the_hub_adds_is_no_wish() -> None:
 
 
 def test_a_key_that_is_taken_away_means_what_the_local_document_says_or_the_default() -> None:
-    """Nothing of an earlier wish stays."""
+    """Nothing of an earlier document stays."""
     local = {"http": {"port": 1}, "cameras": {"dock": {"uri": "demo:", "fps": 5}}}
     over = overlay_desired(local, {"cameras": {"dock": {"fps": 2}, "yard": {"uri": "demo:"}}})
     assert over["cameras"] == {"dock": {"uri": "demo:", "fps": 2}, "yard": {"uri": "demo:"}}
@@ -82,7 +84,7 @@ def test_a_model_is_one_place_or_the_other(
 def test_every_section_is_acknowledged_with_the_version() -> None:
     """Applied is applied, without a word more."""
     desired = DesiredDocument(3, {"telemetry": {"mode": "all"}, "http": {"port": 0}})
-    assert acknowledgement(desired, {}, desired.document) == {
+    assert build_acknowledgement(desired, {}, desired.document) == {
         "http": {"status": "applied", "version": 3},
         "telemetry": {"status": "applied", "version": 3},
     }
@@ -96,7 +98,7 @@ def test_a_wrong_document_is_rejected_whole_and_each_section_says_why() -> None:
     )
     assert told["cameras"]["status"] == "rejected"
     assert told["cameras"]["reasons"] == ["cameras.dock.uri: must be a valid string"]
-    assert told["telemetry"]["reasons"] == ["not applied, because of what is wrong in cameras"]
+    assert told["telemetry"]["reasons"] == ["not applied because of problems in cameras"]
     assert told["http"] == {"status": "applied", "version": 7}
 
 
@@ -124,15 +126,15 @@ def test_forty_wrong_things_are_all_reported() -> None:
 
 
 def test_what_does_not_fit_is_counted_and_no_section_hides_another() -> None:
-    """Cut to what a twin may hold: 200 wrong cameras leave room for one wrong port."""
+    """Limited to the size of a twin: the problems of 200 cameras do not hide the one of a port."""
     cameras = {"c" * 60 + f"{n:03}": {"uri": "gopher://h/" + "x" * 3000, "fps": -1} for n in range(200)}
     told = rejected({"cameras": cameras, "http": {"port": -1}})
     assert len(json.dumps({"config": told})) < MAX_ACKNOWLEDGEMENT_BYTES + 100
-    assert "more; the event config-rejected has them" in told["cameras"]["reasons"][-1]
+    assert "more; see the event config-rejected" in told["cameras"]["reasons"][-1]
     assert told["http"]["reasons"] == ["http.port: must be greater than or equal to 0"]
 
 
-def test_keys_that_edgehub_does_not_take_are_told_in_another_spelling() -> None:
+def test_keys_that_edgehub_refuses_are_acknowledged_in_another_spelling() -> None:
     """Neither dots nor control signs, none too long, not too many, and no secret that is a key."""
     wrong: dict[str, Any] = {"a.b c": 1, "x\x01": 1, "k" * 2000: 1, "rtsp://me:hunter2@h/x": 1}
     told = rejected({**wrong, **{f"key{n}": 1 for n in range(100)}})
@@ -148,7 +150,7 @@ def test_a_section_that_could_not_be_applied_leaves_the_others_in_force() -> Non
     refused = {"model": ["model: new does not exist"], "http": ["http: the port is in use"]}
     effective = compute_effective_document(desired, {"model": {"path": "old"}, "http": {"port": 1}}, refused)
     assert effective == {"model": {"path": "old"}, "http": {"port": 1}, "telemetry": {"mode": "all"}}
-    told = acknowledgement(desired, refused, effective)
+    told = build_acknowledgement(desired, refused, effective)
     assert {key: entry["status"] for key, entry in told.items()} == {
         "model": "rejected",
         "telemetry": "applied",
@@ -160,7 +162,7 @@ def test_a_section_that_could_not_be_applied_leaves_the_others_in_force() -> Non
 
 
 def test_the_last_good_one_is_kept_for_its_owner_alone(tmp_path: Path) -> None:
-    """Written at once or not at all, readable for nobody else, and of no use to another module."""
+    """Written as a whole or not at all, readable only for its user, and not used by another module."""
     path = tmp_path / "state" / "desired.json"
     kept = LastGoodFile(path, "hub/press-7/vision")
     assert kept.read() is None

@@ -1,4 +1,4 @@
-"""Direct methods: payloads, deadlines, errors and sizes, whatever a handler does."""
+"""Direct methods: payloads, deadlines, errors and sizes, for any behaviour of a handler."""
 
 import asyncio
 from collections.abc import Mapping
@@ -93,10 +93,10 @@ def test_a_wrong_payload_is_answered_with_400(payload: Any) -> None:
 
 @pytest.mark.parametrize("name", ["nonsense", "", "Echo", "x" * 5000])
 def test_an_unknown_method_is_answered_with_404(name: str) -> None:
-    """And told which there are."""
+    """The message names the known methods."""
     answer = call(name)
     assert code(answer) == (404, "unknown_method")
-    assert "there are any, echo, fail, hang" in answer.document["error"]["message"]
+    assert "known methods: any, echo, fail, hang" in answer.document["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_method_that_hangs_ends_at_its_deadline() -> None:
 
 
 def test_only_so_many_run_at_once() -> None:
-    """The ninth is told to call again; calls are counted by name and status, unknown names together."""
+    """The ninth gets `busy`; calls are counted by name and status, unknown names together."""
 
     async def story() -> None:
         methods = MethodDispatcher({"hang": DirectMethod(hang, 5)})
@@ -203,7 +203,7 @@ class View:
 
 
 def test_the_status_has_the_doctors_report_if_that_is_asked_for() -> None:
-    """Without secrets, and examined for nobody else."""
+    """Without secrets, and made only when it is asked for."""
 
     async def story() -> tuple[MethodResult, MethodResult]:
         nothing: Any = None

@@ -1,23 +1,23 @@
-"""The last rung seen from outside: the module ends with a code of its own."""
+"""The fault `stuck` as edgeAgent sees it: the module ends with its own exit code."""
 
 import asyncio
 from pathlib import Path
 from typing import Any
 
 from visionedge.app.service import RunOptions, Service
+from visionedge.iothub.client import EXIT_STUCK
 from visionedge.iothub.desired_properties import ConfigurationSources
-from visionedge.iothub.sdk_calls import EXIT_STUCK
 
 
 class StuckService(Service):
-    """Its hub client finds, before any engine is there, that the SDK hangs for good."""
+    """Its hub client is stuck before there is an engine."""
 
     async def _start_cameras_and_engine(self, *_: Any) -> None:
         await asyncio.to_thread(self._on_hub_stuck)
 
 
 def test_a_stuck_sdk_ends_the_module_in_order_and_with_its_own_code(tmp_path: Path) -> None:
-    """75, which no other end has; nothing is left behind."""
+    """75, which no other end has; no thread is left."""
     document = {"inference": {"process": False, "device": "cpu"}, "http": {"port": 0}}
     options = RunOptions(ConfigurationSources.read(document), tmp_path, duration_s=60, environ={})
     service = StuckService(options)

@@ -98,12 +98,12 @@ def test_a_workload_socket_that_cannot_be_used_is_named_with_the_remedy(
         identity.socket_problem() or ""
     )
     path.write_text("")
-    assert f"{path} is no socket; restart the module" in (identity.socket_problem() or "")
+    assert f"{path} is not a socket; restart the module" in (identity.socket_problem() or "")
     path.unlink()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         assert identity.socket_problem() is None
         monkeypatch.setattr(os, "access", lambda *_: False)  # root may do anything
         problem = identity.socket_problem() or ""
-    assert f"user {os.getuid()} may not open the workload socket {path}; edgeAgent makes it" in problem
+    assert f"user {os.getuid()} cannot open the workload socket {path}; edgeAgent creates it" in problem
     assert replace(identity, workload_uri="http://127.0.0.1:1").socket_problem() is None

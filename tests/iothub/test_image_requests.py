@@ -144,7 +144,7 @@ def test_what_gets_no_answer_is_counted_by_its_reason() -> None:
     assert len(module.refusals) == 5
 
 
-def test_nonsense_all_the_time_is_told_of_once_a_minute() -> None:
+def test_dropped_images_are_reported_once_a_minute() -> None:
     """Every single one is counted."""
     module = Module()
     questions = module.talk(*[picture("a", body=b"junk")] * 8)

@@ -1,4 +1,4 @@
-"""Reported properties: patches of differences, in measure, as edgeHub takes them."""
+"""Reported properties: patches of differences, at a limited rate, as edgeHub accepts them."""
 
 import json
 from typing import Any
@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from edge_runtime.twin import Twin
 from visionedge.app.hub_bridge import MAX_CAMERAS_BYTES, fit_camera_states
-from visionedge.iothub.desired_properties import DesiredDocument, acknowledgement
+from visionedge.iothub.desired_document import DesiredDocument, build_acknowledgement
 from visionedge.iothub.reported_properties import (
     MAX_PATCH_BYTES,
-    MIN_PATCH_INTERVAL_NS,
+    PATCH_BURST,
+    PATCH_INTERVAL_NS,
+    PatchRateLimit,
     ReportedProperties,
     compute_merge_patch,
     limit_patch_size,
@@ -26,7 +28,7 @@ DOCUMENTS = st.dictionaries(st.text("pqr", min_size=1, max_size=2), VALUES, max_
 
 
 class Hub:
-    """The real rules of edgeHub behind a link that may be lost."""
+    """The rules of edgeHub behind a connection that can be lost."""
 
     def __init__(self) -> None:
         self.twin = Twin()
@@ -35,21 +37,21 @@ class Hub:
         self.reported.on_connected({})
 
     def step(self, wanted: dict[str, Any]) -> dict[str, Any] | None:
-        """Send what is due; the patch."""
+        """Send a patch if one is due; returns it."""
         patch = self.reported.next_patch(wanted)
         if patch is not None:
             self.twin.report(json.dumps(patch).encode())
             self.reported.settle("taken")
         return patch
 
-    def later(self, nanoseconds: int = MIN_PATCH_INTERVAL_NS) -> "Hub":
+    def later(self, nanoseconds: int = PATCH_INTERVAL_NS) -> "Hub":
         """Time goes by."""
         self.now_ns += nanoseconds
         return self
 
 
-def test_only_differences_are_told_and_what_is_gone_is_deleted() -> None:
-    """Null takes a key away; what stays is not repeated."""
+def test_only_differences_are_reported_and_removed_keys_are_deleted() -> None:
+    """Null removes a key; unchanged keys are not repeated."""
     hub = Hub()
     assert hub.step({"cameras": {"dock": "live", "yard": "failed"}, "x": 1}) is not None
     patch = hub.later().step({"cameras": {"dock": "live", "gate": "live"}})
@@ -58,17 +60,78 @@ def test_only_differences_are_told_and_what_is_gone_is_deleted() -> None:
     assert hub.twin.reported == {"cameras": {"dock": "live", "gate": "live"}}
 
 
-def test_one_patch_goes_in_five_seconds_however_much_changes() -> None:
-    """What changed meanwhile goes together; what changed back does not go at all."""
+def test_three_patches_go_at_once_and_then_one_every_five_seconds() -> None:
+    """Changes between two patches go together; a value that changed back does not go at all."""
     hub = Hub()
-    sent = [hub.later(MIN_PATCH_INTERVAL_NS // 50).step({"n": number % 10}) for number in range(500)]
-    assert len([patch for patch in sent if patch]) <= 10
-    hub.later().step({"n": 1})
-    assert hub.twin.reported == {"n": 1}
+    sent_ns = []
+    for number in range(500):
+        if hub.step({"n": number}):
+            sent_ns.append(hub.now_ns)
+        hub.later(PATCH_INTERVAL_NS // 50)
+    assert PATCH_BURST == 3
+    tick_ns = PATCH_INTERVAL_NS // 50
+    assert sent_ns[:3] == [0, tick_ns, 2 * tick_ns]
+    assert sent_ns[3:] == [n * PATCH_INTERVAL_NS for n in range(1, 10)]
+    assert hub.twin.reported == {"n": 450}
+    hub.later(-PATCH_INTERVAL_NS // 50)
+    assert hub.step({"n": 1}) is None
+    assert hub.later().step({"n": 450}) is None, "it changed back"
+    assert hub.later().step({"n": 1}) == {"n": 1}
 
 
-def test_a_new_link_is_told_everything_and_forgets_what_others_told() -> None:
-    """What the twin still has of an older version of the module goes."""
+def test_an_acknowledgement_right_after_the_first_report_goes_at_once() -> None:
+    """The start reports everything; the first desired properties are answered without a wait."""
+    hub = Hub()
+    assert hub.step({"engine": "warming-up"}) is not None
+    assert hub.step({"engine": "warming-up", "config": 7}) == {"config": 7}
+    assert hub.step({"engine": "ok", "config": 7}) == {"engine": "ok"}
+    assert hub.step({"engine": "ok", "config": 8}) is None
+    assert hub.later().step({"engine": "ok", "config": 8}) == {"config": 8}
+
+
+def test_a_quiet_time_allows_a_burst_of_three_and_no_more() -> None:
+    """One token comes back every 5 s, up to three."""
+    now = [0]
+    limit = PatchRateLimit(lambda: now[0])
+
+    def burst() -> int:
+        """How many patches may go now."""
+        taken = 0
+        while limit.available():
+            limit.take()
+            taken += 1
+        return taken
+
+    assert burst() == 3
+    now[0] += PATCH_INTERVAL_NS - 1
+    assert burst() == 0
+    now[0] += 1
+    assert burst() == 1
+    now[0] += 2 * PATCH_INTERVAL_NS
+    assert burst() == 2
+    now[0] += 100 * PATCH_INTERVAL_NS
+    assert burst() == 3
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 3 * PATCH_INTERVAL_NS), max_size=40))
+def test_no_time_has_more_patches_than_a_burst_and_its_share(pauses_ns: list[int]) -> None:
+    """In a time of `n` intervals at most `n + 3` patches, however the requests fall."""
+    now = [0]
+    limit = PatchRateLimit(lambda: now[0])
+    sent_ns: list[int] = []
+    for pause_ns in pauses_ns:
+        now[0] += pause_ns
+        if limit.available():
+            limit.take()
+            sent_ns.append(now[0])
+    for first, begin_ns in enumerate(sent_ns):
+        for count, end_ns in enumerate(sent_ns[first:], 1):
+            assert count <= PATCH_BURST + (end_ns - begin_ns) // PATCH_INTERVAL_NS
+
+
+def test_over_a_new_connection_everything_is_reported_again() -> None:
+    """Keys of an older version of the module are removed from the twin."""
     hub = Hub()
     hub.step({"a": {"b": 1}, "c": 2})
     hub.reported.lost()
@@ -77,24 +140,24 @@ def test_a_new_link_is_told_everything_and_forgets_what_others_told() -> None:
     assert hub.step({"a": {"b": 1}, "c": 2}) == {"a": {"b": 1, "old": None}, "c": 2, "older": None}
 
 
-def test_a_patch_that_was_refused_is_tried_again_ever_more_rarely() -> None:
-    """A hub that does not want it is not pestered, and taken up again where it does."""
+def test_a_patch_that_was_refused_is_tried_again_at_growing_intervals() -> None:
+    """Up to five minutes; a hub that accepts it again gets it."""
     hub = Hub()
     waits = []
     for _ in range(12):
         began_ns = hub.now_ns
         while hub.reported.next_patch({"a": 1}) is None:
-            hub.later(MIN_PATCH_INTERVAL_NS // 2)
+            hub.later(PATCH_INTERVAL_NS // 2)
         hub.reported.settle("refused")
         waits.append(hub.now_ns - began_ns)
-    assert waits[1:4] == [2 * MIN_PATCH_INTERVAL_NS, 4 * MIN_PATCH_INTERVAL_NS, 8 * MIN_PATCH_INTERVAL_NS]
+    assert waits[1:4] == [2 * PATCH_INTERVAL_NS, 4 * PATCH_INTERVAL_NS, 8 * PATCH_INTERVAL_NS]
     assert max(waits) <= 300_000_000_000
     hub.later(300_000_000_000).step({"a": 1})
     assert hub.twin.reported == {"a": 1}
 
 
-def test_a_patch_whose_link_was_lost_goes_again_over_the_next_one() -> None:
-    """Nobody knows whether it arrived."""
+def test_a_patch_whose_connection_was_lost_is_sent_again_over_the_next_one() -> None:
+    """The patch may have arrived or not."""
     hub = Hub()
     assert hub.reported.next_patch({"a": 1}) == {"a": 1}
     hub.reported.settle("lost")
@@ -104,7 +167,7 @@ def test_a_patch_whose_link_was_lost_goes_again_over_the_next_one() -> None:
 
 
 def test_many_long_names_replaced_by_others_go_in_parts_that_edgehub_takes() -> None:
-    """First what goes away, so that the whole is never too large either."""
+    """Deletions first, so that the twin never becomes too large."""
     hub = Hub()
     first = {"cameras": {f"{n:03}" + "a" * 61: "reconnecting" for n in range(200)}}
     second = {"cameras": {f"{n:03}" + "b" * 61: "reconnecting" for n in range(200)}}
@@ -120,7 +183,7 @@ def test_many_long_names_replaced_by_others_go_in_parts_that_edgehub_takes() -> 
 def test_a_difference_makes_one_document_into_the_other(
     before: dict[str, Any], after: dict[str, Any]
 ) -> None:
-    """Whatever they are, laid over by edgeHub's own rules."""
+    """For any documents, merged by the rules of edgeHub."""
     twin = Twin()
     twin.reported = before
     twin.report(json.dumps(compute_merge_patch(before, after)).encode())
@@ -133,7 +196,7 @@ def test_all_together_stays_below_what_a_twin_holds() -> None:
     states = {f"{n:03}" + "c" * 61: "reconnecting" for n in range(300)}
     desired = DesiredDocument(2**31, {f"section-{n}": {} for n in range(100)})
     problems = {key: [f"{key}.{n}: " + "ü" * 200 for n in range(50)] for key in desired.document}
-    wanted = {"config": acknowledgement(desired, problems, {}), "cameras": fit_camera_states(states)}
+    wanted = {"config": build_acknowledgement(desired, problems, {}), "cameras": fit_camera_states(states)}
     hub = Hub()
     hub.step(wanted)
     assert hub.twin.reported == wanted

@@ -1,4 +1,4 @@
-"""What the real SDK lets the module hear, and say beside messages, against the stand-in edge runtime."""
+"""Twin, methods, inputs and reported properties through the real SDK, with the double of the edge runtime."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from waiting import at_least
 
 
 def heard(module: Driven, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """Ask the module, again at each news, until it has heard something."""
+    """Ask the module at each change until its listener meets the condition."""
     told = module.do("heard")
     for _ in range(60):
         if condition(told):
@@ -18,7 +18,7 @@ def heard(module: Driven, condition: Callable[[dict[str, Any]], bool]) -> dict[s
     raise AssertionError(f"never: {told}\n" + "\n".join(module.log))
 
 
-def test_methods_patches_and_inputs_are_heard(edge_runtime: EdgeRuntime, drive: Drive) -> None:
+def test_methods_patches_and_inputs_are_received(edge_runtime: EdgeRuntime, drive: Drive) -> None:
     """The whole twin is read at the start and after each patch; a method's answer finds its caller."""
     module = drive(edge_runtime.environ, listen=True)
     heard(module, lambda told: len(told["twins"]) == 1)
@@ -48,7 +48,7 @@ def test_reported_properties_are_taken_or_refused(edge_runtime: EdgeRuntime, dri
     assert module.close()["hub"]["rebuilds"] == 0
 
 
-def test_a_session_that_the_hub_lost_silently_is_found_out_and_everything_heard_again(
+def test_a_session_that_the_hub_lost_is_noticed_and_everything_works_again(
     edge_runtime: EdgeRuntime, drive: Drive
 ) -> None:
     """Messages go on all the time; the twin's silence means another link, which subscribes anew."""
@@ -66,7 +66,7 @@ def test_a_session_that_the_hub_lost_silently_is_found_out_and_everything_heard_
 def test_a_hub_that_confirms_no_subscription_still_gets_its_messages(
     edge_runtime: EdgeRuntime, drive: Drive
 ) -> None:
-    """It is asked ever more rarely; when it confirms them again, everything is heard."""
+    """Longer and longer intervals; when it confirms subscriptions again, everything works."""
     edge_runtime.faults.swallow_subacks = True
     module = drive(edge_runtime.environ, listen=True, deadlines={"probe_s": 0.2, "request_s": 0.5})
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Telemetry: what is told, when, and what is counted instead."""
+"""Telemetry: which frames are sent, when, and how the others are counted."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,7 +55,7 @@ def test_secrets_in_events_are_masked() -> None:
 
 
 def test_flush_does_not_wait() -> None:
-    """At the end everything goes."""
+    """At the end all frames are sent."""
     world = World()
     telemetry = world.telemetry(mode="all", intervalSeconds=3600)
     telemetry.offer(world.result())
@@ -66,7 +66,7 @@ def test_flush_does_not_wait() -> None:
 # --- what -------------------------------------------------------------------------------------------------
 
 
-def test_mode_none_tells_events_only() -> None:
+def test_mode_none_sends_events_only() -> None:
     """Frames are counted as muted."""
     world = World()
     telemetry = world.telemetry(mode="none")
@@ -75,8 +75,8 @@ def test_mode_none_tells_events_only() -> None:
     assert telemetry.statistics().muted == 1
 
 
-def test_a_heartbeat_is_told_each_minute() -> None:
-    """A quiet camera is told every 60 s, so that silence means something."""
+def test_a_heartbeat_is_sent_each_minute() -> None:
+    """A frame of a quiet camera is sent every 60 s, so that silence means a failure."""
     world = World()
     telemetry = world.telemetry(mode="changes", intervalSeconds=0.1)
     published = 0
@@ -91,7 +91,7 @@ def test_a_heartbeat_is_told_each_minute() -> None:
 
 
 def test_a_spent_budget_stops_detections_and_one_event_says_so() -> None:
-    """The next UTC day goes on; events always go."""
+    """Detections are sent again on the next UTC day; events are always sent."""
     world = World()
     telemetry = world.telemetry(mode="all", intervalSeconds=1, maxPerDay=2)
     outputs = []
@@ -124,8 +124,8 @@ def test_the_event_names_the_setting_and_comes_once_a_day() -> None:
     assert len(telemetry.flush()) == 1
 
 
-def test_a_change_that_the_budget_swallowed_is_told_the_next_day() -> None:
-    """A frame that was not told is not what the next one is compared with."""
+def test_a_change_that_the_budget_dropped_is_sent_the_next_day() -> None:
+    """Frames are compared with the last frame that was sent."""
     world = World()
     telemetry = world.telemetry(mode="changes", maxPerDay=1)
     telemetry.offer(world.result())
@@ -138,7 +138,7 @@ def test_a_change_that_the_budget_swallowed_is_told_the_next_day() -> None:
     assert [m.output for m in telemetry.flush()] == ["events", "detections"]
 
 
-def test_a_frame_that_no_message_can_carry_is_counted_and_told_once() -> None:
+def test_a_frame_that_fits_into_no_message_is_counted_and_reported_once() -> None:
     """Per camera one event, however many such frames come."""
     world = World()
     telemetry = world.telemetry(mode="all")
@@ -150,7 +150,7 @@ def test_a_frame_that_no_message_can_carry_is_counted_and_told_once() -> None:
     assert telemetry.statistics().dropped == {"oversize": 3}
 
 
-def test_a_frame_with_nan_is_counted_and_told() -> None:
+def test_a_frame_with_nan_is_counted_and_reported() -> None:
     """It must not stop the loop, and must not be sent."""
     world = World()
     telemetry = world.telemetry(mode="all")
@@ -180,7 +180,7 @@ def test_when_nobody_asks_the_oldest_frames_go() -> None:
 def test_every_offered_frame_is_accounted_for(
     mode: str, max_per_day: int, steps: list[tuple[str, int]]
 ) -> None:
-    """offered = told + unchanged + muted + waiting + dropped, numbers without gaps, whatever happens."""
+    """Always: offered = published + unchanged + muted + waiting + dropped, and numbers without gaps."""
     world = World()
     telemetry = world.telemetry(mode=mode, maxPerDay=max_per_day, intervalSeconds=1)
     messages: list[Message] = []

@@ -9,7 +9,7 @@ from telemetry_world import MAN, Box, World, documents
 from visionedge.config.schema import TelemetryConfig
 from visionedge.iothub.telemetry import Telemetry
 from visionedge.outbound.messages import CORRELATION_ID, Message
-from visionedge.outbound.metering import blocks
+from visionedge.outbound.metering import count_blocks
 from visionedge.outbound.sqlite_store import SpoolLimits
 
 __all__ = ["world"]  # the fixture
@@ -30,8 +30,8 @@ def test_another_interval_counts_for_what_waits_already() -> None:
     assert len(telemetry.due(clock.now_ns)) == 1
 
 
-def test_another_mode_keeps_what_waits_and_what_was_told() -> None:
-    """Nothing is lost by it, nothing is told twice, and the numbers go on."""
+def test_another_mode_keeps_waiting_frames_and_the_last_frame_sent() -> None:
+    """Nothing is lost, nothing is sent twice, and the numbers continue."""
     clock = World()
     telemetry = clock.telemetry(mode="changes")
     telemetry.offer(clock.result([MAN]))
@@ -48,7 +48,7 @@ def test_another_mode_keeps_what_waits_and_what_was_told() -> None:
     assert (counts.offered, counts.published, counts.muted, counts.unchanged) == (4, 2, 1, 1)
 
 
-def test_other_thresholds_compare_with_the_frame_that_was_told() -> None:
+def test_other_thresholds_compare_with_the_last_frame_sent() -> None:
     """A box that moved a little is news from now on, and one that holds for less is there."""
     clock = World()
     telemetry = clock.telemetry(mode="changes", moveThreshold=0.5)
@@ -65,7 +65,7 @@ def test_other_thresholds_compare_with_the_frame_that_was_told() -> None:
     assert telemetry.statistics().waiting == 3
 
 
-def test_a_larger_budget_opens_the_day_again_and_its_end_is_told_again() -> None:
+def test_a_larger_budget_continues_the_day_and_its_end_is_reported_again() -> None:
     """What was spent today stays spent."""
     clock = World()
     telemetry = clock.telemetry(mode="all", maxPerDay=1)
@@ -95,7 +95,7 @@ def test_smaller_bounds_of_the_spool_let_the_oldest_go(world: SpoolWorld) -> Non
     assert [got.sequence_number for got in drain(spool)] == list(range(5, 20))
 
 
-def test_an_answer_goes_at_once_whatever_the_mode_with_the_next_number() -> None:
+def test_an_answer_is_sent_at_once_in_every_mode_with_the_next_number() -> None:
     """One frame in a document of its own, and the id of the question beside it."""
     clock = World()
     telemetry = clock.telemetry(mode="none")
@@ -113,7 +113,7 @@ def test_an_answer_goes_at_once_whatever_the_mode_with_the_next_number() -> None
 
 
 def test_an_answer_counts_for_the_budget_of_the_day() -> None:
-    """When it is spent there is none, counted and told like any other frame."""
+    """Without a budget there is no answer; it is counted and reported like any other frame."""
     clock = World()
     telemetry = clock.telemetry(maxPerDay=1)
     assert telemetry.answer(clock.result([MAN]), "") is not None
@@ -135,7 +135,7 @@ def test_the_budget_counts_blocks_of_4_kb_not_messages() -> None:
     for _ in range(8):
         telemetry.offer(clock.result([MAN] * 60))
         sent += [each for each in telemetry.due(clock.pass_s(1)) if each.frames]
-    [size] = {blocks(message.size_bytes) for message in sent}
+    [size] = {count_blocks(message.size_bytes) for message in sent}
     assert size > 1
     assert len(sent) == 10 // size
     assert telemetry.statistics().usage.blocks["detections"] == len(sent) * size
@@ -160,7 +160,7 @@ def test_an_answer_takes_as_many_blocks_as_it_has() -> None:
     telemetry = clock.telemetry(maxPerDay=3)
     made = telemetry.answer(clock.result([MAN] * 60), "")
     assert made is not None
-    assert telemetry.statistics().left_today == 3 - blocks(made.size_bytes) < 2
+    assert telemetry.statistics().left_today == 3 - count_blocks(made.size_bytes) < 2
     assert telemetry.answer(clock.result([MAN] * 60), "") is None
 
 
@@ -174,7 +174,7 @@ def test_a_restart_remembers_blocks(world: SpoolWorld) -> None:
     spool.put(made)
     turn(spool)
     spool.close(0)
-    assert dict(world.spool().spent) == {clock.utc.date().isoformat(): blocks(made.size_bytes)}
+    assert dict(world.spool().spent) == {clock.utc.date().isoformat(): count_blocks(made.size_bytes)}
 
 
 def rate(clock: World, telemetry: Telemetry, per_minute: int, minutes: int) -> list[dict[str, Any]]:

@@ -1,21 +1,21 @@
-"""The day's budget: one for each day, whatever happens to the wall clock."""
+"""The budget of a day: one for each day, however the wall clock is set."""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from visionedge.outbound.metering import DayBudget
+from visionedge.outbound.day_budget import DayBudget
 
 
 class Clocks:
-    """A wall clock that can be set, and one that only goes on."""
+    """A wall clock that can be set, and a monotonic one."""
 
     def __init__(self, start: str = "2026-11-22T10:00") -> None:
         self.utc = datetime.fromisoformat(start).replace(tzinfo=UTC)
         self.ns = 0
 
     def passes(self, hours: float) -> None:
-        """Time goes by, for both."""
+        """Move both clocks."""
         self.utc += timedelta(hours=hours)
         self.ns += round(hours * 3600e9)
 
@@ -28,10 +28,10 @@ class Clocks:
 def test_a_day_has_its_limit_and_the_next_one_again() -> None:
     clocks = Clocks()
     budget = clocks.budget()
-    assert budget.take(60)
-    assert not budget.take(41)
-    assert budget.take(40)
-    assert (budget.left(), budget.take(1)) == (0, False)
+    budget.spend(60)
+    assert budget.left() == 40
+    budget.spend(40)
+    assert budget.left() == 0
     clocks.passes(13.9)
     assert budget.left() == 0
     clocks.passes(0.2)
@@ -87,7 +87,7 @@ def test_a_restart_goes_on_with_the_day() -> None:
 
 
 def test_a_restart_with_a_clock_that_is_behind_goes_on_with_the_last_day() -> None:
-    """A machine without a clock of its own starts in 1970, until the network tells the time."""
+    """A machine without a battery-backed clock starts in 1970, until it has the time from the network."""
     clocks = Clocks("1970-01-01T00:00")
     budget = clocks.budget(d2026_11_22=100)
     assert budget.left() == 0

@@ -22,8 +22,8 @@ from visionedge.outbound.messages import (
     Sender,
     build_batch_messages,
     build_event_message,
-    encode,
     encode_frame,
+    encode_json,
     escape_property_value,
 )
 
@@ -118,7 +118,7 @@ def test_labels_in_properties_are_plain_ascii(label: str, text: str) -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_no_message_is_too_large_and_no_frame_is_lost(parts: list[tuple[int, str, int]]) -> None:
-    """Whatever the sizes, cameras and labels: within limits, frames whole and in order, numbers rising."""
+    """For any sizes, cameras and labels: within limits, frames whole and in order, numbers rising."""
     frames = [
         encoded(size, camera, frozenset(f"{camera[:40]}-{i}" for i in range(labels)))
         for size, camera, labels in parts
@@ -130,7 +130,7 @@ def test_no_message_is_too_large_and_no_frame_is_lost(parts: list[tuple[int, str
     assert all(m.size_bytes <= MAX_BYTES for m in messages)
     assert all(len(m.properties["cameras"]) <= MAX_CAMERAS_BYTES for m in messages)
     assert all(len(m.properties["labels"]) <= MAX_LABELS_BYTES for m in messages)
-    bodies = [encode(f) for m in messages for f in json.loads(m.body)["frames"]]
+    bodies = [encode_json(f) for m in messages for f in json.loads(m.body)["frames"]]
     assert bodies == [f.body for f in frames]
 
 
@@ -159,14 +159,14 @@ def test_a_frame_that_fits_in_no_message_is_refused() -> None:
 
 
 def test_what_json_cannot_carry_is_refused() -> None:
-    """NaN is no JSON, whatever Python thinks."""
+    """NaN is not JSON, although Python writes it."""
     with pytest.raises(ValueError, match="JSON"):
         encode_frame(frame(labels=("person",), confidence=math.nan))
 
 
 def test_a_text_that_is_no_utf8_does_not_break_a_message() -> None:
     """A file name with a stray byte reaches us as a lone surrogate."""
-    assert encode({"model": "caf\udce9", "label": "Türe"}) == '{"model":"caf?","label":"Türe"}'.encode()
+    assert encode_json({"model": "caf\udce9", "label": "Türe"}) == '{"model":"caf?","label":"Türe"}'.encode()
 
 
 def test_an_event_is_the_contracts_document() -> None:
@@ -191,7 +191,7 @@ def test_an_event_is_the_contracts_document() -> None:
 
 
 def test_details_that_do_not_fit_are_left_out_and_said_to_be() -> None:
-    """An event always goes out."""
+    """An event is always sent."""
     message = build_event_message(SENDER, 1, Event("module", "big", "text", NOON, {"x": "y" * MAX_BYTES}))
 
     assert message.size_bytes <= MAX_BYTES

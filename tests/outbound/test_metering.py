@@ -14,18 +14,21 @@ from command_line import CommandLine
 from telemetry_world import MAN, World, documents
 from visionedge.app import status
 from visionedge.config.schema import TelemetryConfig
-from visionedge.iothub.telemetry import MIN_FILL_RATIO, BatchSizeEstimator, Telemetry, count_frames_to_fill
+from visionedge.iothub.telemetry import Telemetry
 from visionedge.outbound.messages import (
+    MIN_FILL_RATIO,
+    BatchSizeEstimator,
     EncodedFrame,
     Event,
     Message,
     Sender,
     build_batch_messages,
     build_event_message,
+    count_frames_to_fill,
     envelope_bytes,
     parse_message,
 )
-from visionedge.outbound.metering import BLOCK_BYTES, UsageMeter, blocks
+from visionedge.outbound.metering import BLOCK_BYTES, UsageMeter, count_blocks
 
 SENDER = Sender("press-7", "vision", "a1b2c3")
 MINUTE_NS = 60_000_000_000
@@ -42,7 +45,7 @@ def frame(size: int, camera: str = "dock", labels: tuple[str, ...] = ("person",)
 @pytest.mark.parametrize(("size", "count"), [(0, 1), (1, 1), (4096, 1), (4097, 2), (200_000, 49)])
 def test_a_message_is_metered_in_blocks_of_4_kb(size: int, count: int) -> None:
     """Begun blocks count whole."""
-    assert blocks(size) == count
+    assert count_blocks(size) == count
 
 
 def test_the_meter_projects_the_last_hour_to_a_day() -> None:
@@ -87,14 +90,14 @@ FRAMES = st.lists(
 
 @given(FRAMES)
 @settings(max_examples=150, deadline=None)
-def test_the_weigher_never_says_less_than_the_message_weighs(frames: list[EncodedFrame]) -> None:
+def test_the_estimated_size_is_never_below_the_size_of_the_message(frames: list[EncodedFrame]) -> None:
     """And hardly more: a block that it calls full is not split in two by IoT Hub."""
-    weigher = BatchSizeEstimator(envelope_bytes(SENDER, 7))
+    estimator = BatchSizeEstimator(envelope_bytes(SENDER, 7))
     for each in frames:
-        weigher.add(each)
-    if frames and weigher.fits:
+        estimator.add(each)
+    if frames and estimator.fits:
         [message] = build_batch_messages(SENDER, 7, frames)
-        assert message.size_bytes <= weigher.size_bytes <= message.size_bytes + 200
+        assert message.size_bytes <= estimator.size_bytes <= message.size_bytes + 200
 
 
 @given(FRAMES)
@@ -105,14 +108,14 @@ def test_frames_go_only_when_their_blocks_are_well_used(frames: list[EncodedFram
     count = count_frames_to_fill(frames, envelope)
     if count:
         [message] = build_batch_messages(SENDER, 7, frames[:count])
-        assert message.size_bytes + 200 >= MIN_FILL_RATIO * BLOCK_BYTES * blocks(message.size_bytes)
+        assert message.size_bytes + 200 >= MIN_FILL_RATIO * BLOCK_BYTES * count_blocks(message.size_bytes)
     longer = BatchSizeEstimator(envelope)
     for sequence_number, each in enumerate(frames, 1):
         longer.add(each)
         assert sequence_number <= count or not longer.fits or not longer.is_well_filled
 
 
-def test_a_message_that_is_as_large_as_one_may_be_goes_whatever_its_blocks() -> None:
+def test_a_message_of_the_maximum_size_is_sent_however_its_blocks_are_filled() -> None:
     """The limit of 200 KB comes first."""
     frames = [frame(60_000) for _ in range(5)]
     assert 0 < count_frames_to_fill(frames, envelope_bytes(SENDER, 1)) <= 3
@@ -138,8 +141,8 @@ def test_a_block_that_is_full_goes_at_the_end_of_the_interval_and_the_rest_waits
         world.pass_s(0.05)
     [message] = telemetry.due(world.now_ns)
     assert 0 < telemetry.statistics().waiting < 20
-    assert message.size_bytes >= MIN_FILL_RATIO * BLOCK_BYTES * blocks(message.size_bytes)
-    assert telemetry.statistics().usage.blocks == {"detections": blocks(message.size_bytes)}
+    assert message.size_bytes >= MIN_FILL_RATIO * BLOCK_BYTES * count_blocks(message.size_bytes)
+    assert telemetry.statistics().usage.blocks == {"detections": count_blocks(message.size_bytes)}
 
 
 def test_in_a_steady_stream_hardly_any_block_is_wasted() -> None:
@@ -244,7 +247,7 @@ def test_the_estimate_agrees_with_an_independent_count(
 
 @given(st.lists(st.tuples(st.sampled_from(["dock", "yard-7"]), st.integers(0, 9)), min_size=1, max_size=9))
 @settings(max_examples=60, deadline=None)
-def test_a_body_tells_what_its_message_weighed(frames: list[tuple[str, int]]) -> None:
+def test_the_size_of_a_message_follows_from_its_body(frames: list[tuple[str, int]]) -> None:
     """Nothing of a message is missing in the file but its id, whose length is known."""
     world, labels = World(), ("person", "größe, 50 %", "car")
     telemetry = Telemetry(TelemetryConfig(mode="all"), Sender("edge-ö", "vision", "a1b2c3a1b2c3"))
@@ -297,7 +300,7 @@ def test_the_estimate_counts_events_beside_frames(tmp_path: Path, command_line: 
     assert flaky["blocksPerDay"] - quiet["blocksPerDay"] == pytest.approx(1440, rel=0.03)
 
 
-def test_the_estimate_says_when_the_budget_is_spent(tmp_path: Path, command_line: CommandLine) -> None:
+def test_the_estimate_shows_when_the_budget_is_spent(tmp_path: Path, command_line: CommandLine) -> None:
     """And bills only what is sent; `--config` brings the limit."""
     config = tmp_path / "vision.yaml"
     config.write_text("telemetry: {maxPerDay: 7200}\n")

@@ -20,7 +20,7 @@ SECOND_NS = 1_000_000_000
 def acknowledge(spool: Spool, count: int) -> None:
     """The hub gets the next messages and says so."""
     for _ in range(count):
-        following = spool.first()
+        following = spool.peek()
         assert following is not None
         spool.settle(following)
 
@@ -37,12 +37,12 @@ def test_a_message_is_handed_out_only_when_it_is_on_disk(world: SpoolWorld) -> N
     """Else a restart could give its number, which was already sent, to another message."""
     spool = world.spool()
     spool.put(message(1))
-    assert spool.first() is None
+    assert spool.peek() is None
     assert len(spool) == 1
 
     turn(spool)
 
-    first = spool.first()
+    first = spool.peek()
     assert first is not None
     assert first.message_id == "detections-1"
 
@@ -54,7 +54,7 @@ def test_what_was_not_acknowledged_comes_again_after_a_kill_the_same(world: Spoo
     for each in before:
         spool.put(each)
     turn(spool)
-    first = spool.first()
+    first = spool.peek()
     assert first is not None
     spool.settle(first)
     turn(spool)
@@ -66,12 +66,12 @@ def test_what_was_not_acknowledged_comes_again_after_a_kill_the_same(world: Spoo
     assert drain(again) == before[1:]
 
 
-def test_an_acknowledgement_that_the_disk_did_not_hear_of_means_a_duplicate(world: SpoolWorld) -> None:
+def test_an_acknowledgement_that_was_not_written_means_a_duplicate(world: SpoolWorld) -> None:
     """At least once: rather twice than never."""
     spool = world.spool()
     spool.put(message(1))
     turn(spool)
-    first = spool.first()
+    first = spool.peek()
     assert first is not None
     spool.settle(first)
     world.crash()
@@ -89,7 +89,7 @@ def test_numbers_of_messages_that_never_reached_the_disk_are_given_again(world: 
 
 
 def test_more_than_the_memory_holds_is_read_back_in_order(world: SpoolWorld) -> None:
-    """Only a window of what is on disk is in memory; the rest follows, whatever came meanwhile."""
+    """Only a window of the messages on disk is in memory; the others follow in order."""
     spool = world.spool()
     for sequence_number in range(1, 2001):
         spool.put(message(sequence_number))
@@ -112,7 +112,7 @@ def test_large_messages_are_not_all_kept_in_memory(world: SpoolWorld) -> None:
 
 
 def test_what_was_spent_of_the_day_is_kept_with_the_messages(world: SpoolWorld) -> None:
-    """A restart grants no second budget; what was written under another date goes."""
+    """A restart does not begin a new budget; counts of other dates are removed."""
     spool = world.spool()
     spent = {"2026-11-22": 2}
     spool.set_spent_source(lambda: spent)
@@ -143,7 +143,7 @@ def test_closing_writes_what_waits(world: SpoolWorld) -> None:
 
 
 def test_the_oldest_telemetry_goes_first_and_events_last(world: SpoolWorld) -> None:
-    """What no longer fits is dropped from the front, and told as ranges."""
+    """The oldest messages are dropped and reported as ranges."""
     size = message(1).size_bytes
     spool = world.spool(limit_bytes=6 * size)
     for each in (message(1, "events"), *(message(n) for n in range(1, 6))):
@@ -176,7 +176,7 @@ def test_the_message_that_the_hub_has_in_hand_is_not_dropped(world: SpoolWorld) 
     spool = world.spool(limit_bytes=2 * message(1).size_bytes)
     spool.put(message(1))
     turn(spool)
-    first = spool.first()
+    first = spool.peek()
     assert first is not None
     for sequence_number in (2, 3, 4):
         spool.put(message(sequence_number))
@@ -186,7 +186,7 @@ def test_the_message_that_the_hub_has_in_hand_is_not_dropped(world: SpoolWorld) 
     assert [(loss.first, loss.last) for loss in spool.take_lost_ranges()] == [(2, 2)]
 
 
-def test_what_the_hub_has_is_never_told_as_lost(world: SpoolWorld) -> None:
+def test_a_message_that_the_hub_has_is_never_reported_as_lost(world: SpoolWorld) -> None:
     """Acknowledged before the writing or during it: its row is still there when others have to go."""
     spool = world.spool(limit_bytes=4 * message(1).size_bytes)
     for sequence_number in range(1, 5):
@@ -203,7 +203,7 @@ def test_what_the_hub_has_is_never_told_as_lost(world: SpoolWorld) -> None:
 
 
 def test_the_bound_holds_after_each_round_whatever_came_while_it_was_written(world: SpoolWorld) -> None:
-    """A burst faster than the disk: what is over goes at once, not when the next message comes."""
+    """A burst faster than the disk: the excess is dropped at once, not with the next message."""
     size = message(40).size_bytes
     spool = world.spool(limit_bytes=4 * size)
     last_numbers = iter(range(1, 100))
@@ -223,7 +223,7 @@ def test_the_bound_holds_after_each_round_whatever_came_while_it_was_written(wor
     assert [m.sequence_number for m in drain(spool)] == [37, 38, 39, 40]
 
 
-def test_what_is_too_old_goes_whatever_room_there_is(world: SpoolWorld) -> None:
+def test_messages_that_are_too_old_are_dropped_also_with_free_space(world: SpoolWorld) -> None:
     """Age counts the time that the module ran: neither a wrong wall clock nor a holiday makes it old."""
     spool = world.spool(max_age_s=3600)
     spool.put(message(1))
@@ -240,12 +240,12 @@ def test_what_is_too_old_goes_whatever_room_there_is(world: SpoolWorld) -> None:
     turn(again)
 
     assert len(again) == 0
-    assert again.first() is None
+    assert again.peek() is None
     assert [(loss.first, loss.last, loss.reason) for loss in again.take_lost_ranges()] == [(1, 1, "old")]
 
 
-def test_a_loss_is_told_until_the_hub_has_the_message_that_tells_it(world: SpoolWorld) -> None:
-    """Also by the next start; a range that grew meanwhile is told from where it was told before."""
+def test_a_loss_is_reported_until_the_hub_has_the_message_that_reports_it(world: SpoolWorld) -> None:
+    """Also by the next start; a range that grew meanwhile is reported from its unreported part."""
     size = message(1).size_bytes
     spool = world.spool(limit_bytes=3 * size)
     for sequence_number in range(1, 6):
@@ -270,12 +270,12 @@ def test_a_loss_is_told_until_the_hub_has_the_message_that_tells_it(world: Spool
 
 
 def test_a_message_that_the_sdk_refuses_is_a_loss_too(world: SpoolWorld) -> None:
-    """Its number is told like any other."""
+    """Its number is reported like any other."""
     spool = world.spool()
     for sequence_number in (1, 2):
         spool.put(message(sequence_number))
     turn(spool)
-    first = spool.first()
+    first = spool.peek()
     assert first is not None
     spool.settle(first, dropped="refused")
     turn(spool)
@@ -284,7 +284,7 @@ def test_a_message_that_the_sdk_refuses_is_a_loss_too(world: SpoolWorld) -> None
 
 
 def test_memory_is_bounded_when_the_disk_is_slow(world: SpoolWorld) -> None:
-    """What the thread has not written yet is bounded; the oldest telemetry goes, counted and told."""
+    """Unwritten messages are limited; the oldest telemetry is dropped, counted and reported."""
     spool = world.spool(memory_bytes=1000)
     spool.put(message(1, "events"))
     for sequence_number in range(1, 21):
@@ -296,11 +296,48 @@ def test_memory_is_bounded_when_the_disk_is_slow(world: SpoolWorld) -> None:
     assert ids(drain(spool)) == ["events-1", *(f"detections-{n}" for n in range(loss.last + 1, 21))]
 
 
+def test_in_memory_the_message_being_sent_is_not_dropped_for_others(world: SpoolWorld) -> None:
+    """It may arrive at any moment; its acknowledgement removes only this message."""
+    size = message(1).size_bytes
+    spool = world.spool(memory_bytes=2 * size)
+    world.read_only(on=True)
+    for sequence_number in (1, 2, 3):
+        spool.put(message(sequence_number))
+        turn(spool)
+    first = spool.peek()
+    assert first is not None
+    assert first.sequence_number == 2
+    spool.put(message(4, "events"))
+    turn(spool)
+    assert spool.peek() is first
+
+    spool.settle(first)
+
+    left = spool.peek()
+    assert left is not None
+    assert (left.output, left.sequence_number) == ("events", 4)
+    assert spool.dropped == {"full": 2}
+
+
+def test_in_memory_a_message_larger_than_the_limit_is_dropped_alone(world: SpoolWorld) -> None:
+    """The message being sent stays, and nothing is dropped twice."""
+    spool = world.spool(memory_bytes=200)
+    world.read_only(on=True)
+    spool.put(message(1, size=50))
+    turn(spool)
+    assert spool.peek() is not None
+    spool.put(message(2, size=500))
+    turn(spool)
+    assert len(spool) == 1
+    assert spool.bytes <= 200
+    assert spool.dropped == {"full": 1}
+
+
 # --- disks ------------------------------------------------------------------------------------------------
 
 
 def test_a_disk_that_takes_nothing_means_memory_with_an_event_and_back(world: SpoolWorld) -> None:
-    """Order stays, nothing is lost, and each turn is told once."""
+    """Order stays, nothing is lost, and each change is reported once."""
     spool = world.spool()
     spool.put(message(1))
     turn(spool)
@@ -311,11 +348,11 @@ def test_a_disk_that_takes_nothing_means_memory_with_an_event_and_back(world: Sp
     assert spool.status().mode == "memory"
     assert "readonly" in str(spool.status().reason)
     assert [news.code for news in spool.take_events()] == ["spool-memory"]
-    first = spool.first()
+    first = spool.peek()
     assert first is not None
     assert first.sequence_number == 1
     spool.settle(first)
-    second = spool.first()
+    second = spool.peek()
     assert second is not None
     assert second.sequence_number == 2, "it goes on in memory"
 
@@ -350,7 +387,7 @@ def test_a_full_disk_is_no_end(world: SpoolWorld) -> None:
 
 
 def test_a_flapping_disk_is_not_a_stream_of_events(world: SpoolWorld) -> None:
-    """The same news comes once in five minutes at most; status tells the rest."""
+    """The same event comes at most once in five minutes; the status shows each change."""
     spool = world.spool()
     for sequence_number in range(1, 11):
         world.read_only(on=sequence_number % 2 == 1)
@@ -393,8 +430,10 @@ def test_a_damaged_file_is_set_aside_at_the_start_and_numbers_go_on(world: Spool
     assert [m.sequence_number for m in drain(again)] == [1501]
 
 
-def test_a_file_that_is_damaged_while_it_is_used_is_replaced_and_its_numbers_told(world: SpoolWorld) -> None:
-    """What only it held is lost, and the range says so; what is in memory goes on, and so do numbers."""
+def test_a_file_that_is_damaged_while_it_is_used_is_replaced_and_its_numbers_are_reported(
+    world: SpoolWorld,
+) -> None:
+    """Messages that were only in it are reported as lost; messages in memory and the numbers continue."""
     spool = world.spool(memory_bytes=10_000_000)
     for sequence_number in range(1, 3001):
         spool.put(message(sequence_number, size=2000))
@@ -443,7 +482,7 @@ def test_a_folder_that_cannot_be_made_means_memory(tmp_path: Path) -> None:
 
 
 def test_two_modules_never_share_a_spool(world: SpoolWorld) -> None:
-    """They would send everything twice: the second goes on in memory until the first is gone."""
+    """They would send everything twice: the second one works in memory until the first has ended."""
     first = world.spool()
     first.put(message(1))
     turn(first)
@@ -488,7 +527,7 @@ def test_two_thousand_messages_a_second_go_through_the_disk(tmp_path: Path) -> N
     for sequence_number in range(1, total + 1):
         spool.put(Message("detections", body, f"d-{sequence_number}", {"schema": "s"}, sequence_number))
     while taken < total:
-        following = spool.first()
+        following = spool.peek()
         if following is None:
             ready.wait(1)
             ready.clear()
@@ -513,12 +552,12 @@ def wait_until(condition: Callable[[], bool], changed: threading.Event) -> None:
 
 
 def test_the_client_is_woken_when_its_message_is_on_disk(world: SpoolWorld) -> None:
-    """Nobody polls."""
+    """Without polling."""
     spool = world.spool()
     woken = threading.Event()
     spool.attach(woken.set)
     spool.start()
     spool.put(message(1))
-    wait_until(lambda: spool.first() is not None, woken)
+    wait_until(lambda: spool.peek() is not None, woken)
     assert spool.close(5)
     assert world.thread_group.join(5) == []

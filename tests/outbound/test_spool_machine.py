@@ -1,4 +1,4 @@
-"""The spool as a property: whatever happens in whatever order, every number arrives or is told as lost."""
+"""The spool as a state machine: in any order of events, every number arrives or is reported as lost."""
 
 import sqlite3
 import tempfile
@@ -76,7 +76,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def send(self, count: int, acknowledged: bool) -> None:
         """The hub gets messages; an acknowledgement may be lost, then the message comes again."""
         for _ in range(count):
-            message = self.spool.first()
+            message = self.spool.peek()
             if message is None:
                 return
             self.receive(message)
@@ -95,7 +95,7 @@ class SpoolMachine(RuleBasedStateMachine):
     @rule()
     def refuse(self) -> None:
         """The SDK can never send the next message."""
-        if (message := self.spool.first()) is not None and message.output == "detections":
+        if (message := self.spool.peek()) is not None and message.output == "detections":
             self.spool.settle(message, dropped="refused")
             # A kill may bring it again, and late; the SDK refuses it then as well.
             self.refused.add(message.message_id)
@@ -146,7 +146,7 @@ class SpoolMachine(RuleBasedStateMachine):
         """In the end everything arrives, or its loss does."""
         try:
             self.mend_disk()
-            self.until(lambda: self.spool.first() is None and not len(self.spool))
+            self.until(lambda: self.spool.peek() is None and not len(self.spool))
         finally:
             self.database.close()
             self.folder.cleanup()

@@ -90,7 +90,7 @@ def test_the_files_that_contributors_are_sent_to_are_there() -> None:
 
 
 def test_the_architecture_names_files_and_threads_that_exist() -> None:
-    """Whoever follows it into the code finds what it says."""
+    """A reader who follows it into the code finds these files and threads."""
     text = (ROOT / "docs/architecture.md").read_text()
     sources = list((ROOT / "module/visionedge").rglob("*.py"))
     paths = {path.relative_to(ROOT / "module/visionedge").as_posix() for path in sources}
@@ -107,6 +107,49 @@ def test_the_architecture_names_files_and_threads_that_exist() -> None:
     ]
     assert len(threads) >= 8
     assert [name for name in threads if name.split(":")[0] not in code] == []
+
+
+DECISIONS = sorted((DOCS / "decisions").glob("*.md"))
+
+
+def test_the_docs_stay_short_enough_to_be_read() -> None:
+    """At most 18,000 words; README.md and CONTRIBUTING.md are apart."""
+    assert sum(len(path.read_text().split()) for path in DOCS.rglob("*.md")) <= 18_000
+
+
+@pytest.mark.parametrize("path", DECISIONS, ids=lambda path: path.stem)
+def test_a_decision_is_numbered_and_has_three_short_parts(path: Path) -> None:
+    """At most 250 words: context, decision, consequences."""
+    text = path.read_text()
+    assert text.startswith(f"# {int(path.name[:4])}. ")
+    assert re.findall(r"^\*\*(\w+)\.\*\*", text, re.MULTILINE) == ["Context", "Decision", "Consequences"]
+    assert len(text.split()) <= 250
+
+
+def test_the_decisions_are_numbered_without_a_gap() -> None:
+    assert [int(path.name[:4]) for path in DECISIONS] == list(range(1, len(DECISIONS) + 1))
+    assert len(DECISIONS) >= 8
+
+
+TEXTS = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *DOCS.rglob("*.md")]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
+def test_every_link_leads_to_a_file_and_a_heading_that_exist(path: Path) -> None:
+    """Links to other sites are not followed."""
+    text = path.read_text()
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if not leads_somewhere(path, link)] == []
+
+
+def leads_somewhere(path: Path, link: str) -> bool:
+    """Whether a relative link of this file has its file and, behind a #, its heading."""
+    name, _, anchor = link.partition("#")
+    target = (path.parent / name).resolve() if name else path
+    if not target.exists() or not anchor:
+        return target.exists()
+    headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+    return anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_exit_codes_are_those_of_the_readme() -> None:

@@ -13,12 +13,12 @@ from visionedge.app.hub_bridge import MAX_CAMERAS_BYTES
 from visionedge.app.overload_controller import OverloadEventCode as OverloadCode
 from visionedge.camera.camera import CameraState
 from visionedge.config.load import parse_config
-from visionedge.iothub.desired_properties import MAX_ACKNOWLEDGEMENT_BYTES
+from visionedge.iothub.client import EXIT_STUCK, Deadlines, HubFault
+from visionedge.iothub.desired_document import MAX_ACKNOWLEDGEMENT_BYTES
 from visionedge.iothub.desired_properties import ConfigEventCode as ConfigCode
 from visionedge.iothub.direct_methods import MAX_RESULT_BYTES, DirectMethod
 from visionedge.iothub.image_requests import ImageDropReason
-from visionedge.iothub.reported_properties import MAX_PATCH_BYTES, MIN_PATCH_INTERVAL_NS
-from visionedge.iothub.sdk_calls import EXIT_STUCK, Deadlines, HubFault
+from visionedge.iothub.reported_properties import MAX_PATCH_BYTES, PATCH_BURST, PATCH_INTERVAL_NS
 from visionedge.iothub.telemetry import TelemetryEventCode as TelemetryCode
 from visionedge.outbound.messages import MAX_BYTES, EventKind
 from visionedge.outbound.metering import UNIT_BLOCKS_PER_DAY
@@ -129,7 +129,8 @@ def test_every_event_of_the_twin_and_the_input_is_documented(code: str) -> None:
 def test_the_bounds_of_the_twin_are_those_of_the_code() -> None:
     """Reported properties and answers."""
     assert f"({MAX_ACKNOWLEDGEMENT_BYTES // 1000} KB)" in IOT_EDGE
-    assert f"At most one patch goes in {MIN_PATCH_INTERVAL_NS // 10**9} s" in IOT_EDGE
+    assert PATCH_BURST == 3
+    assert f"Three patches may go at once, then one every {PATCH_INTERVAL_NS // 10**9} s" in IOT_EDGE
     assert f"{MAX_PATCH_BYTES // 1000} KB" in IOT_EDGE
     assert MAX_ACKNOWLEDGEMENT_BYTES + MAX_CAMERAS_BYTES < MAX_PATCH_BYTES
     assert f"below {MAX_RESULT_BYTES:,} bytes" in IOT_EDGE

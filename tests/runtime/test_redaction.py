@@ -18,7 +18,7 @@ from visionedge.camera import camera as camera_status
 from visionedge.config.addresses import parse_camera_uri
 from visionedge.engine.device import devices
 from visionedge.errors import ConfigError
-from visionedge.iothub import sdk_calls
+from visionedge.iothub import client
 from visionedge.outbound import spool
 from visionedge.runtime.logs import RedactingFormatter
 from visionedge.runtime.redaction import (
@@ -414,8 +414,8 @@ def test_every_state_and_code_is_made_of_words_of_ours() -> None:
         camera_status.CameraState,
         devices.RequestedDevice,
         load_meter.Bottleneck,
-        sdk_calls.HubState,
-        sdk_calls.HubFault,
+        client.HubState,
+        client.HubFault,
         spool.SpoolEventCode,
     )
     codes = {str(code) for kind in kinds for code in get_args(kind)} | set(devices.ReasonCode)

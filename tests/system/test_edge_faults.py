@@ -8,7 +8,7 @@ from edge_runtime.account import Received
 from edge_runtime.contract import check_messages
 from edge_runtime.fixtures import Drive, Driven
 from edge_runtime.runtime import EdgeRuntime
-from visionedge.iothub.sdk_calls import EXIT_STUCK
+from visionedge.iothub.client import EXIT_STUCK
 
 BRIEF = {"send_s": 0.4, "request_s": 0.4, "connect_s": 2.0, "disconnect_s": 0.4, "build_s": 2.0}
 

@@ -16,7 +16,8 @@ from visionedge.camera.registry import MAX_CAMERA_NAMES, RETENTION_S, SequencePo
 from visionedge.config.load import parse_config
 from visionedge.engine.plan import AutotuneResult, LatencyFit, MeasuredPoint, OperatingPoint
 from visionedge.engine.plan_cache import PlanCache, PlanKey
-from visionedge.iothub.desired_properties import ConfigurationSources, DesiredDocument, LastGoodFile
+from visionedge.iothub.desired_document import DesiredDocument
+from visionedge.iothub.desired_properties import ConfigurationSources, LastGoodFile
 from visionedge.model.download import ModelStore
 from visionedge.outbound.messages import Message
 from visionedge.outbound.spool import Spool, SpoolOptions
@@ -72,7 +73,7 @@ def _filled(path: Path) -> None:
         spool.put(_message(sequence_number))
     spool._write_and_refill()
     assert spool._store is not None
-    first = spool.first()
+    first = spool.peek()
     assert first is not None
     spool.settle(first, dropped="refused")
     spool._write_and_refill()
@@ -99,7 +100,7 @@ def _goes_on(path: Path) -> list[str]:
     got: list[int] = []
     for _ in range(6):
         spool._write_and_refill()
-        while (message := spool.first()) is not None:
+        while (message := spool.peek()) is not None:
             got.append(message.sequence_number)
             spool.settle(message)
     assert got[-1] == 1000
@@ -170,7 +171,7 @@ def test_a_message_on_disk_that_makes_no_sense_is_lost_alone(tmp_path: Path, cha
     got = []
     for _ in range(4):
         spool._write_and_refill()
-        while (message := spool.first()) is not None:
+        while (message := spool.peek()) is not None:
             got.append(message.sequence_number)
             spool.settle(message)
     assert got == [3]
@@ -212,7 +213,7 @@ def test_a_message_that_the_file_cannot_hold_goes_alone(tmp_path: Path) -> None:
     got = []
     for _ in range(5):
         spool._write_and_refill()
-        while (message := spool.first()) is not None:
+        while (message := spool.peek()) is not None:
             got.append(message.sequence_number)
             spool.settle(message)
     assert got == [1, 2, 3, 4, 6]
@@ -234,7 +235,7 @@ def test_a_spool_thread_that_cannot_go_on_ends_the_module(
     def fails(*_: object) -> list[int]:
         raise TypeError("no such thing")
 
-    monkeypatch.setattr(MessageStore, "excess", fails)
+    monkeypatch.setattr(MessageStore, "select_evictions", fails)
     spool.start()
     spool.set_limits(spool._settings.limits)  # wakes it with nothing to write
     assert deaths.get(timeout=10) == "spool"

@@ -18,7 +18,7 @@ from typing import Any
 from visionedge import __version__
 from visionedge.app.direct_methods import DirectMethods
 from visionedge.app.http_backend import HttpBackend
-from visionedge.app.state import AppState
+from visionedge.app.state import AppState, InboundStatistics
 from visionedge.config.documents import Document
 from visionedge.config.schema import Config
 from visionedge.errors import VisionedgeError
@@ -32,7 +32,6 @@ from visionedge.iothub.image_requests import (
     ImageDropReason,
     ImageRequestDependencies,
     ImageRequests,
-    InboundStatistics,
 )
 from visionedge.iothub.reported_properties import ReportedProperties
 from visionedge.iothub.sdk import HubLink, InputMessage, MethodCall
@@ -150,7 +149,7 @@ class HubBridge:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._started_utc = utc_now()
-        self._connection = 0
+        self._connection_number = 0
         self._pending_answers = 0
         self._reported = ReportedProperties()
         self._desired = DesiredProperties(
@@ -169,9 +168,9 @@ class HubBridge:
 
     # --- from the threads of the hub client and the SDK (`line.Listener`) -----------------------------------
 
-    def twin(self, twin: Mapping[str, Any] | None, connection: int) -> None:
+    def twin(self, twin: Mapping[str, Any] | None, connection_number: int) -> None:
         """The twin was read."""
-        self._call_soon(lambda: self._on_twin(twin, connection))
+        self._call_soon(lambda: self._on_twin(twin, connection_number))
 
     def on_method_call(self, call: MethodCall) -> None:
         """A direct method is called."""
@@ -250,9 +249,9 @@ class HubBridge:
 
     # --- the twin -------------------------------------------------------------------------------------------
 
-    def _on_twin(self, twin: Mapping[str, Any] | None, connection: int) -> None:
-        if connection != self._connection:
-            self._connection = connection
+    def _on_twin(self, twin: Mapping[str, Any] | None, connection_number: int) -> None:
+        if connection_number != self._connection_number:
+            self._connection_number = connection_number
             known = None if twin is None else twin.get("reported")
             self._reported.on_connected(known if isinstance(known, Mapping) else {})
         if twin is not None:
@@ -276,7 +275,9 @@ class HubBridge:
         patch = self._reported.next_patch(wanted)
         if patch is not None:
             self._submit_link_task(
-                LinkTask("reporting", self._connection, partial(_send_patch, patch), self._on_report_settled)
+                LinkTask(
+                    "reporting", self._connection_number, partial(_send_patch, patch), self._on_report_settled
+                )
             )
 
     def _on_report_settled(self, outcome: TaskOutcome) -> None:
@@ -304,7 +305,7 @@ class HubBridge:
 
         self._pending_answers += 1
         self._submit_link_task(
-            LinkTask("answering a direct method", call.connection, send, self._on_answered)
+            LinkTask("answering a direct method", call.connection_number, send, self._on_answered)
         )
 
     def _on_answered(self, _outcome: TaskOutcome) -> None:
@@ -316,7 +317,7 @@ class HubBridge:
 
     def _submit_link_task(self, link_task: LinkTask) -> None:
         if self._state.delivery is not None:
-            self._state.delivery.link_task(link_task)
+            self._state.delivery.submit(link_task)
         else:
             link_task.done("lost")
 

@@ -29,11 +29,11 @@ from visionedge.config.schema import Config
 from visionedge.engine.interface import Engine, EngineEvent
 from visionedge.errors import UnavailableError, VisionedgeError
 from visionedge.frames.types import FrameResult
+from visionedge.iothub.client import EXIT_STUCK
 from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.desired_properties import ConfigurationSources
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.image_requests import SEQUENCE_NAME
-from visionedge.iothub.sdk_calls import EXIT_STUCK
 from visionedge.runtime.files import remove_partial_files
 from visionedge.runtime.logs import LogLimiter
 from visionedge.runtime.process_limits import configure_malloc, raise_descriptor_limit

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from visionedge.app.load_meter import LoadMeter
 from visionedge.app.overload_policy import OverloadStatus
@@ -15,12 +16,29 @@ from visionedge.engine.interface import Engine, EngineEvent, EngineInfo
 from visionedge.engine.process.shared_memory import SharedFramePool
 from visionedge.frames.types import FrameResult
 from visionedge.iothub.delivery import Delivery
-from visionedge.iothub.image_requests import InboundStatistics
 from visionedge.model.model import Model
 from visionedge.model.postprocess import Selection
 from visionedge.model.provider import ModelProvider
 from visionedge.runtime.threads import LoopQueue
 from visionedge.web.latest_results import LatestResults
+
+
+@dataclass(frozen=True, slots=True)
+class InboundStatistics:
+    """Counts since the start of what IoT Hub and other modules sent to this module.
+
+    `configurations` by outcome, `patches` of reported properties, `methods` by name and status,
+    `calls_dropped` because too many came at once, images of other modules. `config` is the last
+    acknowledgement.
+    """
+
+    configurations: Mapping[str, int] = field(default_factory=dict)
+    patches: int = 0
+    methods: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    calls_dropped: int = 0
+    pictures_answered: int = 0
+    pictures_dropped: Mapping[str, int] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

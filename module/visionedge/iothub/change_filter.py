@@ -1,8 +1,9 @@
-"""Which frames are worth sending: the objects before each camera are matched over time and debounced.
+"""The change filter: which frames are worth sending. Objects of each camera are matched over time and
+debounced.
 
-A detector's weak boxes come and go from frame to frame. So a box counts as there, or as gone, or as another
-class, only when that has held for `change_s`. Every duration is measured with the capture times of the
-frames, so a camera with 30 frames a second and one with a picture every 5 s are judged by the same rules.
+Weak boxes of a detector appear and disappear from frame to frame. So an object counts as present, gone, or of
+another class only when that has lasted for `change_s`. All durations are measured with the capture times of
+frames, so the rules are the same for a camera with 30 frames a second and one with a picture every 5 s.
 """
 
 from collections.abc import Sequence
@@ -14,21 +15,30 @@ from numpy.typing import NDArray
 from visionedge.frames.types import FrameResult
 
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom, relative to the picture."""
+"""Left, top, right, bottom, as fractions of the picture's width and height."""
 
 _SAME_CLASS_IOU = 0.3
 _OTHER_CLASS_IOU = 0.5
 _SPEED_PER_S = 0.5
-"""How far an object moves in a second at most, as a share of the picture: a person close to the camera."""
+"""The fastest movement of an object, in pictures a second: a person close to the camera."""
 
 _FORGET_NS = 3_600 * 1_000_000_000
 
 
 @dataclass(slots=True)
 class _SceneObject:
-    """A box that is matched from frame to frame.
+    """An object that is matched from frame to frame.
 
-    `sent_label` and `sent_box` are those in the last frame that was sent; None where that did not show it.
+    Attributes:
+        label: its class; changes when another class was seen for `change_s`.
+        box: its last box.
+        seen_ns: when it was last detected.
+        present: whether it counts as there.
+        seen_label: the class in the last frame that showed it.
+        held_ns: for how long it has been detected, minus the time it was missing.
+        missed_since_ns: since when it is missing; None if the last frame showed it.
+        relabelled_ns: for how long it has been detected as `seen_label` instead of `label`.
+        sent_label, sent_box: as in the last frame that was sent; None if that frame did not show it.
     """
 
     label: str
@@ -43,12 +53,12 @@ class _SceneObject:
     sent_box: Box | None = None
 
     def restart(self) -> None:
-        """Forget what had begun to hold: the camera was away, and nothing was seen meanwhile."""
+        """Start all durations again: the camera was disconnected, so the time in between does not count."""
         self.held_ns, self.missed_since_ns, self.relabelled_ns = 0, None, 0
 
     def seen(self, box: Box, label: str, now_ns: int, passed_ns: int, hold_ns: int) -> bool:
-        """It is in this frame; whether it now counts as there, or as another class, and that was not sent."""
-        # Only the time between two frames that both show it is known to be held.
+        """The frame shows it. Returns whether it appeared or changed its class, and this was not sent yet."""
+        # Only the time between two frames that both show it counts.
         held_ns = passed_ns if self.missed_since_ns is None else 0
         self.held_ns += held_ns
         self.box, self.seen_ns, self.missed_since_ns = box, now_ns, None
@@ -60,7 +70,7 @@ class _SceneObject:
         return self.present and self.label not in (before, self.sent_label)
 
     def _seen_as(self, label: str, passed_ns: int, held_ns: int) -> None:
-        """Count how long it has been seen as another class than its own."""
+        """Update how long it has been detected as another class than its own."""
         if label == self.label:
             self.relabelled_ns = max(0, self.relabelled_ns - passed_ns)
         elif label == self.seen_label:
@@ -70,10 +80,10 @@ class _SceneObject:
         self.seen_label = label
 
     def missed(self, now_ns: int, passed_ns: int, hold_ns: int) -> bool:
-        """It is not in this frame; whether it now counts as gone, and was sent as there."""
+        """The frame does not show it. Returns whether it now counts as gone, and was sent as present."""
         if self.missed_since_ns is None:
             self.missed_since_ns = now_ns
-        # A dropout takes back the time it lasts, not all: a box that is seen in most frames does appear.
+        # Only the missing time is subtracted, so an object that most frames show becomes present.
         self.held_ns = max(0, self.held_ns - passed_ns)
         if not self.present or not self.away(now_ns, hold_ns):
             return False
@@ -81,23 +91,23 @@ class _SceneObject:
         return self.sent_label is not None
 
     def away(self, now_ns: int, hold_ns: int) -> bool:
-        """Whether it has been missing for as long as it takes to count as gone."""
+        """Whether it has been missing for at least `hold_ns`."""
         return self.missed_since_ns is not None and now_ns - self.missed_since_ns >= hold_ns
 
     @property
     def needed(self) -> bool:
-        """Whether anything still depends on it."""
+        """Whether it must still be followed."""
         return self.present or self.missed_since_ns is None or self.held_ns > 0 or self.sent_label is not None
 
     def moved(self, threshold: float) -> bool:
-        """Whether an edge is further from where it was sent than the threshold."""
+        """Whether an edge of its box has moved by more than the threshold since it was sent."""
         if self.sent_box is None or not self.present:
             return False
         return any(abs(now - sent) > threshold for now, sent in zip(self.box, self.sent_box, strict=True))
 
 
 class _CameraScene:
-    """The objects before one camera, and what the last frame that was sent showed of them."""
+    """The objects of one camera, and how the last frame that was sent showed them."""
 
     def __init__(self) -> None:
         self.objects: list[_SceneObject] = []
@@ -107,7 +117,7 @@ class _CameraScene:
         self._sent_ns: int | None = None
 
     def advance(self, result: FrameResult, hold_ns: int) -> None:
-        """Take in the next frame of the camera."""
+        """Match the next frame of the camera."""
         now_ns, boxes, labels = result.frame.captured_ns, _boxes(result), _labels(result)
         passed_ns = max(0, now_ns - self.now_ns)
         if result.frame.epoch != self._epoch:
@@ -127,12 +137,12 @@ class _CameraScene:
                 self._add(boxes[row], labels[row], hold_ns)
 
     def _add(self, box: Box, label: str, hold_ns: int) -> None:
-        # Without a time to hold, what is seen is there.
+        # With `change_s` of 0 an object is present at once.
         self.objects.append(_SceneObject(label, box, self.now_ns, hold_ns == 0, label))
         self._changed |= hold_ns == 0
 
     def worth_sending(self, move_threshold: float, heartbeat_ns: int, hold_ns: int) -> bool:
-        """Whether the frame that was taken in last should be sent."""
+        """Whether the last frame should be sent."""
         if self._sent_ns is None or self._changed:
             return True
         waited_ns = self.now_ns - self._sent_ns
@@ -144,9 +154,10 @@ class _CameraScene:
         return any(each.moved(move_threshold) for each in in_view) or self._corrects(hold_ns)
 
     def _corrects(self, hold_ns: int) -> bool:
-        """Whether this frame shows just what is there, and the last one that was sent did not.
+        """Whether this frame shows exactly the present objects, and the last frame that was sent did not.
 
-        A frame is sent as it was seen: it may have shown a box that flickers, or missed one that is there.
+        A frame is sent as it was detected, so it can show an object that is not present, or miss a present
+        one.
         """
         wrong = any(
             each.sent_label != each.label
@@ -161,7 +172,7 @@ class _CameraScene:
         )
 
     def sent(self) -> None:
-        """The frame that was taken in last goes out."""
+        """The last frame is sent."""
         self._sent_ns, self._changed = self.now_ns, False
         for each in self.objects:
             in_view = each.missed_since_ns is None
@@ -171,12 +182,14 @@ class _CameraScene:
 
 
 class ChangeFilter:
-    """Follows what each camera sees, and says which of its frames are worth sending.
+    """Follows the objects of each camera, and decides which frames are worth sending.
 
-    A frame is worth sending when there was none yet; when an object appeared, left or became another class,
-    and that held for `change_s`; when the last one is `heartbeat_s` old; and, at most once in `change_s`,
-    when an edge of a box has moved by more than `move_threshold` (a share of the picture) since then, or when
-    the last frame showed, or did not show, a box that flickers.
+    A frame is worth sending
+    - if it is the first one of its camera;
+    - if an object appeared, disappeared or changed its class, and that has lasted for `change_s`;
+    - if the last frame was sent `heartbeat_s` ago;
+    - at most once in `change_s`: if an edge of a box has moved by more than `move_threshold` (a fraction of
+      the picture) since the last frame sent, or if that frame did not show exactly the present objects.
     """
 
     def __init__(
@@ -189,17 +202,17 @@ class ChangeFilter:
         return f"<ChangeFilter cameras={sorted(self._scenes)} objects={len(self)}>"
 
     def __len__(self) -> int:
-        """How many objects are followed, of all cameras."""
+        """The number of objects that are followed, of all cameras."""
         return sum(len(scene.objects) for scene in self._scenes.values())
 
     def apply(self, *, move_threshold: float, heartbeat_s: float, change_s: float) -> None:
-        """Compare otherwise from now on, with the same frames that were sent."""
+        """Change the settings; the objects and the frames sent so far are kept."""
         self._move_threshold = move_threshold
         self._heartbeat_ns = round(heartbeat_s * 1e9)
         self._hold_ns = round(change_s * 1e9)
 
     def observe(self, result: FrameResult) -> bool:
-        """Take in a frame, each once and in the order of their capture; whether it is worth sending."""
+        """Match a frame, each once and in the order of capture; returns whether it is worth sending."""
         scene = self._scenes.get(result.frame.camera)
         if scene is None:
             self._forget(result.frame.captured_ns)
@@ -208,11 +221,11 @@ class ChangeFilter:
         return scene.worth_sending(self._move_threshold, self._heartbeat_ns, self._hold_ns)
 
     def sent(self, result: FrameResult) -> None:
-        """The frame that was observed last of its camera is sent; later ones are compared with it."""
+        """The last observed frame of its camera is sent; later frames are compared with it."""
         self._scenes[result.frame.camera].sent()
 
     def _forget(self, now_ns: int) -> None:
-        """Drop cameras without a frame for an hour: they were taken out of the configuration."""
+        """Forget cameras without a frame for an hour: they were removed from the configuration."""
         for name, scene in list(self._scenes.items()):
             if now_ns - scene.now_ns > _FORGET_NS:
                 del self._scenes[name]
@@ -223,15 +236,15 @@ def _boxes(result: FrameResult) -> list[Box]:
 
 
 def _labels(result: FrameResult) -> list[str]:
-    """The class of each box as its word: ids change their meaning with the model."""
-    words, ids = result.labels, result.detections.class_ids.tolist()
-    return [words[each] if 0 <= each < len(words) else f"class-{each}" for each in ids]
+    """The label of each box, because class ids change their meaning with the model."""
+    names, ids = result.labels, result.detections.class_ids.tolist()
+    return [names[each] if 0 <= each < len(names) else f"class-{each}" for each in ids]
 
 
 def _matches(
     objects: Sequence[_SceneObject], boxes: Sequence[Box], labels: Sequence[str], now_ns: int
 ) -> dict[int, int]:
-    """Which box of a frame is which object, by their indices: the best pair first, then the next best."""
+    """The index of the box for each object index: greedily, the pair with the best score first."""
     if not objects or not boxes:
         return {}
     score = _scores(objects, boxes, labels, now_ns)
@@ -249,11 +262,11 @@ def _matches(
 def _scores(
     objects: Sequence[_SceneObject], boxes: Sequence[Box], labels: Sequence[str], now_ns: int
 ) -> NDArray[np.float64]:
-    """How well each object (row) fits each box (column); 0 where they cannot be the same.
+    """How well each object (row) matches each box (column); 0 if they cannot be the same.
 
-    Best is overlap within a class, with objects that are there before those that only begin to be; then
-    overlap across classes (the detector wavers); then a box of the class that the object can have moved to
-    since it was seen, which alone connects the pictures of a slow camera.
+    Best is overlap within a class, present objects first. Then overlap across classes, because the class of
+    an object can flicker. Then a box of the same class within the distance that the object can have moved;
+    only this rule connects the pictures of a slow camera.
     """
     codes = {label: code for code, label in enumerate(labels)}
     seen_codes = np.array([codes[label] for label in labels])
@@ -264,7 +277,7 @@ def _scores(
     reach = np.array([(now_ns - each.seen_ns) * 1e-9 * _SPEED_PER_S for each in objects])[:, None]
     apart = ((before[:, :2] + before[:, 2:])[:, None] - (now[:, :2] + now[:, 2:])) / 2
     distance = np.hypot(apart[..., 0], apart[..., 1])
-    # The parts do not overlap: 4 to 6, 2 to 3, and below 2 (the diagonal of the picture is 1.42 long).
+    # The three ranges do not overlap: 4 to 6, 2 to 3, and 0.58 to 2 (the diagonal of the picture is 1.42).
     by_distance = np.where(distance <= reach, 2 - distance, 0.0)
     within = np.where(overlap >= _SAME_CLASS_IOU, 4 + overlap + present, by_distance)
     across = np.where(overlap >= _OTHER_CLASS_IOU, 2 + overlap, 0.0)
@@ -272,7 +285,7 @@ def _scores(
 
 
 def _iou(before: NDArray[np.float64], now: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union of each box with each."""
+    """Intersection over union of each box with each other one."""
     low = np.maximum(before[:, None, :2], now[:, :2])
     size = np.maximum(np.minimum(before[:, None, 2:], now[:, 2:]) - low, 0)
     shared = size[..., 0] * size[..., 1]

@@ -1,189 +1,63 @@
-"""Desired properties as a carrier of the configuration: judged whole, applied, acknowledged, kept on disk.
+"""Desired properties as a source of the configuration: validated, applied, acknowledged, kept on disk.
 
-twin ─▶ Wish ─▶ laid over the local document ─▶ validated ─▶ applied ─▶ last good on disk
-                                       └ any problem: nothing is applied, every section says why
+twin ─▶ DesiredDocument ─▶ merged over the local document ─▶ validated ─▶ applied ─▶ last good file
+                                    └ any problem: nothing is applied, and every section says why
+
+`DesiredProperties` does this in one task. `ConfigurationSources` reads what the module starts with: the local
+document and the last good file, so that a restart without a hub uses the last desired properties that were in
+force.
 """
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic.alias_generators import to_camel
-
 from visionedge.config.documents import Document
-from visionedge.config.load import find_local_only_problems, merge, parse_config
+from visionedge.config.load import find_local_only_problems, parse_config
 from visionedge.config.schema import Config
 from visionedge.errors import ConfigError
+from visionedge.iothub.desired_document import (
+    DesiredDocument,
+    RejectionReasons,
+    build_acknowledgement,
+    compute_effective_document,
+    group_problems_by_section,
+    overlay_desired,
+    read_desired_document,
+)
 from visionedge.runtime.files import DamagedStateFileError, parse_count, read_json, set_aside, write_json
 from visionedge.runtime.redaction import find_secrets, redact, register_secrets
-
-# Desired properties: what they wish of the module, and the acknowledgement that answers them. Pure.
-#
-# A document with any problem is not used at all: what was in force before goes on. The acknowledgement has an
-# entry for each top-level key of the wish: `applied` when that section is in force as it is wished, else
-# `rejected` with the reasons.
-
-
-MAX_ACKNOWLEDGEMENT_BYTES = 10_000
-"""A third of what a twin takes; what is cut off stands in the event `config-rejected`."""
-
-_MAX_SECTIONS = 24
-_MAX_REASON_CHARACTERS = 300
-_MAX_KEY_CHARACTERS = 128
-_MORE_BYTES = 80
-_FORBIDDEN = frozenset(".$# ")
-_SECTIONS = frozenset(map(to_camel, Config.model_fields))
-
-
-@dataclass(frozen=True, slots=True)
-class DesiredDocument:
-    """Desired properties at one version, without what the hub adds to them (`$version`, `$metadata`)."""
-
-    version: int
-    document: Document
-
-
-RejectionReasons = Mapping[str, Sequence[str]]
-"""The reasons by section; those under an empty name belong to none in particular."""
-
-
-def read_desired_document(twin: Mapping[str, Any]) -> DesiredDocument | None:
-    """What a twin wishes; None where it has no desired half that can be read."""
-    desired = twin.get("desired")
-    if not isinstance(desired, Mapping):
-        return None
-    version = desired.get("$version")
-    known = isinstance(version, int) and not isinstance(version, bool)
-    document = {str(key): value for key, value in desired.items() if not str(key).startswith("$")}
-    return DesiredDocument(version if known else 0, document)  # type: ignore[arg-type]  # an int, as was just seen
-
-
-def overlay_desired(local: Mapping[str, Any], desired: Mapping[str, Any]) -> Document:
-    """The desired document laid over the local one: key by key, but a model is one place or the other."""
-    below, over = local.get("model"), desired.get("model")
-    if isinstance(below, Mapping) and isinstance(over, Mapping):
-        other = ("path",) if "url" in over else ("url", "sha256") if "path" in over else ()
-        local = {**local, "model": {key: value for key, value in below.items() if key not in other}}
-    return merge(local, desired)
-
-
-def group_problems_by_section(desired: DesiredDocument, problems: Sequence[str]) -> dict[str, list[str]]:
-    """The problems of `config.validate` by the section that they are in."""
-    found: dict[str, list[str]] = {}
-    for problem in problems:
-        found.setdefault(_section(desired, problem), []).append(problem)
-    return found
-
-
-def compute_effective_document(
-    desired: DesiredDocument, before: Mapping[str, Any], rejected: RejectionReasons
-) -> Document:
-    """The desired document in force after a wish of which some sections were refused."""
-    taken = {key: value for key, value in desired.document.items() if key not in rejected}
-    return {**taken, **{key: before[key] for key in rejected if key in before}}
-
-
-def acknowledgement(
-    desired: DesiredDocument, rejected: RejectionReasons, effective: Mapping[str, Any], *, kept: bool = True
-) -> Document:
-    """The reported property `config`; `force` is the desired document that is in force now.
-
-    Not `kept`: it is not on disk yet, and a kill would take it away.
-    """
-    # A section that was taken away, and that cannot be done without, has its say as well.
-    keys = {*desired.document, *(key for key in rejected if key)}
-    reported = {key: _reasons(key, desired, rejected, effective) for key in sorted(keys, key=_sort_key)}
-    first = dict(list(reported.items())[:_MAX_SECTIONS])
-    if len(first) < len(reported):
-        more = f"{len(reported) - len(first)} more keys; the event config-rejected has their problems"
-        first["_more"] = [more]
-    cut = _limit_reasons(
-        first, MAX_ACKNOWLEDGEMENT_BYTES - sum(len(_sanitize_key(key)) + _MORE_BYTES for key in first)
-    )
-    return {_sanitize_key(key): _entry(desired.version, reasons, kept=kept) for key, reasons in cut.items()}
-
-
-def _entry(version: int, reasons: Sequence[str], *, kept: bool) -> Document:
-    if not reasons:
-        return {"status": "applied", "version": version, **({} if kept else {"kept": False})}
-    return {"status": "rejected", "version": version, "reasons": list(reasons)}
-
-
-def _reasons(
-    key: str, desired: DesiredDocument, rejected: RejectionReasons, effective: Mapping[str, Any]
-) -> list[str]:
-    """Why a section is not in force; empty when it is."""
-    own = list(rejected.get(key, ()))
-    if own:
-        return own
-    if key in effective and effective[key] == desired.document[key]:
-        return []
-    wrong = ", ".join(sorted(_sanitize_key(name) for name in rejected if name))
-    return [*rejected.get("", ()), *([f"not applied, because of what is wrong in {wrong}"] if wrong else [])]
-
-
-def _section(desired: DesiredDocument, problem: str) -> str:
-    """The section that a problem names in the beginning of its line; empty where none fits."""
-    fitting = [key for key in desired.document if problem.startswith((f"{redact(key)}.", f"{redact(key)}:"))]
-    return max(fitting, key=len, default="")
-
-
-def _sort_key(key: str) -> tuple[bool, str]:
-    """The sections that there are come first."""
-    return key not in _SECTIONS, key
-
-
-def _sanitize_key(section: str) -> str:
-    """A section's name as edgeHub takes it for a key."""
-    plain = (c if c.isprintable() and c not in _FORBIDDEN else "_" for c in redact(section))
-    return "".join(plain)[:_MAX_KEY_CHARACTERS] or "_"
-
-
-def _limit_reasons(reported: Mapping[str, Sequence[str]], left_bytes: int) -> dict[str, list[str]]:
-    """As many reasons as fit, in turns, so that no section's hide those of another; the rest is counted."""
-    kept: dict[str, list[str]] = {key: [] for key in reported}
-    for turn in range(max(map(len, reported.values()), default=0)):
-        for key, reasons in reported.items():
-            # One that was left out once stays the end of its list.
-            if turn != len(kept[key]) or turn >= len(reasons):
-                continue
-            text = _shortened(reasons[turn])
-            size = len(json.dumps(text)) + 1
-            if size <= left_bytes:
-                kept[key].append(text)
-                left_bytes -= size
-    for key, reasons in reported.items():
-        if missing := len(reasons) - len(kept[key]):
-            kept[key].append(f"and {missing} more; the event config-rejected has them")
-    return kept
-
-
-def _shortened(reason: str) -> str:
-    text = "".join(c if c.isprintable() else " " for c in redact(reason))
-    return text if len(text) <= _MAX_REASON_CHARACTERS else f"{text[:_MAX_REASON_CHARACTERS]}…"
-
-
-# The last desired properties that were in force, on disk: what the module starts with without a hub.
-
 
 log = logging.getLogger(__name__)
 
 DESIRED_FILE_NAME = "desired.json"
 
 _SCHEMA = "visionedge/desired/1"
+_MAX_RETRY_S = 3600.0
+_SAVE_RETRY_S = 2.0
+_MAX_LOG_LINES = 50
+_MAX_EVENT_PROBLEMS = 500
+"""The limits of problems in the log and in an event: a twin of 32 KB can have thousands of them."""
+
+ApplyConfig = Callable[[Config], Awaitable[Mapping[str, str]]]
+"""Applies a configuration to the running module; returns the reasons of sections that stay as they were."""
+
+ConfigEventCode = Literal["config-applied", "config-rejected"]
+SendConfigEvent = Callable[[ConfigEventCode, str, Mapping[str, Any]], None]
+"""Sends an event: its code, its text, its details."""
 
 
 class LastGoodFile:
-    """One file, readable for its owner alone: it holds the secrets of cameras as they are.
+    """The file with the last desired properties that were in force.
 
-    It belongs to one module of one hub (`owner`); what another one left is not used. `lost` says why a file
-    was set aside, None where none was.
+    It contains secrets, so only its user can read it. The file belongs to one module of one hub
+    (`Identity.owner`); a file of another module is not used. `lost` says why a file was set aside, None if
+    none was.
     """
 
     def __init__(self, path: Path, owner: str) -> None:
@@ -192,46 +66,46 @@ class LastGoodFile:
         self._owner = owner
 
     def __repr__(self) -> str:
-        return f"<LastGood {self._path.name}>"
+        return f"<LastGoodFile {self._path.name}>"
 
     def read(self) -> DesiredDocument | None:
-        """What was kept; None where there is nothing of use, which is logged if there is a file.
+        """The document in the file; None without a usable file.
 
-        A file that is damaged, another module's or of another version is set aside, and `lost` says why.
+        A file that is damaged, of another module or of another version is set aside, and `lost` says why.
         """
         try:
             return self._parse(read_json(self._path))
         except FileNotFoundError:
             return None
         except OSError as error:
-            log.warning("%s cannot be read (%s)", self._path, error.strerror)
+            log.warning("%s cannot be read: %s; starting without it", self._path, error.strerror)
         except DamagedStateFileError as error:
             self.set_aside(str(error))
         return None
 
     def _parse(self, kept: Any) -> DesiredDocument:
         if not isinstance(kept, dict) or not isinstance(kept.get("desired"), dict):
-            raise DamagedStateFileError("it holds no desired properties")
+            raise DamagedStateFileError("no desired properties in it")
         if kept.get("schema") != _SCHEMA:
-            raise DamagedStateFileError("its schema is not known here")
+            raise DamagedStateFileError("unknown schema")
         if kept.get("owner") != self._owner:
             raise DamagedStateFileError("it belongs to another module")
         return DesiredDocument(parse_count(kept.get("version")), kept["desired"])
 
     def set_aside(self, why: str) -> None:
-        """Rename the file, which is of no use for the reason `why`; its text may be a secret."""
+        """Rename the file, which cannot be used for the reason `why`. Its content may be a secret."""
         self.lost = why
         try:
             set_aside(self._path)
         except OSError as error:
-            self.lost = f"{why}; it cannot be moved: {error.strerror or error}"
-        log.warning("%s is not used (%s): it was set aside", self._path, self.lost)
+            self.lost = f"{why}; renaming it failed: {error.strerror or error}"
+        log.warning("%s cannot be used: %s; it was set aside", self._path, self.lost)
 
     def keep(self, desired: DesiredDocument) -> None:
-        """Replace what was kept; when this returns, it outlives a kill and a power cut. Blocks.
+        """Replace the document in the file. When this returns, it survives a kill and a power cut. Blocks.
 
         Raises:
-            OSError: the folder cannot be written; what was kept before stays.
+            OSError: the folder cannot be written; the file stays as it was.
         """
         write_json(
             self._path,
@@ -244,23 +118,9 @@ class LastGoodFile:
         )
 
 
-_MAX_RETRY_S = 3600.0
-_SAVE_RETRY_S = 2.0
-_MAX_LOG_LINES = 50
-_MAX_EVENT_PROBLEMS = 500
-"""Problems in the log and in an event: a twin of 32 KB can be wrong in thousands of ways."""
-
-ApplyConfig = Callable[[Config], Awaitable[Mapping[str, str]]]
-"""Makes the running module that of a configuration; gives the sections that stay as they were, and why."""
-
-ConfigEventCode = Literal["config-applied", "config-rejected"]
-SendConfigEvent = Callable[[ConfigEventCode, str, Mapping[str, Any]], None]
-"""Sends an event: its code, its text, its details."""
-
-
 @dataclass(frozen=True, slots=True)
 class StartConfiguration:
-    """What the module starts with: the configuration, and the desired document in it, if one was kept."""
+    """The configuration that the module starts with, and the desired document in it, if there is one."""
 
     config: Config
     desired: DesiredDocument | None = None
@@ -268,10 +128,7 @@ class StartConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class ConfigurationSources:
-    """Where the configuration comes from: the local document, what the module starts with, and the keeper.
-
-    `last_good` None: nothing is kept, as outside IoT Edge.
-    """
+    """The local document, the configuration to start with, and the last good file; None outside IoT Edge."""
 
     local: Document
     start: StartConfiguration
@@ -279,10 +136,10 @@ class ConfigurationSources:
 
     @staticmethod
     def read(local: Document, last_good: LastGoodFile | None = None) -> "ConfigurationSources":
-        """The local document, and over it what was kept of the twin, if that fits still. Blocks.
+        """Read the last good file and merge it over the local document, if the result is valid. Blocks.
 
         Raises:
-            ConfigError: the local document is wrong.
+            ConfigError: the local document is not valid.
         """
         start = StartConfiguration(parse_config(local))
         desired = None if last_good is None else last_good.read()
@@ -290,27 +147,31 @@ class ConfigurationSources:
             try:
                 start = StartConfiguration(parse_config(overlay_desired(local, desired.document)), desired)
             except ConfigError as error:
-                # The local document or the module's version may have changed since; the hub is asked soon.
-                log.warning("the last good desired properties fit no more: %s", redact(str(error)))
-            except Exception as error:  # noqa: BLE001 - no content of a state file may keep the module from starting
-                assert last_good is not None  # noqa: S101 - it gave the document
-                last_good.set_aside(f"it cannot be understood: {type(error).__name__}")
+                # The local document or the version of the module may have changed; the twin is read soon.
+                log.warning(
+                    "the last good desired properties are not valid any more: %s; starting without them",
+                    redact(str(error)),
+                )
+            except Exception as error:  # noqa: BLE001 - no content of a state file may prevent the start
+                assert last_good is not None  # noqa: S101 - `desired` came from it
+                last_good.set_aside(f"its content caused {type(error).__name__}")
         return ConfigurationSources(local, start, last_good)
 
     def without_desired(self) -> "ConfigurationSources":
-        """The same, starting with the local document alone."""
+        """The same sources, to start with the local document only."""
         return replace(self, start=StartConfiguration(parse_config(self.local)))
 
 
 class DesiredProperties:
-    """Takes one wish after the other, the newest first. For the asyncio loop; `run` is its only task.
+    """Processes desired documents, always the newest. For the asyncio loop; `run` is its only task.
 
     Args:
-        carriers: what runs now, the document that desired properties are laid over, and who keeps them.
-        apply: makes another configuration run; what it refused is tried again, ever more rarely.
-        tell: sends an event.
-        give_way: called when another model is wished while `apply` may still be fetching one.
-        retry_s: how long after a refusal it is tried again, at first.
+        config_sources: the local document, the configuration that runs now, and the last good file.
+        apply: applies a configuration; rejected sections are tried again at growing intervals, up to one
+            hour.
+        send_event: sends an event.
+        cancel_pending_model: called when another model is desired while `apply` may be downloading one.
+        retry_s: the wait before rejected sections are tried again, at first.
     """
 
     def __init__(
@@ -325,7 +186,7 @@ class DesiredProperties:
     ) -> None:
         start = config_sources.start
         self._local = config_sources.local
-        # The configuration of which every section is in force; None where some may not be.
+        # The configuration of which every section is in force; None if a section may not be.
         self._running: Config | None = None
         self._started_with = start.desired
         self._effective: Document = {} if start.desired is None else start.desired.document
@@ -348,64 +209,64 @@ class DesiredProperties:
         self._waiting: DesiredDocument | None = None
         self._wake = asyncio.Event()
         self.acknowledgement: Document = (
-            {} if start.desired is None else acknowledgement(start.desired, {}, self._effective)
+            {} if start.desired is None else build_acknowledgement(start.desired, {}, self._effective)
         )
         self.counts = {"applied": 0, "rejected": 0}
 
     def __repr__(self) -> str:
         version = self._last_validated.version if self._last_validated else None
-        return f"<Desired version={version} {self.counts}>"
+        return f"<DesiredProperties version={version} {self.counts}>"
 
     def on_twin(self, twin: Mapping[str, Any]) -> None:
-        """The whole twin was read: take what it wishes, unless that is what was judged last."""
+        """The whole twin was read: process its desired document, unless it is the last one."""
         desired = read_desired_document(twin)
         if desired is not None and desired not in (self._last_validated, self._waiting):
             self._waiting = desired
             self._wake.set()
-            judged = {} if self._last_validated is None else self._last_validated.document
-            if self._applying and judged.get("model") != desired.document.get("model"):
+            before = {} if self._last_validated is None else self._last_validated.document
+            if self._applying and before.get("model") != desired.document.get("model"):
                 self._cancel_pending_model()
 
     def validate_desired(self, document: Mapping[str, Any]) -> Config:
-        """What a desired document would make of the configuration. Blocks a little.
+        """The configuration that a desired document would give. Blocks for some milliseconds.
 
         Raises:
-            ConfigError: it would be refused, with every problem.
+            ConfigError: it is not valid; the error has every problem.
         """
-        ours = find_local_only_problems(document)
+        local_only = find_local_only_problems(document)
         try:
             config = parse_config(overlay_desired(self._local, document))
         except ConfigError as error:
-            raise ConfigError([*error.problems, *ours]) from None
+            raise ConfigError([*error.problems, *local_only]) from None
         finally:
-            # So many documents may be judged that their secrets would push out those that are in use.
+            # The list of secrets is bounded: validating many documents must not remove the secrets in use.
             register_secrets(find_secrets(self._local) | find_secrets(self._effective))
-        if ours:
-            raise ConfigError(ours)
+        if local_only:
+            raise ConfigError(local_only)
         return config
 
     def retry(self) -> None:
-        """What was refused for the time being may be possible now: try it at once."""
+        """Try rejected sections again at once, because the reason may be gone."""
         if self._rejected:
             self._retry_now = True
             self._wake.set()
 
     def reload(self, read: Callable[[], Document]) -> None:
-        """Take the local document anew, as `read` gives it; it may block."""
+        """Process the local document again; `read` returns it and may block."""
         self._local_reader = read
         self._wake.set()
 
     async def run(self) -> None:
-        """Take wishes until cancelled."""
+        """Process desired documents until cancelled."""
         while True:
             timed_out = await self._wait()
             try:
                 await self._step(timed_out)
-            except Exception:  # what comes next must be heard
-                log.exception("taking desired properties failed")
+            except Exception:  # the next document must be processed
+                log.exception("processing desired properties failed")
 
     async def _wait(self) -> bool:
-        """Wait for news, or until something is to be tried again; whether a refusal's time is up."""
+        """Wait for work or for a retry; returns whether it is time to try rejected sections again."""
         pauses_s = [_SAVE_RETRY_S] if self._to_keep is not None else []
         pauses_s += [self._remaining_s()] if self._rejected else []
         with contextlib.suppress(TimeoutError):
@@ -432,7 +293,7 @@ class DesiredProperties:
             await self._process(self._last_validated)
 
     async def _process_local(self, read: Callable[[], Document]) -> None:
-        """Take another local document if it is sound, alone and under what is desired; else say why not."""
+        """Apply another local document if it is valid, alone and with the desired properties."""
         try:
             local = await asyncio.to_thread(read)
             await asyncio.to_thread(parse_config, local)
@@ -440,7 +301,7 @@ class DesiredProperties:
         except ConfigError as error:
             for problem in error.problems[:_MAX_LOG_LINES]:
                 log.warning("configuration file: %s", redact(problem))
-            log.warning("the configuration file is wrong (%d problems): it is not used", len(error.problems))
+            log.warning("the configuration file is not used: %d problems", len(error.problems))
             return
         finally:
             register_secrets(find_secrets(self._local) | find_secrets(self._effective))
@@ -460,7 +321,7 @@ class DesiredProperties:
         log.info("the configuration file is applied: %s", ", ".join(applied) or "nothing in it has changed")
 
     async def save_pending(self) -> None:
-        """Keep a wish that waits and would be taken, without applying it: for the next start."""
+        """Write a valid waiting document to disk without applying it: for the next start."""
         desired = self._waiting or self._last_validated
         if desired is None:
             return
@@ -478,7 +339,7 @@ class DesiredProperties:
             self._report_rejected(desired, group_problems_by_section(desired, error.problems))
             return
         if desired == self._started_with:
-            self._running = config  # the module starts with it, and ends where it cannot
+            self._running = config  # the module is starting with it
         self._started_with = None
         rejected = await self._apply_and_collect(config)
         rejected = self._only_known_sections(desired, rejected)
@@ -496,7 +357,7 @@ class DesiredProperties:
         changed = sorted(
             key for key in {*before, *self._effective} if before.get(key) != self._effective.get(key)
         )
-        # Kept first: what was acknowledged outlives a kill.
+        # Written before the acknowledgement, so that an acknowledged document survives a kill.
         await self._keep(DesiredDocument(desired.version, self._effective))
         if rejected:
             self._report_rejected(desired, rejected, again=again)
@@ -506,12 +367,12 @@ class DesiredProperties:
             self._report_applied(desired, changed)
 
     def _only_known_sections(self, desired: DesiredDocument, rejected: RejectionReasons) -> RejectionReasons:
-        """Without the sections that are not desired, and were not before: they need no answer."""
+        """Remove sections that are not desired and were not before: they need no acknowledgement."""
         known = {"", *desired.document, *self._effective}
         return {key: reasons for key, reasons in rejected.items() if key in known}
 
     async def _apply_and_collect(self, config: Config) -> RejectionReasons:
-        """Apply a configuration; the sections that were refused."""
+        """Apply a configuration; returns the rejected sections."""
         if config == self._running:
             return {}
         self._applying = True
@@ -519,7 +380,7 @@ class DesiredProperties:
             rejected = await self._apply(config)
         except Exception as error:
             log.exception("applying desired properties failed")
-            return {"": [f"applying it failed: {redact(str(error))}"]}
+            return {"": [f"applying failed: {redact(str(error))}"]}
         finally:
             self._applying = False
         return {section: [_with_path(section, reason)] for section, reason in rejected.items()}
@@ -534,7 +395,7 @@ class DesiredProperties:
     def _report_rejected(
         self, desired: DesiredDocument, rejected: RejectionReasons, *, again: bool = False
     ) -> None:
-        """Acknowledge and tell a refusal, the same one of the same wish once."""
+        """Acknowledge a rejection and report it, unless the same was reported before (`again`)."""
         self._rejection_reasons = rejected
         self._acknowledge()
         if again:
@@ -554,15 +415,15 @@ class DesiredProperties:
         self._send_event("config-rejected", f"{text}; {problems[0]}", details)
 
     def _acknowledge(self) -> None:
-        """Say what became of the last wish, and that it is not on disk where that is so."""
+        """Acknowledge the last document, and whether it is on disk."""
         if self._last_validated is not None:
             kept = self._to_keep is None
-            self.acknowledgement = acknowledgement(
+            self.acknowledgement = build_acknowledgement(
                 self._last_validated, self._rejection_reasons, self._effective, kept=kept
             )
 
     async def _keep(self, desired: DesiredDocument) -> None:
-        """Have a wish on disk; one that cannot be written is tried again, unless another takes its place."""
+        """Write a document to disk; if that fails it is retried, unless another document replaces it."""
         if self._last_good is None or desired == self._kept:
             self._to_keep = None
             return
@@ -572,14 +433,14 @@ class DesiredProperties:
         except OSError as error:
             if known is None:
                 log.warning(
-                    "the desired properties cannot be kept on disk (%s): tried again every %g s",
+                    "the desired properties cannot be written to disk: %s; retrying every %g s",
                     error.strerror,
                     _SAVE_RETRY_S,
                 )
             return
         self._kept, self._to_keep = desired, None
         if known is not None:
-            log.info("the desired properties, version %d, are kept on disk now", desired.version)
+            log.info("the desired properties, version %d, are on disk now", desired.version)
             self._acknowledge()
 
 

@@ -1,4 +1,7 @@
-"""Direct methods: who may be called and with what, deadlines, sizes, and errors in one shape."""
+"""Direct methods: checks a call, runs its method within a deadline, and makes the result or an error.
+
+The methods themselves are in `app/direct_methods.py`.
+"""
 
 import asyncio
 import json
@@ -15,13 +18,14 @@ from visionedge.runtime.redaction import redact
 log = logging.getLogger(__name__)
 
 MAX_RESULT_BYTES = 120_000
-"""Below the 128 KB that IoT Hub takes, as the SDK encodes it."""
+"""The limit of a result as the SDK encodes it; IoT Hub accepts 128 KB."""
 
 _MAX_CONCURRENT = 8
+_TYPE_NAMES: Mapping[type, str] = {str: "a text", bool: "true or false"}
 
 
 class MethodError(VisionedgeError):
-    """A call that gets an error for an answer: a status, a code for programs, a message for people."""
+    """An error result of a call: an HTTP-like status, a code for programs, a message for people."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -34,9 +38,9 @@ MethodHandler = Callable[[Mapping[str, Any]], Awaitable[Document]]
 
 @dataclass(frozen=True, slots=True)
 class DirectMethod:
-    """A method: what it does, how long that may take, and the types of the keys that its payload may have.
+    """A method: its handler, its deadline, and the allowed keys of its payload with their types.
 
-    `keys` None: the payload is any mapping.
+    `keys=None`: the payload may be any object.
     """
 
     handler: MethodHandler
@@ -46,14 +50,17 @@ class DirectMethod:
 
 @dataclass(frozen=True, slots=True)
 class MethodResult:
-    """What goes back: an HTTP-like status and a JSON document."""
+    """The result of a call: an HTTP-like status and a JSON document."""
 
     status: int
     document: Document
 
 
 class MethodDispatcher:
-    """The methods by name. `answer` belongs to the asyncio loop, raises nothing and keeps the deadlines."""
+    """Runs methods by name, at most eight at once. For the asyncio loop; `answer` raises nothing.
+
+    `counts` has the number of calls by method and status.
+    """
 
     def __init__(self, methods: Mapping[str, DirectMethod]) -> None:
         self._methods = methods
@@ -61,27 +68,28 @@ class MethodDispatcher:
         self.counts: Counter[tuple[str, int]] = Counter()
 
     def __repr__(self) -> str:
-        return f"<Methods running={self._running} {dict(self.counts)}>"
+        return f"<MethodDispatcher running={self._running} {dict(self.counts)}>"
 
     async def answer(self, name: str, payload: Any) -> MethodResult:
-        """Call a method."""
+        """Call a method and return its result, or an error as a result."""
         if self._running >= _MAX_CONCURRENT:
             return self.busy(name)
         self._running += 1
         try:
-            answer = await self._call(name, payload)
+            result = await self._call(name, payload)
         finally:
             self._running -= 1
-        return self._count_result(name, answer)
+        return self._count_result(name, result)
 
     def busy(self, name: str) -> MethodResult:
-        """The answer to a call when there are too many."""
-        return self._count_result(name, _error(MethodError(503, "busy", "too many methods run; call again")))
+        """The result of a call that is refused because too many calls run."""
+        error = MethodError(503, "busy", "too many calls at once; call again")
+        return self._count_result(name, _error(error))
 
-    def _count_result(self, name: str, answer: MethodResult) -> MethodResult:
+    def _count_result(self, name: str, result: MethodResult) -> MethodResult:
         known = name if name in self._methods else "unknown"
-        self.counts[known, answer.status] += 1
-        return answer
+        self.counts[known, result.status] += 1
+        return result
 
     async def _call(self, name: str, payload: Any) -> MethodResult:
         try:
@@ -91,40 +99,40 @@ class MethodDispatcher:
                 document = await method.handler(arguments)
             _check_size(document)
         except TimeoutError:
-            return _error(MethodError(504, "timeout", f"{name} did not come to its end in time"))
+            return _error(MethodError(504, "timeout", f"{name} did not finish in time"))
         except MethodError as error:
             return _error(error)
         except VisionedgeError as error:
             return _error(MethodError(500, "failed", str(error)))
         except Exception:
             log.exception("the direct method %s failed", redact(name))
-            return _error(MethodError(500, "internal", "internal error; the module's log has the details"))
+            return _error(MethodError(500, "internal", "internal error; see the log of the module"))
         return MethodResult(200, document)
 
     def _method(self, name: str) -> DirectMethod:
         method = self._methods.get(name)
         if method is None:
             known = ", ".join(sorted(self._methods))
-            raise MethodError(404, "unknown_method", f"there is no method '{name[:64]}'; there are {known}")
+            raise MethodError(404, "unknown_method", f"unknown method '{name[:64]}'; known methods: {known}")
         return method
 
 
 def measure_result_bytes(document: Any) -> int:
-    """How large a document is as the SDK sends it.
+    """The size of a document as the SDK sends it.
 
     Raises:
-        ValueError: it holds a number that JSON has no word for.
+        ValueError: the document contains NaN or infinity.
     """
     return len(json.dumps(document, allow_nan=False))
 
 
 def _check_size(document: Document) -> None:
     if measure_result_bytes(document) > MAX_RESULT_BYTES:
-        raise MethodError(500, "too_large", "the answer is larger than a direct method may give")
+        raise MethodError(500, "too_large", f"the result exceeds {MAX_RESULT_BYTES:,} bytes")
 
 
 def _validate_payload(method: DirectMethod, payload: Any) -> Mapping[str, Any]:
-    """The payload, if it has the keys and types that the method wants; nothing counts as no key."""
+    """Check the keys and types of a payload; a missing payload is an empty one."""
     if payload is None or payload == "":
         return {}
     if not isinstance(payload, dict):
@@ -135,13 +143,10 @@ def _validate_payload(method: DirectMethod, payload: Any) -> Mapping[str, Any]:
         kind = method.keys.get(key)
         if kind is None:
             known = ", ".join(sorted(method.keys)) or "none"
-            raise MethodError(400, "bad_payload", f"unknown key '{key[:64]}'; known here: {known}")
+            raise MethodError(400, "bad_payload", f"unknown key '{key[:64]}'; known keys: {known}")
         if not isinstance(value, kind):
             raise MethodError(400, "bad_payload", f"'{key}' must be {_TYPE_NAMES[kind]}")
     return payload
-
-
-_TYPE_NAMES: Mapping[type, str] = {str: "a text", bool: "true or false"}
 
 
 def _error(error: MethodError) -> MethodResult:

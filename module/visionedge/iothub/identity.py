@@ -1,4 +1,4 @@
-"""Who we are inside IoT Edge: read from the environment that edgeAgent gives to every module."""
+"""The identity of the module inside IoT Edge, from the environment variables that edgeAgent sets."""
 
 import os
 import stat
@@ -18,20 +18,20 @@ _GENERATION = "IOTEDGE_MODULEGENERATIONID"
 _WORKLOAD = "IOTEDGE_WORKLOADURI"
 _API = "IOTEDGE_APIVERSION"
 EDGE_VARIABLES = (_HUB, _DEVICE, _MODULE, _GATEWAY, _GENERATION, _WORKLOAD, _API)
-"""The seven that edgeAgent sets; the SDK needs them all."""
+"""The variables that edgeAgent sets; the SDK needs all seven."""
 
 _CONNECTION_STRING = "EdgeHubConnectionString"
 _CA_FILE = "EdgeModuleCACertificateFile"
 _PARTS = ("HostName", "GatewayHostName", "DeviceId", "ModuleId", "SharedAccessKey")
 
-_SOCKET_MODE_HINT = "edgeAgent makes it with mode 0666: restore that, or run the container as root"
+_SOCKET_MODE_HINT = "edgeAgent creates it with mode 0666: restore that mode, or run the container as root"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who the module is and where its hub and its workload API are; holds no secret.
+    """The names of hub, device and module, and the address of the workload API. Contains no secret.
 
-    With the simulator (`carrier`) there is no workload API: its three fields are empty.
+    With the simulator there is no workload API: `generation`, `workload_uri` and `api_version` are empty.
     """
 
     hub: str
@@ -45,11 +45,11 @@ class Identity:
 
     @property
     def owner(self) -> str:
-        """The module among all modules of all hubs: whose messages these are."""
+        """A name of this module that is unique over all hubs; state files with another owner are not used."""
         return f"{self.hub}/{self.device}/{self.module}"
 
     def socket_problem(self) -> str | None:
-        """Why this user cannot reach the workload API, as far as its socket shows it; None where it can."""
+        """Why this user cannot open the socket of the workload API; None without a problem or a socket."""
         uri = urlsplit(self.workload_uri)
         if uri.scheme != "unix":
             return None
@@ -59,27 +59,27 @@ class Identity:
         except FileNotFoundError:
             return (
                 f"the workload socket {path} does not exist; restart the module: "
-                "edgeAgent binds the socket when it makes the container"
+                "edgeAgent binds the socket when it creates the container"
             )
         except OSError as error:
-            return f"the workload socket {path} cannot be reached ({error.strerror}); {_SOCKET_MODE_HINT}"
+            return f"the workload socket {path} cannot be opened: {error.strerror}; {_SOCKET_MODE_HINT}"
         if not is_socket:
-            return f"{path} is no socket; restart the module: edgeAgent binds the workload socket there"
+            return f"{path} is not a socket; restart the module: edgeAgent binds the workload socket there"
         if not os.access(path, os.R_OK | os.W_OK):
-            return f"user {os.getuid()} may not open the workload socket {path}; {_SOCKET_MODE_HINT}"
+            return f"user {os.getuid()} cannot open the workload socket {path}; {_SOCKET_MODE_HINT}"
         return None
 
     @staticmethod
     def from_environ(environ: Mapping[str, str]) -> "Identity | None":
-        """The identity in the environment; None outside IoT Edge.
+        """The identity in the environment variables; None outside IoT Edge.
 
         Raises:
-            ConfigError: part of what IoT Edge (or its simulator) sets is there and part is missing.
+            ConfigError: only some of the variables of IoT Edge (or of its simulator) are set.
         """
         missing = [name for name in EDGE_VARIABLES if not environ.get(name)]
         if not missing:
             return _from_agent(environ)
-        # The SDK falls back to the simulator's two whenever one of the seven is missing; so do we.
+        # Like the SDK: if one of the seven is missing, use the simulator's two variables.
         simulator = [name for name in (_CONNECTION_STRING, _CA_FILE) if not environ.get(name)]
         if not simulator:
             return _from_simulator(environ[_CONNECTION_STRING])

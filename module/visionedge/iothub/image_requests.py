@@ -1,12 +1,15 @@
-"""Pictures that other modules send to the input `frames`: bounded, numbered, answered on `detections`."""
+"""Image requests: images that other modules send to the input `frames`, answered on the output `detections`.
+
+The queue is bounded, and the answers have sequence numbers like the frames of a camera.
+"""
 
 import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from visionedge.config.schema import CAMERA_NAME_PATTERN
 from visionedge.frames.types import FrameResult
@@ -16,12 +19,11 @@ log = logging.getLogger(__name__)
 
 IMAGE_INPUT = "frames"
 SEQUENCE_NAME = "<frames>"
-"""Under this name, which no camera can have, the last number is kept."""
+"""The name under which the last sequence number is stored; no camera can have this name."""
 
 ImageDropReason = Literal["full", "busy", "bad-picture", "failed", "input", "not-delivered"]
-"""Why a picture got no answer: too many waited, the engine had no room for it or was not ready, it is no
-picture, it could not be computed, it came to an input that there is not, or the answer could not be sent
-(`maxPerDay`, or its size)."""
+"""Why an image got no answer: too many waited; the engine was busy or not ready; the data is not an image;
+the inference failed; the input does not exist; or the answer cannot be sent (`maxPerDay`, or its size)."""
 
 _MAX_WAITING = 8
 _MAX_CONCURRENT = 2
@@ -30,11 +32,15 @@ _REPORT_INTERVAL_NS = 60_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class ImageRequestDependencies:
-    """What answering needs of the module.
+    """The parts of the module that image requests need.
 
-    `analyse` computes a picture's result, or says why there is none; `answer` sends it with the id of the
-    question, or says that it cannot; `cameras` are the names that are taken; `refused` tells of a picture
-    without an answer, with the reason and the camera's name.
+    Attributes:
+        analyse: detects objects in an image; returns the result or the reason why there is none.
+        answer: sends a result with a correlation id; returns False if it cannot be sent.
+        cameras: the names of the configured cameras.
+        on_dropped: reports an image without an answer: the reason and the camera name.
+        clock: monotonic nanoseconds.
+        wall_clock_s: seconds since 1970.
     """
 
     analyse: Callable[[bytes], Awaitable[FrameResult | ImageDropReason]]
@@ -46,10 +52,10 @@ class ImageRequestDependencies:
 
 
 class ImageRequests:
-    """Takes pictures and answers them, the oldest first; `run` is the task that does. Loop only.
+    """Queues images and answers them, the oldest first, in the task `run`. For the asyncio loop only.
 
-    Numbers of these frames rise over all names together and are never below the time in milliseconds, so
-    that none repeats for a camera, whichever name a picture is given (`sequences`).
+    Sequence numbers rise over all camera names together and are never below the time in milliseconds. So no
+    number repeats for a camera name, even if the stored number is lost.
     """
 
     def __init__(self, dependencies: ImageRequestDependencies, first_sequence: int) -> None:
@@ -62,15 +68,15 @@ class ImageRequests:
         self.dropped: Counter[str] = Counter()
 
     def __repr__(self) -> str:
-        return f"<Questions waiting={len(self._waiting)} answered={self.answered} {dict(self.dropped)}>"
+        return f"<ImageRequests waiting={len(self._waiting)} answered={self.answered} {dict(self.dropped)}>"
 
     @property
     def next_sequence(self) -> int:
-        """The least that the next number can be."""
+        """The smallest possible next sequence number."""
         return self._next
 
     def put(self, message: InputMessage) -> None:
-        """A message has come; when too many wait, the oldest goes unanswered."""
+        """Queue a message; if too many wait, the oldest is dropped."""
         if message.input != IMAGE_INPUT:
             self._drop("input", message)
             return
@@ -80,7 +86,7 @@ class ImageRequests:
         self._wake.set()
 
     async def run(self) -> None:
-        """Answer until cancelled, a few at once."""
+        """Answer until cancelled, two images at once."""
         async with asyncio.TaskGroup() as group:
             for _ in range(_MAX_CONCURRENT):
                 group.create_task(self._work())
@@ -94,8 +100,8 @@ class ImageRequests:
             message = self._waiting.popleft()
             try:
                 await self._answer(message)
-            except Exception:  # the next one must be answered
-                log.exception("a picture of another module could not be answered")
+            except Exception:  # the next image must be answered
+                log.exception("input %s: answering an image failed", IMAGE_INPUT)
                 self._drop("failed", message)
 
     async def _answer(self, message: InputMessage) -> None:
@@ -114,7 +120,7 @@ class ImageRequests:
         return replace(result, frame=frame)
 
     def _choose_camera_name(self, message: InputMessage) -> str:
-        """The camera that the message names, unless that is a real one, which numbers its own frames."""
+        """The camera that the message names, unless it is a configured one, which numbers its own frames."""
         taken = self._dependencies.cameras()
         name = message.properties.get("camera", "")
         if not CAMERA_NAME_PATTERN.fullmatch(name) or name in taken:
@@ -126,30 +132,12 @@ class ImageRequests:
     def _drop(self, reason: ImageDropReason, message: InputMessage) -> None:
         self.dropped[reason] += 1
         now_ns = self._dependencies.clock()
-        # A module that sends nonsense all the time is told of now and then.
+        # Each reason is reported at most once a minute.
         if now_ns - self._reported_ns.get(reason, now_ns - _REPORT_INTERVAL_NS) >= _REPORT_INTERVAL_NS:
             self._reported_ns[reason] = now_ns
             self._dependencies.on_dropped(reason, self._choose_camera_name(message))
 
 
 def _read_correlation_id(message: InputMessage) -> str:
-    """What the answer is told by; IoT Hub's ids have 128 characters at most."""
+    """The id that links the answer to its request; ids of IoT Hub have at most 128 characters."""
     return (message.correlation_id or message.message_id)[:128]
-
-
-# What IoT Hub and other modules have asked of this one, in numbers.
-
-
-@dataclass(frozen=True, slots=True)
-class InboundStatistics:
-    """Counts since the start: wishes by outcome, patches of reported properties, methods by name and status,
-    calls that came too many at once, pictures of other modules. `config` is the last acknowledgement.
-    """
-
-    configurations: Mapping[str, int] = field(default_factory=dict)
-    patches: int = 0
-    methods: Mapping[tuple[str, int], int] = field(default_factory=dict)
-    calls_dropped: int = 0
-    pictures_answered: int = 0
-    pictures_dropped: Mapping[str, int] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)

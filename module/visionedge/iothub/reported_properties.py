@@ -1,74 +1,98 @@
-"""Reported properties: what the hub knows of the module, what it shall know, and the patches between them.
+"""Reported properties: makes the patches that bring the hub's copy to the state of the module.
 
-Patches hold differences only, and null for what is gone; at most one goes in five seconds. Over a new link
-everything is told again: edgeHub may have lost what an old one told.
+A patch contains differences only, and null for removed keys. Changes between two patches are coalesced. Over
+a new connection everything is reported again, because edgeHub may have lost earlier patches. Pure: the clock
+is an argument.
 """
 
 import json
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from visionedge.config.documents import Document
 from visionedge.config.load import merge
+from visionedge.iothub.client import TaskOutcome
 
-MIN_PATCH_INTERVAL_NS = 5_000_000_000
+PATCH_BURST = 3
+PATCH_INTERVAL_NS = 5_000_000_000
+"""Three patches may go at once, then one every 5 s. IoT Hub allows 50 twin updates a second to all devices of
+an S1 hub together, and rejects further ones."""
+
 MAX_PATCH_BYTES = 28_000
-"""Below the 32 KB that edgeHub takes."""
+"""The size limit of a patch; edgeHub accepts 32 KB."""
 
-_MAX_PATCH_INTERVAL_NS = 300_000_000_000
-
-PatchOutcome = Literal["taken", "refused", "lost"]
-"""What became of a patch: the hub has it, the hub will not have it, or the link was lost meanwhile."""
-
+_MAX_RETRY_NS = 300_000_000_000
 
 _UNKNOWN = object()
-"""Stands for a value of which nobody knows whether the hub still has it: equal to none."""
+"""A value that the hub may have lost. It is not equal to any value, so it is reported again."""
+
+
+class PatchRateLimit:
+    """A token bucket: `PATCH_BURST` patches at once, then one every `PATCH_INTERVAL_NS`."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._full_ns = clock()  # when all tokens are available again
+
+    def available(self) -> bool:
+        """Whether there is a token."""
+        return self._clock() >= self._full_ns - (PATCH_BURST - 1) * PATCH_INTERVAL_NS
+
+    def take(self) -> None:
+        """Take a token."""
+        self._full_ns = max(self._clock(), self._full_ns) + PATCH_INTERVAL_NS
 
 
 class ReportedProperties:
-    """Decides what to patch and when; does no I/O. For one thread, with one patch on its way at a time."""
+    """Decides what to patch and when; does no I/O. For one thread, with at most one patch in flight.
+
+    `patches` counts the patches so far.
+    """
 
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock = clock
+        self._rate_limit = PatchRateLimit(clock)
         self._known: Document | None = None
         self._sending: Document | None = None
-        self._next_ns = clock()
+        self._retry_ns = clock()
         self._refusals = 0
         self.patches = 0
 
     def __repr__(self) -> str:
-        return f"<Reported linked={self._known is not None} patches={self.patches} refusals={self._refusals}>"
+        connected = self._known is not None
+        return f"<ReportedProperties connected={connected} patches={self.patches} refusals={self._refusals}>"
 
     def on_connected(self, reported: Mapping[str, Any]) -> None:
-        """There is a new link; `reported` is that half of the twin, or nothing where it could not be read."""
+        """There is a new connection; `reported` is that half of the twin, empty if it could not be read."""
         self._known = _with_unknown_values(
             {key: value for key, value in reported.items() if not key.startswith("$")}
         )
         self._sending = None
 
     def lost(self) -> None:
-        """There is no link any more."""
+        """There is no connection any more."""
         self._known = self._sending = None
 
     def due(self) -> bool:
-        """Whether a patch may go out now."""
-        return self._known is not None and self._sending is None and self._clock() >= self._next_ns
+        """Whether a patch may be sent now."""
+        ready = self._known is not None and self._sending is None and self._clock() >= self._retry_ns
+        return ready and self._rate_limit.available()
 
     def next_patch(self, wanted: Mapping[str, Any]) -> Document | None:
-        """The patch that brings the hub nearer to `wanted`, to be sent now; None when none may or must go."""
+        """The patch to send now to bring the hub to `wanted`; None if no patch may or must be sent."""
         if not self.due() or self._known is None:
             return None
         patch = limit_patch_size(compute_merge_patch(self._known, wanted))
         if not patch:
             return None
         self._sending = patch
-        self._next_ns = self._clock() + MIN_PATCH_INTERVAL_NS
+        self._rate_limit.take()
         self.patches += 1
         return patch
 
-    def settle(self, outcome: PatchOutcome) -> None:
-        """What became of the patch on its way; a refused one is tried again, ever more rarely."""
+    def settle(self, outcome: TaskOutcome) -> None:
+        """The outcome of the patch in flight. After a refusal the next one waits 10 s, then up to 300 s."""
         patch, self._sending = self._sending, None
         if patch is None or self._known is None:
             return
@@ -77,15 +101,14 @@ class ReportedProperties:
             self._known = merge(self._known, patch)
         elif outcome == "refused":
             self._refusals += 1
-            self._next_ns = self._clock() + min(
-                MIN_PATCH_INTERVAL_NS * 2 ** min(self._refusals, 16), _MAX_PATCH_INTERVAL_NS
-            )
+            wait_ns = min(PATCH_INTERVAL_NS * 2 ** min(self._refusals, 16), _MAX_RETRY_NS)
+            self._retry_ns = self._clock() + wait_ns
         else:
             self.lost()
 
 
 def compute_merge_patch(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> Document:
-    """The merge patch that makes `known` into `wanted`."""
+    """The JSON merge patch (RFC 7396) that changes `known` into `wanted`."""
     patch: Document = {key: None for key in known if key not in wanted}
     for key, value in wanted.items():
         below = known.get(key)
@@ -99,13 +122,10 @@ def compute_merge_patch(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
 
 
 def limit_patch_size(patch: Document) -> Document:
-    """The patch, or a part of it that edgeHub takes: what goes away first, so that there is room."""
+    """The patch, or a part of at most `MAX_PATCH_BYTES`: deletions first, as the twin is limited, too."""
     if _size(patch) <= MAX_PATCH_BYTES:
         return patch
-    gone = _deletions(patch)
-    if gone:
-        return _take_entries_that_fit(gone)
-    return _take_entries_that_fit(patch)
+    return _take_entries_that_fit(_deletions(patch) or patch)
 
 
 def _deletions(patch: Mapping[str, Any]) -> Document:
@@ -119,7 +139,7 @@ def _deletions(patch: Mapping[str, Any]) -> Document:
 
 
 def _take_entries_that_fit(patch: Mapping[str, Any]) -> Document:
-    """As many entries, of the first level and of the second, as fit."""
+    """As many entries of the first and second level as fit."""
     part: Document = {}
     left_bytes = MAX_PATCH_BYTES
     for key, value in patch.items():
@@ -137,7 +157,7 @@ def _take_entries_that_fit(patch: Mapping[str, Any]) -> Document:
 
 
 def _with_unknown_values(known: Mapping[str, Any]) -> Document:
-    """The keys that the hub had, with values that have to be told again."""
+    """The same keys, with values that must be reported again."""
     return {
         key: _with_unknown_values(value) if isinstance(value, Mapping) else _UNKNOWN
         for key, value in known.items()

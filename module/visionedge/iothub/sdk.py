@@ -1,8 +1,9 @@
-"""The only file that imports azure-iot-device: one connection to edgeHub, behind a few plain words.
+"""One connection to edgeHub through azure-iot-device; the only file that imports it.
 
-One link is one connection and is never mended: when it is lost a new one is made. So the SDK's own
-reconnecting, which forgets subscriptions, gives up for good on some errors and fights a successor for the
-client id, is switched off. Its renewal of tokens is never reached: a link is replaced before its token ends.
+A link is one connection and is never repaired: when it is lost, a new link is made. The SDK's own
+reconnecting is switched off, because it forgets subscriptions, stops after some errors, and competes with a
+new client for the MQTT client id. The SDK's renewal of tokens is never used: a link is replaced before its
+token expires.
 """
 
 import contextlib
@@ -22,31 +23,31 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TOKEN_LIFETIME_S = 3600
-# Seconds; paho also waits this long for a TLS handshake, and finds a dead peer after two of them.
 _KEEP_ALIVE_S = 30
+"""Also paho's limit for a TLS handshake. A dead peer is detected after two of these intervals."""
 
 
 class LinkError(Exception):
-    """The link could not be made or was lost; its text is one line without secrets."""
+    """The link cannot be made, or was lost. The text is one line without secrets."""
 
 
 class MessageRefusedError(Exception):
-    """This one message can never be sent; the link is well."""
+    """The SDK refuses this message, now and later; the link is good."""
 
 
 @dataclass(frozen=True, slots=True)
 class MethodCall:
-    """A direct method that somebody calls over one link, and waits for; `payload` is any JSON value."""
+    """A call of a direct method, to be answered over the same connection; `payload` is any JSON value."""
 
     name: str
     payload: Any
     request_id: str
-    connection: int = 0
+    connection_number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class InputMessage:
-    """A message of another module to one of our inputs; the ids are those that the sender gave it."""
+    """A message of another module to an input of this one, with the ids that its sender chose."""
 
     input: str
     body: bytes
@@ -56,26 +57,26 @@ class InputMessage:
 
 
 class LinkListener(Protocol):
-    """Who hears what comes over a link, from threads of the SDK: must return at once and raise nothing."""
+    """Receives what comes over a link, on threads of the SDK; must return at once and raise nothing."""
 
     def on_desired_changed(self) -> None:
-        """The desired properties have changed; what is new in them, only the whole twin tells reliably."""
+        """The desired properties changed. The patch is not passed on: only the whole twin is reliable."""
 
     def on_method_call(self, call: MethodCall) -> None:
-        """A direct method is called."""
+        """A direct method was called."""
 
     def on_message(self, message: InputMessage) -> None:
-        """A message has come to an input."""
+        """A message arrived at an input."""
 
 
 class HubLink(Protocol):
     """One connection to the hub. Every call may block for ever."""
 
     def connect(self, link_listener: LinkListener | None) -> None:
-        """Open the connection; `ears` hear what comes from the first moment on. Raises LinkError."""
+        """Open the connection; the listener is active from the first moment. Raises LinkError."""
 
     def send(self, message: Message) -> None:
-        """Send and wait for the acknowledgement; raises LinkError or MessageRefusedError."""
+        """Send, and wait for the acknowledgement. Raises LinkError or MessageRefusedError."""
 
     def twin(self) -> Mapping[str, Any] | None:
         """Both halves of the twin, with their versions; None if the hub answered with an error.
@@ -84,16 +85,16 @@ class HubLink(Protocol):
         """
 
     def subscribe(self) -> None:
-        """Subscribe to what the ears can hear; once, after `connect`. Raises LinkError."""
+        """Subscribe to everything that the listener receives; once, after `connect`. Raises LinkError."""
 
     def report(self, patch: Mapping[str, Any]) -> bool:
-        """Lay a patch over the reported properties; False if the hub refused it. Raises LinkError."""
+        """Apply a patch to the reported properties; False if the hub refused it. Raises LinkError."""
 
     def answer(self, request_id: str, status: int, document: Any) -> None:
-        """Answer a direct method that was called over this link; raises LinkError."""
+        """Answer a direct method that was called over this link. Raises LinkError."""
 
     def close(self) -> None:
-        """Close the connection and free what belongs to it; raises LinkError."""
+        """Close the connection and free its resources. Raises LinkError."""
 
 
 OnLost = Callable[[str], None]
@@ -101,12 +102,13 @@ LinkFactory = Callable[[Identity, OnLost], HubLink]
 
 
 def open_link(identity: Identity, on_lost: OnLost) -> HubLink:
-    """Make a link from the environment of the module: asks the workload API for a token and the trusted CA.
+    """Make a link from the environment variables; asks the workload API for a token and the trusted CA.
+    Blocks.
 
-    `on_lost` is called, from a thread of the SDK, with the reason when the connection ends. Blocks.
+    `on_lost` is called from a thread of the SDK when the connection ends, with the reason.
 
     Raises:
-        LinkError: the workload API did not answer as it should.
+        LinkError: the workload API failed, or the environment is wrong.
     """
     try:
         from azure.iot.device import IoTHubModuleClient
@@ -119,7 +121,7 @@ def open_link(identity: Identity, on_lost: OnLost) -> HubLink:
             keep_alive=_KEEP_ALIVE_S,
             sastoken_ttl=TOKEN_LIFETIME_S,
         )
-    except Exception as error:  # the SDK lets through what its layers raise
+    except Exception as error:  # the SDK does not wrap the errors of its layers
         raise LinkError(identity.socket_problem() or describe_error(error)) from error
     return _AzureLink(client, on_lost)
 
@@ -136,8 +138,8 @@ class _AzureLink:
         if link_listener is not None:
             self._handlers = _handlers(link_listener)
         for name, handler in self._handlers.items():
-            # Subscribing fails, as it must without a connection. But the handler is there when edgeHub
-            # delivers what has waited: at once, where it knows our subscriptions from before.
+            # Setting a handler also subscribes, which fails without a connection. But the handler is set when
+            # edgeHub delivers waiting messages, right after connecting if it knows the subscriptions.
             with contextlib.suppress(Exception):
                 setattr(self._client, name, handler)
         self._sdk(self._client.connect)
@@ -145,7 +147,7 @@ class _AzureLink:
     def send(self, message: Message) -> None:
         from azure.iot.device import Message as AzureMessage
 
-        # A text would be measured before it is encoded and could be twice as large on the wire: give bytes.
+        # Bytes, because the SDK measures a text before it is encoded, when it can be half as large.
         sdk_message = AzureMessage(  # type: ignore[no-untyped-call]  # the SDK types only half of itself
             message.body, message.message_id, CONTENT_ENCODING, CONTENT_TYPE, message.output
         )
@@ -178,7 +180,7 @@ class _AzureLink:
         except LinkError as error:
             if not _is_hub_error(error):
                 raise
-            log.warning("edgeHub refused reported properties: %s", error)
+            log.warning("edgeHub refused a patch of reported properties: %s", error)
             return False
         return True
 
@@ -192,13 +194,14 @@ class _AzureLink:
         try:
             self._sdk(self._client.shutdown)
         except LinkError:
-            # A connection that breaks meanwhile stops it half-way, with threads left; now nothing can break.
+            # If the connection breaks meanwhile, shutdown stops half-way and leaves threads; the second one
+            # works.
             self._sdk(self._client.shutdown)
 
     def _sdk(self, function: Callable[[], T]) -> T:
         try:
             return function()
-        except Exception as error:  # OperationCancelled and others are no ClientError
+        except Exception as error:  # OperationCancelled and others are not derived from ClientError
             raise LinkError(describe_error(error)) from error
 
     def _state_changed(self) -> None:
@@ -210,9 +213,9 @@ class _AzureLink:
 
 
 def _handlers(link_listener: LinkListener) -> dict[str, Callable[[Any], None]]:
-    """What the SDK calls, by the property that takes it; setting that also subscribes.
+    """The handlers by the property of the SDK client that takes them; setting a property also subscribes.
 
-    It runs handlers on threads that its shutdown waits for, so they must do nothing but hand on.
+    The SDK's shutdown waits for the threads that run handlers, so they must only pass on.
     """
     return {
         "on_twin_desired_properties_patch_received": lambda _patch: link_listener.on_desired_changed(),
@@ -224,7 +227,7 @@ def _handlers(link_listener: LinkListener) -> dict[str, Callable[[Any], None]]:
 
 
 def _is_hub_error(error: LinkError) -> bool:
-    """Whether the hub answered, if only with an error: then the link is well."""
+    """Whether the error is an answer of the hub: then the link is good."""
     from azure.iot.device.exceptions import ServiceError
 
     cause: BaseException | None = error
@@ -242,7 +245,7 @@ def _input_message(message: Any) -> InputMessage:
 
 
 def describe_error(error: BaseException) -> str:
-    """The texts of an error and its causes in one line, each once, without secrets."""
+    """One line with the texts of an error and its causes, each once, without secrets."""
     texts: list[str] = []
     cause: BaseException | None = error
     while cause is not None and len(texts) < 6:
@@ -254,7 +257,10 @@ def describe_error(error: BaseException) -> str:
 
 
 def _silence_sdk_logging() -> None:
-    """What the SDK logs, tracebacks among it, is told by us in one line; only --log debug shows it all."""
+    """Silence the SDK's log and its tracebacks, because this module logs each failure in one line.
+
+    `--log debug` shows all of them.
+    """
     if not log.isEnabledFor(logging.DEBUG):
         for name in ("azure.iot.device", "paho"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,19 +1,16 @@
-"""Calls that may never return, made on threads that we can afford to lose.
+"""Calls that may never return, each with a deadline.
 
-The SDK has no time limits: any of its calls may block for ever. So each runs on a daemon thread that
-belongs to nobody; the caller waits for it with a deadline of its own, and when that passes, leaves the
-thread behind and uses another.
+The SDK has no time limits: each of its calls may block for ever. So a call runs on a daemon thread, and the
+caller waits for it with a deadline. When the deadline passes, the thread is abandoned and the next call uses
+another one.
 """
 
 import logging
 import queue
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Generic, Literal, TypeVar, cast
+from collections.abc import Callable
+from typing import Generic, TypeVar, cast
 
 from visionedge.runtime.threads import ThreadGroup
 
@@ -23,11 +20,11 @@ T = TypeVar("T")
 
 
 class CallTimeoutError(Exception):
-    """A call did not return in time; its thread is left behind."""
+    """A call did not return in time; its thread is abandoned."""
 
 
 class StuckError(Exception):
-    """So many threads are left behind that another would only be lost, too."""
+    """Too many abandoned threads still hang, so no new thread is started."""
 
 
 class _Job(Generic[T]):
@@ -41,7 +38,7 @@ class _Job(Generic[T]):
 
 
 class _Worker:
-    """One thread's inbox; None in it ends the thread."""
+    """A thread's inbox; None ends the thread."""
 
     def __init__(self) -> None:
         self.inbox: queue.SimpleQueue[_Job[object] | None] = queue.SimpleQueue()
@@ -49,10 +46,10 @@ class _Worker:
 
 
 class AbandonableCalls:
-    """Runs one call at a time, on one thread as long as that thread comes back.
+    """Runs one call at a time, on the same thread as long as it returns.
 
-    `limit` threads may be out at once; with more, `call` raises `StuckError`. A thread that comes back in the
-    end finishes by itself and counts no longer.
+    At most `limit` threads may hang at once; then `call` raises `StuckError`. An abandoned thread whose call
+    returns ends by itself and does not count any more.
     """
 
     def __init__(self, thread_group: ThreadGroup, name: str, *, limit: int = 5) -> None:
@@ -67,15 +64,15 @@ class AbandonableCalls:
         self.abandoned = 0
 
     def __repr__(self) -> str:
-        return f"<Losable {self._name} out={self.hung()} abandoned={self.abandoned}>"
+        return f"<AbandonableCalls {self._name} hung={self.hung()} abandoned={self.abandoned}>"
 
     def hung(self) -> int:
-        """How many threads were left behind and have not come back."""
+        """The number of abandoned threads that have not returned."""
         with self._changed:
             return self._count_hung()
 
     def set_final_deadline(self, until_ns: int) -> None:
-        """No call, the one in progress included, is waited for after this monotonic moment."""
+        """Wait for no call after this monotonic time, including the one in progress."""
         with self._changed:
             self._final_deadline_ns = until_ns
             self._changed.notify_all()
@@ -87,13 +84,14 @@ class AbandonableCalls:
         timeout_s: float,
         late: Callable[[T], object] = lambda _value: None,
     ) -> T:
-        """Run `function` and give its result or raise its error.
+        """Run `function`; returns its result or raises its error.
 
-        A result that comes after all, when nobody waits for it any more, is given to `late` on that thread.
+        A result that comes after the deadline is passed to `late`, on the abandoned thread. `what` names the
+        call in errors.
 
         Raises:
-            OverdueError: it did not come back within `timeout_s` (or the cap).
-            StuckError: too many threads are out already.
+            CallTimeoutError: the call did not return within `timeout_s`, or before the final deadline.
+            StuckError: too many threads hang already.
         """
         job = _Job(function, late)
         worker = self._ready_worker()
@@ -110,14 +108,14 @@ class AbandonableCalls:
                 if left_s <= 0:
                     job.given_up = True
                     self._abandon(worker)
-                    raise CallTimeoutError(f"{what} did not return within its time ({timeout_s:g} s at most)")
+                    raise CallTimeoutError(f"{what} did not return in time (limit {timeout_s:g} s)")
                 self._changed.wait(left_s)
         if job.error is not None:
             raise job.error
         return cast("T", job.value)
 
     def close(self) -> None:
-        """Let the idle thread end."""
+        """End the idle thread."""
         with self._changed:
             worker, self._worker = self._worker, None
         if worker is not None:
@@ -132,7 +130,7 @@ class AbandonableCalls:
             if self._worker is not None:
                 return self._worker
             if self._count_hung() >= self._limit:
-                raise StuckError(f"{self._limit} calls into the SDK never came back")
+                raise StuckError(f"{self._limit} calls of the IoT Hub SDK have not returned")
             self._started += 1
             name = f"{self._name}-{self._started}"
             worker = self._worker = _Worker()
@@ -155,7 +153,7 @@ class AbandonableCalls:
     def _do(self, job: _Job[object]) -> None:
         try:
             job.value = job.function()
-        except Exception as error:  # noqa: BLE001 - it belongs to the caller, who gets it below
+        except Exception as error:  # noqa: BLE001 - raised again in `call`
             job.error = error
         with self._changed:
             job.done = True
@@ -164,85 +162,5 @@ class AbandonableCalls:
         if late:
             try:
                 job.late(job.value)
-            except Exception as error:  # noqa: BLE001 - nobody waits for it
-                log.debug("what came too late from %s did not end well: %s", self._name, error)
-
-
-# What the hub client does when the SDK or the hub fails, rung by rung, and how long each may take.
-#
-# overdue   a call did not return within its deadline: its thread is left behind, another one goes on
-# silent    no answer to the twin's round trip, although messages may still be taken
-# rebuild   the connection is thrown away with its client, and a new client is made on a new thread
-# poison    one message has cost too many connections that were well otherwise: it is given up
-# stuck     so many threads are lost that another would be, too: after a while the module ends with
-#           `EXIT_STUCK`, for edgeAgent to start it again in a process that is not poisoned
-
-
-EXIT_STUCK = 75
-"""The exit code of the last rung: the SDK hangs for good in this process (EX_TEMPFAIL: try again)."""
-
-HubFault = Literal["overdue", "silent", "rebuild", "poison", "stuck"]
-HubState = Literal["starting", "connecting", "connected", "waiting", "stuck", "closed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Deadlines:
-    """How long the calls into the SDK may take, and what else of the client is a matter of time or count.
-
-    One hang costs at most the longest of them and the farewell; the SDK's own limits, where it has any, are
-    30 and 60 s. `renew_s` is well before the end of a token (an hour), `probe_s` lies between two round trips
-    of the twin.
-    """
-
-    build_s: float = 20.0
-    connect_s: float = 20.0
-    send_s: float = 20.0
-    probe_s: float = 60.0
-    request_s: float = 20.0
-    disconnect_s: float = 5.0
-    renew_s: float = 2700.0
-    first_wait_s: float = 1.0
-    max_wait_s: float = 15.0
-    stuck_s: float = 60.0
-    max_hung_threads: int = 6
-    poison_tries: int = 10
-    poison_pause_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class HubStatus:
-    """What the client does; `dropped` by reason, `last_error` without secrets, `rungs` as counted so far.
-
-    `abandoned` counts the calls that were given up, `out` those threads of them that have not come back.
-    """
-
-    state: HubState
-    connected: bool
-    sent: int
-    queued: int
-    queued_bytes: int
-    dropped: Mapping[str, int]
-    last_error: str | None
-    rebuilds: int
-    abandoned: int
-    hung: int
-    faults: Mapping[str, int]
-
-
-class FaultCounter:
-    """Counts the rungs. What led to each is logged by the client, once as long as it stays the same."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-
-    def __repr__(self) -> str:
-        return f"<Ladder {dict(self._counts)}>"
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """How often each rung was climbed since the start."""
-        return MappingProxyType(dict(self._counts))
-
-    def record(self, fault: HubFault) -> None:
-        """Count a rung."""
-        self._counts[fault] += 1
+            except Exception as error:  # noqa: BLE001 - there is no caller any more
+                log.debug("%s: cleaning up a late result failed: %s", self._name, error)

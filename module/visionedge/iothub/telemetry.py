@@ -1,4 +1,8 @@
-"""What goes to the hub and when: frames become batch documents under a policy. For the asyncio loop only."""
+"""Telemetry: which frames are sent to the hub, and when. For the asyncio loop only.
+
+`offer` takes each result; the change filter and the day's budget decide whether it is sent. `due` gives the
+messages to send: frames are collected and packed so that they fill the 4 KB blocks that IoT Hub bills.
+"""
 
 import logging
 import time
@@ -12,14 +16,13 @@ from typing import Any, Literal
 from visionedge.config.schema import TelemetryConfig
 from visionedge.frames.types import FrameResult, build_frame_document, utc_now
 from visionedge.iothub.change_filter import ChangeFilter
+from visionedge.outbound.day_budget import DayBudget
 from visionedge.outbound.messages import (
     CORRELATION_ID,
     DETECTIONS,
     EVENTS,
     MAX_BYTES,
-    MAX_CAMERAS_BYTES,
     MAX_FRAME_BYTES,
-    MAX_LABELS_BYTES,
     EncodedFrame,
     Event,
     EventKind,
@@ -28,96 +31,26 @@ from visionedge.outbound.messages import (
     Sender,
     build_batch_messages,
     build_event_message,
+    count_frames_to_fill,
     encode_frame,
     envelope_bytes,
 )
 from visionedge.outbound.metering import (
-    BLOCK_BYTES,
     MAX_PER_DAY,
     S1,
     UNIT_BLOCKS_PER_DAY,
-    DayBudget,
     MeteredUsage,
     QuotaForecast,
     UsageMeter,
-    blocks,
+    count_blocks,
 )
 from visionedge.runtime.redaction import redact, redact_document
-
-# How many of the waiting frames make a document that fills its blocks. Pure.
-
-
-MIN_FILL_RATIO = 0.9
-"""A document is well filled when its frames use this much of the blocks it is metered as."""
-
-# What IoT Hub may add to the size of a message on its way: names of device, module and hub.
-_MARGIN_BYTES = 96
-
-
-class BatchSizeEstimator:
-    """The size of a batch message while frames are added to it."""
-
-    def __init__(self, envelope_bytes: int) -> None:
-        self._bodies = 0
-        self._count = 0
-        self._envelope = envelope_bytes + _MARGIN_BYTES
-        self._cameras: set[str] = set()
-        self._labels: set[str] = set()
-        self._cameras_bytes = 0
-        self._labels_bytes = 0
-
-    def add(self, frame: EncodedFrame) -> None:
-        """One more frame."""
-        self._bodies += len(frame.body) + 1
-        self._count += 1
-        if frame.camera not in self._cameras:
-            self._cameras.add(frame.camera)
-            self._cameras_bytes += len(frame.camera) + 1
-        for label in frame.labels - self._labels:
-            self._labels.add(label)
-            self._labels_bytes += len(label) + 1
-
-    @property
-    def size_bytes(self) -> int:
-        """What the message would weigh."""
-        lists = self._cameras_bytes + min(self._labels_bytes, MAX_LABELS_BYTES)
-        return self._envelope + self._bodies + lists
-
-    @property
-    def fits(self) -> bool:
-        """Whether it may still be one message (a single frame always is)."""
-        return self._count <= 1 or (
-            self._bodies <= MAX_FRAME_BYTES
-            and self._cameras_bytes <= MAX_CAMERAS_BYTES
-            and self._labels_bytes <= MAX_LABELS_BYTES
-        )
-
-    @property
-    def is_well_filled(self) -> bool:
-        """Whether its blocks are used well enough."""
-        return self.size_bytes >= MIN_FILL_RATIO * BLOCK_BYTES * blocks(self.size_bytes)
-
-
-def count_frames_to_fill(frames: Sequence[EncodedFrame], envelope_bytes: int) -> int:
-    """How many of the first frames make the largest well-filled message; 0 when none does yet.
-
-    When they are more than one message can carry, the message ends there, filled or not.
-    """
-    weigher, best = BatchSizeEstimator(envelope_bytes), 0
-    for count, frame in enumerate(frames, 1):
-        weigher.add(frame)
-        if not weigher.fits:
-            return best or count - 1
-        if weigher.is_well_filled:
-            best = count
-    return best
-
 
 log = logging.getLogger(__name__)
 
 TelemetryDropReason = Literal["budget", "pending", "oversize", "invalid"]
-"""Why a frame that should have been told was not: the day's budget is spent, too many waited, it fits in no
-message, or it holds a number that JSON cannot carry."""
+"""Why a frame was not sent: the day's budget is spent, too many frames waited, the frame is larger than a
+message, or it contains NaN or infinity, which JSON does not have."""
 
 TelemetryEventCode = Literal[
     "telemetry-budget-spent",
@@ -126,15 +59,19 @@ TelemetryEventCode = Literal[
     "telemetry-frame-oversize",
     "telemetry-frame-invalid",
 ]
-"""Codes of the events that this makes; their kind is `module`."""
+"""Codes of the events of telemetry; their kind is `module`."""
 
 MAX_PENDING_BYTES = 4 * MAX_BYTES
 _FORECAST_INTERVAL_NS = 60_000_000_000
+_MAX_REPORTED = 1_024
 
 
 @dataclass(frozen=True, slots=True)
 class TelemetryStatistics:
-    """Counts since the start: offered = told + unchanged + muted + waiting + all dropped."""
+    """Counts of frames since the start: offered = published + unchanged + muted + waiting + all dropped.
+
+    `messages` counts messages by output; `left_today` are the blocks left in the day's budget.
+    """
 
     offered: int
     published: int
@@ -149,7 +86,7 @@ class TelemetryStatistics:
 
 @dataclass(frozen=True, slots=True)
 class ResumeState:
-    """Where an earlier run stopped: the last number of each output, and the blocks sent on each UTC day."""
+    """Where an earlier run stopped: the last sequence number by output, and the blocks spent by UTC day."""
 
     last_numbers: Mapping[str, int] = field(default_factory=dict)
     spent: Mapping[str, int] = field(default_factory=dict)
@@ -162,11 +99,11 @@ class _PendingFrame:
 
 
 class Telemetry:
-    """Gathers frames and makes messages of them.
+    """Collects frames and makes messages of them.
 
-    `intervalSeconds` after a frame began to wait, as many as fill the blocks that IoT Hub meters become batch
-    documents; `fillSeconds` later at the latest all do, and at once when they fill a message. Events are due
-    at once. `messageSequence` rises by one with each message of an output, restarts included.
+    `intervalSeconds` after the oldest frame was taken, as many frames as fill their blocks well are due. All
+    frames are due `fillSeconds` after that, or at once if they fill a message. Events are due at once.
+    `messageSequence` rises by one with each message of an output, over all starts of the module.
     """
 
     def __init__(
@@ -201,7 +138,7 @@ class Telemetry:
         return f"<Telemetry mode={self._policy.mode} waiting={len(self._waiting)} {self._budget!r}>"
 
     def apply(self, policy: TelemetryConfig) -> None:
-        """Go on under another policy; what waits, what was told and what was spent today stays."""
+        """Use another policy from now on; waiting frames and the blocks spent today stay."""
         self._policy = policy
         self._interval_ns = round(policy.interval_seconds * 1e9)
         self._max_wait_ns = self._interval_ns + round(policy.fill_seconds * 1e9)
@@ -215,7 +152,7 @@ class Telemetry:
             self._reported.discard(("budget", self._budget.day))
 
     def offer(self, result: FrameResult) -> None:
-        """A frame was analysed; whether it is told is decided here."""
+        """Take the result of a frame, and decide whether it is sent."""
         self._counts["offered"] += 1
         if self._policy.mode == "none":
             self._counts["muted"] += 1
@@ -230,7 +167,7 @@ class Telemetry:
     def event(
         self, kind: EventKind, code: str, message: str, details: Mapping[str, Any] | None = None
     ) -> Message:
-        """The message that tells a change of state; secrets in its texts become ``***``."""
+        """Make the message of an event; secrets in its texts become ``***``."""
         event = Event(
             kind, code, redact(message), self._utc(), redact_document(_to_json_value(details or {}))
         )
@@ -239,9 +176,9 @@ class Telemetry:
         return made
 
     def answer(self, result: FrameResult, correlation_id: str) -> Message | None:
-        """The message that answers another module's picture, whatever the mode; None when it cannot be told.
+        """Make the answer to an image of another module, in every mode; it counts for the day's budget.
 
-        It counts for the day's budget.
+        None if the budget is spent, or if the frame fits into no message.
         """
         self._counts["offered"] += 1
         if self._budget.left() == 0:
@@ -257,7 +194,7 @@ class Telemetry:
         return made if self._charge_budget([made]) else None
 
     def due(self, now_ns: int) -> list[Message]:
-        """The messages that shall go out now, oldest first."""
+        """The messages to send now, oldest first."""
         self._watch_forecast(now_ns)
         while (count := self._count_due(now_ns)) > 0:
             self._pack(count)
@@ -265,14 +202,14 @@ class Telemetry:
         return ready
 
     def flush(self) -> list[Message]:
-        """All that waits, whatever the interval says; for the end."""
+        """Messages of all waiting frames, before their interval; for the end of the module."""
         if self._waiting:
             self._pack(len(self._waiting))
         ready, self._ready = self._ready, []
         return ready
 
     def _count_due(self, now_ns: int) -> int:
-        """How many of the waiting frames shall go now."""
+        """How many of the waiting frames are due."""
         if not self._waiting:
             return 0
         waited_ns = now_ns - self._waiting[0].since_ns
@@ -284,7 +221,7 @@ class Telemetry:
         return count_frames_to_fill(frames, envelope_bytes(self._sender, self._numbers[DETECTIONS] + 1))
 
     def spent(self) -> Mapping[str, int]:
-        """What was spent of the budget, by UTC day, to be stored; from any thread."""
+        """The blocks spent of the budget by UTC day, to be stored; may be called from any thread."""
         return self._budget.spent
 
     def statistics(self) -> TelemetryStatistics:
@@ -292,7 +229,7 @@ class Telemetry:
         usage = self._meter.usage()
         return TelemetryStatistics(
             offered=self._counts["offered"],
-            published=self._counts["told"],
+            published=self._counts["published"],
             unchanged=self._counts["unchanged"],
             muted=self._counts["muted"],
             waiting=len(self._waiting),
@@ -315,13 +252,13 @@ class Telemetry:
             self._drop("pending")
 
     def _encoded(self, result: FrameResult) -> EncodedFrame | None:
-        """The frame object as JSON; None, and told, where there can be none."""
+        """The frame object as JSON; None if it cannot be sent, which is reported once for a camera."""
         try:
             return encode_frame(build_frame_document(result))
         except FrameTooLargeError as error:
             self._drop_invalid("oversize", result.frame.camera, str(error))
         except ValueError as error:
-            self._drop_invalid("invalid", result.frame.camera, f"a frame object is no JSON: {error}")
+            self._drop_invalid("invalid", result.frame.camera, f"frame object is not valid JSON: {error}")
         return None
 
     def _pack(self, count: int) -> None:
@@ -332,41 +269,41 @@ class Telemetry:
         )
 
     def _charge_budget(self, made: Sequence[Message]) -> list[Message]:
-        """The messages that the day's budget has blocks for, counted; the first that it has not ends it."""
-        going: list[Message] = []
+        """The messages that fit into the day's budget; the first one that does not fit ends the budget."""
+        charged: list[Message] = []
         for message in made:
-            if (size := blocks(message.size_bytes)) > self._budget.left():
+            if (size := count_blocks(message.size_bytes)) > self._budget.left():
                 break
             self._budget.spend(size)
             self._numbers[DETECTIONS] += 1
-            self._counts["told"] += message.frames
+            self._counts["published"] += message.frames
             self._meter.count(DETECTIONS, message.size_bytes)
-            going.append(message)
-        for message in made[len(going) :]:
-            # A smaller message might still fit, but then the moment at which detections stop is unclear.
+            charged.append(message)
+        for message in made[len(charged) :]:
+            # A smaller message might still fit, but then it would be unclear when detections stopped.
             self._budget.spend(self._budget.left())
             self._drop("budget", message.frames)
             self._report_spent()
-        return going
+        return charged
 
     def _report_spent(self) -> None:
         limit = self._policy.max_per_day
         self._report_once(
             ("budget", self._budget.day),
             "telemetry-budget-spent",
-            f"telemetry.maxPerDay: the {limit} blocks of 4 KB of this UTC day are spent;"
-            " detections are sent again tomorrow",
+            f"telemetry.maxPerDay: all {limit} blocks of 4 KB of this UTC day are used;"
+            " detections are sent again on the next UTC day",
             {"maxPerDay": limit},
         )
 
     def _watch_forecast(self, now_ns: int) -> None:
-        """Report once a day, and when it changes, that the projected day passes a limit."""
+        """Report that the projected day exceeds a limit: once a day, and when the exceeded limits change."""
         if now_ns < self._forecast_ns:
             return
         self._forecast_ns = now_ns + _FORECAST_INTERVAL_NS
         stopped, self._is_budget_spent = self._is_budget_spent, self._budget.left() == 0
         if self._is_budget_spent:
-            return  # while detections are held back, the projection falls for the wrong reason
+            return  # the projection falls now, but only because detections are not sent
         if stopped:
             self._meter.restart_projection()
         usage, limit = self._meter.usage(), self._policy.max_per_day
@@ -384,18 +321,18 @@ class Telemetry:
             "unitBlocks": UNIT_BLOCKS_PER_DAY[S1],
         }
         text = (
-            f"telemetry: the last {usage.span_s / 60:.0f} minutes project a day of {round(limited):,} blocks"
-            f" of 4 KB on output detections, {round(usage.blocks_per_day):,} in all"
+            f"telemetry: at the rate of the last {usage.span_s / 60:.0f} minutes a day has"
+            f" {round(limited):,} blocks of 4 KB on output detections, {round(usage.blocks_per_day):,} on all"
         )
         if not exceeded:
-            log.info("%s; that is within its limits again", text)
+            log.info("%s; this is within the limits again", text)
             self._ready.append(self.event("module", "telemetry-budget-safe", text, details))
             return
         if MAX_PER_DAY in exceeded:
-            text += f"; telemetry.maxPerDay is {limit:,}, so detections will stop before the day ends"
+            text += f"; telemetry.maxPerDay is {limit:,}, so detections stop before the day ends"
         if S1 in exceeded:
-            text += f"; one S1 unit of IoT Hub takes {UNIT_BLOCKS_PER_DAY[S1]:,} a day"
-        log.warning("%s; send less (mode, changeSeconds, moveThreshold, fps) or allow more", text)
+            text += f"; the quota of one S1 unit of IoT Hub is {UNIT_BLOCKS_PER_DAY[S1]:,} a day"
+        log.warning("%s; send less (mode, changeSeconds, moveThreshold, fps) or raise the limit", text)
         self._ready.append(self.event("module", "telemetry-budget-at-risk", text, details))
 
     def _drop_invalid(self, reason: TelemetryDropReason, camera: str, text: str) -> None:
@@ -407,7 +344,7 @@ class Telemetry:
     def _report_once(self, once: object, code: str, text: str, details: Mapping[str, Any]) -> None:
         if once in self._reported:
             return
-        if len(self._reported) >= 1024:
+        if len(self._reported) >= _MAX_REPORTED:
             self._reported.clear()
         self._reported.add(once)
         log.warning("%s", redact(text))
@@ -422,7 +359,7 @@ class Telemetry:
 
 
 def _to_json_value(value: Any) -> Any:
-    """Details as they may leave the machine: JSON values only."""
+    """Details of an event as JSON values; other values become redacted texts, NaN becomes null."""
     match value:
         case str() | bool() | int() | None:
             return value

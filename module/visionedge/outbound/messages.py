@@ -1,6 +1,7 @@
-"""Messages to IoT Hub: what goes into a body and its properties, and how frames are split into messages.
+"""Messages to IoT Hub: their bodies, their properties, and how many frames go into one message.
 
-Pure: no clock, no I/O. A message is at most `MAX_BYTES`, properties included; frames are never cut.
+`encode_frame` turns a frame object into JSON once; `build_batch_messages` packs encoded frames into messages
+of at most `MAX_BYTES`, properties included. A frame object is never split. Pure: no clock, no I/O.
 """
 
 import json
@@ -11,36 +12,43 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from visionedge.frames.types import format_utc
+from visionedge.outbound.metering import BLOCK_BYTES, count_blocks
 
 DETECTIONS = "detections"
 EVENTS = "events"
 CONTENT_TYPE = "application/json"
 CONTENT_ENCODING = "utf-8"
 RUN_ID_CHARACTERS = 12
-"""The length of `Sender.run`."""
+"""The length of `Sender.run_id`."""
 
 CORRELATION_ID = "$.cid"
-"""Among the properties of a message this one is IoT Hub's own: the id of the message that it answers."""
+"""The name of IoT Hub's own property for the id of the message that this message answers."""
 
 MAX_BYTES = 200_000
-"""The most a message weighs, body and properties together: 200 KB in the strictest reading."""
+"""The size limit of a message, body and properties together. IoT Hub accepts 256 KB."""
 
 MAX_CAMERAS_BYTES = 2_048
 MAX_LABELS_BYTES = 1_024
-# What the envelope and the properties may take at most: the two lists above, ids of at most 128 characters
-# (escaped, six bytes each), and the short rest.
+# Upper bound for the envelope and the properties: the two lists above, two ids of at most 128 characters (up
+# to six bytes each when JSON escapes them), and the short fixed texts.
 _RESERVED_BYTES = 8_192
 MAX_FRAME_BYTES = MAX_BYTES - _RESERVED_BYTES
 
 EventKind = Literal["engine", "camera", "model", "storage", "module"]
 
-# Printable ASCII without the comma (it separates), '%' (it escapes) and '*' (it stands for "and more").
+MIN_FILL_RATIO = 0.9
+"""A message is well filled when it uses at least this share of the blocks that IoT Hub meters for it."""
+
+# IoT Hub may add the names of device, module and hub to a message on its way.
+_METERING_MARGIN_BYTES = 96
+
+# Printable ASCII without the separator ',', the escape character '%' and the '*' that marks a shortened list.
 _PLAIN = " !\"#$&'()+-./:;<=>?@[\\]^_`{|}~"
 
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Who sends: device and module id, and `run`, a short text that no other start of the module shares."""
+    """The sender of messages: device id, module id, and `run_id`, a text that is new at each start."""
 
     device: str
     module: str
@@ -49,7 +57,7 @@ class Sender:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message, ready to send: `body` is UTF-8 JSON, `frames` how many frame objects it holds."""
+    """One message, ready to send. `body` is UTF-8 JSON; `frames` is the number of frame objects in it."""
 
     output: str
     body: bytes
@@ -60,7 +68,7 @@ class Message:
 
     @property
     def size_bytes(self) -> int:
-        """What IoT Hub counts: the body, the values of system properties, names and values of the others."""
+        """The size that IoT Hub meters: body, values of system properties, names and values of the others."""
         system = len(CONTENT_TYPE) + len(CONTENT_ENCODING) + len(self.message_id) + len(self.output)
         own = sum(len(name) + len(value) for name, value in self.properties.items())
         return len(self.body) + system + own
@@ -68,7 +76,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A change of state that people or rules in the cloud should hear of."""
+    """A change of state that is reported to the cloud on output `events`."""
 
     kind: EventKind
     code: str
@@ -79,7 +87,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrame:
-    """A frame object as JSON, with what the properties of its message need."""
+    """A frame object as JSON, and the values that the properties of its message are made from.
+
+    `confidence` is the highest score of its detections; `labels` are escaped for use in a property.
+    """
 
     body: bytes
     camera: str
@@ -88,35 +99,36 @@ class EncodedFrame:
 
 
 class FrameTooLargeError(ValueError):
-    """A frame object alone is larger than a message may be."""
+    """One frame object is larger than `MAX_FRAME_BYTES`, so it fits into no message."""
 
 
-def encode(document: Any) -> bytes:
-    """Compact UTF-8 JSON.
+def encode_json(document: Any) -> bytes:
+    """Encode a document as compact UTF-8 JSON.
 
     Raises:
-        ValueError: it holds a number that JSON has no word for (NaN, infinity).
+        ValueError: the document contains NaN or infinity, which JSON does not have.
     """
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    # A file name that is no UTF-8 reaches us as lone surrogates, which no UTF-8 can carry.
+    # A file name that is not UTF-8 contains lone surrogates; they become '?'.
     return text.encode("utf-8", "replace")
 
 
 def encode_frame(document: Mapping[str, Any]) -> EncodedFrame:
-    """Encode a frame object of the contract.
+    """Encode a frame object of schema `visionedge/batch/1`.
 
     Raises:
-        FrameTooLargeError: it fits in no message.
-        ValueError: it holds NaN or infinity.
+        FrameTooLargeError: the frame object is larger than `MAX_FRAME_BYTES`.
+        ValueError: the frame object contains NaN or infinity.
     """
-    body = encode(document)
+    body = encode_json(document)
     if len(body) > MAX_FRAME_BYTES:
-        raise FrameTooLargeError(f"a frame object of {len(body)} bytes; {MAX_FRAME_BYTES} fit in a message")
+        text = f"frame object of {len(body)} bytes is too large: at most {MAX_FRAME_BYTES} fit into a message"
+        raise FrameTooLargeError(text)
     return _without_body(document, body)
 
 
 def _without_body(document: Mapping[str, Any], body: bytes = b"") -> EncodedFrame:
-    """What the properties of a message need of a frame object."""
+    """The values that message properties need from a frame object."""
     detections = document["detections"]
     return EncodedFrame(
         body=body,
@@ -127,30 +139,92 @@ def _without_body(document: Mapping[str, Any], body: bytes = b"") -> EncodedFram
 
 
 def escape_property_value(text: str) -> str:
-    """A text as it may stand in a property's list: ``,``, ``%``, ``*`` and non-ASCII are percent-encoded."""
+    """Percent-encode ``,``, ``%``, ``*`` and non-ASCII, for an entry in the list of a property."""
     return quote(text, safe=_PLAIN, errors="replace")
 
 
 def build_batch_messages(sender: Sender, first_number: int, frames: Sequence[EncodedFrame]) -> list[Message]:
-    """Pack frames, in their order, into as few messages as their limits allow, numbered from `first_number`.
+    """Pack frames, in their order, into messages that are numbered from `first_number`.
 
-    A message ends where the next frame would make it too large or its lists of cameras or labels too long;
-    only the labels of a single frame are ever cut, and then end with ``*``.
+    A new message begins when the next frame would exceed `MAX_BYTES`, or the limits of the lists of cameras
+    and labels. Only the label list of a single frame is ever shortened; it then ends with ``*``.
     """
     return [
-        _batch_message(sender, first_number + index, pack)
-        for index, pack in enumerate(_split_into_messages(frames))
+        _batch_message(sender, first_number + index, group)
+        for index, group in enumerate(_split_into_messages(frames))
     ]
 
 
 def envelope_bytes(sender: Sender, sequence_number: int) -> int:
-    """What a batch message weighs without its frames and without its lists of cameras and labels."""
-    nothing = EncodedFrame(b"", "", 0.99999, frozenset())
-    return _batch_message(sender, sequence_number, [nothing]).size_bytes
+    """The size of a batch message without its frames and without its lists of cameras and labels."""
+    empty = EncodedFrame(b"", "", 0.99999, frozenset())  # the longest text that a confidence can have
+    return _batch_message(sender, sequence_number, [empty]).size_bytes
+
+
+class BatchSizeEstimator:
+    """The size of a batch message while frames are added to it; never smaller than the real size.
+
+    `envelope_bytes` is the size without frames (`envelope_bytes()`).
+    """
+
+    def __init__(self, envelope_bytes: int = 0) -> None:
+        self._envelope = envelope_bytes + _METERING_MARGIN_BYTES
+        self._count = 0
+        self._bodies_bytes = 0
+        self._cameras: set[str] = set()
+        self._cameras_bytes = 0
+        self._labels: set[str] = set()
+        self._labels_bytes = 0
+
+    def add(self, frame: EncodedFrame) -> None:
+        """Add a frame; frames, cameras and labels are separated by one comma each."""
+        self._bodies_bytes += len(frame.body) + (self._count > 0)
+        self._count += 1
+        if frame.camera not in self._cameras:
+            self._cameras_bytes += len(frame.camera) + bool(self._cameras)
+            self._cameras.add(frame.camera)
+        for label in frame.labels - self._labels:
+            self._labels_bytes += len(label) + bool(self._labels)
+            self._labels.add(label)
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the message with the frames so far."""
+        lists = self._cameras_bytes + min(self._labels_bytes, MAX_LABELS_BYTES)
+        return self._envelope + self._bodies_bytes + lists
+
+    @property
+    def fits(self) -> bool:
+        """Whether the frames so far fit into one message; a single frame always does."""
+        return self._count <= 1 or (
+            self._bodies_bytes <= MAX_FRAME_BYTES
+            and self._cameras_bytes <= MAX_CAMERAS_BYTES
+            and self._labels_bytes <= MAX_LABELS_BYTES
+        )
+
+    @property
+    def is_well_filled(self) -> bool:
+        """Whether the message uses at least `MIN_FILL_RATIO` of its metered blocks."""
+        return self.size_bytes >= MIN_FILL_RATIO * BLOCK_BYTES * count_blocks(self.size_bytes)
+
+
+def count_frames_to_fill(frames: Iterable[EncodedFrame], envelope_bytes: int) -> int:
+    """How many of the first frames make the largest well-filled message; 0 when no number of them does.
+
+    When the frames do not fit into one message, the first message is full and goes out, well filled or not.
+    """
+    size, best = BatchSizeEstimator(envelope_bytes), 0
+    for count, frame in enumerate(frames, 1):
+        size.add(frame)
+        if not size.fits:
+            return best or count - 1
+        if size.is_well_filled:
+            best = count
+    return best
 
 
 def build_event_message(sender: Sender, sequence_number: int, event: Event) -> Message:
-    """The message that tells an event; details that do not fit are left out and said to be."""
+    """Build the message of an event; details that do not fit are replaced by a note of their size."""
     document = {
         "schema": "visionedge/event/1",
         "device": sender.device,
@@ -162,18 +236,18 @@ def build_event_message(sender: Sender, sequence_number: int, event: Event) -> M
         "message": event.message[:4096],
         "details": dict(event.details),
     }
-    body = encode(document)
+    body = encode_json(document)
     if len(body) > MAX_FRAME_BYTES:
-        body = encode(document | {"details": {"omitted": f"{len(body)} bytes are too many"}})
+        body = encode_json(document | {"details": {"omitted": f"{len(body)} bytes are too many"}})
     message_id = _message_id(sender, EVENTS, sequence_number)
     return Message(EVENTS, body, message_id, _event_properties(event.kind, event.code), sequence_number)
 
 
 def parse_message(body: bytes) -> Message:
-    """The message that a body was sent with, for who counts again; its id is another one of the same length.
+    """Rebuild a message from its body, to measure its size; it gets another run id of the same length.
 
     Raises:
-        ValueError: it is no body of a message of this module.
+        ValueError: the body is not that of a message of this module.
     """
     try:
         document = json.loads(body)
@@ -187,35 +261,30 @@ def parse_message(body: bytes) -> Message:
             output, count = DETECTIONS, len(frames)
             properties = _batch_properties(frames)
         else:
-            raise ValueError("its schema is not known here")
+            raise ValueError("unknown schema")
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"a key of it is missing or wrong: {error!r}") from None
+        raise ValueError(f"a key is missing or has the wrong type: {error!r}") from None
     return Message(
         output, body, _message_id(sender, output, sequence_number), properties, sequence_number, frames=count
     )
 
 
 def _split_into_messages(frames: Iterable[EncodedFrame]) -> list[list[EncodedFrame]]:
-    packs: list[list[EncodedFrame]] = []
-    size, cameras, labels = 0, frozenset[str](), frozenset[str]()
+    groups: list[list[EncodedFrame]] = []
+    size = BatchSizeEstimator()
     for frame in frames:
-        wider_cameras, wider_labels = cameras | {frame.camera}, labels | frame.labels
-        fits = (
-            size + len(frame.body) + 1 <= MAX_FRAME_BYTES
-            and len(",".join(wider_cameras)) <= MAX_CAMERAS_BYTES
-            and len(",".join(wider_labels)) <= MAX_LABELS_BYTES
-        )
-        if packs and fits:
-            packs[-1].append(frame)
-            size, cameras, labels = size + len(frame.body) + 1, wider_cameras, wider_labels
+        size.add(frame)
+        if groups and size.fits:
+            groups[-1].append(frame)
         else:
-            packs.append([frame])
-            size, cameras, labels = len(frame.body), frozenset({frame.camera}), frame.labels
-    return packs
+            groups.append([frame])
+            size = BatchSizeEstimator()
+            size.add(frame)
+    return groups
 
 
 def _batch_message(sender: Sender, sequence_number: int, frames: Sequence[EncodedFrame]) -> Message:
-    head = encode(
+    head = encode_json(
         {
             "schema": "visionedge/batch/1",
             "device": sender.device,
@@ -244,24 +313,25 @@ def _event_properties(kind: str, code: str) -> dict[str, str]:
 
 
 def _message_id(sender: Sender, output: str, sequence_number: int) -> str:
-    """The same each time the message is sent; no other message of this module ever has it."""
+    """The id of a message: unique for the module over all its starts, and the same when it is sent again."""
     return f"{sender.run_id}-{output}-{sequence_number}"
 
 
 def _number_text(value: float) -> str:
-    """``0.87``, ``1``, ``0``: as routes can cast it, never with an exponent."""
+    """A number as routes of IoT Hub can cast it: ``0.87``, ``1``, ``0``, never with an exponent."""
     return f"{value:.5f}".rstrip("0").rstrip(".")
 
 
 def _label_list(labels: frozenset[str]) -> str:
-    whole = ",".join(sorted(labels))
-    if len(whole) <= MAX_LABELS_BYTES:
-        return whole
+    """The sorted labels, separated by commas; shortened to `MAX_LABELS_BYTES` with ``*`` at the end."""
+    complete = ",".join(sorted(labels))
+    if len(complete) <= MAX_LABELS_BYTES:
+        return complete
     kept: list[str] = []
-    left = MAX_LABELS_BYTES - 1
+    left_bytes = MAX_LABELS_BYTES - 1
     for label in sorted(labels):
-        left -= len(label) + 1
-        if left < 0:
+        left_bytes -= len(label) + 1
+        if left_bytes < 0:
             break
         kept.append(label)
     return ",".join([*kept, "*"])

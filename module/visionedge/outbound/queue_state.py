@@ -1,10 +1,10 @@
-"""Where each message of the spool is: fresh, being written, or in the window that the hub is served from.
+"""The state of the spool's queue: which messages are fresh, being written, or in the window for the hub.
 
-    put ──▶ fresh ──▶ writing ──▶ (the file) ──▶ window ──▶ the hub
-                 └──── without a file ──────────┘
+    put ──▶ fresh ──▶ writing ──▶ (file) ──▶ window ──▶ hub
+                 └──── without a file ──────┘
 
-Pure: no lock, no disk, no clock. A message reaches the window only when it is in the file (or when there is
-none), so no number is ever sent that a restart could give to another message.
+A message enters the window only when it is in the file, or when there is no file. So the hub never gets a
+sequence number that a restart could give to another message. Pure: no lock, no disk, no clock.
 """
 
 from collections import Counter, deque
@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from visionedge.outbound.messages import EVENTS, Message
 from visionedge.outbound.sqlite_store import LostRange, MessageDropReason, MessageRow, Transaction
 
-# What goes into one transaction at most, so that none takes long.
+# The limits of one transaction, so that none blocks the disk for long.
 _MAX_TRANSACTION_MESSAGES = 500
 _MAX_TRANSACTION_BYTES = 4_000_000
 
 
 @dataclass(slots=True)
 class QueuedMessage:
-    """A message; `key` is its row in the file, None while it has none."""
+    """A message; `key` is its row in the file, None while it is not in the file."""
 
     message: Message
     key: int | None = None
@@ -29,7 +29,12 @@ class QueuedMessage:
 
 
 class QueueState:
-    """The state of the spool, changed by whoever holds the spool's lock."""
+    """The queue of the spool, changed only under the spool's lock.
+
+    Args:
+        memory_bytes: limit of the messages that are not in the file.
+        window, window_bytes: how many messages and bytes are held ready for the hub.
+    """
 
     def __init__(self, memory_bytes: int, window: int = 512, window_bytes: int = 4_000_000) -> None:
         self._memory_bytes = memory_bytes
@@ -49,7 +54,8 @@ class QueueState:
         self._withdrawn: list[QueuedMessage] = []
         self._bypassed: dict[str, int] = {}
         self.dropped: Counter[str] = Counter()
-        # Rows of the file above `last_loaded_key` are not in the window; `behind` = there may be such.
+        # Rows with a key above `last_loaded_key` are not in the window; `has_more_on_disk`: there may be such
+        # rows.
         self.last_loaded_key = 0
         self.has_more_on_disk = False
         self.committed: dict[str, int] = {}
@@ -57,14 +63,17 @@ class QueueState:
 
     def __repr__(self) -> str:
         return (
-            f"<Shelves fresh={len(self._fresh)} writing={len(self._writing)} window={len(self._window)}"
-            f" settled={len(self._settled)} behind={self.has_more_on_disk}>"
+            f"<QueueState fresh={len(self._fresh)} writing={len(self._writing)} window={len(self._window)}"
+            f" settled={len(self._settled)} more_on_disk={self.has_more_on_disk}>"
         )
 
-    # --- the hub's side -------------------------------------------------------------------------------------
+    # --- for the hub client ---------------------------------------------------------------------------------
 
     def put(self, message: Message, reports: tuple[LostRange, ...] = ()) -> None:
-        """Take a message; what does not fit into memory is dropped, the oldest telemetry first."""
+        """Append a message that reports the losses `reports`.
+
+        If the memory limit is exceeded, the oldest telemetry is dropped, then the oldest events.
+        """
         self._fresh.append(QueuedMessage(message))
         if reports:
             self._losses_by_report[message.output, message.sequence_number] = reports
@@ -72,13 +81,13 @@ class QueueState:
         while self._unwritten > self._memory_bytes and self._drop_oldest():
             pass
 
-    def first(self) -> Message | None:
-        """What the hub gets next."""
+    def peek(self) -> Message | None:
+        """The message to send next; it stays in the queue until `settle`, and is not dropped meanwhile."""
         self._in_flight = self._window[0] if self._window else None
         return self._in_flight.message if self._in_flight else None
 
     def settle(self, message: Message, dropped: MessageDropReason | None) -> None:
-        """The hub has it, or never will."""
+        """Remove the first message: the hub has acknowledged it, or it is dropped for a reason."""
         if not self._window or self._window[0].message is not message:
             return
         entry = self._window.popleft()
@@ -94,54 +103,57 @@ class QueueState:
         else:
             self._reported += self._losses_by_report.pop((message.output, message.sequence_number), ())
 
-    # --- the disk's side ------------------------------------------------------------------------------------
+    # --- for the thread that writes -------------------------------------------------------------------------
 
     @property
     def unwritten(self) -> int:
-        """How many messages are in no file."""
-        bare = sum(entry.key is None for entry in self._window)
-        return bare + sum(not self._is_window_head(entry) for entry in (*self._writing, *self._fresh))
+        """The number of messages that are not in the file."""
+        in_window = sum(entry.key is None for entry in self._window)
+        return in_window + sum(not self._is_window_head(entry) for entry in (*self._writing, *self._fresh))
 
     @property
     def unwritten_bytes(self) -> int:
-        """What these take of the memory."""
+        """The bytes of the messages that are not in the file."""
         return self._unwritten
 
     @property
     def pending_rows(self) -> int:
-        """Rows that the hub has and the file does not yet know of."""
+        """The number of rows whose messages are settled and that are still in the file."""
         return len(self._settled) + len(self._transaction.settled)
 
     @property
     def pending_bytes(self) -> int:
-        """The bytes of these rows."""
+        """The bytes of the rows counted by `pending_rows`."""
         return sum(size for _, size in (*self._settled, *self._transaction.settled))
 
     @property
     def has_fresh(self) -> bool:
-        """Whether something waits to be written."""
+        """Whether messages wait to be written."""
         return bool(self._fresh)
 
     @property
     def has_deferred_changes(self) -> bool:
-        """Whether something less urgent waits to be written: what was settled, lost or told."""
+        """Whether less urgent changes wait to be written: settled messages, losses, reported losses."""
         return bool(self._settled or self._losses or self._reported or self._bypassed)
 
     @property
     def needs_refill(self) -> bool:
-        """Whether the window runs low while the file has more."""
+        """Whether the window is less than half full while the file has more messages."""
         low = len(self._window) * 2 < self._window_limit and self._window_used * 2 < self._window_bytes
         return self.has_more_on_disk and low
 
     @property
     def load_limits(self) -> tuple[int, int]:
-        """How many messages and bytes the window takes at a time."""
+        """How many messages and bytes to load into the window at a time."""
         return self._window_limit, self._window_bytes
 
     def take_transaction(
         self, running_s: float, spent: Mapping[str, int], max_messages: int = _MAX_TRANSACTION_MESSAGES
     ) -> Transaction:
-        """What to write now; it stays on the shelf `writing` until `written`, `failed` or `rejected`."""
+        """The changes to write now.
+
+        Its messages stay in `writing` until `mark_written`, `mark_failed` or `drop_unwritable`.
+        """
         left_bytes = _MAX_TRANSACTION_BYTES
         while self._fresh and len(self._writing) < max_messages and left_bytes > 0:
             entry = self._fresh.popleft()
@@ -164,13 +176,13 @@ class QueueState:
         return self._transaction
 
     def withdraw(
-        self, going: Iterable[tuple[MessageRow, MessageDropReason]]
+        self, evicted: Iterable[tuple[MessageRow, MessageDropReason]]
     ) -> list[tuple[MessageRow, MessageDropReason]]:
-        """Take rows that shall be dropped out of the window; without what the hub has, or has in hand."""
+        """Remove rows from the window; returns them without settled rows and the one that is being sent."""
         keep = {key for key, _ in self._settled}
         if self._in_flight and self._in_flight.key is not None:
             keep.add(self._in_flight.key)
-        leaving = [(row, reason) for row, reason in going if row.key not in keep]
+        leaving = [(row, reason) for row, reason in evicted if row.key not in keep]
         keys = {row.key for row, _ in leaving}
         self._withdrawn = [entry for entry in self._window if entry.key in keys]
         self._window = deque(entry for entry in self._window if entry.key not in keys)
@@ -183,7 +195,7 @@ class QueueState:
         evicted: Iterable[tuple[MessageRow, MessageDropReason]],
         lost_ranges: Iterable[LostRange] = (),
     ) -> None:
-        """The work is in the file, which knows `losses` now."""
+        """The transaction is in the file; `lost_ranges` are all losses in the file, with their keys."""
         known = {(loss.output, loss.first, loss.reason): loss.key for loss in lost_ranges}
         for entry in self._writing:
             if reports := self._losses_reported_by(entry):
@@ -197,7 +209,7 @@ class QueueState:
         for entry, key in zip(self._writing, keys, strict=True):
             entry.key = key
             self.committed[entry.message.output] = entry.message.sequence_number
-            if entry.settled:  # sent without a file, while it was being written
+            if entry.settled:  # sent without the file while it was being written
                 self._settled.append((key, entry.message.size_bytes))
                 continue
             self._unwritten -= entry.message.size_bytes
@@ -206,22 +218,23 @@ class QueueState:
         self._writing, self._transaction, self._withdrawn = [], Transaction(), []
 
     def mark_failed(self) -> None:
-        """The work is not in the file: all of it waits again, in its order."""
+        """The transaction is not in the file: all its changes wait again, in their order."""
         self._fresh.extendleft(reversed(self._writing))
         self._settled[:0] = self._transaction.settled
         self._losses[:0] = self._transaction.lost_ranges
         self._reported[:0] = self._transaction.reported
         self._bypassed = {**self._transaction.last_numbers, **self._bypassed}
-        # The hub has gone on meanwhile: what had to leave the window for want of room stays out of it.
+        # The hub has got later messages meanwhile, so messages withdrawn from the window do not return to it.
         for entry in self._withdrawn:
             self._settled.append((entry.key or 0, entry.message.size_bytes))
             self._record_loss(entry.message.output, entry.message.sequence_number, "full")
         self._writing, self._transaction, self._withdrawn = [], Transaction(), []
 
     def drop_unwritable(self) -> str | None:
-        """The only message of the work is one that the file cannot hold: it goes, the rest waits; its id.
+        """Drop the only message of the transaction, which the file cannot store; returns its id.
 
-        None when there was no message in the work: then something else is wrong.
+        The other changes wait again. None if the transaction has no single message: then the error has
+        another cause.
         """
         if len(self._writing) != 1:
             return None
@@ -233,7 +246,7 @@ class QueueState:
         return entry.message.message_id
 
     def add_loaded(self, rows: Sequence[tuple[int, Message | MessageRow]]) -> None:
-        """What the file had next; a row that makes no sense is a loss."""
+        """Add the next rows of the file to the window; a row that is not valid is a loss."""
         known = {entry.key for entry in self._window} | {key for key, _ in self._settled}
         for key, message in rows:
             self.last_loaded_key = key
@@ -247,7 +260,7 @@ class QueueState:
         self.has_more_on_disk = bool(rows)
 
     def bypass_disk(self) -> None:
-        """There is no file to write to: the fresh go straight to the hub, once the file's are through."""
+        """There is no file: move fresh messages to the window, unless the file has older ones."""
         if self.has_more_on_disk:
             return
         for entry in self._fresh:
@@ -257,21 +270,25 @@ class QueueState:
         self._fresh.clear()
 
     def requeue_unsaved(self) -> None:
-        """There is a file again: what was to be sent without one becomes fresh, to be written first."""
-        bare = [entry for entry in self._window if entry.key is None]
-        # The one that the hub has in hand stays there, too.
+        """There is a file again: messages of the window that are not in it become fresh again."""
+        unsaved = [entry for entry in self._window if entry.key is None]
+        # The message that is being sent stays in the window, too.
         self._window = deque(e for e in self._window if e.key is not None or e is self._in_flight)
         self._window_used = sum(entry.message.size_bytes for entry in self._window)
-        self._fresh.extendleft(reversed(bare))
+        self._fresh.extendleft(reversed(unsaved))
 
     def opened(self, last_numbers: dict[str, int], first_numbers: dict[str, int]) -> None:
-        """A file was opened that may hold messages."""
+        """A file was opened; it may contain messages.
+
+        `last_numbers` and `first_numbers` are sequence numbers by output: the last ever, and the first in the
+        file.
+        """
         self.last_loaded_key, self.has_more_on_disk = 0, True
         self.committed = dict(last_numbers)
         self._reached = {output: sequence_number - 1 for output, sequence_number in first_numbers.items()}
 
     def forget_file(self) -> None:
-        """The file cannot be read: what only it had is lost, and no key means anything any more."""
+        """The file cannot be read: messages that were only in it are lost, and no key is valid any more."""
         if self.has_more_on_disk:
             for output, last in self.committed.items():
                 if (first := self._reached.get(output, last) + 1) <= last:
@@ -288,11 +305,11 @@ class QueueState:
 
     @property
     def losses_being_reported(self) -> set[int]:
-        """The keys of the losses that messages tell of which the hub does not have yet."""
+        """The keys of losses that are reported by messages which the hub does not have yet."""
         return {loss.key for lost_ranges in self._losses_by_report.values() for loss in lost_ranges}
 
     def take_lost_ranges(self) -> list[LostRange]:
-        """The losses that no file knows of, to be told by a message."""
+        """The losses that are not in a file, to be reported by a message."""
         taken, self._losses = self._losses, []
         return taken
 
@@ -300,7 +317,7 @@ class QueueState:
         return self._losses_by_report.get((entry.message.output, entry.message.sequence_number), ())
 
     def _is_window_head(self, entry: QueuedMessage) -> bool:
-        """Whether an entry is the first of the window, although it is on another shelf, too."""
+        """Whether an entry is the first of the window; it can be in `fresh` or `writing`, too."""
         return bool(self._window) and self._window[0] is entry
 
     def _append(self, entry: QueuedMessage) -> None:
@@ -309,7 +326,7 @@ class QueueState:
         self._reached[entry.message.output] = entry.message.sequence_number
 
     def _add_to_window(self, entry: QueuedMessage, key: int) -> None:
-        """Into the window if nothing older is only in the file, and if there is room."""
+        """Add an entry to the window, unless the window is full or the file has older messages."""
         full = len(self._window) >= self._window_limit or self._window_used >= self._window_bytes
         if self.has_more_on_disk or full:
             self.has_more_on_disk = True
@@ -318,7 +335,7 @@ class QueueState:
         self.last_loaded_key = key
 
     def _drop_oldest(self) -> bool:
-        """Drop the oldest telemetry of the memory, else its oldest event; False if nothing may go."""
+        """Drop the oldest telemetry in memory, else the oldest event; False if no message may be dropped."""
         for telemetry in (True, False):
             for queue in (self._window, self._fresh):
                 for index, entry in enumerate(queue):
@@ -337,7 +354,7 @@ class QueueState:
         self._record_loss(message.output, message.sequence_number, "full")
 
     def _requeue_losses(self, output: str, sequence_number: int) -> None:
-        """A message is dropped: what it would have told is to be told by another."""
+        """A message is dropped: another one must report the losses that it would have reported."""
         lost_ranges = self._losses_by_report.pop((output, sequence_number), ())
         self._losses += [loss for loss in lost_ranges if not loss.key]
 

@@ -1,8 +1,8 @@
-"""The spool: every message on disk until its PUBACK, over outages, kills and restarts.
+"""The spool: a queue that keeps every message on disk until its PUBACK, over outages, kills and restarts.
 
-`put`, `first` and `settle` only change the shelves, under one lock; a thread of its own, `spool`, does what
-touches the disk, many messages in one transaction. When the disk does not take them it goes on in memory,
-says so, and tries the disk again.
+`put`, `peek` and `settle` only change the queue in memory, under one lock. The thread `spool` reads and
+writes the disk, many messages in one transaction. When the disk cannot be written, the spool continues in
+memory, reports that, and tries the disk again.
 """
 
 import logging
@@ -32,17 +32,31 @@ from visionedge.runtime.files import is_special_file, set_aside
 from visionedge.runtime.redaction import redact
 from visionedge.runtime.threads import ThreadGroup
 
-# Which file the spool works with: the old one if it is sound and ours, else a new one, else none.
-
-
 log = logging.getLogger(__name__)
 
+SPOOL_FILE_NAME = "spool.db"
+
 _COMPANIONS = ("-wal", "-shm", "-journal")
+_MAX_REASON_CHARACTERS = 200
+_NS = 1_000_000_000
+_FLUSH_DELAY_NS = 200_000_000
+_EVENT_INTERVAL_NS = 300 * _NS
+_EXPIRY_INTERVAL_NS = 60 * _NS
+
+SpoolEventCode = Literal["spool-memory", "spool-disk", "spool-lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolOptions:
+    """The limit of messages in memory, and the interval at which a disk that failed is tried again."""
+
+    memory_bytes: int = 32_000_000
+    retry_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class SpoolSettings:
-    """Where the file is, whose messages it holds, and its bounds."""
+    """The path of the file, the owner of its messages (`Identity.owner`), and its limits."""
 
     path: Path
     owner: str
@@ -51,86 +65,8 @@ class SpoolSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class StoreOpenResult:
-    """What came of opening: a store, or why there is none.
-
-    `aside` says why an old file was put aside; `upto` are then the last numbers that could be read in it.
-    """
-
-    store: MessageStore | None
-    reason: str | None = None
-    set_aside_reason: str | None = None
-    last_known_numbers: Mapping[str, int] | None = None
-
-
-def open_store(settings: SpoolSettings, last_numbers: Mapping[str, int]) -> StoreOpenResult:
-    """Open the file; one that is of no use is put aside and a new one begun, with `numbers`. Blocks."""
-    try:
-        settings.path.parent.mkdir(parents=True, exist_ok=True)
-        if any(
-            is_special_file(settings.path.with_name(settings.path.name + end)) for end in ("", *_COMPANIONS)
-        ):
-            return _start_new_file(settings, last_numbers, "it is no regular file")
-        return StoreOpenResult(_store(settings, last_numbers))
-    except ForeignFileError as error:
-        return _start_new_file(settings, last_numbers, str(error))
-    except sqlite3.Error as error:
-        if not is_corrupt(error):
-            return StoreOpenResult(None, str(error))
-        known = {**last_numbers, **recover_last_numbers(settings.path, settings.connect)}
-        return _start_new_file(settings, known, str(error))
-    except OSError as error:
-        return StoreOpenResult(None, error.strerror or str(error))
-
-
-def set_aside_database(path: Path) -> None:
-    """Rename a file, its log included; the last few that were put aside are kept.
-
-    Raises:
-        OSError: it stays where it is.
-    """
-    set_aside(path, _COMPANIONS)
-
-
-def _store(settings: SpoolSettings, last_numbers: Mapping[str, int]) -> MessageStore:
-    return MessageStore(settings.path, settings.owner, settings.limits, settings.connect, last_numbers)
-
-
-def _start_new_file(settings: SpoolSettings, last_numbers: Mapping[str, int], why: str) -> StoreOpenResult:
-    try:
-        set_aside_database(settings.path)
-        return StoreOpenResult(
-            _store(settings, last_numbers), set_aside_reason=why, last_known_numbers=last_numbers
-        )
-    except (sqlite3.Error, ForeignFileError) as error:
-        return StoreOpenResult(None, f"{error}; and it was set aside: {why}", why, last_numbers)
-    except OSError as error:
-        return StoreOpenResult(None, f"{why}; it cannot be moved: {error.strerror or error}")
-
-
-SPOOL_FILE_NAME = "spool.db"
-
-_MAX_REASON_CHARACTERS = 200
-_NS = 1_000_000_000
-_FLUSH_DELAY_NS = 200_000_000
-_EVENT_INTERVAL_NS = 300 * _NS
-_EXPIRY_INTERVAL_NS = 60 * _NS
-
-
-@dataclass(frozen=True, slots=True)
-class SpoolOptions:
-    """How much may wait in memory, and how often a disk that failed is tried again."""
-
-    memory_bytes: int = 32_000_000
-    retry_s: float = 10.0
-
-
-SpoolEventCode = Literal["spool-memory", "spool-disk", "spool-lost"]
-
-
-@dataclass(frozen=True, slots=True)
 class SpoolEvent:
-    """For the cloud: an event's code, text and details; `upTo` has the last numbers that a lost file knew."""
+    """An event for the cloud. The detail `upTo` of `spool-lost` has the last numbers in the lost file."""
 
     code: SpoolEventCode
     text: str
@@ -139,7 +75,7 @@ class SpoolEvent:
 
 @dataclass(frozen=True, slots=True)
 class SpoolStatus:
-    """Where messages wait: `mode` is `disk`, or `memory` for the `reason`; counts are of messages."""
+    """The state of the spool: `mode` is `memory` for a `reason`; `waiting` and `dropped` count messages."""
 
     mode: Literal["disk", "memory"]
     reason: str | None
@@ -149,11 +85,14 @@ class SpoolStatus:
 
 
 class Spool:
-    """A durable `backlog.Waiting`. All methods but `start` and `close` return at once, from any thread.
+    """A durable queue of messages. All methods except `start` and `close` return at once and are thread-safe.
 
-    The constructor opens the file and may block for some seconds; it raises nothing: without a usable file
-    the spool begins in memory. For who counts on: `numbers` are the last of each output, `spent` what
-    was spent of the budget, in blocks of telemetry by UTC day.
+    The constructor opens the file, which may block for some seconds. It raises nothing: without a usable file
+    the spool begins in memory.
+
+    Attributes:
+        last_numbers: the last sequence number of each output in the file.
+        spent: blocks of telemetry spent by UTC day, as the file has them.
     """
 
     def __init__(
@@ -198,76 +137,76 @@ class Spool:
             return f"<Spool {'memory' if self._reason else 'disk'} rows={self._rows} {self._queue!r}>"
 
     def start(self) -> None:
-        """Begin to write; once."""
+        """Start the thread that writes; once."""
         self._started = True
         self._thread_group.start("spool", self._run, vital=True, may_return=True)
 
-    # --- for the hub client (`backlog.Waiting`) -------------------------------------------------------------
+    # --- for the hub client ---------------------------------------------------------------------------------
 
     def attach(self, wake: Callable[[], None]) -> None:
-        """`wake` is called from the thread `spool` when there may be something for the hub."""
+        """Have `wake` called when `peek` may have a new message: by the thread `spool`, outside of locks."""
         self._wake_client = wake
 
-    def set_spent_source(self, spent: Callable[[], Mapping[str, int]]) -> None:
-        """Keep on disk what `spent` gives, with the messages; it is called from the thread `spool`."""
-        self._spent = spent
-
     def put(self, message: Message, reports: tuple[LostRange, ...] = ()) -> None:
-        """Take a message; the losses that it tells are forgotten once the hub has it."""
+        """Append a message. `reports`: the losses that it reports; they are removed when the hub has it."""
         with self._changed:
             self._queue.put(message, reports)
             self._changed.notify_all()
 
-    def first(self) -> Message | None:
-        """The oldest message that is on disk (or, without a disk, in memory)."""
+    def peek(self) -> Message | None:
+        """The message to send next: the oldest one on disk, or in memory without a disk.
+
+        It stays in the queue until `settle`.
+        """
         with self._changed:
-            message = self._queue.first()
+            message = self._queue.peek()
             if self._queue.needs_refill:
                 self._changed.notify_all()
             return message
 
     def settle(self, message: Message, *, dropped: str | None = None) -> None:
-        """The hub has acknowledged it, or it can never be sent."""
+        """Remove the first message: the hub has acknowledged it, or it is dropped for a reason."""
         with self._changed:
             self._queue.settle(message, cast("MessageDropReason | None", dropped))
             self._changed.notify_all()
 
-    def drop_unsaved(self) -> int:
-        """Nothing is lost yet: what waits is on disk, or will be written by `close`."""
-        return 0
-
     def __len__(self) -> int:
+        """The number of messages that wait, on disk and in memory."""
         with self._changed:
             return self._waiting()
 
     @property
     def bytes(self) -> int:
-        """The bytes of all that waits."""
+        """The bytes of all messages that wait."""
         with self._changed:
             return self._waiting_bytes()
 
     @property
     def dropped(self) -> Mapping[str, int]:
-        """Messages that the hub will never get, by reason."""
+        """The number of messages that the hub will never get, by reason."""
         with self._changed:
             return MappingProxyType(dict(self._queue.dropped))
 
     @property
     def unwritten(self) -> int:
-        """How many messages are not on disk yet, or cannot be."""
+        """The number of messages that are not on disk."""
         with self._changed:
             return self._queue.unwritten
 
     # --- for the delivery -----------------------------------------------------------------------------------
 
+    def set_spent_source(self, spent: Callable[[], Mapping[str, int]]) -> None:
+        """Store the result of `spent` with the messages; it is called from the thread `spool`."""
+        self._spent = spent
+
     def set_limits(self, limits: SpoolLimits) -> None:
-        """Hold so much from now on; what is too much goes in the next round."""
+        """Change the limits; messages that exceed them are dropped at the next write."""
         with self._changed:
             self._settings, self._expiry_due_ns = replace(self._settings, limits=limits), self._clock()
             self._changed.notify_all()
 
     def status(self) -> SpoolStatus:
-        """Where messages wait right now."""
+        """The current state."""
         with self._changed:
             return SpoolStatus(
                 mode="memory" if self._reason else "disk",
@@ -278,13 +217,13 @@ class Spool:
             )
 
     def take_events(self) -> list[SpoolEvent]:
-        """What happened to the disk since the last call."""
+        """The events since the last call."""
         with self._changed:
             events, self._events = self._events, []
             return events
 
     def take_lost_ranges(self) -> list[LostRange]:
-        """The ranges that no message tells of yet; to be handed back with the one that does."""
+        """The losses that no message reports yet. Pass them to `put` with the message that reports them."""
         with self._changed:
             if self._reason is not None:
                 return self._queue.take_lost_ranges()
@@ -292,7 +231,7 @@ class Spool:
             return [loss for loss in self._losses if loss.key not in losses_being_reported]
 
     def close(self, deadline_s: float) -> bool:
-        """Write what waits and close the file; False when the disk did not take it in time. Blocks."""
+        """Write all messages and close the file; False if the disk was too slow for the deadline. Blocks."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -315,7 +254,7 @@ class Spool:
             self._finished.set()
 
     def _await_work(self) -> bool:
-        """Wait until there is something to do; False when closing."""
+        """Wait until there is work; False when closing."""
         with self._changed:
             while not self._closing:
                 now_ns = self._clock()
@@ -326,7 +265,7 @@ class Spool:
             return False
 
     def _due_ns(self, now_ns: int) -> int:
-        """When the next round is due, if nothing else happens until then."""
+        """The time of the next round if nothing changes before."""
         if self._queue.needs_refill:
             return now_ns
         if self._reason is not None:
@@ -335,12 +274,12 @@ class Spool:
             return now_ns
         if not self._queue.has_deferred_changes:
             return self._expiry_due_ns
-        # What was settled gathers for a moment: the less is written, the longer a flash disk lives.
+        # Settled messages are collected for 0.2 s: fewer writes wear out a flash disk less.
         self._flush_due_ns = self._flush_due_ns or now_ns + _FLUSH_DELAY_NS
         return self._flush_due_ns
 
     def _write_and_refill(self) -> bool:
-        """To the disk what is to go there, from it what the hub needs next; whether to go on at once."""
+        """Write waiting changes, load the next messages for the hub; returns whether to continue at once."""
         self._flush_due_ns = 0
         self._expiry_due_ns = self._clock() + _EXPIRY_INTERVAL_NS
         if self._reason is None or self._closing or self._clock() >= self._retry_ns:
@@ -353,7 +292,7 @@ class Spool:
         return self._reason is None and self._queue.has_fresh
 
     def _write(self) -> bool:
-        """One transaction; whether another is due, as what was written is too much and may have to go."""
+        """Write one transaction; returns whether another must follow because the file exceeds its limit."""
         if self._store is None:
             self._open()
         if (store := self._store) is None:
@@ -365,10 +304,10 @@ class Spool:
             transaction = self._queue.take_transaction(self._running_s(), self._spent(), *max_messages)
         store.limits = self._settings.limits
         try:
-            going = store.excess(transaction)
+            evicted = store.select_evictions(transaction)
             with self._changed:
-                going = self._queue.withdraw(going)
-            keys = store.write(replace(transaction, evicted=going))
+                evicted = self._queue.withdraw(evicted)
+            keys = store.write(replace(transaction, evicted=evicted))
         except (sqlite3.Error, UnicodeDecodeError) as error:
             with self._changed:
                 self._queue.mark_failed()
@@ -377,22 +316,22 @@ class Spool:
             else:
                 self._set_mode(str(error))
             return False
-        except Exception as error:  # noqa: BLE001 - raised again where no message is to blame
+        except Exception as error:  # noqa: BLE001 - raised again unless one message causes it
             self._isolate_unwritable(error)
             return True
         with self._changed:
             self._one_by_one = self._one_by_one and self._queue.has_fresh
-            self._queue.mark_written(keys, going, store.lost_ranges)
+            self._queue.mark_written(keys, evicted, store.lost_ranges)
             self._rows = (store.count, store.bytes)
             self._losses = store.lost_ranges
         self._set_mode(None)
-        return store.is_over_limit and bool(going or keys)
+        return store.is_over_limit and bool(evicted or keys)
 
     def _isolate_unwritable(self, error: Exception) -> None:
-        """A value cannot be written: find the message that has it, one by one, and let that one go.
+        """A value cannot be written: write the messages one by one, and drop the one that fails.
 
         Raises:
-            Exception: it was no message; the thread ends, and the module with it, to be started again.
+            Exception: no message causes the error. The thread ends, so the module ends and is started again.
         """
         with self._changed:
             if not self._one_by_one:
@@ -402,7 +341,7 @@ class Spool:
             message_id = self._queue.drop_unwritable()
         if message_id is None:
             raise error
-        log.warning("message %s cannot be kept on disk and is dropped: %s", message_id, redact(str(error)))
+        log.warning("spool: message %s cannot be stored and is dropped: %s", message_id, redact(str(error)))
 
     def _refill(self) -> None:
         with self._changed:
@@ -412,17 +351,17 @@ class Spool:
         try:
             rows = store.load(after, *load_limits)
         except (sqlite3.Error, ValueError) as error:
-            # A file that cannot even be read is worth nothing.
-            self._replace(store, f"it cannot be read: {error}")
+            # Unlike a failed write, this cannot be solved by waiting.
+            self._replace(store, f"reading failed: {error}")
             return
-        if odd := [row for _, row in rows if isinstance(row, MessageRow)]:
-            log.warning("%d messages on disk cannot be read and are dropped", len(odd))
+        if invalid := [row for _, row in rows if isinstance(row, MessageRow)]:
+            log.warning("spool: %d messages on disk cannot be read and are dropped", len(invalid))
         with self._changed:
             self._queue.add_loaded(rows)
 
     def _open(self) -> None:
-        """Open the file, a new one if the old one is of no use; without any, go on in memory."""
-        opened = open_store(self._settings, self._queue.committed)
+        """Open the file, or a new one if it is not usable; without any, continue in memory."""
+        opened = _open_store(self._settings, self._queue.committed)
         if opened.set_aside_reason is not None:
             self._report_lost(opened.set_aside_reason, opened.last_known_numbers or {})
         store = self._store = opened.store
@@ -437,16 +376,16 @@ class Spool:
             self._queue.requeue_unsaved()
 
     def _replace(self, store: MessageStore, why: str) -> None:
-        """Put a file that turned out to be of no use aside and begin a new one."""
+        """Set aside a damaged file and begin a new one."""
         store.close()
         self._store = None
         with self._changed:
             self._queue.forget_file()
             self._rows = (0, 0)
         try:
-            set_aside_database(self._settings.path)
+            set_aside(self._settings.path, _COMPANIONS)
         except OSError as error:
-            self._set_mode(f"{why}; it cannot be moved: {error.strerror or error}")
+            self._set_mode(f"{why}; renaming the file failed: {error.strerror or error}")
             return
         self._report_lost(why, self._queue.committed)
         self._open()
@@ -454,25 +393,25 @@ class Spool:
     def _report_lost(self, why: str, last_known_numbers: Mapping[str, int]) -> None:
         why = " ".join(why.split())[:_MAX_REASON_CHARACTERS]  # it may quote a damaged schema
         text = (
-            f"{self._settings.path.name} is of no use ({why}): it was set aside, what waited in it "
-            "is not sent"
+            f"{self._settings.path.name} cannot be used: {why}; it was renamed to"
+            f" {self._settings.path.name}.aside, and the messages in it are not sent"
         )
         self._report("spool-lost", text, {"upTo": dict(last_known_numbers)} if last_known_numbers else {})
 
     def _set_mode(self, reason: str | None) -> None:
-        """Go on in memory for a reason, or on disk."""
+        """Continue in memory for a reason, or on disk for None."""
         with self._changed:
             before, self._reason = self._reason, reason
             self._retry_ns = self._clock() + round(self._options.retry_s * _NS)
         if before is None and reason is not None:
             self._report(
                 "spool-memory",
-                f"{self._settings.path} cannot be written ({reason}): messages wait in memory and are "
-                "lost at a"
-                " restart; see that VISIONEDGE_DATA is writable and has room",
+                f"{self._settings.path} cannot be written: {reason}; messages wait in memory, and a restart"
+                f" loses them; retrying every {self._options.retry_s:g} s; check that VISIONEDGE_DATA is"
+                " writable and has free space",
             )
         elif before is not None and reason is None:
-            self._report("spool-disk", "messages wait on disk again")
+            self._report("spool-disk", f"{self._settings.path} is writable again; messages wait on disk")
 
     def _report(
         self, code: SpoolEventCode, text: str, details: Mapping[str, Any] = MappingProxyType({})
@@ -480,7 +419,7 @@ class Spool:
         log.log(logging.INFO if code == "spool-disk" else logging.WARNING, "%s", redact(text))
         with self._changed:
             now_ns = self._clock()
-            # A disk that is full now and then must not become a stream of events.
+            # At most one event of a code in five minutes: a disk can become full and free again all the time.
             if now_ns - self._event_ns.get(code, now_ns - _EVENT_INTERVAL_NS) >= _EVENT_INTERVAL_NS:
                 self._event_ns[code] = now_ns
                 self._events.append(SpoolEvent(code, redact(text), details))
@@ -490,19 +429,19 @@ class Spool:
             try:
                 self._store.close()
             except sqlite3.Error as error:
-                log.debug("the spool did not close well: %s", error)
+                log.debug("spool: closing the file failed: %s", error)
         with self._changed:
             waiting, lost = self._waiting(), self._queue.unwritten
         if lost:
             self._queue.dropped["closed"] += lost
-            log.warning("closed with %d messages that are not on disk; they are lost", lost)
+            log.warning("spool: closed with %d messages that are not on disk; they are lost", lost)
         if waiting > lost:
-            log.info("%d messages wait on disk for the next start", waiting - lost)
+            log.info("spool: %d messages wait on disk for the next start", waiting - lost)
 
     # --- under the lock -------------------------------------------------------------------------------------
 
     def _running_s(self) -> float:
-        """How long the module has run with this file, all its starts together."""
+        """How long the module has run with this file, all starts together."""
         return self._running_before_s + (self._clock() - self._opened_ns) / _NS
 
     def _waiting(self) -> int:
@@ -510,3 +449,52 @@ class Spool:
 
     def _waiting_bytes(self) -> int:
         return self._rows[1] - self._queue.pending_bytes + self._queue.unwritten_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _StoreOpenResult:
+    """A store, or the `reason` why there is none.
+
+    If the old file was set aside, `set_aside_reason` says why, and `last_known_numbers` are the last sequence
+    numbers that could be read in it.
+    """
+
+    store: MessageStore | None
+    reason: str | None = None
+    set_aside_reason: str | None = None
+    last_known_numbers: Mapping[str, int] | None = None
+
+
+def _open_store(settings: SpoolSettings, last_numbers: Mapping[str, int]) -> _StoreOpenResult:
+    """Open the file. An unusable file is set aside, and a new one begins with `last_numbers`. Blocks."""
+    path = settings.path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if any(is_special_file(path.with_name(path.name + end)) for end in ("", *_COMPANIONS)):
+            return _start_new_file(settings, last_numbers, "not a regular file")
+        return _StoreOpenResult(_make_store(settings, last_numbers))
+    except ForeignFileError as error:
+        return _start_new_file(settings, last_numbers, str(error))
+    except sqlite3.Error as error:
+        if not is_corrupt(error):
+            return _StoreOpenResult(None, str(error))
+        known = {**last_numbers, **recover_last_numbers(path, settings.connect)}
+        return _start_new_file(settings, known, str(error))
+    except OSError as error:
+        return _StoreOpenResult(None, error.strerror or str(error))
+
+
+def _make_store(settings: SpoolSettings, last_numbers: Mapping[str, int]) -> MessageStore:
+    return MessageStore(settings.path, settings.owner, settings.limits, settings.connect, last_numbers)
+
+
+def _start_new_file(settings: SpoolSettings, last_numbers: Mapping[str, int], why: str) -> _StoreOpenResult:
+    try:
+        set_aside(settings.path, _COMPANIONS)
+        return _StoreOpenResult(
+            _make_store(settings, last_numbers), set_aside_reason=why, last_known_numbers=last_numbers
+        )
+    except (sqlite3.Error, ForeignFileError) as error:
+        return _StoreOpenResult(None, f"{error}; the old file was set aside: {why}", why, last_numbers)
+    except OSError as error:
+        return _StoreOpenResult(None, f"{why}; renaming the file failed: {error.strerror or error}")

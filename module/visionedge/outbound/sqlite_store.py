@@ -1,7 +1,7 @@
-"""The spool's file: an SQLite database with a write-ahead log. Blocking; used by one thread at a time.
+"""The file of the spool: an SQLite database with a write-ahead log. Blocking; used by one thread at a time.
 
-A commit is on the disk when `write` returns (`synchronous=FULL`), so what was committed outlives a kill and a
-power cut. Keys rise in the order of writing; numbers rise by one within an output.
+A transaction is on the disk when `write` returns (`synchronous=FULL`), so it survives a kill and a power cut.
+Keys rise in the order of writing; sequence numbers rise by one within an output.
 """
 
 import functools
@@ -20,8 +20,8 @@ from visionedge.outbound.messages import EVENTS, MAX_BYTES, Message
 log = logging.getLogger(__name__)
 
 MessageDropReason = Literal["full", "old", "refused", "unreadable", "unwritable"]
-"""Why messages were dropped: no room, too old, the SDK can never send them, the file could not be read, or
-the file cannot hold what is in them."""
+"""Why a message was dropped: the spool was full, the message was too old, the SDK refuses it, the file could
+not be read, or the file cannot store its content."""
 
 DatabaseOpener = Callable[[Path], sqlite3.Connection]
 
@@ -63,10 +63,10 @@ _INVALID_VALUES: Mapping[str, Mapping[str, str]] = {
     },
     "spent": {"day": _INVALID_TEXT, "messages": _INVALID_COUNT},
     "owner": {"name": _INVALID_TEXT, "lived_s": _INVALID_COUNT},
-    # Where a key comes from; at its largest value SQLite calls the disk full, for ever.
+    # The source of new keys; at the largest value SQLite reports a full disk at every write.
     "sqlite_sequence": {"seq": _INVALID_COUNT},
 }
-"""For each column the SQL condition of a value that this module never writes."""
+"""For each column an SQL condition that is true for values that this module never writes."""
 
 _ENVIRONMENT_ERRORS = frozenset(
     {
@@ -75,11 +75,11 @@ _ENVIRONMENT_ERRORS = frozenset(
         *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_AUTH),
     }
 )
-"""Errors of the disk or of another process; any other says that the file itself is wrong."""
+"""Errors that the disk or another process causes; any other error means that the file itself is damaged."""
 
 
 class CorruptDatabaseError(sqlite3.DatabaseError):
-    """The file can be read and makes no sense."""
+    """The file can be read, but its content is not valid."""
 
 
 class ForeignFileError(Exception):
@@ -88,7 +88,10 @@ class ForeignFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LostRange:
-    """Numbers `first` to `last` of an output that the hub will never get; `key` is 0 until it is written."""
+    """Sequence numbers `first` to `last` of an output, which the hub will never get.
+
+    `key` is its row in the file; 0 until it is written.
+    """
 
     output: str
     first: int
@@ -109,9 +112,9 @@ class MessageRow:
 
 @dataclass(frozen=True, slots=True)
 class SpoolLimits:
-    """How much the file may hold, in bytes of messages, and for how long, in seconds that the module ran.
+    """The size of the file, in bytes of messages, and the age of messages, in seconds that the module ran.
 
-    Time without power does not count: a clock that is wrong until the network is there would make everything
+    Time without power does not count: many devices start with a wrong clock, which would make all messages
     look old.
     """
 
@@ -121,11 +124,19 @@ class SpoolLimits:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """What one transaction shall do.
+    """The changes that one transaction makes.
 
-    `settled` has keys with their bytes, `numbers` the last that were sent while there was no disk, `spent`
-    what was spent of the budget by UTC day. `promised` are losses that no file knew of and that appended
-    messages tell: if such a message is lost as well, they are to be told by another.
+    Attributes:
+        append: messages to store.
+        settled: rows to delete because their messages are acknowledged or refused: (key, bytes).
+        evicted: rows to delete because of the limits.
+        lost_ranges: new losses, to be reported to the cloud later.
+        reported: losses whose report the hub has acknowledged.
+        last_numbers: the last sequence number by output of messages that were sent without the disk.
+        running_s: how long the module has run with this file, all starts together.
+        spent: blocks spent of the day's budget, by UTC day.
+        unsaved_reported: losses that are not in the file yet and that appended messages report. They are
+            stored, so that another message can report them if that message is lost as well.
     """
 
     append: Sequence[Message] = ()
@@ -140,16 +151,16 @@ class Transaction:
 
     @property
     def growth_bytes(self) -> int:
-        """How much larger the file gets by it, before anything is evicted."""
+        """By how much the messages in the file grow, before rows are evicted."""
         return sum(m.size_bytes for m in self.append) - sum(size for _, size in self.settled)
 
 
 class MessageStore:
-    """One file; `numbers` are what a new one begins with.
+    """One file. A new file begins with `last_numbers`, the last sequence number by output.
 
     Raises:
-        sqlite3.Error: it cannot be opened; every method may raise it, too, and leaves the file as it was.
-        ForeignFileError: it is somebody else's.
+        sqlite3.Error: the file cannot be opened. Every method may raise it, too, and then changes nothing.
+        ForeignFileError: the file belongs to another module, or to another version of this one.
     """
 
     def __init__(
@@ -164,15 +175,15 @@ class MessageStore:
         try:
             self._db = (connect or open_database)(path)
             try:
-                # A text that is no UTF-8 must not keep the sound rows beside it from being read.
+                # A text that is not UTF-8 must not prevent reading the valid rows beside it.
                 self._db.text_factory = _decode_lenient
                 self._prepare(owner, last_numbers)
             except BaseException:
                 self._db.close()
                 raise
         except (TypeError, ValueError, OverflowError) as error:
-            # Even the words of an error may be bytes of the file, which Python then cannot decode.
-            raise CorruptDatabaseError(f"a value in it is not valid ({type(error).__name__})") from error
+            # The text of an error may contain bytes of the file that Python cannot decode.
+            raise CorruptDatabaseError(f"a value is not valid ({type(error).__name__})") from error
 
     def _prepare(self, owner: str, last_numbers: Mapping[str, int]) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -183,7 +194,7 @@ class MessageStore:
                 self._db.execute("INSERT INTO owner VALUES (?, 0)", (owner,))
                 self._db.executemany("INSERT INTO number VALUES (?, ?)", last_numbers.items())
         elif version != _VERSION:
-            raise ForeignFileError(f"it has version {version}, and this module knows {_VERSION}")
+            raise ForeignFileError(f"file version {version}, this module supports version {_VERSION}")
         self._check()
         name, self.running_s = self._db.execute("SELECT name, lived_s FROM owner").fetchone()
         if name != owner:
@@ -206,29 +217,29 @@ class MessageStore:
             text.encode("utf-8")
 
     def _check(self) -> None:
-        """Look at every value but the bodies, which are looked at when they are loaded.
+        """Check every value except the bodies, which are checked when they are loaded.
 
         Raises:
-            DamagedFileError: the schema or a value is none that this module writes.
+            CorruptDatabaseError: the schema or a value is not one that this module writes.
         """
         if _read_schema(self._db) != _expected_schema():
-            raise CorruptDatabaseError("its schema was changed")
+            raise CorruptDatabaseError("the schema was changed")
         for table, columns in _INVALID_VALUES.items():
             for column, wrong in columns.items():
-                # Names from the table above: nothing of this is data.
+                # The names come from the table above, not from data.
                 query = f"SELECT 1 FROM {table} WHERE {wrong.format(column)} LIMIT 1"  # noqa: S608
                 if self._db.execute(query).fetchone() is not None:
                     raise CorruptDatabaseError(f"a value of {table}.{column} is not valid")
         if self._db.execute("SELECT count(*) FROM owner").fetchone() != (1,):
-            raise CorruptDatabaseError("it does not name one owner")
+            raise CorruptDatabaseError("it does not have exactly one owner")
 
     @property
     def is_over_limit(self) -> bool:
-        """Whether it holds more than it may."""
+        """Whether the messages in the file exceed the limit in bytes."""
         return bool(self.bytes > self.limits.limit_bytes)
 
     def write(self, transaction: Transaction) -> list[int]:
-        """Do it all or nothing; the keys of the appended messages."""
+        """Make all changes or none; returns the keys of the appended messages."""
         with self._transaction():
             keys = self._append(transaction)
             self._write_spent(transaction)
@@ -248,32 +259,32 @@ class MessageStore:
         self.lost_ranges = lost_ranges
         return keys
 
-    def excess(self, transaction: Transaction) -> list[tuple[MessageRow, MessageDropReason]]:
-        """What must go: the too old, then the oldest telemetry, then the oldest events, until all fits.
+    def select_evictions(self, transaction: Transaction) -> list[tuple[MessageRow, MessageDropReason]]:
+        """The rows to drop: those that are too old, then the oldest telemetry, then the oldest events.
 
-        What the work settles goes by itself, and is no loss.
+        Rows that the transaction settles are deleted anyway and are no loss.
         """
         sent = {key for key, _ in transaction.settled}
         oldest_s = transaction.running_s - self.limits.max_age_s
         old = (row for row in self._older_than(oldest_s) if row.key not in sent)
-        going: dict[int, tuple[MessageRow, MessageDropReason]] = {row.key: (row, "old") for row in old}
+        evicted: dict[int, tuple[MessageRow, MessageDropReason]] = {row.key: (row, "old") for row in old}
         excess = self.bytes + transaction.growth_bytes - self.limits.limit_bytes
-        excess -= sum(row.bytes for row, _ in going.values())
+        excess -= sum(row.bytes for row, _ in evicted.values())
         for telemetry in (True, False):
             if excess <= 0:
                 break
             for row in self._rows(telemetry):
                 if excess <= 0:
                     break
-                if row.key not in going and row.key not in sent:
-                    going[row.key] = (row, "full")
+                if row.key not in evicted and row.key not in sent:
+                    evicted[row.key] = (row, "full")
                     excess -= row.bytes
-        return list(going.values())
+        return list(evicted.values())
 
     def load(self, after: int, limit: int, limit_bytes: int) -> list[tuple[int, Message | MessageRow]]:
-        """The next messages behind a key, with theirs: within the limits, yet one if there is one.
+        """The next messages after a key, each with its key: within the limits, but at least one.
 
-        A row that makes no sense comes as it is, without its body.
+        A row that is not valid is returned as a `MessageRow`, without its body.
         """
         found: list[tuple[int, Message | MessageRow]] = []
         for row in self._db.execute(
@@ -288,7 +299,7 @@ class MessageStore:
         return found
 
     def close(self) -> None:
-        """Close the file; the log goes into it."""
+        """Close the file; the write-ahead log is written into it."""
         self._db.close()
 
     @contextmanager
@@ -332,13 +343,13 @@ class MessageStore:
         return keys
 
     def _write_spent(self, transaction: Transaction) -> None:
-        """Keep what was spent of the day's budget, so that a restart grants no second one."""
+        """Store what was spent of the day's budget, so that a restart does not begin a new budget."""
         if transaction.spent != self.spent:
             self._db.execute("DELETE FROM spent")
             self._db.executemany("INSERT INTO spent VALUES (?, ?)", transaction.spent.items())
 
     def _delete_settled(self, settled: Iterable[tuple[int, int]]) -> tuple[int, int]:
-        """Delete rows by (key, bytes); how many messages and bytes are left."""
+        """Delete rows by (key, bytes); returns how many messages and bytes are left."""
         count, size = self.count, self.bytes
         for key, row_bytes in settled:
             if self._db.execute("DELETE FROM message WHERE key = ?", (key,)).rowcount:
@@ -346,7 +357,7 @@ class MessageStore:
         return count, size
 
     def _older_than(self, moment_s: float) -> Iterator[MessageRow]:
-        """The oldest rows: who was written first was born first, so it need not look at all."""
+        """The rows older than a moment. Keys rise with time, so reading stops at the first younger row."""
         found = self._db.execute("SELECT key, output, number, bytes, born_s FROM message ORDER BY key")
         for *row, born_s in found:
             if born_s >= moment_s:
@@ -356,7 +367,7 @@ class MessageStore:
     def _rows(self, telemetry: bool) -> Iterator[MessageRow]:
         """The rows of telemetry or of events, oldest first."""
         found = self._db.execute(
-            # A literal, for the index knows no parameter.
+            # A literal, because SQLite does not use the index with a parameter.
             f"SELECT key, output, number, bytes FROM message WHERE (output = '{EVENTS}') = ? ORDER BY key",  # noqa: S608
             (not telemetry,),
         )
@@ -369,10 +380,10 @@ class MessageStore:
         unsaved_reported: Iterable[LostRange],
     ) -> None:
         for loss in reported:
-            # It may have grown since it was told: then only its head goes.
+            # The range may have grown since it was reported: then only its reported part is removed.
             self._db.execute("DELETE FROM loss WHERE key = ? AND last <= ?", (loss.key, loss.last))
             self._db.execute("UPDATE loss SET first = ? WHERE key = ?", (loss.last + 1, loss.key))
-        for loss in unsaved_reported:  # never joined to an earlier one, which nobody tells yet
+        for loss in unsaved_reported:  # not joined to an earlier range, which no message reports yet
             self._insert_loss(loss)
         for loss in lost_ranges:
             joined = self._db.execute(
@@ -398,7 +409,7 @@ def _decode_lenient(text: bytes) -> str:
 
 
 def _message(row: Sequence[Any]) -> Message | MessageRow:
-    """A row as a message; as it is where it cannot have been written like this."""
+    """A row as a message; as a `MessageRow` if this module cannot have written it."""
     key, size, output, body, message_id, properties, sequence_number, frames = row
     try:
         known = json.loads(properties)
@@ -408,7 +419,7 @@ def _message(row: Sequence[Any]) -> Message | MessageRow:
         if message_id and all(isinstance(value, str) for value in known.values()):
             return Message(output, body, message_id, known, sequence_number, frames)
     except (ValueError, RecursionError, AttributeError):
-        log.debug("row %d of the spool is not valid", key)
+        log.debug("spool: row %d is not valid", key)
     return MessageRow(key, output, sequence_number, size)
 
 
@@ -426,10 +437,10 @@ def _expected_schema() -> list[tuple[object, ...]]:
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """Open a file for one process alone: two modules on one spool would send everything twice.
+    """Open a file for this process only: two modules on one spool would send every message twice.
 
     Raises:
-        sqlite3.Error: it cannot be opened, or another process has it.
+        sqlite3.Error: the file cannot be opened, or another process uses it.
     """
     database = sqlite3.connect(path, timeout=0.5, isolation_level=None, check_same_thread=False)
     try:
@@ -445,7 +456,7 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 def recover_last_numbers(path: Path, connect: DatabaseOpener | None = None) -> dict[str, int]:
-    """The last numbers in a damaged file, as far as they can still be read."""
+    """The last sequence numbers in a damaged file, by output, as far as they can still be read."""
     try:
         with closing((connect or open_database)(path)) as database:
             rows = database.execute("SELECT output, last FROM number").fetchall()
@@ -462,17 +473,17 @@ def recover_last_numbers(path: Path, connect: DatabaseOpener | None = None) -> d
 
 
 def is_corrupt(error: Exception) -> bool:
-    """Whether an error says that the file is no sound database, now and for ever."""
-    # The words of an error may be bytes of a damaged schema, which Python then cannot decode.
+    """Whether an error means that the file is damaged, so that trying again cannot help."""
+    # The text of an error may contain bytes of a damaged schema, which Python cannot decode.
     if isinstance(error, CorruptDatabaseError | UnicodeDecodeError):
         return True
     code = getattr(error, "sqlite_errorcode", None)
-    # A text that is no UTF-8 has no code: Python's module finds it, not the library.
+    # A text that is not UTF-8 is found by Python's module, not by SQLite, so the error has no code.
     return "decode" in str(error) if code is None else code & 0xFF not in _ENVIRONMENT_ERRORS
 
 
 def _merge_ranges(evicted: Iterable[tuple[MessageRow, MessageDropReason]]) -> list[LostRange]:
-    """Neighbouring numbers of one output and one reason as one loss."""
+    """Join consecutive sequence numbers of one output and one reason into one range."""
     lost_ranges: dict[tuple[str, MessageDropReason], list[LostRange]] = {}
     for row, reason in evicted:
         known = lost_ranges.setdefault((row.output, reason), [])

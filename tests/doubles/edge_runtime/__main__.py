@@ -1,11 +1,11 @@
-"""By hand: a runtime in the terminal that prints what a module sends.
+"""A runtime in the terminal that prints the messages of a module.
 
-PYTHONPATH=tests python -m edge_runtime                     prints the environment for any module
-PYTHONPATH=tests python -m edge_runtime run --duration 30   starts `visionedge run --duration 30` inside it
+PYTHONPATH=tests/doubles python -m edge_runtime                     prints the environment for any module
+PYTHONPATH=tests/doubles python -m edge_runtime run --duration 30   starts `visionedge run --duration 30` in
+it
 
-It shows the bundled clip unless cameras or a configuration are named.
-
-Beside a module that it started, it takes the part of the cloud: type `help`.
+The module shows the bundled clip unless the command names cameras or a configuration. Commands of the cloud
+can be typed while the module runs: type `help`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> int:
     )
     parser.add_argument("--device", default="edge-device-1")
     parser.add_argument("--module", default="vision")
-    parser.add_argument("--bodies", action="store_true", help="print whole bodies, not only what they hold")
+    parser.add_argument("--bodies", action="store_true", help="print whole bodies, not only a summary")
     parser.add_argument(
         "command", nargs=argparse.REMAINDER, help="run and its arguments: start the module, too"
     )
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def wait(runtime: EdgeRuntime) -> int:
-    """Tell how a module finds the runtime, and serve until interrupted."""
+    """Print the environment variables for a module, and serve until interrupted."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
@@ -60,23 +60,23 @@ def wait(runtime: EdgeRuntime) -> int:
 
 
 def run_module(runtime: EdgeRuntime, command: list[str]) -> int:
-    """Start the module inside the runtime; its exit code."""
+    """Start the module inside the runtime; returns its exit code."""
     module = subprocess.Popen(
         [sys.executable, "-m", "visionedge", *with_demo(command, os.environ)],
         env={**os.environ, **runtime.environ},
-        process_group=0,  # Ctrl-C reaches it once, through us: the second one would end it at once
+        process_group=0,  # else Ctrl-C reaches the module twice, which ends it at once
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, _: module.send_signal(got))
-    say(f"# edgeHub stands in at {runtime.address}; messages of {runtime.account.client_id} follow")
-    say("# you are the cloud: type desired, twin, call or send; help says more, quit ends it")
+    say(f"# edgeHub at {runtime.address}; messages of {runtime.account.client_id} follow")
+    say("# commands: desired, twin, call, send, help, quit")
     console = (runtime, sys.stdin, lambda: module.send_signal(signal.SIGTERM))
     threading.Thread(target=listen, args=console, name="console", daemon=True).start()
     return module.wait()
 
 
 def with_demo(command: list[str], environ: Mapping[str, str]) -> list[str]:
-    """The command with the bundled clip as its camera, where it names neither cameras nor a file."""
+    """Add the bundled clip as a camera if the command names neither cameras nor a file."""
     named = any(word.split("=")[0] in ("--camera", "--config") for word in command)
     if command[0] != "run" or named or environ.get("VISIONEDGE_CONFIG"):
         return command
@@ -84,7 +84,7 @@ def with_demo(command: list[str], environ: Mapping[str, str]) -> list[str]:
 
 
 def listen(runtime: EdgeRuntime, typed: Iterable[str], end: Callable[[], None]) -> None:
-    """Obey what is typed, until there is no more, or `quit`, which ends the module in order."""
+    """Run typed commands until the input ends; `quit` ends the module in order."""
     for line in typed:
         if line.strip() in ("quit", "exit"):
             end()
@@ -93,14 +93,14 @@ def listen(runtime: EdgeRuntime, typed: Iterable[str], end: Callable[[], None]) 
 
 
 def show_line(message: Received) -> None:
-    """What a message holds, in a line."""
+    """Print one line about a message."""
     document = message.json()
     what = summary(document) if "frames" in document else f"{document['code']}: {document['message']}"
     say(f"{message.output} {document['messageSequence']} ({len(message.body)} bytes): {what}")
 
 
 def summary(document: dict[str, Any]) -> str:
-    """The frames of a batch: by camera, how many, and what the last one shows."""
+    """The number of frames by camera, and the labels in the last one."""
     last = {frame["camera"]: frame for frame in document["frames"]}
     parts = []
     for camera, frame in last.items():
@@ -112,7 +112,7 @@ def summary(document: dict[str, Any]) -> str:
 
 
 def show_body(message: Received) -> None:
-    """A message with everything."""
+    """Print a whole message."""
     body = json.dumps(message.json(), indent=2, ensure_ascii=False)
     say(f"{message.output} {message.message_id} {message.properties}\n{body}")
 

@@ -1,4 +1,4 @@
-"""Who may connect, and what arrived: the two records that the parts of the stand-in share."""
+"""The data that the parts of the edge runtime share: the account of the module, received messages, faults."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The one module that this runtime knows: its names and its key, which only the workload API holds."""
+    """The only module of this runtime: its names and its key, which only the workload API knows."""
 
     hub: str
     device: str
@@ -30,15 +30,15 @@ class Account:
 
     @property
     def topic(self) -> str:
-        """Where all topics of the module's own begin."""
+        """The prefix of the topics of the module."""
         return f"devices/{self.device}/modules/{self.module}"
 
     def sign(self, data: bytes) -> str:
-        """Base64 of the HMAC-SHA256 of `data`, as the workload API answers it."""
+        """Base64 of the HMAC-SHA256 of `data`, as the workload API returns it."""
         return base64.b64encode(hmac.digest(self.key, data, hashlib.sha256)).decode()
 
     def token_problem(self, token: str) -> str | None:
-        """What is wrong with a shared access signature; None if nothing."""
+        """The problem of a shared access signature; None if it is valid."""
         scheme, _, rest = token.partition(" ")
         parts = dict(part.partition("=")[::2] for part in rest.split("&"))
         if scheme != "SharedAccessSignature" or not {"sr", "sig", "se"} <= parts.keys():
@@ -52,14 +52,14 @@ class Account:
 
 
 def token_left_s(token: str) -> float:
-    """How long a token is still good."""
+    """For how many seconds a token is valid."""
     _, _, rest = token.partition("&se=")
     return int(rest.partition("&")[0]) - time.time()
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One telemetry message as it arrived; a resend after a lost acknowledgement arrives again."""
+    """A telemetry message as it was received. A message that is sent again is received again."""
 
     output: str
     body: bytes
@@ -80,13 +80,13 @@ class Received:
 
 @dataclass(slots=True)
 class Faults:
-    """What goes wrong from now on. Set from any thread; each field is read when it matters.
+    """The faults from now on. May be set from any thread.
 
-    `swallow`: what the client sends vanishes and nothing comes back, as on a half-open connection.
-    `reset_publishes`, `reset_pubacks`: so many next messages end in a reset, in their middle (they did not
-    arrive) or instead of their acknowledgement (they did). `puback_delay_s` makes a slow hub.
-    `forget_sessions`: a connection finds no session, and keeps no subscription either.
-    `twin_status`: the twin answers with this instead of what was asked. The rest says what it does.
+    `swallow`: packets of the client are lost and nothing is answered, as on a half-open connection.
+    `reset_publishes`, `reset_pubacks`: this number of next messages end in a reset, in their middle (not
+    received) or instead of their acknowledgement (received). `puback_delay_s`: a slow hub. `forget_sessions`:
+    a new connection finds no session and keeps no subscription. `twin_status`: the status of all answers of
+    the twin.
     """
 
     swallow: bool = False
@@ -107,7 +107,7 @@ class Faults:
     fail_trust_bundle: bool = False
 
     def end(self) -> None:
-        """Nothing goes wrong any more."""
+        """End all faults."""
         fresh = Faults()
         for name in Faults.__slots__:
             setattr(self, name, getattr(fresh, name))

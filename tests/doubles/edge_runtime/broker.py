@@ -1,4 +1,4 @@
-"""edgeHub as a module sees it over MQTT: who may connect, sessions, messages both ways, twin and methods."""
+"""edgeHub as a module sees it over MQTT: authentication, sessions, messages, twin and methods."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from edge_runtime.twin import RefusedError, Twin
 __all__ = ["MAX_PUBLISH_BYTES", "PORT", "Account", "Broker", "Faults", "MethodAnswer", "Received"]
 
 PORT = 8883
-"""Fixed: the SDK knows no other."""
+"""The SDK always uses this port."""
 
 MAX_METHOD_BYTES = 128 * 1024
 _TWIN_ANSWERS = "$iothub/twin/res/"
@@ -28,7 +28,7 @@ _TWIN_ANSWERS = "$iothub/twin/res/"
 
 @dataclass(frozen=True, slots=True)
 class MethodAnswer:
-    """What became of a direct method; 404: nobody was there to hear it, 504: no answer in time."""
+    """The result of a direct method; 404: the module is not subscribed, 504: no answer in time."""
 
     status: int
     payload: Any
@@ -37,8 +37,8 @@ class MethodAnswer:
 class Broker:
     """Listens on one loopback address; everything runs on one asyncio loop.
 
-    `on_message` is called with each telemetry message, before it is acknowledged; `on_change` when a client
-    asks to connect or to subscribe or leaves, and when the twin changes.
+    `on_message` is called with each telemetry message before its acknowledgement; `on_change` when a client
+    connects, subscribes or disconnects, and when the twin changes.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Broker:
         self._server = await asyncio.start_server(self._accept, address, PORT, ssl=tls)
 
     async def stop(self) -> None:
-        """Cut every connection and listen no more; sessions stay, as edgeHub's do."""
+        """Reset all connections and stop listening; sessions stay, as in edgeHub."""
         server, self._server = self._server, None
         if server is not None:
             server.close()
@@ -88,12 +88,12 @@ class Broker:
             await server.wait_closed()
 
     def cut(self) -> None:
-        """Reset every connection, without a word."""
+        """Reset all connections."""
         for connection in list(self._connections):
             connection.cut()
 
     def lose_sessions(self) -> None:
-        """Forget what clients had subscribed to; their connections stay and notice nothing."""
+        """Delete the subscriptions of all clients; their connections stay."""
         for session in self.sessions.values():
             session.subscriptions.clear()
 
@@ -107,7 +107,7 @@ class Broker:
         finally:
             self._connections.discard(connection)
 
-    # --- what a client asks ---------------------------------------------------------------------------------
+    # --- from the client ------------------------------------------------------------------------------------
 
     def admit(self, connect: Connect) -> int:
         """The CONNACK code for a CONNECT."""
@@ -156,7 +156,7 @@ class Broker:
         )
 
     def ask_twin(self, message: Publish) -> tuple[str, bytes] | None:
-        """Topic and body of the answer to a twin request; None when the twin is made silent.
+        """Topic and body of the answer to a twin request; None while the twin is silent.
 
         Raises:
             ProtocolError: there is no such request.
@@ -180,7 +180,7 @@ class Broker:
         return f"{_TWIN_ANSWERS}204/?$rid={request}&$version={version}", b""
 
     def method_answered(self, message: Publish) -> None:
-        """A module's answer to a direct method."""
+        """The module answers a direct method."""
         parts = urlsplit(message.topic.removeprefix("$iothub/methods/res/"))
         waiting = self._methods.pop(parse_qs(parts.query).get("$rid", [""])[0], None)
         if waiting is None or waiting.done():
@@ -193,17 +193,17 @@ class Broker:
             return
         waiting.set_result(MethodAnswer(status, json.loads(message.payload or b"null")))
 
-    # --- what the cloud asks --------------------------------------------------------------------------------
+    # --- from the cloud -------------------------------------------------------------------------------------
 
     async def desire(self, patch: dict[str, Any]) -> int:
-        """Change desired properties and tell the module if it listens; the new version."""
+        """Change desired properties and notify the module if it is subscribed; returns the new version."""
         body = self.twin.desire(patch)
         version = self.twin.desired_version
         await self._publish(f"$iothub/twin/PATCH/properties/desired/?$version={version}", body)
         return version
 
     async def invoke(self, name: str, payload: Any, timeout_s: float) -> MethodAnswer:
-        """Call a direct method; nothing is queued."""
+        """Call a direct method; calls are not queued."""
         request = uuid.uuid4().hex
         waiting: asyncio.Future[MethodAnswer] = asyncio.get_running_loop().create_future()
         self._methods[request] = waiting
@@ -218,7 +218,7 @@ class Broker:
             return MethodAnswer(504, None)
 
     async def input(self, name: str, body: bytes, properties: dict[str, str]) -> None:
-        """A message from another module to an input; it waits while the module is away."""
+        """Send a message from another module to an input; it waits while the module is not connected."""
         bag = {"$.cdid": self.account.device, "$.cmid": "other", **properties}
         text = "&".join(f"{quote(key, safe='')}={quote(value, safe='')}" for key, value in bag.items())
         session = self.sessions.setdefault(self.account.client_id, Session())
@@ -227,7 +227,7 @@ class Broker:
             await session.connection.deliver(again=False)
 
     async def _publish(self, topic: str, body: bytes) -> bool:
-        """Send with QoS 0 to the module, if it is connected and has subscribed; whether it was."""
+        """Send with QoS 0 to the module if it is connected and subscribed; returns whether it is."""
         session = self.sessions.get(self.account.client_id)
         if session is None or session.connection is None or not session.subscribed(topic):
             return False

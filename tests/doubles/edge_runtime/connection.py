@@ -1,4 +1,4 @@
-"""One client's connection to the stand-in for edgeHub: packets in, packets out, faults in between."""
+"""One client's connection to the double of edgeHub, with faults."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ class Connection:
         self._writer.transport.abort()
 
     async def serve(self) -> None:
-        """Talk to the client until either side has enough."""
+        """Answer packets until either side ends the connection."""
         try:
             if await self._connect():
                 await self.deliver(again=True)
@@ -49,7 +49,7 @@ class Connection:
         except ProtocolError as error:
             self._broker.refusals.append(str(error))
         except (asyncio.IncompleteReadError, TimeoutError, OSError, ssl.SSLError):
-            pass  # the client has gone or is silent for too long: nothing is left to say to it
+            pass  # the client has disconnected, or was silent for too long
         finally:
             if self._session is not None and self._session.connection is self:
                 self._session.connection = None
@@ -59,7 +59,7 @@ class Connection:
                 await self._writer.wait_closed()
 
     async def deliver(self, *, again: bool) -> None:
-        """Send what waits in the session for the module's inputs."""
+        """Send the waiting messages to the module's inputs."""
         assert self._session is not None
         topic = f"{self._broker.account.topic}/inputs/any/"
         if self._session.subscribed(topic):
@@ -67,21 +67,21 @@ class Connection:
                 await self.send(data)
 
     async def send(self, data: bytes) -> None:
-        """Write a packet, unless the connection is only half there."""
+        """Write a packet, unless the connection is half-open."""
         if self._broker.faults.swallow:
             return
         self._writer.write(data)
         await self._writer.drain()
 
     async def _read(self) -> Packet:
-        """The next packet, while the hub does not hang; a client must not be silent for long."""
+        """Read the next packet, when the hub does not hang. Fails if the client is silent for too long."""
         async with asyncio.timeout(self._silence_s):
             packet = await packets.read_packet(self._reader, self._torn)
         await self._broker.flowing.wait()
         return packet
 
     def _torn(self, kind: int) -> bool:
-        """Whether the packet that just begins ends in a reset."""
+        """Whether to reset the connection in the middle of this packet."""
         if kind != packets.PUBLISH or self._broker.faults.reset_publishes <= 0:
             return False
         self._broker.faults.reset_publishes -= 1
@@ -91,7 +91,7 @@ class Connection:
     async def _connect(self) -> bool:
         first = await self._read()
         if first.kind != packets.CONNECT:
-            raise ProtocolError("the first packet is no CONNECT")
+            raise ProtocolError("the first packet is not a CONNECT")
         connect = packets.parse_connect(first.body)
         code = self._broker.admit(connect)
         if self._broker.faults.swallow_connacks:
@@ -103,18 +103,18 @@ class Connection:
         session, known = self._find_session(connect)
         await self.send(packets.packet(packets.CONNACK, bytes([known, code])))
         self._broker.connects += 1
-        # A second connection with the same client id ends the first, as MQTT wants it.
+        # A second connection with the same client id ends the first one, as MQTT requires.
         if session.connection is not None:
             session.connection.cut()
         session.connection = self
         self._session = session
         self._silence_s = connect.keep_alive_s * 1.5 or None
-        # edgeHub ends a connection together with its token.
+        # edgeHub ends a connection when its token expires.
         asyncio.get_running_loop().call_later(token_left_s(connect.password), self.cut)
         return True
 
     def _find_session(self, connect: Connect) -> tuple[Session, bool]:
-        """The client's session, and whether there was one."""
+        """The client's session, and whether it existed before."""
         sessions = self._broker.sessions
         if connect.clean_session or self._broker.faults.forget_sessions:
             old = sessions.pop(connect.client_id, None)
@@ -163,7 +163,7 @@ class Connection:
             await self.send(packets.packet(packets.PUBACK, struct.pack(">H", message.packet_id)))
 
     async def _answer(self, answer: tuple[str, bytes] | None) -> None:
-        """Only who has subscribed hears the twin: a lost session makes it silent."""
+        """The twin answers only subscribed clients, so it is silent after a lost session."""
         assert self._session is not None
         if answer is not None and self._session.subscribed(answer[0]):
             await self.send(packets.publish(*answer, self._session.next_packet_id()))

@@ -1,4 +1,4 @@
-"""What is typed while a module runs in the stand-in: the cloud's side of twin, direct methods and inputs."""
+"""Commands that are typed while a module runs: the cloud's side of twin, direct methods and inputs."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ quit                                     stop the module and end"""
 
 
 def obey(runtime: EdgeRuntime, line: str) -> str:
-    """Do what a line says; what there is to be shown."""
+    """Run a command; returns the text to print."""
     command, _, rest = line.strip().partition(" ")
     try:
         match command:

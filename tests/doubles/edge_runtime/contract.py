@@ -1,4 +1,4 @@
-"""What the public contract asks of messages, checked key by key against what arrived."""
+"""Checks of received messages against their documented schemas, key by key."""
 
 import re
 from collections import defaultdict
@@ -25,9 +25,9 @@ _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 def check_messages(messages: Iterable[Received]) -> None:
-    """Every message alone, then all together: numbers without gaps, `sequence` strictly rising per camera.
+    """Check each message, then all together: numbers without gaps, `sequence` strictly rising per camera.
 
-    A message that arrived twice (its id tells) counts once.
+    Messages with the same id count once.
     """
     once = {message.message_id: message for message in messages}
     numbers: defaultdict[str, list[int]] = defaultdict(list)
@@ -44,7 +44,7 @@ def check_messages(messages: Iterable[Received]) -> None:
 
 
 def check_message(message: Received) -> Mapping[str, Any]:
-    """One message: envelope, body, properties and size; its document."""
+    """Check envelope, body, properties and size of a message; returns its document."""
     assert (message.content_type, message.content_encoding) == ("application/json", "utf-8")
     assert message.qos == 1
     assert message.message_id

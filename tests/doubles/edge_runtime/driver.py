@@ -1,8 +1,8 @@
-"""A module process under remote control: the real delivery with the real SDK, told what to do line by line.
+"""A module process under remote control: the real delivery with the real SDK.
 
-The SDK leaves threads in its process, so tests of it run in this child. Commands are JSON lines on stdin,
-each answered by one on stdout; the log goes to stderr. It ends as a module does: plainly when all threads
-came home, else by `os._exit`.
+The SDK leaves threads in its process, so its tests run in this child process. Commands are JSON lines on
+stdin, answered by one line each on stdout; the log goes to stderr. The process ends like a module: normally
+if all threads have ended, else by `os._exit`.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ import numpy as np
 
 from visionedge.config.schema import TelemetryConfig
 from visionedge.frames.types import Detections, Frame, FrameResult, InputSpec, Timing, utc_now
-from visionedge.iothub.client import HubClient, LinkTask
-from visionedge.iothub.delivery import Delivery, MessagesFile
+from visionedge.iothub.client import EXIT_STUCK, Deadlines, HubClient, LinkTask
+from visionedge.iothub.delivery import Delivery
 from visionedge.iothub.identity import Identity
 from visionedge.iothub.sdk import HubLink, InputMessage, MethodCall
-from visionedge.iothub.sdk_calls import EXIT_STUCK, Deadlines
+from visionedge.outbound.messages_file import MessagesFile
 from visionedge.outbound.spool import SPOOL_FILE_NAME, Spool, SpoolOptions
 from visionedge.outbound.sqlite_store import SpoolLimits
 from visionedge.runtime.threads import ThreadGroup
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def result(camera: str, sequence: int, *, score: float = 0.87) -> FrameResult:
-    """A frame with one person on it, somewhere else each time."""
+    """A frame with one person, whose position depends on the sequence number."""
     left = sequence % 5 / 10
     frame = Frame(
         camera=camera,
@@ -59,7 +59,7 @@ def result(camera: str, sequence: int, *, score: float = 0.87) -> FrameResult:
 
 
 class Echo:
-    """A listener that answers every direct method with its payload, and counts what it hears."""
+    """A `HubListener` that answers every direct method with its payload, and records everything."""
 
     def __init__(self) -> None:
         self.delivery: Delivery | None = None
@@ -67,15 +67,15 @@ class Echo:
         self.desired: dict[str, Any] = {}
         self.inputs: list[str] = []
         self.outcomes: list[str] = []
-        self.connection = 0
+        self.connection_number = 0
         self.news = 0
         self.changed = threading.Condition()
         self._settled = threading.Event()
 
-    def twin(self, twin: Mapping[str, Any] | None, connection: int) -> None:
-        """Remember what is desired."""
-        self.connection = connection
-        self.twins.append(connection)
+    def twin(self, twin: Mapping[str, Any] | None, connection_number: int) -> None:
+        """Record the desired properties."""
+        self.connection_number = connection_number
+        self.twins.append(connection_number)
         self.desired = dict((twin or {}).get("desired", {}))
         self._tell()
 
@@ -87,19 +87,19 @@ class Echo:
             return True
 
         assert self.delivery is not None
-        self.delivery.link_task(LinkTask("an answer", call.connection, send))
+        self.delivery.submit(LinkTask("an answer", call.connection_number, send))
 
     def on_message(self, message: InputMessage) -> None:
-        """Remember it."""
+        """Record a message."""
         self.inputs.append(f"{message.input} {message.message_id} {message.body.decode()}")
         self._tell()
 
     def report(self, patch: dict[str, Any]) -> str:
-        """Report properties over the newest line; what became of it."""
+        """Report properties over the newest connection; returns the outcome."""
         assert self.delivery is not None
         self._settled.clear()
-        self.delivery.link_task(
-            LinkTask("a report", self.connection, lambda link: link.report(patch), self._settle)
+        self.delivery.submit(
+            LinkTask("a report", self.connection_number, lambda link: link.report(patch), self._settle)
         )
         self._settled.wait()
         return self.outcomes[-1]
@@ -123,27 +123,26 @@ class Driver:
         deadlines = Deadlines(**options.get("deadlines", {}))
         self._written = threading.Event()
         self._echo = Echo()
-        spool = self._spool = self._open_spool(identity, options)
-        hub = None
+        spool = hub = None
         if identity:
+            spool = self._open_spool(identity, options)
             hub = HubClient(
                 identity,
                 self._thread_group,
+                spool,
                 deadlines=deadlines,
-                message_queue=spool,
                 listener=self._echo if options.get("listen") else None,
                 on_stuck=lambda: os._exit(EXIT_STUCK),
             )
         messages_file = MessagesFile(Path(options["file"]), self._thread_group) if "file" in options else None
+        self._spool = spool
         self._delivery = Delivery(POLICY, identity, hub=hub, messages_file=messages_file, spool=spool)
         self._echo.delivery = self._delivery
         self._delivery.start()
         self._sequence = time.time_ns() // 1_000_000
         self.clean = True
 
-    def _open_spool(self, identity: Identity | None, options: dict[str, Any]) -> Spool | None:
-        if identity is None or "data" not in options:
-            return None
+    def _open_spool(self, identity: Identity, options: dict[str, Any]) -> Spool:
         limits = SpoolLimits(**options.get("limits", {}))
         path = Path(options["data"]) / SPOOL_FILE_NAME
         return Spool(
@@ -159,12 +158,12 @@ class Driver:
         return {}
 
     def tick(self) -> dict[str, Any]:
-        """Nothing but an answer: the process lives."""
+        """Do the periodic work of the delivery."""
         self._delivery.tick()
         return {}
 
     def settle(self) -> dict[str, Any]:
-        """Wait until everything that was sent so far is on disk; the status."""
+        """Wait until all messages so far are on disk; returns the status."""
         spool = self._spool
         while spool is not None and spool.unwritten:
             self._written.wait(0.05)
@@ -177,9 +176,9 @@ class Driver:
         return {}
 
     def heard(self, after: int = 0) -> dict[str, Any]:
-        """What the listener has heard: over which lines the twin was read, what is desired, the inputs.
+        """What the listener recorded: the connections of the twins, the desired properties, the inputs.
 
-        Waits up to a second for more than `after` news.
+        Waits up to a second until there are more than `after` changes (`news`).
         """
         echo = self._echo
         with echo.changed:
@@ -187,7 +186,7 @@ class Driver:
         return {"news": echo.news, "twins": echo.twins, "desired": echo.desired, "inputs": echo.inputs}
 
     def report(self, patch: dict[str, Any]) -> dict[str, Any]:
-        """Report properties; what became of it."""
+        """Report properties; returns the outcome."""
         return {"outcome": self._echo.report(patch)}
 
     def status(self) -> dict[str, Any]:
@@ -195,7 +194,7 @@ class Driver:
         return dict(plain(self._delivery.status()))
 
     def close(self, deadline_s: float) -> dict[str, Any]:
-        """Close; how long it took and which threads are left, by name."""
+        """Close; returns how long it took, and the names of the threads that are left."""
         began_s = time.monotonic()
         self.clean = self._delivery.close(deadline_s)
         took_s = time.monotonic() - began_s
@@ -217,11 +216,11 @@ def plain(value: Any) -> Any:
 
 
 def main() -> None:
-    """Obey until `close` or the end of stdin."""
+    """Run commands until `close` or the end of stdin."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     driver = Driver(json.loads(sys.argv[1]))
-    for connection in sys.stdin:
-        command = json.loads(connection)
+    for line in sys.stdin:
+        command = json.loads(line)
         name = command.pop("do")
         answer = getattr(driver, name)(**command)
         sys.stdout.write(json.dumps(answer) + "\n")

@@ -1,4 +1,4 @@
-"""Fixtures for tests that need a runtime or a driven module; `conftest.py` imports them."""
+"""Fixtures for tests that need an edge runtime or a driven module; `conftest.py` imports them."""
 
 import json
 import os
@@ -14,15 +14,15 @@ import pytest
 if TYPE_CHECKING:
     from edge_runtime.runtime import EdgeRuntime
 
-_TESTS = Path(__file__).resolve().parents[1]
+_TESTS = Path(__file__).resolve().parents[2]
 QUICK = {"first_wait_s": 0.05, "max_wait_s": 0.2, "disconnect_s": 2.0}
-"""Waits of tests; the deadlines of calls stay as they are unless a test is about them."""
+"""Short waits; the deadlines of calls stay as they are unless a test changes them."""
 
 
 @pytest.fixture
 def edge_runtime() -> "Iterator[EdgeRuntime]":
-    """A stand-in runtime with its hub up; skipped visibly where its fixed port is taken everywhere."""
-    # Here, for certificates take a while to load and most tests need none.
+    """An edge runtime whose hub is up; the test is skipped if the fixed port is in use on all addresses."""
+    # Imported here, because loading certificates is slow and most tests need none.
     from edge_runtime.runtime import EdgeRuntime, PortTakenError
 
     runtime = EdgeRuntime()
@@ -37,11 +37,11 @@ def edge_runtime() -> "Iterator[EdgeRuntime]":
 
 
 class Driven:
-    """A module process that obeys (see `driver.py`)."""
+    """A module process under remote control (see `driver.py`)."""
 
     def __init__(self, environ: dict[str, str], options: dict[str, Any]) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("IOTEDGE_")}
-        paths = os.pathsep.join([str(_TESTS.parent / "module"), str(_TESTS)])
+        paths = os.pathsep.join([str(_TESTS.parent / "module"), str(_TESTS / "doubles")])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "edge_runtime.driver", json.dumps(options)],
             env={**clean, **environ, "PYTHONPATH": paths},
@@ -56,7 +56,7 @@ class Driven:
         self._reader.start()
 
     def do(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """Have a command done; its answer."""
+        """Run a command; returns its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"do": command, **arguments}) + "\n")
@@ -68,33 +68,33 @@ class Driven:
 
     @property
     def log(self) -> list[str]:
-        """Its log lines so far."""
+        """The log lines so far."""
         with self._logged:
             return list(self._log)
 
     def wait_for_log(self, text: str, times: int = 1, timeout_s: float = 20) -> None:
-        """Wait until a text was logged so many times."""
+        """Wait until a text was logged `times` times."""
         with self._logged:
             if not self._logged.wait_for(lambda: sum(text in line for line in self._log) >= times, timeout_s):
                 raise TimeoutError(f"'{text}' was not logged {times} times:\n" + "\n".join(self._log))
 
     def kill(self) -> None:
-        """End it as `kill -9` does."""
+        """End the process as `kill -9` does."""
         self._process.kill()
         self._process.wait()
 
     def wait(self, timeout_s: float) -> int:
-        """Wait for it to end by itself; its exit code."""
+        """Wait until the process ends by itself; returns its exit code."""
         return self._process.wait(timeout_s)
 
     def close(self, deadline_s: float = 3.0) -> dict[str, Any]:
-        """Close it; its last answer. It must be gone soon after, with exit code 0."""
+        """Close it; returns the last answer. The process must end within 5 s with exit code 0."""
         answer = self.do("close", deadline_s=deadline_s)
         assert self._process.wait(5) == 0
         return answer
 
     def end(self) -> None:
-        """Make sure that nothing of it is left."""
+        """End the process, and free its pipes and thread."""
         self._process.kill()
         self._process.wait()
         self._reader.join()
@@ -114,12 +114,16 @@ Drive = Callable[..., Driven]
 
 
 @pytest.fixture
-def drive() -> Iterator[Drive]:
-    """Start driven modules: ``drive(environ, deadlines={…}, file=…, data=…, bounds={…})``."""
+def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
+    """Start driven modules: ``drive(environ, deadlines={…}, file=…, data=…, limits={…})``.
+
+    Without `data` each module has a new folder.
+    """
     started: list[Driven] = []
 
     def start(environ: dict[str, str], *, deadlines: dict[str, Any] | None = None, **options: Any) -> Driven:
-        driven = Driven(environ, {"deadlines": {**QUICK, **(deadlines or {})}, **options})
+        data = options.pop("data", None) or str(tmp_path_factory.mktemp("data"))
+        driven = Driven(environ, {"deadlines": {**QUICK, **(deadlines or {})}, "data": data, **options})
         started.append(driven)
         return driven
 

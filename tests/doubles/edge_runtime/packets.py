@@ -1,4 +1,4 @@
-"""The packets of MQTT 3.1.1, as far as edgeHub's clients send or expect them. Pure."""
+"""The packets of MQTT 3.1.1, as far as edgeHub's clients use them. Pure."""
 
 import asyncio
 import struct
@@ -13,12 +13,12 @@ ACCEPTED, BAD_PROTOCOL, BAD_CLIENT_ID, BAD_CREDENTIALS, NOT_AUTHORIZED = 0, 1, 2
 
 
 class ProtocolError(Exception):
-    """The peer sent what no client may send; the connection is closed."""
+    """The client sent a packet that is not allowed; the connection is closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One control packet: its type, the four flag bits and what follows the length."""
+    """A control packet: its type, the four flag bits and the bytes after the length."""
 
     kind: int
     flags: int
@@ -27,7 +27,7 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """What a CONNECT says."""
+    """The fields of a CONNECT."""
 
     client_id: str
     clean_session: bool
@@ -38,7 +38,7 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """What a PUBLISH says; `packet_id` is 0 with QoS 0."""
+    """The fields of a PUBLISH; `packet_id` is 0 with QoS 0."""
 
     topic: str
     payload: bytes
@@ -51,11 +51,11 @@ class Publish:
 async def read_packet(
     reader: asyncio.StreamReader, torn: Callable[[int], bool] = lambda _kind: False
 ) -> Packet:
-    """The next packet; `torn` is asked in its middle, with its type, whether the connection breaks now.
+    """Read the next packet. `torn` gets its type and returns whether the connection breaks in its middle.
 
     Raises:
-        asyncio.IncompleteReadError: the peer has gone.
-        ProtocolError: the length is no length.
+        asyncio.IncompleteReadError: the client disconnected.
+        ProtocolError: the length is not valid.
     """
     first = (await reader.readexactly(1))[0]
     length = 0
@@ -81,7 +81,7 @@ def packet(kind: int, body: bytes = b"", flags: int = 0) -> bytes:
 
 
 def text(value: str) -> bytes:
-    """A text as MQTT has it: length and UTF-8."""
+    """A text in MQTT: length and UTF-8."""
     data = value.encode()
     return struct.pack(">H", len(data)) + data
 
@@ -117,7 +117,7 @@ class _Fields:
         try:
             return self.take(self.number()).decode()
         except UnicodeDecodeError as error:
-            raise ProtocolError("a text is no UTF-8") from error
+            raise ProtocolError("a text is not UTF-8") from error
 
     def rest(self) -> bytes:
         return self.take(len(self._body) - self._at)
@@ -136,7 +136,7 @@ def parse_connect(body: bytes) -> Connect:
     keep_alive_s = fields.number()
     client_id = fields.text()
     if flags & 0b0000_0100:
-        raise ProtocolError("a will, which edgeHub does not take")
+        raise ProtocolError("a will, which edgeHub does not support")
     username = fields.text() if flags & 0b1000_0000 else ""
     password = fields.text() if flags & 0b0100_0000 else ""
     return Connect(client_id, bool(flags & 0b10), keep_alive_s, username, password)
@@ -147,7 +147,7 @@ def parse_publish(received: Packet) -> Publish:
     fields = _Fields(received.body)
     qos = received.flags >> 1 & 0b11
     if qos > 1:
-        raise ProtocolError("QoS 2, which IoT Hub does not know")
+        raise ProtocolError("QoS 2, which IoT Hub does not support")
     topic = fields.text()
     packet_id = fields.number() if qos else 0
     return Publish(
@@ -156,7 +156,7 @@ def parse_publish(received: Packet) -> Publish:
 
 
 def parse_packet_id(body: bytes) -> int:
-    """The number that a PUBACK answers."""
+    """The packet id of a PUBACK."""
     return _Fields(body).number()
 
 
@@ -170,5 +170,5 @@ def parse_filters(body: bytes, *, with_qos: bool) -> tuple[int, list[str]]:
         if with_qos:
             fields.byte()
     if not filters:
-        raise ProtocolError("a subscription to nothing")
+        raise ProtocolError("a subscription without topic filters")
     return packet_id, filters

@@ -1,4 +1,4 @@
-"""The stand-in runtime as a whole, on a thread of its own."""
+"""The whole edge runtime, on its own thread."""
 
 import asyncio
 import base64
@@ -27,14 +27,14 @@ API_VERSION = "2022-08-03"
 
 
 class PortTakenError(Exception):
-    """No loopback address has the fixed port free; the message says what to do."""
+    """The fixed port is in use on every loopback address; the message says what to do."""
 
 
 class EdgeRuntime:
-    """A runtime for one module; use it in a ``with``.
+    """A runtime for one module, to be used in a ``with`` block.
 
-    All 127.x.y.z are this machine on Linux, so each runtime has an address of its own and the fixed port 8883
-    never collides. Public methods may be called from any thread.
+    On Linux all addresses 127.x.y.z are this machine. So each runtime has its own address, and the fixed port
+    8883 is free there. Public methods may be called from any thread.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class EdgeRuntime:
         self.stop()
 
     def start(self) -> None:
-        """Serve, from a thread of its own.
+        """Start serving on its own thread.
 
         Raises:
-            PortTakenError: the fixed port is free nowhere.
+            PortTakenError: the fixed port is in use on every address.
         """
         self._thread.start()
         try:
@@ -89,7 +89,7 @@ class EdgeRuntime:
             raise
 
     def stop(self) -> None:
-        """End everything and leave nothing behind."""
+        """Stop serving, and delete the folder."""
         self._call(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -98,7 +98,7 @@ class EdgeRuntime:
 
     @property
     def environ(self) -> dict[str, str]:
-        """What edgeAgent would put into the module's environment."""
+        """The environment variables that edgeAgent would set."""
         return {
             "IOTEDGE_IOTHUBHOSTNAME": self.account.hub,
             "IOTEDGE_DEVICEID": self.account.device,
@@ -112,12 +112,12 @@ class EdgeRuntime:
 
     @property
     def ca_pem(self) -> str:
-        """The certificate that the trust bundle holds."""
+        """The certificate in the trust bundle."""
         return self._ca.cert_pem.bytes().decode()
 
     @property
     def simulator_environ(self) -> dict[str, str]:
-        """What the simulator would set instead: no workload API, the key in a connection string."""
+        """The environment variables of the simulator: no workload API, the key in a connection string."""
         ca_file = self._folder / "ca.pem"
         ca_file.write_bytes(self._ca.cert_pem.bytes())
         return {
@@ -130,12 +130,12 @@ class EdgeRuntime:
 
     @property
     def messages(self) -> list[Received]:
-        """All that arrived, in order; a message that was sent twice is there twice."""
+        """All received messages, in order; a message that was sent twice is there twice."""
         with self._changed:
             return list(self._messages)
 
     def wait_for(self, condition: Callable[[list[Received]], bool], timeout_s: float = 20) -> list[Received]:
-        """Wait until the messages fulfil a condition; them.
+        """Wait until the messages meet a condition; returns the messages.
 
         Raises:
             TimeoutError: they did not.
@@ -146,7 +146,7 @@ class EdgeRuntime:
             return list(self._messages)
 
     def wait_for_attempts(self, count: int, timeout_s: float = 20) -> None:
-        """Wait until clients have asked to connect so many times, admitted or not.
+        """Wait for `count` attempts to connect, accepted or not.
 
         Raises:
             TimeoutError: they did not.
@@ -156,17 +156,17 @@ class EdgeRuntime:
                 raise TimeoutError(f"{self.broker.attempts} attempts to connect")
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float = 20) -> None:
-        """Wait until something of the runtime is so: looked at whenever anything happens.
+        """Wait until a condition is true; it is checked at every change of the runtime.
 
         Raises:
-            TimeoutError: it never was.
+            TimeoutError: it did not become true.
         """
         with self._changed:
             if not self._changed.wait_for(condition, timeout_s):
-                raise TimeoutError(f"never; refused: {self.broker.refusals}")
+                raise TimeoutError(f"the condition did not become true; refused: {self.broker.refusals}")
 
     def desire(self, patch: dict[str, Any]) -> int:
-        """Change the module's desired properties, as the cloud would; the new version."""
+        """Change the desired properties of the module; returns the new version."""
         return self._call(self.broker.desire(patch))
 
     def invoke(self, name: str, payload: Any = None, timeout_s: float = 10) -> MethodAnswer:
@@ -178,28 +178,28 @@ class EdgeRuntime:
         self._call(self.broker.input(name, body, properties or {}))
 
     def lose_sessions(self) -> None:
-        """Have the hub forget all subscriptions, without a word to who is connected."""
+        """Delete all subscriptions; the connections stay."""
         self._loop.call_soon_threadsafe(self.broker.lose_sessions)
 
     def hang(self) -> None:
-        """Let edgeHub hang: connections stay, nothing is answered, until `resume`."""
+        """Let edgeHub hang until `resume`: connections stay, nothing is answered."""
         self._loop.call_soon_threadsafe(self.broker.flowing.clear)
 
     def resume(self) -> None:
-        """End `hang`, and the requests to the workload API that hang."""
+        """End `hang`, and answer hanging requests to the workload API."""
         self._loop.call_soon_threadsafe(self.broker.flowing.set)
         self._loop.call_soon_threadsafe(self.workload.release)
 
     def hub_down(self) -> None:
-        """Stop edgeHub: connections break, nobody listens."""
+        """Stop edgeHub: connections are reset, new ones refused."""
         self._call(self.broker.stop())
 
     def hub_up(self) -> None:
-        """Start edgeHub, at the same address, with the sessions that it had."""
+        """Start edgeHub again, at the same address, with its sessions."""
         self._call(self.broker.listen(self.address, self._tls))
 
     def cut(self) -> None:
-        """Reset all connections; edgeHub goes on listening."""
+        """Reset all connections; edgeHub continues to listen."""
         self._loop.call_soon_threadsafe(self.broker.cut)
 
     # --- on the loop's thread -------------------------------------------------------------------------------
@@ -212,10 +212,12 @@ class EdgeRuntime:
         for _ in range(20):
             if await self._settle(_loopback_address()):
                 return
-        raise PortTakenError(f"port {PORT} is taken on every loopback address; end who listens there")
+        raise PortTakenError(
+            f"port {PORT} is in use on every loopback address; stop the process that uses it"
+        )
 
     async def _settle(self, address: str) -> bool:
-        """Take an address if the port is free there."""
+        """Listen on an address if the port is free there."""
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
         self._ca.issue_cert(address, "localhost").configure_cert(self._tls)
@@ -248,6 +250,6 @@ class EdgeRuntime:
 
 
 def _loopback_address() -> str:
-    """An address of this machine that others are unlikely to have picked."""
+    """A random loopback address, which other runtimes are unlikely to use."""
     one, two = os.getpid() % 250 + 2, time.monotonic_ns() // 1000 % 250 + 2
     return f"127.{one}.{two}.{secrets.randbelow(250) + 2}"

@@ -1,4 +1,4 @@
-"""What edgeHub keeps of a client across its connections: subscriptions, and messages to its inputs."""
+"""The session of a client, which outlives its connections: subscriptions, and messages to its inputs."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from edge_runtime.connection import Connection
 
 _RESENDS = 2
-"""How often edgeHub sends a message again that was not acknowledged (MaxOutboundRetransmissionCount)."""
+"""How often edgeHub sends an unacknowledged message again (MaxOutboundRetransmissionCount)."""
 
 
 @dataclass(slots=True)
 class Outgoing:
-    """A message for the module that it has not acknowledged."""
+    """A message to the module that is not acknowledged."""
 
     topic: str
     body: bytes
@@ -25,7 +25,7 @@ class Outgoing:
 
 @dataclass(slots=True)
 class Session:
-    """One client's session; `queue` holds what waits for it, in order."""
+    """The session of a client; `queue` has the waiting messages, in order."""
 
     subscriptions: set[str] = field(default_factory=set)
     connection: "Connection | None" = None
@@ -33,20 +33,20 @@ class Session:
     packet_id: int = 0
 
     def next_packet_id(self) -> int:
-        """1 to 65535, round and round."""
+        """The next packet id: 1 to 65535, then 1 again."""
         self.packet_id = self.packet_id % 65_535 + 1
         return self.packet_id
 
     def subscribed(self, topic: str) -> bool:
-        """Whether one of the filters takes a topic."""
+        """Whether one of the filters matches a topic."""
         return any(matches(known, topic) for known in self.subscriptions)
 
     def acknowledged(self, packet_id: int) -> None:
-        """The client has it."""
+        """The client has acknowledged a message."""
         self.queue = deque(message for message in self.queue if message.packet_id != packet_id)
 
     def due(self, *, again: bool) -> list[bytes]:
-        """The packets to send now: those never sent, and with `again` the unacknowledged as duplicates."""
+        """The packets to send now: new messages, and with `again` unacknowledged ones as duplicates."""
         ready = []
         for message in list(self.queue):
             if message.sent and not again:
@@ -63,7 +63,7 @@ class Session:
 
 
 def matches(pattern: str, topic: str) -> bool:
-    """Whether a topic filter with ``+`` and ``#`` takes a topic."""
+    """Whether a topic filter with ``+`` and ``#`` matches a topic."""
     wanted, given = pattern.split("/"), topic.split("/")
     for place, level in enumerate(wanted):
         if level == "#":

@@ -1,4 +1,4 @@
-"""The module twin as edgeHub keeps it: merge patches, versions, and what it refuses to have reported."""
+"""The module twin in edgeHub: merge patches, versions, and the rules for reported properties."""
 
 import json
 from typing import Any
@@ -12,11 +12,11 @@ _MIN_INTEGER = -4_503_599_627_370_496
 
 
 class RefusedError(Exception):
-    """edgeHub would not take it; the text says why."""
+    """edgeHub refuses the patch; the text says why."""
 
 
 class Twin:
-    """A module twin: two documents that take merge patches and count their versions."""
+    """A module twin: two documents with versions, changed by merge patches."""
 
     def __init__(self) -> None:
         self.desired: dict[str, Any] = {}
@@ -26,7 +26,7 @@ class Twin:
         self.patches: list[dict[str, Any]] = []
 
     def document(self) -> bytes:
-        """Both halves, as a GET answers them."""
+        """Both halves, as a GET returns them."""
         return json.dumps(
             {
                 "desired": {**self.desired, "$version": self.desired_version},
@@ -35,17 +35,17 @@ class Twin:
         ).encode()
 
     def report(self, payload: bytes) -> int:
-        """Lay a patch over the reported half; its new version.
+        """Apply a patch to the reported half; returns its new version.
 
         Raises:
-            RefusedError: edgeHub's rules forbid it.
+            RefusedError: the patch breaks a rule of edgeHub.
         """
         try:
             patch = json.loads(payload, parse_constant=_no_constant)
         except ValueError as error:
-            raise RefusedError(f"no JSON: {error}") from None
+            raise RefusedError(f"not JSON: {error}") from None
         if not isinstance(patch, dict):
-            raise RefusedError("the patch is no object")
+            raise RefusedError("the patch is not an object")
         check_reported(patch)
         whole = merged(self.reported, patch)
         if len(json.dumps(whole, separators=(",", ":")).encode()) > MAX_TWIN_BYTES:
@@ -56,14 +56,14 @@ class Twin:
         return self.reported_version
 
     def desire(self, patch: dict[str, Any]) -> bytes:
-        """Lay a patch over the desired half; the body that tells it to the module."""
+        """Apply a patch to the desired half; returns the body of the notification."""
         self.desired = merged(self.desired, patch)
         self.desired_version += 1
         return json.dumps({**patch, "$version": self.desired_version}).encode()
 
 
 def merged(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
-    """`patch` laid over `base`; null takes a key away."""
+    """`base` after the merge patch `patch`; null removes a key."""
     result = dict(base)
     for key, value in patch.items():
         if value is None:
@@ -77,10 +77,10 @@ def merged(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_reported(value: Any, depth: int = 0, *, in_array: bool = False) -> None:
-    """edgeHub's rules for a patch of reported properties.
+    """Check a patch of reported properties by the rules of edgeHub.
 
     Raises:
-        RefusedError: with the first rule that is broken.
+        RefusedError: names the first rule that is broken.
     """
     if depth > _MAX_DEPTH:
         raise RefusedError(f"nested deeper than {_MAX_DEPTH}")
@@ -108,4 +108,4 @@ def _check_key(key: str) -> None:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

@@ -1,4 +1,4 @@
-"""The workload API on a unix socket: signs with the module's key and hands out the trusted CA."""
+"""The workload API on a unix socket: signs with the module's key and returns the trusted CA."""
 
 import asyncio
 import base64
@@ -23,11 +23,11 @@ API_VERSIONS = frozenset(
         "2022-08-03",
     }
 )
-"""What runtimes have spoken so far; a module sends back what its environment says."""
+"""The versions of the API that runtimes have used; a module sends the version in its environment."""
 
 
 class Workload:
-    """Serves one module."""
+    """The workload API of one module."""
 
     def __init__(self, account: Account, faults: Faults, ca_pem: str) -> None:
         self._account = account
@@ -38,7 +38,7 @@ class Workload:
         self._released = asyncio.Event()
 
     async def listen(self, path: Path) -> None:
-        """Answer on a socket at `path`."""
+        """Start listening on a socket at `path`."""
         app = web.Application(middlewares=[self._checked])
         app.router.add_post("/modules/{module}/genid/{generation}/sign", self._sign)
         app.router.add_get("/trust-bundle", self._trust_bundle)
@@ -47,13 +47,13 @@ class Workload:
         await web.UnixSite(self._runner, str(path)).start()
 
     async def stop(self) -> None:
-        """Answer no more."""
+        """Stop listening."""
         self.release()
         if self._runner is not None:
             await self._runner.cleanup()
 
     def release(self) -> None:
-        """Let the requests go on that hang."""
+        """Answer the hanging requests."""
         self._released.set()
         self._released = asyncio.Event()
 
@@ -71,7 +71,7 @@ class Workload:
         if faults.hang_signing:
             await self._released.wait()
         if faults.drop_signing:
-            # More than ten requests at once: the socket is closed without a word.
+            # As edgelet does with more than ten requests at once: close the socket without an answer.
             assert request.transport is not None
             request.transport.close()
         if faults.fail_signing:
@@ -80,7 +80,7 @@ class Workload:
         if (request.match_info["module"], request.match_info["generation"]) != wanted:
             return _error(404, "no such module")
         try:
-            # Of the three only `data` is looked at, as edgelet does.
+            # Like edgelet, use only `data` of the three fields.
             data = base64.b64decode(json.loads(text)["data"], validate=True)
         except (ValueError, KeyError, TypeError, binascii.Error):
             return _error(400, "the request holds no data")

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from visionedge.errors import ConfigError, VisionedgeError
 from visionedge.outbound.messages import DETECTIONS, MAX_BYTES, Message, parse_message
-from visionedge.outbound.metering import BLOCK_BYTES, DAY_S, UNIT_BLOCKS_PER_DAY, blocks
+from visionedge.outbound.metering import BLOCK_BYTES, DAY_S, UNIT_BLOCKS_PER_DAY, count_blocks
 
 _SHORT_S = 600.0
 _BUDGET_SPENT = "telemetry-budget-spent"
@@ -201,7 +201,7 @@ class _MessageCounter:
 
     def _count(self, message: Message) -> None:
         self.messages[message.output] += 1
-        self.blocks[message.output] += blocks(message.size_bytes)
+        self.blocks[message.output] += count_blocks(message.size_bytes)
         self.size_bytes += message.size_bytes
 
 

@@ -1,4 +1,4 @@
-"""The messages file: bodies as lines, off the loop, with errors that are told once."""
+"""The messages file: bodies as lines, written by a thread, with errors that are logged once."""
 
 import logging
 import os
@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from visionedge.errors import ConfigError
-from visionedge.iothub.delivery import MAX_WAITING_BYTES, MessagesFile
 from visionedge.outbound.messages import Message
+from visionedge.outbound.messages_file import MAX_WAITING_BYTES, MessagesFile
 from visionedge.runtime.threads import ThreadGroup
 
 
 @pytest.fixture
 def thread_group() -> Iterator[ThreadGroup]:
-    """Threads that are gone at the end."""
+    """Threads that must have ended at the end."""
     thread_group = ThreadGroup(lambda name, error: pytest.fail(f"{name}: {error}"))
     yield thread_group
     assert thread_group.join(5) == []
@@ -42,7 +42,7 @@ def test_each_body_becomes_a_line_after_what_was_there(thread_group: ThreadGroup
 
 
 @pytest.mark.parametrize("name", ["missing/messages.jsonl", "."])
-def test_a_file_that_cannot_be_opened_is_said_in_one_line(
+def test_a_file_that_cannot_be_opened_is_an_error_of_one_line(
     thread_group: ThreadGroup, tmp_path: Path, name: str
 ) -> None:
     """With the option, the path and the reason."""
